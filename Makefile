@@ -1,0 +1,45 @@
+# Two commands do all the set-up on a fresh Debian machine: make demo, make test.
+# The newest of Python 3.11, 3.12 and 3.10 that runs is used; PYTHON=... chooses another.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO := openvino,onnxruntime,quantize,slicer
+
+.PHONY: demo test lint bench results clean
+
+demo: $(VENV)/.demo
+	$(BIN)/medquant demo --output demo-output
+
+test: $(VENV)/.test lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check MedQuantINT8 Testing
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python Testing/Benchmarks/run_all.py
+
+results: $(VENV)/.test
+	$(BIN)/python Testing/Benchmarks/real_networks.py
+
+# Debian's python3 has no ensurepip until python3-venv is installed; its pip can fill a bare environment.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "MedQuantINT8 needs Python 3.10, 3.11 or 3.12; none was found." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+
+# torch first and by its exact version: on machines without a GPU it may come from a CPU build that lies at hand.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e '.[$(DEMO)]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt -e '.[$(DEMO),import,test]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) demo-output build .pytest_cache .mypy_cache .ruff_cache

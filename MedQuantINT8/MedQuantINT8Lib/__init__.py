@@ -1,0 +1,7 @@
+"""MedQuantINT8: 3D medical segmentation networks in real 8-bit integers.
+
+Importing this package costs milliseconds: torch, ONNX, the engines and Slicer are imported by the function that
+needs them, never here.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,152 @@
+"""The command ``medquant``: arguments in, exit code out. What the commands do is in :mod:`.commands`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from . import __version__, commands
+from .errors import Cancelled, MedQuantError
+from .progress import Task
+from .terminal import Bar
+
+_EXIT_CODES = """exit codes:
+  0 done            1 failed             2 a scan or argument that cannot be used
+  3 a bad package   4 no or wrong engine 5 cannot write   6 a package is not installed   130 cancelled
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="medquant",
+        description="3D medical segmentation networks in real 8-bit integers.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"medquant {__version__}")
+    add = top.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser
+
+    command = _command(add, "doctor", commands.doctor, "what is installed, which engines can run here, and why not the others")
+
+    command = _command(add, "demo", commands.demo, "the whole road on a made volume, in a Slicer scene: needs no download")
+    command.add_argument(
+        "--output", default="demo-output", help="folder for segmentation, picture and report (default: %(default)s)"
+    )
+
+    command = _command(add, "import", commands.import_onnx, "make a model package")
+    command.add_argument("form", choices=["onnx"], help="what the network is")
+    command.add_argument("network", help="the ONNX file")
+    command.add_argument(
+        "--spec", help="model.json that describes its preprocessing and labels; without it a draft is written for you to edit"
+    )
+    command.add_argument("--patch", type=int, nargs=3, metavar="N", help="patch size, where the network leaves it open")
+    command.add_argument("--output", "-o", required=True, help="package to write: a folder or .zip")
+
+    command = _command(add, "quantize", commands.quantize, "calibrate on scans and make the INT8 network")
+    command.add_argument("model", help="model package")
+    command.add_argument(
+        "--calibrate", nargs="+", required=True, metavar="SCAN", help="scans (channels of one scan joined by commas)"
+    )
+    command.add_argument("--output", "-o", help="package to write (default: the model itself gets its INT8 network)")
+    command.add_argument("--method", default="max", help="max, entropy, percentile or mse (default: %(default)s)")
+    command.add_argument("--percentile", type=float, default=99.99, help="for --method percentile (default: %(default)s)")
+    command.add_argument("--patches", type=int, default=20, help="in total over all scans (default: %(default)s)")
+    command.add_argument(
+        "--foreground", type=float, default=0.6, help="share of patches around foreground (default: %(default)s)"
+    )
+    command.add_argument("--air", type=float, default=0.1, help="share of patches in air (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    command.add_argument("--keep", nargs="*", default=[], metavar="LAYER", help="layers to keep in high precision")
+    command.add_argument("--keep-first", action="store_true", help="keep the first convolution in high precision")
+    command.add_argument("--keep-head", action="store_true", help="keep the last convolution in high precision")
+    command.add_argument(
+        "--agreement",
+        type=float,
+        default=0.98,
+        help="least Dice of simulated INT8 with FP32; below it layers go back to high precision; 0 forbids that (default: %(default)s)",
+    )
+
+    command = _command(add, "build", commands.build, "build the engine for this machine")
+    command.add_argument("model", help="model package")
+    command.add_argument("--scan", help="a scan to hold the engine against the simulation")
+    _running_options(command)
+
+    command = _command(add, "segment", commands.segment, "segment a scan")
+    command.add_argument("model", help="model package")
+    command.add_argument("scan", help="NIfTI, NRRD, MetaImage or a DICOM folder (channels joined by commas)")
+    command.add_argument("--output", "-o", required=True, help="X.seg.nrrd, or a label map as .nii.gz, .nrrd, .mha")
+    command.add_argument("--series", help="series instance UID, where a DICOM folder holds several")
+    _running_options(command)
+
+    command = _command(add, "compare", commands.compare, "FP32 against INT8: size, time, memory, agreement")
+    command.add_argument("model", help="model package with both networks")
+    command.add_argument("scans", nargs="+", help="scans")
+    command.add_argument("--labels", nargs="+", help="reference label maps, one a scan, with the model's label values")
+    command.add_argument("--report", help="folder for report.json and report.html")
+    _running_options(command, precision=False)
+
+    command = _command(add, "cache", commands.cache, "engines that were built on this machine")
+    command.add_argument("action", choices=["list", "clear"])
+    command.add_argument("--model", help="only engines of this model")
+    return top
+
+
+def _command(add: object, name: str, run: object, text: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = add(name, help=text, description=text[0].upper() + text[1:] + ".")  # type: ignore[operator]
+    made.set_defaults(run=run)
+    made.add_argument("--json", action="store_true", help="print one JSON object for machines")
+    made.add_argument("--quiet", "-q", action="store_true", help="no progress")
+    return made
+
+
+def _running_options(command: argparse.ArgumentParser, *, precision: bool = True) -> None:
+    command.add_argument("--engine", default="auto", help="openvino, onnxruntime or auto (default: %(default)s)")
+    if precision:
+        command.add_argument("--precision", choices=["int8", "fp32"], default="int8", help="(default: %(default)s)")
+    command.add_argument("--patch", type=int, nargs=3, metavar="N", help="another patch size")
+    command.add_argument("--overlap", type=float, help="another overlap, 0 to below 1")
+    command.add_argument("--batch", type=int, default=1, help="windows a call (default: %(default)s)")
+    command.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    command.add_argument("--skip-air", action="store_true", help="leave out windows that hold only air")
+    command.add_argument(
+        "--memory", type=float, metavar="GB", help="for blended scores (default: half of what is free, at most 4)"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = parser().parse_args(arguments)
+    bar = Bar(enabled=not (args.quiet or args.json))
+    task = Task(bar.show)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        # A second signal ends the process at once.
+        signal.signal(signum, signal.SIG_DFL)
+        task.cancel()
+
+    previous = [(s, signal.signal(s, stop)) for s in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        args.run(args, task)
+    except MedQuantError as error:
+        bar.clear()
+        print(f"medquant: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        bar.clear()
+        return Cancelled.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    finally:
+        bar.clear()
+        for number, handler in previous:
+            signal.signal(number, handler)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""What each ``medquant`` command does with its arguments, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from . import runs
+from .errors import Cancelled, EngineError, InputError, MedQuantError
+from .files import write_json, write_text
+from .model import ModelPackage
+from .model_spec import ModelSpec
+from .progress import Task
+from .segmentation_file import check_output_path, present_labels, write_segmentation
+from .segmenter import SegmentationOptions
+from .volume_io import read_volume
+
+
+def _print(args: argparse.Namespace, value: dict[str, Any], *lines: str) -> None:
+    print(json.dumps(value) if args.json else "\n".join(lines))
+
+
+def _scan_paths(text: str) -> str | list[str]:
+    """A scan's path, or the paths of its channels."""
+    parts = text.split(",")
+    return parts if len(parts) > 1 and not Path(text).exists() else text
+
+
+def _options(args: argparse.Namespace) -> SegmentationOptions:
+    if args.batch < 1:
+        raise InputError(f"A batch of {args.batch} windows is not possible.", "Give --batch of at least 1.")
+    memory = int(args.memory * (1 << 30)) if args.memory is not None else None
+    return SegmentationOptions(tuple(args.patch) if args.patch else None, args.overlap, args.batch, args.skip_air, memory)
+
+
+def _choice(args: argparse.Namespace) -> runs.EngineChoice:
+    return runs.EngineChoice(args.engine, args.precision, args.threads)
+
+
+def doctor(args: argparse.Namespace, task: Task) -> None:
+    found = runs.doctor()
+    machine = found["machine"]
+    lines = [
+        f"machine   {machine['processor']}, {machine['cores']} cores, {found['memory_available_bytes'] / 1e9:.1f} GB free",
+        f"          {machine['system']}, Python {machine['python']}; {', '.join(machine['features']) or 'no INT8 instructions found'}",
+        "engines",
+    ]
+    for name, engine in found["engines"].items():
+        lines.append(
+            f"  {'yes' if engine['available'] else 'no ':4}{name:13}{engine['title']} {engine['version']}{engine['reason']}"
+        )
+    lines.append(f"quantize  {'yes' if found['quantizer']['available'] else 'no: ' + found['quantizer']['reason']}")
+    lines.append(
+        "packages  " + ", ".join(f"{name} {version}" if version else f"({name})" for name, version in found["packages"].items())
+    )
+    lines.append(f"cache     {found['cache']}")
+    _print(args, found, *lines)
+
+
+def import_onnx(args: argparse.Namespace, task: Task) -> None:
+    from .importers import onnx as importer
+
+    patch = tuple(args.patch) if args.patch else None
+    if args.spec is None:
+        spec = importer.draft_spec(args.network, patch)
+        draft = Path(args.output).with_suffix("").with_name(Path(args.output).stem + ".draft.json")
+        if draft.exists():
+            raise InputError(f"{draft} is there already.", f"Edit it and give it back with --spec {draft}.")
+        write_json(draft, spec.to_json())
+        _print(
+            args,
+            {"draft": str(draft), "spec": spec.to_json()},
+            f"wrote {draft}: correct its preprocessing and labels,",
+            f"then: medquant import onnx {args.network} --spec {draft} --output {args.output}",
+        )
+        return
+    spec = ModelSpec.from_json(_json_file(args.spec), args.spec)
+    if patch:
+        spec = importer.with_patch(spec, patch)
+    package = importer.import_onnx(args.network, spec, args.output)
+    _print(
+        args,
+        {"package": str(args.output), "spec": package.spec.to_json()},
+        f"wrote {args.output}: {spec.name} {spec.version}, {spec.modality}, {len(spec.labels)} structure(s), patch {' x '.join(map(str, spec.window.patch_size))}",
+        f"next: medquant quantize {args.output} --calibrate SCANS",
+    )
+
+
+def _json_file(path: str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {path}.", "Check the path.") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}.", "Correct it.") from error
+
+
+def quantize(args: argparse.Namespace, task: Task) -> None:
+    from .calibration import CalibrationOptions
+    from .quantization import QuantizationPolicy
+
+    calibration = CalibrationOptions(args.method, args.patches, args.percentile, args.foreground, args.air, args.seed)
+    calibration.check()
+    policy = QuantizationPolicy(first=args.keep_first, head=args.keep_head, keep=tuple(args.keep), agreement=args.agreement)
+    target = args.output or args.model
+    package, report = runs.quantize(args.model, [_scan_paths(s) for s in args.calibrate], target, calibration, policy, task)
+    kept = [layer for layer in report.layers if not layer.quantized]
+    _print(
+        args,
+        {"package": str(target), "calibration": package.calibration()},
+        f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "
+        f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {report.guard.agreement:.4f} (simulated)",
+        *(f"  in high precision: {layer.name}: {layer.reason}" for layer in kept),
+        *(f"warning: {text}" for text in report.warnings),
+    )
+
+
+def build(args: argparse.Namespace, task: Task) -> None:
+    with ModelPackage.load(args.model) as package:
+        scan = _scan_paths(args.scan) if args.scan else None
+        prepared = runs.build(package, _choice(args), _options(args), scan, task)  # type: ignore[arg-type]
+        description = prepared.describe()
+        value = {
+            "folder": str(prepared.entry.folder),
+            "cached": prepared.cached,
+            "note": prepared.note,
+            "fidelity": prepared.fidelity.to_json() if prepared.fidelity else None,
+            "description": description.to_json(),
+        }
+        lines = [
+            f"{'found' if prepared.cached else 'built'} {prepared.backend.title}, {args.precision}: {description.verdict}, "
+            f"{100 * description.int8_mac_share:.1f} % of multiply-accumulates in INT8"
+        ]
+        if prepared.fidelity:
+            lines.append(
+                f"real against simulated INT8: relative error {prepared.fidelity.relative_error:.4f}, {100 * prepared.fidelity.label_disagreement:.3f} % other labels"
+            )
+        if prepared.note:
+            lines.append(f"note: {prepared.note}")
+        prepared.close()
+    _print(args, value, *lines)
+
+
+def segment(args: argparse.Namespace, task: Task) -> None:
+    check_output_path(args.output)
+    with ModelPackage.load(args.model) as package:
+        began = time.perf_counter()
+        with task.stage("reading"):
+            volume = read_volume(_scan_paths(args.scan), args.series)
+        run = runs.segment(package, volume, _choice(args), _options(args), task, time.perf_counter() - began)
+        began = time.perf_counter()
+        with task.stage("writing"):
+            write_segmentation(args.output, run.result.labels, run.result.ijk_to_ras, package.spec.labels)
+        run.seconds["writing"] = time.perf_counter() - began
+        run.seconds["total"] += run.seconds["writing"]
+        value = run_json(args.scan, args.precision, run)
+        voxels = present_labels(run.result.labels, package.spec.labels)
+        value["structures"] = [
+            {"value": label.value, "name": label.name, "ml": voxels[label.value] * volume.grid.voxel_ml}
+            for label in package.spec.labels
+        ]
+    description = run.engine["description"]
+    lines = [
+        f"wrote {args.output}: {sum(v > 0 for v in voxels.values())} of {len(voxels)} structure(s) found, {run.seconds['total']:.2f} s "
+        f"({run.seconds['network']:.2f} s in the network)",
+        f"engine: {run.engine['title']}, {args.precision}: {description['verdict']}, {100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
+        *(f"note: {note}" for note in [*run.result.notes, *filter(None, [run.engine["note"]])]),
+    ]
+    _print(args, value, *lines)
+
+
+def run_json(scan: str, precision: str, run: runs.SegmentationRun) -> dict[str, Any]:
+    """A run as the report and ``--json`` show it."""
+    from .system import peak_memory
+
+    return {
+        "scan": Path(scan).name,
+        "precision": precision,
+        "seconds": run.seconds,
+        "latency_ms": run.latency_ms,
+        "windows": run.result.windows,
+        "skipped_share": run.result.skipped_share,
+        "notes": run.result.notes,
+        "engine": run.engine,
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def compare(args: argparse.Namespace, task: Task) -> None:
+    from .comparison import compare_scans
+
+    if args.labels and len(args.labels) != len(args.scans):
+        raise InputError(
+            f"{len(args.labels)} label map(s) were given for {len(args.scans)} scan(s).",
+            "Give one for each scan, in the same order.",
+        )
+    with ModelPackage.load(args.model) as package:
+        package.onnx_path("int8")
+        report = compare_scans(
+            package,
+            args.scans,
+            args.labels or [],
+            lambda scan, precision, output: _run_apart(args, package, scan, precision, output, task),
+            task,
+        )
+    if args.report:
+        write_report(report, Path(args.report))
+    _print(args, report, *_comparison_lines(report), *([f"wrote {Path(args.report) / 'report.html'}"] if args.report else []))
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """report.json and report.html in ``folder``."""
+    from .report import report_html
+
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.html", report_html(report))
+
+
+def _run_apart(
+    args: argparse.Namespace, package: ModelPackage, scan: str, precision: str, output: Path, task: Task
+) -> dict[str, Any]:
+    """Segment in a process of its own, so that its time and peak memory are those of a user's command."""
+    common = [
+        str(package.folder),
+        "--engine",
+        args.engine,
+        "--precision",
+        precision,
+        "--batch",
+        str(args.batch),
+        "--threads",
+        str(args.threads),
+    ]
+    for name, values in (
+        ("--patch", args.patch),
+        ("--overlap", [args.overlap] if args.overlap is not None else None),
+        ("--memory", [args.memory] if args.memory else None),
+    ):
+        common += [name, *map(str, values)] if values else []
+    if args.skip_air:
+        common.append("--skip-air")
+    _apart(["build", *common, "--scan", scan], task)
+    return _apart(["segment", *common[:1], scan, *common[1:], "--output", str(output)], task)
+
+
+def _apart(arguments: list[str], task: Task) -> dict[str, Any]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "MedQuantINT8Lib.cli", *arguments, "--json"], stdout=output, stderr=errors, env=environment
+        )
+        try:
+            while process.poll() is None:
+                task.check()
+                time.sleep(0.02)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        output.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            message = (errors.read().strip().splitlines() or ["the run ended without a word"])[-1].removeprefix("medquant: ")
+            raise _error_for(process.returncode)(message)
+        return json.loads(output.read().strip().splitlines()[-1])
+
+
+def _error_for(code: int) -> type[MedQuantError]:
+    kinds = {kind.exit_code: kind for kind in MedQuantError.__subclasses__()}
+    return Cancelled if code == Cancelled.exit_code else kinds.get(code, EngineError)
+
+
+def _comparison_lines(report: dict[str, Any]) -> list[str]:
+    sizes = report["sizes"]
+    lines = [
+        f"{'':32}{'FP32':>10}{'INT8':>10}{'ratio':>8}",
+        f"{'network file, MB':32}{sizes['fp32_bytes'] / 1e6:10.2f}{sizes['int8_bytes'] / 1e6:10.2f}{sizes['ratio']:8.3f}",
+    ]
+    by_scan: dict[str, dict[str, dict[str, Any]]] = {}
+    for run in report["runs"]:
+        by_scan.setdefault(run["scan"], {})[run["precision"]] = run
+    for scan, pair in by_scan.items():
+        lines.append(scan)
+        for name, key in (
+            ("  network, one call, ms", lambda r: r["latency_ms"]["median"]),
+            ("  scan to file, s", lambda r: r["seconds"]["total"]),
+            ("  peak memory, MB", lambda r: r["peak_memory_bytes"] / 1e6),
+            ("  INT8 share of work, %", lambda r: 100 * r["engine"]["description"]["int8_mac_share"]),
+        ):
+            first, second = key(pair["fp32"]), key(pair["int8"])
+            lines.append(f"{name:32}{first:10.2f}{second:10.2f}{(f'{first / second:7.2f}x' if second and first else ''):>8}")
+    for item in report["agreement"]:
+        mean = "–" if item["mean_dice"] is None else f"{item['mean_dice']:.4f}"
+        lines.append(f"{item['scan']}: {item['first']} against {item['second']}: mean Dice {mean}")
+    return lines
+
+
+def cache(args: argparse.Namespace, task: Task) -> None:
+    from .engines import cache as engines
+
+    if args.action == "clear":
+        count = engines.clear(args.model)
+        _print(args, {"removed": count}, f"removed {count} engine(s)")
+        return
+    found = [e for e in engines.entries() if args.model in (None, e.record["key"].get("model_name"))]
+    rows = [{"folder": str(e.folder), "bytes": e.bytes, "built": e.record.get("built"), **e.record["key"]} for e in found]
+    _print(
+        args,
+        {"engines": rows},
+        *(
+            f"{row['model_name']:28}{row['engine']:13}{row['options']['precision']:6}{'x'.join(map(str, row['options']['patch'])):14}{row['bytes'] / 1e6:8.1f} MB  {row['built']}"
+            for row in rows
+        )
+        if rows
+        else ("no engines",),
+    )
+
+
+def demo(args: argparse.Namespace, task: Task) -> None:
+    from .demo import run_demo
+
+    value = run_demo(Path(args.output), task)
+    _print(args, value, *value["lines"])

@@ -1,0 +1,189 @@
+"""What an engine is, and which there are.
+
+A *backend* builds engine files for this machine and loads them; an *engine* is a loaded network that infers. A new
+engine is one new module with a class that satisfies :class:`EngineBackend`, and one line in the registry below.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError
+
+Precision = Literal["int8", "fp32"]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What an engine is built for; every field is part of the cache key.
+
+    Attributes:
+        precision: which network of the package: "int8" (Q/DQ) or "fp32".
+        patch: spatial size of the input, along the tensor's axes.
+        batch: windows a call.
+        device: "cpu" or what the backend understands.
+        threads: CPU threads, 0 for the backend's own choice.
+        high_precision: layers (ONNX node names) to run in float although the network quantizes them.
+    """
+
+    precision: Precision
+    patch: tuple[int, int, int]
+    batch: int = 1
+    device: str = "cpu"
+    threads: int = 0
+    high_precision: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer as the engine really runs it.
+
+    Attributes:
+        precision: the engine's own word for the type it computes in, such as "u8", "i8" or "f32".
+        kernel: the engine's name of the implementation.
+        macs: multiply-accumulates for one call, 0 for layers that are no convolution or matrix product.
+        int8: whether the multiplications are done in 8-bit integers.
+        sources: names of the ONNX nodes it was made of, as far as the engine tells.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    kernel: str
+    macs: int
+    int8: bool
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineDescription:
+    """The engine's own report: every layer with the precision it really runs in."""
+
+    engine: str
+    version: str
+    device: str
+    layers: tuple[LayerRecord, ...] = field(default_factory=tuple)
+
+    @property
+    def int8_mac_share(self) -> float:
+        total = sum(layer.macs for layer in self.layers)
+        return sum(layer.macs for layer in self.layers if layer.int8) / total if total else 0.0
+
+    @property
+    def verdict(self) -> str:
+        """ "INT8" from 90 % of the multiply-accumulates on, "mixed" below, "not INT8" for none."""
+        share = self.int8_mac_share
+        return "INT8" if share >= 0.9 else "mixed" if share > 0 else "not INT8"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "engine": self.engine,
+            "version": self.version,
+            "device": self.device,
+            "verdict": self.verdict,
+            "int8_mac_share": self.int8_mac_share,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A loaded network."""
+
+    def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run (n, C, A0, A1, A2), n at most the batch it was built for, to (n, classes, A0, A1, A2).
+
+        The result may lie in the engine's own memory: it is valid, and may be written to, until the next call.
+        """
+
+    def describe(self) -> EngineDescription: ...
+
+    def close(self) -> None: ...
+
+
+class EngineBackend(Protocol):
+    """Builds and loads engines of one kind."""
+
+    name: str
+    title: str
+    #: Whether an INT8 network really runs in 8-bit integers (False: the simulated reference).
+    real_int8: bool
+
+    def unavailable(self) -> str:
+        """Why this backend cannot run here and what to do, or an empty string if it can."""
+
+    def version(self) -> str: ...
+
+    def device_name(self, device: str) -> str:
+        """The device in words; part of the cache key."""
+
+    def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
+        """Write the engine's files for the ONNX network into ``folder``.
+
+        Raises:
+            EngineError: the network holds something that this engine cannot do; names it.
+        """
+
+    def load(self, folder: Path, options: BuildOptions) -> Engine: ...
+
+
+_REGISTRY: dict[str, str] = {
+    "openvino": "MedQuantINT8Lib.engines.openvino:OpenVINOBackend",
+    "onnxruntime": "MedQuantINT8Lib.engines.onnxruntime:OnnxRuntimeBackend",
+}
+
+
+def register(name: str, factory: str) -> None:
+    """Add or replace a backend; ``factory`` is "module:class"."""
+    _REGISTRY[name] = factory
+
+
+def backend_names() -> list[str]:
+    """All known backends, best first."""
+    return list(_REGISTRY)
+
+
+def backend(name: str) -> EngineBackend:
+    """The backend of that name.
+
+    Raises:
+        EngineError: there is no such backend.
+    """
+    if name not in _REGISTRY:
+        raise EngineError(f"There is no engine called {name!r}.", f"Choose one of {', '.join(_REGISTRY)}.")
+    module, _, cls = _REGISTRY[name].partition(":")
+    made: EngineBackend = getattr(importlib.import_module(module), cls)()
+    return made
+
+
+def availability() -> dict[str, str]:
+    """For each backend an empty string, or why it cannot run here."""
+    return {name: backend(name).unavailable() for name in _REGISTRY}
+
+
+def choose_backend(name: str, precision: str) -> EngineBackend:
+    """The backend asked for, or for "auto" the first that can run here; INT8 prefers a real one.
+
+    Raises:
+        EngineError: none can run here; says why for each.
+    """
+    if name != "auto":
+        chosen = backend(name)
+        if reason := chosen.unavailable():
+            raise EngineError(f"The engine {name} cannot run here: {reason}")
+        return chosen
+    usable = [made for made in map(backend, _REGISTRY) if not made.unavailable()]
+    usable.sort(key=lambda made: precision == "int8" and not made.real_int8)
+    if not usable:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in availability().items())
+        raise EngineError(f"No engine can run here ({reasons}).", "Install one with: pip install openvino onnx")
+    return usable[0]

@@ -1,0 +1,133 @@
+"""Engine files on disk: made once for a network, an engine, a machine and its options, and found again.
+
+Each entry is a folder named by its key, with ``engine.json`` beside the engine's own files. It is written under a
+temporary name and renamed, so an entry is whole or absent, also after an interrupt. Two processes that build the same
+engine at once both build; the first to finish wins and the other throws its copy away: no lock can be left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import sha256_file, storage_errors, write_json
+
+_RECORD = "engine.json"
+_STALE_SECONDS = 24 * 3600
+
+
+def cache_root() -> Path:
+    """Where engines lie: ``$MEDQUANT_CACHE``, or the user's cache folder of the operating system."""
+    if given := os.environ.get("MEDQUANT_CACHE"):
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "MedQuantINT8" / "engines"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/MedQuantINT8/engines"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "medquantint8" / "engines"
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+
+    def update(self, **values: Any) -> CacheEntry:
+        """The same entry with more in its record, written whole."""
+        record = {**self.record, **values}
+        write_json(self.folder / _RECORD, record)
+        return CacheEntry(self.folder, record)
+
+
+def key_of(parts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def find(parts: dict[str, Any]) -> CacheEntry | None:
+    """The whole and undamaged entry for ``parts``, or None. A damaged one is removed."""
+    return _read(cache_root() / key_of(parts), parts)
+
+
+def _read(folder: Path, parts: dict[str, Any] | None) -> CacheEntry | None:
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        intact = all(sha256_file(folder / name) == value for name, value in record["files"].items())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, AttributeError):
+        intact, record = False, {}
+    if not intact or (parts is not None and record.get("key") != parts):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return CacheEntry(folder, record)
+
+
+def make(parts: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) -> CacheEntry:
+    """Build an entry: ``build`` writes the engine's files into a folder and returns what to record beside them.
+
+    Raises:
+        StorageError: the cache folder cannot be written.
+    """
+    root = cache_root()
+    target = root / key_of(parts)
+    with storage_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
+    try:
+        began = time.perf_counter()
+        with storage_errors(root):
+            extra = build(scratch) or {}
+            files = {path.name: sha256_file(path) for path in sorted(scratch.iterdir())}
+            record = {
+                "key": parts,
+                "files": files,
+                "built": time.strftime("%Y-%m-%dT%H:%M:%S"),
+                "built_ns": time.time_ns(),
+                "build_seconds": round(time.perf_counter() - began, 2),
+                **extra,
+            }
+            write_json(scratch / _RECORD, record)
+            try:
+                scratch.rename(target)
+            except OSError:
+                # Another process was first: its entry is as good as ours, unless it is damaged.
+                if found := _read(target, parts):
+                    return found
+                scratch.rename(target)
+        return CacheEntry(target, record)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def entries() -> list[CacheEntry]:
+    """All whole entries, newest last; leftovers of killed builds are swept away after a day."""
+    root = cache_root()
+    found = []
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if folder.name.startswith("."):
+            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+        elif folder.is_dir() and (entry := _read(folder, None)):
+            found.append(entry)
+    return sorted(found, key=lambda entry: entry.record.get("built_ns", 0))
+
+
+def clear(model_name: str | None = None) -> int:
+    """Remove all engines, or those of one model; returns how many."""
+    chosen = [e for e in entries() if model_name is None or e.record["key"].get("model_name") == model_name]
+    for entry in chosen:
+        shutil.rmtree(entry.folder, ignore_errors=True)
+    return len(chosen)

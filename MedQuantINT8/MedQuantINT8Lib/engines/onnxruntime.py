@@ -1,0 +1,102 @@
+"""ONNX Runtime on the CPU: the simulated reference for INT8, and a float engine that runs everywhere.
+
+INT8 networks run with graph optimisation off, so that every QuantizeLinear/DequantizeLinear is computed as written, in
+float: what "fake quantization" gives. Real engines are held against it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError
+from .base import BuildOptions, EngineDescription, LayerRecord
+
+_FILE = "network.onnx"
+
+
+class OnnxRuntimeBackend:
+    name = "onnxruntime"
+    title = "ONNX Runtime (CPU; INT8 is simulated)"
+    real_int8 = False
+
+    def unavailable(self) -> str:
+        try:
+            import onnxruntime  # noqa: F401
+        except ImportError:
+            return "the Python package 'onnxruntime' is not installed (pip install onnxruntime onnx)."
+        return ""
+
+    def version(self) -> str:
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
+
+    def device_name(self, device: str) -> str:
+        import platform
+
+        return platform.processor() or platform.machine()
+
+    def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
+        from .. import graph
+
+        model = graph.load_network(network)
+        if options.high_precision:
+            model = graph.without_quantization(model, set(options.high_precision))
+        model = graph.fixed_shape(model, options.patch, batch=None)
+        (folder / _FILE).write_bytes(model.SerializeToString())
+        self.load(folder, options)
+
+    def load(self, folder: Path, options: BuildOptions) -> OnnxRuntimeEngine:
+        return OnnxRuntimeEngine(session((folder / _FILE).read_bytes(), options.precision, options.threads), options.precision)
+
+
+def session(model: bytes, precision: str, threads: int = 0) -> Any:
+    """An ONNX Runtime session on the CPU; "int8" is computed exactly as the graph is written.
+
+    Raises:
+        EngineError: an operator that ONNX Runtime lacks.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    # The arena would keep the largest activations of every layer alive between calls.
+    options.enable_cpu_mem_arena = False
+    if precision == "int8":
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # onnxruntime raises its own C++ exception types, which share no base class but Exception.
+        raise EngineError(
+            f"ONNX Runtime cannot run this network: {_reason(error)}.", "Export it with standard operators."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split(" : ")[-1].strip().splitlines()[0][:200].rstrip(".")
+
+
+class OnnxRuntimeEngine:
+    def __init__(self, run: Any, precision: str) -> None:
+        self._run, self._precision = run, precision
+        self._input = run.get_inputs()[0].name
+
+    def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._run.run(None, {self._input: np.ascontiguousarray(batch)})[0]
+
+    def describe(self) -> EngineDescription:
+        import onnxruntime as ort
+
+        word = "f32 (INT8 simulated)" if self._precision == "int8" else "f32"
+        layer = LayerRecord("network", "Graph", word, "CPUExecutionProvider", 1, int8=False)
+        return EngineDescription("onnxruntime", ort.__version__, "cpu", (layer,))
+
+    def close(self) -> None:
+        self._run = None

@@ -1,0 +1,153 @@
+"""OpenVINO on the CPU: real INT8 (VNNI, AMX) where the processor has it."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError
+from .base import BuildOptions, EngineDescription, LayerRecord
+
+_FILE = "network.blob"
+_INT8_TYPES = ("u8", "i8")
+_MAC_KINDS = ("Convolution", "Deconvolution", "MatMul", "FullyConnected")
+
+
+class OpenVINOBackend:
+    name = "openvino"
+    title = "OpenVINO (CPU)"
+    real_int8 = True
+
+    def __init__(self, *, signed_activations: bool = False) -> None:
+        """``signed_activations`` leaves out the rewrite to UINT8: only for the tests of what it mends."""
+        self._signed = signed_activations
+
+    def unavailable(self) -> str:
+        try:
+            import openvino  # noqa: F401
+        except ImportError:
+            return "the Python package 'openvino' is not installed (pip install openvino onnx)."
+        return ""
+
+    def version(self) -> str:
+        import openvino
+
+        return str(openvino.__version__) + ("+signed" if self._signed else "")
+
+    def device_name(self, device: str) -> str:
+        import openvino
+
+        return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+
+    def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
+        import openvino
+
+        from .. import graph
+
+        model = graph.load_network(network)
+        if options.precision == "int8":
+            if options.high_precision:
+                model = graph.without_quantization(model, set(options.high_precision))
+            if not self._signed:
+                model = graph.as_unsigned(model)
+        model = graph.fixed_shape(model, options.patch, options.batch)
+        try:
+            compiled = openvino.Core().compile_model(
+                openvino.Core().read_model(model.SerializeToString()), "CPU", _config(options)
+            )
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO cannot build this network: {_reason(error)}.", "Choose another engine with --engine."
+            ) from error
+        (folder / _FILE).write_bytes(compiled.export_model().getvalue())
+
+    def load(self, folder: Path, options: BuildOptions) -> OpenVINOEngine:
+        import openvino
+
+        try:
+            compiled = openvino.Core().import_model(io.BytesIO((folder / _FILE).read_bytes()), "CPU", _config(options))
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO cannot load its engine: {_reason(error)}.", "Remove it with: medquant cache clear"
+            ) from error
+        return OpenVINOEngine(compiled, options)
+
+
+def _config(options: BuildOptions) -> dict[str, Any]:
+    # f32 around INT8 layers: without it a CPU with AVX-512 BF16 would round everything else to 8 bits of mantissa.
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if options.threads:
+        config["INFERENCE_NUM_THREADS"] = options.threads
+    return config
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Exception from" not in line]
+    telling = [line for line in lines if "not support" in line.lower() or "MadeUp" in line] or lines[-1:] or [type(error).__name__]
+    return telling[0][:300].rstrip(".")
+
+
+class OpenVINOEngine:
+    def __init__(self, compiled: Any, options: BuildOptions) -> None:
+        self._compiled, self._options = compiled, options
+        self._request = compiled.create_infer_request()
+        self._shape = tuple(compiled.input(0).shape)
+
+    def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        count = batch.shape[0]
+        if count < self._shape[0]:
+            padding = np.zeros((self._shape[0] - count, *batch.shape[1:]), np.float32)
+            batch = np.concatenate([batch, padding])
+        result = self._request.infer({0: np.ascontiguousarray(batch)}, share_inputs=True, share_outputs=True)[0]
+        return result[:count]
+
+    def describe(self) -> EngineDescription:
+        import openvino
+
+        layers = []
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            info = {key: _text(value) for key, value in node.get_rt_info().items()}
+            kind = info.get("layerType", "")
+            if kind in ("Const", "Input", "Output", ""):
+                continue
+            precision = info.get("runtimePrecision", "")
+            macs = _macs(node, kind)
+            sources = tuple(name for name in info.get("originalLayersNames", "").split(",") if name)
+            layers.append(
+                LayerRecord(
+                    node.get_friendly_name(),
+                    kind,
+                    precision,
+                    info.get("primitiveType", ""),
+                    macs,
+                    int8=bool(macs) and precision in _INT8_TYPES,
+                    sources=sources,
+                )
+            )
+        return EngineDescription("openvino", openvino.__version__, "CPU", tuple(layers))
+
+    def close(self) -> None:
+        self._request = self._compiled = None
+
+
+def _text(value: Any) -> str:
+    return str(value.astype(str)) if hasattr(value, "astype") else str(value)
+
+
+def _macs(node: Any, kind: str) -> int:
+    """Multiply-accumulates from the shapes of the executed layer: output (or input) voxels times weights."""
+    if kind not in _MAC_KINDS:
+        return 0
+    shapes = [list(value.get_shape()) for value in node.input_values()]
+    target = list(node.get_output_shape(0))
+    if kind in ("MatMul", "FullyConnected"):
+        return math.prod(target) * shapes[0][-1]
+    if len(shapes) < 2:
+        return 0
+    spatial = target[2:] if kind == "Convolution" else shapes[0][2:]
+    return math.prod(shapes[1]) * math.prod(spatial) * target[0]

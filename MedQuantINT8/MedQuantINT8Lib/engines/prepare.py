@@ -1,0 +1,180 @@
+"""From a package to a loaded, trusted engine: cache, build, comparison with the simulation, fallback."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import EngineError
+from ..files import sha256_file
+from ..model import ModelPackage
+from ..progress import Task
+from . import cache
+from .base import BuildOptions, Engine, EngineBackend, EngineDescription
+from .fidelity import Fidelity, Patch, compare, offending_layers, patch_labels
+
+#: Patches that are compared, and voxels after which one is enough: more would tell little and cost seconds each.
+COMPARED_PATCHES = 2
+_LARGE_PATCH = 1 << 20
+
+
+@dataclass
+class PreparedEngine:
+    """A loaded engine with what is known of it.
+
+    Attributes:
+        fidelity: the comparison with the simulation; None for FP32, or where it could not be made.
+        note: why there is no comparison, or what was done about a failed one; for the report.
+        fallback: layers put back to high precision because the engine computed them wrongly.
+        cached: the files were found, not built.
+    """
+
+    engine: Engine
+    backend: EngineBackend
+    options: BuildOptions
+    entry: cache.CacheEntry
+    fidelity: Fidelity | None
+    note: str
+    fallback: tuple[str, ...]
+    cached: bool
+
+    def describe(self) -> EngineDescription:
+        return self.engine.describe()
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def engine_key(package: ModelPackage, backend: EngineBackend, options: BuildOptions) -> dict[str, Any]:
+    """Everything that an engine file depends on."""
+    return {
+        "model_name": package.spec.name,
+        "model": sha256_file(package.onnx_path(options.precision)),
+        "engine": backend.name,
+        "engine_version": backend.version(),
+        "device": backend.device_name(options.device),
+        "options": _jsonable(options.to_json()),
+        "format": 1,
+    }
+
+
+def _jsonable(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(item) if isinstance(item, tuple) else item for key, item in value.items()}
+
+
+def prepare(
+    package: ModelPackage,
+    backend: EngineBackend,
+    options: BuildOptions,
+    patches: Sequence[Patch] = (),
+    task: Task | None = None,
+) -> PreparedEngine:
+    """Find or build the engine, and make sure that it computes what was quantized.
+
+    Args:
+        patches: real patches in network space, (C, A0, A1, A2) each, for the comparison. Without them a real INT8
+            engine is returned uncompared, and ``note`` says so; the first run with patches makes up for it.
+
+    Raises:
+        EngineError: the network cannot be built, or stays wrong with the layers at fault in high precision.
+    """
+    task = task or Task()
+    key = engine_key(package, backend, options)
+    with task.stage("preparing the engine"):
+        entry = cache.find(key)
+        cached = entry is not None
+        if entry is None:
+            entry = _build(package, backend, options, key)
+        used = replace(options, high_precision=tuple(entry.record.get("high_precision", options.high_precision)))
+        engine = backend.load(entry.folder, used)
+    if options.precision != "int8" or not backend.real_int8:
+        return PreparedEngine(engine, backend, used, entry, None, "", (), cached)
+    if recorded := entry.record.get("fidelity"):
+        fidelity = Fidelity(**{k: v for k, v in recorded.items() if k != "trusted"})
+        fallback = tuple(entry.record.get("fallback", ()))
+        return PreparedEngine(engine, backend, used, entry, fidelity, entry.record.get("note", ""), fallback, cached)
+    if not patches:
+        return PreparedEngine(
+            engine, backend, used, entry, None, "not compared with the simulation: no scan was given", (), cached
+        )
+    if reason := _reference_backend().unavailable():
+        return PreparedEngine(engine, backend, used, entry, None, f"not compared with the simulation: {reason}", (), cached)
+    with task.stage("comparing with the simulation"):
+        fidelity = _compare(package, engine, used, _compared(patches))
+    if fidelity.trusted:
+        entry = entry.update(fidelity=fidelity.to_json())
+        return PreparedEngine(engine, backend, used, entry, fidelity, "", (), cached)
+    engine.close()
+    return _with_fallback(package, backend, options, key, patches, fidelity, task)
+
+
+def _compared(patches: Sequence[Patch]) -> Sequence[Patch]:
+    return patches[: 1 if patches[0].size > _LARGE_PATCH else COMPARED_PATCHES]
+
+
+def _build(
+    package: ModelPackage, backend: EngineBackend, options: BuildOptions, key: dict[str, Any], **record: Any
+) -> cache.CacheEntry:
+    def build(folder: Path) -> dict[str, Any]:
+        backend.build(package.onnx_path(options.precision), folder, options)
+        return {"high_precision": list(options.high_precision), **record}
+
+    return cache.make(key, build)
+
+
+def _reference_backend() -> EngineBackend:
+    from .onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend()
+
+
+def _compare(package: ModelPackage, engine: Engine, options: BuildOptions, patches: Sequence[Patch]) -> Fidelity:
+    from tempfile import TemporaryDirectory
+
+    reference = _reference_backend()
+    loaded = []
+    for precision in ("int8", "fp32"):
+        wanted = replace(options, precision=precision, high_precision=options.high_precision if precision == "int8" else ())  # type: ignore[arg-type]
+        with TemporaryDirectory(prefix="medquant-reference-") as scratch:
+            reference.build(package.onnx_path(precision), Path(scratch), wanted)
+            loaded.append(reference.load(Path(scratch), wanted))
+    output = package.spec.output
+    labels = patch_labels(output.activation, activated=output.activated, threshold=output.threshold)
+    return compare(engine, loaded[0], loaded[1], patches, labels)
+
+
+def _with_fallback(
+    package: ModelPackage,
+    backend: EngineBackend,
+    options: BuildOptions,
+    key: dict[str, Any],
+    patches: Sequence[Patch],
+    wrong: Fidelity,
+    task: Task,
+) -> PreparedEngine:
+    """Rebuild with the layers at fault in high precision."""
+    output = package.spec.output
+    labels = patch_labels(output.activation, activated=output.activated, threshold=output.threshold)
+    network = package.onnx_path("int8")
+    layers = offending_layers(backend, network, options, patches[0], labels, task)
+    problem = f"real INT8 differed from the simulation by {wrong.relative_error:.3g} (relative)"
+    shutil.rmtree(cache.cache_root() / cache.key_of(key), ignore_errors=True)
+    if layers:
+        safe = replace(options, high_precision=tuple(sorted({*options.high_precision, *layers})))
+        note = f"{problem}; {len(layers)} layer(s) were put back to high precision"
+        with task.stage("rebuilding the engine"):
+            entry = _build(package, backend, safe, key, fallback=layers, note=note)
+            engine = backend.load(entry.folder, safe)
+            fidelity = _compare(package, engine, safe, _compared(patches))
+        if fidelity.trusted:
+            entry = entry.update(fidelity=fidelity.to_json())
+            return PreparedEngine(engine, backend, safe, entry, fidelity, note, tuple(layers), False)
+        engine.close()
+        shutil.rmtree(entry.folder, ignore_errors=True)
+    raise EngineError(
+        f"{backend.title} computes the INT8 network of {package.spec.name} wrongly: {problem}, and no layer could be made responsible.",
+        "Use --precision fp32, or another engine.",
+    )

@@ -1,0 +1,1 @@
+"""Ways into a ModelPackage, one file each."""

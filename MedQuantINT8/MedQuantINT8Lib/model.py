@@ -1,0 +1,223 @@
+"""ModelPackage: a folder or ``.zip`` with model.json, model.onnx, model.int8.onnx and calibration.json.
+
+Packages are data. Loading one reads JSON and ONNX, checks every hash and refuses everything else: no pickle, no code,
+no path that leaves the package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import PackageError
+from .files import replacing, replacing_folder, sha256_file, write_json
+from .model_spec import ModelSpec
+
+MODEL_JSON = "model.json"
+FP32 = "model.onnx"
+INT8 = "model.int8.onnx"
+CALIBRATION = "calibration.json"
+#: What a package may hold beside model.json; anything else in it is refused.
+KNOWN_FILES = (FP32, INT8, CALIBRATION, "LICENSE", "README.md")
+MAX_JSON_BYTES = 8 << 20
+MAX_UNPACKED_BYTES = 8 << 30
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """A validated package that lies unpacked in ``folder``.
+
+    Attributes:
+        folder: where the files are. For a package that came as a zip, a temporary folder that :meth:`close` removes.
+        spec: what model.json says.
+        hashes: SHA-256 of every file, as model.json lists them and as they were found.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    hashes: dict[str, str]
+    temporary: bool = False
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> ModelPackage:
+        """Load and validate a package.
+
+        Args:
+            path: the folder, the ``.zip`` or the ``model.json`` inside a folder.
+
+        Raises:
+            PackageError: missing or damaged files, a wrong hash, an unknown schema version, a field that does not
+                fit, or a zip entry that climbs out of the package.
+        """
+        source = Path(path)
+        if not source.exists():
+            raise PackageError(
+                f"There is no model package at {source}.", "Give a package folder, a .zip, or the name of an installed model."
+            )
+        if source.name == MODEL_JSON:
+            source = source.parent
+        if source.is_dir():
+            return _load_folder(source, str(source), temporary=False)
+        folder = Path(tempfile.mkdtemp(prefix="medquant-package-"))
+        try:
+            _unpack(source, folder)
+            return _load_folder(folder, str(source), temporary=True)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def __enter__(self) -> ModelPackage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def has(self, name: str) -> bool:
+        return name in self.hashes
+
+    def onnx_path(self, precision: str) -> Path:
+        """The network's file for "fp32" or "int8".
+
+        Raises:
+            PackageError: the package has no INT8 network yet.
+        """
+        name = INT8 if precision == "int8" else FP32
+        if not self.has(name):
+            raise PackageError(
+                f"The package {self.spec.name} holds no {name}.",
+                "Make it with: medquant quantize MODEL --calibrate SCANS",
+            )
+        return self.folder / name
+
+    def calibration(self) -> dict[str, Any] | None:
+        """What calibration.json says, or None for a package that was not quantized."""
+        return _read_json(self.folder / CALIBRATION) if self.has(CALIBRATION) else None
+
+    def save(self, target: str | os.PathLike[str]) -> None:
+        """Write the package, whole or not at all, as a ``.zip`` or a folder."""
+        target = Path(target)
+        if target.suffix == ".zip":
+            with replacing(target) as path, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name in (MODEL_JSON, *sorted(self.hashes)):
+                    archive.write(self.folder / name, name)
+        else:
+            with replacing_folder(target) as made:
+                for name in (MODEL_JSON, *sorted(self.hashes)):
+                    shutil.copyfile(self.folder / name, made / name)
+
+    def with_files(self, target: str | os.PathLike[str], files: dict[str, Path]) -> ModelPackage:
+        """A copy of this package at ``target`` (a folder or zip; may be its own) with ``files`` added or replaced."""
+        sources = {name: self.folder / name for name in self.hashes} | files
+        write_package(target, self.spec, sources)
+        return ModelPackage.load(target)
+
+
+def write_package(target: str | os.PathLike[str], spec: ModelSpec, files: dict[str, Path]) -> None:
+    """Write a package from a description and files by their names in it.
+
+    Raises:
+        PackageError: a file name that a package may not hold, or a description that does not fit.
+        StorageError: the target cannot be written.
+    """
+    unknown = sorted(set(files) - set(KNOWN_FILES))
+    if unknown:
+        raise PackageError(f"A package may not hold {unknown[0]}.", f"It may hold {', '.join(KNOWN_FILES)}.")
+    target = Path(target)
+    if target.suffix == ".zip":
+        with tempfile.TemporaryDirectory(prefix="medquant-package-") as scratch:
+            folder = Path(scratch) / "package"
+            write_package(folder, spec, files)
+            ModelPackage.load(folder).save(target)
+        return
+    if target.is_dir() and any(target.iterdir()) and not (target / MODEL_JSON).exists():
+        raise PackageError(f"{target} is a folder with other things in it.", "Give a new folder or an existing package.")
+    with replacing_folder(target) as made:
+        for name, source in files.items():
+            shutil.copyfile(source, made / name)
+        value = spec.to_json()
+        value["files"] = {name: sha256_file(made / name) for name in sorted(files)}
+        write_json(made / MODEL_JSON, value)
+        _load_folder(made, str(target), temporary=False)
+
+
+def _read_json(path: Path, name: str = "") -> Any:
+    name = name or str(path)
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise PackageError(f"{name} is too large to be a description.", "Ask whoever made the package.")
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise PackageError(f"{name} is not valid JSON: {error}.", "Ask whoever made the package.") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _load_folder(folder: Path, name: str, *, temporary: bool) -> ModelPackage:
+    if not (folder / MODEL_JSON).is_file():
+        raise PackageError(f"{name} is no model package: it has no {MODEL_JSON}.", "Make one with: medquant import onnx")
+    value = _read_json(folder / MODEL_JSON, f"{name}: {MODEL_JSON}")
+    spec = ModelSpec.from_json(value, f"{name}: {MODEL_JSON}")
+    files = value.get("files")
+    if not isinstance(files, dict) or FP32 not in files:
+        raise PackageError(f"{name}: {MODEL_JSON}: 'files' must list the SHA-256 of {FP32}.", "Ask whoever made the package.")
+    if foreign := sorted(set(files) - set(KNOWN_FILES)):
+        raise PackageError(
+            f"{name}: 'files' names {foreign[0]!r}, which a package may not hold.", f"It may hold {', '.join(KNOWN_FILES)}."
+        )
+    for file, expected in files.items():
+        path = folder / file
+        if path.is_symlink() or not path.is_file():
+            raise PackageError(f"{name}: the file {file} is missing.", "Get the package again.")
+        if sha256_file(path) != expected:
+            raise PackageError(
+                f"{name}: {file} is damaged or was changed (its SHA-256 is not the one in {MODEL_JSON}).",
+                "Get the package again.",
+            )
+    return ModelPackage(folder, spec, dict(files), temporary)
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    """Unpack a zip flat: only known names, no links, no nested or climbing paths, bounded size."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            names = [PurePosixPath(entry.filename) for entry in entries]
+            # A zip of a folder has one common first part; it is taken off.
+            roots = {name.parts[0] for name in names if len(name.parts) > 1}
+            depth = 1 if len(roots) == 1 and all(len(name.parts) == 2 for name in names) else 0
+            if sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
+                raise PackageError(f"{source} unpacks to more than {MAX_UNPACKED_BYTES >> 30} GB.", "This is no model package.")
+            for entry, name in zip(entries, names, strict=True):
+                flat = "/".join(name.parts[depth:])
+                if ".." in name.parts or name.is_absolute() or "\\" in entry.filename or ":" in entry.filename:
+                    raise PackageError(
+                        f"{source} holds the path {entry.filename!r}, which leaves the package.", "Do not use this file."
+                    )
+                if flat not in (MODEL_JSON, *KNOWN_FILES) or stat.S_ISLNK(entry.external_attr >> 16):
+                    raise PackageError(
+                        f"{source} holds {entry.filename!r}, which a package may not hold.",
+                        f"It may hold {', '.join((MODEL_JSON, *KNOWN_FILES))}.",
+                    )
+                with archive.open(entry) as packed, open(folder / flat, "wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked, 1 << 20)
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise PackageError(f"{source} is no zip file, or it is cut off: {error}.", "Get the package again.") from error
+
+
+def network_hash(path: str | os.PathLike[str]) -> str:
+    """Short hash of a network file, for cache keys and reports."""
+    return sha256_file(path)[:16]

@@ -1,0 +1,302 @@
+"""The MRML scene: volume nodes to volumes, label maps to segmentation nodes.
+
+With :mod:`.mrml_views` the only room that imports slicer. It works in Slicer and on the bare core (slicer-core), where
+:func:`headless_scene` makes the scene that the application would.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DependencyError, InputError, StorageError
+from .files import replacing
+from .model_spec import Label
+from .segmentation_file import segment_id, terminology_tag
+from .volume import Volume
+
+
+def require_slicer() -> Any:
+    """The slicer module, from Slicer or slicer-core.
+
+    Raises:
+        DependencyError: neither is there.
+    """
+    try:
+        import slicer
+    except ImportError as error:
+        raise DependencyError(
+            "Neither 3D Slicer nor its core is installed.", "Run inside Slicer, or: pip install slicer-core"
+        ) from error
+    return slicer
+
+
+def headless_scene() -> Any:
+    """A scene with the module logics that this package uses, as the application sets them up.
+
+    In Slicer it is the application's own scene.
+    """
+    slicer = require_slicer()
+    if getattr(slicer, "mrmlScene", None) is not None:
+        return slicer.mrmlScene
+    import vtk
+
+    # Its warnings would go to a window that does not exist; errors still raise or return a status.
+    vtk.vtkObject.GlobalWarningDisplayOff()
+    scene = slicer.vtkMRMLScene()
+    application = slicer.vtkSlicerApplicationLogic()
+    application.SetMRMLScene(scene)
+    modules = SimpleNamespace()
+    # slicer-core looks the logics up by the application logic, slicer.util by slicer.modules.
+    kept = [application]
+    for name, cls in (
+        ("Terminologies", "vtkSlicerTerminologiesModuleLogic"),
+        ("SubjectHierarchy", "vtkSlicerSubjectHierarchyModuleLogic"),
+        ("Volumes", "vtkSlicerVolumesLogic"),
+        ("Segmentations", "vtkSlicerSegmentationsModuleLogic"),
+    ):
+        logic = getattr(slicer, cls)()
+        logic.SetMRMLApplicationLogic(application)
+        logic.SetMRMLScene(scene)
+        application.SetModuleLogic(name, logic)
+        setattr(modules, name.lower(), SimpleNamespace(logic=lambda found=logic: found))
+        kept.append(logic)
+    slicer.mrmlScene, slicer.modules = scene, modules
+    scene._medquant_keep_alive = kept
+    slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene, True)
+    return scene
+
+
+def load_volume_node(path: str | os.PathLike[str], scene: Any = None) -> Any:
+    """Read a scan into a scalar volume node with Slicer's own storage nodes; DICOM folders through our reader.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    slicer = require_slicer()
+    scene = scene or headless_scene()
+    if Path(path).is_dir():
+        from .volume_io import read_volume
+
+        return volume_node(read_volume(path), Path(path).name, scene)
+    logic = slicer.vtkSlicerVolumesLogic()
+    logic.SetMRMLScene(scene)
+    node = logic.AddArchetypeVolume(str(path), Path(path).name.split(".")[0], 0)
+    if node is None:
+        raise InputError(f"{path} cannot be read as a volume.", "Check that it is a scan that Slicer can open.")
+    return node
+
+
+def volume_node(volume: Volume, name: str, scene: Any = None) -> Any:
+    """A new scalar volume node that holds the first channel of ``volume``."""
+    slicer = require_slicer()
+    scene = scene or headless_scene()
+    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    node.SetAndObserveImageData(_image_data(volume.data[0]))
+    node.SetIJKToRASMatrix(_vtk_matrix(volume.ijk_to_ras))
+    node.CreateDefaultDisplayNodes()
+    del slicer
+    return node
+
+
+def volume_from_node(node: Any, others: Sequence[Any] = ()) -> Volume:
+    """A volume node as a :class:`Volume` in its own coordinates, ``others`` being further channels on the same grid.
+
+    The matrix is the node's own IJK-to-RAS. Its parent transform moves image and result alike, so it is not applied
+    here; :func:`add_segmentation` puts the segmentation under the same transform.
+
+    Raises:
+        InputError: no volume node, no voxels, or channels on other grids.
+    """
+    require_slicer()
+    volumes = [_one_volume(n) for n in (node, *others)]
+    for other in volumes[1:]:
+        if other.grid != volumes[0].grid:
+            raise InputError(
+                f"The volume {other.name!r} does not lie on the same grid as {volumes[0].name!r}.",
+                "Resample one to the other with Slicer's Resample modules.",
+            )
+    data = volumes[0].data if len(volumes) == 1 else np.concatenate([v.data for v in volumes])
+    return Volume(data, volumes[0].ijk_to_ras, volumes[0].name)
+
+
+def _one_volume(node: Any) -> Volume:
+    if node is None or not node.IsA("vtkMRMLScalarVolumeNode"):
+        raise InputError("There is no volume to segment.", "Choose a volume.")
+    if node.IsA("vtkMRMLLabelMapVolumeNode"):
+        raise InputError(f"{node.GetName()!r} is a label map, not a scan.", "Choose the scan.")
+    image = node.GetImageData()
+    if image is None or image.GetNumberOfPoints() == 0:
+        raise InputError(f"The volume {node.GetName()!r} holds no voxels.", "Load it again.")
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    i, j, k = image.GetDimensions()
+    components = image.GetNumberOfScalarComponents()
+    array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k, j, i, components)
+    return Volume(np.moveaxis(array, -1, 0), ijk_to_ras(node), node.GetName())
+
+
+def ijk_to_ras(node: Any) -> NDArray[np.float64]:
+    """A volume node's IJK-to-RAS matrix, 4x4."""
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return np.array([[matrix.GetElement(r, c) for c in range(4)] for r in range(4)])
+
+
+def _vtk_matrix(matrix: NDArray[np.float64]) -> Any:
+    import vtk
+
+    made = vtk.vtkMatrix4x4()
+    for r in range(4):
+        for c in range(4):
+            made.SetElement(r, c, float(matrix[r, c]))
+    return made
+
+
+def _image_data(array: NDArray[Any]) -> Any:
+    """A vtkImageData of a (K, J, I) array; the voxels are copied."""
+    import vtk
+    from vtk.util.numpy_support import numpy_to_vtk
+
+    image = vtk.vtkImageData()
+    image.SetDimensions(array.shape[2], array.shape[1], array.shape[0])
+    image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(array).ravel(), deep=True))
+    return image
+
+
+def add_segmentation(
+    labels: NDArray[Any],
+    names: Sequence[Label],
+    volume: Any,
+    target: Any = None,
+    *,
+    replace: bool = False,
+    surface: bool = False,
+    name: str = "",
+) -> Any:
+    """Put a label map into a segmentation node.
+
+    Args:
+        labels: (K, J, I) on the grid of ``volume``.
+        names: the label of each value; structures that were not found get no segment.
+        volume: the volume node that was segmented. The segmentation takes its geometry as reference, its parent
+            transform and its place in the subject hierarchy.
+        target: an existing segmentation node; None makes a new one.
+        replace: remove what ``target`` holds first. Otherwise its segments are kept, and a new segment whose name is
+            already taken gets a number.
+        surface: make the closed surface, for the 3D view.
+
+    Returns:
+        The segmentation node.
+    """
+    slicer = require_slicer()
+    scene = volume.GetScene()
+    node = target or scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name or f"{volume.GetName()} segmentation")
+    if node.GetDisplayNode() is None:
+        node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    segmentation = node.GetSegmentation()
+    if replace:
+        segmentation.RemoveAllSegments()
+    counts = np.bincount(labels.ravel(), minlength=max(label.value for label in names) + 1)
+    found = [label for label in names if counts[label.value]]
+    if found:
+        _add_shared_labelmap(slicer, segmentation, labels, found, volume)
+    if surface:
+        node.CreateClosedSurfaceRepresentation()
+    _place_in_subject_hierarchy(slicer, scene, node, volume)
+    return node
+
+
+def _add_shared_labelmap(slicer: Any, segmentation: Any, labels: NDArray[Any], names: Sequence[Label], volume: Any) -> None:
+    """All structures share one label map layer: a hundred structures would else be a hundred volumes."""
+    oriented = slicer.vtkOrientedImageData()
+    kept = labels
+    known = {label.value for label in names}
+    if set(np.unique(labels).tolist()) - known - {0}:
+        kept = np.where(np.isin(labels, list(known)), labels, 0).astype(labels.dtype)
+    oriented.ShallowCopy(_image_data(kept))
+    oriented.SetImageToWorldMatrix(_vtk_matrix(ijk_to_ras(volume)))
+    taken = {segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())}
+    binary = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
+    if segmentation.GetNumberOfSegments() == 0:
+        segmentation.SetSourceRepresentationName(binary)
+    for label in names:
+        segment = slicer.vtkSegment()
+        segment.SetName(_free_name(label.name, taken))
+        taken.add(segment.GetName())
+        segment.SetColor(*(c / 255 for c in label.color))
+        segment.SetLabelValue(label.value)
+        segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology_tag(label.terminology))
+        segment.AddRepresentation(binary, oriented)
+        wanted = segment_id(label)
+        segmentation.AddSegment(
+            segment, wanted if segmentation.GetSegment(wanted) is None else segmentation.GenerateUniqueSegmentID(wanted)
+        )
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    if name not in taken:
+        return name
+    number = 2
+    while f"{name} {number}" in taken:
+        number += 1
+    return f"{name} {number}"
+
+
+def _place_in_subject_hierarchy(slicer: Any, scene: Any, node: Any, volume: Any) -> None:
+    """Under the same parent (study or folder) as the volume."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    if hierarchy is None:
+        return
+    beside = hierarchy.GetItemByDataNode(volume)
+    if not beside:
+        return
+    parent = hierarchy.GetItemParent(beside)
+    if item := hierarchy.GetItemByDataNode(node):
+        hierarchy.SetItemParent(item, parent)
+    else:
+        # The application makes an item for every node; a bare scene does not.
+        hierarchy.CreateItem(parent, node)
+
+
+def save_segmentation(node: Any, path: str | os.PathLike[str]) -> None:
+    """Write a segmentation node as ``.seg.nrrd`` with Slicer's own storage node, whole or not at all.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    slicer = require_slicer()
+    with replacing(path) as scratch:
+        storage = slicer.vtkMRMLSegmentationStorageNode()
+        storage.SetFileName(str(scratch))
+        storage.SetUseCompression(1)
+        if not storage.WriteData(node):
+            raise StorageError(f"Slicer could not write {path}.", "Choose another folder.")
+
+
+def load_segmentation(path: str | os.PathLike[str], scene: Any = None) -> Any:
+    """Read a ``.seg.nrrd`` into a new segmentation node with Slicer's own storage node.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    slicer = require_slicer()
+    scene = scene or headless_scene()
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", Path(path).name.split(".")[0])
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    storage.SetFileName(str(path))
+    if not Path(path).is_file() or not storage.ReadData(node):
+        scene.RemoveNode(node)
+        raise InputError(f"{path} cannot be read as a segmentation.", "Give a .seg.nrrd file.")
+    node.CreateDefaultDisplayNodes()
+    return node

@@ -1,0 +1,83 @@
+"""Slices for the report: the scan with a segmentation over it, and where two segmentations differ, as PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .model_spec import Label
+from .volume import Volume, axis_map
+
+_DISAGREEMENT = (255, 0, 64)
+
+
+def comparison_slices(volume: Volume, first: NDArray[Any], second: NDArray[Any], labels: tuple[Label, ...]) -> bytes:
+    """PNG of axial, coronal and sagittal slices through the largest disagreement (or the largest structure).
+
+    ``first`` is painted in the labels' colours, voxels where ``second`` differs in red. Arrays are (K, J, I).
+    """
+    turn = axis_map(volume.grid, "RAS")
+    scan, ours, theirs = (turn.apply(a) for a in (volume.data[0], first, second))
+    spacing = turn.map_grid(volume.grid).spacing
+    differs = ours != theirs
+    center = _densest(differs if differs.any() else ours > 0)
+    low, high = np.percentile(scan[:: max(1, scan.shape[0] // 64)], (1, 99.5))
+    grey = np.clip((scan.astype(np.float32) - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
+    panels = []
+    for axis, (up, across) in ((0, (1, 2)), (1, (0, 2)), (2, (0, 1))):
+        index: list[Any] = [slice(None)] * 3
+        index[axis] = center[axis]
+        picture = _paint(grey[tuple(index)], ours[tuple(index)], differs[tuple(index)], labels)
+        # spacing is (I, J, K), array axes are (K, J, I).
+        panels.append(_scaled(picture[::-1, ::-1], spacing[2 - up], spacing[2 - across]))
+    height = max(panel.shape[0] for panel in panels)
+    return png(np.concatenate([_padded(panel, height) for panel in panels], axis=1))
+
+
+def _densest(mask: NDArray[np.bool_]) -> tuple[int, int, int]:
+    if not mask.any():
+        k, j, i = (n // 2 for n in mask.shape)
+        return k, j, i
+    k, j, i = (int(np.argmax(mask.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3))
+    return k, j, i
+
+
+def _paint(
+    grey: NDArray[np.uint8], labels: NDArray[Any], differs: NDArray[np.bool_], names: tuple[Label, ...]
+) -> NDArray[np.uint8]:
+    colors = np.zeros((int(max(labels.max(), max(n.value for n in names))) + 1, 3), np.float32)
+    for name in names:
+        colors[name.value] = name.color
+    picture = np.repeat(grey[..., None], 3, axis=2).astype(np.float32)
+    inside = labels > 0
+    picture[inside] = 0.55 * picture[inside] + 0.45 * colors[labels[inside]]
+    picture[differs] = _DISAGREEMENT
+    return picture.astype(np.uint8)
+
+
+def _scaled(picture: NDArray[np.uint8], up: float, across: float, target: int = 320) -> NDArray[np.uint8]:
+    """Nearest-neighbour scaling to square pixels, about ``target`` high."""
+    height, width = picture.shape[0] * up, picture.shape[1] * across
+    scale = target / max(height, width)
+    rows = np.minimum((np.arange(max(1, round(height * scale))) / (up * scale)).astype(int), picture.shape[0] - 1)
+    columns = np.minimum((np.arange(max(1, round(width * scale))) / (across * scale)).astype(int), picture.shape[1] - 1)
+    return picture[rows][:, columns]
+
+
+def _padded(picture: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
+    missing = height - picture.shape[0]
+    return np.pad(picture, ((missing // 2, missing - missing // 2), (2, 2), (0, 0)))
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """RGB rows from top to bottom, (height, width, 3), as PNG."""
+    import SimpleITK as sitk
+
+    with TemporaryDirectory(prefix="medquant-png-") as scratch:
+        path = Path(scratch) / "picture.png"
+        sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(pixels), isVector=True), str(path))
+        return path.read_bytes()

@@ -1,0 +1,235 @@
+"""Where Q/DQ pairs stand: NVIDIA ModelOpt's ONNX quantizer, with its traps closed.
+
+Traps of ModelOpt 0.47: random data where none is given (a real patch is always given here); shared scales across skip
+connections (``passes=[]``); FP16 around the INT8 layers (``high_precision_dtype="fp32"``; an engine that wants FP16
+casts in its own build); files written beside the input (a temporary folder); Q/DQ on pooling, addition and resizing,
+which adds error and brings nothing where the neighbours are convolutions (only weighted operators are named); transposed
+convolutions with scales that engines cannot use (excluded); convolutions of few channels left out (added here).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import graph
+from .errors import DependencyError, PackageError
+
+Patch = NDArray[np.float32]
+_OPERATORS = ("Conv", "MatMul", "Gemm")
+
+
+def require_quantizer() -> Any:
+    """ModelOpt's ONNX quantizer.
+
+    Raises:
+        DependencyError: ModelOpt or something that it needs is not installed.
+    """
+    try:
+        with _quiet():
+            from modelopt.onnx.quantization import quantize
+    except ImportError as error:
+        raise DependencyError(
+            f"NVIDIA ModelOpt cannot be used: {str(error).splitlines()[0]}.",
+            "Install it with: pip install 'medquantint8[quantize]'",
+        ) from error
+    return quantize
+
+
+def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, few_channels: bool = True) -> Any:
+    """``model`` with Q/DQ pairs before its weighted operators and weights stored as INT8.
+
+    Args:
+        model: FP32 network of fixed shape.
+        patch: one real patch, (C, A0, A1, A2).
+        reasons: layers to leave in high precision, by node name; layers that cannot be quantized are added to it.
+        few_channels: quantize the convolutions that ModelOpt leaves out for their few channels.
+    """
+    onnx = graph.require_onnx()
+    input_name = graph.network_shape(model).input_name
+    with TemporaryDirectory(prefix="medquant-quantize-") as scratch:
+        source, result = Path(scratch) / "network.onnx", Path(scratch) / "int8.onnx"
+        onnx.save(model, str(source))
+        try:
+            with _quiet():
+                quantizer(
+                    str(source),
+                    quantize_mode="int8",
+                    calibration_method="max",
+                    calibration_eps=["cpu"],
+                    calibration_data_reader=_one_patch_reader(input_name, patch),
+                    output_path=str(result),
+                    op_types_to_quantize=list(_OPERATORS),
+                    nodes_to_exclude=[f"^{re.escape(name)}$" for name in reasons],
+                    passes=[],
+                    high_precision_dtype="fp32",
+                    dq_only=True,
+                    log_level="ERROR",
+                )
+        except Exception as error:
+            # ModelOpt checks with assert and lets onnxruntime's own types through.
+            raise PackageError(
+                f"ModelOpt cannot quantize this network: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
+                "Keep the layers it names in high precision with --keep.",
+            ) from error
+        placed = graph.load_network(result)
+    _leave_others_in_float(placed)
+    left_out = {layer.name for layer in graph.weighted_layers(placed) if not layer.quantized} - set(reasons)
+    if few_channels:
+        left_out -= _quantize_convolutions(placed, left_out)
+    for name in left_out:
+        reasons[name] = "ModelOpt leaves it out: too few channels, or no constant weight"
+    _store_transposed_weights(placed)
+    return placed
+
+
+def _one_patch_reader(input_name: str, patch: Patch) -> Any:
+    from onnxruntime.quantization.calibrate import CalibrationDataReader
+
+    class OnePatch(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rewind()
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            return next(self._left, None)
+
+        def get_first(self) -> dict[str, NDArray[np.float32]]:
+            return {input_name: patch[None]}
+
+        def rewind(self) -> None:
+            self._left = iter([self.get_first()])
+
+    return OnePatch()
+
+
+def _leave_others_in_float(model: Any) -> None:
+    """Let skip connections, additions and the like read the float tensor, not its quantized copy, in place.
+
+    Where their sum or concatenation is quantized in turn, it would else be rounded twice.
+    """
+    found = graph.Graph(model)
+    for node in model.graph.node:
+        if node.op_type in (*_OPERATORS, "QuantizeLinear", "DequantizeLinear"):
+            continue
+        for position, name in enumerate(node.input):
+            dequantize = found.producer.get(name)
+            if dequantize is not None and dequantize.op_type == "DequantizeLinear" and not found.is_constant(name):
+                node.input[position] = found.producer[dequantize.input[0]].input[0]
+    graph.pruned(model)
+
+
+def _quantize_convolutions(model: Any, names: set[str]) -> set[str]:
+    """Put Q/DQ before the named convolutions of constant weight, in place; returns which were done.
+
+    The activations' scales are placeholders until calibration sets them.
+    """
+    onnx = graph.require_onnx()
+    found = graph.Graph(model)
+    done: set[str] = set()
+    quantized: dict[str, str] = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    for node in list(model.graph.node):
+        if node.name not in names or node.op_type != "Conv" or node.input[1] not in found.initializers:
+            continue
+        source = node.input[0]
+        producer = found.producer.get(source)
+        if producer is None or producer.op_type != "DequantizeLinear":
+            made = []
+            if source not in quantized:
+                for suffix, array in (("_scale", np.float32(1)), ("_zero", np.int8(0))):
+                    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(array), source + suffix))
+                quantized[source] = f"{source}_quantized"
+                made.append(
+                    onnx.helper.make_node(
+                        "QuantizeLinear",
+                        [source, source + "_scale", source + "_zero"],
+                        [quantized[source]],
+                        name=f"{source}_QuantizeLinear_added",
+                    )
+                )
+            quantize = next(n for n in (*model.graph.node, *made) if n.op_type == "QuantizeLinear" and n.input[0] == source)
+            made.append(
+                onnx.helper.make_node(
+                    "DequantizeLinear",
+                    [quantized[source], *quantize.input[1:]],
+                    [f"{node.name}_dequantized"],
+                    name=f"{node.name}_DequantizeLinear_added",
+                )
+            )
+            node.input[0] = f"{node.name}_dequantized"
+            at = next(i for i, other in enumerate(model.graph.node) if other.name == node.name)
+            for offset, extra in enumerate(made):
+                model.graph.node.insert(at + offset, extra)
+        done.add(node.name)
+    _store_weights(model, done, axis=0)
+    return done
+
+
+def _store_transposed_weights(model: Any) -> None:
+    """Store float weights of transposed convolutions as INT8 behind a DequantizeLinear, in place.
+
+    They are computed in float by every engine, but a nnU-Net keeps 8 % of its weights there: in FP32 the file would
+    miss a quarter of its size.
+    """
+    found = graph.Graph(model)
+    names = {
+        node.name
+        for node in model.graph.node
+        if node.op_type == "ConvTranspose"
+        and node.input[1] in found.initializers
+        and next((a.i for a in node.attribute if a.name == "group"), 1) == 1
+    }
+    _store_weights(model, names, axis=1)
+
+
+def _store_weights(model: Any, names: set[str], axis: int) -> None:
+    """Store the named layers' weights as INT8, one scale an output channel (``axis``), in place."""
+    onnx = graph.require_onnx()
+    found = graph.Graph(model)
+    for node in list(model.graph.node):
+        if node.name not in names or node.input[1] not in found.initializers:
+            continue
+        weight = found.array(node.input[1]).astype(np.float32)
+        others = tuple(a for a in range(weight.ndim) if a != axis)
+        amax = np.abs(weight).max(axis=others)
+        scale = np.where(amax > 0, amax / 127, 1).astype(np.float32)
+        stored = np.clip(np.rint(weight / np.expand_dims(scale, others)), -127, 127).astype(np.int8)
+        name = f"{node.name}_weight"
+        for suffix, array in (("_int8", stored), ("_scale", scale), ("_zero", np.zeros(scale.shape, np.int8))):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, name + suffix))
+        model.graph.node.insert(
+            0,
+            onnx.helper.make_node(
+                "DequantizeLinear",
+                [name + "_int8", name + "_scale", name + "_zero"],
+                [name + "_dequantized"],
+                name=name + "_DequantizeLinear",
+                axis=axis,
+            ),
+        )
+        node.input[1] = name + "_dequantized"
+    graph.pruned(model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ModelOpt's log (it reports a missing GPU as an error) and its banners off the user's screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            open(os.devnull, "w", encoding="utf-8") as nothing,
+            contextlib.redirect_stdout(nothing),
+            contextlib.redirect_stderr(nothing),
+        ):
+            yield
+    finally:
+        logging.disable(before)

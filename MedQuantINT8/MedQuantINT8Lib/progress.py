@@ -1,0 +1,75 @@
+"""Progress, time left and cancel, shared by everything that takes longer than a moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .errors import Cancelled
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """One report: ``done`` of ``total`` steps of ``stage``; ``seconds_left`` is None while it cannot be told."""
+
+    stage: str
+    done: int
+    total: int
+    seconds_left: float | None
+
+
+Listener = Callable[[ProgressEvent], None]
+
+
+class Task:
+    """What a long piece of work reports to and asks whether it should stop.
+
+    The worker calls :meth:`stage`, then :meth:`step` after each unit of work; the caller may call :meth:`cancel` from
+    any thread, upon which the next :meth:`step` or :meth:`check` raises :class:`Cancelled`.
+    """
+
+    def __init__(self, listener: Listener | None = None) -> None:
+        self._listener = listener
+        self._cancelled = threading.Event()
+        self._stage = ""
+        self._done = 0
+        self._total = 0
+        self._started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def check(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled(f"Cancelled during '{self._stage}'." if self._stage else "Cancelled.")
+
+    @contextmanager
+    def stage(self, name: str, total: int = 0) -> Iterator[None]:
+        """Time a stage and report its start; its seconds are added to ``self.seconds[name]``."""
+        self.check()
+        outer = (self._stage, self._done, self._total, self._started)
+        self._stage, self._done, self._total, self._started = name, 0, total, time.perf_counter()
+        self._report()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self._started
+            self._stage, self._done, self._total, self._started = outer
+        self.check()
+
+    def step(self, count: int = 1) -> None:
+        self._done += count
+        self.check()
+        self._report()
+
+    def _report(self) -> None:
+        if self._listener is None:
+            return
+        left = None
+        if self._done and self._total:
+            left = (time.perf_counter() - self._started) / self._done * (self._total - self._done)
+        self._listener(ProgressEvent(self._stage, self._done, self._total, left))

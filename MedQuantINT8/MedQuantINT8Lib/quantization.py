@@ -1,0 +1,228 @@
+"""FP32 ONNX to INT8 Q/DQ ONNX through NVIDIA ModelOpt, with our own calibration and a written policy.
+
+ModelOpt (see :mod:`.placement`) places the Q/DQ pairs and quantizes the weights. The activations' scales are ours:
+ModelOpt knows only two methods for INT8 and takes any other word for "max". What stays in high precision is decided by
+:class:`QuantizationPolicy` and, where INT8 agrees too little with FP32, by the guard in :mod:`.sensitivity`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from . import graph
+from .calibration import (
+    Calibration,
+    CalibrationOptions,
+    Patch,
+    PatchSampler,
+    collect_histograms,
+    scales_from,
+)
+from .errors import PackageError
+from .files import write_json
+from .model import CALIBRATION, INT8, ModelPackage
+from .placement import place, require_quantizer
+from .progress import Task
+from .sensitivity import GuardResult, guard
+
+
+@dataclass(frozen=True)
+class QuantizationPolicy:
+    """What stays in high precision.
+
+    Attributes:
+        transposed: quantize transposed convolutions too (engines run them in float; default no).
+        few_channels: quantize convolutions of so few channels that ModelOpt leaves them out.
+        first, head: keep the first or the last convolution in high precision.
+        keep: layers (ONNX node names) to keep in high precision.
+        agreement: the least agreement Dice of simulated INT8 with FP32 on the calibration patches. Where it is missed,
+            layers go back to high precision, worst first. 0 forbids that.
+    """
+
+    transposed: bool = False
+    few_channels: bool = True
+    first: bool = False
+    head: bool = False
+    keep: tuple[str, ...] = ()
+    agreement: float = 0.98
+
+
+@dataclass
+class QuantizationReport:
+    """What became of each layer.
+
+    Attributes:
+        layers: every convolution and matrix product with its share of the work and, if it stayed in high precision,
+            why.
+        int8_mac_share: share of multiply-accumulates between Q/DQ pairs.
+        size_ratio: bytes of the INT8 network over bytes of FP32.
+        guard: agreement with FP32 before and after the fallback.
+    """
+
+    layers: list[graph.Layer]
+    int8_mac_share: float
+    fp32_bytes: int
+    int8_bytes: int
+    guard: GuardResult
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def size_ratio(self) -> float:
+        return self.int8_bytes / self.fp32_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "int8_mac_share": self.int8_mac_share,
+            "fp32_bytes": self.fp32_bytes,
+            "int8_bytes": self.int8_bytes,
+            "size_ratio": self.size_ratio,
+            "layers": [asdict(layer) for layer in self.layers],
+            "guard": self.guard.to_json(),
+            "warnings": self.warnings,
+        }
+
+
+def quantize_package(
+    package: ModelPackage,
+    sampler: PatchSampler,
+    target: str | os.PathLike[str],
+    calibration: CalibrationOptions,
+    policy: QuantizationPolicy = QuantizationPolicy(),
+    task: Task | None = None,
+) -> tuple[ModelPackage, QuantizationReport]:
+    """Quantize a package's FP32 network and write the package, with both networks, to ``target``.
+
+    Nothing is written before everything is done and proved.
+
+    Raises:
+        DependencyError: ModelOpt is not installed.
+        InputError: calibration scans that cannot be used.
+        PackageError: a network that cannot be quantized, or a result that breaks the rules of :mod:`.graph`.
+    """
+    task = task or Task()
+    quantizer = require_quantizer()
+    fp32 = graph.load_network(package.onnx_path("fp32"))
+    graph.name_nodes(fp32)
+    patch = sampler.patch
+    reasons = policy_reasons(fp32, policy)
+    with task.stage("placing Q/DQ nodes"):
+        first = next(iter(sampler))
+        placed = place(quantizer, graph.fixed_shape(fp32, patch), first, reasons, few_channels=policy.few_channels)
+    tensors = list(graph.activation_tensors(placed))
+    if not tensors:
+        raise PackageError(
+            f"No layer of {package.spec.name} can be quantized.", "See 'medquant quantize --verbose' for the reasons."
+        )
+    histograms = collect_histograms(fp32, tensors, sampler, len(sampler), patch, task)
+    scales = scales_from(histograms, calibration)
+    graph.set_activation_scales(placed, scales)
+    compared = _first_patches(sampler, 2)
+    checked, guarded = guard(fp32, placed, compared, package.spec, policy.agreement, task)
+    reasons |= {name: f"the guard: {why}" for name, why in guarded.returned.items()}
+    if problems := graph.check_int8(checked):
+        raise PackageError(f"The quantized network breaks the rules: {problems[0]}.", "Please report this with the network.")
+    measured = Calibration(
+        calibration,
+        scales,
+        {name: histograms[name].maximum for name in tensors},
+        len(sampler),
+        sampler.volume_hashes,
+        sampler.warnings,
+        _versions(),
+    )
+    return _write(package, checked, measured, guarded, reasons, target, patch)
+
+
+#: Longest side of a calibration patch where the network is free in size: larger ones cost time and teach little.
+CALIBRATION_SIDE = 96
+
+
+def calibration_patch(package: ModelPackage) -> tuple[int, int, int]:
+    """The size of the patches that a network is calibrated on: the model's, or less where its graph is dynamic."""
+    spec = package.spec
+    size = spec.window.patch_size
+    shape = graph.network_shape(graph.load_network(package.onnx_path("fp32")))
+    if all(shape.spatial) or spec.geometry.size:
+        return size
+    a, b, c = (min(n, max(m, CALIBRATION_SIDE // m * m)) for n, m in zip(size, spec.window.multiples, strict=True))
+    return a, b, c
+
+
+def policy_reasons(model: Any, policy: QuantizationPolicy) -> dict[str, str]:
+    """Layers (node names) that the policy keeps in high precision, and why.
+
+    Raises:
+        PackageError: ``policy.keep`` names a layer that does not exist.
+    """
+    layers = graph.weighted_layers(model)
+    names = {layer.name for layer in layers}
+    unknown = [name for name in policy.keep if name not in names]
+    if unknown:
+        raise PackageError(f"The network has no layer {unknown[0]!r}.", f"Its layers are: {', '.join(sorted(names))}.")
+    reasons = dict.fromkeys(policy.keep, "kept by request")
+    convolutions = [layer.name for layer in layers if layer.op == "Conv"]
+    if policy.first and convolutions:
+        reasons.setdefault(convolutions[0], "the first convolution, kept by request")
+    if policy.head and convolutions:
+        reasons.setdefault(convolutions[-1], "the head, kept by request")
+    for layer in layers:
+        if layer.op == "ConvTranspose" and not policy.transposed:
+            reasons.setdefault(layer.name, "a transposed convolution: engines run it in float (weights are stored as INT8)")
+    return reasons
+
+
+def _first_patches(sampler: Iterable[Patch], count: int) -> list[Patch]:
+    return [patch for patch, _ in zip(sampler, range(count), strict=False)]
+
+
+def _write(
+    package: ModelPackage,
+    model: Any,
+    measured: Calibration,
+    guarded: GuardResult,
+    reasons: dict[str, str],
+    target: str | os.PathLike[str],
+    patch: tuple[int, int, int],
+) -> tuple[ModelPackage, QuantizationReport]:
+    layers = graph.weighted_layers(graph.inferred(model), reasons)
+    report = QuantizationReport(
+        layers,
+        graph.int8_share(layers),
+        package.onnx_path("fp32").stat().st_size,
+        model.ByteSize(),
+        guarded,
+        list(measured.warnings),
+    )
+    # The package's network keeps the open shapes of the FP32 one: engines fix them for themselves.
+    _open_shapes(model, package)
+    with TemporaryDirectory(prefix="medquant-quantize-") as scratch:
+        folder = Path(scratch)
+        (folder / INT8).write_bytes(model.SerializeToString())
+        write_json(folder / CALIBRATION, {**measured.to_json(), "quantization": report.to_json()})
+        report.int8_bytes = (folder / INT8).stat().st_size
+        return package.with_files(target, {INT8: folder / INT8, CALIBRATION: folder / CALIBRATION}), report
+
+
+def _open_shapes(model: Any, package: ModelPackage) -> None:
+    original = graph.load_network(package.onnx_path("fp32"))
+    initializers = {i.name for i in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in initializers]
+    for mine, theirs in ((inputs[0], original.graph.input[0]), (model.graph.output[0], original.graph.output[0])):
+        mine.type.CopyFrom(theirs.type)
+    del model.graph.value_info[:]
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("medquantint8", "nvidia-modelopt", "onnx", "onnxruntime", "torch", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,0 +1,269 @@
+"""What the commands do, as functions: quantize, build, segment and compare, from files to a result.
+
+The command line and the demo call these; Slicer's logic does too.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .calibration import CalibrationOptions, PatchSampler
+from .engines import BuildOptions, backend, choose_backend
+from .engines.base import Precision
+from .engines.prepare import PreparedEngine, prepare
+from .model import ModelPackage
+from .preprocessing import NetworkInput
+from .progress import Task
+from .segmenter import SegmentationOptions, SegmentationResult, patch_for, segment_volume, window_of
+from .system import available_memory, machine, peak_memory
+from .volume import Volume
+from .volume_io import read_volume
+
+Source = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Which engine to run on: a backend's name or "auto", and the precision."""
+
+    name: str = "auto"
+    precision: Precision = "int8"
+    threads: int = 0
+    device: str = "cpu"
+
+
+@dataclass
+class SegmentationRun:
+    """A segmentation with everything that a report says of it.
+
+    Attributes:
+        seconds: by stage, from reading the scan to the label map; "total" is wall time.
+        engine: the engine's own report.
+    """
+
+    volume: Volume
+    result: SegmentationResult
+    seconds: dict[str, float]
+    engine: dict[str, Any]
+    latency_ms: dict[str, float] = field(default_factory=dict)
+    network_input: NetworkInput | None = None
+
+
+def patches_of(network_input: NetworkInput, package: ModelPackage, patch: tuple[int, int, int], count: int = 2) -> list[Any]:
+    """Patches of a volume in network space, centred on foreground, for comparing engines."""
+    sampler = PatchSampler([lambda: _unused()], package.spec, patch, CalibrationOptions(patches=count, foreground=1.0, air=0.0))
+    return list(sampler.draw(network_input, count, np.random.default_rng(0)))
+
+
+def _unused() -> Volume:
+    raise AssertionError("the patches are drawn from a volume that is there already")
+
+
+def quantize(
+    model: Source,
+    scans: Sequence[Source | Sequence[Source]],
+    target: Source,
+    calibration: CalibrationOptions,
+    policy: Any,
+    task: Task,
+) -> tuple[ModelPackage, Any]:
+    """Calibrate a package on scans from files, one in memory at a time, and write it with its INT8 network."""
+    from .quantization import calibration_patch, quantize_package
+
+    with ModelPackage.load(model) as package:
+        sources: list[Callable[[], Volume]] = [lambda scan=scan: read_volume(scan) for scan in scans]  # type: ignore[misc]
+        sampler = PatchSampler(sources, package.spec, calibration_patch(package), calibration, task=task)
+        return quantize_package(package, sampler, target, calibration, policy, task)
+
+
+def build(
+    package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, scan: Source | None, task: Task
+) -> PreparedEngine:
+    """Build (or find) the engine of a package; with a scan it is compared with the simulation."""
+    from .preprocessing import preprocess
+
+    made = choose_backend(choice.name, choice.precision)
+    patches: list[Any] = []
+    patch = window_of(package.spec, options)[0]
+    if scan is not None:
+        network_input = preprocess(read_volume(scan), package.spec)
+        patch = patch_for(network_input, package.spec, options)
+        patches = patches_of(network_input, package, patch)
+    return prepare(package, made, _build_options(package, choice, options, patch), patches, task)
+
+
+def _build_options(
+    package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, patch: tuple[int, int, int]
+) -> BuildOptions:
+    package.onnx_path(choice.precision)  # complains before any work if there is no such network
+    return BuildOptions(choice.precision, patch, options.batch, choice.device, choice.threads)
+
+
+def segment(
+    package: ModelPackage,
+    volume: Volume,
+    choice: EngineChoice,
+    options: SegmentationOptions,
+    task: Task,
+    read_seconds: float = 0.0,
+) -> SegmentationRun:
+    """Segment a volume with a package on the chosen engine, which is built if it is not there yet."""
+    made = choose_backend(choice.name, choice.precision)
+    package.onnx_path(choice.precision)
+    prepared: list[PreparedEngine] = []
+    inputs: list[NetworkInput] = []
+    calls: list[float] = []
+
+    def make_engine(network_input: NetworkInput) -> Any:
+        patch = patch_for(network_input, package.spec, options)
+        # Drawing patches costs a pass over the volume: only where the engine has yet to be compared with the simulation.
+        patches = _LazyPatches(lambda: patches_of(network_input, package, patch))
+        prepared.append(prepare(package, made, _build_options(package, choice, options, patch), patches, task))
+        inputs.append(network_input)
+        return _Timed(prepared[0].engine, calls)
+
+    began = time.perf_counter()
+    try:
+        result = segment_volume(volume, package.spec, make_engine, options, task)
+        engine = _engine_report(prepared[0], choice)
+    finally:
+        for item in prepared:
+            item.close()
+    seconds = {"reading": read_seconds, **{k: v for k, v in result.seconds.items() if k != "total"}}
+    seconds["total"] = read_seconds + time.perf_counter() - began
+    latency = (
+        {"median": 1e3 * float(np.median(calls)), "p95": 1e3 * float(np.percentile(calls, 95)), "calls": float(len(calls))}
+        if calls
+        else {}
+    )
+    return SegmentationRun(volume, result, seconds, engine, latency, inputs[0])
+
+
+class _LazyPatches(Sequence[Any]):
+    """Patches that are drawn when they are first looked at; always counts as given."""
+
+    def __init__(self, draw: Callable[[], list[Any]]) -> None:
+        self._draw = draw
+        self._patches: list[Any] | None = None
+
+    def _all(self) -> list[Any]:
+        if self._patches is None:
+            self._patches = self._draw()
+        return self._patches
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._all()[index]
+
+
+class _Timed:
+    """An engine that notes how long each call takes."""
+
+    def __init__(self, engine: Any, calls: list[float]) -> None:
+        self._engine, self._calls = engine, calls
+
+    def infer(self, batch: Any) -> Any:
+        began = time.perf_counter()
+        result = self._engine.infer(batch)
+        self._calls.append(time.perf_counter() - began)
+        return result
+
+    def describe(self) -> Any:
+        return self._engine.describe()
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def _engine_report(prepared: PreparedEngine, choice: EngineChoice) -> dict[str, Any]:
+    description = prepared.describe()
+    return {
+        "name": prepared.backend.name,
+        "title": prepared.backend.title,
+        "precision": choice.precision,
+        "real_int8": prepared.backend.real_int8,
+        "bytes": prepared.entry.bytes,
+        "cached": prepared.cached,
+        "build_seconds": prepared.entry.record.get("build_seconds"),
+        "note": prepared.note,
+        "fallback_layers": list(prepared.fallback),
+        "fidelity": prepared.fidelity.to_json() if prepared.fidelity else None,
+        "description": description.to_json(),
+    }
+
+
+def doctor() -> dict[str, Any]:
+    """What is installed, what can run here and why not the rest."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str | None] = {}
+    for name in (
+        "medquantint8",
+        "numpy",
+        "SimpleITK",
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "cuda-python",
+        "nvidia-modelopt",
+        "torch",
+        "monai",
+        "slicer-core",
+    ):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    engines = {}
+    from .engines import backend_names
+
+    for name in backend_names():
+        made = backend(name)
+        reason = made.unavailable()
+        engines[name] = {
+            "title": made.title,
+            "available": not reason,
+            "reason": reason,
+            "real_int8": made.real_int8,
+            "version": "" if reason else made.version(),
+        }
+    from .engines.cache import cache_root
+    from .quantization import require_quantizer
+
+    try:
+        require_quantizer()
+        quantizer = ""
+    except Exception as error:
+        # Whatever keeps ModelOpt from loading is what the doctor is asked for.
+        quantizer = str(error)
+    return {
+        "machine": machine(),
+        "packages": found,
+        "engines": engines,
+        "quantizer": {"available": not quantizer, "reason": quantizer},
+        "cache": str(cache_root()),
+        "memory_available_bytes": available_memory(),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def output_name(scan: Source) -> str:
+    """The name of a scan without folder and type, for naming results."""
+    name = Path(scan).name
+    for extension in (".nii.gz", ".seg.nrrd"):
+        if name.lower().endswith(extension):
+            return name[: -len(extension)]
+    return Path(name).stem or "scan"

@@ -1,0 +1,228 @@
+"""The segment road, start to end: volume in, label map on the volume's own grid out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .engines import Engine
+from .errors import InputError, MedQuantError
+from .model_spec import ModelSpec
+from .preprocessing import NetworkInput, preprocess
+from .progress import Task
+from .sliding_window import (
+    LabelSink,
+    RegionSink,
+    ScoreSink,
+    SlidingWindowResult,
+    WindowPlan,
+    check_patch,
+    plan_windows,
+    slide,
+)
+from .system import available_memory
+from .volume import Volume
+
+_GB = 1 << 30
+
+
+@dataclass(frozen=True)
+class SegmentationOptions:
+    """How to run.
+
+    Attributes:
+        patch: another patch size than the model's, along the tensor's axes.
+        overlap: another overlap than the model's.
+        batch: windows a call of the engine.
+        skip_air: leave out windows that hold only air, where the model says what air is.
+        memory_bytes: for blended scores; None takes half of what is free, at most 4 GB.
+    """
+
+    patch: tuple[int, int, int] | None = None
+    overlap: float | None = None
+    batch: int = 1
+    skip_air: bool = False
+    memory_bytes: int | None = None
+
+
+@dataclass
+class SegmentationResult:
+    """A label map and how it came about.
+
+    Attributes:
+        labels: (K, J, I) on the input's own grid, uint8 or uint16.
+        ijk_to_ras: the input's matrix.
+        seconds: by stage; "network" is the time inside the engine.
+        notes: decisions a user should know, in words: what was resampled and why, what was skipped.
+    """
+
+    labels: NDArray[Any]
+    ijk_to_ras: NDArray[np.float64]
+    seconds: dict[str, float]
+    windows: int
+    skipped_windows: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def skipped_share(self) -> float:
+        return self.skipped_windows / max(1, self.windows)
+
+
+def window_of(spec: ModelSpec, options: SegmentationOptions) -> tuple[tuple[int, int, int], float]:
+    """The patch size and overlap in force.
+
+    Raises:
+        InputError: a patch size or overlap that the network does not take.
+    """
+    patch = options.patch or spec.window.patch_size
+    check_patch(patch, spec.window)
+    overlap = spec.window.overlap if options.overlap is None else options.overlap
+    if not 0 <= overlap < 1:
+        raise InputError(f"An overlap of {overlap} is not possible.", "Give one of at least 0 and below 1.")
+    return patch, overlap
+
+
+def whole_volume_patch(shape: tuple[int, int, int], spec: ModelSpec) -> tuple[int, int, int]:
+    """The patch that holds the whole of a volume in network space, padded up to the model's multiples."""
+    a, b, c = (-(-size // multiple) * multiple for size, multiple in zip(shape, spec.window.multiples, strict=True))
+    return a, b, c
+
+
+def patch_for(network_input: NetworkInput, spec: ModelSpec, options: SegmentationOptions) -> tuple[int, int, int]:
+    """The patch size that this volume is run with."""
+    if spec.window.whole_volume and options.patch is None:
+        a, b, c = network_input.data.shape[1:]
+        return whole_volume_patch((a, b, c), spec)
+    return window_of(spec, options)[0]
+
+
+def segment(
+    network_input: NetworkInput,
+    spec: ModelSpec,
+    engine: Engine,
+    options: SegmentationOptions = SegmentationOptions(),
+    task: Task | None = None,
+) -> SegmentationResult:
+    """Segment a preprocessed volume.
+
+    Raises:
+        Cancelled: within one batch of windows after ``task.cancel()``.
+        MedQuantError: not enough memory; says how much is missing.
+    """
+    task = task or Task()
+    patch = patch_for(network_input, spec, options)
+    overlap = window_of(spec, options)[1]
+    from dataclasses import replace
+
+    window = replace(spec.window, overlap=overlap)
+    a, b, c = network_input.data.shape[1:]
+    plan = plan_windows((a, b, c), window, patch)
+    budget = options.memory_bytes if options.memory_bytes is not None else min(4 * _GB, available_memory() // 2)
+    run = _Run(network_input, spec, plan, budget)
+    result = slide(
+        network_input.data,
+        run.activated(engine.infer),
+        spec.output_channels,
+        plan,
+        window,
+        run.sink,
+        batch_size=options.batch,
+        carried_dtype=run.carried,
+        normalized=run.normalized,
+        skip_air=options.skip_air,
+        task=task,
+    )
+    with task.stage("restoring the grid"):
+        labels = run.labels()
+    if options.skip_air and result.skipped:
+        run.notes.append(f"{result.skipped} of {result.windows} windows held only air and were skipped")
+    return SegmentationResult(
+        labels, network_input.original.ijk_to_ras, _seconds(task, result), result.windows, result.skipped, run.notes
+    )
+
+
+def segment_volume(
+    volume: Volume,
+    spec: ModelSpec,
+    make_engine: Callable[[NetworkInput], Engine],
+    options: SegmentationOptions = SegmentationOptions(),
+    task: Task | None = None,
+) -> SegmentationResult:
+    """As :func:`segment`, from a volume; ``make_engine`` may look at the volume in network space."""
+    task = task or Task()
+    began = time.perf_counter()
+    with task.stage("preprocessing"):
+        network_input = preprocess(volume, spec)
+    engine = make_engine(network_input)
+    result = segment(network_input, spec, engine, options, task)
+    result.seconds["total"] = time.perf_counter() - began
+    return result
+
+
+def _seconds(task: Task, result: SlidingWindowResult) -> dict[str, float]:
+    seconds = dict(task.seconds)
+    segmenting = seconds.pop("segmenting", 0.0)
+    return {**seconds, "network": result.network_seconds, "blending": max(0.0, segmenting - result.network_seconds)}
+
+
+class _Run:
+    """What becomes of the scores of one volume: labels at once, or kept for resampling, as memory allows."""
+
+    def __init__(self, network_input: NetworkInput, spec: ModelSpec, plan: WindowPlan, budget: int) -> None:
+        self._input, self._spec = network_input, spec
+        self.notes: list[str] = []
+        classes = spec.output_channels
+        dtype = np.uint8 if max(label.value for label in spec.labels) < 256 else np.uint16
+        self._values = _label_values(spec, dtype)
+        self._regions = spec.output.activation == "sigmoid"
+        shape = plan.volume_shape
+        self.carried: Any = np.float32
+        if plan.carried_bytes(classes, 4) > budget:
+            self.carried = np.float16
+            self.notes.append("blended in 16-bit floating point: 32 bit would take more memory than allowed")
+        needed = plan.carried_bytes(classes, np.dtype(self.carried).itemsize)
+        if needed > budget and needed > available_memory():
+            raise MedQuantError(
+                f"Blending needs {needed / _GB:.1f} GB of memory, but only {available_memory() / _GB:.1f} GB are free.",
+                "Close other programs, or choose a smaller patch (--patch) or overlap (--overlap).",
+            )
+        scores = classes * int(np.prod(shape)) * 4
+        self._resample_scores = network_input.resampled and scores + needed <= budget
+        if network_input.resampled:
+            self.notes.append(
+                "class scores were resampled to the scan's grid before the largest was chosen"
+                if self._resample_scores
+                else f"labels, not class scores, were resampled to the scan's grid: the scores would take {scores / _GB:.1f} GB"
+            )
+        self.normalized = self._resample_scores or self._regions
+        if self._resample_scores:
+            self.sink: Any = ScoreSink(classes, shape)
+        elif self._regions:
+            self.sink = RegionSink(shape, self._values, spec.output.threshold)
+        else:
+            self.sink = LabelSink(shape, self._values)
+
+    def activated(self, infer: Any) -> Any:
+        """Regions are blended as probabilities (the threshold needs them), exclusive classes as the network gives."""
+        if not self._regions or self._spec.output.activated:
+            return infer
+        return lambda batch: 1 / (1 + np.exp(-np.clip(infer(batch), -60, 60)))
+
+    def labels(self) -> NDArray[Any]:
+        if not self._resample_scores:
+            return self._input.restore(self.sink.labels)
+        if self._regions:
+            return self._input.restore_regions(self.sink.scores, self._values, self._spec.output.threshold)
+        return self._input.restore_from_scores(self.sink.scores, self._values)
+
+
+def _label_values(spec: ModelSpec, dtype: Any) -> NDArray[Any]:
+    values = np.zeros(spec.output_channels, dtype)
+    for label in spec.labels:
+        values[label.channel] = label.value
+    return values

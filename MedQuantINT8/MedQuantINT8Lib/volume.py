@@ -1,0 +1,261 @@
+"""Volume: voxels with the matrix that says where they lie in the patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+
+Matrix = NDArray[np.float64]
+_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where voxels lie: ``size`` (I, J, K) and ``ijk_to_ras``, a 4x4 matrix in millimetres (RAS)."""
+
+    size: tuple[int, int, int]
+    ijk_to_ras: Matrix
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres between voxel centres along I, J and K."""
+        i, j, k = np.linalg.norm(self.ijk_to_ras[:3, :3], axis=0)
+        return float(i), float(j), float(k)
+
+    @property
+    def axcodes(self) -> str:
+        """The direction towards which I, J and K grow, as three letters (nearest axes for oblique volumes)."""
+        letters = ["?"] * 3
+        for axis, (world, sign) in enumerate(nearest_axes(self.ijk_to_ras)):
+            letters[axis] = _LETTERS[world][sign > 0]
+        return "".join(letters)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return abs(float(np.linalg.det(self.ijk_to_ras[:3, :3]))) / 1000.0
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Grid)
+            and self.size == other.size
+            and bool(np.allclose(self.ijk_to_ras, other.ijk_to_ras, rtol=0, atol=1e-6))
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.size)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image of one or several channels.
+
+    Attributes:
+        data: array (C, K, J, I), any numeric dtype.
+        ijk_to_ras: 4x4 matrix from voxel indices (I, J, K) to millimetres in RAS. Slicer's ``GetIJKToRASMatrix``.
+        name: what messages call it: a file or a node.
+    """
+
+    data: NDArray[Any]
+    ijk_to_ras: Matrix
+    name: str = "volume"
+
+    def __post_init__(self) -> None:
+        if self.data.ndim == 3:
+            object.__setattr__(self, "data", self.data[None])
+        object.__setattr__(self, "ijk_to_ras", np.asarray(self.ijk_to_ras, dtype=np.float64))
+
+    @property
+    def grid(self) -> Grid:
+        _, k, j, i = self.data.shape
+        return Grid((i, j, k), self.ijk_to_ras)
+
+    @property
+    def channels(self) -> int:
+        return int(self.data.shape[0])
+
+    def with_data(self, data: NDArray[Any]) -> Volume:
+        return replace(self, data=data)
+
+    def check(self, channels: int | None = None) -> None:
+        """Refuse what no network can answer for.
+
+        Raises:
+            InputError: wrong number of channels, one slice only, zero spacing, singular matrix, NaN or infinite voxels,
+                or the same value everywhere.
+        """
+        if channels is not None and self.channels != channels:
+            raise InputError(
+                f"{self.name} has {self.channels} channel(s), but the network needs {channels}.",
+                "Give one file or node for each channel, in the order of the model's channels.",
+            )
+        if min(self.grid.size) < 2:
+            raise InputError(
+                f"{self.name} is {' x '.join(map(str, self.grid.size))} voxels: a single slice, not a volume.",
+                "Load the whole series.",
+            )
+        matrix = self.ijk_to_ras[:3, :3]
+        if not np.isfinite(self.ijk_to_ras).all() or min(self.grid.spacing) <= 1e-6:
+            raise InputError(
+                f"{self.name} has a voxel spacing of zero or a position that is no number.",
+                "Repair its header, for example in Slicer's Volumes module.",
+            )
+        if abs(np.linalg.det(matrix / np.linalg.norm(matrix, axis=0))) < 1e-3:
+            raise InputError(
+                f"{self.name} has a singular direction matrix: two of its axes are the same.",
+                "Repair its header, or export the scan again.",
+            )
+        for index, channel in enumerate(self.data):
+            where = f"{self.name}, channel {index}" if self.channels > 1 else self.name
+            if channel.dtype.kind == "f" and not np.isfinite(channel).all():
+                count = int(channel.size - np.isfinite(channel).sum())
+                raise InputError(
+                    f"{where} has {count} voxel(s) that are NaN or infinite.",
+                    "Replace them, for example by the value of air, and try again.",
+                )
+            if channel.min() == channel.max():
+                raise InputError(
+                    f"{where} has the value {channel.flat[0]} everywhere: there is nothing to segment.", "Choose another volume."
+                )
+
+
+def nearest_axes(ijk_to_ras: Matrix) -> list[tuple[int, int]]:
+    """For each of I, J, K the RAS axis (0 to 2) it runs along most, each used once, and the sign.
+
+    The assignment is taken from the polar factor of the direction matrix, largest cosine first, so that it agrees with
+    what nibabel's ``io_orientation`` does for oblique volumes.
+    """
+    matrix = ijk_to_ras[:3, :3] / np.linalg.norm(ijk_to_ras[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(matrix)
+    rotation = left @ right
+    cosines = np.abs(rotation)
+    found: dict[int, tuple[int, int]] = {}
+    for _ in range(3):
+        world, axis = np.unravel_index(int(np.argmax(cosines)), (3, 3))
+        found[int(axis)] = (int(world), 1 if rotation[world, axis] > 0 else -1)
+        cosines[world, :] = cosines[:, axis] = -1
+    return [found[axis] for axis in range(3)]
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """An exact reorientation: output axis n is input axis ``permutation[n]`` (I, J, K order), flipped if ``flips[n]``."""
+
+    permutation: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+
+    def apply(self, data: NDArray[Any]) -> NDArray[Any]:
+        """Reorient an array whose last three axes are (K, J, I); a view, no copy."""
+        lead = data.ndim - 3
+        order = [lead + 2 - self.permutation[2 - n] for n in range(3)]
+        moved = data.transpose(*range(lead), *order)
+        steps = [slice(None, None, -1 if self.flips[2 - n] else 1) for n in range(3)]
+        return moved[(slice(None),) * lead + tuple(steps)]
+
+    def inverse(self) -> AxisMap:
+        back = [0, 0, 0]
+        flips = [False, False, False]
+        for out_axis, in_axis in enumerate(self.permutation):
+            back[in_axis] = out_axis
+            flips[in_axis] = self.flips[out_axis]
+        return AxisMap((back[0], back[1], back[2]), (flips[0], flips[1], flips[2]))
+
+    def map_grid(self, grid: Grid) -> Grid:
+        matrix = grid.ijk_to_ras.copy()
+        for out_axis, in_axis in enumerate(self.permutation):
+            column = grid.ijk_to_ras[:3, in_axis]
+            if self.flips[out_axis]:
+                matrix[:3, 3] += column * (grid.size[in_axis] - 1)
+            matrix[:3, out_axis] = -column if self.flips[out_axis] else column
+        i, j, k = (grid.size[axis] for axis in self.permutation)
+        return Grid((i, j, k), matrix)
+
+
+def axis_map(grid: Grid, orientation: str) -> AxisMap:
+    """The reorientation that brings ``grid`` as near as flips and swaps can to ``orientation`` (such as "RAS")."""
+    axes = nearest_axes(grid.ijk_to_ras)
+    permutation, flips = [], []
+    for letter in orientation:
+        world = next(w for w, pair in enumerate(_LETTERS) if letter in pair)
+        sign = 1 if letter == _LETTERS[world][1] else -1
+        source = next(axis for axis, (w, _) in enumerate(axes) if w == world)
+        permutation.append(source)
+        flips.append(axes[source][1] != sign)
+    return AxisMap((permutation[0], permutation[1], permutation[2]), (flips[0], flips[1], flips[2]))
+
+
+def to_sitk(data: NDArray[Any], grid: Grid) -> Any:
+    """A SimpleITK image (LPS) of one channel, array (K, J, I). Spacing and direction are taken from the matrix."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data))
+    lps = _LPS_FROM_RAS @ grid.ijk_to_ras
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    return image
+
+
+def matrix_from_sitk(image: Any) -> Matrix:
+    """The IJK-to-RAS matrix of a 3D SimpleITK image."""
+    lps = np.eye(4)
+    lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    lps[:3, 3] = image.GetOrigin()
+    return _LPS_FROM_RAS @ lps
+
+
+def _with_border(data: NDArray[Any], to_source: Matrix, target_size: tuple[int, int, int]) -> tuple[NDArray[Any], Matrix]:
+    """Repeat the outermost voxels where the target reaches up to two voxels beyond them.
+
+    SimpleITK takes the nearest voxel outside, along all axes at once; MONAI clamps each axis and still interpolates
+    along the others. With the border repeated both give the same.
+    """
+    corners = np.array(
+        [[i, j, k, 1] for i in (0, target_size[0] - 1) for j in (0, target_size[1] - 1) for k in (0, target_size[2] - 1)]
+    )
+    reached = corners @ to_source.T[:, :3]
+    last = np.array(data.shape[::-1]) - 1
+    before = np.clip(np.ceil(-reached.min(axis=0) - 0.5), 0, 2).astype(int)
+    after = np.clip(np.ceil(reached.max(axis=0) - last - 0.5), 0, 2).astype(int)
+    if not (before.any() or after.any()):
+        return data, to_source
+    shifted = to_source.copy()
+    shifted[:3, 3] += before
+    return np.pad(data, list(zip(before[::-1], after[::-1], strict=True)), mode="edge"), shifted
+
+
+_INTERPOLATORS = {"linear": "sitkLinear", "bspline": "sitkBSpline", "nearest": "sitkNearestNeighbor"}
+
+
+def resample(data: NDArray[Any], source: Grid, target: Grid, interpolation: str) -> NDArray[Any]:
+    """Sample one channel (K, J, I) of ``source`` at the voxel centres of ``target``.
+
+    Outside the source the nearest voxel's value is taken, as MONAI's ``padding_mode="border"`` does. float arrays stay
+    float32; integer arrays keep their dtype with "nearest" and become float32 otherwise.
+    """
+    import SimpleITK as sitk
+
+    if source == target:
+        return data if interpolation == "nearest" else data.astype(np.float32, copy=False)
+    # Both grids are moved into source's voxel space: SimpleITK then handles sheared or left-handed matrices as well.
+    if interpolation != "nearest":
+        data = data.astype(np.float32, copy=False)
+    to_source = np.linalg.inv(source.ijk_to_ras) @ target.ijk_to_ras
+    if interpolation == "linear":
+        data, to_source = _with_border(data, to_source, target.size)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data))
+    transform = sitk.AffineTransform(to_source[:3, :3].ravel().tolist(), to_source[:3, 3].tolist())
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize([int(n) for n in target.size])
+    resampler.SetTransform(transform)
+    resampler.SetInterpolator(getattr(sitk, _INTERPOLATORS[interpolation]))
+    resampler.SetUseNearestNeighborExtrapolator(True)
+    resampler.SetOutputPixelType(image.GetPixelID())
+    return sitk.GetArrayFromImage(resampler.Execute(image))

@@ -1,0 +1,120 @@
+"""What the tests share: the real data beside the project, volumes that are made, and an engine cache of their own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "MedQuantINT8")]
+
+from data_models import DATA  # noqa: E402
+from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler  # noqa: E402
+from MedQuantINT8Lib.importers.onnx import import_onnx  # noqa: E402
+from MedQuantINT8Lib.model import ModelPackage  # noqa: E402
+from MedQuantINT8Lib.phantom import make_phantom, phantom_spec  # noqa: E402
+from MedQuantINT8Lib.resources import resource  # noqa: E402
+from MedQuantINT8Lib.volume import Volume  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = pytest.mark.skip(reason=f"the real scans and networks are not at {DATA}; set MEDQUANT_DATA to where they are")
+    for item in items:
+        if item.get_closest_marker("data") and not (DATA / "networks").is_dir():
+            item.add_marker(missing)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees or touches the user's engines; one cache for the session, so that an engine is built once."""
+    before = os.environ.get("MEDQUANT_CACHE")
+    os.environ["MEDQUANT_CACHE"] = str(tmp_path_factory.mktemp("engines"))
+    yield
+    if before is None:
+        del os.environ["MEDQUANT_CACHE"]
+    else:
+        os.environ["MEDQUANT_CACHE"] = before
+
+
+@pytest.fixture
+def data() -> Path:
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def phantom() -> tuple[Volume, np.ndarray]:
+    """A made scan and its true labels."""
+    return make_phantom(2000, (96, 88, 80), 4.0)
+
+
+@pytest.fixture(scope="session")
+def fp32_package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    """The demo network, not quantized."""
+    return import_onnx(resource("phantom_unet.onnx"), phantom_spec(), tmp_path_factory.mktemp("fp32") / "phantom")
+
+
+@pytest.fixture(scope="session")
+def int8_package(fp32_package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    """The demo network, quantized on two made scans."""
+    from MedQuantINT8Lib.quantization import QuantizationPolicy, calibration_patch, quantize_package
+
+    options = CalibrationOptions(patches=4)
+    sources = [lambda seed=seed: make_phantom(seed, (96, 88, 80), 4.0)[0] for seed in (2001, 2002)]
+    sampler = PatchSampler(sources, fp32_package.spec, calibration_patch(fp32_package), options)
+    return quantize_package(
+        fp32_package, sampler, tmp_path_factory.mktemp("int8") / "phantom", options, QuantizationPolicy(agreement=0)
+    )[0]
+
+
+OBLIQUE = np.array([[0.80, -0.52, 0.40, -40.0], [0.55, 1.30, -0.30, 12.0], [-0.21, 0.48, 2.70, 77.0], [0, 0, 0, 1.0]])
+
+
+def orthogonal(
+    spacing: tuple[float, float, float], angles: tuple[float, float, float] = (0, 0, 0), flips: str = ""
+) -> np.ndarray:
+    """An IJK-to-RAS matrix: rotations about R, A, S in degrees, ``flips`` naming axes (i, j, k) that run backwards."""
+    matrix = np.eye(4)
+    for axis, angle in enumerate(np.radians(angles)):
+        rotation = np.eye(3)
+        a, b = [n for n in range(3) if n != axis]
+        rotation[a, a] = rotation[b, b] = np.cos(angle)
+        rotation[a, b], rotation[b, a] = -np.sin(angle), np.sin(angle)
+        matrix[:3, :3] = matrix[:3, :3] @ rotation
+    matrix[:3, :3] *= [s * (-1 if letter in flips else 1) for s, letter in zip(spacing, "ijk", strict=True)]
+    matrix[:3, 3] = [-31.0, 17.0, 240.0]
+    return matrix
+
+
+GEOMETRIES = {
+    "axial": orthogonal((1.0, 1.0, 1.0)),
+    "anisotropic": orthogonal((0.7, 0.7, 4.0)),
+    "flipped": orthogonal((0.9, 1.2, 2.0), flips="ik"),
+    "oblique": orthogonal((0.8, 1.1, 2.5), (12, -20, 31)),
+    "oblique and flipped": orthogonal((1.5, 0.9, 3.0), (-25, 14, 40), flips="j"),
+    "sagittal": orthogonal((1.0, 1.3, 1.1), (0, 90, 90)),
+}
+
+
+@pytest.fixture(params=list(GEOMETRIES))
+def geometry(request: pytest.FixtureRequest) -> np.ndarray:
+    return GEOMETRIES[request.param]
+
+
+@pytest.fixture
+def blob() -> Callable[[np.ndarray, tuple[int, int, int]], tuple[Volume, np.ndarray]]:
+    """Make a scan of one bright, off-centre ball: the volume and the ball's mask (K, J, I)."""
+
+    def make(matrix: np.ndarray, size: tuple[int, int, int] = (40, 36, 24)) -> tuple[Volume, np.ndarray]:
+        i, j, k = np.meshgrid(*[np.arange(n) for n in size], indexing="ij")
+        world = np.stack([i, j, k], -1) @ matrix[:3, :3].T + matrix[:3, 3]
+        center = np.array([size[0] * 0.6, size[1] * 0.4, size[2] * 0.55]) @ matrix[:3, :3].T + matrix[:3, 3]
+        radius = 0.3 * min(n * s for n, s in zip(size, np.linalg.norm(matrix[:3, :3], axis=0), strict=True))
+        mask = (np.linalg.norm(world - center, axis=-1) < radius).transpose(2, 1, 0)
+        image = mask * 100 + np.random.default_rng(0).normal(10, 2, mask.shape)
+        return Volume(image.astype(np.float32), matrix, "ball"), mask
+
+    return make

@@ -1,0 +1,216 @@
+"""Write the published schemas in MedQuantINT8/Resources from one place: python Testing/make_schemas.py"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "MedQuantINT8"))
+
+from MedQuantINT8Lib.resources import resource
+
+_NUMBER, _TEXT = {"type": "number"}, {"type": "string"}
+_NAME = {"type": "string", "pattern": "\\S"}
+
+
+def _object(required: list[str], **properties: object) -> dict[str, object]:
+    return {"type": "object", "required": required, "additionalProperties": False, "properties": properties}
+
+
+def _triple(item: dict[str, object]) -> dict[str, object]:
+    return {"type": "array", "items": item, "minItems": 3, "maxItems": 3}
+
+
+def _maybe(item: dict[str, object]) -> dict[str, object]:
+    return {"anyOf": [item, {"type": "null"}]}
+
+
+def _choice(*values: str) -> dict[str, object]:
+    return {"enum": list(values)}
+
+
+_POSITIVE = {"type": "number", "exclusiveMinimum": 0}
+_COUNT = {"type": "integer", "minimum": 1}
+_CODE = _object(["scheme", "value", "meaning"], scheme=_NAME, value=_NAME, meaning=_NAME)
+
+
+def model_schema() -> dict[str, object]:
+    normalization = _object(
+        ["kind"],
+        kind=_choice("window", "minmax", "percentile", "zscore", "nnunet_ct"),
+        low=_maybe(_NUMBER),
+        high=_maybe(_NUMBER),
+        mean=_maybe(_NUMBER),
+        std=_maybe(_POSITIVE),
+        clip={"type": "boolean"},
+        mask=_choice("all", "nonzero", "above_mean"),
+    )
+    needs = [("window", ["low", "high"]), ("percentile", ["low", "high"]), ("nnunet_ct", ["low", "high", "mean", "std"])]
+    normalization["allOf"] = [
+        {
+            "if": {"properties": {"kind": {"const": kind}}},
+            "then": {"required": names, "properties": dict.fromkeys(names, _NUMBER)},
+        }
+        for kind, names in needs
+    ]
+    label = _object(
+        ["value", "name", "channel"],
+        value={"type": "integer", "minimum": 1, "maximum": 65535},
+        name=_NAME,
+        channel={"type": "integer", "minimum": 0},
+        color=_triple({"type": "integer", "minimum": 0, "maximum": 255}),
+        terminology=_maybe(_object(["category", "type"], category=_CODE, type=_CODE, modifier=_maybe(_CODE))),
+    )
+    schema = _object(
+        [
+            "schema",
+            "schema_version",
+            "name",
+            "version",
+            "modality",
+            "channels",
+            "geometry",
+            "normalization",
+            "window",
+            "output",
+            "labels",
+            "license",
+        ],
+        schema={"const": "medquant-model"},
+        schema_version={"const": "1.0"},
+        name={"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$"},
+        version=_NAME,
+        modality=_NAME,
+        title=_TEXT,
+        description=_TEXT,
+        channels={"type": "array", "minItems": 1, "items": _object(["name"], name=_NAME)},
+        geometry=_object(
+            [],
+            axis_order=_choice("IJK", "KJI"),
+            orientation={"type": "string", "pattern": "^[RLAPSI]{3}$"},
+            spacing=_maybe(_triple(_POSITIVE)),
+            size=_maybe(_triple(_COUNT)),
+            anchor=_choice("centers", "edges"),
+            interpolation=_choice("linear", "bspline", "nearest"),
+        ),
+        crop=_object(
+            [], kind=_choice("none", "nonzero", "threshold"), threshold=_NUMBER, margin={"type": "integer", "minimum": 0}
+        ),
+        normalize_in=_choice("network", "input"),
+        normalization={"type": "array", "items": normalization},
+        window=_object(
+            ["patch_size"],
+            patch_size=_triple(_COUNT),
+            multiples=_triple(_COUNT),
+            overlap={"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            whole_volume={"type": "boolean"},
+            blend=_choice("gaussian", "constant"),
+            placement=_choice("monai", "nnunet"),
+            pad_value=_NUMBER,
+            air_threshold=_maybe(_NUMBER),
+        ),
+        output=_object(
+            [],
+            activation=_choice("softmax", "sigmoid"),
+            activated={"type": "boolean"},
+            threshold={"type": "number", "minimum": 0, "maximum": 1},
+        ),
+        labels={"type": "array", "minItems": 1, "items": label},
+        license=_NAME,
+        citation=_TEXT,
+        source_url=_TEXT,
+        files={
+            "type": "object",
+            "required": ["model.onnx"],
+            "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        },
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "MedQuantINT8 model package: model.json",
+        **schema,
+    }
+
+
+def report_schema() -> dict[str, object]:
+    run = {
+        "type": "object",
+        "required": ["scan", "precision", "seconds", "latency_ms", "windows", "notes", "engine", "peak_memory_bytes"],
+        "properties": {
+            "scan": _TEXT,
+            "precision": _choice("int8", "fp32"),
+            "windows": {"type": "integer", "minimum": 1},
+            "seconds": {
+                "type": "object",
+                "required": ["total", "network"],
+                "additionalProperties": {"type": "number", "minimum": 0},
+            },
+            "latency_ms": {"type": "object", "required": ["median", "p95"], "additionalProperties": _NUMBER},
+            "notes": {"type": "array", "items": _TEXT},
+            "peak_memory_bytes": {"type": "integer", "minimum": 0},
+            "engine": {
+                "type": "object",
+                "required": ["name", "precision", "bytes", "fidelity", "description"],
+                "properties": {
+                    "description": {
+                        "type": "object",
+                        "required": ["engine", "version", "verdict", "int8_mac_share", "layers"],
+                        "properties": {
+                            "verdict": _choice("INT8", "mixed", "not INT8"),
+                            "int8_mac_share": {"type": "number", "minimum": 0, "maximum": 1},
+                        },
+                    }
+                },
+            },
+        },
+    }
+    structure = {
+        "type": "object",
+        "required": ["value", "name", "dice", "ml", "other_ml"],
+        "properties": {"dice": _maybe({"type": "number", "minimum": 0, "maximum": 1})},
+    }
+    agreement = {
+        "type": "object",
+        "required": ["scan", "first", "second", "mean_dice", "structures"],
+        "properties": {
+            "mean_dice": _maybe({"type": "number", "minimum": 0, "maximum": 1}),
+            "structures": {"type": "array", "items": structure},
+        },
+    }
+    picture = {"type": "object", "required": ["title", "png"], "properties": {"title": _TEXT, "png": _TEXT}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "MedQuantINT8 report: report.json",
+        "type": "object",
+        "required": [
+            "schema",
+            "schema_version",
+            "created",
+            "medquant_version",
+            "machine",
+            "model",
+            "sizes",
+            "calibration",
+            "runs",
+            "agreement",
+            "pictures",
+        ],
+        "properties": {
+            "schema": {"const": "medquant-report"},
+            "schema_version": {"const": "1.0"},
+            "machine": {"type": "object", "required": ["processor", "cores", "features"]},
+            "model": {"type": "object", "required": ["name", "version", "license", "citation"]},
+            "sizes": {"type": "object", "required": ["fp32_bytes"]},
+            "runs": {"type": "array", "items": run},
+            "agreement": {"type": "array", "items": agreement},
+            "pictures": {"type": "array", "items": picture},
+        },
+    }
+
+
+SCHEMAS = {"model.schema.json": model_schema, "report.schema.json": report_schema}
+
+if __name__ == "__main__":
+    for name, make in SCHEMAS.items():
+        resource("phantom_unet.onnx").with_name(name).write_text(json.dumps(make(), indent=2) + "\n", encoding="utf-8")

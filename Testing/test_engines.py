@@ -1,0 +1,261 @@
+"""Engines: cache, what really ran in INT8, comparison with the simulation, fallback."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+
+from MedQuantINT8Lib import graph
+from MedQuantINT8Lib.engines import BuildOptions, backend, backend_names, cache, choose_backend, register
+from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
+from MedQuantINT8Lib.engines.prepare import prepare
+from MedQuantINT8Lib.errors import EngineError, PackageError, StorageError
+from MedQuantINT8Lib.phantom import phantom_spec
+from MedQuantINT8Lib.preprocessing import preprocess
+
+PATCH = (64, 64, 64)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "engines"))
+    return tmp_path / "engines"
+
+
+@pytest.fixture(scope="session")
+def patches(phantom):
+    data = preprocess(phantom[0], phantom_spec()).data
+    return [np.ascontiguousarray(data[:, 20:84, 20:84, 40:104]), np.ascontiguousarray(data[:, :64, :64, :64])]
+
+
+@pytest.mark.parametrize("name", backend_names())
+def test_fp32_engines_equal_the_network(name, fp32_package, patches):
+    from MedQuantINT8Lib.engines.onnxruntime import session
+
+    made = prepare(fp32_package, backend(name), BuildOptions("fp32", PATCH))
+    expected = session(fp32_package.onnx_path("fp32").read_bytes(), "fp32").run(None, {"image": patches[0][None]})[0]
+    assert np.linalg.norm(made.engine.infer(patches[0][None]) - expected) / np.linalg.norm(expected) < 1e-4
+    assert made.describe().verdict == "not INT8"
+
+
+def test_openvino_runs_int8_and_says_so_layer_by_layer(int8_package, patches):
+    made = prepare(int8_package, backend("openvino"), BuildOptions("int8", PATCH), patches)
+    description = made.describe()
+    assert description.verdict == "INT8" and description.int8_mac_share > 0.95
+    convolutions = [layer for layer in description.layers if layer.kind == "Convolution"]
+    assert all(layer.int8 and "I8" in layer.kernel for layer in convolutions)
+    deconvolutions = [layer for layer in description.layers if layer.kind == "Deconvolution"]
+    assert len(deconvolutions) == 2 and not any(layer.int8 for layer in deconvolutions)
+    # The engine's own count of the work is that of the graph.
+    expected = sum(
+        layer.macs
+        for layer in graph.weighted_layers(graph.fixed_shape(graph.load_network(int8_package.onnx_path("int8")), PATCH))
+    )
+    assert sum(layer.macs for layer in description.layers) == pytest.approx(expected, rel=1e-6)
+
+
+def test_onnx_runtime_never_calls_its_simulation_int8(int8_package, patches):
+    made = prepare(int8_package, backend("onnxruntime"), BuildOptions("int8", PATCH), patches)
+    assert made.describe().verdict == "not INT8" and "simulated" in made.describe().layers[0].precision
+
+
+def test_real_int8_is_compared_with_the_simulation_once(int8_package, patches, own_cache):
+    options = BuildOptions("int8", PATCH)
+    blind = prepare(int8_package, backend("openvino"), options)
+    assert blind.fidelity is None and "no scan" in blind.note and not blind.cached
+    first = prepare(int8_package, backend("openvino"), options, patches)
+    assert first.cached and first.fidelity is not None and first.fidelity.trusted
+    assert first.fidelity.relative_error <= max(0.02, first.fidelity.simulated_relative_error)
+
+    class Untouched(list):
+        def __getitem__(self, index):
+            raise AssertionError("the engine was compared again")
+
+    again = prepare(int8_package, backend("openvino"), options, Untouched(patches))
+    assert again.fidelity == first.fidelity
+
+
+def test_batches_smaller_than_the_engines_are_padded(fp32_package, patches):
+    made = prepare(fp32_package, backend("openvino"), BuildOptions("fp32", PATCH, batch=2))
+    single = made.engine.infer(patches[0][None]).copy()
+    both = made.engine.infer(np.stack(patches))
+    assert single.shape[0] == 1 and both.shape[0] == 2
+    assert np.allclose(single[0], both[0], atol=1e-4)
+
+
+def concat_network(tmp_path):
+    """The smallest network that shows what OpenVINO does to a signed quantized Concat: Concat, Q/DQ, Conv."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (8, 16, 1, 1, 1)).astype(np.int8)
+    constants = {
+        "s": np.float32(0.04),
+        "z": np.int8(0),
+        "w": weight,
+        "ws": np.full(8, 0.01, np.float32),
+        "wz": np.zeros(8, np.int8),
+        "half": np.float32(0.5),
+    }
+    nodes = [
+        helper.make_node("Mul", ["x", "half"], ["h"], name="half_of_it"),
+        helper.make_node("Concat", ["x", "h"], ["c"], name="concat", axis=1),
+        helper.make_node("QuantizeLinear", ["c", "s", "z"], ["q"], name="quantize"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="dequantize"),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], name="weights", axis=0),
+        helper.make_node("Conv", ["d", "wd"], ["y"], name="conv", kernel_shape=[1, 1, 1]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 8, 8, 8, 8]) for n in "xy"]
+    made = helper.make_model(
+        helper.make_graph(
+            nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+        ),
+        opset_imports=[helper.make_opsetid("", 19)],
+        ir_version=9,
+    )
+    onnx.save(made, str(tmp_path / "concat.onnx"))
+    return tmp_path / "concat.onnx"
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_openvino_gets_a_quantized_concat_right_only_with_unsigned_activations(tmp_path, signed):
+    """Signed: values come out rounded to whole numbers, their scale lost (OpenVINO 2026.4). If the first half of this
+    test fails, OpenVINO was mended and graph.as_unsigned can go."""
+    from MedQuantINT8Lib.engines.onnxruntime import session
+
+    path = concat_network(tmp_path)
+    data = np.random.default_rng(1).normal(size=(1, 8, 8, 8, 8)).astype(np.float32)
+    expected = session(path.read_bytes(), "int8").run(None, {"x": data})[0]
+    made = OpenVINOBackend(signed_activations=signed)
+    made.build(path, tmp_path, BuildOptions("int8", (8, 8, 8)))
+    engine = made.load(tmp_path, BuildOptions("int8", (8, 8, 8)))
+    assert engine.describe().verdict == "INT8"
+    error = float(np.linalg.norm(engine.infer(data) - expected) / np.linalg.norm(expected))
+    assert error > 0.1 if signed else error < 1e-3
+
+
+class SignedOpenVINO(OpenVINOBackend):
+    """OpenVINO without the rewrite: a real engine that computes some layers wrongly."""
+
+    def __init__(self) -> None:
+        super().__init__(signed_activations=True)
+
+
+@pytest.mark.slow
+def test_a_wrong_engine_is_caught_and_rebuilt_without_the_layers_at_fault(int8_package, patches, own_cache):
+    register("signed", "test_engines:SignedOpenVINO")
+    try:
+        made = prepare(int8_package, backend("signed"), BuildOptions("int8", PATCH), patches)
+    finally:
+        from MedQuantINT8Lib.engines import base
+
+        del base._REGISTRY["signed"]
+    model = graph.load_network(int8_package.onnx_path("int8"))
+    found = graph.Graph(model)
+
+    def reads_concat(name):
+        node = next(n for n in model.graph.node if n.name == name)
+        source = found.producer.get(found.producer[found.producer[node.input[0]].input[0]].input[0])
+        return source is not None and source.op_type == "Concat"
+
+    behind_concats = {layer.name for layer in graph.weighted_layers(model) if layer.quantized and reads_concat(layer.name)}
+    assert set(made.fallback) == behind_concats and len(behind_concats) == 2
+    assert "high precision" in made.note and made.fidelity is not None and made.fidelity.trusted
+    assert 0 < made.describe().int8_mac_share < 0.95
+    again = prepare(int8_package, SignedOpenVINO(), BuildOptions("int8", PATCH), patches)
+    assert again.cached and again.fallback == made.fallback
+
+
+def test_an_operator_that_the_engine_lacks_is_named(fp32_package, tmp_path):
+    import onnx
+
+    model = graph.load_network(fp32_package.onnx_path("fp32"))
+    model.graph.node[3].op_type, model.graph.node[3].domain = "MadeUpOperator", "example.org"
+    model.opset_import.append(onnx.helper.make_opsetid("example.org", 1))
+    onnx.save(model, str(tmp_path / "strange.onnx"))
+    for name in backend_names():
+        with pytest.raises(EngineError, match="MadeUpOperator"):
+            backend(name).build(tmp_path / "strange.onnx", tmp_path, BuildOptions("fp32", PATCH))
+
+
+def test_unknown_engines_and_missing_networks_are_refused(fp32_package):
+    with pytest.raises(EngineError, match="openvino, onnxruntime"):
+        choose_backend("tensorflow", "int8")
+    with pytest.raises(PackageError, match=r"model\.int8\.onnx"):
+        fp32_package.onnx_path("int8")
+
+
+def test_auto_prefers_real_int8():
+    assert choose_backend("auto", "int8").real_int8
+
+
+def test_a_damaged_engine_is_built_anew(fp32_package, own_cache):
+    options = BuildOptions("fp32", PATCH)
+    made = prepare(fp32_package, backend("openvino"), options)
+    blob = made.entry.folder / "network.blob"
+    blob.write_bytes(blob.read_bytes()[:100])
+    again = prepare(fp32_package, backend("openvino"), options)
+    assert not again.cached and again.entry.bytes > 1000
+
+
+def test_an_interrupted_build_leaves_no_entry(own_cache):
+    def build(folder):
+        (folder / "half").write_bytes(b"x")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.make({"model_name": "m"}, build)
+    assert list(own_cache.iterdir()) == [] and cache.entries() == []
+
+
+def test_no_space_is_said_in_words_and_leaves_nothing(own_cache):
+    def build(folder):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match="no space left"):
+        cache.make({"model_name": "m"}, build)
+    assert list(own_cache.iterdir()) == []
+
+
+def _build_slowly(root, barrier, results):
+    os.environ["MEDQUANT_CACHE"] = root
+
+    def build(folder):
+        (folder / "file").write_text(str(os.getpid()))
+        barrier.wait(30)
+        return {}
+
+    entry = cache.make({"model_name": "both"}, build)
+    results.put((entry.folder / "file").read_text())
+
+
+def test_two_processes_that_build_the_same_engine_end_with_one(own_cache):
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=_build_slowly, args=(str(own_cache), barrier, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    found = [results.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert found[0] == found[1]
+    assert len(cache.entries()) == 1 and len(list(own_cache.iterdir())) == 1
+
+
+def test_cache_lists_and_clears_by_model(own_cache):
+    for name in ("a", "a", "b"):
+        cache.make({"model_name": name, "n": len(cache.entries())}, lambda folder: {})
+    assert [e.record["key"]["model_name"] for e in cache.entries()] == ["a", "a", "b"]
+    assert cache.clear("a") == 2 and cache.clear() == 1 and cache.entries() == []
+
+
+def test_an_entry_holds_its_key_and_build_time(fp32_package, own_cache):
+    made = prepare(fp32_package, backend("openvino"), BuildOptions("fp32", PATCH))
+    record = json.loads((made.entry.folder / "engine.json").read_text())
+    assert record["key"]["engine_version"] == backend("openvino").version()
+    assert record["key"]["options"]["patch"] == [64, 64, 64] and record["build_seconds"] >= 0

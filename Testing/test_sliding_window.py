@@ -1,0 +1,172 @@
+"""The sliding window against MONAI's, in bounded memory, with progress and cancel."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from MedQuantINT8Lib.errors import Cancelled, InputError
+from MedQuantINT8Lib.model_spec import Window
+from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.sliding_window import (
+    LabelSink,
+    RegionSink,
+    ScoreSink,
+    check_patch,
+    importance_map,
+    plan_windows,
+    slide,
+    window_starts,
+)
+
+SHAPES = [
+    ((50, 37, 61), (16, 16, 16), 0.5),
+    ((10, 37, 20), (16, 16, 16), 0.25),
+    ((40, 40, 40), (24, 16, 20), 0.6),
+    ((16, 16, 16), (16, 16, 16), 0.5),
+    ((2, 40, 9), (8, 16, 16), 0.3),
+]
+
+
+@pytest.fixture
+def network():
+    """A convolution, for our arrays and for MONAI's tensors."""
+    import torch
+
+    torch.manual_seed(0)
+    layer = torch.nn.Conv3d(1, 5, 3, padding=1)
+
+    def on_arrays(batch):
+        with torch.no_grad():
+            return layer(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
+
+    return layer, on_arrays
+
+
+@pytest.mark.parametrize(("shape", "patch", "overlap"), SHAPES)
+@pytest.mark.parametrize("blend", ["gaussian", "constant"])
+def test_blending_equals_monais(network, shape, patch, overlap, blend):
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    layer, infer = network
+    data = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+    with torch.no_grad():
+        expected = sliding_window_inference(torch.from_numpy(data)[None], patch, 2, layer, overlap=overlap, mode=blend)[0].numpy()
+    window = Window(patch, overlap=overlap, blend=blend)
+    plan = plan_windows(shape, window, patch)
+    scores = ScoreSink(5, shape)
+    slide(data, infer, 5, plan, window, scores, normalized=True, batch_size=3)
+    assert np.abs(scores.scores - expected).max() < 1e-5
+    labels = LabelSink(shape, np.arange(5, dtype=np.uint8))
+    slide(data, infer, 5, plan, window, labels, batch_size=2)
+    assert np.array_equal(labels.labels, expected.argmax(0))
+
+
+@pytest.mark.parametrize(("shape", "patch", "overlap"), SHAPES)
+def test_half_precision_carry_changes_next_to_nothing(network, shape, patch, overlap):
+    data = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+    window = Window(patch, overlap=overlap)
+    plan = plan_windows(shape, window, patch)
+    found = []
+    for dtype in (np.float32, np.float16):
+        found.append(LabelSink(shape, np.arange(5, dtype=np.uint8)))
+        slide(data, network[1], 5, plan, window, found[-1], carried_dtype=dtype)
+    assert (found[0].labels != found[1].labels).mean() < 1e-3
+
+
+def test_memory_is_that_of_the_carried_parts():
+    shape, patch, classes = (64, 64, 400), (16, 16, 16), 40
+    window = Window(patch, overlap=0.5)
+    plan = plan_windows(shape, window, patch)
+    data = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+    bias = np.random.default_rng(1).random((1, classes, 1, 1, 1)).astype(np.float32)
+    labels = LabelSink(shape, np.arange(classes, dtype=np.uint8))
+    tracemalloc.start()
+    slide(data, lambda batch: batch * bias, classes, plan, window, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    whole = 4 * classes * int(np.prod(shape))
+    assert plan.order[0] == 2
+    assert peak < plan.carried_bytes(classes, 4) + 8 * 4 * classes * 16**3 < whole / 8
+
+
+def test_windows_are_placed_as_monai_and_nnunet_place_them():
+    assert window_starts(100, 32, 0.5) == [0, 16, 32, 48, 64, 68]
+    assert window_starts(32, 32, 0.5) == [0]
+    # nnU-Net: ceil((100 - 32) / 16) + 1 = 6 windows, spread evenly.
+    assert window_starts(100, 32, 0.5, "nnunet") == [0, 14, 27, 41, 54, 68]
+
+
+def test_gaussian_is_monais():
+    import torch
+    from monai.data.utils import compute_importance_map
+
+    assert np.allclose(
+        importance_map((9, 16, 20), "gaussian"),
+        compute_importance_map((9, 16, 20), "gaussian", 0.125, torch.device("cpu")).numpy(),
+        atol=1e-6,
+    )
+
+
+def test_windows_of_air_are_skipped_only_when_asked():
+    data = np.zeros((1, 64, 16, 16), np.float32)
+    data[:, 40:] = 1
+    window = Window((16, 16, 16), overlap=0.0, air_threshold=0.0)
+    plan = plan_windows((64, 16, 16), window, (16, 16, 16))
+    calls = []
+
+    def infer(batch):
+        calls.append(len(batch))
+        return np.concatenate([np.full_like(batch, 0.5), batch], axis=1)
+
+    labels = LabelSink((64, 16, 16), np.array([0, 3], np.uint8))
+    result = slide(data, infer, 2, plan, window, labels, skip_air=True)
+    assert (result.windows, result.skipped, sum(calls)) == (4, 2, 2)
+    assert np.array_equal(labels.labels > 0, data[0] > 0)
+    calls.clear()
+    slide(data, infer, 2, plan, window, labels)
+    assert sum(calls) == 4
+
+
+def test_regions_are_painted_in_order():
+    probabilities = np.zeros((2, 4, 4, 4), np.float32)
+    probabilities[0, :3] = 0.9
+    probabilities[1, 2:] = 0.8
+    sink = RegionSink((4, 4, 4), np.array([1, 2], np.uint8), 0.5)
+    sink((0, 0, 0), probabilities)
+    assert [int(sink.labels[n, 0, 0]) for n in range(4)] == [1, 1, 2, 2]
+
+
+def test_progress_counts_windows_and_cancel_stops_within_one():
+    window = Window((8, 8, 8), overlap=0.5)
+    plan = plan_windows((40, 40, 40), window, (8, 8, 8))
+    events, calls = [], []
+    task = Task(events.append)
+
+    def infer(batch):
+        calls.append(1)
+        if len(calls) == 10:
+            task.cancel()
+        return batch
+
+    with pytest.raises(Cancelled):
+        slide(
+            np.ones((1, 40, 40, 40), np.float32),
+            infer,
+            1,
+            plan,
+            window,
+            LabelSink((40, 40, 40), np.zeros(1, np.uint8)),
+            task=task,
+        )
+    assert len(calls) == 10
+    assert events[-1].total == plan.count == 729
+    assert events[-1].seconds_left is not None
+
+
+def test_a_patch_that_is_no_multiple_is_refused():
+    with pytest.raises(InputError, match="multiple"):
+        check_patch((30, 32, 32), Window((32, 32, 32), multiples=(16, 16, 16)))
