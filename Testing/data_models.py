@@ -144,3 +144,21 @@ def specs() -> dict[str, ModelSpec]:
             citation="mattiaspaul/OBELISK",
         ),
     }
+
+
+def hippocampus_spec() -> ModelSpec:
+    """The small U-Net that Testing/Training trains on the Medical Segmentation Decathlon's hippocampus set."""
+    return ModelSpec(
+        name="hippocampus_unet",
+        version="1.0.0",
+        modality="MR",
+        channels=(Channel("T1"),),
+        geometry=Geometry("KJI", "RAS"),
+        normalization=(Normalization("zscore"),),
+        window=Window((48, 64, 48), multiples=(4, 4, 4), overlap=0.5),
+        labels=_labels("anterior hippocampus", "posterior hippocampus"),
+        output=Output(),
+        license="Apache-2.0 (weights); data CC BY-SA 4.0",
+        citation="Medical Segmentation Decathlon, Task04",
+        source_url="http://medicaldecathlon.com",
+    )

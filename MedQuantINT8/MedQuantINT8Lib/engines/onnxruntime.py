@@ -6,6 +6,7 @@ float: what "fake quantization" gives. Real engines are held against it.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,8 @@ class OnnxRuntimeBackend:
     real_int8 = False
 
     def unavailable(self) -> str:
-        try:
-            import onnxruntime  # noqa: F401
-        except ImportError:
+        # Looked up, not imported: asking which engines there are must not load them all.
+        if importlib.util.find_spec("onnxruntime") is None:
             return "the Python package 'onnxruntime' is not installed (pip install onnxruntime onnx)."
         return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 from pathlib import Path
@@ -28,9 +29,8 @@ class OpenVINOBackend:
         self._signed = signed_activations
 
     def unavailable(self) -> str:
-        try:
-            import openvino  # noqa: F401
-        except ImportError:
+        # Looked up, not imported: asking which engines there are must not load them all.
+        if importlib.util.find_spec("openvino") is None:
             return "the Python package 'openvino' is not installed (pip install openvino onnx)."
         return ""
 
@@ -88,7 +88,11 @@ def _config(options: BuildOptions) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Exception from" not in line]
-    telling = [line for line in lines if "not support" in line.lower() or "MadeUp" in line] or lines[-1:] or [type(error).__name__]
+    telling = (
+        [line for line in lines if "not support" in line.lower() or "no conversion rule" in line.lower()]
+        or lines[-1:]
+        or [type(error).__name__]
+    )
     return telling[0][:300].rstrip(".")
 
 
