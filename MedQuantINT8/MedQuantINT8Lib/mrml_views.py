@@ -94,23 +94,26 @@ def _set_window_level(volume: Any) -> None:
     from vtk.util.numpy_support import vtk_to_numpy
 
     values = vtk_to_numpy(volume.GetImageData().GetPointData().GetScalars())
-    low, high = np.percentile(values[:: max(1, values.size // 200000)], (1, 99.5))
+    sample = values[:: max(1, values.size // 200000)]
+    tissue = sample[sample > sample.mean()]
+    low, high = np.percentile(tissue, (1, 99.8)) if tissue.size else (0.0, 1.0)
+    low -= 0.5 * (high - low)
     display.AutoWindowLevelOff()
     display.SetWindowLevelMinMax(float(low), float(max(high, low + 1e-3)))
 
 
 def _show_slice_image(logic: Any, renderer: Any, size: int) -> None:
     import vtk
+    from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-    # Slicer's blend has an alpha channel of its own use; drawn with it, the slice would be transparent.
-    color = vtk.vtkImageExtractComponents()
-    color.SetInputConnection(logic.GetImageDataConnection())
-    color.SetComponents(0, 1, 2)
-    color.Update()
+    producer = logic.GetImageDataConnection().GetProducer()
+    producer.Update()
+    # Slicer's blend is transparent where there is no voxel, with a colour of no meaning.
+    rgba = vtk_to_numpy(producer.GetOutput().GetPointData().GetScalars()).reshape(size * size, 4)
+    rgb = np.where(rgba[:, 3:] > 0, rgba[:, :3], 0).astype(np.uint8)
     image = vtk.vtkImageData()
-    image.DeepCopy(color.GetOutput())
-    image.SetOrigin(0, 0, 0)
-    image.SetSpacing(1, 1, 1)
+    image.SetDimensions(size, size, 1)
+    image.GetPointData().SetScalars(numpy_to_vtk(rgb, deep=True))
     actor = vtk.vtkImageActor()
     actor.SetInputData(image)
     renderer.AddActor(actor)
