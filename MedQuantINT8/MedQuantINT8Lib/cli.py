@@ -58,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--foreground", type=float, default=0.6, help="share of patches around foreground (default: %(default)s)"
     )
+    command.add_argument(
+        "--foreground-by",
+        choices=["intensity", "network"],
+        default="intensity",
+        help="find it by brightness or by a first FP32 pass (default: %(default)s)",
+    )
     command.add_argument("--air", type=float, default=0.1, help="share of patches in air (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     command.add_argument("--keep", nargs="*", default=[], metavar="LAYER", help="layers to keep in high precision")

@@ -110,7 +110,15 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
     calibration.check()
     policy = QuantizationPolicy(first=args.keep_first, head=args.keep_head, keep=tuple(args.keep), agreement=args.agreement)
     target = args.output or args.model
-    package, report = runs.quantize(args.model, [_scan_paths(s) for s in args.calibrate], target, calibration, policy, task)
+    package, report = runs.quantize(
+        args.model,
+        [_scan_paths(s) for s in args.calibrate],
+        target,
+        calibration,
+        policy,
+        task,
+        by_network=args.foreground_by == "network",
+    )
     kept = [layer for layer in report.layers if not layer.quantized]
     _print(
         args,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .calibration import CalibrationOptions, PatchSampler
+from .calibration import CalibrationOptions, ForegroundFinder, PatchSampler, foreground_by_intensity
 from .engines import BuildOptions, backend, choose_backend
 from .engines.base import Precision
 from .engines.prepare import PreparedEngine, prepare
@@ -22,8 +23,9 @@ from .model import ModelPackage
 from .preprocessing import NetworkInput
 from .progress import Task
 from .segmenter import SegmentationOptions, SegmentationResult, patch_for, segment_volume, window_of
+from .segmenter import segment as segment_in_network_space
 from .system import available_memory, machine, peak_memory
-from .volume import Volume
+from .volume import AxisMap, Volume
 from .volume_io import read_volume
 
 Source = str | os.PathLike[str]
@@ -73,14 +75,41 @@ def quantize(
     calibration: CalibrationOptions,
     policy: Any,
     task: Task,
+    *,
+    by_network: bool = False,
 ) -> tuple[ModelPackage, Any]:
-    """Calibrate a package on scans from files, one in memory at a time, and write it with its INT8 network."""
+    """Calibrate a package on scans from files, one in memory at a time, and write it with its INT8 network.
+
+    Args:
+        by_network: find foreground by a first FP32 pass over each scan, instead of by intensity.
+    """
     from .quantization import calibration_patch, quantize_package
 
     with ModelPackage.load(model) as package:
         sources: list[Callable[[], Volume]] = [lambda scan=scan: read_volume(scan) for scan in scans]  # type: ignore[misc]
-        sampler = PatchSampler(sources, package.spec, calibration_patch(package), calibration, task=task)
+        find = foreground_by_network(package, task) if by_network else foreground_by_intensity
+        sampler = PatchSampler(sources, package.spec, calibration_patch(package), calibration, find, task)
         return quantize_package(package, sampler, target, calibration, policy, task)
+
+
+def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder:
+    """Foreground as the FP32 network itself finds it: every voxel that it gives a label."""
+
+    def find(network_input: NetworkInput) -> NDArray[np.bool_]:
+        grid = network_input.grid
+        i, j, k = grid.size
+        unmoved = AxisMap((0, 1, 2), (False, False, False))
+        # The volume as its own original: the labels come back in network space.
+        inside = replace(network_input, oriented=grid, original=grid, box=((0, i), (0, j), (0, k)), reorientation=unmoved)
+        patch = patch_for(inside, package.spec, SegmentationOptions())
+        prepared = prepare(package, choose_backend("auto", "fp32"), BuildOptions("fp32", patch), (), task)
+        try:
+            labels = segment_in_network_space(inside, package.spec, prepared.engine, SegmentationOptions(), task).labels
+        finally:
+            prepared.close()
+        return network_input.to_kji(labels) > 0
+
+    return find
 
 
 def build(

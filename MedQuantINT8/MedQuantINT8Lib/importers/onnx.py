@@ -62,6 +62,11 @@ def check_fits(model: Any, spec: ModelSpec, name: str) -> None:
             f"{name} gives {shape.classes} channel(s), but its description's labels need {spec.output_channels}.",
             "Correct 'labels'.",
         )
+    if spec.window.whole_volume and any(shape.spatial):
+        raise PackageError(
+            f"{name} has the fixed size {shape.spatial}, so it cannot take a whole volume in one piece.",
+            "Set 'window.whole_volume' to false, or export it with dynamic spatial sizes.",
+        )
     for axis, (given, wanted) in enumerate(zip(shape.spatial, spec.window.patch_size, strict=True)):
         if given and given != wanted:
             raise PackageError(

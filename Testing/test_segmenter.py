@@ -1,0 +1,133 @@
+"""The segment road: whole volumes, memory decisions, regions, several channels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from MedQuantINT8Lib import runs
+from MedQuantINT8Lib.errors import MedQuantError, PackageError
+from MedQuantINT8Lib.importers.onnx import import_onnx
+from MedQuantINT8Lib.model_spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
+from MedQuantINT8Lib.preprocessing import preprocess
+from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
+from MedQuantINT8Lib.volume import Volume
+
+
+def network(path, channels=1, classes=2, spatial=("a", "b", "c")):
+    """One 3x3x3 convolution: class 1 is bright, class 0 is not; its size is open unless ``spatial`` says otherwise."""
+    weight = np.zeros((classes, channels, 3, 3, 3), np.float32)
+    weight[1:, :, 1, 1, 1] = 1
+    bias = np.zeros(classes, np.float32)
+    bias[0] = 0.5
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, *spatial]) for n, c in (("x", channels), ("y", classes))]
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv", kernel_shape=[3, 3, 3], pads=[1] * 6)]
+    graph = helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), str(path))
+    return path
+
+
+def spec(**changes):
+    base = ModelSpec(
+        name="bright",
+        version="1",
+        modality="MR",
+        channels=(Channel("T1"),),
+        geometry=Geometry("KJI", "RAS"),
+        normalization=(Normalization("minmax"),),
+        window=Window((16, 16, 16), multiples=(4, 4, 4)),
+        output=Output(),
+        labels=(Label(5, "bright", 1),),
+        license="Apache-2.0",
+    )
+    return replace(base, **changes)
+
+
+def run(package, volume, **options):
+    return runs.segment(package, volume, runs.EngineChoice("openvino", "fp32"), SegmentationOptions(**options), Task()).result
+
+
+def test_a_whole_volume_runs_in_one_piece(tmp_path, blob):
+    volume, mask = blob(np.diag([1.0, 1.2, 2.0, 1.0]), (30, 21, 18))
+    whole = import_onnx(
+        network(tmp_path / "n.onnx"),
+        spec(window=Window((16, 16, 16), multiples=(4, 4, 4), whole_volume=True)),
+        tmp_path / "whole",
+    )
+    windows = import_onnx(network(tmp_path / "n.onnx"), spec(), tmp_path / "windows")
+    first, second = run(whole, volume), run(windows, volume)
+    assert first.windows == 1 and second.windows > 1
+    assert np.array_equal(first.labels == 5, mask) and np.array_equal(first.labels, second.labels)
+
+
+def test_a_fixed_network_cannot_claim_whole_volumes(tmp_path):
+    with pytest.raises(PackageError, match="whole volume"):
+        import_onnx(
+            network(tmp_path / "n.onnx", spatial=(16, 16, 16)),
+            spec(window=Window((16, 16, 16), whole_volume=True)),
+            tmp_path / "p",
+        )
+
+
+def test_scores_or_labels_are_resampled_as_memory_allows_and_the_report_says_which(tmp_path, blob):
+    volume, mask = blob(np.diag([1.0, 1.0, 3.0, 1.0]))
+    package = import_onnx(
+        network(tmp_path / "n.onnx"), spec(geometry=Geometry("KJI", "RAS", spacing=(1.5, 1.5, 1.5))), tmp_path / "p"
+    )
+    plenty, little = run(package, volume), run(package, volume, memory_bytes=1000)
+    assert "class scores were resampled" in plenty.notes[-1]
+    assert any("labels, not class scores" in note for note in little.notes) and any("16-bit" in note for note in little.notes)
+    for result in (plenty, little):
+        assert 2 * ((result.labels > 0) & mask).sum() / ((result.labels > 0).sum() + mask.sum()) > 0.9
+
+
+def test_not_enough_memory_is_said_before_the_work(tmp_path, blob, monkeypatch):
+    volume, _ = blob(np.eye(4))
+    package = import_onnx(network(tmp_path / "n.onnx"), spec(), tmp_path / "p")
+    monkeypatch.setattr("MedQuantINT8Lib.segmenter.available_memory", lambda: 1000)
+    with pytest.raises(MedQuantError, match=r"needs .* GB of memory"):
+        run(package, volume)
+
+
+@pytest.mark.parametrize("resampled", [False, True])
+def test_regions_overlap_and_later_ones_are_painted_over(tmp_path, blob, resampled):
+    volume, mask = blob(np.diag([1.0, 1.0, 2.0, 1.0]))
+    regions = spec(
+        output=Output("sigmoid", activated=True),
+        labels=(Label(2, "everything", 0), Label(9, "bright", 1)),
+        geometry=Geometry("KJI", "RAS", spacing=(1.3, 1.0, 1.0) if resampled else None),
+    )
+    network_input = preprocess(volume, regions)
+
+    class Engine:
+        def infer(self, batch):
+            return np.concatenate([np.full_like(batch, 0.9), batch], axis=1)
+
+    found = segment(network_input, regions, Engine()).labels
+    assert set(np.unique(found)) == {2, 9}
+    assert 2 * ((found == 9) & mask).sum() / ((found == 9).sum() + mask.sum()) > (0.9 if resampled else 0.999)
+
+
+def test_two_channels_are_given_in_order(tmp_path):
+    data = np.random.default_rng(0).random((2, 18, 17, 20)).astype(np.float32)
+    package = import_onnx(
+        network(tmp_path / "n.onnx", channels=2), spec(channels=(Channel("a"), Channel("b")), normalization=()), tmp_path / "p"
+    )
+    found = run(package, Volume(data, np.eye(4)))
+    assert np.array_equal(found.labels == 5, data.sum(axis=0) > 0.5)
+
+
+def test_foreground_can_be_found_by_the_network(fp32_package, phantom):
+    volume, truth = phantom
+    network_input = preprocess(volume, fp32_package.spec)
+    found = runs.foreground_by_network(fp32_package, Task())(network_input)
+    assert found.shape == network_input.data.shape[1:]
+    back = network_input.restore(found.astype(np.uint8)) > 0
+    assert 2 * (back & (truth > 0)).sum() / (back.sum() + (truth > 0).sum()) > 0.85
