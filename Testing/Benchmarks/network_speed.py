@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from networks import PATCH, phantom_patch, quantized, torch_networks
 
-ROUNDS = 9
+ROUNDS = 5
 
 
 def main() -> None:
