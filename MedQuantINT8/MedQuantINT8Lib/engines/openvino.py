@@ -88,12 +88,11 @@ def _config(options: BuildOptions) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Exception from" not in line]
-    telling = (
-        [line for line in lines if "not support" in line.lower() or "no conversion rule" in line.lower()]
-        or lines[-1:]
-        or [type(error).__name__]
-    )
-    return telling[0][:300].rstrip(".")
+    # Named operators first: "not supported" also stands in messages about mere consequences.
+    for marker in ("no conversion rule", "does not support", "not support"):
+        if telling := [line for line in lines if marker in line.lower()]:
+            return telling[0][:300].rstrip(".")
+    return (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
 
 
 class OpenVINOEngine:
