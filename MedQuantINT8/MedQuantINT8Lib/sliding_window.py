@@ -334,11 +334,11 @@ class LabelSink:
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
         target = self.labels[tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))]
         # Class by class over contiguous memory: numpy's argmax over the first axis is several times slower.
-        best = np.ascontiguousarray(block[0])
-        winner = np.full(best.shape, self._values[0], self._values.dtype)
+        best = block[0].copy(order="K")
+        winner = np.full_like(best, self._values[0], dtype=self._values.dtype)
         for channel in range(1, block.shape[0]):
             better = block[channel] > best
-            winner[better] = self._values[channel]
+            np.copyto(winner, self._values[channel], where=better)
             np.maximum(best, block[channel], out=best)
         target[...] = winner
 

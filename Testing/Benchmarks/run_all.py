@@ -22,6 +22,8 @@ def page(results: dict) -> str:
         f"Machine: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['features'])}); {', '.join(f'{k} {v}' for k, v in versions.items())}; {results['date']}.",
         "",
     ]
+    if results.get("note"):
+        lines += [f"Note on this run: {results['note']}", ""]
     if rows := results.get("network_speed"):
         lines += [
             "## One 96 x 96 x 96 patch, random weights",
