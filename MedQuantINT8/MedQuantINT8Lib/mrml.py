@@ -95,13 +95,11 @@ def load_volume_node(path: str | os.PathLike[str], scene: Any = None) -> Any:
 
 def volume_node(volume: Volume, name: str, scene: Any = None) -> Any:
     """A new scalar volume node that holds the first channel of ``volume``."""
-    slicer = require_slicer()
     scene = scene or headless_scene()
     node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
     node.SetAndObserveImageData(_image_data(volume.data[0]))
     node.SetIJKToRASMatrix(_vtk_matrix(volume.ijk_to_ras))
     node.CreateDefaultDisplayNodes()
-    del slicer
     return node
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -117,8 +117,6 @@ def segment(
     task = task or Task()
     patch = patch_for(network_input, spec, options)
     overlap = window_of(spec, options)[1]
-    from dataclasses import replace
-
     window = replace(spec.window, overlap=overlap)
     a, b, c = network_input.data.shape[1:]
     plan = plan_windows((a, b, c), window, patch)

@@ -1,6 +1,6 @@
 """A whole T1 head, file to label map: INT8 by `medquant segment` beside PyTorch FP32 with MONAI's sliding window.
 
-The network is brain_mask_mindgrab, rebuilt in PyTorch from the ONNX file's own weights and checked against it. Each
+The network is brain_mask_mindgrab, rebuilt in PyTorch from the ONNX file's own weights; the agreement of the two label maps is printed. Each
 run is a process of its own, so that both load what they need: `end_to_end.py torch OUT` is the other side.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "MedQuantINT8")]
 
-from data_models import DATA, ROOT, specs  # noqa: E402
+from data_models import DATA, specs  # noqa: E402
 
 NAME = "brain_mask_mindgrab"
 SCAN = DATA / "brain" / "t1_head_a.nii.gz"
@@ -87,17 +87,9 @@ def in_torch(output: str) -> None:
 
 
 def main() -> None:
-    from MedQuantINT8Lib.volume_io import read_volume
+    from real_networks import medquant
 
-    def medquant(*arguments: str) -> dict:
-        done = subprocess.run(
-            [sys.executable, "-m", "MedQuantINT8Lib.cli", *arguments, "--json"],
-            capture_output=True,
-            text=True,
-            cwd=ROOT / "MedQuantINT8",
-            check=True,
-        )
-        return json.loads(done.stdout.splitlines()[-1])
+    from MedQuantINT8Lib.volume_io import read_volume
 
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
