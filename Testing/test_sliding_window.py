@@ -7,19 +7,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from MedQuantINT8Lib.blending import LabelSink, RegionSink, ScoreSink
 from MedQuantINT8Lib.errors import Cancelled, InputError
 from MedQuantINT8Lib.model_spec import Window
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.sliding_window import (
-    LabelSink,
-    RegionSink,
-    ScoreSink,
-    check_patch,
-    importance_map,
-    plan_windows,
-    slide,
-    window_starts,
-)
+from MedQuantINT8Lib.sliding_window import slide
+from MedQuantINT8Lib.windows import check_patch, importance_map, plan_windows, window_starts
 
 SHAPES = [
     ((50, 37, 61), (16, 16, 16), 0.5),
@@ -91,6 +84,30 @@ def test_memory_is_that_of_the_carried_parts():
     whole = 4 * classes * int(np.prod(shape))
     assert plan.order[0] == 2
     assert peak < plan.carried_bytes(classes, 4) + 8 * 4 * classes * 16**3 < whole / 8
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("placement", ["monai", "nnunet"])
+def test_columns_give_the_same_scores_in_less_memory(network, normalized, placement):
+    shape, patch = (30, 70, 100), (16, 16, 16)
+    data = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+    window = Window(patch, overlap=0.5, placement=placement)
+    plan = plan_windows(shape, window, patch)
+    whole, parts = ScoreSink(5, shape), ScoreSink(5, shape)
+    slide(data, network[1], 5, plan, window, whole, normalized=normalized)
+    budget = plan.carried_bytes(5, 4) * 7 // 10
+    result = slide(data, network[1], 5, plan, window, parts, normalized=normalized, carried_bytes=budget, batch_size=2)
+    assert result.columns > 1
+    assert all(column.plan.carried_bytes(5, 4) <= budget for column in plan.columns(result.columns))
+    assert plan.count < result.windows < 2 * plan.count
+    np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-5, atol=1e-6)
+
+
+def test_columns_are_as_few_as_memory_allows_and_no_more_than_there_are_windows():
+    window = Window((16, 16, 16), overlap=0.5)
+    plan = plan_windows((40, 60, 80), window, (16, 16, 16))
+    assert len(plan.columns_within(5, 4, 1 << 40)) == 1
+    assert len(plan.columns_within(5, 4, 1)) == len(plan.starts[plan.order[1]])
 
 
 def test_windows_are_placed_as_monai_and_nnunet_place_them():

@@ -10,23 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .blending import LabelSink, RegionSink, ScoreSink
 from .engines import Engine
 from .errors import InputError, MedQuantError
 from .model_spec import ModelSpec
 from .preprocessing import NetworkInput, preprocess
 from .progress import Task
-from .sliding_window import (
-    LabelSink,
-    RegionSink,
-    ScoreSink,
-    SlidingWindowResult,
-    WindowPlan,
-    check_patch,
-    plan_windows,
-    slide,
-)
+from .sliding_window import SlidingWindowResult, slide
 from .system import available_memory
 from .volume import Volume
+from .windows import WindowPlan, check_patch, plan_windows
 
 _GB = 1 << 30
 
@@ -40,7 +33,7 @@ class SegmentationOptions:
         overlap: another overlap than the model's.
         batch: windows a call of the engine.
         skip_air: leave out windows that hold only air, where the model says what air is.
-        memory_bytes: for blended scores; None takes half of what is free, at most 4 GB.
+        memory_bytes: for blended scores; None takes half of what is free, at most 3 GB.
     """
 
     patch: tuple[int, int, int] | None = None
@@ -120,7 +113,7 @@ def segment(
     window = replace(spec.window, overlap=overlap)
     a, b, c = network_input.data.shape[1:]
     plan = plan_windows((a, b, c), window, patch)
-    budget = options.memory_bytes if options.memory_bytes is not None else min(4 * _GB, available_memory() // 2)
+    budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, available_memory() // 2)
     run = _Run(network_input, spec, plan, budget)
     result = slide(
         network_input.data,
@@ -131,12 +124,15 @@ def segment(
         run.sink,
         batch_size=options.batch,
         carried_dtype=run.carried,
+        carried_bytes=run.carried_bytes,
         normalized=run.normalized,
         skip_air=options.skip_air,
         task=task,
     )
     with task.stage("restoring the grid"):
         labels = run.labels()
+    if result.columns > 1:
+        run.notes.append(f"run in {result.columns} columns to save memory: {result.windows} windows instead of {plan.count}")
     if options.skip_air and result.skipped:
         run.notes.append(f"{result.skipped} of {result.windows} windows held only air and were skipped")
     return SegmentationResult(
@@ -183,12 +179,15 @@ class _Run:
         if plan.carried_bytes(classes, 4) > budget:
             self.carried = np.float16
             self.notes.append("blended in 16-bit floating point: 32 bit would take more memory than allowed")
-        needed = plan.carried_bytes(classes, np.dtype(self.carried).itemsize)
+        itemsize = np.dtype(self.carried).itemsize
+        columns = plan.columns_within(classes, itemsize, budget)
+        needed = max(column.plan.carried_bytes(classes, itemsize) for column in columns)
         if needed > budget and needed > available_memory():
             raise MedQuantError(
                 f"Blending needs {needed / _GB:.1f} GB of memory, but only {available_memory() / _GB:.1f} GB are free.",
                 "Close other programs, or choose a smaller patch (--patch) or overlap (--overlap).",
             )
+        self.carried_bytes = budget
         scores = classes * int(np.prod(shape)) * 4
         self._resample_scores = network_input.resampled and scores + needed <= budget
         if network_input.resampled:

@@ -52,8 +52,8 @@ def page(results: dict) -> str:
         lines += [
             "## Memory of blending 105 classes (above the empty process)",
             "",
-            "| volume | whole score volume GB | peak GB | carried in | seconds | MONAI peak GB | MONAI seconds | voxels with another label |",
-            "| --- |" + " ---: |" * 7,
+            "| volume | whole score volume GB | peak GB | carried in | columns | seconds | MONAI peak GB | MONAI seconds | voxels with another label |",
+            "| --- |" + " ---: |" * 8,
         ]
         for r in rows:
             other = r.get("monai")
@@ -61,7 +61,7 @@ def page(results: dict) -> str:
                 f"{other['peak_gb']:.2f} | {other['seconds']:.1f} | {100 * r['other_labels']:.4f} % |" if other else "– | – | – |"
             )
             lines.append(
-                f"| {' x '.join(map(str, r['shape'][::-1]))} | {r['whole_scores_gb']:.1f} | {r['ours']['peak_gb']:.2f} | {r['ours']['carried']} | {r['ours']['seconds']:.1f} | {tail}"
+                f"| {' x '.join(map(str, r['shape'][::-1]))} | {r['whole_scores_gb']:.1f} | {r['ours']['peak_gb']:.2f} | {r['ours']['carried']} | {r['ours']['columns']} | {r['ours']['seconds']:.1f} | {tail}"
             )
     return "\n".join(lines) + "\n"
 

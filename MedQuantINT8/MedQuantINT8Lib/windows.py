@@ -1,0 +1,167 @@
+"""Where the windows of a volume lie, how much each voxel of one weighs, and how a volume is cut into columns."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .model_spec import Window
+
+
+def window_starts(size: int, patch: int, overlap: float, placement: str = "monai") -> list[int]:
+    """First voxels of the windows along one axis that is at least ``patch`` long.
+
+    "monai" steps by ``int(patch * (1 - overlap))`` and moves the last window back inside; "nnunet" spreads as few
+    windows as that step allows evenly.
+    """
+    if size <= patch:
+        return [0]
+    if placement == "nnunet":
+        count = math.ceil((size - patch) / (patch * (1 - overlap))) + 1
+        return [int(np.round((size - patch) / (count - 1) * n)) for n in range(count)]
+    step = max(1, int(patch * (1 - overlap)))
+    count = math.ceil((size - patch) / step) + 1
+    return [min(n * step, size - patch) for n in range(count)]
+
+
+def importance_map(patch: tuple[int, int, int], blend: str) -> NDArray[np.float32]:
+    """Weight of each voxel of a window: 1, or a Gaussian of sigma patch/8 that is nowhere below 1e-3 (as MONAI's)."""
+    if blend == "constant":
+        return np.ones(patch, np.float32)
+    profiles = []
+    for size in patch:
+        offset = np.arange(size, dtype=np.float32) - (size - 1) / 2
+        profiles.append(np.exp(-(offset**2) / (2 * (0.125 * size) ** 2)).astype(np.float32))
+    weights = profiles[0][:, None, None] * profiles[1][None, :, None] * profiles[2][None, None, :]
+    return np.maximum(weights, max(float(weights.min()), 1e-3)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Where the windows of one volume lie.
+
+    Attributes:
+        shape: the volume, padded to at least the patch, along the tensor's axes.
+        pad_before: voxels of padding before the volume (half of the missing ones, as MONAI and nnU-Net pad).
+        patch: the window.
+        starts: first voxels along each axis.
+        order: the axes from slowest to fastest: the longest streams, so that the carried parts are smallest.
+    """
+
+    volume_shape: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    pad_before: tuple[int, int, int]
+    patch: tuple[int, int, int]
+    starts: tuple[list[int], list[int], list[int]]
+    order: tuple[int, int, int]
+
+    @property
+    def count(self) -> int:
+        return math.prod(len(starts) for starts in self.starts)
+
+    def windows(self) -> Iterator[tuple[int, int, int]]:
+        """Start voxels of the windows in raster order of ``order``."""
+        for picked in itertools.product(*(self.starts[axis] for axis in self.order)):
+            by_axis = dict(zip(self.order, picked, strict=True))
+            yield by_axis[0], by_axis[1], by_axis[2]
+
+    def carried_shape(self, axis: int) -> tuple[int, int, int]:
+        """What is carried over along ``axis``: the overlap; slower axes are one window long, faster ones the volume."""
+        position = self.order.index(axis)
+        shape = [self.shape[n] if self.order.index(n) > position else self.patch[n] for n in range(3)]
+        shape[axis] = _largest_overlap(self.starts[axis], self.patch[axis])
+        return shape[0], shape[1], shape[2]
+
+    def carried_bytes(self, classes: int, itemsize: int) -> int:
+        """Memory of the parts carried over along all three axes."""
+        return classes * itemsize * sum(math.prod(self.carried_shape(axis)) for axis in range(3))
+
+    def columns(self, count: int) -> list[Column]:
+        """The volume cut into ``count`` columns along the middle axis, to be run one after the other.
+
+        A column carries less. Windows that reach over a border are run for both sides, so that the result is the same.
+        """
+        axis = self.order[1]
+        starts = self.starts[axis]
+        borders = [starts[len(starts) * n // count] for n in range(count)] + [self.shape[axis]]
+        return [self._column(axis, low, high) for low, high in itertools.pairwise(borders)]
+
+    def _column(self, axis: int, low: int, high: int) -> Column:
+        starts = [s for s in self.starts[axis] if s + self.patch[axis] > low and s < high]
+        begin, end = starts[0], starts[-1] + self.patch[axis]
+        if len(starts) == len(self.starts[axis]):
+            return Column(self, axis, 0, 0, self.volume_shape[axis])
+
+        def at(values: tuple[int, int, int], value: int) -> tuple[int, int, int]:
+            changed = [*values[:axis], value, *values[axis + 1 :]]
+            return changed[0], changed[1], changed[2]
+
+        shifted = list(self.starts)
+        shifted[axis] = [s - begin for s in starts]
+        part = replace(
+            self,
+            volume_shape=at(self.volume_shape, end - begin),
+            shape=at(self.shape, end - begin),
+            starts=(shifted[0], shifted[1], shifted[2]),
+        )
+        return Column(part, axis, begin, low - begin, high - begin)
+
+    def columns_within(self, classes: int, itemsize: int, budget: float) -> list[Column]:
+        """As few columns as carry at most ``budget`` bytes; as many as there are windows where none do."""
+        for count in range(1, len(self.starts[self.order[1]]) + 1):
+            columns = self.columns(count)
+            if max(column.plan.carried_bytes(classes, itemsize) for column in columns) <= budget:
+                break
+        return columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A part of a volume along one axis.
+
+    Attributes:
+        plan: of the windows that touch the part; its coordinates begin at ``begin``.
+        axis: the axis that is cut.
+        begin: where the plan's volume begins in the whole one, along ``axis``.
+        keep_from, keep_to: the part itself, in the plan's coordinates. What lies outside is unfinished.
+    """
+
+    plan: WindowPlan
+    axis: int
+    begin: int
+    keep_from: int
+    keep_to: int
+
+    def of(self, data: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The column's share of ``data`` (C, n0, n1, n2)."""
+        index = [slice(None)] * 4
+        index[self.axis + 1] = slice(self.begin, self.begin + self.plan.volume_shape[self.axis])
+        return data[tuple(index)]
+
+
+def _largest_overlap(starts: list[int], patch: int) -> int:
+    return max((patch - (after - before) for before, after in itertools.pairwise(starts)), default=0)
+
+
+def plan_windows(shape: tuple[int, int, int], window: Window, patch: tuple[int, int, int]) -> WindowPlan:
+    padded = tuple(max(size, p) for size, p in zip(shape, patch, strict=True))
+    before = tuple((large - small) // 2 for large, small in zip(padded, shape, strict=True))
+    starts = tuple(window_starts(size, p, window.overlap, window.placement) for size, p in zip(padded, patch, strict=True))
+    order = tuple(sorted(range(3), key=lambda axis: -padded[axis]))
+    return WindowPlan(shape, padded, before, patch, starts, order)  # type: ignore[arg-type]
+
+
+def check_patch(patch: tuple[int, int, int], window: Window) -> None:
+    """Raise :class:`InputError` unless ``patch`` is a size that the network takes."""
+    for size, multiple in zip(patch, window.multiples, strict=True):
+        if size < 1 or size % multiple:
+            raise InputError(
+                f"The patch size {patch} does not fit: each side must be a multiple of {window.multiples}.",
+                "Choose another patch size.",
+            )
