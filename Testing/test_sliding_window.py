@@ -110,6 +110,11 @@ def test_columns_are_as_few_as_memory_allows_and_no_more_than_there_are_windows(
     assert len(plan.columns_within(5, 4, 1)) == len(plan.starts[plan.order[1]])
 
 
+def test_no_columns_where_they_would_only_run_every_window_twice():
+    plan = plan_windows((24, 24, 24), Window((16, 16, 16), overlap=0.5), (16, 16, 16))
+    assert len(plan.columns_within(5, 4, 1)) == 1
+
+
 def test_windows_are_placed_as_monai_and_nnunet_place_them():
     assert window_starts(100, 32, 0.5) == [0, 16, 32, 48, 64, 68]
     assert window_starts(32, 32, 0.5) == [0]

@@ -113,12 +113,16 @@ class WindowPlan:
         return Column(part, axis, begin, low - begin, high - begin)
 
     def columns_within(self, classes: int, itemsize: int, budget: float) -> list[Column]:
-        """As few columns as carry at most ``budget`` bytes; as many as there are windows where none do."""
+        """As few columns as carry at most ``budget`` bytes; as many as there are windows where none do.
+
+        One where cutting would save nothing, because a column touches every window.
+        """
         for count in range(1, len(self.starts[self.order[1]]) + 1):
             columns = self.columns(count)
-            if max(column.plan.carried_bytes(classes, itemsize) for column in columns) <= budget:
+            largest = max(column.plan.carried_bytes(classes, itemsize) for column in columns)
+            if largest <= budget:
                 break
-        return columns
+        return columns if largest < self.carried_bytes(classes, itemsize) else self.columns(1)
 
 
 @dataclass(frozen=True)
