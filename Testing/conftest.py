@@ -61,12 +61,13 @@ def fp32_package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
 def int8_package(fp32_package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
     """The demo network, quantized on two made scans."""
     from MedQuantINT8Lib.quantization import QuantizationPolicy, calibration_patch, quantize_package
+    from MedQuantINT8Lib.sensitivity import Budget
 
     options = CalibrationOptions(patches=4)
     sources = [lambda seed=seed: make_phantom(seed, (96, 88, 80), 4.0)[0] for seed in (2001, 2002)]
     sampler = PatchSampler(sources, fp32_package.spec, calibration_patch(fp32_package), options)
     return quantize_package(
-        fp32_package, sampler, tmp_path_factory.mktemp("int8") / "phantom", options, QuantizationPolicy(agreement=0)
+        fp32_package, sampler, tmp_path_factory.mktemp("int8") / "phantom", options, QuantizationPolicy(budget=Budget(0))
     )[0]
 
 

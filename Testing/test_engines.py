@@ -14,6 +14,7 @@ from MedQuantINT8Lib.engines import BuildOptions, backend, backend_names, cache,
 from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
 from MedQuantINT8Lib.engines.prepare import prepare
 from MedQuantINT8Lib.errors import EngineError, PackageError, StorageError
+from MedQuantINT8Lib.layers import weighted_layers
 from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.preprocessing import preprocess
 
@@ -53,7 +54,7 @@ def test_openvino_runs_int8_and_says_so_layer_by_layer(int8_package, patches):
     # The engine's own count of the work is that of the graph.
     expected = sum(
         layer.macs
-        for layer in graph.weighted_layers(graph.fixed_shape(graph.load_network(int8_package.onnx_path("int8")), PATCH))
+        for layer in weighted_layers(graph.fixed_shape(graph.load_network(int8_package.onnx_path("int8")), PATCH))
     )
     assert sum(layer.macs for layer in description.layers) == pytest.approx(expected, rel=1e-6)
 
@@ -125,7 +126,7 @@ def concat_network(tmp_path):
 @pytest.mark.parametrize("signed", [True, False])
 def test_openvino_gets_a_quantized_concat_right_only_with_unsigned_activations(tmp_path, signed):
     """Signed: values come out rounded to whole numbers, their scale lost (OpenVINO 2026.4). If the first half of this
-    test fails, OpenVINO was mended and graph.as_unsigned can go."""
+    test fails, OpenVINO was mended and qdq.as_unsigned can go."""
     from MedQuantINT8Lib.engines.onnxruntime import session
 
     path = concat_network(tmp_path)
@@ -163,7 +164,7 @@ def test_a_wrong_engine_is_caught_and_rebuilt_without_the_layers_at_fault(int8_p
         source = found.producer.get(found.producer[found.producer[node.input[0]].input[0]].input[0])
         return source is not None and source.op_type == "Concat"
 
-    behind_concats = {layer.name for layer in graph.weighted_layers(model) if layer.quantized and reads_concat(layer.name)}
+    behind_concats = {layer.name for layer in weighted_layers(model) if layer.quantized and reads_concat(layer.name)}
     assert set(made.fallback) == behind_concats and len(behind_concats) == 2
     assert "high precision" in made.note and made.fidelity is not None and made.fidelity.trusted
     assert 0 < made.describe().int8_mac_share < 0.95
@@ -259,3 +260,41 @@ def test_an_entry_holds_its_key_and_build_time(fp32_package, own_cache):
     record = json.loads((made.entry.folder / "engine.json").read_text())
     assert record["key"]["engine_version"] == backend("openvino").version()
     assert record["key"]["options"]["patch"] == [64, 64, 64] and record["build_seconds"] >= 0
+
+
+def test_auto_precision_takes_the_faster_engine_and_says_why(int8_package, fp32_package, own_cache, patches):
+    from MedQuantINT8Lib.engines.race import prepare_faster
+    from MedQuantINT8Lib.progress import Task
+
+    options = BuildOptions("int8", PATCH)
+    made = prepare_faster(int8_package, backend("openvino"), options, patches, Task())
+    race = made.entry.record["race"]
+    assert made.options.precision == ("int8" if race["int8_ms"] <= race["fp32_ms"] else "fp32")
+    entry = prepare(int8_package, backend("openvino"), options, patches).entry
+    entry.update(race={"int8_ms": 9.0, "fp32_ms": 4.0})
+    slower = prepare_faster(int8_package, backend("openvino"), options, patches, Task())
+    assert slower.options.precision == "fp32" and "INT8 is slower here" in slower.note
+    entry.update(race={"int8_ms": 4.0, "fp32_ms": 9.0})
+    assert prepare_faster(int8_package, backend("openvino"), options, patches, Task()).options.precision == "int8"
+    bare = prepare_faster(fp32_package, backend("openvino"), options, patches, Task())
+    assert bare.options.precision == "fp32" and "no INT8 network" in bare.note
+
+
+def test_widths_that_slow_openvino_down_are_filled_up_in_its_build(tmp_path):
+    """Fifteen channels behind an instance normalisation; the package's own network keeps its width."""
+    from onnx import helper
+
+    from test_rewrites import network, weights
+
+    nodes = [
+        helper.make_node("Conv", ["x", "a_w"], ["a"], name="a", pads=[1] * 6),
+        helper.make_node("InstanceNormalization", ["a", "scale", "shift"], ["n"], name="n"),
+        helper.make_node("Conv", ["n", "b_w"], ["y"], name="b"),
+    ]
+    constants = weights(a_w=(15, 1, 3, 3, 3), scale=(15,), shift=(15,), b_w=(3, 15, 1, 1, 1))
+    (tmp_path / "network.onnx").write_bytes(network(nodes, constants).SerializeToString())
+    made, options = OpenVINOBackend(), BuildOptions("fp32", (8, 6, 10))
+    made.build(tmp_path / "network.onnx", tmp_path, options)
+    engine = made.load(tmp_path, options)
+    first = next(layer for layer in engine.describe().layers if layer.macs)
+    assert first.macs == 16 * 27 * 8 * 6 * 10

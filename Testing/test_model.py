@@ -14,9 +14,9 @@ from data_models import specs
 from make_schemas import SCHEMAS
 from MedQuantINT8Lib.errors import PackageError, StorageError
 from MedQuantINT8Lib.model import FP32, MODEL_JSON, ModelPackage, write_package
-from MedQuantINT8Lib.model_spec import ModelSpec
 from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.resources import resource
+from MedQuantINT8Lib.spec_parser import parse_spec
 
 SCHEMA = json.loads(resource("model.schema.json").read_text())
 
@@ -43,7 +43,7 @@ def test_published_schemas_are_up_to_date():
 def test_descriptions_survive_json_and_fit_the_schema(spec):
     value = json.loads(json.dumps(spec.to_json()))
     jsonschema.validate(value, SCHEMA)
-    assert ModelSpec.from_json(value) == spec
+    assert parse_spec(value) == spec
 
 
 def test_a_package_goes_through_a_zip_unchanged(fp32_package, tmp_path):
@@ -79,7 +79,7 @@ def test_a_bad_field_is_named_and_the_schema_refuses_it_too(field):
     value = copy.deepcopy(phantom_spec().to_json())
     SPOILED[field](value)
     with pytest.raises(PackageError, match=field):
-        ModelSpec.from_json(value)
+        parse_spec(value)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(json.loads(json.dumps(value)), SCHEMA)
 
@@ -88,7 +88,7 @@ def test_labels_must_cover_the_networks_channels():
     value = phantom_spec().to_json()
     del value["labels"][2]
     with pytest.raises(PackageError, match="no label for output channel 3"):
-        ModelSpec.from_json(value)
+        parse_spec(value)
 
 
 def test_unknown_schema_version_says_which_are_known(package):

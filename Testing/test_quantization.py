@@ -6,13 +6,16 @@ import numpy as np
 import onnx
 import pytest
 
-from MedQuantINT8Lib import graph
+from MedQuantINT8Lib import graph, qdq
 from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.errors import InputError, PackageError
+from MedQuantINT8Lib.layers import int8_share, weighted_layers
 from MedQuantINT8Lib.model import ModelPackage
 from MedQuantINT8Lib.phantom import make_phantom, phantom_spec
 from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.quantization import QuantizationPolicy, calibration_patch, quantize_package
+from MedQuantINT8Lib.sensitivity import Budget
+from MedQuantINT8Lib.volume import Volume
 
 
 def sampler_for(package, options=CalibrationOptions(patches=2), seeds=(2001,)):
@@ -22,11 +25,11 @@ def sampler_for(package, options=CalibrationOptions(patches=2), seeds=(2001,)):
 
 def test_the_result_keeps_the_rules_and_is_small(int8_package):
     model = graph.load_network(int8_package.onnx_path("int8"))
-    assert graph.check_int8(model) == []
+    assert qdq.check_int8(model) == []
     ratio = int8_package.onnx_path("int8").stat().st_size / int8_package.onnx_path("fp32").stat().st_size
     assert ratio <= 0.27
-    layers = graph.weighted_layers(graph.fixed_shape(model, (64, 64, 64)))
-    assert graph.int8_share(layers) > 0.95
+    layers = weighted_layers(graph.fixed_shape(model, (64, 64, 64)))
+    assert int8_share(layers) > 0.95
     recorded = int8_package.calibration()["quantization"]["layers"]
     left = {layer["name"]: layer["reason"] for layer in recorded if not layer["quantized"]}
     assert left and all("transposed" in reason for reason in left.values())
@@ -62,7 +65,7 @@ def spoiled(package, edit):
     model = graph.load_network(package.onnx_path("int8"))
     found = graph.Graph(model)
     edit(model, found)
-    return graph.check_int8(model)
+    return qdq.check_int8(model)
 
 
 def test_the_graph_check_finds_each_broken_rule(int8_package):
@@ -90,7 +93,7 @@ def test_the_graph_check_finds_each_broken_rule(int8_package):
 
 def test_the_policy_keeps_what_it_is_told(fp32_package, tmp_path):
     names = [
-        layer.name for layer in graph.weighted_layers(graph.load_network(fp32_package.onnx_path("fp32"))) if layer.op == "Conv"
+        layer.name for layer in weighted_layers(graph.load_network(fp32_package.onnx_path("fp32"))) if layer.op == "Conv"
     ]
     policy = QuantizationPolicy(first=True, head=True, keep=(names[3],))
     _, report = quantize_package(fp32_package, sampler_for(fp32_package), tmp_path / "out", CalibrationOptions(patches=2), policy)
@@ -123,23 +126,56 @@ def test_the_guard_puts_the_worst_layer_back(fp32_package, tmp_path):
 
     package = import_onnx(tmp_path / "spoiled.onnx", phantom_spec(), tmp_path / "package")
     blind = quantize_package(
-        package, sampler_for(package), tmp_path / "blind", CalibrationOptions(patches=2), QuantizationPolicy(agreement=0)
+        package, sampler_for(package), tmp_path / "blind", CalibrationOptions(patches=2), QuantizationPolicy(budget=Budget(0))
     )[1]
     guarded, report = quantize_package(
-        package, sampler_for(package), tmp_path / "guarded", CalibrationOptions(patches=2), QuantizationPolicy(agreement=0.95)
+        package, sampler_for(package), tmp_path / "guarded", CalibrationOptions(patches=2), QuantizationPolicy(budget=Budget(0.95))
     )
     assert blind.guard.agreement < 0.95 <= report.guard.agreement
     assert second.name in report.guard.returned
     assert len(report.guard.returned) < len(report.layers)
-    assert graph.check_int8(graph.load_network(guarded.onnx_path("int8"))) == []
+    assert qdq.check_int8(graph.load_network(guarded.onnx_path("int8"))) == []
     assert "the guard" in next(layer.reason for layer in report.layers if layer.name == second.name)
+
+
+def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path):
+    """With labels the budget counts what is lost to them; without a fallback the loss is only measured."""
+    made = [make_phantom(seed, (96, 88, 80), 4.0) for seed in (2001, 2002)]
+    options = CalibrationOptions(patches=4)
+    labels = [lambda m=m: Volume(m[1], m[0].ijk_to_ras, "labels") for m in made]
+    sampler = PatchSampler([lambda m=m: m[0] for m in made], fp32_package.spec, (64, 64, 64), options, labels=labels)
+    for sample in sampler.first_samples(2):
+        assert sample.labels is not None and sample.labels.shape == sample.patch.shape[1:]
+    _, measured = quantize_package(
+        fp32_package, sampler, tmp_path / "a", options, QuantizationPolicy(budget=Budget(0, 0.0, fallback=False))
+    )
+    assert measured.guard.dice_fp32 is not None and measured.guard.dice_fp32 > 0.7
+    assert measured.guard.after.dice == measured.guard.before.dice and not measured.guard.returned
+    timed = []
+    strict = QuantizationPolicy(budget=Budget(0, measured.guard.dice_fp32 - measured.guard.after.dice - 1e-6))
+    _, report = quantize_package(
+        fp32_package, sampler, tmp_path / "b", options, strict, stopwatch=lambda model: timed.append(model) or float(len(timed))
+    )
+    assert report.guard.kept and report.guard.returned and report.guard.weights_kept
+    assert report.guard.milliseconds == [float(n + 1) for n in range(len(report.guard.returned) + 1)]
+    assert report.size_ratio <= 0.27
+
+
+def test_labels_must_lie_on_their_scans(fp32_package, tmp_path):
+    volume, labels = make_phantom(2001, (96, 88, 80), 4.0)
+    wrong = Volume(labels[1:], volume.ijk_to_ras, "labels")
+    with pytest.raises(InputError, match="1 label map"):
+        PatchSampler([lambda: volume] * 2, fp32_package.spec, (64, 64, 64), CalibrationOptions(), labels=[lambda: wrong])
+    sampler = PatchSampler([lambda: volume], fp32_package.spec, (64, 64, 64), CalibrationOptions(), labels=[lambda: wrong])
+    with pytest.raises(InputError, match="label map of that scan"):
+        quantize_package(fp32_package, sampler, tmp_path / "out", CalibrationOptions())
 
 
 @pytest.mark.parametrize("method", ["entropy", "percentile", "mse"])
 def test_every_method_makes_a_network_of_other_scales(fp32_package, int8_package, tmp_path, method):
     options = CalibrationOptions(method=method, patches=1)
     package, report = quantize_package(
-        fp32_package, sampler_for(fp32_package, options), tmp_path / method, options, QuantizationPolicy(agreement=0)
+        fp32_package, sampler_for(fp32_package, options), tmp_path / method, options, QuantizationPolicy(budget=Budget(0))
     )
     assert report.guard.relative_error < 0.3
     tensors = package.calibration()["tensors"].values()

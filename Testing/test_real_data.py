@@ -22,6 +22,7 @@ from MedQuantINT8Lib.preprocessing import _sub_grid
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import QuantizationPolicy, calibration_patch, quantize_package
 from MedQuantINT8Lib.segmenter import SegmentationOptions
+from MedQuantINT8Lib.sensitivity import Budget
 from MedQuantINT8Lib.volume import Volume
 from MedQuantINT8Lib.volume_io import read_volume
 
@@ -67,7 +68,7 @@ def test_whole_head_networks(name, bar, tmp_path):
     if name == "brain_mask_deepbrain_v2":
         # The network that naive INT8 destroys: what goes back is named, and is the end of the network.
         assert set(report.guard.returned) == {"/c.7/Conv", "/c.8/Conv", "/c.9/Conv"}
-        assert report.guard.agreement_before < 0.7
+        assert report.guard.before.agreement < 0.7
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_dilated_networks_on_the_middle_of_a_head(name, bar, options, wanted, tm
     scan, *calibrate = (middle(head) for head in heads())
     spec = replace(specs()[name], window=Window((64, 64, 64), overlap=0.25))
     dice, _, found = both(
-        DATA / "networks" / f"{name}.onnx", spec, calibrate, scan, tmp_path, options, QuantizationPolicy(agreement=wanted)
+        DATA / "networks" / f"{name}.onnx", spec, calibrate, scan, tmp_path, options, QuantizationPolicy(budget=Budget(wanted))
     )
     assert dice >= bar
     assert found["int8"].engine["description"]["int8_mac_share"] > 0.1
@@ -100,7 +101,7 @@ def test_abdomen_ct_agrees_with_fp32_and_with_the_labels(tmp_path):
         scan,
         tmp_path,
         CalibrationOptions("entropy", patches=1),
-        QuantizationPolicy(first=True, agreement=0.97),
+        QuantizationPolicy(first=True, budget=Budget(0.97)),
     )
     assert dice >= 0.98
     reference = np.zeros(labels.shape, np.uint8)

@@ -6,6 +6,7 @@ There is no road without data: random numbers are never used in place of patches
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -71,10 +72,64 @@ def foreground_by_intensity(network_input: NetworkInput) -> NDArray[np.bool_]:
     return first > first.mean()
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A patch float32 (C, A0, A1, A2), and its label values (A0, A1, A2) where the scan came with labels."""
+
+    patch: Patch
+    labels: NDArray[Any] | None = None
+
+
+def draw_samples(
+    network_input: NetworkInput,
+    patch: tuple[int, int, int],
+    pad_value: float,
+    options: CalibrationOptions,
+    count: int,
+    rng: np.random.Generator,
+    find_foreground: ForegroundFinder = foreground_by_intensity,
+    labels: NDArray[Any] | None = None,
+) -> Iterator[Sample]:
+    """Patches of one volume in network space, drawn around foreground, in air and at random as ``options`` says.
+
+    A volume that is no larger than the patch gives one.
+
+    Args:
+        labels: label values of the volume (A0, A1, A2), cut in the same places.
+    """
+    missing = [max(0, p - n) for p, n in zip(patch, network_input.data.shape[1:], strict=True)]
+    pads = [(m // 2, m - m // 2) for m in missing]
+    data = network_input.data
+    if any(missing):
+        data = np.pad(data, [(0, 0), *pads], constant_values=pad_value)
+        labels = None if labels is None else np.pad(labels, pads)
+    if data.shape[1:] == patch:
+        yield Sample(data, labels)
+        return
+    foreground = find_foreground(network_input)
+    inside, outside = np.flatnonzero(foreground), np.flatnonzero(~foreground)
+    wanted = round(count * options.foreground), round(count * options.air)
+    for number in range(count):
+        pool = inside if number < wanted[0] else outside if number < sum(wanted) else None
+        center = None
+        if pool is not None and pool.size:
+            voxel = np.unravel_index(int(rng.choice(pool)), foreground.shape)
+            center = [int(v) + m // 2 for v, m in zip(voxel, missing, strict=True)]
+        starts = []
+        for axis, (size, p) in enumerate(zip(data.shape[1:], patch, strict=True)):
+            start = int(rng.integers(0, size - p + 1)) if center is None else center[axis] - p // 2
+            starts.append(min(max(start, 0), size - p))
+        index = tuple(slice(s, s + p) for s, p in zip(starts, patch, strict=True))
+        yield Sample(np.ascontiguousarray(data[(slice(None), *index)]), None if labels is None else labels[index])
+
+
 class PatchSampler:
     """Draws patches from volumes, one volume in memory at a time.
 
     Iterating twice gives the same patches. ``volume_hashes`` is filled as volumes are seen.
+
+    Args:
+        labels: label maps of the volumes, with the model's label values; or none.
     """
 
     def __init__(
@@ -85,11 +140,17 @@ class PatchSampler:
         options: CalibrationOptions,
         find_foreground: ForegroundFinder = foreground_by_intensity,
         task: Task | None = None,
+        labels: Sequence[VolumeSource] = (),
     ) -> None:
         if not volumes:
             raise InputError("Calibration needs at least one scan.", "Give one or more with --calibrate.")
+        if labels and len(labels) != len(volumes):
+            raise InputError(
+                f"{len(labels)} label map(s) were given for {len(volumes)} scan(s).",
+                "Give one for each scan, in the same order.",
+            )
         options.check()
-        self._volumes, self._spec, self._options = volumes, spec, options
+        self._volumes, self._spec, self._options, self._labels = volumes, spec, options, labels
         self.patch = patch
         self._find_foreground = find_foreground
         self._task = task or Task()
@@ -115,40 +176,41 @@ class PatchSampler:
         return [share + (index < rest) for index in range(len(self._volumes))]
 
     def __iter__(self) -> Iterator[Patch]:
-        for index, (source, count) in enumerate(zip(self._volumes, self._counts(), strict=True)):
-            if count == 0:
-                continue
-            self._task.check()
-            volume = source()
-            self.volume_hashes[f"volume {index}"] = hashlib.sha256(np.ascontiguousarray(volume.data).data).hexdigest()
-            yield from self.draw(preprocess(volume, self._spec), count, np.random.default_rng((self._options.seed, index)))
+        for index, count in enumerate(self._counts()):
+            for sample in self._samples(index, count, None) if count else ():
+                yield sample.patch
 
-    def draw(self, network_input: NetworkInput, count: int, rng: np.random.Generator) -> Iterator[Patch]:
-        """Patches of one volume in network space."""
-        data = network_input.data
-        missing = [max(0, p - n) for p, n in zip(self.patch, data.shape[1:], strict=True)]
-        if any(missing):
-            pads = [(0, 0), *((m // 2, m - m // 2) for m in missing)]
-            data = np.pad(data, pads, constant_values=self._spec.window.pad_value)
-        if data.shape[1:] == self.patch:
-            # A network that sees the whole volume: one patch is all there is to draw.
-            yield data
-            return
-        foreground = self._find_foreground(network_input)
-        inside = np.flatnonzero(foreground)
-        outside = np.flatnonzero(~foreground)
-        wanted = round(count * self._options.foreground), round(count * self._options.air)
-        for number in range(count):
-            pool = inside if number < wanted[0] else outside if number < sum(wanted) else None
-            center = None
-            if pool is not None and pool.size:
-                voxel = np.unravel_index(int(rng.choice(pool)), foreground.shape)
-                center = [int(v) + m // 2 for v, m in zip(voxel, missing, strict=True)]
-            starts = []
-            for axis, (size, p) in enumerate(zip(data.shape[1:], self.patch, strict=True)):
-                start = int(rng.integers(0, size - p + 1)) if center is None else center[axis] - p // 2
-                starts.append(min(max(start, 0), size - p))
-            yield np.ascontiguousarray(data[(slice(None), *(slice(s, s + p) for s, p in zip(starts, self.patch, strict=True)))])
+    def first_samples(self, count: int) -> list[Sample]:
+        """The first patch of each of the first volumes, then the second of each, with labels: what is compared."""
+        counts = self._counts()
+        volumes = min(count, len([c for c in counts if c]))
+        by_volume = [
+            list(itertools.islice(self._samples(index, counts[index], self._reference(index)), -(-count // volumes)))
+            for index in range(volumes)
+        ]
+        rounds = itertools.zip_longest(*by_volume)
+        return [sample for group in rounds for sample in group if sample is not None][:count]
+
+    def _reference(self, index: int) -> Volume | None:
+        return self._labels[index]() if self._labels else None
+
+    def _samples(self, index: int, count: int, reference: Volume | None) -> Iterator[Sample]:
+        self._task.check()
+        volume = self._volumes[index]()
+        self.volume_hashes[f"volume {index}"] = hashlib.sha256(np.ascontiguousarray(volume.data).data).hexdigest()
+        network_input = preprocess(volume, self._spec)
+        labels = None
+        if reference is not None:
+            if reference.grid.size != volume.grid.size:
+                raise InputError(
+                    f"{reference.name} has {reference.grid.size} voxels, but {volume.name} has {volume.grid.size}.",
+                    "Give the label map of that scan.",
+                )
+            labels = network_input.labels_in_network_space(np.rint(reference.data[0]).astype(np.int32))
+        rng = np.random.default_rng((self._options.seed, index))
+        yield from draw_samples(
+            network_input, self.patch, self._spec.window.pad_value, self._options, count, rng, self._find_foreground, labels
+        )
 
 
 @dataclass

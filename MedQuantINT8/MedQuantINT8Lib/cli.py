@@ -72,9 +72,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--agreement",
         type=float,
-        default=0.98,
-        help="least Dice of simulated INT8 with FP32; below it layers go back to high precision; 0 forbids that (default: %(default)s)",
+        default=0.99,
+        help="least Dice of simulated INT8 with FP32 on the scans; below it layers go back to float (default: %(default)s)",
     )
+    command.add_argument("--labels", nargs="+", help="label maps of the scans, one each, with the model's label values")
+    command.add_argument(
+        "--dice-lost", type=float, default=0.005, help="most mean Dice to --labels that INT8 may lose (default: %(default)s)"
+    )
+    command.add_argument("--no-fallback", action="store_true", help="only measure the loss: no layer goes back to float")
 
     command = _command(add, "build", commands.build, "build the engine for this machine")
     command.add_argument("model", help="model package")
@@ -112,7 +117,12 @@ def _command(add: object, name: str, run: object, text: str) -> argparse.Argumen
 def _running_options(command: argparse.ArgumentParser, *, precision: bool = True) -> None:
     command.add_argument("--engine", default="auto", help="openvino, onnxruntime or auto (default: %(default)s)")
     if precision:
-        command.add_argument("--precision", choices=["int8", "fp32"], default="int8", help="(default: %(default)s)")
+        command.add_argument(
+            "--precision",
+            choices=["auto", "int8", "fp32"],
+            default="auto",
+            help="auto is int8, unless fp32 is faster on this machine (default: %(default)s)",
+        )
     command.add_argument("--patch", type=int, nargs=3, metavar="N", help="another patch size")
     command.add_argument("--overlap", type=float, help="another overlap, 0 to below 1")
     command.add_argument("--batch", type=int, default=1, help="windows a call (default: %(default)s)")

@@ -16,10 +16,10 @@ from . import runs
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .files import write_json, write_text
 from .model import ModelPackage
-from .model_spec import ModelSpec
 from .progress import Task
 from .segmentation_file import check_output_path, present_labels, write_segmentation
 from .segmenter import SegmentationOptions
+from .spec_parser import parse_spec
 from .volume_io import read_volume
 
 
@@ -81,7 +81,7 @@ def import_onnx(args: argparse.Namespace, task: Task) -> None:
             f"then: medquant import onnx {args.network} --spec {draft} --output {args.output}",
         )
         return
-    spec = ModelSpec.from_json(_json_file(args.spec), args.spec)
+    spec = parse_spec(_json_file(args.spec), args.spec)
     if patch:
         spec = importer.with_patch(spec, patch)
     package = importer.import_onnx(args.network, spec, args.output)
@@ -105,10 +105,12 @@ def _json_file(path: str) -> Any:
 def quantize(args: argparse.Namespace, task: Task) -> None:
     from .calibration import CalibrationOptions
     from .quantization import QuantizationPolicy
+    from .sensitivity import Budget
 
     calibration = CalibrationOptions(args.method, args.patches, args.percentile, args.foreground, args.air, args.seed)
     calibration.check()
-    policy = QuantizationPolicy(first=args.keep_first, head=args.keep_head, keep=tuple(args.keep), agreement=args.agreement)
+    budget = Budget(args.agreement, args.dice_lost, not args.no_fallback)
+    policy = QuantizationPolicy(first=args.keep_first, head=args.keep_head, keep=tuple(args.keep), budget=budget)
     target = args.output or args.model
     package, report = runs.quantize(
         args.model,
@@ -118,6 +120,7 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
         policy,
         task,
         by_network=args.foreground_by == "network",
+        labels=args.labels or [],
     )
     kept = [layer for layer in report.layers if not layer.quantized]
     _print(
@@ -125,9 +128,25 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
         {"package": str(target), "calibration": package.calibration()},
         f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "
         f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {report.guard.agreement:.4f} (simulated)",
+        *_guard_lines(report.guard),
         *(f"  in high precision: {layer.name}: {layer.reason}" for layer in kept),
         *(f"warning: {text}" for text in report.warnings),
     )
+
+
+def _guard_lines(result: Any) -> list[str]:
+    lines = []
+    if result.dice_fp32 is not None:
+        lines.append(f"mean Dice to the labels: FP32 {result.dice_fp32:.4f}, INT8 {result.after.dice:.4f} (simulated)")
+    if result.returned:
+        lines.append(
+            f"the guard put {len(result.returned)} layer(s) back to float: agreement {result.before.agreement:.4f} before, {result.agreement:.4f} after"
+        )
+    if result.milliseconds:
+        lines.append(f"  which costs {result.milliseconds[-1] - result.milliseconds[0]:.1f} ms of {result.milliseconds[-1]:.1f} ms a patch")
+    if not result.kept:
+        lines.append("warning: the budget does not hold: see 'guard' in calibration.json. Try --method, more scans, or --keep.")
+    return lines
 
 
 def build(args: argparse.Namespace, task: Task) -> None:
@@ -143,7 +162,7 @@ def build(args: argparse.Namespace, task: Task) -> None:
             "description": description.to_json(),
         }
         lines = [
-            f"{'found' if prepared.cached else 'built'} {prepared.backend.title}, {args.precision}: {description.verdict}, "
+            f"{'found' if prepared.cached else 'built'} {prepared.backend.title}, {prepared.options.precision}: {description.verdict}, "
             f"{100 * description.int8_mac_share:.1f} % of multiply-accumulates in INT8"
         ]
         if prepared.fidelity:
@@ -168,7 +187,7 @@ def segment(args: argparse.Namespace, task: Task) -> None:
             write_segmentation(args.output, run.result.labels, run.result.ijk_to_ras, package.spec.labels)
         run.seconds["writing"] = time.perf_counter() - began
         run.seconds["total"] += run.seconds["writing"]
-        value = run_json(args.scan, args.precision, run)
+        value = run_json(args.scan, run)
         voxels = present_labels(run.result.labels, package.spec.labels)
         value["structures"] = [
             {"value": label.value, "name": label.name, "ml": voxels[label.value] * volume.grid.voxel_ml}
@@ -178,19 +197,19 @@ def segment(args: argparse.Namespace, task: Task) -> None:
     lines = [
         f"wrote {args.output}: {sum(v > 0 for v in voxels.values())} of {len(voxels)} structure(s) found, {run.seconds['total']:.2f} s "
         f"({run.seconds['network']:.2f} s in the network)",
-        f"engine: {run.engine['title']}, {args.precision}: {description['verdict']}, {100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
+        f"engine: {run.engine['title']}, {run.engine['precision']}: {description['verdict']}, {100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
         *(f"note: {note}" for note in [*run.result.notes, *filter(None, [run.engine["note"]])]),
     ]
     _print(args, value, *lines)
 
 
-def run_json(scan: str, precision: str, run: runs.SegmentationRun) -> dict[str, Any]:
+def run_json(scan: str, run: runs.SegmentationRun) -> dict[str, Any]:
     """A run as the report and ``--json`` show it."""
     from .system import peak_memory
 
     return {
         "scan": Path(scan).name,
-        "precision": precision,
+        "precision": run.engine["precision"],
         "seconds": run.seconds,
         "latency_ms": run.latency_ms,
         "windows": run.result.windows,

@@ -20,6 +20,7 @@ from typing import Any
 from .errors import PackageError
 from .files import replacing, replacing_folder, sha256_file, write_json
 from .model_spec import ModelSpec
+from .spec_parser import parse_spec
 
 MODEL_JSON = "model.json"
 FP32 = "model.onnx"
@@ -170,7 +171,7 @@ def _load_folder(folder: Path, name: str, *, temporary: bool) -> ModelPackage:
     if not (folder / MODEL_JSON).is_file():
         raise PackageError(f"{name} is no model package: it has no {MODEL_JSON}.", "Make one with: medquant import onnx")
     value = _read_json(folder / MODEL_JSON, f"{name}: {MODEL_JSON}")
-    spec = ModelSpec.from_json(value, f"{name}: {MODEL_JSON}")
+    spec = parse_spec(value, f"{name}: {MODEL_JSON}")
     files = value.get("files")
     if not isinstance(files, dict) or FP32 not in files:
         raise PackageError(f"{name}: {MODEL_JSON}: 'files' must list the SHA-256 of {FP32}.", "Ask whoever made the package.")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from . import graph
 from .errors import DependencyError, PackageError
+from .layers import weighted_layers
 
 Patch = NDArray[np.float32]
 _OPERATORS = ("Conv", "MatMul", "Gemm")
@@ -83,7 +84,7 @@ def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, 
             ) from error
         placed = graph.load_network(result)
     _leave_others_in_float(placed)
-    left_out = {layer.name for layer in graph.weighted_layers(placed) if not layer.quantized} - set(reasons)
+    left_out = {layer.name for layer in weighted_layers(placed) if not layer.quantized} - set(reasons)
     if few_channels:
         left_out -= _quantize_convolutions(placed, left_out)
     for name in left_out:

@@ -53,6 +53,12 @@ class NetworkInput:
         """An array whose last three axes are the tensor's, with them as (K, J, I) instead; a view."""
         return array if self.axis_order == "KJI" else array.swapaxes(-1, -3)
 
+    def labels_in_network_space(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """A label map on the original grid (K, J, I) in network space (A0, A1, A2), by nearest neighbour."""
+        cropped = labels[tuple(slice(*bounds) for bounds in reversed(self.box))]
+        oriented = self.reorientation.apply(cropped[None])[0]
+        return np.ascontiguousarray(self.to_kji(resample(oriented, self.oriented, self.grid, "nearest")))
+
     def restore(self, labels: NDArray[Any]) -> NDArray[Any]:
         """A label map in network space (A0, A1, A2) on the original grid, array (K, J, I); 0 outside the crop."""
         kji = np.ascontiguousarray(self.to_kji(labels))

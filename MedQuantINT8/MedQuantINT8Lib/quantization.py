@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from . import graph
+from . import graph, qdq
 from .calibration import (
     Calibration,
     CalibrationOptions,
-    Patch,
     PatchSampler,
     collect_histograms,
     scales_from,
 )
 from .errors import PackageError
 from .files import write_json
+from .layers import Layer, int8_share, weighted_layers
 from .model import CALIBRATION, INT8, ModelPackage
 from .placement import place, require_quantizer
 from .progress import Task
-from .sensitivity import GuardResult, guard
+from .sensitivity import Budget, GuardResult, Stopwatch, guard
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class QuantizationPolicy:
         few_channels: quantize convolutions of so few channels that ModelOpt leaves them out.
         first, head: keep the first or the last convolution in high precision.
         keep: layers (ONNX node names) to keep in high precision.
-        agreement: the least agreement Dice of simulated INT8 with FP32 on the calibration patches. Where it is missed,
-            layers go back to high precision, worst first. 0 forbids that.
+        budget: what INT8 may cost on the calibration patches. Where it costs more, layers go back to high precision,
+            worst first.
     """
 
     transposed: bool = False
@@ -50,7 +49,7 @@ class QuantizationPolicy:
     first: bool = False
     head: bool = False
     keep: tuple[str, ...] = ()
-    agreement: float = 0.98
+    budget: Budget = Budget()
 
 
 @dataclass
@@ -65,7 +64,7 @@ class QuantizationReport:
         guard: agreement with FP32 before and after the fallback.
     """
 
-    layers: list[graph.Layer]
+    layers: list[Layer]
     int8_mac_share: float
     fp32_bytes: int
     int8_bytes: int
@@ -95,10 +94,14 @@ def quantize_package(
     calibration: CalibrationOptions,
     policy: QuantizationPolicy = QuantizationPolicy(),
     task: Task | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> tuple[ModelPackage, QuantizationReport]:
     """Quantize a package's FP32 network and write the package, with both networks, to ``target``.
 
     Nothing is written before everything is done and proved.
+
+    Args:
+        stopwatch: times the real engine on a candidate network, to tell what each layer costs that goes back to float.
 
     Raises:
         DependencyError: ModelOpt is not installed.
@@ -114,18 +117,22 @@ def quantize_package(
     with task.stage("placing Q/DQ nodes"):
         first = next(iter(sampler))
         placed = place(quantizer, graph.fixed_shape(fp32, patch), first, reasons, few_channels=policy.few_channels)
-    tensors = list(graph.activation_tensors(placed))
+    tensors = list(qdq.activation_tensors(placed))
     if not tensors:
         raise PackageError(
             f"No layer of {package.spec.name} can be quantized.", "See 'medquant quantize --verbose' for the reasons."
         )
     histograms = collect_histograms(fp32, tensors, sampler, len(sampler), patch, task)
     scales = scales_from(histograms, calibration)
-    graph.set_activation_scales(placed, scales)
-    compared = _first_patches(sampler, 2)
-    checked, guarded = guard(fp32, placed, compared, package.spec, policy.agreement, task)
+    qdq.set_activation_scales(placed, scales)
+    compared = sampler.first_samples(COMPARED_PATCHES)
+    references = [sample.labels for sample in compared if sample.labels is not None]
+    checked, guarded = guard(
+        fp32, placed, [sample.patch for sample in compared], package.spec, policy.budget, task, references, stopwatch
+    )
     reasons |= {name: f"the guard: {why}" for name, why in guarded.returned.items()}
-    if problems := graph.check_int8(checked):
+    checked = qdq.compacted(checked)
+    if problems := qdq.check_int8(checked):
         raise PackageError(f"The quantized network breaks the rules: {problems[0]}.", "Please report this with the network.")
     measured = Calibration(
         calibration,
@@ -139,6 +146,8 @@ def quantize_package(
     return _write(package, checked, measured, guarded, reasons, target, patch)
 
 
+#: Patches on which INT8 is compared with FP32, of as many volumes as there are.
+COMPARED_PATCHES = 2
 #: Longest side of a calibration patch where the network is free in size: larger ones cost time and teach little.
 CALIBRATION_SIDE = 96
 
@@ -160,7 +169,7 @@ def policy_reasons(model: Any, policy: QuantizationPolicy) -> dict[str, str]:
     Raises:
         PackageError: ``policy.keep`` names a layer that does not exist.
     """
-    layers = graph.weighted_layers(model)
+    layers = weighted_layers(model)
     names = {layer.name for layer in layers}
     unknown = [name for name in policy.keep if name not in names]
     if unknown:
@@ -177,10 +186,6 @@ def policy_reasons(model: Any, policy: QuantizationPolicy) -> dict[str, str]:
     return reasons
 
 
-def _first_patches(sampler: Iterable[Patch], count: int) -> list[Patch]:
-    return [patch for patch, _ in zip(sampler, range(count), strict=False)]
-
-
 def _write(
     package: ModelPackage,
     model: Any,
@@ -190,10 +195,10 @@ def _write(
     target: str | os.PathLike[str],
     patch: tuple[int, int, int],
 ) -> tuple[ModelPackage, QuantizationReport]:
-    layers = graph.weighted_layers(graph.inferred(model), reasons)
+    layers = weighted_layers(graph.inferred(model), reasons)
     report = QuantizationReport(
         layers,
-        graph.int8_share(layers),
+        int8_share(layers),
         package.onnx_path("fp32").stat().st_size,
         model.ByteSize(),
         guarded,

@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration import CalibrationOptions, ForegroundFinder, PatchSampler, foreground_by_intensity
+from . import graph
+from .calibration import CalibrationOptions, ForegroundFinder, PatchSampler, draw_samples, foreground_by_intensity
 from .engines import BuildOptions, backend, choose_backend
-from .engines.base import Precision
+from .engines.base import EngineBackend, Precision
 from .engines.prepare import PreparedEngine, prepare
+from .engines.race import prepare_faster
 from .model import ModelPackage
 from .preprocessing import NetworkInput
 from .progress import Task
@@ -28,15 +31,17 @@ from .system import available_memory, machine, peak_memory
 from .volume import AxisMap, Volume
 from .volume_io import read_volume
 
+#: Calls of an engine that are timed; the first is not counted.
+_TIMED_CALLS = 6
 Source = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """Which engine to run on: a backend's name or "auto", and the precision."""
+    """Which engine to run on: a backend's name or "auto", and the precision; "auto" is INT8 unless FP32 is faster here."""
 
     name: str = "auto"
-    precision: Precision = "int8"
+    precision: Precision | Literal["auto"] = "int8"
     threads: int = 0
     device: str = "cpu"
 
@@ -60,12 +65,10 @@ class SegmentationRun:
 
 def patches_of(network_input: NetworkInput, package: ModelPackage, patch: tuple[int, int, int], count: int = 2) -> list[Any]:
     """Patches of a volume in network space, centred on foreground, for comparing engines."""
-    sampler = PatchSampler([lambda: _unused()], package.spec, patch, CalibrationOptions(patches=count, foreground=1.0, air=0.0))
-    return list(sampler.draw(network_input, count, np.random.default_rng(0)))
-
-
-def _unused() -> Volume:
-    raise AssertionError("the patches are drawn from a volume that is there already")
+    around_foreground = CalibrationOptions(patches=count, foreground=1.0, air=0.0)
+    rng = np.random.default_rng(0)
+    samples = draw_samples(network_input, patch, package.spec.window.pad_value, around_foreground, count, rng)
+    return [sample.patch for sample in samples]
 
 
 def quantize(
@@ -77,19 +80,48 @@ def quantize(
     task: Task,
     *,
     by_network: bool = False,
+    labels: Sequence[Source] = (),
 ) -> tuple[ModelPackage, Any]:
     """Calibrate a package on scans from files, one in memory at a time, and write it with its INT8 network.
 
     Args:
         by_network: find foreground by a first FP32 pass over each scan, instead of by intensity.
+        labels: label maps of the scans, with the model's label values, for the accuracy budget; or none.
     """
     from .quantization import calibration_patch, quantize_package
 
     with ModelPackage.load(model) as package:
         sources: list[Callable[[], Volume]] = [lambda scan=scan: read_volume(scan) for scan in scans]  # type: ignore[misc]
         find = foreground_by_network(package, task) if by_network else foreground_by_intensity
-        sampler = PatchSampler(sources, package.spec, calibration_patch(package), calibration, find, task)
-        return quantize_package(package, sampler, target, calibration, policy, task)
+        references: list[Callable[[], Volume]] = [lambda path=path: read_volume(path) for path in labels]  # type: ignore[misc]
+        patch = calibration_patch(package)
+        sampler = PatchSampler(sources, package.spec, patch, calibration, find, task, references)
+        return quantize_package(package, sampler, target, calibration, policy, task, engine_stopwatch(patch))
+
+
+def engine_stopwatch(patch: tuple[int, int, int]) -> Callable[[Any], float] | None:
+    """Times INT8 networks on the real engine of this machine, in milliseconds for one patch; None if there is none."""
+    made = choose_backend("auto", "int8")
+    if not made.real_int8:
+        return None
+
+    def milliseconds(model: Any) -> float:
+        options = BuildOptions("int8", patch)
+        with TemporaryDirectory(prefix="medquant-timing-") as scratch:
+            network = Path(scratch) / "network.onnx"
+            network.write_bytes(model.SerializeToString())
+            made.build(network, Path(scratch), options)
+            engine = made.load(Path(scratch), options)
+            batch = np.zeros((1, graph.network_shape(model).channels, *patch), np.float32)
+            seconds = []
+            for _ in range(_TIMED_CALLS):
+                began = time.perf_counter()
+                engine.infer(batch)
+                seconds.append(time.perf_counter() - began)
+            engine.close()
+        return round(1e3 * float(np.median(seconds[1:])), 2)
+
+    return milliseconds
 
 
 def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder:
@@ -119,20 +151,28 @@ def build(
     from .preprocessing import preprocess
 
     made = choose_backend(choice.name, choice.precision)
+    _check_network(package, choice)
     patches: list[Any] = []
     patch = window_of(package.spec, options)[0]
     if scan is not None:
         network_input = preprocess(read_volume(scan), package.spec)
         patch = patch_for(network_input, package.spec, options)
         patches = patches_of(network_input, package, patch)
-    return prepare(package, made, _build_options(package, choice, options, patch), patches, task)
+    return _prepare(package, made, choice, options, patch, patches, task)
 
 
-def _build_options(
-    package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, patch: tuple[int, int, int]
-) -> BuildOptions:
-    package.onnx_path(choice.precision)  # complains before any work if there is no such network
-    return BuildOptions(choice.precision, patch, options.batch, choice.device, choice.threads)
+def _prepare(
+    package: ModelPackage,
+    made: EngineBackend,
+    choice: EngineChoice,
+    options: SegmentationOptions,
+    patch: tuple[int, int, int],
+    patches: Sequence[Any],
+    task: Task,
+) -> PreparedEngine:
+    precision: Precision = "int8" if choice.precision == "auto" else choice.precision
+    build = BuildOptions(precision, patch, options.batch, choice.device, choice.threads)
+    return (prepare_faster if choice.precision == "auto" else prepare)(package, made, build, patches, task)
 
 
 def segment(
@@ -145,7 +185,7 @@ def segment(
 ) -> SegmentationRun:
     """Segment a volume with a package on the chosen engine, which is built if it is not there yet."""
     made = choose_backend(choice.name, choice.precision)
-    package.onnx_path(choice.precision)
+    _check_network(package, choice)
     prepared: list[PreparedEngine] = []
     inputs: list[NetworkInput] = []
     calls: list[float] = []
@@ -154,14 +194,14 @@ def segment(
         patch = patch_for(network_input, package.spec, options)
         # Drawing patches costs a pass over the volume: only where the engine has yet to be compared with the simulation.
         patches = _LazyPatches(lambda: patches_of(network_input, package, patch))
-        prepared.append(prepare(package, made, _build_options(package, choice, options, patch), patches, task))
+        prepared.append(_prepare(package, made, choice, options, patch, patches, task))
         inputs.append(network_input)
         return _Timed(prepared[0].engine, calls)
 
     began = time.perf_counter()
     try:
         result = segment_volume(volume, package.spec, make_engine, options, task)
-        engine = _engine_report(prepared[0], choice)
+        engine = _engine_report(prepared[0])
     finally:
         for item in prepared:
             item.close()
@@ -216,12 +256,19 @@ class _Timed:
         self._engine.close()
 
 
-def _engine_report(prepared: PreparedEngine, choice: EngineChoice) -> dict[str, Any]:
+def _check_network(package: ModelPackage, choice: EngineChoice) -> None:
+    """Complain before any work where the package has no network of the precision asked for."""
+    if choice.precision != "auto":
+        package.onnx_path(choice.precision)
+
+
+def _engine_report(prepared: PreparedEngine) -> dict[str, Any]:
     description = prepared.describe()
     return {
         "name": prepared.backend.name,
         "title": prepared.backend.title,
-        "precision": choice.precision,
+        "precision": prepared.options.precision,
+        "race": prepared.entry.record.get("race"),
         "real_int8": prepared.backend.real_int8,
         "bytes": prepared.entry.bytes,
         "cached": prepared.cached,

@@ -1,86 +1,171 @@
 """The accuracy guard: which layers INT8 cannot afford, found by measuring.
 
-Simulated INT8 is compared with FP32 on calibration patches. Where they agree too little, each quantized layer is tried
-alone, all others in float; then the layers go back to float, the one that costs most agreement first, until it suffices.
+Simulated INT8 is compared with FP32, and with labels where there are some, on patches of calibration scans. Where it
+loses more than the budget allows, each quantized layer is tried alone, all others in float; then the layers go back to
+float, the one that costs most agreement first, until the budget holds.
+
+A layer that goes back computes in float but keeps its weights stored as INT8 (one scale an output channel loses little,
+and the file stays small), unless storing the weights of all layers so would break the budget by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import graph
+from . import graph, qdq
 from .engines.fidelity import Distance, patch_labels
 from .engines.onnxruntime import session
 from .model_spec import ModelSpec
 from .progress import Task
 
 Patch = NDArray[np.float32]
+#: The real engine's milliseconds for one patch of a candidate network.
+Stopwatch = Callable[[Any], float]
 _LEAST_VOXELS = 100
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What INT8 may cost.
+
+    Attributes:
+        agreement: least mean Dice of simulated INT8 with FP32; 0 does not ask.
+        dice_lost: the most that mean Dice to the labels may fall, where there are labels.
+        fallback: whether layers may go back to float; if not, the loss is only measured.
+    """
+
+    agreement: float = 0.99
+    dice_lost: float = 0.005
+    fallback: bool = True
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Simulated INT8 on the compared patches.
+
+    Attributes:
+        agreement: mean Dice with FP32 over structures.
+        relative_error: of the output.
+        dice: mean Dice with the labels; None without labels.
+    """
+
+    agreement: float
+    relative_error: float
+    dice: float | None = None
 
 
 @dataclass
 class GuardResult:
-    """Agreement of simulated INT8 with FP32 on the compared patches.
+    """What INT8 costs, and what was done about it.
 
     Attributes:
-        agreement_before, agreement: mean Dice over structures, before and after layers went back.
-        relative_error: of the output, after.
-        returned: layers that went back to high precision, in that order, with what was measured.
+        before, after: measured before and after layers went back.
+        dice_fp32: FP32's mean Dice with the labels; None without labels.
+        returned: layers that went back to float, in that order, with what was measured.
+        weights_kept: the returned layers' weights are still stored as INT8.
+        milliseconds: of the real engine for one patch, before and after each returned layer; empty if not measured.
     """
 
-    wanted: float
-    agreement_before: float
-    agreement: float
-    relative_error: float
+    budget: Budget
+    before: Measurement
+    after: Measurement
+    dice_fp32: float | None = None
     returned: dict[str, str] = field(default_factory=dict)
+    weights_kept: bool = True
+    milliseconds: list[float] = field(default_factory=list)
+
+    @property
+    def agreement(self) -> float:
+        return self.after.agreement
+
+    @property
+    def relative_error(self) -> float:
+        return self.after.relative_error
 
     @property
     def kept(self) -> bool:
-        return self.agreement >= self.wanted
+        """Whether the budget holds."""
+        lost = self.dice_fp32 - self.after.dice if self.dice_fp32 is not None and self.after.dice is not None else 0.0
+        return self.after.agreement >= self.budget.agreement and lost <= self.budget.dice_lost
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "wanted_agreement": self.wanted,
-            "agreement_before": self.agreement_before,
+            "wanted_agreement": self.budget.agreement,
+            "allowed_dice_lost": self.budget.dice_lost,
+            "agreement_before": self.before.agreement,
             "agreement": self.agreement,
             "relative_error": self.relative_error,
+            "dice_to_labels": None
+            if self.dice_fp32 is None
+            else {"fp32": self.dice_fp32, "before": self.before.dice, "after": self.after.dice},
             "returned": self.returned,
+            "returned_weights_stored_as_int8": self.weights_kept,
+            "milliseconds": self.milliseconds,
             "kept": self.kept,
+            "budget": asdict(self.budget),
         }
 
 
 class _Judge:
-    """Measures a candidate network against FP32 on fixed patches."""
+    """Measures candidate networks against FP32, and labels, on fixed patches.
 
-    def __init__(self, fp32: Any, patches: Sequence[Patch], spec: ModelSpec) -> None:
+    Only the middle of each patch counts: near its border a network sees half of what is there, and the sliding window
+    gives those voxels to the neighbouring windows.
+    """
+
+    def __init__(self, fp32: Any, patches: Sequence[Patch], spec: ModelSpec, references: Sequence[NDArray[Any]]) -> None:
+        margins = [int(side * spec.window.overlap / 4) for side in patches[0].shape[1:]]
+        self._middle = tuple(slice(m, side - m) for m, side in zip(margins, patches[0].shape[1:], strict=True))
         self._patches, self._spec = patches, spec
+        self._references = [reference[self._middle] for reference in references]
         self._input = graph.network_shape(fp32).input_name
         output = spec.output
         self._labels = patch_labels(output.activation, activated=output.activated, threshold=output.threshold)
-        run = session(graph.fixed_shape(fp32, patches[0].shape[1:]).SerializeToString(), "fp32")
-        self._expected = [run.run(None, {self._input: patch[None]})[0] for patch in patches]
+        self._expected = self._outputs(fp32, "fp32", len(patches))
+        self.dice_fp32 = self._dice(self._expected)
 
-    def measure(self, candidate: Any, patches: int | None = None) -> tuple[float, float]:
-        """Mean Dice over structures and relative error of the output, on all or the first ``patches`` patches."""
-        run = session(graph.fixed_shape(candidate, self._patches[0].shape[1:]).SerializeToString(), "int8")
-        distance, dice = Distance(self._labels), _PooledDice(self._spec.output.activation == "softmax")
-        for patch, expected in zip(self._patches[:patches], self._expected[:patches], strict=True):
-            output = run.run(None, {self._input: patch[None]})[0]
+    def _outputs(self, model: Any, precision: str, count: int) -> list[NDArray[Any]]:
+        run = session(graph.fixed_shape(model, self._patches[0].shape[1:]).SerializeToString(), precision)
+        return [run.run(None, {self._input: patch[None]})[0][(..., *self._middle)] for patch in self._patches[:count]]
+
+    def measure(self, candidate: Any, patches: int | None = None) -> Measurement:
+        """On all or the first ``patches`` patches."""
+        outputs = self._outputs(candidate, "int8", patches or len(self._patches))
+        distance, agreement = Distance(self._labels), _PooledDice(self._spec.output.activation == "softmax")
+        for output, expected in zip(outputs, self._expected, strict=False):
             distance.add(output, expected)
-            dice.add(self._labels(output), self._labels(expected))
-        return dice.value, distance.relative_error
+            agreement.add(self._labels(output), self._labels(expected))
+        return Measurement(agreement.value, distance.relative_error, self._dice(outputs))
+
+    def _dice(self, outputs: Sequence[NDArray[Any]]) -> float | None:
+        """Mean Dice with the reference labels (A0, A1, A2), whose values are the model's label values."""
+        if not self._references:
+            return None
+        exclusive = self._spec.output.activation == "softmax"
+        channels = {label.value: label.channel for label in self._spec.labels}
+        pooled = _PooledDice(exclusive)
+        for output, reference in zip(outputs, self._references, strict=False):
+            masks = {channel: reference == value for value, channel in channels.items()}
+            if exclusive:
+                theirs = np.zeros(reference.shape, np.int64)
+                for channel, mask in masks.items():
+                    theirs[mask] = channel
+                pooled.add(self._labels(output), theirs[None])
+            else:
+                pooled.add(self._labels(output), np.stack([masks[c] for c in sorted(masks)])[None])
+        return pooled.value
 
 
 class _PooledDice:
     """Dice of each structure over all patches together.
 
-    Structures that FP32 finds in fewer than 100 voxels do not count: the patches do not hold them, and the few stray
-    voxels of a network at its margins would outweigh the others.
+    Structures that the reference finds in fewer than 100 voxels do not count: the patches do not hold them, and the few
+    stray voxels of a network at its margins would outweigh the others.
     """
 
     def __init__(self, exclusive: bool) -> None:
@@ -104,35 +189,60 @@ class _PooledDice:
         return float(np.mean(values)) if values else 1.0
 
 
-def guard(fp32: Any, int8: Any, patches: Sequence[Patch], spec: ModelSpec, wanted: float, task: Task) -> tuple[Any, GuardResult]:
-    """Return the INT8 network with as few layers in high precision as the wanted agreement needs.
+def guard(
+    fp32: Any,
+    int8: Any,
+    patches: Sequence[Patch],
+    spec: ModelSpec,
+    budget: Budget,
+    task: Task,
+    references: Sequence[NDArray[Any]] = (),
+    stopwatch: Stopwatch | None = None,
+) -> tuple[Any, GuardResult]:
+    """Return the INT8 network with as few layers in float as the budget needs.
 
     Args:
         patches: (C, A0, A1, A2) each, all of one size.
-        wanted: least Dice with FP32; 0 only measures.
+        references: the patches' labels, (A0, A1, A2) each, with the model's label values; or none.
+        stopwatch: times the real engine, to tell what each returned layer costs.
     """
-    judge = _Judge(fp32, patches, spec)
+    judge = _Judge(fp32, patches, spec, references)
     with task.stage("checking the agreement with FP32"):
-        agreement, error = judge.measure(int8)
-    result = GuardResult(wanted, agreement, agreement, error)
-    if wanted <= 0 or result.kept:
+        measured = judge.measure(int8)
+    result = GuardResult(budget, measured, measured, judge.dice_fp32)
+    if not budget.fallback or result.kept:
         return int8, result
-    layers = graph.layers_with_int8_weights(int8)
+    layers = qdq.layers_with_int8_weights(int8)
+    order = _worst_first(judge, fp32, int8, layers, task)
+    # Weights stored as INT8, everything computed in float: if even that is too coarse, the weights go back as well.
+    result.after = judge.measure(qdq.without_quantization(int8, set(layers)))
+    result.weights_kept = result.kept
+    source = None if result.weights_kept else fp32
+    candidates = [int8]
+    with task.stage("putting layers back to float", len(layers)):
+        for name, alone in order.items():
+            result.returned[name] = (
+                f"quantized alone it gives agreement {alone.agreement:.4f}, relative error {alone.relative_error:.3g}"
+            )
+            candidates.append(qdq.without_quantization(int8, set(result.returned), source))
+            result.after = judge.measure(candidates[-1])
+            task.step()
+            if result.kept:
+                break
+    if stopwatch is not None:
+        with task.stage("timing what the layers cost", len(candidates)):
+            for candidate in candidates:
+                result.milliseconds.append(stopwatch(candidate))
+                task.step()
+    return candidates[-1], result
+
+
+def _worst_first(judge: _Judge, fp32: Any, int8: Any, layers: list[str], task: Task) -> dict[str, Measurement]:
+    """The layers with what each costs by itself, the one that costs most agreement first."""
     alone = {}
     with task.stage("finding the layers that INT8 cannot afford", len(layers)):
         for name in layers:
             # Quantized alone: put back alone, a bad layer hides behind the others, whose error has saturated already.
-            alone[name] = judge.measure(graph.without_quantization(int8, set(layers) - {name}, fp32), patches=1)
+            alone[name] = judge.measure(qdq.without_quantization(int8, set(layers) - {name}, fp32), patches=1)
             task.step()
-    best, returned = int8, []
-    with task.stage("putting layers back to high precision", len(layers)):
-        for name in sorted(layers, key=lambda layer: (alone[layer][0], -alone[layer][1])):
-            returned.append(name)
-            best = graph.without_quantization(int8, set(returned), fp32)
-            result.agreement, result.relative_error = judge.measure(best)
-            dice, error = alone[name]
-            result.returned[name] = f"quantized alone it gives agreement {dice:.4f}, relative error {error:.3g}"
-            task.step()
-            if result.kept:
-                break
-    return best, result
+    return dict(sorted(alone.items(), key=lambda item: (item[1].agreement, -item[1].relative_error)))

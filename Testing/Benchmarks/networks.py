@@ -64,6 +64,7 @@ def quantized(network: Any, name: str, folder: Path, patches: int = 2) -> ModelP
     import torch
 
     from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
+    from MedQuantINT8Lib.sensitivity import Budget
 
     network.eval()
     path = folder / f"{name}.onnx"
@@ -80,7 +81,7 @@ def quantized(network: Any, name: str, folder: Path, patches: int = 2) -> ModelP
     package = import_onnx(path, benchmark_spec(name), folder / name)
     options = CalibrationOptions(patches=patches)
     sampler = PatchSampler([lambda: make_phantom(1)[0]], package.spec, PATCH, options)
-    return quantize_package(package, sampler, folder / f"{name}.int8", options, QuantizationPolicy(agreement=0))[0]
+    return quantize_package(package, sampler, folder / f"{name}.int8", options, QuantizationPolicy(budget=Budget(0)))[0]
 
 
 def phantom_patch() -> Any:

@@ -182,7 +182,7 @@ def choose_backend(name: str, precision: str) -> EngineBackend:
             raise EngineError(f"The engine {name} cannot run here: {reason}")
         return chosen
     usable = [made for made in map(backend, _REGISTRY) if not made.unavailable()]
-    usable.sort(key=lambda made: precision == "int8" and not made.real_int8)
+    usable.sort(key=lambda made: precision != "fp32" and not made.real_int8)
     if not usable:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in availability().items())
         raise EngineError(f"No engine can run here ({reasons}).", "Install one with: pip install openvino onnx")

@@ -108,10 +108,11 @@ def offending_layers(
     simulation of just that network: so a fault is seen by itself, not through its echo in later layers.
     """
     from .. import graph
+    from ..layers import weighted_layers
     from .onnxruntime import OnnxRuntimeBackend
 
     model = graph.load_network(network)
-    quantized = [layer.name for layer in graph.weighted_layers(model) if layer.quantized]
+    quantized = [layer.name for layer in weighted_layers(model) if layer.quantized]
     found = []
     with task.stage("looking for the layers at fault", len(quantized)):
         for name in quantized:

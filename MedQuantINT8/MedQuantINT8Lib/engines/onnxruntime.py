@@ -42,11 +42,11 @@ class OnnxRuntimeBackend:
         return platform.processor() or platform.machine()
 
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
-        from .. import graph
+        from .. import graph, qdq
 
         model = graph.load_network(network)
         if options.high_precision:
-            model = graph.without_quantization(model, set(options.high_precision))
+            model = qdq.without_quantization(model, set(options.high_precision))
         model = graph.fixed_shape(model, options.patch, batch=None)
         (folder / _FILE).write_bytes(model.SerializeToString())
         self.load(folder, options)

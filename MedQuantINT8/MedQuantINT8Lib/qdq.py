@@ -1,0 +1,224 @@
+"""Q/DQ graphs: the rules of an INT8 network, the proof that they hold, and changes that keep them.
+
+Rules (they serve every engine): QuantizeLinear/DequantizeLinear pairs, symmetric signed INT8, zero point 0, one scale a
+tensor for activations, one scale an output channel for weights, weights stored as INT8.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .errors import PackageError
+from .graph import Graph, pruned, require_onnx
+from .layers import WEIGHTED_OPS, is_dequantized
+
+#: Axis of the output channel in the weight of each operator.
+CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}
+
+
+def check_int8(model: Any) -> list[str]:
+    """What breaks the rules of an INT8 network; an empty list is a proof that none is broken."""
+    onnx = require_onnx()
+    graph = Graph(model)
+    problems = []
+    for node in graph.nodes:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        scale = graph.array(node.input[1])
+        zero = graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        on_weight = graph.is_constant(node.input[0])
+        if scale is None:
+            problems.append(f"{node.name}: its scale is not a constant")
+            continue
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            problems.append(f"{node.name}: a scale is zero, negative or not finite")
+        if zero is None or zero.dtype != np.int8:
+            problems.append(f"{node.name}: its zero point is {'missing' if zero is None else zero.dtype}, not int8")
+        elif zero.any():
+            problems.append(f"{node.name}: its zero point is not 0")
+        if not on_weight and scale.size != 1:
+            problems.append(f"{node.name}: an activation has {scale.size} scales, not one")
+        if on_weight:
+            problems += _check_weight(graph, node, scale, onnx)
+    return problems
+
+
+def _check_weight(graph: Graph, node: Any, scale: Any, onnx: Any) -> list[str]:
+    problems = []
+    stored = graph.initializers.get(node.input[0])
+    if node.op_type == "QuantizeLinear" or stored is None or stored.data_type != onnx.TensorProto.INT8:
+        return [f"{node.name}: its weight is not stored as INT8"]
+    for reader in graph.readers.get(node.output[0], []):
+        axis = CHANNEL_AXIS.get(reader.op_type)
+        if axis is None:
+            continue
+        given = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        # A weight with a single output channel has one scale, per channel and per tensor at once.
+        if scale.size != stored.dims[axis] or (scale.ndim == 1 and scale.size > 1 and given != axis):
+            problems.append(f"{node.name}: the weight of {reader.name} is not scaled per output channel")
+    return problems
+
+
+def as_unsigned(model: Any) -> Any:
+    """The same INT8 network with activations as UINT8 and zero point 128.
+
+    Every integer is the old one plus 128, so the network computes the same numbers. OpenVINO needs it: its low
+    precision passes lose the scale of a *signed* quantized Concat (see Testing/test_engines.py).
+    """
+    onnx = require_onnx()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = Graph(copy)
+    renamed: dict[str, str] = {}
+    for node in copy.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or graph.is_constant(node.input[0]):
+            continue
+        old = node.input[2]
+        if old not in renamed:
+            renamed[old] = f"{old}_unsigned"
+            shape = graph.array(old).shape
+            copy.graph.initializer.append(onnx.numpy_helper.from_array(np.full(shape, 128, np.uint8), renamed[old]))
+        node.input[2] = renamed[old]
+    del copy.graph.value_info[:]
+    return copy
+
+
+def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
+    """A copy in which the named layers take float activations and float weights.
+
+    Args:
+        fp32: the network before quantization, to take the layers' weights from. Without it their weights stay stored
+            as INT8 behind a DequantizeLinear, and only the activations' Q/DQ is taken away.
+    """
+    onnx = require_onnx()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = Graph(copy)
+    originals = {node.name: node for node in fp32.graph.node} if fp32 is not None else {}
+    weights = Graph(fp32) if fp32 is not None else None
+    for node in copy.graph.node:
+        if node.name not in layers:
+            continue
+        for position, name in enumerate(node.input):
+            dequantize = graph.producer.get(name)
+            if dequantize is None or dequantize.op_type != "DequantizeLinear":
+                continue
+            if not graph.is_constant(name):
+                node.input[position] = graph.producer[dequantize.input[0]].input[0]
+            elif weights is not None and (array := weights.array(originals[node.name].input[position])) is not None:
+                node.input[position] = f"{node.name}_input{position}_float"
+                copy.graph.initializer.append(onnx.numpy_helper.from_array(array, node.input[position]))
+    return pruned(copy)
+
+
+def layers_with_int8_weights(model: Any) -> list[str]:
+    """Convolutions and matrix products whose weights are stored as INT8, whatever they compute in."""
+    graph = Graph(model)
+    return [
+        node.name
+        for node in graph.nodes
+        if node.op_type in WEIGHTED_OPS and any(is_dequantized(graph, name) and graph.is_constant(name) for name in node.input[1:2])
+    ]
+
+
+def activation_tensors(model: Any) -> dict[str, list[str]]:
+    """Float tensors that pass through a QuantizeLinear, with the names of those nodes."""
+    graph = Graph(model)
+    found: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        if node.op_type == "QuantizeLinear" and not graph.is_constant(node.input[0]):
+            found.setdefault(node.input[0], []).append(node.name)
+    return found
+
+
+def set_activation_scales(model: Any, scales: dict[str, float]) -> None:
+    """Write a scale for each named float tensor into the Q/DQ pairs that follow it, in place.
+
+    Raises:
+        PackageError: a quantized tensor for which there is no scale.
+    """
+    onnx = require_onnx()
+    graph = Graph(model)
+    for node in graph.nodes:
+        if node.op_type != "QuantizeLinear" or graph.is_constant(node.input[0]):
+            continue
+        tensor = node.input[0]
+        if tensor not in scales:
+            raise PackageError(f"The tensor {tensor} was quantized but not calibrated.", "Please report this.")
+        name = f"{tensor}_calibrated_scale"
+        if name not in graph.initializers:
+            made = onnx.numpy_helper.from_array(np.array(scales[tensor], np.float32), name)
+            model.graph.initializer.append(made)
+            graph.initializers[name] = made
+        node.input[1] = name
+        for reader in graph.readers.get(node.output[0], []):
+            reader.input[1] = name
+    pruned(model)
+
+
+def compacted(model: Any) -> Any:
+    """A copy whose equal small constants are one, and in which only layers and the tensors between them keep their names.
+
+    In networks of few hundred kilobytes names and zero points weigh as much as the weights saved.
+    """
+    onnx = require_onnx()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    renamed = _merged_constants(copy)
+    outputs = {value.name for value in copy.graph.output}
+    initializers = {initializer.name for initializer in copy.graph.initializer}
+    for number, node in enumerate(n for n in copy.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")):
+        short = "q" if node.op_type == "QuantizeLinear" else "d"
+        if node.output[0] not in outputs:
+            renamed[node.output[0]] = f"{short}{number}"
+        for suffix, name in zip(("w", "s", "z"), node.input, strict=False):
+            if name in initializers:
+                renamed.setdefault(name, f"{suffix}{number}")
+    for node in copy.graph.node:
+        if node.op_type not in WEIGHTED_OPS:
+            node.name = ""
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                while name in renamed and renamed[name] != name:
+                    name = renamed[name]
+                names[position] = name
+    for initializer in copy.graph.initializer:
+        initializer.name = renamed.get(initializer.name, initializer.name)
+    return pruned(copy)
+
+
+def _merged_constants(model: Any) -> dict[str, str]:
+    """Names of small constants that repeat an earlier one, with that one's name; Constant nodes move to the front."""
+    first: dict[bytes, str] = {}
+    renamed: dict[str, str] = {}
+    constants = [node for node in model.graph.node if node.op_type == "Constant"]
+    others = [node for node in model.graph.node if node.op_type != "Constant"]
+    outputs = {value.name for value in model.graph.output}
+    for node in constants:
+        if node.output[0] not in outputs and node.output[0] != (kept := first.setdefault(_content(node), node.output[0])):
+            renamed[node.output[0]] = kept
+    for initializer in model.graph.initializer:
+        if initializer.ByteSize() < 4096:
+            kept = first.setdefault(_content(initializer), initializer.name)
+            if kept != initializer.name:
+                renamed[initializer.name] = kept
+    del model.graph.node[:]
+    model.graph.node.extend([node for node in constants if node.output[0] not in renamed])
+    model.graph.node.extend(others)
+    kept_initializers = [i for i in model.graph.initializer if i.name not in renamed]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept_initializers)
+    return renamed
+
+
+def _content(constant: Any) -> bytes:
+    """What a constant holds, without its name."""
+    copy = type(constant)()
+    copy.CopyFrom(constant)
+    copy.name = ""
+    if hasattr(copy, "output"):
+        del copy.output[:]
+    return type(constant).__name__.encode() + copy.SerializeToString(deterministic=True)

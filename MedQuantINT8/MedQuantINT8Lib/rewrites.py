@@ -1,0 +1,267 @@
+"""Exact rewrites of ONNX graphs: other operators, the same numbers.
+
+Each returns a copy. Which of them an engine's build uses is decided by measurement: see the engines and
+``Testing/Benchmarks/rewrites.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .graph import Graph, name_nodes, pruned, require_onnx
+
+#: Operators whose output channel c depends on input channel c alone, on the same axis.
+_CHANNEL_WISE = {
+    *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "Erf", "Sigmoid", "HardSigmoid", "Tanh", "Softplus"),
+    *("Mish", "HardSwish", "Exp", "Sqrt", "Neg", "Abs", "Clip", "Identity", "Cast", "Pow"),
+    *("Add", "Sub", "Mul", "Div", "Min", "Max"),
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "InstanceNormalization", "BatchNormalization"),
+    *("QuantizeLinear", "DequantizeLinear"),
+}
+_PER_CHANNEL_INPUTS = {"InstanceNormalization": (1, 2), "BatchNormalization": (1, 2, 3, 4)}
+
+
+def copied(model: Any) -> Any:
+    onnx = require_onnx()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    # Constants made here are named after their nodes.
+    name_nodes(copy)
+    return copy
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    onnx = require_onnx()
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+class _Sets:
+    """Disjoint sets of tensor names (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def find(self, name: str) -> str:
+        root = name
+        while (parent := self._parent.get(root, root)) != root:
+            root = parent
+        self._parent[name] = root
+        return root
+
+    def join(self, names: Iterable[str]) -> None:
+        first, *rest = names
+        for name in rest:
+            self._parent[self.find(name)] = self.find(first)
+
+
+def with_padded_channels(model: Any, multiple: int, only_with: str = "") -> Any:
+    """Widths that are no multiple of ``multiple`` filled up with channels that nothing reads.
+
+    A filled channel has zero weights where it is made and zero weights where it is read, so every number that is read
+    stays the same. It is done where a width is only seen by convolutions and by operators that treat each channel by
+    itself; concatenations, reshapes and the network's own inputs and outputs are left as they are.
+
+    Args:
+        model: of inferred shapes.
+        only_with: only widths that an operator of this type works on.
+    """
+    found = Graph(model)
+    sets, blocked = _Sets(), set[str]()
+    members: dict[str, list[Any]] = {}
+    for node in found.nodes:
+        kind = node.op_type
+        if kind in ("Conv", "ConvTranspose"):
+            if attributes(node).get("group", 1) != 1 or _weight_name(found, node.input[1]) is None:
+                blocked.update((node.input[0], node.output[0]))
+            continue
+        through = [name for name in node.input if name and not found.is_constant(name)]
+        if kind == "DequantizeLinear" and not through:
+            continue
+        if kind in _CHANNEL_WISE and _keeps_channels(found, node, through):
+            sets.join([*through, *node.output])
+        else:
+            blocked.update((*through, *node.output))
+    blocked.update(value.name for value in (*model.graph.input, *model.graph.output))
+    closed = {sets.find(name) for name in blocked}
+    for node in found.nodes:
+        if node.op_type in _CHANNEL_WISE and node.output[0] in found.producer:
+            members.setdefault(sets.find(node.output[0]), []).append(node)
+    wanted = {}
+    for node in found.nodes:
+        if node.op_type in ("Conv", "ConvTranspose"):
+            root, width = sets.find(node.output[0]), _output_channels(found, node)
+            types = {member.op_type for member in members.get(root, ())}
+            if root not in closed and width % multiple and (not only_with or only_with in types):
+                wanted[root] = (width, -width % multiple)
+    if not wanted:
+        return model
+    return _Padding(copied(model), sets, wanted).run()
+
+
+def _keeps_channels(found: Graph, node: Any, through: list[str]) -> bool:
+    """Constants must be scalars, or one value a channel where the operator means it so."""
+    for position, name in enumerate(node.input):
+        if not name or name in through or position in _PER_CHANNEL_INPUTS.get(node.op_type, ()):
+            continue
+        if node.op_type in ("Resize", "Clip", "Pow", "QuantizeLinear", "DequantizeLinear"):
+            continue
+        array = found.array(name)
+        if array is None or (array.size != 1 and node.op_type != "PRelu"):
+            return False
+    return bool(through) and len({tuple(found.shapes.get(t, ())[1:2]) for t in (*through, *node.output)} - {()}) == 1
+
+
+def _weight_name(found: Graph, name: str) -> str | None:
+    """The initializer behind a weight, directly or through a DequantizeLinear."""
+    if name in found.initializers:
+        return name
+    node = found.producer.get(name)
+    return node.input[0] if node is not None and node.op_type == "DequantizeLinear" and node.input[0] in found.initializers else None
+
+
+def _output_channels(found: Graph, node: Any) -> int:
+    name = _weight_name(found, node.input[1])
+    return int(found.initializers[name].dims[0 if node.op_type == "Conv" else 1]) if name else 0
+
+
+class _Padding:
+    """Fills up constants in place."""
+
+    def __init__(self, model: Any, sets: _Sets, wanted: dict[str, tuple[int, int]]) -> None:
+        self._model, self._graph, self._sets, self._wanted = model, Graph(model), sets, wanted
+
+    def run(self) -> Any:
+        for node in self._graph.nodes:
+            if node.op_type in ("Conv", "ConvTranspose"):
+                out_axis, in_axis = (0, 1) if node.op_type == "Conv" else (1, 0)
+                _, more = self._of(node.output[0])
+                self._weight(node, 1, {out_axis: more, in_axis: self._of(node.input[0])[1]}, scale_axis=out_axis)
+                if len(node.input) > 2 and node.input[2]:
+                    self._weight(node, 2, {0: more}, scale_axis=0)
+            elif node.op_type in _CHANNEL_WISE:
+                width, more = self._of(node.output[0])
+                positions = _PER_CHANNEL_INPUTS.get(node.op_type, (1,) if node.op_type == "PRelu" else ())
+                for position in positions if more else ():
+                    array = self._graph.array(node.input[position])
+                    if array is not None and array.size == width:
+                        # A variance of 1 keeps a BatchNormalization's filled channel finite.
+                        self._replace(node, position, array, {0: more}, value=float(position == 4))
+        return pruned(self._model)
+
+    def _of(self, name: str) -> tuple[int, int]:
+        return self._wanted.get(self._sets.find(name), (0, 0))
+
+    def _weight(self, node: Any, position: int, pads: dict[int, int], scale_axis: int) -> None:
+        if not any(pads.values()):
+            return
+        name = node.input[position]
+        if name in self._graph.initializers:
+            self._replace(node, position, self._graph.array(name), pads)
+            return
+        dequantize = self._graph.producer[name]
+        self._replace(dequantize, 0, self._graph.array(dequantize.input[0]), pads)
+        for scale in range(1, len(dequantize.input)):
+            array = self._graph.array(dequantize.input[scale])
+            if array.ndim == 1 and array.size > 1 and pads.get(scale_axis):
+                self._replace(dequantize, scale, array, {0: pads[scale_axis]}, value=float(scale == 1))
+
+    def _replace(self, node: Any, position: int, array: NDArray[Any], pads: dict[int, int], value: float = 0.0) -> None:
+        onnx = require_onnx()
+        widths = [(0, pads.get(axis, 0)) for axis in range(array.ndim)]
+        filled = np.pad(array, widths, constant_values=np.array(value, array.dtype))
+        name = f"{node.name}_{position}_filled"
+        if name not in self._graph.initializers:
+            made = onnx.numpy_helper.from_array(filled, name)
+            self._model.graph.initializer.append(made)
+            self._graph.initializers[name] = made
+        node.input[position] = name
+
+
+def is_pointwise_deconvolution(found: Graph, node: Any) -> bool:
+    """A transposed convolution whose kernel equals its stride: every output voxel comes from one input voxel."""
+    if node.op_type != "ConvTranspose":
+        return False
+    given, name = attributes(node), _weight_name(found, node.input[1])
+    if name is None or given.get("group", 1) != 1 or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return False
+    kernel = list(found.initializers[name].dims)[2:]
+    ones, zeros = [1] * len(kernel), [0] * len(kernel)
+    return (
+        kernel == list(given.get("strides", ones))
+        and given.get("dilations", ones) == ones
+        and not any(given.get("pads", zeros))
+        and not any(given.get("output_padding", zeros))
+        and "output_shape" not in given
+    )
+
+
+def with_pointwise_deconvolutions(model: Any) -> Any:
+    """Transposed convolutions with kernel equal to stride as 1x1x1 convolutions and depth-to-space.
+
+    Channel c and place (a, b, d) in the kernel become channel ((c, a), b), d of the convolution; a reshape and a
+    transposition bring the places to where they belong. Isotropic or not; Q/DQ pairs before the layer stay.
+
+    Args:
+        model: of inferred, fixed spatial shapes.
+    """
+    onnx = require_onnx()
+    found = Graph(model)
+    chosen = {node.name for node in found.nodes if is_pointwise_deconvolution(found, node)}
+    if not chosen:
+        return model
+    copy = copied(model)
+    made: list[Any] = []
+
+    def constant(array: NDArray[Any], name: str) -> str:
+        copy.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    rearranged = dict[str, str]()
+    for node in copy.graph.node:
+        if node.name not in chosen:
+            made.append(node)
+            continue
+        name = node.name
+        shape = found.shapes[node.input[0]]
+        stored = _weight_name(found, node.input[1])
+        assert stored is not None
+        weight = found.array(stored)
+        channels, kernel = weight.shape[1], weight.shape[2:]
+        places = int(np.prod(kernel))
+        # (in, out, a, b, d) to (out * a * b * d, in, 1, 1, 1)
+        flat = np.ascontiguousarray(np.moveaxis(weight, 0, -1)).reshape(channels * places, -1, 1, 1, 1)
+        new_weight = constant(flat, f"{name}_pointwise_weight")
+        if stored != node.input[1]:
+            dequantize = found.producer[node.input[1]]
+            inputs = [new_weight]
+            for position, source in enumerate(dequantize.input[1:], start=1):
+                array = found.array(source)
+                inputs.append(constant(np.repeat(array, places), f"{name}_pointwise_{position}") if array.ndim else source)
+            rearranged[name] = f"{name}_pointwise_dequantized"
+            made.append(onnx.helper.make_node("DequantizeLinear", inputs, [rearranged[name]], name=f"{name}_pointwise_DQ", axis=0))
+            new_weight = rearranged[name]
+        inputs = [node.input[0], new_weight]
+        if len(node.input) > 2 and node.input[2]:
+            inputs.append(constant(np.repeat(found.array(node.input[2]), places), f"{name}_pointwise_bias"))
+        spatial = shape[2:]
+        wide = constant(np.array([0, channels, *kernel, *spatial], np.int64), f"{name}_pointwise_wide")
+        # (n, c, a, b, d, A, B, D) to (n, c, A, a, B, b, D, d)
+        order = [0, 1, 5, 2, 6, 3, 7, 4]
+        target = constant(
+            np.array([0, channels, *(s * k for s, k in zip(spatial, kernel, strict=True))], np.int64), f"{name}_pointwise_shape"
+        )
+        helper = onnx.helper
+        made += [
+            helper.make_node("Conv", inputs, [f"{name}_pointwise"], name=name, kernel_shape=[1, 1, 1]),
+            helper.make_node("Reshape", [f"{name}_pointwise", wide], [f"{name}_places"], name=f"{name}_Reshape"),
+            helper.make_node("Transpose", [f"{name}_places"], [f"{name}_moved"], name=f"{name}_Transpose", perm=order),
+            helper.make_node("Reshape", [f"{name}_moved", target], list(node.output), name=f"{name}_Reshape_back"),
+        ]
+    del copy.graph.node[:]
+    copy.graph.node.extend(made)
+    return pruned(copy)

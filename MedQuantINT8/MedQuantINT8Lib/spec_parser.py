@@ -1,0 +1,296 @@
+"""model.json to :class:`ModelSpec`: every field is checked, and what is wrong is named by its full path."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, Literal, TypeVar, get_args
+
+from .errors import PackageError
+from .model_spec import (
+    Activation,
+    Anchor,
+    AxisOrder,
+    Channel,
+    Code,
+    Crop,
+    CropKind,
+    Geometry,
+    Interpolation,
+    Label,
+    MaskKind,
+    ModelSpec,
+    Normalization,
+    NormalizationKind,
+    Output,
+    Placement,
+    Terminology,
+    Window,
+)
+
+SUPPORTED_SCHEMA_VERSIONS = ("1.0",)
+
+_T = TypeVar("_T")
+
+
+class _Reader:
+    """Reads one JSON object field by field and complains by the field's full path."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, Mapping):
+            raise PackageError(f"{where} must be an object, not {_kind(value)}.", "Correct the package's model.json.")
+        self.value, self.where, self.read = value, where, set[str]()
+
+    def fail(self, key: str, problem: str) -> PackageError:
+        return PackageError(f"{self.where}: '{key}' {problem}.", "Correct the package's model.json.")
+
+    def get(self, key: str, parse: Callable[[Any, str], _T], default: Any = ...) -> _T:
+        self.read.add(key)
+        if key not in self.value or (self.value[key] is None and default is None):
+            if default is ...:
+                raise self.fail(key, "is missing")
+            return default
+        return parse(self.value[key], f"{self.where}: '{key}'")
+
+    def finish(self) -> None:
+        extra = sorted(set(self.value) - self.read)
+        if extra:
+            raise self.fail(extra[0], "is not a known field")
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _bad(where: str, problem: str) -> PackageError:
+    return PackageError(f"{where} {problem}.", "Correct the package's model.json.")
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise _bad(where, f"must be text, not {_kind(value)}")
+    return value
+
+
+def _name(value: Any, where: str) -> str:
+    if not _text(value, where).strip():
+        raise _bad(where, "must not be empty")
+    return value
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _bad(where, f"must be true or false, not {_kind(value)}")
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise _bad(where, "must be a finite number")
+    return float(value)
+
+
+def _whole(value: Any, where: str, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise _bad(where, f"must be a whole number of at least {least}")
+    return value
+
+
+def _choice(options: Any) -> Callable[[Any, str], Any]:
+    allowed = get_args(options)
+
+    def parse(value: Any, where: str) -> Any:
+        if value not in allowed:
+            raise _bad(where, f"is {value!r} but must be one of {', '.join(allowed)}")
+        return value
+
+    return parse
+
+
+def _triple(parse_item: Callable[[Any, str], _T]) -> Callable[[Any, str], tuple[_T, _T, _T]]:
+    def parse(value: Any, where: str) -> tuple[_T, _T, _T]:
+        if not isinstance(value, (list, tuple)) or len(value) != 3:
+            raise _bad(where, "must be a list of three numbers")
+        first, second, third = (parse_item(item, where) for item in value)
+        return first, second, third
+
+    return parse
+
+
+def _positive(value: Any, where: str) -> float:
+    if (number := _number(value, where)) <= 0:
+        raise _bad(where, "must be above 0")
+    return number
+
+
+def _count(value: Any, where: str) -> int:
+    return _whole(value, where, least=1)
+
+
+def _byte(value: Any, where: str) -> int:
+    if (number := _whole(value, where)) > 255:
+        raise _bad(where, "must be 0 to 255")
+    return number
+
+
+def _overlap(value: Any, where: str) -> float:
+    if not 0 <= (number := _number(value, where)) < 1:
+        raise _bad(where, "must be at least 0 and below 1")
+    return number
+
+
+def _probability(value: Any, where: str) -> float:
+    if not 0 <= (number := _number(value, where)) <= 1:
+        raise _bad(where, "must be 0 to 1")
+    return number
+
+
+def _orientation(value: Any, where: str) -> str:
+    text = _text(value, where)
+    axes = {letter: axis for axis, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
+    if sorted(axes.get(letter, -1) for letter in text) != [0, 1, 2]:
+        raise _bad(where, f"is {text!r} but must be three letters, one each of R/L, A/P and S/I, such as RAS")
+    return text
+
+
+def _each(parse_item: Callable[[Any, str], _T], least: int) -> Callable[[Any, str], tuple[_T, ...]]:
+    def parse(value: Any, where: str) -> tuple[_T, ...]:
+        if not isinstance(value, (list, tuple)) or len(value) < least:
+            raise _bad(where, f"must be a list with at least {least} item(s)")
+        return tuple(parse_item(item, f"{where}[{index}]") for index, item in enumerate(value))
+
+    return parse
+
+
+def _record(cls: type[_T], **parsers: Callable[[Any, str], Any]) -> Callable[[Any, str], _T]:
+    """A parser for dataclass ``cls``; fields with a default in the class may be left out."""
+    required = {f.name for f in fields(cls) if _has_no_default(f)}  # type: ignore[arg-type]
+
+    def parse(value: Any, where: str) -> _T:
+        reader = _Reader(value, where)
+        found = {}
+        for name, parser in parsers.items():
+            if name in required or value.get(name) is not None:
+                found[name] = reader.get(name, parser)
+            reader.read.add(name)
+        reader.finish()
+        return cls(**found)
+
+    return parse
+
+
+def _has_no_default(item: Any) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
+
+
+_code = _record(Code, scheme=_name, value=_name, meaning=_name)
+_terminology = _record(Terminology, category=_code, type=_code, modifier=_code)
+_label = _record(Label, value=_count, name=_name, channel=_whole, color=_triple(_byte), terminology=_terminology)
+_channel = _record(Channel, name=_name)
+_crop = _record(Crop, kind=_choice(CropKind), threshold=_number, margin=_whole)
+_geometry = _record(
+    Geometry,
+    axis_order=_choice(AxisOrder),
+    orientation=_orientation,
+    spacing=_triple(_positive),
+    size=_triple(_count),
+    anchor=_choice(Anchor),
+    interpolation=_choice(Interpolation),
+)
+_window = _record(
+    Window,
+    patch_size=_triple(_count),
+    multiples=_triple(_count),
+    overlap=_overlap,
+    whole_volume=_flag,
+    blend=_choice(Literal["gaussian", "constant"]),
+    placement=_choice(Placement),
+    pad_value=_number,
+    air_threshold=_number,
+)
+_output = _record(Output, activation=_choice(Activation), activated=_flag, threshold=_probability)
+_plain_normalization = _record(
+    Normalization,
+    kind=_choice(NormalizationKind),
+    low=_number,
+    high=_number,
+    mean=_number,
+    std=_positive,
+    clip=_flag,
+    mask=_choice(MaskKind),
+)
+
+
+def _normalization(value: Any, where: str) -> Normalization:
+    step = _plain_normalization(value, where)
+    needed = {"window": ("low", "high"), "percentile": ("low", "high"), "nnunet_ct": ("low", "high", "mean", "std")}
+    for name in needed.get(step.kind, ()):
+        if getattr(step, name) is None:
+            raise _bad(where, f"of kind {step.kind} needs '{name}'")
+    if step.low is not None and step.high is not None and step.low >= step.high:
+        raise _bad(where, "needs 'low' below 'high'")
+    if step.kind == "percentile" and not ((step.low or 0) >= 0 and (step.high or 0) <= 100):
+        raise _bad(where, "needs percentiles from 0 to 100")
+    return step
+
+
+_plain_spec = _record(
+    ModelSpec,
+    name=_name,
+    version=_name,
+    modality=_name,
+    channels=_each(_channel, 1),
+    geometry=_geometry,
+    normalization=_each(_normalization, 0),
+    window=_window,
+    output=_output,
+    labels=_each(_label, 1),
+    license=_name,
+    citation=_text,
+    source_url=_text,
+    title=_text,
+    description=_text,
+    crop=_crop,
+    normalize_in=_choice(Literal["network", "input"]),
+)
+
+
+def parse_spec(value: Any, where: str = "model.json") -> ModelSpec:
+    """Parse and validate what model.json holds.
+
+    Raises:
+        PackageError: names the field, what is wrong with it and what it may be.
+    """
+    reader = _Reader(value, where)
+    version = reader.get("schema_version", _text)
+    if reader.get("schema", _text) != "medquant-model" or version not in SUPPORTED_SCHEMA_VERSIONS:
+        raise PackageError(
+            f"{where}: schema version {version!r} is not understood by this MedQuantINT8 "
+            f"(it knows {', '.join(SUPPORTED_SCHEMA_VERSIONS)}).",
+            "Update MedQuantINT8, or export the package for this version.",
+        )
+    spec = _plain_spec({k: v for k, v in value.items() if k not in ("schema", "schema_version", "files")}, where)
+    _check_consistency(spec, where)
+    return spec
+
+
+def _check_consistency(spec: ModelSpec, where: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spec.name):
+        raise _bad(f"{where}: 'name'", f"is {spec.name!r} but may hold only letters, digits, '.', '_' and '-'")
+    for what in ("value", "channel"):
+        values = [getattr(label, what) for label in spec.labels]
+        if len(set(values)) != len(values):
+            raise _bad(f"{where}: 'labels'", f"use a {what} twice")
+    expected = range(1, len(spec.labels) + 1) if spec.output.activation == "softmax" else range(len(spec.labels))
+    missing = sorted(set(expected) - {label.channel for label in spec.labels})
+    if missing:
+        raise _bad(f"{where}: 'labels'", f"has no label for output channel {missing[0]}")
+    if max(label.value for label in spec.labels) > 65535:
+        raise _bad(f"{where}: 'labels'", "has a value above 65535")
+    if spec.geometry.spacing and spec.geometry.size:
+        raise _bad(f"{where}: 'geometry'", "may have 'spacing' or 'size', not both")
+    for size, multiple in zip(spec.window.patch_size, spec.window.multiples, strict=True):
+        if size % multiple:
+            raise _bad(f"{where}: 'window'", f"has a patch size of {size}, which is no multiple of {multiple}")
