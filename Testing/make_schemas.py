@@ -38,7 +38,7 @@ _CODE = _object(["scheme", "value", "meaning"], scheme=_NAME, value=_NAME, meani
 def model_schema() -> dict[str, object]:
     normalization = _object(
         ["kind"],
-        kind=_choice("window", "minmax", "percentile", "zscore", "nnunet_ct"),
+        kind=_choice("window", "minmax", "percentile", "zscore", "nnunet_ct", "linear", "sigmoid", "tanh"),
         low=_maybe(_NUMBER),
         high=_maybe(_NUMBER),
         mean=_maybe(_NUMBER),
@@ -46,7 +46,13 @@ def model_schema() -> dict[str, object]:
         clip={"type": "boolean"},
         mask=_choice("all", "nonzero", "above_mean"),
     )
-    needs = [("window", ["low", "high"]), ("percentile", ["low", "high"]), ("nnunet_ct", ["low", "high", "mean", "std"])]
+    needs = [
+        ("window", ["low", "high"]),
+        ("percentile", ["low", "high"]),
+        ("nnunet_ct", ["low", "high", "mean", "std"]),
+        ("linear", ["low", "high"]),
+        ("tanh", ["high"]),
+    ]
     normalization["allOf"] = [
         {
             "if": {"properties": {"kind": {"const": kind}}},
@@ -78,7 +84,7 @@ def model_schema() -> dict[str, object]:
             "license",
         ],
         schema={"const": "medquant-model"},
-        schema_version={"const": "1.0"},
+        schema_version={"enum": ["1.0", "1.1"]},
         name={"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$"},
         version=_NAME,
         modality=_NAME,
@@ -88,11 +94,13 @@ def model_schema() -> dict[str, object]:
         geometry=_object(
             [],
             axis_order=_choice("IJK", "KJI"),
-            orientation={"type": "string", "pattern": "^[RLAPSI]{3}$"},
+            orientation={"type": "string", "pattern": "^([RLAPSI]{3}|native)$"},
             spacing=_maybe(_triple(_POSITIVE)),
             size=_maybe(_triple(_COUNT)),
             anchor=_choice("centers", "edges"),
-            interpolation=_choice("linear", "bspline", "nearest"),
+            interpolation=_choice("linear", "bspline", "nearest", "nnunet"),
+            tolerance={"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            reorient=_choice("first", "last"),
         ),
         crop=_object(
             [], kind=_choice("none", "nonzero", "threshold"), threshold=_NUMBER, margin={"type": "integer", "minimum": 0}

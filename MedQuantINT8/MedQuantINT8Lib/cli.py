@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from . import __version__, commands
+from . import __version__, commands, import_command
 from .errors import Cancelled, MedQuantError
 from .progress import Task
 from .terminal import Bar
@@ -37,14 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "--output", default="demo-output", help="folder for segmentation, picture and report (default: %(default)s)"
     )
 
-    command = _command(add, "import", commands.import_onnx, "make a model package")
-    command.add_argument("form", choices=["onnx"], help="what the network is")
-    command.add_argument("network", help="the ONNX file")
-    command.add_argument(
-        "--spec", help="model.json that describes its preprocessing and labels; without it a draft is written for you to edit"
-    )
-    command.add_argument("--patch", type=int, nargs=3, metavar="N", help="patch size, where the network leaves it open")
-    command.add_argument("--output", "-o", required=True, help="package to write: a folder or .zip")
+    _import_options(_command(add, "import", import_command.run, "make a model package"))
 
     command = _command(add, "quantize", commands.quantize, "calibrate on scans and make the INT8 network")
     command.add_argument("model", help="model package")
@@ -112,6 +105,25 @@ def _command(add: object, name: str, run: object, text: str) -> argparse.Argumen
     made.add_argument("--json", action="store_true", help="print one JSON object for machines")
     made.add_argument("--quiet", "-q", action="store_true", help="no progress")
     return made
+
+
+def _import_options(command: argparse.ArgumentParser) -> None:
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = "what the network is:\n" + "\n".join(f"  {form:13}{what}" for form, what in import_command.FORMS.items())
+    command.add_argument("form", choices=list(import_command.FORMS), metavar="FORM", help="one of those below")
+    command.add_argument("network", help="the file or folder")
+    command.add_argument("--output", "-o", required=True, help="package to write: a folder or .zip")
+    command.add_argument("--spec", help="description (model.json) to use instead of the one that is understood")
+    command.add_argument("--draft", metavar="FILE", help="only write what is understood, to be edited and given back with --spec")
+    command.add_argument("--patch", type=int, nargs=3, metavar="N", help="patch size, where the network leaves it open")
+    command.add_argument("--dynamic", action="store_true", help="leave spatial sizes open, for networks that allow it")
+    command.add_argument("--trust-code", action="store_true", help="run Python code that comes with the network")
+    command.add_argument("--folds", type=int, nargs="+", help="nnunet: which folds (default: all; one package each)")
+    command.add_argument("--configuration", help="nnunet: such as 3d_fullres (default: as the folder's name says)")
+    command.add_argument("--channels", type=int, default=1, help="torchscript, export, python: input channels (default: 1)")
+    command.add_argument("--class", dest="class_name", help="python: name of the class")
+    command.add_argument("--arguments", default="{}", help="python: JSON object of the class's arguments")
+    command.add_argument("--weights", help="python: checkpoint")
 
 
 def _running_options(command: argparse.ArgumentParser, *, precision: bool = True) -> None:

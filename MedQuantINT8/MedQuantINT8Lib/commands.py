@@ -19,7 +19,6 @@ from .model import ModelPackage
 from .progress import Task
 from .segmentation_file import check_output_path, present_labels, write_segmentation
 from .segmenter import SegmentationOptions
-from .spec_parser import parse_spec
 from .volume_io import read_volume
 
 
@@ -62,44 +61,6 @@ def doctor(args: argparse.Namespace, task: Task) -> None:
     )
     lines.append(f"cache     {found['cache']}")
     _print(args, found, *lines)
-
-
-def import_onnx(args: argparse.Namespace, task: Task) -> None:
-    from .importers import onnx as importer
-
-    patch = tuple(args.patch) if args.patch else None
-    if args.spec is None:
-        spec = importer.draft_spec(args.network, patch)
-        draft = Path(args.output).with_suffix("").with_name(Path(args.output).stem + ".draft.json")
-        if draft.exists():
-            raise InputError(f"{draft} is there already.", f"Edit it and give it back with --spec {draft}.")
-        write_json(draft, spec.to_json())
-        _print(
-            args,
-            {"draft": str(draft), "spec": spec.to_json()},
-            f"wrote {draft}: correct its preprocessing and labels,",
-            f"then: medquant import onnx {args.network} --spec {draft} --output {args.output}",
-        )
-        return
-    spec = parse_spec(_json_file(args.spec), args.spec)
-    if patch:
-        spec = importer.with_patch(spec, patch)
-    package = importer.import_onnx(args.network, spec, args.output)
-    _print(
-        args,
-        {"package": str(args.output), "spec": package.spec.to_json()},
-        f"wrote {args.output}: {spec.name} {spec.version}, {spec.modality}, {len(spec.labels)} structure(s), patch {' x '.join(map(str, spec.window.patch_size))}",
-        f"next: medquant quantize {args.output} --calibrate SCANS",
-    )
-
-
-def _json_file(path: str) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {path}.", "Check the path.") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}.", "Correct it.") from error
 
 
 def quantize(args: argparse.Namespace, task: Task) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
+#: The orientation that takes voxels as they lie in the file.
+NATIVE = "native"
 AxisOrder = Literal["IJK", "KJI"]
-Interpolation = Literal["linear", "bspline", "nearest"]
+Interpolation = Literal["linear", "bspline", "nearest", "nnunet"]
 Anchor = Literal["centers", "edges"]
 CropKind = Literal["none", "nonzero", "threshold"]
-NormalizationKind = Literal["window", "minmax", "percentile", "zscore", "nnunet_ct"]
+NormalizationKind = Literal["window", "minmax", "percentile", "zscore", "nnunet_ct", "linear", "sigmoid", "tanh"]
 MaskKind = Literal["all", "nonzero", "above_mean"]
 Activation = Literal["softmax", "sigmoid"]
 Placement = Literal["monai", "nnunet"]
@@ -47,6 +49,8 @@ class Normalization:
         ``percentile``: the volume's percentiles ``low``..``high`` (0 to 100) to 0..1, clipped if ``clip``.
         ``zscore``: subtract the mean, divide by the standard deviation, over the voxels of ``mask``.
         ``nnunet_ct``: clip to ``low``..``high``, subtract ``mean``, divide by ``std`` (nnU-Net's scheme for CT).
+        ``linear``: 0..1 to ``low``..``high``, what lies outside as well.
+        ``sigmoid``: the logistic function; ``tanh``: ``high`` times tanh of the value over ``high`` (Auto3DSeg's schemes).
     """
 
     kind: NormalizationKind
@@ -64,9 +68,15 @@ class Geometry:
 
     axis_order: "IJK" if the tensor is (N, C, I, J, K), as nibabel and MONAI hold images; "KJI" if it is (N, C, K, J, I),
         as SimpleITK, Slicer and nnU-Net do.
-    orientation: three letters, the directions towards which I, J and K grow (RAS convention, as nibabel's axcodes).
+    orientation: three letters, the directions towards which I, J and K grow (RAS convention, as nibabel's axcodes), or
+        "native" to take the voxels as they lie in the file (nnU-Net).
     spacing: millimetres along the tensor's axes, or None to keep the volume's own.
+    reorient: whether the volume is turned before it is resampled, or afterwards ("last": spacing is then along the file's axes,
+        and the first voxel that is kept is the file's).
+    tolerance: an axis whose spacing deviates by at most this share is not resampled (Auto3DSeg: 0.25).
     size: voxels along the tensor's axes for networks that see the whole volume resized, or None.
+    interpolation: "nnunet" is "bspline", but inside slices only (nearest between them) where voxels are more than three times
+        as long along one axis as along the others; class scores follow the same rule on their way back.
     anchor: whether resampling keeps the centre of the first voxel ("centers", MONAI) or the outer edges ("edges",
         nnU-Net, TotalSegmentator). With ``size`` it is always the edges.
     """
@@ -77,6 +87,8 @@ class Geometry:
     size: tuple[int, int, int] | None = None
     anchor: Anchor = "centers"
     interpolation: Interpolation = "linear"
+    tolerance: float = 0.001
+    reorient: Literal["first", "last"] = "first"
 
 
 @dataclass(frozen=True)

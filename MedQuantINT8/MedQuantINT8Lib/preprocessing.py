@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .model_spec import ModelSpec, Normalization
-from .volume import AxisMap, Grid, Volume, axis_map, resample
+from .model_spec import NATIVE, ModelSpec, Normalization
+from .volume import UNTURNED, AxisMap, Grid, Volume, axis_map, resample, resample_by_slices
 
 FloatArray = NDArray[np.float32]
 #: Up to this many labels are resampled as masks, linearly; more by nearest neighbour, which costs one pass in all.
@@ -35,6 +35,7 @@ class NetworkInput:
         box: the crop on the original grid, (start, stop) along I, J, K.
         reorientation: from the cropped original to ``oriented``.
         axis_order: "IJK" or "KJI".
+        by_slices: resampled by nnU-Net's rule for anisotropic voxels.
     """
 
     data: FloatArray
@@ -44,6 +45,7 @@ class NetworkInput:
     box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     reorientation: AxisMap
     axis_order: str
+    by_slices: bool = False
 
     @property
     def resampled(self) -> bool:
@@ -86,7 +88,7 @@ class NetworkInput:
         """Resample scores (K, J, I) one by one and keep the value of the largest, the first winning ties."""
         best: FloatArray | None = None
         for score, value in zip(scores, values, strict=True):
-            sampled = resample(score, self.grid, self.oriented, "linear")
+            sampled = self._back(score)
             if best is None:
                 best, labels = sampled.copy(), np.full(sampled.shape, value, values.dtype)
             else:
@@ -98,11 +100,17 @@ class NetworkInput:
         """As :meth:`restore_from_scores` for regions: each channel above ``threshold`` is painted in turn."""
         labels: NDArray[Any] | None = None
         for channel, value in enumerate(values):
-            score = resample(np.ascontiguousarray(self.to_kji(scores[channel]), np.float32), self.grid, self.oriented, "linear")
+            score = self._back(np.ascontiguousarray(self.to_kji(scores[channel]), np.float32))
             labels = np.zeros(score.shape, values.dtype) if labels is None else labels
             labels[score > threshold] = value
         assert labels is not None
         return self._place(labels)
+
+    def _back(self, score: FloatArray) -> FloatArray:
+        """One class's scores (K, J, I) on the grid before resampling."""
+        if self.by_slices:
+            return resample_by_slices(score, self.grid, self.oriented, "linear")
+        return resample(score, self.grid, self.oriented, "linear")
 
     def _place(self, oriented: NDArray[Any]) -> NDArray[Any]:
         cropped = self.reorientation.inverse().apply(oriented)
@@ -124,22 +132,28 @@ def preprocess(volume: Volume, spec: ModelSpec) -> NetworkInput:
     box = _crop_box(volume, spec)
     inside = (slice(None), *(slice(*bounds) for bounds in reversed(box)))
     cropped_grid = _sub_grid(volume.grid, box)
-    turn = axis_map(cropped_grid, spec.geometry.orientation)
-    oriented_grid = turn.map_grid(cropped_grid)
-    oriented = turn.apply(volume.data[inside])
-    target = network_grid(oriented_grid, spec)
+    native = spec.geometry.orientation == NATIVE
+    turn = UNTURNED if native else axis_map(cropped_grid, spec.geometry.orientation)
+    first, last = (turn, UNTURNED) if spec.geometry.reorient == "first" else (UNTURNED, turn)
+    oriented_grid = first.map_grid(cropped_grid)
+    oriented = first.apply(volume.data[inside])
+    target = last.map_grid(network_grid(oriented_grid, spec))
     channels = []
     for channel in oriented:
         values = channel.astype(np.float32)
         if spec.normalize_in == "input":
             values = normalize(values, spec.normalization)
-        values = resample(values, oriented_grid, target, spec.geometry.interpolation)
+        if spec.geometry.interpolation == "nnunet":
+            values = resample_by_slices(values, oriented_grid, target, "bspline")
+        else:
+            values = resample(values, oriented_grid, target, spec.geometry.interpolation)
         if spec.normalize_in == "network":
             values = normalize(values, spec.normalization)
         channels.append(values if spec.geometry.axis_order == "KJI" else values.swapaxes(0, 2))
     data = np.stack(channels) if len(channels) > 1 else channels[0][None]
     data = np.ascontiguousarray(data, dtype=np.float32)
-    return NetworkInput(data, target, oriented_grid, volume.grid, box, turn, spec.geometry.axis_order)
+    by_slices = spec.geometry.interpolation == "nnunet"
+    return NetworkInput(data, target, oriented_grid, volume.grid, box, first, spec.geometry.axis_order, by_slices)
 
 
 def network_grid(oriented: Grid, spec: ModelSpec) -> Grid:
@@ -156,8 +170,10 @@ def network_grid(oriented: Grid, spec: ModelSpec) -> Grid:
         new_spacing = old_spacing * old_size / new_size
     elif geometry.spacing is not None:
         new_spacing = np.array(ijk(geometry.spacing))
-        if np.allclose(new_spacing, old_spacing, rtol=1e-3):
+        close = np.abs(old_spacing / new_spacing - 1) <= geometry.tolerance
+        if close.all():
             return oriented
+        new_spacing = np.where(close, old_spacing, new_spacing)
         # MONAI's Spacing rounds the extent between the outermost centres, nnU-Net the extent between the outer edges.
         extent = old_size - 1 if geometry.anchor == "centers" else old_size
         new_size = np.round(extent * old_spacing / new_spacing + (geometry.anchor == "centers")).astype(int)
@@ -200,6 +216,14 @@ def _normalize_step(values: FloatArray, step: Normalization) -> FloatArray:
         assert step.low is not None and step.mean is not None and step.std is not None
         clipped = np.clip(values, np.float32(step.low), np.float32(step.high))
         return (clipped - np.float32(step.mean)) / np.float32(step.std)
+    if step.kind == "sigmoid":
+        return (1 / (1 + np.exp(-np.clip(values, -80, 80)))).astype(np.float32)
+    if step.kind == "tanh":
+        assert step.high is not None
+        return np.float32(step.high) * np.tanh(values / np.float32(step.high))
+    if step.kind == "linear":
+        assert step.low is not None and step.high is not None
+        return values * np.float32(step.high - step.low) + np.float32(step.low)
     if step.kind == "percentile":
         low, high = percentiles(values, (step.low or 0.0, step.high if step.high is not None else 100.0))
     else:

@@ -28,7 +28,7 @@ from .progress import Task
 from .segmenter import SegmentationOptions, SegmentationResult, patch_for, segment_volume, window_of
 from .segmenter import segment as segment_in_network_space
 from .system import available_memory, machine, peak_memory
-from .volume import AxisMap, Volume
+from .volume import UNTURNED, Volume
 from .volume_io import read_volume
 
 #: Calls of an engine that are timed; the first is not counted.
@@ -130,9 +130,8 @@ def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder
     def find(network_input: NetworkInput) -> NDArray[np.bool_]:
         grid = network_input.grid
         i, j, k = grid.size
-        unmoved = AxisMap((0, 1, 2), (False, False, False))
         # The volume as its own original: the labels come back in network space.
-        inside = replace(network_input, oriented=grid, original=grid, box=((0, i), (0, j), (0, k)), reorientation=unmoved)
+        inside = replace(network_input, oriented=grid, original=grid, box=((0, i), (0, j), (0, k)), reorientation=UNTURNED)
         patch = patch_for(inside, package.spec, SegmentationOptions())
         prepared = prepare(package, choose_backend("auto", "fp32"), BuildOptions("fp32", patch), (), task)
         try:

@@ -4,12 +4,13 @@ Simulated INT8 is compared with FP32, and with labels where there are some, on p
 loses more than the budget allows, each quantized layer is tried alone, all others in float; then the layers go back to
 float, the one that costs most agreement first, until the budget holds.
 
-A layer that goes back computes in float but keeps its weights stored as INT8 (one scale an output channel loses little,
-and the file stays small), unless storing the weights of all layers so would break the budget by itself.
+A layer that goes back takes its float weights with it while the file stays within 0.27 of FP32's. Beyond that it computes
+in float with weights stored as INT8 (one scale an output channel loses little), unless that alone breaks the budget.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ from .progress import Task
 Patch = NDArray[np.float32]
 #: The real engine's milliseconds for one patch of a candidate network.
 Stopwatch = Callable[[Any], float]
+#: Size of the INT8 network over FP32's, up to which returned layers take their float weights with them.
+SIZE_LIMIT = 0.27
 _LEAST_VOXELS = 100
 
 
@@ -67,7 +70,7 @@ class GuardResult:
         before, after: measured before and after layers went back.
         dice_fp32: FP32's mean Dice with the labels; None without labels.
         returned: layers that went back to float, in that order, with what was measured.
-        weights_kept: the returned layers' weights are still stored as INT8.
+        stored_as_int8: those of the returned layers whose weights are still stored as INT8.
         milliseconds: of the real engine for one patch, before and after each returned layer; empty if not measured.
     """
 
@@ -76,7 +79,7 @@ class GuardResult:
     after: Measurement
     dice_fp32: float | None = None
     returned: dict[str, str] = field(default_factory=dict)
-    weights_kept: bool = True
+    stored_as_int8: list[str] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
 
     @property
@@ -104,7 +107,7 @@ class GuardResult:
             if self.dice_fp32 is None
             else {"fp32": self.dice_fp32, "before": self.before.dice, "after": self.after.dice},
             "returned": self.returned,
-            "returned_weights_stored_as_int8": self.weights_kept,
+            "returned_stored_as_int8": self.stored_as_int8,
             "milliseconds": self.milliseconds,
             "kept": self.kept,
             "budget": asdict(self.budget),
@@ -214,17 +217,20 @@ def guard(
         return int8, result
     layers = qdq.layers_with_int8_weights(int8)
     order = _worst_first(judge, fp32, int8, layers, task)
-    # Weights stored as INT8, everything computed in float: if even that is too coarse, the weights go back as well.
+    # Weights stored as INT8, everything computed in float: if even that is too coarse, size has to give way.
     result.after = judge.measure(qdq.without_quantization(int8, set(layers)))
-    result.weights_kept = result.kept
-    source = None if result.weights_kept else fp32
+    room = SIZE_LIMIT * fp32.ByteSize() if result.kept else math.inf
     candidates = [int8]
     with task.stage("putting layers back to float", len(layers)):
         for name, alone in order.items():
             result.returned[name] = (
                 f"quantized alone it gives agreement {alone.agreement:.4f}, relative error {alone.relative_error:.3g}"
             )
-            candidates.append(qdq.without_quantization(int8, set(result.returned), source))
+            whole = qdq.without_quantization(candidates[-1], {name}, fp32)
+            if whole.ByteSize() > room:
+                whole = qdq.without_quantization(candidates[-1], {name})
+                result.stored_as_int8.append(name)
+            candidates.append(whole)
             result.after = judge.measure(candidates[-1])
             task.step()
             if result.kept:

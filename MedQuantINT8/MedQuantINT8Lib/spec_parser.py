@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from .errors import PackageError
 from .model_spec import (
+    NATIVE,
     Activation,
     Anchor,
     AxisOrder,
@@ -30,7 +31,7 @@ from .model_spec import (
     Window,
 )
 
-SUPPORTED_SCHEMA_VERSIONS = ("1.0",)
+SUPPORTED_SCHEMA_VERSIONS = ("1.0", "1.1")
 
 _T = TypeVar("_T")
 
@@ -149,9 +150,11 @@ def _probability(value: Any, where: str) -> float:
 
 def _orientation(value: Any, where: str) -> str:
     text = _text(value, where)
+    if text == NATIVE:
+        return text
     axes = {letter: axis for axis, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
     if sorted(axes.get(letter, -1) for letter in text) != [0, 1, 2]:
-        raise _bad(where, f"is {text!r} but must be three letters, one each of R/L, A/P and S/I, such as RAS")
+        raise _bad(where, f"is {text!r} but must be three letters, one each of R/L, A/P and S/I, such as RAS, or \"native\"")
     return text
 
 
@@ -198,6 +201,8 @@ _geometry = _record(
     size=_triple(_count),
     anchor=_choice(Anchor),
     interpolation=_choice(Interpolation),
+    tolerance=_overlap,
+    reorient=_choice(Literal["first", "last"]),
 )
 _window = _record(
     Window,
@@ -225,7 +230,13 @@ _plain_normalization = _record(
 
 def _normalization(value: Any, where: str) -> Normalization:
     step = _plain_normalization(value, where)
-    needed = {"window": ("low", "high"), "percentile": ("low", "high"), "nnunet_ct": ("low", "high", "mean", "std")}
+    needed = {
+        "window": ("low", "high"),
+        "percentile": ("low", "high"),
+        "nnunet_ct": ("low", "high", "mean", "std"),
+        "linear": ("low", "high"),
+        "tanh": ("high",),
+    }
     for name in needed.get(step.kind, ()):
         if getattr(step, name) is None:
             raise _bad(where, f"of kind {step.kind} needs '{name}'")

@@ -177,6 +177,9 @@ class AxisMap:
         return Grid((i, j, k), matrix)
 
 
+UNTURNED = AxisMap((0, 1, 2), (False, False, False))
+
+
 def axis_map(grid: Grid, orientation: str) -> AxisMap:
     """The reorientation that brings ``grid`` as near as flips and swaps can to ``orientation`` (such as "RAS")."""
     axes = nearest_axes(grid.ijk_to_ras)
@@ -232,6 +235,40 @@ def _with_border(data: NDArray[Any], to_source: Matrix, target_size: tuple[int, 
 
 
 _INTERPOLATORS = {"linear": "sitkLinear", "bspline": "sitkBSpline", "nearest": "sitkNearestNeighbor"}
+
+
+#: nnU-Net resamples slice by slice where the longest side of a voxel is more than this many times the shortest.
+ANISOTROPY = 3.0
+
+
+def slice_axis(source: Grid, target: Grid) -> int | None:
+    """The I, J or K axis across which nnU-Net does not interpolate, or None (Isensee et al., Nature Methods 2021)."""
+    for grid in (source, target):
+        spacing = np.array(grid.spacing)
+        if spacing.max() / spacing.min() > ANISOTROPY:
+            longest = np.flatnonzero(spacing == spacing.max())
+            return int(longest[0]) if len(longest) == 1 else None
+    return None
+
+
+def resample_by_slices(data: NDArray[Any], source: Grid, target: Grid, interpolation: str) -> NDArray[Any]:
+    """As :func:`resample`, but with the nearest slice across the axis that :func:`slice_axis` names.
+
+    For grids that differ in spacing and size only, not in direction.
+    """
+    axis = slice_axis(source, target)
+    if axis is None:
+        return resample(data, source, target, interpolation)
+    # First the target's voxels inside the source's slices, then the nearest slice for each of the target's.
+    size, matrix = list(target.size), target.ijk_to_ras.copy()
+    size[axis] = source.size[axis]
+    matrix[:3, axis] = source.ijk_to_ras[:3, axis]
+    to_source = np.linalg.inv(source.ijk_to_ras) @ target.ijk_to_ras
+    origin = to_source[:3, 3].copy()
+    origin[axis] = 0.0
+    matrix[:3, 3] = (source.ijk_to_ras @ np.append(origin, 1.0))[:3]
+    between = Grid((size[0], size[1], size[2]), matrix)
+    return resample(resample(data, source, between, interpolation), between, target, "nearest")
 
 
 def resample(data: NDArray[Any], source: Grid, target: Grid, interpolation: str) -> NDArray[Any]:

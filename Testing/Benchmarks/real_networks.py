@@ -69,7 +69,7 @@ def cases(scratch: Path) -> dict[str, Case]:
             [DATA / "ct" / "thorax_cta_1.5mm.nii.gz"],
             [abdomen],
             [reference],
-            ("--method", "entropy", "--keep-first"),
+            ("--method", "entropy", "--keep-first", "--agreement", "0.97"),
         ),
         "brain3_meshnet20": brain("brain3_meshnet20", "--method", "mse", "--agreement", "0.95", "--patches", "6"),
         "brain_mask_mindgrab": brain("brain_mask_mindgrab", "--patches", "6"),

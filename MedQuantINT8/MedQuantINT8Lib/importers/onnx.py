@@ -11,7 +11,8 @@ from typing import Any
 from .. import graph
 from ..errors import PackageError
 from ..model import FP32, ModelPackage, write_package
-from ..model_spec import Label, ModelSpec
+from ..model_spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
+from .colors import palette
 
 #: ModelOpt raises older networks to this; doing it here keeps the layers' names the same in FP32 and INT8.
 OPSET = 19
@@ -85,26 +86,30 @@ def draft_spec(source: str | os.PathLike[str], patch: tuple[int, int, int] | Non
     Raises:
         PackageError: spatial sizes that the graph leaves open and ``patch`` does not give.
     """
-    from ..model_spec import Channel, Geometry, Normalization, Output, Window
-
     model = graph.load_network(source)
     name = Path(source).name
     shape = graph.network_shape(model, name)
     if not all(shape.spatial) and patch is None:
         raise PackageError(f"{name} has dynamic spatial shapes.", "Give the patch size, such as --patch 96 96 96.")
-    size = patch or shape.spatial
-    softmax = shape.classes > 1
-    channels = range(1, shape.classes) if softmax else range(1)
+    return draft_for(Path(source).stem, shape.channels, shape.classes, patch or shape.spatial)
+
+
+def draft_for(name: str, channels: int, classes: int, patch: tuple[int, int, int]) -> ModelSpec:
+    """A first description of a network of which only the shapes are known."""
+    softmax = classes > 1
+    colors = palette(classes)
     return ModelSpec(
-        name="".join(c if c.isalnum() or c in "._-" else "-" for c in Path(source).stem),
+        name="".join(c if c.isalnum() or c in "._-" else "-" for c in name).lstrip("._-") or "network",
         version="1.0.0",
         modality="MR",
-        channels=tuple(Channel(f"channel {n}") for n in range(shape.channels)),
+        channels=tuple(Channel(f"channel {n}") for n in range(channels)),
         geometry=Geometry(spacing=(1.0, 1.0, 1.0)),
         normalization=(Normalization("zscore"),),
-        window=Window(patch_size=size),
+        window=Window(patch_size=patch),
         output=Output("softmax" if softmax else "sigmoid"),
-        labels=tuple(Label(n + (not softmax), f"structure {n}", n) for n in channels),
+        labels=tuple(
+            Label(n + (not softmax), f"structure {n}", n, colors[n]) for n in (range(1, classes) if softmax else range(1))
+        ),
         license="unknown",
     )
 

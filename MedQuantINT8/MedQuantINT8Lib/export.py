@@ -1,0 +1,172 @@
+"""torch.nn.Module to ONNX, held against the module it came from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DependencyError, PackageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+INPUT, OUTPUT = "image", "logits"
+#: ModelOpt raises older networks to this; exporting it so keeps the layers' names.
+OPSET = 19
+#: Relative error (norm of the difference over norm of the output) that an export may have.
+PARITY = 1e-3
+
+#: Warnings of torch's exporter that are understood, and why they do not matter here.
+_EXPLAINED = (
+    (r"torchvision is not installed", "none of torchvision's operators is in a 3D network"),
+    (r"Exporting a model while it is in training mode", "evaluation mode is set right before"),
+    (r"# ?'?dynamic_axes'? is not recommended|dynamic_axes", "the exporter's advice on an argument that is not used"),
+    (r"LeafSpec.*deprecated|isinstance\(treespec, LeafSpec\)", "torch's own use of a name that it renames later"),
+    (r"Setting the opset version lower|opset_version|version conversion|The model version conversion", "the opset is checked below"),
+    (r"copyreg|_constant|torch\.jit\.script|torch\.jit\.trace", "torch's own use of older parts of torch"),
+    (r"onnxscript.*(deprecated|experimental)|onnx_ir", "the exporter's own libraries speak to each other"),
+    (r"The tensor attributes? .* (was|were) assigned during export", "caches of masks and sizes, which a static graph does not need"),
+)
+
+
+@dataclass
+class ExportReport:
+    """An export and how far it is from the module.
+
+    Attributes:
+        parity: relative error of ONNX Runtime's output against PyTorch's, at a batch of 1 and of 2.
+        unexplained: the exporter's warnings that are not understood.
+    """
+
+    path: Path
+    parity: float
+    bytes: int
+    seconds: float
+    unexplained: list[str] = field(default_factory=list)
+
+
+def export_network(
+    module: nn.Module,
+    target: Path,
+    patch: tuple[int, int, int],
+    channels: int = 1,
+    *,
+    dynamic_spatial: bool = False,
+    check: bool = True,
+) -> ExportReport:
+    """Export a network with a dynamic batch, and open spatial sizes if asked, and compare the two.
+
+    Args:
+        module: (N, channels, *patch) to (N, classes, *patch), on the CPU.
+        dynamic_spatial: leave the spatial sizes open.
+        check: run both and compare; leaves out seconds for large networks.
+
+    Raises:
+        DependencyError: torch's exporter or ONNX Runtime is not installed.
+        PackageError: the module cannot be exported, or ONNX computes something else.
+    """
+    try:
+        import onnxscript  # noqa: F401
+        import torch
+        import torch.onnx._internal.exporter._registration  # its logger has to be there before it is listened to
+    except ImportError as error:
+        raise DependencyError(
+            f"Networks cannot be exported: {error}.", "Install what is missing with: pip install 'medquantint8[import]'"
+        ) from error
+    module.eval()
+    example = torch.randn(2, channels, *patch, generator=torch.Generator().manual_seed(0))
+    began = time.perf_counter()
+    heard: list[str] = []
+    try:
+        with _listening(heard), torch.no_grad():
+            torch.onnx.export(
+                module,
+                (example,),
+                str(target),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=OPSET,
+                verbose=False,
+                **_road(module, dynamic_spatial),
+            )
+    except Exception as error:
+        # torch.export raises dozens of types of its own; their first line says what it stumbled over.
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise PackageError(
+            f"The network cannot be exported: {reason[:200]}.", "Export it to ONNX yourself and use: medquant import onnx"
+        ) from error
+    seconds = time.perf_counter() - began
+    parity = _parity(module, target, example) if check else float("nan")
+    if parity > PARITY:
+        raise PackageError(
+            f"The exported network computes something else than the original (relative error {parity:.2g}).",
+            "Please report this with the network.",
+        )
+    unexplained = [text for text in heard if not any(re.search(pattern, text, re.IGNORECASE) for pattern, _ in _EXPLAINED)]
+    return ExportReport(target, parity, target.stat().st_size, seconds, unexplained)
+
+
+def _road(module: Any, dynamic_spatial: bool) -> dict[str, Any]:
+    """The exporter's settings: TorchScript takes torch's older exporter, because torch.export does not read it."""
+    import torch
+
+    axes = (2, 3, 4) if dynamic_spatial else ()
+    if isinstance(module, torch.jit.ScriptModule):
+        names = {0: "batch", **{axis: f"size{axis}" for axis in axes}}
+        return {"dynamo": False, "dynamic_axes": {INPUT: names, OUTPUT: names}}
+    shape: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=64), **dict.fromkeys(axes, torch.export.Dim.AUTO)}
+    return {"dynamo": True, "external_data": False, "dynamic_shapes": (shape,)}
+
+
+def _parity(module: Any, path: Path, example: Any) -> float:
+    import numpy as np
+    import torch
+
+    from .engines.onnxruntime import session
+
+    run = session(path.read_bytes(), "fp32")
+    worst: float = 0.0
+    for batch in (example[:1], example):
+        with torch.no_grad():
+            expected = module(batch).numpy()
+        got = run.run(None, {INPUT: batch.numpy()})[0]
+        worst = max(worst, float(np.linalg.norm(got - expected)) / max(float(np.linalg.norm(expected)), 1e-30))
+    return worst
+
+
+@contextlib.contextmanager
+def _listening(heard: list[str]) -> Iterator[None]:
+    """Collect what the exporter says through warnings and logging, and keep it off the screen."""
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    # By name, because torch gives handlers of their own to loggers below its first.
+    known = ("torch", "onnxscript", "onnx_ir")
+    names = {*known, *(name for name in logging.root.manager.loggerDict if name.split(".")[0] in known)}
+    loggers = [logging.getLogger(name) for name in names]
+    collector = Collector(logging.WARNING)
+    before = [(logger, logger.propagate, list(logger.handlers)) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [collector], False
+    try:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for logger, propagate, handlers in before:
+            logger.handlers, logger.propagate = handlers, propagate
+    heard.extend(str(item.message) for item in caught if not issubclass(item.category, (ResourceWarning, ImportWarning)))

@@ -1,0 +1,168 @@
+"""``medquant import``: a network in any form to a package, by way of a description that can be saved, edited and given back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .files import write_json
+from .importers.base import Understood, write
+from .model_spec import ModelSpec
+from .progress import Task
+from .spec_parser import parse_spec
+
+FORMS = {
+    "onnx": "an ONNX file (weights in files beside it are taken along)",
+    "bundle": "a MONAI bundle, folder or zip",
+    "nnunet": "a result folder of nnU-Net v2 (plans.json, dataset.json, fold_N), folder or zip",
+    "auto3dseg": "model.pt of MONAI Auto3DSeg, or the folder or zip it lies in",
+    "torchscript": "a TorchScript file (needs --trust-code)",
+    "export": "an archive of torch.export, .pt2 (needs --trust-code)",
+    "python": "a Python file with a class (--class, needs --trust-code)",
+}
+
+
+def run(args: argparse.Namespace, task: Task) -> None:
+    from .importers.archives import as_folder
+
+    spec = parse_spec(json_file(args.spec), args.spec) if args.spec else None
+    source = Path(args.network)
+    if args.form in ("bundle", "nnunet", "auto3dseg") and not (args.form == "auto3dseg" and source.suffix in (".pt", ".pth")):
+        with as_folder(source, FORMS[args.form]) as folder:
+            _finish(args, _understand(args, folder, spec), spec, task)
+    else:
+        _finish(args, _understand(args, source, spec), spec, task)
+
+
+def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None) -> list[Understood]:
+    patch = tuple(args.patch) if args.patch else None
+    if args.form == "bundle":
+        from .importers import monai_bundle
+
+        return [monai_bundle.understand(source, trust_code=args.trust_code)]
+    if args.form == "nnunet":
+        from .importers import nnunet
+
+        return nnunet.understand(source, folds=args.folds, configuration=args.configuration)
+    if args.form == "auto3dseg":
+        from .importers import auto3dseg
+
+        return [auto3dseg.understand(source)]
+    if args.form == "onnx":
+        from .importers import onnx
+
+        described = spec or onnx.draft_spec(source, patch)
+        return [Understood(described, source, ["preprocessing and labels are guesses: correct them"] if spec is None else [])]
+    from .importers import torch_files
+
+    common: dict[str, Any] = {"trust_code": args.trust_code, "channels": args.channels, "patch": patch, "spec": spec}
+    if args.form == "torchscript":
+        return [torch_files.understand_torchscript(source, **common)]
+    if args.form == "export":
+        return [torch_files.understand_exported(source, **common)]
+    if not args.class_name:
+        raise InputError("A Python file may hold several classes.", "Name one with --class.")
+    arguments = _arguments(args.arguments)
+    weights = Path(args.weights) if args.weights else None
+    return [torch_files.understand_class(source, args.class_name, weights, arguments=arguments, **common)]
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--arguments is not valid JSON: {error}.", 'Give an object, such as \'{"channels": 16}\'.') from error
+    if not isinstance(value, dict):
+        raise InputError("--arguments is no JSON object.", 'Give one, such as \'{"channels": 16}\'.')
+    return value
+
+
+def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelSpec | None, task: Task) -> None:
+    """Print what was understood; write a draft, or the package(s)."""
+    guessed = args.form in ("onnx", "torchscript", "export", "python") and spec is None
+    if args.draft or guessed:
+        _write_draft(args, understood[0])
+        return
+    targets = _targets(args.output, understood)
+    written = []
+    for item, target in zip(understood, targets, strict=True):
+        if spec is not None:
+            item.spec = replace(spec, name=item.spec.name) if len(understood) > 1 else spec
+        if args.patch:
+            a, b, c = args.patch
+            item.spec = replace(item.spec, window=replace(item.spec.window, patch_size=(a, b, c)))
+        package = write(item, target, task, dynamic=args.dynamic)
+        written.append({"package": str(target), "spec": package.spec.to_json(), "notes": item.notes})
+    if args.json:
+        print(json.dumps(written[0] if len(written) == 1 else {"packages": written}))
+        return
+    print("\n".join(described(understood[0].spec, understood[0].notes)))
+    for target in targets:
+        print(f"wrote {target}")
+    print(f"next: medquant quantize {targets[0]} --calibrate SCANS")
+
+
+def _targets(output: str, understood: list[Understood]) -> list[Path]:
+    """One name a package: where there are several, each has its own ending."""
+    target = Path(output)
+    if len(understood) == 1:
+        return [target]
+    stem, suffix = (target.stem, target.suffix) if target.suffix == ".zip" else (target.name, "")
+    return [target.with_name(f"{stem}-{item.spec.name.rsplit('-', 1)[-1]}{suffix}") for item in understood]
+
+
+def _write_draft(args: argparse.Namespace, understood: Understood) -> None:
+    target = Path(args.output)
+    draft = Path(args.draft) if args.draft else target.with_name(target.stem + ".draft.json")
+    if draft.exists():
+        raise InputError(f"{draft} is there already.", f"Edit it and give it back with --spec {draft}, or remove it.")
+    write_json(draft, understood.spec.to_json())
+    if args.json:
+        print(json.dumps({"draft": str(draft), "spec": understood.spec.to_json(), "notes": understood.notes}))
+        return
+    print("\n".join(described(understood.spec, understood.notes)))
+    print(f"wrote {draft}: check and correct it,")
+    print(f"then: medquant import {args.form} {args.network} --spec {draft} --output {args.output}")
+
+
+def described(spec: ModelSpec, notes: list[str]) -> list[str]:
+    """A description in lines for people."""
+    g, w = spec.geometry, spec.window
+    grid = f"{' x '.join(f'{s:g}' for s in g.spacing)} mm" if g.spacing else f"{' x '.join(map(str, g.size))} voxels" if g.size else "the scan's own"
+    steps = [step.kind + _limits(step) for step in spec.normalization] or ["none"]
+    names = [label.name for label in spec.labels]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    lines = [
+        f"{spec.name} {spec.version}: {spec.modality}, channels: {', '.join(c.name for c in spec.channels)}",
+        f"  grid        {grid}, orientation {g.orientation}, {g.interpolation} interpolation",
+        f"  intensity   {', '.join(steps)}" + (", before resampling" if spec.normalize_in == "input" else ""),
+    ]
+    if spec.crop.kind != "none":
+        where = "non-zero" if spec.crop.kind == "nonzero" else f"above {spec.crop.threshold:g}"
+        lines.append(f"  crop        to what is {where}, margin {spec.crop.margin}")
+    lines += [
+        f"  window      {' x '.join(map(str, w.patch_size))}, overlap {w.overlap:g}, {w.blend}",
+        f"  output      {spec.output.activation}: {len(names)} structure(s): {shown}",
+        f"  licence     {spec.license}",
+    ]
+    return lines + [f"  note        {note}" for note in notes]
+
+
+def _limits(step: Any) -> str:
+    given = [f"{value:g}" for value in (step.low, step.high) if value is not None]
+    inside = " to ".join(given) if given else step.mask if step.kind == "zscore" and step.mask != "all" else ""
+    return f" ({inside})" if inside else ""
+
+
+def json_file(path: str) -> Any:
+    """What a JSON file given on the command line holds; raises :class:`InputError`."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {path}.", "Check the path.") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}.", "Correct it.") from error

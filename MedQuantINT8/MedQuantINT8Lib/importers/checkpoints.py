@@ -1,0 +1,100 @@
+"""Checkpoints of PyTorch, read as data: ``weights_only`` everywhere, no pickled code is run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, PackageError
+
+#: Where checkpoints keep the weights, most telling name first.
+_PLACES = ("network_weights", "state_dict", "model_state_dict", "model", "net", "network", "weights")
+
+
+def read_checkpoint(path: str | os.PathLike[str], what: str = "checkpoint") -> Any:
+    """What ``torch.save`` wrote: tensors, numbers, text and containers of them; NumPy's numbers are read as well.
+
+    Raises:
+        PackageError: no such file, a damaged one, or one that holds anything else, which would mean running its code.
+    """
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise PackageError(f"There is no {what} at {path}.", "Check the path.")
+    try:
+        with _numpy_numbers():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise PackageError(
+            f"{path.name} holds Python objects beside weights, and reading those would run their code: {_first_line(error)}.",
+            "Save its state_dict alone, with torch.save(model.state_dict(), ...).",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise PackageError(f"{path.name} is no PyTorch {what}, or it is damaged: {_first_line(error)}.", "Get it again.") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
+    return (telling or lines or [type(error).__name__])[0][:160].rstrip(".")
+
+
+@contextlib.contextmanager
+def _numpy_numbers() -> Iterator[None]:
+    """Let NumPy scalars and their dtypes through: nnU-Net logs with them, and rebuilding one runs nothing else."""
+    import numpy as np
+    import torch
+
+    core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
+    dtypes = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")}
+    # Written by NumPy 1 it is called numpy.core, by NumPy 2 numpy._core.
+    named = [(core.scalar, f"numpy.{name}.multiarray.scalar") for name in ("core", "_core")]
+    with torch.serialization.safe_globals([np.dtype, *named, *dtypes]):
+        yield
+
+
+def state_dict_of(checkpoint: Any, name: str) -> dict[str, Any]:
+    """The weights in a checkpoint, wherever it keeps them, without the prefixes of parallel training.
+
+    Raises:
+        PackageError: there are none.
+    """
+    import torch
+
+    found = checkpoint
+    for place in _PLACES:
+        if isinstance(found, dict) and isinstance(found.get(place), dict):
+            found = found[place]
+            break
+    if not isinstance(found, dict) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
+        raise PackageError(f"{name} holds no weights.", f"Expected tensors by name, or a dictionary with one of {', '.join(_PLACES)}.")
+    for prefix in ("module.", "_orig_mod.", "net."):
+        if all(key.startswith(prefix) for key in found):
+            found = {key[len(prefix) :]: value for key, value in found.items()}
+    return found
+
+
+def load_weights(module: Any, weights: str | os.PathLike[str] | dict[str, Any]) -> None:
+    """Put weights into a module; every one must have its place, and every place its weight.
+
+    Raises:
+        InputError: names that are missing or left over, or shapes that differ.
+    """
+    name = "the checkpoint" if isinstance(weights, dict) else Path(weights).name
+    found = weights if isinstance(weights, dict) else state_dict_of(read_checkpoint(weights), name)
+    try:
+        missing, left = module.load_state_dict(found, strict=False)
+    except RuntimeError as error:
+        wrong = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error)[:200])
+        raise InputError(f"{name} does not fit the network: {wrong}.", "Check the network's settings.") from error
+    if missing or left:
+        raise InputError(
+            f"{name} does not fit the network: {len(missing)} weight(s) missing, {len(left)} left over, such as {[*missing, *left][0]}.",
+            "Check which network the weights belong to.",
+        )
