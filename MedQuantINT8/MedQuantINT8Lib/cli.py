@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     _running_options(command)
 
     command = _command(add, "segment", commands.segment, "segment a scan")
-    command.add_argument("model", help="model package")
+    command.add_argument("model", help="model package, or several joined by commas, whose class scores are averaged")
     command.add_argument("scan", help="NIfTI, NRRD, MetaImage or a DICOM folder (channels joined by commas)")
     command.add_argument("--output", "-o", required=True, help="X.seg.nrrd, or a label map as .nii.gz, .nrrd, .mha")
     command.add_argument("--series", help="series instance UID, where a DICOM folder holds several")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import runs
+from .ensemble import load_ensemble
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .files import write_json, write_text
 from .model import ModelPackage
@@ -138,21 +139,22 @@ def build(args: argparse.Namespace, task: Task) -> None:
 
 def segment(args: argparse.Namespace, task: Task) -> None:
     check_output_path(args.output)
-    with ModelPackage.load(args.model) as package:
+    with load_ensemble(args.model) as ensemble:
+        labels = ensemble.first.spec.labels
         began = time.perf_counter()
         with task.stage("reading"):
             volume = read_volume(_scan_paths(args.scan), args.series)
-        run = runs.segment(package, volume, _choice(args), _options(args), task, time.perf_counter() - began)
+        run = runs.segment(ensemble, volume, _choice(args), _options(args), task, time.perf_counter() - began)
         began = time.perf_counter()
         with task.stage("writing"):
-            write_segmentation(args.output, run.result.labels, run.result.ijk_to_ras, package.spec.labels)
+            write_segmentation(args.output, run.result.labels, run.result.ijk_to_ras, labels)
         run.seconds["writing"] = time.perf_counter() - began
         run.seconds["total"] += run.seconds["writing"]
         value = run_json(args.scan, run)
-        voxels = present_labels(run.result.labels, package.spec.labels)
+        voxels = present_labels(run.result.labels, labels)
         value["structures"] = [
             {"value": label.value, "name": label.name, "ml": voxels[label.value] * volume.grid.voxel_ml}
-            for label in package.spec.labels
+            for label in labels
         ]
     description = run.engine["description"]
     lines = [

@@ -22,6 +22,7 @@ from .engines import BuildOptions, backend, choose_backend
 from .engines.base import EngineBackend, Precision
 from .engines.prepare import PreparedEngine, prepare
 from .engines.race import prepare_faster
+from .ensemble import Ensemble, MeanEngine
 from .model import ModelPackage
 from .preprocessing import NetworkInput
 from .progress import Task
@@ -175,32 +176,38 @@ def _prepare(
 
 
 def segment(
-    package: ModelPackage,
+    package: ModelPackage | Ensemble,
     volume: Volume,
     choice: EngineChoice,
     options: SegmentationOptions,
     task: Task,
     read_seconds: float = 0.0,
 ) -> SegmentationRun:
-    """Segment a volume with a package on the chosen engine, which is built if it is not there yet."""
+    """Segment a volume with a package, or the mean of several, on the chosen engine, which is built if it is not there yet."""
     made = choose_backend(choice.name, choice.precision)
-    _check_network(package, choice)
+    ensemble = package if isinstance(package, Ensemble) else Ensemble([package])
+    spec = ensemble.first.spec
+    for member in ensemble.packages:
+        _check_network(member, choice)
     prepared: list[PreparedEngine] = []
     inputs: list[NetworkInput] = []
     calls: list[float] = []
 
     def make_engine(network_input: NetworkInput) -> Any:
-        patch = patch_for(network_input, package.spec, options)
+        patch = patch_for(network_input, spec, options)
         # Drawing patches costs a pass over the volume: only where the engine has yet to be compared with the simulation.
-        patches = _LazyPatches(lambda: patches_of(network_input, package, patch))
-        prepared.append(_prepare(package, made, choice, options, patch, patches, task))
+        patches = _LazyPatches(lambda: patches_of(network_input, ensemble.first, patch))
+        for member in ensemble.packages:
+            prepared.append(_prepare(member, made, choice, options, patch, patches, task))
         inputs.append(network_input)
-        return _Timed(prepared[0].engine, calls)
+        return _Timed(MeanEngine([item.engine for item in prepared]), calls)
 
     began = time.perf_counter()
     try:
-        result = segment_volume(volume, package.spec, make_engine, options, task)
+        result = segment_volume(volume, spec, make_engine, options, task)
         engine = _engine_report(prepared[0])
+        if len(prepared) > 1:
+            engine["members"] = [_engine_report(item) for item in prepared]
     finally:
         for item in prepared:
             item.close()

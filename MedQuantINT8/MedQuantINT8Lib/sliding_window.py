@@ -89,7 +89,7 @@ class _Pass:
         threads: Threads,
     ) -> None:
         plan = column.plan
-        weights = importance_map(plan.patch, window.blend)
+        weights = importance_map(plan.patch, window.blend, window.placement)
         crop = _Crop(column, sink)
         self._divider = _Divider(plan, weights, crop, threads) if normalized else None
         self._blender = OverlapAdd(plan, classes, weights, dtype, self._divider.take if self._divider else crop.take, threads)

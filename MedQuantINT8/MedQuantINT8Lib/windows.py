@@ -30,16 +30,23 @@ def window_starts(size: int, patch: int, overlap: float, placement: str = "monai
     return [min(n * step, size - patch) for n in range(count)]
 
 
-def importance_map(patch: tuple[int, int, int], blend: str) -> NDArray[np.float32]:
-    """Weight of each voxel of a window: 1, or a Gaussian of sigma patch/8 that is nowhere below 1e-3 (as MONAI's)."""
+#: The smallest weight of a Gaussian: MONAI's, and what nnU-Net's 16-bit map has left for its corners.
+_LEAST_WEIGHT = {"monai": 1e-3, "nnunet": 6e-9}
+
+
+def importance_map(patch: tuple[int, int, int], blend: str, placement: str = "monai") -> NDArray[np.float32]:
+    """Weight of each voxel of a window: 1, or a Gaussian of sigma patch/8.
+
+    MONAI's has its peak in the middle, nnU-Net's at voxel size // 2.
+    """
     if blend == "constant":
         return np.ones(patch, np.float32)
     profiles = []
     for size in patch:
-        offset = np.arange(size, dtype=np.float32) - (size - 1) / 2
+        offset = np.arange(size, dtype=np.float32) - (size // 2 if placement == "nnunet" else (size - 1) / 2)
         profiles.append(np.exp(-(offset**2) / (2 * (0.125 * size) ** 2)).astype(np.float32))
     weights = profiles[0][:, None, None] * profiles[1][None, :, None] * profiles[2][None, None, :]
-    return np.maximum(weights, max(float(weights.min()), 1e-3)).astype(np.float32)
+    return np.maximum(weights, _LEAST_WEIGHT[placement]).astype(np.float32)
 
 
 @dataclass(frozen=True)
