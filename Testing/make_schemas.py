@@ -217,7 +217,47 @@ def report_schema() -> dict[str, object]:
     }
 
 
-SCHEMAS = {"model.schema.json": model_schema, "report.schema.json": report_schema}
+def models_schema() -> dict[str, object]:
+    digest = {"anyOf": [{"type": "string", "pattern": "^[0-9a-f]+$"}, {"type": "null"}]}
+    address = {"type": "string", "pattern": "^https://"}
+    item = _object(
+        ["name", "title", "task", "modality", "network", "form", "structures", "labels", "license", "license_url", "homepage", "citation", "url"],
+        name={"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$"},
+        title=_NAME,
+        task=_NAME,
+        modality=_NAME,
+        network=_NAME,
+        form=_choice("onnx", "bundle", "nnunet", "auto3dseg"),
+        structures=_COUNT,
+        labels={"type": "array", "minItems": 1, "items": _NAME},
+        license=_NAME,
+        license_url=address,
+        homepage=address,
+        citation=_NAME,
+        url=_maybe(address),
+        by_hand=_TEXT,
+        size_bytes=_maybe(_COUNT),
+        sha256=digest,
+        sha1=digest,
+        needs_trust={"type": "boolean"},
+        spec={"type": "object"},
+    )
+    # Where nothing can be downloaded, the entry says how it is got by hand.
+    item["if"] = {"properties": {"url": {"type": "null"}}}
+    item["then"] = {"required": ["by_hand"], "properties": {"by_hand": _NAME}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "MedQuantINT8 catalogue of models: Models.json",
+        **_object(
+            ["schema", "schema_version", "models"],
+            schema={"const": "medquant-models"},
+            schema_version={"const": "1.0"},
+            models={"type": "array", "items": item},
+        ),
+    }
+
+
+SCHEMAS = {"model.schema.json": model_schema, "report.schema.json": report_schema, "models.schema.json": models_schema}
 
 if __name__ == "__main__":
     for name, make in SCHEMAS.items():

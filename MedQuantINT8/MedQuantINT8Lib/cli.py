@@ -9,14 +9,15 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from . import __version__, commands, import_command
+from . import __version__, commands, import_command, models_command, study_commands
 from .errors import Cancelled, MedQuantError
 from .progress import Task
 from .terminal import Bar
 
 _EXIT_CODES = """exit codes:
   0 done            1 failed             2 a scan or argument that cannot be used
-  3 a bad package   4 no or wrong engine 5 cannot write   6 a package is not installed   130 cancelled
+  3 a bad package   4 no or wrong engine 5 cannot write   6 a package is not installed
+  7 a download failed   130 cancelled
 """
 
 
@@ -92,6 +93,21 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--labels", nargs="+", help="reference label maps, one a scan, with the model's label values")
     command.add_argument("--report", help="folder for report.json and report.html")
     _running_options(command, precision=False)
+
+    command = _command(add, "models", models_command.run, "public models: list, show, get, remove")
+    command.add_argument("action", nargs="?", choices=["list", "show", "get", "remove"], default="list")
+    command.add_argument("name", nargs="?", help="of the model; for list, words to look for")
+    command.add_argument("--from", dest="source", metavar="PATH", help="get: a file or folder that was got by hand")
+    command.add_argument("--accept-license", action="store_true", help="get: the licence was read and is accepted")
+    command.add_argument("--trust-code", action="store_true", help="get: run Python code that comes with the model")
+
+    _command(add, "networks", study_commands.networks, "the study's seven networks, as they can be made here")
+
+    command = _command(add, "reproduce", study_commands.reproduce, "make a table of the study anew, on this machine")
+    command.add_argument("--table", choices=["networks", "sizes"], required=True, help="which")
+    command.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="only these (default: all seven)")
+    command.add_argument("--engine", default="auto", help="openvino, onnxruntime or auto (default: %(default)s)")
+    command.add_argument("--output", help="folder for TABLE.json and TABLE.md; rows that are there are kept")
 
     command = _command(add, "cache", commands.cache, "engines that were built on this machine")
     command.add_argument("action", choices=["list", "clear"])

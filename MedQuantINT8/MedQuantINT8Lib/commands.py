@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import runs
+from .catalogue import resolve, resolve_one
 from .ensemble import load_ensemble
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .files import write_json, write_text
@@ -73,9 +74,10 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
     calibration.check()
     budget = Budget(args.agreement, args.dice_lost, not args.no_fallback)
     policy = QuantizationPolicy(first=args.keep_first, head=args.keep_head, keep=tuple(args.keep), budget=budget)
-    target = args.output or args.model
+    model = resolve_one(args.model)
+    target = args.output or model
     package, report = runs.quantize(
-        args.model,
+        model,
         [_scan_paths(s) for s in args.calibrate],
         target,
         calibration,
@@ -112,7 +114,7 @@ def _guard_lines(result: Any) -> list[str]:
 
 
 def build(args: argparse.Namespace, task: Task) -> None:
-    with ModelPackage.load(args.model) as package:
+    with ModelPackage.load(resolve_one(args.model)) as package:
         scan = _scan_paths(args.scan) if args.scan else None
         prepared = runs.build(package, _choice(args), _options(args), scan, task)  # type: ignore[arg-type]
         description = prepared.describe()
@@ -139,7 +141,7 @@ def build(args: argparse.Namespace, task: Task) -> None:
 
 def segment(args: argparse.Namespace, task: Task) -> None:
     check_output_path(args.output)
-    with load_ensemble(args.model) as ensemble:
+    with load_ensemble(resolve(args.model)) as ensemble:
         labels = ensemble.first.spec.labels
         began = time.perf_counter()
         with task.stage("reading"):
@@ -191,7 +193,7 @@ def compare(args: argparse.Namespace, task: Task) -> None:
             f"{len(args.labels)} label map(s) were given for {len(args.scans)} scan(s).",
             "Give one for each scan, in the same order.",
         )
-    with ModelPackage.load(args.model) as package:
+    with ModelPackage.load(resolve_one(args.model)) as package:
         package.onnx_path("int8")
         report = compare_scans(
             package,

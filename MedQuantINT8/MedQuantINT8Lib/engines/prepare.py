@@ -57,7 +57,7 @@ def engine_key(package: ModelPackage, backend: EngineBackend, options: BuildOpti
         "engine_version": backend.version(),
         "device": backend.device_name(options.device),
         "options": _jsonable(options.to_json()),
-        "format": 2,
+        "format": 3,
     }
 
 

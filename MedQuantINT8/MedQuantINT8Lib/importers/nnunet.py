@@ -39,6 +39,8 @@ def understand(folder: Path, *, folds: list[int] | None = None, configuration: s
         PackageError: a part that is missing, or a plan that is not understood.
         InputError: a fold that is not there.
     """
+    if not (folder / "plans.json").exists() and len(inside := [p.parent for p in folder.rglob("plans.json")]) == 1:
+        folder = inside[0]  # archives hold it as DATASET/TRAINER__PLANS__CONFIGURATION
     plans, dataset = _json(folder / "plans.json"), _json(folder / "dataset.json")
     name = configuration or folder.name.split("__")[-1]
     settings = _configuration(plans, name)

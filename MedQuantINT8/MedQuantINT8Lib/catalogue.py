@@ -1,0 +1,198 @@
+"""The catalogue of public models (``Resources/Models.json``), and those that are installed on this machine.
+
+An entry says where weights and their licence are; nothing of a model is part of this project. An installed model is a
+package under :func:`models_root`, and commands take its name in place of a path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .download import Checksum, download
+from .errors import InputError
+from .files import storage_errors
+from .importers.archives import as_folder
+from .importers.base import Understood, write
+from .model import ModelPackage
+from .model_spec import ModelSpec
+from .progress import Task
+from .resources import resource
+from .spec_parser import parse_spec
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """One public model.
+
+    Attributes:
+        form: how it is imported: "onnx", "bundle", "nnunet" or "auto3dseg".
+        labels: structures it finds, the first few where there are many; ``structures`` is their number.
+        url: where it can be downloaded, or None: then ``by_hand`` says how to get it.
+        needs_trust: it holds Python code that has to be run.
+        spec: its description, for forms that carry none.
+    """
+
+    name: str
+    title: str
+    task: str
+    modality: str
+    network: str
+    form: str
+    structures: int
+    labels: tuple[str, ...]
+    license: str
+    license_url: str
+    homepage: str
+    citation: str
+    url: str | None = None
+    by_hand: str = ""
+    size_bytes: int | None = None
+    checksum: Checksum | None = None
+    needs_trust: bool = False
+    spec: dict[str, Any] | None = field(default=None, repr=False)
+
+
+def entries() -> dict[str, CatalogueEntry]:
+    """All entries by name."""
+    value = json.loads(resource("Models.json").read_text(encoding="utf-8"))
+    found = {}
+    for row in value["models"]:
+        fields = dict(row)
+        digest = next(((a, fields.pop(a)) for a in ("sha256", "sha1") if fields.get(a)), None)
+        fields.pop("sha256", None), fields.pop("sha1", None)
+        found[row["name"]] = CatalogueEntry(
+            **{**fields, "labels": tuple(row["labels"]), "checksum": Checksum(*digest) if digest else None}
+        )
+    return found
+
+
+def entry(name: str) -> CatalogueEntry:
+    """Raises :class:`InputError` for a name that the catalogue does not hold; says which are near."""
+    import difflib
+
+    known = entries()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3, 0.4)
+        hint = f"Did you mean {', '.join(near)}?" if near else "See: medquant models"
+        raise InputError(f"The catalogue has no model {name!r}.", hint)
+    return known[name]
+
+
+def models_root() -> Path:
+    """Where models are installed: ``$MEDQUANT_MODELS``, or the user's data folder of the operating system."""
+    if given := os.environ.get("MEDQUANT_MODELS"):
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "MedQuantINT8" / "models"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Application Support/MedQuantINT8/models"
+    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local/share")) / "medquantint8" / "models"
+
+
+def installed() -> dict[str, list[Path]]:
+    """Installed models: their packages (one a fold) by the model's name."""
+    root = models_root()
+    found = {}
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        packages = sorted(p for p in folder.iterdir() if (p / "model.json").is_file()) if folder.is_dir() else []
+        if packages:
+            found[folder.name] = packages
+    return found
+
+
+def resolve_one(model: str) -> str:
+    """As :func:`resolve`, for what works on a single package.
+
+    Raises:
+        InputError: the model is several packages.
+    """
+    found = resolve(model)
+    if "," in found and not Path(found).exists():
+        raise InputError(f"{model} is several packages, one a fold.", f"Give one of {found.replace(',', ', ')}.")
+    return found
+
+
+def resolve(model: str) -> str:
+    """A path as it is; the name of an installed model as the paths of its packages, joined by commas."""
+    if Path(model.split(",")[0]).exists():
+        return model
+    return ",".join(map(str, installed().get(model, []))) or model
+
+
+def install(item: CatalogueEntry, source: Path | None, task: Task, *, trust_code: bool = False) -> list[ModelPackage]:
+    """Download (or take from ``source``), import and keep a model.
+
+    Args:
+        source: a file or folder that was got by hand, for machines without a network.
+
+    Raises:
+        DownloadError, InputError, PackageError, StorageError: nothing half-made is kept, but a download can go on.
+    """
+    path = _downloaded(item, task) if source is None else _given(item, source)
+    with _as_imported(item, path) as place:
+        understood = _understand(item, place, trust_code)
+        made = []
+        for one in understood:
+            name = one.spec.name.rsplit("-", 1)[-1] if len(understood) > 1 else "package"
+            made.append(write(one, models_root() / item.name / name, task))
+    if source is None:
+        path.unlink()
+    return made
+
+
+def _downloaded(item: CatalogueEntry, task: Task) -> Path:
+    if item.url is None:
+        raise InputError(f"{item.name} cannot be downloaded by this program. {item.by_hand}", "Then give it with --from.")
+    path = models_root() / ".downloads" / item.url.rsplit("/", 1)[-1]
+    if not path.exists():
+        download(item.url, path, task, item.checksum)
+    return path
+
+
+def _given(item: CatalogueEntry, source: Path) -> Path:
+    if not source.exists():
+        raise InputError(f"There is nothing at {source}.", "Check --from.")
+    if source.is_file() and item.checksum is not None:
+        item.checksum.check(source, source.name)
+    return source
+
+
+def _as_imported(item: CatalogueEntry, path: Path) -> AbstractContextManager[Path]:
+    single = item.form == "onnx" or path.suffix in (".pt", ".pth")
+    return nullcontext(path) if single else as_folder(path, "model")
+
+
+def _understand(item: CatalogueEntry, place: Path, trust_code: bool) -> list[Understood]:
+    from .importers import auto3dseg, monai_bundle, nnunet
+
+    if item.form == "bundle":
+        return [monai_bundle.understand(place, trust_code=trust_code)]
+    if item.form == "nnunet":
+        return nnunet.understand(place)
+    return [auto3dseg.understand(place)] if item.form == "auto3dseg" else [Understood(_spec(item), place)]
+
+
+def _spec(item: CatalogueEntry) -> ModelSpec:
+    return parse_spec(item.spec, f"Models.json: {item.name}")
+
+
+def remove(name: str) -> int:
+    """Remove an installed model; returns the bytes that became free.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    folder = models_root() / name
+    if Path(name).name != name or name not in installed():
+        raise InputError(f"No model {name!r} is installed.", f"Installed are: {', '.join(installed()) or 'none'}.")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    with storage_errors(folder):
+        shutil.rmtree(folder)
+    return size

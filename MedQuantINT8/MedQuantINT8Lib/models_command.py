@@ -1,0 +1,102 @@
+"""``medquant models``: the catalogue; get, show and remove models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import catalogue
+from .errors import InputError
+from .progress import Task
+
+
+def run(args: argparse.Namespace, task: Task) -> None:
+    if args.action == "list":
+        _list(args)
+    elif not args.name:
+        raise InputError(f"Which model shall be {args.action}?", f"Give its name: medquant models {args.action} NAME")
+    elif args.action == "remove":
+        freed = catalogue.remove(args.name)
+        _say(args, {"removed": args.name, "bytes": freed}, f"removed {args.name}: {freed / 1e6:.1f} MB are free again")
+    elif args.action == "show":
+        item = catalogue.entry(args.name)
+        _say(args, _json(item), *_lines(item))
+    else:
+        _get(args, task)
+
+
+def _say(args: argparse.Namespace, value: dict[str, Any], *lines: str) -> None:
+    print(json.dumps(value) if args.json else "\n".join(lines))
+
+
+def _list(args: argparse.Namespace) -> None:
+    known, present = catalogue.entries(), catalogue.installed()
+    rows = [{**_json(item), "installed": name in present} for name, item in known.items()]
+    words = (args.name or "").lower()
+    rows = [row for row in rows if words in json.dumps(row).lower()]
+    lines = [
+        f"{'*' if row['installed'] else ' '} {row['name']:34}{row['modality']:4}{row['structures']:5}  {row['network']:12}{row['title']}"
+        for row in rows
+    ]
+    _say(args, {"models": rows}, *(lines or ["no model fits"]), "* installed;  medquant models show NAME, medquant models get NAME")
+
+
+def _json(item: catalogue.CatalogueEntry) -> dict[str, Any]:
+    return {
+        "name": item.name,
+        "title": item.title,
+        "task": item.task,
+        "modality": item.modality,
+        "network": item.network,
+        "structures": item.structures,
+        "labels": list(item.labels),
+        "license": item.license,
+        "homepage": item.homepage,
+        "url": item.url,
+        "size_bytes": item.size_bytes,
+        "citation": item.citation,
+    }
+
+
+def _lines(item: catalogue.CatalogueEntry) -> list[str]:
+    more = f" and {item.structures - len(item.labels)} more" if item.structures > len(item.labels) else ""
+    size = f", {item.size_bytes / 1e6:.0f} MB" if item.size_bytes else ""
+    return [
+        f"{item.name}: {item.title}",
+        f"  {item.task}; {item.modality}; {item.network}",
+        f"  finds     {', '.join(item.labels)}{more}",
+        f"  licence   {item.license} ({item.license_url})",
+        f"  cite      {item.citation}",
+        f"  from      {(item.url or item.homepage) + size}",
+        *([f"  by hand   {item.by_hand}"] if item.by_hand else []),
+        *(["  holds Python code that has to be run: --trust-code"] if item.needs_trust else []),
+    ]
+
+
+def _get(args: argparse.Namespace, task: Task) -> None:
+    item = catalogue.entry(args.name)
+    if not args.json:
+        print("\n".join(_lines(item)))
+    if not args.accept_license and not _agreed(args):
+        raise InputError(f"The licence of {item.name} was not accepted.", "Read it, and give --accept-license.")
+    packages = catalogue.install(item, Path(args.source) if args.source else None, task, trust_code=args.trust_code)
+    folders = [str(package.folder) for package in packages]
+    _say(
+        args,
+        {"name": item.name, "packages": folders},
+        f"installed {item.name} in {models_root_of(folders)}",
+        f"next: medquant quantize {args.name if len(folders) == 1 else folders[0]} --calibrate SCANS",
+    )
+
+
+def models_root_of(folders: list[str]) -> str:
+    return str(Path(folders[0]).parent)
+
+
+def _agreed(args: argparse.Namespace) -> bool:
+    if args.json or not sys.stdin.isatty():
+        return False
+    return input("Do you accept this licence? [y/N] ").strip().lower() in ("y", "yes")

@@ -1,0 +1,32 @@
+"""``medquant networks`` and ``medquant reproduce``: the study's networks and tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from .networks import STUDY
+from .progress import Task
+
+
+def networks(args: argparse.Namespace, task: Task) -> None:
+    if args.json:
+        rows = [
+            {"name": n.name, "title": n.title, "data": n.data, "classes": n.classes, "study_mb": n.engine_mb, "free_size": n.free_size, "note": n.note}
+            for n in STUDY.values()
+        ]
+        print(json.dumps({"networks": rows}))
+        return
+    print(f"{'name':12}{'network':12}{'data of the study':22}{'classes':>8}{'FP32 MB':>9}  patch")
+    for n in STUDY.values():
+        sizes = f"multiples of {n.multiples[0]}" if n.free_size else "96 x 96 x 96 only"
+        print(f"{n.name:12}{n.title:12}{n.data:22}{n.classes:8}{n.engine_mb:9.1f}  {sizes}" + (f"\n{'':12}{n.note}" if n.note else ""))
+
+
+def reproduce(args: argparse.Namespace, task: Task) -> None:
+    from .reproduce import page
+    from .reproduce import reproduce as run
+
+    value = run(args.table, args.networks, args.engine, Path(args.output) if args.output else None, task)
+    print(json.dumps(value) if args.json else "\n".join(page(value)))
