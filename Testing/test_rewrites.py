@@ -162,3 +162,52 @@ def test_compacting_changes_names_only(int8_package, fp32_package):
     assert [n.name for n in compact.graph.node if "Conv" in n.op_type] == layers
     shaped = [graph.fixed_shape(m, (64, 64, 64)) for m in (long, compact)]
     assert np.array_equal(outputs(shaped[0], "int8"), outputs(shaped[1], "int8"))
+
+
+def normalized_chain(**changes):
+    nodes = [
+        helper.make_node("Conv", ["x", "first_w"], ["a"], name="first", pads=[1] * 6),
+        helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "variance"], ["b"], name="norm", epsilon=1e-3),
+        helper.make_node("ConvTranspose", ["b", "up_w", "up_b"], ["c"], name="up", pads=[1] * 6),
+        helper.make_node("BatchNormalization", ["c", "scale", "shift", "mean", "variance"], ["y"], name="last"),
+    ]
+    constants = weights(first_w=(5, 1, 3, 3, 3), scale=(5,), shift=(5,), mean=(5,), up_w=(5, 5, 3, 3, 3), up_b=(5,))
+    constants["variance"] = np.linspace(0.5, 2, 5).astype(np.float32)
+    return network([*nodes, *changes.get("more", [])], constants, classes=5)
+
+
+def test_batch_normalisation_becomes_part_of_the_weights():
+    model = normalized_chain()
+    folded = rewrites.with_folded_normalization(model)
+    assert [n.op_type for n in folded.graph.node] == ["Conv", "ConvTranspose"]
+    expected = outputs(model)
+    assert np.abs(outputs(folded) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_convolution_that_something_else_reads_keeps_its_normalisation():
+    model = normalized_chain()
+    model.graph.node.insert(3, helper.make_node("Add", ["a", "c"], ["unused"], name="reader"))
+    folded = rewrites.with_folded_normalization(model)
+    kinds = [n.op_type for n in folded.graph.node]
+    assert kinds.count("BatchNormalization") == 2
+
+
+def test_bias_correction_takes_off_what_rounding_the_weights_adds():
+    """Weights that all round upwards, on inputs that are all positive: the worst that can happen to a mean."""
+    from MedQuantINT8Lib.bias_correction import input_means, with_corrected_biases
+    from MedQuantINT8Lib.placement import _store_weights
+
+    weight = np.full((3, 2, 3, 3, 3), 0.2537, np.float32)
+    weight[:, 0, 0, 0, 0] = 1.0
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", pads=[1] * 6)
+    model = network([node], {"w": weight}, channels=2)
+    int8 = onnx.ModelProto()
+    int8.CopyFrom(model)
+    _store_weights(int8, {"conv"}, axis=0)
+    patch = np.random.default_rng(0).uniform(1, 2, (2, *SIZE)).astype(np.float32)
+    corrected = with_corrected_biases(model, int8, input_means(model, [patch], SIZE))
+    run = {n: session(m.SerializeToString(), "int8").run(None, {"x": patch[None]})[0] for n, m in
+           (("exact", model), ("rounded", int8), ("corrected", corrected))}  # fmt: skip
+    inside = (0, slice(None), slice(1, -1), slice(1, -1), slice(1, -1))
+    before, after = (np.abs((run[n] - run["exact"])[inside].mean(axis=(1, 2, 3))).max() for n in ("rounded", "corrected"))
+    assert before > 0.05 and after < 0.05 * before

@@ -81,7 +81,8 @@ def export_network(
         raise DependencyError(
             f"Networks cannot be exported: {error}.", "Install what is missing with: pip install 'medquantint8[import]'"
         ) from error
-    module.eval()
+    if not isinstance(module, torch.fx.GraphModule):  # those of torch.export have only the one mode
+        module.eval()
     example = torch.randn(2, channels, *patch, generator=torch.Generator().manual_seed(0))
     began = time.perf_counter()
     heard: list[str] = []

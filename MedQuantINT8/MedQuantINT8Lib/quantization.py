@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from . import graph, qdq
+from .bias_correction import input_means, with_corrected_biases
 from .calibration import (
     Calibration,
     CalibrationOptions,
@@ -126,10 +127,10 @@ def quantize_package(
     scales = scales_from(histograms, calibration)
     qdq.set_activation_scales(placed, scales)
     compared = sampler.first_samples(COMPARED_PATCHES)
+    patches = [sample.patch for sample in compared]
+    corrected = with_corrected_biases(fp32, placed, input_means(fp32, patches, patch))
     references = [sample.labels for sample in compared if sample.labels is not None]
-    checked, guarded = guard(
-        fp32, placed, [sample.patch for sample in compared], package.spec, policy.budget, task, references, stopwatch
-    )
+    checked, guarded = guard(fp32, placed, patches, package.spec, policy.budget, task, references, stopwatch, corrected)
     reasons |= {name: f"the guard: {why}" for name, why in guarded.returned.items()}
     checked = qdq.compacted(checked)
     if problems := qdq.check_int8(checked):

@@ -265,3 +265,46 @@ def with_pointwise_deconvolutions(model: Any) -> Any:
     del copy.graph.node[:]
     copy.graph.node.extend(made)
     return pruned(copy)
+
+
+def with_folded_normalization(model: Any) -> Any:
+    """BatchNormalization behind a convolution as part of its weights and bias.
+
+    Exporters usually do it; where they did not, the scale would stand between the convolution and its quantized output.
+    Left alone: a convolution whose result something else reads as well, or whose weights are computed.
+    """
+    onnx = require_onnx()
+    found = Graph(model)
+    outputs = {value.name for value in model.graph.output}
+    pairs = []
+    for node in found.nodes:
+        source = found.producer.get(node.input[0]) if node.op_type == "BatchNormalization" else None
+        if source is None or source.op_type not in ("Conv", "ConvTranspose") or attributes(node).get("training_mode", 0):
+            continue
+        single = len(found.readers[source.output[0]]) == 1 and source.output[0] not in outputs
+        known = all(found.array(name) is not None for name in (*node.input[1:5], *source.input[1:]) if name)
+        own = len(found.readers[source.input[1]]) == 1
+        if single and known and own and (source.op_type == "Conv" or attributes(source).get("group", 1) == 1):
+            pairs.append((source.name, node.name))
+    if not pairs:
+        return model
+    copy = copied(model)
+    nodes = {node.name: node for node in copy.graph.node}
+    for convolution, normalization in pairs:
+        conv, norm = nodes[convolution], nodes[normalization]
+        scale, shift, mean, variance = (found.array(name).astype(np.float64) for name in norm.input[1:5])
+        factor = scale / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5))
+        weight = found.array(conv.input[1]).astype(np.float64)
+        axis = 0 if conv.op_type == "Conv" else 1
+        shape = [-1 if a == axis else 1 for a in range(weight.ndim)]
+        bias = found.array(conv.input[2]) if len(conv.input) > 2 and conv.input[2] else np.zeros_like(mean)
+        for position, array in ((1, weight * factor.reshape(shape)), (2, (bias - mean) * factor + shift)):
+            name = f"{convolution}_{position}_folded"
+            copy.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+            if position < len(conv.input):
+                conv.input[position] = name
+            else:
+                conv.input.append(name)
+        conv.output[0] = norm.output[0]
+        copy.graph.node.remove(norm)
+    return pruned(copy)

@@ -71,6 +71,7 @@ class GuardResult:
         dice_fp32: FP32's mean Dice with the labels; None without labels.
         returned: layers that went back to float, in that order, with what was measured.
         stored_as_int8: those of the returned layers whose weights are still stored as INT8.
+        biases_corrected: whether correcting the biases brought INT8 nearer to FP32.
         milliseconds: of the real engine for one patch, before and after each returned layer; empty if not measured.
     """
 
@@ -81,6 +82,7 @@ class GuardResult:
     returned: dict[str, str] = field(default_factory=dict)
     stored_as_int8: list[str] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
+    biases_corrected: bool = False
 
     @property
     def agreement(self) -> float:
@@ -109,6 +111,7 @@ class GuardResult:
             "returned": self.returned,
             "returned_stored_as_int8": self.stored_as_int8,
             "milliseconds": self.milliseconds,
+            "biases_corrected": self.biases_corrected,
             "kept": self.kept,
             "budget": asdict(self.budget),
         }
@@ -201,6 +204,7 @@ def guard(
     task: Task,
     references: Sequence[NDArray[Any]] = (),
     stopwatch: Stopwatch | None = None,
+    corrected: Any = None,
 ) -> tuple[Any, GuardResult]:
     """Return the INT8 network with as few layers in float as the budget needs.
 
@@ -208,11 +212,16 @@ def guard(
         patches: (C, A0, A1, A2) each, all of one size.
         references: the patches' labels, (A0, A1, A2) each, with the model's label values; or none.
         stopwatch: times the real engine, to tell what each returned layer costs.
+        corrected: ``int8`` with corrected biases, which is taken if it is nearer to FP32.
     """
     judge = _Judge(fp32, patches, spec, references)
     with task.stage("checking the agreement with FP32"):
         measured = judge.measure(int8)
-    result = GuardResult(budget, measured, measured, judge.dice_fp32)
+        better = judge.measure(corrected) if corrected is not None else measured
+        helps = better.relative_error < measured.relative_error and better.agreement >= measured.agreement
+        if helps:
+            int8, measured = corrected, better
+    result = GuardResult(budget, measured, measured, judge.dice_fp32, biases_corrected=helps)
     if not budget.fallback or result.kept:
         return int8, result
     layers = qdq.layers_with_int8_weights(int8)

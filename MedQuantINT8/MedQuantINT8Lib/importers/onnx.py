@@ -12,6 +12,7 @@ from .. import graph
 from ..errors import PackageError
 from ..model import FP32, ModelPackage, write_package
 from ..model_spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
+from ..rewrites import with_folded_normalization
 from .colors import palette
 
 #: ModelOpt raises older networks to this; doing it here keeps the layers' names the same in FP32 and INT8.
@@ -43,6 +44,7 @@ def import_onnx(
                 "Export it with opset 19 or later.",
             ) from error
     graph.name_nodes(model)
+    model = with_folded_normalization(model)
     check_fits(model, spec, name)
     with TemporaryDirectory(prefix="medquant-import-") as scratch:
         path = Path(scratch) / FP32

@@ -6,6 +6,7 @@ All three are programs: they are run only with ``trust_code``. What they compute
 from __future__ import annotations
 
 import importlib.util
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def understand_exported(
     _must_trust(path, "torch.export archive", trust_code)
     try:
         module = torch.export.load(str(path)).module()
-    except (RuntimeError, ValueError, KeyError, AssertionError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, AssertionError, OSError, zipfile.BadZipFile) as error:
         raise PackageError(f"{path.name} is no torch.export archive, or it is damaged.", "Get it again.") from error
     size = _patch(path, patch, spec)
     described = spec or draft(module, path.stem, channels, size)
