@@ -6,6 +6,7 @@ tensor for activations, one scale an output channel for weights, weights stored 
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -159,9 +160,10 @@ def set_activation_scales(model: Any, scales: dict[str, float]) -> None:
 
 
 def compacted(model: Any) -> Any:
-    """A copy whose equal small constants are one, and in which only layers and the tensors between them keep their names.
+    """A copy whose equal constants are one, and in which only layers and the tensors between them keep their names.
 
-    In networks of few hundred kilobytes names and zero points weigh as much as the weights saved.
+    In networks of few hundred kilobytes names and zero points weigh as much as the weights saved; a SwinUNETR repeats its
+    table of relative positions in every layer.
     """
     onnx = require_onnx()
     copy = onnx.ModelProto()
@@ -191,7 +193,7 @@ def compacted(model: Any) -> Any:
 
 
 def _merged_constants(model: Any) -> dict[str, str]:
-    """Names of small constants that repeat an earlier one, with that one's name; Constant nodes move to the front."""
+    """Names of constants that repeat an earlier one, with that one's name; Constant nodes move to the front."""
     first: dict[bytes, str] = {}
     renamed: dict[str, str] = {}
     constants = [node for node in model.graph.node if node.op_type == "Constant"]
@@ -201,10 +203,9 @@ def _merged_constants(model: Any) -> dict[str, str]:
         if node.output[0] not in outputs and node.output[0] != (kept := first.setdefault(_content(node), node.output[0])):
             renamed[node.output[0]] = kept
     for initializer in model.graph.initializer:
-        if initializer.ByteSize() < 4096:
-            kept = first.setdefault(_content(initializer), initializer.name)
-            if kept != initializer.name:
-                renamed[initializer.name] = kept
+        kept = first.setdefault(_content(initializer), initializer.name)
+        if kept != initializer.name:
+            renamed[initializer.name] = kept
     del model.graph.node[:]
     model.graph.node.extend([node for node in constants if node.output[0] not in renamed])
     model.graph.node.extend(others)
@@ -215,10 +216,10 @@ def _merged_constants(model: Any) -> dict[str, str]:
 
 
 def _content(constant: Any) -> bytes:
-    """What a constant holds, without its name."""
+    """A digest of what a constant holds, without its name."""
     copy = type(constant)()
     copy.CopyFrom(constant)
     copy.name = ""
     if hasattr(copy, "output"):
         del copy.output[:]
-    return type(constant).__name__.encode() + copy.SerializeToString(deterministic=True)
+    return hashlib.sha256(type(constant).__name__.encode() + copy.SerializeToString(deterministic=True)).digest()

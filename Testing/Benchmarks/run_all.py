@@ -35,6 +35,9 @@ def page(results: dict) -> str:
             f"| {r['network']} | {r['torch_ms']} | {r['fp32_ms']} | {r['int8_ms']} | {r['ratio']} | {100 * r['int8_share']:.1f} % | {r['size_ratio']:.3f} | {r['fidelity']['relative_error']:.4f} | {r['fidelity']['simulated_relative_error']:.4f} |"
             for r in rows
         ] + [""]
+    if rows := results.get("rewrites"):
+        lines += ["## Exact rewrites in OpenVINO, 96 x 96 x 96, INT8 around them", "", "| network | form | ms |", "| --- | --- | ---: |"]
+        lines += [f"| {r['network']} | {form} | {ms} |" for r in rows for form, ms in r["ms"].items()] + [""]
     if row := results.get("end_to_end"):
         lines += [
             f"## A whole T1 head, file to label map ({row['network']})",
@@ -72,7 +75,7 @@ def main() -> None:
     from MedQuantINT8Lib.system import machine
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in sys.argv[1:] or ("network_speed", "bounded_memory", "end_to_end"):
+    for name in sys.argv[1:] or ("network_speed", "rewrites", "bounded_memory", "end_to_end"):
         done = subprocess.run([sys.executable, str(HERE / f"{name}.py")], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr[-2000:]}")
