@@ -216,3 +216,32 @@ def test_an_interrupted_quantization_leaves_nothing(fp32_package, tmp_path):
         quantize_package(fp32_package, sampler_for(fp32_package), tmp_path / "out", CalibrationOptions(patches=2), task=task)
     assert list(tmp_path.iterdir()) == []
     assert ModelPackage.load(fp32_package.folder).spec.name == "phantom-unet"
+
+
+@pytest.mark.slow
+def test_transformers_have_their_linear_layers_in_int8_and_attention_in_float(tmp_path):
+    from MedQuantINT8Lib.export import export_network
+    from MedQuantINT8Lib.importers.onnx import draft_for, import_onnx
+    from MedQuantINT8Lib.layers import WEIGHTED_OPS
+    from test_networks import SMALL
+
+    build, patch = SMALL["unest"]
+    export_network(build(), tmp_path / "network.onnx", patch, 2)
+    package = import_onnx(tmp_path / "network.onnx", draft_for("small", 2, 3, patch), tmp_path / "package")
+    random = np.random.default_rng(0)
+    volume = Volume(random.normal(size=(2, 70, 40, 40)).astype(np.float32), np.eye(4))
+    options = CalibrationOptions(patches=1)
+    sampler = PatchSampler([lambda: volume], package.spec, patch, options)
+    policy = QuantizationPolicy(budget=Budget(fallback=False))
+    package, report = quantize_package(package, sampler, tmp_path / "int8", options, policy)
+    in_float = [layer for layer in report.layers if not layer.quantized]
+    assert {layer.op for layer in in_float} == {"MatMul", "ConvTranspose"}
+    # Two products in each of four transformer layers; the four linear layers of each are in INT8, but for the finest
+    # hierarchy's, whose eight channels ModelOpt leaves out.
+    assert sum("attention" in layer.reason for layer in in_float) == 8
+    assert sum(layer.quantized for layer in report.layers if layer.op in ("MatMul", "Gemm")) == 12
+    assert sum("too few channels" in layer.reason for layer in in_float) == 4
+    model = graph.load_network(package.onnx_path("int8"))
+    assert qdq.check_int8(model) == []
+    quantized_inputs = {n.op_type for n in model.graph.node if any(i.startswith("d") and i[1:].isdigit() for i in n.input)}
+    assert quantized_inputs <= set(WEIGHTED_OPS)

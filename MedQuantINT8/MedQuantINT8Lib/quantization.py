@@ -38,6 +38,9 @@ class QuantizationPolicy:
 
     Attributes:
         transposed: quantize transposed convolutions too (engines run them in float; default no).
+        attention: quantize products of two activations too: queries with keys, weights with values (OpenVINO runs them in
+            float whatever the graph says, so that quantizing them would only add error and passes; default no).
+            LayerNormalization, softmax and GELU are always in float: no engine has INT8 for them.
         few_channels: quantize convolutions of so few channels that ModelOpt leaves them out.
         first, head: keep the first or the last convolution in high precision.
         keep: layers (ONNX node names) to keep in high precision.
@@ -46,6 +49,7 @@ class QuantizationPolicy:
     """
 
     transposed: bool = False
+    attention: bool = False
     few_channels: bool = True
     first: bool = False
     head: bool = False
@@ -181,6 +185,10 @@ def policy_reasons(model: Any, policy: QuantizationPolicy) -> dict[str, str]:
         reasons.setdefault(convolutions[0], "the first convolution, kept by request")
     if policy.head and convolutions:
         reasons.setdefault(convolutions[-1], "the head, kept by request")
+    found = graph.Graph(model)
+    for node in found.nodes:
+        if node.op_type == "MatMul" and not policy.attention and not any(map(found.is_constant, node.input)):
+            reasons.setdefault(node.name, "a product of two activations (attention): INT8 brings nothing")
     for layer in layers:
         if layer.op == "ConvTranspose" and not policy.transposed:
             reasons.setdefault(layer.name, "a transposed convolution: engines run it in float (weights are stored as INT8)")

@@ -250,9 +250,16 @@ def _quantization(report: dict[str, Any]) -> str:
     rows = [[_text(layer["name"]), _text(layer["op"]), _text(layer["reason"])] for layer in kept]
     warnings = "".join(f"<p class=bad>{_text(warning)}</p>" for warning in calibration.get("warnings", []))
     guard = quantization["guard"]
+    cost = guard.get("milliseconds") or []
+    speed = (
+        f"<p>The {len(guard['returned'])} layer(s) that the guard put back cost {cost[-1] - cost[0]:.1f} ms of {cost[-1]:.1f} ms a patch "
+        f"(agreement {guard['agreement_before']:.4f} before, {guard['agreement']:.4f} after).</p>"
+        if cost
+        else ""
+    )
     return (
         f"<h2>Quantization</h2><p>Method {_text(calibration.get('method'))}, {calibration.get('patches_used')} patches from {len(calibration.get('volumes', {}))} volume(s). "
-        f"Agreement of simulated INT8 with FP32 on calibration patches: {guard['agreement']:.4f}.</p>{warnings}"
+        f"Agreement of simulated INT8 with FP32 on calibration patches: {guard['agreement']:.4f}.</p>{speed}{warnings}"
         + (
             _table(["Kept in high precision", "Operator", "Why"], rows, 9)
             if rows
