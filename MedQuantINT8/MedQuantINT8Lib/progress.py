@@ -43,6 +43,15 @@ class Task:
     def cancel(self) -> None:
         self._cancelled.set()
 
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def report(self, event: ProgressEvent) -> None:
+        """Pass on what another process reported."""
+        if self._listener is not None:
+            self._listener(event)
+
     def check(self) -> None:
         if self._cancelled.is_set():
             raise Cancelled(f"Cancelled during '{self._stage}'." if self._stage else "Cancelled.")

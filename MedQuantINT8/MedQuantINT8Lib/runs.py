@@ -28,6 +28,7 @@ from .preprocessing import NetworkInput
 from .progress import Task
 from .segmenter import SegmentationOptions, SegmentationResult, patch_for, segment_volume, window_of
 from .segmenter import segment as segment_in_network_space
+from .shelf import EngineShelf, NoShelf
 from .system import available_memory, machine, peak_memory
 from .volume import UNTURNED, Volume
 from .volume_io import read_volume
@@ -182,14 +183,21 @@ def segment(
     options: SegmentationOptions,
     task: Task,
     read_seconds: float = 0.0,
+    shelf: EngineShelf | None = None,
 ) -> SegmentationRun:
-    """Segment a volume with a package, or the mean of several, on the chosen engine, which is built if it is not there yet."""
+    """Segment a volume with a package, or the mean of several, on the chosen engine, which is built if it is not there yet.
+
+    Args:
+        shelf: lends engines that are loaded already, and keeps them afterwards; by default they are closed.
+    """
     made = choose_backend(choice.name, choice.precision)
     ensemble = package if isinstance(package, Ensemble) else Ensemble([package])
     spec = ensemble.first.spec
     for member in ensemble.packages:
         _check_network(member, choice)
+    shelf = NoShelf() if shelf is None else shelf
     prepared: list[PreparedEngine] = []
+    keys: list[Any] = []
     inputs: list[NetworkInput] = []
     calls: list[float] = []
 
@@ -197,8 +205,14 @@ def segment(
         patch = patch_for(network_input, spec, options)
         # Drawing patches costs a pass over the volume: only where the engine has yet to be compared with the simulation.
         patches = _LazyPatches(lambda: patches_of(network_input, ensemble.first, patch))
-        for member in ensemble.packages:
-            prepared.append(_prepare(member, made, choice, options, patch, patches, task))
+        hashes = tuple(tuple(sorted(member.hashes.items())) for member in ensemble.packages)
+        keys.append((hashes, made.name, choice, patch, options.batch))
+        prepared.extend(
+            shelf.borrow(
+                keys[0],
+                lambda: [_prepare(member, made, choice, options, patch, patches, task) for member in ensemble.packages],
+            )
+        )
         inputs.append(network_input)
         return _Timed(MeanEngine([item.engine for item in prepared]), calls)
 
@@ -209,8 +223,8 @@ def segment(
         if len(prepared) > 1:
             engine["members"] = [_engine_report(item) for item in prepared]
     finally:
-        for item in prepared:
-            item.close()
+        for key in keys:
+            shelf.give_back(key)
     seconds = {"reading": read_seconds, **{k: v for k, v in result.seconds.items() if k != "total"}}
     seconds["total"] = read_seconds + time.perf_counter() - began
     latency = (

@@ -1,0 +1,315 @@
+"""The caller's side of :mod:`.worker`: starts it, hands it volumes, reports its progress, restarts it after a crash."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import __version__, errors
+from .arena import Arena, aligned
+from .errors import EngineError, MedQuantError
+from .progress import ProgressEvent, Task
+from .runs import EngineChoice
+from .segmenter import SegmentationOptions
+from .volume import Volume
+
+_START_SECONDS = 60.0
+_END_SECONDS = 7.0
+_POLL_SECONDS = 0.05
+
+
+class WorkerError(MedQuantError):
+    """The worker could not be started, or ended by itself."""
+
+    exit_code = 8
+
+
+@dataclass(frozen=True)
+class WorkerResult:
+    """What a segmentation gave.
+
+    Attributes:
+        labels: (K, J, I) on the volume's own grid; the caller's own copy.
+        report: times, engine, notes, as the worker says.
+    """
+
+    labels: NDArray[Any]
+    report: dict[str, Any]
+
+
+class Job:
+    """A segmentation that runs in the worker. :meth:`poll` from a timer, or :meth:`wait`."""
+
+    def __init__(self, client: WorkerClient, number: int, labels_offset: int) -> None:
+        self._client, self.number, self._offset = client, number, labels_offset
+        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.progress: ProgressEvent | None = None
+        self.result: WorkerResult | None = None
+        self.error: MedQuantError | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None or self.error is not None
+
+    def cancel(self) -> None:
+        """Ask the worker to stop; it does within one window."""
+        self._client._send({"do": "cancel", "target": self.number}, quiet=True)
+
+    def take(self, event: dict[str, Any]) -> None:
+        self._events.put(event)
+
+    def poll(self, wait: float = 0.0) -> bool:
+        """Take up what the worker said; whether the job is done."""
+        while not self.done:
+            try:
+                event = self._events.get(timeout=wait) if wait else self._events.get_nowait()
+            except queue.Empty:
+                break
+            wait = 0.0
+            self._handle(event)
+        return self.done
+
+    def wait(self, task: Task) -> WorkerResult:
+        """Wait, pass progress on to ``task`` and its cancel on to the worker.
+
+        Raises:
+            MedQuantError: what went wrong in the worker, as the same error here.
+        """
+        asked = False
+        while not self.poll(_POLL_SECONDS):
+            if self.progress is not None:
+                task.report(self.progress)
+                self.progress = None
+            if task.cancelled and not asked:
+                self.cancel()
+                asked = True
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None
+        return self.result
+
+    def _handle(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            self.progress = ProgressEvent(event["stage"], event["done"], event["total"], event["seconds_left"])
+        elif kind == "result":
+            view = self._client._arena.array(self._offset, tuple(event["shape"]), event["dtype"])
+            self.result = WorkerResult(view.copy(), {k: v for k, v in event.items() if k not in ("id", "event", "shape", "dtype")})
+        elif kind == "error":
+            cls = getattr(errors, event["kind"], None)
+            known = isinstance(cls, type) and issubclass(cls, MedQuantError)
+            self.error = cls(event["message"], event["hint"]) if known else EngineError(event["message"], event["hint"])  # type: ignore[misc]
+        elif kind == "ended":
+            self.error = WorkerError(event["message"], "It is started again with the next segmentation.")
+
+
+class WorkerClient:
+    """One resident worker. Starts it on first use; :meth:`close` ends it.
+
+    Args:
+        python: the Python to run, which may belong to another environment; it must hold this package's dependencies.
+        idle_seconds: after which the worker frees its engines.
+    """
+
+    def __init__(self, python: str = sys.executable, idle_seconds: float = 600.0) -> None:
+        self._python, self._idle_seconds = python, idle_seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._arena = Arena()
+        self._jobs: dict[int, Job] = {}
+        self._number = 0
+        self._lock = threading.Lock()
+        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._errors: collections.deque[str] = collections.deque(maxlen=20)
+        self.description: dict[str, Any] = {}
+
+    def __enter__(self) -> WorkerClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and self.alive else None
+
+    def start(self) -> None:
+        """Start the worker if it does not run.
+
+        Raises:
+            WorkerError: it cannot be started, or is of another version.
+        """
+        if self.alive:
+            return
+        library = str(Path(__file__).resolve().parent.parent)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH", "")]))}
+        self._errors.clear()
+        self._answers = queue.SimpleQueue()
+        try:
+            process = subprocess.Popen(
+                [self._python, "-m", "MedQuantINT8Lib.worker", self._arena.address, str(self._idle_seconds)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                env=environment,
+                pass_fds=self._arena.descriptors,
+            )
+        except OSError as error:
+            raise WorkerError(f"The worker cannot be started with {self._python}: {error.strerror}.", "Choose another Python.") from error
+        self._process = process
+        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+        threading.Thread(target=self._collect_errors, args=(process,), daemon=True).start()
+        try:
+            hello = self._ask("hello", _START_SECONDS)
+        except WorkerError:
+            self._end()
+            raise
+        if hello["event"] == "ended":
+            raise WorkerError(hello["message"], f"Check that {self._python} holds this extension's packages (medquant doctor).")
+        if hello["version"] != __version__:
+            self._end()
+            raise WorkerError(f"The worker is of version {hello['version']}, but {__version__} is needed.", "Update its environment.")
+        self.description = hello
+
+    def segment(
+        self, model: str, volume: Volume, choice: EngineChoice, options: SegmentationOptions, task: Task
+    ) -> WorkerResult:
+        """Segment and wait; see :meth:`submit`."""
+        return self.submit(model, volume, choice, options).wait(task)
+
+    def submit(self, model: str, volume: Volume, choice: EngineChoice, options: SegmentationOptions) -> Job:
+        """Hand a volume to the worker and come back at once.
+
+        Args:
+            model: path of a package, or several joined by commas.
+
+        Raises:
+            WorkerError: the worker cannot be started, or is still at work.
+        """
+        if any(not job.done for job in self._jobs.values()):
+            raise WorkerError("The worker is still at work.", "Wait for it, or cancel it.")
+        self.start()
+        labels_offset = aligned(volume.data.nbytes)
+        voxels = int(np.prod(volume.data.shape[1:]))
+        # Room for both first: growing moves the mapping.
+        self._arena.array(labels_offset, (voxels,), np.uint16)
+        self._arena.array(0, volume.data.shape, volume.data.dtype)[...] = volume.data
+        with self._lock:
+            self._number += 1
+            job = Job(self, self._number, labels_offset)
+            self._jobs = {self._number: job}
+        given = {
+            "offset": 0,
+            "shape": list(volume.data.shape),
+            "dtype": volume.data.dtype.str,
+            "ijk_to_ras": volume.ijk_to_ras.tolist(),
+            "name": volume.name,
+        }
+        request = {"model": model, "volume": given, "choice": asdict(choice), "options": asdict(options)}
+        self._send({"id": job.number, "do": "segment", "labels_offset": labels_offset, **request}, quiet=True)
+        return job
+
+    def ping(self, seconds: float = 5.0) -> dict[str, Any]:
+        """What the worker says of itself.
+
+        Raises:
+            WorkerError: it does not run or does not answer.
+        """
+        answer = self._ask("ping", seconds)
+        if answer["event"] == "ended":
+            raise WorkerError(answer["message"], "It is started again with the next segmentation.")
+        return answer
+
+    def _ask(self, what: str, seconds: float) -> dict[str, Any]:
+        """Send a request that is answered at once, and wait for its own answer (or for the worker's end)."""
+        with self._lock:
+            self._number += 1
+            number = self._number
+        self._send({"id": number, "do": what}, quiet=True)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                answer = self._answers.get(timeout=left)
+                if answer.get("id") == number or answer["event"] == "ended":
+                    return answer
+        raise WorkerError("The worker does not answer.", "It may be at work; if not, restart the program.")
+
+    def close(self) -> None:
+        """End the worker and free the shared memory."""
+        self._end()
+        self._arena.close()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(OSError, ValueError):
+                assert process.stdin is not None
+                process.stdin.close()
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _send(self, request: dict[str, Any], *, quiet: bool = False) -> None:
+        process = self._process
+        try:
+            if process is None or process.stdin is None:
+                raise BrokenPipeError
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        except (BrokenPipeError, ValueError, OSError) as error:
+            if not quiet:
+                raise WorkerError("The worker does not run.", "It is started with the next segmentation.") from error
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            job = self._jobs.get(event.get("id"))
+            (job.take if job else self._answers.put)(event)
+        code = process.wait()
+        message = f"The worker ended ({_code_in_words(code)})"
+        told = next((line for line in reversed(self._errors) if line.strip()), "")
+        event = {"event": "ended", "message": f"{message}: {told.strip()}." if told and code > 0 else f"{message}."}
+        for job in list(self._jobs.values()):
+            job.take(event)
+        self._answers.put(event)
+
+    def _collect_errors(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            self._errors.append(line.rstrip())
+
+
+def _code_in_words(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    import signal
+
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    return "killed, perhaps for want of memory" if name == "SIGKILL" else f"signal {name}"

@@ -1,0 +1,82 @@
+"""Where loaded engines are between two segmentations: nowhere, or kept by a process that stays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+from .engines.prepare import PreparedEngine
+
+#: Makes the engines of an ensemble, one a member.
+Make = Callable[[], list[PreparedEngine]]
+
+
+class EngineShelf(Protocol):
+    """Lends loaded engines."""
+
+    def borrow(self, key: Hashable, make: Make) -> list[PreparedEngine]:
+        """The engines kept under ``key``, or newly made ones."""
+
+    def give_back(self, key: Hashable) -> None:
+        """The run is over; the shelf may close them."""
+
+
+class NoShelf:
+    """Closes engines after each run."""
+
+    def __init__(self) -> None:
+        self._lent: list[PreparedEngine] = []
+
+    def borrow(self, key: Hashable, make: Make) -> list[PreparedEngine]:
+        self._lent = make()
+        return self._lent
+
+    def give_back(self, key: Hashable) -> None:
+        for prepared in self._lent:
+            prepared.close()
+        self._lent = []
+
+
+class KeepingShelf:
+    """Keeps the engines that were used last, up to ``room`` sets of them."""
+
+    def __init__(self, room: int = 2) -> None:
+        self._room = room
+        self._kept: dict[Hashable, list[PreparedEngine]] = {}
+        self._used = time.monotonic()
+
+    def borrow(self, key: Hashable, make: Make) -> list[PreparedEngine]:
+        if key not in self._kept:
+            # Room is made first: two large engines at once may be one too many for the memory.
+            while len(self._kept) >= self._room:
+                self._close(next(iter(self._kept)))
+            self._kept[key] = make()
+        self._kept[key] = self._kept.pop(key)
+        return self._kept[key]
+
+    def give_back(self, key: Hashable) -> None:
+        self._used = time.monotonic()
+
+    def drop(self, key: Hashable) -> None:
+        """Close the engines under ``key``: a run with them failed, and nothing is known of their state."""
+        if key in self._kept:
+            self._close(key)
+
+    def free_after(self, idle_seconds: float) -> bool:
+        """Close all engines if none was used for so long; whether any was closed."""
+        if not self._kept or time.monotonic() - self._used < idle_seconds:
+            return False
+        self.clear()
+        return True
+
+    def clear(self) -> None:
+        for key in list(self._kept):
+            self._close(key)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _close(self, key: Hashable) -> None:
+        for prepared in self._kept.pop(key):
+            prepared.close()

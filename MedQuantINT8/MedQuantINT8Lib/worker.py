@@ -1,0 +1,202 @@
+"""A resident process that keeps engines loaded: ``python -m MedQuantINT8Lib.worker``.
+
+Messages are JSON, one a line: requests on standard input, events on standard output; arrays lie in an :class:`.arena.Arena`
+that the caller owns. The worker ends with its caller: when its input closes, whatever it does, it cancels and leaves.
+
+Requests: ``{"id", "do": "hello"|"segment"|"cancel"|"ping"|"quit", ...}``; events: ``{"id", "event": "hello"|"progress"|
+"result"|"error"|"pong", ...}``. The caller's side is :mod:`.client`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__, runs
+from .arena import Arena
+from .ensemble import Ensemble, load_ensemble
+from .errors import MedQuantError
+from .progress import ProgressEvent, Task
+from .segmenter import SegmentationOptions
+from .shelf import KeepingShelf
+from .volume import Volume
+
+PROTOCOL = 1
+IDLE_SECONDS = 600.0
+#: How long a cancelled run may take to clean up once the caller is gone.
+_GRACE_SECONDS = 5.0
+_PROGRESS_SECONDS = 0.05
+
+
+class Worker:
+    """Runs one request after the other; a second thread listens meanwhile."""
+
+    def __init__(self, arena: Arena, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._arena, self._idle_seconds = arena, idle_seconds
+        self._requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._shelf = KeepingShelf()
+        self._packages: dict[str, tuple[tuple[float, ...], Ensemble]] = {}
+        self._tasks: dict[Any, Task] = {}
+        self._cancelled: set[Any] = set()
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        threading.Thread(target=self._listen, daemon=True).start()
+        while True:
+            self._shelf.free_after(self._idle_seconds)
+            try:
+                request = self._requests.get(timeout=min(self._idle_seconds, 1.0))
+            except queue.Empty:
+                continue
+            if request is None:
+                break
+            self._answer(request)
+        self._shelf.clear()
+        for _, ensemble in self._packages.values():
+            ensemble.__exit__(None, None, None)
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            try:
+                request = json.loads(line)
+            except ValueError:
+                continue
+            if request.get("do") == "cancel":
+                self._cancel(request.get("target"))
+            else:
+                self._requests.put(request)
+                if request.get("do") == "quit":
+                    return
+        # The caller is gone. What runs is cancelled, so that it cleans up; if it cannot, the process ends all the same.
+        with self._lock:
+            tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        self._requests.put(None)
+        time.sleep(_GRACE_SECONDS)
+        os._exit(1)
+
+    def _cancel(self, target: Any) -> None:
+        with self._lock:
+            self._cancelled.add(target)
+            if target in self._tasks:
+                self._tasks[target].cancel()
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        number, do = request.get("id"), request.get("do")
+        if do == "quit":
+            self._requests.put(None)
+        elif do == "hello":
+            self._say(number, "hello", protocol=PROTOCOL, version=__version__, python=sys.version.split()[0], pid=os.getpid())
+        elif do == "ping":
+            self._say(number, "pong", engines=len(self._shelf))
+        elif do == "segment":
+            self._work(number, request)
+        else:
+            self._say(number, "error", kind="MedQuantError", message=f"The worker does not know {do!r}.", hint="", exit_code=1)
+
+    def _work(self, number: Any, request: dict[str, Any]) -> None:
+        task = Task(_Throttled(lambda event: self._progress(number, event)))
+        with self._lock:
+            self._tasks[number] = task
+            if number in self._cancelled:
+                task.cancel()
+        try:
+            self._say(number, "result", **self._segment(request, task))
+        except MedQuantError as error:
+            kind = type(error).__name__
+            text = str(error.args[0]) if error.args else str(error)
+            self._say(number, "error", kind=kind, message=text, hint=error.hint, exit_code=error.exit_code)
+        except MemoryError:
+            self._say(number, "error", kind="MedQuantError", message="There is not enough memory.", hint="Close other programs.", exit_code=1)
+        except Exception as error:
+            # A library's own exception must reach the user in words, and must not end the process.
+            import traceback
+
+            traceback.print_exc()
+            self._say(number, "error", kind="EngineError", message=f"{type(error).__name__}: {error}", hint="", exit_code=4)
+        finally:
+            with self._lock:
+                self._tasks.pop(number, None)
+                self._cancelled.discard(number)
+
+    def _segment(self, request: dict[str, Any], task: Task) -> dict[str, Any]:
+        task.check()
+        ensemble = self._ensemble(request["model"])
+        given = request["volume"]
+        data = self._arena.array(given["offset"], tuple(given["shape"]), given["dtype"])
+        volume = Volume(data, np.array(given["ijk_to_ras"]), given["name"])
+        chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["options"].items()}
+        options = SegmentationOptions(**chosen)
+        run = runs.segment(ensemble, volume, runs.EngineChoice(**request["choice"]), options, task, shelf=self._shelf)
+        labels = self._arena.array(request["labels_offset"], run.result.labels.shape, run.result.labels.dtype)
+        labels[...] = run.result.labels
+        return {
+            "shape": list(labels.shape),
+            "dtype": labels.dtype.str,
+            "seconds": run.seconds,
+            "engine": run.engine,
+            "notes": run.result.notes,
+            "windows": run.result.windows,
+            "latency_ms": run.latency_ms,
+        }
+
+    def _ensemble(self, paths: str) -> Ensemble:
+        """The packages, loaded and checked once, and again when their files change."""
+        stamps = tuple(_stamp(Path(path)) for path in paths.split(","))
+        known = self._packages.get(paths)
+        if known and known[0] == stamps:
+            return known[1]
+        ensemble = load_ensemble(paths)
+        self._packages[paths] = (stamps, ensemble)
+        return ensemble
+
+    def _progress(self, number: Any, event: ProgressEvent) -> None:
+        self._say(number, "progress", stage=event.stage, done=event.done, total=event.total, seconds_left=event.seconds_left)
+
+    def _say(self, number: Any, event: str, **values: Any) -> None:
+        text = json.dumps({"id": number, "event": event, **values})
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except (BrokenPipeError, ValueError):
+            os._exit(1)
+
+
+class _Throttled:
+    """Lets a progress event through when the stage changes or some time has passed."""
+
+    def __init__(self, listener: Any) -> None:
+        self._listener, self._stage, self._last = listener, "", 0.0
+
+    def __call__(self, event: ProgressEvent) -> None:
+        now = time.monotonic()
+        if event.stage != self._stage or now - self._last >= _PROGRESS_SECONDS:
+            self._stage, self._last = event.stage, now
+            self._listener(event)
+
+
+def _stamp(path: Path) -> float:
+    described = path / "model.json" if path.is_dir() else path
+    return described.stat().st_mtime if described.exists() else 0.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    address, *rest = sys.argv[1:] if arguments is None else arguments
+    # Libraries that print must not mix with the messages.
+    sys.stdout, own = os.fdopen(os.dup(1), "w", encoding="utf-8"), sys.stderr
+    os.dup2(own.fileno(), 1)
+    Worker(Arena(address), float(rest[0]) if rest else IDLE_SECONDS).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
