@@ -243,5 +243,23 @@ def test_transformers_have_their_linear_layers_in_int8_and_attention_in_float(tm
     assert sum("too few channels" in layer.reason for layer in in_float) == 4
     model = graph.load_network(package.onnx_path("int8"))
     assert qdq.check_int8(model) == []
+    # The finest hierarchy's positions, 64 blocks of 16 voxels of 8 channels, are too few to be worth 16 bits.
+    assert not [n for n in model.graph.node if n.op_type == "Cast"]
     quantized_inputs = {n.op_type for n in model.graph.node if any(i.startswith("d") and i[1:].isdigit() for i in n.input)}
     assert quantized_inputs <= set(WEIGHTED_OPS)
+
+
+def test_large_tables_are_stored_in_16_bits(tmp_path):
+    from onnx import helper, numpy_helper
+
+    from MedQuantINT8Lib.engines.onnxruntime import session
+    from MedQuantINT8Lib.placement import _store_tables
+    from test_rewrites import network
+
+    size = (32, 32, 40)
+    table = np.random.default_rng(0).normal(size=(1, 3, *size)).astype(np.float32)
+    model = network([helper.make_node("Add", ["x", "t"], ["y"], name="add")], {"t": table}, channels=3, size=size, out_size=size)
+    before, x = model.ByteSize(), np.zeros((1, 3, *size), np.float32)
+    _store_tables(model)
+    assert model.ByteSize() < 0.51 * before and numpy_helper.to_array(model.graph.initializer[0]).dtype == np.float16
+    assert np.abs(session(model.SerializeToString(), "int8").run(None, {"x": x})[0] - table).max() < 3e-3
