@@ -298,3 +298,40 @@ def test_widths_that_slow_openvino_down_are_filled_up_in_its_build(tmp_path):
     engine = made.load(tmp_path, options)
     first = next(layer for layer in engine.describe().layers if layer.macs)
     assert first.macs == 16 * 27 * 8 * 6 * 10
+
+
+WATCHED = """
+import multiprocessing.process, socket, sys
+def refuse(*_, **__):
+    print("LEFT THE MACHINE", flush=True)
+    raise OSError("refused by the test")
+multiprocessing.process.BaseProcess.start = refuse
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+from pathlib import Path
+from MedQuantINT8Lib.engines import BuildOptions, backend
+for name in ("openvino", "onnxruntime"):
+    made, options = backend(name), BuildOptions("fp32", (64, 64, 64))
+    folder = Path(sys.argv[2]) / name
+    folder.mkdir()
+    made.build(Path(sys.argv[1]), folder, options)
+    made.load(folder, options).describe()
+import time
+time.sleep(1)
+print("telemetry" if sys.modules.get("openvino_telemetry") else "silent")
+"""
+
+
+def test_engines_report_to_nobody(fp32_package, tmp_path):
+    """OpenVINO's own package reports each import to analytics, unless it is kept from it."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent / "MedQuantINT8")}
+    environment.pop("CI", None)
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(fp32_package.onnx_path("fp32")), str(tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["silent"], done.stdout + done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["onnxruntime", "openvino"]

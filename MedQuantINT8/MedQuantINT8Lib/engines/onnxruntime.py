@@ -63,6 +63,8 @@ def session(model: bytes, precision: str, threads: int = 0) -> Any:
     """
     import onnxruntime as ort
 
+    # On Windows its makers' builds report usage unless told not to.
+    ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads

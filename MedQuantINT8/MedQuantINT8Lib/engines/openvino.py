@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,18 @@ _FILE = "network.blob"
 _VECTOR = 16
 _INT8_TYPES = ("u8", "i8")
 _MAC_KINDS = ("Convolution", "Deconvolution", "MatMul", "FullyConnected")
+
+
+def silent_openvino() -> Any:
+    """The openvino module without its telemetry.
+
+    On import OpenVINO sends an event to its makers' analytics, in a forked process, unless its package for that is
+    missing. Nothing leaves the machine here without being asked: to OpenVINO the package is missing.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
 
 
 class OpenVINOBackend:
@@ -38,20 +51,19 @@ class OpenVINOBackend:
         return ""
 
     def version(self) -> str:
-        import openvino
+        openvino = silent_openvino()
 
         return str(openvino.__version__) + ("+signed" if self._signed else "")
 
     def device_name(self, device: str) -> str:
-        import openvino
+        openvino = silent_openvino()
 
         return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
 
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
-        import openvino
-
         from .. import graph, qdq, rewrites
 
+        openvino = silent_openvino()
         model = graph.load_network(network)
         if options.precision == "int8":
             if options.high_precision:
@@ -71,7 +83,7 @@ class OpenVINOBackend:
         (folder / _FILE).write_bytes(compiled.export_model().getvalue())
 
     def load(self, folder: Path, options: BuildOptions) -> OpenVINOEngine:
-        import openvino
+        openvino = silent_openvino()
 
         try:
             compiled = openvino.Core().import_model(io.BytesIO((folder / _FILE).read_bytes()), "CPU", _config(options))
@@ -114,7 +126,7 @@ class OpenVINOEngine:
         return result[:count]
 
     def describe(self) -> EngineDescription:
-        import openvino
+        openvino = silent_openvino()
 
         layers = []
         for node in self._compiled.get_runtime_model().get_ordered_ops():
