@@ -146,7 +146,7 @@ def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder
 
 
 def build(
-    package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, scan: Source | None, task: Task
+    package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, scan: Source | Volume | None, task: Task
 ) -> PreparedEngine:
     """Build (or find) the engine of a package; with a scan it is compared with the simulation."""
     from .preprocessing import preprocess
@@ -156,7 +156,7 @@ def build(
     patches: list[Any] = []
     patch = window_of(package.spec, options)[0]
     if scan is not None:
-        network_input = preprocess(read_volume(scan), package.spec)
+        network_input = preprocess(scan if isinstance(scan, Volume) else read_volume(scan), package.spec)
         patch = patch_for(network_input, package.spec, options)
         patches = patches_of(network_input, package, patch)
     return _prepare(package, made, choice, options, patch, patches, task)

@@ -64,14 +64,12 @@ def row(name: str, weights: Path, cases: dict[str, list[Any]]) -> dict[str, Any]
             made, sampler, Path(scratch) / "int8", options, QuantizationPolicy(budget=Budget(fallback=False))
         )
         shelf, scores = KeepingShelf(), {"fp32": [], "int8": [], "agreement": []}
-        latency: dict[str, list[float]] = {"fp32": [], "int8": []}
         engine: dict[str, Any] = {}
         for scan, labels in zip(cases["test"], cases["labels"], strict=True):
             found = {}
             for precision in ("fp32", "int8"):
                 run = runs.segment(made, scan, runs.EngineChoice("openvino", precision), SegmentationOptions(), Task(), shelf=shelf)
                 found[precision] = run.result.labels
-                latency[precision].append(run.latency_ms["median"])
                 scores[precision].append(mean_dice(agreement(run.result.labels, labels, made.spec.labels)))
                 engine = run.engine
             scores["agreement"].append(mean_dice(agreement(found["int8"], found["fp32"], made.spec.labels)))
@@ -80,7 +78,6 @@ def row(name: str, weights: Path, cases: dict[str, list[Any]]) -> dict[str, Any]
             "network": name,
             "cases": len(cases["test"]),
             **{f"dice_{k}" if k != "agreement" else k: float(np.mean(v)) for k, v in scores.items()},
-            "latency_ms": {k: float(np.median(v)) for k, v in latency.items()},
             "int8_share": engine["description"]["int8_mac_share"],
             "fidelity": engine["fidelity"],
             "fallback_layers": engine["fallback_layers"],
@@ -100,15 +97,14 @@ def page(value: dict[str, Any]) -> str:
         f"INT8 in OpenVINO, calibrated on {CALIBRATION_SCANS} training scans, no layer put back by the guard; means over {value['rows'][0]['cases']} test cases.",
         f"Machine: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['features'])}); {value['date']}.",
         "",
-        "| network | Dice FP32 | Dice INT8 | lost | agreement | INT8 share | real against simulated: error | other labels | one 64^3 patch ms, FP32 | INT8 | ratio | file |",
-        "| --- |" + " ---: |" * 11,
+        "| network | Dice FP32 | Dice INT8 | lost | agreement | INT8 share | real against simulated: error | other labels | file |",
+        "| --- |" + " ---: |" * 8,
     ]
     for r in value["rows"]:
-        f, ms = r["fidelity"], r["latency_ms"]
+        f = r["fidelity"]
         lines.append(
             f"| {STUDY[r['network']].title} | {r['dice_fp32']:.4f} | {r['dice_int8']:.4f} | {r['dice_fp32'] - r['dice_int8']:.4f} | {r['agreement']:.4f} "
-            f"| {100 * r['int8_share']:.1f} % | {f['relative_error']:.4f} | {100 * f['label_disagreement']:.3f} % | {ms['fp32']:.1f} | {ms['int8']:.1f} "
-            f"| {ms['fp32'] / ms['int8']:.2f} | {r['size_ratio']:.3f} |"
+            f"| {100 * r['int8_share']:.1f} % | {f['relative_error']:.4f} | {100 * f['label_disagreement']:.3f} % | {r['size_ratio']:.3f} |"
         )
     return "\n".join(lines) + "\n"
 
