@@ -128,16 +128,6 @@ def test_new_intensity_steps_are_numbers_that_one_can_check():
     assert np.allclose(normalize(x, (Normalization("tanh", high=3.0),)), 3 * np.tanh(x / 3))
 
 
-class Small(torch.nn.Module):
-    def __init__(self, channels=1, width=4):
-        super().__init__()
-        self.body = torch.nn.Conv3d(channels, width, 3, padding=1)
-        self.head = torch.nn.Conv3d(width, 2, 1)
-
-    def forward(self, x):
-        return self.head(torch.relu(self.body(x)))
-
-
 SOURCE = """
 import torch
 class Small(torch.nn.Module):
@@ -153,7 +143,9 @@ class Small(torch.nn.Module):
 @pytest.fixture
 def programs(tmp_path):
     torch.manual_seed(0)
-    module = Small(2, 6).eval()
+    space: dict = {}
+    exec(SOURCE, space)
+    module = space["Small"](2, 6).eval()
     example = torch.zeros(2, 2, 16, 16, 16)
     torch.jit.save(torch.jit.trace(module, example), tmp_path / "net.ts")
     torch.export.save(torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)), tmp_path / "net.pt2")

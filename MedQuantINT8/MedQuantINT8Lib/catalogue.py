@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from .model_spec import ModelSpec
 from .progress import Task
 from .resources import resource
 from .spec_parser import parse_spec
+from .system import user_folder
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,7 @@ def models_root() -> Path:
     """Where models are installed: ``$MEDQUANT_MODELS``, or the user's data folder of the operating system."""
     if given := os.environ.get("MEDQUANT_MODELS"):
         return Path(given)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "MedQuantINT8" / "models"
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Application Support/MedQuantINT8/models"
-    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local/share")) / "medquantint8" / "models"
+    return user_folder("data") / "models"
 
 
 def installed() -> dict[str, list[Path]]:

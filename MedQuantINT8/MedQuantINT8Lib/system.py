@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Literal
 
 
 def available_memory() -> int:
@@ -61,6 +62,16 @@ def peak_memory() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def user_folder(kind: Literal["cache", "data"]) -> Path:
+    """This program's folder among the user's caches or data, where the operating system keeps them."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "MedQuantINT8"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / ("Caches" if kind == "cache" else "Application Support") / "MedQuantINT8"
+    variable, usual = ("XDG_CACHE_HOME", ".cache") if kind == "cache" else ("XDG_DATA_HOME", ".local/share")
+    return Path(os.environ.get(variable, Path.home() / usual)) / "medquantint8"
 
 
 def cpu_features() -> list[str]:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import sha256_file, storage_errors, write_json
+from ..system import user_folder
 
 _RECORD = "engine.json"
 _STALE_SECONDS = 24 * 3600
@@ -29,11 +29,7 @@ def cache_root() -> Path:
     """Where engines lie: ``$MEDQUANT_CACHE``, or the user's cache folder of the operating system."""
     if given := os.environ.get("MEDQUANT_CACHE"):
         return Path(given)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "MedQuantINT8" / "engines"
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/MedQuantINT8/engines"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "medquantint8" / "engines"
+    return user_folder("cache") / "engines"
 
 
 @dataclass(frozen=True)
