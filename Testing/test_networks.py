@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "Experiments"))
 
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines.onnxruntime import session
@@ -125,6 +129,21 @@ def test_a_free_network_is_exported_with_open_sizes(tmp_path):
     with torch.no_grad():
         expected = module(x).numpy()
     assert np.allclose(run.run(None, {"image": x.numpy()})[0], expected, atol=1e-4) and report.unexplained == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, network in STUDY.items() if network.free_size and name != "unet"])
+def test_networks_that_are_said_to_be_free_take_another_size(name, tmp_path):
+    """The same blocks with fewer channels; an uneven size, so that no axis stands for another."""
+    from scaled import SCALED
+
+    module = SCALED[name]().eval()
+    report = export_network(module, tmp_path / "network.onnx", (64, 64, 64), dynamic_spatial=True)
+    x = torch.randn(1, 1, 96, 64, 128)
+    with torch.no_grad():
+        expected = module(x).numpy()
+    got = session((tmp_path / "network.onnx").read_bytes(), "fp32").run(None, {"image": x.numpy()})[0]
+    assert np.linalg.norm(got - expected) < 1e-3 * np.linalg.norm(expected) and report.unexplained == []
 
 
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path):

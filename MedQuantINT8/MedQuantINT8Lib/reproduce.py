@@ -167,7 +167,7 @@ def size_row(network: StudyNetwork, engine: str, task: Task) -> dict[str, Any]:
     """
     row: dict[str, Any] = {"network": network.name, "title": network.title, "free_size": network.free_size, "sizes": []}
     if not network.free_size:
-        row["reason"] = "its learned positions belong to the voxels of one patch size"
+        row["reason"] = f"tied to one size by {network.fixed_by}"
         return row
     made = choose_backend(engine, "int8")
     with TemporaryDirectory(prefix="medquant-reproduce-") as scratch:

@@ -26,7 +26,7 @@ class StudyNetwork:
         classes: output channels, background included.
         engine_mb: size of the study's FP32 engine.
         multiples: what each side of a patch must be a multiple of.
-        free_size: whether the graph works on patches of any such size (learned positions fix it).
+        fixed_by: what ties an exported graph to one patch size; empty if the graph takes any of the multiples.
         note: what differs from the study's, and why.
         build: makes the module for a patch size.
     """
@@ -37,9 +37,14 @@ class StudyNetwork:
     classes: int
     engine_mb: float
     multiples: Size
-    free_size: bool
+    fixed_by: str
     build: Callable[[Size], Any]
     note: str = ""
+
+    @property
+    def free_size(self) -> bool:
+        """Whether one exported graph takes patches of any size."""
+        return not self.fixed_by
 
 
 def _unet(patch: Size) -> Any:
@@ -104,9 +109,10 @@ def _vista3d(patch: Size) -> Any:
     return AutomaticVista3D(parts, range(1, 105))
 
 
+_POSITIONS = "its learned positions, one for each voxel of the patch"
 _NETWORKS = (
-    StudyNetwork("unet", "U-Net", "BTCV", 14, 23.11, (16, 16, 16), True, _unet),
-    StudyNetwork("transunet", "TransUNet", "BTCV", 14, 351.85, PATCH, False, _transunet),
+    StudyNetwork("unet", "U-Net", "BTCV", 14, 23.11, (16, 16, 16), "", _unet),
+    StudyNetwork("transunet", "TransUNet", "BTCV", 14, 351.85, PATCH, _POSITIONS, _transunet),
     StudyNetwork(
         "nnunet",
         "nnU-Net",
@@ -114,14 +120,23 @@ _NETWORKS = (
         105,
         107.84,
         (32, 32, 32),
-        True,
+        "",
         _nnunet,
         "nnU-Net's own plan for this patch (six levels, 32 to 320 filters, two convolutions a level) is 16 % larger than the "
         "study's engine, whose plan is not published",
     ),
-    StudyNetwork("swinunetr", "SwinUNETR", "TotalSegmentator V2", 105, 247.96, (32, 32, 32), True, _swinunetr),
-    StudyNetwork("segresnet", "SegResNet", "TotalSegmentator V2", 105, 170.44, (8, 8, 8), True, _segresnet),
-    StudyNetwork("unest", "UNesT", "Whole Brain", 133, 349.41, PATCH, False, _unest),
+    StudyNetwork(
+        "swinunetr",
+        "SwinUNETR",
+        "TotalSegmentator V2",
+        105,
+        247.96,
+        (32, 32, 32),
+        "its shifted windows: torch's exporter writes down how many fit into the patch it sees",
+        _swinunetr,
+    ),
+    StudyNetwork("segresnet", "SegResNet", "TotalSegmentator V2", 105, 170.44, (8, 8, 8), "", _segresnet),
+    StudyNetwork("unest", "UNesT", "Whole Brain", 133, 349.41, PATCH, _POSITIONS, _unest),
     StudyNetwork(
         "vista3d",
         "VISTA3D",
@@ -129,7 +144,7 @@ _NETWORKS = (
         105,
         264.57,
         (16, 16, 16),
-        True,
+        "",
         _vista3d,
         "28 filters give the size of the study's engine; the released weights have 48 (785 MB). Automatic road with 104 "
         "fixed classes; point prompts and zero-shot classes are left out",
