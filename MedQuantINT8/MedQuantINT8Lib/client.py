@@ -29,6 +29,7 @@ from .volume import Volume
 _START_SECONDS = 60.0
 _END_SECONDS = 7.0
 _POLL_SECONDS = 0.05
+_LAST_WORDS_SECONDS = 2.0
 
 
 class WorkerError(MedQuantError):
@@ -175,8 +176,9 @@ class WorkerClient:
         except OSError as error:
             raise WorkerError(f"The worker cannot be started with {self._python}: {error.strerror}.", "Choose another Python.") from error
         self._process = process
-        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
-        threading.Thread(target=self._collect_errors, args=(process,), daemon=True).start()
+        errors = threading.Thread(target=self._collect_errors, args=(process,), daemon=True)
+        errors.start()
+        threading.Thread(target=self._listen, args=(process, errors), daemon=True).start()
         try:
             hello = self._ask("hello", _START_SECONDS)
         except WorkerError:
@@ -280,7 +282,7 @@ class WorkerClient:
             if not quiet:
                 raise WorkerError("The worker does not run.", "It is started with the next segmentation.") from error
 
-    def _listen(self, process: subprocess.Popen[str]) -> None:
+    def _listen(self, process: subprocess.Popen[str], errors: threading.Thread) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             try:
@@ -290,6 +292,8 @@ class WorkerClient:
             job = self._jobs.get(event.get("id"))
             (job.take if job else self._answers.put)(event)
         code = process.wait()
+        # Its last words may still be on their way.
+        errors.join(_LAST_WORDS_SECONDS)
         message = f"The worker ended ({_code_in_words(code)})"
         told = next((line for line in reversed(self._errors) if line.strip()), "")
         event = {"event": "ended", "message": f"{message}: {told.strip()}." if told and code > 0 else f"{message}."}
