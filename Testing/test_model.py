@@ -158,3 +158,13 @@ def test_a_folder_with_other_things_is_not_overwritten(fp32_package, tmp_path):
     with pytest.raises(PackageError, match="other things"):
         write_package(tmp_path, fp32_package.spec, {FP32: resource("phantom_unet.onnx")})
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_no_network_tells_whose_machine_it_was_made_on(fp32_package):
+    """torch's exporter writes its stack of calls, with paths, into every node."""
+    from pathlib import Path
+
+    shipped = [resource("phantom_unet.onnx"), *(Path(__file__).parent / "Networks").glob("*.onnx"), fp32_package.onnx_path("fp32")]
+    for path in shipped:
+        content = path.read_bytes()
+        assert b"stack_trace" not in content and b".py\"" not in content, path

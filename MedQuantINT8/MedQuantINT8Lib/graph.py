@@ -19,6 +19,14 @@ def require_onnx() -> Any:
     return onnx
 
 
+def strip_notes(model: Any) -> None:
+    """Take off, in place, what exporters note beside the graph: torch writes the stack of calls, with its user's paths."""
+    parts = [model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.value_info]
+    for part in (*parts, *model.graph.input, *model.graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
 @dataclass(frozen=True)
 class NetworkShape:
     """Input and output of a network; spatial sizes are 0 where the graph leaves them open."""

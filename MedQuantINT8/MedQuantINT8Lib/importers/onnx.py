@@ -43,6 +43,7 @@ def import_onnx(
                 f"{name} uses opset {model.opset_import[0].version} and cannot be raised to {OPSET}: {error}.",
                 "Export it with opset 19 or later.",
             ) from error
+    graph.strip_notes(model)
     graph.name_nodes(model)
     model = with_folded_normalization(model)
     check_fits(model, spec, name)
