@@ -157,7 +157,7 @@ def _running_options(command: argparse.ArgumentParser, *, precision: bool = True
     command.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     command.add_argument("--skip-air", action="store_true", help="leave out windows that hold only air")
     command.add_argument(
-        "--memory", type=float, metavar="GB", help="for blended scores (default: half of what is free, at most 4)"
+        "--memory", type=float, metavar="GB", help="for blended scores (default: half of what is free, at most 3)"
     )
 
 
