@@ -8,11 +8,12 @@ simulation is, and no farther from the simulation than two such noises are from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,10 +90,16 @@ def patch_labels(activation: str, *, activated: bool, threshold: float) -> Calla
     return (lambda y: y.argmax(axis=1)) if activation == "softmax" else (lambda y: y > cut)
 
 
+class Infers(Protocol):
+    """What a comparison needs of an engine."""
+
+    def infer(self, batch: NDArray[np.float32]) -> NDArray[Any]: ...
+
+
 def compare(
-    engine: Engine,
-    simulated: Engine,
-    reference: Engine,
+    engine: Infers,
+    simulated: Infers,
+    reference: Infers,
     patches: Sequence[Patch],
     labels: Callable[[NDArray[Any]], NDArray[Any]],
 ) -> Fidelity:
@@ -111,6 +118,7 @@ def compare(
 def offending_layers(
     backend: EngineBackend,
     network: Path,
+    fp32_network: Path,
     options: BuildOptions,
     patch: Patch,
     labels: Callable[[NDArray[Any]], NDArray[Any]],
@@ -118,8 +126,9 @@ def offending_layers(
 ) -> list[str]:
     """Layers that the real engine computes otherwise than the simulation.
 
-    Each quantized layer is left quantized alone, all others in high precision, and the real engine is compared with the
-    simulation of just that network: so a fault is seen by itself, not through its echo in later layers.
+    A group of quantized layers is left quantized alone, all others in high precision, and the real engine is compared
+    with the simulation of just that network: so a fault is seen by itself, not through its echo in later layers. A group
+    that agrees is cleared as a whole; one that does not is halved, down to single layers.
     """
     from .. import graph
     from ..layers import weighted_layers
@@ -127,20 +136,53 @@ def offending_layers(
 
     model = graph.load_network(network)
     quantized = [layer.name for layer in weighted_layers(model) if layer.quantized]
+    simulator = OnnxRuntimeBackend()
+    exact = replace(options, precision="fp32", high_precision=())
+    with _built(simulator, fp32_network, exact) as reference:
+        expected = np.array(reference.infer(patch[None]))
+
+    def agrees(group: Sequence[str]) -> bool:
+        alone = replace(options, high_precision=tuple(n for n in quantized if n not in group))
+        with _built(backend, network, alone) as real, _built(simulator, network, alone) as simulated:
+            return compare(real, simulated, _Recorded(expected), [patch], labels).trusted
+
     found = []
+    # The whole network is known to disagree; its halves are where the search starts.
+    waiting = _halves(quantized)
     with task.stage("looking for the layers at fault", len(quantized)):
-        for name in quantized:
-            alone = replace(options, high_precision=tuple(n for n in quantized if n != name))
-            outputs = []
-            for maker in (backend, OnnxRuntimeBackend()):
-                with TemporaryDirectory(prefix="medquant-layer-") as scratch:
-                    maker.build(network, Path(scratch), alone)
-                    engine = maker.load(Path(scratch), alone)
-                    outputs.append(np.array(engine.infer(patch[None])))
-                    engine.close()
-            distance = Distance(labels)
-            distance.add(outputs[0], outputs[1])
-            if distance.relative_error > RELATIVE_TOLERANCE or distance.label_disagreement > LABEL_TOLERANCE:
-                found.append(name)
-            task.step()
+        while waiting:
+            group = waiting.pop(0)
+            if agrees(group):
+                task.step(len(group))
+            elif len(group) == 1:
+                found += group
+                task.step()
+            else:
+                waiting[:0] = _halves(group)
     return found
+
+
+def _halves(names: list[str]) -> list[list[str]]:
+    middle = (len(names) + 1) // 2
+    return [half for half in (names[:middle], names[middle:]) if half]
+
+
+@contextmanager
+def _built(backend: EngineBackend, network: Path, options: BuildOptions) -> Iterator[Engine]:
+    with TemporaryDirectory(prefix="medquant-layer-") as scratch:
+        backend.build(network, Path(scratch), options)
+        engine = backend.load(Path(scratch), options)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+class _Recorded:
+    """An engine's answer to the one patch, so that FP32 is not computed again for every group."""
+
+    def __init__(self, output: NDArray[Any]) -> None:
+        self._output = output
+
+    def infer(self, batch: NDArray[Any]) -> NDArray[Any]:
+        return self._output

@@ -158,8 +158,7 @@ def _with_fallback(
     """Rebuild with the layers at fault in high precision."""
     output = package.spec.output
     labels = patch_labels(output.activation, activated=output.activated, threshold=output.threshold)
-    network = package.onnx_path("int8")
-    layers = offending_layers(backend, network, options, patches[0], labels, task)
+    layers = offending_layers(backend, package.onnx_path("int8"), package.onnx_path("fp32"), options, patches[0], labels, task)
     problem = f"real INT8 differed from the simulation by {wrong.relative_error:.3g} (relative)"
     shutil.rmtree(cache.cache_root() / cache.key_of(key), ignore_errors=True)
     if layers:
