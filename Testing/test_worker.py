@@ -117,12 +117,35 @@ def test_a_job_can_be_polled_and_a_second_one_waits_its_turn(client, int8_packag
 
 def test_a_killed_worker_is_told_and_started_again(client, int8_package, phantom):
     job = client.submit(str(int8_package.folder), phantom[0], CHOICE, SegmentationOptions(overlap=0.9))
+    while job.progress is None:
+        job.poll(0.05)
     killed = client.pid
     os.kill(killed, signal.SIGKILL)
     with pytest.raises(WorkerError, match="killed"):
         job.wait(Task())
     assert client.segment(str(int8_package.folder), phantom[0], CHOICE, OPTIONS, Task()).labels.any()
     assert client.pid != killed
+
+
+def test_a_cancelled_job_that_is_left_does_not_hold_up_the_next(client, int8_package, phantom):
+    left = client.submit(str(int8_package.folder), phantom[0], CHOICE, SegmentationOptions(overlap=0.9))
+    while left.progress is None:
+        left.poll(0.05)
+    left.cancel()
+    assert client.segment(str(int8_package.folder), phantom[0], CHOICE, OPTIONS, Task()).labels.any()
+    assert isinstance(left.error, Cancelled)
+
+
+def test_comparing_and_building_in_the_worker(client, int8_package, phantom):
+    from dataclasses import asdict
+
+    request = {"model": str(int8_package.folder), "choice": asdict(CHOICE), "options": asdict(OPTIONS)}
+    found = client.begin("compare", [phantom[0]], **request).wait(Task())
+    fp32, int8, regions = found.arrays
+    assert np.array_equal(regions > 0, fp32 != int8) and found.report["differences"]["voxels"] == int((fp32 != int8).sum())
+    assert found.report["mean_dice"] > 0.9 and set(found.report["runs"]) == {"fp32", "int8"}
+    built = client.begin("build", [phantom[0]], **request).wait(Task()).report
+    assert built["verdict"] == "INT8" and built["fidelity"]["trusted"]
 
 
 def test_idle_engines_are_freed(int8_package, phantom):

@@ -92,10 +92,14 @@ def models_root() -> Path:
     return user_folder("data") / "models"
 
 
+#: The model that comes with the program, so that everything can be tried before anything is downloaded.
+DEMO = "demo"
+
+
 def installed() -> dict[str, list[Path]]:
-    """Installed models: their packages (one a fold) by the model's name."""
+    """Installed models: their packages (one a fold) by the model's name; the demo model is always there."""
     root = models_root()
-    found = {}
+    found = {DEMO: [resource("demo.zip")]} if resource("demo.zip").exists() else {}
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         packages = sorted(p for p in folder.iterdir() if (p / "model.json").is_file()) if folder.is_dir() else []
         if packages:
@@ -186,6 +190,8 @@ def remove(name: str) -> int:
         InputError: it is not installed.
     """
     folder = models_root() / name
+    if name == DEMO:
+        raise InputError("The demo model is part of the program.", "It takes less than a megabyte.")
     if Path(name).name != name or name not in installed():
         raise InputError(f"No model {name!r} is installed.", f"Installed are: {', '.join(installed()) or 'none'}.")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

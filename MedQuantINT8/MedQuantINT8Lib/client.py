@@ -7,20 +7,21 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__, errors
 from .arena import Arena, aligned
-from .errors import EngineError, MedQuantError
+from .errors import Cancelled, EngineError, MedQuantError
 from .progress import ProgressEvent, Task
 from .runs import EngineChoice
 from .segmenter import SegmentationOptions
@@ -29,7 +30,13 @@ from .volume import Volume
 _START_SECONDS = 60.0
 _END_SECONDS = 7.0
 _POLL_SECONDS = 0.05
+_YIELD_SECONDS = 0.002
 _LAST_WORDS_SECONDS = 2.0
+
+
+def default_python() -> str:
+    """The Python that workers run on: Slicer's own launcher inside Slicer (it sets the library paths), else the caller's."""
+    return shutil.which("PythonSlicer") or sys.executable
 
 
 class WorkerError(MedQuantError):
@@ -40,23 +47,25 @@ class WorkerError(MedQuantError):
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """What a segmentation gave.
+    """What a task gave: arrays (the caller's own copies), and what the worker says of them."""
 
-    Attributes:
-        labels: (K, J, I) on the volume's own grid; the caller's own copy.
-        report: times, engine, notes, as the worker says.
-    """
-
-    labels: NDArray[Any]
+    arrays: tuple[NDArray[Any], ...]
     report: dict[str, Any]
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """The label map of a segmentation, (K, J, I) on the volume's own grid."""
+        return self.arrays[0]
 
 
 class Job:
-    """A segmentation that runs in the worker. :meth:`poll` from a timer, or :meth:`wait`."""
+    """Something that the worker does. :meth:`poll` from a timer, or :meth:`wait`."""
 
-    def __init__(self, client: WorkerClient, number: int, labels_offset: int) -> None:
-        self._client, self.number, self._offset = client, number, labels_offset
+    def __init__(self, client: WorkerClient, number: int) -> None:
+        self._client, self.number = client, number
+        self.process: subprocess.Popen[str] | None = None
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.cancelled = False
         self.progress: ProgressEvent | None = None
         self.result: WorkerResult | None = None
         self.error: MedQuantError | None = None
@@ -67,19 +76,24 @@ class Job:
 
     def cancel(self) -> None:
         """Ask the worker to stop; it does within one window."""
+        self.cancelled = True
         self._client._send({"do": "cancel", "target": self.number}, quiet=True)
 
     def take(self, event: dict[str, Any]) -> None:
         self._events.put(event)
 
-    def poll(self, wait: float = 0.0) -> bool:
-        """Take up what the worker said; whether the job is done."""
+    def poll(self, wait: float = _YIELD_SECONDS) -> bool:
+        """Take up what the worker said; whether the job is done.
+
+        It always waits a moment for news: an application whose event loop keeps the interpreter's lock would else give the
+        threads that listen to the worker no turn.
+        """
         while not self.done:
             try:
-                event = self._events.get(timeout=wait) if wait else self._events.get_nowait()
+                event = self._events.get(timeout=wait)
             except queue.Empty:
                 break
-            wait = 0.0
+            wait = 0.0001
             self._handle(event)
         return self.done
 
@@ -107,12 +121,13 @@ class Job:
         if kind == "progress":
             self.progress = ProgressEvent(event["stage"], event["done"], event["total"], event["seconds_left"])
         elif kind == "result":
-            view = self._client._arena.array(self._offset, tuple(event["shape"]), event["dtype"])
-            self.result = WorkerResult(view.copy(), {k: v for k, v in event.items() if k not in ("id", "event", "shape", "dtype")})
+            self.result = WorkerResult(event["arrays"], event["report"])
         elif kind == "error":
             cls = getattr(errors, event["kind"], None)
             known = isinstance(cls, type) and issubclass(cls, MedQuantError)
             self.error = cls(event["message"], event["hint"]) if known else EngineError(event["message"], event["hint"])  # type: ignore[misc]
+        elif kind == "failed":
+            self.error = event["error"]
         elif kind == "ended":
             self.error = WorkerError(event["message"], "It is started again with the next segmentation.")
 
@@ -121,12 +136,12 @@ class WorkerClient:
     """One resident worker. Starts it on first use; :meth:`close` ends it.
 
     Args:
-        python: the Python to run, which may belong to another environment; it must hold this package's dependencies.
+        python: the Python to run, by default :func:`default_python`; it may belong to another environment; it must hold this package's dependencies.
         idle_seconds: after which the worker frees its engines.
     """
 
-    def __init__(self, python: str = sys.executable, idle_seconds: float = 600.0) -> None:
-        self._python, self._idle_seconds = python, idle_seconds
+    def __init__(self, python: str | None = None, idle_seconds: float = 600.0) -> None:
+        self._python, self._idle_seconds = python or default_python(), idle_seconds
         self._process: subprocess.Popen[str] | None = None
         self._arena = Arena()
         self._jobs: dict[int, Job] = {}
@@ -198,36 +213,64 @@ class WorkerClient:
         return self.submit(model, volume, choice, options).wait(task)
 
     def submit(self, model: str, volume: Volume, choice: EngineChoice, options: SegmentationOptions) -> Job:
-        """Hand a volume to the worker and come back at once.
+        """Have a volume segmented by the model (the path of a package, or several joined by commas); see :meth:`begin`."""
+        return self.begin("segment", [volume], model=model, choice=asdict(choice), options=asdict(options))
 
-        Args:
-            model: path of a package, or several joined by commas.
+    def begin(self, do: str, volumes: Sequence[Volume], **request: Any) -> Job:
+        """Have one of :mod:`.worker_tasks` done, and come back at once.
+
+        The worker is started if it does not run, and the voxels are handed over, by a thread: neither may hold up a window.
+        The volumes must not be changed until the job is done.
 
         Raises:
-            WorkerError: the worker cannot be started, or is still at work.
+            WorkerError: the worker is still at work.
         """
-        if any(not job.done for job in self._jobs.values()):
+        before = [job for job in self._jobs.values() if not job.done]
+        if any(not job.cancelled for job in before):
             raise WorkerError("The worker is still at work.", "Wait for it, or cancel it.")
-        self.start()
-        labels_offset = aligned(volume.data.nbytes)
-        voxels = int(np.prod(volume.data.shape[1:]))
-        # Room for both first: growing moves the mapping.
-        self._arena.array(labels_offset, (voxels,), np.uint16)
-        self._arena.array(0, volume.data.shape, volume.data.dtype)[...] = volume.data
         with self._lock:
             self._number += 1
-            job = Job(self, self._number, labels_offset)
-            self._jobs = {self._number: job}
-        given = {
-            "offset": 0,
-            "shape": list(volume.data.shape),
-            "dtype": volume.data.dtype.str,
-            "ijk_to_ras": volume.ijk_to_ras.tolist(),
-            "name": volume.name,
-        }
-        request = {"model": model, "volume": given, "choice": asdict(choice), "options": asdict(options)}
-        self._send({"id": job.number, "do": "segment", "labels_offset": labels_offset, **request}, quiet=True)
+            job = Job(self, self._number)
+            self._jobs = {**{other.number: other for other in before}, job.number: job}
+        threading.Thread(target=self._hand_over, args=(job, before, do, list(volumes), request), daemon=True).start()
         return job
+
+    def _hand_over(self, job: Job, before: list[Job], do: str, volumes: list[Volume], request: dict[str, Any]) -> None:
+        try:
+            for other in before:
+                # Cancelled, and left by its caller; the memory is its own until it has stopped.
+                while not other.poll(_POLL_SECONDS):
+                    pass
+            self.start()
+            job.process = self._process
+            given, offset = [], 0
+            for volume in volumes:
+                self._arena.array(offset, volume.data.shape, volume.data.dtype)[...] = volume.data
+                given.append(
+                    {
+                        "offset": offset,
+                        "shape": list(volume.data.shape),
+                        "dtype": volume.data.dtype.str,
+                        "ijk_to_ras": volume.ijk_to_ras.tolist(),
+                        "name": volume.name,
+                    }
+                )
+                offset += aligned(volume.data.nbytes)
+            if job.cancelled:
+                raise Cancelled()
+            self._send({"id": job.number, "do": do, "volumes": given, "answer_offset": offset, **request})
+            if job.cancelled:
+                job.cancel()
+        except MedQuantError as error:
+            job.take({"event": "failed", "error": error})
+        except (MemoryError, OSError) as error:
+            text = "There is not enough memory to hand the volume over."
+            job.take({"event": "failed", "error": WorkerError(f"{text} ({error})", "Close other programs.")})
+
+    @property
+    def log(self) -> list[str]:
+        """The last lines that the worker wrote beside its messages."""
+        return list(self._errors)
 
     def ping(self, seconds: float = 5.0) -> dict[str, Any]:
         """What the worker says of itself.
@@ -290,6 +333,11 @@ class WorkerClient:
             except ValueError:
                 continue
             job = self._jobs.get(event.get("id"))
+            if event["event"] == "result":
+                # Copied here, by this thread: the window waits for none of it.
+                event["arrays"] = tuple(
+                    self._arena.array(a["offset"], tuple(a["shape"]), a["dtype"]).copy() for a in event["arrays"]
+                )
             (job.take if job else self._answers.put)(event)
         code = process.wait()
         # Its last words may still be on their way.
@@ -298,7 +346,8 @@ class WorkerClient:
         told = next((line for line in reversed(self._errors) if line.strip()), "")
         event = {"event": "ended", "message": f"{message}: {told.strip()}." if told and code > 0 else f"{message}."}
         for job in list(self._jobs.values()):
-            job.take(event)
+            if job.process is process:
+                job.take(event)
         self._answers.put(event)
 
     def _collect_errors(self, process: subprocess.Popen[str]) -> None:

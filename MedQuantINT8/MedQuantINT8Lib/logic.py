@@ -1,102 +1,96 @@
 """What Slicer's Python console and the module's window call: nodes in, nodes out.
 
-Names are camelCase, as Slicer's are. Segmentations run in a resident worker process, so that the application stays
-responsive and the engine stays loaded; what makes engines runs in the caller's process. No Qt in here.
+Names are camelCase, as Slicer's are. All work is done in a resident worker process, so that the application stays
+responsive and the engine stays loaded. Every method that works takes ``waitForCompletion``: True blocks and returns the
+result, False returns a job to poll from a timer (:mod:`.jobs`). No Qt in here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from . import catalogue, mrml, runs
-from .client import Job, WorkerClient, WorkerResult
-from .ensemble import load_ensemble
+from . import advice, catalogue, mrml, runs, sequences
+from .client import WorkerClient, WorkerResult
+from .comparison_nodes import Comparison, add_differences
+from .engines import backend, backend_names
 from .errors import InputError
-from .evaluation import agreement, mean_dice
-from .model import ModelPackage
-from .model_spec import Label
+from .jobs import BackgroundJob, BatchJob, Pollable, wait_for
+from .model import INT8, peek
+from .model_spec import Label, ModelSpec
 from .progress import ProgressEvent, Task
 from .runs import EngineChoice
 from .segmenter import SegmentationOptions
+from .system import cpu_name
+from .undo import SegmentationUndo
+from .volume_io import EXTENSIONS
 
 Progress = Callable[[ProgressEvent], None]
-
-
-@dataclass
-class SegmentationJob:
-    """A segmentation that runs in the background. Call :meth:`poll` from a timer until it returns True."""
-
-    logic: MedQuantINT8Logic
-    job: Job
-    volumeNode: Any
-    segmentationNode: Any
-    labels: tuple[Label, ...]
-    options: dict[str, Any]
-    done: bool = False
-
-    def poll(self) -> bool:
-        """Take up what the worker said. When it is done, the segmentation node is filled.
-
-        Raises:
-            MedQuantError: what went wrong; nothing of the scene was changed.
-        """
-        if not self.done and self.job.poll():
-            self.done = True
-            if self.job.error is not None:
-                raise self.job.error
-            assert self.job.result is not None
-            self.segmentationNode = self.logic._toScene(self, self.job.result)
-        return self.done
-
-    @property
-    def progress(self) -> ProgressEvent | None:
-        return self.job.progress
-
-    def cancel(self) -> None:
-        self.job.cancel()
 
 
 class MedQuantINT8Logic:
     """Segments volume nodes with INT8 engines, and makes such engines.
 
     Args:
-        python: the Python that the worker runs on; by default the caller's own.
+        python: the Python that segments; by default the caller's own.
+        buildPython: the Python that makes INT8 networks, which needs torch and ModelOpt; by default the same. Naming another
+            environment keeps those gigabytes out of Slicer.
     """
 
-    def __init__(self, python: str | None = None) -> None:
-        self._client = WorkerClient(python) if python else WorkerClient()
+    def __init__(self, python: str | None = None, buildPython: str | None = None) -> None:
+        self._client = WorkerClient(python)
+        self._buildPython = buildPython or python
+        self._builder: WorkerClient | None = None
+        self._undo = SegmentationUndo()
+        self.report: dict[str, Any] = {}
 
     def close(self) -> None:
-        """End the worker."""
+        """End the workers."""
         self._client.close()
+        self._endBuilder()
+
+    # ---- what there is
 
     def models(self) -> list[dict[str, Any]]:
-        """Installed models: name, title, modality, structures, and whether they hold an INT8 network."""
+        """Installed models: name, title, modality, structures, channels, and whether they hold an INT8 network."""
         found = []
         for name, paths in catalogue.installed().items():
-            with ModelPackage.load(paths[0]) as package:
-                spec = package.spec
-                found.append(
-                    {
-                        "name": name,
-                        "title": spec.title or spec.name,
-                        "modality": spec.modality,
-                        "labels": [label.name for label in spec.labels],
-                        "int8": package.has("model.int8.onnx"),
-                        "paths": [str(path) for path in paths],
-                    }
-                )
+            spec, files = peek(paths[0])
+            found.append(
+                {
+                    "name": name,
+                    "title": spec.title or spec.name,
+                    "modality": spec.modality,
+                    "channels": [channel.name for channel in spec.channels],
+                    "labels": [label.name for label in spec.labels],
+                    "license": spec.license,
+                    "int8": INT8 in files,
+                    "paths": [str(path) for path in paths],
+                }
+            )
         return found
 
     def engines(self) -> dict[str, Any]:
         """Engines by name: whether each can run here, and why not."""
         return dict(runs.doctor()["engines"])
+
+    def advise(self, volumeNode: Any, model: str) -> str:
+        """A warning if the scan seems to be of another modality than the model was made for; else an empty string."""
+        volume = mrml.volume_from_node(volumeNode)
+        return advice.modality_warning(volumeNode, volume, self._spec(self._modelPath(model)))
+
+    def devices(self) -> list[tuple[str, str]]:
+        """Where engines can run: name for ``device=``, and what it is."""
+        return [("cpu", cpu_name())]
+
+    def engineTitles(self) -> list[tuple[str, str]]:
+        """All engines this version knows, with titles; whether they can run is only found out when one is used."""
+        return [(name, backend(name).title) for name in backend_names()]
+
+    # ---- segment
 
     def segment(
         self,
@@ -108,6 +102,7 @@ class MedQuantINT8Logic:
         segments: Sequence[str] | None = None,
         waitForCompletion: bool = True,
         *,
+        device: str = "cpu",
         replace: bool = False,
         surface: bool = False,
         options: SegmentationOptions = SegmentationOptions(),
@@ -116,16 +111,18 @@ class MedQuantINT8Logic:
         """Segment a volume node.
 
         Args:
-            volumeNode: a scalar volume node, or one for each channel of the network.
+            volumeNode: a scalar volume node, or a list with one for each channel of the network.
             segmentationNode: to put the result into; by default a new node. Its segments are kept unless ``replace``.
             model: name of an installed model, or path of a package (several joined by commas are averaged).
+            engine: a name of :meth:`engines`, or "auto".
+            precision: "int8", "fp32", or "auto" for the faster of the two.
             segments: names of the structures to keep; by default all.
-            waitForCompletion: if False, a :class:`SegmentationJob` comes back at once.
+            waitForCompletion: if False, a job comes back at once; its ``value`` is the segmentation node.
             surface: make the closed surface as well.
             progress: called with each report while waiting.
 
         Returns:
-            The segmentation node, or the job.
+            The segmentation node, or the job. What the worker said of the run is in ``report``.
 
         Raises:
             InputError: no volume, no model, a structure that the model does not know.
@@ -135,33 +132,131 @@ class MedQuantINT8Logic:
         volume = mrml.volume_from_node(nodes[0], nodes[1:])
         path = self._modelPath(model)
         labels = self._labels(path, segments)
-        choice = EngineChoice(engine, precision)  # type: ignore[arg-type]
-        job = SegmentationJob(
-            self,
-            self._client.submit(path, volume, choice, options),
-            nodes[0],
-            segmentationNode,
-            labels,
-            {"replace": replace, "surface": surface},
-        )
-        if not waitForCompletion:
-            return job
-        job.job.wait(Task(progress))
-        job.poll()
-        return job.segmentationNode
+        choice = EngineChoice(engine, precision, device=device)  # type: ignore[arg-type]
+
+        def check() -> None:
+            self._stillThere(nodes[0], "The volume")
+            if segmentationNode is not None:
+                self._stillThere(segmentationNode, "The segmentation")
+
+        def finish(result: WorkerResult) -> Any:
+            self.report = result.report
+            before = self._undo.remember(segmentationNode)
+            voxels = {int(value): count for value, count in result.report["voxels"].items()}
+            node = mrml.add_segmentation(
+                result.labels, labels, nodes[0], segmentationNode, replace=replace, surface=surface, voxels=voxels
+            )
+            self._undo.changed(node, before)
+            return node
+
+        job = BackgroundJob(self._client.submit(path, volume, choice, options), finish, check)
+        return self._result(job, waitForCompletion, progress)
 
     def process(self, inputVolume: Any, outputSegmentation: Any, model: str, waitForCompletion: bool = True, **options: Any) -> Any:
         """:meth:`segment` in the form of Slicer's module template."""
         return self.segment(inputVolume, outputSegmentation, model, waitForCompletion=waitForCompletion, **options)
 
-    def segmentAll(self, model: str, progress: Progress | None = None, **options: Any) -> list[Any]:
-        """Segment every scan of the scene (label maps are none); returns the segmentation nodes."""
+    def segmentAll(self, model: str, waitForCompletion: bool = True, progress: Progress | None = None, **options: Any) -> Any:
+        """Segment every scan of the scene (label maps are none); the segmentation nodes.
+
+        One that fails does not stop the rest; the job's ``failures`` tell which and why.
+        """
         scene = mrml.headless_scene()
         nodes = [scene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode") for n in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))]
         scans = [node for node in nodes if not node.IsA("vtkMRMLLabelMapVolumeNode")]
         if not scans:
             raise InputError("The scene holds no volume.", "Load a scan first.")
-        return [self.segment(node, model=model, progress=progress, **options) for node in scans]
+        self._labels(self._modelPath(model), options.get("segments"))
+        pieces = [(node.GetName(), partial(self.segment, node, model=model, waitForCompletion=False, **options)) for node in scans]
+        return self._result(BatchJob(pieces), waitForCompletion, progress)
+
+    def segmentFolder(
+        self,
+        folder: str,
+        model: str,
+        output: str,
+        engine: str = "auto",
+        precision: str = "int8",
+        waitForCompletion: bool = True,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Segment every scan file of a folder into ``output/NAME.seg.nrrd``; the paths that were written.
+
+        Nothing is loaded into the scene. Files that are there already are left out, so that a batch can go on.
+        """
+        scans = [p for p in sorted(Path(folder).iterdir()) if p.name.lower().endswith(EXTENSIONS)] if Path(folder).is_dir() else []
+        if not scans:
+            raise InputError(f"There is no scan in {folder}.", "Choose a folder with NIfTI, NRRD or MetaImage files.")
+        path = self._modelPath(model)
+        pieces: list[tuple[str, Callable[[], Pollable]]] = []
+        for scan in scans:
+            target = Path(output) / f"{runs.output_name(scan)}.seg.nrrd"
+            if not target.exists():
+                pieces.append((scan.name, partial(self._segmentFile, path, scan, target, engine, precision)))
+        return self._result(BatchJob(pieces), waitForCompletion, progress)
+
+    def segmentSequence(
+        self, sequenceNode: Any, model: str, waitForCompletion: bool = True, progress: Progress | None = None, **options: Any
+    ) -> Any:
+        """Segment every frame of a sequence of volumes; the sequence node of the segmentations.
+
+        If a sequence browser plays the scan, it plays the segmentations with it.
+        """
+        frames = sequences.frames_of(sequenceNode)
+        self._labels(self._modelPath(model), options.get("segments"))
+        made: list[Any] = []
+
+        def frame(number: int) -> Pollable:
+            scene = sequenceNode.GetScene()
+            shown = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "frame")
+            shown.CopyContent(frames[number])
+            job = self.segment(shown, model=model, waitForCompletion=False, **options)
+            return sequences.FrameJob(job, shown, sequenceNode, made, sequenceNode.GetNthIndexValue(number))
+
+        batch = sequences.SequenceJob([(f"frame {n + 1}", partial(frame, n)) for n in range(len(frames))], sequenceNode, made)
+        return self._result(batch, waitForCompletion, progress)
+
+    def undo(self) -> Any | None:
+        """Take the last segmentation back; see :class:`.undo.SegmentationUndo`."""
+        return self._undo.undo()
+
+    @property
+    def canUndo(self) -> bool:
+        return self._undo.possible
+
+    # ---- make an INT8 engine
+
+    def publicModels(self) -> list[catalogue.CatalogueEntry]:
+        """Models of the catalogue that are not installed and can be downloaded."""
+        present = catalogue.installed()
+        return [item for name, item in catalogue.entries().items() if name not in present and item.url]
+
+    def installModel(
+        self,
+        name: str = "",
+        source: str = "",
+        trustCode: bool = False,
+        waitForCompletion: bool = True,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Download a model of the catalogue by ``name``, or bring in one's own from a file or folder; its name.
+
+        Args:
+            trustCode: whether Python code that lies in a bundle may run.
+        """
+        # What turns PyTorch networks into ONNX needs torch, as quantizing does.
+        started = self._newBuilder().begin("install_model", [], name=name, source=source, trust_code=trustCode)
+        return self._result(BackgroundJob(started, lambda result: result.report["name"]), waitForCompletion, progress)
+
+    @staticmethod
+    def ownCopyName(model: str) -> str:
+        """The name under which the INT8 form of an installed model is kept: its own, but the demo model is not changed."""
+        return "my-demo" if model == catalogue.DEMO else model
+
+    def ownCopyPath(self, model: str) -> str | None:
+        """Where the INT8 form of an installed model is written; None for the model itself."""
+        name = self.ownCopyName(model)
+        return None if name == model else str(catalogue.models_root() / name / "package")
 
     def calibrate(
         self,
@@ -171,70 +266,112 @@ class MedQuantINT8Logic:
         method: str = "max",
         patches: int = 20,
         agreement: float = 0.99,
+        *,
+        scans: Sequence[str] = (),
+        fallback: bool = True,
+        waitForCompletion: bool = True,
         progress: Progress | None = None,
-    ) -> dict[str, Any]:
-        """Quantize a model on volume nodes that are loaded, and write it with its INT8 network.
+    ) -> Any:
+        """Quantize a model on volume nodes and scan files, and write it with its INT8 network.
 
         Args:
             output: package to write; by default the model itself gets its INT8 network.
+            scans: files that are not loaded.
+            fallback: whether layers that INT8 cannot afford may go back to floating point.
 
         Returns:
             What the quantization report says.
         """
-        from .calibration import CalibrationOptions, PatchSampler
-        from .quantization import QuantizationPolicy, calibration_patch, quantize_package
-        from .sensitivity import Budget
-
-        task = Task(progress)
         path = catalogue.resolve_one(self._modelPath(model))
-        options = CalibrationOptions(method, patches)
-        with ModelPackage.load(path) as package:
-            patch = calibration_patch(package)
-            sources = [lambda node=node: mrml.volume_from_node(node) for node in volumeNodes]
-            sampler = PatchSampler(sources, package.spec, patch, options, task=task)  # type: ignore[arg-type]
-            policy = QuantizationPolicy(budget=Budget(agreement))
-            made, report = quantize_package(package, sampler, output or path, options, policy, task, runs.engine_stopwatch(patch))
-            made.close()
-        return report.to_json()
+        volumes = [mrml.volume_from_node(node) for node in volumeNodes]
+        if not volumes and not scans:
+            raise InputError("There is no volume to calibrate on.", "Choose at least one scan like those you will segment.")
+        request = {"method": method, "patches": patches, "agreement": agreement, "fallback": fallback}
+        started = self._newBuilder().begin(
+            "quantize", volumes, model=path, output=str(output or path), scans=[str(scan) for scan in scans], **request
+        )
+        return self._result(BackgroundJob(started, lambda result: result.report), waitForCompletion, progress)
 
     def buildEngine(
-        self, model: str, volumeNode: Any = None, engine: str = "auto", precision: str = "int8", progress: Progress | None = None
-    ) -> dict[str, Any]:
+        self,
+        model: str,
+        volumeNode: Any = None,
+        engine: str = "auto",
+        precision: str = "int8",
+        waitForCompletion: bool = True,
+        progress: Progress | None = None,
+    ) -> Any:
         """Build the engine of a model for this machine; with a volume it is held against the simulation.
 
         Returns:
             The engine's own description: every layer with the precision it runs in.
         """
-        volume = mrml.volume_from_node(volumeNode) if volumeNode is not None else None
-        with ModelPackage.load(catalogue.resolve_one(self._modelPath(model))) as package:
-            choice = EngineChoice(engine, precision)  # type: ignore[arg-type]
-            prepared = runs.build(package, choice, SegmentationOptions(), volume, Task(progress))
-            described = prepared.describe().to_json()
-            prepared.close()
-        return {**described, "note": prepared.note, "fidelity": prepared.fidelity.to_json() if prepared.fidelity else None}
+        volumes = [mrml.volume_from_node(volumeNode)] if volumeNode is not None else []
+        path = catalogue.resolve_one(self._modelPath(model))
+        choice = EngineChoice(engine, precision)  # type: ignore[arg-type]
+        started = self._client.begin("build", volumes, model=path, choice=asdict(choice), options=asdict(SegmentationOptions()))
+        return self._result(BackgroundJob(started, lambda result: result.report), waitForCompletion, progress)
 
-    def compare(self, volumeNode: Any, model: str, engine: str = "auto", progress: Progress | None = None) -> dict[str, Any]:
-        """FP32 beside INT8 on a volume node: times, agreement by structure, and where the two differ.
+    # ---- compare
 
-        Returns:
-            ``seconds`` of each, ``meanDice``, ``structures`` (Dice and millilitres of each), and ``differenceNode``: a
-            segmentation node of the voxels that differ, or None if none do.
+    def compare(
+        self,
+        volumeNode: Any,
+        model: str,
+        engine: str = "auto",
+        waitForCompletion: bool = True,
+        progress: Progress | None = None,
+        options: SegmentationOptions = SegmentationOptions(),
+    ) -> Any:
+        """FP32 beside INT8 on a volume node: a :class:`.comparison_nodes.Comparison`.
+
+        Its segmentation nodes come into the scene with :meth:`showDifferences`.
         """
         volume = mrml.volume_from_node(volumeNode)
         path = self._modelPath(model)
-        labels = self._labels(path, None)
-        found: dict[str, WorkerResult] = {}
-        for precision in ("fp32", "int8"):
-            choice = EngineChoice(engine, precision)  # type: ignore[arg-type]
-            found[precision] = self._client.segment(path, volume, choice, SegmentationOptions(), Task(progress))
-        first, second = found["fp32"].labels, found["int8"].labels
-        rows = agreement(second, first, labels, volume.grid.voxel_ml)
-        return {
-            "seconds": {precision: result.report["seconds"]["total"] for precision, result in found.items()},
-            "meanDice": mean_dice(rows),
-            "structures": [row.to_json() for row in rows],
-            "differenceNode": _differences(first, second, volumeNode),
-        }
+        spec = self._spec(path)
+        choice = EngineChoice(engine, "int8")
+        started = self._client.begin("compare", [volume], model=path, choice=asdict(choice), options=asdict(options))
+
+        def finish(result: WorkerResult) -> Comparison:
+            return Comparison(volumeNode, spec, result.arrays, result.report)
+
+        check = partial(self._stillThere, volumeNode, "The volume")
+        return self._result(BackgroundJob(started, finish, check), waitForCompletion, progress)
+
+    def compareAll(self, volumeNodes: Sequence[Any], model: str, waitForCompletion: bool = True, progress: Progress | None = None) -> Any:
+        """:meth:`compare` for several volumes; a list of comparisons."""
+        if not volumeNodes:
+            raise InputError("There is no volume to compare on.", "Choose at least one.")
+        pieces = [(node.GetName(), partial(self.compare, node, model, waitForCompletion=False)) for node in volumeNodes]
+        return self._result(BatchJob(pieces), waitForCompletion, progress)
+
+    def showDifferences(self, comparison: Comparison) -> Any | None:
+        """A segmentation node of the regions where INT8 differs from FP32, or None if there is none."""
+        self._stillThere(comparison.volumeNode, "The volume")
+        return add_differences(comparison)
+
+    # ---- within
+
+    def _result(self, job: Any, wait: bool, progress: Progress | None) -> Any:
+        return wait_for(job, Task(progress)) if wait else job
+
+    def _segmentFile(self, model: str, scan: Path, target: Path, engine: str, precision: str) -> Pollable:
+        choice = EngineChoice(engine, precision)  # type: ignore[arg-type]
+        request = {"model": model, "scan": str(scan), "output": str(target), "choice": asdict(choice)}
+        started = self._client.begin("segment_file", [], options=asdict(SegmentationOptions()), **request)
+        return BackgroundJob(started, lambda result: str(target))
+
+    def _newBuilder(self) -> WorkerClient:
+        """A process of its own: what making networks loads would else stay in memory beside the engines."""
+        self._endBuilder()
+        self._builder = WorkerClient(self._buildPython)
+        return self._builder
+
+    def _endBuilder(self) -> None:
+        if self._builder is not None:
+            self._builder.close()
+            self._builder = None
 
     def _modelPath(self, model: str | None) -> str:
         if not model:
@@ -244,9 +381,11 @@ class MedQuantINT8Logic:
             raise InputError(f"There is no model {model!r}.", "Give the name of an installed model, or the path of a package.")
         return found
 
+    def _spec(self, path: str) -> ModelSpec:
+        return peek(path if Path(path).exists() else path.split(",")[0])[0]
+
     def _labels(self, path: str, segments: Sequence[str] | None) -> tuple[Label, ...]:
-        with load_ensemble(path) as ensemble:
-            labels = ensemble.first.spec.labels
+        labels = self._spec(path).labels
         if segments is None:
             return labels
         known = {label.name for label in labels}
@@ -254,15 +393,7 @@ class MedQuantINT8Logic:
             raise InputError(f"The model does not know {unknown[0]!r}.", f"It finds: {', '.join(sorted(known))}.")
         return tuple(label for label in labels if label.name in set(segments))
 
-    def _toScene(self, job: SegmentationJob, result: WorkerResult) -> Any:
-        if job.volumeNode.GetScene() is None:
-            raise InputError("The volume was deleted while it was segmented.", "Load it again.")
-        return mrml.add_segmentation(result.labels, job.labels, job.volumeNode, job.segmentationNode, **job.options)
-
-
-def _differences(first: NDArray[Any], second: NDArray[Any], volumeNode: Any) -> Any:
-    differ = (first != second).astype(np.uint8)
-    if not differ.any():
-        return None
-    name = f"{volumeNode.GetName()}: INT8 differs from FP32"
-    return mrml.add_segmentation(differ, (Label(1, "differs", 1, (230, 60, 60)),), volumeNode, name=name)
+    @staticmethod
+    def _stillThere(node: Any, what: str) -> None:
+        if node.GetScene() is None:
+            raise InputError(f"{what} was deleted, or its scene was closed, while the work went on.", "Load it and start again.")

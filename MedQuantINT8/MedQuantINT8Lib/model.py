@@ -125,6 +125,34 @@ class ModelPackage:
         return ModelPackage.load(target)
 
 
+def peek(path: str | os.PathLike[str]) -> tuple[ModelSpec, tuple[str, ...]]:
+    """What a package says of itself, and which files it lists, without reading its networks: for lists and choices.
+
+    Whoever runs a network calls :meth:`ModelPackage.load`, which checks every file.
+
+    Raises:
+        PackageError: no package, or a description that does not fit.
+    """
+    source = Path(path)
+    name = f"{source}: {MODEL_JSON}"
+    if source.is_dir() and (source / MODEL_JSON).is_file():
+        value = _read_json(source / MODEL_JSON, name)
+    elif source.is_file():
+        try:
+            with zipfile.ZipFile(source) as archive:
+                entry = next(e for e in archive.infolist() if PurePosixPath(e.filename).name == MODEL_JSON)
+                if entry.file_size > MAX_JSON_BYTES:
+                    raise PackageError(f"{name} is too large to be a description.", "Ask whoever made the package.")
+                value = json.loads(archive.read(entry), parse_constant=_refuse_constant)
+        except (zipfile.BadZipFile, zlib.error, StopIteration, ValueError) as error:
+            raise PackageError(f"{source} is no model package.", "Give a package folder or .zip.") from error
+    else:
+        raise PackageError(f"There is no model package at {source}.", "Give a package folder or .zip.")
+    spec = parse_spec(value, name)
+    files = value.get("files")
+    return spec, tuple(files) if isinstance(files, dict) else ()
+
+
 def write_package(target: str | os.PathLike[str], spec: ModelSpec, files: dict[str, Path]) -> None:
     """Write a package from a description and files by their names in it.
 

@@ -7,7 +7,7 @@ With :mod:`.mrml_views` the only room that imports slicer. It works in Slicer an
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,9 +96,12 @@ def load_volume_node(path: str | os.PathLike[str], scene: Any = None) -> Any:
 def volume_node(volume: Volume, name: str, scene: Any = None) -> Any:
     """A new scalar volume node that holds the first channel of ``volume``."""
     scene = scene or headless_scene()
-    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    node = require_slicer().vtkMRMLScalarVolumeNode()
+    node.SetName(scene.GetUniqueNameByString(name))
     node.SetAndObserveImageData(_image_data(volume.data[0]))
     node.SetIJKToRASMatrix(_vtk_matrix(volume.ijk_to_ras))
+    # Last: whoever listens to the scene looks at a new node at once.
+    node = scene.AddNode(node)
     node.CreateDefaultDisplayNodes()
     return node
 
@@ -140,6 +143,18 @@ def _one_volume(node: Any) -> Volume:
     return Volume(np.moveaxis(array, -1, 0), ijk_to_ras(node), node.GetName())
 
 
+def dicom_modality(node: Any) -> str:
+    """The modality that a volume's DICOM series names ("CT", "MR" ...), or an empty string."""
+    slicer = require_slicer()
+    scene = node.GetScene()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene) if scene else None
+    name = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
+    told = ""
+    if hierarchy is not None and (item := hierarchy.GetItemByDataNode(node)):
+        told = hierarchy.GetItemAttribute(item, name)
+    return told or node.GetAttribute(name) or ""
+
+
 def ijk_to_ras(node: Any) -> NDArray[np.float64]:
     """A volume node's IJK-to-RAS matrix, 4x4."""
     import vtk
@@ -179,6 +194,7 @@ def add_segmentation(
     replace: bool = False,
     surface: bool = False,
     name: str = "",
+    voxels: Mapping[int, int] | None = None,
 ) -> Any:
     """Put a label map into a segmentation node.
 
@@ -191,6 +207,7 @@ def add_segmentation(
         replace: remove what ``target`` holds first. Otherwise its segments are kept, and a new segment whose name is
             already taken gets a number.
         surface: make the closed surface, for the 3D view.
+        voxels: how many voxels each value has, where that is known already: counting a large map holds up the window.
 
     Returns:
         The segmentation node.
@@ -198,16 +215,23 @@ def add_segmentation(
     slicer = require_slicer()
     scene = volume.GetScene()
     node = target or scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name or f"{volume.GetName()} segmentation")
-    if node.GetDisplayNode() is None:
-        node.CreateDefaultDisplayNodes()
+    show(node)
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
     segmentation = node.GetSegmentation()
     if replace:
         segmentation.RemoveAllSegments()
-    counts = np.bincount(labels.ravel(), minlength=max(label.value for label in names) + 1)
-    found = [label for label in names if counts[label.value]]
+    if voxels is None:
+        counts = np.bincount(labels.ravel())
+        voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    found = [label for label in names if voxels.get(label.value)]
     if found:
+        wanted = {label.value for label in found}
+        strangers = [value for value in voxels if value and value not in wanted]
+        if strangers:
+            kept = np.arange(max(voxels) + 1).astype(labels.dtype)
+            kept[strangers] = 0
+            labels = kept[labels]
         _add_shared_labelmap(slicer, segmentation, labels, found, volume)
     if surface:
         node.CreateClosedSurfaceRepresentation()
@@ -215,14 +239,16 @@ def add_segmentation(
     return node
 
 
+def show(segmentationNode: Any) -> None:
+    """Give a segmentation node what it needs to be seen."""
+    if segmentationNode.GetDisplayNode() is None:
+        segmentationNode.CreateDefaultDisplayNodes()
+
+
 def _add_shared_labelmap(slicer: Any, segmentation: Any, labels: NDArray[Any], names: Sequence[Label], volume: Any) -> None:
     """All structures share one label map layer: a hundred structures would else be a hundred volumes."""
     oriented = slicer.vtkOrientedImageData()
-    kept = labels
-    known = {label.value for label in names}
-    if set(np.unique(labels).tolist()) - known - {0}:
-        kept = np.where(np.isin(labels, list(known)), labels, 0).astype(labels.dtype)
-    oriented.ShallowCopy(_image_data(kept))
+    oriented.ShallowCopy(_image_data(labels))
     oriented.SetImageToWorldMatrix(_vtk_matrix(ijk_to_ras(volume)))
     taken = {segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())}
     binary = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()

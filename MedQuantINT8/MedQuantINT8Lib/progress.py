@@ -39,6 +39,8 @@ class Task:
         self._total = 0
         self._started = time.perf_counter()
         self.seconds: dict[str, float] = {}
+        #: Stands before the name of each stage in reports: which part of a larger piece of work it belongs to.
+        self.part = ""
 
     def cancel(self) -> None:
         self._cancelled.set()
@@ -88,4 +90,4 @@ class Task:
         if self._done and self._total:
             made = max(self._done - self._before, 1)
             left = (time.perf_counter() - self._started) / made * (self._total - self._done)
-        self._listener(ProgressEvent(self._stage, self._done, self._total, left))
+        self._listener(ProgressEvent(self.part + self._stage, self._done, self._total, left))

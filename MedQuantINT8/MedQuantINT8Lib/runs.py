@@ -23,6 +23,7 @@ from .engines.base import EngineBackend, Precision
 from .engines.prepare import PreparedEngine, prepare
 from .engines.race import prepare_faster
 from .ensemble import Ensemble, MeanEngine
+from .memory import fitted
 from .model import ModelPackage
 from .preprocessing import NetworkInput
 from .progress import Task
@@ -195,6 +196,7 @@ def segment(
     spec = ensemble.first.spec
     for member in ensemble.packages:
         _check_network(member, choice)
+    options, memory_notes = fitted(ensemble.first, choice.precision, volume, options)
     shelf = NoShelf() if shelf is None else shelf
     prepared: list[PreparedEngine] = []
     keys: list[Any] = []
@@ -219,6 +221,7 @@ def segment(
     began = time.perf_counter()
     try:
         result = segment_volume(volume, spec, make_engine, options, task)
+        result.notes[:0] = memory_notes
         engine = _engine_report(prepared[0])
         if len(prepared) > 1:
             engine["members"] = [_engine_report(item) for item in prepared]

@@ -3,8 +3,8 @@
 Messages are JSON, one a line: requests on standard input, events on standard output; arrays lie in an :class:`.arena.Arena`
 that the caller owns. The worker ends with its caller: when its input closes, whatever it does, it cancels and leaves.
 
-Requests: ``{"id", "do": "hello"|"segment"|"cancel"|"ping"|"quit", ...}``; events: ``{"id", "event": "hello"|"progress"|
-"result"|"error"|"pong", ...}``. The caller's side is :mod:`.client`.
+Requests: ``{"id", "do": "hello"|"cancel"|"ping"|"quit"|a task of :mod:`.worker_tasks`, ...}``; events: ``{"id", "event":
+"hello"|"progress"|"result"|"error"|"pong", ...}``. The caller's side is :mod:`.client`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, runs
-from .arena import Arena
+from . import __version__
+from .arena import Arena, aligned
 from .ensemble import Ensemble, load_ensemble
 from .errors import MedQuantError
 from .progress import ProgressEvent, Task
-from .segmenter import SegmentationOptions
 from .shelf import KeepingShelf
 from .volume import Volume
+from .worker_tasks import TASKS, Bench
 
-PROTOCOL = 1
+PROTOCOL = 2
 IDLE_SECONDS = 600.0
 #: How long a cancelled run may take to clean up once the caller is gone.
 _GRACE_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.05
+_NICENESS = 5
 
 
 class Worker:
@@ -98,7 +99,7 @@ class Worker:
             self._say(number, "hello", protocol=PROTOCOL, version=__version__, python=sys.version.split()[0], pid=os.getpid())
         elif do == "ping":
             self._say(number, "pong", engines=len(self._shelf))
-        elif do == "segment":
+        elif do in TASKS:
             self._work(number, request)
         else:
             self._say(number, "error", kind="MedQuantError", message=f"The worker does not know {do!r}.", hint="", exit_code=1)
@@ -110,7 +111,7 @@ class Worker:
             if number in self._cancelled:
                 task.cancel()
         try:
-            self._say(number, "result", **self._segment(request, task))
+            self._say(number, "result", **self._carry_out(request, task))
         except MedQuantError as error:
             kind = type(error).__name__
             text = str(error.args[0]) if error.args else str(error)
@@ -128,26 +129,20 @@ class Worker:
                 self._tasks.pop(number, None)
                 self._cancelled.discard(number)
 
-    def _segment(self, request: dict[str, Any], task: Task) -> dict[str, Any]:
+    def _carry_out(self, request: dict[str, Any], task: Task) -> dict[str, Any]:
+        """Run the task; its arrays go into the arena behind the volumes, what it says into the answer."""
         task.check()
-        ensemble = self._ensemble(request["model"])
-        given = request["volume"]
-        data = self._arena.array(given["offset"], tuple(given["shape"]), given["dtype"])
-        volume = Volume(data, np.array(given["ijk_to_ras"]), given["name"])
-        chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["options"].items()}
-        options = SegmentationOptions(**chosen)
-        run = runs.segment(ensemble, volume, runs.EngineChoice(**request["choice"]), options, task, shelf=self._shelf)
-        labels = self._arena.array(request["labels_offset"], run.result.labels.shape, run.result.labels.dtype)
-        labels[...] = run.result.labels
-        return {
-            "shape": list(labels.shape),
-            "dtype": labels.dtype.str,
-            "seconds": run.seconds,
-            "engine": run.engine,
-            "notes": run.result.notes,
-            "windows": run.result.windows,
-            "latency_ms": run.latency_ms,
-        }
+        volumes = [
+            Volume(self._arena.array(v["offset"], tuple(v["shape"]), v["dtype"]), np.array(v["ijk_to_ras"]), v["name"])
+            for v in request["volumes"]
+        ]
+        answer = TASKS[request["do"]](request, volumes, Bench(self._ensemble, self._shelf, task))
+        offset, arrays = request["answer_offset"], []
+        for found in answer.arrays:
+            self._arena.array(offset, found.shape, found.dtype)[...] = found
+            arrays.append({"offset": offset, "shape": list(found.shape), "dtype": found.dtype.str})
+            offset += aligned(found.nbytes)
+        return {"arrays": arrays, "report": answer.report}
 
     def _ensemble(self, paths: str) -> Ensemble:
         """The packages, loaded and checked once, and again when their files change."""
@@ -191,6 +186,9 @@ def _stamp(path: Path) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     address, *rest = sys.argv[1:] if arguments is None else arguments
+    if hasattr(os, "nice"):
+        # On a machine with few cores the window that waits for the result keeps its turn.
+        os.nice(_NICENESS)
     # Libraries that print must not mix with the messages.
     sys.stdout, own = os.fdopen(os.dup(1), "w", encoding="utf-8"), sys.stderr
     os.dup2(own.fileno(), 1)

@@ -28,9 +28,15 @@ def silent_openvino() -> Any:
 
     On import OpenVINO sends an event to its makers' analytics, in a forked process, unless its package for that is
     missing. Nothing leaves the machine here without being asked: to OpenVINO the package is missing.
+
+    Raises:
+        EngineError: it is installed, but cannot be loaded.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(f"OpenVINO is installed but cannot be loaded: {error}.", "Install it again: pip install -U openvino") from error
 
     return openvino
 

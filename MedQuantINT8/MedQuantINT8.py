@@ -1,0 +1,145 @@
+"""The Slicer module: what the application looks for, and no more. The work is in MedQuantINT8Lib."""
+
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+
+class MedQuantINT8(ScriptedLoadableModule):
+    """Describes the module to the application."""
+
+    def __init__(self, parent: Any) -> None:
+        super().__init__(parent)
+        parent.title = "MedQuantINT8"
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        parent.dependencies = []
+        parent.contributors = ["The MedQuantINT8 developers"]
+        parent.helpText = _(
+            "Segments scans with 3D networks in real 8-bit integers, turns FP32 networks into INT8 engines, and shows "
+            "what was gained and what was lost."
+        )
+        parent.acknowledgementText = _(
+            "Follows the study 'Post-Training Quantization for 3D Medical Image Segmentation: A Practical Study on Real "
+            "Inference Engines' (arXiv:2501.17343). For research; not a medical device."
+        )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData() -> None:
+    """Add a made abdomen to the Sample Data module: the scan that the tutorial uses. Nothing is downloaded."""
+    import SampleData
+
+    def make(_source: Any) -> Any:
+        from MedQuantINT8Lib import mrml
+        from MedQuantINT8Lib.phantom import make_phantom
+
+        return mrml.volume_node(make_phantom(1000)[0], "MadeAbdomen", slicer.mrmlScene)
+
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="MedQuantINT8",
+        sampleName="MadeAbdomen",
+        thumbnailFileName=str(Path(__file__).parent / "Resources" / "Icons" / "MadeAbdomen.png"),
+        uris=[],
+        fileNames=[],
+        nodeNames=[],
+        customDownloader=make,
+    )
+
+
+class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel of the module; see MedQuantINT8Lib.widget."""
+
+    def __init__(self, parent: Any = None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic: Any = None
+        self.view: Any = None
+
+    def setup(self) -> None:
+        ScriptedLoadableModuleWidget.setup(self)
+        from MedQuantINT8Lib.widget import ModuleView
+
+        root = slicer.util.loadUI(self.resourcePath("UI/MedQuantINT8.ui"))
+        self.layout.addWidget(root)
+        self.logic = MedQuantINT8Logic()
+        self.view = ModuleView(root, self.logic.engineRoom, self.logic.getParameterNode())
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneClosing)
+        for event in (slicer.mrmlScene.EndCloseEvent, slicer.mrmlScene.EndImportEvent):
+            self.addObserver(slicer.mrmlScene, event, self._onSceneChanged)
+
+    def cleanup(self) -> None:
+        self.removeObservers()
+        if self.view is not None:
+            self.view.close()
+
+    def enter(self) -> None:
+        self.view.setParameterNode(self.logic.getParameterNode())
+
+    def _onSceneClosing(self, _caller: Any, _event: str) -> None:
+        self.view.sceneClosing()
+
+    def _onSceneChanged(self, _caller: Any, _event: str) -> None:
+        self.view.setParameterNode(self.logic.getParameterNode())
+
+    def onReload(self) -> None:
+        """Reload the library as well: Slicer's own reload knows only this file."""
+        import sys
+
+        for name in [n for n in sys.modules if n == "MedQuantINT8Lib" or n.startswith("MedQuantINT8Lib.")]:
+            del sys.modules[name]
+        super().onReload()
+
+
+class MedQuantINT8Logic(ScriptedLoadableModuleLogic):
+    """Everything that MedQuantINT8Lib.logic.MedQuantINT8Logic can do, under the name that Slicer looks for."""
+
+    def __init__(self, parent: Any = None) -> None:
+        ScriptedLoadableModuleLogic.__init__(self, parent)
+        from MedQuantINT8Lib.logic import MedQuantINT8Logic as EngineRoom
+
+        self.engineRoom = EngineRoom()
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for names that this class lacks. engineRoom itself is looked up while it does not exist yet.
+        if name == "engineRoom":
+            raise AttributeError(name)
+        return getattr(self.engineRoom, name)
+
+
+class MedQuantINT8Test(ScriptedLoadableModuleTest):
+    """A whole round in the application: made scan, segmentation, comparison."""
+
+    def setUp(self) -> None:
+        slicer.mrmlScene.Clear(0)
+
+    def runTest(self) -> None:
+        self.setUp()
+        self.test_a_made_scan_is_segmented_and_compared()
+
+    def test_a_made_scan_is_segmented_and_compared(self) -> None:
+        from MedQuantINT8Lib import mrml
+        from MedQuantINT8Lib.phantom import make_phantom
+
+        self.delayDisplay("Making a scan")
+        node = mrml.volume_node(make_phantom(1000, (96, 88, 80), 4.0)[0], "MadeAbdomen", slicer.mrmlScene)
+        logic = MedQuantINT8Logic()
+        try:
+            self.delayDisplay("Segmenting")
+            segmentation = logic.process(node, None, "demo")
+            self.assertEqual(segmentation.GetSegmentation().GetNumberOfSegments(), 5)
+            self.delayDisplay("Comparing FP32 with INT8")
+            comparison = logic.compare(node, "demo")
+            self.assertGreater(comparison.meanDice, 0.95)
+        finally:
+            logic.close()
+        self.delayDisplay("Test passed")

@@ -1,0 +1,116 @@
+"""Which form a model has that a user holds, and how it is brought in: for a window, where nobody types a form's name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import storage_errors
+from ..model import MODEL_JSON, ModelPackage
+from ..progress import Task
+from ..spec_parser import parse_spec
+from .archives import as_folder
+from .base import Understood, write
+
+
+def install_own(source: Path, root: Path, task: Task, *, trust_code: bool = False) -> tuple[str, list[str]]:
+    """Bring a model that the user holds among the installed ones.
+
+    Args:
+        source: a package, a MONAI bundle, a result folder of nnU-Net or an Auto3DSeg model, as folder or zip; or an ONNX file
+            beside which a description (``NAME.draft.json`` or ``NAME.json``) lies.
+        root: where installed models are kept.
+
+    Returns:
+        Its name among the installed models, and what is not as in the original software.
+
+    Raises:
+        InputError: it has no form that is known here, or a model of that name is installed.
+        PackageError: it has one, but is damaged or holds what is not understood.
+    """
+    if not source.exists():
+        raise InputError(f"There is nothing at {source}.", "Choose a file or folder.")
+    if source.suffix.lower() == ".onnx":
+        return _keep([_onnx(source)], root, task)
+    if source.suffix.lower() in (".pt", ".pth"):
+        from . import auto3dseg
+
+        return _keep([auto3dseg.understand(source)], root, task)
+    if _is_package(source):
+        return _keep_package(source, root)
+    with as_folder(source, "model") as folder:
+        return _keep(_understand(folder, trust_code), root, task)
+
+
+def _is_package(source: Path) -> bool:
+    from ..errors import PackageError
+    from ..model import peek
+
+    try:
+        peek(source)
+    except PackageError:
+        return (source / MODEL_JSON).is_file()
+    return True
+
+
+def _keep_package(source: Path, root: Path) -> tuple[str, list[str]]:
+    with ModelPackage.load(source) as package:
+        target = _free(root, package.spec.name)
+        package.save(target / "package")
+        return target.name, []
+
+
+def _understand(folder: Path, trust_code: bool) -> list[Understood]:
+    if next(folder.glob("**/configs/metadata.json"), None):
+        from . import monai_bundle
+
+        return [monai_bundle.understand(folder, trust_code=trust_code)]
+    if next(folder.glob("**/plans.json"), None):
+        from . import nnunet
+
+        return nnunet.understand(folder)
+    if next(folder.glob("**/model.pt"), None):
+        from . import auto3dseg
+
+        return [auto3dseg.understand(folder)]
+    raise InputError(
+        f"{folder.name} is no model that is known here.",
+        "Choose a model package, a MONAI bundle, a result folder of nnU-Net v2, an Auto3DSeg model or an ONNX file.",
+    )
+
+
+def _onnx(source: Path) -> Understood:
+    for described in (source.with_suffix(".json"), source.with_name(source.stem + ".draft.json")):
+        if described.is_file():
+            try:
+                value = json.loads(described.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise InputError(f"{described} is not valid JSON: {error}.", "Correct it.") from error
+            return Understood(parse_spec(value, described.name), source)
+    raise InputError(
+        f"{source.name} does not say how scans have to be prepared for it.",
+        f"Write a description with: medquant import onnx {source.name} --output NAME, correct it, and save it beside the network as {source.stem}.json.",
+    )
+
+
+def _keep(understood: list[Understood], root: Path, task: Task) -> tuple[str, list[str]]:
+    name = understood[0].spec.name.rsplit("-", 1)[0] if len(understood) > 1 else understood[0].spec.name
+    target = _free(root, name)
+    try:
+        for item in understood:
+            write(item, target / (item.spec.name.rsplit("-", 1)[-1] if len(understood) > 1 else "package"), task)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return target.name, [note for item in understood for note in item.notes]
+
+
+def _free(root: Path, name: str) -> Path:
+    target = root / name
+    if target.exists():
+        raise InputError(f"A model called {name} is installed already.", f"Remove it first: medquant models remove {name}")
+    with storage_errors(target):
+        root.mkdir(parents=True, exist_ok=True)
+    return target

@@ -1,0 +1,144 @@
+"""How much memory a segmentation will take, told before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+from .model import ModelPackage
+from .model_spec import ModelSpec
+from .segmenter import SegmentationOptions, whole_volume_patch, window_of
+from .system import available_memory
+from .volume import Volume
+
+_GB = 1 << 30
+_SMALLEST_BLENDING = 256 << 20
+#: An engine keeps its weights in another order beside the file that it read them from.
+_WEIGHT_COPIES = 2.0
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes beside the volume itself, which is there already.
+
+    Attributes:
+        volume: the volume in network space, twice while it is resampled, and the label map.
+        engine: weights and the largest set of activations alive at once, for the batch.
+        blending: for class scores; less is possible, at the price of computing some windows twice.
+    """
+
+    volume: int
+    engine: int
+    blending: int
+
+    @property
+    def total(self) -> int:
+        return self.volume + self.engine + self.blending
+
+    def in_words(self) -> str:
+        return f"about {self.total / _GB:.1f} GB ({self.engine / _GB:.1f} GB of them for the engine)"
+
+
+def estimate(package: ModelPackage, precision: str, volume: Volume, options: SegmentationOptions) -> MemoryEstimate:
+    """What segmenting ``volume`` takes, from the sizes of things alone: nothing is loaded or run."""
+    spec = package.spec
+    shape = network_shape_of(volume, spec)
+    voxels = int(np.prod(shape))
+    patch = whole_volume_patch(shape, spec) if spec.window.whole_volume and options.patch is None else window_of(spec, options)[0]
+    path = package.onnx_path("int8" if precision == "int8" else "fp32")
+    weights = int(_WEIGHT_COPIES * path.stat().st_size)
+    activations = options.batch * activation_bytes(path, path.stat().st_mtime, patch)
+    allowed = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, available_memory() // 2)
+    scores = spec.output_channels * voxels * 4
+    return MemoryEstimate(
+        2 * len(spec.channels) * voxels * 4 + voxels + int(np.prod(volume.data.shape[1:])) * 2,
+        weights + activations,
+        min(scores, allowed),
+    )
+
+
+def network_shape_of(volume: Volume, spec: ModelSpec) -> tuple[int, int, int]:
+    """About how large the volume is in network space: turned axes and the crop are not looked at."""
+    grid = volume.grid
+    if spec.geometry.size is not None:
+        a, b, c = spec.geometry.size
+        return a, b, c
+    if spec.geometry.spacing is None or not np.isfinite(grid.spacing).all():
+        return grid.size
+    i, j, k = (
+        max(1, round(n * have / want)) for n, have, want in zip(grid.size, sorted(grid.spacing), sorted(spec.geometry.spacing), strict=True)
+    )
+    return i, j, k
+
+
+@lru_cache(maxsize=16)
+def activation_bytes(path: Path, changed: float, patch: tuple[int, int, int]) -> int:
+    """The most bytes of intermediate results that a network needs at once for one patch, run operator by operator.
+
+    ``changed`` is the file's time stamp: a new file is looked at anew. Engines that fuse operators need less.
+    """
+    from . import graph
+    from .errors import DependencyError
+
+    try:
+        onnx = graph.require_onnx()
+    except DependencyError:
+        # An engine that is built already runs without it; then its weights are all that is counted.
+        return 0
+    model = onnx.load(str(path))
+    kept = {i.name for i in model.graph.initializer}
+    for initializer in model.graph.initializer:
+        if len(initializer.raw_data) > 1 << 16:
+            # Shapes do not depend on weights, and copies of them would take the memory that is asked about.
+            initializer.raw_data = b""
+    shapes = graph.Graph(graph.fixed_shape(model, patch))
+    last = {name: number for number, node in enumerate(shapes.nodes) for name in node.input}
+    alive: dict[str, int] = {}
+    most = 0
+    for number, node in enumerate(shapes.nodes):
+        itemsize = 1 if node.op_type == "QuantizeLinear" else 4
+        for name in node.output:
+            if name and not all(i in kept for i in node.input):
+                alive[name] = int(np.prod([max(1, n) for n in shapes.shapes.get(name, [])])) * itemsize
+        most = max(most, sum(alive.values()))
+        for name in [n for n in alive if last.get(n, number) <= number]:
+            del alive[name]
+    return most
+
+
+def fitted(
+    package: ModelPackage, precision: str, volume: Volume, options: SegmentationOptions
+) -> tuple[SegmentationOptions, list[str]]:
+    """The options, changed where the memory that is free asks for it, and what was changed, in words.
+
+    Raises:
+        InputError: not even the smallest way fits.
+    """
+    free = available_memory()
+    needed = estimate(package, precision, volume, options)
+    notes: list[str] = []
+    if needed.total <= free:
+        return options, notes
+    if options.batch > 1:
+        options = replace(options, batch=1)
+        needed = estimate(package, precision, volume, options)
+        notes.append(f"one window at a time: {needed.in_words()} of {free / _GB:.1f} GB free")
+    if needed.total > free:
+        left = free - needed.volume - needed.engine
+        if left < _SMALLEST_BLENDING:
+            raise InputError(
+                f"Segmenting {volume.name} needs {needed.in_words()}, but only {free / _GB:.1f} GB are free.",
+                "Close other programs, crop the volume, or choose a smaller network.",
+            )
+        options = replace(options, memory_bytes=left)
+        notes.append(f"class scores are blended in {left / _GB:.1f} GB, all that is free")
+    return options, notes
+
+
+def memory_json(needed: MemoryEstimate) -> dict[str, Any]:
+    return {"volume": needed.volume, "engine": needed.engine, "blending": needed.blending, "total": needed.total}

@@ -1,0 +1,210 @@
+"""Panel "Make INT8 engine": a model, scans to calibrate on, a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from ..calibration import METHODS
+from ..dependencies import Ask, ensure
+from ..errors import InputError, MedQuantError
+from ..logic import MedQuantINT8Logic
+from ..parameters import Parameters
+from ..progress import ProgressEvent
+from ..volume_io import EXTENSIONS
+from .runner import JobRunner, Listener, in_words, is_cancel, percent
+from .values import chosen, quiet_fill, read, silently
+
+_MB = 1e6
+
+
+class BuildPanel:
+    """Connects the widgets of the second panel with the parameters and the logic.
+
+    Args:
+        made: called with a model's name after it got an INT8 network, or was installed.
+    """
+
+    def __init__(
+        self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask, made: Any
+    ) -> None:
+        self._ui, self._logic, self._runner, self._ask, self._made = ui, logic, runner, ask, made
+        self.parameters = parameters
+        self._mine = self._shown = False
+        self._stage = ""
+        runner.changed.append(self._showButtons)
+        ui.buildModelCombo.currentTextChanged.connect(self._changed)
+        ui.importFileButton.clicked.connect(self._importFile)
+        ui.importFolderButton.clicked.connect(self._importFolder)
+        ui.calibrationSelector.checkedNodesChanged.connect(self._changed)
+        ui.calibrationFolderEdit.currentPathChanged.connect(self._changed)
+        for box in (ui.patchesSpin, ui.agreementSpin):
+            box.editingFinished.connect(self._changed)
+        ui.methodCombo.currentTextChanged.connect(self._changed)
+        ui.fallbackCheck.toggled.connect(self._changed)
+        ui.buildButton.clicked.connect(self._press)
+
+    def show(self) -> None:
+        """Show what the parameter node says."""
+        ui, p = self._ui, self.parameters
+        self._shown = False
+        installed = [(m["name"], m["title"] + ("" if m["int8"] else _(" (no INT8 network yet)"))) for m in self._logic.models()]
+        offered = [(f"get:{e.name}", _("Download: {title} ({license})").format(title=e.title, license=e.license)) for e in self._logic.publicModels()]
+        quiet_fill(ui.buildModelCombo, installed + offered, chosen(ui.buildModelCombo) or p.model)
+        quiet_fill(ui.methodCombo, [(name, name) for name in METHODS], p.method)
+        silently(ui.patchesSpin, ui.patchesSpin.setValue, p.patches)
+        silently(ui.agreementSpin, ui.agreementSpin.setValue, p.agreement)
+        silently(ui.fallbackCheck, ui.fallbackCheck.setChecked, p.fallback)
+        silently(ui.calibrationFolderEdit, ui.calibrationFolderEdit.setProperty, "currentPath", p.calibrationFolder)
+        for node in p.calibrationVolumes:
+            silently(ui.calibrationSelector, ui.calibrationSelector.setCheckState, node, qt.Qt.Checked)
+        self._shown = True
+        self._showButtons()
+
+    def _changed(self, _value: Any = None) -> None:
+        if not self._shown:
+            return
+        ui, p = self._ui, self.parameters
+        p.calibrationVolumes = list(ui.calibrationSelector.checkedNodes())
+        p.calibrationFolder = str(read(ui.calibrationFolderEdit, "currentPath") or "")
+        p.patches, p.agreement = int(read(ui.patchesSpin, "value")), float(read(ui.agreementSpin, "value"))
+        p.method, p.fallback = chosen(ui.methodCombo), bool(read(ui.fallbackCheck, "checked"))
+        self._showButtons()
+
+    def _showButtons(self) -> None:
+        ui = self._ui
+        working = self._runner.busy and self._mine
+        download = chosen(ui.buildModelCombo).startswith("get:")
+        ui.buildButton.setText(_("Cancel") if working else _("Download model") if download else _("Make INT8 engine"))
+        ui.buildButton.setEnabled(working or not self._runner.busy)
+        for button in (ui.importFileButton, ui.importFolderButton):
+            button.setEnabled(not self._runner.busy)
+        ui.buildProgress.setVisible(working)
+
+    # ---- work
+
+    def _press(self) -> None:
+        if self._runner.busy:
+            self._runner.cancel()
+            self._log(_("Stopping …"))
+            return
+        name = chosen(self._ui.buildModelCombo)
+        if name.startswith("get:"):
+            self._download(name.removeprefix("get:"))
+            return
+        p = self.parameters
+
+        def start() -> Any:
+            return self._logic.calibrate(
+                p.calibrationVolumes,
+                name,
+                self._target(name),
+                p.method,
+                p.patches,
+                p.agreement,
+                scans=self._scans(),
+                fallback=p.fallback,
+                waitForCompletion=False,
+            )
+
+        self._begin(start, lambda job: self._quantized(name, job.value))
+
+    def _scans(self) -> list[str]:
+        """Scan files of the folder that was chosen."""
+        folder = self.parameters.calibrationFolder
+        if not folder:
+            return []
+        if not Path(folder).is_dir():
+            raise InputError(f"There is no folder {folder}.", "Choose another one.")
+        return [str(p) for p in sorted(Path(folder).iterdir()) if p.name.lower().endswith(EXTENSIONS)]
+
+    def _target(self, name: str) -> str | None:
+        """The demo model is part of the program: what is made of it becomes a model of its own."""
+        return self._logic.ownCopyPath(name)
+
+    def _download(self, name: str) -> None:
+        entry = next(item for item in self._logic.publicModels() if item.name == name)
+        size = f"{entry.size_bytes / _MB:.0f} MB" if entry.size_bytes else _("unknown size")
+        text = _("{title}\n\nFrom: {url} ({size})\nLicence: {license} ({license_url})\n{citation}\n\nDo you accept the licence, and download it?")
+        shown = text.format(
+            title=entry.title, url=entry.url, size=size, license=entry.license, license_url=entry.license_url, citation=entry.citation
+        )
+        if self._ask(shown) and (not entry.needs_trust or self._trusts(entry.title)):
+            self._begin(
+                lambda: self._logic.installModel(name, trustCode=entry.needs_trust, waitForCompletion=False),
+                lambda job: self._installed(job.value),
+            )
+
+    def _trusts(self, title: str) -> bool:
+        text = _("{title} holds Python code that has to be run on this computer, with your rights. Do you trust whoever made it?")
+        return self._ask(text.format(title=title))
+
+    def _importFile(self) -> None:
+        self._import(qt.QFileDialog.getOpenFileName(None, _("Model: package or bundle (.zip), ONNX, or model.pt of Auto3DSeg")))
+
+    def _importFolder(self) -> None:
+        self._import(qt.QFileDialog.getExistingDirectory(None, _("Model: package, MONAI bundle or result folder of nnU-Net")))
+
+    def _import(self, chosen_path: Any) -> None:
+        # PySide6 gives the name and the filter, PythonQt the name alone.
+        source = chosen_path[0] if isinstance(chosen_path, tuple) else chosen_path
+        if source:
+            self._begin(
+                lambda: self._logic.installModel(source=source, waitForCompletion=False), lambda job: self._installed(job.value)
+            )
+
+    def _begin(self, start: Any, done: Any) -> None:
+        try:
+            ensure("segment", self._ask)
+            ensure("build", self._ask)
+            job = start()
+        except MedQuantError as error:
+            self._failed(error)
+            return
+        self._mine, self._stage = True, ""
+        self._ui.logText.clear()
+        self._runner.start(job, Listener(self._progressed, lambda job: self._finished(done, job), self._failed))
+
+    def _finished(self, done: Any, job: Any) -> None:
+        self._mine = False
+        done(job)
+        self._showButtons()
+
+    def _progressed(self, event: ProgressEvent) -> None:
+        self._ui.buildProgress.setValue(percent(event))
+        self._ui.buildStatusLabel.setText(in_words(event))
+        if event.stage != self._stage:
+            self._stage = event.stage
+            self._log(event.stage)
+
+    def _quantized(self, name: str, report: dict[str, Any]) -> None:
+        guard = report["guard"]
+        kept = [layer["name"] for layer in report["layers"] if not layer["quantized"]]
+        self._log(_("{share} of the work is quantized; agreement with FP32 on the calibration patches: {dice}").format(
+            share=f"{100 * report['int8_mac_share']:.1f} %", dice=f"{guard['agreement']:.4f}"
+        ))
+        self._log(_("file: {before} MB to {after} MB").format(before=f"{report['fp32_bytes'] / _MB:.1f}", after=f"{report['int8_bytes'] / _MB:.1f}"))
+        if kept:
+            self._log(_("in floating point: {names}").format(names=", ".join(kept)))
+        self._ui.buildStatusLabel.setText(_("Done. The engine is built with the first segmentation, and compared with the simulation."))
+        self._made(self._logic.ownCopyName(name))
+
+    def _installed(self, name: str) -> None:
+        self._ui.buildStatusLabel.setText(_("Installed {name}. Choose scans, and make its INT8 engine.").format(name=name))
+        self._made(name)
+
+    def _failed(self, error: MedQuantError) -> None:
+        self._mine = False
+        text = _("Cancelled.") if is_cancel(error) else str(error)
+        self._ui.buildStatusLabel.setText(text)
+        self._log(text)
+        self._showButtons()
+        if not is_cancel(error):
+            slicer.util.errorDisplay(text, windowTitle="MedQuantINT8")
+
+    def _log(self, text: str) -> None:
+        self._ui.logText.appendPlainText(text)

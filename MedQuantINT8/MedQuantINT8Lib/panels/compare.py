@@ -1,0 +1,192 @@
+"""Panel "Compare": FP32 beside INT8, and a list that leads to the places where they differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from ..comparison_nodes import SHOWN_REGIONS, Comparison, region_title
+from ..dependencies import Ask, ensure
+from ..errors import MedQuantError
+from ..logic import MedQuantINT8Logic
+from ..parameters import Parameters
+from ..progress import ProgressEvent
+from .runner import JobRunner, Listener, in_words, is_cancel, percent
+from .values import fill_table, read, silently
+
+
+class ComparePanel:
+    """Connects the widgets of the third panel with the parameters and the logic."""
+
+    def __init__(self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask) -> None:
+        self._ui, self._logic, self._runner, self._ask = ui, logic, runner, ask
+        self.parameters = parameters
+        self._mine = self._shown = False
+        self.comparisons: list[Comparison] = []
+        self._differences: dict[int, Any] = {}
+        runner.changed.append(self._showButtons)
+        ui.compareSelector.checkedNodesChanged.connect(self._changed)
+        ui.compareButton.clicked.connect(self._press)
+        ui.compareResultCombo.currentTextChanged.connect(self._showResult)
+        ui.showDifferencesButton.clicked.connect(self._showDifferences)
+        ui.regionList.currentRowChanged.connect(self._jump)
+        ui.saveReportButton.clicked.connect(self._save)
+        ui.summaryTable.setColumnCount(3)
+        ui.summaryTable.setHorizontalHeaderLabels(["", "FP32", "INT8"])
+        ui.structureTable.setColumnCount(4)
+        ui.structureTable.setHorizontalHeaderLabels([_("Structure"), _("Dice"), _("FP32, ml"), _("INT8, ml")])
+
+    def show(self) -> None:
+        """Show what the parameter node says."""
+        self._shown = False
+        for node in self.parameters.compareVolumes:
+            silently(self._ui.compareSelector, self._ui.compareSelector.setCheckState, node, qt.Qt.Checked)
+        self._shown = True
+        self._showButtons()
+
+    def clear(self) -> None:
+        """Forget results: their scene is gone."""
+        self.comparisons, self._differences = [], {}
+        self._ui.compareResultCombo.clear()
+        self._showResult()
+
+    def _changed(self, _value: Any = None) -> None:
+        if self._shown:
+            self.parameters.compareVolumes = list(self._ui.compareSelector.checkedNodes())
+
+    def _showButtons(self) -> None:
+        ui = self._ui
+        working = self._runner.busy and self._mine
+        ui.compareButton.setText(_("Cancel") if working else _("Compare FP32 with INT8"))
+        ui.compareButton.setEnabled(working or not self._runner.busy)
+        ui.compareProgress.setVisible(working)
+        for button in (ui.showDifferencesButton, ui.saveReportButton):
+            button.setEnabled(self._current is not None and not working)
+
+    # ---- work
+
+    def _press(self) -> None:
+        if self._runner.busy:
+            self._runner.cancel()
+            self._ui.compareStatusLabel.setText(_("Stopping …"))
+            return
+        p = self.parameters
+        nodes = p.compareVolumes or [node for node in [p.volume] if node is not None]
+        try:
+            ensure("segment", self._ask)
+            job = self._logic.compareAll(nodes, p.model, waitForCompletion=False)
+        except MedQuantError as error:
+            self._failed(error)
+            return
+        self._mine = True
+        self._ui.compareStatusLabel.setText(_("Starting …"))
+        self._runner.start(job, Listener(self._progressed, self._done, self._failed))
+
+    def _progressed(self, event: ProgressEvent) -> None:
+        self._ui.compareProgress.setValue(percent(event))
+        self._ui.compareStatusLabel.setText(in_words(event))
+
+    def _done(self, job: Any) -> None:
+        self._mine = False
+        self.comparisons, self._differences = list(job.value), {}
+        combo = self._ui.compareResultCombo
+        before = combo.blockSignals(True)
+        combo.clear()
+        for comparison in self.comparisons:
+            combo.addItem(comparison.volumeNode.GetName())
+        combo.blockSignals(before)
+        self._ui.compareStatusLabel.setText("; ".join(f"{f.name}: {f.error}" for f in job.failures))
+        self._showResult()
+
+    def _failed(self, error: MedQuantError) -> None:
+        self._mine = False
+        self._ui.compareStatusLabel.setText(_("Cancelled.") if is_cancel(error) else str(error))
+        self._showButtons()
+        if not is_cancel(error):
+            slicer.util.errorDisplay(str(error), windowTitle="MedQuantINT8")
+
+    # ---- results
+
+    @property
+    def _index(self) -> int:
+        return int(read(self._ui.compareResultCombo, "currentIndex"))
+
+    @property
+    def _current(self) -> Comparison | None:
+        return self.comparisons[self._index] if 0 <= self._index < len(self.comparisons) else None
+
+    def _showResult(self, _text: str = "") -> None:
+        ui, found = self._ui, self._current
+        ui.regionList.blockSignals(True)
+        ui.regionList.clear()
+        if found is None:
+            fill_table(ui.summaryTable, [])
+            fill_table(ui.structureTable, [])
+            ui.compareResultLabel.setText("")
+        else:
+            fill_table(ui.summaryTable, [list(row) for row in found.rows()])
+            rows = [[s["name"], "–" if s["dice"] is None else f"{s['dice']:.4f}", f"{s['other_ml']:.2f}", f"{s['ml']:.2f}"] for s in found.structures]
+            fill_table(ui.structureTable, rows)
+            ui.compareResultLabel.setText(_summary(found))
+            for region in found.regions[:SHOWN_REGIONS]:
+                ui.regionList.addItem(region_title(region))
+        ui.regionList.setCurrentRow(-1)
+        ui.regionList.blockSignals(False)
+        self._showButtons()
+
+    def _showDifferences(self) -> None:
+        found = self._current
+        if found is None:
+            return
+        try:
+            node = self._differences.get(self._index)
+            if node is None or node.GetScene() is None:
+                self._differences[self._index] = node = self._logic.showDifferences(found)
+        except MedQuantError as error:
+            self._failed(error)
+            return
+        if node is None:
+            self._ui.compareStatusLabel.setText(_("INT8 and FP32 are the same everywhere."))
+        elif found.regions:
+            self._ui.regionList.setCurrentRow(0)
+            self._jump(0)
+
+    def _jump(self, row: int) -> None:
+        """Centre all slice views on a region."""
+        found = self._current
+        if found is not None and 0 <= row < len(found.regions):
+            point = found.regions[row]["center_ras"]
+            if transform := found.volumeNode.GetParentTransformNode():
+                point = _to_world(transform, point)
+            slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
+
+    def _save(self) -> None:
+        path = qt.QFileDialog.getSaveFileName(None, _("Save report"), "comparison.html", _("Page (*.html);;JSON (*.json)"))
+        path = path[0] if isinstance(path, tuple) else path
+        if path and self._current is not None:
+            try:
+                self._current.save(path)
+                self._ui.compareStatusLabel.setText(_("Saved {path}.").format(path=path))
+            except MedQuantError as error:
+                self._failed(error)
+
+
+def _to_world(transform: Any, point: list[float]) -> list[float]:
+    import vtk
+
+    general = vtk.vtkGeneralTransform()
+    transform.GetTransformToWorld(general)
+    return list(general.TransformPoint(*point))
+
+
+def _summary(found: Comparison) -> str:
+    differences = found.report["differences"]
+    if not differences["voxels"]:
+        return _("INT8 and FP32 are the same everywhere.")
+    dice = "–" if found.meanDice is None else f"{found.meanDice:.4f}"
+    return _("Mean Dice {dice}. {ml} ml differ in {count} regions; {share} of it lies within one voxel of a boundary.").format(
+        dice=dice, ml=f"{differences['ml']:.2f}", count=differences["region_count"], share=f"{100 * differences['boundary_share']:.0f} %"
+    )

@@ -1,0 +1,59 @@
+"""One rule lets the same code run in Slicer (PythonQt) and in the tests' window (PySide6).
+
+PythonQt turns Qt's properties into attributes (``edit.text`` is a string) where PySide6 has methods (``edit.text()``). So values
+are read by :func:`read`, which goes through QObject.property(), and those of Slicer's own widgets are set by setProperty();
+everything else is a call of a Qt setter, a slot or an invokable method. Signals are connected by ``signal.connect``, and only those
+that have one form (no overloads).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import qt
+
+
+def read(widget: Any, name: str) -> Any:
+    """The value of a widget's Qt property."""
+    return widget.property(name)
+
+
+def id_of(node: Any) -> str:
+    """A node's ID, for selectors that take None as an empty one."""
+    return node.GetID() if node is not None else ""
+
+
+def choose(combo: Any, data: str) -> None:
+    """Select the entry of a combo box that was added with ``data``; the first if there is none."""
+    combo.setCurrentIndex(max(0, combo.findData(data)))
+
+
+def chosen(combo: Any) -> str:
+    """The data of the combo box's current entry."""
+    return combo.itemData(read(combo, "currentIndex")) or ""
+
+
+def silently(widget: Any, call: Any, *arguments: Any) -> None:
+    """Change a widget without its signals telling anyone."""
+    before = widget.blockSignals(True)
+    call(*arguments)
+    widget.blockSignals(before)
+
+
+def quiet_fill(combo: Any, entries: list[tuple[str, str]], current: str) -> None:
+    """Fill a combo box with (data, text) entries and select one."""
+    before = combo.blockSignals(True)
+    combo.clear()
+    for data, text in entries:
+        combo.addItem(text, data)
+    choose(combo, current)
+    combo.blockSignals(before)
+
+
+def fill_table(table: Any, rows: list[list[str]]) -> None:
+    """Put text into a table."""
+    table.setRowCount(len(rows))
+    for r, row in enumerate(rows):
+        for c, text in enumerate(row):
+            table.setItem(r, c, qt.QTableWidgetItem(text))
+    table.resizeColumnsToContents()

@@ -1,0 +1,72 @@
+"""The module's window: loads the .ui file, joins the three panels, and follows the scene."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from .logic import MedQuantINT8Logic
+from .panels.build import BuildPanel
+from .panels.compare import ComparePanel
+from .panels.runner import JobRunner
+from .panels.segment import SegmentPanel
+from .parameters import Parameters
+
+
+class ModuleView:
+    """What the module's widget shows.
+
+    Args:
+        ui: the loaded .ui file's root widget.
+        logic: what does the work.
+        parameterNode: where the state is kept.
+    """
+
+    def __init__(self, ui: Any, logic: MedQuantINT8Logic, parameterNode: Any) -> None:
+        self.ui = slicer.util.childWidgetVariables(ui)
+        ui.setMRMLScene(slicer.mrmlScene)
+        self._logic = logic
+        self.runner = JobRunner()
+        parameters = Parameters(parameterNode)
+        # Questions go through this, so that a test can answer them.
+        self.ask = lambda text: bool(slicer.util.confirmOkCancelDisplay(text, windowTitle=_("MedQuantINT8")))
+        self.segment = SegmentPanel(self.ui, logic, parameters, self.runner, self._asked)
+        self.build = BuildPanel(self.ui, logic, parameters, self.runner, self._asked, self._modelMade)
+        self.compare = ComparePanel(self.ui, logic, parameters, self.runner, self._asked)
+        self.show()
+
+    def _asked(self, text: str) -> bool:
+        return self.ask(text)
+
+    @property
+    def _panels(self) -> tuple[SegmentPanel, BuildPanel, ComparePanel]:
+        return self.segment, self.build, self.compare
+
+    def show(self) -> None:
+        """Show what the parameter node says, and what is installed now."""
+        for panel in self._panels:
+            panel.show()
+
+    def setParameterNode(self, node: Any) -> None:
+        """Follow another parameter node: a scene was loaded."""
+        parameters = Parameters(node)
+        for panel in self._panels:
+            panel.parameters = parameters
+        self.show()
+
+    def sceneClosing(self) -> None:
+        """The scene goes, and with it what is being segmented."""
+        self.runner.cancel()
+        self.compare.clear()
+
+    def close(self) -> None:
+        """End the work and the worker."""
+        self.runner.close()
+        self.segment.close()
+        self._logic.close()
+
+    def _modelMade(self, name: str) -> None:
+        self.segment.selectModel(name)
+        self.build.show()

@@ -1,0 +1,166 @@
+"""What the resident worker can do: segment, compare, quantize, build. Plain functions from volumes to arrays and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import runs
+from .differences import find_differences
+from .ensemble import Ensemble
+from .evaluation import agreement, mean_dice
+from .model import ModelPackage
+from .progress import Task
+from .segmenter import SegmentationOptions
+from .shelf import KeepingShelf
+from .system import peak_memory, reset_peak_memory
+from .volume import Volume
+from .volume_io import read_volume
+
+Request = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a task finds at hand: loaded packages, loaded engines, and whom to report to."""
+
+    ensemble: Callable[[str], Ensemble]
+    shelf: KeepingShelf
+    task: Task
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Arrays for the caller, and what is said of them (JSON)."""
+
+    arrays: list[NDArray[Any]]
+    report: dict[str, Any]
+
+
+def _options(request: Request) -> SegmentationOptions:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in request["options"].items()}
+    return SegmentationOptions(**values)
+
+
+def segment(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
+    """Segment one volume with the model; one label map (K, J, I)."""
+    choice = runs.EngineChoice(**request["choice"])
+    run = runs.segment(bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, shelf=bench.shelf)
+    return Answer([run.result.labels], _run_report(run))
+
+
+def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
+    """Segment a scan file into a segmentation file."""
+    from .segmentation_file import check_output_path, write_segmentation
+
+    check_output_path(request["output"])
+    with bench.task.stage("reading"):
+        volume = read_volume(request["scan"])
+    ensemble = bench.ensemble(request["model"])
+    choice = runs.EngineChoice(**request["choice"])
+    run = runs.segment(ensemble, volume, choice, _options(request), bench.task, shelf=bench.shelf)
+    with bench.task.stage("writing"):
+        write_segmentation(request["output"], run.result.labels, volume.ijk_to_ras, ensemble.first.spec.labels)
+    return Answer([], _run_report(run))
+
+
+def _run_report(run: runs.SegmentationRun) -> dict[str, Any]:
+    counts = np.bincount(run.result.labels.ravel())
+    return {
+        "seconds": run.seconds,
+        "engine": run.engine,
+        "notes": run.result.notes,
+        "windows": run.result.windows,
+        "latency_ms": run.latency_ms,
+        # Counted here, so that the window need not look through a hundred million voxels.
+        "voxels": {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value},
+    }
+
+
+def compare(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
+    """FP32 beside INT8: both label maps, and the regions where they differ, numbered from the largest (uint16)."""
+    volume, ensemble = volumes[0], bench.ensemble(request["model"])
+    labels = ensemble.first.spec.labels
+    maps, reports = {}, {}
+    for precision in ("fp32", "int8"):
+        # One engine at a time, so that each is measured as it runs in daily use.
+        bench.shelf.clear()
+        measured = reset_peak_memory()
+        bench.task.part = f"{precision.upper()}: "
+        choice = replace(runs.EngineChoice(**request["choice"]), precision=precision)
+        run = runs.segment(ensemble, volume, choice, _options(request), bench.task, shelf=bench.shelf)
+        maps[precision] = run.result.labels
+        reports[precision] = {**_run_report(run), "peak_memory_bytes": peak_memory() if measured else None}
+    bench.task.part = ""
+    with bench.task.stage("looking for differences"):
+        found = find_differences(maps["fp32"], maps["int8"], labels, volume.grid)
+        rows = agreement(maps["int8"], maps["fp32"], labels, volume.grid.voxel_ml)
+    report = {
+        "runs": reports,
+        "model": {"file_bytes": {p: ensemble.first.onnx_path(p).stat().st_size for p in ("fp32", "int8")}},
+        "mean_dice": mean_dice(rows),
+        "structures": [row.to_json() for row in rows],
+        "differences": found.to_json(),
+    }
+    return Answer([maps["fp32"], maps["int8"], found.numbers], report)
+
+
+def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
+    """Calibrate a model on volumes and scan files, and write it with its INT8 network."""
+    from .calibration import CalibrationOptions, PatchSampler
+    from .quantization import QuantizationPolicy, calibration_patch, quantize_package
+    from .sensitivity import Budget
+
+    options = CalibrationOptions(request["method"], request["patches"])
+    with ModelPackage.load(request["model"]) as package:
+        patch = calibration_patch(package)
+        sources = [lambda v=v: v for v in volumes] + [lambda p=p: read_volume(p) for p in request["scans"]]
+        sampler = PatchSampler(sources, package.spec, patch, options, task=bench.task)
+        policy = QuantizationPolicy(budget=Budget(request["agreement"], fallback=request["fallback"]))
+        stopwatch = runs.engine_stopwatch(patch)
+        made, report = quantize_package(package, sampler, request["output"], options, policy, bench.task, stopwatch)
+        made.close()
+    return Answer([], report.to_json())
+
+
+def build(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
+    """Build the engine of a model for this machine; with a volume it is held against the simulation."""
+    choice = runs.EngineChoice(**request["choice"])
+    with ModelPackage.load(request["model"]) as package:
+        prepared = runs.build(package, choice, _options(request), volumes[0] if volumes else None, bench.task)
+        report = {
+            **prepared.describe().to_json(),
+            "bytes": prepared.entry.bytes,
+            "note": prepared.note,
+            "fidelity": prepared.fidelity.to_json() if prepared.fidelity else None,
+        }
+        prepared.close()
+    return Answer([], report)
+
+
+def install_model(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
+    """Bring in a model: one of the catalogue by name, or the user's own from a path."""
+    from . import catalogue
+
+    if request["name"]:
+        catalogue.install(catalogue.entry(request["name"]), None, bench.task, trust_code=request["trust_code"])
+        return Answer([], {"name": request["name"], "notes": []})
+    from .importers.detect import install_own
+
+    name, notes = install_own(Path(request["source"]), catalogue.models_root(), bench.task, trust_code=request["trust_code"])
+    return Answer([], {"name": name, "notes": notes})
+
+
+TASKS: dict[str, Callable[[Request, list[Volume], Bench], Answer]] = {
+    "segment": segment,
+    "segment_file": segment_file,
+    "compare": compare,
+    "quantize": quantize,
+    "build": build,
+    "install_model": install_model,
+}

@@ -1,0 +1,86 @@
+"""The two widgets of CTK that the .ui file uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PySide6.QtCore import Property, Qt, Signal
+from PySide6.QtWidgets import QHBoxLayout, QLineEdit, QToolButton, QWidget
+
+
+class ctkCollapsibleButton(QWidget):
+    """A titled section that can be folded. The .ui file gives it its layout, as it does with the real one."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._collapsed = False
+        self._button = QToolButton(self)
+        self._button.setToolButtonStyle(Qt.ToolButtonTextBesideIcon)
+        self._button.setStyleSheet("QToolButton { border: none; font-weight: bold; }")
+        self._button.clicked.connect(lambda: self._setCollapsed(not self._collapsed))
+        self._arrow()
+
+    def _arrow(self) -> None:
+        self._button.setArrowType(Qt.RightArrow if self._collapsed else Qt.DownArrow)
+
+    def _getText(self) -> str:
+        return self._button.text()
+
+    def _setText(self, text: str) -> None:
+        self._button.setText(text)
+        self._button.adjustSize()
+
+    def _getCollapsed(self) -> bool:
+        return self._collapsed
+
+    def _setCollapsed(self, collapsed: bool) -> None:
+        self._collapsed = collapsed
+        self._arrow()
+        self._showContents()
+
+    def _showContents(self) -> None:
+        for child in self.children():
+            if isinstance(child, QWidget) and child is not self._button:
+                if self._collapsed and not child.isHidden():
+                    child.setProperty("_folded", True)
+                    child.hide()
+                elif not self._collapsed and child.property("_folded"):
+                    child.setProperty("_folded", False)
+                    child.show()
+
+    def showEvent(self, event: Any) -> None:
+        # The .ui file sets "collapsed" before the section has children.
+        self._showContents()
+        if self.layout() is not None:
+            margins = self.layout().contentsMargins()
+            self.layout().setContentsMargins(margins.left(), self._button.sizeHint().height() + 6, margins.right(), margins.bottom())
+        super().showEvent(event)
+
+    def resizeEvent(self, event: Any) -> None:
+        self._button.resize(self.width(), self._button.sizeHint().height())
+        super().resizeEvent(event)
+
+    text = Property(str, _getText, _setText)
+    collapsed = Property(bool, _getCollapsed, _setCollapsed)
+
+
+class ctkPathLineEdit(QWidget):
+    """A path."""
+
+    currentPathChanged = Signal(str)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._edit = QLineEdit(self)
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._edit)
+        self._edit.textChanged.connect(self.currentPathChanged)
+
+    def _get(self) -> str:
+        return self._edit.text()
+
+    def _set(self, path: str) -> None:
+        self._edit.setText(path)
+
+    currentPath = Property(str, _get, _set, notify=currentPathChanged)

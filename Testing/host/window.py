@@ -1,0 +1,197 @@
+"""Puts the stand-in's parts where ``import slicer`` finds them, and runs a module in it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+MODULE = HERE.parent.parent / "MedQuantINT8"
+
+
+class Answers:
+    """What the user is shown and answers; a test sets ``agree`` and reads ``shown``."""
+
+    def __init__(self) -> None:
+        self.agree = True
+        self.shown: list[tuple[str, str]] = []
+
+    def display(self, kind: str) -> Any:
+        def show(text: str, *_arguments: Any, **_options: Any) -> bool:
+            self.shown.append((kind, str(text)))
+            return self.agree
+
+        return show
+
+
+class _App:
+    """The little of slicer.app that a scripted module touches."""
+
+    def __init__(self) -> None:
+        self.connected: list[tuple[str, Any]] = []
+
+    def connect(self, signal: str, slot: Any) -> None:
+        self.connected.append((signal, slot))
+
+    def translate(self, _context: str, text: str) -> str:
+        return text
+
+    def startup(self) -> None:
+        """As after the application has started."""
+        for signal, slot in self.connected:
+            if signal == "startupCompleted()":
+                slot()
+
+
+def _keep_none() -> None:
+    """PySide6 6.12 takes None for immortal, which it is from Python 3.12 on: on an older one every call that returns nothing
+    takes a reference away, and some thousand calls later the interpreter ends with a fatal error."""
+    if sys.version_info < (3, 12):
+        import ctypes
+
+        ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
+
+
+def install() -> Any:
+    """Make the stand-in; the application's answers. Call once a process, before the module is imported."""
+    _keep_none()
+    for path in (str(HERE), str(MODULE)):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    import ctk
+    import qmrml
+    import qt
+    import slicer
+    import slicer.util
+
+    from MedQuantINT8Lib import mrml
+
+    if qt.QApplication.instance() is None:
+        install.application = qt.QApplication(["window"])  # type: ignore[attr-defined]
+    if getattr(slicer, "mrmlScene", None) is None:
+        mrml.headless_scene()
+    scene = slicer.mrmlScene
+    selection = slicer.vtkMRMLSelectionNode()
+    selection.SetSingletonTag("Singleton")
+    if scene.GetNodeByID("vtkMRMLSelectionNodeSingleton") is None:
+        scene.AddNode(selection)
+    for name in ("qMRMLWidget", "qMRMLNodeComboBox", "qMRMLCheckableNodeComboBox"):
+        setattr(slicer, name, getattr(qmrml, name))
+    slicer.app = _App()
+    answers = Answers()
+    util = slicer.util
+    for name in ("errorDisplay", "warningDisplay", "infoDisplay", "confirmOkCancelDisplay", "confirmYesNoDisplay"):
+        setattr(util, name, answers.display(name))
+    util.loadUI = _load_ui(qt, ctk, qmrml)
+    util.childWidgetVariables = lambda root: _children(qt, root)
+    util.pip_install = lambda _text: None
+    _add_module("slicer.i18n", tr=lambda text: text, translate=lambda _context, text: text)
+    _add_module("slicer.packaging", pip_ensure=lambda *_a, **_k: None)
+    _add_module("slicer.ScriptedLoadableModule", **_scripted(slicer, qt))
+    samples: list[dict[str, Any]] = []
+
+    class SampleDataLogic:
+        @staticmethod
+        def registerCustomSampleDataSource(**source: Any) -> None:
+            samples.append(source)
+
+    _add_module("SampleData", SampleDataLogic=SampleDataLogic, samples=samples)
+    return answers
+
+
+def _add_module(name: str, **contents: Any) -> None:
+    made = types.ModuleType(name)
+    made.__dict__.update(contents)
+    sys.modules[name] = made
+    parent, _, last = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], last, made)
+
+
+def _load_ui(qt: Any, ctk: Any, qmrml: Any) -> Any:
+    from PySide6.QtUiTools import QUiLoader
+
+    def load(path: str) -> Any:
+        loader = QUiLoader()
+        for cls in (ctk.ctkCollapsibleButton, ctk.ctkPathLineEdit, qmrml.qMRMLWidget, qmrml.qMRMLNodeComboBox, qmrml.qMRMLCheckableNodeComboBox):
+            loader.registerCustomWidget(cls)
+        file = qt.QFile(path)
+        assert file.open(qt.QFile.ReadOnly), path
+        widget = loader.load(file)
+        assert widget is not None, loader.errorString()
+        # The loader cannot connect signals of Python's own classes; the .ui file's connections are made here.
+        import xml.etree.ElementTree as tree
+
+        for connection in tree.parse(path).iter("connection"):
+            assert connection.findtext("signal") == "mrmlSceneChanged(vtkMRMLScene*)"
+            receiver = widget.findChild(qt.QWidget, connection.findtext("receiver"))
+            widget.mrmlSceneChanged.connect(receiver.setMRMLScene)
+        return widget
+
+    return load
+
+
+def _children(qt: Any, root: Any) -> Any:
+    found = types.SimpleNamespace()
+    for child in root.findChildren(qt.QObject):
+        if child.objectName() and not child.objectName().startswith("qt_"):
+            setattr(found, child.objectName(), child)
+    return found
+
+
+def _scripted(slicer: Any, qt: Any) -> dict[str, Any]:
+    """The base classes of a scripted module, as far as this one uses them."""
+    import unittest
+
+    class ScriptedLoadableModule:
+        def __init__(self, parent: Any) -> None:
+            self.parent = parent
+            self.moduleName = type(self).__name__
+
+    class ScriptedLoadableModuleWidget:
+        def __init__(self, parent: Any = None) -> None:
+            self.moduleName = type(self).__name__.removesuffix("Widget")
+            self.parent = parent or qt.QWidget()
+            if self.parent.layout() is None:
+                qt.QVBoxLayout(self.parent)
+            self.layout = self.parent.layout()
+
+        def setup(self) -> None: ...
+
+        def resourcePath(self, name: str) -> str:
+            return str(MODULE / "Resources" / name)
+
+        def onReload(self) -> None:
+            """As slicer.util.reloadScriptedModule: the file again, and a new widget in the old one's place."""
+            self.cleanup()  # type: ignore[attr-defined]
+            while self.layout.count():
+                self.layout.takeAt(0).widget().deleteLater()
+            module = importlib.reload(sys.modules[type(self).__module__])
+            self.reloaded = getattr(module, type(self).__name__)(self.parent)
+            self.reloaded.setup()
+
+    class ScriptedLoadableModuleLogic:
+        def __init__(self, parent: Any = None) -> None:
+            self.moduleName = type(self).__name__.removesuffix("Logic")
+
+        def getParameterNode(self) -> Any:
+            scene = slicer.mrmlScene
+            node = scene.GetSingletonNode(self.moduleName, "vtkMRMLScriptedModuleNode")
+            if node is None:
+                node = slicer.vtkMRMLScriptedModuleNode()
+                node.SetSingletonTag(self.moduleName)
+                node.SetModuleName(self.moduleName)
+                node = scene.AddNode(node)
+            node.SetAttribute("ModuleName", self.moduleName)
+            return node
+
+    class ScriptedLoadableModuleTest(unittest.TestCase):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*(arguments or ("runTest",)))
+
+        def delayDisplay(self, _text: str, *_arguments: Any) -> None: ...
+
+    return {c.__name__: c for c in (ScriptedLoadableModule, ScriptedLoadableModuleWidget, ScriptedLoadableModuleLogic, ScriptedLoadableModuleTest)}

@@ -1,0 +1,120 @@
+"""Draws the icon and the sample's thumbnail, and takes the README's screenshots from the module's real window.
+
+    python Testing/make_pictures.py
+
+Slices and surfaces come from Slicer's own displayable managers; the window around the panel is the stand-in of Testing/host.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "Testing" / "host"), str(ROOT / "MedQuantINT8")]
+ICONS, SHOTS = ROOT / "MedQuantINT8" / "Resources" / "Icons", ROOT / "Resources"
+WIDTH, HEIGHT, PANEL = 1180, 860, 400
+
+
+def icon(qt: Any) -> None:
+    """A head's outline in steps, as rounding makes them, over a smooth one; 128 x 128."""
+    image = qt.QImage(128, 128, qt.QImage.Format_ARGB32)
+    image.fill(0)
+    painter = qt.QPainter(image)
+    painter.setRenderHint(qt.QPainter.Antialiasing)
+    painter.setPen(qt.Qt.NoPen)
+    painter.setBrush(qt.QColor(24, 50, 74))
+    painter.drawRoundedRect(4, 4, 120, 120, 22, 22)
+    for y in range(8):
+        for x in range(8):
+            distance = ((x - 3.5) ** 2 / 9.5 + (y - 3.5) ** 2 / 12.5) ** 0.5
+            if distance < 1:
+                painter.setBrush(qt.QColor(242, 163, 65) if distance < 0.45 else qt.QColor(104, 182, 200))
+                painter.drawRoundedRect(17 + 12 * x, 17 + 12 * y, 10, 10, 2, 2)
+    pen = qt.QPen(qt.QColor(255, 255, 255, 210))
+    pen.setWidth(3)
+    painter.setPen(pen)
+    painter.setBrush(qt.Qt.NoBrush)
+    painter.drawEllipse(qt.QPointF(64, 64), 39, 45)
+    painter.end()
+    image.save(str(ICONS / "MedQuantINT8.png"))
+
+
+def look(qt: Any, until: Any) -> None:
+    end = time.monotonic() + 120
+    while not until() and time.monotonic() < end:
+        qt.QApplication.processEvents()
+        time.sleep(0.01)
+    qt.QApplication.processEvents()
+
+
+def screenshot(qt: Any, panel: Any, views: Any, path: Path) -> None:
+    """The panel on the left, the views on the right, as in Slicer."""
+    picture = qt.QPixmap(WIDTH, HEIGHT)
+    picture.fill(qt.QColor(18, 18, 24))
+    painter = qt.QPainter(picture)
+    painter.drawPixmap(0, 0, panel.grab().copy(0, 0, PANEL, HEIGHT))
+    size = (WIDTH - PANEL - 12) // 2
+    for n in range(4):
+        x, y = PANEL + 8 + (n % 2) * (size + 4), (HEIGHT - 2 * size - 4) // 2 + (n // 2) * (size + 4)
+        painter.drawPixmap(x, y, size, size, views, n * 360, 0, 360, 360)
+    painter.end()
+    picture.toImage().convertToFormat(qt.QImage.Format_RGB888).save(str(path))
+
+
+def main() -> None:
+    import window
+
+    window.install()
+    import qt
+    import slicer
+
+    import MedQuantINT8
+    from MedQuantINT8Lib.mrml_views import save_picture
+
+    for folder in (ICONS, SHOTS):
+        folder.mkdir(parents=True, exist_ok=True)
+    icon(qt)
+    MedQuantINT8.MedQuantINT8(type("Parent", (), {})())
+    widget = MedQuantINT8.MedQuantINT8Widget()
+    widget.setup()
+    widget.parent.resize(PANEL, HEIGHT)
+    widget.parent.setStyleSheet("font-size: 12px")
+    widget.parent.show()
+    slicer.app.startup()
+    import SampleData
+
+    node = SampleData.samples[0]["customDownloader"](None)
+    ui, runner = widget.view.ui, widget.view.runner
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def views(segmentation: Any) -> Any:
+            save_picture(node, segmentation, Path(scratch) / "views.png")
+            return qt.QPixmap(str(Path(scratch) / "views.png"))
+
+        ui.segmentButton.click()
+        look(qt, lambda: "Segmenting" in ui.segmentStatusLabel.text())
+        look(qt, lambda: not runner.busy)
+        result = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+        pictures = views(result)
+        screenshot(qt, widget.parent, pictures, SHOTS / "segment.png")
+        pictures.copy(1080, 0, 360, 360).scaled(260, 260, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation).save(
+            str(ICONS / "MadeAbdomen.png")
+        )
+        ui.segmentSection.setProperty("collapsed", True)
+        ui.compareSection.setProperty("collapsed", False)
+        ui.compareButton.click()
+        look(qt, lambda: not runner.busy)
+        ui.showDifferencesButton.click()
+        result.GetDisplayNode().SetVisibility(False)
+        differences = slicer.mrmlScene.GetNthNodeByClass(1, "vtkMRMLSegmentationNode")
+        look(qt, lambda: True)
+        screenshot(qt, widget.parent, views(differences), SHOTS / "compare.png")
+    widget.cleanup()
+
+
+if __name__ == "__main__":
+    main()

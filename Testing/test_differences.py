@@ -1,0 +1,103 @@
+"""Regions where two segmentations differ, memory told before a run, and what undo keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from MedQuantINT8Lib import memory
+from MedQuantINT8Lib.differences import MOST_REGIONS, find_differences
+from MedQuantINT8Lib.errors import InputError
+from MedQuantINT8Lib.model_spec import Label
+from MedQuantINT8Lib.segmenter import SegmentationOptions
+from MedQuantINT8Lib.volume import Grid
+
+LABELS = (Label(1, "liver", 1), Label(2, "spleen", 2))
+
+
+def ball():
+    k, j, i = np.ogrid[:40, :48, :56]
+    return ((k - 20) ** 2 + (j - 24) ** 2 + (i - 28) ** 2 < 14**2).astype(np.uint8)
+
+
+def test_regions_are_numbered_from_the_largest_with_where_and_what(geometry):
+    first = ball()
+    second = first.copy()
+    second[20, 24, 26:31] = 2
+    second[2, 2, 2] = 1
+    second[20, 24, 41] = 0
+    grid = Grid((56, 48, 40), geometry)
+    found = find_differences(first, second, LABELS, grid)
+    assert found.voxels == 7 and found.region_count == 3 and np.array_equal(found.numbers > 0, first != second)
+    assert found.ml == pytest.approx(7 * grid.voxel_ml)
+    deep, *others = found.regions
+    assert (deep.voxels, deep.first, deep.second) == (5, "liver", "spleen") and deep.depth_voxels == 8 and deep.boundary_share == 0
+    voxel = np.linalg.inv(geometry) @ [*deep.center_ras, 1]
+    assert np.allclose(voxel[[2, 1]], [20, 24]) and 26 <= round(voxel[0]) <= 30
+    far, rim = sorted(others, key=lambda region: region.boundary_share)
+    assert far.first == "background" and far.second == "liver" and far.boundary_share == 0
+    assert rim.boundary_share == 1 and rim.depth_voxels == 0
+    assert found.boundary_share == pytest.approx(1 / 7)
+
+
+def test_depth_is_the_chessboard_distance_to_a_boundary():
+    from scipy.ndimage import distance_transform_cdt
+
+    first = ball()
+    edge = np.zeros(first.shape, bool)
+    for axis in range(3):
+        step = np.diff(first.astype(int), axis=axis) != 0
+        low, high = [[slice(None)] * 3 for _ in range(2)]
+        low[axis], high[axis] = slice(None, -1), slice(1, None)
+        edge[tuple(low)] |= step
+        edge[tuple(high)] |= step
+    expected = np.minimum(distance_transform_cdt(~edge, "chessboard"), 9)
+    second = first.copy()
+    rng = np.random.default_rng(0)
+    for k, j, i in rng.integers(1, 38, (40, 3)):
+        second[k, j, i] = 2
+    found = find_differences(first, second, LABELS, Grid((56, 48, 40), np.eye(4)))
+    for region in found.regions:
+        assert region.depth_voxels == expected[found.numbers == region.number].max()
+
+
+def test_no_difference_and_more_regions_than_are_named():
+    first = np.zeros((32, 32, 32), np.uint8)
+    grid = Grid((32, 32, 32), np.eye(4))
+    none = find_differences(first, first, LABELS, grid)
+    assert none.voxels == 0 and none.boundary_share is None and not none.numbers.any() and none.to_json()["regions"] == []
+    second = first.copy()
+    second[::3, ::3, ::3] = 1
+    many = find_differences(first, second, LABELS, grid)
+    assert many.region_count == 11**3 and len(many.regions) == MOST_REGIONS
+    assert many.numbers.max() == MOST_REGIONS + 1 and int((many.numbers > 0).sum()) == many.voxels
+
+
+def test_memory_is_told_from_sizes_alone(int8_package, phantom):
+    options = SegmentationOptions()
+    small = memory.estimate(int8_package, "int8", phantom[0], options)
+    several = memory.estimate(int8_package, "int8", phantom[0], SegmentationOptions(batch=4))
+    assert several.engine - small.engine == 3 * (small.engine - 2 * int8_package.onnx_path("int8").stat().st_size)
+    # The first level of the demo network: 8 to 16 channels of 64^3 single values are alive at once.
+    floats = memory.activation_bytes(int8_package.onnx_path("fp32"), 0.0, (64, 64, 64)) / 64**3 / 4
+    assert 8 <= floats <= 80
+    assert "GB" in small.in_words() and memory.memory_json(small)["total"] == small.total
+
+
+def test_what_does_not_fit_is_made_smaller_or_refused(int8_package, phantom, monkeypatch):
+    options = SegmentationOptions(batch=8)
+    needed = memory.estimate(int8_package, "int8", phantom[0], options)
+    monkeypatch.setattr(memory, "available_memory", lambda: needed.total * 4)
+    assert memory.fitted(int8_package, "int8", phantom[0], options) == (options, [])
+    one = memory.estimate(int8_package, "int8", phantom[0], SegmentationOptions())
+    monkeypatch.setattr(memory, "available_memory", lambda: int(one.total * 2.05))
+    changed, notes = memory.fitted(int8_package, "int8", phantom[0], options)
+    assert changed.batch == 1 and "one window at a time" in notes[0]
+    monkeypatch.setattr(memory, "available_memory", lambda: 10 << 20)
+    with pytest.raises(InputError, match=r"needs about .* GB .*but only 0\.0 GB"):
+        memory.fitted(int8_package, "int8", phantom[0], SegmentationOptions())
+    with pytest.raises(InputError, match="needs about"):
+        from MedQuantINT8Lib import runs
+        from MedQuantINT8Lib.progress import Task
+
+        runs.segment(int8_package, phantom[0], runs.EngineChoice("openvino", "int8"), SegmentationOptions(), Task())
