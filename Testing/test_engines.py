@@ -17,6 +17,7 @@ from MedQuantINT8Lib.errors import EngineError, PackageError, StorageError
 from MedQuantINT8Lib.layers import weighted_layers
 from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.preprocessing import preprocess
+from MedQuantINT8Lib.progress import Task
 
 PATCH = (64, 64, 64)
 
@@ -335,3 +336,53 @@ def test_engines_report_to_nobody(fp32_package, tmp_path):
     )
     assert done.stdout.split() == ["silent"], done.stdout + done.stderr
     assert not (tmp_path / "intel").exists()
+
+
+class _Fake:
+    """Backends and engines of made numbers: a layer at fault changes the output when it is quantized."""
+
+    def __init__(self, faults, seen=None):
+        self.faults, self.seen = faults, seen
+
+    def build(self, network, folder, options):
+        if self.seen is not None:
+            self.seen.append(options)
+        quantized = {"a", "b", "c", "d", "e", "f", "g", "h"} - set(options.high_precision)
+        (folder / "wrong").write_text(str(len(quantized & self.faults)))
+
+    def load(self, folder, options):
+        return _FakeEngine(float((folder / "wrong").read_text()))
+
+
+class _FakeEngine:
+    def __init__(self, wrong):
+        self.wrong = wrong
+
+    def infer(self, batch):
+        made = np.zeros((1, 2, 8, 8, 8), np.float32)
+        made[:, 0] = 1
+        made[:, 1] = self.wrong * 2
+        return made
+
+    def close(self): ...
+
+
+@pytest.mark.parametrize(("faults", "most"), [({"f"}, 8), ({"a", "h"}, 14), (set("abcdefgh"), 16)])
+def test_layers_at_fault_are_found_by_halving(monkeypatch, faults, most):
+    from types import SimpleNamespace
+
+    from MedQuantINT8Lib import graph, layers
+    from MedQuantINT8Lib.engines import fidelity, onnxruntime
+
+    monkeypatch.setattr(graph, "load_network", lambda path: None)
+    monkeypatch.setattr(layers, "weighted_layers", lambda model: [SimpleNamespace(name=n, quantized=True) for n in "abcdefgh"])
+    monkeypatch.setattr(onnxruntime, "OnnxRuntimeBackend", lambda: _Fake(set()))
+    seen = []
+    options = BuildOptions("int8", (8, 8, 8))
+    labels = fidelity.patch_labels("softmax", activated=False, threshold=0.5)
+    patch = np.zeros((1, 8, 8, 8), np.float32)
+    found = fidelity.offending_layers(_Fake(faults, seen), None, None, options, patch, labels, Task())
+    assert set(found) == faults and len(seen) <= most
+    monkeypatch.setattr(fidelity, "MOST_TRIALS", 2)
+    hasty = fidelity.offending_layers(_Fake(faults), None, None, options, patch, labels, Task())
+    assert faults <= set(hasty) and len(hasty) == len(set(hasty))

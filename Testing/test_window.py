@@ -28,6 +28,11 @@ pytestmark = pytest.mark.slicer
 SECONDS = 120
 
 
+def read(widget, name):
+    """A widget's Qt property, in PythonQt and PySide6 alike."""
+    return widget.property(name)
+
+
 @pytest.fixture(scope="module")
 def answers():
     return window.install()
@@ -55,7 +60,10 @@ class User:
         self.qt, self.scene, self.answers = qt, slicer.mrmlScene, answers
         self.scene.Clear(0)
         MedQuantINT8.MedQuantINT8(type("Parent", (), {})())
-        self.widget = MedQuantINT8.MedQuantINT8Widget()
+        # With a parent, as the application makes it.
+        parent = slicer.qMRMLWidget()
+        parent.setLayout(qt.QVBoxLayout())
+        self.widget = MedQuantINT8.MedQuantINT8Widget(parent)
         self.widget.setup()
         self.widget.parent.resize(420, 1000)
         self.widget.parent.show()
@@ -84,7 +92,7 @@ class User:
         return node
 
     def click(self, button):
-        assert button.isEnabled(), f"{button.objectName()} is grey"
+        assert button.isEnabled(), f"{read(button, 'objectName')} is grey"
         button.click()
         self.look()
 
@@ -93,7 +101,7 @@ class User:
         seen, end = [], time.monotonic() + seconds
         while time.monotonic() < end:
             self.look()
-            text = self.ui.segmentStatusLabel.text() + self.ui.buildStatusLabel.text() + self.ui.compareStatusLabel.text()
+            text = read(self.ui.segmentStatusLabel, "text") + read(self.ui.buildStatusLabel, "text") + read(self.ui.compareStatusLabel, "text")
             if text and (not seen or seen[-1] != text):
                 seen.append(text)
             if until() if until else not self.view.runner.busy:
@@ -126,27 +134,27 @@ def slow_down(user):
 def test_the_active_volume_is_chosen_and_one_click_segments_it(user):
     node = user.load()
     assert user.ui.volumeSelector.currentNode() is node
-    assert "liver" in user.ui.modelInfoLabel.text() and user.ui.segmentButton.text() == "Segment"
+    assert "liver" in read(user.ui.modelInfoLabel, "text") and read(user.ui.segmentButton, "text") == "Segment"
     user.click(user.ui.segmentButton)
-    assert user.ui.segmentButton.text() == "Cancel" and user.ui.segmentProgress.isVisible()
+    assert read(user.ui.segmentButton, "text") == "Cancel" and user.ui.segmentProgress.isVisible()
     assert not user.ui.compareButton.isEnabled()
     seen = user.watch()
     assert any("Segmenting" in text for text in seen) and "Done" in seen[-1] and "OpenVINO" in seen[-1]
     [segmentation] = user.segmentations()
     assert len(user.structures(segmentation)) == 5
     assert segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
-    assert user.ui.segmentButton.text() == "Segment" and not user.errors()
+    assert read(user.ui.segmentButton, "text") == "Segment" and not user.errors()
 
 
 def test_cancel_stops_and_a_second_click_works(user):
     user.load()
     faster = slow_down(user)
     user.click(user.ui.segmentButton)
-    user.watch(lambda: "Segmenting" in user.ui.segmentStatusLabel.text())
+    user.watch(lambda: "Segmenting" in read(user.ui.segmentStatusLabel, "text"))
     user.click(user.ui.segmentButton)
-    assert user.ui.segmentStatusLabel.text() == "Stopping …"
+    assert read(user.ui.segmentStatusLabel, "text") == "Stopping …"
     user.watch()
-    assert user.ui.segmentStatusLabel.text() == "Cancelled." and not user.segmentations() and not user.errors()
+    assert read(user.ui.segmentStatusLabel, "text") == "Cancelled." and not user.segmentations() and not user.errors()
     faster()
     user.click(user.ui.segmentButton)
     user.watch()
@@ -156,7 +164,7 @@ def test_cancel_stops_and_a_second_click_works(user):
 def test_structures_output_and_undo(user):
     user.load()
     user.click(user.ui.allClassesButton)
-    for n in range(user.ui.classList.count()):
+    for n in range(read(user.ui.classList, "count")):
         item = user.ui.classList.item(n)
         if item.text() in ("liver", "spleen"):
             item.setCheckState(user.qt.Qt.Checked)
@@ -195,13 +203,13 @@ def test_an_empty_scene_a_label_map_and_a_volume_without_voxels_are_told(user):
 def test_a_scan_of_another_modality_is_warned_of(user):
     mrml.volume_node(Volume(np.abs(make_phantom(2000, (40, 40, 40), 8.0)[0].data), np.eye(4), "T1"), "T1", user.scene)
     user.look()
-    assert "made for CT" in user.ui.warningLabel.text() and user.ui.warningLabel.isVisible()
+    assert "made for CT" in read(user.ui.warningLabel, "text") and user.ui.warningLabel.isVisible()
     node = user.load("CT scan")
     user.ui.volumeSelector.setCurrentNodeID(node.GetID())
     assert not user.ui.warningLabel.isVisible()
     node.SetAttribute("DICOM.Modality", "MR")
     user.view.segment.show()
-    assert "is a MR scan" in user.ui.warningLabel.text()
+    assert "is a MR scan" in read(user.ui.warningLabel, "text")
 
 
 def test_voxels_that_come_after_the_node_are_looked_at(user):
@@ -211,20 +219,20 @@ def test_voxels_that_come_after_the_node_are_looked_at(user):
     full = mrml.volume_node(Volume(np.full((8, 8, 8), 3, np.int16), np.eye(4), "MR"), "Other", user.scene)
     node.SetAndObserveImageData(full.GetImageData())
     user.look()
-    assert "made for CT" in user.ui.warningLabel.text()
+    assert "made for CT" in read(user.ui.warningLabel, "text")
 
 
 def test_models_are_found_by_words(user, int8_package, fp32_package):
     int8_package.save(Path(os.environ["MEDQUANT_MODELS"]) / "phantom" / "package")
     fp32_package.save(Path(os.environ["MEDQUANT_MODELS"]) / "raw" / "package")
     user.view.show()
-    assert user.ui.modelList.count() == 3
+    assert read(user.ui.modelList, "count") == 3
     texts = [user.ui.modelList.item(n).text() for n in range(3)]
     assert sum("no INT8 network yet" in text for text in texts) == 1
     user.ui.modelSearchEdit.setText("ct LIVER")
-    assert user.ui.modelList.count() == 3
+    assert read(user.ui.modelList, "count") == 3
     user.ui.modelSearchEdit.setText("hippocampus")
-    assert user.ui.modelList.count() == 0
+    assert read(user.ui.modelList, "count") == 0
 
 
 def test_a_network_of_two_channels_gets_two_selectors(user, fp32_package):
@@ -240,7 +248,7 @@ def test_a_network_of_two_channels_gets_two_selectors(user, fp32_package):
     first, second = user.load("first"), user.load("second", 2001)
     user.view.segment.selectModel("two")
     [(selector, label)] = user.view.segment._channelSelectors
-    assert label.text() == "T2"
+    assert read(label, "text") == "T2"
     selector.setCurrentNodeID(second.GetID())
     assert user.view.segment.parameters.channels == [second] and user.view.segment.parameters.volume is first
     user.view.segment.selectModel("demo")
@@ -253,7 +261,7 @@ def test_the_state_is_saved_with_the_scene_and_comes_back(user, tmp_path):
     user.ui.precisionCombo.setCurrentIndex(user.ui.precisionCombo.findData("fp32"))
     user.ui.classList.item(0).setCheckState(user.qt.Qt.Unchecked)
     user.ui.patchesSpin.setValue(7)
-    user.ui.patchesSpin.editingFinished.emit()
+    user.view.build._changed()
     user.ui.calibrationSelector.setCheckState(node, user.qt.Qt.Checked)
     path = tmp_path / "scene.mrml"
     assert user.scene.Commit(str(path))
@@ -263,8 +271,8 @@ def test_the_state_is_saved_with_the_scene_and_comes_back(user, tmp_path):
     user.scene.SetURL(str(path))
     user.scene.Import()
     user.look()
-    assert not user.ui.surfaceCheck.isChecked() and user.ui.patchesSpin.value() == 7
-    assert user.ui.precisionCombo.currentData() == "fp32"
+    assert not read(user.ui.surfaceCheck, "checked") and read(user.ui.patchesSpin, "value") == 7
+    assert user.ui.precisionCombo.itemData(read(user.ui.precisionCombo, "currentIndex")) == "fp32"
     assert user.ui.classList.item(0).checkState() == user.qt.Qt.Unchecked
     assert user.ui.volumeSelector.currentNode().GetName() == "Scan"
     assert [n.GetName() for n in user.ui.calibrationSelector.checkedNodes()] == ["Scan"]
@@ -274,23 +282,23 @@ def test_a_volume_deleted_and_a_scene_closed_during_the_run(user):
     node = user.load()
     slow_down(user)
     user.click(user.ui.segmentButton)
-    user.watch(lambda: "Segmenting" in user.ui.segmentStatusLabel.text())
+    user.watch(lambda: "Segmenting" in read(user.ui.segmentStatusLabel, "text"))
     user.scene.RemoveNode(node)
     user.watch()
     assert "was deleted" in user.errors()[-1] and not user.segmentations()
     user.load("Again")
     user.click(user.ui.segmentButton)
-    user.watch(lambda: "Segmenting" in user.ui.segmentStatusLabel.text())
+    user.watch(lambda: "Segmenting" in read(user.ui.segmentStatusLabel, "text"))
     user.scene.Clear(0)
     user.watch()
-    assert user.ui.segmentStatusLabel.text() == "Cancelled." and not user.segmentations() and len(user.errors()) == 1
+    assert read(user.ui.segmentStatusLabel, "text") == "Cancelled." and not user.segmentations() and len(user.errors()) == 1
 
 
 def test_a_killed_worker_is_told_and_the_next_click_starts_another(user):
     user.load()
     faster = slow_down(user)
     user.click(user.ui.segmentButton)
-    user.watch(lambda: "Segmenting" in user.ui.segmentStatusLabel.text())
+    user.watch(lambda: "Segmenting" in read(user.ui.segmentStatusLabel, "text"))
     os.kill(user.widget.logic.engineRoom._client.pid, signal.SIGKILL)
     user.watch()
     assert "killed, perhaps for want of memory" in user.errors()[-1]
@@ -338,10 +346,10 @@ def test_compare_shows_what_was_lost_and_leads_to_it(user, tmp_path, monkeypatch
     user.click(user.ui.compareButton)
     seen = user.watch()
     assert any("FP32: segmenting" in text for text in seen) and any("INT8: segmenting" in text for text in seen)
-    summary = {user.ui.summaryTable.item(r, 0).text(): user.ui.summaryTable.item(r, 2).text() for r in range(user.ui.summaryTable.rowCount())}
+    summary = {user.ui.summaryTable.item(r, 0).text(): user.ui.summaryTable.item(r, 2).text() for r in range(read(user.ui.summaryTable, "rowCount"))}
     assert float(summary["network file, MB"]) < 0.3 and summary["work in INT8"] == "99 %" and summary["memory, GB"] != "–"
-    assert user.ui.structureTable.rowCount() == 5 and "Mean Dice 0.9" in user.ui.compareResultLabel.text()
-    assert user.ui.regionList.count() > 3
+    assert read(user.ui.structureTable, "rowCount") == 5 and "Mean Dice 0.9" in read(user.ui.compareResultLabel, "text")
+    assert read(user.ui.regionList, "count") > 3
     user.click(user.ui.showDifferencesButton)
     [differences] = user.segmentations()
     assert "ml, " in user.structures(differences)[0]
@@ -422,9 +430,9 @@ def test_an_int8_engine_is_made_in_the_window(user):
     node = user.load("Calibration")
     user.ui.calibrationSelector.setCheckState(node, user.qt.Qt.Checked)
     user.ui.patchesSpin.setValue(3)
-    user.ui.patchesSpin.editingFinished.emit()
+    user.view.build._changed()
     user.click(user.ui.buildButton)
-    assert user.ui.buildButton.text() == "Cancel" and not user.ui.segmentButton.isEnabled()
+    assert read(user.ui.buildButton, "text") == "Cancel" and not user.ui.segmentButton.isEnabled()
     user.watch(seconds=300)
     assert not user.errors(), user.errors()
     log = user.ui.logText.toPlainText()
@@ -458,9 +466,9 @@ def test_a_model_of_ones_own_is_brought_in(user, int8_package, tmp_path, monkeyp
 
 def test_a_download_asks_for_the_licence_first(user):
     combo = user.ui.buildModelCombo
-    index = next(n for n in range(combo.count()) if combo.itemData(n).startswith("get:"))
+    index = next(n for n in range(read(combo, "count")) if combo.itemData(n).startswith("get:"))
     combo.setCurrentIndex(index)
-    assert user.ui.buildButton.text() == "Download model"
+    assert read(user.ui.buildButton, "text") == "Download model"
     user.answers.agree = False
     user.click(user.ui.buildButton)
     assert "Licence" in user.answers.shown[-1][1] and not user.view.runner.busy
@@ -484,9 +492,10 @@ def test_every_control_can_be_reached_and_named(user):
     kinds = (user.qt.QAbstractButton, user.qt.QComboBox, user.qt.QLineEdit, user.qt.QAbstractSpinBox, user.qt.QListWidget, user.qt.QTableWidget)
     names = [name for name in vars(user.ui) if isinstance(getattr(user.ui, name), kinds)]
     assert len(names) > 25
-    nameless = [n for n in names if not getattr(user.ui, n).accessibleName() and not (hasattr(getattr(user.ui, n), "text") and getattr(user.ui, n).text())]
+    nameless = [n for n in names if not read(getattr(user.ui, n), "accessibleName") and not read(getattr(user.ui, n), "text")]
     assert not nameless
-    keys = [label.text().split("&")[1][0].lower() for name, label in vars(user.ui).items() if name.endswith("Label") and "&" in label.text()]
+    texts = [read(label, "text") for name, label in vars(user.ui).items() if name.endswith("Label")]
+    keys = [text.split("&")[1][0].lower() for text in texts if "&" in text]
     assert len(keys) > 10
 
 

@@ -45,6 +45,15 @@ def page(results: dict) -> str:
             f"Resident worker, started for it: {row['cold_s']:.2f} s; with the engine kept: {row['warm_s']:.2f} s. A new process for the whole run: {row['new_process_whole_run_s']:.2f} s.",
             "",
         ]
+    if row := results.get("window"):
+        large = row["large"]
+        lines += [
+            f"## The module's window (in the stand-in of Testing/host) while a scan of {' x '.join(map(str, large['voxels']))} is segmented",
+            "",
+            f"{large['seconds']:.0f} s from click to segmentation node; longest gap in the event loop {large['longest_gap_ms']:.0f} ms ({large['gaps_over_100_ms']:.0f} over 100 ms, 99 % below {large['p99_gap_ms']:.0f} ms). "
+            f"Click to worker computing: cold {row['cold_click_to_computing_s']:.2f} s, warm {row['warm_click_to_computing_s']:.2f} s. Import of the module file: {row['module_import_ms']:.1f} ms.",
+            "",
+        ]
     if row := results.get("end_to_end"):
         lines += [
             f"## A whole T1 head, file to label map ({row['network']})",
@@ -82,7 +91,7 @@ def main() -> None:
     from MedQuantINT8Lib.system import machine
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in sys.argv[1:] or ("network_speed", "rewrites", "worker_start", "bounded_memory", "end_to_end"):
+    for name in sys.argv[1:] or ("network_speed", "rewrites", "worker_start", "window", "bounded_memory", "end_to_end"):
         done = subprocess.run([sys.executable, str(HERE / f"{name}.py")], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr[-2000:]}")

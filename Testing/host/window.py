@@ -56,7 +56,12 @@ def _keep_none() -> None:
 
 
 def install() -> Any:
-    """Make the stand-in; the application's answers. Call once a process, before the module is imported."""
+    """Make the stand-in; the application's answers. Call once a process, before the module is imported.
+
+    In Slicer itself nothing but the message boxes is replaced.
+    """
+    if hasattr(sys.modules.get("slicer"), "app"):
+        return _answer_in_slicer()
     _keep_none()
     for path in (str(HERE), str(MODULE)):
         if path not in sys.path:
@@ -83,7 +88,7 @@ def install() -> Any:
     slicer.app = _App()
     answers = Answers()
     util = slicer.util
-    for name in ("errorDisplay", "warningDisplay", "infoDisplay", "confirmOkCancelDisplay", "confirmYesNoDisplay"):
+    for name in ("errorDisplay", "warningDisplay", "infoDisplay", "confirmOkCancelDisplay"):
         setattr(util, name, answers.display(name))
     util.loadUI = _load_ui(qt, ctk, qmrml)
     util.childWidgetVariables = lambda root: _children(qt, root)
@@ -99,6 +104,15 @@ def install() -> Any:
             samples.append(source)
 
     _add_module("SampleData", SampleDataLogic=SampleDataLogic, samples=samples)
+    return answers
+
+
+def _answer_in_slicer() -> Any:
+    import slicer.util
+
+    answers = Answers()
+    for name in ("errorDisplay", "warningDisplay", "infoDisplay", "confirmOkCancelDisplay"):
+        setattr(slicer.util, name, answers.display(name))
     return answers
 
 

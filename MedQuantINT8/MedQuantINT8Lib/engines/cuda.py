@@ -1,0 +1,437 @@
+"""NVIDIA GPUs through cuda-python: devices, memory, streams, events, graphs, and kernels compiled at run time by NVRTC.
+
+No torch and no compiler: the GPU's driver and ``cuda.bindings`` (12.8 or later, 13.x) are all it takes. Every call's result is
+checked. Work never runs on the default stream, so that it does not wait for, or hold up, another library's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ..errors import DependencyError, EngineError
+from ..files import replacing
+from .cache import cache_root
+
+#: The oldest generation whose tensor cores multiply INT8 in 3D kernels (Ampere).
+LEAST_CAPABILITY = (8, 0)
+
+
+class GpuError(EngineError):
+    """A call of the driver that failed."""
+
+
+class GpuMemoryError(GpuError):
+    """The GPU has not enough free memory."""
+
+
+def bindings() -> tuple[Any, Any]:
+    """The driver's and NVRTC's bindings.
+
+    Raises:
+        DependencyError: cuda-python is missing, or the GPU's driver is.
+    """
+    try:
+        from cuda.bindings import driver, nvrtc
+    except ImportError as error:
+        raise DependencyError("The Python package 'cuda-python' is not installed.", "Install it with: pip install cuda-python") from error
+    except RuntimeError as error:
+        raise DependencyError(f"There is no NVIDIA driver here: {error}.", "Install NVIDIA's driver, or use another engine.") from error
+    return driver, nvrtc
+
+
+def checked(result: tuple[Any, ...], what: str) -> Any:
+    """The values of a driver or NVRTC call.
+
+    Raises:
+        GpuMemoryError: the memory of the GPU, or pinned memory, is used up.
+        GpuError: any other failure; says what was tried and the driver's own name of the error.
+    """
+    code, *values = result
+    if int(code) != 0:
+        name = getattr(code, "name", str(code)).removeprefix("CUDA_ERROR_").removeprefix("NVRTC_ERROR_")
+        if name == "OUT_OF_MEMORY":
+            raise GpuMemoryError(f"The GPU has not enough free memory to {what}.", "Close other programs, or choose a smaller batch or patch.")
+        raise GpuError(f"The GPU could not {what}: {name.lower().replace('_', ' ')}.", "Restart the program; if it happens again, update NVIDIA's driver.")
+    return values[0] if len(values) == 1 else tuple(values) if values else None
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """What is known of a GPU without using it."""
+
+    index: int
+    name: str
+    capability: tuple[int, int]
+    total_bytes: int
+
+    @property
+    def reason_unfit(self) -> str:
+        """Why INT8 networks cannot run on it, or an empty string."""
+        if self.capability < LEAST_CAPABILITY:
+            major, minor = self.capability
+            return f"{self.name} (compute capability {major}.{minor}) is too old: INT8 needs 8.0 (Ampere) or later"
+        return ""
+
+
+def gpus() -> list[GpuInfo]:
+    """All NVIDIA GPUs; none where there is no driver.
+
+    Raises:
+        DependencyError: cuda-python is missing.
+    """
+    driver, _ = bindings()
+    if int(driver.cuInit(0)[0]) != 0:
+        return []
+    attribute = driver.CUdevice_attribute
+    found = []
+    for index in range(checked(driver.cuDeviceGetCount(), "count the GPUs")):
+        device = checked(driver.cuDeviceGet(index), "open the GPU")
+        major, minor = (
+            checked(driver.cuDeviceGetAttribute(a, device), "read the GPU's properties")
+            for a in (
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        name = checked(driver.cuDeviceGetName(128, device), "read the GPU's name").split(b"\0")[0].decode()
+        found.append(GpuInfo(index, name, (major, minor), checked(driver.cuDeviceTotalMem(device), "read the GPU's memory")))
+    return found
+
+
+def choose_gpu(device: str) -> GpuInfo:
+    """The GPU that ``device`` names: "gpu" takes the one with most free memory, "gpu:1" the second.
+
+    Raises:
+        EngineError: there is no such GPU, or it is too old.
+    """
+    known = gpus()
+    if not known:
+        raise EngineError("There is no NVIDIA GPU here, or its driver is missing.", "Choose the device cpu.")
+    if ":" in device:
+        wanted = device.partition(":")[2]
+        fitting = [info for info in known if str(info.index) == wanted]
+        if not fitting:
+            raise EngineError(f"There is no GPU number {wanted}.", f"There are: {', '.join(f'gpu:{g.index} {g.name}' for g in known)}.")
+        chosen = fitting[0]
+    else:
+        usable = [info for info in known if not info.reason_unfit] or known
+        chosen = max(usable, key=lambda info: free_memory(info.index))
+    if chosen.reason_unfit:
+        raise EngineError(f"{chosen.reason_unfit}.", "Choose another GPU, or the device cpu.")
+    return chosen
+
+
+def free_memory(index: int) -> int:
+    """Bytes that are free on a GPU."""
+    with Gpu(index) as gpu:
+        return gpu.free_bytes
+
+
+class Gpu:
+    """A GPU in use: its primary context, which other libraries (torch, TensorRT) share, made current in this thread."""
+
+    def __init__(self, index: int = 0) -> None:
+        self.driver, self.nvrtc = bindings()
+        checked(self.driver.cuInit(0), "start")
+        self.device = checked(self.driver.cuDeviceGet(index), "open the GPU")
+        self.info = next(info for info in gpus() if info.index == index)
+        self._context = checked(self.driver.cuDevicePrimaryCtxRetain(self.device), "open the GPU")
+        self._modules: dict[str, Any] = {}
+        self._buffers: dict[int, DeviceBuffer] = {}
+        self.enter()
+
+    def enter(self) -> None:
+        """Make it current in the calling thread."""
+        checked(self.driver.cuCtxSetCurrent(self._context), "use the GPU")
+
+    def __enter__(self) -> Gpu:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free what was allocated through this object and let the context go."""
+        if self._context is None:
+            return
+        self.enter()
+        for buffer in list(self._buffers.values()):
+            buffer.free()
+        for module in self._modules.values():
+            checked(self.driver.cuModuleUnload(module), "unload kernels")
+        self._modules = {}
+        checked(self.driver.cuCtxSetCurrent(self.driver.CUcontext(0)), "leave the GPU")
+        checked(self.driver.cuDevicePrimaryCtxRelease(self.device), "leave the GPU")
+        self._context = None
+
+    @property
+    def free_bytes(self) -> int:
+        return int(checked(self.driver.cuMemGetInfo(), "read the free memory")[0])
+
+    def allocate(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceBuffer:
+        """Memory on the GPU for an array; freed by its ``free()``, or with this object.
+
+        Raises:
+            GpuMemoryError: there is not enough.
+        """
+        return DeviceBuffer(self, tuple(shape), np.dtype(dtype))
+
+    def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> PinnedBuffer:
+        """Memory of the computer that the GPU copies from and to by itself."""
+        return PinnedBuffer(self, tuple(shape), np.dtype(dtype))
+
+    def stream(self) -> Stream:
+        return Stream(self)
+
+    def kernels(self, source: str, names: Sequence[str]) -> dict[str, Kernel]:
+        """Kernels of CUDA C source, compiled for this GPU; the binary is kept beside the engines.
+
+        Args:
+            names: of ``extern "C" __global__`` functions.
+
+        Raises:
+            GpuError: the source does not compile; holds the compiler's own words.
+        """
+        key = hashlib.sha256(source.encode()).hexdigest()
+        if key not in self._modules:
+            self._modules[key] = checked(self.driver.cuModuleLoadData(self._binary(source)), "load kernels")
+        module = self._modules[key]
+        return {n: Kernel(self, checked(self.driver.cuModuleGetFunction(module, n.encode()), f"find the kernel {n}"), n) for n in names}
+
+    def _binary(self, source: str) -> bytes:
+        major, minor = self.info.capability
+        version = checked(self.nvrtc.nvrtcVersion(), "ask NVRTC for its version")
+        key = hashlib.sha256(repr((source, major, minor, tuple(version))).encode()).hexdigest()[:24]
+        path = cache_root() / "kernels" / f"{key}.cubin"
+        if path.is_file():
+            return path.read_bytes()
+        binary = self._compiled(source, f"sm_{major}{minor}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as scratch:
+            Path(scratch).write_bytes(binary)
+        return binary
+
+    def _compiled(self, source: str, architecture: str) -> bytes:
+        nvrtc = self.nvrtc
+        program = checked(nvrtc.nvrtcCreateProgram(source.encode(), b"medquant.cu", 0, [], []), "start NVRTC")
+        options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17", b"--fmad=false"]
+        failed = int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0])
+        if failed:
+            log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program), "read NVRTC's log")
+            nvrtc.nvrtcGetProgramLog(program, log)
+            raise GpuError(f"A kernel does not compile for {architecture}: {log.decode(errors='replace').strip(chr(0)).strip()}")
+        binary = b" " * checked(nvrtc.nvrtcGetCUBINSize(program), "compile a kernel")
+        checked(nvrtc.nvrtcGetCUBIN(program, binary), "compile a kernel")
+        checked(nvrtc.nvrtcDestroyProgram(program), "end NVRTC")
+        return binary
+
+    def synchronize(self) -> None:
+        checked(self.driver.cuCtxSynchronize(), "finish its work")
+
+
+class DeviceBuffer:
+    """An array on the GPU. It has CUDA's array interface, so that torch and CuPy can look at it without a copy."""
+
+    def __init__(self, gpu: Gpu, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._gpu, self.shape, self.dtype = gpu, shape, dtype
+        self.nbytes = int(np.prod(shape)) * dtype.itemsize
+        self.pointer = int(checked(gpu.driver.cuMemAlloc(max(1, self.nbytes)), f"hold {self.nbytes / 1e6:.0f} MB more"))
+        gpu._buffers[self.pointer] = self
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3, "strides": None}
+
+    def upload(self, array: NDArray[Any], stream: Stream) -> None:
+        """Copy from the computer; ``array`` must stay until the stream has done it."""
+        array = np.ascontiguousarray(array, self.dtype)
+        assert array.nbytes <= self.nbytes
+        checked(self._gpu.driver.cuMemcpyHtoDAsync(self.pointer, array.ctypes.data, array.nbytes, stream.handle), "copy to the GPU")
+        stream.keep(array)
+
+    def download(self, array: NDArray[Any], stream: Stream, offset: int = 0) -> None:
+        """Copy to the computer, from ``offset`` bytes on; ``array`` must be contiguous."""
+        assert array.flags.c_contiguous and offset + array.nbytes <= self.nbytes
+        checked(self._gpu.driver.cuMemcpyDtoHAsync(array.ctypes.data, self.pointer + offset, array.nbytes, stream.handle), "copy from the GPU")
+
+    def zero(self, stream: Stream) -> None:
+        checked(self._gpu.driver.cuMemsetD8Async(self.pointer, 0, self.nbytes, stream.handle), "clear memory")
+
+    def free(self) -> None:
+        if self.pointer:
+            self._gpu._buffers.pop(self.pointer, None)
+            checked(self._gpu.driver.cuMemFree(self.pointer), "free memory")
+            self.pointer = 0
+
+
+class BorrowedBuffer(DeviceBuffer):
+    """An array of another library that lies on the GPU already (torch, CuPy): looked at, neither copied nor freed.
+
+    Args:
+        array: anything with ``__cuda_array_interface__``; it must be contiguous, and stay while this is used.
+    """
+
+    def __init__(self, gpu: Gpu, array: Any) -> None:
+        described = array.__cuda_array_interface__
+        self._gpu, self._array = gpu, array
+        self.shape, self.dtype = tuple(described["shape"]), np.dtype(described["typestr"])
+        self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        self.pointer = int(described["data"][0])
+        strides = described.get("strides")
+        if strides is not None and not _contiguous(self.shape, self.dtype, strides):
+            raise EngineError("The array on the GPU is not contiguous.", "Give a contiguous one.")
+
+    def free(self) -> None:
+        self._array = None
+
+
+def _contiguous(shape: tuple[int, ...], dtype: np.dtype[Any], strides: Sequence[int]) -> bool:
+    expected = dtype.itemsize
+    for size, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+class PinnedBuffer:
+    """An array in the computer's memory that stays where it is; ``array`` is its NumPy view, valid until ``free()``."""
+
+    def __init__(self, gpu: Gpu, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._gpu = gpu
+        size = max(dtype.itemsize, int(np.prod(shape)) * dtype.itemsize)
+        self._pointer = int(checked(gpu.driver.cuMemHostAlloc(size, 0), f"pin {size / 1e6:.0f} MB of memory"))
+        raw = (ctypes.c_uint8 * size).from_address(self._pointer)
+        self.array: NDArray[Any] = np.ctypeslib.as_array(raw).view(dtype)[: int(np.prod(shape))].reshape(shape)
+
+    def free(self) -> None:
+        if self._pointer:
+            self.array = np.empty(0, self.array.dtype)
+            checked(self._gpu.driver.cuMemFreeHost(self._pointer), "free pinned memory")
+            self._pointer = 0
+
+
+class Event:
+    """A point in a stream's work."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self.handle = checked(gpu.driver.cuEventCreate(0), "make an event")
+
+    def record(self, stream: Stream) -> Event:
+        checked(self._gpu.driver.cuEventRecord(self.handle, stream.handle), "mark its work")
+        return self
+
+    def wait(self) -> None:
+        """Until the work before it is done."""
+        checked(self._gpu.driver.cuEventSynchronize(self.handle), "finish its work")
+
+    def milliseconds_since(self, other: Event) -> float:
+        return float(checked(self._gpu.driver.cuEventElapsedTime(other.handle, self.handle), "measure time"))
+
+    def free(self) -> None:
+        if self.handle is not None:
+            checked(self._gpu.driver.cuEventDestroy(self.handle), "free an event")
+            self.handle = None
+
+
+class Stream:
+    """A queue of work that neither waits for the default stream nor makes it wait."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        flag = gpu.driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        self.handle = checked(gpu.driver.cuStreamCreate(flag), "make a stream")
+        self._kept: list[Any] = []
+
+    def keep(self, thing: Any) -> None:
+        """Hold on to memory that work in the queue still reads."""
+        self._kept.append(thing)
+
+    def wait_for(self, event: Event) -> None:
+        """Let later work of this stream begin after the event."""
+        checked(self._gpu.driver.cuStreamWaitEvent(self.handle, event.handle, 0), "order its work")
+
+    def synchronize(self) -> None:
+        checked(self._gpu.driver.cuStreamSynchronize(self.handle), "finish its work")
+        self._kept = []
+
+    def free(self) -> None:
+        if self.handle is not None:
+            checked(self._gpu.driver.cuStreamDestroy(self.handle), "free a stream")
+            self.handle = None
+
+
+class Kernel:
+    """A compiled kernel. Call it with its arguments as ctypes or NumPy scalars; buffers stand for their addresses."""
+
+    def __init__(self, gpu: Gpu, function: Any, name: str) -> None:
+        self._gpu, self._function, self.name = gpu, function, name
+
+    def __call__(self, grid: tuple[int, int, int], block: tuple[int, int, int], stream: Stream, *arguments: Any) -> None:
+        values, types = [], []
+        for argument in arguments:
+            if isinstance(argument, DeviceBuffer):
+                values.append(argument.pointer)
+                types.append(ctypes.c_void_p)
+            else:
+                values.append((argument.value or 0) if isinstance(argument, ctypes._SimpleCData) else argument)
+                types.append(type(argument))
+        launched = self._gpu.driver.cuLaunchKernel(self._function, *grid, *block, 0, stream.handle, (tuple(values), tuple(types)), 0)
+        checked(launched, f"start the kernel {self.name}")
+
+
+class CapturedGraph:
+    """Work that is recorded once and then replayed with one call, as long as shapes and addresses stay the same.
+
+    Args:
+        enqueue: puts the work into the stream. It is run once eagerly, since libraries set themselves up in their first run,
+            then recorded.
+    """
+
+    def __init__(self, gpu: Gpu, stream: Stream, enqueue: Callable[[Stream], None]) -> None:
+        self._gpu, self._stream, self._enqueue = gpu, stream, enqueue
+        self._key: Any = None
+        self._executable: Any = None
+        self.captures = 0
+
+    def launch(self, key: Any) -> None:
+        """Replay; records anew if ``key`` (shapes and addresses) is another than the last time."""
+        if self._executable is None or key != self._key:
+            self._record(key)
+            return
+        checked(self._gpu.driver.cuGraphLaunch(self._executable, self._stream.handle), "replay its work")
+
+    def _record(self, key: Any) -> None:
+        driver, stream = self._gpu.driver, self._stream
+        self.free()
+        self._enqueue(stream)
+        stream.synchronize()
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        checked(driver.cuStreamBeginCapture(stream.handle, mode), "record its work")
+        try:
+            self._enqueue(stream)
+        except BaseException:
+            # A capture that is left open would make every later call fail.
+            driver.cuStreamEndCapture(stream.handle)
+            raise
+        graph = checked(driver.cuStreamEndCapture(stream.handle), "record its work")
+        try:
+            self._executable = checked(driver.cuGraphInstantiate(graph, 0), "prepare what was recorded")
+        finally:
+            checked(driver.cuGraphDestroy(graph), "free what was recorded")
+        self._key = key
+        self.captures += 1
+
+    def free(self) -> None:
+        if self._executable is not None:
+            checked(self._gpu.driver.cuGraphExecDestroy(self._executable), "free what was recorded")
+            self._executable = None

@@ -1,0 +1,278 @@
+"""The sliding window on the GPU: the volume goes up, the label map comes down, and nothing in between.
+
+The same plan of windows and the same weights as on the processor (:mod:`..windows`); patches are cut, normalised, blended and
+reduced to labels by small kernels (:mod:`.gpu_kernels`), the network runs between them in the same stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError
+from ..model_spec import Window
+from ..progress import Task
+from ..windows import WindowPlan, importance_map
+from .cuda import BorrowedBuffer, DeviceBuffer, Event, Gpu, GpuMemoryError, Stream
+from .gpu_kernels import NAMES, SOURCE
+
+_THREADS = 256
+_SOURCES = {"float32": "f32", "int16": "i16", "uint16": "u16", "uint8": "u8"}
+_TARGETS = {"float32": "f32", "float16": "f16"}
+#: How many windows may be under way before the host waits: enough to keep the GPU busy, few enough for a quick cancel.
+_AHEAD = 8
+
+
+class GpuNetwork(Protocol):
+    """A network whose input and output lie on the GPU.
+
+    Attributes:
+        dtype: of input and output, "float32" or "float16".
+    """
+
+    dtype: str
+
+    def enqueue(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
+        """Put the run of ``batch`` patches (batch, C, *patch) to scores (batch, classes, *patch) into the stream."""
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """What the cut does to a value: clamp to ``low`` and ``high``, times ``scale``, plus ``offset``."""
+
+    low: float = -3e38
+    high: float = 3e38
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How scores become labels: ``values`` of each channel; a threshold makes them regions of probabilities."""
+
+    values: NDArray[np.uint16]
+    threshold: float | None = None
+
+
+def ring_bytes(plan: WindowPlan, classes: int) -> int:
+    """Memory of the planes that scores are added up in."""
+    slow = plan.order[0]
+    others = [n for axis, n in enumerate(plan.shape) if axis != slow]
+    return 4 * classes * plan.patch[slow] * int(np.prod(others))
+
+
+class GpuSlidingWindow:
+    """Segments volumes of one plan.
+
+    Raises:
+        GpuMemoryError: the buffers do not fit, also with one window at a time.
+    """
+
+    def __init__(self, gpu: Gpu, network: GpuNetwork, channels: int, classes: int, plan: WindowPlan, window: Window, batch: int = 1) -> None:
+        self._gpu, self._network, self._plan, self._window = gpu, network, plan, window
+        self._channels, self._classes = channels, classes
+        self._kernels = gpu.kernels(SOURCE, NAMES)
+        self._stream, self._copies = gpu.stream(), gpu.stream()
+        self._slow = plan.order[0]
+        self._u, self._v = (axis for axis in range(3) if axis != self._slow)
+        self._buffers: list[Any] = []
+        self.batch = self._allocate(batch)
+
+    def _allocate(self, batch: int) -> int:
+        """Buffers for the largest batch that fits; halved until it does."""
+        while True:
+            try:
+                patch = self._plan.patch
+                nu, nv = self._plan.shape[self._u], self._plan.shape[self._v]
+                self._weights = self._hold((patch), np.float32)
+                self._ring = self._hold((self._classes, patch[self._slow], nu, nv), np.float32)
+                self._patches = self._hold((batch, self._channels, *patch), self._network.dtype)
+                self._scores = self._hold((batch, self._classes, *patch), self._network.dtype)
+                break
+            except GpuMemoryError:
+                self._release()
+                if batch == 1:
+                    raise
+                batch //= 2
+        self._weights.upload(importance_map(patch, self._window.blend, self._window.placement), self._stream)
+        self._ring.zero(self._stream)
+        self._stream.synchronize()
+        return batch
+
+    def _hold(self, shape: tuple[int, ...], dtype: Any) -> DeviceBuffer:
+        buffer = self._gpu.allocate(shape, dtype)
+        self._buffers.append(buffer)
+        return buffer
+
+    def _release(self) -> None:
+        for buffer in self._buffers:
+            buffer.free()
+        self._buffers = []
+
+    def close(self) -> None:
+        self._gpu.enter()
+        self._release()
+        self._stream.free()
+        self._copies.free()
+
+    def run(
+        self, volume: NDArray[Any] | DeviceBuffer, reduction: Reduction, intensity: Intensity = Intensity(), task: Task | None = None
+    ) -> NDArray[np.uint16]:
+        """Segment (C, n0, n1, n2) float32, int16, uint16 or uint8; labels (n0, n1, n2).
+
+        Args:
+            volume: an array, or one that is on the GPU already (a buffer, a torch or CuPy array; it is not copied).
+
+        Raises:
+            Cancelled: within a few windows after ``task.cancel()``; the object can be used again.
+        """
+        task = task or Task()
+        self._gpu.enter()
+        if hasattr(volume, "__cuda_array_interface__") and not isinstance(volume, DeviceBuffer):
+            volume = BorrowedBuffer(self._gpu, volume)
+        kind = _SOURCES.get(str(volume.dtype))
+        if kind is None:
+            if isinstance(volume, DeviceBuffer):
+                raise EngineError(f"A volume of {volume.dtype} cannot be cut on the GPU.", "Give float32, int16, uint16 or uint8.")
+            volume, kind = np.ascontiguousarray(volume, np.float32), "f32"
+        held: list[Any] = []
+        try:
+            source = self._source(volume, held)
+            labels = self._gpu.allocate(self._plan.volume_shape, np.uint16)
+            values = self._gpu.allocate(reduction.values.shape, np.uint16)
+            held += [labels, values]
+            values.upload(reduction.values, self._stream)
+            total = None
+            if reduction.threshold is not None:
+                total = self._gpu.allocate(self._ring.shape[1:], np.float32)
+                held.append(total)
+                total.zero(self._stream)
+            result = self._gpu.pinned(self._plan.volume_shape, np.uint16)
+            held.append(result)
+            self._slide(source, kind, labels, values, total, reduction, intensity, task)
+            labels.download(result.array, self._stream)
+            self._stream.synchronize()
+            return np.array(result.array)
+        except BaseException:
+            # What is under way must end before its memory goes, and the next run begins with an empty ring.
+            self._stream.synchronize()
+            self._ring.zero(self._stream)
+            self._stream.synchronize()
+            raise
+        finally:
+            for buffer in held:
+                buffer.free()
+
+    def _source(self, volume: NDArray[Any] | DeviceBuffer, held: list[Any]) -> DeviceBuffer:
+        if isinstance(volume, DeviceBuffer):
+            return volume
+        pinned = self._gpu.pinned(volume.shape, volume.dtype)
+        held.append(pinned)
+        pinned.array[...] = volume
+        buffer = self._gpu.allocate(volume.shape, volume.dtype)
+        held.append(buffer)
+        buffer.upload(pinned.array, self._stream)
+        return buffer
+
+    def _slide(
+        self,
+        source: DeviceBuffer,
+        kind: str,
+        labels: DeviceBuffer,
+        values: DeviceBuffer,
+        total: DeviceBuffer | None,
+        reduction: Reduction,
+        intensity: Intensity,
+        task: Task,
+    ) -> None:
+        plan, slow = self._plan, self._slow
+        starts = plan.starts[slow]
+        cut = self._kernels[f"cut_{kind}_{_TARGETS[self._network.dtype]}"]
+        done = 0
+        marks: list[Event] = []
+        first_row = [window for window in plan.windows() if window[slow] == starts[0]]
+        with task.stage("segmenting", plan.count):
+            for number, begin in enumerate(starts):
+                row = [_moved(window, slow, begin) for window in first_row]
+                for batch in _batched(row, self.batch):
+                    self._cut(cut, source, batch, intensity)
+                    self._network.enqueue(len(batch), self._patches, self._scores, self._stream)
+                    self._blend(batch, total, reduction.threshold is not None)
+                    marks.append(Event(self._gpu).record(self._stream))
+                    if len(marks) > _AHEAD:
+                        first = marks.pop(0)
+                        first.wait()
+                        first.free()
+                    task.step(len(batch))
+                finished = starts[number + 1] if number + 1 < len(starts) else plan.shape[slow]
+                self._reduce(labels, values, total, reduction, done, finished)
+                done = finished
+            for mark in marks:
+                mark.wait()
+                mark.free()
+
+    def _cut(self, kernel: Any, source: DeviceBuffer, batch: Any, intensity: Intensity) -> None:
+        plan = self._plan
+        size = self._channels * int(np.prod(plan.patch))
+        for n, start in enumerate(batch):
+            first = [s - b for s, b in zip(start, plan.pad_before, strict=True)]
+            kernel(
+                (min(4096, -(-size // _THREADS)), 1, 1),
+                (_THREADS, 1, 1),
+                self._stream,
+                source,
+                ctypes.c_void_p(self._patches.pointer + n * size * self._patches.dtype.itemsize),
+                *map(ctypes.c_int, (self._channels, *plan.volume_shape, *plan.patch, *first)),
+                *map(ctypes.c_float, (intensity.low, intensity.high, intensity.scale, intensity.offset, self._window.pad_value)),
+            )
+
+    def _blend(self, batch: Any, total: DeviceBuffer | None, sigmoid: bool) -> None:
+        plan = self._plan
+        voxels = int(np.prod(plan.patch))
+        kernel = self._kernels[f"blend_{_TARGETS[self._network.dtype]}"]
+        for n, start in enumerate(batch):
+            kernel(
+                (-(-voxels // _THREADS), 1, 1),
+                (_THREADS, 1, 1),
+                self._stream,
+                ctypes.c_void_p(self._scores.pointer + n * self._classes * voxels * self._scores.dtype.itemsize),
+                self._weights,
+                self._ring,
+                ctypes.c_void_p(total.pointer if total else 0),
+                *map(ctypes.c_int, (self._classes, int(sigmoid), *plan.patch, *start)),
+                *map(ctypes.c_int, (self._slow, plan.patch[self._slow], plan.shape[self._u], plan.shape[self._v])),
+            )
+
+    def _reduce(
+        self, labels: DeviceBuffer, values: DeviceBuffer, total: DeviceBuffer | None, reduction: Reduction, begin: int, end: int
+    ) -> None:
+        plan = self._plan
+        nu, nv = plan.shape[self._u], plan.shape[self._v]
+        depth = plan.patch[self._slow]
+        # A ring holds `depth` planes; the last step may finish as many, never more.
+        self._kernels["reduce_planes"](
+            (-(-nu * nv * (end - begin) // _THREADS), 1, 1),
+            (_THREADS, 1, 1),
+            self._stream,
+            self._ring,
+            ctypes.c_void_p(total.pointer if total else 0),
+            values,
+            labels,
+            ctypes.c_int(self._classes),
+            ctypes.c_float(reduction.threshold or 0.0),
+            *map(ctypes.c_int, (self._slow, depth, nu, nv, begin, end, *plan.pad_before, *plan.volume_shape)),
+        )
+
+
+def _moved(window: tuple[int, int, int], axis: int, begin: int) -> tuple[int, int, int]:
+    moved = list(window)
+    moved[axis] = begin
+    return moved[0], moved[1], moved[2]
+
+
+def _batched(row: list[tuple[int, int, int]], size: int) -> list[list[tuple[int, int, int]]]:
+    return [row[n : n + size] for n in range(0, len(row), size)]

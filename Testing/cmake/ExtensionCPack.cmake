@@ -1,0 +1,1 @@
+# Packaging belongs to Slicer; nothing is done here.

@@ -1,0 +1,317 @@
+"""The CUDA layer and the sliding window on the GPU. Most of it needs an NVIDIA GPU and skips where there is none."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from MedQuantINT8Lib.engines import cuda
+from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
+from MedQuantINT8Lib.model_spec import Window
+from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.sliding_window import slide
+from MedQuantINT8Lib.windows import plan_windows
+
+
+def has_gpu():
+    try:
+        return bool(cuda.gpus())
+    except (DependencyError, EngineError, RuntimeError):
+        return False
+
+
+needs_gpu = pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU and cuda-python")
+
+POINTWISE = r"""
+extern "C" __global__ void pointwise(const float* x, float* y, int classes, long long voxels, int batch) {
+  long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+  if (i >= voxels * batch) return;
+  long long n = i / voxels, v = i % voxels;
+  for (int c = 0; c < classes; ++c) { float d = x[i] - (float)c; y[(n * classes + c) * voxels + v] = -d * d; }
+}
+"""
+
+
+class Pointwise:
+    """A network that can be computed by hand: the score of class c is -(x - c)^2."""
+
+    dtype = "float32"
+
+    def __init__(self, gpu, classes):
+        self.classes, self.fail_at, self.calls = classes, None, 0
+        self._kernel = gpu.kernels(POINTWISE, ["pointwise"])["pointwise"]
+
+    def enqueue(self, batch, source, target, stream):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise EngineError("The network failed.")
+        voxels = int(np.prod(source.shape[2:]))
+        grid = (-(-voxels * batch // 256), 1, 1)
+        self._kernel(grid, (256, 1, 1), stream, source, target, ctypes.c_int(self.classes), ctypes.c_longlong(voxels), ctypes.c_int(batch))
+
+    def infer(self, batch):
+        return np.concatenate([-((batch - np.float32(c)) * (batch - np.float32(c))) for c in range(self.classes)], axis=1)
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    with cuda.Gpu() as made:
+        yield made
+
+
+def test_calls_that_fail_say_what_was_tried_and_what_to_do():
+    class Code(int):
+        name = "CUDA_ERROR_ILLEGAL_ADDRESS"
+
+    class Full(int):
+        name = "CUDA_ERROR_OUT_OF_MEMORY"
+
+    assert cuda.checked((0,), "do it") is None and cuda.checked((0, 5), "do it") == 5 and cuda.checked((0, 5, 6), "do it") == (5, 6)
+    with pytest.raises(cuda.GpuError, match=r"could not copy to the GPU: illegal address\..*driver"):
+        cuda.checked((Code(700),), "copy to the GPU")
+    with pytest.raises(cuda.GpuMemoryError, match=r"not enough free memory to hold 5 MB more\..*smaller batch"):
+        cuda.checked((Full(2),), "hold 5 MB more")
+
+
+def test_the_gpu_is_chosen_by_number_or_by_free_memory(monkeypatch):
+    known = [cuda.GpuInfo(0, "Old", (7, 5), 1 << 30), cuda.GpuInfo(1, "Small", (8, 6), 1 << 30), cuda.GpuInfo(2, "Large", (9, 0), 1 << 34)]
+    monkeypatch.setattr(cuda, "gpus", lambda: known)
+    monkeypatch.setattr(cuda, "free_memory", lambda index: {0: 99, 1: 7, 2: 5}[index])
+    assert cuda.choose_gpu("gpu").name == "Small" and cuda.choose_gpu("gpu:2").name == "Large"
+    with pytest.raises(EngineError, match=r"no GPU number 7.*gpu:1 Small"):
+        cuda.choose_gpu("gpu:7")
+    with pytest.raises(EngineError, match=r"compute capability 7\.5\) is too old"):
+        cuda.choose_gpu("gpu:0")
+    monkeypatch.setattr(cuda, "gpus", list)
+    with pytest.raises(EngineError, match="no NVIDIA GPU"):
+        cuda.choose_gpu("gpu")
+
+
+def test_without_cuda_python_the_package_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(DependencyError, match="pip install cuda-python"):
+        cuda.bindings()
+
+
+def test_contiguity_is_looked_at():
+    assert cuda._contiguous((2, 3, 4), np.dtype("f4"), (48, 16, 4)) and cuda._contiguous((1, 3), np.dtype("f4"), (999, 4))
+    assert not cuda._contiguous((2, 3), np.dtype("f4"), (4, 8))
+
+
+@needs_gpu
+def test_arrays_go_up_and_come_back(gpu):
+    stream, rng = gpu.stream(), np.random.default_rng(0)
+    for dtype in (np.float32, np.int16, np.uint8, np.float16):
+        array = (rng.normal(size=(3, 7, 5)) * 50).astype(dtype)
+        buffer, pinned = gpu.allocate(array.shape, dtype), gpu.pinned(array.shape, dtype)
+        buffer.upload(array, stream)
+        buffer.download(pinned.array, stream)
+        stream.synchronize()
+        assert np.array_equal(pinned.array, array)
+        buffer.free()
+        pinned.free()
+    stream.free()
+
+
+@needs_gpu
+def test_a_kernel_that_does_not_compile_is_shown(gpu):
+    with pytest.raises(cuda.GpuError, match="does not compile for sm_.*undefined_thing"):
+        gpu.kernels('extern "C" __global__ void f() { undefined_thing(); }', ["f"])
+
+
+@needs_gpu
+def test_binaries_are_kept(gpu):
+    gpu.kernels(POINTWISE, ["pointwise"])
+    assert list((cuda.cache_root() / "kernels").glob("*.cubin"))
+
+
+@needs_gpu
+def test_a_graph_is_replayed_and_recorded_anew_when_something_changes(gpu):
+    network = Pointwise(gpu, 2)
+    stream = gpu.stream()
+    first, second, out = (gpu.allocate((1, c, 4, 4, 4), np.float32) for c in (1, 1, 2))
+    for value, buffer in ((1.0, first), (3.0, second)):
+        buffer.upload(np.full(buffer.shape, value, np.float32), stream)
+    current = [first]
+    graph = cuda.CapturedGraph(gpu, stream, lambda s: network.enqueue(1, current[0], out, s))
+    host = np.empty(out.shape, np.float32)
+
+    def result():
+        graph.launch((current[0].pointer, out.pointer))
+        out.download(host, stream)
+        stream.synchronize()
+        return float(host[0, 0, 0, 0, 0])
+
+    assert [result() for _ in range(3)] == [-1.0] * 3 and graph.captures == 1
+    current[0] = second
+    assert [result() for _ in range(3)] == [-9.0] * 3 and graph.captures == 2
+    failing = cuda.CapturedGraph(gpu, stream, _fails_when_recorded())
+    with pytest.raises(EngineError, match="while recording"):
+        failing.launch("x")
+    assert result() == -9.0
+    graph.free()
+    for buffer in (first, second, out):
+        buffer.free()
+    stream.free()
+
+
+def _fails_when_recorded():
+    calls = []
+
+    def enqueue(stream):
+        calls.append(1)
+        if len(calls) == 2:
+            raise EngineError("A fault while recording.")
+
+    return enqueue
+
+
+def on_the_processor(volume, network, plan, window, values, threshold=None):
+    """The same by the sliding window of the processor: labels (n0, n1, n2)."""
+    labels = np.zeros(volume.shape[1:], np.uint16)
+    chosen = np.asarray(values, np.uint16)
+
+    def sink(start, block):
+        where = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))
+        if threshold is None:
+            labels[where] = chosen[block.argmax(0)]
+        else:
+            part = np.zeros(block.shape[1:], np.uint16)
+            for c, value in enumerate(chosen):
+                part[(block[c] > threshold) & (value > 0)] = value
+            labels[where] = part
+
+    def infer(batch):
+        scores = network.infer(batch)
+        return scores if threshold is None else 1 / (1 + np.exp(-np.clip(scores, -60, 60)))
+
+    slide(volume, infer, network.classes, plan, window, sink, normalized=threshold is not None)
+    return labels
+
+
+CASES = {
+    "odd sizes": ((37, 61, 45), (16, 16, 16), 0.5),
+    "smaller than a window": ((9, 40, 11), (16, 24, 16), 0.5),
+    "long first axis": ((80, 33, 30), (16, 16, 16), 0.25),
+    "long last axis": ((20, 33, 90), (16, 16, 24), 0.6),
+    "one window": ((16, 16, 16), (16, 16, 16), 0.5),
+}
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_same_labels_as_on_the_processor(gpu, case, dtype, batch):
+    from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Intensity, Reduction
+
+    shape, patch, overlap = CASES[case]
+    window = Window(patch, overlap=overlap)
+    plan = plan_windows(shape, window, patch)
+    volume = np.random.default_rng(1).integers(-500, 3500, (1, *shape)).astype(dtype)
+    intensity = Intensity(-200, 3000, 0.001, 0.1)
+    network = Pointwise(gpu, 4)
+    prepared = (np.clip(volume.astype(np.float32), np.float32(-200), np.float32(3000)) * np.float32(0.001) + np.float32(0.1)).astype(np.float32)
+    values = np.array([0, 5, 2, 300], np.uint16)
+    expected = on_the_processor(prepared, network, plan, window, values)
+    runner = GpuSlidingWindow(gpu, network, 1, 4, plan, window, batch)
+    found = runner.run(volume, Reduction(values), intensity)
+    again = runner.run(volume, Reduction(values), intensity)
+    runner.close()
+    assert np.array_equal(found, again) and set(np.unique(found)) <= {0, 5, 2, 300}
+    # Sums of windows are rounded in another order: only exact ties of two classes can fall to the other side.
+    assert (found != expected).mean() <= 1e-4
+
+
+@needs_gpu
+def test_regions_of_probabilities(gpu):
+    from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Reduction
+
+    window = Window((16, 16, 16), overlap=0.5)
+    plan = plan_windows((30, 41, 22), window, (16, 16, 16))
+    volume = np.random.default_rng(2).normal(size=(1, 30, 41, 22)).astype(np.float32)
+    network = Pointwise(gpu, 3)
+    values = np.array([1, 2, 3], np.uint16)
+    expected = on_the_processor(volume, network, plan, window, values, 0.4)
+    runner = GpuSlidingWindow(gpu, network, 1, 3, plan, window)
+    found = runner.run(volume, Reduction(values, 0.4))
+    runner.close()
+    assert (found != expected).mean() <= 1e-4 and len(np.unique(found)) == 4
+
+
+def small(gpu, batch=2):
+    from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Reduction
+
+    window = Window((16, 16, 16), overlap=0.5)
+    plan = plan_windows((40, 40, 40), window, (16, 16, 16))
+    volume = np.random.default_rng(3).normal(1, 1, (1, 40, 40, 40)).astype(np.float32)
+    network = Pointwise(gpu, 3)
+    runner = GpuSlidingWindow(gpu, network, 1, 3, plan, window, batch)
+    return runner, network, volume, Reduction(np.arange(3, dtype=np.uint16))
+
+
+@needs_gpu
+def test_a_run_that_fails_or_is_cancelled_leaves_everything_usable(gpu):
+    runner, network, volume, reduction = small(gpu)
+    expected = runner.run(volume, reduction)
+    network.fail_at = network.calls + 5
+    with pytest.raises(EngineError, match="network failed"):
+        runner.run(volume, reduction)
+    assert np.array_equal(runner.run(volume, reduction), expected)
+    task = Task(lambda event: task.cancel() if event.done > 10 else None)
+    with pytest.raises(Cancelled):
+        runner.run(volume, reduction, task=task)
+    assert np.array_equal(runner.run(volume, reduction), expected)
+    runner.close()
+
+
+@needs_gpu
+def test_the_batch_shrinks_until_it_fits(gpu, monkeypatch):
+    real = gpu.allocate
+    limit = 6 * 16**3 * 4 * 3
+
+    def allocate(shape, dtype):
+        if len(shape) == 5 and int(np.prod(shape)) * np.dtype(dtype).itemsize > limit:
+            raise cuda.GpuMemoryError("no room")
+        return real(shape, dtype)
+
+    monkeypatch.setattr(gpu, "allocate", allocate)
+    runner, _, volume, reduction = small(gpu, 32)
+    assert runner.batch == 4 and runner.run(volume, reduction).any()
+    runner.close()
+    monkeypatch.undo()
+    free = gpu.free_bytes
+    with pytest.raises(cuda.GpuMemoryError):
+        gpu.allocate((free + (1 << 30),), np.uint8)
+    assert small(gpu)[0].run(volume, reduction).any()
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_a_thousand_runs_take_no_memory_and_agree(gpu):
+    runner, _, volume, reduction = small(gpu)
+    expected = runner.run(volume, reduction)
+    before = gpu.free_bytes
+    for _ in range(1000):
+        assert np.array_equal(runner.run(volume, reduction), expected)
+    assert gpu.free_bytes >= before - (1 << 21)
+    runner.close()
+
+
+@needs_gpu
+def test_a_volume_of_torch_that_is_on_the_gpu_is_not_copied(gpu):
+    torch = pytest.importorskip("torch")
+    runner, _, volume, reduction = small(gpu)
+    expected = runner.run(volume, reduction)
+    there = torch.from_numpy(volume).cuda()
+    torch.cuda.synchronize()
+    borrowed = cuda.BorrowedBuffer(gpu, there)
+    assert borrowed.pointer == there.data_ptr()
+    assert np.array_equal(runner.run(there, reduction), expected)
+    with pytest.raises(EngineError, match="not contiguous"):
+        cuda.BorrowedBuffer(gpu, there.transpose(1, 2))
+    runner.close()

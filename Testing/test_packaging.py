@@ -1,0 +1,141 @@
+"""The extension as the index and the Extensions Manager see it: lists, fields, pictures, and what is installed runs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import make_cmake
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE = ROOT / "MedQuantINT8"
+CMAKE = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+
+
+def field(name):
+    return re.search(rf'set\({name} "([^"]+)"\)', CMAKE)[1]
+
+
+def tracked():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    return [ROOT / name for name in listed.stdout.splitlines()]
+
+
+def test_every_script_and_resource_is_listed():
+    assert (MODULE / "CMakeLists.txt").read_text(encoding="utf-8") == make_cmake.text(), "run: python Testing/make_cmake.py"
+    kept = {p.relative_to(MODULE).as_posix() for p in tracked() if MODULE in p.parents} - {"CMakeLists.txt"}
+    assert kept <= set(make_cmake.scripts()) | set(make_cmake.resources())
+
+
+def test_the_catalogue_entry_has_the_fields_of_its_schema():
+    path = ROOT / "Resources" / "MedQuantINT8.json"
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    known = {"$schema", "category", "scm_url", "scm_revision", "scm_type", "build_dependencies", "build_subdirectory", "enabled", "tier"}
+    assert {"$schema", "category", "scm_url"} <= set(entry) <= known
+    assert entry["$schema"].endswith("slicer-extension-catalog-entry-schema-v1.0.2.json#")
+    assert entry["category"] == "Segmentation" and entry["scm_url"].startswith("https://") and 1 <= entry["tier"] <= 5
+    assert Path(entry["scm_url"]).stem.startswith("Slicer")
+    assert path.stem == re.search(r"project\((\w+)\)", CMAKE)[1]
+    assert set(entry["build_dependencies"]) == set(field("EXTENSION_DEPENDS").split())
+
+
+def test_addresses_of_icon_and_screenshots_are_files_of_this_repository():
+    for address in [field("EXTENSION_ICONURL"), *field("EXTENSION_SCREENSHOTURLS").split()]:
+        assert address.startswith("https://")
+        picture = ROOT / address.split("/main/", 1)[1]
+        assert picture.is_file() and picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_icon_is_128_pixels_square():
+    header = (MODULE / "Resources" / "Icons" / "MedQuantINT8.png").read_bytes()[16:24]
+    assert (int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")) == (128, 128)
+
+
+def test_licence_readme_and_size_are_as_the_index_asks():
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for asked in ("## Tutorial", "## Cite", "](Resources/segment.png)", "Not a medical device", "MadeAbdomen"):
+        assert asked in text, asked
+    assert sum(p.stat().st_size for p in tracked() if p.is_file()) < 100 << 20
+
+
+def test_the_module_file_imports_nothing_foreign_and_does_nothing_at_import():
+    tree = ast.parse((MODULE / "MedQuantINT8.py").read_text(encoding="utf-8"))
+    allowed = {"slicer", "vtk", "qt", "ctk", "SimpleITK", "numpy", "scipy"} | set(sys.stdlib_module_names)
+    for node in tree.body:
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert {name.split(".")[0] for name in names} <= allowed
+        assert isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef) or (ast.get_docstring(tree) and isinstance(node, ast.Expr))
+
+
+def test_requirement_files_say_what_the_extras_say():
+    extras = re.search(r"\[project.optional-dependencies\](.*?)\n\[project.scripts\]", (ROOT / "pyproject.toml").read_text(), re.S)[1]
+
+    def names(extra):
+        return set(re.findall(r'"([\w.-]+>=[\d.]+)"', re.search(rf"^{extra} = \[(.*?)^\]", extras, re.S | re.M)[1]))
+
+    def lines(name):
+        return set((MODULE / "Resources" / name).read_text().split())
+
+    assert lines("requirements-segment.txt") == names("openvino") | names("onnxruntime")
+    assert lines("requirements-build.txt") == names("quantize") - {"torch>=2.8"}
+    for name in ("requirements-segment.txt", "requirements-build.txt"):
+        assert "==" not in (MODULE / "Resources" / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The extension, configured and installed with CMake against the stand-in for Slicer's macros."""
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
+    if cmake is None or not (shutil.which("cc") and shutil.which("make")):
+        pytest.skip("needs cmake, make and a C compiler")
+    folder = tmp_path_factory.mktemp("cmake")
+    slicer = f"-DSlicer_DIR={ROOT / 'Testing' / 'cmake'}"
+    steps = (
+        [cmake, "-S", str(ROOT), "-B", str(folder / "build"), slicer, "-DBUILD_TESTING=ON"],
+        [cmake, "--install", str(folder / "build"), "--prefix", str(folder / "installed")],
+    )
+    for step in steps:
+        done = subprocess.run(step, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "installed" / "lib" / "Slicer-5.10" / "qt-scripted-modules"
+
+
+def test_what_is_installed_is_complete_and_segments(installed, tmp_path):
+    listed = set(make_cmake.scripts()) | set(make_cmake.resources())
+    assert {p.relative_to(installed).as_posix() for p in installed.rglob("*") if p.is_file()} == listed
+    code = (
+        "from MedQuantINT8Lib import logic, catalogue, mrml; from MedQuantINT8Lib.phantom import make_phantom;"
+        "import MedQuantINT8Lib; print(MedQuantINT8Lib.__file__);"
+        "made = logic.MedQuantINT8Logic();"
+        "node = made.segment(mrml.volume_node(make_phantom(1, (64, 60, 60), 5.0)[0], 'scan'), model='demo');"
+        "print(node.GetSegmentation().GetNumberOfSegments()); made.close()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed), "MEDQUANT_MODELS": str(tmp_path), "MEDQUANT_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    where, segments = done.stdout.split()[-2:]
+    assert where.startswith(str(installed)) and int(segments) == 5
+
+
+def test_importing_the_module_loads_nothing_of_the_library():
+    pytest.importorskip("PySide6")
+    code = (
+        "import sys; sys.path.insert(0, 'Testing/host'); import window; window.install();"
+        "[sys.modules.pop(n) for n in list(sys.modules) if n.startswith('MedQuantINT8')];"
+        "before = set(sys.modules); import MedQuantINT8; print(sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("['MedQuantINT8']"), done.stdout
+
