@@ -211,3 +211,17 @@ def test_bias_correction_takes_off_what_rounding_the_weights_adds():
     inside = (0, slice(None), slice(1, -1), slice(1, -1), slice(1, -1))
     before, after = (np.abs((run[n] - run["exact"])[inside].mean(axis=(1, 2, 3))).max() for n in ("rounded", "corrected"))
     assert before > 0.05 and after < 0.05 * before
+
+
+def test_constants_are_found_in_graphs_whose_roads_double():
+    """SwinUNETR's exported shape computations: without a memory, sixty doublings would outlast everybody."""
+    onnx = graph.require_onnx()
+    nodes = [onnx.helper.make_node("Add", [f"t{n}", f"t{n}"], [f"t{n + 1}"]) for n in range(60)]
+    nodes.append(onnx.helper.make_node("Add", ["x", "t60"], ["y"]))
+    value = onnx.numpy_helper.from_array(np.ones(1, np.float32), "t0")
+    shape = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "doubling", [shape], [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])], [value])
+    )
+    found = graph.Graph(model)
+    assert found.is_constant("t60") and not found.is_constant("y") and not found.is_constant("x")

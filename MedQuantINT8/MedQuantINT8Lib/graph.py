@@ -131,6 +131,7 @@ class Graph:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
         self.initializers = {i.name: i for i in model.graph.initializer}
+        self._constant: dict[str, bool] = {}
         self.shapes = {
             v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
             for v in (*model.graph.value_info, *model.graph.input, *model.graph.output)
@@ -150,10 +151,13 @@ class Graph:
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor comes from constants alone (through DequantizeLinear and the like)."""
-        if name in self.initializers:
-            return True
-        node = self.producer.get(name)
-        return node is not None and all(self.is_constant(i) for i in node.input if i)
+        if name not in self._constant:
+            node = self.producer.get(name)
+            # Remembered: in graphs that compute shapes, roads to the same tensor double with every operator.
+            self._constant[name] = name in self.initializers or (
+                node is not None and all(self.is_constant(i) for i in node.input if i)
+            )
+        return self._constant[name]
 
 
 def name_nodes(model: Any) -> None:

@@ -78,6 +78,11 @@ class Task:
         self._before = done
         self._report()
 
+    def begin_step(self, done: int) -> None:
+        """Say that ``done`` steps are done, without asking whether to stop: for callbacks that may not raise."""
+        self._done = done
+        self._report()
+
     def step(self, count: int = 1) -> None:
         self._done += count
         self.check()

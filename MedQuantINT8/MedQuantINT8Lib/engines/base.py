@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError
 
-Precision = Literal["int8", "fp32"]
+Precision = Literal["int8", "fp16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class BuildOptions:
     """What an engine is built for; every field is part of the cache key.
 
     Attributes:
-        precision: which network of the package: "int8" (Q/DQ) or "fp32".
+        precision: which network of the package: "int8" (Q/DQ) or "fp32"; "fp16" is FP32's in half precision (TensorRT only).
         patch: spatial size of the input, along the tensor's axes.
         batch: windows a call.
         device: "cpu" or what the backend understands.
@@ -137,6 +137,7 @@ class EngineBackend(Protocol):
 
 
 _REGISTRY: dict[str, str] = {
+    "tensorrt": "MedQuantINT8Lib.engines.tensorrt:TensorRTBackend",
     "openvino": "MedQuantINT8Lib.engines.openvino:OpenVINOBackend",
     "onnxruntime": "MedQuantINT8Lib.engines.onnxruntime:OnnxRuntimeBackend",
 }

@@ -1,0 +1,164 @@
+"""What a network becomes before TensorRT sees it: FP16 around the INT8 layers, and exact rewrites.
+
+TensorRT is given a strongly typed network: it computes in the types that stand in the graph. Everything that is not INT8 is
+FP16 here (half the memory traffic, and tensor cores), except where 11 bits of mantissa or a range of 65504 are not enough.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import graph, rewrites
+
+#: Operators that stay in FP32: sums over a whole volume, and what is the ratio of two of them.
+KEPT_IN_FLOAT = ("ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt", "Exp", "Softmax", "LayerNormalization")
+#: Inputs that ONNX fixes as FP32 whatever the others are: position by operator.
+_FLOAT_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
+_LARGEST, _SMALLEST_SCALE = 65504.0, 2.0**-20
+
+
+def lowered(model: Any, precision: str) -> Any:
+    """The network for one precision: "fp32" as it is, "fp16" and "int8" with everything else in half precision."""
+    model = rewrites.with_pointwise_deconvolutions(model) if precision != "fp32" else rewrites.copied(model)
+    return model if precision == "fp32" else with_half(model)
+
+
+def with_half(model: Any) -> Any:
+    """A copy that computes in FP16, with FP32 at its input and output.
+
+    Operators of :data:`KEPT_IN_FLOAT`, and those whose constants FP16 cannot hold, are wrapped in casts. Scales of Q/DQ nodes
+    take the type of what they scale, as TensorRT asks; one that would lose more than a thousandth keeps its layer in FP32.
+    """
+    copy = rewrites.copied(model)
+    return _Half(copy).run()
+
+
+class _Half:
+    def __init__(self, model: Any) -> None:
+        self._onnx = graph.require_onnx()
+        self._model = model
+        self._graph = graph.Graph(graph.inferred(model))
+        self._arrays: dict[str, Any] = {i.name: i for i in model.graph.initializer}
+        self._kept = {node.name or node.output[0] for node in model.graph.node if self._stays(node)}
+        self._made: dict[str, str] = {}
+        self._nodes: list[Any] = []
+        #: Tensors of the graph that are FP16 now.
+        self._half: set[str] = set()
+
+    def run(self) -> Any:
+        body = self._model.graph
+        floats = {i.name for i in body.initializer if i.data_type == self._onnx.TensorProto.FLOAT}
+        first = next(i for i in body.input if i.name not in self._arrays)
+        names = {o.name for o in body.output}
+        self._cast(first.name, f"{first.name}_half", half=True)
+        renamed = {first.name: f"{first.name}_half"}
+        self._half.add(renamed[first.name])
+        for node in body.node:
+            self._convert(node, renamed, floats)
+        for output in body.output:
+            if output.name in self._half:
+                inner = f"{output.name}_half"
+                for node in self._nodes:
+                    node.output[:] = [inner if o == output.name else o for o in node.output]
+                    node.input[:] = [inner if i == output.name else i for i in node.input]
+                self._cast(inner, output.name, half=False)
+        assert names == {o.name for o in body.output}
+        del body.node[:]
+        body.node.extend(self._nodes)
+        del body.value_info[:]
+        return graph.pruned(self._model)
+
+    def _stays(self, node: Any) -> bool:
+        if node.op_type in KEPT_IN_FLOAT:
+            return True
+        for name in node.input:
+            if name in self._arrays and self._arrays[name].data_type == self._onnx.TensorProto.FLOAT:
+                values = self._onnx.numpy_helper.to_array(self._arrays[name])
+                if values.size and np.abs(values).max() > _LARGEST:
+                    return True
+                if node.op_type in ("QuantizeLinear", "DequantizeLinear") and values.size and values.min() < _SMALLEST_SCALE:
+                    return True
+        return False
+
+    def _convert(self, node: Any, renamed: dict[str, str], floats: set[str]) -> None:
+        node = _cloned(node)
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        stays = (node.name or node.output[0]) in self._kept
+        fixed = _FLOAT_INPUTS.get(node.op_type, ())
+        if node.op_type == "Cast":
+            to = next(a for a in node.attribute if a.name == "to")
+            if to.i == self._onnx.TensorProto.FLOAT:
+                to.i = self._onnx.TensorProto.FLOAT16
+                self._half.update(node.output)
+            self._nodes.append(node)
+            return
+        if node.op_type in ("Constant", "ConstantOfShape"):
+            self._constant(node)
+            self._nodes.append(node)
+            return
+        for position, name in enumerate(node.input):
+            if not name or position in fixed:
+                if position in fixed and name in self._half:
+                    node.input[position] = self._as(name, half=False)
+                continue
+            if stays and name in self._half:
+                node.input[position] = self._as(name, half=False)
+            elif not stays and name in floats:
+                node.input[position] = self._constant_half(name)
+            elif not stays and self._is_float(name) and name not in self._half:
+                node.input[position] = self._as(name, half=True)
+        self._nodes.append(node)
+        if not stays and node.op_type != "QuantizeLinear":
+            self._half.update(o for o in node.output if o and self._is_float(o))
+        elif stays and node.op_type != "QuantizeLinear":
+            # Kept in FP32 inside, FP16 outside: the next reader casts where it needs to.
+            pass
+
+    def _is_float(self, name: str) -> bool:
+        if name in self._made.values() or name in self._half:
+            return True
+        kind = self._types().get(name)
+        return kind == self._onnx.TensorProto.FLOAT
+
+    def _types(self) -> dict[str, int]:
+        if not hasattr(self, "_known"):
+            body = self._graph.model.graph
+            self._known = {v.name: v.type.tensor_type.elem_type for v in (*body.value_info, *body.input, *body.output)}
+            self._known |= {i.name: i.data_type for i in body.initializer}
+        return self._known
+
+    def _constant(self, node: Any) -> None:
+        for attribute in node.attribute:
+            if attribute.name == "value" and attribute.t.data_type == self._onnx.TensorProto.FLOAT:
+                values = self._onnx.numpy_helper.to_array(attribute.t).astype(np.float16)
+                attribute.t.CopyFrom(self._onnx.numpy_helper.from_array(values))
+                self._half.update(node.output)
+
+    def _constant_half(self, name: str) -> str:
+        made = f"{name}_half"
+        if made not in self._arrays:
+            values = self._onnx.numpy_helper.to_array(self._arrays[name]).astype(np.float16)
+            self._arrays[made] = self._onnx.numpy_helper.from_array(values, made)
+            self._model.graph.initializer.append(self._arrays[made])
+        return made
+
+    def _as(self, name: str, *, half: bool) -> str:
+        made = f"{name}_{'to_half' if half else 'to_float'}"
+        if made not in self._made.values():
+            self._made[f"{name}{half}"] = made
+            self._cast(name, made, half=half)
+        if half:
+            self._half.add(made)
+        return made
+
+    def _cast(self, source: str, target: str, *, half: bool) -> None:
+        to = self._onnx.TensorProto.FLOAT16 if half else self._onnx.TensorProto.FLOAT
+        self._nodes.append(self._onnx.helper.make_node("Cast", [source], [target], name=f"cast_{target}", to=to))
+
+
+def _cloned(node: Any) -> Any:
+    made = type(node)()
+    made.CopyFrom(node)
+    return made

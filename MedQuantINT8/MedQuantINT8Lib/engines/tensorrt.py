@@ -1,0 +1,269 @@
+"""TensorRT 10.12 to 11.x: real INT8 on NVIDIA GPUs.
+
+One code path for all versions: the network is strongly typed, so that its types alone say what is INT8, and no precision flag,
+calibrator or dynamic range (all gone in TensorRT 11) is touched. A plan is only loaded with the note that this module wrote
+beside it on this machine: plans are programs, and one from elsewhere is never given to TensorRT.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import DependencyError, EngineError
+from ..files import replacing, sha256_file, write_json
+from ..progress import Task
+from . import cuda
+from .base import BuildOptions
+from .cache import cache_root
+from .lowering import lowered
+from .tensorrt_engine import TensorRTEngine
+
+_PLAN, _NOTE, _LAYERS = "engine.plan", "plan.json", "layers.json"
+LEAST, BEYOND = (10, 12), (12, 0)
+#: Of the GPU's free memory, what a build may use to try kernels.
+_WORKSPACE_SHARE = 0.5
+_LEVEL = 3
+
+
+def tensorrt_module() -> Any:
+    """The tensorrt package, of a version that is known here.
+
+    Raises:
+        DependencyError: missing, without its library, too old, or newer than what was looked at.
+    """
+    if importlib.util.find_spec("tensorrt") is None:
+        raise DependencyError("The Python package 'tensorrt' is not installed.", "Install it with: pip install tensorrt cuda-python")
+    try:
+        import tensorrt as trt
+    except (ImportError, OSError) as error:
+        raise DependencyError(
+            f"TensorRT is installed, but its library cannot be loaded: {error}.", "Install it again: pip install -U tensorrt"
+        ) from error
+    found = tuple(int(part) for part in trt.__version__.split(".")[:2])
+    if found < LEAST:
+        raise DependencyError(f"TensorRT {trt.__version__} is too old.", f"Install {LEAST[0]}.{LEAST[1]} or later: pip install -U tensorrt")
+    if found >= BEYOND:
+        raise DependencyError(
+            f"TensorRT {trt.__version__} is newer than what this program knows.", f"Install one below {BEYOND[0]}: pip install 'tensorrt<{BEYOND[0]}'"
+        )
+    return trt
+
+
+class BuildLog:
+    """Makes a TensorRT logger that keeps warnings and errors."""
+
+    def __init__(self, trt: Any) -> None:
+        kept: list[str] = []
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if int(severity) <= int(trt.ILogger.Severity.WARNING):
+                    kept.append(message)
+
+        self.lines = kept
+        self.logger = Logger()
+
+    def last_words(self) -> str:
+        """The last error or warning, for a message."""
+        return self.lines[-1].strip() if self.lines else "no reason was given"
+
+
+def progress_monitor(trt: Any, task: Task) -> Any:
+    """Passes a build's progress to ``task``, and its cancel to the build."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._top = ""
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self._top = phase_name
+                task.begin(num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if task.cancelled:
+                return False
+            if phase_name == self._top:
+                task.begin_step(step + 1)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            """Nothing is left to do."""
+
+    return Monitor()
+
+
+class TensorRTBackend:
+    name = "tensorrt"
+    title = "TensorRT"
+    real_int8 = True
+
+    def unavailable(self) -> str:
+        try:
+            self._check()
+        except (EngineError, DependencyError) as error:
+            return str(error)
+        return ""
+
+    def _check(self) -> None:
+        tensorrt_module()
+        cuda.choose_gpu("gpu")
+
+    def version(self) -> str:
+        return str(tensorrt_module().__version__)
+
+    def device_name(self, device: str) -> str:
+        info = cuda.choose_gpu("gpu" if device == "cpu" else device)
+        return f"{info.name}, compute capability {info.capability[0]}.{info.capability[1]}"
+
+    def build(self, network: Path, folder: Path, options: BuildOptions, task: Task | None = None) -> None:
+        """Write plan, note and the multiply-accumulates of its layers into ``folder``.
+
+        Raises:
+            EngineError: the network cannot be parsed or built; names the node.
+            Cancelled: the task was cancelled.
+        """
+        trt = tensorrt_module()
+        info = cuda.choose_gpu("gpu" if options.device == "cpu" else options.device)
+        with cuda.Gpu(info.index) as gpu:
+            workspace = int(gpu.free_bytes * _WORKSPACE_SHARE)
+            model, macs = prepared(network, options)
+            plan = build_plan(trt, model, options, workspace, _cache_file(trt, info), task or Task())
+        write_plan(folder, plan, note_of(trt, info, options), macs)
+
+    def load(self, folder: Path, options: BuildOptions) -> TensorRTEngine:
+        trt = tensorrt_module()
+        info = cuda.choose_gpu("gpu" if options.device == "cpu" else options.device)
+        check_note(folder, note_of(trt, info, options))
+        log = BuildLog(trt)
+        gpu = cuda.Gpu(info.index)
+        runtime = trt.Runtime(log.logger)
+        engine = runtime.deserialize_cuda_engine((folder / _PLAN).read_bytes())
+        if engine is None:
+            gpu.close()
+            raise EngineError(f"TensorRT cannot load its plan: {log.last_words()}.", "Remove it with: medquant cache clear")
+        macs = json.loads((folder / _LAYERS).read_text(encoding="utf-8"))
+        return TensorRTEngine(trt, runtime, engine, gpu, options, macs, info.name)
+
+
+def prepared(network: Path, options: BuildOptions) -> tuple[Any, dict[str, int]]:
+    """The lowered network with an open batch, and the multiply-accumulates of its nodes for one patch."""
+    from .. import graph, qdq
+    from ..layers import weighted_layers
+
+    model = graph.load_network(network)
+    if options.precision == "int8" and options.high_precision:
+        model = qdq.without_quantization(model, set(options.high_precision))
+    model = lowered(graph.fixed_shape(model, options.patch), options.precision)
+    graph.name_nodes(model)
+    macs = {layer.name: layer.macs for layer in weighted_layers(graph.fixed_shape(model, options.patch))}
+    return graph.fixed_shape(model, options.patch, None), macs
+
+
+def build_plan(trt: Any, model: Any, options: BuildOptions, workspace: int, cache_file: Path | None, task: Task, log: Any = None) -> bytes:
+    """Parse and build a strongly typed network; needs no GPU where the builder needs none.
+
+    Raises:
+        EngineError: the parser or the builder refuses; names the node.
+        Cancelled: the task was cancelled.
+    """
+    log = log or BuildLog(trt)
+    builder = trt.Builder(log.logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log.logger)
+    if not parser.parse(model.SerializeToString()):
+        raise EngineError(f"TensorRT cannot read this network: {parse_errors(parser)}.", "Choose another engine with --engine.")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.builder_optimization_level = _LEVEL
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.progress_monitor = progress_monitor(trt, task)
+    profile = builder.create_optimization_profile()
+    tensor = network.get_input(0)
+    shape = tuple(tensor.shape)[1:]
+    profile.set_shape(tensor.name, (1, *shape), (options.batch, *shape), (options.batch, *shape))
+    config.add_optimization_profile(profile)
+    timing = _timing_cache(config, cache_file)
+    with task.stage("building the engine"):
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        task.check()
+        raise EngineError(f"TensorRT cannot build this network: {log.last_words()}.", "Close programs that use the GPU, or choose another engine.")
+    if cache_file is not None and timing is not None:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(cache_file) as scratch:
+            Path(scratch).write_bytes(bytes(config.get_timing_cache().serialize()))
+    return bytes(plan)
+
+
+def parse_errors(parser: Any) -> str:
+    """The parser's errors with the names of their nodes."""
+    found = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        where = f"{error.node_name()} ({error.node_operator()})" if error.node_name() else "the graph"
+        found.append(f"{where}: {error.desc()}".strip())
+    return "; ".join(found)[:600] or "no reason was given"
+
+
+def _timing_cache(config: Any, cache_file: Path | None) -> Any:
+    """Times of kernels from earlier builds; one of another version or GPU is refused by TensorRT, and then an empty one is begun."""
+    if cache_file is None:
+        return None
+    held = cache_file.read_bytes() if cache_file.is_file() else b""
+    timing = config.create_timing_cache(held)
+    if not config.set_timing_cache(timing, False):
+        timing = config.create_timing_cache(b"")
+        config.set_timing_cache(timing, False)
+    return timing
+
+
+def _cache_file(trt: Any, info: cuda.GpuInfo) -> Path:
+    name = "".join(c if c.isalnum() else "-" for c in info.name)
+    return cache_root() / "tensorrt" / f"{name}-{trt.__version__}.timing"
+
+
+def note_of(trt: Any, info: cuda.GpuInfo, options: BuildOptions) -> dict[str, Any]:
+    """What a plan is tied to."""
+    driver, _ = cuda.bindings()
+    return {
+        "tensorrt": trt.__version__,
+        "gpu": info.name,
+        "compute_capability": list(info.capability),
+        "driver": int(cuda.checked(driver.cuDriverGetVersion(), "ask the driver for its version")),
+        "options": json.loads(json.dumps(options.to_json())),
+    }
+
+
+def write_plan(folder: Path, plan: bytes, note: dict[str, Any], macs: dict[str, int]) -> None:
+    """Plan first, note last: without its note a plan does not count."""
+    (folder / _PLAN).write_bytes(plan)
+    write_json(folder / _LAYERS, macs)
+    write_json(folder / _NOTE, {**note, "sha256": sha256_file(folder / _PLAN), "bytes": len(plan)})
+
+
+def check_note(folder: Path, expected: dict[str, Any]) -> None:
+    """Refuse a plan that this module did not write for this machine.
+
+    Raises:
+        EngineError: says what differs.
+    """
+    again = "It is built anew after: medquant cache clear"
+    try:
+        note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError("The TensorRT plan has no note of how it was made, and is not loaded.", again) from error
+    for key, value in expected.items():
+        if key != "driver" and note.get(key) != value:
+            raise EngineError(f"The TensorRT plan was made for another {key.replace('_', ' ')} ({note.get(key)}, here {value}).", again)
+    if not (folder / _PLAN).is_file() or sha256_file(folder / _PLAN) != note.get("sha256"):
+        raise EngineError("The TensorRT plan is damaged: it is not the file that was written.", again)
+
