@@ -5,6 +5,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c '
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What the TensorRT engine is held against: real bindings of three versions, and the builder of TensorRT for RTX (146 MB). Where
+# they cannot be had (no Linux on x86-64, no network), their tests skip.
+TENSORRT := 10.13=tensorrt_cu12_bindings==10.13.3.9 10.16=tensorrt_cu13_bindings==10.16.1.11 11.4=tensorrt_cu13_bindings==11.4.0.106 rtx=onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0
 DEMO := openvino,onnxruntime,quantize,slicer
 
 .PHONY: demo test lint bench results clean
@@ -39,6 +42,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -q -c constraints.txt torch
 	$(PIP) install -q -c constraints.txt -e '.[$(DEMO),import,test]'
+	-for p in $(TENSORRT); do test -d $(VENV)/tensorrt/$${p%%=*} || $(PIP) install -q --no-deps --target $(VENV)/tensorrt/$${p%%=*} $${p#*=}; done
 	touch $@ $(VENV)/.demo
 
 clean:

@@ -256,3 +256,30 @@ def test_segmenting_with_a_cached_engine_loads_one_runtime_only(medquant, int8_p
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(LIBRARY)}, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_the_self_test_says_pass_or_fail_by_row(tmp_path, capsys):
+    from MedQuantINT8Lib.cli import main
+
+    assert main(["selftest", "--engine", "openvino", "--output", str(tmp_path), "--quiet"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("PASS") == 2 and "demo" in text and "% INT8" in text
+    value = json.loads((tmp_path / "selftest.json").read_text())
+    assert value["passed"] and {row["precision"] for row in value["rows"]} == {"int8", "fp32"}
+    assert "passed" in (tmp_path / "selftest.html").read_text()
+    assert main(["selftest", "--networks", "nonsense", "--output", str(tmp_path), "--quiet"]) == 2
+
+
+def test_a_self_test_that_fails_has_an_exit_code_and_a_reason(tmp_path, capsys, monkeypatch):
+    from MedQuantINT8Lib import selftest
+    from MedQuantINT8Lib.cli import main
+
+    monkeypatch.setitem(selftest.TOLERANCE, "fp32", 0.0)
+    assert main(["selftest", "--engine", "openvino", "--output", str(tmp_path), "--quiet"]) == 4
+    out = capsys.readouterr()
+    assert "FAIL" in out.out and "differs from ONNX Runtime" in out.out and "self-test failed" in out.err
+    assert not selftest._fault("fp32", {"relative_error": 0.0})
+    good = {"verdict": "INT8", "int8_share": 1.0, "fidelity": {"trusted": True}, "fallback_layers": []}
+    assert selftest._fault("int8", good) == ""
+    for change, word in (({"verdict": "mixed", "int8_share": 0.5}, "50 %"), ({"fidelity": None}, "simulation"), ({"fallback_layers": ["a"]}, "1 layer")):
+        assert word in selftest._fault("int8", {**good, **change})

@@ -315,3 +315,86 @@ def test_a_volume_of_torch_that_is_on_the_gpu_is_not_copied(gpu):
     with pytest.raises(EngineError, match="not contiguous"):
         cuda.BorrowedBuffer(gpu, there.transpose(1, 2))
     runner.close()
+
+
+def test_what_to_install_is_told_for_each_gpu(monkeypatch):
+    from MedQuantINT8Lib.engines import gpu_advice
+
+    monkeypatch.setattr(gpu_advice, "has_driver", lambda: False)
+    assert "no NVIDIA GPU" in gpu_advice.advice_for_gpus()[0] and gpu_advice.gpu_names() == []
+    monkeypatch.setattr(gpu_advice, "has_driver", lambda: True)
+    monkeypatch.setattr(gpu_advice.importlib.util, "find_spec", lambda name: None)
+    assert "pip install tensorrt cuda-python" in gpu_advice.advice_for_gpus()[0]
+    known = [cuda.GpuInfo(0, "Turing", (7, 5), 8 << 30), cuda.GpuInfo(1, "Ada", (8, 9), 24 << 30), cuda.GpuInfo(2, "Hopper", (9, 0), 80 << 30)]
+    monkeypatch.setattr(cuda, "gpus", lambda: known)
+    monkeypatch.setattr(gpu_advice.importlib.util, "find_spec", lambda name: object() if name == "cuda" else None)
+    old, ada, hopper = gpu_advice.advice_for_gpus()
+    assert "too old" in old and "TensorRT for RTX" in ada and "RTX" not in hopper and "pip install tensorrt" in hopper
+    assert [name for name, _ in gpu_advice.gpu_names()] == ["gpu:1", "gpu:2"]
+
+
+class OnGpu:
+    """An engine as the segment road sees one, whose network is on the GPU (and can be computed on the processor)."""
+
+    def __init__(self, gpu, network):
+        self.gpu, self.gpu_network, self.infer = gpu, network, network.infer
+
+    def describe(self): ...
+
+    def close(self): ...
+
+
+@needs_gpu
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_the_segment_road_takes_the_gpus_window_and_gives_the_same(gpu, activation, monkeypatch):
+    from dataclasses import replace
+
+    from MedQuantINT8Lib import segmenter
+    from MedQuantINT8Lib.engines import gpu_window
+    from MedQuantINT8Lib.model_spec import Label, Normalization, Output
+    from MedQuantINT8Lib.phantom import phantom_spec
+    from MedQuantINT8Lib.volume import Volume
+
+    labels = tuple(Label(v, f"s{v}", c) for v, c in ((1, 1), (7, 2)))
+    spec = replace(
+        phantom_spec(),
+        geometry=replace(phantom_spec().geometry, spacing=None),
+        normalization=(Normalization("window", low=0, high=200),),
+        labels=labels if activation == "softmax" else (Label(4, "s4", 0), *labels),
+        output=Output(activation, threshold=0.4),
+        window=Window((16, 16, 16), overlap=0.5),
+    )
+    volume = Volume(np.random.default_rng(5).integers(0, 200, (1, 40, 33, 21)).astype(np.int16), np.eye(4), "noise")
+    engine = OnGpu(gpu, Pointwise(gpu, 3))
+    there = segmenter.segment_volume(volume, spec, lambda _input: engine)
+    plain = SimpleEngine(engine.infer)
+    here = segmenter.segment_volume(volume, spec, lambda _input: plain)
+    assert any("on the GPU" in note for note in there.notes) and not any("on the GPU" in note for note in here.notes)
+    assert there.labels.dtype == here.labels.dtype and (there.labels != here.labels).mean() <= 1e-4 and there.labels.any()
+
+    def full(*_arguments):
+        raise cuda.GpuMemoryError("The GPU has not enough free memory to hold scores.")
+
+    monkeypatch.setattr(gpu_window, "GpuSlidingWindow", full)
+    back = segmenter.segment_volume(volume, spec, lambda _input: engine)
+    assert np.array_equal(back.labels, here.labels) and any("blended on the processor" in note for note in back.notes)
+
+
+class SimpleEngine:
+    def __init__(self, infer):
+        self.infer = infer
+
+    def describe(self): ...
+
+    def close(self): ...
+
+
+def test_a_driver_that_is_too_old_is_told(monkeypatch):
+    from types import SimpleNamespace
+
+    for code, error, words in ((35, cuda.GpuError, "too old"), (999, cuda.GpuError, "could not start")):
+        monkeypatch.setattr(cuda, "bindings", lambda code=code: (SimpleNamespace(cuInit=lambda flags: (code,)), None))
+        with pytest.raises(error, match=words):
+            cuda.gpus()
+    monkeypatch.setattr(cuda, "bindings", lambda: (SimpleNamespace(cuInit=lambda flags: (100,)), None))
+    assert cuda.gpus() == []

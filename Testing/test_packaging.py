@@ -89,7 +89,8 @@ def test_requirement_files_say_what_the_extras_say():
 
     assert lines("requirements-segment.txt") == names("openvino") | names("onnxruntime")
     assert lines("requirements-build.txt") == names("quantize") - {"torch>=2.8"}
-    for name in ("requirements-segment.txt", "requirements-build.txt"):
+    assert lines("requirements-tensorrt.txt") == names("tensorrt") | {"onnxruntime>=1.20"}
+    for name in ("requirements-segment.txt", "requirements-build.txt", "requirements-tensorrt.txt"):
         assert "==" not in (MODULE / "Resources" / name).read_text()
 
 

@@ -318,6 +318,16 @@ def test_packages_are_asked_for_at_the_click_and_may_be_refused(user, monkeypatc
     assert "Nothing was installed" in user.errors()[-1] and not user.view.runner.busy
 
 
+def test_tensorrt_is_only_installed_after_its_licence_was_shown(user):
+    user.load()
+    user.ui.engineCombo.setCurrentIndex(user.ui.engineCombo.findData("tensorrt"))
+    user.answers.agree = False
+    user.click(user.ui.segmentButton)
+    question = next(text for kind, text in user.answers.shown if kind == "confirmOkCancelDisplay")
+    assert "tensorrt" in question and "proprietary" in question and "openvino" not in question
+    assert "Nothing was installed" in user.errors()[-1]
+
+
 def test_an_engine_that_is_not_there_is_told(user, tmp_path, monkeypatch):
     (tmp_path / "openvino").mkdir()
     (tmp_path / "openvino" / "__init__.py").write_text("raise ImportError('no openvino here')")

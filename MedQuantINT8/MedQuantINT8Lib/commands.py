@@ -42,7 +42,7 @@ def _options(args: argparse.Namespace) -> SegmentationOptions:
 
 
 def _choice(args: argparse.Namespace) -> runs.EngineChoice:
-    return runs.EngineChoice(args.engine, args.precision, args.threads)
+    return runs.EngineChoice(args.engine, args.precision, args.threads, args.device)
 
 
 def doctor(args: argparse.Namespace, task: Task) -> None:
@@ -57,6 +57,7 @@ def doctor(args: argparse.Namespace, task: Task) -> None:
         lines.append(
             f"  {'yes' if engine['available'] else 'no ':4}{name:13}{engine['title']} {engine['version']}{engine['reason']}"
         )
+    lines += [f"gpu       {line}" for line in found["gpus"]]
     lines.append(f"quantize  {'yes' if found['quantizer']['available'] else 'no: ' + found['quantizer']['reason']}")
     lines.append(
         "packages  " + ", ".join(f"{name} {version}" if version else f"({name})" for name, version in found["packages"].items())

@@ -40,6 +40,13 @@ GROUPS = {
         "about 90 MB to download",
         "OpenVINO and ONNX: Apache-2.0; ONNX Runtime: MIT",
     ),
+    "tensorrt": Group(
+        "requirements-tensorrt.txt",
+        "to run INT8 networks on this computer's NVIDIA graphics card",
+        "more than 1 GB to download",
+        "TensorRT and cuda-python: NVIDIA's proprietary licences, which you accept by installing them "
+        "(https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/sla.html); ONNX: Apache-2.0; ONNX Runtime: MIT",
+    ),
     "build": Group(
         "requirements-build.txt",
         "to make INT8 networks (NVIDIA ModelOpt and what it needs)",

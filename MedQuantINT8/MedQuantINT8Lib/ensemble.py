@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,15 @@ class MeanEngine:
                 result += engine.infer(batch)
             result /= len(self._engines)
         return result
+
+    @property
+    def gpu_network(self) -> Any:
+        """A single engine's network on a GPU, for the sliding window there; None for several, whose scores meet here."""
+        return getattr(self._engines[0], "gpu_network", None) if len(self._engines) == 1 else None
+
+    @property
+    def gpu(self) -> Any:
+        return getattr(self._engines[0], "gpu", None)
 
     def describe(self) -> EngineDescription:
         return self._engines[0].describe()

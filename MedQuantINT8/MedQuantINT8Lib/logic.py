@@ -17,6 +17,7 @@ from . import advice, catalogue, mrml, runs, sequences
 from .client import WorkerClient, WorkerResult
 from .comparison_nodes import Comparison, add_differences
 from .engines import backend, backend_names
+from .engines.gpu_advice import gpu_names
 from .errors import InputError
 from .jobs import BackgroundJob, BatchJob, Pollable, wait_for
 from .model import INT8, peek
@@ -84,7 +85,7 @@ class MedQuantINT8Logic:
 
     def devices(self) -> list[tuple[str, str]]:
         """Where engines can run: name for ``device=``, and what it is."""
-        return [("cpu", cpu_name())]
+        return [("cpu", cpu_name()), *gpu_names()]
 
     def engineTitles(self) -> list[tuple[str, str]]:
         """All engines this version knows, with titles; whether they can run is only found out when one is used."""

@@ -272,6 +272,14 @@ class _Timed:
         self._calls.append(time.perf_counter() - began)
         return result
 
+    @property
+    def gpu_network(self) -> Any:
+        return self._engine.gpu_network
+
+    @property
+    def gpu(self) -> Any:
+        return self._engine.gpu
+
     def describe(self) -> Any:
         return self._engine.describe()
 
@@ -348,8 +356,11 @@ def doctor() -> dict[str, Any]:
     except Exception as error:
         # Whatever keeps ModelOpt from loading is what the doctor is asked for.
         quantizer = str(error)
+    from .engines.gpu_advice import advice_for_gpus
+
     return {
         "machine": machine(),
+        "gpus": advice_for_gpus(),
         "packages": found,
         "engines": engines,
         "quantizer": {"available": not quantizer, "reason": quantizer},

@@ -115,20 +115,22 @@ def segment(
     plan = plan_windows((a, b, c), window, patch)
     budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, available_memory() // 2)
     run = _Run(network_input, spec, plan, budget)
-    result = slide(
-        network_input.data,
-        run.activated(engine.infer),
-        spec.output_channels,
-        plan,
-        window,
-        run.sink,
-        batch_size=options.batch,
-        carried_dtype=run.carried,
-        carried_bytes=run.carried_bytes,
-        normalized=run.normalized,
-        skip_air=options.skip_air,
-        task=task,
-    )
+    result = run.on_gpu(engine, window, options.batch, task) if run.fits_gpu(engine, options) else None
+    if result is None:
+        result = slide(
+            network_input.data,
+            run.activated(engine.infer),
+            spec.output_channels,
+            plan,
+            window,
+            run.sink,
+            batch_size=options.batch,
+            carried_dtype=run.carried,
+            carried_bytes=run.carried_bytes,
+            normalized=run.normalized,
+            skip_air=options.skip_air,
+            task=task,
+        )
     with task.stage("restoring the grid"):
         labels = run.labels()
     if result.columns > 1:
@@ -168,7 +170,7 @@ class _Run:
     """What becomes of the scores of one volume: labels at once, or kept for resampling, as memory allows."""
 
     def __init__(self, network_input: NetworkInput, spec: ModelSpec, plan: WindowPlan, budget: int) -> None:
-        self._input, self._spec = network_input, spec
+        self._input, self._spec, self._plan = network_input, spec, plan
         self.notes: list[str] = []
         classes = spec.output_channels
         dtype = np.uint8 if max(label.value for label in spec.labels) < 256 else np.uint16
@@ -203,6 +205,35 @@ class _Run:
             self.sink = RegionSink(shape, self._values, spec.output.threshold)
         else:
             self.sink = LabelSink(shape, self._values)
+
+    def fits_gpu(self, engine: Engine, options: SegmentationOptions) -> bool:
+        """Whether the whole window can run where the network does: a network on a GPU, and labels (not scores) wanted."""
+        return getattr(engine, "gpu_network", None) is not None and not self._resample_scores and not options.skip_air
+
+    def on_gpu(self, engine: Any, window: Any, batch: int, task: Task) -> SlidingWindowResult | None:
+        """The sliding window on the engine's GPU; the labels are taken over as if they had come through the sink.
+
+        None if the GPU's memory is too small for the scores: then they are blended in the computer's.
+        """
+        from .engines.cuda import GpuMemoryError
+        from .engines.gpu_window import GpuSlidingWindow, Reduction
+
+        spec, data = self._spec, self._input.data
+        threshold = spec.output.threshold if self._regions else None
+        try:
+            runner = GpuSlidingWindow(engine.gpu, engine.gpu_network, data.shape[0], spec.output_channels, self._plan, window, batch)
+        except GpuMemoryError as error:
+            self.notes.append(f"blended on the processor: {error}")
+            return None
+        began = time.perf_counter()
+        try:
+            sigmoid = self._regions and not spec.output.activated
+            found = runner.run(data, Reduction(self._values.astype(np.uint16), threshold, sigmoid), task=task)
+        finally:
+            runner.close()
+        self.sink.labels[...] = found
+        self.notes.append("windows were cut, blended and reduced to labels on the GPU")
+        return SlidingWindowResult(self._plan.count, 0, "float32", 1, time.perf_counter() - began)
 
     def activated(self, infer: Any) -> Any:
         """Regions are blended as probabilities (the threshold needs them), exclusive classes as the network gives."""

@@ -1,4 +1,4 @@
-"""``medquant networks`` and ``medquant reproduce``: the study's networks and tables."""
+"""``medquant networks``, ``medquant reproduce`` and ``medquant selftest``: the study's networks and tables, and an engine's proof."""
 
 from __future__ import annotations
 
@@ -30,3 +30,13 @@ def reproduce(args: argparse.Namespace, task: Task) -> None:
 
     value = run(args.table, args.networks, args.engine, Path(args.output) if args.output else None, task)
     print(json.dumps(value) if args.json else "\n".join(page(value)))
+
+
+def selftest(args: argparse.Namespace, task: Task) -> None:
+    from .errors import EngineError
+    from .selftest import lines_of, run_selftest
+
+    value = run_selftest(args.engine, args.networks, Path(args.output), task)
+    print(json.dumps(value) if args.json else "\n".join(lines_of(value)))
+    if not value["passed"]:
+        raise EngineError("The self-test failed.", f"Look at {args.output}/selftest.html, and send it to the developers.")

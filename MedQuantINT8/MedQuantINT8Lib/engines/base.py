@@ -171,12 +171,19 @@ def availability() -> dict[str, str]:
     return {name: backend(name).unavailable() for name in _REGISTRY}
 
 
+def precisions_of(made: EngineBackend) -> tuple[str, ...]:
+    """What a backend computes in: "int8" and "fp32", unless it says otherwise."""
+    return tuple(getattr(made, "precisions", ("int8", "fp32")))
+
+
 def choose_backend(name: str, precision: str) -> EngineBackend:
     """The backend asked for, or for "auto" the first that can run here; INT8 prefers a real one.
 
     Raises:
         EngineError: none can run here; says why for each.
     """
+    if precision == "fp16" and (name == "auto" or "fp16" not in precisions_of(backend(name))):
+        raise EngineError("Half precision alone is only offered by the engine tensorrt.", "Choose it with --engine tensorrt, or another precision.")
     if name != "auto":
         chosen = backend(name)
         if reason := chosen.unavailable():

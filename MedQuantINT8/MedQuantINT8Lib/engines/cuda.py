@@ -20,6 +20,8 @@ from ..errors import DependencyError, EngineError
 from ..files import replacing
 from .cache import cache_root
 
+#: The driver's words for "there is no GPU" and for a driver older than the bindings.
+_NO_DEVICE, _OLD_DRIVER = 100, (35, 803, 804)
 #: The oldest generation whose tensor cores multiply INT8 in 3D kernels (Ampere).
 LEAST_CAPABILITY = (8, 0)
 
@@ -82,14 +84,19 @@ class GpuInfo:
 
 
 def gpus() -> list[GpuInfo]:
-    """All NVIDIA GPUs; none where there is no driver.
+    """All NVIDIA GPUs.
 
     Raises:
-        DependencyError: cuda-python is missing.
+        DependencyError: cuda-python or the driver is missing.
+        GpuError: the driver is too old, or does not start.
     """
     driver, _ = bindings()
-    if int(driver.cuInit(0)[0]) != 0:
+    started = driver.cuInit(0)[0]
+    if int(started) == _NO_DEVICE:
         return []
+    if int(started) in _OLD_DRIVER:
+        raise GpuError("NVIDIA's driver is too old for the installed cuda-python.", "Update the driver, or install an older one: pip install 'cuda-python<13'")
+    checked((started,), "start")
     attribute = driver.CUdevice_attribute
     found = []
     for index in range(checked(driver.cuDeviceGetCount(), "count the GPUs")):

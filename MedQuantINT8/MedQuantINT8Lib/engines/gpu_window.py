@@ -52,10 +52,14 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Reduction:
-    """How scores become labels: ``values`` of each channel; a threshold makes them regions of probabilities."""
+    """How scores become labels: ``values`` of each channel; a threshold makes them regions of probabilities.
+
+    sigmoid: regions only: the network gives logits, not probabilities.
+    """
 
     values: NDArray[np.uint16]
     threshold: float | None = None
+    sigmoid: bool = True
 
 
 def ring_bytes(plan: WindowPlan, classes: int) -> int:
@@ -201,7 +205,7 @@ class GpuSlidingWindow:
                 for batch in _batched(row, self.batch):
                     self._cut(cut, source, batch, intensity)
                     self._network.enqueue(len(batch), self._patches, self._scores, self._stream)
-                    self._blend(batch, total, reduction.threshold is not None)
+                    self._blend(batch, total, total is not None and reduction.sigmoid)
                     marks.append(Event(self._gpu).record(self._stream))
                     if len(marks) > _AHEAD:
                         first = marks.pop(0)

@@ -45,6 +45,8 @@ class TensorRTEngine:
         self._host_out = gpu.pinned(self._target.shape, np.float32)
         self._graph = CapturedGraph(gpu, self._stream, self._enqueue_own)
         self._count = batch
+        #: What the sliding window on the GPU looks for.
+        self.gpu, self.gpu_network = gpu, self
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run up to the batch that the engine was built for; the result is valid until the next call.

@@ -76,7 +76,7 @@ class ComparePanel:
         p = self.parameters
         nodes = p.compareVolumes or [node for node in [p.volume] if node is not None]
         try:
-            ensure("segment", self._ask)
+            ensure("tensorrt" if self.parameters.engine == "tensorrt" else "segment", self._ask)
             job = self._logic.compareAll(nodes, p.model, waitForCompletion=False)
         except MedQuantError as error:
             self._failed(error)

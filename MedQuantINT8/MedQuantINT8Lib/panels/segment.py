@@ -269,7 +269,7 @@ class SegmentPanel:
 
     def _begin(self, start: Any) -> None:
         try:
-            ensure("segment", self._ask)
+            ensure("tensorrt" if self.parameters.engine == "tensorrt" else "segment", self._ask)
             job = start()
         except MedQuantError as error:
             self._failed(error)

@@ -1,0 +1,169 @@
+"""``medquant selftest``: does an engine keep its promise on this machine?
+
+Known networks are built in every precision that the engine has. Each result is held against ONNX Runtime (INT8 against the
+same network simulated), times and sizes are measured in turn, and a row passes only if the numbers agree and the engine's own
+report says INT8. The report holds nothing that names the user or the machine's name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from .catalogue import DEMO, installed
+from .engines import BuildOptions, EngineBackend, choose_backend
+from .engines.base import precisions_of
+from .engines.fidelity import Distance, patch_labels
+from .engines.onnxruntime import OnnxRuntimeBackend
+from .engines.prepare import prepare
+from .errors import InputError, MedQuantError
+from .files import write_json, write_text
+from .model import ModelPackage
+from .networks import STUDY
+from .progress import Task
+from .reproduce import in_turn, scan_patch, study_package
+from .system import machine
+
+#: How far FP32 and FP16 results may be from ONNX Runtime's FP32: relative error of the output.
+TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2}
+_ROUNDS = 10
+
+
+def run_selftest(engine: str, names: Sequence[str], folder: Path, task: Task) -> dict[str, Any]:
+    """Test networks by name ("demo", "all", or those of ``medquant networks``); writes the report into ``folder``.
+
+    Raises:
+        InputError: a network that is not known.
+        EngineError: the engine cannot run here.
+    """
+    chosen = [n for name in names for n in (STUDY if name == "all" else [name])]
+    if unknown := [name for name in chosen if name != DEMO and name not in STUDY]:
+        raise InputError(f"There is no network {unknown[0]!r}.", f"Choose among demo, all, {', '.join(STUDY)}.")
+    backend = choose_backend(engine, "int8")
+    rows: list[dict[str, Any]] = []
+    with task.stage("networks", len(chosen)):
+        for name in chosen:
+            try:
+                rows += _network(name, backend, task)
+            except MedQuantError as error:
+                if task.cancelled:
+                    raise
+                rows.append({"network": name, "precision": "–", "passed": False, "reason": str(error)})
+            task.step()
+    value = {
+        "engine": backend.name,
+        "version": backend.version(),
+        "device": backend.device_name("gpu" if backend.name.startswith("tensorrt") else "cpu"),
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": rows,
+        "passed": all(row["passed"] for row in rows),
+    }
+    write_json(folder / "selftest.json", value)
+    write_text(folder / "selftest.html", _page(value))
+    return value
+
+
+def _network(name: str, backend: EngineBackend, task: Task) -> list[dict[str, Any]]:
+    with TemporaryDirectory(prefix="medquant-selftest-") as scratch:
+        if name == DEMO:
+            with ModelPackage.load(installed()[DEMO][0]) as package:
+                return _package(name, package, backend, task)
+        made, _ = study_package(STUDY[name], Path(scratch), task)
+        return _package(name, made, backend, task)
+
+
+def _package(name: str, package: ModelPackage, backend: EngineBackend, task: Task) -> list[dict[str, Any]]:
+    patch = package.spec.window.patch_size
+    batch = scan_patch(package.spec, patch)
+    with TemporaryDirectory(prefix="medquant-reference-") as scratch:
+        reference = OnnxRuntimeBackend()
+        exact = BuildOptions("fp32", patch)
+        reference.build(package.onnx_path("fp32"), Path(scratch), exact)
+        expected = np.array(reference.load(Path(scratch), exact).infer(batch))
+    prepared, rows = {}, []
+    for precision in precisions_of(backend):
+        options = replace(exact, precision=precision)  # type: ignore[arg-type]
+        try:
+            prepared[precision] = prepare(package, backend, options, [batch[0]], task)
+        except MedQuantError as error:
+            if task.cancelled:
+                raise
+            rows.append({"network": name, "precision": precision, "passed": False, "reason": str(error)})
+    with task.stage(f"{name}: timing"):
+        times = in_turn({p: made.engine for p, made in prepared.items()}, batch, _ROUNDS)
+    labels = patch_labels(package.spec.output.activation, activated=package.spec.output.activated, threshold=package.spec.output.threshold)
+    for precision, made in prepared.items():
+        distance = Distance(labels)
+        distance.add(np.array(made.engine.infer(batch)), expected)
+        described = made.describe()
+        row: dict[str, Any] = {
+            "network": name,
+            "precision": precision,
+            "median_ms": float(np.median(times[precision])),
+            "p95_ms": float(np.percentile(times[precision], 95)),
+            "engine_mb": made.entry.bytes / 1e6,
+            "int8_share": described.int8_mac_share,
+            "verdict": described.verdict,
+            "relative_error": distance.relative_error,
+            "other_labels": distance.label_disagreement,
+            "fidelity": made.fidelity.to_json() if made.fidelity else None,
+            "fallback_layers": list(made.fallback),
+        }
+        row["reason"] = _fault(precision, row)
+        row["passed"] = not row["reason"]
+        rows.append(row)
+        made.close()
+    return rows
+
+
+def _fault(precision: str, row: dict[str, Any]) -> str:
+    """Why a row fails, or an empty string."""
+    if precision != "int8":
+        limit = TOLERANCE[precision]
+        return f"differs from ONNX Runtime by {row['relative_error']:.2g} (relative)" if row["relative_error"] > limit else ""
+    if row["verdict"] != "INT8":
+        return f"only {100 * row['int8_share']:.0f} % of the work runs in INT8: {row['verdict']}"
+    if row["fidelity"] is None or not row["fidelity"]["trusted"]:
+        return "was not found to compute what the simulation computes"
+    return f"{len(row['fallback_layers'])} layer(s) had to leave INT8" if row["fallback_layers"] else ""
+
+
+def lines_of(value: dict[str, Any]) -> list[str]:
+    """For a terminal."""
+    lines = [f"{value['engine']} {value['version']} on {value['device']}"]
+    for row in value["rows"]:
+        figures = f"{row['median_ms']:9.2f} ms  {row['engine_mb']:8.1f} MB  {100 * row['int8_share']:5.1f} % INT8" if "median_ms" in row else ""
+        lines.append(f"  {'PASS' if row['passed'] else 'FAIL'}  {row['network']:10} {row['precision']:5} {figures}  {row['reason']}".rstrip())
+    return lines
+
+
+def _page(value: dict[str, Any]) -> str:
+    head = ["", "Network", "Precision", "ms", "p95 ms", "engine MB", "INT8 share", "error against FP32", "other labels", "real against simulated", "Why"]
+    body = []
+    for row in value["rows"]:
+        found = row.get("fidelity")
+        figures = (
+            [f"{row['median_ms']:.2f}", f"{row['p95_ms']:.2f}", f"{row['engine_mb']:.1f}", f"{100 * row['int8_share']:.1f} %",
+             f"{row['relative_error']:.2g}", f"{100 * row['other_labels']:.3f} %", f"{found['relative_error']:.4f}" if found else "–"]
+            if "median_ms" in row
+            else ["–"] * 7
+        )  # fmt: skip
+        cells = ["PASS" if row["passed"] else "FAIL", row["network"], row["precision"], *figures, row["reason"]]
+        body.append("<tr>" + "".join(f"<td>{escape(str(c))}" for c in cells))
+    described = value["machine"]
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>MedQuantINT8 self-test</title><style>body{font:15px/1.5 system-ui,sans-serif;"
+        "margin:2em}table{border-collapse:collapse}td,th{padding:.2em .7em;border-bottom:1px solid #ccc;text-align:left}</style>"
+        f"<h1>Self-test: {'passed' if value['passed'] else 'failed'}</h1><p>{escape(value['engine'])} {escape(value['version'])} on "
+        f"{escape(value['device'])}; {escape(str(described['processor']))}, {escape(str(described['system']))}, Python "
+        f"{escape(str(described['python']))}; {value['date']}. Random weights (demo: trained); one patch, runs in turn.</p>"
+        f"<table><thead><tr>{''.join(f'<th scope=col>{escape(h)}' for h in head)}<tbody>{''.join(body)}</table></html>\n"
+    )
