@@ -114,6 +114,9 @@ def specs() -> dict[str, ModelSpec]:
         "brain3_meshnet20": _mr(
             "brain3_meshnet20", _LIA, _P2_98, _MESH, _labels("white matter", "grey matter"), "neuroneural/brainchop"
         ),
+        "brain3_meshnet5": _mr(
+            "brain3_meshnet5", _LIA, _MINMAX, _MESH, _labels("white matter", "grey matter"), "neuroneural/brainchop"
+        ),
         "brain_mask_mindgrab": _mr("brain_mask_mindgrab", _LIA, _P2_98, _MESH, _labels("brain"), "neuroneural/brainchop"),
         "brain_mask_deepbrain_v1": _mr(
             "brain_mask_deepbrain_v1", deepbrain, by_maximum, whole, _BRAIN_LABEL, "iitzco/deepbrain", probability

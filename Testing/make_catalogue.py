@@ -112,6 +112,7 @@ def models() -> list[dict[str, Any]]:
         onnx("brain18_meshnet30", "18 tissues of the brain in T1 MR", "brainchop", "MeshNet", brainchop),
         onnx("brain18_meshnet", "18 tissues of the brain in T1 MR, smaller", "brainchop", "MeshNet", brainchop),
         onnx("brain3_meshnet20", "Grey and white matter in T1 MR", "brainchop", "MeshNet", brainchop),
+        onnx("brain3_meshnet5", "Grey and white matter in T1 MR, smallest", "brainchop", "MeshNet", brainchop),
         onnx("brain_mask_mindgrab", "Brain mask in T1 MR", "brainchop", "MeshNet", brainchop),
         onnx("brain_mask_deepbrain_v1", "Brain mask in T1 MR", "deepbrain", "U-Net", deepbrain),
         onnx("brain_mask_deepbrain_v2", "Brain mask in T1 MR, larger", "deepbrain", "U-Net", deepbrain),

@@ -84,7 +84,7 @@ def model_schema() -> dict[str, object]:
             "license",
         ],
         schema={"const": "medquant-model"},
-        schema_version={"enum": ["1.0", "1.1"]},
+        schema_version={"enum": ["1.0", "1.1", "1.2"]},
         name={"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$"},
         version=_NAME,
         modality=_NAME,
@@ -106,6 +106,10 @@ def model_schema() -> dict[str, object]:
             [], kind=_choice("none", "nonzero", "threshold"), threshold=_NUMBER, margin={"type": "integer", "minimum": 0}
         ),
         normalize_in=_choice("network", "input"),
+        cleaning={
+            "type": "array",
+            "items": _object([], kind=_choice("largest"), labels={"type": "array", "items": {"type": "integer", "minimum": 1}}),
+        },
         normalization={"type": "array", "items": normalization},
         window=_object(
             ["patch_size"],

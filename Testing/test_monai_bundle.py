@@ -184,9 +184,14 @@ def test_transforms_that_model_json_cannot_say_are_refused():
         translate_preprocessing([scale, space, scale])
     with pytest.raises(PackageError, match="zscore"):
         translate_preprocessing([{"_target_": "NormalizeIntensityd", "keys": "image"}, crop])
-    output, notes = translate_postprocessing(
+    output, largest, notes = translate_postprocessing(
         [{"_target_": "Activationsd", "sigmoid": True}, {"_target_": "AsDiscreted", "threshold": 0.4}, {"_target_": "FillHolesd"}]
     )
+    assert largest is None
+    keep = {"_target_": "KeepLargestConnectedComponentd", "applied_labels": [1, 2]}
+    assert translate_postprocessing([keep])[1:] == ((1, 2), [])
+    assert translate_postprocessing([{**keep, "applied_labels": None}])[1] == ()
+    assert "not done" in translate_postprocessing([{**keep, "num_components": 2}])[2][0]
     assert output.activation == "sigmoid" and output.threshold == 0.4 and "FillHolesd" in notes[0]
 
 

@@ -131,3 +131,18 @@ def test_foreground_can_be_found_by_the_network(fp32_package, phantom):
     assert found.shape == network_input.data.shape[1:]
     back = network_input.restore(found.astype(np.uint8)) > 0
     assert 2 * (back & (truth > 0)).sum() / (back.sum() + (truth > 0).sum()) > 0.85
+
+
+def test_only_the_largest_part_of_a_structure_stays_as_monai_does_it():
+    from monai.transforms import KeepLargestConnectedComponent
+
+    from MedQuantINT8Lib.cleaning import cleaned
+    from MedQuantINT8Lib.model_spec import Cleaning
+
+    rng = np.random.default_rng(0)
+    labels = ((rng.random((20, 24, 22)) < 0.25) * rng.integers(1, 4, (20, 24, 22))).astype(np.uint8)
+    for chosen in ((), (1, 3)):
+        expected = KeepLargestConnectedComponent(applied_labels=list(chosen) or None, is_onehot=False)(labels[None].copy())[0]
+        found = cleaned(labels.copy(), (Cleaning("largest", chosen),))
+        assert np.array_equal(found, np.asarray(expected)) and (found == 2).sum() == ((labels == 2).sum() if chosen else (found == 2).sum())
+    assert np.array_equal(cleaned(labels.copy(), ()), labels)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 #: The orientation that takes voxels as they lie in the file.
 NATIVE = "native"
@@ -128,6 +128,18 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Cleaning:
+    """What is done with the label map at its end.
+
+    kind: "largest" keeps of each structure its largest part (voxels that touch by a face, an edge or a corner).
+    labels: values of the structures; none means all.
+    """
+
+    kind: Literal["largest"] = "largest"
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Code:
     """A coded term: scheme (SCT for SNOMED CT), code value, meaning."""
 
@@ -176,6 +188,7 @@ class ModelSpec:
     description: str = ""
     crop: Crop = field(default_factory=Crop)
     normalize_in: Literal["network", "input"] = "network"
+    cleaning: tuple[Cleaning, ...] = ()
 
     @property
     def output_channels(self) -> int:

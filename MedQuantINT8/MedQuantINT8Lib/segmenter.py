@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blending import LabelSink, RegionSink, ScoreSink
+from .cleaning import cleaned
 from .engines import Engine
 from .errors import InputError, MedQuantError
 from .model_spec import ModelSpec
@@ -132,7 +133,7 @@ def segment(
             task=task,
         )
     with task.stage("restoring the grid"):
-        labels = run.labels()
+        labels = cleaned(run.labels(), spec.cleaning)
     if result.columns > 1:
         run.notes.append(f"run in {result.columns} columns to save memory: {result.windows} windows instead of {plan.count}")
     if options.skip_air and result.skipped:

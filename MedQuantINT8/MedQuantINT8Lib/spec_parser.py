@@ -15,6 +15,7 @@ from .model_spec import (
     Anchor,
     AxisOrder,
     Channel,
+    Cleaning,
     Code,
     Crop,
     CropKind,
@@ -31,7 +32,7 @@ from .model_spec import (
     Window,
 )
 
-SUPPORTED_SCHEMA_VERSIONS = ("1.0", "1.1")
+SUPPORTED_SCHEMA_VERSIONS = ("1.0", "1.1", "1.2")
 
 _T = TypeVar("_T")
 
@@ -215,6 +216,7 @@ _window = _record(
     pad_value=_number,
     air_threshold=_number,
 )
+_cleaning = _record(Cleaning, kind=_choice(Literal["largest"]), labels=_each(_count, 0))
 _output = _record(Output, activation=_choice(Activation), activated=_flag, threshold=_probability)
 _plain_normalization = _record(
     Normalization,
@@ -265,6 +267,7 @@ _plain_spec = _record(
     description=_text,
     crop=_crop,
     normalize_in=_choice(Literal["network", "input"]),
+    cleaning=_each(_cleaning, 0),
 )
 
 
@@ -298,6 +301,9 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
     missing = sorted(set(expected) - {label.channel for label in spec.labels})
     if missing:
         raise _bad(f"{where}: 'labels'", f"has no label for output channel {missing[0]}")
+    known = {label.value for label in spec.labels}
+    if strangers := sorted({value for step in spec.cleaning for value in step.labels} - known):
+        raise _bad(f"{where}: 'cleaning'", f"names the label {strangers[0]}, which the model does not have")
     if max(label.value for label in spec.labels) > 65535:
         raise _bad(f"{where}: 'labels'", "has a value above 65535")
     if spec.geometry.spacing and spec.geometry.size:

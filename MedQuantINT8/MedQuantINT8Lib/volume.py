@@ -277,10 +277,10 @@ def resample(data: NDArray[Any], source: Grid, target: Grid, interpolation: str)
     Outside the source the nearest voxel's value is taken, as MONAI's ``padding_mode="border"`` does. float arrays stay
     float32; integer arrays keep their dtype with "nearest" and become float32 otherwise.
     """
-    import SimpleITK as sitk
-
     if source == target:
         return data if interpolation == "nearest" else data.astype(np.float32, copy=False)
+    import SimpleITK as sitk
+
     # Both grids are moved into source's voxel space: SimpleITK then handles sheared or left-handed matrices as well.
     if interpolation != "nearest":
         data = data.astype(np.float32, copy=False)

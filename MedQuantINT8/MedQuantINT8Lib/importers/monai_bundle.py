@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DependencyError, PackageError
-from ..model_spec import Channel, Label, ModelSpec, Window
+from ..model_spec import Channel, Cleaning, Label, ModelSpec, Window
 from .base import Understood, single_output
 from .checkpoints import load_weights
 from .colors import palette
@@ -60,7 +60,7 @@ class _Bundle:
         classes = self._vista_classes()
         network, multiples = self._network(classes)
         preprocessing = translate_preprocessing(self._transforms("preprocessing"))
-        output, notes = translate_postprocessing(self._transforms("postprocessing"))
+        output, largest, notes = translate_postprocessing(self._transforms("postprocessing"))
         window = self._window(multiples)
         self._notes += preprocessing.notes + notes
         formats = self._metadata("network_data_format") or {}
@@ -77,6 +77,7 @@ class _Bundle:
             window=window,
             output=output,
             labels=names,
+            cleaning=() if largest is None else (Cleaning("largest", tuple(n.value for n in names if n.channel in largest)),),
             license=self._license(),
             citation=citation,
             source_url=str(self._metadata("source_url") or ""),
