@@ -195,7 +195,9 @@ def test_a_model_is_got_used_by_name_and_removed(server, models, monkeypatch, ca
     assert catalogue.resolve("small") == str(models / "small" / "package")
     assert [p.name for p in (models / ".downloads").iterdir()] == []
     assert main(["models", "list"]) == 0 and "* small" in capsys.readouterr().out
-    assert main(["models", "remove", "small"]) == 0 and catalogue.installed() == {}
+    assert main(["models", "remove", "small"]) == 0 and list(catalogue.installed()) == ["demo"]
+    with pytest.raises(InputError, match="part of the program"):
+        catalogue.remove("demo")
     assert main(["models", "remove", "small"]) == 2
     with pytest.raises(InputError):
         catalogue.remove("..")

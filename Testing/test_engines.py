@@ -20,6 +20,8 @@ from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.progress import Task
 
 PATCH = (64, 64, 64)
+#: The engines that can run here; TensorRT has tests of its own.
+HERE = [name for name in backend_names() if not backend(name).unavailable()]
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def patches(phantom):
     return [np.ascontiguousarray(data[:, 20:84, 20:84, 40:104]), np.ascontiguousarray(data[:, :64, :64, :64])]
 
 
-@pytest.mark.parametrize("name", backend_names())
+@pytest.mark.parametrize("name", HERE)
 def test_fp32_engines_equal_the_network(name, fp32_package, patches):
     from MedQuantINT8Lib.engines.onnxruntime import session
 
@@ -180,7 +182,7 @@ def test_an_operator_that_the_engine_lacks_is_named(fp32_package, tmp_path):
     model.graph.node[3].op_type, model.graph.node[3].domain = "MadeUpOperator", "example.org"
     model.opset_import.append(onnx.helper.make_opsetid("example.org", 1))
     onnx.save(model, str(tmp_path / "strange.onnx"))
-    for name in backend_names():
+    for name in HERE:
         with pytest.raises(EngineError, match="MadeUpOperator"):
             backend(name).build(tmp_path / "strange.onnx", tmp_path, BuildOptions("fp32", PATCH))
 
@@ -386,3 +388,28 @@ def test_layers_at_fault_are_found_by_halving(monkeypatch, faults, most):
     monkeypatch.setattr(fidelity, "MOST_TRIALS", 2)
     hasty = fidelity.offending_layers(_Fake(faults), None, None, options, patch, labels, Task())
     assert faults <= set(hasty) and len(hasty) == len(set(hasty))
+
+
+class _Cramped(OpenVINOBackend):
+    """A GPU whose memory is too small."""
+
+    name, title, needs_gpu = "cramped", "Cramped", True
+
+    def load(self, folder, options):
+        from MedQuantINT8Lib.engines.cuda import GpuMemoryError
+
+        raise GpuMemoryError("The GPU has not enough free memory to hold 900 MB more.")
+
+
+def test_a_gpu_that_is_too_small_gives_way_to_the_processor(monkeypatch, int8_package, phantom):
+    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.engines import base
+    from MedQuantINT8Lib.engines.cuda import GpuMemoryError
+    from MedQuantINT8Lib.segmenter import SegmentationOptions
+
+    monkeypatch.setattr(base, "_REGISTRY", {"cramped": f"{__name__}:_Cramped", **base._REGISTRY})
+    choice = runs.EngineChoice("auto", "int8", device="gpu")
+    run = runs.segment(int8_package, phantom[0], choice, SegmentationOptions(), Task())
+    assert run.engine["name"] == "openvino" and run.result.notes[0].startswith("run on the processor: The GPU has not enough")
+    with pytest.raises(GpuMemoryError):
+        runs.segment(int8_package, phantom[0], runs.EngineChoice("cramped", "int8"), SegmentationOptions(), Task())

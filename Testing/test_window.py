@@ -447,6 +447,7 @@ def test_an_int8_engine_is_made_in_the_window(user):
     assert not user.errors(), user.errors()
     log = user.ui.logText.toPlainText()
     assert "of the work is quantized" in log and "file:" in log
+    assert "openvino: INT8" in log and "real INT8 against the simulation" in log
     assert user.view.segment.parameters.model == "my-demo"
     user.click(user.ui.segmentButton)
     user.watch()

@@ -91,6 +91,7 @@ class Parameters:
     method = _Field("max")
     agreement = _Field(0.99)
     fallback = _Field(True)
+    buildEngine = _Field("auto")
 
     compareVolumes = _Nodes()
 

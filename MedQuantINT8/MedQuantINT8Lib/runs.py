@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from . import graph
 from .calibration import CalibrationOptions, ForegroundFinder, PatchSampler, draw_samples, foreground_by_intensity
 from .engines import BuildOptions, backend, choose_backend
-from .engines.base import EngineBackend, Precision
+from .engines.base import EngineBackend, Precision, choose_processor
+from .engines.cuda import GpuMemoryError
 from .engines.prepare import PreparedEngine, prepare
 from .engines.race import prepare_faster
 from .ensemble import Ensemble, MeanEngine
@@ -188,9 +189,31 @@ def segment(
 ) -> SegmentationRun:
     """Segment a volume with a package, or the mean of several, on the chosen engine, which is built if it is not there yet.
 
+    Where the engine was left to the program and a GPU's memory is too small, the processor does it, and the notes say so.
+
     Args:
         shelf: lends engines that are loaded already, and keeps them afterwards; by default they are closed.
     """
+    try:
+        return _segment(package, volume, choice, options, task, read_seconds, shelf)
+    except GpuMemoryError as error:
+        if choice.name != "auto":
+            raise
+        on_processor = replace(choice, name=choose_processor(choice.precision).name, device="cpu")
+        run = _segment(package, volume, on_processor, options, task, read_seconds, shelf)
+        run.result.notes.insert(0, f"run on the processor: {error}")
+        return run
+
+
+def _segment(
+    package: ModelPackage | Ensemble,
+    volume: Volume,
+    choice: EngineChoice,
+    options: SegmentationOptions,
+    task: Task,
+    read_seconds: float = 0.0,
+    shelf: EngineShelf | None = None,
+) -> SegmentationRun:
     made = choose_backend(choice.name, choice.precision)
     ensemble = package if isinstance(package, Ensemble) else Ensemble([package])
     spec = ensemble.first.spec

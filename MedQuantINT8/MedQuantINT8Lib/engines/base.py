@@ -176,6 +176,15 @@ def precisions_of(made: EngineBackend) -> tuple[str, ...]:
     return tuple(getattr(made, "precisions", ("int8", "fp32")))
 
 
+def choose_processor(precision: str) -> EngineBackend:
+    """As :func:`choose_backend` for "auto", among the backends that run on the processor."""
+    usable = [made for made in map(backend, _REGISTRY) if not getattr(made, "needs_gpu", False) and not made.unavailable()]
+    usable.sort(key=lambda made: precision != "fp32" and not made.real_int8)
+    if not usable:
+        raise EngineError("No engine can run on the processor.", "Install one with: pip install openvino onnx")
+    return usable[0]
+
+
 def choose_backend(name: str, precision: str) -> EngineBackend:
     """The backend asked for, or for "auto" the first that can run here; INT8 prefers a real one.
 

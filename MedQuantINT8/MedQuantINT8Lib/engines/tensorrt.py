@@ -104,6 +104,7 @@ class TensorRTBackend:
     name = "tensorrt"
     title = "TensorRT"
     real_int8 = True
+    needs_gpu = True
     precisions = ("int8", "fp16", "fp32")
 
     def unavailable(self) -> str:

@@ -44,7 +44,8 @@ class BuildPanel:
         ui.calibrationFolderEdit.currentPathChanged.connect(self._changed)
         for box in (ui.patchesSpin, ui.agreementSpin):
             box.editingFinished.connect(self._changed)
-        ui.methodCombo.currentTextChanged.connect(self._changed)
+        for combo in (ui.methodCombo, ui.buildEngineCombo):
+            combo.currentTextChanged.connect(self._changed)
         ui.fallbackCheck.toggled.connect(self._changed)
         ui.buildButton.clicked.connect(self._press)
 
@@ -56,6 +57,8 @@ class BuildPanel:
         offered = [(f"get:{e.name}", _("Download: {title} ({license})").format(title=e.title, license=e.license)) for e in self._logic.publicModels()]
         quiet_fill(ui.buildModelCombo, installed + offered, chosen(ui.buildModelCombo) or p.model)
         quiet_fill(ui.methodCombo, [(name, name) for name in METHODS], p.method)
+        engines = [("auto", _("Automatic")), *self._logic.engineTitles()]
+        quiet_fill(ui.buildEngineCombo, engines, p.buildEngine)
         silently(ui.patchesSpin, ui.patchesSpin.setValue, p.patches)
         silently(ui.agreementSpin, ui.agreementSpin.setValue, p.agreement)
         silently(ui.fallbackCheck, ui.fallbackCheck.setChecked, p.fallback)
@@ -73,6 +76,7 @@ class BuildPanel:
         p.calibrationFolder = str(read(ui.calibrationFolderEdit, "currentPath") or "")
         p.patches, p.agreement = int(read(ui.patchesSpin, "value")), float(read(ui.agreementSpin, "value"))
         p.method, p.fallback = chosen(ui.methodCombo), bool(read(ui.fallbackCheck, "checked"))
+        p.buildEngine = chosen(ui.buildEngineCombo)
         self._showButtons()
 
     def _showButtons(self) -> None:
@@ -157,7 +161,7 @@ class BuildPanel:
                 lambda: self._logic.installModel(source=source, waitForCompletion=False), lambda job: self._installed(job.value)
             )
 
-    def _begin(self, start: Any, done: Any) -> None:
+    def _begin(self, start: Any, done: Any, *, fresh: bool = True) -> None:
         try:
             ensure("segment", self._ask)
             ensure("build", self._ask)
@@ -166,7 +170,8 @@ class BuildPanel:
             self._failed(error)
             return
         self._mine, self._stage = True, ""
-        self._ui.logText.clear()
+        if fresh:
+            self._ui.logText.clear()
         self._runner.start(job, Listener(self._progressed, lambda job: self._finished(done, job), self._failed))
 
     def _finished(self, done: Any, job: Any) -> None:
@@ -190,8 +195,26 @@ class BuildPanel:
         self._log(_("file: {before} MB to {after} MB").format(before=f"{report['fp32_bytes'] / _MB:.1f}", after=f"{report['int8_bytes'] / _MB:.1f}"))
         if kept:
             self._log(_("in floating point: {names}").format(names=", ".join(kept)))
-        self._ui.buildStatusLabel.setText(_("Done. The engine is built with the first segmentation, and compared with the simulation."))
-        self._made(self._logic.ownCopyName(name))
+        made = self._logic.ownCopyName(name)
+        self._made(made)
+        volumes = self.parameters.calibrationVolumes
+        volume = volumes[0] if volumes else None
+        self._begin(
+            lambda: self._logic.buildEngine(made, volume, self.parameters.buildEngine, waitForCompletion=False),
+            lambda job: self._built(job.value),
+            fresh=False,
+        )
+
+    def _built(self, report: dict[str, Any]) -> None:
+        share = f"{100 * report['int8_mac_share']:.1f} %"
+        self._log(_("{engine}: {verdict}, {share} of the work in INT8").format(engine=report["engine"], verdict=report["verdict"], share=share))
+        if report["note"]:
+            self._log(report["note"])
+        if found := report["fidelity"]:
+            text = _("real INT8 against the simulation: relative error {error}, {labels} of voxels with another label")
+            labels = f"{100 * found['label_disagreement']:.3f} %"
+            self._log(text.format(error=f"{found['relative_error']:.4f}", labels=labels))
+        self._ui.buildStatusLabel.setText(_("Done. The model is chosen in the panel above."))
 
     def _installed(self, name: str) -> None:
         self._ui.buildStatusLabel.setText(_("Installed {name}. Choose scans, and make its INT8 engine.").format(name=name))

@@ -1,0 +1,100 @@
+"""Packages that Slicer's Python lacks: asked for with size and licence, and every way in which pip fails is told in words."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from MedQuantINT8Lib import dependencies
+from MedQuantINT8Lib.errors import DependencyError
+
+
+@pytest.fixture
+def lacking(monkeypatch):
+    """openvino and torch are not installed, until something is."""
+    gone = {"openvino", "torch"}
+    real = dependencies._satisfied
+    monkeypatch.setattr(dependencies, "_satisfied", lambda line: line.split(">")[0] not in gone and real(line))
+    return gone
+
+
+def test_only_what_is_lacking_is_installed_and_only_if_the_user_agrees(lacking):
+    asked, installed = [], []
+
+    def install(lines):
+        installed.extend(lines)
+        lacking.clear()
+
+    def agree(text):
+        asked.append(text)
+        return True
+
+    assert dependencies.ensure("segment", agree, install)
+    assert installed == ["openvino>=2025.2"] and "about 90 MB" in asked[0] and "Apache-2.0" in asked[0]
+    assert not dependencies.ensure("segment", agree, install) and len(asked) == 1
+    lacking.add("openvino")
+    with pytest.raises(DependencyError, match="Nothing was installed; openvino"):
+        dependencies.ensure("segment", lambda text: False, install)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (OSError("[Errno 28] No space left on device"), "No space left on device"),
+        (RuntimeError("pip failed\nERROR: Could not find a version (from versions: none)"), "Could not find a version"),
+        (ConnectionError("Cannot connect to proxy"), "proxy"),
+    ],
+)
+def test_pip_that_fails_is_told_with_what_to_look_at(lacking, fault, words):
+    def install(lines):
+        raise fault
+
+    with pytest.raises(DependencyError, match=words) as told:
+        dependencies.ensure("segment", lambda text: True, install)
+    assert "proxy" in str(told.value) and "space on the disk" in str(told.value)
+
+
+def test_an_install_that_did_nothing_is_noticed(lacking):
+    with pytest.raises(DependencyError, match="openvino could not be installed"):
+        dependencies.ensure("segment", lambda text: True, lambda lines: None)
+
+
+def test_torch_comes_through_slicers_extension(lacking, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
+    with pytest.raises(DependencyError, match="PyTorch extension is not installed"):
+        dependencies.ensure("build", lambda text: True, lambda lines: lacking.clear())
+    called = []
+    utils = ModuleType("PyTorchUtils")
+
+    class Logic:
+        def installTorch(self, **options):
+            called.append(options)
+            lacking.discard("torch")
+            return SimpleNamespace(__version__="2.9")
+
+    utils.PyTorchUtilsLogic = Logic
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", utils)
+    assert dependencies.ensure("build", lambda text: True, lambda lines: None)
+    assert called[0]["torchVersionRequirement"] == ">=2.8"
+
+
+def test_slicers_package_manager_is_used_and_an_older_slicers_pip_otherwise(lacking, monkeypatch):
+    calls = []
+    slicer, manager = ModuleType("slicer"), ModuleType("slicer.packaging")
+    slicer.util = SimpleNamespace(pip_install=lambda text: (calls.append(text), lacking.clear()))
+    manager.pip_ensure = lambda requirements, **options: (calls.append((list(map(str, requirements)), options)), lacking.clear())
+    monkeypatch.setitem(sys.modules, "slicer", slicer)
+    monkeypatch.setitem(sys.modules, "slicer.packaging", manager)
+    assert dependencies.ensure("segment", lambda text: True)
+    assert calls[-1] == (["openvino>=2025.2"], {"prompt_install": False, "requester": "MedQuantINT8"})
+    lacking.add("openvino")
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)
+    assert dependencies.ensure("segment", lambda text: True)
+    assert calls[-1] == "openvino>=2025.2"
+
+
+def test_versions_are_compared_by_number():
+    assert dependencies._numbers("2.13.0+cpu") == (2, 13, 0) and dependencies._numbers("2026.4.1-22982-x") == (2026, 4, 1)
+    assert dependencies._satisfied("numpy>=1.9") and not dependencies._satisfied("numpy>=99") and not dependencies._satisfied("no-such-thing>=1")
