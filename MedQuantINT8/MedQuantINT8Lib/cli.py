@@ -114,6 +114,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--networks", nargs="+", default=["demo"], metavar="NAME", help="demo, all, or names of medquant networks (default: demo)")
     command.add_argument("--output", default="selftest", help="folder for selftest.html and selftest.json (default: %(default)s)")
 
+    command = _command(add, "evaluate", study_commands.evaluate, "FP32 and INT8 against manual labels, with intervals and tests")
+    command.add_argument("model", help="model package with both networks, or the name of an installed model")
+    command.add_argument("--data", required=True, help="a data set: JSON description, or the folder of a public one")
+    command.add_argument("--form", default="auto", help="json, msd, btcv, totalsegmentator, wholebrain (default: by its files)")
+    command.add_argument("--split", default="all", help="train, val, test or all (default: %(default)s)")
+    command.add_argument("--cases", type=int, default=0, metavar="N", help="only the first N (default: all)")
+    command.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice (default: %(default)s mm)")
+    command.add_argument("--output", "-o", default="evaluation", help="folder for evaluation.html, .csv, .json (default: %(default)s)")
+    _running_options(command, precision=False)
+
     command = _command(add, "cache", commands.cache, "engines that were built on this machine")
     command.add_argument("action", choices=["list", "clear"])
     command.add_argument("--model", help="only engines of this model")

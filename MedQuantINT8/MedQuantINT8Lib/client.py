@@ -187,6 +187,8 @@ class WorkerClient:
                 encoding="utf-8",
                 env=environment,
                 pass_fds=self._arena.descriptors,
+                # On Windows a console would open beside the application.
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
         except OSError as error:
             raise WorkerError(f"The worker cannot be started with {self._python}: {error.strerror}.", "Choose another Python.") from error

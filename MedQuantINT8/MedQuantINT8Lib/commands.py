@@ -34,7 +34,7 @@ def _scan_paths(text: str) -> str | list[str]:
     return parts if len(parts) > 1 and not Path(text).exists() else text
 
 
-def _options(args: argparse.Namespace) -> SegmentationOptions:
+def options_of(args: argparse.Namespace) -> SegmentationOptions:
     if args.batch < 1:
         raise InputError(f"A batch of {args.batch} windows is not possible.", "Give --batch of at least 1.")
     memory = int(args.memory * (1 << 30)) if args.memory is not None else None
@@ -117,7 +117,7 @@ def _guard_lines(result: Any) -> list[str]:
 def build(args: argparse.Namespace, task: Task) -> None:
     with ModelPackage.load(resolve_one(args.model)) as package:
         scan = _scan_paths(args.scan) if args.scan else None
-        prepared = runs.build(package, _choice(args), _options(args), scan, task)  # type: ignore[arg-type]
+        prepared = runs.build(package, _choice(args), options_of(args), scan, task)  # type: ignore[arg-type]
         description = prepared.describe()
         value = {
             "folder": str(prepared.entry.folder),
@@ -147,7 +147,7 @@ def segment(args: argparse.Namespace, task: Task) -> None:
         began = time.perf_counter()
         with task.stage("reading"):
             volume = read_volume(_scan_paths(args.scan), args.series)
-        run = runs.segment(ensemble, volume, _choice(args), _options(args), task, time.perf_counter() - began)
+        run = runs.segment(ensemble, volume, _choice(args), options_of(args), task, time.perf_counter() - began)
         began = time.perf_counter()
         with task.stage("writing"):
             write_segmentation(args.output, run.result.labels, run.result.ijk_to_ras, labels)

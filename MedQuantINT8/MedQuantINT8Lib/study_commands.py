@@ -1,4 +1,4 @@
-"""``medquant networks``, ``medquant reproduce`` and ``medquant selftest``: the study's networks and tables, and an engine's proof."""
+"""``medquant networks``, ``reproduce``, ``selftest`` and ``evaluate``: the study's networks and tables, and what an engine proves."""
 
 from __future__ import annotations
 
@@ -40,3 +40,26 @@ def selftest(args: argparse.Namespace, task: Task) -> None:
     print(json.dumps(value) if args.json else "\n".join(lines_of(value)))
     if not value["passed"]:
         raise EngineError("The self-test failed.", f"Look at {args.output}/selftest.html, and send it to the developers.")
+
+
+def evaluate(args: argparse.Namespace, task: Task) -> None:
+    from .catalogue import resolve
+    from .commands import options_of
+    from .datasets import read_dataset
+    from .ensemble import load_ensemble
+    from .errors import InputError
+    from .evaluate import evaluate as run
+    from .evaluate import lines_of, write_results
+    from .runs import EngineChoice
+
+    if args.tolerance <= 0:
+        raise InputError(f"A tolerance of {args.tolerance} mm is not possible.", "Give one above 0.")
+    data = read_dataset(Path(args.data), args.form)
+    cases = data.of(args.split)[: args.cases or None]
+    with load_ensemble(resolve(args.model)) as ensemble:
+        for member in ensemble.packages:
+            member.onnx_path("int8")
+        choice = EngineChoice(args.engine, "int8", args.threads, args.device)
+        value = run(ensemble, data, cases, choice, options_of(args), args.tolerance, task)
+    write_results(value, Path(args.output))
+    print(json.dumps(value) if args.json else "\n".join([*lines_of(value), f"  wrote {args.output}/evaluation.html, .csv, .json"]))

@@ -135,7 +135,7 @@ class SegmentPanel:
         while len(self._channelSelectors) >= len(names) and self._channelSelectors:
             selector, label = self._channelSelectors.pop()
             for widget in (selector, label):
-                self._ui.channelsLayout.removeWidget(widget)
+                self._ui.channelsWidget.layout().removeWidget(widget)
                 widget.deleteLater()
         for number in range(len(self._channelSelectors) + 1, len(names)):
             selector, label = slicer.qMRMLNodeComboBox(), qt.QLabel(names[number])
@@ -149,8 +149,8 @@ class SegmentPanel:
             if number - 1 < len(given):
                 selector.setCurrentNodeID(given[number - 1].GetID())
             selector.currentNodeIDChanged.connect(self._channelsChanged)
-            self._ui.channelsLayout.addWidget(label)
-            self._ui.channelsLayout.addWidget(selector)
+            self._ui.channelsWidget.layout().addWidget(label)
+            self._ui.channelsWidget.layout().addWidget(selector)
             self._channelSelectors.append((selector, label))
         self._ui.channelsWidget.setVisible(bool(self._channelSelectors))
 

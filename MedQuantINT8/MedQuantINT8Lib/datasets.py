@@ -1,0 +1,221 @@
+"""Labelled data sets: a small JSON of our own, and the folder forms of the public ones.
+
+Ours: ``{"name", "structures": {"1": "liver", ...}, "cases": [{"name", "image", "label", "split"}]}``, paths from the file's own
+folder; ``image`` is a path or one a channel.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .volume_io import EXTENSIONS, read_volume
+
+BTCV = (
+    "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta", "inferior vena cava",
+    "portal vein and splenic vein", "pancreas", "right adrenal gland", "left adrenal gland",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One labelled scan.
+
+    Attributes:
+        label: a label map; or masks by structure (TotalSegmentator).
+        split: "train", "val", "test", or "" where the data set does not say.
+    """
+
+    name: str
+    image: tuple[Path, ...]
+    label: Path | Mapping[str, Path]
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """``structures``: names by label value; empty for a label map whose values are the model's own."""
+
+    name: str
+    cases: tuple[Case, ...]
+    structures: dict[int, str] = field(default_factory=dict)
+
+    def of(self, split: str) -> tuple[Case, ...]:
+        """Cases of a split; all for "all".
+
+        Raises:
+            InputError: there are none.
+        """
+        found = tuple(case for case in self.cases if split in ("all", case.split))
+        if not found:
+            known = sorted({case.split for case in self.cases} - {""})
+            raise InputError(f"{self.name} has no cases of the split {split!r}.", f"It has {', '.join(known) or 'no splits: use --split all'}.")
+        return found
+
+
+def read_dataset(path: Path, form: str = "auto") -> DataSet:
+    """A data set from its JSON file or folder.
+
+    Raises:
+        InputError: it has no form that is known, a file is missing, or a case is in two splits.
+    """
+    if not path.exists():
+        raise InputError(f"There is no data set at {path}.", "Check the path.")
+    kind = _detect(path) if form == "auto" else form
+    if kind not in FORMS:
+        raise InputError(f"{path} has no form that is known here.", f"Name it with --form: {', '.join(FORMS)}.")
+    made = FORMS[kind](path)
+    _check(made)
+    return made
+
+
+def _detect(path: Path) -> str:
+    if path.is_file():
+        return "json"
+    if (path / "dataset.json").is_file():
+        return "msd"
+    if next(path.glob("*/segmentations"), None):
+        return "totalsegmentator"
+    if (path / "img").is_dir() and (path / "label").is_dir():
+        return "btcv"
+    return "wholebrain" if next(path.glob("*_labels.*"), None) or next(path.glob("labels/*"), None) else ""
+
+
+def _check(data: DataSet) -> None:
+    if not data.cases:
+        raise InputError(f"{data.name} holds no labelled case.", "Check the folder and --form.")
+    splits: dict[str, str] = {}
+    for case in data.cases:
+        if splits.setdefault(case.name, case.split) != case.split:
+            raise InputError(f"{data.name}: the case {case.name} is in two splits.", "Correct the data set's description.")
+        files = [case.label] if isinstance(case.label, Path) else list(case.label.values())
+        for file in [*case.image, *files]:
+            if not file.exists():
+                raise InputError(f"{data.name}: {case.name}: there is no file {file}.", "Correct the data set's description.")
+
+
+def _json(path: Path) -> DataSet:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        cases = []
+        for row in value["cases"]:
+            images = row["image"] if isinstance(row["image"], list) else [row["image"]]
+            cases.append(Case(row["name"], tuple(path.parent / i for i in images), path.parent / row["label"], row.get("split", "")))
+        names = {int(v): str(n) for v, n in value.get("structures", {}).items()}
+        return DataSet(value.get("name", path.stem), tuple(cases), names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no description of a data set: {error!r}.", "See medquant evaluate --help.") from error
+
+
+def _msd(folder: Path) -> DataSet:
+    """Medical Segmentation Decathlon: dataset.json with "training" pairs (tasks of one modality; the others lie in 4-D files)."""
+    value = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    cases = []
+    for row in value["training"]:
+        image, label = folder / row["image"], folder / row["label"]
+        cases.append(Case(_stem(image), (image,), label))
+    names = {int(v): n for v, n in value["labels"].items() if int(v)}
+    return DataSet(value.get("name", folder.name), tuple(cases), names)
+
+
+def _btcv(folder: Path) -> DataSet:
+    """Beyond the Cranial Vault: img/img0001.nii.gz beside label/label0001.nii.gz, 13 organs."""
+    cases = []
+    for image in _scans(folder / "img"):
+        number = _stem(image).removeprefix("img")
+        label = next((p for p in _scans(folder / "label") if _stem(p) == f"label{number}"), None)
+        if label is not None:
+            cases.append(Case(_stem(image), (image,), label))
+    return DataSet("BTCV", tuple(cases), {n + 1: name for n, name in enumerate(BTCV)})
+
+
+def _total(folder: Path) -> DataSet:
+    """TotalSegmentator V2: s0001/ct.nii.gz with a mask for each structure in s0001/segmentations; meta.csv names the splits."""
+    splits = {}
+    if (folder / "meta.csv").is_file():
+        text = (folder / "meta.csv").read_text(encoding="utf-8-sig")
+        for row in csv.DictReader(text.splitlines(), delimiter=";" if ";" in text.splitlines()[0] else ","):
+            splits[row.get("image_id", "")] = row.get("split", "")
+    cases = []
+    for scan in sorted(folder.glob("*/ct.nii*")):
+        masks = {_stem(p).replace("_", " "): p for p in _scans(scan.parent / "segmentations")}
+        cases.append(Case(scan.parent.name, (scan,), masks, splits.get(scan.parent.name, "")))
+    return DataSet("TotalSegmentator V2", tuple(cases))
+
+
+def _brain(folder: Path) -> DataSet:
+    """Whole Brain: NAME.nii.gz beside NAME_labels.nii.gz, or images/ beside labels/; label_names.csv (value, name) if there is one."""
+    cases = []
+    if (folder / "labels").is_dir():
+        labels = {_stem(p): p for p in _scans(folder / "labels")}
+        for scan in _scans(folder / "images"):
+            if _stem(scan) in labels:
+                cases.append(Case(_stem(scan), (scan,), labels[_stem(scan)]))
+    else:
+        for label in _scans(folder):
+            stem = _stem(label)
+            if stem.endswith("_labels"):
+                name = stem.removesuffix("_labels")
+                image = next((p for p in _scans(folder) if _stem(p).startswith(name) and not _stem(p).endswith("_labels")), None)
+                if image is not None:
+                    cases.append(Case(name, (image,), label))
+    names = {}
+    if (folder / "label_names.csv").is_file():
+        for row in csv.reader((folder / "label_names.csv").read_text(encoding="utf-8-sig").splitlines()):
+            if len(row) >= 2 and row[0].strip().isdigit() and int(row[0]):
+                names[int(row[0])] = row[1].strip()
+    return DataSet("Whole Brain", tuple(cases), names)
+
+
+FORMS: dict[str, Callable[[Path], DataSet]] = {"json": _json, "msd": _msd, "btcv": _btcv, "totalsegmentator": _total, "wholebrain": _brain}
+
+
+def _scans(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(EXTENSIONS)] if folder.is_dir() else []
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for extension in sorted(EXTENSIONS, key=len, reverse=True):
+        if name.lower().endswith(extension):
+            return name[: -len(extension)]
+    return path.stem
+
+
+def label_map(case: Case, data: DataSet, values: Mapping[str, int]) -> NDArray[np.uint16]:
+    """The case's labels (K, J, I) with the model's values.
+
+    Args:
+        values: the model's label value by the structure's name (lower case).
+
+    Raises:
+        InputError: a label map with values that are no label, or no structure in common with the model.
+    """
+    if isinstance(case.label, Path):
+        raw = np.rint(read_volume(case.label).data[0]).astype(np.int64)
+        if raw.min() < 0 or raw.max() > 65535:
+            raise InputError(f"{case.label} is no label map: it has values from {raw.min()} to {raw.max()}.", "Correct the data set's description.")
+        if not data.structures:
+            return raw.astype(np.uint16)
+        table = np.zeros(max(int(raw.max()), *data.structures) + 1, np.uint16)
+        for value, name in data.structures.items():
+            table[value] = values.get(name.lower(), 0)
+        return table[raw]
+    found: Any = None
+    for name, path in case.label.items():
+        if name.lower() not in values:
+            continue
+        mask = read_volume(path).data[0] > 0.5
+        found = np.zeros(mask.shape, np.uint16) if found is None else found
+        found[mask] = values[name.lower()]
+    if found is None:
+        raise InputError(f"{data.name}: {case.name} has no structure that the model knows.", "Check that model and data set belong together.")
+    return found

@@ -1,0 +1,180 @@
+"""``medquant evaluate``: FP32 and INT8 against manual labels, case by case and structure by structure."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import runs
+from .cohort import mean_of, require_scipy, wilcoxon
+from .datasets import Case, DataSet, label_map
+from .ensemble import Ensemble
+from .errors import InputError
+from .evaluation import dice
+from .files import write_json, write_text
+from .model_spec import Label
+from .progress import Task
+from .segmenter import SegmentationOptions
+from .shelf import KeepingShelf
+from .surface import surface_agreement
+from .system import machine
+from .volume_io import read_volume
+
+PRECISIONS = ("fp32", "int8")
+METRICS = ("dice", "nsd", "hd95", "ml_difference")
+_WORST = 10
+
+
+def evaluate(
+    ensemble: Ensemble,
+    data: DataSet,
+    cases: Sequence[Case],
+    choice: runs.EngineChoice,
+    options: SegmentationOptions,
+    tolerance: float,
+    task: Task,
+) -> dict[str, Any]:
+    """Run every case in FP32 and in INT8.
+
+    Args:
+        tolerance: of the normalised surface Dice, in millimetres.
+
+    Returns:
+        ``rows`` (one a case, structure and precision; a metric is None where it is not defined: a structure that is absent in
+        both label maps counts as nothing, not as 0), ``summary`` and what they were made with.
+
+    Raises:
+        InputError: model and data set have no structure in common.
+    """
+    require_scipy()
+    labels = _shared(ensemble.first.spec.labels, data)
+    values = {label.name.lower(): label.value for label in labels}
+    rows: list[dict[str, Any]] = []
+    seconds: dict[str, list[float]] = {p: [] for p in PRECISIONS}
+    shelf = KeepingShelf()
+    engine: dict[str, Any] = {}
+    with task.stage("evaluating", len(cases)):
+        for case in cases:
+            volume = read_volume(case.image if len(case.image) > 1 else case.image[0])
+            truth = label_map(case, data, values)
+            if truth.shape != volume.data.shape[1:]:
+                raise InputError(f"{data.name}: the labels of {case.name} are {truth.shape} voxels, its scan {volume.data.shape[1:]}.", "Check the files.")
+            for precision in PRECISIONS:
+                run = runs.segment(ensemble, volume, runs.EngineChoice(choice.name, precision, choice.threads, choice.device), options, Task(), shelf=shelf)  # type: ignore[arg-type]
+                seconds[precision].append(run.seconds["total"])
+                engine[precision] = run.engine
+                rows += [
+                    {"case": case.name, "structure": label.name, "precision": precision, **scores(run.result.labels == label.value, truth == label.value, volume, tolerance)}
+                    for label in labels
+                ]
+                task.check()
+            task.step()
+    shelf.clear()
+    return {
+        "model": ensemble.first.spec.name,
+        "data": data.name,
+        "cases": [case.name for case in cases],
+        "tolerance_mm": tolerance,
+        "machine": machine(),
+        "engine": {p: {k: e[k] for k in ("name", "bytes", "note", "fallback_layers", "fidelity")} | {"int8_share": e["description"]["int8_mac_share"]} for p, e in engine.items()},
+        "seconds": {p: float(np.median(s)) for p, s in seconds.items()},
+        "rows": rows,
+        "summary": summary(rows, [label.name for label in labels]),
+    }
+
+
+def _shared(labels: Sequence[Label], data: DataSet) -> list[Label]:
+    names = {name.lower() for name in data.structures.values()}
+    for case in data.cases:
+        if not isinstance(case.label, Path):
+            names |= {name.lower() for name in case.label}
+    shared = [label for label in labels if not names or label.name.lower() in names]
+    if not shared:
+        raise InputError(
+            f"The model finds {', '.join(label.name for label in labels[:4])}; {data.name} labels {', '.join(sorted(names)[:4])}: nothing in common.",
+            "Give a data set of that model, or a JSON description whose structures have the model's names.",
+        )
+    return shared
+
+
+def scores(found: Any, truth: Any, volume: Any, tolerance: float) -> dict[str, float | None]:
+    """All metrics of one structure in one case; volumes in millilitres."""
+    i, j, k = volume.grid.spacing
+    surface = surface_agreement(found, truth, (k, j, i), tolerance)
+    ml, true_ml = (float(mask.sum()) * volume.grid.voxel_ml for mask in (found, truth))
+    return {
+        "dice": dice(found, truth),
+        "nsd": surface.nsd if surface else None,
+        "hd95": surface.hd95 if surface else None,
+        "ml": ml,
+        "true_ml": true_ml,
+        "ml_difference": ml - true_ml if ml or true_ml else None,
+    }
+
+
+def summary(rows: Sequence[dict[str, Any]], structures: Sequence[str]) -> dict[str, Any]:
+    """Means over cases with intervals, and FP32 minus INT8 in pairs; overall values are means over a case's structures."""
+
+    def value(case: str, structure: str | None, precision: str, metric: str) -> float | None:
+        found = [
+            r[metric] for r in rows if r["case"] == case and r["precision"] == precision and structure in (None, r["structure"]) and r[metric] is not None
+        ]
+        return float(np.mean(found)) if found else None
+
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+
+    def part(structure: str | None) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for metric in METRICS:
+            pairs = [(value(c, structure, "fp32", metric), value(c, structure, "int8", metric)) for c in cases]
+            both = [(a, b) for a, b in pairs if a is not None and b is not None]
+            first, second = [a for a, _ in both], [b for _, b in both]
+            difference = mean_of([a - b for a, b in both])
+            made[metric] = {
+                **{p: (m.to_json() if (m := mean_of([v for v in found if v is not None])) else None) for p, found in zip(PRECISIONS, zip(*pairs, strict=True), strict=True)},
+                "difference": difference.to_json() if difference else None,
+                "wilcoxon_p": wilcoxon(first, second),
+            }
+        return made
+
+    by_structure = {name: part(name) for name in structures}
+    lost = {name: found["dice"]["difference"]["mean"] for name, found in by_structure.items() if found["dice"]["difference"]}
+    worst = sorted(lost, key=lambda name: -lost[name])[:_WORST]
+    return {"overall": part(None), "structures": by_structure, "worst": worst}
+
+
+def write_results(value: dict[str, Any], folder: Path) -> None:
+    """evaluation.json, evaluation.csv and evaluation.html."""
+    from .evaluate_page import page
+
+    write_json(folder / "evaluation.json", value)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["case", "structure", "precision", "dice", "nsd", "hd95", "ml", "true_ml", "ml_difference"])
+    writer.writeheader()
+    writer.writerows(value["rows"])
+    write_text(folder / "evaluation.csv", text.getvalue())
+    write_text(folder / "evaluation.html", page(value))
+
+
+def lines_of(value: dict[str, Any]) -> list[str]:
+    """For a terminal."""
+    overall = value["summary"]["overall"]
+    lines = [f"{value['model']} on {len(value['cases'])} case(s) of {value['data']}"]
+    for metric, title in (("dice", "Dice"), ("nsd", f"NSD at {value['tolerance_mm']:g} mm"), ("hd95", "HD95, mm"), ("ml_difference", "volume, ml off")):
+        found = overall[metric]
+        if found["difference"] is None:
+            continue
+        p = "" if found["wilcoxon_p"] is None else f"  p = {found['wilcoxon_p']:.3g}"
+        difference = found["difference"]
+        lines.append(f"  {title:16} FP32 {_interval(found['fp32'])}  INT8 {_interval(found['int8'])}  FP32 - INT8 {difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f}){p}")
+    lines.append(f"  seconds a case   FP32 {value['seconds']['fp32']:.2f}  INT8 {value['seconds']['int8']:.2f}")
+    return lines
+
+
+def _interval(found: dict[str, Any]) -> str:
+    return f"{found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
