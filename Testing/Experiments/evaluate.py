@@ -18,8 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT / "MedQuantINT8")]
@@ -45,44 +43,41 @@ def package(name: str, weights: Path, folder: Path) -> Any:
     return import_onnx(path, spec, folder / name)
 
 
-def row(name: str, weights: Path, cases: dict[str, list[Any]]) -> dict[str, Any]:
+def row(name: str, weights: Path, calibration: list[Any], data: Any, cases: tuple[Any, ...]) -> dict[str, Any]:
     from MedQuantINT8Lib import runs
     from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
-    from MedQuantINT8Lib.evaluation import agreement, mean_dice
+    from MedQuantINT8Lib.ensemble import Ensemble
+    from MedQuantINT8Lib.evaluate import evaluate
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
     from MedQuantINT8Lib.segmenter import SegmentationOptions
     from MedQuantINT8Lib.sensitivity import Budget
-    from MedQuantINT8Lib.shelf import KeepingShelf
 
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
         made = package(name, weights, Path(scratch))
         options = CalibrationOptions(patches=CALIBRATION_SCANS)
-        sampler = PatchSampler([lambda v=v: v for v in cases["train"][:CALIBRATION_SCANS]], made.spec, PATCH, options)
+        sampler = PatchSampler([lambda v=v: v for v in calibration], made.spec, PATCH, options)
         made, report = quantize_package(
             made, sampler, Path(scratch) / "int8", options, QuantizationPolicy(budget=Budget(fallback=False))
         )
-        shelf, scores = KeepingShelf(), {"fp32": [], "int8": [], "agreement": []}
-        engine: dict[str, Any] = {}
-        for scan, labels in zip(cases["test"], cases["labels"], strict=True):
-            found = {}
-            for precision in ("fp32", "int8"):
-                run = runs.segment(made, scan, runs.EngineChoice("openvino", precision), SegmentationOptions(), Task(), shelf=shelf)
-                found[precision] = run.result.labels
-                scores[precision].append(mean_dice(agreement(run.result.labels, labels, made.spec.labels)))
-                engine = run.engine
-            scores["agreement"].append(mean_dice(agreement(found["int8"], found["fp32"], made.spec.labels)))
-        shelf.clear()
+        found = evaluate(Ensemble([made]), data, cases, runs.EngineChoice("openvino", "int8"), SegmentationOptions(), 1.0, Task())
+        engine = found["engine"]["int8"]
         return {
             "network": name,
-            "cases": len(cases["test"]),
-            **{f"dice_{k}" if k != "agreement" else k: float(np.mean(v)) for k, v in scores.items()},
-            "int8_share": engine["description"]["int8_mac_share"],
+            "cases": len(cases),
+            "summary": {metric: found["summary"]["overall"][metric] for metric in ("dice", "nsd", "hd95")},
+            "structures": {s: v["dice"] for s, v in found["summary"]["structures"].items()},
+            "seconds": found["seconds"],
+            "int8_share": engine["int8_share"],
             "fidelity": engine["fidelity"],
             "fallback_layers": engine["fallback_layers"],
             "size_ratio": report.size_ratio,
         }
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
 
 
 def page(value: dict[str, Any]) -> str:
@@ -94,22 +89,25 @@ def page(value: dict[str, Any]) -> str:
         "",
         "Made by `Testing/Experiments/evaluate.py`; do not edit. Networks of `Testing/Experiments/scaled.py`, trained for about a minute each on one",
         "NVIDIA H100 by `Testing/Experiments/train.py` on the Medical Segmentation Decathlon's hippocampus set (CC BY-SA 4.0), split by subject.",
-        f"INT8 in OpenVINO, calibrated on {CALIBRATION_SCANS} training scans, no layer put back by the guard; means over {value['rows'][0]['cases']} test cases.",
+        f"INT8 in OpenVINO, calibrated on {CALIBRATION_SCANS} training scans, no layer put back by the guard; means over {value['rows'][0]['cases']} test cases with",
+        "95 % bootstrap intervals; lost: FP32 minus INT8 in pairs, with Wilcoxon's signed-rank test; surface Dice at 1 mm.",
         f"Machine: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['features'])}); {value['date']}.",
         "",
-        "| network | Dice FP32 | Dice INT8 | lost | agreement | INT8 share | real against simulated: error | other labels | file |",
-        "| --- |" + " ---: |" * 8,
+        "| network | Dice FP32 | Dice INT8 | Dice lost | p | surface Dice FP32 | INT8 | INT8 share | real against simulated: error | other labels | file |",
+        "| --- |" + " ---: |" * 10,
     ]
     for r in value["rows"]:
-        f = r["fidelity"]
+        f, dice, nsd = r["fidelity"], r["summary"]["dice"], r["summary"]["nsd"]
+        p = "–" if dice["wilcoxon_p"] is None else f"{dice['wilcoxon_p']:.2g}"
         lines.append(
-            f"| {STUDY[r['network']].title} | {r['dice_fp32']:.4f} | {r['dice_int8']:.4f} | {r['dice_fp32'] - r['dice_int8']:.4f} | {r['agreement']:.4f} "
+            f"| {STUDY[r['network']].title} | {_interval(dice['fp32'])} | {_interval(dice['int8'])} | {_interval(dice['difference'])} | {p} | {nsd['fp32']['mean']:.4f} | {nsd['int8']['mean']:.4f} "
             f"| {100 * r['int8_share']:.1f} % | {f['relative_error']:.4f} | {100 * f['label_disagreement']:.3f} % | {r['size_ratio']:.3f} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
+    from MedQuantINT8Lib.datasets import Case, DataSet
     from MedQuantINT8Lib.system import machine
     from MedQuantINT8Lib.volume_io import read_volume
 
@@ -118,18 +116,18 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=[])
     parser.add_argument("--data", default=str(DATA / "hippocampus"))
     parser.add_argument("--cases", type=int, default=60, help="test cases (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="forget rows that are there")
     args = parser.parse_args()
     folder, target = Path(args.data), ROOT / "Resources" / "trained.json"
     split = json.loads((folder / "split.json").read_text())
-    test = split["test"][: args.cases]
-    cases = {
-        "train": [read_volume(folder / "images" / f"{c}.nii.gz") for c in split["train"][:CALIBRATION_SCANS]],
-        "test": [read_volume(folder / "images" / f"{c}.nii.gz") for c in test],
-        "labels": [read_volume(folder / "labels" / f"{c}.nii.gz").data[0].astype(np.uint8) for c in test],
-    }
-    rows = {r["network"]: r for r in json.loads(target.read_text())["rows"]} if target.exists() else {}
+    cases = tuple(
+        Case(c, (folder / "images" / f"{c}.nii.gz",), folder / "labels" / f"{c}.nii.gz", "test") for c in split["test"][: args.cases]
+    )
+    data = DataSet("hippocampus", cases, {label.value: label.name for label in hippocampus_spec().labels})
+    calibration = [read_volume(folder / "images" / f"{c}.nii.gz") for c in split["train"][:CALIBRATION_SCANS]]
+    rows = {r["network"]: r for r in json.loads(target.read_text())["rows"]} if target.exists() and "--fresh" not in sys.argv else {}
     for name in args.names or SCALED:
-        rows[name] = row(name, Path(args.weights), cases)
+        rows[name] = row(name, Path(args.weights), calibration, data, cases)
         print(json.dumps(rows[name]), flush=True)
         value = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "rows": [rows[n] for n in SCALED if n in rows]}
         target.write_text(json.dumps(value, indent=1) + "\n")
