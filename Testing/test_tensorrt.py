@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -283,7 +284,7 @@ def test_work_that_two_layers_name_counts_once():
 def fake_module(version):
     module = ModuleType("tensorrt")
     module.__version__ = version
-    module.__spec__ = SimpleNamespace()
+    module.__spec__ = ModuleSpec("tensorrt", None)
     return module
 
 

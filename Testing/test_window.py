@@ -465,6 +465,8 @@ def test_a_model_of_ones_own_is_brought_in(user, int8_package, tmp_path, monkeyp
     user.click(user.ui.importFileButton)
     user.watch()
     assert user.view.segment.parameters.model == int8_package.spec.name
+    needed = user.widget.logic.engineRoom.needsImport
+    assert not needed(str(tmp_path / "mine.zip")) and not needed("x.onnx") and needed(str(tmp_path / "bundle.zip"))
     user.click(user.ui.importFileButton)
     user.watch()
     assert "is installed already" in user.errors()[-1]

@@ -47,6 +47,13 @@ GROUPS = {
         "TensorRT and cuda-python: NVIDIA's proprietary licences, which you accept by installing them "
         "(https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/sla.html); ONNX: Apache-2.0; ONNX Runtime: MIT",
     ),
+    "import": Group(
+        "requirements-import.txt",
+        "to turn PyTorch networks (MONAI bundles, nnU-Net, Auto3DSeg) into ONNX",
+        "about 20 MB to download, and PyTorch (0.2 to 3 GB) where it is not there yet",
+        "MONAI and dynamic-network-architectures: Apache-2.0; onnxscript and einops: MIT; PyTorch: BSD-3-Clause",
+        torch=True,
+    ),
     "build": Group(
         "requirements-build.txt",
         "to make INT8 networks (NVIDIA ModelOpt and what it needs)",

@@ -19,10 +19,11 @@ from .comparison_nodes import Comparison, add_differences
 from .engines import backend, backend_names
 from .engines.gpu_advice import gpu_names
 from .errors import InputError
-from .jobs import BackgroundJob, BatchJob, Pollable, wait_for
+from .jobs import BackgroundJob, BatchJob, Pollable
+from .making import Making
 from .model import INT8, peek
 from .model_spec import Label, ModelSpec
-from .progress import ProgressEvent, Task
+from .progress import ProgressEvent
 from .runs import EngineChoice
 from .segmenter import SegmentationOptions
 from .system import cpu_name
@@ -32,7 +33,7 @@ from .volume_io import EXTENSIONS
 Progress = Callable[[ProgressEvent], None]
 
 
-class MedQuantINT8Logic:
+class MedQuantINT8Logic(Making):
     """Segments volume nodes with INT8 engines, and makes such engines.
 
     Args:
@@ -42,9 +43,8 @@ class MedQuantINT8Logic:
     """
 
     def __init__(self, python: str | None = None, buildPython: str | None = None) -> None:
+        Making.__init__(self, buildPython or python)
         self._client = WorkerClient(python)
-        self._buildPython = buildPython or python
-        self._builder: WorkerClient | None = None
         self._undo = SegmentationUndo()
         self.report: dict[str, Any] = {}
 
@@ -225,73 +225,7 @@ class MedQuantINT8Logic:
     def canUndo(self) -> bool:
         return self._undo.possible
 
-    # ---- make an INT8 engine
-
-    def publicModels(self) -> list[catalogue.CatalogueEntry]:
-        """Models of the catalogue that are not installed and can be downloaded."""
-        present = catalogue.installed()
-        return [item for name, item in catalogue.entries().items() if name not in present and item.url]
-
-    def installModel(
-        self,
-        name: str = "",
-        source: str = "",
-        trustCode: bool = False,
-        waitForCompletion: bool = True,
-        progress: Progress | None = None,
-    ) -> Any:
-        """Download a model of the catalogue by ``name``, or bring in one's own from a file or folder; its name.
-
-        Args:
-            trustCode: whether Python code that lies in a bundle may run.
-        """
-        # What turns PyTorch networks into ONNX needs torch, as quantizing does.
-        started = self._newBuilder().begin("install_model", [], name=name, source=source, trust_code=trustCode)
-        return self._result(BackgroundJob(started, lambda result: result.report["name"]), waitForCompletion, progress)
-
-    @staticmethod
-    def ownCopyName(model: str) -> str:
-        """The name under which the INT8 form of an installed model is kept: its own, but the demo model is not changed."""
-        return "my-demo" if model == catalogue.DEMO else model
-
-    def ownCopyPath(self, model: str) -> str | None:
-        """Where the INT8 form of an installed model is written; None for the model itself."""
-        name = self.ownCopyName(model)
-        return None if name == model else str(catalogue.models_root() / name / "package")
-
-    def calibrate(
-        self,
-        volumeNodes: Sequence[Any],
-        model: str,
-        output: str | None = None,
-        method: str = "max",
-        patches: int = 20,
-        agreement: float = 0.99,
-        *,
-        scans: Sequence[str] = (),
-        fallback: bool = True,
-        waitForCompletion: bool = True,
-        progress: Progress | None = None,
-    ) -> Any:
-        """Quantize a model on volume nodes and scan files, and write it with its INT8 network.
-
-        Args:
-            output: package to write; by default the model itself gets its INT8 network.
-            scans: files that are not loaded.
-            fallback: whether layers that INT8 cannot afford may go back to floating point.
-
-        Returns:
-            What the quantization report says.
-        """
-        path = catalogue.resolve_one(self._modelPath(model))
-        volumes = [mrml.volume_from_node(node) for node in volumeNodes]
-        if not volumes and not scans:
-            raise InputError("There is no volume to calibrate on.", "Choose at least one scan like those you will segment.")
-        request = {"method": method, "patches": patches, "agreement": agreement, "fallback": fallback}
-        started = self._newBuilder().begin(
-            "quantize", volumes, model=path, output=str(output or path), scans=[str(scan) for scan in scans], **request
-        )
-        return self._result(BackgroundJob(started, lambda result: result.report), waitForCompletion, progress)
+    # ---- build
 
     def buildEngine(
         self,
@@ -354,25 +288,11 @@ class MedQuantINT8Logic:
 
     # ---- within
 
-    def _result(self, job: Any, wait: bool, progress: Progress | None) -> Any:
-        return wait_for(job, Task(progress)) if wait else job
-
     def _segmentFile(self, model: str, scan: Path, target: Path, engine: str, precision: str) -> Pollable:
         choice = EngineChoice(engine, precision)  # type: ignore[arg-type]
         request = {"model": model, "scan": str(scan), "output": str(target), "choice": asdict(choice)}
         started = self._client.begin("segment_file", [], options=asdict(SegmentationOptions()), **request)
         return BackgroundJob(started, lambda result: str(target))
-
-    def _newBuilder(self) -> WorkerClient:
-        """A process of its own: what making networks loads would else stay in memory beside the engines."""
-        self._endBuilder()
-        self._builder = WorkerClient(self._buildPython)
-        return self._builder
-
-    def _endBuilder(self) -> None:
-        if self._builder is not None:
-            self._builder.close()
-            self._builder = None
 
     def _modelPath(self, model: str | None) -> str:
         if not model:

@@ -39,10 +39,12 @@ class _Half:
     def __init__(self, model: Any) -> None:
         self._onnx = graph.require_onnx()
         self._model = model
-        self._graph = graph.Graph(graph.inferred(model))
+        body = graph.inferred(model).graph
+        self._types = {v.name: v.type.tensor_type.elem_type for v in (*body.value_info, *body.input, *body.output)}
+        self._types |= {i.name: i.data_type for i in body.initializer}
         self._arrays: dict[str, Any] = {i.name: i for i in model.graph.initializer}
         self._kept = {node.name or node.output[0] for node in model.graph.node if self._stays(node)}
-        self._made: dict[str, str] = {}
+        self._casts: set[str] = set()
         self._nodes: list[Any] = []
         #: Tensors of the graph that are FP16 now.
         self._half: set[str] = set()
@@ -51,7 +53,6 @@ class _Half:
         body = self._model.graph
         floats = {i.name for i in body.initializer if i.data_type == self._onnx.TensorProto.FLOAT}
         first = next(i for i in body.input if i.name not in self._arrays)
-        names = {o.name for o in body.output}
         self._cast(first.name, f"{first.name}_half", half=True)
         renamed = {first.name: f"{first.name}_half"}
         self._half.add(renamed[first.name])
@@ -64,7 +65,6 @@ class _Half:
                     node.output[:] = [inner if o == output.name else o for o in node.output]
                     node.input[:] = [inner if i == output.name else i for i in node.input]
                 self._cast(inner, output.name, half=False)
-        assert names == {o.name for o in body.output}
         del body.node[:]
         body.node.extend(self._nodes)
         del body.value_info[:]
@@ -110,24 +110,12 @@ class _Half:
             elif not stays and self._is_float(name) and name not in self._half:
                 node.input[position] = self._as(name, half=True)
         self._nodes.append(node)
+        # What an operator that stays gives is FP32: its readers cast where they need to.
         if not stays and node.op_type != "QuantizeLinear":
             self._half.update(o for o in node.output if o and self._is_float(o))
-        elif stays and node.op_type != "QuantizeLinear":
-            # Kept in FP32 inside, FP16 outside: the next reader casts where it needs to.
-            pass
 
     def _is_float(self, name: str) -> bool:
-        if name in self._made.values() or name in self._half:
-            return True
-        kind = self._types().get(name)
-        return kind == self._onnx.TensorProto.FLOAT
-
-    def _types(self) -> dict[str, int]:
-        if not hasattr(self, "_known"):
-            body = self._graph.model.graph
-            self._known = {v.name: v.type.tensor_type.elem_type for v in (*body.value_info, *body.input, *body.output)}
-            self._known |= {i.name: i.data_type for i in body.initializer}
-        return self._known
+        return name in self._casts or name in self._half or self._types.get(name) == self._onnx.TensorProto.FLOAT
 
     def _constant(self, node: Any) -> None:
         for attribute in node.attribute:
@@ -146,8 +134,8 @@ class _Half:
 
     def _as(self, name: str, *, half: bool) -> str:
         made = f"{name}_{'to_half' if half else 'to_float'}"
-        if made not in self._made.values():
-            self._made[f"{name}{half}"] = made
+        if made not in self._casts:
+            self._casts.add(made)
             self._cast(name, made, half=half)
         if half:
             self._half.add(made)

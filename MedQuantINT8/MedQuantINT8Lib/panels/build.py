@@ -141,6 +141,7 @@ class BuildPanel:
             self._begin(
                 lambda: self._logic.installModel(name, trustCode=entry.needs_trust, waitForCompletion=False),
                 lambda job: self._installed(job.value),
+                needs=() if entry.form == "onnx" else ("import",),
             )
 
     def _trusts(self, title: str) -> bool:
@@ -158,13 +159,15 @@ class BuildPanel:
         source = chosen_path[0] if isinstance(chosen_path, tuple) else chosen_path
         if source:
             self._begin(
-                lambda: self._logic.installModel(source=source, waitForCompletion=False), lambda job: self._installed(job.value)
+                lambda: self._logic.installModel(source=source, waitForCompletion=False),
+                lambda job: self._installed(job.value),
+                needs=("import",) if self._logic.needsImport(source) else (),
             )
 
-    def _begin(self, start: Any, done: Any, *, fresh: bool = True) -> None:
+    def _begin(self, start: Any, done: Any, *, fresh: bool = True, needs: tuple[str, ...] = ("build",)) -> None:
         try:
-            ensure("segment", self._ask)
-            ensure("build", self._ask)
+            for group in ("segment", *needs):
+                ensure(group, self._ask)
             job = start()
         except MedQuantError as error:
             self._failed(error)

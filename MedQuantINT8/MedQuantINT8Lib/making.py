@@ -1,0 +1,118 @@
+"""What makes INT8 networks, for Slicer's console and window: models are brought in, and calibrated on volume nodes.
+
+A part of :class:`.logic.MedQuantINT8Logic`. All of it runs in a process of its own, which may use another Python than Slicer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import catalogue, mrml
+from .client import WorkerClient
+from .errors import InputError, MedQuantError
+from .jobs import BackgroundJob, wait_for
+from .model import peek
+from .progress import ProgressEvent, Task
+
+Progress = Callable[[ProgressEvent], None]
+
+
+class Making:
+    """Args: the Python that makes networks; None for the caller's own."""
+
+    def __init__(self, buildPython: str | None) -> None:
+        self._buildPython = buildPython
+        self._builder: WorkerClient | None = None
+
+    def publicModels(self) -> list[catalogue.CatalogueEntry]:
+        """Models of the catalogue that are not installed and can be downloaded."""
+        present = catalogue.installed()
+        return [item for name, item in catalogue.entries().items() if name not in present and item.url]
+
+    @staticmethod
+    def needsImport(source: str) -> bool:
+        """Whether bringing in a file or folder takes torch and MONAI: all but packages of our own and ONNX files."""
+        try:
+            peek(source)
+        except MedQuantError:
+            return not source.lower().endswith(".onnx")
+        return False
+
+    def installModel(
+        self,
+        name: str = "",
+        source: str = "",
+        trustCode: bool = False,
+        waitForCompletion: bool = True,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Download a model of the catalogue by ``name``, or bring in one's own from a file or folder; its name.
+
+        Args:
+            trustCode: whether Python code that lies in a bundle may run.
+        """
+        # What turns PyTorch networks into ONNX needs torch, as quantizing does.
+        started = self._newBuilder().begin("install_model", [], name=name, source=source, trust_code=trustCode)
+        return self._result(BackgroundJob(started, lambda result: result.report["name"]), waitForCompletion, progress)
+
+    @staticmethod
+    def ownCopyName(model: str) -> str:
+        """The name under which the INT8 form of an installed model is kept: its own, but the demo model is not changed."""
+        return "my-demo" if model == catalogue.DEMO else model
+
+    def ownCopyPath(self, model: str) -> str | None:
+        """Where the INT8 form of an installed model is written; None for the model itself."""
+        name = self.ownCopyName(model)
+        return None if name == model else str(catalogue.models_root() / name / "package")
+
+    def calibrate(
+        self,
+        volumeNodes: Sequence[Any],
+        model: str,
+        output: str | None = None,
+        method: str = "max",
+        patches: int = 20,
+        agreement: float = 0.99,
+        *,
+        scans: Sequence[str] = (),
+        fallback: bool = True,
+        waitForCompletion: bool = True,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Quantize a model on volume nodes and scan files, and write it with its INT8 network.
+
+        Args:
+            output: package to write; by default the model itself gets its INT8 network.
+            scans: files that are not loaded.
+            fallback: whether layers that INT8 cannot afford may go back to floating point.
+
+        Returns:
+            What the quantization report says.
+        """
+        path = catalogue.resolve_one(self._modelPath(model))
+        volumes = [mrml.volume_from_node(node) for node in volumeNodes]
+        if not volumes and not scans:
+            raise InputError("There is no volume to calibrate on.", "Choose at least one scan like those you will segment.")
+        request = {"method": method, "patches": patches, "agreement": agreement, "fallback": fallback}
+        started = self._newBuilder().begin(
+            "quantize", volumes, model=path, output=str(output or path), scans=[str(scan) for scan in scans], **request
+        )
+        return self._result(BackgroundJob(started, lambda result: result.report), waitForCompletion, progress)
+
+    def _result(self, job: Any, wait: bool, progress: Progress | None) -> Any:
+        return wait_for(job, Task(progress)) if wait else job
+
+    def _modelPath(self, model: str | None) -> str:
+        raise NotImplementedError
+
+    def _newBuilder(self) -> WorkerClient:
+        """A process of its own: what making networks loads would else stay in memory beside the engines."""
+        self._endBuilder()
+        self._builder = WorkerClient(self._buildPython)
+        return self._builder
+
+    def _endBuilder(self) -> None:
+        if self._builder is not None:
+            self._builder.close()
+            self._builder = None
