@@ -239,6 +239,11 @@ def _networks_page(rows: list[dict[str, Any]]) -> list[str]:
         )
     if rows:
         lines += ["", f"Median over {len(rows)} networks: {np.median([r['ratio'] for r in rows]):.2f} times faster than FP32 on the same engine."]
+    lines += [
+        "",
+        "Weights are random: sizes, times and shares are those of trained networks, agreement and labels are not. Scores of many voxels are then nearly equal, and a",
+        "label that flips says little; the relative error is what compares the real engine with the simulation here. Resources/trained.md has both on trained networks.",
+    ]
     lines += ["", *(f"- **{r['title']}**: {r['note']}." for r in rows if r["note"])]
     lines += [f"- **{r['title']}**, in float: {'; '.join(f'{op}: {why}' for op, why in r['in_float'].items())}." for r in rows if r["in_float"]]
     return lines
@@ -251,4 +256,9 @@ def _sizes_page(rows: list[dict[str, Any]]) -> list[str]:
             f"| {r['title']} | {' x '.join(map(str, s['patch']))} | {s['int8_ms']:.0f} | {s['mvoxel_per_s']:.2f} | {100 * s['same_labels']:.1f} % |"
             for s in r["sizes"]
         ] or [f"| {r['title']} | 96 x 96 x 96 only | – | – | – |"]
+    lines += [
+        "",
+        "Labels are those of the larger patch's middle against the same voxels at 96^3, both in INT8, with random weights: networks that normalise over the whole patch",
+        "(InstanceNorm, GroupNorm) see other statistics, and scores that are nearly equal flip. How much a trained network changes is not told by this.",
+    ]
     return [*lines, "", *(f"- **{r['title']}**: {r['reason']}." for r in rows if not r["free_size"])]
