@@ -413,3 +413,29 @@ def test_a_gpu_that_is_too_small_gives_way_to_the_processor(monkeypatch, int8_pa
     assert run.engine["name"] == "openvino" and run.result.notes[0].startswith("run on the processor: The GPU has not enough")
     with pytest.raises(GpuMemoryError):
         runs.segment(int8_package, phantom[0], runs.EngineChoice("cramped", "int8"), SegmentationOptions(), Task())
+
+
+class _Slow(OpenVINOBackend):
+    """Takes steps to build, as TensorRT does."""
+
+    name, title = "slow", "Slow"
+
+    def build_with(self, network, folder, options, task):
+        task.begin(3)
+        for _ in range(3):
+            task.step()
+        self.build(network, folder, options)
+
+
+def test_a_build_that_takes_long_reports_and_can_be_cancelled(fp32_package, own_cache):
+    from MedQuantINT8Lib.errors import Cancelled
+
+    events = []
+    made = prepare(fp32_package, _Slow(), BuildOptions("fp32", PATCH), (), Task(events.append))
+    assert [(e.done, e.total) for e in events if e.total == 3][-1] == (3, 3)
+    made.close()
+    cache.clear()
+    task = Task(lambda event: task.cancel() if event.done == 2 else None)
+    with pytest.raises(Cancelled):
+        prepare(fp32_package, _Slow(), BuildOptions("fp32", PATCH), (), task)
+    assert not [p for p in own_cache.rglob("*") if p.is_file()]

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import catalogue
 from .errors import InputError
+from .model import peek
 from .progress import Task
 
 
@@ -35,6 +36,7 @@ def _say(args: argparse.Namespace, value: dict[str, Any], *lines: str) -> None:
 def _list(args: argparse.Namespace) -> None:
     known, present = catalogue.entries(), catalogue.installed()
     rows = [{**_json(item), "installed": name in present} for name, item in known.items()]
+    rows = [_own(name, paths[0]) for name, paths in present.items() if name not in known] + rows
     words = (args.name or "").lower()
     rows = [row for row in rows if words in json.dumps(row).lower()]
     lines = [
@@ -42,6 +44,21 @@ def _list(args: argparse.Namespace) -> None:
         for row in rows
     ]
     _say(args, {"models": rows}, *(lines or ["no model fits"]), "* installed;  medquant models show NAME, medquant models get NAME")
+
+
+def _own(name: str, path: Path) -> dict[str, Any]:
+    """A row for an installed model that is not of the catalogue: the demo, and the user's own."""
+    spec, _files = peek(path)
+    return {
+        "name": name,
+        "title": spec.title or spec.name,
+        "modality": spec.modality,
+        "network": "-",
+        "structures": len(spec.labels),
+        "labels": [label.name for label in spec.labels],
+        "license": spec.license,
+        "installed": True,
+    }
 
 
 def _json(item: catalogue.CatalogueEntry) -> dict[str, Any]:

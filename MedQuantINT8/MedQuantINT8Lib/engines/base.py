@@ -136,6 +136,18 @@ class EngineBackend(Protocol):
     def load(self, folder: Path, options: BuildOptions) -> Engine: ...
 
 
+@runtime_checkable
+class ReportsBuild(Protocol):
+    """A backend whose builds take minutes: it tells a task how far it is, and stops when the task is cancelled."""
+
+    def build_with(self, network: Path, folder: Path, options: BuildOptions, task: Any) -> None:
+        """As :meth:`EngineBackend.build`.
+
+        Raises:
+            Cancelled: the task was cancelled.
+        """
+
+
 _REGISTRY: dict[str, str] = {
     "tensorrt": "MedQuantINT8Lib.engines.tensorrt:TensorRTBackend",
     "openvino": "MedQuantINT8Lib.engines.openvino:OpenVINOBackend",

@@ -13,7 +13,7 @@ from ..files import sha256_file
 from ..model import ModelPackage
 from ..progress import Task
 from . import cache
-from .base import BuildOptions, Engine, EngineBackend, EngineDescription
+from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild
 from .fidelity import Fidelity, Patch, compare, offending_layers, patch_labels
 
 #: Patches that are compared, and voxels after which one is enough: more would tell little and cost seconds each.
@@ -87,7 +87,7 @@ def prepare(
         entry = cache.find(key)
         cached = entry is not None
         if entry is None:
-            entry = _build(package, backend, options, key)
+            entry = _build(package, backend, options, key, task)
         used = replace(options, high_precision=tuple(entry.record.get("high_precision", options.high_precision)))
         engine = backend.load(entry.folder, used)
     if options.precision != "int8" or not backend.real_int8:
@@ -116,10 +116,14 @@ def _compared(patches: Sequence[Patch]) -> Sequence[Patch]:
 
 
 def _build(
-    package: ModelPackage, backend: EngineBackend, options: BuildOptions, key: dict[str, Any], **record: Any
+    package: ModelPackage, backend: EngineBackend, options: BuildOptions, key: dict[str, Any], task: Task, **record: Any
 ) -> cache.CacheEntry:
     def build(folder: Path) -> dict[str, Any]:
-        backend.build(package.onnx_path(options.precision), folder, options)
+        network = package.onnx_path(options.precision)
+        if isinstance(backend, ReportsBuild):
+            backend.build_with(network, folder, options, task)
+        else:
+            backend.build(network, folder, options)
         return {"high_precision": list(options.high_precision), **record}
 
     return cache.make(key, build)
@@ -165,7 +169,7 @@ def _with_fallback(
         safe = replace(options, high_precision=tuple(sorted({*options.high_precision, *layers})))
         note = f"{problem}; {len(layers)} layer(s) were put back to high precision"
         with task.stage("rebuilding the engine"):
-            entry = _build(package, backend, safe, key, fallback=layers, note=note)
+            entry = _build(package, backend, safe, key, task, fallback=layers, note=note)
             engine = backend.load(entry.folder, safe)
             fidelity = _compare(package, engine, safe, _compared(patches))
         if fidelity.trusted:

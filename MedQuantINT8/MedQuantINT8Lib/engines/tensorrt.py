@@ -116,7 +116,12 @@ class TensorRTBackend:
 
     def _check(self) -> None:
         tensorrt_module()
-        cuda.choose_gpu("gpu")
+        # Without opening one: this is asked before every run.
+        known = cuda.gpus()
+        if not known:
+            raise EngineError("There is no NVIDIA GPU here, or its driver is missing.")
+        if all(info.reason_unfit for info in known):
+            raise EngineError(f"{known[0].reason_unfit}.")
 
     def version(self) -> str:
         return str(tensorrt_module().__version__)
@@ -125,7 +130,11 @@ class TensorRTBackend:
         info = cuda.choose_gpu("gpu" if device == "cpu" else device)
         return f"{info.name}, compute capability {info.capability[0]}.{info.capability[1]}"
 
-    def build(self, network: Path, folder: Path, options: BuildOptions, task: Task | None = None) -> None:
+    def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
+        """As :meth:`build_with`, without progress."""
+        self.build_with(network, folder, options, Task())
+
+    def build_with(self, network: Path, folder: Path, options: BuildOptions, task: Task) -> None:
         """Write plan, note and the multiply-accumulates of its layers into ``folder``.
 
         Raises:
@@ -137,7 +146,7 @@ class TensorRTBackend:
         with cuda.Gpu(info.index) as gpu:
             workspace = int(gpu.free_bytes * _WORKSPACE_SHARE)
             model, macs = prepared(network, options)
-            plan = build_plan(trt, model, options, workspace, _cache_file(trt, info), task or Task())
+            plan = build_plan(trt, model, options, workspace, _cache_file(trt, info), task)
         write_plan(folder, plan, note_of(trt, info, options), macs)
 
     def load(self, folder: Path, options: BuildOptions) -> TensorRTEngine:
