@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from MedQuantINT8Lib.engines import cuda
+from MedQuantINT8Lib.engines.cuda_graph import CapturedGraph
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
 from MedQuantINT8Lib.model_spec import Window
 from MedQuantINT8Lib.progress import Task
@@ -137,7 +138,7 @@ def test_a_graph_is_replayed_and_recorded_anew_when_something_changes(gpu):
     for value, buffer in ((1.0, first), (3.0, second)):
         buffer.upload(np.full(buffer.shape, value, np.float32), stream)
     current = [first]
-    graph = cuda.CapturedGraph(gpu, stream, lambda s: network.enqueue(1, current[0], out, s))
+    graph = CapturedGraph(gpu, stream, lambda s: network.enqueue(1, current[0], out, s))
     host = np.empty(out.shape, np.float32)
 
     def result():
@@ -149,7 +150,7 @@ def test_a_graph_is_replayed_and_recorded_anew_when_something_changes(gpu):
     assert [result() for _ in range(3)] == [-1.0] * 3 and graph.captures == 1
     current[0] = second
     assert [result() for _ in range(3)] == [-9.0] * 3 and graph.captures == 2
-    failing = cuda.CapturedGraph(gpu, stream, _fails_when_recorded())
+    failing = CapturedGraph(gpu, stream, _fails_when_recorded())
     with pytest.raises(EngineError, match="while recording"):
         failing.launch("x")
     assert result() == -9.0

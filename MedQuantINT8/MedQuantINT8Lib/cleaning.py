@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .masks import bounding_box
 from .model_spec import Cleaning
 
 
@@ -28,10 +29,7 @@ def _keep_largest(labels: NDArray[Any], value: int) -> None:
     if not mask.any():
         return
     # Parts are looked for in the structure's own box: structures are small beside the scan.
-    box = tuple(
-        slice(int(where[0]), int(where[-1]) + 1)
-        for where in (np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3))
-    )
+    box = bounding_box(mask)
     inside = mask[box]
     parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(inside.astype(np.uint8)), True))
     sizes = np.bincount(parts.ravel())[1:]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .volume_io import EXTENSIONS, read_volume
+from .volume_io import read_volume, scan_files, scan_name
 
 BTCV = (
     "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta", "inferior vena cava",
@@ -121,7 +121,7 @@ def _msd(folder: Path) -> DataSet:
     cases = []
     for row in value["training"]:
         image, label = folder / row["image"], folder / row["label"]
-        cases.append(Case(_stem(image), (image,), label))
+        cases.append(Case(scan_name(image), (image,), label))
     names = {int(v): n for v, n in value["labels"].items() if int(v)}
     return DataSet(value.get("name", folder.name), tuple(cases), names)
 
@@ -129,11 +129,11 @@ def _msd(folder: Path) -> DataSet:
 def _btcv(folder: Path) -> DataSet:
     """Beyond the Cranial Vault: img/img0001.nii.gz beside label/label0001.nii.gz, 13 organs."""
     cases = []
-    for image in _scans(folder / "img"):
-        number = _stem(image).removeprefix("img")
-        label = next((p for p in _scans(folder / "label") if _stem(p) == f"label{number}"), None)
+    for image in scan_files(folder / "img"):
+        number = scan_name(image).removeprefix("img")
+        label = next((p for p in scan_files(folder / "label") if scan_name(p) == f"label{number}"), None)
         if label is not None:
-            cases.append(Case(_stem(image), (image,), label))
+            cases.append(Case(scan_name(image), (image,), label))
     return DataSet("BTCV", tuple(cases), {n + 1: name for n, name in enumerate(BTCV)})
 
 
@@ -146,7 +146,7 @@ def _total(folder: Path) -> DataSet:
             splits[row.get("image_id", "")] = row.get("split", "")
     cases = []
     for scan in sorted(folder.glob("*/ct.nii*")):
-        masks = {_stem(p).replace("_", " "): p for p in _scans(scan.parent / "segmentations")}
+        masks = {scan_name(p).replace("_", " "): p for p in scan_files(scan.parent / "segmentations")}
         cases.append(Case(scan.parent.name, (scan,), masks, splits.get(scan.parent.name, "")))
     return DataSet("TotalSegmentator V2", tuple(cases))
 
@@ -155,16 +155,16 @@ def _brain(folder: Path) -> DataSet:
     """Whole Brain: NAME.nii.gz beside NAME_labels.nii.gz, or images/ beside labels/; label_names.csv (value, name) if there is one."""
     cases = []
     if (folder / "labels").is_dir():
-        labels = {_stem(p): p for p in _scans(folder / "labels")}
-        for scan in _scans(folder / "images"):
-            if _stem(scan) in labels:
-                cases.append(Case(_stem(scan), (scan,), labels[_stem(scan)]))
+        labels = {scan_name(p): p for p in scan_files(folder / "labels")}
+        for scan in scan_files(folder / "images"):
+            if scan_name(scan) in labels:
+                cases.append(Case(scan_name(scan), (scan,), labels[scan_name(scan)]))
     else:
-        for label in _scans(folder):
-            stem = _stem(label)
+        for label in scan_files(folder):
+            stem = scan_name(label)
             if stem.endswith("_labels"):
                 name = stem.removesuffix("_labels")
-                image = next((p for p in _scans(folder) if _stem(p).startswith(name) and not _stem(p).endswith("_labels")), None)
+                image = next((p for p in scan_files(folder) if scan_name(p).startswith(name) and not scan_name(p).endswith("_labels")), None)
                 if image is not None:
                     cases.append(Case(name, (image,), label))
     names = {}
@@ -176,18 +176,6 @@ def _brain(folder: Path) -> DataSet:
 
 
 FORMS: dict[str, Callable[[Path], DataSet]] = {"json": _json, "msd": _msd, "btcv": _btcv, "totalsegmentator": _total, "wholebrain": _brain}
-
-
-def _scans(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(EXTENSIONS)] if folder.is_dir() else []
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for extension in sorted(EXTENSIONS, key=len, reverse=True):
-        if name.lower().endswith(extension):
-            return name[: -len(extension)]
-    return path.stem
 
 
 def label_map(case: Case, data: DataSet, values: Mapping[str, int]) -> NDArray[np.uint16]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .masks import bounding_box
 from .model_spec import Label
 from .volume import Grid
 
@@ -80,7 +81,7 @@ def find_differences(first: NDArray[Any], second: NDArray[Any], labels: Sequence
     numbers = np.zeros(first.shape, np.uint16)
     if not total:
         return Differences(numbers, 0, 0.0, None, 0, [])
-    box = _box(differ)
+    box = bounding_box(differ)
     components, sizes = _components(differ[box])
     depth = _distance_from_boundary(first, box)
     kept = min(len(sizes), MOST_REGIONS)
@@ -110,14 +111,6 @@ def find_differences(first: NDArray[Any], second: NDArray[Any], labels: Sequence
         )
     share = float((depth.flat[where] <= 1).mean())
     return Differences(numbers, total, total * grid.voxel_ml, share, len(sizes), regions)
-
-
-def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    found = []
-    for axis in range(3):
-        along = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        found.append(slice(int(along[0]), int(along[-1]) + 1))
-    return found[0], found[1], found[2]
 
 
 def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def evaluate(
             if truth.shape != volume.data.shape[1:]:
                 raise InputError(f"{data.name}: the labels of {case.name} are {truth.shape} voxels, its scan {volume.data.shape[1:]}.", "Check the files.")
             for precision in PRECISIONS:
-                run = runs.segment(ensemble, volume, runs.EngineChoice(choice.name, precision, choice.threads, choice.device), options, Task(), shelf=shelf)  # type: ignore[arg-type]
+                run = runs.segment(ensemble, volume, replace(choice, precision=precision), options, Task(), shelf=shelf)  # type: ignore[arg-type]
                 seconds[precision].append(run.seconds["total"])
                 engine[precision] = run.engine
                 rows += [

@@ -28,7 +28,7 @@ from .runs import EngineChoice
 from .segmenter import SegmentationOptions
 from .system import cpu_name
 from .undo import SegmentationUndo
-from .volume_io import EXTENSIONS
+from .volume_io import scan_files, scan_name
 
 Progress = Callable[[ProgressEvent], None]
 
@@ -185,13 +185,13 @@ class MedQuantINT8Logic(Making):
 
         Nothing is loaded into the scene. Files that are there already are left out, so that a batch can go on.
         """
-        scans = [p for p in sorted(Path(folder).iterdir()) if p.name.lower().endswith(EXTENSIONS)] if Path(folder).is_dir() else []
+        scans = scan_files(folder)
         if not scans:
             raise InputError(f"There is no scan in {folder}.", "Choose a folder with NIfTI, NRRD or MetaImage files.")
         path = self._modelPath(model)
         pieces: list[tuple[str, Callable[[], Pollable]]] = []
         for scan in scans:
-            target = Path(output) / f"{runs.output_name(scan)}.seg.nrrd"
+            target = Path(output) / f"{scan_name(scan)}.seg.nrrd"
             if not target.exists():
                 pieces.append((scan.name, partial(self._segmentFile, path, scan, target, engine, precision)))
         return self._result(BatchJob(pieces), waitForCompletion, progress)
@@ -274,11 +274,13 @@ class MedQuantINT8Logic(Making):
         check = partial(self._stillThere, volumeNode, "The volume")
         return self._result(BackgroundJob(started, finish, check), waitForCompletion, progress)
 
-    def compareAll(self, volumeNodes: Sequence[Any], model: str, waitForCompletion: bool = True, progress: Progress | None = None) -> Any:
+    def compareAll(
+        self, volumeNodes: Sequence[Any], model: str, engine: str = "auto", waitForCompletion: bool = True, progress: Progress | None = None
+    ) -> Any:
         """:meth:`compare` for several volumes; a list of comparisons."""
         if not volumeNodes:
             raise InputError("There is no volume to compare on.", "Choose at least one.")
-        pieces = [(node.GetName(), partial(self.compare, node, model, waitForCompletion=False)) for node in volumeNodes]
+        pieces = [(node.GetName(), partial(self.compare, node, model, engine, waitForCompletion=False)) for node in volumeNodes]
         return self._result(BatchJob(pieces), waitForCompletion, progress)
 
     def showDifferences(self, comparison: Comparison) -> Any | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -138,7 +137,3 @@ def fitted(
         options = replace(options, memory_bytes=left)
         notes.append(f"class scores are blended in {left / _GB:.1f} GB, all that is free")
     return options, notes
-
-
-def memory_json(needed: MemoryEstimate) -> dict[str, Any]:
-    return {"volume": needed.volume, "engine": needed.engine, "blending": needed.blending, "total": needed.total}

@@ -391,12 +391,3 @@ def doctor() -> dict[str, Any]:
         "memory_available_bytes": available_memory(),
         "peak_memory_bytes": peak_memory(),
     }
-
-
-def output_name(scan: Source) -> str:
-    """The name of a scan without folder and type, for naming results."""
-    name = Path(scan).name
-    for extension in (".nii.gz", ".seg.nrrd"):
-        if name.lower().endswith(extension):
-            return name[: -len(extension)]
-    return Path(name).stem or "scan"

@@ -20,7 +20,7 @@ import numpy as np
 from .catalogue import DEMO, installed
 from .engines import BuildOptions, EngineBackend, choose_backend
 from .engines.base import precisions_of
-from .engines.fidelity import Distance, patch_labels
+from .engines.fidelity import Distance, labels_of
 from .engines.onnxruntime import OnnxRuntimeBackend
 from .engines.prepare import prepare
 from .errors import InputError, MedQuantError
@@ -99,7 +99,7 @@ def _package(name: str, package: ModelPackage, backend: EngineBackend, task: Tas
             rows.append({"network": name, "precision": precision, "passed": False, "reason": str(error)})
     with task.stage(f"{name}: timing"):
         times = in_turn({p: made.engine for p, made in prepared.items()}, batch, _ROUNDS)
-    labels = patch_labels(package.spec.output.activation, activated=package.spec.output.activated, threshold=package.spec.output.threshold)
+    labels = labels_of(package.spec.output)
     for precision, made in prepared.items():
         distance = Distance(labels)
         distance.add(np.array(made.engine.infer(batch)), expected)

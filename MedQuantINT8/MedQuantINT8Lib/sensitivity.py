@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import graph, qdq
-from .engines.fidelity import Distance, patch_labels
+from .engines.fidelity import Distance, labels_of
 from .engines.onnxruntime import session
 from .model_spec import ModelSpec
 from .progress import Task
@@ -130,8 +130,7 @@ class _Judge:
         self._patches, self._spec = patches, spec
         self._references = [reference[self._middle] for reference in references]
         self._input = graph.network_shape(fp32).input_name
-        output = spec.output
-        self._labels = patch_labels(output.activation, activated=output.activated, threshold=output.threshold)
+        self._labels = labels_of(spec.output)
         self._expected = self._outputs(fp32, "fp32", len(patches))
         self.dice_fp32 = self._dice(self._expected)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .masks import bounding_box
+
 Spacing = tuple[float, float, float]
 
 
@@ -32,7 +34,7 @@ def surface_agreement(first: NDArray[np.bool_], second: NDArray[np.bool_], spaci
     """
     if not first.any() or not second.any():
         return None
-    box = _box(first | second)
+    box = bounding_box(first | second)
     first, second = (np.pad(mask[box], 1) for mask in (first, second))
     edges = _edges(first), _edges(second)
     there = _distance_to(edges[1], spacing_kji)[edges[0]]
@@ -40,14 +42,6 @@ def surface_agreement(first: NDArray[np.bool_], second: NDArray[np.bool_], spaci
     near = int((there <= tolerance).sum()) + int((back <= tolerance).sum())
     hd95 = max(float(np.percentile(there, 95)), float(np.percentile(back, 95)))
     return SurfaceAgreement(hd95, near / (there.size + back.size))
-
-
-def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    found = []
-    for axis in range(3):
-        along = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        found.append(slice(int(along[0]), int(along[-1]) + 1))
-    return found[0], found[1], found[2]
 
 
 def _edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

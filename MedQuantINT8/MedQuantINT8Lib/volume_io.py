@@ -19,6 +19,21 @@ from .volume import Volume, matrix_from_sitk
 EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
+def scan_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The scan files that lie in a folder, by name; none if there is no such folder."""
+    place = Path(folder)
+    return [p for p in sorted(place.iterdir()) if p.name.lower().endswith(EXTENSIONS)] if place.is_dir() else []
+
+
+def scan_name(path: str | os.PathLike[str]) -> str:
+    """The name of a scan without folder and type, for naming results."""
+    name = Path(path).name
+    for extension in (".seg.nrrd", *sorted(EXTENSIONS, key=len, reverse=True)):
+        if name.lower().endswith(extension):
+            return name[: -len(extension)]
+    return Path(name).stem or "scan"
+
+
 def read_volume(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], series: str | None = None) -> Volume:
     """Read a scan; several paths are the channels of one scan and must lie on one grid.
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..model_spec import Output
 from ..progress import Task
 from .base import BuildOptions, Engine, EngineBackend
 
@@ -84,6 +85,11 @@ class Distance:
     @property
     def label_disagreement(self) -> float:
         return self._other / max(1, self._voxels)
+
+
+def labels_of(output: Output) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """:func:`patch_labels` for what a model's output channels mean."""
+    return patch_labels(output.activation, activated=output.activated, threshold=output.threshold)
 
 
 def patch_labels(activation: str, *, activated: bool, threshold: float) -> Callable[[NDArray[Any]], NDArray[Any]]:

@@ -14,7 +14,7 @@ from ..model import ModelPackage
 from ..progress import Task
 from . import cache
 from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild
-from .fidelity import Fidelity, Patch, compare, offending_layers, patch_labels
+from .fidelity import Fidelity, Patch, compare, labels_of, offending_layers
 
 #: Patches that are compared, and voxels after which one is enough: more would tell little and cost seconds each.
 COMPARED_PATCHES = 2
@@ -145,8 +145,7 @@ def _compare(package: ModelPackage, engine: Engine, options: BuildOptions, patch
         with TemporaryDirectory(prefix="medquant-reference-") as scratch:
             reference.build(package.onnx_path(precision), Path(scratch), wanted)
             loaded.append(reference.load(Path(scratch), wanted))
-    output = package.spec.output
-    labels = patch_labels(output.activation, activated=output.activated, threshold=output.threshold)
+    labels = labels_of(package.spec.output)
     return compare(engine, loaded[0], loaded[1], patches, labels)
 
 
@@ -160,8 +159,7 @@ def _with_fallback(
     task: Task,
 ) -> PreparedEngine:
     """Rebuild with the layers at fault in high precision."""
-    output = package.spec.output
-    labels = patch_labels(output.activation, activated=output.activated, threshold=output.threshold)
+    labels = labels_of(package.spec.output)
     layers = offending_layers(backend, package.onnx_path("int8"), package.onnx_path("fp32"), options, patches[0], labels, task)
     problem = f"real INT8 differed from the simulation by {wrong.relative_error:.3g} (relative)"
     shutil.rmtree(cache.cache_root() / cache.key_of(key), ignore_errors=True)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError
 from .base import BuildOptions, EngineDescription
-from .cuda import CapturedGraph, DeviceBuffer, Gpu, Stream
+from .cuda import DeviceBuffer, Gpu, Stream
+from .cuda_graph import CapturedGraph
 from .tensorrt_layers import from_inspector, without_double_work
 
 

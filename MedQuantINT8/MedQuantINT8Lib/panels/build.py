@@ -6,23 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import qt
-import slicer
 from slicer.i18n import tr as _
 
 from ..calibration import METHODS
-from ..dependencies import Ask, ensure
-from ..errors import InputError, MedQuantError
+from ..dependencies import Ask
+from ..errors import InputError
 from ..logic import MedQuantINT8Logic
 from ..parameters import Parameters
 from ..progress import ProgressEvent
-from ..volume_io import EXTENSIONS
-from .runner import JobRunner, Listener, in_words, is_cancel, percent
+from ..volume_io import scan_files
+from .runner import JobRunner
 from .values import chosen, quiet_fill, read, silently
+from .work import WorkPanel
 
 _MB = 1e6
 
 
-class BuildPanel:
+class BuildPanel(WorkPanel):
     """Connects the widgets of the second panel with the parameters and the logic.
 
     Args:
@@ -32,11 +32,9 @@ class BuildPanel:
     def __init__(
         self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask, made: Any
     ) -> None:
-        self._ui, self._logic, self._runner, self._ask, self._made = ui, logic, runner, ask, made
-        self.parameters = parameters
-        self._mine = self._shown = False
+        super().__init__(ui, logic, parameters, runner, ask, ui.buildStatusLabel, ui.buildProgress)
+        self._made = made
         self._stage = ""
-        runner.changed.append(self._showButtons)
         ui.buildModelCombo.currentTextChanged.connect(self._changed)
         ui.importFileButton.clicked.connect(self._importFile)
         ui.importFolderButton.clicked.connect(self._importFolder)
@@ -81,7 +79,7 @@ class BuildPanel:
 
     def _showButtons(self) -> None:
         ui = self._ui
-        working = self._runner.busy and self._mine
+        working = self._working
         download = chosen(ui.buildModelCombo).startswith("get:")
         ui.buildButton.setText(_("Cancel") if working else _("Download model") if download else _("Make INT8 engine"))
         ui.buildButton.setEnabled(working or not self._runner.busy)
@@ -92,9 +90,7 @@ class BuildPanel:
     # ---- work
 
     def _press(self) -> None:
-        if self._runner.busy:
-            self._runner.cancel()
-            self._log(_("Stopping …"))
+        if self._stopped():
             return
         name = chosen(self._ui.buildModelCombo)
         if name.startswith("get:"):
@@ -115,7 +111,7 @@ class BuildPanel:
                 waitForCompletion=False,
             )
 
-        self._begin(start, lambda job: self._quantized(name, job.value))
+        self._start(start, lambda job: self._quantized(name, job.value))
 
     def _scans(self) -> list[str]:
         """Scan files of the folder that was chosen."""
@@ -124,7 +120,7 @@ class BuildPanel:
             return []
         if not Path(folder).is_dir():
             raise InputError(f"There is no folder {folder}.", "Choose another one.")
-        return [str(p) for p in sorted(Path(folder).iterdir()) if p.name.lower().endswith(EXTENSIONS)]
+        return [str(p) for p in scan_files(folder)]
 
     def _target(self, name: str) -> str | None:
         """The demo model is part of the program: what is made of it becomes a model of its own."""
@@ -138,7 +134,7 @@ class BuildPanel:
             title=entry.title, url=entry.url, size=size, license=entry.license, license_url=entry.license_url, citation=entry.citation
         )
         if self._ask(shown) and (not entry.needs_trust or self._trusts(entry.title)):
-            self._begin(
+            self._start(
                 lambda: self._logic.installModel(name, trustCode=entry.needs_trust, waitForCompletion=False),
                 lambda job: self._installed(job.value),
                 needs=() if entry.form == "onnx" else ("import",),
@@ -158,33 +154,20 @@ class BuildPanel:
         # PySide6 gives the name and the filter, PythonQt the name alone.
         source = chosen_path[0] if isinstance(chosen_path, tuple) else chosen_path
         if source:
-            self._begin(
+            self._start(
                 lambda: self._logic.installModel(source=source, waitForCompletion=False),
                 lambda job: self._installed(job.value),
                 needs=("import",) if self._logic.needsImport(source) else (),
             )
 
-    def _begin(self, start: Any, done: Any, *, fresh: bool = True, needs: tuple[str, ...] = ("build",)) -> None:
-        try:
-            for group in ("segment", *needs):
-                ensure(group, self._ask)
-            job = start()
-        except MedQuantError as error:
-            self._failed(error)
-            return
-        self._mine, self._stage = True, ""
-        if fresh:
-            self._ui.logText.clear()
-        self._runner.start(job, Listener(self._progressed, lambda job: self._finished(done, job), self._failed))
-
-    def _finished(self, done: Any, job: Any) -> None:
-        self._mine = False
-        done(job)
-        self._showButtons()
+    def _start(self, start: Any, done: Any, *, fresh: bool = True, needs: tuple[str, ...] = ("build",)) -> None:
+        if self._begin(start, done, ("segment", *needs)):
+            self._stage = ""
+            if fresh:
+                self._ui.logText.clear()
 
     def _progressed(self, event: ProgressEvent) -> None:
-        self._ui.buildProgress.setValue(percent(event))
-        self._ui.buildStatusLabel.setText(in_words(event))
+        super()._progressed(event)
         if event.stage != self._stage:
             self._stage = event.stage
             self._log(event.stage)
@@ -202,7 +185,7 @@ class BuildPanel:
         self._made(made)
         volumes = self.parameters.calibrationVolumes
         volume = volumes[0] if volumes else None
-        self._begin(
+        self._start(
             lambda: self._logic.buildEngine(made, volume, self.parameters.buildEngine, waitForCompletion=False),
             lambda job: self._built(job.value),
             fresh=False,
@@ -223,14 +206,9 @@ class BuildPanel:
         self._ui.buildStatusLabel.setText(_("Installed {name}. Choose scans, and make its INT8 engine.").format(name=name))
         self._made(name)
 
-    def _failed(self, error: MedQuantError) -> None:
-        self._mine = False
-        text = _("Cancelled.") if is_cancel(error) else str(error)
-        self._ui.buildStatusLabel.setText(text)
+    def _say(self, text: str) -> None:
+        super()._say(text)
         self._log(text)
-        self._showButtons()
-        if not is_cancel(error):
-            slicer.util.errorDisplay(text, windowTitle="MedQuantINT8")
 
     def _log(self, text: str) -> None:
         self._ui.logText.appendPlainText(text)

@@ -9,25 +9,22 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..comparison_nodes import SHOWN_REGIONS, Comparison, region_title
-from ..dependencies import Ask, ensure
+from ..dependencies import Ask
 from ..errors import MedQuantError
 from ..logic import MedQuantINT8Logic
 from ..parameters import Parameters
-from ..progress import ProgressEvent
-from .runner import JobRunner, Listener, in_words, is_cancel, percent
+from .runner import JobRunner
 from .values import fill_table, read, silently
+from .work import WorkPanel
 
 
-class ComparePanel:
+class ComparePanel(WorkPanel):
     """Connects the widgets of the third panel with the parameters and the logic."""
 
     def __init__(self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask) -> None:
-        self._ui, self._logic, self._runner, self._ask = ui, logic, runner, ask
-        self.parameters = parameters
-        self._mine = self._shown = False
+        super().__init__(ui, logic, parameters, runner, ask, ui.compareStatusLabel, ui.compareProgress)
         self.comparisons: list[Comparison] = []
         self._differences: dict[int, Any] = {}
-        runner.changed.append(self._showButtons)
         ui.compareSelector.checkedNodesChanged.connect(self._changed)
         ui.compareButton.clicked.connect(self._press)
         ui.compareResultCombo.currentTextChanged.connect(self._showResult)
@@ -59,7 +56,7 @@ class ComparePanel:
 
     def _showButtons(self) -> None:
         ui = self._ui
-        working = self._runner.busy and self._mine
+        working = self._working
         ui.compareButton.setText(_("Cancel") if working else _("Compare FP32 with INT8"))
         ui.compareButton.setEnabled(working or not self._runner.busy)
         ui.compareProgress.setVisible(working)
@@ -69,28 +66,13 @@ class ComparePanel:
     # ---- work
 
     def _press(self) -> None:
-        if self._runner.busy:
-            self._runner.cancel()
-            self._ui.compareStatusLabel.setText(_("Stopping …"))
+        if self._stopped():
             return
         p = self.parameters
         nodes = p.compareVolumes or [node for node in [p.volume] if node is not None]
-        try:
-            ensure("tensorrt" if self.parameters.engine == "tensorrt" else "segment", self._ask)
-            job = self._logic.compareAll(nodes, p.model, waitForCompletion=False)
-        except MedQuantError as error:
-            self._failed(error)
-            return
-        self._mine = True
-        self._ui.compareStatusLabel.setText(_("Starting …"))
-        self._runner.start(job, Listener(self._progressed, self._done, self._failed))
-
-    def _progressed(self, event: ProgressEvent) -> None:
-        self._ui.compareProgress.setValue(percent(event))
-        self._ui.compareStatusLabel.setText(in_words(event))
+        self._begin(lambda: self._logic.compareAll(nodes, p.model, p.engine, waitForCompletion=False), self._done, (self._engineGroup,))
 
     def _done(self, job: Any) -> None:
-        self._mine = False
         self.comparisons, self._differences = list(job.value), {}
         combo = self._ui.compareResultCombo
         before = combo.blockSignals(True)
@@ -98,15 +80,8 @@ class ComparePanel:
         for comparison in self.comparisons:
             combo.addItem(comparison.volumeNode.GetName())
         combo.blockSignals(before)
-        self._ui.compareStatusLabel.setText("; ".join(f"{f.name}: {f.error}" for f in job.failures))
+        self._say("; ".join(f"{f.name}: {f.error}" for f in job.failures))
         self._showResult()
-
-    def _failed(self, error: MedQuantError) -> None:
-        self._mine = False
-        self._ui.compareStatusLabel.setText(_("Cancelled.") if is_cancel(error) else str(error))
-        self._showButtons()
-        if not is_cancel(error):
-            slicer.util.errorDisplay(str(error), windowTitle="MedQuantINT8")
 
     # ---- results
 
@@ -149,7 +124,7 @@ class ComparePanel:
             self._failed(error)
             return
         if node is None:
-            self._ui.compareStatusLabel.setText(_("INT8 and FP32 are the same everywhere."))
+            self._say(_("INT8 and FP32 are the same everywhere."))
         elif found.regions:
             self._ui.regionList.setCurrentRow(0)
             self._jump(0)
@@ -169,7 +144,7 @@ class ComparePanel:
         if path and self._current is not None:
             try:
                 self._current.save(path)
-                self._ui.compareStatusLabel.setText(_("Saved {path}.").format(path=path))
+                self._say(_("Saved {path}.").format(path=path))
             except MedQuantError as error:
                 self._failed(error)
 

@@ -11,32 +11,23 @@ import slicer
 from slicer.i18n import tr as _
 
 from .. import sequences
-from ..dependencies import Ask, ensure
+from ..dependencies import Ask
 from ..errors import MedQuantError
 from ..logic import MedQuantINT8Logic
 from ..parameters import Parameters
-from ..progress import ProgressEvent
-from .runner import JobRunner, Listener, duration, in_words, is_cancel, percent
+from .runner import JobRunner, duration
 from .values import chosen, id_of, quiet_fill, read, silently
+from .work import WorkPanel
 
 
-class SegmentPanel:
-    """Connects the widgets of the first panel with the parameters and the logic.
-
-    Args:
-        ui: the widgets of the .ui file by name.
-        ask: asks the user a yes-or-no question.
-    """
+class SegmentPanel(WorkPanel):
+    """Connects the widgets of the first panel with the parameters and the logic."""
 
     def __init__(self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask) -> None:
-        self._ui, self._logic, self._runner, self._ask = ui, logic, runner, ask
-        self.parameters = parameters
+        super().__init__(ui, logic, parameters, runner, ask, ui.segmentStatusLabel, ui.segmentProgress)
         self._models: list[dict[str, Any]] = []
         self._channelSelectors: list[Any] = []
-        self._mine = False
-        self._shown = False
         self._observed: tuple[Any, int] = (None, 0)
-        runner.changed.append(self._showButtons)
         ui.volumeSelector.currentNodeIDChanged.connect(self._volumeChosen)
         ui.modelSearchEdit.textChanged.connect(self._search)
         ui.modelList.currentRowChanged.connect(self._modelChosen)
@@ -170,7 +161,7 @@ class SegmentPanel:
 
     def _showButtons(self) -> None:
         ui = self._ui
-        working = self._runner.busy and self._mine
+        working = self._working
         ui.segmentButton.setText(_("Cancel") if working else _("Segment"))
         ui.segmentButton.setEnabled(working or not self._runner.busy)
         for button in (ui.segmentAllButton, ui.segmentFolderButton, ui.segmentSequenceButton):
@@ -221,30 +212,28 @@ class SegmentPanel:
     # ---- work
 
     def _press(self) -> None:
-        if self._runner.busy:
-            self._runner.cancel()
-            self._ui.segmentStatusLabel.setText(_("Stopping …"))
+        if self._stopped():
             return
         p = self.parameters
         nodes = [p.volume, *p.channels] if self._channelSelectors else p.volume
-        self._begin(lambda: self._logic.segment(nodes, p.output, waitForCompletion=False, **self._chosenOptions()))
+        self._start(lambda: self._logic.segment(nodes, p.output, waitForCompletion=False, **self._chosenOptions()))
 
     def _pressAll(self) -> None:
         options = self._chosenOptions()
-        self._begin(lambda: self._logic.segmentAll(waitForCompletion=False, **options))
+        self._start(lambda: self._logic.segmentAll(waitForCompletion=False, **options))
 
     def _pressSequence(self) -> None:
         options = self._chosenOptions()
         volume = self.parameters.volume
         sequence = sequences.sequence_of(volume) if volume is not None else None
-        self._begin(lambda: self._logic.segmentSequence(sequence, waitForCompletion=False, **options))
+        self._start(lambda: self._logic.segmentSequence(sequence, waitForCompletion=False, **options))
 
     def _pressFolder(self) -> None:
         source = qt.QFileDialog.getExistingDirectory(None, _("Folder with scans"))
         target = qt.QFileDialog.getExistingDirectory(None, _("Folder for the segmentations")) if source else ""
         if target:
             p = self.parameters
-            self._begin(
+            self._start(
                 lambda: self._logic.segmentFolder(
                     source, p.model, target, engine=p.engine, precision=p.precision, waitForCompletion=False
                 )
@@ -267,24 +256,10 @@ class SegmentPanel:
         model = self._model
         return "fp32" if self.parameters.precision == "auto" and model is not None and not model["int8"] else self.parameters.precision
 
-    def _begin(self, start: Any) -> None:
-        try:
-            ensure("tensorrt" if self.parameters.engine == "tensorrt" else "segment", self._ask)
-            job = start()
-        except MedQuantError as error:
-            self._failed(error)
-            return
-        self._mine = True
-        self._ui.segmentStatusLabel.setText(_("Starting …"))
-        self._ui.segmentProgress.setValue(0)
-        self._runner.start(job, Listener(self._progressed, self._done, self._failed))
-
-    def _progressed(self, event: ProgressEvent) -> None:
-        self._ui.segmentProgress.setValue(percent(event))
-        self._ui.segmentStatusLabel.setText(in_words(event))
+    def _start(self, start: Any) -> None:
+        self._begin(start, self._done, (self._engineGroup,))
 
     def _done(self, job: Any) -> None:
-        self._mine = False
         failures = getattr(job, "failures", [])
         if failures:
             lines = [f"{f.name}: {f.error}" for f in failures]
@@ -297,19 +272,11 @@ class SegmentPanel:
             engine=engine.get("title", ""),
             precision=engine.get("precision", "").upper(),
         )
-        self._ui.segmentStatusLabel.setText(f"{text} {notes}".strip())
-        self._showButtons()
-
-    def _failed(self, error: MedQuantError) -> None:
-        self._mine = False
-        self._ui.segmentStatusLabel.setText(_("Cancelled.") if is_cancel(error) else str(error))
-        self._showButtons()
-        if not is_cancel(error):
-            slicer.util.errorDisplay(str(error), windowTitle="MedQuantINT8")
+        self._say(f"{text} {notes}".strip())
 
     def _undo(self) -> None:
         self._logic.undo()
-        self._ui.segmentStatusLabel.setText(_("The last segmentation was taken back."))
+        self._say(_("The last segmentation was taken back."))
         self._showButtons()
 
     def selectModel(self, name: str) -> None:

@@ -1,0 +1,90 @@
+"""What the three panels share: one piece of work at a time, its progress, its end and its errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from ..dependencies import Ask, ensure
+from ..errors import MedQuantError
+from ..logic import MedQuantINT8Logic
+from ..parameters import Parameters
+from ..progress import ProgressEvent
+from .runner import JobRunner, Listener, in_words, is_cancel, percent
+
+
+class WorkPanel:
+    """A panel with a button that starts work and cancels it, a status line and a progress bar.
+
+    Args:
+        ui: the widgets of the .ui file by name.
+        ask: asks the user a yes-or-no question.
+        status, progress: the panel's label and bar.
+    """
+
+    def __init__(
+        self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask, status: Any, progress: Any
+    ) -> None:
+        self._ui, self._logic, self._runner, self._ask = ui, logic, runner, ask
+        self._status, self._progress = status, progress
+        self.parameters = parameters
+        #: Whether the work that runs is this panel's.
+        self._mine = False
+        #: Whether the widgets show the parameters; until then their changes are not the user's.
+        self._shown = False
+        runner.changed.append(self._showButtons)
+
+    def _showButtons(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def _working(self) -> bool:
+        return self._runner.busy and self._mine
+
+    @property
+    def _engineGroup(self) -> str:
+        """The packages that the chosen engine needs."""
+        return "tensorrt" if self.parameters.engine == "tensorrt" else "segment"
+
+    def _stopped(self) -> bool:
+        """If work runs, cancel it: the button was pressed as Cancel."""
+        if self._runner.busy:
+            self._runner.cancel()
+            self._say(_("Stopping …"))
+        return self._runner.busy
+
+    def _begin(self, start: Any, done: Any, groups: tuple[str, ...]) -> bool:
+        """Make sure of the packages, start a job and follow it; whether it was started."""
+        try:
+            for group in groups:
+                ensure(group, self._ask)
+            job = start()
+        except MedQuantError as error:
+            self._failed(error)
+            return False
+        self._mine = True
+        self._status.setText(_("Starting …"))
+        self._progress.setValue(0)
+        self._runner.start(job, Listener(self._progressed, lambda job: self._ended(done, job), self._failed))
+        return True
+
+    def _progressed(self, event: ProgressEvent) -> None:
+        self._progress.setValue(percent(event))
+        self._status.setText(in_words(event))
+
+    def _ended(self, done: Any, job: Any) -> None:
+        self._mine = False
+        done(job)
+        self._showButtons()
+
+    def _failed(self, error: MedQuantError) -> None:
+        self._mine = False
+        self._say(_("Cancelled.") if is_cancel(error) else str(error))
+        self._showButtons()
+        if not is_cancel(error):
+            slicer.util.errorDisplay(str(error), windowTitle="MedQuantINT8")
+
+    def _say(self, text: str) -> None:
+        self._status.setText(text)
