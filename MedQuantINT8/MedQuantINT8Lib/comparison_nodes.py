@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from . import mrml
 from .files import write_json, write_text
 from .model_spec import Label, ModelSpec
+from .pages import document, escaped, table
 
 #: Regions that get a segment of their own; the others share one.
 SHOWN_REGIONS = 30
@@ -96,34 +97,24 @@ def _color(rank: int) -> tuple[int, int, int]:
 
 
 def _page(comparison: Comparison) -> str:
-    from html import escape
-
-    def table(head: list[str], rows: list[list[str]]) -> str:
-        cells = "".join(f"<th scope=col>{escape(h)}" for h in head)
-        body = "".join("<tr>" + "".join(f"<td>{escape(c)}" for c in row) for row in rows)
-        return f"<table><thead><tr>{cells}<tbody>{body}</table>"
-
     found = comparison.report["differences"]
     share = "" if found["boundary_share"] is None else f", {100 * found['boundary_share']:.1f} % of them within one voxel of a boundary"
     dice = "–" if comparison.meanDice is None else f"{comparison.meanDice:.4f}"
-    title = escape(f"{comparison.spec.title or comparison.spec.name}: FP32 beside INT8 on {comparison.volumeNode.GetName()}")
+    title = f"{comparison.spec.title or comparison.spec.name}: FP32 beside INT8 on {comparison.volumeNode.GetName()}"
     structures = [
-        [s["name"], "–" if s["dice"] is None else f"{s['dice']:.4f}", f"{s['other_ml']:.2f}", f"{s['ml']:.2f}", f"{s['ml'] - s['other_ml']:+.2f}"]
+        [escaped(s["name"]), "–" if s["dice"] is None else f"{s['dice']:.4f}", f"{s['other_ml']:.2f}", f"{s['ml']:.2f}", f"{s['ml'] - s['other_ml']:+.2f}"]
         for s in comparison.structures
     ]
     regions = [
-        [f"{r['ml']:.3f}", r["first"], r["second"], ", ".join(f"{c:.1f}" for c in r["center_ras"]), str(r["depth_voxels"])]
+        [f"{r['ml']:.3f}", escaped(r["first"]), escaped(r["second"]), ", ".join(f"{c:.1f}" for c in r["center_ras"]), str(r["depth_voxels"])]
         for r in comparison.regions[:SHOWN_REGIONS]
     ]
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
-        "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-        "table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:left}</style>"
-        f"<h1>{title}</h1><p>Mean Dice between the two: <b>{dice}</b>. {found['voxels']} voxels differ ({found['ml']:.2f} ml){share}.</p>"
+    return document(
+        title,
+        f"<h1>{escaped(title)}</h1><p>Mean Dice between the two: <b>{dice}</b>. {found['voxels']} voxels differ ({found['ml']:.2f} ml){share}.</p>"
         + table(["", "FP32", "INT8"], [list(row) for row in comparison.rows()])
         + "<h2>Structures</h2>"
         + table(["Structure", "Dice", "FP32, ml", "INT8, ml", "change, ml"], structures)
         + f"<h2>Where they differ</h2><p>The largest of {found['region_count']} regions.</p>"
-        + table(["ml", "FP32", "INT8", "at (R, A, S) mm", "deepest voxel from a boundary, voxels"], regions)
-        + "</html>\n"
+        + table(["ml", "FP32", "INT8", "at (R, A, S) mm", "deepest voxel from a boundary, voxels"], regions, 4),
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
+
+from .pages import document, escaped, table
 
 _SIDE, _MARGIN = 340, 44
 _COLORS = ("#3366cc", "#dc3912", "#109618", "#990099", "#0099c6", "#dd4477", "#66aa00", "#b82e2e")
@@ -19,18 +20,16 @@ def page(value: dict[str, Any]) -> str:
     pairs = _pairs(value["rows"])
     dice = [(a["dice"], b["dice"], s) for s, a, b in pairs if a["dice"] is not None and b["dice"] is not None]
     volumes = [((a["ml"] + b["ml"]) / 2, b["ml"] - a["ml"], s) for s, a, b in pairs if a["ml"] or b["ml"]]
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(head)}</title><style>body{{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em}}"
-        "table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .7em;border-bottom:1px solid #ccc;text-align:right}td:first-child,th:first-child{text-align:left}"
-        "figure{display:inline-block;margin:0 2em 1em 0}figcaption{color:#555}</style>"
-        f"<h1>{escape(head)}</h1><p>Normalised surface Dice at {value['tolerance_mm']:g} mm. Means over cases with 95 % bootstrap intervals; p of Wilcoxon's signed-rank test. "
+    return document(
+        head,
+        f"<h1>{escaped(head)}</h1><p>Normalised surface Dice at {value['tolerance_mm']:g} mm. Means over cases with 95 % bootstrap intervals; p of Wilcoxon's signed-rank test. "
         "A structure that is absent in both label maps counts as nothing.</p>"
         + _overall(summary["overall"])
         + f"<figure>{_scatter(dice, structures, 'Dice, FP32', 'Dice, INT8', diagonal=True)}<figcaption>Each case and structure; on the line nothing is lost.</figcaption></figure>"
         + f"<figure>{_scatter(volumes, structures, 'mean of both, ml', 'INT8 - FP32, ml', limits=True)}<figcaption>Bland-Altman of the volumes; dashed: mean and 1.96 standard deviations.</figcaption></figure>"
         + _structures(summary)
-        + f"<p>{escape(str(machine['processor']))}, {machine['cores']} cores; median seconds a case: FP32 {value['seconds']['fp32']:.2f}, INT8 {value['seconds']['int8']:.2f}; "
-        f"{100 * value['engine']['int8']['int8_share']:.1f} % of the work in INT8 ({escape(value['engine']['int8']['name'])}).</p></html>\n"
+        + f"<p>{escaped(machine['processor'])}, {machine['cores']} cores; median seconds a case: FP32 {value['seconds']['fp32']:.2f}, INT8 {value['seconds']['int8']:.2f}; "
+        f"{100 * value['engine']['int8']['int8_share']:.1f} % of the work in INT8 ({escaped(value['engine']['int8']['name'])}).</p>",
     )
 
 
@@ -45,22 +44,22 @@ def _number(found: dict[str, Any] | None) -> str:
 
 def _overall(overall: dict[str, Any]) -> str:
     titles = {"dice": "Dice", "nsd": "surface Dice", "hd95": "HD95, mm", "ml_difference": "volume off, ml"}
-    body = ""
+    rows = []
     for metric, title in titles.items():
         row = overall[metric]
         p = "–" if row["wilcoxon_p"] is None else f"{row['wilcoxon_p']:.3g}"
-        body += f"<tr><td>{title}<td>{_number(row['fp32'])}<td>{_number(row['int8'])}<td>{_number(row['difference'])}<td>{p}"
-    return f"<table><thead><tr><th scope=col>Mean over structures<th scope=col>FP32<th scope=col>INT8<th scope=col>FP32 - INT8<th scope=col>p<tbody>{body}</table>"
+        rows.append([title, _number(row["fp32"]), _number(row["int8"]), _number(row["difference"]), p])
+    return table(["Mean over structures", "FP32", "INT8", "FP32 - INT8", "p"], rows)
 
 
 def _structures(summary: dict[str, Any]) -> str:
-    body = ""
-    for name, found in summary["structures"].items():
-        cells = "".join(f"<td>{_number(found[m]['fp32'])}<td>{_number(found[m]['int8'])}" for m in ("dice", "nsd"))
-        body += f"<tr><td>{escape(name)}{cells}<td>{_number(found['dice']['difference'])}"
-    worst = ", ".join(escape(name) for name in summary["worst"])
-    head = "".join(f"<th scope=col>{h}" for h in ("Structure", "Dice FP32", "Dice INT8", "surface Dice FP32", "surface Dice INT8", "Dice lost"))
-    return f"<h2>Structures</h2><p>Most lost: {worst}.</p><table><thead><tr>{head}<tbody>{body}</table>"
+    rows = [
+        [escaped(name), *(_number(found[m][p]) for m in ("dice", "nsd") for p in ("fp32", "int8")), _number(found["dice"]["difference"])]
+        for name, found in summary["structures"].items()
+    ]
+    worst = ", ".join(escaped(name) for name in summary["worst"])
+    head = ["Structure", "Dice FP32", "Dice INT8", "surface Dice FP32", "surface Dice INT8", "Dice lost"]
+    return f"<h2>Structures</h2><p>Most lost: {worst}.</p>{table(head, rows)}"
 
 
 def _scatter(points: Sequence[tuple[float, float, str]], names: Sequence[str], x: str, y: str, *, diagonal: bool = False, limits: bool = False) -> str:
@@ -92,11 +91,11 @@ def _scatter(points: Sequence[tuple[float, float, str]], names: Sequence[str], x
     color = {name: _COLORS[n % len(_COLORS)] for n, name in enumerate(names)}
     for a, b, name in points:
         cx, cy = place(a, b)
-        parts.append(f"<circle cx='{cx:.1f}' cy='{cy:.1f}' r='3' fill='{color.get(name, '#333')}' fill-opacity='.6'><title>{escape(name)}: {a:.4f}, {b:.4f}</title></circle>")
+        parts.append(f"<circle cx='{cx:.1f}' cy='{cy:.1f}' r='3' fill='{color.get(name, '#333')}' fill-opacity='.6'><title>{escaped(name)}: {a:.4f}, {b:.4f}</title></circle>")
     for n, value in enumerate((horizontal[0], horizontal[1])):
         parts.append(f"<text x='{_MARGIN if not n else _SIDE - 8}' y='{_SIDE - _MARGIN + 16}' font-size='11' text-anchor='{'start' if not n else 'end'}'>{value:.3g}</text>")
     for value in vertical:
         parts.append(f"<text x='{_MARGIN - 4}' y='{place(horizontal[0], value)[1] + 4:.0f}' font-size='11' text-anchor='end'>{value:.3g}</text>")
-    parts.append(f"<text x='{_SIDE / 2}' y='{_SIDE - 8}' font-size='12' text-anchor='middle'>{escape(x)}</text>")
-    parts.append(f"<text x='12' y='{_SIDE / 2}' font-size='12' text-anchor='middle' transform='rotate(-90 12 {_SIDE / 2})'>{escape(y)}</text>")
-    return f"<svg role=img aria-label='{escape(y)} against {escape(x)}' width='{_SIDE}' height='{_SIDE}' viewBox='0 0 {_SIDE} {_SIDE}'>{''.join(parts)}</svg>"
+    parts.append(f"<text x='{_SIDE / 2}' y='{_SIDE - 8}' font-size='12' text-anchor='middle'>{escaped(x)}</text>")
+    parts.append(f"<text x='12' y='{_SIDE / 2}' font-size='12' text-anchor='middle' transform='rotate(-90 12 {_SIDE / 2})'>{escaped(y)}</text>")
+    return f"<svg role=img aria-label='{escaped(y)} against {escaped(x)}' width='{_SIDE}' height='{_SIDE}' viewBox='0 0 {_SIDE} {_SIDE}'>{''.join(parts)}</svg>"

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import base64
-import html
 import time
 from typing import Any
 
 from . import __version__
 from .evaluation import StructureAgreement, mean_dice
 from .model import FP32, INT8, ModelPackage
+from .pages import document, escaped, table
 from .system import machine
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #b3261e; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { margin-top: 2rem; font-size: 1.2rem; }
-table { border-collapse: collapse; margin: .5rem 0; } td, th { border-bottom: 1px solid var(--line); padding: .25rem .8rem .25rem 0; text-align: left; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } .muted { opacity: .7; } img { max-width: 100%; border-radius: 6px; }
-.good { color: var(--good); } .bad { color: var(--bad); } summary { cursor: pointer; } .wide { overflow-x: auto; }
-"""
 
 
 def report_json(
@@ -84,8 +75,8 @@ def report_html(report: dict[str, Any]) -> str:
     model = report["model"]
     title = model["title"] or model["name"]
     parts = [
-        f"<h1>{_text(title)}</h1><p class=muted>{_text(model['name'])} {_text(model['version'])}, {_text(model['modality'])}; "
-        f"MedQuantINT8 {_text(report['medquant_version'])}, {_text(report['created'])}</p>",
+        f"<h1>{escaped(title)}</h1><p class=muted>{escaped(model['name'])} {escaped(model['version'])}, {escaped(model['modality'])}; "
+        f"MedQuantINT8 {escaped(report['medquant_version'])}, {escaped(report['created'])}</p>",
         _summary(report),
         _pictures(report["pictures"]),
         _runs(report["runs"]),
@@ -95,11 +86,7 @@ def report_html(report: dict[str, Any]) -> str:
         _machine(report),
         _model(model),
     ]
-    return f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{_text(title)}</title><style>{_STYLE}</style>{''.join(parts)}</html>\n"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
+    return document(title, "".join(parts))
 
 
 def _number(value: float | None, digits: int = 3, unit: str = "") -> str:
@@ -108,14 +95,6 @@ def _number(value: float | None, digits: int = 3, unit: str = "") -> str:
 
 def _mb(value: float | None) -> str:
     return "–" if value is None else f"{value / 1e6:.2f} MB"
-
-
-def _table(head: list[str], rows: list[list[str]], numeric_from: int = 1) -> str:
-    def cell(tag: str, index: int, value: str) -> str:
-        return f"<{tag}{' class=n' if index >= numeric_from else ''}>{value}</{tag}>"
-
-    body = "".join("<tr>" + "".join(cell("td", i, v) for i, v in enumerate(row)) + "</tr>" for row in rows)
-    return f"<div class=wide><table><tr>{''.join(cell('th', i, h) for i, h in enumerate(head))}</tr>{body}</table></div>"
 
 
 def _by_precision(report: dict[str, Any], key: Any) -> dict[str, float]:
@@ -147,7 +126,7 @@ def _summary(report: dict[str, Any]) -> str:
         rows.append([name, _number(fp32, 2, unit), _number(int8, 2, unit), _ratio(fp32, int8)])
     means = [a["mean_dice"] for a in report["agreement"] if a["second"] == "fp32" and a["mean_dice"] is not None]
     text = f"<p>Agreement of INT8 with FP32 (mean Dice): <b>{_number(sum(means) / len(means), 4)}</b></p>" if means else ""
-    return "<h2>Gained and lost</h2>" + _table(["", "FP32", "INT8", "FP32 / INT8"], rows) + text
+    return "<h2>Gained and lost</h2>" + table(["", "FP32", "INT8", "FP32 / INT8"], rows) + text
 
 
 def _ratio(first: float | None, second: float | None) -> str:
@@ -156,7 +135,7 @@ def _ratio(first: float | None, second: float | None) -> str:
 
 def _pictures(pictures: list[dict[str, str]]) -> str:
     return "".join(
-        f"<figure><img alt='{_text(p['title'])}' src='data:image/png;base64,{p['png']}'><figcaption class=muted>{_text(p['title'])}</figcaption></figure>"
+        f"<figure><img alt='{escaped(p['title'])}' src='data:image/png;base64,{p['png']}'><figcaption class=muted>{escaped(p['title'])}</figcaption></figure>"
         for p in pictures
     )
 
@@ -167,9 +146,9 @@ def _runs(runs: list[dict[str, Any]]) -> str:
     stages = sorted({stage for run in runs for stage in run["seconds"]} - {"total"})
     rows = [
         [
-            _text(r["scan"]),
+            escaped(r["scan"]),
             r["precision"],
-            _text(r["engine"]["name"]),
+            escaped(r["engine"]["name"]),
             *(_number(r["seconds"].get(s), 2) for s in stages),
             _number(r["seconds"]["total"], 2),
             _number(r["latency_ms"].get("median"), 1),
@@ -180,8 +159,8 @@ def _runs(runs: list[dict[str, Any]]) -> str:
     notes = sorted({note for run in runs for note in run["notes"]})
     return (
         "<h2>Time by stage, seconds</h2>"
-        + _table(["Scan", "Precision", "Engine", *(_text(s) for s in stages), "total", "call median ms", "call p95 ms"], rows, 3)
-        + "".join(f"<p class=muted>{_text(note)}.</p>" for note in notes)
+        + table(["Scan", "Precision", "Engine", *(escaped(s) for s in stages), "total", "call median ms", "call p95 ms"], rows, 3)
+        + "".join(f"<p class=muted>{escaped(note)}.</p>" for note in notes)
     )
 
 
@@ -189,11 +168,11 @@ def _agreements(agreements: list[dict[str, Any]]) -> str:
     parts = []
     for item in agreements:
         rows = [
-            [_text(s["name"]), _number(s["dice"], 4), _number(s["ml"], 2), _number(s["other_ml"], 2)] for s in item["structures"]
+            [escaped(s["name"]), _number(s["dice"], 4), _number(s["ml"], 2), _number(s["other_ml"], 2)] for s in item["structures"]
         ]
         parts.append(
-            f"<details open><summary>{_text(item['scan'])}: {_text(item['first'])} against {_text(item['second'])}, mean Dice {_number(item['mean_dice'], 4)}</summary>"
-            + _table(["Structure", "Dice", f"{_text(item['first'])}, ml", f"{_text(item['second'])}, ml"], rows)
+            f"<details open><summary>{escaped(item['scan'])}: {escaped(item['first'])} against {escaped(item['second'])}, mean Dice {_number(item['mean_dice'], 4)}</summary>"
+            + table(["Structure", "Dice", f"{escaped(item['first'])}, ml", f"{escaped(item['second'])}, ml"], rows)
             + "</details>"
         )
     return "<h2>Agreement by structure</h2>" + "".join(parts) if parts else ""
@@ -211,7 +190,7 @@ def _engines(runs: list[dict[str, Any]]) -> str:
         total = sum(layer["macs"] for layer in layers) or 1
         good = "good" if description["verdict"] == "INT8" else "bad" if run["precision"] == "int8" else ""
         text = (
-            f"<p><b>{_text(engine['title'])}</b>, {run['precision']}: <span class='{good}'>{_text(description['verdict'])}</span>, "
+            f"<p><b>{escaped(engine['title'])}</b>, {run['precision']}: <span class='{good}'>{escaped(description['verdict'])}</span>, "
             f"{100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8.</p>"
         )
         if fidelity := engine.get("fidelity"):
@@ -221,13 +200,13 @@ def _engines(runs: list[dict[str, Any]]) -> str:
                 f"{100 * fidelity['simulated_label_disagreement']:.3f} %).</p>"
             )
         if engine.get("note"):
-            text += f"<p class=bad>{_text(engine['note'])}.</p>"
+            text += f"<p class=bad>{escaped(engine['note'])}.</p>"
         rows = [
             [
-                _text(layer["name"]),
-                _text(layer["kind"]),
-                _text(layer["precision"]),
-                _text(layer["kernel"]),
+                escaped(layer["name"]),
+                escaped(layer["kind"]),
+                escaped(layer["precision"]),
+                escaped(layer["kernel"]),
                 f"{100 * layer['macs'] / total:.2f} %",
             ]
             for layer in layers
@@ -235,7 +214,7 @@ def _engines(runs: list[dict[str, Any]]) -> str:
         parts.append(
             text
             + "<details><summary>Layers as the engine runs them</summary>"
-            + _table(["Layer", "Kind", "Computes in", "Kernel", "Work"], rows, 4)
+            + table(["Layer", "Kind", "Computes in", "Kernel", "Work"], rows, 4)
             + "</details>"
         )
     return "<h2>What really ran in INT8</h2>" + "".join(parts) if parts else ""
@@ -247,8 +226,8 @@ def _quantization(report: dict[str, Any]) -> str:
         return ""
     calibration = report["calibration"]
     kept = [layer for layer in quantization["layers"] if not layer["quantized"]]
-    rows = [[_text(layer["name"]), _text(layer["op"]), _text(layer["reason"])] for layer in kept]
-    warnings = "".join(f"<p class=bad>{_text(warning)}</p>" for warning in calibration.get("warnings", []))
+    rows = [[escaped(layer["name"]), escaped(layer["op"]), escaped(layer["reason"])] for layer in kept]
+    warnings = "".join(f"<p class=bad>{escaped(warning)}</p>" for warning in calibration.get("warnings", []))
     guard = quantization["guard"]
     cost = guard.get("milliseconds") or []
     speed = (
@@ -258,10 +237,10 @@ def _quantization(report: dict[str, Any]) -> str:
         else ""
     )
     return (
-        f"<h2>Quantization</h2><p>Method {_text(calibration.get('method'))}, {calibration.get('patches_used')} patches from {len(calibration.get('volumes', {}))} volume(s). "
+        f"<h2>Quantization</h2><p>Method {escaped(calibration.get('method'))}, {calibration.get('patches_used')} patches from {len(calibration.get('volumes', {}))} volume(s). "
         f"Agreement of simulated INT8 with FP32 on calibration patches: {guard['agreement']:.4f}.</p>{speed}{warnings}"
         + (
-            _table(["Kept in high precision", "Operator", "Why"], rows, 9)
+            table(["Kept in high precision", "Operator", "Why"], rows, 9)
             if rows
             else "<p>Every convolution and matrix product is quantized.</p>"
         )
@@ -272,9 +251,9 @@ def _machine(report: dict[str, Any]) -> str:
     described = report["machine"]
     versions = report["calibration"].get("versions", {})
     engines = {run["engine"]["name"]: run["engine"]["description"]["version"] for run in report["runs"]}
-    text = ", ".join(f"{_text(k)} {_text(v)}" for k, v in {**versions, **engines}.items())
-    return f"<h2>Machine and versions</h2><p>{_text(described['processor'])}, {described['cores']} cores, {_text(', '.join(described['features']))}; {_text(described['system'])}; Python {_text(described['python'])}.<br>{text}</p>"
+    text = ", ".join(f"{escaped(k)} {escaped(v)}" for k, v in {**versions, **engines}.items())
+    return f"<h2>Machine and versions</h2><p>{escaped(described['processor'])}, {described['cores']} cores, {escaped(', '.join(described['features']))}; {escaped(described['system'])}; Python {escaped(described['python'])}.<br>{text}</p>"
 
 
 def _model(model: dict[str, Any]) -> str:
-    return f"<h2>The model</h2><p>Licence: {_text(model['license'])}.<br>Cite: {_text(model['citation'] or '–')}<br>{_text(model['source_url'])}</p>"
+    return f"<h2>The model</h2><p>Licence: {escaped(model['license'])}.<br>Cite: {escaped(model['citation'] or '–')}<br>{escaped(model['source_url'])}</p>"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +26,7 @@ from .errors import InputError, MedQuantError
 from .files import write_json, write_text
 from .model import ModelPackage
 from .networks import STUDY
+from .pages import document, escaped, table
 from .progress import Task
 from .reproduce import in_turn, scan_patch, study_package
 from .system import machine
@@ -157,13 +157,11 @@ def _page(value: dict[str, Any]) -> str:
             else ["–"] * 7
         )  # fmt: skip
         cells = ["PASS" if row["passed"] else "FAIL", row["network"], row["precision"], *figures, row["reason"]]
-        body.append("<tr>" + "".join(f"<td>{escape(str(c))}" for c in cells))
+        body.append([escaped(c) for c in cells])
     described = value["machine"]
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>MedQuantINT8 self-test</title><style>body{font:15px/1.5 system-ui,sans-serif;"
-        "margin:2em}table{border-collapse:collapse}td,th{padding:.2em .7em;border-bottom:1px solid #ccc;text-align:left}</style>"
-        f"<h1>Self-test: {'passed' if value['passed'] else 'failed'}</h1><p>{escape(value['engine'])} {escape(value['version'])} on "
-        f"{escape(value['device'])}; {escape(str(described['processor']))}, {escape(str(described['system']))}, Python "
-        f"{escape(str(described['python']))}; {value['date']}. Random weights (demo: trained); one patch, runs in turn.</p>"
-        f"<table><thead><tr>{''.join(f'<th scope=col>{escape(h)}' for h in head)}<tbody>{''.join(body)}</table></html>\n"
+    return document(
+        "MedQuantINT8 self-test",
+        f"<h1>Self-test: {'passed' if value['passed'] else 'failed'}</h1><p>{escaped(value['engine'])} {escaped(value['version'])} on "
+        f"{escaped(value['device'])}; {escaped(described['processor'])}, {escaped(described['system'])}, Python "
+        f"{escaped(described['python'])}; {value['date']}. Random weights (demo: trained); one patch, runs in turn.</p>" + table(head, body, 3),
     )
