@@ -38,10 +38,22 @@ def stub_libraries(version: str, folder: Path) -> Path:
     """Stub libraries with the names that the bindings of a version look for."""
     major = version.split(".")[0]
     folder.mkdir(parents=True, exist_ok=True)
-    for source in (HERE / "tensorrt_stubs").glob("*.c"):
-        name = f"lib{source.stem}.so.{major}"
-        subprocess.run([compiler() or "cc", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name), str(source)], check=True)
+    for stem in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
+        _compile(stem, f"lib{stem}.so.{major}", folder)
     return folder
+
+
+def stub_driver(folder: Path) -> Path:
+    """NVIDIA's driver, finding no GPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem in ("cuda", "nvidia-ml"):
+        _compile(stem, f"lib{stem}.so.1", folder)
+    return folder
+
+
+def _compile(stem: str, name: str, folder: Path) -> None:
+    source = HERE / "tensorrt_stubs" / f"{stem}.c"
+    subprocess.run([compiler() or "cc", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name), str(source)], check=True)
 
 
 def rtx_libraries(folder: Path) -> list[Path]:

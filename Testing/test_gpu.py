@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.engines import cuda
+from MedQuantINT8Lib.engines import cuda, gpu_arrays
 from MedQuantINT8Lib.engines.cuda_graph import CapturedGraph
+from MedQuantINT8Lib.engines.pipeline import DevicePipeline
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
 from MedQuantINT8Lib.model_spec import Window
 from MedQuantINT8Lib.progress import Task
@@ -99,8 +101,31 @@ def test_without_cuda_python_the_package_is_named(monkeypatch):
 
 
 def test_contiguity_is_looked_at():
-    assert cuda._contiguous((2, 3, 4), np.dtype("f4"), (48, 16, 4)) and cuda._contiguous((1, 3), np.dtype("f4"), (999, 4))
-    assert not cuda._contiguous((2, 3), np.dtype("f4"), (4, 8))
+    assert gpu_arrays._contiguous((2, 3, 4), (12, 4, 1)) and gpu_arrays._contiguous((1, 3), (999, 1))
+    assert not gpu_arrays._contiguous((2, 3), (1, 2))
+
+
+def test_where_an_array_lies_is_asked():
+    torch = pytest.importorskip("torch")
+    assert not gpu_arrays.is_on_gpu(np.zeros(3)) and not gpu_arrays.is_on_gpu(torch.zeros(3))
+    gpu = SimpleNamespace(info=SimpleNamespace(index=0))
+    with pytest.raises(EngineError, match="another device than GPU 0"):
+        gpu_arrays._from_dlpack(gpu, torch.zeros(2, 3).__dlpack__())
+
+
+def test_a_capsule_of_dlpack_is_read(monkeypatch):
+    torch = pytest.importorskip("torch")
+    # A tensor of the processor, taken for one of the GPU: the struct is the same.
+    monkeypatch.setattr(gpu_arrays, "_CUDA_DEVICE", 1)
+    gpu = SimpleNamespace(info=SimpleNamespace(index=0))
+    for tensor in (torch.arange(24, dtype=torch.int16).reshape(2, 3, 4), torch.rand(5, 6)[2:]):
+        buffer = gpu_arrays._from_dlpack(gpu, tensor.__dlpack__())
+        assert buffer.pointer == tensor.data_ptr() and buffer.shape == tuple(tensor.shape)
+        assert buffer.dtype == tensor.numpy().dtype and buffer.nbytes == tensor.numpy().nbytes
+    with pytest.raises(EngineError, match="not contiguous"):
+        gpu_arrays._from_dlpack(gpu, torch.rand(4, 5).T.__dlpack__())
+    with pytest.raises(EngineError, match="type that is not known"):
+        gpu_arrays._from_dlpack(gpu, torch.zeros(3, dtype=torch.bfloat16).__dlpack__())
 
 
 @needs_gpu
@@ -308,14 +333,91 @@ def test_a_volume_of_torch_that_is_on_the_gpu_is_not_copied(gpu):
     torch = pytest.importorskip("torch")
     runner, _, volume, reduction = small(gpu)
     expected = runner.run(volume, reduction)
-    there = torch.from_numpy(volume).cuda()
-    torch.cuda.synchronize()
-    borrowed = cuda.BorrowedBuffer(gpu, there)
-    assert borrowed.pointer == there.data_ptr()
+    stream = gpu.stream()
+    # Made on torch's own stream and handed over at once: DLPack orders the two.
+    there = torch.from_numpy(volume).cuda() + 0
+    assert gpu_arrays.borrowed(gpu, there, stream).pointer == there.data_ptr()
     assert np.array_equal(runner.run(there, reduction), expected)
+    assert np.array_equal(runner.run((there * 2) / 2, reduction), expected)
     with pytest.raises(EngineError, match="not contiguous"):
-        cuda.BorrowedBuffer(gpu, there.transpose(1, 2))
+        runner.run(there.transpose(1, 2), reduction)
+
+    class Interface:
+        __cuda_array_interface__ = there.__cuda_array_interface__
+
+    torch.cuda.synchronize()
+    assert np.array_equal(runner.run(Interface(), reduction), expected)
+    stream.free()
     runner.close()
+
+
+@needs_gpu
+def test_batches_overlap_and_come_back_in_order(gpu):
+    network = Pointwise(gpu, 3)
+    pipeline = DevicePipeline(gpu, network.enqueue, (2, 1, 8, 8, 8), (2, 3, 8, 8, 8))
+    assert pipeline.ahead == 1
+    rng = np.random.default_rng(4)
+    batches = [rng.normal(size=(2 if n != 3 else 1, 1, 8, 8, 8)).astype(np.float32) for n in range(7)]
+    expected, found = [network.infer(batch) for batch in batches], []
+    for n, batch in enumerate(batches):
+        given = batch.copy()
+        pipeline.submit(given)
+        given[:] = np.nan
+        if n:
+            found.append(pipeline.collect().copy())
+    found.append(pipeline.collect().copy())
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    network.fail_at = network.calls + 1
+    pipeline.submit(batches[0])
+    with pytest.raises(EngineError, match="network failed"):
+        pipeline.submit(batches[3])
+    pipeline.drain()
+    network.fail_at = None
+    pipeline.submit(batches[1])
+    assert np.array_equal(pipeline.collect(), expected[1])
+    pipeline.close()
+
+
+@needs_gpu
+def test_the_window_of_the_processor_runs_ahead_of_its_blending(gpu):
+    window = Window((16, 16, 16), overlap=0.5)
+    plan = plan_windows((37, 40, 45), window, (16, 16, 16))
+    volume = np.random.default_rng(5).normal(size=(1, 37, 40, 45)).astype(np.float32)
+    network = Pointwise(gpu, 3)
+    values = np.arange(3, dtype=np.uint16)
+    expected = on_the_processor(volume, network, plan, window, values)
+    for batch in (1, 4):
+        pipeline = DevicePipeline(gpu, network.enqueue, (batch, 1, 16, 16, 16), (batch, 3, 16, 16, 16))
+        labels = np.zeros(volume.shape[1:], np.uint16)
+
+        def sink(start, block, labels=labels):
+            labels[tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))] = block.argmax(0)
+
+        slide(volume, pipeline, 3, plan, window, sink, batch_size=batch)
+        assert np.array_equal(labels, expected)
+        pipeline.close()
+
+
+@needs_gpu
+def test_one_set_of_buffers_is_enough(gpu, monkeypatch):
+    real, made = gpu.allocate, []
+
+    def allocate(shape, dtype):
+        made.append(shape)
+        if len(made) == 4:
+            raise cuda.GpuMemoryError("no room")
+        return real(shape, dtype)
+
+    before = len(gpu._buffers)
+    monkeypatch.setattr(gpu, "allocate", allocate)
+    network = Pointwise(gpu, 3)
+    made.clear()
+    pipeline = DevicePipeline(gpu, network.enqueue, (1, 1, 8, 8, 8), (1, 3, 8, 8, 8))
+    assert pipeline.ahead == 0
+    pipeline.submit(np.ones((1, 1, 8, 8, 8), np.float32))
+    assert np.array_equal(pipeline.collect(), network.infer(np.ones((1, 1, 8, 8, 8), np.float32)))
+    pipeline.close()
+    assert len(gpu._buffers) <= before
 
 
 def test_what_to_install_is_told_for_each_gpu(monkeypatch):
@@ -330,7 +432,7 @@ def test_what_to_install_is_told_for_each_gpu(monkeypatch):
     monkeypatch.setattr(cuda, "gpus", lambda: known)
     monkeypatch.setattr(gpu_advice.importlib.util, "find_spec", lambda name: object() if name == "cuda" else None)
     old, ada, hopper = gpu_advice.advice_for_gpus()
-    assert "too old" in old and "TensorRT for RTX" in ada and "RTX" not in hopper and "pip install tensorrt" in hopper
+    assert "too old" in old and "TensorRT for RTX" in ada and "does not take" in hopper and "pip install tensorrt" in hopper
     assert [name for name, _ in gpu_advice.gpu_names()] == ["gpu:1", "gpu:2"]
 
 

@@ -137,7 +137,7 @@ def test_networks_that_are_said_to_be_free_take_another_size(name, tmp_path):
     """The same blocks with fewer channels; an uneven size, so that no axis stands for another."""
     from scaled import SCALED
 
-    module = SCALED[name]().eval()
+    module = SCALED[name](3).eval()
     report = export_network(module, tmp_path / "network.onnx", (64, 64, 64), dynamic_spatial=True)
     x = torch.randn(1, 1, 96, 64, 128)
     with torch.no_grad():

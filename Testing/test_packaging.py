@@ -91,8 +91,9 @@ def test_requirement_files_say_what_the_extras_say():
     assert lines("requirements-build.txt") == names("quantize") - {"torch>=2.8"}
     assert lines("requirements-import.txt") == (names("import") - {"torch>=2.8"}) | {"onnx>=1.17", "onnxruntime>=1.20"}
     assert lines("requirements-tensorrt.txt") == names("tensorrt") | {"onnxruntime>=1.20"}
-    for name in ("requirements-segment.txt", "requirements-build.txt", "requirements-tensorrt.txt", "requirements-import.txt"):
-        assert "==" not in (MODULE / "Resources" / name).read_text()
+    assert lines("requirements-tensorrt-rtx.txt") == names("tensorrt-rtx")
+    for path in (MODULE / "Resources").glob("requirements-*.txt"):
+        assert "==" not in path.read_text()
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import tensorrt_at_hand as at_hand
 from MedQuantINT8Lib import graph
 from MedQuantINT8Lib.engines import cuda, lowering, tensorrt
 from MedQuantINT8Lib.engines.base import BuildOptions, backend
+from MedQuantINT8Lib.engines.plan_note import check_note
 from MedQuantINT8Lib.engines.tensorrt_engine import TensorRTEngine
 from MedQuantINT8Lib.engines.tensorrt_layers import from_inspector, from_log, without_double_work
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
@@ -221,6 +222,32 @@ def test_half_precision_around_int8_computes_the_same(int8_package, phantom):
     assert [n.op_type for n in same.graph.node] == [n.op_type for n in model.graph.node] and same is not model
 
 
+@pytest.mark.parametrize("opset", [17, 18])
+def test_norms_are_written_out_without_leaving_the_range_of_half_precision(opset):
+    onnx = graph.require_onnx()
+    helper = onnx.helper
+    rng = np.random.default_rng(0)
+    constants = [onnx.numpy_helper.from_array(rng.normal(1, 0.2, 4).astype(np.float32), n) for n in ("scale", "shift")]
+    groups = [onnx.numpy_helper.from_array(v, n) for v, n in ((np.array([0, 2, -1]), "flat"), (np.ones(2, np.float32), "one"), (np.zeros(2, np.float32), "zero"))]
+    nodes = [
+        helper.make_node("InstanceNormalization", ["x", "scale", "shift"], ["a"], name="norm", epsilon=1e-3),
+        helper.make_node("Reshape", ["a", "flat"], ["b"], name="flatten"),
+        helper.make_node("InstanceNormalization", ["b", "one", "zero"], ["y"], name="groups"),
+    ]
+    shape = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4, 6, 5, 4])
+    result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 2, 240])
+    body = helper.make_graph(nodes, "g", [shape], [result], constants + groups)
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    written = lowering.with_norms_written_out(model)
+    assert "InstanceNormalization" not in {n.op_type for n in written.graph.node}
+    x = rng.normal(100, 900, (1, 4, 6, 5, 4)).astype(np.float32)
+    assert np.allclose(computed(written, x), computed(model, x), atol=1e-5)
+    half = lowering.lowered(model, "fp16")
+    onnx.checker.check_model(half, full_check=True)
+    # Squares of such values are far beyond 65504.
+    assert np.allclose(computed(half, x), computed(model, x), atol=1e-2)
+
+
 def test_what_half_precision_cannot_hold_stays():
     onnx = graph.require_onnx()
     helper = onnx.helper
@@ -318,17 +345,17 @@ NOTE = {"tensorrt": "10.13.3", "gpu": "RTX", "compute_capability": [8, 9], "driv
 
 def test_a_plan_is_only_loaded_where_it_was_made(tmp_path):
     tensorrt.write_plan(tmp_path, b"plan", NOTE, {"conv": 1})
-    tensorrt.check_note(tmp_path, NOTE)
-    tensorrt.check_note(tmp_path, {**NOTE, "driver": 13010})
+    check_note(tmp_path / "engine.plan", NOTE)
+    check_note(tmp_path / "engine.plan", {**NOTE, "driver": 13010})
     for key, value in (("tensorrt", "11.4.0"), ("gpu", "H100"), ("compute_capability", [9, 0]), ("options", {"batch": 2})):
         with pytest.raises(EngineError, match="made for another"):
-            tensorrt.check_note(tmp_path, {**NOTE, key: value})
+            check_note(tmp_path / "engine.plan", {**NOTE, key: value})
     (tmp_path / "engine.plan").write_bytes(b"pla")
     with pytest.raises(EngineError, match="damaged"):
-        tensorrt.check_note(tmp_path, NOTE)
+        check_note(tmp_path / "engine.plan", NOTE)
     (tmp_path / "plan.json").unlink()
     with pytest.raises(EngineError, match="no note of how it was made"):
-        tensorrt.check_note(tmp_path, NOTE)
+        check_note(tmp_path / "engine.plan", NOTE)
 
 
 # ---- the scripted runtime
@@ -345,12 +372,17 @@ class HostGpu:
     def close(self): ...
 
     def stream(self):
-        return SimpleNamespace(handle=7, synchronize=lambda: None, free=lambda: None, keep=lambda thing: None)
+        return SimpleNamespace(handle=7, synchronize=lambda: None, free=lambda: None, wait_for=lambda event: None)
+
+    def event(self):
+        event = SimpleNamespace(wait=lambda: None, free=lambda: None)
+        event.record = lambda stream: event
+        return event
 
     def allocate(self, shape, dtype):
         array = np.zeros(shape, dtype)
         buffer = SimpleNamespace(shape=tuple(shape), dtype=np.dtype(dtype), pointer=array.ctypes.data, array=array, free=lambda: None)
-        buffer.upload = lambda given, stream: array.reshape(-1).__setitem__(slice(0, given.size), given.reshape(-1))
+        buffer.upload = lambda given, stream, keep: array.reshape(-1).__setitem__(slice(0, given.size), given.reshape(-1))
         buffer.download = lambda target, stream: target.reshape(-1).__setitem__(slice(None), array.reshape(-1)[: target.size])
         self.buffers[buffer.pointer] = array
         return buffer
@@ -419,7 +451,7 @@ def scripted(monkeypatch):
 
         def free(self): ...
 
-    monkeypatch.setattr("MedQuantINT8Lib.engines.tensorrt_engine.CapturedGraph", Replay)
+    monkeypatch.setattr("MedQuantINT8Lib.engines.pipeline.CapturedGraph", Replay)
     trt = SimpleNamespace(
         __version__="10.13.3", TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"), LayerInformationFormat=SimpleNamespace(JSON="json")
     )
@@ -435,7 +467,7 @@ def test_the_whole_road_of_a_run_through_a_scripted_runtime(scripted):
     assert np.array_equal(found[:, 0], batch[:, 0] + 1) and np.array_equal(found[:, 1], -batch[:, 0])
     one = engine.infer(batch[:1])
     assert one.shape == (1, 2, 4, 4, 4) and np.array_equal(one[:, 0], batch[:1, 0] + 1)
-    assert len({key[0] for key in engine._graph.keys}) == 2
+    assert [key for slot in engine.pipeline._slots for key in slot.graph.keys] == [2, 1]
     description = engine.describe()
     assert description.verdict == "INT8" and description.int8_mac_share == 1 and description.device == "Scripted"
     script.context.fails = True
@@ -487,5 +519,5 @@ def test_half_precision_alone_is_tensorrts():
     from MedQuantINT8Lib.engines import choose_backend
 
     for name in ("auto", "openvino", "onnxruntime"):
-        with pytest.raises(EngineError, match="only offered by the engine tensorrt"):
+        with pytest.raises(EngineError, match="only offered by TensorRT"):
             choose_backend(name, "fp16")

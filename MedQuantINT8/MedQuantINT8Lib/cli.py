@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--output", help="folder for TABLE.json and TABLE.md; rows that are there are kept")
 
     command = _command(add, "selftest", study_commands.selftest, "prove an engine on this machine: INT8, FP16 and FP32 of known networks")
-    command.add_argument("--engine", default="auto", help="tensorrt, openvino or auto (default: %(default)s)")
+    command.add_argument("--engine", default="auto", help="tensorrt, tensorrt_rtx, openvino or auto (default: %(default)s)")
     command.add_argument("--networks", nargs="+", default=["demo"], metavar="NAME", help="demo, all, or names of medquant networks (default: demo)")
     command.add_argument("--output", default="selftest", help="folder for selftest.html and selftest.json (default: %(default)s)")
 
@@ -158,15 +158,15 @@ def _import_options(command: argparse.ArgumentParser) -> None:
 
 
 def _running_options(command: argparse.ArgumentParser, *, precision: bool = True) -> None:
-    command.add_argument("--engine", default="auto", help="tensorrt, openvino, onnxruntime or auto (default: %(default)s)")
+    command.add_argument("--engine", default="auto", help="tensorrt, tensorrt_rtx, openvino, onnxruntime or auto (default: %(default)s)")
     if precision:
         command.add_argument(
             "--precision",
             choices=["auto", "int8", "fp16", "fp32"],
             default="auto",
-            help="auto is int8, unless fp32 is faster on this machine; fp16 is for tensorrt (default: %(default)s)",
+            help="auto is int8, unless fp32 is faster on this machine; fp16 is for TensorRT (default: %(default)s)",
         )
-    command.add_argument("--device", default="cpu", help="cpu, gpu (the one with most free memory) or gpu:N; for tensorrt (default: %(default)s)")
+    command.add_argument("--device", default="cpu", help="cpu, gpu (the one with most free memory) or gpu:N; for TensorRT (default: %(default)s)")
     command.add_argument("--patch", type=int, nargs=3, metavar="N", help="another patch size")
     command.add_argument("--overlap", type=float, help="another overlap, 0 to below 1")
     command.add_argument("--batch", type=int, default=1, help="windows a call (default: %(default)s)")

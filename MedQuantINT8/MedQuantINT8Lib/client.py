@@ -5,16 +5,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import os
 import queue
-import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -25,6 +21,7 @@ from .errors import Cancelled, EngineError, MedQuantError
 from .progress import ProgressEvent, Task
 from .runs import EngineChoice
 from .segmenter import SegmentationOptions
+from .system import default_python, library_environment
 from .volume import Volume
 
 _START_SECONDS = 60.0
@@ -32,11 +29,6 @@ _END_SECONDS = 7.0
 _POLL_SECONDS = 0.05
 _YIELD_SECONDS = 0.002
 _LAST_WORDS_SECONDS = 2.0
-
-
-def default_python() -> str:
-    """The Python that workers run on: Slicer's own launcher inside Slicer (it sets the library paths), else the caller's."""
-    return shutil.which("PythonSlicer") or sys.executable
 
 
 class WorkerError(MedQuantError):
@@ -173,8 +165,6 @@ class WorkerClient:
         """
         if self.alive:
             return
-        library = str(Path(__file__).resolve().parent.parent)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH", "")]))}
         self._errors.clear()
         self._answers = queue.SimpleQueue()
         try:
@@ -185,7 +175,7 @@ class WorkerClient:
                 stderr=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
-                env=environment,
+                env=library_environment(),
                 pass_fds=self._arena.descriptors,
                 # On Windows a console would open beside the application.
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),

@@ -47,6 +47,12 @@ GROUPS = {
         "TensorRT and cuda-python: NVIDIA's proprietary licences, which you accept by installing them "
         "(https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/sla.html); ONNX: Apache-2.0; ONNX Runtime: MIT",
     ),
+    "tensorrt_rtx": Group(
+        "requirements-tensorrt-rtx.txt",
+        "to run INT8 networks on this computer's GeForce or RTX graphics card",
+        "about 170 MB to download",
+        "TensorRT for RTX: NVIDIA's proprietary licence, which you accept by installing it; ONNX: Apache-2.0; ONNX Runtime: MIT",
+    ),
     "import": Group(
         "requirements-import.txt",
         "to turn PyTorch networks (MONAI bundles, nnU-Net, Auto3DSeg) into ONNX",

@@ -347,6 +347,7 @@ def doctor() -> dict[str, Any]:
         "onnxruntime",
         "openvino",
         "tensorrt",
+        "onnxruntime-ep-nv-tensorrt-rtx-cu13",
         "cuda-python",
         "nvidia-modelopt",
         "torch",

@@ -17,7 +17,7 @@ from .errors import InputError, MedQuantError
 from .model_spec import ModelSpec
 from .preprocessing import NetworkInput, preprocess
 from .progress import Task
-from .sliding_window import SlidingWindowResult, slide
+from .sliding_window import Inference, SlidingWindowResult, slide
 from .system import available_memory
 from .volume import Volume
 from .windows import WindowPlan, check_patch, plan_windows
@@ -120,7 +120,7 @@ def segment(
     if result is None:
         result = slide(
             network_input.data,
-            run.activated(engine.infer),
+            run.inference(engine),
             spec.output_channels,
             plan,
             window,
@@ -236,11 +236,14 @@ class _Run:
         self.notes.append("windows were cut, blended and reduced to labels on the GPU")
         return SlidingWindowResult(self._plan.count, 0, "float32", 1, time.perf_counter() - began)
 
-    def activated(self, infer: Any) -> Any:
-        """Regions are blended as probabilities (the threshold needs them), exclusive classes as the network gives."""
-        if not self._regions or self._spec.output.activated:
-            return infer
-        return lambda batch: 1 / (1 + np.exp(-np.clip(infer(batch), -60, 60)))
+    def inference(self, engine: Any) -> Any:
+        """The engine as the sliding window takes it: regions are blended as probabilities (the threshold needs them), exclusive classes
+        as the network gives."""
+        sigmoid = self._regions and not self._spec.output.activated
+        pipeline = getattr(engine, "pipeline", None)
+        if pipeline is not None:
+            return _Activated(pipeline) if sigmoid else pipeline
+        return (lambda batch: _sigmoid(engine.infer(batch))) if sigmoid else engine.infer
 
     def labels(self) -> NDArray[Any]:
         if not self._resample_scores:
@@ -248,6 +251,22 @@ class _Run:
         if self._regions:
             return self._input.restore_regions(self.sink.scores, self._values, self._spec.output.threshold)
         return self._input.restore_from_scores(self.sink.scores, self._values)
+
+
+def _sigmoid(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    made: NDArray[np.float32] = np.reciprocal(1 + np.exp(-np.clip(scores, -60, 60)))
+    return made
+
+
+class _Activated:
+    """Probabilities of a pipeline's scores."""
+
+    def __init__(self, pipeline: Inference) -> None:
+        self._pipeline, self.ahead = pipeline, pipeline.ahead
+        self.submit, self.drain = pipeline.submit, pipeline.drain
+
+    def collect(self) -> NDArray[np.float32]:
+        return _sigmoid(self._pipeline.collect())
 
 
 def _label_values(spec: ModelSpec, dtype: Any) -> NDArray[Any]:

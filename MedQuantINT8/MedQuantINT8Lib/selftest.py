@@ -60,7 +60,7 @@ def run_selftest(engine: str, names: Sequence[str], folder: Path, task: Task) ->
     value = {
         "engine": backend.name,
         "version": backend.version(),
-        "device": backend.device_name("gpu" if backend.name.startswith("tensorrt") else "cpu"),
+        "device": backend.device_name("gpu" if getattr(backend, "needs_gpu", False) else "cpu"),
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "rows": rows,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,6 +23,44 @@ from .windows import Column, WindowPlan, importance_map
 InferBatch = Callable[[NDArray[np.float32]], Array]
 
 
+class Inference(Protocol):
+    """A network that works while the caller goes on: batches are submitted, and their scores collected in the same order.
+
+    Attributes:
+        ahead: how many batches may be under way when the next is submitted; collected scores stay valid for as many more.
+    """
+
+    @property
+    def ahead(self) -> int: ...
+
+    def submit(self, batch: NDArray[np.float32]) -> None: ...
+
+    def collect(self) -> Array: ...
+
+    def drain(self) -> None:
+        """Forget what was not collected."""
+
+
+class _Immediate:
+    """A function that is called when its result is wanted."""
+
+    ahead = 0
+
+    def __init__(self, infer: InferBatch) -> None:
+        self._infer = infer
+        self._batch: NDArray[np.float32] | None = None
+
+    def submit(self, batch: NDArray[np.float32]) -> None:
+        self._batch = batch
+
+    def collect(self) -> Array:
+        assert self._batch is not None
+        return self._infer(self._batch)
+
+    def drain(self) -> None:
+        self._batch = None
+
+
 @dataclass(frozen=True)
 class SlidingWindowResult:
     windows: int
@@ -32,7 +72,7 @@ class SlidingWindowResult:
 
 def slide(
     data: NDArray[np.float32],
-    infer: InferBatch,
+    infer: InferBatch | Inference,
     classes: int,
     plan: WindowPlan,
     window: Window,
@@ -48,6 +88,7 @@ def slide(
     """Run ``infer`` over all windows of ``data`` and give finished blocks of blended scores to ``sink``.
 
     Args:
+        infer: a function, or a network on a device: its batches are then blended while it is at work on the next.
         data: float32 (C, n0, n1, n2), in network space.
         classes: channels of the network's output.
         sink: called with the start voxel (in ``data``, padding taken off) and the block's scores. Scores are weighted
@@ -63,13 +104,18 @@ def slide(
     columns = plan.columns_within(classes, np.dtype(carried_dtype).itemsize, budget)
     count = sum(column.plan.count for column in columns)
     skipped, seconds = 0, 0.0
+    inference = _Immediate(infer) if callable(infer) else infer
     with Threads() as threads, task.stage("segmenting", count):
-        for column in columns:
-            run = _Pass(column, infer, classes, window, sink, carried_dtype, normalized, skip_air, threads)
-            for batch in _batches(column.plan.windows(), batch_size):
-                run.take(column.of(data), batch)
-                task.step(len(batch))
-            skipped, seconds = skipped + run.skipped, seconds + run.network_seconds
+        try:
+            for column in columns:
+                run = _Pass(column, inference, classes, window, sink, carried_dtype, normalized, skip_air, threads)
+                for batch in _batches(column.plan.windows(), batch_size):
+                    run.take(column.of(data), batch)
+                    task.step(len(batch))
+                run.finish()
+                skipped, seconds = skipped + run.skipped, seconds + run.network_seconds
+        finally:
+            inference.drain()
     return SlidingWindowResult(count, skipped, np.dtype(carried_dtype).name, len(columns), seconds)
 
 
@@ -79,7 +125,7 @@ class _Pass:
     def __init__(
         self,
         column: Column,
-        infer: InferBatch,
+        inference: Inference,
         classes: int,
         window: Window,
         sink: Sink,
@@ -94,16 +140,38 @@ class _Pass:
         self._divider = _Divider(plan, weights, crop, threads) if normalized else None
         self._blender = OverlapAdd(plan, classes, weights, dtype, self._divider.take if self._divider else crop.take, threads)
         self._air = np.broadcast_to(np.float32(0), (classes, *plan.patch))
-        self._plan, self._infer, self._window, self._skip_air = plan, infer, window, skip_air
+        self._plan, self._inference, self._window, self._skip_air = plan, inference, window, skip_air
+        #: Batches that are under way: where their windows begin, and which of them the network runs.
+        self._pending: deque[tuple[list[tuple[int, int, int]], list[int]]] = deque()
         self.skipped, self.network_seconds = 0, 0.0
 
     def take(self, data: NDArray[np.float32], starts: list[tuple[int, int, int]]) -> None:
         patches = [_take_patch(data, self._plan, start, self._window.pad_value) for start in starts]
         runs = [n for n, patch in enumerate(patches) if not self._is_air(patch)]
         self.skipped += len(patches) - len(runs)
-        began = time.perf_counter()
-        scores = self._infer(np.stack([patches[n] for n in runs])) if runs else self._air[None]
-        self.network_seconds += time.perf_counter() - began
+        if runs:
+            began = time.perf_counter()
+            self._inference.submit(np.stack([patches[n] for n in runs]))
+            self.network_seconds += time.perf_counter() - began
+        self._pending.append((starts, runs))
+        # What the network is still at work on counts; batches of air alone do not.
+        while sum(bool(runs) for _, runs in self._pending) > self._inference.ahead:
+            self._blend()
+        if not any(runs for _, runs in self._pending):
+            self.finish()
+
+    def finish(self) -> None:
+        """Blend what is under way."""
+        while self._pending:
+            self._blend()
+
+    def _blend(self) -> None:
+        starts, runs = self._pending.popleft()
+        scores = self._air[None]
+        if runs:
+            began = time.perf_counter()
+            scores = self._inference.collect()
+            self.network_seconds += time.perf_counter() - began
         for n, start in enumerate(starts):
             if self._divider:
                 self._divider.expect(start)

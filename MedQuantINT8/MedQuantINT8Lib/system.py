@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 from typing import Literal
@@ -87,6 +88,17 @@ def user_folder(kind: Literal["cache", "data"]) -> Path:
         return Path.home() / "Library" / ("Caches" if kind == "cache" else "Application Support") / "MedQuantINT8"
     variable, usual = ("XDG_CACHE_HOME", ".cache") if kind == "cache" else ("XDG_DATA_HOME", ".local/share")
     return Path(os.environ.get(variable, Path.home() / usual)) / "medquantint8"
+
+
+def default_python() -> str:
+    """The Python that other processes run on: Slicer's own launcher inside Slicer (it sets the library paths), else the caller's."""
+    return shutil.which("PythonSlicer") or sys.executable
+
+
+def library_environment() -> dict[str, str]:
+    """Environment variables with which another Python finds this library."""
+    library = str(Path(__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH", "")]))}
 
 
 def cpu_features() -> list[str]:

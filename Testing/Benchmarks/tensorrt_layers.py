@@ -20,8 +20,8 @@ sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "MedQuantINT8")]
 TARGET = ROOT / "Resources" / "tensorrt.json"
 #: INT8 networks in other forms, to choose the lowering by: name, and what replaces `backend.lowered`.
 FORMS = {
-    "FP16 around, deconvolutions as 1x1x1 (as built)": "",
-    "FP16 around, deconvolutions kept": "from MedQuantINT8Lib.engines import lowering\nbackend.lowered = lambda model, precision: lowering.with_half(model)\n",
+    "FP16 around, instance norms written out (as built)": "",
+    "FP16 around, instance norms as one operator": "from MedQuantINT8Lib.engines import lowering\nlowering.with_norms_written_out = lambda model: model\n",
     "FP32 around": "from MedQuantINT8Lib import rewrites\nbackend.lowered = lambda model, precision: rewrites.with_pointwise_deconvolutions(model)\n",
 }
 
@@ -69,7 +69,27 @@ def page(value: dict[str, Any]) -> str:
     lines += ["", "## What the form of the graph costs, INT8", "", "| network | form | layers | INT8 share | MB read and written a patch |", "| --- | --- | ---: | ---: | ---: |"]
     for r in rows:
         lines += [f"| {r['title']} | {form} | {x['layers']} | {100 * x['share']:.1f} % | {x['traffic'] / 1e6:.0f} |" for form, x in r["forms"].items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + _blocks(value.get("blocks", []))) + "\n"
+
+
+def _blocks(rows: list[dict[str, Any]]) -> list[str]:
+    """What tensorrt_forms.py found."""
+    if not rows:
+        return []
+    plain = rows[0]
+    lines = [
+        "",
+        "## What one operator costs between INT8 convolutions, by its form",
+        "",
+        "Made by `Testing/Benchmarks/tensorrt_forms.py`: two 3x3x3 convolutions of 32 channels, 48 x 48 x 48, one patch; more: against no operator.",
+        "",
+        "| operator | layers | more | MB read and written | more | multiply-accumulates in INT8 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        layers, traffic = r["layers"] - plain["layers"], (r["traffic"] - plain["traffic"]) / 1e6
+        lines.append(f"| {r['form']} | {r['layers']} | {layers:+d} | {r['traffic'] / 1e6:.1f} | {traffic:+.1f} | {100 * r['share']:.0f} % |")
+    return lines
 
 
 def _line(r: dict[str, Any], three: list[dict[str, Any]]) -> str:
@@ -89,7 +109,8 @@ def main() -> None:
         except AssertionError as error:
             print(name, str(error)[-600:], flush=True)
             continue
-        value = {"date": time.strftime("%Y-%m-%d"), "rows": [rows[n] for n in STUDY if n in rows]}
+        held = json.loads(TARGET.read_text()) if TARGET.exists() else {}
+        value = {**held, "date": time.strftime("%Y-%m-%d"), "rows": [rows[n] for n in STUDY if n in rows]}
         TARGET.write_text(json.dumps(value, indent=1) + "\n")
         TARGET.with_suffix(".md").write_text(page(value))
         print(name, rows[name]["int8"]["share"], flush=True)

@@ -35,7 +35,7 @@ def package(name: str, weights: Path, folder: Path) -> Any:
     from MedQuantINT8Lib.importers.onnx import import_onnx
     from MedQuantINT8Lib.model_spec import Window
 
-    module = SCALED[name]()
+    module = SCALED[name](len(hippocampus_spec().labels) + 1)
     load_weights(module, weights / f"{name}.pt")
     path = folder / f"{name}.onnx"
     export_network(module.float(), path, PATCH)

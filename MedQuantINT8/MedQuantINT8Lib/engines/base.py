@@ -24,7 +24,7 @@ class BuildOptions:
     """What an engine is built for; every field is part of the cache key.
 
     Attributes:
-        precision: which network of the package: "int8" (Q/DQ) or "fp32"; "fp16" is FP32's in half precision (TensorRT only).
+        precision: which network of the package: "int8" (Q/DQ) or "fp32"; "fp16" is FP32's in half precision (TensorRT and TensorRT for RTX).
         patch: spatial size of the input, along the tensor's axes.
         batch: windows a call.
         device: "cpu" or what the backend understands.
@@ -150,6 +150,7 @@ class ReportsBuild(Protocol):
 
 _REGISTRY: dict[str, str] = {
     "tensorrt": "MedQuantINT8Lib.engines.tensorrt:TensorRTBackend",
+    "tensorrt_rtx": "MedQuantINT8Lib.engines.tensorrt_rtx:TensorRTRTXBackend",
     "openvino": "MedQuantINT8Lib.engines.openvino:OpenVINOBackend",
     "onnxruntime": "MedQuantINT8Lib.engines.onnxruntime:OnnxRuntimeBackend",
 }
@@ -204,7 +205,7 @@ def choose_backend(name: str, precision: str) -> EngineBackend:
         EngineError: none can run here; says why for each.
     """
     if precision == "fp16" and (name == "auto" or "fp16" not in precisions_of(backend(name))):
-        raise EngineError("Half precision alone is only offered by the engine tensorrt.", "Choose it with --engine tensorrt, or another precision.")
+        raise EngineError("Half precision alone is only offered by TensorRT.", "Choose --engine tensorrt or tensorrt_rtx, or another precision.")
     if name != "auto":
         chosen = backend(name)
         if reason := chosen.unavailable():

@@ -198,6 +198,9 @@ class Gpu:
     def stream(self) -> Stream:
         return Stream(self)
 
+    def event(self) -> Event:
+        return Event(self)
+
     def kernels(self, source: str, names: Sequence[str]) -> dict[str, Kernel]:
         """Kernels of CUDA C source, compiled for this GPU; the binary is kept beside the engines.
 
@@ -257,12 +260,13 @@ class DeviceBuffer:
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3, "strides": None}
 
-    def upload(self, array: NDArray[Any], stream: Stream) -> None:
-        """Copy from the computer; ``array`` must stay until the stream has done it."""
+    def upload(self, array: NDArray[Any], stream: Stream, *, keep: bool = True) -> None:
+        """Copy from the computer; ``array`` is held until the stream is next waited for, unless the caller keeps it."""
         array = np.ascontiguousarray(array, self.dtype)
         assert array.nbytes <= self.nbytes
         checked(self._gpu.driver.cuMemcpyHtoDAsync(self.pointer, array.ctypes.data, array.nbytes, stream.handle), "copy to the GPU")
-        stream.keep(array)
+        if keep:
+            stream.keep(array)
 
     def download(self, array: NDArray[Any], stream: Stream, offset: int = 0) -> None:
         """Copy to the computer, from ``offset`` bytes on; ``array`` must be contiguous."""
@@ -277,36 +281,6 @@ class DeviceBuffer:
             self._gpu._buffers.pop(self.pointer, None)
             checked(self._gpu.driver.cuMemFree(self.pointer), "free memory")
             self.pointer = 0
-
-
-class BorrowedBuffer(DeviceBuffer):
-    """An array of another library that lies on the GPU already (torch, CuPy): looked at, neither copied nor freed.
-
-    Args:
-        array: anything with ``__cuda_array_interface__``; it must be contiguous, and stay while this is used.
-    """
-
-    def __init__(self, gpu: Gpu, array: Any) -> None:
-        described = array.__cuda_array_interface__
-        self._gpu, self._array = gpu, array
-        self.shape, self.dtype = tuple(described["shape"]), np.dtype(described["typestr"])
-        self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
-        self.pointer = int(described["data"][0])
-        strides = described.get("strides")
-        if strides is not None and not _contiguous(self.shape, self.dtype, strides):
-            raise EngineError("The array on the GPU is not contiguous.", "Give a contiguous one.")
-
-    def free(self) -> None:
-        self._array = None
-
-
-def _contiguous(shape: tuple[int, ...], dtype: np.dtype[Any], strides: Sequence[int]) -> bool:
-    expected = dtype.itemsize
-    for size, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
-        if size > 1 and stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 class PinnedBuffer:

@@ -9,8 +9,10 @@ import sys
 from ..errors import MedQuantError
 from . import cuda
 
-#: Compute capabilities that TensorRT for RTX takes (GeForce and RTX cards from Ampere on).
-_RTX = ((8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
+#: Compute capabilities below 12.0 that TensorRT for RTX takes; it takes all from 12.0 on (its plug-in 0.5.0).
+_RTX = ((8, 6), (8, 9))
+_RTX_PACKAGES = "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13 onnxruntime onnx (about 170 MB, proprietary licence)"
+_FULL_PACKAGES = "pip install tensorrt cuda-python onnxruntime onnx (more than 1 GB, proprietary licence)"
 
 
 def has_driver() -> bool:
@@ -38,7 +40,7 @@ def advice_for_gpus() -> list[str]:
     if not has_driver():
         return ["no NVIDIA GPU, or its driver is not installed"]
     if importlib.util.find_spec("cuda") is None:
-        return ["an NVIDIA driver is installed: pip install tensorrt cuda-python (more than 1 GB) to use the GPU"]
+        return [f"an NVIDIA driver is installed; to use the GPU: {_RTX_PACKAGES} for a GeForce or RTX card from the 30 series on, or {_FULL_PACKAGES}"]
     try:
         found = cuda.gpus()
     except MedQuantError as error:
@@ -49,7 +51,13 @@ def advice_for_gpus() -> list[str]:
 def _advice(info: cuda.GpuInfo) -> str:
     if info.reason_unfit:
         return info.reason_unfit
-    if importlib.util.find_spec("tensorrt") is not None:
-        return "TensorRT is installed; prove it with: medquant selftest --engine tensorrt"
-    rtx = " (TensorRT for RTX, 146 MB, would fit this card too, but is no engine here yet)" if info.capability in _RTX else ""
-    return f"for TensorRT: pip install tensorrt (more than 1 GB, proprietary licence){rtx}"
+    for name, package in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "onnxruntime_ep_nv_tensorrt_rtx")):
+        if importlib.util.find_spec(package) is not None and (name == "tensorrt" or _takes_rtx(info)):
+            return f"{name} is installed; prove it with: medquant selftest --engine {name}"
+    if _takes_rtx(info):
+        return f"for TensorRT for RTX: {_RTX_PACKAGES}; or for TensorRT: {_FULL_PACKAGES}"
+    return f"for TensorRT: {_FULL_PACKAGES}; TensorRT for RTX does not take this GPU"
+
+
+def _takes_rtx(info: cuda.GpuInfo) -> bool:
+    return info.capability in _RTX or info.capability >= (12, 0)

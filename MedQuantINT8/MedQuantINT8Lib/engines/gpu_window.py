@@ -17,7 +17,8 @@ from ..errors import EngineError
 from ..model_spec import Window
 from ..progress import Task
 from ..windows import WindowPlan, importance_map
-from .cuda import BorrowedBuffer, DeviceBuffer, Event, Gpu, GpuMemoryError, Stream
+from .cuda import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream
+from .gpu_arrays import borrowed, is_on_gpu
 from .gpu_kernels import NAMES, SOURCE
 
 _THREADS = 256
@@ -136,8 +137,8 @@ class GpuSlidingWindow:
         """
         task = task or Task()
         self._gpu.enter()
-        if hasattr(volume, "__cuda_array_interface__") and not isinstance(volume, DeviceBuffer):
-            volume = BorrowedBuffer(self._gpu, volume)
+        if is_on_gpu(volume):
+            volume = borrowed(self._gpu, volume, self._stream)
         kind = _SOURCES.get(str(volume.dtype))
         if kind is None:
             if isinstance(volume, DeviceBuffer):

@@ -16,13 +16,67 @@ from .. import graph, rewrites
 KEPT_IN_FLOAT = ("ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt", "Exp", "Softmax", "LayerNormalization")
 #: Inputs that ONNX fixes as FP32 whatever the others are: position by operator.
 _FLOAT_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
+#: Begins the names of nodes that stay in FP32 whatever they are.
+_FLOAT_PREFIX = "float_"
 _LARGEST, _SMALLEST_SCALE = 65504.0, 2.0**-20
 
 
 def lowered(model: Any, precision: str) -> Any:
     """The network for one precision: "fp32" as it is, "fp16" and "int8" with everything else in half precision."""
-    model = rewrites.with_pointwise_deconvolutions(model) if precision != "fp32" else rewrites.copied(model)
-    return model if precision == "fp32" else with_half(model)
+    if precision == "fp32":
+        return rewrites.copied(model)
+    return with_half(with_norms_written_out(rewrites.with_pointwise_deconvolutions(model)))
+
+
+def with_norms_written_out(model: Any) -> Any:
+    """A copy in which instance normalisation (also of groups) is means, differences and a division.
+
+    As one operator the compiler keeps its parts in FP32 in the GPU's memory: twice the bytes (Resources/tensorrt.md). Written out,
+    only the squares are FP32, which would leave FP16's range from 256 on, and the compiler computes them where it reads the values.
+    """
+    copy = rewrites.copied(model)
+    opset = next(o.version for o in copy.opset_import if o.domain in ("", "ai.onnx"))
+    arrays = {i.name: i for i in copy.graph.initializer}
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.inferred(copy).graph.value_info, *copy.graph.input)}
+    made: list[Any] = []
+    for node in copy.graph.node:
+        known = node.op_type == "InstanceNormalization" and node.input[0] in ranks and all(n in arrays for n in node.input[1:])
+        made += _written_out(node, arrays, copy.graph, ranks[node.input[0]], opset) if known else [node]
+    nodes = [_cloned(node) for node in made]
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return graph.pruned(copy)
+
+
+def _written_out(node: Any, arrays: dict[str, Any], body: Any, rank: int, opset: int) -> list[Any]:
+    onnx = graph.require_onnx()
+    source, base = node.input[0], f"{node.name or node.output[0]}"
+    epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+    axes = list(range(2, rank))
+    nodes: list[Any] = []
+
+    def constant(name: str, values: Any) -> str:
+        body.initializer.append(onnx.numpy_helper.from_array(values, f"{base}_{name}"))
+        return f"{base}_{name}"
+
+    def add(kind: str, name: str, *inputs: str, **attributes: Any) -> str:
+        nodes.append(onnx.helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def mean(name: str, of: str) -> str:
+        if opset >= 18:
+            return add("ReduceMean", f"{base}_{name}", of, constant(f"{name}_axes", np.array(axes)), keepdims=1)
+        return add("ReduceMean", f"{base}_{name}", of, axes=axes, keepdims=1)
+
+    scale, shift = (onnx.numpy_helper.to_array(arrays[n]).reshape(-1, *[1] * len(axes)).astype(np.float32) for n in node.input[1:])
+    centred = add("Sub", f"{base}_centred", source, mean("mean", source))
+    variance = mean("variance", add("Mul", f"{_FLOAT_PREFIX}{base}_square", centred, centred))
+    safe = add("Add", f"{_FLOAT_PREFIX}{base}_safe", variance, constant("epsilon", np.array(epsilon, np.float32)))
+    normal = add("Div", f"{base}_normal", centred, add("Sqrt", f"{base}_deviation", safe))
+    scaled = add("Mul", f"{base}_scaled", normal, constant("scale", scale))
+    add("Add", node.output[0], scaled, constant("shift", shift))
+    nodes[-1].name = f"{base}_shifted"
+    return nodes
 
 
 def with_half(model: Any) -> Any:
@@ -71,7 +125,7 @@ class _Half:
         return graph.pruned(self._model)
 
     def _stays(self, node: Any) -> bool:
-        if node.op_type in KEPT_IN_FLOAT:
+        if node.op_type in KEPT_IN_FLOAT or node.name.startswith(_FLOAT_PREFIX):
             return True
         for name in node.input:
             if name in self._arrays and self._arrays[name].data_type == self._onnx.TensorProto.FLOAT:

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DependencyError, EngineError
-from ..files import replacing, sha256_file, write_json
+from ..files import replacing, write_json
 from ..progress import Task
 from . import cuda
 from .base import BuildOptions
 from .cache import cache_root
 from .lowering import lowered
+from .plan_note import check_note, write_note
 from .tensorrt_engine import TensorRTEngine
 
-_PLAN, _NOTE, _LAYERS = "engine.plan", "plan.json", "layers.json"
+_PLAN, _LAYERS = "engine.plan", "layers.json"
 LEAST, BEYOND = (10, 12), (12, 0)
 #: Of the GPU's free memory, what a build may use to try kernels.
 _WORKSPACE_SHARE = 0.5
@@ -152,7 +153,7 @@ class TensorRTBackend:
     def load(self, folder: Path, options: BuildOptions) -> TensorRTEngine:
         trt = tensorrt_module()
         info = cuda.choose_gpu("gpu" if options.device == "cpu" else options.device)
-        check_note(folder, note_of(trt, info, options))
+        check_note(folder / _PLAN, note_of(trt, info, options))
         log = BuildLog(trt)
         gpu = cuda.Gpu(info.index)
         runtime = trt.Runtime(log.logger)
@@ -255,26 +256,7 @@ def note_of(trt: Any, info: cuda.GpuInfo, options: BuildOptions) -> dict[str, An
 
 
 def write_plan(folder: Path, plan: bytes, note: dict[str, Any], macs: dict[str, int]) -> None:
-    """Plan first, note last: without its note a plan does not count."""
+    """Plan first, note last."""
     (folder / _PLAN).write_bytes(plan)
     write_json(folder / _LAYERS, macs)
-    write_json(folder / _NOTE, {**note, "sha256": sha256_file(folder / _PLAN), "bytes": len(plan)})
-
-
-def check_note(folder: Path, expected: dict[str, Any]) -> None:
-    """Refuse a plan that this module did not write for this machine.
-
-    Raises:
-        EngineError: says what differs.
-    """
-    again = "It is built anew after: medquant cache clear"
-    try:
-        note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EngineError("The TensorRT plan has no note of how it was made, and is not loaded.", again) from error
-    for key, value in expected.items():
-        if key != "driver" and note.get(key) != value:
-            raise EngineError(f"The TensorRT plan was made for another {key.replace('_', ' ')} ({note.get(key)}, here {value}).", again)
-    if not (folder / _PLAN).is_file() or sha256_file(folder / _PLAN) != note.get("sha256"):
-        raise EngineError("The TensorRT plan is damaged: it is not the file that was written.", again)
-
+    write_note(folder / _PLAN, note)

@@ -1,4 +1,4 @@
-"""A loaded TensorRT engine: device buffers, a side stream, and a CUDA graph that is replayed for every batch."""
+"""A loaded TensorRT engine: its execution context, and the pipeline that feeds it from the computer's memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..errors import EngineError
 from .base import BuildOptions, EngineDescription
 from .cuda import DeviceBuffer, Gpu, Stream
-from .cuda_graph import CapturedGraph
+from .pipeline import DevicePipeline
 from .tensorrt_layers import from_inspector, without_double_work
 
 
@@ -38,16 +38,23 @@ class TensorRTEngine:
         self._output = next(name for name in names if modes[name] == trt.TensorIOMode.OUTPUT)
         self._channels = tuple(engine.get_tensor_shape(self._input))[1]
         self._classes = tuple(engine.get_tensor_shape(self._output))[1]
-        batch, patch = options.batch, options.patch
-        self._stream = gpu.stream()
-        self._source = gpu.allocate((batch, self._channels, *patch), np.float32)
-        self._target = gpu.allocate((batch, self._classes, *patch), np.float32)
-        self._host_in = gpu.pinned(self._source.shape, np.float32)
-        self._host_out = gpu.pinned(self._target.shape, np.float32)
-        self._graph = CapturedGraph(gpu, self._stream, self._enqueue_own)
-        self._count = batch
+        self._pipeline: DevicePipeline | None = None
         #: What the sliding window on the GPU looks for.
         self.gpu, self.gpu_network = gpu, self
+
+    @property
+    def pipeline(self) -> DevicePipeline:
+        """For batches that lie in the computer's memory; made when first asked for: the sliding window on the GPU has its own buffers.
+
+        Raises:
+            GpuMemoryError: its buffers do not fit.
+        """
+        if self._pipeline is None:
+            self._gpu.enter()
+            batch, patch = self._options.batch, self._options.patch
+            shapes = (batch, self._channels, *patch), (batch, self._classes, *patch)
+            self._pipeline = DevicePipeline(self._gpu, self.enqueue, *shapes)
+        return self._pipeline
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run up to the batch that the engine was built for; the result is valid until the next call.
@@ -56,14 +63,13 @@ class TensorRTEngine:
             EngineError: the GPU failed; the engine can be used again if the GPU can.
         """
         self._gpu.enter()
-        self._count = batch.shape[0]
-        self._host_in.array[: self._count] = batch
-        self._source.upload(self._host_in.array[: self._count], self._stream)
-        self._graph.launch((self._count, self._source.pointer, self._target.pointer))
-        found = self._host_out.array[: self._count]
-        self._target.download(found, self._stream)
-        self._stream.synchronize()
-        return found
+        pipeline = self.pipeline
+        try:
+            pipeline.submit(batch)
+            return pipeline.collect()
+        except BaseException:
+            pipeline.drain()
+            raise
 
     def enqueue(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
         """Put the run of a batch that lies on the GPU into a stream."""
@@ -76,9 +82,6 @@ class TensorRTEngine:
         if not context.execute_async_v3(int(stream.handle)):
             raise EngineError("TensorRT could not run the network.", "Look whether other programs took the GPU's memory, and try again.")
 
-    def _enqueue_own(self, stream: Stream) -> None:
-        self.enqueue(self._count, self._source, self._target, stream)
-
     def describe(self) -> EngineDescription:
         inspector = self._engine.create_engine_inspector()
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
@@ -89,10 +92,8 @@ class TensorRTEngine:
         if self._context is None:
             return
         self._gpu.enter()
-        self._stream.synchronize()
-        self._graph.free()
+        if self._pipeline is not None:
+            self._pipeline.drain()
+            self._pipeline.close()
         self._context = self._engine = self._runtime = None
-        for buffer in (self._source, self._target, self._host_in, self._host_out):
-            buffer.free()
-        self._stream.free()
         self._gpu.close()

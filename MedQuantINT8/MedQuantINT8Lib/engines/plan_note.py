@@ -1,0 +1,38 @@
+"""The note beside an engine file: what it was made by and for, and its hash.
+
+Engine files of TensorRT are programs. One that has no note of ours, or a note of another machine, is never given to a runtime.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import EngineError
+from ..files import sha256_file, write_json
+
+_NOTE = "plan.json"
+_AGAIN = "It is built anew after: medquant cache clear"
+
+
+def write_note(plan: Path, note: dict[str, Any]) -> None:
+    """To be called last: without its note an engine file does not count."""
+    write_json(plan.parent / _NOTE, {**note, "sha256": sha256_file(plan), "bytes": plan.stat().st_size})
+
+
+def check_note(plan: Path, expected: dict[str, Any], title: str = "TensorRT plan") -> None:
+    """Refuse an engine file that this program did not write for this machine; a newer driver is no reason.
+
+    Raises:
+        EngineError: says what differs.
+    """
+    try:
+        note = json.loads((plan.parent / _NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError(f"The {title} has no note of how it was made, and is not loaded.", _AGAIN) from error
+    for key, value in expected.items():
+        if key != "driver" and note.get(key) != value:
+            raise EngineError(f"The {title} was made for another {key.replace('_', ' ')} ({note.get(key)}, here {value}).", _AGAIN)
+    if not plan.is_file() or sha256_file(plan) != note.get("sha256"):
+        raise EngineError(f"The {title} is damaged: it is not the file that was written.", _AGAIN)

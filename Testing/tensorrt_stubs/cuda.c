@@ -1,0 +1,18 @@
+/* A driver that finds no GPU: what the plug-in of TensorRT for RTX needs to be loaded on a machine without one. */
+#define NO_DEVICE(name) int name(void) { return 100; }
+NO_DEVICE(cuInit)
+NO_DEVICE(cuCtxCreate_v4)
+NO_DEVICE(cuCtxDestroy_v2)
+NO_DEVICE(cuCtxGetCurrent)
+NO_DEVICE(cuCtxPopCurrent_v2)
+NO_DEVICE(cuCtxPushCurrent_v2)
+NO_DEVICE(cuCtxSetCurrent)
+NO_DEVICE(cuStreamGetCtx)
+NO_DEVICE(cuGetErrorString)
+NO_DEVICE(cuImportExternalMemory)
+NO_DEVICE(cuImportExternalSemaphore)
+NO_DEVICE(cuDestroyExternalMemory)
+NO_DEVICE(cuDestroyExternalSemaphore)
+NO_DEVICE(cuExternalMemoryGetMappedBuffer)
+NO_DEVICE(cuSignalExternalSemaphoresAsync)
+NO_DEVICE(cuWaitExternalSemaphoresAsync)
