@@ -141,8 +141,9 @@ WHOLE = {"concat of a skip": _concat, "concat of INT8 tensors": _concat_int8}
 
 
 def main() -> None:
-    import tensorrt_at_hand as at_hand
     import tensorrt_layers
+
+    import tensorrt_at_hand as at_hand
 
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
