@@ -30,6 +30,12 @@ def page(value: dict[str, Any]) -> str:
             f"GPU memory {window['gpu_memory_gb']:.2f} GB ({window['ring_gb']:.2f} GB of it for scores). Labels equal those of the processor's sliding window (Testing/test_gpu.py).",
             "",
         ]
+    if overlap := (window or {}).get("overlap"):
+        lines += [
+            "Where scores have to come down to the computer's memory (to be resampled, or for want of memory on the GPU), copies and blending run beside the network: "
+            f"{overlap['windows']} windows in {overlap['beside_s']:.3f} s, of which {overlap['network_and_copies_s']:.3f} s are the network and its copies; one after the other they take {overlap['after_s']:.3f} s.",
+            "",
+        ]
     rows = [value["baselines"][n] for n in STUDY if n in value.get("baselines", {})]
     if rows:
         lines += [

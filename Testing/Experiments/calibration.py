@@ -24,9 +24,8 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT / "MedQuantINT8")]
 
 from evaluate import package  # noqa: E402
+from hippocampus import FOLDER, case_names, files  # noqa: E402
 from scaled import PATCH  # noqa: E402
-
-from data_models import DATA  # noqa: E402
 
 TARGET = ROOT / "Resources" / "calibration.json"
 COUNTS = (1, 5, 20, 50, 100)
@@ -119,13 +118,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")
     parser.add_argument("names", nargs="*", default=["unet", "unest"])
-    parser.add_argument("--data", default=str(DATA / "hippocampus"))
+    parser.add_argument("--data", default=str(FOLDER))
     args = parser.parse_args()
     folder = Path(args.data)
-    split = json.loads((folder / "split.json").read_text())
-    train = [read_volume(folder / "images" / f"{c}.nii.gz") for c in split["train"][: max(COUNTS)]]
-    test = [read_volume(folder / "images" / f"{c}.nii.gz") for c in split["test"]]
-    truth = [read_volume(folder / "labels" / f"{c}.nii.gz").data[0].astype(np.uint8) for c in split["test"]]
+    train = [read_volume(files(case, folder)[0]) for case in case_names("train", folder)[: max(COUNTS)]]
+    pairs = [files(case, folder) for case in case_names("test", folder)]
+    test, truth = [read_volume(image) for image, _ in pairs], [read_volume(label).data[0].astype(np.uint8) for _, label in pairs]
     made = {r["network"]: r for r in json.loads(TARGET.read_text())["networks"]} if TARGET.exists() else {}
     for name in args.names:
         made[name] = study(name, Path(args.weights), train, test, truth)

@@ -22,9 +22,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT / "MedQuantINT8")]
 
+from hippocampus import FOLDER, case_names, dataset, files  # noqa: E402
 from scaled import PATCH, SCALED  # noqa: E402
 
-from data_models import DATA, hippocampus_spec  # noqa: E402
+from data_models import hippocampus_spec  # noqa: E402
 
 CALIBRATION_SCANS = 20
 
@@ -43,7 +44,7 @@ def package(name: str, weights: Path, folder: Path) -> Any:
     return import_onnx(path, spec, folder / name)
 
 
-def row(name: str, weights: Path, calibration: list[Any], data: Any, cases: tuple[Any, ...]) -> dict[str, Any]:
+def row(name: str, weights: Path, calibration: list[Any], data: Any) -> dict[str, Any]:
     from MedQuantINT8Lib import runs
     from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
     from MedQuantINT8Lib.ensemble import Ensemble
@@ -61,11 +62,11 @@ def row(name: str, weights: Path, calibration: list[Any], data: Any, cases: tupl
         made, report = quantize_package(
             made, sampler, Path(scratch) / "int8", options, QuantizationPolicy(budget=Budget(fallback=False))
         )
-        found = evaluate(Ensemble([made]), data, cases, runs.EngineChoice("openvino", "int8"), SegmentationOptions(), 1.0, Task())
+        found = evaluate(Ensemble([made]), data, data.cases, runs.EngineChoice("openvino", "int8"), SegmentationOptions(), 1.0, Task())
         engine = found["engine"]["int8"]
         return {
             "network": name,
-            "cases": len(cases),
+            "cases": len(data.cases),
             "summary": {metric: found["summary"]["overall"][metric] for metric in ("dice", "nsd", "hd95")},
             "structures": {s: v["dice"] for s, v in found["summary"]["structures"].items()},
             "seconds": found["seconds"],
@@ -87,8 +88,8 @@ def page(value: dict[str, Any]) -> str:
     lines = [
         "# The seven networks, narrowed and trained: FP32 against real INT8",
         "",
-        "Made by `Testing/Experiments/evaluate.py`; do not edit. Networks of `Testing/Experiments/scaled.py`, trained for about a minute each on one",
-        "NVIDIA H100 by `Testing/Experiments/train.py` on the Medical Segmentation Decathlon's hippocampus set (CC BY-SA 4.0), split by subject.",
+        "Made by `Testing/Experiments/evaluate.py`; do not edit. Networks of `Testing/Experiments/scaled.py`, trained for two to three minutes each on one",
+        "NVIDIA H200 by `Testing/Experiments/train.py` on the Medical Segmentation Decathlon's hippocampus set (CC BY-SA 4.0), split by subject.",
         f"INT8 in OpenVINO, calibrated on {CALIBRATION_SCANS} training scans, no layer put back by the guard; means over {value['rows'][0]['cases']} test cases with",
         "95 % bootstrap intervals; lost: FP32 minus INT8 in pairs, with Wilcoxon's signed-rank test; surface Dice at 1 mm.",
         f"Machine: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['features'])}); {value['date']}.",
@@ -107,27 +108,22 @@ def page(value: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    from MedQuantINT8Lib.datasets import Case, DataSet
     from MedQuantINT8Lib.system import machine
     from MedQuantINT8Lib.volume_io import read_volume
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")
     parser.add_argument("names", nargs="*", default=[])
-    parser.add_argument("--data", default=str(DATA / "hippocampus"))
+    parser.add_argument("--data", default=str(FOLDER))
     parser.add_argument("--cases", type=int, default=60, help="test cases (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget rows that are there")
     args = parser.parse_args()
     folder, target = Path(args.data), ROOT / "Resources" / "trained.json"
-    split = json.loads((folder / "split.json").read_text())
-    cases = tuple(
-        Case(c, (folder / "images" / f"{c}.nii.gz",), folder / "labels" / f"{c}.nii.gz", "test") for c in split["test"][: args.cases]
-    )
-    data = DataSet("hippocampus", cases, {label.value: label.name for label in hippocampus_spec().labels})
-    calibration = [read_volume(folder / "images" / f"{c}.nii.gz") for c in split["train"][:CALIBRATION_SCANS]]
-    rows = {r["network"]: r for r in json.loads(target.read_text())["rows"]} if target.exists() and "--fresh" not in sys.argv else {}
+    data = dataset("test", args.cases, folder)
+    calibration = [read_volume(files(case, folder)[0]) for case in case_names("train", folder)[:CALIBRATION_SCANS]]
+    rows = {r["network"]: r for r in json.loads(target.read_text())["rows"]} if target.exists() and not args.fresh else {}
     for name in args.names or SCALED:
-        rows[name] = row(name, Path(args.weights), calibration, data, cases)
+        rows[name] = row(name, Path(args.weights), calibration, data)
         print(json.dumps(rows[name]), flush=True)
         value = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "rows": [rows[n] for n in SCALED if n in rows]}
         target.write_text(json.dumps(value, indent=1) + "\n")

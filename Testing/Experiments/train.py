@@ -111,7 +111,7 @@ def patch_of(image: Any, label: Any, random: np.random.Generator) -> tuple[Any, 
 
 
 def augmented(images: Any, labels: Any, random: np.random.Generator) -> tuple[Any, Any]:
-    """Turned, stretched, moved, another contrast and a little noise; no flips: left and right lie as they lie.
+    """Mirrored, turned, stretched, moved, another contrast and a little noise.
 
     Args:
         images: (N, *patch) float32.
@@ -126,6 +126,8 @@ def augmented(images: Any, labels: Any, random: np.random.Generator) -> tuple[An
         return torch.from_numpy(values.astype(np.float32)).to(device)
 
     theta = np.eye(3, 4)[None] + np.concatenate([random.normal(0, 0.08, (count, 3, 3)), random.normal(0, 0.05, (count, 3, 1))], 2)
+    # From left to right: a data set whose structures have a side must not be trained with this.
+    theta[:, 0] *= random.choice([-1, 1], (count, 1))
     grid = functional.affine_grid(drawn(theta), [count, 1, *PATCH], align_corners=False)
     images = functional.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
     labels = functional.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].long()
