@@ -439,3 +439,30 @@ def test_a_build_that_takes_long_reports_and_can_be_cancelled(fp32_package, own_
     with pytest.raises(Cancelled):
         prepare(fp32_package, _Slow(), BuildOptions("fp32", PATCH), (), task)
     assert not [p for p in own_cache.rglob("*") if p.is_file()]
+
+
+class _Carded(OpenVINOBackend):
+    """An engine that needs a GPU; here it computes on the processor."""
+
+    name, title, needs_gpu = "carded", "Carded", True
+
+
+def test_the_batch_is_what_a_gpu_holds(monkeypatch, int8_package, phantom):
+    from types import SimpleNamespace
+
+    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.engines import base
+    from MedQuantINT8Lib.memory import MOST_WINDOWS, gpu_batch
+    from MedQuantINT8Lib.segmenter import SegmentationOptions
+
+    sizes = [gpu_batch(int8_package, "int8", SegmentationOptions(), size << 20) for size in (1, 400, 8000)]
+    assert sizes[0] == 1 < sizes[1] <= sizes[2] == MOST_WINDOWS
+    monkeypatch.setattr(base, "_REGISTRY", {"carded": f"{__name__}:_Carded", **base._REGISTRY})
+    monkeypatch.setattr(runs.cuda, "choose_gpu", lambda device: SimpleNamespace(total_bytes=8 << 30))
+    choice = runs.EngineChoice("carded", "int8", device="gpu")
+    made = runs.build(int8_package, choice, SegmentationOptions(), None, Task())
+    made.close()
+    assert made.options.batch == MOST_WINDOWS
+    asked = runs._with_batch(SegmentationOptions(batch=2), int8_package, backend("carded"), choice)
+    assert asked.batch == 2
+    assert runs._with_batch(SegmentationOptions(), int8_package, backend("openvino"), choice).batch == 1

@@ -192,3 +192,64 @@ def test_progress_counts_windows_and_cancel_stops_within_one():
 def test_a_patch_that_is_no_multiple_is_refused():
     with pytest.raises(InputError, match="multiple"):
         check_patch((30, 32, 32), Window((32, 32, 32), multiples=(16, 16, 16)))
+
+
+class Device:
+    """A network that works by itself: what was submitted is computed when it is collected, into memory that is used again."""
+
+    ahead = 1
+
+    def __init__(self, infer):
+        self.infer, self.waiting, self.results, self.most, self.drained = infer, [], [], 0, 0
+
+    def submit(self, batch):
+        assert len(self.waiting) <= self.ahead
+        self.waiting.append(batch.copy())
+        self.most = max(self.most, len(self.waiting))
+
+    def collect(self):
+        found = self.infer(self.waiting.pop(0))
+        self.results.append(found)
+        if len(self.results) > self.ahead + 1:
+            self.results.pop(0)[:] = np.nan
+        return found
+
+    def drain(self):
+        self.waiting.clear()
+        self.drained += 1
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("skip_air", [False, True])
+def test_a_device_works_ahead_and_gives_the_same(batch, skip_air):
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(1, 21, 30, 18)).astype(np.float32)
+    data[:, :, 12:] = -5
+    window = Window((8, 8, 8), overlap=0.5, air_threshold=-4.0)
+    plan = plan_windows(data.shape[1:], window, (8, 8, 8))
+
+    def infer(values):
+        return np.concatenate([values, values * values, 1 - values], axis=1)
+
+    device, found = Device(infer), []
+    for network in (infer, device):
+        scores = np.zeros((3, *data.shape[1:]), np.float32)
+
+        def sink(start, block, scores=scores):
+            scores[(slice(None), *(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True)))] = block
+
+        result = slide(data, network, 3, plan, window, sink, batch_size=batch, skip_air=skip_air, normalized=True)
+        found.append((scores, result.skipped))
+    assert np.array_equal(found[0][0], found[1][0]) and found[0][1] == found[1][1] and (found[0][1] > 0) == skip_air
+    assert device.most == 2 and device.drained == 1 and not device.waiting
+
+
+def test_a_device_is_left_empty_by_a_run_that_stops():
+    data = np.zeros((1, 20, 20, 20), np.float32)
+    window = Window((8, 8, 8), overlap=0.5)
+    plan = plan_windows(data.shape[1:], window, (8, 8, 8))
+    device = Device(lambda values: values)
+    task = Task(lambda event: task.cancel() if event.done > 4 else None)
+    with pytest.raises(Cancelled):
+        slide(data, device, 1, plan, window, lambda start, block: None, task=task)
+    assert device.drained == 1 and not device.waiting

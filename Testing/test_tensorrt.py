@@ -479,6 +479,33 @@ def test_the_whole_road_of_a_run_through_a_scripted_runtime(scripted):
     engine.close()
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, phantom, activation):
+    from dataclasses import replace
+
+    from MedQuantINT8Lib.ensemble import MeanEngine
+    from MedQuantINT8Lib.model_spec import Label, Normalization, Output, Window
+    from MedQuantINT8Lib.phantom import phantom_spec
+    from MedQuantINT8Lib.runs import _Timed
+    from MedQuantINT8Lib.segmenter import SegmentationOptions, segment_volume
+    from MedQuantINT8Lib.volume import Volume
+
+    engine, _ = scripted
+    # skip_air keeps the window on the processor.
+    engine.gpu_network = engine
+    labels = (Label(3, "a", 0), Label(5, "b", 1)) if activation == "sigmoid" else (Label(5, "b", 1),)
+    spec = replace(phantom_spec(), labels=labels, output=Output(activation), window=Window((4, 4, 4), overlap=0.5), normalization=(Normalization("zscore"),))
+    volume = Volume(np.random.default_rng(0).integers(-900, 900, (1, 9, 10, 11)).astype(np.int16), np.diag([2.0, 2, 2, 1]), "noise")
+    seen = []
+    collect = engine.pipeline.collect
+    engine.pipeline.collect = lambda: (seen.append(len(engine.pipeline._busy)), collect())[1]
+    options = SegmentationOptions(skip_air=True, batch=2)
+    found = segment_volume(volume, spec, lambda _input: _Timed(MeanEngine([engine]), []), options)
+    plain = SimpleNamespace(infer=lambda batch: np.concatenate([batch + 1, -batch], axis=1))
+    expected = segment_volume(volume, spec, lambda _input: plain, options)
+    assert max(seen) == 2 and np.array_equal(found.labels, expected.labels) and len(np.unique(found.labels)) > 1
+
+
 def test_a_context_that_does_not_fit_is_told(scripted):
     engine, _ = scripted
     script = SimpleNamespace(create_execution_context=lambda: None)

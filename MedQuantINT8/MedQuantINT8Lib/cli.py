@@ -169,7 +169,7 @@ def _running_options(command: argparse.ArgumentParser, *, precision: bool = True
     command.add_argument("--device", default="cpu", help="cpu, gpu (the one with most free memory) or gpu:N; for TensorRT (default: %(default)s)")
     command.add_argument("--patch", type=int, nargs=3, metavar="N", help="another patch size")
     command.add_argument("--overlap", type=float, help="another overlap, 0 to below 1")
-    command.add_argument("--batch", type=int, default=1, help="windows a call (default: %(default)s)")
+    command.add_argument("--batch", type=int, default=0, help="windows a call; 0: one on a processor, what fits on a GPU (default: %(default)s)")
     command.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     command.add_argument("--skip-air", action="store_true", help="leave out windows that hold only air")
     command.add_argument(

@@ -14,6 +14,7 @@ from typing import Any
 
 from . import runs
 from .catalogue import resolve, resolve_one
+from .doctor import examined
 from .ensemble import load_ensemble
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .files import write_json, write_text
@@ -35,8 +36,8 @@ def _scan_paths(text: str) -> str | list[str]:
 
 
 def options_of(args: argparse.Namespace) -> SegmentationOptions:
-    if args.batch < 1:
-        raise InputError(f"A batch of {args.batch} windows is not possible.", "Give --batch of at least 1.")
+    if args.batch < 0:
+        raise InputError(f"A batch of {args.batch} windows is not possible.", "Give --batch of at least 1, or 0 to leave it to the program.")
     memory = int(args.memory * (1 << 30)) if args.memory is not None else None
     return SegmentationOptions(tuple(args.patch) if args.patch else None, args.overlap, args.batch, args.skip_air, memory)
 
@@ -46,7 +47,7 @@ def _choice(args: argparse.Namespace) -> runs.EngineChoice:
 
 
 def doctor(args: argparse.Namespace, task: Task) -> None:
-    found = runs.doctor()
+    found = examined()
     machine = found["machine"]
     lines = [
         f"machine   {machine['processor']}, {machine['cores']} cores, {found['memory_available_bytes'] / 1e9:.1f} GB free",

@@ -87,6 +87,11 @@ class MeanEngine:
     def gpu(self) -> Any:
         return getattr(self._engines[0], "gpu", None)
 
+    @property
+    def pipeline(self) -> Any:
+        """As ``gpu_network``, for the sliding window on the processor."""
+        return getattr(self._engines[0], "pipeline", None) if len(self._engines) == 1 else None
+
     def describe(self) -> EngineDescription:
         return self._engines[0].describe()
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import advice, catalogue, mrml, runs, sequences
+from . import advice, catalogue, doctor, mrml, sequences
 from .client import WorkerClient, WorkerResult
 from .comparison_nodes import Comparison, add_differences
 from .engines import backend, backend_names
@@ -76,7 +76,7 @@ class MedQuantINT8Logic(Making):
 
     def engines(self) -> dict[str, Any]:
         """Engines by name: whether each can run here, and why not."""
-        return dict(runs.doctor()["engines"])
+        return dict(doctor.examined()["engines"])
 
     def advise(self, volumeNode: Any, model: str) -> str:
         """A warning if the scan seems to be of another modality than the model was made for; else an empty string."""

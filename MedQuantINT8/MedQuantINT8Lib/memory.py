@@ -19,6 +19,10 @@ _GB = 1 << 30
 _SMALLEST_BLENDING = 256 << 20
 #: An engine keeps its weights in another order beside the file that it read them from.
 _WEIGHT_COPIES = 2.0
+#: More windows a call fill no GPU better, and make cancelling slow.
+MOST_WINDOWS = 4
+#: Of a GPU's memory, what windows may take: the other half is for scores, and for other programs.
+_GPU_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def estimate(package: ModelPackage, precision: str, volume: Volume, options: Seg
     patch = whole_volume_patch(shape, spec) if spec.window.whole_volume and options.patch is None else window_of(spec, options)[0]
     path = package.onnx_path("int8" if precision == "int8" else "fp32")
     weights = int(_WEIGHT_COPIES * path.stat().st_size)
-    activations = options.batch * activation_bytes(path, path.stat().st_mtime, patch)
+    activations = max(1, options.batch) * activation_bytes(path, path.stat().st_mtime, patch)
     allowed = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, available_memory() // 2)
     scores = spec.output_channels * voxels * 4
     return MemoryEstimate(
@@ -59,6 +63,16 @@ def estimate(package: ModelPackage, precision: str, volume: Volume, options: Seg
         weights + activations,
         min(scores, allowed),
     )
+
+
+def gpu_batch(package: ModelPackage, precision: str, options: SegmentationOptions, gpu_bytes: int) -> int:
+    """How many windows a call a GPU of that size takes beside weights and scores: at least one, at most :data:`MOST_WINDOWS`."""
+    spec, patch = package.spec, window_of(package.spec, options)[0]
+    path = package.onnx_path("int8" if precision == "int8" else "fp32")
+    # Both ends in FP32, twice, for copies beside the work; FP16 between them at most.
+    ends = 2 * 4 * (len(spec.channels) + spec.output_channels) * int(np.prod(patch))
+    window = ends + activation_bytes(path, path.stat().st_mtime, patch) // 2
+    return int(min(MOST_WINDOWS, max(1, (_GPU_SHARE * gpu_bytes - _WEIGHT_COPIES * path.stat().st_size) // window)))
 
 
 def network_shape_of(volume: Volume, spec: ModelSpec) -> tuple[int, int, int]:

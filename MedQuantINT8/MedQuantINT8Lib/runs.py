@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 
 from . import graph
 from .calibration import CalibrationOptions, ForegroundFinder, PatchSampler, draw_samples, foreground_by_intensity
-from .engines import BuildOptions, backend, choose_backend
+from .engines import BuildOptions, choose_backend, cuda
 from .engines.base import EngineBackend, Precision, choose_processor
 from .engines.cuda import GpuMemoryError
 from .engines.prepare import PreparedEngine, prepare
 from .engines.race import prepare_faster
 from .ensemble import Ensemble, MeanEngine
-from .memory import fitted
+from .errors import MedQuantError
+from .memory import fitted, gpu_batch
 from .model import ModelPackage
 from .preprocessing import NetworkInput
 from .progress import Task
 from .segmenter import SegmentationOptions, SegmentationResult, patch_for, segment_volume, window_of
 from .segmenter import segment as segment_in_network_space
 from .shelf import EngineShelf, NoShelf
-from .system import available_memory, machine, peak_memory
 from .volume import UNTURNED, Volume
 from .volume_io import read_volume
 
@@ -155,6 +155,7 @@ def build(
 
     made = choose_backend(choice.name, choice.precision)
     _check_network(package, choice)
+    options = _with_batch(options, package, made, choice)
     patches: list[Any] = []
     patch = window_of(package.spec, options)[0]
     if scan is not None:
@@ -162,6 +163,22 @@ def build(
         patch = patch_for(network_input, package.spec, options)
         patches = patches_of(network_input, package, patch)
     return _prepare(package, made, choice, options, patch, patches, task)
+
+
+def _with_batch(options: SegmentationOptions, package: ModelPackage, made: EngineBackend, choice: EngineChoice) -> SegmentationOptions:
+    """Windows a call, where they were left to the program: one on a processor, what fits on a GPU."""
+    if options.batch:
+        return options
+    batch = 1
+    if getattr(made, "needs_gpu", False) and not package.spec.window.whole_volume:
+        try:
+            gpu = cuda.choose_gpu("gpu" if choice.device == "cpu" else choice.device)
+        except MedQuantError:
+            # An engine that does without cuda-python tells nothing of the GPU's memory.
+            return replace(options, batch=batch)
+        # By all the memory that the GPU has: an engine is built for a batch, and what is free changes from run to run.
+        batch = gpu_batch(package, choice.precision, options, gpu.total_bytes)
+    return replace(options, batch=batch)
 
 
 def _prepare(
@@ -219,6 +236,7 @@ def _segment(
     spec = ensemble.first.spec
     for member in ensemble.packages:
         _check_network(member, choice)
+    options = _with_batch(options, ensemble.first, made, choice)
     options, memory_notes = fitted(ensemble.first, choice.precision, volume, options)
     shelf = NoShelf() if shelf is None else shelf
     prepared: list[PreparedEngine] = []
@@ -303,6 +321,10 @@ class _Timed:
     def gpu(self) -> Any:
         return self._engine.gpu
 
+    @property
+    def pipeline(self) -> Any:
+        return self._engine.pipeline
+
     def describe(self) -> Any:
         return self._engine.describe()
 
@@ -331,64 +353,4 @@ def _engine_report(prepared: PreparedEngine) -> dict[str, Any]:
         "fallback_layers": list(prepared.fallback),
         "fidelity": prepared.fidelity.to_json() if prepared.fidelity else None,
         "description": description.to_json(),
-    }
-
-
-def doctor() -> dict[str, Any]:
-    """What is installed, what can run here and why not the rest."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, str | None] = {}
-    for name in (
-        "medquantint8",
-        "numpy",
-        "SimpleITK",
-        "onnx",
-        "onnxruntime",
-        "openvino",
-        "tensorrt",
-        "onnxruntime-ep-nv-tensorrt-rtx-cu13",
-        "cuda-python",
-        "nvidia-modelopt",
-        "torch",
-        "monai",
-        "slicer-core",
-    ):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    engines = {}
-    from .engines import backend_names
-
-    for name in backend_names():
-        made = backend(name)
-        reason = made.unavailable()
-        engines[name] = {
-            "title": made.title,
-            "available": not reason,
-            "reason": reason,
-            "real_int8": made.real_int8,
-            "version": "" if reason else made.version(),
-        }
-    from .engines.cache import cache_root
-    from .quantization import require_quantizer
-
-    try:
-        require_quantizer()
-        quantizer = ""
-    except Exception as error:
-        # Whatever keeps ModelOpt from loading is what the doctor is asked for.
-        quantizer = str(error)
-    from .engines.gpu_advice import advice_for_gpus
-
-    return {
-        "machine": machine(),
-        "gpus": advice_for_gpus(),
-        "packages": found,
-        "engines": engines,
-        "quantizer": {"available": not quantizer, "reason": quantizer},
-        "cache": str(cache_root()),
-        "memory_available_bytes": available_memory(),
-        "peak_memory_bytes": peak_memory(),
     }

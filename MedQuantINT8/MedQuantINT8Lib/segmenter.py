@@ -32,14 +32,14 @@ class SegmentationOptions:
     Attributes:
         patch: another patch size than the model's, along the tensor's axes.
         overlap: another overlap than the model's.
-        batch: windows a call of the engine.
+        batch: windows a call of the engine; 0 leaves it to the program: one on a processor, what fits on a GPU.
         skip_air: leave out windows that hold only air, where the model says what air is.
         memory_bytes: for blended scores; None takes half of what is free, at most 3 GB.
     """
 
     patch: tuple[int, int, int] | None = None
     overlap: float | None = None
-    batch: int = 1
+    batch: int = 0
     skip_air: bool = False
     memory_bytes: int | None = None
 
@@ -116,7 +116,7 @@ def segment(
     plan = plan_windows((a, b, c), window, patch)
     budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, available_memory() // 2)
     run = _Run(network_input, spec, plan, budget)
-    result = run.on_gpu(engine, window, options.batch, task) if run.fits_gpu(engine, options) else None
+    result = run.on_gpu(engine, window, max(1, options.batch), task) if run.fits_gpu(engine, options) else None
     if result is None:
         result = slide(
             network_input.data,
@@ -125,7 +125,7 @@ def segment(
             plan,
             window,
             run.sink,
-            batch_size=options.batch,
+            batch_size=max(1, options.batch),
             carried_dtype=run.carried,
             carried_bytes=run.carried_bytes,
             normalized=run.normalized,
