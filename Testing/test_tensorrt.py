@@ -125,6 +125,16 @@ def test_every_name_is_in_the_real_bindings(version, tmp_path):
         assert any(_fits(line, count) for line in signatures), (name, signatures)
 
 
+def test_a_name_that_a_version_drops_is_found(tmp_path):
+    version = at_hand.VERSIONS[-1]
+    if at_hand.bindings(version) is None or at_hand.compiler() is None:
+        pytest.skip(f"needs the bindings of TensorRT {version} in {at_hand.FOLDER} and a C compiler")
+    libraries = [at_hand.stub_libraries(version, tmp_path)]
+    dropped = LOOK.replace("def has(path)", "del trt.Builder.build_serialized_network, trt.MemoryPoolType.WORKSPACE\ndef has(path)", 1)
+    found = at_hand.run(version, libraries, dropped, json.dumps(sorted(touched())), "[]")
+    assert set(found["missing"]) == {"Builder.build_serialized_network", "MemoryPoolType.WORKSPACE"}
+
+
 def _fits(signature, count):
     inside, depth, parts = signature.split("(", 1)[1].rsplit(")", 1)[0], 0, [""]
     for letter in inside:
@@ -521,6 +531,95 @@ def test_builders_and_parsers_that_fail_say_why():
         task = Task()
         task.cancel()
         task.check()
+
+
+def test_a_gpu_that_is_lost_during_a_run_is_told_and_closing_is_quiet(scripted, monkeypatch):
+    engine, _ = scripted
+    batch = np.ones((1, 1, 4, 4, 4), np.float32)
+    expected = engine.infer(batch).copy()
+    fault = cuda.GpuError("The GPU could not finish its work: unspecified launch failure.", "Restart the program.")
+
+    def lost(*_arguments):
+        raise fault
+
+    [slot, _] = engine.pipeline._slots
+    pipeline = engine.pipeline
+    held = [(thing, name, getattr(thing, name)) for thing, name in [(s.done, "wait") for s in pipeline._slots] + [(pipeline._up, "synchronize")]]
+    for thing, name, _real in held:
+        setattr(thing, name, lost)
+    with pytest.raises(EngineError, match="unspecified launch failure"):
+        engine.infer(batch)
+    for thing, name, real in held:
+        setattr(thing, name, real)
+    assert np.array_equal(engine.infer(batch), expected)
+    slot.source.free = lost
+    engine._gpu.close = lost
+    engine.close()
+
+
+def test_a_library_that_does_not_start_is_told():
+    def nothing(logger):
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    log = SimpleNamespace(logger=None, last_words=lambda: "CUDA initialization failure with error: 35")
+    with pytest.raises(EngineError, match=r"does not start: CUDA initialization failure.*tensorrt-cu12 for CUDA 12"):
+        tensorrt.started(nothing, log)
+
+
+def test_a_library_without_a_driver_is_told(monkeypatch):
+    class NoDriver(ModuleType):
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_module("11.4.0"))
+    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", NoDriver("cuda.bindings"))
+    assert "no NVIDIA driver here: Failed to dlopen" in backend("tensorrt").unavailable()
+
+
+class ScriptedBuilder:
+    """What a build touches; gives no plan, as TensorRT does when the GPU's memory is full."""
+
+    def __init__(self, logger):
+        logger.log(1, "[virtualMemoryBuffer.cpp] Error Code 2: OutOfMemory (Requested size was 900 bytes.)")
+
+    def create_network(self, flags):
+        return SimpleNamespace(get_input=lambda n: SimpleNamespace(name="x", shape=(-1, 1, 4, 4, 4)))
+
+    def create_builder_config(self):
+        known = ("set_memory_pool_limit", "clear_flag", "add_optimization_profile", "create_timing_cache")
+        return SimpleNamespace(set_timing_cache=lambda *given: True, **{name: lambda *given: None for name in known})
+
+    def create_optimization_profile(self):
+        return SimpleNamespace(set_shape=lambda *given: None)
+
+    def build_serialized_network(self, network, config):
+        return None
+
+
+class ScriptedLogger:
+    Severity = SimpleNamespace(WARNING=2)
+
+
+def test_a_build_without_memory_says_so(tmp_path):
+    class Monitor: ...
+
+    trt = SimpleNamespace(
+        ILogger=ScriptedLogger,
+        IProgressMonitor=Monitor,
+        Builder=ScriptedBuilder,
+        OnnxParser=lambda network, logger: SimpleNamespace(parse=lambda model: True),
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+        MemoryPoolType=SimpleNamespace(WORKSPACE=0),
+        BuilderFlag=SimpleNamespace(TF32=0),
+        ProfilingVerbosity=SimpleNamespace(DETAILED=0),
+    )
+    model = SimpleNamespace(SerializeToString=lambda: b"")
+    with pytest.raises(EngineError, match=r"cannot build this network: .*OutOfMemory.*Close programs that use the GPU"):
+        tensorrt.build_plan(trt, model, BuildOptions("int8", (4, 4, 4)), 1 << 20, tmp_path / "timing", Task())
+    assert not (tmp_path / "timing").exists()
 
 
 def test_a_timing_cache_of_another_version_is_begun_anew(tmp_path):

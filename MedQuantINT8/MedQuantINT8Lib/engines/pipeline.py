@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cuda import DeviceBuffer, Gpu, GpuMemoryError, Stream
+from .cuda import DeviceBuffer, Gpu, GpuError, GpuMemoryError, Stream
 from .cuda_graph import CapturedGraph
 
 #: Puts the run of (count, C, *patch) to (count, classes, *patch) into a stream.
@@ -73,7 +74,9 @@ class DevicePipeline:
     def drain(self) -> None:
         """Let go of what was submitted and not collected; also after a failure."""
         for stream in (self._up, self._compute, self._down):
-            stream.synchronize()
+            # Of a GPU that failed, whoever waited for its result was told.
+            with contextlib.suppress(GpuError):
+                stream.synchronize()
         self._free.extend(self._busy)
         self._busy.clear()
         # A submit that failed half-way took its slot out of both.

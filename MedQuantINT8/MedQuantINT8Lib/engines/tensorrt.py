@@ -156,13 +156,16 @@ class TensorRTBackend:
         check_note(folder / _PLAN, note_of(trt, info, options))
         log = BuildLog(trt)
         gpu = cuda.Gpu(info.index)
-        runtime = trt.Runtime(log.logger)
-        engine = runtime.deserialize_cuda_engine((folder / _PLAN).read_bytes())
-        if engine is None:
+        try:
+            runtime = started(trt.Runtime, log)
+            engine = runtime.deserialize_cuda_engine((folder / _PLAN).read_bytes())
+            if engine is None:
+                raise EngineError(f"TensorRT cannot load its plan: {log.last_words()}.", "Remove it with: medquant cache clear")
+            macs = json.loads((folder / _LAYERS).read_text(encoding="utf-8"))
+            return TensorRTEngine(trt, runtime, engine, gpu, options, macs, info.name)
+        except BaseException:
             gpu.close()
-            raise EngineError(f"TensorRT cannot load its plan: {log.last_words()}.", "Remove it with: medquant cache clear")
-        macs = json.loads((folder / _LAYERS).read_text(encoding="utf-8"))
-        return TensorRTEngine(trt, runtime, engine, gpu, options, macs, info.name)
+            raise
 
 
 def prepared(network: Path, options: BuildOptions) -> tuple[Any, dict[str, int]]:
@@ -187,7 +190,7 @@ def build_plan(trt: Any, model: Any, options: BuildOptions, workspace: int, cach
         Cancelled: the task was cancelled.
     """
     log = log or BuildLog(trt)
-    builder = trt.Builder(log.logger)
+    builder = started(trt.Builder, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse(model.SerializeToString()):
@@ -214,6 +217,22 @@ def build_plan(trt: Any, model: Any, options: BuildOptions, workspace: int, cach
         with replacing(cache_file) as scratch:
             Path(scratch).write_bytes(bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
+
+
+def started(make: Any, log: Any) -> Any:
+    """A Builder or Runtime.
+
+    Raises:
+        EngineError: TensorRT does not start: no driver, or one for another CUDA than this TensorRT's.
+    """
+    try:
+        return make(log.logger)
+    except TypeError as error:
+        # What the bindings make of a library that gives nothing back.
+        raise EngineError(
+            f"TensorRT does not start: {log.last_words()}.",
+            "Update NVIDIA's driver, or install the TensorRT that fits it: pip install tensorrt-cu12 for CUDA 12, tensorrt-cu13 for CUDA 13.",
+        ) from error
 
 
 def parse_errors(parser: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError
 from .base import BuildOptions, EngineDescription
-from .cuda import DeviceBuffer, Gpu, Stream
+from .cuda import DeviceBuffer, Gpu, GpuError, Stream
 from .pipeline import DevicePipeline
 from .tensorrt_layers import from_inspector, without_double_work
 
@@ -91,9 +92,12 @@ class TensorRTEngine:
     def close(self) -> None:
         if self._context is None:
             return
-        self._gpu.enter()
-        if self._pipeline is not None:
-            self._pipeline.drain()
-            self._pipeline.close()
-        self._context = self._engine = self._runtime = None
-        self._gpu.close()
+        # A GPU that was lost frees nothing any more; that must not hide what went wrong.
+        with contextlib.suppress(GpuError):
+            self._gpu.enter()
+            if self._pipeline is not None:
+                self._pipeline.drain()
+                self._pipeline.close()
+        self._pipeline = self._context = self._engine = self._runtime = None
+        with contextlib.suppress(GpuError):
+            self._gpu.close()
