@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from MedQuantINT8Lib import memory
+from MedQuantINT8Lib.boundary import REGION_COLUMNS, structure_json
 from MedQuantINT8Lib.differences import MOST_REGIONS, find_differences
 from MedQuantINT8Lib.errors import InputError
+from MedQuantINT8Lib.evaluation import StructureAgreement
+from MedQuantINT8Lib.margins import ONE, MarginSink
 from MedQuantINT8Lib.model_spec import Label
 from MedQuantINT8Lib.segmenter import SegmentationOptions
 from MedQuantINT8Lib.volume import Grid
@@ -101,3 +104,79 @@ def test_what_does_not_fit_is_made_smaller_or_refused(int8_package, phantom, mon
         from MedQuantINT8Lib.progress import Task
 
         runs.segment(int8_package, phantom[0], runs.EngineChoice("openvino", "int8"), SegmentationOptions(), Task())
+
+
+# ---- margins and the boundary report
+
+
+def test_margins_are_those_of_the_softmax():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0, 3, (5, 7, 6, 4)).astype(np.float32)
+    share = np.exp(scores) / np.exp(scores).sum(0)
+    two = np.sort(share, axis=0)[-2:]
+    kept = []
+    sink = MarginSink(lambda start, block: kept.append((start, block)), (9, 8, 4), probabilities=False)
+    sink((2, 1, 0), scores)
+    assert kept[0][0] == (2, 1, 0) and kept[0][1] is scores
+    assert np.abs(sink.margins[2:9, 1:7] / ONE - (two[1] - two[0])).max() <= 0.5 / ONE + 1e-6 and not sink.margins[:2].any()
+    given = MarginSink(lambda start, block: None, (7, 6, 4), probabilities=True)
+    given((0, 0, 0), share)
+    assert np.abs(given.margins.astype(int) - sink.margins[2:9, 1:7]).max() <= 1
+    regions = MarginSink(lambda start, block: None, (7, 6, 4), probabilities=True, threshold=0.4)
+    regions((0, 0, 0), share)
+    assert np.allclose(regions.margins / ONE, np.abs(share - 0.4).min(0) / 0.6, atol=0.5 / ONE + 1e-6)
+
+
+def test_a_region_has_the_margin_of_its_voxels():
+    first = ball()
+    second, margins = first.copy(), np.full(first.shape, 255, np.uint8)
+    second[20, 24, 26:30] = 2
+    margins[20, 24, 26:30] = [0, 51, 102, 51]
+    found = find_differences(first, second, LABELS, Grid((56, 48, 40), np.eye(4)), margins)
+    assert found.regions[0].mean_margin == pytest.approx(0.2) and found.mean_margin == pytest.approx(0.2)
+    assert find_differences(first, second, LABELS, Grid((56, 48, 40), np.eye(4))).mean_margin is None
+
+
+@pytest.mark.parametrize(("fp32", "int8", "percent", "pointed_out"), [(10, 10.4, 4, False), (10, 9.4, -6, True), (0, 1, None, True), (0, 0, None, False)])
+def test_structures_that_change_too_much_are_pointed_out(fp32, int8, percent, pointed_out):
+    found = structure_json(StructureAgreement(1, "liver", 0.9, int8, fp32), 5)
+    assert found["pointed_out"] is pointed_out and found["change_percent"] == (None if percent is None else pytest.approx(percent))
+
+
+def test_the_command_writes_regions_table_and_page(int8_package, phantom, tmp_path, capsys):
+    import csv
+    import json
+
+    import SimpleITK as sitk
+
+    from MedQuantINT8Lib.cli import main
+
+    volume = phantom[0]
+    scan = tmp_path / "scan.nrrd"
+    image = sitk.GetImageFromArray(volume.data[0])
+    lps = np.diag([-1, -1, 1, 1]) @ volume.ijk_to_ras
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    sitk.WriteImage(image, str(scan))
+    folder = tmp_path / "out"
+    arguments = ["differences", str(int8_package.folder), str(scan), "--output", str(folder), "--engine", "openvino", "--volume-change", "0"]
+    assert main([*arguments, "--quiet"]) == 0
+    out = capsys.readouterr().out
+    report = json.loads((folder / "report.json").read_text())
+    found = report["differences"]
+    assert "mean Dice of INT8 with FP32: 0.9" in out and found["voxels"] > 0 and 0 < found["mean_margin"] < 0.7
+    # What INT8 changed is what FP32 was unsure of, on the surface of structures.
+    assert found["boundary_share"] > 0.8
+    changed = [s for s in report["structures"] if s["ml"] != s["other_ml"]]
+    assert changed and report["pointed_out"] == [s["name"] for s in changed] and "change their volume" in out
+    rows = list(csv.reader((folder / "regions.csv").read_text().splitlines()))
+    assert rows[0] == list(REGION_COLUMNS) and len(rows) == min(found["region_count"], MOST_REGIONS) + 1
+    assert 0.8 * found["voxels"] < sum(int(row[1]) for row in rows[1:]) <= found["voxels"]
+    segments = sitk.ReadImage(str(folder / "differences.seg.nrrd"))
+    assert np.count_nonzero(sitk.GetArrayFromImage(segments)) == found["voxels"] and segments.GetSize() == image.GetSize()
+    text = (folder / "report.html").read_text()
+    assert "change their volume by more than 0 %" in text and "mean margin" in text
+    assert main([*arguments[:-1], "-3"]) == 2 and "--volume-change of at least 0" in capsys.readouterr().err
+    assert main([*arguments[:3], "--output", str(scan)]) == 2 and "is a file" in capsys.readouterr().err

@@ -96,6 +96,10 @@ def test_compare_shows_where_int8_differs(logic, node, int8_package):
     found = logic.compare(node, str(int8_package.folder))
     assert found.meanDice > 0.9 and len(found.structures) == 5 and {row[0] for row in found.rows()} >= {"time, s", "engine, MB"}
     shown = names(logic.showDifferences(found))
+    table = logic.differencesTable(found)
+    assert table.IsA("vtkMRMLTableNode") and table.GetNumberOfRows() == len(found.regions) and table.GetColumnName(2) == "FP32"
+    assert table.GetCellText(0, 2) == found.regions[0]["first"] and 0 <= float(table.GetCellText(0, 9)) < 0.9
+    assert found.verdict in found.report["pointed_out"] or "volume by more than 5 %" in found.verdict
     assert 2 < len(shown) <= 31 and "in FP32" in shown[0]
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from . import __version__, commands, import_command, models_command, study_commands
+from . import __version__, commands, differences_command, import_command, models_command, study_commands
 from .errors import Cancelled, MedQuantError
 from .progress import Task
 from .terminal import Bar
@@ -92,6 +92,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("scans", nargs="+", help="scans")
     command.add_argument("--labels", nargs="+", help="reference label maps, one a scan, with the model's label values")
     command.add_argument("--report", help="folder for report.json and report.html")
+    _running_options(command, precision=False)
+
+    command = _command(add, "differences", differences_command.run, "where INT8 differs from FP32 on a scan: regions, margins, changed volumes")
+    command.add_argument("model", help="model package with both networks, or the name of an installed model")
+    command.add_argument("scan", help="NIfTI, NRRD, MetaImage or a DICOM folder (channels joined by commas)")
+    command.add_argument("--output", "-o", default="differences", help="folder for differences.seg.nrrd, regions.csv, report.html and .json (default: %(default)s)")
+    command.add_argument("--volume-change", type=float, default=5.0, metavar="PERCENT", help="point out structures that change by more (default: %(default)s)")
     _running_options(command, precision=False)
 
     command = _command(add, "models", models_command.run, "public models: list, show, get, remove")

@@ -25,11 +25,12 @@ from .segmenter import SegmentationOptions
 from .volume_io import read_volume
 
 
-def _print(args: argparse.Namespace, value: dict[str, Any], *lines: str) -> None:
+def print_result(args: argparse.Namespace, value: dict[str, Any], *lines: str) -> None:
+    """JSON for machines, or lines for people."""
     print(json.dumps(value) if args.json else "\n".join(lines))
 
 
-def _scan_paths(text: str) -> str | list[str]:
+def scan_paths(text: str) -> str | list[str]:
     """A scan's path, or the paths of its channels."""
     parts = text.split(",")
     return parts if len(parts) > 1 and not Path(text).exists() else text
@@ -64,7 +65,7 @@ def doctor(args: argparse.Namespace, task: Task) -> None:
         "packages  " + ", ".join(f"{name} {version}" if version else f"({name})" for name, version in found["packages"].items())
     )
     lines.append(f"cache     {found['cache']}")
-    _print(args, found, *lines)
+    print_result(args, found, *lines)
 
 
 def quantize(args: argparse.Namespace, task: Task) -> None:
@@ -80,7 +81,7 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
     target = args.output or model
     package, report = runs.quantize(
         model,
-        [_scan_paths(s) for s in args.calibrate],
+        [scan_paths(s) for s in args.calibrate],
         target,
         calibration,
         policy,
@@ -89,7 +90,7 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
         labels=args.labels or [],
     )
     kept = [layer for layer in report.layers if not layer.quantized]
-    _print(
+    print_result(
         args,
         {"package": str(target), "calibration": package.calibration()},
         f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "
@@ -117,7 +118,7 @@ def _guard_lines(result: Any) -> list[str]:
 
 def build(args: argparse.Namespace, task: Task) -> None:
     with ModelPackage.load(resolve_one(args.model)) as package:
-        scan = _scan_paths(args.scan) if args.scan else None
+        scan = scan_paths(args.scan) if args.scan else None
         prepared = runs.build(package, _choice(args), options_of(args), scan, task)  # type: ignore[arg-type]
         description = prepared.describe()
         value = {
@@ -138,7 +139,7 @@ def build(args: argparse.Namespace, task: Task) -> None:
         if prepared.note:
             lines.append(f"note: {prepared.note}")
         prepared.close()
-    _print(args, value, *lines)
+    print_result(args, value, *lines)
 
 
 def segment(args: argparse.Namespace, task: Task) -> None:
@@ -147,7 +148,7 @@ def segment(args: argparse.Namespace, task: Task) -> None:
         labels = ensemble.first.spec.labels
         began = time.perf_counter()
         with task.stage("reading"):
-            volume = read_volume(_scan_paths(args.scan), args.series)
+            volume = read_volume(scan_paths(args.scan), args.series)
         run = runs.segment(ensemble, volume, _choice(args), options_of(args), task, time.perf_counter() - began)
         began = time.perf_counter()
         with task.stage("writing"):
@@ -167,7 +168,7 @@ def segment(args: argparse.Namespace, task: Task) -> None:
         f"engine: {run.engine['title']}, {run.engine['precision']}: {description['verdict']}, {100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
         *(f"note: {note}" for note in [*run.result.notes, *filter(None, [run.engine["note"]])]),
     ]
-    _print(args, value, *lines)
+    print_result(args, value, *lines)
 
 
 def run_json(scan: str, run: runs.SegmentationRun) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def compare(args: argparse.Namespace, task: Task) -> None:
         )
     if args.report:
         write_report(report, Path(args.report))
-    _print(args, report, *_comparison_lines(report), *([f"wrote {Path(args.report) / 'report.html'}"] if args.report else []))
+    print_result(args, report, *_comparison_lines(report), *([f"wrote {Path(args.report) / 'report.html'}"] if args.report else []))
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
@@ -304,11 +305,11 @@ def cache(args: argparse.Namespace, task: Task) -> None:
 
     if args.action == "clear":
         count = engines.clear(args.model)
-        _print(args, {"removed": count}, f"removed {count} engine(s)")
+        print_result(args, {"removed": count}, f"removed {count} engine(s)")
         return
     found = [e for e in engines.entries() if args.model in (None, e.record["key"].get("model_name"))]
     rows = [{"folder": str(e.folder), "bytes": e.bytes, "built": e.record.get("built"), **e.record["key"]} for e in found]
-    _print(
+    print_result(
         args,
         {"engines": rows},
         *(
@@ -324,4 +325,4 @@ def demo(args: argparse.Namespace, task: Task) -> None:
     from .demo import run_demo
 
     value = run_demo(Path(args.output), task)
-    _print(args, value, *value["lines"])
+    print_result(args, value, *value["lines"])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .margins import ONE
 from .masks import bounding_box
 from .model_spec import Label
 from .volume import Grid
@@ -31,6 +32,7 @@ class Region:
         first, second: the structure that most of its voxels have in either segmentation; "background" where none.
         boundary_share: of its voxels, those within one voxel of a boundary of the first segmentation.
         depth_voxels: how far its deepest voxel lies from such a boundary, in voxels; 0 is on it.
+        mean_margin: by how much the first segmentation's label won there in probability, 0 to 1; None if it is not known.
     """
 
     number: int
@@ -41,6 +43,7 @@ class Region:
     second: str
     boundary_share: float
     depth_voxels: int
+    mean_margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Differences:
     boundary_share: float | None
     region_count: int
     regions: list[Region]
+    mean_margin: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the map."""
@@ -67,14 +71,20 @@ class Differences:
             "ml": self.ml,
             "boundary_share": self.boundary_share,
             "region_count": self.region_count,
+            "mean_margin": self.mean_margin,
             "regions": [asdict(region) for region in self.regions],
         }
 
 
-def find_differences(first: NDArray[Any], second: NDArray[Any], labels: Sequence[Label], grid: Grid) -> Differences:
+def find_differences(
+    first: NDArray[Any], second: NDArray[Any], labels: Sequence[Label], grid: Grid, margins: NDArray[np.uint8] | None = None
+) -> Differences:
     """Compare two label maps (K, J, I) of one grid.
 
     Work is confined to the box around what differs, so that a large scan with few differences is quick.
+
+    Args:
+        margins: of the first, (K, J, I), as :mod:`.margins` keeps them.
     """
     differ = first != second
     total = int(np.count_nonzero(differ))
@@ -88,6 +98,7 @@ def find_differences(first: NDArray[Any], second: NDArray[Any], labels: Sequence
     numbers[box] = np.minimum(components, kept + (len(sizes) > kept)).astype(np.uint16)
     names = {label.value: label.name for label in labels} | {0: "background"}
     origin = [part.start for part in box]
+    sure = None if margins is None else np.ascontiguousarray(margins[box])
     where = np.flatnonzero(components)
     order = np.argsort(components.flat[where], kind="stable")
     where = where[order]
@@ -107,10 +118,15 @@ def find_differences(first: NDArray[Any], second: NDArray[Any], labels: Sequence
                 names.get(_most(second[box].flat[flat]), "other"),
                 float((deep <= 1).mean()),
                 int(deep.max()),
+                _margin(sure, flat),
             )
         )
     share = float((depth.flat[where] <= 1).mean())
-    return Differences(numbers, total, total * grid.voxel_ml, share, len(sizes), regions)
+    return Differences(numbers, total, total * grid.voxel_ml, share, len(sizes), regions, _margin(sure, where))
+
+
+def _margin(margins: NDArray[np.uint8] | None, flat: NDArray[Any]) -> float | None:
+    return None if margins is None else float(margins.flat[flat].mean()) / ONE
 
 
 def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64]]:

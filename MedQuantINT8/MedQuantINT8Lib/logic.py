@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from . import advice, catalogue, doctor, mrml, sequences
+from .boundary import VOLUME_CHANGE
 from .client import WorkerClient, WorkerResult
-from .comparison_nodes import Comparison, add_differences
+from .comparison_nodes import Comparison, add_differences, add_table
 from .engines import backend, backend_names
 from .engines.gpu_advice import gpu_names
 from .errors import InputError
@@ -257,16 +258,20 @@ class MedQuantINT8Logic(Making):
         waitForCompletion: bool = True,
         progress: Progress | None = None,
         options: SegmentationOptions = SegmentationOptions(),
+        volumeChange: float = VOLUME_CHANGE,
     ) -> Any:
         """FP32 beside INT8 on a volume node: a :class:`.comparison_nodes.Comparison`.
 
-        Its segmentation nodes come into the scene with :meth:`showDifferences`.
+        Its nodes come into the scene with :meth:`showDifferences` and :meth:`differencesTable`.
+
+        Args:
+            volumeChange: structures whose volume changes by more than this are pointed out, in percent.
         """
         volume = mrml.volume_from_node(volumeNode)
         path = self._modelPath(model)
         spec = self._spec(path)
         choice = EngineChoice(engine, "int8")
-        started = self._client.begin("compare", [volume], model=path, choice=asdict(choice), options=asdict(options))
+        started = self._client.begin("compare", [volume], model=path, choice=asdict(choice), options=asdict(options), volume_change=volumeChange)
 
         def finish(result: WorkerResult) -> Comparison:
             return Comparison(volumeNode, spec, result.arrays, result.report)
@@ -287,6 +292,11 @@ class MedQuantINT8Logic(Making):
         """A segmentation node of the regions where INT8 differs from FP32, or None if there is none."""
         self._stillThere(comparison.volumeNode, "The volume")
         return add_differences(comparison)
+
+    def differencesTable(self, comparison: Comparison) -> Any:
+        """A table node of the regions where INT8 differs from FP32."""
+        self._stillThere(comparison.volumeNode, "The volume")
+        return add_table(comparison)
 
     # ---- within
 

@@ -185,6 +185,22 @@ def _image_data(array: NDArray[Any]) -> Any:
     return image
 
 
+def add_table(columns: Sequence[str], rows: Sequence[Sequence[str]], volume: Any, name: str) -> Any:
+    """Put rows of text into a new table node beside a volume's node; the node."""
+    require_slicer()
+    node = volume.GetScene().AddNewNodeByClass("vtkMRMLTableNode", name)
+    modified = node.StartModify()
+    for column in columns:
+        array = node.AddColumn()
+        array.SetName(column)
+    for row in rows:
+        index = node.AddEmptyRow()
+        for position, text in enumerate(row):
+            node.SetCellText(index, position, text)
+    node.EndModify(modified)
+    return node
+
+
 def add_segmentation(
     labels: NDArray[Any],
     names: Sequence[Label],

@@ -66,6 +66,19 @@ class SegmentationRun:
     latency_ms: dict[str, float] = field(default_factory=dict)
     network_input: NetworkInput | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the maps."""
+        counts = np.bincount(self.result.labels.ravel())
+        return {
+            "seconds": self.seconds,
+            "engine": self.engine,
+            "notes": self.result.notes,
+            "windows": self.result.windows,
+            "latency_ms": self.latency_ms,
+            # Counted here, so that a window need not look through a hundred million voxels.
+            "voxels": {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value},
+        }
+
 
 def patches_of(network_input: NetworkInput, package: ModelPackage, patch: tuple[int, int, int], count: int = 2) -> list[Any]:
     """Patches of a volume in network space, centred on foreground, for comparing engines."""

@@ -14,6 +14,7 @@ from .blending import LabelSink, RegionSink, ScoreSink
 from .cleaning import cleaned
 from .engines import Engine
 from .errors import InputError, MedQuantError
+from .margins import MarginSink
 from .model_spec import ModelSpec
 from .preprocessing import NetworkInput, preprocess
 from .progress import Task
@@ -35,6 +36,7 @@ class SegmentationOptions:
         batch: windows a call of the engine; 0 leaves it to the program: one on a processor, what fits on a GPU.
         skip_air: leave out windows that hold only air, where the model says what air is.
         memory_bytes: for blended scores; None takes half of what is free, at most 3 GB.
+        margins: also keep by how much each voxel's label won (:mod:`.margins`).
     """
 
     patch: tuple[int, int, int] | None = None
@@ -42,6 +44,7 @@ class SegmentationOptions:
     batch: int = 0
     skip_air: bool = False
     memory_bytes: int | None = None
+    margins: bool = False
 
 
 @dataclass
@@ -53,6 +56,7 @@ class SegmentationResult:
         ijk_to_ras: the input's matrix.
         seconds: by stage; "network" is the time inside the engine.
         notes: decisions a user should know, in words: what was resampled and why, what was skipped.
+        margins: (K, J, I) as :mod:`.margins` keeps them, where they were asked for.
     """
 
     labels: NDArray[Any]
@@ -61,6 +65,7 @@ class SegmentationResult:
     windows: int
     skipped_windows: int
     notes: list[str] = field(default_factory=list)
+    margins: NDArray[np.uint8] | None = None
 
     @property
     def skipped_share(self) -> float:
@@ -115,7 +120,7 @@ def segment(
     a, b, c = network_input.data.shape[1:]
     plan = plan_windows((a, b, c), window, patch)
     budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, available_memory() // 2)
-    run = _Run(network_input, spec, plan, budget)
+    run = _Run(network_input, spec, plan, budget, options.margins)
     result = run.on_gpu(engine, window, max(1, options.batch), task) if run.fits_gpu(engine, options) else None
     if result is None:
         result = slide(
@@ -124,7 +129,7 @@ def segment(
             spec.output_channels,
             plan,
             window,
-            run.sink,
+            run.margins or run.sink,
             batch_size=max(1, options.batch),
             carried_dtype=run.carried,
             carried_bytes=run.carried_bytes,
@@ -138,8 +143,14 @@ def segment(
         run.notes.append(f"run in {result.columns} columns to save memory: {result.windows} windows instead of {plan.count}")
     if options.skip_air and result.skipped:
         run.notes.append(f"{result.skipped} of {result.windows} windows held only air and were skipped")
+    seconds = _seconds(task, result)
+    margins = None
+    if run.margins is not None:
+        seconds["margins"] = run.margins.seconds
+        seconds["blending"] = max(0.0, seconds["blending"] - run.margins.seconds)
+        margins = network_input.restore(run.margins.margins)
     return SegmentationResult(
-        labels, network_input.original.ijk_to_ras, _seconds(task, result), result.windows, result.skipped, run.notes
+        labels, network_input.original.ijk_to_ras, seconds, result.windows, result.skipped, run.notes, margins
     )
 
 
@@ -170,7 +181,7 @@ def _seconds(task: Task, result: SlidingWindowResult) -> dict[str, float]:
 class _Run:
     """What becomes of the scores of one volume: labels at once, or kept for resampling, as memory allows."""
 
-    def __init__(self, network_input: NetworkInput, spec: ModelSpec, plan: WindowPlan, budget: int) -> None:
+    def __init__(self, network_input: NetworkInput, spec: ModelSpec, plan: WindowPlan, budget: int, margins: bool = False) -> None:
         self._input, self._spec, self._plan = network_input, spec, plan
         self.notes: list[str] = []
         classes = spec.output_channels
@@ -206,10 +217,15 @@ class _Run:
             self.sink = RegionSink(shape, self._values, spec.output.threshold)
         else:
             self.sink = LabelSink(shape, self._values)
+        self.margins: MarginSink | None = None
+        if margins:
+            threshold = spec.output.threshold if self._regions else None
+            self.margins = MarginSink(self.sink, shape, spec.output.activated, threshold)
+            self.normalized = True
 
     def fits_gpu(self, engine: Engine, options: SegmentationOptions) -> bool:
         """Whether the whole window can run where the network does: a network on a GPU, and labels (not scores) wanted."""
-        return getattr(engine, "gpu_network", None) is not None and not self._resample_scores and not options.skip_air
+        return getattr(engine, "gpu_network", None) is not None and not self._resample_scores and not options.skip_air and not options.margins
 
     def on_gpu(self, engine: Any, window: Any, batch: int, task: Task) -> SlidingWindowResult | None:
         """The sliding window on the engine's GPU; the labels are taken over as if they had come through the sink.

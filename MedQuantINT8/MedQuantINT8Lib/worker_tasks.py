@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from . import runs
-from .differences import find_differences
+from .boundary import VOLUME_CHANGE, examine
 from .ensemble import Ensemble
-from .evaluation import agreement, mean_dice
 from .model import ModelPackage
 from .progress import Task
 from .segmenter import SegmentationOptions
 from .shelf import KeepingShelf
-from .system import peak_memory, reset_peak_memory
 from .volume import Volume
 from .volume_io import read_volume
 
@@ -51,7 +48,7 @@ def segment(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Segment one volume with the model; one label map (K, J, I)."""
     choice = runs.EngineChoice(**request["choice"])
     run = runs.segment(bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, shelf=bench.shelf)
-    return Answer([run.result.labels], _run_report(run))
+    return Answer([run.result.labels], run.to_json())
 
 
 def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
@@ -66,48 +63,14 @@ def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answe
     run = runs.segment(ensemble, volume, choice, _options(request), bench.task, shelf=bench.shelf)
     with bench.task.stage("writing"):
         write_segmentation(request["output"], run.result.labels, volume.ijk_to_ras, ensemble.first.spec.labels)
-    return Answer([], _run_report(run))
-
-
-def _run_report(run: runs.SegmentationRun) -> dict[str, Any]:
-    counts = np.bincount(run.result.labels.ravel())
-    return {
-        "seconds": run.seconds,
-        "engine": run.engine,
-        "notes": run.result.notes,
-        "windows": run.result.windows,
-        "latency_ms": run.latency_ms,
-        # Counted here, so that the window need not look through a hundred million voxels.
-        "voxels": {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value},
-    }
+    return Answer([], run.to_json())
 
 
 def compare(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """FP32 beside INT8: both label maps, and the regions where they differ, numbered from the largest (uint16)."""
-    volume, ensemble = volumes[0], bench.ensemble(request["model"])
-    labels = ensemble.first.spec.labels
-    maps, reports = {}, {}
-    for precision in ("fp32", "int8"):
-        # One engine at a time, so that each is measured as it runs in daily use.
-        bench.shelf.clear()
-        measured = reset_peak_memory()
-        bench.task.part = f"{precision.upper()}: "
-        choice = replace(runs.EngineChoice(**request["choice"]), precision=precision)
-        run = runs.segment(ensemble, volume, choice, _options(request), bench.task, shelf=bench.shelf)
-        maps[precision] = run.result.labels
-        reports[precision] = {**_run_report(run), "peak_memory_bytes": peak_memory() if measured else None}
-    bench.task.part = ""
-    with bench.task.stage("looking for differences"):
-        found = find_differences(maps["fp32"], maps["int8"], labels, volume.grid)
-        rows = agreement(maps["int8"], maps["fp32"], labels, volume.grid.voxel_ml)
-    report = {
-        "runs": reports,
-        "model": {"file_bytes": {p: ensemble.first.onnx_path(p).stat().st_size for p in ("fp32", "int8")}},
-        "mean_dice": mean_dice(rows),
-        "structures": [row.to_json() for row in rows],
-        "differences": found.to_json(),
-    }
-    return Answer([maps["fp32"], maps["int8"], found.numbers], report)
+    choice, change = runs.EngineChoice(**request["choice"]), float(request.get("volume_change", VOLUME_CHANGE))
+    found = examine(bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, bench.shelf, change)
+    return Answer([found.fp32, found.int8, found.differences.numbers], found.report)
 
 
 def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:

@@ -8,7 +8,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..comparison_nodes import SHOWN_REGIONS, Comparison, region_title
+from ..boundary import SHOWN_REGIONS, region_title
+from ..comparison_nodes import Comparison
 from ..dependencies import Ask
 from ..errors import MedQuantError
 from ..logic import MedQuantINT8Logic
@@ -139,7 +140,7 @@ class ComparePanel(WorkPanel):
             slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
 
     def _save(self) -> None:
-        path = qt.QFileDialog.getSaveFileName(None, _("Save report"), "comparison.html", _("Page (*.html);;JSON (*.json)"))
+        path = qt.QFileDialog.getSaveFileName(None, _("Save report"), "comparison.html", _("Page (*.html);;Table of regions (*.csv);;JSON (*.json)"))
         path = path[0] if isinstance(path, tuple) else path
         if path and self._current is not None:
             try:
@@ -162,6 +163,7 @@ def _summary(found: Comparison) -> str:
     if not differences["voxels"]:
         return _("INT8 and FP32 are the same everywhere.")
     dice = "–" if found.meanDice is None else f"{found.meanDice:.4f}"
-    return _("Mean Dice {dice}. {ml} ml differ in {count} regions; {share} of it lies within one voxel of a boundary.").format(
+    text = _("Mean Dice {dice}. {ml} ml differ in {count} regions; {share} of it lies within one voxel of a boundary.").format(
         dice=dice, ml=f"{differences['ml']:.2f}", count=differences["region_count"], share=f"{100 * differences['boundary_share']:.0f} %"
     )
+    return f"{text} {found.verdict}"

@@ -1,0 +1,71 @@
+"""The boundary report as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .boundary import SHOWN_REGIONS
+from .pages import document, escaped, table
+
+
+def gains(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What is gained and lost: what, FP32, INT8; in words."""
+    files, first, second = report["model"]["file_bytes"], *(report["runs"][p] for p in ("fp32", "int8"))
+
+    def row(what: str, text: Callable[[dict[str, Any]], str]) -> tuple[str, str, str]:
+        return what, text(first), text(second)
+
+    return [
+        ("network file, MB", f"{files['fp32'] / 1e6:.1f}", f"{files['int8'] / 1e6:.1f}"),
+        row("engine, MB", lambda run: f"{run['engine']['bytes'] / 1e6:.1f}"),
+        row("time, s", lambda run: f"{run['seconds']['total']:.1f}"),
+        row("in the network, s", lambda run: f"{run['seconds'].get('network', 0.0):.1f}"),
+        row("memory, GB", lambda run: f"{run['peak_memory_bytes'] / 1e9:.2f}" if run["peak_memory_bytes"] else "–"),
+        row("work in INT8", lambda run: f"{100 * run['engine']['description']['int8_mac_share']:.0f} %"),
+    ]
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """What there is to look at, in a sentence."""
+    names, limit = report["pointed_out"], report["volume_change_percent"]
+    if names:
+        return f"{len(names)} structure(s) change their volume by more than {limit:g} %: {', '.join(names)}."
+    return f"No structure changes its volume by more than {limit:g} %."
+
+
+def boundary_page(title: str, report: dict[str, Any]) -> str:
+    found = report["differences"]
+    dice = "–" if report["mean_dice"] is None else f"{report['mean_dice']:.4f}"
+    text = f"{found['voxels']} voxels differ ({found['ml']:.2f} ml)"
+    if found["boundary_share"] is not None:
+        text += f", {100 * found['boundary_share']:.1f} % of them within one voxel of a boundary"
+    if found["mean_margin"] is not None:
+        text += f"; where they differ, FP32's label won by {found['mean_margin']:.3f} in probability on average"
+    kind = "bad" if report["pointed_out"] else "good"
+    notes = "".join(f"<p class=bad>{escaped(note)}.</p>" for note in report["runs"]["int8"]["notes"])
+    return document(
+        title,
+        f"<h1>{escaped(title)}</h1><p class={kind}><b>{escaped(verdict(report))}</b></p><p>Mean Dice between the two: <b>{dice}</b>. {text}.</p>{notes}"
+        + table(["", "FP32", "INT8"], [list(row) for row in gains(report)])
+        + "<h2>Structures</h2>"
+        + table(["Structure", "Dice", "FP32, ml", "INT8, ml", "change, ml", "change, %"], [_structure(s) for s in report["structures"]])
+        + f"<h2>Where they differ</h2><p>The largest of {found['region_count']} regions. The margin is the probability of FP32's label minus that of the next.</p>"
+        + table(
+            ["ml", "FP32", "INT8", "at (R, A, S) mm", "deepest voxel from a boundary, voxels", "at a boundary", "mean margin"],
+            [_region(r) for r in found["regions"][:SHOWN_REGIONS]],
+            4,
+        ),
+    )
+
+
+def _structure(s: dict[str, Any]) -> list[str]:
+    percent = "–" if s["change_percent"] is None else f"{s['change_percent']:+.1f}"
+    cells = [escaped(s["name"]), "–" if s["dice"] is None else f"{s['dice']:.4f}", f"{s['other_ml']:.2f}", f"{s['ml']:.2f}", f"{s['ml'] - s['other_ml']:+.2f}", percent]
+    return [f"<b class=bad>{cell}</b>" for cell in cells] if s["pointed_out"] else cells
+
+
+def _region(r: dict[str, Any]) -> list[str]:
+    where = ", ".join(f"{c:.1f}" for c in r["center_ras"])
+    margin = "–" if r["mean_margin"] is None else f"{r['mean_margin']:.3f}"
+    return [f"{r['ml']:.3f}", escaped(r["first"]), escaped(r["second"]), where, str(r["depth_voxels"]), f"{100 * r['boundary_share']:.0f} %", margin]

@@ -1,0 +1,56 @@
+"""``medquant differences``: the boundary report of a scan, as files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import commands
+from .boundary import examine, region_labels, regions_csv
+from .boundary_page import boundary_page, gains, verdict
+from .catalogue import resolve
+from .ensemble import load_ensemble
+from .errors import InputError
+from .files import write_json, write_text
+from .progress import Task
+from .runs import EngineChoice
+from .segmentation_file import write_segmentation
+from .volume_io import read_volume
+
+
+def run(args: argparse.Namespace, task: Task) -> None:
+    """Segment in FP32 and INT8, and write what differs into a folder."""
+    if args.volume_change < 0:
+        raise InputError(f"A change of {args.volume_change} percent is not possible.", "Give --volume-change of at least 0.")
+    folder = Path(args.output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file.", "Give a folder with --output.")
+    with load_ensemble(resolve(args.model)) as ensemble:
+        for package in ensemble.packages:
+            package.onnx_path("int8")
+        with task.stage("reading"):
+            volume = read_volume(commands.scan_paths(args.scan))
+        choice = EngineChoice(args.engine, "int8", args.threads, args.device)
+        found = examine(ensemble, volume, choice, commands.options_of(args), task, change=args.volume_change)
+        spec = ensemble.first.spec
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"scan": Path(args.scan).name, "model": spec.name, **found.report}
+    numbers, labels = region_labels(found.differences, found.differences.numbers)
+    write_segmentation(folder / "differences.seg.nrrd", numbers, volume.ijk_to_ras, tuple(labels))
+    write_text(folder / "regions.csv", regions_csv(report["differences"]["regions"]))
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.html", boundary_page(f"{spec.title or spec.name}: FP32 beside INT8 on {Path(args.scan).name}", found.report))
+    differences = report["differences"]
+    share = "" if differences["boundary_share"] is None else f"; {100 * differences['boundary_share']:.1f} % of it within one voxel of a boundary"
+    margin = "" if differences["mean_margin"] is None else f"; FP32's mean margin there is {differences['mean_margin']:.3f}"
+    dice = "–" if report["mean_dice"] is None else f"{report['mean_dice']:.4f}"
+    commands.print_result(
+        args,
+        report,
+        f"{'':22}{'FP32':>10}{'INT8':>10}",
+        *(f"{what:22}{fp32:>10}{int8:>10}" for what, fp32, int8 in gains(found.report)),
+        f"mean Dice of INT8 with FP32: {dice}",
+        f"{differences['ml']:.2f} ml differ in {differences['region_count']} regions{share}{margin}",
+        verdict(found.report),
+        f"wrote {folder / 'report.html'}",
+    )

@@ -1,0 +1,65 @@
+"""How sure a network was of each voxel: by how much the probability of the label that won exceeds the next one's.
+
+A small margin says that a small error of any kind, INT8's rounding among them, could have given another label.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .blending import Array, Sink
+
+#: A margin of 1 as it is kept, in 8 bits.
+ONE = 255
+
+
+class MarginSink:
+    """Notes the margins of finished, normalised blocks before it hands them on.
+
+    Args:
+        inner: what makes labels of the blocks.
+        probabilities: whether the scores are probabilities already; otherwise they go through a softmax.
+        threshold: of regions, each of which is there or not: then the margin is the least distance to it, of a largest possible 1.
+    """
+
+    def __init__(self, inner: Sink, shape: tuple[int, int, int], probabilities: bool, threshold: float | None = None) -> None:
+        self.margins = np.zeros(shape, np.uint8)
+        self._inner, self._probabilities, self._threshold = inner, probabilities, threshold
+        self.seconds = 0.0
+
+    def __call__(self, start: tuple[int, int, int], block: Array) -> None:
+        began = time.perf_counter()
+        index = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))
+        found = _regions(block, self._threshold) if self._threshold is not None else _classes(block, self._probabilities)
+        self.margins[index] = np.rint(found * ONE)
+        self.seconds += time.perf_counter() - began
+        self._inner(start, block)
+
+
+def _classes(block: Array, probabilities: bool) -> NDArray[np.float32]:
+    """Largest minus second largest probability; class by class, which is several times faster than a partition."""
+    if len(block) == 1:
+        return np.ones(block.shape[1:], np.float32)
+    first, second = np.maximum(block[0], block[1]), np.minimum(block[0], block[1])
+    for channel in block[2:]:
+        np.maximum(second, np.minimum(first, channel), out=second)
+        np.maximum(first, channel, out=first)
+    if probabilities:
+        return np.clip(first - second, 0, 1)
+    total = np.zeros(first.shape, np.float32)
+    for channel in block:
+        total += np.exp(channel - first)
+    made: NDArray[Any] = (1 - np.exp(second - first)) / total
+    return made
+
+
+def _regions(block: Array, threshold: float) -> NDArray[np.float32]:
+    most = max(threshold, 1 - threshold)
+    least = np.abs(block[0] - threshold)
+    for channel in block[1:]:
+        np.minimum(least, np.abs(channel - threshold), out=least)
+    return np.clip(least / most, 0, 1)
