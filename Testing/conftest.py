@@ -119,3 +119,20 @@ def blob() -> Callable[[np.ndarray, tuple[int, int, int]], tuple[Volume, np.ndar
         return Volume(image.astype(np.float32), matrix, "ball"), mask
 
     return make
+
+
+@pytest.fixture
+def phantom_file(phantom, tmp_path):
+    """The phantom as a scan file."""
+    import SimpleITK as sitk
+
+    volume = phantom[0]
+    image = sitk.GetImageFromArray(volume.data[0])
+    lps = np.diag([-1, -1, 1, 1]) @ volume.ijk_to_ras
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    path = tmp_path / "scan.nrrd"
+    sitk.WriteImage(image, str(path))
+    return path

@@ -143,7 +143,7 @@ def test_structures_that_change_too_much_are_pointed_out(fp32, int8, percent, po
     assert found["pointed_out"] is pointed_out and found["change_percent"] == (None if percent is None else pytest.approx(percent))
 
 
-def test_the_command_writes_regions_table_and_page(int8_package, phantom, tmp_path, capsys):
+def test_the_command_writes_regions_table_and_page(int8_package, phantom_file, tmp_path, capsys):
     import csv
     import json
 
@@ -151,17 +151,8 @@ def test_the_command_writes_regions_table_and_page(int8_package, phantom, tmp_pa
 
     from MedQuantINT8Lib.cli import main
 
-    volume = phantom[0]
-    scan = tmp_path / "scan.nrrd"
-    image = sitk.GetImageFromArray(volume.data[0])
-    lps = np.diag([-1, -1, 1, 1]) @ volume.ijk_to_ras
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    sitk.WriteImage(image, str(scan))
     folder = tmp_path / "out"
-    arguments = ["differences", str(int8_package.folder), str(scan), "--output", str(folder), "--engine", "openvino", "--volume-change", "0"]
+    arguments = ["differences", str(int8_package.folder), str(phantom_file), "--output", str(folder), "--engine", "openvino", "--volume-change", "0"]
     assert main([*arguments, "--quiet"]) == 0
     out = capsys.readouterr().out
     report = json.loads((folder / "report.json").read_text())
@@ -175,8 +166,8 @@ def test_the_command_writes_regions_table_and_page(int8_package, phantom, tmp_pa
     assert rows[0] == list(REGION_COLUMNS) and len(rows) == min(found["region_count"], MOST_REGIONS) + 1
     assert 0.8 * found["voxels"] < sum(int(row[1]) for row in rows[1:]) <= found["voxels"]
     segments = sitk.ReadImage(str(folder / "differences.seg.nrrd"))
-    assert np.count_nonzero(sitk.GetArrayFromImage(segments)) == found["voxels"] and segments.GetSize() == image.GetSize()
+    assert np.count_nonzero(sitk.GetArrayFromImage(segments)) == found["voxels"] and segments.GetSize() == sitk.ReadImage(str(phantom_file)).GetSize()
     text = (folder / "report.html").read_text()
     assert "change their volume by more than 0 %" in text and "mean margin" in text
     assert main([*arguments[:-1], "-3"]) == 2 and "--volume-change of at least 0" in capsys.readouterr().err
-    assert main([*arguments[:3], "--output", str(scan)]) == 2 and "is a file" in capsys.readouterr().err
+    assert main([*arguments[:3], "--output", str(phantom_file)]) == 2 and "is a file" in capsys.readouterr().err

@@ -215,7 +215,11 @@ class PatchSampler:
 
 @dataclass
 class Calibration:
-    """Ranges of the quantized tensors, and where they came from; what calibration.json holds."""
+    """Ranges of the quantized tensors, and where they came from; what calibration.json holds.
+
+    Attributes:
+        input: name of the network's input, so that a run can find its range without reading the network.
+    """
 
     options: CalibrationOptions
     scales: dict[str, float]
@@ -224,6 +228,7 @@ class Calibration:
     volume_hashes: dict[str, str]
     warnings: list[str]
     versions: dict[str, str]
+    input: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -234,6 +239,7 @@ class Calibration:
             "volumes": self.volume_hashes,
             "warnings": self.warnings,
             "versions": self.versions,
+            "input": self.input,
             "tensors": {name: {"scale": scale, "seen_maximum": self.maxima[name]} for name, scale in self.scales.items()},
         }
 

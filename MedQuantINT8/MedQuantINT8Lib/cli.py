@@ -179,6 +179,7 @@ def _running_options(command: argparse.ArgumentParser, *, precision: bool = True
     command.add_argument("--batch", type=int, default=0, help="windows a call; 0: one on a processor, what fits on a GPU (default: %(default)s)")
     command.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     command.add_argument("--skip-air", action="store_true", help="leave out windows that hold only air")
+    command.add_argument("--no-range-check", action="store_true", help="do not look whether a scan leaves the ranges that INT8 was calibrated on")
     command.add_argument(
         "--memory", type=float, metavar="GB", help="for blended scores (default: half of what is free, at most 3)"
     )

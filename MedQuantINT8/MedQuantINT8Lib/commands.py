@@ -40,7 +40,7 @@ def options_of(args: argparse.Namespace) -> SegmentationOptions:
     if args.batch < 0:
         raise InputError(f"A batch of {args.batch} windows is not possible.", "Give --batch of at least 1, or 0 to leave it to the program.")
     memory = int(args.memory * (1 << 30)) if args.memory is not None else None
-    return SegmentationOptions(tuple(args.patch) if args.patch else None, args.overlap, args.batch, args.skip_air, memory)
+    return SegmentationOptions(tuple(args.patch) if args.patch else None, args.overlap, args.batch, args.skip_air, memory, check_ranges=not args.no_range_check)
 
 
 def _choice(args: argparse.Namespace) -> runs.EngineChoice:
@@ -183,6 +183,7 @@ def run_json(scan: str, run: runs.SegmentationRun) -> dict[str, Any]:
         "windows": run.result.windows,
         "skipped_share": run.result.skipped_share,
         "notes": run.result.notes,
+        "ranges": run.ranges,
         "engine": run.engine,
         "peak_memory_bytes": peak_memory(),
     }
@@ -241,6 +242,8 @@ def _run_apart(
         common += [name, *map(str, values)] if values else []
     if args.skip_air:
         common.append("--skip-air")
+    if args.no_range_check:
+        common.append("--no-range-check")
     _apart(["build", *common, "--scan", scan], task)
     return _apart(["segment", *common[:1], scan, *common[1:], "--output", str(output)], task)
 

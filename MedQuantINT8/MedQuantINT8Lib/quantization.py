@@ -147,6 +147,7 @@ def quantize_package(
         sampler.volume_hashes,
         sampler.warnings,
         _versions(),
+        graph.network_shape(fp32).input_name,
     )
     return _write(package, checked, measured, guarded, reasons, target, patch)
 

@@ -157,11 +157,30 @@ def _runs(runs: list[dict[str, Any]]) -> str:
         for r in runs
     ]
     notes = sorted({note for run in runs for note in run["notes"]})
+    looked = [run for run in runs if run.get("ranges")]
+    ranges = [
+        [escaped(r["scan"]), _percent(r["ranges"]["input"]), str(r["ranges"]["windows"]), _percent(r["ranges"]["mean"]), *_worst(r["ranges"])] for r in looked
+    ]
+    beyond = (
+        "<h3>Values beyond the calibrated ranges</h3>" + table(["Scan", "of the input", "windows looked at", "of all tensors", "of the worst", "which is"], ranges)
+        if looked
+        else ""
+    )
     return (
         "<h2>Time by stage, seconds</h2>"
         + table(["Scan", "Precision", "Engine", *(escaped(s) for s in stages), "total", "call median ms", "call p95 ms"], rows, 3)
         + "".join(f"<p class=muted>{escaped(note)}.</p>" for note in notes)
+        + beyond
     )
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.3f} %"
+
+
+def _worst(ranges: dict[str, Any]) -> list[str]:
+    worst = ranges["worst"][:1]
+    return [_percent(worst[0]["share"]), escaped(worst[0]["tensor"])] if worst else ["–", "–"]
 
 
 def _agreements(agreements: list[dict[str, Any]]) -> str:

@@ -29,7 +29,8 @@ from .memory import fitted, gpu_batch
 from .model import ModelPackage
 from .preprocessing import NetworkInput
 from .progress import Task
-from .segmenter import SegmentationOptions, SegmentationResult, patch_for, segment_volume, window_of
+from .ranges import check_ranges
+from .segmenter import SegmentationOptions, SegmentationResult, patch_for, plan_for, segment_volume, window_of
 from .segmenter import segment as segment_in_network_space
 from .shelf import EngineShelf, NoShelf
 from .volume import UNTURNED, Volume
@@ -57,6 +58,7 @@ class SegmentationRun:
     Attributes:
         seconds: by stage, from reading the scan to the label map; "total" is wall time.
         engine: the engine's own report.
+        ranges: whether the scan left the calibrated ranges (:mod:`.ranges`); None if that was not looked at.
     """
 
     volume: Volume
@@ -65,6 +67,7 @@ class SegmentationRun:
     engine: dict[str, Any]
     latency_ms: dict[str, float] = field(default_factory=dict)
     network_input: NetworkInput | None = None
+    ranges: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the maps."""
@@ -75,6 +78,7 @@ class SegmentationRun:
             "notes": self.result.notes,
             "windows": self.result.windows,
             "latency_ms": self.latency_ms,
+            "ranges": self.ranges,
             # Counted here, so that a window need not look through a hundred million voxels.
             "voxels": {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value},
         }
@@ -277,6 +281,9 @@ def _segment(
         result = segment_volume(volume, spec, make_engine, options, task)
         result.notes[:0] = memory_notes
         engine = _engine_report(prepared[0])
+        ranges = None
+        if options.check_ranges and engine["precision"] == "int8":
+            ranges = _ranges(ensemble.first, inputs[0], options, result, task)
         if len(prepared) > 1:
             engine["members"] = [_engine_report(item) for item in prepared]
     finally:
@@ -289,7 +296,20 @@ def _segment(
         if calls
         else {}
     )
-    return SegmentationRun(volume, result, seconds, engine, latency, inputs[0])
+    return SegmentationRun(volume, result, seconds, engine, latency, inputs[0], ranges)
+
+
+def _ranges(
+    package: ModelPackage, network_input: NetworkInput, options: SegmentationOptions, result: SegmentationResult, task: Task
+) -> dict[str, Any] | None:
+    with task.stage("looking at ranges"):
+        found = check_ranges(package, network_input.data, plan_for(network_input, package.spec, options), result.seconds["network"])
+    if found is None:
+        return None
+    result.seconds["ranges"] = found.seconds
+    if found.warning:
+        result.notes.insert(0, found.warning)
+    return found.to_json()
 
 
 class _LazyPatches(Sequence[Any]):

@@ -36,6 +36,7 @@ class SegmentationOptions:
         batch: windows a call of the engine; 0 leaves it to the program: one on a processor, what fits on a GPU.
         skip_air: leave out windows that hold only air, where the model says what air is.
         memory_bytes: for blended scores; None takes half of what is free, at most 3 GB.
+        check_ranges: look whether an INT8 run's scan leaves the calibrated ranges (:mod:`.ranges`).
         margins: also keep by how much each voxel's label won (:mod:`.margins`).
     """
 
@@ -45,6 +46,7 @@ class SegmentationOptions:
     skip_air: bool = False
     memory_bytes: int | None = None
     margins: bool = False
+    check_ranges: bool = True
 
 
 @dataclass
@@ -100,6 +102,13 @@ def patch_for(network_input: NetworkInput, spec: ModelSpec, options: Segmentatio
     return window_of(spec, options)[0]
 
 
+def plan_for(network_input: NetworkInput, spec: ModelSpec, options: SegmentationOptions) -> WindowPlan:
+    """Where the windows of a run lie."""
+    window = replace(spec.window, overlap=window_of(spec, options)[1])
+    a, b, c = network_input.data.shape[1:]
+    return plan_windows((a, b, c), window, patch_for(network_input, spec, options))
+
+
 def segment(
     network_input: NetworkInput,
     spec: ModelSpec,
@@ -114,11 +123,8 @@ def segment(
         MedQuantError: not enough memory; says how much is missing.
     """
     task = task or Task()
-    patch = patch_for(network_input, spec, options)
-    overlap = window_of(spec, options)[1]
-    window = replace(spec.window, overlap=overlap)
-    a, b, c = network_input.data.shape[1:]
-    plan = plan_windows((a, b, c), window, patch)
+    window = replace(spec.window, overlap=window_of(spec, options)[1])
+    plan = plan_for(network_input, spec, options)
     budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, available_memory() // 2)
     run = _Run(network_input, spec, plan, budget, options.margins)
     result = run.on_gpu(engine, window, max(1, options.batch), task) if run.fits_gpu(engine, options) else None

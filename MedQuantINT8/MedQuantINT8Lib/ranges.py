@@ -1,0 +1,227 @@
+"""Does a scan leave the ranges that INT8 was calibrated on?
+
+INT8 holds values up to 127 steps; what is larger is cut off. On scans like those of the calibration next to nothing is. On a scan of
+another kind it may be much, and the result can be wrong where FP32's would not be. So a run looks: at the input always, and at every
+quantized tensor on as many windows as fit into a twentieth of the time that the network took.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .model import ModelPackage
+from .windows import WindowPlan
+
+#: Of the network's time, what looking may take.
+COST = 0.05
+#: Shares of values beyond the range from which on a user is warned: in the tensor that is worst, and on average over all.
+#: Scans of the calibration's kind stay far below both (Resources/robustness.md).
+WORST, MEAN = 0.01, 0.001
+#: Steps between the voxels of the input that are looked at.
+_STRIDE = 4
+#: Values are beyond a range that they exceed by more than rounding.
+_ROUNDING = 1.001
+
+
+@dataclass
+class RangeCheck:
+    """Shares of values beyond the calibrated range.
+
+    Attributes:
+        input: of the input's values; None if the input is not quantized.
+        tensors: of each quantized tensor, mean over the windows looked at.
+        windows: how many were.
+        seconds: what it took.
+    """
+
+    input: float | None
+    tensors: dict[str, float] = field(default_factory=dict)
+    windows: int = 0
+    seconds: float = 0.0
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        return max(self.tensors.items(), key=lambda item: item[1], default=("", 0.0))
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(list(self.tensors.values()))) if self.tensors else 0.0
+
+    @property
+    def warning(self) -> str:
+        """A sentence for the user, or an empty string."""
+        name, share = self.worst
+        beyond = f"{100 * self.input:.1f} % of the scan's values" if self.input is not None and self.input > WORST else ""
+        if share > WORST or self.mean > MEAN:
+            beyond = f"{100 * share:.1f} % of the values in {name} ({100 * self.mean:.2f} % on average over {len(self.tensors)} tensors)"
+        return f"this scan is not like those that INT8 was calibrated on: {beyond} lie beyond the calibrated range; compare with FP32" if beyond else ""
+
+    def to_json(self) -> dict[str, Any]:
+        most = sorted(self.tensors.items(), key=lambda item: -item[1])[:10]
+        return {
+            "input": self.input,
+            "windows": self.windows,
+            "seconds": self.seconds,
+            "mean": self.mean if self.tensors else None,
+            "worst": [{"tensor": name, "share": share} for name, share in most],
+            "warning": self.warning,
+        }
+
+
+def check_ranges(package: ModelPackage, data: NDArray[np.float32], plan: WindowPlan, seconds: float) -> RangeCheck | None:
+    """Look at a volume in network space (C, n0, n1, n2).
+
+    Args:
+        plan: of the run.
+        seconds: that the run's network took.
+
+    Returns:
+        None if the package does not say what ranges it was calibrated on.
+    """
+    limits = limits_of(package)
+    if not limits:
+        return None
+    began = time.perf_counter()
+    found = RangeCheck(_input_share(package, data, limits))
+    allowed = COST * seconds
+    path = package.onnx_path("fp32")
+    key = (path, path.stat().st_mtime, plan.patch)
+    if _PREDICTED.get(key, 0.0) <= allowed:
+        _look(found, key, limits, data, plan, allowed)
+    found.seconds = time.perf_counter() - began
+    return found
+
+
+def limits_of(package: ModelPackage) -> dict[str, float]:
+    """The largest magnitude that INT8 holds of each quantized tensor, as calibration.json says it."""
+    tensors = (package.calibration() or {}).get("tensors", {})
+    return {name: 127 * float(row["scale"]) for name, row in tensors.items()}
+
+
+_Key = tuple[Path, float, tuple[int, int, int]]
+#: What making a probe and using it once took on this machine, by network: a run that is too short for it does without.
+_PREDICTED: dict[_Key, float] = {}
+
+
+def _look(found: RangeCheck, key: _Key, limits: dict[str, float], data: NDArray[np.float32], plan: WindowPlan, allowed: float) -> None:
+    from .errors import DependencyError, EngineError
+    from .memory import activation_bytes
+    from .system import available_memory
+
+    began = time.perf_counter()
+    if key not in _PREDICTED and allowed < _least_seconds(key[0]):
+        return
+    if 2 * activation_bytes(*key) > available_memory():
+        return
+    try:
+        probe = _probe(*key, tuple(limits.items()))
+    except (DependencyError, EngineError):
+        # Without ONNX Runtime only the input is looked at.
+        return
+    shares = []
+    for start in _starts(data, plan):
+        shares.append(probe.shares(_patch(data, plan, start)))
+        spent = time.perf_counter() - began
+        # The first window's time holds what a later run does not pay again in this process.
+        _PREDICTED[key] = min(_PREDICTED.get(key, spent), spent / len(shares))
+        if spent * (len(shares) + 1) / len(shares) > allowed:
+            break
+    found.windows = len(shares)
+    found.tensors = {name: float(np.mean([s[name] for s in shares])) for name in probe.tensors}
+
+
+def _least_seconds(path: Path) -> float:
+    """About what making a probe takes, before it was ever made: reading and preparing a network."""
+    return 0.2 + path.stat().st_size / 50e6
+
+
+def _input_share(package: ModelPackage, data: NDArray[np.float32], limits: dict[str, float]) -> float | None:
+    name = (package.calibration() or {}).get("input", "")
+    if name not in limits:
+        return None
+    part = data[:, ::_STRIDE, ::_STRIDE, ::_STRIDE]
+    return float((np.abs(part) > _ROUNDING * limits[name]).mean())
+
+
+class Probe:
+    """An FP32 network that tells the share of values beyond a limit, for each of its tensors."""
+
+    def __init__(self, path: Path, patch: tuple[int, int, int], limits: dict[str, float]) -> None:
+        from . import graph
+        from .engines.onnxruntime import session
+
+        model = graph.load_network(path)
+        graph.name_nodes(model)
+        fixed = graph.fixed_shape(model, patch)
+        made = {o for node in fixed.graph.node for o in node.output} | {fixed.graph.input[0].name}
+        self.tensors = [name for name in limits if name in made]
+        self._input = fixed.graph.input[0].name
+        self._run = session(with_probes(fixed, {name: limits[name] for name in self.tensors}).SerializeToString(), "fp32")
+
+    def shares(self, patch: NDArray[np.float32]) -> dict[str, float]:
+        """Of one patch (C, p0, p1, p2)."""
+        (found,) = self._run.run([_SHARES], {self._input: np.ascontiguousarray(patch[None], np.float32)})
+        return dict(zip(self.tensors, map(float, found), strict=True))
+
+
+_SHARES = "medquant_shares"
+
+
+def with_probes(model: Any, limits: dict[str, float]) -> Any:
+    """A copy whose only output is the share of values beyond its limit, for each tensor: float32 (tensors,)."""
+    from . import graph
+
+    onnx = graph.require_onnx()
+    helper, kind = onnx.helper, onnx.TensorProto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    body, ends = copy.graph, []
+    body.initializer.append(onnx.numpy_helper.from_array(np.array([-1], np.int64), f"{_SHARES}_flat"))
+    for number, (name, limit) in enumerate(limits.items()):
+        base = f"{_SHARES}_{number}"
+        body.initializer.append(onnx.numpy_helper.from_array(np.array(_ROUNDING * limit, np.float32), f"{base}_limit"))
+        steps: tuple[tuple[str, list[str], str, dict[str, int]], ...] = (
+            ("Abs", [name], "size", {}),
+            ("Greater", [f"{base}_size", f"{base}_limit"], "beyond", {}),
+            ("Cast", [f"{base}_beyond"], "one", {"to": kind.FLOAT}),
+            ("ReduceMean", [f"{base}_one"], "share", {"keepdims": 0}),
+            ("Reshape", [f"{base}_share", f"{_SHARES}_flat"], "end", {}),
+        )
+        for op, inputs, output, attributes in steps:
+            body.node.append(helper.make_node(op, inputs, [f"{base}_{output}"], name=f"{base}_{output}", **attributes))
+        ends.append(f"{base}_end")
+    body.node.append(helper.make_node("Concat", ends, [_SHARES], name=_SHARES, axis=0))
+    del body.output[:]
+    body.output.append(helper.make_tensor_value_info(_SHARES, kind.FLOAT, [len(ends)]))
+    return graph.pruned(copy)
+
+
+@lru_cache(maxsize=2)
+def _probe(path: Path, changed: float, patch: tuple[int, int, int], limits: tuple[tuple[str, float], ...]) -> Probe:
+    return Probe(path, patch, dict(limits))
+
+
+def _starts(data: NDArray[np.float32], plan: WindowPlan) -> list[tuple[int, int, int]]:
+    """Windows of the plan, those with most to see first: by how much their values vary."""
+    windows = list(plan.windows())
+    if len(windows) > 1:
+        rng = np.random.default_rng(0)
+        # A look at every window would be a pass over the volume.
+        some = [windows[n] for n in rng.choice(len(windows), min(len(windows), 32), replace=False)]
+        windows = sorted(some, key=lambda start: -float(_patch(data[:1], plan, start)[:, ::_STRIDE, ::_STRIDE, ::_STRIDE].std()))
+    return windows
+
+
+def _patch(data: NDArray[np.float32], plan: WindowPlan, start: tuple[int, int, int]) -> NDArray[np.float32]:
+    begin = [max(0, s - b) for s, b in zip(start, plan.pad_before, strict=True)]
+    inside = data[(slice(None), *(slice(b, b + p) for b, p in zip(begin, plan.patch, strict=True)))]
+    missing = [p - n for p, n in zip(plan.patch, inside.shape[1:], strict=True)]
+    # What is padded holds nothing that could leave a range.
+    return np.pad(inside, [(0, 0), *((0, m) for m in missing)], mode="edge") if any(missing) else inside

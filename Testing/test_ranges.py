@@ -1,0 +1,125 @@
+"""Scans that leave the calibrated ranges: counted as NumPy counts them, told to the user, at a price that is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from MedQuantINT8Lib import graph, ranges, runs
+from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.engines.onnxruntime import session
+from MedQuantINT8Lib.model_spec import Window
+from MedQuantINT8Lib.preprocessing import preprocess
+from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.report import _runs
+from MedQuantINT8Lib.segmenter import SegmentationOptions, plan_for
+from MedQuantINT8Lib.windows import plan_windows
+
+PATCH = (64, 64, 64)
+
+
+def test_shares_are_those_of_the_tensors(int8_package):
+    limits = ranges.limits_of(int8_package)
+    assert len(limits) > 5
+    tight = {name: limit / 2 for name, limit in limits.items()}
+    patch = np.random.default_rng(0).random((1, *PATCH)).astype(np.float32)
+    probe = ranges.Probe(int8_package.onnx_path("fp32"), PATCH, tight)
+    found = probe.shares(patch)
+    model = graph.load_network(int8_package.onnx_path("fp32"))
+    graph.name_nodes(model)
+    fixed = graph.fixed_shape(model, PATCH)
+    source = graph.network_shape(fixed).input_name
+    names = [name for name in probe.tensors if name != source]
+    values = dict(zip(names, session(graph.with_outputs(fixed, names).SerializeToString(), "fp32").run(names, {source: patch[None]}), strict=True))
+    values[source] = patch[None]
+    assert set(found) == set(probe.tensors) and max(found.values()) > 0
+    for name, share in found.items():
+        assert share == pytest.approx(float((np.abs(values[name]) > 1.001 * tight[name]).mean()), abs=1e-6), name
+
+
+def checked(package, volume, seconds):
+    network_input = preprocess(volume, package.spec)
+    plan = plan_for(network_input, package.spec, SegmentationOptions())
+    return ranges.check_ranges(package, network_input.data, plan, seconds)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    monkeypatch.setattr(ranges, "_PREDICTED", {})
+
+
+def test_a_scan_of_the_calibrations_kind_is_not_warned_about(int8_package, phantom):
+    found = checked(int8_package, phantom[0], 1000.0)
+    assert found.windows >= 1 and len(found.tensors) > 5 and found.warning == "" and found.worst[1] < ranges.WORST
+
+
+def test_a_scan_that_leaves_the_ranges_is(int8_package, phantom, monkeypatch):
+    real = ranges.limits_of
+    monkeypatch.setattr(ranges, "limits_of", lambda package: {name: limit / 8 for name, limit in real(package).items()})
+    found = checked(int8_package, phantom[0], 1000.0)
+    name, share = found.worst
+    assert share > ranges.WORST and name in found.warning and "compare with FP32" in found.warning
+    value = found.to_json()
+    assert value["worst"][0] == {"tensor": name, "share": share} and value["windows"] == found.windows
+
+
+def test_a_run_that_is_too_short_looks_at_the_input_alone(int8_package, phantom):
+    found = checked(int8_package, phantom[0], 0.01)
+    assert found.windows == 0 and not found.tensors and found.input is not None and found.seconds < 0.5
+    assert found.to_json()["mean"] is None and found.warning == ""
+
+
+def test_what_it_took_is_remembered_and_kept_to(int8_package, phantom):
+    first = checked(int8_package, phantom[0], 1000.0)
+    [(key, predicted)] = ranges._PREDICTED.items()
+    assert key[2] == PATCH and 0 < predicted <= first.seconds
+    assert checked(int8_package, phantom[0], predicted / ranges.COST / 2).windows == 0
+    assert checked(int8_package, phantom[0], 3 * predicted / ranges.COST).windows >= 1
+
+
+def test_values_of_the_input_beyond_its_range_are_told(int8_package, phantom, monkeypatch):
+    monkeypatch.setattr(ranges, "limits_of", lambda package: {(package.calibration() or {})["input"]: 0.2})
+    network_input = preprocess(phantom[0], int8_package.spec)
+    found = checked(int8_package, phantom[0], 0.0)
+    assert found.input == pytest.approx(float((network_input.data[:, ::4, ::4, ::4] > 0.2002).mean())) and found.input > ranges.WORST
+    assert "% of the scan's values" in found.warning
+
+
+def test_windows_at_the_border_and_volumes_smaller_than_one():
+    rng = np.random.default_rng(0)
+    for shape in ((5, 30, 9), (16, 16, 16), (40, 20, 33)):
+        data = rng.random((2, *shape)).astype(np.float32)
+        plan = plan_windows(shape, Window((16, 16, 16), overlap=0.5), (16, 16, 16))
+        starts = ranges._starts(data, plan)
+        assert starts and all(ranges._patch(data, plan, start).shape == (2, 16, 16, 16) for start in starts)
+
+
+def test_a_package_without_ranges_is_left_alone(fp32_package, phantom):
+    assert checked(fp32_package, phantom[0], 10.0) is None
+
+
+def test_a_run_says_it_and_can_be_told_not_to_look(int8_package, phantom, monkeypatch):
+    choice = runs.EngineChoice("openvino", "int8")
+    real = ranges.limits_of
+    monkeypatch.setattr(ranges, "limits_of", lambda package: {name: limit / 8 for name, limit in real(package).items()})
+    monkeypatch.setattr(ranges, "COST", 1e6)
+    run = runs.segment(int8_package, phantom[0], choice, SegmentationOptions(), Task())
+    assert run.ranges["windows"] >= 1 and run.result.notes[0] == run.ranges["warning"] != "" and run.seconds["ranges"] > 0
+    for options, precision in ((SegmentationOptions(check_ranges=False), "int8"), (SegmentationOptions(), "fp32")):
+        run = runs.segment(int8_package, phantom[0], replace(choice, precision=precision), options, Task())
+        assert run.ranges is None and not any("calibrated" in note for note in run.result.notes)
+
+
+def test_the_report_and_the_command_show_it(int8_package, phantom_file, tmp_path, capsys):
+    arguments = ["segment", str(int8_package.folder), str(phantom_file), "-o", str(tmp_path / "l.nii.gz"), "--precision", "int8", "--engine", "openvino", "--json"]
+    assert main(arguments) == 0
+    run = json.loads(capsys.readouterr().out)
+    found = run["ranges"]
+    page = _runs([{**run, "ranges": {**found, "worst": [{"tensor": "conv<1>", "share": 0.25}], "mean": 0.125}}])
+    assert "beyond the calibrated ranges" in page and "25.000 %" in page and "12.500 %" in page and "conv&lt;1&gt;" in page
+    assert found["input"] == pytest.approx(0, abs=0.01) and found["warning"] == ""
+    assert main([*arguments, "--no-range-check"]) == 0
+    assert json.loads(capsys.readouterr().out)["ranges"] is None
