@@ -1,0 +1,273 @@
+"""The trained networks where it gets hard: other scans than the calibration's, 4-bit weights, another engine.
+
+    python Testing/Experiments/robustness.py WEIGHTS [--cases N] [--networks NAME ...]
+
+WEIGHTS is what train.py wrote. Writes Resources/robustness.json and .md. Calibrated on 20 training scans as they are; then the test
+scans are changed as another scanner, sequence or grid would change them, and FP32 and real INT8 (OpenVINO) are held against the manual
+labels. INT4 is simulated (ONNX Runtime, each output channel's weights rounded to 15 steps, activations FP32): no speed is claimed for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT / "MedQuantINT8")]
+
+from evaluate import CALIBRATION_SCANS, package  # noqa: E402
+from hippocampus import case_names, files  # noqa: E402
+from scaled import PATCH, SCALED  # noqa: E402
+
+TARGET = ROOT / "Resources" / "robustness.json"
+
+
+def _field(shape: tuple[int, ...], strength: float) -> np.ndarray:
+    """A smooth bias field: one side bright, the other dark, on two axes."""
+    k, j = (np.linspace(-1, 1, n) for n in shape[-3:-1])
+    return np.exp(strength * (k[:, None, None] + 0.5 * j[None, :, None])).astype(np.float32)
+
+
+def changed(change: Callable[[np.ndarray, Any], np.ndarray]) -> Callable[[Any, int], Any]:
+    def apply(volume: Any, seed: int) -> Any:
+        values = volume.data.astype(np.float32)
+        return replace(volume, data=change(values, np.random.default_rng(seed)).astype(np.float32))
+
+    return apply
+
+
+def _blurred(values: np.ndarray, factor: int) -> np.ndarray:
+    """Slices as thick as ``factor`` of the scan's: their mean, repeated."""
+    thick = np.stack([values[:, n : n + factor].mean(1) for n in range(0, values.shape[1], factor)], 1)
+    return np.repeat(thick, factor, 1)[:, : values.shape[1]]
+
+
+SHIFTS: dict[str, Callable[[Any, int], Any]] = {
+    "as calibrated": lambda volume, seed: volume,
+    "intensities x 10 + 500": changed(lambda v, r: 10 * v + 500),
+    "gamma 0.5": changed(lambda v, r: np.sqrt(np.maximum(v - v.min(), 0) / np.ptp(v))),
+    "gamma 2": changed(lambda v, r: (np.maximum(v - v.min(), 0) / np.ptp(v)) ** 2),
+    "contrast flipped": changed(lambda v, r: v.max() - v),
+    "noise, half a deviation": changed(lambda v, r: v + 0.5 * v.std() * r.normal(size=v.shape)),
+    "noise, two deviations": changed(lambda v, r: v + 2 * v.std() * r.normal(size=v.shape)),
+    "bias field, factor e": changed(lambda v, r: v * _field(v.shape, 0.5)),
+    "slices 3 mm thick": changed(lambda v, r: _blurred(v, 3)),
+    "one voxel in 500 at 5 times the maximum": changed(lambda v, r: np.where(r.random(v.shape) < 0.002, 5 * v.max(), v)),
+}
+#: What no normalisation takes away: values of the network's input, after its own preprocessing.
+INPUT_SHIFTS: dict[str, float] = {"input x 2 after normalisation": 2.0, "input x 4 after normalisation": 4.0}
+
+
+def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
+    from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
+    from MedQuantINT8Lib.engines import BuildOptions, backend
+    from MedQuantINT8Lib.evaluation import agreement, mean_dice
+    from MedQuantINT8Lib.preprocessing import preprocess
+    from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
+    from MedQuantINT8Lib.ranges import Probe, RangeCheck, limits_of
+    from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
+    from MedQuantINT8Lib.sensitivity import Budget
+    from MedQuantINT8Lib.volume_io import read_volume
+
+    calibration = [read_volume(files(case)[0]) for case in case_names("train")[:CALIBRATION_SCANS]]
+    pairs = [files(case) for case in case_names("test")[:cases]]
+    test, truth = [read_volume(image) for image, _ in pairs], [read_volume(label).data[0].astype(np.uint8) for _, label in pairs]
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
+        made = package(name, weights, Path(scratch))
+        options = CalibrationOptions(patches=CALIBRATION_SCANS)
+        sampler = PatchSampler([lambda v=v: v for v in calibration], made.spec, PATCH, options)
+        made, _ = quantize_package(made, sampler, Path(scratch) / "int8", options, QuantizationPolicy(budget=Budget(fallback=False)))
+        engines, sizes = {}, {}
+        for engine, precision in (("openvino", "fp32"), ("openvino", "int8"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "int4")):
+            folder = Path(tempfile.mkdtemp(dir=scratch))
+            path = made.onnx_path("int8" if precision == "int8" else "fp32")
+            if precision == "int4":
+                path = Path(scratch) / "int4.onnx"
+                sizes["int4"] = four_bit(made.onnx_path("fp32"), path)
+            # Rounded weights are plain FP32 numbers.
+            wanted = BuildOptions("int8" if precision == "int8" else "fp32", PATCH)
+            backend(engine).build(path, folder, wanted)
+            engines[engine, precision] = backend(engine).load(folder, wanted)
+        probe = Probe(made.onnx_path("fp32"), PATCH, limits_of(made))
+
+        def scores(inputs: list[Any], key: tuple[str, str]) -> tuple[list[float], list[Any]]:
+            found = [segment(i, made.spec, engines[key], SegmentationOptions()).labels for i in inputs]
+            return [mean_dice(agreement(f, t, made.spec.labels)) or 0.0 for f, t in zip(found, truth, strict=True)], found
+
+        shifts = []
+        for shift in (*SHIFTS, *INPUT_SHIFTS):
+            inputs = [preprocess(SHIFTS.get(shift, SHIFTS["as calibrated"])(v, n), made.spec) for n, v in enumerate(test)]
+            if shift in INPUT_SHIFTS:
+                inputs = [replace(i, data=np.float32(INPUT_SHIFTS[shift]) * i.data) for i in inputs]
+            fp32, theirs = scores(inputs, ("openvino", "fp32"))
+            int8, ours = scores(inputs, ("openvino", "int8"))
+            checks = [RangeCheck(None, probe.shares(_centre(i.data)), 1) for i in inputs]
+            between = [mean_dice(agreement(a, b, made.spec.labels)) for a, b in zip(ours, theirs, strict=True)]
+            shifts.append(
+                {
+                    "shift": shift,
+                    "fp32": float(np.mean(fp32)),
+                    "int8": float(np.mean(int8)),
+                    "lost": float(np.mean(np.array(fp32) - np.array(int8))),
+                    "agreement": float(np.mean([b for b in between if b is not None] or [1.0])),
+                    "worst_share": float(np.mean([c.worst[1] for c in checks])),
+                    "mean_share": float(np.mean([c.mean for c in checks])),
+                    "warned": int(sum(bool(c.warning) for c in checks)),
+                }
+            )
+            print(name, shifts[-1], flush=True)
+        plain = [preprocess(v, made.spec) for v in test]
+        batch = _centre(plain[0].data)[None]
+        portability = {}
+        for key in engines:
+            values, found = scores(plain, key)
+            same = [float((a != b).mean()) for a, b in zip(found, scores(plain, ("openvino", "int8"))[1], strict=True)] if key[1] == "int8" else None
+            portability["-".join(key)] = {
+                "dice": float(np.mean(values)),
+                "other_labels": float(np.mean(same)) if same else None,
+                "ms": _milliseconds(engines[key], batch),
+            }
+        sizes |= {p: made.onnx_path(p).stat().st_size for p in ("fp32", "int8")}
+        for engine in engines.values():
+            engine.close()
+    return {"network": name, "cases": len(test), "shifts": shifts, "engines": portability, "bytes": sizes}
+
+
+def four_bit(source: Path, target: Path) -> int:
+    """Write the network with the weights of its convolutions and matrix products rounded to -7..7; its size with 4 bits a weight, in bytes."""
+    import onnx
+
+    from MedQuantINT8Lib import graph
+
+    model = graph.load_network(source)
+    arrays = {i.name: i for i in model.graph.initializer}
+    saved = 0
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or len(node.input) < 2 or node.input[1] not in arrays:
+            continue
+        held = arrays[node.input[1]]
+        values = onnx.numpy_helper.to_array(held)
+        if values.ndim < 2:
+            continue
+        # The axis of output channels: first for convolutions, second for transposed ones, last for a matrix on the right.
+        axis = {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, values.ndim - 1)
+        others = tuple(n for n in range(values.ndim) if n != axis)
+        scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 7, 1e-12)
+        held.CopyFrom(onnx.numpy_helper.from_array((np.clip(np.rint(values / scale), -7, 7) * scale).astype(np.float32), held.name))
+        saved += int(values.size * 3.5) - 4 * scale.size
+    target.write_bytes(model.SerializeToString())
+    return target.stat().st_size - saved
+
+
+def _centre(data: np.ndarray) -> np.ndarray:
+    """A patch of the network's size around the middle."""
+    starts = [max(0, (n - p) // 2) for n, p in zip(data.shape[1:], PATCH, strict=True)]
+    inside = data[(slice(None), *(slice(s, s + p) for s, p in zip(starts, PATCH, strict=True)))]
+    return np.pad(inside, [(0, 0), *((0, p - n) for n, p in zip(inside.shape[1:], PATCH, strict=True))])
+
+
+def _milliseconds(engine: Any, batch: np.ndarray, rounds: int = 7) -> float:
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        engine.infer(batch)
+        times.append(1e3 * (time.perf_counter() - began))
+    return float(np.median(times[1:]))
+
+
+def page(value: dict[str, Any]) -> str:
+    from MedQuantINT8Lib.networks import STUDY
+
+    machine, rows = value["machine"], value["networks"]
+    lines = [
+        "# Where it gets hard: other scans, 4 bits, another engine",
+        "",
+        "Made by `Testing/Experiments/robustness.py`; do not edit. The narrowed networks of [trained.md](trained.md), calibrated by `max` on "
+        f"{CALIBRATION_SCANS} training scans, no layer put back; mean Dice to manual labels over {rows[0]['cases']} test cases.",
+        f"Machine: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['features'])}); {value['date']}.",
+        "",
+        "## Calibrated on one kind of scan, run on another",
+        "",
+        "Dice FP32 / real INT8 (OpenVINO). In brackets the Dice between the two; `!` where a run warns for most cases that values leave the calibrated ranges.",
+        "",
+        "| scans | " + " | ".join(STUDY[r["network"]].title for r in rows) + " |",
+        "| --- |" + " ---: |" * len(rows),
+    ]
+    for number, shift in enumerate(s["shift"] for s in rows[0]["shifts"]):
+        cells = []
+        for r in rows:
+            s = r["shifts"][number]
+            cells.append(f"{s['fp32']:.3f} / {s['int8']:.3f} ({s['agreement']:.3f}){' !' if s['warned'] > r['cases'] / 2 else ''}")
+        lines.append(f"| {shift} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Share of values beyond the calibrated range, percent: in the worst tensor / mean of all tensors.",
+        "",
+        "| scans | " + " | ".join(STUDY[r["network"]].title for r in rows) + " |",
+        "| --- |" + " ---: |" * len(rows),
+    ]
+    for number, shift in enumerate(s["shift"] for s in rows[0]["shifts"]):
+        shares = [f"{100 * r['shifts'][number]['worst_share']:.2f} / {100 * r['shifts'][number]['mean_share']:.3f}" for r in rows]
+        lines.append(f"| {shift} | {' | '.join(shares)} |")
+    lines += [
+        "",
+        "## Weights of 4 bits, simulated (activations FP32)",
+        "",
+        "| network | Dice FP32 | Dice INT8 | Dice INT4 weights | INT4 loses | file INT8 / FP32 | file INT4 / FP32 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        fp32, int8, int4 = (r["engines"][k]["dice"] for k in ("openvino-fp32", "openvino-int8", "onnxruntime-int4"))
+        sizes = r["bytes"]
+        lines.append(
+            f"| {STUDY[r['network']].title} | {fp32:.4f} | {int8:.4f} | {int4:.4f} | {fp32 - int4:+.4f} "
+            f"| {sizes['int8'] / sizes['fp32']:.3f} | {sizes['int4'] / sizes['fp32']:.3f} |"
+        )
+    lines += [
+        "",
+        "## The same INT8 package in two engines",
+        "",
+        "OpenVINO computes in integers; ONNX Runtime simulates (FP32 arithmetic on rounded values), which is slow and is what engines are held against. Milliseconds for one patch of 64 x 64 x 64.",
+        "",
+        "| network | Dice OpenVINO INT8 | Dice ONNX Runtime INT8 | voxels with another label | ms OpenVINO FP32 / INT8 | ms ONNX Runtime FP32 / INT8 simulated |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        e = r["engines"]
+        lines.append(
+            f"| {STUDY[r['network']].title} | {e['openvino-int8']['dice']:.4f} | {e['onnxruntime-int8']['dice']:.4f} | {100 * e['onnxruntime-int8']['other_labels']:.4f} % "
+            f"| {e['openvino-fp32']['ms']:.1f} / {e['openvino-int8']['ms']:.1f} | {e['onnxruntime-fp32']['ms']:.1f} / {e['onnxruntime-int8']['ms']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    from MedQuantINT8Lib.system import machine
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights")
+    parser.add_argument("--networks", nargs="+", choices=list(SCALED), default=list(SCALED))
+    parser.add_argument("--cases", type=int, default=20, help="test cases (default: %(default)s)")
+    args = parser.parse_args()
+    rows = {r["network"]: r for r in json.loads(TARGET.read_text())["networks"]} if TARGET.exists() else {}
+    for name in args.networks:
+        rows[name] = study(name, Path(args.weights), args.cases)
+        value = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "networks": [rows[n] for n in SCALED if n in rows]}
+        TARGET.write_text(json.dumps(value, indent=1) + "\n")
+        TARGET.with_suffix(".md").write_text(page(value))
+
+
+if __name__ == "__main__":
+    main()
