@@ -203,7 +203,7 @@ def with_probes(model: Any, limits: dict[str, float]) -> Any:
     return graph.pruned(copy)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _probe(path: Path, changed: float, patch: tuple[int, int, int], limits: tuple[tuple[str, float], ...]) -> Probe:
     return Probe(path, patch, dict(limits))
 

@@ -1,10 +1,11 @@
 """The trained networks where it gets hard: other scans than the calibration's, 4-bit weights, another engine.
 
     python Testing/Experiments/robustness.py WEIGHTS [--cases N] [--networks NAME ...]
+    python Testing/Experiments/robustness.py WEIGHTS --cost
 
 WEIGHTS is what train.py wrote. Writes Resources/robustness.json and .md. Calibrated on 20 training scans as they are; then the test
 scans are changed as another scanner, sequence or grid would change them, and FP32 and real INT8 (OpenVINO) are held against the manual
-labels. INT4 is simulated (ONNX Runtime, each output channel's weights rounded to 15 steps, activations FP32): no speed is claimed for it.
+labels. INT4 is simulated (ONNX Runtime, each output channel's weights rounded to 15 steps, activations FP32): no speed is claimed for it. --cost measures what looking at the ranges adds to runs.
 """
 
 from __future__ import annotations
@@ -145,6 +146,57 @@ def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
     return {"network": name, "cases": len(test), "shifts": shifts, "engines": portability, "bytes": sizes}
 
 
+#: Voxels of the made volumes that runs are timed on, small to large.
+COST_SIZES = ((96, 96, 96), (160, 160, 160), (256, 256, 200))
+
+
+def cost(weights: Path) -> list[dict[str, Any]]:
+    """Whole runs of the U-Net on made volumes, with and without looking at ranges in turn, the engine loaded; seconds."""
+    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
+    from MedQuantINT8Lib.progress import Task
+    from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
+    from MedQuantINT8Lib.segmenter import SegmentationOptions
+    from MedQuantINT8Lib.sensitivity import Budget
+    from MedQuantINT8Lib.shelf import KeepingShelf
+    from MedQuantINT8Lib.volume import Volume
+    from MedQuantINT8Lib.volume_io import read_volume
+
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
+        made = package("unet", weights, Path(scratch))
+        scan = read_volume(files(case_names("train")[0])[0])
+        options = CalibrationOptions(patches=1)
+        sampler = PatchSampler([lambda: scan], made.spec, PATCH, options)
+        made, _ = quantize_package(made, sampler, Path(scratch) / "int8", options, QuantizationPolicy(budget=Budget(fallback=False)))
+        shelf, choice = KeepingShelf(), runs.EngineChoice("openvino", "int8")
+        for size in COST_SIZES:
+            tiled = np.tile(scan.data[0], [-(-n // have) for n, have in zip(size, scan.data.shape[1:], strict=True)])
+            volume = Volume(tiled[tuple(slice(n) for n in size)][None].copy(), np.eye(4), "made")
+            times: dict[bool, list[float]] = {True: [], False: []}
+            windows = []
+            for number in range(4):
+                for look in (True, False):
+                    run = runs.segment(made, volume, choice, SegmentationOptions(check_ranges=look), Task(), shelf=shelf)
+                    if number:
+                        times[look].append(run.seconds["total"])
+                    if look:
+                        windows.append([run.ranges["windows"], run.seconds["ranges"]])
+            rows.append(
+                {
+                    "size": size,
+                    "windows": run.result.windows,
+                    "looked_at": windows,
+                    "with_s": float(np.median(times[True])),
+                    "without_s": float(np.median(times[False])),
+                }
+            )
+            print(rows[-1], flush=True)
+        shelf.clear()
+    return rows
+
+
 def four_bit(source: Path, target: Path) -> int:
     """Write the network with the weights of its convolutions and matrix products rounded to -7..7; its size with 4 bits a weight, in bytes."""
     import onnx
@@ -221,6 +273,19 @@ def page(value: dict[str, Any]) -> str:
     for number, shift in enumerate(s["shift"] for s in rows[0]["shifts"]):
         shares = [f"{100 * r['shifts'][number]['worst_share']:.2f} / {100 * r['shifts'][number]['mean_share']:.3f}" for r in rows]
         lines.append(f"| {shift} | {' | '.join(shares)} |")
+    if costs := value.get("cost"):
+        lines += [
+            "",
+            "What looking costs: the U-Net on made volumes, 64 x 64 x 64 windows, engine loaded, runs with and without in turn (median of 3 after the first).",
+            "",
+            "| voxels | windows | of them looked at, first run / later | looking, s, first run / later | whole run without, s | with, s |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for c in costs:
+            first, later = c["looked_at"][0], c["looked_at"][-1]
+            lines.append(
+                f"| {' x '.join(map(str, c['size'][::-1]))} | {c['windows']} | {first[0]} / {later[0]} | {first[1]:.3f} / {later[1]:.3f} | {c['without_s']:.2f} | {c['with_s']:.2f} |"
+            )
     lines += [
         "",
         "## Weights of 4 bits, simulated (activations FP32)",
@@ -260,13 +325,24 @@ def main() -> None:
     parser.add_argument("weights")
     parser.add_argument("--networks", nargs="+", choices=list(SCALED), default=list(SCALED))
     parser.add_argument("--cases", type=int, default=20, help="test cases (default: %(default)s)")
+    parser.add_argument("--cost", action="store_true", help="only measure what looking at the ranges takes")
     args = parser.parse_args()
-    rows = {r["network"]: r for r in json.loads(TARGET.read_text())["networks"]} if TARGET.exists() else {}
+    value = json.loads(TARGET.read_text()) if TARGET.exists() else {}
+    rows = {r["network"]: r for r in value.get("networks", [])}
+
+    def write(**more: Any) -> None:
+        nonlocal value
+        value = {**value, "machine": machine(), "date": time.strftime("%Y-%m-%d"), **more}
+        TARGET.write_text(json.dumps(value, indent=1) + "\n")
+        if rows:
+            TARGET.with_suffix(".md").write_text(page(value))
+
+    if args.cost:
+        write(cost=cost(Path(args.weights)))
+        return
     for name in args.networks:
         rows[name] = study(name, Path(args.weights), args.cases)
-        value = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "networks": [rows[n] for n in SCALED if n in rows]}
-        TARGET.write_text(json.dumps(value, indent=1) + "\n")
-        TARGET.with_suffix(".md").write_text(page(value))
+        write(networks=[rows[n] for n in SCALED if n in rows])
 
 
 if __name__ == "__main__":
