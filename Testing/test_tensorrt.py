@@ -493,6 +493,7 @@ def test_the_whole_road_of_a_run_through_a_scripted_runtime(scripted):
 def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, phantom, activation):
     from dataclasses import replace
 
+    from MedQuantINT8Lib import runs
     from MedQuantINT8Lib.ensemble import MeanEngine
     from MedQuantINT8Lib.model_spec import Label, Normalization, Output, Window
     from MedQuantINT8Lib.phantom import phantom_spec
@@ -513,6 +514,7 @@ def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, pha
     found = segment_volume(volume, spec, lambda _input: _Timed(MeanEngine([engine]), []), options)
     plain = SimpleNamespace(infer=lambda batch: np.concatenate([batch + 1, -batch], axis=1))
     expected = segment_volume(volume, spec, lambda _input: plain, options)
+    assert runs._latency([], found, 2)["calls"] == -(-found.windows // 2) and runs._latency([], found, 2)["median"] >= 0
     assert max(seen) == 2 and np.array_equal(found.labels, expected.labels) and len(np.unique(found.labels)) > 1
 
 

@@ -371,13 +371,14 @@ def test_compare_shows_what_was_lost_and_leads_to_it(user, tmp_path, monkeypatch
     found = user.view.compare.comparisons[0]
     sizes = [r["voxels"] for r in found.regions]
     assert sizes == sorted(sizes, reverse=True) and sum(sizes) <= found.report["differences"]["voxels"]
-    for name in ("report.html", "report.json"):
+    for name in ("report.html", "report.json", "report.csv"):
         monkeypatch.setattr(user.qt.QFileDialog, "getSaveFileName", lambda *_a, name=name: (str(tmp_path / name), ""))
         user.click(user.ui.saveReportButton)
     page = (tmp_path / "report.html").read_text()
-    assert "liver" in page and "deepest voxel" in page and (tmp_path / "report.json").stat().st_size > 1000
+    assert "liver" in page and "deepest voxel" in page and "mean margin" in page and (tmp_path / "report.csv").read_text().startswith("ml,voxels,FP32") and (tmp_path / "report.json").stat().st_size > 1000
     user.click(user.ui.showDifferencesButton)
-    assert len(user.segmentations()) == 1
+    assert len(user.segmentations()) == 1 and user.scene.GetNumberOfNodesByClass("vtkMRMLTableNode") == 1
+    assert "volume by more than 5 %" in read(user.ui.compareResultLabel, "text")
     assert slicer.mrmlScene is user.scene
 
 

@@ -121,6 +121,8 @@ class ComparePanel(WorkPanel):
             node = self._differences.get(self._index)
             if node is None or node.GetScene() is None:
                 self._differences[self._index] = node = self._logic.showDifferences(found)
+                if node is not None:
+                    self._logic.differencesTable(found)
         except MedQuantError as error:
             self._failed(error)
             return
