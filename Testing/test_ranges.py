@@ -48,7 +48,8 @@ def checked(package, volume, seconds):
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(ranges, "_PREDICTED", {})
+    monkeypatch.setattr(ranges, "_COSTS", {})
+    monkeypatch.setattr(ranges, "_HELD", {})
 
 
 def test_a_scan_of_the_calibrations_kind_is_not_warned_about(int8_package, phantom):
@@ -74,10 +75,14 @@ def test_a_run_that_is_too_short_looks_at_the_input_alone(int8_package, phantom)
 
 def test_what_it_took_is_remembered_and_kept_to(int8_package, phantom):
     first = checked(int8_package, phantom[0], 1000.0)
-    [(key, predicted)] = ranges._PREDICTED.items()
-    assert key[2] == PATCH and 0 < predicted <= first.seconds
-    assert checked(int8_package, phantom[0], predicted / ranges.COST / 2).windows == 0
-    assert checked(int8_package, phantom[0], 3 * predicted / ranges.COST).windows >= 1
+    [(key, (making, using))] = ranges._COSTS.items()
+    assert key[2] == PATCH and making > 0 and using > 0 and making + using <= first.seconds
+    assert checked(int8_package, phantom[0], using / ranges.COST / 2).windows == 0
+    # The probe is there now: only its use counts.
+    ranges._COSTS[key] = 1000.0, using
+    assert checked(int8_package, phantom[0], 3 * using / ranges.COST).windows >= 1
+    ranges._HELD.clear()
+    assert checked(int8_package, phantom[0], 3 * using / ranges.COST).windows == 0
 
 
 def test_values_of_the_input_beyond_its_range_are_told(int8_package, phantom, monkeypatch):

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import DependencyError, EngineError
+from .memory import activation_bytes
 from .model import ModelPackage
+from .system import available_memory
 from .windows import WindowPlan
 
 #: Of the network's time, what looking may take.
@@ -90,11 +92,8 @@ def check_ranges(package: ModelPackage, data: NDArray[np.float32], plan: WindowP
         return None
     began = time.perf_counter()
     found = RangeCheck(_input_share(package, data, limits))
-    allowed = COST * seconds
     path = package.onnx_path("fp32")
-    key = (path, path.stat().st_mtime, plan.patch)
-    if _PREDICTED.get(key, 0.0) <= allowed:
-        _look(found, key, limits, data, plan, allowed)
+    _look(found, (path, path.stat().st_mtime, plan.patch), limits, data, plan, COST * seconds)
     found.seconds = time.perf_counter() - began
     return found
 
@@ -106,33 +105,34 @@ def limits_of(package: ModelPackage) -> dict[str, float]:
 
 
 _Key = tuple[Path, float, tuple[int, int, int]]
-#: What making a probe and using it once took on this machine, by network: a run that is too short for it does without.
-_PREDICTED: dict[_Key, float] = {}
+#: What making a probe, and using it on one window, took on this machine: a run that is too short for it does without.
+_COSTS: dict[_Key, tuple[float, float]] = {}
+#: The probe of the network that ran last: it holds that network's weights.
+_HELD: dict[_Key, Probe] = {}
 
 
 def _look(found: RangeCheck, key: _Key, limits: dict[str, float], data: NDArray[np.float32], plan: WindowPlan, allowed: float) -> None:
-    from .errors import DependencyError, EngineError
-    from .memory import activation_bytes
-    from .system import available_memory
-
+    making, using = _COSTS.get(key, (_least_seconds(key[0]), 0.0))
+    left = allowed - using - (0.0 if key in _HELD else making)
+    if left < 0 or 2 * activation_bytes(*key) > available_memory():
+        return
     began = time.perf_counter()
-    if key not in _PREDICTED and allowed < _least_seconds(key[0]):
-        return
-    if 2 * activation_bytes(*key) > available_memory():
-        return
-    try:
-        probe = _probe(*key, tuple(limits.items()))
-    except (DependencyError, EngineError):
-        # Without ONNX Runtime only the input is looked at.
-        return
-    shares = []
+    if key not in _HELD:
+        _HELD.clear()
+        try:
+            _HELD[key] = Probe(key[0], key[2], limits)
+        except (DependencyError, EngineError):
+            # Without ONNX Runtime only the input is looked at.
+            return
+        making = time.perf_counter() - began
+    probe, shares = _HELD[key], []
     for start in _starts(data, plan):
+        one = time.perf_counter()
         shares.append(probe.shares(_patch(data, plan, start)))
-        spent = time.perf_counter() - began
-        # The first window's time holds what a later run does not pay again in this process.
-        _PREDICTED[key] = min(_PREDICTED.get(key, spent), spent / len(shares))
-        if spent * (len(shares) + 1) / len(shares) > allowed:
+        using = time.perf_counter() - one
+        if time.perf_counter() - began + using > allowed:
             break
+    _COSTS[key] = making, using
     found.windows = len(shares)
     found.tensors = {name: float(np.mean([s[name] for s in shares])) for name in probe.tensors}
 
@@ -201,11 +201,6 @@ def with_probes(model: Any, limits: dict[str, float]) -> Any:
     del body.output[:]
     body.output.append(helper.make_tensor_value_info(_SHARES, kind.FLOAT, [len(ends)]))
     return graph.pruned(copy)
-
-
-@lru_cache(maxsize=1)
-def _probe(path: Path, changed: float, patch: tuple[int, int, int], limits: tuple[tuple[str, float], ...]) -> Probe:
-    return Probe(path, patch, dict(limits))
 
 
 def _starts(data: NDArray[np.float32], plan: WindowPlan) -> list[tuple[int, int, int]]:
