@@ -7,6 +7,7 @@ quantized tensor on as many windows as fit into a twentieth of the time that the
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ COST = 0.05
 #: Shares of values beyond the range from which on a user is warned: in the tensor that is worst, and on average over all.
 #: Scans of the calibration's kind stay far below both (Resources/robustness.md).
 WORST, MEAN = 0.01, 0.001
+#: What loading one of the packages takes that a probe needs: a short run in a fresh process goes without.
+_LOADING_SECONDS = 1.0
 #: Steps between the voxels of the input that are looked at.
 _STRIDE = 4
 #: Values are beyond a range that they exceed by more than rounding.
@@ -138,8 +141,9 @@ def _look(found: RangeCheck, key: _Key, limits: dict[str, float], data: NDArray[
 
 
 def _least_seconds(path: Path) -> float:
-    """About what making a probe takes, before it was ever made: reading and preparing a network."""
-    return 0.2 + path.stat().st_size / 50e6
+    """About what making a probe takes, before it was ever made: loading what it needs, reading and preparing a network."""
+    missing = [name for name in ("onnx", "onnxruntime") if name not in sys.modules]
+    return 0.2 + path.stat().st_size / 50e6 + _LOADING_SECONDS * len(missing)
 
 
 def _input_share(package: ModelPackage, data: NDArray[np.float32], limits: dict[str, float]) -> float | None:
