@@ -248,7 +248,7 @@ def page(value: dict[str, Any]) -> str:
         "",
         "Made by `Testing/Experiments/robustness.py`; do not edit. The narrowed networks of [trained.md](trained.md), calibrated by `max` on "
         f"{CALIBRATION_SCANS} training scans, no layer put back; mean Dice to manual labels over {rows[0]['cases']} test cases.",
-        f"Machine: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['features'])}); {value['date']}.",
+        f"Machine: {machine['processor']}, {machine['cores']} cores ({', '.join(machine['features'])}); {value['date']}; other work ran beside.",
         "",
         "## Calibrated on one kind of scan, run on another",
         "",
@@ -315,6 +315,8 @@ def page(value: dict[str, Any]) -> str:
             f"| {STUDY[r['network']].title} | {e['openvino-int8']['dice']:.4f} | {e['onnxruntime-int8']['dice']:.4f} | {100 * e['onnxruntime-int8']['other_labels']:.4f} % "
             f"| {e['openvino-fp32']['ms']:.1f} / {e['openvino-int8']['ms']:.1f} | {e['onnxruntime-fp32']['ms']:.1f} / {e['onnxruntime-int8']['ms']:.1f} |"
         )
+    if missing := [STUDY[n].title for n in SCALED if n not in {r["network"] for r in rows}]:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
