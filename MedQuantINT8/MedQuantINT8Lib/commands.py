@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,6 @@ from typing import Any
 
 from . import runs
 from .catalogue import resolve, resolve_one
-from .doctor import examined
 from .ensemble import load_ensemble
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .files import write_json, write_text
@@ -22,6 +20,7 @@ from .model import ModelPackage
 from .progress import Task
 from .segmentation_file import check_output_path, present_labels, write_segmentation
 from .segmenter import SegmentationOptions
+from .system import library_environment
 from .volume_io import read_volume
 
 
@@ -48,6 +47,9 @@ def _choice(args: argparse.Namespace) -> runs.EngineChoice:
 
 
 def doctor(args: argparse.Namespace, task: Task) -> None:
+    # Asking what is installed loads what makes networks; no other command should.
+    from .doctor import examined
+
     found = examined()
     machine = found["machine"]
     lines = [
@@ -249,13 +251,9 @@ def _run_apart(
 
 
 def _apart(arguments: list[str], task: Task) -> dict[str, Any]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),
-    }
     with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "MedQuantINT8Lib.cli", *arguments, "--json"], stdout=output, stderr=errors, env=environment
+            [sys.executable, "-m", "MedQuantINT8Lib.cli", *arguments, "--json"], stdout=output, stderr=errors, env=library_environment()
         )
         try:
             while process.poll() is None:

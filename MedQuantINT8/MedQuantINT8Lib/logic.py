@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import advice, catalogue, doctor, mrml, sequences
+from . import advice, catalogue, mrml, sequences
 from .boundary import VOLUME_CHANGE
 from .client import WorkerClient, WorkerResult
 from .comparison_nodes import Comparison, add_differences, add_table
@@ -77,7 +77,9 @@ class MedQuantINT8Logic(Making):
 
     def engines(self) -> dict[str, Any]:
         """Engines by name: whether each can run here, and why not."""
-        return dict(doctor.examined()["engines"])
+        from .doctor import examined
+
+        return dict(examined()["engines"])
 
     def advise(self, volumeNode: Any, model: str) -> str:
         """A warning if the scan seems to be of another modality than the model was made for; else an empty string."""

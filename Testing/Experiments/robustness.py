@@ -239,6 +239,20 @@ def _milliseconds(engine: Any, batch: np.ndarray, rounds: int = 7) -> float:
     return float(np.median(times[1:]))
 
 
+def _dice_cell(s: dict[str, Any], r: dict[str, Any]) -> str:
+    return f"{s['fp32']:.3f} / {s['int8']:.3f} ({s['agreement']:.3f}){' !' if s['warned'] > r['cases'] / 2 else ''}"
+
+
+def _by_shift(rows: list[dict[str, Any]], cell: Callable[[dict[str, Any], dict[str, Any]], str]) -> list[str]:
+    """A table with a row for each kind of scan and a column for each network."""
+    from MedQuantINT8Lib.networks import STUDY
+
+    lines = ["| scans | " + " | ".join(STUDY[r["network"]].title for r in rows) + " |", "| --- |" + " ---: |" * len(rows)]
+    for number, first in enumerate(rows[0]["shifts"]):
+        lines.append(f"| {first['shift']} | {' | '.join(cell(r['shifts'][number], r) for r in rows)} |")
+    return lines
+
+
 def page(value: dict[str, Any]) -> str:
     from MedQuantINT8Lib.networks import STUDY
 
@@ -254,25 +268,12 @@ def page(value: dict[str, Any]) -> str:
         "",
         "Dice FP32 / real INT8 (OpenVINO). In brackets the Dice between the two; `!` where a run warns for most cases that values leave the calibrated ranges.",
         "",
-        "| scans | " + " | ".join(STUDY[r["network"]].title for r in rows) + " |",
-        "| --- |" + " ---: |" * len(rows),
-    ]
-    for number, shift in enumerate(s["shift"] for s in rows[0]["shifts"]):
-        cells = []
-        for r in rows:
-            s = r["shifts"][number]
-            cells.append(f"{s['fp32']:.3f} / {s['int8']:.3f} ({s['agreement']:.3f}){' !' if s['warned'] > r['cases'] / 2 else ''}")
-        lines.append(f"| {shift} | {' | '.join(cells)} |")
-    lines += [
+        *_by_shift(rows, _dice_cell),
         "",
         "Share of values beyond the calibrated range, percent: in the worst tensor / mean of all tensors.",
         "",
-        "| scans | " + " | ".join(STUDY[r["network"]].title for r in rows) + " |",
-        "| --- |" + " ---: |" * len(rows),
+        *_by_shift(rows, lambda s, r: f"{100 * s['worst_share']:.2f} / {100 * s['mean_share']:.3f}"),
     ]
-    for number, shift in enumerate(s["shift"] for s in rows[0]["shifts"]):
-        shares = [f"{100 * r['shifts'][number]['worst_share']:.2f} / {100 * r['shifts'][number]['mean_share']:.3f}" for r in rows]
-        lines.append(f"| {shift} | {' | '.join(shares)} |")
     if costs := value.get("cost"):
         lines += [
             "",

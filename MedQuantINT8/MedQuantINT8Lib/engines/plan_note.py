@@ -21,14 +21,14 @@ def write_note(plan: Path, note: dict[str, Any]) -> None:
     write_json(plan.parent / _NOTE, {**note, "sha256": sha256_file(plan), "bytes": plan.stat().st_size})
 
 
-def check_note(plan: Path, expected: dict[str, Any], title: str = "TensorRT plan") -> None:
-    """Refuse an engine file that this program did not write for this machine; a newer driver is no reason.
+def check_note(plan: Path, expected: dict[str, Any], title: str = "TensorRT plan") -> dict[str, Any]:
+    """The note, if this program wrote the engine file for this machine; a newer driver is no reason to refuse it.
 
     Raises:
         EngineError: says what differs.
     """
     try:
-        note = json.loads((plan.parent / _NOTE).read_text(encoding="utf-8"))
+        note: dict[str, Any] = json.loads((plan.parent / _NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EngineError(f"The {title} has no note of how it was made, and is not loaded.", _AGAIN) from error
     for key, value in expected.items():
@@ -36,3 +36,4 @@ def check_note(plan: Path, expected: dict[str, Any], title: str = "TensorRT plan
             raise EngineError(f"The {title} was made for another {key.replace('_', ' ')} ({note.get(key)}, here {value}).", _AGAIN)
     if not plan.is_file() or sha256_file(plan) != note.get("sha256"):
         raise EngineError(f"The {title} is damaged: it is not the file that was written.", _AGAIN)
+    return note

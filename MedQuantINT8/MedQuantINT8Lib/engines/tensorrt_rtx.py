@@ -68,11 +68,12 @@ class TensorRTRTXBackend:
         model, macs = prepared(network, options)
         source = folder / _SOURCE
         source.write_bytes(model.SerializeToString())
-        log = compile_in_process(source, folder / _FILE, number, {**profile_of(model, options), "nv_detailed_build_log": "1"}, task)
+        profile = profile_of(model, options)
+        log = compile_in_process(source, folder / _FILE, number, {**profile, "nv_detailed_build_log": "1"}, task)
         source.unlink()
         layers = without_double_work(from_log(log, macs))
         write_json(folder / _LAYERS, [asdict(layer) for layer in layers])
-        write_note(folder / _FILE, self._note(device, options))
+        write_note(folder / _FILE, {**self._note(device, options), "profile": profile})
 
     def _note(self, device: Any, options: BuildOptions) -> dict[str, Any]:
         return {"version": self.version(), "gpu": title_of(device), "options": json.loads(json.dumps(options.to_json()))}
@@ -80,8 +81,8 @@ class TensorRTRTXBackend:
     def load(self, folder: Path, options: BuildOptions) -> TensorRTRTXEngine:
         ort, _ = modules()
         _, device = choose_device(options.device)
-        check_note(folder / _FILE, self._note(device, options), "compiled network of TensorRT for RTX")
-        settings = session_options(ort, device, {**_shapes_of(folder / _FILE, options), "nv_runtime_cache_path": str(folder / _KERNELS)})
+        note = check_note(folder / _FILE, self._note(device, options), "compiled network of TensorRT for RTX")
+        settings = session_options(ort, device, {**note["profile"], "nv_runtime_cache_path": str(folder / _KERNELS)})
         try:
             session = ort.InferenceSession(str(folder / _FILE), settings)
         except Exception as error:
@@ -104,12 +105,6 @@ def profile_of(model: Any, options: BuildOptions) -> dict[str, str]:
         return f"{tensor.name}:{'x'.join(map(str, (batch, *sizes)))}"
 
     return {"nv_profile_min_shapes": shape(1), "nv_profile_opt_shapes": shape(options.batch), "nv_profile_max_shapes": shape(options.batch)}
-
-
-def _shapes_of(path: Path, options: BuildOptions) -> dict[str, str]:
-    from .. import graph
-
-    return profile_of(graph.load_network(path), options)
 
 
 class TensorRTRTXEngine:
