@@ -5,9 +5,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c '
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# What the TensorRT engine is held against: real bindings of three versions, and the builder of TensorRT for RTX (146 MB). Where
+# What the engines for NVIDIA GPUs are held against: TensorRT's bindings of three versions, the builder of TensorRT for RTX (146 MB), and the
+# compiler of CUDA kernels (58 MB). Where
 # they cannot be had (no Linux on x86-64, no network), their tests skip.
-TENSORRT := 10.13=tensorrt_cu12_bindings==10.13.3.9 10.16=tensorrt_cu13_bindings==10.16.1.11 11.4=tensorrt_cu13_bindings==11.4.0.106 rtx=onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0
+TENSORRT := 10.13=tensorrt_cu12_bindings==10.13.3.9 10.16=tensorrt_cu13_bindings==10.16.1.11 11.4=tensorrt_cu13_bindings==11.4.0.106 rtx=onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 nvrtc=nvidia-cuda-nvrtc==13.5.37
 DEMO := openvino,onnxruntime,quantize,slicer
 
 .PHONY: demo test lint bench results clean

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from MedQuantINT8Lib.engines import cuda, gpu_arrays
+from MedQuantINT8Lib.engines.cache import cache_root
 from MedQuantINT8Lib.engines.cuda_graph import CapturedGraph
 from MedQuantINT8Lib.engines.pipeline import DevicePipeline
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
@@ -152,7 +153,7 @@ def test_a_kernel_that_does_not_compile_is_shown(gpu):
 @needs_gpu
 def test_binaries_are_kept(gpu):
     gpu.kernels(POINTWISE, ["pointwise"])
-    assert list((cuda.cache_root() / "kernels").glob("*.cubin"))
+    assert list((cache_root() / "kernels").glob("*.cubin"))
 
 
 @needs_gpu

@@ -643,9 +643,9 @@ def test_a_timing_cache_of_another_version_is_begun_anew(tmp_path):
     assert tensorrt._timing_cache(Config(), tmp_path / "none") == b"" and tensorrt._timing_cache(Config(), None) is None
 
 
-def test_half_precision_alone_is_tensorrts():
+def test_half_precision_alone_needs_a_gpu():
     from MedQuantINT8Lib.engines import choose_backend
 
     for name in ("auto", "openvino", "onnxruntime"):
-        with pytest.raises(EngineError, match="only offered by TensorRT"):
+        with pytest.raises(EngineError, match="FP16.*(another --precision)"):
             choose_backend(name, "fp16")

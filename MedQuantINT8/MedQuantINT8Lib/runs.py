@@ -9,20 +9,18 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import graph
 from .calibration import CalibrationOptions, ForegroundFinder, PatchSampler, draw_samples, foreground_by_intensity
 from .engines import BuildOptions, choose_backend, cuda
-from .engines.base import EngineBackend, Precision, choose_processor
+from .engines.base import EngineBackend, Precision, UnsupportedNetwork, choose_instead
 from .engines.cuda import GpuMemoryError
 from .engines.prepare import PreparedEngine, prepare
 from .engines.race import prepare_faster
+from .engines.stopwatch import engine_stopwatch
 from .ensemble import Ensemble, MeanEngine
 from .errors import MedQuantError
 from .memory import fitted, gpu_batch
@@ -36,8 +34,6 @@ from .shelf import EngineShelf, NoShelf
 from .volume import UNTURNED, Volume
 from .volume_io import read_volume
 
-#: Calls of an engine that are timed; the first is not counted.
-_TIMED_CALLS = 6
 Source = str | os.PathLike[str]
 
 
@@ -120,31 +116,6 @@ def quantize(
         return quantize_package(package, sampler, target, calibration, policy, task, engine_stopwatch(patch))
 
 
-def engine_stopwatch(patch: tuple[int, int, int]) -> Callable[[Any], float] | None:
-    """Times INT8 networks on the real engine of this machine, in milliseconds for one patch; None if there is none."""
-    made = choose_backend("auto", "int8")
-    if not made.real_int8:
-        return None
-
-    def milliseconds(model: Any) -> float:
-        options = BuildOptions("int8", patch)
-        with TemporaryDirectory(prefix="medquant-timing-") as scratch:
-            network = Path(scratch) / "network.onnx"
-            network.write_bytes(model.SerializeToString())
-            made.build(network, Path(scratch), options)
-            engine = made.load(Path(scratch), options)
-            batch = np.zeros((1, graph.network_shape(model).channels, *patch), np.float32)
-            seconds = []
-            for _ in range(_TIMED_CALLS):
-                began = time.perf_counter()
-                engine.infer(batch)
-                seconds.append(time.perf_counter() - began)
-            engine.close()
-        return round(1e3 * float(np.median(seconds[1:])), 2)
-
-    return milliseconds
-
-
 def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder:
     """Foreground as the FP32 network itself finds it: every voxel that it gives a label."""
 
@@ -179,7 +150,12 @@ def build(
         network_input = preprocess(scan if isinstance(scan, Volume) else read_volume(scan), package.spec)
         patch = patch_for(network_input, package.spec, options)
         patches = patches_of(network_input, package, patch)
-    return _prepare(package, made, choice, options, patch, patches, task)
+    try:
+        return _prepare(package, made, choice, options, patch, patches, task)
+    except UnsupportedNetwork as error:
+        if choice.name != "auto":
+            raise
+        return _prepare(package, choose_instead(choice.precision, error), choice, options, patch, patches, task)
 
 
 def _with_batch(options: SegmentationOptions, package: ModelPackage, made: EngineBackend, choice: EngineChoice) -> SegmentationOptions:
@@ -223,19 +199,21 @@ def segment(
 ) -> SegmentationRun:
     """Segment a volume with a package, or the mean of several, on the chosen engine, which is built if it is not there yet.
 
-    Where the engine was left to the program and a GPU's memory is too small, the processor does it, and the notes say so.
+    Where the engine was left to the program and a GPU's memory is too small, the processor does it; where the first choice has no kernel
+    for something in the network, the next engine does. The notes say so.
 
     Args:
         shelf: lends engines that are loaded already, and keeps them afterwards; by default they are closed.
     """
     try:
         return _segment(package, volume, choice, options, task, read_seconds, shelf)
-    except GpuMemoryError as error:
+    except (GpuMemoryError, UnsupportedNetwork) as error:
         if choice.name != "auto":
             raise
-        on_processor = replace(choice, name=choose_processor(choice.precision).name, device="cpu")
-        run = _segment(package, volume, on_processor, options, task, read_seconds, shelf)
-        run.result.notes.insert(0, f"run on the processor: {error}")
+        other = choose_instead(choice.precision, error)
+        device = choice.device if getattr(other, "needs_gpu", False) else "cpu"
+        run = _segment(package, volume, replace(choice, name=other.name, device=device), options, task, read_seconds, shelf)
+        run.result.notes.insert(0, f"run on {'the processor' if isinstance(error, GpuMemoryError) else other.title}: {error}")
         return run
 
 

@@ -110,6 +110,10 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+class UnsupportedNetwork(EngineError):
+    """A network that holds something an engine has no kernel for; another engine may have."""
+
+
 class EngineBackend(Protocol):
     """Builds and loads engines of one kind."""
 
@@ -150,6 +154,7 @@ class ReportsBuild(Protocol):
 
 _REGISTRY: dict[str, str] = {
     "tensorrt": "MedQuantINT8Lib.engines.tensorrt:TensorRTBackend",
+    "cuda_int8": "MedQuantINT8Lib.engines.cuda_int8.backend:CudaInt8Backend",
     "tensorrt_rtx": "MedQuantINT8Lib.engines.tensorrt_rtx:TensorRTRTXBackend",
     "openvino": "MedQuantINT8Lib.engines.openvino:OpenVINOBackend",
     "onnxruntime": "MedQuantINT8Lib.engines.onnxruntime:OnnxRuntimeBackend",
@@ -198,22 +203,46 @@ def choose_processor(precision: str) -> EngineBackend:
     return usable[0]
 
 
+def choose_instead(precision: str, failed: EngineError) -> EngineBackend:
+    """What "auto" takes when its first choice failed: the next engine for a network that the first has no kernel for, else the processor."""
+    if isinstance(failed, UnsupportedNetwork):
+        others = usable_backends(precision)[1:]
+        if not others:
+            raise failed
+        return others[0]
+    return choose_processor(precision)
+
+
 def choose_backend(name: str, precision: str) -> EngineBackend:
     """The backend asked for, or for "auto" the first that can run here; INT8 prefers a real one.
 
     Raises:
         EngineError: none can run here; says why for each.
     """
-    if precision == "fp16" and (name == "auto" or "fp16" not in precisions_of(backend(name))):
-        raise EngineError("Half precision alone is only offered by TensorRT.", "Choose --engine tensorrt or tensorrt_rtx, or another precision.")
     if name != "auto":
         chosen = backend(name)
+        if precision not in ("auto", *precisions_of(chosen)):
+            raise EngineError(f"{chosen.title} does not compute in {precision.upper()}.", f"Choose another --precision ({', '.join(precisions_of(chosen))}) or engine.")
         if reason := chosen.unavailable():
             raise EngineError(f"The engine {name} cannot run here: {reason}")
         return chosen
-    usable = [made for made in map(backend, _REGISTRY) if not made.unavailable()]
-    usable.sort(key=lambda made: precision != "fp32" and not made.real_int8)
+    return usable_backends(precision)[0]
+
+
+def usable_backends(precision: str) -> list[EngineBackend]:
+    """All backends that can run here in that precision, best first: real INT8 before the simulation, and where several can use an NVIDIA
+    GPU, the one that was fastest in a trial on it.
+
+    Raises:
+        EngineError: none can run here; says why for each.
+    """
+    from .trial import fastest_first
+
+    usable = [made for made in map(backend, _REGISTRY) if precision in ("auto", *precisions_of(made)) and not made.unavailable()]
     if not usable:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in availability().items())
-        raise EngineError(f"No engine can run here ({reasons}).", "Install one with: pip install openvino onnx")
-    return usable[0]
+        reasons = "; ".join(f"{name}: {reason or f'no {precision.upper()}'}" for name, reason in availability().items())
+        hint = "Half precision alone needs an NVIDIA GPU: choose another --precision." if precision == "fp16" else "Install one with: pip install openvino onnx"
+        raise EngineError(f"No engine can run here ({reasons}).", hint)
+    usable.sort(key=lambda made: precision != "fp32" and not made.real_int8)
+    on_gpu = [made for made in usable if getattr(made, "needs_gpu", False)]
+    return fastest_first(on_gpu) + [made for made in usable if made not in on_gpu]

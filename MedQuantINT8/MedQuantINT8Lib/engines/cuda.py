@@ -7,62 +7,24 @@ checked. Work never runs on the default stream, so that it does not wait for, or
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import DependencyError, EngineError
-from ..files import replacing
-from .cache import cache_root
+from ..errors import EngineError
+from ..progress import Task
+from .cuda_driver import GpuError, GpuMemoryError, bindings, checked
+from .gpu_compiler import Compiler
+
+__all__ = ["DeviceBuffer", "Event", "Gpu", "GpuError", "GpuInfo", "GpuMemoryError", "Kernel", "PinnedBuffer", "Stream", "bindings", "checked", "choose_gpu", "free_memory", "gpus"]
 
 #: The driver's words for "there is no GPU" and for a driver older than the bindings.
 _NO_DEVICE, _OLD_DRIVER = 100, (35, 803, 804)
 #: The oldest generation whose tensor cores multiply INT8 in 3D kernels (Ampere).
 LEAST_CAPABILITY = (8, 0)
-
-
-class GpuError(EngineError):
-    """A call of the driver that failed."""
-
-
-class GpuMemoryError(GpuError):
-    """The GPU has not enough free memory."""
-
-
-def bindings() -> tuple[Any, Any]:
-    """The driver's and NVRTC's bindings.
-
-    Raises:
-        DependencyError: cuda-python is missing, or the GPU's driver is.
-    """
-    try:
-        from cuda.bindings import driver, nvrtc
-    except ImportError as error:
-        raise DependencyError("The Python package 'cuda-python' is not installed.", "Install it with: pip install cuda-python") from error
-    except RuntimeError as error:
-        raise DependencyError(f"There is no NVIDIA driver here: {error}.", "Install NVIDIA's driver, or use another engine.") from error
-    return driver, nvrtc
-
-
-def checked(result: tuple[Any, ...], what: str) -> Any:
-    """The values of a driver or NVRTC call.
-
-    Raises:
-        GpuMemoryError: the memory of the GPU, or pinned memory, is used up.
-        GpuError: any other failure; says what was tried and the driver's own name of the error.
-    """
-    code, *values = result
-    if int(code) != 0:
-        name = getattr(code, "name", str(code)).removeprefix("CUDA_ERROR_").removeprefix("NVRTC_ERROR_")
-        if name == "OUT_OF_MEMORY":
-            raise GpuMemoryError(f"The GPU has not enough free memory to {what}.", "Close other programs, or choose a smaller batch or patch.")
-        raise GpuError(f"The GPU could not {what}: {name.lower().replace('_', ' ')}.", "Restart the program; if it happens again, update NVIDIA's driver.")
-    return values[0] if len(values) == 1 else tuple(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -151,6 +113,7 @@ class Gpu:
         self.device = checked(self.driver.cuDeviceGet(index), "open the GPU")
         self.info = next(info for info in gpus() if info.index == index)
         self._context = checked(self.driver.cuDevicePrimaryCtxRetain(self.device), "open the GPU")
+        self._compiler = Compiler(self.nvrtc, self.info.capability)
         self._modules: dict[str, Any] = {}
         self._buffers: dict[int, DeviceBuffer] = {}
         self.enter()
@@ -210,38 +173,20 @@ class Gpu:
         Raises:
             GpuError: the source does not compile; holds the compiler's own words.
         """
-        key = hashlib.sha256(source.encode()).hexdigest()
-        if key not in self._modules:
-            self._modules[key] = checked(self.driver.cuModuleLoadData(self._binary(source)), "load kernels")
-        module = self._modules[key]
-        return {n: Kernel(self, checked(self.driver.cuModuleGetFunction(module, n.encode()), f"find the kernel {n}"), n) for n in names}
+        return {name: Kernel(self, self.compiled([source], name)[0], name) for name in names}
 
-    def _binary(self, source: str) -> bytes:
-        major, minor = self.info.capability
-        version = checked(self.nvrtc.nvrtcVersion(), "ask NVRTC for its version")
-        key = hashlib.sha256(repr((source, major, minor, tuple(version))).encode()).hexdigest()[:24]
-        path = cache_root() / "kernels" / f"{key}.cubin"
-        if path.is_file():
-            return path.read_bytes()
-        binary = self._compiled(source, f"sm_{major}{minor}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as scratch:
-            Path(scratch).write_bytes(binary)
-        return binary
+    def compiled(self, sources: Sequence[str], name: str, task: Task | None = None) -> list[Any]:
+        """The driver's handle of the function ``name`` in each of the sources, as :meth:`kernels`; many are compiled at once."""
+        missing = [source for source in dict.fromkeys(sources) if source not in self._modules]
+        for source, binary in zip(missing, self._compiler.binaries(missing, task), strict=True):
+            self._modules[source] = checked(self.driver.cuModuleLoadData(binary), "load kernels")
+        return [checked(self.driver.cuModuleGetFunction(self._modules[s], name.encode()), f"find the kernel {name}") for s in sources]
 
-    def _compiled(self, source: str, architecture: str) -> bytes:
-        nvrtc = self.nvrtc
-        program = checked(nvrtc.nvrtcCreateProgram(source.encode(), b"medquant.cu", 0, [], []), "start NVRTC")
-        options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17", b"--fmad=false"]
-        failed = int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0])
-        if failed:
-            log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program), "read NVRTC's log")
-            nvrtc.nvrtcGetProgramLog(program, log)
-            raise GpuError(f"A kernel does not compile for {architecture}: {log.decode(errors='replace').strip(chr(0)).strip()}")
-        binary = b" " * checked(nvrtc.nvrtcGetCUBINSize(program), "compile a kernel")
-        checked(nvrtc.nvrtcGetCUBIN(program, binary), "compile a kernel")
-        checked(nvrtc.nvrtcDestroyProgram(program), "end NVRTC")
-        return binary
+    @property
+    def processors(self) -> int:
+        """How many multiprocessors it has."""
+        attribute = self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+        return int(checked(self.driver.cuDeviceGetAttribute(attribute, self.device), "read the GPU's properties"))
 
     def synchronize(self) -> None:
         checked(self.driver.cuCtxSynchronize(), "finish its work")

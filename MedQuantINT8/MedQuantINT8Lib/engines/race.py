@@ -10,7 +10,7 @@ import numpy as np
 
 from ..model import INT8, ModelPackage
 from ..progress import Task
-from .base import BuildOptions, Engine, EngineBackend
+from .base import BuildOptions, Engine, EngineBackend, Precision, precisions_of
 from .fidelity import Patch
 from .prepare import PreparedEngine, prepare
 
@@ -27,11 +27,13 @@ def prepare_faster(
     Args:
         options: ``precision`` is ignored.
     """
-    fp32, int8 = replace(options, precision="fp32"), replace(options, precision="int8")
+    # An engine without FP32 is held against the most exact that it has.
+    float_precision: Precision = "fp32" if "fp32" in precisions_of(backend) else "fp16"
+    fp32, int8 = replace(options, precision=float_precision), replace(options, precision="int8")
     if not package.has(INT8) or not backend.real_int8:
         prepared = prepare(package, backend, fp32, patches, task)
         prepared.note = (
-            f"FP32: {backend.title} computes no real INT8" if package.has(INT8) else "FP32: the package holds no INT8 network yet"
+            f"{float_precision.upper()}: {backend.title} computes no real INT8" if package.has(INT8) else f"{float_precision.upper()}: the package holds no INT8 network yet"
         )
         return prepared
     prepared = prepare(package, backend, int8, patches, task)
@@ -46,7 +48,7 @@ def prepare_faster(
         return prepared
     prepared.close()
     chosen = prepare(package, backend, fp32, patches, task)
-    chosen.note = f"FP32, because INT8 is slower here: {race['int8_ms']:.0f} ms a patch against {race['fp32_ms']:.0f} ms"
+    chosen.note = f"{float_precision.upper()}, because INT8 is slower here: {race['int8_ms']:.0f} ms a patch against {race['fp32_ms']:.0f} ms"
     return chosen
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import EngineError
 from .base import BuildOptions, EngineDescription
 from .cuda import DeviceBuffer, Gpu, GpuError, Stream
-from .pipeline import DevicePipeline
+from .gpu_engine import GpuEngine
 from .tensorrt_layers import from_inspector, without_double_work
 
 
-class TensorRTEngine:
+class TensorRTEngine(GpuEngine):
     """Satisfies :class:`.base.Engine`, and :class:`.gpu_window.GpuNetwork` for the sliding window on the GPU.
 
     Args:
@@ -28,8 +25,8 @@ class TensorRTEngine:
     def __init__(
         self, trt: Any, runtime: Any, engine: Any, gpu: Gpu, options: BuildOptions, macs: dict[str, int], device: str
     ) -> None:
-        self._trt, self._runtime, self._engine, self._gpu = trt, runtime, engine, gpu
-        self._options, self._macs, self._device = options, macs, device
+        self._trt, self._runtime, self._engine = trt, runtime, engine
+        self._macs, self._device = macs, device
         self._context = engine.create_execution_context()
         if self._context is None:
             raise EngineError("The GPU has not enough free memory for this engine.", "Close other programs, or choose a smaller batch.")
@@ -37,40 +34,9 @@ class TensorRTEngine:
         modes = {name: engine.get_tensor_mode(name) for name in names}
         self._input = next(name for name in names if modes[name] == trt.TensorIOMode.INPUT)
         self._output = next(name for name in names if modes[name] == trt.TensorIOMode.OUTPUT)
-        self._channels = tuple(engine.get_tensor_shape(self._input))[1]
-        self._classes = tuple(engine.get_tensor_shape(self._output))[1]
-        self._pipeline: DevicePipeline | None = None
-        #: What the sliding window on the GPU looks for.
-        self.gpu, self.gpu_network = gpu, self
-
-    @property
-    def pipeline(self) -> DevicePipeline:
-        """For batches that lie in the computer's memory; made when first asked for: the sliding window on the GPU has its own buffers.
-
-        Raises:
-            GpuMemoryError: its buffers do not fit.
-        """
-        if self._pipeline is None:
-            self._gpu.enter()
-            batch, patch = self._options.batch, self._options.patch
-            shapes = (batch, self._channels, *patch), (batch, self._classes, *patch)
-            self._pipeline = DevicePipeline(self._gpu, self.enqueue, *shapes)
-        return self._pipeline
-
-    def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run up to the batch that the engine was built for; the result is valid until the next call.
-
-        Raises:
-            EngineError: the GPU failed; the engine can be used again if the GPU can.
-        """
-        self._gpu.enter()
-        pipeline = self.pipeline
-        try:
-            pipeline.submit(batch)
-            return pipeline.collect()
-        except BaseException:
-            pipeline.drain()
-            raise
+        channels, classes = (tuple(engine.get_tensor_shape(name))[1] for name in (self._input, self._output))
+        super().__init__(gpu, options, channels, classes)
+        self.gpu_network = self
 
     def enqueue(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
         """Put the run of a batch that lies on the GPU into a stream."""
@@ -92,12 +58,7 @@ class TensorRTEngine:
     def close(self) -> None:
         if self._context is None:
             return
-        # A GPU that was lost frees nothing any more; that must not hide what went wrong.
-        with contextlib.suppress(GpuError):
-            self._gpu.enter()
-            if self._pipeline is not None:
-                self._pipeline.drain()
-                self._pipeline.close()
-        self._pipeline = self._context = self._engine = self._runtime = None
+        self._close_pipeline()
+        self._context = self._engine = self._runtime = None
         with contextlib.suppress(GpuError):
             self._gpu.close()

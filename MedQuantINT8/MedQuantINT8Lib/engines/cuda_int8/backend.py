@@ -1,0 +1,151 @@
+"""The door to the engine: plans are made and tuned when it is built, loaded and run afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+from ...errors import DependencyError, EngineError
+from ...files import write_json
+from ...progress import Task
+from .. import cuda
+from ..base import BuildOptions, EngineDescription, LayerRecord, UnsupportedNetwork
+from ..cuda import DeviceBuffer, Gpu, GpuError, Stream
+from ..gpu_engine import GpuEngine
+from .network import CudaInt8Network
+from .plan import Plan
+from .program import Program
+from .tuning import from_json, to_json, tuned
+
+#: Of the plan and the kernels: part of the key of an engine's files.
+VERSION = "1"
+_TILES = "tiles.json"
+
+
+class CudaInt8Backend:
+    name = "cuda_int8"
+    title = "CUDA INT8"
+    real_int8 = True
+    needs_gpu = True
+    #: What is not INT8 is FP16, with sums in FP32.
+    precisions = ("int8", "fp16")
+
+    def unavailable(self) -> str:
+        try:
+            _, nvrtc = cuda.bindings()
+            # Without opening a GPU: this is asked before every run.
+            known = cuda.gpus()
+            if not known:
+                raise EngineError("There is no NVIDIA GPU here, or its driver is missing.")
+            if all(info.reason_unfit for info in known):
+                raise EngineError(f"{known[0].reason_unfit}.")
+            cuda.checked(nvrtc.nvrtcVersion(), "ask NVRTC for its version")
+        except (EngineError, DependencyError) as error:
+            return str(error)
+        except RuntimeError as error:
+            # What the bindings say of a library that they do not find.
+            return f"NVIDIA's run-time compiler is missing: {error}. Install it with: pip install nvidia-cuda-nvrtc"
+        return ""
+
+    def version(self) -> str:
+        return VERSION
+
+    def device_name(self, device: str) -> str:
+        info = cuda.choose_gpu(_gpu_of(device))
+        return f"{info.name}, compute capability {info.capability[0]}.{info.capability[1]}"
+
+    def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
+        """As :meth:`build_with`, without progress."""
+        self.build_with(network, folder, options, Task())
+
+    def build_with(self, network: Path, folder: Path, options: BuildOptions, task: Task) -> None:
+        """Write the plan, and the tiles that are fastest on the GPU at hand.
+
+        Raises:
+            EngineError: an operator has no kernel; names it.
+            GpuMemoryError: the network does not fit into the GPU's memory.
+            Cancelled: the task was cancelled.
+        """
+        with task.stage("planning"):
+            plan = planned(network, options)
+            plan.save(folder)
+        with Gpu(cuda.choose_gpu(_gpu_of(options.device)).index) as gpu:
+            write_json(folder / _TILES, to_json(tuned(gpu, plan, options.batch, task)))
+
+    def load(self, folder: Path, options: BuildOptions) -> CudaInt8Engine:
+        plan = Plan.load(folder)
+        gpu = Gpu(cuda.choose_gpu(_gpu_of(options.device)).index)
+        try:
+            chosen = from_json(plan, json.loads((folder / _TILES).read_text(encoding="utf-8")))
+            return CudaInt8Engine(gpu, CudaInt8Network(gpu, plan, options.batch, chosen), options)
+        except BaseException:
+            gpu.close()
+            raise
+
+
+def planned(network: Path, options: BuildOptions) -> Plan:
+    """The plan of an ONNX file; needs no GPU.
+
+    Raises:
+        UnsupportedNetwork: an operator has no kernel (named), or the output has another size than the patch.
+    """
+    from ... import graph, qdq
+    from .planner import plan_network
+    from .reading import read_network
+
+    model = graph.load_network(network)
+    if options.precision == "int8" and options.high_precision:
+        model = qdq.without_quantization(model, set(options.high_precision))
+    model = graph.fixed_shape(model, options.patch)
+    graph.name_nodes(model)
+    read = read_network(model)
+    if tuple(read.shapes[read.output][2:]) != tuple(options.patch):
+        size = " x ".join(map(str, read.shapes[read.output][2:]))
+        raise UnsupportedNetwork(f"CUDA INT8 takes networks that keep a patch's size; this one gives {size}.", "Choose another engine with --engine.")
+    return plan_network(read)
+
+
+def _gpu_of(device: str) -> str:
+    return "gpu" if device == "cpu" else device
+
+
+class CudaInt8Engine(GpuEngine):
+    """A loaded plan."""
+
+    def __init__(self, gpu: Gpu, network: CudaInt8Network, options: BuildOptions) -> None:
+        plan = network.plan
+        super().__init__(gpu, options, plan.channels, plan.classes)
+        self.gpu_network: CudaInt8Network | None = network
+        self._network = network
+
+    def enqueue(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
+        self._network.enqueue(batch, source, target, stream)
+
+    def describe(self) -> EngineDescription:
+        info = self._gpu.info
+        layers = tuple(_record(program) for program in self._network.programs)
+        device = f"{info.name}, compute capability {info.capability[0]}.{info.capability[1]}"
+        return EngineDescription("cuda_int8", VERSION, device, layers)
+
+    def close(self) -> None:
+        if self.gpu_network is None:
+            return
+        self._close_pipeline()
+        self.gpu_network = None
+        with contextlib.suppress(GpuError):
+            self._network.close()
+            self._gpu.close()
+
+
+def _record(program: Program) -> LayerRecord:
+    """A step as it runs: the instruction that multiplies, and the tile."""
+    step, tiling = program.step, program.tiling
+    if tiling is None:
+        return LayerRecord(step.name, step.kind, "f32", step.kind, 0, int8=False, sources=step.sources)
+    tile = tiling.tile
+    precision = "s8" if step.int8 else "f16"
+    size = " x ".join(map(str, tile.voxels))
+    kernel = f"{'wgmma' if tile.groups else 'mma'}.{precision}, {size} voxels by {tile.channels} channels"
+    return LayerRecord(step.name, "Conv" if step.kind == "conv" else "ConvTranspose", precision, kernel, step.macs, step.int8, step.sources)
+

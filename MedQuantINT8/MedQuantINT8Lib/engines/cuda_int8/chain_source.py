@@ -1,0 +1,215 @@
+"""CUDA C of a step's chain: what happens to a value between where it is made and where it is stored.
+
+A struct ``Chain`` holds the constants of V neighbouring slots of one patch in registers; ``apply`` is called for each voxel, with where to
+add it up if statistics are gathered.
+Multiply-adds are fused only where it is said, so that the reference in NumPy comes to the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .plan import Op, Plan, Step
+
+#: Pointers that a kernel's parameters have room for.
+POINTERS = 24
+
+PRELUDE = r"""
+typedef unsigned int u32; typedef unsigned long long u64; typedef long long i64;
+struct __align__(16) Params {
+  const unsigned char* source; const unsigned char* weights; void* output; float* partials; void* workspace; void* counters;
+  void* ptr[24];
+  float f[24];
+  int source_half, unused[3];
+};
+struct __align__(16) vec16 { u32 x, y, z, w; };
+struct __align__(8) vec8 { u32 x, y; };
+__device__ __forceinline__ float low_half(u32 pair) { float f; asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l; }" : "=f"(f) : "r"(pair)); return f; }
+__device__ __forceinline__ float high_half(u32 pair) { float f; asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h; }" : "=f"(f) : "r"(pair)); return f; }
+__device__ __forceinline__ u32 halves(float low, float high) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
+__device__ __forceinline__ u32 rounded(float value) { int r; asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(r) : "f"(value)); return (u32)r & 255u; }
+__device__ __forceinline__ float signed_byte(u32 word, int n) { return (float)(signed char)(word >> (8 * n)); }
+__device__ __forceinline__ vec16 read16(const void* p) { vec16 r; asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p)); return r; }
+__device__ __forceinline__ vec8 read8(const void* p) { vec8 r; asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(r.x), "=r"(r.y) : "l"(p)); return r; }
+__device__ __forceinline__ u32 read4(const void* p) { u32 r; asm("ld.global.nc.u32 %0, [%1];" : "=r"(r) : "l"(p)); return r; }
+template <int V> __device__ __forceinline__ void read_floats(float (&v)[V], const float* p) {
+#pragma unroll
+  for (int i = 0; i < V; i += 4) { vec16 r = read16(p + i); v[i] = __uint_as_float(r.x); v[i + 1] = __uint_as_float(r.y); v[i + 2] = __uint_as_float(r.z); v[i + 3] = __uint_as_float(r.w); }
+}
+__device__ __forceinline__ void read_halves(float (&v)[8], const unsigned short* p) {
+  vec16 r = read16(p);
+  v[0] = low_half(r.x); v[1] = high_half(r.x); v[2] = low_half(r.y); v[3] = high_half(r.y);
+  v[4] = low_half(r.z); v[5] = high_half(r.z); v[6] = low_half(r.w); v[7] = high_half(r.w);
+}
+__device__ __forceinline__ void read_halves(float (&v)[4], const unsigned short* p) {
+  vec8 r = read8(p);
+  v[0] = low_half(r.x); v[1] = high_half(r.x); v[2] = low_half(r.y); v[3] = high_half(r.y);
+}
+__device__ __forceinline__ void read_bytes(float (&v)[8], const signed char* p, float scale) {
+  vec8 r = read8(p);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) { v[i] = signed_byte(r.x, i) * scale; v[4 + i] = signed_byte(r.y, i) * scale; }
+}
+__device__ __forceinline__ void read_bytes(float (&v)[4], const signed char* p, float scale) {
+  u32 r = read4(p);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v[i] = signed_byte(r, i) * scale;
+}
+__device__ __forceinline__ u32 four_bytes(const float* v, float inverse) {
+  return rounded(v[0] * inverse) | rounded(v[1] * inverse) << 8 | rounded(v[2] * inverse) << 16 | rounded(v[3] * inverse) << 24;
+}
+__device__ __forceinline__ void write_bytes(const float (&v)[8], signed char* p, float inverse) { vec8 r; r.x = four_bytes(v, inverse); r.y = four_bytes(v + 4, inverse); *(vec8*)p = r; }
+__device__ __forceinline__ void write_bytes(const float (&v)[4], signed char* p, float inverse) { *(u32*)p = four_bytes(v, inverse); }
+__device__ __forceinline__ void write_halves(const float (&v)[8], unsigned short* p) {
+  vec16 r; r.x = halves(v[0], v[1]); r.y = halves(v[2], v[3]); r.z = halves(v[4], v[5]); r.w = halves(v[6], v[7]); *(vec16*)p = r;
+}
+__device__ __forceinline__ void write_halves(const float (&v)[4], unsigned short* p) { vec8 r; r.x = halves(v[0], v[1]); r.y = halves(v[2], v[3]); *(vec8*)p = r; }
+__device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+"""
+
+#: Activations in CUDA C of x and the parameters a, b.
+_ACTIVATIONS = {
+    "relu": "fmaxf(x, 0.0f)",
+    "leakyrelu": "x < 0.0f ? x * a : x",
+    "elu": "x < 0.0f ? a * expm1f(x) : x",
+    "sigmoid": "sigmoid(x)",
+    "tanh": "tanhf(x)",
+    "softplus": "softplus(x)",
+    "hardsigmoid": "fminf(fmaxf(a * x + b, 0.0f), 1.0f)",
+    "hardswish": "x * fminf(fmaxf(x / 6.0f + 0.5f, 0.0f), 1.0f)",
+    "mish": "x * tanhf(softplus(x))",
+    "gelu": "0.5f * x * (1.0f + erff(x * 0.70710678118654752f))",
+    "silu": "x * sigmoid(x)",
+    "clip": "fminf(fmaxf(x, a), b)",
+}
+
+
+class ChainSource:
+    """The source, and in ``pointers`` and ``numbers`` what its parameters are to be filled with, in order.
+
+    pointers: ("array", name), ("scale" or "shift", norm), or ("view", number of the operation).
+    """
+
+    def __init__(self, plan: Plan, step: Step) -> None:
+        self.pointers: list[tuple[str, str | int]] = []
+        self.numbers: list[float] = []
+        self.norm = ""
+        #: Whether it gives the network's output; then ``apply`` takes where to leave scores in shared memory.
+        self.gives_output = False
+        self._members: list[str] = []
+        self._setup: list[str] = []
+        self._body: list[str] = []
+        self._width, self._voxels = step.layout.width, step.size[0] * step.size[1] * step.size[2]
+        self._parts, self._classes = step.layout.parts, plan.classes
+        for number, op in enumerate(step.ops):
+            getattr(self, f"_{op.kind}")(plan, number, op)
+        assert len(self.pointers) <= POINTERS and len(self.numbers) <= POINTERS
+
+    @property
+    def text(self) -> str:
+        gathering = ", float (&sum)[V], float (&square)[V]" if self.norm else ""
+        if self.gives_output:
+            gathering += ", unsigned short* staged"
+        members, setup, body = ("\n  ".join(lines) for lines in (self._members, self._setup, self._body))
+        return (
+            f"#define WIDTH {self._width}\n#define VOXELS {self._voxels}ll\n#define STATISTICS {int(bool(self.norm))}\n"
+            f"#define OUTPUT {int(self.gives_output)}\n#define CLASSES {self._classes}\n#ifndef STAGES_OUTPUT\n#define STAGES_OUTPUT 0\n#endif\n{self._channel_of}"
+            "template <int V> struct Chain {\n"
+            f"  const Params& p; const int n, c;\n  {members}\n"
+            f"  __device__ __forceinline__ Chain(const Params& p, int n, int c) : p(p), n(n), c(c) {{\n  {setup}\n  }}\n"
+            f"  __device__ __forceinline__ void apply(float (&v)[V], i64 voxel{gathering}) {{\n  i64 at = (i64)n * VOXELS + voxel;\n  {body}\n  }}\n"
+            "};\n"
+            f"#define EXTRA(sum, square, staged) {', sum, square' if self.norm else ''}{', staged' if self.gives_output else ''}\n"
+        )
+
+    def _pointer(self, kind: str, what: str | int) -> str:
+        self.pointers.append((kind, what))
+        return f"p.ptr[{len(self.pointers) - 1}]"
+
+    def _number(self, value: float) -> str:
+        self.numbers.append(value)
+        return f"p.f[{len(self.numbers) - 1}]"
+
+    def _constants(self, source: str) -> str:
+        name = f"k{len(self._members)}"
+        self._members.append(f"float {name}[V];")
+        self._setup.append(f"read_floats<V>({name}, (const float*){source});")
+        return name
+
+    def _each(self, what: str) -> None:
+        self._body.append("_Pragma(\"unroll\") for (int i = 0; i < V; ++i) { float x = v[i]; v[i] = " + what + "; }")
+
+    def _affine(self, plan: Plan, number: int, op: Op) -> None:
+        scale, shift = (self._constants(f"{self._pointer('array', name)} + c") for name in op.arrays)
+        self._each(f"__fmaf_rn(x, {scale}[i], {shift}[i])")
+
+    def _norm(self, plan: Plan, number: int, op: Op) -> None:
+        scale, shift = (self._constants(f"{self._pointer(kind, op.norm)} + n * WIDTH + c") for kind in ("scale", "shift"))
+        self._each(f"__fmaf_rn(x, {scale}[i], {shift}[i])")
+
+    def _act(self, plan: Plan, number: int, op: Op) -> None:
+        given = "".join(f" const float {name} = {self._number(value)};" for name, value in zip("ab", op.params, strict=False))
+        self._body.append("{" + given)
+        self._each(_ACTIVATIONS[op.function])
+        self._body.append("}")
+
+    def _prelu(self, plan: Plan, number: int, op: Op) -> None:
+        slope = self._constants(f"{self._pointer('array', op.arrays[0])} + c")
+        self._each(f"x < 0.0f ? x * {slope}[i] : x")
+
+    def _add(self, plan: Plan, number: int, op: Op) -> None:
+        self._other(plan, number, op, "+")
+
+    def _mul(self, plan: Plan, number: int, op: Op) -> None:
+        self._other(plan, number, op, "*")
+
+    def _other(self, plan: Plan, number: int, op: Op, sign: str) -> None:
+        assert op.view is not None
+        pointer, pitch = self._pointer("view", number), plan.buffers[op.view.buffer].pitch
+        if op.view.scale:
+            read = f"read_bytes(o, (const signed char*){pointer} + at * {pitch} + c, {self._number(op.view.scale)});"
+        else:
+            read = f"read_halves(o, (const unsigned short*){pointer} + at * {pitch} + c);"
+        self._body.append("{ float o[V]; " + read)
+        self._each(f"x {sign} o[i]")
+        self._body.append("}")
+
+    def _store(self, plan: Plan, number: int, op: Op) -> None:
+        assert op.view is not None
+        pointer, pitch = self._pointer("view", number), plan.buffers[op.view.buffer].pitch
+        if op.view.scale:
+            self._body.append(f"write_bytes(v, (signed char*){pointer} + at * {pitch} + c, {self._number(_inverse(op.view.scale))});")
+        else:
+            self._body.append(f"write_halves(v, (unsigned short*){pointer} + at * {pitch} + c);")
+
+    def _output(self, plan: Plan, number: int, op: Op) -> None:
+        """Planar scores in FP16: straight to where they belong, or to shared memory, STAGED_ROW apart, from where rows go out in one piece."""
+        self.gives_output = True
+        self._body.append(
+            "#if STAGES_OUTPUT\n"
+            '_Pragma("unroll") for (int i = 0; i < V; ++i) staged[i * STAGED_ROW] = (unsigned short)halves(v[i], v[i]);\n'
+            "#else\n"
+            '_Pragma("unroll") for (int i = 0; i < V; ++i) { const int k = channel_of(c + i); '
+            f"if (k >= 0) ((unsigned short*)p.output)[((i64)n * {self._classes} + k) * VOXELS + voxel] = (unsigned short)halves(v[i], v[i]); }}\n"
+            "#endif"
+        )
+
+    @property
+    def _channel_of(self) -> str:
+        """The channel of a slot, or -1."""
+        lines, begin = [], 0
+        for first, count in self._parts:
+            lines.append(f"if (s >= {first} && s < {first + count}) return s - {first} + {begin};")
+            begin += count
+        return f"__device__ __forceinline__ int channel_of(int s) {{ {' '.join(lines)} return -1; }}\n"
+
+    def _statistics(self, plan: Plan, number: int, op: Op) -> None:
+        assert not self.norm
+        self.norm = op.norm
+        self._body.append('_Pragma("unroll") for (int i = 0; i < V; ++i) { sum[i] += v[i]; square[i] = __fmaf_rn(v[i], v[i], square[i]); }')
+
+
+def _inverse(scale: float) -> float:
+    """As the reference divides: the reciprocal in single precision."""
+    return float(np.float32(1) / np.float32(scale))

@@ -1,0 +1,71 @@
+"""Constants of an ONNX graph, and shapes that follow from shapes, computed beforehand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ... import graph, rewrites
+
+#: Constants of more numbers than this are weights, not shapes.
+_SMALL = 64
+
+
+def folded(model: Any) -> Any:
+    """Shape arithmetic and other nodes of constants alone as constants, so that what is left is work.
+
+    Shapes that follow from shapes become known in turn, so it is done until nothing changes; without the weights, which would be copied
+    every time.
+    """
+    onnx = graph.require_onnx()
+    copy = rewrites.copied(model)
+    weights = [i for i in copy.graph.initializer if int(np.prod(i.dims)) > _SMALL]
+    small = [i for i in copy.graph.initializer if int(np.prod(i.dims)) <= _SMALL]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(small)
+    inputs = [i for i in copy.graph.input if i.name not in {w.name for w in weights}]
+    del copy.graph.input[:]
+    copy.graph.input.extend(inputs)
+    copy.graph.input.extend(onnx.helper.make_tensor_value_info(w.name, w.data_type, list(w.dims)) for w in weights)
+    before = None
+    while before != (before := (len(copy.graph.node), sum(all(shape) for shape in graph.Graph(copy).shapes.values()))):
+        copy = graph.inferred(_once(copy))
+    del copy.graph.input[len(inputs) :]
+    copy.graph.initializer.extend(weights)
+    return copy
+
+
+def _once(model: Any) -> Any:
+    onnx = graph.require_onnx()
+    from onnx.reference import ReferenceEvaluator
+
+    look = graph.Graph(model)
+    held = {i.name: i for i in model.graph.initializer}
+    kept: list[Any] = []
+    for node in model.graph.node:
+        inputs = [name for name in node.input if name]
+        shape = look.shapes.get(node.input[0], []) if node.op_type == "Shape" else []
+        if shape and all(shape):
+            values: Any = [np.array(shape, np.int64)[slice(*_ends(node))]]
+        elif node.op_type not in ("DequantizeLinear", "QuantizeLinear", "Shape") and all(name in held for name in inputs):
+            outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output]
+            body = onnx.helper.make_graph([node], "constants", [], outputs, [held[name] for name in dict.fromkeys(inputs)])
+            values = ReferenceEvaluator(onnx.helper.make_model(body, opset_imports=model.opset_import)).run(None, {})
+        else:
+            kept.append(node)
+            continue
+        for name, value in zip(node.output, values, strict=True):
+            held[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
+            model.graph.initializer.append(held[name])
+    nodes = [type(node)() for node in kept]
+    for made, node in zip(nodes, kept, strict=True):
+        made.CopyFrom(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _ends(node: Any) -> tuple[int, int | None]:
+    given = rewrites.attributes(node)
+    return int(given.get("start", 0)), given.get("end")

@@ -1,0 +1,58 @@
+"""One axis of a convolution as ordinary convolutions over lattices: dilation and transposition taken out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """One axis.
+
+    Attributes:
+        phases: how many; output ``phase + i * out_step``.
+        out_step: between neighbouring outputs of a phase.
+        in_step: between neighbouring inputs of the lattice.
+        stride: lattice inputs between neighbouring outputs.
+        starts: for each phase the input of its first output and first tap.
+        taps: for each phase (place in the kernel, lattice inputs from the first).
+    """
+
+    phases: int
+    out_step: int
+    in_step: int
+    stride: int
+    starts: tuple[int, ...]
+    taps: tuple[tuple[tuple[int, int], ...], ...]
+
+    @property
+    def reach(self) -> int:
+        """The farthest tap of any phase."""
+        return max((offset for taps in self.taps for _, offset in taps), default=0)
+
+    def count(self, size: int) -> int:
+        """Outputs of the longest phase."""
+        return -(-size // self.out_step)
+
+
+def lattice_of(kernel: int, stride: int, dilation: int, before: int, transposed: bool, spread: bool = False) -> Lattice:
+    """The lattice of an axis.
+
+    Args:
+        before: padding before the first input; of a transposed convolution what is cut off its output.
+        spread: of a transposed convolution that is not cut and whose kernel is its stride, take all phases together.
+    """
+    if spread:
+        return Lattice(1, stride, 1, 1, (0,), (((0, 0),),))
+    if transposed:
+        found: list[tuple[int, tuple[tuple[int, int], ...]]] = []
+        for phase in range(stride):
+            # Output o = i * stride + k * dilation - before: each phase takes the places k that leave no remainder.
+            fitting = [(k, (phase + before - k * dilation) // stride) for k in range(kernel) if (phase + before - k * dilation) % stride == 0]
+            start = min((offset for _, offset in fitting), default=0)
+            found.append((start, tuple((k, offset - start) for k, offset in fitting)))
+        return Lattice(stride, stride, 1, 1, tuple(start for start, _ in found), tuple(taps for _, taps in found))
+    if stride == 1 and dilation > 1:
+        taps = tuple((k, k) for k in range(kernel))
+        return Lattice(dilation, dilation, dilation, 1, tuple(phase - before for phase in range(dilation)), (taps,) * dilation)
+    return Lattice(1, 1, 1, stride, (-before,), (tuple((k, k * dilation) for k in range(kernel)),))

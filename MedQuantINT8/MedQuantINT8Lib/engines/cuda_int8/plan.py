@@ -1,0 +1,250 @@
+"""A plan: the short list of fused steps that a network becomes, over channels-last buffers of INT8 and FP16.
+
+A step takes its values from one place (a convolution's accumulators, a pooled or resized tensor, a tensor as it is) and passes each,
+as float32, through a chain of operations that ends in stores. Voxels are counted along the tensor's axes (A0, A1, A2), A2 fastest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Size = tuple[int, int, int]
+#: Slots of a voxel come in whole groups of so many: 16 bytes of INT8, one load.
+SLOTS = 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where channels lie among a voxel's slots: (first slot, channels) of each part in turn. Slots between parts hold nothing of use."""
+
+    parts: tuple[tuple[int, int], ...]
+    width: int
+
+    @staticmethod
+    def dense(channels: int) -> Layout:
+        return Layout(((0, channels),), -(-channels // SLOTS) * SLOTS)
+
+    @property
+    def channels(self) -> int:
+        return sum(count for _, count in self.parts)
+
+    @property
+    def slots(self) -> NDArray[np.int64]:
+        """The slot of each channel."""
+        return np.concatenate([np.arange(first, first + count) for first, count in self.parts])
+
+    def placed(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Values by channel as values by slot; 0 where there is no channel."""
+        found = np.zeros(self.width, np.float32)
+        found[self.slots] = values
+        return found
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """(batch, *size, pitch) elements of "i8" or "f16"."""
+
+    kind: str
+    size: Size
+    pitch: int
+
+    @property
+    def bytes(self) -> int:
+        """Of one patch."""
+        return int(np.prod(self.size)) * self.pitch * (1 if self.kind == "i8" else 2)
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor in a buffer, from slot ``start`` on. ``scale`` is what one step of INT8 is worth; 0 for FP16."""
+
+    buffer: str
+    start: int
+    layout: Layout
+    scale: float = 0.0
+
+
+@dataclass(frozen=True)
+class Op:
+    """One link of a chain; v is the value.
+
+    kind:
+        "affine": v * arrays[0] + arrays[1], by slot. "norm": the same with what the statistics of ``norm`` gave, by patch and slot.
+        "act": ``function`` with ``params``. "prelu": slope arrays[0] below 0.
+        "add", "mul": with the value of ``view`` at the same place.
+        "store": into ``view``, rounded to it. "output": to the network's output, planar float32. "statistics": gather for ``norm``.
+    """
+
+    kind: str
+    function: str = ""
+    params: tuple[float, ...] = ()
+    arrays: tuple[str, ...] = ()
+    view: View | None = None
+    norm: str = ""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    kernel: Size = (1, 1, 1)
+    stride: Size = (1, 1, 1)
+    dilation: Size = (1, 1, 1)
+    before: Size = (0, 0, 0)
+    #: Average pooling divides by the whole kernel, not by what of it lies inside.
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel.
+
+    Attributes:
+        kind: "input", "unfold" (the input's neighbours of each voxel, as slots), "conv", "deconv", "maxpool", "avgpool", "resize", "apply", "softmax", or "normalize" (statistics of ``norm`` to a
+            scale and a shift of each slot).
+        size: of what it gives; ``source_size`` of what it takes.
+        layout: of the values in the chain.
+        weights: of a convolution, in the plan's arrays: (out, in, k0, k1, k2), int8, or whole numbers or float16 for one in FP16.
+        tables: of a resize: for each axis the lower and upper source index of each output index and the upper's share.
+        sources: the ONNX nodes it does.
+    """
+
+    kind: str
+    name: str
+    size: Size
+    source_size: Size
+    layout: Layout
+    source: View | None = None
+    ops: tuple[Op, ...] = ()
+    geometry: Geometry = Geometry()
+    weights: str = ""
+    int8: bool = False
+    macs: int = 0
+    tables: tuple[str, ...] = ()
+    norm: str = ""
+    sources: tuple[str, ...] = ()
+
+    def reads(self) -> Iterator[View]:
+        if self.source is not None:
+            yield self.source
+        yield from (op.view for op in self.ops if op.kind in ("add", "mul") and op.view)
+
+    def writes(self) -> Iterator[View]:
+        yield from (op.view for op in self.ops if op.kind == "store" and op.view)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Normalisation by the mean and variance over all voxels of each group of slots.
+
+    gamma, beta: by slot, names of arrays. groups: slots of each group.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    gamma: str
+    beta: str
+    epsilon: float
+
+
+@dataclass
+class Plan:
+    channels: int
+    classes: int
+    size: Size
+    steps: list[Step] = field(default_factory=list)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    norms: dict[str, Norm] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def lifetimes(self) -> dict[str, tuple[int, int]]:
+        """For each buffer the first and the last step that touches it."""
+        found: dict[str, tuple[int, int]] = {}
+        for number, step in enumerate(self.steps):
+            for view in (*step.reads(), *step.writes()):
+                first = found.get(view.buffer, (number, number))[0]
+                found[view.buffer] = first, number
+        return found
+
+    def places(self, align: int = 256) -> tuple[dict[str, int], int]:
+        """Where each buffer begins in one piece of memory, and its bytes, for one patch: buffers that never live together share it."""
+        lives = self.lifetimes()
+        placed: dict[str, int] = {}
+        for name in sorted(lives, key=lambda n: -self.buffers[n].bytes):
+            first, last = lives[name]
+            taken = sorted(
+                (placed[other], placed[other] + self.buffers[other].bytes)
+                for other in placed
+                if lives[other][0] <= last and first <= lives[other][1]
+            )
+            begin = 0
+            for low, high in taken:
+                if begin + self.buffers[name].bytes <= low:
+                    break
+                begin = max(begin, -(-high // align) * align)
+            placed[name] = begin
+        return placed, max((placed[n] + self.buffers[n].bytes for n in placed), default=0)
+
+    def save(self, folder: Path) -> None:
+        described = {
+            "channels": self.channels,
+            "classes": self.classes,
+            "size": self.size,
+            "steps": [asdict(step) for step in self.steps],
+            "buffers": {name: asdict(buffer) for name, buffer in self.buffers.items()},
+            "norms": {name: asdict(norm) for name, norm in self.norms.items()},
+        }
+        (folder / "plan.json").write_text(json.dumps(described))
+        np.savez(folder / "plan.npz", **self.arrays)  # type: ignore[arg-type]
+
+    @staticmethod
+    def load(folder: Path) -> Plan:
+        described = json.loads((folder / "plan.json").read_text())
+        with np.load(folder / "plan.npz", allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files}
+        return Plan(
+            described["channels"],
+            described["classes"],
+            _size(described["size"]),
+            [_step(value) for value in described["steps"]],
+            {name: Buffer(value["kind"], _size(value["size"]), value["pitch"]) for name, value in described["buffers"].items()},
+            {n: Norm(tuple(map(tuple, v["groups"])), v["gamma"], v["beta"], v["epsilon"]) for n, v in described["norms"].items()},
+            arrays,
+        )
+
+
+def _size(value: list[int]) -> Size:
+    return value[0], value[1], value[2]
+
+
+def _layout(value: dict[str, Any]) -> Layout:
+    return Layout(tuple((first, count) for first, count in value["parts"]), value["width"])
+
+
+def _view(value: dict[str, Any] | None) -> View | None:
+    return None if value is None else View(value["buffer"], value["start"], _layout(value["layout"]), value["scale"])
+
+
+def _op(value: dict[str, Any]) -> Op:
+    made = {**value, "params": tuple(value["params"]), "arrays": tuple(value["arrays"]), "view": _view(value["view"])}
+    return Op(**made)
+
+
+def _step(value: dict[str, Any]) -> Step:
+    geometry = {key: _size(item) for key, item in value["geometry"].items() if key != "whole"}
+    made = {
+        **value,
+        "size": _size(value["size"]),
+        "source_size": _size(value["source_size"]),
+        "layout": _layout(value["layout"]),
+        "source": _view(value["source"]),
+        "ops": tuple(map(_op, value["ops"])),
+        "geometry": Geometry(whole=value["geometry"]["whole"], **geometry),
+        "tables": tuple(value["tables"]),
+        "sources": tuple(value["sources"]),
+    }
+    return Step(**made)

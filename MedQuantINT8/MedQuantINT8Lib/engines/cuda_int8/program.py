@@ -1,0 +1,113 @@
+"""A plan's kernels, compiled for the GPU at hand, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..cuda import Gpu
+from .chain_source import PRELUDE, ChainSource
+from .conv_source import conv_source
+from .plan import Plan, Step
+from .tiles import Machine, candidates
+from .tiling import Tiling
+from .walk_source import NORMALIZE, walk_source
+
+Grid = tuple[int, int, int]
+
+
+@dataclass
+class Program:
+    """One kernel of a step.
+
+    Attributes:
+        grid: blocks for a batch.
+        partials: how many partial sums it leaves of each slot, where it gathers statistics.
+        tiling: of a convolution.
+        shared_tiles, workspace: where several blocks share the sums of a tile, how many such tiles there are, and bytes for the sums.
+    """
+
+    step: Step
+    chain: ChainSource
+    source: str
+    grid: Callable[[int], Grid]
+    threads: int
+    shared: int = 0
+    partials: int = 0
+    tiling: Tiling | None = None
+    shared_tiles: int = 0
+    workspace: int = 0
+    function: Any = field(default=None, repr=False)
+
+
+def machine_of(gpu: Gpu) -> Machine:
+    return Machine(gpu.info.capability, gpu.processors)
+
+
+def conv_program(plan: Plan, step: Step, tiling: Tiling, machine: Machine) -> Program:
+    chain, split = ChainSource(plan, step), tiling.tile.split
+    blocks = machine.blocks(tiling)
+    source = conv_source(plan, tiling, blocks, machine.resident(tiling), chain)
+    made = Program(step, chain, source, lambda batch: (blocks * batch, tiling.column_blocks, tiling.phases * split), tiling.tile.threads)
+    made.shared, made.partials, made.tiling = tiling.shared_bytes, blocks * tiling.phases * tiling.spread, tiling
+    if split > 1:
+        a, b, c = tiling.tile.voxels
+        made.shared_tiles = blocks * tiling.column_blocks * tiling.phases
+        made.workspace = made.shared_tiles * split * a * b * c * tiling.tile.channels * 4
+    return made
+
+
+def walk_program(plan: Plan, step: Step) -> Program:
+    chain = ChainSource(plan, step)
+    source, (blocks, threads) = walk_source(plan, step, chain)
+    return Program(step, chain, source, lambda batch: (blocks, batch, 1), threads, partials=blocks)
+
+
+def normalize_program(plan: Plan, step: Step, partials: int) -> Program:
+    norm = plan.norms[step.norm]
+    defined = {
+        "MEMBERS": len(norm.groups[0]),
+        "PARTIALS": partials,
+        "WIDTH": step.layout.width,
+        "COUNT": f"{step.size[0] * step.size[1] * step.size[2]}.0",
+    }
+    head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
+    return Program(step, ChainSource(plan, step), head + NORMALIZE, lambda batch: (len(norm.groups), batch, 1), 256)
+
+
+def programs(plan: Plan, machine: Machine, batch: int, chosen: dict[str, Tiling] | None = None) -> list[Program]:
+    """All kernels of a plan; ``chosen`` tilings by a step's name, else the best guess."""
+    made: list[Program] = []
+    partials: dict[str, int] = {}
+    for step in plan.steps:
+        if step.kind in ("conv", "deconv"):
+            program = conv_program(plan, step, (chosen or {}).get(step.name) or candidates(step, machine, batch)[0], machine)
+        elif step.kind == "normalize":
+            program = normalize_program(plan, step, partials[step.norm])
+        else:
+            program = walk_program(plan, step)
+        if program.chain.norm:
+            partials[program.chain.norm] = program.partials
+        made.append(program)
+    return made
+
+
+#: The struct Params of the kernels.
+PARAMS = np.dtype(
+    [
+        ("source", np.uint64),
+        ("weights", np.uint64),
+        ("output", np.uint64),
+        ("partials", np.uint64),
+        ("workspace", np.uint64),
+        ("counters", np.uint64),
+        ("ptr", np.uint64, 24),
+        ("f", np.float32, 24),
+        ("source_half", np.int32),
+        ("unused", np.int32, 3),
+    ]
+)
+assert "ptr[24]" in PRELUDE and PARAMS.itemsize == 352

@@ -1,0 +1,101 @@
+"""Which tiles a convolution may be cut into on a GPU, best guess first; the engine's build times the first few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .plan import Step
+from .tiling import Tile, Tiling
+
+#: Shared memory of a multiprocessor by compute capability, in KB (CUDA programming guide, table of compute capabilities).
+_SHARED = {(8, 0): 164, (8, 6): 100, (8, 7): 164, (8, 9): 100, (9, 0): 228, (10, 0): 228, (12, 0): 100}
+_KILOBYTE = 1024
+#: Kept back by the system of each block's shared memory.
+_RESERVED = _KILOBYTE
+_REGISTERS = 65536
+#: Registers of a thread besides its sums.
+_OTHER_REGISTERS = 80
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What of a GPU decides about tiles."""
+
+    capability: tuple[int, int]
+    processors: int
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of one multiprocessor."""
+        known = [kb for capability, kb in sorted(_SHARED.items()) if capability <= self.capability]
+        return (known[-1] if known else 100) * _KILOBYTE
+
+    @property
+    def has_groups(self) -> bool:
+        return self.capability == (9, 0)
+
+    def resident(self, tiling: Tiling) -> int:
+        """Blocks that a multiprocessor holds at once."""
+        tile = tiling.tile
+        sums = tile.voxels[0] * tile.voxels[1] * tile.voxels[2] * tile.channels // tile.threads
+        by_registers = _REGISTERS // (tile.threads * min(255, sums + _OTHER_REGISTERS))
+        return max(1, min(self.shared_bytes // (tiling.shared_bytes + _RESERVED), by_registers, 2048 // tile.threads, 8))
+
+    def blocks(self, tiling: Tiling) -> int:
+        """Blocks that share the tiles of one patch: as many as run at once, but each with as many tiles as the others."""
+        a, b, c = tiling.tiles
+        tiles = a * b * c
+        if tiling.tile.split > 1:
+            return tiles
+        beside = tiling.column_blocks * tiling.phases
+        at_once = max(1, self.processors * self.resident(tiling) // beside)
+        return -(-tiles // -(-tiles // at_once))
+
+
+def candidates(step: Step, machine: Machine, batch: int) -> list[Tiling]:
+    """Tilings that fit, fastest first by estimate."""
+    found = [tiling for tile in _tiles(step, machine) if (tiling := _fitting(step, tile, machine))]
+    return sorted(found, key=lambda tiling: estimate(tiling, machine, batch))
+
+
+def _fitting(step: Step, tile: Tile, machine: Machine) -> Tiling | None:
+    tiling = Tiling.of(step, tile)
+    if tiling.shared_bytes > machine.shared_bytes - _RESERVED or tile.split > tiling.rounds:
+        return None
+    return tiling
+
+
+def _tiles(step: Step, machine: Machine) -> list[Tile]:
+    columns = Tiling.of(step, Tile((8, 8, 8), 32, 8, 1)).columns
+    fitting = [n for n in (16, 32, 48, 64, 96, 128) if -(-columns // n) * n <= max(16, columns) * 1.34] or [16]
+    made = []
+    for n in fitting:
+        for t0, t1, warps in ((8, 8, 8), (8, 8, 4), (4, 8, 4), (4, 8, 8), (4, 4, 4), (2, 4, 4), (2, 4, 2)):
+            fragments = t0 * t1 // 2 // warps
+            if fragments >= 1 and fragments * n // 2 <= 128:
+                made.append(Tile((t0, t1, 8), n, warps, 1))
+        if machine.has_groups:
+            for t0, warps in ((8, 8), (8, 4), (4, 8), (4, 4), (2, 8), (2, 4), (1, 4)):
+                slabs = t0 * 4 // warps
+                if slabs >= 1 and slabs * n // 2 <= 128:
+                    made.append(Tile((t0, 8, 8), n, warps, 1, groups=True))
+    return [replace(tile, stages=stages, split=split) for tile in made for stages in (1, 2) for split in (1, 2, 4, 8)]
+
+
+def estimate(tiling: Tiling, machine: Machine, batch: int) -> float:
+    """Cycles, roughly: what is multiplied, fetched and stored by the blocks of one multiprocessor, and what nothing hides."""
+    tile = tiling.tile
+    voxels = tile.voxels[0] * tile.voxels[1] * tile.voxels[2]
+    rounds = -(-tiling.rounds // tile.split)
+    product = max(tile.channels * (0.5 if tile.groups else 0.85), (16 + tile.channels / 4) * (1 if tile.groups else 1.2)) * voxels / 64
+    multiplied = rounds * tiling.group_turns * product
+    fetched = rounds * (tiling.halo_bytes + (0 if tiling.keeps_weights else tiling.weight_bytes)) / 28
+    stored = voxels * tile.channels * (0.2 + (0.5 * tile.split if tile.split > 1 else 0)) + 600
+    a, b, c = tiling.tiles
+    blocks = a * b * c * tiling.column_blocks * tiling.phases * tile.split * batch
+    at_once = min(machine.resident(tiling), -(-blocks // machine.processors))
+    turns = -(-blocks // (machine.processors * at_once))
+    waits = rounds * (500 if tile.stages == 2 else 1200) + 800 + (1500 if tile.split > 1 else 0)
+    hidden = 1.0 if tile.stages == 2 or at_once > 1 else 0.0
+    busy = max(multiplied, fetched, stored) + (1 - hidden) * (fetched + stored) + 0.35 * (multiplied + fetched + stored)
+    return turns * max(at_once * busy, multiplied + waits + stored)

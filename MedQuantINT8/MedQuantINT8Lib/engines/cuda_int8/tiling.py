@@ -1,0 +1,267 @@
+"""How a convolution is cut into blocks: phases, taps, tiles of output voxels with the halo they need, and the order of its weights.
+
+Outputs of a dilated or a transposed convolution fall into phases, by their remainder modulo the dilation or the stride; those of one
+phase are an ordinary convolution over a lattice of inputs. A block computes tiles of one phase, for some output channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .lattice import Lattice, lattice_of
+from .plan import Geometry, Plan, Size, Step
+
+#: Bytes that tensor cores multiply at once: 32 slots of INT8, 16 of FP16.
+DEPTH = 32
+#: Output voxels of a tile along the fastest axis, fixed by the shape of the tensor cores' fragments.
+TILE2 = 8
+#: Weights of so many turns of 32 bytes lie in shared memory at a time.
+MOST_TURNS = 27
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block computes at a time.
+
+    Attributes:
+        voxels: of the output; the last is 8.
+        channels: of the output.
+        warps: each takes its share of the voxels.
+        stages: copies into shared memory that are under way.
+        groups: whether by wgmma, in warp groups of 128 threads (compute capability 9.0).
+        split: blocks that share the sums of one tile.
+    """
+
+    voxels: Size
+    channels: int
+    warps: int
+    stages: int
+    groups: bool = False
+    split: int = 1
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A convolution cut into tiles; everything is known when its kernel is compiled.
+
+    Attributes:
+        step: the step; of a pointwise convolution with its voxels in one row (:func:`flattened`).
+        guess: the tile that it was made of.
+        spread: phases of a transposed convolution that lie beside each other as columns; 1 where each is computed by itself.
+    """
+
+    step: Step
+    tile: Tile
+    lattices: tuple[Lattice, Lattice, Lattice]
+    guess: Tile
+    spread: int = 1
+
+    @staticmethod
+    def of(step: Step, tile: Tile) -> Tiling:
+        flat, guess = flattened(step), tile
+        if flat is not None:
+            t0, t1, t2 = tile.voxels
+            step, tile = flat, replace(tile, voxels=(1, t0 * t1, t2))
+        g = step.geometry
+        # Of a transposed convolution whose kernel is its stride, all phases take the same input: they are columns of one product.
+        spread = step.kind == "deconv" and g.kernel == g.stride and g.before == (0, 0, 0) and g.dilation == (1, 1, 1)
+        axes = zip(g.kernel, g.stride, g.dilation, g.before, strict=True)
+        a, b, c = (lattice_of(*axis, step.kind == "deconv", spread) for axis in axes)
+        return Tiling(step, tile, (a, b, c), guess, int(np.prod(g.stride)) if spread else 1)
+
+    @property
+    def half(self) -> bool:
+        return not self.step.int8
+
+    @property
+    def element(self) -> int:
+        return 2 if self.half else 1
+
+    @property
+    def phases(self) -> int:
+        return int(np.prod([lattice.phases for lattice in self.lattices]))
+
+    @property
+    def same_taps(self) -> bool:
+        """Whether all phases multiply by the same weights."""
+        return self.step.kind == "conv" or self.spread > 1
+
+    @cached_property
+    def taps(self) -> list[list[tuple[Size, Size]]]:
+        """For each phase that differs: (place in the kernel, offset in the lattice)."""
+        found = []
+        for chosen in product(*(range(1 if self.same_taps else lattice.phases) for lattice in self.lattices)):
+            axes = [lattice.taps[phase] for lattice, phase in zip(self.lattices, chosen, strict=True)]
+            found.append([(tuple(k for k, _ in tap), tuple(o for _, o in tap)) for tap in product(*axes)])
+        return found  # type: ignore[return-value]
+
+    @property
+    def chunk(self) -> int:
+        """Bytes of a voxel in one turn: all that is multiplied at once, or half of it, when two taps are multiplied at once."""
+        assert self.step.source is not None
+        return DEPTH // 2 if self.step.source.layout.width * self.element % DEPTH and max(map(len, self.taps)) > 1 else DEPTH
+
+    @property
+    def chunks(self) -> int:
+        assert self.step.source is not None
+        return -(-self.step.source.layout.width * self.element // self.chunk)
+
+    @property
+    def together(self) -> int:
+        """Taps that are multiplied at once."""
+        return DEPTH // self.chunk
+
+    @property
+    def turns(self) -> int:
+        """Products of a tile and chunk, in the phase with most taps."""
+        return max(1, max(-(-len(taps) // self.together) for taps in self.taps))
+
+    @property
+    def turn_groups(self) -> int:
+        return -(-self.turns // MOST_TURNS)
+
+    @property
+    def group_turns(self) -> int:
+        """Turns whose weights are in shared memory at a time."""
+        return -(-self.turns // self.turn_groups)
+
+    @property
+    def rounds(self) -> int:
+        """Fillings of shared memory for a tile."""
+        return self.chunks * self.turn_groups
+
+    @property
+    def columns(self) -> int:
+        """Of the product."""
+        return self.step.layout.width * self.spread
+
+    @property
+    def column_blocks(self) -> int:
+        return -(-self.columns // self.tile.channels)
+
+    @property
+    def halo(self) -> Size:
+        """Lattice inputs of a tile; along the last axis a multiple of its stride, so that each remainder has a row of its own."""
+        a, b, c = ((t - 1) * lattice.stride + lattice.reach + 1 for t, lattice in zip(self.tile.voxels, self.lattices, strict=True))
+        stride = self.lattices[2].stride
+        return a, b, -(-c // stride) * stride
+
+    def place(self, offset: Size) -> int:
+        """Where an input of the halo lies in it: along the last axis, inputs of one remainder modulo the stride lie side by side."""
+        _, height, width = self.halo
+        stride = self.lattices[2].stride
+        return (offset[0] * height + offset[1]) * width + (offset[2] % stride) * (width // stride) + offset[2] // stride
+
+    @property
+    def places(self) -> list[list[int]]:
+        """Of the taps of each phase, in the order in which they are multiplied; the last again where taps go in pairs."""
+        found = []
+        for taps in self.taps:
+            places = sorted(self.place(offset) for _, offset in taps) or [0]
+            places += places[-1:] * (-len(places) % self.together)
+            found.append(places)
+        return found
+
+    @property
+    def tiles(self) -> Size:
+        a, b, c = (-(-lattice.count(n) // t) for lattice, n, t in zip(self.lattices, self.step.size, self.tile.voxels, strict=True))
+        return a, b, c
+
+    @property
+    def halo_bytes(self) -> int:
+        return -(-int(np.prod(self.halo)) * self.chunk // 128) * 128
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of one filling."""
+        return self.group_turns * self.tile.channels * DEPTH
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether a block loads its weights once and keeps them from tile to tile."""
+        return self.rounds == 1 and self.same_taps
+
+    @property
+    def pipeline_bytes(self) -> int:
+        stages = self.tile.stages
+        return stages * self.halo_bytes + self.weight_bytes * (1 if self.keeps_weights else stages)
+
+    @property
+    def stages_output(self) -> bool:
+        """Whether scores are put in rows in shared memory before they go out."""
+        return any(op.kind == "output" for op in self.step.ops) and self.step.size[2] == TILE2 and self.step.size[0] == 1
+
+    @property
+    def staged_row(self) -> int:
+        """Scores from one channel's row to the next."""
+        return int(np.prod(self.tile.voxels))
+
+    @property
+    def shared_bytes(self) -> int:
+        scores = self.tile.channels * self.staged_row * 2 if self.stages_output else 0
+        return max(self.pipeline_bytes + scores, self.tile.warps * self.tile.channels * 8)
+
+    @property
+    def lanes(self) -> int:
+        """Neighbouring channels that a thread holds of a voxel."""
+        return 8 if self.tile.channels % 32 == 0 else 4
+
+
+def flattened(step: Step) -> Step | None:
+    """A pointwise convolution over a row of voxels instead of a volume: its tiles are contiguous and leave nothing over."""
+    voxels = int(np.prod(step.size))
+    if step.kind != "conv" or step.geometry != Geometry() or voxels % TILE2:
+        return None
+    row = (1, voxels // TILE2, TILE2)
+    return replace(step, size=row, source_size=row)
+
+
+def columns_of(tiling: Tiling) -> NDArray[np.int64]:
+    """For each column of a block's product the channel that it is: so dealt that a thread's columns are neighbouring channels."""
+    lanes = tiling.lanes
+    column = np.arange(tiling.tile.channels)
+    inside = column % (4 * lanes)
+    return column - inside + (inside % 8 // 2) * lanes + (inside // 8) * 2 + inside % 2
+
+
+def arranged_weights(plan: Plan, tiling: Tiling) -> NDArray[np.uint8]:
+    """Weights in the order in which blocks read them: [phase][block of channels][chunk][turn][column][32 bytes].
+
+    Bytes of a column are dealt so that neither ldmatrix nor wgmma meets a bank of shared memory twice.
+    """
+    step, tile = tiling.step, tiling.tile
+    assert step.source is not None
+    weights = plan.arrays[step.weights]
+    items = tiling.chunk // tiling.element
+    dtype = weights.dtype if step.int8 else np.dtype(np.float16)
+    padded = tiling.turn_groups * tiling.group_turns * tiling.together
+    found = np.zeros((len(tiling.taps), padded, tiling.column_blocks * tile.channels, tiling.chunks * items), dtype)
+    sources = step.source.layout.slots
+    if tiling.spread > 1:
+        for phase, k in enumerate(np.ndindex(*step.geometry.kernel)):
+            found[0, 0][np.ix_(phase * step.layout.width + step.layout.slots, sources)] = weights[(slice(None), slice(None), *k)]
+    else:
+        for phase, taps in enumerate(tiling.taps):
+            ordered = sorted(taps, key=lambda tap: tiling.place(tap[1]))
+            for number, (k, _) in enumerate(ordered):
+                found[phase, number][np.ix_(step.layout.slots, sources)] = weights[(slice(None), slice(None), *k)]
+    turns = padded // tiling.together
+    split = found.reshape(len(tiling.taps), turns, tiling.together, tiling.column_blocks, tile.channels, tiling.chunks, items)
+    # [phase][block][chunk][turn][column][taps of a turn][items]
+    ordered_by_block = split.transpose(0, 3, 5, 1, 4, 2, 6)[..., columns_of(tiling), :, :]
+    raw = np.ascontiguousarray(ordered_by_block).view(np.uint8).reshape(*ordered_by_block.shape[:5], 2, DEPTH // 2)
+    if tile.groups:
+        # [turn][half][column][16 bytes]
+        return np.ascontiguousarray(np.swapaxes(raw, -3, -2)).reshape(-1)
+    rows = np.arange(turns * tile.channels).reshape(turns, tile.channels) % (tiling.group_turns * tile.channels)
+    swapped = (rows >> 2 & 1).astype(bool)[..., None, None]
+    return np.ascontiguousarray(np.where(swapped, raw[..., ::-1, :], raw)).reshape(-1)

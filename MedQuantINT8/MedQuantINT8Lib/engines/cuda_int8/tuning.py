@@ -1,0 +1,91 @@
+"""Which tiling of each convolution is fastest on the GPU at hand: the best guesses, timed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ...progress import Task
+from ..cuda import Event, Gpu, Stream
+from ..cuda_graph import CapturedGraph
+from .network import CudaInt8Network
+from .plan import Plan, Step
+from .program import Program, conv_program, machine_of
+from .tiles import candidates
+from .tiling import Tile, Tiling
+
+#: Best guesses that are timed, and how often.
+_GUESSES, _ROUNDS, _RUNS = 4, 3, 8
+
+
+def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[str, Tile]:
+    """The fastest tile of each convolution, by the name of its step.
+
+    Raises:
+        Cancelled: the task was cancelled.
+        GpuMemoryError: the network does not fit.
+    """
+    task = task or Task()
+    machine = machine_of(gpu)
+    convolutions = [step for step in plan.steps if step.kind in ("conv", "deconv")]
+    # Steps of equal source are the same work, and are timed once.
+    alike: dict[str, list[Step]] = {}
+    for step in convolutions:
+        guess = conv_program(plan, step, candidates(step, machine, batch)[0], machine)
+        alike.setdefault(guess.source, []).append(step)
+    tried = [(steps, [conv_program(plan, steps[0], t, machine) for t in candidates(steps[0], machine, batch)[:_GUESSES]]) for steps in alike.values()]
+    gpu.compiled([program.source for _, programs in tried for program in programs], "run", task)
+    network = CudaInt8Network(gpu, plan, batch)
+    stream, begin, end = gpu.stream(), gpu.event(), gpu.event()
+    found: dict[str, Tile] = {}
+    try:
+        target = network.hold((batch, plan.classes, *plan.size), np.float16)
+        network.arena.zero(stream)
+        with task.stage("timing kernels", len(tried)):
+            for steps, programs in tried:
+                times = [_milliseconds(network, program, batch, target, stream, begin, end) for program in programs]
+                best = programs[int(np.argmin(times))].tiling
+                assert best is not None
+                for step in steps:
+                    found[step.name] = best.guess
+                task.step()
+    finally:
+        network.close()
+        for thing in (stream, begin, end):
+            thing.free()
+    return found
+
+
+def _milliseconds(network: CudaInt8Network, program: Program, batch: int, target: Any, stream: Stream, begin: Event, end: Event) -> float:
+    """Of one launch, the best of a few; recorded, since short kernels are over before the next is started one by one."""
+    with network.prepared(program, stream) as launch:
+
+        def runs(stream: Stream) -> None:
+            for _ in range(_RUNS):
+                launch(batch, target, target, stream)
+
+        graph = CapturedGraph(network.gpu, stream, runs)
+        times = []
+        try:
+            graph.launch(0)
+            for _ in range(_ROUNDS):
+                begin.record(stream)
+                graph.launch(0)
+                end.record(stream)
+                end.wait()
+                times.append(end.milliseconds_since(begin) / _RUNS)
+        finally:
+            graph.free()
+    return min(times)
+
+
+def to_json(tiles: dict[str, Tile]) -> dict[str, Any]:
+    return {name: asdict(tile) for name, tile in tiles.items()}
+
+
+def from_json(plan: Plan, value: dict[str, Any]) -> dict[str, Tiling]:
+    """Tilings of a plan's convolutions."""
+    tiles = {name: Tile(**{**tile, "voxels": tuple(tile["voxels"])}) for name, tile in value.items()}
+    return {step.name: Tiling.of(step, tiles[step.name]) for step in plan.steps if step.name in tiles}

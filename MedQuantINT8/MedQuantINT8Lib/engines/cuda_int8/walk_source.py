@@ -1,0 +1,266 @@
+"""CUDA C of the steps that walk over voxels: input, pooling, resizing, elementwise work, softmax; and of normalisation's statistics.
+
+A thread keeps its eight slots and goes from voxel to voxel, so that the constants of its chain stay in registers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .chain_source import PRELUDE, ChainSource
+from .plan import Plan, Step
+
+_LOOP = r"""
+#define GROUPS (WIDTH / 8)
+extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
+  const int n = blockIdx.y, c = (threadIdx.x % GROUPS) * 8, row = threadIdx.x / GROUPS;
+  Chain<8> chain(p, n, c);
+#if STATISTICS
+  float sum[8], square[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum[i] = square[i] = 0.0f;
+#endif
+#pragma unroll 4
+  for (int pass = 0; pass < PASSES; ++pass) {
+    i64 voxel = ((i64)blockIdx.x * PASSES + pass) * ROWS + row;
+    if (voxel >= VOXELS) break;
+    float v[8];
+    take(v, p, n, voxel, c);
+    chain.apply(v, voxel EXTRA(sum, square, nullptr));
+  }
+#if STATISTICS
+  __shared__ float kept[ROWS * WIDTH * 2];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) { kept[(row * WIDTH + c + i) * 2] = sum[i]; kept[(row * WIDTH + c + i) * 2 + 1] = square[i]; }
+  __syncthreads();
+  float* to = p.partials + ((i64)n * gridDim.x + blockIdx.x) * WIDTH * 2;
+  for (int i = threadIdx.x; i < WIDTH * 2; i += THREADS) {
+    float total = 0.0f;
+    for (int r = 0; r < ROWS; ++r) total += kept[r * WIDTH * 2 + i];
+    to[i] = total;
+  }
+#endif
+}
+"""
+
+_SOFTMAX = r"""
+extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
+  const int n = blockIdx.y;
+  i64 voxel = (i64)blockIdx.x * THREADS + threadIdx.x;
+  if (voxel >= VOXELS) return;
+  float largest = -3.4e38f, total = 0.0f;
+  for (int c = 0; c < WIDTH; c += 8) { float v[8]; take(v, p, n, voxel, c); for (int i = 0; i < 8; ++i) if (is_channel(c + i)) largest = fmaxf(largest, v[i]); }
+  for (int c = 0; c < WIDTH; c += 8) { float v[8]; take(v, p, n, voxel, c); for (int i = 0; i < 8; ++i) if (is_channel(c + i)) total += expf(v[i] - largest); }
+  for (int c = 0; c < WIDTH; c += 8) {
+    Chain<8> chain(p, n, c);
+    float v[8];
+    take(v, p, n, voxel, c);
+    for (int i = 0; i < 8; ++i) v[i] = is_channel(c + i) ? expf(v[i] - largest) / total : 0.0f;
+    chain.apply(v, voxel EXTRA(, , nullptr));
+  }
+}
+"""
+
+_UNFOLD = r"""
+// A thread takes a whole voxel: which neighbour a slot is, is then known to the compiler.
+extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
+  const int n = blockIdx.y;
+  const i64 voxel = (i64)blockIdx.x * THREADS + threadIdx.x;
+  if (voxel >= VOXELS) return;
+  const int i2 = (int)(voxel % O2) * S2 - B2, i1 = (int)(voxel / O2 % O1) * S1 - B1, i0 = (int)(voxel / (O1 * O2)) * S0 - B0;
+#pragma unroll
+  for (int c = 0; c < WIDTH; c += 8) {
+    float v[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int place = (c + i) / CHANNELS, channel = (c + i) % CHANNELS;
+      const int x0 = i0 + place / (K1 * K2) * D0, x1 = i1 + place / K2 % K1 * D1, x2 = i2 + place % K2 * D2;
+      v[i] = 0.0f;
+      if (place < K0 * K1 * K2 && (unsigned)x0 < I0 && (unsigned)x1 < I1 && (unsigned)x2 < I2) {
+        const i64 from = ((((i64)n * CHANNELS + channel) * I0 + x0) * I1 + x1) * I2 + x2;
+        v[i] = p.source_half ? low_half(__ldg((const unsigned short*)p.source + from)) : __ldg((const float*)p.source + from);
+      }
+    }
+    Chain<8> chain(p, n, c);
+    chain.apply(v, voxel EXTRA(, , nullptr));
+  }
+}
+"""
+
+_READ = r"""
+__device__ __forceinline__ void read_source(float (&v)[8], const Params& p, i64 at, int c) {
+#if SOURCE_BYTES
+  read_bytes(v, (const signed char*)p.source + at * PITCH + c, SOURCE_SCALE);
+#else
+  read_halves(v, (const unsigned short*)p.source + at * PITCH + c);
+#endif
+}
+"""
+
+_TAKE = {
+    "apply": """
+__device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) { read_source(v, p, (i64)n * VOXELS + voxel, c); }
+""",
+    "input": """
+__device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    i64 from = ((i64)n * CHANNELS + c + i) * VOXELS + voxel;
+    v[i] = c + i >= CHANNELS ? 0.0f : p.source_half ? low_half(((const unsigned short*)p.source)[from]) : ((const float*)p.source)[from];
+  }
+}
+""",
+    "pool": """
+__device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) {
+  int o2 = voxel % O2, o1 = (voxel / O2) % O1, o0 = voxel / (O1 * O2), inside = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = LARGEST ? -__int_as_float(0x7f800000) : 0.0f;
+  for (int k0 = 0; k0 < K0; ++k0) for (int k1 = 0; k1 < K1; ++k1) for (int k2 = 0; k2 < K2; ++k2) {
+    int i0 = o0 * S0 + k0 * D0 - B0, i1 = o1 * S1 + k1 * D1 - B1, i2 = o2 * S2 + k2 * D2 - B2;
+    if (i0 < 0 || i0 >= I0 || i1 < 0 || i1 >= I1 || i2 < 0 || i2 >= I2) continue;
+    float w[8];
+    read_source(w, p, (((i64)n * I0 + i0) * I1 + i1) * I2 + i2, c);
+    ++inside;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = LARGEST ? fmaxf(v[i], w[i]) : v[i] + w[i];
+  }
+  if (!LARGEST) {
+    float by = (float)(WHOLE ? K0 * K1 * K2 : inside);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = v[i] / by;
+  }
+}
+""",
+    # Along the fastest axis first, as the reference; a share of 0 along an axis reads nothing more.
+    "resize": """
+struct Place { int low, high; float share; };
+__device__ __forceinline__ Place place_of(const void* table, int m, int at) {
+  const float* t = (const float*)table;
+  Place r; r.low = (int)__ldg(t + at); r.high = (int)__ldg(t + m + at); r.share = __ldg(t + 2 * m + at); return r;
+}
+__device__ __forceinline__ void mixed(float (&v)[8], const float (&w)[8], float share) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = v[i] * (1.0f - share) + w[i] * share;
+}
+__device__ __forceinline__ void along2(float (&v)[8], const Params& p, i64 line, Place x, int c) {
+  read_source(v, p, line * I2 + x.low, c);
+  if (x.share > 0.0f) { float w[8]; read_source(w, p, line * I2 + x.high, c); mixed(v, w, x.share); }
+}
+__device__ __forceinline__ void along1(float (&v)[8], const Params& p, i64 plane, Place y, Place x, int c) {
+  along2(v, p, plane * I1 + y.low, x, c);
+  if (y.share > 0.0f) { float w[8]; along2(w, p, plane * I1 + y.high, x, c); mixed(v, w, y.share); }
+}
+__device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) {
+  Place x = place_of(p.ptr[TABLES + 2], O2, voxel % O2), y = place_of(p.ptr[TABLES + 1], O1, (voxel / O2) % O1), z = place_of(p.ptr[TABLES], O0, voxel / (O1 * O2));
+  if (x.low < 0 || y.low < 0 || z.low < 0) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = 0.0f;
+    return;
+  }
+  along1(v, p, (i64)n * I0 + z.low, y, x, c);
+  if (z.share > 0.0f) { float w[8]; along1(w, p, (i64)n * I0 + z.high, y, x, c); mixed(v, w, z.share); }
+}
+""",
+}
+
+NORMALIZE = (
+    PRELUDE
+    + r"""
+// Sums of partial sums in a fixed order, in double precision: the same result every time.
+extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ Params p) {
+  const int group = blockIdx.x, n = blockIdx.y, members = MEMBERS;
+  const int* slots = (const int*)p.ptr[0] + group * members;
+  double sum = 0.0, square = 0.0;
+  for (int i = threadIdx.x; i < PARTIALS * members; i += 256) {
+    const float* from = p.partials + (((i64)n * PARTIALS + i / members) * WIDTH + slots[i % members]) * 2;
+    sum += (double)from[0]; square += (double)from[1];
+  }
+  __shared__ double sums[256], squares[256];
+  sums[threadIdx.x] = sum; squares[threadIdx.x] = square;
+  for (int half = 128; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) { sums[threadIdx.x] += sums[threadIdx.x + half]; squares[threadIdx.x] += squares[threadIdx.x + half]; }
+  }
+  __syncthreads();
+  const double count = (double)COUNT * members, mean = sums[0] / count;
+  const double variance = fmax(squares[0] / count - mean * mean, 0.0);
+  for (int i = threadIdx.x; i < members; i += 256) {
+    const int slot = slots[i];
+    const float scale = (float)((double)((const float*)p.ptr[1])[slot] / sqrt(variance + (double)p.f[0]));
+    ((float*)p.ptr[3])[n * WIDTH + slot] = scale;
+    ((float*)p.ptr[4])[n * WIDTH + slot] = (float)((double)((const float*)p.ptr[2])[slot] - mean * (double)scale);
+  }
+}
+"""
+)
+
+#: Voxels that a thread takes in turn.
+PASSES = 4
+#: Blocks, about, where each leaves its sums.
+MOST_PARTIALS = 1024
+
+
+def threads_of(width: int) -> int:
+    """Threads of a block: whole voxels, about 256."""
+    groups = width // 8
+    return groups * max(1, 256 // groups)
+
+
+def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, tuple[int, int]]:
+    """CUDA C of a step, and its grid for one patch and block: (blocks, threads)."""
+    alone = step.kind in ("softmax", "unfold")
+    threads = 256 if alone else threads_of(step.layout.width)
+    rows = threads // (step.layout.width // 8) if not alone else 1
+    voxels = step.size[0] * step.size[1] * step.size[2]
+    # Where statistics are gathered, few blocks leave few partial sums.
+    passes = max(PASSES, -(-voxels // (rows * MOST_PARTIALS))) if chain.norm else PASSES
+    defined: dict[str, object] = {"THREADS": threads, "ROWS": rows, "PASSES": passes}
+    text = ""
+    if step.source is not None:
+        scale = step.source.scale
+        defined |= {"PITCH": plan.buffers[step.source.buffer].pitch, "SOURCE_BYTES": int(bool(scale))}
+        # In hexadecimal a float stays what it is.
+        defined["SOURCE_SCALE"] = f"{float.hex(float(_single(scale)))}f"
+        text = _READ
+    kind = {"maxpool": "pool", "avgpool": "pool", "softmax": "apply"}.get(step.kind, step.kind)
+    if kind in ("pool", "resize", "unfold"):
+        for axis in range(3):
+            defined |= {f"O{axis}": step.size[axis], f"I{axis}": step.source_size[axis]}
+    if kind in ("pool", "unfold"):
+        g = step.geometry
+        for axis in range(3):
+            defined |= {f"K{axis}": g.kernel[axis], f"S{axis}": g.stride[axis], f"D{axis}": g.dilation[axis], f"B{axis}": g.before[axis]}
+        defined |= {"LARGEST": int(step.kind == "maxpool"), "WHOLE": int(g.whole)}
+    if kind == "resize":
+        defined["TABLES"] = len(chain.pointers)
+    if kind in ("input", "unfold"):
+        defined["CHANNELS"] = plan.channels
+    head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
+    if step.kind == "unfold":
+        return PRELUDE + head + chain.text + _UNFOLD, (-(-voxels // threads), threads)
+    if step.kind == "softmax":
+        tests = " || ".join(f"(s >= {first} && s < {first + count})" for first, count in step.layout.parts)
+        text += f"__device__ __forceinline__ bool is_channel(int s) {{ return {tests}; }}\n"
+        blocks, body = -(-voxels // threads), _SOFTMAX
+    else:
+        blocks, body = -(-voxels // (rows * passes)), _LOOP
+    return PRELUDE + head + chain.text + text + _TAKE[kind] + body, (blocks, threads)
+
+
+def _single(value: float) -> float:
+    return float(np.float32(value))
+
+#: FP16 scores as float32, for who wants them so.
+WIDEN = (
+    PRELUDE
+    + r"""
+extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ Params p) {
+  const i64 i = ((i64)blockIdx.x * 256 + threadIdx.x) * 2;
+  const i64 count = (i64)p.ptr[0];
+  if (i >= count) return;
+  const u32 pair = i + 1 < count ? read4(p.source + i * 2) : *(const unsigned short*)(p.source + i * 2);
+  ((float*)p.output)[i] = low_half(pair);
+  if (i + 1 < count) ((float*)p.output)[i + 1] = high_half(pair);
+}
+"""
+)

@@ -1,0 +1,72 @@
+"""CUDA C to machine code of the GPU at hand, by NVRTC; binaries are kept beside the engines."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..files import replacing
+from ..progress import Task
+from .cache import cache_root
+from .cuda_driver import GpuError, checked
+
+
+def architecture_of(capability: tuple[int, int]) -> str:
+    """The name that NVRTC compiles for. On 9.0 the one with that generation's own matrix instructions."""
+    major, minor = capability
+    return f"sm_{major}{minor}{'a' if capability == (9, 0) else ''}"
+
+
+class Compiler:
+    """Compiles for one GPU, with NVRTC's bindings."""
+
+    def __init__(self, nvrtc: Any, capability: tuple[int, int]) -> None:
+        self._nvrtc = nvrtc
+        self._architecture = architecture_of(capability)
+        self._version = tuple(checked(nvrtc.nvrtcVersion(), "ask NVRTC for its version"))
+
+    def binaries(self, sources: Sequence[str], task: Task | None = None) -> list[bytes]:
+        """Machine code of each source; what is not kept yet is compiled on several threads.
+
+        Raises:
+            GpuError: a source does not compile; holds the compiler's own words.
+            Cancelled: the task was cancelled.
+        """
+        task = task or Task()
+        different = list(dict.fromkeys(sources))
+        with task.stage("compiling kernels", len(different)), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            found = {}
+            for source, binary in zip(different, pool.map(self.binary, different), strict=True):
+                found[source] = binary
+                task.step()
+        return [found[source] for source in sources]
+
+    def binary(self, source: str) -> bytes:
+        key = hashlib.sha256(repr((source, self._architecture, self._version)).encode()).hexdigest()[:24]
+        path = cache_root() / "kernels" / f"{key}.cubin"
+        if path.is_file():
+            return path.read_bytes()
+        binary = self._compiled(source)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as scratch:
+            Path(scratch).write_bytes(binary)
+        return binary
+
+    def _compiled(self, source: str) -> bytes:
+        nvrtc = self._nvrtc
+        program = checked(nvrtc.nvrtcCreateProgram(source.encode(), b"medquant.cu", 0, [], []), "start NVRTC")
+        options = [f"--gpu-architecture={self._architecture}".encode(), b"--std=c++17", b"--fmad=false"]
+        failed = int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0])
+        if failed:
+            log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program), "read NVRTC's log")
+            nvrtc.nvrtcGetProgramLog(program, log)
+            words = log.decode(errors="replace").strip(chr(0)).strip()
+            raise GpuError(f"A kernel does not compile for {self._architecture}: {words}")
+        binary = b" " * checked(nvrtc.nvrtcGetCUBINSize(program), "compile a kernel")
+        checked(nvrtc.nvrtcGetCUBIN(program, binary), "compile a kernel")
+        checked(nvrtc.nvrtcDestroyProgram(program), "end NVRTC")
+        return binary

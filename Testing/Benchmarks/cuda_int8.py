@@ -1,0 +1,216 @@
+"""The CUDA INT8 engine on a GPU against PyTorch, side by side: milliseconds a call at 96^3, batch 1 and 4, and a whole volume.
+
+    python Testing/Benchmarks/cuda_int8.py plan FOLDER [NAME ...]      # any machine with the build road: INT8 networks, and their plans
+    python Testing/Benchmarks/cuda_int8.py time FOLDER [NAME ...]      # a machine with a GPU, torch and MONAI; prints a JSON line each
+    python Testing/Benchmarks/cuda_int8.py volume FOLDER               # 512 x 512 x 400, 14 classes, nnU-Net
+
+Networks have random weights. Plans are kept without them, and random ones of the same shape are timed: time does not depend on values.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "Testing" / "Benchmarks"), str(ROOT / "Testing"), str(ROOT / "MedQuantINT8")]
+#: nnU-Net's network with 14 classes, for the whole volume.
+FOURTEEN = "nnunet14"
+ROUNDS, STEP_RUNS = 30, 10
+#: Dense INT8 of tensor cores in TOP/s and memory in GB/s, by the makers' data sheets.
+ROOFS = {"H100 80GB HBM3": (1979, 3352), "H200": (1979, 4800)}
+
+
+def make_plan(name: str, folder: Path) -> None:
+    from MedQuantINT8Lib.engines.base import BuildOptions
+    from MedQuantINT8Lib.engines.cuda_int8.backend import planned
+    from MedQuantINT8Lib.networks import PATCH, study_network
+    from MedQuantINT8Lib.progress import Task
+    from MedQuantINT8Lib.reproduce import study_package
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if name == FOURTEEN:
+            from networks import quantized, torch_networks
+
+            package = quantized(torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"], name, Path(scratch))
+        else:
+            package, _ = study_package(study_network(name), Path(scratch), Task())
+        keep_plan(planned(package.onnx_path("int8"), BuildOptions("int8", PATCH)), folder / name)
+
+
+def keep_plan(plan: Any, folder: Path) -> None:
+    """A plan with only the shapes of its weights."""
+    weights = {step.weights: step.int8 for step in plan.steps if step.weights}
+    shapes = {name: [list(plan.arrays[name].shape), str(plan.arrays[name].dtype)] for name in weights}
+    plan.arrays = {name: array for name, array in plan.arrays.items() if name not in weights}
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.save(folder)
+    (folder / "weights.json").write_text(json.dumps(shapes))
+
+
+def kept_plan(folder: Path) -> Any:
+    from MedQuantINT8Lib.engines.cuda_int8.plan import Plan
+
+    plan, rng = Plan.load(folder), np.random.default_rng(0)
+    for name, (shape, dtype) in json.loads((folder / "weights.json").read_text()).items():
+        plan.arrays[name] = rng.integers(-127, 128, shape).astype(dtype)
+    return plan
+
+
+def bytes_of(plan: Any, batch: int) -> int:
+    """What the steps read and write in the GPU's memory if nothing stays in its cache, weights included."""
+    total = 0
+    for step in plan.steps:
+        for view in (*step.reads(), *step.writes()):
+            total += batch * int(np.prod(plan.buffers[view.buffer].size)) * view.layout.width * (1 if view.scale else 2)
+        if step.weights:
+            total += plan.arrays[step.weights].size * (1 if step.int8 else 2)
+    return total + batch * int(np.prod(plan.size)) * 2 * (plan.channels + plan.classes)
+
+
+def timed(gpu: Any, network: Any, batch: int) -> dict[str, Any]:
+    """Milliseconds of a recorded call, and of each step."""
+    from MedQuantINT8Lib.engines.cuda_graph import CapturedGraph
+
+    plan, stream = network.plan, gpu.stream()
+    source, target = (gpu.allocate((batch, c, *plan.size), np.float16) for c in (plan.channels, plan.classes))
+    source.upload(np.random.default_rng(0).normal(size=source.shape).astype(np.float16), stream)
+    begin, end = gpu.event(), gpu.event()
+
+    def milliseconds(graph: Any) -> float:
+        begin.record(stream)
+        graph.launch(0)
+        end.record(stream)
+        end.wait()
+        return float(end.milliseconds_since(begin))
+
+    whole = CapturedGraph(gpu, stream, lambda s: network.enqueue(batch, source, target, s))
+    for _ in range(4):
+        whole.launch(0)
+    times = [milliseconds(whole) for _ in range(ROUNDS)]
+    whole.free()
+    steps = []
+    for number, program in enumerate(network.programs if batch == 1 else []):
+        alone = CapturedGraph(gpu, stream, lambda s, n=number: [network.launch(n, batch, source, target, s) for _ in range(STEP_RUNS)] and None)
+        alone.launch(0)
+        milliseconds(alone)
+        step, tiling = program.step, program.tiling
+        steps.append(
+            {
+                "ms": milliseconds(alone) / STEP_RUNS,
+                "kind": step.kind,
+                "name": step.name,
+                "size": list(step.size),
+                "channels": [step.source.layout.channels if step.source else plan.channels, step.layout.channels],
+                "tops": 2e-9 * step.macs * batch,
+                "tile": None if tiling is None else [*tiling.tile.voxels, tiling.tile.channels, tiling.tile.warps, tiling.tile.stages, tiling.tile.groups, tiling.tile.split],
+            }
+        )
+        alone.free()
+    for thing in (source, target, begin, end, stream):
+        thing.free()
+    return {"median_ms": statistics.median(times), "p95_ms": float(np.percentile(times, 95)), "steps": steps}
+
+
+def row(gpu: Any, name: str, folder: Path) -> dict[str, Any]:
+    from MedQuantINT8Lib.engines.cuda_int8.network import CudaInt8Network
+    from MedQuantINT8Lib.engines.cuda_int8.tuning import from_json, to_json, tuned
+
+    plan = kept_plan(folder / name)
+    macs = sum(step.macs for step in plan.steps)
+    found: dict[str, Any] = {"cuda_int8": name, "gpu": gpu.info.name, "macs": macs, "int8_mac_share": sum(s.macs for s in plan.steps if s.int8) / macs}
+    for batch in (1, 4):
+        began = time.perf_counter()
+        tiles = from_json(plan, to_json(tuned(gpu, plan, batch)))
+        cold = time.perf_counter() - began
+        CudaInt8Network(gpu, plan, batch, tiles).close()
+        began = time.perf_counter()
+        network = CudaInt8Network(gpu, plan, batch, tiles)
+        found[f"batch_{batch}"] = {**timed(gpu, network, batch), "build_cold_s": cold, "load_s": time.perf_counter() - began, "mb": network.bytes / 1e6, "bytes": bytes_of(plan, batch)}
+        network.close()
+    return found
+
+
+def volume(folder: Path) -> dict[str, Any]:
+    """512 x 512 x 400 and a scan of a KiTS case's size, from int16 in the computer's memory to labels."""
+    from MedQuantINT8Lib.engines.cuda import Gpu
+    from MedQuantINT8Lib.engines.cuda_int8.network import CudaInt8Network
+    from MedQuantINT8Lib.engines.cuda_int8.tuning import from_json, to_json, tuned
+    from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Intensity, Reduction
+    from MedQuantINT8Lib.model_spec import Window
+    from MedQuantINT8Lib.windows import plan_windows
+
+    plan, window = kept_plan(folder / FOURTEEN), Window((96, 96, 96), overlap=0.5)
+    result: dict[str, Any] = {"volumes": [], "network": FOURTEEN}
+    with Gpu() as gpu:
+        result["gpu"] = gpu.info.name
+        free = gpu.free_bytes
+        network = CudaInt8Network(gpu, plan, 4, from_json(plan, to_json(tuned(gpu, plan, 4))))
+        for what, shape in (("512 x 512 x 400", (400, 512, 512)), ("KiTS case at 1.5 mm, 240 x 240 x 160", (160, 240, 240))):
+            windows = plan_windows(shape, window, (96, 96, 96))
+            scan = np.random.default_rng(0).integers(-1000, 2000, (1, *shape)).astype(np.int16)
+            runner = GpuSlidingWindow(gpu, network, 1, plan.classes, windows, window, 4)
+            times = []
+            for _ in range(4):
+                began = time.perf_counter()
+                runner.run(scan, Reduction(np.arange(plan.classes, dtype=np.uint16)), Intensity(-160, 400, 1 / 560, 160 / 560))
+                times.append(time.perf_counter() - began)
+            result["volumes"].append({"what": what, "windows": windows.count, "seconds": statistics.median(times[1:]), "gpu_gb": (free - gpu.free_bytes) / 1e9})
+            runner.close()
+        network.close()
+    return result
+
+
+def torch_volume() -> dict[str, Any]:
+    """What MONAI's sliding window with the same network in PyTorch (autocast FP16, volume and scores on the GPU) takes."""
+    import torch
+    from monai.inferers import sliding_window_inference
+    from networks import torch_networks
+
+    module = torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"].cuda().eval()
+    scan = torch.randint(-1000, 2000, (1, 1, 400, 512, 512), dtype=torch.int16)
+    torch.backends.cudnn.benchmark = True
+    times = []
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        with torch.no_grad(), torch.autocast("cuda", torch.float16):
+            x = (scan.cuda().float().clamp(-160, 400) + 160) / 560
+            labels = sliding_window_inference(x, (96, 96, 96), 4, module, 0.5, mode="gaussian", sw_device="cuda", device="cuda").argmax(1).to(torch.uint8).cpu()
+        times.append(time.perf_counter() - began)
+    return {"torch_volume_s": times[-1], "torch_gpu_gb": torch.cuda.max_memory_allocated() / 1e9, "labels": list(labels.shape)}
+
+
+def main() -> None:
+    verb, folder, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    if verb == "plan":
+        from MedQuantINT8Lib.networks import STUDY
+
+        for name in names or (*STUDY, FOURTEEN):
+            try:
+                make_plan(name, folder)
+                print(name, flush=True)
+            except Exception as error:
+                # A network that has no plan yet is a result as well.
+                print(name, error, flush=True)
+    elif verb == "time":
+        from MedQuantINT8Lib.engines.cuda import Gpu
+
+        for name in names:
+            with Gpu() as gpu:
+                print(json.dumps(row(gpu, name, folder)), flush=True)
+    else:
+        value = volume(folder)
+        print(json.dumps(value), flush=True)
+        print(json.dumps({**value, **torch_volume()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Small networks of every kind of step, as ONNX with Q/DQ nodes, for the tests of the CUDA INT8 engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from MedQuantINT8Lib import graph
+from MedQuantINT8Lib.engines.cuda_int8.plan import Plan
+from MedQuantINT8Lib.engines.cuda_int8.planner import plan_network
+from MedQuantINT8Lib.engines.cuda_int8.reading import read_network
+
+
+class Made:
+    """An ONNX network under construction; every method returns the name of what it made."""
+
+    def __init__(self, channels=1, seed=0):
+        self.rng, self.channels = np.random.default_rng(seed), channels
+        self.nodes, self.constants, self.count = [], [], 0
+
+    def name(self, word="t"):
+        self.count += 1
+        return f"{word}{self.count}"
+
+    def constant(self, values):
+        name = self.name("c")
+        self.constants.append(numpy_helper.from_array(np.asarray(values), name))
+        return name
+
+    def op(self, kind, *inputs, **attributes):
+        out = self.name()
+        self.nodes.append(helper.make_node(kind, list(inputs), [out], name=f"{kind}_{out}", **attributes))
+        return out
+
+    def rounded(self, x, scale=0.03):
+        s, z = self.constant(np.float32(scale)), self.constant(np.int8(0))
+        return self.op("DequantizeLinear", self.op("QuantizeLinear", x, s, z), s, z)
+
+    def weight(self, shape, axis, stored=True):
+        fan = np.prod(shape) / shape[axis]
+        values = self.rng.normal(size=shape) / np.sqrt(fan)
+        if not stored:
+            return self.constant(values.astype(np.float32))
+        others = tuple(a for a in range(5) if a != axis)
+        scales = np.maximum(np.abs(values).max(others), 1e-6) / 127
+        shaped = scales.reshape([-1 if a == axis else 1 for a in range(5)])
+        q = self.constant(np.rint(values / shaped).astype(np.int8))
+        return self.op("DequantizeLinear", q, self.constant(scales.astype(np.float32)), self.constant(np.zeros(len(scales), np.int8)), axis=axis)
+
+    def conv(self, x, ins, out, kernel=3, stride=1, dilation=1, pads=None, group=1, quantized=True, scale=0.03):
+        kernel, stride, dilation = (tuple(v) if isinstance(v, tuple) else (v,) * 3 for v in (kernel, stride, dilation))
+        pads = pads if pads is not None else [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)] * 2
+        taken = self.rounded(x, scale) if quantized else x
+        bias = self.constant(self.rng.normal(size=out).astype(np.float32) * 0.1)
+        attributes = {"kernel_shape": kernel, "strides": stride, "dilations": dilation, "pads": pads, "group": group}
+        return self.op("Conv", taken, self.weight((out, ins // group, *kernel), 0, quantized), bias, **attributes)
+
+    def deconv(self, x, ins, out, kernel=2, stride=2, pads=(0,) * 6, output_padding=(0, 0, 0), quantized=False):
+        taken = self.rounded(x) if quantized else x
+        attributes = {"kernel_shape": (kernel,) * 3, "strides": (stride,) * 3, "pads": pads, "output_padding": output_padding}
+        return self.op("ConvTranspose", taken, self.weight((ins, out, *(kernel,) * 3), 1, quantized), self.constant(np.zeros(out, np.float32)), **attributes)
+
+    def norm(self, x, channels):
+        gamma, beta = self.rng.uniform(0.5, 1.5, channels).astype(np.float32), self.rng.normal(size=channels).astype(np.float32) * 0.2
+        return self.op("InstanceNormalization", x, self.constant(gamma), self.constant(beta))
+
+    def finished(self, output, classes):
+        x = helper.make_tensor_value_info("image", 1, ["N", self.channels, "a", "b", "c"])
+        y = helper.make_tensor_value_info("scores", 1, ["N", classes, "d", "e", "f"])
+        self.nodes.append(helper.make_node("Identity", [output], ["scores"], name="last"))
+        body = helper.make_graph(self.nodes, "made", [x], [y], self.constants)
+        return helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def kernels_and_strides() -> onnx.ModelProto:
+    m = Made(2)
+    x = m.op("Relu", m.conv("image", 2, 20, kernel=3))
+    x = m.op("LeakyRelu", m.conv(x, 20, 33, kernel=(1, 3, 5), pads=[0, 1, 2, 0, 1, 2]), alpha=0.1)
+    x = m.op("Elu", m.conv(x, 33, 48, kernel=3, stride=2))
+    x = m.op("Sigmoid", m.conv(x, 48, 32, kernel=(2, 2, 2), stride=(1, 2, 1), pads=[0, 0, 0, 1, 1, 1]))
+    return m.finished(m.conv(x, 32, 3, kernel=1), 3)
+
+
+def dilations() -> onnx.ModelProto:
+    m = Made(1)
+    x = m.op("Relu", m.conv("image", 1, 16))
+    for dilation in (2, 4, (1, 2, 3)):
+        x = m.op("Relu", m.conv(x, 16, 16, dilation=dilation))
+    x = m.op("Relu", m.conv(x, 16, 24, dilation=2, stride=2, group=2))
+    return m.finished(m.conv(x, 24, 2, kernel=1), 2)
+
+
+def transposed() -> onnx.ModelProto:
+    m = Made(3)
+    x = m.op("Relu", m.conv("image", 3, 24, stride=2))
+    x = m.op("Relu", m.deconv(x, 24, 20, quantized=True))
+    y = m.op("Relu", m.conv(x, 20, 40, stride=2))
+    y = m.deconv(y, 40, 16, kernel=3, pads=(1,) * 6, output_padding=(1, 1, 1), quantized=True)
+    z = m.op("Relu", m.conv(y, 16, 16, stride=2))
+    z = m.deconv(z, 16, 20, kernel=4, pads=(1,) * 6)
+    w = m.op("Relu", m.conv(z, 20, 32, kernel=3, stride=3))
+    w = m.deconv(w, 32, 12, kernel=3, stride=3)
+    return m.finished(m.conv(w, 12, 4, kernel=1), 4)
+
+
+def residuals() -> onnx.ModelProto:
+    m = Made(1)
+    x = m.conv("image", 1, 32)
+    for _ in range(2):
+        y = m.op("Relu", m.conv(m.op("Relu", x), 32, 32))
+        x = m.op("Add", m.conv(y, 32, 32), x)
+    gate = m.op("Sigmoid", m.conv(x, 32, 32, kernel=1))
+    x = m.op("Mul", x, gate)
+    x = m.op("PRelu", x, m.constant(m.rng.uniform(0, 0.5, (32, 1, 1, 1)).astype(np.float32)))
+    x = m.op("Sub", m.op("Div", x, m.constant(np.float32(2))), m.constant(m.rng.normal(size=(1, 32, 1, 1, 1)).astype(np.float32)))
+    return m.finished(m.conv(x, 32, 2, kernel=1), 2)
+
+
+def normalized() -> onnx.ModelProto:
+    m = Made(1)
+    x = m.conv("image", 1, 24)
+    x = m.op("LeakyRelu", m.norm(x, 24), alpha=0.01)
+    x = m.conv(x, 24, 32)
+    # GroupNorm as torch writes it.
+    shape = m.op("Shape", x)
+    grouped = m.op("Reshape", x, m.constant(np.array([0, 8, -1], np.int64)))
+    grouped = m.op("InstanceNormalization", grouped, m.constant(np.ones(8, np.float32)), m.constant(np.zeros(8, np.float32)))
+    x = m.op("Reshape", grouped, shape)
+    x = m.op("Mul", x, m.constant(m.rng.uniform(0.5, 1.5, (32, 1, 1, 1)).astype(np.float32)))
+    x = m.op("Relu", m.op("Add", x, m.constant(m.rng.normal(size=(32, 1, 1, 1)).astype(np.float32))))
+    # GELU, and SiLU.
+    x = m.conv(x, 32, 16)
+    erf = m.op("Add", m.op("Erf", m.op("Div", x, m.constant(np.float32(np.sqrt(2))))), m.constant(np.float32(1)))
+    x = m.op("Mul", m.op("Mul", x, erf), m.constant(np.float32(0.5)))
+    x = m.conv(x, 16, 16)
+    x = m.op("Mul", x, m.op("Sigmoid", x))
+    return m.finished(m.conv(x, 16, 3, kernel=1), 3)
+
+
+def joined() -> onnx.ModelProto:
+    m = Made(1)
+    a = m.op("Relu", m.conv("image", 1, 20))
+    b = m.op("Relu", m.conv(m.op("MaxPool", a, kernel_shape=(2, 2, 2), strides=(2, 2, 2)), 20, 36))
+    c = m.op("AveragePool", b, kernel_shape=(3, 3, 3), strides=(1, 1, 1), pads=[1] * 6)
+    sizes = m.constant(np.array([1, 1, 2, 2, 2], np.float32))
+    up = m.op("Resize", c, "", sizes, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    smooth = m.op("Resize", b, "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+    x = m.op("Concat", a, up, smooth, axis=1)
+    y = m.op("Relu", m.conv(x, 92, 16))
+    z = m.norm(m.op("Concat", y, a, axis=1), 36)
+    return m.finished(m.conv(z, 36, 5), 5)
+
+
+def cut_and_padded() -> onnx.ModelProto:
+    m = Made(1)
+    x = m.op("Relu", m.conv("image", 1, 16))
+    x = m.op("Pad", x, m.constant(np.array([0, 0, 1, 0, 2, 0, 0, 0, 1, 3], np.int64)), mode="edge")
+    x = m.op("Pad", x, m.constant(np.array([0, 0, 0, 1, 0, 0, 0, 2, 0, 0], np.int64)), mode="constant")
+    x = m.op("Clip", m.conv(x, 16, 16), m.constant(np.float32(0)), m.constant(np.float32(6)))
+    ends = [m.constant(np.array(v, np.int64)) for v in ([0, 1, 2], [-1, -2, -3], [2, 3, 4])]
+    x = m.op("Slice", x, *ends)
+    return m.finished(m.op("Softmax", m.conv(x, 16, 4, kernel=1), axis=1), 4)
+
+
+def in_float() -> onnx.ModelProto:
+    m = Made(4)
+    x = m.op("Tanh", m.conv("image", 4, 12, quantized=False))
+    x = m.op("Softplus", m.conv(x, 12, 20, stride=2, quantized=False))
+    x = m.op("HardSwish", m.deconv(x, 20, 8))
+    return m.finished(m.op("Sigmoid", m.conv(x, 8, 1, kernel=1, quantized=False)), 1)
+
+
+NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
+    made.__name__: made for made in (kernels_and_strides, dilations, transposed, residuals, normalized, joined, cut_and_padded, in_float)
+}
+#: Odd along some axes, even where a network halves and doubles.
+SIZES = {"joined": (12, 10, 14), "transposed": (12, 12, 24), "in_float": (10, 12, 8)}
+
+
+def size_of(name: str) -> tuple[int, int, int]:
+    return SIZES.get(name, (11, 9, 13))
+
+
+def fixed(model: onnx.ModelProto, size: tuple[int, int, int]) -> onnx.ModelProto:
+    model = graph.fixed_shape(model, size)
+    graph.name_nodes(model)
+    return model
+
+
+def plan_of(model: onnx.ModelProto, size: tuple[int, int, int]) -> Plan:
+    return plan_network(read_network(fixed(model, size)))

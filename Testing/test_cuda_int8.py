@@ -1,0 +1,370 @@
+"""The CUDA INT8 engine without a GPU: plans, their integers, the cut into tiles, and that every kernel compiles."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import nvrtc_at_hand
+from cuda_networks import NETWORKS, Made, fixed, plan_of, size_of
+from MedQuantINT8Lib.engines import base, trial
+from MedQuantINT8Lib.engines.base import UnsupportedNetwork
+from MedQuantINT8Lib.engines.cuda_int8 import backend as cuda_backend
+from MedQuantINT8Lib.engines.cuda_int8 import tuning
+from MedQuantINT8Lib.engines.cuda_int8.lattice import lattice_of
+from MedQuantINT8Lib.engines.cuda_int8.plan import Layout, Plan
+from MedQuantINT8Lib.engines.cuda_int8.program import programs
+from MedQuantINT8Lib.engines.cuda_int8.reading import read_network
+from MedQuantINT8Lib.engines.cuda_int8.reference import POISON, ReferenceExecutor
+from MedQuantINT8Lib.engines.cuda_int8.tiles import Machine, candidates
+from MedQuantINT8Lib.engines.cuda_int8.tiling import Tile, Tiling, arranged_weights, columns_of
+from MedQuantINT8Lib.engines.onnxruntime import session
+from MedQuantINT8Lib.errors import EngineError
+
+H100, RTX_3090 = Machine((9, 0), 132), Machine((8, 6), 82)
+
+
+def simulated(model, size, x):
+    run = session(fixed(model, size).SerializeToString(), "int8")
+    return np.concatenate([run.run(None, {"image": one[None]})[0] for one in x])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_plan_computes_what_the_simulated_network_does(name):
+    model, size = NETWORKS[name](), size_of(name)
+    plan = plan_of(model, size)
+    x = np.random.default_rng(1).normal(size=(2, plan.channels, *size)).astype(np.float32)
+    found, expected = ReferenceExecutor(plan, 2).run(x), simulated(model, size, x)
+    assert found.shape == expected.shape
+    # FP16 between the layers moves a value to the next INT8 step now and then; a wrong step would be off by all of it.
+    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_step_reads_what_nobody_wrote(name):
+    plan = plan_of(NETWORKS[name](), size_of(name))
+    x = np.random.default_rng(1).normal(size=(1, plan.channels, *plan.size)).astype(np.float32)
+    run = ReferenceExecutor(plan)
+    written = set()
+    for step in plan.steps:
+        for view in step.reads():
+            held = run.buffers[view.buffer][..., view.start : view.start + view.layout.width]
+            assert (view.buffer, view.start) in written or view.buffer in {b for b, _ in written}
+            poisoned = held == POISON["i8"] if view.scale else np.isnan(held)
+            assert poisoned.mean() < 0.02
+        run.run_step(step, x)
+        written |= {(view.buffer, view.start) for view in step.writes()}
+
+
+def test_buffers_that_live_at_once_do_not_share_memory_and_others_do():
+    plan = plan_of(NETWORKS["residuals"](), (16, 16, 16))
+    places, total = plan.places()
+    lives = plan.lifetimes()
+    for a in places:
+        for b in places:
+            apart = lives[a][1] < lives[b][0] or lives[b][1] < lives[a][0]
+            beside = places[a] + plan.buffers[a].bytes <= places[b] or places[b] + plan.buffers[b].bytes <= places[a]
+            assert a == b or apart or beside
+    assert total < 0.7 * sum(buffer.bytes for buffer in plan.buffers.values())
+
+
+def test_a_plan_is_kept_and_read_again_without_onnx(tmp_path):
+    plan = plan_of(NETWORKS["joined"](), size_of("joined"))
+    plan.save(tmp_path)
+    again = Plan.load(tmp_path)
+    assert again.steps == plan.steps and again.buffers == plan.buffers and again.norms == plan.norms and again.size == plan.size
+    assert all(np.array_equal(again.arrays[name], array) and again.arrays[name].dtype == array.dtype for name, array in plan.arrays.items())
+
+
+def test_joined_tensors_are_written_where_they_are_read():
+    plan = plan_of(NETWORKS["joined"](), size_of("joined"))
+    join = next(step for step in plan.steps if step.kind == "conv" and len(step.source.layout.parts) == 3)
+    writers = [step for step in plan.steps for view in step.writes() if view.buffer == join.source.buffer]
+    assert len(writers) == 3 and join.source.layout.parts == ((0, 20), (32, 36), (80, 36)) and join.source.layout.width == 128
+    assert not any(step.kind == "concat" for step in plan.steps)
+
+
+def test_pooling_and_nearest_neighbours_stay_in_int8():
+    m = Made(1)
+    x = m.op("Relu", m.conv("image", 1, 16))
+    x = m.conv(m.op("MaxPool", x, kernel_shape=(2, 2, 2), strides=(2, 2, 2)), 16, 2)
+    plan = plan_of(m.finished(x, 2), (8, 8, 8))
+    pool = next(step for step in plan.steps if step.kind == "maxpool")
+    assert pool.source.scale > 0 and pool.ops[0].view.scale == pool.source.scale
+    assert [buffer.kind for buffer in plan.buffers.values()].count("f16") == 0
+
+
+def test_a_first_layer_of_few_channels_becomes_pointwise():
+    plan = plan_of(NETWORKS["normalized"](), (9, 9, 9))
+    assert plan.steps[0].kind == "unfold" and plan.steps[0].layout.channels == 27
+    assert plan.steps[1].kind == "conv" and plan.steps[1].geometry.kernel == (1, 1, 1)
+    assert not any(step.kind == "input" for step in plan.steps)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes", "words"),
+    [
+        ("Einsum", ("image",), {"equation": "abcde->abcde"}, "Einsum (node odd)"),
+        ("Softmax", ("image",), {"axis": -1}, "another axis than that of channels"),
+        ("Resize", ("image", "", "scales"), {"mode": "cubic"}, "mode cubic"),
+        ("Concat", ("image", "image"), {"axis": 2}, "another axis"),
+    ],
+)
+def test_what_has_no_kernel_is_named_with_the_engine_to_use_instead(operator, inputs, attributes, words):
+    import onnx
+
+    m = Made(1)
+    scales = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2, 2], np.float32), "scales")
+    m.constants.append(scales)
+    m.nodes.append(onnx.helper.make_node(operator, list(inputs), ["odd_out"], name="odd", **attributes))
+    with pytest.raises(UnsupportedNetwork) as caught:
+        plan_of(m.finished("odd_out", 1), (4, 4, 4))
+    assert words in str(caught.value) and "--engine" in str(caught.value) and "openvino" in str(caught.value)
+
+
+@pytest.mark.parametrize("kernel,stride,dilation,before", [(3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 4, 4), (5, 3, 2, 1), (1, 1, 1, 0)])
+def test_a_lattice_takes_each_output_its_inputs(kernel, stride, dilation, before):
+    axis, size = lattice_of(kernel, stride, dilation, before, False), 23
+    for phase in range(axis.phases):
+        for i in range(axis.count(size)):
+            out = phase + i * axis.out_step
+            inputs = [axis.starts[phase] + (i * axis.stride + offset) * axis.in_step for _, offset in axis.taps[phase]]
+            assert inputs == [out * stride + k * dilation - before for k, _ in axis.taps[phase]]
+
+
+@pytest.mark.parametrize("kernel,stride,before", [(2, 2, 0), (3, 2, 1), (4, 2, 1), (3, 3, 0), (2, 3, 0)])
+def test_a_transposed_lattice_takes_each_output_its_inputs(kernel, stride, before):
+    axis = lattice_of(kernel, stride, 1, before, True)
+    for phase in range(stride):
+        found = {(k, axis.starts[phase] + offset) for k, offset in axis.taps[phase]}
+        # Output `phase` of input j through place k: j * stride + k - before.
+        assert found == {(k, j) for k in range(kernel) for j in range(-kernel, kernel) if j * stride + k - before == phase}
+
+
+def multiplied(plan, tiling, held):
+    """What the kernel adds up, from the very bytes and places that it reads: (n, *size, slots)."""
+    step, tile = tiling.step, tiling.tile
+    kinds, turns = len(tiling.taps), tiling.turn_groups * tiling.group_turns
+    shape = (kinds, tiling.column_blocks, tiling.chunks, turns)
+    raw = arranged_weights(plan, tiling)
+    if tile.groups:
+        raw = np.swapaxes(raw.reshape(*shape, 2, tile.channels, 16), -3, -2)
+    else:
+        raw = raw.reshape(*shape, tile.channels, 2, 16)
+        rows = (np.arange(turns)[:, None] % tiling.group_turns) * tile.channels + np.arange(tile.channels)
+        raw = np.where((rows >> 2 & 1).astype(bool)[..., None, None], raw[..., ::-1, :], raw)
+    dtype = np.int8 if step.int8 else np.float16
+    weights = np.ascontiguousarray(raw).view(dtype).astype(np.float64)
+    weights = weights.reshape(*shape, tile.channels, tiling.together, -1)
+    _, height, width = tiling.halo
+    stride = tiling.lattices[2].stride
+    columns = np.zeros((len(held), *step.size, step.layout.width))
+    items = tiling.chunk // tiling.element
+    channel = columns_of(tiling)
+    for phase in np.ndindex(*(lattice.phases for lattice in tiling.lattices)):
+        kind = 0 if tiling.same_taps else int(np.ravel_multi_index(phase, [lattice.phases for lattice in tiling.lattices]))
+        counts = [len(range(p, n, lattice.out_step)) for p, n, lattice in zip(phase, step.size, tiling.lattices, strict=True)]
+        if tiling.spread > 1:
+            counts = [n // lattice.out_step for n, lattice in zip(step.size, tiling.lattices, strict=True)]
+        for number, place in enumerate(tiling.places[kind]):
+            row, w = divmod(place, width)
+            d, h = divmod(row, height)
+            offset = (d, h, w % (width // stride) * stride + w // (width // stride))
+            taken = np.zeros((len(held), *counts, tiling.chunks * items))
+            index, inside = [], []
+            for axis in range(3):
+                lattice = tiling.lattices[axis]
+                at = lattice.starts[phase[axis]] + (np.arange(counts[axis]) * lattice.stride + offset[axis]) * lattice.in_step
+                inside.append((at >= 0) & (at < step.source_size[axis]))
+                index.append(np.clip(at, 0, step.source_size[axis] - 1))
+            values = held[:, index[0]][:, :, index[1]][:, :, :, index[2]] * (
+                inside[0][:, None, None, None] & inside[1][:, None, None] & inside[2][:, None]
+            )
+            taken[..., : values.shape[-1]] = values
+            turn, together = divmod(number, tiling.together)
+            for block in range(tiling.column_blocks):
+                for chunk in range(tiling.chunks):
+                    part = taken[..., chunk * items : (chunk + 1) * items] @ weights[kind, block, chunk, turn, :, together].T
+                    for column in range(tile.channels):
+                        beside, slot = divmod(block * tile.channels + channel[column], step.layout.width)
+                        if beside >= tiling.spread:
+                            continue
+                        shift = np.unravel_index(beside, step.geometry.stride) if tiling.spread > 1 else (0, 0, 0)
+                        to = tuple(slice(p + s, None, lattice.out_step) for p, s, lattice in zip(phase, shift, tiling.lattices, strict=True))
+                        columns[(slice(None), *to, slot)] += part[..., column]
+    return columns
+
+
+@pytest.mark.parametrize("name", ["kernels_and_strides", "dilations", "transposed", "joined"])
+@pytest.mark.parametrize("machine", [H100, RTX_3090], ids=["wgmma", "mma"])
+def test_tiles_take_the_right_bytes_to_the_right_channels(name, machine):
+    plan = plan_of(NETWORKS[name](), size_of(name))
+    run = ReferenceExecutor(plan)
+    x = np.random.default_rng(2).normal(size=(1, plan.channels, *plan.size)).astype(np.float32)
+    for step in plan.steps:
+        if step.kind in ("conv", "deconv"):
+            view = step.source
+            held = run.buffers[view.buffer][..., view.start : view.start + view.layout.width].astype(np.float64)
+            # Slots between parts are whatever memory held; weights there are 0.
+            held[..., np.setdiff1d(np.arange(view.layout.width), view.layout.slots)] = 77.0
+            expected = run._accumulated(step)
+            fitting = candidates(step, machine, 1)
+            assert fitting
+            for tiling in (fitting[0], fitting[-1]):
+                flat = tiling.step
+                found = multiplied(plan, tiling, held.reshape(1, *flat.source_size, -1)).reshape(expected.shape)
+                np.testing.assert_allclose(found, expected, rtol=1e-3 if tiling.half else 0, atol=1e-2 if tiling.half else 0)
+        run.run_step(step, x)
+
+
+def test_tilings_fit_the_gpu_and_leave_no_tile_out():
+    plan = plan_of(NETWORKS["kernels_and_strides"](), (24, 24, 24))
+    for machine in (H100, RTX_3090):
+        for step in plan.steps:
+            if step.kind != "conv":
+                continue
+            for tiling in candidates(step, machine, 1):
+                assert tiling.shared_bytes < machine.shared_bytes and tiling.tile.groups <= machine.has_groups
+                covered = [t * n >= lattice.count(size) for t, n, lattice, size in zip(tiling.tile.voxels, tiling.tiles, tiling.lattices, tiling.step.size, strict=True)]
+                assert all(covered)
+
+
+def test_kept_tiles_come_back_as_they_were():
+    plan = plan_of(NETWORKS["transposed"](), size_of("transposed"))
+    tiles = {step.name: candidates(step, H100, 1)[0].guess for step in plan.steps if step.weights}
+    again = tuning.from_json(plan, json.loads(json.dumps(tuning.to_json(tiles))))
+    assert {name: tiling.guess for name, tiling in again.items()} == tiles
+
+
+def test_slots_between_parts_hold_no_channel():
+    layout = Layout(((0, 3), (16, 5)), 32)
+    assert layout.channels == 8 and list(layout.slots) == [0, 1, 2, 16, 17, 18, 19, 20]
+    assert list(np.flatnonzero(layout.placed(np.arange(1, 9)))) == list(layout.slots)
+
+
+@pytest.mark.skipif(nvrtc_at_hand.library() is None, reason="NVRTC is not installed")
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
+def test_every_kernel_compiles_for_every_generation(capability, monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
+    compiler = nvrtc_at_hand.compiler(capability)
+    sources = []
+    for name in ("transposed", "joined", "cut_and_padded"):
+        plan = plan_of(NETWORKS[name](), size_of(name))
+        sources += [program.source for program in programs(plan, Machine(capability, 100), 2)]
+    binaries = compiler.binaries(sources)
+    assert all(binary[:4] == b"\x7fELF" for binary in binaries)
+    assert len(list((tmp_path / "kernels").iterdir())) == len(set(sources))
+
+
+@pytest.mark.skipif(nvrtc_at_hand.library() is None, reason="NVRTC is not installed")
+def test_shared_sums_and_both_depths_compile(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
+    from MedQuantINT8Lib.engines.cuda_int8.program import conv_program
+
+    plan = plan_of(NETWORKS["kernels_and_strides"](), (24, 24, 24))
+    step = next(s for s in plan.steps if s.weights and s.geometry.kernel == (3, 3, 3) and s.geometry.stride == (2, 2, 2))
+    tiles = [Tile((2, 4, 8), 48, 4, 2, split=2), Tile((1, 8, 8), 48, 4, 1, groups=True, split=2), Tile((4, 8, 8), 16, 4, 2)]
+    assert len(nvrtc_at_hand.compiler((9, 0)).binaries([conv_program(plan, step, Tiling.of(step, tile), H100).source for tile in tiles])) == 3
+
+
+class Stub:
+    real_int8, needs_gpu, precisions = True, True, ("int8", "fp16")
+
+    def __init__(self, name, reason=""):
+        self.name, self.title, self._reason = name, name.upper(), reason
+
+    def unavailable(self):
+        return self._reason
+
+    def version(self):
+        return "1"
+
+    def device_name(self, device):
+        return "card"
+
+
+def with_engines(monkeypatch, *made):
+    monkeypatch.setattr(base, "_REGISTRY", {stub.name: "" for stub in made})
+    by_name = {stub.name: stub for stub in made}
+    monkeypatch.setattr(base, "backend", lambda name: by_name[name])
+
+
+def test_on_a_gpu_the_order_is_what_a_trial_found_and_it_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
+    processor = SimpleNamespace(name="cpu", title="CPU", real_int8=True, unavailable=lambda: "")
+    with_engines(monkeypatch, Stub("slow"), Stub("fast"), processor)
+    tried = []
+    monkeypatch.setattr(trial, "_tried", lambda made: tried.append(made.name) or {"slow": 9.0, "fast": 2.0}[made.name])
+    assert [made.name for made in base.usable_backends("int8")] == ["fast", "slow", "cpu"]
+    assert base.choose_backend("auto", "int8").name == "fast"
+    assert tried == ["slow", "fast"]
+    # FP32 is what neither of them has.
+    assert base.choose_backend("auto", "fp32").name == "cpu"
+
+
+def test_one_engine_on_a_gpu_is_not_tried(monkeypatch):
+    with_engines(monkeypatch, Stub("only"), Stub("other", "it is not installed"))
+    monkeypatch.setattr(trial, "_tried", lambda made: pytest.fail("tried"))
+    assert base.choose_backend("auto", "int8").name == "only"
+
+
+def test_a_network_without_a_kernel_goes_to_the_next_engine(monkeypatch):
+    processor = SimpleNamespace(name="cpu", title="CPU", real_int8=True, unavailable=lambda: "")
+    with_engines(monkeypatch, Stub("only"), processor)
+    assert base.choose_instead("int8", UnsupportedNetwork("no kernel")).name == "cpu"
+    with_engines(monkeypatch, Stub("only"))
+    with pytest.raises(UnsupportedNetwork, match="no kernel"):
+        base.choose_instead("int8", UnsupportedNetwork("no kernel"))
+
+
+def test_the_engine_says_why_it_cannot_run_here(monkeypatch):
+    made = cuda_backend.CudaInt8Backend()
+    monkeypatch.setattr(cuda_backend.cuda, "bindings", lambda: (None, SimpleNamespace(nvrtcVersion=lambda: (0, 13, 0))))
+    monkeypatch.setattr(cuda_backend.cuda, "gpus", list)
+    assert "no NVIDIA GPU" in made.unavailable()
+    card = SimpleNamespace(reason_unfit="")
+    monkeypatch.setattr(cuda_backend.cuda, "gpus", lambda: [card])
+    assert made.unavailable() == ""
+
+    def missing():
+        raise RuntimeError("Failed to dlopen libnvrtc.so.13")
+
+    monkeypatch.setattr(cuda_backend.cuda, "bindings", lambda: (None, SimpleNamespace(nvrtcVersion=missing)))
+    assert "pip install nvidia-cuda-nvrtc" in made.unavailable()
+    monkeypatch.setattr(cuda_backend.cuda, "gpus", lambda: [SimpleNamespace(reason_unfit="GTX 1080 is too old")])
+    assert "too old" in made.unavailable()
+
+
+def test_a_precision_that_an_engine_lacks_is_refused():
+    with pytest.raises(EngineError, match="CUDA INT8 does not compute in FP32"):
+        base.choose_backend("cuda_int8", "fp32")
+
+
+def test_layers_put_back_to_float_run_in_fp16(tmp_path):
+    model = NETWORKS["residuals"]()
+    path = tmp_path / "network.onnx"
+    path.write_bytes(model.SerializeToString())
+    options = base.BuildOptions("int8", (8, 8, 8))
+    whole = cuda_backend.planned(path, options)
+    layer = next(step for step in whole.steps if step.int8)
+    put_back = cuda_backend.planned(path, replace(options, high_precision=(layer.sources[0],)))
+    assert [s.name for s in whole.steps if s.int8 and s.name not in {t.name for t in put_back.steps if t.int8}] == [layer.name]
+
+
+def test_unused_nodes_are_left_out():
+    m = Made(1)
+    m.op("Exp", m.conv("image", 1, 4))
+    network = read_network(fixed(m.finished(m.conv("image", 1, 2), 2), (4, 4, 4)))
+    assert [node.op for node in network.nodes] == ["quant", "conv"]
+
+
+def test_a_network_that_gives_another_size_is_refused(tmp_path):
+    path = tmp_path / "network.onnx"
+    path.write_bytes(NETWORKS["kernels_and_strides"]().SerializeToString())
+    with pytest.raises(UnsupportedNetwork, match="keep a patch's size"):
+        cuda_backend.planned(path, base.BuildOptions("int8", (11, 9, 13)))
