@@ -17,7 +17,7 @@ from .tiles import candidates
 from .tiling import Tile, Tiling
 
 #: Best guesses that are timed, and how often.
-_GUESSES, _ROUNDS, _RUNS = 4, 3, 8
+_GUESSES, _ROUNDS, _RUNS = 3, 3, 8
 
 
 def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[str, Tile]:
