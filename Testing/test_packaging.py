@@ -91,6 +91,7 @@ def test_requirement_files_say_what_the_extras_say():
     assert lines("requirements-build.txt") == names("quantize") - {"torch>=2.8"}
     assert lines("requirements-import.txt") == (names("import") - {"torch>=2.8"}) | {"onnx>=1.17", "onnxruntime>=1.20"}
     assert lines("requirements-tensorrt.txt") == names("tensorrt") | {"onnxruntime>=1.20"}
+    assert lines("requirements-cuda.txt") == names("cuda") | {"onnxruntime>=1.20"}
     assert lines("requirements-tensorrt-rtx.txt") == names("tensorrt-rtx")
     for path in (MODULE / "Resources").glob("requirements-*.txt"):
         assert "==" not in path.read_text()

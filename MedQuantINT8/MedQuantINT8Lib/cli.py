@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--output", help="folder for TABLE.json and TABLE.md; rows that are there are kept")
 
     command = _command(add, "selftest", study_commands.selftest, "prove an engine on this machine: INT8, FP16 and FP32 of known networks")
-    command.add_argument("--engine", default="auto", help="tensorrt, tensorrt_rtx, openvino or auto (default: %(default)s)")
+    command.add_argument("--engine", default="auto", help="tensorrt, cuda_int8, tensorrt_rtx, openvino or auto (default: %(default)s)")
     command.add_argument("--networks", nargs="+", default=["demo"], metavar="NAME", help="demo, all, or names of medquant networks (default: demo)")
     command.add_argument("--output", default="selftest", help="folder for selftest.html and selftest.json (default: %(default)s)")
 
@@ -165,7 +165,7 @@ def _import_options(command: argparse.ArgumentParser) -> None:
 
 
 def _running_options(command: argparse.ArgumentParser, *, precision: bool = True) -> None:
-    command.add_argument("--engine", default="auto", help="tensorrt, tensorrt_rtx, openvino, onnxruntime or auto (default: %(default)s)")
+    command.add_argument("--engine", default="auto", help="tensorrt, cuda_int8, tensorrt_rtx, openvino, onnxruntime or auto (default: %(default)s)")
     if precision:
         command.add_argument(
             "--precision",

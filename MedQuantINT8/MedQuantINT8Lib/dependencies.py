@@ -40,6 +40,12 @@ GROUPS = {
         "about 90 MB to download",
         "OpenVINO and ONNX: Apache-2.0; ONNX Runtime: MIT",
     ),
+    "cuda_int8": Group(
+        "requirements-cuda.txt",
+        "to run INT8 networks on this computer's NVIDIA graphics card with this extension's own kernels",
+        "about 120 MB to download",
+        "cuda-python and NVRTC: NVIDIA's proprietary licences, which you accept by installing them; ONNX: Apache-2.0; ONNX Runtime: MIT",
+    ),
     "tensorrt": Group(
         "requirements-tensorrt.txt",
         "to run INT8 networks on this computer's NVIDIA graphics card",

@@ -25,6 +25,7 @@ def examined() -> dict[str, Any]:
         "tensorrt",
         "onnxruntime-ep-nv-tensorrt-rtx-cu13",
         "cuda-python",
+        "nvidia-cuda-nvrtc",
         "nvidia-modelopt",
         "torch",
         "monai",

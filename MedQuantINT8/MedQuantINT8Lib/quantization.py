@@ -8,6 +8,7 @@ ModelOpt knows only two methods for INT8 and takes any other word for "max". Wha
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -130,9 +131,9 @@ def quantize_package(
     histograms = collect_histograms(fp32, tensors, sampler, len(sampler), patch, task)
     scales = scales_from(histograms, calibration)
     qdq.set_activation_scales(placed, scales)
-    compared = sampler.first_samples(COMPARED_PATCHES)
+    compared = sampler.first_samples(COMPARED_PATCHES if math.prod(patch) <= _LARGE_PATCH else _FEW_PATCHES)
     patches = [sample.patch for sample in compared]
-    corrected = with_corrected_biases(fp32, placed, input_means(fp32, patches, patch))
+    corrected = with_corrected_biases(fp32, placed, input_means(fp32, patches[:_FEW_PATCHES], patch))
     references = [sample.labels for sample in compared if sample.labels is not None]
     checked, guarded = guard(fp32, placed, patches, package.spec, policy.budget, task, references, stopwatch, corrected)
     reasons |= {name: f"the guard: {why}" for name, why in guarded.returned.items()}
@@ -152,8 +153,9 @@ def quantize_package(
     return _write(package, checked, measured, guarded, reasons, target, patch)
 
 
-#: Patches on which INT8 is compared with FP32, of as many volumes as there are.
-COMPARED_PATCHES = 2
+#: Patches on which INT8 is compared with FP32, of as many volumes as there are. Two let a network pass that lost a structure on the next
+#: scan (Resources/labelled.md); of patches that are whole volumes two have to do.
+COMPARED_PATCHES, _FEW_PATCHES, _LARGE_PATCH = 6, 2, 1 << 21
 #: Longest side of a calibration patch where the network is free in size: larger ones cost time and teach little.
 CALIBRATION_SIDE = 96
 

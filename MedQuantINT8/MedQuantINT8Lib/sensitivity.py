@@ -117,6 +117,10 @@ class GuardResult:
         }
 
 
+#: Patches that are looked at first.
+_FEW = 2
+
+
 class _Judge:
     """Measures candidate networks against FP32, and labels, on fixed patches.
 
@@ -226,7 +230,7 @@ def guard(
     layers = qdq.layers_with_int8_weights(int8)
     order = _worst_first(judge, fp32, int8, layers, task)
     # Weights stored as INT8, everything computed in float: if even that is too coarse, size has to give way.
-    result.after = judge.measure(qdq.without_quantization(int8, set(layers)))
+    result.after = judge.measure(qdq.without_quantization(int8, set(layers)), _FEW)
     room = SIZE_LIMIT * fp32.ByteSize() if result.kept else math.inf
     candidates = [int8]
     with task.stage("putting layers back to float", len(layers)):
@@ -239,7 +243,10 @@ def guard(
                 whole = qdq.without_quantization(candidates[-1], {name})
                 result.stored_as_int8.append(name)
             candidates.append(whole)
-            result.after = judge.measure(candidates[-1])
+            result.after = judge.measure(candidates[-1], _FEW)
+            if result.kept:
+                # A few patches tell that a network is not good enough, but not that it is.
+                result.after = judge.measure(candidates[-1])
             task.step()
             if result.kept:
                 break

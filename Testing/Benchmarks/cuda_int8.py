@@ -24,8 +24,6 @@ sys.path[:0] = [str(ROOT / "Testing" / "Benchmarks"), str(ROOT / "Testing"), str
 #: nnU-Net's network with 14 classes, for the whole volume.
 FOURTEEN = "nnunet14"
 ROUNDS, STEP_RUNS = 30, 10
-#: Dense INT8 of tensor cores in TOP/s and memory in GB/s, by the makers' data sheets.
-ROOFS = {"H100 80GB HBM3": (1979, 3352), "H200": (1979, 4800)}
 
 
 def make_plan(name: str, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Writes Resources/gpu.json and gpu.md from what the GPU benchmarks printed: python gpu_page.py FILE ...
 
-Each FILE holds lines of JSON, from gpu_baselines.py or gpu_window.py.
+Each FILE holds lines of JSON, from gpu_baselines.py, gpu_window.py or cuda_int8.py.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / "MedQuantINT8")]
+sys.path[:0] = [str(ROOT / "Testing" / "Benchmarks"), str(ROOT / "MedQuantINT8")]
 TARGET = ROOT / "Resources" / "gpu.json"
 MODES = ("fp32", "tf32", "autocast_fp16", "fp16_channels_last", "compiled_autocast_fp16")
 
 
 def page(value: dict[str, Any]) -> str:
+    from cuda_int8_page import section
+
     from MedQuantINT8Lib.networks import STUDY
 
-    lines = ["# On an NVIDIA GPU", "", f"Made by `Testing/Benchmarks/gpu_page.py`; do not edit. {value['date']}.", ""]
+    lines = ["# On an NVIDIA GPU", "", f"Made by `Testing/Benchmarks/gpu_page.py`; do not edit. {value['date']}.", "", *section(value)]
     if window := value.get("window"):
         lines += [
             "## The sliding window on the GPU",
@@ -66,7 +68,11 @@ def main() -> None:
             if not line.startswith("{"):
                 continue
             row = json.loads(line)
-            if "network" in row:
+            if "cuda_int8" in row:
+                value.setdefault("cuda_int8", {})[row["cuda_int8"]] = row
+            elif "volumes" in row:
+                value["cuda_int8_volume"] = row
+            elif "network" in row:
                 value["baselines"][row["network"]] = row
             else:
                 value["window"] = row

@@ -8,10 +8,12 @@ import sys
 
 from ..errors import MedQuantError
 from . import cuda
+from .base import backend
 
 #: Compute capabilities below 12.0 that TensorRT for RTX takes; it takes all from 12.0 on (its plug-in 0.5.0).
 _RTX = ((8, 6), (8, 9))
 _RTX_PACKAGES = "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13 onnxruntime onnx (about 170 MB, proprietary licence)"
+_OWN_PACKAGES = "pip install cuda-python nvidia-cuda-nvrtc onnxruntime onnx (about 120 MB, proprietary licence)"
 _FULL_PACKAGES = "pip install tensorrt cuda-python onnxruntime onnx (more than 1 GB, proprietary licence)"
 
 
@@ -40,7 +42,7 @@ def advice_for_gpus() -> list[str]:
     if not has_driver():
         return ["no NVIDIA GPU, or its driver is not installed"]
     if importlib.util.find_spec("cuda") is None:
-        return [f"an NVIDIA driver is installed; to use the GPU: {_RTX_PACKAGES} for a GeForce or RTX card from the 30 series on, or {_FULL_PACKAGES}"]
+        return [f"an NVIDIA driver is installed; to use the GPU: {_OWN_PACKAGES}, {_RTX_PACKAGES} for a GeForce or RTX card from the 30 series on, or {_FULL_PACKAGES}"]
     try:
         found = cuda.gpus()
     except MedQuantError as error:
@@ -51,12 +53,17 @@ def advice_for_gpus() -> list[str]:
 def _advice(info: cuda.GpuInfo) -> str:
     if info.reason_unfit:
         return info.reason_unfit
+    installed = ["cuda_int8"] if not backend("cuda_int8").unavailable() else []
     for name, package in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "onnxruntime_ep_nv_tensorrt_rtx")):
         if importlib.util.find_spec(package) is not None and (name == "tensorrt" or _takes_rtx(info)):
-            return f"{name} is installed; prove it with: medquant selftest --engine {name}"
+            installed.append(name)
+    if installed:
+        several = " (the fastest of them on this GPU is found when first needed)" if len(installed) > 1 else ""
+        return f"{', '.join(installed)} can run{several}; prove it with: medquant selftest --engine {installed[0]}"
+    own = f"for this project's own kernels: {_OWN_PACKAGES}"
     if _takes_rtx(info):
-        return f"for TensorRT for RTX: {_RTX_PACKAGES}; or for TensorRT: {_FULL_PACKAGES}"
-    return f"for TensorRT: {_FULL_PACKAGES}; TensorRT for RTX does not take this GPU"
+        return f"{own}; for TensorRT for RTX: {_RTX_PACKAGES}; or for TensorRT: {_FULL_PACKAGES}"
+    return f"{own}; for TensorRT: {_FULL_PACKAGES}; TensorRT for RTX does not take this GPU"
 
 
 def _takes_rtx(info: cuda.GpuInfo) -> bool:

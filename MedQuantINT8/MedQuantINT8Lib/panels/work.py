@@ -46,7 +46,7 @@ class WorkPanel:
     @property
     def _engineGroup(self) -> str:
         """The packages that the chosen engine needs."""
-        return self.parameters.engine if self.parameters.engine in ("tensorrt", "tensorrt_rtx") else "segment"
+        return self.parameters.engine if self.parameters.engine in ("cuda_int8", "tensorrt", "tensorrt_rtx") else "segment"
 
     def _stopped(self) -> bool:
         """If work runs, cancel it: the button was pressed as Cancel."""
