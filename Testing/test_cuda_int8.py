@@ -11,6 +11,7 @@ import pytest
 
 import nvrtc_at_hand
 from cuda_networks import NETWORKS, Made, fixed, plan_of, size_of
+from gpu_stand_in import StandInGpu
 from MedQuantINT8Lib.engines import base, trial
 from MedQuantINT8Lib.engines.base import UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda_int8 import backend as cuda_backend
@@ -368,3 +369,103 @@ def test_a_network_that_gives_another_size_is_refused(tmp_path):
     path.write_bytes(NETWORKS["kernels_and_strides"]().SerializeToString())
     with pytest.raises(UnsupportedNetwork, match="keep a patch's size"):
         cuda_backend.planned(path, base.BuildOptions("int8", (11, 9, 13)))
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    made = []
+
+    def gpu(index=0):
+        made.append(StandInGpu())
+        return made[-1]
+
+    monkeypatch.setattr(cuda_backend, "Gpu", gpu)
+    monkeypatch.setattr(cuda_backend.cuda, "choose_gpu", lambda device: StandInGpu().info)
+    return made
+
+
+def test_an_engine_is_built_and_loaded_with_its_weights_in_order(stand_in, tmp_path):
+    path, folder = tmp_path / "network.onnx", tmp_path / "engine"
+    path.write_bytes(NETWORKS["residuals"]().SerializeToString())
+    folder.mkdir()
+    made, options = cuda_backend.CudaInt8Backend(), base.BuildOptions("int8", (12, 16, 20), batch=2, device="gpu")
+    made.build(path, folder, options)
+    assert stand_in[0].closed and not stand_in[0].buffers
+    plan = cuda_backend.planned(path, options)
+    tiles = tuning.from_json(plan, json.loads((folder / "tiles.json").read_text()))
+    assert set(tiles) == {step.name for step in plan.steps if step.weights}
+    with np.load(folder / "weights.npz") as weights:
+        assert all(np.array_equal(weights[t.step.weights], arranged_weights(plan, t)) for t in tiles.values())
+    engine = made.load(folder, options)
+    gpu = stand_in[-1]
+    held = {buffer.nbytes for buffer in gpu.buffers.values()}
+    assert {arranged_weights(plan, t).nbytes for t in tiles.values()} <= held
+    described = engine.describe()
+    assert described.verdict == "INT8" and described.engine == "cuda_int8" and "Stand-in" in described.device
+    assert {layer.precision for layer in described.layers if layer.macs} == {"s8"}
+    source, target = gpu.allocate((2, 1, 12, 16, 20), np.float32), gpu.allocate((2, 2, 12, 16, 20), np.float16)
+    engine.enqueue(2, source, target, gpu.stream())
+    launches = gpu.driver.launches
+    assert len(launches) == len(plan.steps)
+    assert launches[0].params["source"] == source.pointer and launches[0].params["source_half"] == 0
+    assert launches[-1].params["output"] == target.pointer
+    network = engine.gpu_network
+    for launch, program in zip(launches, network.programs, strict=True):
+        step = program.step
+        if step.source is not None:
+            assert launch.params["source"] == network.address(step.source)
+            assert network.arena.pointer <= launch.params["source"] < network.arena.pointer + network.arena.nbytes
+        assert launch.shared == program.shared and launch.block == (program.threads, 1, 1) and launch.grid == program.grid(2)
+    # Scores as float32 take one kernel more.
+    launches.clear()
+    engine.enqueue(1, source, gpu.allocate((1, 2, 12, 16, 20), np.float32), gpu.stream())
+    assert len(launches) == len(plan.steps) + 1
+    engine.close()
+    engine.close()
+    assert gpu.closed and all(buffer in (source, target) or buffer.dtype == np.float32 for buffer in gpu.buffers.values())
+
+
+def test_tuning_takes_the_fastest_tile_and_frees_what_it_held(stand_in):
+    plan = plan_of(NETWORKS["normalized"](), (24, 24, 24))
+    gpu = StandInGpu()
+    found = tuning.tuned(gpu, plan, 1)
+    machine = Machine((9, 0), 132)
+    for step in plan.steps:
+        if step.weights:
+            # In the stand-in the first that is timed seems fastest.
+            assert found[step.name] == candidates(step, machine, 1)[0].guess
+    assert not gpu.buffers
+
+
+def test_a_cancelled_build_stops_before_it_times_kernels(stand_in, tmp_path):
+    from MedQuantINT8Lib.errors import Cancelled
+    from MedQuantINT8Lib.progress import Task
+
+    path = tmp_path / "network.onnx"
+    path.write_bytes(NETWORKS["residuals"]().SerializeToString())
+    task = Task()
+    task.cancel()
+    with pytest.raises(Cancelled):
+        cuda_backend.CudaInt8Backend().build_with(path, tmp_path, base.BuildOptions("int8", (8, 8, 8), device="gpu"), task)
+
+
+def test_the_demos_network_is_trusted_as_the_engine_computes_it():
+    """What is compared before an engine is used: the real INT8 against the simulation, on a made scan."""
+    from MedQuantINT8Lib import graph
+    from MedQuantINT8Lib.model import ModelPackage
+    from MedQuantINT8Lib.phantom import make_phantom
+    from MedQuantINT8Lib.preprocessing import preprocess
+    from MedQuantINT8Lib.resources import resource
+
+    size = (48, 48, 48)
+    with ModelPackage.load(resource("demo.zip")) as package:
+        model = graph.load_network(package.onnx_path("int8"))
+        data = preprocess(make_phantom(7)[0], package.spec).data
+    middle = tuple(slice((n - 48) // 2, (n - 48) // 2 + 48) for n in data.shape[1:])
+    patch = np.ascontiguousarray(data[(slice(None), *middle)][None], np.float32)
+    plan = plan_of(model, size)
+    ours = ReferenceExecutor(plan).run(patch)
+    run = session(fixed(model, size).SerializeToString(), "int8")
+    expected = run.run(None, {run.get_inputs()[0].name: patch})[0]
+    assert len(np.unique(expected.argmax(1))) > 2
+    assert (ours.argmax(1) != expected.argmax(1)).mean() < 0.005

@@ -121,4 +121,25 @@ def section(value: dict[str, Any]) -> list[str]:
             f"- {volume['what']}, 14 classes, nnU-Net's network in windows of 96^3 half over each other ({volume['windows']}), int16 up, labels down: {seconds:.2f} s "
             f"({1 / seconds:.1f} a second), {volume['gpu_gb']:.2f} GB of the GPU's memory."
         )
+    if fidelity := value.get("cuda_int8_fidelity"):
+        lines += ["", *_fidelity(fidelity)]
     return [*lines, ""]
+
+
+def _fidelity(rows: dict[str, Any]) -> list[str]:
+    """What cuda_reference.py found."""
+    from MedQuantINT8Lib.networks import STUDY
+
+    lines = [
+        "The engine against the same INT8 networks simulated in ONNX Runtime: the study's networks as narrowed and trained for [this table](trained.md), patches of 64 x 64 x 64 around",
+        "the hippocampus of scans they have not seen (`Testing/Experiments/cuda_reference.py`: the engine's plans in NumPy, which every step on the GPU equals).",
+        "",
+        "| network | patches | voxels with another label than simulated, mean | worst patch | relative error of scores | simulated INT8 against FP32, voxels with another label | INT8 share |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, r in rows.items():
+        lines.append(
+            f"| {STUDY[name].title} | {r['patches']} | {100 * r['other_labels']:.4f} % | {100 * r['worst_patch']:.4f} % | {r['relative_error']:.4f} "
+            f"| {100 * r['simulated_other_labels']:.3f} % | {100 * r['int8_mac_share']:.1f} % |"
+        )
+    return lines

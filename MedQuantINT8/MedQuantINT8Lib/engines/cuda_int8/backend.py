@@ -6,6 +6,8 @@ import contextlib
 import json
 from pathlib import Path
 
+import numpy as np
+
 from ...errors import DependencyError, EngineError
 from ...files import write_json
 from ...progress import Task
@@ -16,11 +18,12 @@ from ..gpu_engine import GpuEngine
 from .network import CudaInt8Network
 from .plan import Plan
 from .program import Program
+from .tiling import arranged_weights
 from .tuning import from_json, to_json, tuned
 
 #: Of the plan and the kernels: part of the key of an engine's files.
 VERSION = "1"
-_TILES = "tiles.json"
+_TILES, _WEIGHTS = "tiles.json", "weights.npz"
 
 
 class CudaInt8Backend:
@@ -69,16 +72,23 @@ class CudaInt8Backend:
         """
         with task.stage("planning"):
             plan = planned(network, options)
-            plan.save(folder)
         with Gpu(cuda.choose_gpu(_gpu_of(options.device)).index) as gpu:
-            write_json(folder / _TILES, to_json(tuned(gpu, plan, options.batch, task)))
+            tiles = to_json(tuned(gpu, plan, options.batch, task))
+        write_json(folder / _TILES, tiles)
+        # Weights in the order of the chosen tiles: putting them in order takes longer than reading them.
+        np.savez(folder / _WEIGHTS, **{t.step.weights: arranged_weights(plan, t) for t in from_json(plan, tiles).values()})  # type: ignore[arg-type]
+        raw = {step.weights for step in plan.steps}
+        plan.arrays = {name: array for name, array in plan.arrays.items() if name not in raw}
+        plan.save(folder)
 
     def load(self, folder: Path, options: BuildOptions) -> CudaInt8Engine:
         plan = Plan.load(folder)
         gpu = Gpu(cuda.choose_gpu(_gpu_of(options.device)).index)
         try:
             chosen = from_json(plan, json.loads((folder / _TILES).read_text(encoding="utf-8")))
-            return CudaInt8Engine(gpu, CudaInt8Network(gpu, plan, options.batch, chosen), options)
+            with np.load(folder / _WEIGHTS, allow_pickle=False) as weights:
+                network = CudaInt8Network(gpu, plan, options.batch, chosen, weights)
+            return CudaInt8Engine(gpu, network, options)
         except BaseException:
             gpu.close()
             raise

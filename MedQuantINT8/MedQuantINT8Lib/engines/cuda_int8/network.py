@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...progress import Task
 from ..cuda import DeviceBuffer, Gpu, Stream, checked
 from .plan import Plan, View
 from .program import PARAMS, Grid, Program, machine_of, programs
@@ -26,6 +25,7 @@ class CudaInt8Network:
 
     Args:
         chosen: tilings of convolutions by the name of their step.
+        weights: of those, in order, by the name of the plan's array; by default they are put in order here, from the plan's.
         poison: fill all memory with this byte before each run, so that what no kernel writes shows (for tests).
 
     Raises:
@@ -34,14 +34,23 @@ class CudaInt8Network:
 
     dtype = "float16"
 
-    def __init__(self, gpu: Gpu, plan: Plan, batch: int, chosen: dict[str, Tiling] | None = None, task: Task | None = None, poison: int | None = None) -> None:
+    def __init__(
+        self,
+        gpu: Gpu,
+        plan: Plan,
+        batch: int,
+        chosen: dict[str, Tiling] | None = None,
+        weights: Mapping[str, NDArray[np.uint8]] | None = None,
+        poison: int | None = None,
+    ) -> None:
+        self._weights = weights
         self.gpu, self.plan, self.batch, self._poison = gpu, plan, batch, poison
         self._held: list[DeviceBuffer] = []
         self._scores: DeviceBuffer | None = None
         self._widen: Any = None
         gpu.enter()
         self.programs = programs(plan, machine_of(gpu), batch, chosen)
-        for program, function in zip(self.programs, gpu.compiled([p.source for p in self.programs], "run", task), strict=True):
+        for program, function in zip(self.programs, gpu.compiled([p.source for p in self.programs], "run"), strict=True):
             self._ready(program, function)
         stream = gpu.stream()
         try:
@@ -115,7 +124,8 @@ class CudaInt8Network:
         if step.source is not None:
             params["source"] = self.address(step.source)
         if program.tiling is not None:
-            params["weights"] = self._uploaded(arranged_weights(self.plan, program.tiling), stream).pointer
+            weights = arranged_weights(self.plan, program.tiling) if self._weights is None else self._weights[step.weights]
+            params["weights"] = self._uploaded(weights, stream).pointer
         workspace, counters = self._workspace, self._counters
         if program.workspace * self.batch > workspace.nbytes or program.shared_tiles * self.batch * 4 > counters.nbytes:
             workspace, counters = self.hold((program.workspace * self.batch,), np.uint8), self.hold((program.shared_tiles * self.batch,), np.int32)

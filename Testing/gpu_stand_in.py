@@ -1,0 +1,100 @@
+"""A GPU that does nothing, for tests without one: calls of the driver succeed and are noted, memory is a range of addresses, no kernel runs.
+
+What kernels compute is tested by the reference in NumPy and on a real GPU (test_cuda_int8.py, test_cuda_int8_gpu.py); here only what is
+asked of the driver.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+
+from MedQuantINT8Lib.engines.cuda_int8.program import PARAMS
+
+
+class Enumeration:
+    def __getattr__(self, name):
+        return name
+
+
+class Driver:
+    """Every call gives success and a handle."""
+
+    def __init__(self):
+        self.calls, self.launches = [], []
+
+    def __getattr__(self, name):
+        if name.startswith("CU"):
+            return Enumeration()
+
+        def call(*arguments):
+            self.calls.append(name)
+            return 0, 1
+
+        return call
+
+    def cuEventElapsedTime(self, *arguments):
+        # Kernels that are launched later seem slower.
+        return 0, float(len(self.calls))
+
+    def cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, arguments, extra):
+        address = ctypes.c_uint64.from_address(arguments).value
+        params = np.frombuffer(ctypes.string_at(address, PARAMS.itemsize), PARAMS)[0].copy()
+        self.launches.append(SimpleNamespace(function=function, grid=(gx, gy, gz), block=(bx, by, bz), shared=shared, params=params))
+        return (0,)
+
+
+class Buffer:
+    def __init__(self, gpu, pointer, shape, dtype):
+        self._gpu, self.pointer, self.shape, self.dtype = gpu, pointer, tuple(shape), np.dtype(dtype)
+        self.nbytes = int(np.prod(shape)) * self.dtype.itemsize
+        self.held = None
+
+    def upload(self, array, stream, **kwargs):
+        assert array.nbytes <= self.nbytes
+        self.held = np.array(array)
+
+    def zero(self, stream):
+        self.held = np.zeros(self.shape, self.dtype)
+
+    def free(self):
+        self._gpu.buffers.pop(self.pointer, None)
+
+
+class StandInGpu:
+    """In place of engines.cuda.Gpu."""
+
+    def __init__(self, capability=(9, 0), processors=132):
+        self.info = SimpleNamespace(index=0, name="Stand-in", capability=capability, total_bytes=80 << 30)
+        self.processors, self.driver, self.buffers, self.sources = processors, Driver(), {}, []
+        self._next, self.closed = 1 << 20, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def enter(self):
+        """Nothing has to be made current."""
+
+    def allocate(self, shape, dtype):
+        buffer = Buffer(self, self._next, shape, dtype)
+        self._next += (buffer.nbytes + 511) // 512 * 512 + 512
+        self.buffers[buffer.pointer] = buffer
+        return buffer
+
+    def compiled(self, sources, name, task=None):
+        self.sources += sources
+        return list(range(len(sources)))
+
+    def stream(self):
+        return SimpleNamespace(handle=1, synchronize=lambda: None, free=lambda: None)
+
+    def event(self):
+        return SimpleNamespace(record=lambda stream: None, wait=lambda: None, free=lambda: None, milliseconds_since=lambda other: self.driver.cuEventElapsedTime()[1])
+
+    def close(self):
+        self.closed = True
