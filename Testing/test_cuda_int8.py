@@ -11,6 +11,7 @@ import pytest
 
 import nvrtc_at_hand
 from cuda_networks import NETWORKS, Made, fixed, plan_of, size_of
+from data_models import DATA
 from gpu_stand_in import StandInGpu
 from MedQuantINT8Lib.engines import base, trial
 from MedQuantINT8Lib.engines.base import UnsupportedNetwork
@@ -469,3 +470,38 @@ def test_the_demos_network_is_trusted_as_the_engine_computes_it():
     expected = run.run(None, {run.get_inputs()[0].name: patch})[0]
     assert len(np.unique(expected.argmax(1))) > 2
     assert (ours.argmax(1) != expected.argmax(1)).mean() < 0.005
+
+
+#: Small patches that the public networks take; OBELISK's is tied to one size and only planned.
+PUBLIC = {
+    "brain18_meshnet": 20,
+    "brain18_meshnet30": 20,
+    "brain3_meshnet20": 20,
+    "brain3_meshnet5": 24,
+    "brain_mask_deepbrain_v1": 32,
+    "brain_mask_deepbrain_v2": 32,
+    "brain_mask_mindgrab": 20,
+    "brain_torchio_4mm": 28,
+    "head_hippodeep": 32,
+    "abdomen_ct_obelisk": 144,
+}
+
+
+@pytest.mark.skipif(not (DATA / "networks").is_dir(), reason="needs MEDQUANT_DATA")
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_network_has_a_plan_that_computes_it(name):
+    from MedQuantINT8Lib import graph
+
+    size = (PUBLIC[name],) * 3
+    model = graph.load_network(DATA / "networks" / f"{name}.onnx")
+    plan = plan_of(model, size)
+    assert sum(step.macs for step in plan.steps) > 0
+    if name == "abdomen_ct_obelisk":
+        return
+    x = np.random.default_rng(4).normal(size=(1, plan.channels, *size)).astype(np.float32)
+    run = session(fixed(model, size).SerializeToString(), "fp32")
+    expected, found = run.run(None, {run.get_inputs()[0].name: x})[0], ReferenceExecutor(plan).run(x)
+    # On noise the deepbrain networks give 0 everywhere, out of scores beyond FP16's range: there only labels can be compared.
+    assert np.linalg.norm(found - expected) <= 0.02 * np.linalg.norm(expected) or expected.max() < 1e-3
+    others = found.argmax(1) != expected.argmax(1) if plan.classes > 1 else (found > 0.5) != (expected > 0.5)
+    assert others.mean() < 0.005

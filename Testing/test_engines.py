@@ -415,6 +415,30 @@ def test_a_gpu_that_is_too_small_gives_way_to_the_processor(monkeypatch, int8_pa
         runs.segment(int8_package, phantom[0], runs.EngineChoice("cramped", "int8"), SegmentationOptions(), Task())
 
 
+class _Picky(OpenVINOBackend):
+    """Has no kernel for something in the network."""
+
+    name, title = "picky", "Picky"
+
+    def build(self, network, folder, options):
+        from MedQuantINT8Lib.engines.base import UnsupportedNetwork
+
+        raise UnsupportedNetwork("Picky has no kernel for Conv (node first).", "Choose another engine with --engine.")
+
+
+def test_a_network_that_an_engine_has_no_kernel_for_goes_to_the_next(monkeypatch, int8_package, phantom):
+    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.engines import base
+    from MedQuantINT8Lib.segmenter import SegmentationOptions
+
+    monkeypatch.setattr(base, "_REGISTRY", {"picky": f"{__name__}:_Picky", **base._REGISTRY})
+    run = runs.segment(int8_package, phantom[0], runs.EngineChoice("auto", "int8"), SegmentationOptions(), Task())
+    assert run.engine["name"] == "openvino" and run.result.notes[0].startswith("run on OpenVINO (CPU): Picky has no kernel for Conv (node first)")
+    assert runs.build(int8_package, runs.EngineChoice("auto", "int8"), SegmentationOptions(), None, Task()).backend.name == "openvino"
+    with pytest.raises(base.UnsupportedNetwork, match="no kernel for Conv"):
+        runs.segment(int8_package, phantom[0], runs.EngineChoice("picky", "int8"), SegmentationOptions(), Task())
+
+
 class _Slow(OpenVINOBackend):
     """Takes steps to build, as TensorRT does."""
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from .calibration import CalibrationOptions, PatchSampler
 from .engines import BuildOptions, choose_backend
-from .engines.base import Engine
+from .engines.base import Engine, float_precision_of
 from .engines.prepare import prepare
 from .evaluation import dice
 from .export import export_network
@@ -123,7 +123,7 @@ def network_row(network: StudyNetwork, engine: str, task: Task) -> dict[str, Any
         package, row = study_package(network, Path(scratch), task)
         batch = scan_patch(package.spec)
         int8 = prepare(package, made, BuildOptions("int8", PATCH), [batch[0]], task)
-        fp32 = prepare(package, made, BuildOptions("fp32", PATCH), (), task)
+        fp32 = prepare(package, made, BuildOptions(float_precision_of(made), PATCH), (), task)
         with task.stage(f"{network.title}: timing"):
             times = in_turn({"fp32": fp32.engine, "int8": int8.engine}, batch)
         description = int8.describe()

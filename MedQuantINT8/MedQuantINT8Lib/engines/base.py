@@ -194,6 +194,11 @@ def precisions_of(made: EngineBackend) -> tuple[str, ...]:
     return tuple(getattr(made, "precisions", ("int8", "fp32")))
 
 
+def float_precision_of(made: EngineBackend) -> Precision:
+    """What INT8 is held against in a backend: FP32, or the most exact that it has."""
+    return "fp32" if "fp32" in precisions_of(made) else "fp16"
+
+
 def choose_processor(precision: str) -> EngineBackend:
     """As :func:`choose_backend` for "auto", among the backends that run on the processor."""
     usable = [made for made in map(backend, _REGISTRY) if not getattr(made, "needs_gpu", False) and not made.unavailable()]

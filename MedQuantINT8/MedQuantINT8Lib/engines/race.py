@@ -10,7 +10,7 @@ import numpy as np
 
 from ..model import INT8, ModelPackage
 from ..progress import Task
-from .base import BuildOptions, Engine, EngineBackend, Precision, precisions_of
+from .base import BuildOptions, Engine, EngineBackend, float_precision_of
 from .fidelity import Patch
 from .prepare import PreparedEngine, prepare
 
@@ -28,7 +28,7 @@ def prepare_faster(
         options: ``precision`` is ignored.
     """
     # An engine without FP32 is held against the most exact that it has.
-    float_precision: Precision = "fp32" if "fp32" in precisions_of(backend) else "fp16"
+    float_precision = float_precision_of(backend)
     fp32, int8 = replace(options, precision=float_precision), replace(options, precision="int8")
     if not package.has(INT8) or not backend.real_int8:
         prepared = prepare(package, backend, fp32, patches, task)

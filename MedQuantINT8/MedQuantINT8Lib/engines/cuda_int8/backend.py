@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,6 @@ from .program import Program
 from .tiling import arranged_weights
 from .tuning import from_json, to_json, tuned
 
-#: Of the plan and the kernels: part of the key of an engine's files.
 VERSION = "1"
 _TILES, _WEIGHTS = "tiles.json", "weights.npz"
 
@@ -52,7 +53,7 @@ class CudaInt8Backend:
         return ""
 
     def version(self) -> str:
-        return VERSION
+        return f"{VERSION}.{_digest()}"
 
     def device_name(self, device: str) -> str:
         info = cuda.choose_gpu(_gpu_of(device))
@@ -70,6 +71,8 @@ class CudaInt8Backend:
             GpuMemoryError: the network does not fit into the GPU's memory.
             Cancelled: the task was cancelled.
         """
+        if options.precision not in self.precisions:
+            raise EngineError(f"{self.title} does not compute in {options.precision.upper()}.", "Choose another precision or engine.")
         with task.stage("planning"):
             plan = planned(network, options)
         with Gpu(cuda.choose_gpu(_gpu_of(options.device)).index) as gpu:
@@ -116,6 +119,15 @@ def planned(network: Path, options: BuildOptions) -> Plan:
     return plan_network(read)
 
 
+@lru_cache(maxsize=1)
+def _digest() -> str:
+    """Of this engine's own files: plans and weights that other ones laid out are built anew."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
 def _gpu_of(device: str) -> str:
     return "gpu" if device == "cpu" else device
 
@@ -136,7 +148,7 @@ class CudaInt8Engine(GpuEngine):
         info = self._gpu.info
         layers = tuple(_record(program) for program in self._network.programs)
         device = f"{info.name}, compute capability {info.capability[0]}.{info.capability[1]}"
-        return EngineDescription("cuda_int8", VERSION, device, layers)
+        return EngineDescription("cuda_int8", f"{VERSION}.{_digest()}", device, layers)
 
     def close(self) -> None:
         if self.gpu_network is None:

@@ -26,7 +26,14 @@ struct __align__(16) vec16 { u32 x, y, z, w; };
 struct __align__(8) vec8 { u32 x, y; };
 __device__ __forceinline__ float low_half(u32 pair) { float f; asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l; }" : "=f"(f) : "r"(pair)); return f; }
 __device__ __forceinline__ float high_half(u32 pair) { float f; asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h; }" : "=f"(f) : "r"(pair)); return f; }
-__device__ __forceinline__ u32 halves(float low, float high) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
+// The largest FP16 in place of infinity, which would become "not a number" in the next product.
+__device__ __forceinline__ u32 halves(float low, float high) {
+  u32 r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  asm("min.f16x2 %0, %0, %1;" : "+r"(r) : "r"(0x7BFF7BFFu));
+  asm("max.f16x2 %0, %0, %1;" : "+r"(r) : "r"(0xFBFFFBFFu));
+  return r;
+}
 __device__ __forceinline__ u32 rounded(float value) { int r; asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(r) : "f"(value)); return (u32)r & 255u; }
 __device__ __forceinline__ float signed_byte(u32 word, int n) { return (float)(signed char)(word >> (8 * n)); }
 __device__ __forceinline__ vec16 read16(const void* p) { vec16 r; asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p)); return r; }

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from .plan import Geometry, Op, Plan, Size, Step, View
 
 Values = NDArray[np.float32]
+#: What FP16 holds; beyond it, kernels store this and not infinity.
+LARGEST_HALF = np.float32(65504)
 #: Filled in for what nobody has written, so that a step that reads it is noticed.
 POISON = {"i8": -113, "f16": np.nan}
 
@@ -116,7 +118,7 @@ class ReferenceExecutor:
             assert op.view is not None
             view, width = op.view, step.layout.width
             target = self.buffers[view.buffer][..., view.start : view.start + width]
-            target[...] = quantized(values, view.scale) if view.scale else values.astype(np.float16)
+            target[...] = quantized(values, view.scale) if view.scale else np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
         if op.kind == "output":
             self.output = np.ascontiguousarray(np.moveaxis(values[..., step.layout.slots], -1, 1))
         if op.kind == "statistics":
