@@ -94,6 +94,7 @@ def page(value: dict[str, Any]) -> str:
         found = [r["dice"] for r in value["rows"] if (r["network"], r["agreement"]) == (name, agreement)]
         fp32, int8 = (float(np.mean([f[p] for f in found])) for p in ("fp32", "int8"))
         lines += ["", f"{name}, guard at {agreement:g}: {fp32:.4f} in FP32, {int8:.4f} in INT8 over {len(found)} scan(s), {fp32 - int8:+.4f} lost."]
+    lines += ["", "The guard compares six patches of the calibration scans. While it compared two, scan 1001 lost 0.046 at 0.99 (its thalamus 0.35), with 25 % of the work in INT8."]
     return "\n".join(lines) + "\n"
 
 
