@@ -173,7 +173,7 @@ def _running_options(command: argparse.ArgumentParser, *, precision: bool = True
             default="auto",
             help="auto is int8, unless fp32 is faster on this machine; fp16 is for TensorRT (default: %(default)s)",
         )
-    command.add_argument("--device", default="cpu", help="cpu, gpu (the one with most free memory) or gpu:N; for TensorRT (default: %(default)s)")
+    command.add_argument("--device", default="cpu", help="cpu, gpu (the one with most free memory) or gpu:N; for engines on NVIDIA GPUs (default: %(default)s)")
     command.add_argument("--patch", type=int, nargs=3, metavar="N", help="another patch size")
     command.add_argument("--overlap", type=float, help="another overlap, 0 to below 1")
     command.add_argument("--batch", type=int, default=0, help="windows a call; 0: one on a processor, what fits on a GPU (default: %(default)s)")
