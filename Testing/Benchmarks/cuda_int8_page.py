@@ -109,7 +109,7 @@ def section(value: dict[str, Any]) -> list[str]:
         "Roofs are 1979 TOP/s (dense INT8) and the memory's 3.35 TB/s. A step's time is its own, repeated. Why these cost most: a convolution of 32 to 32 channels at 96^3 takes 73 us, of",
         "which multiplying alone takes 38 (a product of 32 columns takes 1.5 times as long to be read from shared memory as to be multiplied) and everything else alone 49 (85 MB to and",
         "from memory, 26 us at the roof): the two overlap only by a sixth. The last layer writes 105 classes in FP16, 186 MB; a residual adds 170 MB. Giving warp groups their turn to",
-        "multiply, and beginning a kernel before the last one ends, were tried and gained nothing. Build: kernels of three tilings a layer compiled and timed; load: kernels from the",
+        "multiply, and beginning a kernel before the last one ends, were tried once, both at a time, and whole networks were not faster; neither was looked at by itself. Build: kernels of three tilings a layer compiled and timed; load: kernels from the",
         "cache, weights put in order and sent to the GPU.",
         "",
         *roofs(value),
