@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from MedQuantINT8Lib.engines.cuda import GpuInfo
 from MedQuantINT8Lib.engines.cuda_int8.program import PARAMS
 
 
@@ -67,7 +68,7 @@ class StandInGpu:
     """In place of engines.cuda.Gpu."""
 
     def __init__(self, capability=(9, 0), processors=132):
-        self.info = SimpleNamespace(index=0, name="Stand-in", capability=capability, total_bytes=80 << 30)
+        self.info = GpuInfo(0, "Stand-in", capability, 80 << 30)
         self.processors, self.driver, self.buffers, self.sources = processors, Driver(), {}, []
         self._next, self.closed = 1 << 20, False
 

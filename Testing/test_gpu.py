@@ -229,6 +229,18 @@ CASES = {
 }
 
 
+def test_opening_a_gpu_does_not_ask_for_the_compiler():
+    from MedQuantINT8Lib.engines.gpu_compiler import Compiler
+
+    def missing():
+        raise RuntimeError("Failed to dlopen libnvrtc.so.13")
+
+    compiler = Compiler(SimpleNamespace(nvrtcVersion=missing), (9, 0))
+    assert compiler.binaries([]) == []
+    with pytest.raises(RuntimeError, match="libnvrtc"):
+        compiler.binary("extern")
+
+
 @needs_gpu
 @pytest.mark.parametrize("case", list(CASES))
 @pytest.mark.parametrize("dtype", ["float32", "int16"])

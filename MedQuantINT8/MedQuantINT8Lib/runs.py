@@ -22,7 +22,7 @@ from .engines.prepare import PreparedEngine, prepare
 from .engines.race import prepare_faster
 from .engines.stopwatch import engine_stopwatch
 from .ensemble import Ensemble, MeanEngine
-from .errors import MedQuantError
+from .errors import EngineError, MedQuantError
 from .memory import fitted, gpu_batch
 from .model import ModelPackage
 from .preprocessing import NetworkInput
@@ -139,6 +139,15 @@ def build(
     package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, scan: Source | Volume | None, task: Task
 ) -> PreparedEngine:
     """Build (or find) the engine of a package; with a scan it is compared with the simulation."""
+    try:
+        return _build(package, choice, options, scan, task)
+    except UnsupportedNetwork as error:
+        return _build(package, _instead(choice, error)[0], options, scan, task)
+
+
+def _build(
+    package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, scan: Source | Volume | None, task: Task
+) -> PreparedEngine:
     from .preprocessing import preprocess
 
     made = choose_backend(choice.name, choice.precision)
@@ -150,12 +159,7 @@ def build(
         network_input = preprocess(scan if isinstance(scan, Volume) else read_volume(scan), package.spec)
         patch = patch_for(network_input, package.spec, options)
         patches = patches_of(network_input, package, patch)
-    try:
-        return _prepare(package, made, choice, options, patch, patches, task)
-    except UnsupportedNetwork as error:
-        if choice.name != "auto":
-            raise
-        return _prepare(package, choose_instead(choice.precision, error), choice, options, patch, patches, task)
+    return _prepare(package, made, choice, options, patch, patches, task)
 
 
 def _with_batch(options: SegmentationOptions, package: ModelPackage, made: EngineBackend, choice: EngineChoice) -> SegmentationOptions:
@@ -165,7 +169,7 @@ def _with_batch(options: SegmentationOptions, package: ModelPackage, made: Engin
     batch = 1
     if getattr(made, "needs_gpu", False) and not package.spec.window.whole_volume:
         try:
-            gpu = cuda.choose_gpu("gpu" if choice.device == "cpu" else choice.device)
+            gpu = cuda.choose_gpu(choice.device)
         except MedQuantError:
             # An engine that does without cuda-python tells nothing of the GPU's memory.
             return replace(options, batch=batch)
@@ -208,13 +212,22 @@ def segment(
     try:
         return _segment(package, volume, choice, options, task, read_seconds, shelf)
     except (GpuMemoryError, UnsupportedNetwork) as error:
-        if choice.name != "auto":
-            raise
-        other = choose_instead(choice.precision, error)
-        device = choice.device if getattr(other, "needs_gpu", False) else "cpu"
-        run = _segment(package, volume, replace(choice, name=other.name, device=device), options, task, read_seconds, shelf)
-        run.result.notes.insert(0, f"run on {'the processor' if isinstance(error, GpuMemoryError) else other.title}: {error}")
+        other, title = _instead(choice, error)
+        run = _segment(package, volume, other, options, task, read_seconds, shelf)
+        run.result.notes.insert(0, f"run on {'the processor' if isinstance(error, GpuMemoryError) else title}: {error}")
         return run
+
+
+def _instead(choice: EngineChoice, failed: EngineError) -> tuple[EngineChoice, str]:
+    """Another engine where the choice was left to the program, and its title.
+
+    Raises:
+        EngineError: the engine was asked for by name: what went wrong with it.
+    """
+    if choice.name != "auto":
+        raise failed
+    other = choose_instead(choice.precision, failed)
+    return replace(choice, name=other.name, device=choice.device if getattr(other, "needs_gpu", False) else "cpu"), other.title
 
 
 def _segment(

@@ -76,6 +76,7 @@ def compare(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
 def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Calibrate a model on volumes and scan files, and write it with its INT8 network."""
     from .calibration import CalibrationOptions, PatchSampler
+    from .engines.stopwatch import engine_stopwatch
     from .quantization import QuantizationPolicy, calibration_patch, quantize_package
     from .sensitivity import Budget
 
@@ -85,7 +86,7 @@ def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
         sources = [lambda v=v: v for v in volumes] + [lambda p=p: read_volume(p) for p in request["scans"]]
         sampler = PatchSampler(sources, package.spec, patch, options, task=bench.task)
         policy = QuantizationPolicy(budget=Budget(request["agreement"], fallback=request["fallback"]))
-        stopwatch = runs.engine_stopwatch(patch)
+        stopwatch = engine_stopwatch(patch)
         made, report = quantize_package(package, sampler, request["output"], options, policy, bench.task, stopwatch)
         made.close()
     return Answer([], report.to_json())

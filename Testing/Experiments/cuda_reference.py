@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT / "MedQuantINT8")]
 
-from evaluate import CALIBRATION_SCANS, PATCH, package  # noqa: E402
+from evaluate import CALIBRATION_SCANS, PATCH, quantized  # noqa: E402
 from hippocampus import case_names, files  # noqa: E402
 
 TARGET = ROOT / "Resources" / "gpu.json"
@@ -32,32 +32,26 @@ NETWORKS = ("unet", "nnunet", "segresnet", "vista3d")
 
 
 def row(name: str, weights: Path, cases: int) -> dict[str, Any]:
-    from robustness import _centre
+    from robustness import centre
 
     from MedQuantINT8Lib import graph
-    from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
     from MedQuantINT8Lib.engines.base import BuildOptions
     from MedQuantINT8Lib.engines.cuda_int8.backend import planned
     from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
     from MedQuantINT8Lib.engines.onnxruntime import session
     from MedQuantINT8Lib.preprocessing import preprocess
-    from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
-    from MedQuantINT8Lib.sensitivity import Budget
     from MedQuantINT8Lib.volume_io import read_volume
 
     scans = [read_volume(files(case)[0]) for case in case_names("train")[:CALIBRATION_SCANS]]
     tests = [read_volume(files(case)[0]) for case in case_names("test")[:cases]]
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
-        made = package(name, weights, Path(scratch))
-        options = CalibrationOptions(patches=CALIBRATION_SCANS)
-        sampler = PatchSampler([lambda v=v: v for v in scans], made.spec, PATCH, options)
-        made, _ = quantize_package(made, sampler, Path(scratch) / "int8", options, QuantizationPolicy(budget=Budget(fallback=False)))
+        made, _ = quantized(name, weights, Path(scratch), scans)
         plan = planned(made.onnx_path("int8"), BuildOptions("int8", PATCH))
         runs = {p: session(graph.fixed_shape(graph.load_network(made.onnx_path(p)), PATCH).SerializeToString(), p) for p in ("int8", "fp32")}
         others, errors, fake = [], [], []
         for volume in tests:
-            patch = np.ascontiguousarray(_centre(preprocess(volume, made.spec).data)[None], np.float32)
+            patch = np.ascontiguousarray(centre(preprocess(volume, made.spec).data)[None], np.float32)
             ours = ReferenceExecutor(plan).run(patch)
             simulated, exact = (run.run(None, {run.get_inputs()[0].name: patch})[0] for run in (runs["int8"], runs["fp32"]))
             others.append(float((ours.argmax(1) != simulated.argmax(1)).mean()))

@@ -44,24 +44,28 @@ def package(name: str, weights: Path, folder: Path) -> Any:
     return import_onnx(path, spec, folder / name)
 
 
+def quantized(name: str, weights: Path, folder: Path, scans: list[Any]) -> tuple[Any, Any]:
+    """A trained network as an INT8 package, calibrated on one patch of each scan, with no layer put back; and the report."""
+    from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
+    from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
+    from MedQuantINT8Lib.sensitivity import Budget
+
+    made = package(name, weights, folder)
+    options = CalibrationOptions(patches=len(scans))
+    sampler = PatchSampler([lambda v=v: v for v in scans], made.spec, PATCH, options)
+    return quantize_package(made, sampler, folder / "int8", options, QuantizationPolicy(budget=Budget(fallback=False)))
+
+
 def row(name: str, weights: Path, calibration: list[Any], data: Any) -> dict[str, Any]:
     from MedQuantINT8Lib import runs
-    from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
     from MedQuantINT8Lib.ensemble import Ensemble
     from MedQuantINT8Lib.evaluate import evaluate
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
     from MedQuantINT8Lib.segmenter import SegmentationOptions
-    from MedQuantINT8Lib.sensitivity import Budget
 
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
-        made = package(name, weights, Path(scratch))
-        options = CalibrationOptions(patches=CALIBRATION_SCANS)
-        sampler = PatchSampler([lambda v=v: v for v in calibration], made.spec, PATCH, options)
-        made, report = quantize_package(
-            made, sampler, Path(scratch) / "int8", options, QuantizationPolicy(budget=Budget(fallback=False))
-        )
+        made, report = quantized(name, weights, Path(scratch), calibration)
         found = evaluate(Ensemble([made]), data, data.cases, runs.EngineChoice("openvino", "int8"), SegmentationOptions(), 1.0, Task())
         engine = found["engine"]["int8"]
         return {

@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT / "MedQuantINT8")]
 
-from evaluate import CALIBRATION_SCANS, package  # noqa: E402
+from evaluate import CALIBRATION_SCANS, quantized  # noqa: E402
 from hippocampus import case_names, files  # noqa: E402
 from scaled import PATCH, SCALED  # noqa: E402
 
@@ -71,14 +71,11 @@ INPUT_SHIFTS: dict[str, float] = {"input x 2 after normalisation": 2.0, "input x
 
 
 def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
-    from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
     from MedQuantINT8Lib.engines import BuildOptions, backend
     from MedQuantINT8Lib.evaluation import agreement, mean_dice
     from MedQuantINT8Lib.preprocessing import preprocess
-    from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
     from MedQuantINT8Lib.ranges import Probe, RangeCheck, limits_of
     from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
-    from MedQuantINT8Lib.sensitivity import Budget
     from MedQuantINT8Lib.volume_io import read_volume
 
     calibration = [read_volume(files(case)[0]) for case in case_names("train")[:CALIBRATION_SCANS]]
@@ -86,10 +83,7 @@ def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
     test, truth = [read_volume(image) for image, _ in pairs], [read_volume(label).data[0].astype(np.uint8) for _, label in pairs]
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
-        made = package(name, weights, Path(scratch))
-        options = CalibrationOptions(patches=CALIBRATION_SCANS)
-        sampler = PatchSampler([lambda v=v: v for v in calibration], made.spec, PATCH, options)
-        made, _ = quantize_package(made, sampler, Path(scratch) / "int8", options, QuantizationPolicy(budget=Budget(fallback=False)))
+        made, _ = quantized(name, weights, Path(scratch), calibration)
         engines, sizes = {}, {}
         for engine, precision in (("openvino", "fp32"), ("openvino", "int8"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "int4")):
             folder = Path(tempfile.mkdtemp(dir=scratch))
@@ -114,7 +108,7 @@ def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
                 inputs = [replace(i, data=np.float32(INPUT_SHIFTS[shift]) * i.data) for i in inputs]
             fp32, theirs = scores(inputs, ("openvino", "fp32"))
             int8, ours = scores(inputs, ("openvino", "int8"))
-            checks = [RangeCheck(None, probe.shares(_centre(i.data)), 1) for i in inputs]
+            checks = [RangeCheck(None, probe.shares(centre(i.data)), 1) for i in inputs]
             between = [mean_dice(agreement(a, b, made.spec.labels)) for a, b in zip(ours, theirs, strict=True)]
             shifts.append(
                 {
@@ -130,7 +124,7 @@ def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
             )
             print(name, shifts[-1], flush=True)
         plain = [preprocess(v, made.spec) for v in test]
-        batch = _centre(plain[0].data)[None]
+        batch = centre(plain[0].data)[None]
         portability = {}
         for key in engines:
             values, found = scores(plain, key)
@@ -153,11 +147,8 @@ COST_SIZES = ((96, 96, 96), (160, 160, 160), (256, 256, 200))
 def cost(weights: Path) -> list[dict[str, Any]]:
     """Whole runs of the U-Net on made volumes, with and without looking at ranges in turn, the engine loaded; seconds."""
     from MedQuantINT8Lib import runs
-    from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
     from MedQuantINT8Lib.segmenter import SegmentationOptions
-    from MedQuantINT8Lib.sensitivity import Budget
     from MedQuantINT8Lib.shelf import KeepingShelf
     from MedQuantINT8Lib.volume import Volume
     from MedQuantINT8Lib.volume_io import read_volume
@@ -165,11 +156,8 @@ def cost(weights: Path) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
-        made = package("unet", weights, Path(scratch))
         scan = read_volume(files(case_names("train")[0])[0])
-        options = CalibrationOptions(patches=1)
-        sampler = PatchSampler([lambda: scan], made.spec, PATCH, options)
-        made, _ = quantize_package(made, sampler, Path(scratch) / "int8", options, QuantizationPolicy(budget=Budget(fallback=False)))
+        made, _ = quantized("unet", weights, Path(scratch), [scan])
         shelf, choice = KeepingShelf(), runs.EngineChoice("openvino", "int8")
         for size in COST_SIZES:
             tiled = np.tile(scan.data[0], [-(-n // have) for n, have in zip(size, scan.data.shape[1:], strict=True)])
@@ -223,7 +211,7 @@ def four_bit(source: Path, target: Path) -> int:
     return target.stat().st_size - saved
 
 
-def _centre(data: np.ndarray) -> np.ndarray:
+def centre(data: np.ndarray) -> np.ndarray:
     """A patch of the network's size around the middle."""
     starts = [max(0, (n - p) // 2) for n, p in zip(data.shape[1:], PATCH, strict=True)]
     inside = data[(slice(None), *(slice(s, s + p) for s, p in zip(starts, PATCH, strict=True)))]

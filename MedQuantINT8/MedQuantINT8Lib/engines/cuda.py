@@ -19,7 +19,7 @@ from ..progress import Task
 from .cuda_driver import GpuError, GpuMemoryError, bindings, checked
 from .gpu_compiler import Compiler
 
-__all__ = ["DeviceBuffer", "Event", "Gpu", "GpuError", "GpuInfo", "GpuMemoryError", "Kernel", "PinnedBuffer", "Stream", "bindings", "checked", "choose_gpu", "free_memory", "gpus"]
+__all__ = ["DeviceBuffer", "Event", "Gpu", "GpuError", "GpuInfo", "GpuMemoryError", "Kernel", "PinnedBuffer", "Stream", "bindings", "check_one_fits", "checked", "choose_gpu", "free_memory", "gpus"]
 
 #: The driver's words for "there is no GPU" and for a driver older than the bindings.
 _NO_DEVICE, _OLD_DRIVER = 100, (35, 803, 804)
@@ -35,6 +35,11 @@ class GpuInfo:
     name: str
     capability: tuple[int, int]
     total_bytes: int
+
+    @property
+    def title(self) -> str:
+        """In words; part of the key of an engine's files."""
+        return f"{self.name}, compute capability {self.capability[0]}.{self.capability[1]}"
 
     @property
     def reason_unfit(self) -> str:
@@ -75,8 +80,23 @@ def gpus() -> list[GpuInfo]:
     return found
 
 
+def check_one_fits() -> None:
+    """Make sure, without opening any, that there is a GPU for INT8.
+
+    Raises:
+        EngineError: there is none, or all are too old.
+        DependencyError: cuda-python or the driver is missing.
+    """
+    known = gpus()
+    if not known:
+        raise EngineError("There is no NVIDIA GPU here, or its driver is missing.")
+    if all(info.reason_unfit for info in known):
+        raise EngineError(f"{known[0].reason_unfit}.")
+
+
 def choose_gpu(device: str) -> GpuInfo:
-    """The GPU that ``device`` names: "gpu" takes the one with most free memory, "gpu:1" the second.
+    """The GPU that ``device`` names: "gpu:1" is the second; "gpu", and "cpu" as engines on GPUs are given by default, the one with most
+    free memory.
 
     Raises:
         EngineError: there is no such GPU, or it is too old.

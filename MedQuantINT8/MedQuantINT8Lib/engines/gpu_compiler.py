@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ class Compiler:
     def __init__(self, nvrtc: Any, capability: tuple[int, int]) -> None:
         self._nvrtc = nvrtc
         self._architecture = architecture_of(capability)
-        self._version = tuple(checked(nvrtc.nvrtcVersion(), "ask NVRTC for its version"))
+
+    @cached_property
+    def _version(self) -> tuple[int, ...]:
+        # Asked for when first needed: a GPU is also opened by engines that compile nothing, where NVRTC need not be installed.
+        return tuple(checked(self._nvrtc.nvrtcVersion(), "ask NVRTC for its version"))
 
     def binaries(self, sources: Sequence[str], task: Task | None = None) -> list[bytes]:
         """Machine code of each source; what is not kept yet is compiled on several threads.

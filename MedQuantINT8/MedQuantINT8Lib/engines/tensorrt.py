@@ -110,26 +110,17 @@ class TensorRTBackend:
 
     def unavailable(self) -> str:
         try:
-            self._check()
+            tensorrt_module()
+            cuda.check_one_fits()
         except (EngineError, DependencyError) as error:
             return str(error)
         return ""
-
-    def _check(self) -> None:
-        tensorrt_module()
-        # Without opening one: this is asked before every run.
-        known = cuda.gpus()
-        if not known:
-            raise EngineError("There is no NVIDIA GPU here, or its driver is missing.")
-        if all(info.reason_unfit for info in known):
-            raise EngineError(f"{known[0].reason_unfit}.")
 
     def version(self) -> str:
         return str(tensorrt_module().__version__)
 
     def device_name(self, device: str) -> str:
-        info = cuda.choose_gpu("gpu" if device == "cpu" else device)
-        return f"{info.name}, compute capability {info.capability[0]}.{info.capability[1]}"
+        return cuda.choose_gpu(device).title
 
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
         """As :meth:`build_with`, without progress."""
@@ -143,7 +134,7 @@ class TensorRTBackend:
             Cancelled: the task was cancelled.
         """
         trt = tensorrt_module()
-        info = cuda.choose_gpu("gpu" if options.device == "cpu" else options.device)
+        info = cuda.choose_gpu(options.device)
         with cuda.Gpu(info.index) as gpu:
             workspace = int(gpu.free_bytes * _WORKSPACE_SHARE)
             model, macs = prepared(network, options)
@@ -152,7 +143,7 @@ class TensorRTBackend:
 
     def load(self, folder: Path, options: BuildOptions) -> TensorRTEngine:
         trt = tensorrt_module()
-        info = cuda.choose_gpu("gpu" if options.device == "cpu" else options.device)
+        info = cuda.choose_gpu(options.device)
         check_note(folder / _PLAN, note_of(trt, info, options))
         log = BuildLog(trt)
         gpu = cuda.Gpu(info.index)

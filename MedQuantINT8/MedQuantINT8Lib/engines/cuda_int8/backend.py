@@ -38,12 +38,7 @@ class CudaInt8Backend:
     def unavailable(self) -> str:
         try:
             _, nvrtc = cuda.bindings()
-            # Without opening a GPU: this is asked before every run.
-            known = cuda.gpus()
-            if not known:
-                raise EngineError("There is no NVIDIA GPU here, or its driver is missing.")
-            if all(info.reason_unfit for info in known):
-                raise EngineError(f"{known[0].reason_unfit}.")
+            cuda.check_one_fits()
             cuda.checked(nvrtc.nvrtcVersion(), "ask NVRTC for its version")
         except (EngineError, DependencyError) as error:
             return str(error)
@@ -53,11 +48,10 @@ class CudaInt8Backend:
         return ""
 
     def version(self) -> str:
-        return f"{VERSION}.{_digest()}"
+        return engine_version()
 
     def device_name(self, device: str) -> str:
-        info = cuda.choose_gpu(_gpu_of(device))
-        return f"{info.name}, compute capability {info.capability[0]}.{info.capability[1]}"
+        return cuda.choose_gpu(device).title
 
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
         """As :meth:`build_with`, without progress."""
@@ -75,7 +69,7 @@ class CudaInt8Backend:
             raise EngineError(f"{self.title} does not compute in {options.precision.upper()}.", "Choose another precision or engine.")
         with task.stage("planning"):
             plan = planned(network, options)
-        with Gpu(cuda.choose_gpu(_gpu_of(options.device)).index) as gpu:
+        with Gpu(cuda.choose_gpu(options.device).index) as gpu:
             tiles = to_json(tuned(gpu, plan, options.batch, task))
         write_json(folder / _TILES, tiles)
         # Weights in the order of the chosen tiles: putting them in order takes longer than reading them.
@@ -86,7 +80,7 @@ class CudaInt8Backend:
 
     def load(self, folder: Path, options: BuildOptions) -> CudaInt8Engine:
         plan = Plan.load(folder)
-        gpu = Gpu(cuda.choose_gpu(_gpu_of(options.device)).index)
+        gpu = Gpu(cuda.choose_gpu(options.device).index)
         try:
             chosen = from_json(plan, json.loads((folder / _TILES).read_text(encoding="utf-8")))
             with np.load(folder / _WEIGHTS, allow_pickle=False) as weights:
@@ -120,16 +114,12 @@ def planned(network: Path, options: BuildOptions) -> Plan:
 
 
 @lru_cache(maxsize=1)
-def _digest() -> str:
-    """Of this engine's own files: plans and weights that other ones laid out are built anew."""
+def engine_version() -> str:
+    """With a digest of this engine's own files: plans and weights that other ones laid out are built anew."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]
-
-
-def _gpu_of(device: str) -> str:
-    return "gpu" if device == "cpu" else device
+    return f"{VERSION}.{digest.hexdigest()[:8]}"
 
 
 class CudaInt8Engine(GpuEngine):
@@ -145,10 +135,8 @@ class CudaInt8Engine(GpuEngine):
         self._network.enqueue(batch, source, target, stream)
 
     def describe(self) -> EngineDescription:
-        info = self._gpu.info
         layers = tuple(_record(program) for program in self._network.programs)
-        device = f"{info.name}, compute capability {info.capability[0]}.{info.capability[1]}"
-        return EngineDescription("cuda_int8", f"{VERSION}.{_digest()}", device, layers)
+        return EngineDescription("cuda_int8", engine_version(), self._gpu.info.title, layers)
 
     def close(self) -> None:
         if self.gpu_network is None:

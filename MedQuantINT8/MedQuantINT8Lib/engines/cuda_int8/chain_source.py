@@ -107,7 +107,7 @@ class ChainSource:
         self._members: list[str] = []
         self._setup: list[str] = []
         self._body: list[str] = []
-        self._width, self._voxels = step.layout.width, step.size[0] * step.size[1] * step.size[2]
+        self._width, self._voxels = step.layout.width, step.voxels
         self._parts, self._classes = step.layout.parts, plan.classes
         for number, op in enumerate(step.ops):
             getattr(self, f"_{op.kind}")(plan, number, op)

@@ -7,6 +7,7 @@ as float32, through a chain of operations that ends in stores. Voxels are counte
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -128,6 +129,11 @@ class Step:
     tables: tuple[str, ...] = ()
     norm: str = ""
     sources: tuple[str, ...] = ()
+
+    @property
+    def voxels(self) -> int:
+        """Of what it gives."""
+        return math.prod(self.size)
 
     def reads(self) -> Iterator[View]:
         if self.source is not None:

@@ -54,9 +54,8 @@ def conv_program(plan: Plan, step: Step, tiling: Tiling, machine: Machine) -> Pr
     made = Program(step, chain, source, lambda batch: (blocks * batch, tiling.column_blocks, tiling.phases * split), tiling.tile.threads)
     made.shared, made.partials, made.tiling = tiling.shared_bytes, blocks * tiling.phases * tiling.spread, tiling
     if split > 1:
-        a, b, c = tiling.tile.voxels
         made.shared_tiles = blocks * tiling.column_blocks * tiling.phases
-        made.workspace = made.shared_tiles * split * a * b * c * tiling.tile.channels * 4
+        made.workspace = made.shared_tiles * split * tiling.tile.count * tiling.tile.channels * 4
     return made
 
 
@@ -72,7 +71,7 @@ def normalize_program(plan: Plan, step: Step, partials: int) -> Program:
         "MEMBERS": len(norm.groups[0]),
         "PARTIALS": partials,
         "WIDTH": step.layout.width,
-        "COUNT": f"{step.size[0] * step.size[1] * step.size[2]}.0",
+        "COUNT": f"{step.voxels}.0",
     }
     head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
     return Program(step, ChainSource(plan, step), head + NORMALIZE, lambda batch: (len(norm.groups), batch, 1), 256)

@@ -148,16 +148,21 @@ class _Reader:
             "weight": _dense(weight, group, channels),
             "scales": None if scales is None else np.broadcast_to(scales, (weight.shape[0],)),
             "bias": self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(weight.shape[0], np.float32),
+            **self._window(node, given, kernel),
+        }
+        return self._node(node, op, (node.input[0],), **values)
+
+    def _window(self, node: Any, given: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """How a kernel goes over its input."""
+        return {
             "stride": tuple(given.get("strides", (1, 1, 1))),
             "dilation": tuple(given.get("dilations", (1, 1, 1))),
             "before": self._before(node, given, kernel),
         }
-        return self._node(node, op, (node.input[0],), **values)
 
     def _before(self, node: Any, given: dict[str, Any], kernel: tuple[int, ...]) -> tuple[int, ...]:
         """Padding before each axis; what lies behind follows from the output's size."""
-        mode = given.get("auto_pad", b"NOTSET")
-        mode = mode.decode() if isinstance(mode, bytes) else mode
+        mode = _word(given, "auto_pad", "NOTSET")
         if mode in ("NOTSET", ""):
             return tuple(given.get("pads", (0,) * 6))[:3]
         if mode == "VALID":
@@ -171,7 +176,7 @@ class _Reader:
 
     def _activation(self, node: Any) -> Node:
         given = rewrites.attributes(node)
-        if given.get("approximate", b"none") not in (b"none", "none"):
+        if _word(given, "approximate", "none") != "none":
             raise unsupported(node, "its approximation by tanh")
         params = tuple(float(given.get(name, default)) for name, default in _ACTIVATIONS[node.op_type])
         return self._node(node, "act", (node.input[0],), function=node.op_type.lower(), params=params)
@@ -261,19 +266,17 @@ class _Reader:
         kernel = tuple(given["kernel_shape"])
         values = {
             "kernel": kernel,
-            "stride": tuple(given.get("strides", (1, 1, 1))),
-            "dilation": tuple(given.get("dilations", (1, 1, 1))),
-            "before": self._before(node, given, kernel),
+            **self._window(node, given, kernel),
             "whole": bool(given.get("count_include_pad", 0)),
         }
         return self._node(node, op, (node.input[0],), **values)
 
     def _resize(self, node: Any) -> Node:
-        given = {k: v.decode() if isinstance(v, bytes) else v for k, v in rewrites.attributes(node).items()}
-        mode, where = given.get("mode", "nearest"), given.get("coordinate_transformation_mode", "half_pixel")
+        given = rewrites.attributes(node)
+        mode, where = _word(given, "mode", "nearest"), _word(given, "coordinate_transformation_mode", "half_pixel")
         if mode not in ("nearest", "linear") or where not in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"):
             raise unsupported(node, f"mode {mode}, {where}")
-        rounding = given.get("nearest_mode", "round_prefer_floor")
+        rounding = _word(given, "nearest_mode", "round_prefer_floor")
         if mode == "nearest" and rounding not in ("floor", "round_prefer_floor"):
             raise unsupported(node, f"nearest, {rounding}")
         scales = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
@@ -281,8 +284,7 @@ class _Reader:
 
     def _pad(self, node: Any) -> Node | None:
         pads = self.array(node.input[1])
-        mode = rewrites.attributes(node).get("mode", b"constant")
-        mode = mode.decode() if isinstance(mode, bytes) else mode
+        mode = _word(rewrites.attributes(node), "mode", "constant")
         if pads is None or len(pads) != 10 or mode not in ("constant", "edge") or any(pads[[0, 1, 5, 6]]):
             raise unsupported(node, f"mode {mode}")
         value = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
@@ -321,6 +323,12 @@ class _Reader:
         if rewrites.attributes(node).get("axis", -1) not in (1, -4):
             raise unsupported(node, "along another axis than that of channels")
         return self._node(node, "softmax", (node.input[0],))
+
+
+def _word(given: dict[str, Any], name: str, default: str) -> str:
+    """An attribute that is text, which ONNX keeps as bytes."""
+    value = given.get(name, default)
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _dense(weight: NDArray[Any], group: int, channels: int) -> NDArray[Any]:

@@ -132,7 +132,7 @@ class ReferenceExecutor:
         scale, shift = np.zeros_like(sums, np.float32), np.zeros_like(sums, np.float32)
         gamma, beta = self.plan.arrays[norm.gamma], self.plan.arrays[norm.beta]
         for group in map(list, norm.groups):
-            count = len(group) * math.prod(step.size)
+            count = len(group) * step.voxels
             mean = sums[:, group].sum(1, keepdims=True) / count
             variance = np.maximum(squares[:, group].sum(1, keepdims=True) / count - mean * mean, 0)
             scale[:, group] = gamma[group] / np.sqrt(variance + norm.epsilon)

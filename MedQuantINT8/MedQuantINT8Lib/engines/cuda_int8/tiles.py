@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from .plan import Step
 from .tiling import Tile, Tiling
@@ -37,7 +38,7 @@ class Machine:
     def resident(self, tiling: Tiling) -> int:
         """Blocks that a multiprocessor holds at once."""
         tile = tiling.tile
-        sums = tile.voxels[0] * tile.voxels[1] * tile.voxels[2] * tile.channels // tile.threads
+        sums = tile.count * tile.channels // tile.threads
         by_registers = _REGISTERS // (tile.threads * min(255, sums + _OTHER_REGISTERS))
         return max(1, min(self.shared_bytes // (tiling.shared_bytes + _RESERVED), by_registers, 2048 // tile.threads, 8))
 
@@ -52,10 +53,11 @@ class Machine:
         return -(-tiles // -(-tiles // at_once))
 
 
-def candidates(step: Step, machine: Machine, batch: int) -> list[Tiling]:
-    """Tilings that fit, fastest first by estimate."""
+@lru_cache(maxsize=1024)
+def candidates(step: Step, machine: Machine, batch: int) -> tuple[Tiling, ...]:
+    """Tilings that fit, fastest first by estimate; remembered, since a build asks several times and a second's work is in it."""
     found = [tiling for tile in _tiles(step, machine) if (tiling := _fitting(step, tile, machine))]
-    return sorted(found, key=lambda tiling: estimate(tiling, machine, batch))
+    return tuple(sorted(found, key=lambda tiling: estimate(tiling, machine, batch)))
 
 
 def _fitting(step: Step, tile: Tile, machine: Machine) -> Tiling | None:
@@ -89,7 +91,7 @@ def estimate(tiling: Tiling, machine: Machine, batch: int) -> float:
     3 % more than the fastest of those 16, in the mean (over the very times they were fitted to). On other GPUs they order no worse than a guess; the build times what they propose.
     """
     tile = tiling.tile
-    voxels = tile.voxels[0] * tile.voxels[1] * tile.voxels[2]
+    voxels = tile.count
     rounds = -(-tiling.rounds // tile.split)
     from_shared = (16 + tile.channels / 4) * (1.0 if tile.groups else 0.17)
     multiplied = rounds * tiling.group_turns * max(tile.channels * (0.17 if tile.groups else 1.07), from_shared) * voxels / 64

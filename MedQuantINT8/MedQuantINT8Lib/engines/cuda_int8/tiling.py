@@ -6,6 +6,7 @@ phase are an ordinary convolution over a lattice of inputs. A block computes til
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -47,6 +48,11 @@ class Tile:
     @property
     def threads(self) -> int:
         return 32 * self.warps
+
+    @property
+    def count(self) -> int:
+        """Of its voxels."""
+        return math.prod(self.voxels)
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ class Tiling:
     @property
     def staged_row(self) -> int:
         """Scores from one channel's row to the next."""
-        return int(np.prod(self.tile.voxels))
+        return self.tile.count
 
     @property
     def shared_bytes(self) -> int:
@@ -218,10 +224,9 @@ class Tiling:
 
 def flattened(step: Step) -> Step | None:
     """A pointwise convolution over a row of voxels instead of a volume: its tiles are contiguous and leave nothing over."""
-    voxels = int(np.prod(step.size))
-    if step.kind != "conv" or step.geometry != Geometry() or voxels % TILE2:
+    if step.kind != "conv" or step.geometry != Geometry() or step.voxels % TILE2:
         return None
-    row = (1, voxels // TILE2, TILE2)
+    row = (1, step.voxels // TILE2, TILE2)
     return replace(step, size=row, source_size=row)
 
 

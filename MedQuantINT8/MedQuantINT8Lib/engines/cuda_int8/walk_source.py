@@ -49,13 +49,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
   i64 voxel = (i64)blockIdx.x * THREADS + threadIdx.x;
   if (voxel >= VOXELS) return;
   float largest = -3.4e38f, total = 0.0f;
-  for (int c = 0; c < WIDTH; c += 8) { float v[8]; take(v, p, n, voxel, c); for (int i = 0; i < 8; ++i) if (is_channel(c + i)) largest = fmaxf(largest, v[i]); }
-  for (int c = 0; c < WIDTH; c += 8) { float v[8]; take(v, p, n, voxel, c); for (int i = 0; i < 8; ++i) if (is_channel(c + i)) total += expf(v[i] - largest); }
+  for (int c = 0; c < WIDTH; c += 8) { float v[8]; take(v, p, n, voxel, c); for (int i = 0; i < 8; ++i) if (channel_of(c + i) >= 0) largest = fmaxf(largest, v[i]); }
+  for (int c = 0; c < WIDTH; c += 8) { float v[8]; take(v, p, n, voxel, c); for (int i = 0; i < 8; ++i) if (channel_of(c + i) >= 0) total += expf(v[i] - largest); }
   for (int c = 0; c < WIDTH; c += 8) {
     Chain<8> chain(p, n, c);
     float v[8];
     take(v, p, n, voxel, c);
-    for (int i = 0; i < 8; ++i) v[i] = is_channel(c + i) ? expf(v[i] - largest) / total : 0.0f;
+    for (int i = 0; i < 8; ++i) v[i] = channel_of(c + i) >= 0 ? expf(v[i] - largest) / total : 0.0f;
     chain.apply(v, voxel EXTRA(, , nullptr));
   }
 }
@@ -211,7 +211,7 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, tuple[
     alone = step.kind in ("softmax", "unfold")
     threads = 256 if alone else threads_of(step.layout.width)
     rows = threads // (step.layout.width // 8) if not alone else 1
-    voxels = step.size[0] * step.size[1] * step.size[2]
+    voxels = step.voxels
     # Where statistics are gathered, few blocks leave few partial sums.
     passes = max(PASSES, -(-voxels // (rows * MOST_PARTIALS))) if chain.norm else PASSES
     defined: dict[str, object] = {"THREADS": threads, "ROWS": rows, "PASSES": passes}
@@ -220,7 +220,7 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, tuple[
         scale = step.source.scale
         defined |= {"PITCH": plan.buffers[step.source.buffer].pitch, "SOURCE_BYTES": int(bool(scale))}
         # In hexadecimal a float stays what it is.
-        defined["SOURCE_SCALE"] = f"{float.hex(float(_single(scale)))}f"
+        defined["SOURCE_SCALE"] = f"{float(np.float32(scale)).hex()}f"
         text = _READ
     kind = {"maxpool": "pool", "avgpool": "pool", "softmax": "apply"}.get(step.kind, step.kind)
     if kind in ("pool", "resize", "unfold"):
@@ -239,16 +239,11 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, tuple[
     if step.kind == "unfold":
         return PRELUDE + head + chain.text + _UNFOLD, (-(-voxels // threads), threads)
     if step.kind == "softmax":
-        tests = " || ".join(f"(s >= {first} && s < {first + count})" for first, count in step.layout.parts)
-        text += f"__device__ __forceinline__ bool is_channel(int s) {{ return {tests}; }}\n"
         blocks, body = -(-voxels // threads), _SOFTMAX
     else:
         blocks, body = -(-voxels // (rows * passes)), _LOOP
     return PRELUDE + head + chain.text + text + _TAKE[kind] + body, (blocks, threads)
 
-
-def _single(value: float) -> float:
-    return float(np.float32(value))
 
 #: FP16 scores as float32, for who wants them so.
 WIDEN = (
