@@ -63,6 +63,61 @@ class Made:
         attributes = {"kernel_shape": (kernel,) * 3, "strides": (stride,) * 3, "pads": pads, "output_padding": output_padding}
         return self.op("ConvTranspose", taken, self.weight((ins, out, *(kernel,) * 3), 1, quantized), self.constant(np.zeros(out, np.float32)), **attributes)
 
+    def linear(self, x, ins, out, quantized=True):
+        """A layer of the last axis, as torch writes it: MatMul, then Add."""
+        weight = self.rng.normal(size=(ins, out)) / np.sqrt(ins)
+        if quantized:
+            scales = np.abs(weight).max(0) / 127
+            q, s, z = self.constant(np.rint(weight / scales).astype(np.int8)), self.constant(scales.astype(np.float32)), self.constant(np.zeros(out, np.int8))
+            x, weight = self.rounded(x), self.op("DequantizeLinear", q, s, z, axis=1)
+        else:
+            weight = self.constant(weight.astype(np.float32))
+        return self.op("Add", self.op("MatMul", x, weight), self.constant(self.rng.normal(size=out).astype(np.float32) * 0.1))
+
+    def layernorm(self, x, channels):
+        gamma, beta = self.rng.uniform(0.5, 1.5, channels).astype(np.float32), self.rng.normal(size=channels).astype(np.float32) * 0.2
+        return self.op("LayerNormalization", x, self.constant(gamma), self.constant(beta), axis=-1)
+
+    def gelu(self, x):
+        erf = self.op("Add", self.op("Erf", self.op("Div", x, self.constant(np.float32(np.sqrt(2))))), self.constant(np.float32(1)))
+        return self.op("Mul", self.op("Mul", x, erf), self.constant(np.float32(0.5)))
+
+    def shaped(self, x, *shape):
+        return self.op("Reshape", x, self.constant(np.array(shape, np.int64)))
+
+    def turned(self, x, *order):
+        return self.op("Transpose", x, perm=order)
+
+    def cut(self, x, axis, start, end, step=1):
+        return self.op("Slice", x, *(self.constant(np.array([v], np.int64)) for v in (start, end, axis, step)))
+
+    def rolled(self, x, by):
+        """Along the three axes of (1, a, b, c, channels)."""
+        for axis in (1, 2, 3):
+            x = self.op("Concat", self.cut(x, axis, by, 1 << 40), self.cut(x, axis, 0, by), axis=axis)
+        return x
+
+    def attention(self, x, windows, tokens, heads, width, bias=None, mask=None, split=False):
+        """Of (windows, tokens, channels), as Swin (one product cut by Gather) or as ViT (cut by Split) write it."""
+        channels = heads * width
+        joint = self.linear(x, channels, 3 * channels)
+        if split:
+            names = [self.name() for _ in range(3)]
+            self.nodes.append(helper.make_node("Split", [joint], names, name=self.name("split"), axis=2, num_outputs=3))
+            q, k, v = (self.turned(self.shaped(n, windows, tokens, heads, width), 0, 2, 1, 3) for n in names)
+        else:
+            joint = self.turned(self.shaped(joint, windows, tokens, 3, heads, width), 2, 0, 3, 1, 4)
+            q, k, v = (self.op("Gather", joint, self.constant(np.int64(n)), axis=0) for n in range(3))
+        q = self.op("Mul", q, self.constant(np.float32(1.5)))
+        scores = self.op("MatMul", q, self.turned(k, 0, 1, 3, 2))
+        if bias is not None:
+            scores = self.op("Add", scores, self.constant(bias))
+        if mask is not None:
+            scores = self.op("Add", self.shaped(scores, 1, windows, heads, tokens, tokens), self.constant(mask))
+            scores = self.shaped(scores, windows, heads, tokens, tokens)
+        found = self.op("MatMul", self.op("Softmax", scores, axis=-1), v)
+        return self.linear(self.shaped(self.turned(found, 0, 2, 1, 3), windows, tokens, channels), channels, channels)
+
     def norm(self, x, channels):
         gamma, beta = self.rng.uniform(0.5, 1.5, channels).astype(np.float32), self.rng.normal(size=channels).astype(np.float32) * 0.2
         return self.op("InstanceNormalization", x, self.constant(gamma), self.constant(beta))
@@ -165,6 +220,60 @@ def cut_and_padded() -> onnx.ModelProto:
     return m.finished(m.op("Softmax", m.conv(x, 16, 4, kernel=1), axis=1), 4)
 
 
+def shifted_windows() -> onnx.ModelProto:
+    """Two blocks of Swin on (7, 6, 5): padded to (8, 8, 8), windows of 4, the second shifted; then neighbours merged, and back."""
+    m = Made(1)
+    size, heads, width = (7, 6, 5), 2, 16
+    channels, tokens = heads * width, 64
+    x = m.turned(m.conv("image", 1, channels), 0, 2, 3, 4, 1)
+    for shift in (0, 1):
+        y = m.op("Pad", m.layernorm(x, channels), m.constant(np.array([0, 0, 0, 0, 0, 0, 1, 2, 3, 0], np.int64)), mode="constant")
+        y = m.rolled(y, shift) if shift else y
+        y = m.shaped(m.turned(m.shaped(y, 1, 2, 4, 2, 4, 2, 4, channels), 0, 1, 3, 5, 2, 4, 6, 7), -1, tokens, channels)
+        regions = m.rng.integers(0, 3, (8, tokens))
+        mask = np.where(regions[:, :, None] == regions[:, None], 0, -100).astype(np.float32)[None, :, None] if shift else None
+        bias = m.rng.normal(size=(1, heads, tokens, tokens)).astype(np.float32)
+        y = m.attention(y, 8, tokens, heads, width, bias, mask)
+        y = m.shaped(m.turned(m.shaped(y, 1, 2, 2, 2, 4, 4, 4, channels), 0, 1, 4, 2, 5, 3, 6, 7), 1, 8, 8, 8, channels)
+        y = m.rolled(y, -shift) if shift else y
+        for axis, n in enumerate(size):
+            y = m.cut(y, axis + 1, 0, n)
+        x = m.op("Add", x, y)
+        y = m.linear(m.gelu(m.linear(m.layernorm(x, channels), channels, 48)), 48, channels)
+        x = m.op("Add", x, y)
+    finer = m.turned(x, 0, 4, 1, 2, 3)
+    x = m.op("Pad", x, m.constant(np.array([0, 0, 0, 0, 0, 0, 1, 0, 1, 0], np.int64)), mode="constant")
+    parts = []
+    for place in np.ndindex(2, 2, 2):
+        part = x
+        for axis, begin in enumerate(place):
+            part = m.cut(part, axis + 1, begin, 1 << 40, 2)
+        parts.append(part)
+    x = m.linear(m.layernorm(m.op("Concat", *parts, axis=-1), 8 * channels), 8 * channels, 40)
+    x = m.conv(m.turned(x, 0, 4, 1, 2, 3), 40, 16)
+    x = m.op("Resize", x, "", m.constant(np.array([1, 1, 2, 2, 2], np.float32)), mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    for axis, n in enumerate(size):
+        x = m.cut(x, axis + 2, 0, n)
+    return m.finished(m.conv(m.op("Concat", x, finer, axis=1), 16 + channels, 3, kernel=1), 3)
+
+
+def tokens() -> onnx.ModelProto:
+    """A vision transformer on the voxels of (6, 5, 3), and blocks of UNesT's kind: voxels put in blocks and taken out of them again."""
+    m = Made(2)
+    heads, width, count = 3, 32, 90
+    channels = heads * width
+    x = m.turned(m.shaped(m.conv("image", 2, channels), 1, channels, count), 0, 2, 1)
+    x = m.op("Add", x, m.constant(m.rng.normal(size=(1, count, channels)).astype(np.float32)))
+    x = m.op("Add", x, m.attention(m.layernorm(x, channels), 1, count, heads, width, split=True))
+    x = m.shaped(m.turned(m.layernorm(x, channels), 0, 2, 1), 1, channels, 6, 5, 3)
+    x = m.op("Relu", m.conv(x, channels, 64))
+    blocks = m.turned(m.shaped(x, 1, 64, 3, 2, 5, 1, 1, 3), 0, 2, 4, 6, 3, 5, 7, 1)
+    blocks = m.shaped(blocks, 15, 6, 64)
+    blocks = m.op("Add", blocks, m.attention(m.layernorm(blocks, 64), 15, 6, 1, 64))
+    x = m.shaped(m.turned(m.shaped(blocks, 1, 3, 5, 1, 2, 1, 3, 64), 0, 7, 1, 4, 2, 5, 3, 6), 1, 64, 6, 5, 3)
+    return m.finished(m.conv(x, 64, 3), 3)
+
+
 def in_float() -> onnx.ModelProto:
     m = Made(4)
     x = m.op("Tanh", m.conv("image", 4, 12, quantized=False))
@@ -174,10 +283,10 @@ def in_float() -> onnx.ModelProto:
 
 
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
-    made.__name__: made for made in (kernels_and_strides, dilations, transposed, residuals, normalized, joined, cut_and_padded, in_float)
+    made.__name__: made for made in (kernels_and_strides, dilations, transposed, residuals, normalized, joined, cut_and_padded, in_float, shifted_windows, tokens)
 }
 #: Odd along some axes, even where a network halves and doubles.
-SIZES = {"joined": (12, 10, 14), "transposed": (12, 12, 24), "in_float": (10, 12, 8)}
+SIZES = {"joined": (12, 10, 14), "transposed": (12, 12, 24), "in_float": (10, 12, 8), "shifted_windows": (7, 6, 5), "tokens": (6, 5, 3)}
 
 
 def size_of(name: str) -> tuple[int, int, int]:

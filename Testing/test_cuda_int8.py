@@ -114,7 +114,7 @@ def test_a_first_layer_of_few_channels_becomes_pointwise():
         ("Einsum", ("image",), {"equation": "abcde->abcde"}, "Einsum (node odd)"),
         ("Softmax", ("image",), {"axis": -1}, "another axis than that of channels"),
         ("Resize", ("image", "", "scales"), {"mode": "cubic"}, "mode cubic"),
-        ("Concat", ("image", "image"), {"axis": 2}, "another axis"),
+        ("MatMul", ("image", "image"), {}, "no product of tokens"),
     ],
 )
 def test_what_has_no_kernel_is_named_with_the_engine_to_use_instead(operator, inputs, attributes, words):

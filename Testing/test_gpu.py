@@ -441,6 +441,8 @@ def test_what_to_install_is_told_for_each_gpu(monkeypatch):
     monkeypatch.setattr(gpu_advice, "has_driver", lambda: True)
     monkeypatch.setattr(gpu_advice.importlib.util, "find_spec", lambda name: None)
     assert "pip install tensorrt cuda-python" in gpu_advice.advice_for_gpus()[0]
+    # Where the tests run on a GPU the engine can run; here none can.
+    monkeypatch.setattr(gpu_advice, "backend", lambda name: SimpleNamespace(unavailable=lambda: "not installed"))
     known = [cuda.GpuInfo(0, "Turing", (7, 5), 8 << 30), cuda.GpuInfo(1, "Ada", (8, 9), 24 << 30), cuda.GpuInfo(2, "Hopper", (9, 0), 80 << 30)]
     monkeypatch.setattr(cuda, "gpus", lambda: known)
     monkeypatch.setattr(gpu_advice.importlib.util, "find_spec", lambda name: object() if name == "cuda" else None)

@@ -151,6 +151,8 @@ class CudaInt8Engine(GpuEngine):
 def _record(program: Program) -> LayerRecord:
     """A step as it runs: the instruction that multiplies, and the tile."""
     step, tiling = program.step, program.tiling
+    if step.attention is not None:
+        return LayerRecord(step.name, "Attention", "f16", f"attention.f16, {step.attention.tokens} tokens", step.macs, int8=False, sources=step.sources)
     if tiling is None:
         return LayerRecord(step.name, step.kind, "f32", step.kind, 0, int8=False, sources=step.sources)
     tile = tiling.tile

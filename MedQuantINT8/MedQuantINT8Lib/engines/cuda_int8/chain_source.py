@@ -151,6 +151,12 @@ class ChainSource:
         scale, shift = (self._constants(f"{self._pointer('array', name)} + c") for name in op.arrays)
         self._each(f"__fmaf_rn(x, {scale}[i], {shift}[i])")
 
+    def _offset(self, plan: Plan, number: int, op: Op) -> None:
+        table = self._pointer("array", op.arrays[0])
+        self._body.append(f"{{ float o[V]; read_floats<V>(o, (const float*){table} + voxel * WIDTH + c);")
+        self._each("x + o[i]")
+        self._body.append("}")
+
     def _norm(self, plan: Plan, number: int, op: Op) -> None:
         scale, shift = (self._constants(f"{self._pointer(kind, op.norm)} + n * WIDTH + c") for kind in ("scale", "shift"))
         self._each(f"__fmaf_rn(x, {scale}[i], {shift}[i])")

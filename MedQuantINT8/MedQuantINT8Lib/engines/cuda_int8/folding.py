@@ -33,7 +33,7 @@ def folded(model: Any) -> Any:
         copy = graph.inferred(_once(copy))
     del copy.graph.input[len(inputs) :]
     copy.graph.initializer.extend(weights)
-    return copy
+    return graph.inferred(_computed(copy))
 
 
 def _once(model: Any) -> Any:
@@ -58,6 +58,37 @@ def _once(model: Any) -> Any:
         for name, value in zip(node.output, values, strict=True):
             held[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
             model.graph.initializer.append(held[name])
+    nodes = [type(node)() for node in kept]
+    for made, node in zip(nodes, kept, strict=True):
+        made.CopyFrom(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _computed(model: Any) -> Any:
+    """What is left of constants alone, large ones among them (masks and tables of attention), computed at once. Quantized weights stay as they are."""
+    onnx = graph.require_onnx()
+    from ..onnxruntime import session
+
+    held = {i.name: i for i in model.graph.initializer}
+    known, constant, kept = set(held), [], []
+    for node in model.graph.node:
+        if node.op_type not in ("DequantizeLinear", "QuantizeLinear") and all(name in known for name in node.input if name):
+            known.update(node.output)
+            constant.append(node)
+        else:
+            kept.append(node)
+    read = {name for node in kept for name in node.input} | {o.name for o in model.graph.output}
+    wanted = [name for node in constant for name in node.output if name in read]
+    if not wanted:
+        return model
+    needed = {name for node in constant for name in node.input}
+    outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in wanted]
+    body = onnx.helper.make_graph(constant, "constants", [], outputs, [i for name, i in held.items() if name in needed])
+    small = graph.pruned(onnx.helper.make_model(body, opset_imports=model.opset_import, ir_version=model.ir_version))
+    values = session(small.SerializeToString(), "fp32").run(None, {})
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in zip(wanted, values, strict=True))
     nodes = [type(node)() for node in kept]
     for made, node in zip(nodes, kept, strict=True):
         made.CopyFrom(node)

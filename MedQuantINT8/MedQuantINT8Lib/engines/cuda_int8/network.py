@@ -77,7 +77,8 @@ class CudaInt8Network:
         plan, batch = self.plan, self.batch
         self.places, total = plan.places()
         self.arena = self.hold((max(total, 1) * batch,), np.uint8)
-        self._arrays = {name: self._uploaded(array, stream) for name, array in plan.arrays.items() if array.dtype == np.float32}
+        weights = {step.weights for step in plan.steps}
+        self._arrays = {name: self._uploaded(array, stream) for name, array in plan.arrays.items() if name not in weights}
         self._partials: dict[str, DeviceBuffer] = {}
         self._factors: dict[str, tuple[DeviceBuffer, DeviceBuffer]] = {}
         # Steps run one after the other: what they leave for their own blocks can lie in one place.
@@ -139,7 +140,7 @@ class CudaInt8Network:
         for number, pointer in enumerate(chain.pointers):
             params["ptr"][number] = self._pointer(step.ops, *pointer)
         for number, table in enumerate(step.tables):
-            params["ptr"][len(chain.pointers) + number] = self._arrays[table].pointer
+            params["ptr"][len(chain.pointers) + number] = self._arrays[table].pointer if table else 0
         params["f"][: len(chain.numbers)] = chain.numbers
         return params
 

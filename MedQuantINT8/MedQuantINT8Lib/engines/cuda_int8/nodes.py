@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..base import UnsupportedNetwork
+
 
 @dataclass(frozen=True)
 class Node:
     """One thing to do.
 
-    op: "conv", "deconv", "maxpool", "avgpool", "resize", "act", "prelu", "affine", "add", "mul", "norm", "concat", "softmax", "quant".
+    op: "conv", "deconv", "maxpool", "avgpool", "resize", "act", "prelu", "affine", "add", "mul", "offset",
+        "norm", "layernorm", "concat", "softmax", "quant", "move", "attention".
     values: what it needs besides its inputs, by name; arrays and numbers.
     """
 
@@ -30,3 +33,9 @@ class Network:
     shapes: dict[str, tuple[int, ...]]
     input: str
     output: str
+
+
+def unsupported(node: Any, why: str = "") -> UnsupportedNetwork:
+    """The error for an ONNX node that nothing here can do."""
+    what = f"{node.op_type} (node {node.name or node.output[0]})"
+    return UnsupportedNetwork(f"CUDA INT8 has no kernel for {what}{': ' + why if why else ''}.", "Choose another engine with --engine: tensorrt, or openvino.")

@@ -41,6 +41,17 @@ class Layout:
         """The slot of each channel."""
         return np.concatenate([np.arange(first, first + count) for first, count in self.parts])
 
+    def merged(self) -> Layout:
+        """With parts that follow one another as one: layouts are compared."""
+        parts = [self.parts[0]]
+        for first, count in self.parts[1:]:
+            begin, length = parts[-1]
+            if begin + length == first:
+                parts[-1] = begin, length + count
+            else:
+                parts.append((first, count))
+        return Layout(tuple(parts), self.width)
+
     def placed(self, values: NDArray[Any]) -> NDArray[np.float32]:
         """Values by channel as values by slot; 0 where there is no channel."""
         found = np.zeros(self.width, np.float32)
@@ -77,7 +88,7 @@ class Op:
     """One link of a chain; v is the value.
 
     kind:
-        "affine": v * arrays[0] + arrays[1], by slot. "norm": the same with what the statistics of ``norm`` gave, by patch and slot.
+        "affine": v * arrays[0] + arrays[1], by slot. "offset": v + arrays[0], by voxel and slot. "norm": the same with what the statistics of ``norm`` gave, by patch and slot.
         "act": ``function`` with ``params``. "prelu": slope arrays[0] below 0.
         "add", "mul": with the value of ``view`` at the same place.
         "store": into ``view``, rounded to it. "output": to the network's output, planar float32. "statistics": gather for ``norm``.
@@ -102,16 +113,41 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """Attention of the tokens of each window to one another, head by head; tokens are voxels, those of a window side by side unless a table says
+    where they lie. What it gives lies as what it takes; voxels that belong to no window are 0.
+
+    Attributes:
+        width: channels of a head.
+        starts: channels where the first head of queries, keys and values begins.
+        scale: of the products of queries and keys.
+        apart: added to the score of two tokens of different regions.
+    """
+
+    windows: int
+    tokens: int
+    heads: int
+    width: int
+    starts: Size
+    scale: float
+    apart: float
+
+
+@dataclass(frozen=True)
 class Step:
     """One kernel.
 
     Attributes:
-        kind: "input", "unfold" (the input's neighbours of each voxel, as slots), "conv", "deconv", "maxpool", "avgpool", "resize", "apply", "softmax", or "normalize" (statistics of ``norm`` to a
-            scale and a shift of each slot).
+        kind: "input", "unfold" (the input's neighbours of each voxel, as slots), "conv", "deconv", "maxpool", "avgpool", "resize", "move", "apply",
+            "softmax", "layernorm", "attention", or "normalize" (statistics of ``norm`` to a scale and a shift of each slot).
         size: of what it gives; ``source_size`` of what it takes.
         layout: of the values in the chain.
         weights: of a convolution, in the plan's arrays: (out, in, k0, k1, k2), int8, or whole numbers or float16 for one in FP16.
-        tables: of a resize: for each axis the lower and upper source index of each output index and the upper's share.
+        tables: of a resize: for each axis the lower and upper source index of each output index and the upper's share. Of a move: the source's
+            voxel for each voxel, int32, -1 for a value of 0. Of a layernorm: scale and shift by slot, and such a table if it moves as well.
+            Of attention, each of them "" where there is none: the voxel of each token, int32 (windows, tokens); what is added to scores, float16
+            (heads, tokens, tokens filled up to whole eights); and the region of each token, int32 (windows, tokens).
+        epsilon: of a layernorm.
         sources: the ONNX nodes it does.
     """
 
@@ -129,6 +165,8 @@ class Step:
     tables: tuple[str, ...] = ()
     norm: str = ""
     sources: tuple[str, ...] = ()
+    epsilon: float = 0.0
+    attention: Attention | None = None
 
     @property
     def voxels(self) -> int:
@@ -235,6 +273,10 @@ def _view(value: dict[str, Any] | None) -> View | None:
     return None if value is None else View(value["buffer"], value["start"], _layout(value["layout"]), value["scale"])
 
 
+def _attention(value: dict[str, Any] | None) -> Attention | None:
+    return None if value is None else Attention(**{**value, "starts": _size(value["starts"])})
+
+
 def _op(value: dict[str, Any]) -> Op:
     made = {**value, "params": tuple(value["params"]), "arrays": tuple(value["arrays"]), "view": _view(value["view"])}
     return Op(**made)
@@ -252,5 +294,6 @@ def _step(value: dict[str, Any]) -> Step:
         "geometry": Geometry(whole=value["geometry"]["whole"], **geometry),
         "tables": tuple(value["tables"]),
         "sources": tuple(value["sources"]),
+        "attention": _attention(value["attention"]),
     }
     return Step(**made)

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from ..base import UnsupportedNetwork
 from .nodes import Network, Node
-from .plan import Buffer, Geometry, Layout, Norm, Op, Plan, Size, Step, View
+from .plan import Attention, Buffer, Geometry, Layout, Norm, Op, Plan, Size, Step, View
 from .resizing import resize_tables
 
 #: A first convolution of no more products than this is done pointwise, on voxels that hold their neighbours.
 _MOST_UNFOLDED = 128
+#: Steps whose kernels have no place for statistics.
+_GATHERING_NONE = ("softmax", "unfold", "layernorm", "attention")
 #: A tensor's form: 0 for FP16, else the scale of INT8.
 Form = float
 _HALF: Form = 0.0
@@ -158,11 +160,39 @@ class _Planner:
     def _softmax(self, node: Node) -> None:
         self._begin("softmax", node, node.inputs[0])
 
+    def _move(self, node: Node) -> None:
+        made = self._begin("move", node, node.inputs[0])
+        made.step = replace(made.step, tables=(self._array(node.values["rows"]),))
+
+    def _layernorm(self, node: Node) -> None:
+        made, values = self._begin("layernorm", node, node.inputs[0]), node.values
+        tables = [self._array(made.step.layout.placed(values[key])) for key in ("gamma", "beta")]
+        tables += [self._array(values["rows"])] if "rows" in values else []
+        made.step = replace(made.step, tables=tuple(tables), epsilon=values["epsilon"])
+
+    def _attention(self, node: Node) -> None:
+        made, values = self._begin("attention", node, node.inputs[0], _HALF), node.values
+        taken = self._layout(node.inputs[0])
+        if not np.array_equal(taken.slots, np.arange(taken.channels)):
+            raise UnsupportedNetwork(f"CUDA INT8 cannot take queries, keys and values of such widths (node {node.name}).", "Choose another engine with --engine.")
+        tables = {"rows": values["rows"], "bias": values["bias"], "regions": None}
+        if tables["bias"] is not None:
+            tables["bias"] = np.pad(tables["bias"], ((0, 0), (0, 0), (0, -values["tokens"] % 8))).astype(np.float16)
+        tables["regions"], apart = values["mask"] or (None, 0.0)
+        attention = Attention(**{key: values[key] for key in ("windows", "tokens", "heads", "width", "starts", "scale")}, apart=apart)
+        made.step = replace(
+            made.step,
+            layout=Layout.dense(attention.heads * attention.width),
+            attention=attention,
+            tables=tuple("" if table is None else self._array(table) for table in tables.values()),
+            macs=2 * attention.windows * attention.heads * attention.tokens**2 * attention.width,
+        )
+
     def _norm(self, node: Node) -> None:
         source = node.inputs[0]
         made = self._where.get(source)
         name = f"norm{len(self._plan.norms)}"
-        if made is None or any(isinstance(op, Op) and op.kind == "statistics" for op in made.chain):
+        if made is None or made.step.kind in _GATHERING_NONE or any(isinstance(op, Op) and op.kind == "statistics" for op in made.chain):
             # Joined or rounded tensors have no chain of their own to gather statistics in, and a chain gathers no more than one.
             gathering = self._begin("apply", replace(node, output=f"{source}_looked_at"), source)
             gathering.chain.append(Op("statistics", norm=name))
@@ -187,6 +217,13 @@ class _Planner:
 
     def _affine(self, node: Node) -> None:
         self._elementwise(node, Op("affine"), node.values["scale"], node.values["shift"])
+
+    def _offset(self, node: Node) -> None:
+        made = self._open(node.inputs[0]) or self._begin("apply", node, node.inputs[0])
+        layout, table = made.step.layout, node.values["table"]
+        placed = np.zeros((len(table), layout.width), np.float32)
+        placed[:, layout.slots] = table
+        self._extend(made, Op("offset", arrays=(self._array(placed),)), node)
 
     def _elementwise(self, node: Node, op: Op, *by_channel: NDArray[Any]) -> None:
         made = self._open(node.inputs[0]) or self._begin("apply", node, node.inputs[0])
@@ -294,7 +331,7 @@ class _Planner:
             inner = self._where[part].step.layout
             parts += [(begin + first, count) for first, count in inner.parts]
             begin += inner.width
-        return Layout(tuple(parts), begin)
+        return Layout(tuple(parts), begin).merged()
 
     # Where tensors lie.
 

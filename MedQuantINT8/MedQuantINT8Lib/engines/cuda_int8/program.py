@@ -14,6 +14,7 @@ from .conv_source import conv_source
 from .plan import Plan, Step
 from .tiles import Machine, candidates
 from .tiling import Tiling
+from .token_source import attention_grid, attention_source, attention_threads, layernorm_source
 from .walk_source import NORMALIZE, walk_source
 
 Grid = tuple[int, int, int]
@@ -61,8 +62,15 @@ def conv_program(plan: Plan, step: Step, tiling: Tiling, machine: Machine) -> Pr
 
 def walk_program(plan: Plan, step: Step) -> Program:
     chain = ChainSource(plan, step)
-    source, (blocks, threads) = walk_source(plan, step, chain)
+    make = layernorm_source if step.kind == "layernorm" else walk_source
+    source, (blocks, threads) = make(plan, step, chain)
     return Program(step, chain, source, lambda batch: (blocks, batch, 1), threads, partials=blocks)
+
+
+def attention_program(plan: Plan, step: Step) -> Program:
+    chain = ChainSource(plan, step)
+    source, shared = attention_source(plan, step, chain)
+    return Program(step, chain, source, lambda batch: attention_grid(step, batch), attention_threads(), shared)
 
 
 def normalize_program(plan: Plan, step: Step, partials: int) -> Program:
@@ -86,6 +94,8 @@ def programs(plan: Plan, machine: Machine, batch: int, chosen: dict[str, Tiling]
             program = conv_program(plan, step, (chosen or {}).get(step.name) or candidates(step, machine, batch)[0], machine)
         elif step.kind == "normalize":
             program = normalize_program(plan, step, partials[step.norm])
+        elif step.kind == "attention":
+            program = attention_program(plan, step)
         else:
             program = walk_program(plan, step)
         if program.chain.norm:

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import graph, rewrites
-from ..base import UnsupportedNetwork
 from .folding import folded
-from .nodes import Network, Node
+from .movement import Moved
+from .nodes import Network, Node, unsupported
 from .patterns import PATTERNS, epsilon_of
+from .token_reading import TokenReader
 
 #: Operators of one tensor, element by element, and the attributes that they take (with ONNX's defaults).
 _ACTIVATIONS: dict[str, tuple[tuple[str, float], ...]] = {
@@ -31,11 +32,6 @@ _ACTIVATIONS: dict[str, tuple[tuple[str, float], ...]] = {
 _PASSING = ("Identity", "Dropout", "Cast")
 
 
-def unsupported(node: Any, why: str = "") -> UnsupportedNetwork:
-    what = f"{node.op_type} (node {node.name or node.output[0]})"
-    return UnsupportedNetwork(f"CUDA INT8 has no kernel for {what}{': ' + why if why else ''}.", "Choose another engine with --engine: tensorrt, or openvino.")
-
-
 def read_network(model: Any) -> Network:
     """Read an ONNX network of fixed shape, batch 1.
 
@@ -44,21 +40,19 @@ def read_network(model: Any) -> Network:
     """
     model = graph.pruned(folded(model))
     found = _Reader(model)
-    nodes = _quantized_first([node for node in map(found.read, found.graph.nodes) if node is not None])
-    output = found.tensor(found.output)
+    for node in found.graph.nodes:
+        found.read(node)
+    output = found.plain(found.graph.nodes[-1], found.output)
+    nodes = _moved_norms(_quantized_first(_used(found.nodes, output)), output)
     return Network(_used(nodes, output), found.shapes, found.input, output)
 
 
-class _Reader:
+class _Reader(TokenReader):
     def __init__(self, model: Any) -> None:
-        self.graph = graph.Graph(model)
-        self.shapes = {name: tuple(shape) for name, shape in self.graph.shapes.items()}
+        super().__init__(model)
         self.input = next(i.name for i in model.graph.input if i.name not in self.graph.initializers)
         self.output = model.graph.output[0].name
-        #: Tensors that are another one under a new name.
-        self._alias: dict[str, str] = {}
         self._done: set[str] = set()
-        self._quantized: dict[tuple[str, float], str] = {}
         #: What is read at the last node of a pattern, by that node's output.
         self._patterns: dict[str, Node] = {}
         for node in self.graph.nodes:
@@ -71,78 +65,66 @@ class _Reader:
                 self._patterns[matched[0]] = matched[1]
                 self._done |= matched[2]
 
-    def tensor(self, name: str) -> str:
-        while name in self._alias:
-            name = self._alias[name]
-        return name
+    def read(self, node: Any) -> None:
+        """Note what a node comes to; some do nothing by themselves.
 
-    def array(self, name: str) -> NDArray[Any] | None:
-        value = self.graph.array(name)
-        return None if value is None else np.asarray(value)
-
-    def read(self, node: Any) -> Node | None:
-        """The node, or None for one that does nothing by itself."""
+        Raises:
+            UnsupportedNetwork: nothing here can do it; names it.
+        """
         if node.output[0] in self._patterns:
-            made = self._patterns[node.output[0]]
-            return replace(made, inputs=tuple(map(self.tensor, made.inputs)))
+            self._pattern(node, self._patterns[node.output[0]])
+            return
         if node.output[0] in self._done or self.graph.is_constant(node.output[0]):
-            return None
+            return
         if node.op_type in _PASSING:
             self._alias[node.output[0]] = node.input[0]
-            return None
+            return
         reader = getattr(self, f"_{node.op_type.lower()}", None)
-        if node.op_type in _ACTIVATIONS:
+        if self.is_scored(node):
+            reader = self.scored
+        elif node.op_type in _ACTIVATIONS:
             reader = self._activation
         if reader is None:
             raise unsupported(node)
-        if len(self.shapes.get(node.output[0], ())) not in (0, 5):
-            raise unsupported(node, "it makes another tensor than one of patches")
-        read: Node | None = reader(node)
-        return read
+        reader(node)
 
-    def _node(self, node: Any, op: str, inputs: tuple[str, ...], **values: Any) -> Node:
-        return Node(op, node.name, tuple(map(self.tensor, inputs)), node.output[0], values, (node.name,))
+    def _pattern(self, node: Any, made: Node) -> None:
+        if made.op == "act":
+            self.through(node, "act", self.moved(made.inputs[0]), node.output[0], sources=made.sources, **made.values)
+        else:
+            self.nodes.append(replace(made, inputs=tuple(self.plain(node, name) for name in made.inputs)))
 
     def _quantizelinear(self, node: Any) -> None:
         """Read at its DequantizeLinear."""
 
-    def _dequantizelinear(self, node: Any) -> Node | None:
+    def _dequantizelinear(self, node: Any) -> None:
         quantize = self.graph.producer[node.input[0]]
         if quantize.op_type != "QuantizeLinear":
             raise unsupported(node, "it does not follow a QuantizeLinear")
         scale = float(np.asarray(self.array(node.input[1])).reshape(()))
-        source = self.tensor(quantize.input[0])
-        known = self._quantized.setdefault((source, scale), node.output[0])
-        if known != node.output[0]:
-            self._alias[node.output[0]] = known
-            return None
-        return self._node(node, "quant", (quantize.input[0],), scale=scale)
+        moved = self.moved(quantize.input[0])
+        if moved.scale != 1.0:
+            moved = self.carried_out(node, moved)
+        # 0 stays 0, so that it does not matter whether there are gaps.
+        self.put(node.output[0], replace(moved, base=self.rounded(node.output[0], moved.base, scale)))
 
-    def _weight(self, node: Any) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-        """A layer's weight, and the scale of each output channel where it is stored as INT8."""
-        name = node.input[1]
-        if (array := self.array(name)) is not None:
-            return array, None
-        producer = self.graph.producer.get(name)
-        if producer is None or producer.op_type != "DequantizeLinear" or (array := self.array(producer.input[0])) is None:
+    def _conv(self, node: Any) -> None:
+        self._convolution(node, "conv")
+
+    def _convtranspose(self, node: Any) -> None:
+        self._convolution(node, "deconv")
+
+    def _convolution(self, node: Any, op: str) -> None:
+        given, found = rewrites.attributes(node), self.weight(node)
+        if found is None:
             raise unsupported(node, "its weight is no constant")
-        return array, np.asarray(self.array(producer.input[1]), np.float32).reshape(-1)
-
-    def _conv(self, node: Any) -> Node:
-        return self._convolution(node, "conv")
-
-    def _convtranspose(self, node: Any) -> Node:
-        return self._convolution(node, "deconv")
-
-    def _convolution(self, node: Any, op: str) -> Node:
-        given = rewrites.attributes(node)
-        weight, scales = self._weight(node)
+        weight, scales = found
         if weight.ndim != 5:
             raise unsupported(node, "it is not in three dimensions")
         group = int(given.get("group", 1))
         if op == "deconv":
             weight = np.concatenate([np.swapaxes(part, 0, 1) for part in np.split(weight, group)])
-        channels = self.shapes[node.input[0]][1] if node.input[0] in self.shapes else weight.shape[1] * group
+        channels = self.shape(node.input[0])[1]
         kernel = weight.shape[2:]
         values = {
             "weight": _dense(weight, group, channels),
@@ -150,7 +132,7 @@ class _Reader:
             "bias": self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(weight.shape[0], np.float32),
             **self._window(node, given, kernel),
         }
-        return self._node(node, op, (node.input[0],), **values)
+        self.emit(node, op, (node.input[0],), **values)
 
     def _window(self, node: Any, given: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """How a kernel goes over its input."""
@@ -169,99 +151,143 @@ class _Reader:
             return 0, 0, 0
         if node.op_type == "ConvTranspose":
             raise unsupported(node, f"auto_pad {mode}")
-        sizes, strides = self.shapes[node.input[0]][2:], given.get("strides", (1, 1, 1))
+        sizes, strides = self.shape(node.input[0])[2:], given.get("strides", (1, 1, 1))
         dilations = given.get("dilations", (1, 1, 1))
         total = [max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n) for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)]
         return tuple(t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total)
 
-    def _activation(self, node: Any) -> Node:
+    def _activation(self, node: Any) -> None:
         given = rewrites.attributes(node)
         if _word(given, "approximate", "none") != "none":
             raise unsupported(node, "its approximation by tanh")
         params = tuple(float(given.get(name, default)) for name, default in _ACTIVATIONS[node.op_type])
-        return self._node(node, "act", (node.input[0],), function=node.op_type.lower(), params=params)
+        self.through(node, "act", self.moved(node.input[0]), node.output[0], function=node.op_type.lower(), params=params)
 
-    def _clip(self, node: Any) -> Node:
+    def _clip(self, node: Any) -> None:
         low, high = (self.array(node.input[n]) if len(node.input) > n and node.input[n] else None for n in (1, 2))
         params = (-3.4e38 if low is None else float(low), 3.4e38 if high is None else float(high))
-        return self._node(node, "act", (node.input[0],), function="clip", params=params)
+        self.through(node, "act", self.moved(node.input[0]), node.output[0], function="clip", params=params)
 
-    def _prelu(self, node: Any) -> Node:
-        return self._node(node, "prelu", (node.input[0],), slope=self._by_channel(node, node.input[1]))
+    def _prelu(self, node: Any) -> None:
+        moved = self.moved(node.input[0])
+        slope = self._values(node, moved, node.input[1])
+        if slope.ndim > 1:
+            raise unsupported(node, "its slope differs from voxel to voxel")
+        self.through(node, "prelu", moved, node.output[0], slope=slope)
 
-    def _by_channel(self, node: Any, name: str) -> NDArray[np.float32]:
-        """A constant that is one number, or one for each channel."""
-        value, channels = self.array(name), self.shapes[node.output[0]][1]
+    def _values(self, node: Any, moved: Moved, name: str) -> NDArray[np.float32]:
+        """A constant that meets a tensor: for each channel of its base, or (voxel, channel) where it differs from voxel to voxel."""
+        value = self.array(name)
         if value is None:
             raise unsupported(node, "one of its inputs is computed")
-        shape = (1,) * (5 - value.ndim) + value.shape
-        if value.size not in (1, channels) or (value.size > 1 and shape[1] != channels):
-            raise unsupported(node, "its constant differs from voxel to voxel")
-        return np.broadcast_to(value.reshape(-1), (channels,)).astype(np.float32)
+        channels, shape = self.shapes[moved.base][1], moved.shape
+        if value.size == 1:
+            return np.full(channels, value.reshape(()), np.float32)
+        value = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
+        if value.ndim != len(shape) or not moved.has_all_channels(channels):
+            raise unsupported(node, "its constant has other axes than the tensor that it meets")
+        if all(n == 1 or rows == 1 for n, rows in zip(value.shape, moved.rows.shape, strict=True)):
+            found = np.zeros(channels, np.float32)
+            found[moved.columns.reshape(-1)] = np.broadcast_to(value, moved.columns.shape).reshape(-1)
+            return found
+        if not self.covers(moved):
+            raise unsupported(node, "its constant differs from voxel to voxel, of some voxels")
+        table = np.zeros((self._voxels(moved.base), channels), np.float32)
+        table[np.broadcast_to(moved.rows, shape), np.broadcast_to(moved.columns, shape)] = np.broadcast_to(value, shape)
+        return table
 
-    def _add(self, node: Any) -> Node:
-        return self._pair(node, 1.0)
+    def _add(self, node: Any) -> None:
+        self._pair(node, 1.0)
 
-    def _sub(self, node: Any) -> Node:
-        return self._pair(node, -1.0)
+    def _sub(self, node: Any) -> None:
+        self._pair(node, -1.0)
 
-    def _pair(self, node: Any, sign: float) -> Node:
+    def _pair(self, node: Any, sign: float) -> None:
         a, b = node.input[:2]
-        one = np.ones(self.shapes[node.output[0]][1], np.float32)
-        if self.graph.is_constant(b):
-            return self._node(node, "affine", (a,), scale=one, shift=sign * self._by_channel(node, b))
-        if self.graph.is_constant(a):
-            return self._node(node, "affine", (b,), scale=sign * one, shift=self._by_channel(node, a))
-        if sign < 0:
-            raise unsupported(node, "the difference of two tensors")
-        return self._both(node, "add")
+        constant = [self.graph.is_constant(name) for name in (a, b)]
+        if not any(constant):
+            if sign < 0:
+                raise unsupported(node, "the difference of two tensors")
+            self._both(node, "add")
+            return
+        moved = self.moved(a if constant[1] else b)
+        if moved.has_gaps:
+            moved = self.carried_out(node, moved)
+        values = self._values(node, moved, b if constant[1] else a)
+        one = np.ones(self.shapes[moved.base][1], np.float32)
+        if values.ndim > 1:
+            if sign < 0 and constant[0]:
+                raise unsupported(node, "a constant that differs from voxel to voxel, less a tensor")
+            self.through(node, "offset", moved, node.output[0], table=sign * values)
+        elif constant[1]:
+            self.through(node, "affine", moved, node.output[0], scale=one, shift=sign * values)
+        else:
+            self.through(node, "affine", moved, node.output[0], scale=sign * one, shift=values)
 
-    def _mul(self, node: Any) -> Node:
+    def _mul(self, node: Any) -> None:
         a, b = node.input[:2]
-        zero = np.zeros(self.shapes[node.output[0]][1], np.float32)
         for value, constant in ((a, b), (b, a)):
             if self.graph.is_constant(constant):
-                return self._node(node, "affine", (value,), scale=self._by_channel(node, constant), shift=zero)
-        return self._both(node, "mul")
+                self._scaled(node, value, constant, inverse=False)
+                return
+        self._both(node, "mul")
 
-    def _div(self, node: Any) -> Node:
+    def _div(self, node: Any) -> None:
         if not self.graph.is_constant(node.input[1]):
             raise unsupported(node, "division by a tensor")
-        by = self._by_channel(node, node.input[1])
-        return self._node(node, "affine", (node.input[0],), scale=1 / by, shift=np.zeros_like(by))
+        self._scaled(node, node.input[0], node.input[1], inverse=True)
 
-    def _both(self, node: Any, op: str) -> Node:
-        if any(self.shapes.get(name, self.shapes[node.output[0]]) != self.shapes[node.output[0]] for name in node.input):
+    def _scaled(self, node: Any, value: str, constant: str, inverse: bool) -> None:
+        moved = self.moved(value)
+        factor = self.array(constant)
+        if factor is not None and factor.size == 1 and not moved.has_all_channels(self.shapes[moved.base][1]):
+            # Of some channels only: noted, and multiplied where they are read.
+            number = float(factor.reshape(()))
+            self.put(node.output[0], replace(moved, scale=moved.scale * (1 / number if inverse else number)))
+            return
+        by = self._values(node, moved, constant)
+        if by.ndim > 1:
+            raise unsupported(node, "its constant differs from voxel to voxel")
+        self.through(node, "affine", moved, node.output[0], scale=1 / by if inverse else by, shift=np.zeros_like(by))
+
+    def _both(self, node: Any, op: str) -> None:
+        """Two tensors of one shape, number by number; the second is carried to where the first lies."""
+        a, b = (self.moved(name) for name in node.input[:2])
+        if a.shape != b.shape or a.columns.shape != b.columns.shape or not np.array_equal(a.columns, b.columns):
             raise unsupported(node, "its inputs differ in shape")
-        return self._node(node, op, tuple(node.input[:2]))
+        if not self.covers(a) and self.covers(b):
+            a, b = b, a
+        if not self.covers(a) or a.scale != 1.0:
+            a = self.carried_out(node, a)
+        shape = self.shapes[a.base]
+        if self.shapes[b.base] != shape or not np.array_equal(a.rows, b.rows) or b.scale != 1.0:
+            rows = np.full(int(np.prod(shape[2:])), -1, np.int32)
+            rows[a.rows.reshape(-1)] = b.rows.reshape(-1)
+            b = replace(a, base=self.gathered(node, b, rows, shape[2:]))
+        self.through(node, op, a, node.output[0], (b.base,))
 
-    def _batchnormalization(self, node: Any) -> Node:
+    def _batchnormalization(self, node: Any) -> None:
         gamma, beta, mean, variance = (np.asarray(self.array(n), np.float64) for n in node.input[1:5])
         scale = gamma / np.sqrt(variance + rewrites.attributes(node).get("epsilon", 1e-5))
-        return self._node(node, "affine", (node.input[0],), scale=scale.astype(np.float32), shift=(beta - mean * scale).astype(np.float32))
+        self.emit(node, "affine", (node.input[0],), scale=scale.astype(np.float32), shift=(beta - mean * scale).astype(np.float32))
 
-    def _instancenormalization(self, node: Any) -> Node:
+    def _instancenormalization(self, node: Any) -> None:
         gamma, beta = (np.asarray(self.array(n), np.float32) for n in node.input[1:3])
-        return self._node(node, "norm", (node.input[0],), groups=len(gamma), gamma=gamma, beta=beta, epsilon=epsilon_of(node))
+        self.emit(node, "norm", (node.input[0],), groups=len(gamma), gamma=gamma, beta=beta, epsilon=epsilon_of(node))
 
-    def _groupnormalization(self, node: Any) -> Node:
-        channels, groups = self.shapes[node.input[0]][1], int(rewrites.attributes(node)["num_groups"])
+    def _groupnormalization(self, node: Any) -> None:
+        channels, groups = self.shape(node.input[0])[1], int(rewrites.attributes(node)["num_groups"])
         # One number a group up to opset 20, a channel from 21 on.
         gamma, beta = (np.repeat(v, channels // len(v)) for v in (np.asarray(self.array(n), np.float32) for n in node.input[1:3]))
-        return self._node(node, "norm", (node.input[0],), groups=groups, gamma=gamma, beta=beta, epsilon=epsilon_of(node))
+        self.emit(node, "norm", (node.input[0],), groups=groups, gamma=gamma, beta=beta, epsilon=epsilon_of(node))
 
-    def _concat(self, node: Any) -> Node:
-        if rewrites.attributes(node).get("axis") not in (1, -4):
-            raise unsupported(node, "along another axis than that of channels")
-        return self._node(node, "concat", tuple(node.input))
+    def _maxpool(self, node: Any) -> None:
+        self._pool(node, "maxpool")
 
-    def _maxpool(self, node: Any) -> Node:
-        return self._pool(node, "maxpool")
+    def _averagepool(self, node: Any) -> None:
+        self._pool(node, "avgpool")
 
-    def _averagepool(self, node: Any) -> Node:
-        return self._pool(node, "avgpool")
-
-    def _pool(self, node: Any, op: str) -> Node:
+    def _pool(self, node: Any, op: str) -> None:
         given = rewrites.attributes(node)
         kernel = tuple(given["kernel_shape"])
         values = {
@@ -269,9 +295,9 @@ class _Reader:
             **self._window(node, given, kernel),
             "whole": bool(given.get("count_include_pad", 0)),
         }
-        return self._node(node, op, (node.input[0],), **values)
+        self.emit(node, op, (node.input[0],), **values)
 
-    def _resize(self, node: Any) -> Node:
+    def _resize(self, node: Any) -> None:
         given = rewrites.attributes(node)
         mode, where = _word(given, "mode", "nearest"), _word(given, "coordinate_transformation_mode", "half_pixel")
         if mode not in ("nearest", "linear") or where not in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"):
@@ -280,49 +306,12 @@ class _Reader:
         if mode == "nearest" and rounding not in ("floor", "round_prefer_floor"):
             raise unsupported(node, f"nearest, {rounding}")
         scales = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        return self._node(node, "resize", (node.input[0],), mode=mode, where=where, rounding=rounding, scales=scales)
+        self.emit(node, "resize", (node.input[0],), mode=mode, where=where, rounding=rounding, scales=scales)
 
-    def _pad(self, node: Any) -> Node | None:
-        pads = self.array(node.input[1])
-        mode = _word(rewrites.attributes(node), "mode", "constant")
-        if pads is None or len(pads) != 10 or mode not in ("constant", "edge") or any(pads[[0, 1, 5, 6]]):
-            raise unsupported(node, f"mode {mode}")
-        value = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if value is not None and float(np.asarray(value).reshape(())) != 0:
-            raise unsupported(node, "with another value than 0")
-        if not np.any(pads):
-            self._alias[node.output[0]] = node.input[0]
-            return None
-        sizes = self.shapes[node.input[0]][2:]
-        starts = [-int(b) for b in pads[2:5]]
-        return self._moved(node, sizes, starts, [n + int(b) + int(a) for n, b, a in zip(sizes, pads[2:5], pads[7:], strict=True)], mode == "edge")
-
-    def _slice(self, node: Any) -> Node:
-        given = [self.array(name) for name in node.input[1:5]]
-        if any(value is None for value in given[:3]) or (len(given) > 3 and np.any(given[3] != 1)):
-            raise unsupported(node, "its bounds are computed")
-        sizes = list(self.shapes[node.input[0]])
-        starts, counts = [0] * 5, list(sizes)
-        for axis, start, end in zip(given[2], given[0], given[1], strict=True):  # type: ignore[arg-type]
-            low, high, _ = slice(int(start), int(end)).indices(sizes[axis])
-            starts[axis], counts[axis] = low, high - low
-        if counts[:2] != sizes[:2]:
-            raise unsupported(node, "along another axis than those of space")
-        return self._moved(node, tuple(sizes[2:]), starts[2:], counts[2:], False)
-
-    def _moved(self, node: Any, sizes: tuple[int, ...], starts: list[int], counts: list[int], edge: bool) -> Node:
-        """Voxels from ``starts`` on; those outside are 0, or the nearest inside."""
-        tables = []
-        for n, start, count in zip(sizes, starts, counts, strict=True):
-            at = np.arange(start, start + count)
-            at = np.clip(at, 0, n - 1) if edge else np.where((at >= 0) & (at < n), at, -1)
-            tables.append(np.stack([at, at, np.zeros(count)]).astype(np.float32))
-        return self._node(node, "resize", (node.input[0],), mode="moved", tables=tables)
-
-    def _softmax(self, node: Any) -> Node:
-        if rewrites.attributes(node).get("axis", -1) not in (1, -4):
+    def _softmax(self, node: Any) -> None:
+        if len(self.shape(node.input[0])) != 5 or rewrites.attributes(node).get("axis", -1) not in (1, -4):
             raise unsupported(node, "along another axis than that of channels")
-        return self._node(node, "softmax", (node.input[0],))
+        self.emit(node, "softmax", (node.input[0],))
 
 
 def _word(given: dict[str, Any], name: str, default: str) -> str:
@@ -364,6 +353,24 @@ def _quantized_first(nodes: list[Node]) -> list[Node]:
         made.insert(made.index(next(n for n in made if n.output == node.output)) + 1, replace(quant, inputs=(node.output,), output=again))
         renamed[quant.output] = again
     return [replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs)) for node in made]
+
+
+def _moved_norms(nodes: list[Node], output: str) -> list[Node]:
+    """A LayerNorm whose only reader moves its voxels, as one that takes them from where they are."""
+    readers: dict[str, int] = {output: 1}
+    for name in (name for node in nodes for name in node.inputs):
+        readers[name] = readers.get(name, 0) + 1
+    norms = {node.output: node for node in nodes if node.op == "layernorm" and readers.get(node.output) == 1}
+    moves = {node.inputs[0]: node for node in nodes if node.op == "move" and node.inputs[0] in norms}
+    gone = {norms[name].output for name in moves}
+    made = []
+    for node in nodes:
+        if node.op == "move" and node.inputs[0] in moves:
+            norm = norms[node.inputs[0]]
+            made.append(replace(norm, output=node.output, values={**norm.values, **node.values}))
+        elif node.output not in gone:
+            made.append(node)
+    return made
 
 
 def _used(nodes: list[Node], output: str) -> list[Node]:

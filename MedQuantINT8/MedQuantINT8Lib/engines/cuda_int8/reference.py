@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import tokens
 from .plan import Geometry, Op, Plan, Size, Step, View
 
 Values = NDArray[np.float32]
@@ -72,6 +73,8 @@ class ReferenceExecutor:
         if step.kind in ("conv", "deconv"):
             return self._accumulated(step)
         values = self.read(step.source)
+        if step.kind in ("move", "layernorm", "attention"):
+            return self._of_tokens(step, values)
         if step.kind == "maxpool":
             return _pooled(values, step, np.maximum, -np.inf)
         if step.kind == "avgpool":
@@ -82,6 +85,18 @@ class ReferenceExecutor:
         if step.kind == "softmax":
             return _softmax(values, step.layout.slots)
         return values
+
+    def _of_tokens(self, step: Step, values: Values) -> Values:
+        """What takes voxels one by one, or in windows."""
+        tables: list[Any] = [self.plan.arrays[name] if name else None for name in step.tables]
+        if step.kind == "move":
+            return tokens.moved(values, tables[0]).reshape(len(values), *step.size, -1)
+        if step.kind == "attention":
+            assert step.attention is not None
+            found = tokens.attended(values, step.attention, *tables)
+            return found.reshape(len(values), *step.size, -1)
+        normalized = tokens.normalized(values, step.layout.slots, step.epsilon, tables[0], tables[1])
+        return tokens.moved(normalized, tables[2] if len(tables) > 2 else None).reshape(len(values), *step.size, -1)
 
     def _accumulated(self, step: Step) -> Values:
         """Sums of products by slot: whole numbers for INT8."""
@@ -103,6 +118,8 @@ class ReferenceExecutor:
         arrays = [self.plan.arrays[name] for name in op.arrays]
         if op.kind == "affine":
             return _fused(values, arrays[0], arrays[1])
+        if op.kind == "offset":
+            return values + arrays[0].reshape(*step.size, -1)
         if op.kind == "norm":
             scale, shift = (v[:, None, None, None] for v in self._factors[op.norm])
             return _fused(values, scale, shift)
@@ -231,7 +248,6 @@ def _resized(values: Values, tables: list[NDArray[np.float32]]) -> Values:
         low, high, share = tables[axis - 1]
         shape = [1] * values.ndim
         shape[axis] = len(low)
-        below, above = (np.take(values, np.maximum(index, 0).astype(np.int64), axis) for index in (low, high))
-        blended = below * (1 - share).reshape(shape) + above * share.reshape(shape) if share.any() else below
-        values = np.where((low < 0).reshape(shape), np.float32(0), blended)
+        below, above = (np.take(values, index.astype(np.int64), axis) for index in (low, high))
+        values = below * (1 - share).reshape(shape) + above * share.reshape(shape) if share.any() else below
     return values

@@ -11,14 +11,11 @@ from .plan import Size
 
 
 def resize_tables(source: Size, target: Size, values: dict[str, Any]) -> list[NDArray[np.float32]]:
-    """For each axis (3, target): lower index (-1 for a value of 0), upper index, and the upper's share, by ONNX's definition of Resize.
+    """For each axis (3, target): lower index, upper index, and the upper's share, by ONNX's definition of Resize.
 
     Args:
-        values: "mode" ("nearest", "linear"), "where" (the coordinate transformation), "rounding" of nearest, "scales" or None; or "tables"
-            of a crop or a padding, which are given back.
+        values: "mode" ("nearest", "linear"), "where" (the coordinate transformation), "rounding" of nearest, "scales" or None.
     """
-    if "tables" in values:
-        return list(values["tables"])
     scales = values["scales"]
     found = []
     for axis, (n, m) in enumerate(zip(source, target, strict=True)):

@@ -87,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
 }
 """
 
-_READ = r"""
+READ = r"""
 __device__ __forceinline__ void read_source(float (&v)[8], const Params& p, i64 at, int c) {
 #if SOURCE_BYTES
   read_bytes(v, (const signed char*)p.source + at * PITCH + c, SOURCE_SCALE);
@@ -100,6 +100,14 @@ __device__ __forceinline__ void read_source(float (&v)[8], const Params& p, i64 
 _TAKE = {
     "apply": """
 __device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) { read_source(v, p, (i64)n * VOXELS + voxel, c); }
+""",
+    "move": """
+__device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) {
+  const int row = __ldg((const int*)p.ptr[TABLES] + voxel);
+  if (row >= 0) { read_source(v, p, (i64)n * SOURCE_VOXELS + row, c); return; }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = 0.0f;
+}
 """,
     "input": """
 __device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) {
@@ -152,11 +160,6 @@ __device__ __forceinline__ void along1(float (&v)[8], const Params& p, i64 plane
 }
 __device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) {
   Place x = place_of(p.ptr[TABLES + 2], O2, voxel % O2), y = place_of(p.ptr[TABLES + 1], O1, (voxel / O2) % O1), z = place_of(p.ptr[TABLES], O0, voxel / (O1 * O2));
-  if (x.low < 0 || y.low < 0 || z.low < 0) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = 0.0f;
-    return;
-  }
   along1(v, p, (i64)n * I0 + z.low, y, x, c);
   if (z.share > 0.0f) { float w[8]; along1(w, p, (i64)n * I0 + z.high, y, x, c); mixed(v, w, z.share); }
 }
@@ -206,7 +209,19 @@ def threads_of(width: int) -> int:
     return groups * max(1, 256 // groups)
 
 
-def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, tuple[int, int]]:
+#: Blocks for one patch, and threads of a block.
+Grid = tuple[int, int]
+
+
+def source_definitions(plan: Plan, step: Step) -> dict[str, object]:
+    """What READ needs to know of a step's source."""
+    assert step.source is not None
+    scale = step.source.scale
+    # In hexadecimal a float stays what it is.
+    return {"PITCH": plan.buffers[step.source.buffer].pitch, "SOURCE_BYTES": int(bool(scale)), "SOURCE_SCALE": f"{float(np.float32(scale)).hex()}f"}
+
+
+def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     """CUDA C of a step, and its grid for one patch and block: (blocks, threads)."""
     alone = step.kind in ("softmax", "unfold")
     threads = 256 if alone else threads_of(step.layout.width)
@@ -217,11 +232,8 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, tuple[
     defined: dict[str, object] = {"THREADS": threads, "ROWS": rows, "PASSES": passes}
     text = ""
     if step.source is not None:
-        scale = step.source.scale
-        defined |= {"PITCH": plan.buffers[step.source.buffer].pitch, "SOURCE_BYTES": int(bool(scale))}
-        # In hexadecimal a float stays what it is.
-        defined["SOURCE_SCALE"] = f"{float(np.float32(scale)).hex()}f"
-        text = _READ
+        defined |= source_definitions(plan, step)
+        text = READ
     kind = {"maxpool": "pool", "avgpool": "pool", "softmax": "apply"}.get(step.kind, step.kind)
     if kind in ("pool", "resize", "unfold"):
         for axis in range(3):
@@ -231,8 +243,8 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, tuple[
         for axis in range(3):
             defined |= {f"K{axis}": g.kernel[axis], f"S{axis}": g.stride[axis], f"D{axis}": g.dilation[axis], f"B{axis}": g.before[axis]}
         defined |= {"LARGEST": int(step.kind == "maxpool"), "WHOLE": int(g.whole)}
-    if kind == "resize":
-        defined["TABLES"] = len(chain.pointers)
+    if kind in ("resize", "move"):
+        defined |= {"TABLES": len(chain.pointers), "SOURCE_VOXELS": f"{int(np.prod(step.source_size))}ll"}
     if kind in ("input", "unfold"):
         defined["CHANNELS"] = plan.channels
     head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
