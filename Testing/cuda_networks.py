@@ -108,7 +108,7 @@ class Made:
         else:
             joint = self.turned(self.shaped(joint, windows, tokens, 3, heads, width), 2, 0, 3, 1, 4)
             q, k, v = (self.op("Gather", joint, self.constant(np.int64(n)), axis=0) for n in range(3))
-        q = self.op("Mul", q, self.constant(np.float32(1.5)))
+        q = self.op("Mul", q, self.constant(np.float32(1 / np.sqrt(width))))
         scores = self.op("MatMul", q, self.turned(k, 0, 1, 3, 2))
         if bias is not None:
             scores = self.op("Add", scores, self.constant(bias))
@@ -266,12 +266,16 @@ def tokens() -> onnx.ModelProto:
     x = m.op("Add", x, m.constant(m.rng.normal(size=(1, count, channels)).astype(np.float32)))
     x = m.op("Add", x, m.attention(m.layernorm(x, channels), 1, count, heads, width, split=True))
     x = m.shaped(m.turned(m.layernorm(x, channels), 0, 2, 1), 1, channels, 6, 5, 3)
-    x = m.op("Relu", m.conv(x, channels, 64))
-    blocks = m.turned(m.shaped(x, 1, 64, 3, 2, 5, 1, 1, 3), 0, 2, 4, 6, 3, 5, 7, 1)
-    blocks = m.shaped(blocks, 15, 6, 64)
-    blocks = m.op("Add", blocks, m.attention(m.layernorm(blocks, 64), 15, 6, 1, 64))
-    x = m.shaped(m.turned(m.shaped(blocks, 1, 3, 5, 1, 2, 1, 3, 64), 0, 7, 1, 4, 2, 5, 3, 6), 1, 64, 6, 5, 3)
-    return m.finished(m.conv(x, 64, 3), 3)
+    x = m.op("Relu", m.conv(x, channels, 48))
+    blocks = m.turned(m.shaped(x, 1, 48, 3, 2, 5, 1, 1, 3), 0, 2, 4, 6, 3, 5, 7, 1)
+    blocks = m.shaped(blocks, 15, 6, 48)
+    for heads, width in ((12, 4), (2, 24)):
+        blocks = m.op("Add", blocks, m.attention(m.layernorm(blocks, 48), 15, 6, heads, width))
+    # Channels that fill no whole sixteen.
+    blocks = m.linear(blocks, 48, 12)
+    blocks = m.op("Add", blocks, m.attention(m.layernorm(blocks, 12), 15, 6, 3, 4))
+    x = m.shaped(m.turned(m.shaped(blocks, 1, 3, 5, 1, 2, 1, 3, 12), 0, 7, 1, 4, 2, 5, 3, 6), 1, 12, 6, 5, 3)
+    return m.finished(m.conv(x, 12, 3), 3)
 
 
 def in_float() -> onnx.ModelProto:

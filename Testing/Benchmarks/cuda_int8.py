@@ -10,6 +10,7 @@ Networks have random weights. Plans are kept without them, and random ones of th
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -40,17 +41,20 @@ def make_plan(name: str, folder: Path) -> None:
             package = quantized(torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"], name, Path(scratch))
         else:
             package, _ = study_package(study_network(name), Path(scratch), Task())
-        keep_plan(planned(package.onnx_path("int8"), BuildOptions("int8", PATCH)), folder / name)
+        began = time.perf_counter()
+        plan = planned(package.onnx_path("int8"), BuildOptions("int8", PATCH))
+        keep_plan(plan, folder / name, time.perf_counter() - began)
 
 
-def keep_plan(plan: Any, folder: Path) -> None:
-    """A plan with only the shapes of its weights."""
+def keep_plan(plan: Any, folder: Path, seconds: float) -> None:
+    """A plan with only the shapes of its weights, and how long planning took."""
     weights = {step.weights: step.int8 for step in plan.steps if step.weights}
     shapes = {name: [list(plan.arrays[name].shape), str(plan.arrays[name].dtype)] for name in weights}
     plan.arrays = {name: array for name, array in plan.arrays.items() if name not in weights}
     folder.mkdir(parents=True, exist_ok=True)
     plan.save(folder)
     (folder / "weights.json").write_text(json.dumps(shapes))
+    (folder / "planning.json").write_text(json.dumps({"planning_s": seconds}))
 
 
 def kept_plan(folder: Path) -> Any:
@@ -117,22 +121,33 @@ def timed(gpu: Any, network: Any, batch: int) -> dict[str, Any]:
     return {"median_ms": statistics.median(times), "p95_ms": float(np.percentile(times, 95)), "steps": steps}
 
 
-def row(gpu: Any, name: str, folder: Path) -> dict[str, Any]:
-    from MedQuantINT8Lib.engines.cuda_int8.network import CudaInt8Network
-    from MedQuantINT8Lib.engines.cuda_int8.tuning import from_json, to_json, tuned
+def row(name: str, folder: Path) -> dict[str, Any]:
+    """A network built cold (no kernel kept), loaded, and timed."""
+    from MedQuantINT8Lib.engines.base import BuildOptions
+    from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend, build_plan
+    from MedQuantINT8Lib.progress import Task
 
     plan = kept_plan(folder / name)
     macs = sum(step.macs for step in plan.steps)
-    found: dict[str, Any] = {"cuda_int8": name, "gpu": gpu.info.name, "macs": macs, "int8_mac_share": sum(s.macs for s in plan.steps if s.int8) / macs}
+    found: dict[str, Any] = {"cuda_int8": name, "macs": macs, "int8_mac_share": sum(s.macs for s in plan.steps if s.int8) / macs}
+    planning = json.loads((folder / name / "planning.json").read_text())
     for batch in (1, 4):
-        began = time.perf_counter()
-        tiles = from_json(plan, to_json(tuned(gpu, plan, batch)))
-        cold = time.perf_counter() - began
-        CudaInt8Network(gpu, plan, batch, tiles).close()
-        began = time.perf_counter()
-        network = CudaInt8Network(gpu, plan, batch, tiles)
-        found[f"batch_{batch}"] = {**timed(gpu, network, batch), "build_cold_s": cold, "load_s": time.perf_counter() - began, "mb": network.bytes / 1e6, "bytes": bytes_of(plan, batch)}
-        network.close()
+        options, plan = BuildOptions("int8", plan.size, batch=batch, device="gpu"), kept_plan(folder / name)
+        needed = bytes_of(plan, batch)
+        with tempfile.TemporaryDirectory() as scratch:
+            # No kernel is kept from before.
+            os.environ["MEDQUANT_CACHE"] = scratch
+            began = time.perf_counter()
+            build_plan(plan, Path(scratch), options, Task())
+            cold = time.perf_counter() - began
+            began = time.perf_counter()
+            engine = CudaInt8Backend().load(Path(scratch), options)
+            loaded = time.perf_counter() - began
+        network = engine.gpu_network
+        assert network is not None
+        found["gpu"] = network.gpu.info.name
+        found[f"batch_{batch}"] = {**timed(network.gpu, network, batch), "build_cold_s": cold, "load_s": loaded, "mb": network.bytes / 1e6, "bytes": needed, **planning}
+        engine.close()
     return found
 
 
@@ -199,11 +214,8 @@ def main() -> None:
                 # A network that has no plan yet is a result as well.
                 print(name, error, flush=True)
     elif verb == "time":
-        from MedQuantINT8Lib.engines.cuda import Gpu
-
         for name in names:
-            with Gpu() as gpu:
-                print(json.dumps(row(gpu, name, folder)), flush=True)
+            print(json.dumps(row(name, folder)), flush=True)
     else:
         value = volume(folder)
         print(json.dumps(value), flush=True)

@@ -23,12 +23,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT / "MedQuantINT8")]
 
-from evaluate import CALIBRATION_SCANS, PATCH, quantized  # noqa: E402
+from evaluate import CALIBRATION_SCANS, PATCH, SCALED, quantized  # noqa: E402
 from hippocampus import case_names, files  # noqa: E402
 
 TARGET = ROOT / "Resources" / "gpu.json"
 #: Networks of the study that the engine has kernels for.
-NETWORKS = ("unet", "nnunet", "segresnet", "vista3d")
+NETWORKS = tuple(SCALED)
 
 
 def row(name: str, weights: Path, cases: int) -> dict[str, Any]:

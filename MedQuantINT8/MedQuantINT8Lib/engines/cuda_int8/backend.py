@@ -69,14 +69,7 @@ class CudaInt8Backend:
             raise EngineError(f"{self.title} does not compute in {options.precision.upper()}.", "Choose another precision or engine.")
         with task.stage("planning"):
             plan = planned(network, options)
-        with Gpu(cuda.choose_gpu(options.device).index) as gpu:
-            tiles = to_json(tuned(gpu, plan, options.batch, task))
-        write_json(folder / _TILES, tiles)
-        # Weights in the order of the chosen tiles: putting them in order takes longer than reading them.
-        np.savez(folder / _WEIGHTS, **{t.step.weights: arranged_weights(plan, t) for t in from_json(plan, tiles).values()})  # type: ignore[arg-type]
-        raw = {step.weights for step in plan.steps}
-        plan.arrays = {name: array for name, array in plan.arrays.items() if name not in raw}
-        plan.save(folder)
+        build_plan(plan, folder, options, task)
 
     def load(self, folder: Path, options: BuildOptions) -> CudaInt8Engine:
         plan = Plan.load(folder)
@@ -84,11 +77,23 @@ class CudaInt8Backend:
         try:
             chosen = from_json(plan, json.loads((folder / _TILES).read_text(encoding="utf-8")))
             with np.load(folder / _WEIGHTS, allow_pickle=False) as weights:
-                network = CudaInt8Network(gpu, plan, options.batch, chosen, weights)
+                network = CudaInt8Network(gpu, plan, options.batch, chosen, lambda tiling: weights[tiling.step.weights])
             return CudaInt8Engine(gpu, network, options)
         except BaseException:
             gpu.close()
             raise
+
+
+def build_plan(plan: Plan, folder: Path, options: BuildOptions, task: Task) -> None:
+    """The engine of a plan, whose weights are taken from it; see :meth:`CudaInt8Backend.build_with`."""
+    with Gpu(cuda.choose_gpu(options.device).index) as gpu:
+        tiles = to_json(tuned(gpu, plan, options.batch, task))
+    write_json(folder / _TILES, tiles)
+    # Weights in the order of the chosen tiles: putting them in order takes longer than reading them.
+    np.savez(folder / _WEIGHTS, **{t.step.weights: arranged_weights(plan, t) for t in from_json(plan, tiles).values()})  # type: ignore[arg-type]
+    raw = {step.weights for step in plan.steps}
+    plan.arrays = {name: array for name, array in plan.arrays.items() if name not in raw}
+    plan.save(folder)
 
 
 def planned(network: Path, options: BuildOptions) -> Plan:

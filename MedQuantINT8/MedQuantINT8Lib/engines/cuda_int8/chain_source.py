@@ -43,25 +43,40 @@ template <int V> __device__ __forceinline__ void read_floats(float (&v)[V], cons
 #pragma unroll
   for (int i = 0; i < V; i += 4) { vec16 r = read16(p + i); v[i] = __uint_as_float(r.x); v[i + 1] = __uint_as_float(r.y); v[i + 2] = __uint_as_float(r.z); v[i + 3] = __uint_as_float(r.w); }
 }
-__device__ __forceinline__ void read_halves(float (&v)[8], const unsigned short* p) {
-  vec16 r = read16(p);
-  v[0] = low_half(r.x); v[1] = high_half(r.x); v[2] = low_half(r.y); v[3] = high_half(r.y);
-  v[4] = low_half(r.z); v[5] = high_half(r.z); v[6] = low_half(r.w); v[7] = high_half(r.w);
-}
-__device__ __forceinline__ void read_halves(float (&v)[4], const unsigned short* p) {
-  vec8 r = read8(p);
-  v[0] = low_half(r.x); v[1] = high_half(r.x); v[2] = low_half(r.y); v[3] = high_half(r.y);
-}
-__device__ __forceinline__ void read_bytes(float (&v)[8], const signed char* p, float scale) {
-  vec8 r = read8(p);
+// Neighbouring slots as they were read, FP16 or INT8.
+template <int V> struct Halves;
+template <> struct Halves<8> {
+  vec16 r;
+  __device__ __forceinline__ void read(const unsigned short* p) { r = read16(p); }
+  __device__ __forceinline__ void opened(float (&v)[8]) const {
+    v[0] = low_half(r.x); v[1] = high_half(r.x); v[2] = low_half(r.y); v[3] = high_half(r.y);
+    v[4] = low_half(r.z); v[5] = high_half(r.z); v[6] = low_half(r.w); v[7] = high_half(r.w);
+  }
+};
+template <> struct Halves<4> {
+  vec8 r;
+  __device__ __forceinline__ void read(const unsigned short* p) { r = read8(p); }
+  __device__ __forceinline__ void opened(float (&v)[4]) const { v[0] = low_half(r.x); v[1] = high_half(r.x); v[2] = low_half(r.y); v[3] = high_half(r.y); }
+};
+template <int V> struct Bytes;
+template <> struct Bytes<8> {
+  vec8 r;
+  __device__ __forceinline__ void read(const signed char* p) { r = read8(p); }
+  __device__ __forceinline__ void opened(float (&v)[8], float scale) const {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) { v[i] = signed_byte(r.x, i) * scale; v[4 + i] = signed_byte(r.y, i) * scale; }
-}
-__device__ __forceinline__ void read_bytes(float (&v)[4], const signed char* p, float scale) {
-  u32 r = read4(p);
+    for (int i = 0; i < 4; ++i) { v[i] = signed_byte(r.x, i) * scale; v[4 + i] = signed_byte(r.y, i) * scale; }
+  }
+};
+template <> struct Bytes<4> {
+  u32 r;
+  __device__ __forceinline__ void read(const signed char* p) { r = read4(p); }
+  __device__ __forceinline__ void opened(float (&v)[4], float scale) const {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) v[i] = signed_byte(r, i) * scale;
-}
+    for (int i = 0; i < 4; ++i) v[i] = signed_byte(r, i) * scale;
+  }
+};
+template <int V> __device__ __forceinline__ void read_halves(float (&v)[V], const unsigned short* p) { Halves<V> r; r.read(p); r.opened(v); }
+template <int V> __device__ __forceinline__ void read_bytes(float (&v)[V], const signed char* p, float scale) { Bytes<V> r; r.read(p); r.opened(v, scale); }
 __device__ __forceinline__ u32 four_bytes(const float* v, float inverse) {
   return rounded(v[0] * inverse) | rounded(v[1] * inverse) << 8 | rounded(v[2] * inverse) << 16 | rounded(v[3] * inverse) << 24;
 }
@@ -104,6 +119,9 @@ class ChainSource:
         self.norm = ""
         #: Whether it gives the network's output; then ``apply`` takes where to leave scores in shared memory.
         self.gives_output = False
+        #: Tensors that the value meets on its way; they are fetched beforehand.
+        self._held: list[str] = []
+        self._fetches: list[str] = []
         self._members: list[str] = []
         self._setup: list[str] = []
         self._body: list[str] = []
@@ -118,16 +136,20 @@ class ChainSource:
         gathering = ", float (&sum)[V], float (&square)[V]" if self.norm else ""
         if self.gives_output:
             gathering += ", unsigned short* staged"
-        members, setup, body = ("\n  ".join(lines) for lines in (self._members, self._setup, self._body))
+        extra = f"#define EXTRA(sum, square, staged) {', sum, square' if self.norm else ''}{', staged' if self.gives_output else ''}\n"
+        members, setup, body, held, fetches = ("\n  ".join(lines) for lines in (self._members, self._setup, self._body, self._held, self._fetches))
         return (
-            f"#define WIDTH {self._width}\n#define VOXELS {self._voxels}ll\n#define STATISTICS {int(bool(self.norm))}\n"
+            f"{extra}#define WIDTH {self._width}\n#define VOXELS {self._voxels}ll\n#define STATISTICS {int(bool(self.norm))}\n#define FETCHES {int(bool(self._held))}\n"
             f"#define OUTPUT {int(self.gives_output)}\n#define CLASSES {self._classes}\n#ifndef STAGES_OUTPUT\n#define STAGES_OUTPUT 0\n#endif\n{self._channel_of}"
             "template <int V> struct Chain {\n"
             f"  const Params& p; const int n, c;\n  {members}\n"
             f"  __device__ __forceinline__ Chain(const Params& p, int n, int c) : p(p), n(n), c(c) {{\n  {setup}\n  }}\n"
-            f"  __device__ __forceinline__ void apply(float (&v)[V], i64 voxel{gathering}) {{\n  i64 at = (i64)n * VOXELS + voxel;\n  {body}\n  }}\n"
+            f"  struct Held {{\n  {held}\n  }};\n"
+            "  // What is read beside the value, to be called as early as may be.\n"
+            f"  static __device__ __forceinline__ void fetch(Held& held, const Params& p, int n, int c, i64 voxel) {{\n  i64 at = (i64)n * VOXELS + voxel;\n  {fetches}\n  }}\n"
+            f"  __device__ __forceinline__ void apply(float (&v)[V], i64 voxel{gathering}) {{\n  Held held; fetch(held, p, n, c, voxel); apply(v, voxel, held EXTRA(sum, square, staged));\n  }}\n"
+            f"  __device__ __forceinline__ void apply(float (&v)[V], i64 voxel, const Held& held{gathering}) {{\n  i64 at = (i64)n * VOXELS + voxel;\n  {body}\n  }}\n"
             "};\n"
-            f"#define EXTRA(sum, square, staged) {', sum, square' if self.norm else ''}{', staged' if self.gives_output else ''}\n"
         )
 
     def _pointer(self, kind: str, what: str | int) -> str:
@@ -180,11 +202,16 @@ class ChainSource:
     def _other(self, plan: Plan, number: int, op: Op, sign: str) -> None:
         assert op.view is not None
         pointer, pitch = self._pointer("view", number), plan.buffers[op.view.buffer].pitch
+        name = f"o{len(self._held)}"
         if op.view.scale:
-            read = f"read_bytes(o, (const signed char*){pointer} + at * {pitch} + c, {self._number(op.view.scale)});"
+            self._held.append(f"Bytes<V> {name};")
+            self._fetches.append(f"held.{name}.read((const signed char*){pointer} + at * {pitch} + c);")
+            opened = f"held.{name}.opened(o, {self._number(op.view.scale)});"
         else:
-            read = f"read_halves(o, (const unsigned short*){pointer} + at * {pitch} + c);"
-        self._body.append("{ float o[V]; " + read)
+            self._held.append(f"Halves<V> {name};")
+            self._fetches.append(f"held.{name}.read((const unsigned short*){pointer} + at * {pitch} + c);")
+            opened = f"held.{name}.opened(o);"
+        self._body.append("{ float o[V]; " + opened)
         self._each(f"x {sign} o[i]")
         self._body.append("}")
 

@@ -188,6 +188,31 @@ RUN = r"""
 #define STAGED_TURN(column) (((column) / LANES) & 3)
 #define RANKS (NJ / (LANES / 2))
 extern __shared__ __align__(128) unsigned char memory[];
+// Neighbouring columns of a thread: which channels they are, of which voxel beside the first (of a spread convolution).
+struct Place {
+  int inside, c, b0, b1, b2;
+  bool wanted;
+  __device__ __forceinline__ Place(int j, int q) {
+    inside = j * LANES * 4 + q * LANES;
+    const int column = blockIdx.y * COLUMNS + inside, beside = column / WIDTH;
+    wanted = beside < SPREAD;
+    c = wanted ? column % WIDTH : 0;
+    b0 = beside / (SPREAD1 * SPREAD2); b1 = beside / SPREAD2 % SPREAD1; b2 = beside % SPREAD2;
+  }
+  // The output voxel of a row of the product, or -1.
+  __device__ __forceinline__ i64 voxel(const Spot& s, int i, int hh, int g) const {
+    int d, h;
+    row_of(i, hh, d, h);
+    const int o0 = s.o0 + d * OUT_STEP0 + b0, o1 = s.o1 + h * OUT_STEP1 + b1, o2 = s.o2 + g * OUT_STEP2 + b2;
+    return wanted && o0 < O0 && o1 < O1 && o2 < O2 ? ((i64)o0 * O1 + o1) * O2 + o2 : -1;
+  }
+};
+#define FETCHES_EARLY (FETCHES && ROOM_TO_FETCH)
+#if FETCHES_EARLY
+#define HELD(held) , held
+#else
+#define HELD(held)
+#endif
 #if KEEPS_WEIGHTS
 #define HALO_AT(stage) (shared + WEIGHT_BYTES + (stage) * HALO_BYTES)
 #define WEIGHTS_AT(stage) shared
@@ -216,6 +241,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #pragma unroll
   for (int i = 0; i < MI * NJ * 4; ++i) sums[i / (NJ * 4)][i / 4 % NJ][i % 4] = 0;
 #endif
+#if FETCHES_EARLY
+  typename Chain<LANES>::Held held[RANKS][MI][2];
+#endif
   int near[MINE];
   note_places(near);
   fill_weights(WEIGHTS_AT(0), p, kind, first);
@@ -236,6 +264,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
       copies_end(); }
 #if STAGES == 2 && !WARP_GROUPS
     if (more) FILL_NEXT
+#endif
+#if FETCHES_EARLY
+    // What the sums will meet is under way while they are made.
+    if (round == first + each - 1) {
+      const Spot s = spot_of(tile, p0, p1, p2);
+#pragma unroll
+      for (int j = 0; j < RANKS; ++j) {
+        const Place at(j, q);
+#pragma unroll
+        for (int i = 0; i < MI; ++i)
+#pragma unroll
+          for (int hh = 0; hh < 2; ++hh) {
+            const i64 voxel = at.voxel(s, i, hh, g);
+            if (voxel >= 0) Chain<LANES>::fetch(held[j][i][hh], p, n, at.c, voxel);
+          }
+      }
+    }
 #endif
     multiply_round(sums, HALO_AT(stage), WEIGHTS_AT(stage), ROUND_TURNS[kind * TURN_GROUPS + round % TURN_GROUPS], PLACES + (kind * TURN_GROUPS + round % TURN_GROUPS) * (GROUP_TURNS * DEPTH / CHUNK), round == first);
 #if STAGES == 2 && WARP_GROUPS
@@ -274,22 +319,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
     const Spot s = spot_of(tile, p0, p1, p2);
 #pragma unroll
     for (int j = 0; j < RANKS; ++j) {
-      const int column = blockIdx.y * COLUMNS + j * LANES * 4 + q * LANES, beside = column / WIDTH, c = column % WIDTH;
-      const bool wanted = beside < SPREAD;
-      Chain<LANES> chain(p, n, wanted ? c : 0);
-      const int b0 = beside / (SPREAD1 * SPREAD2), b1 = beside / SPREAD2 % SPREAD1, b2 = beside % SPREAD2;
+      const Place at(j, q);
+      Chain<LANES> chain(p, n, at.c);
 #pragma unroll
       for (int i = 0; i < MI; ++i)
 #pragma unroll
         for (int hh = 0; hh < 2; ++hh) {
           int d, h;
           row_of(i, hh, d, h);
-          const int o0 = s.o0 + d * OUT_STEP0 + b0, o1 = s.o1 + h * OUT_STEP1 + b1, o2 = s.o2 + g * OUT_STEP2 + b2;
-          if (wanted && o0 < O0 && o1 < O1 && o2 < O2) {
+          const i64 voxel = at.voxel(s, i, hh, g);
+          if (voxel >= 0) {
             float v[LANES];
 #pragma unroll
             for (int k = 0; k < LANES / 2; ++k) { v[2 * k] = (float)sums[i][j * LANES / 2 + k][hh * 2]; v[2 * k + 1] = (float)sums[i][j * LANES / 2 + k][hh * 2 + 1]; }
-            chain.apply(v, ((i64)o0 * O1 + o1) * O2 + o2 EXTRA(sum[j], square[j], scores + (column - blockIdx.y * COLUMNS) * STAGED_ROW + (h ^ STAGED_TURN(column)) * TILE2 + g));
+            chain.apply(v, voxel HELD(held[j][i][hh]) EXTRA(sum[j], square[j], scores + at.inside * STAGED_ROW + (h ^ STAGED_TURN(at.inside)) * TILE2 + g));
           }
         }
     }

@@ -39,6 +39,7 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
         "SAME_TAPS": int(tiling.same_taps),
         "SPREAD": tiling.spread,
         "STAGES_OUTPUT": int(tiling.stages_output),
+        "ROOM_TO_FETCH": int(tiling.fetches_early),
         "SCORES_AT": tiling.pipeline_bytes,
         "STAGED_ROW": tiling.staged_row,
         "PITCH": plan.buffers[step.source.buffer].pitch * tiling.element,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Lattice:
         return -(-size // self.out_step)
 
 
+@lru_cache(maxsize=256)
 def lattice_of(kernel: int, stride: int, dilation: int, before: int, transposed: bool, spread: bool = False) -> Lattice:
     """The lattice of an axis.
 

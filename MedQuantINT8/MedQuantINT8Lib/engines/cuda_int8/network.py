@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ class CudaInt8Network:
 
     Args:
         chosen: tilings of convolutions by the name of their step.
-        weights: of those, in order, by the name of the plan's array; by default they are put in order here, from the plan's.
+        weights: gives those of a convolution in the order of its tiling; by default they are put in order here, from the plan's.
         poison: fill all memory with this byte before each run, so that what no kernel writes shows (for tests).
 
     Raises:
@@ -40,10 +40,10 @@ class CudaInt8Network:
         plan: Plan,
         batch: int,
         chosen: dict[str, Tiling] | None = None,
-        weights: Mapping[str, NDArray[np.uint8]] | None = None,
+        weights: Callable[[Tiling], NDArray[np.uint8]] | None = None,
         poison: int | None = None,
     ) -> None:
-        self._weights = weights
+        self._weights = weights or partial(arranged_weights, plan)
         self.gpu, self.plan, self.batch, self._poison = gpu, plan, batch, poison
         self._held: list[DeviceBuffer] = []
         self._scores: DeviceBuffer | None = None
@@ -77,8 +77,8 @@ class CudaInt8Network:
         plan, batch = self.plan, self.batch
         self.places, total = plan.places()
         self.arena = self.hold((max(total, 1) * batch,), np.uint8)
-        weights = {step.weights for step in plan.steps}
-        self._arrays = {name: self._uploaded(array, stream) for name, array in plan.arrays.items() if name not in weights}
+        raw = {step.weights for step in plan.steps}
+        self._arrays = {name: self._uploaded(array, stream) for name, array in plan.arrays.items() if name not in raw}
         self._partials: dict[str, DeviceBuffer] = {}
         self._factors: dict[str, tuple[DeviceBuffer, DeviceBuffer]] = {}
         # Steps run one after the other: what they leave for their own blocks can lie in one place.
@@ -125,8 +125,7 @@ class CudaInt8Network:
         if step.source is not None:
             params["source"] = self.address(step.source)
         if program.tiling is not None:
-            weights = arranged_weights(self.plan, program.tiling) if self._weights is None else self._weights[step.weights]
-            params["weights"] = self._uploaded(weights, stream).pointer
+            params["weights"] = self._uploaded(self._weights(program.tiling), stream).pointer
         workspace, counters = self._workspace, self._counters
         if program.workspace * self.batch > workspace.nbytes or program.shared_tiles * self.batch * 4 > counters.nbytes:
             workspace, counters = self.hold((program.workspace * self.batch,), np.uint8), self.hold((program.shared_tiles * self.batch,), np.int32)

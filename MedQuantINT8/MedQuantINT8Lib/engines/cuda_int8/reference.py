@@ -93,8 +93,9 @@ class ReferenceExecutor:
             return tokens.moved(values, tables[0]).reshape(len(values), *step.size, -1)
         if step.kind == "attention":
             assert step.attention is not None
-            found = tokens.attended(values, step.attention, *tables)
-            return found.reshape(len(values), *step.size, -1)
+            found = np.zeros((len(values), *step.size, step.layout.width), np.float32)
+            found[..., step.layout.slots] = tokens.attended(values, step.attention, *tables).reshape(*found.shape[:-1], -1)
+            return found
         normalized = tokens.normalized(values, step.layout.slots, step.epsilon, tables[0], tables[1])
         return tokens.moved(normalized, tables[2] if len(tables) > 2 else None).reshape(len(values), *step.size, -1)
 
@@ -243,8 +244,8 @@ def _neighbours(batch: NDArray[np.float32], step: Step) -> Values:
 
 
 def _resized(values: Values, tables: list[NDArray[np.float32]]) -> Values:
-    """One axis after the other, the last first, as the kernel adds them up."""
-    for axis in (3, 2, 1):
+    """One axis after the other, in the order in which the kernel adds them up."""
+    for axis in (2, 1, 3):
         low, high, share = tables[axis - 1]
         shape = [1] * values.ndim
         shape[axis] = len(low)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from .plan import Step
+from .plan import Op, Step, View
 from .tiling import Tile, Tiling
 
 #: Shared memory of a multiprocessor by compute capability, in KB (CUDA programming guide, table of compute capabilities).
@@ -14,8 +15,6 @@ _KILOBYTE = 1024
 #: Kept back by the system of each block's shared memory.
 _RESERVED = _KILOBYTE
 _REGISTERS = 65536
-#: Registers of a thread besides its sums.
-_OTHER_REGISTERS = 80
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ class Machine:
     def resident(self, tiling: Tiling) -> int:
         """Blocks that a multiprocessor holds at once."""
         tile = tiling.tile
-        sums = tile.count * tile.channels // tile.threads
-        by_registers = _REGISTERS // (tile.threads * min(255, sums + _OTHER_REGISTERS))
+        by_registers = _REGISTERS // (tile.threads * tiling.registers)
         return max(1, min(self.shared_bytes // (tiling.shared_bytes + _RESERVED), by_registers, 2048 // tile.threads, 8))
 
     def blocks(self, tiling: Tiling) -> int:
@@ -53,23 +51,39 @@ class Machine:
         return -(-tiles // -(-tiles // at_once))
 
 
-@lru_cache(maxsize=1024)
 def candidates(step: Step, machine: Machine, batch: int) -> tuple[Tiling, ...]:
-    """Tilings that fit, fastest first by estimate; remembered, since a build asks several times and a second's work is in it."""
-    found = [tiling for tile in _tiles(step, machine) if (tiling := _fitting(step, tile, machine))]
-    return tuple(sorted(found, key=lambda tiling: estimate(tiling, machine, batch)))
+    """Tilings that fit, fastest first by estimate."""
+    return tuple(Tiling.of(step, tile) for tile in _ranked(_shape_of(step), machine, batch))
 
 
-def _fitting(step: Step, tile: Tile, machine: Machine) -> Tiling | None:
-    tiling = Tiling.of(step, tile)
-    if tiling.shared_bytes > machine.shared_bytes - _RESERVED or tile.split > tiling.rounds:
-        return None
-    return tiling
+def _shape_of(step: Step) -> Step:
+    """What of a step decides about its tiles: layers of the same shape are estimated once."""
+    assert step.source is not None
+    source = View("", 0, step.source.layout, step.source.scale)
+    ops = tuple(Op(op.kind) for op in step.ops if op.kind in ("output", "add", "mul"))
+    return Step(step.kind, "", step.size, step.source_size, step.layout, source, ops, step.geometry, int8=step.int8)
+
+
+@lru_cache(maxsize=1024)
+def _ranked(step: Step, machine: Machine, batch: int) -> tuple[Tile, ...]:
+    """Remembered, since a build asks several times and a second's work is in it."""
+    room = machine.shared_bytes - _RESERVED
+    found = [tiling for tile in _tiles(step, machine) for tiling in _variants(Tiling.of(step, tile)) if tiling.shared_bytes <= room]
+    return tuple(tiling.guess for tiling in sorted(found, key=lambda tiling: estimate(tiling, machine, batch)))
+
+
+def _variants(tiling: Tiling) -> Iterator[Tiling]:
+    """With one copy into shared memory under way or two, and its sums shared by some blocks, each of which must have something to add up."""
+    for stages in (1, 2):
+        for split in (1, 2, 4, 8):
+            if split <= tiling.rounds:
+                tile, guess = (replace(t, stages=stages, split=split) for t in (tiling.tile, tiling.guess))
+                yield replace(tiling, tile=tile, guess=guess)
 
 
 def _tiles(step: Step, machine: Machine) -> list[Tile]:
     columns = Tiling.of(step, Tile((8, 8, 8), 32, 8, 1)).columns
-    fitting = [n for n in (16, 32, 48, 64, 96, 128) if -(-columns // n) * n <= max(16, columns) * 1.34] or [16]
+    fitting = [n for n in (16, 32, 48, 64, 96, 112, 128) if -(-columns // n) * n <= max(16, columns) * 1.34] or [16]
     made = []
     for n in fitting:
         for t0, t1, warps in ((8, 8, 8), (8, 8, 4), (4, 8, 4), (4, 8, 8), (4, 4, 4), (2, 4, 4), (2, 4, 2)):
@@ -81,7 +95,7 @@ def _tiles(step: Step, machine: Machine) -> list[Tile]:
                 slabs = t0 * 4 // warps
                 if slabs >= 1 and slabs * n // 2 <= 128:
                     made.append(Tile((t0, 8, 8), n, warps, 1, groups=True))
-    return [replace(tile, stages=stages, split=split) for tile in made for stages in (1, 2) for split in (1, 2, 4, 8)]
+    return made
 
 
 def estimate(tiling: Tiling, machine: Machine, batch: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 
 import numpy as np
@@ -21,6 +21,8 @@ from .plan import Geometry, Plan, Size, Step
 DEPTH = 32
 #: Output voxels of a tile along the fastest axis, fixed by the shape of the tensor cores' fragments.
 TILE2 = 8
+#: Registers of a thread besides its sums, about, and all that it can have.
+OTHER_REGISTERS, MOST_REGISTERS = 80, 255
 #: Weights of so many turns of 32 bytes lie in shared memory at a time.
 MOST_TURNS = 27
 
@@ -82,21 +84,21 @@ class Tiling:
         spread = step.kind == "deconv" and g.kernel == g.stride and g.before == (0, 0, 0) and g.dilation == (1, 1, 1)
         axes = zip(g.kernel, g.stride, g.dilation, g.before, strict=True)
         a, b, c = (lattice_of(*axis, step.kind == "deconv", spread) for axis in axes)
-        return Tiling(step, tile, (a, b, c), guess, int(np.prod(g.stride)) if spread else 1)
+        return Tiling(step, tile, (a, b, c), guess, math.prod(g.stride) if spread else 1)
 
     @property
     def half(self) -> bool:
         return not self.step.int8
 
-    @property
+    @cached_property
     def element(self) -> int:
         return 2 if self.half else 1
 
-    @property
+    @cached_property
     def phases(self) -> int:
-        return int(np.prod([lattice.phases for lattice in self.lattices]))
+        return math.prod(lattice.phases for lattice in self.lattices)
 
-    @property
+    @cached_property
     def same_taps(self) -> bool:
         """Whether all phases multiply by the same weights."""
         return self.step.kind == "conv" or self.spread > 1
@@ -104,57 +106,53 @@ class Tiling:
     @cached_property
     def taps(self) -> list[list[tuple[Size, Size]]]:
         """For each phase that differs: (place in the kernel, offset in the lattice)."""
-        found = []
-        for chosen in product(*(range(1 if self.same_taps else lattice.phases) for lattice in self.lattices)):
-            axes = [lattice.taps[phase] for lattice, phase in zip(self.lattices, chosen, strict=True)]
-            found.append([(tuple(k for k, _ in tap), tuple(o for _, o in tap)) for tap in product(*axes)])
-        return found  # type: ignore[return-value]
+        return _taps(self.lattices, self.same_taps)
 
-    @property
+    @cached_property
     def chunk(self) -> int:
         """Bytes of a voxel in one turn: all that is multiplied at once, or half of it, when two taps are multiplied at once."""
         assert self.step.source is not None
         return DEPTH // 2 if self.step.source.layout.width * self.element % DEPTH and max(map(len, self.taps)) > 1 else DEPTH
 
-    @property
+    @cached_property
     def chunks(self) -> int:
         assert self.step.source is not None
         return -(-self.step.source.layout.width * self.element // self.chunk)
 
-    @property
+    @cached_property
     def together(self) -> int:
         """Taps that are multiplied at once."""
         return DEPTH // self.chunk
 
-    @property
+    @cached_property
     def turns(self) -> int:
         """Products of a tile and chunk, in the phase with most taps."""
         return max(1, max(-(-len(taps) // self.together) for taps in self.taps))
 
-    @property
+    @cached_property
     def turn_groups(self) -> int:
         return -(-self.turns // MOST_TURNS)
 
-    @property
+    @cached_property
     def group_turns(self) -> int:
         """Turns whose weights are in shared memory at a time."""
         return -(-self.turns // self.turn_groups)
 
-    @property
+    @cached_property
     def rounds(self) -> int:
         """Fillings of shared memory for a tile."""
         return self.chunks * self.turn_groups
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """Of the product."""
         return self.step.layout.width * self.spread
 
-    @property
+    @cached_property
     def column_blocks(self) -> int:
         return -(-self.columns // self.tile.channels)
 
-    @property
+    @cached_property
     def halo(self) -> Size:
         """Lattice inputs of a tile; along the last axis a multiple of its stride, so that each remainder has a row of its own."""
         a, b, c = ((t - 1) * lattice.stride + lattice.reach + 1 for t, lattice in zip(self.tile.voxels, self.lattices, strict=True))
@@ -177,16 +175,16 @@ class Tiling:
             found.append(places)
         return found
 
-    @property
+    @cached_property
     def tiles(self) -> Size:
         a, b, c = (-(-lattice.count(n) // t) for lattice, n, t in zip(self.lattices, self.step.size, self.tile.voxels, strict=True))
         return a, b, c
 
-    @property
+    @cached_property
     def halo_bytes(self) -> int:
-        return -(-int(np.prod(self.halo)) * self.chunk // 128) * 128
+        return -(-math.prod(self.halo) * self.chunk // 128) * 128
 
-    @property
+    @cached_property
     def weight_bytes(self) -> int:
         """Of one filling."""
         return self.group_turns * self.tile.channels * DEPTH
@@ -211,7 +209,7 @@ class Tiling:
         """Scores from one channel's row to the next."""
         return self.tile.count
 
-    @property
+    @cached_property
     def shared_bytes(self) -> int:
         scores = self.tile.channels * self.staged_row * 2 if self.stages_output else 0
         # wgmma's rows lie inside the halo, but memory checkers take the 64 rows to lie side by side from the first on.
@@ -219,9 +217,38 @@ class Tiling:
         return max(self.pipeline_bytes + max(scores, beyond), self.tile.warps * self.tile.channels * 8)
 
     @property
+    def sums(self) -> int:
+        """Registers that a thread's sums take."""
+        return self.tile.count * self.tile.channels // self.tile.threads
+
+    @cached_property
+    def fetched_registers(self) -> int:
+        """Of a thread, for other tensors that its sums meet; FP16 at most."""
+        return self.sums // 2 * sum(op.kind in ("add", "mul") for op in self.step.ops)
+
+    @property
+    def fetches_early(self) -> bool:
+        """Whether those are read before the sums are ready."""
+        return self.tile.split == 1 and self.sums + self.fetched_registers + OTHER_REGISTERS <= MOST_REGISTERS
+
+    @property
+    def registers(self) -> int:
+        """Of a thread, about."""
+        return min(MOST_REGISTERS, self.sums + OTHER_REGISTERS + (self.fetched_registers if self.fetches_early else 0))
+
+    @property
     def lanes(self) -> int:
         """Neighbouring channels that a thread holds of a voxel."""
         return 8 if self.tile.channels % 32 == 0 else 4
+
+
+@lru_cache(maxsize=256)
+def _taps(lattices: tuple[Lattice, Lattice, Lattice], same: bool) -> list[list[tuple[Size, Size]]]:
+    found = []
+    for chosen in product(*(range(1 if same else lattice.phases) for lattice in lattices)):
+        axes = [lattice.taps[phase] for lattice, phase in zip(lattices, chosen, strict=True)]
+        found.append([(tuple(k for k, _ in tap), tuple(o for _, o in tap)) for tap in product(*axes)])
+    return found  # type: ignore[return-value]
 
 
 def flattened(step: Step) -> Step | None:

@@ -15,8 +15,8 @@ from .nodes import unsupported
 from .patterns import epsilon_of
 from .tracing import Tracer
 
-#: Widths of a head that the kernel takes.
-HEAD_WIDTHS = (16, 32, 48, 64, 96, 128)
+#: Channels of a head: at most so many, and whole fours.
+_WIDEST_HEAD, _FOURS = 128, 4
 
 
 class TokenReader(Tracer):
@@ -235,7 +235,7 @@ class TokenReader(Tracer):
         heads, width, _ = shapes[0]
         if any(s[:2] != (heads, width) for s in shapes) or any(not np.array_equal(r, rows[0]) for r in rows):
             raise unsupported(node, "attention of tokens to others than themselves")
-        if width not in HEAD_WIDTHS or values.scale != 1.0:
+        if width % _FOURS or width > _WIDEST_HEAD or values.scale != 1.0:
             raise unsupported(node, f"attention with heads of {width} channels")
         windows, tokens = rows[0].shape
         bias, mask = bias_and_mask(node, scores.terms, windows, heads, tokens)

@@ -68,7 +68,9 @@ _ATTENTION = r"""
 #define KEYS ((TOKENS + 31) / 32 * 32)
 #define TILES ((TOKENS + 15) / 16)
 // Rows lie 16 bytes farther apart than they are long, so that ldmatrix meets no bank twice.
-#define ROW (HEAD + 8)
+#define ROW (DEEP + 8)
+// Channels that are read and stored at once; those of a head are filled up with zeros to whole sixteens.
+#define UNIT (HEAD % 8 ? 4 : 8)
 extern __shared__ __align__(16) unsigned char memory[];
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ void load_matrix(u32 (&r)[4], u32 address) {
@@ -81,26 +83,35 @@ __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ float power2(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
+#if HEAD % 8
+typedef vec8 Unit;
+__device__ __forceinline__ Unit read_unit(const void* p) { return read8(p); }
+#else
+typedef vec16 Unit;
+__device__ __forceinline__ Unit read_unit(const void* p) { return read16(p); }
+#endif
 __device__ __forceinline__ i64 voxel_of(const Params& p, int window, int token) {
   return HAS_ROWS ? (i64)__ldg((const int*)p.ptr[TABLES] + window * TOKENS + token) : (i64)window * TOKENS + token;
 }
 extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_constant__ Params p) {
   const int window = blockIdx.x / HEADS, head = blockIdx.x % HEADS, n = blockIdx.z;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+  // The last head's block also fills the slots behind the last channel.
+  const int parts = (head == HEADS - 1 ? WIDTH - head * HEAD : HEAD) / UNIT;
   unsigned short* keys = (unsigned short*)memory;
   unsigned short* values = keys + KEYS * ROW;
-  float* staged = (float*)(values + KEYS * ROW) + warp * 16 * HEAD;
-  int* regions = (int*)((float*)(values + KEYS * ROW) + WARPS * 16 * HEAD);
+  float* staged = (float*)(values + KEYS * ROW) + warp * 16 * DEEP;
+  int* regions = (int*)((float*)(values + KEYS * ROW) + WARPS * 16 * DEEP);
   const unsigned short* source = (const unsigned short*)p.source + (i64)n * VOXELS * PITCH + head * HEAD;
-  for (int i = threadIdx.x; i < KEYS * (HEAD / 8); i += WARPS * 32) {
-    const int token = i / (HEAD / 8), at = i % (HEAD / 8) * 8;
-    vec16 k = {0, 0, 0, 0}, v = {0, 0, 0, 0};
-    if (token < TOKENS) {
+  for (int i = threadIdx.x; i < KEYS * (DEEP / UNIT); i += WARPS * 32) {
+    const int token = i / (DEEP / UNIT), at = i % (DEEP / UNIT) * UNIT;
+    Unit k = {}, v = {};
+    if (token < TOKENS && at < HEAD) {
       const unsigned short* from = source + voxel_of(p, window, token) * PITCH + at;
-      k = read16(from + START_K); v = read16(from + START_V);
+      k = read_unit(from + START_K); v = read_unit(from + START_V);
     }
-    *(vec16*)(keys + token * ROW + at) = k;
-    *(vec16*)(values + token * ROW + at) = v;
+    *(Unit*)(keys + token * ROW + at) = k;
+    *(Unit*)(values + token * ROW + at) = v;
   }
 #if HAS_REGIONS
   for (int i = threadIdx.x; i < TOKENS; i += WARPS * 32) regions[i] = __ldg((const int*)p.ptr[TABLES + 2] + window * TOKENS + i);
@@ -110,20 +121,20 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
   const u32 values_at = shared_address(values) + (((lane >> 3 & 1) * 8 + (lane & 7)) * ROW + (lane >> 4) * 8) * 2;
   for (int tile = blockIdx.y * WARPS + warp; tile < TILES; tile += gridDim.y * WARPS) {
     const int rows[2] = {tile * 16 + g, tile * 16 + g + 8};
-    u32 a[HEAD / 16][4];
+    u32 a[DEEP / 16][4];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const bool there = rows[r] < TOKENS;
       const unsigned short* from = source + (there ? voxel_of(p, window, rows[r]) * PITCH : 0) + START_Q + q * 2;
 #pragma unroll
-      for (int k = 0; k < HEAD / 16; ++k) {
-        a[k][r] = there ? read4(from + k * 16) : 0;
-        a[k][2 + r] = there ? read4(from + k * 16 + 8) : 0;
+      for (int k = 0; k < DEEP / 16; ++k) {
+        a[k][r] = there && k * 16 + q * 2 < HEAD ? read4(from + k * 16) : 0;
+        a[k][2 + r] = there && k * 16 + q * 2 + 8 < HEAD ? read4(from + k * 16 + 8) : 0;
       }
     }
-    float o[HEAD / 8][4], largest[2] = {-3e38f, -3e38f}, total[2] = {0.0f, 0.0f};
+    float o[DEEP / 8][4], largest[2] = {-3e38f, -3e38f}, total[2] = {0.0f, 0.0f};
 #pragma unroll
-    for (int i = 0; i < HEAD / 8; ++i)
+    for (int i = 0; i < DEEP / 8; ++i)
 #pragma unroll
       for (int k = 0; k < 4; ++k) o[i][k] = 0.0f;
     for (int first = 0; first < KEYS; first += 32) {
@@ -133,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
 #pragma unroll
         for (int k = 0; k < 8; ++k) s[2 * j + k / 4][k % 4] = 0.0f;
 #pragma unroll
-        for (int k = 0; k < HEAD / 16; ++k) {
+        for (int k = 0; k < DEEP / 16; ++k) {
           u32 b[4];
           load_matrix(b, keys_at + ((first + j * 16) * ROW + k * 16) * 2);
           multiply(s[2 * j], a[k], b[0], b[1]);
@@ -178,13 +189,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
 #pragma unroll
           for (int k = 0; k < 2; ++k) { float& x = s[j][2 * r + k]; x = power2(x - now); total[r] += x; }
 #pragma unroll
-        for (int i = 0; i < HEAD / 8; ++i) { o[i][2 * r] *= less; o[i][2 * r + 1] *= less; }
+        for (int i = 0; i < DEEP / 8; ++i) { o[i][2 * r] *= less; o[i][2 * r + 1] *= less; }
       }
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const u32 chances[4] = {halves(s[2 * j][0], s[2 * j][1]), halves(s[2 * j][2], s[2 * j][3]), halves(s[2 * j + 1][0], s[2 * j + 1][1]), halves(s[2 * j + 1][2], s[2 * j + 1][3])};
 #pragma unroll
-        for (int k = 0; k < HEAD / 16; ++k) {
+        for (int k = 0; k < DEEP / 16; ++k) {
           u32 b[4];
           load_turned(b, values_at + ((first + j * 16) * ROW + k * 16) * 2);
           multiply(o[2 * k], chances, b[0], b[1]);
@@ -197,18 +208,18 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
       total[r] += __shfl_xor_sync(0xffffffff, total[r], 1);
       total[r] += __shfl_xor_sync(0xffffffff, total[r], 2);
 #pragma unroll
-      for (int i = 0; i < HEAD / 8; ++i)
+      for (int i = 0; i < DEEP / 8; ++i)
 #pragma unroll
-        for (int k = 0; k < 2; ++k) staged[(g + r * 8) * HEAD + i * 8 + q * 2 + k] = o[i][2 * r + k] / total[r];
+        for (int k = 0; k < 2; ++k) staged[(g + r * 8) * DEEP + i * 8 + q * 2 + k] = o[i][2 * r + k] / total[r];
     }
     __syncwarp();
-    for (int i = lane; i < HEAD * 2; i += 32) {
-      const int row = i / (HEAD / 8), at = i % (HEAD / 8) * 8, token = tile * 16 + row;
+    for (int i = lane; i < 16 * parts; i += 32) {
+      const int row = i / parts, at = i % parts * UNIT, token = tile * 16 + row;
       if (token < TOKENS) {
-        float v[8];
+        float v[UNIT];
 #pragma unroll
-        for (int k = 0; k < 8; ++k) v[k] = staged[row * HEAD + at + k];
-        Chain<8> chain(p, n, head * HEAD + at);
+        for (int k = 0; k < UNIT; ++k) v[k] = at < HEAD ? staged[row * DEEP + at + k] : 0.0f;
+        Chain<UNIT> chain(p, n, head * HEAD + at);
         chain.apply(v, voxel_of(p, window, token) EXTRA(, , nullptr));
       }
     }
@@ -216,10 +227,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
   }
   // Voxels that fill up a group belong to no window.
   if (window == 0 && blockIdx.y == 0 && warp == 0)
-    for (int i = lane; i < (VOXELS - (i64)WINDOWS * TOKENS) * (HEAD / 8); i += 32) {
-      float v[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
-      Chain<8> chain(p, n, head * HEAD + i % (HEAD / 8) * 8);
-      chain.apply(v, (i64)WINDOWS * TOKENS + i / (HEAD / 8) EXTRA(, , nullptr));
+    for (int i = lane; i < (VOXELS - (i64)WINDOWS * TOKENS) * parts; i += 32) {
+      float v[UNIT] = {};
+      Chain<UNIT> chain(p, n, head * HEAD + i % parts * UNIT);
+      chain.apply(v, (i64)WINDOWS * TOKENS + i / parts EXTRA(, , nullptr));
     }
 }
 """
@@ -259,6 +270,7 @@ def attention_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, i
         "TOKENS": a.tokens,
         "HEADS": a.heads,
         "HEAD": a.width,
+        "DEEP": _deep(a.width),
         "WINDOWS": a.windows,
         "PITCH": plan.buffers[step.source.buffer].pitch,
         **{f"START_{name}": start for name, start in zip("QKV", a.starts, strict=True)},
@@ -271,7 +283,7 @@ def attention_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, i
         "TABLES": len(chain.pointers),
     }
     keys = -(-a.tokens // 32) * 32
-    shared = keys * (a.width + 8) * 2 * 2 + _WARPS * 16 * a.width * 4 + (a.tokens * 4 if regions else 0)
+    shared = keys * (_deep(a.width) + 8) * 2 * 2 + _WARPS * 16 * _deep(a.width) * 4 + (a.tokens * 4 if regions else 0)
     return PRELUDE + _definitions(defined) + chain.text + _ATTENTION, shared
 
 
@@ -282,6 +294,11 @@ def attention_grid(step: Step, batch: int) -> tuple[int, int, int]:
     pairs = a.windows * a.heads
     most = -(-a.tokens // (16 * _WARPS))
     return pairs, min(most, max(1, -(-_BUSY // (pairs * batch)))), batch
+
+
+def _deep(width: int) -> int:
+    """Channels of a head as tensor cores take them."""
+    return -(-width // 16) * 16
 
 
 def attention_threads() -> int:

@@ -10,24 +10,7 @@ import numpy as np
 from .chain_source import PRELUDE, ChainSource
 from .plan import Plan, Step
 
-_LOOP = r"""
-#define GROUPS (WIDTH / 8)
-extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
-  const int n = blockIdx.y, c = (threadIdx.x % GROUPS) * 8, row = threadIdx.x / GROUPS;
-  Chain<8> chain(p, n, c);
-#if STATISTICS
-  float sum[8], square[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) sum[i] = square[i] = 0.0f;
-#endif
-#pragma unroll 4
-  for (int pass = 0; pass < PASSES; ++pass) {
-    i64 voxel = ((i64)blockIdx.x * PASSES + pass) * ROWS + row;
-    if (voxel >= VOXELS) break;
-    float v[8];
-    take(v, p, n, voxel, c);
-    chain.apply(v, voxel EXTRA(sum, square, nullptr));
-  }
+_LEAVE_SUMS = r"""
 #if STATISTICS
   __shared__ float kept[ROWS * WIDTH * 2];
 #pragma unroll
@@ -42,6 +25,68 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
 #endif
 }
 """
+
+_BEGIN = r"""
+#define GROUPS (WIDTH / 8)
+extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
+  const int n = blockIdx.y, c = (threadIdx.x % GROUPS) * 8, row = threadIdx.x / GROUPS;
+  Chain<8> chain(p, n, c);
+#if STATISTICS
+  float sum[8], square[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum[i] = square[i] = 0.0f;
+#endif
+"""
+
+_LOOP = (
+    _BEGIN
+    + r"""
+#pragma unroll 4
+  for (int pass = 0; pass < PASSES; ++pass) {
+    i64 voxel = ((i64)blockIdx.x * PASSES + pass) * ROWS + row;
+    if (voxel >= VOXELS) break;
+    float v[8];
+    take(v, p, n, voxel, c);
+    chain.apply(v, voxel EXTRA(sum, square, nullptr));
+  }
+"""
+    + _LEAVE_SUMS
+)
+
+# A thread goes along the fastest axis: what it blended across the others for one output serves the next as well.
+_LINES = (
+    _BEGIN
+    + r"""
+  for (int pass = 0; pass < PASSES; ++pass) {
+    const i64 item = ((i64)blockIdx.x * PASSES + pass) * ROWS + row;
+    if (item >= LINES) break;
+    const int first = (int)(item % RUNS) * RUN;
+    const i64 line = item / RUNS;
+    const Place y = place_of(p.ptr[TABLES + 1], O1, (int)(line % O1)), z = place_of(p.ptr[TABLES], O0, (int)(line / O1));
+    int at_low = -1, at_high = -1;
+    float below[8], above[8];
+    for (int o2 = first; o2 < min(first + RUN, O2); ++o2) {
+      const Place x = place_of(p.ptr[TABLES + 2], O2, o2);
+      if (x.low != at_low) {
+        at_low = x.low;
+        if (at_low == at_high) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) below[i] = above[i];
+        } else across(below, p, n, z, y, at_low, c);
+      }
+      float v[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] = below[i];
+      if (x.share > 0.0f) {
+        if (x.high != at_high) { at_high = x.high; across(above, p, n, z, y, at_high, c); }
+        mixed(v, above, x.share);
+      }
+      chain.apply(v, line * O2 + o2 EXTRA(sum, square, nullptr));
+    }
+  }
+"""
+    + _LEAVE_SUMS
+)
 
 _SOFTMAX = r"""
 extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
@@ -139,7 +184,7 @@ __device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 
   }
 }
 """,
-    # Along the fastest axis first, as the reference; a share of 0 along an axis reads nothing more.
+    # Along the second axis, then the first, then the fastest, as the reference; a share of 0 along an axis reads nothing more.
     "resize": """
 struct Place { int low, high; float share; };
 __device__ __forceinline__ Place place_of(const void* table, int m, int at) {
@@ -150,18 +195,13 @@ __device__ __forceinline__ void mixed(float (&v)[8], const float (&w)[8], float 
 #pragma unroll
   for (int i = 0; i < 8; ++i) v[i] = v[i] * (1.0f - share) + w[i] * share;
 }
-__device__ __forceinline__ void along2(float (&v)[8], const Params& p, i64 line, Place x, int c) {
-  read_source(v, p, line * I2 + x.low, c);
-  if (x.share > 0.0f) { float w[8]; read_source(w, p, line * I2 + x.high, c); mixed(v, w, x.share); }
+__device__ __forceinline__ void along1(float (&v)[8], const Params& p, i64 plane, Place y, int i2, int c) {
+  read_source(v, p, (plane * I1 + y.low) * I2 + i2, c);
+  if (y.share > 0.0f) { float w[8]; read_source(w, p, (plane * I1 + y.high) * I2 + i2, c); mixed(v, w, y.share); }
 }
-__device__ __forceinline__ void along1(float (&v)[8], const Params& p, i64 plane, Place y, Place x, int c) {
-  along2(v, p, plane * I1 + y.low, x, c);
-  if (y.share > 0.0f) { float w[8]; along2(w, p, plane * I1 + y.high, x, c); mixed(v, w, y.share); }
-}
-__device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) {
-  Place x = place_of(p.ptr[TABLES + 2], O2, voxel % O2), y = place_of(p.ptr[TABLES + 1], O1, (voxel / O2) % O1), z = place_of(p.ptr[TABLES], O0, voxel / (O1 * O2));
-  along1(v, p, (i64)n * I0 + z.low, y, x, c);
-  if (z.share > 0.0f) { float w[8]; along1(w, p, (i64)n * I0 + z.high, y, x, c); mixed(v, w, z.share); }
+__device__ __forceinline__ void across(float (&v)[8], const Params& p, int n, Place z, Place y, int i2, int c) {
+  along1(v, p, (i64)n * I0 + z.low, y, i2, c);
+  if (z.share > 0.0f) { float w[8]; along1(w, p, (i64)n * I0 + z.high, y, i2, c); mixed(v, w, z.share); }
 }
 """,
 }
@@ -197,8 +237,8 @@ extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ Pa
 """
 )
 
-#: Voxels that a thread takes in turn.
-PASSES = 4
+#: Voxels that a thread takes in turn; of a resize, along the fastest axis.
+PASSES, RUN = 4, 24
 #: Blocks, about, where each leaves its sums.
 MOST_PARTIALS = 1024
 
@@ -228,7 +268,9 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     rows = threads // (step.layout.width // 8) if not alone else 1
     voxels = step.voxels
     # Where statistics are gathered, few blocks leave few partial sums.
-    passes = max(PASSES, -(-voxels // (rows * MOST_PARTIALS))) if chain.norm else PASSES
+    runs = -(-step.size[2] // RUN)
+    items, least = (voxels // step.size[2] * runs, 1) if step.kind == "resize" else (voxels, PASSES)
+    passes = max(least, -(-items // (rows * MOST_PARTIALS))) if chain.norm else least
     defined: dict[str, object] = {"THREADS": threads, "ROWS": rows, "PASSES": passes}
     text = ""
     if step.source is not None:
@@ -245,6 +287,8 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
         defined |= {"LARGEST": int(step.kind == "maxpool"), "WHOLE": int(g.whole)}
     if kind in ("resize", "move"):
         defined |= {"TABLES": len(chain.pointers), "SOURCE_VOXELS": f"{int(np.prod(step.source_size))}ll"}
+    if kind == "resize":
+        defined |= {"RUN": RUN, "RUNS": runs, "LINES": f"{items}ll"}
     if kind in ("input", "unfold"):
         defined["CHANNELS"] = plan.channels
     head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
@@ -253,7 +297,7 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     if step.kind == "softmax":
         blocks, body = -(-voxels // threads), _SOFTMAX
     else:
-        blocks, body = -(-voxels // (rows * passes)), _LOOP
+        blocks, body = -(-items // (rows * passes)), _LINES if kind == "resize" else _LOOP
     return PRELUDE + head + chain.text + text + _TAKE[kind] + body, (blocks, threads)
 
 
