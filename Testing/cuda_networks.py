@@ -176,8 +176,10 @@ def residuals() -> onnx.ModelProto:
 
 def normalized() -> onnx.ModelProto:
     m = Made(1)
-    x = m.conv("image", 1, 24)
-    x = m.op("LeakyRelu", m.norm(x, 24), alpha=0.01)
+    x = m.op("LeakyRelu", m.norm(m.conv("image", 1, 24), 24), alpha=0.01)
+    # A residual block with a projection, as UNETR has it: both sides are normalised, then added.
+    beside, y = m.norm(m.conv(x, 24, 24, kernel=1), 24), m.norm(m.conv(x, 24, 24), 24)
+    x = m.op("LeakyRelu", m.op("Add", y, beside), alpha=0.01)
     x = m.conv(x, 24, 32)
     # GroupNorm as torch writes it.
     shape = m.op("Shape", x)

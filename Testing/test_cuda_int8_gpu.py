@@ -57,7 +57,7 @@ class Bench:
             held = np.ascontiguousarray(self.run.buffers[view.buffer])
             self.gpu.driver.cuMemcpyHtoD(self.place(view.buffer), held.ctypes.data, held.nbytes)
         for op in step.ops:
-            if op.kind == "norm":
+            if op.norm and op.kind != "statistics":
                 for n in (0, 1):
                     self.network._factors[op.norm][n].upload(self.run._factors[op.norm][n], self.stream)
         self.run.run_step(step, self.x)

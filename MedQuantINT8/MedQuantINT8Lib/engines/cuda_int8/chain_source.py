@@ -166,6 +166,10 @@ class ChainSource:
         self._setup.append(f"read_floats<V>({name}, (const float*){source});")
         return name
 
+    def _factor(self, kind: str, norm: str) -> str:
+        """What the statistics of a norm gave, by patch and slot."""
+        return self._constants(f"{self._pointer(kind, norm)} + n * WIDTH + c")
+
     def _each(self, what: str) -> None:
         self._body.append("_Pragma(\"unroll\") for (int i = 0; i < V; ++i) { float x = v[i]; v[i] = " + what + "; }")
 
@@ -180,7 +184,7 @@ class ChainSource:
         self._body.append("}")
 
     def _norm(self, plan: Plan, number: int, op: Op) -> None:
-        scale, shift = (self._constants(f"{self._pointer(kind, op.norm)} + n * WIDTH + c") for kind in ("scale", "shift"))
+        scale, shift = (self._factor(kind, op.norm) for kind in ("scale", "shift"))
         self._each(f"__fmaf_rn(x, {scale}[i], {shift}[i])")
 
     def _act(self, plan: Plan, number: int, op: Op) -> None:
@@ -211,8 +215,11 @@ class ChainSource:
             self._held.append(f"Halves<V> {name};")
             self._fetches.append(f"held.{name}.read((const unsigned short*){pointer} + at * {pitch} + c);")
             opened = f"held.{name}.opened(o);"
+        other = "o[i]"
+        if op.norm:
+            other = f"__fmaf_rn(o[i], {self._factor('scale', op.norm)}[i], {self._factor('shift', op.norm)}[i])"
         self._body.append("{ float o[V]; " + opened)
-        self._each(f"x {sign} o[i]")
+        self._each(f"x {sign} {other}")
         self._body.append("}")
 
     def _store(self, plan: Plan, number: int, op: Op) -> None:

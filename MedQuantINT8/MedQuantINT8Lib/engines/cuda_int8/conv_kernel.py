@@ -200,11 +200,11 @@ struct Place {
     b0 = beside / (SPREAD1 * SPREAD2); b1 = beside / SPREAD2 % SPREAD1; b2 = beside % SPREAD2;
   }
   // The output voxel of a row of the product, or -1.
-  __device__ __forceinline__ i64 voxel(const Spot& s, int i, int hh, int g) const {
+  __device__ __forceinline__ int voxel(const Spot& s, int i, int hh, int g) const {
     int d, h;
     row_of(i, hh, d, h);
     const int o0 = s.o0 + d * OUT_STEP0 + b0, o1 = s.o1 + h * OUT_STEP1 + b1, o2 = s.o2 + g * OUT_STEP2 + b2;
-    return wanted && o0 < O0 && o1 < O1 && o2 < O2 ? ((i64)o0 * O1 + o1) * O2 + o2 : -1;
+    return wanted && o0 < O0 && o1 < O1 && o2 < O2 ? (o0 * O1 + o1) * O2 + o2 : -1;
   }
 };
 #define FETCHES_EARLY (FETCHES && ROOM_TO_FETCH)
@@ -276,7 +276,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
         for (int i = 0; i < MI; ++i)
 #pragma unroll
           for (int hh = 0; hh < 2; ++hh) {
-            const i64 voxel = at.voxel(s, i, hh, g);
+            const int voxel = at.voxel(s, i, hh, g);
             if (voxel >= 0) Chain<LANES>::fetch(held[j][i][hh], p, n, at.c, voxel);
           }
       }
@@ -327,7 +327,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
         for (int hh = 0; hh < 2; ++hh) {
           int d, h;
           row_of(i, hh, d, h);
-          const i64 voxel = at.voxel(s, i, hh, g);
+          const int voxel = at.voxel(s, i, hh, g);
           if (voxel >= 0) {
             float v[LANES];
 #pragma unroll

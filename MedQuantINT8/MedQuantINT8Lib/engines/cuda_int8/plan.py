@@ -90,7 +90,7 @@ class Op:
     kind:
         "affine": v * arrays[0] + arrays[1], by slot. "offset": v + arrays[0], by voxel and slot. "norm": the same with what the statistics of ``norm`` gave, by patch and slot.
         "act": ``function`` with ``params``. "prelu": slope arrays[0] below 0.
-        "add", "mul": with the value of ``view`` at the same place.
+        "add", "mul": with the value of ``view`` at the same place, normalised first if ``norm`` is given.
         "store": into ``view``, rounded to it. "output": to the network's output, planar float32. "statistics": gather for ``norm``.
     """
 

@@ -7,13 +7,14 @@ Which forms of a tensor are stored (FP16, INT8 of some scale) is known when all 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..base import UnsupportedNetwork
+from .made import HALF, Form, Made, closed
 from .nodes import Network, Node
 from .plan import Attention, Buffer, Geometry, Layout, Norm, Op, Plan, Size, Step, View
 from .resizing import resize_tables
@@ -22,9 +23,7 @@ from .resizing import resize_tables
 _MOST_UNFOLDED = 128
 #: Steps whose kernels have no place for statistics.
 _GATHERING_NONE = ("softmax", "unfold", "layernorm", "attention")
-#: A tensor's form: 0 for FP16, else the scale of INT8.
-Form = float
-_HALF: Form = 0.0
+
 
 
 def plan_network(network: Network) -> Plan:
@@ -36,30 +35,13 @@ def plan_network(network: Network) -> Plan:
     return _Planner(network).run()
 
 
-@dataclass
-class _Made:
-    """A step while its chain may still grow: operations, and the names of the values between them."""
-
-    step: Step
-    #: Operations, and names of tensors that are the value at that point.
-    chain: list[Op | str] = field(default_factory=list)
-    #: The tensor that it reads, and in which form.
-    reads: tuple[str, Form] | None = None
-    #: Tensors that operations read, by their place in the chain.
-    others: dict[int, tuple[str, Form]] = field(default_factory=dict)
-
-    @property
-    def value(self) -> str:
-        return next((item for item in reversed(self.chain) if isinstance(item, str)), "")
-
-
 class _Planner:
     def __init__(self, network: Network) -> None:
         self._network = network
         first, last = network.shapes[network.input], network.shapes[network.output]
         self._plan = Plan(first[1], last[1], _size(first))
-        self._made: list[_Made] = []
-        self._where: dict[str, _Made] = {}
+        self._made: list[Made] = []
+        self._where: dict[str, Made] = {}
         self._concats: dict[str, tuple[str, ...]] = {}
         #: What a tensor of INT8 is: another tensor, rounded to a scale.
         self._rounded: dict[str, tuple[str, float]] = {}
@@ -103,7 +85,7 @@ class _Planner:
         if kind == "conv" and self._unfolds(source, weight):
             node, source, weight = self._unfolded(node, source, int8)
             values = node.values
-        made = self._begin(kind, node, source, self._rounded[source][1] if int8 else _HALF)
+        made = self._begin(kind, node, source, self._rounded[source][1] if int8 else HALF)
         if scales is None:
             # Powers of two cost nothing and keep small weights away from where FP16 has few bits.
             scales = 2.0 ** np.ceil(np.log2(np.maximum(np.abs(weight).reshape(len(weight), -1).max(1), 1e-30)))
@@ -135,7 +117,7 @@ class _Planner:
         self._network.shapes[name] = (1, slots, *size)
         geometry = Geometry(kernel, values["stride"], values["dilation"], values["before"])
         step = Step("unfold", name, _size(size), self._plan.size, Layout.dense(slots), geometry=geometry, sources=node.sources)
-        made = _Made(step, [name])
+        made = Made(step, [name])
         self._made.append(made)
         self._where[name] = made
         if int8:
@@ -171,7 +153,7 @@ class _Planner:
         made.step = replace(made.step, tables=tuple(tables), epsilon=values["epsilon"])
 
     def _attention(self, node: Node) -> None:
-        made, values = self._begin("attention", node, node.inputs[0], _HALF), node.values
+        made, values = self._begin("attention", node, node.inputs[0], HALF), node.values
         taken = self._layout(node.inputs[0])
         if not np.array_equal(taken.slots, np.arange(taken.channels)):
             raise UnsupportedNetwork(f"CUDA INT8 cannot take queries, keys and values of such widths (node {node.name}).", "Choose another engine with --engine.")
@@ -205,7 +187,7 @@ class _Planner:
         gamma, beta = (self._array(layout.placed(values[key])) for key in ("gamma", "beta"))
         self._plan.norms[name] = Norm(groups, gamma, beta, values["epsilon"])
         size = _size(self._network.shapes[node.output])
-        self._made.append(_Made(Step("normalize", f"{node.name} statistics", size, size, layout, norm=name)))
+        self._made.append(Made(Step("normalize", f"{node.name} statistics", size, size, layout, norm=name)))
         applied = self._begin("apply", node, source)
         self._extend(applied, Op("norm", norm=name), node)
 
@@ -239,10 +221,22 @@ class _Planner:
             made, other = self._begin("apply", node, a), b
         if self._layout(other) != made.step.layout:
             raise UnsupportedNetwork(f"CUDA INT8 cannot take two tensors of different layout together (node {node.name}).", "Choose another engine with --engine.")
-        made.others[len(made.chain)] = self._read(other)
-        self._extend(made, Op(node.op), node)
+        norm = self._norm_alone(other, made)
+        made.others[len(made.chain)] = self._read(other) if norm is None else norm[0]
+        self._extend(made, Op(node.op, norm="" if norm is None else norm[1]), node)
 
     _mul = _add
+
+    def _norm_alone(self, name: str, made: Made) -> tuple[tuple[str, Form], str] | None:
+        """Of a tensor that is another one normalised, and is read by this step alone: that one and its statistics. It need not be stored then."""
+        step = self._where.get(name)
+        if step is None or step.step.kind != "apply" or self._readers.get(name) != 1 or name in self._forms or not self._before(name, made):
+            return None
+        if len(step.chain) != 2 or not isinstance(op := step.chain[0], Op) or op.kind != "norm" or step.reads is None:
+            return None
+        self._made.remove(step)
+        made.step = replace(made.step, sources=tuple(dict.fromkeys((*step.step.sources, *made.step.sources))))
+        return step.reads, op.norm
 
     def _concat(self, node: Node) -> None:
         parts: list[str] = []
@@ -253,7 +247,7 @@ class _Planner:
 
     # Steps and their chains.
 
-    def _begin(self, kind: str, node: Node, source: str | None, form: Form | None = None) -> _Made:
+    def _begin(self, kind: str, node: Node, source: str | None, form: Form | None = None) -> Made:
         """A new step for a node; it reads ``source`` in the form asked for, or the one that is at hand."""
         shape = self._network.shapes.get(node.output) or self._network.shapes[source or node.output]
         size, layout = _size(shape), Layout.dense(shape[1])
@@ -263,12 +257,12 @@ class _Planner:
             taken = _size(self._shape(source))
             if kind not in ("conv", "deconv"):
                 layout = self._layout(source)
-        made = _Made(Step(kind, node.name, size, taken, layout, sources=node.sources), [node.output], reads)
+        made = Made(Step(kind, node.name, size, taken, layout, sources=node.sources), [node.output], reads)
         self._made.append(made)
         self._where[node.output] = made
         return made
 
-    def _extend(self, made: _Made, op: Op, node: Node) -> None:
+    def _extend(self, made: Made, op: Op, node: Node) -> None:
         if made.value == node.output:
             # The node that began the step: its own work comes before its value.
             made.chain.insert(len(made.chain) - 1, op)
@@ -277,12 +271,12 @@ class _Planner:
         made.step = replace(made.step, sources=tuple(dict.fromkeys((*made.step.sources, *node.sources))))
         self._where[node.output] = made
 
-    def _open(self, name: str) -> _Made | None:
+    def _open(self, name: str) -> Made | None:
         """The step whose chain ends in this tensor, if nobody else reads it."""
         made = self._where.get(name)
         return made if made is not None and made.value == name and self._readers.get(name, 0) == 1 and made.step.kind != "input" else None
 
-    def _before(self, name: str, made: _Made) -> bool:
+    def _before(self, name: str, made: Made) -> bool:
         """Whether a tensor is whole before a step begins."""
         number = self._made.index(made)
         base = self._rounded.get(name, (name, 0))[0]
@@ -296,7 +290,7 @@ class _Planner:
         return name
 
     def _read(self, name: str, form: Form | None = None) -> tuple[str, Form]:
-        base, scale = self._rounded.get(name, (name, _HALF))
+        base, scale = self._rounded.get(name, (name, HALF))
         wanted = scale if form is None else form
         self._forms.setdefault(base, {})[wanted] = None
         return base, wanted
@@ -348,9 +342,9 @@ class _Planner:
                     view = self._buffer(self._layout(name), _size(self._shape(name)), form)
                     views[name, form] = view
                     stores.setdefault(name, []).append(view)
-        closed = (_closed(made, views, stores) for made in self._made)
+        steps = (closed(made, views, stores) for made in self._made)
         # The network's input may have no reader left.
-        self._plan.steps += [step for step in closed if step.ops or step.kind == "normalize"]
+        self._plan.steps += [step for step in steps if step.ops or step.kind == "normalize"]
 
     def _join(self, name: str, form: Form, views: dict[tuple[str, Form], View], stores: dict[str, list[View]]) -> None:
         """One buffer for a joined tensor; its parts are stored into it, and read from it where the form is the same."""
@@ -369,19 +363,6 @@ class _Planner:
         name = f"b{len(self._plan.buffers)}"
         self._plan.buffers[name] = Buffer("i8" if form else "f16", size, layout.width)
         return View(name, 0, layout, form)
-
-
-def _closed(made: _Made, views: dict[tuple[str, Form], View], stores: dict[str, list[View]]) -> Step:
-    """The step with all its operations."""
-    ops: list[Op] = []
-    for place, item in enumerate(made.chain):
-        if isinstance(item, str):
-            ops += [Op("store", view=view) for view in stores.get(item, [])]
-        elif place in made.others:
-            ops.append(replace(item, view=views[made.others[place]]))
-        else:
-            ops.append(item)
-    return replace(made.step, source=views[made.reads] if made.reads else None, ops=tuple(ops))
 
 
 def _size(shape: tuple[int, ...]) -> Size:

@@ -122,8 +122,7 @@ class ReferenceExecutor:
         if op.kind == "offset":
             return values + arrays[0].reshape(*step.size, -1)
         if op.kind == "norm":
-            scale, shift = (v[:, None, None, None] for v in self._factors[op.norm])
-            return _fused(values, scale, shift)
+            return _fused(values, *self._factors_of(op.norm))
         if op.kind == "prelu":
             return np.where(values < 0, values * arrays[0], values)
         if op.kind == "act":
@@ -131,6 +130,8 @@ class ReferenceExecutor:
         if op.kind in ("add", "mul"):
             assert op.view is not None
             other = self.read(op.view)
+            if op.norm:
+                other = _fused(other, *self._factors_of(op.norm))
             return values + other if op.kind == "add" else values * other
         if op.kind == "store":
             assert op.view is not None
@@ -143,6 +144,11 @@ class ReferenceExecutor:
             exact = values.astype(np.float64)
             self._statistics[op.norm] = exact.sum((1, 2, 3)), (exact * exact).sum((1, 2, 3))
         return values
+
+    def _factors_of(self, norm: str) -> tuple[Values, Values]:
+        """Scale and shift by patch and slot, for all voxels."""
+        scale, shift = (v[:, None, None, None] for v in self._factors[norm])
+        return scale, shift
 
     def _normalize(self, step: Step) -> None:
         """Scale and shift of each patch and slot, from sums and sums of squares."""

@@ -82,6 +82,8 @@ __device__ __forceinline__ void load_turned(u32 (&r)[4], u32 address) {
 __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// Of probabilities, which do not overflow.
+__device__ __forceinline__ u32 pair_of(float low, float high) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
 __device__ __forceinline__ float power2(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 #if HEAD % 8
 typedef vec8 Unit;
@@ -114,13 +116,26 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
     *(Unit*)(values + token * ROW + at) = v;
   }
 #if HAS_REGIONS
-  for (int i = threadIdx.x; i < TOKENS; i += WARPS * 32) regions[i] = __ldg((const int*)p.ptr[TABLES + 2] + window * TOKENS + i);
-#endif
+  // Most windows are one region.
+  const int* all = (const int*)p.ptr[TABLES + 2] + window * TOKENS;
+  bool other = false;
+  for (int i = threadIdx.x; i < TOKENS; i += WARPS * 32) { regions[i] = __ldg(all + i); other |= regions[i] != __ldg(all); }
+  const bool several = __syncthreads_or(other);
+#else
   __syncthreads();
+#endif
   const u32 keys_at = shared_address(keys) + (((lane >> 4) * 8 + (lane & 7)) * ROW + (lane >> 3 & 1) * 8) * 2;
   const u32 values_at = shared_address(values) + (((lane >> 3 & 1) * 8 + (lane & 7)) * ROW + (lane >> 4) * 8) * 2;
   for (int tile = blockIdx.y * WARPS + warp; tile < TILES; tile += gridDim.y * WARPS) {
     const int rows[2] = {tile * 16 + g, tile * 16 + g + 8};
+#if HAS_BIAS
+    const unsigned short* bias[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) bias[r] = (const unsigned short*)p.ptr[TABLES + 1] + ((i64)head * TOKENS + min(rows[r], TOKENS - 1)) * BIAS_PITCH;
+#endif
+#if HAS_REGIONS
+    const int region[2] = {regions[min(rows[0], TOKENS - 1)], regions[min(rows[1], TOKENS - 1)]};
+#endif
     u32 a[DEEP / 16][4];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -158,21 +173,22 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           float added[2] = {0.0f, 0.0f};
-          if (rows[r] < TOKENS && key < TOKENS) {
 #if HAS_BIAS
-            const u32 pair = read4((const unsigned short*)p.ptr[TABLES + 1] + ((i64)head * TOKENS + rows[r]) * BIAS_PITCH + key);
-            added[0] = low_half(pair) * LOG2E; added[1] = high_half(pair) * LOG2E;
+          // Behind the last token lies what is of no use: it is not looked at below.
+          const u32 pair = read4(bias[r] + min(key, BIAS_PITCH - 2));
+          added[0] = low_half(pair); added[1] = high_half(pair);
 #endif
 #if HAS_REGIONS
-            const int region = regions[rows[r]];
-            if (regions[key] != region) added[0] += APART * LOG2E;
-            if (key + 1 < TOKENS && regions[key + 1] != region) added[1] += APART * LOG2E;
-#endif
+          if (several) {
+#pragma unroll
+            for (int k = 0; k < 2; ++k) added[k] += regions[min(key + k, TOKENS - 1)] != region[r] ? APART : 0.0f;
           }
+#endif
 #pragma unroll
           for (int k = 0; k < 2; ++k) {
             float& x = s[j][2 * r + k];
-            x = key + k < TOKENS ? x * (SCALE * LOG2E) + added[k] : -3e38f;
+            x = __fmaf_rn(x, SCALE, added[k]);
+            if (first + 32 > TOKENS && key + k >= TOKENS) x = -3e38f;
             most[r] = fmaxf(most[r], x);
           }
         }
@@ -181,19 +197,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
       for (int r = 0; r < 2; ++r) {
         most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffff, most[r], 1));
         most[r] = fmaxf(most[r], __shfl_xor_sync(0xffffffff, most[r], 2));
-        const float now = fmaxf(largest[r], most[r]), less = power2(largest[r] - now);
+        const float now = fmaxf(largest[r], most[r]), less = power2((largest[r] - now) * LOG2E), below = -now * LOG2E;
         largest[r] = now;
         total[r] *= less;
 #pragma unroll
         for (int j = 0; j < 4; ++j)
 #pragma unroll
-          for (int k = 0; k < 2; ++k) { float& x = s[j][2 * r + k]; x = power2(x - now); total[r] += x; }
+          for (int k = 0; k < 2; ++k) { float& x = s[j][2 * r + k]; x = power2(__fmaf_rn(x, LOG2E, below)); total[r] += x; }
 #pragma unroll
         for (int i = 0; i < DEEP / 8; ++i) { o[i][2 * r] *= less; o[i][2 * r + 1] *= less; }
       }
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const u32 chances[4] = {halves(s[2 * j][0], s[2 * j][1]), halves(s[2 * j][2], s[2 * j][3]), halves(s[2 * j + 1][0], s[2 * j + 1][1]), halves(s[2 * j + 1][2], s[2 * j + 1][3])};
+        const u32 chances[4] = {pair_of(s[2 * j][0], s[2 * j][1]), pair_of(s[2 * j][2], s[2 * j][3]), pair_of(s[2 * j + 1][0], s[2 * j + 1][1]), pair_of(s[2 * j + 1][2], s[2 * j + 1][3])};
 #pragma unroll
         for (int k = 0; k < DEEP / 16; ++k) {
           u32 b[4];
