@@ -80,12 +80,13 @@ template <int V> __device__ __forceinline__ void read_bytes(float (&v)[V], const
 __device__ __forceinline__ u32 four_bytes(const float* v, float inverse) {
   return rounded(v[0] * inverse) | rounded(v[1] * inverse) << 8 | rounded(v[2] * inverse) << 16 | rounded(v[3] * inverse) << 24;
 }
-__device__ __forceinline__ void write_bytes(const float (&v)[8], signed char* p, float inverse) { vec8 r; r.x = four_bytes(v, inverse); r.y = four_bytes(v + 4, inverse); *(vec8*)p = r; }
+// In one piece: left to the compiler, a structure goes out as single words, which costs four times as many transactions.
+__device__ __forceinline__ void write16(void* p, u32 x, u32 y, u32 z, u32 w) { asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" :: "l"(p), "r"(x), "r"(y), "r"(z), "r"(w) : "memory"); }
+__device__ __forceinline__ void write8(void* p, u32 x, u32 y) { asm volatile("st.global.v2.u32 [%0], {%1, %2};" :: "l"(p), "r"(x), "r"(y) : "memory"); }
+__device__ __forceinline__ void write_bytes(const float (&v)[8], signed char* p, float inverse) { write8(p, four_bytes(v, inverse), four_bytes(v + 4, inverse)); }
 __device__ __forceinline__ void write_bytes(const float (&v)[4], signed char* p, float inverse) { *(u32*)p = four_bytes(v, inverse); }
-__device__ __forceinline__ void write_halves(const float (&v)[8], unsigned short* p) {
-  vec16 r; r.x = halves(v[0], v[1]); r.y = halves(v[2], v[3]); r.z = halves(v[4], v[5]); r.w = halves(v[6], v[7]); *(vec16*)p = r;
-}
-__device__ __forceinline__ void write_halves(const float (&v)[4], unsigned short* p) { vec8 r; r.x = halves(v[0], v[1]); r.y = halves(v[2], v[3]); *(vec8*)p = r; }
+__device__ __forceinline__ void write_halves(const float (&v)[8], unsigned short* p) { write16(p, halves(v[0], v[1]), halves(v[2], v[3]), halves(v[4], v[5]), halves(v[6], v[7])); }
+__device__ __forceinline__ void write_halves(const float (&v)[4], unsigned short* p) { write8(p, halves(v[0], v[1]), halves(v[2], v[3])); }
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 """

@@ -342,7 +342,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
     const int begin = s.o1 * TILE2, length = min(TILE1, (int)(VOXELS - begin) / TILE2);
     for (int i = threadIdx.x; i < COLUMNS * TILE1; i += THREADS) {
       const int column = i / TILE1, at = i % TILE1, slot = blockIdx.y * COLUMNS + column, k = slot < WIDTH ? channel_of(slot) : -1;
-      if (k >= 0 && at < length) *(vec16*)((unsigned short*)p.output + ((i64)n * CLASSES + k) * VOXELS + begin + at * 8) = *(const vec16*)(scores + column * STAGED_ROW + (at ^ STAGED_TURN(column)) * 8);
+      if (k >= 0 && at < length) {
+        vec16 row;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(row.x), "=r"(row.y), "=r"(row.z), "=r"(row.w) : "r"(shared_address(scores + column * STAGED_ROW + (at ^ STAGED_TURN(column)) * 8)) : "memory");
+        write16((unsigned short*)p.output + ((i64)n * CLASSES + k) * VOXELS + begin + at * 8, row.x, row.y, row.z, row.w);
+      }
     }
 #endif
   }

@@ -85,6 +85,8 @@ __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b
 // Of probabilities, which do not overflow.
 __device__ __forceinline__ u32 pair_of(float low, float high) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
 __device__ __forceinline__ float power2(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
+__device__ __forceinline__ void keep(u32 to, vec16 r) { asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" :: "r"(to), "r"(r.x), "r"(r.y), "r"(r.z), "r"(r.w) : "memory"); }
+__device__ __forceinline__ void keep(u32 to, vec8 r) { asm volatile("st.shared.v2.u32 [%0], {%1, %2};" :: "r"(to), "r"(r.x), "r"(r.y) : "memory"); }
 #if HEAD % 8
 typedef vec8 Unit;
 __device__ __forceinline__ Unit read_unit(const void* p) { return read8(p); }
@@ -112,8 +114,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
       const unsigned short* from = source + voxel_of(p, window, token) * PITCH + at;
       k = read_unit(from + START_K); v = read_unit(from + START_V);
     }
-    *(Unit*)(keys + token * ROW + at) = k;
-    *(Unit*)(values + token * ROW + at) = v;
+    keep(shared_address(keys + token * ROW + at), k);
+    keep(shared_address(values + token * ROW + at), v);
   }
 #if HAS_REGIONS
   // Most windows are one region.
