@@ -16,6 +16,10 @@ from .cache import cache_root
 from .cuda_driver import GpuError, checked
 
 
+#: The last one is what older versions need for lambda expressions.
+_OPTIONS = (b"--std=c++17", b"--fmad=false", b"--device-as-default-execution-space")
+
+
 def architecture_of(capability: tuple[int, int]) -> str:
     """The name that NVRTC compiles for. On 9.0 the one with that generation's own matrix instructions."""
     major, minor = capability
@@ -51,7 +55,7 @@ class Compiler:
         return [found[source] for source in sources]
 
     def binary(self, source: str) -> bytes:
-        key = hashlib.sha256(repr((source, self._architecture, self._version)).encode()).hexdigest()[:24]
+        key = hashlib.sha256(repr((source, self._architecture, self._version, _OPTIONS)).encode()).hexdigest()[:24]
         path = cache_root() / "kernels" / f"{key}.cubin"
         if path.is_file():
             return path.read_bytes()
@@ -64,7 +68,7 @@ class Compiler:
     def _compiled(self, source: str) -> bytes:
         nvrtc = self._nvrtc
         program = checked(nvrtc.nvrtcCreateProgram(source.encode(), b"medquant.cu", 0, [], []), "start NVRTC")
-        options = [f"--gpu-architecture={self._architecture}".encode(), b"--std=c++17", b"--fmad=false"]
+        options = [f"--gpu-architecture={self._architecture}".encode(), *_OPTIONS]
         failed = int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0])
         if failed:
             log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program), "read NVRTC's log")

@@ -27,13 +27,7 @@ struct __align__(8) vec8 { u32 x, y; };
 __device__ __forceinline__ float low_half(u32 pair) { float f; asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l; }" : "=f"(f) : "r"(pair)); return f; }
 __device__ __forceinline__ float high_half(u32 pair) { float f; asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h; }" : "=f"(f) : "r"(pair)); return f; }
 // The largest FP16 in place of infinity, which would become "not a number" in the next product.
-__device__ __forceinline__ u32 halves(float low, float high) {
-  u32 r;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  asm("min.f16x2 %0, %0, %1;" : "+r"(r) : "r"(0x7BFF7BFFu));
-  asm("max.f16x2 %0, %0, %1;" : "+r"(r) : "r"(0xFBFFFBFFu));
-  return r;
-}
+__device__ __forceinline__ u32 halves(float low, float high) { u32 r; asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
 __device__ __forceinline__ u32 rounded(float value) { int r; asm("cvt.rni.sat.s8.f32 %0, %1;" : "=r"(r) : "f"(value)); return (u32)r & 255u; }
 __device__ __forceinline__ float signed_byte(u32 word, int n) { return (float)(signed char)(word >> (8 * n)); }
 __device__ __forceinline__ vec16 read16(const void* p) { vec16 r; asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p)); return r; }
@@ -143,13 +137,15 @@ class ChainSource:
             f"{extra}#define WIDTH {self._width}\n#define VOXELS {self._voxels}ll\n#define STATISTICS {int(bool(self.norm))}\n#define FETCHES {int(bool(self._held))}\n"
             f"#define OUTPUT {int(self.gives_output)}\n#define CLASSES {self._classes}\n#ifndef STAGES_OUTPUT\n#define STAGES_OUTPUT 0\n#endif\n{self._channel_of}"
             "template <int V> struct Chain {\n"
-            f"  const Params& p; const int n, c;\n  {members}\n"
-            f"  __device__ __forceinline__ Chain(const Params& p, int n, int c) : p(p), n(n), c(c) {{\n  {setup}\n  }}\n"
+            f"  const Params& p; const int n, c, base;\n  {members}\n"
+            "  // Voxels are counted from ``base`` on, so that addresses are worked out once and not for each of them.\n"
+            f"  __device__ __forceinline__ Chain(const Params& p, int n, int c, int base = 0) : p(p), n(n), c(c), base(base) {{\n  {setup}\n  }}\n"
             f"  struct Held {{\n  {held}\n  }};\n"
             "  // What is read beside the value, to be called as early as may be.\n"
-            f"  static __device__ __forceinline__ void fetch(Held& held, const Params& p, int n, int c, i64 voxel) {{\n  i64 at = (i64)n * VOXELS + voxel;\n  {fetches}\n  }}\n"
-            f"  __device__ __forceinline__ void apply(float (&v)[V], i64 voxel{gathering}) {{\n  Held held; fetch(held, p, n, c, voxel); apply(v, voxel, held EXTRA(sum, square, staged));\n  }}\n"
-            f"  __device__ __forceinline__ void apply(float (&v)[V], i64 voxel, const Held& held{gathering}) {{\n  i64 at = (i64)n * VOXELS + voxel;\n  {body}\n  }}\n"
+            f"  static __device__ __forceinline__ void fetch(Held& held, const Params& p, int n, int c, int base, int voxel) {{\n  {fetches}\n  }}\n"
+            f"  __device__ __forceinline__ void apply(float (&v)[V], int voxel{gathering}) {{\n"
+            "  Held held; fetch(held, p, n, c, base, voxel); apply(v, voxel, held EXTRA(sum, square, staged));\n  }\n"
+            f"  __device__ __forceinline__ void apply(float (&v)[V], int voxel, const Held& held{gathering}) {{\n  {body}\n  }}\n"
             "};\n"
         )
 
@@ -180,7 +176,7 @@ class ChainSource:
 
     def _offset(self, plan: Plan, number: int, op: Op) -> None:
         table = self._pointer("array", op.arrays[0])
-        self._body.append(f"{{ float o[V]; read_floats<V>(o, (const float*){table} + voxel * WIDTH + c);")
+        self._body.append(f"{{ float o[V]; read_floats<V>(o, (const float*){table} + (i64)base * WIDTH + c + (i64)voxel * WIDTH);")
         self._each("x + o[i]")
         self._body.append("}")
 
@@ -207,15 +203,10 @@ class ChainSource:
     def _other(self, plan: Plan, number: int, op: Op, sign: str) -> None:
         assert op.view is not None
         pointer, pitch = self._pointer("view", number), plan.buffers[op.view.buffer].pitch
-        name = f"o{len(self._held)}"
-        if op.view.scale:
-            self._held.append(f"Bytes<V> {name};")
-            self._fetches.append(f"held.{name}.read((const signed char*){pointer} + at * {pitch} + c);")
-            opened = f"held.{name}.opened(o, {self._number(op.view.scale)});"
-        else:
-            self._held.append(f"Halves<V> {name};")
-            self._fetches.append(f"held.{name}.read((const unsigned short*){pointer} + at * {pitch} + c);")
-            opened = f"held.{name}.opened(o);"
+        name, kind = f"o{len(self._held)}", "signed char" if op.view.scale else "unsigned short"
+        self._held.append(f"{'Bytes' if op.view.scale else 'Halves'}<V> {name};")
+        self._fetches.append(f"held.{name}.read((const {kind}*){pointer} + ((i64)n * VOXELS + base) * {pitch} + c + (i64)voxel * {pitch});")
+        opened = f"held.{name}.opened(o{f', {self._number(op.view.scale)}' if op.view.scale else ''});"
         other = "o[i]"
         if op.norm:
             other = f"__fmaf_rn(o[i], {self._factor('scale', op.norm)}[i], {self._factor('shift', op.norm)}[i])"
@@ -226,10 +217,19 @@ class ChainSource:
     def _store(self, plan: Plan, number: int, op: Op) -> None:
         assert op.view is not None
         pointer, pitch = self._pointer("view", number), plan.buffers[op.view.buffer].pitch
+        kind = "signed char" if op.view.scale else "unsigned short"
+        to = self._begins(kind, pointer, pitch)
         if op.view.scale:
-            self._body.append(f"write_bytes(v, (signed char*){pointer} + at * {pitch} + c, {self._number(_inverse(op.view.scale))});")
+            self._body.append(f"write_bytes(v, {to} + (i64)voxel * {pitch}, {self._number(_inverse(op.view.scale))});")
         else:
-            self._body.append(f"write_halves(v, (unsigned short*){pointer} + at * {pitch} + c);")
+            self._body.append(f"write_halves(v, {to} + (i64)voxel * {pitch});")
+
+    def _begins(self, kind: str, pointer: str, pitch: int) -> str:
+        """A member that points to where the first voxel's slots are."""
+        name = f"to{len(self._members)}"
+        self._members.append(f"{kind}* {name};")
+        self._setup.append(f"{name} = ({kind}*){pointer} + ((i64)n * VOXELS + base) * {pitch} + c;")
+        return name
 
     def _output(self, plan: Plan, number: int, op: Op) -> None:
         """Planar scores in FP16: straight to where they belong, or to shared memory, STAGED_ROW apart, from where rows go out in one piece."""
@@ -239,7 +239,7 @@ class ChainSource:
             '_Pragma("unroll") for (int i = 0; i < V; ++i) staged[i * STAGED_ROW] = (unsigned short)halves(v[i], v[i]);\n'
             "#else\n"
             '_Pragma("unroll") for (int i = 0; i < V; ++i) { const int k = channel_of(c + i); '
-            f"if (k >= 0) ((unsigned short*)p.output)[((i64)n * {self._classes} + k) * VOXELS + voxel] = (unsigned short)halves(v[i], v[i]); }}\n"
+            f"if (k >= 0) ((unsigned short*)p.output)[((i64)n * {self._classes} + k) * VOXELS + base + voxel] = (unsigned short)halves(v[i], v[i]); }}\n"
             "#endif"
         )
 

@@ -103,8 +103,9 @@ __device__ __forceinline__ void multiply(int (&c)[4], const u32 (&a)[4], u32 b0,
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 #endif
-// Row h of fragment f; rows of eight voxels go in pairs.
-__device__ __forceinline__ void row_of(int i, int hh, int& d, int& h) { const int f = (threadIdx.x >> 5) * MI + i; d = f / (TILE1 / 2); h = f % (TILE1 / 2) * 2 + hh; }
+// Rows of eight voxels go in pairs.
+#define ROWS_OF 2
+__device__ __forceinline__ void first_row(int& d, int& h) { row_of_team(threadIdx.x >> 5, d, h); }
 __device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo, u32 weights, int turns, const int* places, bool fresh) {
   if (fresh) clear(sums);
   const int lane = threadIdx.x & 31, kh = lane >> 4, bk = (lane >> 3) & 1, br = (lane & 7) + ((lane >> 4) << 3);
@@ -112,8 +113,8 @@ __device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo,
 #pragma unroll
   for (int i = 0; i < MI; ++i) {
     int d, h;
-    row_of(i, (lane >> 3) & 1, d, h);
-    first[i] = (d * STRIDE0 * H1 + h * STRIDE1) * H2 + (lane & 7);
+    first_row(d, h);
+    first[i] = ((d + ROW_D(i)) * STRIDE0 * H1 + (h + ROW_H(i, 0) + (lane >> 3 & 1)) * STRIDE1) * H2 + (lane & 7);
   }
 #pragma unroll 3
   for (int t = 0; t < turns; ++t) {
@@ -150,10 +151,8 @@ WGMMA = r"""
 __device__ __forceinline__ u64 described(u32 address, u32 across, u32 down) {
   return (u64)((address & 0x3FFFF) >> 4) | (u64)across << 16 | (u64)down << 32;
 }
-__device__ __forceinline__ void row_of(int i, int hh, int& d, int& h) {
-  const int f = (threadIdx.x >> 7) * MI + i;
-  d = f / (TILE1 / 8); h = f % (TILE1 / 8) * 8 + ((threadIdx.x >> 5) & 3) * 2 + hh;
-}
+#define ROWS_OF 8
+__device__ __forceinline__ void first_row(int& d, int& h) { row_of_team(threadIdx.x >> 7, d, h); h += ((threadIdx.x >> 5) & 3) * 2; }
 // Keeps the compiler from moving sums while they are written asynchronously.
 __device__ __forceinline__ void hold(Sum (&sums)[MI][NJ][4]) {
 #pragma unroll
@@ -182,31 +181,15 @@ __device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo,
 }
 """
 
-RUN = r"""
+RUN_DEFINITIONS = r"""
 #define TILES (TILES0 * TILES1 * TILES2)
 // Rows of eight scores change places from one thread's channels to the next, so that threads write to different banks.
 #define STAGED_TURN(column) (((column) / LANES) & 3)
 #define RANKS (NJ / (LANES / 2))
 extern __shared__ __align__(128) unsigned char memory[];
-// Neighbouring columns of a thread: which channels they are, of which voxel beside the first (of a spread convolution).
-struct Place {
-  int inside, c, b0, b1, b2;
-  bool wanted;
-  __device__ __forceinline__ Place(int j, int q) {
-    inside = j * LANES * 4 + q * LANES;
-    const int column = blockIdx.y * COLUMNS + inside, beside = column / WIDTH;
-    wanted = beside < SPREAD;
-    c = wanted ? column % WIDTH : 0;
-    b0 = beside / (SPREAD1 * SPREAD2); b1 = beside / SPREAD2 % SPREAD1; b2 = beside % SPREAD2;
-  }
-  // The output voxel of a row of the product, or -1.
-  __device__ __forceinline__ int voxel(const Spot& s, int i, int hh, int g) const {
-    int d, h;
-    row_of(i, hh, d, h);
-    const int o0 = s.o0 + d * OUT_STEP0 + b0, o1 = s.o1 + h * OUT_STEP1 + b1, o2 = s.o2 + g * OUT_STEP2 + b2;
-    return wanted && o0 < O0 && o1 < O1 && o2 < O2 ? (o0 * O1 + o1) * O2 + o2 : -1;
-  }
-};
+"""
+
+RUN = r"""
 #define FETCHES_EARLY (FETCHES && ROOM_TO_FETCH)
 #if FETCHES_EARLY
 #define HELD(held) , held
@@ -268,17 +251,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #if FETCHES_EARLY
     // What the sums will meet is under way while they are made.
     if (round == first + each - 1) {
-      const Spot s = spot_of(tile, p0, p1, p2);
+      const Rows rows(spot_of(tile, p0, p1, p2), g);
 #pragma unroll
       for (int j = 0; j < RANKS; ++j) {
         const Place at(j, q);
 #pragma unroll
         for (int i = 0; i < MI; ++i)
 #pragma unroll
-          for (int hh = 0; hh < 2; ++hh) {
-            const int voxel = at.voxel(s, i, hh, g);
-            if (voxel >= 0) Chain<LANES>::fetch(held[j][i][hh], p, n, at.c, voxel);
-          }
+          for (int hh = 0; hh < 2; ++hh)
+            if (rows.has(at, i, hh)) Chain<LANES>::fetch(held[j][i][hh], p, n, at.c, rows.first(at), ROW_STEP(i, hh));
       }
     }
 #endif
@@ -317,25 +298,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
     }
 #endif
     const Spot s = spot_of(tile, p0, p1, p2);
+    const Rows rows(s, g);
+#if OUTPUT
+    int row_d, row_h;
+    first_row(row_d, row_h);
+#endif
+    const auto give = [&](auto checked) {
 #pragma unroll
-    for (int j = 0; j < RANKS; ++j) {
-      const Place at(j, q);
-      Chain<LANES> chain(p, n, at.c);
+      for (int j = 0; j < RANKS; ++j) {
+        const Place at(j, q);
+        Chain<LANES> chain(p, n, at.c, rows.first(at));
 #pragma unroll
-      for (int i = 0; i < MI; ++i)
+        for (int i = 0; i < MI; ++i)
 #pragma unroll
-        for (int hh = 0; hh < 2; ++hh) {
-          int d, h;
-          row_of(i, hh, d, h);
-          const int voxel = at.voxel(s, i, hh, g);
-          if (voxel >= 0) {
-            float v[LANES];
+          for (int hh = 0; hh < 2; ++hh)
+            if (!checked.value || rows.has(at, i, hh)) {
+              float v[LANES];
 #pragma unroll
-            for (int k = 0; k < LANES / 2; ++k) { v[2 * k] = (float)sums[i][j * LANES / 2 + k][hh * 2]; v[2 * k + 1] = (float)sums[i][j * LANES / 2 + k][hh * 2 + 1]; }
-            chain.apply(v, voxel HELD(held[j][i][hh]) EXTRA(sum[j], square[j], scores + at.inside * STAGED_ROW + (h ^ STAGED_TURN(at.inside)) * TILE2 + g));
-          }
-        }
-    }
+              for (int k = 0; k < LANES / 2; ++k) { v[2 * k] = (float)sums[i][j * LANES / 2 + k][hh * 2]; v[2 * k + 1] = (float)sums[i][j * LANES / 2 + k][hh * 2 + 1]; }
+              chain.apply(v, ROW_STEP(i, hh) HELD(held[j][i][hh]) EXTRA(sum[j], square[j], scores + at.inside * STAGED_ROW + ((row_h + ROW_H(i, hh)) ^ STAGED_TURN(at.inside)) * TILE2 + g));
+            }
+      }
+    };
+    // Most tiles are inside: without a question between them, the work on one row fills the waits of another.
+    if (rows.whole && (blockIdx.y + 1) * COLUMNS <= WIDTH * SPREAD) give(Known<false>()); else give(Known<true>());
 #if STAGES_OUTPUT
     // A tile is a row of voxels: of each channel it goes out in one piece, eight scores a thread.
     __syncthreads();

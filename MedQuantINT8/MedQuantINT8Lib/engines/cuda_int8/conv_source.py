@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .chain_source import PRELUDE, ChainSource
-from .conv_kernel import FILL, MMA, RUN, WGMMA
+from .conv_kernel import FILL, MMA, RUN, RUN_DEFINITIONS, WGMMA
+from .conv_rows import PLACES, ROWS
 from .plan import Plan
 from .tiling import DEPTH, Tiling
 
@@ -62,7 +63,7 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
     tables += _table("PLACES", places) + _table("ROUND_TURNS", counts)
     kind = f"typedef {'float' if tiling.half else 'int'} Sum;\n"
     product = _multiply_group(tile.channels, tiling.half) + WGMMA if tile.groups else MMA
-    return PRELUDE + head + tables + kind + chain.text + FILL + product + RUN
+    return PRELUDE + head + tables + kind + chain.text + FILL + ROWS + product + RUN_DEFINITIONS + PLACES + RUN
 
 
 def _multiply_group(columns: int, half: bool) -> str:

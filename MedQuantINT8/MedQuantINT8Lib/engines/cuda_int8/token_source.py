@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
 #pragma unroll
       for (int i = 0; i < 8; ++i) w[i] = row >= 0 && WANTED(c, i) ? (v[k][i] - mean) * by * gamma[i] + beta[i] : 0.0f;
       Chain<8> chain(p, n, c);
-      chain.apply(w, voxel EXTRA(, , nullptr));
+      chain.apply(w, (int)voxel EXTRA(, , nullptr));
     }
   }
 }
@@ -238,7 +238,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
 #pragma unroll
         for (int k = 0; k < UNIT; ++k) v[k] = at < HEAD ? staged[row * DEEP + at + k] : 0.0f;
         Chain<UNIT> chain(p, n, head * HEAD + at);
-        chain.apply(v, voxel_of(p, window, token) EXTRA(, , nullptr));
+        chain.apply(v, (int)voxel_of(p, window, token) EXTRA(, , nullptr));
       }
     }
     __syncwarp();
@@ -248,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
     for (int i = lane; i < (VOXELS - (i64)WINDOWS * TOKENS) * parts; i += 32) {
       float v[UNIT] = {};
       Chain<UNIT> chain(p, n, head * HEAD + i % parts * UNIT);
-      chain.apply(v, (i64)WINDOWS * TOKENS + i / parts EXTRA(, , nullptr));
+      chain.apply(v, WINDOWS * TOKENS + i / parts EXTRA(, , nullptr));
     }
 }
 """

@@ -47,7 +47,7 @@ _LOOP = (
     if (voxel >= VOXELS) break;
     float v[8];
     take(v, p, n, voxel, c);
-    chain.apply(v, voxel EXTRA(sum, square, nullptr));
+    chain.apply(v, (int)voxel EXTRA(sum, square, nullptr));
   }
 """
     + _LEAVE_SUMS
@@ -81,7 +81,7 @@ _LINES = (
         if (x.high != at_high) { at_high = x.high; across(above, p, n, z, y, at_high, c); }
         mixed(v, above, x.share);
       }
-      chain.apply(v, line * O2 + o2 EXTRA(sum, square, nullptr));
+      chain.apply(v, (int)line * O2 + o2 EXTRA(sum, square, nullptr));
     }
   }
 """
@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
     float v[8];
     take(v, p, n, voxel, c);
     for (int i = 0; i < 8; ++i) v[i] = channel_of(c + i) >= 0 ? expf(v[i] - largest) / total : 0.0f;
-    chain.apply(v, voxel EXTRA(, , nullptr));
+    chain.apply(v, (int)voxel EXTRA(, , nullptr));
   }
 }
 """
@@ -127,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
       }
     }
     Chain<8> chain(p, n, c);
-    chain.apply(v, voxel EXTRA(, , nullptr));
+    chain.apply(v, (int)voxel EXTRA(, , nullptr));
   }
 }
 """
