@@ -129,7 +129,7 @@ def row(name: str, folder: Path) -> dict[str, Any]:
 
     plan = kept_plan(folder / name)
     macs = sum(step.macs for step in plan.steps)
-    found: dict[str, Any] = {"cuda_int8": name, "macs": macs, "int8_mac_share": sum(s.macs for s in plan.steps if s.int8) / macs}
+    found: dict[str, Any] = {"cuda_int8": name, "date": time.strftime("%Y-%m-%d"), "macs": macs, "int8_mac_share": sum(s.macs for s in plan.steps if s.int8) / macs}
     planning = json.loads((folder / name / "planning.json").read_text())
     for batch in (1, 4):
         options, plan = BuildOptions("int8", plan.size, batch=batch, device="gpu"), kept_plan(folder / name)

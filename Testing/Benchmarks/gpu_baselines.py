@@ -98,6 +98,7 @@ def main() -> None:
             "network": name,
             "gpu": torch.cuda.get_device_name(),
             "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d"),
             "batch_1": row(name, 1, compiled=True),
             "batch_4": row(name, 4, compiled=False),
             "seconds": time.perf_counter() - began,

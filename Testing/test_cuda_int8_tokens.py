@@ -1,0 +1,236 @@
+"""The CUDA INT8 engine on transformers: following movements, recognising attention, and what becomes of both in a plan."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from cuda_networks import NETWORKS, Made, fixed, plan_of, size_of
+from MedQuantINT8Lib.engines import cuda
+from MedQuantINT8Lib.engines.base import UnsupportedNetwork
+from MedQuantINT8Lib.engines.cuda_int8.attention import regions_of
+from MedQuantINT8Lib.engines.cuda_int8.folding import folded
+from MedQuantINT8Lib.engines.cuda_int8.movement import Mixed, Moved, joined
+from MedQuantINT8Lib.engines.cuda_int8.plan import Plan
+from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
+from MedQuantINT8Lib.engines.onnxruntime import session
+
+
+def values_of(moved, base):
+    """The tensor itself; ``base`` is (1, C, A0, A1, A2)."""
+    flat = base.reshape(base.shape[1], -1)
+    rows, columns = np.broadcast_arrays(moved.rows, moved.columns)
+    return np.where(rows < 0, 0, flat[columns, rows]) * moved.scale
+
+
+BASE = np.arange(1, 1 + 6 * 4 * 3 * 2).reshape(1, 6, 4, 3, 2)
+STILL = Moved.still("base", BASE.shape)
+
+
+def test_movements_take_each_number_where_numpy_takes_it():
+    # Into windows of (2, 3, 1) and heads of three channels, padded, rolled, cut and out again.
+    moved, array = STILL, BASE
+    for step in (
+        ("transpose", (0, 2, 3, 4, 1)),
+        ("pad", ([0, 0, 1, 0, 0], [0, 0, 2, 0, 0])),
+        ("roll", (1, 1)),
+        ("reshape", (1, 2, 2, 2, 3, 2, 1, 6)),
+        ("transpose", (0, 1, 3, 5, 2, 4, 6, 7)),
+        ("reshape", (8, 6, 6)),
+        ("reshape", (8, 6, 2, 3)),
+        ("transpose", (2, 0, 1, 3)),
+        ("take", (0, [1])),
+        ("reshape", (8, 6, 3)),
+        ("cut", (1, slice(1, None, 2))),
+    ):
+        match step:
+            case ("transpose", order):
+                moved, array = moved.transposed(order), array.transpose(order)
+            case ("pad", (before, after)):
+                moved, array = moved.padded(before, after, False), np.pad(array, list(zip(before, after, strict=True)))
+            case ("roll", (axis, by)):
+                moved = joined([moved.cut(axis, slice(by, None)), moved.cut(axis, slice(0, by))], axis)
+                array = np.roll(array, -by, axis)
+            case ("reshape", shape):
+                moved, array = moved.reshaped(shape), array.reshape(shape)
+            case ("take", (axis, indices)):
+                moved, array = moved.taken(axis, np.array(indices)), array.take(indices, axis)
+            case ("cut", (axis, part)):
+                moved, array = moved.cut(axis, part), array[(slice(None),) * axis + (part,)]
+        assert moved.shape == array.shape
+        np.testing.assert_array_equal(values_of(moved, BASE), array)
+    assert not moved.has_gaps or (array == 0).any()
+
+
+def test_what_takes_voxels_and_channels_together_is_refused():
+    with pytest.raises(Mixed):
+        STILL.reshaped((1, 24, 3, 2))
+    with pytest.raises(Mixed):
+        STILL.padded([0, 1, 0, 0, 0], [0] * 5, False)
+    other = Moved.still("other", BASE.shape)
+    assert joined([STILL, other], 2) is None and joined([STILL, STILL], 1) is None
+
+
+def test_only_a_tensor_as_it_is_is_still():
+    assert STILL.is_still(BASE.shape) and STILL.in_order and STILL.has_all_channels(6)
+    assert not STILL.transposed((0, 1, 3, 2, 4)).is_still(BASE.shape)
+    assert not STILL.cut(1, slice(0, 3)).has_all_channels(6)
+
+
+def test_regions_are_found_in_a_mask_and_nowhere_else():
+    regions = np.array([[0, 1, 0, 2], [0, 0, 0, 0]])
+    mask = np.where(regions[:, :, None] == regions[:, None], 0, -100).astype(np.float32)
+    found, value = regions_of(mask)
+    assert value == -100 and ((found[:, :, None] == found[:, None]) == (mask == 0)).all()
+    mask[0, 0, 1] = -50
+    assert regions_of(mask) is None
+    # Not the same from both sides: no mask of regions.
+    assert regions_of(np.array([[[0, 0], [-1, 0]]], np.float32)) is None
+
+
+def test_windows_are_moved_once_where_they_are_normalised_and_once_back():
+    plan = plan_of(NETWORKS["shifted_windows"](), size_of("shifted_windows"))
+    kinds = [step.kind for step in plan.steps]
+    attention = [step for step in plan.steps if step.kind == "attention"]
+    assert len(attention) == 2 and kinds.count("layernorm") == 5
+    # Two LayerNorms take their voxels out of shifted or padded windows themselves.
+    assert sum(step.kind == "layernorm" and len(step.tables) == 3 for step in plan.steps) == 2
+    # Back out of the windows twice, eight neighbours put side by side, into a volume for the convolution behind them, and the last cut.
+    assert kinds.count("move") == 2 + 8 + 1 + 1
+    assert all(any(op.kind == "add" for op in step.ops) for step in [s for s in plan.steps if s.kind == "move"][:2])
+    first, second = (step.attention for step in attention)
+    assert (first.windows, first.tokens, first.heads, first.width, first.starts) == (8, 64, 2, 16, (0, 32, 64))
+    assert first.scale == pytest.approx(0.25) and first.apart == 0 and second.apart == -100
+    assert [bool(name) for name in attention[0].tables] == [False, True, False] and [bool(name) for name in attention[1].tables] == [False, True, True]
+    # Products of queries and keys are work, and not in INT8.
+    assert all(step.macs == 2 * 8 * 2 * 64 * 64 * 16 and not step.int8 for step in attention)
+
+
+def test_blocks_that_only_change_places_are_never_moved():
+    plan = plan_of(NETWORKS["tokens"](), size_of("tokens"))
+    assert not any(step.kind == "move" for step in plan.steps)
+    attention = [step for step in plan.steps if step.kind == "attention"]
+    assert [(step.attention.heads, step.attention.width) for step in attention] == [(3, 32), (12, 4), (2, 24), (3, 4)]
+    # The first sees all voxels in order, the others blocks of them: a table says where they lie.
+    assert [bool(step.tables[0]) for step in attention] == [False, True, True, True]
+    assert sum(op.kind == "offset" for step in plan.steps for op in step.ops) == 1
+
+
+def test_a_plan_with_attention_is_kept_and_read_again(tmp_path):
+    plan = plan_of(NETWORKS["shifted_windows"](), size_of("shifted_windows"))
+    plan.save(tmp_path)
+    again = Plan.load(tmp_path)
+    assert again.steps == plan.steps
+    x = np.random.default_rng(2).normal(size=(1, 1, *plan.size)).astype(np.float32)
+    np.testing.assert_array_equal(ReferenceExecutor(again).run(x), ReferenceExecutor(plan).run(x))
+
+
+def test_what_is_normalised_only_to_be_added_is_not_stored():
+    plan = plan_of(NETWORKS["normalized"](), (9, 9, 9))
+    adding = [step for step in plan.steps for op in step.ops if op.kind == "add" and op.norm]
+    assert len(adding) == 1 and adding[0].kind == "apply"
+    # One pass for both sides: that of the projection is gone.
+    beside = next(op for op in adding[0].ops if op.kind == "add")
+    assert not any(op.kind == "norm" and op.norm == beside.norm for step in plan.steps for op in step.ops)
+    assert any(node.startswith("InstanceNormalization") for node in adding[0].sources)
+
+
+def test_constants_of_any_size_are_computed_beforehand_but_quantized_weights_are_kept():
+    m = Made(1)
+    x = m.turned(m.conv("image", 1, 32), 0, 2, 3, 4, 1)
+    # A table of 8 x 8 x 8 x 32 numbers that the graph computes.
+    table = m.op("Transpose", m.op("Mul", m.constant(m.rng.normal(size=(1, 32, 8, 8, 8)).astype(np.float32)), m.constant(np.float32(2))), perm=(0, 2, 3, 4, 1))
+    x = m.op("Add", x, table)
+    model = m.finished(m.conv(m.turned(x, 0, 4, 1, 2, 3), 32, 2), 2)
+    kept = [node.op_type for node in folded(fixed(model, (8, 8, 8))).graph.node]
+    assert kept.count("Mul") == 0 and kept.count("Transpose") == 2 and kept.count("DequantizeLinear") == 4
+    agrees(model, (8, 8, 8))
+
+
+def agrees(model, size):
+    plan = plan_of(model, size)
+    x = np.random.default_rng(3).normal(size=(1, plan.channels, *size)).astype(np.float32)
+    expected = session(fixed(model, size).SerializeToString(), "int8").run(None, {"image": x})[0]
+    found = ReferenceExecutor(plan).run(x)
+    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+    return plan
+
+
+def test_a_layer_of_two_axes_and_constants_on_either_side():
+    m = Made(1)
+    x = m.shaped(m.turned(m.conv("image", 1, 24), 0, 2, 3, 4, 1), 60, 24)
+    weight, bias = m.constant(m.rng.normal(size=(16, 24)).astype(np.float32) / 5), m.constant(m.rng.normal(size=16).astype(np.float32))
+    x = m.op("Gemm", x, weight, bias, transB=1)
+    x = m.op("Sub", m.constant(m.rng.normal(size=16).astype(np.float32)), x)
+    x = m.op("Sub", x, m.constant(m.rng.normal(size=(60, 16)).astype(np.float32)))
+    x = m.op("Mul", m.op("Tanh", x), m.constant(m.rng.normal(size=(1, 16)).astype(np.float32)))
+    x = m.turned(m.shaped(x, 1, 5, 4, 3, 16), 0, 4, 1, 2, 3)
+    agrees(m.finished(m.conv(x, 16, 2), 2), (5, 4, 3))
+
+
+def test_separate_queries_keys_and_values_are_put_side_by_side():
+    m = Made(1)
+    x = m.shaped(m.turned(m.conv("image", 1, 32), 0, 2, 3, 4, 1), 1, 60, 32)
+    q, k, v = (m.turned(m.shaped(m.linear(m.layernorm(x, 32), 32, 32), 1, 60, 2, 16), 0, 2, 1, 3) for _ in range(3))
+    # As scaled_dot_product_attention is exported: both sides by the root of the scale.
+    root = m.constant(np.float32(0.5))
+    scores = m.op("MatMul", m.op("Mul", q, root), m.op("Mul", m.turned(k, 0, 1, 3, 2), root))
+    found = m.op("MatMul", m.op("Softmax", m.op("Div", scores, m.constant(np.float32(2))), axis=-1), v)
+    x = m.op("Add", x, m.shaped(m.turned(found, 0, 2, 1, 3), 1, 60, 32))
+    plan = agrees(m.finished(m.conv(m.turned(m.shaped(x, 1, 5, 4, 3, 32), 0, 4, 1, 2, 3), 32, 2), 2), (5, 4, 3))
+    attention = next(step.attention for step in plan.steps if step.kind == "attention")
+    assert attention.starts == (0, 32, 64) and attention.scale == pytest.approx(0.5)
+
+
+def attention_with(m, width=16, bias=None, quantized=False, keys=None):
+    """A network of one attention of 2 windows of 30 tokens, one head."""
+    x = m.shaped(m.turned(m.conv("image", 1, width), 0, 2, 3, 4, 1), 2, 30, width)
+    q, k, v = (m.turned(m.shaped(m.linear(x, width, width), 2, 30, 1, width), 0, 2, 1, 3) for _ in range(3))
+    k = k if keys is None else keys(m, k)
+    scores = m.op("MatMul", q, m.turned(k, 0, 1, 3, 2))
+    scores = scores if bias is None else m.op("Add", scores, m.constant(bias))
+    chances = m.op("Softmax", scores, axis=-1)
+    found = m.op("MatMul", m.rounded(chances) if quantized else chances, v)
+    x = m.turned(m.shaped(m.turned(found, 0, 2, 1, 3), 1, 5, 4, 3, width), 0, 4, 1, 2, 3)
+    return m.finished(m.conv(x, width, 2), 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"width": 6}, "heads of 6 channels"),
+        ({"quantized": True}, "QuantizeLinear"),
+        ({"bias": np.random.default_rng(0).normal(size=(2, 1, 30, 30)).astype(np.float32)}, "no mask of regions"),
+        ({"keys": lambda m, k: m.op("Gather", k, m.constant(np.array([1, 0])), axis=0)}, "others than themselves"),
+    ],
+)
+def test_attention_that_the_kernel_does_not_take_is_named(given, words):
+    agrees(attention_with(Made(1)), (5, 4, 3))
+    with pytest.raises(UnsupportedNetwork) as caught:
+        plan_of(attention_with(Made(1), **given), (5, 4, 3))
+    assert words in str(caught.value) and "--engine" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "constants", "words"),
+    [
+        ("Reshape", {}, [np.array([1, -1, 4, 4], np.int64)], "voxels and channels together"),
+        ("Pad", {}, [np.array([0, 1, 0, 0, 0, 0, 0, 0, 0, 0], np.int64)], "it pads channels"),
+        ("Pad", {"mode": "reflect"}, [np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0], np.int64)], "mode reflect"),
+        ("LayerNormalization", {"axis": -1}, [np.ones(4, np.float32)], "over other axes"),
+        ("MatMul", {}, [np.ones((4, 4), np.float32)], "not along the last axis"),
+    ],
+)
+def test_tokens_that_have_no_kernel_are_named(operator, attributes, constants, words):
+    m = Made(1)
+    inputs = [m.conv("image", 1, 4), *(m.constant(value) for value in constants)]
+    m.nodes.append(onnx.helper.make_node(operator, inputs, ["odd_out"], name="odd", **attributes))
+    with pytest.raises(UnsupportedNetwork, match=words):
+        plan_of(m.finished(m.conv("odd_out", 4, 2), 2), (4, 4, 4))
+
+
+def test_the_only_gpu_is_not_opened_to_ask_for_its_memory(monkeypatch):
+    monkeypatch.setattr(cuda, "gpus", lambda: [cuda.GpuInfo(0, "Old", (7, 0), 8 << 30), cuda.GpuInfo(1, "New", (9, 0), 80 << 30)])
+    monkeypatch.setattr(cuda, "free_memory", lambda index: pytest.fail("it was opened"))
+    assert cuda.choose_gpu("gpu").name == "New"
