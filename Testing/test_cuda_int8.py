@@ -255,7 +255,7 @@ def test_every_kernel_compiles_for_every_generation(capability, monkeypatch, tmp
     monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
     compiler = nvrtc_at_hand.compiler(capability)
     sources = []
-    for name in ("transposed", "joined", "cut_and_padded"):
+    for name in ("transposed", "joined", "cut_and_padded", "shifted_windows", "tokens"):
         plan = plan_of(NETWORKS[name](), size_of(name))
         sources += [program.source for program in programs(plan, Machine(capability, 100), 2)]
     binaries = compiler.binaries(sources)

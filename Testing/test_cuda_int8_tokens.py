@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -13,7 +15,9 @@ from MedQuantINT8Lib.engines.cuda_int8.attention import regions_of
 from MedQuantINT8Lib.engines.cuda_int8.folding import folded
 from MedQuantINT8Lib.engines.cuda_int8.movement import Mixed, Moved, joined
 from MedQuantINT8Lib.engines.cuda_int8.plan import Plan
+from MedQuantINT8Lib.engines.cuda_int8.program import attention_program
 from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
+from MedQuantINT8Lib.engines.cuda_int8.tiles import Machine
 from MedQuantINT8Lib.engines.onnxruntime import session
 
 
@@ -210,6 +214,15 @@ def test_attention_that_the_kernel_does_not_take_is_named(given, words):
     with pytest.raises(UnsupportedNetwork) as caught:
         plan_of(attention_with(Made(1), **given), (5, 4, 3))
     assert words in str(caught.value) and "--engine" in str(caught.value)
+
+
+def test_attention_that_does_not_fit_is_refused_with_its_size():
+    plan = plan_of(attention_with(Made(1), width=128), (5, 4, 3))
+    step = next(step for step in plan.steps if step.attention)
+    large = replace(step, attention=replace(step.attention, tokens=600))
+    assert attention_program(plan, step, Machine((8, 6), 82)).shared < 100 * 1024
+    with pytest.raises(UnsupportedNetwork, match="600 tokens with heads of 128 channels take"):
+        attention_program(plan, large, Machine((9, 0), 132))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from ..progress import Task
 from .cache import cache_root
 from .cuda_driver import GpuError, checked
 
-
 #: The last one is what older versions need for lambda expressions.
 _OPTIONS = (b"--std=c++17", b"--fmad=false", b"--device-as-default-execution-space")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..base import UnsupportedNetwork
 from ..cuda import Gpu
 from .chain_source import PRELUDE, ChainSource
 from .conv_source import conv_source
@@ -67,9 +68,21 @@ def walk_program(plan: Plan, step: Step) -> Program:
     return Program(step, chain, source, lambda batch: (blocks, batch, 1), threads, partials=blocks)
 
 
-def attention_program(plan: Plan, step: Step) -> Program:
+def attention_program(plan: Plan, step: Step, machine: Machine) -> Program:
+    """As the others.
+
+    Raises:
+        UnsupportedNetwork: keys and values of a window do not fit into the GPU's shared memory.
+    """
     chain = ChainSource(plan, step)
     source, shared = attention_source(plan, step, chain)
+    if shared > machine.block_bytes:
+        assert step.attention is not None
+        raise UnsupportedNetwork(
+            f"CUDA INT8 keeps the keys and values of attention in a GPU's shared memory; {step.attention.tokens} tokens with heads of {step.attention.width} channels "
+            f"take {shared / 1024:.0f} KB, and this GPU has {machine.block_bytes / 1024:.0f} (node {step.name}).",
+            "Choose a smaller patch, or another engine with --engine: tensorrt, or openvino.",
+        )
     return Program(step, chain, source, lambda batch: attention_grid(step, batch), attention_threads(), shared)
 
 
@@ -95,7 +108,7 @@ def programs(plan: Plan, machine: Machine, batch: int, chosen: dict[str, Tiling]
         elif step.kind == "normalize":
             program = normalize_program(plan, step, partials[step.norm])
         elif step.kind == "attention":
-            program = attention_program(plan, step)
+            program = attention_program(plan, step, machine)
         else:
             program = walk_program(plan, step)
         if program.chain.norm:

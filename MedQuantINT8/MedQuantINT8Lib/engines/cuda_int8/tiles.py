@@ -31,6 +31,11 @@ class Machine:
         return (known[-1] if known else 100) * _KILOBYTE
 
     @property
+    def block_bytes(self) -> int:
+        """Of shared memory that one block may take."""
+        return self.shared_bytes - _RESERVED
+
+    @property
     def has_groups(self) -> bool:
         return self.capability == (9, 0)
 
@@ -67,9 +72,8 @@ def _shape_of(step: Step) -> Step:
 @lru_cache(maxsize=1024)
 def _ranked(step: Step, machine: Machine, batch: int) -> tuple[Tile, ...]:
     """Remembered, since a build asks several times and a second's work is in it."""
-    room = machine.shared_bytes - _RESERVED
-    found = [tiling for tile in _tiles(step, machine) for tiling in _variants(Tiling.of(step, tile)) if tiling.shared_bytes <= room]
-    return tuple(tiling.guess for tiling in sorted(found, key=lambda tiling: estimate(tiling, machine, batch)))
+    fitting = (tiling for tile in _tiles(step, machine) for tiling in _variants(Tiling.of(step, tile)) if tiling.shared_bytes <= machine.block_bytes)
+    return tuple(tiling.guess for tiling in sorted(fitting, key=lambda tiling: estimate(tiling, machine, batch)))
 
 
 def _variants(tiling: Tiling) -> Iterator[Tiling]:
