@@ -243,6 +243,21 @@ def test_tokens_that_have_no_kernel_are_named(operator, attributes, constants, w
         plan_of(m.finished(m.conv("odd_out", 4, 2), 2), (4, 4, 4))
 
 
+def test_a_tensor_whose_shape_is_computed_is_named():
+    m = Made(1)
+    x = m.conv("image", 1, 4)
+    # As many voxels as the image has above 0: nobody knows beforehand.
+    count = m.op("ReduceSum", m.op("Cast", m.op("Greater", x, m.constant(np.float32(0))), to=onnx.TensorProto.INT64), keepdims=0)
+    x = m.op("Expand", x, m.op("Concat", m.constant(np.ones(4, np.int64)), m.op("Unsqueeze", count, m.constant(np.array([0], np.int64))), axis=0))
+    with pytest.raises(UnsupportedNetwork, match=r"Greater|ReduceSum|Expand"):
+        plan_of(m.finished(m.conv(x, 4, 2), 2), (4, 4, 4))
+    m = Made(1)
+    x = m.conv("image", 1, 4)
+    some = m.op("Slice", x, *(m.constant(np.array([v], np.int64)) for v in (0, 2, 1)))
+    with pytest.raises(UnsupportedNetwork, match="some of the channels"):
+        plan_of(m.finished(m.conv(some, 2, 2), 2), (4, 4, 4))
+
+
 def test_the_only_gpu_is_not_opened_to_ask_for_its_memory(monkeypatch):
     monkeypatch.setattr(cuda, "gpus", lambda: [cuda.GpuInfo(0, "Old", (7, 0), 8 << 30), cuda.GpuInfo(1, "New", (9, 0), 80 << 30)])
     monkeypatch.setattr(cuda, "free_memory", lambda index: pytest.fail("it was opened"))

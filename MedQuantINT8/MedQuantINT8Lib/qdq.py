@@ -7,12 +7,14 @@ tensor for activations, one scale an output channel for weights, weights stored 
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from .errors import PackageError
-from .graph import Graph, pruned, require_onnx
+from .graph import Graph, load_network, pruned, require_onnx
 from .layers import WEIGHTED_OPS, is_dequantized
 
 #: Axis of the output channel in the weight of each operator.
@@ -84,6 +86,16 @@ def as_unsigned(model: Any) -> Any:
         node.input[2] = renamed[old]
     del copy.graph.value_info[:]
     return copy
+
+
+def network_for(path: str | os.PathLike[str], precision: str, high_precision: Collection[str]) -> Any:
+    """A network as an engine is to build it: read, checked, and with the layers that stay in high precision put back to float.
+
+    Raises:
+        PackageError: not an ONNX file, damaged, or with weights outside the file's own folder.
+    """
+    model = load_network(path)
+    return without_quantization(model, set(high_precision)) if precision == "int8" and high_precision else model
 
 
 def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:

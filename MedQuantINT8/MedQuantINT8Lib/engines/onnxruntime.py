@@ -44,10 +44,7 @@ class OnnxRuntimeBackend:
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
         from .. import graph, qdq
 
-        model = graph.load_network(network)
-        if options.high_precision:
-            model = qdq.without_quantization(model, set(options.high_precision))
-        model = graph.fixed_shape(model, options.patch, batch=None)
+        model = graph.fixed_shape(qdq.network_for(network, options.precision, options.high_precision), options.patch, batch=None)
         (folder / _FILE).write_bytes(model.SerializeToString())
         self.load(folder, options)
 

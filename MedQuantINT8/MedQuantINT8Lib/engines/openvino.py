@@ -70,12 +70,9 @@ class OpenVINOBackend:
         from .. import graph, qdq, rewrites
 
         openvino = silent_openvino()
-        model = graph.load_network(network)
-        if options.precision == "int8":
-            if options.high_precision:
-                model = qdq.without_quantization(model, set(options.high_precision))
-            if not self._signed:
-                model = qdq.as_unsigned(model)
+        model = qdq.network_for(network, options.precision, options.high_precision)
+        if options.precision == "int8" and not self._signed:
+            model = qdq.as_unsigned(model)
         model = graph.fixed_shape(model, options.patch, options.batch)
         model = rewrites.with_padded_channels(model, _VECTOR, only_with="InstanceNormalization")
         try:

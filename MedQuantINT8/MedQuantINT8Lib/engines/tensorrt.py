@@ -164,9 +164,7 @@ def prepared(network: Path, options: BuildOptions) -> tuple[Any, dict[str, int]]
     from .. import graph, qdq
     from ..layers import weighted_layers
 
-    model = graph.load_network(network)
-    if options.precision == "int8" and options.high_precision:
-        model = qdq.without_quantization(model, set(options.high_precision))
+    model = qdq.network_for(network, options.precision, options.high_precision)
     model = lowered(graph.fixed_shape(model, options.patch), options.precision)
     graph.name_nodes(model)
     macs = {layer.name: layer.macs for layer in weighted_layers(graph.fixed_shape(model, options.patch))}

@@ -106,10 +106,7 @@ def planned(network: Path, options: BuildOptions) -> Plan:
     from .planner import plan_network
     from .reading import read_network
 
-    model = graph.load_network(network)
-    if options.precision == "int8" and options.high_precision:
-        model = qdq.without_quantization(model, set(options.high_precision))
-    model = graph.fixed_shape(model, options.patch)
+    model = graph.fixed_shape(qdq.network_for(network, options.precision, options.high_precision), options.patch)
     graph.name_nodes(model)
     read = read_network(model)
     if tuple(read.shapes[read.output][2:]) != tuple(options.patch):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import graph
+from ..base import UnsupportedNetwork
 from .movement import NOWHERE, Moved
 from .nodes import Node, unsupported
 
@@ -50,10 +51,17 @@ class Tracer:
         return tuple(self.graph.shapes[name])
 
     def moved(self, name: str) -> Moved:
-        """What a tensor is."""
+        """What a tensor is.
+
+        Raises:
+            UnsupportedNetwork: its shape is not known beforehand.
+        """
         name = self.tensor(name)
         if name not in self._moved:
-            self._moved[name] = Moved.still(name, self.shapes[name])
+            shape = self.shapes.get(name, ())
+            if len(shape) != 5 or not all(shape):
+                raise UnsupportedNetwork(f"CUDA INT8 needs the shapes of all tensors; that of {name} does not follow from the patch.", "Choose another engine with --engine.")
+            self._moved[name] = Moved.still(name, shape)
         return self._moved[name]
 
     def put(self, name: str, moved: Moved) -> None:
@@ -94,7 +102,10 @@ class Tracer:
 
     def covers(self, moved: Moved) -> bool:
         """Whether its voxels are all of its base's, each once, but for those that fill up a group."""
-        voxels, rows = self._voxels(moved.base), np.sort(moved.rows.reshape(-1))
+        voxels = self._voxels(moved.base)
+        if moved.rows.size == voxels and moved.in_order:
+            return True
+        rows = np.sort(moved.rows.reshape(-1))
         return rows.size > voxels - _TOGETHER and rows[0] >= 0 and bool((np.diff(rows) > 0).all())
 
     def _voxels(self, base: str) -> int:
@@ -118,7 +129,7 @@ class Tracer:
         """A tensor (1, C, *size) of these voxels of a base. What was rounded is so again afterwards: moving and rounding may change places."""
         channels = self.shapes[moved.base][1]
         if not np.array_equal(moved.columns.reshape(-1), np.arange(channels)):
-            raise unsupported(node, "it takes channels in another order")
+            raise unsupported(node, "it takes some of the channels, or in another order")
         if moved.base in self._unrounded:
             base, scale = self._unrounded[moved.base]
             whole = self.gathered(node, replace(moved, base=base), rows, size)
