@@ -25,7 +25,7 @@ def values_of(moved, base):
     """The tensor itself; ``base`` is (1, C, A0, A1, A2)."""
     flat = base.reshape(base.shape[1], -1)
     rows, columns = np.broadcast_arrays(moved.rows, moved.columns)
-    return np.where(rows < 0, 0, flat[columns, rows]) * moved.scale
+    return np.where((rows < 0) | (columns < 0), 0, flat[columns, rows]) * moved.scale
 
 
 BASE = np.arange(1, 1 + 6 * 4 * 3 * 2).reshape(1, 6, 4, 3, 2)
@@ -67,11 +67,21 @@ def test_movements_take_each_number_where_numpy_takes_it():
     assert not moved.has_gaps or (array == 0).any()
 
 
+def test_channels_are_filled_up_and_repeated():
+    padded = STILL.padded([0, 2, 0, 0, 0], [0, 1, 0, 0, 0], False)
+    np.testing.assert_array_equal(values_of(padded, BASE), np.pad(BASE, [(0, 0), (2, 1), (0, 0), (0, 0), (0, 0)]))
+    one = STILL.taken(1, np.array([4]))
+    many = one.broadcast((1, 3, 4, 3, 2), [False, True, False, False, False])
+    np.testing.assert_array_equal(values_of(many, BASE), np.repeat(BASE[:, 4:5], 3, 1))
+    wide = STILL.taken(4, np.array([1])).broadcast((1, 6, 4, 3, 5), [False] * 5)
+    np.testing.assert_array_equal(values_of(wide, BASE), np.repeat(BASE[..., 1:], 5, 4))
+
+
 def test_what_takes_voxels_and_channels_together_is_refused():
     with pytest.raises(Mixed):
         STILL.reshaped((1, 24, 3, 2))
     with pytest.raises(Mixed):
-        STILL.padded([0, 1, 0, 0, 0], [0] * 5, False)
+        STILL.padded([0, 1, 0, 0, 0], [0] * 5, True)
     other = Moved.still("other", BASE.shape)
     assert joined([STILL, other], 2) is None and joined([STILL, STILL], 1) is None
 
@@ -229,7 +239,8 @@ def test_attention_that_does_not_fit_is_refused_with_its_size():
     ("operator", "attributes", "constants", "words"),
     [
         ("Reshape", {}, [np.array([1, -1, 4, 4], np.int64)], "voxels and channels together"),
-        ("Pad", {}, [np.array([0, 1, 0, 0, 0, 0, 0, 0, 0, 0], np.int64)], "it pads channels"),
+        ("Pad", {"mode": "edge"}, [np.array([0, 1, 0, 0, 0, 0, 0, 0, 0, 0], np.int64)], "repeats channels at the edge"),
+        ("Einsum", {"equation": "abcde,abcde->abcde"}, [np.ones((1, 4, 4, 4, 4), np.float32)], "other axes than those of attention"),
         ("Pad", {"mode": "reflect"}, [np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0], np.int64)], "mode reflect"),
         ("LayerNormalization", {"axis": -1}, [np.ones(4, np.float32)], "over other axes"),
         ("MatMul", {}, [np.ones((4, 4), np.float32)], "not along the last axis"),
@@ -251,11 +262,35 @@ def test_a_tensor_whose_shape_is_computed_is_named():
     x = m.op("Expand", x, m.op("Concat", m.constant(np.ones(4, np.int64)), m.op("Unsqueeze", count, m.constant(np.array([0], np.int64))), axis=0))
     with pytest.raises(UnsupportedNetwork, match=r"Greater|ReduceSum|Expand"):
         plan_of(m.finished(m.conv(x, 4, 2), 2), (4, 4, 4))
+
+
+def test_channels_are_picked_repeated_and_filled_up_exactly():
     m = Made(1)
-    x = m.conv("image", 1, 4)
-    some = m.op("Slice", x, *(m.constant(np.array([v], np.int64)) for v in (0, 2, 1)))
-    with pytest.raises(UnsupportedNetwork, match="some of the channels"):
-        plan_of(m.finished(m.conv(some, 2, 2), 2), (4, 4, 4))
+    x = m.op("Relu", m.conv("image", 1, 20))
+    gate = m.op("Sigmoid", m.conv(x, 20, 1, kernel=1))
+    # A gate of one channel over all (attention U-Net), one channel many times (V-Net), channels with zeros beside (HighResNet).
+    gated = m.op("Mul", x, gate)
+    repeated = m.op("Add", gated, m.op("Expand", m.conv(x, 20, 1), m.constant(np.array([1, 20, 1, 1, 1], np.int64))))
+    first, second = m.cut(repeated, 1, 0, 8), m.cut(repeated, 1, 19, 7, -1)
+    padded = m.op("Pad", m.op("Add", first, m.cut(second, 1, 0, 8)), m.constant(np.array([0, 3, 0, 0, 0, 0, 1, 0, 0, 0], np.int64)), mode="constant")
+    tiled = m.op("Tile", m.conv(x, 20, 6), m.constant(np.array([1, 2, 1, 1, 1], np.int64)))
+    plan = agrees(m.finished(m.conv(m.op("Add", padded, tiled), 12, 3), 3), (6, 5, 4))
+    picked = [step for step in plan.steps if "_picked" in step.name]
+    assert len(picked) == 6 and all(step.kind == "conv" and not step.int8 for step in picked)
+    # What is picked is the same number: zeros and ones, and no bias.
+    assert all(set(np.unique(plan.arrays[step.weights].astype(np.float32))) <= {0.0, 1.0} for step in picked)
+    assert not any(step.kind == "move" for step in plan.steps)
+
+
+def test_products_with_letters_are_attention():
+    m = Made(1)
+    x = m.shaped(m.turned(m.conv("image", 1, 32), 0, 2, 3, 4, 1), 1, 60, 32)
+    q, k, v = (m.turned(m.shaped(m.linear(x, 32, 32), 1, 60, 2, 16), 0, 2, 1, 3) for _ in range(3))
+    scores = m.op("Mul", m.op("Einsum", q, k, equation="blxd,blyd->blxy"), m.constant(np.float32(0.25)))
+    found = m.op("Einsum", m.op("Softmax", scores, axis=-1), v, equation="bhxy, bhyd -> bhxd")
+    x = m.shaped(m.turned(found, 0, 2, 1, 3), 1, 5, 4, 3, 32)
+    plan = agrees(m.finished(m.conv(m.turned(x, 0, 4, 1, 2, 3), 32, 2), 2), (5, 4, 3))
+    assert [step.attention.scale for step in plan.steps if step.attention] == [pytest.approx(0.25)]
 
 
 def test_the_only_gpu_is_not_opened_to_ask_for_its_memory(monkeypatch):

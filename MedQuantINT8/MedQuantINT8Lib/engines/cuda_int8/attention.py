@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import rewrites
 from .movement import Moved
 from .nodes import unsupported
 
@@ -57,6 +58,35 @@ def heads_of(node: Any, part: Moved) -> tuple[int, int, int]:
     if not np.array_equal(columns, columns[0] + np.arange(heads * width)):
         raise unsupported(node, "its heads do not lie side by side")
     return heads, width, int(columns[0])
+
+
+def _letters(node: Any) -> tuple[str, str, str] | None:
+    """Of an Einsum of two tensors: theirs, and the result's."""
+    equation = rewrites.attributes(node)["equation"]
+    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    inputs, arrow, output = text.partition("->")
+    first, comma, second = inputs.partition(",")
+    return (first, second, output) if arrow and comma and "," not in second and "." not in text else None
+
+
+def turned_keys(node: Any) -> tuple[int, ...] | None:
+    """Of an Einsum like "bhxd,bhyd->bhxy": the order of the second's axes in which it is keys; None where it is something else."""
+    found = _letters(node)
+    if found is None:
+        return None
+    first, second, output = found
+    wanted = output[:-2] + output[-1] + first[-1]
+    fits = first[:-1] == output[:-1] and first[-1] not in output and sorted(wanted) == sorted(second) and len(set(wanted)) == len(wanted)
+    return tuple(second.index(letter) for letter in wanted) if fits else None
+
+
+def takes_values(node: Any) -> bool:
+    """Whether an Einsum is like "bhxy,bhyd->bhxd": probabilities and values."""
+    found = _letters(node) if node.op_type == "Einsum" else None
+    if found is None:
+        return False
+    first, second, output = found
+    return len(first) > 2 and second == first[:-2] + first[-1] + output[-1] and output == first[:-1] + output[-1] and output[-1] not in first
 
 
 def bias_and_mask(node: Any, terms: tuple[Values, ...], windows: int, heads: int, tokens: int) -> tuple[Values | None, tuple[NDArray[np.int32], float] | None]:

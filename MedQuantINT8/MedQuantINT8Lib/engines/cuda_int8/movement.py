@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Table = NDArray[np.int32]
 Shape = tuple[int, ...]
-#: In a table of voxels: nothing is there, which reads as 0.
+#: In a table: nothing is there, which reads as 0.
 NOWHERE = -1
 
 
@@ -29,7 +29,7 @@ class Moved:
     Attributes:
         base: that tensor.
         rows: of the rank of this one, 1 along the axes of channels: the base's voxel (A2 fastest), or NOWHERE.
-        columns: of the same rank, 1 along the axes of voxels: the base's channel.
+        columns: of the same rank, 1 along the axes of voxels: the base's channel, or NOWHERE.
         scale: what the base's numbers are multiplied by.
     """
 
@@ -96,16 +96,30 @@ class Moved:
         return replace(self, rows=self.rows.take(indices, axis))
 
     def padded(self, before: Sequence[int], after: Sequence[int], edge: bool) -> Moved:
-        """With zeros, or what is nearest, around the voxels.
+        """With zeros, or what is nearest, around the voxels; and zeros beside the channels.
 
         Raises:
-            Mixed: channels would be padded.
+            Mixed: channels would be repeated.
         """
-        if any((b or a) and n > 1 for b, a, n in zip(before, after, self.columns.shape, strict=True)):
-            raise Mixed
-        widths = list(zip(before, after, strict=True))
-        rows = np.pad(self.rows, widths, mode="edge") if edge else np.pad(self.rows, widths, constant_values=NOWHERE)
-        return replace(self, rows=rows)
+        rows, columns = self.rows, self.columns
+        for axis, width in enumerate(zip(before, after, strict=True)):
+            widths = [width if a == axis else (0, 0) for a in range(rows.ndim)]
+            if any(width) and columns.shape[axis] > 1:
+                if edge:
+                    raise Mixed
+                columns = np.pad(columns, widths, constant_values=NOWHERE)
+            elif any(width):
+                rows = np.pad(rows, widths, mode="edge") if edge else np.pad(rows, widths, constant_values=NOWHERE)
+        return replace(self, rows=rows, columns=columns)
+
+    def broadcast(self, shape: Sequence[int], channels: Sequence[bool]) -> Moved:
+        """Repeated along axes of one, to this shape; ``channels`` says which axes are then of channels."""
+        rows, columns = self.rows, self.columns
+        for axis, length in enumerate(shape):
+            if length > self.shape[axis]:
+                columns = np.repeat(columns, length, axis) if channels[axis] else columns
+                rows = rows if channels[axis] else np.repeat(rows, length, axis)
+        return replace(self, rows=rows, columns=columns)
 
 
 def joined(parts: Sequence[Moved], axis: int) -> Moved | None:

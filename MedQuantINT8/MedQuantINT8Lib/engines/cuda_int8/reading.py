@@ -250,9 +250,18 @@ class _Reader(TokenReader):
             raise unsupported(node, "its constant differs from voxel to voxel")
         self.through(node, "affine", moved, node.output[0], scale=1 / by if inverse else by, shift=np.zeros_like(by))
 
+    def _alike(self, node: Any) -> tuple[Moved, Moved]:
+        """Two tensors, the smaller one repeated to the shape of the other, with their channels in order."""
+        a, b = (self.moved(name) for name in node.input[:2])
+        if len(a.shape) == len(b.shape) and a.shape != b.shape:
+            shape = tuple(map(max, a.shape, b.shape))
+            channels = [max(m, n) > 1 for m, n in zip(a.columns.shape, b.columns.shape, strict=True)]
+            a, b = a.broadcast(shape, channels), b.broadcast(shape, channels)
+        return self.ordered(a), self.ordered(b)
+
     def _both(self, node: Any, op: str) -> None:
         """Two tensors of one shape, number by number; the second is carried to where the first lies."""
-        a, b = (self.moved(name) for name in node.input[:2])
+        a, b = self._alike(node)
         if a.shape != b.shape or a.columns.shape != b.columns.shape or not np.array_equal(a.columns, b.columns):
             raise unsupported(node, "its inputs differ in shape")
         if not self.covers(a) and self.covers(b):

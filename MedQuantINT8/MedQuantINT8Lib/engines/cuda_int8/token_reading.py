@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import rewrites
-from .attention import Scores, bias_and_mask, heads_of, rows_of
+from .attention import Scores, bias_and_mask, heads_of, rows_of, takes_values, turned_keys
 from .movement import Mixed, Moved, joined
 from .nodes import unsupported
 from .patterns import epsilon_of
-from .tracing import Tracer
+from .tracing import POINTWISE, Tracer
 
 #: Channels of a head: at most so many, and whole fours.
 _WIDEST_HEAD, _FOURS = 128, 4
@@ -92,7 +92,29 @@ class TokenReader(Tracer):
         try:
             self.put(node.output[0], moved.padded(before.tolist(), after.tolist(), mode == "edge"))
         except Mixed as error:
-            raise unsupported(node, "it pads channels") from error
+            raise unsupported(node, "it repeats channels at the edge") from error
+
+    def _expand(self, node: Any) -> None:
+        """Axes of one repeated. Of a tensor of one channel it is that which is meant, unless the axis is known to be of voxels."""
+        moved, shape = self.moved(node.input[0]), self.shape(node.output[0])
+        if len(shape) != len(moved.shape) or not all(shape):
+            raise unsupported(node, "it adds axes, or its shape is not known beforehand")
+        one = moved.columns.size == 1
+        self.put(node.output[0], moved.broadcast(shape, [one and rows == 1 for rows in moved.rows.shape]))
+
+    def _tile(self, node: Any) -> None:
+        """Repeated along axes, one whole after the other."""
+        moved, counts = self.moved(node.input[0]), self.array(node.input[1])
+        if counts is None:
+            raise unsupported(node, "how often is computed")
+        one = moved.columns.size == 1
+        for axis, count in enumerate(int(n) for n in counts):
+            if count > 1 and moved.columns.shape[axis] == moved.rows.shape[axis] == 1:
+                shape = [count if a == axis else n for a, n in enumerate(moved.shape)]
+                moved = moved.broadcast(shape, [one] * len(shape))
+            elif count > 1:
+                moved = moved.taken(axis, np.tile(np.arange(moved.shape[axis]), count))
+        self.put(node.output[0], moved)
 
     def _concat(self, node: Any) -> None:
         parts = [self.moved(name) for name in node.input]
@@ -166,9 +188,7 @@ class TokenReader(Tracer):
             "weight": placed.reshape(outputs, channels, 1, 1, 1),
             "scales": None if scales is None else np.broadcast_to(scales, (outputs,)),
             "bias": np.zeros(outputs, np.float32) if bias is None else np.broadcast_to(bias, (outputs,)).astype(np.float32),
-            "stride": (1, 1, 1),
-            "dilation": (1, 1, 1),
-            "before": (0, 0, 0),
+            **POINTWISE,
         }
         self.through(node, "conv", moved, node.output[0], **values)
         self.shapes[node.output[0]] = (1, outputs, *self.shapes[moved.base][2:])
@@ -192,13 +212,24 @@ class TokenReader(Tracer):
 
     # Attention.
 
-    def _query(self, node: Any) -> None:
-        """The product of two tensors: of queries and keys, it is hoped."""
+    def _einsum(self, node: Any) -> None:
+        """A product that is written with letters."""
+        keys = turned_keys(node)
+        if keys is None:
+            raise unsupported(node, "a product of other axes than those of attention")
+        self._query(node, keys)
+
+    def _query(self, node: Any, order: tuple[int, ...] | None = None) -> None:
+        """The product of two tensors: of queries and keys, it is hoped.
+
+        Args:
+            order: of the axes of keys, so that they are (..., tokens, width); by default the last two are exchanged.
+        """
         queries, keys = (self.moved(name) for name in node.input[:2])
-        if len(keys.shape) < 3:
-            raise unsupported(node, "the product of two tensors")
         last = len(keys.shape)
-        keys = keys.transposed((*range(last - 2), last - 1, last - 2))
+        if last < 3 or last != len(queries.shape):
+            raise unsupported(node, "the product of two tensors")
+        keys = keys.transposed(order or (*range(last - 2), last - 1, last - 2))
         rows_of(node, queries), rows_of(node, keys)
         self._scores[node.output[0]] = Scores(queries, keys, self.shape(node.output[0]), (node.name,))
 
@@ -211,7 +242,7 @@ class TokenReader(Tracer):
         scores, place = self._scores[name], [self.tensor(n) for n in node.input].index(name)
         scores = replace(scores, names=(*scores.names, node.name), shape=self.shape(node.output[0]))
         other = self.array(node.input[1 - place]) if len(node.input) > 1 else None
-        if node.op_type == "MatMul" and scores.ready and place == 0:
+        if scores.ready and place == 0 and (node.op_type == "MatMul" or takes_values(node)):
             self._attention(node, scores, self.moved(node.input[1]))
             return
         if scores.ready or len(scores.shape) < 3:

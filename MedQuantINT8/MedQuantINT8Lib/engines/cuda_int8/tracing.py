@@ -13,6 +13,8 @@ from ..base import UnsupportedNetwork
 from .movement import NOWHERE, Moved
 from .nodes import Node, unsupported
 
+#: How a pointwise convolution goes over its input.
+POINTWISE = {"stride": (1, 1, 1), "dilation": (1, 1, 1), "before": (0, 0, 0)}
 #: Rows of a table of voxels are filled up to whole groups of so many, so that pointwise convolutions can take them in a row.
 _TOGETHER = 8
 
@@ -100,6 +102,29 @@ class Tracer:
             self._unrounded[name] = base, scale
         return known
 
+    def ordered(self, moved: Moved) -> Moved:
+        """The same tensor over a base that has its channels in order: picked out of another, perhaps several times; 0 for NOWHERE.
+
+        Picking is a product with zeros and ones, which is exact in FP16.
+        """
+        columns, shape = moved.columns.reshape(-1), self.shapes[moved.base]
+        if np.array_equal(columns, np.arange(shape[1])):
+            return moved
+        order = np.arange(columns.size, dtype=np.int32).reshape(moved.columns.shape)
+        if moved.base in self._unrounded:
+            base, scale = self._unrounded[moved.base]
+            whole = self.ordered(replace(moved, base=base)).base
+            return replace(moved, base=self.rounded(f"{whole}_to_{scale:.9g}", whole, scale), columns=order)
+        key = moved.base, columns.tobytes(), ()
+        if key not in self._carried:
+            name = f"{moved.base}_picked{len(self._carried)}"
+            weight = (columns[:, None] == np.arange(shape[1])).astype(np.float32).reshape(-1, shape[1], 1, 1, 1)
+            values = {"weight": weight, "scales": None, "bias": np.zeros(columns.size, np.float32), **POINTWISE}
+            self.nodes.append(Node("conv", name, (moved.base,), name, values))
+            self.shapes[name] = (1, columns.size, *shape[2:])
+            self._carried[key] = name
+        return replace(moved, base=self._carried[key], columns=order)
+
     def covers(self, moved: Moved) -> bool:
         """Whether its voxels are all of its base's, each once, but for those that fill up a group."""
         voxels = self._voxels(moved.base)
@@ -122,18 +147,20 @@ class Tracer:
             rows = np.pad(rows, (0, -rows.size % _TOGETHER), constant_values=NOWHERE)
             size = (1, rows.size // _TOGETHER, _TOGETHER)
         base = self.gathered(node, moved, rows, size)
-        order = np.arange(moved.rows.size, dtype=np.int32).reshape(moved.rows.shape)
-        return Moved(base, order, moved.columns)
+        order, columns = (np.arange(table.size, dtype=np.int32).reshape(table.shape) for table in (moved.rows, moved.columns))
+        return Moved(base, order, columns)
 
     def gathered(self, node: Any, moved: Moved, rows: NDArray[np.int32], size: tuple[int, ...]) -> str:
         """A tensor (1, C, *size) of these voxels of a base. What was rounded is so again afterwards: moving and rounding may change places."""
-        channels = self.shapes[moved.base][1]
-        if not np.array_equal(moved.columns.reshape(-1), np.arange(channels)):
-            raise unsupported(node, "it takes some of the channels, or in another order")
         if moved.base in self._unrounded:
             base, scale = self._unrounded[moved.base]
             whole = self.gathered(node, replace(moved, base=base), rows, size)
             return self.rounded(f"{whole}_to_{scale:.9g}", whole, scale)
+        moved = self.ordered(moved)
+        shape = self.shapes[moved.base]
+        channels = shape[1]
+        if moved.scale == 1.0 and size == shape[2:] and np.array_equal(rows, np.arange(rows.size)):
+            return moved.base
         key = moved.base, rows.tobytes(), size
         if key not in self._carried:
             name = f"{moved.base}_moved{len(self._carried)}"
