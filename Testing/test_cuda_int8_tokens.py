@@ -282,6 +282,20 @@ def test_channels_are_picked_repeated_and_filled_up_exactly():
     assert not any(step.kind == "move" for step in plan.steps)
 
 
+@pytest.mark.parametrize("squared", ["Pow", "Mul"])
+def test_a_layer_norm_in_single_operators_is_one(squared):
+    m = Made(1)
+    x = m.shaped(m.turned(m.conv("image", 1, 24), 0, 2, 3, 4, 1), 60, 24)
+    last = m.constant(np.array([-1], np.int64))
+    centred = m.op("Sub", x, m.op("ReduceMean", x, last))
+    square = m.op("Pow", centred, m.constant(np.float32(2))) if squared == "Pow" else m.op("Mul", centred, centred)
+    x = m.op("Div", centred, m.op("Sqrt", m.op("Add", m.op("ReduceMean", square, last), m.constant(np.float32(1e-5)))))
+    x = m.op("Add", m.op("Mul", x, m.constant(m.rng.uniform(0.5, 1.5, 24).astype(np.float32))), m.constant(m.rng.normal(size=24).astype(np.float32)))
+    plan = agrees(m.finished(m.conv(m.turned(m.shaped(x, 1, 5, 4, 3, 24), 0, 4, 1, 2, 3), 24, 2), 2), (5, 4, 3))
+    norm = next(step for step in plan.steps if step.kind == "layernorm")
+    assert [op.kind for op in norm.ops] == ["affine", "affine", "store"] and len(norm.sources) == 9 and norm.epsilon == pytest.approx(1e-5)
+
+
 def test_products_with_letters_are_attention():
     m = Made(1)
     x = m.shaped(m.turned(m.conv("image", 1, 32), 0, 2, 3, 4, 1), 1, 60, 32)

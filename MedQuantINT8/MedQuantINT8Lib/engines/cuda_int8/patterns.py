@@ -101,4 +101,33 @@ def _group_norm(look: graph.Graph, node: Any) -> Pattern | None:
     return after.output[0], made, {before.output[0], node.output[0]}
 
 
-PATTERNS = (_gelu, _silu, _group_norm)
+def _over_last_axis(look: graph.Graph, node: Any) -> bool:
+    """Whether a ReduceMean is over the last axis and keeps it; axes are an attribute up to opset 17, an input from then on."""
+    given = rewrites.attributes(node)
+    axes = look.array(node.input[1]) if len(node.input) > 1 and node.input[1] else given.get("axes")
+    rank = len(look.shapes.get(node.input[0], []))
+    return node.op_type == "ReduceMean" and bool(given.get("keepdims", 1)) and axes is not None and [int(a) % max(rank, 1) for a in np.ravel(axes)] == [rank - 1]
+
+
+def _layer_norm(look: graph.Graph, node: Any) -> Pattern | None:
+    """(x - mean) / Sqrt(mean((x - mean)^2) + epsilon) over the last axis, as torch writes LayerNorm up to opset 16; scale and shift follow as they are."""
+    if node.op_type != "Sqrt" or (plus := look.producer.get(node.input[0])) is None or plus.op_type != "Add" or not (epsilon := _constant(look, plus)):
+        return None
+    variance, last = look.producer.get(epsilon[0]), _only_reader(look, node.output[0])
+    if variance is None or not _over_last_axis(look, variance) or last is None or last.op_type != "Div" or last.input[1] != node.output[0]:
+        return None
+    square, centred = look.producer.get(variance.input[0]), look.producer.get(last.input[0])
+    if square is None or centred is None or centred.op_type != "Sub" or square.input[0] != centred.output[0]:
+        return None
+    power = look.array(square.input[1]) if square.op_type == "Pow" else None
+    if not (square.op_type == "Mul" and square.input[1] == centred.output[0]) and not (power is not None and np.all(power == 2)):
+        return None
+    x, mean = centred.input[0], look.producer.get(centred.input[1])
+    if mean is None or not _over_last_axis(look, mean) or mean.input[0] != x:
+        return None
+    chain = (mean, centred, square, variance, plus, node, last)
+    made = Node("layernorm", last.name, (x,), last.output[0], {"epsilon": epsilon[1]}, tuple(n.name for n in chain))
+    return last.output[0], made, {n.output[0] for n in chain[:-1]}
+
+
+PATTERNS = (_gelu, _silu, _group_norm, _layer_norm)

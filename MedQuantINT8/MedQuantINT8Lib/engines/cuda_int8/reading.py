@@ -89,7 +89,11 @@ class _Reader(TokenReader):
         reader(node)
 
     def _pattern(self, node: Any, made: Node) -> None:
-        if made.op == "act":
+        if made.op == "layernorm":
+            moved = self.moved(made.inputs[0])
+            one = np.ones(moved.shape[-1])
+            self.normalized(node, moved, one, 0 * one, made.values["epsilon"], made.sources)
+        elif made.op == "act":
             self.through(node, "act", self.moved(made.inputs[0]), node.output[0], sources=made.sources, **made.values)
         else:
             self.nodes.append(replace(made, inputs=tuple(self.plain(node, name) for name in made.inputs)))

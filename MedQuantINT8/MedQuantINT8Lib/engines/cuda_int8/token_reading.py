@@ -197,18 +197,22 @@ class TokenReader(Tracer):
 
     def _layernormalization(self, node: Any) -> None:
         moved = self.moved(node.input[0])
-        channels, rank = self.shapes[moved.base][1], len(moved.shape)
-        axis = int(rewrites.attributes(node).get("axis", -1)) % rank
-        if axis != rank - 1 or moved.columns.shape[-1] != channels or not moved.has_all_channels(channels):
-            raise unsupported(node, "over other axes than that of channels")
         gamma = self.array(node.input[1])
         beta = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if gamma is None or (beta is None and len(node.input) > 2 and node.input[2]):
             raise unsupported(node, "its scale is computed")
+        if int(rewrites.attributes(node).get("axis", -1)) % len(moved.shape) != len(moved.shape) - 1:
+            raise unsupported(node, "over other axes than that of channels")
+        self.normalized(node, moved, np.ravel(gamma), np.zeros_like(np.ravel(gamma)) if beta is None else np.ravel(beta), epsilon_of(node), (node.name,))
+
+    def normalized(self, node: Any, moved: Moved, gamma: NDArray[Any], beta: NDArray[Any], epsilon: float, sources: tuple[str, ...]) -> None:
+        """A LayerNorm over the last axis, which must be that of channels; ``gamma`` and ``beta`` in its order."""
+        channels = self.shapes[moved.base][1]
+        if moved.columns.shape[-1] != channels or not moved.has_all_channels(channels):
+            raise unsupported(node, "over other axes than that of channels")
         order = np.argsort(moved.columns.reshape(-1))
-        scale = np.asarray(gamma, np.float32).reshape(-1)[order]
-        shift = np.zeros(channels, np.float32) if beta is None else np.asarray(beta, np.float32).reshape(-1)[order]
-        self.through(node, "layernorm", moved, node.output[0], gamma=scale, beta=shift, epsilon=epsilon_of(node))
+        by_channel = {"gamma": gamma.astype(np.float32)[order], "beta": beta.astype(np.float32)[order]}
+        self.through(node, "layernorm", moved, node.output[0], sources=sources, epsilon=epsilon, **by_channel)
 
     # Attention.
 
