@@ -240,6 +240,7 @@ def test_attention_that_does_not_fit_is_refused_with_its_size():
     [
         ("Reshape", {}, [np.array([1, -1, 4, 4], np.int64)], "voxels and channels together"),
         ("Pad", {"mode": "edge"}, [np.array([0, 1, 0, 0, 0, 0, 0, 0, 0, 0], np.int64)], "repeats channels at the edge"),
+        ("ReduceMean", {"keepdims": 0}, [np.array([2, 3, 4], np.int64)], "over other axes than those of space"),
         ("Einsum", {"equation": "abcde,abcde->abcde"}, [np.ones((1, 4, 4, 4, 4), np.float32)], "other axes than those of attention"),
         ("Pad", {"mode": "reflect"}, [np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0], np.int64)], "mode reflect"),
         ("LayerNormalization", {"axis": -1}, [np.ones(4, np.float32)], "over other axes"),
@@ -294,6 +295,16 @@ def test_a_layer_norm_in_single_operators_is_one(squared):
     plan = agrees(m.finished(m.conv(m.turned(m.shaped(x, 1, 5, 4, 3, 24), 0, 4, 1, 2, 3), 24, 2), 2), (5, 4, 3))
     norm = next(step for step in plan.steps if step.kind == "layernorm")
     assert [op.kind for op in norm.ops] == ["affine", "affine", "store"] and len(norm.sources) == 9 and norm.epsilon == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("mean", ["GlobalAveragePool", "ReduceMean"])
+def test_a_gate_of_the_mean_of_all_voxels_is_averaged_in_parts(mean):
+    m = Made(1)
+    x = m.op("Relu", m.conv("image", 1, 20))
+    gate = m.op(mean, x, *([m.constant(np.array([2, 3, 4], np.int64))] if mean == "ReduceMean" else []))
+    gate = m.op("Sigmoid", m.conv(m.op("Relu", m.conv(gate, 20, 6, kernel=1)), 6, 20, kernel=1))
+    plan = agrees(m.finished(m.conv(m.op("Mul", x, gate), 20, 3), 3), (16, 14, 11))
+    assert [step.geometry.kernel for step in plan.steps if step.kind == "avgpool"] == [(8, 7, 11), (2, 2, 1)]
 
 
 def test_products_with_letters_are_attention():

@@ -13,7 +13,7 @@ from .folding import folded
 from .movement import Moved
 from .nodes import Network, Node, unsupported
 from .patterns import PATTERNS, epsilon_of
-from .token_reading import TokenReader
+from .window_reading import WindowReader, word
 
 #: Operators of one tensor, element by element, and the attributes that they take (with ONNX's defaults).
 _ACTIVATIONS: dict[str, tuple[tuple[str, float], ...]] = {
@@ -47,7 +47,7 @@ def read_network(model: Any) -> Network:
     return Network(_used(nodes, output), found.shapes, found.input, output)
 
 
-class _Reader(TokenReader):
+class _Reader(WindowReader):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.input = next(i.name for i in model.graph.input if i.name not in self.graph.initializers)
@@ -112,57 +112,9 @@ class _Reader(TokenReader):
         # 0 stays 0, so that it does not matter whether there are gaps.
         self.put(node.output[0], replace(moved, base=self.rounded(node.output[0], moved.base, scale)))
 
-    def _conv(self, node: Any) -> None:
-        self._convolution(node, "conv")
-
-    def _convtranspose(self, node: Any) -> None:
-        self._convolution(node, "deconv")
-
-    def _convolution(self, node: Any, op: str) -> None:
-        given, found = rewrites.attributes(node), self.weight(node)
-        if found is None:
-            raise unsupported(node, "its weight is no constant")
-        weight, scales = found
-        if weight.ndim != 5:
-            raise unsupported(node, "it is not in three dimensions")
-        group = int(given.get("group", 1))
-        if op == "deconv":
-            weight = np.concatenate([np.swapaxes(part, 0, 1) for part in np.split(weight, group)])
-        channels = self.shape(node.input[0])[1]
-        kernel = weight.shape[2:]
-        values = {
-            "weight": _dense(weight, group, channels),
-            "scales": None if scales is None else np.broadcast_to(scales, (weight.shape[0],)),
-            "bias": self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(weight.shape[0], np.float32),
-            **self._window(node, given, kernel),
-        }
-        self.emit(node, op, (node.input[0],), **values)
-
-    def _window(self, node: Any, given: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """How a kernel goes over its input."""
-        return {
-            "stride": tuple(given.get("strides", (1, 1, 1))),
-            "dilation": tuple(given.get("dilations", (1, 1, 1))),
-            "before": self._before(node, given, kernel),
-        }
-
-    def _before(self, node: Any, given: dict[str, Any], kernel: tuple[int, ...]) -> tuple[int, ...]:
-        """Padding before each axis; what lies behind follows from the output's size."""
-        mode = _word(given, "auto_pad", "NOTSET")
-        if mode in ("NOTSET", ""):
-            return tuple(given.get("pads", (0,) * 6))[:3]
-        if mode == "VALID":
-            return 0, 0, 0
-        if node.op_type == "ConvTranspose":
-            raise unsupported(node, f"auto_pad {mode}")
-        sizes, strides = self.shape(node.input[0])[2:], given.get("strides", (1, 1, 1))
-        dilations = given.get("dilations", (1, 1, 1))
-        total = [max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n) for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)]
-        return tuple(t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total)
-
     def _activation(self, node: Any) -> None:
         given = rewrites.attributes(node)
-        if _word(given, "approximate", "none") != "none":
+        if word(given, "approximate", "none") != "none":
             raise unsupported(node, "its approximation by tanh")
         params = tuple(float(given.get(name, default)) for name, default in _ACTIVATIONS[node.op_type])
         self.through(node, "act", self.moved(node.input[0]), node.output[0], function=node.op_type.lower(), params=params)
@@ -294,54 +246,10 @@ class _Reader(TokenReader):
         gamma, beta = (np.repeat(v, channels // len(v)) for v in (np.asarray(self.array(n), np.float32) for n in node.input[1:3]))
         self.emit(node, "norm", (node.input[0],), groups=groups, gamma=gamma, beta=beta, epsilon=epsilon_of(node))
 
-    def _maxpool(self, node: Any) -> None:
-        self._pool(node, "maxpool")
-
-    def _averagepool(self, node: Any) -> None:
-        self._pool(node, "avgpool")
-
-    def _pool(self, node: Any, op: str) -> None:
-        given = rewrites.attributes(node)
-        kernel = tuple(given["kernel_shape"])
-        values = {
-            "kernel": kernel,
-            **self._window(node, given, kernel),
-            "whole": bool(given.get("count_include_pad", 0)),
-        }
-        self.emit(node, op, (node.input[0],), **values)
-
-    def _resize(self, node: Any) -> None:
-        given = rewrites.attributes(node)
-        mode, where = _word(given, "mode", "nearest"), _word(given, "coordinate_transformation_mode", "half_pixel")
-        if mode not in ("nearest", "linear") or where not in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"):
-            raise unsupported(node, f"mode {mode}, {where}")
-        rounding = _word(given, "nearest_mode", "round_prefer_floor")
-        if mode == "nearest" and rounding not in ("floor", "round_prefer_floor"):
-            raise unsupported(node, f"nearest, {rounding}")
-        scales = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        self.emit(node, "resize", (node.input[0],), mode=mode, where=where, rounding=rounding, scales=scales)
-
     def _softmax(self, node: Any) -> None:
         if len(self.shape(node.input[0])) != 5 or rewrites.attributes(node).get("axis", -1) not in (1, -4):
             raise unsupported(node, "along another axis than that of channels")
         self.emit(node, "softmax", (node.input[0],))
-
-
-def _word(given: dict[str, Any], name: str, default: str) -> str:
-    """An attribute that is text, which ONNX keeps as bytes."""
-    value = given.get(name, default)
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _dense(weight: NDArray[Any], group: int, channels: int) -> NDArray[Any]:
-    """(out, in of a group, ...) with zeros for the other groups: (out, in, ...)."""
-    if group == 1:
-        return weight
-    full = np.zeros((weight.shape[0], channels, *weight.shape[2:]), weight.dtype)
-    out, each = weight.shape[0] // group, channels // group
-    for g in range(group):
-        full[g * out : (g + 1) * out, g * each : (g + 1) * each] = weight[g * out : (g + 1) * out]
-    return full
 
 
 def _quantized_first(nodes: list[Node]) -> list[Node]:
