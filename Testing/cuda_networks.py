@@ -280,6 +280,19 @@ def tokens() -> onnx.ModelProto:
     return m.finished(m.conv(x, 12, 3), 3)
 
 
+def gated() -> onnx.ModelProto:
+    """Gates of one channel for all voxels, and of one voxel for all channels; channels repeated, cut, turned round and filled up."""
+    m = Made(1)
+    x = m.op("Relu", m.conv("image", 1, 20))
+    x = m.op("Mul", x, m.op("Sigmoid", m.conv(x, 20, 1, kernel=1)))
+    squeezed = m.op("Relu", m.conv(m.op("GlobalAveragePool", x), 20, 6, kernel=1))
+    x = m.op("Mul", x, m.op("Sigmoid", m.conv(squeezed, 6, 20, kernel=1)))
+    x = m.op("Add", x, m.op("Expand", m.conv(x, 20, 1), m.constant(np.array([1, 20, 1, 1, 1], np.int64))))
+    x = m.op("Add", m.cut(x, 1, 0, 8), m.cut(x, 1, 19, 11, -1))
+    x = m.op("Pad", x, m.constant(np.array([0, 3, 0, 0, 0, 0, 1, 0, 0, 0], np.int64)), mode="constant")
+    return m.finished(m.conv(x, 12, 3), 3)
+
+
 def in_float() -> onnx.ModelProto:
     m = Made(4)
     x = m.op("Tanh", m.conv("image", 4, 12, quantized=False))
@@ -289,7 +302,7 @@ def in_float() -> onnx.ModelProto:
 
 
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
-    made.__name__: made for made in (kernels_and_strides, dilations, transposed, residuals, normalized, joined, cut_and_padded, in_float, shifted_windows, tokens)
+    made.__name__: made for made in (kernels_and_strides, dilations, transposed, residuals, normalized, joined, cut_and_padded, in_float, shifted_windows, tokens, gated)
 }
 #: Odd along some axes, even where a network halves and doubles.
 SIZES = {"joined": (12, 10, 14), "transposed": (12, 12, 24), "in_float": (10, 12, 8), "shifted_windows": (7, 6, 5), "tokens": (6, 5, 3)}
