@@ -307,6 +307,18 @@ def test_a_gate_of_the_mean_of_all_voxels_is_averaged_in_parts(mean):
     assert [step.geometry.kernel for step in plan.steps if step.kind == "avgpool"] == [(8, 7, 11), (2, 2, 1)]
 
 
+def test_what_is_filled_up_is_no_zero_behind_a_function_and_parts_meet_their_own_constants():
+    m = Made(1)
+    x = m.conv("image", 1, 12)
+    # The sigmoid of a channel that was filled up is a half.
+    padded = m.op("Sigmoid", m.op("Pad", x, m.constant(np.array([0, 2, 1, 0, 0, 0, 2, 0, 0, 1], np.int64)), mode="constant"))
+    part = m.cut(padded, 1, 1, 9)
+    scaled = m.op("Add", m.op("Mul", part, m.constant(m.rng.normal(size=(1, 8, 1, 1, 1)).astype(np.float32))), m.constant(m.rng.normal(size=(8, 1, 1, 1)).astype(np.float32)))
+    sloped = m.op("PRelu", m.cut(padded, 1, 15, 7, -1), m.constant(m.rng.uniform(0, 1, (8, 1, 1, 1)).astype(np.float32)))
+    joined = m.op("Concat", scaled, m.cut(sloped, 1, 2, 5), axis=1)
+    agrees(m.finished(m.conv(joined, 11, 3), 3), (6, 5, 4))
+
+
 def test_products_with_letters_are_attention():
     m = Made(1)
     x = m.shaped(m.turned(m.conv("image", 1, 32), 0, 2, 3, 4, 1), 1, 60, 32)

@@ -50,7 +50,8 @@ class Moved:
 
     @property
     def has_gaps(self) -> bool:
-        return bool((self.rows < 0).any())
+        """Whether some of it is 0 that is not 0 in the base."""
+        return bool((self.rows < 0).any() or (self.columns < 0).any())
 
     @property
     def in_order(self) -> bool:

@@ -125,7 +125,7 @@ class _Reader(WindowReader):
         self.through(node, "act", self.moved(node.input[0]), node.output[0], function="clip", params=params)
 
     def _prelu(self, node: Any) -> None:
-        moved = self.moved(node.input[0])
+        moved = self.settled(node, self.moved(node.input[0]))
         slope = self._values(node, moved, node.input[1])
         if slope.ndim > 1:
             raise unsupported(node, "its slope differs from voxel to voxel")
@@ -166,9 +166,7 @@ class _Reader(WindowReader):
                 raise unsupported(node, "the difference of two tensors")
             self._both(node, "add")
             return
-        moved = self.moved(a if constant[1] else b)
-        if moved.has_gaps:
-            moved = self.carried_out(node, moved)
+        moved = self.settled(node, self.moved(a if constant[1] else b))
         values = self._values(node, moved, b if constant[1] else a)
         one = np.ones(self.shapes[moved.base][1], np.float32)
         if values.ndim > 1:
@@ -201,6 +199,7 @@ class _Reader(WindowReader):
             number = float(factor.reshape(()))
             self.put(node.output[0], replace(moved, scale=moved.scale * (1 / number if inverse else number)))
             return
+        moved = self.settled(node, moved)
         by = self._values(node, moved, constant)
         if by.ndim > 1:
             raise unsupported(node, "its constant differs from voxel to voxel")

@@ -121,8 +121,8 @@ class TokenReader(Tracer):
         axis = int(rewrites.attributes(node)["axis"]) % len(parts[0].shape)
         if (whole := joined(parts, axis)) is not None:
             self.put(node.output[0], whole)
-        elif all(n == 1 for n in parts[0].rows.shape[axis : axis + 1]) and all(p.has_all_channels(self.shapes[p.base][1]) for p in parts):
-            self._side_by_side(node, parts, axis)
+        elif parts[0].rows.shape[axis] == 1:
+            self._side_by_side(node, [self.ordered(part) for part in parts], axis)
         else:
             raise unsupported(node, "along another axis than that of channels")
 

@@ -125,6 +125,12 @@ class Tracer:
             self._carried[key] = name
         return replace(moved, base=self._carried[key], columns=order)
 
+    def settled(self, node: Any, moved: Moved) -> Moved:
+        """The same tensor with all channels of its base and no gaps, as what meets constants must be."""
+        if moved.has_gaps or moved.scale != 1.0:
+            return self.carried_out(node, moved)
+        return moved if moved.has_all_channels(self.shapes[moved.base][1]) else self.ordered(moved)
+
     def covers(self, moved: Moved) -> bool:
         """Whether its voxels are all of its base's, each once, but for those that fill up a group."""
         voxels = self._voxels(moved.base)
