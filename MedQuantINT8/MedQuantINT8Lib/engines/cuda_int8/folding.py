@@ -33,7 +33,8 @@ def folded(model: Any) -> Any:
         copy = graph.inferred(_once(copy))
     del copy.graph.input[len(inputs) :]
     copy.graph.initializer.extend(weights)
-    return graph.inferred(_computed(copy))
+    # Shapes may follow from what was computed.
+    return graph.inferred(copy) if _computed(copy) else copy
 
 
 def _once(model: Any) -> Any:
@@ -58,16 +59,14 @@ def _once(model: Any) -> Any:
         for name, value in zip(node.output, values, strict=True):
             held[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
             model.graph.initializer.append(held[name])
-    nodes = [type(node)() for node in kept]
-    for made, node in zip(nodes, kept, strict=True):
-        made.CopyFrom(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    _keep(model, kept)
     return model
 
 
-def _computed(model: Any) -> Any:
-    """What is left of constants alone, large ones among them (masks and tables of attention), computed at once. Quantized weights stay as they are."""
+def _computed(model: Any) -> bool:
+    """Compute, in place and at once, what is left of constants alone, large ones among them (masks and tables of attention). Quantized weights stay
+    as they are. Whether there was anything.
+    """
     onnx = graph.require_onnx()
     from ..onnxruntime import session
 
@@ -82,7 +81,7 @@ def _computed(model: Any) -> Any:
     read = {name for node in kept for name in node.input} | {o.name for o in model.graph.output}
     wanted = [name for node in constant for name in node.output if name in read]
     if not wanted:
-        return model
+        return False
     needed = {name for node in constant for name in node.input}
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in wanted]
     body = onnx.helper.make_graph(constant, "constants", [], outputs, [i for name, i in held.items() if name in needed])
@@ -90,12 +89,17 @@ def _computed(model: Any) -> Any:
     # "int8" computes as written, without the search for something faster, which would take longer than computing.
     values = session(small.SerializeToString(), "int8").run(None, {})
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in zip(wanted, values, strict=True))
+    _keep(model, kept)
+    return True
+
+
+def _keep(model: Any, kept: list[Any]) -> None:
+    """Only these nodes; copied first, since they are the model's own."""
     nodes = [type(node)() for node in kept]
     for made, node in zip(nodes, kept, strict=True):
         made.CopyFrom(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    return model
 
 
 def _ends(node: Any) -> tuple[int, int | None]:
