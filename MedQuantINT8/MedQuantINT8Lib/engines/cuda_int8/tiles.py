@@ -106,7 +106,8 @@ def estimate(tiling: Tiling, machine: Machine, batch: int) -> float:
     """Cycles, roughly: what is multiplied, fetched and stored by the blocks of one multiprocessor, and what nothing hides.
 
     The numbers are fitted to the times of 35 convolutions in 16 tilings each on an H100: of the best three by estimate the fastest takes
-    3 % more than the fastest of those 16, in the mean (over the very times they were fitted to). On other GPUs they order no worse than a guess; the build times what they propose.
+    3 % more than the fastest of those 16, in the mean (over the very times they were fitted to, which were taken before results went out sixteen bytes at a time). On other GPUs
+    they order no worse than a guess; the build times what they propose.
     """
     tile = tiling.tile
     voxels = tile.count
