@@ -319,6 +319,28 @@ def test_what_is_filled_up_is_no_zero_behind_a_function_and_parts_meet_their_own
     agrees(m.finished(m.conv(joined, 11, 3), 3), (6, 5, 4))
 
 
+def test_one_channel_is_put_beside_itself_and_filled_up():
+    m = Made(1)
+    x = m.op("Relu", m.conv("image", 1, 1))
+    # As V-Net's older exports repeat a channel; and an image beside its shifted self.
+    many = m.op("Concat", x, x, x, axis=1)
+    ends = np.array([0, 0, 0, 0, 0, 0, 1, 0, 0, 0], np.int64)
+    shifted = m.op("Pad", m.cut(x, 2, 1, 1 << 40), m.constant(np.roll(ends, 1)), mode="constant")
+    padded = m.op("Pad", x, m.constant(ends), mode="constant")
+    x = m.op("Concat", many, x, shifted, padded, axis=1)
+    agrees(m.finished(m.conv(x, 7, 3), 3), (6, 5, 4))
+
+
+def test_parts_of_the_last_axis_keep_their_own_factors_and_meet_layers():
+    m = Made(1)
+    x = m.shaped(m.turned(m.conv("image", 1, 32), 0, 2, 3, 4, 1), 1, 60, 32)
+    first, second = m.cut(x, 2, 0, 16), m.op("Mul", m.cut(x, 2, 16, 32), m.constant(np.float32(3)))
+    gated = m.op("Mul", m.linear(first, 16, 32, quantized=False), m.op("Sigmoid", m.op("Concat", first, second, axis=-1)))
+    x = m.op("Concat", gated, m.layernorm(second, 16), axis=-1)
+    x = m.turned(m.shaped(x, 1, 5, 4, 3, 48), 0, 4, 1, 2, 3)
+    agrees(m.finished(m.conv(x, 48, 2, scale=0.05), 2), (5, 4, 3))
+
+
 def test_products_with_letters_are_attention():
     m = Made(1)
     x = m.shaped(m.turned(m.conv("image", 1, 32), 0, 2, 3, 4, 1), 1, 60, 32)

@@ -132,8 +132,7 @@ def row(name: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"cuda_int8": name, "date": time.strftime("%Y-%m-%d"), "macs": macs, "int8_mac_share": sum(s.macs for s in plan.steps if s.int8) / macs}
     planning = json.loads((folder / name / "planning.json").read_text())
     for batch in (1, 4):
-        options, plan = BuildOptions("int8", plan.size, batch=batch, device="gpu"), kept_plan(folder / name)
-        needed = bytes_of(plan, batch)
+        options = BuildOptions("int8", plan.size, batch=batch, device="gpu")
         with tempfile.TemporaryDirectory() as scratch:
             # No kernel is kept from before.
             os.environ["MEDQUANT_CACHE"] = scratch
@@ -146,7 +145,7 @@ def row(name: str, folder: Path) -> dict[str, Any]:
         network = engine.gpu_network
         assert network is not None
         found["gpu"] = network.gpu.info.name
-        found[f"batch_{batch}"] = {**timed(network.gpu, network, batch), "build_cold_s": cold, "load_s": loaded, "mb": network.bytes / 1e6, "bytes": needed, **planning}
+        found[f"batch_{batch}"] = {**timed(network.gpu, network, batch), "build_cold_s": cold, "load_s": loaded, "mb": network.bytes / 1e6, "bytes": bytes_of(plan, batch), **planning}
         engine.close()
     return found
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ... import rewrites
 from .movement import Moved
 from .nodes import unsupported
+from .patterns import word
 
 Values = NDArray[np.float32]
 
@@ -62,8 +63,7 @@ def heads_of(node: Any, part: Moved) -> tuple[int, int, int]:
 
 def _letters(node: Any) -> tuple[str, str, str] | None:
     """Of an Einsum of two tensors: theirs, and the result's."""
-    equation = rewrites.attributes(node)["equation"]
-    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    text = word(rewrites.attributes(node), "equation", "").replace(" ", "")
     inputs, arrow, output = text.partition("->")
     first, comma, second = inputs.partition(",")
     return (first, second, output) if arrow and comma and "," not in second and "." not in text else None

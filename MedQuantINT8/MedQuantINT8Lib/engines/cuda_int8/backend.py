@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -92,8 +93,7 @@ def build_plan(plan: Plan, folder: Path, options: BuildOptions, task: Task) -> N
     # Weights in the order of the chosen tiles: putting them in order takes longer than reading them.
     np.savez(folder / _WEIGHTS, **{t.step.weights: arranged_weights(plan, t) for t in from_json(plan, tiles).values()})  # type: ignore[arg-type]
     raw = {step.weights for step in plan.steps}
-    plan.arrays = {name: array for name, array in plan.arrays.items() if name not in raw}
-    plan.save(folder)
+    replace(plan, arrays={name: array for name, array in plan.arrays.items() if name not in raw}).save(folder)
 
 
 def planned(network: Path, options: BuildOptions) -> Plan:

@@ -63,6 +63,12 @@ class Moved:
         whole = self.shape == shape and self.rows.shape == (1, 1, *shape[2:]) and self.in_order
         return whole and self.scale == 1.0 and np.array_equal(self.columns.reshape(-1), np.arange(shape[1]))
 
+    def is_of_channels(self, axis: int) -> bool:
+        """Whether an axis is that of channels. Of one channel alone nothing tells: then it is the second of five, as ONNX has it, else the last."""
+        if self.columns.size > 1 or self.rows.shape[axis] > 1:
+            return self.columns.shape[axis] > 1
+        return axis == (1 if self.rows.ndim == 5 else self.rows.ndim - 1)
+
     def has_all_channels(self, channels: int) -> bool:
         return np.array_equal(np.sort(self.columns.reshape(-1)), np.arange(channels))
 
@@ -91,8 +97,7 @@ class Moved:
 
     def taken(self, axis: int, indices: NDArray[np.int64]) -> Moved:
         """Some indices of an axis, in their order."""
-        along_columns = self.columns.shape[axis] > 1
-        if along_columns:
+        if self.is_of_channels(axis):
             return replace(self, columns=self.columns.take(indices, axis))
         return replace(self, rows=self.rows.take(indices, axis))
 
@@ -105,7 +110,7 @@ class Moved:
         rows, columns = self.rows, self.columns
         for axis, width in enumerate(zip(before, after, strict=True)):
             widths = [width if a == axis else (0, 0) for a in range(rows.ndim)]
-            if any(width) and columns.shape[axis] > 1:
+            if any(width) and self.is_of_channels(axis):
                 if edge:
                     raise Mixed
                 columns = np.pad(columns, widths, constant_values=NOWHERE)
@@ -127,7 +132,7 @@ def joined(parts: Sequence[Moved], axis: int) -> Moved | None:
     """Parts of one base, one behind the other along an axis of voxels; None where they are not."""
     first = parts[0]
     alike = all(p.base == first.base and p.scale == first.scale and np.array_equal(p.columns, first.columns) for p in parts)
-    if not alike or first.columns.shape[axis] > 1:
+    if not alike or all(part.is_of_channels(axis) for part in parts):
         return None
     return replace(first, rows=np.concatenate([p.rows for p in parts], axis))
 

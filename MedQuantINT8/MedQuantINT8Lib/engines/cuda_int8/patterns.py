@@ -10,6 +10,12 @@ from ... import graph, rewrites
 from .nodes import Node
 
 
+def word(given: dict[str, Any], name: str, default: str) -> str:
+    """An attribute that is text, which ONNX keeps as bytes."""
+    value = given.get(name, default)
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def epsilon_of(node: Any) -> float:
     return float(rewrites.attributes(node).get("epsilon", 1e-5))
 
@@ -101,12 +107,16 @@ def _group_norm(look: graph.Graph, node: Any) -> Pattern | None:
     return after.output[0], made, {before.output[0], node.output[0]}
 
 
-def _over_last_axis(look: graph.Graph, node: Any) -> bool:
-    """Whether a ReduceMean is over the last axis and keeps it; axes are an attribute up to opset 17, an input from then on."""
+def reduced_axes(look: graph.Graph, node: Any) -> list[int] | None:
+    """The axes that a ReduceMean is over, where it keeps them; they are an attribute up to opset 17, an input from then on."""
     given = rewrites.attributes(node)
     axes = look.array(node.input[1]) if len(node.input) > 1 and node.input[1] else given.get("axes")
     rank = len(look.shapes.get(node.input[0], []))
-    return node.op_type == "ReduceMean" and bool(given.get("keepdims", 1)) and axes is not None and [int(a) % max(rank, 1) for a in np.ravel(axes)] == [rank - 1]
+    return sorted(int(a) % rank for a in np.ravel(axes)) if axes is not None and rank and given.get("keepdims", 1) else None
+
+
+def _over_last_axis(look: graph.Graph, node: Any) -> bool:
+    return node.op_type == "ReduceMean" and reduced_axes(look, node) == [len(look.shapes[node.input[0]]) - 1]
 
 
 def _layer_norm(look: graph.Graph, node: Any) -> Pattern | None:

@@ -15,7 +15,7 @@ from .conv_source import conv_source
 from .plan import Plan, Step
 from .tiles import Machine, candidates
 from .tiling import Tiling
-from .token_source import attention_grid, attention_source, attention_threads, layernorm_source
+from .token_source import ATTENTION_THREADS, attention_grid, attention_source, layernorm_source
 from .walk_source import NORMALIZE, walk_source
 
 Grid = tuple[int, int, int]
@@ -83,7 +83,7 @@ def attention_program(plan: Plan, step: Step, machine: Machine) -> Program:
             f"take {shared / 1024:.0f} KB, and this GPU has {machine.block_bytes / 1024:.0f} (node {step.name}).",
             "Choose a smaller patch, or another engine with --engine: tensorrt, or openvino.",
         )
-    return Program(step, chain, source, lambda batch: attention_grid(step, batch), attention_threads(), shared)
+    return Program(step, chain, source, lambda batch: attention_grid(step, batch), ATTENTION_THREADS, shared)
 
 
 def normalize_program(plan: Plan, step: Step, partials: int) -> Program:

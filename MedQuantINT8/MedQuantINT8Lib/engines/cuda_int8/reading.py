@@ -12,8 +12,8 @@ from ... import graph, rewrites
 from .folding import folded
 from .movement import Moved
 from .nodes import Network, Node, unsupported
-from .patterns import PATTERNS, epsilon_of
-from .window_reading import WindowReader, word
+from .patterns import PATTERNS, epsilon_of, word
+from .window_reading import WindowReader
 
 #: Operators of one tensor, element by element, and the attributes that they take (with ONNX's defaults).
 _ACTIVATIONS: dict[str, tuple[tuple[str, float], ...]] = {
@@ -108,7 +108,7 @@ class _Reader(WindowReader):
         scale = float(np.asarray(self.array(node.input[1])).reshape(()))
         moved = self.moved(quantize.input[0])
         if moved.scale != 1.0:
-            moved = self.carried_out(node, moved)
+            moved = self.carried_out(moved)
         # 0 stays 0, so that it does not matter whether there are gaps.
         self.put(node.output[0], replace(moved, base=self.rounded(node.output[0], moved.base, scale)))
 
@@ -125,7 +125,7 @@ class _Reader(WindowReader):
         self.through(node, "act", self.moved(node.input[0]), node.output[0], function="clip", params=params)
 
     def _prelu(self, node: Any) -> None:
-        moved = self.settled(node, self.moved(node.input[0]))
+        moved = self.settled(self.moved(node.input[0]))
         slope = self._values(node, moved, node.input[1])
         if slope.ndim > 1:
             raise unsupported(node, "its slope differs from voxel to voxel")
@@ -166,7 +166,7 @@ class _Reader(WindowReader):
                 raise unsupported(node, "the difference of two tensors")
             self._both(node, "add")
             return
-        moved = self.settled(node, self.moved(a if constant[1] else b))
+        moved = self.settled(self.moved(a if constant[1] else b))
         values = self._values(node, moved, b if constant[1] else a)
         one = np.ones(self.shapes[moved.base][1], np.float32)
         if values.ndim > 1:
@@ -199,7 +199,7 @@ class _Reader(WindowReader):
             number = float(factor.reshape(()))
             self.put(node.output[0], replace(moved, scale=moved.scale * (1 / number if inverse else number)))
             return
-        moved = self.settled(node, moved)
+        moved = self.settled(moved)
         by = self._values(node, moved, constant)
         if by.ndim > 1:
             raise unsupported(node, "its constant differs from voxel to voxel")
@@ -222,12 +222,12 @@ class _Reader(WindowReader):
         if not self.covers(a) and self.covers(b):
             a, b = b, a
         if not self.covers(a) or a.scale != 1.0:
-            a = self.carried_out(node, a)
+            a = self.carried_out(a)
         shape = self.shapes[a.base]
         if self.shapes[b.base] != shape or not np.array_equal(a.rows, b.rows) or b.scale != 1.0:
             rows = np.full(int(np.prod(shape[2:])), -1, np.int32)
             rows[a.rows.reshape(-1)] = b.rows.reshape(-1)
-            b = replace(a, base=self.gathered(node, b, rows, shape[2:]))
+            b = replace(a, base=self.gathered(b, rows, shape[2:]))
         self.through(node, op, a, node.output[0], (b.base,))
 
     def _batchnormalization(self, node: Any) -> None:

@@ -12,7 +12,7 @@ from ... import rewrites
 from .attention import Scores, bias_and_mask, heads_of, rows_of, takes_values, turned_keys
 from .movement import Mixed, Moved, joined
 from .nodes import unsupported
-from .patterns import epsilon_of
+from .patterns import epsilon_of, word
 from .tracing import POINTWISE, Tracer
 
 #: Channels of a head: at most so many, and whole fours.
@@ -75,8 +75,7 @@ class TokenReader(Tracer):
 
     def _pad(self, node: Any) -> None:
         given, moved = [self.array(name) if name else None for name in node.input[1:4]], self.moved(node.input[0])
-        mode, rank = rewrites.attributes(node).get("mode", b"constant"), len(moved.shape)
-        mode = mode.decode() if isinstance(mode, bytes) else str(mode)
+        mode, rank = word(rewrites.attributes(node), "mode", "constant"), len(moved.shape)
         pads, value, axes = (*given, None, None, None)[:3]
         if pads is None or mode not in ("constant", "edge"):
             raise unsupported(node, f"mode {mode}")
@@ -95,25 +94,19 @@ class TokenReader(Tracer):
             raise unsupported(node, "it repeats channels at the edge") from error
 
     def _expand(self, node: Any) -> None:
-        """Axes of one repeated. Of a tensor of one channel it is that which is meant, unless the axis is known to be of voxels."""
+        """Axes of one repeated."""
         moved, shape = self.moved(node.input[0]), self.shape(node.output[0])
         if len(shape) != len(moved.shape) or not all(shape):
             raise unsupported(node, "it adds axes, or its shape is not known beforehand")
-        one = moved.columns.size == 1
-        self.put(node.output[0], moved.broadcast(shape, [one and rows == 1 for rows in moved.rows.shape]))
+        self.put(node.output[0], moved.broadcast(shape, [moved.is_of_channels(axis) for axis in range(len(shape))]))
 
     def _tile(self, node: Any) -> None:
         """Repeated along axes, one whole after the other."""
         moved, counts = self.moved(node.input[0]), self.array(node.input[1])
         if counts is None:
             raise unsupported(node, "how often is computed")
-        one = moved.columns.size == 1
         for axis, count in enumerate(int(n) for n in counts):
-            if count > 1 and moved.columns.shape[axis] == moved.rows.shape[axis] == 1:
-                shape = [count if a == axis else n for a, n in enumerate(moved.shape)]
-                moved = moved.broadcast(shape, [one] * len(shape))
-            elif count > 1:
-                moved = moved.taken(axis, np.tile(np.arange(moved.shape[axis]), count))
+            moved = moved.taken(axis, np.tile(np.arange(moved.shape[axis]), count))
         self.put(node.output[0], moved)
 
     def _concat(self, node: Any) -> None:
@@ -136,8 +129,8 @@ class TokenReader(Tracer):
         if not all(p.columns.size == p.shape[axis] for p in parts):
             raise unsupported(node, "its channels are on several axes")
         alike = all(np.array_equal(p.rows, first.rows) and self.shapes[p.base][2:] == self.shapes[first.base][2:] for p in parts)
-        if not alike or first.has_gaps:
-            parts = [self.carried_out(node, p) for p in parts]
+        if not alike or first.has_gaps or any(part.scale != 1.0 for part in parts):
+            parts = [self.carried_out(p) for p in parts]
         self.through(node, "concat", parts[0], node.output[0], tuple(p.base for p in parts[1:]))
         self.shapes[node.output[0]] = (1, sum(p.columns.size for p in parts), *self.shapes[parts[0].base][2:])
         columns = np.arange(self.shapes[node.output[0]][1], dtype=np.int32)
@@ -175,13 +168,13 @@ class TokenReader(Tracer):
 
     def _linear(self, node: Any, weight: NDArray[Any], scales: NDArray[np.float32] | None, bias: NDArray[Any] | None) -> None:
         """A layer (out, in) of every voxel: a pointwise convolution."""
-        moved = self.moved(node.input[0])
+        moved = self.settled(self.moved(node.input[0]))
         outputs, channels = weight.shape
-        if moved.columns.shape[-1] != channels or not moved.has_all_channels(self.shapes[moved.base][1]):
+        if moved.columns.shape[-1] != channels or self.shapes[moved.base][1] != channels:
             raise unsupported(node, "its channels are not along the last axis")
         if not self.covers(moved):
             # What lies elsewhere would be computed and not used.
-            moved = self.carried_out(node, moved)
+            moved = self.carried_out(moved)
         placed = np.empty_like(weight)
         placed[:, moved.columns.reshape(-1)] = weight
         values: dict[str, Any] = {
@@ -207,8 +200,8 @@ class TokenReader(Tracer):
 
     def normalized(self, node: Any, moved: Moved, gamma: NDArray[Any], beta: NDArray[Any], epsilon: float, sources: tuple[str, ...]) -> None:
         """A LayerNorm over the last axis, which must be that of channels; ``gamma`` and ``beta`` in its order."""
-        channels = self.shapes[moved.base][1]
-        if moved.columns.shape[-1] != channels or not moved.has_all_channels(channels):
+        moved = self.settled(moved)
+        if moved.columns.shape[-1] != self.shapes[moved.base][1]:
             raise unsupported(node, "over other axes than that of channels")
         order = np.argsort(moved.columns.reshape(-1))
         by_channel = {"gamma": gamma.astype(np.float32)[order], "beta": beta.astype(np.float32)[order]}
@@ -275,9 +268,9 @@ class TokenReader(Tracer):
         windows, tokens = rows[0].shape
         bias, mask = bias_and_mask(node, scores.terms, windows, heads, tokens)
         where, bases = scores.queries, [part.base for part in parts]
-        if not self.covers(replace(where, columns=where.columns)):
+        if not self.covers(where):
             # Voxels of windows lie side by side from here on.
-            bases = [self.carried_out(node, self._whole(part)).base for part in parts]
+            bases = [self.carried_out(self._whole(part)).base for part in parts]
             rows[0] = np.arange(windows * tokens, dtype=np.int32).reshape(windows, tokens)
         base, starts = self._beside(node, bases)
         name, size = node.output[0], self.shapes[base][2:]

@@ -255,6 +255,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
 
 #: Warps of a block, and blocks that keep a large GPU busy.
 _WARPS, _BUSY = 4, 528
+ATTENTION_THREADS = 32 * _WARPS
 
 
 def layernorm_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
@@ -317,10 +318,6 @@ def attention_grid(step: Step, batch: int) -> tuple[int, int, int]:
 def _deep(width: int) -> int:
     """Channels of a head as tensor cores take them."""
     return -(-width // 16) * 16
-
-
-def attention_threads() -> int:
-    return 32 * _WARPS
 
 
 def _float(value: float) -> str:

@@ -78,7 +78,7 @@ class Tracer:
             return moved.base
         if moved.rows.shape != (1, 1, *shape[2:]):
             raise unsupported(node, "its channels are not along the second axis")
-        return self.carried_out(node, moved, shape[2:]).base
+        return self.carried_out(moved, shape[2:]).base
 
     def emit(self, node: Any, op: str, inputs: tuple[str, ...], **values: Any) -> None:
         """A node of tensors that lie as they say."""
@@ -87,7 +87,7 @@ class Tracer:
     def through(self, node: Any, op: str, moved: Moved, output: str, others: tuple[str, ...] = (), /, **values: Any) -> None:
         """A node that does to each number, or voxel, what it does wherever that lies: its result lies as its input."""
         if moved.has_gaps or moved.scale != 1.0:
-            moved = self.carried_out(node, moved)
+            moved = self.carried_out(moved)
         sources = values.pop("sources", (node.name,))
         self.nodes.append(Node(op, node.name, (moved.base, *others), output, values, sources))
         self.shapes[output] = self.shapes[moved.base]
@@ -125,10 +125,10 @@ class Tracer:
             self._carried[key] = name
         return replace(moved, base=self._carried[key], columns=order)
 
-    def settled(self, node: Any, moved: Moved) -> Moved:
+    def settled(self, moved: Moved) -> Moved:
         """The same tensor with all channels of its base and no gaps, as what meets constants must be."""
         if moved.has_gaps or moved.scale != 1.0:
-            return self.carried_out(node, moved)
+            return self.carried_out(moved)
         return moved if moved.has_all_channels(self.shapes[moved.base][1]) else self.ordered(moved)
 
     def covers(self, moved: Moved) -> bool:
@@ -142,7 +142,7 @@ class Tracer:
     def _voxels(self, base: str) -> int:
         return int(np.prod(self.shapes[base][2:]))
 
-    def carried_out(self, node: Any, moved: Moved, size: tuple[int, ...] | None = None) -> Moved:
+    def carried_out(self, moved: Moved, size: tuple[int, ...] | None = None) -> Moved:
         """The movement done: the same tensor, whose voxels lie in order in a base of their own.
 
         Args:
@@ -152,15 +152,15 @@ class Tracer:
         if size is None:
             rows = np.pad(rows, (0, -rows.size % _TOGETHER), constant_values=NOWHERE)
             size = (1, rows.size // _TOGETHER, _TOGETHER)
-        base = self.gathered(node, moved, rows, size)
+        base = self.gathered(moved, rows, size)
         order, columns = (np.arange(table.size, dtype=np.int32).reshape(table.shape) for table in (moved.rows, moved.columns))
         return Moved(base, order, columns)
 
-    def gathered(self, node: Any, moved: Moved, rows: NDArray[np.int32], size: tuple[int, ...]) -> str:
+    def gathered(self, moved: Moved, rows: NDArray[np.int32], size: tuple[int, ...]) -> str:
         """A tensor (1, C, *size) of these voxels of a base. What was rounded is so again afterwards: moving and rounding may change places."""
         if moved.base in self._unrounded:
             base, scale = self._unrounded[moved.base]
-            whole = self.gathered(node, replace(moved, base=base), rows, size)
+            whole = self.gathered(replace(moved, base=base), rows, size)
             return self.rounded(f"{whole}_to_{scale:.9g}", whole, scale)
         moved = self.ordered(moved)
         shape = self.shapes[moved.base]

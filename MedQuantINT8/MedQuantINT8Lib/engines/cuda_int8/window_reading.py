@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ... import rewrites
 from .nodes import Node, unsupported
+from .patterns import reduced_axes, word
 from .token_reading import TokenReader
 
 #: Voxels along an axis that one averaging takes at once, where they can be divided so.
@@ -108,17 +109,9 @@ class WindowReader(TokenReader):
 
     def _reducemean(self, node: Any) -> None:
         """Over all axes of space, kept: the same."""
-        given, moved = rewrites.attributes(node), self.moved(node.input[0])
-        axes = self.array(node.input[1]) if len(node.input) > 1 and node.input[1] else given.get("axes")
-        if axes is None or len(moved.shape) != 5 or sorted(int(a) % 5 for a in np.ravel(axes)) != [2, 3, 4] or not given.get("keepdims", 1):
+        if len(self.shape(node.input[0])) != 5 or reduced_axes(self.graph, node) != [2, 3, 4]:
             raise unsupported(node, "over other axes than those of space")
         self._globalaveragepool(node)
-
-
-def word(given: dict[str, Any], name: str, default: str) -> str:
-    """An attribute that is text, which ONNX keeps as bytes."""
-    value = given.get(name, default)
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _dense(weight: NDArray[Any], group: int, channels: int) -> NDArray[Any]:
