@@ -16,9 +16,6 @@ from .program import PARAMS, Grid, Program, machine_of, programs
 from .tiling import Tiling, arranged_weights
 from .walk_source import WIDEN
 
-#: Shared memory that a kernel may have without asking.
-_PLAIN_SHARED = 48 * 1024
-
 
 class CudaInt8Network:
     """Runs a plan for up to ``batch`` patches.
@@ -65,13 +62,14 @@ class CudaInt8Network:
 
     def _ready(self, program: Program, function: Any) -> None:
         program.function = function
-        if program.shared > _PLAIN_SHARED:
-            attribute = self.gpu.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            checked(self.gpu.driver.cuFuncSetAttribute(function, attribute, program.shared), "set a kernel's memory")
         if program.shared:
+            attributes = self.gpu.driver.CUfunction_attribute
             # All that is not shared memory would be cache, of which these kernels need little.
-            attribute = self.gpu.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-            checked(self.gpu.driver.cuFuncSetAttribute(function, attribute, 100), "set a kernel's memory")
+            for attribute, value in (
+                (attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, program.shared),
+                (attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
+            ):
+                checked(self.gpu.driver.cuFuncSetAttribute(function, attribute, value), "set a kernel's memory")
 
     def _allocate(self, stream: Stream) -> None:
         plan, batch = self.plan, self.batch
