@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -162,11 +163,11 @@ def multiplied(plan, tiling, held):
         raw = np.where((rows >> 2 & 1).astype(bool)[..., None, None], raw[..., ::-1, :], raw)
     dtype = np.int8 if step.int8 else np.float16
     weights = np.ascontiguousarray(raw).view(dtype).astype(np.float64)
-    weights = weights.reshape(*shape, tile.channels, tiling.together, -1)
+    weights = weights.reshape(*shape, tile.channels, 2, -1)
     _, height, width = tiling.halo
     stride = tiling.lattices[2].stride
     columns = np.zeros((len(held), *step.size, step.layout.width))
-    items = tiling.chunk // tiling.element
+    items = 16 // tiling.element
     channel = columns_of(tiling)
     for phase in np.ndindex(*(lattice.phases for lattice in tiling.lattices)):
         kind = 0 if tiling.same_taps else int(np.ravel_multi_index(phase, [lattice.phases for lattice in tiling.lattices]))
@@ -174,10 +175,11 @@ def multiplied(plan, tiling, held):
         if tiling.spread > 1:
             counts = [n // lattice.out_step for n, lattice in zip(step.size, tiling.lattices, strict=True)]
         for number, place in enumerate(tiling.places[kind]):
-            row, w = divmod(place, width)
+            piece, voxel = divmod(place, math.prod(tiling.halo)) if tile.groups else divmod(place, tiling.pieces)[::-1]
+            row, w = divmod(voxel, width)
             d, h = divmod(row, height)
             offset = (d, h, w % (width // stride) * stride + w // (width // stride))
-            taken = np.zeros((len(held), *counts, tiling.chunks * items))
+            taken = np.zeros((len(held), *counts, tiling.chunks * tiling.pieces * items))
             index, inside = [], []
             for axis in range(3):
                 lattice = tiling.lattices[axis]
@@ -188,10 +190,11 @@ def multiplied(plan, tiling, held):
                 inside[0][:, None, None, None] & inside[1][:, None, None] & inside[2][:, None]
             )
             taken[..., : values.shape[-1]] = values
-            turn, together = divmod(number, tiling.together)
+            turn, half = divmod(number, 2)
             for block in range(tiling.column_blocks):
                 for chunk in range(tiling.chunks):
-                    part = taken[..., chunk * items : (chunk + 1) * items] @ weights[kind, block, chunk, turn, :, together].T
+                    begin = (chunk * tiling.pieces + piece) * items
+                    part = taken[..., begin : begin + items] @ weights[kind, block, chunk, turn, :, half].T
                     for column in range(tile.channels):
                         beside, slot = divmod(block * tile.channels + channel[column], step.layout.width)
                         if beside >= tiling.spread:
@@ -215,9 +218,11 @@ def test_tiles_take_the_right_bytes_to_the_right_channels(name, machine):
             # Slots between parts are whatever memory held; weights there are 0.
             held[..., np.setdiff1d(np.arange(view.layout.width), view.layout.slots)] = 77.0
             expected = run._accumulated(step)
-            fitting = candidates(step, machine, 1)
-            assert fitting
-            for tiling in (fitting[0], fitting[-1]):
+            # Of a GPU with few multiprocessors, so that there are tiles enough for teams.
+            fitting = candidates(step, replace(machine, processors=2), 1)
+            shared = [tiling for tiling in fitting if tiling.tile.teams > 1]
+            lines = [tiling for tiling in fitting if tiling.by_lines]
+            for tiling in (fitting[0], fitting[-1], *shared[:2], *lines[:1]):
                 flat = tiling.step
                 found = multiplied(plan, tiling, held.reshape(1, *flat.source_size, -1)).reshape(expected.shape)
                 np.testing.assert_allclose(found, expected, rtol=1e-3 if tiling.half else 0, atol=1e-2 if tiling.half else 0)
@@ -264,14 +269,22 @@ def test_every_kernel_compiles_for_every_generation(capability, monkeypatch, tmp
 
 
 @pytest.mark.skipif(nvrtc_at_hand.library() is None, reason="NVRTC is not installed")
-def test_shared_sums_and_both_depths_compile(monkeypatch, tmp_path):
+def test_shared_sums_teams_and_both_depths_compile(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
     from MedQuantINT8Lib.engines.cuda_int8.program import conv_program
 
-    plan = plan_of(NETWORKS["kernels_and_strides"](), (24, 24, 24))
-    step = next(s for s in plan.steps if s.weights and s.geometry.kernel == (3, 3, 3) and s.geometry.stride == (2, 2, 2))
-    tiles = [Tile((2, 4, 8), 48, 4, 2, split=2), Tile((1, 8, 8), 48, 4, 1, groups=True, split=2), Tile((4, 8, 8), 16, 4, 2)]
-    assert len(nvrtc_at_hand.compiler((9, 0)).binaries([conv_program(plan, step, Tiling.of(step, tile), H100).source for tile in tiles])) == 3
+    def sources(name, stride, *tiles):
+        plan = plan_of(NETWORKS[name](), size_of(name))
+        step = next(s for s in plan.steps if s.weights and s.geometry.kernel == (3, 3, 3) and s.geometry.stride == (stride,) * 3)
+        tilings = [Tiling.of(step, tile) for tile in tiles]
+        return [t.by_lines for t in tilings], [conv_program(plan, step, t, H100).source for t in tilings]
+
+    by_taps = Tile((2, 4, 8), 48, 4, 2, split=2), Tile((4, 8, 8), 16, 4, 2), Tile((1, 8, 8), 48, 4, 1, groups=True, split=2), Tile((1, 8, 8), 48, 4, 1, groups=True, teams=2)
+    lines, texts = sources("kernels_and_strides", 2, *by_taps)
+    assert not any(lines)
+    lines, more = sources("joined", 1, Tile((4, 8, 8), 32, 4, 2, groups=True, teams=3), Tile((4, 8, 8), 32, 8, 1, groups=True))
+    assert all(lines)
+    assert len(nvrtc_at_hand.compiler((9, 0)).binaries(texts + more)) == 6
 
 
 class Stub:

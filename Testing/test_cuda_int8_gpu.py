@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cuda_networks import NETWORKS, Made, fixed, plan_of, size_of
 from MedQuantINT8Lib.engines.base import BuildOptions
 from MedQuantINT8Lib.engines.cuda import Gpu
+from MedQuantINT8Lib.engines.cuda_int8 import network as network_module
 from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
 from MedQuantINT8Lib.engines.cuda_int8.network import CudaInt8Network
 from MedQuantINT8Lib.engines.cuda_int8.program import machine_of
@@ -109,14 +112,21 @@ def test_every_step_equals_the_reference(gpu, name, batch):
         bench.close()
 
 
-@pytest.mark.parametrize("name", ["kernels_and_strides", "dilations", "transposed", "in_float"])
-def test_every_tiling_equals_the_reference(gpu, name):
+@pytest.mark.parametrize("name", ["kernels_and_strides", "dilations", "transposed", "in_float", "residuals", "joined"])
+def test_every_tiling_equals_the_reference(gpu, name, monkeypatch):
+    # As if the GPU were small: blocks have many tiles to go through.
+    machine = replace(machine_of(gpu), processors=2)
+    monkeypatch.setattr(network_module, "machine_of", lambda gpu: machine)
     plan = plan_of(NETWORKS[name](), size_of(name))
     convolutions = [step for step in plan.steps if step.weights]
-    fitting = {step.name: candidates(step, machine_of(gpu), 2) for step in convolutions}
-    # A few of each kind: by estimate the best, the worst, and between.
-    for turn in range(6):
-        chosen = {n: found[turn * (len(found) - 1) // 5] for n, found in fitting.items()}
+    fitting = {step.name: candidates(step, machine, 2) for step in convolutions}
+    # By estimate the best, the worst, and between; then some of each kind.
+    turns = [{n: found[turn * (len(found) - 1) // 5] for n, found in fitting.items()} for turn in range(6)]
+    kinds = [lambda t, n=n, stages=stages: (t.tile.teams, t.tile.stages) == (n, stages) for n in (2, 3, 4) for stages in (1, 2)]
+    kinds += [lambda t, n=n: t.by_lines and t.tile.teams == n for n in (1, 2, 3)]
+    for kind in kinds if machine.has_groups else []:
+        turns.append({n: next(filter(kind, found), found[0]) for n, found in fitting.items()})
+    for chosen in turns:
         bench = Bench(gpu, plan, 2, chosen)
         try:
             for number, step in enumerate(plan.steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from MedQuantINT8Lib.engines.cuda_int8.plan import Plan
 from MedQuantINT8Lib.engines.cuda_int8.program import attention_program
 from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
 from MedQuantINT8Lib.engines.cuda_int8.tiles import Machine
+from MedQuantINT8Lib.engines.cuda_int8.tuning import tuned
 from MedQuantINT8Lib.engines.onnxruntime import session
 
 
@@ -233,6 +235,10 @@ def test_attention_that_does_not_fit_is_refused_with_its_size():
     assert attention_program(plan, step, Machine((8, 6), 82)).shared < 100 * 1024
     with pytest.raises(UnsupportedNetwork, match="600 tokens with heads of 128 channels take"):
         attention_program(plan, large, Machine((9, 0), 132))
+    # Nothing of a GPU is needed to say so: neither compiler nor memory.
+    plan.steps[plan.steps.index(step)] = large
+    with pytest.raises(UnsupportedNetwork, match="600 tokens"):
+        tuned(SimpleNamespace(info=SimpleNamespace(capability=(9, 0)), processors=132), plan, 1)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ struct __align__(16) Params {
 struct __align__(16) vec16 { u32 x, y, z, w; };
 struct __align__(8) vec8 { u32 x, y; };
 __device__ __forceinline__ float low_half(u32 pair) { float f; asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l; }" : "=f"(f) : "r"(pair)); return f; }
+__device__ __forceinline__ float number(unsigned short half) { return low_half(half); }
+__device__ __forceinline__ float number(float value) { return value; }
 __device__ __forceinline__ float high_half(u32 pair) { float f; asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h; }" : "=f"(f) : "r"(pair)); return f; }
 // The largest FP16 in place of infinity, which would become "not a number" in the next product.
 __device__ __forceinline__ u32 halves(float low, float high) { u32 r; asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
@@ -77,10 +79,25 @@ __device__ __forceinline__ u32 four_bytes(const float* v, float inverse) {
 // In one piece: left to the compiler, a structure goes out as single words, which costs four times as many transactions.
 __device__ __forceinline__ void write16(void* p, u32 x, u32 y, u32 z, u32 w) { asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" :: "l"(p), "r"(x), "r"(y), "r"(z), "r"(w) : "memory"); }
 __device__ __forceinline__ void write8(void* p, u32 x, u32 y) { asm volatile("st.global.v2.u32 [%0], {%1, %2};" :: "l"(p), "r"(x), "r"(y) : "memory"); }
+__device__ __forceinline__ void write_bytes(const float (&v)[16], signed char* p, float inverse) { write16(p, four_bytes(v, inverse), four_bytes(v + 4, inverse), four_bytes(v + 8, inverse), four_bytes(v + 12, inverse)); }
 __device__ __forceinline__ void write_bytes(const float (&v)[8], signed char* p, float inverse) { write8(p, four_bytes(v, inverse), four_bytes(v + 4, inverse)); }
 __device__ __forceinline__ void write_bytes(const float (&v)[4], signed char* p, float inverse) { *(u32*)p = four_bytes(v, inverse); }
 __device__ __forceinline__ void write_halves(const float (&v)[8], unsigned short* p) { write16(p, halves(v[0], v[1]), halves(v[2], v[3]), halves(v[4], v[5]), halves(v[6], v[7])); }
+__device__ __forceinline__ void write_halves(const float (&v)[16], unsigned short* p) {
+#pragma unroll
+  for (int i = 0; i < 16; i += 8) write16(p + i, halves(v[i], v[i + 1]), halves(v[i + 2], v[i + 3]), halves(v[i + 4], v[i + 5]), halves(v[i + 6], v[i + 7]));
+}
 __device__ __forceinline__ void write_halves(const float (&v)[4], unsigned short* p) { write8(p, halves(v[0], v[1]), halves(v[2], v[3])); }
+// Eight voxels of two channels a thread become two voxels of eight: scores lie by channel.
+#define WRITES_MATRICES (__CUDA_ARCH__ >= 900)
+#if WRITES_MATRICES
+__device__ __forceinline__ void write_matrices(const u32 (&w)[4], unsigned short* to) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" :: "r"((u32)__cvta_generic_to_shared(to)), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+}
+__device__ __forceinline__ void write_matrices(const u32 (&w)[2], unsigned short* to) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" :: "r"((u32)__cvta_generic_to_shared(to)), "r"(w[0]), "r"(w[1]) : "memory");
+}
+#endif
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 """
@@ -235,7 +252,9 @@ class ChainSource:
         """Planar scores in FP16: straight to where they belong, or to shared memory, STAGED_ROW apart, from where rows go out in one piece."""
         self.gives_output = True
         self._body.append(
-            "#if STAGES_OUTPUT\n"
+            "#if STAGES_OUTPUT && WRITES_MATRICES\n"
+            '{ u32 w[V / 2]; _Pragma("unroll") for (int i = 0; i < V; i += 2) w[i / 2] = halves(v[i], v[i + 1]); write_matrices(w, staged); }\n'
+            "#elif STAGES_OUTPUT\n"
             '_Pragma("unroll") for (int i = 0; i < V; ++i) staged[i * STAGED_ROW] = (unsigned short)halves(v[i], v[i]);\n'
             "#else\n"
             '_Pragma("unroll") for (int i = 0; i < V; ++i) { const int k = channel_of(c + i); '

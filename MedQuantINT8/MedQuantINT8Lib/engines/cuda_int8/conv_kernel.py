@@ -1,9 +1,8 @@
 """CUDA C of a convolution on tensor cores: an implicit matrix product whose left side is read out of a tile's halo in shared memory.
 
-A tile's inputs are fetched once, not once a tap, and what lies outside the volume is filled in with zeros on the way. Two forms of the
-product: ``mma`` with ``ldmatrix`` (compute capability 8.0 on) and ``wgmma`` straight from shared memory (9.0), in which eight
-neighbouring voxels of 16 bytes are the core matrix that it asks for, whichever tap moves them. INT8 in 32 bits, FP16 in float32.
-A block goes from tile to tile; what the next one needs is under way while the present one is multiplied and stored.
+A tile's inputs are fetched once, not once a tap, and what lies outside the volume is filled in with zeros on the way. A team of threads goes
+from tile to tile; what the next one needs is under way while the present one is multiplied and stored. A block has one team, or several with
+weights in common, which take turns at the tensor cores.
 """
 
 FILL = r"""
@@ -12,7 +11,7 @@ __device__ __forceinline__ void copy16(u32 to, const void* from, bool inside) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(inside ? 16 : 0));
 }
 __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;"); }
-__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group 0;"); }
+template <int LATER> __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;" :: "n"(LATER)); }
 
 // First output voxel of a tile, and its first input.
 struct Spot { int o0, o1, o2, i0, i1, i2; };
@@ -24,15 +23,30 @@ __device__ __forceinline__ Spot spot_of(int tile, int p0, int p1, int p2) {
   return s;
 }
 
-#define PIECES (CHUNK / 16)
 #define HALO (H0 * H1 * H2)
-#define MINE ((HALO * PIECES + THREADS - 1) / THREADS)
-// Threads take every so many pieces of the halo; where those lie does not change from tile to tile, and is kept if there is room.
-#define KEEPS_PLACES (MINE <= 12)
-#if WARP_GROUPS
-#define PIECE_STEP (THREADS / PIECES * 16)
+#define TEAM_THREADS (32 * WARPS)
+#define THREADS (TEAM_THREADS * TEAMS)
+#if TEAMS > 1
+__device__ __forceinline__ int team_of() { return threadIdx.x / TEAM_THREADS; }
+__device__ __forceinline__ int of_team() { return threadIdx.x % TEAM_THREADS; }
+__device__ __forceinline__ void meet() { asm volatile("bar.sync %0, %1;" :: "r"(team_of() + 1), "n"(TEAM_THREADS) : "memory"); }
+// Teams take turns at the tensor cores: while one's sums are made, the others store and fetch. Left to themselves they would all do the same
+// at the same time.
+__device__ __forceinline__ void await_turn() { asm volatile("bar.sync %0, %1;" :: "r"(TEAMS + 1 + team_of()), "n"(2 * TEAM_THREADS) : "memory"); }
+__device__ __forceinline__ void give_turn() { asm volatile("bar.arrive %0, %1;" :: "r"(TEAMS + 1 + (team_of() + 1) % TEAMS), "n"(2 * TEAM_THREADS) : "memory"); }
 #else
-#define PIECE_STEP (THREADS / PIECES * CHUNK)
+__device__ __forceinline__ int team_of() { return 0; }
+__device__ __forceinline__ int of_team() { return threadIdx.x; }
+__device__ __forceinline__ void meet() { __syncthreads(); }
+#endif
+// Threads take every so many pieces of the halo; where those lie does not change from tile to tile, and is kept if there is room.
+#define FILLING (TEAM_THREADS / PIECES * PIECES)
+#define MINE ((HALO * PIECES + FILLING - 1) / FILLING)
+#define KEEPS_PLACES (MINE <= 16)
+#if WARP_GROUPS
+#define PIECE_STEP (FILLING / PIECES * 16)
+#else
+#define PIECE_STEP (FILLING / PIECES * CHUNK)
 #endif
 __device__ __forceinline__ void piece_at(int i, int& x0, int& x1, int& x2, int& half) {
   const int v = i / PIECES, w = v % H2;
@@ -53,23 +67,24 @@ __device__ __forceinline__ void note_places(int (&near)[MINE]) {
 #pragma unroll
   for (int k = 0; k < MINE; ++k) {
     int x0, x1, x2, half;
-    piece_at(threadIdx.x + k * THREADS, x0, x1, x2, half);
+    piece_at(of_team() + k * FILLING, x0, x1, x2, half);
     near[k] = ((x0 * I1 + x1) * I2 + x2) * PITCH + half * 16;
   }
 #endif
 }
 __device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const Spot& s, int chunk, const int (&near)[MINE]) {
+  if (FILLING < TEAM_THREADS && of_team() >= FILLING) return;
 #if KEEPS_PLACES
   if (s.i0 >= 0 && s.i0 + (H0 - 1) * IN_STEP0 < I0 && s.i1 >= 0 && s.i1 + (H1 - 1) * IN_STEP1 < I1 && s.i2 >= 0 && s.i2 + (H2 - 1) * IN_STEP2 < I2 && (chunk + 1) * CHUNK <= SOURCE_WIDTH) {
     const unsigned char* from = p.source + ((((i64)n * I0 + s.i0) * I1 + s.i1) * I2 + s.i2) * PITCH + chunk * CHUNK;
-    const u32 first = to + piece_place(threadIdx.x);
+    const u32 first = to + piece_place(of_team());
 #pragma unroll
     for (int k = 0; k < MINE; ++k)
-      if ((k + 1) * THREADS <= HALO * PIECES || threadIdx.x + k * THREADS < HALO * PIECES) copy16(first + k * PIECE_STEP, from + near[k], true);
+      if ((k + 1) * FILLING <= HALO * PIECES || of_team() + k * FILLING < HALO * PIECES) copy16(first + k * PIECE_STEP, from + near[k], true);
     return;
   }
 #endif
-  for (int i = threadIdx.x; i < HALO * PIECES; i += THREADS) {
+  for (int i = of_team(); i < HALO * PIECES; i += FILLING) {
     int x0, x1, x2, half;
     piece_at(i, x0, x1, x2, half);
     const int i0 = s.i0 + x0, i1 = s.i1 + x1, i2 = s.i2 + x2, byte = chunk * CHUNK + half * 16;
@@ -84,109 +99,28 @@ __device__ __forceinline__ void fill_weights(u32 to, const Params& p, int kind, 
 }
 """
 
-MMA = r"""
-#define MI (TILE0 * TILE1 / 2 / WARPS)
-#define NJ (COLUMNS / 8)
-__device__ __forceinline__ void clear(Sum (&sums)[MI][NJ][4]) {
-#pragma unroll
-  for (int i = 0; i < MI * NJ * 4; ++i) sums[i / (NJ * 4)][i / 4 % NJ][i % 4] = 0;
-}
-__device__ __forceinline__ void load_matrix(u32 (&r)[4], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
-}
-#if HALF
-__device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-#else
-__device__ __forceinline__ void multiply(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-#endif
-// Rows of eight voxels go in pairs.
-#define ROWS_OF 2
-__device__ __forceinline__ void first_row(int& d, int& h) { row_of_team(threadIdx.x >> 5, d, h); }
-__device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo, u32 weights, int turns, const int* places, bool fresh) {
-  if (fresh) clear(sums);
-  const int lane = threadIdx.x & 31, kh = lane >> 4, bk = (lane >> 3) & 1, br = (lane & 7) + ((lane >> 4) << 3);
-  int first[MI];
-#pragma unroll
-  for (int i = 0; i < MI; ++i) {
-    int d, h;
-    first_row(d, h);
-    first[i] = ((d + ROW_D(i)) * STRIDE0 * H1 + (h + ROW_H(i, 0) + (lane >> 3 & 1)) * STRIDE1) * H2 + (lane & 7);
-  }
-#pragma unroll 3
-  for (int t = 0; t < turns; ++t) {
-    u32 b[NJ / 2][4];
-#pragma unroll
-    for (int j = 0; j < NJ / 2; ++j) {
-      const int r = t * COLUMNS + j * 16 + br;
-      load_matrix(b[j], weights + r * DEPTH + ((bk ^ ((r >> 2) & 1)) << 4));
-    }
-#if CHUNK == 16
-    const int place = kh ? places[2 * t + 1] : places[2 * t];
-#else
-    const int place = places[t];
-#endif
-#pragma unroll
-    for (int i = 0; i < MI; ++i) {
-      const int v = first[i] + place;
-      u32 a[4];
-#if CHUNK == 16
-      load_matrix(a, halo + v * 16);
-#else
-      load_matrix(a, halo + v * CHUNK + ((kh ^ ((v >> 2) & 1)) << 4));
-#endif
-#pragma unroll
-      for (int j = 0; j < NJ / 2; ++j) { multiply(sums[i][2 * j], a, b[j][0], b[j][1]); multiply(sums[i][2 * j + 1], a, b[j][2], b[j][3]); }
-    }
-  }
-}
-"""
-
-WGMMA = r"""
-#define MI (TILE0 * TILE1 * 4 / 8 / WARPS)
-#define NJ (COLUMNS / 8)
-__device__ __forceinline__ u64 described(u32 address, u32 across, u32 down) {
-  return (u64)((address & 0x3FFFF) >> 4) | (u64)across << 16 | (u64)down << 32;
-}
-#define ROWS_OF 8
-__device__ __forceinline__ void first_row(int& d, int& h) { row_of_team(threadIdx.x >> 7, d, h); h += ((threadIdx.x >> 5) & 3) * 2; }
-// Keeps the compiler from moving sums while they are written asynchronously.
-__device__ __forceinline__ void hold(Sum (&sums)[MI][NJ][4]) {
-#pragma unroll
-  for (int i = 0; i < MI * NJ * 4; ++i) asm volatile("" : HOLD(sums[i / (NJ * 4)][i / 4 % NJ][i % 4]) :: "memory");
-}
-// The first turn of a tile overwrites what the sums held.
-__device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo, u32 weights, int turns, const int* places, bool fresh) {
-  const int team = threadIdx.x >> 7;
-  hold(sums);
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-#pragma unroll 3
-  for (int t = 0; t < turns; ++t) {
-#if CHUNK == 16
-    const int place = places[2 * t], across = places[2 * t + 1] - place;
-#else
-    const int place = places[t], across = H0 * H1 * H2;
-#endif
-    const u64 b = described(weights + t * COLUMNS * DEPTH, COLUMNS, 8);
-#pragma unroll
-    for (int i = 0; i < MI; ++i) {
-      const int f = team * MI + i, d = f / (TILE1 / 8), h = f % (TILE1 / 8) * 8;
-      multiply_group(sums[i], described(halo + ((d * STRIDE0 * H1 + h * STRIDE1) * H2 + place) * 16, across, STRIDE1 * H2), b, t > 0 || !fresh);
-    }
-  }
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-"""
-
 RUN_DEFINITIONS = r"""
 #define TILES (TILES0 * TILES1 * TILES2)
-// Rows of eight scores change places from one thread's channels to the next, so that threads write to different banks.
+#define LOTS (BLOCKS * TEAMS)
+// Rows of eight scores change places from column to column, so that threads write to different banks.
+#if WRITES_MATRICES
+#define STAGED_TURN(column) (((column) / LANES & 3) * 2 + ((column) & 1))
+#else
 #define STAGED_TURN(column) (((column) / LANES) & 3)
+#endif
 #define RANKS (NJ / (LANES / 2))
 extern __shared__ __align__(128) unsigned char memory[];
+// Where a thread leaves scores of a row, given the first column of its rank; or the address that a matrix store wants of it.
+__device__ __forceinline__ int staged_at(int first, int row) {
+  const int lane = threadIdx.x & 31;
+#if WRITES_MATRICES
+  const int column = first + (lane >> 1 & 3) * LANES + (lane >> 3) % (LANES / 2) * 2 + (lane & 1);
+  return column * STAGED_ROW + (row ^ STAGED_TURN(column)) * TILE2;
+#else
+  const int column = first + (lane & 3) * LANES;
+  return column * STAGED_ROW + (row ^ STAGED_TURN(column)) * TILE2 + (lane >> 2);
+#endif
+}
 """
 
 RUN = r"""
@@ -197,7 +131,7 @@ RUN = r"""
 #define HELD(held)
 #endif
 #if KEEPS_WEIGHTS
-#define HALO_AT(stage) (shared + WEIGHT_BYTES + (stage) * HALO_BYTES)
+#define HALO_AT(stage) (shared + WEIGHT_BYTES + (team_of() * STAGES + (stage)) * HALO_BYTES)
 #define WEIGHTS_AT(stage) shared
 #else
 #define HALO_AT(stage) (shared + (stage) * (HALO_BYTES + WEIGHT_BYTES))
@@ -208,9 +142,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #if OUTPUT
   unsigned short* scores = (unsigned short*)(memory + SCORES_AT);
 #endif
-  const int n = blockIdx.x / BLOCKS, lot = blockIdx.x % BLOCKS, phase = blockIdx.z / SPLIT, part = blockIdx.z % SPLIT;
+  const int n = blockIdx.x / BLOCKS, lot = blockIdx.x % BLOCKS * TEAMS + team_of(), phase = blockIdx.z / SPLIT, part = blockIdx.z % SPLIT;
   const int p2 = phase % PHASES2, p1 = phase / PHASES2 % PHASES1, p0 = phase / (PHASES1 * PHASES2), kind = SAME_TAPS ? 0 : phase;
-  const int first = part * ROUNDS / SPLIT, each = (part + 1) * ROUNDS / SPLIT - first, total = ((TILES - 1 - lot) / BLOCKS + 1) * each;
+  const int first = part * ROUNDS / SPLIT, each = (part + 1) * ROUNDS / SPLIT - first;
+  const int total = lot < TILES ? ((TILES - 1 - lot) / LOTS + 1) * each : 0;
   const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
 #if STATISTICS
   float sum[RANKS][LANES], square[RANKS][LANES];
@@ -229,25 +164,36 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #endif
   int near[MINE];
   note_places(near);
-  fill_weights(WEIGHTS_AT(0), p, kind, first);
-  fill_halo(HALO_AT(0), p, n, spot_of(lot, p0, p1, p2), first / TURN_GROUPS, near);
-  copies_end();
+  // What a step multiplies; of weights that are kept, nothing more.
+  const auto fill = [&](int step) {
+    const int stage = STAGES == 2 ? step & 1 : 0, round = first + step % each;
+    if (!KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(stage), p, kind, round);
+    fill_halo(HALO_AT(stage), p, n, spot_of(lot + step / each * LOTS, p0, p1, p2), round / TURN_GROUPS, near);
+    copies_end();
+  };
+  const auto await_fill = [&](int step) { if (STAGES == 2 && step == 0 && total > 1) wait_copies<1>(); else wait_copies<0>(); };
+  if (KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(0), p, kind, first);
+  if (total) fill(0); else copies_end();
+  if (STAGES == 2 && total > 1) fill(1);
+#if TEAMS > 1
+  // All threads bring weights, and all of them use what the others brought.
+  await_fill(0);
+#if WARP_GROUPS
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+  __syncthreads();
+#endif
   for (int step = 0; step < total; ++step) {
-    const int stage = STAGES == 2 ? step & 1 : 0, round = first + step % each, next = first + (step + 1) % each, tile = lot + step / each * BLOCKS;
-    const bool more = step + 1 < total;
-    wait_copies();
+    const int stage = STAGES == 2 ? step & 1 : 0, round = first + step % each, tile = lot + step / each * LOTS;
+    await_fill(step);
 #if WARP_GROUPS
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
-    __syncthreads();
-    // With two stages the other was read to its end before the barrier: it is filled while this one is multiplied.
-#define FILL_NEXT { \
-      if (!KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(STAGES == 2 ? stage ^ 1 : 0), p, kind, next); \
-      fill_halo(HALO_AT(STAGES == 2 ? stage ^ 1 : 0), p, n, spot_of(lot + (step + 1) / each * BLOCKS, p0, p1, p2), next / TURN_GROUPS, near); \
-      copies_end(); }
-#if STAGES == 2 && !WARP_GROUPS
-    if (more) FILL_NEXT
-#endif
+    meet();
+    // With two stages the other was read to its end before the barrier: it is filled while this one is multiplied, from the second step on. A team
+    // that has its turn makes haste, and fetches when the next one has it.
+    const bool more = step + 1 < total && (STAGES == 1 || step > 0);
+    const auto meanwhile = [&] { if (STAGES == 2 && TEAMS == 1 && more) fill(step + 1); };
 #if FETCHES_EARLY
     // What the sums will meet is under way while they are made.
     if (round == first + each - 1) {
@@ -263,16 +209,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
       }
     }
 #endif
-    multiply_round(sums, HALO_AT(stage), WEIGHTS_AT(stage), ROUND_TURNS[kind * TURN_GROUPS + round % TURN_GROUPS], PLACES + (kind * TURN_GROUPS + round % TURN_GROUPS) * (GROUP_TURNS * DEPTH / CHUNK), round == first);
-#if STAGES == 2 && WARP_GROUPS
-    if (more) FILL_NEXT
+#if TEAMS > 1
+    if (step > 0 || team_of() > 0) await_turn();
+#endif
+    multiply_round(sums, HALO_AT(stage), WEIGHTS_AT(stage), ROUND_TURNS[kind * TURN_GROUPS + round % TURN_GROUPS], PLACES + (kind * TURN_GROUPS + round % TURN_GROUPS) * GROUP_TURNS * 2, round == first, meanwhile);
+#if TEAMS > 1
+    // To who has a tile left: the next team, or the first again.
+    if (tile + (team_of() + 1 < TEAMS ? 1 : LOTS - TEAMS + 1) < TILES) give_turn();
+    if (STAGES == 2 && more) fill(step + 1);
 #endif
 #if WARP_GROUPS
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
     hold(sums);
 #endif
 #if STAGES == 1
-    if (more) { __syncthreads(); FILL_NEXT }
+    if (more) { meet(); fill(step + 1); }
 #endif
     if (round != first + each - 1) continue;
 #if SPLIT > 1
@@ -312,21 +263,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
         for (int i = 0; i < MI; ++i)
 #pragma unroll
           for (int hh = 0; hh < 2; ++hh)
-            if (!checked.value || rows.has(at, i, hh)) {
+            if (!checked.value || (STAGES_OUTPUT ? rows.has(i, hh) : rows.has(at, i, hh))) {
               float v[LANES];
 #pragma unroll
               for (int k = 0; k < LANES / 2; ++k) { v[2 * k] = (float)sums[i][j * LANES / 2 + k][hh * 2]; v[2 * k + 1] = (float)sums[i][j * LANES / 2 + k][hh * 2 + 1]; }
-              chain.apply(v, ROW_STEP(i, hh) HELD(held[j][i][hh]) EXTRA(sum[j], square[j], scores + at.inside * STAGED_ROW + ((row_h + ROW_H(i, hh)) ^ STAGED_TURN(at.inside)) * TILE2 + g));
+              chain.apply(v, ROW_STEP(i, hh) HELD(held[j][i][hh]) EXTRA(sum[j], square[j], scores + staged_at(j * LANES * 4, row_h + ROW_H(i, hh))));
             }
       }
     };
     // Most tiles are inside: without a question between them, the work on one row fills the waits of another.
-    if (rows.whole && (blockIdx.y + 1) * COLUMNS <= WIDTH * SPREAD) give(Known<false>()); else give(Known<true>());
+    if (EVEN || (rows.whole && (blockIdx.y + 1) * COLUMNS <= WIDTH * SPREAD)) give(Known<false>()); else give(Known<true>());
 #if STAGES_OUTPUT
     // A tile is a row of voxels: of each channel it goes out in one piece, eight scores a thread.
     __syncthreads();
     const int begin = s.o1 * TILE2, length = min(TILE1, (int)(VOXELS - begin) / TILE2);
-    for (int i = threadIdx.x; i < COLUMNS * TILE1; i += THREADS) {
+    for (int i = of_team(); i < COLUMNS * TILE1; i += TEAM_THREADS) {
       const int column = i / TILE1, at = i % TILE1, slot = blockIdx.y * COLUMNS + column, k = slot < WIDTH ? channel_of(slot) : -1;
       if (k >= 0 && at < length) {
         vec16 row;
@@ -358,8 +309,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
     const int column = blockIdx.y * COLUMNS + i / 2, beside = column / WIDTH, c = column % WIDTH;
     if (beside < SPREAD) {
       float whole = 0.0f;
-      for (int r = 0; r < WARPS; ++r) whole += kept_sums[r * COLUMNS * 2 + i];
-      const i64 row = ((i64)(n * BLOCKS + lot) * (gridDim.z / SPLIT) + phase) * SPREAD + beside;
+      for (int r = 0; r < WARPS * TEAMS; ++r) whole += kept_sums[r * COLUMNS * 2 + i];
+      const i64 row = ((i64)blockIdx.x * (gridDim.z / SPLIT) + phase) * SPREAD + beside;
       p.partials[(row * WIDTH + c) * 2 + i % 2] = whole;
     }
   }

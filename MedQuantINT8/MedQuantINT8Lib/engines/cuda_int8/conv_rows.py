@@ -5,11 +5,11 @@ ROWS = r"""
 #define PER_PLANE (TILE1 / ROWS_OF)
 #define ROW_D(i) (MI >= PER_PLANE ? (i) / PER_PLANE : 0)
 #define ROW_H(i, hh) ((MI >= PER_PLANE ? (i) % PER_PLANE : (i)) * ROWS_OF + (hh))
-__device__ __forceinline__ void row_of_team(int team, int& d, int& h);
+__device__ __forceinline__ void row_of_share(int share, int& d, int& h);
 """
 
 PLACES = r"""
-__device__ __forceinline__ void row_of_team(int team, int& d, int& h) { d = team * MI / PER_PLANE; h = team * MI % PER_PLANE * ROWS_OF; }
+__device__ __forceinline__ void row_of_share(int share, int& d, int& h) { d = share * MI / PER_PLANE; h = share * MI % PER_PLANE * ROWS_OF; }
 // Neighbouring columns of a thread: which channels they are, of which voxel beside the first (of a spread convolution).
 struct Place {
   int inside, c, b0, b1, b2;
@@ -34,6 +34,10 @@ struct Rows {
     o0 = s.o0 + d * OUT_STEP0; o1 = s.o1 + h * OUT_STEP1; o2 = s.o2 + g * OUT_STEP2;
   }
   __device__ __forceinline__ int first(const Place& at) const { return ((o0 + at.b0) * O1 + o1 + at.b1) * O2 + o2 + at.b2; }
+  // Of the first voxel beside: the same for all threads of a warp, if rows are of eight voxels.
+  __device__ __forceinline__ bool has(int i, int hh) const {
+    return whole || (o0 + ROW_D(i) * OUT_STEP0 < O0 && o1 + ROW_H(i, hh) * OUT_STEP1 < O1);
+  }
   __device__ __forceinline__ bool has(const Place& at, int i, int hh) const {
     return at.wanted && (whole || (o0 + ROW_D(i) * OUT_STEP0 + at.b0 < O0 && o1 + ROW_H(i, hh) * OUT_STEP1 + at.b1 < O1 && o2 + at.b2 < O2));
   }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .chain_source import PRELUDE, ChainSource
-from .conv_kernel import FILL, MMA, RUN, RUN_DEFINITIONS, WGMMA
+from .conv_kernel import FILL, RUN, RUN_DEFINITIONS
+from .conv_product import BY_LINES, BY_TAPS, MMA, WGMMA
 from .conv_rows import PLACES, ROWS
 from .plan import Plan
 from .tiling import DEPTH, Tiling
@@ -21,10 +22,11 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
     defined: dict[str, object] = {
         "DEPTH": DEPTH,
         "CHUNK": tiling.chunk,
+        "PIECES": tiling.pieces,
         "HALF": int(tiling.half),
         "WARP_GROUPS": int(tile.groups),
         "WARPS": tile.warps,
-        "THREADS": tile.threads,
+        "TEAMS": tile.teams,
         "COLUMNS": tile.channels,
         "STAGES": tile.stages,
         "SPLIT": tile.split,
@@ -37,6 +39,7 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
         "TURN_GROUPS": tiling.turn_groups,
         "GROUP_TURNS": tiling.group_turns,
         "ROUNDS": tiling.rounds,
+        "EVEN": int(tiling.even),
         "SAME_TAPS": int(tiling.same_taps),
         "SPREAD": tiling.spread,
         "STAGES_OUTPUT": int(tiling.stages_output),
@@ -44,41 +47,54 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
         "SCORES_AT": tiling.pipeline_bytes,
         "STAGED_ROW": tiling.staged_row,
         "PITCH": plan.buffers[step.source.buffer].pitch * tiling.element,
-        "SOURCE_WIDTH": step.source.layout.width * tiling.element,
+        "SOURCE_WIDTH": tiling.voxel_bytes,
     }
     for axis, lattice in enumerate(tiling.lattices):
         defined |= {f"TILE{axis}": tile.voxels[axis], f"H{axis}": tiling.halo[axis], f"TILES{axis}": tiling.tiles[axis]}
         defined |= {f"I{axis}": step.source_size[axis], f"O{axis}": step.size[axis], f"PHASES{axis}": lattice.phases}
         defined |= {f"STRIDE{axis}": lattice.stride, f"IN_STEP{axis}": lattice.in_step, f"OUT_STEP{axis}": lattice.out_step}
+        defined[f"TAPS{axis}"] = len(lattice.taps[0])
         defined[f"SPREAD{axis}"] = step.geometry.stride[axis] if tiling.spread > 1 else 1
     head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
     tables = "".join(_table(f"STARTS{axis}", list(lattice.starts)) for axis, lattice in enumerate(tiling.lattices))
-    room, places, counts = tiling.turn_groups * tiling.group_turns * tiling.together, [], []
+    room, places, counts = tiling.turn_groups * tiling.group_turns * 2, [], []
     for found in tiling.places:
         places += found + [0] * (room - len(found))
-        left = len(found) // tiling.together
+        left = len(found) // 2
         for _ in range(tiling.turn_groups):
             counts.append(max(0, min(left, tiling.group_turns)))
             left -= tiling.group_turns
     tables += _table("PLACES", places) + _table("ROUND_TURNS", counts)
+    if tile.groups and tiling.same_taps and tiling.turn_groups == 1 and not tiling.by_lines:
+        # Written out, where things lie is part of the instructions.
+        turns = "".join(f" DO({n}, {place}, {other})" for n, (place, other) in enumerate(zip(places[::2], places[1::2], strict=True)))
+        tables += f"#define EACH_TURN(DO){turns}\n"
     kind = f"typedef {'float' if tiling.half else 'int'} Sum;\n"
-    product = _multiply_group(tile.channels, tiling.half) + WGMMA if tile.groups else MMA
+    product = MMA
+    if tile.groups:
+        product = _multiply_group(tile.channels, tiling.half, tiling.by_lines) + WGMMA + (BY_LINES if tiling.by_lines else BY_TAPS)
     return PRELUDE + head + tables + kind + chain.text + FILL + ROWS + product + RUN_DEFINITIONS + PLACES + RUN
 
 
-def _multiply_group(columns: int, half: bool) -> str:
+def _multiply_group(columns: int, half: bool, registers: bool) -> str:
     """multiply_group(sums, a, b, add): 64 rows by ``columns``, 32 bytes deep, by one wgmma (PTX ISA 8.0, section "Asynchronous warpgroup level
-    matrix instructions")."""
+    matrix instructions"); the rows described, or in ``registers`` a0 to a3."""
     count = columns // 2
     kind, shape = ("f32.f16.f16", "k16") if half else ("s32.s8.s8", "k32")
-    registers = ", ".join(f"%{n}" for n in range(count))
+    sums = ", ".join(f"%{n}" for n in range(count))
     operands = ", ".join(f'"+{"f" if half else "r"}"(sums[{n // 4}][{n % 4}])' for n in range(count))
-    tail = ", 1, 1, 0, 0" if half else ""
+    if registers:
+        rows, given, where = "{" + ", ".join(f"%{count + n}" for n in range(4)) + "}", "u32 a0, u32 a1, u32 a2, u32 a3", '"r"(a0), "r"(a1), "r"(a2), "r"(a3)'
+    else:
+        rows, given, where = f"%{count}", "u64 a", '"l"(a)'
+    last = count + (4 if registers else 1)
+    # Signs, and of rows in shared memory and columns whether they are transposed.
+    tail = ("" if not half else ", 1, 1, 0" if registers else ", 1, 1, 0, 0")
     return (
         f"#define HOLD(sum) \"+{'f' if half else 'r'}\"(sum)\n"
-        f"__device__ __forceinline__ void multiply_group(Sum (&sums)[{columns // 8}][4], u64 a, u64 b, int add) {{\n"
-        f'  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{count + 2}, 0; wgmma.mma_async.sync.aligned.m64n{columns}{shape}.{kind} '
-        f'{{{registers}}}, %{count}, %{count + 1}, p{tail}; }}" : {operands} : "l"(a), "l"(b), "r"(add));\n}}\n'
+        f"__device__ __forceinline__ void multiply_group(Sum (&sums)[{columns // 8}][4], {given}, u64 b, int add) {{\n"
+        f'  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{last + 1}, 0; wgmma.mma_async.sync.aligned.m64n{columns}{shape}.{kind} '
+        f'{{{sums}}}, {rows}, %{last}, p{tail}; }}" : {operands} : {where}, "l"(b), "r"(add));\n}}\n'
     )
 
 

@@ -23,8 +23,16 @@ DEPTH = 32
 TILE2 = 8
 #: Registers of a thread besides its sums, about, and all that it can have.
 OTHER_REGISTERS, MOST_REGISTERS = 80, 255
-#: Weights of so many turns of 32 bytes lie in shared memory at a time.
+#: Bytes that lie side by side in shared memory, of one voxel.
+PIECE = 16
+#: Weights of so many turns of 32 bytes are fetched at a time, unless all are kept.
 MOST_TURNS = 27
+#: Taps along the second axis that the lines in a warp's registers serve.
+LINE_TAPS = 3
+#: Columns up to which a block multiplies lines from registers.
+LINE_COLUMNS = 32
+#: Registers of a multiprocessor.
+REGISTERS = 65536
 
 
 @dataclass(frozen=True)
@@ -34,10 +42,12 @@ class Tile:
     Attributes:
         voxels: of the output; the last is 8.
         channels: of the output.
-        warps: each takes its share of the voxels.
+        warps: of a team; each takes its share of the voxels.
         stages: copies into shared memory that are under way.
         groups: whether by wgmma, in warp groups of 128 threads (compute capability 9.0).
         split: blocks that share the sums of one tile.
+        teams: of a block; each works on tiles of its own, and all multiply by the same weights. With several, all weights
+            are in shared memory, and all channels of a tile's inputs are fetched at once.
     """
 
     voxels: Size
@@ -46,10 +56,11 @@ class Tile:
     stages: int
     groups: bool = False
     split: int = 1
+    teams: int = 1
 
     @property
     def threads(self) -> int:
-        return 32 * self.warps
+        return 32 * self.warps * self.teams
 
     @property
     def count(self) -> int:
@@ -109,29 +120,47 @@ class Tiling:
         return _taps(self.lattices, self.same_taps)
 
     @cached_property
-    def chunk(self) -> int:
-        """Bytes of a voxel in one turn: all that is multiplied at once, or half of it, when two taps are multiplied at once."""
+    def voxel_bytes(self) -> int:
+        """Of the input."""
         assert self.step.source is not None
-        return DEPTH // 2 if self.step.source.layout.width * self.element % DEPTH and max(map(len, self.taps)) > 1 else DEPTH
+        return self.step.source.layout.width * self.element
+
+    @cached_property
+    def chunk(self) -> int:
+        """Bytes of a voxel that are fetched together: all, or what is multiplied at once, or half of it, when two taps are multiplied at once."""
+        if self.tile.teams > 1:
+            return self.voxel_bytes
+        return PIECE if self.voxel_bytes % DEPTH and max(map(len, self.taps)) > 1 else DEPTH
 
     @cached_property
     def chunks(self) -> int:
-        assert self.step.source is not None
-        return -(-self.step.source.layout.width * self.element // self.chunk)
+        return -(-self.voxel_bytes // self.chunk)
 
     @cached_property
-    def together(self) -> int:
-        """Taps that are multiplied at once."""
-        return DEPTH // self.chunk
+    def pieces(self) -> int:
+        """Of a chunk. Each is multiplied for each tap; two make a turn."""
+        return self.chunk // PIECE
+
+    @cached_property
+    def by_lines(self) -> bool:
+        """Whether voxels are multiplied from registers, where a line of eight serves several taps, instead of from shared memory once a tap.
+
+        With few columns the tensor cores would wait for shared memory: of the INT8 product of 64 rows and 32 columns it has 24 cycles' work,
+        they have 16.
+        """
+        taps = [axis.taps[0] for axis in self.lattices]
+        dense = all(axis.stride == 1 and taken == tuple((k, k) for k in range(len(taken))) for axis, taken in zip(self.lattices, taps, strict=True))
+        fits = self.tile.voxels[1] == TILE2 and len(taps[1]) == LINE_TAPS and math.prod(map(len, taps)) <= MOST_TURNS
+        return self.tile.groups and self.tile.channels <= LINE_COLUMNS and self.same_taps and dense and fits and self.pieces % 2 == 0
 
     @cached_property
     def turns(self) -> int:
         """Products of a tile and chunk, in the phase with most taps."""
-        return max(1, max(-(-len(taps) // self.together) for taps in self.taps))
+        return max(1, max(-(-len(taps) * self.pieces // 2) for taps in self.taps))
 
     @cached_property
     def turn_groups(self) -> int:
-        return -(-self.turns // MOST_TURNS)
+        return 1 if self.tile.teams > 1 or self.by_lines else -(-self.turns // MOST_TURNS)
 
     @cached_property
     def group_turns(self) -> int:
@@ -165,20 +194,42 @@ class Tiling:
         stride = self.lattices[2].stride
         return (offset[0] * height + offset[1]) * width + (offset[2] % stride) * (width // stride) + offset[2] // stride
 
+    @cached_property
+    def factors(self) -> list[list[tuple[int, int, int]]]:
+        """For each phase that differs what is multiplied, in order: (place in the halo in pieces, number of the tap, piece of its chunk).
+
+        wgmma finds pieces of one number side by side, mma those of one voxel. By lines, what the same registers serve comes together.
+        """
+        voxels = math.prod(self.halo)
+        if self.by_lines:
+            k0, k1, k2 = (len(axis.taps[0]) for axis in self.lattices)
+            ordered = ((first + half, (a, b, c)) for first in range(0, self.pieces, 2) for c in range(k2) for a in range(k0) for b in range(k1) for half in (0, 1))
+            return [[(piece * voxels + self.place((a, b, c)), (a * k1 + b) * k2 + c, piece) for piece, (a, b, c) in ordered]]
+        apart, beside = (voxels, 1) if self.tile.groups else (1, self.pieces)
+        return [
+            sorted((piece * apart + self.place(offset) * beside, number, piece) for number, (_, offset) in enumerate(taps) for piece in range(self.pieces))
+            for taps in self.taps
+        ]
+
     @property
     def places(self) -> list[list[int]]:
-        """Of the taps of each phase, in the order in which they are multiplied; the last again where taps go in pairs."""
+        """Of the factors of each phase; the last again where one has no other to make a turn with."""
         found = []
-        for taps in self.taps:
-            places = sorted(self.place(offset) for _, offset in taps) or [0]
-            places += places[-1:] * (-len(places) % self.together)
-            found.append(places)
+        for factors in self.factors:
+            places = [place for place, _, _ in factors] or [0, 0]
+            found.append(places + places[-1:] * (len(places) % 2))
         return found
 
     @cached_property
     def tiles(self) -> Size:
         a, b, c = (-(-lattice.count(n) // t) for lattice, n, t in zip(self.lattices, self.step.size, self.tile.voxels, strict=True))
         return a, b, c
+
+    @cached_property
+    def even(self) -> bool:
+        """Whether tiles leave nothing over, nor columns."""
+        axes = zip(self.lattices, self.step.size, self.tile.voxels, strict=True)
+        return all(n % (lattice.out_step * t) == 0 for lattice, n, t in axes) and self.columns % self.tile.channels == 0
 
     @cached_property
     def halo_bytes(self) -> int:
@@ -197,7 +248,7 @@ class Tiling:
     @property
     def pipeline_bytes(self) -> int:
         stages = self.tile.stages
-        return stages * self.halo_bytes + self.weight_bytes * (1 if self.keeps_weights else stages)
+        return self.tile.teams * stages * self.halo_bytes + self.weight_bytes * (1 if self.keeps_weights else stages)
 
     @property
     def stages_output(self) -> bool:
@@ -214,12 +265,12 @@ class Tiling:
         scores = self.tile.channels * self.staged_row * 2 if self.stages_output else 0
         # wgmma's rows lie inside the halo, but memory checkers take the 64 rows to lie side by side from the first on.
         beyond = 64 * DEPTH if self.tile.groups else 0
-        return max(self.pipeline_bytes + max(scores, beyond), self.tile.warps * self.tile.channels * 8)
+        return max(self.pipeline_bytes + max(scores, beyond), self.tile.threads // 32 * self.tile.channels * 8)
 
     @property
     def sums(self) -> int:
         """Registers that a thread's sums take."""
-        return self.tile.count * self.tile.channels // self.tile.threads
+        return self.tile.count * self.tile.channels // (32 * self.tile.warps)
 
     @cached_property
     def fetched_registers(self) -> int:
@@ -229,12 +280,17 @@ class Tiling:
     @property
     def fetches_early(self) -> bool:
         """Whether those are read before the sums are ready."""
-        return self.tile.split == 1 and self.sums + self.fetched_registers + OTHER_REGISTERS <= MOST_REGISTERS
+        return self.tile.split == 1 and self.sums + self.fetched_registers + OTHER_REGISTERS <= self.most_registers
+
+    @property
+    def most_registers(self) -> int:
+        """That a thread can have."""
+        return min(MOST_REGISTERS, REGISTERS // self.tile.threads // 8 * 8)
 
     @property
     def registers(self) -> int:
         """Of a thread, about."""
-        return min(MOST_REGISTERS, self.sums + OTHER_REGISTERS + (self.fetched_registers if self.fetches_early else 0))
+        return min(self.most_registers, self.sums + OTHER_REGISTERS + (self.fetched_registers if self.fetches_early else 0))
 
     @property
     def lanes(self) -> int:
@@ -275,24 +331,25 @@ def arranged_weights(plan: Plan, tiling: Tiling) -> NDArray[np.uint8]:
     step, tile = tiling.step, tiling.tile
     assert step.source is not None
     weights = plan.arrays[step.weights]
-    items = tiling.chunk // tiling.element
+    items = PIECE // tiling.element
     dtype = weights.dtype if step.int8 else np.dtype(np.float16)
-    padded = tiling.turn_groups * tiling.group_turns * tiling.together
-    found = np.zeros((len(tiling.taps), padded, tiling.column_blocks * tile.channels, tiling.chunks * items), dtype)
-    sources = step.source.layout.slots
-    if tiling.spread > 1:
-        for phase, k in enumerate(np.ndindex(*step.geometry.kernel)):
-            found[0, 0][np.ix_(phase * step.layout.width + step.layout.slots, sources)] = weights[(slice(None), slice(None), *k)]
-    else:
-        for phase, taps in enumerate(tiling.taps):
-            ordered = sorted(taps, key=lambda tap: tiling.place(tap[1]))
-            for number, (k, _) in enumerate(ordered):
-                found[phase, number][np.ix_(step.layout.slots, sources)] = weights[(slice(None), slice(None), *k)]
-    turns = padded // tiling.together
-    split = found.reshape(len(tiling.taps), turns, tiling.together, tiling.column_blocks, tile.channels, tiling.chunks, items)
-    # [phase][block][chunk][turn][column][taps of a turn][items]
-    ordered_by_block = split.transpose(0, 3, 5, 1, 4, 2, 6)[..., columns_of(tiling), :, :]
-    raw = np.ascontiguousarray(ordered_by_block).view(np.uint8).reshape(*ordered_by_block.shape[:5], 2, DEPTH // 2)
+    turns = tiling.turn_groups * tiling.group_turns
+    found = np.zeros((len(tiling.taps), 2 * turns, tiling.chunks, tiling.column_blocks * tile.channels, items), dtype)
+    for phase, (taps, factors) in enumerate(zip(tiling.taps, tiling.factors, strict=True)):
+        # [tap][chunk][piece][column][items]
+        by_tap = np.zeros((len(taps), tiling.column_blocks * tile.channels, tiling.chunks * tiling.pieces * items), dtype)
+        if tiling.spread > 1:
+            for beside, k in enumerate(np.ndindex(*step.geometry.kernel)):
+                by_tap[0][np.ix_(beside * step.layout.width + step.layout.slots, step.source.layout.slots)] = weights[(slice(None), slice(None), *k)]
+        else:
+            for number, (k, _) in enumerate(taps):
+                by_tap[number][np.ix_(step.layout.slots, step.source.layout.slots)] = weights[(slice(None), slice(None), *k)]
+        cut = by_tap.reshape(len(taps), -1, tiling.chunks, tiling.pieces, items)
+        for number, (_, tap, piece) in enumerate(factors):
+            found[phase, number] = cut[tap, :, :, piece].swapaxes(0, 1)
+    split = found.reshape(len(tiling.taps), turns, 2, tiling.chunks, tiling.column_blocks, tile.channels, items)
+    # [phase][block][chunk][turn][column][pieces of a turn][items]
+    raw = np.ascontiguousarray(split.transpose(0, 4, 3, 1, 5, 2, 6)[..., columns_of(tiling), :, :]).view(np.uint8)
     if tile.groups:
         # [turn][half][column][16 bytes]
         return np.ascontiguousarray(np.swapaxes(raw, -3, -2)).reshape(-1)

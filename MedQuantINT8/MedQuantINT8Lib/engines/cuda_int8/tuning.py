@@ -14,12 +14,14 @@ from ..cuda import Event, Gpu, Stream
 from ..cuda_graph import CapturedGraph
 from .network import CudaInt8Network
 from .plan import Plan, Step
-from .program import Program, conv_program, machine_of
-from .tiles import candidates
+from .program import Program, attention_program, conv_program, machine_of
+from .tiles import candidates, estimate, proposals
 from .tiling import Tile, Tiling
 
-#: Best guesses that are timed, and how often.
-_GUESSES, _ROUNDS, _RUNS = 3, 3, 8
+#: Of a convolution that takes at least such a share of the time of all, by estimate, so many of the best guesses are timed.
+_GUESSES = ((0.02, 4), (0.005, 3), (0.0, 2))
+#: How often a launch is timed.
+_ROUNDS, _RUNS = 3, 8
 
 
 def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[str, Tile]:
@@ -28,17 +30,28 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
     Raises:
         Cancelled: the task was cancelled.
         GpuMemoryError: the network does not fit.
+        UnsupportedNetwork: attention does not fit.
     """
     task = task or Task()
     machine = machine_of(gpu)
+    for step in plan.steps:
+        if step.kind == "attention":
+            # What does not fit is refused before anything is compiled.
+            attention_program(plan, step, machine)
     convolutions = [step for step in plan.steps if step.kind in ("conv", "deconv")]
     # Steps of equal source are the same work, and are timed once.
     alike: dict[str, list[Step]] = {}
     for step in convolutions:
         guess = conv_program(plan, step, candidates(step, machine, batch)[0], machine)
         alike.setdefault(guess.source, []).append(step)
-    tried = [(steps, [conv_program(plan, steps[0], t, machine) for t in candidates(steps[0], machine, batch)[:_GUESSES]]) for steps in alike.values()]
-    gpu.compiled([program.source for _, programs in tried for program in programs], "run", task)
+    costs = [len(steps) * estimate(candidates(steps[0], machine, batch)[0], machine, batch) for steps in alike.values()]
+    tried = []
+    for steps, cost in zip(alike.values(), costs, strict=True):
+        guesses = next(guesses for share, guesses in _GUESSES if cost >= share * sum(costs))
+        tried.append((steps, [conv_program(plan, steps[0], t, machine) for t in proposals(steps[0], machine, batch, guesses)]))
+    # Those that take longest to compile first, so that they are not waited for in the end.
+    every = sorted((program for _, programs in tried for program in programs), key=_size, reverse=True)
+    gpu.compiled([program.source for program in every], "run", task)
     network = CudaInt8Network(gpu, plan, batch, weights=partial(_any_order, plan))
     stream, begin, end = gpu.stream(), gpu.event(), gpu.event()
     found: dict[str, Tile] = {}
@@ -58,6 +71,12 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
         for thing in (stream, begin, end):
             thing.free()
     return found
+
+
+def _size(program: Program) -> int:
+    """Of a kernel, roughly: its products are written out."""
+    assert program.tiling is not None
+    return program.tiling.sums * program.tiling.group_turns
 
 
 def _any_order(plan: Plan, tiling: Tiling) -> NDArray[np.uint8]:

@@ -43,7 +43,7 @@ _LOOP = (
     + r"""
 #pragma unroll 4
   for (int pass = 0; pass < PASSES; ++pass) {
-    i64 voxel = ((i64)blockIdx.x * PASSES + pass) * ROWS + row;
+    i64 voxel = ((i64)TURN * PASSES + pass) * ROWS + row;
     if (voxel >= VOXELS) break;
     float v[8];
     take(v, p, n, voxel, c);
@@ -53,35 +53,48 @@ _LOOP = (
     + _LEAVE_SUMS
 )
 
-# A thread goes along the fastest axis: what it blended across the others for one output serves the next as well.
+# A thread goes along the fastest axis, two outputs at a time: what it blended across the others for one output serves the next as well, and
+# what two of them need is under way before either is worked out.
 _LINES = (
     _BEGIN
     + r"""
   for (int pass = 0; pass < PASSES; ++pass) {
     const i64 item = ((i64)blockIdx.x * PASSES + pass) * ROWS + row;
     if (item >= LINES) break;
-    const int first = (int)(item % RUNS) * RUN;
+    const int first = (int)(item % RUNS) * RUN, end = min(first + RUN, O2);
     const i64 line = item / RUNS;
     const Place y = place_of(p.ptr[TABLES + 1], O1, (int)(line % O1)), z = place_of(p.ptr[TABLES], O0, (int)(line / O1));
     int at_low = -1, at_high = -1;
     float below[8], above[8];
-    for (int o2 = first; o2 < min(first + RUN, O2); ++o2) {
-      const Place x = place_of(p.ptr[TABLES + 2], O2, o2);
-      if (x.low != at_low) {
-        at_low = x.low;
-        if (at_low == at_high) {
+    for (int o2 = first; o2 < end; o2 += 2) {
+      const Place both[2] = {place_of(p.ptr[TABLES + 2], O2, o2), place_of(p.ptr[TABLES + 2], O2, min(o2 + 1, O2 - 1))};
+      const int ahead = LINEAR2 ? both[1].high : both[1].low;
+      Column next;
+      if (ahead != at_high) next.read(p, n, z, y, ahead, c);
+      typename Chain<8>::Held held[2];
 #pragma unroll
-          for (int i = 0; i < 8; ++i) below[i] = above[i];
-        } else across(below, p, n, z, y, at_low, c);
-      }
-      float v[8];
+      for (int k = 0; k < 2; ++k)
+        if (o2 + k < end) Chain<8>::fetch(held[k], p, n, c, 0, (int)line * O2 + o2 + k);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) v[i] = below[i];
-      if (x.share > 0.0f) {
-        if (x.high != at_high) { at_high = x.high; across(above, p, n, z, y, at_high, c); }
-        mixed(v, above, x.share);
+      for (int k = 0; k < 2; ++k) {
+        if (o2 + k >= end) break;
+        const Place x = both[k];
+        if (x.low != at_low) {
+          at_low = x.low;
+          if (at_low == at_high) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) below[i] = above[i];
+          } else column(below, next, ahead, p, n, z, y, at_low, c);
+        }
+        float v[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[i] = below[i];
+        if (LINEAR2) {
+          if (x.high != at_high) { at_high = x.high; column(above, next, ahead, p, n, z, y, at_high, c); }
+          mixed(v, above, x.share);
+        }
+        chain.apply(v, (int)line * O2 + o2 + k, held[k] EXTRA(sum, square, nullptr));
       }
-      chain.apply(v, (int)line * O2 + o2 EXTRA(sum, square, nullptr));
     }
   }
 """
@@ -107,32 +120,41 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
 """
 
 _UNFOLD = r"""
-// A thread takes a whole voxel: which neighbour a slot is, is then known to the compiler.
-extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
-  const int n = blockIdx.y;
-  const i64 voxel = (i64)blockIdx.x * THREADS + threadIdx.x;
-  if (voxel >= VOXELS) return;
-  const int i2 = (int)(voxel % O2) * S2 - B2, i1 = (int)(voxel / O2 % O1) * S1 - B1, i0 = (int)(voxel / (O1 * O2)) * S0 - B0;
+// A thread takes a whole voxel: which neighbour a slot is, is then known to the compiler. Most voxels have all neighbours.
+template <class T, bool EDGE> __device__ __forceinline__ void unfolded(const Params& p, int n, i64 voxel, int i0, int i1, int i2) {
 #pragma unroll
-  for (int c = 0; c < WIDTH; c += 8) {
-    float v[8];
+  for (int c = 0; c < WIDTH; c += 16) {
+    float v[16];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < 16; ++i) {
       const int place = (c + i) / CHANNELS, channel = (c + i) % CHANNELS;
       const int x0 = i0 + place / (K1 * K2) * D0, x1 = i1 + place / K2 % K1 * D1, x2 = i2 + place % K2 * D2;
       v[i] = 0.0f;
-      if (place < K0 * K1 * K2 && (unsigned)x0 < I0 && (unsigned)x1 < I1 && (unsigned)x2 < I2) {
-        const i64 from = ((((i64)n * CHANNELS + channel) * I0 + x0) * I1 + x1) * I2 + x2;
-        v[i] = p.source_half ? low_half(__ldg((const unsigned short*)p.source + from)) : __ldg((const float*)p.source + from);
-      }
+      if (place < K0 * K1 * K2 && (!EDGE || ((unsigned)x0 < I0 && (unsigned)x1 < I1 && (unsigned)x2 < I2)))
+        v[i] = number(__ldg((const T*)p.source + (((n * CHANNELS + channel) * (i64)I0 + i0) * I1 + i1) * I2 + i2 + ((place / (K1 * K2) * D0 * I1 + place / K2 % K1 * D1) * I2 + place % K2 * D2)));
     }
-    Chain<8> chain(p, n, c);
+    Chain<16> chain(p, n, c);
     chain.apply(v, (int)voxel EXTRA(, , nullptr));
   }
+}
+template <class T> __device__ __forceinline__ void unfolded(const Params& p, int n, i64 voxel) {
+  const int i2 = (int)(voxel % O2) * S2 - B2, i1 = (int)(voxel / O2 % O1) * S1 - B1, i0 = (int)(voxel / (O1 * O2)) * S0 - B0;
+  const bool inside = i0 >= 0 && i0 + (K0 - 1) * D0 < I0 && i1 >= 0 && i1 + (K1 - 1) * D1 < I1 && i2 >= 0 && i2 + (K2 - 1) * D2 < I2;
+  if (inside) unfolded<T, false>(p, n, voxel, i0, i1, i2); else unfolded<T, true>(p, n, voxel, i0, i1, i2);
+}
+extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
+  const i64 voxel = (i64)blockIdx.x * THREADS + threadIdx.x;
+  if (voxel >= VOXELS) return;
+  if (p.source_half) unfolded<unsigned short>(p, blockIdx.y, voxel); else unfolded<float>(p, blockIdx.y, voxel);
 }
 """
 
 READ = r"""
+#if SOURCE_BYTES
+typedef signed char Source;
+#else
+typedef unsigned short Source;
+#endif
 __device__ __forceinline__ void read_source(float (&v)[8], const Params& p, i64 at, int c) {
 #if SOURCE_BYTES
   read_bytes(v, (const signed char*)p.source + at * PITCH + c, SOURCE_SCALE);
@@ -184,7 +206,7 @@ __device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 
   }
 }
 """,
-    # Along the second axis, then the first, then the fastest, as the reference; a share of 0 along an axis reads nothing more.
+    # Along the second axis, then the first, then the fastest, as the reference.
     "resize": """
 struct Place { int low, high; float share; };
 __device__ __forceinline__ Place place_of(const void* table, int m, int at) {
@@ -195,13 +217,39 @@ __device__ __forceinline__ void mixed(float (&v)[8], const float (&w)[8], float 
 #pragma unroll
   for (int i = 0; i < 8; ++i) v[i] = v[i] * (1.0f - share) + w[i] * share;
 }
-__device__ __forceinline__ void along1(float (&v)[8], const Params& p, i64 plane, Place y, int i2, int c) {
-  read_source(v, p, (plane * I1 + y.low) * I2 + i2, c);
-  if (y.share > 0.0f) { float w[8]; read_source(w, p, (plane * I1 + y.high) * I2 + i2, c); mixed(v, w, y.share); }
-}
-__device__ __forceinline__ void across(float (&v)[8], const Params& p, int n, Place z, Place y, int i2, int c) {
-  along1(v, p, (i64)n * I0 + z.low, y, i2, c);
-  if (z.share > 0.0f) { float w[8]; along1(w, p, (i64)n * I0 + z.high, y, i2, c); mixed(v, w, z.share); }
+// The source voxels around a line, at one place along it.
+struct Column {
+#if SOURCE_BYTES
+  Bytes<8> at[1 + LINEAR0][1 + LINEAR1];
+  __device__ __forceinline__ void opened(float (&v)[8], int i, int j) const { at[i][j].opened(v, SOURCE_SCALE); }
+#else
+  Halves<8> at[1 + LINEAR0][1 + LINEAR1];
+  __device__ __forceinline__ void opened(float (&v)[8], int i, int j) const { at[i][j].opened(v); }
+#endif
+  __device__ __forceinline__ void read(const Params& p, int n, Place z, Place y, int i2, int c) {
+#pragma unroll
+    for (int i = 0; i < 1 + LINEAR0; ++i)
+#pragma unroll
+      for (int j = 0; j < 1 + LINEAR1; ++j) {
+        const i64 from = ((((i64)n * I0 + (i ? z.high : z.low)) * I1 + (j ? y.high : y.low)) * I2 + i2) * PITCH + c;
+        at[i][j].read((const Source*)p.source + from);
+      }
+  }
+  __device__ __forceinline__ void along1(float (&v)[8], int i, Place y) const {
+    opened(v, i, 0);
+    if (LINEAR1) { float w[8]; opened(w, i, LINEAR1); mixed(v, w, y.share); }
+  }
+  __device__ __forceinline__ void blended(float (&v)[8], Place z, Place y) const {
+    along1(v, 0, y);
+    if (LINEAR0) { float w[8]; along1(w, LINEAR0, y); mixed(v, w, z.share); }
+  }
+};
+// Of a place that was read ahead, or else of another.
+__device__ __forceinline__ void column(float (&v)[8], const Column& next, int ahead, const Params& p, int n, Place z, Place y, int i2, int c) {
+  if (i2 == ahead) { next.blended(v, z, y); return; }
+  Column other;
+  other.read(p, n, z, y, i2, c);
+  other.blended(v, z, y);
 }
 """,
 }
@@ -238,9 +286,9 @@ extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ Pa
 )
 
 #: Voxels that a thread takes in turn; of a resize, along the fastest axis.
-PASSES, RUN = 4, 24
+PASSES, RUN = 4, 12
 #: Blocks, about, where each leaves its sums.
-MOST_PARTIALS = 1024
+MOST_PARTIALS = 2048
 
 
 def threads_of(width: int) -> int:
@@ -272,6 +320,8 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     items, least = (voxels // step.size[2] * runs, 1) if step.kind == "resize" else (voxels, PASSES)
     passes = max(least, -(-items // (rows * MOST_PARTIALS))) if chain.norm else least
     defined: dict[str, object] = {"THREADS": threads, "ROWS": rows, "PASSES": passes}
+    # What the step before wrote last is still in the cache, and is read first.
+    defined["TURN"] = "(gridDim.x - 1 - blockIdx.x)" if step.kind == "apply" else "blockIdx.x"
     text = ""
     if step.source is not None:
         defined |= source_definitions(plan, step)
@@ -288,7 +338,8 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     if kind in ("resize", "move"):
         defined |= {"TABLES": len(chain.pointers), "SOURCE_VOXELS": f"{int(np.prod(step.source_size))}ll"}
     if kind == "resize":
-        defined |= {"RUN": RUN, "RUNS": runs, "LINES": f"{items}ll"}
+        linear = {f"LINEAR{axis}": int(plan.arrays[step.tables[axis]][2].any()) for axis in range(3)}
+        defined |= {"RUN": RUN, "RUNS": runs, "LINES": f"{items}ll", **linear}
     if kind in ("input", "unfold"):
         defined["CHANNELS"] = plan.channels
     head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
