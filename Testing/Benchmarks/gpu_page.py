@@ -75,6 +75,7 @@ def main() -> None:
                 row["batch_1"]["steps"] = sorted(row["batch_1"]["steps"], key=lambda step: -step["ms"])[:KEPT]
                 row["batch_4"].pop("steps", None)
                 value.setdefault("cuda_int8", {})[row["cuda_int8"]] = row
+                value.get("cuda_int8_since", {}).pop(row["cuda_int8"], None)
             elif "volumes" in row:
                 value["cuda_int8_volume"] = row
             elif "network" in row:
