@@ -225,3 +225,34 @@ def test_constants_are_found_in_graphs_whose_roads_double():
     )
     found = graph.Graph(model)
     assert found.is_constant("t60") and not found.is_constant("y") and not found.is_constant("x")
+
+
+def test_shapes_are_inferred_without_the_weights_and_nothing_is_lost(monkeypatch):
+    nodes = [
+        convolution("x", "first", "a"),
+        helper.make_node("Shape", ["a"], ["size"]),
+        helper.make_node("Slice", ["size", "zero", "two"], ["front"]),
+        helper.make_node("Concat", ["front", "rest"], ["flat"], axis=0),
+        helper.make_node("Reshape", ["a", "flat"], ["b"]),
+        helper.make_node("MatMul", ["b", "large"], ["c"]),
+        helper.make_node("Reshape", ["c", "back"], ["d"]),
+        convolution("d", "head", "y", kernel=1),
+    ]
+    voxels = int(np.prod(SIZE))
+    constants = weights(first_w=(16, 1, 3, 3, 3), first_b=(16,), head_w=(3, 16, 1, 1, 1), head_b=(3,), large=(voxels, voxels))
+    constants |= {"zero": np.array([0]), "two": np.array([2]), "rest": np.array([-1]), "back": np.array([1, 16, *SIZE])}
+    model = network(nodes, constants)
+    del model.graph.value_info[:]
+    expected = graph.Graph(onnx.shape_inference.infer_shapes(model, data_prop=True)).shapes
+    whole, seen = onnx.shape_inference.infer_shapes, []
+
+    def inferred(light, **options):
+        seen.append(light.ByteSize())
+        return whole(light, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", inferred)
+    found = graph.inferred(model)
+    assert graph.Graph(found).shapes == expected and expected["b"] == [1, 16, voxels]
+    assert seen[0] < 0.02 * model.ByteSize()
+    del found.graph.value_info[:]
+    assert found == model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -106,17 +107,54 @@ def fixed_shape(model: Any, patch: tuple[int, int, int], batch: int | None = 1) 
             if axis != 1:
                 dim.dim_param = f"out{axis}"
     del copy.graph.value_info[:]
-    return inferred(copy)
+    infer(copy)
+    return copy
+
+
+#: Constants of more numbers than this say nothing about shapes.
+_SHAPE_LENGTH = 1024
 
 
 def inferred(model: Any) -> Any:
+    """A copy with every shape that can be known; see :func:`infer`."""
+    copy = require_onnx().ModelProto()
+    copy.CopyFrom(model)
+    infer(copy)
+    return copy
+
+
+def infer(model: Any) -> None:
+    """Note, in place, every shape that can be known.
+
+    Raises:
+        PackageError: shapes do not fit together.
+    """
     onnx = require_onnx()
     try:
-        return onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
+        found = onnx.shape_inference.infer_shapes(_without_weights(model), strict_mode=False, data_prop=True)
     except Exception as error:
         raise PackageError(
             f"The network's shapes do not fit together: {str(error).splitlines()[0]}.", "Export it again."
         ) from error
+    for field in ("value_info", "output"):
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(getattr(found.graph, field))
+
+
+def _without_weights(model: Any) -> Any:
+    """A copy whose large constants are inputs of their shape: inference would put them into bytes and read them again twice over."""
+    onnx = require_onnx()
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    light.graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    declared = {i.name for i in model.graph.input}
+    for constant in model.graph.initializer:
+        if math.prod(constant.dims) <= _SHAPE_LENGTH:
+            light.graph.initializer.append(constant)
+        elif constant.name not in declared:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(constant.name, constant.data_type, list(constant.dims)))
+    return light
 
 
 class Graph:

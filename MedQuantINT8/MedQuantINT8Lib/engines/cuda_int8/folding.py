@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,34 +16,26 @@ _SMALL = 64
 def folded(model: Any) -> Any:
     """Shape arithmetic and other nodes of constants alone as constants, so that what is left is work.
 
-    Shapes that follow from shapes become known in turn, so it is done until nothing changes; without the weights, which would be copied
-    every time.
+    Shapes that follow from shapes become known in turn, so it is done until nothing changes.
     """
-    onnx = graph.require_onnx()
     copy = rewrites.copied(model)
-    weights = [i for i in copy.graph.initializer if int(np.prod(i.dims)) > _SMALL]
-    small = [i for i in copy.graph.initializer if int(np.prod(i.dims)) <= _SMALL]
-    del copy.graph.initializer[:]
-    copy.graph.initializer.extend(small)
-    inputs = [i for i in copy.graph.input if i.name not in {w.name for w in weights}]
-    del copy.graph.input[:]
-    copy.graph.input.extend(inputs)
-    copy.graph.input.extend(onnx.helper.make_tensor_value_info(w.name, w.data_type, list(w.dims)) for w in weights)
     before = None
     while before != (before := (len(copy.graph.node), sum(all(shape) for shape in graph.Graph(copy).shapes.values()))):
-        copy = graph.inferred(_once(copy))
-    del copy.graph.input[len(inputs) :]
-    copy.graph.initializer.extend(weights)
-    # Shapes may follow from what was computed.
-    return graph.inferred(copy) if _computed(copy) else copy
+        _once(copy)
+        graph.infer(copy)
+    if _computed(copy):
+        # Shapes may follow from what was computed.
+        graph.infer(copy)
+    return copy
 
 
-def _once(model: Any) -> Any:
+def _once(model: Any) -> None:
+    """One pass, in place, over what follows from small constants and known shapes."""
     onnx = graph.require_onnx()
     from onnx.reference import ReferenceEvaluator
 
     look = graph.Graph(model)
-    held = {i.name: i for i in model.graph.initializer}
+    held = {i.name: i for i in model.graph.initializer if math.prod(i.dims) <= _SMALL}
     kept: list[Any] = []
     for node in model.graph.node:
         inputs = [name for name in node.input if name]
@@ -60,7 +53,6 @@ def _once(model: Any) -> Any:
             held[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
             model.graph.initializer.append(held[name])
     _keep(model, kept)
-    return model
 
 
 def _computed(model: Any) -> bool:
