@@ -74,8 +74,9 @@ def since(value: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     lines = [
-        "Kernels were changed after these rows were measured (tiles of one block that share their weights, products written out, lines kept in registers, faster resizing and first layers;",
-        "two stages filled from the start). This engine was timed anew by the same script on H100s of the same kind, PyTorch was not, so factors stand against its figures above:",
+        "Kernels were changed after the rows above were measured (tiles of one block that share their weights, products written out, lines kept in registers, faster resizing and first layers;",
+        "two stages filled from the start); the study's table, the steps that cost most and the whole volume are of before as well. This engine was timed anew by the same script on H100s of the",
+        "same kind, PyTorch was not, so factors stand against its figures above:",
         "",
         "| network | date | batch 1 ms, median (p95) | times PyTorch's best | times FP32 | batch 4 ms, median (p95) | times PyTorch's best | build s | load s |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

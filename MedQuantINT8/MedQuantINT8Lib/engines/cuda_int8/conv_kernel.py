@@ -171,24 +171,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
     fill_halo(HALO_AT(stage), p, n, spot_of(lot + step / each * LOTS, p0, p1, p2), round / TURN_GROUPS, near);
     copies_end();
   };
-  const auto await_fill = [&](int step) { if (STAGES == 2 && step == 0 && total > 1) wait_copies<1>(); else wait_copies<0>(); };
+  const auto await_fill = [&](int step) {
+    if (STAGES == 2 && step == 0 && total > 1) wait_copies<1>(); else wait_copies<0>();
+#if WARP_GROUPS
+    // What threads copied is for the tensor cores to see.
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+  };
   if (KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(0), p, kind, first);
   if (total) fill(0); else copies_end();
   if (STAGES == 2 && total > 1) fill(1);
 #if TEAMS > 1
   // All threads bring weights, and all of them use what the others brought.
   await_fill(0);
-#if WARP_GROUPS
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
   __syncthreads();
 #endif
   for (int step = 0; step < total; ++step) {
     const int stage = STAGES == 2 ? step & 1 : 0, round = first + step % each, tile = lot + step / each * LOTS;
     await_fill(step);
-#if WARP_GROUPS
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
     meet();
     // With two stages the other was read to its end before the barrier: it is filled while this one is multiplied, from the second step on. A team
     // that has its turn makes haste, and fetches when the next one has it.

@@ -1,8 +1,15 @@
 """CUDA C of a convolution's product on tensor cores: ``multiply_round`` adds to a team's sums what one filling of shared memory gives.
 
-Three forms. ``MMA`` with ldmatrix (compute capability 8.0 on). ``WGMMA`` and one of: ``BY_TAPS`` straight from shared memory (9.0), in which eight
+``LOAD`` comes first, then one of three forms. ``MMA`` with ldmatrix (compute capability 8.0 on). ``WGMMA`` and one of: ``BY_TAPS`` straight from shared memory (9.0), in which eight
 neighbouring voxels of 16 bytes are the core matrix that it asks for, whichever tap moves them; ``BY_LINES`` from registers, for few columns, where
 shared memory could not keep up. INT8 in 32 bits, FP16 in float32.
+"""
+
+LOAD = r"""
+// Four matrices of eight rows of 16 bytes; each thread gives the address of one row.
+__device__ __forceinline__ void load_matrix(u32 (&r)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
+}
 """
 
 MMA = r"""
@@ -11,9 +18,6 @@ MMA = r"""
 __device__ __forceinline__ void clear(Sum (&sums)[MI][NJ][4]) {
 #pragma unroll
   for (int i = 0; i < MI * NJ * 4; ++i) sums[i / (NJ * 4)][i / 4 % NJ][i % 4] = 0;
-}
-__device__ __forceinline__ void load_matrix(u32 (&r)[4], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
 }
 #if HALF
 __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -112,14 +116,11 @@ template <class F> __device__ __forceinline__ void multiply_round(Sum (&sums)[MI
 BY_LINES = r"""
 #define PLANES (MI + TAPS0 - 1)
 #define STEPS (PIECES / 2 * TAPS2 * PLANES)
-__device__ __forceinline__ void load_lines(u32 (&r)[4], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
-}
 // Of a step, two pieces moved along the fastest axis, of one plane: for each tap along the second axis a warp's two lines.
 __device__ __forceinline__ void load_step(u32 (&lines)[TAPS1][4], u32 from, int s) {
   const int moved = s / PLANES, place = moved / TAPS2 * 2 * HALO + moved % TAPS2 + s % PLANES * H1 * H2;
 #pragma unroll
-  for (int k = 0; k < TAPS1; ++k) load_lines(lines[k], from + (place + k * H2) * 16);
+  for (int k = 0; k < TAPS1; ++k) load_matrix(lines[k], from + (place + k * H2) * 16);
 }
 template <class F> __device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo, u32 weights, int turns, const int* places, bool fresh, F meanwhile) {
   const int lane = threadIdx.x & 31;

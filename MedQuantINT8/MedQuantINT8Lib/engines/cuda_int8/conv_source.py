@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .chain_source import PRELUDE, ChainSource
 from .conv_kernel import FILL, RUN, RUN_DEFINITIONS
-from .conv_product import BY_LINES, BY_TAPS, MMA, WGMMA
+from .conv_product import BY_LINES, BY_TAPS, LOAD, MMA, WGMMA
 from .conv_rows import PLACES, ROWS
 from .plan import Plan
 from .tiling import DEPTH, Tiling
@@ -73,7 +73,7 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
     product = MMA
     if tile.groups:
         product = _multiply_group(tile.channels, tiling.half, tiling.by_lines) + WGMMA + (BY_LINES if tiling.by_lines else BY_TAPS)
-    return PRELUDE + head + tables + kind + chain.text + FILL + ROWS + product + RUN_DEFINITIONS + PLACES + RUN
+    return PRELUDE + head + tables + kind + chain.text + FILL + ROWS + LOAD + product + RUN_DEFINITIONS + PLACES + RUN
 
 
 def _multiply_group(columns: int, half: bool, registers: bool) -> str:
