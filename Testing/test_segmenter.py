@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from MedQuantINT8Lib import runs
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
-from MedQuantINT8Lib.importers.onnx import import_onnx
+from MedQuantINT8Lib.importers.onnx import draft_spec, import_onnx
 from MedQuantINT8Lib.model_spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
 from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.progress import Task
@@ -34,6 +34,18 @@ def network(path, channels=1, classes=2, spatial=("a", "b", "c")):
     return path
 
 
+def network_of_labels(path, tail):
+    """The same, ending in the number of the class; ``tail`` turns scores "y" into "labels"."""
+    model = onnx.load(network(path))
+    model.graph.node.extend(tail)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("labels", TensorProto.UINT8, None))
+    shape = model.graph.output[0].type.tensor_type.shape
+    for name in ("n", "a", "b", "c"):
+        shape.dim.add().dim_param = name
+    onnx.save(model, str(path))
+    return path
+
+
 def spec(**changes):
     base = ModelSpec(
         name="bright",
@@ -52,6 +64,34 @@ def spec(**changes):
 
 def run(package, volume, **options):
     return runs.segment(package, volume, runs.EngineChoice("openvino", "fp32"), SegmentationOptions(**options), Task()).result
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_a_network_that_gives_labels_is_imported_with_its_scores(tmp_path, blob, softmax):
+    tail = [helper.make_node("Softmax", ["y"], ["p"], axis=1)] if softmax else []
+    tail += [
+        helper.make_node("ArgMax", ["p" if softmax else "y"], ["best"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["best"], ["labels"], to=TensorProto.UINT8),
+    ]
+    path = network_of_labels(tmp_path / "labels.onnx", tail)
+    assert draft_spec(path, (16, 16, 16)).output_channels == 2
+    package = import_onnx(path, spec(), tmp_path / "labels")
+    model = onnx.load(package.onnx_path("fp32"))
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node] == ["Conv"]
+    assert [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim][1] == 2
+    volume, _ = blob(np.diag([1.0, 1.2, 2.0, 1.0]), (30, 21, 18))
+    scores = import_onnx(network(tmp_path / "n.onnx"), spec(), tmp_path / "scores")
+    np.testing.assert_array_equal(run(package, volume).labels, run(scores, volume).labels)
+
+
+def test_a_network_that_takes_its_best_along_another_axis_is_refused(tmp_path):
+    path = network_of_labels(tmp_path / "n.onnx", [helper.make_node("ArgMax", ["y"], ["labels"], axis=2, keepdims=0)])
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    onnx.save(model, str(path))
+    with pytest.raises(PackageError, match="output of shape"):
+        import_onnx(path, spec(), tmp_path / "p")
 
 
 def test_a_whole_volume_runs_in_one_piece(tmp_path, blob):

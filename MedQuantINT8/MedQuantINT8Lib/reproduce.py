@@ -61,7 +61,7 @@ def study_package(network: StudyNetwork, folder: Path, task: Task, *, dynamic: b
 
     path = folder / f"{network.name}.onnx"
     with task.stage(f"{network.title}: exporting"):
-        module = make(network.name)
+        module = make(network)
         fit_last_layer(module, *_labelled_patch(study_spec(network)), network.classes)
         report = export_network(module, path, PATCH, dynamic_spatial=dynamic)
         del module

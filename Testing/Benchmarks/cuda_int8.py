@@ -22,6 +22,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "Testing" / "Benchmarks"), str(ROOT / "Testing"), str(ROOT / "MedQuantINT8")]
+from gpu_networks import TIMED  # noqa: E402
+
 #: nnU-Net's network with 14 classes, for the whole volume.
 FOURTEEN = "nnunet14"
 ROUNDS, STEP_RUNS = 30, 10
@@ -30,7 +32,7 @@ ROUNDS, STEP_RUNS = 30, 10
 def make_plan(name: str, folder: Path) -> None:
     from MedQuantINT8Lib.engines.base import BuildOptions
     from MedQuantINT8Lib.engines.cuda_int8.backend import planned
-    from MedQuantINT8Lib.networks import PATCH, study_network
+    from MedQuantINT8Lib.networks import PATCH
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.reproduce import study_package
 
@@ -40,7 +42,7 @@ def make_plan(name: str, folder: Path) -> None:
 
             package = quantized(torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"], name, Path(scratch))
         else:
-            package, _ = study_package(study_network(name), Path(scratch), Task())
+            package, _ = study_package(TIMED[name], Path(scratch), Task())
         began = time.perf_counter()
         plan = planned(package.onnx_path("int8"), BuildOptions("int8", PATCH))
         keep_plan(plan, folder / name, time.perf_counter() - began)
@@ -203,9 +205,7 @@ def torch_volume() -> dict[str, Any]:
 def main() -> None:
     verb, folder, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     if verb == "plan":
-        from MedQuantINT8Lib.networks import STUDY
-
-        for name in names or (*STUDY, FOURTEEN):
+        for name in names or (*TIMED, FOURTEEN):
             try:
                 make_plan(name, folder)
                 print(name, flush=True)

@@ -15,6 +15,7 @@ MODES = {
     "autocast_fp16": "autocast FP16",
     "fp16_channels_last": "FP16 channels-last",
     "compiled_autocast_fp16": "torch.compile, autocast FP16",
+    "graphed_autocast_fp16": "torch.compile with CUDA graphs, autocast FP16",
 }
 
 

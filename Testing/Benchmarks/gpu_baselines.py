@@ -3,7 +3,8 @@
     python Testing/Benchmarks/gpu_baselines.py [NAME ...]
 
 Prints one JSON line a network: milliseconds (median and 95th percentile of CUDA events) in FP32 (TF32 off), TF32, autocast FP16,
-FP16 channels-last, and torch.compile over autocast FP16. Needs an NVIDIA GPU, torch and MONAI.
+FP16 channels-last, and torch.compile over autocast FP16, as it comes and with CUDA graphs (mode "reduce-overhead"). Needs an NVIDIA GPU,
+torch and MONAI.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / "MedQuantINT8")]
+sys.path[:0] = [str(ROOT / "Testing" / "Benchmarks"), str(ROOT / "MedQuantINT8")]
+from gpu_networks import TIMED  # noqa: E402
+
 ROUNDS, WARM = 20, 4
 
 
@@ -40,14 +43,14 @@ def timed(call: Callable[[], Any]) -> dict[str, float]:
     return {"median_ms": float(np.median(found)), "p95_ms": float(np.percentile(found, 95))}
 
 
-def row(name: str, batch: int, compiled: bool) -> dict[str, Any]:
+def row(name: str, batch: int) -> dict[str, Any]:
     import torch
 
     from MedQuantINT8Lib.networks import PATCH, make
 
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    module = make(name).cuda().eval().requires_grad_(False)
+    module = make(TIMED[name]).cuda().eval().requires_grad_(False)
     x = torch.randn(batch, 1, *PATCH, device="cuda")
     found: dict[str, Any] = {}
 
@@ -72,14 +75,16 @@ def row(name: str, batch: int, compiled: bool) -> dict[str, Any]:
             return module(x)
 
     run("autocast_fp16", autocast)
-    if compiled:
-        faster = torch.compile(module)
+    for label, mode in (("compiled_autocast_fp16", None), ("graphed_autocast_fp16", "reduce-overhead")):
+        torch._dynamo.reset()
+        faster = torch.compile(module, mode=mode, dynamic=False)
 
-        def compiled_autocast() -> Any:
+        def compiled_autocast(call: Callable[[Any], Any] = faster) -> Any:
             with torch.autocast("cuda", torch.float16):
-                return faster(x)
+                return call(x)
 
-        run("compiled_autocast_fp16", compiled_autocast)
+        run(label, compiled_autocast)
+    torch._dynamo.reset()
     with contextlib.suppress(Exception):
         half = module.half().to(memory_format=torch.channels_last_3d)
         y = x.half().to(memory_format=torch.channels_last_3d)
@@ -90,17 +95,15 @@ def row(name: str, batch: int, compiled: bool) -> dict[str, Any]:
 def main() -> None:
     import torch
 
-    from MedQuantINT8Lib.networks import STUDY
-
-    for name in sys.argv[1:] or STUDY:
+    for name in sys.argv[1:] or TIMED:
         began = time.perf_counter()
         value = {
             "network": name,
             "gpu": torch.cuda.get_device_name(),
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d"),
-            "batch_1": row(name, 1, compiled=True),
-            "batch_4": row(name, 4, compiled=False),
+            "batch_1": row(name, 1),
+            "batch_4": row(name, 4),
             "seconds": time.perf_counter() - began,
         }
         print(json.dumps(value), flush=True)

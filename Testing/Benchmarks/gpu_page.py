@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT / "Testing" / "Benchmarks"), str(ROOT / "MedQuantINT8")
 TARGET = ROOT / "Resources" / "gpu.json"
 #: Costliest steps of a network that are kept.
 KEPT = 12
-MODES = ("fp32", "tf32", "autocast_fp16", "fp16_channels_last", "compiled_autocast_fp16")
+MODES = ("fp32", "tf32", "autocast_fp16", "fp16_channels_last", "compiled_autocast_fp16", "graphed_autocast_fp16")
 
 
 def page(value: dict[str, Any]) -> str:
@@ -47,8 +47,8 @@ def page(value: dict[str, Any]) -> str:
             "",
             f"{rows[0]['gpu']}, PyTorch {rows[0]['torch']}; the seven networks at the study's size, random weights, 96 x 96 x 96; milliseconds a call, median (95th percentile) of 20.",
             "",
-            "| network | batch | FP32 | TF32 | autocast FP16 | FP16 channels-last | torch.compile, autocast FP16 |",
-            "| --- | ---: |" + " ---: |" * 5,
+            "| network | batch | FP32 | TF32 | autocast FP16 | FP16 channels-last | torch.compile, autocast FP16 | with CUDA graphs |",
+            "| --- | ---: |" + " ---: |" * 6,
         ]
         for r in rows:
             for batch in (1, 4):

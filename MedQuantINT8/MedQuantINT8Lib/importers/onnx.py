@@ -12,11 +12,13 @@ from .. import graph
 from ..errors import PackageError
 from ..model import FP32, ModelPackage, write_package
 from ..model_spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
-from ..rewrites import with_folded_normalization
+from ..rewrites import attributes, with_folded_normalization
 from .colors import palette
 
 #: ModelOpt raises older networks to this; doing it here keeps the layers' names the same in FP32 and INT8.
 OPSET = 19
+#: What may stand between a network's ArgMax and its output.
+_AROUND_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Identity")
 
 
 def import_onnx(
@@ -32,7 +34,7 @@ def import_onnx(
         StorageError: the target cannot be written.
     """
     onnx = graph.require_onnx()
-    model = graph.load_network(source)
+    model = giving_scores(graph.load_network(source))
     name = Path(source).name
     if model.opset_import[0].version < OPSET:
         try:
@@ -52,6 +54,30 @@ def import_onnx(
         onnx.save(model, str(path))
         write_package(target, spec, {FP32: path})
     return ModelPackage.load(target)
+
+
+def giving_scores(model: Any) -> Any:
+    """A network that ends in the number of the best class gives the scores of all instead, so that windows can be blended.
+
+    A Softmax in between goes as well: it is the description's part, and changes no label.
+    """
+    found = graph.Graph(model)
+    if len(model.graph.output) != 1:
+        return model
+    node = found.producer.get(model.graph.output[0].name)
+    while node is not None and node.op_type in _AROUND_LABELS:
+        node = found.producer.get(node.input[0])
+    if node is None or node.op_type != "ArgMax" or attributes(node).get("axis", 0) not in (1, -4):
+        return model
+    before = found.producer.get(node.input[0])
+    scores = before.input[0] if before is not None and before.op_type in ("Softmax", "LogSoftmax") else node.input[0]
+    copy = graph.inferred(model)
+    known = [value for value in copy.graph.value_info if value.name == scores]
+    if not known:
+        return model
+    copy.graph.output[0].CopyFrom(known[0])
+    del copy.graph.value_info[:]
+    return graph.pruned(copy)
 
 
 def check_fits(model: Any, spec: ModelSpec, name: str) -> None:
@@ -89,7 +115,7 @@ def draft_spec(source: str | os.PathLike[str], patch: tuple[int, int, int] | Non
     Raises:
         PackageError: spatial sizes that the graph leaves open and ``patch`` does not give.
     """
-    model = graph.load_network(source)
+    model = giving_scores(graph.load_network(source))
     name = Path(source).name
     shape = graph.network_shape(model, name)
     if not all(shape.spatial) and patch is None:

@@ -164,8 +164,8 @@ def study_network(name: str) -> StudyNetwork:
     return STUDY[name]
 
 
-def make(name: str, weights: str | None = None, *, patch: Size = PATCH, seed: int = 0) -> nn.Module:
-    """A study network in evaluation mode, with random weights (of a fixed seed) or those of a checkpoint.
+def make(name: str | StudyNetwork, weights: str | None = None, *, patch: Size = PATCH, seed: int = 0) -> nn.Module:
+    """A network (of the study, by its name) in evaluation mode, with random weights (of a fixed seed) or those of a checkpoint.
 
     Args:
         weights: a file with a state dictionary, read without running code.
@@ -174,7 +174,7 @@ def make(name: str, weights: str | None = None, *, patch: Size = PATCH, seed: in
         DependencyError: torch or MONAI is not installed.
         InputError: an unknown name, or weights that do not fit.
     """
-    network = study_network(name)
+    network = study_network(name) if isinstance(name, str) else name
     try:
         import torch
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import product
 
 from .plan import Op, Step, View
-from .tiling import REGISTERS, Tile, Tiling
+from .tiling import DEPTH, MOST_TURNS, REGISTERS, Tile, Tiling
 
 #: Shared memory of a multiprocessor by compute capability, in KB (CUDA programming guide, table of compute capabilities).
 _SHARED = {(8, 0): 164, (8, 6): 100, (8, 7): 164, (8, 9): 100, (9, 0): 228, (10, 0): 228, (12, 0): 100}
@@ -96,18 +96,29 @@ def _ranked(step: Step, machine: Machine, batch: int) -> tuple[Tile, ...]:
 
 
 def _variants(tiling: Tiling, machine: Machine, batch: int) -> Iterator[Tiling]:
-    """With one copy into shared memory under way or two; where tiles are few, their sums shared by some blocks, each of which must have something
-    to add up; and with several teams, if each has a tile."""
+    """With one copy into shared memory under way or two, of as much of a voxel as may be fetched at once; where tiles are few, their sums shared
+    by some blocks, each of which must have something to add up; and with several teams, if each has a tile."""
     tiles = math.prod(tiling.tiles)
     few = tiles * tiling.column_blocks * tiling.phases * batch < 2 * machine.processors
-    splits = [n for n in (1, 2, 4, 8) if n == 1 or (few and n <= tiling.rounds)]
     can_share = tiling.tile.groups and tiling.same_taps and not any(op.kind == "output" for op in tiling.step.ops)
     teams = [n for n in (2, 3, 4) if can_share and tiles >= n]
-    for stages, (split, team) in product((1, 2), [(n, 1) for n in splits] + [(1, n) for n in teams]):
-        tile, guess = (replace(t, stages=stages, split=split, teams=team) for t in (tiling.tile, tiling.guess))
+    ways = [(depth, split, 1) for depth in _depths(tiling) for split in ((1, 2, 4, 8) if few else (1,))] + [(DEPTH, 1, n) for n in teams]
+    for stages, (depth, split, team) in product((1, 2), ways):
+        tile, guess = (replace(t, stages=stages, split=split, teams=team, depth=depth) for t in (tiling.tile, tiling.guess))
         made = replace(tiling, tile=tile, guess=guess)
-        if team == 1 or (made.sums + _LEAST_REGISTERS <= made.most_registers and made.pieces <= 32 * tile.warps):
+        if split > made.rounds or made.pieces > 32 * tile.warps:
+            continue
+        if team == 1 or made.sums + _LEAST_REGISTERS <= made.most_registers:
             yield made
+
+
+def _depths(tiling: Tiling) -> list[int]:
+    """How much of a voxel may be fetched at once, so that it is gone through in equal parts. What mma reads lies voxel by voxel, without conflicts
+    only in pieces of 32 bytes."""
+    if not tiling.pointwise or not tiling.tile.groups:
+        return [DEPTH]
+    parts = {-(-tiling.voxel_bytes // (n * DEPTH)) * DEPTH for n in (1, 2, 3, 4, 6, 8)}
+    return [DEPTH, *sorted(depth for depth in parts if DEPTH < depth <= MOST_TURNS * DEPTH)]
 
 
 def _tiles(step: Step, machine: Machine) -> list[Tile]:

@@ -48,6 +48,7 @@ class Tile:
         split: blocks that share the sums of one tile.
         teams: of a block; each works on tiles of its own, and all multiply by the same weights. With several, all weights
             are in shared memory, and all channels of a tile's inputs are fetched at once.
+        depth: bytes of a voxel that are fetched at once where there is but one tap; elsewhere taps make enough work of 32.
     """
 
     voxels: Size
@@ -57,6 +58,7 @@ class Tile:
     groups: bool = False
     split: int = 1
     teams: int = 1
+    depth: int = DEPTH
 
     @property
     def threads(self) -> int:
@@ -120,6 +122,11 @@ class Tiling:
         return _taps(self.lattices, self.same_taps)
 
     @cached_property
+    def pointwise(self) -> bool:
+        """Whether one tap is all there is: an ordinary matrix product."""
+        return self.same_taps and len(self.taps[0]) == 1
+
+    @cached_property
     def voxel_bytes(self) -> int:
         """Of the input."""
         assert self.step.source is not None
@@ -130,6 +137,8 @@ class Tiling:
         """Bytes of a voxel that are fetched together: all, or what is multiplied at once, or half of it, when two taps are multiplied at once."""
         if self.tile.teams > 1:
             return self.voxel_bytes
+        if self.pointwise:
+            return self.tile.depth
         return PIECE if self.voxel_bytes % DEPTH and max(map(len, self.taps)) > 1 else DEPTH
 
     @cached_property
