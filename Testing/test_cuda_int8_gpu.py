@@ -16,6 +16,7 @@ from MedQuantINT8Lib.engines.cuda_int8.network import CudaInt8Network
 from MedQuantINT8Lib.engines.cuda_int8.program import machine_of
 from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
 from MedQuantINT8Lib.engines.cuda_int8.tiles import candidates
+from MedQuantINT8Lib.engines.cuda_int8.tiling import DEPTH
 from test_gpu import needs_gpu
 
 pytestmark = needs_gpu
@@ -124,7 +125,8 @@ def test_every_tiling_equals_the_reference(gpu, name, monkeypatch):
     turns = [{n: found[turn * (len(found) - 1) // 5] for n, found in fitting.items()} for turn in range(6)]
     kinds = [lambda t, n=n, stages=stages: (t.tile.teams, t.tile.stages) == (n, stages) for n in (2, 3, 4) for stages in (1, 2)]
     kinds += [lambda t, n=n: t.by_lines and t.tile.teams == n for n in (1, 2, 3)]
-    kinds += [lambda t, stages=stages, rounds=rounds: t.tile.depth > DEPTH and t.tile.stages == stages and (t.rounds > 1) == rounds for stages in (1, 2) for rounds in (False, True)]
+    deep = [(stages, several) for stages in (1, 2) for several in (False, True)]
+    kinds += [lambda t, stages=stages, several=several: t.tile.depth > DEPTH and t.tile.stages == stages and (t.rounds > 1) == several for stages, several in deep]
     for kind in kinds if machine.has_groups else []:
         turns.append({n: next(filter(kind, found), found[0]) for n, found in fitting.items()})
     for chosen in turns:

@@ -10,7 +10,8 @@ import numpy as np
 
 from .chain_source import PRELUDE, ChainSource
 from .plan import Plan, Step
-from .walk_source import READ, Grid, source_definitions
+from .walk_source import Grid, source_definitions
+from .walk_taking import READ
 
 _LAYERNORM = r"""
 #define GROUPS (WIDTH / 8)

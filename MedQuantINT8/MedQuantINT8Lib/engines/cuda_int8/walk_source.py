@@ -9,6 +9,7 @@ import numpy as np
 
 from .chain_source import PRELUDE, ChainSource
 from .plan import Plan, Step
+from .walk_taking import READ, TAKE, TAKE_WHOLE
 
 _LEAVE_SUMS = r"""
 #if STATISTICS
@@ -38,16 +39,33 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
 #endif
 """
 
+# Of a few voxels everything is read before any is worked on; only at the end of a volume are there fewer.
 _LOOP = (
     _BEGIN
     + r"""
-#pragma unroll 4
-  for (int pass = 0; pass < PASSES; ++pass) {
-    i64 voxel = ((i64)TURN * PASSES + pass) * ROWS + row;
-    if (voxel >= VOXELS) break;
-    float v[8];
-    take(v, p, n, voxel, c);
-    chain.apply(v, (int)voxel EXTRA(sum, square, nullptr));
+  for (int pass = 0; pass < PASSES; pass += AHEAD) {
+    const i64 first = ((i64)TURN * PASSES + pass) * ROWS + row;
+    if (first + (AHEAD - 1) * ROWS < VOXELS) {
+      Taken taken[AHEAD];
+      typename Chain<8>::Held held[AHEAD];
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) {
+        taken[k].read(p, n, first + k * ROWS, c);
+        Chain<8>::fetch(held[k], p, n, c, 0, (int)first + k * ROWS);
+      }
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) {
+        float v[8];
+        taken[k].opened(v);
+        chain.apply(v, (int)first + k * ROWS, held[k] EXTRA(sum, square, nullptr));
+      }
+    } else {
+      for (i64 voxel = first; voxel < VOXELS; voxel += ROWS) {
+        float v[8];
+        take(v, p, n, voxel, c);
+        chain.apply(v, (int)voxel EXTRA(sum, square, nullptr));
+      }
+    }
   }
 """
     + _LEAVE_SUMS
@@ -149,111 +167,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
 }
 """
 
-READ = r"""
-#if SOURCE_BYTES
-typedef signed char Source;
-#else
-typedef unsigned short Source;
-#endif
-__device__ __forceinline__ void read_source(float (&v)[8], const Params& p, i64 at, int c) {
-#if SOURCE_BYTES
-  read_bytes(v, (const signed char*)p.source + at * PITCH + c, SOURCE_SCALE);
-#else
-  read_halves(v, (const unsigned short*)p.source + at * PITCH + c);
-#endif
-}
-"""
-
-_TAKE = {
-    "apply": """
-__device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) { read_source(v, p, (i64)n * VOXELS + voxel, c); }
-""",
-    "move": """
-__device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) {
-  const int row = __ldg((const int*)p.ptr[TABLES] + voxel);
-  if (row >= 0) { read_source(v, p, (i64)n * SOURCE_VOXELS + row, c); return; }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = 0.0f;
-}
-""",
-    "input": """
-__device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    i64 from = ((i64)n * CHANNELS + c + i) * VOXELS + voxel;
-    v[i] = c + i >= CHANNELS ? 0.0f : p.source_half ? low_half(((const unsigned short*)p.source)[from]) : ((const float*)p.source)[from];
-  }
-}
-""",
-    "pool": """
-__device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) {
-  int o2 = voxel % O2, o1 = (voxel / O2) % O1, o0 = voxel / (O1 * O2), inside = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = LARGEST ? -__int_as_float(0x7f800000) : 0.0f;
-  for (int k0 = 0; k0 < K0; ++k0) for (int k1 = 0; k1 < K1; ++k1) for (int k2 = 0; k2 < K2; ++k2) {
-    int i0 = o0 * S0 + k0 * D0 - B0, i1 = o1 * S1 + k1 * D1 - B1, i2 = o2 * S2 + k2 * D2 - B2;
-    if (i0 < 0 || i0 >= I0 || i1 < 0 || i1 >= I1 || i2 < 0 || i2 >= I2) continue;
-    float w[8];
-    read_source(w, p, (((i64)n * I0 + i0) * I1 + i1) * I2 + i2, c);
-    ++inside;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = LARGEST ? fmaxf(v[i], w[i]) : v[i] + w[i];
-  }
-  if (!LARGEST) {
-    float by = (float)(WHOLE ? K0 * K1 * K2 : inside);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = v[i] / by;
-  }
-}
-""",
-    # Along the second axis, then the first, then the fastest, as the reference.
-    "resize": """
-struct Place { int low, high; float share; };
-__device__ __forceinline__ Place place_of(const void* table, int m, int at) {
-  const float* t = (const float*)table;
-  Place r; r.low = (int)__ldg(t + at); r.high = (int)__ldg(t + m + at); r.share = __ldg(t + 2 * m + at); return r;
-}
-__device__ __forceinline__ void mixed(float (&v)[8], const float (&w)[8], float share) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = v[i] * (1.0f - share) + w[i] * share;
-}
-// The source voxels around a line, at one place along it.
-struct Column {
-#if SOURCE_BYTES
-  Bytes<8> at[1 + LINEAR0][1 + LINEAR1];
-  __device__ __forceinline__ void opened(float (&v)[8], int i, int j) const { at[i][j].opened(v, SOURCE_SCALE); }
-#else
-  Halves<8> at[1 + LINEAR0][1 + LINEAR1];
-  __device__ __forceinline__ void opened(float (&v)[8], int i, int j) const { at[i][j].opened(v); }
-#endif
-  __device__ __forceinline__ void read(const Params& p, int n, Place z, Place y, int i2, int c) {
-#pragma unroll
-    for (int i = 0; i < 1 + LINEAR0; ++i)
-#pragma unroll
-      for (int j = 0; j < 1 + LINEAR1; ++j) {
-        const i64 from = ((((i64)n * I0 + (i ? z.high : z.low)) * I1 + (j ? y.high : y.low)) * I2 + i2) * PITCH + c;
-        at[i][j].read((const Source*)p.source + from);
-      }
-  }
-  __device__ __forceinline__ void along1(float (&v)[8], int i, Place y) const {
-    opened(v, i, 0);
-    if (LINEAR1) { float w[8]; opened(w, i, LINEAR1); mixed(v, w, y.share); }
-  }
-  __device__ __forceinline__ void blended(float (&v)[8], Place z, Place y) const {
-    along1(v, 0, y);
-    if (LINEAR0) { float w[8]; along1(w, LINEAR0, y); mixed(v, w, z.share); }
-  }
-};
-// Of a place that was read ahead, or else of another.
-__device__ __forceinline__ void column(float (&v)[8], const Column& next, int ahead, const Params& p, int n, Place z, Place y, int i2, int c) {
-  if (i2 == ahead) { next.blended(v, z, y); return; }
-  Column other;
-  other.read(p, n, z, y, i2, c);
-  other.blended(v, z, y);
-}
-""",
-}
-
 NORMALIZE = (
     PRELUDE
     + r"""
@@ -285,8 +198,8 @@ extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ Pa
 """
 )
 
-#: Voxels that a thread takes in turn; of a resize, along the fastest axis.
-PASSES, RUN = 4, 12
+#: Voxels that a thread takes in turn, where that leaves so many blocks; of a resize, along the fastest axis.
+PASSES, ENOUGH_BLOCKS, RUN = 4, 512, 12
 #: Blocks, about, where each leaves its sums.
 MOST_PARTIALS = 2048
 
@@ -317,9 +230,11 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     voxels = step.voxels
     # Where statistics are gathered, few blocks leave few partial sums.
     runs = -(-step.size[2] // RUN)
-    items, least = (voxels // step.size[2] * runs, 1) if step.kind == "resize" else (voxels, PASSES)
-    passes = max(least, -(-items // (rows * MOST_PARTIALS))) if chain.norm else least
-    defined: dict[str, object] = {"THREADS": threads, "ROWS": rows, "PASSES": passes}
+    items = voxels // step.size[2] * runs if step.kind == "resize" else voxels
+    ahead = PASSES if step.kind in ("apply", "move") and items >= rows * PASSES * ENOUGH_BLOCKS else 1
+    least = PASSES if step.kind != "resize" and items >= rows * PASSES * ENOUGH_BLOCKS else 1
+    passes = max(least, -(-items // (rows * MOST_PARTIALS * ahead)) * ahead) if chain.norm else least
+    defined: dict[str, object] = {"THREADS": threads, "ROWS": rows, "PASSES": passes, "AHEAD": ahead}
     # What the step before wrote last is still in the cache, and is read first.
     defined["TURN"] = "(gridDim.x - 1 - blockIdx.x)" if step.kind == "apply" else "blockIdx.x"
     text = ""
@@ -349,7 +264,7 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
         blocks, body = -(-voxels // threads), _SOFTMAX
     else:
         blocks, body = -(-items // (rows * passes)), _LINES if kind == "resize" else _LOOP
-    return PRELUDE + head + chain.text + text + _TAKE[kind] + body, (blocks, threads)
+    return PRELUDE + head + chain.text + text + TAKE[kind] + ("" if kind == "resize" else TAKE_WHOLE) + body, (blocks, threads)
 
 
 #: FP16 scores as float32, for who wants them so.
