@@ -39,6 +39,11 @@ template <int V> __device__ __forceinline__ void read_floats(float (&v)[V], cons
 #pragma unroll
   for (int i = 0; i < V; i += 4) { vec16 r = read16(p + i); v[i] = __uint_as_float(r.x); v[i + 1] = __uint_as_float(r.y); v[i + 2] = __uint_as_float(r.z); v[i + 3] = __uint_as_float(r.w); }
 }
+// Out of shared memory.
+template <int V> __device__ __forceinline__ void kept_floats(float (&v)[V], const float* p) {
+#pragma unroll
+  for (int i = 0; i < V; i += 4) { const vec16 r = *(const vec16*)(p + i); v[i] = __uint_as_float(r.x); v[i + 1] = __uint_as_float(r.y); v[i + 2] = __uint_as_float(r.z); v[i + 3] = __uint_as_float(r.w); }
+}
 // Neighbouring slots as they were read, FP16 or INT8.
 template <int V> struct Halves;
 template <> struct Halves<8> {
@@ -135,7 +140,10 @@ class ChainSource:
         self._held: list[str] = []
         self._fetches: list[str] = []
         self._members: list[str] = []
-        self._setup: list[str] = []
+        #: Of each constant where it is, and its member.
+        self._constants: list[tuple[str, str]] = []
+        #: Members that point to where the first voxel is stored.
+        self._begins: list[str] = []
         self._body: list[str] = []
         self._width, self._voxels = step.layout.width, step.voxels
         self._parts, self._classes = step.layout.parts, plan.classes
@@ -144,19 +152,31 @@ class ChainSource:
         assert len(self.pointers) <= POINTERS and len(self.numbers) <= POINTERS
 
     @property
+    def constants(self) -> int:
+        """Of each slot."""
+        return len(self._constants)
+
+    @property
     def text(self) -> str:
         gathering = ", float (&sum)[V], float (&square)[V]" if self.norm else ""
         if self.gives_output:
             gathering += ", unsigned short* staged"
         extra = f"#define EXTRA(sum, square, staged) {', sum, square' if self.norm else ''}{', staged' if self.gives_output else ''}\n"
-        members, setup, body, held, fetches = ("\n  ".join(lines) for lines in (self._members, self._setup, self._body, self._held, self._fetches))
+        setup = "".join(f"read_floats<V>({name}, {source}); " for source, name in self._constants)
+        setup_kept = "".join(f"kept_floats<V>({name}, kept + {number} * apart); " for number, (_, name) in enumerate(self._constants))
+        constant = "".join(f"if (which == {number}) return {source}; " for number, (source, _) in enumerate(self._constants))
+        members, begins, body, held, fetches = ("\n  ".join(lines) for lines in (self._members, self._begins, self._body, self._held, self._fetches))
         return (
             f"{extra}#define WIDTH {self._width}\n#define VOXELS {self._voxels}ll\n#define STATISTICS {int(bool(self.norm))}\n#define FETCHES {int(bool(self._held))}\n"
             f"#define OUTPUT {int(self.gives_output)}\n#define CLASSES {self._classes}\n#ifndef STAGES_OUTPUT\n#define STAGES_OUTPUT 0\n#endif\n{self._channel_of}"
             "template <int V> struct Chain {\n"
             f"  const Params& p; const int n, c, base;\n  {members}\n"
             "  // Voxels are counted from ``base`` on, so that addresses are worked out once and not for each of them.\n"
-            f"  __device__ __forceinline__ Chain(const Params& p, int n, int c, int base = 0) : p(p), n(n), c(c), base(base) {{\n  {setup}\n  }}\n"
+            f"  __device__ __forceinline__ Chain(const Params& p, int n, int c, int base = 0) : p(p), n(n), c(c), base(base) {{\n  {setup}{begins}\n  }}\n"
+            "  // Of constants that are kept in shared memory, each ``apart`` from the one before.\n"
+            "  __device__ __forceinline__ Chain(const Params& p, int n, int c, int base, const float* kept, int apart) : p(p), n(n), c(c), base(base) {\n"
+            f"  {setup_kept}{begins}\n  }}\n"
+            f"  static __device__ __forceinline__ const float* constant(const Params& p, int n, int c, int which) {{ {constant}return nullptr; }}\n"
             f"  struct Held {{\n  {held}\n  }};\n"
             "  // What is read beside the value, to be called as early as may be.\n"
             f"  static __device__ __forceinline__ void fetch(Held& held, const Params& p, int n, int c, int base, int voxel) {{\n  {fetches}\n  }}\n"
@@ -174,21 +194,21 @@ class ChainSource:
         self.numbers.append(value)
         return f"p.f[{len(self.numbers) - 1}]"
 
-    def _constants(self, source: str) -> str:
+    def _constant(self, source: str) -> str:
         name = f"k{len(self._members)}"
         self._members.append(f"float {name}[V];")
-        self._setup.append(f"read_floats<V>({name}, (const float*){source});")
+        self._constants.append((f"(const float*){source}", name))
         return name
 
     def _factor(self, kind: str, norm: str) -> str:
         """What the statistics of a norm gave, by patch and slot."""
-        return self._constants(f"{self._pointer(kind, norm)} + n * WIDTH + c")
+        return self._constant(f"{self._pointer(kind, norm)} + n * WIDTH + c")
 
     def _each(self, what: str) -> None:
         self._body.append("_Pragma(\"unroll\") for (int i = 0; i < V; ++i) { float x = v[i]; v[i] = " + what + "; }")
 
     def _affine(self, plan: Plan, number: int, op: Op) -> None:
-        scale, shift = (self._constants(f"{self._pointer('array', name)} + c") for name in op.arrays)
+        scale, shift = (self._constant(f"{self._pointer('array', name)} + c") for name in op.arrays)
         self._each(f"__fmaf_rn(x, {scale}[i], {shift}[i])")
 
     def _offset(self, plan: Plan, number: int, op: Op) -> None:
@@ -208,7 +228,7 @@ class ChainSource:
         self._body.append("}")
 
     def _prelu(self, plan: Plan, number: int, op: Op) -> None:
-        slope = self._constants(f"{self._pointer('array', op.arrays[0])} + c")
+        slope = self._constant(f"{self._pointer('array', op.arrays[0])} + c")
         self._each(f"x < 0.0f ? x * {slope}[i] : x")
 
     def _add(self, plan: Plan, number: int, op: Op) -> None:
@@ -235,17 +255,17 @@ class ChainSource:
         assert op.view is not None
         pointer, pitch = self._pointer("view", number), plan.buffers[op.view.buffer].pitch
         kind = "signed char" if op.view.scale else "unsigned short"
-        to = self._begins(kind, pointer, pitch)
+        to = self._beginning(kind, pointer, pitch)
         if op.view.scale:
             self._body.append(f"write_bytes(v, {to} + (i64)voxel * {pitch}, {self._number(_inverse(op.view.scale))});")
         else:
             self._body.append(f"write_halves(v, {to} + (i64)voxel * {pitch});")
 
-    def _begins(self, kind: str, pointer: str, pitch: int) -> str:
+    def _beginning(self, kind: str, pointer: str, pitch: int) -> str:
         """A member that points to where the first voxel's slots are."""
         name = f"to{len(self._members)}"
         self._members.append(f"{kind}* {name};")
-        self._setup.append(f"{name} = ({kind}*){pointer} + ((i64)n * VOXELS + base) * {pitch} + c;")
+        self._begins.append(f"{name} = ({kind}*){pointer} + ((i64)n * VOXELS + base) * {pitch} + c;")
         return name
 
     def _output(self, plan: Plan, number: int, op: Op) -> None:

@@ -10,6 +10,7 @@ __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvt
 __device__ __forceinline__ void copy16(u32 to, const void* from, bool inside) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(inside ? 16 : 0));
 }
+__device__ __forceinline__ void copy4(u32 to, const void* from) { asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(to), "l"(from)); }
 __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;"); }
 template <int LATER> __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;" :: "n"(LATER)); }
 
@@ -39,20 +40,28 @@ __device__ __forceinline__ int team_of() { return 0; }
 __device__ __forceinline__ int of_team() { return threadIdx.x; }
 __device__ __forceinline__ void meet() { __syncthreads(); }
 #endif
-// Threads take every so many pieces of the halo; where those lie does not change from tile to tile, and is kept if there is room.
+// Threads take every so many pieces of the halo: each always the same piece of a voxel.
 #define FILLING (TEAM_THREADS / PIECES * PIECES)
+#define VOXEL_STEP (FILLING / PIECES)
 #define MINE ((HALO * PIECES + FILLING - 1) / FILLING)
 #define KEEPS_PLACES (MINE <= 16)
 #if WARP_GROUPS
-#define PIECE_STEP (FILLING / PIECES * 16)
+#define PIECE_STEP (VOXEL_STEP * 16)
 #else
-#define PIECE_STEP (FILLING / PIECES * CHUNK)
+#define PIECE_STEP (VOXEL_STEP * CHUNK)
 #endif
-__device__ __forceinline__ void piece_at(int i, int& x0, int& x1, int& x2, int& half) {
-  const int v = i / PIECES, w = v % H2;
-  half = i % PIECES;
-  x0 = v / (H1 * H2) * IN_STEP0; x1 = v / H2 % H1 * IN_STEP1;
-  x2 = (STRIDE2 == 1 ? w : w % (H2 / STRIDE2) * STRIDE2 + w / (H2 / STRIDE2)) * IN_STEP2;
+extern __shared__ __align__(128) unsigned char memory[];
+// Of each voxel of the halo, worked out once: how far it is from the first in memory, and which it is along each axis, ten bits each.
+#define HALO_TABLE ((vec8*)(memory + TABLE_AT))
+#define PACKED(a, b, c) ((u32)(a) | (u32)(b) << 10 | (u32)(c) << 20)
+#define SIGNS PACKED(512, 512, 512)
+__device__ __forceinline__ void note_halo() {
+  for (int v = threadIdx.x; v < HALO; v += THREADS) {
+    const int w = v % H2, h0 = v / (H1 * H2), h1 = v / H2 % H1, h2 = STRIDE2 == 1 ? w : w % (H2 / STRIDE2) * STRIDE2 + w / (H2 / STRIDE2);
+    vec8 r;
+    r.x = ((h0 * IN_STEP0 * I1 + h1 * IN_STEP1) * I2 + h2 * IN_STEP2) * PITCH; r.y = PACKED(h0, h1, h2);
+    HALO_TABLE[v] = r;
+  }
 }
 __device__ __forceinline__ u32 piece_place(int i) {
   const int v = i / PIECES, half = i % PIECES;
@@ -62,35 +71,38 @@ __device__ __forceinline__ u32 piece_place(int i) {
   return v * CHUNK + ((half ^ ((v >> 2) & 1)) << 4);
 #endif
 }
+// What a thread fetches of each tile that is inside, if there is room to keep it.
 __device__ __forceinline__ void note_places(int (&near)[MINE]) {
 #if KEEPS_PLACES
 #pragma unroll
-  for (int k = 0; k < MINE; ++k) {
-    int x0, x1, x2, half;
-    piece_at(of_team() + k * FILLING, x0, x1, x2, half);
-    near[k] = ((x0 * I1 + x1) * I2 + x2) * PITCH + half * 16;
-  }
+  for (int k = 0; k < MINE; ++k) near[k] = HALO_TABLE[min(of_team() / PIECES + k * VOXEL_STEP, HALO - 1)].x;
 #endif
 }
+// Of lattice inputs from ``first`` on, how many are before the volume, and the last that is inside.
+__device__ __forceinline__ int before_volume(int first, int step) { return first < 0 ? min((step - 1 - first) / step, 512) : 0; }
+__device__ __forceinline__ int last_inside(int first, int step, int size) { return first < size ? min((size - 1 - first) / step, 511) : -1; }
 __device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const Spot& s, int chunk, const int (&near)[MINE]) {
   if (FILLING < TEAM_THREADS && of_team() >= FILLING) return;
+  const int byte = chunk * CHUNK + of_team() % PIECES * 16;
+  const unsigned char* from = p.source + ((((i64)n * I0 + s.i0) * I1 + s.i1) * I2 + s.i2) * PITCH + byte;
+  u32 place = to + piece_place(of_team());
 #if KEEPS_PLACES
   if (s.i0 >= 0 && s.i0 + (H0 - 1) * IN_STEP0 < I0 && s.i1 >= 0 && s.i1 + (H1 - 1) * IN_STEP1 < I1 && s.i2 >= 0 && s.i2 + (H2 - 1) * IN_STEP2 < I2 && (chunk + 1) * CHUNK <= SOURCE_WIDTH) {
-    const unsigned char* from = p.source + ((((i64)n * I0 + s.i0) * I1 + s.i1) * I2 + s.i2) * PITCH + chunk * CHUNK;
-    const u32 first = to + piece_place(of_team());
 #pragma unroll
     for (int k = 0; k < MINE; ++k)
-      if ((k + 1) * FILLING <= HALO * PIECES || of_team() + k * FILLING < HALO * PIECES) copy16(first + k * PIECE_STEP, from + near[k], true);
+      if ((k + 1) * FILLING <= HALO * PIECES || of_team() + k * FILLING < HALO * PIECES) copy16(place + k * PIECE_STEP, from + near[k], true);
     return;
   }
 #endif
-  for (int i = of_team(); i < HALO * PIECES; i += FILLING) {
-    int x0, x1, x2, half;
-    piece_at(i, x0, x1, x2, half);
-    const int i0 = s.i0 + x0, i1 = s.i1 + x1, i2 = s.i2 + x2, byte = chunk * CHUNK + half * 16;
-    const bool inside = (unsigned)i0 < I0 && (unsigned)i1 < I1 && (unsigned)i2 < I2 && byte < SOURCE_WIDTH;
-    const unsigned char* from = inside ? p.source + ((((i64)n * I0 + i0) * I1 + i1) * I2 + i2) * PITCH + byte : p.source;
-    copy16(to + piece_place(i), from, inside);
+  // Three comparisons at once: a sum or difference whose tenth bit is left is not negative.
+  const u32 low = SIGNS - PACKED(before_volume(s.i0, IN_STEP0), before_volume(s.i1, IN_STEP1), before_volume(s.i2, IN_STEP2));
+  const u32 high = SIGNS + last_inside(s.i0, IN_STEP0, I0) + last_inside(s.i1, IN_STEP1, I1) * 1024 + last_inside(s.i2, IN_STEP2, I2) * 1048576;
+  const bool deep = byte < SOURCE_WIDTH;
+#pragma unroll 4
+  for (int v = of_team() / PIECES; v < HALO; v += VOXEL_STEP, place += PIECE_STEP) {
+    const vec8 at = HALO_TABLE[v];
+    const bool inside = deep && ((at.y + low) & (high - at.y) & SIGNS) == SIGNS;
+    copy16(place, inside ? from + (int)at.x : p.source, inside);
   }
 }
 __device__ __forceinline__ void fill_weights(u32 to, const Params& p, int kind, int round) {
@@ -109,7 +121,6 @@ RUN_DEFINITIONS = r"""
 #define STAGED_TURN(column) (((column) / LANES) & 3)
 #endif
 #define RANKS (NJ / (LANES / 2))
-extern __shared__ __align__(128) unsigned char memory[];
 // Where a thread leaves scores of a row, given the first column of its rank; or the address that a matrix store wants of it.
 __device__ __forceinline__ int staged_at(int first, int row) {
   const int lane = threadIdx.x & 31;
@@ -124,6 +135,14 @@ __device__ __forceinline__ int staged_at(int first, int row) {
 """
 
 RUN = r"""
+// What the chain multiplies and adds, of the block's columns: read by each tile anew it would be waited for each time.
+#define KEPT_CONSTANTS ((float*)(memory + CONSTANTS_AT))
+__device__ __forceinline__ void keep_constants(const Params& p, int n) {
+  for (int i = threadIdx.x; i < CONSTANTS * COLUMNS; i += THREADS) {
+    const int column = blockIdx.y * COLUMNS + i % COLUMNS;
+    copy4(shared_address(KEPT_CONSTANTS + i), Chain<LANES>::constant(p, n, column < WIDTH * SPREAD ? column % WIDTH : 0, i / COLUMNS));
+  }
+}
 #define FETCHES_EARLY (FETCHES && ROOM_TO_FETCH)
 #if FETCHES_EARLY
 #define HELD(held) , held
@@ -162,6 +181,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #if FETCHES_EARLY
   typename Chain<LANES>::Held held[RANKS][MI][2];
 #endif
+  if (KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(0), p, kind, first);
+  keep_constants(p, n);
+  note_halo();
+  __syncthreads();
   int near[MINE];
   note_places(near);
   // What a step multiplies; of weights that are kept, nothing more.
@@ -178,7 +201,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
   };
-  if (KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(0), p, kind, first);
   if (total) fill(0); else copies_end();
   if (STAGES == 2 && total > 1) fill(1);
 #if TEAMS > 1
@@ -258,7 +280,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #pragma unroll
       for (int j = 0; j < RANKS; ++j) {
         const Place at(j, q);
-        Chain<LANES> chain(p, n, at.c, rows.first(at));
+        Chain<LANES> chain(p, n, at.c, rows.first(at), KEPT_CONSTANTS + at.inside, COLUMNS);
 #pragma unroll
         for (int i = 0; i < MI; ++i)
 #pragma unroll

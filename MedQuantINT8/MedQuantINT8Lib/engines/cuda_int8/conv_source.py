@@ -18,7 +18,7 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
         least_blocks: that a multiprocessor shall hold at once.
     """
     step, tile = tiling.step, tiling.tile
-    assert step.source is not None
+    assert step.source is not None and tiling.constants == chain.constants
     defined: dict[str, object] = {
         "DEPTH": DEPTH,
         "CHUNK": tiling.chunk,
@@ -46,6 +46,9 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
         "ROOM_TO_FETCH": int(tiling.fetches_early),
         "SCORES_AT": tiling.pipeline_bytes,
         "STAGED_ROW": tiling.staged_row,
+        "TABLE_AT": tiling.table_at,
+        "CONSTANTS_AT": tiling.constants_at,
+        "CONSTANTS": tiling.constants,
         "PITCH": plan.buffers[step.source.buffer].pitch * tiling.element,
         "SOURCE_WIDTH": tiling.voxel_bytes,
     }

@@ -84,7 +84,7 @@ def _shape_of(step: Step) -> Step:
     """What of a step decides about its tiles: layers of the same shape are estimated once."""
     assert step.source is not None
     source = View("", 0, step.source.layout, float(bool(step.source.scale)))
-    ops = tuple(Op(op.kind) for op in step.ops if op.kind in ("output", "add", "mul"))
+    ops = tuple(Op(op.kind, norm="any" if op.norm else "") for op in step.ops if op.kind in ("output", "add", "mul", "affine", "norm", "prelu"))
     return Step(step.kind, "", step.size, step.source_size, step.layout, source, ops, step.geometry, int8=step.int8)
 
 

@@ -270,11 +270,25 @@ class Tiling:
         return self.tile.count
 
     @cached_property
-    def shared_bytes(self) -> int:
+    def table_at(self) -> int:
+        """Where in shared memory the table of the halo begins; sums of statistics lie before it, when nothing else is needed there any more."""
         scores = self.tile.channels * self.staged_row * 2 if self.stages_output else 0
+        return max(self.pipeline_bytes + scores, self.tile.threads // 32 * self.tile.channels * 8)
+
+    @cached_property
+    def constants_at(self) -> int:
+        return self.table_at + -(-math.prod(self.halo) * 8 // PIECE) * PIECE
+
+    @cached_property
+    def constants(self) -> int:
+        """Numbers for each column that its sums meet on their way."""
+        return sum({"affine": 2, "norm": 2, "prelu": 1}.get(op.kind, 2 if op.norm and op.kind in ("add", "mul") else 0) for op in self.step.ops)
+
+    @cached_property
+    def shared_bytes(self) -> int:
         # wgmma's rows lie inside the halo, but memory checkers take the 64 rows to lie side by side from the first on.
         beyond = 64 * DEPTH if self.tile.groups else 0
-        return max(self.pipeline_bytes + max(scores, beyond), self.tile.threads // 32 * self.tile.channels * 8)
+        return max(self.constants_at + self.constants * self.tile.channels * 4, self.pipeline_bytes + beyond)
 
     @property
     def sums(self) -> int:
