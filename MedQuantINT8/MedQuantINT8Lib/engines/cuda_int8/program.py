@@ -88,8 +88,11 @@ def attention_program(plan: Plan, step: Step, machine: Machine) -> Program:
 
 def normalize_program(plan: Plan, step: Step, partials: int) -> Program:
     norm = plan.norms[step.norm]
+    slots = np.concatenate(norm.groups)
     defined = {
         "MEMBERS": len(norm.groups[0]),
+        "FIRST": slots[0],
+        "REGULAR": int((np.diff(slots) == 1).all()),
         "PARTIALS": partials,
         "WIDTH": step.layout.width,
         "COUNT": f"{step.voxels}.0",
