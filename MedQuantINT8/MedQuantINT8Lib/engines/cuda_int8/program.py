@@ -13,7 +13,7 @@ from ..cuda import Gpu
 from .chain_source import PRELUDE, ChainSource
 from .conv_source import conv_source
 from .plan import Plan, Step
-from .tiles import Machine, candidates
+from .tiles import Machine, first_guess
 from .tiling import Tiling
 from .token_source import ATTENTION_THREADS, attention_grid, attention_source, layernorm_source
 from .walk_source import NORMALIZE, walk_source
@@ -107,7 +107,7 @@ def programs(plan: Plan, machine: Machine, batch: int, chosen: dict[str, Tiling]
     partials: dict[str, int] = {}
     for step in plan.steps:
         if step.kind in ("conv", "deconv"):
-            program = conv_program(plan, step, (chosen or {}).get(step.name) or candidates(step, machine, batch)[0], machine)
+            program = conv_program(plan, step, (chosen or {}).get(step.name) or first_guess(step, machine, batch), machine)
         elif step.kind == "normalize":
             program = normalize_program(plan, step, partials[step.norm])
         elif step.kind == "attention":

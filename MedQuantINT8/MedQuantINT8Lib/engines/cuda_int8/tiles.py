@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import product
 
 from .plan import Op, Step, View
 from .tiling import DEPTH, MOST_TURNS, REGISTERS, Tile, Tiling
@@ -61,23 +60,33 @@ class Machine:
         return -(-tiles // -(-tiles // at_once) // tiling.tile.teams)
 
 
-def candidates(step: Step, machine: Machine, batch: int) -> tuple[Tiling, ...]:
+def candidates(step: Step, machine: Machine, batch: int) -> list[Tiling]:
     """Tilings that fit, fastest first by estimate."""
-    return tuple(Tiling.of(step, tile) for tile in _ranked(_shape_of(step), machine, batch))
+    return [Tiling.of(step, tile) for _, tile in _ranked(_shape_of(step), machine, batch)]
+
+
+def first_guess(step: Step, machine: Machine, batch: int) -> Tiling:
+    """The first of the candidates."""
+    return Tiling.of(step, _ranked(_shape_of(step), machine, batch)[0][1])
+
+
+def least_cycles(step: Step, machine: Machine, batch: int) -> float:
+    """That a step takes, by estimate."""
+    return _ranked(_shape_of(step), machine, batch)[0][0]
 
 
 def proposals(step: Step, machine: Machine, batch: int, count: int) -> list[Tiling]:
     """Tilings to be timed, best guess first: of each kind that may be the fastest one, then others. An estimate that is wrong about a kind is so
     for all of it."""
-    ranked = candidates(step, machine, batch)
-    limit = _MAYBE * estimate(ranked[0], machine, batch)
-    best: dict[object, Tiling] = {}
-    for tiling in ranked:
-        if estimate(tiling, machine, batch) > limit:
+    ranked = _ranked(_shape_of(step), machine, batch)
+    limit = _MAYBE * ranked[0][0]
+    best: dict[object, Tile] = {}
+    for cycles, tile in ranked:
+        if cycles > limit:
             break
-        best.setdefault((tiling.tile.groups, tiling.tile.split > 1, tiling.tile.teams > 1), tiling)
-    others = (tiling for tiling in ranked[: count + len(best)] if tiling not in best.values())
-    return [*best.values(), *others][:count]
+        best.setdefault((tile.groups, tile.split > 1, tile.teams > 1, tile.stages), tile)
+    others = (tile for _, tile in ranked[: count + len(best)] if tile not in best.values())
+    return [Tiling.of(step, tile) for tile in (*best.values(), *others)][:count]
 
 
 def _shape_of(step: Step) -> Step:
@@ -89,27 +98,29 @@ def _shape_of(step: Step) -> Step:
 
 
 @lru_cache(maxsize=1024)
-def _ranked(step: Step, machine: Machine, batch: int) -> tuple[Tile, ...]:
-    """Remembered, since a build asks several times and a second's work is in it."""
+def _ranked(step: Step, machine: Machine, batch: int) -> tuple[tuple[float, Tile], ...]:
+    """Tiles with their estimates, best first. Remembered, since a build asks several times and a second's work is in it."""
     fitting = (tiling for tile in _tiles(step, machine) for tiling in _variants(Tiling.of(step, tile), machine, batch) if tiling.shared_bytes <= machine.block_bytes)
-    return tuple(tiling.guess for tiling in sorted(fitting, key=lambda tiling: estimate(tiling, machine, batch)))
+    return tuple(sorted(((estimate(tiling, machine, batch), tiling.guess) for tiling in fitting), key=lambda found: found[0]))
 
 
 def _variants(tiling: Tiling, machine: Machine, batch: int) -> Iterator[Tiling]:
-    """With one copy into shared memory under way or two, of as much of a voxel as may be fetched at once; where tiles are few, their sums shared
-    by some blocks, each of which must have something to add up; and with several teams, if each has a tile."""
+    """Of as much of a voxel as may be fetched at once, with one copy into shared memory under way or two, if there is a second to be made; where
+    tiles are few, their sums shared by some blocks, each of which must have something to add up; and with several teams, if each has a tile."""
     tiles = math.prod(tiling.tiles)
     few = tiles * tiling.column_blocks * tiling.phases * batch < 2 * machine.processors
     can_share = tiling.tile.groups and tiling.same_taps and not any(op.kind == "output" for op in tiling.step.ops)
     teams = [n for n in (2, 3, 4) if can_share and tiles >= n]
-    ways = [(depth, split, 1) for depth in _depths(tiling) for split in ((1, 2, 4, 8) if few else (1,))] + [(DEPTH, 1, n) for n in teams]
-    for stages, (depth, split, team) in product((1, 2), ways):
-        tile, guess = (replace(t, stages=stages, split=split, teams=team, depth=depth) for t in (tiling.tile, tiling.guess))
-        made = replace(tiling, tile=tile, guess=guess)
-        if split > made.rounds or made.pieces > 32 * tile.warps:
-            continue
-        if team == 1 or made.sums + _LEAST_REGISTERS <= made.most_registers:
+    for depth, split, team in [(depth, split, 1) for depth in _depths(tiling) for split in ((1, 2, 4, 8) if few else (1,))] + [(DEPTH, 1, n) for n in teams]:
+        for stages in (1, 2):
+            tile, guess = (replace(t, stages=stages, split=split, teams=team, depth=depth) for t in (tiling.tile, tiling.guess))
+            made = replace(tiling, tile=tile, guess=guess)
+            fits = made.sums + _LEAST_REGISTERS <= made.most_registers if team > 1 else split <= made.rounds
+            if not fits or made.pieces > 32 * tile.warps:
+                break
             yield made
+            if made.rounds <= split and machine.blocks(made) * team >= tiles:
+                break
 
 
 def _depths(tiling: Tiling) -> list[int]:

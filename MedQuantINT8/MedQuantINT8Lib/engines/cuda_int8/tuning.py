@@ -15,11 +15,11 @@ from ..cuda_graph import CapturedGraph
 from .network import CudaInt8Network
 from .plan import Plan, Step
 from .program import Program, attention_program, conv_program, machine_of
-from .tiles import candidates, estimate, proposals
+from .tiles import first_guess, least_cycles, proposals
 from .tiling import Tile, Tiling
 
 #: Of a convolution that takes at least such a share of the time of all, by estimate, so many of the best guesses are timed.
-_GUESSES = ((0.02, 4), (0.005, 3), (0.0, 2))
+_GUESSES = ((0.05, 6), (0.02, 4), (0.005, 3), (0.0, 2))
 #: How often a launch is timed.
 _ROUNDS, _RUNS = 3, 8
 
@@ -42,9 +42,9 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
     # Steps of equal source are the same work, and are timed once.
     alike: dict[str, list[Step]] = {}
     for step in convolutions:
-        guess = conv_program(plan, step, candidates(step, machine, batch)[0], machine)
+        guess = conv_program(plan, step, first_guess(step, machine, batch), machine)
         alike.setdefault(guess.source, []).append(step)
-    costs = [len(steps) * estimate(candidates(steps[0], machine, batch)[0], machine, batch) for steps in alike.values()]
+    costs = [len(steps) * least_cycles(steps[0], machine, batch) for steps in alike.values()]
     tried = []
     for steps, cost in zip(alike.values(), costs, strict=True):
         guesses = next(guesses for share, guesses in _GUESSES if cost >= share * sum(costs))
