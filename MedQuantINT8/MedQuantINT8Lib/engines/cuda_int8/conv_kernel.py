@@ -143,11 +143,13 @@ __device__ __forceinline__ void keep_constants(const Params& p, int n) {
     copy4(shared_address(KEPT_CONSTANTS + i), Chain<LANES>::constant(p, n, column < WIDTH * SPREAD ? column % WIDTH : 0, i / COLUMNS));
   }
 }
-#define FETCHES_EARLY (FETCHES && ROOM_TO_FETCH)
-#if FETCHES_EARLY
-#define HELD(held) , held
+// Rows of eight or four sums of a thread. What the first of them will meet is read while sums are made; each that was worked on makes room for
+// another.
+#define THREAD_ROWS (RANKS * MI * 2)
+#if FETCHES
+#define HELD_ROW(row) , held[(row) % HELD_ROWS]
 #else
-#define HELD(held)
+#define HELD_ROW(row)
 #endif
 #if KEEPS_WEIGHTS
 #define HALO_AT(stage) (shared + WEIGHT_BYTES + (team_of() * STAGES + (stage)) * HALO_BYTES)
@@ -178,8 +180,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #pragma unroll
   for (int i = 0; i < MI * NJ * 4; ++i) sums[i / (NJ * 4)][i / 4 % NJ][i % 4] = 0;
 #endif
-#if FETCHES_EARLY
-  typename Chain<LANES>::Held held[RANKS][MI][2];
+#if FETCHES
+  typename Chain<LANES>::Held held[HELD_ROWS];
+  const auto fetch_row = [&](const Rows& rows, int row) {
+    const Place at(row / (MI * 2), q);
+    const int i = row / 2 % MI, hh = row % 2;
+    if (rows.has(at, i, hh)) Chain<LANES>::fetch(held[row % HELD_ROWS], p, n, at.c, rows.first(at), ROW_STEP(i, hh));
+  };
+  const auto fetch_rows = [&](const Rows& rows) {
+#pragma unroll
+    for (int row = 0; row < HELD_ROWS; ++row) fetch_row(rows, row);
+  };
 #endif
   if (KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(0), p, kind, first);
   keep_constants(p, n);
@@ -216,20 +227,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
     // that has its turn makes haste, and fetches when the next one has it.
     const bool more = step + 1 < total && (STAGES == 1 || step > 0);
     const auto meanwhile = [&] { if (STAGES == 2 && TEAMS == 1 && more) fill(step + 1); };
-#if FETCHES_EARLY
-    // What the sums will meet is under way while they are made.
-    if (round == first + each - 1) {
-      const Rows rows(spot_of(tile, p0, p1, p2), g);
-#pragma unroll
-      for (int j = 0; j < RANKS; ++j) {
-        const Place at(j, q);
-#pragma unroll
-        for (int i = 0; i < MI; ++i)
-#pragma unroll
-          for (int hh = 0; hh < 2; ++hh)
-            if (rows.has(at, i, hh)) Chain<LANES>::fetch(held[j][i][hh], p, n, at.c, rows.first(at), ROW_STEP(i, hh));
-      }
-    }
+#if FETCHES && SPLIT == 1
+    if (round == first + each - 1) fetch_rows(Rows(spot_of(tile, p0, p1, p2), g));
 #endif
 #if TEAMS > 1
     if (step > 0 || team_of() > 0) await_turn();
@@ -272,6 +271,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #endif
     const Spot s = spot_of(tile, p0, p1, p2);
     const Rows rows(s, g);
+#if FETCHES && SPLIT > 1
+    fetch_rows(rows);
+#endif
 #if OUTPUT
     int row_d, row_h;
     first_row(row_d, row_h);
@@ -284,13 +286,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #pragma unroll
         for (int i = 0; i < MI; ++i)
 #pragma unroll
-          for (int hh = 0; hh < 2; ++hh)
+          for (int hh = 0; hh < 2; ++hh) {
+            const int row = (j * MI + i) * 2 + hh;
             if (!checked.value || (STAGES_OUTPUT ? rows.has(i, hh) : rows.has(at, i, hh))) {
               float v[LANES];
 #pragma unroll
               for (int k = 0; k < LANES / 2; ++k) { v[2 * k] = (float)sums[i][j * LANES / 2 + k][hh * 2]; v[2 * k + 1] = (float)sums[i][j * LANES / 2 + k][hh * 2 + 1]; }
-              chain.apply(v, ROW_STEP(i, hh) HELD(held[j][i][hh]) EXTRA(sum[j], square[j], scores + staged_at(j * LANES * 4, row_h + ROW_H(i, hh))));
+              chain.apply(v, ROW_STEP(i, hh) HELD_ROW(row) EXTRA(sum[j], square[j], scores + staged_at(j * LANES * 4, row_h + ROW_H(i, hh))));
             }
+#if FETCHES
+            if (row + HELD_ROWS < THREAD_ROWS) fetch_row(rows, row + HELD_ROWS);
+#endif
+          }
       }
     };
     // Most tiles are inside: without a question between them, the work on one row fills the waits of another.

@@ -43,7 +43,7 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
         "SAME_TAPS": int(tiling.same_taps),
         "SPREAD": tiling.spread,
         "STAGES_OUTPUT": int(tiling.stages_output),
-        "ROOM_TO_FETCH": int(tiling.fetches_early),
+        "HELD_ROWS": tiling.held_rows,
         "SCORES_AT": tiling.pipeline_bytes,
         "STAGED_ROW": tiling.staged_row,
         "TABLE_AT": tiling.table_at,

@@ -296,14 +296,17 @@ class Tiling:
         return self.tile.count * self.tile.channels // (32 * self.tile.warps)
 
     @cached_property
-    def fetched_registers(self) -> int:
-        """Of a thread, for other tensors that its sums meet; FP16 at most."""
-        return self.sums // 2 * sum(op.kind in ("add", "mul") for op in self.step.ops)
+    def row_registers(self) -> int:
+        """Of a thread, for other tensors that a row of its sums meets; FP16 at most."""
+        return self.lanes // 2 * sum(op.kind in ("add", "mul") for op in self.step.ops)
 
-    @property
-    def fetches_early(self) -> bool:
-        """Whether those are read before the sums are ready."""
-        return self.tile.split == 1 and self.sums + self.fetched_registers + OTHER_REGISTERS <= self.most_registers
+    @cached_property
+    def held_rows(self) -> int:
+        """Rows of sums that such tensors are read ahead for."""
+        if not self.row_registers:
+            return 0
+        room = self.most_registers - self.sums - OTHER_REGISTERS
+        return max(2, min(self.sums // self.lanes, room // self.row_registers))
 
     @property
     def most_registers(self) -> int:
@@ -313,7 +316,7 @@ class Tiling:
     @property
     def registers(self) -> int:
         """Of a thread, about."""
-        return min(self.most_registers, self.sums + OTHER_REGISTERS + (self.fetched_registers if self.fetches_early else 0))
+        return min(self.most_registers, self.sums + OTHER_REGISTERS + self.held_rows * self.row_registers)
 
     @property
     def lanes(self) -> int:
