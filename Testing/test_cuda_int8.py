@@ -24,7 +24,7 @@ from MedQuantINT8Lib.engines.cuda_int8.program import programs
 from MedQuantINT8Lib.engines.cuda_int8.reading import read_network
 from MedQuantINT8Lib.engines.cuda_int8.reference import POISON, ReferenceExecutor
 from MedQuantINT8Lib.engines.cuda_int8.tiles import Machine, candidates
-from MedQuantINT8Lib.engines.cuda_int8.tiling import Tile, Tiling, arranged_weights, columns_of
+from MedQuantINT8Lib.engines.cuda_int8.tiling import DEPTH, Tile, Tiling, arranged_weights, columns_of
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import EngineError
 
@@ -222,7 +222,8 @@ def test_tiles_take_the_right_bytes_to_the_right_channels(name, machine):
             fitting = candidates(step, replace(machine, processors=2), 1)
             shared = [tiling for tiling in fitting if tiling.tile.teams > 1]
             lines = [tiling for tiling in fitting if tiling.by_lines]
-            for tiling in (fitting[0], fitting[-1], *shared[:2], *lines[:1]):
+            deep = [tiling for tiling in fitting if tiling.tile.depth > DEPTH]
+            for tiling in (fitting[0], fitting[-1], *shared[:2], *lines[:1], *deep[:1], *deep[-1:]):
                 flat = tiling.step
                 found = multiplied(plan, tiling, held.reshape(1, *flat.source_size, -1)).reshape(expected.shape)
                 np.testing.assert_allclose(found, expected, rtol=1e-3 if tiling.half else 0, atol=1e-2 if tiling.half else 0)

@@ -3,117 +3,86 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from gpu_networks import TIMED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESOURCES = ROOT / "Resources"
 #: Dense INT8 of tensor cores in TOP/s, and memory in GB/s, by the maker's data sheets.
 ROOFS = {"NVIDIA H100 80GB HBM3": (1979, 3352), "NVIDIA H200": (1979, 4800)}
 MODES = {
+    "fp32": "FP32",
     "tf32": "TF32",
     "autocast_fp16": "autocast FP16",
     "fp16_channels_last": "FP16 channels-last",
-    "compiled_autocast_fp16": "torch.compile, autocast FP16",
-    "graphed_autocast_fp16": "torch.compile with CUDA graphs, autocast FP16",
+    "compiled_autocast_fp16": "torch.compile",
 }
+#: The mode that, like this engine, has its kernels recorded.
+RECORDED = "graphed_autocast_fp16"
 
 
 def best_of_torch(row: dict[str, Any]) -> tuple[str, float]:
-    """PyTorch's fastest mode that ran, and its milliseconds."""
-    times = {mode: row[mode]["median_ms"] for mode in ("fp32", *MODES) if "median_ms" in row.get(mode, {})}
+    """PyTorch's fastest mode that starts its kernels one by one, and its milliseconds."""
+    times = {mode: row[mode]["median_ms"] for mode in MODES if "median_ms" in row.get(mode, {})}
     mode = min(times, key=lambda m: times[m])
-    return MODES.get(mode, "FP32"), times[mode]
+    return MODES[mode], times[mode]
 
 
 def one_run(value: dict[str, Any], name: str) -> bool:
-    """Whether a network's rows of both sides were measured on one day."""
-    return bool(value["cuda_int8"][name].get("date") == value["baselines"][name].get("date"))
+    """Whether a network's rows of both sides were measured on one day and kind of GPU."""
+    sides = value["cuda_int8"][name], value["baselines"][name]
+    return len({(side.get("date"), side["gpu"]) for side in sides}) == 1
 
 
 def table(value: dict[str, Any]) -> list[str]:
-    """CUDA INT8 against PyTorch, rows of both from one run."""
-    from MedQuantINT8Lib.networks import STUDY
-
-    rows = [(n, value["cuda_int8"][n]) for n in STUDY if n in value.get("cuda_int8", {})]
+    """CUDA INT8 against PyTorch."""
+    rows = [(n, value["cuda_int8"][n]) for n in TIMED if n in value.get("cuda_int8", {})]
     if not rows:
         return []
     lines = [
-        "| network | batch | CUDA INT8 ms, median (p95) | PyTorch FP32 ms | times faster | PyTorch's best ms | times faster | INT8 share of multiply-accumulates | GPU memory MB |",
-        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
+        "| network | batch | CUDA INT8 ms, median (p95) | PyTorch FP32 ms | times faster | PyTorch's best ms | times faster | torch.compile with CUDA graphs ms | times faster | INT8 share of multiply-accumulates | GPU memory MB |",
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, ours in rows:
         apart = "" if one_run(value, name) else " *"
         for batch in (1, 4):
             mine, torch = ours[f"batch_{batch}"], value["baselines"][name][f"batch_{batch}"]
             mode, best = best_of_torch(torch)
-            fp32 = torch["fp32"]["median_ms"]
+            fp32, recorded = torch["fp32"]["median_ms"], torch.get(RECORDED, {}).get("median_ms")
+            cells = [f"{fp32:.1f} | {fp32 / mine['median_ms']:.1f}", f"{best:.2f} ({mode}){apart} | {best / mine['median_ms']:.1f}"]
+            cells.append("– | –" if recorded is None else f"{recorded:.2f} | {recorded / mine['median_ms']:.1f}")
             lines.append(
-                f"| {STUDY[name].title} | {batch} | {mine['median_ms']:.2f} ({mine['p95_ms']:.2f}) | {fp32:.1f} | {fp32 / mine['median_ms']:.1f} | {best:.1f} ({mode}){apart} "
-                f"| {best / mine['median_ms']:.1f} | {100 * ours['int8_mac_share']:.1f} % | {mine['mb']:.0f} |"
+                f"| {TIMED[name].title} | {batch} | {mine['median_ms']:.2f} ({mine['p95_ms']:.2f}) | {' | '.join(cells)} | {100 * ours['int8_mac_share']:.1f} % | {mine['mb']:.0f} |"
             )
+    if any(not one_run(value, name) for name, _ in rows):
+        lines += ["", "\\* The two sides were timed on different days or GPUs."]
     return lines
-
-
-def apart_note(value: dict[str, Any]) -> list[str]:
-    """What rows of two runs do not tell."""
-    if all(one_run(value, name) for name in value["cuda_int8"] if name in value["baselines"]):
-        return []
-    return [
-        "\\* PyTorch was timed a day before, on another H100 of this kind; without the mark both sides are of one day. With batch 1 PyTorch is held up by the computer's own processor,",
-        "which differs from machine to machine: on the two machines nnU-Net under torch.compile took 5.6 and 4.5 ms, TransUNet 17.4 and 5.4. With batch 4 the GPU decides (nnU-Net 15.7 and",
-        "15.6 ms, SwinUNETR 64.8 and 64.2). So where the mark stands, batch 1 may flatter this engine; batch 4 does not.",
-        "",
-    ]
-
-
-def since(value: dict[str, Any]) -> list[str]:
-    """Rows of this engine alone that are younger than the table: kernels were changed, and the whole was not run again."""
-    from MedQuantINT8Lib.networks import STUDY
-
-    rows = value.get("cuda_int8_since", {})
-    if not rows:
-        return []
-    lines = [
-        "Kernels were changed after the rows above were measured (tiles of one block that share their weights, products written out, lines kept in registers, faster resizing and first layers;",
-        "two stages filled from the start); the study's table, the steps that cost most and the whole volume are of before as well. This engine was timed anew by the same script on H100s of the",
-        "same kind, PyTorch was not, so factors stand against its figures above:",
-        "",
-        "| network | date | batch 1 ms, median (p95) | times PyTorch's best | times FP32 | batch 4 ms, median (p95) | times PyTorch's best | build s | load s |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name in (n for n in STUDY if n in rows):
-        one, four, torch = rows[name]["batch_1"], rows[name]["batch_4"], value["baselines"][name]
-        bests = [best_of_torch(torch[f"batch_{n}"])[1] for n in (1, 4)]
-        lines.append(
-            f"| {STUDY[name].title}{' †' if rows[name].get('before_last') else ''} | {rows[name]['date']} | {one['median_ms']:.2f} ({one['p95_ms']:.2f}) | {bests[0] / one['median_ms']:.1f} "
-            f"| {torch['batch_1']['fp32']['median_ms'] / one['median_ms']:.1f} | {four['median_ms']:.2f} ({four['p95_ms']:.2f}) | {bests[1] / four['median_ms']:.1f} "
-            f"| {one['build_cold_s'] + one['planning_s']:.1f} | {one['load_s']:.2f} |"
-        )
-    if any(rows[name].get("before_last") for name in rows):
-        lines += ["", "† Before the last of these changes; the others with all of them."]
-    return [*lines, ""]
 
 
 def roofs(value: dict[str, Any]) -> list[str]:
     """How much of what the chip can do is reached, and the steps that cost most."""
-    from MedQuantINT8Lib.networks import STUDY
-
     lines = [
         "| network | TOP/s | of the INT8 roof | GB/s if nothing stays in the cache | of the memory's roof | build s | load s | the three steps that cost most |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for name in (n for n in STUDY if n in value["cuda_int8"]):
+    for name in (n for n in TIMED if n in value["cuda_int8"]):
         ours = value["cuda_int8"][name]
         mine = ours["batch_1"]
         tops, gigabytes = 2e-9 * ours["macs"] / mine["median_ms"], 1e-6 * mine["bytes"] / mine["median_ms"]
         compute, memory = ROOFS[ours["gpu"]]
         costly = sorted(mine["steps"], key=lambda s: -s["ms"])[:3]
-        words = "; ".join(f"{s['kind']} {s['channels'][0]} to {s['channels'][1]} at {s['size'][0]}^3: {s['ms']:.3f} ms" for s in costly)
+        words = "; ".join(f"{s['kind']} {s['channels'][0]} to {s['channels'][1]} {_where(s['size'])}: {s['ms']:.3f} ms" for s in costly)
         lines.append(
-            f"| {STUDY[name].title} | {tops:.0f} | {100 * tops / compute:.0f} % | {gigabytes:.0f} | {100 * gigabytes / memory:.0f} % | {mine['build_cold_s'] + mine['planning_s']:.1f} | {mine['load_s']:.2f} | {words} |"
+            f"| {TIMED[name].title} | {tops:.0f} | {100 * tops / compute:.0f} % | {gigabytes:.0f} | {100 * gigabytes / memory:.0f} % | {mine['build_cold_s'] + mine['planning_s']:.1f} | {mine['load_s']:.2f} | {words} |"
         )
     return lines
+
+
+def _where(size: list[int]) -> str:
+    return f"at {size[0]}^3" if size[0] == size[1] == size[2] else f"for {math.prod(size)} tokens"
 
 
 def study(value: dict[str, Any]) -> list[str]:
@@ -141,27 +110,28 @@ def section(value: dict[str, Any]) -> list[str]:
         return []
     first = next(iter(value["cuda_int8"].values()))
     torch = next(iter(value["baselines"].values()))["torch"]
+    compute, memory = ROOFS[first["gpu"]]
     lines = [
         "## CUDA INT8, the engine of this project",
         "",
-        f"Made by `Testing/Benchmarks/cuda_int8.py`. {first['gpu']}, PyTorch {torch}; networks of the study's size, random weights, 96 x 96 x 96, recorded calls,",
-        "FP16 at both ends. The best of PyTorch is the fastest of its modes in the table below (torch.compile was run with batch 1 only).",
+        f"Made by `Testing/Benchmarks/cuda_int8.py` and `gpu_baselines.py`, {first['date']}. {first['gpu']}, PyTorch {torch}; networks of the study's size, random weights, 96 x 96 x 96, recorded",
+        "calls, FP16 at both ends. Of a network both sides were timed on one machine, one after the other. The best of PyTorch is the fastest of its modes that start their kernels one by one (FP32,",
+        "TF32, autocast FP16, FP16 channels-last, torch.compile over autocast FP16); with CUDA graphs they are recorded as here.",
         "",
         *table(value),
         "",
-        *apart_note(value),
-        *since(value),
         "The study's table (FP32 against INT8: size, latency) with this engine:",
         "",
         *study(value),
         "",
-        "Roofs are 1979 TOP/s (dense INT8) and the memory's 3.35 TB/s. A step's time is its own, repeated. Why these cost most: the product of 64 rows and N columns takes the tensor cores",
-        "N / 2 cycles and shared memory 16 + N / 4 (measured: 24 cycles for 32 columns, 28 for 48, 48 for 96), so that up to 48 columns shared memory decides; rows in registers, where",
-        "they serve several taps, take 16 cycles for 32 columns. A convolution of 48 to 48 channels at 96^3 cannot take less than 61 us so, and moves 127 MB, 38 us at the roof. The last layer",
-        "writes 105 classes in FP16, 186 MB; a residual adds 170 MB. Attention of 343 tokens needs a power of two for each of 121 million scores, 33 us alone. Tried and not faster:",
-        "beginning a kernel while the last one ends (by itself: nnU-Net 1.33 ms against 1.30, SegResNet 2.74 against 2.73, TransUNet 1.76 against 1.75), rows in registers for 48 columns and",
-        "more, and moving pieces of the halo apart so that no bank of shared memory is written twice. Build: planning (timed on two slower cores), kernels of two to four tilings a layer",
-        "compiled and timed, weights put in order, no kernel kept from before; load: all of it from the cache.",
+        f"Roofs are {compute} TOP/s (dense INT8) and the memory's {memory / 1000:.1f} TB/s. A step's time is its own, repeated. Why these cost most: the product of 64 rows and N columns takes the tensor",
+        "cores N / 2 cycles and shared memory 16 + N / 4 (measured: 24 cycles for 32 columns, 28 for 48, 48 for 96), so that up to 48 columns shared memory decides; rows in registers, where they",
+        "serve several taps, take 16 cycles for 32 columns. A convolution of 48 to 48 channels at 96^3 cannot take less than 61 us so. The last layer writes 105 classes in FP16, 186 MB; a residual",
+        "adds 170 MB. Attention of 343 tokens needs a power of two for each of 121 million scores, 33 us alone. Tried and not faster: beginning a kernel while the last one ends; rows in registers for",
+        "48 columns and more; two teams of threads at the tensor cores at once (a convolution of 32 to 32 channels 57 to 64 us instead of 54); rounding to INT8 by adding a large number instead of the",
+        "conversion, which has few units (1.17 ms of SegResNet with 32 filters become 1.20); statistics of small tensors by the kernel that applies them instead of one of their own (nnU-Net 0.88 ms",
+        "instead of 0.89). Build: planning (timed on two slower cores), kernels of two to six tilings a layer compiled and timed, weights put in order, no kernel kept from before, the compiler not",
+        "loaded before; load: all of it from the cache.",
         "",
         *roofs(value),
         "",
@@ -189,8 +159,8 @@ def _fidelity(rows: dict[str, Any]) -> list[str]:
 
     lines = [
         "The engine against the same INT8 networks simulated in ONNX Runtime: the study's networks as narrowed and trained for [this table](trained.md), patches of 64 x 64 x 64 around",
-        "the hippocampus of scans they have not seen (`Testing/Experiments/cuda_reference.py`: the engine's plans in NumPy, which every step on the GPU equals). SwinUNETR was trained anew,",
-        "for two minutes (Dice 0.87 and 0.86); trained TransUNet and UNesT were not compared.",
+        "the hippocampus of scans they have not seen (`Testing/Experiments/cuda_reference.py`: the engine's plans in NumPy, which every step on the GPU equals). SwinUNETR, TransUNet and",
+        "UNesT were trained anew, for two minutes (Dice 0.87 to 0.89).",
         "",
         "| network | patches | voxels with another label than simulated, mean | worst patch | relative error of scores | simulated INT8 against FP32, voxels with another label | INT8 share |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -21,8 +21,7 @@ MODES = ("fp32", "tf32", "autocast_fp16", "fp16_channels_last", "compiled_autoca
 
 def page(value: dict[str, Any]) -> str:
     from cuda_int8_page import section
-
-    from MedQuantINT8Lib.networks import STUDY
+    from gpu_networks import TIMED
 
     lines = ["# On an NVIDIA GPU", "", f"Made by `Testing/Benchmarks/gpu_page.py`; do not edit. {value['date']}.", "", *section(value)]
     if window := value.get("window"):
@@ -40,12 +39,12 @@ def page(value: dict[str, Any]) -> str:
             f"{overlap['windows']} windows in {overlap['beside_s']:.3f} s, of which {overlap['network_and_copies_s']:.3f} s are the network and its copies; one after the other they take {overlap['after_s']:.3f} s.",
             "",
         ]
-    rows = [value["baselines"][n] for n in STUDY if n in value.get("baselines", {})]
+    rows = [value["baselines"][n] for n in TIMED if n in value.get("baselines", {})]
     if rows:
         lines += [
             "## What a GPU user has in PyTorch: the figures to beat",
             "",
-            f"{rows[0]['gpu']}, PyTorch {rows[0]['torch']}; the seven networks at the study's size, random weights, 96 x 96 x 96; milliseconds a call, median (95th percentile) of 20.",
+            f"{rows[0]['gpu']}, PyTorch {rows[0]['torch']}; networks of the study's size, random weights, 96 x 96 x 96; milliseconds a call, median (95th percentile) of 20.",
             "",
             "| network | batch | FP32 | TF32 | autocast FP16 | FP16 channels-last | torch.compile, autocast FP16 | with CUDA graphs |",
             "| --- | ---: |" + " ---: |" * 6,
@@ -53,7 +52,7 @@ def page(value: dict[str, Any]) -> str:
         for r in rows:
             for batch in (1, 4):
                 cells = [_cell(r[f"batch_{batch}"].get(mode)) for mode in MODES]
-                lines.append(f"| {STUDY[r['network']].title} | {batch} | {' | '.join(cells)} |")
+                lines.append(f"| {TIMED[r['network']].title} | {batch} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -75,7 +74,6 @@ def main() -> None:
                 row["batch_1"]["steps"] = sorted(row["batch_1"]["steps"], key=lambda step: -step["ms"])[:KEPT]
                 row["batch_4"].pop("steps", None)
                 value.setdefault("cuda_int8", {})[row["cuda_int8"]] = row
-                value.get("cuda_int8_since", {}).pop(row["cuda_int8"], None)
             elif "volumes" in row:
                 value["cuda_int8_volume"] = row
             elif "network" in row:

@@ -20,7 +20,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent / "MedQuantINT8")]
 
-from cuda_int8_page import apart_note, since, table  # noqa: E402
+from cuda_int8_page import table  # noqa: E402
 
 from data_models import BRAIN18, DATA, OBELISK_TO_TOTAL, ROOT, hippocampus_spec, specs  # noqa: E402
 from MedQuantINT8Lib.model_spec import ModelSpec, Normalization  # noqa: E402
@@ -242,8 +242,8 @@ def page(results: dict[str, dict]) -> str:
             f"| {name} | {f['relative_error']:.4f} | {100 * f['label_disagreement']:.3f} % | {f['simulated_relative_error']:.4f} |"
         )
     gpu = RESULTS.with_name("gpu.json")
-    if gpu.exists() and (compared := table(value := json.loads(gpu.read_text()))):
-        lines += ["", "## On an NVIDIA GPU: CUDA INT8 against PyTorch", "", "96 x 96 x 96, networks of the study's size; [more](gpu.md).", "", *compared, "", *apart_note(value), *since(value)]
+    if gpu.exists() and (compared := table(json.loads(gpu.read_text()))):
+        lines += ["", "## On an NVIDIA GPU: CUDA INT8 against PyTorch", "", "96 x 96 x 96, networks of the study's size; [more](gpu.md).", "", *compared]
     return "\n".join(lines).rstrip() + "\n"
 
 
