@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -240,6 +241,15 @@ def test_tilings_fit_the_gpu_and_leave_no_tile_out():
                 assert tiling.shared_bytes < machine.shared_bytes and tiling.tile.groups <= machine.has_groups
                 covered = [t * n >= lattice.count(size) for t, n, lattice, size in zip(tiling.tile.voxels, tiling.tiles, tiling.lattices, tiling.step.size, strict=True)]
                 assert all(covered)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1, 701), (31, 31, 31)])
+def test_a_kernel_that_no_tile_holds_is_refused_by_name(kernel):
+    plan = plan_of(NETWORKS["kernels_and_strides"](), (24, 24, 24))
+    step = next(step for step in plan.steps if step.weights)
+    geometry = replace(step.geometry, kernel=kernel, stride=(1, 1, 1), before=tuple(k // 2 for k in kernel))
+    with pytest.raises(UnsupportedNetwork, match=re.escape(f"{' x '.join(map(str, kernel))} does not fit (node {step.name})")):
+        candidates(replace(step, geometry=geometry), H100, 1)
 
 
 def test_kept_tiles_come_back_as_they_were():

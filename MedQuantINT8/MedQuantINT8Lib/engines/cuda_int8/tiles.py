@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from ..base import UnsupportedNetwork
 from .plan import Op, Step, View
-from .tiling import DEPTH, MOST_TURNS, REGISTERS, Tile, Tiling
+from .tiling import DEPTH, MOST_HALO, MOST_TURNS, REGISTERS, Tile, Tiling
 
 #: Shared memory of a multiprocessor by compute capability, in KB (CUDA programming guide, table of compute capabilities).
 _SHARED = {(8, 0): 164, (8, 6): 100, (8, 7): 164, (8, 9): 100, (9, 0): 228, (10, 0): 228, (12, 0): 100}
@@ -61,24 +62,28 @@ class Machine:
 
 
 def candidates(step: Step, machine: Machine, batch: int) -> list[Tiling]:
-    """Tilings that fit, fastest first by estimate."""
-    return [Tiling.of(step, tile) for _, tile in _ranked(_shape_of(step), machine, batch)]
+    """Tilings that fit, fastest first by estimate.
+
+    Raises:
+        UnsupportedNetwork: there is none.
+    """
+    return [Tiling.of(step, tile) for _, tile in _fitting(step, machine, batch)]
 
 
 def first_guess(step: Step, machine: Machine, batch: int) -> Tiling:
     """The first of the candidates."""
-    return Tiling.of(step, _ranked(_shape_of(step), machine, batch)[0][1])
+    return Tiling.of(step, _fitting(step, machine, batch)[0][1])
 
 
 def least_cycles(step: Step, machine: Machine, batch: int) -> float:
     """That a step takes, by estimate."""
-    return _ranked(_shape_of(step), machine, batch)[0][0]
+    return _fitting(step, machine, batch)[0][0]
 
 
 def proposals(step: Step, machine: Machine, batch: int, count: int) -> list[Tiling]:
     """Tilings to be timed, best guess first: of each kind that may be the fastest one, then others. An estimate that is wrong about a kind is so
     for all of it."""
-    ranked = _ranked(_shape_of(step), machine, batch)
+    ranked = _fitting(step, machine, batch)
     limit = _MAYBE * ranked[0][0]
     best: dict[object, Tile] = {}
     for cycles, tile in ranked:
@@ -87,6 +92,17 @@ def proposals(step: Step, machine: Machine, batch: int, count: int) -> list[Tili
         best.setdefault((tile.groups, tile.split > 1, tile.teams > 1, tile.stages), tile)
     others = (tile for _, tile in ranked[: count + len(best)] if tile not in best.values())
     return [Tiling.of(step, tile) for tile in (*best.values(), *others)][:count]
+
+
+def _fitting(step: Step, machine: Machine, batch: int) -> tuple[tuple[float, Tile], ...]:
+    ranked = _ranked(_shape_of(step), machine, batch)
+    if not ranked:
+        kernel = " x ".join(map(str, step.geometry.kernel))
+        raise UnsupportedNetwork(
+            f"CUDA INT8 keeps what a convolution looks at in a GPU's shared memory; a kernel of {kernel} does not fit (node {step.name}).",
+            "Choose another engine with --engine: tensorrt, or openvino.",
+        )
+    return ranked
 
 
 def _shape_of(step: Step) -> Step:
@@ -100,8 +116,12 @@ def _shape_of(step: Step) -> Step:
 @lru_cache(maxsize=1024)
 def _ranked(step: Step, machine: Machine, batch: int) -> tuple[tuple[float, Tile], ...]:
     """Tiles with their estimates, best first. Remembered, since a build asks several times and a second's work is in it."""
-    fitting = (tiling for tile in _tiles(step, machine) for tiling in _variants(Tiling.of(step, tile), machine, batch) if tiling.shared_bytes <= machine.block_bytes)
+    fitting = (tiling for tile in _tiles(step, machine) for tiling in _variants(Tiling.of(step, tile), machine, batch) if _fits(tiling, machine))
     return tuple(sorted(((estimate(tiling, machine, batch), tiling.guess) for tiling in fitting), key=lambda found: found[0]))
+
+
+def _fits(tiling: Tiling, machine: Machine) -> bool:
+    return tiling.shared_bytes <= machine.block_bytes and max(tiling.halo) <= MOST_HALO
 
 
 def _variants(tiling: Tiling, machine: Machine, batch: int) -> Iterator[Tiling]:

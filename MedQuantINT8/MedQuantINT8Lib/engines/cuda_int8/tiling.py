@@ -31,6 +31,8 @@ MOST_TURNS = 27
 LINE_TAPS = 3
 #: Columns up to which a block multiplies lines from registers.
 LINE_COLUMNS = 32
+#: Inputs of a tile along an axis, at most: the kernels have ten bits for each, one of them for signs.
+MOST_HALO = 512
 #: Registers of a multiprocessor.
 REGISTERS = 65536
 

@@ -30,7 +30,7 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
     Raises:
         Cancelled: the task was cancelled.
         GpuMemoryError: the network does not fit.
-        UnsupportedNetwork: attention does not fit.
+        UnsupportedNetwork: attention or a convolution does not fit.
     """
     task = task or Task()
     machine = machine_of(gpu)
