@@ -110,6 +110,8 @@ def section(value: dict[str, Any]) -> list[str]:
         return []
     first = next(iter(value["cuda_int8"].values()))
     torch = next(iter(value["baselines"].values()))["torch"]
+    if first["gpu"] not in ROOFS:
+        raise SystemExit(f"What a {first['gpu']} can do at most is not known here: add it to ROOFS in {Path(__file__).name}.")
     compute, memory = ROOFS[first["gpu"]]
     lines = [
         "## CUDA INT8, the engine of this project",

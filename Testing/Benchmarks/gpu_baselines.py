@@ -1,4 +1,4 @@
-"""What a GPU user has without this project: the seven networks in PyTorch at 96^3, batch 1 and 4, random weights.
+"""What a GPU user has without this project: the networks in PyTorch at 96^3, batch 1 and 4, random weights.
 
     python Testing/Benchmarks/gpu_baselines.py [NAME ...]
 
