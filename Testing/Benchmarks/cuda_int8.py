@@ -114,7 +114,7 @@ def timed(gpu: Any, network: Any, batch: int) -> dict[str, Any]:
                 "size": list(step.size),
                 "channels": [step.source.layout.channels if step.source else plan.channels, step.layout.channels],
                 "tops": 2e-9 * step.macs * batch,
-                "tile": None if tiling is None else [*tiling.tile.voxels, tiling.tile.channels, tiling.tile.warps, tiling.tile.stages, tiling.tile.groups, tiling.tile.split, tiling.tile.teams],
+                "tile": None if tiling is None else [*tiling.tile.voxels, tiling.tile.channels, tiling.tile.warps, tiling.tile.stages, tiling.tile.groups, tiling.tile.split, tiling.tile.teams, tiling.tile.depth],
             }
         )
         alone.free()

@@ -16,11 +16,10 @@ sys.path[:0] = [str(ROOT / "Testing" / "Benchmarks"), str(ROOT / "MedQuantINT8")
 TARGET = ROOT / "Resources" / "gpu.json"
 #: Costliest steps of a network that are kept.
 KEPT = 12
-MODES = ("fp32", "tf32", "autocast_fp16", "fp16_channels_last", "compiled_autocast_fp16", "graphed_autocast_fp16")
 
 
 def page(value: dict[str, Any]) -> str:
-    from cuda_int8_page import section
+    from cuda_int8_page import MODES, RECORDED, section
     from gpu_networks import TIMED
 
     lines = ["# On an NVIDIA GPU", "", f"Made by `Testing/Benchmarks/gpu_page.py`; do not edit. {value['date']}.", "", *section(value)]
@@ -51,7 +50,7 @@ def page(value: dict[str, Any]) -> str:
         ]
         for r in rows:
             for batch in (1, 4):
-                cells = [_cell(r[f"batch_{batch}"].get(mode)) for mode in MODES]
+                cells = [_cell(r[f"batch_{batch}"].get(mode)) for mode in (*MODES, RECORDED)]
                 lines.append(f"| {TIMED[r['network']].title} | {batch} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -35,14 +35,15 @@ __device__ __forceinline__ float signed_byte(u32 word, int n) { return (float)(s
 __device__ __forceinline__ vec16 read16(const void* p) { vec16 r; asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p)); return r; }
 __device__ __forceinline__ vec8 read8(const void* p) { vec8 r; asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(r.x), "=r"(r.y) : "l"(p)); return r; }
 __device__ __forceinline__ u32 read4(const void* p) { u32 r; asm("ld.global.nc.u32 %0, [%1];" : "=r"(r) : "l"(p)); return r; }
+__device__ __forceinline__ void four_floats(float* v, vec16 r) { v[0] = __uint_as_float(r.x); v[1] = __uint_as_float(r.y); v[2] = __uint_as_float(r.z); v[3] = __uint_as_float(r.w); }
 template <int V> __device__ __forceinline__ void read_floats(float (&v)[V], const float* p) {
 #pragma unroll
-  for (int i = 0; i < V; i += 4) { vec16 r = read16(p + i); v[i] = __uint_as_float(r.x); v[i + 1] = __uint_as_float(r.y); v[i + 2] = __uint_as_float(r.z); v[i + 3] = __uint_as_float(r.w); }
+  for (int i = 0; i < V; i += 4) four_floats(v + i, read16(p + i));
 }
 // Out of shared memory.
 template <int V> __device__ __forceinline__ void kept_floats(float (&v)[V], const float* p) {
 #pragma unroll
-  for (int i = 0; i < V; i += 4) { const vec16 r = *(const vec16*)(p + i); v[i] = __uint_as_float(r.x); v[i + 1] = __uint_as_float(r.y); v[i + 2] = __uint_as_float(r.z); v[i + 3] = __uint_as_float(r.w); }
+  for (int i = 0; i < V; i += 4) four_floats(v + i, *(const vec16*)(p + i));
 }
 // Neighbouring slots as they were read, FP16 or INT8.
 template <int V> struct Halves;

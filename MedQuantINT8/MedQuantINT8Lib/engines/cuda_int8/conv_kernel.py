@@ -54,7 +54,7 @@ extern __shared__ __align__(128) unsigned char memory[];
 // Of each voxel of the halo, worked out once: how far it is from the first in memory, and which it is along each axis, ten bits each.
 #define HALO_TABLE ((vec8*)(memory + TABLE_AT))
 #define PACKED(a, b, c) ((u32)(a) | (u32)(b) << 10 | (u32)(c) << 20)
-#define SIGNS PACKED(512, 512, 512)
+#define SIGNS PACKED(MOST_HALO, MOST_HALO, MOST_HALO)
 __device__ __forceinline__ void note_halo() {
   for (int v = threadIdx.x; v < HALO; v += THREADS) {
     const int w = v % H2, h0 = v / (H1 * H2), h1 = v / H2 % H1, h2 = STRIDE2 == 1 ? w : w % (H2 / STRIDE2) * STRIDE2 + w / (H2 / STRIDE2);
@@ -79,8 +79,8 @@ __device__ __forceinline__ void note_places(int (&near)[MINE]) {
 #endif
 }
 // Of lattice inputs from ``first`` on, how many are before the volume, and the last that is inside.
-__device__ __forceinline__ int before_volume(int first, int step) { return first < 0 ? min((step - 1 - first) / step, 512) : 0; }
-__device__ __forceinline__ int last_inside(int first, int step, int size) { return first < size ? min((size - 1 - first) / step, 511) : -1; }
+__device__ __forceinline__ int before_volume(int first, int step) { return first < 0 ? min((step - 1 - first) / step, MOST_HALO) : 0; }
+__device__ __forceinline__ int last_inside(int first, int step, int size) { return first < size ? min((size - 1 - first) / step, MOST_HALO - 1) : -1; }
 __device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const Spot& s, int chunk, const int (&near)[MINE]) {
   if (FILLING < TEAM_THREADS && of_team() >= FILLING) return;
   const int byte = chunk * CHUNK + of_team() % PIECES * 16;

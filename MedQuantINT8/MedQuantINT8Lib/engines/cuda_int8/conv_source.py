@@ -7,7 +7,7 @@ from .conv_kernel import FILL, RUN, RUN_DEFINITIONS
 from .conv_product import BY_LINES, BY_TAPS, LOAD, MMA, WGMMA
 from .conv_rows import PLACES, ROWS
 from .plan import Plan
-from .tiling import DEPTH, Tiling
+from .tiling import DEPTH, MOST_HALO, Tiling
 
 
 def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chain: ChainSource) -> str:
@@ -21,6 +21,7 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
     assert step.source is not None and tiling.constants == chain.constants
     defined: dict[str, object] = {
         "DEPTH": DEPTH,
+        "MOST_HALO": MOST_HALO,
         "CHUNK": tiling.chunk,
         "PIECES": tiling.pieces,
         "HALF": int(tiling.half),

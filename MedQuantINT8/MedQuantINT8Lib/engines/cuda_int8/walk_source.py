@@ -241,8 +241,8 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     # Where statistics are gathered, few blocks leave few partial sums.
     runs = -(-step.size[2] // RUN)
     items = voxels // step.size[2] * runs if step.kind == "resize" else voxels
-    ahead = PASSES if step.kind in ("apply", "move") and items >= rows * PASSES * ENOUGH_BLOCKS else 1
     least = PASSES if step.kind != "resize" and items >= rows * PASSES * ENOUGH_BLOCKS else 1
+    ahead = least if step.kind in ("apply", "move") else 1
     passes = max(least, -(-items // (rows * MOST_PARTIALS * ahead)) * ahead) if chain.norm else least
     defined: dict[str, object] = {"THREADS": threads, "ROWS": rows, "PASSES": passes, "AHEAD": ahead}
     # What the step before wrote last is still in the cache, and is read first.

@@ -18,6 +18,17 @@ TAKE_WHOLE = """
 __device__ __forceinline__ void take(float (&v)[8], const Params& p, int n, i64 voxel, int c) { Taken taken; taken.read(p, n, voxel, c); taken.opened(v); }
 """
 
+# What is worked out as it is read.
+_WORKED_OUT = """
+struct WorkedOut {
+  float x[8];
+  __device__ __forceinline__ void opened(float (&v)[8]) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = x[i];
+  }
+};
+"""
+
 # What a thread takes for one voxel: as it was read, until it is worked on.
 TAKE = {
     "apply": """
@@ -42,9 +53,9 @@ struct Taken {
   }
 };
 """,
-    "input": """
-struct Taken {
-  float x[8];
+    "input": _WORKED_OUT
+    + """
+struct Taken : WorkedOut {
   __device__ __forceinline__ void read(const Params& p, int n, i64 voxel, int c) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -52,15 +63,11 @@ struct Taken {
       x[i] = c + i >= CHANNELS ? 0.0f : p.source_half ? low_half(((const unsigned short*)p.source)[from]) : ((const float*)p.source)[from];
     }
   }
-  __device__ __forceinline__ void opened(float (&v)[8]) const {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = x[i];
-  }
 };
 """,
-    "pool": """
-struct Taken {
-  float x[8];
+    "pool": _WORKED_OUT
+    + """
+struct Taken : WorkedOut {
   __device__ __forceinline__ void read(const Params& p, int n, i64 voxel, int c) {
     int o2 = voxel % O2, o1 = (voxel / O2) % O1, o0 = voxel / (O1 * O2), inside = 0;
 #pragma unroll
@@ -80,10 +87,6 @@ struct Taken {
       for (int i = 0; i < 8; ++i) x[i] = x[i] / by;
     }
   }
-  __device__ __forceinline__ void opened(float (&v)[8]) const {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = x[i];
-  }
 };
 """,
     # Along the second axis, then the first, then the fastest, as the reference.
@@ -99,25 +102,17 @@ __device__ __forceinline__ void mixed(float (&v)[8], const float (&w)[8], float 
 }
 // The source voxels around a line, at one place along it.
 struct Column {
-#if SOURCE_BYTES
-  Bytes<8> at[1 + LINEAR0][1 + LINEAR1];
-  __device__ __forceinline__ void opened(float (&v)[8], int i, int j) const { at[i][j].opened(v, SOURCE_SCALE); }
-#else
-  Halves<8> at[1 + LINEAR0][1 + LINEAR1];
-  __device__ __forceinline__ void opened(float (&v)[8], int i, int j) const { at[i][j].opened(v); }
-#endif
+  Slots at[1 + LINEAR0][1 + LINEAR1];
   __device__ __forceinline__ void read(const Params& p, int n, Place z, Place y, int i2, int c) {
 #pragma unroll
     for (int i = 0; i < 1 + LINEAR0; ++i)
 #pragma unroll
-      for (int j = 0; j < 1 + LINEAR1; ++j) {
-        const i64 from = ((((i64)n * I0 + (i ? z.high : z.low)) * I1 + (j ? y.high : y.low)) * I2 + i2) * PITCH + c;
-        at[i][j].read((const Source*)p.source + from);
-      }
+      for (int j = 0; j < 1 + LINEAR1; ++j)
+        at[i][j].read(source_at(p, (((i64)n * I0 + (i ? z.high : z.low)) * I1 + (j ? y.high : y.low)) * I2 + i2, c));
   }
   __device__ __forceinline__ void along1(float (&v)[8], int i, Place y) const {
-    opened(v, i, 0);
-    if (LINEAR1) { float w[8]; opened(w, i, LINEAR1); mixed(v, w, y.share); }
+    open_source(v, at[i][0]);
+    if (LINEAR1) { float w[8]; open_source(w, at[i][LINEAR1]); mixed(v, w, y.share); }
   }
   __device__ __forceinline__ void blended(float (&v)[8], Place z, Place y) const {
     along1(v, 0, y);
