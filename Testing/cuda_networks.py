@@ -148,6 +148,18 @@ def dilations() -> onnx.ModelProto:
     return m.finished(m.conv(x, 24, 2, kernel=1), 2)
 
 
+def read_often() -> onnx.ModelProto:
+    """The input, by layers of several strides, dilations and paddings, rounded to two scales and not at all, and pooled."""
+    m = Made(2)
+    x = m.op("Relu", m.conv("image", 2, 20, kernel=(1, 3, 5), dilation=(1, 3, 2), pads=(0, 3, 4, 0, 3, 4)))
+    x = m.op("Add", x, m.conv("image", 2, 20, kernel=1, scale=0.05))
+    x = m.op("Relu", m.op("Add", x, m.conv("image", 2, 20, kernel=(3, 1, 2), pads=(2, 0, 1, 0, 0, 0), quantized=False)))
+    small = m.conv("image", 2, 20, kernel=(2, 3, 2), stride=2, pads=(0, 1, 0, 0, 1, 0))
+    small = m.op("Add", small, m.conv(m.op("MaxPool", "image", kernel_shape=(2, 2, 2), strides=(2, 2, 2)), 2, 20))
+    x = m.op("Concat", x, m.deconv(m.op("Relu", small), 20, 12, quantized=True), axis=1)
+    return m.finished(m.conv(x, 32, 2, kernel=1), 2)
+
+
 def transposed() -> onnx.ModelProto:
     m = Made(3)
     x = m.op("Relu", m.conv("image", 3, 24, stride=2))
@@ -302,10 +314,10 @@ def in_float() -> onnx.ModelProto:
 
 
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
-    made.__name__: made for made in (kernels_and_strides, dilations, transposed, residuals, normalized, joined, cut_and_padded, in_float, shifted_windows, tokens, gated)
+    made.__name__: made for made in (kernels_and_strides, dilations, read_often, transposed, residuals, normalized, joined, cut_and_padded, in_float, shifted_windows, tokens, gated)
 }
 #: Odd along some axes, even where a network halves and doubles.
-SIZES = {"joined": (12, 10, 14), "transposed": (12, 12, 24), "in_float": (10, 12, 8), "shifted_windows": (7, 6, 5), "tokens": (6, 5, 3)}
+SIZES = {"joined": (12, 10, 14), "transposed": (12, 12, 24), "read_often": (10, 12, 16), "in_float": (10, 12, 8), "shifted_windows": (7, 6, 5), "tokens": (6, 5, 3)}
 
 
 def size_of(name: str) -> tuple[int, int, int]:

@@ -25,7 +25,8 @@ from MedQuantINT8Lib.engines.cuda_int8.program import programs
 from MedQuantINT8Lib.engines.cuda_int8.reading import read_network
 from MedQuantINT8Lib.engines.cuda_int8.reference import POISON, ReferenceExecutor
 from MedQuantINT8Lib.engines.cuda_int8.tiles import Machine, candidates
-from MedQuantINT8Lib.engines.cuda_int8.tiling import DEPTH, Tile, Tiling, arranged_weights, columns_of
+from MedQuantINT8Lib.engines.cuda_int8.tiling import DEPTH, Tile, Tiling
+from MedQuantINT8Lib.engines.cuda_int8.weights import arranged_weights, columns_of
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import EngineError
 
@@ -105,8 +106,9 @@ def test_pooling_and_nearest_neighbours_stay_in_int8():
 
 def test_a_first_layer_of_few_channels_becomes_pointwise():
     plan = plan_of(NETWORKS["normalized"](), (9, 9, 9))
-    assert plan.steps[0].kind == "unfold" and plan.steps[0].layout.channels == 27
-    assert plan.steps[1].kind == "conv" and plan.steps[1].geometry.kernel == (1, 1, 1)
+    first = plan.steps[0]
+    assert first.kind == "conv" and first.geometry.kernel == (1, 1, 1) and first.neighbours.kernel == (3, 3, 3)
+    assert first.source.layout.channels == 27 and first.takes_input and not list(first.reads())
     assert not any(step.kind == "input" for step in plan.steps)
 
 
@@ -206,7 +208,7 @@ def multiplied(plan, tiling, held):
     return columns
 
 
-@pytest.mark.parametrize("name", ["kernels_and_strides", "dilations", "transposed", "joined"])
+@pytest.mark.parametrize("name", ["kernels_and_strides", "dilations", "read_often", "transposed", "joined"])
 @pytest.mark.parametrize("machine", [H100, RTX_3090], ids=["wgmma", "mma"])
 def test_tiles_take_the_right_bytes_to_the_right_channels(name, machine):
     plan = plan_of(NETWORKS[name](), size_of(name))
@@ -215,10 +217,10 @@ def test_tiles_take_the_right_bytes_to_the_right_channels(name, machine):
     for step in plan.steps:
         if step.kind in ("conv", "deconv"):
             view = step.source
-            held = run.buffers[view.buffer][..., view.start : view.start + view.layout.width].astype(np.float64)
+            held = run.rows(step, x).astype(np.float64)
             # Slots between parts are whatever memory held; weights there are 0.
             held[..., np.setdiff1d(np.arange(view.layout.width), view.layout.slots)] = 77.0
-            expected = run._accumulated(step)
+            expected = run._accumulated(step, run.rows(step, x))
             # Of a GPU with few multiprocessors, so that there are tiles enough for teams.
             fitting = candidates(step, replace(machine, processors=2), 1)
             shared = [tiling for tiling in fitting if tiling.tile.teams > 1]
@@ -271,7 +273,7 @@ def test_every_kernel_compiles_for_every_generation(capability, monkeypatch, tmp
     monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
     compiler = nvrtc_at_hand.compiler(capability)
     sources = []
-    for name in ("transposed", "joined", "cut_and_padded", "shifted_windows", "tokens"):
+    for name in ("read_often", "transposed", "joined", "cut_and_padded", "shifted_windows", "tokens"):
         plan = plan_of(NETWORKS[name](), size_of(name))
         sources += [program.source for program in programs(plan, Machine(capability, 100), 2)]
     binaries = compiler.binaries(sources)
@@ -437,7 +439,7 @@ def test_an_engine_is_built_and_loaded_with_its_weights_in_order(stand_in, tmp_p
     network = engine.gpu_network
     for launch, program in zip(launches, network.programs, strict=True):
         step = program.step
-        if step.source is not None:
+        if step.source is not None and not step.takes_input:
             assert launch.params["source"] == network.address(step.source)
             assert network.arena.pointer <= launch.params["source"] < network.arena.pointer + network.arena.nbytes
         assert launch.shared == program.shared and launch.block == (program.threads, 1, 1) and launch.grid == program.grid(2)

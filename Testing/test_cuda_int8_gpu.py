@@ -113,7 +113,7 @@ def test_every_step_equals_the_reference(gpu, name, batch):
         bench.close()
 
 
-@pytest.mark.parametrize("name", ["kernels_and_strides", "dilations", "transposed", "in_float", "residuals", "joined"])
+@pytest.mark.parametrize("name", ["kernels_and_strides", "dilations", "read_often", "transposed", "in_float", "residuals", "joined"])
 def test_every_tiling_equals_the_reference(gpu, name, monkeypatch):
     # As if the GPU were small: blocks have many tiles to go through.
     machine = replace(machine_of(gpu), processors=2)

@@ -21,8 +21,8 @@ from ..gpu_engine import GpuEngine
 from .network import CudaInt8Network
 from .plan import Plan
 from .program import Program
-from .tiling import arranged_weights
 from .tuning import from_json, to_json, tuned
+from .weights import arranged_weights
 
 VERSION = "1"
 _TILES, _WEIGHTS = "tiles.json", "weights.npz"

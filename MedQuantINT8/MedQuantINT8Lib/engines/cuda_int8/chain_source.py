@@ -85,14 +85,9 @@ __device__ __forceinline__ u32 four_bytes(const float* v, float inverse) {
 // In one piece: left to the compiler, a structure goes out as single words, which costs four times as many transactions.
 __device__ __forceinline__ void write16(void* p, u32 x, u32 y, u32 z, u32 w) { asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" :: "l"(p), "r"(x), "r"(y), "r"(z), "r"(w) : "memory"); }
 __device__ __forceinline__ void write8(void* p, u32 x, u32 y) { asm volatile("st.global.v2.u32 [%0], {%1, %2};" :: "l"(p), "r"(x), "r"(y) : "memory"); }
-__device__ __forceinline__ void write_bytes(const float (&v)[16], signed char* p, float inverse) { write16(p, four_bytes(v, inverse), four_bytes(v + 4, inverse), four_bytes(v + 8, inverse), four_bytes(v + 12, inverse)); }
 __device__ __forceinline__ void write_bytes(const float (&v)[8], signed char* p, float inverse) { write8(p, four_bytes(v, inverse), four_bytes(v + 4, inverse)); }
 __device__ __forceinline__ void write_bytes(const float (&v)[4], signed char* p, float inverse) { *(u32*)p = four_bytes(v, inverse); }
 __device__ __forceinline__ void write_halves(const float (&v)[8], unsigned short* p) { write16(p, halves(v[0], v[1]), halves(v[2], v[3]), halves(v[4], v[5]), halves(v[6], v[7])); }
-__device__ __forceinline__ void write_halves(const float (&v)[16], unsigned short* p) {
-#pragma unroll
-  for (int i = 0; i < 16; i += 8) write16(p + i, halves(v[i], v[i + 1]), halves(v[i + 2], v[i + 3]), halves(v[i + 4], v[i + 5]), halves(v[i + 6], v[i + 7]));
-}
 __device__ __forceinline__ void write_halves(const float (&v)[4], unsigned short* p) { write8(p, halves(v[0], v[1]), halves(v[2], v[3])); }
 // Eight voxels of two channels a thread become two voxels of eight: scores lie by channel.
 #define WRITES_MATRICES (__CUDA_ARCH__ >= 900)
@@ -258,7 +253,7 @@ class ChainSource:
         kind = "signed char" if op.view.scale else "unsigned short"
         to = self._beginning(kind, pointer, pitch)
         if op.view.scale:
-            self._body.append(f"write_bytes(v, {to} + (i64)voxel * {pitch}, {self._number(_inverse(op.view.scale))});")
+            self._body.append(f"write_bytes(v, {to} + (i64)voxel * {pitch}, {self._number(inverse_of(op.view.scale))});")
         else:
             self._body.append(f"write_halves(v, {to} + (i64)voxel * {pitch});")
 
@@ -298,6 +293,6 @@ class ChainSource:
         self._body.append('_Pragma("unroll") for (int i = 0; i < V; ++i) { sum[i] += v[i]; square[i] = __fmaf_rn(v[i], v[i], square[i]); }')
 
 
-def _inverse(scale: float) -> float:
+def inverse_of(scale: float) -> float:
     """As the reference divides: the reciprocal in single precision."""
     return float(np.float32(1) / np.float32(scale))

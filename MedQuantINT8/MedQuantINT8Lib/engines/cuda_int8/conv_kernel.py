@@ -40,6 +40,38 @@ __device__ __forceinline__ int team_of() { return 0; }
 __device__ __forceinline__ int of_team() { return threadIdx.x; }
 __device__ __forceinline__ void meet() { __syncthreads(); }
 #endif
+extern __shared__ __align__(128) unsigned char memory[];
+// Of each voxel of the halo, worked out once: how far it is from the first in memory, and which it is along each axis, ten bits each.
+#define HALO_TABLE ((vec8*)(memory + TABLE_AT))
+#define PACKED(a, b, c) ((u32)(a) | (u32)(b) << 10 | (u32)(c) << 20)
+#define SIGNS PACKED(MOST_HALO, MOST_HALO, MOST_HALO)
+// Of lattice inputs from ``first`` on, how many are before the volume, and the last that is inside.
+__device__ __forceinline__ int before_volume(int first, int step) { return first < 0 ? min((step - 1 - first) / step, MOST_HALO) : 0; }
+__device__ __forceinline__ int last_inside(int first, int step, int size) { return first < size ? min((size - 1 - first) / step, MOST_HALO - 1) : -1; }
+// What of a halo is in the volume. Three comparisons at once: a sum or difference whose tenth bit is left is not negative.
+struct Bounds {
+  u32 low, high;
+  __device__ __forceinline__ Bounds(int i0, int i1, int i2, int step0, int step1, int step2, int n0, int n1, int n2) {
+    low = SIGNS - PACKED(before_volume(i0, step0), before_volume(i1, step1), before_volume(i2, step2));
+    high = SIGNS + last_inside(i0, step0, n0) + last_inside(i1, step1, n1) * 1024 + last_inside(i2, step2, n2) * 1048576;
+  }
+  __device__ __forceinline__ bool has(u32 packed) const { return ((packed + low) & (high - packed) & SIGNS) == SIGNS; }
+};
+__device__ __forceinline__ u32 piece_place(int i) {
+  const int v = i / PIECES, half = i % PIECES;
+#if WARP_GROUPS || CHUNK == 16
+  return (half * HALO + v) * 16;
+#else
+  return v * CHUNK + ((half ^ ((v >> 2) & 1)) << 4);
+#endif
+}
+__device__ __forceinline__ void fill_weights(u32 to, const Params& p, int kind, int round) {
+  const unsigned char* from = p.weights + (((i64)kind * gridDim.y + blockIdx.y) * ROUNDS + round) * WEIGHT_BYTES;
+  for (int i = threadIdx.x; i < WEIGHT_BYTES / 16; i += THREADS) copy16(to + i * 16, from + i * 16, true);
+}
+"""
+
+FILL_HALO = r"""
 // Threads take every so many pieces of the halo: each always the same piece of a voxel.
 #define FILLING (TEAM_THREADS / PIECES * PIECES)
 #define VOXEL_STEP (FILLING / PIECES)
@@ -50,11 +82,6 @@ __device__ __forceinline__ void meet() { __syncthreads(); }
 #else
 #define PIECE_STEP (VOXEL_STEP * CHUNK)
 #endif
-extern __shared__ __align__(128) unsigned char memory[];
-// Of each voxel of the halo, worked out once: how far it is from the first in memory, and which it is along each axis, ten bits each.
-#define HALO_TABLE ((vec8*)(memory + TABLE_AT))
-#define PACKED(a, b, c) ((u32)(a) | (u32)(b) << 10 | (u32)(c) << 20)
-#define SIGNS PACKED(MOST_HALO, MOST_HALO, MOST_HALO)
 __device__ __forceinline__ void note_halo() {
   for (int v = threadIdx.x; v < HALO; v += THREADS) {
     const int w = v % H2, h0 = v / (H1 * H2), h1 = v / H2 % H1, h2 = STRIDE2 == 1 ? w : w % (H2 / STRIDE2) * STRIDE2 + w / (H2 / STRIDE2);
@@ -63,25 +90,14 @@ __device__ __forceinline__ void note_halo() {
     HALO_TABLE[v] = r;
   }
 }
-__device__ __forceinline__ u32 piece_place(int i) {
-  const int v = i / PIECES, half = i % PIECES;
-#if WARP_GROUPS || CHUNK == 16
-  return (half * HALO + v) * 16;
-#else
-  return v * CHUNK + ((half ^ ((v >> 2) & 1)) << 4);
-#endif
-}
 // What a thread fetches of each tile that is inside, if there is room to keep it.
-__device__ __forceinline__ void note_places(int (&near)[MINE]) {
+__device__ __forceinline__ void begin_filling(int (&near)[MINE], const Params& p, int n, const Spot& s) {
 #if KEEPS_PLACES
 #pragma unroll
   for (int k = 0; k < MINE; ++k) near[k] = HALO_TABLE[min(of_team() / PIECES + k * VOXEL_STEP, HALO - 1)].x;
 #endif
 }
-// Of lattice inputs from ``first`` on, how many are before the volume, and the last that is inside.
-__device__ __forceinline__ int before_volume(int first, int step) { return first < 0 ? min((step - 1 - first) / step, MOST_HALO) : 0; }
-__device__ __forceinline__ int last_inside(int first, int step, int size) { return first < size ? min((size - 1 - first) / step, MOST_HALO - 1) : -1; }
-__device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const Spot& s, int chunk, const int (&near)[MINE]) {
+__device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const Spot& s, const Spot& next, int chunk, int (&near)[MINE]) {
   if (FILLING < TEAM_THREADS && of_team() >= FILLING) return;
   const int byte = chunk * CHUNK + of_team() % PIECES * 16;
   const unsigned char* from = p.source + ((((i64)n * I0 + s.i0) * I1 + s.i1) * I2 + s.i2) * PITCH + byte;
@@ -94,20 +110,14 @@ __device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const 
     return;
   }
 #endif
-  // Three comparisons at once: a sum or difference whose tenth bit is left is not negative.
-  const u32 low = SIGNS - PACKED(before_volume(s.i0, IN_STEP0), before_volume(s.i1, IN_STEP1), before_volume(s.i2, IN_STEP2));
-  const u32 high = SIGNS + last_inside(s.i0, IN_STEP0, I0) + last_inside(s.i1, IN_STEP1, I1) * 1024 + last_inside(s.i2, IN_STEP2, I2) * 1048576;
+  const Bounds bounds(s.i0, s.i1, s.i2, IN_STEP0, IN_STEP1, IN_STEP2, I0, I1, I2);
   const bool deep = byte < SOURCE_WIDTH;
 #pragma unroll 4
   for (int v = of_team() / PIECES; v < HALO; v += VOXEL_STEP, place += PIECE_STEP) {
     const vec8 at = HALO_TABLE[v];
-    const bool inside = deep && ((at.y + low) & (high - at.y) & SIGNS) == SIGNS;
+    const bool inside = deep && bounds.has(at.y);
     copy16(place, inside ? from + (int)at.x : p.source, inside);
   }
-}
-__device__ __forceinline__ void fill_weights(u32 to, const Params& p, int kind, int round) {
-  const unsigned char* from = p.weights + (((i64)kind * gridDim.y + blockIdx.y) * ROUNDS + round) * WEIGHT_BYTES;
-  for (int i = threadIdx.x; i < WEIGHT_BYTES / 16; i += THREADS) copy16(to + i * 16, from + i * 16, true);
 }
 """
 
@@ -196,13 +206,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
   keep_constants(p, n);
   note_halo();
   __syncthreads();
-  int near[MINE];
-  note_places(near);
+  int kept[MINE];
+  begin_filling(kept, p, n, spot_of(lot, p0, p1, p2));
   // What a step multiplies; of weights that are kept, nothing more.
   const auto fill = [&](int step) {
     const int stage = STAGES == 2 ? step & 1 : 0, round = first + step % each;
     if (!KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(stage), p, kind, round);
-    fill_halo(HALO_AT(stage), p, n, spot_of(lot + step / each * LOTS, p0, p1, p2), round / TURN_GROUPS, near);
+    const auto spot = [&](int step) { return spot_of(lot + min(step, total - 1) / each * LOTS, p0, p1, p2); };
+    fill_halo(HALO_AT(stage), p, n, spot(step), spot(step + 1), round / TURN_GROUPS, kept);
     copies_end();
   };
   const auto await_fill = [&](int step) {

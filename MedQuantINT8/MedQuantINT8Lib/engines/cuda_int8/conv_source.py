@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .chain_source import PRELUDE, ChainSource
-from .conv_kernel import FILL, RUN, RUN_DEFINITIONS
+from .conv_kernel import FILL, FILL_HALO, RUN, RUN_DEFINITIONS
+from .conv_neighbours import FILL_NEIGHBOURS, neighbour_definitions
 from .conv_product import BY_LINES, BY_TAPS, LOAD, MMA, WGMMA
 from .conv_rows import PLACES, ROWS
 from .plan import Plan
@@ -50,9 +51,12 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
         "TABLE_AT": tiling.table_at,
         "CONSTANTS_AT": tiling.constants_at,
         "CONSTANTS": tiling.constants,
-        "PITCH": plan.buffers[step.source.buffer].pitch * tiling.element,
         "SOURCE_WIDTH": tiling.voxel_bytes,
     }
+    if step.neighbours:
+        defined |= neighbour_definitions(plan, tiling)
+    else:
+        defined["PITCH"] = plan.buffers[step.source.buffer].pitch * tiling.element
     for axis, lattice in enumerate(tiling.lattices):
         defined |= {f"TILE{axis}": tile.voxels[axis], f"H{axis}": tiling.halo[axis], f"TILES{axis}": tiling.tiles[axis]}
         defined |= {f"I{axis}": step.source_size[axis], f"O{axis}": step.size[axis], f"PHASES{axis}": lattice.phases}
@@ -77,7 +81,7 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
     product = MMA
     if tile.groups:
         product = _multiply_group(tile.channels, tiling.half, tiling.by_lines) + WGMMA + (BY_LINES if tiling.by_lines else BY_TAPS)
-    return PRELUDE + head + tables + kind + chain.text + FILL + ROWS + LOAD + product + RUN_DEFINITIONS + PLACES + RUN
+    return PRELUDE + head + tables + kind + chain.text + FILL + (FILL_NEIGHBOURS if step.neighbours else FILL_HALO) + ROWS + LOAD + product + RUN_DEFINITIONS + PLACES + RUN
 
 
 def _multiply_group(columns: int, half: bool, registers: bool) -> str:

@@ -38,4 +38,4 @@ def closed(made: Made, views: dict[tuple[str, Form], View], stores: dict[str, li
             ops.append(replace(item, view=views[made.others[place]]))
         else:
             ops.append(item)
-    return replace(made.step, source=views[made.reads] if made.reads else None, ops=tuple(ops))
+    return replace(made.step, source=views[made.reads] if made.reads else made.step.source, ops=tuple(ops))

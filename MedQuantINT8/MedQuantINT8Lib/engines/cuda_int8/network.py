@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ..cuda import DeviceBuffer, Gpu, Stream, checked
 from .plan import Plan, View
 from .program import PARAMS, Grid, Program, machine_of, programs
-from .tiling import Tiling, arranged_weights
+from .tiling import Tiling
 from .walk_source import WIDEN
+from .weights import arranged_weights
 
 
 class CudaInt8Network:
@@ -120,7 +121,7 @@ class CudaInt8Network:
             params["f"][0] = norm.epsilon
             params["partials"] = self._partials[step.norm].pointer
             return params
-        if step.source is not None:
+        if step.source is not None and not step.takes_input:
             params["source"] = self.address(step.source)
         if program.tiling is not None:
             params["weights"] = self._uploaded(self._weights(program.tiling), stream).pointer
@@ -173,7 +174,7 @@ class CudaInt8Network:
     def _launch(self, program: Program, held: NDArray[Any], batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
         params = held.copy()
         params["output"] = target.pointer
-        if program.step.kind in ("input", "unfold"):
+        if program.step.takes_input:
             params["source"], params["source_half"] = source.pointer, source.dtype == np.float16
         self._start(program.function, program.grid(batch), program.threads, program.shared, params, stream, f"{program.step.kind} {program.step.name}")
 

@@ -138,8 +138,8 @@ class Step:
     """One kernel.
 
     Attributes:
-        kind: "input", "unfold" (the input's neighbours of each voxel, as slots), "conv", "deconv", "maxpool", "avgpool", "resize", "move", "apply",
-            "softmax", "layernorm", "attention", or "normalize" (statistics of ``norm`` to a scale and a shift of each slot).
+        kind: "input", "conv", "deconv", "maxpool", "avgpool", "resize", "move", "apply", "softmax", "layernorm", "attention", or "normalize"
+            (statistics of ``norm`` to a scale and a shift of each slot).
         size: of what it gives; ``source_size`` of what it takes.
         layout: of the values in the chain.
         weights: of a convolution, in the plan's arrays: (out, in, k0, k1, k2), int8, or whole numbers or float16 for one in FP16.
@@ -148,6 +148,8 @@ class Step:
             Of attention, each of them "" where there is none: the voxel of each token, int32 (windows, tokens); what is added to scores, float16
             (heads, tokens, tokens filled up to whole eights); and the region of each token, int32 (windows, tokens).
         epsilon: of a layernorm.
+        neighbours: of a first convolution, done as a pointwise one: its slots are the network's input at all places of this kernel, 0 outside the
+            volume, place by place and then by channel. Its source is in no buffer.
         sources: the ONNX nodes it does.
     """
 
@@ -167,6 +169,12 @@ class Step:
     sources: tuple[str, ...] = ()
     epsilon: float = 0.0
     attention: Attention | None = None
+    neighbours: Geometry | None = None
+
+    @property
+    def takes_input(self) -> bool:
+        """Whether it reads what the network is given."""
+        return self.kind == "input" or self.neighbours is not None
 
     @property
     def voxels(self) -> int:
@@ -174,7 +182,7 @@ class Step:
         return math.prod(self.size)
 
     def reads(self) -> Iterator[View]:
-        if self.source is not None:
+        if self.source is not None and self.neighbours is None:
             yield self.source
         yield from (op.view for op in self.ops if op.kind in ("add", "mul") and op.view)
 
@@ -273,6 +281,10 @@ def _view(value: dict[str, Any] | None) -> View | None:
     return None if value is None else View(value["buffer"], value["start"], _layout(value["layout"]), value["scale"])
 
 
+def _geometry(value: dict[str, Any]) -> Geometry:
+    return Geometry(whole=value["whole"], **{key: _size(item) for key, item in value.items() if key != "whole"})
+
+
 def _attention(value: dict[str, Any] | None) -> Attention | None:
     return None if value is None else Attention(**{**value, "starts": _size(value["starts"])})
 
@@ -283,7 +295,6 @@ def _op(value: dict[str, Any]) -> Op:
 
 
 def _step(value: dict[str, Any]) -> Step:
-    geometry = {key: _size(item) for key, item in value["geometry"].items() if key != "whole"}
     made = {
         **value,
         "size": _size(value["size"]),
@@ -291,9 +302,10 @@ def _step(value: dict[str, Any]) -> Step:
         "layout": _layout(value["layout"]),
         "source": _view(value["source"]),
         "ops": tuple(map(_op, value["ops"])),
-        "geometry": Geometry(whole=value["geometry"]["whole"], **geometry),
+        "geometry": _geometry(value["geometry"]),
         "tables": tuple(value["tables"]),
         "sources": tuple(value["sources"]),
         "attention": _attention(value["attention"]),
+        "neighbours": None if value["neighbours"] is None else _geometry(value["neighbours"]),
     }
     return Step(**made)

@@ -20,9 +20,9 @@ from .plan import Attention, Buffer, Geometry, Layout, Norm, Op, Plan, Size, Ste
 from .resizing import resize_tables
 
 #: A first convolution of no more products than this is done pointwise, on voxels that hold their neighbours.
-_MOST_UNFOLDED = 128
+_MOST_NEIGHBOURS = 128
 #: Steps whose kernels have no place for statistics.
-_GATHERING_NONE = ("softmax", "unfold", "layernorm", "attention")
+_GATHERING_NONE = ("softmax", "layernorm", "attention")
 
 
 
@@ -82,49 +82,35 @@ class _Planner:
         int8 = rounded and scales is not None
         if rounded and not int8:
             source = self._copied(source)
-        if kind == "conv" and self._unfolds(source, weight):
-            node, source, weight = self._unfolded(node, source, int8)
-            values = node.values
-        made = self._begin(kind, node, source, self._rounded[source][1] if int8 else HALF)
+        form = self._rounded[source][1] if int8 else HALF
+        geometry = Geometry(weight.shape[2:], values["stride"], values["dilation"], values["before"])
+        if kind == "conv" and self._is_first(source, weight):
+            made, weight = self._first(node, form, geometry)
+            geometry = Geometry()
+        else:
+            made = self._begin(kind, node, source, form)
         if scales is None:
             # Powers of two cost nothing and keep small weights away from where FP16 has few bits.
             scales = 2.0 ** np.ceil(np.log2(np.maximum(np.abs(weight).reshape(len(weight), -1).max(1), 1e-30)))
             weight = (weight / scales.reshape(-1, 1, 1, 1, 1)).astype(np.float16)
-        scale = (scales * (self._rounded[source][1] if int8 else 1.0)).astype(np.float32)
-        kernel, layout = weight.shape[2:], made.step.layout
+        scale = (scales * (form if int8 else 1.0)).astype(np.float32)
+        layout = made.step.layout
         places = int(np.prod(made.step.size if kind == "conv" else made.step.source_size))
-        made.step = replace(
-            made.step,
-            geometry=Geometry(kernel, values["stride"], values["dilation"], values["before"]),
-            weights=self._array(weight),
-            int8=int8,
-            macs=int(weight.size) * places,
-        )
+        made.step = replace(made.step, geometry=geometry, weights=self._array(weight), int8=int8, macs=int(weight.size) * places)
         self._extend(made, Op("affine", arrays=(self._array(layout.placed(scale)), self._array(layout.placed(values["bias"])))), node)
 
-    def _unfolds(self, source: str, weight: NDArray[Any]) -> bool:
+    def _is_first(self, source: str, weight: NDArray[Any]) -> bool:
         """Whether a convolution has so few input channels that tensor cores, which take 32 at once, would mostly multiply zeros."""
         base = self._rounded.get(source, (source, 0))[0]
-        products, places = weight[0].size, weight[0, 0].size
-        return base == self._network.input and self._readers[source] == 1 and places > 1 and products <= _MOST_UNFOLDED
+        return base == self._network.input and weight[0].size <= _MOST_NEIGHBOURS
 
-    def _unfolded(self, node: Node, source: str, int8: bool) -> tuple[Node, str, NDArray[Any]]:
-        """The node as a pointwise one over a tensor whose slots are the neighbours of each voxel, place by place and then by channel."""
-        values, weight = node.values, node.values["weight"]
-        outputs, kernel = weight.shape[0], weight.shape[2:]
-        name = f"{node.name}_neighbours"
-        size, slots = self._network.shapes[node.output][2:], weight[0].size
-        self._network.shapes[name] = (1, slots, *size)
-        geometry = Geometry(kernel, values["stride"], values["dilation"], values["before"])
-        step = Step("unfold", name, _size(size), self._plan.size, Layout.dense(slots), geometry=geometry, sources=node.sources)
-        made = Made(step, [name])
-        self._made.append(made)
-        self._where[name] = made
-        if int8:
-            self._rounded[f"{name}_rounded"] = name, self._rounded[source][1]
-        flat = np.moveaxis(weight, 1, -1).reshape(outputs, slots, 1, 1, 1)
-        plain = {"stride": (1, 1, 1), "dilation": (1, 1, 1), "before": (0, 0, 0), "weight": flat}
-        return replace(node, values={**values, **plain}), f"{name}_rounded" if int8 else name, flat
+    def _first(self, node: Node, form: Form, geometry: Geometry) -> tuple[Made, NDArray[Any]]:
+        """A first convolution as a pointwise one over slots that are the neighbours of each voxel, and its weights."""
+        weight = node.values["weight"]
+        made = self._begin("conv", node, None)
+        slots = weight[0].size
+        made.step = replace(made.step, source=View("", 0, Layout.dense(slots), form), neighbours=geometry)
+        return made, np.moveaxis(weight, 1, -1).reshape(len(weight), slots, 1, 1, 1)
 
     def _maxpool(self, node: Node) -> None:
         values = node.values

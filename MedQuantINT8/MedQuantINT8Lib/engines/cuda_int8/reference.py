@@ -67,11 +67,9 @@ class ReferenceExecutor:
             values = np.zeros((*batch[:, 0].shape, step.layout.width), np.float32)
             values[..., step.layout.slots] = np.moveaxis(batch, 1, -1)
             return values
-        if step.kind == "unfold":
-            return _neighbours(batch, step)
         assert step.source is not None
         if step.kind in ("conv", "deconv"):
-            return self._accumulated(step)
+            return self._accumulated(step, self.rows(step, batch))
         values = self.read(step.source)
         if step.kind in ("move", "layernorm", "attention"):
             return self._of_tokens(step, values)
@@ -99,11 +97,19 @@ class ReferenceExecutor:
         normalized = tokens.normalized(values, step.layout.slots, step.epsilon, tables[0], tables[1])
         return tokens.moved(normalized, tables[2] if len(tables) > 2 else None).reshape(len(values), *step.size, -1)
 
-    def _accumulated(self, step: Step) -> Values:
-        """Sums of products by slot: whole numbers for INT8."""
-        view, weights = step.source, self.plan.arrays[step.weights].astype(np.float32)
+    def rows(self, step: Step, batch: NDArray[np.float32]) -> Values:
+        """What a convolution multiplies, by slot and without its scale."""
+        view = step.source
         assert view is not None
-        held = self.buffers[view.buffer][..., view.start : view.start + view.layout.width][..., view.layout.slots].astype(np.float32)
+        if step.neighbours is not None:
+            return self._rounded(_neighbours(batch, step.neighbours, step.size, view.layout.width), view).astype(np.float32)
+        return self.buffers[view.buffer][..., view.start : view.start + view.layout.width].astype(np.float32)
+
+    def _accumulated(self, step: Step, rows: Values) -> Values:
+        """Sums of products by slot: whole numbers for INT8."""
+        weights = self.plan.arrays[step.weights].astype(np.float32)
+        assert step.source is not None
+        held = rows[..., step.source.layout.slots]
         # One tap's sums of up to 1,040 products of INT8 are exact in float32; those of all taps together need not be.
         found = np.zeros((len(held), *step.size, len(weights)), np.int64 if step.int8 else np.float32)
         taps = _taps(step.geometry, step.source_size, step.size, step.kind == "deconv")
@@ -137,13 +143,18 @@ class ReferenceExecutor:
             assert op.view is not None
             view, width = op.view, step.layout.width
             target = self.buffers[view.buffer][..., view.start : view.start + width]
-            target[...] = quantized(values, view.scale) if view.scale else np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+            target[...] = self._rounded(values, view)
         if op.kind == "output":
             self.output = np.ascontiguousarray(np.moveaxis(values[..., step.layout.slots], -1, 1))
         if op.kind == "statistics":
             exact = values.astype(np.float64)
             self._statistics[op.norm] = exact.sum((1, 2, 3)), (exact * exact).sum((1, 2, 3))
         return values
+
+    @staticmethod
+    def _rounded(values: Values, view: View) -> NDArray[Any]:
+        """As the view holds them."""
+        return quantized(values, view.scale) if view.scale else np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
 
     def _factors_of(self, norm: str) -> tuple[Values, Values]:
         """Scale and shift by patch and slot, for all voxels."""
@@ -238,13 +249,13 @@ def _pooled(values: Values, step: Step, combine: Any, start: float) -> Values:
     return found
 
 
-def _neighbours(batch: NDArray[np.float32], step: Step) -> Values:
+def _neighbours(batch: NDArray[np.float32], geometry: Geometry, size: Size, width: int) -> Values:
     """Of (n, C, ...): for each voxel the input at all places of the kernel, 0 outside."""
     values, channels = np.moveaxis(batch, 1, -1), batch.shape[1]
-    found = np.zeros((len(batch), *step.size, step.layout.width), np.float32)
-    kernel = step.geometry.kernel
-    for place, targets, sources in _taps(step.geometry, step.source_size, step.size, False):
-        slot = int(np.ravel_multi_index(place, kernel)) * channels
+    found = np.zeros((len(batch), *size, width), np.float32)
+    a, b, c = batch.shape[2:]
+    for place, targets, sources in _taps(geometry, (a, b, c), size, False):
+        slot = int(np.ravel_multi_index(place, geometry.kernel)) * channels
         found[(slice(None), *targets)][..., slot : slot + channels] = values[(slice(None), *sources)]
     return found
 

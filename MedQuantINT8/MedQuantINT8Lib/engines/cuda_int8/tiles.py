@@ -110,7 +110,7 @@ def _shape_of(step: Step) -> Step:
     assert step.source is not None
     source = View("", 0, step.source.layout, float(bool(step.source.scale)))
     ops = tuple(Op(op.kind, norm="any" if op.norm else "") for op in step.ops if op.kind in ("output", "add", "mul", "affine", "norm", "prelu"))
-    return Step(step.kind, "", step.size, step.source_size, step.layout, source, ops, step.geometry, int8=step.int8)
+    return Step(step.kind, "", step.size, step.source_size, step.layout, source, ops, step.geometry, int8=step.int8, neighbours=step.neighbours)
 
 
 @lru_cache(maxsize=1024)
@@ -121,7 +121,7 @@ def _ranked(step: Step, machine: Machine, batch: int) -> tuple[tuple[float, Tile
 
 
 def _fits(tiling: Tiling, machine: Machine) -> bool:
-    return tiling.shared_bytes <= machine.block_bytes and max(tiling.halo) <= MOST_HALO
+    return tiling.shared_bytes <= machine.block_bytes and max(*tiling.halo, *tiling.region) <= MOST_HALO
 
 
 def _variants(tiling: Tiling, machine: Machine, batch: int) -> Iterator[Tiling]:

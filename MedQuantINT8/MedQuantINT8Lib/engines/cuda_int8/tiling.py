@@ -1,4 +1,4 @@
-"""How a convolution is cut into blocks: phases, taps, tiles of output voxels with the halo they need, and the order of its weights.
+"""How a convolution is cut into blocks: phases, taps, tiles of output voxels, and the halo they need.
 
 Outputs of a dilated or a transposed convolution fall into phases, by their remainder modulo the dilation or the stride; those of one
 phase are an ordinary convolution over a lattice of inputs. A block computes tiles of one phase, for some output channels.
@@ -11,11 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .lattice import Lattice, lattice_of
-from .plan import Geometry, Plan, Size, Step
+from .plan import Geometry, Size, Step
 
 #: Bytes that tensor cores multiply at once: 32 slots of INT8, 16 of FP16.
 DEPTH = 32
@@ -244,7 +241,26 @@ class Tiling:
 
     @cached_property
     def halo_bytes(self) -> int:
-        return -(-math.prod(self.halo) * self.chunk // 128) * 128
+        return -(-math.prod(self.halo) * self.chunk // 128) * 128 + self.entry_bytes
+
+    @cached_property
+    def region(self) -> Size:
+        """What a tile of a first convolution takes of the network's input; nothing of others."""
+        g = self.step.neighbours
+        if g is None:
+            return 0, 0, 0
+        a, b, c = ((t - 1) * s + (k - 1) * d + 1 for t, s, k, d in zip(self.tile.voxels, g.stride, g.kernel, g.dilation, strict=True))
+        return a, b, c
+
+    @property
+    def entries(self) -> int:
+        """Of that region, of all channels."""
+        g = self.step.neighbours
+        return math.prod(self.region) * (self.step.source.layout.channels // math.prod(g.kernel)) if g and self.step.source else 0
+
+    @property
+    def entry_bytes(self) -> int:
+        return -(-self.entries * self.element // 128) * 128
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -279,7 +295,8 @@ class Tiling:
 
     @cached_property
     def constants_at(self) -> int:
-        return self.table_at + -(-math.prod(self.halo) * 8 // PIECE) * PIECE
+        places = self.entries or math.prod(self.halo)
+        return self.table_at + -(-places * 8 // PIECE) * PIECE
 
     @cached_property
     def constants(self) -> int:
@@ -337,50 +354,7 @@ def _taps(lattices: tuple[Lattice, Lattice, Lattice], same: bool) -> list[list[t
 
 def flattened(step: Step) -> Step | None:
     """A pointwise convolution over a row of voxels instead of a volume: its tiles are contiguous and leave nothing over."""
-    if step.kind != "conv" or step.geometry != Geometry() or step.voxels % TILE2:
+    if step.kind != "conv" or step.geometry != Geometry() or step.neighbours or step.voxels % TILE2:
         return None
     row = (1, step.voxels // TILE2, TILE2)
     return replace(step, size=row, source_size=row)
-
-
-def columns_of(tiling: Tiling) -> NDArray[np.int64]:
-    """For each column of a block's product the channel that it is: so dealt that a thread's columns are neighbouring channels."""
-    lanes = tiling.lanes
-    column = np.arange(tiling.tile.channels)
-    inside = column % (4 * lanes)
-    return column - inside + (inside % 8 // 2) * lanes + (inside // 8) * 2 + inside % 2
-
-
-def arranged_weights(plan: Plan, tiling: Tiling) -> NDArray[np.uint8]:
-    """Weights in the order in which blocks read them: [phase][block of channels][chunk][turn][column][32 bytes].
-
-    Bytes of a column are dealt so that neither ldmatrix nor wgmma meets a bank of shared memory twice.
-    """
-    step, tile = tiling.step, tiling.tile
-    assert step.source is not None
-    weights = plan.arrays[step.weights]
-    items = PIECE // tiling.element
-    dtype = weights.dtype if step.int8 else np.dtype(np.float16)
-    turns = tiling.turn_groups * tiling.group_turns
-    found = np.zeros((len(tiling.taps), 2 * turns, tiling.chunks, tiling.column_blocks * tile.channels, items), dtype)
-    for phase, (taps, factors) in enumerate(zip(tiling.taps, tiling.factors, strict=True)):
-        # [tap][chunk][piece][column][items]
-        by_tap = np.zeros((len(taps), tiling.column_blocks * tile.channels, tiling.chunks * tiling.pieces * items), dtype)
-        if tiling.spread > 1:
-            for beside, k in enumerate(np.ndindex(*step.geometry.kernel)):
-                by_tap[0][np.ix_(beside * step.layout.width + step.layout.slots, step.source.layout.slots)] = weights[(slice(None), slice(None), *k)]
-        else:
-            for number, (k, _) in enumerate(taps):
-                by_tap[number][np.ix_(step.layout.slots, step.source.layout.slots)] = weights[(slice(None), slice(None), *k)]
-        cut = by_tap.reshape(len(taps), -1, tiling.chunks, tiling.pieces, items)
-        for number, (_, tap, piece) in enumerate(factors):
-            found[phase, number] = cut[tap, :, :, piece].swapaxes(0, 1)
-    split = found.reshape(len(tiling.taps), turns, 2, tiling.chunks, tiling.column_blocks, tile.channels, items)
-    # [phase][block][chunk][turn][column][pieces of a turn][items]
-    raw = np.ascontiguousarray(split.transpose(0, 4, 3, 1, 5, 2, 6)[..., columns_of(tiling), :, :]).view(np.uint8)
-    if tile.groups:
-        # [turn][half][column][16 bytes]
-        return np.ascontiguousarray(np.swapaxes(raw, -3, -2)).reshape(-1)
-    rows = np.arange(turns * tile.channels).reshape(turns, tile.channels) % (tiling.group_turns * tile.channels)
-    swapped = (rows >> 2 & 1).astype(bool)[..., None, None]
-    return np.ascontiguousarray(np.where(swapped, raw[..., ::-1, :], raw)).reshape(-1)

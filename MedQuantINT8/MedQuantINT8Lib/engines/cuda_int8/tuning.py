@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...progress import Task
-from ..cuda import Event, Gpu, Stream
+from ..cuda import DeviceBuffer, Event, Gpu, Stream
 from ..cuda_graph import CapturedGraph
 from .network import CudaInt8Network
 from .plan import Plan, Step
@@ -56,11 +56,12 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
     stream, begin, end = gpu.stream(), gpu.event(), gpu.event()
     found: dict[str, Tile] = {}
     try:
-        target = network.hold((batch, plan.classes, *plan.size), np.float16)
+        ends = network.hold((batch, plan.channels, *plan.size), np.float16), network.hold((batch, plan.classes, *plan.size), np.float16)
+        ends[0].zero(stream)
         network.arena.zero(stream)
         with task.stage("timing kernels", len(tried)):
             for steps, programs in tried:
-                times = [_milliseconds(network, program, batch, target, stream, begin, end) for program in programs]
+                times = [_milliseconds(network, program, batch, ends, stream, begin, end) for program in programs]
                 best = programs[int(np.argmin(times))].tiling
                 assert best is not None
                 for step in steps:
@@ -85,13 +86,13 @@ def _any_order(plan: Plan, tiling: Tiling) -> NDArray[np.uint8]:
     return np.resize(raw, len(tiling.taps) * tiling.column_blocks * tiling.rounds * tiling.weight_bytes)
 
 
-def _milliseconds(network: CudaInt8Network, program: Program, batch: int, target: Any, stream: Stream, begin: Event, end: Event) -> float:
+def _milliseconds(network: CudaInt8Network, program: Program, batch: int, ends: tuple[DeviceBuffer, DeviceBuffer], stream: Stream, begin: Event, end: Event) -> float:
     """Of one launch, the best of a few; recorded, since short kernels are over before the next is started one by one."""
     with network.prepared(program, stream) as launch:
 
         def runs(stream: Stream) -> None:
             for _ in range(_RUNS):
-                launch(batch, target, target, stream)
+                launch(batch, *ends, stream)
 
         graph = CapturedGraph(network.gpu, stream, runs)
         times = []

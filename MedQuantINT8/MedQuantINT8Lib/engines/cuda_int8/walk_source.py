@@ -137,36 +137,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
 }
 """
 
-_UNFOLD = r"""
-// A thread takes a whole voxel: which neighbour a slot is, is then known to the compiler. Most voxels have all neighbours.
-template <class T, bool EDGE> __device__ __forceinline__ void unfolded(const Params& p, int n, i64 voxel, int i0, int i1, int i2) {
-#pragma unroll
-  for (int c = 0; c < WIDTH; c += 16) {
-    float v[16];
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const int place = (c + i) / CHANNELS, channel = (c + i) % CHANNELS;
-      const int x0 = i0 + place / (K1 * K2) * D0, x1 = i1 + place / K2 % K1 * D1, x2 = i2 + place % K2 * D2;
-      v[i] = 0.0f;
-      if (place < K0 * K1 * K2 && (!EDGE || ((unsigned)x0 < I0 && (unsigned)x1 < I1 && (unsigned)x2 < I2)))
-        v[i] = number(__ldg((const T*)p.source + (((n * CHANNELS + channel) * (i64)I0 + i0) * I1 + i1) * I2 + i2 + ((place / (K1 * K2) * D0 * I1 + place / K2 % K1 * D1) * I2 + place % K2 * D2)));
-    }
-    Chain<16> chain(p, n, c);
-    chain.apply(v, (int)voxel EXTRA(, , nullptr));
-  }
-}
-template <class T> __device__ __forceinline__ void unfolded(const Params& p, int n, i64 voxel) {
-  const int i2 = (int)(voxel % O2) * S2 - B2, i1 = (int)(voxel / O2 % O1) * S1 - B1, i0 = (int)(voxel / (O1 * O2)) * S0 - B0;
-  const bool inside = i0 >= 0 && i0 + (K0 - 1) * D0 < I0 && i1 >= 0 && i1 + (K1 - 1) * D1 < I1 && i2 >= 0 && i2 + (K2 - 1) * D2 < I2;
-  if (inside) unfolded<T, false>(p, n, voxel, i0, i1, i2); else unfolded<T, true>(p, n, voxel, i0, i1, i2);
-}
-extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
-  const i64 voxel = (i64)blockIdx.x * THREADS + threadIdx.x;
-  if (voxel >= VOXELS) return;
-  if (p.source_half) unfolded<unsigned short>(p, blockIdx.y, voxel); else unfolded<float>(p, blockIdx.y, voxel);
-}
-"""
-
 NORMALIZE = (
     PRELUDE
     + r"""
@@ -234,7 +204,7 @@ def source_definitions(plan: Plan, step: Step) -> dict[str, object]:
 
 def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     """CUDA C of a step, and its grid for one patch and block: (blocks, threads)."""
-    alone = step.kind in ("softmax", "unfold")
+    alone = step.kind == "softmax"
     threads = 256 if alone else threads_of(step.layout.width)
     rows = threads // (step.layout.width // 8) if not alone else 1
     voxels = step.voxels
@@ -252,10 +222,10 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
         defined |= source_definitions(plan, step)
         text = READ
     kind = {"maxpool": "pool", "avgpool": "pool", "softmax": "apply"}.get(step.kind, step.kind)
-    if kind in ("pool", "resize", "unfold"):
+    if kind in ("pool", "resize"):
         for axis in range(3):
             defined |= {f"O{axis}": step.size[axis], f"I{axis}": step.source_size[axis]}
-    if kind in ("pool", "unfold"):
+    if kind == "pool":
         g = step.geometry
         for axis in range(3):
             defined |= {f"K{axis}": g.kernel[axis], f"S{axis}": g.stride[axis], f"D{axis}": g.dilation[axis], f"B{axis}": g.before[axis]}
@@ -265,11 +235,9 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     if kind == "resize":
         linear = {f"LINEAR{axis}": int(plan.arrays[step.tables[axis]][2].any()) for axis in range(3)}
         defined |= {"RUN": RUN, "RUNS": runs, "LINES": f"{items}ll", **linear}
-    if kind in ("input", "unfold"):
+    if kind == "input":
         defined["CHANNELS"] = plan.channels
     head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
-    if step.kind == "unfold":
-        return PRELUDE + head + chain.text + _UNFOLD, (-(-voxels // threads), threads)
     if step.kind == "softmax":
         blocks, body = -(-voxels // threads), _SOFTMAX
     else:
