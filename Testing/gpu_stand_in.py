@@ -70,6 +70,7 @@ class StandInGpu:
     def __init__(self, capability=(9, 0), processors=132):
         self.info = GpuInfo(0, "Stand-in", capability, 80 << 30)
         self.processors, self.driver, self.buffers, self.sources = processors, Driver(), {}, []
+        self.begun = []
         self._next, self.closed = 1 << 20, False
 
     def __enter__(self):
@@ -86,6 +87,12 @@ class StandInGpu:
         self._next += (buffer.nbytes + 511) // 512 * 512 + 512
         self.buffers[buffer.pointer] = buffer
         return buffer
+
+    def warm_compiler(self):
+        """There is none."""
+
+    def begin_compiling(self, sources):
+        self.begun += sources
 
     def compiled(self, sources, name, task=None):
         self.sources += sources

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -239,6 +240,63 @@ def test_opening_a_gpu_does_not_ask_for_the_compiler():
     assert compiler.binaries([]) == []
     with pytest.raises(RuntimeError, match="libnvrtc"):
         compiler.binary("extern")
+
+
+class StandInNvrtc:
+    """Compiles by turning letters round; "slow" waits until it is told to go on, "wrong" does not compile."""
+
+    def __init__(self):
+        self.compiled, self.go_on = [], threading.Event()
+
+    def nvrtcVersion(self):
+        return 0, 13, 0
+
+    def nvrtcCreateProgram(self, source, *_):
+        return 0, source
+
+    def nvrtcCompileProgram(self, program, *_):
+        if program == b"slow":
+            assert self.go_on.wait(10)
+        self.compiled.append(program)
+        return (int(program == b"wrong"),)
+
+    def nvrtcGetProgramLogSize(self, program):
+        return 0, 8
+
+    def nvrtcGetProgramLog(self, program, log):
+        """Nothing to say."""
+
+    def nvrtcGetCUBINSize(self, program):
+        return 0, len(program)
+
+    def nvrtcGetCUBIN(self, program, into):
+        ctypes.memmove(into, program[::-1], len(program))
+        return (0,)
+
+    def nvrtcDestroyProgram(self, program):
+        return (0,)
+
+
+def test_what_was_begun_is_compiled_once_and_what_nobody_asks_for_is_given_up(monkeypatch, tmp_path):
+    from MedQuantINT8Lib.engines import gpu_compiler
+
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu_compiler.os, "cpu_count", lambda: 1)
+    nvrtc = StandInNvrtc()
+    compiler = gpu_compiler.Compiler(nvrtc, (9, 0))
+    compiler.begin(["one", "two"])
+    assert compiler.binaries(["two", "one", "three"]) == [b"owt", b"eno", b"eerht"]
+    assert sorted(nvrtc.compiled) == [b"one", b"three", b"two"]
+    # One thread: what comes after "slow" is not begun when everything is given up.
+    compiler.begin(["slow", "never"])
+    threading.Timer(0.2, nvrtc.go_on.set).start()
+    compiler.stop()
+    assert b"never" not in nvrtc.compiled
+    with pytest.raises(cuda.GpuError, match="does not compile"):
+        compiler.binaries(["wrong", "four", "five"])
+    compiler.warm_up()
+    assert compiler.binaries(["four"]) == [b"ruof"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("compiler")]
 
 
 @needs_gpu

@@ -211,15 +211,18 @@ def pruned(model: Any) -> Any:
     """Remove, in place, nodes and constants whose results nobody reads; returns the model."""
     while True:
         wanted = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
-        kept = [node for node in model.graph.node if any(name in wanted for name in node.output)]
-        if len(kept) == len(model.graph.node):
+        unread = [number for number, node in enumerate(model.graph.node) if not any(name in wanted for name in node.output)]
+        if not unread:
             break
-        del model.graph.node[:]
-        model.graph.node.extend(kept)
-    constants = [i for i in model.graph.initializer if i.name in wanted]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(constants)
+        remove(model.graph.node, unread)
+    remove(model.graph.initializer, [number for number, constant in enumerate(model.graph.initializer) if constant.name not in wanted])
     return model
+
+
+def remove(field: Any, numbers: list[int]) -> None:
+    """Take entries, by number in rising order, out of a repeated field. To put what is left into it anew would copy all of that, weights too."""
+    for number in reversed(numbers):
+        del field[number]
 
 
 def with_outputs(model: Any, names: Iterable[str]) -> Any:

@@ -1,10 +1,10 @@
 """The CUDA INT8 engine on a GPU against PyTorch, side by side: milliseconds a call at 96^3, batch 1 and 4, and a whole volume.
 
-    python Testing/Benchmarks/cuda_int8.py plan FOLDER [NAME ...]      # any machine with the build road: INT8 networks, and their plans
-    python Testing/Benchmarks/cuda_int8.py time FOLDER [NAME ...]      # a machine with a GPU, torch and MONAI; prints a JSON line each
-    python Testing/Benchmarks/cuda_int8.py volume FOLDER               # 512 x 512 x 400, 14 classes, nnU-Net
+    python Testing/Benchmarks/cuda_int8.py networks FOLDER [NAME ...]  # any machine with the build road: INT8 networks, without their weights
+    python Testing/Benchmarks/cuda_int8.py time FOLDER [NAME ...]      # a machine with a GPU and onnx; prints a JSON line each
+    python Testing/Benchmarks/cuda_int8.py volume FOLDER               # the same with torch and MONAI: 512 x 512 x 400, 14 classes, nnU-Net
 
-Networks have random weights. Plans are kept without them, and random ones of the same shape are timed: time does not depend on values.
+Networks get random weights of the same shape: time does not depend on values.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ FOURTEEN = "nnunet14"
 ROUNDS, STEP_RUNS = 30, 10
 
 
-def make_plan(name: str, folder: Path) -> None:
-    from MedQuantINT8Lib.engines.base import BuildOptions
-    from MedQuantINT8Lib.engines.cuda_int8.backend import planned
-    from MedQuantINT8Lib.networks import PATCH
+def make_network(name: str, folder: Path) -> None:
+    """An INT8 network without its weights, which would be most of it."""
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.reproduce import study_package
 
@@ -43,29 +41,32 @@ def make_plan(name: str, folder: Path) -> None:
             package = quantized(torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"], name, Path(scratch))
         else:
             package, _ = study_package(TIMED[name], Path(scratch), Task())
-        began = time.perf_counter()
-        plan = planned(package.onnx_path("int8"), BuildOptions("int8", PATCH))
-        keep_plan(plan, folder / name, time.perf_counter() - began)
+        keep_network(package.onnx_path("int8"), folder / f"{name}.onnx")
 
 
-def keep_plan(plan: Any, folder: Path, seconds: float) -> None:
-    """A plan with only the shapes of its weights, and how long planning took."""
-    weights = {step.weights: step.int8 for step in plan.steps if step.weights}
-    shapes = {name: [list(plan.arrays[name].shape), str(plan.arrays[name].dtype)] for name in weights}
-    plan.arrays = {name: array for name, array in plan.arrays.items() if name not in weights}
-    folder.mkdir(parents=True, exist_ok=True)
-    plan.save(folder)
-    (folder / "weights.json").write_text(json.dumps(shapes))
-    (folder / "planning.json").write_text(json.dumps({"planning_s": seconds}))
+def keep_network(source: Path, target: Path) -> None:
+    import onnx
+
+    model = onnx.load(source)
+    for tensor in model.graph.initializer:
+        # Zero points have one dimension.
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1:
+            tensor.ClearField("raw_data")
+            tensor.ClearField("int32_data")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(model.SerializeToString())
 
 
-def kept_plan(folder: Path) -> Any:
-    from MedQuantINT8Lib.engines.cuda_int8.plan import Plan
+def with_weights(source: Path, target: Path) -> Path:
+    """The same network with random weights."""
+    import onnx
 
-    plan, rng = Plan.load(folder), np.random.default_rng(0)
-    for name, (shape, dtype) in json.loads((folder / "weights.json").read_text()).items():
-        plan.arrays[name] = rng.integers(-127, 128, shape).astype(dtype)
-    return plan
+    model, rng = onnx.load(source), np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1:
+            tensor.raw_data = rng.integers(-127, 128, tuple(tensor.dims)).astype(np.int8).tobytes()
+    onnx.save(model, target)
+    return target
 
 
 def bytes_of(plan: Any, batch: int) -> int:
@@ -75,7 +76,7 @@ def bytes_of(plan: Any, batch: int) -> int:
         for view in (*step.reads(), *step.writes()):
             total += batch * int(np.prod(plan.buffers[view.buffer].size)) * view.layout.width * (1 if view.scale else 2)
         if step.weights:
-            total += plan.arrays[step.weights].size * (1 if step.int8 else 2)
+            total += step.macs // int(np.prod(step.size if step.kind == "conv" else step.source_size)) * (1 if step.int8 else 2)
     return total + batch * int(np.prod(plan.size)) * 2 * (plan.channels + plan.classes)
 
 
@@ -126,59 +127,63 @@ def timed(gpu: Any, network: Any, batch: int) -> dict[str, Any]:
 def row(name: str, folder: Path) -> dict[str, Any]:
     """A network built cold (no kernel kept), loaded, and timed."""
     from MedQuantINT8Lib.engines.base import BuildOptions
-    from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend, build_plan
-    from MedQuantINT8Lib.progress import Task
+    from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
+    from MedQuantINT8Lib.networks import PATCH
 
-    plan = kept_plan(folder / name)
-    macs = sum(step.macs for step in plan.steps)
-    found: dict[str, Any] = {"cuda_int8": name, "date": time.strftime("%Y-%m-%d"), "macs": macs, "int8_mac_share": sum(s.macs for s in plan.steps if s.int8) / macs}
-    planning = json.loads((folder / name / "planning.json").read_text())
+    found: dict[str, Any] = {"cuda_int8": name, "date": time.strftime("%Y-%m-%d")}
     for batch in (1, 4):
-        options = BuildOptions("int8", plan.size, batch=batch, device="gpu")
+        options = BuildOptions("int8", PATCH, batch=batch, device="gpu")
         with tempfile.TemporaryDirectory() as scratch:
+            network = with_weights(folder / f"{name}.onnx", Path(scratch) / "network.onnx")
             # No kernel is kept from before.
             os.environ["MEDQUANT_CACHE"] = scratch
             began = time.perf_counter()
-            build_plan(plan, Path(scratch), options, Task())
-            cold = time.perf_counter() - began
+            CudaInt8Backend().build(network, Path(scratch), options)
+            built = time.perf_counter() - began
             began = time.perf_counter()
             engine = CudaInt8Backend().load(Path(scratch), options)
             loaded = time.perf_counter() - began
-        network = engine.gpu_network
-        assert network is not None
-        found["gpu"] = network.gpu.info.name
-        found[f"batch_{batch}"] = {**timed(network.gpu, network, batch), "build_cold_s": cold, "load_s": loaded, "mb": network.bytes / 1e6, "bytes": bytes_of(plan, batch), **planning}
+        run = engine.gpu_network
+        assert run is not None
+        macs = sum(step.macs for step in run.plan.steps)
+        found |= {"gpu": run.gpu.info.name, "macs": macs, "int8_mac_share": sum(step.macs for step in run.plan.steps if step.int8) / macs}
+        found[f"batch_{batch}"] = {**timed(run.gpu, run, batch), "build_s": built, "load_s": loaded, "mb": run.bytes / 1e6, "bytes": bytes_of(run.plan, batch)}
         engine.close()
     return found
 
 
 def volume(folder: Path) -> dict[str, Any]:
     """512 x 512 x 400 and a scan of a KiTS case's size, from int16 in the computer's memory to labels."""
+    from MedQuantINT8Lib.engines.base import BuildOptions
     from MedQuantINT8Lib.engines.cuda import Gpu
-    from MedQuantINT8Lib.engines.cuda_int8.network import CudaInt8Network
-    from MedQuantINT8Lib.engines.cuda_int8.tuning import from_json, to_json, tuned
+    from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
     from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Intensity, Reduction
     from MedQuantINT8Lib.model_spec import Window
+    from MedQuantINT8Lib.networks import PATCH
     from MedQuantINT8Lib.windows import plan_windows
 
-    plan, window = kept_plan(folder / FOURTEEN), Window((96, 96, 96), overlap=0.5)
+    window, options = Window(PATCH, overlap=0.5), BuildOptions("int8", PATCH, batch=4, device="gpu")
     result: dict[str, Any] = {"volumes": [], "network": FOURTEEN}
-    with Gpu() as gpu:
+    with Gpu() as gpu, tempfile.TemporaryDirectory() as scratch:
         result["gpu"] = gpu.info.name
+        CudaInt8Backend().build(with_weights(folder / f"{FOURTEEN}.onnx", Path(scratch) / "network.onnx"), Path(scratch), options)
         free = gpu.free_bytes
-        network = CudaInt8Network(gpu, plan, 4, from_json(plan, to_json(tuned(gpu, plan, 4))))
+        engine = CudaInt8Backend().load(Path(scratch), options)
+        network = engine.gpu_network
+        assert network is not None
+        classes = network.plan.classes
         for what, shape in (("512 x 512 x 400", (400, 512, 512)), ("KiTS case at 1.5 mm, 240 x 240 x 160", (160, 240, 240))):
-            windows = plan_windows(shape, window, (96, 96, 96))
+            windows = plan_windows(shape, window, PATCH)
             scan = np.random.default_rng(0).integers(-1000, 2000, (1, *shape)).astype(np.int16)
-            runner = GpuSlidingWindow(gpu, network, 1, plan.classes, windows, window, 4)
+            runner = GpuSlidingWindow(network.gpu, network, 1, classes, windows, window, 4)
             times = []
             for _ in range(4):
                 began = time.perf_counter()
-                runner.run(scan, Reduction(np.arange(plan.classes, dtype=np.uint16)), Intensity(-160, 400, 1 / 560, 160 / 560))
+                runner.run(scan, Reduction(np.arange(classes, dtype=np.uint16)), Intensity(-160, 400, 1 / 560, 160 / 560))
                 times.append(time.perf_counter() - began)
             result["volumes"].append({"what": what, "windows": windows.count, "seconds": statistics.median(times[1:]), "gpu_gb": (free - gpu.free_bytes) / 1e9})
             runner.close()
-        network.close()
+        engine.close()
     return result
 
 
@@ -204,14 +209,10 @@ def torch_volume() -> dict[str, Any]:
 
 def main() -> None:
     verb, folder, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
-    if verb == "plan":
+    if verb == "networks":
         for name in names or (*TIMED, FOURTEEN):
-            try:
-                make_plan(name, folder)
-                print(name, flush=True)
-            except Exception as error:
-                # A network that has no plan yet is a result as well.
-                print(name, error, flush=True)
+            make_network(name, folder)
+            print(name, flush=True)
     elif verb == "time":
         for name in names:
             print(json.dumps(row(name, folder)), flush=True)

@@ -7,7 +7,7 @@ checked. Work never runs on the default stream, so that it does not wait for, or
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +153,7 @@ class Gpu:
         """Free what was allocated through this object and let the context go."""
         if self._context is None:
             return
+        self._compiler.stop()
         self.enter()
         for buffer in list(self._buffers.values()):
             buffer.free()
@@ -195,6 +196,14 @@ class Gpu:
             GpuError: the source does not compile; holds the compiler's own words.
         """
         return {name: Kernel(self, self.compiled([source], name)[0], name) for name in names}
+
+    def warm_compiler(self) -> None:
+        """Make the compiler ready while something else is done: the first kernel of a process takes seconds longer."""
+        self._compiler.warm_up()
+
+    def begin_compiling(self, sources: Iterable[str]) -> None:
+        """Start to compile what will be asked of :meth:`compiled`."""
+        self._compiler.begin(source for source in sources if source not in self._modules)
 
     def compiled(self, sources: Sequence[str], name: str, task: Task | None = None) -> list[Any]:
         """The driver's handle of the function ``name`` in each of the sources, as :meth:`kernels`; many are compiled at once."""

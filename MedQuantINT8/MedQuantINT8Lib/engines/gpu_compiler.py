@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from ..progress import Task
 from .cache import cache_root
 from .cuda_driver import GpuError, checked
 
+#: What is compiled so that NVRTC reads its libraries, which takes seconds the first time.
+_LEAST = 'extern "C" __global__ void run() {}'
 #: The last one is what older versions need for lambda expressions.
 _OPTIONS = (b"--std=c++17", b"--fmad=false", b"--device-as-default-execution-space")
 
@@ -31,11 +33,23 @@ class Compiler:
     def __init__(self, nvrtc: Any, capability: tuple[int, int]) -> None:
         self._nvrtc = nvrtc
         self._architecture = architecture_of(capability)
+        self._pool: ThreadPoolExecutor | None = None
+        self._begun: dict[str, Future[bytes]] = {}
 
     @cached_property
     def _version(self) -> tuple[int, ...]:
         # Asked for when first needed: a GPU is also opened by engines that compile nothing, where NVRTC need not be installed.
         return tuple(checked(self._nvrtc.nvrtcVersion(), "ask NVRTC for its version"))
+
+    def warm_up(self) -> None:
+        """Let NVRTC read its libraries while something else is done."""
+        self._threads().submit(self._compiled, _LEAST)
+
+    def begin(self, sources: Iterable[str]) -> None:
+        """Start to compile on several threads, first come first served; :meth:`binaries` waits for what it needs."""
+        for source in sources:
+            if source not in self._begun:
+                self._begun[source] = self._threads().submit(self.binary, source)
 
     def binaries(self, sources: Sequence[str], task: Task | None = None) -> list[bytes]:
         """Machine code of each source; what is not kept yet is compiled on several threads.
@@ -45,13 +59,31 @@ class Compiler:
             Cancelled: the task was cancelled.
         """
         task = task or Task()
-        different = list(dict.fromkeys(sources))
-        with task.stage("compiling kernels", len(different)), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            found = {}
-            for source, binary in zip(different, pool.map(self.binary, different), strict=True):
-                found[source] = binary
-                task.step()
+        self.begin(sources)
+        different = dict.fromkeys(sources)
+        try:
+            with task.stage("compiling kernels", len(different)):
+                found = {}
+                for source in different:
+                    found[source] = self._begun.pop(source).result()
+                    task.step()
+        except BaseException:
+            self.stop()
+            raise
+        if not self._begun:
+            self.stop()
         return [found[source] for source in sources]
+
+    def stop(self) -> None:
+        """Give up what was begun and not asked for."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool, self._begun = None, {}
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "compiler")
+        return self._pool
 
     def binary(self, source: str) -> bytes:
         key = hashlib.sha256(repr((source, self._architecture, self._version, _OPTIONS)).encode()).hexdigest()[:24]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,11 @@ class CudaInt8Backend:
         """
         if options.precision not in self.precisions:
             raise EngineError(f"{self.title} does not compute in {options.precision.upper()}.", "Choose another precision or engine.")
-        with task.stage("planning"):
-            plan = planned(network, options)
-        build_plan(plan, folder, options, task)
+        with Gpu(cuda.choose_gpu(options.device).index) as gpu:
+            gpu.warm_compiler()
+            with task.stage("planning"):
+                plan = planned(network, options)
+            build_plan(gpu, plan, folder, options.batch, task)
 
     def load(self, folder: Path, options: BuildOptions) -> CudaInt8Engine:
         plan = Plan.load(folder)
@@ -85,13 +88,15 @@ class CudaInt8Backend:
             raise
 
 
-def build_plan(plan: Plan, folder: Path, options: BuildOptions, task: Task) -> None:
-    """The engine of a plan, whose weights are taken from it; see :meth:`CudaInt8Backend.build_with`."""
-    with Gpu(cuda.choose_gpu(options.device).index) as gpu:
-        tiles = to_json(tuned(gpu, plan, options.batch, task))
+def build_plan(gpu: Gpu, plan: Plan, folder: Path, batch: int, task: Task) -> None:
+    """The engine of a plan; see :meth:`CudaInt8Backend.build_with`."""
+    tiles = to_json(tuned(gpu, plan, batch, task))
     write_json(folder / _TILES, tiles)
     # Weights in the order of the chosen tiles: putting them in order takes longer than reading them.
-    np.savez(folder / _WEIGHTS, **{t.step.weights: arranged_weights(plan, t) for t in from_json(plan, tiles).values()})  # type: ignore[arg-type]
+    tilings = list(from_json(plan, tiles).values())
+    with ThreadPoolExecutor() as pool:
+        arranged = pool.map(partial(arranged_weights, plan), tilings)
+        np.savez(folder / _WEIGHTS, **{t.step.weights: weights for t, weights in zip(tilings, arranged, strict=True)})  # type: ignore[arg-type]
     raw = {step.weights for step in plan.steps}
     replace(plan, arrays={name: array for name, array in plan.arrays.items() if name not in raw}).save(folder)
 

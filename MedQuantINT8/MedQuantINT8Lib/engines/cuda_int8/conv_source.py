@@ -9,6 +9,7 @@ from .conv_product import BY_LINES, BY_TAPS, LOAD, MMA, WGMMA
 from .conv_rows import PLACES, ROWS
 from .plan import Plan
 from .tiling import DEPTH, MOST_HALO, Tiling
+from .wgmma_source import multiply_group, multiply_turns
 
 
 def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chain: ChainSource) -> str:
@@ -73,37 +74,11 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
             counts.append(max(0, min(left, tiling.group_turns)))
             left -= tiling.group_turns
     tables += _table("PLACES", places) + _table("ROUND_TURNS", counts)
-    if tile.groups and tiling.same_taps and tiling.turn_groups == 1 and not tiling.by_lines:
-        # Written out, where things lie is part of the instructions.
-        turns = "".join(f" DO({n}, {place}, {other})" for n, (place, other) in enumerate(zip(places[::2], places[1::2], strict=True)))
-        tables += f"#define EACH_TURN(DO){turns}\n"
     kind = f"typedef {'float' if tiling.half else 'int'} Sum;\n"
     product = MMA
     if tile.groups:
-        product = _multiply_group(tile.channels, tiling.half, tiling.by_lines) + WGMMA + (BY_LINES if tiling.by_lines else BY_TAPS)
+        product = multiply_group(tiling) + WGMMA + (BY_LINES if tiling.by_lines else multiply_turns(tiling) + BY_TAPS)
     return PRELUDE + head + tables + kind + chain.text + FILL + (FILL_NEIGHBOURS if step.neighbours else FILL_HALO) + ROWS + LOAD + product + RUN_DEFINITIONS + PLACES + RUN
-
-
-def _multiply_group(columns: int, half: bool, registers: bool) -> str:
-    """multiply_group(sums, a, b, add): 64 rows by ``columns``, 32 bytes deep, by one wgmma (PTX ISA 8.0, section "Asynchronous warpgroup level
-    matrix instructions"); the rows described, or in ``registers`` a0 to a3."""
-    count = columns // 2
-    kind, shape = ("f32.f16.f16", "k16") if half else ("s32.s8.s8", "k32")
-    sums = ", ".join(f"%{n}" for n in range(count))
-    operands = ", ".join(f'"+{"f" if half else "r"}"(sums[{n // 4}][{n % 4}])' for n in range(count))
-    if registers:
-        rows, given, where = "{" + ", ".join(f"%{count + n}" for n in range(4)) + "}", "u32 a0, u32 a1, u32 a2, u32 a3", '"r"(a0), "r"(a1), "r"(a2), "r"(a3)'
-    else:
-        rows, given, where = f"%{count}", "u64 a", '"l"(a)'
-    last = count + (4 if registers else 1)
-    # Signs, and of rows in shared memory and columns whether they are transposed.
-    tail = ("" if not half else ", 1, 1, 0" if registers else ", 1, 1, 0, 0")
-    return (
-        f"#define HOLD(sum) \"+{'f' if half else 'r'}\"(sum)\n"
-        f"__device__ __forceinline__ void multiply_group(Sum (&sums)[{columns // 8}][4], {given}, u64 b, int add) {{\n"
-        f'  asm volatile("{{ .reg .pred p; setp.ne.b32 p, %{last + 1}, 0; wgmma.mma_async.sync.aligned.m64n{columns}{shape}.{kind} '
-        f'{{{sums}}}, {rows}, %{last}, p{tail}; }}" : {operands} : {where}, "l"(b), "r"(add));\n}}\n'
-    )
 
 
 def _table(name: str, values: list[int]) -> str:

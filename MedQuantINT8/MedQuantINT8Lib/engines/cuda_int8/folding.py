@@ -36,8 +36,8 @@ def _once(model: Any) -> None:
 
     look = graph.Graph(model)
     held = {i.name: i for i in model.graph.initializer if math.prod(i.dims) <= _SMALL}
-    kept: list[Any] = []
-    for node in model.graph.node:
+    done: list[int] = []
+    for number, node in enumerate(model.graph.node):
         inputs = [name for name in node.input if name]
         shape = look.shapes.get(node.input[0], []) if node.op_type == "Shape" else []
         if shape and all(shape):
@@ -47,12 +47,12 @@ def _once(model: Any) -> None:
             body = onnx.helper.make_graph([node], "constants", [], outputs, [held[name] for name in dict.fromkeys(inputs)])
             values = ReferenceEvaluator(onnx.helper.make_model(body, opset_imports=model.opset_import)).run(None, {})
         else:
-            kept.append(node)
             continue
+        done.append(number)
         for name, value in zip(node.output, values, strict=True):
             held[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
             model.graph.initializer.append(held[name])
-    _keep(model, kept)
+    graph.remove(model.graph.node, done)
 
 
 def _computed(model: Any) -> bool:
@@ -63,14 +63,13 @@ def _computed(model: Any) -> bool:
     from ..onnxruntime import session
 
     held = {i.name: i for i in model.graph.initializer}
-    known, constant, kept = set(held), [], []
-    for node in model.graph.node:
+    known, done = set(held), []
+    for number, node in enumerate(model.graph.node):
         if node.op_type not in ("DequantizeLinear", "QuantizeLinear") and all(name in known for name in node.input if name):
             known.update(node.output)
-            constant.append(node)
-        else:
-            kept.append(node)
-    read = {name for node in kept for name in node.input} | {o.name for o in model.graph.output}
+            done.append(number)
+    constant, others = [model.graph.node[n] for n in done], set(range(len(model.graph.node))) - set(done)
+    read = {name for n in others for name in model.graph.node[n].input} | {o.name for o in model.graph.output}
     wanted = [name for node in constant for name in node.output if name in read]
     if not wanted:
         return False
@@ -80,18 +79,12 @@ def _computed(model: Any) -> bool:
     small = graph.pruned(onnx.helper.make_model(body, opset_imports=model.opset_import, ir_version=model.ir_version))
     # "int8" computes as written, without the search for something faster, which would take longer than computing.
     values = session(small.SerializeToString(), "int8").run(None, {})
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in zip(wanted, values, strict=True))
-    _keep(model, kept)
+    for name, value in zip(wanted, values, strict=True):
+        # Filled where it is: masks have a hundred million bytes.
+        made = model.graph.initializer.add(name=name, data_type=onnx.helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
+        made.raw_data = value.tobytes()
+    graph.remove(model.graph.node, done)
     return True
-
-
-def _keep(model: Any, kept: list[Any]) -> None:
-    """Only these nodes; copied first, since they are the model's own."""
-    nodes = [type(node)() for node in kept]
-    for made, node in zip(nodes, kept, strict=True):
-        made.CopyFrom(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
 
 
 def _ends(node: Any) -> tuple[int, int | None]:

@@ -118,6 +118,7 @@ class CudaInt8Network:
             scale, shift = self._factors[step.norm]
             slots = self._uploaded(np.array(norm.groups, np.int32), stream)
             params["ptr"][:5] = [b.pointer for b in (slots, self._arrays[norm.gamma], self._arrays[norm.beta], scale, shift)]
+            params["ptr"][5:9] = program.numbers
             params["f"][0] = norm.epsilon
             params["partials"] = self._partials[step.norm].pointer
             return params

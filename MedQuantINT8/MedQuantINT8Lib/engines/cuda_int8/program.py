@@ -29,6 +29,7 @@ class Program:
         grid: blocks for a batch.
         partials: how many partial sums it leaves of each slot, where it gathers statistics.
         tiling: of a convolution.
+        numbers: whole numbers that a kernel of a norm's statistics is given instead of having them written in.
         shared_tiles, workspace: where several blocks share the sums of a tile, how many such tiles there are, and bytes for the sums.
     """
 
@@ -42,6 +43,7 @@ class Program:
     tiling: Tiling | None = None
     shared_tiles: int = 0
     workspace: int = 0
+    numbers: tuple[int, ...] = ()
     function: Any = field(default=None, repr=False)
 
 
@@ -89,16 +91,25 @@ def attention_program(plan: Plan, step: Step, machine: Machine) -> Program:
 def normalize_program(plan: Plan, step: Step, partials: int) -> Program:
     norm = plan.norms[step.norm]
     slots = np.concatenate(norm.groups)
-    defined = {
-        "MEMBERS": len(norm.groups[0]),
-        "FIRST": slots[0],
-        "REGULAR": int((np.diff(slots) == 1).all()),
-        "PARTIALS": partials,
-        "WIDTH": step.layout.width,
-        "COUNT": f"{step.voxels}.0",
-    }
-    head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
-    return Program(step, ChainSource(plan, step), head + NORMALIZE, lambda batch: (len(norm.groups), batch, 1), 256)
+    head = f"#define MEMBERS {len(norm.groups[0])}\n#define REGULAR {int((np.diff(slots) == 1).all())}\n"
+    # One kernel for all layers: a size that is written in would be compiled anew for each.
+    numbers = partials, step.layout.width, step.voxels, int(slots[0])
+    return Program(step, ChainSource(plan, step), head + NORMALIZE, lambda batch: (len(norm.groups), batch, 1), 256, numbers=numbers)
+
+
+def fixed_programs(plan: Plan, machine: Machine) -> list[Program]:
+    """Those that no choice of tiles changes.
+
+    Raises:
+        UnsupportedNetwork: attention does not fit.
+    """
+    made = []
+    for step in plan.steps:
+        if step.kind == "attention":
+            made.append(attention_program(plan, step, machine))
+        elif step.kind not in ("conv", "deconv", "normalize"):
+            made.append(walk_program(plan, step))
+    return made
 
 
 def programs(plan: Plan, machine: Machine, batch: int, chosen: dict[str, Tiling] | None = None) -> list[Program]:

@@ -14,12 +14,12 @@ from ..cuda import DeviceBuffer, Event, Gpu, Stream
 from ..cuda_graph import CapturedGraph
 from .network import CudaInt8Network
 from .plan import Plan, Step
-from .program import Program, attention_program, conv_program, machine_of
+from .program import Program, conv_program, fixed_programs, machine_of
 from .tiles import first_guess, least_cycles, proposals
 from .tiling import Tile, Tiling
 
 #: Of a convolution that takes at least such a share of the time of all, by estimate, so many of the best guesses are timed.
-_GUESSES = ((0.05, 6), (0.02, 4), (0.005, 3), (0.0, 2))
+_GUESSES = ((0.1, 6), (0.03, 4), (0.0075, 3), (0.0, 1))
 #: How often a launch is timed.
 _ROUNDS, _RUNS = 3, 8
 
@@ -34,16 +34,19 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
     """
     task = task or Task()
     machine = machine_of(gpu)
-    for step in plan.steps:
-        if step.kind == "attention":
-            # What does not fit is refused before anything is compiled.
-            attention_program(plan, step, machine)
-    convolutions = [step for step in plan.steps if step.kind in ("conv", "deconv")]
+    # What does not fit is refused before anything is compiled.
+    fixed = fixed_programs(plan, machine)
+    # Tiles are ranked while kernels that do not depend on them are compiled, and those of the best guesses, which are needed in any case.
+    gpu.begin_compiling([program.source for program in fixed])
     # Steps of equal source are the same work, and are timed once.
     alike: dict[str, list[Step]] = {}
-    for step in convolutions:
-        guess = conv_program(plan, step, first_guess(step, machine, batch), machine)
-        alike.setdefault(guess.source, []).append(step)
+    convolutions = [step for step in plan.steps if step.kind in ("conv", "deconv")]
+    with task.stage("choosing tiles", len(convolutions)):
+        for step in convolutions:
+            guess = conv_program(plan, step, first_guess(step, machine, batch), machine)
+            alike.setdefault(guess.source, []).append(step)
+            gpu.begin_compiling([guess.source])
+            task.step()
     costs = [len(steps) * least_cycles(steps[0], machine, batch) for steps in alike.values()]
     tried = []
     for steps, cost in zip(alike.values(), costs, strict=True):

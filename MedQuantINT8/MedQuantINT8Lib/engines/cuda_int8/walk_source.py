@@ -140,6 +140,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
 NORMALIZE = (
     PRELUDE
     + r"""
+#define NUMBER(i) ((int)(i64)p.ptr[5 + (i)])
+#define PARTIALS NUMBER(0)
+#define WIDTH NUMBER(1)
+#define VOXELS NUMBER(2)
+#define FIRST NUMBER(3)
 #if REGULAR
 #define SLOT(i) (FIRST + (int)blockIdx.x * MEMBERS + (i))
 #else
@@ -166,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ Pa
   sum = square = 0.0;
 #pragma unroll
   for (int warp = 0; warp < 8; ++warp) { sum += sums[warp]; square += squares[warp]; }
-  const double count = (double)COUNT * MEMBERS, mean = sum / count;
+  const double count = (double)VOXELS * MEMBERS, mean = sum / count;
   const double spread = 1.0 / sqrt(fmax(square / count - mean * mean, 0.0) + (double)p.f[0]);
   for (int i = threadIdx.x; i < MEMBERS; i += 256) {
     const int slot = SLOT(i);
