@@ -7,6 +7,7 @@ asked of the driver.
 from __future__ import annotations
 
 import ctypes
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,6 +46,65 @@ class Driver:
         params = np.frombuffer(ctypes.string_at(address, PARAMS.itemsize), PARAMS)[0].copy()
         self.launches.append(SimpleNamespace(function=function, grid=(gx, gy, gz), block=(bx, by, bz), shared=shared, params=params))
         return (0,)
+
+
+class ContextDriver(Driver):
+    """Two GPUs, of which the primary context, per thread, must be current for what needs one, as with the real driver."""
+
+    NEEDING = ("cuMemAlloc", "cuMemHostAlloc", "cuMemGetInfo", "cuStreamCreate", "cuEventCreate", "cuGraphInstantiate", "cuModuleLoadData")
+    INVALID_CONTEXT = 201
+
+    def __init__(self):
+        super().__init__()
+        self.holders, self._threads, self._pinned = {0: 0, 1: 0}, threading.local(), {}
+
+    def __getattr__(self, name):
+        call = self._pin if name == "cuMemHostAlloc" else super().__getattr__(name)
+        if name not in self.NEEDING:
+            return call
+        return lambda *arguments: call(*arguments) if self.current in (100 + d for d, held in self.holders.items() if held) else (self.INVALID_CONTEXT,)
+
+    @property
+    def current(self):
+        return getattr(self._threads, "context", 0)
+
+    def CUcontext(self, handle):
+        return handle
+
+    def cuDeviceGetCount(self):
+        return 0, len(self.holders)
+
+    def cuDeviceGet(self, index):
+        return 0, index
+
+    def cuDeviceGetAttribute(self, attribute, device):
+        return 0, 9
+
+    def cuDeviceGetName(self, length, device):
+        return 0, b"Stand-in\0"
+
+    def cuDevicePrimaryCtxRetain(self, device):
+        self.holders[device] += 1
+        return 0, 100 + device
+
+    def cuDevicePrimaryCtxRelease(self, device):
+        self.holders[device] -= 1
+        return (0,)
+
+    def cuDevicePrimaryCtxGetState(self, device):
+        return 0, 0, int(self.holders[device] > 0)
+
+    def cuCtxGetCurrent(self):
+        return 0, self.current
+
+    def cuCtxSetCurrent(self, context):
+        self._threads.context = context
+        return (0,)
+
+    def _pin(self, size, flags):
+        memory = ctypes.create_string_buffer(size)
+        self._pinned[ctypes.addressof(memory)] = memory
+        return 0, ctypes.addressof(memory)
 
 
 class Buffer:

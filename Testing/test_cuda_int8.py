@@ -27,6 +27,7 @@ from MedQuantINT8Lib.engines.cuda_int8.reference import POISON, ReferenceExecuto
 from MedQuantINT8Lib.engines.cuda_int8.tiles import Machine, candidates
 from MedQuantINT8Lib.engines.cuda_int8.tiling import DEPTH, Tile, Tiling
 from MedQuantINT8Lib.engines.cuda_int8.weights import arranged_weights, columns_of
+from MedQuantINT8Lib.engines.cuda_int8.wgmma_source import multiply_turns
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import EngineError
 
@@ -243,6 +244,26 @@ def test_tilings_fit_the_gpu_and_leave_no_tile_out():
                 assert tiling.shared_bytes < machine.shared_bytes and tiling.tile.groups <= machine.has_groups
                 covered = [t * n >= lattice.count(size) for t, n, lattice, size in zip(tiling.tile.voxels, tiling.tiles, tiling.lattices, tiling.step.size, strict=True)]
                 assert all(covered)
+
+
+def test_products_that_are_written_out_begin_where_their_rows_lie():
+    plan = plan_of(NETWORKS["kernels_and_strides"](), (24, 24, 24))
+    seen = set()
+    for step in plan.steps:
+        for tiling in candidates(step, H100, 1) if step.weights else ():
+            tile, (_, height, width) = tiling.tile, tiling.halo
+            text = multiply_turns(tiling) if tile.groups and not tiling.by_lines else "#define WRITTEN_OUT 0"
+            if "WRITTEN_OUT 0" in text:
+                continue
+            found = [int(n) for n in re.findall(r"add\.s64 a, %\d+, (\d+)", text)]
+            slabs = tile.count // (64 * tile.warps // 4)
+            # 64 rows are eight lines of eight voxels.
+            lines = [divmod(8 * slab, tile.voxels[1]) for slab in range(slabs)]
+            begins = [(d * tiling.lattices[0].stride * height + h * tiling.lattices[1].stride) * width for d, h in lines]
+            places = tiling.places[0]
+            assert found == [begin + place + (other - place) * 65536 for place, other in zip(places[::2], places[1::2], strict=True) for begin in begins]
+            seen.add((slabs, slabs > 1 and lines[1][0] > 0, tiling.lattices[0].stride))
+    assert {(4, True, 1), (2, True, 2), (1, False, 1)} <= seen
 
 
 @pytest.mark.parametrize("kernel", [(1, 1, 701), (31, 31, 31)])

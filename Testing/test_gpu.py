@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from gpu_stand_in import ContextDriver
 from MedQuantINT8Lib.engines import cuda, gpu_arrays
 from MedQuantINT8Lib.engines.cache import cache_root
 from MedQuantINT8Lib.engines.cuda_graph import CapturedGraph
@@ -240,6 +242,52 @@ def test_opening_a_gpu_does_not_ask_for_the_compiler():
     assert compiler.binaries([]) == []
     with pytest.raises(RuntimeError, match="libnvrtc"):
         compiler.binary("extern")
+
+
+@pytest.fixture
+def contexts(monkeypatch):
+    driver = ContextDriver()
+    monkeypatch.setattr(cuda, "bindings", lambda: (driver, None))
+    return driver
+
+
+def test_an_engine_that_is_closed_does_not_take_the_gpu_from_the_one_beside_it(contexts):
+    first, second = cuda.Gpu(), cuda.Gpu()
+    second.close()
+    assert first.stream() and first.event()
+    other = cuda.Gpu(1)
+    first.close()
+    assert contexts.current == 101 and contexts.holders == {0: 0, 1: 1}
+    other.close()
+    assert contexts.current == 0
+    # Of another device than the one that is in use.
+    first, other = cuda.Gpu(), cuda.Gpu(1)
+    first.enter()
+    other.close()
+    assert contexts.current == 100
+    first.close()
+
+
+def test_a_pipeline_goes_on_when_another_engine_was_closed_and_in_another_thread(contexts):
+    gpu, calls = cuda.Gpu(), []
+    pipeline = DevicePipeline(gpu, lambda count, source, target, stream: calls.append(count), (2, 1, 4, 4, 4), (2, 3, 4, 4, 4))
+    batch = np.zeros((2, 1, 4, 4, 4), np.float32)
+    pipeline.submit(batch)
+    pipeline.collect()
+    # Opened later, it is the one in use; when it goes, none is.
+    cuda.Gpu(1).close()
+    assert contexts.current == 0
+    # The second set of buffers has not been recorded yet.
+    pipeline.submit(batch)
+    assert pipeline.collect().shape == (2, 3, 4, 4, 4)
+    cuda.Gpu(1).close()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(pipeline.submit, batch[:1]).result()
+    pipeline.collect()
+    assert calls == [2, 2, 2, 2, 1, 1]
+    gpu.enter()
+    pipeline.close()
+    gpu.close()
 
 
 class StandInNvrtc:

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "Testing" / "Benchmarks"), str(ROOT / "Testing"), str(ROOT / "MedQuantINT8")]
 from gpu_networks import TIMED  # noqa: E402
 
+# NVIDIA's compiler keeps what it has compiled as well.
+os.environ["CUDA_CACHE_DISABLE"] = "1"
 #: nnU-Net's network with 14 classes, for the whole volume.
 FOURTEEN = "nnunet14"
 ROUNDS, STEP_RUNS = 30, 10

@@ -150,18 +150,21 @@ class Gpu:
         self.close()
 
     def close(self) -> None:
-        """Free what was allocated through this object and let the context go."""
+        """Free what was allocated through this object and let the context go; to others that use it, here, it stays current."""
         if self._context is None:
             return
         self._compiler.stop()
+        current = checked(self.driver.cuCtxGetCurrent(), "look who uses it")
         self.enter()
         for buffer in list(self._buffers.values()):
             buffer.free()
         for module in self._modules.values():
             checked(self.driver.cuModuleUnload(module), "unload kernels")
         self._modules = {}
-        checked(self.driver.cuCtxSetCurrent(self.driver.CUcontext(0)), "leave the GPU")
         checked(self.driver.cuDevicePrimaryCtxRelease(self.device), "leave the GPU")
+        _, held = checked(self.driver.cuDevicePrimaryCtxGetState(self.device), "look who uses it")
+        gone = int(current) == int(self._context) and not held
+        checked(self.driver.cuCtxSetCurrent(self.driver.CUcontext(0) if gone else current), "leave the GPU")
         self._context = None
 
     @property

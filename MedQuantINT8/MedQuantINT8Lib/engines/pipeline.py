@@ -51,6 +51,8 @@ class DevicePipeline:
     def submit(self, batch: NDArray[np.float32]) -> None:
         """Begin with (n, C, *patch); it is copied, so that it may change at once. At most ``ahead`` + 1 at a time."""
         assert self._free, "collect() first"
+        # Who closed another engine, or comes from another thread, may have left the GPU.
+        self._gpu.enter()
         slot = self._free.popleft()
         slot.count = len(batch)
         slot.host_in.array[: slot.count] = batch
