@@ -59,10 +59,14 @@ class ContextDriver(Driver):
         self.holders, self._threads, self._pinned = {0: 0, 1: 0}, threading.local(), {}
 
     def __getattr__(self, name):
-        call = self._pin if name == "cuMemHostAlloc" else super().__getattr__(name)
         if name not in self.NEEDING:
-            return call
+            return super().__getattr__(name)
+        call = self.needing(name)
         return lambda *arguments: call(*arguments) if self.current in (100 + d for d, held in self.holders.items() if held) else (self.INVALID_CONTEXT,)
+
+    def needing(self, name):
+        """What a call that needs a context does with one."""
+        return self._pin if name == "cuMemHostAlloc" else super().__getattr__(name)
 
     @property
     def current(self):

@@ -1,0 +1,111 @@
+"""A GPU whose memory is the computer's and whose networks are run by the reference in NumPy, for tests without one: a command as a whole can be
+run with CUDA INT8. Contexts must be current where the real driver asks for one; kernels beside the network's do not run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+
+from gpu_stand_in import ContextDriver
+from MedQuantINT8Lib.engines import cuda
+from MedQuantINT8Lib.engines.cuda_int8 import backend
+from MedQuantINT8Lib.engines.cuda_int8.network import CudaInt8Network
+from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
+from MedQuantINT8Lib.engines.gpu_compiler import Compiler
+
+
+class ComputingDriver(ContextDriver):
+    def __init__(self):
+        super().__init__()
+        self._memory, self._graphs, self._recording = {}, [], None
+
+    def _allocated(self, size):
+        memory = ctypes.create_string_buffer(max(size, 1))
+        self._memory[ctypes.addressof(memory)] = memory
+        return 0, ctypes.addressof(memory)
+
+    def needing(self, name):
+        return {"cuMemAlloc": self._allocated, "cuMemGetInfo": lambda: (0, 40 << 30, 80 << 30), "cuGraphInstantiate": lambda graph, flags: (0, graph)}.get(name) or super().needing(name)
+
+    def cuDeviceTotalMem(self, device):
+        return 0, 80 << 30
+
+    def cuMemFree(self, pointer):
+        del self._memory[pointer]
+        return (0,)
+
+    def cuMemcpyHtoDAsync(self, to, source, size, stream):
+        ctypes.memmove(to, source, size)
+        return (0,)
+
+    cuMemcpyDtoHAsync = cuMemcpyHtoDAsync
+
+    def cuMemsetD8Async(self, to, value, size, stream):
+        ctypes.memset(to, value, size)
+        return (0,)
+
+    def cuLaunchKernel(self, *arguments):
+        self.calls.append("cuLaunchKernel")
+        return (0,)
+
+    def do(self, work):
+        """What a kernel would: now, or whenever what is being recorded is replayed."""
+        if self._recording is None:
+            work()
+        else:
+            self._recording.append(work)
+
+    def cuStreamBeginCapture(self, stream, mode):
+        self._recording = []
+        return (0,)
+
+    def cuStreamEndCapture(self, stream):
+        self._graphs.append(self._recording)
+        self._recording = None
+        return 0, len(self._graphs) - 1
+
+    def cuGraphLaunch(self, graph, stream):
+        for work in self._graphs[graph]:
+            work()
+        return (0,)
+
+
+def array_at(buffer, count):
+    """The first of a buffer's patches, where they are."""
+    shape = (count, *buffer.shape[1:])
+    return np.frombuffer((ctypes.c_char * buffer.nbytes).from_address(buffer.pointer), buffer.dtype)[: int(np.prod(shape))].reshape(shape)
+
+
+def install(monkeypatch):
+    """Put it in the real one's place; gives the driver."""
+    driver, weights = ComputingDriver(), {}
+
+    def key(plan):
+        return tuple((step.name, step.kind, step.int8) for step in plan.steps)
+
+    def planned(network, options):
+        plan = plan_of_network(network, options)
+        # A loaded plan has its weights in the order of its tiles, which the reference cannot read.
+        weights[key(plan)] = dict(plan.arrays)
+        return plan
+
+    def enqueue(network, batch, source, target, stream):
+        def work():
+            # As on a real one, INT8 wins the race.
+            for _ in range(1 if any(step.int8 for step in network.plan.steps) else 3):
+                run = ReferenceExecutor(network.plan, batch)
+                array_at(target, batch)[...] = run.run(array_at(source, batch).astype(np.float32))
+
+        network.plan.arrays |= weights[key(network.plan)]
+        driver.do(work)
+
+    plan_of_network = backend.planned
+    monkeypatch.setattr(backend, "planned", planned)
+    monkeypatch.setattr(CudaInt8Network, "enqueue", enqueue)
+    monkeypatch.setattr(Compiler, "binary", lambda compiler, source: b"\x7fELF")
+    monkeypatch.setattr(Compiler, "warm_up", lambda compiler: None)
+    monkeypatch.setattr(cuda, "bindings", lambda: (driver, SimpleNamespace(nvrtcVersion=lambda: (0, 13, 0))))
+    return driver

@@ -1,0 +1,52 @@
+"""``medquant segment --engine cuda_int8`` as a whole, on a GPU that is none: see gpu_computing.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import gpu_computing
+from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.phantom import make_phantom
+from MedQuantINT8Lib.volume import to_sitk
+
+SMALL = ["--patch", "32", "32", "32", "--quiet"]
+
+
+@pytest.fixture
+def driver(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "cache"))
+    made = gpu_computing.install(monkeypatch)
+    yield made
+    assert made.holders == {0: 0, 1: 0} and made.current == 0
+
+
+def scan_of(folder, spacing):
+    """Some of a made body."""
+    volume, _ = make_phantom(77, (176, 144, 128), spacing)
+    sitk.WriteImage(to_sitk(volume.data[0], volume.grid)[60:110, 50:95, 40:80], folder / "scan.nii.gz")
+    return folder / "scan.nii.gz"
+
+
+def segmented(package, scan, engine):
+    found = scan.with_name(f"{engine}.nii.gz")
+    assert main(["segment", str(package.folder), str(scan), "--output", str(found), "--engine", engine, *SMALL]) == 0
+    return sitk.GetArrayFromImage(sitk.ReadImage(found))
+
+
+def test_a_scan_is_segmented_at_the_first_try_and_at_the_second(int8_package, driver, tmp_path):
+    # Of other spacing than the network's: scores come down, to be resampled.
+    scan = scan_of(tmp_path, 2.2)
+    first = segmented(int8_package, scan, "cuda_int8")
+    np.testing.assert_array_equal(first, segmented(int8_package, scan, "cuda_int8"))
+    assert len(np.unique(first)) > 2 and (first == segmented(int8_package, scan, "onnxruntime")).mean() > 0.995
+
+
+def test_so_is_one_whose_labels_are_blended_on_the_gpu(int8_package, driver, tmp_path):
+    # The window's kernels do nothing here; what is asked of the driver is right, or it fails.
+    scan = scan_of(tmp_path, int8_package.spec.geometry.spacing[0])
+    for _ in range(2):
+        driver.calls.clear()
+        assert segmented(int8_package, scan, "cuda_int8").shape == (40, 45, 50)
+        assert driver.calls.count("cuLaunchKernel") > 10
