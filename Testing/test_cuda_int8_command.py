@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,6 +11,7 @@ import SimpleITK as sitk
 import gpu_computing
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.phantom import make_phantom
+from MedQuantINT8Lib.runs import EngineChoice
 from MedQuantINT8Lib.volume import to_sitk
 
 SMALL = ["--patch", "32", "32", "32", "--quiet"]
@@ -50,3 +53,14 @@ def test_so_is_one_whose_labels_are_blended_on_the_gpu(int8_package, driver, tmp
         driver.calls.clear()
         assert segmented(int8_package, scan, "cuda_int8").shape == (40, 45, 50)
         assert driver.calls.count("cuLaunchKernel") > 10
+
+
+def test_what_it_is_held_against_in_fp32_runs_on_another_engine(int8_package, driver, tmp_path):
+    scan, folder = scan_of(tmp_path, 2.2), tmp_path / "differences"
+    assert main(["differences", str(int8_package.folder), str(scan), "--engine", "cuda_int8", "--output", str(folder), *SMALL]) == 0
+    found = json.loads((folder / "report.json").read_text())["runs"]
+    assert found["int8"]["engine"]["name"] == "cuda_int8" and found["fp32"]["engine"]["name"] in ("openvino", "onnxruntime")
+    wanted = EngineChoice("cuda_int8", device="gpu:1")
+    assert wanted.beside("fp32") == EngineChoice("auto", "fp32") and wanted.beside("int8") == EngineChoice("cuda_int8", "int8", device="gpu:1")
+    assert EngineChoice("openvino", threads=3).beside("fp32") == EngineChoice("openvino", "fp32", 3)
+    assert EngineChoice(device="gpu").beside("fp32") == EngineChoice("auto", "fp32", device="gpu")

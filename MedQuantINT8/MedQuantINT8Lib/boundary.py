@@ -72,7 +72,7 @@ def examine(
         measured = reset_peak_memory()
         task.part = f"{precision.upper()}: "
         wanted = replace(options, margins=precision == "fp32")
-        run = runs.segment(ensemble, volume, replace(choice, precision=precision), wanted, task, shelf=shelf)  # type: ignore[arg-type]
+        run = runs.segment(ensemble, volume, choice.beside(precision), wanted, task, shelf=shelf)
         maps[precision] = run.result.labels
         margins = run.result.margins if run.result.margins is not None else margins
         # Margins are for this report alone: no run in daily use spends time on them.

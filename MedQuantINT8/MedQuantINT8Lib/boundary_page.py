@@ -18,6 +18,7 @@ def gains(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
     return [
         ("network file, MB", f"{files['fp32'] / 1e6:.1f}", f"{files['int8'] / 1e6:.1f}"),
+        row("engine", lambda run: str(run["engine"]["title"])),
         row("engine, MB", lambda run: f"{run['engine']['bytes'] / 1e6:.1f}"),
         row("time, s", lambda run: f"{run['seconds']['total']:.1f}"),
         row("in the network, s", lambda run: f"{run['seconds'].get('network', 0.0):.1f}"),

@@ -228,7 +228,7 @@ def _run_apart(
     common = [
         str(package.folder),
         "--engine",
-        args.engine,
+        runs.EngineChoice(args.engine).beside(precision).name,
         "--precision",
         precision,
         "--batch",
@@ -285,6 +285,9 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
     by_scan: dict[str, dict[str, dict[str, Any]]] = {}
     for run in report["runs"]:
         by_scan.setdefault(run["scan"], {})[run["precision"]] = run
+    engines = {precision: run["engine"]["title"] for pair in by_scan.values() for precision, run in pair.items()}
+    if engines["fp32"] != engines["int8"]:
+        lines.append(f"{'engine':32}FP32 by {engines['fp32']}, INT8 by {engines['int8']}")
     for scan, pair in by_scan.items():
         lines.append(scan)
         for name, key in (

@@ -44,11 +44,12 @@ def run(args: argparse.Namespace, task: Task) -> None:
     share = "" if differences["boundary_share"] is None else f"; {100 * differences['boundary_share']:.1f} % of it within one voxel of a boundary"
     margin = "" if differences["mean_margin"] is None else f"; FP32's mean margin there is {differences['mean_margin']:.3f}"
     dice = "–" if report["mean_dice"] is None else f"{report['mean_dice']:.4f}"
+    rows = [("", "FP32", "INT8"), *gains(found.report)]
+    width = 2 + max(len(text) for row in rows for text in row[1:])
     commands.print_result(
         args,
         report,
-        f"{'':22}{'FP32':>10}{'INT8':>10}",
-        *(f"{what:22}{fp32:>10}{int8:>10}" for what, fp32, int8 in gains(found.report)),
+        *(f"{what:22}{fp32:>{width}}{int8:>{width}}" for what, fp32, int8 in rows),
         f"mean Dice of INT8 with FP32: {dice}",
         f"{differences['ml']:.2f} ml differ in {differences['region_count']} regions{share}{margin}",
         verdict(found.report),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def evaluate(
             if truth.shape != volume.data.shape[1:]:
                 raise InputError(f"{data.name}: the labels of {case.name} are {truth.shape} voxels, its scan {volume.data.shape[1:]}.", "Check the files.")
             for precision in PRECISIONS:
-                run = runs.segment(ensemble, volume, replace(choice, precision=precision), options, Task(), shelf=shelf)  # type: ignore[arg-type]
+                run = runs.segment(ensemble, volume, choice.beside(precision), options, Task(), shelf=shelf)
                 seconds[precision].append(run.seconds["total"])
                 engine[precision] = run.engine
                 rows += [

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .calibration import CalibrationOptions, ForegroundFinder, PatchSampler, draw_samples, foreground_by_intensity
 from .engines import BuildOptions, choose_backend, cuda
-from .engines.base import EngineBackend, Precision, UnsupportedNetwork, choose_instead
+from .engines.base import EngineBackend, Precision, UnsupportedNetwork, backend, choose_instead, precisions_of
 from .engines.cuda import GpuMemoryError
 from .engines.prepare import PreparedEngine, prepare
 from .engines.race import prepare_faster
@@ -45,6 +45,12 @@ class EngineChoice:
     precision: Precision | Literal["auto"] = "int8"
     threads: int = 0
     device: str = "cpu"
+
+    def beside(self, precision: str) -> EngineChoice:
+        """For a run that another is held against. FP32 that the engine does not compute is left to the one that "auto" takes for it."""
+        other = self.name != "auto" and precision not in precisions_of(backend(self.name))
+        name, device = ("auto", "cpu") if other else (self.name, self.device)
+        return replace(self, name=name, precision=precision, device=device)  # type: ignore[arg-type]
 
 
 @dataclass
