@@ -18,7 +18,7 @@ from gpu_stand_in import StandInGpu
 from MedQuantINT8Lib.engines import base, trial
 from MedQuantINT8Lib.engines.base import UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda_int8 import backend as cuda_backend
-from MedQuantINT8Lib.engines.cuda_int8 import tuning
+from MedQuantINT8Lib.engines.cuda_int8 import planner, tuning
 from MedQuantINT8Lib.engines.cuda_int8.lattice import lattice_of
 from MedQuantINT8Lib.engines.cuda_int8.plan import Layout, Plan
 from MedQuantINT8Lib.engines.cuda_int8.program import programs
@@ -111,6 +111,34 @@ def test_a_first_layer_of_few_channels_becomes_pointwise():
     assert first.kind == "conv" and first.geometry.kernel == (1, 1, 1) and first.neighbours.kernel == (3, 3, 3)
     assert first.source.layout.channels == 27 and first.takes_input and not list(first.reads())
     assert not any(step.kind == "input" for step in plan.steps)
+
+
+def test_a_first_layer_that_is_normalised_is_done_again_instead_of_kept(monkeypatch):
+    model, size = NETWORKS["normalized"](), size_of("normalized")
+    plan = plan_of(model, size)
+    first, statistics, again = plan.steps[:3]
+    assert [op.kind for op in first.ops] == ["affine", "statistics"] and first.macs == 0 and statistics.kind == "normalize"
+    assert [op.kind for op in again.ops] == ["affine", "norm", "act", "store"] and again.neighbours == first.neighbours
+    assert again.weights != first.weights and np.array_equal(plan.arrays[again.weights], plan.arrays[first.weights])
+    monkeypatch.setattr(planner, "recomputed", lambda plan: plan)
+    kept = plan_of(model, size)
+    assert sum(step.macs for step in kept.steps) == sum(step.macs for step in plan.steps) and len(kept.buffers) == len(plan.buffers) + 1
+    x, found = np.random.default_rng(4).normal(size=(2, 1, *size)).astype(np.float32), []
+    for made in (plan, kept):
+        run = ReferenceExecutor(made, 2)
+        run.run(x)
+        found.append(run.buffers[made.steps[2].ops[-1].view.buffer].astype(int))
+    # What was kept was rounded to FP16.
+    away = np.abs(found[0] - found[1])
+    assert away.max() <= 1 and (away > 0).mean() < 0.01
+
+
+def test_a_first_layer_that_others_read_too_is_kept():
+    m = Made(1)
+    first = m.conv("image", 1, 16)
+    x = m.op("Add", m.op("Relu", m.norm(first, 16)), first)
+    plan = plan_of(m.finished(m.conv(x, 16, 2), 2), (8, 8, 8))
+    assert [op.kind for op in plan.steps[0].ops] == ["affine", "store", "statistics"] and not any(step.weights.endswith("again") for step in plan.steps)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +322,7 @@ def test_every_kernel_compiles_for_every_generation(capability, monkeypatch, tmp
     monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
     compiler = nvrtc_at_hand.compiler(capability)
     sources = []
-    for name in ("read_often", "transposed", "joined", "cut_and_padded", "shifted_windows", "tokens"):
+    for name in ("read_often", "normalized", "transposed", "joined", "cut_and_padded", "shifted_windows", "tokens"):
         plan = plan_of(NETWORKS[name](), size_of(name))
         sources += [program.source for program in programs(plan, Machine(capability, 100), 2)]
     binaries = compiler.binaries(sources)

@@ -73,7 +73,7 @@ class CudaInt8Backend:
             gpu.warm_compiler()
             with task.stage("planning"):
                 plan = planned(network, options)
-            build_plan(gpu, plan, folder, options.batch, task)
+            _build_plan(gpu, plan, folder, options.batch, task)
 
     def load(self, folder: Path, options: BuildOptions) -> CudaInt8Engine:
         plan = Plan.load(folder)
@@ -88,7 +88,7 @@ class CudaInt8Backend:
             raise
 
 
-def build_plan(gpu: Gpu, plan: Plan, folder: Path, batch: int, task: Task) -> None:
+def _build_plan(gpu: Gpu, plan: Plan, folder: Path, batch: int, task: Task) -> None:
     """The engine of a plan; see :meth:`CudaInt8Backend.build_with`."""
     tiles = to_json(tuned(gpu, plan, batch, task))
     write_json(folder / _TILES, tiles)

@@ -17,6 +17,7 @@ from ..base import UnsupportedNetwork
 from .made import HALF, Form, Made, closed
 from .nodes import Network, Node
 from .plan import Attention, Buffer, Geometry, Layout, Norm, Op, Plan, Size, Step, View
+from .recomputing import recomputed
 from .resizing import resize_tables
 
 #: A first convolution of no more products than this is done pointwise, on voxels that hold their neighbours.
@@ -59,7 +60,7 @@ class _Planner:
             getattr(self, f"_{node.op}")(node)
         self._insert(network.output, Op("output"))
         self._finish()
-        return self._plan
+        return recomputed(self._plan)
 
     # What each node becomes.
 
