@@ -38,7 +38,7 @@ def multiply_turns(tiling: Tiling) -> str:
         return text
     places = tiling.places[0]
     turns = list(enumerate(zip(places[::2], places[1::2], strict=True)))
-    slabs, count = tiling.tile.count * 4 // (_ROWS * tiling.tile.warps), _count(tiling)
+    slabs, count = _slabs(tiling), _count(tiling)
     operands = ", ".join(f"{_operand(tiling)}(sums[{i}][{n // 4}][{n % 4}])" for i in range(slabs) for n in range(count))
     a, b, add = (f"%{slabs * count + n}" for n in range(3))
     for name, some in (("first", turns[:_TURNS_BEFORE]), ("rest", turns[_TURNS_BEFORE:])):
@@ -59,10 +59,14 @@ def multiply_turns(tiling: Tiling) -> str:
 def _slab_begin(tiling: Tiling, slab: int) -> int:
     """Where in the halo a team's 64 rows of a number begin, as ROW_D and ROW_H of the kernel have it."""
     per_plane = tiling.tile.voxels[1] // TILE2
-    slabs = tiling.tile.count * 4 // (_ROWS * tiling.tile.warps)
-    plane, row = divmod(slab, per_plane) if slabs >= per_plane else (0, slab)
+    plane, row = divmod(slab, per_plane) if _slabs(tiling) >= per_plane else (0, slab)
     _, height, width = tiling.halo
     return (plane * tiling.lattices[0].stride * height + row * TILE2 * tiling.lattices[1].stride) * width
+
+
+def _slabs(tiling: Tiling) -> int:
+    """Instructions that a team's rows take; four warps are one."""
+    return tiling.tile.count * 4 // (_ROWS * tiling.tile.warps)
 
 
 def _count(tiling: Tiling) -> int:
