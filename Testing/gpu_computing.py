@@ -20,21 +20,16 @@ from MedQuantINT8Lib.engines.gpu_compiler import Compiler
 class ComputingDriver(ContextDriver):
     def __init__(self):
         super().__init__()
-        self._memory, self._graphs, self._recording = {}, [], None
-
-    def _allocated(self, size):
-        memory = ctypes.create_string_buffer(max(size, 1))
-        self._memory[ctypes.addressof(memory)] = memory
-        return 0, ctypes.addressof(memory)
+        self._graphs, self._recording = [], None
 
     def needing(self, name):
-        return {"cuMemAlloc": self._allocated, "cuMemGetInfo": lambda: (0, 40 << 30, 80 << 30), "cuGraphInstantiate": lambda graph, flags: (0, graph)}.get(name) or super().needing(name)
+        return {"cuMemAlloc": self.allocated, "cuMemGetInfo": lambda: (0, 40 << 30, 80 << 30), "cuGraphInstantiate": lambda graph, flags: (0, graph)}.get(name) or super().needing(name)
 
     def cuDeviceTotalMem(self, device):
         return 0, 80 << 30
 
     def cuMemFree(self, pointer):
-        del self._memory[pointer]
+        del self.memory[pointer]
         return (0,)
 
     def cuMemcpyHtoDAsync(self, to, source, size, stream):

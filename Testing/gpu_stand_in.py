@@ -56,7 +56,7 @@ class ContextDriver(Driver):
 
     def __init__(self):
         super().__init__()
-        self.holders, self._threads, self._pinned = {0: 0, 1: 0}, threading.local(), {}
+        self.holders, self.memory, self._threads = {0: 0, 1: 0}, {}, threading.local()
 
     def __getattr__(self, name):
         if name not in self.NEEDING:
@@ -66,7 +66,7 @@ class ContextDriver(Driver):
 
     def needing(self, name):
         """What a call that needs a context does with one."""
-        return self._pin if name == "cuMemHostAlloc" else super().__getattr__(name)
+        return self.allocated if name == "cuMemHostAlloc" else super().__getattr__(name)
 
     @property
     def current(self):
@@ -105,9 +105,9 @@ class ContextDriver(Driver):
         self._threads.context = context
         return (0,)
 
-    def _pin(self, size, flags):
-        memory = ctypes.create_string_buffer(size)
-        self._pinned[ctypes.addressof(memory)] = memory
+    def allocated(self, size, flags=0):
+        memory = ctypes.create_string_buffer(max(size, 1))
+        self.memory[ctypes.addressof(memory)] = memory
         return 0, ctypes.addressof(memory)
 
 

@@ -467,6 +467,8 @@ def test_an_engine_is_built_and_loaded_with_its_weights_in_order(stand_in, tmp_p
     made, options = cuda_backend.CudaInt8Backend(), base.BuildOptions("int8", (12, 16, 20), batch=2, device="gpu")
     made.build(path, folder, options)
     assert stand_in[0].closed and not stand_in[0].buffers
+    # Nothing is compiled in the background that nobody asks for.
+    assert stand_in[0].begun and set(stand_in[0].begun) <= set(stand_in[0].sources)
     plan = cuda_backend.planned(path, options)
     tiles = tuning.from_json(plan, json.loads((folder / "tiles.json").read_text()))
     assert set(tiles) == {step.name for step in plan.steps if step.weights}

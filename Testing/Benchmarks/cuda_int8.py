@@ -46,15 +46,18 @@ def make_network(name: str, folder: Path) -> None:
         keep_network(package.onnx_path("int8"), folder / f"{name}.onnx")
 
 
+def int8_weights(model: Any) -> list[Any]:
+    """Of a network; zero points, which are INT8 as well, have one dimension."""
+    return [tensor for tensor in model.graph.initializer if tensor.data_type == tensor.INT8 and len(tensor.dims) > 1]
+
+
 def keep_network(source: Path, target: Path) -> None:
     import onnx
 
     model = onnx.load(source)
-    for tensor in model.graph.initializer:
-        # Zero points have one dimension.
-        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1:
-            tensor.ClearField("raw_data")
-            tensor.ClearField("int32_data")
+    for tensor in int8_weights(model):
+        tensor.ClearField("raw_data")
+        tensor.ClearField("int32_data")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(model.SerializeToString())
 
@@ -64,9 +67,8 @@ def with_weights(source: Path, target: Path) -> Path:
     import onnx
 
     model, rng = onnx.load(source), np.random.default_rng(0)
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1:
-            tensor.raw_data = rng.integers(-127, 128, tuple(tensor.dims)).astype(np.int8).tobytes()
+    for tensor in int8_weights(model):
+        tensor.raw_data = rng.integers(-127, 128, tuple(tensor.dims)).astype(np.int8).tobytes()
     onnx.save(model, target)
     return target
 

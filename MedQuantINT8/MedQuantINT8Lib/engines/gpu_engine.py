@@ -49,7 +49,6 @@ class GpuEngine:
         Raises:
             EngineError: the GPU failed; the engine can be used again if the GPU can.
         """
-        self._gpu.enter()
         pipeline = self.pipeline
         try:
             pipeline.submit(batch)

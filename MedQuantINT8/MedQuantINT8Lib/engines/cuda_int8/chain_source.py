@@ -25,8 +25,6 @@ struct __align__(16) Params {
 struct __align__(16) vec16 { u32 x, y, z, w; };
 struct __align__(8) vec8 { u32 x, y; };
 __device__ __forceinline__ float low_half(u32 pair) { float f; asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l; }" : "=f"(f) : "r"(pair)); return f; }
-__device__ __forceinline__ float number(unsigned short half) { return low_half(half); }
-__device__ __forceinline__ float number(float value) { return value; }
 __device__ __forceinline__ float high_half(u32 pair) { float f; asm("{ .reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h; }" : "=f"(f) : "r"(pair)); return f; }
 // The largest FP16 in place of infinity, which would become "not a number" in the next product.
 __device__ __forceinline__ u32 halves(float low, float high) { u32 r; asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }

@@ -2,7 +2,7 @@
 
 ``LOAD`` comes first, then one of three forms. ``MMA`` with ldmatrix (compute capability 8.0 on). ``WGMMA`` and one of: ``BY_TAPS`` straight from shared memory (9.0), in which eight
 neighbouring voxels of 16 bytes are the core matrix that it asks for, whichever tap moves them; ``BY_LINES`` from registers, for few columns, where
-shared memory could not keep up. INT8 in 32 bits, FP16 in float32.
+shared memory could not keep up. The instruction itself is written by wgmma_source.py. INT8 in 32 bits, FP16 in float32.
 """
 
 LOAD = r"""

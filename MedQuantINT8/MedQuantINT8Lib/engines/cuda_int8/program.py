@@ -103,13 +103,11 @@ def fixed_programs(plan: Plan, machine: Machine) -> list[Program]:
     Raises:
         UnsupportedNetwork: attention does not fit.
     """
-    made = []
-    for step in plan.steps:
-        if step.kind == "attention":
-            made.append(attention_program(plan, step, machine))
-        elif step.kind not in ("conv", "deconv", "normalize"):
-            made.append(walk_program(plan, step))
-    return made
+    return [_fixed_program(plan, step, machine) for step in plan.steps if step.kind not in ("conv", "deconv", "normalize")]
+
+
+def _fixed_program(plan: Plan, step: Step, machine: Machine) -> Program:
+    return attention_program(plan, step, machine) if step.kind == "attention" else walk_program(plan, step)
 
 
 def programs(plan: Plan, machine: Machine, batch: int, chosen: dict[str, Tiling] | None = None) -> list[Program]:
@@ -121,10 +119,8 @@ def programs(plan: Plan, machine: Machine, batch: int, chosen: dict[str, Tiling]
             program = conv_program(plan, step, (chosen or {}).get(step.name) or first_guess(step, machine, batch), machine)
         elif step.kind == "normalize":
             program = normalize_program(plan, step, partials[step.norm])
-        elif step.kind == "attention":
-            program = attention_program(plan, step, machine)
         else:
-            program = walk_program(plan, step)
+            program = _fixed_program(plan, step, machine)
         if program.chain.norm:
             partials[program.chain.norm] = program.partials
         made.append(program)

@@ -17,7 +17,7 @@ def recomputed(plan: Plan) -> Plan:
         applied = _only_reader(plan, step)
         if applied is None:
             continue
-        stored = next(op.view.buffer for op in step.ops if op.kind == "store" and op.view)
+        assert applied.source is not None
         gathered = tuple(op for op in step.ops if op.kind not in ("store", "statistics"))
         # Weights lie in the order of a step's own tiles.
         weights = f"{step.weights}_again"
@@ -31,7 +31,7 @@ def recomputed(plan: Plan) -> Plan:
         )
         steps[plan.steps.index(applied)] = again
         steps[number] = replace(step, ops=tuple(op for op in step.ops if op.kind != "store"), macs=0)
-        del buffers[stored]
+        del buffers[applied.source.buffer]
     return replace(plan, steps=steps, arrays=arrays, buffers=buffers)
 
 
