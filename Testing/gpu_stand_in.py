@@ -44,7 +44,7 @@ class Driver:
     def cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, arguments, extra):
         address = ctypes.c_uint64.from_address(arguments).value
         params = np.frombuffer(ctypes.string_at(address, PARAMS.itemsize), PARAMS)[0].copy()
-        self.launches.append(SimpleNamespace(function=function, grid=(gx, gy, gz), block=(bx, by, bz), shared=shared, params=params))
+        self.launches.append(SimpleNamespace(function=function, grid=(gx, gy, gz), block=(bx, by, bz), shared=shared, params=params, stream=stream))
         return (0,)
 
 
@@ -128,14 +128,51 @@ class Buffer:
         self._gpu.buffers.pop(self.pointer, None)
 
 
+class Queue:
+    """A stream: notes what waits for what, by how many launches there were."""
+
+    def __init__(self, gpu, handle):
+        self._gpu, self.handle = gpu, handle
+        self.waited = []
+
+    def wait_for(self, event):
+        self.waited.append((len(self._gpu.driver.launches), event))
+
+    def synchronize(self):
+        """Nothing is under way."""
+
+    def free(self):
+        self._gpu.streams.remove(self)
+
+
+class Mark:
+    """An event: notes where it was recorded."""
+
+    def __init__(self, gpu):
+        self._gpu = gpu
+        self.recorded = []
+
+    def record(self, stream):
+        self.recorded.append((len(self._gpu.driver.launches), stream))
+
+    def wait(self):
+        """It is over."""
+
+    def milliseconds_since(self, other):
+        return self._gpu.driver.cuEventElapsedTime()[1]
+
+    def free(self):
+        self._gpu.events.remove(self)
+
+
 class StandInGpu:
     """In place of engines.cuda.Gpu."""
 
     def __init__(self, capability=(9, 0), processors=132):
         self.info = GpuInfo(0, "Stand-in", capability, 80 << 30)
         self.processors, self.driver, self.buffers, self.sources = processors, Driver(), {}, []
-        self.begun = []
-        self._next, self.closed = 1 << 20, False
+        self.begun, self.streams, self.events = [], [], []
+        self._next, self._handles, self.closed = 1 << 20, 0, False
 
     def __enter__(self):
         return self
@@ -163,10 +200,13 @@ class StandInGpu:
         return list(range(len(sources)))
 
     def stream(self):
-        return SimpleNamespace(handle=1, synchronize=lambda: None, free=lambda: None)
+        self._handles += 1
+        self.streams.append(Queue(self, self._handles))
+        return self.streams[-1]
 
     def event(self):
-        return SimpleNamespace(record=lambda stream: None, wait=lambda: None, free=lambda: None, milliseconds_since=lambda other: self.driver.cuEventElapsedTime()[1])
+        self.events.append(Mark(self))
+        return self.events[-1]
 
     def close(self):
         self.closed = True

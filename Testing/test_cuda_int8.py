@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from MedQuantINT8Lib.engines.base import UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda_int8 import backend as cuda_backend
 from MedQuantINT8Lib.engines.cuda_int8 import planner, tuning
 from MedQuantINT8Lib.engines.cuda_int8.lattice import lattice_of
+from MedQuantINT8Lib.engines.cuda_int8.network import CudaInt8Network
 from MedQuantINT8Lib.engines.cuda_int8.plan import Layout, Plan
 from MedQuantINT8Lib.engines.cuda_int8.program import programs
 from MedQuantINT8Lib.engines.cuda_int8.reading import read_network
@@ -484,23 +486,56 @@ def test_an_engine_is_built_and_loaded_with_its_weights_in_order(stand_in, tmp_p
     source, target = gpu.allocate((2, 1, 12, 16, 20), np.float32), gpu.allocate((2, 2, 12, 16, 20), np.float16)
     engine.enqueue(2, source, target, gpu.stream())
     launches = gpu.driver.launches
-    assert len(launches) == len(plan.steps)
-    assert launches[0].params["source"] == source.pointer and launches[0].params["source_half"] == 0
-    assert launches[-1].params["output"] == target.pointer
     network = engine.gpu_network
-    for launch, program in zip(launches, network.programs, strict=True):
-        step = program.step
-        if step.source is not None and not step.takes_input:
-            assert launch.params["source"] == network.address(step.source)
-            assert network.arena.pointer <= launch.params["source"] < network.arena.pointer + network.arena.nbytes
-        assert launch.shared == program.shared and launch.block == (program.threads, 1, 1) and launch.grid == program.grid(2)
+    # Each of the two patches has its own memory, but for the ends.
+    assert len(launches) == 2 * len(plan.steps) and len(network.lanes) == 2
+    for number, lane in enumerate(network.lanes):
+        own = launches[number::2]
+        assert own[0].params["source"] == source.pointer + number * source.nbytes // 2 and own[0].params["source_half"] == 0
+        assert own[-1].params["output"] == target.pointer + number * target.nbytes // 2
+        for launch, program in zip(own, network.programs, strict=True):
+            step = program.step
+            if step.source is not None and not step.takes_input:
+                assert launch.params["source"] == lane.address(step.source)
+                assert lane.arena.pointer <= launch.params["source"] < lane.arena.pointer + lane.arena.nbytes
+            assert launch.shared == program.shared and launch.block == (program.threads, 1, 1) and launch.grid == program.grid(1)
     # Scores as float32 take one kernel more.
     launches.clear()
     engine.enqueue(1, source, gpu.allocate((1, 2, 12, 16, 20), np.float32), gpu.stream())
     assert len(launches) == len(plan.steps) + 1
     engine.close()
     engine.close()
+    assert not gpu.events
     assert gpu.closed and all(buffer in (source, target) or buffer.dtype == np.float32 for buffer in gpu.buffers.values())
+
+
+@pytest.mark.parametrize(("batch", "lanes", "count", "parts"), [(5, 2, 5, [3, 2]), (5, 2, 1, [1]), (5, 3, 4, [2, 1, 1]), (4, 2, 3, [2, 1]), (1, 2, 1, [1])])
+def test_parts_of_a_batch_run_side_by_side(batch, lanes, count, parts):
+    plan, gpu = plan_of(NETWORKS["normalized"](), (24, 24, 24)), StandInGpu()
+    network = CudaInt8Network(gpu, plan, batch, lanes=lanes)
+    assert sum(lane.batch for lane in network.lanes) == batch
+    # None has the other's memory.
+    places = sorted((lane.arena.pointer, lane.arena.nbytes) for lane in network.lanes)
+    assert all(begin + length <= after for (begin, length), (after, _) in pairwise(places))
+    source, target, stream = gpu.allocate((batch, 1, 24, 24, 24), np.float16), gpu.allocate((batch, plan.classes, 24, 24, 24), np.float16), gpu.stream()
+    launches = gpu.driver.launches
+    network.enqueue(count, source, target, stream)
+    streams = list(dict.fromkeys(launch.stream for launch in launches))
+    assert len(streams) == len(parts) and streams[0] == stream.handle
+    first = 0
+    for handle, part, lane in zip(streams, parts, network.lanes, strict=False):
+        own = [launch for launch in launches if launch.stream == handle]
+        assert [launch.grid for launch in own] == [program.grid(part) for program in network.programs] and part <= lane.batch
+        assert own[-1].params["output"] == target.pointer + first * target.nbytes // batch
+        first += part
+        if handle != stream.handle:
+            # It begins after what was in the caller's stream before, which goes on after its end.
+            queue = next(queue for queue in gpu.streams if queue.handle == handle)
+            assert [(when, event.recorded) for when, event in queue.waited] == [(0, [(0, stream)])]
+            assert (len(launches), [(len(launches), queue)]) in [(when, event.recorded) for when, event in stream.waited]
+    assert first == count and len(stream.waited) == len(parts) - 1
+    network.close()
+    assert set(gpu.buffers.values()) == {source, target} and gpu.streams == [stream] and not gpu.events
 
 
 def test_tuning_takes_the_fastest_tile_and_frees_what_it_held(stand_in):
@@ -512,7 +547,7 @@ def test_tuning_takes_the_fastest_tile_and_frees_what_it_held(stand_in):
         if step.weights:
             # In the stand-in the first that is timed seems fastest.
             assert found[step.name] == candidates(step, machine, 1)[0].guess
-    assert not gpu.buffers
+    assert not gpu.buffers and not gpu.streams and not gpu.events
 
 
 def test_a_cancelled_build_stops_before_it_times_kernels(stand_in, tmp_path):

@@ -19,7 +19,7 @@ from .. import cuda
 from ..base import BuildOptions, EngineDescription, LayerRecord, UnsupportedNetwork
 from ..cuda import DeviceBuffer, Gpu, GpuError, Stream
 from ..gpu_engine import GpuEngine
-from .network import CudaInt8Network
+from .network import LANES, CudaInt8Network
 from .plan import Plan
 from .program import Program
 from .tuning import from_json, to_json, tuned
@@ -81,7 +81,7 @@ class CudaInt8Backend:
         try:
             chosen = from_json(plan, json.loads((folder / _TILES).read_text(encoding="utf-8")))
             with np.load(folder / _WEIGHTS, allow_pickle=False) as weights:
-                network = CudaInt8Network(gpu, plan, options.batch, chosen, lambda tiling: weights[tiling.step.weights])
+                network = CudaInt8Network(gpu, plan, options.batch, chosen, lambda tiling: weights[tiling.step.weights], LANES)
             return CudaInt8Engine(gpu, network, options)
         except BaseException:
             gpu.close()

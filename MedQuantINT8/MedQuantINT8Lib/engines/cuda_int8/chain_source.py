@@ -105,6 +105,8 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-
 _ACTIVATIONS = {
     "relu": "fmaxf(x, 0.0f)",
     "leakyrelu": "x < 0.0f ? x * a : x",
+    # Of a slope from 0 to 1: the same in one instruction less.
+    "leakyrelu by its larger side": "fmaxf(x, x * a)",
     "elu": "x < 0.0f ? a * expm1f(x) : x",
     "sigmoid": "sigmoid(x)",
     "tanh": "tanhf(x)",
@@ -216,9 +218,12 @@ class ChainSource:
         self._each(f"__fmaf_rn(x, {scale}[i], {shift}[i])")
 
     def _act(self, plan: Plan, number: int, op: Op) -> None:
+        function = op.function
+        if function == "leakyrelu" and 0 <= op.params[0] <= 1:
+            function = "leakyrelu by its larger side"
         given = "".join(f" const float {name} = {self._number(value)};" for name, value in zip("ab", op.params, strict=False))
         self._body.append("{" + given)
-        self._each(_ACTIVATIONS[op.function])
+        self._each(_ACTIVATIONS[function])
         self._body.append("}")
 
     def _prelu(self, plan: Plan, number: int, op: Op) -> None:

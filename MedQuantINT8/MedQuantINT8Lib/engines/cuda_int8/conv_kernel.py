@@ -124,24 +124,7 @@ __device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const 
 RUN_DEFINITIONS = r"""
 #define TILES (TILES0 * TILES1 * TILES2)
 #define LOTS (BLOCKS * TEAMS)
-// Rows of eight scores change places from column to column, so that threads write to different banks.
-#if WRITES_MATRICES
-#define STAGED_TURN(column) (((column) / LANES & 3) * 2 + ((column) & 1))
-#else
-#define STAGED_TURN(column) (((column) / LANES) & 3)
-#endif
 #define RANKS (NJ / (LANES / 2))
-// Where a thread leaves scores of a row, given the first column of its rank; or the address that a matrix store wants of it.
-__device__ __forceinline__ int staged_at(int first, int row) {
-  const int lane = threadIdx.x & 31;
-#if WRITES_MATRICES
-  const int column = first + (lane >> 1 & 3) * LANES + (lane >> 3) % (LANES / 2) * 2 + (lane & 1);
-  return column * STAGED_ROW + (row ^ STAGED_TURN(column)) * TILE2;
-#else
-  const int column = first + (lane & 3) * LANES;
-  return column * STAGED_ROW + (row ^ STAGED_TURN(column)) * TILE2 + (lane >> 2);
-#endif
-}
 """
 
 RUN = r"""
@@ -233,6 +216,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
   for (int step = 0; step < total; ++step) {
     const int stage = STAGES == 2 ? step & 1 : 0, round = first + step % each, tile = lot + step / each * LOTS;
     await_fill(step);
+#if STAGES_OUTPUT
+    await_scores();
+#endif
     meet();
     // With two stages the other was read to its end before the barrier: it is filled while this one is multiplied, from the second step on. A team
     // that has its turn makes haste, and fetches when the next one has it.
@@ -314,19 +300,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
     // Most tiles are inside: without a question between them, the work on one row fills the waits of another.
     if (EVEN || (rows.whole && (blockIdx.y + 1) * COLUMNS <= WIDTH * SPREAD)) give(Known<false>()); else give(Known<true>());
 #if STAGES_OUTPUT
-    // A tile is a row of voxels: of each channel it goes out in one piece, eight scores a thread.
-    __syncthreads();
-    const int begin = s.o1 * TILE2, length = min(TILE1, (int)(VOXELS - begin) / TILE2);
-    for (int i = of_team(); i < COLUMNS * TILE1; i += TEAM_THREADS) {
-      const int column = i / TILE1, at = i % TILE1, slot = blockIdx.y * COLUMNS + column, k = slot < WIDTH ? channel_of(slot) : -1;
-      if (k >= 0 && at < length) {
-        vec16 row;
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(row.x), "=r"(row.y), "=r"(row.z), "=r"(row.w) : "r"(shared_address(scores + column * STAGED_ROW + (at ^ STAGED_TURN(column)) * 8)) : "memory");
-        write16((unsigned short*)p.output + ((i64)n * CLASSES + k) * VOXELS + begin + at * 8, row.x, row.y, row.z, row.w);
-      }
-    }
+    send_scores(p, scores, n, s.o1);
 #endif
   }
+#if STAGES_OUTPUT
+  end_scores();
+#endif
 #if STATISTICS
   float* kept_sums = (float*)memory;
   __syncthreads();

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .chain_source import inverse_of
 from .plan import Plan
-from .tiling import Tiling
+from .tiling import MOST_READ, Tiling
 
 FILL_NEIGHBOURS = r"""
 #if HALF
@@ -22,9 +22,9 @@ __device__ __forceinline__ u32 entered(float value) { return rounded(value * SOU
 #define WORDS (CHUNK / 4)
 #define CHUNKS ((SOURCE_WIDTH + CHUNK - 1) / CHUNK)
 // All that a tile takes of the network's input lies behind its rows, by channel, each rounded once. What the next tile takes is read while this one is
-// worked on, if there is room to keep it.
-#define MINE ((ENTRIES + TEAM_THREADS - 1) / TEAM_THREADS)
-#define READS_AHEAD (MINE <= 16)
+// worked on, if threads have room to keep it; else in parts that they have room for.
+#define ALL_MINE ((ENTRIES + TEAM_THREADS - 1) / TEAM_THREADS)
+#define MINE (READS_AHEAD ? ALL_MINE : MOST_READ)
 __device__ __forceinline__ void note_halo() {
   for (int i = threadIdx.x; i < ENTRIES; i += THREADS) {
     const int x2 = i % R2, x1 = i / R2 % R1, x0 = i / (R1 * R2) % R0, channel = i / (R0 * R1 * R2);
@@ -56,13 +56,20 @@ struct Region {
 #endif
   }
 };
-__device__ __forceinline__ void read_ahead(int (&kept)[MINE], const Region& region) {
+// Whether a thread has a number of a part, known beforehand of all but the last.
+__device__ __forceinline__ bool has_mine(int first, int k) { return (first + k + 1) * TEAM_THREADS <= ENTRIES || of_team() + (first + k) * TEAM_THREADS < ENTRIES; }
+__device__ __forceinline__ void read_part(int (&kept)[MINE], const Region& region, int first) {
 #pragma unroll
   for (int k = 0; k < MINE; ++k)
-    if ((k + 1) * TEAM_THREADS <= ENTRIES || of_team() + k * TEAM_THREADS < ENTRIES) kept[k] = region.read(of_team() + k * TEAM_THREADS);
+    if (has_mine(first, k)) kept[k] = region.read(of_team() + (first + k) * TEAM_THREADS);
+}
+__device__ __forceinline__ void enter_part(u32 entries, const int (&kept)[MINE], const Region& region, int first) {
+#pragma unroll
+  for (int k = 0; k < MINE; ++k)
+    if (has_mine(first, k)) region.enter(entries, of_team() + (first + k) * TEAM_THREADS, kept[k]);
 }
 __device__ __forceinline__ void begin_filling(int (&kept)[MINE], const Params& p, int n, const Spot& s) {
-  if (READS_AHEAD) read_ahead(kept, Region(p, n, s));
+  if (READS_AHEAD) read_part(kept, Region(p, n, s), 0);
 }
 // The part of the rows that is multiplied at once.
 template <int PART> __device__ __forceinline__ void neighbours(u32 to, const unsigned char* region) {
@@ -92,15 +99,18 @@ template <int PART> __device__ __forceinline__ void neighbours_of(u32 to, const 
 }
 __device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const Spot& s, const Spot& next, int chunk, int (&kept)[MINE]) {
   const u32 entries = to + HALO_BYTES - ENTRY_BYTES;
-  const Region region(p, n, READS_AHEAD ? next : s);
 #if READS_AHEAD
-#pragma unroll
-#endif
-  for (int k = 0; k < MINE; ++k) {
-    const int i = of_team() + k * TEAM_THREADS;
-    if ((k + 1) * TEAM_THREADS <= ENTRIES || i < ENTRIES) region.enter(entries, i, READS_AHEAD ? kept[k] : region.read(i));
+  const Region region(p, n, next);
+  enter_part(entries, kept, region, 0);
+  read_part(kept, region, 0);
+#else
+  const Region region(p, n, s);
+#pragma unroll 1
+  for (int first = 0; first < ALL_MINE; first += MINE) {
+    read_part(kept, region, first);
+    enter_part(entries, kept, region, first);
   }
-  if (READS_AHEAD) read_ahead(kept, region);
+#endif
   meet();
   neighbours_of<0>(to, memory + (entries - shared_address(memory)), chunk);
 }
@@ -113,7 +123,7 @@ def neighbour_definitions(plan: Plan, tiling: Tiling) -> dict[str, object]:
     assert step.source is not None and step.neighbours is not None
     g = step.neighbours
     defined: dict[str, object] = {"CHANNELS": plan.channels, "SOURCE_INVERSE": f"{inverse_of(step.source.scale).hex()}f" if step.int8 else "1.0f"}
-    defined |= {"ENTRIES": tiling.entries, "ENTRY_BYTES": tiling.entry_bytes}
+    defined |= {"ENTRIES": tiling.entries, "ENTRY_BYTES": tiling.entry_bytes, "READS_AHEAD": int(tiling.reads_ahead), "MOST_READ": MOST_READ}
     for axis in range(3):
         defined |= {f"K{axis}": g.kernel[axis], f"S{axis}": g.stride[axis], f"D{axis}": g.dilation[axis], f"B{axis}": g.before[axis]}
         defined |= {f"M{axis}": plan.size[axis], f"R{axis}": region[axis]}

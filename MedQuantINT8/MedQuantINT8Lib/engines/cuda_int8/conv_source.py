@@ -7,6 +7,7 @@ from .conv_kernel import FILL, FILL_HALO, RUN, RUN_DEFINITIONS
 from .conv_neighbours import FILL_NEIGHBOURS, neighbour_definitions
 from .conv_product import BY_LINES, BY_TAPS, LOAD, MMA, WGMMA
 from .conv_rows import PLACES, ROWS
+from .conv_scores import SCORES
 from .plan import Plan
 from .tiling import DEPTH, MOST_HALO, Tiling
 from .wgmma_source import multiply_group, multiply_turns
@@ -78,7 +79,7 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
     product = MMA
     if tile.groups:
         product = multiply_group(tiling) + WGMMA + (BY_LINES if tiling.by_lines else multiply_turns(tiling) + BY_TAPS)
-    return PRELUDE + head + tables + kind + chain.text + FILL + (FILL_NEIGHBOURS if step.neighbours else FILL_HALO) + ROWS + LOAD + product + RUN_DEFINITIONS + PLACES + RUN
+    return PRELUDE + head + tables + kind + chain.text + FILL + (FILL_NEIGHBOURS if step.neighbours else FILL_HALO) + ROWS + LOAD + product + RUN_DEFINITIONS + SCORES + PLACES + RUN
 
 
 def _table(name: str, values: list[int]) -> str:

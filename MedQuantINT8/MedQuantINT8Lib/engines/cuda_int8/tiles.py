@@ -18,6 +18,12 @@ _KILOBYTE = 1024
 _RESERVED = _KILOBYTE
 #: What is estimated to take up to so much longer than the best may be faster.
 _MAYBE = 1.3
+#: Of tiles the voxels along the first two axes and the warps, by mma; along the first (of eight by eight others) and the warps, by wgmma, and of first layers.
+_MMA_SHAPES = ((8, 8, 8), (8, 8, 4), (4, 8, 4), (4, 8, 8), (4, 4, 8), (4, 4, 4), (2, 4, 4), (2, 4, 2))
+_GROUP_SHAPES = ((8, 8), (8, 4), (4, 8), (4, 4), (2, 8), (2, 4), (1, 4))
+_FIRST_SHAPES = ((4, 4), (2, 4), (1, 4))
+#: How much longer a first layer takes that does not read ahead (1.5 times: 64 channels at 48^3, of an input of 96^3).
+_UNREAD = 1.4
 #: Besides its sums a thread needs at least so many registers.
 _LEAST_REGISTERS = 64
 
@@ -158,18 +164,17 @@ def _tiles(step: Step, machine: Machine) -> list[Tile]:
     columns = Tiling.of(step, Tile((8, 8, 8), 32, 8, 1)).columns
     fitting = [n for n in (16, 32, 48, 64, 96, 112, 128) if -(-columns // n) * n <= max(16, columns) * 1.34] or [16]
     made = []
-    # Of first layers wgmma's were always the faster (25 us instead of 27 of one of 32 channels at 96^3).
-    mma = not (step.neighbours and machine.has_groups)
+    # Of first layers the fastest were wgmma's, of one warp group and few voxels (13 such layers of four networks, on an H100).
+    first = machine.has_groups and step.neighbours is not None
     for n in fitting:
-        for t0, t1, warps in ((8, 8, 8), (8, 8, 4), (4, 8, 4), (4, 8, 8), (4, 4, 8), (4, 4, 4), (2, 4, 4), (2, 4, 2)):
+        for t0, t1, warps in () if first else _MMA_SHAPES:
             fragments = t0 * t1 // 2 // warps
-            if mma and fragments >= 1 and fragments * n // 2 <= 128:
+            if fragments >= 1 and fragments * n // 2 <= 128:
                 made.append(Tile((t0, t1, 8), n, warps, 1))
-        if machine.has_groups:
-            for t0, warps in ((8, 8), (8, 4), (4, 8), (4, 4), (2, 8), (2, 4), (1, 4)):
-                slabs = t0 * 4 // warps
-                if slabs >= 1 and slabs * n // 2 <= 128:
-                    made.append(Tile((t0, 8, 8), n, warps, 1, groups=True))
+        for t0, warps in () if not machine.has_groups else _FIRST_SHAPES if first else _GROUP_SHAPES:
+            slabs = t0 * 4 // warps
+            if slabs >= 1 and slabs * n // 2 <= 128:
+                made.append(Tile((t0, 8, 8), n, warps, 1, groups=True))
     return made
 
 
@@ -198,4 +203,5 @@ def estimate(tiling: Tiling, machine: Machine, batch: int) -> float:
     cycles = turns * max(at_once * busy, multiplied + waits + 0.66 * stored)
     # Once in the beginning; and sums for which a thread's registers hardly suffice are kept elsewhere.
     once = tiling.weight_bytes / 36 if tiling.keeps_weights else 0
-    return (cycles + once) * (1.15 if tiling.registers >= tiling.most_registers else 1) * (1.04 if tile.teams > 1 else 1)
+    unread = _UNREAD if tiling.entries and not tiling.reads_ahead else 1
+    return unread * (cycles + once) * (1.15 if tiling.registers >= tiling.most_registers else 1) * (1.04 if tile.teams > 1 else 1)

@@ -30,6 +30,8 @@ LINE_TAPS = 3
 LINE_COLUMNS = 32
 #: Inputs of a tile along an axis, at most: the kernels have ten bits for each, one of them for signs.
 MOST_HALO = 512
+#: Numbers of the network's input that a thread reads ahead.
+MOST_READ = 16
 #: Registers of a multiprocessor.
 REGISTERS = 65536
 
@@ -252,11 +254,16 @@ class Tiling:
         a, b, c = ((t - 1) * s + (k - 1) * d + 1 for t, s, k, d in zip(self.tile.voxels, g.stride, g.kernel, g.dilation, strict=True))
         return a, b, c
 
-    @property
+    @cached_property
     def entries(self) -> int:
         """Of that region, of all channels."""
         g = self.step.neighbours
         return math.prod(self.region) * (self.step.source.layout.channels // math.prod(g.kernel)) if g and self.step.source else 0
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether threads have room for what the next tile takes of it."""
+        return self.entries <= MOST_READ * 32 * self.tile.warps
 
     @property
     def entry_bytes(self) -> int:
@@ -284,14 +291,18 @@ class Tiling:
 
     @property
     def staged_row(self) -> int:
-        """Scores from one channel's row to the next."""
-        return self.tile.count
+        """Scores from one channel's row to the next; there are rows of eight more for each two that a thread's neighbouring channels are apart."""
+        return self.tile.count + PIECE // 2
+
+    @property
+    def score_bytes(self) -> int:
+        """In shared memory, of a tile's scores."""
+        return self.tile.channels * (self.staged_row + PIECE // self.lanes) * 2 if self.stages_output else 0
 
     @cached_property
     def table_at(self) -> int:
         """Where in shared memory the table of the halo begins; sums of statistics lie before it, when nothing else is needed there any more."""
-        scores = self.tile.channels * self.staged_row * 2 if self.stages_output else 0
-        return max(self.pipeline_bytes + scores, self.tile.threads // 32 * self.tile.channels * 8)
+        return max(self.pipeline_bytes + self.score_bytes, self.tile.threads // 32 * self.tile.channels * 8)
 
     @cached_property
     def constants_at(self) -> int:

@@ -21,8 +21,8 @@ from .tiling import Tile, Tiling
 #: Of a convolution that takes at least such a share of the time of all, by estimate, so many of the best guesses are timed. In the mean of five networks
 #: 0.3 % of their time is left so that two to six of each would have found, for a fifth fewer kernels to compile.
 _GUESSES = ((0.1, 6), (0.03, 4), (0.0075, 3), (0.0, 1))
-#: Of a first layer, if more than one is timed: its tiles are alike by estimate, and their kernels soon compiled.
-_FIRST_GUESSES = 6
+#: Of a first layer at least so many: what reading the network's input costs is not part of the estimate.
+_FIRST_GUESSES = 2
 #: How often a launch is timed.
 _ROUNDS, _RUNS = 3, 8
 
@@ -54,8 +54,7 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
     tried = []
     for steps, cost in zip(alike.values(), costs, strict=True):
         guesses = next(guesses for share, guesses in _GUESSES if cost >= share * sum(costs))
-        if steps[0].neighbours and guesses > 1:
-            guesses = max(guesses, _FIRST_GUESSES)
+        guesses = max(guesses, _FIRST_GUESSES) if steps[0].neighbours else guesses
         tried.append((steps, [conv_program(plan, steps[0], t, machine) for t in proposals(steps[0], machine, batch, guesses)]))
     # Those that take longest to compile first, so that they are not waited for in the end.
     every = sorted((program for _, programs in tried for program in programs), key=_size, reverse=True)
@@ -64,9 +63,9 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
     stream, begin, end = gpu.stream(), gpu.event(), gpu.event()
     found: dict[str, Tile] = {}
     try:
-        ends = network.hold((batch, plan.channels, *plan.size), np.float16), network.hold((batch, plan.classes, *plan.size), np.float16)
+        ends = network.memory.hold((batch, plan.channels, *plan.size), np.float16), network.memory.hold((batch, plan.classes, *plan.size), np.float16)
         ends[0].zero(stream)
-        network.arena.zero(stream)
+        network.lanes[0].arena.zero(stream)
         with task.stage("timing kernels", len(tried)):
             for steps, programs in tried:
                 times = [_milliseconds(network, program, batch, ends, stream, begin, end) for program in programs]

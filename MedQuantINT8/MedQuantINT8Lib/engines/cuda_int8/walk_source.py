@@ -30,7 +30,7 @@ _LEAVE_SUMS = r"""
 _BEGIN = r"""
 #define GROUPS (WIDTH / 8)
 extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
-  const int n = blockIdx.y, c = (threadIdx.x % GROUPS) * 8, row = threadIdx.x / GROUPS;
+  const int n = PATCH, c = (threadIdx.x % GROUPS) * 8, row = threadIdx.x / GROUPS;
   Chain<8> chain(p, n, c);
 #if STATISTICS
   float sum[8], square[8];
@@ -221,7 +221,8 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     passes = max(least, -(-items // (rows * MOST_PARTIALS * ahead)) * ahead) if chain.norm else least
     defined: dict[str, object] = {"THREADS": threads, "ROWS": rows, "PASSES": passes, "AHEAD": ahead}
     # What the step before wrote last is still in the cache, and is read first.
-    defined["TURN"] = "(gridDim.x - 1 - blockIdx.x)" if step.kind == "apply" else "blockIdx.x"
+    backwards = step.kind == "apply"
+    defined["TURN"], defined["PATCH"] = ("(gridDim.x - 1 - blockIdx.x)", "(gridDim.y - 1 - blockIdx.y)") if backwards else ("blockIdx.x", "blockIdx.y")
     text = ""
     if step.source is not None:
         defined |= source_definitions(plan, step)
