@@ -534,8 +534,15 @@ def test_parts_of_a_batch_run_side_by_side(batch, lanes, count, parts):
             assert [(when, event.recorded) for when, event in queue.waited] == [(0, [(0, stream)])]
             assert (len(launches), [(len(launches), queue)]) in [(when, event.recorded) for when, event in stream.waited]
     assert first == count and len(stream.waited) == len(parts) - 1
+    # What kernels were told is kept for the same ends, and told anew for others.
+    told = [launch.params["output"] for launch in launches]
+    other = gpu.allocate(target.shape, np.float16)
+    for ends in ((source, target), (source, other), (source, target)):
+        launches.clear()
+        network.enqueue(count, *ends, stream)
+        assert [launch.params["output"] - ends[1].pointer + target.pointer for launch in launches] == told
     network.close()
-    assert set(gpu.buffers.values()) == {source, target} and gpu.streams == [stream] and not gpu.events
+    assert set(gpu.buffers.values()) == {source, target, other} and gpu.streams == [stream] and not gpu.events
 
 
 def test_tuning_takes_the_fastest_tile_and_frees_what_it_held(stand_in):

@@ -156,12 +156,12 @@ class GpuSlidingWindow:
                 total = self._gpu.allocate(self._ring.shape[1:], np.float32)
                 held.append(total)
                 total.zero(self._stream)
-            result = self._gpu.pinned(self._plan.volume_shape, np.uint16)
-            held.append(result)
             self._slide(source, kind, labels, values, total, reduction, intensity, task)
-            labels.download(result.array, self._stream)
+            # Straight to where they stay: to pin memory for so many would take longer than the driver's own detour.
+            result = np.empty(self._plan.volume_shape, np.uint16)
+            labels.download(result, self._stream)
             self._stream.synchronize()
-            return np.array(result.array)
+            return result
         except BaseException:
             # What is under way must end before its memory goes, and the next run begins with an empty ring.
             self._stream.synchronize()
@@ -175,12 +175,9 @@ class GpuSlidingWindow:
     def _source(self, volume: NDArray[Any] | DeviceBuffer, held: list[Any]) -> DeviceBuffer:
         if isinstance(volume, DeviceBuffer):
             return volume
-        pinned = self._gpu.pinned(volume.shape, volume.dtype)
-        held.append(pinned)
-        pinned.array[...] = volume
         buffer = self._gpu.allocate(volume.shape, volume.dtype)
         held.append(buffer)
-        buffer.upload(pinned.array, self._stream)
+        buffer.upload(np.ascontiguousarray(volume), self._stream)
         return buffer
 
     def _slide(

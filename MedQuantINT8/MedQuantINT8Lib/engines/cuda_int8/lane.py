@@ -64,6 +64,19 @@ class Constants:
     slots: dict[str, DeviceBuffer]
 
 
+class Launch:
+    """A kernel with all that it is told; made once for as long as addresses stay the same, since that takes longer than to start it."""
+
+    def __init__(self, function: Any, grid: Grid, threads: int, shared: int, params: NDArray[Any], name: str) -> None:
+        self._what, self._params, self._name = (function, *grid, threads, 1, 1, shared), params, name
+        self._arguments = np.array([params.ctypes.data], np.uint64)
+        self._address = int(self._arguments.ctypes.data)
+
+    def put(self, gpu: Gpu, stream: Stream) -> None:
+        """Into a stream."""
+        checked(gpu.driver.cuLaunchKernel(*self._what, stream.handle, self._address, 0), f"start {self._name}")
+
+
 class Lane:
     """Memory for up to ``batch`` patches, and kernels for them.
 
@@ -137,8 +150,8 @@ class Lane:
             return self.address(ops[int(what)].view)
         return int(self.factors[str(what)][kind == "shift"].pointer)
 
-    def launch(self, program: Program, held: NDArray[Any], batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream, first: int = 0) -> None:
-        """Put a kernel for patches ``first`` to ``first + batch`` of the network's input and output into a stream.
+    def launch(self, program: Program, held: NDArray[Any], batch: int, source: DeviceBuffer, target: DeviceBuffer, first: int = 0) -> Launch:
+        """A kernel for patches ``first`` to ``first + batch`` of the network's input and output.
 
         Args:
             held: its parameters.
@@ -148,15 +161,9 @@ class Lane:
         params["output"] = patch_address(target, first)
         if program.step.takes_input:
             params["source"], params["source_half"] = patch_address(source, first), source.dtype == np.float16
-        start(self.gpu, program.function, program.grid(batch), program.threads, program.shared, params, stream, f"{program.step.kind} {program.step.name}")
+        return Launch(program.function, program.grid(batch), program.threads, program.shared, params, f"{program.step.kind} {program.step.name}")
 
 
 def patch_address(buffer: DeviceBuffer, number: int) -> int:
     """Of one of a buffer's patches."""
     return int(buffer.pointer) + number * int(np.prod(buffer.shape[1:])) * buffer.dtype.itemsize
-
-
-def start(gpu: Gpu, function: Any, grid: Grid, threads: int, shared: int, params: NDArray[Any], stream: Stream, name: str) -> None:
-    arguments = np.array([params.ctypes.data], np.uint64)
-    launched = gpu.driver.cuLaunchKernel(function, *grid, threads, 1, 1, shared, stream.handle, arguments.ctypes.data, 0)
-    checked(launched, f"start {name}")

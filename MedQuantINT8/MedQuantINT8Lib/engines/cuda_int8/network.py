@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cuda import DeviceBuffer, Gpu, Stream, checked
-from .lane import Constants, Lane, Memory, start
+from .lane import Constants, Lane, Launch, Memory
 from .plan import Plan
 from .program import PARAMS, Program, machine_of, programs
 from .tiling import Tiling
@@ -54,6 +54,7 @@ class CudaInt8Network:
         self.memory = Memory(gpu)
         self._scores: DeviceBuffer | None = None
         self._widen: Any = None
+        self._launches: dict[tuple[Any, ...], list[list[Launch]]] = {}
         gpu.enter()
         self.programs = programs(plan, machine_of(gpu), batch, chosen)
         for program, function in zip(self.programs, gpu.compiled([p.source for p in self.programs], "run"), strict=True):
@@ -98,16 +99,27 @@ class CudaInt8Network:
                 self._scores = self.memory.hold((self.batch, self.plan.classes, *self.plan.size), np.float16)
                 self._widen = self.gpu.compiled([WIDEN], "run")[0]
             scores = self._scores
-        self._side_by_side(batch, source, scores, stream)
+        key = batch, source.pointer, source.dtype, target.pointer, target.dtype
+        if key not in self._launches:
+            # Callers have one or two sizes of batches.
+            self._launches = dict(list(self._launches.items())[-3:]) | {key: self._made(batch, source, scores)}
+        self._side_by_side(self._launches[key], stream)
         if scores is not target:
             params = np.zeros((), PARAMS)
             count = batch * self.plan.classes * int(np.prod(self.plan.size))
             params["source"], params["output"], params["ptr"][0] = scores.pointer, target.pointer, count
-            start(self.gpu, self._widen, (-(-count // 512), 1, 1), 256, 0, params, stream, "widen")
+            Launch(self._widen, (-(-count // 512), 1, 1), 256, 0, params, "widen").put(self.gpu, stream)
 
-    def _side_by_side(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
+    def _made(self, batch: int, source: DeviceBuffer, target: DeviceBuffer) -> list[list[Launch]]:
+        """Of each lane the kernels of a run."""
         counts = _parts(batch, len(self.lanes))
-        beside = self._beside[: len(counts) - 1]
+        return [
+            [lane.launch(*known, count, source, target, first) for known in zip(self.programs, params, strict=True)]
+            for lane, params, count, first in zip(self.lanes, self._params, counts, accumulate(counts, initial=0), strict=False)
+        ]
+
+    def _side_by_side(self, launches: list[list[Launch]], stream: Stream) -> None:
+        beside = self._beside[: len(launches) - 1]
         streams = [stream, *(other for other, _ in beside)]
         if beside:
             self._begun.record(stream)
@@ -117,16 +129,16 @@ class CudaInt8Network:
             for lane, own in zip(self.lanes, streams, strict=False):
                 checked(self.gpu.driver.cuMemsetD8Async(lane.arena.pointer, self._poison, lane.arena.nbytes, own.handle), "clear memory")
         # A kernel of each in turn: where nothing is recorded, one lane's launches would keep the others waiting.
-        for number, program in enumerate(self.programs):
-            for lane, params, own, count, first in zip(self.lanes, self._params, streams, counts, accumulate(counts, initial=0), strict=False):
-                lane.launch(program, params[number], count, source, target, own, first)
+        for kernels in zip(*launches, strict=True):
+            for launch, own in zip(kernels, streams, strict=True):
+                launch.put(self.gpu, own)
         for other, done in beside:
             done.record(other)
             stream.wait_for(done)
 
     def launch(self, number: int, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
         """One step of a run, for as many patches as the first lane has room for."""
-        self.lanes[0].launch(self.programs[number], self._params[0][number], batch, source, target, stream)
+        self.lanes[0].launch(self.programs[number], self._params[0][number], batch, source, target).put(self.gpu, stream)
 
     @contextmanager
     def prepared(self, program: Program, stream: Stream) -> Iterator[Callable[[int, DeviceBuffer, DeviceBuffer, Stream], None]]:
@@ -135,7 +147,8 @@ class CudaInt8Network:
         held = self.memory.count
         try:
             weights = None if program.tiling is None else self.memory.uploaded(self._weights(program.tiling), stream)
-            yield partial(self.lanes[0].launch, program, self.lanes[0].parameters(program, weights, stream))
+            params = self.lanes[0].parameters(program, weights, stream)
+            yield lambda batch, source, target, stream: self.lanes[0].launch(program, params, batch, source, target).put(self.gpu, stream)
         finally:
             stream.synchronize()
             self.memory.free(held)
