@@ -148,6 +148,13 @@ def dilations() -> onnx.ModelProto:
     return m.finished(m.conv(x, 24, 2, kernel=1), 2)
 
 
+def far_first() -> onnx.ModelProto:
+    """A first layer that looks so far about that a tile's part of the input does not fit shared memory."""
+    m = Made(1)
+    x = m.op("Relu", m.conv("image", 1, 20, dilation=(8, 16, 16)))
+    return m.finished(m.conv(x, 20, 2, kernel=1), 2)
+
+
 def read_often() -> onnx.ModelProto:
     """The input, by layers of several strides, dilations and paddings, rounded to two scales and not at all, and pooled."""
     m = Made(2)
@@ -314,10 +321,10 @@ def in_float() -> onnx.ModelProto:
 
 
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
-    made.__name__: made for made in (kernels_and_strides, dilations, read_often, transposed, residuals, normalized, joined, cut_and_padded, in_float, shifted_windows, tokens, gated)
+    made.__name__: made for made in (kernels_and_strides, dilations, far_first, read_often, transposed, residuals, normalized, joined, cut_and_padded, in_float, shifted_windows, tokens, gated)
 }
 #: Odd along some axes, even where a network halves and doubles.
-SIZES = {"joined": (12, 10, 14), "transposed": (12, 12, 24), "read_often": (10, 12, 16), "in_float": (10, 12, 8), "shifted_windows": (7, 6, 5), "tokens": (6, 5, 3)}
+SIZES = {"far_first": (10, 18, 21), "joined": (12, 10, 14), "transposed": (12, 12, 24), "read_often": (10, 12, 16), "in_float": (10, 12, 8), "shifted_windows": (7, 6, 5), "tokens": (6, 5, 3)}
 
 
 def size_of(name: str) -> tuple[int, int, int]:

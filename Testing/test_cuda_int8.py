@@ -615,6 +615,8 @@ def test_every_public_network_has_a_plan_that_computes_it(name):
     model = graph.load_network(DATA / "networks" / f"{name}.onnx")
     plan = plan_of(model, size)
     assert sum(step.macs for step in plan.steps) > 0
+    # And kernels on every GPU.
+    assert all(len(programs(plan, machine, 4)) == len(plan.steps) for machine in (H100, RTX_3090))
     if name == "abdomen_ct_obelisk":
         return
     x = np.random.default_rng(4).normal(size=(1, plan.channels, *size)).astype(np.float32)

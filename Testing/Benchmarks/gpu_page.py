@@ -1,6 +1,6 @@
 """Writes Resources/gpu.json and gpu.md from what the GPU benchmarks printed: python gpu_page.py FILE ...
 
-Each FILE holds lines of JSON, from gpu_baselines.py, gpu_window.py or cuda_int8.py.
+Each FILE holds lines of JSON, from gpu_baselines.py, gpu_window.py, cuda_int8.py or Experiments/cuda_real.py.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def main() -> None:
                 row["batch_1"]["steps"] = sorted(row["batch_1"]["steps"], key=lambda step: -step["ms"])[:KEPT]
                 row["batch_4"].pop("steps", None)
                 value.setdefault("cuda_int8", {})[row["cuda_int8"]] = row
+            elif "cuda_real" in row:
+                value.setdefault("cuda_int8_real", {})[row["cuda_real"]] = row
             elif "volumes" in row:
                 value["cuda_int8_volume"] = row
             elif "network" in row:

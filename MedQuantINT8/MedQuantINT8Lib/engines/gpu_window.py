@@ -81,7 +81,7 @@ class GpuSlidingWindow:
         self._gpu, self._network, self._plan, self._window = gpu, network, plan, window
         self._channels, self._classes = channels, classes
         self._kernels = gpu.kernels(SOURCE, NAMES)
-        self._stream, self._copies = gpu.stream(), gpu.stream()
+        self._stream = gpu.stream()
         self._slow = plan.order[0]
         self._u, self._v = (axis for axis in range(3) if axis != self._slow)
         self._buffers: list[Any] = []
@@ -122,7 +122,6 @@ class GpuSlidingWindow:
         self._gpu.enter()
         self._release()
         self._stream.free()
-        self._copies.free()
 
     def run(
         self, volume: NDArray[Any] | DeviceBuffer, reduction: Reduction, intensity: Intensity = Intensity(), task: Task | None = None

@@ -150,7 +150,7 @@ class Lane:
             return self.address(ops[int(what)].view)
         return int(self.factors[str(what)][kind == "shift"].pointer)
 
-    def launch(self, program: Program, held: NDArray[Any], batch: int, source: DeviceBuffer, target: DeviceBuffer, first: int = 0) -> Launch:
+    def launch_of(self, program: Program, held: NDArray[Any], batch: int, source: DeviceBuffer, target: DeviceBuffer, first: int = 0) -> Launch:
         """A kernel for patches ``first`` to ``first + batch`` of the network's input and output.
 
         Args:

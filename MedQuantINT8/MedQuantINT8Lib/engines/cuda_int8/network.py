@@ -20,7 +20,7 @@ from .walk_source import WIDEN
 from .weights import arranged_weights
 
 #: Parts of a batch that an engine runs side by side: while kernels of one wait for memory, or end on a few processors, those of the other multiply
-#: (one to nine percent of eight networks' time with four patches; four parts are slower where layers have few voxels).
+#: (two to nine percent of eight networks' time with four patches; four parts are slower where layers have few voxels).
 LANES = 2
 
 
@@ -114,7 +114,7 @@ class CudaInt8Network:
         """Of each lane the kernels of a run."""
         counts = _parts(batch, len(self.lanes))
         return [
-            [lane.launch(*known, count, source, target, first) for known in zip(self.programs, params, strict=True)]
+            [lane.launch_of(*known, count, source, target, first) for known in zip(self.programs, params, strict=True)]
             for lane, params, count, first in zip(self.lanes, self._params, counts, accumulate(counts, initial=0), strict=False)
         ]
 
@@ -138,7 +138,7 @@ class CudaInt8Network:
 
     def launch(self, number: int, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
         """One step of a run, for as many patches as the first lane has room for."""
-        self.lanes[0].launch(self.programs[number], self._params[0][number], batch, source, target).put(self.gpu, stream)
+        self.lanes[0].launch_of(self.programs[number], self._params[0][number], batch, source, target).put(self.gpu, stream)
 
     @contextmanager
     def prepared(self, program: Program, stream: Stream) -> Iterator[Callable[[int, DeviceBuffer, DeviceBuffer, Stream], None]]:
@@ -148,7 +148,7 @@ class CudaInt8Network:
         try:
             weights = None if program.tiling is None else self.memory.uploaded(self._weights(program.tiling), stream)
             params = self.lanes[0].parameters(program, weights, stream)
-            yield lambda batch, source, target, stream: self.lanes[0].launch(program, params, batch, source, target).put(self.gpu, stream)
+            yield lambda batch, source, target, stream: self.lanes[0].launch_of(program, params, batch, source, target).put(self.gpu, stream)
         finally:
             stream.synchronize()
             self.memory.free(held)

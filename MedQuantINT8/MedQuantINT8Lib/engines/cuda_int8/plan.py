@@ -111,6 +111,11 @@ class Geometry:
     #: Average pooling divides by the whole kernel, not by what of it lies inside.
     whole: bool = False
 
+    def region(self, outputs: Size) -> Size:
+        """Inputs, along each axis, that so many neighbouring outputs look at."""
+        a, b, c = ((n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(outputs, self.stride, self.kernel, self.dilation, strict=True))
+        return a, b, c
+
 
 @dataclass(frozen=True)
 class Attention:

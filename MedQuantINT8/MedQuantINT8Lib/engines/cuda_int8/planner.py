@@ -20,11 +20,11 @@ from .plan import Attention, Buffer, Geometry, Layout, Norm, Op, Plan, Size, Ste
 from .recomputing import recomputed
 from .resizing import resize_tables
 
-#: A first convolution of no more products than this is done pointwise, on voxels that hold their neighbours.
-_MOST_NEIGHBOURS = 128
+#: A first convolution of no more products than this is done pointwise, on voxels that hold their neighbours, if what a small tile looks at is no
+#: more numbers of the input than these: each takes ten bytes of shared memory.
+_MOST_NEIGHBOURS, _SMALL_TILE, _MOST_INPUTS = 128, (2, 4, 8), 6000
 #: Steps whose kernels have no place for statistics.
 _GATHERING_NONE = ("softmax", "layernorm", "attention")
-
 
 
 def plan_network(network: Network) -> Plan:
@@ -85,7 +85,7 @@ class _Planner:
             source = self._copied(source)
         form = self._rounded[source][1] if int8 else HALF
         geometry = Geometry(weight.shape[2:], values["stride"], values["dilation"], values["before"])
-        if kind == "conv" and self._is_first(source, weight):
+        if kind == "conv" and self._is_first(source, weight, geometry):
             made, weight = self._first(node, form, geometry)
             geometry = Geometry()
         else:
@@ -100,10 +100,11 @@ class _Planner:
         made.step = replace(made.step, geometry=geometry, weights=self._array(weight), int8=int8, macs=int(weight.size) * places)
         self._extend(made, Op("affine", arrays=(self._array(layout.placed(scale)), self._array(layout.placed(values["bias"])))), node)
 
-    def _is_first(self, source: str, weight: NDArray[Any]) -> bool:
+    def _is_first(self, source: str, weight: NDArray[Any], geometry: Geometry) -> bool:
         """Whether a convolution has so few input channels that tensor cores, which take 32 at once, would mostly multiply zeros."""
         base = self._rounded.get(source, (source, 0))[0]
-        return base == self._network.input and weight[0].size <= _MOST_NEIGHBOURS
+        inputs = int(np.prod(geometry.region(_SMALL_TILE))) * weight.shape[1]
+        return base == self._network.input and weight[0].size <= _MOST_NEIGHBOURS and inputs <= _MOST_INPUTS
 
     def _first(self, node: Node, form: Form, geometry: Geometry) -> tuple[Made, NDArray[Any]]:
         """A first convolution as a pointwise one over slots that are the neighbours of each voxel, and its weights."""

@@ -248,11 +248,7 @@ class Tiling:
     @cached_property
     def region(self) -> Size:
         """What a tile of a first convolution takes of the network's input; nothing of others."""
-        g = self.step.neighbours
-        if g is None:
-            return 0, 0, 0
-        a, b, c = ((t - 1) * s + (k - 1) * d + 1 for t, s, k, d in zip(self.tile.voxels, g.stride, g.kernel, g.dilation, strict=True))
-        return a, b, c
+        return self.step.neighbours.region(self.tile.voxels) if self.step.neighbours else (0, 0, 0)
 
     @cached_property
     def entries(self) -> int:
