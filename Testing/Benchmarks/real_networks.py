@@ -242,8 +242,9 @@ def page(results: dict[str, dict]) -> str:
             f"| {name} | {f['relative_error']:.4f} | {100 * f['label_disagreement']:.3f} % | {f['simulated_relative_error']:.4f} |"
         )
     gpu = RESULTS.with_name("gpu.json")
-    if gpu.exists() and (compared := table(json.loads(gpu.read_text()))):
-        lines += ["", "## On an NVIDIA GPU: CUDA INT8 against PyTorch", "", "96 x 96 x 96, networks of the study's size; [more](gpu.md).", "", *compared]
+    if gpu.exists() and (compared := table(value := json.loads(gpu.read_text()))):
+        cards = ", ".join(sorted({row["gpu"] for row in value["cuda_int8"].values()}))
+        lines += ["", "## On an NVIDIA GPU: CUDA INT8 against PyTorch", "", f"{cards}; 96 x 96 x 96, networks of the study's size; [more](gpu.md).", "", *compared]
     return "\n".join(lines).rstrip() + "\n"
 
 

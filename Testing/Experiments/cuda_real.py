@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,6 @@ _PACKAGE, _SCAN, _SIMULATED = "package.zip", "scan.nii.gz", "simulated.nii.gz"
 def make(folder: Path, names: list[str]) -> None:
     """Quantize as for Resources/results.md, and segment the first scan by the simulation."""
     from real_networks import cases, medquant
-
 
     with tempfile.TemporaryDirectory() as scratch:
         for name, case in cases(Path(scratch)).items():
@@ -46,17 +44,15 @@ def make(folder: Path, names: list[str]) -> None:
 
 def segmented(own: Path, engine: str, target: Path) -> dict[str, Any]:
     """What ``medquant segment`` tells, and the seconds that it took."""
-    command = [sys.executable, "-m", "MedQuantINT8Lib.cli", "segment", str(own / _PACKAGE), str(own / _SCAN), "--output", str(target)]
+    from real_networks import medquant
+
     began = time.perf_counter()
-    done = subprocess.run([*command, "--engine", engine, "--precision", "int8", "--json", "--quiet"], capture_output=True, text=True, cwd=ROOT / "MedQuantINT8")
-    if done.returncode:
-        raise SystemExit(f"{own.name}: {done.stderr.strip()}")
-    return {**json.loads(done.stdout.splitlines()[-1]), "wall_s": time.perf_counter() - began}
+    told = medquant("segment", str(own / _PACKAGE), str(own / _SCAN), "--output", str(target), "--engine", engine, "--precision", "int8")
+    return {**told, "wall_s": time.perf_counter() - began}
 
 
 def row(own: Path) -> dict[str, Any]:
     """The second of two runs; the first builds the engine and proves it."""
-
     from MedQuantINT8Lib.volume_io import read_volume
 
     with tempfile.TemporaryDirectory() as scratch:

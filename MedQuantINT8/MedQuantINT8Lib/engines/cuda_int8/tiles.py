@@ -103,7 +103,7 @@ def proposals(step: Step, machine: Machine, batch: int, count: int) -> list[Tili
 def _fitting(step: Step, machine: Machine, batch: int) -> tuple[tuple[float, Tile], ...]:
     ranked = _ranked(_shape_of(step), machine, batch)
     if not ranked:
-        kernel = " x ".join(map(str, step.geometry.kernel))
+        kernel = " x ".join(map(str, (step.neighbours or step.geometry).kernel))
         raise UnsupportedNetwork(
             f"CUDA INT8 keeps what a convolution looks at in a GPU's shared memory; a kernel of {kernel} does not fit (node {step.name}).",
             "Choose another engine with --engine: tensorrt, or openvino.",
