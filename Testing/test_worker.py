@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -127,6 +128,26 @@ def test_a_killed_worker_is_told_and_started_again(client, int8_package, phantom
     assert client.pid != killed
 
 
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_a_worker_leaves_nothing_of_what_it_unpacked(int8_package, phantom, tmp_path, monkeypatch, end):
+    zipped, scratch = tmp_path / "model.zip", tmp_path / "scratch"
+    int8_package.save(zipped)
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with WorkerClient() as made:
+        job = made.submit(str(zipped), phantom[0], CHOICE, SegmentationOptions(overlap=0.9))
+        while job.progress is None or job.progress.stage != "segmenting":
+            job.poll(0.05)
+        (own,) = scratch.iterdir()
+        assert [path for path in own.iterdir() if path.name.startswith("medquant-package-")]
+        if end == "killed":
+            os.kill(made.pid, signal.SIGKILL)
+            with pytest.raises(WorkerError, match="killed"):
+                job.wait(Task())
+            assert not any(scratch.iterdir())
+    assert not any(scratch.iterdir())
+
+
 def test_a_cancelled_job_that_is_left_does_not_hold_up_the_next(client, int8_package, phantom):
     left = client.submit(str(int8_package.folder), phantom[0], CHOICE, SegmentationOptions(overlap=0.9))
     while left.progress is None:
@@ -209,6 +230,8 @@ def test_nothing_is_left_when_the_parent_is_killed(int8_package, tmp_path, state
     parent.wait()
     assert gone(worker)
     assert shared_memory() == before
+    if victims == "parent":
+        assert not list(tmp_path.glob("medquant-*"))
     records = list((tmp_path / "engines").rglob("engine.json"))
     assert all(json.loads(path.read_text())["files"] for path in records)
 

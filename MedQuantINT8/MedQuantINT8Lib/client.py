@@ -6,7 +6,9 @@ import collections
 import contextlib
 import json
 import queue
+import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -135,6 +137,7 @@ class WorkerClient:
     def __init__(self, python: str | None = None, idle_seconds: float = 600.0) -> None:
         self._python, self._idle_seconds = python or default_python(), idle_seconds
         self._process: subprocess.Popen[str] | None = None
+        self._scratch = ""
         self._arena = Arena()
         self._jobs: dict[int, Job] = {}
         self._number = 0
@@ -167,25 +170,28 @@ class WorkerClient:
             return
         self._errors.clear()
         self._answers = queue.SimpleQueue()
+        # A folder of its own for what is temporary: a worker that is killed cannot clear up after itself.
+        self._scratch = tempfile.mkdtemp(prefix="medquant-worker-")
         try:
             process = subprocess.Popen(
-                [self._python, "-m", "MedQuantINT8Lib.worker", self._arena.address, str(self._idle_seconds)],
+                [self._python, "-m", "MedQuantINT8Lib.worker", self._arena.address, str(self._idle_seconds), self._scratch],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
-                env=library_environment(),
+                env={**library_environment(), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._scratch)},
                 pass_fds=self._arena.descriptors,
                 # On Windows a console would open beside the application.
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
         except OSError as error:
+            _removed(self._scratch)
             raise WorkerError(f"The worker cannot be started with {self._python}: {error.strerror}.", "Choose another Python.") from error
         self._process = process
         errors = threading.Thread(target=self._collect_errors, args=(process,), daemon=True)
         errors.start()
-        threading.Thread(target=self._listen, args=(process, errors), daemon=True).start()
+        threading.Thread(target=self._listen, args=(process, errors, self._scratch), daemon=True).start()
         try:
             hello = self._ask("hello", _START_SECONDS)
         except WorkerError:
@@ -305,6 +311,7 @@ class WorkerClient:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            _removed(self._scratch)
 
     def _send(self, request: dict[str, Any], *, quiet: bool = False) -> None:
         process = self._process
@@ -317,7 +324,7 @@ class WorkerClient:
             if not quiet:
                 raise WorkerError("The worker does not run.", "It is started with the next segmentation.") from error
 
-    def _listen(self, process: subprocess.Popen[str], errors: threading.Thread) -> None:
+    def _listen(self, process: subprocess.Popen[str], errors: threading.Thread, scratch: str) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             try:
@@ -332,6 +339,7 @@ class WorkerClient:
                 )
             (job.take if job else self._answers.put)(event)
         code = process.wait()
+        _removed(scratch)
         # Its last words may still be on their way.
         errors.join(_LAST_WORDS_SECONDS)
         message = f"The worker ended ({_code_in_words(code)})"
@@ -346,6 +354,11 @@ class WorkerClient:
         assert process.stderr is not None
         for line in process.stderr:
             self._errors.append(line.rstrip())
+
+
+def _removed(folder: str) -> None:
+    """Take a folder away, as far as nobody holds on to what is in it."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _code_in_words(code: int) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -38,10 +39,14 @@ _NICENESS = 5
 
 
 class Worker:
-    """Runs one request after the other; a second thread listens meanwhile."""
+    """Runs one request after the other; a second thread listens meanwhile.
 
-    def __init__(self, arena: Arena, idle_seconds: float = IDLE_SECONDS) -> None:
-        self._arena, self._idle_seconds = arena, idle_seconds
+    Args:
+        scratch: the folder of what is temporary, which goes with the worker.
+    """
+
+    def __init__(self, arena: Arena, idle_seconds: float = IDLE_SECONDS, scratch: str | None = None) -> None:
+        self._arena, self._idle_seconds, self._scratch = arena, idle_seconds, scratch
         self._requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._shelf = KeepingShelf()
         self._packages: dict[str, tuple[tuple[float, ...], Ensemble]] = {}
@@ -63,6 +68,16 @@ class Worker:
         self._shelf.clear()
         for _, ensemble in self._packages.values():
             ensemble.__exit__(None, None, None)
+        self._clear_up()
+
+    def _clear_up(self) -> None:
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _leave(self) -> None:
+        """End at once: nobody is there to be answered."""
+        self._clear_up()
+        os._exit(1)
 
     def _listen(self) -> None:
         for line in sys.stdin:
@@ -83,7 +98,7 @@ class Worker:
             task.cancel()
         self._requests.put(None)
         time.sleep(_GRACE_SECONDS)
-        os._exit(1)
+        self._leave()
 
     def _cancel(self, target: Any) -> None:
         with self._lock:
@@ -163,7 +178,7 @@ class Worker:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
         except (BrokenPipeError, ValueError):
-            os._exit(1)
+            self._leave()
 
 
 class _Throttled:
@@ -192,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Libraries that print must not mix with the messages.
     sys.stdout, own = os.fdopen(os.dup(1), "w", encoding="utf-8"), sys.stderr
     os.dup2(own.fileno(), 1)
-    Worker(Arena(address), float(rest[0]) if rest else IDLE_SECONDS).run()
+    Worker(Arena(address), float(rest[0]) if rest else IDLE_SECONDS, rest[1] if len(rest) > 1 else None).run()
     return 0
 
 
