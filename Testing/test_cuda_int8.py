@@ -299,10 +299,14 @@ def test_products_that_are_written_out_begin_where_their_rows_lie():
 @pytest.mark.parametrize("kernel", [(1, 1, 701), (31, 31, 31)])
 def test_a_kernel_that_no_tile_holds_is_refused_by_name(kernel):
     plan = plan_of(NETWORKS["kernels_and_strides"](), (24, 24, 24))
-    step = next(step for step in plan.steps if step.weights)
+    first, step = [step for step in plan.steps if step.weights][:2]
     geometry = replace(step.geometry, kernel=kernel, stride=(1, 1, 1), before=tuple(k // 2 for k in kernel))
     with pytest.raises(UnsupportedNetwork, match=re.escape(f"{' x '.join(map(str, kernel))} does not fit (node {step.name})")):
         candidates(replace(step, geometry=geometry), H100, 1)
+    # A first layer is pointwise, but it is its own kernel that is named.
+    far = replace(first.neighbours, dilation=(1, 500, 1))
+    with pytest.raises(UnsupportedNetwork, match=re.escape(f"3 x 3 x 3 does not fit (node {first.name})")):
+        candidates(replace(first, neighbours=far), H100, 1)
 
 
 def test_kept_tiles_come_back_as_they_were():
