@@ -186,7 +186,7 @@ class WorkerClient:
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
         except OSError as error:
-            _removed(self._scratch)
+            shutil.rmtree(self._scratch, ignore_errors=True)
             raise WorkerError(f"The worker cannot be started with {self._python}: {error.strerror}.", "Choose another Python.") from error
         self._process = process
         errors = threading.Thread(target=self._collect_errors, args=(process,), daemon=True)
@@ -311,7 +311,7 @@ class WorkerClient:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            _removed(self._scratch)
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _send(self, request: dict[str, Any], *, quiet: bool = False) -> None:
         process = self._process
@@ -339,7 +339,7 @@ class WorkerClient:
                 )
             (job.take if job else self._answers.put)(event)
         code = process.wait()
-        _removed(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
         # Its last words may still be on their way.
         errors.join(_LAST_WORDS_SECONDS)
         message = f"The worker ended ({_code_in_words(code)})"
@@ -354,11 +354,6 @@ class WorkerClient:
         assert process.stderr is not None
         for line in process.stderr:
             self._errors.append(line.rstrip())
-
-
-def _removed(folder: str) -> None:
-    """Take a folder away, as far as nobody holds on to what is in it."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _code_in_words(code: int) -> str:

@@ -128,16 +128,21 @@ def _labelled(scratch: Path, case: str) -> tuple[Path, Path]:
 def run(name: str, case: Case, scratch: Path) -> dict[str, object]:
     folder = scratch / name.replace(" ", "_").strip("()")
     folder.mkdir()
-    (folder / "spec.json").write_text(json.dumps(case.spec.to_json()))
-    package = str(folder / "package")
-    medquant("import", "onnx", str(case.network), "--spec", str(folder / "spec.json"), "--output", package)
-    quantized = medquant("quantize", package, "--calibrate", *map(str, case.calibrate), *case.options)
+    package, quantized = quantized_package(case, folder)
     labels = ["--labels", *map(str, case.labels)] if case.labels else []
     report = medquant("compare", package, *map(str, case.scans), *labels)
     return {
         "row": row(report, quantized["calibration"]),
         "calibration": f"{quantized['calibration']['method']}, {len(case.calibrate)} scan(s)",
     }
+
+
+def quantized_package(case: Case, folder: Path) -> tuple[str, dict]:
+    """Where a case's package is, in that folder, and what quantizing it told."""
+    (folder / "spec.json").write_text(json.dumps(case.spec.to_json()))
+    package = str(folder / "package")
+    medquant("import", "onnx", str(case.network), "--spec", str(folder / "spec.json"), "--output", package)
+    return package, medquant("quantize", package, "--calibrate", *map(str, case.calibrate), *case.options)
 
 
 def medquant(*arguments: str) -> dict:

@@ -24,7 +24,7 @@ _PACKAGE, _SCAN, _SIMULATED = "package.zip", "scan.nii.gz", "simulated.nii.gz"
 
 def make(folder: Path, names: list[str]) -> None:
     """Quantize as for Resources/results.md, and segment the first scan by the simulation."""
-    from real_networks import cases, medquant
+    from real_networks import cases, quantized_package
 
     with tempfile.TemporaryDirectory() as scratch:
         for name, case in cases(Path(scratch)).items():
@@ -32,10 +32,9 @@ def make(folder: Path, names: list[str]) -> None:
                 continue
             own = folder / name.replace(" ", "_")
             own.mkdir(parents=True, exist_ok=True)
-            spec, package = Path(scratch) / "spec.json", str(Path(scratch) / own.name)
-            spec.write_text(json.dumps(case.spec.to_json()))
-            medquant("import", "onnx", str(case.network), "--spec", str(spec), "--output", package)
-            medquant("quantize", package, "--calibrate", *map(str, case.calibrate), *case.options)
+            made = Path(scratch) / own.name
+            made.mkdir()
+            package, _ = quantized_package(case, made)
             shutil.copy(case.scans[0], own / _SCAN)
             shutil.make_archive(str(own / Path(_PACKAGE).stem), "zip", package)
             segmented(own, "onnxruntime", own / _SIMULATED)

@@ -7,6 +7,7 @@ checked. Work never runs on the default stream, so that it does not wait for, or
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from ..progress import Task
 from .cuda_driver import GpuError, GpuMemoryError, bindings, checked
 from .gpu_compiler import Compiler
 
-__all__ = ["DeviceBuffer", "Event", "Gpu", "GpuError", "GpuInfo", "GpuMemoryError", "Kernel", "PinnedBuffer", "Stream", "bindings", "check_one_fits", "checked", "choose_gpu", "free_memory", "gpus"]
+__all__ = ["DeviceBuffer", "Event", "Gpu", "GpuError", "GpuInfo", "GpuMemoryError", "Kernel", "PinnedBuffer", "Stream", "bindings", "check_one_fits", "checked", "choose_gpu", "free_memory", "gpus", "patch_address"]
 
 #: The driver's words for "there is no GPU" and for a driver older than the bindings.
 _NO_DEVICE, _OLD_DRIVER = 100, (35, 803, 804)
@@ -259,6 +260,11 @@ class DeviceBuffer:
             self._gpu._buffers.pop(self.pointer, None)
             checked(self._gpu.driver.cuMemFree(self.pointer), "free memory")
             self.pointer = 0
+
+
+def patch_address(buffer: DeviceBuffer, number: int) -> int:
+    """Where one of a buffer's patches (n, C, *patch) begins."""
+    return int(buffer.pointer) + number * math.prod(buffer.shape[1:]) * buffer.dtype.itemsize
 
 
 class PinnedBuffer:

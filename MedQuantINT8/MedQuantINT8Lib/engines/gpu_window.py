@@ -17,7 +17,7 @@ from ..errors import EngineError
 from ..model_spec import Window
 from ..progress import Task
 from ..windows import WindowPlan, importance_map
-from .cuda import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream
+from .cuda import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
 from .gpu_arrays import borrowed, is_on_gpu
 from .gpu_kernels import NAMES, SOURCE
 
@@ -176,7 +176,7 @@ class GpuSlidingWindow:
             return volume
         buffer = self._gpu.allocate(volume.shape, volume.dtype)
         held.append(buffer)
-        buffer.upload(np.ascontiguousarray(volume), self._stream)
+        buffer.upload(volume, self._stream)
         return buffer
 
     def _slide(
@@ -226,7 +226,7 @@ class GpuSlidingWindow:
                 (_THREADS, 1, 1),
                 self._stream,
                 source,
-                ctypes.c_void_p(self._patches.pointer + n * size * self._patches.dtype.itemsize),
+                ctypes.c_void_p(patch_address(self._patches, n)),
                 *map(ctypes.c_int, (self._channels, *plan.volume_shape, *plan.patch, *first)),
                 *map(ctypes.c_float, (intensity.low, intensity.high, intensity.scale, intensity.offset, self._window.pad_value)),
             )
@@ -240,7 +240,7 @@ class GpuSlidingWindow:
                 (-(-voxels // _THREADS), 1, 1),
                 (_THREADS, 1, 1),
                 self._stream,
-                ctypes.c_void_p(self._scores.pointer + n * self._classes * voxels * self._scores.dtype.itemsize),
+                ctypes.c_void_p(patch_address(self._scores, n)),
                 self._weights,
                 self._ring,
                 ctypes.c_void_p(total.pointer if total else 0),

@@ -81,7 +81,7 @@ class CudaInt8Backend:
         try:
             chosen = from_json(plan, json.loads((folder / _TILES).read_text(encoding="utf-8")))
             with np.load(folder / _WEIGHTS, allow_pickle=False) as weights:
-                network = CudaInt8Network(gpu, plan, options.batch, chosen, lambda tiling: weights[tiling.step.weights], LANES)
+                network = CudaInt8Network(gpu, plan, options.batch, chosen, lambda tiling: weights[tiling.step.weights], lanes=LANES)
             return CudaInt8Engine(gpu, network, options)
         except BaseException:
             gpu.close()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..cuda import DeviceBuffer, Gpu, Stream, checked
+from ..cuda import DeviceBuffer, Gpu, Stream, checked, patch_address
 from .plan import Plan, View
 from .program import PARAMS, Grid, Program
 
@@ -84,8 +84,8 @@ class Lane:
         GpuMemoryError: activations do not fit.
     """
 
-    def __init__(self, gpu: Gpu, plan: Plan, programs: Sequence[Program], batch: int, constants: Constants, memory: Memory, stream: Stream) -> None:
-        self.gpu, self.plan, self.batch = gpu, plan, batch
+    def __init__(self, plan: Plan, programs: Sequence[Program], batch: int, constants: Constants, memory: Memory, stream: Stream) -> None:
+        self.plan, self.batch = plan, batch
         self._constants, self._memory = constants, memory
         self.places, total = plan.places()
         self.arena = memory.hold((max(total, 1) * batch,), np.uint8)
@@ -162,8 +162,3 @@ class Lane:
         if program.step.takes_input:
             params["source"], params["source_half"] = patch_address(source, first), source.dtype == np.float16
         return Launch(program.function, program.grid(batch), program.threads, program.shared, params, f"{program.step.kind} {program.step.name}")
-
-
-def patch_address(buffer: DeviceBuffer, number: int) -> int:
-    """Of one of a buffer's patches."""
-    return int(buffer.pointer) + number * int(np.prod(buffer.shape[1:])) * buffer.dtype.itemsize

@@ -60,12 +60,13 @@ class CudaInt8Network:
         for program, function in zip(self.programs, gpu.compiled([p.source for p in self.programs], "run"), strict=True):
             self._ready(program, function)
         # The first lane's work is put into the caller's stream.
-        self._beside = [(gpu.stream(), gpu.event()) for _ in range(min(lanes, batch) - 1)]
+        counts = _parts(batch, lanes)
+        self._beside = [(gpu.stream(), gpu.event()) for _ in counts[1:]]
         self._begun = gpu.event()
         stream = gpu.stream()
         try:
             constants = self._constants(stream)
-            self.lanes = [Lane(gpu, plan, self.programs, count, constants, self.memory, stream) for count in _parts(batch, lanes)]
+            self.lanes = [Lane(plan, self.programs, count, constants, self.memory, stream) for count in counts]
             held = [None if p.tiling is None else self.memory.uploaded(self._weights(p.tiling), stream) for p in self.programs]
             self._params = [[lane.parameters(*known, stream) for known in zip(self.programs, held, strict=True)] for lane in self.lanes]
             stream.synchronize()

@@ -166,12 +166,13 @@ def _tiles(step: Step, machine: Machine) -> list[Tile]:
     made = []
     # Of first layers the fastest were wgmma's, of one warp group and few voxels (13 such layers of four networks, on an H100).
     first = machine.has_groups and step.neighbours is not None
+    mma_shapes, group_shapes = ((), _FIRST_SHAPES) if first else (_MMA_SHAPES, _GROUP_SHAPES)
     for n in fitting:
-        for t0, t1, warps in () if first else _MMA_SHAPES:
+        for t0, t1, warps in mma_shapes:
             fragments = t0 * t1 // 2 // warps
             if fragments >= 1 and fragments * n // 2 <= 128:
                 made.append(Tile((t0, t1, 8), n, warps, 1))
-        for t0, warps in () if not machine.has_groups else _FIRST_SHAPES if first else _GROUP_SHAPES:
+        for t0, warps in group_shapes if machine.has_groups else ():
             slabs = t0 * 4 // warps
             if slabs >= 1 and slabs * n // 2 <= 128:
                 made.append(Tile((t0, 8, 8), n, warps, 1, groups=True))

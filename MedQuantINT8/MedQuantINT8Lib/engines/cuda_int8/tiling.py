@@ -287,7 +287,7 @@ class Tiling:
 
     @property
     def staged_row(self) -> int:
-        """Scores from one channel's row to the next; there are rows of eight more for each two that a thread's neighbouring channels are apart."""
+        """Scores from one channel's row to the next: a piece more than there are. Two pieces more lie between every ``lanes`` rows."""
         return self.tile.count + PIECE // 2
 
     @property
