@@ -18,7 +18,7 @@ from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.evaluation import agreement, mean_dice
 from MedQuantINT8Lib.importers.onnx import import_onnx
 from MedQuantINT8Lib.model_spec import Window
-from MedQuantINT8Lib.preprocessing import _sub_grid
+from MedQuantINT8Lib.network_grid import sub_grid
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import QuantizationPolicy, calibration_patch, quantize_package
 from MedQuantINT8Lib.segmenter import SegmentationOptions
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.data, pytest.mark.slow]
 
 def cut(volume: Volume, box) -> Volume:
     inside = (slice(None), *(slice(*bounds) for bounds in reversed(box)))
-    return Volume(volume.data[inside], _sub_grid(volume.grid, box).ijk_to_ras, volume.name)
+    return Volume(volume.data[inside], sub_grid(volume.grid, box).ijk_to_ras, volume.name)
 
 
 def middle(volume: Volume, side_mm: float = 96) -> Volume:

@@ -89,7 +89,7 @@ def cases(scratch: Path) -> dict[str, Case]:
 
 def _abdomen(scratch: Path) -> tuple[Path, Path]:
     """The part of the abdominal CT that OBELISK expects, and TotalSegmentator's labels as its classes."""
-    from MedQuantINT8Lib.preprocessing import _sub_grid
+    from MedQuantINT8Lib.network_grid import sub_grid
     from MedQuantINT8Lib.segmentation_file import write_segmentation
 
     scan, labels = (
@@ -97,7 +97,7 @@ def _abdomen(scratch: Path) -> tuple[Path, Path]:
         read_volume(DATA / "ct" / "abdomen_3mm_labels_totalsegmentator.nii.gz"),
     )
     box = ((0, 122), (6, 91), (56, 112))
-    matrix = _sub_grid(scan.grid, box).ijk_to_ras
+    matrix = sub_grid(scan.grid, box).ijk_to_ras
     inside = tuple(slice(*bounds) for bounds in reversed(box))
     mapped = np.zeros(labels.data[0][inside].shape, np.uint8)
     for ours, theirs in OBELISK_TO_TOTAL.items():

@@ -1,0 +1,118 @@
+"""One transform of a MONAI configuration: its name, and its arguments, each of which has to be read or known to be harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import PackageError
+from .expressions import Unresolved
+
+#: Arguments of dictionary transforms that change neither voxels nor labels.
+_HARMLESS = {"_target_", "_disabled_", "_desc_", "_requires_", "_mode_", "keys", "allow_missing_keys", "lazy"}
+ADVICE = "Describe the network by hand: medquant import onnx, or give --spec."
+
+
+def transform_name(transform: Any) -> str:
+    """The name of a described transform in one form: Spacingd for Spacingd, SpacingD and SpacingDict.
+
+    Raises:
+        PackageError: it is no description, but code.
+    """
+    if not isinstance(transform, dict) or not isinstance(transform.get("_target_"), str):
+        raise PackageError(f"A transform of the bundle is {str(transform)[:80]!r}, not a description.", "It needs --trust-code.")
+    name = str(transform["_target_"]).rsplit(".", 1)[-1]
+    return name[:-4] + "d" if name.endswith("Dict") else name[:-1] + "d" if name.endswith("D") else name
+
+
+def enabled(transforms: Sequence[Any]) -> list[dict[str, Any]]:
+    """The transforms without those that ``_disabled_`` turns off."""
+    return [t for t in transforms if not (isinstance(t, dict) and true(t.get("_disabled_")))]
+
+
+def true(value: Any) -> bool:
+    """Bundles write flags as true and as "True"."""
+    return value.strip().lower() == "true" if isinstance(value, str) else bool(value)
+
+
+def first(value: Any) -> Any:
+    """The first item of a list, or the value itself."""
+    return value[0] if isinstance(value, list | tuple) else value
+
+
+class Arguments:
+    """The arguments of one transform for one key of its dictionary.
+
+    Every argument that is read is marked; :meth:`finish` refuses those that nobody read. So a transform is understood only
+    if all of it is.
+
+    Args:
+        transform: the description (``_target_`` and arguments).
+        key: the entry of the dictionary that is meant; where an argument is a list with an item for each key, its item counts.
+    """
+
+    def __init__(self, transform: dict[str, Any], key: str | None = None) -> None:
+        self.name = transform_name(transform)
+        self._given, self._read = transform, set(_HARMLESS)
+        keys = transform.get("keys")
+        self.keys: list[str] = [str(k) for k in keys] if isinstance(keys, list | tuple) else [] if keys is None else [str(keys)]
+        self._index = self.keys.index(key) if key in self.keys else 0
+
+    def __contains__(self, name: str) -> bool:
+        """Whether an argument is given and is not null."""
+        self._read.add(name)
+        return self._given.get(name) is not None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The argument as it stands, or ``default`` where it is not given."""
+        self._read.add(name)
+        return self._given.get(name, default)
+
+    def of_key(self, name: str, default: Any = None) -> Any:
+        """The argument of this key: its item where there is one for each key, else the value itself."""
+        value = self.get(name, default)
+        if isinstance(value, list | tuple) and len(value) > 0:
+            if len(value) not in (1, len(self.keys)):
+                raise self.refusal(name, value)
+            return value[self._index] if len(value) > 1 else value[0]
+        return value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """The argument of this key as true or false."""
+        return true(self.of_key(name, default))
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """The argument as a number; :class:`PackageError` where it is none."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.refusal(name, value)
+        return float(value)
+
+    def only(self, name: str, *harmless: Any) -> None:
+        """Refuse the argument unless it is left out or has one of the ``harmless`` values."""
+        value = self.of_key(name, harmless[0] if harmless else None)
+        if name in self._given and value is not None and value not in harmless and str(value) not in [str(h) for h in harmless]:
+            raise self.refusal(name, value)
+
+    def ignore(self, *names: str) -> None:
+        """Mark arguments that change neither voxels nor labels."""
+        self._read.update(names)
+
+    def refusal(self, name: str, value: Any) -> PackageError:
+        """The error that names the transform, the argument and its value."""
+        return PackageError(f"The bundle's {self.name} has {name} = {_shown(value)}, which is not understood.", ADVICE)
+
+    def finish(self) -> None:
+        """Refuse arguments that nobody has read.
+
+        Raises:
+            PackageError: names the first of them.
+        """
+        for name, value in self._given.items():
+            if name not in self._read and value is not None:
+                raise self.refusal(name, value)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; one that only code could give is named as such."""
+    return "an expression that is code" if isinstance(value, Unresolved) else repr(value)[:80]
