@@ -92,15 +92,20 @@ def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelS
     for item, target in zip(understood, targets, strict=True):
         if spec is not None:
             item.spec = replace(spec, name=item.spec.name) if len(understood) > 1 else spec
+            item.by_hand = True
         if args.patch:
             a, b, c = args.patch
             item.spec = replace(item.spec, window=replace(item.spec.window, patch_size=(a, b, c)))
         package = write(item, target, task, dynamic=args.dynamic)
-        written.append({"package": str(target), "spec": package.spec.to_json(), "notes": item.notes})
+        check = item.check.to_json() if item.check else None
+        written.append({"package": str(target), "spec": package.spec.to_json(), "notes": item.notes, "import": check})
     if args.json:
         print(json.dumps(written[0] if len(written) == 1 else {"packages": written}))
         return
     print("\n".join(described(understood[0].spec, understood[0].notes)))
+    for item in understood:
+        if item.check is not None:
+            print(f"  compared    {item.check.summary()}" if item.check.compared else f"  {item.check.summary()}")
     for target in targets:
         print(f"wrote {target}")
     print(f"next: medquant quantize {targets[0]} --calibrate SCANS")

@@ -26,8 +26,10 @@ MODEL_JSON = "model.json"
 FP32 = "model.onnx"
 INT8 = "model.int8.onnx"
 CALIBRATION = "calibration.json"
+#: What the import was compared with, and how well it agreed.
+IMPORT = "import.json"
 #: What a package may hold beside model.json; anything else in it is refused.
-KNOWN_FILES = (FP32, INT8, CALIBRATION, "LICENSE", "README.md")
+KNOWN_FILES = (FP32, INT8, CALIBRATION, IMPORT, "LICENSE", "README.md")
 MAX_JSON_BYTES = 8 << 20
 MAX_UNPACKED_BYTES = 8 << 30
 
@@ -105,6 +107,10 @@ class ModelPackage:
     def calibration(self) -> dict[str, Any] | None:
         """What calibration.json says, or None for a package that was not quantized."""
         return _read_json(self.folder / CALIBRATION) if self.has(CALIBRATION) else None
+
+    def import_check(self) -> dict[str, Any] | None:
+        """What import.json says of the import (:class:`.importers.import_check.ImportCheck`), or None where there is none."""
+        return _read_json(self.folder / IMPORT) if self.has(IMPORT) else None
 
     def save(self, target: str | os.PathLike[str]) -> None:
         """Write the package, whole or not at all, as a ``.zip`` or a folder."""

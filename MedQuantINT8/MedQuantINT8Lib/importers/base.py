@@ -7,13 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import PackageError
-from ..model import ModelPackage
+from ..errors import DependencyError, PackageError
+from ..files import write_json
+from ..model import FP32, IMPORT, ModelPackage
 from ..model_spec import ModelSpec
 from ..progress import Task
+from .import_check import ImportCheck
 from .onnx import import_onnx
+
+if TYPE_CHECKING:
+    from .import_check import OriginalPipeline
 
 
 @dataclass
@@ -24,22 +29,41 @@ class Understood:
         spec: to be saved, edited and given back.
         network: makes the torch module (N, C, *patch) to (N, classes, *patch), or is the path of an ONNX file.
         notes: what is not the same as in the original software, in words.
+        original: makes the original software's own pipeline with this network, which the import is compared with before it is
+            accepted; raises :class:`DependencyError` where that software is not installed. None: there is none.
+        not_compared: why there is none, in words that go on after "not compared: ".
+        by_hand: the description is the user's own: where it differs from the original, that is told, not refused.
+        check: what the comparison found; set by :func:`write`.
     """
 
     spec: ModelSpec
     network: Callable[[], Any] | Path
     notes: list[str] = field(default_factory=list)
+    original: Callable[[], OriginalPipeline] | None = None
+    not_compared: str = "this form of a network comes without software that prepares scans for it"
+    by_hand: bool = False
+    check: ImportCheck | None = None
 
 
 def write(understood: Understood, target: str | os.PathLike[str], task: Task, *, dynamic: bool = False) -> ModelPackage:
-    """Export (and prove) the network and write the package.
+    """Export (and prove) the network, compare it with the original software, and write the package with what was found.
 
     Args:
         dynamic: leave spatial sizes open, for networks whose graph allows it.
 
     Raises:
-        PackageError: the network cannot be exported or does not fit its description.
+        PackageError: the network cannot be exported, does not fit its description, or does not segment made scans as the
+            original does.
     """
+    with TemporaryDirectory(prefix="medquant-checked-") as scratch:
+        package = _write_unchecked(understood, Path(scratch) / "package", task, dynamic=dynamic)
+        understood.check = _checked(understood, package, task)
+        record = Path(scratch) / IMPORT
+        write_json(record, understood.check.to_json())
+        return package.with_files(target, {IMPORT: record})
+
+
+def _write_unchecked(understood: Understood, target: Path, task: Task, *, dynamic: bool) -> ModelPackage:
     if isinstance(understood.network, Path):
         return import_onnx(understood.network, understood.spec, target)
     from ..export import export_network
@@ -53,6 +77,21 @@ def write(understood: Understood, target: str | os.PathLike[str], task: Task, *,
             report = export_network(module, path, spec.window.patch_size, len(spec.channels), dynamic_spatial=dynamic)
         understood.notes.extend(f"torch's exporter warned: {text}" for text in report.unexplained)
         return import_onnx(path, spec, target)
+
+
+def _checked(understood: Understood, package: ModelPackage, task: Task) -> ImportCheck:
+    """The comparison with the original; raises :class:`PackageError` where it disagrees."""
+    if understood.original is None:
+        return ImportCheck.not_compared(understood.not_compared)
+    from .import_comparison import accept, compare_import
+
+    try:
+        original = understood.original()
+    except DependencyError as error:
+        return ImportCheck.not_compared(error.args[0].rstrip("."))
+    check = compare_import(package.spec, package.folder / FP32, original, task)
+    understood.notes.extend(accept(check, by_hand=understood.by_hand))
+    return check
 
 
 def single_output(module: Any, name: str) -> Any:

@@ -1,0 +1,136 @@
+"""Made scans on which an import is compared with the software it comes from: awkward where imports go wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..model_spec import ModelSpec
+from ..volume import Grid, Volume, axis_map
+
+#: No scan has more voxels than this in a channel.
+_MOST_VOXELS = 4_000_000
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One scan before it is made: ``extent`` in patches and ``voxel`` in the network's voxels along R, A, S."""
+
+    name: str
+    extent: tuple[float, float, float]
+    voxel: tuple[float, float, float]
+    orientation: str = "RAS"
+    degrees: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    noise: float = 0.0
+    zeros: bool = False
+    negative: bool = False
+
+
+_FORMS = (
+    _Form("odd sizes, anisotropic, turned", (1.2, 0.8, 0.9), (0.71, 0.83, 2.37), "PLI"),
+    _Form("oblique, negative values", (0.9, 1.15, 0.7), (1.3, 0.9, 1.1), "LPS", (13.0, -7.0, 21.0), negative=True),
+    _Form("oblique by rounding, holes of zeros", (0.85, 0.75, 1.15), (1.21, 1.21, 1.47), "RAS", noise=2e-5, zeros=True),
+    _Form("smaller than the patch", (0.55, 0.6, 0.45), (0.77, 0.93, 1.61), "LAS"),
+    _Form("the network's own voxels, holes of zeros, negative values", (0.8, 0.9, 0.7), (1.0, 1.0, 1.0), zeros=True, negative=True),
+)
+
+
+def made_scans(spec: ModelSpec, seed: int = 0) -> list[Volume]:
+    """Scans for a network, named by what they are: turned, oblique, of odd sizes, with holes of zeros, negative, small.
+
+    Their sizes follow the network's patch and spacing, so that a sliding window has work to do; grey values follow the limits of its
+    normalization and leave them on both sides. Each channel has another brightness. float32; matrices are numbers that float32
+    holds, so that a NIfTI file keeps them.
+    """
+    rng = np.random.default_rng(seed)
+    return [_made(form, spec, rng) for form in _FORMS]
+
+
+def _made(form: _Form, spec: ModelSpec, rng: np.random.Generator) -> Volume:
+    voxel = np.array(form.voxel) * _spacing_ras(spec)
+    size = np.array(form.extent) * _patch_ras(spec) / np.array(form.voxel)
+    size *= min(1.0, (_MOST_VOXELS / float(np.prod(size))) ** (1 / 3))
+    i, j, k = (max(9, int(n) | 1) for n in size)
+    matrix = np.eye(4)
+    matrix[:3, :3] = _rotation(form.degrees) * voxel
+    if form.noise:
+        matrix[:3, :3] += form.noise * rng.standard_normal((3, 3)) * voxel
+    matrix[:3, 3] = (-37.25, 12.5, 80.75)
+    grid = Grid((i, j, k), matrix)
+    turn = axis_map(grid, form.orientation)
+    channels = [_channel((k, j, i), spec, number, form, rng) for number in range(len(spec.channels))]
+    data = np.ascontiguousarray(turn.apply(np.stack(channels)))
+    turned = turn.map_grid(grid).ijk_to_ras.astype(np.float32).astype(np.float64)
+    return Volume(data, turned, f"made scan ({form.name})")
+
+
+def _patch_ras(spec: ModelSpec) -> NDArray[np.float64]:
+    return np.array(_along_ras(spec, spec.window.patch_size), dtype=float)
+
+
+def _spacing_ras(spec: ModelSpec) -> NDArray[np.float64]:
+    return np.array(_along_ras(spec, spec.geometry.spacing or (1.1, 1.0, 1.3)), dtype=float)
+
+
+def _along_ras(spec: ModelSpec, values: tuple[float, float, float]) -> list[float]:
+    """Numbers along the tensor's axes as numbers along R, A and S, where the orientation says which they are."""
+    ijk = list(values) if spec.geometry.axis_order == "IJK" else list(reversed(values))
+    axes = {letter: axis for axis, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
+    places = [axes.get(letter) for letter in spec.geometry.orientation]
+    if spec.geometry.reorient == "last" or sorted(str(p) for p in places) != ["0", "1", "2"]:
+        return ijk
+    return [ijk[places.index(axis)] for axis in range(3)]
+
+
+def _rotation(degrees: tuple[float, float, float]) -> NDArray[np.float64]:
+    made = np.eye(3)
+    for axis, angle in enumerate(np.radians(degrees)):
+        a, b = (n for n in range(3) if n != axis)
+        one = np.eye(3)
+        one[a, a] = one[b, b] = np.cos(angle)
+        one[a, b], one[b, a] = -np.sin(angle), np.sin(angle)
+        made = made @ one
+    return made
+
+
+def _channel(shape: tuple[int, int, int], spec: ModelSpec, number: int, form: _Form, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Smooth blobs with noise, (K, J, I): so smooth that interpolation is well defined, so rough that a wrong voxel shows."""
+    coarse = rng.standard_normal([n // 6 + 3 for n in shape])
+    values = _stretched(coarse, shape) + 0.15 * rng.standard_normal(shape)
+    values = (values - values.min()) / (values.max() - values.min())
+    low, high = _limits(spec, number)
+    margin = 0.2 * (high - low)
+    made = low - margin + values * (high - low + 2 * margin)
+    if not form.negative and low >= 0:
+        made = np.maximum(made, 0.02 * (high - low))
+    elif form.negative and low >= 0:
+        made -= 0.3 * (high - low)
+    if form.zeros:
+        # A frame of zeros, wider on one side, and a hole inside; another place in each channel.
+        k, j, i = shape
+        made[:, : j // 8 + number] = made[:, :, -(i // 9 + 1) :] = made[: k // 10 + 1] = 0
+        made[k // 3 : k // 2, j // 3 + number : j // 2 + number, i // 2 : 2 * i // 3] = 0
+    return made.astype(np.float32)
+
+
+def _limits(spec: ModelSpec, number: int) -> tuple[float, float]:
+    """The range of grey values in which the network sees differences."""
+    for step in spec.normalization:
+        if step.kind in ("window", "nnunet_ct") and step.low is not None and step.high is not None:
+            return step.low, step.high
+    if spec.modality.upper() in ("CT", "CTA", "HU"):
+        return -900.0, 900.0
+    return 0.0, 300.0 * 4.0**number
+
+
+def _stretched(coarse: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """A coarse array interpolated linearly, axis by axis, to a shape."""
+    made = coarse
+    for axis, size in enumerate(shape):
+        place = np.linspace(0, made.shape[axis] - 1.001, size)
+        below = place.astype(int)
+        share = (place - below).reshape([-1 if n == axis else 1 for n in range(3)])
+        made = np.take(made, below, axis) * (1 - share) + np.take(made, below + 1, axis) * share
+    return made
