@@ -21,12 +21,8 @@ from .progress import Task
 from .segmentation_file import check_output_path, present_labels, write_segmentation
 from .segmenter import SegmentationOptions
 from .system import library_environment
+from .terminal import print_result
 from .volume_io import read_volume
-
-
-def print_result(args: argparse.Namespace, value: dict[str, Any], *lines: str) -> None:
-    """JSON for machines, or lines for people."""
-    print(json.dumps(value) if args.json else "\n".join(lines))
 
 
 def scan_paths(text: str) -> str | list[str]:
@@ -36,8 +32,6 @@ def scan_paths(text: str) -> str | list[str]:
 
 
 def options_of(args: argparse.Namespace) -> SegmentationOptions:
-    if args.batch < 0:
-        raise InputError(f"A batch of {args.batch} windows is not possible.", "Give --batch of at least 1, or 0 to leave it to the program.")
     memory = int(args.memory * (1 << 30)) if args.memory is not None else None
     return SegmentationOptions(tuple(args.patch) if args.patch else None, args.overlap, args.batch, args.skip_air, memory, check_ranges=not args.no_range_check)
 

@@ -20,8 +20,6 @@ from .volume_io import read_volume
 
 def run(args: argparse.Namespace, task: Task) -> None:
     """Segment in FP32 and INT8, and write what differs into a folder."""
-    if args.volume_change < 0:
-        raise InputError(f"A change of {args.volume_change} percent is not possible.", "Give --volume-change of at least 0.")
     folder = Path(args.output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file.", "Give a folder with --output.")

@@ -8,22 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .arguments import FORMS
 from .errors import InputError
 from .files import write_json
 from .importers.base import Understood, write
 from .model_spec import ModelSpec
 from .progress import Task
 from .spec_parser import parse_spec
-
-FORMS = {
-    "onnx": "an ONNX file (weights in files beside it are taken along)",
-    "bundle": "a MONAI bundle, folder or zip",
-    "nnunet": "a result folder of nnU-Net v2 (plans.json, dataset.json, fold_N), folder or zip",
-    "auto3dseg": "model.pt of MONAI Auto3DSeg, or the folder or zip it lies in",
-    "torchscript": "a TorchScript file (needs --trust-code)",
-    "export": "an archive of torch.export, .pt2 (needs --trust-code)",
-    "python": "a Python file with a class (--class, needs --trust-code)",
-}
+from .terminal import print_result
 
 
 def run(args: argparse.Namespace, task: Task) -> None:
@@ -99,16 +91,15 @@ def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelS
         package = write(item, target, task, dynamic=args.dynamic)
         check = item.check.to_json() if item.check else None
         written.append({"package": str(target), "spec": package.spec.to_json(), "notes": item.notes, "import": check})
-    if args.json:
-        print(json.dumps(written[0] if len(written) == 1 else {"packages": written}))
-        return
-    print("\n".join(described(understood[0].spec, understood[0].notes)))
-    for item in understood:
-        if item.check is not None:
-            print(f"  compared    {item.check.summary()}" if item.check.compared else f"  {item.check.summary()}")
-    for target in targets:
-        print(f"wrote {target}")
-    print(f"next: medquant quantize {targets[0]} --calibrate SCANS")
+    checks = [item.check for item in understood if item.check is not None]
+    print_result(
+        args,
+        written[0] if len(written) == 1 else {"packages": written},
+        *described(understood[0].spec, understood[0].notes),
+        *(f"  compared    {check.summary()}" if check.compared else f"  {check.summary()}" for check in checks),
+        *(f"wrote {target}" for target in targets),
+        f"next: medquant quantize {targets[0]} --calibrate SCANS",
+    )
 
 
 def _targets(output: str, understood: list[Understood]) -> list[Path]:
@@ -126,12 +117,13 @@ def _write_draft(args: argparse.Namespace, understood: Understood) -> None:
     if draft.exists():
         raise InputError(f"{draft} is there already.", f"Edit it and give it back with --spec {draft}, or remove it.")
     write_json(draft, understood.spec.to_json())
-    if args.json:
-        print(json.dumps({"draft": str(draft), "spec": understood.spec.to_json(), "notes": understood.notes}))
-        return
-    print("\n".join(described(understood.spec, understood.notes)))
-    print(f"wrote {draft}: check and correct it,")
-    print(f"then: medquant import {args.form} {args.network} --spec {draft} --output {args.output}")
+    print_result(
+        args,
+        {"draft": str(draft), "spec": understood.spec.to_json(), "notes": understood.notes},
+        *described(understood.spec, understood.notes),
+        f"wrote {draft}: check and correct it,",
+        f"then: medquant import {args.form} {args.network} --spec {draft} --output {args.output}",
+    )
 
 
 def described(spec: ModelSpec, notes: list[str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from . import catalogue
 from .errors import InputError
 from .model import peek
 from .progress import Task
+from .terminal import ask, print_result, say
 
 
 def run(args: argparse.Namespace, task: Task) -> None:
@@ -21,16 +21,12 @@ def run(args: argparse.Namespace, task: Task) -> None:
         raise InputError(f"Which model shall be {args.action}?", f"Give its name: medquant models {args.action} NAME")
     elif args.action == "remove":
         freed = catalogue.remove(args.name)
-        _say(args, {"removed": args.name, "bytes": freed}, f"removed {args.name}: {freed / 1e6:.1f} MB are free again")
+        print_result(args, {"removed": args.name, "bytes": freed}, f"removed {args.name}: {freed / 1e6:.1f} MB are free again")
     elif args.action == "show":
         item = catalogue.entry(args.name)
-        _say(args, _json(item), *_lines(item))
+        print_result(args, _json(item), *_lines(item))
     else:
         _get(args, task)
-
-
-def _say(args: argparse.Namespace, value: dict[str, Any], *lines: str) -> None:
-    print(json.dumps(value) if args.json else "\n".join(lines))
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -43,7 +39,7 @@ def _list(args: argparse.Namespace) -> None:
         f"{'*' if row['installed'] else ' '} {row['name']:34}{row['modality']:4}{row['structures']:5}  {row['network']:12}{row['title']}"
         for row in rows
     ]
-    _say(args, {"models": rows}, *(lines or ["no model fits"]), "* installed;  medquant models show NAME, medquant models get NAME")
+    print_result(args, {"models": rows}, *(lines or ["no model fits"]), "* installed;  medquant models show NAME, medquant models get NAME")
 
 
 def _own(name: str, path: Path) -> dict[str, Any]:
@@ -96,12 +92,12 @@ def _lines(item: catalogue.CatalogueEntry) -> list[str]:
 def _get(args: argparse.Namespace, task: Task) -> None:
     item = catalogue.entry(args.name)
     if not args.json:
-        print("\n".join(_lines(item)))
+        say(*_lines(item))
     if not args.accept_license and not _agreed(args):
         raise InputError(f"The licence of {item.name} was not accepted.", "Read it, and give --accept-license.")
     packages = catalogue.install(item, Path(args.source) if args.source else None, task, trust_code=args.trust_code)
     folders = [str(package.folder) for package in packages]
-    _say(
+    print_result(
         args,
         {"name": item.name, "packages": folders},
         f"installed {item.name} in {models_root_of(folders)}",
@@ -114,6 +110,4 @@ def models_root_of(folders: list[str]) -> str:
 
 
 def _agreed(args: argparse.Namespace) -> bool:
-    if args.json or not sys.stdin.isatty():
-        return False
-    return input("Do you accept this licence? [y/N] ").strip().lower() in ("y", "yes")
+    return not args.json and ask("Do you accept this licence?")

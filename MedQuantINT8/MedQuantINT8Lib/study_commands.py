@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from .networks import STUDY
 from .progress import Task
+from .terminal import print_result
 
 
 def networks(args: argparse.Namespace, task: Task) -> None:
-    if args.json:
-        rows = [
-            {"name": n.name, "title": n.title, "data": n.data, "classes": n.classes, "study_mb": n.engine_mb, "free_size": n.free_size, "note": n.note}
-            for n in STUDY.values()
-        ]
-        print(json.dumps({"networks": rows}))
-        return
-    print(f"{'name':12}{'network':12}{'data of the study':22}{'classes':>8}{'FP32 MB':>9}  patch")
+    rows = [
+        {"name": n.name, "title": n.title, "data": n.data, "classes": n.classes, "study_mb": n.engine_mb, "free_size": n.free_size, "note": n.note}
+        for n in STUDY.values()
+    ]
+    lines = [f"{'name':12}{'network':12}{'data of the study':22}{'classes':>8}{'FP32 MB':>9}  patch"]
     for n in STUDY.values():
         sizes = f"multiples of {n.multiples[0]}" if n.free_size else "96 x 96 x 96 only"
-        print(f"{n.name:12}{n.title:12}{n.data:22}{n.classes:8}{n.engine_mb:9.1f}  {sizes}" + (f"\n{'':12}{n.note}" if n.note else ""))
+        lines.append(f"{n.name:12}{n.title:12}{n.data:22}{n.classes:8}{n.engine_mb:9.1f}  {sizes}")
+        lines += [f"{'':12}{n.note}"] if n.note else []
+    print_result(args, {"networks": rows}, *lines)
 
 
 def reproduce(args: argparse.Namespace, task: Task) -> None:
@@ -29,7 +28,7 @@ def reproduce(args: argparse.Namespace, task: Task) -> None:
     from .reproduce import reproduce as run
 
     value = run(args.table, args.networks, args.engine, Path(args.output) if args.output else None, task)
-    print(json.dumps(value) if args.json else "\n".join(page(value)))
+    print_result(args, value, *page(value))
 
 
 def selftest(args: argparse.Namespace, task: Task) -> None:
@@ -37,7 +36,7 @@ def selftest(args: argparse.Namespace, task: Task) -> None:
     from .selftest import lines_of, run_selftest
 
     value = run_selftest(args.engine, args.networks, Path(args.output), task)
-    print(json.dumps(value) if args.json else "\n".join(lines_of(value)))
+    print_result(args, value, *lines_of(value))
     if not value["passed"]:
         raise EngineError("The self-test failed.", f"Look at {args.output}/selftest.html, and send it to the developers.")
 
@@ -47,13 +46,10 @@ def evaluate(args: argparse.Namespace, task: Task) -> None:
     from .commands import options_of
     from .datasets import read_dataset
     from .ensemble import load_ensemble
-    from .errors import InputError
     from .evaluate import evaluate as run
     from .evaluate import lines_of, write_results
     from .runs import EngineChoice
 
-    if args.tolerance <= 0:
-        raise InputError(f"A tolerance of {args.tolerance} mm is not possible.", "Give one above 0.")
     data = read_dataset(Path(args.data), args.form)
     cases = data.of(args.split)[: args.cases or None]
     with load_ensemble(resolve(args.model)) as ensemble:
@@ -62,4 +58,4 @@ def evaluate(args: argparse.Namespace, task: Task) -> None:
         choice = EngineChoice(args.engine, "int8", args.threads, args.device)
         value = run(ensemble, data, cases, choice, options_of(args), args.tolerance, task)
     write_results(value, Path(args.output))
-    print(json.dumps(value) if args.json else "\n".join([*lines_of(value), f"  wrote {args.output}/evaluation.html, .csv, .json"]))
+    print_result(args, value, *lines_of(value), f"  wrote {args.output}/evaluation.html, .csv, .json")

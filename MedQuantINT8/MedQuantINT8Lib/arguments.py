@@ -1,0 +1,73 @@
+"""What a value on the command line may be: numbers with their ranges and devices, refused in one line before any work starts."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+
+#: Where engines run: "auto" leaves it to the program, "cpu" is the processor, "gpu" the NVIDIA GPU with most free memory, "gpu:1" the second.
+DEVICES = "auto, cpu, gpu or gpu:N (N counts from 0)"
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A type for argparse: a whole number from ``low`` to ``high``, both included."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{_shown(text)} is not possible: give a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float, *, above: bool = False, below: bool = False) -> Callable[[str], float]:
+    """A type for argparse: a number from ``low`` to ``high``.
+
+    Args:
+        above: ``low`` itself is refused.
+        below: ``high`` itself is refused.
+    """
+    from_low = f"above {low:g}" if above else f"from {low:g}"
+    to_high = f"below {high:g}" if below else f"to {high:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        # NaN fits no comparison.
+        inside = (low < value if above else low <= value) and (value < high if below else value <= high)
+        if not inside:
+            raise argparse.ArgumentTypeError(f"{_shown(text)} is not possible: give a number {from_low} {to_high}")
+        return value
+
+    return parse
+
+
+def device(text: str) -> str:
+    """A type for argparse: where an engine runs (:data:`DEVICES`)."""
+    if not re.fullmatch(r"auto|cpu|gpu(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"there is no device {_shown(text)}: give {DEVICES}")
+    return text
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")
+
+
+#: What ``medquant import`` takes.
+FORMS = {
+    "onnx": "an ONNX file (weights in files beside it are taken along)",
+    "bundle": "a MONAI bundle, folder or zip",
+    "nnunet": "a result folder of nnU-Net v2 (plans.json, fold_N), or its zip",
+    "auto3dseg": "model.pt of MONAI Auto3DSeg, or the folder or zip it lies in",
+    "torchscript": "a TorchScript file (needs --trust-code)",
+    "export": "an archive of torch.export, .pt2 (needs --trust-code)",
+    "python": "a Python file with a class (--class, needs --trust-code)",
+}
