@@ -199,3 +199,81 @@ def test_bad_descriptions_are_told_before_any_work(tmp_path, scans, int8_package
     assert main(["evaluate", str(fp32_package.folder), "--data", str(path), "-q"]) == 3
     assert "medquant quantize" in capsys.readouterr().err
     assert main(["evaluate", model, "--data", str(tmp_path / "nowhere"), "-q"]) == 2
+
+
+def brains(folder, *names):
+    for name in names:
+        save(folder / f"{name}.nii.gz", np.full((4, 4, 4), len(name), np.int16))
+
+
+def test_a_label_map_gets_the_scan_of_its_own_subject(tmp_path):
+    """sub1's label map is not paired with sub10's scan, whatever comes first in the folder."""
+    brains(tmp_path, "sub1_labels", "sub10_labels", "sub10_t1", "sub1_t1", "sub1_2_labels", "sub1_2", "a_labels", "a", "a_flair")
+    found = {case.name: case.image[0].name for case in read_dataset(tmp_path).cases}
+    assert found == {"sub1": "sub1_t1.nii.gz", "sub10": "sub10_t1.nii.gz", "sub1_2": "sub1_2.nii.gz", "a": "a.nii.gz"}
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("sub1_labels", "sub10_t1"), "sub1_labels.nii.gz needs one scan called sub1, but there is none"),
+        (("s_labels", "s_t1", "s_t2"), "there are several: s_t1.nii.gz, s_t2.nii.gz"),
+        (("labels/x", "images/y"), "x.nii.gz needs one scan called x, but there is none"),
+    ],
+)
+def test_a_label_map_without_its_one_scan_is_named(tmp_path, names, words):
+    brains(tmp_path, *names)
+    with pytest.raises(InputError, match=words):
+        read_dataset(tmp_path)
+
+
+def test_cases_of_one_name_or_one_scan_are_refused(tmp_path):
+    brains(tmp_path, "1", "2", "l")
+    for cases, words in (
+        ([("a", "1"), ("a", "2")], "several cases called a"),
+        ([("a", "1"), ("b", "1")], "the cases a and b have the same scan 1.nii.gz"),
+    ):
+        rows = [{"name": name, "image": f"{scan}.nii.gz", "label": "l.nii.gz"} for name, scan in cases]
+        (tmp_path / "data.json").write_text(json.dumps({"cases": rows}))
+        with pytest.raises(InputError, match=words):
+            read_dataset(tmp_path / "data.json")
+
+
+def test_the_summary_looks_at_each_row_once():
+    class Row(dict):
+        looked = 0
+
+        def __getitem__(self, key):
+            Row.looked += 1
+            return super().__getitem__(key)
+
+    structures, cases = [f"s{n}" for n in range(12)], [f"c{n}" for n in range(4)]
+    rows = [Row(case=c, structure=s, precision=p, dice=0.5, nsd=0.5, hd95=1.0, ml_difference=0.0) for c in cases for s in structures for p in ("fp32", "int8")]
+    summary(rows, structures)
+    assert Row.looked <= 40 * len(rows)
+
+
+def test_structures_that_nobody_drew_are_left_out():
+    from MedQuantINT8Lib.datasets import Case, DataSet
+    from MedQuantINT8Lib.evaluate import _annotated
+
+    data = DataSet("Made", (Case("a", (), {}),))
+    rows = [{"case": "a", "structure": s, "precision": p, "true_ml": ml} for s, ml in (("liver", 2.0), ("heart", 0.0)) for p in ("fp32", "int8")]
+    kept, left_out = _annotated(rows, data)
+    assert left_out == ["heart"] and {row["structure"] for row in kept} == {"liver"}
+    with pytest.raises(InputError, match="No label map of Made holds"):
+        _annotated(rows[2:], data)
+
+
+def test_help_shows_the_json_form(capsys, tmp_path):
+    from MedQuantINT8Lib.arguments import JSON_FORM
+
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert JSON_FORM in capsys.readouterr().out
+    shown = json.loads(JSON_FORM[JSON_FORM.index("{") : JSON_FORM.rindex("}") + 1])
+    for folder, name in [(case["image"] if isinstance(case["image"], list) else [case["image"]], case["label"]) for case in shown["cases"]]:
+        for path in [*folder, name]:
+            save(tmp_path / path, np.zeros((4, 4, 4), np.int16))
+    (tmp_path / "d.json").write_text(json.dumps(shown))
+    assert [len(case.image) for case in read_dataset(tmp_path / "d.json").cases] == [1, 2]

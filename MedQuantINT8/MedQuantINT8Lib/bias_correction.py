@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import graph, rewrites
 from .engines.onnxruntime import session
-from .graph import Graph
+from .graph import FreshNames, Graph
 
 Patch = NDArray[np.float32]
 
@@ -33,10 +33,11 @@ def input_means(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, int]
     wanted = sorted({node.input[0] for node in nodes} - {input_name})
     sums: dict[str, NDArray[np.float64]] = {}
     count = 0
-    run = session(_with_means(fixed, wanted).SerializeToString(), "fp32")
+    measuring, outputs = _with_means(fixed, wanted)
+    run = session(measuring.SerializeToString(), "fp32")
     for patch in patches:
         # An empty list of outputs would mean all of them.
-        values = run.run([f"{name}_channel_mean" for name in wanted], {input_name: patch[None]}) if wanted else []
+        values = run.run(outputs, {input_name: patch[None]}) if wanted else []
         found = {input_name: patch.mean(axis=(1, 2, 3)), **{n: v.ravel() for n, v in zip(wanted, values, strict=True)}}
         for name, mean in found.items():
             sums[name] = sums.get(name, np.zeros(mean.size)) + mean
@@ -44,23 +45,35 @@ def input_means(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, int]
     return {node.name: sums[node.input[0]] / max(count, 1) for node in nodes}
 
 
-def _with_means(model: Any, tensors: list[str]) -> Any:
-    """The network with the tensors' channel means as further outputs: the tensors themselves would fill the memory."""
+#: From this opset on ReduceMean takes its axes as an input.
+_AXES_AS_INPUT = 18
+
+
+def _with_means(model: Any, tensors: list[str]) -> tuple[Any, list[str]]:
+    """The network with the tensors' channel means as further outputs, and their names: the tensors themselves would fill the memory."""
     onnx = graph.require_onnx()
     copy = rewrites.copied(model)
-    copy.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 2, 3, 4]), "channel_mean_axes"))
+    fresh = FreshNames(copy)
+    opset = next((item.version for item in copy.opset_import if item.domain in ("", "ai.onnx")), _AXES_AS_INPUT)
+    axes, given, outputs = [0, 2, 3, 4], fresh("channel_mean_axes"), []
+    if opset >= _AXES_AS_INPUT:
+        copy.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes), given))
     for name in tensors:
-        node = onnx.helper.make_node("ReduceMean", [name, "channel_mean_axes"], [f"{name}_channel_mean"], keepdims=0)
+        outputs.append(fresh(f"{name}_channel_mean"))
+        if opset >= _AXES_AS_INPUT:
+            node = onnx.helper.make_node("ReduceMean", [name, given], [outputs[-1]], keepdims=0)
+        else:
+            node = onnx.helper.make_node("ReduceMean", [name], [outputs[-1]], keepdims=0, axes=axes)
         copy.graph.node.append(node)
-        copy.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}_channel_mean", onnx.TensorProto.FLOAT, None))
-    return copy
+        copy.graph.output.append(onnx.helper.make_tensor_value_info(outputs[-1], onnx.TensorProto.FLOAT, None))
+    return copy, outputs
 
 
 def with_corrected_biases(fp32: Any, int8: Any, means: dict[str, NDArray[np.float64]]) -> Any:
     """A copy of the INT8 network whose convolutions' biases make up for the rounding of their weights."""
     onnx = graph.require_onnx()
     copy = rewrites.copied(int8)
-    found, exact = Graph(copy), Graph(fp32)
+    found, exact, fresh = Graph(copy), Graph(fp32), FreshNames(copy)
     originals = {node.name: node for node in fp32.graph.node}
     for node in copy.graph.node:
         if node.op_type != "Conv" or node.name not in means or rewrites.attributes(node).get("group", 1) != 1:
@@ -73,7 +86,7 @@ def with_corrected_biases(fp32: Any, int8: Any, means: dict[str, NDArray[np.floa
         rounded = stored.astype(np.float64) * scale.astype(np.float64).reshape(-1, *[1] * (stored.ndim - 1))
         moved = (rounded - weight).sum(axis=(2, 3, 4)) @ means[node.name]
         bias = found.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(weight.shape[0])
-        name = f"{node.name}_corrected_bias"
+        name = fresh(f"{node.name}_corrected_bias")
         copy.graph.initializer.append(onnx.numpy_helper.from_array((bias - moved).astype(np.float32), name))
         if len(node.input) > 2:
             node.input[2] = name

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .evaluation import check_label_values, check_same_place, in_words
 from .histogram import METHODS, ActivationHistogram, activation_range
 from .model_spec import ModelSpec
 from .preprocessing import NetworkInput, preprocess
@@ -39,7 +41,7 @@ class CalibrationOptions:
     Attributes:
         method: "max", "entropy", "percentile" or "mse".
         patches: in total, over all volumes.
-        foreground, air: shares of the patches centred on foreground and on air; the rest is drawn at random.
+        foreground, air: shares of all patches together that are centred on foreground and on air; the rest is drawn at random.
         seed: of the draw.
     """
 
@@ -72,29 +74,68 @@ def foreground_by_intensity(network_input: NetworkInput) -> NDArray[np.bool_]:
     return first > first.mean()
 
 
+#: Where patches may lie, in the order in which a volume's are drawn.
+KINDS = ("foreground", "air", "random")
+
+
 @dataclass(frozen=True)
 class Sample:
-    """A patch float32 (C, A0, A1, A2), and its label values (A0, A1, A2) where the scan came with labels."""
+    """A patch float32 (C, A0, A1, A2), and its label values (A0, A1, A2) where the scan came with labels.
+
+    Attributes:
+        kind: one of :data:`KINDS`, or "whole" for a volume that is no larger than the patch.
+    """
 
     patch: Patch
     labels: NDArray[Any] | None = None
+    kind: str = "random"
+
+
+def counts_by_kind(options: CalibrationOptions) -> dict[str, int]:
+    """How many of all patches are drawn of each kind, by the largest remainder: they add up to ``options.patches``."""
+    shares = (options.foreground, options.air, max(0.0, 1 - options.foreground - options.air))
+    # Twelve digits: 20 * 0.3 is 6.000000000000001.
+    exact = [round(options.patches * share, 12) for share in shares]
+    counts = [int(value) for value in exact]
+    most_left = sorted(range(len(exact)), key=lambda n: (counts[n] - exact[n], n))
+    for n in most_left[: options.patches - sum(counts)]:
+        counts[n] += 1
+    return dict(zip(KINDS, counts, strict=True))
+
+
+def allotted(options: CalibrationOptions, volumes: int) -> list[dict[str, int]]:
+    """How many patches of each kind each volume gives.
+
+    The shares hold over all volumes together: rounded a volume, one patch of each of 20 scans would always be foreground. The kinds
+    are spread as evenly as they can be, so that none comes from one volume alone.
+    """
+    counts = counts_by_kind(options)
+    # Each kind's patches at even distances on a line from 0 to 1; the volumes take theirs from the line, one after the other.
+    line = sorted(((n + 0.5) / count, KINDS.index(kind), kind) for kind, count in counts.items() for n in range(count))
+    share, rest = divmod(options.patches, volumes)
+    found, begin = [], 0
+    for index in range(volumes):
+        end = begin + share + (index < rest)
+        found.append({kind: sum(name == kind for *_, name in line[begin:end]) for kind in KINDS})
+        begin = end
+    return found
 
 
 def draw_samples(
     network_input: NetworkInput,
     patch: tuple[int, int, int],
     pad_value: float,
-    options: CalibrationOptions,
-    count: int,
+    counts: Mapping[str, int],
     rng: np.random.Generator,
     find_foreground: ForegroundFinder = foreground_by_intensity,
     labels: NDArray[Any] | None = None,
 ) -> Iterator[Sample]:
-    """Patches of one volume in network space, drawn around foreground, in air and at random as ``options`` says.
+    """Patches of one volume in network space, drawn around foreground, in air and at random.
 
-    A volume that is no larger than the patch gives one.
+    A volume that is no larger than the patch gives one. Where a volume has no foreground, or no air, the patch is drawn at random.
 
     Args:
+        counts: how many of each of :data:`KINDS`.
         labels: label values of the volume (A0, A1, A2), cut in the same places.
     """
     missing = [max(0, p - n) for p, n in zip(patch, network_input.data.shape[1:], strict=True)]
@@ -104,13 +145,12 @@ def draw_samples(
         data = np.pad(data, [(0, 0), *pads], constant_values=pad_value)
         labels = None if labels is None else np.pad(labels, pads)
     if data.shape[1:] == patch:
-        yield Sample(data, labels)
+        yield Sample(data, labels, "whole")
         return
     foreground = find_foreground(network_input)
-    inside, outside = np.flatnonzero(foreground), np.flatnonzero(~foreground)
-    wanted = round(count * options.foreground), round(count * options.air)
-    for number in range(count):
-        pool = inside if number < wanted[0] else outside if number < sum(wanted) else None
+    pools = {"foreground": np.flatnonzero(foreground), "air": np.flatnonzero(~foreground)}
+    for kind in (name for name in KINDS for _ in range(counts.get(name, 0))):
+        pool = pools.get(kind)
         center = None
         if pool is not None and pool.size:
             voxel = np.unravel_index(int(rng.choice(pool)), foreground.shape)
@@ -120,7 +160,8 @@ def draw_samples(
             start = int(rng.integers(0, size - p + 1)) if center is None else center[axis] - p // 2
             starts.append(min(max(start, 0), size - p))
         index = tuple(slice(s, s + p) for s, p in zip(starts, patch, strict=True))
-        yield Sample(np.ascontiguousarray(data[(slice(None), *index)]), None if labels is None else labels[index])
+        drawn = np.ascontiguousarray(data[(slice(None), *index)])
+        yield Sample(drawn, None if labels is None else labels[index], kind if center is not None else "random")
 
 
 class PatchSampler:
@@ -154,7 +195,9 @@ class PatchSampler:
         self.patch = patch
         self._find_foreground = find_foreground
         self._task = task or Task()
+        self._allotted = allotted(options, len(volumes))
         self.volume_hashes: dict[str, str] = {}
+        self._seen: dict[str, str] = {}
 
     @property
     def warnings(self) -> list[str]:
@@ -169,47 +212,66 @@ class PatchSampler:
         )
 
     def __len__(self) -> int:
-        return sum(self._counts())
+        """How many patches are asked for; volumes that are no larger than a patch give fewer."""
+        return self._options.patches
 
-    def _counts(self) -> list[int]:
-        share, rest = divmod(self._options.patches, len(self._volumes))
-        return [share + (index < rest) for index in range(len(self._volumes))]
+    @property
+    def drawn(self) -> dict[str, int]:
+        """How many different patches were drawn so far, by where they lie (:data:`KINDS`, or "whole")."""
+        return dict(Counter(self._seen.values()))
 
     def __iter__(self) -> Iterator[Patch]:
-        for index, count in enumerate(self._counts()):
-            for sample in self._samples(index, count, None) if count else ():
+        for index, counts in enumerate(self._allotted):
+            for sample in self._samples(index, None) if any(counts.values()) else ():
+                self._seen.setdefault(hashlib.sha256(sample.patch.data).hexdigest(), sample.kind)
                 yield sample.patch
 
+    def check_labels(self) -> None:
+        """Read the label maps and refuse what is none of this model, before any work.
+
+        Raises:
+            InputError: values that the model does not know, no label of the model in any of them, or another grid than the scan's.
+        """
+        known = {label.value for label in self._spec.labels}
+        found: set[int] = set()
+        for source, scan in zip(self._labels, self._volumes, strict=False):
+            self._task.check()
+            labels = source()
+            found |= check_label_values(labels, known)
+            check_same_place(labels, scan())
+        if self._labels and not found:
+            raise InputError(
+                f"The label maps hold none of the model's structures (label values {in_words(known)}).",
+                "Give label maps of those scans, with the model's label values.",
+            )
+
     def first_samples(self, count: int) -> list[Sample]:
-        """The first patch of each of the first volumes, then the second of each, with labels: what is compared."""
-        counts = self._counts()
-        volumes = min(count, len([c for c in counts if c]))
-        by_volume = [
-            list(itertools.islice(self._samples(index, counts[index], self._reference(index)), -(-count // volumes)))
-            for index in range(volumes)
-        ]
-        rounds = itertools.zip_longest(*by_volume)
-        return [sample for group in rounds for sample in group if sample is not None][:count]
+        """Patches with labels for comparing networks: of as many volumes as there are, around foreground before the rest."""
+        places = [(n, index, n < counts["foreground"]) for index, counts in enumerate(self._allotted) for n in range(sum(counts.values()))]
+        # The first patch of each volume, then the second of each; one in air shows nothing to compare.
+        chosen = sorted(places, key=lambda place: (not place[2], place[0], place[1]))[:count]
+        wanted: dict[int, int] = {}
+        for n, index, _ in chosen:
+            wanted[index] = max(wanted.get(index, 0), n + 1)
+        by_volume = {index: list(itertools.islice(self._samples(index, self._reference(index)), most)) for index, most in wanted.items()}
+        # A volume that is no larger than a patch gives one, however many were asked of it.
+        return [by_volume[index][n] for n, index, _ in chosen if n < len(by_volume[index])]
 
     def _reference(self, index: int) -> Volume | None:
         return self._labels[index]() if self._labels else None
 
-    def _samples(self, index: int, count: int, reference: Volume | None) -> Iterator[Sample]:
+    def _samples(self, index: int, reference: Volume | None) -> Iterator[Sample]:
         self._task.check()
         volume = self._volumes[index]()
         self.volume_hashes[f"volume {index}"] = hashlib.sha256(np.ascontiguousarray(volume.data).data).hexdigest()
         network_input = preprocess(volume, self._spec)
         labels = None
         if reference is not None:
-            if reference.grid.size != volume.grid.size:
-                raise InputError(
-                    f"{reference.name} has {reference.grid.size} voxels, but {volume.name} has {volume.grid.size}.",
-                    "Give the label map of that scan.",
-                )
+            check_same_place(reference, volume)
             labels = network_input.labels_in_network_space(np.rint(reference.data[0]).astype(np.int32))
         rng = np.random.default_rng((self._options.seed, index))
         yield from draw_samples(
-            network_input, self.patch, self._spec.window.pad_value, self._options, count, rng, self._find_foreground, labels
+            network_input, self.patch, self._spec.window.pad_value, self._allotted[index], rng, self._find_foreground, labels
         )
 
 
@@ -218,13 +280,14 @@ class Calibration:
     """Ranges of the quantized tensors, and where they came from; what calibration.json holds.
 
     Attributes:
+        drawn: how many different patches were drawn, by where they lie.
         input: name of the network's input, so that a run can find its range without reading the network.
     """
 
     options: CalibrationOptions
     scales: dict[str, float]
     maxima: dict[str, float]
-    patches: int
+    drawn: dict[str, int]
     volume_hashes: dict[str, str]
     warnings: list[str]
     versions: dict[str, str]
@@ -235,7 +298,8 @@ class Calibration:
             "schema": "medquant-calibration",
             "schema_version": "1.0",
             **asdict(self.options),
-            "patches_used": self.patches,
+            "patches_used": sum(self.drawn.values()),
+            "patches_drawn": self.drawn,
             "volumes": self.volume_hashes,
             "warnings": self.warnings,
             "versions": self.versions,

@@ -90,24 +90,28 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
         args,
         {"package": str(target), "calibration": package.calibration()},
         f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "
-        f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {report.guard.agreement:.4f} (simulated)",
+        f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {_dice(report.guard.agreement)} (simulated)",
         *_guard_lines(report.guard),
         *(f"  in high precision: {layer.name}: {layer.reason}" for layer in kept),
         *(f"warning: {text}" for text in report.warnings),
     )
 
 
+def _dice(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
+
+
 def _guard_lines(result: Any) -> list[str]:
     lines = []
     if result.dice_fp32 is not None:
-        lines.append(f"mean Dice to the labels: FP32 {result.dice_fp32:.4f}, INT8 {result.after.dice:.4f} (simulated)")
+        lines.append(f"mean Dice to the labels: FP32 {_dice(result.dice_fp32)}, INT8 {_dice(result.after.dice)} (simulated)")
     if result.returned:
         lines.append(
-            f"the guard put {len(result.returned)} layer(s) back to float: agreement {result.before.agreement:.4f} before, {result.agreement:.4f} after"
+            f"the guard put {len(result.returned)} layer(s) back to float: agreement {_dice(result.before.agreement)} before, {_dice(result.agreement)} after"
         )
-    if result.milliseconds:
-        lines.append(f"  which costs {result.milliseconds[-1] - result.milliseconds[0]:.1f} ms of {result.milliseconds[-1]:.1f} ms a patch")
-    if not result.kept:
+    if result.cost_ms is not None:
+        lines.append(f"  which costs {result.cost_ms:.1f} ms of {result.milliseconds[-1]:.1f} ms a window")
+    if result.judged and not result.kept:
         lines.append("warning: the budget does not hold: see 'guard' in calibration.json. Try --method, more scans, or --keep.")
     return lines
 
@@ -294,7 +298,8 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
             lines.append(f"{name:32}{first:10.2f}{second:10.2f}{(f'{first / second:7.2f}x' if second and first else ''):>8}")
     for item in report["agreement"]:
         mean = "–" if item["mean_dice"] is None else f"{item['mean_dice']:.4f}"
-        lines.append(f"{item['scan']}: {item['first']} against {item['second']}: mean Dice {mean}")
+        left_out = f" (left out, as the labels do not have them: {', '.join(item['left_out'])})" if item["left_out"] else ""
+        lines.append(f"{item['scan']}: {item['first']} against {item['second']}: mean Dice {mean}{left_out}")
     return lines
 
 

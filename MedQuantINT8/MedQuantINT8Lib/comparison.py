@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .evaluation import agreement
+from .evaluation import agreement, check_same_place, in_words, label_values
+from .files import free_name
 from .model import ModelPackage
+from .model_spec import Label
 from .pictures import comparison_slices
 from .progress import Task
 from .report import agreement_json, picture_json, report_json
@@ -26,41 +28,59 @@ def compare_scans(
 ) -> dict[str, Any]:
     """Run every scan in FP32 and INT8 and report.
 
+    Structures that a reference does not hold are left out of its mean: nobody drew them, or they are not there.
+
     Args:
         references: label maps with the model's label values, one a scan, or none.
 
     Raises:
-        InputError: a reference that does not lie on its scan's grid.
+        InputError: a reference that does not lie on its scan's grid, is no label map, or holds none of the model's structures.
     """
-    for scan, reference in zip(scans, references, strict=False):
-        _check_reference(scan, reference)
-    runs, agreements, pictures = [], [], []
     labels = package.spec.labels
+    for scan, reference in zip(scans, references, strict=False):
+        _check_reference(scan, reference, labels)
+    runs, agreements, pictures = [], [], []
+    names = distinct_names(scans)
     with task.stage("comparing", 2 * len(scans)), TemporaryDirectory(prefix="medquant-compare-") as scratch:
         for index, scan in enumerate(scans):
             found = {}
             for precision in ("fp32", "int8"):
                 output = Path(scratch) / f"{index}-{precision}.nrrd"
-                runs.append(run_scan(scan, precision, output))
+                runs.append({**run_scan(scan, precision, output), "scan": names[index]})
                 found[precision] = read_volume(output).data[0]
                 task.step()
             volume = read_volume(scan.split(",")[0] if not Path(scan).exists() else scan)
-            name, ml = Path(scan).name, volume.grid.voxel_ml
+            name, ml = names[index], volume.grid.voxel_ml
             agreements.append(agreement_json(name, "int8", "fp32", agreement(found["int8"], found["fp32"], labels, ml)))
             if index < len(references):
-                reference = np.rint(read_volume(references[index]).data[0]).astype(np.int64)
+                read = read_volume(references[index])
+                reference, annotated = np.rint(read.data[0]).astype(np.int64), label_values(read)
                 for precision, ours in found.items():
-                    agreements.append(agreement_json(name, precision, "labels", agreement(ours, reference, labels, ml)))
+                    rows = agreement(ours, reference, labels, ml, annotated)
+                    agreements.append(agreement_json(name, precision, "labels", rows, [label.name for label in labels if label.value not in annotated]))
             png = comparison_slices(volume, found["fp32"], found["int8"], labels)
             pictures.append(picture_json(f"{name}: FP32, voxels where INT8 differs in red", png))
     return report_json(package, runs, agreements, pictures)
 
 
-def _check_reference(scan: str, reference: str) -> None:
-    volume, labels = read_volume(scan.split(",")[0] if not Path(scan).exists() else scan), read_volume(reference)
-    if volume.grid.size != labels.grid.size:
+def distinct_names(scans: Sequence[str]) -> list[str]:
+    """A name for each scan that no other one has: the file's, with as many of its folders as it takes; a number where even the paths are the same."""
+    parts = [Path(scan).parts if Path(scan).exists() else (scan,) for scan in scans]
+    names: list[str] = []
+    for own in parts:
+        count = next((n for n in range(1, len(own)) if sum(other[-n:] == own[-n:] for other in parts) == 1), None)
+        if count is None:
+            count = 1 if sum(other[-1] == own[-1] for other in parts) == 1 else len(own)
+        name = str(Path(*own[-count:]))
+        names.append(free_name(name, set(names)))
+    return names
+
+
+def _check_reference(scan: str, reference: str, labels: Sequence[Label]) -> None:
+    volume, drawn = read_volume(scan.split(",")[0] if not Path(scan).exists() else scan), read_volume(reference)
+    check_same_place(drawn, volume)
+    if not label_values(drawn) & {label.value for label in labels}:
         raise InputError(
-            f"{reference} has {labels.grid.size} voxels, but {scan} has {volume.grid.size}.", "Give the label map of that scan."
+            f"{reference} holds none of the model's structures (label values {in_words({label.value for label in labels})}).",
+            "Give a label map with the model's label values.",
         )
-    if labels.data.min() < 0:
-        raise InputError(f"{reference} holds negative values: it is no label map.", "Give the label map of that scan.")

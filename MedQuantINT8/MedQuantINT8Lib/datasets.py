@@ -1,13 +1,10 @@
-"""Labelled data sets: a small JSON of our own, and the folder forms of the public ones.
-
-Ours: ``{"name", "structures": {"1": "liver", ...}, "cases": [{"name", "image", "label", "split"}]}``, paths from the file's own
-folder; ``image`` is a path or one a channel.
-"""
+"""Labelled data sets: a small JSON of our own (:data:`.arguments.JSON_FORM`), and the folder forms of the public ones."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,13 +90,19 @@ def _check(data: DataSet) -> None:
     if not data.cases:
         raise InputError(f"{data.name} holds no labelled case.", "Check the folder and --form.")
     splits: dict[str, str] = {}
+    images: dict[tuple[Path, ...], str] = {}
     for case in data.cases:
+        if (other := images.setdefault(case.image, case.name)) != case.name:
+            raise InputError(f"{data.name}: the cases {other} and {case.name} have the same scan {case.image[0].name}.", "Correct the data set's description.")
         if splits.setdefault(case.name, case.split) != case.split:
             raise InputError(f"{data.name}: the case {case.name} is in two splits.", "Correct the data set's description.")
         files = [case.label] if isinstance(case.label, Path) else list(case.label.values())
         for file in [*case.image, *files]:
             if not file.exists():
                 raise InputError(f"{data.name}: {case.name}: there is no file {file}.", "Correct the data set's description.")
+    # Results are kept by name: two cases of one name would be one.
+    if twice := [name for name, count in Counter(case.name for case in data.cases).items() if count > 1]:
+        raise InputError(f"{data.name}: there are several cases called {twice[0]}.", "Give each case a name of its own.")
 
 
 def _json(path: Path) -> DataSet:
@@ -151,22 +154,43 @@ def _total(folder: Path) -> DataSet:
     return DataSet("TotalSegmentator V2", tuple(cases))
 
 
+#: What may follow the name of a subject in the name of its scan, as in sub1_t1.
+_SIGNS = ("_", "-", ".")
+
+
+def _only(name: str, scans: list[Path], label: Path) -> Path:
+    """The one scan of a label map.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    if len(scans) != 1:
+        found = f"there are several: {', '.join(path.name for path in scans)}" if scans else "there is none"
+        raise InputError(f"{label.name} needs one scan called {name}, but {found}.", "Give each label map one scan, or describe the data set by a JSON file.")
+    return scans[0]
+
+
 def _brain(folder: Path) -> DataSet:
-    """Whole Brain: NAME.nii.gz beside NAME_labels.nii.gz, or images/ beside labels/; label_names.csv (value, name) if there is one."""
+    """Whole Brain: NAME.nii.gz (or NAME_t1.nii.gz and the like) beside NAME_labels.nii.gz, or images/ beside labels/; label_names.csv
+    (value, name) if there is one."""
     cases = []
     if (folder / "labels").is_dir():
-        labels = {scan_name(p): p for p in scan_files(folder / "labels")}
-        for scan in scan_files(folder / "images"):
-            if scan_name(scan) in labels:
-                cases.append(Case(scan_name(scan), (scan,), labels[scan_name(scan)]))
+        images = scan_files(folder / "images")
+        for label in scan_files(folder / "labels"):
+            name = scan_name(label)
+            cases.append(Case(name, (_only(name, [p for p in images if scan_name(p) == name], label),), label))
     else:
-        for label in scan_files(folder):
-            stem = scan_name(label)
-            if stem.endswith("_labels"):
-                name = stem.removesuffix("_labels")
-                image = next((p for p in scan_files(folder) if scan_name(p).startswith(name) and not scan_name(p).endswith("_labels")), None)
-                if image is not None:
-                    cases.append(Case(name, (image,), label))
+        files = {path: scan_name(path) for path in scan_files(folder)}
+        labels = {path: stem.removesuffix("_labels") for path, stem in files.items() if stem.endswith("_labels")}
+        scans: dict[str, list[Path]] = {name: [] for name in labels.values()}
+        for path, stem in files.items():
+            # A scan belongs to the longest name that it begins with as a whole: sub10 is no scan of sub1.
+            of = [name for name in scans if stem == name or stem.startswith(tuple(name + sign for sign in _SIGNS))]
+            if path not in labels and of:
+                scans[max(of, key=len)].append(path)
+        for label, name in labels.items():
+            exact = [path for path in scans[name] if files[path] == name]
+            cases.append(Case(name, (_only(name, exact or scans[name], label),), label))
     names = {}
     if (folder / "label_names.csv").is_file():
         for row in csv.reader((folder / "label_names.csv").read_text(encoding="utf-8-sig").splitlines()):

@@ -75,6 +75,8 @@ def evaluate(
                 task.check()
             task.step()
     shelf.clear()
+    rows, left_out = _annotated(rows, data)
+    labels = [label for label in labels if label.name not in left_out]
     return {
         "model": ensemble.first.spec.name,
         "data": data.name,
@@ -83,6 +85,7 @@ def evaluate(
         "machine": machine(),
         "engine": {p: {k: e[k] for k in ("name", "bytes", "note", "fallback_layers", "fidelity")} | {"int8_share": e["description"]["int8_mac_share"]} for p, e in engine.items()},
         "seconds": {p: float(np.median(s)) for p, s in seconds.items()},
+        "left_out": left_out,
         "rows": rows,
         "summary": summary(rows, [label.name for label in labels]),
     }
@@ -100,6 +103,22 @@ def _shared(labels: Sequence[Label], data: DataSet) -> list[Label]:
             "Give a data set of that model, or a JSON description whose structures have the model's names.",
         )
     return shared
+
+
+def _annotated(rows: list[dict[str, Any]], data: DataSet) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows without structures that no label map of the data set holds, and those structures: nobody drew them.
+
+    Raises:
+        InputError: no structure of the model is in any label map.
+    """
+    drawn = {row["structure"] for row in rows if row["true_ml"]}
+    left_out = list(dict.fromkeys(row["structure"] for row in rows if row["structure"] not in drawn))
+    if rows and not drawn:
+        raise InputError(
+            f"No label map of {data.name} holds one of the model's structures ({', '.join(left_out[:4])}).",
+            "Describe the data set by a JSON file whose structures have the model's names.",
+        )
+    return [row for row in rows if row["structure"] in drawn], left_out
 
 
 def scores(found: Any, truth: Any, volume: Any, tolerance: float) -> dict[str, float | None]:
@@ -120,11 +139,17 @@ def scores(found: Any, truth: Any, volume: Any, tolerance: float) -> dict[str, f
 def summary(rows: Sequence[dict[str, Any]], structures: Sequence[str]) -> dict[str, Any]:
     """Means over cases with intervals, and FP32 minus INT8 in pairs; overall values are means over a case's structures."""
 
+    # Sorted once: to look through all rows for each value would take the square of their number.
+    found: dict[tuple[str, str | None, str, str], list[float]] = {}
+    for row in rows:
+        for metric in METRICS:
+            if row[metric] is not None:
+                for structure in (None, row["structure"]):
+                    found.setdefault((row["case"], structure, row["precision"], metric), []).append(row[metric])
+
     def value(case: str, structure: str | None, precision: str, metric: str) -> float | None:
-        found = [
-            r[metric] for r in rows if r["case"] == case and r["precision"] == precision and structure in (None, r["structure"]) and r[metric] is not None
-        ]
-        return float(np.mean(found)) if found else None
+        values = found.get((case, structure, precision, metric))
+        return float(np.mean(values)) if values else None
 
     cases = list(dict.fromkeys(row["case"] for row in rows))
 
@@ -136,14 +161,14 @@ def summary(rows: Sequence[dict[str, Any]], structures: Sequence[str]) -> dict[s
             first, second = [a for a, _ in both], [b for _, b in both]
             difference = mean_of([a - b for a, b in both])
             made[metric] = {
-                **{p: (m.to_json() if (m := mean_of([v for v in found if v is not None])) else None) for p, found in zip(PRECISIONS, zip(*pairs, strict=True), strict=True)},
+                **{p: (m.to_json() if (m := mean_of([v for v in side if v is not None])) else None) for p, side in zip(PRECISIONS, zip(*pairs, strict=True), strict=True)},
                 "difference": difference.to_json() if difference else None,
                 "wilcoxon_p": wilcoxon(first, second),
             }
         return made
 
     by_structure = {name: part(name) for name in structures}
-    lost = {name: found["dice"]["difference"]["mean"] for name, found in by_structure.items() if found["dice"]["difference"]}
+    lost = {name: made["dice"]["difference"]["mean"] for name, made in by_structure.items() if made["dice"]["difference"]}
     worst = sorted(lost, key=lambda name: -lost[name])[:_WORST]
     return {"overall": part(None), "structures": by_structure, "worst": worst}
 
@@ -172,6 +197,8 @@ def lines_of(value: dict[str, Any]) -> list[str]:
         p = "" if found["wilcoxon_p"] is None else f"  p = {found['wilcoxon_p']:.3g}"
         difference = found["difference"]
         lines.append(f"  {title:16} FP32 {_interval(found['fp32'])}  INT8 {_interval(found['int8'])}  FP32 - INT8 {difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f}){p}")
+    if value["left_out"]:
+        lines.append(f"  left out, as no label map has them: {', '.join(value['left_out'])}")
     lines.append(f"  seconds a case   FP32 {value['seconds']['fp32']:.2f}  INT8 {value['seconds']['int8']:.2f}")
     return lines
 

@@ -99,6 +99,14 @@ def replacing_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def free_name(wanted: str, taken: set[str]) -> str:
+    """``wanted``, with a number behind it if it is among ``taken``."""
+    name, number = wanted, 2
+    while name in taken:
+        name, number = f"{wanted} ({number})", number + 1
+    return name
+
+
 def write_text(target: str | os.PathLike[str], text: str) -> None:
     with replacing(target) as path:
         path.write_text(text, encoding="utf-8")

@@ -199,12 +199,87 @@ class Graph:
 
 
 def name_nodes(model: Any) -> None:
-    """Give every node a name of its own: policies, reports and engines speak of layers by name."""
-    taken: set[str] = set()
+    """Give every node a name of its own: policies, reports and engines speak of layers by name.
+
+    Names that are unique already stay, whatever stands before them.
+    """
+    names = [node.name for node in model.graph.node]
+    taken = set(names)
+    seen: set[str] = set()
     for index, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{index}"
-        taken.add(node.name)
+        if not node.name or node.name in seen:
+            node.name = free_name(f"{node.op_type}_{index}", taken)
+        seen.add(node.name)
+
+
+def free_name(wanted: str, taken: set[str]) -> str:
+    """``wanted``, with a number behind it if it is taken; the name counts as taken from then on."""
+    name, number = wanted, 2
+    while name in taken:
+        name, number = f"{wanted}_{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def tensor_names(model: Any) -> set[str]:
+    """Names of all tensors of a graph: inputs, outputs, constants, and what nodes read and give."""
+    graph = model.graph
+    named = {value.name for field in (graph.input, graph.output, graph.initializer, graph.value_info) for value in field}
+    named |= {constant.values.name for constant in graph.sparse_initializer}
+    for node in graph.node:
+        named.update(node.input, node.output)
+        for attribute in node.attribute:
+            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+                named.update(name for inner in body.node for name in (*inner.input, *inner.output))
+                named.update(constant.name for constant in body.initializer)
+    return named
+
+
+class FreshNames:
+    """Names for new tensors that no tensor of the network has: exporters choose names freely, also such as are made here."""
+
+    def __init__(self, model: Any) -> None:
+        self._taken = tensor_names(model)
+
+    def __call__(self, wanted: str) -> str:
+        """``wanted``, or the like if it is taken; the same name is never given twice."""
+        return free_name(wanted, self._taken)
+
+
+def rename_tensors(model: Any, names: dict[str, str]) -> None:
+    """Give tensors other names, in place, also where bodies of loops and branches read them. ``names`` is applied once, not followed."""
+    graph = model.graph
+    for field in (graph.input, graph.output, graph.initializer, graph.value_info):
+        for value in field:
+            value.name = names.get(value.name, value.name)
+    _rename_in_nodes(graph.node, names)
+
+
+def _rename_in_nodes(nodes: Any, names: dict[str, str]) -> None:
+    for node in nodes:
+        for field in (node.input, node.output):
+            for position, name in enumerate(field):
+                if name in names:
+                    field[position] = names[name]
+        for attribute in node.attribute:
+            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+                _rename_in_nodes(body.node, names)
+                for output in body.output:
+                    output.name = names.get(output.name, output.name)
+
+
+def use_plain_names(model: Any) -> dict[str, str]:
+    """Name all tensors but the network's own inputs and outputs by number, in place; the old name by the new.
+
+    What is done to a network afterwards makes names out of those that it finds. With plain ones these cannot meet a name that an
+    exporter chose.
+    """
+    ends = {value.name for field in (model.graph.input, model.graph.output) for value in field}
+    fixed = ends | {constant.values.name for constant in model.graph.sparse_initializer} | {""}
+    fresh = FreshNames(model)
+    names = {old: fresh(f"tensor{number}") for number, old in enumerate(sorted(tensor_names(model) - fixed))}
+    rename_tensors(model, names)
+    return {new: old for old, new in names.items()}
 
 
 def pruned(model: Any) -> Any:

@@ -137,9 +137,20 @@ def _one_volume(node: Any) -> Volume:
         raise InputError(f"The volume {node.GetName()!r} holds no voxels.", "Load it again.")
     from vtk.util.numpy_support import vtk_to_numpy
 
+    scalars = image.GetPointData().GetScalars()
+    if scalars is None:
+        raise InputError(f"The volume {node.GetName()!r} holds no voxels: its image has a size, but no values.", "Load it again.")
+    if any(image.GetExtent()[::2]):
+        begin = ", ".join(map(str, image.GetExtent()[::2]))
+        raise InputError(
+            f"The image of the volume {node.GetName()!r} begins at voxel ({begin}), not at (0, 0, 0).",
+            "Call ShiftImageDataExtentToZeroStart() of the node, or save the volume and load it again.",
+        )
     i, j, k = image.GetDimensions()
     components = image.GetNumberOfScalarComponents()
-    array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k, j, i, components)
+    if components in (3, 4) and scalars.GetDataTypeAsString() == "unsigned char":
+        raise InputError(f"The volume {node.GetName()!r} is a color image, not a scan.", "Choose a scan; give one volume for each channel of the network.")
+    array = vtk_to_numpy(scalars).reshape(k, j, i, components)
     return Volume(np.moveaxis(array, -1, 0), ijk_to_ras(node), node.GetName())
 
 
@@ -217,26 +228,31 @@ def add_segmentation(
     Args:
         labels: (K, J, I) on the grid of ``volume``.
         names: the label of each value; structures that were not found get no segment.
-        volume: the volume node that was segmented. The segmentation takes its geometry as reference, its parent
-            transform and its place in the subject hierarchy.
+        volume: the volume node that was segmented. A new segmentation, or one that holds nothing else, takes its geometry as
+            reference, its parent transform and its place in the subject hierarchy.
         target: an existing segmentation node; None makes a new one.
-        replace: remove what ``target`` holds first. Otherwise its segments are kept, and a new segment whose name is
-            already taken gets a number.
+        replace: remove what ``target`` holds first. Otherwise its segments are kept, where they are: the node keeps its own
+            transform, and the new segments are put where the volume lies. A new segment whose name is already taken gets a number.
         surface: make the closed surface, for the 3D view.
         voxels: how many voxels each value has, where that is known already: counting a large map holds up the window.
 
     Returns:
         The segmentation node.
+
+    Raises:
+        InputError: segments are kept, and cannot share a node with new ones; nothing was changed.
     """
     slicer = require_slicer()
     scene = volume.GetScene()
+    keeping = target is not None and not replace and target.GetSegmentation().GetNumberOfSegments() > 0
+    matrix = _matrix_within(slicer, target, volume) if keeping else ijk_to_ras(volume)
     node = target or scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name or f"{volume.GetName()} segmentation")
     show(node)
-    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-    node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
     segmentation = node.GetSegmentation()
-    if replace:
+    if not keeping:
         segmentation.RemoveAllSegments()
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+        node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
     if voxels is None:
         counts = np.bincount(labels.ravel())
         voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
@@ -248,11 +264,43 @@ def add_segmentation(
             kept = np.arange(max(voxels) + 1).astype(labels.dtype)
             kept[strangers] = 0
             labels = kept[labels]
-        _add_shared_labelmap(slicer, segmentation, labels, found, volume)
+        _add_shared_labelmap(slicer, segmentation, labels, found, matrix)
     if surface:
         node.CreateClosedSurfaceRepresentation()
-    _place_in_subject_hierarchy(slicer, scene, node, volume)
+    if not keeping:
+        _place_in_subject_hierarchy(slicer, scene, node, volume)
     return node
+
+
+def _matrix_within(slicer: Any, target: Any, volume: Any) -> NDArray[np.float64]:
+    """The matrix from a volume's voxels to the coordinates of a segmentation node whose segments are to stay where they are.
+
+    Raises:
+        InputError: a transform between them that is not linear, or segments that are no label maps.
+    """
+    binary = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
+    if target.GetSegmentation().GetSourceRepresentationName() != binary:
+        raise InputError(f"{target.GetName()!r} holds segments that are no binary label maps.", "Choose another segmentation, or a new one.")
+    own, theirs = target.GetParentTransformNode(), volume.GetParentTransformNode()
+    if own is theirs:
+        return ijk_to_ras(volume)
+    for transform in (own, theirs):
+        if transform is not None and not transform.IsTransformToWorldLinear():
+            raise InputError(
+                f"{target.GetName()!r} and {volume.GetName()!r} are not under the same transform, and {transform.GetName()!r} is not linear.",
+                "Choose a new segmentation, or put both under one transform.",
+            )
+    made: NDArray[np.float64] = np.linalg.inv(_to_world(own)) @ _to_world(theirs) @ ijk_to_ras(volume)
+    return made
+
+
+def _to_world(transform: Any) -> NDArray[np.float64]:
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    if transform is not None:
+        transform.GetMatrixTransformToWorld(matrix)
+    return np.array([[matrix.GetElement(r, c) for c in range(4)] for r in range(4)])
 
 
 def show(segmentationNode: Any) -> None:
@@ -261,11 +309,11 @@ def show(segmentationNode: Any) -> None:
         segmentationNode.CreateDefaultDisplayNodes()
 
 
-def _add_shared_labelmap(slicer: Any, segmentation: Any, labels: NDArray[Any], names: Sequence[Label], volume: Any) -> None:
+def _add_shared_labelmap(slicer: Any, segmentation: Any, labels: NDArray[Any], names: Sequence[Label], matrix: NDArray[np.float64]) -> None:
     """All structures share one label map layer: a hundred structures would else be a hundred volumes."""
     oriented = slicer.vtkOrientedImageData()
     oriented.ShallowCopy(_image_data(labels))
-    oriented.SetImageToWorldMatrix(_vtk_matrix(ijk_to_ras(volume)))
+    oriented.SetImageToWorldMatrix(_vtk_matrix(matrix))
     taken = {segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())}
     binary = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
     if segmentation.GetNumberOfSegments() == 0:

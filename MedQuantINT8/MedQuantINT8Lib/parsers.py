@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from . import __version__
-from .arguments import DEVICES, FORMS, device, number, whole
+from .arguments import DEVICES, FORMS, JSON_FORM, device, number, whole
 from .terminal import prepare_streams, warn
 
 _EXIT_CODES = """exit codes:
@@ -324,8 +324,9 @@ def _evaluate(add: Any) -> None:
         "FP32 and INT8 against manual labels, with intervals and tests",
         "evaluate hippocampus --data Task04_Hippocampus --output evaluation",
     )
+    command.epilog = f"{JSON_FORM}\n{command.epilog}"
     _model(command, f"{_PACKAGE}, with both networks")
-    command.add_argument("--data", required=True, help="a data set: JSON description, or the folder of a public one")
+    command.add_argument("--data", required=True, help="a data set: JSON description (see below), or the folder of a public one")
     command.add_argument("--form", default="auto", help="json, msd, btcv, totalsegmentator, wholebrain (default: by its files)")
     command.add_argument("--split", default="all", help="train, val, test or all (default: %(default)s)")
     command.add_argument(

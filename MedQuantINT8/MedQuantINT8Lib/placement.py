@@ -57,9 +57,14 @@ def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, 
     """
     onnx = graph.require_onnx()
     input_name = graph.network_shape(model).input_name
+    # ModelOpt makes names out of those that it finds ("x_scale"), and takes a tensor that has such a name already for its own.
+    taken = graph.tensor_names(model)
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    originals = graph.use_plain_names(plain)
     with TemporaryDirectory(prefix="medquant-quantize-") as scratch:
         source, result = Path(scratch) / "network.onnx", Path(scratch) / "int8.onnx"
-        onnx.save(model, str(source))
+        onnx.save(plain, str(source))
         try:
             with _quiet():
                 quantizer(
@@ -83,6 +88,7 @@ def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, 
                 "Keep the layers it names in high precision with --keep.",
             ) from error
         placed = graph.load_network(result)
+    _give_names_back(placed, originals, taken)
     _leave_others_in_float(placed)
     left_out = {layer.name for layer in weighted_layers(placed) if not layer.quantized} - set(reasons)
     if few_channels:
@@ -92,6 +98,17 @@ def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, 
     _store_transposed_weights(placed)
     _store_tables(placed)
     return placed
+
+
+def _give_names_back(model: Any, originals: dict[str, str], taken: set[str]) -> None:
+    """The tensors' own names again, in place; what was made beside them makes way for them."""
+    names = graph.tensor_names(model)
+    ends = {value.name for field in (model.graph.input, model.graph.output) for value in field}
+    wanted = {new: old for new, old in originals.items() if new in names}
+    in_use = names | taken
+    for name in sorted((names - set(wanted) - ends) & taken):
+        wanted[name] = graph.free_name(name, in_use)
+    graph.rename_tensors(model, wanted)
 
 
 def _one_patch_reader(input_name: str, patch: Patch) -> Any:
@@ -135,7 +152,7 @@ def _quantize_convolutions(model: Any, names: set[str]) -> set[str]:
     The activations' scales are placeholders until calibration sets them.
     """
     onnx = graph.require_onnx()
-    found = graph.Graph(model)
+    found, fresh = graph.Graph(model), graph.FreshNames(model)
     done: set[str] = set()
     quantized: dict[str, str] = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for node in list(model.graph.node):
@@ -146,27 +163,29 @@ def _quantize_convolutions(model: Any, names: set[str]) -> set[str]:
         if producer is None or producer.op_type != "DequantizeLinear":
             made = []
             if source not in quantized:
-                for suffix, array in (("_scale", np.float32(1)), ("_zero", np.int8(0))):
-                    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(array), source + suffix))
-                quantized[source] = f"{source}_quantized"
+                placeholders = [fresh(f"{source}_scale"), fresh(f"{source}_zero")]
+                for name, array in zip(placeholders, (np.float32(1), np.int8(0)), strict=True):
+                    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(array), name))
+                quantized[source] = fresh(f"{source}_quantized")
                 made.append(
                     onnx.helper.make_node(
                         "QuantizeLinear",
-                        [source, source + "_scale", source + "_zero"],
+                        [source, *placeholders],
                         [quantized[source]],
                         name=f"{source}_QuantizeLinear_added",
                     )
                 )
             quantize = next(n for n in (*model.graph.node, *made) if n.op_type == "QuantizeLinear" and n.input[0] == source)
+            dequantized = fresh(f"{node.name}_dequantized")
             made.append(
                 onnx.helper.make_node(
                     "DequantizeLinear",
                     [quantized[source], *quantize.input[1:]],
-                    [f"{node.name}_dequantized"],
+                    [dequantized],
                     name=f"{node.name}_DequantizeLinear_added",
                 )
             )
-            node.input[0] = f"{node.name}_dequantized"
+            node.input[0] = dequantized
             at = next(i for i, other in enumerate(model.graph.node) if other.name == node.name)
             for offset, extra in enumerate(made):
                 model.graph.node.insert(at + offset, extra)
@@ -203,7 +222,7 @@ def _store_tables(model: Any) -> None:
     activations around them have.
     """
     onnx = graph.require_onnx()
-    found = graph.Graph(model)
+    found, fresh = graph.Graph(model), graph.FreshNames(model)
     for initializer in list(model.graph.initializer):
         readers = found.readers.get(initializer.name, [])
         if initializer.data_type != onnx.TensorProto.FLOAT or any(n.op_type not in ("Add", "Sub", "Gather") for n in readers):
@@ -211,16 +230,16 @@ def _store_tables(model: Any) -> None:
         array = found.array(initializer.name)
         if array.size < _LARGE_TABLE or not readers or np.abs(array).max() > np.finfo(np.float16).max:
             continue
-        name = initializer.name
-        initializer.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float16), f"{name}_half"))
-        cast = onnx.helper.make_node("Cast", [f"{name}_half"], [name], name=f"{name}_Cast", to=onnx.TensorProto.FLOAT)
+        name, half = initializer.name, fresh(f"{initializer.name}_half")
+        initializer.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float16), half))
+        cast = onnx.helper.make_node("Cast", [half], [name], name=f"{name}_Cast", to=onnx.TensorProto.FLOAT)
         model.graph.node.insert(0, cast)
 
 
 def _store_weights(model: Any, names: set[str], axis: int) -> None:
     """Store the named layers' weights as INT8, one scale an output channel (``axis``), in place."""
     onnx = graph.require_onnx()
-    found = graph.Graph(model)
+    found, fresh = graph.Graph(model), graph.FreshNames(model)
     for node in list(model.graph.node):
         if node.name not in names or node.input[1] not in found.initializers:
             continue
@@ -230,19 +249,21 @@ def _store_weights(model: Any, names: set[str], axis: int) -> None:
         scale = np.where(amax > 0, amax / 127, 1).astype(np.float32)
         stored = np.clip(np.rint(weight / np.expand_dims(scale, others)), -127, 127).astype(np.int8)
         name = f"{node.name}_weight"
-        for suffix, array in (("_int8", stored), ("_scale", scale), ("_zero", np.zeros(scale.shape, np.int8))):
-            model.graph.initializer.append(onnx.numpy_helper.from_array(array, name + suffix))
+        parts = [fresh(name + suffix) for suffix in ("_int8", "_scale", "_zero")]
+        dequantized = fresh(f"{name}_dequantized")
+        for part, array in zip(parts, (stored, scale, np.zeros(scale.shape, np.int8)), strict=True):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, part))
         model.graph.node.insert(
             0,
             onnx.helper.make_node(
                 "DequantizeLinear",
-                [name + "_int8", name + "_scale", name + "_zero"],
-                [name + "_dequantized"],
+                parts,
+                [dequantized],
                 name=name + "_DequantizeLinear",
                 axis=axis,
             ),
         )
-        node.input[1] = name + "_dequantized"
+        node.input[1] = dequantized
     graph.pruned(model)
 
 

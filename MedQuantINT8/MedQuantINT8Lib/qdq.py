@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .errors import PackageError
-from .graph import Graph, load_network, pruned, require_onnx
+from .graph import FreshNames, Graph, load_network, pruned, rename_tensors, require_onnx, use_plain_names
 from .layers import WEIGHTED_OPS, is_dequantized
 
 #: Axis of the output channel in the weight of each operator.
@@ -73,14 +73,14 @@ def as_unsigned(model: Any) -> Any:
     onnx = require_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    graph = Graph(copy)
+    graph, fresh = Graph(copy), FreshNames(copy)
     renamed: dict[str, str] = {}
     for node in copy.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or graph.is_constant(node.input[0]):
             continue
         old = node.input[2]
         if old not in renamed:
-            renamed[old] = f"{old}_unsigned"
+            renamed[old] = fresh(f"{old}_unsigned")
             shape = graph.array(old).shape
             copy.graph.initializer.append(onnx.numpy_helper.from_array(np.full(shape, 128, np.uint8), renamed[old]))
         node.input[2] = renamed[old]
@@ -91,10 +91,13 @@ def as_unsigned(model: Any) -> Any:
 def network_for(path: str | os.PathLike[str], precision: str, high_precision: Collection[str]) -> Any:
     """A network as an engine is to build it: read, checked, and with the layers that stay in high precision put back to float.
 
+    Its tensors have plain names: engines rewrite the network and make names of their own out of them.
+
     Raises:
         PackageError: not an ONNX file, damaged, or with weights outside the file's own folder.
     """
     model = load_network(path)
+    use_plain_names(model)
     return without_quantization(model, set(high_precision)) if precision == "int8" and high_precision else model
 
 
@@ -108,7 +111,7 @@ def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
     onnx = require_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    graph = Graph(copy)
+    graph, fresh = Graph(copy), FreshNames(copy)
     originals = {node.name: node for node in fp32.graph.node} if fp32 is not None else {}
     weights = Graph(fp32) if fp32 is not None else None
     for node in copy.graph.node:
@@ -116,12 +119,18 @@ def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
             continue
         for position, name in enumerate(node.input):
             dequantize = graph.producer.get(name)
-            if dequantize is None or dequantize.op_type != "DequantizeLinear":
-                continue
-            if not graph.is_constant(name):
+            if dequantize is not None and dequantize.op_type == "DequantizeLinear" and not graph.is_constant(name):
                 node.input[position] = graph.producer[dequantize.input[0]].input[0]
-            elif weights is not None and (array := weights.array(originals[node.name].input[position])) is not None:
-                node.input[position] = f"{node.name}_input{position}_float"
+        if weights is None or node.name not in originals:
+            continue
+        # The bias as well as the weights: a corrected bias makes up for the rounding of weights that are exact again.
+        given = originals[node.name].input
+        del node.input[len(given) :]
+        for position, name in enumerate(given):
+            if not name:
+                node.input[position] = ""
+            elif (array := weights.array(name)) is not None:
+                node.input[position] = fresh(f"{node.name}_input{position}_float")
                 copy.graph.initializer.append(onnx.numpy_helper.from_array(array, node.input[position]))
     return pruned(copy)
 
@@ -153,21 +162,20 @@ def set_activation_scales(model: Any, scales: dict[str, float]) -> None:
         PackageError: a quantized tensor for which there is no scale.
     """
     onnx = require_onnx()
-    graph = Graph(model)
+    graph, fresh = Graph(model), FreshNames(model)
+    made: dict[str, str] = {}
     for node in graph.nodes:
         if node.op_type != "QuantizeLinear" or graph.is_constant(node.input[0]):
             continue
         tensor = node.input[0]
         if tensor not in scales:
             raise PackageError(f"The tensor {tensor} was quantized but not calibrated.", "Please report this.")
-        name = f"{tensor}_calibrated_scale"
-        if name not in graph.initializers:
-            made = onnx.numpy_helper.from_array(np.array(scales[tensor], np.float32), name)
-            model.graph.initializer.append(made)
-            graph.initializers[name] = made
-        node.input[1] = name
+        if tensor not in made:
+            made[tensor] = fresh(f"{tensor}_calibrated_scale")
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(scales[tensor], np.float32), made[tensor]))
+        node.input[1] = made[tensor]
         for reader in graph.readers.get(node.output[0], []):
-            reader.input[1] = name
+            reader.input[1] = made[tensor]
     pruned(model)
 
 
@@ -181,26 +189,23 @@ def compacted(model: Any) -> Any:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.value_info[:]
-    renamed = _merged_constants(copy)
+    rename_tensors(copy, _merged_constants(copy))
+    fresh = FreshNames(copy)
     outputs = {value.name for value in copy.graph.output}
     initializers = {initializer.name for initializer in copy.graph.initializer}
+    short: dict[str, str] = {}
     for number, node in enumerate(n for n in copy.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")):
-        short = "q" if node.op_type == "QuantizeLinear" else "d"
+        letter = "q" if node.op_type == "QuantizeLinear" else "d"
         if node.output[0] not in outputs:
-            renamed[node.output[0]] = f"{short}{number}"
+            short[node.output[0]] = fresh(f"{letter}{number}")
         for suffix, name in zip(("w", "s", "z"), node.input, strict=False):
-            if name in initializers:
-                renamed.setdefault(name, f"{suffix}{number}")
+            if name in initializers and name not in short and name not in outputs:
+                short[name] = fresh(f"{suffix}{number}")
+    # Given once, not followed from name to name: a network may hold a tensor of its own that is called "q0".
+    rename_tensors(copy, short)
     for node in copy.graph.node:
         if node.op_type not in WEIGHTED_OPS:
             node.name = ""
-        for names in (node.input, node.output):
-            for position, name in enumerate(names):
-                while name in renamed and renamed[name] != name:
-                    name = renamed[name]
-                names[position] = name
-    for initializer in copy.graph.initializer:
-        initializer.name = renamed.get(initializer.name, initializer.name)
     return pruned(copy)
 
 
@@ -216,7 +221,7 @@ def _merged_constants(model: Any) -> dict[str, str]:
             renamed[node.output[0]] = kept
     for initializer in model.graph.initializer:
         kept = first.setdefault(_content(initializer), initializer.name)
-        if kept != initializer.name:
+        if kept != initializer.name and initializer.name not in outputs:
             renamed[initializer.name] = kept
     del model.graph.node[:]
     model.graph.node.extend([node for node in constants if node.output[0] not in renamed])

@@ -108,6 +108,7 @@ def quantize_package(
 
     Args:
         stopwatch: times the real engine on a candidate network, to tell what each layer costs that goes back to float.
+            What it times should be the windows that will run.
 
     Raises:
         DependencyError: ModelOpt is not installed.
@@ -115,6 +116,7 @@ def quantize_package(
         PackageError: a network that cannot be quantized, or a result that breaks the rules of :mod:`.graph`.
     """
     task = task or Task()
+    sampler.check_labels()
     quantizer = require_quantizer()
     fp32 = graph.load_network(package.onnx_path("fp32"))
     graph.name_nodes(fp32)
@@ -144,7 +146,7 @@ def quantize_package(
         calibration,
         scales,
         {name: histograms[name].maximum for name in tensors},
-        len(sampler),
+        sampler.drawn,
         sampler.volume_hashes,
         sampler.warnings,
         _versions(),
@@ -214,7 +216,7 @@ def _write(
         package.onnx_path("fp32").stat().st_size,
         model.ByteSize(),
         guarded,
-        list(measured.warnings),
+        [*measured.warnings, *guarded.notes],
     )
     # The package's network keeps the open shapes of the FP32 one: engines fix them for themselves.
     _open_shapes(model, package)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
@@ -55,13 +56,18 @@ def report_json(
     }
 
 
-def agreement_json(scan: str, first: str, second: str, rows: list[StructureAgreement]) -> dict[str, Any]:
-    """One comparison, such as of "int8" with "fp32" or of "int8" with "labels"."""
+def agreement_json(scan: str, first: str, second: str, rows: list[StructureAgreement], left_out: Sequence[str] = ()) -> dict[str, Any]:
+    """One comparison, such as of "int8" with "fp32" or of "int8" with "labels".
+
+    Args:
+        left_out: structures that ``second`` does not have, and that the mean therefore leaves out.
+    """
     return {
         "scan": scan,
         "first": first,
         "second": second,
         "mean_dice": mean_dice(rows),
+        "left_out": list(left_out),
         "structures": [row.to_json() for row in rows],
     }
 
@@ -192,6 +198,7 @@ def _agreements(agreements: list[dict[str, Any]]) -> str:
         parts.append(
             f"<details open><summary>{escaped(item['scan'])}: {escaped(item['first'])} against {escaped(item['second'])}, mean Dice {_number(item['mean_dice'], 4)}</summary>"
             + table(["Structure", "Dice", f"{escaped(item['first'])}, ml", f"{escaped(item['second'])}, ml"], rows)
+            + (f"<p class=muted>Left out of the mean, because the labels do not have them: {escaped(', '.join(left_out))}.</p>" if (left_out := item.get("left_out")) else "")
             + "</details>"
         )
     return "<h2>Agreement by structure</h2>" + "".join(parts) if parts else ""
@@ -248,16 +255,18 @@ def _quantization(report: dict[str, Any]) -> str:
     rows = [[escaped(layer["name"]), escaped(layer["op"]), escaped(layer["reason"])] for layer in kept]
     warnings = "".join(f"<p class=bad>{escaped(warning)}</p>" for warning in calibration.get("warnings", []))
     guard = quantization["guard"]
-    cost = guard.get("milliseconds") or []
+    times = guard.get("milliseconds") or []
+    # Packages of earlier versions have the times alone.
+    cost = guard.get("cost_ms", max(0.0, times[-1] - times[0]) if times else None)
     speed = (
-        f"<p>The {len(guard['returned'])} layer(s) that the guard put back cost {cost[-1] - cost[0]:.1f} ms of {cost[-1]:.1f} ms a patch "
-        f"(agreement {guard['agreement_before']:.4f} before, {guard['agreement']:.4f} after).</p>"
-        if cost
+        f"<p>The {len(guard['returned'])} layer(s) that the guard put back cost {cost:.1f} ms of {times[-1]:.1f} ms a window "
+        f"(agreement {_number(guard['agreement_before'], 4)} before, {_number(guard['agreement'], 4)} after).</p>"
+        if times
         else ""
     )
     return (
         f"<h2>Quantization</h2><p>Method {escaped(calibration.get('method'))}, {calibration.get('patches_used')} patches from {len(calibration.get('volumes', {}))} volume(s). "
-        f"Agreement of simulated INT8 with FP32 on calibration patches: {guard['agreement']:.4f}.</p>{speed}{warnings}"
+        f"Agreement of simulated INT8 with FP32 on calibration patches: {_number(guard['agreement'], 4) if guard['agreement'] is not None else 'unknown, FP32 found nothing in them'}.</p>{speed}{warnings}"
         + (
             table(["Kept in high precision", "Operator", "Why"], rows, 9)
             if rows

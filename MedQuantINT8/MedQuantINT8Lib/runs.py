@@ -88,9 +88,8 @@ class SegmentationRun:
 
 def patches_of(network_input: NetworkInput, package: ModelPackage, patch: tuple[int, int, int], count: int = 2) -> list[Any]:
     """Patches of a volume in network space, centred on foreground, for comparing engines."""
-    around_foreground = CalibrationOptions(patches=count, foreground=1.0, air=0.0)
     rng = np.random.default_rng(0)
-    samples = draw_samples(network_input, patch, package.spec.window.pad_value, around_foreground, count, rng)
+    samples = draw_samples(network_input, patch, package.spec.window.pad_value, {"foreground": count}, rng)
     return [sample.patch for sample in samples]
 
 
@@ -119,7 +118,7 @@ def quantize(
         references: list[Callable[[], Volume]] = [lambda path=path: read_volume(path) for path in labels]  # type: ignore[misc]
         patch = calibration_patch(package)
         sampler = PatchSampler(sources, package.spec, patch, calibration, find, task, references)
-        return quantize_package(package, sampler, target, calibration, policy, task, engine_stopwatch(patch))
+        return quantize_package(package, sampler, target, calibration, policy, task, engine_stopwatch(package.spec.window.patch_size))
 
 
 def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder:

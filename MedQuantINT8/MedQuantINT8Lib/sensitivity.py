@@ -2,7 +2,8 @@
 
 Simulated INT8 is compared with FP32, and with labels where there are some, on patches of calibration scans. Where it
 loses more than the budget allows, each quantized layer is tried alone, all others in float; then the layers go back to
-float, the one that costs most agreement first, until the budget holds.
+float, the one that costs most agreement first, until the budget holds. Where it never does, the best network that was
+seen is taken, which may be the one that it began with.
 
 A layer that goes back takes its float weights with it while the file stays within 0.27 of FP32's. Beyond that it computes
 in float with weights stored as INT8 (one scale an output channel loses little), unless that alone breaks the budget.
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from . import graph, qdq
 from .engines.fidelity import Distance, labels_of
 from .engines.onnxruntime import session
+from .errors import Cancelled, MedQuantError
 from .model_spec import ModelSpec
 from .progress import Task
 
@@ -46,20 +48,36 @@ class Budget:
     dice_lost: float = 0.005
     fallback: bool = True
 
+    def excess(self, measured: Measurement) -> float:
+        """By how much a network exceeds the budget, in Dice; 0 where it holds."""
+        short = 0.0 if measured.agreement is None else self.agreement - measured.agreement
+        return max(0.0, short) + max(0.0, measured.dice_lost - self.dice_lost)
+
 
 @dataclass(frozen=True)
 class Measurement:
     """Simulated INT8 on the compared patches.
 
     Attributes:
-        agreement: mean Dice with FP32 over structures.
+        agreement: mean Dice with FP32 over structures; None where FP32 finds nothing in the patches.
         relative_error: of the output.
-        dice: mean Dice with the labels; None without labels.
+        dice: mean Dice with the labels; None without labels, or where they show no structure.
+        dice_fp32: FP32's mean Dice with the labels on the same patches.
     """
 
-    agreement: float
+    agreement: float | None
     relative_error: float
     dice: float | None = None
+    dice_fp32: float | None = None
+
+    @property
+    def dice_lost(self) -> float:
+        """What INT8 loses of FP32's Dice to the labels; 0 where there is nothing to compare."""
+        return 0.0 if self.dice is None or self.dice_fp32 is None else self.dice_fp32 - self.dice
+
+
+#: Said where there is nothing to judge INT8 by.
+NOTHING_FOUND = "FP32 finds no structure in the calibration patches that were compared, so nothing is known of what INT8 loses; calibrate on scans that show the structures"
 
 
 @dataclass
@@ -68,24 +86,24 @@ class GuardResult:
 
     Attributes:
         before, after: measured before and after layers went back.
-        dice_fp32: FP32's mean Dice with the labels; None without labels.
         returned: layers that went back to float, in that order, with what was measured.
         stored_as_int8: those of the returned layers whose weights are still stored as INT8.
         biases_corrected: whether correcting the biases brought INT8 nearer to FP32.
-        milliseconds: of the real engine for one patch, before and after each returned layer; empty if not measured.
+        milliseconds: of the real engine for one window, before and after each returned layer; empty if not measured.
+        notes: what a user should know, in words.
     """
 
     budget: Budget
     before: Measurement
     after: Measurement
-    dice_fp32: float | None = None
     returned: dict[str, str] = field(default_factory=dict)
     stored_as_int8: list[str] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
     biases_corrected: bool = False
+    notes: list[str] = field(default_factory=list)
 
     @property
-    def agreement(self) -> float:
+    def agreement(self) -> float | None:
         return self.after.agreement
 
     @property
@@ -93,10 +111,24 @@ class GuardResult:
         return self.after.relative_error
 
     @property
+    def dice_fp32(self) -> float | None:
+        """FP32's mean Dice with the labels, on the patches that INT8's was measured on; None without labels."""
+        return self.after.dice_fp32
+
+    @property
+    def judged(self) -> bool:
+        """Whether the patches showed anything to judge INT8 by."""
+        return self.after.agreement is not None or self.after.dice is not None
+
+    @property
     def kept(self) -> bool:
-        """Whether the budget holds."""
-        lost = self.dice_fp32 - self.after.dice if self.dice_fp32 is not None and self.after.dice is not None else 0.0
-        return self.after.agreement >= self.budget.agreement and lost <= self.budget.dice_lost
+        """Whether the budget holds; False as well where there was nothing to judge by."""
+        return self.judged and self.budget.excess(self.after) <= 0
+
+    @property
+    def cost_ms(self) -> float | None:
+        """What the returned layers cost on the real engine; times differ from run to run, and a cost below 0 is none."""
+        return max(0.0, self.milliseconds[-1] - self.milliseconds[0]) if self.milliseconds else None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -104,6 +136,7 @@ class GuardResult:
             "allowed_dice_lost": self.budget.dice_lost,
             "agreement_before": self.before.agreement,
             "agreement": self.agreement,
+            "nothing_found": self.after.agreement is None,
             "relative_error": self.relative_error,
             "dice_to_labels": None
             if self.dice_fp32 is None
@@ -111,6 +144,8 @@ class GuardResult:
             "returned": self.returned,
             "returned_stored_as_int8": self.stored_as_int8,
             "milliseconds": self.milliseconds,
+            "cost_ms": self.cost_ms,
+            "notes": self.notes,
             "biases_corrected": self.biases_corrected,
             "kept": self.kept,
             "budget": asdict(self.budget),
@@ -136,7 +171,6 @@ class _Judge:
         self._input = graph.network_shape(fp32).input_name
         self._labels = labels_of(spec.output)
         self._expected = self._outputs(fp32, "fp32", len(patches))
-        self.dice_fp32 = self._dice(self._expected)
 
     def _outputs(self, model: Any, precision: str, count: int) -> list[NDArray[Any]]:
         run = session(graph.fixed_shape(model, self._patches[0].shape[1:]).SerializeToString(), precision)
@@ -149,7 +183,7 @@ class _Judge:
         for output, expected in zip(outputs, self._expected, strict=False):
             distance.add(output, expected)
             agreement.add(self._labels(output), self._labels(expected))
-        return Measurement(agreement.value, distance.relative_error, self._dice(outputs))
+        return Measurement(agreement.value, distance.relative_error, self._dice(outputs), self._dice(self._expected[: len(outputs)]))
 
     def _dice(self, outputs: Sequence[NDArray[Any]]) -> float | None:
         """Mean Dice with the reference labels (A0, A1, A2), whose values are the model's label values."""
@@ -193,9 +227,21 @@ class _PooledDice:
             sums[2] += int(b.sum())
 
     @property
-    def value(self) -> float:
-        values = [shared / total for shared, total, expected in self._sums.values() if expected >= _LEAST_VOXELS]
-        return float(np.mean(values)) if values else 1.0
+    def value(self) -> float | None:
+        """Mean over the structures that the reference finds; None if it finds none."""
+        present = [sums for sums in self._sums.values() if sums[2]]
+        # Where all are small, as in a small network's patches, they are all there is.
+        counted = [sums for sums in present if sums[2] >= _LEAST_VOXELS] or present
+        return float(np.mean([shared / total for shared, total, _ in counted])) if counted else None
+
+
+@dataclass
+class _Point:
+    """A network on the guard's way: what was returned to get there, and what it measures."""
+
+    model: Any
+    returned: int
+    measured: Measurement
 
 
 def guard(
@@ -209,7 +255,7 @@ def guard(
     stopwatch: Stopwatch | None = None,
     corrected: Any = None,
 ) -> tuple[Any, GuardResult]:
-    """Return the INT8 network with as few layers in float as the budget needs.
+    """Return the INT8 network with as few layers in float as the budget needs, or the best that was seen if none holds it.
 
     Args:
         patches: (C, A0, A1, A2) each, all of one size.
@@ -221,41 +267,83 @@ def guard(
     with task.stage("checking the agreement with FP32"):
         measured = judge.measure(int8)
         better = judge.measure(corrected) if corrected is not None else measured
-        helps = better.relative_error < measured.relative_error and better.agreement >= measured.agreement
+        helps = better.relative_error < measured.relative_error and (better.agreement or 0) >= (measured.agreement or 0)
         if helps:
             int8, measured = corrected, better
-    result = GuardResult(budget, measured, measured, judge.dice_fp32, biases_corrected=helps)
-    if not budget.fallback or result.kept:
+    result = GuardResult(budget, measured, measured, biases_corrected=helps)
+    if measured.agreement is None:
+        result.notes.append(NOTHING_FOUND)
+    if not budget.fallback or result.kept or not result.judged:
         return int8, result
+    points = _way_back(judge, fp32, int8, result, task)
+    best = _best(judge, points, budget)
+    result.after = best.measured
+    result.returned = dict(list(result.returned.items())[: best.returned])
+    result.stored_as_int8 = [name for name in result.stored_as_int8 if name in result.returned]
+    if stopwatch is not None:
+        _time(result, [point.model for point in points[: best.returned + 1]], stopwatch, task)
+    return best.model, result
+
+
+def _way_back(judge: _Judge, fp32: Any, int8: Any, result: GuardResult, task: Task) -> list[_Point]:
+    """Layers go back to float one by one until the budget holds; every network on the way. All but the first and the last that
+    holds are measured on a few patches only."""
+    budget = result.budget
     layers = qdq.layers_with_int8_weights(int8)
     order = _worst_first(judge, fp32, int8, layers, task)
     # Weights stored as INT8, everything computed in float: if even that is too coarse, size has to give way.
-    result.after = judge.measure(qdq.without_quantization(int8, set(layers)), _FEW)
-    room = SIZE_LIMIT * fp32.ByteSize() if result.kept else math.inf
-    candidates = [int8]
+    stored = judge.measure(qdq.without_quantization(int8, set(layers)), _FEW)
+    room = SIZE_LIMIT * fp32.ByteSize() if budget.excess(stored) <= 0 else math.inf
+    points = [_Point(int8, 0, result.before)]
     with task.stage("putting layers back to float", len(layers)):
         for name, alone in order.items():
-            result.returned[name] = (
-                f"quantized alone it gives agreement {alone.agreement:.4f}, relative error {alone.relative_error:.3g}"
-            )
-            whole = qdq.without_quantization(candidates[-1], {name}, fp32)
+            result.returned[name] = f"quantized alone it gives agreement {_agreement(alone)}, relative error {alone.relative_error:.3g}"
+            whole = qdq.without_quantization(points[-1].model, {name}, fp32)
             if whole.ByteSize() > room:
-                whole = qdq.without_quantization(candidates[-1], {name})
+                whole = qdq.without_quantization(points[-1].model, {name})
                 result.stored_as_int8.append(name)
-            candidates.append(whole)
-            result.after = judge.measure(candidates[-1], _FEW)
-            if result.kept:
-                # A few patches tell that a network is not good enough, but not that it is.
-                result.after = judge.measure(candidates[-1])
+            points.append(_Point(whole, len(result.returned), judge.measure(whole, _FEW)))
             task.step()
-            if result.kept:
-                break
-    if stopwatch is not None:
+            if budget.excess(points[-1].measured) <= 0:
+                # A few patches tell that a network is not good enough, but not that it is.
+                points[-1].measured = judge.measure(whole)
+                if budget.excess(points[-1].measured) <= 0:
+                    break
+    return points
+
+
+#: Networks that are measured on all patches where the budget was never held.
+_FINALISTS = 3
+
+
+def _best(judge: _Judge, points: Sequence[_Point], budget: Budget) -> _Point:
+    """The last network if it holds the budget, else the one that misses it by least, measured on all patches; of equals the one with
+    fewest layers in float."""
+    if budget.excess(points[-1].measured) <= 0:
+        return points[-1]
+    first, *others = points
+    finalists = sorted(others, key=lambda point: (budget.excess(point.measured), point.returned))[:_FINALISTS]
+    for point in finalists:
+        point.measured = judge.measure(point.model)
+    return min([first, *finalists], key=lambda point: (budget.excess(point.measured), point.returned))
+
+
+def _time(result: GuardResult, candidates: Sequence[Any], stopwatch: Stopwatch, task: Task) -> None:
+    """What the returned layers cost. An engine that cannot be timed is no reason to lose the network that was made."""
+    try:
         with task.stage("timing what the layers cost", len(candidates)):
             for candidate in candidates:
                 result.milliseconds.append(stopwatch(candidate))
                 task.step()
-    return candidates[-1], result
+    except Cancelled:
+        raise
+    except MedQuantError as error:
+        result.milliseconds = []
+        result.notes.append(f"what the returned layers cost was not measured: {error}")
+
+
+def _agreement(measured: Measurement) -> str:
+    return "unknown" if measured.agreement is None else f"{measured.agreement:.4f}"
 
 
 def _worst_first(judge: _Judge, fp32: Any, int8: Any, layers: list[str], task: Task) -> dict[str, Measurement]:
@@ -266,4 +354,4 @@ def _worst_first(judge: _Judge, fp32: Any, int8: Any, layers: list[str], task: T
             # Quantized alone: put back alone, a bad layer hides behind the others, whose error has saturated already.
             alone[name] = judge.measure(qdq.without_quantization(int8, set(layers) - {name}, fp32), patches=1)
             task.step()
-    return dict(sorted(alone.items(), key=lambda item: (item[1].agreement, -item[1].relative_error)))
+    return dict(sorted(alone.items(), key=lambda item: (1.0 if item[1].agreement is None else item[1].agreement, -item[1].relative_error)))

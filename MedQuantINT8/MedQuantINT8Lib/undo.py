@@ -1,29 +1,97 @@
-"""Takes back what a segmentation changed: the node that was made, or the segments that a node held before."""
+"""Takes back what a segmentation changed: the node that was made, or what a node was before."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+#: How a segment is shown, by the display node's Get and Set.
+_SHOWN = ("Visibility", "Visibility3D", "Visibility2DFill", "Visibility2DOutline", "Opacity3D", "Opacity2DFill", "Opacity2DOutline")
+#: What the closed surface and others are made with; holds the reference geometry.
+_GEOMETRY = "Reference image geometry"
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """A segmentation node as it was.
+
+    Attributes:
+        segments: identifier, segment, and how it was shown, in the node's order.
+        parent: its parent's item in the subject hierarchy; None where there was no item for it, or no hierarchy.
+    """
+
+    segments: tuple[tuple[str, Any, dict[str, Any]], ...]
+    source: str
+    geometry: str
+    reference: str | None
+    transform: str | None
+    parent: int | None
+
+
+def state_of(node: Any) -> NodeState:
+    """What a segmentation node is now. Segments are kept, not copied: they cost no memory of their own as long as nothing changes them."""
+    held, display = node.GetSegmentation(), node.GetDisplayNode()
+    ids = [held.GetNthSegmentID(n) for n in range(held.GetNumberOfSegments())]
+    shown = {name: {what: getattr(display, f"GetSegment{what}")(name) for what in _SHOWN} if display is not None else {} for name in ids}
+    item, hierarchy = _item(node)
+    return NodeState(
+        tuple((name, held.GetSegment(name), shown[name]) for name in ids),
+        held.GetSourceRepresentationName(),
+        held.GetConversionParameter(_GEOMETRY),
+        node.GetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole()),
+        node.GetTransformNodeID(),
+        hierarchy.GetItemParent(item) if item else None,
+    )
+
+
+def restore(node: Any, state: NodeState) -> None:
+    """Make a segmentation node what it was."""
+    held, display = node.GetSegmentation(), node.GetDisplayNode()
+    modified = node.StartModify()
+    held.RemoveAllSegments()
+    held.SetSourceRepresentationName(state.source)
+    for name, segment, shown in state.segments:
+        held.AddSegment(segment, name)
+        for what, value in shown.items() if display is not None else ():
+            getattr(display, f"SetSegment{what}")(name, value)
+    scene = node.GetScene()
+    role = node.GetReferenceImageGeometryReferenceRole()
+    # Nodes that are gone by now cannot be referred to again.
+    node.SetNodeReferenceID(role, state.reference if state.reference and scene.GetNodeByID(state.reference) else None)
+    held.SetConversionParameter(_GEOMETRY, state.geometry)
+    node.SetAndObserveTransformNodeID(state.transform if state.transform and scene.GetNodeByID(state.transform) else None)
+    node.EndModify(modified)
+    item, hierarchy = _item(node)
+    if not item:
+        return
+    if state.parent is None:
+        # A bare scene makes no items by itself; the application does, and moves this one to its top then.
+        hierarchy.RemoveItem(item, False, False)
+    elif state.parent == hierarchy.GetSceneItemID() or hierarchy.GetItemLevel(state.parent) or hierarchy.GetItemDataNode(state.parent):
+        hierarchy.SetItemParent(item, state.parent)
+
+
+def _item(node: Any) -> tuple[int, Any]:
+    """The node's item in the subject hierarchy (0 for none), and the hierarchy."""
+    from .mrml import require_slicer
+
+    hierarchy = require_slicer().vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
+    return (hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0), hierarchy
 
 
 class SegmentationUndo:
-    """Remembers segmentation nodes as they were. Segments are kept, not copied: a remembered one costs no memory of its own
-    as long as nothing changes it.
-    """
+    """Remembers segmentation nodes as they were."""
 
     def __init__(self, most: int = 20) -> None:
         self._most = most
-        self._remembered: list[tuple[Any, list[tuple[str, Any]] | None]] = []
+        self._remembered: list[tuple[Any, NodeState | None]] = []
 
-    def remember(self, node: Any | None) -> list[tuple[str, Any]] | None:
-        """What ``node`` holds now; None for a node that is yet to be made. Give it to :meth:`changed` afterwards."""
-        if node is None:
-            return None
-        held = node.GetSegmentation()
-        ids = [held.GetNthSegmentID(n) for n in range(held.GetNumberOfSegments())]
-        return [(name, held.GetSegment(name)) for name in ids]
+    def remember(self, node: Any | None) -> NodeState | None:
+        """What ``node`` is now; None for a node that is yet to be made. Give it to :meth:`changed` afterwards."""
+        return None if node is None else state_of(node)
 
-    def changed(self, node: Any, before: list[tuple[str, Any]] | None) -> None:
-        """``node`` was changed, and held ``before``."""
+    def changed(self, node: Any, before: NodeState | None) -> None:
+        """``node`` was changed, and was ``before``."""
         self._remembered = [*self._remembered, (node, before)][-self._most :]
 
     @property
@@ -40,10 +108,7 @@ class SegmentationUndo:
         if before is None:
             node.GetScene().RemoveNode(node)
             return None
-        held = node.GetSegmentation()
-        held.RemoveAllSegments()
-        for name, segment in before:
-            held.AddSegment(segment, name)
+        restore(node, before)
         return node
 
     def _forget_removed(self) -> None:

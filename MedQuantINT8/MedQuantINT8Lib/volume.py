@@ -41,6 +41,12 @@ class Grid:
         """Volume of one voxel in millilitres."""
         return abs(float(np.linalg.det(self.ijk_to_ras[:3, :3]))) / 1000.0
 
+    def apart(self, other: Grid) -> float:
+        """How far two grids of one size lie from each other: the largest distance of their corners, in voxels of this one."""
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.size) - 1)
+        moved = corners @ (other.ijk_to_ras - self.ijk_to_ras)[:3, :3].T + (other.ijk_to_ras - self.ijk_to_ras)[:3, 3]
+        return float(np.linalg.norm(moved, axis=1).max() / max(min(self.spacing), 1e-9))
+
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Grid)

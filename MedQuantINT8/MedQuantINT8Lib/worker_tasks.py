@@ -86,7 +86,7 @@ def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
         sources = [lambda v=v: v for v in volumes] + [lambda p=p: read_volume(p) for p in request["scans"]]
         sampler = PatchSampler(sources, package.spec, patch, options, task=bench.task)
         policy = QuantizationPolicy(budget=Budget(request["agreement"], fallback=request["fallback"]))
-        stopwatch = engine_stopwatch(patch)
+        stopwatch = engine_stopwatch(package.spec.window.patch_size)
         made, report = quantize_package(package, sampler, request["output"], options, policy, bench.task, stopwatch)
         made.close()
     return Answer([], report.to_json())

@@ -176,8 +176,10 @@ class BuildPanel(WorkPanel):
         guard = report["guard"]
         kept = [layer["name"] for layer in report["layers"] if not layer["quantized"]]
         self._log(_("{share} of the work is quantized; agreement with FP32 on the calibration patches: {dice}").format(
-            share=f"{100 * report['int8_mac_share']:.1f} %", dice=f"{guard['agreement']:.4f}"
+            share=f"{100 * report['int8_mac_share']:.1f} %", dice=_("unknown") if guard["agreement"] is None else f"{guard['agreement']:.4f}"
         ))
+        for note in guard["notes"]:
+            self._log(note)
         self._log(_("file: {before} MB to {after} MB").format(before=f"{report['fp32_bytes'] / _MB:.1f}", after=f"{report['int8_bytes'] / _MB:.1f}"))
         if kept:
             self._log(_("in floating point: {names}").format(names=", ".join(kept)))

@@ -1,0 +1,167 @@
+"""The accuracy guard: what goes back to float is FP32, what is compared is the same, and it never ends worse than it began."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from MedQuantINT8Lib import commands, graph, qdq, sensitivity
+from MedQuantINT8Lib.bias_correction import input_means, with_corrected_biases
+from MedQuantINT8Lib.errors import EngineError
+from MedQuantINT8Lib.model_spec import Label
+from MedQuantINT8Lib.phantom import phantom_spec
+from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.sensitivity import Budget, Measurement, guard
+from tiny import convolutions, quantized, random_weights, run
+
+SPEC = replace(phantom_spec(), labels=(Label(1, "bright", 1),))
+SHAPE = (8, 8, 8)
+
+
+def patches(count=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(1, *SHAPE)).astype(np.float32) for _ in range(count)]
+
+
+def constants(model, layer):
+    """Weight and bias of a layer, as bytes."""
+    found = graph.Graph(model)
+    node = next(n for n in found.nodes if n.name == layer)
+    return [found.array(name) for name in node.input[1:]]
+
+
+@pytest.mark.parametrize("with_biases", [True, False])
+def test_a_layer_that_goes_back_is_bit_for_bit_the_fp32_layer(with_biases):
+    weights, biases = random_weights()
+    fp32 = convolutions(weights, biases if with_biases else {})
+    int8 = quantized(fp32)
+    corrected = with_corrected_biases(fp32, int8, input_means(fp32, patches(), SHAPE))
+    assert any("corrected_bias" in i.name for i in corrected.graph.initializer)
+    for layer in weights:
+        back = qdq.without_quantization(corrected, {layer}, fp32)
+        onnx.checker.check_model(back)
+        ours, theirs = constants(back, layer), constants(fp32, layer)
+        assert len(ours) == len(theirs) and all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True))
+    whole = qdq.without_quantization(corrected, set(weights), fp32)
+    assert np.array_equal(run(whole, patches()[0]), run(fp32, patches()[0]))
+    assert not qdq.activation_tensors(whole) and not qdq.layers_with_int8_weights(whole)
+
+
+def test_weights_that_stay_int8_keep_the_bias_that_makes_up_for_their_rounding():
+    weights, biases = random_weights()
+    fp32 = convolutions(weights, biases)
+    corrected = with_corrected_biases(fp32, quantized(fp32), input_means(fp32, patches(), SHAPE))
+    back = qdq.without_quantization(corrected, {"b"})
+    assert np.array_equal(constants(back, "b")[-1], constants(corrected, "b")[-1])
+
+
+@pytest.mark.data
+def test_layers_of_real_networks_go_back_bit_for_bit(data):
+    for path in sorted((data / "networks").glob("*.onnx")):
+        fp32 = graph.load_network(path)
+        graph.name_nodes(fp32)
+        found = graph.Graph(fp32)
+        layers = {n.name for n in found.nodes if n.op_type == "Conv" and found.array(n.input[1]) is not None}
+        int8 = quantized(fp32, 0.01, layers)
+        means = {n.name: np.ones(found.array(n.input[1]).shape[1]) for n in found.nodes if n.name in layers}
+        back = qdq.without_quantization(with_corrected_biases(fp32, int8, means), layers, fp32)
+        for layer in layers:
+            ours, theirs = constants(back, layer), constants(fp32, layer)
+            assert len(ours) == len(theirs) and all(a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True)), (path.name, layer)
+
+
+def test_int8_and_fp32_are_compared_on_the_same_patches(monkeypatch):
+    """FP32's Dice to the labels differs much from patch to patch; INT8, which is FP32 here, loses nothing on any number of them."""
+    weights, biases = random_weights()
+    fp32 = convolutions(weights, biases)
+    given = patches(6)
+    references = [(run(fp32, patch).argmax(1)[0] if n < 2 else np.random.default_rng(n).integers(0, 2, SHAPE)) for n, patch in enumerate(given)]
+    judge = sensitivity._Judge(fp32, given, SPEC, references)
+    few, all_of_them = judge.measure(fp32, 2), judge.measure(fp32)
+    assert few.dice == few.dice_fp32 == pytest.approx(1.0) and all_of_them.dice == all_of_them.dice_fp32 < 0.9
+    assert few.dice_lost == all_of_them.dice_lost == 0
+    assert Budget(0, 0.0).excess(few) == 0
+
+
+class Scripted:
+    """A judge whose measurements are given: by how many layers of a network are still quantized."""
+
+    def __init__(self, agreement):
+        self.agreement = agreement
+
+    def __call__(self, fp32, given, spec, references):
+        return self
+
+    def measure(self, candidate, patches=None):
+        value = self.agreement[len(qdq.layers_with_int8_weights(candidate))]
+        return Measurement(value, 1 - value if value is not None else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("agreement", "left", "returned"),
+    [
+        ({3: 0.95, 2: 0.90, 1: 0.85, 0: 0.80}, 3, 0),
+        ({3: 0.90, 2: 0.97, 1: 0.85, 0: 0.80}, 2, 1),
+        ({3: 0.90, 2: 0.97, 1: 0.97, 0: 0.80}, 2, 1),
+        ({3: 0.90, 2: 0.91, 1: 0.995, 0: 0.80}, 1, 2),
+    ],
+    ids=["it was best as it began", "the best on the way", "of equals the one with most INT8", "the first that holds"],
+)
+def test_it_ends_at_the_best_that_it_has_seen(monkeypatch, agreement, left, returned):
+    monkeypatch.setattr(sensitivity, "_Judge", Scripted(agreement))
+    weights, biases = random_weights()
+    fp32 = convolutions(weights, biases)
+    times = iter([3.0, 2.5, 2.0, 1.0])
+    made, result = guard(fp32, quantized(fp32), patches(), SPEC, Budget(0.99), Task(), stopwatch=lambda model: next(times))
+    assert len(qdq.layers_with_int8_weights(made)) == left
+    assert result.after.agreement == agreement[left] >= result.before.agreement
+    assert len(result.returned) == returned and len(result.milliseconds) == returned + 1
+    assert result.kept == (agreement[left] >= 0.99)
+    assert result.cost_ms == 0.0, "times that fall from run to run are no negative costs"
+    assert "costs 0.0 ms" in "\n".join(commands._guard_lines(result))
+
+
+def test_where_fp32_finds_nothing_nothing_is_claimed():
+    weights, biases = random_weights()
+    biases["c"] = np.array([1e6, 0.0])
+    fp32 = convolutions(weights, biases)
+    made, result = guard(fp32, quantized(fp32), patches(), SPEC, Budget(0.99), Task())
+    assert result.agreement is None and not result.kept and not result.judged and not result.returned
+    assert "finds no structure" in result.notes[0] and "scans that show the structures" in result.notes[0]
+    assert result.to_json()["agreement"] is None and result.to_json()["nothing_found"]
+    assert not any("budget does not hold" in line for line in commands._guard_lines(result))
+    assert len(qdq.layers_with_int8_weights(made)) == 3
+
+
+def test_a_structure_below_a_hundred_voxels_counts_where_there_is_no_other():
+    pooled = sensitivity._PooledDice(True)
+    mask = np.zeros((1, 8, 8, 8), int)
+    mask[0, :2, :2, :2] = 1
+    pooled.add(mask, mask)
+    assert pooled.value == 1.0
+    large = np.zeros((1, 8, 8, 8), int)
+    large[0, 4:] = 2
+    pooled.add(np.zeros_like(large), large)
+    assert pooled.value == 0.0, "beside a large one, stray voxels do not count"
+
+
+def test_an_engine_that_cannot_be_timed_loses_nothing(monkeypatch):
+    monkeypatch.setattr(sensitivity, "_Judge", Scripted({3: 0.9, 2: 0.995, 1: 1.0, 0: 1.0}))
+    weights, biases = random_weights()
+    fp32 = convolutions(weights, biases)
+
+    def broken(model):
+        raise EngineError("no kernel for GridSample")
+
+    _, result = guard(fp32, quantized(fp32), patches(), SPEC, Budget(0.99), Task(), stopwatch=broken)
+    assert result.kept and result.cost_ms is None and "GridSample" in result.notes[0]
+
+
+def test_bias_correction_takes_networks_of_older_opsets():
+    weights, biases = random_weights(side=3)
+    means = [input_means(convolutions(weights, biases, opset=opset), patches(), SHAPE) for opset in (17, 19)]
+    assert set(means[0]) == set(weights)
+    assert all(np.allclose(means[0][name], means[1][name], rtol=1e-5) for name in weights)
