@@ -8,6 +8,7 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="needs Slicer or slicer-core")
 
 import vtk  # noqa: E402
+
 from conftest import GEOMETRIES  # noqa: E402
 from MedQuantINT8Lib import mrml  # noqa: E402
 from MedQuantINT8Lib.errors import InputError  # noqa: E402

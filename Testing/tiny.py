@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from MedQuantINT8Lib import placement, qdq
+from MedQuantINT8Lib.engines.base import BuildOptions
+from MedQuantINT8Lib.engines.onnxruntime import OnnxRuntimeBackend
+from MedQuantINT8Lib.model import FP32, INT8, ModelPackage, write_package
+from MedQuantINT8Lib.model_spec import Channel, Geometry, Label, ModelSpec, Output, Window
 
 
 def convolutions(weights: dict[str, np.ndarray], biases: dict[str, np.ndarray], size: int = 8, names: dict[str, str] | None = None, opset: int = 19) -> Any:
@@ -74,3 +79,66 @@ def run(model: Any, patch: np.ndarray) -> np.ndarray:
 
     loaded = session(model.SerializeToString(), "int8")
     return loaded.run(None, {loaded.get_inputs()[0].name: patch[None]})[0]
+
+
+def package(folder: Path, fp32: Any = None, int8: Any = None, *, bright: float = 0.5, size: int = 8) -> ModelPackage:
+    """A package of two networks of this file; by default one that finds voxels brighter than ``bright``, and its INT8 form."""
+    if fp32 is None:
+        weight = np.zeros((2, 1, 1, 1, 1))
+        weight[1] = 1
+        fp32 = convolutions({"a": weight}, {"a": np.array([0, -bright])}, size)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, model in ((FP32, fp32), (INT8, quantized(fp32, 0.01) if int8 is None else int8)):
+        onnx.save(model, str(folder / name))
+    spec = ModelSpec(
+        name="tiny",
+        version="1",
+        modality="MR",
+        channels=(Channel("image"),),
+        geometry=Geometry("KJI", "native"),
+        window=Window((size, size, size), overlap=0.0),
+        labels=(Label(1, "bright", 1, (255, 0, 0)),),
+        output=Output(),
+        normalization=(),
+        license="made",
+    )
+    write_package(folder / "package", spec, {name: folder / name for name in (FP32, INT8)})
+    return ModelPackage.load(folder / "package")
+
+
+class TinyBackend(OnnxRuntimeBackend):
+    """Stands for a real INT8 engine: computes as ONNX Runtime does, and can be told to fail or to be wrong.
+
+    Attributes:
+        wrong: whether INT8 networks give nonsense.
+        failures: raised by the next builds or loads, one after the other.
+    """
+
+    name, title, real_int8 = "tiny", "Tiny", True
+    wrong = False
+    failures: ClassVar[list[tuple[str, Exception]]] = []
+    built: ClassVar[list[str]] = []
+
+    def _maybe_fail(self, where: str) -> None:
+        if self.failures and self.failures[0][0] == where:
+            raise self.failures.pop(0)[1]
+
+    def version(self) -> str:
+        return "1"
+
+    def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
+        self._maybe_fail("build")
+        self.built.append(options.precision)
+        super().build(network, folder, options)
+
+    def load(self, folder: Path, options: BuildOptions) -> Any:
+        self._maybe_fail("load")
+        engine = super().load(folder, options)
+        real = engine.infer
+
+        def infer(batch: np.ndarray) -> np.ndarray:
+            self._maybe_fail("run")
+            return -real(batch) if self.wrong and options.precision == "int8" else real(batch)
+
+        engine.infer = infer
+        return engine

@@ -166,6 +166,7 @@ def segment(args: argparse.Namespace, task: Task) -> None:
         f"wrote {args.output}: {sum(v > 0 for v in voxels.values())} of {len(voxels)} structure(s) found, {run.seconds['total']:.2f} s "
         f"({run.seconds['network']:.2f} s in the network)",
         f"engine: {run.engine['title']}, {run.engine['precision']}: {description['verdict']}, {100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
+        *([f"precision: {run.engine['choice']['reason']} (decided {run.engine['choice']['decided'][:10]})"] if run.engine["choice"] else []),
         *(f"note: {note}" for note in [*run.result.notes, *filter(None, [run.engine["note"]])]),
     ]
     print_result(args, value, *lines)
@@ -305,9 +306,11 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
 
 def cache(args: argparse.Namespace, task: Task) -> None:
     from .engines import cache as engines
+    from .engines import choices
 
     if args.action == "clear":
         count = engines.clear(args.model)
+        choices.forget_failures()
         print_result(args, {"removed": count}, f"removed {count} engine(s)")
         return
     found = [e for e in engines.entries() if args.model in (None, e.record["key"].get("model_name"))]

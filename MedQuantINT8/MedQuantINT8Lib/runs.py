@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from .calibration import CalibrationOptions, ForegroundFinder, PatchSampler, draw_samples, foreground_by_intensity
 from .engines import BuildOptions, choose_backend, cuda
 from .engines.base import EngineBackend, Precision, UnsupportedNetwork, backend, choose_instead, precisions_of
-from .engines.cuda import GpuMemoryError
+from .engines.cuda import GpuError, GpuMemoryError
 from .engines.prepare import PreparedEngine, prepare
 from .engines.race import prepare_faster
 from .engines.stopwatch import engine_stopwatch
 from .ensemble import Ensemble, MeanEngine
-from .errors import EngineError, MedQuantError
+from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .memory import fitted, gpu_batch
 from .model import ModelPackage
 from .preprocessing import NetworkInput
@@ -35,6 +35,7 @@ from .volume import UNTURNED, Volume
 from .volume_io import read_volume
 
 Source = str | os.PathLike[str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,15 @@ def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder
         # The volume as its own original: the labels come back in network space.
         inside = replace(network_input, oriented=grid, original=grid, box=((0, i), (0, j), (0, k)), reorientation=UNTURNED)
         patch = patch_for(inside, package.spec, SegmentationOptions())
-        prepared = prepare(package, choose_backend("auto", "fp32"), BuildOptions("fp32", patch), (), task)
-        try:
-            labels = segment_in_network_space(inside, package.spec, prepared.engine, SegmentationOptions(), task).labels
-        finally:
-            prepared.close()
+
+        def labels_by(choice: EngineChoice) -> NDArray[Any]:
+            prepared = prepare(package, choose_backend(choice.name, "fp32"), BuildOptions("fp32", patch, device=choice.device), (), task)
+            try:
+                return segment_in_network_space(inside, package.spec, prepared.engine, SegmentationOptions(), task).labels
+            finally:
+                prepared.close()
+
+        labels, _ = _first_that_can(EngineChoice(precision="fp32"), labels_by)
         return network_input.to_kji(labels) > 0
 
     return find
@@ -143,11 +148,13 @@ def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder
 def build(
     package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, scan: Source | Volume | None, task: Task
 ) -> PreparedEngine:
-    """Build (or find) the engine of a package; with a scan it is compared with the simulation."""
-    try:
-        return _build(package, choice, options, scan, task)
-    except UnsupportedNetwork as error:
-        return _build(package, _instead(choice, error)[0], options, scan, task)
+    """Build (or find) the engine of a package; with a scan it is compared with the simulation.
+
+    Where the engine was left to the program, others are tried as in :func:`segment`; the note says so.
+    """
+    prepared, notes = _first_that_can(choice, lambda wanted: _build(package, wanted, options, scan, task))
+    prepared.note = "; ".join([*notes, *filter(None, [prepared.note])])
+    return prepared
 
 
 def _build(
@@ -214,25 +221,46 @@ def segment(
     Args:
         shelf: lends engines that are loaded already, and keeps them afterwards; by default they are closed.
     """
-    try:
-        return _segment(package, volume, choice, options, task, read_seconds, shelf)
-    except (GpuMemoryError, UnsupportedNetwork) as error:
-        other, title = _instead(choice, error)
-        run = _segment(package, volume, other, options, task, read_seconds, shelf)
-        run.result.notes.insert(0, f"run on {'the processor' if isinstance(error, GpuMemoryError) else title}: {error}")
-        return run
+
+    def attempt(wanted: EngineChoice) -> SegmentationRun:
+        try:
+            return _segment(package, volume, wanted, options, task, read_seconds, shelf)
+        except GpuMemoryError:
+            if shelf is None or not len(shelf):
+                raise
+            # Engines that are kept for later runs take the memory that this one needs.
+            shelf.clear()
+            return _segment(package, volume, wanted, options, task, read_seconds, shelf)
+
+    run, notes = _first_that_can(choice, attempt)
+    run.result.notes[:0] = notes
+    return run
 
 
-def _instead(choice: EngineChoice, failed: EngineError) -> tuple[EngineChoice, str]:
-    """Another engine where the choice was left to the program, and its title.
+def _first_that_can(choice: EngineChoice, attempt: Callable[[EngineChoice], T]) -> tuple[T, list[str]]:
+    """What ``attempt`` gives for the choice, or for the next engine that can where the choice was left to the program; and what to tell the user.
 
     Raises:
-        EngineError: the engine was asked for by name: what went wrong with it.
+        EngineError: the engine was asked for by name, or none is left: what went wrong with the first.
     """
-    if choice.name != "auto":
-        raise failed
-    other = choose_instead(choice.precision, failed)
-    return replace(choice, name=other.name, device=choice.device if getattr(other, "needs_gpu", False) else "cpu"), other.title
+    notes: list[str] = []
+    tried: list[str] = []
+    first: EngineError | None = None
+    wanted = choice
+    while True:
+        try:
+            return attempt(wanted), notes
+        except (GpuError, UnsupportedNetwork) as error:
+            first = first or error
+            if choice.name != "auto":
+                raise
+            tried.append(choose_backend(wanted.name, wanted.precision).name if wanted.name == "auto" else wanted.name)
+            try:
+                other = choose_instead(choice.precision, error, tried)
+            except EngineError:
+                raise first from error
+            wanted = replace(choice, name=other.name, device=choice.device if getattr(other, "needs_gpu", False) else "cpu")
+            notes.append(f"run on {'the processor' if isinstance(error, GpuError) else other.title}: {error}")
 
 
 def _segment(
@@ -266,7 +294,7 @@ def _segment(
         prepared.extend(
             shelf.borrow(
                 keys[0],
-                lambda: [_prepare(member, made, choice, options, patch, patches, task) for member in ensemble.packages],
+                lambda: _prepare_all(ensemble.packages, made, choice, options, patch, patches, task),
             )
         )
         inputs.append(network_input)
@@ -282,13 +310,35 @@ def _segment(
             ranges = _ranges(ensemble.first, inputs[0], options, result, task)
         if len(prepared) > 1:
             engine["members"] = [_engine_report(item) for item in prepared]
-    finally:
-        for key in keys:
-            shelf.give_back(key)
+    except (Cancelled, InputError):
+        _end(shelf.give_back, keys)
+        raise
+    except BaseException:
+        _end(shelf.drop, keys)
+        raise
+    _end(shelf.give_back, keys)
     seconds = {"reading": read_seconds, **{k: v for k, v in result.seconds.items() if k != "total"}}
     seconds["total"] = read_seconds + time.perf_counter() - began
     latency = _latency(calls, result, max(1, options.batch))
     return SegmentationRun(volume, result, seconds, engine, latency, inputs[0], ranges)
+
+
+def _end(how: Callable[[Any], None], keys: list[Any]) -> None:
+    for key in keys:
+        how(key)
+
+
+def _prepare_all(packages: Sequence[ModelPackage], *how: Any) -> list[PreparedEngine]:
+    """The engines of an ensemble; those that are there are closed where one fails."""
+    made: list[PreparedEngine] = []
+    try:
+        for member in packages:
+            made.append(_prepare(member, *how))
+    except BaseException:
+        for item in made:
+            item.close()
+        raise
+    return made
 
 
 def _latency(calls: list[float], result: SegmentationResult, batch: int) -> dict[str, float]:
@@ -378,7 +428,7 @@ def _engine_report(prepared: PreparedEngine) -> dict[str, Any]:
         "name": prepared.backend.name,
         "title": prepared.backend.title,
         "precision": prepared.options.precision,
-        "race": prepared.entry.record.get("race"),
+        "choice": prepared.choice.to_json() if prepared.choice else None,
         "real_int8": prepared.backend.real_int8,
         "bytes": prepared.entry.bytes,
         "cached": prepared.cached,

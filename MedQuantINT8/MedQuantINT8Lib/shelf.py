@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from .engines.prepare import PreparedEngine
+from .errors import EngineError
 
 #: Makes the engines of an ensemble, one a member.
 Make = Callable[[], list[PreparedEngine]]
@@ -21,6 +23,14 @@ class EngineShelf(Protocol):
     def give_back(self, key: Hashable) -> None:
         """The run is over; the shelf may close them."""
 
+    def drop(self, key: Hashable) -> None:
+        """A run with them failed, and nothing is known of their state: they are closed, and not lent again."""
+
+    def clear(self) -> None:
+        """Close all that are kept."""
+
+    def __len__(self) -> int: ...
+
 
 class NoShelf:
     """Closes engines after each run."""
@@ -33,9 +43,17 @@ class NoShelf:
         return self._lent
 
     def give_back(self, key: Hashable) -> None:
-        for prepared in self._lent:
-            prepared.close()
-        self._lent = []
+        self.clear()
+
+    def drop(self, key: Hashable) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        lent, self._lent = self._lent, []
+        _close_all(lent)
+
+    def __len__(self) -> int:
+        return 0
 
 
 class KeepingShelf:
@@ -59,7 +77,6 @@ class KeepingShelf:
         self._used = time.monotonic()
 
     def drop(self, key: Hashable) -> None:
-        """Close the engines under ``key``: a run with them failed, and nothing is known of their state."""
         if key in self._kept:
             self._close(key)
 
@@ -78,5 +95,11 @@ class KeepingShelf:
         return len(self._kept)
 
     def _close(self, key: Hashable) -> None:
-        for prepared in self._kept.pop(key):
+        _close_all(self._kept.pop(key))
+
+
+def _close_all(engines: list[PreparedEngine]) -> None:
+    for prepared in engines:
+        # One that failed may fail again as it is closed; the others are closed all the same.
+        with contextlib.suppress(EngineError):
             prepared.close()

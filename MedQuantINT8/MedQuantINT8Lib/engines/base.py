@@ -7,6 +7,7 @@ engine is one new module with a class that satisfies :class:`EngineBackend`, and
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -208,14 +209,26 @@ def choose_processor(precision: str) -> EngineBackend:
     return usable[0]
 
 
-def choose_instead(precision: str, failed: EngineError) -> EngineBackend:
-    """What "auto" takes when its first choice failed: the next engine for a network that the first has no kernel for, else the processor."""
+def choose_instead(precision: str, failed: EngineError, tried: Collection[str] = ()) -> EngineBackend:
+    """What "auto" takes when an engine failed: the next one for a network that it has no kernel for, else the processor.
+
+    Args:
+        tried: names of the engines that failed; by default the first choice.
+
+    Raises:
+        EngineError: ``failed``, where nothing is left to try.
+    """
     if isinstance(failed, UnsupportedNetwork):
-        others = usable_backends(precision)[1:]
+        usable = usable_backends(precision)
+        names = set(tried) or {usable[0].name}
+        others = [made for made in usable if made.name not in names]
         if not others:
             raise failed
         return others[0]
-    return choose_processor(precision)
+    made = choose_processor(precision)
+    if made.name in tried:
+        raise failed
+    return made
 
 
 def choose_backend(name: str, precision: str) -> EngineBackend:

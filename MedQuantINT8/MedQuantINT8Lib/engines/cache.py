@@ -7,6 +7,7 @@ engine at once both build; the first to finish wins and the other throws its cop
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -39,12 +40,19 @@ class CacheEntry:
 
     @property
     def bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+        """Of the engine's files, as they were built: an engine that is loaded outlives a cache that was cleared."""
+        if "bytes" in self.record:
+            return int(self.record["bytes"])
+        with contextlib.suppress(OSError):
+            return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file() and path.name != _RECORD)
+        return 0
 
     def update(self, **values: Any) -> CacheEntry:
-        """The same entry with more in its record, written whole."""
+        """The same entry with more in its record, written whole; only in memory where the entry was removed meanwhile."""
         record = {**self.record, **values}
-        write_json(self.folder / _RECORD, record)
+        # A record without its engine's files would stand in the way of the next build.
+        if (self.folder / _RECORD).is_file():
+            write_json(self.folder / _RECORD, record)
         return CacheEntry(self.folder, record)
 
 
@@ -58,12 +66,12 @@ def find(parts: dict[str, Any]) -> CacheEntry | None:
 
 
 def _read(folder: Path, parts: dict[str, Any] | None) -> CacheEntry | None:
+    if not folder.is_dir():
+        return None
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         intact = all(sha256_file(folder / name) == value for name, value in record["files"].items())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         intact, record = False, {}
     if not intact or (parts is not None and record.get("key") != parts):
         shutil.rmtree(folder, ignore_errors=True)
@@ -90,6 +98,7 @@ def make(parts: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) 
             record = {
                 "key": parts,
                 "files": files,
+                "bytes": sum((scratch / name).stat().st_size for name in files),
                 "built": time.strftime("%Y-%m-%dT%H:%M:%S"),
                 "built_ns": time.time_ns(),
                 "build_seconds": round(time.perf_counter() - began, 2),

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..errors import EngineError
 from ..files import sha256_file
 from ..model import ModelPackage
 from ..progress import Task
 from . import cache
 from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild
+from .choices import Choice
 from .fidelity import Fidelity, Patch, compare, labels_of, offending_layers
 
 #: Patches that are compared, and voxels after which one is enough: more would tell little and cost seconds each.
@@ -30,6 +32,7 @@ class PreparedEngine:
         note: why there is no comparison, or what was done about a failed one; for the report.
         fallback: layers put back to high precision because the engine computed them wrongly.
         cached: the files were found, not built.
+        choice: why this precision, where it was left to the program.
     """
 
     engine: Engine
@@ -40,6 +43,7 @@ class PreparedEngine:
     note: str
     fallback: tuple[str, ...]
     cached: bool
+    choice: Choice | None = None
 
     def describe(self) -> EngineDescription:
         return self.engine.describe()
@@ -53,11 +57,13 @@ def engine_key(package: ModelPackage, backend: EngineBackend, options: BuildOpti
     return {
         "model_name": package.spec.name,
         "model": sha256_file(package.onnx_path(options.precision)),
+        # What this project makes of a network before an engine sees it changes with its version.
+        "medquant": __version__,
         "engine": backend.name,
         "engine_version": backend.version(),
         "device": backend.device_name(options.device),
         "options": _jsonable(options.to_json()),
-        "format": 3,
+        "format": 4,
     }
 
 
@@ -102,8 +108,12 @@ def prepare(
         )
     if reason := _reference_backend().unavailable():
         return PreparedEngine(engine, backend, used, entry, None, f"not compared with the simulation: {reason}", (), cached)
-    with task.stage("comparing with the simulation"):
-        fidelity = _compare(package, engine, used, _compared(patches))
+    try:
+        with task.stage("comparing with the simulation"):
+            fidelity = _compare(package, engine, used, _compared(patches))
+    except BaseException:
+        engine.close()
+        raise
     if fidelity.trusted:
         entry = entry.update(fidelity=fidelity.to_json())
         return PreparedEngine(engine, backend, used, entry, fidelity, "", (), cached)
@@ -169,7 +179,11 @@ def _with_fallback(
         with task.stage("rebuilding the engine"):
             entry = _build(package, backend, safe, key, task, fallback=layers, note=note)
             engine = backend.load(entry.folder, safe)
-            fidelity = _compare(package, engine, safe, _compared(patches))
+            try:
+                fidelity = _compare(package, engine, safe, _compared(patches))
+            except BaseException:
+                engine.close()
+                raise
         if fidelity.trusted:
             entry = entry.update(fidelity=fidelity.to_json())
             return PreparedEngine(engine, backend, safe, entry, fidelity, note, tuple(layers), False)

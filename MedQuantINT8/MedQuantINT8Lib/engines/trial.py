@@ -1,4 +1,8 @@
-"""Which engine is fastest on the GPU at hand: each runs a small INT8 network once, and what was found is kept."""
+"""Which engine is fastest on the GPU at hand: each runs a small INT8 network once, and what was found is kept.
+
+A time is kept for ever: it belongs to this GPU and these versions. A failure is kept with its cause for some minutes only, so that
+not every run tries again: a GPU that was full, or busy, may be free the next time.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MedQuantError
+from .. import __version__
+from ..errors import Cancelled, MedQuantError
 from ..files import write_json
 from ..resources import resource
 from .base import BuildOptions, EngineBackend
@@ -21,6 +26,8 @@ _ROUNDS = 5
 _PATCH = (64, 64, 64)
 #: A time that no engine reaches: of one that failed.
 _FAILED = 1e9
+#: For how long a failure counts.
+_FAILURE_SECONDS = 600.0
 
 
 def fastest_first(backends: Sequence[EngineBackend]) -> list[EngineBackend]:
@@ -35,36 +42,60 @@ def milliseconds(backends: Sequence[EngineBackend]) -> dict[str, float]:
     """Of one patch of the demo's network in each engine, by its name; measured where it is not known for this GPU and these versions."""
     kept = cache_root() / "trial.json"
     try:
-        known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        read = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        known = {}
+        read = {}
+    known: dict[str, Any] = read if isinstance(read, dict) else {}
     found = {}
     for made in backends:
-        key = f"{made.name} {made.version()} on {made.device_name('gpu')}"
-        if not isinstance(known.get(key), (int, float)):
-            known[key] = _tried(made)
-            kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            key = f"{made.name} {made.version()} of {__version__} on {made.device_name('gpu')}"
+        except MedQuantError:
+            # A GPU that cannot even be asked is no place to run on; it is asked again the next time.
+            found[made.name] = _FAILED
+            continue
+        value = _valid(known.get(key))
+        if value is None:
+            known[key] = value = _outcome(made)
             write_json(kept, known)
-        found[made.name] = float(known[key])
+        found[made.name] = value if isinstance(value, float) else _FAILED
     return found
 
 
+def _valid(kept: Any) -> float | dict[str, Any] | None:
+    """What was kept, if it still counts: a time, or a failure of the last minutes."""
+    if isinstance(kept, (int, float)) and not isinstance(kept, bool) and 0 <= kept < _FAILED:
+        return float(kept)
+    if isinstance(kept, dict) and isinstance(when := kept.get("time"), (int, float)) and 0 <= time.time() - when < _FAILURE_SECONDS:
+        return kept
+    return None
+
+
+def _outcome(made: EngineBackend) -> float | dict[str, Any]:
+    try:
+        return _tried(made)
+    except Cancelled:
+        raise
+    except Exception as error:
+        # Drivers and their bindings raise types of their own. The engine comes last for now; asked for by name, it says why.
+        return {"failed": f"{type(error).__name__}: {error}"[:300], "time": time.time()}
+
+
 def _tried(made: EngineBackend) -> float:
+    """The median of some runs, in milliseconds."""
     from ..model import ModelPackage
 
     options = BuildOptions("int8", _PATCH, device="gpu")
-    try:
-        with ModelPackage.load(Path(resource("demo.zip"))) as package, TemporaryDirectory(prefix="medquant-trial-") as scratch:
-            made.build(package.onnx_path("int8"), Path(scratch), options)
-            engine = made.load(Path(scratch), options)
+    with ModelPackage.load(Path(resource("demo.zip"))) as package, TemporaryDirectory(prefix="medquant-trial-") as scratch:
+        made.build(package.onnx_path("int8"), Path(scratch), options)
+        engine = made.load(Path(scratch), options)
+        try:
             batch = np.zeros((1, len(package.spec.channels), *_PATCH), np.float32)
             times = []
             for _ in range(_ROUNDS):
                 began = time.perf_counter()
                 engine.infer(batch)
                 times.append(1e3 * (time.perf_counter() - began))
+        finally:
             engine.close()
-    except MedQuantError:
-        # An engine that cannot do this comes last; when it is asked for by name, it says why.
-        return _FAILED
     return round(float(np.median(times[1:])), 3)
