@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from MedQuantINT8Lib import runs
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines import base, cache, choices, prepare, race, trial

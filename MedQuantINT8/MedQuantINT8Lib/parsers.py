@@ -323,8 +323,8 @@ def _evaluate(add: Any) -> None:
         "study_commands:evaluate",
         "FP32 and INT8 against manual labels, with intervals and tests",
         "evaluate hippocampus --data Task04_Hippocampus --output evaluation",
+        more=f"{JSON_FORM}\n",
     )
-    command.epilog = f"{JSON_FORM}\n{command.epilog}"
     _model(command, f"{_PACKAGE}, with both networks")
     command.add_argument("--data", required=True, help="a data set: JSON description (see below), or the folder of a public one")
     command.add_argument("--form", default="auto", help="json, msd, btcv, totalsegmentator, wholebrain (default: by its files)")
