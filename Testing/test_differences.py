@@ -115,14 +115,14 @@ def test_margins_are_those_of_the_softmax():
     share = np.exp(scores) / np.exp(scores).sum(0)
     two = np.sort(share, axis=0)[-2:]
     kept = []
-    sink = MarginSink(lambda start, block: kept.append((start, block)), (9, 8, 4), probabilities=False)
+    sink = MarginSink(lambda start, block: kept.append((start, block)), (9, 8, 4), "softmax")
     sink((2, 1, 0), scores)
     assert kept[0][0] == (2, 1, 0) and kept[0][1] is scores
     assert np.abs(sink.margins[2:9, 1:7] / ONE - (two[1] - two[0])).max() <= 0.5 / ONE + 1e-6 and not sink.margins[:2].any()
-    given = MarginSink(lambda start, block: None, (7, 6, 4), probabilities=True)
+    given = MarginSink(lambda start, block: None, (7, 6, 4), None)
     given((0, 0, 0), share)
     assert np.abs(given.margins.astype(int) - sink.margins[2:9, 1:7]).max() <= 1
-    regions = MarginSink(lambda start, block: None, (7, 6, 4), probabilities=True, threshold=0.4)
+    regions = MarginSink(lambda start, block: None, (7, 6, 4), None, (0.4,) * 5)
     regions((0, 0, 0), share)
     assert np.allclose(regions.margins / ONE, np.abs(share - 0.4).min(0) / 0.6, atol=0.5 / ONE + 1e-6)
 

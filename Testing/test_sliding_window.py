@@ -11,6 +11,7 @@ from MedQuantINT8Lib.blending import LabelSink, RegionSink, ScoreSink
 from MedQuantINT8Lib.errors import Cancelled, InputError
 from MedQuantINT8Lib.model_spec import Window
 from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.regions import Regions
 from MedQuantINT8Lib.sliding_window import slide
 from MedQuantINT8Lib.windows import check_patch, importance_map, plan_windows, window_starts
 
@@ -157,7 +158,7 @@ def test_regions_are_painted_in_order():
     probabilities = np.zeros((2, 4, 4, 4), np.float32)
     probabilities[0, :3] = 0.9
     probabilities[1, 2:] = 0.8
-    sink = RegionSink((4, 4, 4), np.array([1, 2], np.uint8), 0.5)
+    sink = RegionSink((4, 4, 4), Regions((0, 1), np.array([1, 2], np.uint8), np.array([0.5, 0.5], np.float32)))
     sink((0, 0, 0), probabilities)
     assert [int(sink.labels[n, 0, 0]) for n in range(4)] == [1, 1, 2, 2]
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .regions import Regions, activate
 from .threads import Threads
 from .windows import WindowPlan
 
@@ -137,16 +139,32 @@ class LabelSink:
 
 
 class RegionSink:
-    """Reduces finished, normalised probabilities to labels: each region above the threshold is painted in turn."""
+    """Reduces finished, normalised probabilities to regions, and these to labels (:mod:`.regions`)."""
 
-    def __init__(self, shape: tuple[int, int, int], values: NDArray[np.unsignedinteger], threshold: float) -> None:
-        self.labels = np.zeros(shape, values.dtype)
-        self._values, self._threshold = values, threshold
+    def __init__(self, shape: tuple[int, int, int], regions: Regions) -> None:
+        self._regions = regions
+        self._found = np.zeros(shape, regions.mark_type if regions.nested else regions.values.dtype)
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
-        target = self.labels[tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))]
-        for channel, value in enumerate(self._values):
-            target[block[channel] > self._threshold] = value
+        target = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))
+        regions = self._regions
+        self._found[target] = (regions.marked if regions.nested else regions.paint)(lambda channel: block[channel])
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """Label map (n0, n1, n2), once all blocks have come."""
+        return self._regions.painted(self._found) if self._regions.nested else self._found
+
+
+class ActivatingSink:
+    """Turns finished, normalised blocks of logits into probabilities before it hands them on."""
+
+    def __init__(self, inner: Sink, activation: str) -> None:
+        self._inner, self._activation = inner, activation
+
+    def __call__(self, start: tuple[int, int, int], block: Array) -> None:
+        activate(block, self._activation)
+        self._inner(start, block)
 
 
 class ScoreSink:

@@ -6,12 +6,14 @@ A small margin says that a small error of any kind, INT8's rounding among them, 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .blending import Array, Sink
+from .regions import activate
 
 #: A margin of 1 as it is kept, in 8 bits.
 ONE = 255
@@ -22,19 +24,29 @@ class MarginSink:
 
     Args:
         inner: what makes labels of the blocks.
-        probabilities: whether the scores are probabilities already; otherwise they go through a softmax.
-        threshold: of regions, each of which is there or not: then the margin is the least distance to it, of a largest possible 1.
+        activation: what makes probabilities of the scores, "softmax" or "sigmoid"; None if they are probabilities already.
+        thresholds: of regions, one a channel, each of which is there or not: then the margin is the least distance to it, of a largest
+            possible 1.
     """
 
-    def __init__(self, inner: Sink, shape: tuple[int, int, int], probabilities: bool, threshold: float | None = None) -> None:
+    def __init__(
+        self, inner: Sink, shape: tuple[int, int, int], activation: str | None, thresholds: Sequence[float] | None = None
+    ) -> None:
         self.margins = np.zeros(shape, np.uint8)
-        self._inner, self._probabilities, self._threshold = inner, probabilities, threshold
+        self._inner, self._activation, self._thresholds = inner, activation, thresholds
         self.seconds = 0.0
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
         began = time.perf_counter()
         index = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))
-        found = _regions(block, self._threshold) if self._threshold is not None else _classes(block, self._probabilities)
+        scores = block
+        if self._activation is not None and (self._thresholds is not None or self._activation == "sigmoid"):
+            scores = block.copy()
+            activate(scores, self._activation)
+        if self._thresholds is not None:
+            found = _regions(scores, self._thresholds)
+        else:
+            found = _classes(scores, self._activation != "softmax")
         self.margins[index] = np.rint(found * ONE)
         self.seconds += time.perf_counter() - began
         self._inner(start, block)
@@ -57,9 +69,8 @@ def _classes(block: Array, probabilities: bool) -> NDArray[np.float32]:
     return made
 
 
-def _regions(block: Array, threshold: float) -> NDArray[np.float32]:
-    most = max(threshold, 1 - threshold)
-    least = np.abs(block[0] - threshold)
-    for channel in block[1:]:
-        np.minimum(least, np.abs(channel - threshold), out=least)
-    return np.clip(least / most, 0, 1)
+def _regions(block: Array, thresholds: Sequence[float]) -> NDArray[np.float32]:
+    least = np.ones(block.shape[1:], np.float32)
+    for channel, threshold in zip(block, thresholds, strict=True):
+        np.minimum(least, np.abs(channel - np.float32(threshold)) / np.float32(max(threshold, 1 - threshold)), out=least)
+    return least

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 #: The orientation that takes voxels as they lie in the file.
 NATIVE = "native"
@@ -21,6 +21,11 @@ NormalizationKind = Literal["window", "minmax", "percentile", "zscore", "nnunet_
 MaskKind = Literal["all", "nonzero", "above_mean"]
 Activation = Literal["softmax", "sigmoid"]
 Placement = Literal["monai", "nnunet"]
+Resampled = Literal["logits", "probabilities", "masks", "labels"]
+Decision = Literal["largest", "threshold"]
+Padding = Literal["constant", "edge", "reflect", "wrap"]
+CleaningKind = Literal["largest", "remove_small", "fill_holes"]
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -100,6 +105,10 @@ class Window:
     whole_volume: run the volume in one piece, padded up to ``multiples``, if the network's graph is dynamic.
     placement: "monai" (fixed steps, last window moved in) or "nnunet" (steps spread evenly).
     pad_value: what stands outside a volume that is smaller than the patch, after normalisation.
+    padding: how such a volume is filled up to the patch: with ``pad_value`` ("constant"), by its outermost voxels ("edge"), by its
+        mirror image without the border itself ("reflect"), or by itself again ("wrap").
+    overlaps: an overlap for each axis of the tensor, which stands for ``overlap``; or None.
+    sigma: the standard deviation of the Gaussian along each axis, as a share of the patch.
     air_threshold: windows whose normalised values all lie at or below it can be skipped; None forbids skipping.
     """
 
@@ -111,6 +120,9 @@ class Window:
     placement: Placement = "monai"
     pad_value: float = 0.0
     air_threshold: float | None = None
+    padding: Padding = "constant"
+    overlaps: tuple[float, float, float] | None = None
+    sigma: tuple[float, float, float] = (0.125, 0.125, 0.125)
 
 
 @dataclass(frozen=True)
@@ -120,23 +132,52 @@ class Output:
     softmax: channel c is the label with ``channel`` c; the largest wins. sigmoid: each channel is a region of its own,
     painted in the order of the labels where its probability is above ``threshold``; regions may overlap.
     activated: the graph already ends in the activation (its output is probabilities, not logits).
+    resample: what is brought from network space to the scan's grid, where the two differ: "logits", the network's scores as they are
+        blended (nnU-Net); "probabilities", after the activation; "masks", each structure's mask by linear interpolation, the largest
+        winning; "labels", the label map by nearest neighbour (MONAI's bundles do any of the last three). With any of them windows are
+        blended as the network gives them. None: logits for softmax; for sigmoid probabilities, each window's by itself.
+    decision: "largest": the label of the largest score wins, channel 0 being background; "threshold": regions as above. None:
+        "largest" for softmax, "threshold" for sigmoid.
+    thresholds: one for each output channel, which stand for ``threshold``.
+    inclusive: a probability that equals its threshold lies in the region (MONAI), or does not (nnU-Net).
+    paint: in which order regions are painted: "order", that of the labels; "nested", the same, but a region that lies with its larger
+        part inside a larger one is painted after it, so that it does not vanish.
     """
 
     activation: Activation = "softmax"
     activated: bool = False
     threshold: float = 0.5
+    resample: Resampled | None = None
+    decision: Decision | None = None
+    thresholds: tuple[float, ...] = ()
+    inclusive: bool = False
+    paint: Literal["order", "nested"] = "order"
+
+    @property
+    def regions(self) -> bool:
+        """Whether each channel is a region of its own."""
+        return (self.decision or ("threshold" if self.activation == "sigmoid" else "largest")) == "threshold"
 
 
 @dataclass(frozen=True)
 class Cleaning:
     """What is done with the label map at its end.
 
-    kind: "largest" keeps of each structure its largest part (voxels that touch by a face, an edge or a corner).
+    kind: "largest" keeps of each structure its ``count`` largest parts; "remove_small" removes parts of fewer than ``size`` voxels;
+        "fill_holes" gives a structure what it encloses on all sides, whatever stood there.
     labels: values of the structures; none means all.
+    connectivity: how voxels of one part (for holes: of what is around them) touch: by faces (1), or by faces, edges and corners (3).
+    together: the structures are one when parts are looked for ("largest" and "remove_small").
+    where: on the grid of the scan, or in network space before labels or masks are resampled.
     """
 
-    kind: Literal["largest"] = "largest"
+    kind: CleaningKind = "largest"
     labels: tuple[int, ...] = ()
+    count: int = 1
+    size: int = 0
+    connectivity: int = 3
+    together: bool = False
+    where: Literal["scan", "network"] = "scan"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .regions import Regions
 from .volume import AxisMap, Grid, resample, resample_by_slices
 
 FloatArray = NDArray[np.float32]
@@ -54,13 +55,16 @@ class NetworkInput:
         oriented = self.reorientation.apply(cropped[None])[0]
         return np.ascontiguousarray(self.to_kji(resample(oriented, self.oriented, self.grid, "nearest")))
 
-    def restore(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """A label map in network space (A0, A1, A2) on the original grid, array (K, J, I); 0 outside the crop."""
+    def restore(self, labels: NDArray[Any], nearest: bool = False) -> NDArray[Any]:
+        """A label map in network space (A0, A1, A2) on the original grid, array (K, J, I); 0 outside the crop.
+
+        Each label's mask is interpolated linearly and the largest wins, unless ``nearest`` asks for the nearest voxel's label.
+        """
         kji = np.ascontiguousarray(self.to_kji(labels))
         if not self.resampled:
             return self._place(kji)
         values = np.unique(kji)
-        if len(values) > _SMOOTH_LABELS:
+        if nearest or len(values) > _SMOOTH_LABELS:
             return self._place(resample(kji, self.grid, self.oriented, "nearest"))
         # Nearest neighbour would move a surface by half a voxel where the grids are commensurate.
         return self._largest(((kji == value).astype(np.float32) for value in values), values)
@@ -89,15 +93,9 @@ class NetworkInput:
                 np.maximum(best, sampled, out=best)
         return self._place(labels)
 
-    def restore_regions(self, scores: NDArray[Any], values: NDArray[Any], threshold: float) -> NDArray[Any]:
-        """As :meth:`restore_from_scores` for regions: each channel above ``threshold`` is painted in turn."""
-        labels: NDArray[Any] | None = None
-        for channel, value in enumerate(values):
-            score = self._back(np.ascontiguousarray(self.to_kji(scores[channel]), np.float32))
-            labels = np.zeros(score.shape, values.dtype) if labels is None else labels
-            labels[score > threshold] = value
-        assert labels is not None
-        return self._place(labels)
+    def restore_regions(self, scores: NDArray[Any], regions: Regions) -> NDArray[Any]:
+        """As :meth:`restore_from_scores` for regions, which are cut and painted on the original grid."""
+        return self._place(regions.paint(lambda channel: self._back(np.ascontiguousarray(self.to_kji(scores[channel]), np.float32))))
 
     def _back(self, score: FloatArray) -> FloatArray:
         """One class's scores (K, J, I) on the grid before resampling."""

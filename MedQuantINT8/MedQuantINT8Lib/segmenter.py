@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .blending import LabelSink, RegionSink, ScoreSink
+from .blending import ActivatingSink, LabelSink, RegionSink, ScoreSink
 from .cleaning import cleaned
 from .engines import Engine
 from .errors import InputError, MedQuantError
 from .margins import MarginSink
-from .model_spec import ModelSpec
+from .model_spec import ModelSpec, Window
 from .preprocessing import NetworkInput, preprocess
 from .progress import Task
+from .regions import Regions, activate, logit_cut, probability_cut
 from .sliding_window import Inference, SlidingWindowResult, slide
 from .system import available_memory
 from .volume import Volume
@@ -88,6 +89,12 @@ def window_of(spec: ModelSpec, options: SegmentationOptions) -> tuple[tuple[int,
     return patch, overlap
 
 
+def window_in_force(spec: ModelSpec, options: SegmentationOptions) -> Window:
+    """The model's window with the overlap that was asked for; raises as :func:`window_of`."""
+    overlap = window_of(spec, options)[1]
+    return spec.window if options.overlap is None else replace(spec.window, overlap=overlap, overlaps=None)
+
+
 def whole_volume_patch(shape: tuple[int, int, int], spec: ModelSpec) -> tuple[int, int, int]:
     """The patch that holds the whole of a volume in network space, padded up to the model's multiples."""
     a, b, c = (-(-size // multiple) * multiple for size, multiple in zip(shape, spec.window.multiples, strict=True))
@@ -104,7 +111,7 @@ def patch_for(network_input: NetworkInput, spec: ModelSpec, options: Segmentatio
 
 def plan_for(network_input: NetworkInput, spec: ModelSpec, options: SegmentationOptions) -> WindowPlan:
     """Where the windows of a run lie."""
-    window = replace(spec.window, overlap=window_of(spec, options)[1])
+    window = window_in_force(spec, options)
     a, b, c = network_input.data.shape[1:]
     return plan_windows((a, b, c), window, patch_for(network_input, spec, options))
 
@@ -123,7 +130,7 @@ def segment(
         MedQuantError: not enough memory; says how much is missing.
     """
     task = task or Task()
-    window = replace(spec.window, overlap=window_of(spec, options)[1])
+    window = window_in_force(spec, options)
     plan = plan_for(network_input, spec, options)
     budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, available_memory() // 2)
     run = _Run(network_input, spec, plan, budget, options.margins)
@@ -135,7 +142,7 @@ def segment(
             spec.output_channels,
             plan,
             window,
-            run.margins or run.sink,
+            run.receiver,
             batch_size=max(1, options.batch),
             carried_dtype=run.carried,
             carried_bytes=run.carried_bytes,
@@ -144,7 +151,7 @@ def segment(
             task=task,
         )
     with task.stage("restoring the grid"):
-        labels = cleaned(run.labels(), spec.cleaning)
+        labels = cleaned(run.labels(), [step for step in spec.cleaning if step.where == "scan"])
     if result.columns > 1:
         run.notes.append(f"run in {result.columns} columns to save memory: {result.windows} windows instead of {plan.count}")
     if options.skip_air and result.skipped:
@@ -185,15 +192,17 @@ def _seconds(task: Task, result: SlidingWindowResult) -> dict[str, float]:
 
 
 class _Run:
-    """What becomes of the scores of one volume: labels at once, or kept for resampling, as memory allows."""
+    """What becomes of the scores of one volume: labels at once, or kept for resampling, as the model says and memory allows."""
 
     def __init__(self, network_input: NetworkInput, spec: ModelSpec, plan: WindowPlan, budget: int, margins: bool = False) -> None:
         self._input, self._spec, self._plan = network_input, spec, plan
         self.notes: list[str] = []
-        classes = spec.output_channels
+        classes, output = spec.output_channels, spec.output
         dtype = np.uint8 if max(label.value for label in spec.labels) < 256 else np.uint16
         self._values = _label_values(spec, dtype)
-        self._regions = spec.output.activation == "sigmoid"
+        self._regions = Regions.of(spec, dtype) if output.regions else None
+        #: Probabilities of each window by itself, as packages had it that do not say what is resampled.
+        self._by_window = output.activation == "sigmoid" and output.resample is None and not output.activated
         shape = plan.volume_shape
         self.carried: Any = np.float32
         if plan.carried_bytes(classes, 4) > budget:
@@ -209,29 +218,54 @@ class _Run:
             )
         self.carried_bytes = budget
         scores = classes * int(np.prod(shape)) * 4
-        self._resample_scores = network_input.resampled and scores + needed <= budget
+        wanted = network_input.resampled and output.resample not in ("masks", "labels")
+        self._resample_scores = wanted and scores + needed <= budget
         if network_input.resampled:
-            self.notes.append(
-                "class scores were resampled to the scan's grid before the largest was chosen"
-                if self._resample_scores
-                else f"labels, not class scores, were resampled to the scan's grid: the scores would take {scores / _GB:.1f} GB"
-            )
-        self.normalized = self._resample_scores or self._regions
+            self.notes.append(_how_resampled(self._resample_scores, wanted, spec, scores))
+        # Softmax does not change which class is the largest; sigmoids end at 1, where several may be equal.
+        before_decision = output.regions or output.activation == "sigmoid"
+        activates = not self._by_window and not output.activated and (before_decision and not self._resample_scores)
+        self.normalized = self._resample_scores or output.regions or activates
         if self._resample_scores:
             self.sink: Any = ScoreSink(classes, shape)
-        elif self._regions:
-            self.sink = RegionSink(shape, self._values, spec.output.threshold)
+        elif self._regions is not None:
+            self.sink = RegionSink(shape, self._regions)
         else:
             self.sink = LabelSink(shape, self._values)
+        self.receiver: Any = self.sink
         self.margins: MarginSink | None = None
         if margins:
-            threshold = spec.output.threshold if self._regions else None
-            self.margins = MarginSink(self.sink, shape, spec.output.activated, threshold)
-            self.normalized = True
+            thresholds = None if self._regions is None else output.thresholds or (output.threshold,) * classes
+            activation = None if output.activated or activates or self._by_window else output.activation
+            self.margins = MarginSink(self.sink, shape, activation, thresholds)
+            self.receiver, self.normalized = self.margins, True
+        if activates:
+            self.receiver = ActivatingSink(self.receiver, output.activation)
 
     def fits_gpu(self, engine: Engine, options: SegmentationOptions) -> bool:
-        """Whether the whole window can run where the network does: a network on a GPU, and labels (not scores) wanted."""
-        return getattr(engine, "gpu_network", None) is not None and not self._resample_scores and not options.skip_air and not options.margins
+        """Whether the whole window can run where the network does: a network on a GPU, and labels (not scores) wanted, which the
+        kernels there can make: the class of the largest score, or sigmoid regions of one threshold painted in the channels' order."""
+        output, regions = self._spec.output, self._regions
+        if getattr(engine, "gpu_network", None) is None or self._resample_scores or options.skip_air or options.margins:
+            return False
+        padded = any(n < p for n, p in zip(self._plan.volume_shape, self._plan.patch, strict=True))
+        if padded and self._spec.window.padding != "constant":
+            return False
+        if regions is None:
+            return output.activation == "softmax" or output.activated
+        same = len(set(output.thresholds)) <= 1 and list(regions.channels) == sorted(regions.channels)
+        return same and not regions.nested and (output.activation == "sigmoid" or output.activated)
+
+    def _gpu_reduction(self) -> Any:
+        from .engines.gpu_window import Reduction
+
+        values, output = self._values.astype(np.uint16), self._spec.output
+        if self._regions is None:
+            return Reduction(values, None, False)
+        channel = self._regions.channels[0]
+        if self._by_window or output.activated:
+            return Reduction(values, float(probability_cut(output, channel)), self._by_window)
+        return Reduction(values, logit_cut(output, channel), False)
 
     def on_gpu(self, engine: Any, window: Any, batch: int, task: Task) -> SlidingWindowResult | None:
         """The sliding window on the engine's GPU; the labels are taken over as if they had come through the sink.
@@ -239,10 +273,9 @@ class _Run:
         None if the GPU's memory is too small for the scores: then they are blended in the computer's.
         """
         from .engines.cuda import GpuMemoryError
-        from .engines.gpu_window import GpuSlidingWindow, Reduction
+        from .engines.gpu_window import GpuSlidingWindow
 
         spec, data = self._spec, self._input.data
-        threshold = spec.output.threshold if self._regions else None
         try:
             runner = GpuSlidingWindow(engine.gpu, engine.gpu_network, data.shape[0], spec.output_channels, self._plan, window, batch)
         except GpuMemoryError as error:
@@ -250,8 +283,7 @@ class _Run:
             return None
         began = time.perf_counter()
         try:
-            sigmoid = self._regions and not spec.output.activated
-            found = runner.run(data, Reduction(self._values.astype(np.uint16), threshold, sigmoid), task=task)
+            found = runner.run(data, self._gpu_reduction(), task=task)
         finally:
             runner.close()
         self.sink.labels[...] = found
@@ -259,20 +291,38 @@ class _Run:
         return SlidingWindowResult(self._plan.count, 0, "float32", 1, time.perf_counter() - began)
 
     def inference(self, engine: Any) -> Any:
-        """The engine as the sliding window takes it: regions are blended as probabilities (the threshold needs them), exclusive classes
-        as the network gives."""
-        sigmoid = self._regions and not self._spec.output.activated
+        """The engine as the sliding window takes it: where regions are blended as probabilities, these."""
         pipeline = getattr(engine, "pipeline", None)
         if pipeline is not None:
-            return _Activated(pipeline) if sigmoid else pipeline
-        return (lambda batch: _sigmoid(engine.infer(batch))) if sigmoid else engine.infer
+            return _Activated(pipeline) if self._by_window else pipeline
+        return (lambda batch: _sigmoid(engine.infer(batch))) if self._by_window else engine.infer
 
     def labels(self) -> NDArray[Any]:
+        spec, output = self._spec, self._spec.output
         if not self._resample_scores:
-            return self._input.restore(self.sink.labels)
-        if self._regions:
-            return self._input.restore_regions(self.sink.scores, self._values, self._spec.output.threshold)
-        return self._input.restore_from_scores(self.sink.scores, self._values)
+            # In network space arrays lie as the tensor does; parts and holes do not depend on the axes' order.
+            found = cleaned(self.sink.labels, [step for step in spec.cleaning if step.where == "network"])
+            return self._input.restore(found, nearest=output.resample == "labels")
+        # Thresholds of a softmax are of probabilities, whatever is resampled.
+        probabilities = output.resample == "probabilities" or (output.regions and output.activation == "softmax")
+        if probabilities and not output.activated:
+            activate(self.sink.scores, output.activation)
+        if self._regions is None:
+            return self._input.restore_from_scores(self.sink.scores, self._values)
+        regions = self._regions
+        if output.resample == "logits" and not output.activated and output.activation == "sigmoid":
+            cuts = np.array([logit_cut(output, channel) for channel in regions.channels], np.float32)
+            regions = replace(regions, cuts=cuts)
+        return self._input.restore_regions(self.sink.scores, regions)
+
+
+def _how_resampled(by_scores: bool, wanted: bool, spec: ModelSpec, scores: int) -> str:
+    if by_scores:
+        return "class scores were resampled to the scan's grid before the largest was chosen"
+    if wanted:
+        return f"labels, not class scores, were resampled to the scan's grid: the scores would take {scores / _GB:.1f} GB"
+    way = "masks by linear interpolation" if spec.output.resample == "masks" else "nearest neighbour"
+    return f"labels were resampled to the scan's grid, as the model asks: {way}"
 
 
 def _sigmoid(scores: NDArray[np.float32]) -> NDArray[np.float32]:

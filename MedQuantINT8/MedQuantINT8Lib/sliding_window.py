@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -135,7 +135,7 @@ class _Pass:
         threads: Threads,
     ) -> None:
         plan = column.plan
-        weights = importance_map(plan.patch, window.blend, window.placement)
+        weights = importance_map(plan.patch, window.blend, window.placement, window.sigma)
         crop = _Crop(column, sink)
         self._divider = _Divider(plan, weights, crop, threads) if normalized else None
         self._blender = OverlapAdd(plan, classes, weights, dtype, self._divider.take if self._divider else crop.take, threads)
@@ -146,7 +146,7 @@ class _Pass:
         self.skipped, self.network_seconds = 0, 0.0
 
     def take(self, data: NDArray[np.float32], starts: list[tuple[int, int, int]]) -> None:
-        patches = [_take_patch(data, self._plan, start, self._window.pad_value) for start in starts]
+        patches = [_take_patch(data, self._plan, start, self._window) for start in starts]
         runs = [n for n, patch in enumerate(patches) if not self._is_air(patch)]
         self.skipped += len(patches) - len(runs)
         if runs:
@@ -187,16 +187,30 @@ def _batches(windows: Iterator[tuple[int, int, int]], size: int) -> Iterator[lis
         yield batch
 
 
-def _take_patch(data: NDArray[np.float32], plan: WindowPlan, start: tuple[int, int, int], pad: float) -> NDArray[np.float32]:
+def _take_patch(data: NDArray[np.float32], plan: WindowPlan, start: tuple[int, int, int], window: Window) -> NDArray[np.float32]:
     begin = [s - before for s, before in zip(start, plan.pad_before, strict=True)]
     end = [b + p for b, p in zip(begin, plan.patch, strict=True)]
     inside = data[(slice(None), *(slice(max(b, 0), e) for b, e in zip(begin, end, strict=True)))]
     if inside.shape[1:] == plan.patch:
         return inside
-    patch = np.full((data.shape[0], *plan.patch), pad, np.float32)
+    if window.padding != "constant":
+        for axis, (low, high) in enumerate(zip(begin, end, strict=True), start=1):
+            data = data.take(_filled(np.arange(low, high), data.shape[axis], window.padding), axis=axis)
+        return data
+    patch = np.full((data.shape[0], *plan.patch), window.pad_value, np.float32)
     target = tuple(slice(max(-b, 0), max(-b, 0) + n) for b, n in zip(begin, inside.shape[1:], strict=True))
     patch[(slice(None), *target)] = inside
     return patch
+
+
+def _filled(places: NDArray[Any], size: int, padding: str) -> NDArray[Any]:
+    """Which voxel of an axis of ``size`` stands at places before, in and after it."""
+    if padding == "edge":
+        return np.clip(places, 0, size - 1)
+    if padding == "wrap":
+        return places % size
+    around = places % max(1, 2 * size - 2)
+    return np.where(around < size, around, 2 * size - 2 - around)
 
 
 class _Crop:

@@ -16,9 +16,11 @@ from .model_spec import (
     AxisOrder,
     Channel,
     Cleaning,
+    CleaningKind,
     Code,
     Crop,
     CropKind,
+    Decision,
     Geometry,
     Interpolation,
     Label,
@@ -27,12 +29,14 @@ from .model_spec import (
     Normalization,
     NormalizationKind,
     Output,
+    Padding,
     Placement,
+    Resampled,
     Terminology,
     Window,
 )
 
-SUPPORTED_SCHEMA_VERSIONS = ("1.0", "1.1", "1.2")
+SUPPORTED_SCHEMA_VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 
 _T = TypeVar("_T")
 
@@ -149,6 +153,12 @@ def _probability(value: Any, where: str) -> float:
     return number
 
 
+def _connectivity(value: Any, where: str) -> int:
+    if (number := _whole(value, where)) not in (1, 3):
+        raise _bad(where, "must be 1 or 3")
+    return number
+
+
 def _orientation(value: Any, where: str) -> str:
     text = _text(value, where)
     if text == NATIVE:
@@ -215,9 +225,31 @@ _window = _record(
     placement=_choice(Placement),
     pad_value=_number,
     air_threshold=_number,
+    padding=_choice(Padding),
+    overlaps=_triple(_overlap),
+    sigma=_triple(_positive),
 )
-_cleaning = _record(Cleaning, kind=_choice(Literal["largest"]), labels=_each(_count, 0))
-_output = _record(Output, activation=_choice(Activation), activated=_flag, threshold=_probability)
+_cleaning = _record(
+    Cleaning,
+    kind=_choice(CleaningKind),
+    labels=_each(_count, 0),
+    count=_count,
+    size=_whole,
+    connectivity=_connectivity,
+    together=_flag,
+    where=_choice(Literal["scan", "network"]),
+)
+_output = _record(
+    Output,
+    activation=_choice(Activation),
+    activated=_flag,
+    threshold=_probability,
+    resample=_choice(Resampled),
+    decision=_choice(Decision),
+    thresholds=_each(_probability, 0),
+    inclusive=_flag,
+    paint=_choice(Literal["order", "nested"]),
+)
 _plain_normalization = _record(
     Normalization,
     kind=_choice(NormalizationKind),
@@ -297,13 +329,18 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
         values = [getattr(label, what) for label in spec.labels]
         if len(set(values)) != len(values):
             raise _bad(f"{where}: 'labels'", f"use a {what} twice")
-    expected = range(1, len(spec.labels) + 1) if spec.output.activation == "softmax" else range(len(spec.labels))
+    background = spec.output.activation == "softmax" or not spec.output.regions
+    expected = range(1, len(spec.labels) + 1) if background else range(len(spec.labels))
     missing = sorted(set(expected) - {label.channel for label in spec.labels})
     if missing:
         raise _bad(f"{where}: 'labels'", f"has no label for output channel {missing[0]}")
+    if spec.output.thresholds and len(spec.output.thresholds) != spec.output_channels:
+        raise _bad(f"{where}: 'output'", f"has {len(spec.output.thresholds)} thresholds for {spec.output_channels} channels")
     known = {label.value for label in spec.labels}
     if strangers := sorted({value for step in spec.cleaning for value in step.labels} - known):
         raise _bad(f"{where}: 'cleaning'", f"names the label {strangers[0]}, which the model does not have")
+    if any(step.where == "network" for step in spec.cleaning) and spec.output.resample not in ("masks", "labels"):
+        raise _bad(f"{where}: 'cleaning'", "may be in network space only where 'output' resamples masks or labels")
     if max(label.value for label in spec.labels) > 65535:
         raise _bad(f"{where}: 'labels'", "has a value above 65535")
     if spec.geometry.spacing and spec.geometry.size:

@@ -34,17 +34,19 @@ def window_starts(size: int, patch: int, overlap: float, placement: str = "monai
 _LEAST_WEIGHT = {"monai": 1e-3, "nnunet": 6e-9}
 
 
-def importance_map(patch: tuple[int, int, int], blend: str, placement: str = "monai") -> NDArray[np.float32]:
-    """Weight of each voxel of a window: 1, or a Gaussian of sigma patch/8.
+def importance_map(
+    patch: tuple[int, int, int], blend: str, placement: str = "monai", sigma: tuple[float, float, float] = (0.125, 0.125, 0.125)
+) -> NDArray[np.float32]:
+    """Weight of each voxel of a window: 1, or a Gaussian whose standard deviation along an axis is ``sigma`` times the patch.
 
     MONAI's has its peak in the middle, nnU-Net's at voxel size // 2.
     """
     if blend == "constant":
         return np.ones(patch, np.float32)
     profiles = []
-    for size in patch:
+    for size, share in zip(patch, sigma, strict=True):
         offset = np.arange(size, dtype=np.float32) - (size // 2 if placement == "nnunet" else (size - 1) / 2)
-        profiles.append(np.exp(-(offset**2) / (2 * (0.125 * size) ** 2)).astype(np.float32))
+        profiles.append(np.exp(-(offset**2) / (2 * (share * size) ** 2)).astype(np.float32))
     weights = profiles[0][:, None, None] * profiles[1][None, :, None] * profiles[2][None, None, :]
     return np.maximum(weights, _LEAST_WEIGHT[placement]).astype(np.float32)
 
@@ -163,7 +165,8 @@ def _largest_overlap(starts: list[int], patch: int) -> int:
 def plan_windows(shape: tuple[int, int, int], window: Window, patch: tuple[int, int, int]) -> WindowPlan:
     padded = tuple(max(size, p) for size, p in zip(shape, patch, strict=True))
     before = tuple((large - small) // 2 for large, small in zip(padded, shape, strict=True))
-    starts = tuple(window_starts(size, p, window.overlap, window.placement) for size, p in zip(padded, patch, strict=True))
+    overlaps = window.overlaps or (window.overlap,) * 3
+    starts = tuple(window_starts(size, p, overlap, window.placement) for size, p, overlap in zip(padded, patch, overlaps, strict=True))
     order = tuple(sorted(range(3), key=lambda axis: -padded[axis]))
     return WindowPlan(shape, padded, before, patch, starts, order)  # type: ignore[arg-type]
 

@@ -103,7 +103,7 @@ class GpuSlidingWindow:
                 if batch == 1:
                     raise
                 batch //= 2
-        self._weights.upload(importance_map(patch, self._window.blend, self._window.placement), self._stream)
+        self._weights.upload(importance_map(patch, self._window.blend, self._window.placement, self._window.sigma), self._stream)
         self._ring.zero(self._stream)
         self._stream.synchronize()
         return batch
