@@ -176,7 +176,7 @@ def _understand(item: CatalogueEntry, place: Path, trust_code: bool) -> list[Und
         return [monai_bundle.understand(place, trust_code=trust_code)]
     if item.form == "nnunet":
         return nnunet.understand(place)
-    return [auto3dseg.understand(place)] if item.form == "auto3dseg" else [Understood(_spec(item), place)]
+    return [auto3dseg.understand(place)] if item.form == "auto3dseg" else [Understood(_spec(item), place, by_hand=True)]
 
 
 def _spec(item: CatalogueEntry) -> ModelSpec:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DependencyError, PackageError
+from .errors import DependencyError, MedQuantError, PackageError
 
 
 def require_onnx() -> Any:
@@ -47,18 +48,99 @@ def load_network(path: str | os.PathLike[str]) -> Any:
     """
     onnx = require_onnx()
     name = Path(path).name
-    try:
+    if not Path(path).is_file():
+        raise PackageError(f"There is no network at {path}.", "Check the path.")
+    with damage(name):
         model = onnx.load(os.fspath(path))
         onnx.checker.check_model(model)
-    except FileNotFoundError as error:
-        raise PackageError(f"There is no network at {path}, or its external data is missing.", "Check the path.") from error
-    except Exception as error:
-        # protobuf and the checker raise types of their own, and the parser's message is not fit for a user.
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise PackageError(f"{name} is no valid ONNX network: {reason}.", "Export it again.") from error
+        _check_constants(model)
     if not model.graph.node:
         raise PackageError(f"{name} is no valid ONNX network: it has no operators.", "Export it again.")
     return model
+
+
+@contextmanager
+def damage(name: str, advice: str = "Export it again.") -> Iterator[None]:
+    """What goes wrong inside is put down to the network called ``name``: its content is a stranger's, and may be of any kind.
+
+    Raises:
+        PackageError: in place of any exception that is not this project's own.
+    """
+    try:
+        yield
+    except MedQuantError:
+        raise
+    except Exception as error:
+        # protobuf, the checker, ONNX Runtime and ModelOpt raise types of their own, and a graph that is not what it
+        # says raises whatever the code that reads it stumbles over first.
+        raise PackageError(f"{name} is no valid ONNX network: {reason_of(error)}.", advice) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The first telling line of an exception's message, without control characters, short enough for one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"it speaks of {text}, which is not there"
+    return "".join(c if c.isprintable() else "?" for c in text)[:160].rstrip(".: ")
+
+
+def _check_constants(model: Any) -> None:
+    """Raise :class:`ValueError` for a constant that does not hold the numbers that it announces: the checker does not count them all."""
+    onnx = require_onnx()
+    helper = onnx.helper
+    for tensor in model.graph.initializer:
+        if any(size < 0 for size in tensor.dims):
+            raise ValueError(f"the constant {tensor.name!r} has the shape {list(tensor.dims)}")
+        if tensor.data_type == onnx.TensorProto.STRING or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ValueError(f"the constant {tensor.name!r} holds text, or lies in another file")
+        count, bits = math.prod(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+        if tensor.raw_data and bits >= 8 and not _is_packed(tensor.data_type) and len(tensor.raw_data) * 8 != count * bits:
+            raise ValueError(f"the constant {tensor.name!r} announces {count} numbers and holds {len(tensor.raw_data)} bytes")
+        if count > (1 << 16):
+            continue  # of its size, and there is nothing else to know
+        onnx.numpy_helper.to_array(tensor)
+
+
+def _is_packed(data_type: int) -> bool:
+    """Whether several numbers share a byte."""
+    onnx = require_onnx()
+    return onnx.TensorProto.DataType.Name(data_type) in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+
+
+def opset_of(model: Any) -> int:
+    """The version of ONNX's own operators that a network uses; 0 if it names none."""
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def at_opset(model: Any, version: int, name: str = "The network") -> Any:
+    """The network with ONNX's own operators of another version.
+
+    Raises:
+        PackageError: the converter knows no way.
+    """
+    onnx = require_onnx()
+    if opset_of(model) == version:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, version)
+    except Exception as error:
+        # The converter raises RuntimeError and its own ConvertError, whose messages are one C++ assertion.
+        raise PackageError(
+            f"{name} uses opset {opset_of(model)} and cannot be brought to {version}: {reason_of(error)}.",
+            f"Export it with opset {version}.",
+        ) from error
+
+
+def free_inputs(model: Any) -> list[Any]:
+    """The inputs that a caller gives: old networks list their weights among them."""
+    constants = {i.name for i in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
+
+
+def dims_of(value: Any) -> list[int]:
+    """Sizes of a tensor; 0 where the graph leaves them open, as symbol, as nothing, as 0 or as -1."""
+    return [max(0, d.dim_value) for d in value.type.tensor_type.shape.dim]
 
 
 def network_shape(model: Any, name: str = "The network") -> NetworkShape:
@@ -67,36 +149,45 @@ def network_shape(model: Any, name: str = "The network") -> NetworkShape:
     Raises:
         PackageError: several inputs or outputs, or other than five axes.
     """
-    initializers = {i.name for i in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in initializers]
+    inputs = free_inputs(model)
     if len(inputs) != 1 or len(model.graph.output) != 1:
         raise PackageError(
             f"{name} has {len(inputs)} inputs and {len(model.graph.output)} outputs; it must have one of each.",
             "Export it with one input and one output.",
         )
-    dims = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim]
-    out = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
+    dims, out = dims_of(inputs[0]), dims_of(model.graph.output[0])
     if len(dims) != 5 or dims[1] < 1:
         raise PackageError(
-            f"{name} takes an input of shape {dims}; it must be (N, C, A0, A1, A2) with a fixed C.", "Export a 3D network."
+            f"{name} takes an input of {_said(dims)}; it must be (N, C, A0, A1, A2) with a fixed C.", "Export a 3D network."
         )
     if len(out) != 5 or out[1] < 1:
-        out = [d.dim_value for d in inferred(model).graph.output[0].type.tensor_type.shape.dim]
+        out = dims_of(inferred(model).graph.output[0])
         if len(out) != 5 or out[1] < 1:
             raise PackageError(
-                f"{name} gives an output of shape {out}; it must be (N, classes, A0, A1, A2).",
-                "Export a 3D segmentation network.",
+                f"{name} gives an output of {_said(out)}; it must be (N, classes, A0, A1, A2) with a known number of classes.",
+                "Export a 3D segmentation network; 'medquant import onnx' finds out a number that the graph leaves open.",
             )
     return NetworkShape(inputs[0].name, model.graph.output[0].name, dims[1], (dims[2], dims[3], dims[4]), out[1])
 
 
+def _said(dims: list[int]) -> str:
+    """A shape in words: ONNX leaves sizes open by a symbol, by nothing or by 0."""
+    return f"the shape ({', '.join(str(n) if n > 0 else 'open' for n in dims)})" if dims else "unknown shape"
+
+
 def fixed_shape(model: Any, patch: tuple[int, int, int], batch: int | None = 1) -> Any:
-    """A copy whose input is (batch, C, *patch), with every intermediate shape inferred; batch None leaves it open."""
+    """A copy whose input is (batch, C, *patch), with every intermediate shape inferred; batch None leaves it open.
+
+    Raises:
+        PackageError: an input of another rank, or shapes that do not fit together.
+    """
     onnx = require_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    initializers = {i.name for i in copy.graph.initializer}
-    tensor = next(i for i in copy.graph.input if i.name not in initializers)
+    given = free_inputs(copy)
+    if len(given) != 1 or len(given[0].type.tensor_type.shape.dim) != 5:
+        raise PackageError("The network does not take one input of five axes (N, C, A0, A1, A2).", "Export a 3D network.")
+    tensor = given[0]
     for dim, size in zip(tensor.type.tensor_type.shape.dim, (batch, None, *patch), strict=True):
         if size is not None:
             dim.dim_value = size
@@ -183,9 +274,7 @@ class Graph:
         if name in self.initializers:
             return onnx.numpy_helper.to_array(self.initializers[name])
         node = self.producer.get(name)
-        if node is not None and node.op_type == "Constant":
-            return onnx.numpy_helper.to_array(node.attribute[0].t)
-        return None
+        return _constant_of(node) if node is not None and node.op_type == "Constant" else None
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor comes from constants alone (through DequantizeLinear and the like)."""
@@ -196,6 +285,20 @@ class Graph:
                 node is not None and all(self.is_constant(i) for i in node.input if i)
             )
         return self._constant[name]
+
+
+def _constant_of(node: Any) -> Any:
+    """The numbers of a Constant node, which has seven ways of holding them; None for text and sparse ones."""
+    import numpy as np
+
+    onnx = require_onnx()
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return onnx.numpy_helper.to_array(attribute.t)
+        if attribute.name in kinds:
+            return np.array(onnx.helper.get_attribute_value(attribute), kinds[attribute.name])
+    return None
 
 
 def name_nodes(model: Any) -> None:

@@ -48,7 +48,7 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None) 
         from .importers import onnx
 
         described = spec or onnx.draft_spec(source, patch)
-        return [Understood(described, source, ["preprocessing and labels are guesses: correct them"] if spec is None else [])]
+        return [Understood(described, source, ["preprocessing and labels are guesses: correct them"] if spec is None else [], by_hand=True)]
     from .importers import torch_files
 
     common: dict[str, Any] = {"trust_code": args.trust_code, "channels": args.channels, "patch": patch, "spec": spec}
@@ -90,12 +90,13 @@ def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelS
             item.spec = replace(item.spec, window=replace(item.spec.window, patch_size=(a, b, c)))
         package = write(item, target, task, dynamic=args.dynamic)
         check = item.check.to_json() if item.check else None
-        written.append({"package": str(target), "spec": package.spec.to_json(), "notes": item.notes, "import": check})
+        written.append({"package": str(target), "spec": package.spec.to_json(), "notes": item.notes, "import": check, "network": item.compared})
     checks = [item.check for item in understood if item.check is not None]
     print_result(
         args,
         written[0] if len(written) == 1 else {"packages": written},
         *described(understood[0].spec, understood[0].notes),
+        *(f"  network     {text}" for text in understood[0].compared),
         *(f"  compared    {check.summary()}" if check.compared else f"  {check.summary()}" for check in checks),
         *(f"wrote {target}" for target in targets),
         f"next: medquant quantize {targets[0]} --calibrate SCANS",
@@ -143,7 +144,7 @@ def described(spec: ModelSpec, notes: list[str]) -> list[str]:
         lines.append(f"  crop        to what is {where}, margin {spec.crop.margin}")
     lines += [
         f"  window      {' x '.join(map(str, w.patch_size))}, overlap {w.overlap:g}, {w.blend}",
-        f"  output      {spec.output.activation}: {len(names)} structure(s): {shown}",
+        f"  output      {spec.output.activation}{' (the network ends in it)' if spec.output.activated else ''}: {len(names)} structure(s): {shown}",
         f"  licence     {spec.license}",
     ]
     return lines + [f"  note        {note}" for note in notes]

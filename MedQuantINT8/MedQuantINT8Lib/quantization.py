@@ -27,7 +27,7 @@ from .calibration import (
 from .errors import PackageError
 from .files import write_json
 from .layers import Layer, int8_share, weighted_layers
-from .model import CALIBRATION, INT8, ModelPackage
+from .model import CALIBRATION, FP32, INT8, ModelPackage
 from .placement import place, require_quantizer
 from .progress import Task
 from .sensitivity import Budget, GuardResult, Stopwatch, guard
@@ -119,6 +119,9 @@ def quantize_package(
     sampler.check_labels()
     quantizer = require_quantizer()
     fp32 = graph.load_network(package.onnx_path("fp32"))
+    if graph.opset_of(fp32) < OPSET:
+        # ModelOpt raises it as well, and would name layers anew: the two networks are compared layer by layer.
+        fp32 = graph.at_opset(fp32, OPSET, f"{package.spec.name}: {FP32}")
     graph.name_nodes(fp32)
     patch = sampler.patch
     reasons = policy_reasons(fp32, policy)
@@ -155,6 +158,8 @@ def quantize_package(
     return _write(package, checked, measured, guarded, reasons, target, patch)
 
 
+#: What ModelOpt raises older networks to.
+OPSET = 19
 #: Patches on which INT8 is compared with FP32, of as many volumes as there are. Two let a network pass that lost a structure on the next
 #: scan (Resources/labelled.md); of patches that are whole volumes two have to do.
 COMPARED_PATCHES, _FEW_PATCHES, _LARGE_PATCH = 6, 2, 1 << 21

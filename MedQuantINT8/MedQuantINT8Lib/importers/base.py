@@ -15,7 +15,8 @@ from ..model import FP32, IMPORT, ModelPackage
 from ..model_spec import ModelSpec
 from ..progress import Task
 from .import_check import ImportCheck
-from .onnx import import_onnx
+from .onnx import write_network
+from .onnx_trial import Facts
 
 if TYPE_CHECKING:
     from .import_check import OriginalPipeline
@@ -34,6 +35,7 @@ class Understood:
         not_compared: why there is none, in words that go on after "not compared: ".
         by_hand: the description is the user's own: where it differs from the original, that is told, not refused.
         check: what the comparison found; set by :func:`write`.
+        compared: what the network itself was compared with, and how well it agreed, in words; set by :func:`write`.
     """
 
     spec: ModelSpec
@@ -43,6 +45,7 @@ class Understood:
     not_compared: str = "this form of a network comes without software that prepares scans for it"
     by_hand: bool = False
     check: ImportCheck | None = None
+    compared: list[str] = field(default_factory=list)
 
 
 def write(understood: Understood, target: str | os.PathLike[str], task: Task, *, dynamic: bool = False) -> ModelPackage:
@@ -59,16 +62,18 @@ def write(understood: Understood, target: str | os.PathLike[str], task: Task, *,
         package = _write_unchecked(understood, Path(scratch) / "package", task, dynamic=dynamic)
         understood.check = _checked(understood, package, task)
         record = Path(scratch) / IMPORT
-        write_json(record, understood.check.to_json())
+        write_json(record, {**understood.check.to_json(), "network": understood.compared})
         return package.with_files(target, {IMPORT: record})
 
 
 def _write_unchecked(understood: Understood, target: Path, task: Task, *, dynamic: bool) -> ModelPackage:
+    spec, by_hand = understood.spec, understood.by_hand
     if isinstance(understood.network, Path):
-        return import_onnx(understood.network, understood.spec, target)
+        with task.stage("trying the network"):
+            package, facts = write_network(understood.network, spec, target, by_hand=by_hand)
+        return _told(understood, package, facts)
     from ..export import export_network
 
-    spec = understood.spec
     with TemporaryDirectory(prefix="medquant-export-") as scratch:
         path = Path(scratch) / f"{spec.name}.onnx"
         with task.stage("making the network"):
@@ -76,7 +81,16 @@ def _write_unchecked(understood: Understood, target: Path, task: Task, *, dynami
         with task.stage("exporting"):
             report = export_network(module, path, spec.window.patch_size, len(spec.channels), dynamic_spatial=dynamic)
         understood.notes.extend(f"torch's exporter warned: {text}" for text in report.unexplained)
-        return import_onnx(path, spec, target)
+        understood.compared.append(f"scores equal to PyTorch's up to {report.parity:.1g} (relative, made patches, ONNX Runtime)")
+        with task.stage("trying the network"):
+            package, facts = write_network(path, spec, target, proved=True, by_hand=by_hand)
+    return _told(understood, package, facts)
+
+
+def _told(understood: Understood, package: ModelPackage, facts: Facts) -> ModelPackage:
+    understood.notes.extend(facts.notes)
+    understood.compared.extend(facts.compared)
+    return package
 
 
 def _checked(understood: Understood, package: ModelPackage, task: Task) -> ImportCheck:

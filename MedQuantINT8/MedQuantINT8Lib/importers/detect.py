@@ -88,7 +88,7 @@ def _onnx(source: Path) -> Understood:
                 value = json.loads(described.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise InputError(f"{described} is not valid JSON: {error}.", "Correct it.") from error
-            return Understood(parse_spec(value, described.name), source)
+            return Understood(parse_spec(value, described.name), source, by_hand=True)
     raise InputError(
         f"{source.name} does not say how scans have to be prepared for it.",
         f"Write a description with: medquant import onnx {source.name} --output NAME, correct it, and save it beside the network as {source.stem}.json.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,77 +13,153 @@ from .. import graph
 from ..errors import PackageError
 from ..model import FP32, ModelPackage, write_package
 from ..model_spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
-from ..rewrites import attributes, with_folded_normalization
+from ..rewrites import with_folded_normalization
+from . import onnx_forms as forms
 from .colors import palette
-
-#: ModelOpt raises older networks to this; doing it here keeps the layers' names the same in FP32 and INT8.
-OPSET = 19
-#: What may stand between a network's ArgMax and its output.
-_AROUND_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Identity")
+from .onnx_trial import Facts, Size, compare_with_original, made_patch, outputs_for, try_network
 
 
 def import_onnx(
-    source: str | os.PathLike[str],
-    spec: ModelSpec,
-    target: str | os.PathLike[str],
+    source: str | os.PathLike[str], spec: ModelSpec, target: str | os.PathLike[str], *, proved: bool = False
 ) -> ModelPackage:
-    """Check a network against its description and write both as a package.
+    """Bring a network into the form that engines take, run it, check it against its description, and write both as a package.
+
+    Args:
+        proved: it comes from this program's own export, which compared it with its original.
 
     Raises:
-        PackageError: no ONNX file, a graph with open spatial sizes and no patch size to close them, or channels, classes
-            and sizes that do not fit the description.
+        PackageError: no ONNX file, a network that is not understood (by what stands in the way), or one that does not fit
+            its description.
         StorageError: the target cannot be written.
     """
-    onnx = graph.require_onnx()
-    model = giving_scores(graph.load_network(source))
+    return write_network(source, spec, target, proved=proved)[0]
+
+
+def write_network(
+    source: str | os.PathLike[str], spec: ModelSpec, target: str | os.PathLike[str], *, proved: bool = False, by_hand: bool = True
+) -> tuple[ModelPackage, Facts]:
+    """As :func:`import_onnx`; also gives what is known of the network.
+
+    Args:
+        by_hand: the description is somebody's own, and may not contradict the network's ending. One that was read from the
+            original software says what that software does, a second sigmoid included.
+    """
     name = Path(source).name
-    if model.opset_import[0].version < OPSET:
-        try:
-            model = onnx.version_converter.convert_version(model, OPSET)
-        except Exception as error:
-            # The converter raises RuntimeError and its own ConvertError, whose messages are one C++ assertion.
-            raise PackageError(
-                f"{name} uses opset {model.opset_import[0].version} and cannot be raised to {OPSET}: {error}.",
-                "Export it with opset 19 or later.",
-            ) from error
-    graph.strip_notes(model)
-    graph.name_nodes(model)
-    model = with_folded_normalization(model)
-    check_fits(model, spec, name)
     with TemporaryDirectory(prefix="medquant-import-") as scratch:
         path = Path(scratch) / FP32
-        onnx.save(model, str(path))
+        facts = prepare_network(source, path, spec.window.patch_size, proved=proved)
+        check_fits(facts, spec, name, by_hand=by_hand)
         write_package(target, spec, {FP32: path})
-    return ModelPackage.load(target)
+    return ModelPackage.load(target), facts
 
 
-def giving_scores(model: Any) -> Any:
-    """A network that ends in the number of the best class gives the scores of all instead, so that windows can be blended.
+def prepare_network(
+    source: str | os.PathLike[str], target: Path, patch: Size | None, *, proved: bool = False, name: str = ""
+) -> Facts:
+    """Bring a network into the form that engines take and write it to ``target``; returns what is known of it.
 
-    A Softmax in between goes as well: it is the description's part, and changes no label.
+    Args:
+        patch: for sizes that the graph leaves open.
+        proved: as for :func:`import_onnx`: it is run, but not compared with the file it came from.
+
+    Raises:
+        PackageError: as for :func:`import_onnx`; sizes that the graph leaves open and ``patch`` does not give.
     """
-    found = graph.Graph(model)
-    if len(model.graph.output) != 1:
-        return model
-    node = found.producer.get(model.graph.output[0].name)
-    while node is not None and node.op_type in _AROUND_LABELS:
-        node = found.producer.get(node.input[0])
-    if node is None or node.op_type != "ArgMax" or attributes(node).get("axis", 0) not in (1, -4):
-        return model
-    before = found.producer.get(node.input[0])
-    scores = before.input[0] if before is not None and before.op_type in ("Softmax", "LogSoftmax") else node.input[0]
-    copy = graph.inferred(model)
-    known = [value for value in copy.graph.value_info if value.name == scores]
-    if not known:
-        return model
-    copy.graph.output[0].CopyFrom(known[0])
-    del copy.graph.value_info[:]
-    return graph.pruned(copy)
+    name = name or Path(source).name
+    original = graph.load_network(source)
+    with graph.damage(name):
+        model, facts = _prepared(original, patch, name, proved)
+        graph.require_onnx().save(model, str(target))
+    return facts
 
 
-def check_fits(model: Any, spec: ModelSpec, name: str) -> None:
-    """Raise :class:`PackageError` where the network and its description disagree."""
-    shape = graph.network_shape(model, name)
+def _prepared(original: Any, patch: Size | None, name: str, proved: bool) -> tuple[Any, Facts]:
+    model = forms.with_one_input(forms.check_standard(original, name), name)
+    model, notes = forms.as_float32(model, name)
+    model = forms.at_known_opset(model, name)
+    model = forms.giving_scores(model)
+    model, more = forms.channels_first(model, name)
+    notes += more
+    size = _patch_of(model, patch, name)
+    runs = importlib.util.find_spec("onnxruntime") is not None
+
+    def shapes(several: Any) -> dict[str, list[int]]:
+        dims = graph.dims_of(several.graph.input[0])
+        found = outputs_for(several, made_patch(dims[1], size, max(1, dims[0])))
+        return {"": list(size), **{key: list(value.shape) for key, value in found.items()}}
+
+    model, more = forms.with_one_output(model, shapes, name)
+    notes += more
+    batch = graph.dims_of(model.graph.input[0])[0]
+    model = with_folded_normalization(forms.tidy(forms.with_open_sizes(model)))
+    graph.name_nodes(model)
+    if not runs:
+        shape = graph.network_shape(model, name)
+        facts = Facts(shape.channels, shape.classes, shape.spatial)
+        notes.append("it was not run: ONNX Runtime is not installed")
+    else:
+        try:
+            facts = try_network(model, size, name, batches=not proved)
+        except PackageError as error:
+            if batch > 1 and "does not run" in error.args[0]:
+                raise PackageError(
+                    f"{name} takes {batch} windows at once, no fewer (its batch is fixed).", "Export it with a batch of 1, or an open one."
+                ) from error
+            raise
+        if facts.one_window and batch > 1:
+            raise PackageError(f"{name} takes {batch} windows at once (its batch is fixed).", "Export it with a batch of 1, or an open one.")
+        if not proved:
+            facts.compared.append(compare_with_original(original, model, size, name))
+    if batch > 1:
+        notes.append(f"its batch was fixed to {batch}, and is open here")
+    facts.notes[:0] = notes
+    return model, facts
+
+
+def _patch_of(model: Any, patch: Size | None, name: str) -> Size:
+    """The patch that a network is run on: the sizes it fixes, else those that are given."""
+    dims = graph.dims_of(model.graph.input[0])[2:]
+    if not all(dims) and patch is None:
+        raise PackageError(f"{name} has dynamic spatial shapes.", "Give the patch size, such as --patch 96 96 96.")
+    a, b, c = (fixed or given for fixed, given in zip(dims, patch or (0, 0, 0), strict=True))
+    return a, b, c
+
+
+def check_fits(facts: Facts, spec: ModelSpec, name: str, *, by_hand: bool = True) -> None:
+    """Raise :class:`PackageError` where a network and its description disagree; see :func:`write_network`."""
+    check_sizes(facts, spec, name)
+    if by_hand:
+        check_ending(facts, spec, name)
+        if facts.activated:
+            facts.notes.append(f"it ends in {facts.ends_in}: its probabilities are blended as they are")
+    elif facts.activated and not spec.output.activated:
+        facts.notes.append(f"it ends in {facts.ends_in}, and the original software puts a {spec.output.activation} behind it, as is done here")
+
+
+def check_ending(facts: Facts, spec: ModelSpec, name: str) -> None:
+    """Raise :class:`PackageError` where a description calls logits probabilities, or the other way round.
+
+    A network that ends in its activation would get a second one: a sigmoid of a probability is never below one half.
+    """
+    output = spec.output
+    if facts.activated and not output.activated:
+        raise PackageError(
+            f"{name} already ends in {facts.ends_in}: its output is probabilities, but its description says that "
+            f"{output.activation} is still to come (output.activated is false).",
+            "Set 'output.activated' to true, or export it without its last activation.",
+        )
+    if output.activated and not facts.activated and facts.ending_known:
+        raise PackageError(
+            f"{name} gives {'logarithms of probabilities' if facts.ending == 'log_softmax' else 'scores that leave 0 to 1'}, "
+            "but its description says that they are probabilities (output.activated is true).",
+            "Set 'output.activated' to false.",
+        )
+    if facts.ending == "log_softmax" and output.activation == "sigmoid":
+        raise PackageError(f"{name} ends in a LogSoftmax, but its description says sigmoid.", "Set 'output.activation' to softmax.")
+
+
+def check_sizes(shape: Facts, spec: ModelSpec, name: str) -> None:
+    """Raise :class:`PackageError` where a network's sizes and its description disagree."""
     if shape.channels != len(spec.channels):
         raise PackageError(
             f"{name} takes {shape.channels} channel(s), but its description names {len(spec.channels)}.", "Correct 'channels'."
@@ -115,17 +192,22 @@ def draft_spec(source: str | os.PathLike[str], patch: tuple[int, int, int] | Non
     Raises:
         PackageError: spatial sizes that the graph leaves open and ``patch`` does not give.
     """
-    model = giving_scores(graph.load_network(source))
-    name = Path(source).name
-    shape = graph.network_shape(model, name)
-    if not all(shape.spatial) and patch is None:
-        raise PackageError(f"{name} has dynamic spatial shapes.", "Give the patch size, such as --patch 96 96 96.")
-    return draft_for(Path(source).stem, shape.channels, shape.classes, patch or shape.spatial)
+    with TemporaryDirectory(prefix="medquant-draft-") as scratch:
+        facts = prepare_network(source, Path(scratch) / FP32, patch)
+    return draft_of(facts, Path(source).stem, patch)
 
 
-def draft_for(name: str, channels: int, classes: int, patch: tuple[int, int, int]) -> ModelSpec:
-    """A first description of a network of which only the shapes are known."""
-    softmax = classes > 1
+def draft_of(facts: Facts, name: str, patch: Size | None) -> ModelSpec:
+    """A first description of a network that was run: as :func:`draft_for`, with what its ending tells of the output."""
+    a, b, c = (fixed or given for fixed, given in zip(facts.spatial, patch or (0, 0, 0), strict=True))
+    softmax = facts.ending in ("softmax", "log_softmax") or (facts.ending == "logits" and facts.classes > 1)
+    return draft_for(name, facts.channels, facts.classes, (a, b, c), Output("softmax" if softmax else "sigmoid", facts.activated))
+
+
+def draft_for(name: str, channels: int, classes: int, patch: Size, output: Output | None = None) -> ModelSpec:
+    """A first description of a network of which only the shapes are known, and perhaps what its output means."""
+    output = output or Output("softmax" if classes > 1 else "sigmoid")
+    softmax = output.activation == "softmax"
     colors = palette(classes)
     return ModelSpec(
         name="".join(c if c.isalnum() or c in "._-" else "-" for c in name).lstrip("._-") or "network",
@@ -135,9 +217,9 @@ def draft_for(name: str, channels: int, classes: int, patch: tuple[int, int, int
         geometry=Geometry(spacing=(1.0, 1.0, 1.0)),
         normalization=(Normalization("zscore"),),
         window=Window(patch_size=patch),
-        output=Output("softmax" if softmax else "sigmoid"),
+        output=output,
         labels=tuple(
-            Label(n + (not softmax), f"structure {n}", n, colors[n]) for n in (range(1, classes) if softmax else range(1))
+            Label(n + (not softmax), f"structure {n}", n, colors[n]) for n in (range(1, classes) if softmax else range(classes))
         ),
         license="unknown",
     )

@@ -14,7 +14,8 @@ from ..errors import InputError, PackageError
 from ..model_spec import ModelSpec
 from .base import Understood, single_output
 from .checkpoints import load_weights
-from .onnx import draft_for
+from .onnx import draft_of
+from .onnx_trial import Facts, ending_of, made_patch
 
 
 def _must_trust(path: Path, what: str, trust_code: bool) -> None:
@@ -27,22 +28,26 @@ def _must_trust(path: Path, what: str, trust_code: bool) -> None:
 
 
 def draft(module: Any, name: str, channels: int, patch: tuple[int, int, int]) -> ModelSpec:
-    """A first description of a module: what one run on a patch of zeros tells.
+    """A first description of a module: what two runs on made patches tell.
 
     Raises:
         PackageError: it does not take such a patch, or gives no class scores.
     """
     import torch
 
-    try:
-        with torch.no_grad():
-            output = module(torch.zeros(1, channels, *patch))
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[-1][:160]
-        raise PackageError(f"{name} does not take {channels} channel(s) of {patch}: {reason}.", "Check --channels and --patch.") from error
-    if not isinstance(output, torch.Tensor) or output.ndim != 5:
-        raise PackageError(f"{name} gives no tensor of class scores (N, classes, A0, A1, A2).", "Give a 3D segmentation network.")
-    return draft_for(name, channels, int(output.shape[1]), patch)
+    found = []
+    for amplitude in (1.0, 1e3):
+        try:
+            with torch.no_grad():
+                output = module(torch.from_numpy(made_patch(channels, patch, amplitude=amplitude)))
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[-1][:160]
+            raise PackageError(f"{name} does not take {channels} channel(s) of {patch}: {reason}.", "Check --channels and --patch.") from error
+        if not isinstance(output, torch.Tensor) or output.ndim != 5:
+            raise PackageError(f"{name} gives no tensor of class scores (N, classes, A0, A1, A2).", "Give a 3D segmentation network.")
+        found.append(output.float().numpy())
+    facts = Facts(channels, int(output.shape[1]), patch, ending_of(found[0], found[1], ""))
+    return draft_of(facts, name, patch)
 
 
 def understand_torchscript(
@@ -63,7 +68,7 @@ def understand_torchscript(
         raise PackageError(f"{path.name} is no TorchScript file, or it is damaged.", "Get it again.") from error
     size = _patch(path, patch, spec)
     described = spec or draft(module, path.stem, channels, size)
-    return Understood(described, lambda: module)
+    return Understood(described, lambda: module, by_hand=True)
 
 
 def understand_exported(
@@ -79,7 +84,7 @@ def understand_exported(
         raise PackageError(f"{path.name} is no torch.export archive, or it is damaged.", "Get it again.") from error
     size = _patch(path, patch, spec)
     described = spec or draft(module, path.stem, channels, size)
-    return Understood(described, lambda: module)
+    return Understood(described, lambda: module, by_hand=True)
 
 
 def understand_class(
@@ -110,7 +115,7 @@ def understand_class(
         load_weights(network, weights)
     network = single_output(network.eval(), class_name)
     described = spec or draft(network, class_name, channels, _patch(path, patch, spec))
-    return Understood(described, lambda: network)
+    return Understood(described, lambda: network, by_hand=True)
 
 
 def _patch(path: Path, patch: tuple[int, int, int] | None, spec: ModelSpec | None) -> tuple[int, int, int]:
