@@ -179,7 +179,7 @@ def test_a_full_disk_is_said_in_words(medquant, int8_package, scan, tmp_path, mo
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("SimpleITK.WriteImage", full)
+    monkeypatch.setattr("MedQuantINT8Lib.segmentation_file.write_label_map", full)
     code, _, err = medquant("segment", int8_package.folder, scan, "-o", tmp_path / "out.nrrd")
     assert code == 5 and "no space left" in err and list(tmp_path.iterdir()) == []
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from .download import Checksum, download
 from .errors import InputError
-from .files import storage_errors
+from .files import split_paths, storage_errors
 from .importers.archives import as_folder
-from .importers.base import Understood, write
+from .importers.base import Understood, write_all
 from .model import ModelPackage
 from .model_spec import ModelSpec
 from .progress import Task
@@ -114,14 +114,14 @@ def resolve_one(model: str) -> str:
         InputError: the model is several packages.
     """
     found = resolve(model)
-    if "," in found and not Path(found).exists():
+    if len(split_paths(found)) > 1:
         raise InputError(f"{model} is several packages, one a fold.", f"Give one of {found.replace(',', ', ')}.")
     return found
 
 
 def resolve(model: str) -> str:
     """A path as it is; the name of an installed model as the paths of its packages, joined by commas."""
-    if Path(model.split(",")[0]).exists():
+    if Path(split_paths(model)[0]).exists():
         return model
     return ",".join(map(str, installed().get(model, []))) or model
 
@@ -138,10 +138,7 @@ def install(item: CatalogueEntry, source: Path | None, task: Task, *, trust_code
     path = _downloaded(item, task) if source is None else _given(item, source)
     with _as_imported(item, path) as place:
         understood = _understand(item, place, trust_code)
-        made = []
-        for one in understood:
-            name = one.spec.name.rsplit("-", 1)[-1] if len(understood) > 1 else "package"
-            made.append(write(one, models_root() / item.name / name, task))
+        made = write_all(understood, models_root() / item.name, task)
     if source is None:
         path.unlink()
     return made

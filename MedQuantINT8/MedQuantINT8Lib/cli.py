@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = made.parse_args(arguments)
     from .errors import Cancelled, MedQuantError
     from .progress import Task
+    from .scratch import own_temporary_folder
 
     bar = Bar(enabled=not (args.quiet or args.json))
     task = Task(bar.show)
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     previous = [(s, signal.signal(s, stop)) for s in (signal.SIGINT, signal.SIGTERM)]
     try:
-        _function(args.run)(args, task)
+        with own_temporary_folder():
+            _function(args.run)(args, task)
         sys.stdout.flush()
     except MedQuantError as error:
         bar.clear()

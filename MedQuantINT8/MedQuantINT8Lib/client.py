@@ -22,6 +22,7 @@ from .arena import Arena, aligned
 from .errors import Cancelled, EngineError, MedQuantError
 from .progress import ProgressEvent, Task
 from .runs import EngineChoice
+from .scratch import owned_prefix
 from .segmenter import SegmentationOptions
 from .system import default_python, library_environment
 from .volume import Volume
@@ -171,7 +172,7 @@ class WorkerClient:
         self._errors.clear()
         self._answers = queue.SimpleQueue()
         # A folder of its own for what is temporary: a worker that is killed cannot clear up after itself.
-        self._scratch = tempfile.mkdtemp(prefix="medquant-worker-")
+        self._scratch = tempfile.mkdtemp(prefix=owned_prefix("medquant-worker"))
         try:
             process = subprocess.Popen(
                 [self._python, "-m", "MedQuantINT8Lib.worker", self._arena.address, str(self._idle_seconds), self._scratch],

@@ -15,20 +15,15 @@ from . import runs
 from .catalogue import resolve, resolve_one
 from .ensemble import load_ensemble
 from .errors import Cancelled, EngineError, InputError, MedQuantError
-from .files import write_json, write_text
+from .files import split_paths, write_json, write_text
 from .model import ModelPackage
+from .outputs import check_output_folder, check_output_package
 from .progress import Task
 from .segmentation_file import check_output_path, present_labels, write_segmentation
 from .segmenter import SegmentationOptions
 from .system import library_environment
 from .terminal import print_result
-from .volume_io import read_volume
-
-
-def scan_paths(text: str) -> str | list[str]:
-    """A scan's path, or the paths of its channels."""
-    parts = text.split(",")
-    return parts if len(parts) > 1 and not Path(text).exists() else text
+from .volume_io import read_volume, scan_paths
 
 
 def options_of(args: argparse.Namespace) -> SegmentationOptions:
@@ -75,6 +70,8 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
     policy = QuantizationPolicy(first=args.keep_first, head=args.keep_head, keep=tuple(args.keep), budget=budget)
     model = resolve_one(args.model)
     target = args.output or model
+    inputs = [path for scan in (*args.calibrate, *(args.labels or [])) for path in scan_paths(scan)]
+    check_output_package(target, inputs, itself=model)
     package, report = runs.quantize(
         model,
         [scan_paths(s) for s in args.calibrate],
@@ -143,8 +140,9 @@ def build(args: argparse.Namespace, task: Task) -> None:
 
 
 def segment(args: argparse.Namespace, task: Task) -> None:
-    check_output_path(args.output)
-    with load_ensemble(resolve(args.model)) as ensemble:
+    model = resolve(args.model)
+    check_output_path(args.output, [*split_paths(model), *scan_paths(args.scan)])
+    with load_ensemble(model) as ensemble:
         labels = ensemble.first.spec.labels
         began = time.perf_counter()
         with task.stage("reading"):
@@ -198,7 +196,10 @@ def compare(args: argparse.Namespace, task: Task) -> None:
             f"{len(args.labels)} label map(s) were given for {len(args.scans)} scan(s).",
             "Give one for each scan, in the same order.",
         )
-    with ModelPackage.load(resolve_one(args.model)) as package:
+    model = resolve_one(args.model)
+    if args.report:
+        check_output_folder(args.report, ("report.json", "report.html"), [model, *(p for s in (*args.scans, *(args.labels or [])) for p in scan_paths(s))])
+    with ModelPackage.load(model) as package:
         package.onnx_path("int8")
         report = compare_scans(
             package,

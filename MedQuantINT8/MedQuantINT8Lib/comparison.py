@@ -17,7 +17,7 @@ from .model_spec import Label
 from .pictures import comparison_slices
 from .progress import Task
 from .report import agreement_json, picture_json, report_json
-from .volume_io import read_volume
+from .volume_io import read_volume, scan_paths
 
 #: Segment a scan at a precision into a label map file; returns what ``medquant segment --json`` prints.
 RunScan = Callable[[str, str, Path], dict[str, Any]]
@@ -49,7 +49,7 @@ def compare_scans(
                 runs.append({**run_scan(scan, precision, output), "scan": names[index]})
                 found[precision] = read_volume(output).data[0]
                 task.step()
-            volume = read_volume(scan.split(",")[0] if not Path(scan).exists() else scan)
+            volume = read_volume(scan_paths(scan)[0])
             name, ml = names[index], volume.grid.voxel_ml
             agreements.append(agreement_json(name, "int8", "fp32", agreement(found["int8"], found["fp32"], labels, ml)))
             if index < len(references):
@@ -77,7 +77,7 @@ def distinct_names(scans: Sequence[str]) -> list[str]:
 
 
 def _check_reference(scan: str, reference: str, labels: Sequence[Label]) -> None:
-    volume, drawn = read_volume(scan.split(",")[0] if not Path(scan).exists() else scan), read_volume(reference)
+    volume, drawn = read_volume(scan_paths(scan)[0]), read_volume(reference)
     check_same_place(drawn, volume)
     if not label_values(drawn) & {label.value for label in labels}:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,14 @@ class DataSet:
             known = sorted({case.split for case in self.cases} - {""})
             raise InputError(f"{self.name} has no cases of the split {split!r}.", f"It has {', '.join(known) or 'no splits: use --split all'}.")
         return found
+
+
+def files_of(cases: Sequence[Case]) -> list[Path]:
+    """Every file that the cases are read from."""
+    found: list[Path] = []
+    for case in cases:
+        found += [*case.image, *([case.label] if isinstance(case.label, Path) else case.label.values())]
+    return found
 
 
 def read_dataset(path: Path, form: str = "auto") -> DataSet:

@@ -10,24 +10,27 @@ from .boundary import examine, region_labels, regions_csv
 from .boundary_page import boundary_page, gains, verdict
 from .catalogue import resolve
 from .ensemble import load_ensemble
-from .errors import InputError
-from .files import write_json, write_text
+from .files import split_paths, write_json, write_text
+from .outputs import check_output_folder
 from .progress import Task
 from .runs import EngineChoice
 from .segmentation_file import write_segmentation
-from .volume_io import read_volume
+from .volume_io import read_volume, scan_paths
+
+#: What is written into the folder.
+FILES = ("differences.seg.nrrd", "regions.csv", "report.json", "report.html")
 
 
 def run(args: argparse.Namespace, task: Task) -> None:
     """Segment in FP32 and INT8, and write what differs into a folder."""
     folder = Path(args.output)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file.", "Give a folder with --output.")
-    with load_ensemble(resolve(args.model)) as ensemble:
+    model = resolve(args.model)
+    check_output_folder(folder, FILES, [*split_paths(model), *scan_paths(args.scan)])
+    with load_ensemble(model) as ensemble:
         for package in ensemble.packages:
             package.onnx_path("int8")
         with task.stage("reading"):
-            volume = read_volume(commands.scan_paths(args.scan))
+            volume = read_volume(scan_paths(args.scan))
         choice = EngineChoice(args.engine, "int8", args.threads, args.device)
         found = examine(ensemble, volume, choice, commands.options_of(args), task, change=args.volume_change)
         spec = ensemble.first.spec

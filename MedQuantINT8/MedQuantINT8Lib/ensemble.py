@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .engines import Engine, EngineDescription
 from .errors import InputError
+from .files import split_paths
 from .model import ModelPackage
 
 
@@ -52,7 +53,7 @@ def load_ensemble(paths: str) -> Ensemble:
     """
     loaded: list[ModelPackage] = []
     try:
-        for path in paths.split(","):
+        for path in split_paths(paths):
             loaded.append(ModelPackage.load(path))
         return Ensemble(loaded)
     except BaseException:

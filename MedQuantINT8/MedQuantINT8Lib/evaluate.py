@@ -173,6 +173,10 @@ def summary(rows: Sequence[dict[str, Any]], structures: Sequence[str]) -> dict[s
     return {"overall": part(None), "structures": by_structure, "worst": worst}
 
 
+#: What is written into the folder of results.
+FILES = ("evaluation.json", "evaluation.csv", "evaluation.html")
+
+
 def write_results(value: dict[str, Any], folder: Path) -> None:
     """evaluation.json, evaluation.csv and evaluation.html."""
     from .evaluate_page import page

@@ -9,11 +9,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import StorageError
+from .exchange import exchange
+from .scratch import leftovers, owned_prefix
+
+_WRITING, _NEW, _OLD, _NOTE = ".writing", "new", "old", "exchange"
 
 _REASONS = {
     errno.ENOSPC: ("there is no space left on the disk", "Free some space or choose another folder."),
@@ -25,6 +29,10 @@ _REASONS = {
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another folder."),
     errno.EEXIST: ("a file of that name is in the way", "Choose another name."),
     errno.EISDIR: ("that is a folder", "Give the name of a file."),
+    errno.ENAMETOOLONG: ("the name is too long for that disk", "Choose a shorter name."),
+    errno.ELOOP: ("its links lead in a circle", "Choose another path."),
+    errno.EFBIG: ("the file would be larger than the system allows", "Raise the limit (ulimit -f) or choose another disk."),
+    errno.EIO: ("the disk reported an error", "Choose another folder, and look after that disk."),
 }
 
 
@@ -36,6 +44,27 @@ def storage_errors(target: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         reason, hint = _REASONS.get(error.errno or 0, (str(error), "Choose another folder."))
         raise StorageError(f"Cannot write {target}: {reason}.", hint) from error
+
+
+def split_paths(text: str) -> list[str]:
+    """Paths that are joined by commas; a comma that belongs to the name of a file or folder that is there does not part them."""
+    if "," not in text or _there(text):
+        return [text]
+    found: list[str] = []
+    parts = text.split(",")
+    while parts:
+        # The longest run of parts that names something; a part that names nothing stays alone, to be complained of.
+        count = next((n for n in range(len(parts), 0, -1) if _there(",".join(parts[:n]))), 1)
+        found.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return found
+
+
+def _there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -55,48 +84,133 @@ def _digest(stream: Any) -> str:
 def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file path beside ``target``; rename it over ``target`` if the block succeeds.
 
-    The temporary name keeps every suffix of ``target``, because writers choose the format by it. If the block raises,
-    the temporary file is removed and ``target`` is what it was before.
+    The temporary name keeps every suffix of ``target``, because writers choose the format by it. What the block writes is
+    brought to the disk before anything is renamed, so that a full disk is an error and not a file that is cut off. Further
+    files that it writes beside the given path (the data file of a header) move with it, before it. A target that is a link
+    stays one: what it points to is replaced. If the block raises, everything is removed and ``target`` is what it was before.
 
     Raises:
-        StorageError: the folder cannot be made or written.
+        StorageError: the folder cannot be made or written, or ``target`` is a folder.
     """
     target = Path(target)
     with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
+        real = followed(target)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        if real.is_dir():
             raise OSError(errno.EISDIR, "is a directory")
-        folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+        folder = scratch_beside(real)
     try:
         with storage_errors(target):
-            yield folder / target.name
-            (folder / target.name).replace(target)
+            yield folder / real.name
+            made = sorted(folder.iterdir(), key=lambda path: path.name == real.name)
+            if folder / real.name not in made:
+                raise OSError(errno.EIO, "nothing was written")
+            for path in made:
+                sync(path)
+            for path in made:
+                if (real.parent / path.name).is_dir():
+                    raise OSError(errno.EISDIR, "is a directory")
+                path.replace(real.parent / path.name)
+            sync(real.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def replacing_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """As :func:`replacing`, for a whole folder: the old folder, if any, is exchanged in one rename."""
+    """As :func:`replacing`, for a whole folder: old and new are exchanged in one step.
+
+    Where the system cannot do that, two renames are needed; a note beside the new folder lets :func:`finish_interrupted`
+    end what a kill between them left.
+
+    Raises:
+        StorageError: the folder cannot be written, or ``target`` is a file.
+    """
     target = Path(target)
     with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+        real = followed(target)
+        if real.exists() and not real.is_dir():
+            raise OSError(errno.EEXIST, "is a file")
+        real.parent.mkdir(parents=True, exist_ok=True)
+        scratch = scratch_beside(real)
     try:
-        made = scratch / "new"
+        made = scratch / _NEW
         with storage_errors(target):
             made.mkdir()
             yield made
-            if target.exists():
-                target.replace(scratch / "old")
-            made.replace(target)
+            for path in sorted(made.rglob("*")):
+                sync(path)
+            _put_in_place(made, real, scratch)
     except BaseException:
-        old = scratch / "old"
-        if old.exists() and not target.exists():
-            old.replace(target)
+        if (scratch / _OLD).exists() and not real.exists():
+            (scratch / _OLD).replace(real)
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _put_in_place(made: Path, target: Path, scratch: Path) -> None:
+    if not target.exists():
+        made.replace(target)
+    elif not exchange(made, target):
+        (scratch / _NOTE).write_text(target.name, encoding="utf-8", errors="surrogateescape")
+        sync(scratch / _NOTE)
+        target.replace(scratch / _OLD)
+        made.replace(target)
+    sync(target.parent)
+
+
+def finish_interrupted(folder: Path) -> None:
+    """Remove what killed processes left in a folder while they wrote there, and end exchanges of folders that they began."""
+    for scratch in leftovers(folder, _WRITING):
+        with suppress(OSError):
+            target = folder / (scratch / _NOTE).read_text(encoding="utf-8", errors="surrogateescape")
+            if not target.exists() and target.parent == folder and (scratch / _NEW).is_dir():
+                (scratch / _NEW).rename(target)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def scratch_beside(target: Path) -> Path:
+    """A new temporary folder on the disk of ``target``, in the same folder; what dead processes left there is removed."""
+    finish_interrupted(target.parent)
+    return Path(tempfile.mkdtemp(prefix=owned_prefix(_WRITING), dir=target.parent))
+
+
+def followed(path: Path) -> Path:
+    """The path that a link points to; any other path as it is.
+
+    Raises:
+        OSError: links that lead in a circle.
+    """
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except RuntimeError as error:  # What resolve() raises for a circle before Python 3.13.
+        raise OSError(errno.ELOOP, "links in a circle") from error
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk: what does not fit there is told now, not to whoever reads it.
+
+    Raises:
+        OSError: the disk is full, the quota used up, or the medium is gone.
+    """
+    if path.is_dir():
+        if os.name != "nt":
+            # Some file systems know no syncing of folders.
+            with suppress(OSError), _opened(path) as number:
+                os.fsync(number)
+        return
+    with open(path, "rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        yield number
+    finally:
+        os.close(number)
 
 
 def free_name(wanted: str, taken: set[str]) -> str:

@@ -13,6 +13,7 @@ from .errors import InputError
 from .files import write_json
 from .importers.base import Understood, write
 from .model_spec import ModelSpec
+from .outputs import check_output_package
 from .progress import Task
 from .spec_parser import parse_spec
 from .terminal import print_result
@@ -23,11 +24,16 @@ def run(args: argparse.Namespace, task: Task) -> None:
 
     spec = parse_spec(json_file(args.spec), args.spec) if args.spec else None
     source = Path(args.network)
+    check_output_package(args.output, _inputs(args))
     if args.form in ("bundle", "nnunet", "auto3dseg") and not (args.form == "auto3dseg" and source.suffix in (".pt", ".pth")):
         with as_folder(source, FORMS[args.form]) as folder:
             _finish(args, _understand(args, folder, spec), spec, task)
     else:
         _finish(args, _understand(args, source, spec), spec, task)
+
+
+def _inputs(args: argparse.Namespace) -> list[str | None]:
+    return [args.network, args.spec, args.weights]
 
 
 def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None) -> list[Understood]:
@@ -80,6 +86,8 @@ def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelS
         _write_draft(args, understood[0])
         return
     targets = _targets(args.output, understood)
+    for target in targets:
+        check_output_package(target, _inputs(args))
     written = []
     for item, target in zip(understood, targets, strict=True):
         if spec is not None:

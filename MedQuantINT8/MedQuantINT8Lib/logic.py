@@ -20,6 +20,7 @@ from .comparison_nodes import Comparison, add_differences, add_table
 from .engines import backend, backend_names
 from .engines.gpu_advice import gpu_names
 from .errors import InputError
+from .files import split_paths
 from .jobs import BackgroundJob, BatchJob, Pollable
 from .making import Making
 from .model import INT8, peek
@@ -29,7 +30,7 @@ from .runs import EngineChoice
 from .segmenter import SegmentationOptions
 from .system import cpu_name
 from .undo import SegmentationUndo
-from .volume_io import scan_files, scan_name
+from .volume_io import result_names, scan_files
 
 Progress = Callable[[ProgressEvent], None]
 
@@ -188,13 +189,13 @@ class MedQuantINT8Logic(Making):
 
         Nothing is loaded into the scene. Files that are there already are left out, so that a batch can go on.
         """
-        scans = scan_files(folder)
+        scans = [path for path in scan_files(folder) if not path.name.lower().endswith(".seg.nrrd")]
         if not scans:
             raise InputError(f"There is no scan in {folder}.", "Choose a folder with NIfTI, NRRD or MetaImage files.")
         path = self._modelPath(model)
         pieces: list[tuple[str, Callable[[], Pollable]]] = []
-        for scan in scans:
-            target = Path(output) / f"{scan_name(scan)}.seg.nrrd"
+        for scan, name in zip(scans, result_names(scans), strict=True):
+            target = Path(output) / f"{name}.seg.nrrd"
             if not target.exists():
                 pieces.append((scan.name, partial(self._segmentFile, path, scan, target, engine, precision)))
         return self._result(BatchJob(pieces), waitForCompletion, progress)
@@ -312,12 +313,12 @@ class MedQuantINT8Logic(Making):
         if not model:
             raise InputError("No model was chosen.", f"Installed are: {', '.join(catalogue.installed()) or 'none (see medquant models)'}.")
         found = catalogue.resolve(str(model))
-        if not Path(found.split(",")[0]).exists():
+        if not Path(split_paths(found)[0]).exists():
             raise InputError(f"There is no model {model!r}.", "Give the name of an installed model, or the path of a package.")
         return found
 
     def _spec(self, path: str) -> ModelSpec:
-        return peek(path if Path(path).exists() else path.split(",")[0])[0]
+        return peek(split_paths(path)[0])[0]
 
     def _labels(self, path: str, segments: Sequence[str] | None) -> tuple[Label, ...]:
         labels = self._spec(path).labels

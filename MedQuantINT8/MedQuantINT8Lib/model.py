@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import PackageError
-from .files import replacing, replacing_folder, sha256_file, write_json
+from .files import finish_interrupted, replacing, replacing_folder, sha256_file, write_json
 from .model_spec import ModelSpec
+from .outputs import check_output_package
 from .spec_parser import parse_spec
 
 MODEL_JSON = "model.json"
@@ -61,6 +62,8 @@ class ModelPackage:
                 fit, or a zip entry that climbs out of the package.
         """
         source = Path(path)
+        if not source.exists():
+            finish_interrupted(source.parent)
         if not source.exists():
             raise PackageError(
                 f"There is no model package at {source}.", "Give a package folder, a .zip, or the name of an installed model."
@@ -176,8 +179,7 @@ def write_package(target: str | os.PathLike[str], spec: ModelSpec, files: dict[s
             write_package(folder, spec, files)
             ModelPackage.load(folder).save(target)
         return
-    if target.is_dir() and any(target.iterdir()) and not (target / MODEL_JSON).exists():
-        raise PackageError(f"{target} is a folder with other things in it.", "Give a new folder or an existing package.")
+    check_output_package(target)
     with replacing_folder(target) as made:
         for name, source in files.items():
             shutil.copyfile(source, made / name)

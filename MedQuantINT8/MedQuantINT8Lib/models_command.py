@@ -10,6 +10,7 @@ from typing import Any
 from . import catalogue
 from .errors import InputError
 from .model import peek
+from .outputs import check_output_package
 from .progress import Task
 from .terminal import ask, print_result, say
 
@@ -95,6 +96,8 @@ def _get(args: argparse.Namespace, task: Task) -> None:
         say(*_lines(item))
     if not args.accept_license and not _agreed(args):
         raise InputError(f"The licence of {item.name} was not accepted.", "Read it, and give --accept-license.")
+    if args.source:
+        check_output_package(catalogue.models_root() / item.name / "package", [args.source])
     packages = catalogue.install(item, Path(args.source) if args.source else None, task, trust_code=args.trust_code)
     folders = [str(package.folder) for package in packages]
     print_result(

@@ -7,6 +7,7 @@ The fields of ``.seg.nrrd`` are those that Slicer's segmentation storage node wr
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 from .files import replacing
+from .label_map_files import data_file_name, write_label_map
 from .model_spec import Code, Label, Terminology
-from .volume import Matrix, Volume, to_sitk
+from .outputs import check_output_file
+from .volume import Matrix
 
 LABEL_MAP_EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 _CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
@@ -40,23 +43,23 @@ def segment_id(label: Label) -> str:
     return f"Segment_{label.value}"
 
 
-def check_output_path(path: str | os.PathLike[str]) -> None:
-    """Refuse, before any work starts, a name whose type cannot be written or a place that cannot be.
+def check_output_path(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
+    """Refuse, before any work starts, a name whose type cannot be written, a place that cannot be, or an input.
+
+    Args:
+        inputs: every file and folder that is read.
 
     Raises:
-        InputError: an unknown type.
+        InputError: an unknown type, or the output is one of the inputs.
         StorageError: the folder cannot be made or written.
     """
-    name = Path(path).name.lower()
-    if not name.endswith((".seg.nrrd", *LABEL_MAP_EXTENSIONS)):
+    name = Path(path).name
+    if not name.lower().endswith((".seg.nrrd", *LABEL_MAP_EXTENSIONS)):
         raise InputError(
             f"{path} has no type that a segmentation can be written as.",
             f"End the name in .seg.nrrd or one of {', '.join(LABEL_MAP_EXTENSIONS)}.",
         )
-    probe = Path(path).with_name(".medquant-probe")
-    with replacing(probe) as scratch:
-        scratch.write_bytes(b"")
-    probe.unlink()
+    check_output_file(path, inputs, tuple(filter(None, [data_file_name(name)])))
 
 
 def write_segmentation(path: str | os.PathLike[str], labels: NDArray[Any], ijk_to_ras: Matrix, names: tuple[Label, ...]) -> None:
@@ -65,17 +68,9 @@ def write_segmentation(path: str | os.PathLike[str], labels: NDArray[Any], ijk_t
     Raises:
         StorageError: the file cannot be written.
     """
-    import SimpleITK as sitk
-
-    image = to_sitk(labels, Volume(labels, ijk_to_ras).grid)
-    if Path(path).name.lower().endswith(".seg.nrrd"):
-        for key, value in _fields(labels, names).items():
-            image.SetMetaData(key, value)
+    fields = _fields(labels, names) if Path(path).name.lower().endswith(".seg.nrrd") else {}
     with replacing(path) as scratch:
-        try:
-            sitk.WriteImage(image, str(scratch), useCompression=True)
-        except RuntimeError as error:
-            raise OSError(str(error).strip().splitlines()[-1]) from error
+        write_label_map(scratch, labels, ijk_to_ras, fields)
 
 
 def _fields(labels: NDArray[Any], names: tuple[Label, ...]) -> dict[str, str]:

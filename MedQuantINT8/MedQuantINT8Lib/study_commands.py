@@ -44,15 +44,19 @@ def selftest(args: argparse.Namespace, task: Task) -> None:
 def evaluate(args: argparse.Namespace, task: Task) -> None:
     from .catalogue import resolve
     from .commands import options_of
-    from .datasets import read_dataset
+    from .datasets import files_of, read_dataset
     from .ensemble import load_ensemble
+    from .evaluate import FILES, lines_of, write_results
     from .evaluate import evaluate as run
-    from .evaluate import lines_of, write_results
+    from .files import split_paths
+    from .outputs import check_output_folder
     from .runs import EngineChoice
 
     data = read_dataset(Path(args.data), args.form)
     cases = data.of(args.split)[: args.cases or None]
-    with load_ensemble(resolve(args.model)) as ensemble:
+    model = resolve(args.model)
+    check_output_folder(args.output, FILES, [*split_paths(model), args.data, *files_of(cases)])
+    with load_ensemble(model) as ensemble:
         for member in ensemble.packages:
             member.onnx_path("int8")
         choice = EngineChoice(args.engine, "int8", args.threads, args.device)

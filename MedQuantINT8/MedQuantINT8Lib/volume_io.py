@@ -7,6 +7,7 @@ import math
 import os
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .files import split_paths
 from .volume import Volume, matrix_from_sitk
 
 EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -25,6 +27,11 @@ def scan_files(folder: str | os.PathLike[str]) -> list[Path]:
     return [p for p in sorted(place.iterdir()) if p.name.lower().endswith(EXTENSIONS)] if place.is_dir() else []
 
 
+def scan_paths(text: str) -> list[str]:
+    """The path of a scan, or of each of its channels, from the form that commands take: joined by commas."""
+    return split_paths(text)
+
+
 def scan_name(path: str | os.PathLike[str]) -> str:
     """The name of a scan without folder and type, for naming results."""
     name = Path(path).name
@@ -32,6 +39,25 @@ def scan_name(path: str | os.PathLike[str]) -> str:
         if name.lower().endswith(extension):
             return name[: -len(extension)]
     return Path(name).stem or "scan"
+
+
+def result_names(scans: Sequence[Path]) -> list[str]:
+    """A name for the result of each scan: the scan's own without its type, or with it where several differ by type alone.
+
+    Names that differ by upper and lower case alone count as one: not every disk tells them apart.
+    """
+    short = [scan_name(scan) for scan in scans]
+    count = Counter(name.casefold() for name in short)
+    names, taken = [], {name for name, number in count.items() if number == 1}
+    for scan, name in zip(scans, short, strict=True):
+        if count[name.casefold()] > 1:
+            full, number = scan.name, 2
+            while full.casefold() in taken:
+                full, number = f"{scan.name}-{number}", number + 1
+            name = full
+            taken.add(name.casefold())
+        names.append(name)
+    return names
 
 
 def read_volume(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], series: str | None = None) -> Volume:

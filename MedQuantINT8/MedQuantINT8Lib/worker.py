@@ -25,6 +25,7 @@ from . import __version__
 from .arena import Arena, aligned
 from .ensemble import Ensemble, load_ensemble
 from .errors import MedQuantError
+from .files import split_paths
 from .progress import ProgressEvent, Task
 from .shelf import KeepingShelf
 from .volume import Volume
@@ -161,7 +162,7 @@ class Worker:
 
     def _ensemble(self, paths: str) -> Ensemble:
         """The packages, loaded and checked once, and again when their files change."""
-        stamps = tuple(_stamp(Path(path)) for path in paths.split(","))
+        stamps = tuple(_stamp(Path(path)) for path in split_paths(paths))
         known = self._packages.get(paths)
         if known and known[0] == stamps:
             return known[1]

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from . import runs
 from .boundary import VOLUME_CHANGE, examine
 from .ensemble import Ensemble
+from .files import split_paths
 from .model import ModelPackage
+from .outputs import check_output_package
 from .progress import Task
 from .segmenter import SegmentationOptions
 from .shelf import KeepingShelf
 from .volume import Volume
-from .volume_io import read_volume
+from .volume_io import read_volume, scan_paths
 
 Request = dict[str, Any]
 
@@ -55,7 +57,7 @@ def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answe
     """Segment a scan file into a segmentation file."""
     from .segmentation_file import check_output_path, write_segmentation
 
-    check_output_path(request["output"])
+    check_output_path(request["output"], [*split_paths(request["model"]), *scan_paths(request["scan"])])
     with bench.task.stage("reading"):
         volume = read_volume(request["scan"])
     ensemble = bench.ensemble(request["model"])
@@ -80,6 +82,7 @@ def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     from .quantization import QuantizationPolicy, calibration_patch, quantize_package
     from .sensitivity import Budget
 
+    check_output_package(request["output"], [path for scan in request["scans"] for path in scan_paths(scan)], itself=request["model"])
     options = CalibrationOptions(request["method"], request["patches"])
     with ModelPackage.load(request["model"]) as package:
         patch = calibration_patch(package)

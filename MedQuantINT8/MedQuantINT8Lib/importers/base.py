@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DependencyError, PackageError
-from ..files import write_json
+from ..files import replacing_folder, write_json
 from ..model import FP32, IMPORT, ModelPackage
 from ..model_spec import ModelSpec
 from ..progress import Task
@@ -106,6 +107,28 @@ def _checked(understood: Understood, package: ModelPackage, task: Task) -> Impor
     check = compare_import(package.spec, package.folder / FP32, original, task)
     understood.notes.extend(accept(check, by_hand=understood.by_hand))
     return check
+
+
+def write_all(understood: Sequence[Understood], folder: Path, task: Task) -> list[ModelPackage]:
+    """Write the packages of one model (the folds of a training) into its folder: all of them, or none.
+
+    A run averages whatever packages it finds there, so some of them alone would be another model. What else lies in the
+    folder is kept.
+
+    Raises:
+        PackageError, StorageError, Cancelled: the folder is what it was before.
+    """
+    names = [item.spec.name.rsplit("-", 1)[-1] if len(understood) > 1 else "package" for item in understood]
+    with replacing_folder(folder) as made:
+        if folder.is_dir():
+            for path in folder.iterdir():
+                if path.name not in names and path.is_dir():
+                    shutil.copytree(path, made / path.name, symlinks=True)
+        written = []
+        for item, name in zip(understood, names, strict=True):
+            written.append(write(item, made / name, task))
+            task.check()
+    return [replace(package, folder=folder / name) for package, name in zip(written, names, strict=True)]
 
 
 def single_output(module: Any, name: str) -> Any:

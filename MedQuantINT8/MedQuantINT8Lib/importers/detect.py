@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from ..errors import InputError
@@ -12,7 +11,7 @@ from ..model import MODEL_JSON, ModelPackage
 from ..progress import Task
 from ..spec_parser import parse_spec
 from .archives import as_folder
-from .base import Understood, write
+from .base import Understood, write_all
 
 
 def install_own(source: Path, root: Path, task: Task, *, trust_code: bool = False) -> tuple[str, list[str]]:
@@ -98,12 +97,7 @@ def _onnx(source: Path) -> Understood:
 def _keep(understood: list[Understood], root: Path, task: Task) -> tuple[str, list[str]]:
     name = understood[0].spec.name.rsplit("-", 1)[0] if len(understood) > 1 else understood[0].spec.name
     target = _free(root, name)
-    try:
-        for item in understood:
-            write(item, target / (item.spec.name.rsplit("-", 1)[-1] if len(understood) > 1 else "package"), task)
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
+    write_all(understood, target, task)
     return target.name, [note for item in understood for note in item.notes]
 
 
