@@ -35,6 +35,11 @@ _COUNT = {"type": "integer", "minimum": 1}
 _CODE = _object(["scheme", "value", "meaning"], scheme=_NAME, value=_NAME, meaning=_NAME)
 
 
+_SPLINE = _object(
+    [], order={"enum": [0, 1, 3]}, order_z={"enum": [0, 1]}, separate_z=_maybe({"type": "boolean"}), threshold=_POSITIVE
+)
+
+
 def model_schema() -> dict[str, object]:
     normalization = _object(
         ["kind"],
@@ -44,7 +49,8 @@ def model_schema() -> dict[str, object]:
         mean=_maybe(_NUMBER),
         std=_maybe(_POSITIVE),
         clip={"type": "boolean"},
-        mask=_choice("all", "nonzero", "above_mean"),
+        mask=_choice("all", "nonzero", "above_mean", "nonzero_filled"),
+        channels={"type": "array", "items": {"type": "integer", "minimum": 0}},
     )
     needs = [
         ("window", ["low", "high"]),
@@ -101,6 +107,8 @@ def model_schema() -> dict[str, object]:
             interpolation=_choice("linear", "bspline", "nearest", "nnunet"),
             tolerance={"type": "number", "minimum": 0, "exclusiveMaximum": 1},
             reorient=_choice("first", "last"),
+            spline=_maybe(_SPLINE),
+            score_spline=_maybe(_SPLINE),
         ),
         crop=_object(
             [], kind=_choice("none", "nonzero", "threshold"), threshold=_NUMBER, margin={"type": "integer", "minimum": 0}

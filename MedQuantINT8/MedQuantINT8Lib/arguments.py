@@ -26,6 +26,15 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def fold(text: str) -> int | str:
+    """A type for argparse: a fold of nnU-Net, by its number, or "all" for the training on every case."""
+    if text == "all":
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no fold: give a number, or all")
+    return int(text)
+
+
 def number(low: float, high: float, *, above: bool = False, below: bool = False) -> Callable[[str], float]:
     """A type for argparse: a number from ``low`` to ``high``.
 

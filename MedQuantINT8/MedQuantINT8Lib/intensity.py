@@ -5,19 +5,28 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .foreground_mask import zscore_inside
 from .model_spec import Normalization
 
 FloatArray = NDArray[np.float32]
 
 
-def normalize(values: FloatArray, steps: tuple[Normalization, ...]) -> FloatArray:
-    """Apply intensity normalisation to one channel, float32, any shape; statistics are over the array given."""
+def normalize(values: FloatArray, steps: tuple[Normalization, ...], inside: NDArray[np.bool_] | None = None) -> FloatArray:
+    """Apply intensity normalisation to one channel, float32, any shape; statistics are over the array given.
+
+    Args:
+        inside: of the same shape, for steps with the mask "nonzero_filled": see :func:`.foreground_mask.filled_nonzero`.
+    """
     for step in steps:
-        values = _normalize_step(values, step)
+        values = _normalize_step(values, step, inside)
     return values
 
 
-def _normalize_step(values: FloatArray, step: Normalization) -> FloatArray:
+def _normalize_step(values: FloatArray, step: Normalization, inside: NDArray[np.bool_] | None = None) -> FloatArray:
+    if step.kind == "zscore" and step.mask == "nonzero_filled":
+        if inside is None:
+            raise ValueError("the mask nonzero_filled belongs to scans that are normalized before they are resampled")
+        return zscore_inside(values, inside)
     if step.kind == "zscore":
         chosen = values
         if step.mask == "nonzero":

@@ -18,7 +18,7 @@ Interpolation = Literal["linear", "bspline", "nearest", "nnunet"]
 Anchor = Literal["centers", "edges"]
 CropKind = Literal["none", "nonzero", "threshold"]
 NormalizationKind = Literal["window", "minmax", "percentile", "zscore", "nnunet_ct", "linear", "sigmoid", "tanh"]
-MaskKind = Literal["all", "nonzero", "above_mean"]
+MaskKind = Literal["all", "nonzero", "above_mean", "nonzero_filled"]
 Activation = Literal["softmax", "sigmoid"]
 Placement = Literal["monai", "nnunet"]
 Resampled = Literal["logits", "probabilities", "masks", "labels"]
@@ -56,6 +56,11 @@ class Normalization:
         ``nnunet_ct``: clip to ``low``..``high``, subtract ``mean``, divide by ``std`` (nnU-Net's scheme for CT).
         ``linear``: 0..1 to ``low``..``high``, what lies outside as well.
         ``sigmoid``: the logistic function; ``tanh``: ``high`` times tanh of the value over ``high`` (Auto3DSeg's schemes).
+    mask:
+        voxels for the statistics of ``zscore``: ``all``; ``nonzero``, those that are not 0 in the channel; ``above_mean``;
+        ``nonzero_filled``, those that are not 0 in any channel, with the holes between them (nnU-Net's use_mask_for_norm).
+        Voxels outside of ``nonzero`` become 0, those outside of ``nonzero_filled``, which are 0, stay so.
+    channels: numbers of the input channels that the step is for; none means all.
     """
 
     kind: NormalizationKind
@@ -65,6 +70,23 @@ class Normalization:
     std: float | None = None
     clip: bool = True
     mask: MaskKind = "all"
+    channels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplineResampling:
+    """A spline that keeps the outer edges of the volume, as nnU-Net's plans describe it.
+
+    order: of the spline: 0 (nearest), 1 (linear) or 3 (cubic, clipped to the range of what is resampled).
+    order_z: between slices, where slices are resampled one by one: 0 or 1.
+    separate_z: whether they are, across the longest side of a voxel; None leaves it to ``threshold``.
+    threshold: of the longest side of a voxel over the shortest; above it slices are resampled one by one.
+    """
+
+    order: Literal[0, 1, 3] = 3
+    order_z: Literal[0, 1] = 0
+    separate_z: bool | None = None
+    threshold: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -80,8 +102,9 @@ class Geometry:
         and the first voxel that is kept is the file's).
     tolerance: an axis whose spacing deviates by at most this share is not resampled (Auto3DSeg: 0.25).
     size: voxels along the tensor's axes for networks that see the whole volume resized, or None.
-    interpolation: "nnunet" is "bspline", but inside slices only (nearest between them) where voxels are more than three times
-        as long along one axis as along the others; class scores follow the same rule on their way back.
+    interpolation: "nnunet" is a spline along each axis by outer edges, inside slices only (nearest between them) where voxels are
+        more than three times as long along one axis as along the others; class scores follow the same rule on their way back.
+    spline, score_spline: for "nnunet", the splines of scans (cubic if None) and of class scores (linear if None).
     anchor: whether resampling keeps the centre of the first voxel ("centers", MONAI) or the outer edges ("edges",
         nnU-Net, TotalSegmentator). With ``size`` it is always the edges.
     """
@@ -94,6 +117,8 @@ class Geometry:
     interpolation: Interpolation = "linear"
     tolerance: float = 0.001
     reorient: Literal["first", "last"] = "first"
+    spline: SplineResampling | None = None
+    score_spline: SplineResampling | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .model_spec import ModelSpec
+from .nnunet_resampling import network_size
 from .volume import Grid
 
 
@@ -29,8 +30,10 @@ def network_grid(oriented: Grid, spec: ModelSpec) -> Grid:
             return oriented
         new_spacing = np.where(close, old_spacing, new_spacing)
         # MONAI's Spacing rounds the extent between the outermost centres, nnU-Net the extent between the outer edges.
-        extent = old_size - 1 if geometry.anchor == "centers" else old_size
-        new_size = np.round(extent * old_spacing / new_spacing + (geometry.anchor == "centers")).astype(int)
+        if geometry.anchor == "edges":
+            new_size = np.array(network_size(oriented.size, oriented.spacing, tuple(new_spacing)))
+        else:
+            new_size = np.round((old_size - 1) * old_spacing / new_spacing + 1).astype(int)
     else:
         return oriented
     new_size = np.maximum(new_size, 1)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .nnunet_resampling import NnunetResampler
 from .regions import Regions
-from .volume import AxisMap, Grid, resample, resample_by_slices
+from .volume import AxisMap, Grid, resample
 
 FloatArray = NDArray[np.float32]
 #: Up to this many labels are resampled as masks, linearly; more by nearest neighbour, which costs one pass in all.
@@ -29,7 +30,7 @@ class NetworkInput:
         box: the crop on the original grid, (start, stop) along I, J, K.
         reorientation: from the cropped original to ``oriented``.
         axis_order: "IJK" or "KJI".
-        by_slices: resampled by nnU-Net's rule for anisotropic voxels.
+        resampler: what resampled it as nnU-Net does, and takes scores back; None where that was done otherwise.
     """
 
     data: FloatArray
@@ -39,7 +40,7 @@ class NetworkInput:
     box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     reorientation: AxisMap
     axis_order: str
-    by_slices: bool = False
+    resampler: NnunetResampler | None = None
 
     @property
     def resampled(self) -> bool:
@@ -99,8 +100,8 @@ class NetworkInput:
 
     def _back(self, score: FloatArray) -> FloatArray:
         """One class's scores (K, J, I) on the grid before resampling."""
-        if self.by_slices:
-            return resample_by_slices(score, self.grid, self.oriented, "linear")
+        if self.resampler is not None:
+            return self.resampler.backward(score, self.oriented)
         return resample(score, self.grid, self.oriented, "linear")
 
     def _place(self, oriented: NDArray[Any]) -> NDArray[Any]:

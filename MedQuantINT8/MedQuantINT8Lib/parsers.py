@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from . import __version__
-from .arguments import DEVICES, FORMS, JSON_FORM, device, number, whole
+from .arguments import DEVICES, FORMS, JSON_FORM, device, fold, number, whole
 from .terminal import prepare_streams, warn
 
 _EXIT_CODES = """exit codes:
@@ -142,8 +142,8 @@ def _import(add: Any) -> None:
     command.add_argument("--patch", type=whole(1, 4096), nargs=3, metavar="N", help="patch size, where the network leaves it open")
     command.add_argument("--dynamic", action="store_true", help="leave spatial sizes open, for networks that allow it")
     command.add_argument("--trust-code", action="store_true", help="run Python code that comes with the network")
-    command.add_argument("--folds", type=whole(0, 999), nargs="+", help="nnunet: which folds (default: all; one package each)")
-    command.add_argument("--configuration", help="nnunet: such as 3d_fullres (default: as the folder's name says)")
+    command.add_argument("--folds", type=fold, nargs="+", metavar="N", help="nnunet: folds by number, or all for fold_all (default: every number; one package each)")
+    command.add_argument("--configuration", help="nnunet: such as 3d_fullres (default: what the checkpoint was trained for)")
     command.add_argument(
         "--channels", type=whole(1, 1024), default=1, help="torchscript, export, python: input channels (default: 1)"
     )

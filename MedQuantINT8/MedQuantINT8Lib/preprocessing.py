@@ -10,10 +10,12 @@ from __future__ import annotations
 import numpy as np
 
 from .errors import InputError
+from .foreground_mask import filled_nonzero
 from .intensity import normalize, percentiles
 from .model_spec import NATIVE, ModelSpec
 from .network_grid import network_grid, sub_grid
 from .network_input import NetworkInput
+from .nnunet_resampling import nnunet_resampler
 from .volume import UNTURNED, Volume, axis_map, resample, resample_by_slices
 
 __all__ = ["NetworkInput", "network_grid", "normalize", "percentiles", "preprocess"]
@@ -35,22 +37,26 @@ def preprocess(volume: Volume, spec: ModelSpec) -> NetworkInput:
     oriented_grid = first.map_grid(cropped_grid)
     oriented = first.apply(volume.data[inside])
     target = last.map_grid(network_grid(oriented_grid, spec))
+    resampler = nnunet_resampler(spec.geometry, target)
+    inside_head = filled_nonzero(oriented) if any(step.mask == "nonzero_filled" for step in spec.normalization) else None
     channels = []
-    for channel in oriented:
+    for number, channel in enumerate(oriented):
         values = channel.astype(np.float32)
+        steps = tuple(step for step in spec.normalization if not step.channels or number in step.channels)
         if spec.normalize_in == "input":
-            values = normalize(values, spec.normalization)
-        if spec.geometry.interpolation == "nnunet":
+            values = normalize(values, steps, inside_head)
+        if resampler is not None:
+            values = resampler.forward(values, oriented_grid, target.size)
+        elif spec.geometry.interpolation == "nnunet":
             values = resample_by_slices(values, oriented_grid, target, "bspline")
         else:
             values = resample(values, oriented_grid, target, spec.geometry.interpolation)
         if spec.normalize_in == "network":
-            values = normalize(values, spec.normalization)
+            values = normalize(values, steps)
         channels.append(values if spec.geometry.axis_order == "KJI" else values.swapaxes(0, 2))
     data = np.stack(channels) if len(channels) > 1 else channels[0][None]
     data = np.ascontiguousarray(data, dtype=np.float32)
-    by_slices = spec.geometry.interpolation == "nnunet"
-    return NetworkInput(data, target, oriented_grid, volume.grid, box, first, spec.geometry.axis_order, by_slices)
+    return NetworkInput(data, target, oriented_grid, volume.grid, box, first, spec.geometry.axis_order, resampler)
 
 
 def _crop_box(volume: Volume, spec: ModelSpec) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:

@@ -32,6 +32,7 @@ from .model_spec import (
     Padding,
     Placement,
     Resampled,
+    SplineResampling,
     Terminology,
     Window,
 )
@@ -204,6 +205,16 @@ _terminology = _record(Terminology, category=_code, type=_code, modifier=_code)
 _label = _record(Label, value=_count, name=_name, channel=_whole, color=_triple(_byte), terminology=_terminology)
 _channel = _record(Channel, name=_name)
 _crop = _record(Crop, kind=_choice(CropKind), threshold=_number, margin=_whole)
+def _order(*allowed: int) -> Callable[[Any, str], int]:
+    def parse(value: Any, where: str) -> int:
+        if isinstance(value, bool) or value not in allowed:
+            raise _bad(where, f"is {value!r} but must be one of {', '.join(map(str, allowed))}")
+        return int(value)
+
+    return parse
+
+
+_spline = _record(SplineResampling, order=_order(0, 1, 3), order_z=_order(0, 1), separate_z=_flag, threshold=_positive)
 _geometry = _record(
     Geometry,
     axis_order=_choice(AxisOrder),
@@ -214,6 +225,8 @@ _geometry = _record(
     interpolation=_choice(Interpolation),
     tolerance=_overlap,
     reorient=_choice(Literal["first", "last"]),
+    spline=_spline,
+    score_spline=_spline,
 )
 _window = _record(
     Window,
@@ -259,6 +272,7 @@ _plain_normalization = _record(
     std=_positive,
     clip=_flag,
     mask=_choice(MaskKind),
+    channels=_each(_whole, 0),
 )
 
 
@@ -343,6 +357,10 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
         raise _bad(f"{where}: 'cleaning'", "may be in network space only where 'output' resamples masks or labels")
     if max(label.value for label in spec.labels) > 65535:
         raise _bad(f"{where}: 'labels'", "has a value above 65535")
+    if strangers := sorted({n for step in spec.normalization for n in step.channels if n >= len(spec.channels)}):
+        raise _bad(f"{where}: 'normalization'", f"names the channel {strangers[0]}, which the model does not have")
+    if spec.normalize_in == "network" and any(step.mask == "nonzero_filled" for step in spec.normalization):
+        raise _bad(f"{where}: 'normalization'", "with the mask nonzero_filled needs 'normalize_in' to be input")
     if spec.geometry.spacing and spec.geometry.size:
         raise _bad(f"{where}: 'geometry'", "may have 'spacing' or 'size', not both")
     for size, multiple in zip(spec.window.patch_size, spec.window.multiples, strict=True):

@@ -16,8 +16,11 @@ from ..errors import InputError, PackageError
 _PLACES = ("network_weights", "state_dict", "model_state_dict", "model", "net", "network", "weights")
 
 
-def read_checkpoint(path: str | os.PathLike[str], what: str = "checkpoint") -> Any:
+def read_checkpoint(path: str | os.PathLike[str], what: str = "checkpoint", *, mapped: bool = False) -> Any:
     """What ``torch.save`` wrote: tensors, numbers, text and containers of them; NumPy's numbers are read as well.
+
+    Args:
+        mapped: leave the tensors in the file until they are used, to look at what stands beside them.
 
     Raises:
         PackageError: no such file, a damaged one, or one that holds anything else, which would mean running its code.
@@ -29,7 +32,8 @@ def read_checkpoint(path: str | os.PathLike[str], what: str = "checkpoint") -> A
         raise PackageError(f"There is no {what} at {path}.", "Check the path.")
     try:
         with _numpy_numbers():
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Files of before PyTorch 1.6 are no zip, and cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=(mapped and zipfile.is_zipfile(path)) or None)
     except pickle.UnpicklingError as error:
         raise PackageError(
             f"{path.name} holds Python objects beside weights, and reading those would run their code: {_first_line(error)}.",

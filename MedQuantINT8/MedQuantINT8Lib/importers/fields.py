@@ -1,0 +1,184 @@
+"""Reading what another program wrote, field by field: a wrong type is named, and so is a field that nobody knows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import PackageError
+
+_T = TypeVar("_T")
+#: Reads a value, or raises :class:`PackageError` that begins with the place given.
+Parse = Callable[[Any, str], _T]
+_MISSING: Any = object()
+
+
+class Fields:
+    """An object of a foreign file, whose every field has to be read or known to be harmless.
+
+    Args:
+        value: what stands in the file.
+        where: what messages call it, such as "plans.json".
+        advice: what messages tell the user to do.
+
+    Raises:
+        PackageError: it is no object.
+    """
+
+    def __init__(self, value: Any, where: str, advice: str = "Get the file again, or correct it.") -> None:
+        self.where, self.advice = where, advice
+        self._value: Mapping[str, Any] = mapping(value, where)
+        self._read: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the field is given and is not null."""
+        return self._value.get(name) is not None
+
+    def given(self, name: str) -> bool:
+        """Whether the field stands there, null or not."""
+        return name in self._value
+
+    def get(self, name: str, parse: Parse[_T], default: Any = _MISSING) -> _T:
+        """A field; ``default`` where it is missing or null.
+
+        Raises:
+            PackageError: it is missing and has no default, or is of the wrong type.
+        """
+        self._read.add(name)
+        if self._value.get(name) is None:
+            if default is _MISSING:
+                raise PackageError(f"{self.where}: {name!r} is missing.", self.advice)
+            found: _T = default
+            return found
+        return parse(self._value[name], f"{self.where}: {name!r}")
+
+    def ignore(self, *names: str) -> None:
+        """Mark fields that change neither the network's input nor its labels."""
+        self._read.update(names)
+
+    def unread(self) -> dict[str, Any]:
+        """What nobody has read, nulls aside."""
+        return {name: value for name, value in self._value.items() if name not in self._read and value is not None}
+
+    def finish(self) -> None:
+        """Refuse fields that nobody has read.
+
+        Raises:
+            PackageError: names the first of them with its value.
+        """
+        for name, value in self.unread().items():
+            raise PackageError(f"{self.where}: {name!r} is {shown(value)}, which is not understood.", self.advice)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        PackageError: no such file, or no JSON; ``what`` says what the folder should have been.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PackageError(f"{path.parent.name} is no {what}: {path.name} is missing.", "Check the path.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise PackageError(f"{path} is not valid JSON: {error}.", "Get it again.") from error
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut short."""
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def wrong(where: str, value: Any, expected: str) -> PackageError:
+    """The error for a value of the wrong type."""
+    return PackageError(f"{where} is {shown(value)}, but must be {expected}.", "Get the file again, or correct it.")
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """An object with names as keys."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise wrong(where, value, "an object")
+    return dict(value)
+
+
+def text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise wrong(where, value, "text")
+    return value
+
+
+def flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise wrong(where, value, "true or false")
+    return value
+
+
+def number(value: Any, where: str) -> float:
+    """A finite number; NumPy's are numbers too."""
+    if isinstance(value, bool) or not (isinstance(value, int | float) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)):
+        raise wrong(where, value, "a number")
+    try:
+        found = float(value)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise wrong(where, value, "a number") from error
+    if not math.isfinite(found):
+        raise wrong(where, value, "a finite number")
+    return found
+
+
+def positive(value: Any, where: str) -> float:
+    if (found := number(value, where)) <= 0:
+        raise wrong(where, value, "above 0")
+    return found
+
+
+def whole(value: Any, where: str) -> int:
+    """A whole number of at least 0."""
+    if (found := number(value, where)) != int(found) or found < 0:
+        raise wrong(where, value, "a whole number of at least 0")
+    return int(found)
+
+
+def count(value: Any, where: str) -> int:
+    if (found := whole(value, where)) < 1:
+        raise wrong(where, value, "a whole number of at least 1")
+    return found
+
+
+def each(parse: Parse[_T], length: int | None = None) -> Parse[list[_T]]:
+    """A list whose items ``parse`` reads, of ``length`` items if that is given."""
+
+    def read(value: Any, where: str) -> list[_T]:
+        if not isinstance(value, list | tuple):
+            raise wrong(where, value, "a list")
+        if length is not None and len(value) != length:
+            raise wrong(where, value, f"a list of {length}")
+        return [parse(item, f"{where}[{index}]") for index, item in enumerate(value)]
+
+    return read
+
+
+def choice(*allowed: Any) -> Parse[Any]:
+    """One of a few values, told apart by type as well: 1 is not true."""
+
+    def read(value: Any, where: str) -> Any:
+        for item in allowed:
+            if type(item) is type(value) and item == value:
+                return item
+        raise wrong(where, value, "one of " + ", ".join(shown(item) for item in allowed))
+
+    return read
+
+
+def optional(parse: Parse[_T]) -> Parse[_T | None]:
+    """What ``parse`` reads, or null."""
+    return lambda value, where: None if value is None else parse(value, where)
+
+
+def known(names: Iterable[str]) -> str:
+    """Names for a message."""
+    return ", ".join(names) or "none"

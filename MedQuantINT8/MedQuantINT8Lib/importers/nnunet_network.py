@@ -1,0 +1,160 @@
+"""nnU-Net's networks: what plans say of one, and the module built by nnU-Net's own ``dynamic-network-architectures``."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import DependencyError, PackageError
+from .base import single_output
+from .checkpoints import load_weights, read_checkpoint, state_dict_of
+from .fields import Fields, choice, count, each, known, mapping, text
+
+_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
+#: Where nnU-Net's versions have kept these classes.
+_MODULES = tuple(f"dynamic_network_architectures.architectures.{name}" for name in ("unet", "residual_unet"))
+#: What plans may name as a building block; anything else would be code from elsewhere.
+_BLOCKS = {
+    "Conv3d", "InstanceNorm3d", "BatchNorm3d", "GroupNorm", "Dropout3d", "LeakyReLU", "ReLU", "PReLU", "ELU", "GELU", "SiLU",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network of plans.json: its class, its arguments, and which of those name classes."""
+
+    name: str
+    arguments: dict[str, Any]
+    imported: list[str]
+
+    @property
+    def total_strides(self) -> list[int]:
+        """By how much the network's deepest level is smaller, along nnU-Net's axes."""
+        total = [1, 1, 1]
+        for stride in self.arguments["strides"]:
+            total = [t * s for t, s in zip(total, [stride] * 3 if isinstance(stride, int) else stride, strict=True)]
+        return total
+
+    def with_batch_norm(self) -> Architecture:
+        """The same network as nnU-Net's trainer for batch normalization builds it."""
+        changed = {"norm_op": "torch.nn.modules.batchnorm.BatchNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+        return replace(self, arguments={**self.arguments, **changed})
+
+
+def architecture_of(read: Fields) -> Architecture:
+    """The network of a configuration; plans older than 2.4 hold it in other words."""
+    if "architecture" not in read:
+        return _before_2_4(read)
+    given = Fields(read.get("architecture", mapping), f"{read.where}: architecture", read.advice)
+    module, _, name = given.get("network_class_name", text).rpartition(".")
+    if name not in _NETWORKS or module not in _MODULES:
+        raise PackageError(f"{given.where}: the network {module}.{name} is not understood.", f"Understood are: {known(_NETWORKS)}.")
+    arguments = given.get("arch_kwargs", mapping)
+    imported = given.get("_kw_requires_import", each(text))
+    given.finish()
+    where = f"{given.where}: arch_kwargs"
+    checked = Fields(arguments, where, read.advice)
+    stages = checked.get("n_stages", count)
+    strides = checked.get("strides", each(_stride))
+    if len(strides) != stages:
+        raise PackageError(f"{where}: 'strides' has {len(strides)} entries for {stages} stages.", read.advice)
+    return Architecture(name, {**arguments, "strides": strides}, imported)
+
+
+def _stride(value: Any, where: str) -> int | list[int]:
+    return count(value, where) if isinstance(value, int) else each(count, 3)(value, where)
+
+
+def _before_2_4(read: Fields) -> Architecture:
+    name = read.get("UNet_class_name", choice(*_NETWORKS))
+    kernels = read.get("conv_kernel_sizes", each(each(count, 3)))
+    base, most = read.get("UNet_base_num_features", count), read.get("unet_max_num_features", count)
+    blocks = "n_blocks_per_stage" if name == "ResidualEncoderUNet" else "n_conv_per_stage"
+    strides = read.get("pool_op_kernel_sizes", each(_stride))
+    if len(strides) != len(kernels):
+        raise PackageError(f"{read.where}: 'pool_op_kernel_sizes' and 'conv_kernel_sizes' differ in length.", read.advice)
+    arguments = {
+        "n_stages": len(kernels),
+        "features_per_stage": [min(base * 2**n, most) for n in range(len(kernels))],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": kernels,
+        "strides": strides,
+        blocks: read.get("n_conv_per_stage_encoder", each(count)),
+        "n_conv_per_stage_decoder": read.get("n_conv_per_stage_decoder", each(count)),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    return Architecture(name, arguments, ["conv_op", "norm_op", "dropout_op", "nonlin"])
+
+
+def build(architecture: Architecture, channels: int, classes: int, order: list[int], weights: Path) -> Any:
+    """The module with its weights, which takes and gives (N, C, K, J, I).
+
+    Args:
+        order: nnU-Net's axis n is axis order[n] of (K, J, I).
+
+    Raises:
+        DependencyError: nnU-Net's networks are not installed.
+        PackageError: the plans build no network, or the checkpoint holds no weights.
+        InputError: the weights do not fit the network.
+    """
+    module = _module(architecture, channels, classes)
+    load_weights(module, state_dict_of(read_checkpoint(weights), f"{weights.parent.name}/{weights.name}"))
+    network = single_output(module, architecture.name)
+    return network if order == [0, 1, 2] else _transposed(network, order)
+
+
+def _module(architecture: Architecture, channels: int, classes: int) -> Any:
+    try:
+        from dynamic_network_architectures.architectures import unet
+        from torch import nn
+    except ImportError as error:
+        raise DependencyError(
+            f"nnU-Net's networks cannot be made: {error}.", "Install them with: pip install 'medquantint8[import]'"
+        ) from error
+    network_class = getattr(unet, architecture.name)
+    arguments = {name: value for name, value in architecture.arguments.items() if name != "deep_supervision"}
+    accepted = set(inspect.signature(network_class.__init__).parameters) - {"self", "input_channels", "num_classes"}
+    if strangers := sorted(set(arguments) - accepted):
+        raise PackageError(
+            f"plans.json: {architecture.name} has no argument {strangers[0]!r} in the installed version.",
+            "Install a newer dynamic-network-architectures, or check the plans.",
+        )
+    for name in architecture.imported:
+        if arguments.get(name) is not None:
+            block = str(arguments[name]).rsplit(".", 1)[-1]
+            if not str(arguments[name]).startswith("torch.nn") or block not in _BLOCKS:
+                raise PackageError(f"plans.json builds the network of {arguments[name]}, which is not known.", "Check the plans.")
+            arguments[name] = getattr(nn, block)
+    try:
+        return network_class(input_channels=channels, num_classes=classes, deep_supervision=False, **arguments)
+    except Exception as error:
+        # A foreign constructor answers wrong arguments with whatever it runs into.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise PackageError(f"plans.json: the network {architecture.name} cannot be built: {reason}.", "Check arch_kwargs.") from error
+
+
+def _transposed(network: Any, order: list[int]) -> Any:
+    from torch import Tensor, nn
+
+    back = [order.index(axis) for axis in range(3)]
+
+    class Transposed(nn.Module):
+        """Takes the file's axes and gives nnU-Net its transposed ones."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.network(x.permute(0, 1, *(2 + axis for axis in order)))
+            return y.permute(0, 1, *(2 + axis for axis in back))
+
+    return Transposed()

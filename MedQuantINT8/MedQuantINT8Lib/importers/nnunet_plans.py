@@ -1,0 +1,208 @@
+"""plans.json of nnU-Net v2, read strictly: what changes the network's input or its labels is understood or refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import PackageError
+from ..model_spec import NATIVE, SplineResampling
+from .fields import (
+    Fields,
+    choice,
+    count,
+    each,
+    flag,
+    known,
+    mapping,
+    number,
+    optional,
+    positive,
+    text,
+    whole,
+)
+from .nnunet_network import Architecture, architecture_of
+
+_ADVICE = "If it changes nothing when a scan is segmented, take it out of plans.json; else use nnU-Net itself for this network."
+#: Fields of plans that say how the network was planned and trained.
+_ABOUT_TRAINING = (
+    "dataset_name", "plans_name", "original_median_spacing_after_transp", "original_median_shape_after_transp",
+    "experiment_planner_used", "continue_training",
+)  # fmt: skip
+_ABOUT_TRAINING_OF_CONFIGURATION = (
+    "data_identifier", "batch_size", "median_image_size_in_voxels", "batch_dice", "next_stage", "inherits_from", "num_pool_per_axis",
+)  # fmt: skip
+#: How nnU-Net's readers lay the voxels out: all give (K, J, I) along the file's axes, or along axes turned to R, A, S.
+_READERS = {"SimpleITKIO": NATIVE, "NibabelIO": NATIVE, "NibabelIOWithReorient": "RAS", "SimpleITKIOWithReorient": "RAS"}
+_READERS_OF_PICTURES = {"NaturalImage2DIO": "single pictures", "Tiff3DIO": "TIFF stacks, which have no place in the patient"}
+_SCHEMES = ("ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
+#: What resampling_fn_data and its like are, with the arguments that change nothing on a processor.
+_SPLINE, _TORCH, _NONE = "resample_data_or_seg_to_shape", "resample_torch_fornnunet", "no_resampling_hack"
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How one channel is normalized.
+
+    Attributes:
+        scheme: nnU-Net's class.
+        masked: statistics over the filled non-zero mask alone.
+        properties: percentile_00_5, percentile_99_5, mean and std of the training's foreground, for CTNormalization.
+    """
+
+    scheme: str
+    masked: bool
+    properties: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What plans.json says of one configuration, along nnU-Net's own (transposed) axes.
+
+    Attributes:
+        name: of the data set.
+        configuration: such as 3d_fullres.
+        order: nnU-Net's axis n is axis order[n] of the array (K, J, I).
+        orientation: of the reader: "native" or "RAS".
+        reader: its name.
+        data, scores: how scans and class scores are resampled; None where nothing is.
+    """
+
+    name: str
+    configuration: str
+    order: list[int]
+    orientation: str
+    reader: str
+    patch: list[int]
+    spacing: list[float]
+    intensities: list[Intensity]
+    data: SplineResampling | None
+    scores: SplineResampling | None
+    architecture: Architecture
+
+
+def configurations(plans: Any) -> list[str]:
+    """Names of the configurations in plans.json."""
+    return list(Fields(plans, "plans.json", _ADVICE).get("configurations", mapping))
+
+
+def read_plans(value: Any, configuration: str, channels: int) -> Plans:
+    """What plans.json says of a configuration for a network of ``channels`` input channels.
+
+    Raises:
+        PackageError: names the field that is missing, of the wrong type or not understood.
+    """
+    plans = Fields(value, "plans.json", _ADVICE)
+    plans.ignore(*_ABOUT_TRAINING)
+    plans.get("label_manager", choice("LabelManager"), "LabelManager")
+    reader = plans.get("image_reader_writer", text)
+    if reader not in _READERS:
+        why = f"reads {_READERS_OF_PICTURES[reader]}" if reader in _READERS_OF_PICTURES else "is not known"
+        raise PackageError(f"plans.json: image_reader_writer {reader} {why}.", f"Understood are: {known(_READERS)}.")
+    order = plans.get("transpose_forward", each(whole, 3))
+    if sorted(order) != [0, 1, 2] or plans.get("transpose_backward", each(whole, 3)) != [order.index(axis) for axis in range(3)]:
+        raise PackageError("plans.json: transpose_forward and transpose_backward do not belong together.", "Get the folder again.")
+    older = plans.get("foreground_intensity_properties_by_modality", mapping, {})
+    properties = plans.get("foreground_intensity_properties_per_channel", mapping, older)
+    settings = _inherited(plans.get("configurations", mapping), configuration)
+    where = f"plans.json, configuration {configuration}"
+    read = Fields(settings, where, _ADVICE)
+    read.ignore(*_ABOUT_TRAINING_OF_CONFIGURATION)
+    _three_dimensional(read, configuration)
+    read.get("preprocessor_name", choice("DefaultPreprocessor"), "DefaultPreprocessor")
+    data, scores = _resampling(read, "data"), _resampling(read, "probabilities")
+    if (data is None) != (scores is None):
+        raise PackageError(f"{where}: scans are resampled and class scores are not, or the other way about.", _ADVICE)
+    read.get("resampling_fn_seg", choice(_SPLINE, _TORCH, _NONE))  # labels are resampled when training alone
+    read.get("resampling_fn_seg_kwargs", mapping)
+    found = Plans(
+        name=plans.get("dataset_name", text, "nnunet"),
+        configuration=configuration,
+        order=order,
+        orientation=_READERS[reader],
+        reader=reader,
+        patch=read.get("patch_size", each(count, 3)),
+        spacing=read.get("spacing", each(positive, 3)),
+        intensities=_intensities(read, properties, channels),
+        data=data,
+        scores=scores,
+        architecture=architecture_of(read),
+    )
+    read.finish()
+    plans.finish()
+    return found
+
+
+def _inherited(given: dict[str, Any], name: str) -> dict[str, Any]:
+    """A configuration with what it inherits."""
+    chain: list[dict[str, Any]] = []
+    seen: list[str] = []
+    current: str | None = name
+    while current is not None:
+        if current not in given:
+            raise PackageError(f"plans.json has no configuration {current!r}.", f"It has: {known(given)}. Choose with --configuration.")
+        if current in seen:
+            raise PackageError(f"plans.json: the configuration {current!r} inherits from itself.", "Get the folder again.")
+        seen.append(current)
+        chain.append(mapping(given[current], f"plans.json, configuration {current}"))
+        current = optional(text)(chain[-1].get("inherits_from"), f"plans.json, configuration {current}: 'inherits_from'")
+    return {key: value for part in reversed(chain) for key, value in part.items()}
+
+
+def _three_dimensional(read: Fields, name: str) -> None:
+    if "previous_stage" in read:
+        stage = read.get("previous_stage", text)
+        raise PackageError(
+            f"The configuration {name} is a cascade: it needs the labels of {stage} as input.",
+            f"Use 3d_fullres, or {stage} itself, with --configuration.",
+        )
+    if len(patch := read.get("patch_size", each(count))) != 3:
+        what = "works on single slices (2D)" if len(patch) == 2 else f"has a patch of {len(patch)} sides"
+        raise PackageError(f"The configuration {name} {what}.", "Train or choose a 3D configuration, such as 3d_fullres.")
+
+
+def _intensities(read: Fields, properties: dict[str, Any], channels: int) -> list[Intensity]:
+    schemes = read.get("normalization_schemes", each(text, channels))
+    masks = read.get("use_mask_for_norm", each(flag, channels))
+    found = []
+    for channel, (scheme, masked) in enumerate(zip(schemes, masks, strict=True)):
+        if scheme not in _SCHEMES:
+            raise PackageError(f"{read.where}: the normalization {scheme} is not understood.", f"Understood are: {known(_SCHEMES)}.")
+        statistics = None
+        if scheme == "CTNormalization":
+            where = f"plans.json: intensity properties of channel {channel}"
+            given = Fields(properties.get(str(channel)), where, "Get the folder again.")
+            statistics = {name: given.get(name, number) for name in ("percentile_00_5", "percentile_99_5", "mean", "std")}
+            if statistics["percentile_00_5"] >= statistics["percentile_99_5"]:
+                raise PackageError(f"{where}: percentile_00_5 is not below percentile_99_5.", "Get the folder again.")
+        found.append(Intensity(scheme, masked, statistics))
+    return found
+
+
+def _resampling(read: Fields, what: str) -> SplineResampling | None:
+    """How scans ("data") or class scores ("probabilities") are resampled."""
+    name = f"resampling_fn_{what}"
+    function = read.get(name, text)
+    arguments = Fields(read.get(f"{name}_kwargs", mapping), f"{read.where}: {name}_kwargs", _ADVICE)
+    if function not in (_SPLINE, _TORCH, _NONE):
+        raise PackageError(f"{read.where}: {name} {function} is not understood.", f"Understood are: {_SPLINE}, {_TORCH} and {_NONE}.")
+    if function == _NONE:
+        arguments.finish()
+        return None
+    arguments.get("is_seg", choice(False), False)
+    threshold = arguments.get("separate_z_anisotropy_threshold", positive, 3.0)
+    if function == _TORCH:
+        # Linear with the same sampling points; the number of threads and the device change nothing.
+        arguments.ignore("num_threads", "device", "memefficient_seg_resampling")
+        arguments.get("mode", choice("linear"), "linear")
+        arguments.get("aniso_axis_mode", choice("nearest-exact"), "nearest-exact")
+        separate = arguments.get("force_separate_z", optional(flag), None)
+        arguments.finish()
+        return SplineResampling(1, 0, separate, threshold)
+    # What is left out has the default of nnU-Net's function; null is a value of its own, and leaves it to the spacing.
+    separate = arguments.get("force_separate_z", flag, None if arguments.given("force_separate_z") else False)
+    order = arguments.get("order", choice(0, 1, 3), 3)
+    order_z = arguments.get("order_z", choice(0, 1), 0)
+    arguments.finish()
+    return SplineResampling(order, order_z, separate, threshold)
+
