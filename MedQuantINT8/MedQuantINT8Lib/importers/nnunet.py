@@ -22,6 +22,7 @@ from .base import Understood
 from .fields import read_json
 from .nnunet_dataset import Dataset, read_dataset
 from .nnunet_folds import Training, choose
+from .nnunet_original import TrainedFold, nnunet_original
 from .nnunet_plans import Intensity, Plans, configurations, read_plans
 
 
@@ -38,7 +39,8 @@ def understand(folder: Path, *, folds: Sequence[int | str] | None = None, config
     """
     folder = _result_folder(folder, configuration)
     plans = read_json(folder / "plans.json", "result folder of nnU-Net v2")
-    dataset = read_dataset(read_json(folder / "dataset.json", "result folder of nnU-Net v2"))
+    given = read_json(folder / "dataset.json", "result folder of nnU-Net v2")
+    dataset = read_dataset(given)
     trainings, left = choose(folder, folds)
     made = []
     for training in trainings:
@@ -48,7 +50,8 @@ def understand(folder: Path, *, folds: Sequence[int | str] | None = None, config
         architecture = read.architecture.with_batch_norm() if training.batch_norm else read.architecture
         network = partial(nnunet_network.build, architecture, len(dataset.channels), dataset.outputs, read.order, training.path)
         named = replace(spec, name=f"{spec.name}-fold{training.fold}")
-        made.append(Understood(named, network, [*left, *training.notes()]))
+        fold = TrainedFold(plans, given, name, architecture, read.order, len(dataset.channels), dataset.outputs, training.path)
+        made.append(Understood(named, network, [*left, *training.notes()], partial(nnunet_original, fold)))
     return made
 
 

@@ -94,6 +94,20 @@ def _before_2_4(read: Fields) -> Architecture:
     return Architecture(name, arguments, ["conv_op", "norm_op", "dropout_op", "nonlin"])
 
 
+def checked_blocks(architecture: Architecture) -> dict[str, Any]:
+    """The arguments of a network, whose building blocks are all PyTorch's own.
+
+    Raises:
+        PackageError: one of them is not, and would be code from elsewhere.
+    """
+    arguments = {name: value for name, value in architecture.arguments.items() if name != "deep_supervision"}
+    for name in architecture.imported:
+        block = arguments.get(name)
+        if block is not None and not (isinstance(block, str) and block.startswith("torch.nn.") and block.rsplit(".", 1)[-1] in _BLOCKS):
+            raise PackageError(f"plans.json builds the network of {block}, which is not known.", "Check the plans.")
+    return arguments
+
+
 def build(architecture: Architecture, channels: int, classes: int, order: list[int], weights: Path) -> Any:
     """The module with its weights, which takes and gives (N, C, K, J, I).
 
@@ -120,7 +134,7 @@ def _module(architecture: Architecture, channels: int, classes: int) -> Any:
             f"nnU-Net's networks cannot be made: {error}.", "Install them with: pip install 'medquantint8[import]'"
         ) from error
     network_class = getattr(unet, architecture.name)
-    arguments = {name: value for name, value in architecture.arguments.items() if name != "deep_supervision"}
+    arguments = checked_blocks(architecture)
     accepted = set(inspect.signature(network_class.__init__).parameters) - {"self", "input_channels", "num_classes"}
     if strangers := sorted(set(arguments) - accepted):
         raise PackageError(
@@ -129,10 +143,7 @@ def _module(architecture: Architecture, channels: int, classes: int) -> Any:
         )
     for name in architecture.imported:
         if arguments.get(name) is not None:
-            block = str(arguments[name]).rsplit(".", 1)[-1]
-            if not str(arguments[name]).startswith("torch.nn") or block not in _BLOCKS:
-                raise PackageError(f"plans.json builds the network of {arguments[name]}, which is not known.", "Check the plans.")
-            arguments[name] = getattr(nn, block)
+            arguments[name] = getattr(nn, arguments[name].rsplit(".", 1)[-1])
     try:
         return network_class(input_channels=channels, num_classes=classes, deep_supervision=False, **arguments)
     except Exception as error:

@@ -1,0 +1,170 @@
+"""nnU-Net itself beside an import: its reader, preprocessor, sliding window and export with the same weights.
+
+On the processor and without mirroring, which an import leaves out as well. Checkpoints are read as data here too: nnU-Net's own
+loading would run what is pickled in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import warnings
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DependencyError
+from ..volume import Volume, to_sitk
+from .checkpoints import load_weights, read_checkpoint, state_dict_of
+from .nnunet_network import Architecture, checked_blocks
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """What nnU-Net needs to segment with one fold.
+
+    Attributes:
+        plans, dataset: plans.json and dataset.json as they stand.
+        architecture: the network, its blocks known.
+        order: nnU-Net's axis n is axis order[n] of (K, J, I).
+    """
+
+    plans: dict[str, Any]
+    dataset: dict[str, Any]
+    configuration: str
+    architecture: Architecture
+    order: list[int]
+    channels: int
+    outputs: int
+    weights: Path
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """nnU-Net prints what it does, and warns of folders for training that nobody set."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def nnunet_original(fold: TrainedFold) -> NnunetPipeline:
+    """nnU-Net with one fold.
+
+    Raises:
+        DependencyError: nnunetv2 is not installed.
+        PackageError, InputError: the network cannot be built of known blocks, or the weights do not fit it.
+    """
+    arguments = checked_blocks(fold.architecture)
+    try:
+        with _quietly():
+            import torch
+            from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+            from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+            from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    except ImportError as error:
+        raise DependencyError("nnunetv2 is not installed.", "Install it with: pip install nnunetv2") from error
+    with _quietly():
+        network = get_network_from_plans(
+            f"dynamic_network_architectures.architectures.unet.{fold.architecture.name}",
+            arguments,
+            fold.architecture.imported,
+            fold.channels,
+            fold.outputs,
+            allow_init=False,
+            deep_supervision=False,
+        )
+        load_weights(network, state_dict_of(read_checkpoint(fold.weights), fold.weights.name))
+        plans = PlansManager(deepcopy(fold.plans))
+        predictor = nnUNetPredictor(0.5, True, False, False, torch.device("cpu"), False, False, False)
+        predictor.manual_initialization(
+            network.eval(), plans, plans.get_configuration(fold.configuration), [network.state_dict()], fold.dataset, "nnUNetTrainer", None
+        )
+    return NnunetPipeline(predictor, fold.order)
+
+
+@dataclass
+class _Case:
+    """A scan on its way through nnU-Net: along nnU-Net's transposed axes."""
+
+    volume: Volume
+    data: NDArray[np.float32]
+    properties: dict[str, Any]
+    logits: Any = None
+
+
+@dataclass
+class NnunetPipeline:
+    """nnU-Net as the original of an import; see :class:`.import_check.OriginalPipeline`."""
+
+    predictor: Any
+    order: list[int]
+    _case: _Case | None = field(default=None, repr=False)
+
+    @property
+    def title(self) -> str:
+        return f"nnU-Net {version('nnunetv2')}"
+
+    def prepare(self, volume: Volume) -> NDArray[np.float32]:
+        return self._untransposed(self._prepared(volume).data)
+
+    def scores(self, volume: Volume) -> NDArray[np.float32]:
+        return self._untransposed(self._predicted(volume).logits.float().numpy())
+
+    def labels(self, volume: Volume) -> NDArray[Any]:
+        from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape as to_labels
+
+        case, predictor = self._predicted(volume), self.predictor
+        with _quietly(), tempfile.TemporaryDirectory(prefix="medquant-nnunet-") as scratch:
+            found = to_labels(
+                case.logits, predictor.plans_manager, predictor.configuration_manager, predictor.label_manager, case.properties
+            )
+            # Its reader may have turned the scan; its writer turns labels back.
+            target = str(Path(scratch) / "labels.nii.gz")
+            predictor.plans_manager.image_reader_writer_class().write_seg(np.asarray(found), target, case.properties)
+            return _voxels(target)
+
+    def _prepared(self, volume: Volume) -> _Case:
+        if self._case is None or self._case.volume is not volume:
+            plans, configuration = self.predictor.plans_manager, self.predictor.configuration_manager
+            with _quietly(), tempfile.TemporaryDirectory(prefix="medquant-nnunet-") as scratch:
+                files = [str(Path(scratch) / f"scan_{n:04}.nii.gz") for n in range(volume.channels)]
+                for channel, file in zip(volume.data, files, strict=True):
+                    _write(channel, volume, file)
+                image, properties = plans.image_reader_writer_class().read_images(files)
+                data, _, properties = configuration.preprocessor_class(verbose=False).run_case_npy(
+                    image, None, properties, plans, configuration, self.predictor.dataset_json
+                )
+            self._case = _Case(volume, np.asarray(data, np.float32), properties)
+        return self._case
+
+    def _predicted(self, volume: Volume) -> _Case:
+        import torch
+
+        case = self._prepared(volume)
+        if case.logits is None:
+            with _quietly():
+                case.logits = self.predictor.predict_logits_from_preprocessed_data(torch.from_numpy(case.data))
+        return case
+
+    def _untransposed(self, array: NDArray[Any]) -> NDArray[Any]:
+        """(C, nnU-Net's axes) to (C, K, J, I)."""
+        return np.ascontiguousarray(array.transpose(0, *(1 + self.order.index(axis) for axis in range(3))))
+
+
+def _write(channel: NDArray[Any], volume: Volume, file: str) -> None:
+    import SimpleITK as sitk
+
+    sitk.WriteImage(to_sitk(channel, volume.grid), file)
+
+
+def _voxels(file: str) -> NDArray[Any]:
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(sitk.ReadImage(file))
