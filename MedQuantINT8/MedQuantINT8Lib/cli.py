@@ -9,19 +9,40 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
+# Not from typing: importing that takes as long as all else here.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import FrameType
+    from typing import Any
+
+    from .interrupts import Interrupts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    import signal
+    """Run the command line; returns the exit code.
 
+    Args:
+        arguments: by default those of the process, which then is the command and nothing else: a signal may end it at any moment.
+    """
+    if arguments is None:
+        import _signal
+
+        # First of all: even the module signal takes a while on a busy machine, and nothing is lost yet.
+        _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+    from .interrupts import Interrupts
+
+    with Interrupts(for_good=arguments is None) as interrupts:
+        code = _run(arguments, interrupts)
+        if interrupts.asked and arguments is None:
+            # All is in good order; libraries and their threads may take their time to end.
+            os._exit(code)
+    return code
+
+
+def _run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
     from .parsers import parser
-    from .terminal import Bar, prepare_streams, warn
+    from .terminal import Bar, discard_output, flush, prepare_streams, warn
 
     made = parser()
     if arguments is None and "_ARGCOMPLETE" in os.environ:
@@ -34,17 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     bar = Bar(enabled=not (args.quiet or args.json))
     task = Task(bar.show)
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        # A second signal ends the process at once.
-        signal.signal(signum, signal.SIG_DFL)
-        task.cancel()
-
-    previous = [(s, signal.signal(s, stop)) for s in (signal.SIGINT, signal.SIGTERM)]
+    interrupts.watch_over(task, bar)
     try:
         with own_temporary_folder():
             _function(args.run)(args, task)
-        sys.stdout.flush()
+        flush()
     except MedQuantError as error:
         bar.clear()
         warn(error)
@@ -53,13 +68,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bar.clear()
         return Cancelled.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
+    except MemoryError:
+        bar.clear()
+        warn("There is not enough memory. Close other programs, or give --memory and a smaller --batch or --patch.")
+        return MedQuantError.exit_code
+    except Exception as error:
+        bar.clear()
+        return _unexpected(error)
     finally:
         bar.clear()
-        for number, handler in previous:
-            signal.signal(number, handler)
     return 0
+
+
+def _unexpected(error: Exception) -> int:
+    """Say in one line what nobody thought of; the environment variable MEDQUANT_TRACEBACK shows where it came from."""
+    import traceback
+
+    from .errors import MedQuantError
+    from .terminal import warn
+
+    if os.environ.get("MEDQUANT_TRACEBACK"):
+        traceback.print_exc()
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    words = " ".join(str(error).split())[:500]
+    warn(
+        f"unexpected {type(error).__name__} in {place.filename.replace(os.sep, '/').rpartition('/')[2]}:{place.lineno}: {words} "
+        "This is a fault of the program: please report it, with what MEDQUANT_TRACEBACK=1 shows in addition."
+    )
+    return MedQuantError.exit_code
 
 
 def _function(name: str) -> Any:

@@ -36,27 +36,10 @@ def _choice(args: argparse.Namespace) -> runs.EngineChoice:
 
 
 def doctor(args: argparse.Namespace, task: Task) -> None:
-    # Asking what is installed loads what makes networks; no other command should.
-    from .doctor import examined
+    from .doctor import examined, lines_of
 
     found = examined()
-    machine = found["machine"]
-    lines = [
-        f"machine   {machine['processor']}, {machine['cores']} cores, {found['memory_available_bytes'] / 1e9:.1f} GB free",
-        f"          {machine['system']}, Python {machine['python']}; {', '.join(machine['features']) or 'no INT8 instructions found'}",
-        "engines",
-    ]
-    for name, engine in found["engines"].items():
-        lines.append(
-            f"  {'yes' if engine['available'] else 'no ':4}{name:13}{engine['title']} {engine['version']}{engine['reason']}"
-        )
-    lines += [f"gpu       {line}" for line in found["gpus"]]
-    lines.append(f"quantize  {'yes' if found['quantizer']['available'] else 'no: ' + found['quantizer']['reason']}")
-    lines.append(
-        "packages  " + ", ".join(f"{name} {version}" if version else f"({name})" for name, version in found["packages"].items())
-    )
-    lines.append(f"cache     {found['cache']}")
-    print_result(args, found, *lines)
+    print_result(args, found, *lines_of(found))
 
 
 def quantize(args: argparse.Namespace, task: Task) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 
 from .errors import StorageError
 from .exchange import exchange
-from .scratch import leftovers, owned_prefix
+from .scratch import EXCHANGE_NOTE, leftovers, new_folder, putting_in_place, remove_folder
 
-_WRITING, _NEW, _OLD, _NOTE = ".writing", "new", "old", "exchange"
+_WRITING, _NEW, _OLD = ".writing", "new", "old"
 
 _REASONS = {
     errno.ENOSPC: ("there is no space left on the disk", "Free some space or choose another folder."),
@@ -107,13 +106,14 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
                 raise OSError(errno.EIO, "nothing was written")
             for path in made:
                 sync(path)
-            for path in made:
-                if (real.parent / path.name).is_dir():
-                    raise OSError(errno.EISDIR, "is a directory")
-                path.replace(real.parent / path.name)
+            with putting_in_place:
+                for path in made:
+                    if (real.parent / path.name).is_dir():
+                        raise OSError(errno.EISDIR, "is a directory")
+                    path.replace(real.parent / path.name)
             sync(real.parent)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 @contextmanager
@@ -140,31 +140,32 @@ def replacing_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
             yield made
             for path in sorted(made.rglob("*")):
                 sync(path)
-            _put_in_place(made, real, scratch)
+            with putting_in_place:
+                _put_in_place(made, real, scratch)
+            sync(real.parent)
     except BaseException:
         if (scratch / _OLD).exists() and not real.exists():
             (scratch / _OLD).replace(real)
         raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_folder(scratch)
 
 
 def _put_in_place(made: Path, target: Path, scratch: Path) -> None:
     if not target.exists():
         made.replace(target)
     elif not exchange(made, target):
-        (scratch / _NOTE).write_text(target.name, encoding="utf-8", errors="surrogateescape")
-        sync(scratch / _NOTE)
+        (scratch / EXCHANGE_NOTE).write_text(target.name, encoding="utf-8", errors="surrogateescape")
+        sync(scratch / EXCHANGE_NOTE)
         target.replace(scratch / _OLD)
         made.replace(target)
-    sync(target.parent)
 
 
 def finish_interrupted(folder: Path) -> None:
     """Remove what killed processes left in a folder while they wrote there, and end exchanges of folders that they began."""
     for scratch in leftovers(folder, _WRITING):
         with suppress(OSError):
-            target = folder / (scratch / _NOTE).read_text(encoding="utf-8", errors="surrogateescape")
+            target = folder / (scratch / EXCHANGE_NOTE).read_text(encoding="utf-8", errors="surrogateescape")
             if not target.exists() and target.parent == folder and (scratch / _NEW).is_dir():
                 (scratch / _NEW).rename(target)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -173,7 +174,7 @@ def finish_interrupted(folder: Path) -> None:
 def scratch_beside(target: Path) -> Path:
     """A new temporary folder on the disk of ``target``, in the same folder; what dead processes left there is removed."""
     finish_interrupted(target.parent)
-    return Path(tempfile.mkdtemp(prefix=owned_prefix(_WRITING), dir=target.parent))
+    return new_folder(_WRITING, target.parent)
 
 
 def followed(path: Path) -> Path:

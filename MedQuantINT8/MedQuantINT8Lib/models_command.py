@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from .model import peek
 from .outputs import check_output_package
 from .progress import Task
 from .terminal import ask, print_result, say
+
+_WIDTH, _NAME = 80, 32
 
 
 def run(args: argparse.Namespace, task: Task) -> None:
@@ -36,11 +39,24 @@ def _list(args: argparse.Namespace) -> None:
     rows = [_own(name, paths[0]) for name, paths in present.items() if name not in known] + rows
     words = (args.name or "").lower()
     rows = [row for row in rows if words in json.dumps(row).lower()]
-    lines = [
-        f"{'*' if row['installed'] else ' '} {row['name']:34}{row['modality']:4}{row['structures']:5}  {row['network']:12}{row['title']}"
-        for row in rows
-    ]
-    print_result(args, {"models": rows}, *(lines or ["no model fits"]), "* installed;  medquant models show NAME, medquant models get NAME")
+    print_result(args, {"models": rows}, *(_table(rows) or ["no model fits"]), "* installed;  medquant models show NAME, medquant models get NAME")
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Name, modality, number of structures and title in columns of 80 together; what is longer goes on in the next line, nothing is cut."""
+    room = min(_NAME, max([len(row["name"]) for row in rows], default=0))
+    lines = []
+    for row in rows:
+        name = f"{'*' if row['installed'] else ' '} {row['name']}"
+        if len(row["name"]) > room:
+            lines.append(name)
+            name = ""
+        # The number of structures has a column of its own.
+        title = row["title"].removeprefix(f"{row['structures']} ")
+        head = f"{name:{room + 2}} {row['modality']:>3} {row['structures']:>4}  "
+        parts = textwrap.wrap(title, _WIDTH - len(head)) or [""]
+        lines += [(" " * len(head) if number else head) + part for number, part in enumerate(parts)]
+    return lines
 
 
 def _own(name: str, path: Path) -> dict[str, Any]:

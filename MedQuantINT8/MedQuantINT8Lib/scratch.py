@@ -13,12 +13,18 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+#: Held while something new takes the place of something old.
+putting_in_place = threading.Lock()
+#: Stands in a temporary folder while two folders are exchanged in two steps; holds the name of the one that is replaced.
+EXCHANGE_NOTE = "exchange"
+_made: set[Path] = set()
 _TOKEN = re.compile(r"(\d+)_(\d+)_([0-9a-f]{8})-")
 
 
@@ -57,6 +63,35 @@ def owned_prefix(kind: str) -> str:
     return f"{kind}-{os.getpid()}_{_started(os.getpid()) or 0}_{_machine()}-"
 
 
+def new_folder(kind: str, parent: str | os.PathLike[str] | None = None) -> Path:
+    """A new temporary folder of this process, in ``parent`` or where temporary files lie; :func:`abandon` removes it too.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=owned_prefix(kind), dir=parent))
+    _made.add(folder)
+    return folder
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that :func:`new_folder` made."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _made.discard(folder)
+
+
+def abandon() -> None:
+    """Remove what this process was writing, because it ends now: nothing half-written is put in place any more.
+
+    A folder with an exchange that was begun stays: :func:`.files.finish_interrupted` ends it in the next run.
+    """
+    # Never released: whoever is about to put something in place waits until the process is gone.
+    putting_in_place.acquire(timeout=0.3)
+    for folder in list(_made):
+        if not (folder / EXCHANGE_NOTE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def owner_is_dead(name: str) -> bool:
     """Whether the process that made a name of :func:`owned_prefix` ran on this machine and has ended."""
     found = _TOKEN.search(name)
@@ -88,11 +123,11 @@ def own_temporary_folder() -> Iterator[None]:
         place = Path(tempfile.gettempdir())
         for path in leftovers(place, "medquant"):
             shutil.rmtree(path, ignore_errors=True)
-        folder = tempfile.mkdtemp(prefix=owned_prefix("medquant"), dir=place)
+        folder = new_folder("medquant", place)
     except OSError:
         yield
         return
-    tempfile.tempdir = os.environ["TMPDIR"] = folder
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
     try:
         yield
     finally:
@@ -101,4 +136,4 @@ def own_temporary_folder() -> Iterator[None]:
             os.environ.pop("TMPDIR", None)
         else:
             os.environ["TMPDIR"] = variable
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)

@@ -7,11 +7,13 @@ hide text; a terminal may not know a character that is to be printed. Neither ma
 from __future__ import annotations
 
 import codecs
+import os
 import signal
 import sys
 import threading
 import time
 import unicodedata
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -60,8 +62,7 @@ def prepare_streams() -> None:
 
 def say(*lines: object) -> None:
     """Print lines to standard output. What a line holds of a file cannot break it or steer the terminal."""
-    for line in lines:
-        sys.stdout.write(printable(line) + "\n")
+    _to_output("".join(printable(line) + "\n" for line in lines))
 
 
 def print_result(args: argparse.Namespace, value: Any, *lines: object) -> None:
@@ -76,14 +77,39 @@ def print_result(args: argparse.Namespace, value: Any, *lines: object) -> None:
 
 def warn(text: object) -> None:
     """One line to standard error: an error or a note, named as this program's."""
-    flush()
+    with suppress(OSError):
+        sys.stdout.flush()
     sys.stderr.write(f"medquant: {printable(' '.join(str(text).split()))}\n")
     sys.stderr.flush()
 
 
 def flush() -> None:
-    """Hand over what was said so far."""
-    sys.stdout.flush()
+    """Hand over what was said so far.
+
+    Raises:
+        StorageError: it cannot be written, as where a full disk takes it.
+        BrokenPipeError: nobody reads any more.
+    """
+    _to_output("")
+
+
+def _to_output(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        if not text:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from .errors import StorageError
+
+        discard_output()
+        raise StorageError(f"Cannot write to standard output: {error.strerror}.", "Send it elsewhere.") from error
+
+
+def discard_output() -> None:
+    """Let nothing more be written where nothing can be, nor complained of when the program ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def asks() -> bool:
@@ -137,8 +163,13 @@ class Bar:
         sys.stderr.write(f"\r\x1b[2K{printable(text)}")
         sys.stderr.flush()
 
+    @property
+    def drawn(self) -> bool:
+        """Whether a bar stands on the terminal."""
+        return self._enabled and bool(self._stage)
+
     def clear(self) -> None:
-        if self._enabled and self._stage:
+        if self.drawn:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
             self._stage = ""

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ..files import sha256_file, storage_errors, write_json
+from ..scratch import leftovers, new_folder, remove_folder
 from ..system import user_folder
 
 _RECORD = "engine.json"
+_BUILDING = ".building"
 _STALE_SECONDS = 24 * 3600
 
 
@@ -89,7 +90,9 @@ def make(parts: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) 
     target = root / key_of(parts)
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
+        for path in leftovers(root, _BUILDING):
+            shutil.rmtree(path, ignore_errors=True)
+        scratch = new_folder(_BUILDING, root)
     try:
         began = time.perf_counter()
         with storage_errors(root):
@@ -114,7 +117,7 @@ def make(parts: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) 
                 scratch.rename(target)
         return CacheEntry(target, record)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_folder(scratch)
 
 
 def entries() -> list[CacheEntry]:
