@@ -19,7 +19,7 @@ from MedQuantINT8Lib.errors import InputError, PackageError
 from MedQuantINT8Lib.importers import monai_bundle
 from MedQuantINT8Lib.importers.checkpoints import load_weights, read_checkpoint
 from MedQuantINT8Lib.importers.expressions import Config, NotPlain
-from MedQuantINT8Lib.importers.monai_transforms import translate_postprocessing, translate_preprocessing
+from MedQuantINT8Lib.importers.monai_transforms import translate_preprocessing
 from MedQuantINT8Lib.model import FP32, ModelPackage
 from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.volume import to_sitk
@@ -184,15 +184,6 @@ def test_transforms_that_model_json_cannot_say_are_refused():
         translate_preprocessing([scale, space, scale])
     with pytest.raises(PackageError, match="zscore"):
         translate_preprocessing([{"_target_": "NormalizeIntensityd", "keys": "image"}, crop])
-    output, largest, notes = translate_postprocessing(
-        [{"_target_": "Activationsd", "sigmoid": True}, {"_target_": "AsDiscreted", "threshold": 0.4}, {"_target_": "FillHolesd"}]
-    )
-    assert largest is None
-    keep = {"_target_": "KeepLargestConnectedComponentd", "applied_labels": [1, 2]}
-    assert translate_postprocessing([keep])[1:] == ((1, 2), [])
-    assert translate_postprocessing([{**keep, "applied_labels": None}])[1] == ()
-    assert "not done" in translate_postprocessing([{**keep, "num_components": 2}])[2][0]
-    assert output.activation == "sigmoid" and output.threshold == 0.4 and "FillHolesd" in notes[0]
 
 
 EXPRESSIONS = {

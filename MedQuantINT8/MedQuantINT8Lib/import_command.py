@@ -41,7 +41,7 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None) 
     if args.form == "bundle":
         from .importers import monai_bundle
 
-        return [monai_bundle.understand(source, trust_code=args.trust_code)]
+        return [monai_bundle.understand(source, trust_code=args.trust_code, spec=spec)]
     if args.form == "nnunet":
         from .importers import nnunet
 

@@ -80,7 +80,7 @@ def _write_unchecked(understood: Understood, target: Path, task: Task, *, dynami
         with task.stage("making the network"):
             module = understood.network()
         with task.stage("exporting"):
-            report = export_network(module, path, spec.window.patch_size, len(spec.channels), dynamic_spatial=dynamic)
+            report = export_network(module, path, spec.window.patch_size, len(spec.channels), dynamic_spatial=dynamic or spec.window.whole_volume)
         understood.notes.extend(f"torch's exporter warned: {text}" for text in report.unexplained)
         understood.compared.append(f"scores equal to PyTorch's up to {report.parity:.1g} (relative, made patches, ONNX Runtime)")
         with task.stage("trying the network"):

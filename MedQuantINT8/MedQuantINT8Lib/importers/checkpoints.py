@@ -51,15 +51,18 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _numpy_numbers() -> Iterator[None]:
-    """Let NumPy scalars and their dtypes through: nnU-Net logs with them, and rebuilding one runs nothing else."""
+    """Let NumPy's scalars, arrays and their dtypes through: nnU-Net logs with them, MONAI's DiNTS keeps its architecture in them, and
+    rebuilding one runs nothing else."""
     import numpy as np
     import torch
 
     core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
     dtypes = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")}
     # Written by NumPy 1 it is called numpy.core, by NumPy 2 numpy._core.
-    named = [(core.scalar, f"numpy.{name}.multiarray.scalar") for name in ("core", "_core")]
-    with torch.serialization.safe_globals([np.dtype, *named, *dtypes]):
+    named = [
+        (getattr(core, made), f"numpy.{name}.multiarray.{made}") for name in ("core", "_core") for made in ("scalar", "_reconstruct")
+    ]
+    with torch.serialization.safe_globals([np.dtype, np.ndarray, *named, *dtypes]):
         yield
 
 

@@ -11,6 +11,7 @@ from .expressions import Unresolved
 #: Arguments of dictionary transforms that change neither voxels nor labels.
 _HARMLESS = {"_target_", "_disabled_", "_desc_", "_requires_", "_mode_", "keys", "allow_missing_keys", "lazy"}
 ADVICE = "Describe the network by hand: medquant import onnx, or give --spec."
+TRUST = "If you trust where it comes from, give --trust-code; else describe the network by hand: medquant import onnx, or give --spec."
 
 
 def transform_name(transform: Any) -> str:
@@ -100,7 +101,8 @@ class Arguments:
 
     def refusal(self, name: str, value: Any) -> PackageError:
         """The error that names the transform, the argument and its value."""
-        return PackageError(f"The bundle's {self.name} has {name} = {_shown(value)}, which is not understood.", ADVICE)
+        advice = TRUST if isinstance(value, Unresolved) else ADVICE
+        return PackageError(f"The bundle's {self.name} has {name} = {_shown(value)}, which is not understood.", advice)
 
     def finish(self) -> None:
         """Refuse arguments that nobody has read.

@@ -1,193 +1,248 @@
 """A MONAI bundle (folder or zip) to a package.
 
 The configuration is read as data (:mod:`.expressions`). Networks that are part of MONAI are made from their names and
-arguments; a network or expression that is Python code of the bundle's own is run only with ``trust_code``.
+arguments (:mod:`.monai_networks`); a network or expression that is Python code of the bundle's own is run only with
+``trust_code``.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DependencyError, PackageError
+from ..errors import PackageError
 from ..model_spec import Channel, Cleaning, Label, ModelSpec, Window
 from .base import Understood, single_output
-from .checkpoints import load_weights
+from .bundle_license import license_of
 from .colors import palette
 from .expressions import Config, NotPlain
-from .monai_transforms import translate_postprocessing, translate_preprocessing
+from .monai_inferers import translate_inferer
+from .monai_networks import Definition, definition_of, make, safe_functions
+from .monai_postprocessing import Postprocessing, translate_postprocessing
+from .monai_preprocessing import translate_preprocessing
+from .monai_weights import Weights, find_weights
 
 _CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
-_VISTA = re.compile(r"\$\s*(?:monai\.networks\.nets\.)?vista3d132\((.*)\)\s*")
-#: Arguments that MONAI's networks used to take and that change nothing.
-_FORMER = {"img_size", "use_checkpoint"}
+_TRUST = "If you trust where it comes from, give --trust-code; else describe it with --spec."
+_MOST_CHANNELS = 4096
 
 
-def understand(folder: Path, *, trust_code: bool = False) -> Understood:
+def understand(folder: Path, *, trust_code: bool = False, spec: ModelSpec | None = None) -> Understood:
     """Read a bundle.
+
+    Args:
+        spec: the user's own description; then only the network is taken from the bundle.
 
     Raises:
         DependencyError: MONAI is not installed.
         PackageError: a part that is missing or not understood, or Python code in the bundle without ``trust_code``.
     """
+    folder = folder.resolve()
     path = next((folder / "configs" / name for name in _CONFIGS if (folder / "configs" / name).is_file()), None)
     if path is None or not (folder / "configs" / "metadata.json").is_file():
         raise PackageError(
             f"{folder.name} is no MONAI bundle: configs/metadata.json or configs/inference.json is missing.", "Check the path."
         )
-    metadata = Config.read(folder / "configs" / "metadata.json").raw
-    config = Config({**Config.read(path)._value, "bundle_root": str(folder)}, path.parent)
+    metadata = Config.read(folder / "configs" / "metadata.json")
+    read = Config.read(path)
+    config = Config({**read.values, "bundle_root": str(folder)}, path.parent, read.budget, safe_functions(folder))
+    if trust_code:
+        config.trusted = lambda text: _run(folder, path, text)
     try:
-        return _Bundle(folder, path, config, metadata, trust_code).understood()
+        bundle = _Bundle(folder, path, config, metadata, trust_code)
+        return bundle.described(spec) if spec is not None else bundle.understood()
     except NotPlain as error:
-        raise PackageError(
-            f"{path.name} needs Python code of the bundle to be run: {error}.",
-            "If you trust where it comes from, give --trust-code; else describe it with --spec.",
-        ) from error
+        raise PackageError(f"{path.name} needs Python code of the bundle to be run: {error}.", _TRUST if not trust_code else
+                           "Describe the network by hand: medquant import onnx, or give --spec.") from error  # fmt: skip
+    except RecursionError as error:
+        raise PackageError(f"{path.name} is nested too deep.", "Do not use this file.") from error
 
 
 class _Bundle:
-    def __init__(self, folder: Path, path: Path, config: Config, metadata: Any, trust_code: bool) -> None:
-        self._folder, self._path, self._config, self._metadata, self._trust = folder, path, config, metadata, trust_code
+    def __init__(self, folder: Path, path: Path, config: Config, metadata: Config, trust: bool) -> None:
+        self._folder, self._path, self._config, self._metadata, self._trust = folder, path, config, metadata, trust
         self._notes: list[str] = []
 
+    def described(self, spec: ModelSpec) -> Understood:
+        """The network alone, for a description that is given."""
+        definition = self._definition()
+        return Understood(spec, self._network(definition, self._vista_classes(definition)), self._notes)
+
     def understood(self) -> Understood:
-        classes = self._vista_classes()
-        network, multiples = self._network(classes)
+        definition = self._definition()
+        classes = self._vista_classes(definition)
+        network = self._network(definition, classes)
+        formats = _part(self._metadata.raw("network_data_format"), "network_data_format")
+        image = _one_of(_part(formats.get("inputs"), "inputs"), "image")
+        pred = _one_of(_part(formats.get("outputs"), "outputs"), "pred")
+        channels = self._output_channels(definition, classes, pred)
         preprocessing = translate_preprocessing(self._transforms("preprocessing"))
-        output, largest, notes = translate_postprocessing(self._transforms("postprocessing"))
-        window = self._window(multiples)
-        self._notes += preprocessing.notes + notes
-        formats = self._metadata("network_data_format") or {}
-        image: dict[str, Any] = next(iter((formats.get("inputs") or {}).values()), {})
-        names = self._label_names(next(iter((formats.get("outputs") or {}).values()), {}), classes, output.activation)
-        citation = "; ".join(str(r) for r in self._metadata("references") or [])
+        run = self._function if self._trust else None
+        post = translate_postprocessing(self._transforms("postprocessing"), channels, vista=classes is not None, run=run)
+        window = self._window(definition)
+        self._notes += preprocessing.notes + post.notes
+        labels = self._labels(pred, channels, classes, post)
         spec = ModelSpec(
-            name=re.sub(r"[^A-Za-z0-9._-]", "-", str(self._metadata("name") or self._folder.name)).lstrip("._-") or "bundle",
-            version=str(self._metadata("version") or "1"),
-            modality=str(image.get("modality") or image.get("format") or "unknown"),
-            channels=self._channels(image),
+            name=re.sub(r"[^A-Za-z0-9._-]", "-", self._said("name") or self._folder.name).lstrip("._-") or "bundle",
+            version=self._said("version") or "1",
+            modality=_word(image.get("modality")) or _word(image.get("format")) or "unknown",
+            channels=self._channels(image, definition),
             geometry=preprocessing.geometry,
             normalization=preprocessing.normalization,
             window=window,
-            output=output,
-            labels=names,
-            cleaning=() if largest is None else (Cleaning("largest", tuple(n.value for n in names if n.channel in largest)),),
-            license=self._license(),
-            citation=citation,
-            source_url=str(self._metadata("source_url") or ""),
-            title=str(self._metadata("task") or ""),
-            description=str(self._metadata("description") or ""),
+            output=post.output,
+            labels=labels,
+            cleaning=_of_labels(post, labels),
+            license=license_of(self._folder, self._said("license") or self._said("copyright") or "unknown: see the bundle"),
+            citation=_cited(self._metadata.raw("references")),
+            source_url=self._said("source_url"),
+            title=self._said("task"),
+            description=self._said("description"),
             crop=preprocessing.crop,
             normalize_in=preprocessing.normalize_in,  # type: ignore[arg-type]
         )
         return Understood(spec, network, self._notes)
 
+    def _said(self, name: str) -> str:
+        return _word(self._metadata.raw(name))
+
     def _transforms(self, name: str) -> list[Any]:
         found = self._config.get(name)
         if isinstance(found, dict):
             found = found.get("transforms", [])
-        if not isinstance(found, list):
+        if not isinstance(found, list | tuple):
             raise PackageError(f"{self._path.name} has no '{name}' that is a list of transforms.", "Give a description with --spec.")
-        return found
+        return list(found)
 
-    def _channels(self, image: dict[str, Any]) -> tuple[Channel, ...]:
-        count = int(image.get("num_channels", 1))
-        names = image.get("channel_def") or {}
-        return tuple(Channel(str(names.get(str(n)) or f"channel {n}")) for n in range(count))
+    # The network
 
-    def _label_names(self, pred: dict[str, Any], classes: list[int] | None, activation: str) -> tuple[Label, ...]:
-        names = {int(k): str(v) for k, v in (pred.get("channel_def") or {}).items() if str(k).isdigit()}
+    def _definition(self) -> Definition | None:
+        """What the configuration calls its network; None where that is code of another kind."""
+        for name in ("network_def", "network", "net", "model"):
+            if self._config.has(name):
+                return definition_of(self._config, self._config.raw(name))
+        raise PackageError(f"{self._path.name} has no 'network_def' that describes its network.", "Get the bundle again.")
+
+    def _network(self, definition: Definition | None, classes: list[int] | None) -> Callable[[], Any]:
+        weights = find_weights(self._config, self._folder)
+        if weights.note:
+            self._notes.append(weights.note)
+        if weights.torchscript:
+            return self._torchscript(weights)
+        if definition is None or not definition.listed:
+            if not self._trust:
+                what = definition.target if definition is not None else str(self._config.raw("network_def"))[:200]
+                raise PackageError(f"The bundle's network is {what}: Python code of its own, which would have to be run.", _TRUST)
+            return lambda: self._by_code(weights)
+        if classes is not None:
+            self._notes.append("VISTA3D's automatic road with its fixed classes; point prompts and zero-shot classes are left out")
+            return lambda: _vista(self._config, definition, classes, weights)
+        return lambda: _loaded(make(self._config, definition), weights, definition.name)
+
+    def _torchscript(self, weights: Weights) -> Callable[[], Any]:
+        name = weights.path.relative_to(self._folder)
+        if not self._trust:
+            raise PackageError(
+                f"The bundle holds its network as {name} alone, a TorchScript file: a program, which would have to be run.", _TRUST
+            )
+        self._notes.append(f"the network is {name} (TorchScript)")
+
+        def load() -> Any:
+            import torch
+
+            try:
+                return torch.jit.load(str(weights.path), map_location="cpu").eval()
+            except (RuntimeError, ValueError) as error:
+                raise PackageError(f"{name} is no TorchScript file, or it is damaged.", "Get the bundle again.") from error
+
+        return load
+
+    def _by_code(self, weights: Weights) -> Any:
+        name = "network_def" if self._config.has("network_def") else "network"
+        return _loaded(_run(self._folder, self._path, f"@{name}"), weights, "the bundle's network")
+
+    def _function(self, text: str) -> Callable[[Any], Any]:
+        """A function of the bundle's code, which the user trusts, from its text."""
+        made = _run(self._folder, self._path, text)
+        if not callable(made):
+            raise PackageError(f"The bundle's {text[:100]!r} is no function.", "Get the bundle again.")
+        return made  # type: ignore[no-any-return]
+
+    def _vista_classes(self, definition: Definition | None) -> list[int] | None:
+        if definition is None or definition.name != "vista3d132":
+            return None
+        classes = self._config.get("everything_labels") or list(range(1, 133))
+        if not isinstance(classes, list | tuple) or not all(isinstance(c, int) and 0 <= c <= 132 for c in classes):
+            raise PackageError("The bundle's everything_labels are no classes of VISTA3D.", "Get the bundle again.")
+        return sorted({c for c in classes if c > 0})
+
+    def _window(self, definition: Definition | None) -> Window:
+        multiples = definition.multiples if definition is not None and definition.listed else (1, 1, 1)
+        if not self._config.has("inferer"):
+            raise PackageError(f"{self._path.name} has no 'inferer'.", "Give a description with --spec.")
+        return translate_inferer(self._config.get("inferer"), multiples)
+
+    # What its channels mean
+
+    def _channels(self, image: dict[str, Any], definition: Definition | None) -> tuple[Channel, ...]:
+        said = _count(image.get("num_channels", 1), "num_channels of the network's input")
+        count = (definition.input_channels if definition is not None else None) or said
+        names = image.get("channel_def")
+        names = names if isinstance(names, dict) else {}
+        return tuple(Channel(_word(names.get(str(n), names.get(n))) or f"channel {n}") for n in range(count))
+
+    def _output_channels(self, definition: Definition | None, classes: list[int] | None, pred: dict[str, Any]) -> int:
+        if classes is not None:
+            return len(classes) + 1
+        if definition is not None and definition.output_channels is not None:
+            return definition.output_channels
+        names = _names(pred)
+        said = pred.get("num_channels")
+        count = _count(said, "num_channels of the network's output") if said is not None else 1 + max(names, default=-1)
+        if count < 1:
+            raise PackageError("The bundle's metadata names no output channels.", "Give a description with --spec.")
+        return count
+
+    def _labels(self, pred: dict[str, Any], channels: int, classes: list[int] | None, post: Postprocessing) -> tuple[Label, ...]:
+        names = _names(pred)
         if classes is not None:
             # Channel n of the static graph is VISTA3D's class n - 1 of the list; its number is kept as the label's value.
             rows = [(c, names.get(c, f"class {c}"), n) for n, c in enumerate(classes, start=1)]
-        elif activation == "sigmoid":
-            rows = [(n + 1, names.get(n, f"region {n}"), n) for n in range(int(pred.get("num_channels") or len(names)))]
+        elif post.output.regions and post.output.activation == "sigmoid":
+            # A single region may be named as what it is in the label map: 0 background, 1 the structure.
+            shift = 1 if channels == 1 and 1 in names else 0
+            values = post.values or {channel: channel + 1 for channel in range(channels)}
+            order = post.order if post.order is not None else list(range(channels))
+            rows = [(values[channel], names.get(channel + shift, f"region {channel}"), channel) for channel in order]
         else:
-            count = int(pred.get("num_channels") or len(names))
-            rows = [(n, names.get(n) or f"class {n}", n) for n in range(1, count)]
+            values = post.values or {number: number for number in range(channels)}
+            rows = [(values[number], names.get(number, f"class {number}"), number) for number in range(1, channels)]
         if not rows:
-            raise PackageError("The bundle's metadata names no output channels.", "Give a description with --spec.")
+            raise PackageError("The bundle's network has one output channel, which an argmax never chooses.", "Give a description with --spec.")
         colors = palette(len(rows))
         return tuple(Label(value, name, channel, colors[i]) for i, (value, name, channel) in enumerate(rows))
 
-    def _license(self) -> str:
-        for path in (self._folder / "LICENSE", self._folder / "docs" / "data_license.txt"):
-            if path.is_file():
-                lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-                return f"{lines[0]} (the bundle's {path.name})" if lines else path.name
-        return str(self._metadata("license") or self._metadata("copyright") or "unknown: see the bundle")
 
-    def _window(self, multiples: tuple[int, int, int]) -> Window:
-        inferer = self._config.get("inferer")
-        name = str(inferer.get("_target_", "")).rsplit(".", 1)[-1] if isinstance(inferer, dict) else ""
-        if name not in ("SlidingWindowInferer", "SlidingWindowInfererAdapt", "Vista3dInferer"):
-            raise PackageError(f"The bundle's inferer is {name or inferer!r}, which is not understood.", "Give a description with --spec.")
-        size = inferer["roi_size"]
-        a, b, c = (int(s) for s in (size if isinstance(size, list | tuple) else [size] * 3))
-        mode = str(inferer.get("mode", "gaussian" if name == "Vista3dInferer" else "constant"))
-        if mode not in ("gaussian", "constant"):
-            raise PackageError(f"The bundle blends windows by {mode!r}, which is not understood.", "Give a description with --spec.")
-        if str(inferer.get("padding_mode", "constant")) != "constant":
-            self._notes.append("volumes smaller than a window are padded with zeros, not as the bundle pads them")
-        fitting = all(side % m == 0 for side, m in zip((a, b, c), multiples, strict=True))
-        return Window((a, b, c), multiples if fitting else (a, b, c), float(inferer.get("overlap", 0.25)), blend=mode)  # type: ignore[arg-type]
+def _run(folder: Path, path: Path, text: str) -> Any:
+    """An expression as MONAI itself works it out, running the bundle's code, which the user trusts."""
+    from monai.bundle import ConfigParser
 
-    def _vista_classes(self) -> list[int] | None:
-        definition = self._config.raw("network_def")
-        if not (isinstance(definition, str) and _VISTA.fullmatch(definition)):
-            return None
-        classes = self._config.get("everything_labels") or list(range(1, 133))
-        return sorted(int(c) for c in classes if int(c) > 0)
-
-    def _network(self, classes: list[int] | None) -> tuple[Any, tuple[int, int, int]]:
-        weights = self._weights()
-        if classes is not None:
-            channels = int(self._config.get("input_channels", 1))
-            dim = int(self._config.get("encoder_embed_dim", 48))
-            self._notes.append("VISTA3D's automatic road with its fixed classes; point prompts and zero-shot classes are left out")
-            return lambda: _vista(channels, dim, classes, weights), (16, 16, 16)
-        definition = self._config.raw("network_def")
-        target = definition.get("_target_", "") if isinstance(definition, dict) else ""
-        cls = _monai_network(target)
-        if cls is None:
-            if not self._trust:
-                raise PackageError(
-                    f"The bundle's network is {target or definition!r}: Python code of its own, which would have to be run.",
-                    "If you trust where it comes from, give --trust-code.",
-                )
-            return lambda: self._by_code(weights), (1, 1, 1)
-        arguments = {k: v for k, v in self._config.get("network_def").items() if not k.startswith("_")}
-        return lambda: _from_monai(cls, arguments, weights), _multiples(cls.__name__, arguments)
-
-    def _by_code(self, weights: Path) -> Any:
-        """The network as MONAI itself makes it, running the bundle's code."""
-        from monai.bundle import ConfigParser
-
-        with _importable(self._folder):
+    with _importable(folder):
+        try:
             parser = ConfigParser()
-            parser.read_config(str(self._path))
-            parser["bundle_root"] = str(self._folder)
-            module = parser.get_parsed_content("network_def", instantiate=True)
-        load_weights(module, weights)
-        return single_output(module, "the bundle's network")
-
-    def _weights(self) -> Path:
-        places = [self._config.raw("checkpointloader"), *(self._config.raw("handlers") or [])]
-        for place in places:
-            if isinstance(place, dict) and "load_path" in place:
-                path = Path(str(self._config.resolve(place["load_path"])))
-                path = path if path.is_absolute() else self._folder / path
-                if self._folder.resolve() in path.resolve().parents and path.is_file():
-                    return path
-        if not (path := self._folder / "models" / "model.pt").is_file():
-            raise PackageError(f"{self._folder.name} holds no weights: models/model.pt is missing.", "Download the whole bundle.")
-        return path
+            parser.read_config(str(path))
+            parser["bundle_root"] = str(folder)
+            parser["medquant_expression"] = "$" + text
+            return parser.get_parsed_content("medquant_expression", instantiate=True)
+        except Exception as error:
+            # The code is the bundle's own, and may raise anything.
+            line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise PackageError(f"The bundle's {text[:100]!r} cannot be made: {line}.", "Check which MONAI it was made for.") from error
 
 
 @contextmanager
@@ -201,50 +256,71 @@ def _importable(folder: Path) -> Iterator[None]:
             del sys.modules[name]
 
 
-def _monai_network(target: str) -> type | None:
-    """The network class of that name, if it is one of MONAI's own."""
-    try:
-        from monai.networks import nets
-        from torch import nn
-    except ImportError as error:
-        raise DependencyError("MONAI is not installed.", "Install it with: pip install 'medquantint8[import]'") from error
-    package, _, name = target.rpartition(".")
-    if package not in ("", "monai.networks.nets") and not package.startswith("monai.networks.nets."):
-        return None
-    found = getattr(nets, name, None)
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+def _loaded(module: Any, weights: Weights, name: str) -> Any:
+    weights.load_into(module)
+    return single_output(module, name)
 
 
-def _from_monai(cls: type, arguments: dict[str, Any], weights: Path) -> Any:
-    import inspect
-
-    accepted = inspect.signature(cls).parameters
-    arguments = {k: v for k, v in arguments.items() if k in accepted or k not in _FORMER}
-    try:
-        module = cls(**arguments)
-    except (TypeError, ValueError) as error:
-        raise PackageError(f"MONAI cannot make the bundle's {cls.__name__}: {error}.", "Check which MONAI it was made for.") from error
-    load_weights(module, weights)
-    return single_output(module, cls.__name__)
-
-
-def _vista(channels: int, dim: int, classes: list[int], weights: Path) -> Any:
-    from monai.networks.nets import vista3d132
-
+def _vista(config: Config, definition: Definition, classes: list[int], weights: Weights) -> Any:
     from ..networks.vista3d import AutomaticVista3D
 
-    vista = vista3d132(encoder_embed_dim=dim, in_channels=channels)
-    load_weights(vista, weights)
+    vista = make(config, definition)
+    weights.load_into(vista)
     return AutomaticVista3D(vista, classes)
 
 
-def _multiples(name: str, arguments: dict[str, Any]) -> tuple[int, int, int]:
-    """What a patch's sides must be multiples of."""
-    if name in ("UNet", "DynUNet"):
-        strides = [s if isinstance(s, list | tuple) else [s] * 3 for s in arguments.get("strides", [])]
-        a, b, c = (prod(s[axis] for s in strides) for axis in range(3)) if strides else (1, 1, 1)
-        return a, b, c
-    factor = {"SwinUNETR": 32, "BasicUNet": 16, "UNETR": 16}.get(name)
-    if name in ("SegResNet", "SegResNetDS", "SegResNetVAE"):
-        factor = 2 ** (len(arguments.get("blocks_down", (1, 2, 2, 4))) - 1)
-    return (factor or 1,) * 3
+def _of_labels(post: Postprocessing, labels: tuple[Label, ...]) -> tuple[Cleaning, ...]:
+    """The cleaning with the labels' values in the place of the numbers of classes."""
+    first = 1 if post.output.regions and post.output.activation == "sigmoid" else 0
+    values = {label.channel + first: label.value for label in labels}
+    return tuple(replace(step, labels=tuple(values[n] for n in step.labels if n in values)) for step in post.cleaning)
+
+
+def _part(value: Any, name: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise PackageError(f"metadata.json has a {name} that is no object.", "Get the bundle again, or give a description with --spec.")
+    return value
+
+
+def _one_of(parts: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part of that name, or the first one."""
+    return _part(parts.get(name) or next(iter(parts.values()), None), name)
+
+
+def _names(pred: dict[str, Any]) -> dict[int, str]:
+    """Names by number, from ``channel_def`` or ``label_def``, which say either a name for each number or a number for each name."""
+    for key in ("channel_def", "label_def"):
+        given = pred.get(key)
+        if isinstance(given, list):
+            given = dict(enumerate(given))
+        if isinstance(given, dict) and given:
+            if all(isinstance(v, int) and not isinstance(v, bool) for v in given.values()) and not any(_is_number(k) for k in given):
+                given = {number: name for name, number in given.items()}
+            found = {int(k): _word(v) for k, v in given.items() if _is_number(k) and _word(v)}
+            if found:
+                return found
+    return {}
+
+
+def _is_number(value: Any) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal() and len(value) < 8)
+
+
+def _count(value: Any, what: str) -> int:
+    if not _is_number(value) or not 0 < int(value) <= _MOST_CHANNELS:
+        raise PackageError(f"metadata.json has {str(value)[:40]!r} as {what}.", "Get the bundle again, or give a description with --spec.")
+    return int(value)
+
+
+def _word(value: Any) -> str:
+    """Text or a number as text without line ends; empty for anything else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+
+
+def _cited(references: Any) -> str:
+    listed = references if isinstance(references, list) else [references]
+    return "; ".join(word for reference in listed if (word := _word(reference)))

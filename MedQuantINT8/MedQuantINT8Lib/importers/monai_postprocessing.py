@@ -2,51 +2,506 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import exp
 from typing import Any
 
+import numpy as np
+
 from ..errors import PackageError
-from ..model_spec import Output
-from .monai_arguments import enabled, transform_name, true
+from ..model_spec import Cleaning, Output
+from .expressions import Unresolved
+from .label_functions import Activation, Argmax, LabelFunction, NotUnderstood, combinations, paint_order
+from .monai_arguments import ADVICE, Arguments, enabled, transform_name, true
 
-_SAVING = {"Invertd", "SaveImaged", "ToDeviced", "CopyItemsd", "DeleteItemsd", "EnsureTyped", "SplitDimd", "Lambdad"}
+#: The entry of MONAI's dictionary that holds the network's output.
+_KEY = "pred"
+_MOVING = {"ToDeviced", "ToTensord", "ToNumpyd", "FromMetaTensord", "ToMetaTensord", "Identityd", "DataStatsd", "EnsureChannelFirstd"}
+_DROPPING = {"DeleteItemsd", "SelectItemsd", "FlattenSubKeysd"}
+_WHOLE_NUMBERS = re.compile(r"u?int\d*|long|short|byte|bool_?")
+#: What a file looks like, and where it goes; none of it changes labels.
+_OF_FILES = (
+    "meta_keys", "meta_key_postfix", "output_dir", "output_postfix", "output_ext", "resample", "mode", "padding_mode", "align_corners",
+    "separate_folder", "print_log", "output_format", "writer", "output_name_formatter", "folder_layout", "savepath_in_metadict",
+    "squeeze_end_dims", "data_root_dir", "dtype",
+)  # fmt: skip
 
 
-def _kept_channels(transform: dict[str, Any]) -> tuple[int, ...] | None:
-    """The classes of which KeepLargestConnectedComponentd keeps the largest part (none: all); None if it asks for more."""
-    wanted = transform.get("applied_labels")
-    plain = true(transform.get("independent", True)) and int(transform.get("num_components", 1)) == 1
-    if not plain or transform.get("connectivity") not in (None, 3):
-        return None
-    values = () if wanted is None else wanted if isinstance(wanted, list | tuple) else (wanted,)
-    return tuple(int(value) for value in values)
+@dataclass
+class Postprocessing:
+    """What the postprocessing says, in model.json's terms.
+
+    Attributes:
+        output: activation, decision, thresholds, and what is resampled.
+        cleaning: labels are numbers of classes (of regions: channel + 1), before ``values`` change them.
+        values: the label value of each class (of regions: of each channel); None: their numbers as they are.
+        order: of regions, the channels in the order in which they are painted; None: as they come.
+        notes: what is not the same as in MONAI, in words.
+    """
+
+    output: Output
+    cleaning: tuple[Cleaning, ...] = ()
+    values: dict[int, int] | None = None
+    order: list[int] | None = None
+    notes: list[str] = field(default_factory=list)
 
 
-def translate_postprocessing(transforms: Sequence[Any]) -> tuple[Output, tuple[int, ...] | None, list[str]]:
-    """Translate what follows the network: an activation, the output channels of which only the largest part is kept (empty: all;
-    None: nothing is done), and notes on what is left out.
+def translate_postprocessing(
+    transforms: Sequence[Any],
+    channels: int | None = None,
+    *,
+    vista: bool = False,
+    run: Callable[[str], Callable[[Any], Any]] | None = None,
+) -> Postprocessing:
+    """Translate what follows the network.
+
+    Args:
+        transforms: resolved descriptions.
+        channels: of the network's output, where they are known.
+        vista: the network is VISTA3D's with its fixed classes and a background channel before them.
+        run: makes a function of the bundle's code from its text, where the user trusts it.
 
     Raises:
-        PackageError: a transform that is not understood; names it.
+        PackageError: a transform, an argument or an order that model.json cannot say; named.
     """
-    activation, threshold, notes = "softmax", 0.5, []
-    largest: tuple[int, ...] | None = None
+    reader = _Reader(channels, vista, run)
     for transform in enabled(transforms):
         name = transform_name(transform)
-        if name == "Activationsd":
-            activation = "sigmoid" if true(transform.get("sigmoid")) else "softmax"
-        elif name == "AsDiscreted":
-            if (value := transform.get("threshold")) is not None:
-                threshold = 0.5 if isinstance(value, bool) else float(value)
-        elif name == "Invertd":
-            if true(transform.get("nearest_interp")):
-                notes.append("the bundle resamples labels by nearest neighbour; here class scores are, where memory allows")
-        elif name == "KeepLargestConnectedComponentd" and (kept := _kept_channels(transform)) is not None:
-            largest = kept
-        elif name in ("KeepLargestConnectedComponentd", "FillHolesd", "RemoveSmallObjectsd"):
-            notes.append(f"{name} of the bundle's postprocessing is not done")
-        elif name not in _SAVING | {"VistaPostTransformd"}:
-            raise PackageError(
-                f"The bundle's postprocessing uses {name}, which is not understood.", "Give a description with --spec."
+        given = Arguments(transform, _KEY)
+        if given.keys and _KEY not in given.keys:
+            reader.elsewhere(given)
+            continue
+        if name in _MOVING | _DROPPING:
+            continue
+        handler = getattr(reader, f"read_{name.lower()}", None)
+        if handler is None:
+            raise PackageError(f"The bundle's postprocessing uses {name}, which is not understood.", ADVICE)
+        handler(given)
+        given.finish()
+    return reader.result()
+
+
+class _Reader:
+    """Reads transforms in their order and keeps what the prediction is by then.
+
+    ``kind`` is "scores" (of the network), "probabilities", "classes" (their numbers), "onehot" (a mask for each class) or "regions"
+    (a mask for each channel, which may overlap).
+    """
+
+    def __init__(self, channels: int | None, vista: bool, run: Callable[[str], Callable[[Any], Any]] | None) -> None:
+        self._channels, self._vista, self._run = channels, vista, run
+        self.kind = "scores"
+        self._activation: str | None = None
+        self._thresholds: dict[int, float] = {}
+        self._threshold, self._inclusive = 0.5, True
+        self._resample: str | None = None
+        self._cleaning: list[Cleaning] = []
+        self._values: dict[int, int] | None = None
+        self._order: list[int] | None = None
+        self._copies: set[str] = set()
+        self._notes: list[str] = []
+        self._saves_resampled = True
+
+    # What comes out
+
+    def result(self) -> Postprocessing:
+        if self.kind in ("scores", "probabilities"):
+            regions = self._activation == "sigmoid"
+            kind = "regions" if regions else "classes"
+            self._notes.append(
+                f"the bundle saves {self.kind}; here they become labels: "
+                + ("each channel from a probability of 0.5 on" if regions else "the largest wins")
             )
-    return Output(activation, threshold=threshold), largest, notes  # type: ignore[arg-type]
+        else:
+            kind = "regions" if self.kind == "regions" else "classes"
+        if self._resample is None:
+            # Without Invertd MONAI brings what it saves to the scan's grid by the nearest voxel, or leaves it where it is.
+            self._resample = "probabilities" if self.kind in ("scores", "probabilities") else "labels"
+            self._notes.append("the bundle does not invert its preprocessing; here labels are brought to the scan's grid")
+        activation = self._activation or "softmax"
+        if kind == "regions" and self._activation is None:
+            activation = "sigmoid"
+            if self._resample == "probabilities":
+                self._resample = "logits"
+        decision = "threshold" if kind == "regions" else "largest"
+        plain = decision == ("threshold" if activation == "sigmoid" else "largest")
+        several = kind == "regions" and activation == "sigmoid" and (self._channels or 2) > 1 and self._order is None
+        if several:
+            self._notes.append("its regions may overlap: one that lies inside another is painted over it, others in their order")
+        output = Output(
+            activation,  # type: ignore[arg-type]
+            threshold=self._threshold,
+            resample=self._resample,  # type: ignore[arg-type]
+            decision=None if plain else decision,  # type: ignore[arg-type]
+            thresholds=self._by_channel(),
+            inclusive=self._inclusive and kind == "regions",
+            paint="nested" if several else "order",
+        )
+        return Postprocessing(output, tuple(self._cleaning), self._values, self._order, self._notes)
+
+    def _by_channel(self) -> tuple[float, ...]:
+        if len(set(self._thresholds.values())) <= 1:
+            return ()
+        count = self._channels or 1 + max(self._thresholds)
+        return tuple(self._thresholds.get(channel, self._threshold) for channel in range(count))
+
+    # Transforms of other entries
+
+    def elsewhere(self, given: Arguments) -> None:
+        """A transform that does not touch the prediction; one of a copy of it would give another result than is saved here."""
+        if self._copies.intersection(given.keys) and given.name not in {"SaveImaged", *_DROPPING, *_MOVING}:
+            raise PackageError(f"The bundle's {given.name} works on a copy of the prediction, which is not understood.", ADVICE)
+
+    def read_copyitemsd(self, given: Arguments) -> None:
+        names = given.get("names")
+        given.ignore("times")
+        self._copies |= {str(name) for name in (names if isinstance(names, list | tuple) else [names])}
+
+    def read_splitdimd(self, given: Arguments) -> None:
+        given.ignore("output_postfixes", "dim", "keepdim", "update_meta", "list_output", "postfixes")
+        self._notes.append("the bundle saves each channel by itself; here one label map holds them")
+
+    # Activations
+
+    def read_activationsd(self, given: Arguments) -> None:
+        given.only("dim", 0)
+        sigmoid, softmax, other = given.flag("sigmoid"), given.flag("softmax"), given.of_key("other")
+        if sigmoid and softmax:
+            raise given.refusal("softmax", True)
+        if sigmoid or softmax:
+            self._activate(given, "sigmoid" if sigmoid else "softmax")
+        if other is not None:
+            found = self._known(other)
+            if not isinstance(found, Activation):
+                raise self._code(given, "other", other)
+            self._activate(given, found.name)
+
+    def _activate(self, given: Arguments, activation: str) -> None:
+        if self.kind != "scores":
+            raise PackageError(f"The bundle's {given.name} follows another activation or decision, which is not understood.", ADVICE)
+        self._activation, self.kind = activation, "probabilities"
+
+    # Decisions
+
+    def read_asdiscreted(self, given: Arguments) -> None:
+        given.only("dim", 0)
+        given.only("keepdim", True)
+        given.ignore("dtype")
+        if given.flag("argmax"):
+            self._argmax(given)
+        to_onehot = given.of_key("to_onehot")
+        if to_onehot is not None:
+            if isinstance(to_onehot, bool) or not isinstance(to_onehot, int) or self.kind != "classes":
+                raise given.refusal("to_onehot", to_onehot)
+            if self._channels is not None and to_onehot < self._channels:
+                raise given.refusal("to_onehot", to_onehot)
+            self.kind = "onehot"
+        threshold = given.of_key("threshold")
+        if threshold is not None:
+            if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+                raise given.refusal("threshold", threshold)
+            self._cut(given, float(threshold))
+        rounding = given.of_key("rounding")
+        if rounding is not None:
+            if rounding != "torchrounding":
+                raise given.refusal("rounding", rounding)
+            if self.kind == "probabilities":
+                # Half is rounded to the even number, which is 0.
+                self._cut(given, 0.5)
+                self._inclusive = False
+            elif self.kind == "scores":
+                raise given.refusal("rounding", rounding)
+
+    def _argmax(self, given: Arguments) -> None:
+        if self.kind not in ("scores", "probabilities", "onehot"):
+            raise given.refusal("argmax", True)
+        self.kind = "classes"
+
+    def _cut(self, given: Arguments, threshold: float) -> None:
+        if self.kind in ("scores", "probabilities"):
+            probability = threshold if self._activation else 1 / (1 + exp(-max(-700.0, min(700.0, threshold))))
+            if not 0 < probability < 1:
+                raise given.refusal("threshold", threshold)
+            self._threshold, self.kind = probability, "regions"
+            return
+        masks = self.kind in ("onehot", "regions") or (self.kind == "classes" and self._channels == 2)
+        # Of masks all values are 0 or 1, except where they were interpolated: there half a mask is the border.
+        if not masks or not 0 < threshold <= 1 or (self._resample == "masks" and threshold != 0.5):
+            raise given.refusal("threshold", threshold)
+
+    def read_vistaposttransformd(self, given: Arguments) -> None:
+        if not self._vista or self.kind != "scores":
+            raise PackageError("The bundle's VistaPostTransformd follows another network than VISTA3D, which is not understood.", ADVICE)
+        self.kind = "classes"
+
+    # Back to the scan
+
+    def read_invertd(self, given: Arguments) -> None:
+        given.ignore(
+            "orig_keys", "meta_keys", "orig_meta_keys", "meta_key_postfix", "to_tensor", "device"
+        )
+        whole = given.get("transform")
+        text = whole.text if isinstance(whole, Unresolved) else whole
+        if isinstance(whole, dict):
+            right = transform_name(whole) == "Compose"
+        else:
+            right = whole is None or (isinstance(text, str) and re.search(r"@preprocessing(?![\w#:])", text) is not None)
+        if not right:
+            raise given.refusal("transform", text if isinstance(text, str) else whole.get("_target_") if isinstance(whole, dict) else whole)
+        if self._resample is not None:
+            raise PackageError("The bundle inverts its preprocessing twice, which is not understood.", ADVICE)
+        # What is decided voxel by voxel comes to the same before the nearest voxel is taken as after it.
+        if given.flag("nearest_interp", True):
+            self._resample = "labels"
+        elif self.kind in ("scores", "probabilities"):
+            self._resample = "logits" if self.kind == "scores" else "probabilities"
+        else:
+            self._resample = "masks"
+            if self.kind == "classes" and self._channels != 2:
+                self._notes.append("the bundle interpolates label numbers; here each label's mask is, and the largest wins")
+        after = given.of_key("post_func")
+        if after is not None:
+            self._function(given, "post_func", after)
+
+    # Cleaning
+
+    def read_keeplargestconnectedcomponentd(self, given: Arguments) -> None:
+        self._needs_labels(given)
+        count, together = given.get("num_components", 1), not given.flag("independent", True)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise given.refusal("num_components", count)
+        labels = self._applied(given)
+        self._clean(Cleaning("largest", labels, count=count, connectivity=self._connectivity(given, 3), together=together))
+
+    def read_fillholesd(self, given: Arguments) -> None:
+        self._needs_labels(given)
+        if self.kind == "onehot":
+            raise PackageError("The bundle's FillHolesd works on masks of all classes, which is not understood.", ADVICE)
+        self._clean(Cleaning("fill_holes", self._applied(given), connectivity=self._connectivity(given, 3)))
+
+    def read_removesmallobjectsd(self, given: Arguments) -> None:
+        self._needs_labels(given)
+        size, independent = given.get("min_size", 64), given.flag("independent_channels", True)
+        given.only("by_measure", False)
+        given.ignore("pixdim")
+        if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size < 1 << 40:
+            raise given.refusal("min_size", size)
+        if self.kind == "classes" and self._channels != 2 and independent:
+            # There it removes labels that are small as a whole, not parts.
+            raise given.refusal("independent_channels", True)
+        connectivity = self._connectivity(given, 1)
+        self._clean(Cleaning("remove_small", size=int(-(-size // 1)), connectivity=connectivity, together=not independent))
+
+    def _needs_labels(self, given: Arguments) -> None:
+        if self.kind in ("classes", "onehot") or (self.kind == "regions" and self._channels == 1 and self._activation != "softmax"):
+            onehot = given.get("is_onehot")
+            if onehot is not None and true(onehot) != (self.kind == "onehot"):
+                raise given.refusal("is_onehot", onehot)
+            return
+        what = "regions that may overlap" if self.kind == "regions" else self.kind
+        raise PackageError(f"The bundle's {given.name} works on {what}, which is not understood.", ADVICE)
+
+    def _applied(self, given: Arguments) -> tuple[int, ...]:
+        wanted = given.get("applied_labels")
+        values = [] if wanted is None else list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+        if not all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values):
+            raise given.refusal("applied_labels", wanted)
+        most = self._channels if self.kind != "regions" else 2
+        there = tuple(value for value in values if most is None or value < most)
+        if values and not there:
+            raise given.refusal("applied_labels", wanted)
+        return there
+
+    def _connectivity(self, given: Arguments, default: int) -> int:
+        value = given.get("connectivity", default)
+        value = 3 if value is None else value
+        if value not in (1, 3) or isinstance(value, bool):
+            raise given.refusal("connectivity", value)
+        return int(value)
+
+    def _clean(self, step: Cleaning) -> None:
+        if self._values is not None:
+            raise PackageError("The bundle cleans labels after it has changed their values, which is not understood.", ADVICE)
+        before = self._resample is None
+        self._cleaning.append(Cleaning(**{**step.__dict__, "where": "network" if before else "scan"}))
+
+    # Functions
+
+    def read_lambdad(self, given: Arguments) -> None:
+        given.ignore("inv_func", "track_meta")
+        given.only("overwrite", True)
+        self._function(given, "func", given.of_key("func"))
+
+    def _known(self, value: Any) -> Activation | Argmax | LabelFunction | None:
+        try:
+            function = LabelFunction(_text_of(value))
+            return function.whole() or function
+        except NotUnderstood:
+            return None
+
+    def _function(self, given: Arguments, name: str, value: Any) -> None:
+        found = self._known(value)
+        if isinstance(found, Activation):
+            self._activate(given, found.name)
+            return
+        if isinstance(found, Argmax):
+            self._argmax(given)
+            return
+        if found is not None:
+            try:
+                self._tried(given, found, found)
+                return
+            except NotUnderstood:
+                pass
+        if self._run is None or not _text_of(value):
+            raise self._code(given, name, value)
+        try:
+            self._tried(given, _Trusted(self._run(_text_of(value))), found)
+        except NotUnderstood as error:
+            raise PackageError(
+                f"The bundle's {given.name} changes labels in a way that a model package cannot say: {error}.",
+                "Export the network yourself and use: medquant import onnx",
+            ) from error
+
+    def _tried(self, given: Arguments, function: Callable[[Any], Any], text: LabelFunction | None) -> None:
+        """Work out what a function of single voxels does from its values."""
+        if self.kind in ("scores", "probabilities"):
+            self._of_scores(function, text)
+        elif self.kind == "regions":
+            self._of_masks(function, combinations(self._count()))
+        elif self.kind == "classes":
+            self._of_classes(function)
+        else:
+            masks = np.eye(self._count(), dtype=np.float32)
+            if not np.array_equal(function(masks), masks):
+                raise NotUnderstood("it changes masks of classes")
+
+    def _of_scores(self, function: Callable[[Any], Any], text: LabelFunction | None) -> None:
+        count = self._count()
+        some: Any = np.random.default_rng(0).normal(size=(count, 64)).astype(np.float32)
+        if self.kind == "probabilities":
+            some = 1 / (1 + np.exp(-some))
+        if _same(function(some), some):
+            return
+        if text is None:
+            raise NotUnderstood("it decides by scores")
+        cuts = text.cuts(count)
+        if set(cuts) != set(range(count)) or len({inclusive for _, inclusive in cuts.values()}) != 1 or self._activation is None:
+            raise NotUnderstood("it compares some of the channels only")
+        if not all(0 < cut < 1 for cut, _ in cuts.values()):
+            raise NotUnderstood("it compares probabilities with what is none")
+        bits = combinations(count)
+        line = np.array([[cuts[channel][0]] for channel in range(count)], np.float64)
+        step = np.where(bits > 0, 1e-4, -1e-4) * np.minimum(line, 1 - line)
+        # Near the thresholds and far from them the answer must be the same: nothing else is compared.
+        far = np.where(bits > 0, 1.0, 0.0)
+        if not np.array_equal(function(line + step), function(far)):
+            raise NotUnderstood("it compares channels more than once")
+        before = self.kind
+        self.kind = "regions"
+        try:
+            self._of_masks(lambda masks: function(np.where(masks > 0, 1.0, 0.0)), bits)
+        except NotUnderstood:
+            self.kind = before
+            raise
+        self._thresholds = {channel: cut for channel, (cut, _) in cuts.items()}
+        self._threshold = self._thresholds[0]
+        self._inclusive = cuts[0][1]
+
+    def _of_masks(self, function: Callable[[Any], Any], bits: Any) -> None:
+        made = np.asarray(function(bits), dtype=np.float64)
+        if made.shape == bits.shape and np.array_equal(made, bits):
+            return
+        made = made[0] if made.ndim == 2 and made.shape[0] == 1 else made
+        if made.ndim != 1 or not np.array_equal(made, np.round(made)) or made.min() < 0 or made.max() > 65535:
+            raise NotUnderstood("it gives no label for each voxel")
+        order = paint_order([int(value) for value in made], bits.shape[0])
+        if len(order) != bits.shape[0]:
+            raise NotUnderstood("it leaves a channel out")
+        if len({value for _, value in order}) != len(order):
+            raise NotUnderstood("it gives two regions one label")
+        self._values, self._order = dict(order), [channel for channel, _ in order]
+
+    def _of_classes(self, function: Callable[[Any], Any]) -> None:
+        numbers = np.arange(self._count(), dtype=np.float32)[None]
+        made = np.asarray(function(numbers), dtype=np.float64)
+        made = made[None] if made.ndim == 1 else made
+        if made.shape != numbers.shape or not np.array_equal(made, np.round(made)):
+            raise NotUnderstood("it gives no label for each voxel")
+        values = [int(value) for value in made[0]]
+        if values == list(range(len(values))):
+            return
+        if self._values is not None or values[0] != 0 or len(set(values)) != len(values) or min(values) < 0 or max(values) > 65535:
+            raise NotUnderstood("it gives several labels one value")
+        self._values = dict(enumerate(values))
+
+    def _count(self) -> int:
+        if self._channels is None:
+            raise NotUnderstood("how many channels the network has is not known")
+        return self._channels
+
+    def _code(self, given: Arguments, name: str, value: Any) -> PackageError:
+        text = _text_of(value)
+        return PackageError(
+            f"The bundle's {given.name} has {name} = {('$' + text)[:120] if text else 'no function'}, Python code that would have to be run.",
+            "If you trust where it comes from, give --trust-code; else describe the network by hand: medquant import onnx.",
+        )
+
+    # Saving
+
+    def read_saveimaged(self, given: Arguments) -> None:
+        given.ignore(*_OF_FILES)
+        given.only("scale")
+        given.only("channel_dim", 0)
+        kept = given.get("output_dtype")
+        if isinstance(kept, str) and _WHOLE_NUMBERS.fullmatch(kept) and self.kind in ("scores", "probabilities"):
+            raise given.refusal("output_dtype", kept)
+        if kept in ("bool", "bool_") and (self._channels or 3) > 2:
+            raise given.refusal("output_dtype", kept)
+
+    def _typed(self, given: Arguments) -> None:
+        given.ignore("data_type", "device", "wrap_sequence", "track_meta")
+        kept = given.of_key("dtype")
+        if isinstance(kept, str) and _WHOLE_NUMBERS.fullmatch(kept) and self.kind in ("scores", "probabilities"):
+            raise given.refusal("dtype", kept)
+
+    read_ensuretyped = read_casttotyped = _typed
+
+    def read_squeezedimd(self, given: Arguments) -> None:
+        given.ignore("dim", "update_meta")
+
+
+class _Trusted:
+    """A function of the bundle's own, on NumPy arrays (channels, voxels)."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, values: Any) -> Any:
+        import torch
+
+        count = values.shape[1]
+        tensor = torch.as_tensor(np.ascontiguousarray(values, np.float32))
+        places = torch.randperm(count * 3, generator=torch.Generator().manual_seed(0)) % count
+        try:
+            # Once as they stand, and once in another order among others: a function of single voxels gives the same.
+            made = torch.as_tensor(self._function(tensor.reshape(-1, count, 1, 1).clone())).reshape(-1, count)
+            again = torch.as_tensor(self._function(tensor[:, places].reshape(-1, 3, count, 1).clone())).reshape(-1, 3 * count)
+        except Exception as error:
+            # The code is the bundle's own, and may raise anything.
+            raise NotUnderstood(f"it fails: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}") from error
+        if not torch.equal(made[:, places].float(), again.float()):
+            raise NotUnderstood("it looks at more than a voxel")
+        return made.numpy()
+
+
+def _same(made: Any, given: Any) -> bool:
+    return np.shape(made) == np.shape(given) and np.array_equal(made, given)
+
+
+def _text_of(value: Any) -> str:
+    """A function's text without its $; empty for anything else."""
+    text = value.text if isinstance(value, Unresolved) else value
+    return text[1:].strip() if isinstance(text, str) and text.startswith("$") else ""
