@@ -31,6 +31,9 @@ def _choice(*values: str) -> dict[str, object]:
 
 
 _POSITIVE = {"type": "number", "exclusiveMinimum": 0}
+_NOT_NEGATIVE = {"type": "number", "minimum": 0}
+_WHOLE = {"type": "integer", "minimum": 0}
+_PADDING = _choice("constant", "edge", "reflect", "wrap")
 _COUNT = {"type": "integer", "minimum": 1}
 _CODE = _object(["scheme", "value", "meaning"], scheme=_NAME, value=_NAME, meaning=_NAME)
 
@@ -43,7 +46,7 @@ _SPLINE = _object(
 def model_schema() -> dict[str, object]:
     normalization = _object(
         ["kind"],
-        kind=_choice("window", "minmax", "percentile", "zscore", "nnunet_ct", "linear", "sigmoid", "tanh"),
+        kind=_choice("window", "minmax", "percentile", "zscore", "nnunet_ct", "linear", "sigmoid", "tanh", "clip", "clip_percentile", "threshold", "truncate"),
         low=_maybe(_NUMBER),
         high=_maybe(_NUMBER),
         mean=_maybe(_NUMBER),
@@ -51,6 +54,8 @@ def model_schema() -> dict[str, object]:
         clip={"type": "boolean"},
         mask=_choice("all", "nonzero", "above_mean", "nonzero_filled"),
         channels={"type": "array", "items": {"type": "integer", "minimum": 0}},
+        over=_choice("channel", "all"),
+        fill=_NUMBER,
     )
     needs = [
         ("window", ["low", "high"]),
@@ -101,18 +106,49 @@ def model_schema() -> dict[str, object]:
             [],
             axis_order=_choice("IJK", "KJI"),
             orientation={"type": "string", "pattern": "^([RLAPSI]{3}|native)$"},
-            spacing=_maybe(_triple(_POSITIVE)),
-            size=_maybe(_triple(_COUNT)),
-            anchor=_choice("centers", "edges"),
-            interpolation=_choice("linear", "bspline", "nearest", "nnunet"),
+            spacing=_maybe(_triple(_maybe(_POSITIVE))),
+            size=_maybe(_triple(_maybe(_COUNT))),
+            anchor=_choice("centers", "edges", "monai", "monai_extent", "corners"),
+            interpolation=_choice("linear", "bspline", "nearest", "nnunet", "area", "exact"),
             tolerance={"type": "number", "minimum": 0, "exclusiveMaximum": 1},
             reorient=_choice("first", "last"),
             spline=_maybe(_SPLINE),
             score_spline=_maybe(_SPLINE),
+            tolerance_mm=_maybe(_NOT_NEGATIVE),
+            min_spacing=_maybe(_triple(_maybe(_NOT_NEGATIVE))),
+            max_spacing=_maybe(_triple(_maybe(_NOT_NEGATIVE))),
+            diagonal={"type": "boolean"},
+            outside=_choice("border", "zeros"),
+            longest=_maybe(_COUNT),
+            resize=_choice("resample", "torch"),
+            anti_aliasing={"type": "boolean"},
         ),
         crop=_object(
-            [], kind=_choice("none", "nonzero", "threshold"), threshold=_NUMBER, margin={"type": "integer", "minimum": 0}
+            [],
+            kind=_choice("none", "nonzero", "threshold"),
+            threshold=_NUMBER,
+            margin=_WHOLE,
+            comparison=_choice(">", ">=", "<", "<=", "!="),
+            margins=_maybe(_triple(_WHOLE)),
+            multiples=_triple(_COUNT),
+            channels={"type": "array", "items": _WHOLE},
+            beyond=_choice("cut", "pad"),
+            padding=_PADDING,
+            pad_value=_NUMBER,
         ),
+        order={"type": "array", "items": _choice("crop", "reorient", "resample", "normalize", "fit")},
+        fits={
+            "type": "array",
+            "items": _object(
+                ["kind"],
+                kind=_choice("crop", "crop_share", "pad", "pad_multiple"),
+                size=_triple(_maybe(_COUNT)),
+                share=_triple(_POSITIVE),
+                padding=_PADDING,
+                pad_value=_NUMBER,
+                at_end={"type": "boolean"},
+            ),
+        },
         normalize_in=_choice("network", "input"),
         cleaning={
             "type": "array",

@@ -19,7 +19,6 @@ from MedQuantINT8Lib.errors import InputError, PackageError
 from MedQuantINT8Lib.importers import monai_bundle
 from MedQuantINT8Lib.importers.checkpoints import load_weights, read_checkpoint
 from MedQuantINT8Lib.importers.expressions import Config, NotPlain
-from MedQuantINT8Lib.importers.monai_transforms import translate_preprocessing
 from MedQuantINT8Lib.model import FP32, ModelPackage
 from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.volume import to_sitk
@@ -171,19 +170,6 @@ def test_what_is_not_understood_is_named(bundle, tmp_path):
     path.unlink()
     with pytest.raises(PackageError, match="no MONAI bundle"):
         monai_bundle.understand(folder)
-
-
-def test_transforms_that_model_json_cannot_say_are_refused():
-    crop = {"_target_": "CropForegroundd", "keys": "image", "margin": 4}
-    scale = {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -100, "a_max": 300, "b_min": -1, "b_max": 1}
-    space = {"_target_": "Spacingd", "keys": "image", "pixdim": [1, 1, 1]}
-    made = translate_preprocessing([scale, crop, space])
-    assert made.crop.threshold == 100 and made.crop.margin == 4 and made.normalize_in == "input"
-    assert [step.kind for step in made.normalization] == ["window", "linear"] and not made.normalization[0].clip
-    with pytest.raises(PackageError, match="both before and after"):
-        translate_preprocessing([scale, space, scale])
-    with pytest.raises(PackageError, match="zscore"):
-        translate_preprocessing([{"_target_": "NormalizeIntensityd", "keys": "image"}, crop])
 
 
 EXPRESSIONS = {

@@ -12,7 +12,7 @@ from .arguments import FORMS
 from .errors import InputError
 from .files import write_json
 from .importers.base import Understood, write
-from .model_spec import ModelSpec
+from .model_spec import Geometry, ModelSpec
 from .outputs import check_output_package
 from .progress import Task
 from .spec_parser import parse_spec
@@ -138,7 +138,7 @@ def _write_draft(args: argparse.Namespace, understood: Understood) -> None:
 def described(spec: ModelSpec, notes: list[str]) -> list[str]:
     """A description in lines for people."""
     g, w = spec.geometry, spec.window
-    grid = f"{' x '.join(f'{s:g}' for s in g.spacing)} mm" if g.spacing else f"{' x '.join(map(str, g.size))} voxels" if g.size else "the scan's own"
+    grid = _grid(g)
     steps = [step.kind + _limits(step) for step in spec.normalization] or ["none"]
     names = [label.name for label in spec.labels]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -150,12 +150,23 @@ def described(spec: ModelSpec, notes: list[str]) -> list[str]:
     if spec.crop.kind != "none":
         where = "non-zero" if spec.crop.kind == "nonzero" else f"above {spec.crop.threshold:g}"
         lines.append(f"  crop        to what is {where}, margin {spec.crop.margin}")
+    if spec.order:
+        lines.append(f"  order       {', '.join(spec.order)}")
     lines += [
         f"  window      {' x '.join(map(str, w.patch_size))}, overlap {w.overlap:g}, {w.blend}",
         f"  output      {spec.output.activation}{' (the network ends in it)' if spec.output.activated else ''}: {len(names)} structure(s): {shown}",
         f"  licence     {spec.license}",
     ]
     return lines + [f"  note        {note}" for note in notes]
+
+
+def _grid(g: Geometry) -> str:
+    """The grid of the network in words."""
+    if g.spacing is not None:
+        return f"{' x '.join('own' if s is None else f'{s:g}' for s in g.spacing)} mm"
+    if g.size is not None:
+        return f"{' x '.join('own' if n is None else str(n) for n in g.size)} voxels"
+    return f"{g.longest} voxels along the longest axis" if g.longest is not None else "the scan's own"
 
 
 def _limits(step: Any) -> str:

@@ -1,6 +1,9 @@
-"""Intensity normalization: the steps that model.json names, one channel at a time."""
+"""Intensity normalization: the steps that model.json names."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,35 +14,64 @@ from .model_spec import Normalization
 FloatArray = NDArray[np.float32]
 
 
-def normalize(values: FloatArray, steps: tuple[Normalization, ...], inside: NDArray[np.bool_] | None = None) -> FloatArray:
-    """Apply intensity normalisation to one channel, float32, any shape; statistics are over the array given.
+def normalize(values: FloatArray, steps: Sequence[Normalization], inside: NDArray[np.bool_] | None = None) -> FloatArray:
+    """Apply steps to one channel, float32, any shape; statistics are over the array given."""
+    channels = [values]
+    for step in steps:
+        normalize_channels(channels, replace(step, channels=()), inside)
+    return channels[0]
+
+
+def normalize_channels(channels: list[FloatArray], step: Normalization, inside: NDArray[np.bool_] | None = None) -> None:
+    """Apply one step to the channels of a volume that it is for, in place of the arrays in the list.
 
     Args:
-        inside: of the same shape, for steps with the mask "nonzero_filled": see :func:`.foreground_mask.filled_nonzero`.
+        inside: for the mask "nonzero_filled", which a step of it needs: see :func:`.foreground_mask.filled_nonzero`.
     """
-    for step in steps:
-        values = _normalize_step(values, step, inside)
-    return values
+    chosen = [n for n in range(len(channels)) if not step.channels or n in step.channels]
+    if step.over == "all" and len(chosen) > 1:
+        step = _with_statistics([channels[n] for n in chosen], step)
+    for n in chosen:
+        masked = inside is not None and step.kind == "zscore" and step.mask == "nonzero_filled"
+        channels[n] = zscore_inside(channels[n], inside) if masked else _normalized(channels[n], step)  # type: ignore[arg-type]
 
 
-def _normalize_step(values: FloatArray, step: Normalization, inside: NDArray[np.bool_] | None = None) -> FloatArray:
-    if step.kind == "zscore" and step.mask == "nonzero_filled":
-        if inside is None:
-            raise ValueError("the mask nonzero_filled belongs to scans that are normalized before they are resampled")
-        return zscore_inside(values, inside)
+def _with_statistics(channels: list[FloatArray], step: Normalization) -> Normalization:
+    """The step with the statistics of all channels at once as its own limits."""
     if step.kind == "zscore":
-        chosen = values
-        if step.mask == "nonzero":
-            chosen = values[values != 0]
-        elif step.mask == "above_mean":
-            chosen = values[values > values.mean()]
-        if chosen.size == 0:
-            return np.zeros_like(values)
-        mean, std = float(chosen.mean(dtype=np.float64)), float(chosen.std(dtype=np.float64))
-        scaled = (values - np.float32(mean)) / np.float32(max(std, 1e-8))
-        if step.mask == "nonzero":
-            scaled[values == 0] = 0
-        return scaled
+        masked = [_of_mask(values, step) for values in channels]
+        count = sum(values.size for values in masked)
+        if count == 0:
+            return step
+        mean = sum(float(values.sum(dtype=np.float64)) for values in masked) / count
+        square = sum(float(((values.astype(np.float64) - mean) ** 2).sum()) for values in masked) / count
+        mean, std = step.mean if step.mean is not None else mean, step.std or float(np.sqrt(square)) or 1.0
+        return replace(step, mean=mean, std=std)
+    if step.kind == "minmax":
+        low = min(float(values.min()) for values in channels) if step.low is None else step.low
+        high = max(float(values.max()) for values in channels) if step.high is None else step.high
+        return replace(step, low=low, high=high)
+    if step.kind in ("percentile", "clip_percentile"):
+        found = percentiles(np.concatenate([values.ravel() for values in channels]), _percents(step))
+        kind = "window" if step.kind == "percentile" else "clip"
+        return replace(step, kind=kind, low=found[0], high=found[1])  # type: ignore[arg-type]
+    return step
+
+
+def _of_mask(values: FloatArray, step: Normalization) -> FloatArray:
+    """The voxels that statistics are over."""
+    if step.mask == "nonzero":
+        return values[values != 0]
+    return values[values > values.mean()] if step.mask == "above_mean" else values
+
+
+def _percents(step: Normalization) -> tuple[float, float]:
+    return step.low or 0.0, step.high if step.high is not None else 100.0
+
+
+def _normalized(values: FloatArray, step: Normalization) -> FloatArray:
+    if step.kind == "zscore":
+        return _zscore(values, step)
     if step.kind == "nnunet_ct":
         assert step.low is not None and step.mean is not None and step.std is not None
         clipped = np.clip(values, np.float32(step.low), np.float32(step.high))
@@ -52,8 +84,21 @@ def _normalize_step(values: FloatArray, step: Normalization, inside: NDArray[np.
     if step.kind == "linear":
         assert step.low is not None and step.high is not None
         return values * np.float32(step.high - step.low) + np.float32(step.low)
+    if step.kind == "truncate":
+        return np.trunc(values)
+    if step.kind == "threshold":
+        kept = values > np.float32(step.low) if step.low is not None else values < np.float32(step.high)
+        return np.where(kept, values, np.float32(step.fill))
+    if step.kind in ("clip", "clip_percentile"):
+        low, high = (step.low, step.high) if step.kind == "clip" else percentiles(values, _percents(step))
+        return np.clip(values, None if low is None else np.float32(low), None if high is None else np.float32(high))
+    return _scaled(values, step)
+
+
+def _scaled(values: FloatArray, step: Normalization) -> FloatArray:
+    """The kinds that bring a range to 0..1."""
     if step.kind == "percentile":
-        low, high = percentiles(values, (step.low or 0.0, step.high if step.high is not None else 100.0))
+        low, high = percentiles(values, _percents(step))
     else:
         low = step.low if step.low is not None else float(values.min())
         high = step.high if step.high is not None else float(values.max())
@@ -62,6 +107,22 @@ def _normalize_step(values: FloatArray, step: Normalization, inside: NDArray[np.
     scaled = (values - np.float32(low)) / np.float32(high - low)
     if step.clip and step.kind != "minmax":
         np.clip(scaled, 0, 1, out=scaled)
+    return scaled
+
+
+def _zscore(values: FloatArray, step: Normalization) -> FloatArray:
+    if step.mask == "nonzero_filled":
+        raise ValueError("the mask nonzero_filled belongs to scans that are normalized before they are resampled")
+    chosen = _of_mask(values, step)
+    if chosen.size == 0:
+        return np.zeros_like(values)
+    mean = float(chosen.mean(dtype=np.float64)) if step.mean is None else step.mean
+    std = float(chosen.std(dtype=np.float64)) if step.std is None else step.std
+    # The mean of equal values may be off by their last bit: that is no spread.
+    std = std if std > 1e-8 else 1.0
+    scaled = (values - np.float32(mean)) / np.float32(std)
+    if step.mask == "nonzero":
+        scaled[values == 0] = 0
     return scaled
 
 

@@ -77,15 +77,18 @@ def gpu_batch(package: ModelPackage, precision: str, options: SegmentationOption
 
 def network_shape_of(volume: Volume, spec: ModelSpec) -> tuple[int, int, int]:
     """About how large the volume is in network space: turned axes and the crop are not looked at."""
-    grid = volume.grid
-    if spec.geometry.size is not None:
-        a, b, c = spec.geometry.size
-        return a, b, c
-    if spec.geometry.spacing is None or not np.isfinite(grid.spacing).all():
+    grid, geometry = volume.grid, spec.geometry
+    if not geometry.resampled or not np.isfinite(grid.spacing).all():
         return grid.size
-    i, j, k = (
-        max(1, round(n * have / want)) for n, have, want in zip(grid.size, sorted(grid.spacing), sorted(spec.geometry.spacing), strict=True)
-    )
+    if geometry.longest is not None:
+        i, j, k = (max(1, round(n * geometry.longest / max(grid.size))) for n in grid.size)
+    elif geometry.size is not None:
+        i, j, k = (want or have for have, want in zip(grid.size, geometry.size, strict=True))
+    else:
+        assert geometry.spacing is not None
+        # Which axis of the scan is which of the network's is not known here: the finest has the finest spacing.
+        wanted = sorted(want or have for have, want in zip(sorted(grid.spacing), geometry.spacing, strict=True))
+        i, j, k = (max(1, round(n * have / want)) for n, have, want in zip(grid.size, sorted(grid.spacing), wanted, strict=True))
     return i, j, k
 
 

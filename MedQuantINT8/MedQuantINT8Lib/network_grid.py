@@ -5,51 +5,84 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .model_spec import ModelSpec
+from .model_spec import Geometry
+from .monai_grid import monai_grid
 from .nnunet_resampling import network_size
 from .volume import Grid
 
 
-def network_grid(oriented: Grid, spec: ModelSpec) -> Grid:
-    """The grid that a reoriented volume is resampled to: the model's spacing or size, or the volume's own."""
-    geometry = spec.geometry
+def along_ijk(values: tuple[Any, Any, Any], geometry: Geometry) -> tuple[Any, Any, Any]:
+    """Numbers along the tensor's axes as numbers along I, J and K, or the other way."""
+    return values if geometry.axis_order == "IJK" else (values[2], values[1], values[0])
 
-    def ijk(values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        return values if geometry.axis_order == "IJK" else (values[2], values[1], values[0])
 
-    old_size = np.array(oriented.size)
-    old_spacing = np.array(oriented.spacing)
-    if geometry.size is not None:
-        new_size = np.array(ijk(geometry.size))
-        new_spacing = old_spacing * old_size / new_size
-    elif geometry.spacing is not None:
-        new_spacing = np.array(ijk(geometry.spacing))
-        close = np.abs(old_spacing / new_spacing - 1) <= geometry.tolerance
-        if close.all():
-            return oriented
-        new_spacing = np.where(close, old_spacing, new_spacing)
-        # MONAI's Spacing rounds the extent between the outermost centres, nnU-Net the extent between the outer edges.
-        if geometry.anchor == "edges":
-            new_size = np.array(network_size(oriented.size, oriented.spacing, tuple(new_spacing)))
-        else:
-            new_size = np.round((old_size - 1) * old_spacing / new_spacing + 1).astype(int)
-    else:
-        return oriented
-    new_size = np.maximum(new_size, 1)
-    edges = geometry.anchor == "edges" or geometry.size is not None
-    if edges and geometry.size is None:
-        new_spacing = old_spacing * old_size / new_size
-    matrix = oriented.ijk_to_ras.copy()
-    directions = matrix[:3, :3] / old_spacing
-    matrix[:3, :3] = directions * new_spacing
+def network_grid(grid: Grid, geometry: Geometry) -> Grid:
+    """The grid that a volume on ``grid`` is resampled to: the model's spacing or size, or the volume's own."""
+    if geometry.size is not None or geometry.longest is not None:
+        return _resized(grid, geometry)
+    if geometry.spacing is None:
+        return grid
+    old_size, old_spacing = np.array(grid.size), np.array(grid.spacing)
+    new_spacing, kept = _spacing(old_spacing, geometry)
+    if geometry.anchor in ("monai", "monai_extent"):
+        return monai_grid(grid, new_spacing, by_extent=geometry.anchor == "monai_extent", diagonal=geometry.diagonal)
+    if kept.all():
+        return grid
+    # The extent between the outermost centres is kept, or the extent between the outer edges (nnU-Net).
+    edges = geometry.anchor == "edges"
     if edges:
-        matrix[:3, 3] += directions @ ((new_spacing - old_spacing) / 2)
-    return Grid((int(new_size[0]), int(new_size[1]), int(new_size[2])), matrix)
+        new_size = np.array(network_size(grid.size, grid.spacing, tuple(new_spacing)))
+    else:
+        new_size = np.maximum(np.round((old_size - 1) * old_spacing / new_spacing + 1).astype(int), 1)
+    if edges:
+        new_spacing = old_spacing * old_size / new_size
+    return _laid(grid, new_size, new_spacing, edges)
+
+
+def _spacing(old: NDArray[np.float64], geometry: Geometry) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The new spacing along I, J and K, and which axes keep their own."""
+    assert geometry.spacing is not None
+    wanted = along_ijk(geometry.spacing, geometry)
+    low = along_ijk(geometry.min_spacing or (None, None, None), geometry)
+    high = along_ijk(geometry.max_spacing or (None, None, None), geometry)
+    kept = np.ones(3, dtype=bool)
+    for axis, (have, want, least, most) in enumerate(zip(old, wanted, low, high, strict=True)):
+        if want is None:
+            continue
+        margin = geometry.tolerance * want if geometry.tolerance_mm is None else geometry.tolerance_mm
+        kept[axis] = min(want, want if least is None else least) - margin <= have <= max(want, want if most is None else most) + margin
+    return np.array([have if keep else want for have, want, keep in zip(old, wanted, kept, strict=True)], dtype=float), kept
+
+
+def _resized(grid: Grid, geometry: Geometry) -> Grid:
+    old_size, old_spacing = np.array(grid.size), np.array(grid.spacing)
+    if geometry.longest is not None:
+        scale = geometry.longest / max(grid.size)
+        new_size = np.array([round(n * scale) for n in grid.size])
+    else:
+        assert geometry.size is not None
+        new_size = np.array([n if want is None else want for n, want in zip(grid.size, along_ijk(geometry.size, geometry), strict=True)])
+    new_size = np.maximum(new_size, 1)
+    if geometry.anchor == "corners":
+        return _laid(grid, new_size, old_spacing * (old_size - 1) / np.maximum(new_size - 1, 1), edges=False)
+    return _laid(grid, new_size, old_spacing * old_size / new_size, edges=True)
+
+
+def _laid(grid: Grid, size: NDArray[Any], spacing: NDArray[np.float64], edges: bool) -> Grid:
+    """A grid along the same axes, which begins at the centre of the first voxel or at its outer edges."""
+    old_spacing = np.array(grid.spacing)
+    matrix = grid.ijk_to_ras.copy()
+    directions = matrix[:3, :3] / old_spacing
+    matrix[:3, :3] = directions * spacing
+    if edges:
+        matrix[:3, 3] += directions @ ((spacing - old_spacing) / 2)
+    return Grid((int(size[0]), int(size[1]), int(size[2])), matrix)
 
 
 def sub_grid(grid: Grid, box: tuple[tuple[int, int], ...]) -> Grid:
-    """The part of a grid between (start, stop) along I, J, K."""
+    """The part of a grid between (start, stop) along I, J, K, which may lie outside of it."""
     matrix = grid.ijk_to_ras.copy()
     matrix[:3, 3] += matrix[:3, :3] @ np.array([start for start, _ in box], dtype=float)
     i, j, k = (stop - start for start, stop in box)

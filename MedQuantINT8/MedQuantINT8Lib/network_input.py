@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .nnunet_resampling import NnunetResampler
 from .regions import Regions
-from .volume import AxisMap, Grid, resample
+from .spatial_steps import Cut, Sampling, SpatialStep
+from .volume import Grid
 
 FloatArray = NDArray[np.float32]
 #: Up to this many labels are resampled as masks, linearly; more by nearest neighbour, which costs one pass in all.
@@ -25,26 +25,30 @@ class NetworkInput:
     Attributes:
         data: float32 (C, A0, A1, A2), spatial axes in the tensor's order (``axis_order``).
         grid: the grid of ``data`` in I, J, K order.
-        oriented: the cropped, reoriented grid before resampling.
         original: the grid of the volume as it came.
-        box: the crop on the original grid, (start, stop) along I, J, K.
-        reorientation: from the cropped original to ``oriented``.
         axis_order: "IJK" or "KJI".
-        resampler: what resampled it as nnU-Net does, and takes scores back; None where that was done otherwise.
+        steps: what was done in space, in this order; at most one of them is a :class:`.spatial_steps.Sampling`.
     """
 
     data: FloatArray
     grid: Grid
-    oriented: Grid
     original: Grid
-    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-    reorientation: AxisMap
     axis_order: str
-    resampler: NnunetResampler | None = None
+    steps: tuple[SpatialStep, ...] = ()
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """The step that resampled, if one did."""
+        return next((step for step in self.steps if isinstance(step, Sampling) and step.changes), None)
 
     @property
     def resampled(self) -> bool:
-        return self.grid != self.oriented
+        return self.sampling is not None
+
+    @property
+    def oriented(self) -> Grid:
+        """The grid before resampling, or the network's where nothing resampled."""
+        return self.grid if self.sampling is None else self.sampling.source
 
     def to_kji(self, array: NDArray[Any]) -> NDArray[Any]:
         """An array whose last three axes are the tensor's, with them as (K, J, I) instead; a view."""
@@ -52,23 +56,27 @@ class NetworkInput:
 
     def labels_in_network_space(self, labels: NDArray[Any]) -> NDArray[Any]:
         """A label map on the original grid (K, J, I) in network space (A0, A1, A2), by nearest neighbour."""
-        cropped = labels[tuple(slice(*bounds) for bounds in reversed(self.box))]
-        oriented = self.reorientation.apply(cropped[None])[0]
-        return np.ascontiguousarray(self.to_kji(resample(oriented, self.oriented, self.grid, "nearest")))
+        for step in self.steps:
+            if isinstance(step, Sampling):
+                labels = step.nearest(labels)
+            else:
+                labels = step.forward(labels, 0) if isinstance(step, Cut) else step.forward(labels)
+        return np.ascontiguousarray(self.to_kji(labels))
 
     def restore(self, labels: NDArray[Any], nearest: bool = False) -> NDArray[Any]:
         """A label map in network space (A0, A1, A2) on the original grid, array (K, J, I); 0 outside the crop.
 
         Each label's mask is interpolated linearly and the largest wins, unless ``nearest`` asks for the nearest voxel's label.
         """
-        kji = np.ascontiguousarray(self.to_kji(labels))
-        if not self.resampled:
+        kji = self._before_sampling(np.ascontiguousarray(self.to_kji(labels)))
+        sampling = self.sampling
+        if sampling is None:
             return self._place(kji)
         values = np.unique(kji)
         if nearest or len(values) > _SMOOTH_LABELS:
-            return self._place(resample(kji, self.grid, self.oriented, "nearest"))
+            return self._place(sampling.nearest(kji, back=True))
         # Nearest neighbour would move a surface by half a voxel where the grids are commensurate.
-        return self._largest(((kji == value).astype(np.float32) for value in values), values)
+        return self._largest((sampling.back((kji == value).astype(np.float32)) for value in values), values)
 
     def restore_from_scores(self, scores: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
         """Class scores (C, A0, A1, A2) resampled class by class to the original grid, then the largest wins.
@@ -80,13 +88,12 @@ class NetworkInput:
         Returns:
             Label map (K, J, I) on the original grid, dtype of ``values``.
         """
-        return self._largest((np.ascontiguousarray(self.to_kji(score), np.float32) for score in scores), values)
+        return self._largest((self._back(score) for score in scores), values)
 
     def _largest(self, scores: Iterable[FloatArray], values: NDArray[Any]) -> NDArray[Any]:
-        """Resample scores (K, J, I) one by one and keep the value of the largest, the first winning ties."""
+        """Keep the value of the largest of scores that were resampled (K, J, I), the first winning ties."""
         best: FloatArray | None = None
-        for score, value in zip(scores, values, strict=True):
-            sampled = self._back(score)
+        for sampled, value in zip(scores, values, strict=True):
             if best is None:
                 best, labels = sampled.copy(), np.full(sampled.shape, value, values.dtype)
             else:
@@ -96,19 +103,25 @@ class NetworkInput:
 
     def restore_regions(self, scores: NDArray[Any], regions: Regions) -> NDArray[Any]:
         """As :meth:`restore_from_scores` for regions, which are cut and painted on the original grid."""
-        return self._place(regions.paint(lambda channel: self._back(np.ascontiguousarray(self.to_kji(scores[channel]), np.float32))))
+        return self._place(regions.paint(lambda channel: self._back(scores[channel])))
 
-    def _back(self, score: FloatArray) -> FloatArray:
-        """One class's scores (K, J, I) on the grid before resampling."""
-        if self.resampler is not None:
-            return self.resampler.backward(score, self.oriented)
-        return resample(score, self.grid, self.oriented, "linear")
+    def _back(self, score: NDArray[Any]) -> FloatArray:
+        """One class's scores (A0, A1, A2) on the grid before resampling, (K, J, I)."""
+        kji = self._before_sampling(np.ascontiguousarray(self.to_kji(score), np.float32))
+        return kji if self.sampling is None else self.sampling.back(kji)
 
-    def _place(self, oriented: NDArray[Any]) -> NDArray[Any]:
-        cropped = self.reorientation.inverse().apply(oriented)
-        i, j, k = self.original.size
-        if cropped.shape == (k, j, i):
-            return np.ascontiguousarray(cropped)
-        whole = np.zeros((k, j, i), cropped.dtype)
-        whole[tuple(slice(*bounds) for bounds in reversed(self.box))] = cropped
-        return whole
+    def _before_sampling(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Undo the steps (of an array (K, J, I)) that came after resampling."""
+        sampling = self.sampling
+        if sampling is not None:
+            for step in reversed(self.steps[self.steps.index(sampling) + 1 :]):
+                array = step.back(array)
+        return array
+
+    def _place(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Undo the steps that came before resampling."""
+        sampling = self.sampling
+        for step in reversed(self.steps if sampling is None else self.steps[: self.steps.index(sampling)]):
+            if not isinstance(step, Sampling):
+                array = step.back(array)
+        return np.ascontiguousarray(array)

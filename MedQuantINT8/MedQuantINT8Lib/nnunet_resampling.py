@@ -56,8 +56,9 @@ def nnunet_resampler(geometry: Geometry, target: Grid) -> NnunetResampler | None
         return None
     spacing = target.spacing
     if geometry.spacing is not None:
-        a, b, c = geometry.spacing
-        spacing = (a, b, c) if geometry.axis_order == "IJK" else (c, b, a)
+        wanted = geometry.spacing if geometry.axis_order == "IJK" else geometry.spacing[::-1]
+        i, j, k = (own if want is None else want for own, want in zip(target.spacing, wanted, strict=True))
+        spacing = (i, j, k)
     return NnunetResampler(geometry.spline or SplineResampling(3), geometry.score_spline or SplineResampling(1), spacing)
 
 

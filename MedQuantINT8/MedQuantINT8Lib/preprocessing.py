@@ -1,24 +1,30 @@
 """From a volume to network space and from labels back, driven by model.json alone.
 
-Order of steps: foreground crop, reorientation by flips and swaps, intensity normalisation (if it belongs to the input),
-resampling, intensity normalisation (if it belongs to network space). The way back undoes them in reverse; without
-resampling it is exact.
+The steps are taken in the order that the model says (:attr:`.model_spec.ModelSpec.steps`). The way back undoes those in space in
+reverse (:class:`.network_input.NetworkInput`); without resampling it is exact.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import InputError
 from .foreground_mask import filled_nonzero
-from .intensity import normalize, percentiles
-from .model_spec import NATIVE, ModelSpec
-from .network_grid import network_grid, sub_grid
+from .intensity import normalize, normalize_channels, percentiles
+from .model_spec import Fit, ModelSpec
+from .network_grid import along_ijk, network_grid
 from .network_input import NetworkInput
 from .nnunet_resampling import nnunet_resampler
-from .volume import UNTURNED, Volume, axis_map, resample, resample_by_slices
+from .spatial_steps import Box, Cut, Sampling, SpatialStep, Turn
+from .volume import Grid, Volume, axis_map
 
 __all__ = ["NetworkInput", "network_grid", "normalize", "percentiles", "preprocess"]
+
+_COMPARE = {">": np.greater, ">=": np.greater_equal, "<": np.less, "<=": np.less_equal, "!=": np.not_equal}
 
 
 def preprocess(volume: Volume, spec: ModelSpec) -> NetworkInput:
@@ -28,51 +34,116 @@ def preprocess(volume: Volume, spec: ModelSpec) -> NetworkInput:
         InputError: a volume that :meth:`Volume.check` refuses, or one with nothing left after the foreground crop.
     """
     volume.check(channels=len(spec.channels))
-    box = _crop_box(volume, spec)
-    inside = (slice(None), *(slice(*bounds) for bounds in reversed(box)))
-    cropped_grid = sub_grid(volume.grid, box)
-    native = spec.geometry.orientation == NATIVE
-    turn = UNTURNED if native else axis_map(cropped_grid, spec.geometry.orientation)
-    first, last = (turn, UNTURNED) if spec.geometry.reorient == "first" else (UNTURNED, turn)
-    oriented_grid = first.map_grid(cropped_grid)
-    oriented = first.apply(volume.data[inside])
-    target = last.map_grid(network_grid(oriented_grid, spec))
-    resampler = nnunet_resampler(spec.geometry, target)
-    inside_head = filled_nonzero(oriented) if any(step.mask == "nonzero_filled" for step in spec.normalization) else None
-    channels = []
-    for number, channel in enumerate(oriented):
-        values = channel.astype(np.float32)
-        steps = tuple(step for step in spec.normalization if not step.channels or number in step.channels)
-        if spec.normalize_in == "input":
-            values = normalize(values, steps, inside_head)
-        if resampler is not None:
-            values = resampler.forward(values, oriented_grid, target.size)
-        elif spec.geometry.interpolation == "nnunet":
-            values = resample_by_slices(values, oriented_grid, target, "bspline")
-        else:
-            values = resample(values, oriented_grid, target, spec.geometry.interpolation)
-        if spec.normalize_in == "network":
-            values = normalize(values, steps)
-        channels.append(values if spec.geometry.axis_order == "KJI" else values.swapaxes(0, 2))
-    data = np.stack(channels) if len(channels) > 1 else channels[0][None]
-    data = np.ascontiguousarray(data, dtype=np.float32)
-    return NetworkInput(data, target, oriented_grid, volume.grid, box, first, spec.geometry.axis_order, resampler)
+    work = _Preparation(volume, spec)
+    for step in spec.steps:
+        getattr(work, step)()
+    return work.result()
 
 
-def _crop_box(volume: Volume, spec: ModelSpec) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    i, j, k = volume.grid.size
-    if spec.crop.kind == "none":
-        return (0, i), (0, j), (0, k)
-    threshold = spec.crop.threshold
-    mask = np.any(volume.data != 0 if spec.crop.kind == "nonzero" else volume.data > threshold, axis=0)
-    bounds = []
-    for axis, size in ((2, i), (1, j), (0, k)):
-        others = tuple(a for a in range(3) if a != axis)
-        hits = np.flatnonzero(np.any(mask, axis=others))
-        if hits.size == 0:
-            raise InputError(
-                f"{volume.name} has no voxel above {threshold:g}: nothing is left after the foreground crop.",
-                "Choose another volume or another model.",
-            )
-        bounds.append((max(0, int(hits[0]) - spec.crop.margin), min(size, int(hits[-1]) + 1 + spec.crop.margin)))
-    return bounds[0], bounds[1], bounds[2]
+class _Preparation:
+    """A volume under way; a method for each step of a model."""
+
+    def __init__(self, volume: Volume, spec: ModelSpec) -> None:
+        self._volume, self._spec = volume, spec
+        self._channels: list[NDArray[Any]] = list(volume.data)
+        self._done = list[SpatialStep]()
+        self._inside: NDArray[np.bool_] | None = None
+        self._normalizations, self._fits = iter(spec.normalization), iter(spec.fits)
+
+    @property
+    def _grid(self) -> Grid:
+        return self._done[-1].target if self._done else self._volume.grid
+
+    def crop(self) -> None:
+        crop = self._spec.crop
+        self._cut(Cut(self._grid, self._foreground(), crop.padding, crop.pad_value))
+
+    def fit(self) -> None:
+        fit = next(self._fits)
+        self._cut(Cut(self._grid, self._fitted(fit), fit.padding, fit.pad_value))
+
+    def _cut(self, cut: Cut) -> None:
+        self._done.append(cut)
+        for n, channel in enumerate(self._channels):
+            self._channels[n] = cut.forward(channel)
+
+    def reorient(self) -> None:
+        turn = Turn(self._grid, axis_map(self._grid, self._spec.geometry.orientation))
+        self._done.append(turn)
+        self._channels = [turn.forward(channel) for channel in self._channels]
+
+    def resample(self) -> None:
+        geometry = self._spec.geometry
+        target = network_grid(self._grid, geometry)
+        sampling = Sampling(self._grid, target, geometry, nnunet_resampler(geometry, target))
+        self._done.append(sampling)
+        # One after the other: each takes the place of the one that it comes from.
+        for n in range(len(self._channels)):
+            self._channels[n] = sampling.forward(self._channels[n].astype(np.float32, copy=False))
+
+    def normalize(self) -> None:
+        for n in range(len(self._channels)):
+            self._channels[n] = self._channels[n].astype(np.float32, copy=False)
+        step = next(self._normalizations)
+        if self._inside is None and step.mask == "nonzero_filled":
+            # Found in the scan as it came: what another channel became in the meantime is no longer 0 outside.
+            self._inside = filled_nonzero(np.stack([self._through(channel) for channel in self._volume.data]))
+        normalize_channels(self._channels, step, self._inside)
+
+    def _through(self, channel: NDArray[Any]) -> NDArray[Any]:
+        """A channel of the scan after the steps in space, none of which resamples."""
+        for step in self._done:
+            channel = step.forward(channel)
+        return channel
+
+    def result(self) -> NetworkInput:
+        order = self._spec.geometry.axis_order
+        channels = [c.astype(np.float32, copy=False) if order == "KJI" else c.astype(np.float32, copy=False).swapaxes(0, 2) for c in self._channels]
+        data = np.stack(channels) if len(channels) > 1 else channels[0][None]
+        data = np.ascontiguousarray(data, dtype=np.float32)
+        return NetworkInput(data, self._grid, self._volume.grid, order, tuple(self._done))
+
+    def _foreground(self) -> Box:
+        """The box around foreground, (start, stop) along I, J, K."""
+        crop, size = self._spec.crop, self._grid.size
+        compare = _COMPARE["!=" if crop.kind == "nonzero" else crop.comparison]
+        threshold = 0.0 if crop.kind == "nonzero" else crop.threshold
+        mask = np.zeros(self._channels[0].shape, bool)
+        for number, channel in enumerate(self._channels):
+            if not crop.channels or number in crop.channels:
+                mask |= compare(channel, threshold)
+        margins = along_ijk(crop.margins or (crop.margin,) * 3, self._spec.geometry)
+        multiples = along_ijk(crop.multiples, self._spec.geometry)
+        box = []
+        for axis, (length, margin, multiple) in enumerate(zip(size, margins, multiples, strict=True)):
+            hits = np.flatnonzero(np.any(mask, axis=tuple(a for a in range(3) if a != 2 - axis)))
+            if hits.size == 0:
+                said = "different from 0" if crop.kind == "nonzero" else f"{crop.comparison} {threshold:g}"
+                said = f"above {threshold:g}" if said.startswith("> ") else said
+                raise InputError(
+                    f"{self._volume.name} has no voxel {said}: nothing is left after the foreground crop.",
+                    "Choose another volume or another model.",
+                )
+            start, stop = int(hits[0]) - margin, int(hits[-1]) + 1 + margin
+            if crop.beyond == "cut":
+                start, stop = max(0, start), min(length, stop)
+            more = (start - stop) % multiple
+            start -= more // 2
+            box.append((start, stop + more - more // 2))
+        return box[0], box[1], box[2]
+
+    def _fitted(self, fit: Fit) -> Box:
+        """The box of a crop or padding around the middle."""
+        sizes = along_ijk(fit.size, self._spec.geometry)
+        shares = along_ijk(fit.share, self._spec.geometry)
+        box = []
+        for length, size, share in zip(self._grid.size, sizes, shares, strict=True):
+            if fit.kind in ("crop", "crop_share"):
+                wanted = math.ceil(share * length) if fit.kind == "crop_share" else size or length
+                start = max(length // 2 - wanted // 2, 0)
+                box.append((start, min(start + wanted, length)))
+                continue
+            wanted = length if size is None else -(-length // size) * size if fit.kind == "pad_multiple" else max(size, length)
+            before = 0 if fit.at_end else (wanted - length) // 2
+            box.append((-before, wanted - before))
+        return box[0], box[1], box[2]

@@ -31,7 +31,7 @@ from .ranges import check_ranges
 from .segmenter import SegmentationOptions, SegmentationResult, patch_for, plan_for, segment_volume, window_of
 from .segmenter import segment as segment_in_network_space
 from .shelf import EngineShelf, NoShelf
-from .volume import UNTURNED, Volume
+from .volume import Volume
 from .volume_io import read_volume
 
 Source = str | os.PathLike[str]
@@ -126,10 +126,8 @@ def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder
     """Foreground as the FP32 network itself finds it: every voxel that it gives a label."""
 
     def find(network_input: NetworkInput) -> NDArray[np.bool_]:
-        grid = network_input.grid
-        i, j, k = grid.size
         # The volume as its own original: the labels come back in network space.
-        inside = replace(network_input, oriented=grid, original=grid, box=((0, i), (0, j), (0, k)), reorientation=UNTURNED)
+        inside = replace(network_input, original=network_input.grid, steps=())
         patch = patch_for(inside, package.spec, SegmentationOptions())
 
         def labels_by(choice: EngineChoice) -> NDArray[Any]:

@@ -18,9 +18,12 @@ from .model_spec import (
     Cleaning,
     CleaningKind,
     Code,
+    Comparison,
     Crop,
     CropKind,
     Decision,
+    Fit,
+    FitKind,
     Geometry,
     Interpolation,
     Label,
@@ -33,6 +36,7 @@ from .model_spec import (
     Placement,
     Resampled,
     SplineResampling,
+    Step,
     Terminology,
     Window,
 )
@@ -126,9 +130,22 @@ def _triple(parse_item: Callable[[Any, str], _T]) -> Callable[[Any, str], tuple[
     return parse
 
 
+def _maybe(parse_item: Callable[[Any, str], _T]) -> Callable[[Any, str], _T | None]:
+    def parse(value: Any, where: str) -> _T | None:
+        return None if value is None else parse_item(value, where)
+
+    return parse
+
+
 def _positive(value: Any, where: str) -> float:
     if (number := _number(value, where)) <= 0:
         raise _bad(where, "must be above 0")
+    return number
+
+
+def _not_negative(value: Any, where: str) -> float:
+    if (number := _number(value, where)) < 0:
+        raise _bad(where, "must be at least 0")
     return number
 
 
@@ -204,7 +221,6 @@ _code = _record(Code, scheme=_name, value=_name, meaning=_name)
 _terminology = _record(Terminology, category=_code, type=_code, modifier=_code)
 _label = _record(Label, value=_count, name=_name, channel=_whole, color=_triple(_byte), terminology=_terminology)
 _channel = _record(Channel, name=_name)
-_crop = _record(Crop, kind=_choice(CropKind), threshold=_number, margin=_whole)
 def _order(*allowed: int) -> Callable[[Any, str], int]:
     def parse(value: Any, where: str) -> int:
         if isinstance(value, bool) or value not in allowed:
@@ -215,18 +231,48 @@ def _order(*allowed: int) -> Callable[[Any, str], int]:
 
 
 _spline = _record(SplineResampling, order=_order(0, 1, 3), order_z=_order(0, 1), separate_z=_flag, threshold=_positive)
+_crop = _record(
+    Crop,
+    kind=_choice(CropKind),
+    threshold=_number,
+    margin=_whole,
+    comparison=_choice(Comparison),
+    margins=_triple(_whole),
+    multiples=_triple(_count),
+    channels=_each(_whole, 0),
+    beyond=_choice(Literal["cut", "pad"]),
+    padding=_choice(Padding),
+    pad_value=_number,
+)
+_fit = _record(
+    Fit,
+    kind=_choice(FitKind),
+    size=_triple(_maybe(_count)),
+    share=_triple(_positive),
+    padding=_choice(Padding),
+    pad_value=_number,
+    at_end=_flag,
+)
 _geometry = _record(
     Geometry,
     axis_order=_choice(AxisOrder),
     orientation=_orientation,
-    spacing=_triple(_positive),
-    size=_triple(_count),
+    spacing=_triple(_maybe(_positive)),
+    size=_triple(_maybe(_count)),
     anchor=_choice(Anchor),
     interpolation=_choice(Interpolation),
     tolerance=_overlap,
     reorient=_choice(Literal["first", "last"]),
     spline=_spline,
     score_spline=_spline,
+    tolerance_mm=_not_negative,
+    min_spacing=_triple(_maybe(_not_negative)),
+    max_spacing=_triple(_maybe(_not_negative)),
+    diagonal=_flag,
+    outside=_choice(Literal["border", "zeros"]),
+    longest=_count,
+    resize=_choice(Literal["resample", "torch"]),
+    anti_aliasing=_flag,
 )
 _window = _record(
     Window,
@@ -273,6 +319,8 @@ _plain_normalization = _record(
     clip=_flag,
     mask=_choice(MaskKind),
     channels=_each(_whole, 0),
+    over=_choice(Literal["channel", "all"]),
+    fill=_number,
 )
 
 
@@ -288,9 +336,12 @@ def _normalization(value: Any, where: str) -> Normalization:
     for name in needed.get(step.kind, ()):
         if getattr(step, name) is None:
             raise _bad(where, f"of kind {step.kind} needs '{name}'")
-    if step.low is not None and step.high is not None and step.low >= step.high:
+    if step.kind in ("clip", "clip_percentile", "threshold") and step.low is None and step.high is None:
+        raise _bad(where, f"of kind {step.kind} needs 'low' or 'high'")
+    falling = step.kind == "linear" and step.low != step.high
+    if step.low is not None and step.high is not None and step.low >= step.high and not falling:
         raise _bad(where, "needs 'low' below 'high'")
-    if step.kind == "percentile" and not ((step.low or 0) >= 0 and (step.high or 0) <= 100):
+    if step.kind in ("percentile", "clip_percentile") and not ((step.low or 0) >= 0 and (step.high or 0) <= 100):
         raise _bad(where, "needs percentiles from 0 to 100")
     return step
 
@@ -314,6 +365,8 @@ _plain_spec = _record(
     crop=_crop,
     normalize_in=_choice(Literal["network", "input"]),
     cleaning=_each(_cleaning, 0),
+    order=_each(_choice(Step), 0),
+    fits=_each(_fit, 0),
 )
 
 
@@ -359,10 +412,39 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
         raise _bad(f"{where}: 'labels'", "has a value above 65535")
     if strangers := sorted({n for step in spec.normalization for n in step.channels if n >= len(spec.channels)}):
         raise _bad(f"{where}: 'normalization'", f"names the channel {strangers[0]}, which the model does not have")
-    if spec.normalize_in == "network" and any(step.mask == "nonzero_filled" for step in spec.normalization):
-        raise _bad(f"{where}: 'normalization'", "with the mask nonzero_filled needs 'normalize_in' to be input")
-    if spec.geometry.spacing and spec.geometry.size:
-        raise _bad(f"{where}: 'geometry'", "may have 'spacing' or 'size', not both")
+    geometry = spec.geometry
+    if sum(value is not None for value in (geometry.spacing, geometry.size, geometry.longest)) > 1:
+        raise _bad(f"{where}: 'geometry'", "may have 'spacing', 'size' or 'longest', not several of them")
+    if geometry.interpolation in ("area", "exact") and geometry.resize != "torch":
+        raise _bad(f"{where}: 'geometry'", f"has the interpolation {geometry.interpolation}, which needs 'resize' to be torch")
+    if strangers := sorted(n for n in spec.crop.channels if n >= len(spec.channels)):
+        raise _bad(f"{where}: 'crop'", f"names the channel {strangers[0]}, which the model does not have")
+    _check_order(spec, where)
     for size, multiple in zip(spec.window.patch_size, spec.window.multiples, strict=True):
         if size % multiple:
             raise _bad(f"{where}: 'window'", f"has a patch size of {size}, which is no multiple of {multiple}")
+
+
+def _check_order(spec: ModelSpec, where: str) -> None:
+    """Every step of preprocessing has its place, as often as there is one of it."""
+    counts = {
+        "crop": int(spec.crop.kind != "none"),
+        "reorient": int(spec.geometry.orientation != NATIVE),
+        "resample": int(spec.geometry.resampled),
+        "normalize": len(spec.normalization),
+        "fit": len(spec.fits),
+    }
+    for step, count in counts.items():
+        if (spec.order or spec.fits) and spec.order.count(step) != count:  # type: ignore[arg-type]
+            raise _bad(f"{where}: 'order'", f"must name {step!r} {count} time(s), as often as the model has it")
+    if any(step.mask == "nonzero_filled" for step in spec.normalization):
+        steps = list(spec.steps)
+        count = max(n for n, step in enumerate(spec.normalization, 1) if step.mask == "nonzero_filled")
+        done = [n for n, step in enumerate(steps) if step == "normalize"][count - 1]
+        if "resample" in steps[:done]:
+            raise _bad(f"{where}: 'normalization'", "with the mask nonzero_filled needs 'normalize_in' to be input")
+    places = {step: spec.order.index(step) for step in spec.order}
+    if "reorient" in places and "resample" in places:
+        later = places["reorient"] > places["resample"]
+        if later != (spec.geometry.reorient == "last"):
+            raise _bad(f"{where}: 'order'", "must have 'reorient' and 'resample' as 'geometry.reorient' says")

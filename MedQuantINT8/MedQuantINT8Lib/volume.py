@@ -228,8 +228,10 @@ def matrix_from_sitk(image: Any) -> Matrix:
     return LPS_FROM_RAS @ lps
 
 
-def _with_border(data: NDArray[Any], to_source: Matrix, target_size: tuple[int, int, int]) -> tuple[NDArray[Any], Matrix]:
-    """Repeat the outermost voxels where the target reaches up to two voxels beyond them.
+def _with_border(
+    data: NDArray[Any], to_source: Matrix, target_size: tuple[int, int, int], outside: str = "border"
+) -> tuple[NDArray[Any], Matrix]:
+    """Continue a scan where the target reaches up to two voxels beyond its outermost ones: by these, or by zeros.
 
     SimpleITK takes the nearest voxel outside, along all axes at once; MONAI clamps each axis and still interpolates
     along the others. With the border repeated both give the same.
@@ -239,13 +241,19 @@ def _with_border(data: NDArray[Any], to_source: Matrix, target_size: tuple[int, 
     )
     reached = corners @ to_source.T[:, :3]
     last = np.array(data.shape[::-1]) - 1
-    before = np.clip(np.ceil(-reached.min(axis=0) - 0.5), 0, 2).astype(int)
-    after = np.clip(np.ceil(reached.max(axis=0) - last - 0.5), 0, 2).astype(int)
+    # Up to half a voxel beyond, SimpleITK's own answer is the border; zeros are blended in from the outermost centres on.
+    room = 0.5 if outside == "border" else 1e-5
+    before = np.clip(np.ceil(-reached.min(axis=0) - room), 0, 2).astype(int)
+    after = np.clip(np.ceil(reached.max(axis=0) - last - room), 0, 2).astype(int)
     if not (before.any() or after.any()):
         return data, to_source
+    return _padded(data, to_source, before, after, "edge" if outside == "border" else "constant")
+
+
+def _padded(data: NDArray[Any], to_source: Matrix, before: NDArray[Any], after: NDArray[Any], mode: Any) -> tuple[NDArray[Any], Matrix]:
     shifted = to_source.copy()
     shifted[:3, 3] += before
-    return np.pad(data, list(zip(before[::-1], after[::-1], strict=True)), mode="edge"), shifted
+    return np.pad(data, list(zip(before[::-1], after[::-1], strict=True)), mode=mode), shifted
 
 
 _INTERPOLATORS = {"linear": "sitkLinear", "bspline": "sitkBSpline", "nearest": "sitkNearestNeighbor"}
@@ -285,11 +293,17 @@ def resample_by_slices(data: NDArray[Any], source: Grid, target: Grid, interpola
     return resample(resample(data, source, between, interpolation), between, target, "nearest")
 
 
-def resample(data: NDArray[Any], source: Grid, target: Grid, interpolation: str) -> NDArray[Any]:
+def resample(
+    data: NDArray[Any], source: Grid, target: Grid, interpolation: str, *, outside: str = "border", border: int = 0
+) -> NDArray[Any]:
     """Sample one channel (K, J, I) of ``source`` at the voxel centres of ``target``.
 
     Outside the source the nearest voxel's value is taken, as MONAI's ``padding_mode="border"`` does. float arrays stay
     float32; integer arrays keep their dtype with "nearest" and become float32 otherwise.
+
+    Args:
+        outside: "zeros" for 0 outside the source, which is blended in between its outermost voxels and the next (linear only).
+        border: so many of the outermost voxels are repeated before a spline is fitted; without them it is mirrored.
     """
     if source == target:
         return data if interpolation == "nearest" else data.astype(np.float32, copy=False)
@@ -300,7 +314,9 @@ def resample(data: NDArray[Any], source: Grid, target: Grid, interpolation: str)
         data = data.astype(np.float32, copy=False)
     to_source = np.linalg.inv(source.ijk_to_ras) @ target.ijk_to_ras
     if interpolation == "linear":
-        data, to_source = _with_border(data, to_source, target.size)
+        data, to_source = _with_border(data, to_source, target.size, outside)
+    elif border:
+        data, to_source = _padded(data, to_source, np.full(3, border), np.full(3, border), "edge")
     image = sitk.GetImageFromArray(np.ascontiguousarray(data))
     transform = sitk.AffineTransform(to_source[:3, :3].ravel().tolist(), to_source[:3, 3].tolist())
     resampler = sitk.ResampleImageFilter()

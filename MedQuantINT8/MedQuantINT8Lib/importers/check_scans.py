@@ -71,7 +71,9 @@ def _patch_ras(spec: ModelSpec) -> NDArray[np.float64]:
 
 
 def _spacing_ras(spec: ModelSpec) -> NDArray[np.float64]:
-    return np.array(_along_ras(spec, spec.geometry.spacing or (1.1, 1.0, 1.3)), dtype=float)
+    wanted = spec.geometry.spacing or (None, None, None)
+    a, b, c = (usual if want is None else want for usual, want in zip((1.1, 1.0, 1.3), wanted, strict=True))
+    return np.array(_along_ras(spec, (a, b, c)), dtype=np.float64)
 
 
 def _along_ras(spec: ModelSpec, values: tuple[float, float, float]) -> list[float]:

@@ -9,7 +9,7 @@ from ..errors import PackageError
 from .expressions import Unresolved
 
 #: Arguments of dictionary transforms that change neither voxels nor labels.
-_HARMLESS = {"_target_", "_disabled_", "_desc_", "_requires_", "_mode_", "keys", "allow_missing_keys", "lazy"}
+_HARMLESS = {"_target_", "_disabled_", "_desc_", "_requires_", "_mode_", "keys", "allow_missing_keys"}
 ADVICE = "Describe the network by hand: medquant import onnx, or give --spec."
 TRUST = "If you trust where it comes from, give --trust-code; else describe the network by hand: medquant import onnx, or give --spec."
 
@@ -92,8 +92,20 @@ class Arguments:
     def only(self, name: str, *harmless: Any) -> None:
         """Refuse the argument unless it is left out or has one of the ``harmless`` values."""
         value = self.of_key(name, harmless[0] if harmless else None)
-        if name in self._given and value is not None and value not in harmless and str(value) not in [str(h) for h in harmless]:
+        if name not in self._given or value is None:
+            return
+        if isinstance(value, Unresolved) or (value not in harmless and str(value) not in [str(h) for h in harmless]):
             raise self.refusal(name, value)
+
+    def dtype(self, name: str) -> str:
+        """A type of numbers by its name, such as float32 (the type where the argument is left out or null)."""
+        value = self.of_key(name)
+        value = value.text if isinstance(value, Unresolved) else value
+        if value is None:
+            return "float32"
+        if not isinstance(value, str):
+            raise self.refusal(name, value)
+        return value.strip("$ ").rsplit(".", 1)[-1]
 
     def ignore(self, *names: str) -> None:
         """Mark arguments that change neither voxels nor labels."""
@@ -111,10 +123,11 @@ class Arguments:
             PackageError: names the first of them.
         """
         for name, value in self._given.items():
-            if name not in self._read and value is not None:
+            if name not in self._read and value is not None and not (name == "lazy" and not true(value)):
                 raise self.refusal(name, value)
 
 
 def _shown(value: Any) -> str:
-    """A value for a message; one that only code could give is named as such."""
-    return "an expression that is code" if isinstance(value, Unresolved) else repr(value)[:80]
+    """A value for a message; one that only code could give by its text."""
+    text = getattr(value, "text", None) if isinstance(value, Unresolved) else repr(value)
+    return "an expression that is code" if text is None else str(text)[:80]

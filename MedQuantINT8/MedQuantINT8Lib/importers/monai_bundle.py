@@ -81,7 +81,8 @@ class _Bundle:
         image = _one_of(_part(formats.get("inputs"), "inputs"), "image")
         pred = _one_of(_part(formats.get("outputs"), "outputs"), "pred")
         channels = self._output_channels(definition, classes, pred)
-        preprocessing = translate_preprocessing(self._transforms("preprocessing"))
+        inputs = self._channels(image, definition)
+        preprocessing = translate_preprocessing(self._transforms("preprocessing"), len(inputs))
         run = self._function if self._trust else None
         post = translate_postprocessing(self._transforms("postprocessing"), channels, vista=classes is not None, run=run)
         window = self._window(definition)
@@ -91,7 +92,7 @@ class _Bundle:
             name=re.sub(r"[^A-Za-z0-9._-]", "-", self._said("name") or self._folder.name).lstrip("._-") or "bundle",
             version=self._said("version") or "1",
             modality=_word(image.get("modality")) or _word(image.get("format")) or "unknown",
-            channels=self._channels(image, definition),
+            channels=inputs,
             geometry=preprocessing.geometry,
             normalization=preprocessing.normalization,
             window=window,
@@ -105,6 +106,8 @@ class _Bundle:
             description=self._said("description"),
             crop=preprocessing.crop,
             normalize_in=preprocessing.normalize_in,  # type: ignore[arg-type]
+            order=preprocessing.order,
+            fits=preprocessing.fits,
         )
         return Understood(spec, network, self._notes)
 

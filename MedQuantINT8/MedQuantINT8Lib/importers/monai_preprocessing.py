@@ -1,22 +1,30 @@
-"""MONAI's transforms before the network as the fields of model.json. One that is not understood is an error that names it."""
+"""MONAI's transforms before the network as the fields of model.json. One that is not understood is an error that names it.
+
+Each transform becomes steps (:mod:`.monai_spatial`, :mod:`.monai_intensity`); here they are put together for the entry of MONAI's
+dictionary that the network reads, with their order where it is not the usual one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import PackageError
-from ..model_spec import NATIVE, Crop, Geometry, Normalization
-from .monai_arguments import enabled, first, transform_name, true
+from ..model_spec import NATIVE, Crop, Fit, Geometry, Normalization, Step, usual_order
+from .monai_arguments import ADVICE, Arguments, enabled, transform_name, true
+from .monai_intensity import HANDLERS as INTENSITY
+from .monai_intensity import cast
+from .monai_spatial import HANDLERS as SPATIAL
+from .monai_spatial import Orient, Resample
 
-_LOADING = {
-    "LoadImaged", "EnsureChannelFirstd", "AddChanneld", "EnsureTyped", "ToTensord", "CastToTyped", "ToDeviced", "Identityd",
-    "DeleteItemsd", "SelectItemsd", "FromMetaTensord", "SqueezeDimd",
+#: What changes no voxel, with the arguments that are understood to do so.
+_HARMLESS: dict[str, tuple[str, ...]] = {
+    "AddChanneld": (), "ToDeviced": ("device", "non_blocking"), "Identityd": (), "SelectItemsd": (), "DeleteItemsd": ("sep", "use_re"),
+    "FromMetaTensord": ("data_type",), "ToMetaTensord": (), "VistaPreTransformd": ("special_index", "labels_replace_dict", "subclass"),
+    "SimulateDelayd": ("delay_time",), "DataStatsd": ("prefix", "data_type", "data_shape", "value_range", "data_value", "name"),
 }  # fmt: skip
-#: Padding up to the window, which the sliding window does; prompts of VISTA3D, which the exported graph holds.
-_DONE_ELSEWHERE = {"SpatialPadd", "DivisiblePadd", "VistaPreTransformd"}
-_INTERPOLATION = {"bilinear": "linear", "nearest": "nearest", "3": "bspline"}
+_READERS = ("NibabelReader", "ITKReader", "PydicomReader", "NrrdReader", "NumpyReader", "ITKreader")
 
 
 @dataclass
@@ -27,155 +35,202 @@ class Preprocessing:
     crop: Crop
     normalization: tuple[Normalization, ...]
     normalize_in: str
+    order: tuple[Step, ...] = ()
+    fits: tuple[Fit, ...] = ()
     notes: list[str] = field(default_factory=list)
 
 
-def _triple(value: Any, where: str) -> tuple[float, float, float]:
-    numbers = [value] * 3 if isinstance(value, int | float) else value
-    if not isinstance(numbers, list | tuple) or len(numbers) != 3 or not all(isinstance(n, int | float) for n in numbers):
-        raise PackageError(f"{where} is {value!r}; three numbers were expected.", "Correct the bundle's configuration.")
-    a, b, c = (float(n) for n in numbers)
-    return a, b, c
-
-
-def translate_preprocessing(transforms: Sequence[Any]) -> Preprocessing:
+def translate_preprocessing(transforms: Sequence[Any], channels: int | None = None) -> Preprocessing:
     """Translate the transforms that run before the network.
 
+    Args:
+        channels: how many the network has, where that is known.
+
     Raises:
-        PackageError: a transform, or an order of transforms, that model.json cannot say; names it.
+        PackageError: a transform, an argument of one, or an order that model.json cannot say; names it.
     """
-    reader = _Reader()
-    for transform in enabled(transforms):
-        name = transform_name(transform)
-        if name in _LOADING | _DONE_ELSEWHERE:
+    wanted = enabled(transforms)
+    names = [transform_name(transform) for transform in wanted]
+    image, members, joined = _members(wanted, names)
+    reader = _Reader(len(members) if joined is not None else channels)
+    for place, (transform, name) in enumerate(zip(wanted, names, strict=True)):
+        if joined is not None and place == joined:
+            _concatenation(Arguments(transform))
             continue
-        handler = getattr(reader, name.lower(), None)
-        if handler is None:
-            raise PackageError(
-                f"The bundle's preprocessing uses {name}, which is not understood.",
-                "Describe the preprocessing by hand: medquant import onnx, or give --spec.",
-            )
-        handler(transform)
+        # Before the channels are joined each has a key of its own; afterwards there is one.
+        current = members if joined is not None and place < joined else [image]
+        keys = [key for key in current if key in Arguments(transform).keys]
+        if keys or name == "LoadImaged":
+            reader.read(transform, name, keys or current, current)
     return reader.result()
 
 
-class _Reader:
-    """Reads transforms in their order; a method a transform, in lower case."""
+def _members(transforms: list[dict[str, Any]], names: list[str]) -> tuple[str, list[str], int | None]:
+    """The key that the network reads, the keys of its channels, and which transform joins them."""
+    keys = [Arguments(transform).keys for transform in transforms]
+    places = [n for n, name in enumerate(names) if name == "ConcatItemsd"]
+    if len(places) > 1:
+        raise PackageError("The bundle joins channels twice (ConcatItemsd), which is not understood.", ADVICE)
+    if places:
+        joined = str(transforms[places[0]].get("name", "image"))
+        return joined, keys[places[0]], places[0]
+    if any("image" in found for found in keys):
+        return "image", ["image"], None
+    key = next((found[0] for found in keys if found), "image")
+    return key, [key], None
 
-    def __init__(self) -> None:
+
+def _concatenation(t: Arguments) -> None:
+    if len(set(t.keys)) != len(t.keys):
+        raise t.refusal("keys", t.keys)
+    t.only("dim", 0)
+    t.ignore("name")
+    t.finish()
+
+
+class _Reader:
+    """Puts the steps of transforms together, in their order."""
+
+    def __init__(self, channels: int | None) -> None:
+        self._channels = channels
         self._orientation = NATIVE
-        self._spacing: tuple[float, float, float] | None = None
-        self._size: tuple[int, int, int] | None = None
-        self._interpolation, self._tolerance, self._reorient = "linear", 0.001, "first"
-        self._crop, self._steps = Crop(), list[Normalization]()
-        self._intensity_first: bool | None = None
+        self._resample: Geometry | None = None
+        self._crop: Crop | None = None
+        self._steps, self._fits, self._order = list[Normalization](), list[Fit](), list[Step]()
+        self._untracked = ""
         self.notes: list[str] = []
 
-    def result(self) -> Preprocessing:
-        geometry = Geometry(
-            "IJK",
-            self._orientation,
-            self._spacing,
-            self._size,
-            "centers",
-            self._interpolation,  # type: ignore[arg-type]
-            self._tolerance,
-            self._reorient,  # type: ignore[arg-type]
-        )
-        where = "input" if self._intensity_first else "network"
-        return Preprocessing(geometry, self._crop, tuple(self._steps), where, self.notes)
-
-    @property
-    def _resampled(self) -> bool:
-        return self._spacing is not None or self._size is not None
-
-    def _step(self, *steps: Normalization) -> None:
-        if self._resampled and self._intensity_first:
-            raise PackageError(
-                "The bundle changes intensities both before and after resampling, which is not understood.",
-                "Give a description with --spec.",
-            )
-        if not self._resampled:
-            self._intensity_first = True
-        self._steps.extend(steps)
-
-    def orientationd(self, t: dict[str, Any]) -> None:
-        codes = t.get("axcodes", "RAS")
-        self._orientation = "RAS" if true(t.get("as_closest_canonical")) else "".join(codes)
-        self._reorient = "last" if self._resampled else "first"
-
-    def spacingd(self, t: dict[str, Any]) -> None:
-        spacing = _triple(t.get("pixdim"), "Spacingd's pixdim")
-        self._spacing = spacing
-        mode = str(first(t.get("mode", "bilinear")))
-        if mode not in _INTERPOLATION:
-            raise PackageError(f"Spacingd's mode is {mode!r}, which is not understood.", "Give a description with --spec.")
-        self._interpolation = _INTERPOLATION[mode]
-        if t.get("min_pixdim") is not None:
-            low = _triple(t["min_pixdim"], "Spacingd's min_pixdim")
-            self._tolerance = max(1 - a / b for a, b in zip(low, spacing, strict=True))
-
-    def resized(self, t: dict[str, Any]) -> None:
-        a, b, c = _triple(t.get("spatial_size"), "Resized's spatial_size")
-        self._size = (int(a), int(b), int(c))
-
-    def scaleintensityranged(self, t: dict[str, Any]) -> None:
-        low, high = t.get("b_min"), t.get("b_max")
-        self._step(Normalization("window", low=float(t["a_min"]), high=float(t["a_max"]), clip=true(t.get("clip"))))
-        self._to(low, high)
-
-    def scaleintensityrangepercentilesd(self, t: dict[str, Any]) -> None:
-        if true(t.get("relative")):
-            raise PackageError("ScaleIntensityRangePercentilesd with 'relative' is not understood.", "Give a description with --spec.")
-        self._step(Normalization("percentile", low=float(t["lower"]), high=float(t["upper"]), clip=true(t.get("clip"))))
-        self._to(t.get("b_min"), t.get("b_max"))
-
-    def scaleintensityd(self, t: dict[str, Any]) -> None:
-        if t.get("factor") is not None:
-            raise PackageError("ScaleIntensityd with a factor is not understood.", "Give a description with --spec.")
-        self._step(Normalization("minmax"))
-        self._to(t.get("minv", 0.0), t.get("maxv", 1.0))
-
-    def _to(self, low: Any, high: Any) -> None:
-        if low is not None and high is not None and (float(low), float(high)) != (0.0, 1.0):
-            self._step(Normalization("linear", low=float(low), high=float(high)))
-
-    def normalizeintensityd(self, t: dict[str, Any]) -> None:
-        mean, std = t.get("subtrahend"), t.get("divisor")
-        if mean is None and std is None:
-            self._step(Normalization("zscore", mask="nonzero" if true(t.get("nonzero")) else "all"))
+    def read(self, transform: dict[str, Any], name: str, keys: list[str], members: list[str]) -> None:
+        """One transform, for those of the channels' keys that it names."""
+        found = [_steps(transform, name, key) for key in keys]
+        if name in ("EnsureTyped", "ToTensord", "FromMetaTensord") and (
+            name == "FromMetaTensord" or not true(transform.get("track_meta", True))
+        ):
+            self._untracked = name
+        if len(members) == 1:
+            for step in found[0]:
+                self._add(self._of_source(step, transform, members), name)
             return
-        if not isinstance(mean, int | float) or not isinstance(std, int | float) or true(t.get("nonzero")):
-            raise PackageError(
-                "NormalizeIntensityd with a subtrahend and divisor for each channel is not understood.",
-                "Give a description with --spec.",
-            )
-        self._step(Normalization("linear", low=-mean / std, high=(1 - mean) / std))
+        everywhere = keys == members or set(keys) == set(members)
+        if everywhere and all(steps == found[0] for steps in found):
+            for step in found[0]:
+                # Each key is a channel by itself: what is computed over all of it is computed over a channel.
+                each = replace(step, over="channel") if isinstance(step, Normalization) else self._of_source(step, transform, members)
+                self._add(each, name)
+            return
+        for key, steps in zip(keys, found, strict=True):
+            for step in steps:
+                if not isinstance(step, Normalization):
+                    raise PackageError(f"The bundle's {name} treats the channels' keys differently, which is not understood.", ADVICE)
+                self._add(replace(step, over="channel", channels=(members.index(key),)), name)
 
-    def cropforegroundd(self, t: dict[str, Any]) -> None:
-        margin = int(first(t.get("margin", 0)))
-        threshold = 0.0
-        if self._steps:
-            kinds = [step.kind for step in self._steps]
-            if kinds not in (["window"], ["window", "linear"]):
-                raise PackageError(
-                    f"The bundle crops the foreground of an image that is normalised by {self._steps[-1].kind}, which is not understood.",
-                    "Give a description with --spec.",
-                )
-            threshold = _raw_zero(self._steps)
-        self._crop = Crop("threshold", threshold, margin)
-        if self._resampled and margin:
-            self.notes.append("the bundle crops after resampling; here the margin counts voxels of the scan")
+    def _of_source(self, step: Any, transform: dict[str, Any], members: list[str]) -> Any:
+        """A crop with the channels that its source key names."""
+        if not isinstance(step, Crop):
+            return step
+        source = str(transform.get("source_key", members[0]))
+        if source not in members:
+            raise PackageError(f"The bundle crops by the foreground of {source!r}, which is not the network's image.", ADVICE)
+        return replace(step, channels=(members.index(source),)) if len(members) > 1 else step
+
+    def _add(self, step: Any, name: str) -> None:
+        if isinstance(step, Normalization):
+            if self._channels == 1:
+                step = replace(step, over="channel", channels=())
+            self._steps.append(step)
+            self._order.append("normalize")
+            return
+        if self._untracked and not isinstance(step, Fit):
+            raise PackageError(f"The bundle's {name} follows {self._untracked}, after which MONAI no longer knows where voxels lie.", ADVICE)
+        if isinstance(step, Orient):
+            self._once(self._orientation != NATIVE and self._orientation != step.axcodes, name)
+            if self._orientation == NATIVE:
+                self._order.append("reorient")
+            self._orientation = step.axcodes
+        elif isinstance(step, Resample):
+            self._once(self._resample is not None, name)
+            self._resample = step.geometry
+            self._order.append("resample")
+        elif isinstance(step, Crop):
+            self._once(self._crop is not None, name)
+            self._crop = step
+            self._order.append("crop")
+        elif isinstance(step, Fit):
+            self._fits.append(step)
+            self._order.append("fit")
+
+    def _once(self, again: bool, name: str) -> None:
+        if again:
+            raise PackageError(f"The bundle's preprocessing uses {name} more than once, which is not understood.", ADVICE)
+
+    def result(self) -> Preprocessing:
+        order = tuple(self._order)
+        resampled, turned = "resample" in order, "reorient" in order
+        last = resampled and turned and order.index("resample") < order.index("reorient")
+        geometry = replace(self._resample or Geometry(), orientation=self._orientation, reorient="last" if last else "first")
+        crop = self._crop or Crop()
+        normalized = "normalize" in order
+        where = "input" if normalized and resampled and order.index("normalize") < order.index("resample") else "network"
+        if not resampled and normalized:
+            where = "input"
+        usual = usual_order(geometry, crop, self._steps, where)
+        plain = crop.margins is None and crop.multiples == (1, 1, 1) and crop.beyond == "cut"
+        # A plain crop may stand before or after flips and swaps.
+        swapped = tuple(order)
+        if plain and order[:2] == ("reorient", "crop"):
+            swapped = ("crop", "reorient", *order[2:])
+        return Preprocessing(
+            geometry, crop, tuple(self._steps), where, () if swapped == usual else order, tuple(self._fits), self.notes
+        )
 
 
-def _raw_zero(steps: list[Normalization]) -> float:
-    """The scan's intensity that a window, and a linear step after it, bring to 0."""
-    window = steps[0]
-    assert window.low is not None and window.high is not None
-    share = 0.0
-    if len(steps) > 1:
-        low, high = steps[1].low or 0.0, steps[1].high or 0.0
-        share = -low / (high - low)
-    return window.low + share * (window.high - window.low)
+def _steps(transform: dict[str, Any], name: str, key: str) -> list[Any]:
+    """The steps of one transform for one key.
+
+    Raises:
+        PackageError: the transform or one of its arguments is not understood.
+    """
+    t = Arguments(transform, key)
+    handler: Callable[[Arguments], list[Any]] | None = SPATIAL.get(name) or INTENSITY.get(name) or _LOADING.get(name)
+    if handler is not None:
+        made = handler(t)
+    elif name in _HARMLESS:
+        t.ignore(*_HARMLESS[name])
+        made = []
+    else:
+        raise PackageError(f"The bundle's preprocessing uses {name}, which is not understood.", ADVICE)
+    t.finish()
+    return made
 
 
+def _load(t: Arguments) -> list[Any]:
+    reader = t.get("reader")
+    if reader is not None and str(reader).rsplit(".", 1)[-1] not in _READERS:
+        raise t.refusal("reader", reader)
+    t.only("reverse_indexing", False)
+    t.only("affine_lps_to_ras", True)
+    t.only("as_closest_canonical", False)
+    t.only("squeeze_non_spatial_dims", False)
+    t.ignore("image_only", "ensure_channel_first", "simple_keys", "meta_keys", "meta_key_postfix", "overwriting", "prune_meta_pattern")
+    t.ignore("prune_meta_sep", "expanduser", "series_name", "channel_dim")
+    return cast(t)
+
+
+def _channel_first(t: Arguments) -> list[Any]:
+    t.ignore("strict_check", "channel_dim", "meta_keys", "meta_key_postfix")
+    return []
+
+
+def _typed(t: Arguments) -> list[Any]:
+    t.ignore("data_type", "device", "wrap_sequence", "track_meta", "allow_missing_keys")
+    return cast(t)
+
+
+_LOADING: dict[str, Callable[[Arguments], list[Any]]] = {
+    "LoadImaged": _load,
+    "EnsureChannelFirstd": _channel_first,
+    "EnsureTyped": _typed,
+    "CastToTyped": _typed,
+    "ToTensord": _typed,
+    "ToNumpyd": _typed,
+}

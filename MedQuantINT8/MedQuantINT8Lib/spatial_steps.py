@@ -1,0 +1,146 @@
+"""The steps in space that a volume goes through on its way to the network, each with its way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .model_spec import Geometry, Padding
+from .network_grid import sub_grid
+from .nnunet_resampling import NnunetResampler
+from .resizing import Way, smooth
+from .resizing import resize as resize_array
+from .volume import AxisMap, Grid, resample, resample_by_slices
+
+FloatArray = NDArray[np.float32]
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+#: SciPy continues a scan by this many of its outermost voxels before it fits a spline.
+_SPLINE_BORDER = 12
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A box of a volume, which may reach beyond it.
+
+    Attributes:
+        source: the grid before.
+        box: (start, stop) along I, J, K of ``source``; what lies outside of the volume is padded.
+    """
+
+    source: Grid
+    box: Box
+    padding: Padding = "constant"
+    pad_value: float = 0.0
+
+    @property
+    def target(self) -> Grid:
+        return sub_grid(self.source, self.box)
+
+    def forward(self, data: NDArray[Any], pad_value: float | None = None) -> NDArray[Any]:
+        """The box of an array whose last three axes are (K, J, I); a view where nothing is padded."""
+        lead = data.ndim - 3
+        inside = [slice(max(start, 0), min(stop, size)) for (start, stop), size in zip(self.box, self.source.size, strict=True)]
+        part = data[(slice(None),) * lead + tuple(reversed(inside))]
+        pads = [(max(-start, 0), max(stop - size, 0)) for (start, stop), size in zip(self.box, self.source.size, strict=True)]
+        if not any(a or b for a, b in pads):
+            return part
+        widths = [(0, 0)] * lead + pads[::-1]
+        if pad_value is not None or self.padding == "constant":
+            return np.pad(part, widths, constant_values=self.pad_value if pad_value is None else pad_value)
+        return np.pad(part, widths, mode=self.padding)
+
+    def back(self, data: NDArray[Any]) -> NDArray[Any]:
+        """An array (K, J, I) of the box in its place in the whole volume, 0 around it."""
+        i, j, k = self.source.size
+        if self.box == ((0, i), (0, j), (0, k)):
+            return data
+        whole = np.zeros((k, j, i), data.dtype)
+        there = [slice(max(start, 0), min(stop, size)) for (start, stop), size in zip(self.box, self.source.size, strict=True)]
+        here = [slice(s.start - start, s.stop - start) for s, (start, _) in zip(there, self.box, strict=True)]
+        whole[tuple(reversed(there))] = data[tuple(reversed(here))]
+        return whole
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Flips and swaps of axes."""
+
+    source: Grid
+    axes: AxisMap
+
+    @property
+    def target(self) -> Grid:
+        return self.axes.map_grid(self.source)
+
+    def forward(self, data: NDArray[Any]) -> NDArray[Any]:
+        return self.axes.apply(data)
+
+    def back(self, data: NDArray[Any]) -> NDArray[Any]:
+        return self.axes.inverse().apply(data)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Resampling from one grid to another, as ``geometry`` says."""
+
+    source: Grid
+    target: Grid
+    geometry: Geometry
+    #: What resamples as nnU-Net does, and takes scores back; None where that is done otherwise.
+    nnunet: NnunetResampler | None = None
+
+    @property
+    def changes(self) -> bool:
+        return self.source != self.target
+
+    def forward(self, values: FloatArray) -> FloatArray:
+        """A channel (K, J, I), float32, on the target."""
+        geometry = self.geometry
+        if self.nnunet is not None:
+            return self.nnunet.forward(values, self.source, self.target.size)
+        if geometry.resize == "torch":
+            return self._resized(values)
+        if geometry.interpolation == "nnunet":
+            return resample_by_slices(values, self.source, self.target, "bspline")
+        by_scipy = geometry.interpolation == "bspline" and geometry.anchor in ("monai", "monai_extent")
+        return resample(
+            values,
+            self.source,
+            self.target,
+            geometry.interpolation,
+            outside=geometry.outside,
+            border=_SPLINE_BORDER if by_scipy else 0,
+        )
+
+    def back(self, score: FloatArray) -> FloatArray:
+        """One class's scores (K, J, I) on the source."""
+        if self.nnunet is not None:
+            return self.nnunet.backward(score, self.source)
+        if self.geometry.resize == "torch":
+            i, j, k = self.source.size
+            return resize_array(score, (k, j, i), self._way)
+        if self.geometry.interpolation == "nnunet":
+            return resample_by_slices(score, self.target, self.source, "linear")
+        return resample(score, self.target, self.source, "linear")
+
+    def nearest(self, labels: NDArray[Any], *, back: bool = False) -> NDArray[Any]:
+        """A label map (K, J, I) on the target, or from there on the source, by the nearest voxel."""
+        return resample(labels, *((self.target, self.source) if back else (self.source, self.target)), "nearest")
+
+    @property
+    def _way(self) -> Way:
+        way = self.geometry.interpolation
+        return "corners" if way == "linear" and self.geometry.anchor == "corners" else way  # type: ignore[return-value]
+
+    def _resized(self, values: FloatArray) -> FloatArray:
+        i, j, k = self.target.size
+        if self.geometry.anti_aliasing and self.changes:
+            a, b, c = (max(0.0, (old / new - 1) / 2) for old, new in zip(values.shape, (k, j, i), strict=True))
+            values = smooth(values, (a, b, c))
+        return resize_array(values, (k, j, i), self._way)
+
+
+SpatialStep = Cut | Turn | Sampling
