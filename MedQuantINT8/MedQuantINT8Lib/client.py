@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import os
 import queue
 import shutil
 import subprocess
@@ -15,11 +16,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__, errors
 from .arena import Arena, aligned
-from .errors import Cancelled, EngineError, MedQuantError
+from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .progress import ProgressEvent, Task
 from .runs import EngineChoice
 from .scratch import owned_prefix
@@ -127,6 +129,36 @@ class Job:
             self.error = WorkerError(event["message"], "It is started again with the next segmentation.")
 
 
+class _Link:
+    """What one worker process says: answers to questions, and its last lines beside the messages."""
+
+    def __init__(self) -> None:
+        self.answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.errors: collections.deque[str] = collections.deque(maxlen=20)
+
+
+def to_json(request: dict[str, Any]) -> str:
+    """A message of one line. NumPy's numbers, which options may hold, are numbers.
+
+    Raises:
+        InputError: a value that cannot be told to another process; names it.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, np.ndarray):
+            return value.tolist()
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        raise TypeError(f"{value!r} ({type(value).__name__})"[:200])
+
+    try:
+        return json.dumps(request, default=plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"A value cannot be handed over: {error}.", "Give numbers, texts and lists of them.") from error
+
+
 class WorkerClient:
     """One resident worker. Starts it on first use; :meth:`close` ends it.
 
@@ -143,8 +175,7 @@ class WorkerClient:
         self._jobs: dict[int, Job] = {}
         self._number = 0
         self._lock = threading.Lock()
-        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._errors: collections.deque[str] = collections.deque(maxlen=20)
+        self._link = _Link()
         self.description: dict[str, Any] = {}
 
     def __enter__(self) -> WorkerClient:
@@ -169,8 +200,8 @@ class WorkerClient:
         """
         if self.alive:
             return
-        self._errors.clear()
-        self._answers = queue.SimpleQueue()
+        # Of its own: the threads that listen to a worker that died a moment ago still have to tell its end.
+        link = self._link = _Link()
         # A folder of its own for what is temporary: a worker that is killed cannot clear up after itself.
         self._scratch = tempfile.mkdtemp(prefix=owned_prefix("medquant-worker"))
         try:
@@ -190,9 +221,9 @@ class WorkerClient:
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise WorkerError(f"The worker cannot be started with {self._python}: {error.strerror}.", "Choose another Python.") from error
         self._process = process
-        errors = threading.Thread(target=self._collect_errors, args=(process,), daemon=True)
+        errors = threading.Thread(target=self._collect_errors, args=(process, link), daemon=True)
         errors.start()
-        threading.Thread(target=self._listen, args=(process, errors, self._scratch), daemon=True).start()
+        threading.Thread(target=self._listen, args=(process, errors, self._scratch, link), daemon=True).start()
         try:
             hello = self._ask("hello", _START_SECONDS)
         except WorkerError:
@@ -265,11 +296,14 @@ class WorkerClient:
         except (MemoryError, OSError) as error:
             text = "There is not enough memory to hand the volume over."
             job.take({"event": "failed", "error": WorkerError(f"{text} ({error})", "Close other programs.")})
+        except BaseException as error:
+            # Whatever it is, whoever waits for the job must be told.
+            job.take({"event": "failed", "error": WorkerError(f"The work could not be handed over: {type(error).__name__}: {error}.", "Please report this.")})
 
     @property
     def log(self) -> list[str]:
         """The last lines that the worker wrote beside its messages."""
-        return list(self._errors)
+        return list(self._link.errors)
 
     def ping(self, seconds: float = 5.0) -> dict[str, Any]:
         """What the worker says of itself.
@@ -291,7 +325,7 @@ class WorkerClient:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
-                answer = self._answers.get(timeout=left)
+                answer = self._link.answers.get(timeout=left)
                 if answer.get("id") == number or answer["event"] == "ended":
                     return answer
         raise WorkerError("The worker does not answer.", "It may be at work; if not, restart the program.")
@@ -316,45 +350,52 @@ class WorkerClient:
 
     def _send(self, request: dict[str, Any], *, quiet: bool = False) -> None:
         process = self._process
+        text = to_json(request)
         try:
             if process is None or process.stdin is None:
                 raise BrokenPipeError
-            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.write(text + "\n")
             process.stdin.flush()
         except (BrokenPipeError, ValueError, OSError) as error:
             if not quiet:
                 raise WorkerError("The worker does not run.", "It is started with the next segmentation.") from error
 
-    def _listen(self, process: subprocess.Popen[str], errors: threading.Thread, scratch: str) -> None:
+    def _listen(self, process: subprocess.Popen[str], errors: threading.Thread, scratch: str, link: _Link) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             try:
                 event = json.loads(line)
-            except ValueError:
+                job = self._jobs.get(event.get("id"))
+                take = job.take if job else link.answers.put
+            except (ValueError, AttributeError):
                 continue
-            job = self._jobs.get(event.get("id"))
-            if event["event"] == "result":
-                # Copied here, by this thread: the window waits for none of it.
-                event["arrays"] = tuple(
-                    self._arena.array(a["offset"], tuple(a["shape"]), a["dtype"]).copy() for a in event["arrays"]
-                )
-            (job.take if job else self._answers.put)(event)
+            try:
+                if event["event"] == "result":
+                    # Copied here, by this thread: the window waits for none of it.
+                    event["arrays"] = tuple(
+                        self._arena.array(a["offset"], tuple(a["shape"]), a["dtype"]).copy() for a in event["arrays"]
+                    )
+            except BaseException as error:
+                reason = "There is not enough memory for the result" if isinstance(error, MemoryError) else "The worker's result could not be read"
+                event = {"event": "failed", "error": WorkerError(f"{reason} ({type(error).__name__}: {error}).", "Close other programs, and try again.")}
+            take(event)
         code = process.wait()
         shutil.rmtree(scratch, ignore_errors=True)
         # Its last words may still be on their way.
         errors.join(_LAST_WORDS_SECONDS)
         message = f"The worker ended ({_code_in_words(code)})"
-        told = next((line for line in reversed(self._errors) if line.strip()), "")
+        told = next((line for line in reversed(link.errors) if line.strip()), "")
         event = {"event": "ended", "message": f"{message}: {told.strip()}." if told and code > 0 else f"{message}."}
         for job in list(self._jobs.values()):
             if job.process is process:
                 job.take(event)
-        self._answers.put(event)
+        link.answers.put(event)
 
-    def _collect_errors(self, process: subprocess.Popen[str]) -> None:
+    @staticmethod
+    def _collect_errors(process: subprocess.Popen[str], link: _Link) -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            self._errors.append(line.rstrip())
+            link.errors.append(line.rstrip())
 
 
 def _code_in_words(code: int) -> str:

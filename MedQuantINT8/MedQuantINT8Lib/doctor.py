@@ -62,12 +62,17 @@ def examined() -> dict[str, Any]:
         "machine": machine(),
         "gpus": _gpus(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "engines": {name: _engine(name) for name in backend_names()},
+        "engines": examined_engines(),
         "quantizer": {"available": not lacking, "reason": lacking},
         "cache": str(cache_root()),
         "memory_available_bytes": available_memory(),
         "peak_memory_bytes": peak_memory(),
     }
+
+
+def examined_engines() -> dict[str, Any]:
+    """Engines by name: title, whether each can run here, why not, and its version. No engine is loaded for it, and nothing that makes networks."""
+    return {name: _engine(name) for name in backend_names()}
 
 
 def _engine(name: str) -> dict[str, Any]:
@@ -76,7 +81,9 @@ def _engine(name: str) -> dict[str, Any]:
         made = backend(name)
         title, real = made.title, made.real_int8
         reason = made.unavailable()
-        found = "" if reason else made.version()
+        # By the package's metadata where the engine names it: to ask the engine itself loads it, which takes seconds.
+        package = getattr(made, "distribution", "")
+        found = "" if reason else (package and _version(package)) or made.version()
     except Exception as error:
         # Libraries fail in ways of their own; whatever keeps an engine from running is what the doctor is asked for.
         reason = one_line(error)

@@ -57,7 +57,13 @@ class BackgroundJob:
             if self._job.error is not None:
                 raise self._job.error
             assert self._job.result is not None
-            self.value = self._finish(self._job.result)
+            try:
+                self.value = self._finish(self._job.result)
+            except MedQuantError:
+                raise
+            except Exception as error:
+                # A batch goes on with the next piece, and a window shows it in words, whatever it was.
+                raise MedQuantError(f"The result could not be used: {type(error).__name__}: {error}.", "Please report this.") from error
         return self._done
 
     @property
@@ -119,11 +125,14 @@ class BatchJob:
         except Cancelled:
             self._current = None
             raise
-        except MedQuantError as error:
+        except Exception as error:
             self._current = None
-            if len(self._pieces) == 1:
+            if len(self._pieces) == 1 and isinstance(error, MedQuantError):
                 raise
-            self.failures.append(Failure(self._pieces[self._number][0], error))
+            told = error if isinstance(error, MedQuantError) else MedQuantError(f"{type(error).__name__}: {error}.", "Please report this.")
+            if len(self._pieces) == 1:
+                raise told from error
+            self.failures.append(Failure(self._pieces[self._number][0], told))
 
     @property
     def progress(self) -> ProgressEvent | None:

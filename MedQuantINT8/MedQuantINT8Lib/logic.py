@@ -7,6 +7,7 @@ result, False returns a job to poll from a timer (:mod:`.jobs`). No Qt in here.
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import advice, catalogue, mrml, sequences
+from .arguments import device as check_device
 from .boundary import VOLUME_CHANGE
 from .client import WorkerClient, WorkerResult
 from .comparison_nodes import Comparison, add_differences, add_table
@@ -33,6 +35,23 @@ from .undo import SegmentationUndo
 from .volume_io import result_names, scan_files
 
 Progress = Callable[[ProgressEvent], None]
+PRECISIONS = ("auto", "int8", "fp16", "fp32")
+
+
+def _choice(engine: str, precision: str, device: str) -> EngineChoice:
+    """What the caller chose, if there is such a thing.
+
+    Raises:
+        InputError: an engine, a precision or a device that does not exist.
+    """
+    if engine not in ("auto", *backend_names()):
+        raise InputError(f"There is no engine called {engine!r}.", f"Choose auto or one of {', '.join(backend_names())}.")
+    if precision not in PRECISIONS:
+        raise InputError(f"There is no precision {precision!r}.", f"Choose one of {', '.join(PRECISIONS)}.")
+    try:
+        return EngineChoice(engine, precision, device=check_device(device))  # type: ignore[arg-type]
+    except ArgumentTypeError as error:
+        raise InputError(f"This device cannot be used: {error}.") from error
 
 
 class MedQuantINT8Logic(Making):
@@ -78,9 +97,9 @@ class MedQuantINT8Logic(Making):
 
     def engines(self) -> dict[str, Any]:
         """Engines by name: whether each can run here, and why not."""
-        from .doctor import examined
+        from .doctor import examined_engines
 
-        return dict(examined()["engines"])
+        return examined_engines()
 
     def advise(self, volumeNode: Any, model: str) -> str:
         """A warning if the scan seems to be of another modality than the model was made for; else an empty string."""
@@ -107,7 +126,7 @@ class MedQuantINT8Logic(Making):
         segments: Sequence[str] | None = None,
         waitForCompletion: bool = True,
         *,
-        device: str = "cpu",
+        device: str = EngineChoice.device,
         replace: bool = False,
         surface: bool = False,
         options: SegmentationOptions = SegmentationOptions(),
@@ -123,6 +142,7 @@ class MedQuantINT8Logic(Making):
             precision: "int8", "fp32", or "auto" for the faster of the two.
             segments: names of the structures to keep; by default all.
             waitForCompletion: if False, a job comes back at once; its ``value`` is the segmentation node.
+            device: a name of :meth:`devices`.
             surface: make the closed surface as well.
             progress: called with each report while waiting.
 
@@ -137,7 +157,7 @@ class MedQuantINT8Logic(Making):
         volume = mrml.volume_from_node(nodes[0], nodes[1:])
         path = self._modelPath(model)
         labels = self._labels(path, segments)
-        choice = EngineChoice(engine, precision, device=device)  # type: ignore[arg-type]
+        choice = _choice(engine, precision, device)
 
         def check() -> None:
             self._stillThere(nodes[0], "The volume")
@@ -146,13 +166,12 @@ class MedQuantINT8Logic(Making):
 
         def finish(result: WorkerResult) -> Any:
             self.report = result.report
-            before = self._undo.remember(segmentationNode)
             voxels = {int(value): count for value, count in result.report["voxels"].items()}
-            node = mrml.add_segmentation(
-                result.labels, labels, nodes[0], segmentationNode, replace=replace, surface=surface, voxels=voxels
-            )
-            self._undo.changed(node, before)
-            return node
+            with self._undo.changing(segmentationNode) as changed:
+                changed.node = mrml.add_segmentation(
+                    result.labels, labels, nodes[0], segmentationNode, replace=replace, surface=surface, voxels=voxels
+                )
+            return changed.node
 
         job = BackgroundJob(self._client.submit(path, volume, choice, options), finish, check)
         return self._result(job, waitForCompletion, progress)
@@ -184,20 +203,27 @@ class MedQuantINT8Logic(Making):
         precision: str = "int8",
         waitForCompletion: bool = True,
         progress: Progress | None = None,
+        *,
+        segments: Sequence[str] | None = None,
+        device: str = EngineChoice.device,
+        options: SegmentationOptions = SegmentationOptions(),
     ) -> Any:
         """Segment every scan file of a folder into ``output/NAME.seg.nrrd``; the paths that were written.
 
-        Nothing is loaded into the scene. Files that are there already are left out, so that a batch can go on.
+        Nothing is loaded into the scene. Files that are there already are left out, so that a batch can go on. What engine,
+        precision, segments, device and options mean is said at :meth:`segment`.
         """
         scans = [path for path in scan_files(folder) if not path.name.lower().endswith(".seg.nrrd")]
         if not scans:
             raise InputError(f"There is no scan in {folder}.", "Choose a folder with NIfTI, NRRD or MetaImage files.")
         path = self._modelPath(model)
+        wanted = None if segments is None else [label.name for label in self._labels(path, segments)]
+        request = {"model": path, "choice": asdict(_choice(engine, precision, device)), "options": asdict(options), "segments": wanted}
         pieces: list[tuple[str, Callable[[], Pollable]]] = []
         for scan, name in zip(scans, result_names(scans), strict=True):
             target = Path(output) / f"{name}.seg.nrrd"
             if not target.exists():
-                pieces.append((scan.name, partial(self._segmentFile, path, scan, target, engine, precision)))
+                pieces.append((scan.name, partial(self._segmentFile, scan, target, request)))
         return self._result(BatchJob(pieces), waitForCompletion, progress)
 
     def segmentSequence(
@@ -239,16 +265,22 @@ class MedQuantINT8Logic(Making):
         precision: str = "int8",
         waitForCompletion: bool = True,
         progress: Progress | None = None,
+        *,
+        device: str = EngineChoice.device,
+        options: SegmentationOptions = SegmentationOptions(),
     ) -> Any:
         """Build the engine of a model for this machine; with a volume it is held against the simulation.
+
+        Args:
+            device, options: as at :meth:`segment`; an engine is built for them.
 
         Returns:
             The engine's own description: every layer with the precision it runs in.
         """
         volumes = [mrml.volume_from_node(volumeNode)] if volumeNode is not None else []
         path = catalogue.resolve_one(self._modelPath(model))
-        choice = EngineChoice(engine, precision)  # type: ignore[arg-type]
-        started = self._client.begin("build", volumes, model=path, choice=asdict(choice), options=asdict(SegmentationOptions()))
+        choice = _choice(engine, precision, device)
+        started = self._client.begin("build", volumes, model=path, choice=asdict(choice), options=asdict(options))
         return self._result(BackgroundJob(started, lambda result: result.report), waitForCompletion, progress)
 
     # ---- compare
@@ -262,6 +294,8 @@ class MedQuantINT8Logic(Making):
         progress: Progress | None = None,
         options: SegmentationOptions = SegmentationOptions(),
         volumeChange: float = VOLUME_CHANGE,
+        *,
+        device: str = EngineChoice.device,
     ) -> Any:
         """FP32 beside INT8 on a volume node: a :class:`.comparison_nodes.Comparison`.
 
@@ -269,11 +303,12 @@ class MedQuantINT8Logic(Making):
 
         Args:
             volumeChange: structures whose volume changes by more than this are pointed out, in percent.
+            device: as at :meth:`segment`.
         """
         volume = mrml.volume_from_node(volumeNode)
         path = self._modelPath(model)
         spec = self._spec(path)
-        choice = EngineChoice(engine, "int8")
+        choice = _choice(engine, "int8", device)
         started = self._client.begin("compare", [volume], model=path, choice=asdict(choice), options=asdict(options), volume_change=volumeChange)
 
         def finish(result: WorkerResult) -> Comparison:
@@ -283,12 +318,18 @@ class MedQuantINT8Logic(Making):
         return self._result(BackgroundJob(started, finish, check), waitForCompletion, progress)
 
     def compareAll(
-        self, volumeNodes: Sequence[Any], model: str, engine: str = "auto", waitForCompletion: bool = True, progress: Progress | None = None
+        self,
+        volumeNodes: Sequence[Any],
+        model: str,
+        engine: str = "auto",
+        waitForCompletion: bool = True,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> Any:
-        """:meth:`compare` for several volumes; a list of comparisons."""
+        """:meth:`compare` for several volumes, with its further arguments; a list of comparisons."""
         if not volumeNodes:
             raise InputError("There is no volume to compare on.", "Choose at least one.")
-        pieces = [(node.GetName(), partial(self.compare, node, model, engine, waitForCompletion=False)) for node in volumeNodes]
+        pieces = [(node.GetName(), partial(self.compare, node, model, engine, waitForCompletion=False, **options)) for node in volumeNodes]
         return self._result(BatchJob(pieces), waitForCompletion, progress)
 
     def showDifferences(self, comparison: Comparison) -> Any | None:
@@ -303,11 +344,14 @@ class MedQuantINT8Logic(Making):
 
     # ---- within
 
-    def _segmentFile(self, model: str, scan: Path, target: Path, engine: str, precision: str) -> Pollable:
-        choice = EngineChoice(engine, precision)  # type: ignore[arg-type]
-        request = {"model": model, "scan": str(scan), "output": str(target), "choice": asdict(choice)}
-        started = self._client.begin("segment_file", [], options=asdict(SegmentationOptions()), **request)
-        return BackgroundJob(started, lambda result: str(target))
+    def _segmentFile(self, scan: Path, target: Path, request: dict[str, Any]) -> Pollable:
+        started = self._client.begin("segment_file", [], scan=str(scan), output=str(target), **request)
+
+        def finish(result: WorkerResult) -> str:
+            self.report = result.report
+            return str(target)
+
+        return BackgroundJob(started, finish)
 
     def _modelPath(self, model: str | None) -> str:
         if not model:

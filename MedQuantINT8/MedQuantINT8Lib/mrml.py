@@ -246,30 +246,42 @@ def add_segmentation(
     scene = volume.GetScene()
     keeping = target is not None and not replace and target.GetSegmentation().GetNumberOfSegments() > 0
     matrix = _matrix_within(slicer, target, volume) if keeping else ijk_to_ras(volume)
-    node = target or scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name or f"{volume.GetName()} segmentation")
-    show(node)
-    segmentation = node.GetSegmentation()
-    if not keeping:
-        segmentation.RemoveAllSegments()
-        node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-        node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
     if voxels is None:
         counts = np.bincount(labels.ravel())
         voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    found = [label for label in names if voxels.get(label.value)]
-    if found:
-        wanted = {label.value for label in found}
-        strangers = [value for value in voxels if value and value not in wanted]
-        if strangers:
-            kept = np.arange(max(voxels) + 1).astype(labels.dtype)
-            kept[strangers] = 0
-            labels = kept[labels]
-        _add_shared_labelmap(slicer, segmentation, labels, found, matrix)
-    if surface:
-        node.CreateClosedSurfaceRepresentation()
-    if not keeping:
-        _place_in_subject_hierarchy(slicer, scene, node, volume)
+    node = target or scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name or f"{volume.GetName()} segmentation")
+    try:
+        show(node)
+        segmentation = node.GetSegmentation()
+        if not keeping:
+            segmentation.RemoveAllSegments()
+            node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+            node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+        found = [label for label in names if voxels.get(label.value)]
+        if found:
+            wanted = {label.value for label in found}
+            strangers = [value for value in voxels if value and value not in wanted]
+            if strangers:
+                kept = np.arange(max(voxels) + 1).astype(labels.dtype)
+                kept[strangers] = 0
+                labels = kept[labels]
+            _add_shared_labelmap(slicer, segmentation, labels, found, matrix)
+        if surface:
+            node.CreateClosedSurfaceRepresentation()
+        if not keeping:
+            _place_in_subject_hierarchy(slicer, scene, node, volume)
+    except BaseException:
+        if target is None:
+            _remove_with_display(scene, node)
+        raise
     return node
+
+
+def _remove_with_display(scene: Any, node: Any) -> None:
+    display = node.GetDisplayNode()
+    scene.RemoveNode(node)
+    if display is not None:
+        scene.RemoveNode(display)
 
 
 def _matrix_within(slicer: Any, target: Any, volume: Any) -> NDArray[np.float64]:

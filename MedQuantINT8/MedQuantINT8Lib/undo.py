@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +81,13 @@ def _item(node: Any) -> tuple[int, Any]:
     return (hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0), hierarchy
 
 
+@dataclass
+class Change:
+    """What is being changed; ``node`` is to be set to the node that was changed, or made."""
+
+    node: Any = None
+
+
 class SegmentationUndo:
     """Remembers segmentation nodes as they were."""
 
@@ -93,6 +102,18 @@ class SegmentationUndo:
     def changed(self, node: Any, before: NodeState | None) -> None:
         """``node`` was changed, and was ``before``."""
         self._remembered = [*self._remembered, (node, before)][-self._most :]
+
+    @contextmanager
+    def changing(self, node: Any | None) -> Iterator[Change]:
+        """Change a node (None for one that is yet to be made), so that it can be undone; what fails leaves it as it was."""
+        before, change = self.remember(node), Change()
+        try:
+            yield change
+        except BaseException:
+            if node is not None and before is not None:
+                restore(node, before)
+            raise
+        self.changed(change.node, before)
 
     @property
     def possible(self) -> bool:

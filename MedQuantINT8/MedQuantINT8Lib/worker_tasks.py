@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from . import runs
@@ -14,6 +15,7 @@ from .boundary import VOLUME_CHANGE, examine
 from .ensemble import Ensemble
 from .files import split_paths
 from .model import ModelPackage
+from .model_spec import Label
 from .outputs import check_output_package
 from .progress import Task
 from .segmenter import SegmentationOptions
@@ -54,7 +56,7 @@ def segment(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
 
 
 def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
-    """Segment a scan file into a segmentation file."""
+    """Segment a scan file into a segmentation file; all structures, or those that ``segments`` names."""
     from .segmentation_file import check_output_path, write_segmentation
 
     check_output_path(request["output"], [*split_paths(request["model"]), *scan_paths(request["scan"])])
@@ -63,9 +65,19 @@ def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answe
     ensemble = bench.ensemble(request["model"])
     choice = runs.EngineChoice(**request["choice"])
     run = runs.segment(ensemble, volume, choice, _options(request), bench.task, shelf=bench.shelf)
+    wanted = request.get("segments")
+    labels = tuple(label for label in ensemble.first.spec.labels if wanted is None or label.name in wanted)
     with bench.task.stage("writing"):
-        write_segmentation(request["output"], run.result.labels, volume.ijk_to_ras, ensemble.first.spec.labels)
+        write_segmentation(request["output"], _only(run.result.labels, labels), volume.ijk_to_ras, labels)
     return Answer([], run.to_json())
+
+
+def _only(values: NDArray[Any], labels: Sequence[Label]) -> NDArray[Any]:
+    """A label map with 0 in place of what is not among the labels."""
+    kept = np.zeros(int(values.max()) + 1, values.dtype)
+    for label in labels:
+        kept[label.value : label.value + 1] = label.value
+    return kept[values]
 
 
 def compare(request: Request, volumes: list[Volume], bench: Bench) -> Answer:

@@ -22,6 +22,7 @@ _FILE = "network.onnx"
 
 class OnnxRuntimeBackend:
     name = "onnxruntime"
+    distribution = "onnxruntime"
     title = "ONNX Runtime (CPU; INT8 is simulated)"
     real_int8 = False
 

@@ -43,6 +43,7 @@ def silent_openvino() -> Any:
 
 class OpenVINOBackend:
     name = "openvino"
+    distribution = "openvino"
     title = "OpenVINO (CPU)"
     real_int8 = True
 

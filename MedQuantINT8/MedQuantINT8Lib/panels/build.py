@@ -188,7 +188,7 @@ class BuildPanel(WorkPanel):
         volumes = self.parameters.calibrationVolumes
         volume = volumes[0] if volumes else None
         self._start(
-            lambda: self._logic.buildEngine(made, volume, self.parameters.buildEngine, waitForCompletion=False),
+            lambda: self._logic.buildEngine(made, volume, self.parameters.buildEngine, waitForCompletion=False, device=self.parameters.device),
             lambda job: self._built(job.value),
             fresh=False,
         )

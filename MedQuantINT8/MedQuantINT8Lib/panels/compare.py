@@ -71,7 +71,7 @@ class ComparePanel(WorkPanel):
             return
         p = self.parameters
         nodes = p.compareVolumes or [node for node in [p.volume] if node is not None]
-        self._begin(lambda: self._logic.compareAll(nodes, p.model, p.engine, waitForCompletion=False), self._done, (self._engineGroup,))
+        self._begin(lambda: self._logic.compareAll(nodes, p.model, p.engine, waitForCompletion=False, device=p.device), self._done, (self._engineGroup,))
 
     def _done(self, job: Any) -> None:
         self.comparisons, self._differences = list(job.value), {}

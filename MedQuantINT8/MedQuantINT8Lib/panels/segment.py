@@ -232,12 +232,9 @@ class SegmentPanel(WorkPanel):
         source = qt.QFileDialog.getExistingDirectory(None, _("Folder with scans"))
         target = qt.QFileDialog.getExistingDirectory(None, _("Folder for the segmentations")) if source else ""
         if target:
-            p = self.parameters
-            self._start(
-                lambda: self._logic.segmentFolder(
-                    source, p.model, target, engine=p.engine, precision=p.precision, waitForCompletion=False
-                )
-            )
+            # How a segmentation node is filled does not concern files.
+            options = {name: value for name, value in self._chosenOptions().items() if name not in ("surface", "replace")}
+            self._start(lambda: self._logic.segmentFolder(source, output=target, waitForCompletion=False, **options))
 
     def _chosenOptions(self) -> dict[str, Any]:
         p = self.parameters

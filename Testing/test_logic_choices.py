@@ -1,0 +1,122 @@
+"""A choice that the user made reaches every place: engine, precision, device, structures and options, whatever is called."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("slicer", reason="needs slicer-core")
+
+import SimpleITK as sitk
+
+import tiny
+from MedQuantINT8Lib import mrml
+from MedQuantINT8Lib.errors import InputError, MedQuantError
+from MedQuantINT8Lib.logic import MedQuantINT8Logic
+from MedQuantINT8Lib.segmenter import SegmentationOptions
+from MedQuantINT8Lib.volume import Volume
+
+pytestmark = pytest.mark.slicer
+SCAN = Volume(np.random.default_rng(0).random((8, 9, 10)).astype(np.float32), np.eye(4), "scan")
+OPTIONS = SegmentationOptions(overlap=0.3, batch=2)
+
+
+class Recorder:
+    """A worker that notes what it is asked for, and answers with what it is given."""
+
+    def __init__(self):
+        self.asked, self.labels = [], np.ones(SCAN.data.shape[1:], np.uint8)
+
+    def begin(self, do, volumes, **request):
+        self.asked.append((do, request))
+        report = {"voxels": {"1": 720}}
+        return SimpleNamespace(poll=lambda: True, error=None, cancelled=False, progress=None, result=SimpleNamespace(labels=self.labels, arrays=(), report=report))
+
+    def submit(self, model, volume, choice, options):
+        from dataclasses import asdict
+
+        return self.begin("segment", [volume], model=model, choice=asdict(choice), options=asdict(options))
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def logic():
+    made = MedQuantINT8Logic()
+    made._client = Recorder()
+    yield made
+
+
+@pytest.fixture
+def node():
+    scene = mrml.headless_scene()
+    yield mrml.volume_node(SCAN, "Scan", scene)
+    scene.Clear(0)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return str(tiny.package(tmp_path / "made").folder)
+
+
+def choices_of(logic):
+    return [(do, request["choice"]["name"], request["choice"]["device"], request["options"]["overlap"]) for do, request in logic._client.asked]
+
+
+def test_device_engine_and_options_reach_the_worker(logic, node, model, tmp_path):
+    (tmp_path / "scans").mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(SCAN.data[0]), str(tmp_path / "scans" / "a.nrrd"))
+    how = {"device": "gpu:1", "options": OPTIONS}
+    logic.segment(node, model=model, engine="tensorrt", **how)
+    logic.segmentAll(model, engine="tensorrt", **how)
+    logic.segmentFolder(str(tmp_path / "scans"), model, str(tmp_path / "out"), "tensorrt", segments=["bright"], **how)
+    logic.buildEngine(model, node, "tensorrt", **how)
+    logic.compare(node, model, "tensorrt", **how)
+    logic.compareAll([node], model, "tensorrt", **how)
+    wanted = ["segment", "segment", "segment_file", "build", "compare", "compare"]
+    assert choices_of(logic) == [(do, "tensorrt", "gpu:1", 0.3) for do in wanted]
+    assert logic._client.asked[2][1]["segments"] == ["bright"] and logic._client.asked[2][1]["choice"]["precision"] == "int8"
+
+
+def test_choices_that_do_not_exist_are_refused_before_any_work(logic, node, model, tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(SCAN.data[0]), str(tmp_path / "a.nrrd"))
+    for call in (
+        lambda **how: logic.segment(node, model=model, **how),
+        lambda **how: logic.segmentFolder(str(tmp_path), model, str(tmp_path / "out"), **how),
+        lambda **how: logic.buildEngine(model, node, **how),
+        lambda **how: logic.compare(node, model, **how),
+    ):
+        with pytest.raises(InputError, match="toaster"):
+            call(device="toaster")
+        with pytest.raises(InputError, match="no engine called 'steam'"):
+            call(engine="steam")
+    with pytest.raises(InputError, match="no precision 'int2'"):
+        logic.segment(node, model=model, precision="int2")
+    with pytest.raises(InputError, match="does not know 'heart'"):
+        logic.segmentFolder(str(tmp_path), model, str(tmp_path / "out"), segments=["heart"])
+    assert not logic._client.asked
+
+
+def test_a_segmentation_that_fails_leaves_the_node_as_it_was(logic, node, model, monkeypatch):
+    found = logic.segment(node, model=model)
+    assert found.GetSegmentation().GetNumberOfSegments() == 1
+    real = mrml._add_shared_labelmap
+
+    def broken(*how):
+        real(*how)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(mrml, "_add_shared_labelmap", broken)
+    nodes = node.GetScene().GetNumberOfNodes()
+    for replace in (True, False):
+        with pytest.raises(MedQuantError, match="no memory"):
+            logic.segment(node, found, model, replace=replace)
+        assert [found.GetSegmentation().GetNthSegment(n).GetName() for n in range(found.GetSegmentation().GetNumberOfSegments())] == ["bright"]
+    with pytest.raises(MedQuantError, match="no memory"):
+        logic.segment(node, model=model)
+    assert node.GetScene().GetNumberOfNodes() == nodes
+    monkeypatch.setattr(mrml, "_add_shared_labelmap", real)
+    assert logic.undo() is None and found.GetScene() is None and not logic.canUndo
