@@ -131,7 +131,10 @@ def test_openvino_gets_a_quantized_concat_right_only_with_unsigned_activations(t
     """Signed: values come out rounded to whole numbers, their scale lost (OpenVINO 2026.4). If the first half of this
     test fails, OpenVINO was mended and qdq.as_unsigned can go."""
     from MedQuantINT8Lib.engines.onnxruntime import session
+    from MedQuantINT8Lib.system import cpu_features
 
+    if signed and "amx_int8" in cpu_features():
+        pytest.skip("the kernels for AMX keep the scale")
     path = concat_network(tmp_path)
     data = np.random.default_rng(1).normal(size=(1, 8, 8, 8, 8)).astype(np.float32)
     expected = session(path.read_bytes(), "int8").run(None, {"x": data})[0]

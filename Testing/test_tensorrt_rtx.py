@@ -62,7 +62,7 @@ def test_without_a_driver_nothing_is_loaded(plugin):
     first, second = in_process(plugin, code).splitlines()
     assert "driver is missing" in first and second == "False"
     code = "from MedQuantINT8Lib.engines import rtx_provider\ntry:\n  rtx_provider.devices()\nexcept Exception as error:\n  print(error)"
-    assert re.search(r"cannot be loaded: libcuda\.so\.1.*Update NVIDIA's driver", in_process(plugin, code))
+    assert re.search(r"cannot be loaded: libcuda\.so\.1.*Install NVIDIA's driver", in_process(plugin, code))
 
 
 def test_every_option_is_one_that_the_plugin_knows(plugin):

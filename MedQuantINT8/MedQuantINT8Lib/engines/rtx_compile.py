@@ -12,9 +12,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ..errors import Cancelled, EngineError
+from ..errors import Cancelled
 from ..progress import Task
 from ..system import default_python, library_environment
+from .gpu_causes import failure, last_and_first
 from .rtx_provider import devices, session_options
 
 _POLL_SECONDS = 0.1
@@ -56,13 +57,9 @@ def compile_in_process(source: Path, target: Path, device: int, provider: dict[s
             reader.join(_POLL_SECONDS)
         reader.join()
     if child.returncode:
-        raise EngineError(f"TensorRT for RTX cannot compile this network: {_last_words(lines)}.", "Choose another engine with --engine.")
+        errors = [line for line in lines if "rror" in line] or [line for line in lines if line.strip()][-1:]
+        raise failure(f"TensorRT for RTX cannot compile this network: {last_and_first(errors)}.", errors, "Choose another engine with --engine.")
     return lines
-
-
-def _last_words(lines: list[str]) -> str:
-    worded = [line.strip() for line in lines if "rror" in line] or [line.strip() for line in lines if line.strip()] or ["no reason was given"]
-    return worded[-1][-400:].rstrip(".")
 
 
 def compile_network(request: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 from ..errors import DependencyError, EngineError
+from .gpu_causes import failure
 
 PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
 MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
@@ -44,7 +45,7 @@ def devices() -> list[Any]:
             ort.register_execution_provider_library(name, plugin.get_library_path())
         except Exception as error:
             # onnxruntime's own exception types share no base class but Exception.
-            raise EngineError(f"TensorRT for RTX cannot be loaded: {last_words(error)}.", "Update NVIDIA's driver, or choose another engine.") from error
+            raise failure(f"TensorRT for RTX cannot be loaded: {last_words(error)}.", str(error)) from error
         _registered.add(name)
     return [device for device in ort.get_ep_devices() if device.ep_name == name]
 

@@ -18,9 +18,11 @@ from ..progress import Task
 from . import cuda
 from .base import BuildOptions
 from .cache import cache_root
+from .gpu_causes import failure
 from .lowering import lowered
 from .plan_note import check_note, write_note
 from .tensorrt_engine import TensorRTEngine
+from .tensorrt_log import listening
 
 _PLAN, _LAYERS = "engine.plan", "layers.json"
 LEAST, BEYOND = (10, 12), (12, 0)
@@ -51,28 +53,6 @@ def tensorrt_module() -> Any:
             f"TensorRT {trt.__version__} is newer than what this program knows.", f"Install one below {BEYOND[0]}: pip install 'tensorrt<{BEYOND[0]}'"
         )
     return trt
-
-
-class BuildLog:
-    """Makes a TensorRT logger that keeps warnings and errors."""
-
-    def __init__(self, trt: Any) -> None:
-        kept: list[str] = []
-
-        class Logger(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if int(severity) <= int(trt.ILogger.Severity.WARNING):
-                    kept.append(message)
-
-        self.lines = kept
-        self.logger = Logger()
-
-    def last_words(self) -> str:
-        """The last error or warning, for a message."""
-        return self.lines[-1].strip() if self.lines else "no reason was given"
 
 
 def progress_monitor(trt: Any, task: Task) -> Any:
@@ -145,13 +125,13 @@ class TensorRTBackend:
         trt = tensorrt_module()
         info = cuda.choose_gpu(options.device)
         check_note(folder / _PLAN, note_of(trt, info, options))
-        log = BuildLog(trt)
         gpu = cuda.Gpu(info.index)
         try:
-            runtime = started(trt.Runtime, log)
-            engine = runtime.deserialize_cuda_engine((folder / _PLAN).read_bytes())
+            with listening(trt) as log:
+                runtime = started(trt.Runtime, log)
+                engine = runtime.deserialize_cuda_engine((folder / _PLAN).read_bytes())
             if engine is None:
-                raise EngineError(f"TensorRT cannot load its plan: {log.last_words()}.", "Remove it with: medquant cache clear")
+                raise failure(f"TensorRT cannot load its plan: {log.last_words()}.", log.errors)
             macs = json.loads((folder / _LAYERS).read_text(encoding="utf-8"))
             return TensorRTEngine(trt, runtime, engine, gpu, options, macs, info.name)
         except BaseException:
@@ -174,11 +154,20 @@ def prepared(network: Path, options: BuildOptions) -> tuple[Any, dict[str, int]]
 def build_plan(trt: Any, model: Any, options: BuildOptions, workspace: int, cache_file: Path | None, task: Task, log: Any = None) -> bytes:
     """Parse and build a strongly typed network; needs no GPU where the builder needs none.
 
+    Args:
+        log: holds another ``logger`` than this process's, and gives its ``last_words``; for tests.
+
     Raises:
         EngineError: the parser or the builder refuses; names the node.
         Cancelled: the task was cancelled.
     """
-    log = log or BuildLog(trt)
+    if log is not None:
+        return _built(trt, model, options, workspace, cache_file, task, log)
+    with listening(trt) as heard:
+        return _built(trt, model, options, workspace, cache_file, task, heard)
+
+
+def _built(trt: Any, model: Any, options: BuildOptions, workspace: int, cache_file: Path | None, task: Task, log: Any) -> bytes:
     builder = started(trt.Builder, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
@@ -200,7 +189,7 @@ def build_plan(trt: Any, model: Any, options: BuildOptions, workspace: int, cach
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         task.check()
-        raise EngineError(f"TensorRT cannot build this network: {log.last_words()}.", "Close programs that use the GPU, or choose another engine.")
+        raise failure(f"TensorRT cannot build this network: {log.last_words()}.", _said(log))
     if cache_file is not None and timing is not None:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(cache_file) as scratch:
@@ -218,10 +207,11 @@ def started(make: Any, log: Any) -> Any:
         return make(log.logger)
     except TypeError as error:
         # What the bindings make of a library that gives nothing back.
-        raise EngineError(
-            f"TensorRT does not start: {log.last_words()}.",
-            "Update NVIDIA's driver, or install the TensorRT that fits it: pip install tensorrt-cu12 for CUDA 12, tensorrt-cu13 for CUDA 13.",
-        ) from error
+        raise failure(f"TensorRT does not start: {log.last_words()}.", _said(log)) from error
+
+
+def _said(log: Any) -> list[str]:
+    return getattr(log, "errors", None) or [log.last_words()]
 
 
 def parse_errors(parser: Any) -> str:

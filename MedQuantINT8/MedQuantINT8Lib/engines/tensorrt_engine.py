@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import EngineError
 from .base import BuildOptions, EngineDescription
-from .cuda import DeviceBuffer, Gpu, GpuError, Stream
+from .cuda import DeviceBuffer, Gpu, GpuError, GpuMemoryError, Stream
 from .gpu_engine import GpuEngine
 from .tensorrt_layers import from_inspector, without_double_work
 
@@ -29,7 +29,7 @@ class TensorRTEngine(GpuEngine):
         self._macs, self._device = macs, device
         self._context = engine.create_execution_context()
         if self._context is None:
-            raise EngineError("The GPU has not enough free memory for this engine.", "Close other programs, or choose a smaller batch.")
+            raise GpuMemoryError("The GPU has not enough free memory for this engine.", "Close other programs, or choose a smaller batch.")
         names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
         modes = {name: engine.get_tensor_mode(name) for name in names}
         self._input = next(name for name in names if modes[name] == trt.TensorIOMode.INPUT)
@@ -47,7 +47,7 @@ class TensorRTEngine(GpuEngine):
         context.set_tensor_address(self._input, int(source.pointer))
         context.set_tensor_address(self._output, int(target.pointer))
         if not context.execute_async_v3(int(stream.handle)):
-            raise EngineError("TensorRT could not run the network.", "Look whether other programs took the GPU's memory, and try again.")
+            raise GpuError("TensorRT could not run the network.")
 
     def describe(self) -> EngineDescription:
         inspector = self._engine.create_engine_inspector()

@@ -20,6 +20,7 @@ from ..files import write_json
 from ..progress import Task
 from .base import BuildOptions, EngineDescription, LayerRecord
 from .gpu_advice import has_driver
+from .gpu_causes import failure
 from .plan_note import check_note, write_note
 from .rtx_compile import compile_in_process
 from .rtx_provider import MODULE, choose_device, last_words, modules, session_options, title_of
@@ -86,7 +87,7 @@ class TensorRTRTXBackend:
         try:
             session = ort.InferenceSession(str(folder / _FILE), settings)
         except Exception as error:
-            raise EngineError(f"TensorRT for RTX cannot load its network: {last_words(error)}.", "Remove it with: medquant cache clear") from error
+            raise failure(f"TensorRT for RTX cannot load its network: {last_words(error)}.", str(error)) from error
         rows = json.loads((folder / _LAYERS).read_text(encoding="utf-8"))
         layers = tuple(LayerRecord(**{**row, "sources": tuple(row["sources"])}) for row in rows)
         return TensorRTRTXEngine(session, EngineDescription(self.name, self.version(), title_of(device), layers or (_UNREPORTED,)))
@@ -134,9 +135,7 @@ class TensorRTRTXEngine:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
-            raise EngineError(
-                f"TensorRT for RTX could not run the network: {last_words(error)}.", "Look whether other programs took the GPU's memory, and try again."
-            ) from error
+            raise failure(f"TensorRT for RTX could not run the network: {last_words(error)}.", str(error)) from error
         return found
 
     def describe(self) -> EngineDescription:
