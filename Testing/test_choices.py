@@ -197,6 +197,16 @@ def test_an_entry_that_lost_its_files_is_built_anew(package):
     (entry.folder / "network.onnx").unlink()
     assert not prepare.prepare(package, tiny.TinyBackend(), options).cached
     assert prepare.prepare(package, tiny.TinyBackend(), options).cached
+    (entry.folder / "engine.json").unlink()
+    assert not prepare.prepare(package, tiny.TinyBackend(), options).cached
+
+
+def test_listing_and_clearing_leave_what_is_no_engine(package):
+    prepare.prepare(package, tiny.TinyBackend(), BuildOptions("fp32", (8, 8, 8)))
+    times = cache.cache_root() / "tensorrt" / "card.timing"
+    times.parent.mkdir()
+    times.write_bytes(b"times")
+    assert len(cache.entries()) == 1 and cache.clear() == 1 and times.is_file()
 
 
 def test_an_update_of_this_program_builds_anew(package, monkeypatch):

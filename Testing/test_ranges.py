@@ -40,55 +40,77 @@ def test_shares_are_those_of_the_tensors(int8_package):
         assert share == pytest.approx(float((np.abs(values[name]) > 1.001 * tight[name]).mean()), abs=1e-6), name
 
 
-def checked(package, volume, seconds):
+def checked(package, volume, **how):
     network_input = preprocess(volume, package.spec)
     plan = plan_for(network_input, package.spec, SegmentationOptions())
-    return ranges.check_ranges(package, network_input.data, plan, seconds)
+    return ranges.check_ranges(package, network_input.data, plan, **how)
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(ranges, "_COSTS", {})
     monkeypatch.setattr(ranges, "_HELD", {})
 
 
-def test_a_scan_of_the_calibrations_kind_is_not_warned_about(int8_package, phantom):
-    found = checked(int8_package, phantom[0], 1000.0)
+@pytest.fixture
+def every(monkeypatch):
+    """Runs of few windows are looked at as well."""
+    monkeypatch.setattr(ranges, "EVERY", 2)
+
+
+def test_a_scan_of_the_calibrations_kind_is_not_warned_about(int8_package, phantom, every):
+    found = checked(int8_package, phantom[0])
     assert found.windows >= 1 and len(found.tensors) > 5 and found.warning == "" and found.worst[1] < ranges.WORST
 
 
-def test_a_scan_that_leaves_the_ranges_is(int8_package, phantom, monkeypatch):
+def test_a_scan_that_leaves_the_ranges_is(int8_package, phantom, monkeypatch, every):
     real = ranges.limits_of
     monkeypatch.setattr(ranges, "limits_of", lambda package: {name: limit / 8 for name, limit in real(package).items()})
-    found = checked(int8_package, phantom[0], 1000.0)
+    found = checked(int8_package, phantom[0])
     name, share = found.worst
     assert share > ranges.WORST and name in found.warning and "compare with FP32" in found.warning
     value = found.to_json()
     assert value["worst"][0] == {"tensor": name, "share": share} and value["windows"] == found.windows
 
 
-def test_a_run_that_is_too_short_looks_at_the_input_alone(int8_package, phantom):
-    found = checked(int8_package, phantom[0], 0.01)
-    assert found.windows == 0 and not found.tensors and found.input is not None and found.seconds < 0.5
+def test_a_run_of_few_windows_looks_at_the_input_alone(int8_package, phantom):
+    found = checked(int8_package, phantom[0])
+    assert found.windows == 0 and not found.tensors and found.input is not None
     assert found.to_json()["mean"] is None and found.warning == ""
 
 
-def test_what_it_took_is_remembered_and_kept_to(int8_package, phantom):
-    first = checked(int8_package, phantom[0], 1000.0)
-    [(key, (making, using))] = ranges._COSTS.items()
-    assert key[2] == PATCH and making > 0 and using > 0 and making + using <= first.seconds
-    assert checked(int8_package, phantom[0], using / ranges.COST / 2).windows == 0
-    # The probe is there now: only its use counts.
-    ranges._COSTS[key] = 1000.0, using
-    assert checked(int8_package, phantom[0], 3 * using / ranges.COST).windows >= 1
-    ranges._HELD.clear()
-    assert checked(int8_package, phantom[0], 3 * using / ranges.COST).windows == 0
+def test_how_many_windows_are_looked_at_follows_from_the_plan():
+    def count(*shape):
+        return ranges.windows_looked_at(plan_windows(shape, Window((16, 16, 16), overlap=0.0), (16, 16, 16)))
+
+    assert count(16, 16, 16) == 0 and count(112, 112, 48) == 2 and count(400, 400, 400) == ranges.MOST
+
+
+def test_equal_runs_give_equal_warnings_however_long_anything_takes(int8_package, phantom, monkeypatch, every):
+    """The clock runs differently each time, and the probe is there or is not: what is found is the same."""
+    real = ranges.limits_of
+    monkeypatch.setattr(ranges, "limits_of", lambda package: {name: limit / 8 for name, limit in real(package).items()})
+    found = []
+    for speed in (1e-6, 1.0, 1e6):
+        clock = iter(np.arange(10000) * speed)
+        monkeypatch.setattr(ranges.time, "perf_counter", lambda clock=clock: float(next(clock)))
+        found.append(checked(int8_package, phantom[0]))
+        if speed == 1.0:
+            ranges._HELD.clear()
+    assert len({f.warning for f in found}) == 1 and found[0].warning and len({f.windows for f in found}) == 1
+    assert found[0].tensors == found[1].tensors == found[2].tensors
+
+
+def test_beside_a_gpu_and_without_memory_no_tensor_is_looked_at_and_it_is_said(int8_package, phantom, monkeypatch, every):
+    assert checked(int8_package, phantom[0], tensors=False).windows == 0
+    monkeypatch.setattr(ranges, "available_memory", lambda: 0)
+    found = checked(int8_package, phantom[0])
+    assert found.windows == 0 and found.to_json()["skipped"] == "there is not enough free memory"
 
 
 def test_values_of_the_input_beyond_its_range_are_told(int8_package, phantom, monkeypatch):
     monkeypatch.setattr(ranges, "limits_of", lambda package: {(package.calibration() or {})["input"]: 0.2})
     network_input = preprocess(phantom[0], int8_package.spec)
-    found = checked(int8_package, phantom[0], 0.0)
+    found = checked(int8_package, phantom[0])
     assert found.input == pytest.approx(float((network_input.data[:, ::4, ::4, ::4] > 0.2002).mean())) and found.input > ranges.WORST
     assert "% of the scan's values" in found.warning
 
@@ -99,18 +121,19 @@ def test_windows_at_the_border_and_volumes_smaller_than_one():
         data = rng.random((2, *shape)).astype(np.float32)
         plan = plan_windows(shape, Window((16, 16, 16), overlap=0.5), (16, 16, 16))
         starts = ranges._starts(data, plan)
+        assert starts == ranges._starts(data.copy(), plan)
         assert starts and all(ranges._patch(data, plan, start).shape == (2, 16, 16, 16) for start in starts)
 
 
 def test_a_package_without_ranges_is_left_alone(fp32_package, phantom):
-    assert checked(fp32_package, phantom[0], 10.0) is None
+    assert checked(fp32_package, phantom[0]) is None
 
 
 def test_a_run_says_it_and_can_be_told_not_to_look(int8_package, phantom, monkeypatch):
     choice = runs.EngineChoice("openvino", "int8")
     real = ranges.limits_of
     monkeypatch.setattr(ranges, "limits_of", lambda package: {name: limit / 8 for name, limit in real(package).items()})
-    monkeypatch.setattr(ranges, "COST", 1e6)
+    monkeypatch.setattr(ranges, "EVERY", 1)
     run = runs.segment(int8_package, phantom[0], choice, SegmentationOptions(), Task())
     assert run.ranges["windows"] >= 1 and run.result.notes[0] == run.ranges["warning"] != "" and run.seconds["ranges"] > 0
     for options, precision in ((SegmentationOptions(check_ranges=False), "int8"), (SegmentationOptions(), "fp32")):

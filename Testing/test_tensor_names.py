@@ -70,6 +70,20 @@ def test_nodes_keep_their_names_and_get_such_as_no_other_has():
     assert len(set(names)) == 5 and names[1] == "Conv_0" and names[4] == "Relu_3"
 
 
+def test_inputs_that_are_left_out_stay_so():
+    from MedQuantINT8Lib.placement import _give_names_back
+
+    weights, biases = random_weights()
+    model = convolutions(weights, biases)
+    model.graph.node[1].op_type = "Clip"
+    model.graph.node[1].input.extend(["", "a_bias"])
+    assert "" not in graph.tensor_names(model)
+    taken, originals = graph.tensor_names(model), graph.use_plain_names(model)
+    assert list(model.graph.node[1].input)[1] == ""
+    _give_names_back(model, originals, taken)
+    assert list(model.graph.node[1].input) == ["a_out", "", "a_bias"]
+
+
 @pytest.mark.slow
 def test_modelopt_is_not_led_astray_by_names(tmp_path):
     from MedQuantINT8Lib.placement import place, require_quantizer

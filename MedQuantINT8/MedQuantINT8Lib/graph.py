@@ -335,7 +335,8 @@ def tensor_names(model: Any) -> set[str]:
             for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
                 named.update(name for inner in body.node for name in (*inner.input, *inner.output))
                 named.update(constant.name for constant in body.initializer)
-    return named
+    # An optional input that is left out has no name.
+    return named - {""}
 
 
 class FreshNames:
@@ -378,7 +379,7 @@ def use_plain_names(model: Any) -> dict[str, str]:
     exporter chose.
     """
     ends = {value.name for field in (model.graph.input, model.graph.output) for value in field}
-    fixed = ends | {constant.values.name for constant in model.graph.sparse_initializer} | {""}
+    fixed = ends | {constant.values.name for constant in model.graph.sparse_initializer}
     fresh = FreshNames(model)
     names = {old: fresh(f"tensor{number}") for number, old in enumerate(sorted(tensor_names(model) - fixed))}
     rename_tensors(model, names)

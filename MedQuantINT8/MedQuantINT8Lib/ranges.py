@@ -2,13 +2,14 @@
 
 INT8 holds values up to 127 steps; what is larger is cut off. On scans like those of the calibration next to nothing is. On a scan of
 another kind it may be much, and the result can be wrong where FP32's would not be. So a run looks: at the input always, and at every
-quantized tensor on as many windows as fit into a twentieth of the time that the network took.
+quantized tensor on one of fifty windows. Which windows, and how many, follows from the scan and the run's plan alone, not from the time
+that anything took: equal runs give equal warnings.
 """
 
 from __future__ import annotations
 
-import sys
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from .model import ModelPackage
 from .system import available_memory
 from .windows import WindowPlan
 
-#: Of the network's time, what looking may take.
-COST = 0.05
+#: Of so many windows one is looked at, up to :data:`MOST`: about a twentieth of an INT8 run's time on a processor.
+EVERY, MOST = 50, 8
+#: Windows among which those are chosen that have most to see.
+_CANDIDATES = 32
 #: Shares of values beyond the range from which on a user is warned: in the tensor that is worst, and on average over all.
 #: Scans of the calibration's kind stay far below both (Resources/robustness.md).
 WORST, MEAN = 0.01, 0.001
-#: What loading one of the packages takes that a probe needs: a short run in a fresh process goes without.
-_LOADING_SECONDS = 1.0
 #: Steps between the voxels of the input that are looked at.
 _STRIDE = 4
 #: Values are beyond a range that they exceed by more than rounding.
@@ -44,12 +45,14 @@ class RangeCheck:
         tensors: of each quantized tensor, mean over the windows looked at.
         windows: how many were.
         seconds: what it took.
+        skipped: why no tensor was looked at, where it was to be.
     """
 
     input: float | None
     tensors: dict[str, float] = field(default_factory=dict)
     windows: int = 0
     seconds: float = 0.0
+    skipped: str = ""
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -73,6 +76,7 @@ class RangeCheck:
         return {
             "input": self.input,
             "windows": self.windows,
+            "skipped": self.skipped,
             "seconds": self.seconds,
             "mean": self.mean if self.tensors else None,
             "worst": [{"tensor": name, "share": share} for name, share in most],
@@ -80,12 +84,13 @@ class RangeCheck:
         }
 
 
-def check_ranges(package: ModelPackage, data: NDArray[np.float32], plan: WindowPlan, seconds: float) -> RangeCheck | None:
+def check_ranges(package: ModelPackage, data: NDArray[np.float32], plan: WindowPlan, *, tensors: bool = True) -> RangeCheck | None:
     """Look at a volume in network space (C, n0, n1, n2).
 
     Args:
         plan: of the run.
-        seconds: that the run's network took.
+        tensors: whether to look at the network's tensors as well, which takes a window in FP32 on the processor for each that is looked
+            at: beside a GPU that would be longer than the run.
 
     Returns:
         None if the package does not say what ranges it was calibrated on.
@@ -95,10 +100,16 @@ def check_ranges(package: ModelPackage, data: NDArray[np.float32], plan: WindowP
         return None
     began = time.perf_counter()
     found = RangeCheck(_input_share(package, data, limits))
-    path = package.onnx_path("fp32")
-    _look(found, (path, path.stat().st_mtime, plan.patch), limits, data, plan, COST * seconds)
+    if tensors and (count := windows_looked_at(plan)):
+        path = package.onnx_path("fp32")
+        _look(found, (path, path.stat().st_mtime, plan.patch), limits, data, plan, count)
     found.seconds = time.perf_counter() - began
     return found
+
+
+def windows_looked_at(plan: WindowPlan) -> int:
+    """How many windows of a plan are looked at."""
+    return min(MOST, plan.count // EVERY)
 
 
 def limits_of(package: ModelPackage) -> dict[str, float]:
@@ -108,42 +119,26 @@ def limits_of(package: ModelPackage) -> dict[str, float]:
 
 
 _Key = tuple[Path, float, tuple[int, int, int]]
-#: What making a probe, and using it on one window, took on this machine: a run that is too short for it does without.
-_COSTS: dict[_Key, tuple[float, float]] = {}
 #: The probe of the network that ran last: it holds that network's weights.
 _HELD: dict[_Key, Probe] = {}
 
 
-def _look(found: RangeCheck, key: _Key, limits: dict[str, float], data: NDArray[np.float32], plan: WindowPlan, allowed: float) -> None:
-    making, using = _COSTS.get(key, (_least_seconds(key[0]), 0.0))
-    left = allowed - using - (0.0 if key in _HELD else making)
-    if left < 0 or 2 * activation_bytes(*key) > available_memory():
+def _look(found: RangeCheck, key: _Key, limits: dict[str, float], data: NDArray[np.float32], plan: WindowPlan, count: int) -> None:
+    if 2 * activation_bytes(*key) > available_memory():
+        found.skipped = "there is not enough free memory"
         return
-    began = time.perf_counter()
     if key not in _HELD:
         _HELD.clear()
         try:
             _HELD[key] = Probe(key[0], key[2], limits)
-        except (DependencyError, EngineError):
+        except (DependencyError, EngineError) as error:
             # Without ONNX Runtime only the input is looked at.
+            found.skipped = str(error)
             return
-        making = time.perf_counter() - began
-    probe, shares = _HELD[key], []
-    for start in _starts(data, plan):
-        one = time.perf_counter()
-        shares.append(probe.shares(_patch(data, plan, start)))
-        using = time.perf_counter() - one
-        if time.perf_counter() - began + using > allowed:
-            break
-    _COSTS[key] = making, using
+    probe = _HELD[key]
+    shares = [probe.shares(_patch(data, plan, start)) for start in _starts(data, plan)[:count]]
     found.windows = len(shares)
     found.tensors = {name: float(np.mean([s[name] for s in shares])) for name in probe.tensors}
-
-
-def _least_seconds(path: Path) -> float:
-    """About what making a probe takes, before it was ever made: loading what it needs, reading and preparing a network."""
-    missing = [name for name in ("onnx", "onnxruntime") if name not in sys.modules]
-    return 0.2 + path.stat().st_size / 50e6 + _LOADING_SECONDS * len(missing)
 
 
 def _input_share(package: ModelPackage, data: NDArray[np.float32], limits: dict[str, float]) -> float | None:
@@ -208,12 +203,12 @@ def with_probes(model: Any, limits: dict[str, float]) -> Any:
 
 
 def _starts(data: NDArray[np.float32], plan: WindowPlan) -> list[tuple[int, int, int]]:
-    """Windows of the plan, those with most to see first: by how much their values vary."""
+    """Windows of the plan, those with most to see first: by how much their values vary. The same for the same scan and plan."""
     windows = list(plan.windows())
     if len(windows) > 1:
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(data[:, :: 4 * _STRIDE, :: 4 * _STRIDE, :: 4 * _STRIDE]).tobytes()))
         # A look at every window would be a pass over the volume.
-        some = [windows[n] for n in rng.choice(len(windows), min(len(windows), 32), replace=False)]
+        some = [windows[n] for n in rng.choice(len(windows), min(len(windows), _CANDIDATES), replace=False)]
         windows = sorted(some, key=lambda start: -float(_patch(data[:1], plan, start)[:, ::_STRIDE, ::_STRIDE, ::_STRIDE].std()))
     return windows
 

@@ -151,12 +151,13 @@ def network_row(network: StudyNetwork, engine: str, task: Task) -> dict[str, Any
     return row
 
 
-def _agreement(fp32: Engine, int8: Engine, batch: Any) -> float:
-    """Mean Dice over the structures of a patch, real INT8 against FP32."""
+def _agreement(fp32: Engine, int8: Engine, batch: Any) -> float | None:
+    """Mean Dice over the structures of a patch, real INT8 against FP32; None where FP32 finds none."""
     expected = np.array(fp32.infer(batch))[0].argmax(0)
     found = np.asarray(int8.infer(batch))[0].argmax(0)
     values = [dice(found == c, expected == c) for c in np.unique(expected) if c and (expected == c).sum() >= 100]
-    return float(np.mean([v for v in values if v is not None]))
+    found_any = [v for v in values if v is not None]
+    return float(np.mean(found_any)) if found_any else None
 
 
 def size_row(network: StudyNetwork, engine: str, task: Task) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def _networks_page(rows: list[dict[str, Any]]) -> list[str]:
     for r in rows:
         fidelity = r["fidelity"] or {"relative_error": float("nan"), "label_disagreement": float("nan")}
         lines.append(
-            f"| {r['title']} | {r['study_mb']:.2f} | {r['fp32_mb']:.2f} | {r['int8_mb']:.2f} | {r['int8_mb'] / r['fp32_mb']:.3f} | {r['fp32_ms']:.0f} | {r['int8_ms']:.0f} | {r['ratio']:.2f} | {100 * r['int8_share']:.1f} % | {r['agreement']:.4f} | {fidelity['relative_error']:.4f} | {100 * fidelity['label_disagreement']:.3f} % | {r['parity']:.1e} |"
+            f"| {r['title']} | {r['study_mb']:.2f} | {r['fp32_mb']:.2f} | {r['int8_mb']:.2f} | {r['int8_mb'] / r['fp32_mb']:.3f} | {r['fp32_ms']:.0f} | {r['int8_ms']:.0f} | {r['ratio']:.2f} | {100 * r['int8_share']:.1f} % | {'–' if r['agreement'] is None else format(r['agreement'], '.4f')} | {fidelity['relative_error']:.4f} | {100 * fidelity['label_disagreement']:.3f} % | {r['parity']:.1e} |"
         )
     if rows:
         lines += ["", f"Median over {len(rows)} networks: {np.median([r['ratio'] for r in rows]):.2f} times faster than FP32 on the same engine."]

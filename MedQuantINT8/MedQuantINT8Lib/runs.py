@@ -252,8 +252,8 @@ def _first_that_can(choice: EngineChoice, attempt: Callable[[EngineChoice], T]) 
             first = first or error
             if choice.name != "auto":
                 raise
-            tried.append(choose_backend(wanted.name, wanted.precision).name if wanted.name == "auto" else wanted.name)
             try:
+                tried.append(choose_backend(wanted.name, wanted.precision).name if wanted.name == "auto" else wanted.name)
                 other = choose_instead(choice.precision, error, tried)
             except EngineError:
                 raise first from error
@@ -305,7 +305,8 @@ def _segment(
         engine = _engine_report(prepared[0])
         ranges = None
         if options.check_ranges and engine["precision"] == "int8":
-            ranges = _ranges(ensemble.first, inputs[0], options, result, task)
+            on_gpu = getattr(prepared[0].backend, "needs_gpu", False)
+            ranges = _ranges(ensemble.first, inputs[0], options, result, task, tensors=not on_gpu)
         if len(prepared) > 1:
             engine["members"] = [_engine_report(item) for item in prepared]
     except (Cancelled, InputError):
@@ -349,10 +350,16 @@ def _latency(calls: list[float], result: SegmentationResult, batch: int) -> dict
 
 
 def _ranges(
-    package: ModelPackage, network_input: NetworkInput, options: SegmentationOptions, result: SegmentationResult, task: Task
+    package: ModelPackage,
+    network_input: NetworkInput,
+    options: SegmentationOptions,
+    result: SegmentationResult,
+    task: Task,
+    *,
+    tensors: bool,
 ) -> dict[str, Any] | None:
     with task.stage("looking at ranges"):
-        found = check_ranges(package, network_input.data, plan_for(network_input, package.spec, options), result.seconds["network"])
+        found = check_ranges(package, network_input.data, plan_for(network_input, package.spec, options), tensors=tensors)
     if found is None:
         return None
     result.seconds["ranges"] = found.seconds

@@ -67,7 +67,8 @@ def find(parts: dict[str, Any]) -> CacheEntry | None:
 
 
 def _read(folder: Path, parts: dict[str, Any] | None) -> CacheEntry | None:
-    if not folder.is_dir():
+    if not folder.is_dir() or (parts is None and not (folder / _RECORD).exists()):
+        # Beside the entries lie folders of other things, such as TensorRT's times of kernels.
         return None
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))

@@ -263,7 +263,8 @@ class SegmentPanel(WorkPanel):
             slicer.util.warningDisplay("\n".join(lines), windowTitle=_("Some could not be segmented"))
         report = self._logic.report
         engine = report.get("engine", {})
-        notes = "; ".join(report.get("notes", []))
+        reason = (engine.get("choice") or {}).get("reason", "")
+        notes = "; ".join(filter(None, [reason, *report.get("notes", [])]))
         text = _("Done in {time} ({engine}, {precision}).").format(
             time=duration(report.get("seconds", {}).get("total", 0)),
             engine=engine.get("title", ""),
