@@ -240,7 +240,7 @@ def test_opening_a_gpu_does_not_ask_for_the_compiler():
 
     compiler = Compiler(SimpleNamespace(nvrtcVersion=missing), (9, 0))
     assert compiler.binaries([]) == []
-    with pytest.raises(RuntimeError, match="libnvrtc"):
+    with pytest.raises(DependencyError, match="pip install nvidia-cuda-nvrtc"):
         compiler.binary("extern")
 
 

@@ -185,9 +185,21 @@ def backend(name: str) -> EngineBackend:
     return made
 
 
+def unavailable_reason(made: EngineBackend) -> str:
+    """Why a backend cannot run here, in one line, or an empty string.
+
+    Whatever its own check raises is its reason: an engine whose libraries fail in a way that it does not know must not stop another.
+    """
+    try:
+        return made.unavailable()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        return f"{made.title} cannot be asked: {type(error).__name__}{': ' if reason else ''}{reason}."
+
+
 def availability() -> dict[str, str]:
     """For each backend an empty string, or why it cannot run here."""
-    return {name: backend(name).unavailable() for name in _REGISTRY}
+    return {name: unavailable_reason(backend(name)) for name in _REGISTRY}
 
 
 def precisions_of(made: EngineBackend) -> tuple[str, ...]:
@@ -202,7 +214,7 @@ def float_precision_of(made: EngineBackend) -> Precision:
 
 def choose_processor(precision: str) -> EngineBackend:
     """As :func:`choose_backend` for "auto", among the backends that run on the processor."""
-    usable = [made for made in map(backend, _REGISTRY) if not getattr(made, "needs_gpu", False) and not made.unavailable()]
+    usable = [made for made in map(backend, _REGISTRY) if not getattr(made, "needs_gpu", False) and not unavailable_reason(made)]
     usable.sort(key=lambda made: precision != "fp32" and not made.real_int8)
     if not usable:
         raise EngineError("No engine can run on the processor.", "Install one with: pip install openvino onnx")
@@ -241,7 +253,7 @@ def choose_backend(name: str, precision: str) -> EngineBackend:
         chosen = backend(name)
         if precision not in ("auto", *precisions_of(chosen)):
             raise EngineError(f"{chosen.title} does not compute in {precision.upper()}.", f"Choose another --precision ({', '.join(precisions_of(chosen))}) or engine.")
-        if reason := chosen.unavailable():
+        if reason := unavailable_reason(chosen):
             raise EngineError(f"The engine {name} cannot run here: {reason}")
         return chosen
     return usable_backends(precision)[0]
@@ -256,7 +268,7 @@ def usable_backends(precision: str) -> list[EngineBackend]:
     """
     from .trial import fastest_first
 
-    usable = [made for made in map(backend, _REGISTRY) if precision in ("auto", *precisions_of(made)) and not made.unavailable()]
+    usable = [made for made in map(backend, _REGISTRY) if precision in ("auto", *precisions_of(made)) and not unavailable_reason(made)]
     if not usable:
         reasons = "; ".join(f"{name}: {reason or f'no {precision.upper()}'}" for name, reason in availability().items())
         hint = "Half precision alone needs an NVIDIA GPU: choose another --precision." if precision == "fp16" else "Install one with: pip install openvino onnx"

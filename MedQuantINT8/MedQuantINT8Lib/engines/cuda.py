@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..errors import EngineError
 from ..progress import Task
-from .cuda_driver import GpuError, GpuMemoryError, bindings, checked
+from .cuda_driver import GpuError, GpuMemoryError, bindings, checked, start_driver
 from .gpu_compiler import Compiler
 
 __all__ = ["DeviceBuffer", "Event", "Gpu", "GpuError", "GpuInfo", "GpuMemoryError", "Kernel", "PinnedBuffer", "Stream", "bindings", "check_one_fits", "checked", "choose_gpu", "free_memory", "gpus", "patch_address"]
@@ -59,10 +59,10 @@ def gpus() -> list[GpuInfo]:
         GpuError: the driver is too old, or does not start.
     """
     driver, _ = bindings()
-    started = driver.cuInit(0)[0]
-    if int(started) == _NO_DEVICE:
+    started = start_driver(driver)
+    if started == _NO_DEVICE:
         return []
-    if int(started) in _OLD_DRIVER:
+    if started in _OLD_DRIVER:
         raise GpuError("NVIDIA's driver is too old for the installed cuda-python.", "Update the driver, or install an older one: pip install 'cuda-python<13'")
     checked((started,), "start")
     attribute = driver.CUdevice_attribute
@@ -131,7 +131,7 @@ class Gpu:
 
     def __init__(self, index: int = 0) -> None:
         self.driver, self.nvrtc = bindings()
-        checked(self.driver.cuInit(0), "start")
+        checked((start_driver(self.driver),), "start")
         self.device = checked(self.driver.cuDeviceGet(index), "open the GPU")
         self.info = next(info for info in gpus() if info.index == index)
         self._context = checked(self.driver.cuDevicePrimaryCtxRetain(self.device), "open the GPU")

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import sys
 
 from ..errors import MedQuantError
 from . import cuda
-from .base import backend
+from .base import backend, unavailable_reason
+from .cuda_driver import has_driver
 
 #: Compute capabilities below 12.0 that TensorRT for RTX takes; it takes all from 12.0 on (its plug-in 0.5.0).
 _RTX = ((8, 6), (8, 9))
 _RTX_PACKAGES = "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13 onnxruntime onnx (about 170 MB, proprietary licence)"
 _OWN_PACKAGES = "pip install cuda-python nvidia-cuda-nvrtc onnxruntime onnx (about 120 MB, proprietary licence)"
 _FULL_PACKAGES = "pip install tensorrt cuda-python onnxruntime onnx (more than 1 GB, proprietary licence)"
-
-
-def has_driver() -> bool:
-    """Whether NVIDIA's driver is installed, found without any package."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def gpu_names() -> list[tuple[str, str]]:
@@ -53,7 +43,7 @@ def advice_for_gpus() -> list[str]:
 def _advice(info: cuda.GpuInfo) -> str:
     if info.reason_unfit:
         return info.reason_unfit
-    installed = ["cuda_int8"] if not backend("cuda_int8").unavailable() else []
+    installed = ["cuda_int8"] if not unavailable_reason(backend("cuda_int8")) else []
     for name, package in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "onnxruntime_ep_nv_tensorrt_rtx")):
         if importlib.util.find_spec(package) is not None and (name == "tensorrt" or _takes_rtx(info)):
             installed.append(name)

@@ -13,7 +13,7 @@ from typing import Any
 from ..files import replacing
 from ..progress import Task
 from .cache import cache_root
-from .cuda_driver import GpuError, checked
+from .cuda_driver import GpuError, checked, nvrtc_version
 
 #: What is compiled so that NVRTC reads its libraries, which takes seconds the first time.
 _LEAST = 'extern "C" __global__ void run() {}'
@@ -39,7 +39,7 @@ class Compiler:
     @cached_property
     def _version(self) -> tuple[int, ...]:
         # Asked for when first needed: a GPU is also opened by engines that compile nothing, where NVRTC need not be installed.
-        return tuple(checked(self._nvrtc.nvrtcVersion(), "ask NVRTC for its version"))
+        return nvrtc_version(self._nvrtc)
 
     def warm_up(self) -> None:
         """Let NVRTC read its libraries while something else is done."""

@@ -14,7 +14,7 @@ from ..files import sha256_file
 from ..model import ModelPackage
 from ..progress import Task
 from . import cache
-from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild
+from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild, unavailable_reason
 from .choices import Choice
 from .fidelity import Fidelity, Patch, compare, labels_of, offending_layers
 
@@ -106,7 +106,7 @@ def prepare(
         return PreparedEngine(
             engine, backend, used, entry, None, "not compared with the simulation: no scan was given", (), cached
         )
-    if reason := _reference_backend().unavailable():
+    if reason := unavailable_reason(_reference_backend()):
         return PreparedEngine(engine, backend, used, entry, None, f"not compared with the simulation: {reason}", (), cached)
     try:
         with task.stage("comparing with the simulation"):

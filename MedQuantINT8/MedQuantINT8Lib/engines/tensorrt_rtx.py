@@ -19,7 +19,7 @@ from ..errors import DependencyError, EngineError
 from ..files import write_json
 from ..progress import Task
 from .base import BuildOptions, EngineDescription, LayerRecord
-from .gpu_advice import has_driver
+from .cuda_driver import has_driver
 from .gpu_causes import failure
 from .plan_note import check_note, write_note
 from .rtx_compile import compile_in_process

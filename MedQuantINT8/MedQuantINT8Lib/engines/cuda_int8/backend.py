@@ -18,6 +18,7 @@ from ...progress import Task
 from .. import cuda
 from ..base import BuildOptions, EngineDescription, LayerRecord, UnsupportedNetwork
 from ..cuda import DeviceBuffer, Gpu, GpuError, Stream
+from ..cuda_driver import nvrtc_version
 from ..gpu_engine import GpuEngine
 from .network import LANES, CudaInt8Network
 from .plan import Plan
@@ -41,12 +42,9 @@ class CudaInt8Backend:
         try:
             _, nvrtc = cuda.bindings()
             cuda.check_one_fits()
-            cuda.checked(nvrtc.nvrtcVersion(), "ask NVRTC for its version")
+            nvrtc_version(nvrtc)
         except (EngineError, DependencyError) as error:
             return str(error)
-        except RuntimeError as error:
-            # What the bindings say of a library that they do not find.
-            return f"NVIDIA's run-time compiler is missing: {error}. Install it with: pip install nvidia-cuda-nvrtc"
         return ""
 
     def version(self) -> str:
