@@ -7,10 +7,13 @@ labels of a made scan gives class scores with margins, in seconds and without tr
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _RIDGE = 1e-3
 #: Score of a class that the labels do not hold: below every other.
@@ -23,6 +26,8 @@ def last_layer(module: nn.Module, classes: int) -> nn.Conv3d:
     Raises:
         ValueError: the network has none.
     """
+    from torch import nn
+
     found = [m for m in module.modules() if isinstance(m, nn.Conv3d) and m.kernel_size == (1, 1, 1) and m.out_channels == classes]
     if not found:
         raise ValueError(f"the network does not end in a 1x1x1 convolution to {classes} classes")
@@ -36,6 +41,9 @@ def fit_last_layer(module: nn.Module, image: NDArray[np.float32], labels: NDArra
         image: (C, A0, A1, A2), as the network takes it.
         labels: (A0, A1, A2), values below ``classes``.
     """
+    import torch
+    from torch import nn
+
     layer = last_layer(module, classes)
     seen: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

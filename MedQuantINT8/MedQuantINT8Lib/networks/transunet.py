@@ -7,68 +7,83 @@ positions; its output is laid back as a feature map from which the decoder climb
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
-from .blocks import ResidualBlock, TransformerLayer, UpBlock
+from functools import cache
+from typing import Any
 
 
-class TransUNet(nn.Module):
-    """3D TransUNet.
+def __getattr__(name: str) -> Any:
+    """The classes of this file, made when one is first asked for: importing it loads no torch."""
+    classes = _classes() if not name.startswith("_") else {}
+    if name not in classes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return classes[name]
 
-    Args:
-        patch: spatial size of the input; each side a multiple of 2 to the number of ``features``. Learned positions tie
-            the network to it.
-        features: channels of the convolutional levels, full size first.
-        hidden, layers, heads: of the transformer (ViT-B: 768, 12, 12).
-    """
 
-    def __init__(
-        self,
-        channels_in: int = 1,
-        classes: int = 14,
-        patch: tuple[int, int, int] = (96, 96, 96),
-        features: tuple[int, ...] = (16, 32, 64, 128),
-        hidden: int = 768,
-        layers: int = 12,
-        heads: int = 12,
-    ) -> None:
-        super().__init__()
-        factor = 2 ** len(features)
-        if any(side % factor for side in patch):
-            raise ValueError(f"each side of the patch {patch} must be a multiple of {factor}")
-        self.grid = tuple(side // factor for side in patch)
-        self.encoder = nn.ModuleList(
-            ResidualBlock(before, after, stride=1 if level == 0 else 2)
-            for level, (before, after) in enumerate(zip((channels_in, *features), features, strict=False))
-        )
-        # One token is a 2x2x2 cube of the last level's voxels.
-        self.embedding = nn.Conv3d(features[-1], hidden, 2, 2)
-        self.positions = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] * self.grid[2], hidden))
-        nn.init.trunc_normal_(self.positions, std=0.02)
-        self.transformer = nn.ModuleList(TransformerLayer(hidden, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(hidden)
-        self.bottleneck = nn.Sequential(
-            nn.Conv3d(hidden, 2 * features[-1], 1, bias=False),
-            nn.InstanceNorm3d(2 * features[-1], affine=True),
-            nn.LeakyReLU(0.01),
-        )
-        widths = (2 * features[-1], *reversed(features))
-        self.decoder = nn.ModuleList(
-            UpBlock(before, skip, skip) for before, skip in zip(widths, reversed(features), strict=False)
-        )
-        self.head = nn.Conv3d(features[0], classes, 1)
+@cache
+def _classes() -> dict[str, Any]:
+    import torch
+    from torch import Tensor, nn
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, channels_in, *patch) to logits (N, classes, *patch)."""
-        skips = []
-        for level in self.encoder:
-            x = level(x)
-            skips.append(x)
-        tokens = self.embedding(x).flatten(2).transpose(1, 2) + self.positions
-        for layer in self.transformer:
-            tokens = layer(tokens)
-        x = self.bottleneck(self.norm(tokens).transpose(1, 2).unflatten(2, self.grid))
-        for block, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = block(x, skip)
-        return self.head(x)
+    from .blocks import ResidualBlock, TransformerLayer, UpBlock
+
+    class TransUNet(nn.Module):
+        """3D TransUNet.
+
+        Args:
+            patch: spatial size of the input; each side a multiple of 2 to the number of ``features``. Learned positions tie
+                the network to it.
+            features: channels of the convolutional levels, full size first.
+            hidden, layers, heads: of the transformer (ViT-B: 768, 12, 12).
+        """
+
+        def __init__(
+            self,
+            channels_in: int = 1,
+            classes: int = 14,
+            patch: tuple[int, int, int] = (96, 96, 96),
+            features: tuple[int, ...] = (16, 32, 64, 128),
+            hidden: int = 768,
+            layers: int = 12,
+            heads: int = 12,
+        ) -> None:
+            super().__init__()
+            factor = 2 ** len(features)
+            if any(side % factor for side in patch):
+                raise ValueError(f"each side of the patch {patch} must be a multiple of {factor}")
+            self.grid = tuple(side // factor for side in patch)
+            self.encoder = nn.ModuleList(
+                ResidualBlock(before, after, stride=1 if level == 0 else 2)
+                for level, (before, after) in enumerate(zip((channels_in, *features), features, strict=False))
+            )
+            # One token is a 2x2x2 cube of the last level's voxels.
+            self.embedding = nn.Conv3d(features[-1], hidden, 2, 2)
+            self.positions = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] * self.grid[2], hidden))
+            nn.init.trunc_normal_(self.positions, std=0.02)
+            self.transformer = nn.ModuleList(TransformerLayer(hidden, heads) for _ in range(layers))
+            self.norm = nn.LayerNorm(hidden)
+            self.bottleneck = nn.Sequential(
+                nn.Conv3d(hidden, 2 * features[-1], 1, bias=False),
+                nn.InstanceNorm3d(2 * features[-1], affine=True),
+                nn.LeakyReLU(0.01),
+            )
+            widths = (2 * features[-1], *reversed(features))
+            self.decoder = nn.ModuleList(
+                UpBlock(before, skip, skip) for before, skip in zip(widths, reversed(features), strict=False)
+            )
+            self.head = nn.Conv3d(features[0], classes, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            """(N, channels_in, *patch) to logits (N, classes, *patch)."""
+            skips = []
+            for level in self.encoder:
+                x = level(x)
+                skips.append(x)
+            tokens = self.embedding(x).flatten(2).transpose(1, 2) + self.positions
+            for layer in self.transformer:
+                tokens = layer(tokens)
+            x = self.bottleneck(self.norm(tokens).transpose(1, 2).unflatten(2, self.grid))
+            for block, skip in zip(self.decoder, reversed(skips), strict=True):
+                x = block(x, skip)
+            return self.head(x)
+
+    return {made.__name__: made for made in (TransUNet,)}

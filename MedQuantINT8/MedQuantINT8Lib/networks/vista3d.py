@@ -10,33 +10,46 @@ Left out: the interactive road (point prompts, their decoder and its patch-wise 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+
+def __getattr__(name: str) -> Any:
+    """The classes of this file, made when one is first asked for: importing it loads no torch."""
+    classes = _classes() if not name.startswith("_") else {}
+    if name not in classes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return classes[name]
 
 
-class AutomaticVista3D(nn.Module):
-    """(N, C, *patch) to logits (N, 1 + len(classes), *patch), background first.
+@cache
+def _classes() -> dict[str, Any]:
+    import torch
+    from torch import Tensor, nn
 
-    Args:
-        vista: MONAI's VISTA3D with its weights.
-        classes: class indices of VISTA3D, such as 1 for liver, in the order of the output's channels.
-    """
+    class AutomaticVista3D(nn.Module):
+        """(N, C, *patch) to logits (N, 1 + len(classes), *patch), background first.
 
-    def __init__(self, vista: Any, classes: Sequence[int]) -> None:
-        super().__init__()
-        self.encoder = vista.image_encoder
-        self.mapping = vista.class_head.image_post_mapping
-        with torch.no_grad():
-            embeddings = vista.class_head.class_embeddings(torch.as_tensor(list(classes)))
-            if vista.class_head.use_mlp:
-                # The MLP's normalisation runs over each embedding by itself: (classes, 1, features).
-                embeddings = vista.class_head.mlp(embeddings[:, None])[:, 0]
-            weight = torch.cat([torch.zeros_like(embeddings[:1]), embeddings])
-        self.head = nn.Conv3d(weight.shape[1], weight.shape[0], 1, bias=False)
-        self.head.weight = nn.Parameter(weight[:, :, None, None, None].clone())
+        Args:
+            vista: MONAI's VISTA3D with its weights.
+            classes: class indices of VISTA3D, such as 1 for liver, in the order of the output's channels.
+        """
 
-    def forward(self, x: Tensor) -> Tensor:
-        _, features = self.encoder(x, with_point=False, with_label=True)
-        return self.head(self.mapping(features))
+        def __init__(self, vista: Any, classes: Sequence[int]) -> None:
+            super().__init__()
+            self.encoder = vista.image_encoder
+            self.mapping = vista.class_head.image_post_mapping
+            with torch.no_grad():
+                embeddings = vista.class_head.class_embeddings(torch.as_tensor(list(classes)))
+                if vista.class_head.use_mlp:
+                    # The MLP's normalisation runs over each embedding by itself: (classes, 1, features).
+                    embeddings = vista.class_head.mlp(embeddings[:, None])[:, 0]
+                weight = torch.cat([torch.zeros_like(embeddings[:1]), embeddings])
+            self.head = nn.Conv3d(weight.shape[1], weight.shape[0], 1, bias=False)
+            self.head.weight = nn.Parameter(weight[:, :, None, None, None].clone())
+
+        def forward(self, x: Tensor) -> Tensor:
+            _, features = self.encoder(x, with_point=False, with_label=True)
+            return self.head(self.mapping(features))
+
+    return {made.__name__: made for made in (AutomaticVista3D,)}
