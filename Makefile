@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TENSORRT := 10.13=tensorrt_cu12_bindings==10.13.3.9 10.16=tensorrt_cu13_bindings==10.16.1.11 11.4=tensorrt_cu13_bindings==11.4.0.106 rtx=onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 nvrtc=nvidia-cuda-nvrtc==13.5.37
 DEMO := openvino,onnxruntime,quantize,slicer
 
-.PHONY: demo test lint bench results clean
+.PHONY: demo test lint roads newest bench results clean
 
 demo: $(VENV)/.demo
 	$(BIN)/medquant demo --output demo-output
@@ -22,6 +22,14 @@ test: $(VENV)/.test lint
 lint: $(VENV)/.test
 	$(BIN)/ruff check MedQuantINT8 Testing
 	$(BIN)/mypy
+
+# Every way to install, each in an environment of its own, and the job that it is for.
+roads: | $(BIN)/python
+	$(BIN)/python Testing/Installs/roads.py
+
+# The same with the newest of everything that pyproject.toml allows, as a user gets it a year from now.
+newest: | $(BIN)/python
+	$(BIN)/python Testing/Installs/roads.py --newest
 
 bench: $(VENV)/.test
 	$(BIN)/python Testing/Benchmarks/run_all.py

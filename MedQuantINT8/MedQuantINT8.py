@@ -14,20 +14,22 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-
 class MedQuantINT8(ScriptedLoadableModule):
     """Describes the module to the application."""
 
+    home = "https://github.com/MedQuantINT8/SlicerMedQuantINT8"
+
     def __init__(self, parent: Any) -> None:
         super().__init__(parent)
-        parent.title = "MedQuantINT8"
+        parent.title = _("Fast 3D Segmentation (INT8)")
         parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
         parent.dependencies = []
-        parent.contributors = ["The MedQuantINT8 developers"]
+        parent.contributors = [f"The MedQuantINT8 developers (contact: {self.home}/issues)"]
         parent.helpText = _(
-            "Segments scans with 3D networks in real 8-bit integers, turns FP32 networks into INT8 engines, and shows "
-            "what was gained and what was lost."
-        )
+            "Segments CT and MR scans with 3D networks that run in real 8-bit integers: smaller and faster than in floating point, and you are "
+            "shown what was gained and what was lost. Turns your own networks (MONAI bundle, nnU-Net, ONNX) into INT8 engines for this computer. "
+            "Nothing leaves the computer.<br><br>Step by step: <a href='{tutorial}'>tutorial of five minutes</a>."
+        ).format(tutorial=f"{self.home}#tutorial-the-synthetic-abdomen-five-minutes")
         parent.acknowledgementText = _(
             "Follows the study 'Post-Training Quantization for 3D Medical Image Segmentation: A Practical Study on Real "
             "Inference Engines' (arXiv:2501.17343). For research; not a medical device."
@@ -36,24 +38,32 @@ class MedQuantINT8(ScriptedLoadableModule):
 
 
 def registerSampleData() -> None:
-    """Add a made abdomen to the Sample Data module: the scan that the tutorial uses. Nothing is downloaded."""
+    """Add a synthetic abdomen to the Sample Data module: the scan that the tutorial uses. Nothing is downloaded."""
     import SampleData
 
-    def make(_source: Any) -> Any:
-        from MedQuantINT8Lib import mrml
-        from MedQuantINT8Lib.phantom import make_phantom
-
-        return mrml.volume_node(make_phantom(1000)[0], "MadeAbdomen", slicer.mrmlScene)
-
-    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+    logic = SampleData.SampleDataLogic
+    # Newer Slicers want a category to be registered before its first source.
+    if hasattr(logic, "registerCustomSampleDataCategory"):
+        logic.registerCustomSampleDataCategory("MedQuantINT8", title=_("Fast 3D Segmentation (INT8)"))
+    logic.registerCustomSampleDataSource(
         category="MedQuantINT8",
-        sampleName="MadeAbdomen",
-        thumbnailFileName=str(Path(__file__).parent / "Resources" / "Icons" / "MadeAbdomen.png"),
+        sampleName="SyntheticAbdomen",
+        thumbnailFileName=str(Path(__file__).parent / "Resources" / "Icons" / "SyntheticAbdomen.png"),
         uris=[],
         fileNames=[],
         nodeNames=[],
-        customDownloader=make,
+        customDownloader=_makeAbdomen,
     )
+
+
+def _makeAbdomen(_source: Any) -> Any:
+    """The scan as a volume node, shown in the slice views: Sample Data shows only what it has downloaded itself."""
+    from MedQuantINT8Lib import mrml
+    from MedQuantINT8Lib.phantom import make_phantom
+
+    node = mrml.volume_node(make_phantom(1000)[0], "SyntheticAbdomen", slicer.mrmlScene)
+    slicer.util.setSliceViewerLayers(background=node, fit=True)
+    return node
 
 
 class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -84,6 +94,11 @@ class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self) -> None:
         self.view.setParameterNode(self.logic.getParameterNode())
+
+    def exit(self) -> None:
+        """Another module is shown: nothing of the scene is followed but its end, which ends the work on it."""
+        if self.view is not None:
+            self.view.leave()
 
     def _onSceneClosing(self, _caller: Any, _event: str) -> None:
         self.view.sceneClosing()
@@ -117,7 +132,7 @@ class MedQuantINT8Logic(ScriptedLoadableModuleLogic):
 
 
 class MedQuantINT8Test(ScriptedLoadableModuleTest):
-    """A whole round in the application: made scan, segmentation, comparison."""
+    """A whole round in the application: synthetic scan, segmentation, comparison."""
 
     def setUp(self) -> None:
         slicer.mrmlScene.Clear(0)
@@ -131,7 +146,7 @@ class MedQuantINT8Test(ScriptedLoadableModuleTest):
         from MedQuantINT8Lib.phantom import make_phantom
 
         self.delayDisplay("Making a scan")
-        node = mrml.volume_node(make_phantom(1000, (96, 88, 80), 4.0)[0], "MadeAbdomen", slicer.mrmlScene)
+        node = mrml.volume_node(make_phantom(1000, (96, 88, 80), 4.0)[0], "SyntheticAbdomen", slicer.mrmlScene)
         logic = MedQuantINT8Logic()
         try:
             self.delayDisplay("Segmenting")

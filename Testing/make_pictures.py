@@ -102,7 +102,7 @@ def main() -> None:
         pictures = views(result)
         screenshot(qt, widget.parent, pictures, SHOTS / "segment.png")
         pictures.copy(1080, 0, 360, 360).scaled(260, 260, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation).save(
-            str(ICONS / "MadeAbdomen.png")
+            str(ICONS / "SyntheticAbdomen.png")
         )
         ui.segmentSection.setProperty("collapsed", True)
         ui.compareSection.setProperty("collapsed", False)

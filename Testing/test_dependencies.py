@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -98,3 +99,30 @@ def test_slicers_package_manager_is_used_and_an_older_slicers_pip_otherwise(lack
 def test_versions_are_compared_by_number():
     assert dependencies._numbers("2.13.0+cpu") == (2, 13, 0) and dependencies._numbers("2026.4.1-22982-x") == (2026, 4, 1)
     assert dependencies._satisfied("numpy>=1.9") and not dependencies._satisfied("numpy>=99") and not dependencies._satisfied("no-such-thing>=1")
+
+
+@pytest.mark.parametrize(("agreed", "words"), [(True, "PyTorch extension was installed"), (False, "is not installed")])
+def test_slicers_pytorch_extension_is_offered_at_the_click_that_needs_it(lacking, monkeypatch, agreed, words):
+    installed = []
+    manager = SimpleNamespace(interactive=True, installExtensionFromServer=lambda name, restart: installed.append(name) or True)
+    monkeypatch.setitem(sys.modules, "slicer", SimpleNamespace(app=SimpleNamespace(extensionsManagerModel=lambda: manager)))
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
+    answers = iter([True, agreed])
+    with pytest.raises(DependencyError, match=words):
+        dependencies.ensure("build", lambda text: next(answers), lambda lines: None)
+    assert installed == (["PyTorch"] if agreed else [])
+
+
+def test_questions_and_errors_are_in_the_applications_language(monkeypatch):
+    def shouting(text):
+        return re.sub(r"\{\w+\}", lambda field: field[0].lower(), text.upper())
+
+    package, i18n = ModuleType("slicer"), ModuleType("slicer.i18n")
+    i18n.tr, package.i18n, package.__path__ = shouting, i18n, []
+    monkeypatch.setitem(sys.modules, "slicer", package)
+    monkeypatch.setitem(sys.modules, "slicer.i18n", i18n)
+    monkeypatch.setattr(dependencies, "_satisfied", lambda line: False)
+    asked = []
+    with pytest.raises(DependencyError, match="NOTHING WAS INSTALLED"):
+        dependencies.ensure("segment", lambda text: bool(asked.append(text)))
+    assert "INSTALL NOW?" in asked[0]

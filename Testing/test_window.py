@@ -6,6 +6,7 @@ The window around it is the stand-in of Testing/host; see README, "Not verified 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -527,3 +528,39 @@ def test_sample_data_is_registered_and_needs_no_network(user):
     sample = SampleData.samples[-1]
     node = sample["customDownloader"](None)
     assert node.GetImageData().GetDimensions()[0] > 50 and Path(sample["thumbnailFileName"]).is_file()
+    assert user.answers.viewed[-1] is node, "Sample Data shows only what it has downloaded itself"
+    assert sample["category"] in SampleData.categories
+
+
+def test_another_module_stops_the_following_of_the_scan_and_coming_back_begins_it_again(user, monkeypatch):
+    import slicer
+
+    node = user.load(size=(32, 32, 32), spacing=8.0)
+    user.view.show()
+    looked_at = []
+    monkeypatch.setattr(user.widget.logic.engineRoom, "advise", lambda volume, model: looked_at.append(volume) or "")
+    for step, follows in ((lambda: None, True), (user.widget.exit, False), (user.widget.enter, True)):
+        step()
+        looked_at.clear()
+        node.InvokeEvent(slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent)
+        assert bool(looked_at) == follows
+
+
+def test_models_and_built_engines_are_removed_in_the_window(user, int8_package, tmp_path, monkeypatch):
+    from MedQuantINT8Lib import catalogue
+    from MedQuantINT8Lib.engines import cache
+
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(int8_package.folder, catalogue.models_root() / "mine" / "package")
+    cache.make({"model_name": "mine"}, lambda folder: (folder / "engine").write_bytes(bytes(2_000_000)) and None)
+    user.view.show()
+    ui = user.ui
+    assert "mine (" in read(ui.storageModelCombo, "currentText") and "2.0 MB" in read(ui.storageStatusLabel, "text")
+    user.answers.agree = False
+    ui.removeModelButton.click()
+    assert "mine" in catalogue.installed(), "it was removed though the user refused"
+    user.answers.agree = True
+    ui.removeModelButton.click()
+    assert "mine" not in catalogue.installed() and not ui.removeModelButton.isEnabled()
+    ui.removeEnginesButton.click()
+    assert not cache.entries() and not ui.removeEnginesButton.isEnabled()

@@ -191,7 +191,12 @@ def remove(name: str) -> int:
         raise InputError("The demo model is part of the program.", "It takes less than a megabyte.")
     if Path(name).name != name or name not in installed():
         raise InputError(f"No model {name!r} is installed.", f"Installed are: {', '.join(installed()) or 'none'}.")
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = size_of(name)
     with storage_errors(folder):
         shutil.rmtree(folder)
     return size
+
+
+def size_of(name: str) -> int:
+    """Bytes that an installed model takes on the disk."""
+    return sum(path.stat().st_size for path in (models_root() / name).rglob("*") if path.is_file())

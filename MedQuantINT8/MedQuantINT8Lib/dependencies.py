@@ -1,4 +1,4 @@
-"""Python packages that a road needs: asked for at the click, with size and licence, and only what the chosen road takes."""
+"""Python packages that a road needs: asked for at the click, with size and license, and only what the chosen road takes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import importlib.metadata
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .errors import DependencyError
 from .resources import resource
+from .translation import tr as _
 
 
 @dataclass(frozen=True)
@@ -36,41 +38,43 @@ class Group:
 GROUPS = {
     "segment": Group(
         "requirements-segment.txt",
-        "to run INT8 networks on this computer's processor",
-        "about 90 MB to download",
-        "OpenVINO and ONNX: Apache-2.0; ONNX Runtime: MIT",
+        _("to run INT8 networks on this computer's processor"),
+        _("about 90 MB to download"),
+        _("OpenVINO and ONNX: Apache-2.0; ONNX Runtime: MIT"),
     ),
     "cuda_int8": Group(
         "requirements-cuda.txt",
-        "to run INT8 networks on this computer's NVIDIA graphics card with this extension's own kernels",
-        "about 120 MB to download",
-        "cuda-python and NVRTC: NVIDIA's proprietary licences, which you accept by installing them; ONNX: Apache-2.0; ONNX Runtime: MIT",
+        _("to run INT8 networks on this computer's NVIDIA graphics card with this extension's own kernels"),
+        _("about 120 MB to download"),
+        _("cuda-python and NVRTC: NVIDIA's proprietary licenses, which you accept by installing them; ONNX: Apache-2.0; ONNX Runtime: MIT"),
     ),
     "tensorrt": Group(
         "requirements-tensorrt.txt",
-        "to run INT8 networks on this computer's NVIDIA graphics card",
-        "more than 1 GB to download",
-        "TensorRT and cuda-python: NVIDIA's proprietary licences, which you accept by installing them "
-        "(https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/sla.html); ONNX: Apache-2.0; ONNX Runtime: MIT",
+        _("to run INT8 networks on this computer's NVIDIA graphics card"),
+        _("more than 1 GB to download"),
+        _(
+            "TensorRT and cuda-python: NVIDIA's proprietary licenses, which you accept by installing them "
+            "(https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/sla.html); ONNX: Apache-2.0; ONNX Runtime: MIT"
+        ),
     ),
     "tensorrt_rtx": Group(
         "requirements-tensorrt-rtx.txt",
-        "to run INT8 networks on this computer's GeForce or RTX graphics card",
-        "about 170 MB to download",
-        "TensorRT for RTX: NVIDIA's proprietary licence, which you accept by installing it; ONNX: Apache-2.0; ONNX Runtime: MIT",
+        _("to run INT8 networks on this computer's GeForce or RTX graphics card"),
+        _("about 170 MB to download"),
+        _("TensorRT for RTX: NVIDIA's proprietary license, which you accept by installing it; ONNX: Apache-2.0; ONNX Runtime: MIT"),
     ),
     "import": Group(
         "requirements-import.txt",
-        "to turn PyTorch networks (MONAI bundles, nnU-Net, Auto3DSeg) into ONNX",
-        "about 20 MB to download, and PyTorch (0.2 to 3 GB) where it is not there yet",
-        "MONAI and dynamic-network-architectures: Apache-2.0; onnxscript and einops: MIT; PyTorch: BSD-3-Clause",
+        _("to turn PyTorch networks (MONAI bundles, nnU-Net, Auto3DSeg) into ONNX"),
+        _("about 20 MB to download, and PyTorch (0.2 to 3 GB) where it is not there yet"),
+        _("MONAI and dynamic-network-architectures: Apache-2.0; onnxscript and einops: MIT; PyTorch: BSD-3-Clause"),
         torch=True,
     ),
     "build": Group(
         "requirements-build.txt",
-        "to make INT8 networks (NVIDIA ModelOpt and what it needs)",
-        "about 100 MB to download, and PyTorch (0.2 to 3 GB) where it is not there yet",
-        "ModelOpt: Apache-2.0; PyTorch: BSD-3-Clause",
+        _("to make INT8 networks (NVIDIA ModelOpt and what it needs)"),
+        _("about 100 MB to download, and PyTorch (0.2 to 3 GB) where it is not there yet"),
+        _("ModelOpt: Apache-2.0; PyTorch: BSD-3-Clause"),
         torch=True,
     ),
 }
@@ -116,15 +120,16 @@ def ensure(name: str, ask: Ask, install: Install | None = None, install_torch: C
     lacking = missing(group)
     if not lacking:
         return False
-    text = (
-        f"MedQuantINT8 needs Python packages {group.purpose}:\n\n{', '.join(lacking)}\n\n{group.size}.\nLicences: {group.license}.\n\n"
+    question = _(
+        "MedQuantINT8 needs Python packages {purpose}:\n\n{packages}\n\n{size}.\nLicenses: {license}.\n\n"
         "They are installed into Slicer's own Python. Install now?"
     )
-    if not ask(text):
-        raise DependencyError(f"Nothing was installed; {_names(lacking)} would be needed.", "Press the button again to be asked again.")
+    if not ask(question.format(purpose=group.purpose, packages=", ".join(lacking), size=group.size, license=group.license)):
+        text = _("Nothing was installed; {packages} would be needed.")
+        raise DependencyError(text.format(packages=_names(lacking)), _("Press the button again to be asked again."))
     try:
         if any(line.startswith("torch>") for line in lacking):
-            (install_torch or _install_torch)()
+            (install_torch or partial(_install_torch, ask))()
         others = [line for line in lacking if not line.startswith("torch>")]
         if others:
             (install or _install)(others)
@@ -133,12 +138,13 @@ def ensure(name: str, ask: Ask, install: Install | None = None, install_torch: C
     except Exception as error:
         # pip fails in many ways (no network, a proxy, a full disk, no rights), each with an exception of its own.
         raise DependencyError(
-            f"The packages could not be installed: {_last_line(error)}",
-            "Check the network and the proxy (https_proxy) and the space on the disk, then press the button again.",
+            _("The packages could not be installed: {reason}").format(reason=_last_line(error)),
+            _("Check the network and the proxy (https_proxy) and the space on the disk, then press the button again."),
         ) from error
     importlib.invalidate_caches()
     if still := missing(group):
-        raise DependencyError(f"{_names(still)} could not be installed.", "Look at the Python console for pip's own words.")
+        text = _("{packages} could not be installed.").format(packages=_names(still))
+        raise DependencyError(text, _("Look at the Python console for pip's own words."))
     return True
 
 
@@ -170,13 +176,31 @@ def _install(lines: list[str]) -> None:
     ensure_packages([Requirement(line) for line in lines], prompt_install=False, requester="MedQuantINT8")
 
 
-def _install_torch() -> None:
+def _install_torch(ask: Ask) -> None:
+    """PyTorch by Slicer's PyTorch extension, which picks the right build; where the extension is missing, it is offered."""
     try:
         import PyTorchUtils
     except ImportError as error:
-        raise DependencyError(
-            "PyTorch is needed to make INT8 networks, and Slicer's PyTorch extension is not installed.",
-            "Install the PyTorch extension from the Extensions Manager and restart Slicer, or name another Python that has torch.",
-        ) from error
+        _offer_extension(ask)
+        text = _("PyTorch is needed to make INT8 networks, and Slicer's PyTorch extension is not installed.")
+        hint = _("Install the PyTorch extension from the Extensions Manager and restart Slicer, or name another Python that has torch.")
+        raise DependencyError(text, hint) from error
     if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=">=2.8") is None:
-        raise DependencyError("PyTorch could not be installed.", "Install it with the PyTorch extension's own module.")
+        raise DependencyError(_("PyTorch could not be installed."), _("Install it with the PyTorch extension's own module."))
+
+
+def _offer_extension(ask: Ask) -> None:
+    """Install Slicer's PyTorch extension, if the user agrees and this Slicer has an Extensions Manager.
+
+    Raises:
+        DependencyError: it was installed; Slicer has to be restarted before it can be used.
+    """
+    import slicer
+
+    manager_of = getattr(getattr(slicer, "app", None), "extensionsManagerModel", None)
+    if manager_of is None or not ask(_("PyTorch is installed by Slicer's PyTorch extension, which is not there yet. Install the extension now?")):
+        return
+    manager = manager_of()
+    manager.interactive = False  # the user has just agreed
+    if manager.installExtensionFromServer("PyTorch", False):
+        raise DependencyError(_("The PyTorch extension was installed."), _("Restart Slicer, then press the button again."))

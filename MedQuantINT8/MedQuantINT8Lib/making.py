@@ -10,6 +10,7 @@ from typing import Any
 
 from . import catalogue, mrml
 from .client import WorkerClient
+from .engines import cache
 from .errors import InputError, MedQuantError
 from .jobs import BackgroundJob, wait_for
 from .model import peek
@@ -99,6 +100,32 @@ class Making:
             "quantize", volumes, model=path, output=str(output or path), scans=[str(scan) for scan in scans], **request
         )
         return self._result(BackgroundJob(started, lambda result: result.report), waitForCompletion, progress)
+
+    # ---- what lies on the disk
+
+    @staticmethod
+    def modelSizes() -> dict[str, int]:
+        """Bytes that each installed model takes, by its name; the demo model is part of the program and not among them."""
+        return {name: catalogue.size_of(name) for name in catalogue.installed() if name != catalogue.DEMO}
+
+    @staticmethod
+    def removeModel(name: str) -> int:
+        """Remove an installed model; the bytes that became free.
+
+        Raises:
+            InputError: it is not installed, or is part of the program.
+        """
+        return catalogue.remove(name)
+
+    @staticmethod
+    def engineBytes() -> int:
+        """Bytes of all engines that were built on this computer."""
+        return sum(entry.bytes for entry in cache.entries())
+
+    @staticmethod
+    def removeEngines(model: str | None = None) -> int:
+        """Remove the engines that were built on this computer, or those of one model; how many. They are built again when needed."""
+        return cache.clear(model)
 
     def _result(self, job: Any, wait: bool, progress: Progress | None) -> Any:
         return wait_for(job, Task(progress)) if wait else job

@@ -12,6 +12,7 @@ from .panels.build import BuildPanel
 from .panels.compare import ComparePanel
 from .panels.runner import JobRunner
 from .panels.segment import SegmentPanel
+from .panels.storage import StoragePanel
 from .parameters import Parameters
 
 
@@ -35,6 +36,7 @@ class ModuleView:
         self.segment = SegmentPanel(self.ui, logic, parameters, self.runner, self._asked)
         self.build = BuildPanel(self.ui, logic, parameters, self.runner, self._asked, self._modelMade)
         self.compare = ComparePanel(self.ui, logic, parameters, self.runner, self._asked)
+        self.storage = StoragePanel(self.ui, logic, self.runner, self._asked, self.show)
         self.show()
 
     def _asked(self, text: str) -> bool:
@@ -48,6 +50,7 @@ class ModuleView:
         """Show what the parameter node says, and what is installed now."""
         for panel in self._panels:
             panel.show()
+        self.storage.show()
 
     def setParameterNode(self, node: Any) -> None:
         """Follow another parameter node: a scene was loaded."""
@@ -55,6 +58,10 @@ class ModuleView:
         for panel in self._panels:
             panel.parameters = parameters
         self.show()
+
+    def leave(self) -> None:
+        """Another module is shown: the scan is no longer followed. What runs goes on."""
+        self.segment.close()
 
     def sceneClosing(self) -> None:
         """The scene goes, and with it what is being segmented."""

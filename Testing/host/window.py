@@ -18,6 +18,8 @@ class Answers:
     def __init__(self) -> None:
         self.agree = True
         self.shown: list[tuple[str, str]] = []
+        #: Volumes that the slice views were told to show.
+        self.viewed: list[Any] = []
 
     def display(self, kind: str) -> Any:
         def show(text: str, *_arguments: Any, **_options: Any) -> bool:
@@ -93,17 +95,23 @@ def install() -> Any:
     util.loadUI = _load_ui(qt, ctk, qmrml)
     util.childWidgetVariables = lambda root: _children(qt, root)
     util.pip_install = lambda _text: None
+    util.setSliceViewerLayers = lambda background=None, fit=False: answers.viewed.append(background)
     _add_module("slicer.i18n", tr=lambda text: text, translate=lambda _context, text: text)
     _add_module("slicer.packaging", pip_ensure=lambda *_a, **_k: None)
     _add_module("slicer.ScriptedLoadableModule", **_scripted(slicer, qt))
     samples: list[dict[str, Any]] = []
+    categories: dict[str, str] = {}
 
     class SampleDataLogic:
+        @staticmethod
+        def registerCustomSampleDataCategory(category: str, title: str = "") -> None:
+            categories[category] = title
+
         @staticmethod
         def registerCustomSampleDataSource(**source: Any) -> None:
             samples.append(source)
 
-    _add_module("SampleData", SampleDataLogic=SampleDataLogic, samples=samples)
+    _add_module("SampleData", SampleDataLogic=SampleDataLogic, samples=samples, categories=categories)
     return answers
 
 
