@@ -14,6 +14,7 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
+
 class MedQuantINT8(ScriptedLoadableModule):
     """Describes the module to the application."""
 
