@@ -46,7 +46,7 @@ _SPLINE = _object(
 def model_schema() -> dict[str, object]:
     normalization = _object(
         ["kind"],
-        kind=_choice("window", "minmax", "percentile", "zscore", "nnunet_ct", "linear", "sigmoid", "tanh", "clip", "clip_percentile", "threshold", "truncate"),
+        kind=_choice("window", "minmax", "percentile", "zscore", "nnunet_ct", "linear", "sigmoid", "tanh", "clip", "clip_percentile", "threshold", "truncate", "spread"),
         low=_maybe(_NUMBER),
         high=_maybe(_NUMBER),
         mean=_maybe(_NUMBER),
@@ -132,6 +132,7 @@ def model_schema() -> dict[str, object]:
             margins=_maybe(_triple(_WHOLE)),
             multiples=_triple(_COUNT),
             channels={"type": "array", "items": _WHOLE},
+            look_at=_choice("current", "scan"),
             beyond=_choice("cut", "pad"),
             padding=_PADDING,
             pad_value=_NUMBER,

@@ -17,6 +17,7 @@ from MedQuantINT8Lib.importers.nnunet_dataset import read_dataset
 from MedQuantINT8Lib.importers.nnunet_plans import read_plans
 from MedQuantINT8Lib.model_spec import SplineResampling
 from nnunet_folders import MODEL, NAME, checkpoint, dataset, plans, threshold_network, write_folder
+from spoiling import spoiled
 
 FINAL, BEST = "checkpoint_final.pth", "checkpoint_best.pth"
 NETWORK, ARCHITECTURE = threshold_network()
@@ -285,18 +286,6 @@ def test_what_is_missing_is_named(tmp_path):
         nnunet.understand(source)
     with pytest.raises(PackageError, match=r"no fold_N"):
         nnunet.understand(write_folder(tmp_path / "no", made_plans(), dataset(), {}))
-
-
-def spoiled(value, random, depth=0):
-    """A copy of a JSON value with one value in it replaced by one of another type."""
-    strangers = [None, True, -1, 1e99, float("nan"), "text", [], {}, [[1]], {"a": [1]}, 10**400]
-    if not isinstance(value, dict | list | tuple) or not value or random.random() < 0.15 * depth:
-        return strangers[int(random.integers(len(strangers)))]
-    changed = dict(value) if isinstance(value, dict) else list(value)
-    keys = list(changed) if isinstance(changed, dict) else range(len(changed))
-    key = list(keys)[int(random.integers(len(changed)))]
-    changed[key] = spoiled(changed[key], random, depth + 1)
-    return changed
 
 
 def test_any_wrong_type_is_an_error_in_words(tmp_path):

@@ -7,116 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from monai.networks.nets import SegResNetDS
 
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines.onnxruntime import session
-from MedQuantINT8Lib.errors import PackageError
-from MedQuantINT8Lib.importers import auto3dseg
 from MedQuantINT8Lib.model import FP32, ModelPackage
-from MedQuantINT8Lib.preprocessing import normalize, preprocess
-
-ARGUMENTS = {"_target_": "SegResNetDS", "init_filters": 8, "blocks_down": [1, 1, 1], "norm": "INSTANCE", "in_channels": 1, "out_channels": 6,
-             "dsdepth": 2}  # fmt: skip
-CONFIG = {
-    "network": ARGUMENTS,
-    "normalize_mode": "range",
-    "intensity_bounds": [-250.0, 300.0],
-    "resample_resolution": [3.0, 3.0, 3.0],
-    "roi_size": [32, 32, 32],
-    "modality": "ct",
-    "crop_foreground": True,
-    "orientation_ras": True,
-    "sigmoid": False,
-    "class_names": ["liver", "spleen", "kidneys", "spine", "lungs"],
-}
-
-
-@pytest.fixture
-def model(tmp_path):
-    torch.manual_seed(0)
-    module = SegResNetDS(**{k: v for k, v in ARGUMENTS.items() if k != "_target_"}).eval()
-    folder = tmp_path / "abdominal-organs-v1"
-    folder.mkdir()
-
-    def write(**changes):
-        torch.save({"state_dict": module.state_dict(), "config": {**CONFIG, **changes}, "epoch": 3}, folder / "model.pt")
-        return folder
-
-    return module, write
-
-
-def by_auto3dseg(volume, config):
-    """What the Slicer extension's inference script does before the network, (C, I, J, K)."""
-    from monai.data import MetaTensor
-    from monai.transforms import (
-        Compose,
-        CropForegroundd,
-        Lambdad,
-        NormalizeIntensityd,
-        Orientationd,
-        ScaleIntensityRanged,
-        Spacingd,
-    )
-
-    data = torch.from_numpy(np.ascontiguousarray(volume.data.astype(np.float32).transpose(0, 3, 2, 1)))
-    steps = [Orientationd("image", axcodes="RAS"), CropForegroundd("image", source_key="image", margin=10, allow_smaller=True)]
-    if pixdim := config["resample_resolution"]:
-        low, high = np.array(pixdim) * 0.75, np.array(pixdim) * 1.25
-        steps.append(Spacingd("image", pixdim=pixdim, mode="bilinear", dtype=torch.float, min_pixdim=low, max_pixdim=high))
-    if config["normalize_mode"] == "range":
-        low, high = config["intensity_bounds"]
-        steps += [ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=-1, b_max=1, clip=False), Lambdad("image", func=torch.sigmoid)]
-    else:
-        steps += [NormalizeIntensityd("image", nonzero=True, channel_wise=True)]
-        if config["normalize_mode"] == "meanstdtanh":
-            steps.append(Lambdad("image", func=lambda x: 3 * torch.tanh(x / 3)))
-    return np.asarray(Compose(steps)({"image": MetaTensor(data, affine=torch.from_numpy(volume.ijk_to_ras))})["image"])
-
-
-@pytest.mark.parametrize("mode", ["range", "meanstd", "meanstdtanh"])
-@pytest.mark.parametrize("spacing", [[3.0, 3.0, 3.0], [4.5, 4.5, 4.5], None])
-def test_auto3dseg_prepares_the_volume_as_the_extension_does(model, phantom, mode, spacing):
-    folder = model[1](normalize_mode=mode, resample_resolution=spacing)
-    spec = auto3dseg.understand(folder).spec
-    made, expected = preprocess(phantom[0], spec).data, by_auto3dseg(phantom[0], {**CONFIG, "normalize_mode": mode, "resample_resolution": spacing})
-    assert made.shape == expected.shape
-    # Voxels that are exactly 0 after resampling are decided by the last bit.
-    assert (np.abs(made - expected) > 2e-3).mean() < 1e-3
-    assert spec.window.overlap == 0.625 and spec.labels[0].name == "liver"
-
-
-def test_auto3dseg_computes_what_the_network_does(model, tmp_path):
-    module, write = model
-    assert main(["import", "auto3dseg", str(write()), "-o", str(tmp_path / "package"), "-q"]) == 0
-    package = ModelPackage.load(tmp_path / "package")
-    x = torch.randn(1, 1, 32, 32, 32)
-    with torch.no_grad():
-        expected = module(x)
-    got = session((package.folder / FP32).read_bytes(), "fp32").run(None, {"image": x.numpy()})[0]
-    full_size = expected[0] if isinstance(expected, list) else expected
-    assert np.allclose(got, full_size.numpy(), atol=1e-3)
-    assert package.spec.name == "abdominal-organs-v1" and package.spec.modality == "CT"
-
-
-def test_auto3dsegs_hyper_parameters_and_labels_are_read_from_beside_the_weights(model, tmp_path):
-    module, write = model
-    folder = write()
-    torch.save(module.state_dict(), folder / "model.pt")
-    with pytest.raises(PackageError, match="no configuration"):
-        auto3dseg.understand(folder)
-    lines = json.dumps({**CONFIG, "sigmoid": True, "ckpt_path": "$@bundle_root + '/model'", "bundle_root": "/train"})
-    (folder / "hyper_parameters.yaml").write_text(lines)
-    (folder / "labels.csv").write_text("LabelValue,Name\n1,whole\n2,core\n")
-    spec = auto3dseg.understand(folder).spec
-    assert spec.output.activation == "sigmoid" and [label.name for label in spec.labels][:3] == ["whole", "core", "structure 3"]
-    assert spec.output_channels == 6
-    with pytest.raises(PackageError, match="magic"):
-        auto3dseg.understand(write(normalize_mode="magic"))
-    with pytest.raises(PackageError, match="not a SegResNetDS"):
-        auto3dseg.understand(write(network={"_target_": "UNet", "out_channels": 2}))
-    with pytest.raises(PackageError, match="multiple of 4"):
-        auto3dseg.understand(write(roi_size=[30, 32, 32]))
+from MedQuantINT8Lib.preprocessing import normalize
 
 
 def test_new_intensity_steps_are_numbers_that_one_can_check():

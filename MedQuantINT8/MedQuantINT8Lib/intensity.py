@@ -84,6 +84,9 @@ def _normalized(values: FloatArray, step: Normalization) -> FloatArray:
     if step.kind == "linear":
         assert step.low is not None and step.high is not None
         return values * np.float32(step.high - step.low) + np.float32(step.low)
+    if step.kind == "spread":
+        spread = float(values.std(dtype=np.float64, ddof=1)) if values.size > 1 else 0.0
+        return (values - values.min()) / np.float32(spread or 1.0)
     if step.kind == "truncate":
         return np.trunc(values)
     if step.kind == "threshold":

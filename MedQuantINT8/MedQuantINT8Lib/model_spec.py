@@ -19,7 +19,8 @@ Interpolation = Literal["linear", "bspline", "nearest", "nnunet", "area", "exact
 Anchor = Literal["centers", "edges", "monai", "monai_extent", "corners"]
 CropKind = Literal["none", "nonzero", "threshold"]
 NormalizationKind = Literal[
-    "window", "minmax", "percentile", "zscore", "nnunet_ct", "linear", "sigmoid", "tanh", "clip", "clip_percentile", "threshold", "truncate"
+    "window", "minmax", "percentile", "zscore", "nnunet_ct", "linear", "sigmoid", "tanh", "clip", "clip_percentile", "threshold", "truncate",
+    "spread",
 ]  # fmt: skip
 MaskKind = Literal["all", "nonzero", "above_mean", "nonzero_filled"]
 Comparison = Literal[">", ">=", "<", "<=", "!="]
@@ -54,6 +55,7 @@ class Crop:
     beyond: what happens where the margin leaves the volume: it is cut at the border ("cut"), or the volume is padded ("pad"). Where
         ``multiples`` do, the volume is padded in any case.
     padding, pad_value: how it is padded, as the sliding window does.
+    look_at: whether foreground is looked for in the voxels as the steps before made them ("current"), or in those of the scan ("scan").
     """
 
     kind: CropKind = "none"
@@ -66,6 +68,7 @@ class Crop:
     beyond: Literal["cut", "pad"] = "cut"
     padding: Padding = "constant"
     pad_value: float = 0.0
+    look_at: Literal["current", "scan"] = "current"
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Normalization:
         ``clip``: to ``low``..``high``, of which one may be missing; ``clip_percentile``: to the volume's percentiles ``low``..``high``.
         ``threshold``: what is not above ``low`` (or, if that is missing, not below ``high``) becomes ``fill``.
         ``truncate``: the fraction is dropped, as a conversion to whole numbers does.
+        ``spread``: subtract the minimum, divide by the standard deviation of a sample (Auto3DSeg's scheme for PET).
     mask:
         voxels for the statistics of ``zscore``: ``all``; ``nonzero``, those that are not 0 in the channel; ``above_mean``;
         ``nonzero_filled``, those that are not 0 in any channel, with the holes between them (nnU-Net's use_mask_for_norm).

@@ -109,7 +109,8 @@ class _Preparation:
         compare = _COMPARE["!=" if crop.kind == "nonzero" else crop.comparison]
         threshold = 0.0 if crop.kind == "nonzero" else crop.threshold
         mask = np.zeros(self._channels[0].shape, bool)
-        for number, channel in enumerate(self._channels):
+        channels = self._channels if crop.look_at == "current" else [self._through(channel) for channel in self._volume.data]
+        for number, channel in enumerate(channels):
             if not crop.channels or number in crop.channels:
                 mask |= compare(channel, threshold)
         margins = along_ijk(crop.margins or (crop.margin,) * 3, self._spec.geometry)

@@ -243,6 +243,7 @@ _crop = _record(
     beyond=_choice(Literal["cut", "pad"]),
     padding=_choice(Padding),
     pad_value=_number,
+    look_at=_choice(Literal["current", "scan"]),
 )
 _fit = _record(
     Fit,

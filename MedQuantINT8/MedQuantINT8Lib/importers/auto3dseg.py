@@ -1,25 +1,33 @@
 """A model of MONAI Auto3DSeg (SegResNetDS) as the Slicer extension distributes them: model.pt, labels.csv.
 
 model.pt holds the weights and, in ``config``, how the volume is prepared; Auto3DSeg's ``hyper_parameters.yaml`` holds the
-same beside weights alone. What the extension does with it is read from its inference script (lassoan/SlicerMONAIAuto3DSeg).
+same beside weights alone. What is made of it is what the extension's inference script makes of it (lassoan/SlicerMONAIAuto3DSeg):
+scans are normalized as a whole, then cropped around what is above 0 with a margin, then resampled; windows overlap by 0.625; labels
+go back to the scan by the nearest voxel. Models of BraTS are normalized at the end instead, and their three regions overlap.
 """
 
 from __future__ import annotations
 
 import csv
 import re
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import PackageError
-from ..model_spec import NATIVE, Channel, Crop, Geometry, Label, ModelSpec, Normalization, Output, Window
+from ..model_spec import NATIVE, Channel, Cleaning, Crop, Geometry, Label, ModelSpec, Normalization, Output, Step, Window
+from .auto3dseg_config import Auto3DSegConfig, find_config, read_config
+from .auto3dseg_original import Auto3DSegModel, auto3dseg_original
 from .base import Understood, single_output
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
 from .colors import palette
-from .expressions import Config, NotPlain
 
 _OVERLAP = 0.625
 _MARGIN = 10
+#: Label values of three overlapping regions, in the order of the network's channels: edema around a core around what enhances
+#: (BraTS 2023: necrosis 1, edema 2, enhancing 3); kidney with masses, masses, tumor (KiTS 2023: kidney 1, tumor 2, cyst 3).
+_REGIONS = {"brats": (2, 1, 3), "kits": (1, 3, 2)}
 
 
 def understand(source: Path) -> Understood:
@@ -33,107 +41,174 @@ def understand(source: Path) -> Understood:
     if path is None:
         raise PackageError(f"{source} holds no model.pt.", "Give the folder that Auto3DSeg or the Slicer extension made.")
     checkpoint = read_checkpoint(path)
-    config = _config(checkpoint, folder, path)
-    target = str(config.get("network", {}).get("_target_", "")).rsplit(".", 1)[-1]
-    if target not in ("SegResNetDS", "SegResNetDS2"):
-        raise PackageError(f"{path.name} holds a {target or 'network without a name'}, not a SegResNetDS.", "Use another importer.")
-    spec, notes = _spec(config, folder, path)
+    config = read_config(find_config(checkpoint, folder, path), path.name)
     weights = state_dict_of(checkpoint, path.name)
-    arguments = {k: v for k, v in config["network"].items() if not k.startswith("_")}
-    return Understood(spec, lambda: _network(target, arguments, weights), notes)
+    kind = _kind(config, path)
+    regions = _regions(config, kind)
+    notes = [*config.remarks, *regions.notes]
+    spec = _spec(config, folder, regions, brats=kind == "brats")
+    if "whole-head" in path.resolve().as_posix():
+        notes.append("the two largest parts of each structure are kept, as the Slicer extension does for whole-head models")
+        spec = replace(spec, cleaning=(Cleaning("largest", count=2),))
+    model = Auto3DSegModel(config, kind == "brats", tuple(label.value for label in spec.labels), partial(_network, config, weights))
+    return Understood(spec, model.network, notes, partial(auto3dseg_original, model))
 
 
-def _config(checkpoint: Any, folder: Path, path: Path) -> dict[str, Any]:
-    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("config"), dict):
-        return checkpoint["config"]
-    for candidate in (folder / "hyper_parameters.yaml", folder / "configs" / "hyper_parameters.yaml"):
-        if candidate.is_file():
-            read = Config.read(candidate)
-            found = {}
-            for key in read._value:
-                try:
-                    found[key] = read.get(key)
-                except NotPlain:
-                    continue  # paths and devices of the training machine
-            return found
-    raise PackageError(f"{path.name} holds no configuration, and no hyper_parameters.yaml lies beside it.", "Copy it there.")
+def _kind(config: Auto3DSegConfig, path: Path) -> str:
+    """Whether the model is one of those that the extension treats by their names: "brats", "kits" or neither.
+
+    The extension looks for the word in the whole path; here it has to stand in the model's own folders.
+    """
+    places = [path.resolve().name, *(parent.name for parent in list(path.resolve().parents)[:3]), Path(config.bundle).name]
+    return next((kind for kind in _REGIONS if any(kind in place.lower() for place in places)), "")
 
 
-def _spec(config: dict[str, Any], folder: Path, path: Path) -> tuple[ModelSpec, list[str]]:
-    notes = []
-    sigmoid = bool(config.get("sigmoid", False))
-    classes = int(config["network"]["out_channels"])
-    channels = int(config["network"].get("in_channels", 1))
-    spacing = config.get("resample_resolution") if config.get("resample", True) else None
-    a, b, c = (int(n) for n in config["roi_size"])
-    levels = len(config["network"].get("blocks_down", (1, 2, 2, 4)))
-    factor = 2 ** (levels - 1)
-    if any(side % factor for side in (a, b, c)):
-        raise PackageError(f"The window {a} x {b} x {c} is no multiple of {factor}, as the network needs.", "Correct roi_size.")
-    normalization, pad = _normalization(str(config.get("normalize_mode", "none")), config.get("intensity_bounds"))
-    labels = _labels(config, folder, classes, sigmoid)
-    if config.get("crop_foreground", True) and spacing is None:
-        notes.append(f"the foreground crop keeps a margin of {_MARGIN} voxels")
-    if sigmoid:
-        notes.append("regions are painted one over the other in the order of their labels")
-    return (
-        ModelSpec(
-            name=re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "auto3dseg",
-            version="1",
-            modality=str(config.get("modality", "unknown")).upper(),
-            channels=tuple(Channel(f"channel {n}") for n in range(channels)),
-            geometry=Geometry(
-                "IJK",
-                "RAS" if config.get("orientation_ras", False) else NATIVE,
-                tuple(float(n) for n in spacing) if spacing else None,  # type: ignore[arg-type]
-                tolerance=0.25 if spacing else 0.001,
-            ),
-            normalization=normalization,
-            window=Window((a, b, c), (factor,) * 3, _OVERLAP, pad_value=pad),
-            output=Output("sigmoid" if sigmoid else "softmax"),
-            labels=labels,
-            license=_license(folder),
-            citation="Myronenko et al., Auto3DSeg (MONAI)",
-            crop=Crop("threshold", 0.0, _MARGIN) if config.get("crop_foreground", True) else Crop(),
+@dataclass(frozen=True)
+class _Regions:
+    """Which label each output channel paints (none for exclusive classes), and what was assumed."""
+
+    values: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _regions(config: Auto3DSegConfig, kind: str) -> _Regions:
+    if not config.sigmoid:
+        return _Regions()
+    if config.members is not None:
+        return _Regions(_nested(config.members, config.classes))
+    if config.classes == 1:
+        return _Regions((1,))
+    if kind and config.classes == 3:
+        order = ", ".join(map(str, _REGIONS[kind]))
+        return _Regions(_REGIONS[kind], (f"the regions 0, 1, 2 are painted as the labels {order}, as the Slicer extension does for {kind}",))
+    return _Regions(
+        tuple(range(1, config.classes + 1)),
+        (
+            "the configuration does not say which labels its regions consist of (class_index): they are painted one over the other as the "
+            f"labels 1 to {config.classes}; the Slicer extension takes the first region alone",
         ),
-        notes,
     )
 
 
-def _normalization(mode: str, bounds: Any) -> tuple[tuple[Normalization, ...], float]:
+def _nested(members: tuple[tuple[int, ...], ...], classes: int) -> tuple[int, ...]:
+    """The label that each region leaves where no later one is painted.
+
+    Raises:
+        PackageError: the regions do not lie in each other so that painting them one over the other gives each label back.
+    """
+    if len(members) != classes:
+        raise PackageError(f"class_index has {len(members)} regions, the network has {classes}.", "Correct the configuration.")
+    values = []
+    for n, region in enumerate(members):
+        later = {label for other in members[n + 1 :] if set(other) <= set(region) for label in other}
+        left = sorted(set(region) - later)
+        if len(left) != 1 or left[0] == 0 or any(set(other) & set(region) and not set(other) <= set(region) for other in members[n + 1 :]):
+            raise PackageError(
+                f"class_index: region {n} consists of the labels {sorted(region)}, and the regions after it do not leave one of them.",
+                "Such regions cannot be painted one over the other.",
+            )
+        values.append(left[0])
+    if len(set(values)) != len(values):
+        raise PackageError(f"class_index: two regions leave the same label ({values}).", "Correct the configuration.")
+    return tuple(values)
+
+
+def _spec(config: Auto3DSegConfig, folder: Path, regions: _Regions, *, brats: bool) -> ModelSpec:
+    normalization = _normalization(config)
+    crop = Crop()
+    if config.crop and brats:
+        crop = Crop("threshold", 0.0, _MARGIN)
+    elif config.crop:
+        # Where channels are normalized one by one, the extension looks at what became of the first; else at the scan itself.
+        own = len(config.modes) > 1
+        crop = Crop("threshold", 0.0, _MARGIN, channels=(0,) if own else (), look_at="current" if own else "scan")
+    normalize: list[Step] = ["normalize"] * len(normalization)
+    turn: list[Step] = ["reorient"] if config.reorient else []
+    cut: list[Step] = ["crop"] if config.crop else []
+    resample: list[Step] = ["resample"] if config.spacing is not None else []
+    return ModelSpec(
+        name=re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "auto3dseg",
+        version="1",
+        modality=config.modality.strip().upper() or "UNKNOWN",
+        channels=tuple(Channel(f"channel {n}") for n in range(config.channels)),
+        geometry=Geometry(
+            "IJK",
+            "RAS" if config.reorient else NATIVE,
+            config.spacing,
+            anchor="monai",
+            tolerance=0.0,
+            min_spacing=_times(config.spacing, 0.75),
+            max_spacing=_times(config.spacing, 1.25),
+        ),
+        normalization=normalization,
+        window=Window(config.roi, config.factors, _OVERLAP),
+        output=Output("sigmoid" if config.sigmoid else "softmax", resample="labels", inclusive=config.sigmoid),
+        labels=_labels(config, folder, regions),
+        license=_license(folder),
+        citation="Myronenko et al., Auto3DSeg (MONAI)",
+        crop=crop,
+        order=() if brats else tuple(normalize + turn + cut + resample),
+    )
+
+
+def _times(spacing: tuple[float, float, float] | None, factor: float) -> tuple[float, float, float] | None:
+    return None if spacing is None else (spacing[0] * factor, spacing[1] * factor, spacing[2] * factor)
+
+
+def _normalization(config: Auto3DSegConfig) -> tuple[Normalization, ...]:
+    """The steps of each channel, one channel after the other where they differ."""
+    if len(set(config.modes)) == 1:
+        return tuple(_steps(config.modes[0], config))
+    return tuple(replace(step, channels=(n,)) for n, mode in enumerate(config.modes) for step in _steps(mode, config))
+
+
+def _steps(mode: str, config: Auto3DSegConfig) -> list[Normalization]:
     zscore = Normalization("zscore", mask="nonzero")
-    if mode in ("range", "ct"):
-        if not (isinstance(bounds, list | tuple) and len(bounds) == 2):
-            raise PackageError("The configuration has no intensity_bounds.", "Correct it.")
-        steps = Normalization("window", low=float(bounds[0]), high=float(bounds[1]), clip=False)
-        return (steps, Normalization("linear", low=-1.0, high=1.0), Normalization("sigmoid")), 0.0
-    if mode in ("meanstd", "mri"):
-        return (zscore,), 0.0
-    if mode == "meanstdtanh":
-        return (zscore, Normalization("tanh", high=3.0)), 0.0
+    if mode == "range":
+        assert config.bounds is not None
+        low, high = config.bounds
+        if low >= high:
+            raise PackageError("The configuration's intensity_bounds are turned over.", "Correct them.")
+        window = Normalization("window", low=low, high=high, clip=False)
+        return [window, Normalization("linear", low=-1.0, high=1.0), Normalization("sigmoid")]
+    if mode == "pet":
+        return [Normalization("spread"), Normalization("sigmoid")]
     if mode == "none":
-        return (), 0.0
-    raise PackageError(f"Auto3DSeg's normalize_mode {mode!r} is not understood.", "Give a description with --spec.")
+        return []
+    return [zscore] if mode == "meanstd" else [zscore, Normalization("tanh", high=3.0)]
 
 
-def _labels(config: dict[str, Any], folder: Path, classes: int, sigmoid: bool) -> tuple[Label, ...]:
+def _labels(config: Auto3DSegConfig, folder: Path, regions: _Regions) -> tuple[Label, ...]:
+    values = regions.values or tuple(range(1, config.classes))
+    named = _table(folder / "labels.csv")
+    channels = range(len(values)) if config.sigmoid else range(1, config.classes)
+    given: dict[int, str] = {}
+    if config.names and not named:
+        # Names go with the channels; for exclusive classes background may be left out.
+        start = 0 if config.sigmoid or len(config.names) == config.classes else 1
+        given = dict(enumerate(config.names, start=start))
+    colors = palette(len(values))
+    return tuple(
+        Label(value, named.get(value, "").strip() or given.get(channel, "").strip() or f"structure {value}", channel, colors[n])
+        for n, (value, channel) in enumerate(zip(values, channels, strict=True))
+    )
+
+
+def _table(path: Path) -> dict[int, str]:
+    """Names by label value of the extension's labels.csv; none where there is no such file."""
     names: dict[int, str] = {}
-    if (path := folder / "labels.csv").is_file():
-        with open(path, newline="", encoding="utf-8") as stream:
+    if not path.is_file():
+        return names
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
             for row in csv.DictReader(stream):
                 value = row.get("LabelValue") or row.get("label_value") or row.get("Label")
-                if value and value.strip().isdigit():
-                    names[int(value)] = row.get("Name") or row.get("name") or row.get("SegmentName") or f"label {value}"
-    given = config.get("class_names")
-    if isinstance(given, list) and not names:
-        texts = [str(item if isinstance(item, str) else item.get("name", "")) for item in given]
-        start = 1 if sigmoid or len(texts) < classes else 0
-        names = {n: text for n, text in enumerate(texts, start=start) if n > 0}
-    count = classes if sigmoid else classes - 1
-    colors = palette(count)
-    return tuple(
-        Label(n + 1, names.get(n + 1) or f"structure {n + 1}", n if sigmoid else n + 1, colors[n]) for n in range(count)
-    )
+                if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+                    name = row.get("Name") or row.get("name") or row.get("SegmentName")
+                    names[int(value)] = name if isinstance(name, str) else ""
+    except (OSError, ValueError, csv.Error) as error:
+        raise PackageError(f"{path.name} is no table of labels: {error}.", "Correct it, or take it away.") from error
+    return names
 
 
 def _license(folder: Path) -> str:
@@ -144,10 +219,15 @@ def _license(folder: Path) -> str:
     return "unknown: see where the model came from"
 
 
-def _network(target: str, arguments: dict[str, Any], weights: dict[str, Any]) -> Any:
+def _network(config: Auto3DSegConfig, weights: dict[str, Any]) -> Any:
     from monai.networks import nets
 
-    cls = getattr(nets, target)
-    module = cls(**{**arguments, "dsdepth": arguments.get("dsdepth", 1)})
+    arguments = {**config.network, "dsdepth": config.network.get("dsdepth") or 1}
+    try:
+        module = getattr(nets, config.target)(**arguments)
+    except Exception as error:
+        # A foreign constructor answers wrong arguments with whatever it runs into.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise PackageError(f"The configuration's network {config.target} cannot be built: {reason}.", "Correct it.") from error
     load_weights(module, weights)
-    return single_output(module.eval(), target)
+    return single_output(module.eval(), config.target)
