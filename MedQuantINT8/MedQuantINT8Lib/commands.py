@@ -23,12 +23,18 @@ from .segmentation_file import check_output_path, present_labels, write_segmenta
 from .segmenter import SegmentationOptions
 from .system import library_environment
 from .terminal import print_result
-from .volume_io import read_volume, scan_paths
+from .volume_io import ReadOptions, ScanReader, scan_paths
 
 
 def options_of(args: argparse.Namespace) -> SegmentationOptions:
     memory = int(args.memory * (1 << 30)) if args.memory is not None else None
     return SegmentationOptions(tuple(args.patch) if args.patch else None, args.overlap, args.batch, args.skip_air, memory, check_ranges=not args.no_range_check)
+
+
+def reader_of(args: argparse.Namespace, task: Task) -> ScanReader:
+    """Reads scans as the command's options say."""
+    series = getattr(args, "series", None)
+    return ScanReader(ReadOptions(series, args.allow_gaps, args.allow_tilt, args.nifti_form), task.check)
 
 
 def _choice(args: argparse.Namespace) -> runs.EngineChoice:
@@ -55,6 +61,7 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
     target = args.output or model
     inputs = [path for scan in (*args.calibrate, *(args.labels or [])) for path in scan_paths(scan)]
     check_output_package(target, inputs, itself=model)
+    reader = reader_of(args, task)
     package, report = runs.quantize(
         model,
         [scan_paths(s) for s in args.calibrate],
@@ -64,16 +71,18 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
         task,
         by_network=args.foreground_by == "network",
         labels=args.labels or [],
+        reader=reader,
     )
     kept = [layer for layer in report.layers if not layer.quantized]
     print_result(
         args,
-        {"package": str(target), "calibration": package.calibration()},
+        {"package": str(target), "calibration": package.calibration(), "notes": reader.notes},
         f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "
         f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {_dice(report.guard.agreement)} (simulated)",
         *_guard_lines(report.guard),
         *(f"  in high precision: {layer.name}: {layer.reason}" for layer in kept),
         *(f"warning: {text}" for text in report.warnings),
+        *(f"note: {text}" for text in reader.notes),
     )
 
 
@@ -98,8 +107,9 @@ def _guard_lines(result: Any) -> list[str]:
 
 def build(args: argparse.Namespace, task: Task) -> None:
     with ModelPackage.load(resolve_one(args.model)) as package:
-        scan = scan_paths(args.scan) if args.scan else None
-        prepared = runs.build(package, _choice(args), options_of(args), scan, task)  # type: ignore[arg-type]
+        reader = reader_of(args, task)
+        scan = reader(scan_paths(args.scan)) if args.scan else None
+        prepared = runs.build(package, _choice(args), options_of(args), scan, task)
         description = prepared.describe()
         value = {
             "folder": str(prepared.entry.folder),
@@ -129,7 +139,7 @@ def segment(args: argparse.Namespace, task: Task) -> None:
         labels = ensemble.first.spec.labels
         began = time.perf_counter()
         with task.stage("reading"):
-            volume = read_volume(scan_paths(args.scan), args.series)
+            volume = reader_of(args, task)(scan_paths(args.scan))
         run = runs.segment(ensemble, volume, _choice(args), options_of(args), task, time.perf_counter() - began)
         began = time.perf_counter()
         with task.stage("writing"):
@@ -184,16 +194,18 @@ def compare(args: argparse.Namespace, task: Task) -> None:
         check_output_folder(args.report, ("report.json", "report.html"), [model, *(p for s in (*args.scans, *(args.labels or [])) for p in scan_paths(s))])
     with ModelPackage.load(model) as package:
         package.onnx_path("int8")
+        reader = reader_of(args, task)
         report = compare_scans(
             package,
             args.scans,
             args.labels or [],
             lambda scan, precision, output: _run_apart(args, package, scan, precision, output, task),
             task,
+            reader,
         )
     if args.report:
         write_report(report, Path(args.report))
-    print_result(args, report, *_comparison_lines(report), *([f"wrote {Path(args.report) / 'report.html'}"] if args.report else []))
+    print_result(args, report, *_comparison_lines(report), *(f"note: {text}" for text in reader.notes), *([f"wrote {Path(args.report) / 'report.html'}"] if args.report else []))
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
@@ -225,10 +237,10 @@ def _run_apart(
         ("--memory", [args.memory] if args.memory else None),
     ):
         common += [name, *map(str, values)] if values else []
-    if args.skip_air:
-        common.append("--skip-air")
-    if args.no_range_check:
-        common.append("--no-range-check")
+    for flag in ("skip_air", "no_range_check", "allow_gaps", "allow_tilt"):
+        if getattr(args, flag):
+            common.append("--" + flag.replace("_", "-"))
+    common += ["--nifti-form", args.nifti_form]
     _apart(["build", *common, "--scan", scan], task)
     return _apart(["segment", *common[:1], scan, *common[1:], "--output", str(output)], task)
 

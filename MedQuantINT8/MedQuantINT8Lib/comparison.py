@@ -17,6 +17,7 @@ from .model_spec import Label
 from .pictures import comparison_slices
 from .progress import Task
 from .report import agreement_json, picture_json, report_json
+from .volume import Volume
 from .volume_io import read_volume, scan_paths
 
 #: Segment a scan at a precision into a label map file; returns what ``medquant segment --json`` prints.
@@ -24,13 +25,14 @@ RunScan = Callable[[str, str, Path], dict[str, Any]]
 
 
 def compare_scans(
-    package: ModelPackage, scans: Sequence[str], references: Sequence[str], run_scan: RunScan, task: Task
+    package: ModelPackage, scans: Sequence[str], references: Sequence[str], run_scan: RunScan, task: Task, reader: Callable[[Any], Volume] = read_volume
 ) -> dict[str, Any]:
     """Run every scan in FP32 and INT8 and report.
 
     Structures that a reference does not hold are left out of its mean: nobody drew them, or they are not there.
 
     Args:
+        reader: how scans and references are read.
         references: label maps with the model's label values, one a scan, or none.
 
     Raises:
@@ -38,7 +40,7 @@ def compare_scans(
     """
     labels = package.spec.labels
     for scan, reference in zip(scans, references, strict=False):
-        _check_reference(scan, reference, labels)
+        _check_reference(scan, reference, labels, reader)
     runs, agreements, pictures = [], [], []
     names = distinct_names(scans)
     with task.stage("comparing", 2 * len(scans)), TemporaryDirectory(prefix="medquant-compare-") as scratch:
@@ -49,11 +51,11 @@ def compare_scans(
                 runs.append({**run_scan(scan, precision, output), "scan": names[index]})
                 found[precision] = read_volume(output).data[0]
                 task.step()
-            volume = read_volume(scan_paths(scan)[0])
+            volume = reader(scan_paths(scan)[0])
             name, ml = names[index], volume.grid.voxel_ml
             agreements.append(agreement_json(name, "int8", "fp32", agreement(found["int8"], found["fp32"], labels, ml)))
             if index < len(references):
-                read = read_volume(references[index])
+                read = reader(references[index])
                 reference, annotated = np.rint(read.data[0]).astype(np.int64), label_values(read)
                 for precision, ours in found.items():
                     rows = agreement(ours, reference, labels, ml, annotated)
@@ -76,8 +78,8 @@ def distinct_names(scans: Sequence[str]) -> list[str]:
     return names
 
 
-def _check_reference(scan: str, reference: str, labels: Sequence[Label]) -> None:
-    volume, drawn = read_volume(scan_paths(scan)[0]), read_volume(reference)
+def _check_reference(scan: str, reference: str, labels: Sequence[Label], reader: Callable[[Any], Volume]) -> None:
+    volume, drawn = reader(scan_paths(scan)[0]), reader(reference)
     check_same_place(drawn, volume)
     if not label_values(drawn) & {label.value for label in labels}:
         raise InputError(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .volume import Volume
 from .volume_io import read_volume, scan_files, scan_name
 
 BTCV = (
@@ -210,17 +211,18 @@ def _brain(folder: Path) -> DataSet:
 FORMS: dict[str, Callable[[Path], DataSet]] = {"json": _json, "msd": _msd, "btcv": _btcv, "totalsegmentator": _total, "wholebrain": _brain}
 
 
-def label_map(case: Case, data: DataSet, values: Mapping[str, int]) -> NDArray[np.uint16]:
+def label_map(case: Case, data: DataSet, values: Mapping[str, int], reader: Callable[[Any], Volume] = read_volume) -> NDArray[np.uint16]:
     """The case's labels (K, J, I) with the model's values.
 
     Args:
+        reader: how the files are read.
         values: the model's label value by the structure's name (lower case).
 
     Raises:
         InputError: a label map with values that are no label, or no structure in common with the model.
     """
     if isinstance(case.label, Path):
-        raw = np.rint(read_volume(case.label).data[0]).astype(np.int64)
+        raw = np.rint(reader(case.label).data[0]).astype(np.int64)
         if raw.min() < 0 or raw.max() > 65535:
             raise InputError(f"{case.label} is no label map: it has values from {raw.min()} to {raw.max()}.", "Correct the data set's description.")
         if not data.structures:
@@ -233,7 +235,7 @@ def label_map(case: Case, data: DataSet, values: Mapping[str, int]) -> NDArray[n
     for name, path in case.label.items():
         if name.lower() not in values:
             continue
-        mask = read_volume(path).data[0] > 0.5
+        mask = reader(path).data[0] > 0.5
         found = np.zeros(mask.shape, np.uint16) if found is None else found
         found[mask] = values[name.lower()]
     if found is None:

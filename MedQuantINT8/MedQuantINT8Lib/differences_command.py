@@ -15,7 +15,7 @@ from .outputs import check_output_folder
 from .progress import Task
 from .runs import EngineChoice
 from .segmentation_file import write_segmentation
-from .volume_io import read_volume, scan_paths
+from .volume_io import scan_paths
 
 #: What is written into the folder.
 FILES = ("differences.seg.nrrd", "regions.csv", "report.json", "report.html")
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
         for package in ensemble.packages:
             package.onnx_path("int8")
         with task.stage("reading"):
-            volume = read_volume(scan_paths(args.scan))
+            volume = commands.reader_of(args, task)(scan_paths(args.scan))
         choice = EngineChoice(args.engine, "int8", args.threads, args.device)
         found = examine(ensemble, volume, choice, commands.options_of(args), task, change=args.volume_change)
         spec = ensemble.first.spec
@@ -54,5 +54,6 @@ def run(args: argparse.Namespace, task: Task) -> None:
         f"mean Dice of INT8 with FP32: {dice}",
         f"{differences['ml']:.2f} ml differ in {differences['region_count']} regions{share}{margin}",
         verdict(found.report),
+        *(f"note: {text}" for text in volume.notes),
         f"wrote {folder / 'report.html'}",
     )

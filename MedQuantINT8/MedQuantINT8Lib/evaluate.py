@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .segmenter import SegmentationOptions
 from .shelf import KeepingShelf
 from .surface import surface_agreement
 from .system import machine
+from .volume import Volume
 from .volume_io import read_volume
 
 PRECISIONS = ("fp32", "int8")
@@ -38,6 +39,7 @@ def evaluate(
     options: SegmentationOptions,
     tolerance: float,
     task: Task,
+    reader: Callable[[Any], Volume] = read_volume,
 ) -> dict[str, Any]:
     """Run every case in FP32 and in INT8.
 
@@ -60,8 +62,8 @@ def evaluate(
     engine: dict[str, Any] = {}
     with task.stage("evaluating", len(cases)):
         for case in cases:
-            volume = read_volume(case.image if len(case.image) > 1 else case.image[0])
-            truth = label_map(case, data, values)
+            volume = reader(case.image if len(case.image) > 1 else case.image[0])
+            truth = label_map(case, data, values, reader)
             if truth.shape != volume.data.shape[1:]:
                 raise InputError(f"{data.name}: the labels of {case.name} are {truth.shape} voxels, its scan {volume.data.shape[1:]}.", "Check the files.")
             for precision in PRECISIONS:

@@ -32,7 +32,7 @@ from .runs import EngineChoice
 from .segmenter import SegmentationOptions
 from .system import cpu_name
 from .undo import SegmentationUndo
-from .volume_io import result_names, scan_files
+from .volume_io import ReadOptions, result_names, scan_files
 
 Progress = Callable[[ProgressEvent], None]
 PRECISIONS = ("auto", "int8", "fp16", "fp32")
@@ -207,18 +207,25 @@ class MedQuantINT8Logic(Making):
         segments: Sequence[str] | None = None,
         device: str = EngineChoice.device,
         options: SegmentationOptions = SegmentationOptions(),
+        reading: ReadOptions = ReadOptions(),
     ) -> Any:
         """Segment every scan file of a folder into ``output/NAME.seg.nrrd``; the paths that were written.
 
         Nothing is loaded into the scene. Files that are there already are left out, so that a batch can go on. What engine,
-        precision, segments, device and options mean is said at :meth:`segment`.
+        precision, segments, device and options mean is said at :meth:`segment`. Scans whose names differ by their type alone
+        keep it in the name of their result.
+
+        Args:
+            reading: how the files are read, where they leave a choice.
         """
         scans = [path for path in scan_files(folder) if not path.name.lower().endswith(".seg.nrrd")]
         if not scans:
             raise InputError(f"There is no scan in {folder}.", "Choose a folder with NIfTI, NRRD or MetaImage files.")
         path = self._modelPath(model)
         wanted = None if segments is None else [label.name for label in self._labels(path, segments)]
-        request = {"model": path, "choice": asdict(_choice(engine, precision, device)), "options": asdict(options), "segments": wanted}
+        request = {
+            "model": path, "choice": asdict(_choice(engine, precision, device)), "options": asdict(options), "segments": wanted, "reading": asdict(reading)
+        }  # fmt: skip
         pieces: list[tuple[str, Callable[[], Pollable]]] = []
         for scan, name in zip(scans, result_names(scans), strict=True):
             target = Path(output) / f"{name}.seg.nrrd"

@@ -6,6 +6,7 @@ A part of :class:`.logic.MedQuantINT8Logic`. All of it runs in a process of its 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from . import catalogue, mrml
@@ -15,6 +16,7 @@ from .errors import InputError, MedQuantError
 from .jobs import BackgroundJob, wait_for
 from .model import peek
 from .progress import ProgressEvent, Task
+from .volume_io import ReadOptions
 
 Progress = Callable[[ProgressEvent], None]
 
@@ -78,6 +80,7 @@ class Making:
         *,
         scans: Sequence[str] = (),
         fallback: bool = True,
+        reading: ReadOptions = ReadOptions(),
         waitForCompletion: bool = True,
         progress: Progress | None = None,
     ) -> Any:
@@ -86,6 +89,7 @@ class Making:
         Args:
             output: package to write; by default the model itself gets its INT8 network.
             scans: files that are not loaded.
+            reading: how these files are read, where they leave a choice.
             fallback: whether layers that INT8 cannot afford may go back to floating point.
 
         Returns:
@@ -95,7 +99,7 @@ class Making:
         volumes = [mrml.volume_from_node(node) for node in volumeNodes]
         if not volumes and not scans:
             raise InputError("There is no volume to calibrate on.", "Choose at least one scan like those you will segment.")
-        request = {"method": method, "patches": patches, "agreement": agreement, "fallback": fallback}
+        request = {"method": method, "patches": patches, "agreement": agreement, "fallback": fallback, "reading": asdict(reading)}
         started = self._newBuilder().begin(
             "quantize", volumes, model=path, output=str(output or path), scans=[str(scan) for scan in scans], **request
         )

@@ -199,6 +199,7 @@ def _quantize(add: Any) -> None:
         "--dice-lost", type=share, default=0.005, help="most mean Dice to --labels that INT8 may lose (default: %(default)s)"
     )
     command.add_argument("--no-fallback", action="store_true", help="only measure the loss: no layer goes back to float")
+    _reading_options(command)
 
 
 def _build(add: Any) -> None:
@@ -208,6 +209,7 @@ def _build(add: Any) -> None:
     _model(command)
     command.add_argument("--scan", help="a scan to hold the engine against the simulation")
     _running_options(command)
+    _reading_options(command)
 
 
 def _segment(add: Any) -> None:
@@ -222,8 +224,18 @@ def _segment(add: Any) -> None:
     _model(command, "model package or installed model, or several joined by commas, whose class scores are averaged")
     command.add_argument("scan", help=_SCAN)
     command.add_argument("--output", "-o", required=True, help="X.seg.nrrd, or a label map as .nii.gz, .nrrd, .mha")
-    command.add_argument("--series", help="series instance UID, where a DICOM folder holds several")
+    command.add_argument("--series", help="DICOM: series instance UID where a folder holds several; UID:N is the N-th stack of that series")
     _running_options(command)
+    _reading_options(command)
+
+
+def _reading_options(command: argparse.ArgumentParser) -> None:
+    """How scans are read where a file leaves a choice; the same for every command that reads them."""
+    command.add_argument("--allow-gaps", action="store_true", help="DICOM: fill missing or uneven slices by interpolation")
+    command.add_argument("--allow-tilt", action="store_true", help="DICOM: resample slices of a tilted gantry to a straight grid")
+    command.add_argument(
+        "--nifti-form", choices=["auto", "sform", "qform"], default="auto", help="NIfTI: which says where voxels lie (default: the sform)"
+    )
 
 
 def _compare(add: Any) -> None:
@@ -239,6 +251,7 @@ def _compare(add: Any) -> None:
     command.add_argument("--labels", nargs="+", help="reference label maps, one a scan, with the model's label values")
     command.add_argument("--report", help="folder for report.json and report.html")
     _running_options(command, precision=False)
+    _reading_options(command)
 
 
 def _differences(add: Any) -> None:
@@ -265,6 +278,7 @@ def _differences(add: Any) -> None:
         help="point out structures that change by more (default: %(default)s)",
     )
     _running_options(command, precision=False)
+    _reading_options(command)
 
 
 def _models(add: Any) -> None:
@@ -343,6 +357,7 @@ def _evaluate(add: Any) -> None:
         "--output", "-o", default="evaluation", help="folder for evaluation.html, .csv, .json (default: %(default)s)"
     )
     _running_options(command, precision=False)
+    _reading_options(command)
 
 
 def _cache(add: Any) -> None:

@@ -104,6 +104,7 @@ def quantize(
     *,
     by_network: bool = False,
     labels: Sequence[Source] = (),
+    reader: Callable[[Any], Volume] = read_volume,
 ) -> tuple[ModelPackage, Any]:
     """Calibrate a package on scans from files, one in memory at a time, and write it with its INT8 network.
 
@@ -114,9 +115,9 @@ def quantize(
     from .quantization import calibration_patch, quantize_package
 
     with ModelPackage.load(model) as package:
-        sources: list[Callable[[], Volume]] = [lambda scan=scan: read_volume(scan) for scan in scans]  # type: ignore[misc]
+        sources: list[Callable[[], Volume]] = [lambda scan=scan: reader(scan) for scan in scans]  # type: ignore[misc]
         find = foreground_by_network(package, task) if by_network else foreground_by_intensity
-        references: list[Callable[[], Volume]] = [lambda path=path: read_volume(path) for path in labels]  # type: ignore[misc]
+        references: list[Callable[[], Volume]] = [lambda path=path: reader(path) for path in labels]  # type: ignore[misc]
         patch = calibration_patch(package)
         sampler = PatchSampler(sources, package.spec, patch, calibration, find, task, references)
         return quantize_package(package, sampler, target, calibration, policy, task, engine_stopwatch(package.spec.window.patch_size))
@@ -301,7 +302,7 @@ def _segment(
     began = time.perf_counter()
     try:
         result = segment_volume(volume, spec, make_engine, options, task)
-        result.notes[:0] = memory_notes
+        result.notes[:0] = [*volume.notes, *memory_notes]
         engine = _engine_report(prepared[0])
         ranges = None
         if options.check_ranges and engine["precision"] == "int8":

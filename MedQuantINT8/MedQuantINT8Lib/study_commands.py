@@ -43,7 +43,7 @@ def selftest(args: argparse.Namespace, task: Task) -> None:
 
 def evaluate(args: argparse.Namespace, task: Task) -> None:
     from .catalogue import resolve
-    from .commands import options_of
+    from .commands import options_of, reader_of
     from .datasets import files_of, read_dataset
     from .ensemble import load_ensemble
     from .evaluate import FILES, lines_of, write_results
@@ -60,6 +60,7 @@ def evaluate(args: argparse.Namespace, task: Task) -> None:
         for member in ensemble.packages:
             member.onnx_path("int8")
         choice = EngineChoice(args.engine, "int8", args.threads, args.device)
-        value = run(ensemble, data, cases, choice, options_of(args), args.tolerance, task)
+        reader = reader_of(args, task)
+        value = run(ensemble, data, cases, choice, options_of(args), args.tolerance, task, reader)
     write_results(value, Path(args.output))
-    print_result(args, value, *lines_of(value), f"  wrote {args.output}/evaluation.html, .csv, .json")
+    print_result(args, value, *lines_of(value), *(f"  note: {text}" for text in reader.notes), f"  wrote {args.output}/evaluation.html, .csv, .json")

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -87,7 +88,26 @@ def user_folder(kind: Literal["cache", "data"]) -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / ("Caches" if kind == "cache" else "Application Support") / "MedQuantINT8"
     variable, usual = ("XDG_CACHE_HOME", ".cache") if kind == "cache" else ("XDG_DATA_HOME", ".local/share")
-    return Path(os.environ.get(variable, Path.home() / usual)) / "medquantint8"
+    return Path(os.environ.get(variable) or _home() / usual) / "medquantint8"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # A user without a name and without $HOME.
+        return Path(tempfile.gettempdir())
+
+
+def cache_folder() -> Path:
+    """Where engines and kernels are kept: the user's cache folder, or a temporary one where that cannot be made (and they are made anew each time)."""
+    folder = user_folder("cache")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.gettempdir()) / "medquantint8-cache"
 
 
 def default_python() -> str:

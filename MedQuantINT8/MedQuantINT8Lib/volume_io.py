@@ -1,22 +1,24 @@
-"""Scans from files: NIfTI, NRRD, MetaImage and DICOM series folders, through SimpleITK."""
+"""Scans from files: NIfTI, NRRD, MetaImage, DICOM folders and files. What is not understood, or not whole, is an error.
+
+NIfTI and DICOM are read by this project's own readers (:mod:`.nifti_file`, :mod:`.dicom_series`), NRRD and MetaImage by ITK
+in a process of its own (:mod:`.itk_file`).
+"""
 
 from __future__ import annotations
 
-import gzip
-import math
 import os
-import struct
-import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .errors import InputError
 from .files import split_paths
-from .volume import Volume, matrix_from_sitk
+from .nifti_file import is_nifti, read_nifti
+from .nifti_header import NiftiForm
+from .volume import Volume
 
 EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
@@ -60,18 +62,63 @@ def result_names(scans: Sequence[Path]) -> list[str]:
     return names
 
 
-def read_volume(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], series: str | None = None) -> Volume:
+@dataclass(frozen=True)
+class ReadOptions:
+    """How scans are read, where a file leaves a choice.
+
+    Attributes:
+        series: the series instance UID to take from a DICOM folder that holds several; ``UID:N`` is the N-th stack of a series
+            that holds several.
+        allow_gaps: fill missing slices and uneven steps of a DICOM series by interpolation, instead of an error.
+        allow_tilt: resample a DICOM series of a tilted gantry to a straight grid, instead of an error.
+        nifti_form: which of a NIfTI file's two forms says where voxels lie, where both are given: by default the sform.
+    """
+
+    series: str | None = None
+    allow_gaps: bool = False
+    allow_tilt: bool = False
+    nifti_form: NiftiForm = "auto"
+
+
+class ScanReader:
+    """Reads scans in one way and remembers what had to be chosen or mended, for whoever gets the results.
+
+    Attributes:
+        notes: of all scans that were read so far, each once.
+    """
+
+    def __init__(self, options: ReadOptions = ReadOptions(), check: Callable[[], None] | None = None) -> None:
+        self.options, self._check = options, check
+        self.notes: list[str] = []
+
+    def __call__(self, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Volume:
+        """As :func:`read_volume`."""
+        volume = read_volume(paths, options=self.options, check=self._check)
+        self.notes += [note for note in volume.notes if note not in self.notes]
+        return volume
+
+
+def read_volume(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    series: str | None = None,
+    options: ReadOptions = ReadOptions(),
+    check: Callable[[], None] | None = None,
+) -> Volume:
     """Read a scan; several paths are the channels of one scan and must lie on one grid.
 
     Args:
         paths: file or DICOM folder, or one for each channel.
-        series: the series instance UID to take from a DICOM folder that holds several.
+        series: as ``options.series``, which it precedes.
+        check: called while something is waited for; what it raises ends the reading.
+
+    Returns:
+        The volume; its ``notes`` say what had to be chosen or mended.
 
     Raises:
         InputError: missing, empty, truncated or foreign files, a bad header, channels on different grids.
     """
     names = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    volumes = [_read_one(Path(name), series) for name in names]
+    volumes = [_read_one(Path(name), series or options.series, options, check) for name in names]
     first = volumes[0]
     for other in volumes[1:]:
         if other.grid != first.grid:
@@ -79,115 +126,45 @@ def read_volume(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
                 f"{other.name} does not lie on the same voxel grid as {first.name}.", "Resample one to the other first."
             )
     data = first.data if len(volumes) == 1 else np.concatenate([v.data for v in volumes])
-    return Volume(data, first.ijk_to_ras, " + ".join(v.name for v in volumes))
+    return Volume(data, first.ijk_to_ras, " + ".join(v.name for v in volumes), tuple(note for v in volumes for note in v.notes))
 
 
-def _read_one(path: Path, series: str | None) -> Volume:
-    if not path.exists():
-        raise InputError(f"There is no scan at {path}.", "Check the path.")
-    if path.is_file():
+def _read_one(path: Path, series: str | None, options: ReadOptions, check: Callable[[], None] | None) -> Volume:
+    try:
+        if not path.exists():
+            raise InputError(f"There is no scan at {path}.", "Check the path.")
+        if path.is_dir():
+            from .dicom_series import read_dicom_folder
+
+            return read_dicom_folder(path, series, allow_gaps=options.allow_gaps, allow_tilt=options.allow_tilt)
+        if not path.is_file():
+            raise InputError(f"{path} is no file and no folder.", "Give a scan.")
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes).", "Copy or download it again.")
-        if not path.name.lower().endswith(EXTENSIONS) and not _is_dicom(path):
-            raise InputError(
-                f"{path} is no scan that can be read.", f"Give a DICOM folder or a file of type {', '.join(EXTENSIONS)}."
-            )
-        _check_nifti_header(path)
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        image = _read_series(path, series) if path.is_dir() else sitk.ReadImage(str(path))
-    except (RuntimeError, MemoryError) as error:
-        raise InputError(
-            f"{path} cannot be read: {_last_line(error)}.", "The file may be cut off or of another type; copy it again."
-        ) from error
-    return _to_volume(image, path)
+        return _read_file(path, options, check)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.", "Check its permissions, its name and the disk.") from error
+    except MemoryError as error:
+        raise InputError(f"{path} cannot be read: there is not enough memory.", "Close other programs, or crop the scan.") from error
 
 
-def _to_volume(image: Any, path: Path) -> Volume:
-    import SimpleITK as sitk
+def _read_file(path: Path, options: ReadOptions, check: Callable[[], None] | None) -> Volume:
+    if is_nifti(path):
+        data, matrix, notes = read_nifti(path, options.nifti_form)
+    elif path.name.lower().endswith(EXTENSIONS):
+        from .itk_file import read_itk_file
 
-    if image.GetDimension() == 4:
-        frames = [image[:, :, :, n] for n in range(image.GetSize()[3])]
-        data = np.stack([sitk.GetArrayFromImage(frame) for frame in frames])
-        return Volume(data, matrix_from_sitk(frames[0]), str(path))
-    if image.GetDimension() != 3:
-        raise InputError(f"{path} is a {image.GetDimension()}-dimensional image, not a volume.", "Give the whole 3D scan.")
-    data = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        data = np.moveaxis(data, -1, 0)
-    return Volume(data, matrix_from_sitk(image), str(path))
+        data, matrix, notes = read_itk_file(path, check)
+    elif _is_dicom(path):
+        from .dicom_series import read_dicom_file
 
-
-def _read_series(folder: Path, series: str | None) -> Any:
-    import SimpleITK as sitk
-
-    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if not found:
-        raise InputError(f"{folder} holds no DICOM series.", "Give the folder that holds the slices.")
-    if series is None and len(found) > 1:
-        raise InputError(f"{folder} holds {len(found)} DICOM series: {', '.join(found)}.", "Choose one with --series UID.")
-    if series is not None and series not in found:
-        raise InputError(f"{folder} holds no DICOM series {series}.", f"It holds {', '.join(found)}.")
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series or found[0]))
-    return reader.Execute()
+        return read_dicom_file(path, allow_gaps=options.allow_gaps, allow_tilt=options.allow_tilt)
+    else:
+        raise InputError(f"{path} is no scan that can be read.", f"Give a DICOM folder or a file of type {', '.join(EXTENSIONS)}.")
+    return Volume(data, matrix, str(path), tuple(notes))
 
 
 def _is_dicom(path: Path) -> bool:
     with open(path, "rb") as stream:
         stream.seek(128)
-        return stream.read(4) == b"DICM"
-
-
-def _check_nifti_header(path: Path) -> None:
-    """Refuse a NIfTI header with zero or negative voxel sizes, which ITK would silently replace by 1 mm."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
-            header = stream.read(348)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path} cannot be read: {_last_line(error)}.", "The file may be cut off or of another type; copy it again."
-        ) from error
-    if len(header) < 348:
-        raise InputError(f"{path} is cut off within its header.", "Copy or download it again.")
-    order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
-    if struct.unpack(order + "i", header[:4])[0] != 348:
-        return  # NIfTI-2 or something else: ITK decides.
-    sizes = struct.unpack(order + "3f", header[80:92])
-    if not all(np.isfinite(sizes)) or min(sizes) <= 0:
-        raise InputError(
-            f"{path} has a voxel spacing of {' x '.join(f'{s:g}' for s in sizes)} mm.",
-            "Repair its header, for example in Slicer's Volumes module.",
-        )
-    dims = struct.unpack(order + "8h", header[40:56])
-    voxels = math.prod(max(1, n) for n in dims[1 : 1 + max(0, min(7, dims[0]))])
-    expected = int(struct.unpack(order + "f", header[108:112])[0]) + voxels * struct.unpack(order + "h", header[72:74])[0] // 8
-    if _unpacked_size(path, expected) < expected:
-        raise InputError(f"{path} is cut off: it holds fewer voxels than its header says.", "Copy or download it again.")
-
-
-def _unpacked_size(path: Path, expected: int) -> int:
-    """Bytes of a NIfTI file after decompression. ITK fills what is missing with zeros and says nothing."""
-    if path.suffix != ".gz":
-        return path.stat().st_size
-    with open(path, "rb") as stream:
-        stream.seek(-4, os.SEEK_END)
-        if int.from_bytes(stream.read(4), "little") == expected % (1 << 32):
-            return expected  # gzip's own note of the size: no need to unpack
-    size = 0
-    try:
-        with gzip.open(path, "rb") as stream:
-            while chunk := stream.read(1 << 22):
-                size += len(chunk)
-    except (OSError, EOFError, zlib.error):
-        return 0
-    return size
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).rstrip(".")
+        return stream.read(4) == b"DICM" or path.suffix.lower() in (".dcm", ".ima")

@@ -21,7 +21,7 @@ from .progress import Task
 from .segmenter import SegmentationOptions
 from .shelf import KeepingShelf
 from .volume import Volume
-from .volume_io import read_volume, scan_paths
+from .volume_io import ReadOptions, read_volume, scan_paths
 
 Request = dict[str, Any]
 
@@ -48,6 +48,10 @@ def _options(request: Request) -> SegmentationOptions:
     return SegmentationOptions(**values)
 
 
+def _reading(request: Request) -> ReadOptions:
+    return ReadOptions(**request.get("reading", {}))
+
+
 def segment(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Segment one volume with the model; one label map (K, J, I)."""
     choice = runs.EngineChoice(**request["choice"])
@@ -61,7 +65,7 @@ def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answe
 
     check_output_path(request["output"], [*split_paths(request["model"]), *scan_paths(request["scan"])])
     with bench.task.stage("reading"):
-        volume = read_volume(request["scan"])
+        volume = read_volume(scan_paths(request["scan"]), options=_reading(request), check=bench.task.check)
     ensemble = bench.ensemble(request["model"])
     choice = runs.EngineChoice(**request["choice"])
     run = runs.segment(ensemble, volume, choice, _options(request), bench.task, shelf=bench.shelf)
@@ -98,7 +102,7 @@ def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     options = CalibrationOptions(request["method"], request["patches"])
     with ModelPackage.load(request["model"]) as package:
         patch = calibration_patch(package)
-        sources = [lambda v=v: v for v in volumes] + [lambda p=p: read_volume(p) for p in request["scans"]]
+        sources = [lambda v=v: v for v in volumes] + [lambda p=p: read_volume(scan_paths(p), options=_reading(request)) for p in request["scans"]]
         sampler = PatchSampler(sources, package.spec, patch, options, task=bench.task)
         policy = QuantizationPolicy(budget=Budget(request["agreement"], fallback=request["fallback"]))
         stopwatch = engine_stopwatch(package.spec.window.patch_size)

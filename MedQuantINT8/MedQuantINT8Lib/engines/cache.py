@@ -20,7 +20,7 @@ from typing import Any
 
 from ..files import sha256_file, storage_errors, write_json
 from ..scratch import leftovers, new_folder, remove_folder
-from ..system import user_folder
+from ..system import cache_folder
 
 _RECORD = "engine.json"
 _BUILDING = ".building"
@@ -31,7 +31,7 @@ def cache_root() -> Path:
     """Where engines lie: ``$MEDQUANT_CACHE``, or the user's cache folder of the operating system."""
     if given := os.environ.get("MEDQUANT_CACHE"):
         return Path(given)
-    return user_folder("cache") / "engines"
+    return cache_folder() / "engines"
 
 
 @dataclass(frozen=True)

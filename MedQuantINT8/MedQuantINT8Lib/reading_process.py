@@ -1,0 +1,156 @@
+"""Files that go through ITK's readers are read in a process of their own, with limits on memory and time.
+
+At some damaged headers ITK's libraries end the process, or take gigabytes. Here that ends a reader: the caller gets one line
+that names the file. The voxels come back in memory that both share (on Linux; else in a temporary file).
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Cancelled, InputError, StorageError
+from .files import storage_errors
+from .system import available_memory, default_python, library_environment
+
+#: What a reader takes with its libraries, before any voxel.
+_LIBRARIES = 1 << 30
+#: Copies of the voxels that a reader may hold, and the most that compression gains.
+_COPIES = 4
+_SECONDS, _BYTES_A_SECOND = 15, 4 << 20
+_POLL_SECONDS = 0.01
+_READER = ("-m", "MedQuantINT8Lib.itk_reader")
+
+
+@dataclass(frozen=True)
+class ReadApart:
+    """What a reader found: an array for each file, what ITK says of each, and its warnings."""
+
+    arrays: list[NDArray[Any]]
+    images: list[dict[str, Any]]
+    warnings: list[str]
+
+
+def read_apart(
+    kind: str, paths: Sequence[Path], names: Sequence[str], expected: int, name: str, check: Callable[[], None] | None = None
+) -> ReadApart:
+    """Read files with ITK in a process of their own.
+
+    Args:
+        kind: "scan" or "frames".
+        names: what messages call each of the files.
+        expected: bytes that the voxels take, as the headers say.
+        name: what messages call all of them, where the process ends without a word.
+        check: called while waiting; what it raises ends the reader.
+
+    Raises:
+        InputError: a file that cannot be read, takes too much memory or time, or makes the reader end.
+        StorageError: there is no room for the voxels.
+    """
+    memory = _LIBRARIES + _COPIES * expected + (256 << 20)
+    if expected > available_memory():
+        raise InputError(f"{name} needs {expected / 1e9:.1f} GB of memory; there are {available_memory() / 1e9:.1f} GB.", "Close other programs, or crop the scan.")
+    size = expected + sum(path.stat().st_size for path in paths)
+    request = {"kind": kind, "paths": [os.fspath(path.absolute()) for path in paths], "memory": memory, "seconds": _SECONDS + size // _BYTES_A_SECOND}
+    with _target() as (target, number, inherited):
+        answer = _ask({**request, "target": target}, inherited, name, check)
+        if "error" in answer:
+            raise InputError(f"{names[answer['number']]} cannot be read: {answer['error']}.", "The file may be cut off or of another type; copy it again.")
+        return ReadApart(_arrays(number, answer["arrays"]), answer["arrays"], answer["warnings"])
+
+
+@contextmanager
+def _target() -> Iterator[tuple[str, int, tuple[int, ...]]]:
+    """A file for the voxels: the name that the reader opens, its number here, and what the reader inherits."""
+    if hasattr(os, "memfd_create"):
+        number = os.memfd_create("medquant-voxels")
+        try:
+            yield f"/proc/self/fd/{number}", number, (number,)
+        finally:
+            os.close(number)
+        return
+    with storage_errors(tempfile.gettempdir()):
+        made = tempfile.NamedTemporaryFile(prefix="medquant-voxels-", delete=False)  # noqa: SIM115
+    with made:
+        try:
+            yield made.name, made.fileno(), ()
+        finally:
+            with suppress(OSError):
+                Path(made.name).unlink()
+
+
+def _ask(request: dict[str, Any], inherited: tuple[int, ...], name: str, check: Callable[[], None] | None) -> dict[str, Any]:
+    executable = sys.executable if "python" in Path(sys.executable or "").name.lower() else default_python()
+    process = subprocess.Popen(
+        [executable, *_READER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        # Threads of a linear algebra library reserve address space, which is limited.
+        env={**library_environment(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        pass_fds=inherited,
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        with process.stdout, suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request).encode())
+            process.stdin.close()
+            if check is not None:
+                while process.poll() is None and not _readable(process.stdout.fileno()):
+                    check()
+            output = process.stdout.read()
+        process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if process.returncode == 0 and output.strip():
+        found: dict[str, Any] = json.loads(output)
+        return found
+    if process.returncode in (-signal.SIGINT, 128 + signal.SIGINT, -signal.SIGTERM):
+        raise Cancelled()
+    if process.returncode == 1:
+        raise StorageError(f"{name} could not be read in a process of its own with {executable}.", "SimpleITK is missing there, or there is not enough memory.")
+    reasons = {-getattr(signal, "SIGXCPU", 24): "it takes too long", -getattr(signal, "SIGKILL", 9): "the system ended its reader, which may be for lack of memory"}
+    ended = reasons.get(process.returncode, f"it makes ITK's reader end (signal {-process.returncode})")
+    raise InputError(f"{name} cannot be read: {ended}.", "The file may be damaged; copy it again.")
+
+
+def _readable(number: int) -> bool:
+    import select
+
+    if sys.platform == "win32":
+        import time
+
+        time.sleep(_POLL_SECONDS)
+        return False
+    return bool(select.select([number], [], [], _POLL_SECONDS)[0])
+
+
+def _arrays(number: int, images: Sequence[dict[str, Any]]) -> list[NDArray[Any]]:
+    size = os.fstat(number).st_size
+    if not size:
+        return []
+    # A private view: whoever changes the voxels changes pages of its own.
+    memory = mmap.mmap(number, size, access=mmap.ACCESS_COPY)
+    found, offset = [], 0
+    for image in images:
+        dtype, shape = np.dtype(image["dtype"]), tuple(image["shape"])
+        count = int(np.prod(shape))
+        found.append(np.frombuffer(memory, dtype, count, offset).reshape(shape))
+        offset += count * dtype.itemsize
+    return found
