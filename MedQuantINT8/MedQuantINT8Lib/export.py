@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DependencyError, PackageError
+from .progress import Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +45,7 @@ class ExportReport:
     Attributes:
         parity: relative error of ONNX Runtime's output against PyTorch's, at a batch of 1 and of 2.
         unexplained: the exporter's warnings that are not understood.
+        notes: what was changed in the module, in words.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class ExportReport:
     bytes: int
     seconds: float
     unexplained: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def export_network(
@@ -61,6 +64,7 @@ def export_network(
     *,
     dynamic_spatial: bool = False,
     check: bool = True,
+    task: Task | None = None,
 ) -> ExportReport:
     """Export a network with a dynamic batch, and open spatial sizes if asked, and compare the two.
 
@@ -81,9 +85,14 @@ def export_network(
         raise DependencyError(
             f"Networks cannot be exported: {error}.", "Install what is missing with: pip install 'medquantint8[import]'"
         ) from error
+    task = task or Task()
     if not isinstance(module, torch.fx.GraphModule):  # those of torch.export have only the one mode
         module.eval()
+    module, notes = as_float32(module)
     example = torch.randn(2, channels, *patch, generator=torch.Generator().manual_seed(0))
+    plain = _giving_a_tensor(module, example[:1])
+    if plain is not module:
+        module, notes = plain, [*notes, "the network gives several results, of which the first (of a dictionary: the class scores) is taken"]
     began = time.perf_counter()
     heard: list[str] = []
     try:
@@ -105,14 +114,52 @@ def export_network(
             f"The network cannot be exported: {reason[:200]}.", "Export it to ONNX yourself and use: medquant import onnx"
         ) from error
     seconds = time.perf_counter() - began
-    parity = _parity(module, target, example) if check else float("nan")
+    with task.stage("comparing the export with PyTorch"):
+        parity = _parity(module, target, example) if check else float("nan")
     if parity > PARITY:
         raise PackageError(
             f"The exported network computes something else than the original (relative error {parity:.2g}).",
             "Please report this with the network.",
         )
     unexplained = [text for text in heard if not any(re.search(pattern, text, re.IGNORECASE) for pattern, _ in _EXPLAINED)]
-    return ExportReport(target, parity, target.stat().st_size, seconds, unexplained)
+    return ExportReport(target, parity, target.stat().st_size, seconds, unexplained, notes)
+
+
+def as_float32(module: Any) -> tuple[Any, list[str]]:
+    """The module with its weights in float32, and what was said of it: numbers of 16 bits are kept exactly."""
+    import torch
+
+    kinds = {str(p.dtype).removeprefix("torch.") for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()}
+    others = sorted(kinds - {"float32"})
+    if not others:
+        return module, []
+    kept = "are rounded to" if "float64" in others else "are kept exactly, as"
+    with torch.no_grad():
+        return module.float(), [f"its {' and '.join(others)} weights {kept} float32, in which it computes here"]
+
+
+def _giving_a_tensor(module: Any, example: Any) -> Any:
+    """TorchScript that gives a list, a tuple or a dictionary, traced so that it gives the class scores alone.
+
+    torch's exporters read either kind of program, not one inside the other.
+    """
+    import torch
+
+    from .importers.base import single_output
+
+    if not isinstance(module, torch.jit.ScriptModule):
+        return module
+    try:
+        with torch.no_grad():
+            plain = isinstance(module(example), torch.Tensor)
+            if plain:
+                return module
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.jit.trace(single_output(module, "The network"), example, check_trace=False)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise PackageError(f"The network does not run on such a patch: {(lines or ['no reason given'])[-1][:160]}.", "Check --patch and --channels.") from error
 
 
 def _road(module: Any, dynamic_spatial: bool) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .arguments import FORMS
+from .child_process import run_in_child
 from .errors import InputError
 from .files import write_json
 from .importers.base import Understood, write
@@ -27,16 +30,16 @@ def run(args: argparse.Namespace, task: Task) -> None:
     check_output_package(args.output, _inputs(args))
     if args.form in ("bundle", "nnunet", "auto3dseg") and not (args.form == "auto3dseg" and source.suffix in (".pt", ".pth")):
         with as_folder(source, FORMS[args.form]) as folder:
-            _finish(args, _understand(args, folder, spec), spec, task)
+            _finish(args, _understand(args, folder, spec, task), spec, task)
     else:
-        _finish(args, _understand(args, source, spec), spec, task)
+        _finish(args, _understand(args, source, spec, task), spec, task)
 
 
 def _inputs(args: argparse.Namespace) -> list[str | None]:
     return [args.network, args.spec, args.weights]
 
 
-def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None) -> list[Understood]:
+def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, task: Task) -> list[Understood]:
     patch = tuple(args.patch) if args.patch else None
     if args.form == "bundle":
         from .importers import monai_bundle
@@ -53,20 +56,19 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None) 
     if args.form == "onnx":
         from .importers import onnx
 
-        described = spec or onnx.draft_spec(source, patch)
+        described = spec or run_in_child(partial(onnx.draft_spec, source, patch), task, f"The trial of {source.name}")
         return [Understood(described, source, ["preprocessing and labels are guesses: correct them"] if spec is None else [], by_hand=True)]
     from .importers import torch_files
 
-    common: dict[str, Any] = {"trust_code": args.trust_code, "channels": args.channels, "patch": patch, "spec": spec}
+    given = torch_files.Program(args.trust_code, args.channels, patch, spec)
     if args.form == "torchscript":
-        return [torch_files.understand_torchscript(source, **common)]
+        return [torch_files.understand_torchscript(source, given, task)]
     if args.form == "export":
-        return [torch_files.understand_exported(source, **common)]
+        return [torch_files.understand_exported(source, given, task)]
     if not args.class_name:
         raise InputError("A Python file may hold several classes.", "Name one with --class.")
-    arguments = _arguments(args.arguments)
     weights = Path(args.weights) if args.weights else None
-    return [torch_files.understand_class(source, args.class_name, weights, arguments=arguments, **common)]
+    return [torch_files.understand_class(source, args.class_name, weights, _arguments(args.arguments), given, task)]
 
 
 def _arguments(text: str) -> dict[str, Any]:
@@ -96,7 +98,8 @@ def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelS
         if args.patch:
             a, b, c = args.patch
             item.spec = replace(item.spec, window=replace(item.spec.window, patch_size=(a, b, c)))
-        package = write(item, target, task, dynamic=args.dynamic)
+        package = write(item, target, task, dynamic=args.dynamic, force=args.force)
+        package.close()
         check = item.check.to_json() if item.check else None
         written.append({"package": str(target), "spec": package.spec.to_json(), "notes": item.notes, "import": check, "network": item.compared})
     checks = [item.check for item in understood if item.check is not None]
@@ -107,7 +110,7 @@ def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelS
         *(f"  network     {text}" for text in understood[0].compared),
         *(f"  compared    {check.summary()}" if check.compared else f"  {check.summary()}" for check in checks),
         *(f"wrote {target}" for target in targets),
-        f"next: medquant quantize {targets[0]} --calibrate SCANS",
+        f"next: medquant quantize {shlex.quote(str(targets[0]))} --calibrate SCANS",
     )
 
 
@@ -131,8 +134,26 @@ def _write_draft(args: argparse.Namespace, understood: Understood) -> None:
         {"draft": str(draft), "spec": understood.spec.to_json(), "notes": understood.notes},
         *described(understood.spec, understood.notes),
         f"wrote {draft}: check and correct it,",
-        f"then: medquant import {args.form} {args.network} --spec {draft} --output {args.output}",
+        f"then: {next_command(args, draft)}",
     )
+
+
+def next_command(args: argparse.Namespace, draft: Path) -> str:
+    """The command that takes the draft, with every option that the network needs, quoted for a shell."""
+    words = ["medquant", "import", args.form, args.network, "--spec", str(draft), "--output", args.output]
+    words += ["--trust-code"] if args.trust_code else []
+    words += ["--dynamic"] if args.dynamic else []
+    words += ["--force"] if args.force else []
+    words += ["--patch", *map(str, args.patch)] if args.patch else []
+    words += ["--folds", *map(str, args.folds)] if args.folds else []
+    words += ["--configuration", args.configuration] if args.configuration else []
+    if args.form in ("torchscript", "export", "python") and args.channels != 1:
+        words += ["--channels", str(args.channels)]
+    if args.form == "python":
+        words += ["--class", args.class_name]
+        words += ["--arguments", args.arguments] if args.arguments != "{}" else []
+        words += ["--weights", args.weights] if args.weights else []
+    return shlex.join(words)
 
 
 def described(spec: ModelSpec, notes: list[str]) -> list[str]:

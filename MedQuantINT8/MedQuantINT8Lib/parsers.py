@@ -150,6 +150,7 @@ def _import(add: Any) -> None:
     command.add_argument("--class", dest="class_name", help="python: name of the class")
     command.add_argument("--arguments", default="{}", help="python: JSON object of the class's arguments")
     command.add_argument("--weights", help="python: checkpoint")
+    command.add_argument("--force", action="store_true", help="replace a package even if its INT8 network is lost by that")
 
 
 def _quantize(add: Any) -> None:

@@ -6,18 +6,20 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DependencyError, PackageError
+from ..child_process import can_cross, run_in_child
+from ..errors import DependencyError, InputError, PackageError
 from ..files import replacing_folder, write_json
-from ..model import FP32, IMPORT, ModelPackage
+from ..model import CALIBRATION, FP32, IMPORT, INT8, ModelPackage, write_package
 from ..model_spec import ModelSpec
 from ..progress import Task
 from .import_check import ImportCheck
-from .onnx import write_network
-from .onnx_trial import Facts
+from .onnx import check_fits, prepare_network
+from .onnx_trial import Facts, Size
 
 if TYPE_CHECKING:
     from .import_check import OriginalPipeline
@@ -49,13 +51,17 @@ class Understood:
     compared: list[str] = field(default_factory=list)
 
 
-def write(understood: Understood, target: str | os.PathLike[str], task: Task, *, dynamic: bool = False) -> ModelPackage:
+def write(
+    understood: Understood, target: str | os.PathLike[str], task: Task, *, dynamic: bool = False, force: bool = False
+) -> ModelPackage:
     """Export (and prove) the network, compare it with the original software, and write the package with what was found.
 
     Args:
         dynamic: leave spatial sizes open, for networks whose graph allows it.
+        force: the package at ``target`` may lose its INT8 network, where that was made of another network or description.
 
     Raises:
+        InputError: it would lose it, and ``force`` is not set.
         PackageError: the network cannot be exported, does not fit its description, or does not segment made scans as the
             original does.
     """
@@ -64,34 +70,96 @@ def write(understood: Understood, target: str | os.PathLike[str], task: Task, *,
         understood.check = _checked(understood, package, task)
         record = Path(scratch) / IMPORT
         write_json(record, {**understood.check.to_json(), "network": understood.compared})
-        return package.with_files(target, {IMPORT: record})
+        kept = _quantized_before(package, Path(target), Path(scratch) / "before", force=force)
+        if kept:
+            understood.notes.append("the INT8 network that was there is kept: it was made of the same network and description")
+        return package.with_files(target, {IMPORT: record, **kept})
+
+
+#: What a description may say otherwise without making a calibration untrue.
+_IN_WORDS = ("name", "version", "title", "description", "license", "citation", "source_url", "modality", "cleaning", "labels")
+
+
+def _quantized_before(made: ModelPackage, target: Path, scratch: Path, *, force: bool) -> dict[str, Path]:
+    """The INT8 network and calibration of the package that is to be replaced, if they are of the network that was made now.
+
+    Raises:
+        InputError: they are of another one, and would be lost.
+    """
+    if not target.exists():
+        return {}
+    try:
+        before = ModelPackage.load(target)
+    except PackageError:
+        return {}  # no package, or a damaged one: what may become of it is for whoever writes to say
+    with before:
+        if not before.has(INT8):
+            return {}
+        same = before.hashes[FP32] == made.hashes[FP32] and _computing(before.spec) == _computing(made.spec)
+        if same:
+            scratch.mkdir()
+            return {name: Path(shutil.copyfile(before.folder / name, scratch / name)) for name in (INT8, CALIBRATION) if before.has(name)}
+    if not force:
+        differs = "network" if before.hashes[FP32] != made.hashes[FP32] else "description"
+        raise InputError(
+            f"{target} holds an INT8 network that was calibrated for another {differs}; importing would remove it.",
+            "Choose another --output, or give --force and quantize again.",
+        )
+    return {}
+
+
+def _computing(spec: ModelSpec) -> dict[str, Any]:
+    """The part of a description that a calibration depends on."""
+    value = {key: part for key, part in spec.to_json().items() if key not in (*_IN_WORDS, "schema_version")}
+    return {**value, "labels": [(label.value, label.channel) for label in spec.labels]}
 
 
 def _write_unchecked(understood: Understood, target: Path, task: Task, *, dynamic: bool) -> ModelPackage:
-    spec, by_hand = understood.spec, understood.by_hand
-    if isinstance(understood.network, Path):
-        with task.stage("trying the network"):
-            package, facts = write_network(understood.network, spec, target, by_hand=by_hand)
-        return _told(understood, package, facts)
+    spec = understood.spec
+    patch, name = spec.window.patch_size, f"{spec.name}.onnx"
+    with TemporaryDirectory(prefix="medquant-export-") as scratch:
+        path = Path(scratch) / FP32
+        if isinstance(understood.network, Path):
+            name = understood.network.name
+            made = run_in_child(partial(_tried, understood.network, path, patch), task, f"The trial of {name}")
+        else:
+            export = partial(_exported, understood.network, path, name, patch, len(spec.channels), dynamic or spec.window.whole_volume)
+            # A recipe that was made inside a function (a lambda) cannot be sent: it is made here, and cannot be interrupted.
+            apart = can_cross(understood.network)
+            made = run_in_child(export, task, f"The export of {spec.name}") if apart else export(task=task)
+        facts, told, compared = made
+        check_fits(facts, spec, name, by_hand=understood.by_hand)
+        understood.notes.extend([*told, *facts.notes])
+        understood.compared.extend([*compared, *facts.compared])
+        write_package(target, spec, {FP32: path})
+    return ModelPackage.load(target)
+
+
+_Made = tuple[Facts, list[str], list[str]]
+
+
+def _tried(source: Path, target: Path, patch: Size, *, task: Task) -> _Made:
+    """In the child: an ONNX file in the form that engines take."""
+    with task.stage("trying the network"):
+        return prepare_network(source, target, patch), [], []
+
+
+def _exported(
+    recipe: Callable[[], Any], target: Path, name: str, patch: Size, channels: int, dynamic: bool, *, task: Task
+) -> _Made:
+    """In the child: a torch module exported, proved, and in the form that engines take; with the exporter's words."""
     from ..export import export_network
 
-    with TemporaryDirectory(prefix="medquant-export-") as scratch:
-        path = Path(scratch) / f"{spec.name}.onnx"
-        with task.stage("making the network"):
-            module = understood.network()
-        with task.stage("exporting"):
-            report = export_network(module, path, spec.window.patch_size, len(spec.channels), dynamic_spatial=dynamic or spec.window.whole_volume)
-        understood.notes.extend(f"torch's exporter warned: {text}" for text in report.unexplained)
-        understood.compared.append(f"scores equal to PyTorch's up to {report.parity:.1g} (relative, made patches, ONNX Runtime)")
-        with task.stage("trying the network"):
-            package, facts = write_network(path, spec, target, proved=True, by_hand=by_hand)
-    return _told(understood, package, facts)
-
-
-def _told(understood: Understood, package: ModelPackage, facts: Facts) -> ModelPackage:
-    understood.notes.extend(facts.notes)
-    understood.compared.extend(facts.compared)
-    return package
+    raw = target.with_name("exported.onnx")
+    with task.stage("making the network"):
+        module = recipe()
+    with task.stage("exporting"):
+        report = export_network(module, raw, patch, channels, dynamic_spatial=dynamic, task=task)
+    with task.stage("trying the network"):
+        facts = prepare_network(raw, target, patch, proved=True, name=name)
+    raw.unlink()
+    told = [f"torch's exporter warned: {text}" for text in report.unexplained]
+    return facts, [*report.notes, *told], [f"scores equal to PyTorch's up to {report.parity:.1g} (relative, made patches, ONNX Runtime)"]
 
 
 def _checked(understood: Understood, package: ModelPackage, task: Task) -> ImportCheck:
@@ -132,10 +200,10 @@ def write_all(understood: Sequence[Understood], folder: Path, task: Task) -> lis
 
 
 def single_output(module: Any, name: str) -> Any:
-    """The module with only its first, full-size output (deep supervision gives several).
+    """The module with only its class scores: the first of a list or tuple (deep supervision gives several), the one of a dictionary.
 
     Raises:
-        PackageError: its output is no tensor.
+        PackageError: when it runs: its output holds no tensor, or a dictionary several.
     """
     from torch import Tensor, nn
 
@@ -145,11 +213,29 @@ def single_output(module: Any, name: str) -> Any:
             self.network = module
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.network(x)
-            while isinstance(y, list | tuple):
-                y = y[0]
-            if not isinstance(y, Tensor):
-                raise PackageError(f"{name} gives {type(y).__name__}, not a tensor of class scores.", "Wrap it in a module that does.")
-            return y
+            return chosen_output(self.network(x), name)
 
     return First()
+
+
+#: What dictionaries call class scores, most telling name first.
+_SCORES = ("logits", "out", "output", "pred", "seg", "segmentation")
+
+
+def chosen_output(y: Any, name: str) -> Any:
+    """The tensor of class scores in what a torch module gives; see :func:`single_output`."""
+    from torch import Tensor
+
+    while isinstance(y, list | tuple | dict):
+        if not y:
+            raise PackageError(f"{name} gives nothing.", "Wrap it in a module that gives its class scores.")
+        if not isinstance(y, dict):
+            y = y[0]
+            continue
+        key = next(iter(y)) if len(y) == 1 else next((k for k in _SCORES if k in y), None)
+        if key is None:
+            raise PackageError(f"{name} gives {len(y)} results ({', '.join(map(str, y))}).", "Wrap it in a module that gives its class scores.")
+        y = y[key]
+    if not isinstance(y, Tensor):
+        raise PackageError(f"{name} gives {type(y).__name__}, not a tensor of class scores.", "Wrap it in a module that does.")
+    return y

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import PackageError
 from ..model_spec import Channel, Cleaning, Label, ModelSpec, Window
@@ -30,6 +31,7 @@ from .monai_weights import Weights, find_weights
 _CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 _TRUST = "If you trust where it comes from, give --trust-code; else describe it with --spec."
 _MOST_CHANNELS = 4096
+_T = TypeVar("_T")
 
 
 def understand(folder: Path, *, trust_code: bool = False, spec: ModelSpec | None = None) -> Understood:
@@ -42,6 +44,18 @@ def understand(folder: Path, *, trust_code: bool = False, spec: ModelSpec | None
         DependencyError: MONAI is not installed.
         PackageError: a part that is missing or not understood, or Python code in the bundle without ``trust_code``.
     """
+    made = _reading(folder, trust_code, lambda bundle: bundle.understood() if spec is None else bundle.described(spec))
+    made.network = partial(_network_again, folder, trust_code)
+    return made
+
+
+def _network_again(folder: Path, trust_code: bool) -> Any:
+    """The bundle's network where it is exported: that is another process, to which configurations do not cross."""
+    return _reading(folder, trust_code, lambda bundle: bundle.network()())
+
+
+def _reading(folder: Path, trust_code: bool, use: Callable[[_Bundle], _T]) -> _T:
+    """What ``use`` makes of a bundle; what it stumbles over is said as an error of the bundle."""
     folder = folder.resolve()
     path = next((folder / "configs" / name for name in _CONFIGS if (folder / "configs" / name).is_file()), None)
     if path is None or not (folder / "configs" / "metadata.json").is_file():
@@ -54,8 +68,7 @@ def understand(folder: Path, *, trust_code: bool = False, spec: ModelSpec | None
     if trust_code:
         config.trusted = lambda text: _run(folder, path, text)
     try:
-        bundle = _Bundle(folder, path, config, metadata, trust_code)
-        return bundle.described(spec) if spec is not None else bundle.understood()
+        return use(_Bundle(folder, path, config, metadata, trust_code))
     except NotPlain as error:
         raise PackageError(f"{path.name} needs Python code of the bundle to be run: {error}.", _TRUST if not trust_code else
                            "Describe the network by hand: medquant import onnx, or give --spec.") from error  # fmt: skip
@@ -70,8 +83,12 @@ class _Bundle:
 
     def described(self, spec: ModelSpec) -> Understood:
         """The network alone, for a description that is given."""
+        return Understood(spec, self.network(), self._notes)
+
+    def network(self) -> Callable[[], Any]:
+        """What makes the network."""
         definition = self._definition()
-        return Understood(spec, self._network(definition, self._vista_classes(definition)), self._notes)
+        return self._network(definition, self._vista_classes(definition))
 
     def understood(self) -> Understood:
         definition = self._definition()

@@ -13,6 +13,7 @@ from .. import graph
 from ..errors import PackageError
 from ..model import FP32, ModelPackage, write_package
 from ..model_spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
+from ..progress import Task
 from ..rewrites import with_folded_normalization
 from . import onnx_forms as forms
 from .colors import palette
@@ -32,25 +33,12 @@ def import_onnx(
             its description.
         StorageError: the target cannot be written.
     """
-    return write_network(source, spec, target, proved=proved)[0]
-
-
-def write_network(
-    source: str | os.PathLike[str], spec: ModelSpec, target: str | os.PathLike[str], *, proved: bool = False, by_hand: bool = True
-) -> tuple[ModelPackage, Facts]:
-    """As :func:`import_onnx`; also gives what is known of the network.
-
-    Args:
-        by_hand: the description is somebody's own, and may not contradict the network's ending. One that was read from the
-            original software says what that software does, a second sigmoid included.
-    """
     name = Path(source).name
     with TemporaryDirectory(prefix="medquant-import-") as scratch:
         path = Path(scratch) / FP32
-        facts = prepare_network(source, path, spec.window.patch_size, proved=proved)
-        check_fits(facts, spec, name, by_hand=by_hand)
+        check_fits(prepare_network(source, path, spec.window.patch_size, proved=proved), spec, name)
         write_package(target, spec, {FP32: path})
-    return ModelPackage.load(target), facts
+    return ModelPackage.load(target)
 
 
 def prepare_network(
@@ -126,7 +114,12 @@ def _patch_of(model: Any, patch: Size | None, name: str) -> Size:
 
 
 def check_fits(facts: Facts, spec: ModelSpec, name: str, *, by_hand: bool = True) -> None:
-    """Raise :class:`PackageError` where a network and its description disagree; see :func:`write_network`."""
+    """Raise :class:`PackageError` where a network and its description disagree; says in the notes what becomes of its ending.
+
+    Args:
+        by_hand: the description is somebody's own, and may not contradict the network's ending. One that was read from the
+            original software says what that software does, a second sigmoid included.
+    """
     check_sizes(facts, spec, name)
     if by_hand:
         check_ending(facts, spec, name)
@@ -186,13 +179,13 @@ def check_sizes(shape: Facts, spec: ModelSpec, name: str) -> None:
             )
 
 
-def draft_spec(source: str | os.PathLike[str], patch: tuple[int, int, int] | None = None) -> ModelSpec:
+def draft_spec(source: str | os.PathLike[str], patch: Size | None = None, *, task: Task | None = None) -> ModelSpec:
     """A first description of a network, to be completed by hand: what the graph tells, defaults for the rest.
 
     Raises:
         PackageError: spatial sizes that the graph leaves open and ``patch`` does not give.
     """
-    with TemporaryDirectory(prefix="medquant-draft-") as scratch:
+    with TemporaryDirectory(prefix="medquant-draft-") as scratch, (task or Task()).stage("trying the network"):
         facts = prepare_network(source, Path(scratch) / FP32, patch)
     return draft_of(facts, Path(source).stem, patch)
 

@@ -6,16 +6,23 @@ All three are programs: they are run only with ``trust_code``. What they compute
 from __future__ import annotations
 
 import importlib.util
+import sys
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..child_process import run_in_child
 from ..errors import InputError, PackageError
+from ..graph import reason_of
 from ..model_spec import ModelSpec
-from .base import Understood, single_output
+from ..progress import Task
+from .base import Understood, chosen_output, single_output
 from .checkpoints import load_weights
 from .onnx import draft_of
-from .onnx_trial import Facts, ending_of, made_patch
+from .onnx_trial import Facts, Size, ending_of, made_patch
 
 
 def _must_trust(path: Path, what: str, trust_code: bool) -> None:
@@ -27,98 +34,131 @@ def _must_trust(path: Path, what: str, trust_code: bool) -> None:
         )
 
 
-def draft(module: Any, name: str, channels: int, patch: tuple[int, int, int]) -> ModelSpec:
-    """A first description of a module: what two runs on made patches tell.
+Loader = Callable[[], Any]
+
+
+def load_torchscript(path: Path) -> Any:
+    """The module of a TorchScript file; raises :class:`PackageError`."""
+    import torch
+
+    try:
+        return torch.jit.load(str(path), map_location="cpu").eval()
+    except (RuntimeError, ValueError) as error:
+        raise PackageError(f"{path.name} is no TorchScript file, or it is damaged.", "Get it again.") from error
+
+
+def load_exported(path: Path) -> Any:
+    """The module of an archive of torch.export; raises :class:`PackageError`."""
+    import torch
+
+    try:
+        return torch.export.load(str(path)).module()
+    except (RuntimeError, ValueError, KeyError, AssertionError, OSError, zipfile.BadZipFile) as error:
+        raise PackageError(f"{path.name} is no torch.export archive, or it is damaged.", "Get it again.") from error
+
+
+def load_class(path: Path, class_name: str, weights: Path | None, arguments: dict[str, Any]) -> Any:
+    """A class of a Python file, made with keyword arguments, with a checkpoint's weights.
+
+    Raises:
+        InputError: no such class, or one that does not take these arguments.
+        PackageError: the file cannot be run.
+    """
+    found = importlib.util.spec_from_file_location(f"medquant_user_{path.stem}", path)
+    if found is None or found.loader is None:
+        raise PackageError(f"{path.name} is no Python file.", "Give the file that holds the class.")
+    module = importlib.util.module_from_spec(found)
+    # Its own modules lie beside it, as where it was written.
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[module.__name__] = module
+    try:
+        found.loader.exec_module(module)
+        network = getattr(module, class_name)(**arguments)
+    except AttributeError as error:
+        raise InputError(f"{path.name} has no class {class_name}: {error}.", "Check --class.") from error
+    except Exception as error:
+        # A stranger's code raises what it likes.
+        raise InputError(
+            f"{class_name} of {path.name} cannot be made: {type(error).__name__}: {reason_of(error)}.", "Check the file and --arguments."
+        ) from error
+    if weights is not None:
+        load_weights(network, weights)
+    return single_output(network.eval(), class_name)
+
+
+def drafted(load: Loader, name: str, channels: int, patch: Size, *, task: Task) -> ModelSpec:
+    """In the child: a first description of a module, from what two runs on made patches tell.
 
     Raises:
         PackageError: it does not take such a patch, or gives no class scores.
     """
     import torch
 
+    from ..export import as_float32
+
+    with task.stage("making the network"):
+        module, _notes = as_float32(load())
     found = []
-    for amplitude in (1.0, 1e3):
-        try:
-            with torch.no_grad():
-                output = module(torch.from_numpy(made_patch(channels, patch, amplitude=amplitude)))
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[-1][:160]
-            raise PackageError(f"{name} does not take {channels} channel(s) of {patch}: {reason}.", "Check --channels and --patch.") from error
-        if not isinstance(output, torch.Tensor) or output.ndim != 5:
-            raise PackageError(f"{name} gives no tensor of class scores (N, classes, A0, A1, A2).", "Give a 3D segmentation network.")
-        found.append(output.float().numpy())
+    with task.stage("trying the network", 2):
+        for amplitude in (1.0, 1e3):
+            try:
+                with torch.no_grad():
+                    output = chosen_output(module(torch.from_numpy(made_patch(channels, patch, amplitude=amplitude))), name)
+            except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+                reason = str(error).strip().splitlines()[-1][:160]
+                raise PackageError(f"{name} does not take {channels} channel(s) of {patch}: {reason}.", "Check --channels and --patch.") from error
+            if output.ndim != 5:
+                raise PackageError(f"{name} gives no tensor of class scores (N, classes, A0, A1, A2).", "Give a 3D segmentation network.")
+            if tuple(output.shape[2:]) != patch:
+                raise PackageError(
+                    f"{name} gives {tuple(output.shape[2:])} voxels of scores for a window of {patch}; it must give as many as it takes.",
+                    "Give a network whose output has the size of its input.",
+                )
+            found.append(output.float().numpy())
+            task.step()
     facts = Facts(channels, int(output.shape[1]), patch, ending_of(found[0], found[1], ""))
     return draft_of(facts, name, patch)
 
 
-def understand_torchscript(
-    path: Path, *, trust_code: bool, channels: int, patch: tuple[int, int, int] | None, spec: ModelSpec | None
-) -> Understood:
-    """A TorchScript file (torch.jit.save).
+@dataclass(frozen=True)
+class Program:
+    """What is said on the command line of a network that is a program."""
+
+    trust_code: bool
+    channels: int
+    patch: Size | None
+    spec: ModelSpec | None
+
+    def understood(self, path: Path, load: Loader, name: str, task: Task) -> Understood:
+        """The network with its description, or with a draft of one."""
+        described = self.spec
+        if described is None:
+            if self.patch is None:
+                raise InputError(f"{path.name} does not say its patch size.", "Give it, such as --patch 96 96 96.")
+            described = run_in_child(partial(drafted, load, name, self.channels, self.patch), task, f"The trial of {path.name}")
+        return Understood(described, load, [] if self.spec else ["preprocessing and labels are guesses: correct them"], by_hand=True)
+
+
+def understand_torchscript(path: Path, given: Program, task: Task) -> Understood:
+    """A TorchScript file (torch.jit.save), which is run in a process of its own.
 
     Raises:
-        PackageError: without ``trust_code``, or no such file.
+        PackageError: without ``trust_code``, no such file, or a damaged one.
         InputError: no patch size.
     """
-    import torch
-
-    _must_trust(path, "TorchScript file", trust_code)
-    try:
-        module = torch.jit.load(str(path), map_location="cpu").eval()
-    except (RuntimeError, ValueError) as error:
-        raise PackageError(f"{path.name} is no TorchScript file, or it is damaged.", "Get it again.") from error
-    size = _patch(path, patch, spec)
-    described = spec or draft(module, path.stem, channels, size)
-    return Understood(described, lambda: module, by_hand=True)
+    _must_trust(path, "TorchScript file", given.trust_code)
+    return given.understood(path, partial(load_torchscript, path), path.stem, task)
 
 
-def understand_exported(
-    path: Path, *, trust_code: bool, channels: int, patch: tuple[int, int, int] | None, spec: ModelSpec | None
-) -> Understood:
-    """An archive of torch.export (.pt2)."""
-    import torch
-
-    _must_trust(path, "torch.export archive", trust_code)
-    try:
-        module = torch.export.load(str(path)).module()
-    except (RuntimeError, ValueError, KeyError, AssertionError, OSError, zipfile.BadZipFile) as error:
-        raise PackageError(f"{path.name} is no torch.export archive, or it is damaged.", "Get it again.") from error
-    size = _patch(path, patch, spec)
-    described = spec or draft(module, path.stem, channels, size)
-    return Understood(described, lambda: module, by_hand=True)
+def understand_exported(path: Path, given: Program, task: Task) -> Understood:
+    """An archive of torch.export (.pt2), which is run in a process of its own; raises as for TorchScript."""
+    _must_trust(path, "torch.export archive", given.trust_code)
+    return given.understood(path, partial(load_exported, path), path.stem, task)
 
 
 def understand_class(
-    path: Path,
-    class_name: str,
-    weights: Path | None,
-    *,
-    arguments: dict[str, Any],
-    trust_code: bool,
-    channels: int,
-    patch: tuple[int, int, int] | None,
-    spec: ModelSpec | None,
+    path: Path, class_name: str, weights: Path | None, arguments: dict[str, Any], given: Program, task: Task
 ) -> Understood:
-    """A class in a Python file, made with keyword arguments, with the weights of a checkpoint."""
-    _must_trust(path, "Python file", trust_code)
-    found = importlib.util.spec_from_file_location(f"medquant_user_{path.stem}", path)
-    if found is None or found.loader is None:
-        raise PackageError(f"{path.name} is no Python file.", "Give the file that holds the class.")
-    module = importlib.util.module_from_spec(found)
-    try:
-        found.loader.exec_module(module)
-        network = getattr(module, class_name)(**arguments)
-    except AttributeError as error:
-        raise InputError(f"{path.name} has no class {class_name}: {error}.", "Check --class.") from error
-    except (TypeError, ValueError, ImportError, SyntaxError) as error:
-        raise InputError(f"{class_name} of {path.name} cannot be made: {error}.", "Check --arguments.") from error
-    if weights is not None:
-        load_weights(network, weights)
-    network = single_output(network.eval(), class_name)
-    described = spec or draft(network, class_name, channels, _patch(path, patch, spec))
-    return Understood(described, lambda: network, by_hand=True)
-
-
-def _patch(path: Path, patch: tuple[int, int, int] | None, spec: ModelSpec | None) -> tuple[int, int, int]:
-    if patch is None and spec is None:
-        raise InputError(f"{path.name} does not say its patch size.", "Give it, such as --patch 96 96 96.")
-    return patch or spec.window.patch_size  # type: ignore[union-attr]
+    """A class in a Python file, made with keyword arguments, with the weights of a checkpoint; run in a process of its own."""
+    _must_trust(path, "Python file", given.trust_code)
+    return given.understood(path, partial(load_class, path, class_name, weights, arguments), class_name, task)
