@@ -74,11 +74,11 @@ def save_weights(definition: dict[str, Any], path: Path, seed: int = 0) -> None:
 
 
 def scan(path: Path, size: tuple[int, int, int] = (27, 25, 22), spacing: tuple[float, float, float] = (1.6, 1.3, 3.0), channels: int = 1,
-         turned: bool = True) -> Path:  # fmt: skip
+         turned: bool = True, seed: int = 0) -> Path:  # fmt: skip
     """Smooth noise, not in RAS order; as NIfTI."""
     from scipy.ndimage import gaussian_filter
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     data = [gaussian_filter(rng.standard_normal(size[::-1]), 2).astype(np.float32) for _ in range(channels)]
     images = []
     for values in data:
@@ -89,7 +89,7 @@ def scan(path: Path, size: tuple[int, int, int] = (27, 25, 22), spacing: tuple[f
     return path
 
 
-def by_monai(folder: Path, path: Path, network: Any = None) -> np.ndarray:
+def by_monai(folder: Path, path: Path | list[Path], network: Any = None) -> np.ndarray:
     """What MONAI's transforms, inferer and postprocessing make of a scan: (C, I, J, K)."""
     from monai.bundle import ConfigParser
     from monai.data import MetaTensor
@@ -102,11 +102,14 @@ def by_monai(folder: Path, path: Path, network: Any = None) -> np.ndarray:
         for transform in parser["postprocessing"]["transforms"]:
             if "SaveImage" in transform["_target_"]:
                 transform["_disabled_"] = True
+        for transform in parser["preprocessing"]["transforms"]:
+            # Any of MONAI's readers gives the same of these files; ITK's needs a package of its own.
+            transform.pop("reader", None)
         if network is None:
             network = parser.get_parsed_content("network_def")
             network.load_state_dict(torch.load(next((folder / "models").glob("*.pt"))))
         before, inferer, after = (parser.get_parsed_content(name) for name in ("preprocessing", "inferer", "postprocessing"))
-        data = before({"image": str(path)})
+        data = before({"image": [str(p) for p in path] if isinstance(path, list) and len(path) > 1 else str(path[0] if isinstance(path, list) else path)})
         with torch.no_grad():
             scores = inferer(data["image"][None], network.eval())[0]
         data["pred"] = MetaTensor(scores.as_tensor() if isinstance(scores, MetaTensor) else scores, meta=data["image"].meta)
@@ -125,7 +128,7 @@ class Torch:
             return self._module(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
 
 
-def by_us(understood: Understood, path: Path, network: Any = None) -> np.ndarray:
+def by_us(understood: Understood, path: Path | list[Path], network: Any = None) -> np.ndarray:
     """The label map of the segment road, (I, J, K) as nibabel has it."""
     from MedQuantINT8Lib.spec_parser import parse_spec
 

@@ -79,6 +79,14 @@ def test_one_mask_is_interpolated_as_monai_does(tmp_path, made_scan):
     assert np.mean(ours == theirs) > 0.995
 
 
+def test_masks_of_regions_are_interpolated_each_by_itself(tmp_path, made_scan):
+    brats = function(BRATS.replace("> 0", ">= 0.5"))
+    folder = write(tmp_path / "bundle", post=[SIGMOID, discrete(threshold=0.6), invert(), discrete(threshold=0.5), brats])
+    assert monai_bundle.understand(folder).spec.output.resample == "masks"
+    # Where a mask is exactly one half MONAI's rounding decides.
+    assert agreement(folder, made_scan) > 0.995
+
+
 def test_interpolated_label_numbers_become_interpolated_masks(tmp_path, made_scan):
     folder = write(tmp_path / "bundle", post=[ARGMAX, invert()])
     understood = monai_bundle.understand(folder)

@@ -569,8 +569,10 @@ class OnGpu:
 
 
 @needs_gpu
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize("resample", [None, "logits", "probabilities"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_the_segment_road_takes_the_gpus_window_and_gives_the_same(gpu, activation, monkeypatch):
+def test_the_segment_road_takes_the_gpus_window_and_gives_the_same(gpu, activation, resample, inclusive, monkeypatch):
     from dataclasses import replace
 
     from MedQuantINT8Lib import segmenter
@@ -585,7 +587,7 @@ def test_the_segment_road_takes_the_gpus_window_and_gives_the_same(gpu, activati
         geometry=replace(phantom_spec().geometry, spacing=None),
         normalization=(Normalization("window", low=0, high=200),),
         labels=labels if activation == "softmax" else (Label(4, "s4", 0), *labels),
-        output=Output(activation, threshold=0.4),
+        output=Output(activation, threshold=0.4, resample=resample, inclusive=inclusive),
         window=Window((16, 16, 16), overlap=0.5),
     )
     volume = Volume(np.random.default_rng(5).integers(0, 200, (1, 40, 33, 21)).astype(np.int16), np.eye(4), "noise")

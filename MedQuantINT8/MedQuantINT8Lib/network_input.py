@@ -63,17 +63,19 @@ class NetworkInput:
                 labels = step.forward(labels, 0) if isinstance(step, Cut) else step.forward(labels)
         return np.ascontiguousarray(self.to_kji(labels))
 
-    def restore(self, labels: NDArray[Any], nearest: bool = False) -> NDArray[Any]:
+    def restore(self, labels: NDArray[Any], nearest: bool | None = None) -> NDArray[Any]:
         """A label map in network space (A0, A1, A2) on the original grid, array (K, J, I); 0 outside the crop.
 
-        Each label's mask is interpolated linearly and the largest wins, unless ``nearest`` asks for the nearest voxel's label.
+        Args:
+            nearest: take the nearest voxel's label; or (False) interpolate each label's mask linearly and take the largest. None: the
+                latter, but for more than a few labels the former.
         """
         kji = self._before_sampling(np.ascontiguousarray(self.to_kji(labels)))
         sampling = self.sampling
         if sampling is None:
             return self._place(kji)
         values = np.unique(kji)
-        if nearest or len(values) > _SMOOTH_LABELS:
+        if nearest or (nearest is None and len(values) > _SMOOTH_LABELS):
             return self._place(sampling.nearest(kji, back=True))
         # Nearest neighbour would move a surface by half a voxel where the grids are commensurate.
         return self._largest((sampling.back((kji == value).astype(np.float32)) for value in values), values)

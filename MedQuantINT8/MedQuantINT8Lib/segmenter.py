@@ -218,7 +218,9 @@ class _Run:
             )
         self.carried_bytes = budget
         scores = classes * int(np.prod(shape)) * 4
-        wanted = network_input.resampled and output.resample not in ("masks", "labels")
+        # Masks of regions that may overlap cannot be told from a label map; masks of classes can.
+        masks = output.resample == "masks" and output.regions and not any(step.where == "network" for step in spec.cleaning)
+        wanted = network_input.resampled and (masks or output.resample not in ("masks", "labels"))
         self._resample_scores = wanted and scores + needed <= budget
         if network_input.resampled:
             self.notes.append(_how_resampled(self._resample_scores, wanted, spec, scores))
@@ -302,14 +304,19 @@ class _Run:
         if not self._resample_scores:
             # In network space arrays lie as the tensor does; parts and holes do not depend on the axes' order.
             found = cleaned(self.sink.labels, [step for step in spec.cleaning if step.where == "network"])
-            return self._input.restore(found, nearest=output.resample == "labels")
+            return self._input.restore(found, nearest={"labels": True, "masks": False}.get(output.resample or ""))
         # Thresholds of a softmax are of probabilities, whatever is resampled.
-        probabilities = output.resample == "probabilities" or (output.regions and output.activation == "softmax")
+        probabilities = output.resample in ("probabilities", "masks") or (output.regions and output.activation == "softmax")
         if probabilities and not output.activated:
             activate(self.sink.scores, output.activation)
         if self._regions is None:
             return self._input.restore_from_scores(self.sink.scores, self._values)
         regions = self._regions
+        if output.resample == "masks":
+            for channel, cut in zip(regions.channels, regions.cuts, strict=True):
+                self.sink.scores[channel] = self.sink.scores[channel] > cut
+            half = np.nextafter(np.float32(0.5), np.float32(0))
+            regions = replace(regions, cuts=np.full(len(regions.channels), half, np.float32))
         if output.resample == "logits" and not output.activated and output.activation == "sigmoid":
             cuts = np.array([logit_cut(output, channel) for channel in regions.channels], np.float32)
             regions = replace(regions, cuts=cuts)
@@ -317,6 +324,8 @@ class _Run:
 
 
 def _how_resampled(by_scores: bool, wanted: bool, spec: ModelSpec, scores: int) -> str:
+    if by_scores and spec.output.resample == "masks":
+        return "regions' masks were resampled to the scan's grid, as the model asks"
     if by_scores:
         return "class scores were resampled to the scan's grid before the largest was chosen"
     if wanted:
