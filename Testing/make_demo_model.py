@@ -1,4 +1,4 @@
-"""Makes Resources/demo.zip: the demo network with its INT8 form, calibrated on made volumes.
+"""Makes Resources/demo.zip: the demo network with its INT8 form, calibrated on synthetic abdomens.
 
     python Testing/make_demo_model.py
 """

@@ -149,7 +149,7 @@ def test_what_is_installed_is_complete_and_segments(installed, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     where, segments = done.stdout.split()[-2:]
-    assert where.startswith(str(installed)) and int(segments) == 5
+    assert where.startswith(str(installed)) and int(segments) == 11
 
 
 def test_importing_the_module_loads_nothing_of_the_library():

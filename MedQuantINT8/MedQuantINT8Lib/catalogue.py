@@ -188,7 +188,7 @@ def remove(name: str) -> int:
     """
     folder = models_root() / name
     if name == DEMO:
-        raise InputError("The demo model is part of the program.", "It takes less than a megabyte.")
+        raise InputError("The demo model is part of the program.", "It takes three megabytes.")
     if Path(name).name != name or name not in installed():
         raise InputError(f"No model {name!r} is installed.", f"Installed are: {', '.join(installed()) or 'none'}.")
     size = size_of(name)

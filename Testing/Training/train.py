@@ -1,9 +1,8 @@
-"""Train the small U-Nets whose weights the project keeps.
+"""Train the small U-Net of the hippocampus experiment (the demo's: abdomen.py).
 
     python Testing/Training/train.py prepare hippocampus --data DIR --output prepared.npz
-    python Testing/Training/train.py prepare phantom --output prepared.npz
     python Testing/Training/train.py train prepared.npz --output network.pt [--seconds 300]
-    python Testing/Training/train.py export network.pt network.onnx --patch 64 64 64
+    python Testing/Training/train.py export network.pt network.onnx --patch 48 64 48
 
 `prepare` normalises the volumes as the model's description says; `train` needs torch alone (a GPU helps); `export`
 writes ONNX and compares it with PyTorch.
@@ -33,29 +32,18 @@ def prepare(args: argparse.Namespace) -> None:
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     split: list[str] = []
-    if args.what == "phantom":
-        from MedQuantINT8Lib.phantom import make_phantom, phantom_spec
-        from MedQuantINT8Lib.preprocessing import preprocess
+    import SimpleITK as sitk
 
-        for seed in range(24):
-            # Seeds from 1000 on are kept for the demo.
-            volume, label = make_phantom(seed, size=(128, 112, 96), spacing=2.5)
-            images.append(preprocess(volume, phantom_spec()).data[0])
-            labels.append(label)
-            split.append("train" if seed < 20 else "validation")
-    else:
-        import SimpleITK as sitk
-
-        folder = Path(args.data)
-        parts = json.loads((folder / "split.json").read_text())
-        for part, cases in ((p, c) for p, c in parts.items() if p in ("train", "val", "validation", "test")):
-            for case in cases:
-                image = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "images" / f"{case}.nii.gz"))).astype(np.float32)
-                label = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labels" / f"{case}.nii.gz"))).astype(np.uint8)
-                image = (image - image.mean()) / max(float(image.std()), 1e-8)
-                images.append(_pad(image, (48, 64, 48))[:48, :64, :48])
-                labels.append(_pad(label, (48, 64, 48))[:48, :64, :48])
-                split.append({"val": "validation"}.get(part, part))
+    folder = Path(args.data)
+    parts = json.loads((folder / "split.json").read_text())
+    for part, cases in ((p, c) for p, c in parts.items() if p in ("train", "val", "validation", "test")):
+        for case in cases:
+            image = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "images" / f"{case}.nii.gz"))).astype(np.float32)
+            label = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labels" / f"{case}.nii.gz"))).astype(np.uint8)
+            image = (image - image.mean()) / max(float(image.std()), 1e-8)
+            images.append(_pad(image, (48, 64, 48))[:48, :64, :48])
+            labels.append(_pad(label, (48, 64, 48))[:48, :64, :48])
+            split.append({"val": "validation"}.get(part, part))
     np.savez_compressed(args.output, images=np.stack(images).astype(np.float16), labels=np.stack(labels), split=np.array(split))
 
 
@@ -141,19 +129,28 @@ def _evaluate(network, images, labels, cases, classes, torch) -> list[float]:
 
 
 def export(args: argparse.Namespace) -> None:
-    import onnxruntime
     import torch
     from unet import SmallUNet
 
     saved = torch.load(args.network, weights_only=True)
     network = SmallUNet(saved["classes"], saved["channels"])
     network.load_state_dict(saved["state"])
-    network.eval()
-    example = torch.randn(1, 1, *args.patch)
+    write_onnx(network.eval(), args.output, args.patch)
+
+
+def write_onnx(network, path, patch) -> None:
+    """Write ONNX without the exporter's notes and compare it with PyTorch."""
+    import onnx
+    import onnxruntime
+    import torch
+
+    from MedQuantINT8Lib.graph import strip_notes
+
+    example = torch.rand(1, 1, *patch)
     torch.onnx.export(
         network,
         (example,),
-        args.output,
+        path,
         input_names=["image"],
         output_names=["logits"],
         dynamo=True,
@@ -163,11 +160,14 @@ def export(args: argparse.Namespace) -> None:
         dynamic_shapes=None,
         verbose=False,
     )
+    model = onnx.load(path)
+    strip_notes(model)
+    onnx.save(model, path)
     with torch.no_grad():
         expected = network(example).numpy()
-    found = onnxruntime.InferenceSession(args.output, providers=["CPUExecutionProvider"]).run(None, {"image": example.numpy()})[0]
+    found = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": example.numpy()})[0]
     error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-    print(f"{args.output}: {Path(args.output).stat().st_size / 1e3:.0f} kB, relative difference from PyTorch {error:.2g}")
+    print(f"{path}: {Path(path).stat().st_size / 1e3:.0f} kB, relative difference from PyTorch {error:.2g}")
     if error > 1e-3:
         raise SystemExit("the exported network differs from PyTorch")
 
@@ -176,8 +176,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("prepare")
-    command.add_argument("what", choices=["hippocampus", "phantom"])
-    command.add_argument("--data")
+    command.add_argument("what", choices=["hippocampus"])
+    command.add_argument("--data", required=True)
     command.add_argument("--output", required=True)
     command.set_defaults(run=prepare)
     command = commands.add_parser("train")
