@@ -1,4 +1,4 @@
-"""Draws the icon and the sample's thumbnail, and takes the README's screenshots from the module's real window.
+"""Draws the icon and the sample's thumbnail, and takes the README's pictures: two of the module's real window, one of the demo's report.
 
     python Testing/make_pictures.py
 
@@ -7,6 +7,8 @@ Slices and surfaces come from Slicer's own displayable managers; the window arou
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +18,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "Testing" / "host"), str(ROOT / "MedQuantINT8")]
 ICONS, SHOTS = ROOT / "MedQuantINT8" / "Resources" / "Icons", ROOT / "Resources"
-WIDTH, HEIGHT, PANEL = 1180, 860, 400
+#: The README's screenshots; the panel has its own width of these, at most as wide as it may be.
+WIDTH, HEIGHT, WIDEST_PANEL = 1280, 800, 560
+#: Pixels of a side of each view.
+VIEW = 396
 
 
 def icon(qt: Any) -> None:
@@ -44,25 +49,53 @@ def icon(qt: Any) -> None:
 
 
 def look(qt: Any, until: Any) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 1200
     while not until() and time.monotonic() < end:
         qt.QApplication.processEvents()
         time.sleep(0.01)
     qt.QApplication.processEvents()
 
 
+def fit(qt: Any, panel: Any) -> int:
+    """Give the panel the width that it asks for, so that nothing of it is cut; that width."""
+    panel.resize(max(panel.minimumSizeHint().width(), panel.sizeHint().width()), HEIGHT)
+    qt.QApplication.processEvents()
+    needed = panel.minimumSizeHint()
+    if panel.width() > WIDEST_PANEL or needed.height() > HEIGHT:
+        raise SystemExit(f"The panel needs {panel.width()} x {needed.height()} pixels: it does not fit {WIDEST_PANEL} x {HEIGHT}.")
+    return int(panel.width())
+
+
 def screenshot(qt: Any, panel: Any, views: Any, path: Path) -> None:
-    """The panel on the left, the views on the right, as in Slicer."""
+    """The panel on the left, the views on the right, as in Slicer: nothing cut."""
+    width = fit(qt, panel)
     picture = qt.QPixmap(WIDTH, HEIGHT)
     picture.fill(qt.QColor(18, 18, 24))
     painter = qt.QPainter(picture)
-    painter.drawPixmap(0, 0, panel.grab().copy(0, 0, PANEL, HEIGHT))
-    size = (WIDTH - PANEL - 12) // 2
+    painter.drawPixmap(0, 0, panel.grab())
+    across, up = (WIDTH - width - 12) // 2, (HEIGHT - 4) // 2
+    size = min(across, up)
     for n in range(4):
-        x, y = PANEL + 8 + (n % 2) * (size + 4), (HEIGHT - 2 * size - 4) // 2 + (n // 2) * (size + 4)
-        painter.drawPixmap(x, y, size, size, views, n * 360, 0, 360, 360)
+        x, y = width + 8 + (n % 2) * (across + 4) + (across - size) // 2, (n // 2) * (up + 4) + (up - size) // 2
+        painter.drawPixmap(x, y, size, size, views, n * VIEW, 0, VIEW, VIEW)
     painter.end()
     picture.toImage().convertToFormat(qt.QImage.Format_RGB888).save(str(path))
+
+
+def report(path: Path) -> None:
+    """The first screen of the page that ``medquant demo`` writes, by headless Chromium."""
+    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    if browser is None:
+        print(f"{path.name} is not made again: there is no Chromium here")
+        return
+    from MedQuantINT8Lib.demo import run_demo
+    from MedQuantINT8Lib.progress import Task
+
+    with tempfile.TemporaryDirectory() as scratch:
+        run_demo(Path(scratch) / "demo", Task())
+        page = (Path(scratch) / "demo" / "report.html").as_uri()
+        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={scratch}/profile"]
+        subprocess.run([browser, *arguments, f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={path}", page], check=True, capture_output=True)
 
 
 def main() -> None:
@@ -81,8 +114,6 @@ def main() -> None:
     MedQuantINT8.MedQuantINT8(type("Parent", (), {})())
     widget = MedQuantINT8.MedQuantINT8Widget()
     widget.setup()
-    widget.parent.resize(PANEL, HEIGHT)
-    widget.parent.setStyleSheet("font-size: 12px")
     widget.parent.show()
     slicer.app.startup()
     import SampleData
@@ -92,7 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
 
         def views(segmentation: Any) -> Any:
-            save_picture(node, segmentation, Path(scratch) / "views.png")
+            save_picture(node, segmentation, Path(scratch) / "views.png", VIEW)
             return qt.QPixmap(str(Path(scratch) / "views.png"))
 
         ui.segmentButton.click()
@@ -101,7 +132,7 @@ def main() -> None:
         result = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
         pictures = views(result)
         screenshot(qt, widget.parent, pictures, SHOTS / "segment.png")
-        pictures.copy(1080, 0, 360, 360).scaled(260, 260, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation).save(
+        pictures.copy(3 * VIEW, 0, VIEW, VIEW).scaled(260, 260, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation).save(
             str(ICONS / "SyntheticAbdomen.png")
         )
         ui.segmentSection.setProperty("collapsed", True)
@@ -114,6 +145,7 @@ def main() -> None:
         look(qt, lambda: True)
         screenshot(qt, widget.parent, views(differences), SHOTS / "compare.png")
     widget.cleanup()
+    report(SHOTS / "demo.png")
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def report_schema() -> dict[str, object]:
             },
             "latency_ms": {"type": "object", "required": ["median", "p95"], "additionalProperties": _NUMBER},
             "notes": {"type": "array", "items": _TEXT},
-            "peak_memory_bytes": {"type": "integer", "minimum": 0},
+            "peak_memory_bytes": {"type": ["integer", "null"], "minimum": 0},
             "engine": {
                 "type": "object",
                 "required": ["name", "precision", "bytes", "fidelity", "description"],

@@ -107,6 +107,16 @@ def test_a_whole_volume_runs_in_one_piece(tmp_path, blob):
     assert np.array_equal(first.labels == 5, mask) and np.array_equal(first.labels, second.labels)
 
 
+def test_the_seconds_of_a_scan_are_its_own_where_a_task_goes_on(tmp_path, blob):
+    package = import_onnx(network(tmp_path / "n.onnx"), spec(), tmp_path / "p")
+    volume, task = blob(np.eye(4), (20, 20, 20))[0], Task()
+    with task.stage("before"):
+        pass
+    for _ in range(3):
+        seconds = runs.segment(package, volume, runs.EngineChoice("openvino", "fp32"), SegmentationOptions(), task).seconds
+        assert "before" not in seconds and sum(v for k, v in seconds.items() if k != "total") <= seconds["total"] * 1.001
+
+
 def test_a_fixed_network_cannot_claim_whole_volumes(tmp_path):
     with pytest.raises(PackageError, match="whole volume"):
         import_onnx(

@@ -204,7 +204,7 @@ class PatchSampler:
         few = len(self._volumes) < STUDY_VOLUMES[0]
         return (
             [
-                f"calibrated on {len(self._volumes)} volume(s); the study used {STUDY_VOLUMES[0]} to {STUDY_VOLUMES[1]}. "
+                f"calibrated on {len(self._volumes)} volume{'' if len(self._volumes) == 1 else 's'}; the study used {STUDY_VOLUMES[0]} to {STUDY_VOLUMES[1]}. "
                 "Check the result on scans that were not used for calibration."
             ]
             if few

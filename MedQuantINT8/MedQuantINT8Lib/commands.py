@@ -326,5 +326,5 @@ def cache(args: argparse.Namespace, task: Task) -> None:
 def demo(args: argparse.Namespace, task: Task) -> None:
     from .demo import run_demo
 
-    value = run_demo(Path(args.output), task)
+    value = run_demo(Path(args.output), task, args.scan)
     print_result(args, value, *value["lines"])

@@ -14,7 +14,7 @@ from .evaluation import agreement, check_same_place, in_words, label_values
 from .files import free_name
 from .model import ModelPackage
 from .model_spec import Label
-from .pictures import comparison_slices
+from .pictures import comparison_slices, comparison_title
 from .progress import Task
 from .report import agreement_json, picture_json, report_json
 from .volume import Volume
@@ -61,7 +61,7 @@ def compare_scans(
                     rows = agreement(ours, reference, labels, ml, annotated)
                     agreements.append(agreement_json(name, precision, "labels", rows, [label.name for label in labels if label.value not in annotated]))
             png = comparison_slices(volume, found["fp32"], found["int8"], labels)
-            pictures.append(picture_json(f"{name}: FP32, voxels where INT8 differs in red", png))
+            pictures.append(picture_json(comparison_title(name, found["fp32"], found["int8"]), png))
     return report_json(package, runs, agreements, pictures)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .files import replacing
 from .mrml import require_slicer
+from .pictures import display_range
 
 _SLICE_MANAGERS = (
     "vtkMRMLVolumeGlyphDisplayableManager",
@@ -94,10 +95,7 @@ def _set_window_level(volume: Any) -> None:
     from vtk.util.numpy_support import vtk_to_numpy
 
     values = vtk_to_numpy(volume.GetImageData().GetPointData().GetScalars())
-    sample = values[:: max(1, values.size // 200000)]
-    tissue = sample[sample > sample.mean()]
-    low, high = np.percentile(tissue, (1, 99.8)) if tissue.size else (0.0, 1.0)
-    low -= 0.5 * (high - low)
+    low, high = display_range(values)
     display.AutoWindowLevelOff()
     display.SetWindowLevelMinMax(float(low), float(max(high, low + 1e-3)))
 

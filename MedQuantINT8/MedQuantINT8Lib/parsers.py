@@ -116,11 +116,12 @@ def _doctor(add: Any) -> None:
 
 def _demo(add: Any) -> None:
     command = _command(
-        add, "demo", "commands:demo", "the whole road on a made volume, in a Slicer scene: needs no download", "demo --output demo-output"
+        add, "demo", "commands:demo", "calibrate, quantize, segment and report, on a synthetic abdomen or your own scan: needs no download", "demo --output demo-output"
     )
     command.add_argument(
         "--output", default="demo-output", help="folder for segmentation, picture and report (default: %(default)s)"
     )
+    command.add_argument("--scan", metavar="FILE", help="a scan of your own instead of the synthetic abdomen: NIfTI, NRRD, MetaImage or a DICOM folder")
 
 
 def _import(add: Any) -> None:

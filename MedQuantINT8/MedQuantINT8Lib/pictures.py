@@ -18,24 +18,55 @@ _DISAGREEMENT = (255, 0, 64)
 def comparison_slices(volume: Volume, first: NDArray[Any], second: NDArray[Any], labels: tuple[Label, ...]) -> bytes:
     """PNG of axial, coronal and sagittal slices through the largest disagreement (or the largest structure).
 
-    ``first`` is painted in the labels' colours, voxels where ``second`` differs in red. Arrays are (K, J, I).
+    Above ``second`` in the labels' colors, voxels that differ from ``first`` in red; below ``first``. Arrays are (K, J, I).
     """
     turn = axis_map(volume.grid, "RAS")
     scan, ours, theirs = (turn.apply(a) for a in (volume.data[0], first, second))
     spacing = turn.map_grid(volume.grid).spacing
+    box = _around((ours > 0) | (theirs > 0), (spacing[2], spacing[1], spacing[0]))
+    low, high = display_range(scan)
+    scan, ours, theirs = scan[box], ours[box], theirs[box]
     differs = ours != theirs
     center = _densest(differs if differs.any() else ours > 0)
-    low, high = np.percentile(scan[:: max(1, scan.shape[0] // 64)], (1, 99.5))
     grey = np.clip((scan.astype(np.float32) - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
-    panels = []
-    for axis, (up, across) in ((0, (1, 2)), (1, (0, 2)), (2, (0, 1))):
-        index: list[Any] = [slice(None)] * 3
-        index[axis] = center[axis]
-        picture = _paint(grey[tuple(index)], ours[tuple(index)], differs[tuple(index)], labels)
-        # spacing is (I, J, K), array axes are (K, J, I).
-        panels.append(_scaled(picture[::-1, ::-1], spacing[2 - up], spacing[2 - across]))
-    height = max(panel.shape[0] for panel in panels)
-    return png(np.concatenate([_padded(panel, height) for panel in panels], axis=1))
+    rows = []
+    for painted, marked in ((theirs, differs), (ours, np.zeros_like(differs))):
+        panels = []
+        for axis, (up, across) in ((0, (1, 2)), (1, (0, 2)), (2, (0, 1))):
+            index: list[Any] = [slice(None)] * 3
+            index[axis] = center[axis]
+            picture = _paint(grey[tuple(index)], painted[tuple(index)], marked[tuple(index)], labels)
+            # spacing is (I, J, K), array axes are (K, J, I).
+            panels.append(_scaled(picture[::-1, ::-1], spacing[2 - up], spacing[2 - across]))
+        height = max(panel.shape[0] for panel in panels)
+        rows.append(np.concatenate([_padded(panel, height) for panel in panels], axis=1))
+    return png(np.concatenate([rows[0], np.zeros_like(rows[0][:8]), rows[1]], axis=0))
+
+
+def _around(mask: NDArray[np.bool_], spacing: tuple[float, float, float], margin: float = 30.0) -> tuple[slice, slice, slice]:
+    """The box of a mask with ``margin`` millimetres around, within the array; all of it where the mask is empty."""
+    found = []
+    for axis in range(3):
+        inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        more = int(margin / spacing[axis])
+        found.append(slice(max(0, int(inside[0]) - more), int(inside[-1]) + 1 + more) if inside.size else slice(None))
+    return found[0], found[1], found[2]
+
+
+def comparison_title(scan: str, first: NDArray[Any], second: NDArray[Any]) -> str:
+    """What :func:`comparison_slices` shows, with how much differs."""
+    differing = int((first != second).sum())
+    return (
+        f"{scan}: INT8 above, FP32 below, where they differ most; in red the voxels that differ, {differing:,} of {first.size:,} "
+        f"({100 * differing / first.size:.3f} %)"
+    )
+
+
+def display_range(values: NDArray[Any]) -> tuple[float, float]:
+    """Grey values to show as black and white: soft tissue in a CT scan (air is there, in Hounsfield units), else all but outliers."""
+    sample = values.ravel()[:: max(1, values.size // 200_000)]
+    low, high = np.percentile(sample, (1, 99.5))
+    return (-160.0, 240.0) if low < -800 else (float(low), float(high))
 
 
 def _densest(mask: NDArray[np.bool_]) -> tuple[int, int, int]:
@@ -59,7 +90,7 @@ def _paint(
     return picture.astype(np.uint8)
 
 
-def _scaled(picture: NDArray[np.uint8], up: float, across: float, target: int = 320) -> NDArray[np.uint8]:
+def _scaled(picture: NDArray[np.uint8], up: float, across: float, target: int = 330) -> NDArray[np.uint8]:
     """Nearest-neighbour scaling to square pixels, about ``target`` high."""
     height, width = picture.shape[0] * up, picture.shape[1] * across
     scale = target / max(height, width)

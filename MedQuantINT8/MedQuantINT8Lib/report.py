@@ -10,7 +10,8 @@ from typing import Any
 from . import __version__
 from .evaluation import StructureAgreement, mean_dice
 from .model import FP32, INT8, ModelPackage
-from .pages import document, escaped, table
+from .pages import counted, document, escaped, table
+from .report_summary import by_precision, gained, lost, number, structures
 from .system import machine
 
 
@@ -77,66 +78,24 @@ def picture_json(title: str, png: bytes) -> dict[str, str]:
 
 
 def report_html(report: dict[str, Any]) -> str:
-    """The report as one page that needs nothing else."""
+    """The report as one page that needs nothing else: gains, losses with pictures, structures; then the details, folded."""
     model = report["model"]
     title = model["title"] or model["name"]
+    scans = list(dict.fromkeys(run["scan"] for run in report["runs"]))
+    on = f" on {escaped(scans[0])}" if len(scans) == 1 else f" on {counted(len(scans), 'scan')}" if scans else ""
     parts = [
-        f"<h1>{escaped(title)}</h1><p class=muted>{escaped(model['name'])} {escaped(model['version'])}, {escaped(model['modality'])}; "
-        f"MedQuantINT8 {escaped(report['medquant_version'])}, {escaped(report['created'])}</p>",
-        _summary(report),
+        f"<h1>{escaped(title)}</h1><p class=muted>INT8 beside FP32{on}; {escaped(report['created'].replace('T', ' '))}</p>",
+        gained(report),
+        lost(report),
         _pictures(report["pictures"]),
+        structures(report["agreement"]),
         _runs(report["runs"]),
-        _agreements(report["agreement"]),
         _engines(report["runs"]),
         _quantization(report),
         _machine(report),
         _model(model),
     ]
     return document(title, "".join(parts))
-
-
-def _number(value: float | None, digits: int = 3, unit: str = "") -> str:
-    return "–" if value is None else f"{value:.{digits}f}{unit}"
-
-
-def _mb(value: float | None) -> str:
-    return "–" if value is None else f"{value / 1e6:.2f} MB"
-
-
-def _by_precision(report: dict[str, Any], key: Any) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for run in report["runs"]:
-        if (value := key(run)) is not None:
-            found.setdefault(run["precision"], []).append(value)
-    return {precision: sum(values) / len(values) for precision, values in found.items()}
-
-
-def _summary(report: dict[str, Any]) -> str:
-    sizes = report["sizes"]
-    rows = [
-        [
-            "Network file",
-            _mb(sizes["fp32_bytes"]),
-            _mb(sizes.get("int8_bytes")),
-            _ratio(sizes["fp32_bytes"], sizes.get("int8_bytes")),
-        ]
-    ]
-    for name, key, unit in (
-        ("Engine file", lambda r: r["engine"]["bytes"] / 1e6, " MB"),
-        ("Network, one call (median)", lambda r: r["latency_ms"].get("median"), " ms"),
-        ("Scan to label map", lambda r: r["seconds"]["total"], " s"),
-        ("Peak memory", lambda r: (r.get("peak_memory_bytes") or 0) / 1e6 or None, " MB"),
-    ):
-        values = _by_precision(report, key)
-        fp32, int8 = values.get("fp32"), values.get("int8")
-        rows.append([name, _number(fp32, 2, unit), _number(int8, 2, unit), _ratio(fp32, int8)])
-    means = [a["mean_dice"] for a in report["agreement"] if a["second"] == "fp32" and a["mean_dice"] is not None]
-    text = f"<p>Agreement of INT8 with FP32 (mean Dice): <b>{_number(sum(means) / len(means), 4)}</b></p>" if means else ""
-    return "<h2>Gained and lost</h2>" + table(["", "FP32", "INT8", "FP32 / INT8"], rows) + text
-
-
-def _ratio(first: float | None, second: float | None) -> str:
-    return f"{first / second:.2f} x" if first and second else "–"
 
 
 def _pictures(pictures: list[dict[str, str]]) -> str:
@@ -146,38 +105,45 @@ def _pictures(pictures: list[dict[str, str]]) -> str:
     )
 
 
+def _ratio(first: float | None, second: float | None) -> str:
+    return f"{first / second:.2f}" if first and second else "–"
+
+
 def _runs(runs: list[dict[str, Any]]) -> str:
+    """Where the time went, the mean over the scans: one row a stage, so that the table stays narrow."""
     if not runs:
         return ""
-    stages = sorted({stage for run in runs for stage in run["seconds"]} - {"total"})
-    rows = [
-        [
-            escaped(r["scan"]),
-            r["precision"],
-            escaped(r["engine"]["name"]),
-            *(_number(r["seconds"].get(s), 2) for s in stages),
-            _number(r["seconds"]["total"], 2),
-            _number(r["latency_ms"].get("median"), 1),
-            _number(r["latency_ms"].get("p95"), 1),
-        ]
-        for r in runs
+    report = {"runs": runs}
+    precisions = [p for p in ("fp32", "int8") if any(run["precision"] == p for run in runs)]
+    stages = dict.fromkeys(stage for run in runs for stage in run["seconds"] if stage != "total")
+    figures: list[tuple[str, Any, int]] = [(stage, lambda r, s=stage: r["seconds"].get(s), 2) for stage in stages]
+    figures += [("all together", lambda r: r["seconds"]["total"], 2)]
+    figures += [
+        ("one call of the network, ms (median)", lambda r: r["latency_ms"].get("median"), 1),
+        ("one call of the network, ms (95 % are faster)", lambda r: r["latency_ms"].get("p95"), 1),
+        ("engine's file, MB", lambda r: r["engine"]["bytes"] / 1e6, 2),
+        ("largest memory, MB", lambda r: (r.get("peak_memory_bytes") or 0) / 1e6 or None, 0),
     ]
+    rows = []
+    for name, key, digits in figures:
+        values = by_precision(report, key)
+        if values:
+            last = [_ratio(values.get("fp32"), values.get("int8"))] if len(precisions) == 2 else []
+            rows.append([escaped(name), *(number(values.get(p), digits) for p in precisions), *last])
+    head = ["Seconds", *(p.upper() for p in precisions), *(["FP32 / INT8"] if len(precisions) == 2 else [])]
     notes = sorted({note for run in runs for note in run["notes"]})
     looked = [run for run in runs if run.get("ranges")]
     ranges = [
         [escaped(r["scan"]), _percent(r["ranges"]["input"]), str(r["ranges"]["windows"]), _percent(r["ranges"]["mean"]), *_worst(r["ranges"])] for r in looked
     ]
     beyond = (
-        "<h3>Values beyond the calibrated ranges</h3>" + table(["Scan", "of the input", "windows looked at", "of all tensors", "of the worst", "which is"], ranges)
+        "<details><summary>Values beyond the calibrated ranges</summary>"
+        + table(["Scan", "of the input", "windows looked at", "of all tensors", "of the worst", "which is"], ranges, stack=True)
+        + "</details>"
         if looked
         else ""
     )
-    return (
-        "<h2>Time by stage, seconds</h2>"
-        + table(["Scan", "Precision", "Engine", *(escaped(s) for s in stages), "total", "call median ms", "call p95 ms"], rows, 3)
-        + "".join(f"<p class=muted>{escaped(note)}.</p>" for note in notes)
-        + beyond
-    )
+    return "<h2>Time by stage</h2>" + table(head, rows) + "".join(f"<p class=muted>{escaped(note)}.</p>" for note in notes) + beyond
 
 
 def _percent(share: float | None) -> str:
@@ -187,21 +153,6 @@ def _percent(share: float | None) -> str:
 def _worst(ranges: dict[str, Any]) -> list[str]:
     worst = ranges["worst"][:1]
     return [_percent(worst[0]["share"]), escaped(worst[0]["tensor"])] if worst else ["–", "–"]
-
-
-def _agreements(agreements: list[dict[str, Any]]) -> str:
-    parts = []
-    for item in agreements:
-        rows = [
-            [escaped(s["name"]), _number(s["dice"], 4), _number(s["ml"], 2), _number(s["other_ml"], 2)] for s in item["structures"]
-        ]
-        parts.append(
-            f"<details open><summary>{escaped(item['scan'])}: {escaped(item['first'])} against {escaped(item['second'])}, mean Dice {_number(item['mean_dice'], 4)}</summary>"
-            + table(["Structure", "Dice", f"{escaped(item['first'])}, ml", f"{escaped(item['second'])}, ml"], rows)
-            + (f"<p class=muted>Left out of the mean, because the labels do not have them: {escaped(', '.join(left_out))}.</p>" if (left_out := item.get("left_out")) else "")
-            + "</details>"
-        )
-    return "<h2>Agreement by structure</h2>" + "".join(parts) if parts else ""
 
 
 def _engines(runs: list[dict[str, Any]]) -> str:
@@ -221,7 +172,7 @@ def _engines(runs: list[dict[str, Any]]) -> str:
         )
         if fidelity := engine.get("fidelity"):
             text += (
-                f"<p>Real INT8 against the simulation in ONNX Runtime on {fidelity['patches']} patch(es): relative error {fidelity['relative_error']:.4f}, "
+                f"<p>Real INT8 against the simulation in ONNX Runtime on {counted(fidelity['patches'], 'patch', 'patches')}: relative error {fidelity['relative_error']:.4f}, "
                 f"{100 * fidelity['label_disagreement']:.3f} % of voxels with another label (simulation against FP32: {fidelity['simulated_relative_error']:.4f}, "
                 f"{100 * fidelity['simulated_label_disagreement']:.3f} %).</p>"
             )
@@ -240,7 +191,7 @@ def _engines(runs: list[dict[str, Any]]) -> str:
         parts.append(
             text
             + "<details><summary>Layers as the engine runs them</summary>"
-            + table(["Layer", "Kind", "Computes in", "Kernel", "Work"], rows, 4)
+            + table(["Layer", "Kind", "Computes in", "Kernel", "Work"], rows, 4, stack=True)
             + "</details>"
         )
     return "<h2>What really ran in INT8</h2>" + "".join(parts) if parts else ""
@@ -259,16 +210,16 @@ def _quantization(report: dict[str, Any]) -> str:
     # Packages of earlier versions have the times alone.
     cost = guard.get("cost_ms", max(0.0, times[-1] - times[0]) if times else None)
     speed = (
-        f"<p>The {len(guard['returned'])} layer(s) that the guard put back cost {cost:.1f} ms of {times[-1]:.1f} ms a window "
-        f"(agreement {_number(guard['agreement_before'], 4)} before, {_number(guard['agreement'], 4)} after).</p>"
+        f"<p>{counted(len(guard['returned']), 'layer')} kept in float by the guard cost {cost:.1f} ms of {times[-1]:.1f} ms a window "
+        f"(agreement {number(guard['agreement_before'], 4)} before, {number(guard['agreement'], 4)} after).</p>"
         if times
         else ""
     )
     return (
-        f"<h2>Quantization</h2><p>Method {escaped(calibration.get('method'))}, {calibration.get('patches_used')} patches from {len(calibration.get('volumes', {}))} volume(s). "
-        f"Agreement of simulated INT8 with FP32 on calibration patches: {_number(guard['agreement'], 4) if guard['agreement'] is not None else 'unknown, FP32 found nothing in them'}.</p>{speed}{warnings}"
+        f"<h2>Quantization</h2><p>Method {escaped(calibration.get('method'))}, {counted(calibration.get('patches_used') or 0, 'patch', 'patches')} from {counted(len(calibration.get('volumes', {})), 'volume')}. "
+        f"Agreement of simulated INT8 with FP32 on calibration patches: {number(guard['agreement'], 4) if guard['agreement'] is not None else 'unknown, FP32 found nothing in them'}.</p>{speed}{warnings}"
         + (
-            table(["Kept in high precision", "Operator", "Why"], rows, 9)
+            table(["Kept in high precision", "Operator", "Why"], rows, 9, stack=True)
             if rows
             else "<p>Every convolution and matrix product is quantized.</p>"
         )
@@ -280,8 +231,8 @@ def _machine(report: dict[str, Any]) -> str:
     versions = report["calibration"].get("versions", {})
     engines = {run["engine"]["name"]: run["engine"]["description"]["version"] for run in report["runs"]}
     text = ", ".join(f"{escaped(k)} {escaped(v)}" for k, v in {**versions, **engines}.items())
-    return f"<h2>Machine and versions</h2><p>{escaped(described['processor'])}, {described['cores']} cores, {escaped(', '.join(described['features']))}; {escaped(described['system'])}; Python {escaped(described['python'])}.<br>{text}</p>"
+    return f"<h2>Machine and versions</h2><p>MedQuantINT8 {escaped(report['medquant_version'])} on {escaped(described['processor'])}, {described['cores']} cores, {escaped(', '.join(described['features']))}; {escaped(described['system'])}; Python {escaped(described['python'])}.<br>{text}</p>"
 
 
 def _model(model: dict[str, Any]) -> str:
-    return f"<h2>The model</h2><p>Licence: {escaped(model['license'])}.<br>Cite: {escaped(model['citation'] or '–')}<br>{escaped(model['source_url'])}</p>"
+    return f"<h2>The model</h2><p>{escaped(model['name'])} {escaped(model['version'])}, {escaped(model['modality'])}.<br>License: {escaped(model['license'])}.<br>Cite: {escaped(model['citation'] or '–')}<br>{escaped(model['source_url'])}</p>"

@@ -176,6 +176,8 @@ def segment_volume(
 ) -> SegmentationResult:
     """As :func:`segment`, from a volume; ``make_engine`` may look at the volume in network space."""
     task = task or Task()
+    # A task may go on from volume to volume: what is told of this one is this one's.
+    task.seconds.clear()
     began = time.perf_counter()
     with task.stage("preprocessing"):
         network_input = preprocess(volume, spec)
