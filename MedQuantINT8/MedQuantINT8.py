@@ -60,9 +60,9 @@ def registerSampleData() -> None:
 def _makeAbdomen(_source: Any) -> Any:
     """The scan as a volume node, shown in the slice views: Sample Data shows only what it has downloaded itself."""
     from MedQuantINT8Lib import mrml
-    from MedQuantINT8Lib.phantom import make_phantom
+    from MedQuantINT8Lib.phantom import demo_scan
 
-    node = mrml.volume_node(make_phantom(1000)[0], "SyntheticAbdomen", slicer.mrmlScene)
+    node = mrml.volume_node(demo_scan()[0], "SyntheticAbdomen", slicer.mrmlScene)
     slicer.util.setSliceViewerLayers(background=node, fit=True)
     return node
 

@@ -96,7 +96,8 @@ def _segmented(package: ModelPackage, volume: Volume, task: Task) -> dict[str, r
 
     Engines are built before, and compared with the simulation: what is timed is what a user waits for from the second scan on.
     """
-    options, done = SegmentationOptions(), {}
+    options = SegmentationOptions()
+    done: dict[str, runs.SegmentationRun] = {}
     choices = {precision: runs.EngineChoice(precision=precision) for precision in ("fp32", "int8")}  # type: ignore[arg-type]
     for choice in choices.values():
         runs.build(package, choice, options, volume, task).close()
