@@ -92,6 +92,19 @@ def test_the_command_tells_the_choice(package, monkeypatch, tmp_path, capsys):
     arguments = ["segment", str(package.folder), str(tmp_path / "s.nrrd"), "-o", str(tmp_path / "o.nrrd"), "-q", "--engine", "tiny"]
     assert main(arguments) == 0
     assert "precision: INT8, 2.5 times as fast as FP32 here: 10 ms a patch against 25 ms (decided 2" in capsys.readouterr().out
+    assert main(["build", str(package.folder), "--scan", str(tmp_path / "s.nrrd"), "-q", "--engine", "tiny"]) == 0
+    assert "precision: INT8, 2.5 times as fast" in capsys.readouterr().out
+    monkeypatch.setattr(choices, "find", lambda *_: choices.Choice("fp32", "FP32, because INT8 is slower here", decided="2026-11-29T00:00:00"))
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("because INT8 is slower here") == 1
+
+
+def test_json_holds_the_choice(package, monkeypatch, tmp_path, capsys, engines):
+    import SimpleITK as sitk
+
+    timed(monkeypatch, 10, 25)
+    sitk.WriteImage(sitk.GetImageFromArray(SCAN.data[0]), str(tmp_path / "s.nrrd"))
+    arguments = ["segment", str(package.folder), str(tmp_path / "s.nrrd"), "-o", str(tmp_path / "o.nrrd"), "-q", "--engine", "tiny"]
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engine"]["choice"]["times"] == {"int8_ms": 10, "fp32_ms": 25}
 

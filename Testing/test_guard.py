@@ -136,6 +136,14 @@ def test_where_fp32_finds_nothing_nothing_is_claimed():
     assert len(qdq.layers_with_int8_weights(made)) == 3
 
 
+def test_labels_that_show_nothing_in_the_patches_are_told():
+    weights, biases = random_weights()
+    fp32 = convolutions(weights, biases)
+    _, result = guard(fp32, quantized(fp32, 0.02), patches(), SPEC, Budget(0.0), Task(), references=[np.zeros(SHAPE, int)] * 3)
+    assert result.after.dice is None and result.dice_fp32 is None and result.notes == [sensitivity.NOTHING_LABELLED]
+    assert result.to_json()["dice_to_labels"] is None
+
+
 def test_a_structure_below_a_hundred_voxels_counts_where_there_is_no_other():
     pooled = sensitivity._PooledDice(True)
     mask = np.zeros((1, 8, 8, 8), int)

@@ -111,10 +111,11 @@ def build(args: argparse.Namespace, task: Task) -> None:
         scan = reader(scan_paths(args.scan)) if args.scan else None
         prepared = runs.build(package, _choice(args), options_of(args), scan, task)
         description = prepared.describe()
-        value = {
+        value: dict[str, Any] = {
             "folder": str(prepared.entry.folder),
             "cached": prepared.cached,
             "note": prepared.note,
+            "choice": prepared.choice.to_json() if prepared.choice else None,
             "fidelity": prepared.fidelity.to_json() if prepared.fidelity else None,
             "description": description.to_json(),
         }
@@ -126,7 +127,8 @@ def build(args: argparse.Namespace, task: Task) -> None:
             lines.append(
                 f"real against simulated INT8: relative error {prepared.fidelity.relative_error:.4f}, {100 * prepared.fidelity.label_disagreement:.3f} % other labels"
             )
-        if prepared.note:
+        lines += _choice_lines(value["choice"])
+        if prepared.note and prepared.note != (value["choice"] or {}).get("reason"):
             lines.append(f"note: {prepared.note}")
         prepared.close()
     print_result(args, value, *lines)
@@ -157,10 +159,17 @@ def segment(args: argparse.Namespace, task: Task) -> None:
         f"wrote {args.output}: {sum(v > 0 for v in voxels.values())} of {len(voxels)} structure(s) found, {run.seconds['total']:.2f} s "
         f"({run.seconds['network']:.2f} s in the network)",
         f"engine: {run.engine['title']}, {run.engine['precision']}: {description['verdict']}, {100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
-        *([f"precision: {run.engine['choice']['reason']} (decided {run.engine['choice']['decided'][:10]})"] if run.engine["choice"] else []),
-        *(f"note: {note}" for note in [*run.result.notes, *filter(None, [run.engine["note"]])]),
+        *_choice_lines(run.engine["choice"]),
+        *(f"note: {note}" for note in [*run.result.notes, *filter(None, [run.engine["note"]])] if note != (run.engine["choice"] or {}).get("reason")),
     ]
     print_result(args, value, *lines)
+
+
+def _choice_lines(choice: dict[str, Any] | None) -> list[str]:
+    """Why a precision that was left to the program was taken, and when that was decided."""
+    if choice is None:
+        return []
+    return [f"precision: {choice['reason']}" + (f" (decided {choice['decided'][:10]})" if choice["decided"] else "")]
 
 
 def run_json(scan: str, run: runs.SegmentationRun) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class Measurement:
 #: Said where there is nothing to judge INT8 by.
 NOTHING_FOUND = "FP32 finds no structure in the calibration patches that were compared, so nothing is known of what INT8 loses; calibrate on scans that show the structures"
 
+NOTHING_LABELLED = "the labels show no structure in the calibration patches that were compared, so nothing is known of the Dice that INT8 loses to them"
+
 
 @dataclass
 class GuardResult:
@@ -273,6 +275,8 @@ def guard(
     result = GuardResult(budget, measured, measured, biases_corrected=helps)
     if measured.agreement is None:
         result.notes.append(NOTHING_FOUND)
+    if references and measured.dice is None:
+        result.notes.append(NOTHING_LABELLED)
     if not budget.fallback or result.kept or not result.judged:
         return int8, result
     points = _way_back(judge, fp32, int8, result, task)
