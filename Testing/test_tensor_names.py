@@ -78,10 +78,32 @@ def test_inputs_that_are_left_out_stay_so():
     model.graph.node[1].op_type = "Clip"
     model.graph.node[1].input.extend(["", "a_bias"])
     assert "" not in graph.tensor_names(model)
-    taken, originals = graph.tensor_names(model), graph.use_plain_names(model)
+    originals = graph.use_plain_names(model)
     assert list(model.graph.node[1].input)[1] == ""
-    _give_names_back(model, originals, taken)
+    _give_names_back(model, originals)
     assert list(model.graph.node[1].input) == ["a_out", "", "a_bias"]
+
+
+def test_bodies_of_branches_read_what_was_renamed():
+    from onnx import TensorProto, helper, numpy_helper
+
+    def branch(name, operator):
+        inside = helper.make_node(operator, ["a_relu", "half"], [f"{name}_given"], name=name)
+        return helper.make_graph([inside], name, [], [helper.make_tensor_value_info(f"{name}_given", TensorProto.FLOAT, None)])
+
+    weights, biases = random_weights()
+    model = convolutions(weights, biases)
+    for name, value in (("half", np.float32(0.5)), ("yes", np.array(True))):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    chosen = helper.make_node("If", ["yes"], ["chosen"], name="if", then_branch=branch("times", "Mul"), else_branch=branch("plus", "Add"))
+    model.graph.node.insert(2, chosen)
+    model.graph.node[3].input[0] = "chosen"
+    expected = run(model, PATCH)
+    assert {"times_given", "plus_given"} <= graph.tensor_names(model)
+    graph.use_plain_names(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert np.array_equal(run(model, PATCH), expected)
+    assert not {"a_relu", "half", "chosen"} & graph.tensor_names(model) and "times_given" in graph.tensor_names(model)
 
 
 @pytest.mark.slow

@@ -325,18 +325,23 @@ def free_name(wanted: str, taken: set[str]) -> str:
 
 
 def tensor_names(model: Any) -> set[str]:
-    """Names of all tensors of a graph: inputs, outputs, constants, and what nodes read and give."""
-    graph = model.graph
+    """Names of all tensors of a graph: inputs, outputs, constants, and what nodes read and give, in bodies of loops and branches too."""
+    return _names_in(model.graph, within=True)
+
+
+def _names_in(graph: Any, *, within: bool) -> set[str]:
     named = {value.name for field in (graph.input, graph.output, graph.initializer, graph.value_info) for value in field}
     named |= {constant.values.name for constant in graph.sparse_initializer}
     for node in graph.node:
         named.update(node.input, node.output)
-        for attribute in node.attribute:
-            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
-                named.update(name for inner in body.node for name in (*inner.input, *inner.output))
-                named.update(constant.name for constant in body.initializer)
+        for body in _bodies(node) if within else ():
+            named |= _names_in(body, within=True)
     # An optional input that is left out has no name.
     return named - {""}
+
+
+def _bodies(node: Any) -> list[Any]:
+    return [body for attribute in node.attribute for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ()))]
 
 
 class FreshNames:
@@ -351,7 +356,8 @@ class FreshNames:
 
 
 def rename_tensors(model: Any, names: dict[str, str]) -> None:
-    """Give tensors other names, in place, also where bodies of loops and branches read them. ``names`` is applied once, not followed."""
+    """Give tensors of the graph itself other names, in place, also where bodies of loops and branches read them. ``names`` is applied
+    once, not followed."""
     graph = model.graph
     for field in (graph.input, graph.output, graph.initializer, graph.value_info):
         for value in field:
@@ -365,11 +371,10 @@ def _rename_in_nodes(nodes: Any, names: dict[str, str]) -> None:
             for position, name in enumerate(field):
                 if name in names:
                     field[position] = names[name]
-        for attribute in node.attribute:
-            for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
-                _rename_in_nodes(body.node, names)
-                for output in body.output:
-                    output.name = names.get(output.name, output.name)
+        for body in _bodies(node):
+            _rename_in_nodes(body.node, names)
+            for output in body.output:
+                output.name = names.get(output.name, output.name)
 
 
 def use_plain_names(model: Any) -> dict[str, str]:
@@ -381,7 +386,8 @@ def use_plain_names(model: Any) -> dict[str, str]:
     ends = {value.name for field in (model.graph.input, model.graph.output) for value in field}
     fixed = ends | {constant.values.name for constant in model.graph.sparse_initializer}
     fresh = FreshNames(model)
-    names = {old: fresh(f"tensor{number}") for number, old in enumerate(sorted(tensor_names(model) - fixed))}
+    # What bodies define is theirs alone; ONNX lets no such name be one of the graph around them.
+    names = {old: fresh(f"tensor{number}") for number, old in enumerate(sorted(_names_in(model.graph, within=False) - fixed))}
     rename_tensors(model, names)
     return {new: old for old, new in names.items()}
 

@@ -58,7 +58,6 @@ def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, 
     onnx = graph.require_onnx()
     input_name = graph.network_shape(model).input_name
     # ModelOpt makes names out of those that it finds ("x_scale"), and takes a tensor that has such a name already for its own.
-    taken = graph.tensor_names(model)
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     originals = graph.use_plain_names(plain)
@@ -88,7 +87,7 @@ def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, 
                 "Keep the layers it names in high precision with --keep.",
             ) from error
         placed = graph.load_network(result)
-    _give_names_back(placed, originals, taken)
+    _give_names_back(placed, originals)
     _leave_others_in_float(placed)
     left_out = {layer.name for layer in weighted_layers(placed) if not layer.quantized} - set(reasons)
     if few_channels:
@@ -100,13 +99,17 @@ def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, 
     return placed
 
 
-def _give_names_back(model: Any, originals: dict[str, str], taken: set[str]) -> None:
-    """The tensors' own names again, in place; what was made beside them makes way for them."""
-    names = graph.tensor_names(model)
+def _give_names_back(model: Any, originals: dict[str, str]) -> None:
+    """The tensors' own names again, in place; what was made beside them makes way for them.
+
+    Args:
+        originals: the own name of each tensor, by the one that it was given.
+    """
+    names, taken = graph.tensor_names(model), set(originals.values())
     ends = {value.name for field in (model.graph.input, model.graph.output) for value in field}
     wanted = {new: old for new, old in originals.items() if new in names}
     in_use = names | taken
-    for name in sorted((names - set(wanted) - ends) & taken):
+    for name in sorted((names - set(originals) - ends) & taken):
         wanted[name] = graph.free_name(name, in_use)
     graph.rename_tensors(model, wanted)
 
