@@ -16,7 +16,8 @@ from .cuda_driver import GpuError
 from .fidelity import Patch
 from .prepare import PreparedEngine, prepare
 
-_ROUNDS = 3
+#: Runs of each at least, and at most; more than the least only within so many seconds: short runs are disturbed most.
+_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 50, 1.0
 #: How many times faster FP32 has to be to be taken: times of one machine differ by less than that from run to run.
 MARGIN = 1.15
 
@@ -99,7 +100,8 @@ def _decided(
 def _race(fp32: Engine, int8: Engine, patch: Patch) -> dict[str, float]:
     """Milliseconds of runs in turn, after one that is not counted: the shortest of each, which other programs disturb least."""
     times: dict[str, list[float]] = {"fp32_ms": [], "int8_ms": []}
-    for _ in range(_ROUNDS + 1):
+    end = time.perf_counter() + _SECONDS
+    while len(times["int8_ms"]) <= _ROUNDS or (len(times["int8_ms"]) <= _MOST_ROUNDS and time.perf_counter() < end):
         for name, engine in (("fp32_ms", fp32), ("int8_ms", int8)):
             began = time.perf_counter()
             engine.infer(patch[None])
