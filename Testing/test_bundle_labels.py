@@ -98,13 +98,22 @@ def test_interpolated_label_numbers_become_interpolated_masks(tmp_path, made_sca
 
 
 def test_regions_keep_what_lies_inside(tmp_path, made_scan):
-    folder = write(tmp_path / "bundle", post=[SIGMOID, invert(), discrete(threshold=0.5), SAVE])
+    names = {"num_channels": 3, "channel_def": {"0": "core", "1": "whole", "2": "inner"}}
+    folder = write(tmp_path / "bundle", post=[SIGMOID, invert(), discrete(threshold=0.5), SAVE], pred=names)
     understood = monai_bundle.understand(folder)
     assert understood.spec.output.paint == "nested" and any("overlap" in note for note in understood.notes)
     ours, masks = by_us(understood, made_scan), by_monai(folder, made_scan) > 0
     assert np.array_equal(ours > 0, masks.any(0))
     for value in (1, 2, 3):
         assert masks[value - 1][ours == value].all(), "a voxel bears only a label of a region that it lies in"
+
+
+def test_a_region_for_the_background_gets_no_label(tmp_path, made_scan):
+    folder = write(tmp_path / "bundle", post=[SIGMOID, invert(), discrete(threshold=0.5)])
+    understood = monai_bundle.understand(folder)
+    assert [(label.value, label.channel) for label in understood.spec.labels] == [(1, 1), (2, 2)]
+    ours, masks = by_us(understood, made_scan), by_monai(folder, made_scan) > 0
+    assert np.array_equal(ours > 0, masks[1:].any(0))
 
 
 REFUSED = {

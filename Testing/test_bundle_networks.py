@@ -184,6 +184,13 @@ def test_inferers_run_as_monai_runs_them(inferer, expected, tmp_path):
     assert agreement(folder, scan(tmp_path / "scan.nii.gz", (26, 24, 20))) > 0.9999
 
 
+def test_expressions_are_run_where_they_are_trusted(tmp_path):
+    folder = write(tmp_path / "bundle", post=POST, inferer={**WINDOW, "overlap": "$__import__('math').sqrt(0.25)"})
+    with pytest.raises(PackageError, match="--trust-code"):
+        monai_bundle.understand(folder)
+    assert monai_bundle.understand(folder, trust_code=True).spec.window.overlap == 0.5
+
+
 def test_inferers_that_a_window_cannot_say_are_named():
     for inferer, match in (
         ({"_target_": "SliceInferer", "roi_size": [32, 32]}, "SliceInferer"),

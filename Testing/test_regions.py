@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from MedQuantINT8Lib.blending import ScoreSink
 from MedQuantINT8Lib.cleaning import cleaned
 from MedQuantINT8Lib.errors import PackageError
 from MedQuantINT8Lib.model_spec import Channel, Cleaning, Geometry, Label, ModelSpec, Output, Window
 from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.regions import Regions, activate, logit_cut, probability_cut
 from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
-from MedQuantINT8Lib.sliding_window import _filled
+from MedQuantINT8Lib.sliding_window import _filled, slide
 from MedQuantINT8Lib.spec_parser import parse_spec
 from MedQuantINT8Lib.volume import Volume
 
@@ -104,6 +105,50 @@ def test_what_is_resampled_decides_the_labels():
     assert any("labels, not class scores" in note for note in scarce.notes) and np.array_equal(scarce.labels, found["masks"])
     asked = resampled(volume, engine, resample="labels")
     assert any("nearest" in note for note in asked.notes)
+
+
+class WindowOnGpu:
+    """The GPU's sliding window in NumPy, as its kernels are described: scores are summed up, divided for regions, and reduced."""
+
+    def __init__(self, gpu, network, channels, classes, plan, window, batch):
+        self._infer, self._classes, self._plan, self._window = network.infer, classes, plan, window
+
+    def run(self, data, reduction, task=None):
+        def infer(batch):
+            scores = self._infer(batch)
+            return 1 / (1 + np.exp(-scores)) if reduction.sigmoid else scores
+
+        sink = ScoreSink(self._classes, self._plan.volume_shape)
+        slide(data, infer, self._classes, self._plan, self._window, sink, normalized=True)
+        if reduction.threshold is None:
+            return reduction.values[sink.scores.argmax(0)]
+        labels = np.zeros(sink.scores.shape[1:], np.uint16)
+        for score, value in zip(sink.scores, reduction.values, strict=True):
+            labels[score > np.float32(reduction.threshold)] = value
+        return labels
+
+    def close(self): ...
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("resample", [None, "logits", "probabilities"])
+def test_the_gpu_is_told_the_same_as_the_processor_does(activation, resample, inclusive, monkeypatch):
+    from MedQuantINT8Lib.engines import gpu_window
+
+    # Whole numbers: some scores are exactly at the threshold.
+    data = np.random.default_rng(2).integers(-2, 3, (1, 12, 11, 10)).astype(np.float32)
+    volume = Volume(data, np.diag([1.5, 1.5, 1.5, 1.0]), "steps")
+    engine = Scores((1, 0), (-1, 0), (2, -1))
+    settings = {"activation": activation, "resample": resample, "inclusive": inclusive}
+    here = resampled(volume, engine, **settings)
+    monkeypatch.setattr(gpu_window, "GpuSlidingWindow", WindowOnGpu)
+    engine.gpu, engine.gpu_network = None, engine
+    there = resampled(volume, engine, **settings)
+    assert any("on the GPU" in note for note in there.notes) and np.array_equal(there.labels, here.labels)
+    for other in ({"paint": "nested"}, {"thresholds": (0.2, 0.5, 0.9)}, {"decision": "largest", "resample": "logits"}):
+        if activation == "sigmoid":
+            assert not any("on the GPU" in note for note in resampled(volume, engine, **{**settings, **other}).notes)
 
 
 @pytest.mark.parametrize("resample", ["logits", "probabilities"])

@@ -176,9 +176,24 @@ def described(spec: ModelSpec, notes: list[str]) -> list[str]:
     lines += [
         f"  window      {' x '.join(map(str, w.patch_size))}, overlap {w.overlap:g}, {w.blend}",
         f"  output      {spec.output.activation}{' (the network ends in it)' if spec.output.activated else ''}: {len(names)} structure(s): {shown}",
+        *_decided(spec),
         f"  licence     {spec.license}",
     ]
     return lines + [f"  note        {note}" for note in notes]
+
+
+def _decided(spec: ModelSpec) -> list[str]:
+    """How scores become labels, where it is not the usual way."""
+    output, lines = spec.output, []
+    if output.regions:
+        cuts = ", ".join(f"{t:g}" for t in output.thresholds or (output.threshold,))
+        lines.append(f"  regions     from a probability of {cuts} on" + ("; one inside another stays" if output.paint == "nested" else ""))
+    if output.resample is not None:
+        lines.append(f"  way back    {output.resample} are resampled to the scan's grid")
+    for step in spec.cleaning:
+        which = "all structures" if not step.labels else f"label(s) {', '.join(map(str, step.labels))}"
+        lines.append(f"  cleaning    {step.kind.replace('_', ' ')}, {which}")
+    return lines
 
 
 def _grid(g: Geometry) -> str:

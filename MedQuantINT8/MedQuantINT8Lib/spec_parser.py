@@ -397,7 +397,9 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
         values = [getattr(label, what) for label in spec.labels]
         if len(set(values)) != len(values):
             raise _bad(f"{where}: 'labels'", f"use a {what} twice")
-    background = spec.output.activation == "softmax" or not spec.output.regions
+    # Regions may come with one for the background, which no label is for.
+    first = all(label.channel > 0 for label in spec.labels)
+    background = spec.output.activation == "softmax" or not spec.output.regions or first
     expected = range(1, len(spec.labels) + 1) if background else range(len(spec.labels))
     missing = sorted(set(expected) - {label.channel for label in spec.labels})
     if missing:

@@ -62,10 +62,10 @@ def _keep_package(source: Path, root: Path) -> tuple[str, list[str]]:
 
 
 def _understand(folder: Path, trust_code: bool) -> list[Understood]:
-    if next(folder.glob("**/configs/metadata.json"), None):
+    if metadata := next(folder.glob("**/configs/metadata.json"), None):
         from . import monai_bundle
 
-        return [monai_bundle.understand(folder, trust_code=trust_code)]
+        return [monai_bundle.understand(metadata.parent.parent, trust_code=trust_code)]
     if next(folder.glob("**/plans.json"), None):
         from . import nnunet
 

@@ -236,8 +236,9 @@ class _Bundle:
         elif post.output.regions and post.output.activation == "sigmoid":
             # A single region may be named as what it is in the label map: 0 background, 1 the structure.
             shift = 1 if channels == 1 and 1 in names else 0
-            values = post.values or {channel: channel + 1 for channel in range(channels)}
-            order = post.order if post.order is not None else list(range(channels))
+            first = 1 if post.order is None and channels > 1 and names.get(0, "").lower() in ("background", "bg") else 0
+            values = post.values or {channel: channel + 1 - first for channel in range(channels)}
+            order = post.order if post.order is not None else list(range(first, channels))
             rows = [(values[channel], names.get(channel + shift, f"region {channel}"), channel) for channel in order]
         else:
             values = post.values or {number: number for number in range(channels)}

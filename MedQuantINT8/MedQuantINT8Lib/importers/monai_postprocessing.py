@@ -423,6 +423,8 @@ class _Reader:
         if len({value for _, value in order}) != len(order):
             raise NotUnderstood("it gives two regions one label")
         self._values, self._order = dict(order), [channel for channel, _ in order]
+        if len(order) > 1:
+            self._notes.append("its regions are painted one over another, as the bundle does: a label is what later ones leave of its region")
 
     def _of_classes(self, function: Callable[[Any], Any]) -> None:
         numbers = np.arange(self._count(), dtype=np.float32)[None]
