@@ -17,7 +17,9 @@ import SimpleITK as sitk
 
 from MedQuantINT8Lib import files
 from MedQuantINT8Lib.errors import InputError, PackageError, StorageError
-from MedQuantINT8Lib.files import finish_interrupted, replacing, replacing_folder, split_paths
+from MedQuantINT8Lib.exchange import exchange
+from MedQuantINT8Lib.files import finish_interrupted, replacing, replacing_folder, split_paths, storage_error, there
+from MedQuantINT8Lib.itk_file import check_written
 from MedQuantINT8Lib.model_spec import Label
 from MedQuantINT8Lib.outputs import check_output_file, check_output_folder, check_output_package
 from MedQuantINT8Lib.scratch import leftovers, own_temporary_folder, owned_prefix, owner_is_dead
@@ -274,3 +276,33 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path):
     for path in (tmp_path / "file" / "out.nrrd", Path("/proc/out.nrrd")):
         with pytest.raises(StorageError, match="Cannot write"):
             check_output_file(path)
+
+
+def test_a_segmentation_that_another_library_did_not_write_whole_is_found(tmp_path):
+    path = tmp_path / "out.seg.nrrd"
+    write_segmentation(path, np.random.default_rng(0).integers(0, 9, (8, 9, 10)).astype(np.uint8), SHEARED, NAMES)
+    check_written(path)
+    content = path.read_bytes()
+    for share in (0.99, 0.6, 0.3):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(OSError, match="not whole"):
+            check_written(path)
+
+
+def test_a_full_disk_is_a_full_disk_wherever_it_is_met():
+    error = storage_error(OSError(28, "No space left on device", "/tmp/x"))
+    assert error is not None and "/tmp/x: there is no space left" in str(error) and error.exit_code == 5
+    assert storage_error(FileNotFoundError(2, "gone")) is None
+
+
+def test_a_name_that_is_too_long_names_nothing():
+    assert not there("x" * 5000) and split_paths("x" * 5000 + ",y") == ["x" * 5000, "y"]
+
+
+def test_an_exchange_swaps_two_folders_where_the_system_can(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    if not exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this file system cannot exchange names")
+    assert (tmp_path / "a" / "file").read_text() == "b" and (tmp_path / "b" / "file").read_text() == "a"

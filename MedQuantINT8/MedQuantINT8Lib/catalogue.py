@@ -16,7 +16,7 @@ from typing import Any
 
 from .download import Checksum, download
 from .errors import InputError
-from .files import split_paths, storage_errors
+from .files import split_paths, storage_errors, there
 from .importers.archives import as_folder
 from .importers.base import Understood, write_all
 from .model import ModelPackage
@@ -121,7 +121,7 @@ def resolve_one(model: str) -> str:
 
 def resolve(model: str) -> str:
     """A path as it is; the name of an installed model as the paths of its packages, joined by commas."""
-    if Path(split_paths(model)[0]).exists():
+    if there(split_paths(model)[0]):
         return model
     return ",".join(map(str, installed().get(model, []))) or model
 

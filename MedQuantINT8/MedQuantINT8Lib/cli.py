@@ -74,6 +74,14 @@ def _run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
         bar.clear()
         warn("There is not enough memory. Close other programs, or give --memory and a smaller --batch or --patch.")
         return MedQuantError.exit_code
+    except OSError as error:
+        from .files import storage_error
+
+        bar.clear()
+        if (said := storage_error(error)) is None:
+            return _unexpected(error)
+        warn(said)
+        return said.exit_code
     except Exception as error:
         bar.clear()
         return _unexpected(error)

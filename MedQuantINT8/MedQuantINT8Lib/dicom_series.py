@@ -25,6 +25,7 @@ from .volume import LPS_FROM_RAS, Volume
 #: Names that are DICOM's own directory, or end as images do.
 _DIRECTORY = "dicomdir"
 _SUFFIXES = (".dcm", ".ima", ".dicom")
+_OTHER_SCANS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 def read_dicom_folder(folder: Path, series: str | None = None, *, allow_gaps: bool = False, allow_tilt: bool = False) -> Volume:
@@ -46,8 +47,8 @@ def read_dicom_folder(folder: Path, series: str | None = None, *, allow_gaps: bo
         by_series.setdefault(file.data.text(SERIES), []).append(file)
     scans = {uid: found for uid, found in by_series.items() if any(file.pixels is not None for file in found)}
     if not scans:
-        below = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        hint = f"Give the folder that holds the slices{f', perhaps {folder / below[0]}' if below else ''}."
+        below = sorted(p.name for p in folder.iterdir() if p.is_dir() or p.name.lower().endswith(_OTHER_SCANS))
+        hint = f"Give the folder that holds the slices, or a scan file{f': perhaps {folder / below[0]}' if below else ''}."
         raise InputError(f"{folder} holds no DICOM series.", hint)
     uid, _, stack = (series or "").partition(":")
     if not uid and len(scans) > 1:

@@ -85,7 +85,7 @@ def passes_of(images: Sequence[DicomImage]) -> tuple[str, list[list[DicomImage]]
 
 
 def _heights(images: Sequence[DicomImage]) -> NDArray[np.float64]:
-    return np.array([image.position @ images[0].normal for image in images])
+    return np.array([image.position for image in images]) @ images[0].normal
 
 
 def _twice(images: Sequence[DicomImage]) -> list[tuple[DicomImage, DicomImage]]:

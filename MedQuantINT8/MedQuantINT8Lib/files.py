@@ -45,21 +45,34 @@ def storage_errors(target: str | os.PathLike[str]) -> Iterator[None]:
         raise StorageError(f"Cannot write {target}: {reason}.", hint) from error
 
 
+#: What only the disk can be blamed for, wherever it is met.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+
+
+def storage_error(error: OSError) -> StorageError | None:
+    """A disk that is full, read-only or broken, in words; None for what has other reasons."""
+    if error.errno not in _OF_THE_DISK:
+        return None
+    reason, hint = _REASONS[error.errno]
+    return StorageError(f"Cannot write {error.filename or 'a temporary file'}: {reason}.", hint)
+
+
 def split_paths(text: str) -> list[str]:
     """Paths that are joined by commas; a comma that belongs to the name of a file or folder that is there does not part them."""
-    if "," not in text or _there(text):
+    if "," not in text or there(text):
         return [text]
     found: list[str] = []
     parts = text.split(",")
     while parts:
         # The longest run of parts that names something; a part that names nothing stays alone, to be complained of.
-        count = next((n for n in range(len(parts), 0, -1) if _there(",".join(parts[:n]))), 1)
+        count = next((n for n in range(len(parts), 0, -1) if there(",".join(parts[:n]))), 1)
         found.append(",".join(parts[:count]))
         parts = parts[count:]
     return found
 
 
-def _there(path: str) -> bool:
+def there(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names something; no name is too long or odd to be asked."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):

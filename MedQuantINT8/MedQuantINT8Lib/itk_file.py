@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .nifti_file import unpacked
 from .outputs import data_files
 from .reading_process import read_apart
 from .volume import LPS_FROM_RAS, Matrix
@@ -104,6 +106,25 @@ def _checked_size(path: Path) -> int:
     if there * (1 if raw or text else _HIGHEST_RATIO) < (expected if not text else math.prod(sizes)):
         raise InputError(f"{path} cannot be read: it is cut off, and holds fewer voxels than its header says.", "Copy or download it again.")
     return expected
+
+
+def check_written(path: Path) -> None:
+    """Whether an NRRD file that another library wrote holds all voxels that its header says, and whole compressed data.
+
+    Raises:
+        OSError: it does not: the disk was full, and its writer did not say so.
+    """
+    try:
+        _checked_size(path)
+        with open(path, "rb") as stream:
+            fields, length = _nrrd_fields(stream.read(_HEADER_BYTES))
+            sizes, each = _nrrd_sizes(fields, path)
+            if fields.get("encoding", "raw").lower() in ("gzip", "gz"):
+                stream.seek(length)
+                if sum(len(chunk) for chunk in unpacked(stream, str(path))) != math.prod(sizes) * each:
+                    raise OSError(errno.EIO, "it is not whole")
+    except InputError as error:
+        raise OSError(errno.ENOSPC, "it is not whole") from error
 
 
 def _lines(head: bytes) -> list[bytes]:

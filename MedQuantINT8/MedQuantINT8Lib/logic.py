@@ -22,7 +22,7 @@ from .comparison_nodes import Comparison, add_differences, add_table
 from .engines import backend, backend_names
 from .engines.gpu_advice import gpu_names
 from .errors import InputError
-from .files import split_paths
+from .files import split_paths, there
 from .jobs import BackgroundJob, BatchJob, Pollable
 from .making import Making
 from .model import INT8, peek
@@ -364,7 +364,7 @@ class MedQuantINT8Logic(Making):
         if not model:
             raise InputError("No model was chosen.", f"Installed are: {', '.join(catalogue.installed()) or 'none (see medquant models)'}.")
         found = catalogue.resolve(str(model))
-        if not Path(split_paths(found)[0]).exists():
+        if not there(split_paths(found)[0]):
             raise InputError(f"There is no model {model!r}.", "Give the name of an installed model, or the path of a package.")
         return found
 

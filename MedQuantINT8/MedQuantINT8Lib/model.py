@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import PackageError
-from .files import finish_interrupted, replacing, replacing_folder, sha256_file, write_json
+from .files import finish_interrupted, replacing, replacing_folder, sha256_file, there, write_json
 from .model_spec import ModelSpec
 from .outputs import check_output_package
 from .spec_parser import parse_spec
@@ -62,9 +62,9 @@ class ModelPackage:
                 fit, or a zip entry that climbs out of the package.
         """
         source = Path(path)
-        if not source.exists():
+        if not there(source):
             finish_interrupted(source.parent)
-        if not source.exists():
+        if not there(source):
             raise PackageError(
                 f"There is no model package at {source}.", "Give a package folder, a .zip, or the name of an installed model."
             )

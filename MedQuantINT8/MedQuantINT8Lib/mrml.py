@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .errors import DependencyError, InputError, StorageError
 from .files import replacing
+from .itk_file import check_written
 from .model_spec import Label
 from .segmentation_file import segment_id, terminology_tag
 from .volume import Volume
@@ -382,6 +383,7 @@ def save_segmentation(node: Any, path: str | os.PathLike[str]) -> None:
         storage.SetUseCompression(1)
         if not storage.WriteData(node):
             raise StorageError(f"Slicer could not write {path}.", "Choose another folder.")
+        check_written(scratch)
 
 
 def load_segmentation(path: str | os.PathLike[str], scene: Any = None) -> Any:

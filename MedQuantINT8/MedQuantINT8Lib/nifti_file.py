@@ -38,7 +38,7 @@ def read_nifti(path: Path, form: NiftiForm = "auto") -> tuple[NDArray[Any], Matr
     with open(path, "rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
         stream.seek(0)
-        source = _unpacked(stream, name) if packed else _plain(stream)
+        source = unpacked(stream, name) if packed else _plain(stream)
         head, rest = b"", b""
         for rest in source:
             head += rest
@@ -95,7 +95,7 @@ def _plain(stream: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _unpacked(stream: IO[bytes], name: str) -> Iterator[bytes]:
+def unpacked(stream: IO[bytes], name: str) -> Iterator[bytes]:
     """The content of a gzip file of one or several members; zeros behind them are padding.
 
     Raises:
