@@ -145,6 +145,12 @@ def test_what_auto3dsegs_segmenter_tells_the_network_is_told(tmp_path):
     assert found.network["norm"] == "INSTANCE" and found.network["resolution"] == [1.0, 1.0, 5.0] and found.factors == (4, 4, 1)
 
 
+def test_channels_are_called_as_the_configuration_calls_them(tmp_path):
+    two = auto3dseg.understand(model(tmp_path, "two", {"in_channels": 2}, extra_modalities={"image2": "pet"}))
+    assert [channel.name for channel in two.spec.channels] == ["ct", "image2"]
+    assert [channel.name for channel in auto3dseg.understand(model(tmp_path, "one")).spec.channels] == ["ct"]
+
+
 def labels_of(config, tmp_path, name="other", table=None):
     folder = model(tmp_path, name, **config)
     if table:

@@ -84,6 +84,16 @@ def test_without_nnunet_the_import_says_that_it_was_not_compared(tmp_path, monke
     assert "not compared: nnunetv2 is not installed" in capsys.readouterr().out
 
 
+def test_plans_that_nnunet_itself_cannot_use_are_refused_in_words(tmp_path, capsys):
+    changes = {"resampling_fn_seg_kwargs": {"is_seg": True, "magic": 1}}
+    with pytest.raises(PackageError, match=r"nnU-Net itself fails with this network \(TypeError: .*magic"):
+        write(nnunet.understand(folder(tmp_path, **changes))[0], tmp_path / "package", Task())
+    by_hand = nnunet.understand(folder(tmp_path, **changes))[0]
+    by_hand.by_hand = True
+    write(by_hand, tmp_path / "package", Task())
+    assert by_hand.check is not None and "nnU-Net itself fails" in by_hand.check.summary()
+
+
 def test_nothing_is_printed_by_nnunet_itself(tmp_path, capsys):
     original = nnunet.understand(folder(tmp_path))[0].original()
     assert capsys.readouterr().out == ""

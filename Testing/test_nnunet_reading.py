@@ -286,6 +286,10 @@ def test_what_is_missing_is_named(tmp_path):
         nnunet.understand(source)
     with pytest.raises(PackageError, match=r"no fold_N"):
         nnunet.understand(write_folder(tmp_path / "no", made_plans(), dataset(), {}))
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "plans.pkl").write_bytes(b"")
+    with pytest.raises(PackageError, match="nnU-Net v1"):
+        nnunet.understand(tmp_path / "v1")
 
 
 def test_any_wrong_type_is_an_error_in_words(tmp_path):

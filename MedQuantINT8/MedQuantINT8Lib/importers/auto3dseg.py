@@ -129,8 +129,8 @@ def _spec(config: Auto3DSegConfig, folder: Path, regions: _Regions, *, brats: bo
     return ModelSpec(
         name=re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "auto3dseg",
         version="1",
-        modality=config.modality.strip().upper() or "UNKNOWN",
-        channels=tuple(Channel(f"channel {n}") for n in range(config.channels)),
+        modality=config.modality.upper(),
+        channels=tuple(Channel(name.strip() or f"channel {n}") for n, name in enumerate(config.inputs)),
         geometry=Geometry(
             "IJK",
             "RAS" if config.reorient else NATIVE,

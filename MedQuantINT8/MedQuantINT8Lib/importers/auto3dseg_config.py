@@ -45,6 +45,7 @@ class Auto3DSegConfig:
         bounds: of the normalization "range".
         spacing: millimetres along I, J and K, or None.
         factors: multiples that each side of a window has to be.
+        inputs: names of the input channels.
         names, members: of the classes, as the configuration has them; members are the labels of each region.
         remarks: in words.
     """
@@ -62,6 +63,7 @@ class Auto3DSegConfig:
     reorient: bool
     sigmoid: bool
     modality: str
+    inputs: tuple[str, ...]
     names: tuple[str, ...]
     members: tuple[tuple[int, ...], ...] | None
     bundle: str
@@ -106,7 +108,9 @@ def _read(value: Any, where: str) -> Auto3DSegConfig:
     spacing = read.get("resample_resolution", each(positive, 3), None)
     target, network = _network(read, spacing)
     channels, classes = network.get("in_channels", 1), network["out_channels"]
-    modes, remarks = _modes(read, channels), []
+    extra = read.get("extra_modalities", mapping, {})
+    modes, remarks = _modes(read, extra, channels), []
+    modality = read.get("modality", text, "unknown").strip() or "unknown"
     bounds = read.get("intensity_bounds", each(number, 2), None)
     if "range" in modes and (bounds is None or bounds[0] == bounds[1]):
         raise PackageError(f"{read.where}: the normalization by range needs two different intensity_bounds.", "Correct it.")
@@ -133,7 +137,8 @@ def _read(value: Any, where: str) -> Auto3DSegConfig:
         crop=read.get("crop_foreground", flag, True),
         reorient=read.get("orientation_ras", flag, False),
         sigmoid=read.get("sigmoid", flag, False),
-        modality=read.get("modality", text, "unknown"),
+        modality=modality,
+        inputs=tuple(f"channel {n}" for n in range(channels)) if len(modes) == 1 and channels > 1 else (modality, *extra),
         names=names,
         members=members,
         bundle=read.get("bundle_root", text, ""),
@@ -179,10 +184,9 @@ def _factors(network: dict[str, Any]) -> tuple[int, int, int]:
     return a, b, c
 
 
-def _modes(read: Fields, channels: int) -> tuple[str, ...]:
+def _modes(read: Fields, extra: dict[str, Any], channels: int) -> tuple[str, ...]:
     """The normalization of each channel, or of all."""
     main = _mode(read.get("normalize_mode", text), f"{read.where}: normalize_mode")
-    extra = read.get("extra_modalities", mapping, {})
     if not extra:
         return (main,)
     others = [_mode(text(mode, f"{read.where}: {name}"), f"{read.where}: extra_modalities, {name}") for name, mode in extra.items()]

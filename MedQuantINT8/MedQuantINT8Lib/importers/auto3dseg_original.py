@@ -5,10 +5,7 @@ The transforms stand in the order of the extension's inference script (lassoan/S
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import DependencyError
 from ..volume import Volume
 from .auto3dseg_config import Auto3DSegConfig
+from .original_software import at_work
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,6 @@ class Auto3DSegModel:
     network: Callable[[], Any]
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def auto3dseg_original(model: Auto3DSegModel) -> Auto3DSegPipeline:
     """The extension's road with a model.
 
@@ -53,7 +44,7 @@ def auto3dseg_original(model: Auto3DSegModel) -> Auto3DSegPipeline:
         from monai.transforms import Compose
     except ImportError as error:
         raise DependencyError("MONAI is not installed.", "Install it with: pip install 'medquantint8[import]'") from error
-    with _quietly():
+    with at_work("MONAI"):
         return Auto3DSegPipeline(model, Compose(_transforms(model.config, model.brats)), model.network().eval())
 
 
@@ -137,7 +128,7 @@ class Auto3DSegPipeline:
         else:
             found = torch.softmax(scores, dim=0).argmax(dim=0, keepdim=True).to(torch.uint8)
         data: dict[Any, Any] = {"image": image, "pred": MetaTensor(found, meta=image.meta, applied_operations=image.applied_operations)}
-        with _quietly():
+        with at_work("MONAI"):
             back = Invertd(keys="pred", orig_keys="image", transform=self.transform, nearest_interp=True)(data)["pred"]
         return self._painted(np.asarray(back) > 0.5 if self.model.config.sigmoid else np.asarray(back)).transpose(2, 1, 0)
 
@@ -161,7 +152,7 @@ class Auto3DSegPipeline:
                 return MetaTensor(torch.from_numpy(np.ascontiguousarray(data.astype(np.float32).transpose(0, 3, 2, 1))), affine=affine)
 
             data = {f"image{n}": tensor(channel[None]) for n, channel in enumerate(volume.data)}
-            with _quietly():
+            with at_work("MONAI"):
                 self._image = self.transform({**data, "raw": tensor(volume.data)})["image"]
             self._volume, self._scores = volume, None
         return self._image
@@ -174,6 +165,6 @@ class Auto3DSegPipeline:
         image = self._prepared(volume)
         if self._scores is None:
             inferer = SlidingWindowInfererAdapt(roi_size=self.model.config.roi, sw_batch_size=1, overlap=0.625, mode="gaussian")
-            with _quietly(), torch.no_grad():
+            with at_work("MONAI"), torch.no_grad():
                 self._scores = inferer(image.as_tensor()[None], self.network)[0]
         return self._scores

@@ -20,6 +20,7 @@ from ..progress import Task
 from .import_check import ImportCheck
 from .onnx import check_fits, prepare_network
 from .onnx_trial import Facts, Size
+from .original_software import OriginalFailed
 
 if TYPE_CHECKING:
     from .import_check import OriginalPipeline
@@ -172,7 +173,12 @@ def _checked(understood: Understood, package: ModelPackage, task: Task) -> Impor
         original = understood.original()
     except DependencyError as error:
         return ImportCheck.not_compared(error.args[0].rstrip("."))
-    check = compare_import(package.spec, package.folder / FP32, original, task)
+    try:
+        check = compare_import(package.spec, package.folder / FP32, original, task)
+    except OriginalFailed as error:
+        if not understood.by_hand:
+            raise
+        return ImportCheck.not_compared(error.args[0].rstrip("."), original.title)
     understood.notes.extend(accept(check, by_hand=understood.by_hand))
     return check
 

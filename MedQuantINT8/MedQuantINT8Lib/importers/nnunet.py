@@ -65,6 +65,10 @@ def _result_folder(folder: Path, configuration: str | None) -> Path:
     if len(inside) > 1:
         names = ", ".join(path.name for path in inside)
         raise PackageError(f"{folder.name} holds several trainings: {names}.", "Give one of these folders, or --configuration.")
+    if not inside and next(folder.rglob("plans.pkl"), None):
+        raise PackageError(
+            f"{folder.name} is a result folder of nnU-Net v1: its plans.pkl is code.", "Train with nnU-Net v2, or export the network to ONNX."
+        )
     return inside[0] if inside else folder
 
 

@@ -19,6 +19,11 @@ _MODULES = tuple(f"dynamic_network_architectures.architectures.{name}" for name 
 _BLOCKS = {
     "Conv3d", "InstanceNorm3d", "BatchNorm3d", "GroupNorm", "Dropout3d", "LeakyReLU", "ReLU", "PReLU", "ELU", "GELU", "SiLU",
 }  # fmt: skip
+#: Fields that say the same in plans older than 2.4.
+_OLDER = (
+    "UNet_class_name", "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder", "n_conv_per_stage_decoder",
+    "pool_op_kernel_sizes", "conv_kernel_sizes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ def architecture_of(read: Fields) -> Architecture:
     """The network of a configuration; plans older than 2.4 hold it in other words."""
     if "architecture" not in read:
         return _before_2_4(read)
+    read.ignore(*_OLDER)  # nnU-Net does not look at them either
     given = Fields(read.get("architecture", mapping), f"{read.where}: architecture", read.advice)
     module, _, name = given.get("network_class_name", text).rpartition(".")
     if name not in _NETWORKS or module not in _MODULES:

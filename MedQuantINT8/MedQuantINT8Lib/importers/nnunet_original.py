@@ -6,11 +6,7 @@ loading would run what is pickled in them.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
-import warnings
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -24,6 +20,7 @@ from ..errors import DependencyError
 from ..volume import Volume, to_sitk
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
 from .nnunet_network import Architecture, checked_blocks
+from .original_software import at_work
 
 
 @dataclass(frozen=True)
@@ -46,14 +43,6 @@ class TrainedFold:
     weights: Path
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """nnU-Net prints what it does, and warns of folders for training that nobody set."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def nnunet_original(fold: TrainedFold) -> NnunetPipeline:
     """nnU-Net with one fold.
 
@@ -62,15 +51,14 @@ def nnunet_original(fold: TrainedFold) -> NnunetPipeline:
         PackageError, InputError: the network cannot be built of known blocks, or the weights do not fit it.
     """
     arguments = checked_blocks(fold.architecture)
-    try:
-        with _quietly():
+    with at_work("nnU-Net"):
+        try:
             import torch
             from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
             from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
             from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-    except ImportError as error:
-        raise DependencyError("nnunetv2 is not installed.", "Install it with: pip install nnunetv2") from error
-    with _quietly():
+        except ImportError as error:
+            raise DependencyError("nnunetv2 is not installed.", "Install it with: pip install nnunetv2") from error
         network = get_network_from_plans(
             f"dynamic_network_architectures.architectures.unet.{fold.architecture.name}",
             arguments,
@@ -121,7 +109,7 @@ class NnunetPipeline:
         from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape as to_labels
 
         case, predictor = self._predicted(volume), self.predictor
-        with _quietly(), tempfile.TemporaryDirectory(prefix="medquant-nnunet-") as scratch:
+        with at_work("nnU-Net"), tempfile.TemporaryDirectory(prefix="medquant-nnunet-") as scratch:
             found = to_labels(
                 case.logits, predictor.plans_manager, predictor.configuration_manager, predictor.label_manager, case.properties
             )
@@ -133,7 +121,7 @@ class NnunetPipeline:
     def _prepared(self, volume: Volume) -> _Case:
         if self._case is None or self._case.volume is not volume:
             plans, configuration = self.predictor.plans_manager, self.predictor.configuration_manager
-            with _quietly(), tempfile.TemporaryDirectory(prefix="medquant-nnunet-") as scratch:
+            with at_work("nnU-Net"), tempfile.TemporaryDirectory(prefix="medquant-nnunet-") as scratch:
                 files = [str(Path(scratch) / f"scan_{n:04}.nii.gz") for n in range(volume.channels)]
                 for channel, file in zip(volume.data, files, strict=True):
                     _write(channel, volume, file)
@@ -149,7 +137,7 @@ class NnunetPipeline:
 
         case = self._prepared(volume)
         if case.logits is None:
-            with _quietly():
+            with at_work("nnU-Net"):
                 case.logits = self.predictor.predict_logits_from_preprocessed_data(torch.from_numpy(case.data))
         return case
 
