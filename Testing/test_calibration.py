@@ -10,11 +10,17 @@ import pytest
 
 from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler, allotted, counts_by_kind
 from MedQuantINT8Lib.errors import InputError
+from MedQuantINT8Lib.model_spec import Label
 from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.volume import Volume
 
 PATCH = (8, 8, 8)
-SPEC = replace(phantom_spec(), normalization=(), geometry=replace(phantom_spec().geometry, spacing=None, orientation="native"))
+SPEC = replace(
+    phantom_spec(),
+    normalization=(),
+    geometry=replace(phantom_spec().geometry, spacing=None, orientation="native"),
+    labels=tuple(Label(value, f"structure {value}", value) for value in range(1, 6)),
+)
 
 
 def scan(seed, size=24):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+import tiny
 from MedQuantINT8Lib.commands import _comparison_lines
 from MedQuantINT8Lib.comparison import compare_scans, distinct_names
 from MedQuantINT8Lib.errors import InputError
@@ -31,8 +34,11 @@ def boxes(*values):
 
 
 @pytest.fixture
-def compared(int8_package, tmp_path):
+def compared(tmp_path):
     """Compare with given label maps; the networks' answers are given too: {precision: label map}."""
+    made = tiny.package(tmp_path / "made")
+    labels = tuple(Label(value, f"structure {value}", value, (255, 0, 0)) for value in range(1, 6))
+    package = replace(made, spec=replace(made.spec, labels=labels))
 
     def run(scans, references, answers):
         def run_scan(scan, precision, output):
@@ -43,7 +49,7 @@ def compared(int8_package, tmp_path):
                 "windows": 1, "notes": [], "engine": engine, "peak_memory_bytes": 1, "ranges": None,
             }  # fmt: skip
 
-        return compare_scans(int8_package, scans, references, run_scan, Task())
+        return compare_scans(package, scans, references, run_scan, Task())
 
     return run
 
