@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import DependencyError
 
@@ -32,10 +34,16 @@ def mean_of(values: Sequence[float], seed: int = 0) -> Interval | None:
     data = np.asarray(values, np.float64)
     if not data.size:
         return None
-    rng = np.random.default_rng(seed)
-    means = data[rng.integers(0, data.size, (_RESAMPLES, data.size))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = np.percentile(_shares(data.size, seed) @ data, [2.5, 97.5])
     return Interval(float(data.mean()), float(low), float(high), int(data.size))
+
+
+@lru_cache(maxsize=2)
+def _shares(size: int, seed: int) -> NDArray[np.float64]:
+    """How much each value counts in each resample, (resamples, size): the same draws serve every metric and structure."""
+    drawn = np.random.default_rng(seed).integers(0, size, (_RESAMPLES, size))
+    places = (drawn + size * np.arange(_RESAMPLES)[:, None]).ravel()
+    return np.bincount(places, minlength=_RESAMPLES * size).reshape(_RESAMPLES, size) / size
 
 
 def require_scipy() -> None:
