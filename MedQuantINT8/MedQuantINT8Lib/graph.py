@@ -60,8 +60,11 @@ def load_network(path: str | os.PathLike[str]) -> Any:
 
 
 @contextmanager
-def damage(name: str, advice: str = "Export it again.") -> Iterator[None]:
+def damage(name: str, advice: str = "Export it again.", problem: str = "is no valid ONNX network") -> Iterator[None]:
     """What goes wrong inside is put down to the network called ``name``: its content is a stranger's, and may be of any kind.
+
+    Args:
+        problem: what follows from it, in words between the name and the reason.
 
     Raises:
         PackageError: in place of any exception that is not this project's own.
@@ -73,7 +76,7 @@ def damage(name: str, advice: str = "Export it again.") -> Iterator[None]:
     except Exception as error:
         # protobuf, the checker, ONNX Runtime and ModelOpt raise types of their own, and a graph that is not what it
         # says raises whatever the code that reads it stumbles over first.
-        raise PackageError(f"{name} is no valid ONNX network: {reason_of(error)}.", advice) from error
+        raise PackageError(f"{name} {problem}: {reason_of(error)}.", advice) from error
 
 
 def reason_of(error: BaseException) -> str:

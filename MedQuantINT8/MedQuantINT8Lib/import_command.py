@@ -12,9 +12,10 @@ from typing import Any
 
 from .arguments import FORMS
 from .child_process import run_in_child
-from .errors import InputError
+from .errors import InputError, PackageError
 from .files import write_json
 from .importers.base import Understood, write
+from .model import parsed_json
 from .model_spec import Geometry, ModelSpec
 from .outputs import check_output_package
 from .progress import Task
@@ -74,7 +75,7 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, 
 def _arguments(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--arguments is not valid JSON: {error}.", 'Give an object, such as \'{"channels": 16}\'.') from error
     if not isinstance(value, dict):
         raise InputError("--arguments is no JSON object.", 'Give one, such as \'{"channels": 16}\'.')
@@ -214,8 +215,10 @@ def _limits(step: Any) -> str:
 def json_file(path: str) -> Any:
     """What a JSON file given on the command line holds; raises :class:`InputError`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parsed_json(Path(path).read_bytes(), path, "Correct it.")
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}.", "Check the path.") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}.", "Correct it.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.", "Give a JSON file.") from error
+    except PackageError as error:
+        raise InputError(error.args[0], error.hint) from error

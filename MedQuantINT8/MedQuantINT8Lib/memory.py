@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,13 @@ def activation_bytes(path: Path, changed: float, patch: tuple[int, int, int]) ->
     except DependencyError:
         # An engine that is built already runs without it; then its weights are all that is counted.
         return 0
-    model = onnx.load(str(path))
+    with graph.damage(path.name):
+        return _activation_bytes(onnx.load(str(path)), patch)
+
+
+def _activation_bytes(model: Any, patch: tuple[int, int, int]) -> int:
+    from . import graph
+
     kept = {i.name for i in model.graph.initializer}
     for initializer in model.graph.initializer:
         if len(initializer.raw_data) > 1 << 16:

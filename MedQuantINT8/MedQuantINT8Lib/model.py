@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 import tempfile
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +20,7 @@ from .files import finish_interrupted, replacing, replacing_folder, sha256_file,
 from .model_spec import ModelSpec
 from .outputs import check_output_package
 from .spec_parser import parse_spec
+from .zip_files import ZipLimits, checked_members, opened_zip, read_member, unpack_members
 
 MODEL_JSON = "model.json"
 FP32 = "model.onnx"
@@ -33,6 +32,8 @@ IMPORT = "import.json"
 KNOWN_FILES = (FP32, INT8, CALIBRATION, IMPORT, "LICENSE", "README.md")
 MAX_JSON_BYTES = 8 << 20
 MAX_UNPACKED_BYTES = 8 << 30
+_LIMITS = ZipLimits(64, MAX_UNPACKED_BYTES)
+_ADVICE = "Get the package again."
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,11 @@ def peek(path: str | os.PathLike[str]) -> tuple[ModelSpec, tuple[str, ...]]:
     if source.is_dir() and (source / MODEL_JSON).is_file():
         value = _read_json(source / MODEL_JSON, name)
     elif source.is_file():
-        try:
-            with zipfile.ZipFile(source) as archive:
-                entry = next(e for e in archive.infolist() if PurePosixPath(e.filename).name == MODEL_JSON)
-                if entry.file_size > MAX_JSON_BYTES:
-                    raise PackageError(f"{name} is too large to be a description.", "Ask whoever made the package.")
-                value = json.loads(archive.read(entry), parse_constant=_refuse_constant)
-        except (zipfile.BadZipFile, zlib.error, StopIteration, ValueError) as error:
-            raise PackageError(f"{source} is no model package.", "Give a package folder or .zip.") from error
+        with opened_zip(source, _ADVICE) as archive:
+            found = [e for e, path in checked_members(archive, source, _LIMITS) if path.name == MODEL_JSON]
+            if not found:
+                raise PackageError(f"{source} is no model package.", "Give a package folder or .zip.")
+            value = parsed_json(read_member(archive, found[0], MAX_JSON_BYTES), name)
     else:
         raise PackageError(f"There is no model package at {source}.", "Give a package folder or .zip.")
     spec = parse_spec(value, name)
@@ -191,12 +189,23 @@ def write_package(target: str | os.PathLike[str], spec: ModelSpec, files: dict[s
 
 def _read_json(path: Path, name: str = "") -> Any:
     name = name or str(path)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise PackageError(f"{name} is too large to be a description.", "Ask whoever made the package.")
+    return parsed_json(path.read_bytes(), name)
+
+
+def parsed_json(content: bytes, name: str, advice: str = "Ask whoever made the package.") -> Any:
+    """What JSON text holds; NaN and infinities are refused, as JSON has none.
+
+    Raises:
+        PackageError: no JSON, or nested too deep for anything that is meant.
+    """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise PackageError(f"{name} is too large to be a description.", "Ask whoever made the package.")
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, ValueError) as error:
-        raise PackageError(f"{name} is not valid JSON: {error}.", "Ask whoever made the package.") from error
+        return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise PackageError(f"{name} is nested too deep.", advice) from error
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise PackageError(f"{name} is not valid JSON: {error}.", advice) from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -209,7 +218,7 @@ def _load_folder(folder: Path, name: str, *, temporary: bool) -> ModelPackage:
     value = _read_json(folder / MODEL_JSON, f"{name}: {MODEL_JSON}")
     spec = parse_spec(value, f"{name}: {MODEL_JSON}")
     files = value.get("files")
-    if not isinstance(files, dict) or FP32 not in files:
+    if not isinstance(files, dict) or FP32 not in files or not all(isinstance(digest, str) for digest in files.values()):
         raise PackageError(f"{name}: {MODEL_JSON}: 'files' must list the SHA-256 of {FP32}.", "Ask whoever made the package.")
     if foreign := sorted(set(files) - set(KNOWN_FILES)):
         raise PackageError(
@@ -229,30 +238,19 @@ def _load_folder(folder: Path, name: str, *, temporary: bool) -> ModelPackage:
 
 def _unpack(source: Path, folder: Path) -> None:
     """Unpack a zip flat: only known names, no links, no nested or climbing paths, bounded size."""
-    try:
-        with zipfile.ZipFile(source) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            names = [PurePosixPath(entry.filename) for entry in entries]
-            # A zip of a folder has one common first part; it is taken off.
-            roots = {name.parts[0] for name in names if len(name.parts) > 1}
-            depth = 1 if len(roots) == 1 and all(len(name.parts) == 2 for name in names) else 0
-            if sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
-                raise PackageError(f"{source} unpacks to more than {MAX_UNPACKED_BYTES >> 30} GB.", "This is no model package.")
-            for entry, name in zip(entries, names, strict=True):
-                flat = "/".join(name.parts[depth:])
-                if ".." in name.parts or name.is_absolute() or "\\" in entry.filename or ":" in entry.filename:
-                    raise PackageError(
-                        f"{source} holds the path {entry.filename!r}, which leaves the package.", "Do not use this file."
-                    )
-                if flat not in (MODEL_JSON, *KNOWN_FILES) or stat.S_ISLNK(entry.external_attr >> 16):
-                    raise PackageError(
-                        f"{source} holds {entry.filename!r}, which a package may not hold.",
-                        f"It may hold {', '.join((MODEL_JSON, *KNOWN_FILES))}.",
-                    )
-                with archive.open(entry) as packed, open(folder / flat, "wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise PackageError(f"{source} is no zip file, or it is cut off: {error}.", "Get the package again.") from error
+    with opened_zip(source, _ADVICE) as archive:
+        members = checked_members(archive, source, _LIMITS)
+        # A zip of a folder has one common first part; it is taken off.
+        roots = {path.parts[0] for _, path in members if len(path.parts) > 1}
+        depth = 1 if len(roots) == 1 and all(len(path.parts) == 2 for _, path in members) else 0
+        flat = [(entry, PurePosixPath(*path.parts[depth:])) for entry, path in members]
+        for entry, path in flat:
+            if str(path) not in (MODEL_JSON, *KNOWN_FILES):
+                raise PackageError(
+                    f"{source} holds {entry.filename!r}, which a package may not hold.",
+                    f"It may hold {', '.join((MODEL_JSON, *KNOWN_FILES))}.",
+                )
+        unpack_members(archive, flat, folder)
 
 
 def network_hash(path: str | os.PathLike[str]) -> str:

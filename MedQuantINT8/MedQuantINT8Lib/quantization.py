@@ -118,6 +118,21 @@ def quantize_package(
     task = task or Task()
     sampler.check_labels()
     quantizer = require_quantizer()
+    with graph.damage(f"{package.spec.name}: {FP32}", "Import the network again.", "cannot be quantized"):
+        return _quantized(package, sampler, target, _Ways(calibration, policy, stopwatch), quantizer, task)
+
+
+@dataclass(frozen=True)
+class _Ways:
+    calibration: CalibrationOptions
+    policy: QuantizationPolicy
+    stopwatch: Stopwatch | None
+
+
+def _quantized(
+    package: ModelPackage, sampler: PatchSampler, target: str | os.PathLike[str], ways: _Ways, quantizer: Any, task: Task
+) -> tuple[ModelPackage, QuantizationReport]:
+    calibration, policy, stopwatch = ways.calibration, ways.policy, ways.stopwatch
     fp32 = graph.load_network(package.onnx_path("fp32"))
     if graph.opset_of(fp32) < OPSET:
         # ModelOpt raises it as well, and would name layers anew: the two networks are compared layer by layer.

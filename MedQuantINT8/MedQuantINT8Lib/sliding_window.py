@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .blending import Array, OverlapAdd, Sink
+from .errors import EngineError
 from .model_spec import Window
 from .progress import Task
 from .threads import Threads
@@ -172,6 +173,11 @@ class _Pass:
             began = time.perf_counter()
             scores = self._inference.collect()
             self.network_seconds += time.perf_counter() - began
+            if scores.shape[1:] != self._air.shape or scores.shape[0] < len(runs):
+                raise EngineError(
+                    f"The network gives scores of {tuple(scores.shape)} for {len(runs)} window(s); {(len(runs), *self._air.shape)} are needed.",
+                    "Its output must have the size of its input and a channel for each label: import it again.",
+                )
         for n, start in enumerate(starts):
             if self._divider:
                 self._divider.expect(start)

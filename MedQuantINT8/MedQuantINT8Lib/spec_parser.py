@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, get_args
@@ -43,6 +44,9 @@ from .model_spec import (
 
 SUPPORTED_SCHEMA_VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 
+#: Numbers of voxels, millimetres and intensities beyond these are no description of a network.
+_MOST, _MOST_WHOLE, _MOST_VOXELS = 1e30, 1 << 20, 1 << 31
+
 _T = TypeVar("_T")
 
 
@@ -55,7 +59,7 @@ class _Reader:
         self.value, self.where, self.read = value, where, set[str]()
 
     def fail(self, key: str, problem: str) -> PackageError:
-        return PackageError(f"{self.where}: '{key}' {problem}.", "Correct the package's model.json.")
+        return PackageError(f"{self.where}: {_shown(key)} {problem}.", "Correct the package's model.json.")
 
     def get(self, key: str, parse: Callable[[Any, str], _T], default: Any = ...) -> _T:
         self.read.add(key)
@@ -75,6 +79,11 @@ def _kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__
 
 
+def _shown(value: Any) -> str:
+    """A value in a message: of a stranger's file, so neither long nor with characters that a terminal obeys."""
+    return ascii(value)[:60] if isinstance(value, (str, int, float, bool)) or value is None else _kind(value)
+
+
 def _bad(where: str, problem: str) -> PackageError:
     return PackageError(f"{where} {problem}.", "Correct the package's model.json.")
 
@@ -82,6 +91,8 @@ def _bad(where: str, problem: str) -> PackageError:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise _bad(where, f"must be text, not {_kind(value)}")
+    if any(c not in "\n\r\t" and (unicodedata.category(c) in ("Cc", "Cs")) for c in value):
+        raise _bad(where, "has control characters, or half of a character")
     return value
 
 
@@ -98,7 +109,7 @@ def _flag(value: Any, where: str) -> bool:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_MOST <= value <= _MOST:
         raise _bad(where, "must be a finite number")
     return float(value)
 
@@ -106,6 +117,8 @@ def _number(value: Any, where: str) -> float:
 def _whole(value: Any, where: str, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise _bad(where, f"must be a whole number of at least {least}")
+    if value > _MOST_WHOLE:
+        raise _bad(where, f"must be at most {_MOST_WHOLE}")
     return value
 
 
@@ -114,7 +127,7 @@ def _choice(options: Any) -> Callable[[Any, str], Any]:
 
     def parse(value: Any, where: str) -> Any:
         if value not in allowed:
-            raise _bad(where, f"is {value!r} but must be one of {', '.join(allowed)}")
+            raise _bad(where, f"is {_shown(value)} but must be one of {', '.join(allowed)}")
         return value
 
     return parse
@@ -183,7 +196,7 @@ def _orientation(value: Any, where: str) -> str:
         return text
     axes = {letter: axis for axis, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
     if sorted(axes.get(letter, -1) for letter in text) != [0, 1, 2]:
-        raise _bad(where, f"is {text!r} but must be three letters, one each of R/L, A/P and S/I, such as RAS, or \"native\"")
+        raise _bad(where, f"is {_shown(text)} but must be three letters, one each of R/L, A/P and S/I, such as RAS, or \"native\"")
     return text
 
 
@@ -224,7 +237,7 @@ _channel = _record(Channel, name=_name)
 def _order(*allowed: int) -> Callable[[Any, str], int]:
     def parse(value: Any, where: str) -> int:
         if isinstance(value, bool) or value not in allowed:
-            raise _bad(where, f"is {value!r} but must be one of {', '.join(map(str, allowed))}")
+            raise _bad(where, f"is {_shown(value)} but must be one of {', '.join(map(str, allowed))}")
         return int(value)
 
     return parse
@@ -381,7 +394,7 @@ def parse_spec(value: Any, where: str = "model.json") -> ModelSpec:
     version = reader.get("schema_version", _text)
     if reader.get("schema", _text) != "medquant-model" or version not in SUPPORTED_SCHEMA_VERSIONS:
         raise PackageError(
-            f"{where}: schema version {version!r} is not understood by this MedQuantINT8 "
+            f"{where}: schema version {_shown(version)} is not understood by this MedQuantINT8 "
             f"(it knows {', '.join(SUPPORTED_SCHEMA_VERSIONS)}).",
             "Update MedQuantINT8, or export the package for this version.",
         )
@@ -392,7 +405,7 @@ def parse_spec(value: Any, where: str = "model.json") -> ModelSpec:
 
 def _check_consistency(spec: ModelSpec, where: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spec.name):
-        raise _bad(f"{where}: 'name'", f"is {spec.name!r} but may hold only letters, digits, '.', '_' and '-'")
+        raise _bad(f"{where}: 'name'", f"is {_shown(spec.name)} but may hold only letters, digits, '.', '_' and '-'")
     for what in ("value", "channel"):
         values = [getattr(label, what) for label in spec.labels]
         if len(set(values)) != len(values):
@@ -423,6 +436,9 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
     if strangers := sorted(n for n in spec.crop.channels if n >= len(spec.channels)):
         raise _bad(f"{where}: 'crop'", f"names the channel {strangers[0]}, which the model does not have")
     _check_order(spec, where)
+    for name, sizes in (("window", spec.window.patch_size), ("geometry", spec.geometry.size or (1,))):
+        if math.prod(n or 1 for n in sizes) > _MOST_VOXELS:
+            raise _bad(f"{where}: '{name}'", f"has {' x '.join(map(str, sizes))} voxels, more than {_MOST_VOXELS}")
     for size, multiple in zip(spec.window.patch_size, spec.window.multiples, strict=True):
         if size % multiple:
             raise _bad(f"{where}: 'window'", f"has a patch size of {size}, which is no multiple of {multiple}")

@@ -89,7 +89,14 @@ class OnnxRuntimeEngine:
         self._input = run.get_inputs()[0].name
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._run.run(None, {self._input: np.ascontiguousarray(batch)})[0]
+        try:
+            return self._run.run(None, {self._input: np.ascontiguousarray(batch)})[0]
+        except Exception as error:
+            # onnxruntime's exceptions share no base class but Exception.
+            raise EngineError(
+                f"ONNX Runtime cannot run this network on {batch.shape[0]} window(s) of {batch.shape[1:]}: {_reason(error)}.",
+                "Take the network's own patch size, and --batch 1.",
+            ) from error
 
     def describe(self) -> EngineDescription:
         import onnxruntime as ort

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..errors import EngineError
+from .. import __version__, graph
+from ..errors import EngineError, MedQuantError
 from ..files import sha256_file
 from ..model import ModelPackage
 from ..progress import Task
@@ -125,15 +126,35 @@ def _compared(patches: Sequence[Patch]) -> Sequence[Patch]:
     return patches[: 1 if patches[0].size > _LARGE_PATCH else COMPARED_PATCHES]
 
 
+@contextmanager
+def strangers_network(backend: EngineBackend, package: ModelPackage) -> Iterator[None]:
+    """What an engine stumbles over in a network, as one error: the network may be damaged, or made to do harm.
+
+    Raises:
+        EngineError: in place of any exception that is not this project's own.
+    """
+    try:
+        yield
+    except MedQuantError:
+        raise
+    except Exception as error:
+        # Each engine raises types of its own for networks that it does not take.
+        raise EngineError(
+            f"{backend.title} cannot take the network of {package.spec.name}: {graph.reason_of(error)}.",
+            "Choose another engine with --engine, or import the network again.",
+        ) from error
+
+
 def _build(
     package: ModelPackage, backend: EngineBackend, options: BuildOptions, key: dict[str, Any], task: Task, **record: Any
 ) -> cache.CacheEntry:
     def build(folder: Path) -> dict[str, Any]:
         network = package.onnx_path(options.precision)
-        if isinstance(backend, ReportsBuild):
-            backend.build_with(network, folder, options, task)
-        else:
-            backend.build(network, folder, options)
+        with strangers_network(backend, package):
+            if isinstance(backend, ReportsBuild):
+                backend.build_with(network, folder, options, task)
+            else:
+                backend.build(network, folder, options)
         return {"high_precision": list(options.high_precision), **record}
 
     return cache.make(key, build)

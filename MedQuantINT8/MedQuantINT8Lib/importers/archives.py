@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import stat
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..errors import PackageError
-
-_MAXIMUM_BYTES = 16 << 30
+from ..zip_files import ZipLimits, checked_members, opened_zip, unpack_members
 
 
 @contextmanager
@@ -23,7 +19,8 @@ def as_folder(source: Path, what: str) -> Iterator[Path]:
     A zip of a single folder gives that folder.
 
     Raises:
-        PackageError: nothing there, no zip, or one with links, or with paths that leave it.
+        PackageError: nothing there, no zip, or one that may not be unpacked (see :mod:`..zip_files`).
+        StorageError: the disk is full.
     """
     if source.is_dir():
         yield source
@@ -40,17 +37,5 @@ def as_folder(source: Path, what: str) -> Iterator[Path]:
 
 
 def _unpack(source: Path, folder: Path) -> None:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > _MAXIMUM_BYTES:
-                raise PackageError(f"{source.name} unpacks to more than {_MAXIMUM_BYTES >> 30} GB.", "Unpack it by hand.")
-            for entry in entries:
-                path = PurePosixPath(entry.filename)
-                if ".." in path.parts or path.is_absolute() or "\\" in entry.filename or ":" in entry.filename:
-                    raise PackageError(f"{source.name} holds the path {entry.filename!r}, which leaves it.", "Do not use this file.")
-                if stat.S_ISLNK(entry.external_attr >> 16):
-                    raise PackageError(f"{source.name} holds the link {entry.filename!r}.", "Unpack it by hand.")
-                archive.extract(entry, folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise PackageError(f"{source.name} is no zip file, or it is cut off: {error}.", "Get it again.") from error
+    with opened_zip(source) as archive:
+        unpack_members(archive, checked_members(archive, source, ZipLimits()), folder)
