@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,15 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test sees or touches the user's engines; one cache for the session, so that an engine is built once."""
-    before = os.environ.get("MEDQUANT_CACHE")
-    os.environ["MEDQUANT_CACHE"] = str(tmp_path_factory.mktemp("engines"))
-    yield
-    if before is None:
-        del os.environ["MEDQUANT_CACHE"]
-    else:
-        os.environ["MEDQUANT_CACHE"] = before
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees or touches the user's engines, models and notes; one cache for the session, so that an engine is built once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDQUANT_CACHE", str(tmp_path_factory.mktemp("engines")))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture

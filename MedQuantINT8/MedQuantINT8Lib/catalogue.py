@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any
 
 from .download import Checksum, download
 from .errors import InputError
-from .files import split_paths, storage_errors, there
+from .files import split_paths, storage_errors
 from .importers.archives import as_folder
 from .importers.base import Understood, write_all
-from .model import ModelPackage
+from .model import MODEL_JSON, ModelPackage
 from .model_spec import ModelSpec
 from .progress import Task
 from .resources import resource
@@ -120,10 +121,32 @@ def resolve_one(model: str) -> str:
 
 
 def resolve(model: str) -> str:
-    """A path as it is; the name of an installed model as the paths of its packages, joined by commas."""
-    if there(split_paths(model)[0]):
-        return model
-    return ",".join(map(str, installed().get(model, []))) or model
+    """The paths of a model's packages, joined by commas: of an installed model by its name, else what was given.
+
+    Several may be joined by commas. A file or folder that happens to be called like an installed model is taken only if it is
+    a package; :func:`both_meant` then says so.
+    """
+    known = installed()
+    return ",".join(",".join(map(str, known[part])) if part in known and not _is_package(part) else part for part in split_paths(model))
+
+
+def both_meant(model: str) -> str:
+    """A note where a name stands for an installed model and for a package in the current folder; else an empty string."""
+    known = installed()
+    for part in split_paths(model):
+        if part in known and _is_package(part):
+            return (
+                f"{part!r} is the package {Path(part).absolute()}, and the installed model {', '.join(map(str, known[part]))} as well: "
+                "the former is taken. Give the path of the one that is meant."
+            )
+    return ""
+
+
+def _is_package(path: str) -> bool:
+    try:
+        return (Path(path) / MODEL_JSON).is_file() or zipfile.is_zipfile(path)
+    except (OSError, ValueError):
+        return False
 
 
 def install(item: CatalogueEntry, source: Path | None, task: Task, *, trust_code: bool = False) -> list[ModelPackage]:

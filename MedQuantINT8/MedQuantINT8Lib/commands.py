@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from . import runs
-from .catalogue import resolve, resolve_one
-from .ensemble import load_ensemble
+from .catalogue import both_meant, resolve, resolve_one
+from .ensemble import Ensemble, load_ensemble
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .files import split_paths, write_json, write_text
-from .model import ModelPackage
+from .model import CALIBRATION, INT8, KNOWN_FILES, MODEL_JSON, ModelPackage, peek
 from .outputs import check_output_folder, check_output_package
+from .overwriting import free_path, overwriting, segmentation_beside
 from .progress import Task
-from .segmentation_file import check_output_path, present_labels, write_segmentation
+from .resources import resource
+from .segmentation_file import check_output_path, output_files, present_labels, write_segmentation
 from .segmenter import SegmentationOptions
 from .system import library_environment
-from .terminal import print_result
+from .terminal import print_result, warn
 from .volume_io import ReadOptions, ScanReader, scan_paths
 
 
@@ -41,6 +43,17 @@ def _choice(args: argparse.Namespace) -> runs.EngineChoice:
     return runs.EngineChoice(args.engine, args.precision, args.threads, args.device)
 
 
+def packages_of(args: argparse.Namespace, *, one: bool = False) -> str:
+    """The packages of the model that was named, joined by commas; says so where the name can mean two.
+
+    Raises:
+        InputError: several packages where only ``one`` can be used.
+    """
+    if note := both_meant(args.model):
+        warn(f"note: {note}")
+    return (resolve_one if one else resolve)(args.model)
+
+
 def doctor(args: argparse.Namespace, task: Task) -> None:
     from .doctor import examined, lines_of
 
@@ -57,22 +70,25 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
     calibration.check()
     budget = Budget(args.agreement, args.dice_lost, not args.no_fallback)
     policy = QuantizationPolicy(first=args.keep_first, head=args.keep_head, keep=tuple(args.keep), budget=budget)
-    model = resolve_one(args.model)
+    model = packages_of(args, one=True)
     target = args.output or model
     inputs = [path for scan in (*args.calibrate, *(args.labels or [])) for path in scan_paths(scan)]
+    if Path(target).resolve() == resource("demo.zip").resolve():
+        raise InputError("The demo model is part of the program, and stays as it is.", "Give --output.")
     check_output_package(target, inputs, itself=model)
     reader = reader_of(args, task)
-    package, report = runs.quantize(
-        model,
-        [scan_paths(s) for s in args.calibrate],
-        target,
-        calibration,
-        policy,
-        task,
-        by_network=args.foreground_by == "network",
-        labels=args.labels or [],
-        reader=reader,
-    )
+    with overwriting(args, _replaced_by_quantizing(Path(target), Path(model))):
+        package, report = runs.quantize(
+            model,
+            [scan_paths(s) for s in args.calibrate],
+            target,
+            calibration,
+            policy,
+            task,
+            by_network=args.foreground_by == "network",
+            labels=args.labels or [],
+            reader=reader,
+        )
     kept = [layer for layer in report.layers if not layer.quantized]
     print_result(
         args,
@@ -84,6 +100,16 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
         *(f"warning: {text}" for text in report.warnings),
         *(f"note: {text}" for text in reader.notes),
     )
+
+
+def _replaced_by_quantizing(target: Path, model: Path) -> list[Path]:
+    """What a package loses that is written anew: all of another package; of its own only an INT8 network, and what is no part of it."""
+    if not (target.exists() and model.exists() and target.samefile(model)):
+        return [target]
+    if not target.is_dir():
+        return [target] if INT8 in peek(target)[1] else []
+    kept = {MODEL_JSON, *KNOWN_FILES} - {INT8, CALIBRATION}
+    return [path for path in target.iterdir() if path.name not in kept]
 
 
 def _dice(value: float | None) -> str:
@@ -106,7 +132,7 @@ def _guard_lines(result: Any) -> list[str]:
 
 
 def build(args: argparse.Namespace, task: Task) -> None:
-    with ModelPackage.load(resolve_one(args.model)) as package:
+    with ModelPackage.load(packages_of(args, one=True)) as package:
         reader = reader_of(args, task)
         scan = reader(scan_paths(args.scan)) if args.scan else None
         prepared = runs.build(package, _choice(args), options_of(args), scan, task)
@@ -135,34 +161,45 @@ def build(args: argparse.Namespace, task: Task) -> None:
 
 
 def segment(args: argparse.Namespace, task: Task) -> None:
-    model = resolve(args.model)
-    check_output_path(args.output, [*split_paths(model), *scan_paths(args.scan)])
+    model = packages_of(args)
+    inputs = [*split_paths(model), *scan_paths(args.scan)]
+    if args.output is not None:
+        check_output_path(args.output, inputs)
     with load_ensemble(model) as ensemble:
-        labels = ensemble.first.spec.labels
-        began = time.perf_counter()
-        with task.stage("reading"):
-            volume = reader_of(args, task)(scan_paths(args.scan))
-        run = runs.segment(ensemble, volume, _choice(args), options_of(args), task, time.perf_counter() - began)
-        began = time.perf_counter()
-        with task.stage("writing"):
-            write_segmentation(args.output, run.result.labels, run.result.ijk_to_ras, labels)
-        run.seconds["writing"] = time.perf_counter() - began
-        run.seconds["total"] += run.seconds["writing"]
-        value = run_json(args.scan, run)
-        voxels = present_labels(run.result.labels, labels)
-        value["structures"] = [
-            {"value": label.value, "name": label.name, "ml": voxels[label.value] * volume.grid.voxel_ml}
-            for label in labels
-        ]
+        output = Path(args.output) if args.output is not None else segmentation_beside(scan_paths(args.scan)[0], ensemble.first.spec.name)
+        if args.output is None:
+            check_output_path(output, inputs)
+        with overwriting(args, output_files(output)):
+            value, lines = _segment_to(output, ensemble, args, task)
+    print_result(args, value, *lines)
+
+
+def _segment_to(output: Path, ensemble: Ensemble, args: argparse.Namespace, task: Task) -> tuple[dict[str, Any], list[str]]:
+    """Segment, write the label map, and what there is to say of it: for machines and for people."""
+    labels = ensemble.first.spec.labels
+    began = time.perf_counter()
+    with task.stage("reading"):
+        volume = reader_of(args, task)(scan_paths(args.scan))
+    run = runs.segment(ensemble, volume, _choice(args), options_of(args), task, time.perf_counter() - began)
+    began = time.perf_counter()
+    with task.stage("writing"):
+        if args.output is None:
+            # Something may have got that name meanwhile.
+            output = free_path(output)
+        write_segmentation(output, run.result.labels, run.result.ijk_to_ras, labels)
+    run.seconds["writing"] = time.perf_counter() - began
+    run.seconds["total"] += run.seconds["writing"]
+    voxels = present_labels(run.result.labels, labels)
+    structures = [{"value": label.value, "name": label.name, "ml": voxels[label.value] * volume.grid.voxel_ml} for label in labels]
+    value = {**run_json(args.scan, run), "output": str(output), "structures": structures}
     description = run.engine["description"]
-    lines = [
-        f"wrote {args.output}: {sum(v > 0 for v in voxels.values())} of {len(voxels)} structure(s) found, {run.seconds['total']:.2f} s "
+    return value, [
+        f"wrote {output}: {sum(v > 0 for v in voxels.values())} of {len(voxels)} structure(s) found, {run.seconds['total']:.2f} s "
         f"({run.seconds['network']:.2f} s in the network)",
         f"engine: {run.engine['title']}, {run.engine['precision']}: {description['verdict']}, {100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
         *_choice_lines(run.engine["choice"]),
         *(f"note: {note}" for note in [*run.result.notes, *filter(None, [run.engine["note"]])] if note != (run.engine["choice"] or {}).get("reason")),
     ]
-    print_result(args, value, *lines)
 
 
 def _choice_lines(choice: dict[str, Any] | None) -> list[str]:
@@ -190,6 +227,12 @@ def run_json(scan: str, run: runs.SegmentationRun) -> dict[str, Any]:
     }
 
 
+#: What a report is written as.
+REPORT_FILES = ("report.json", "report.html")
+#: What the demo writes.
+DEMO_FILES = (*REPORT_FILES, "segmentation.seg.nrrd", "picture.png", "model.zip")
+
+
 def compare(args: argparse.Namespace, task: Task) -> None:
     from .comparison import compare_scans
 
@@ -198,10 +241,11 @@ def compare(args: argparse.Namespace, task: Task) -> None:
             f"{len(args.labels)} label map(s) were given for {len(args.scans)} scan(s).",
             "Give one for each scan, in the same order.",
         )
-    model = resolve_one(args.model)
+    model = packages_of(args, one=True)
+    written = [Path(args.report) / name for name in REPORT_FILES] if args.report else []
     if args.report:
-        check_output_folder(args.report, ("report.json", "report.html"), [model, *(p for s in (*args.scans, *(args.labels or [])) for p in scan_paths(s))])
-    with ModelPackage.load(model) as package:
+        check_output_folder(args.report, REPORT_FILES, [model, *(p for s in (*args.scans, *(args.labels or [])) for p in scan_paths(s))])
+    with ModelPackage.load(model) as package, overwriting(args, written):
         package.onnx_path("int8")
         reader = reader_of(args, task)
         report = compare_scans(
@@ -212,8 +256,8 @@ def compare(args: argparse.Namespace, task: Task) -> None:
             task,
             reader,
         )
-    if args.report:
-        write_report(report, Path(args.report))
+        if args.report:
+            write_report(report, Path(args.report))
     print_result(args, report, *_comparison_lines(report), *(f"note: {text}" for text in reader.notes), *([f"wrote {Path(args.report) / 'report.html'}"] if args.report else []))
 
 
@@ -335,5 +379,7 @@ def cache(args: argparse.Namespace, task: Task) -> None:
 def demo(args: argparse.Namespace, task: Task) -> None:
     from .demo import run_demo
 
-    value = run_demo(Path(args.output), task, args.scan)
+    check_output_folder(args.output, DEMO_FILES)
+    with overwriting(args, [Path(args.output) / name for name in DEMO_FILES]):
+        value = run_demo(Path(args.output), task, args.scan)
     print_result(args, value, *value["lines"])

@@ -8,10 +8,10 @@ from pathlib import Path
 from . import commands
 from .boundary import examine, region_labels, regions_csv
 from .boundary_page import boundary_page, gains, verdict
-from .catalogue import resolve
 from .ensemble import load_ensemble
 from .files import split_paths, write_json, write_text
 from .outputs import check_output_folder
+from .overwriting import overwriting
 from .progress import Task
 from .runs import EngineChoice
 from .segmentation_file import write_segmentation
@@ -24,8 +24,13 @@ FILES = ("differences.seg.nrrd", "regions.csv", "report.json", "report.html")
 def run(args: argparse.Namespace, task: Task) -> None:
     """Segment in FP32 and INT8, and write what differs into a folder."""
     folder = Path(args.output)
-    model = resolve(args.model)
+    model = commands.packages_of(args)
     check_output_folder(folder, FILES, [*split_paths(model), *scan_paths(args.scan)])
+    with overwriting(args, [folder / name for name in FILES]):
+        _examine(args, task, folder, model)
+
+
+def _examine(args: argparse.Namespace, task: Task, folder: Path, model: str) -> None:
     with load_ensemble(model) as ensemble:
         for package in ensemble.packages:
             package.onnx_path("int8")

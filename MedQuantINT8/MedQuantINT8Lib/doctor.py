@@ -185,7 +185,7 @@ def _table(name: str, rows: list[tuple[str, str]]) -> list[str]:
     """A line for each row: what does not fit is cut at the end of its first sentence, or of the line."""
     lines = []
     for number, (key, text) in enumerate(rows):
-        line = f"{'' if number else name:{_INDENT}}{key:13}{text}"
+        line = f"{'' if number else name:{_INDENT}}{key:12} {text}"
         if len(line) > _WIDTH:
             line = line[: _INDENT + 13] + re.split(r"(?<=\w)\. ", text)[0]
         lines.append(line if len(line) <= _WIDTH else line[: _WIDTH - 3].rstrip() + "...")

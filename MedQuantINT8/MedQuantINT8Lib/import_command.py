@@ -18,6 +18,7 @@ from .importers.base import Understood, write
 from .model import parsed_json
 from .model_spec import Geometry, ModelSpec
 from .outputs import check_output_package
+from .overwriting import of_package, overwriting
 from .progress import Task
 from .spec_parser import parse_spec
 from .terminal import print_result
@@ -92,17 +93,20 @@ def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelS
     for target in targets:
         check_output_package(target, _inputs(args))
     written = []
-    for item, target in zip(understood, targets, strict=True):
-        if spec is not None:
-            item.spec = replace(spec, name=item.spec.name) if len(understood) > 1 else spec
-            item.by_hand = True
-        if args.patch:
-            a, b, c = args.patch
-            item.spec = replace(item.spec, window=replace(item.spec.window, patch_size=(a, b, c)))
-        package = write(item, target, task, dynamic=args.dynamic, force=args.force)
-        package.close()
-        check = item.check.to_json() if item.check else None
-        written.append({"package": str(target), "spec": package.spec.to_json(), "notes": item.notes, "import": check, "network": item.compared})
+    # Whether the INT8 network of a package of that name would be lost is looked at when it is written.
+    ours = [file for item, target in zip(understood, targets, strict=True) for file in of_package(target, (spec or item.spec).name)]
+    with overwriting(args, targets, ours):
+        for item, target in zip(understood, targets, strict=True):
+            if spec is not None:
+                item.spec = replace(spec, name=item.spec.name) if len(understood) > 1 else spec
+                item.by_hand = True
+            if args.patch:
+                a, b, c = args.patch
+                item.spec = replace(item.spec, window=replace(item.spec.window, patch_size=(a, b, c)))
+            package = write(item, target, task, dynamic=args.dynamic, force=args.force)
+            package.close()
+            check = item.check.to_json() if item.check else None
+            written.append({"package": str(target), "spec": package.spec.to_json(), "notes": item.notes, "import": check, "network": item.compared})
     checks = [item.check for item in understood if item.check is not None]
     print_result(
         args,
@@ -127,8 +131,8 @@ def _targets(output: str, understood: list[Understood]) -> list[Path]:
 def _write_draft(args: argparse.Namespace, understood: Understood) -> None:
     target = Path(args.output)
     draft = Path(args.draft) if args.draft else target.with_name(target.stem + ".draft.json")
-    if draft.exists():
-        raise InputError(f"{draft} is there already.", f"Edit it and give it back with --spec {draft}, or remove it.")
+    if draft.exists() and not args.force:
+        raise InputError(f"{draft} is there already.", f"Edit it and give it back with --spec {draft}, or give --force to replace it.")
     write_json(draft, understood.spec.to_json())
     print_result(
         args,

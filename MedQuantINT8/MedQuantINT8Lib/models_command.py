@@ -12,6 +12,7 @@ from . import catalogue
 from .errors import InputError
 from .model import peek
 from .outputs import check_output_package
+from .overwriting import overwriting
 from .progress import Task
 from .terminal import ask, print_result, say
 
@@ -114,7 +115,8 @@ def _get(args: argparse.Namespace, task: Task) -> None:
         raise InputError(f"The licence of {item.name} was not accepted.", "Read it, and give --accept-license.")
     if args.source:
         check_output_package(catalogue.models_root() / item.name / "package", [args.source])
-    packages = catalogue.install(item, Path(args.source) if args.source else None, task, trust_code=args.trust_code)
+    with overwriting(args, [catalogue.models_root() / item.name]):
+        packages = catalogue.install(item, Path(args.source) if args.source else None, task, trust_code=args.trust_code)
     folders = [str(package.folder) for package in packages]
     print_result(
         args,

@@ -19,7 +19,7 @@ _EXIT_CODES = """exit codes:
 {completion}
 
 example:
-  medquant segment demo scan.nii.gz --output scan.seg.nrrd
+  medquant segment demo scan.nii.gz
 """
 _COMPLETION = """completion by the Tab key, in bash, zsh and fish:
   pip install argcomplete, then: eval "$(register-python-argcomplete medquant)\""""
@@ -110,6 +110,10 @@ def _model(command: argparse.ArgumentParser, text: str = _PACKAGE) -> None:
     command.add_argument("model", help=text).completer = installed_models  # type: ignore[attr-defined]
 
 
+def _force(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--force", action="store_true", help="replace what is there already, whoever wrote it")
+
+
 def _doctor(add: Any) -> None:
     _command(add, "doctor", "commands:doctor", "what is installed, which engines can run here, and why not the others", "doctor")
 
@@ -121,6 +125,7 @@ def _demo(add: Any) -> None:
     command.add_argument(
         "--output", default="demo-output", help="folder for segmentation, picture and report (default: %(default)s)"
     )
+    _force(command)
     command.add_argument("--scan", metavar="FILE", help="a scan of your own instead of the synthetic abdomen: NIfTI, NRRD, MetaImage or a DICOM folder")
 
 
@@ -138,6 +143,7 @@ def _import(add: Any) -> None:
     command.add_argument("form", choices=list(FORMS), metavar="FORM", help="one of those below")
     command.add_argument("network", help="the file or folder")
     command.add_argument("--output", "-o", required=True, help="package to write: a folder or .zip")
+    _force(command)
     command.add_argument("--spec", help="description (model.json) to use instead of the one that is understood")
     command.add_argument("--draft", metavar="FILE", help="only write what is understood, to be edited and given back with --spec")
     command.add_argument("--patch", type=whole(1, 4096), nargs=3, metavar="N", help="patch size, where the network leaves it open")
@@ -151,7 +157,6 @@ def _import(add: Any) -> None:
     command.add_argument("--class", dest="class_name", help="python: name of the class")
     command.add_argument("--arguments", default="{}", help="python: JSON object of the class's arguments")
     command.add_argument("--weights", help="python: checkpoint")
-    command.add_argument("--force", action="store_true", help="replace a package even if its INT8 network is lost by that")
 
 
 def _quantize(add: Any) -> None:
@@ -169,6 +174,7 @@ def _quantize(add: Any) -> None:
         "--calibrate", nargs="+", required=True, metavar="SCAN", help="scans (channels of one scan joined by commas)"
     )
     command.add_argument("--output", "-o", help="package to write (default: the model itself gets its INT8 network)")
+    _force(command)
     command.add_argument("--method", default="max", help="max, entropy, percentile or mse (default: %(default)s)")
     command.add_argument(
         "--percentile", type=number(50, 100), default=99.99, help="for --method percentile (default: %(default)s)"
@@ -220,12 +226,13 @@ def _segment(add: Any) -> None:
         "segment",
         "commands:segment",
         "segment a scan",
-        "segment demo scan.nii.gz --output scan.seg.nrrd",
+        "segment demo scan.nii.gz",
         "segment spleen dicom_folder --output spleen.nii.gz --device cpu",
     )
     _model(command, "model package or installed model, or several joined by commas, whose class scores are averaged")
     command.add_argument("scan", help=_SCAN)
-    command.add_argument("--output", "-o", required=True, help="X.seg.nrrd, or a label map as .nii.gz, .nrrd, .mha")
+    command.add_argument("--output", "-o", help="X.seg.nrrd, or a label map as .nii.gz, .nrrd, .mha (default: beside the scan, under a free name)")
+    _force(command)
     command.add_argument("--series", help="DICOM: series instance UID where a folder holds several; UID:N is the N-th stack of that series")
     _running_options(command)
     _reading_options(command)
@@ -252,6 +259,7 @@ def _compare(add: Any) -> None:
     command.add_argument("scans", nargs="+", help="scans")
     command.add_argument("--labels", nargs="+", help="reference label maps, one a scan, with the model's label values")
     command.add_argument("--report", help="folder for report.json and report.html")
+    _force(command)
     _running_options(command, precision=False)
     _reading_options(command)
 
@@ -272,6 +280,7 @@ def _differences(add: Any) -> None:
         default="differences",
         help="folder for differences.seg.nrrd, regions.csv, report.html and .json (default: %(default)s)",
     )
+    _force(command)
     command.add_argument(
         "--volume-change",
         type=number(0, 100_000),
@@ -293,6 +302,7 @@ def _models(add: Any) -> None:
     command.add_argument("--from", dest="source", metavar="PATH", help="get: a file or folder that was got by hand")
     command.add_argument("--accept-license", action="store_true", help="get: the licence was read and is accepted")
     command.add_argument("--trust-code", action="store_true", help="get: run Python code that comes with the model")
+    _force(command)
 
 
 def _study(add: Any) -> None:
@@ -309,6 +319,7 @@ def _study(add: Any) -> None:
     command.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="only these (default: all seven)")
     command.add_argument("--engine", default="auto", help="openvino, onnxruntime or auto (default: %(default)s)")
     command.add_argument("--output", help="folder for TABLE.json and TABLE.md; rows that are there are kept")
+    _force(command)
 
     command = _command(
         add,
@@ -330,6 +341,7 @@ def _study(add: Any) -> None:
     command.add_argument(
         "--output", default="selftest", help="folder for selftest.html and selftest.json (default: %(default)s)"
     )
+    _force(command)
 
 
 def _evaluate(add: Any) -> None:
@@ -358,6 +370,7 @@ def _evaluate(add: Any) -> None:
     command.add_argument(
         "--output", "-o", default="evaluation", help="folder for evaluation.html, .csv, .json (default: %(default)s)"
     )
+    _force(command)
     _running_options(command, precision=False)
     _reading_options(command)
 

@@ -62,6 +62,11 @@ def check_output_path(path: str | os.PathLike[str], inputs: Iterable[str | os.Pa
     check_output_file(path, inputs, tuple(filter(None, [data_file_name(name)])))
 
 
+def output_files(path: Path) -> list[Path]:
+    """All files that a segmentation is written as: a header may have its voxels in a file of their own."""
+    return [path, *(path.with_name(name) for name in filter(None, [data_file_name(path.name)]))]
+
+
 def write_segmentation(path: str | os.PathLike[str], labels: NDArray[Any], ijk_to_ras: Matrix, names: tuple[Label, ...]) -> None:
     """Write a label map (K, J, I), whole or not at all; ``.seg.nrrd`` keeps names, colours and terminology.
 

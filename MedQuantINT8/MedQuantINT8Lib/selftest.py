@@ -34,6 +34,8 @@ from .system import machine
 #: How far FP32 and FP16 results may be from ONNX Runtime's FP32: relative error of the output.
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2}
 _ROUNDS = 10
+#: What is written into the folder.
+FILES = ("selftest.json", "selftest.html")
 
 
 def run_selftest(engine: str, names: Sequence[str], folder: Path, task: Task) -> dict[str, Any]:

@@ -24,43 +24,54 @@ def networks(args: argparse.Namespace, task: Task) -> None:
 
 
 def reproduce(args: argparse.Namespace, task: Task) -> None:
+    from .outputs import check_output_folder
+    from .overwriting import overwriting
     from .reproduce import page
     from .reproduce import reproduce as run
 
-    value = run(args.table, args.networks, args.engine, Path(args.output) if args.output else None, task)
+    folder = Path(args.output) if args.output else None
+    files = [f"{args.table}.json", f"{args.table}.md"]
+    if folder:
+        check_output_folder(folder, files)
+    with overwriting(args, [folder / name for name in files] if folder else []):
+        value = run(args.table, args.networks, args.engine, folder, task)
     print_result(args, value, *page(value))
 
 
 def selftest(args: argparse.Namespace, task: Task) -> None:
     from .errors import EngineError
-    from .selftest import lines_of, run_selftest
+    from .outputs import check_output_folder
+    from .overwriting import overwriting
+    from .selftest import FILES, lines_of, run_selftest
 
-    value = run_selftest(args.engine, args.networks, Path(args.output), task)
+    check_output_folder(args.output, FILES)
+    with overwriting(args, [Path(args.output) / name for name in FILES]):
+        value = run_selftest(args.engine, args.networks, Path(args.output), task)
     print_result(args, value, *lines_of(value))
     if not value["passed"]:
         raise EngineError("The self-test failed.", f"Look at {args.output}/selftest.html, and send it to the developers.")
 
 
 def evaluate(args: argparse.Namespace, task: Task) -> None:
-    from .catalogue import resolve
-    from .commands import options_of, reader_of
+    from .commands import options_of, packages_of, reader_of
     from .datasets import files_of, read_dataset
     from .ensemble import load_ensemble
     from .evaluate import FILES, lines_of, write_results
     from .evaluate import evaluate as run
     from .files import split_paths
     from .outputs import check_output_folder
+    from .overwriting import overwriting
     from .runs import EngineChoice
 
     data = read_dataset(Path(args.data), args.form)
     cases = data.of(args.split)[: args.cases or None]
-    model = resolve(args.model)
+    model = packages_of(args)
     check_output_folder(args.output, FILES, [*split_paths(model), args.data, *files_of(cases)])
-    with load_ensemble(model) as ensemble:
+    with overwriting(args, [Path(args.output) / name for name in FILES]), load_ensemble(model) as ensemble:
         for member in ensemble.packages:
             member.onnx_path("int8")
         choice = EngineChoice(args.engine, "int8", args.threads, args.device)
         reader = reader_of(args, task)
         value = run(ensemble, data, cases, choice, options_of(args), args.tolerance, task, reader)
-    write_results(value, Path(args.output))
+        write_results(value, Path(args.output))
     print_result(args, value, *lines_of(value), *(f"  note: {text}" for text in reader.notes), f"  wrote {args.output}/evaluation.html, .csv, .json")
