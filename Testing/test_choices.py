@@ -166,7 +166,7 @@ def test_auto_gives_a_result_where_int8_cannot_be_built_or_fp32_cannot_be_timed(
 @pytest.mark.parametrize("where", ["build", "load", "run"])
 @pytest.mark.parametrize("error", [GpuMemoryError("no room"), GpuError("it was lost")])
 def test_a_gpu_that_fails_gives_way_to_the_processor(package, where, error):
-    choice = runs.EngineChoice("auto", "int8", device="gpu")
+    choice = runs.EngineChoice("auto", "int8")
     fails(where, error)
     run = runs.segment(package, SCAN, choice, OPTIONS, Task())
     assert run.engine["name"] == "tiny" and run.result.notes[0] == f"run on the processor: {error}"
@@ -174,10 +174,14 @@ def test_a_gpu_that_fails_gives_way_to_the_processor(package, where, error):
     fails(where, error)
     with pytest.raises(GpuError):
         runs.segment(package, SCAN, replace(choice, name="card"), OPTIONS, Task())
+    fails(where, error)
+    with pytest.raises(GpuError):
+        # Who asked for the GPU is not given the processor.
+        runs.segment(package, SCAN, replace(choice, device="gpu"), OPTIONS, Task())
 
 
 def test_building_gives_way_too_and_several_engines_are_tried(package):
-    choice = runs.EngineChoice("auto", "int8", device="gpu")
+    choice = runs.EngineChoice("auto", "int8")
     fails("build", GpuMemoryError("no room"))
     built = runs.build(package, choice, OPTIONS, SCAN, Task())
     assert built.backend.name == "tiny" and built.note.startswith("run on the processor: no room")

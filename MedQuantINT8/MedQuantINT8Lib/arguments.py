@@ -88,10 +88,14 @@ JSON_FORM = """the JSON description of a data set:
     "name": "my scans",
     "structures": {"1": "liver", "2": "spleen"},
     "cases": [
-      {"name": "case 1", "image": "images/1.nii.gz", "label": "labels/1.nii.gz", "split": "test"},
-      {"name": "case 2", "image": ["t1/2.nii.gz", "flair/2.nii.gz"], "label": "labels/2.nii.gz"}
+      {"name": "case 1", "split": "test",
+       "image": "images/1.nii.gz", "label": "labels/1.nii.gz"},
+      {"name": "case 2",
+       "image": ["t1/2.nii.gz", "flair/2.nii.gz"], "label": "labels/2.nii.gz"}
     ]
   }
-  name, structures and split may be left out. structures names the label maps' values as the model names its structures; without it
-  the label maps hold the model's own values. image is one path, or one a channel; paths begin at the folder of the description.
+  name, structures and split may be left out. structures names the label maps'
+  values as the model names its structures; without it the label maps hold the
+  model's own values. image is one path, or one a channel; paths begin at the
+  folder of the description.
 """

@@ -273,18 +273,11 @@ def _run_apart(
     args: argparse.Namespace, package: ModelPackage, scan: str, precision: str, output: Path, task: Task
 ) -> dict[str, Any]:
     """Segment in a process of its own, so that its time and peak memory are those of a user's command."""
-    common = [
-        str(package.folder),
-        "--engine",
-        runs.EngineChoice(args.engine).beside(precision).name,
-        "--precision",
-        precision,
-        "--batch",
-        str(args.batch),
-        "--threads",
-        str(args.threads),
-    ]
+    choice = runs.EngineChoice(args.engine, threads=args.threads, device=args.device).beside(precision)
+    common = [str(package.folder), "--engine", choice.name, "--precision", precision, "--device", choice.device]
     for name, values in (
+        ("--batch", [args.batch]),
+        ("--threads", [args.threads]),
         ("--patch", args.patch),
         ("--overlap", [args.overlap] if args.overlap is not None else None),
         ("--memory", [args.memory] if args.memory else None),

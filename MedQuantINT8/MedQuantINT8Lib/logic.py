@@ -108,7 +108,7 @@ class MedQuantINT8Logic(Making):
 
     def devices(self) -> list[tuple[str, str]]:
         """Where engines can run: name for ``device=``, and what it is."""
-        return [("cpu", cpu_name()), *gpu_names()]
+        return [("auto", "whatever is fastest"), ("cpu", cpu_name()), *gpu_names()]
 
     def engineTitles(self) -> list[tuple[str, str]]:
         """All engines this version knows, with titles; whether they can run is only found out when one is used."""

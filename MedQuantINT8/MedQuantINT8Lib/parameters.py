@@ -80,7 +80,7 @@ class Parameters:
     model = _Field("demo")
     engine = _Field("auto")
     precision = _Field("auto")
-    device = _Field("cpu")
+    device = _Field("auto")
     segments: _Field[list[str] | None] = _Field(None)
     surface = _Field(True)
     replace = _Field(False)

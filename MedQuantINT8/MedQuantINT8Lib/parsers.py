@@ -393,7 +393,7 @@ def _running_options(command: argparse.ArgumentParser, *, precision: bool = True
             default="auto",
             help="auto is int8, unless fp32 is faster on this machine; fp16 is for TensorRT (default: %(default)s)",
         )
-    command.add_argument("--device", type=device, default="cpu", metavar="DEVICE", help=f"{DEVICES} (default: %(default)s)")
+    command.add_argument("--device", type=device, default="auto", metavar="DEVICE", help=f"{DEVICES} (default: %(default)s)")
     command.add_argument("--patch", type=whole(1, 4096), nargs=3, metavar="N", help="another patch size")
     command.add_argument("--overlap", type=number(0, 1, below=True), help="another overlap, 0 to below 1")
     command.add_argument(

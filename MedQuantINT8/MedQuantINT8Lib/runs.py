@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from .calibration import CalibrationOptions, ForegroundFinder, PatchSampler, draw_samples, foreground_by_intensity
 from .engines import BuildOptions, choose_backend, cuda
-from .engines.base import EngineBackend, Precision, UnsupportedNetwork, backend, choose_instead, precisions_of
+from .engines.base import (
+    EngineBackend,
+    Precision,
+    UnsupportedNetwork,
+    backend,
+    backend_names,
+    choose_instead,
+    precisions_of,
+    runs_on,
+    unavailable_reason,
+)
 from .engines.cuda import GpuError, GpuMemoryError
 from .engines.prepare import PreparedEngine, prepare
 from .engines.race import prepare_faster
@@ -40,17 +50,31 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """Which engine to run on: a backend's name or "auto", and the precision; "auto" is INT8 unless FP32 is faster here."""
+    """Which engine to run on.
+
+    Attributes:
+        name: a backend's, or "auto".
+        precision: "auto" is INT8 unless FP32 is faster here.
+        threads: of the processor; 0 for all.
+        device: "auto" for any, "cpu" for the processor alone, "gpu" for the NVIDIA GPU with most free memory, "gpu:1" for the second.
+    """
 
     name: str = "auto"
     precision: Precision | Literal["auto"] = "int8"
     threads: int = 0
-    device: str = "cpu"
+    device: str = "auto"
 
     def beside(self, precision: str) -> EngineChoice:
-        """For a run that another is held against. FP32 that the engine does not compute is left to the one that "auto" takes for it."""
-        other = self.name != "auto" and precision not in precisions_of(backend(self.name))
-        name, device = ("auto", "cpu") if other else (self.name, self.device)
+        """For a run that another is held against. FP32 that the engine (or no engine of that device) computes is left to what "auto" takes for it."""
+        name, device = self.name, self.device
+        if name != "auto":
+            able = precision in precisions_of(backend(name))
+        else:
+            able = device == "auto" or any(
+                precision in precisions_of(made) and not unavailable_reason(made) for made in map(backend, backend_names()) if runs_on(made, device)
+            )
+        if not able:
+            name, device = "auto", "auto"
         return replace(self, name=name, precision=precision, device=device)  # type: ignore[arg-type]
 
 
@@ -132,7 +156,7 @@ def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder
         patch = patch_for(inside, package.spec, SegmentationOptions())
 
         def labels_by(choice: EngineChoice) -> NDArray[Any]:
-            prepared = prepare(package, choose_backend(choice.name, "fp32"), BuildOptions("fp32", patch, device=choice.device), (), task)
+            prepared = prepare(package, choose_backend(choice.name, "fp32", choice.device), BuildOptions("fp32", patch, device=choice.device), (), task)
             try:
                 return segment_in_network_space(inside, package.spec, prepared.engine, SegmentationOptions(), task).labels
             finally:
@@ -161,7 +185,7 @@ def _build(
 ) -> PreparedEngine:
     from .preprocessing import preprocess
 
-    made = choose_backend(choice.name, choice.precision)
+    made = choose_backend(choice.name, choice.precision, choice.device)
     _check_network(package, choice)
     options = _with_batch(options, package, made, choice)
     patches: list[Any] = []
@@ -254,8 +278,8 @@ def _first_that_can(choice: EngineChoice, attempt: Callable[[EngineChoice], T]) 
             if choice.name != "auto":
                 raise
             try:
-                tried.append(choose_backend(wanted.name, wanted.precision).name if wanted.name == "auto" else wanted.name)
-                other = choose_instead(choice.precision, error, tried)
+                tried.append(choose_backend(wanted.name, wanted.precision, wanted.device).name if wanted.name == "auto" else wanted.name)
+                other = choose_instead(choice.precision, error, tried, choice.device)
             except EngineError:
                 raise first from error
             wanted = replace(choice, name=other.name, device=choice.device if getattr(other, "needs_gpu", False) else "cpu")
@@ -271,7 +295,7 @@ def _segment(
     read_seconds: float = 0.0,
     shelf: EngineShelf | None = None,
 ) -> SegmentationRun:
-    made = choose_backend(choice.name, choice.precision)
+    made = choose_backend(choice.name, choice.precision, choice.device)
     ensemble = package if isinstance(package, Ensemble) else Ensemble([package])
     spec = ensemble.first.spec
     for member in ensemble.packages:

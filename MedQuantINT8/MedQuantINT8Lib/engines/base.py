@@ -28,7 +28,7 @@ class BuildOptions:
         precision: which network of the package: "int8" (Q/DQ) or "fp32"; "fp16" is FP32's in half precision (TensorRT and TensorRT for RTX).
         patch: spatial size of the input, along the tensor's axes.
         batch: windows a call.
-        device: "cpu" or what the backend understands.
+        device: "auto", "cpu" (the processor), "gpu" or "gpu:N"; "auto" is the only kind that the backend runs on (:func:`device_of`).
         threads: CPU threads, 0 for the backend's own choice.
         high_precision: layers (ONNX node names) to run in float although the network quantizes them.
     """
@@ -36,7 +36,7 @@ class BuildOptions:
     precision: Precision
     patch: tuple[int, int, int]
     batch: int = 1
-    device: str = "cpu"
+    device: str = "auto"
     threads: int = 0
     high_precision: tuple[str, ...] = ()
 
@@ -212,39 +212,60 @@ def float_precision_of(made: EngineBackend) -> Precision:
     return "fp32" if "fp32" in precisions_of(made) else "fp16"
 
 
+def runs_on(made: EngineBackend, device: str) -> bool:
+    """Whether a backend runs on a device of that name: "auto" is any, "cpu" the processor, "gpu" and "gpu:N" an NVIDIA GPU."""
+    return device == "auto" or (device == "cpu") != bool(getattr(made, "needs_gpu", False))
+
+
+def device_of(made: EngineBackend, device: str) -> str:
+    """The device in the backend's own words: "cpu" for those of the processor; "gpu" or "gpu:N" for those of NVIDIA GPUs.
+
+    Raises:
+        EngineError: the backend does not run on that device.
+    """
+    on_gpu = bool(getattr(made, "needs_gpu", False))
+    if not runs_on(made, device):
+        where = "an NVIDIA GPU" if on_gpu else "the processor"
+        raise EngineError(f"{made.title} runs on {where} alone, not on the device {device}.", "Choose the device auto, or another engine.")
+    return device if device != "auto" else "gpu" if on_gpu else "cpu"
+
+
 def choose_processor(precision: str) -> EngineBackend:
     """As :func:`choose_backend` for "auto", among the backends that run on the processor."""
-    usable = [made for made in map(backend, _REGISTRY) if not getattr(made, "needs_gpu", False) and not unavailable_reason(made)]
+    usable = [made for made in map(backend, _REGISTRY) if runs_on(made, "cpu") and not unavailable_reason(made)]
     usable.sort(key=lambda made: precision != "fp32" and not made.real_int8)
     if not usable:
         raise EngineError("No engine can run on the processor.", "Install one with: pip install openvino onnx")
     return usable[0]
 
 
-def choose_instead(precision: str, failed: EngineError, tried: Collection[str] = ()) -> EngineBackend:
+def choose_instead(precision: str, failed: EngineError, tried: Collection[str] = (), device: str = "auto") -> EngineBackend:
     """What "auto" takes when an engine failed: the next one for a network that it has no kernel for, else the processor.
 
     Args:
         tried: names of the engines that failed; by default the first choice.
+        device: where it may run; with a GPU that was asked for, nothing goes to the processor.
 
     Raises:
         EngineError: ``failed``, where nothing is left to try.
     """
     if isinstance(failed, UnsupportedNetwork):
-        usable = usable_backends(precision)
+        usable = usable_backends(precision, device)
         names = set(tried) or {usable[0].name}
         others = [made for made in usable if made.name not in names]
         if not others:
             raise failed
         return others[0]
+    if device not in ("auto", "cpu"):
+        raise failed
     made = choose_processor(precision)
     if made.name in tried:
         raise failed
     return made
 
 
-def choose_backend(name: str, precision: str) -> EngineBackend:
-    """The backend asked for, or for "auto" the first that can run here; INT8 prefers a real one.
+def choose_backend(name: str, precision: str, device: str = "auto") -> EngineBackend:
+    """The backend asked for, or for "auto" the first that can run here, on that device; INT8 prefers a real one.
 
     Raises:
         EngineError: none can run here; says why for each.
@@ -253,26 +274,30 @@ def choose_backend(name: str, precision: str) -> EngineBackend:
         chosen = backend(name)
         if precision not in ("auto", *precisions_of(chosen)):
             raise EngineError(f"{chosen.title} does not compute in {precision.upper()}.", f"Choose another --precision ({', '.join(precisions_of(chosen))}) or engine.")
+        device_of(chosen, device)
         if reason := unavailable_reason(chosen):
             raise EngineError(f"The engine {name} cannot run here: {reason}")
         return chosen
-    return usable_backends(precision)[0]
+    return usable_backends(precision, device)[0]
 
 
-def usable_backends(precision: str) -> list[EngineBackend]:
-    """All backends that can run here in that precision, best first: real INT8 before the simulation, and where several can use an NVIDIA
-    GPU, the one that was fastest in a trial on it.
+def usable_backends(precision: str, device: str = "auto") -> list[EngineBackend]:
+    """All backends that can run here in that precision on that device, best first: real INT8 before the simulation, and where several can
+    use an NVIDIA GPU, the one that was fastest in a trial on it.
 
     Raises:
         EngineError: none can run here; says why for each.
     """
     from .trial import fastest_first
 
-    usable = [made for made in map(backend, _REGISTRY) if precision in ("auto", *precisions_of(made)) and not unavailable_reason(made)]
+    here = [made for made in map(backend, _REGISTRY) if runs_on(made, device)]
+    usable = [made for made in here if precision in ("auto", *precisions_of(made)) and not unavailable_reason(made)]
     if not usable:
-        reasons = "; ".join(f"{name}: {reason or f'no {precision.upper()}'}" for name, reason in availability().items())
+        reasons = "; ".join(f"{made.name}: {unavailable_reason(made) or f'no {precision.upper()}'}" for made in here)
         hint = "Half precision alone needs an NVIDIA GPU: choose another --precision." if precision == "fp16" else "Install one with: pip install openvino onnx"
-        raise EngineError(f"No engine can run here ({reasons}).", hint)
+        if device not in ("auto", "cpu"):
+            hint = "Choose the device auto or cpu."
+        raise EngineError(f"No engine can run {'here' if device == 'auto' else f'on the device {device}'} ({reasons}).", hint)
     usable.sort(key=lambda made: precision != "fp32" and not made.real_int8)
     on_gpu = [made for made in usable if getattr(made, "needs_gpu", False)]
     return fastest_first(on_gpu) + [made for made in usable if made not in on_gpu]

@@ -96,12 +96,13 @@ def check_one_fits() -> None:
 
 
 def choose_gpu(device: str) -> GpuInfo:
-    """The GPU that ``device`` names: "gpu:1" is the second; "gpu", and "cpu" as engines on GPUs are given by default, the one with most
-    free memory.
+    """The GPU that ``device`` names: "gpu:1" is the second; "gpu" and "auto" the one with most free memory.
 
     Raises:
-        EngineError: there is no such GPU, or it is too old.
+        EngineError: there is no such GPU, or it is too old; or the processor was meant.
     """
+    if device == "cpu":
+        raise EngineError("This engine runs on NVIDIA GPUs alone, not on the device cpu.", "Choose the device auto, or another engine.")
     known = gpus()
     if not known:
         raise EngineError("There is no NVIDIA GPU here, or its driver is missing.", "Choose the device cpu.")

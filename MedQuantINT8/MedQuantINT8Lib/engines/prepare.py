@@ -15,7 +15,7 @@ from ..files import sha256_file
 from ..model import ModelPackage
 from ..progress import Task
 from . import cache
-from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild, unavailable_reason
+from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild, device_of, unavailable_reason
 from .choices import Choice
 from .fidelity import Fidelity, Patch, compare, labels_of, offending_layers
 
@@ -89,6 +89,7 @@ def prepare(
         EngineError: the network cannot be built, or stays wrong with the layers at fault in high precision.
     """
     task = task or Task()
+    options = replace(options, device=device_of(backend, options.device))
     key = engine_key(package, backend, options)
     with task.stage("preparing the engine"):
         entry = cache.find(key)
