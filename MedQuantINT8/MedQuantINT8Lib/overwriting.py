@@ -42,7 +42,8 @@ def overwriting(args: argparse.Namespace, targets: Iterable[PathLike], ours: Ite
     before = {file: _state(file) for path in paths for file in _files(path)}
     noted = _noted() if before else {}
     known = set(map(Path, ours))
-    foreign = [file for file, state in before.items() if file not in known and noted.get(_key(file)) != (args.command, state)]
+    others = [file for file, state in before.items() if noted.get(_key(file)) != (args.command, state)]
+    foreign = [file for file in others if file not in known]
     if foreign and not args.force and not (not args.json and ask(f"{_named(foreign)} Replace {'it' if len(foreign) == 1 else 'them'}?")):
         raise InputError(_named(foreign), "Choose another output, or give --force to replace it.")
     try:
@@ -52,7 +53,7 @@ def overwriting(args: argparse.Namespace, targets: Iterable[PathLike], ours: Ite
         made = {file: state for file, state in after.items() if before.get(file) != state}
         _note(args.command, made)
     if replaced := sorted(file for file in before if after.get(file) != before[file]):
-        who = "which was there already" if foreign else f"which medquant {args.command} had written before" if not known else "of the same name"
+        who = f"which medquant {args.command} had written before" if not others else "which was there already" if foreign else "a package of the same name"
         warn(f"note: replaced {_listed(replaced)}, {who}")
 
 
