@@ -1,7 +1,8 @@
 """Draws the icon and the sample's thumbnail, and takes the README's pictures: two of the module's real window, one of the demo's report.
 
-    python Testing/make_pictures.py
+    python Testing/make_pictures.py [window] [report]
 
+Figures in them are those of the machine as it is: make them where nothing else runs.
 Slices and surfaces come from Slicer's own displayable managers; the window around the panel is the stand-in of Testing/host.
 """
 
@@ -18,10 +19,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "Testing" / "host"), str(ROOT / "MedQuantINT8")]
 ICONS, SHOTS = ROOT / "MedQuantINT8" / "Resources" / "Icons", ROOT / "Resources"
-#: The README's screenshots; the panel has its own width of these, at most as wide as it may be.
-WIDTH, HEIGHT, WIDEST_PANEL = 1280, 800, 560
-#: Pixels of a side of each view.
-VIEW = 396
+#: The README's screenshots, and a side of each of the four views in them; the panel has the rest.
+WIDTH, HEIGHT, VIEW = 1280, 800, 396
+PANEL = WIDTH - 2 * VIEW - 12
 
 
 def icon(qt: Any) -> None:
@@ -56,28 +56,19 @@ def look(qt: Any, until: Any) -> None:
     qt.QApplication.processEvents()
 
 
-def fit(qt: Any, panel: Any) -> int:
-    """Give the panel the width that it asks for, so that nothing of it is cut; that width."""
-    panel.resize(max(panel.minimumSizeHint().width(), panel.sizeHint().width()), HEIGHT)
-    qt.QApplication.processEvents()
-    needed = panel.minimumSizeHint()
-    if panel.width() > WIDEST_PANEL or needed.height() > HEIGHT:
-        raise SystemExit(f"The panel needs {panel.width()} x {needed.height()} pixels: it does not fit {WIDEST_PANEL} x {HEIGHT}.")
-    return int(panel.width())
-
-
 def screenshot(qt: Any, panel: Any, views: Any, path: Path) -> None:
-    """The panel on the left, the views on the right, as in Slicer: nothing cut."""
-    width = fit(qt, panel)
+    """The panel on the left, the views on the right, as in Slicer; a panel that would be cut is an error."""
+    panel.resize(PANEL, HEIGHT)
+    qt.QApplication.processEvents()
+    if (panel.width(), panel.height()) != (PANEL, HEIGHT):
+        raise SystemExit(f"The panel needs {panel.width()} x {panel.height()} pixels: it does not fit {PANEL} x {HEIGHT}.")
     picture = qt.QPixmap(WIDTH, HEIGHT)
     picture.fill(qt.QColor(18, 18, 24))
     painter = qt.QPainter(picture)
     painter.drawPixmap(0, 0, panel.grab())
-    across, up = (WIDTH - width - 12) // 2, (HEIGHT - 4) // 2
-    size = min(across, up)
     for n in range(4):
-        x, y = width + 8 + (n % 2) * (across + 4) + (across - size) // 2, (n // 2) * (up + 4) + (up - size) // 2
-        painter.drawPixmap(x, y, size, size, views, n * VIEW, 0, VIEW, VIEW)
+        x, y = PANEL + 6 + (n % 2) * (VIEW + 4), 2 + (n // 2) * (VIEW + 4)
+        painter.drawPixmap(x, y, VIEW, VIEW, views, n * VIEW, 0, VIEW, VIEW)
     painter.end()
     picture.toImage().convertToFormat(qt.QImage.Format_RGB888).save(str(path))
 
@@ -98,7 +89,7 @@ def report(path: Path) -> None:
         subprocess.run([browser, *arguments, f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={path}", page], check=True, capture_output=True)
 
 
-def main() -> None:
+def window_pictures() -> None:
     import window
 
     window.install()
@@ -108,8 +99,6 @@ def main() -> None:
     import MedQuantINT8
     from MedQuantINT8Lib.mrml_views import save_picture
 
-    for folder in (ICONS, SHOTS):
-        folder.mkdir(parents=True, exist_ok=True)
     icon(qt)
     MedQuantINT8.MedQuantINT8(type("Parent", (), {})())
     widget = MedQuantINT8.MedQuantINT8Widget()
@@ -120,32 +109,54 @@ def main() -> None:
 
     node = SampleData.samples[0]["customDownloader"](None)
     ui, runner = widget.view.ui, widget.view.runner
+
+    def newest_segmentation() -> Any:
+        return slicer.mrmlScene.GetNthNodeByClass(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") - 1, "vtkMRMLSegmentationNode")
+
+    def segmented() -> Any:
+        ui.segmentButton.click()
+        look(qt, lambda: runner.busy)
+        look(qt, lambda: not runner.busy)
+        return newest_segmentation()
+
     with tempfile.TemporaryDirectory() as scratch:
 
         def views(segmentation: Any) -> Any:
             save_picture(node, segmentation, Path(scratch) / "views.png", VIEW)
             return qt.QPixmap(str(Path(scratch) / "views.png"))
 
-        ui.segmentButton.click()
-        look(qt, lambda: "Segmenting" in ui.segmentStatusLabel.text())
-        look(qt, lambda: not runner.busy)
-        result = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+        # The first click builds the engine; what a user sees from then on is the second.
+        slicer.mrmlScene.RemoveNode(segmented())
+        result = segmented()
         pictures = views(result)
         screenshot(qt, widget.parent, pictures, SHOTS / "segment.png")
-        pictures.copy(3 * VIEW, 0, VIEW, VIEW).scaled(260, 260, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation).save(
-            str(ICONS / "SyntheticAbdomen.png")
-        )
+        surfaces = pictures.copy(3 * VIEW, 0, VIEW, VIEW)
+        surfaces.scaled(260, 260, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation).save(str(ICONS / "SyntheticAbdomen.png"))
         ui.segmentSection.setProperty("collapsed", True)
         ui.compareSection.setProperty("collapsed", False)
         ui.compareButton.click()
+        look(qt, lambda: runner.busy)
         look(qt, lambda: not runner.busy)
         ui.showDifferencesButton.click()
         result.GetDisplayNode().SetVisibility(False)
-        differences = slicer.mrmlScene.GetNthNodeByClass(1, "vtkMRMLSegmentationNode")
         look(qt, lambda: True)
-        screenshot(qt, widget.parent, views(differences), SHOTS / "compare.png")
+        shown = views(newest_segmentation())
+        # Single voxels have no surface to show: the organs stay in the 3D view.
+        painter = qt.QPainter(shown)
+        painter.drawPixmap(3 * VIEW, 0, surfaces)
+        painter.end()
+        screenshot(qt, widget.parent, shown, SHOTS / "compare.png")
     widget.cleanup()
-    report(SHOTS / "demo.png")
+
+
+def main() -> None:
+    for folder in (ICONS, SHOTS):
+        folder.mkdir(parents=True, exist_ok=True)
+    wanted = sys.argv[1:] or ["window", "report"]
+    if "window" in wanted:
+        window_pictures()
+    if "report" in wanted:
+        report(SHOTS / "demo.png")
 
 
 if __name__ == "__main__":

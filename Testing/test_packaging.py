@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,12 @@ def test_addresses_of_icon_and_screenshots_are_files_of_this_repository():
         assert address.startswith("https://")
         picture = ROOT / address.split("/main/", 1)[1]
         assert picture.is_file() and picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("name", ["segment", "compare", "demo"])
+def test_the_readmes_pictures_have_one_size(name):
+    content = (ROOT / "Resources" / f"{name}.png").read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", content[16:24]) == (1280, 800)
 
 
 def test_the_icon_is_128_pixels_square():
