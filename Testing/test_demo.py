@@ -57,6 +57,7 @@ def test_the_demo_goes_from_scan_to_report(tmp_path, capsys):
     assert node.GetSegmentation().GetNumberOfSegments() == len(phantom_labels())
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_users_scan_and_without_slicer(tmp_path):
     volume, _ = make_phantom(1010, (64, 60, 40), 5.0)
     scan, folder = tmp_path / "mine.nii.gz", tmp_path / "out"
