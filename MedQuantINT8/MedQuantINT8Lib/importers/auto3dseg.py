@@ -40,9 +40,9 @@ def understand(source: Path) -> Understood:
     path = source if source.is_file() else next((p for p in (folder / "model.pt", folder / "model" / "model.pt") if p.is_file()), None)
     if path is None:
         raise PackageError(f"{source} holds no model.pt.", "Give the folder that Auto3DSeg or the Slicer extension made.")
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, mapped=True)
     config = read_config(find_config(checkpoint, folder, path), path.name)
-    weights = state_dict_of(checkpoint, path.name)
+    state_dict_of(checkpoint, path.name)
     kind = _kind(config, path)
     regions = _regions(config, kind)
     notes = [*config.remarks, *regions.notes]
@@ -50,7 +50,7 @@ def understand(source: Path) -> Understood:
     if "whole-head" in path.resolve().as_posix():
         notes.append("the two largest parts of each structure are kept, as the Slicer extension does for whole-head models")
         spec = replace(spec, cleaning=(Cleaning("largest", count=2),))
-    model = Auto3DSegModel(config, kind == "brats", tuple(label.value for label in spec.labels), partial(_network, config, weights))
+    model = Auto3DSegModel(config, kind == "brats", tuple(label.value for label in spec.labels), partial(_network, config, path))
     return Understood(spec, model.network, notes, partial(auto3dseg_original, model))
 
 
@@ -219,7 +219,7 @@ def _license(folder: Path) -> str:
     return "unknown: see where the model came from"
 
 
-def _network(config: Auto3DSegConfig, weights: dict[str, Any]) -> Any:
+def _network(config: Auto3DSegConfig, weights: Path) -> Any:
     from monai.networks import nets
 
     arguments = {**config.network, "dsdepth": config.network.get("dsdepth") or 1}
