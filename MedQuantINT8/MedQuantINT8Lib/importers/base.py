@@ -173,6 +173,10 @@ def _checked(understood: Understood, package: ModelPackage, task: Task) -> Impor
         original = understood.original()
     except DependencyError as error:
         return ImportCheck.not_compared(error.args[0].rstrip("."))
+    except PackageError as error:
+        if not understood.by_hand:
+            raise
+        return ImportCheck.not_compared(error.args[0].rstrip("."))
     try:
         check = compare_import(package.spec, package.folder / FP32, original, task)
     except OriginalFailed as error:

@@ -39,7 +39,8 @@ class OriginalPipeline(Protocol):
         does not hold: float32 (classes, A0, A1, A2) in network space; None where the software has none."""
 
     def labels(self, volume: Volume) -> NDArray[Any] | None:
-        """The label map on the scan's own grid, (K, J, I), with the package's label values; None where there is none."""
+        """The label map on the scan's own grid, (K, J, I), with the package's label values, signed; -1 where the software gives no
+        label; None where it gives no label map. Asked for after :meth:`scores`."""
 
 
 @dataclass(frozen=True)

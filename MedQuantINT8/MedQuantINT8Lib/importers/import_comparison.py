@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..blending import ScoreSink
-from ..errors import InputError, PackageError
+from ..errors import InputError, MedQuantError, PackageError
 from ..model_spec import ModelSpec
 from ..preprocessing import NetworkInput, preprocess
 from ..progress import Task
@@ -27,6 +28,8 @@ from .import_check import ImportCheck, OriginalPipeline, ScanCheck, difference
 SECONDS = 90.0
 #: Scores of both sides may take this share of the free memory.
 _MEMORY_SHARE = 0.3
+#: Scores of a scan's windows that are kept from blending to labels.
+_KEPT_BYTES = 512 << 20
 
 
 def compare_import(
@@ -58,7 +61,8 @@ def compare_import(
             found[number] = _compared(side, scans[number], prepared[number], original)
             task.step()
     checks = tuple(found[number] for number in range(len(scans)))
-    return ImportCheck(original.title, True, side.reason(len(scans)), checks)
+    compared = any(check.input_difference is not None for check in checks)
+    return ImportCheck(original.title, compared, side.reason(len(scans)), checks)
 
 
 def accept(check: ImportCheck, *, by_hand: bool = False) -> list[str]:
@@ -83,25 +87,38 @@ def accept(check: ImportCheck, *, by_hand: bool = False) -> list[str]:
 def _compared(side: _OurSide, volume: Volume, prepared: NetworkInput | str, original: OriginalPipeline) -> ScanCheck:
     if isinstance(prepared, str):
         return ScanCheck(volume.name, None, None, None, f"not compared: {prepared}")
-    theirs = np.asarray(original.prepare(volume))
+    try:
+        theirs = np.asarray(original.prepare(volume))
+    except MedQuantError:
+        raise
+    except Exception as error:
+        # A made scan may be one that the original cannot take, and it may raise anything.
+        return ScanCheck(volume.name, None, None, None, side.failed(original, error))
     close = difference(prepared.data, theirs)
     if prepared.data.shape != theirs.shape:
         return ScanCheck(volume.name, close, None, None, f"its shape is {prepared.data.shape}, not {theirs.shape}")
     if not np.isfinite(close) or not side.affords(prepared):
         return ScanCheck(volume.name, close, None, None)
     began = time.perf_counter()
-    ours, their_scores = side.scores(prepared), original.scores(volume)
-    scored, words = None, ""
+    try:
+        their_scores = original.scores(volume)
+        their_labels = None if their_scores is None else original.labels(volume)
+    except MedQuantError:
+        raise
+    except Exception as error:
+        return ScanCheck(volume.name, close, None, None, side.failed(original, error))
+    scored, agreement, words = None, None, ""
     if their_scores is not None:
+        ours = side.scores(prepared)
         scored = difference(ours, np.asarray(their_scores))
         if ours.shape != np.shape(their_scores):
             words = f"their shape is {ours.shape}, not {np.shape(their_scores)}"
-    agreement = None
-    their_labels = original.labels(volume)
     if their_labels is not None:
         labels = side.labels(prepared)
         if labels.shape == np.shape(their_labels):
-            agreement = float(np.mean(labels == their_labels))
+            # -1: the original gives no label there.
+            decided = np.asarray(their_labels) != -1
+            agreement = float(np.mean((labels == their_labels)[decided])) if decided.any() else None
         else:
             agreement, words = 0.0, f"its shape is {labels.shape}, not {np.shape(their_labels)}"
     side.took(prepared, time.perf_counter() - began)
@@ -119,6 +136,8 @@ class _OurSide:
     _spent: float = 0.0
     _left_out: int = 0
     _empty: list[str] = field(default_factory=list)
+    _failed: list[str] = field(default_factory=list)
+    _known: dict[bytes, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     def prepared(self, volume: Volume) -> NetworkInput | str:
         """The scan in network space; or why it has none, such as nothing left after a crop."""
@@ -139,8 +158,15 @@ class _OurSide:
         self._left_out += not fits
         return fits
 
+    def failed(self, original: OriginalPipeline, error: Exception) -> str:
+        """Words for a scan that the original cannot segment."""
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        self._failed.append(line)
+        return f"{original.title} itself fails on it: {line}"
+
     def took(self, prepared: NetworkInput, seconds: float) -> None:
         self._spent += seconds
+        self._known.clear()
         self._seconds_a_window = max(self._seconds_a_window, seconds / max(1, self.windows(prepared)))
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -148,7 +174,14 @@ class _OurSide:
             from ..engines.onnxruntime import OnnxRuntimeEngine, session
 
             self._engine = OnnxRuntimeEngine(session(self.network.read_bytes(), "fp32"), "fp32")
-        return self._engine.infer(batch)
+        # Scores and labels of a scan are made from the same windows.
+        key = hashlib.sha256(np.ascontiguousarray(batch).tobytes()).digest()
+        if key not in self._known:
+            made = self._engine.infer(batch)
+            if sum(scores.nbytes for scores in self._known.values()) + made.nbytes > _KEPT_BYTES:
+                return made  # type: ignore[no-any-return]
+            self._known[key] = made
+        return self._known[key]
 
     def scores(self, prepared: NetworkInput) -> NDArray[np.float32]:
         plan = plan_for(prepared, self.spec, SegmentationOptions())
@@ -168,6 +201,8 @@ class _OurSide:
                 f"the network ran on {scans - self._left_out - len(self._empty)} of them: "
                 f"it takes {self._seconds_a_window:.1f} s a window, and {SECONDS:.0f} s are spent at most"
             )
+        if self._failed:
+            said.append(f"the original itself fails on {len(self._failed)}: {self._failed[0]}")
         if self._empty:
             said.append(f"{len(self._empty)} had nothing to segment: {self._empty[0]}")
         return "; ".join(said)

@@ -24,6 +24,7 @@ from .colors import palette
 from .expressions import Config, NotPlain
 from .monai_inferers import translate_inferer
 from .monai_networks import Definition, definition_of, make, safe_functions
+from .monai_original import BundleParts, MonaiPipeline, monai_original
 from .monai_postprocessing import Postprocessing, translate_postprocessing
 from .monai_preprocessing import translate_preprocessing
 from .monai_weights import Weights, find_weights
@@ -85,7 +86,8 @@ class _Bundle:
 
     def described(self, spec: ModelSpec) -> Understood:
         """The network alone, for a description that is given."""
-        return Understood(spec, self.network(), self._notes)
+        network = self.network()
+        return Understood(spec, network, self._notes, original=lambda: self._original(spec, network), by_hand=True)
 
     def network(self) -> Callable[[], Any]:
         """What makes the network."""
@@ -128,7 +130,25 @@ class _Bundle:
             order=preprocessing.order,
             fits=preprocessing.fits,
         )
-        return Understood(spec, network, self._notes)
+        return Understood(spec, network, self._notes, original=lambda: self._original(spec, network, post))
+
+    def _original(self, spec: ModelSpec, network: Callable[[], Any], post: Postprocessing | None = None) -> MonaiPipeline:
+        """MONAI itself with this bundle."""
+        if post is None:
+            definition = self._definition()
+            vista = self._vista_classes(definition) is not None
+            post = translate_postprocessing(self._transforms("postprocessing"), spec.output_channels, vista=vista)
+        return monai_original(
+            BundleParts(
+                self._transforms("preprocessing"),
+                self._config.get("inferer"),
+                self._transforms("postprocessing"),
+                network,
+                spec,
+                post.values is not None,
+                self._function if self._trust else None,
+            )
+        )
 
     def _said(self, name: str) -> str:
         return _word(self._metadata.raw(name))

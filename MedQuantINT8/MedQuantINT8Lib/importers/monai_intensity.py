@@ -14,6 +14,8 @@ from .monai_arguments import Arguments
 
 #: Types of whole numbers that hold every grey value of a scan: what is lost is the fraction.
 _WHOLE = ("int16", "int32", "int64", "short", "int", "long")
+#: Functions of longer text are not read.
+_LONGEST = 500
 _FLOAT = ("float32", "float64", "float", "double")
 
 
@@ -158,21 +160,35 @@ def lambdad(t: Arguments) -> list[Any]:
     t.only("overwrite", True)
     t.ignore("track_meta")
     text = function.text if isinstance(function, Unresolved) else function
-    if isinstance(text, str):
-        try:
-            tree = ast.parse(text.lstrip("$ ").strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError):
-            tree = None
-        if isinstance(tree, ast.Lambda) and len(tree.args.args) == 1 and not tree.args.defaults:
-            found = _plain_function(tree.body, tree.args.args[0].arg)
-            if found is not None:
-                return found
-    raise t.refusal("func", function)
+    found = _of_text(text.lstrip("$ ").strip()) if isinstance(text, str) else None
+    if found is None:
+        raise t.refusal("func", function)
+    return found
+
+
+def is_plain_function(text: str) -> bool:
+    """Whether a function's text holds nothing but its variable, numbers, arithmetic and clamping: running it does no harm."""
+    return _of_text(text) is not None
+
+
+def _of_text(text: str) -> list[Normalization] | None:
+    try:
+        tree = ast.parse(text, mode="eval").body if len(text) <= _LONGEST else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if not isinstance(tree, ast.Lambda):
+        return None
+    arguments = tree.args
+    if len(arguments.args) != 1 or arguments.defaults or arguments.vararg or arguments.kwonlyargs or arguments.kwarg or arguments.posonlyargs:
+        return None
+    return _plain_function(tree.body, arguments.args[0].arg)
 
 
 def _plain_function(body: ast.AST, name: str) -> list[Normalization] | None:
     if (line := _line(body, name)) is not None:
         scale, shift = line
+        if scale == 0:
+            return None
         return [] if (scale, shift) == (1.0, 0.0) else [Normalization("linear", low=shift, high=scale + shift)]
     if isinstance(body, ast.Call) and isinstance(body.func, ast.Attribute):
         owner, arguments = body.func.value, list(body.args)

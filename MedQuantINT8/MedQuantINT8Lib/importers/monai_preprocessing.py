@@ -65,6 +65,13 @@ def translate_preprocessing(transforms: Sequence[Any], channels: int | None = No
     return reader.result()
 
 
+def image_keys(transforms: Sequence[Any]) -> tuple[str, list[str]]:
+    """The key that the network reads, and the keys of its channels before they are joined."""
+    wanted = enabled(transforms)
+    image, members, _ = _members(wanted, [transform_name(transform) for transform in wanted])
+    return image, members
+
+
 def _members(transforms: list[dict[str, Any]], names: list[str]) -> tuple[str, list[str], int | None]:
     """The key that the network reads, the keys of its channels, and which transform joins them."""
     keys = [Arguments(transform).keys for transform in transforms]
@@ -234,3 +241,5 @@ _LOADING: dict[str, Callable[[Arguments], list[Any]]] = {
     "ToTensord": _typed,
     "ToNumpyd": _typed,
 }
+#: Transforms that are understood here, besides those in space and of intensities.
+UNDERSTOOD = {*_LOADING, *_HARMLESS, "ConcatItemsd"}

@@ -189,13 +189,21 @@ def _selection(t: Arguments) -> tuple[str, str, float]:
     raise t.refusal("select_fn", function)
 
 
+def is_plain_comparison(text: str) -> bool:
+    """Whether a function's text holds nothing but a comparison of its variable with a number: running it does no harm."""
+    return _comparison(text) is not None
+
+
 def _comparison(text: str) -> tuple[str, float] | None:
     """``lambda x: x > -900`` as ">" and -900."""
     try:
-        tree = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError):
+        tree = ast.parse(text[:500], mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    if not (isinstance(tree, ast.Lambda) and len(tree.args.args) == 1 and isinstance(tree.body, ast.Compare)):
+    if not (isinstance(tree, ast.Lambda) and isinstance(tree.body, ast.Compare)):
+        return None
+    arguments = tree.args
+    if len(arguments.args) != 1 or arguments.defaults or arguments.vararg or arguments.kwonlyargs or arguments.kwarg or arguments.posonlyargs:
         return None
     body = tree.body
     if not (isinstance(body.left, ast.Name) and body.left.id == tree.args.args[0].arg and len(body.ops) == 1):
