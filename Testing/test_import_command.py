@@ -175,3 +175,48 @@ def test_another_import_loses_it_only_by_force(quantized, capsys):
     assert ModelPackage.load("package").has(INT8)
     assert main([*quantized, "--force"]) == 0
     assert not ModelPackage.load("package").has(INT8)
+
+
+# A description that is given replaces what need not be understood then
+
+
+def description(patch, channels=1, **changes):
+    from MedQuantINT8Lib.importers.onnx import draft_for
+
+    return {**draft_for("mine", channels, 2, patch).to_json(), **changes}
+
+
+def test_a_description_replaces_what_plans_say_and_nobody_understands(tmp_path, monkeypatch, capsys):
+    import numpy as np
+
+    from MedQuantINT8Lib.engines.onnxruntime import session
+    from nnunet_folders import checkpoint, dataset, plans, threshold_network, write_folder
+
+    monkeypatch.chdir(tmp_path)
+    module, architecture = threshold_network(0.5)
+    plan = plans(architecture=architecture, normalization_schemes=["MyNormalization"], patch_size=[16, 16, 16])
+    folder = write_folder(tmp_path, plan, dataset(labels={"nothing": 1}), {"fold_0/checkpoint_final.pth": checkpoint(module)})
+    words = ["import", "nnunet", str(folder), "-o", "package", "-q"]
+    assert main(words) == 3 and not Path("package").exists()
+    Path("spec.json").write_text(json.dumps(description((16, 16, 16))))
+    capsys.readouterr()
+    assert main([*words, "--spec", "spec.json"]) == 0, capsys.readouterr().err
+    assert "described by hand, in place of: " in capsys.readouterr().out
+    x = np.random.default_rng(0).random((1, 1, 16, 16, 16)).astype(np.float32)
+    run = session((Path("package") / FP32).read_bytes(), "fp32")
+    got = run.run(None, {run.get_inputs()[0].name: x})[0]
+    assert np.allclose(got[:, 1], 10 * x[:, 0] - 5, atol=1e-3) and ModelPackage.load("package").spec.name == "mine"
+
+
+def test_a_description_replaces_what_auto3dseg_says_and_nobody_understands(tmp_path):
+    from MedQuantINT8Lib.importers import auto3dseg
+    from MedQuantINT8Lib.spec_parser import parse_spec
+    from test_auto3dseg import model
+
+    folder = model(tmp_path, normalize_mode="magic")
+    with pytest.raises(PackageError, match="magic"):
+        auto3dseg.understand(folder)
+    spec = parse_spec(description((24, 24, 16)))
+    found = auto3dseg.understand(folder, spec=spec)
+    assert found.spec == spec and found.by_hand and "magic" in found.notes[0]
+    assert sum(p.numel() for p in found.network().parameters()) > 0

@@ -224,4 +224,4 @@ def test_a_zip_may_not_climb_out_of_its_folder(tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "climbing.zip", "w") as archive:
         archive.writestr("../up.txt", "x")
     assert main(["import", "bundle", str(tmp_path / "climbing.zip"), "-o", str(tmp_path / "p"), "-q"]) == 3
-    assert "leaves it" in capsys.readouterr().err and not (tmp_path.parent / "up.txt").exists()
+    assert "leaves the package" in capsys.readouterr().err and not (tmp_path.parent / "up.txt").exists()

@@ -50,11 +50,11 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, 
     if args.form == "nnunet":
         from .importers import nnunet
 
-        return nnunet.understand(source, folds=args.folds, configuration=args.configuration)
+        return nnunet.understand(source, folds=args.folds, configuration=args.configuration, spec=spec)
     if args.form == "auto3dseg":
         from .importers import auto3dseg
 
-        return [auto3dseg.understand(source)]
+        return [auto3dseg.understand(source, spec=spec)]
     if args.form == "onnx":
         from .importers import onnx
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import PackageError
 from ..model_spec import NATIVE, Channel, Cleaning, Crop, Geometry, Label, ModelSpec, Normalization, Output, Step, Window
-from .auto3dseg_config import Auto3DSegConfig, find_config, read_config
+from .auto3dseg_config import Auto3DSegConfig, find_config, read_config, read_network
 from .auto3dseg_original import Auto3DSegModel, auto3dseg_original
 from .base import Understood, single_output
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
@@ -30,8 +30,11 @@ _MARGIN = 10
 _REGIONS = {"brats": (2, 1, 3), "kits": (1, 3, 2)}
 
 
-def understand(source: Path) -> Understood:
+def understand(source: Path, *, spec: ModelSpec | None = None) -> Understood:
     """Read model.pt, or a folder with it and what lies beside it.
+
+    Args:
+        spec: the user's own description: what it replaces need not be understood.
 
     Raises:
         PackageError: no configuration in it, or one that is not understood.
@@ -41,8 +44,20 @@ def understand(source: Path) -> Understood:
     if path is None:
         raise PackageError(f"{source} holds no model.pt.", "Give the folder that Auto3DSeg or the Slicer extension made.")
     checkpoint = read_checkpoint(path, mapped=True)
-    config = read_config(find_config(checkpoint, folder, path), path.name)
+    given = find_config(checkpoint, folder, path)
     state_dict_of(checkpoint, path.name)
+    try:
+        return _understood(given, folder, path)
+    except PackageError as error:
+        if spec is None:
+            raise
+        notes = [f"described by hand, in place of: {error.args[0]}"]
+        network = partial(_network, *read_network(given, path.name), path)
+        return Understood(spec, network, notes, not_compared="the description is by hand", by_hand=True)
+
+
+def _understood(given: dict[str, Any], folder: Path, path: Path) -> Understood:
+    config = read_config(given, path.name)
     kind = _kind(config, path)
     regions = _regions(config, kind)
     notes = [*config.remarks, *regions.notes]
@@ -50,7 +65,7 @@ def understand(source: Path) -> Understood:
     if "whole-head" in path.resolve().as_posix():
         notes.append("the two largest parts of each structure are kept, as the Slicer extension does for whole-head models")
         spec = replace(spec, cleaning=(Cleaning("largest", count=2),))
-    model = Auto3DSegModel(config, kind == "brats", tuple(label.value for label in spec.labels), partial(_network, config, path))
+    model = Auto3DSegModel(config, kind == "brats", tuple(label.value for label in spec.labels), partial(_network, config.target, config.network, path))
     return Understood(spec, model.network, notes, partial(auto3dseg_original, model))
 
 
@@ -219,15 +234,15 @@ def _license(folder: Path) -> str:
     return "unknown: see where the model came from"
 
 
-def _network(config: Auto3DSegConfig, weights: Path) -> Any:
+def _network(target: str, given: dict[str, Any], weights: Path) -> Any:
     from monai.networks import nets
 
-    arguments = {**config.network, "dsdepth": config.network.get("dsdepth") or 1}
+    arguments = {**given, "dsdepth": given.get("dsdepth") or 1}
     try:
-        module = getattr(nets, config.target)(**arguments)
+        module = getattr(nets, target)(**arguments)
     except Exception as error:
         # A foreign constructor answers wrong arguments with whatever it runs into.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise PackageError(f"The configuration's network {config.target} cannot be built: {reason}.", "Correct it.") from error
+        raise PackageError(f"The configuration's network {target} cannot be built: {reason}.", "Correct it.") from error
     load_weights(module, weights)
-    return single_output(module.eval(), config.target)
+    return single_output(module.eval(), target)

@@ -102,6 +102,15 @@ def read_config(value: Any, where: str) -> Auto3DSegConfig:
         raise PackageError(f"{where}: an entry that is needed is code: {error}.", "Write its value there.") from error
 
 
+def read_network(value: Any, where: str) -> tuple[str, dict[str, Any]]:
+    """Only the network's class and its arguments: the rest is described by somebody else; raises as :func:`read_config`."""
+    try:
+        read = Fields(value, f"{where}: the configuration", _ADVICE)
+        return _network(read, read.get("resample_resolution", each(positive, 3), None))
+    except NotPlain as error:
+        raise PackageError(f"{where}: an entry that is needed is code: {error}.", "Write its value there.") from error
+
+
 def _read(value: Any, where: str) -> Auto3DSegConfig:
     read = Fields(value, f"{where}: the configuration", _ADVICE)
     read.ignore(*_ABOUT_TRAINING)

@@ -23,20 +23,28 @@ from .fields import read_json
 from .nnunet_dataset import Dataset, read_dataset
 from .nnunet_folds import Training, choose
 from .nnunet_original import TrainedFold, nnunet_original
-from .nnunet_plans import Intensity, Plans, configurations, read_plans
+from .nnunet_plans import Intensity, Plans, configurations, read_network, read_plans
 
 
-def understand(folder: Path, *, folds: Sequence[int | str] | None = None, configuration: str | None = None) -> list[Understood]:
+def understand(
+    folder: Path, *, folds: Sequence[int | str] | None = None, configuration: str | None = None, spec: ModelSpec | None = None
+) -> list[Understood]:
     """Read a result folder: plans.json, dataset.json and fold_N/checkpoint_final.pth; one result a fold.
 
     Args:
         folds: which, by number or "all"; every numbered one if None.
         configuration: such as "3d_fullres"; by default what the checkpoint was trained for, else what the folder's name says.
+        spec: the user's own description: what it replaces need not be understood.
 
     Raises:
         PackageError: a part that is missing, or a plan that is not understood.
         InputError: a fold that is not there.
     """
+    if spec is not None:
+        try:
+            return understand(folder, folds=folds, configuration=configuration)
+        except PackageError as error:
+            return _networks(folder, folds, configuration, spec, error)
     folder = _result_folder(folder, configuration)
     plans = read_json(folder / "plans.json", "result folder of nnU-Net v2")
     given = read_json(folder / "dataset.json", "result folder of nnU-Net v2")
@@ -52,6 +60,24 @@ def understand(folder: Path, *, folds: Sequence[int | str] | None = None, config
         named = replace(spec, name=f"{spec.name}-fold{training.fold}")
         fold = TrainedFold(plans, given, name, architecture, read.order, len(dataset.channels), dataset.outputs, training.path)
         made.append(Understood(named, network, [*left, *training.notes()], partial(nnunet_original, fold)))
+    return made
+
+
+def _networks(
+    folder: Path, folds: Sequence[int | str] | None, configuration: str | None, spec: ModelSpec, error: PackageError
+) -> list[Understood]:
+    """The networks alone, for a description that is given; ``error`` says what else was not understood."""
+    folder = _result_folder(folder, configuration)
+    plans = read_json(folder / "plans.json", "result folder of nnU-Net v2")
+    trainings, left = choose(folder, folds)
+    made = []
+    for training in trainings:
+        architecture, order = read_network(plans, _configuration(folder, plans, training, configuration))
+        architecture = architecture.with_batch_norm() if training.batch_norm else architecture
+        network = partial(nnunet_network.build, architecture, len(spec.channels), spec.output_channels, order, training.path)
+        notes = [*left, *training.notes(), f"described by hand, in place of: {error.args[0]}"]
+        named = replace(spec, name=f"{spec.name}-fold{training.fold}")
+        made.append(Understood(named, network, notes, not_compared="the description is by hand", by_hand=True))
     return made
 
 

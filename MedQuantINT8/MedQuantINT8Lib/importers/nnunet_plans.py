@@ -133,6 +133,22 @@ def read_plans(value: Any, configuration: str, channels: int) -> Plans:
     return found
 
 
+def read_network(value: Any, configuration: str) -> tuple[Architecture, list[int]]:
+    """Only what a configuration's network is made of, and the order of its axes: the rest is described by somebody else.
+
+    Raises:
+        PackageError: as :func:`read_plans`, for these parts.
+    """
+    plans = Fields(value, "plans.json", _ADVICE)
+    order = plans.get("transpose_forward", each(whole, 3))
+    if sorted(order) != [0, 1, 2]:
+        raise PackageError(f"plans.json: transpose_forward {order} is no order of three axes.", "Get the folder again.")
+    settings = _inherited(plans.get("configurations", mapping), configuration)
+    read = Fields(settings, f"plans.json, configuration {configuration}", _ADVICE)
+    _three_dimensional(read, configuration)
+    return architecture_of(read), order
+
+
 def _inherited(given: dict[str, Any], name: str) -> dict[str, Any]:
     """A configuration with what it inherits."""
     chain: list[dict[str, Any]] = []
