@@ -11,7 +11,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TENSORRT := 10.13=tensorrt_cu12_bindings==10.13.3.9 10.16=tensorrt_cu13_bindings==10.16.1.11 11.4=tensorrt_cu13_bindings==11.4.0.106 rtx=onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 nvrtc=nvidia-cuda-nvrtc==13.5.37
 DEMO := openvino,onnxruntime,quantize,slicer
 
-.PHONY: demo test lint roads newest bench results clean
+SECONDS ?= 1800
+
+.PHONY: demo test lint roads newest fuzz bench results clean
 
 demo: $(VENV)/.demo
 	$(BIN)/medquant demo --output demo-output
@@ -30,6 +32,12 @@ roads: | $(BIN)/python
 # The same with the newest of everything that pyproject.toml allows, as a user gets it a year from now.
 newest: | $(BIN)/python
 	$(BIN)/python Testing/Installs/roads.py --newest
+
+# Damaged and hostile files before every reader: first seeded, then guided by coverage. The tests do a minute of the first.
+fuzz: $(VENV)/.test
+	$(PIP) install -q atheris
+	$(BIN)/python Testing/Fuzzing/fuzz.py --seed $$(date +%s) --seconds $(SECONDS)
+	for reader in model.json zip onnx nifti nrrd mha bundle nnunet data-set; do $(BIN)/python Testing/Fuzzing/fuzz.py $$reader --guided --seconds $$(( $(SECONDS) / 9 )) || exit 1; done
 
 bench: $(VENV)/.test
 	$(BIN)/python Testing/Benchmarks/run_all.py

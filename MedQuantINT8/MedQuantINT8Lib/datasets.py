@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .files import read_json
 from .volume import Volume
 from .volume_io import read_volume, scan_files, scan_name
 
@@ -116,20 +116,22 @@ def _check(data: DataSet) -> None:
 
 def _json(path: Path) -> DataSet:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
         cases = []
         for row in value["cases"]:
             images = row["image"] if isinstance(row["image"], list) else [row["image"]]
-            cases.append(Case(row["name"], tuple(path.parent / i for i in images), path.parent / row["label"], row.get("split", "")))
+            if not isinstance(row["name"], str) or not isinstance(split := row.get("split", ""), str):
+                raise TypeError("a case's name and split are texts")
+            cases.append(Case(row["name"], tuple(path.parent / i for i in images), path.parent / row["label"], split))
         names = {int(v): str(n) for v, n in value.get("structures", {}).items()}
-        return DataSet(value.get("name", path.stem), tuple(cases), names)
+        return DataSet(str(value.get("name", path.stem)), tuple(cases), names)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no description of a data set: {error!r}.", "See medquant evaluate --help.") from error
 
 
 def _msd(folder: Path) -> DataSet:
     """Medical Segmentation Decathlon: dataset.json with "training" pairs (tasks of one modality; the others lie in 4-D files)."""
-    value = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    value = read_json(folder / "dataset.json")
     cases = []
     for row in value["training"]:
         image, label = folder / row["image"], folder / row["label"]

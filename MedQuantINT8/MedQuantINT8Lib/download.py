@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MedQuantError
-from .files import storage_errors
+from .files import read_json, storage_errors
 from .progress import Task
 
 _CHUNK = 1 << 18
@@ -158,7 +158,7 @@ def _read(response: Any) -> bytes:
 
 def _version(mark: Path) -> str | None:
     try:
-        value = json.loads(mark.read_text()).get("version")
+        value = read_json(mark).get("version")
     except (OSError, ValueError, AttributeError):
         return None
     # A weak mark does not promise the same bytes.

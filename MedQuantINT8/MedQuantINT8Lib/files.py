@@ -240,5 +240,27 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def parse_json(content: str | bytes) -> Any:
+    """A JSON text as Python's values.
+
+    Raises:
+        ValueError: it is no JSON, or lies deeper than can be read; Python's own reader ends in a RecursionError there.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """A JSON file (UTF-8) as Python's values.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or no UTF-8.
+    """
+    return parse_json(Path(path).read_text(encoding="utf-8"))
+
+
 def write_json(target: str | os.PathLike[str], value: Any) -> None:
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -23,7 +23,7 @@ from .engines.base import Engine, float_precision_of
 from .engines.prepare import prepare
 from .evaluation import dice
 from .export import export_network
-from .files import write_json, write_text
+from .files import read_json, write_json, write_text
 from .importers.onnx import draft_for, import_onnx
 from .model import ModelPackage
 from .model_spec import Geometry, ModelSpec, Normalization
@@ -200,9 +200,8 @@ def reproduce(table: str, names: Sequence[str], engine: str, folder: Path | None
     rows: dict[str, Any] = {}
     path = folder / f"{table}.json" if folder else None
     if path is not None and path.exists():
-        import json
 
-        rows = {row["network"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+        rows = {row["network"]: row for row in read_json(path)["rows"]}
     value: dict[str, Any] = {}
     chosen = [study_network(name) for name in names or STUDY]
     with task.stage("networks", len(chosen)):

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+from .telemetry import silent
+
 
 def available_memory() -> int:
     """Bytes that can be had without swapping; a container's limit counts."""
@@ -116,9 +118,9 @@ def default_python() -> str:
 
 
 def library_environment() -> dict[str, str]:
-    """Environment variables with which another Python finds this library."""
+    """Environment variables of a process of this project's own: it finds this library, and nothing in it reports to anybody."""
     library = str(Path(__file__).resolve().parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH", "")]))}
+    return silent({**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH", "")]))})
 
 
 def cpu_features() -> list[str]:

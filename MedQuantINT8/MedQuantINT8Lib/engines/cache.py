@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import sha256_file, storage_errors, write_json
+from ..files import read_json, sha256_file, storage_errors, write_json
 from ..scratch import leftovers, new_folder, remove_folder
 from ..system import cache_folder
 
 _RECORD = "engine.json"
 _BUILDING = ".building"
 _STALE_SECONDS = 24 * 3600
+#: A record names an engine's layers and files; one larger than this is none.
+_MOST_RECORD_BYTES = 64 << 20
 
 
 def cache_root() -> Path:
@@ -66,13 +68,26 @@ def find(parts: dict[str, Any]) -> CacheEntry | None:
     return _read(cache_root() / key_of(parts), parts)
 
 
+def _record_of(folder: Path) -> Any:
+    path = folder / _RECORD
+    if not path.is_file() or path.stat().st_size > _MOST_RECORD_BYTES:
+        # A pipe or a device in its place would be read for ever.
+        raise ValueError(f"{path} is no record of an engine")
+    return read_json(path)
+
+
+def _is_own(folder: Path, name: str) -> bool:
+    """Whether a file that a record names is a file of that entry."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts and (folder / name).is_file()
+
+
 def _read(folder: Path, parts: dict[str, Any] | None) -> CacheEntry | None:
     if not folder.is_dir() or (parts is None and not (folder / _RECORD).exists()):
         # Beside the entries lie folders of other things, such as TensorRT's times of kernels.
         return None
     try:
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        intact = all(sha256_file(folder / name) == value for name, value in record["files"].items())
+        record = _record_of(folder)
+        intact = all(_is_own(folder, name) and sha256_file(folder / name) == value for name, value in record["files"].items())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         intact, record = False, {}
     if not intact or (parts is not None and record.get("key") != parts):

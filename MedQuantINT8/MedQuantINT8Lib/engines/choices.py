@@ -6,13 +6,12 @@ change a scan's labels for no reason that a user could see.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import __version__
-from ..files import write_json
+from ..files import read_json, write_json
 from ..model import FP32, INT8, ModelPackage
 from .base import EngineBackend, Precision
 from .cache import cache_root, key_of
@@ -50,7 +49,7 @@ def _key(package: ModelPackage, backend: EngineBackend, device: str) -> str:
 
 def _read() -> dict[str, Any]:
     try:
-        found = json.loads((cache_root() / _FILE).read_text(encoding="utf-8"))
+        found = read_json(cache_root() / _FILE)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -5,12 +5,11 @@ Engine files of TensorRT are programs. One that has no note of ours, or a note o
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError
-from ..files import sha256_file, write_json
+from ..files import read_json, sha256_file, write_json
 
 _NOTE = "plan.json"
 _AGAIN = "It is built anew after: medquant cache clear"
@@ -28,7 +27,7 @@ def check_note(plan: Path, expected: dict[str, Any], title: str = "TensorRT plan
         EngineError: says what differs.
     """
     try:
-        note: dict[str, Any] = json.loads((plan.parent / _NOTE).read_text(encoding="utf-8"))
+        note: dict[str, Any] = read_json(plan.parent / _NOTE)
     except (OSError, ValueError) as error:
         raise EngineError(f"The {title} has no note of how it was made, and is not loaded.", _AGAIN) from error
     for key, value in expected.items():

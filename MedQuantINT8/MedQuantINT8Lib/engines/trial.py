@@ -6,7 +6,6 @@ not every run tries again: a GPU that was full, or busy, may be free the next ti
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import Cancelled, MedQuantError
-from ..files import write_json
+from ..files import read_json, write_json
 from ..resources import resource
 from .base import BuildOptions, EngineBackend
 from .cache import cache_root
@@ -42,7 +41,7 @@ def milliseconds(backends: Sequence[EngineBackend]) -> dict[str, float]:
     """Of one patch of the demo's network in each engine, by its name; measured where it is not known for this GPU and these versions."""
     kept = cache_root() / "trial.json"
     try:
-        read = json.loads(kept.read_text(encoding="utf-8"))
+        read = read_json(kept)
     except (OSError, ValueError):
         read = {}
     known: dict[str, Any] = read if isinstance(read, dict) else {}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import storage_errors
+from ..files import read_json, storage_errors
 from ..model import MODEL_JSON, ModelPackage
 from ..progress import Task
 from ..spec_parser import parse_spec
@@ -84,7 +83,7 @@ def _onnx(source: Path) -> Understood:
     for described in (source.with_suffix(".json"), source.with_name(source.stem + ".draft.json")):
         if described.is_file():
             try:
-                value = json.loads(described.read_text(encoding="utf-8"))
+                value = read_json(described)
             except ValueError as error:
                 raise InputError(f"{described} is not valid JSON: {error}.", "Correct it.") from error
             return Understood(parse_spec(value, described.name), source, by_hand=True)

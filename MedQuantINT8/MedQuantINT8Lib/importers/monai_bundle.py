@@ -23,7 +23,7 @@ from .bundle_license import license_of
 from .colors import palette
 from .expressions import Config, NotPlain
 from .monai_inferers import translate_inferer
-from .monai_networks import Definition, definition_of, make, safe_functions
+from .monai_networks import MOST_CHANNELS, Definition, definition_of, make, safe_functions
 from .monai_original import BundleParts, MonaiPipeline, monai_original
 from .monai_postprocessing import Postprocessing, translate_postprocessing
 from .monai_preprocessing import translate_preprocessing
@@ -31,9 +31,6 @@ from .monai_weights import Weights, find_weights
 
 _CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 _TRUST = "If you trust where it comes from, give --trust-code; else describe it with --spec."
-_MOST_CHANNELS = 4096
-#: Under which names configurations describe their network, the usual one first.
-_NETWORKS = ("network_def", "network", "net", "model")
 _T = TypeVar("_T")
 
 
@@ -165,7 +162,7 @@ class _Bundle:
 
     def _definition(self) -> Definition | None:
         """What the configuration calls its network; None where that is code of another kind."""
-        for name in _NETWORKS:
+        for name in ("network_def", "network", "net", "model"):
             if self._config.has(name):
                 return definition_of(self._config, self._config.raw(name))
         raise PackageError(f"{self._path.name} has no 'network_def' that describes its network.", "Get the bundle again.")
@@ -205,13 +202,8 @@ class _Bundle:
         return load
 
     def _by_code(self, weights: Weights) -> Any:
-        from torch import nn
-
-        name = next(name for name in _NETWORKS if self._config.has(name))
-        made = _run(self._folder, self._path, f"@{name}")
-        if not isinstance(made, nn.Module):
-            raise PackageError(f"The bundle's '{name}' is {type(made).__name__}, no network of torch.", "Get the bundle again.")
-        return _loaded(made.to("cpu"), weights, "the bundle's network")
+        name = "network_def" if self._config.has("network_def") else "network"
+        return _loaded(_run(self._folder, self._path, f"@{name}"), weights, "the bundle's network")
 
     def _function(self, text: str) -> Callable[[Any], Any]:
         """A function of the bundle's code, which the user trusts, from its text."""
@@ -357,7 +349,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _count(value: Any, what: str) -> int:
-    if not _is_number(value) or not 0 < int(value) <= _MOST_CHANNELS:
+    if not _is_number(value) or not 0 < int(value) <= MOST_CHANNELS:
         raise PackageError(f"metadata.json has {str(value)[:40]!r} as {what}.", "Get the bundle again, or give a description with --spec.")
     return int(value)
 

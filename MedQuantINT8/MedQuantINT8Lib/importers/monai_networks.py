@@ -23,6 +23,8 @@ from .checkpoints import read_checkpoint
 from .expressions import Config, NotPlain, Unresolved, dotted
 from .offline import closed_sockets
 
+#: More channels than any network for segmentation has: a configuration that says more is damaged.
+MOST_CHANNELS = 4096
 #: MONAI's networks that segment, by every spelling it has for them.
 _NETWORKS = {
     "AHNet", "AHnet", "Ahnet", "AttentionUnet", "BasicUNet", "BasicUnet", "Basicunet", "basicunet", "BasicUNetPlusPlus",
@@ -74,17 +76,20 @@ class Definition:
     @property
     def output_channels(self) -> int | None:
         """The network's output channels, where its arguments say so."""
-        for name in ("out_channels", "num_classes", "n_classes"):
-            value = self.arguments.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-        return None
+        return next((count for name in ("out_channels", "num_classes", "n_classes") if (count := self._count(name)) is not None), None)
 
     @property
     def input_channels(self) -> int | None:
         """The network's input channels, where its arguments say so."""
-        value = self.arguments.get("in_channels", self.arguments.get("in_channel"))
-        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+        return self._count("in_channels" if "in_channels" in self.arguments else "in_channel")
+
+    def _count(self, name: str) -> int | None:
+        value = self.arguments.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            return None
+        if value > MOST_CHANNELS:
+            raise PackageError(f"{self.name} has {str(value)[:40]} as its {name}; more than {MOST_CHANNELS} are not understood.", "Get the bundle again.")
+        return value
 
     @property
     def multiples(self) -> tuple[int, int, int]:
@@ -106,14 +111,10 @@ def safe_functions(folder: Path) -> dict[str, Any]:
     """What expressions of a bundle may call besides arithmetic: devices (there is only the processor here), and checkpoints of the
     bundle itself, read as data."""
 
-    loaded: dict[str, Any] = {}
-
     def load(path: Any, *_: Any, **options: Any) -> Any:
         if not set(options) <= {"map_location", "weights_only"} or not isinstance(path, str):
             raise TypeError("torch.load with other arguments than a path")
-        if path not in loaded:
-            loaded[path] = read_checkpoint(bundle_file(folder, path), "checkpoint")
-        return loaded[path]
+        return read_checkpoint(bundle_file(folder, path), "checkpoint")
 
     def array(value: Any) -> Any:
         import torch
