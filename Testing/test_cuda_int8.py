@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -322,8 +323,13 @@ def test_slots_between_parts_hold_no_channel():
     assert list(np.flatnonzero(layout.placed(np.arange(1, 9)))) == list(layout.slots)
 
 
+#: The generation of GPUs that is always compiled for, with both kinds of matrix instructions, and those that take minutes more.
+ONLY_WHEN_ASKED = pytest.mark.skipif(os.environ.get("MEDQUANT_ALL_GPUS") != "1", reason="takes minutes; set MEDQUANT_ALL_GPUS=1")
+GENERATIONS = [(9, 0), *(pytest.param(capability, marks=ONLY_WHEN_ASKED) for capability in ((8, 0), (8, 9), (12, 0)))]
+
+
 @pytest.mark.skipif(nvrtc_at_hand.library() is None, reason="NVRTC is not installed")
-@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
+@pytest.mark.parametrize("capability", GENERATIONS, ids=str)
 def test_every_kernel_compiles_for_every_generation(capability, monkeypatch, tmp_path):
     monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
     compiler = nvrtc_at_hand.compiler(capability)
