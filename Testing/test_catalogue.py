@@ -12,12 +12,12 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
+import tiny
 from data_models import DATA
 from MedQuantINT8Lib import catalogue
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.download import Checksum, DownloadError, download
 from MedQuantINT8Lib.errors import Cancelled, InputError
-from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.resources import resource
 from MedQuantINT8Lib.spec_parser import parse_spec
@@ -177,16 +177,21 @@ def test_the_catalogue_is_up_to_date():
     assert json.loads(resource("Models.json").read_text()) == made(), "run: python Testing/make_catalogue.py"
 
 
-def small_model(server, **changes):
-    """The demo network as an entry of the catalogue, on the test's server."""
-    server.content = resource("phantom_unet.onnx").read_bytes()
+@pytest.fixture
+def small_package(tmp_path):
+    return tiny.package(tmp_path / "tiny")
+
+
+def small_model(server, package, **changes):
+    """A network of one layer as an entry of the catalogue, on the test's server."""
+    server.content = package.onnx_path("fp32").read_bytes()
     item = catalogue.entry("brain_torchio_4mm")
     digest = Checksum("sha256", hashlib.sha256(server.content).hexdigest())
-    return replace(item, name="small", url=server.address + "/small.onnx", checksum=digest, spec=phantom_spec().to_json(), **changes)
+    return replace(item, name="small", url=server.address + "/small.onnx", checksum=digest, spec=package.spec.to_json(), **changes)
 
 
-def test_a_model_is_got_used_by_name_and_removed(server, models, monkeypatch, capsys):
-    item = small_model(server)
+def test_a_model_is_got_used_by_name_and_removed(server, models, small_package, monkeypatch, capsys):
+    item = small_model(server, small_package)
     monkeypatch.setattr(catalogue, "entries", lambda: {"small": item})
     assert main(["models", "get", "small", "-q"]) == 2
     out, err = capsys.readouterr()
@@ -205,11 +210,11 @@ def test_a_model_is_got_used_by_name_and_removed(server, models, monkeypatch, ca
         catalogue.remove("..")
 
 
-def test_a_model_is_installed_without_a_network(server, models, tmp_path, capsys):
-    item = small_model(server)
-    shutil.copy(resource("phantom_unet.onnx"), tmp_path / "by_hand.onnx")
+def test_a_model_is_installed_without_a_network(server, models, small_package, tmp_path, capsys):
+    item = small_model(server, small_package)
+    shutil.copy(small_package.onnx_path("fp32"), tmp_path / "by_hand.onnx")
     made = catalogue.install(item, tmp_path / "by_hand.onnx", Task())
-    assert made[0].spec.name == "phantom-unet" and server.asked == [] and (tmp_path / "by_hand.onnx").exists()
+    assert made[0].spec.name == "tiny" and server.asked == [] and (tmp_path / "by_hand.onnx").exists()
     (tmp_path / "by_hand.onnx").write_bytes(b"another")
     with pytest.raises(DownloadError, match=r"by_hand\.onnx is not the file"):
         catalogue.install(item, tmp_path / "by_hand.onnx", Task())
