@@ -71,7 +71,7 @@ PATIENT = """
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(("body", "said"), [(STUCK, "Cancelled."), (PATIENT, "Cancelled during 'calculating'.")])
+@pytest.mark.parametrize(("body", "said"), [(STUCK, "Canceled."), (PATIENT, "Canceled during 'calculating'.")])
 def test_a_signal_ends_a_command_that_hears_and_one_that_does_not(number, body, said, tmp_path):
     (tmp_path / "temporary").mkdir()
     code = PROGRAM.format(folder=str(tmp_path), body=textwrap.indent(textwrap.dedent(body), "    "))
@@ -102,7 +102,7 @@ def test_a_signal_while_modules_are_imported_is_no_traceback(tmp_path):
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "medquant: Cancelled.\n")
+    assert (process.returncode, err) == (130, "medquant: Canceled.\n")
 
 
 def test_inside_another_program_a_signal_only_cancels_the_task():

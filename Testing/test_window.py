@@ -155,7 +155,7 @@ def test_cancel_stops_and_a_second_click_works(user):
     user.click(user.ui.segmentButton)
     assert read(user.ui.segmentStatusLabel, "text") == "Stopping …"
     user.watch()
-    assert read(user.ui.segmentStatusLabel, "text") == "Cancelled." and not user.segmentations() and not user.errors()
+    assert read(user.ui.segmentStatusLabel, "text") == "Canceled." and not user.segmentations() and not user.errors()
     faster()
     user.click(user.ui.segmentButton)
     user.watch()
@@ -292,7 +292,7 @@ def test_a_volume_deleted_and_a_scene_closed_during_the_run(user):
     user.watch(lambda: "Segmenting" in read(user.ui.segmentStatusLabel, "text"))
     user.scene.Clear(0)
     user.watch()
-    assert read(user.ui.segmentStatusLabel, "text") == "Cancelled." and not user.segmentations() and len(user.errors()) == 1
+    assert read(user.ui.segmentStatusLabel, "text") == "Canceled." and not user.segmentations() and len(user.errors()) == 1
 
 
 def test_a_killed_worker_is_told_and_the_next_click_starts_another(user):
@@ -486,7 +486,7 @@ def test_a_download_asks_for_the_licence_first(user):
     assert read(user.ui.buildButton, "text") == "Download model"
     user.answers.agree = False
     user.click(user.ui.buildButton)
-    assert "Licence" in user.answers.shown[-1][1] and not user.view.runner.busy
+    assert "License" in user.answers.shown[-1][1] and not user.view.runner.busy
 
 
 def test_the_module_reloads(user, monkeypatch):

@@ -31,7 +31,7 @@ def verdict(report: dict[str, Any]) -> str:
     """What there is to look at, in a sentence."""
     names, limit = report["pointed_out"], report["volume_change_percent"]
     if names:
-        return f"{len(names)} structure(s) change their volume by more than {limit:g} %: {', '.join(names)}."
+        return f"Structures that change their volume by more than {limit:g} % ({len(names)}): {', '.join(names)}."
     return f"No structure changes its volume by more than {limit:g} %."
 
 

@@ -82,7 +82,7 @@ def entry(name: str) -> CatalogueEntry:
     if name not in known:
         near = difflib.get_close_matches(name, known, 3, 0.4)
         hint = f"Did you mean {', '.join(near)}?" if near else "See: medquant models"
-        raise InputError(f"The catalogue has no model {name!r}.", hint)
+        raise InputError(f"The catalog has no model {name!r}.", hint)
     return known[name]
 
 

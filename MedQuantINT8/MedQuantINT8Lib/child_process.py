@@ -92,7 +92,7 @@ def _watched(process: subprocess.Popen[bytes], task: Task, name: str, limit: int
     event, since, looked, told = ProgressEvent("starting", 0, 0, None), time.monotonic(), 0.0, time.monotonic()
     while True:
         if task.cancelled:
-            raise Cancelled(f"Cancelled during '{event.stage}'.")
+            raise Cancelled(f"Canceled during '{event.stage}'.")
         now = time.monotonic()
         if now - looked > _LOOK_SECONDS:
             looked = now

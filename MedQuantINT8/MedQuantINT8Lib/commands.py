@@ -194,7 +194,7 @@ def _segment_to(output: Path, ensemble: Ensemble, args: argparse.Namespace, task
     value = {**run_json(args.scan, run), "output": str(output), "structures": structures}
     description = run.engine["description"]
     return value, [
-        f"wrote {output}: {sum(v > 0 for v in voxels.values())} of {len(voxels)} structure(s) found, {run.seconds['total']:.2f} s "
+        f"wrote {output}: structures found: {sum(v > 0 for v in voxels.values())} of {len(voxels)}, {run.seconds['total']:.2f} s "
         f"({run.seconds['network']:.2f} s in the network)",
         f"engine: {run.engine['title']}, {run.engine['precision']}: {description['verdict']}, {100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
         *_choice_lines(run.engine["choice"]),

@@ -97,7 +97,7 @@ def _detect(path: Path) -> str:
 
 def _check(data: DataSet) -> None:
     if not data.cases:
-        raise InputError(f"{data.name} holds no labelled case.", "Check the folder and --form.")
+        raise InputError(f"{data.name} holds no labeled case.", "Check the folder and --form.")
     splits: dict[str, str] = {}
     images: dict[tuple[Path, ...], str] = {}
     for case in data.cases:

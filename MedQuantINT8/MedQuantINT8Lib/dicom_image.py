@@ -160,7 +160,7 @@ def _form(file: DicomFile) -> PixelForm:
     samples = data.integer(_SAMPLES, 1)
     photometric = data.text(_PHOTOMETRIC)
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
-        raise InputError(f"{name} is a colour image ({photometric or f'{samples} samples a pixel'}), not a scan.", "Give a series of grey values.")
+        raise InputError(f"{name} is a color image ({photometric or f'{samples} samples a pixel'}), not a scan.", "Give a series of gray values.")
     if data.sequences.get(_LOOKUP):
         raise InputError(f"{name} has values through a lookup table (ModalityLUTSequence).", "Convert it to NIfTI with a program that applies it.")
     rows, columns = data.integer(_ROWS), data.integer(_COLUMNS)

@@ -43,7 +43,7 @@ class Checksum:
                 digest.update(chunk)
         if digest.hexdigest() != self.value:
             raise DownloadError(
-                f"{what} is not the file that the catalogue names: its {self.algorithm.upper()} differs.",
+                f"{what} is not the file that the catalog names: its {self.algorithm.upper()} differs.",
                 "Get it again; if that does not help, it was changed where it comes from.",
             )
 
@@ -73,7 +73,7 @@ def download(url: str, target: Path, task: Task, checksum: Checksum | None = Non
         StorageError: the disk.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise DownloadError(f"{url} is no web address.", "Check the catalogue.")
+        raise DownloadError(f"{url} is no web address.", "Check the catalog.")
     part, mark = target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -61,5 +61,5 @@ class Cancelled(MedQuantError):
 
     exit_code = 130
 
-    def __init__(self, message: str = "Cancelled.", hint: str = "") -> None:
+    def __init__(self, message: str = "Canceled.", hint: str = "") -> None:
         super().__init__(message, hint)

@@ -22,7 +22,7 @@ def page(value: dict[str, Any]) -> str:
     volumes = [((a["ml"] + b["ml"]) / 2, b["ml"] - a["ml"], s) for s, a, b in pairs if a["ml"] or b["ml"]]
     return document(
         head,
-        f"<h1>{escaped(head)}</h1><p>Normalised surface Dice at {value['tolerance_mm']:g} mm. Means over cases with 95 % bootstrap intervals; p of Wilcoxon's signed-rank test. "
+        f"<h1>{escaped(head)}</h1><p>Normalized surface Dice at {value['tolerance_mm']:g} mm. Means over cases with 95 % bootstrap intervals; p of Wilcoxon's signed-rank test. "
         "A structure that is absent in both label maps counts as nothing.</p>"
         + _overall(summary["overall"])
         + f"<figure>{_scatter(dice, structures, 'Dice, FP32', 'Dice, INT8', diagonal=True)}<figcaption>Each case and structure; on the line nothing is lost.</figcaption></figure>"

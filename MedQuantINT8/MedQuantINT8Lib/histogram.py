@@ -33,7 +33,7 @@ class ActivationHistogram:
         if not np.isfinite(largest):
             raise InputError(
                 "The network gave values that are not finite on the calibration scans.",
-                "Check the network and its normalisation with --precision fp32.",
+                "Check the network and its normalization with --precision fp32.",
             )
         self.maximum = max(self.maximum, largest)
         if largest == 0.0:

@@ -102,7 +102,7 @@ class Interrupts:
         # Not through sys.stderr, whose lock the main thread may hold; not at all where nobody reads.
         if os.name != "posix" or select.select([], [2], [], 0)[1]:
             with suppress(OSError):
-                os.write(2, b"\r\x1b[2K" * (self._bar is not None and self._bar.drawn) + b"medquant: Cancelled.\n")
+                os.write(2, b"\r\x1b[2K" * (self._bar is not None and self._bar.drawn) + b"medquant: Canceled.\n")
         os._exit(EXIT_CODE)
 
 

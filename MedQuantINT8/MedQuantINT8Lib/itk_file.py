@@ -156,7 +156,7 @@ def _nrrd_sizes(fields: dict[str, str], path: Path) -> tuple[list[int], int]:
         if kind in _TIME:
             raise InputError(f"{path} holds frames in time, not channels of one scan.", "Give one frame as a 3D scan.")
         if kind in _COLORS:
-            raise InputError(f"{path} holds colours, not a scan.", "Give a scan of grey values.")
+            raise InputError(f"{path} holds colors, not a scan.", "Give a scan of gray values.")
     kind = fields["type"].lower()
     return sizes, next(count for count, names in _NRRD_BYTES.items() if kind in names) if any(kind in names for names in _NRRD_BYTES.values()) else _unknown(kind)
 

@@ -112,7 +112,7 @@ def _get(args: argparse.Namespace, task: Task) -> None:
     if not args.json:
         say(*_lines(item))
     if not args.accept_license and not _agreed(args):
-        raise InputError(f"The licence of {item.name} was not accepted.", "Read it, and give --accept-license.")
+        raise InputError(f"The license of {item.name} was not accepted.", "Read it, and give --accept-license.")
     if args.source:
         check_output_package(catalogue.models_root() / item.name / "package", [args.source])
     with overwriting(args, [catalogue.models_root() / item.name]):
@@ -131,4 +131,4 @@ def models_root_of(folders: list[str]) -> str:
 
 
 def _agreed(args: argparse.Namespace) -> bool:
-    return not args.json and ask("Do you accept this licence?")
+    return not args.json and ask("Do you accept this license?")

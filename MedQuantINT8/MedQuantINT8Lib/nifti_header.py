@@ -27,9 +27,9 @@ FORM_TOLERANCE = 0.01
 TYPES: dict[int, str] = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 32: "c8", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8", 1792: "c16"
 }  # fmt: skip
-_REFUSED = {1: "1-bit voxels", 128: "RGB colours", 2304: "RGBA colours", 1536: "128-bit floating point", 2048: "256-bit complex numbers"}
+_REFUSED = {1: "1-bit voxels", 128: "RGB colors", 2304: "RGBA colors", 1536: "128-bit floating point", 2048: "256-bit complex numbers"}
 _INTENTS_OF_TIME = {2001: "a time series"}
-_VECTORS = {1004: "matrices", 1005: "symmetric matrices", 1006: "displacements", 1007: "vectors", 1009: "triangles", 2003: "RGB colours", 2004: "RGBA colours"}
+_VECTORS = {1004: "matrices", 1005: "symmetric matrices", 1006: "displacements", 1007: "vectors", 1009: "triangles", 2003: "RGB colors", 2004: "RGBA colors"}
 _TIME_UNITS = {8: "seconds", 16: "milliseconds", 24: "microseconds", 32: "Hz", 40: "ppm", 48: "rad/s"}
 
 

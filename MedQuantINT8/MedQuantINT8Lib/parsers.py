@@ -14,7 +14,7 @@ from .terminal import prepare_streams, warn
 _EXIT_CODES = """exit codes:
   0 done             1 failed    2 a scan or argument that cannot be used
   3 a bad package    4 no or wrong engine    5 cannot write
-  6 a package is not installed    7 a download failed    130 cancelled
+  6 a package is not installed    7 a download failed    130 canceled
 
 {completion}
 
@@ -300,7 +300,7 @@ def _models(add: Any) -> None:
     name = command.add_argument("name", nargs="?", help="of the model; for list, words to look for")
     name.completer = public_models  # type: ignore[attr-defined]
     command.add_argument("--from", dest="source", metavar="PATH", help="get: a file or folder that was got by hand")
-    command.add_argument("--accept-license", action="store_true", help="get: the licence was read and is accepted")
+    command.add_argument("--accept-license", action="store_true", help="get: the license was read and is accepted")
     command.add_argument("--trust-code", action="store_true", help="get: run Python code that comes with the model")
     _force(command)
 

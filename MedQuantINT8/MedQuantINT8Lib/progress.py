@@ -56,7 +56,7 @@ class Task:
 
     def check(self) -> None:
         if self._cancelled.is_set():
-            raise Cancelled(f"Cancelled during '{self._stage}'." if self._stage else "Cancelled.")
+            raise Cancelled(f"Canceled during '{self._stage}'." if self._stage else "Canceled.")
 
     @contextmanager
     def stage(self, name: str, total: int = 0) -> Iterator[None]:

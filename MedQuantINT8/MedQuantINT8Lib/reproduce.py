@@ -258,7 +258,7 @@ def _sizes_page(rows: list[dict[str, Any]]) -> list[str]:
         ] or [f"| {r['title']} | 96 x 96 x 96 only | – | – | – |"]
     lines += [
         "",
-        "Labels are those of the larger patch's middle against the same voxels at 96^3, both in INT8, with random weights: networks that normalise over the whole patch",
+        "Labels are those of the larger patch's middle against the same voxels at 96^3, both in INT8, with random weights: networks that normalize over the whole patch",
         "(InstanceNorm, GroupNorm) see other statistics, and scores that are nearly equal flip. How much a trained network changes is not told by this.",
     ]
     return [*lines, "", *(f"- **{r['title']}**: {r['reason']}." for r in rows if not r["free_size"])]

@@ -332,7 +332,7 @@ def _how_resampled(by_scores: bool, wanted: bool, spec: ModelSpec, scores: int) 
         return "class scores were resampled to the scan's grid before the largest was chosen"
     if wanted:
         return f"labels, not class scores, were resampled to the scan's grid: the scores would take {scores / _GB:.1f} GB"
-    way = "masks by linear interpolation" if spec.output.resample == "masks" else "nearest neighbour"
+    way = "masks by linear interpolation" if spec.output.resample == "masks" else "nearest neighbor"
     return f"labels were resampled to the scan's grid, as the model asks: {way}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,13 +178,16 @@ def import_nnunet() -> None:
 
 
 def export() -> None:
-    """A TorchScript file and a Python class: both are programs, which are exported to ONNX."""
+    """A TorchScript file: a program, which is exported to ONNX."""
     import torch
 
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(4, 2, 1))
     torch.jit.trace(module, torch.zeros(1, 1, 16, 16, 16)).save(str(HERE / "network.ts"))
-    _imported("torchscript", HERE / "network.ts", "--patch", 16, 16, 16, "--trust-code")
+    # Such a file says nothing of its preprocessing: the first call writes a draft, to be corrected and given back.
+    draft = HERE / "network.json"
+    medquant("import", "torchscript", HERE / "network.ts", "--patch", 16, 16, 16, "--trust-code", "--draft", draft, "--output", HERE / "of-torchscript")
+    _imported("torchscript", HERE / "network.ts", "--trust-code", "--spec", draft)
 
 
 def _imported(form: str, source: Path, *options: object) -> None:
@@ -201,6 +205,16 @@ def evaluate() -> None:
     (HERE / "set.json").write_text(json.dumps({"name": "made", "cases": cases}))
     medquant("evaluate", "demo", "--data", HERE / "set.json", "--output", HERE / "evaluation")
     assert (HERE / "evaluation" / "evaluation.html").is_file()
+
+
+def completion() -> None:
+    """What the shell asks for, and is answered, while a command is typed."""
+    line, answer = "medquant segment de", HERE / "answer"
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_IFS": "\n", "COMP_TYPE": "9", "_ARGCOMPLETE_COMP_WORDBREAKS": " "}
+    given = {"_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    subprocess.run([str(MEDQUANT)], env={**os.environ, **asked, **given}, timeout=60)
+    assert "demo" in answer.read_text().split()
+    assert "medquant" in subprocess.run([str(MEDQUANT.with_name("register-python-argcomplete")), "medquant"], capture_output=True, text=True).stdout
 
 
 def slicer_scene() -> None:
@@ -245,7 +259,7 @@ def tensorrt_rtx_cannot_run_here() -> None:
 
 JOBS = (
     nothing_heavy_is_installed, segment, segment_without_openvino, segment_without_an_engine, dicom, quantize, quantize_alone, import_bundle,
-    import_nnunet, export, evaluate, slicer_scene, cuda_cannot_run_here, tensorrt_cannot_run_here, tensorrt_rtx_cannot_run_here,
+    import_nnunet, export, evaluate, completion, slicer_scene, cuda_cannot_run_here, tensorrt_cannot_run_here, tensorrt_rtx_cannot_run_here,
 )  # fmt: skip
 
 

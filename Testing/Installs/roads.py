@@ -72,6 +72,7 @@ ROADS = (
     Road("quantize-alone", "quantize", ("quantize_alone",), _BUILD, torch=True),
     Road("import", "onnxruntime,import", ("import_bundle", "import_nnunet", "export"), _BUILD, torch=True),
     Road("evaluate", "openvino,onnxruntime,evaluate", ("nothing_heavy_is_installed", "evaluate")),
+    Road("completion", "completion", ("completion",)),
     Road("slicer", "openvino,onnxruntime,slicer", ("slicer_scene",)),
     Road("cuda", "openvino,onnxruntime,cuda", ("cuda_cannot_run_here",)),
     Road("cuda-no-gpu", "openvino,onnxruntime,cuda", ("cuda_cannot_run_here",), driver=True),

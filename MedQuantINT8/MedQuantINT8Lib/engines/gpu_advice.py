@@ -11,9 +11,9 @@ from .cuda_driver import has_driver
 
 #: Compute capabilities below 12.0 that TensorRT for RTX takes; it takes all from 12.0 on (its plug-in 0.5.0).
 _RTX = ((8, 6), (8, 9))
-_RTX_PACKAGES = "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13 onnxruntime onnx (about 170 MB, proprietary licence)"
-_OWN_PACKAGES = "pip install cuda-python nvidia-cuda-nvrtc onnxruntime onnx (about 120 MB, proprietary licence)"
-_FULL_PACKAGES = "pip install tensorrt cuda-python onnxruntime onnx (more than 1 GB, proprietary licence)"
+_RTX_PACKAGES = "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13 onnxruntime onnx (about 170 MB, proprietary license)"
+_OWN_PACKAGES = "pip install cuda-python nvidia-cuda-nvrtc onnxruntime onnx (about 120 MB, proprietary license)"
+_FULL_PACKAGES = "pip install tensorrt cuda-python onnxruntime onnx (more than 1 GB, proprietary license)"
 
 
 def gpu_names() -> list[tuple[str, str]]:

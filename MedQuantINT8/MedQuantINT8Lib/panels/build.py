@@ -129,7 +129,7 @@ class BuildPanel(WorkPanel):
     def _download(self, name: str) -> None:
         entry = next(item for item in self._logic.publicModels() if item.name == name)
         size = f"{entry.size_bytes / _MB:.0f} MB" if entry.size_bytes else _("unknown size")
-        text = _("{title}\n\nFrom: {url} ({size})\nLicence: {license} ({license_url})\n{citation}\n\nDo you accept the licence, and download it?")
+        text = _("{title}\n\nFrom: {url} ({size})\nLicense: {license} ({license_url})\n{citation}\n\nDo you accept the license, and download it?")
         shown = text.format(
             title=entry.title, url=entry.url, size=size, license=entry.license, license_url=entry.license_url, citation=entry.citation
         )

@@ -107,7 +107,7 @@ class SegmentPanel(WorkPanel):
             ui.modelInfoLabel.setText(_("Choose a model."))
             return
         shown = ", ".join(model["labels"][:6]) + (" …" if len(model["labels"]) > 6 else "")
-        text = _("{count} structure(s): {names}. Licence: {license}")
+        text = _("Structures ({count}): {names}. License: {license}")
         ui.modelInfoLabel.setText(text.format(count=len(model["labels"]), names=shown, license=model["license"]))
         before = ui.classList.blockSignals(True)
         ui.classList.clear()

@@ -81,7 +81,7 @@ class WorkPanel:
 
     def _failed(self, error: MedQuantError) -> None:
         self._mine = False
-        self._say(_("Cancelled.") if is_cancel(error) else str(error))
+        self._say(_("Canceled.") if is_cancel(error) else str(error))
         self._showButtons()
         if not is_cancel(error):
             slicer.util.errorDisplay(str(error), windowTitle="MedQuantINT8")
