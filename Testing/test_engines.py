@@ -53,7 +53,7 @@ def test_openvino_runs_int8_and_says_so_layer_by_layer(int8_package, patches):
     convolutions = [layer for layer in description.layers if layer.kind == "Convolution"]
     assert all(layer.int8 and "I8" in layer.kernel for layer in convolutions)
     deconvolutions = [layer for layer in description.layers if layer.kind == "Deconvolution"]
-    assert len(deconvolutions) == 2 and not any(layer.int8 for layer in deconvolutions)
+    assert len(deconvolutions) == 4 and not any(layer.int8 for layer in deconvolutions)
     # The engine's own count of the work is that of the graph.
     expected = sum(
         layer.macs

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("slicer", reason="needs slicer-core")
 
+from conftest import PHANTOM_SIZE, PHANTOM_SPACING
 from MedQuantINT8Lib import mrml
 from MedQuantINT8Lib.errors import Cancelled, InputError
 from MedQuantINT8Lib.logic import MedQuantINT8Logic
@@ -105,7 +106,7 @@ def test_compare_shows_where_int8_differs(logic, node, int8_package):
 
 @pytest.mark.slow
 def test_calibrate_on_loaded_volumes_and_build(logic, fp32_package, phantom, tmp_path):
-    nodes = [mrml.volume_node(make_phantom(seed, (96, 88, 80), 4.0)[0], f"Calibration {seed}") for seed in (2001, 2002)]
+    nodes = [mrml.volume_node(make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING)[0], f"Calibration {seed}") for seed in (2001, 2002)]
     report = logic.calibrate(nodes, str(fp32_package.folder), str(tmp_path / "int8"), patches=4, agreement=0)
     assert report["int8_mac_share"] > 0.9 and report["size_ratio"] <= 0.27
     built = logic.buildEngine(str(tmp_path / "int8"), nodes[0])
@@ -131,7 +132,7 @@ def test_every_scan_of_the_scene(logic, node, int8_package):
     for other in others:
         if other is not node:
             scene.RemoveNode(other)
-    second = mrml.volume_node(make_phantom(2003, (96, 88, 80), 4.0)[0], "Second")
+    second = mrml.volume_node(make_phantom(2003, PHANTOM_SIZE, PHANTOM_SPACING)[0], "Second")
     made = logic.segmentAll(str(int8_package.folder))
     assert len(made) == 2 and all(len(names(found)) >= 4 for found in made)
     assert all(found.GetDisplayNode() is not None for found in made)

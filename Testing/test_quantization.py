@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from conftest import PHANTOM_SIZE, PHANTOM_SPACING
 from MedQuantINT8Lib import graph, qdq
 from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.errors import InputError, PackageError
@@ -13,14 +14,17 @@ from MedQuantINT8Lib.layers import int8_share, weighted_layers
 from MedQuantINT8Lib.model import ModelPackage
 from MedQuantINT8Lib.phantom import make_phantom, phantom_spec
 from MedQuantINT8Lib.preprocessing import preprocess
-from MedQuantINT8Lib.quantization import QuantizationPolicy, calibration_patch, quantize_package
+from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
 from MedQuantINT8Lib.sensitivity import Budget
 from MedQuantINT8Lib.volume import Volume
 
+#: Smaller than the demo network's windows: what is tested is how it is quantized, not what it finds.
+PATCH = (32, 48, 48)
+
 
 def sampler_for(package, options=CalibrationOptions(patches=2), seeds=(2001,)):
-    sources = [lambda seed=seed: make_phantom(seed, (96, 88, 80), 4.0)[0] for seed in seeds]
-    return PatchSampler(sources, package.spec, calibration_patch(package), options)
+    sources = [lambda seed=seed: make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING)[0] for seed in seeds]
+    return PatchSampler(sources, package.spec, PATCH, options)
 
 
 def test_the_result_keeps_the_rules_and_is_small(int8_package):
@@ -140,10 +144,10 @@ def test_the_guard_puts_the_worst_layer_back(fp32_package, tmp_path):
 
 def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path):
     """With labels the budget counts what is lost to them; without a fallback the loss is only measured."""
-    made = [make_phantom(seed, (96, 88, 80), 4.0) for seed in (2001, 2002)]
+    made = [make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING) for seed in (2001, 2002)]
     options = CalibrationOptions(patches=4)
     labels = [lambda m=m: Volume(m[1], m[0].ijk_to_ras, "labels") for m in made]
-    sampler = PatchSampler([lambda m=m: m[0] for m in made], fp32_package.spec, (64, 64, 64), options, labels=labels)
+    sampler = PatchSampler([lambda m=m: m[0] for m in made], fp32_package.spec, PATCH, options, labels=labels)
     for sample in sampler.first_samples(2):
         assert sample.labels is not None and sample.labels.shape == sample.patch.shape[1:]
     _, measured = quantize_package(
@@ -162,11 +166,11 @@ def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path):
 
 
 def test_labels_must_lie_on_their_scans(fp32_package, tmp_path):
-    volume, labels = make_phantom(2001, (96, 88, 80), 4.0)
+    volume, labels = make_phantom(2001, PHANTOM_SIZE, PHANTOM_SPACING)
     wrong = Volume(labels[1:], volume.ijk_to_ras, "labels")
     with pytest.raises(InputError, match="1 label map"):
-        PatchSampler([lambda: volume] * 2, fp32_package.spec, (64, 64, 64), CalibrationOptions(), labels=[lambda: wrong])
-    sampler = PatchSampler([lambda: volume], fp32_package.spec, (64, 64, 64), CalibrationOptions(), labels=[lambda: wrong])
+        PatchSampler([lambda: volume] * 2, fp32_package.spec, PATCH, CalibrationOptions(), labels=[lambda: wrong])
+    sampler = PatchSampler([lambda: volume], fp32_package.spec, PATCH, CalibrationOptions(), labels=[lambda: wrong])
     with pytest.raises(InputError, match="label map of that scan"):
         quantize_package(fp32_package, sampler, tmp_path / "out", CalibrationOptions())
 
@@ -188,7 +192,7 @@ def test_patches_are_drawn_as_asked_and_the_same_each_time(fp32_package):
     first, second = list(sampler), list(sampler)
     assert len(first) == len(sampler) == 5
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    assert all(patch.shape == (1, 64, 64, 64) for patch in first)
+    assert all(patch.shape == (1, *PATCH) for patch in first)
     air = list(sampler_for(fp32_package, CalibrationOptions(patches=5, foreground=0.0, air=1.0, seed=3), seeds=(2001, 2002)))
     assert np.mean([p.mean() for p in first]) > np.mean([p.mean() for p in air])
     assert len(sampler.volume_hashes) == 2
@@ -196,7 +200,7 @@ def test_patches_are_drawn_as_asked_and_the_same_each_time(fp32_package):
 
 def test_calibration_without_data_or_sense_is_refused(fp32_package):
     with pytest.raises(InputError, match="at least one scan"):
-        PatchSampler([], fp32_package.spec, (64, 64, 64), CalibrationOptions())
+        PatchSampler([], fp32_package.spec, PATCH, CalibrationOptions())
     for options in (
         CalibrationOptions(method="minmax"),
         CalibrationOptions(patches=0),

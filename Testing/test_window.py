@@ -87,7 +87,7 @@ class User:
     def look(self):
         self.qt.QApplication.processEvents()
 
-    def load(self, name="Scan", seed=2000, size=(96, 88, 80), spacing=4.0):
+    def load(self, name="Scan", seed=2000, size=(84, 60, 64), spacing=4.0):
         node = mrml.volume_node(make_phantom(seed, size, spacing)[0], name, self.scene)
         self.look()
         return node
