@@ -100,7 +100,7 @@ def save(path, array, spacing=(4.0, 4.0, 4.0)):
 
 @pytest.fixture
 def scans():
-    return [make_phantom(seed, (72, 64, 60), 5.0) for seed in (3001, 3002)]
+    return [make_phantom(seed, (67, 54, 54), 5.0) for seed in (3001, 3002)]
 
 
 def test_the_decathlons_form(tmp_path, scans):

@@ -18,7 +18,7 @@ from MedQuantINT8Lib.report import _runs
 from MedQuantINT8Lib.segmenter import SegmentationOptions, plan_for
 from MedQuantINT8Lib.windows import plan_windows
 
-PATCH = (64, 64, 64)
+PATCH = (32, 48, 48)
 
 
 def test_shares_are_those_of_the_tensors(int8_package):
@@ -54,7 +54,7 @@ def fresh(monkeypatch):
 @pytest.fixture
 def every(monkeypatch):
     """Runs of few windows are looked at as well."""
-    monkeypatch.setattr(ranges, "EVERY", 2)
+    monkeypatch.setattr(ranges, "EVERY", 4)
 
 
 def test_a_scan_of_the_calibrations_kind_is_not_warned_about(int8_package, phantom, every):
@@ -133,7 +133,7 @@ def test_a_run_says_it_and_can_be_told_not_to_look(int8_package, phantom, monkey
     choice = runs.EngineChoice("openvino", "int8")
     real = ranges.limits_of
     monkeypatch.setattr(ranges, "limits_of", lambda package: {name: limit / 8 for name, limit in real(package).items()})
-    monkeypatch.setattr(ranges, "EVERY", 1)
+    monkeypatch.setattr(ranges, "EVERY", 8)
     run = runs.segment(int8_package, phantom[0], choice, SegmentationOptions(), Task())
     assert run.ranges["windows"] >= 1 and run.result.notes[0] == run.ranges["warning"] != "" and run.seconds["ranges"] > 0
     for options, precision in ((SegmentationOptions(check_ranges=False), "int8"), (SegmentationOptions(), "fp32")):

@@ -93,7 +93,7 @@ def test_widths_that_something_else_sees_stay():
 
 
 def test_a_quantized_network_of_odd_widths_is_filled_up_exactly(fp32_package, int8_package):
-    model = graph.fixed_shape(graph.load_network(int8_package.onnx_path("int8")), (64, 64, 64))
+    model = graph.fixed_shape(graph.load_network(int8_package.onnx_path("int8")), (32, 32, 32))
     before, filled = widths_int8(model), rewrites.with_padded_channels(model, 24)
     assert widths_int8(filled) != before and qdq.check_int8(filled) == []
     assert np.array_equal(outputs(model, "int8"), outputs(filled, "int8"))
@@ -136,7 +136,7 @@ def test_other_transposed_convolutions_are_left_alone(changes):
 
 def test_the_demo_network_survives_the_deconvolution_rewrite_in_both_precisions(fp32_package, int8_package):
     for package, precision in ((fp32_package, "fp32"), (int8_package, "int8")):
-        model = graph.fixed_shape(graph.load_network(package.onnx_path(precision)), (64, 64, 64))
+        model = graph.fixed_shape(graph.load_network(package.onnx_path(precision)), (32, 32, 32))
         rewritten = rewrites.with_pointwise_deconvolutions(model)
         assert "ConvTranspose" not in {n.op_type for n in rewritten.graph.node}
         expected, got = outputs(model, precision), outputs(rewritten, precision)
@@ -160,7 +160,7 @@ def test_compacting_changes_names_only(int8_package, fp32_package):
     assert compact.ByteSize() < long.ByteSize() and qdq.check_int8(compact) == []
     layers = [n.name for n in graph.load_network(fp32_package.onnx_path("fp32")).graph.node if "Conv" in n.op_type]
     assert [n.name for n in compact.graph.node if "Conv" in n.op_type] == layers
-    shaped = [graph.fixed_shape(m, (64, 64, 64)) for m in (long, compact)]
+    shaped = [graph.fixed_shape(m, (32, 32, 32)) for m in (long, compact)]
     assert np.array_equal(outputs(shaped[0], "int8"), outputs(shaped[1], "int8"))
 
 
