@@ -155,8 +155,10 @@ def behind_concats(model):
     for layer in weighted_layers(model):
         node = next(n for n in model.graph.node if n.name == layer.name)
         dequantize = found.producer.get(node.input[0])
-        if layer.quantized and dequantize is not None and found.producer[found.producer[dequantize.input[0]].input[0]].op_type == "Concat":
-            behind[layer.name] = dequantize
+        if layer.quantized and dequantize is not None:
+            source = found.producer.get(found.producer[dequantize.input[0]].input[0])
+            if source is not None and source.op_type == "Concat":
+                behind[layer.name] = dequantize
     return behind
 
 
