@@ -29,6 +29,13 @@ def test_voxels_and_their_places_come_through_the_other_process(tmp_path, name):
     volume.data[0, 0, 0, 0] = 5  # The caller's own memory.
 
 
+def test_a_space_that_is_not_the_patients_is_told(tmp_path):
+    path = write(tmp_path / "a.nrrd")
+    assert read_volume(path).notes == ()
+    path.write_bytes(path.read_bytes().replace(b"space: left-posterior-superior", b"space: scanner-xyz"))
+    assert "left and right may be exchanged" in read_volume(path).notes[0]
+
+
 def test_names_and_folders_that_are_not_utf8_are_read(tmp_path):
     folder = tmp_path / b"f-\xe9".decode("utf-8", "surrogateescape")
     folder.mkdir()

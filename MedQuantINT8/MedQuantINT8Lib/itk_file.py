@@ -32,6 +32,8 @@ _NRRD_BYTES = {
 }  # fmt: skip
 _META_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "FLOAT": 4, "LONG": 4, "ULONG": 4, "DOUBLE": 8, "LONG_LONG": 8, "ULONG_LONG": 8}
 _TIME = ("time",)
+#: What NRRD calls the patient's axes; ITK takes any other space for the first.
+_PATIENT_SPACES = ("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las")
 _COLORS = ("rgb-color", "rgba-color", "hsv-color", "xyz-color")
 
 
@@ -41,11 +43,13 @@ def read_itk_file(path: Path, check: Callable[[], None] | None = None) -> tuple[
     Raises:
         InputError: damaged, cut off, of too few or too many axes, frames in time, or colours.
     """
-    expected = _checked_size(path)
+    expected, fields = _checked_size(path)
     with _readable_name(path) as readable:
         found = read_apart("scan", [readable], [str(path)], expected, str(path), check)
     data, image = found.arrays[0], found.images[0]
     notes = [f"{path}: ITK warned: {text}" for text in found.warnings]
+    if "sizes" in fields and fields.get("space", "").lower() not in _PATIENT_SPACES:
+        notes.append(f"{path} does not say how it lies in the patient: its axes were taken as left, back and head, so left and right may be exchanged")
     size = image["dimension"]
     direction = np.array(image["direction"]).reshape(size, size)
     if size == 4:
@@ -77,8 +81,8 @@ def _readable_name(path: Path) -> Iterator[Path]:
         yield Path(scratch) / ("scan" + path.suffix.lower())
 
 
-def _checked_size(path: Path) -> int:
-    """Bytes of the voxels, as the header says, if the file can hold them.
+def _checked_size(path: Path) -> tuple[int, dict[str, str]]:
+    """Bytes of the voxels as the header says, if the file can hold them, and its fields.
 
     Raises:
         InputError: no such header, or one that says more than the file holds.
@@ -98,14 +102,14 @@ def _checked_size(path: Path) -> int:
     named = fields.get("data file") or fields.get("datafile") or fields.get("elementdatafile", "LOCAL")
     if named.upper() not in ("LOCAL",) and not apart:
         if named.upper().startswith("LIST") or "%" in named:
-            return expected
+            return expected, fields
         raise InputError(f"{path} refers to the file {Path(named).name}, which is not there.", "Copy it to the header, under its old name.")
     there = sum(file.stat().st_size for file in apart) if apart else path.stat().st_size - length
     raw = fields.get("encoding", "raw").lower() == "raw" and fields.get("compresseddata", "false").lower() != "true"
     text = fields.get("encoding", "raw").lower() in ("ascii", "txt", "text", "hex")
     if there * (1 if raw or text else _HIGHEST_RATIO) < (expected if not text else math.prod(sizes)):
         raise InputError(f"{path} cannot be read: it is cut off, and holds fewer voxels than its header says.", "Copy or download it again.")
-    return expected
+    return expected, fields
 
 
 def check_written(path: Path) -> None:

@@ -80,7 +80,9 @@ def main() -> int:
         answer = {"error": "it needs more memory than a file of its size may take", "number": number}
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        answer = {"error": (lines[-1] if lines else type(error).__name__).rstrip("."), "number": number}
+        # The line that says what is wrong; what follows may be the numbers of a matrix.
+        told = next((line.split("ERROR:", 1)[1].strip() for line in lines if "ERROR:" in line), lines[-1] if lines else type(error).__name__)
+        answer = {"error": told.rstrip("."), "number": number}
     answer["warnings"] = listener.said[:_MOST_WARNINGS]
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
