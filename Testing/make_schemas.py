@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "MedQuantINT8"))
 
+from MedQuantINT8Lib.model_spec import Channel, Cleaning, Crop, Fit, Geometry, Label, Normalization, Output, Window
 from MedQuantINT8Lib.resources import resource
 
 _NUMBER, _TEXT = {"type": "number"}, {"type": "string"}
@@ -200,11 +203,25 @@ def model_schema() -> dict[str, object]:
             "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
         },
     )
+    _describe(schema["properties"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "MedQuantINT8 model package: model.json",
         **schema,
     }
+
+
+#: What each part of model.json means, and what is computed by it, is said once: by the class that holds it.
+_MEANINGS = {
+    "channels": Channel, "crop": Crop, "fits": Fit, "geometry": Geometry, "normalization": Normalization, "window": Window, "output": Output,
+    "cleaning": Cleaning, "labels": Label,
+}  # fmt: skip
+
+
+def _describe(properties: Any) -> None:
+    for name, value in properties.items():
+        if name in _MEANINGS:
+            value["description"] = inspect.cleandoc(_MEANINGS[name].__doc__ or "").replace("``", "'")
 
 
 def report_schema() -> dict[str, object]:

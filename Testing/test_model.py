@@ -168,3 +168,9 @@ def test_no_network_tells_whose_machine_it_was_made_on(fp32_package):
     for path in shipped:
         content = path.read_bytes()
         assert b"stack_trace" not in content and b".py\"" not in content, path
+
+
+def test_the_schema_says_what_each_normalization_computes():
+    described = json.loads(resource("model.schema.json").read_text(encoding="utf-8"))["properties"]["normalization"]
+    for kind in described["items"]["properties"]["kind"]["enum"]:
+        assert f"'{kind}'" in described["description"], kind

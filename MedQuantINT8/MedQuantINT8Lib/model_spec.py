@@ -92,7 +92,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Normalization:
-    """One step of intensity normalisation, applied to each channel by itself unless ``over`` says otherwise.
+    """One step of intensity normalization, applied to each channel by itself unless ``over`` says otherwise.
 
     kind:
         ``window``: ``low``..``high`` to 0..1, clipped if ``clip``.
@@ -152,7 +152,7 @@ class Geometry:
         as SimpleITK, Slicer and nnU-Net do.
     orientation: three letters, the directions towards which I, J and K grow (RAS convention, as nibabel's axcodes), or
         "native" to take the voxels as they lie in the file (nnU-Net).
-    spacing: millimetres along the tensor's axes, or None (for all, or along an axis) to keep the volume's own.
+    spacing: millimeters along the tensor's axes, or None (for all, or along an axis) to keep the volume's own.
     reorient: whether the volume is turned before it is resampled, or afterwards ("last": spacing is then along the file's axes,
         and the first voxel that is kept is the file's).
     tolerance: an axis whose spacing deviates by at most this share is not resampled (Auto3DSeg: 0.25).
@@ -160,18 +160,18 @@ class Geometry:
     interpolation: "nnunet" is a spline along each axis by outer edges, inside slices only (nearest between them) where voxels are
         more than three times as long along one axis as along the others; class scores follow the same rule on their way back.
     spline, score_spline: for "nnunet", the splines of scans (cubic if None) and of class scores (linear if None).
-    anchor: whether resampling keeps the centre of the first voxel ("centers") or the outer edges ("edges",
-        nnU-Net, TotalSegmentator). "monai" is what MONAI's Spacing does: the centre of the first voxel, or, where the scan's axes are
+    anchor: whether resampling keeps the center of the first voxel ("centers") or the outer edges ("edges",
+        nnU-Net, TotalSegmentator). "monai" is what MONAI's Spacing does: the center of the first voxel, or, where the scan's axes are
         not exactly at right angles, the middle of the volume; "monai_extent" is the same with its scale_extent. With ``size`` or
-        ``longest`` it is the edges, or, with "corners", the centres of the outermost voxels.
-    tolerance_mm: stands for ``tolerance``, in millimetres (MONAI: 0.001); or None.
+        ``longest`` it is the edges, or, with "corners", the centers of the outermost voxels.
+    tolerance_mm: stands for ``tolerance``, in millimeters (MONAI: 0.001); or None.
     min_spacing, max_spacing: an axis whose own spacing lies between these and ``spacing`` is not resampled; None along an axis, or
         for all, says nothing.
     diagonal: the axes of the new grid are R, A and S themselves, whatever the scan's are.
     outside: what lies outside of the scan when it is resampled linearly: its outermost voxels ("border"), or 0 ("zeros").
     longest: voxels along the longest axis of a volume that is resized as a whole, the others in proportion; or None.
     resize: how a volume is resized to ``size`` or ``longest``: as it is resampled, or as torch's interpolate does ("torch"), which
-        knows the interpolations "area" (means of what a voxel covers) and "exact" (nearest, by centres) as well. Scores go back the
+        knows the interpolations "area" (means of what a voxel covers) and "exact" (nearest, by centers) as well. Scores go back the
         same way.
     anti_aliasing: it is smoothed before it is resized to fewer voxels, by a Gaussian of (factor - 1) / 2 voxels (MONAI's Resize).
     """
@@ -209,12 +209,12 @@ class Window:
     multiples: the patch may grow to any multiple of these (for whole-volume mode).
     whole_volume: run the volume in one piece, padded up to ``multiples``, if the network's graph is dynamic.
     placement: "monai" (fixed steps, last window moved in) or "nnunet" (steps spread evenly).
-    pad_value: what stands outside a volume that is smaller than the patch, after normalisation.
+    pad_value: what stands outside a volume that is smaller than the patch, after normalization.
     padding: how such a volume is filled up to the patch: with ``pad_value`` ("constant"), by its outermost voxels ("edge"), by its
         mirror image without the border itself ("reflect"), or by itself again ("wrap").
     overlaps: an overlap for each axis of the tensor, which stands for ``overlap``; or None.
     sigma: the standard deviation of the Gaussian along each axis, as a share of the patch.
-    air_threshold: windows whose normalised values all lie at or below it can be skipped; None forbids skipping.
+    air_threshold: windows whose normalized values all lie at or below it can be skipped; None forbids skipping.
     """
 
     patch_size: tuple[int, int, int]
