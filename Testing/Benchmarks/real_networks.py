@@ -76,7 +76,7 @@ def cases(scratch: Path) -> dict[str, Case]:
         "brain3_meshnet20": brain("brain3_meshnet20", "--method", "mse", "--agreement", "0.95", "--patches", "6"),
         "brain_mask_mindgrab": brain("brain_mask_mindgrab", "--patches", "6"),
         "brain18_meshnet30": brain("brain18_meshnet30", "--method", "percentile", "--agreement", "0.96", "--patches", "6"),
-        "brain18_meshnet30 (labelled scan)": Case(
+        "brain18_meshnet30 (labeled scan)": Case(
             DATA / "networks" / "brain18_meshnet30.onnx",
             stripped,
             [DATA / "brain_labelled" / f"{n}_t1_stripped.nii.gz" for n in (1001, 1003)],

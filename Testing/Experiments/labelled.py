@@ -47,7 +47,7 @@ def row(name: str, case: str, agreement: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         # Stripped brains want another normalisation than whole heads: as the table of real networks has it.
-        stripped = cases(scratch)["brain18_meshnet30 (labelled scan)"].spec
+        stripped = cases(scratch)["brain18_meshnet30 (labeled scan)"].spec
         spec = replace(specs()[name], normalization=stripped.normalization, window=stripped.window)
         scan, labels = _labelled(scratch, case)
         import_onnx(DATA / "networks" / f"{name}.onnx", spec, scratch / "model").close()

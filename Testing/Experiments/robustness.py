@@ -67,7 +67,7 @@ SHIFTS: dict[str, Callable[[Any, int], Any]] = {
     "one voxel in 500 at 5 times the maximum": changed(lambda v, r: np.where(r.random(v.shape) < 0.002, 5 * v.max(), v)),
 }
 #: What no normalisation takes away: values of the network's input, after its own preprocessing.
-INPUT_SHIFTS: dict[str, float] = {"input x 2 after normalisation": 2.0, "input x 4 after normalisation": 4.0}
+INPUT_SHIFTS: dict[str, float] = {"input x 2 after normalization": 2.0, "input x 4 after normalization": 4.0}
 
 
 def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
