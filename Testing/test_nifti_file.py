@@ -9,7 +9,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
+from conftest import orthogonal
 from MedQuantINT8Lib.errors import InputError, MedQuantError
 from MedQuantINT8Lib.volume import Grid, Volume
 from MedQuantINT8Lib.volume_io import ReadOptions, read_volume
@@ -86,6 +88,24 @@ def test_where_two_forms_disagree_the_taken_one_is_said_and_can_be_chosen(tmp_pa
     nibabel.save(image, tmp_path / "s.nii.gz")
     with pytest.raises(InputError, match="no usable qform"):
         read_volume(tmp_path / "s.nii.gz", options=ReadOptions(nifti_form="qform"))
+
+
+@pytest.mark.parametrize("form", ["auto", "sform", "qform"])
+def test_voxels_of_an_oblique_scan_are_as_long_as_itk_says(tmp_path, form):
+    matrix = orthogonal((3.5, 3.0, 6.2), (10, -15, 20), flips="ij")
+    image = nibabel.Nifti1Image(DATA.astype(np.int16), matrix)
+    image.set_qform(matrix, 1)
+    nibabel.save(image, tmp_path / "s.nii.gz")
+    found = read_volume(tmp_path / "s.nii.gz", options=ReadOptions(nifti_form=form))
+    # The sform's own columns are 2.99999991 mm long, which decides how half a voxel is rounded.
+    assert np.allclose(found.grid.spacing, sitk.ReadImage(str(tmp_path / "s.nii.gz")).GetSpacing(), rtol=1e-14, atol=0)
+    assert np.allclose(found.ijk_to_ras, matrix, atol=1e-4)
+    # One that is really of another length is left as it is.
+    patched_spacing = nibabel.load(tmp_path / "s.nii.gz")
+    patched_spacing.header["pixdim"][1] = 3.501
+    nibabel.save(patched_spacing, tmp_path / "t.nii.gz")
+    if form != "qform":
+        assert np.isclose(read_volume(tmp_path / "t.nii.gz", options=ReadOptions(nifti_form=form)).grid.spacing[0], 3.5, rtol=1e-6)
 
 
 def test_without_a_form_the_sides_are_said_to_be_unknown(tmp_path):

@@ -22,6 +22,8 @@ NiftiForm = Literal["auto", "sform", "qform"]
 HEADER_BYTES = 540
 #: The largest distance of a voxel centre between sform and qform that is only rounding (both are float32), in shares of a voxel.
 FORM_TOLERANCE = 0.01
+#: By how much, in shares, the length of a column of nine float32 numbers may differ from the float32 length itself.
+_ROUNDING = 5e-7
 
 #: Voxel types by their code in the header; those of 128 bits and of colours have none in numpy.
 TYPES: dict[int, str] = {
@@ -216,7 +218,7 @@ def matrix_of(header: NiftiHeader, form: NiftiForm, name: str) -> tuple[Matrix, 
         asked = header.sform if form == "sform" else header.qform
         if asked is None:
             raise InputError(f"{name} has no usable {form}.", f"Leave --nifti-form out, or give {'qform' if form == 'sform' else 'sform'}.")
-        return asked, []
+        return _as_long_as_pixdim(asked, header), []
     notes = []
     taken = header.sform if header.sform is not None else header.qform
     if header.sform is not None and header.qform is not None and (apart := _apart(header)) > FORM_TOLERANCE * min(header.spacing):
@@ -228,7 +230,21 @@ def matrix_of(header: NiftiHeader, form: NiftiForm, name: str) -> tuple[Matrix, 
     if not np.allclose(lengths, header.spacing, rtol=1e-2):
         sizes = " x ".join(f"{s:g}" for s in header.spacing)
         notes.append(f"{name}: its sform has voxels of {' x '.join(f'{s:g}' for s in lengths)} mm, its pixdim of {sizes} mm; the sform was taken")
-    return taken, notes
+    return _as_long_as_pixdim(taken, header), notes
+
+
+def _as_long_as_pixdim(matrix: Matrix, header: NiftiHeader) -> Matrix:
+    """The matrix with columns of exactly pixdim's lengths, where they differ by no more than the rounding of 32 bits.
+
+    ITK, Slicer and nnU-Net take voxel sizes from pixdim. An oblique sform's nine rounded numbers give 2.9999999 mm for 3 mm, which
+    would decide how half a voxel is rounded.
+    """
+    lengths, spacing = np.linalg.norm(matrix[:3, :3], axis=0), np.array(header.spacing)
+    if (lengths <= 0).any():
+        return matrix
+    exact = matrix.copy()
+    exact[:3, :3] *= np.where(np.abs(lengths - spacing) <= _ROUNDING * spacing, spacing / lengths, 1.0)
+    return exact
 
 
 def _apart(header: NiftiHeader) -> float:
