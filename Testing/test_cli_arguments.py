@@ -54,7 +54,7 @@ def test_help_version_and_refusals_import_neither_numpy_nor_a_command():
         "print(ours, 'numpy' in sys.modules, file=sys.stderr)"
     )
     done = python(code)
-    assert done.stderr.splitlines()[-1] == "['arguments', 'cli', 'interrupts', 'parsers', 'terminal'] False", done.stderr
+    assert done.stderr.splitlines()[-1] == "['arguments', 'cli', 'interrupts', 'parsers', 'telemetry', 'terminal'] False", done.stderr
 
 
 @pytest.mark.parametrize(
