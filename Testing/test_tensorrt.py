@@ -15,7 +15,7 @@ import pytest
 
 import tensorrt_at_hand as at_hand
 from MedQuantINT8Lib import graph
-from MedQuantINT8Lib.engines import cuda, lowering, tensorrt
+from MedQuantINT8Lib.engines import cuda, cuda_driver, lowering, tensorrt
 from MedQuantINT8Lib.engines.base import BuildOptions, backend
 from MedQuantINT8Lib.engines.plan_note import check_note
 from MedQuantINT8Lib.engines.tensorrt_engine import TensorRTEngine
@@ -163,7 +163,9 @@ def test_the_real_compiler_places_the_work_in_int8(rtx, int8_package):
     }
     assert found["int8"]["verdict"] == "INT8" and found["int8"]["share"] > 0.95
     # What stays are the transposed convolutions, rewritten as pointwise ones.
-    assert {name.split("_myl")[0].rstrip("_1") for name, *_ in found["int8"]["not_int8"]} == {"node_convolution"}
+    network = graph.load_network(int8_package.onnx_path("int8")).graph
+    transposed = {node.name for node in network.node if node.op_type == "ConvTranspose"}
+    assert transposed and {name.split("_myl")[0] for name, *_ in found["int8"]["not_int8"]} == transposed
     assert found["fp16"]["share"] == found["fp32"]["share"] == 0 and found["fp32"]["verdict"] == "not INT8"
     for row in found.values():
         assert row["macs"] == row["all_macs"] and row["events"] >= 2
@@ -568,7 +570,11 @@ def test_a_library_that_does_not_start_is_told():
         tensorrt.started(nothing, log)
 
 
-def test_a_library_without_a_driver_is_told(monkeypatch):
+@pytest.mark.parametrize(
+    ("driver_installed", "words"),
+    [(False, "no NVIDIA driver here. Install NVIDIA's driver"), (True, "cannot be used by the installed cuda-python: Failed to dlopen libcuda.so.1.")],
+)
+def test_a_library_without_a_driver_is_told(monkeypatch, driver_installed, words):
     class NoDriver(ModuleType):
         def __getattr__(self, name):
             if name.startswith("__"):
@@ -578,7 +584,8 @@ def test_a_library_without_a_driver_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", fake_module("11.4.0"))
     monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
     monkeypatch.setitem(sys.modules, "cuda.bindings", NoDriver("cuda.bindings"))
-    assert "no NVIDIA driver here: Failed to dlopen" in backend("tensorrt").unavailable()
+    monkeypatch.setattr(cuda_driver, "has_driver", lambda: driver_installed)
+    assert words in backend("tensorrt").unavailable()
 
 
 class ScriptedBuilder:
