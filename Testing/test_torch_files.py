@@ -109,10 +109,11 @@ def test_an_onnx_file_with_weights_beside_it_is_taken_whole(tmp_path):
 
     model = onnx.load(str(resource("phantom_unet.onnx")))
     onnx.save(model, str(tmp_path / "net.onnx"), save_as_external_data=True, location="net.weights", size_threshold=64)
-    (tmp_path / "spec.json").write_text(json.dumps(phantom_spec().to_json()))
+    spec = phantom_spec()
+    (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
     assert (tmp_path / "net.weights").stat().st_size > 100_000
     assert main(["import", "onnx", str(tmp_path / "net.onnx"), "--spec", str(tmp_path / "spec.json"), "-o", str(tmp_path / "p"), "-q"]) == 0
     (tmp_path / "net.weights").unlink()
-    x = np.random.default_rng(0).normal(size=(1, 1, 64, 64, 64)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(1, 1, *spec.window.patch_size)).astype(np.float32)
     made, original = ((p.read_bytes()) for p in (tmp_path / "p" / FP32, resource("phantom_unet.onnx")))
     assert np.allclose(*(session(m, "fp32").run(None, {"image": x})[0] for m in (made, original)), atol=1e-4)
