@@ -278,6 +278,23 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path):
             check_output_file(path)
 
 
+def test_looking_whether_an_output_can_be_written_leaves_nothing(tmp_path):
+    """A command that fails before its work leaves no empty folders."""
+    new = tmp_path / "new" / "deeper"
+    check_output_file(new / "out.nrrd")
+    check_output_folder(new, ["report.json", "report.html"])
+    check_output_package(new / "package")
+    check_output_package(new / "package.zip")
+    assert not list(tmp_path.iterdir())
+    for folder in ("n" * 300, f"new/{'n' * 300}"):
+        with pytest.raises(StorageError):
+            check_output_file(tmp_path / folder / "out.nrrd")
+    assert not list(tmp_path.iterdir())
+    with replacing(new / "out.nrrd") as path:
+        path.write_text("x")
+    assert (new / "out.nrrd").read_text() == "x"
+
+
 def test_a_segmentation_that_another_library_did_not_write_whole_is_found(tmp_path):
     path = tmp_path / "out.seg.nrrd"
     write_segmentation(path, np.random.default_rng(0).integers(0, 9, (8, 9, 10)).astype(np.uint8), SHEARED, NAMES)

@@ -89,11 +89,16 @@ def check_output_package(target: PathLike, inputs: Iterable[PathLike | None] = (
 
 
 def _probe(target: Path, names: Sequence[str]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = scratch_beside(target)
+    """Write empty files of these names, in a temporary folder; folders on the way that are missing are made only in there."""
+    standing = target.parent
+    while not os.path.lexists(standing):
+        standing = standing.parent
+    scratch = scratch_beside(standing / target.name)
     try:
+        inside = scratch / target.parent.relative_to(standing)
+        inside.mkdir(parents=True, exist_ok=True)
         for name in names:
-            (scratch / name).write_bytes(b"")
+            (inside / name).write_bytes(b"")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
