@@ -188,7 +188,7 @@ def test_bad_descriptions_are_told_before_any_work(tmp_path, scans, int8_package
     for change, words in (
         ({"structures": {"1": "heart"}}, "nothing in common"),
         ({"cases": [*value["cases"], {**value["cases"][0], "split": "train"}]}, "in two splits"),
-        ({"cases": []}, "no labelled case"),
+        ({"cases": []}, "no labeled case"),
         ({"cases": [{"name": "x"}]}, "no description of a data set"),
     ):
         path.write_text(json.dumps({**value, **change}))

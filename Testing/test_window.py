@@ -417,7 +417,7 @@ def test_a_sequence_is_segmented_frame_by_frame(user):
     scene = user.scene
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "Beating")
     for n, seed in enumerate((2000, 2001)):
-        frame = mrml.volume_node(make_phantom(seed, (60, 60, 60), 5.0)[0], f"t{n}", scene)
+        frame = mrml.volume_node(make_phantom(seed, (56, 48, 50), 5.0)[0], f"t{n}", scene)
         sequence.SetDataNodeAtValue(frame, str(n))
         scene.RemoveNode(frame)
     logic = slicer.vtkSlicerSequencesLogic()
