@@ -80,6 +80,8 @@ class GpuSlidingWindow:
     def __init__(self, gpu: Gpu, network: GpuNetwork, channels: int, classes: int, plan: WindowPlan, window: Window, batch: int = 1) -> None:
         self._gpu, self._network, self._plan, self._window = gpu, network, plan, window
         self._channels, self._classes = channels, classes
+        # Another engine that was closed in the meantime may have left this thread without a GPU.
+        gpu.enter()
         self._kernels = gpu.kernels(SOURCE, NAMES)
         self._stream = gpu.stream()
         self._slow = plan.order[0]
