@@ -31,6 +31,8 @@ from .monai_weights import Weights, find_weights
 
 _CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 _TRUST = "If you trust where it comes from, give --trust-code; else describe it with --spec."
+#: Under which names configurations describe their network, the usual one first.
+_NETWORKS = ("network_def", "network", "net", "model")
 _T = TypeVar("_T")
 
 
@@ -162,7 +164,7 @@ class _Bundle:
 
     def _definition(self) -> Definition | None:
         """What the configuration calls its network; None where that is code of another kind."""
-        for name in ("network_def", "network", "net", "model"):
+        for name in _NETWORKS:
             if self._config.has(name):
                 return definition_of(self._config, self._config.raw(name))
         raise PackageError(f"{self._path.name} has no 'network_def' that describes its network.", "Get the bundle again.")
@@ -202,8 +204,13 @@ class _Bundle:
         return load
 
     def _by_code(self, weights: Weights) -> Any:
-        name = "network_def" if self._config.has("network_def") else "network"
-        return _loaded(_run(self._folder, self._path, f"@{name}"), weights, "the bundle's network")
+        from torch import nn
+
+        name = next(name for name in _NETWORKS if self._config.has(name))
+        made = _run(self._folder, self._path, f"@{name}")
+        if not isinstance(made, nn.Module):
+            raise PackageError(f"The bundle's '{name}' is {type(made).__name__}, no network of torch.", "Get the bundle again.")
+        return _loaded(made.to("cpu"), weights, "the bundle's network")
 
     def _function(self, text: str) -> Callable[[Any], Any]:
         """A function of the bundle's code, which the user trusts, from its text."""

@@ -111,10 +111,14 @@ def safe_functions(folder: Path) -> dict[str, Any]:
     """What expressions of a bundle may call besides arithmetic: devices (there is only the processor here), and checkpoints of the
     bundle itself, read as data."""
 
+    loaded: dict[str, Any] = {}
+
     def load(path: Any, *_: Any, **options: Any) -> Any:
         if not set(options) <= {"map_location", "weights_only"} or not isinstance(path, str):
             raise TypeError("torch.load with other arguments than a path")
-        return read_checkpoint(bundle_file(folder, path), "checkpoint")
+        if path not in loaded:
+            loaded[path] = read_checkpoint(bundle_file(folder, path), "checkpoint")
+        return loaded[path]
 
     def array(value: Any) -> Any:
         import torch
