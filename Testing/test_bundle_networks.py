@@ -193,7 +193,8 @@ def test_expressions_are_run_where_they_are_trusted(tmp_path):
 
 def test_inferers_that_a_window_cannot_say_are_named():
     for inferer, match in (
-        ({"_target_": "SliceInferer", "roi_size": [32, 32]}, "SliceInferer"),
+        ({"_target_": "SliceInferer", "roi_size": [32, 32]}, "single slices, and its network has 3"),
+        ({"_target_": "SliceInferer", "roi_size": [32, 32], "spatial_dim": 3}, "spatial_dim"),
         ({**WINDOW, "roi_size": [32, 32, -1]}, "roi_size"),
         ({**WINDOW, "mode": "mean"}, "mode"),
         ({**WINDOW, "with_coord": True}, "with_coord"),

@@ -153,7 +153,11 @@ def test_several_trainings_in_one_folder_are_told_apart_by_their_configuration(t
 
 
 REFUSED = {
-    "single slices": {"patch_size": [32, 32], "spacing": [1.0, 1.0]},
+    "'conv_op' is .*Conv3d, and the patch has 2 sides": {
+        "patch_size": [32, 32], "spacing": [1.0, 1.0],
+        "architecture": {**ARCHITECTURE, "arch_kwargs": {**ARCHITECTURE["arch_kwargs"], "strides": [[1, 1], [2, 2]]}},
+    },
+    "patch of 1 sides": {"patch_size": [32], "spacing": [1.0]},
     "cascade.*3d_lowres": {"previous_stage": "3d_lowres"},
     "MyNormalization": {"normalization_schemes": ["MyNormalization"]},
     "'normalization_schemes' is .* list of 1": {"normalization_schemes": ["CTNormalization"] * 2},

@@ -121,6 +121,19 @@ def test_transposed_convolutions_become_pointwise_ones(kernel, bias):
     assert np.abs(outputs(rewritten) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def test_transposed_convolutions_of_slices_become_pointwise_ones():
+    nodes = [
+        helper.make_node("Squeeze", ["x", "axis"], ["flat"]),
+        helper.make_node("ConvTranspose", ["flat", "w"], ["wide"], name="up", kernel_shape=[3, 2], strides=[3, 2]),
+        helper.make_node("Unsqueeze", ["wide", "axis"], ["y"]),
+    ]
+    constants = {**weights(w=(4, 3, 3, 2)), "axis": np.array([2])}
+    model = network(nodes, constants, channels=4, size=(1, 6, 10), out_size=(1, 18, 20))
+    rewritten = rewrites.with_pointwise_deconvolutions(model)
+    assert "ConvTranspose" not in [n.op_type for n in rewritten.graph.node]
+    assert np.abs(outputs(rewritten) - outputs(model)).max() <= 1e-5 * np.abs(outputs(model)).max()
+
+
 @pytest.mark.parametrize(
     "changes", [{"strides": [1, 1, 1]}, {"pads": [0, 0, 0, 1, 0, 0]}, {"output_padding": [1, 0, 0]}, {"group": 2}]
 )

@@ -38,15 +38,12 @@ def input_means(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, int]
     for patch in patches:
         # An empty list of outputs would mean all of them.
         values = run.run(outputs, {input_name: patch[None]}) if wanted else []
-        found = {input_name: patch.mean(axis=(1, 2, 3)), **{n: v.ravel() for n, v in zip(wanted, values, strict=True)}}
+        found = {input_name: patch.mean(axis=(1, 2, 3))}
+        found |= {name: v.reshape(v.shape[:2]).mean(axis=0) for name, v in zip(wanted, values, strict=True)}
         for name, mean in found.items():
             sums[name] = sums.get(name, np.zeros(mean.size)) + mean
         count += 1
     return {node.name: sums[node.input[0]] / max(count, 1) for node in nodes}
-
-
-#: From this opset on ReduceMean takes its axes as an input.
-_AXES_AS_INPUT = 18
 
 
 def _with_means(model: Any, tensors: list[str]) -> tuple[Any, list[str]]:
@@ -54,17 +51,11 @@ def _with_means(model: Any, tensors: list[str]) -> tuple[Any, list[str]]:
     onnx = graph.require_onnx()
     copy = rewrites.copied(model)
     fresh = FreshNames(copy)
-    opset = next((item.version for item in copy.opset_import if item.domain in ("", "ai.onnx")), _AXES_AS_INPUT)
-    axes, given, outputs = [0, 2, 3, 4], fresh("channel_mean_axes"), []
-    if opset >= _AXES_AS_INPUT:
-        copy.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes), given))
+    outputs = []
     for name in tensors:
         outputs.append(fresh(f"{name}_channel_mean"))
-        if opset >= _AXES_AS_INPUT:
-            node = onnx.helper.make_node("ReduceMean", [name, given], [outputs[-1]], keepdims=0)
-        else:
-            node = onnx.helper.make_node("ReduceMean", [name], [outputs[-1]], keepdims=0, axes=axes)
-        copy.graph.node.append(node)
+        # Whatever the number of spatial axes: those of networks that work slice by slice have two.
+        copy.graph.node.append(onnx.helper.make_node("GlobalAveragePool", [name], [outputs[-1]]))
         copy.graph.output.append(onnx.helper.make_tensor_value_info(outputs[-1], onnx.TensorProto.FLOAT, None))
     return copy, outputs
 
@@ -84,7 +75,7 @@ def with_corrected_biases(fp32: Any, int8: Any, means: dict[str, NDArray[np.floa
             continue
         stored, scale = found.array(dequantize.input[0]), found.array(dequantize.input[1])
         rounded = stored.astype(np.float64) * scale.astype(np.float64).reshape(-1, *[1] * (stored.ndim - 1))
-        moved = (rounded - weight).sum(axis=(2, 3, 4)) @ means[node.name]
+        moved = (rounded - weight).sum(axis=tuple(range(2, weight.ndim))) @ means[node.name]
         bias = found.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(weight.shape[0])
         name = fresh(f"{node.name}_corrected_bias")
         copy.graph.initializer.append(onnx.numpy_helper.from_array((bias - moved).astype(np.float32), name))

@@ -201,10 +201,10 @@ def is_pointwise_deconvolution(found: Graph, node: Any) -> bool:
 
 
 def with_pointwise_deconvolutions(model: Any) -> Any:
-    """Transposed convolutions with kernel equal to stride as 1x1x1 convolutions and depth-to-space.
+    """Transposed convolutions with kernel equal to stride as convolutions of one voxel and depth-to-space.
 
     Channel c and place (a, b, d) in the kernel become channel ((c, a), b), d of the convolution; a reshape and a
-    transposition bring the places to where they belong. Isotropic or not; Q/DQ pairs before the layer stay.
+    transposition bring the places to where they belong. Of two spatial axes or three, isotropic or not; Q/DQ pairs before the layer stay.
 
     Args:
         model: of inferred, fixed spatial shapes.
@@ -232,9 +232,9 @@ def with_pointwise_deconvolutions(model: Any) -> Any:
         assert stored is not None
         weight = found.array(stored)
         channels, kernel = weight.shape[1], weight.shape[2:]
-        places = int(np.prod(kernel))
+        places, axes = int(np.prod(kernel)), len(kernel)
         # (in, out, a, b, d) to (out * a * b * d, in, 1, 1, 1)
-        flat = np.ascontiguousarray(np.moveaxis(weight, 0, -1)).reshape(channels * places, -1, 1, 1, 1)
+        flat = np.ascontiguousarray(np.moveaxis(weight, 0, -1)).reshape(channels * places, -1, *[1] * axes)
         new_weight = constant(flat, f"{name}_pointwise_weight")
         if stored != node.input[1]:
             dequantize = found.producer[node.input[1]]
@@ -251,13 +251,13 @@ def with_pointwise_deconvolutions(model: Any) -> Any:
         spatial = shape[2:]
         wide = constant(np.array([0, channels, *kernel, *spatial], np.int64), f"{name}_pointwise_wide")
         # (n, c, a, b, d, A, B, D) to (n, c, A, a, B, b, D, d)
-        order = [0, 1, 5, 2, 6, 3, 7, 4]
+        order = [0, 1, *(place for axis in range(axes) for place in (2 + axes + axis, 2 + axis))]
         target = constant(
             np.array([0, channels, *(s * k for s, k in zip(spatial, kernel, strict=True))], np.int64), f"{name}_pointwise_shape"
         )
         helper = onnx.helper
         made += [
-            helper.make_node("Conv", inputs, [f"{name}_pointwise"], name=name, kernel_shape=[1, 1, 1]),
+            helper.make_node("Conv", inputs, [f"{name}_pointwise"], name=name, kernel_shape=[1] * axes),
             helper.make_node("Reshape", [f"{name}_pointwise", wide], [f"{name}_places"], name=f"{name}_Reshape"),
             helper.make_node("Transpose", [f"{name}_places"], [f"{name}_moved"], name=f"{name}_Transpose", perm=order),
             helper.make_node("Reshape", [f"{name}_moved", target], list(node.output), name=f"{name}_Reshape_back"),

@@ -22,6 +22,9 @@ def window_starts(size: int, patch: int, overlap: float, placement: str = "monai
     """
     if size <= patch:
         return [0]
+    if patch == 1:
+        # Slice by slice: one voxel overlaps nothing, and none is run twice.
+        return list(range(size))
     if placement == "nnunet":
         count = math.ceil((size - patch) / (patch * (1 - overlap))) + 1
         return [int(np.round((size - patch) / (count - 1) * n)) for n in range(count)]
@@ -173,7 +176,12 @@ def plan_windows(shape: tuple[int, int, int], window: Window, patch: tuple[int, 
 
 def check_patch(patch: tuple[int, int, int], window: Window) -> None:
     """Raise :class:`InputError` unless ``patch`` is a size that the network takes."""
-    for size, multiple in zip(patch, window.multiples, strict=True):
+    for size, usual, multiple in zip(patch, window.patch_size, window.multiples, strict=True):
+        if usual == 1 and size > 1:
+            raise InputError(
+                f"The patch size {patch} does not fit: the model works slice by slice, and its window {window.patch_size} is one voxel long there.",
+                "Choose another patch size, with 1 along that axis.",
+            )
         if size < 1 or size % multiple:
             raise InputError(
                 f"The patch size {patch} does not fit: each side must be a multiple of {window.multiples}.",

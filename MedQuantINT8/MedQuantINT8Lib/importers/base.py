@@ -118,6 +118,8 @@ def _computing(spec: ModelSpec) -> dict[str, Any]:
 def _write_unchecked(understood: Understood, target: Path, task: Task, *, dynamic: bool) -> ModelPackage:
     spec = understood.spec
     patch, name = spec.window.patch_size, f"{spec.name}.onnx"
+    if dynamic and 1 in patch and not isinstance(understood.network, Path):
+        raise PackageError(f"{spec.name} works slice by slice: its window is one voxel long across the slices.", "Import it without --dynamic.")
     with TemporaryDirectory(prefix="medquant-export-") as scratch:
         path = Path(scratch) / FP32
         if isinstance(understood.network, Path):

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from ..model_spec import ModelSpec
 from ..volume import Grid, Volume, axis_map
 
+#: How far apart the slices of made scans are, in finest sides of the network's voxel, for networks that work slice by slice: with the
+#: forms' own voxels some scans are then anisotropic enough for nnU-Net to resample by slices, and some are not.
+_BETWEEN_SLICES = 2.2
 #: No scan has more voxels than this in a channel.
 _MOST_VOXELS = 4_000_000
 
@@ -72,7 +75,12 @@ def _patch_ras(spec: ModelSpec) -> NDArray[np.float64]:
 
 def _spacing_ras(spec: ModelSpec) -> NDArray[np.float64]:
     wanted = spec.geometry.spacing or (None, None, None)
-    a, b, c = (usual if want is None else want for usual, want in zip((1.1, 1.0, 1.3), wanted, strict=True))
+    finest = min((want for want in wanted if want is not None), default=1.0)
+    sides = spec.window.patch_size
+    a, b, c = (
+        want if want is not None else _BETWEEN_SLICES * finest if side == 1 else usual
+        for usual, want, side in zip((1.1, 1.0, 1.3), wanted, sides, strict=True)
+    )
     return np.array(_along_ras(spec, (a, b, c)), dtype=np.float64)
 
 
@@ -112,7 +120,9 @@ def _channel(shape: tuple[int, int, int], spec: ModelSpec, number: int, form: _F
     if form.zeros:
         # A frame of zeros, wider on one side, and a hole inside; another place in each channel.
         k, j, i = shape
-        made[:, : j // 8 + number] = made[:, :, -(i // 9 + 1) :] = made[: k // 10 + 1] = 0
+        if 1 not in spec.window.patch_size or spec.crop.kind != "none":
+            # A slice of nothing but zeros has no scores to compare: normalizing a constant layer divides rounding errors by each other.
+            made[:, : j // 8 + number] = made[:, :, -(i // 9 + 1) :] = made[: k // 10 + 1] = 0
         made[k // 3 : k // 2, j // 3 + number : j // 2 + number, i // 2 : 2 * i // 3] = 0
     return made.astype(np.float32)
 

@@ -22,12 +22,13 @@ from .base import Understood, single_output
 from .bundle_license import license_of
 from .colors import palette
 from .expressions import Config, NotPlain
-from .monai_inferers import translate_inferer
+from .monai_inferers import slice_axis, translate_inferer
 from .monai_networks import MOST_CHANNELS, Definition, definition_of, make, safe_functions
 from .monai_original import BundleParts, MonaiPipeline, monai_original
 from .monai_postprocessing import Postprocessing, translate_postprocessing
 from .monai_preprocessing import translate_preprocessing
 from .monai_weights import Weights, find_weights
+from .slices import sliced
 
 _CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 _TRUST = "If you trust where it comes from, give --trust-code; else describe it with --spec."
@@ -53,7 +54,7 @@ def understand(folder: Path, *, trust_code: bool = False, spec: ModelSpec | None
 
 def _network_again(folder: Path, trust_code: bool) -> Any:
     """The bundle's network where it is exported: that is another process, to which configurations do not cross."""
-    return _reading(folder, trust_code, lambda bundle: bundle.network()())
+    return _reading(folder, trust_code, lambda bundle: bundle.of_three_axes())
 
 
 def _reading(folder: Path, trust_code: bool, use: Callable[[_Bundle], _T]) -> _T:
@@ -92,6 +93,12 @@ class _Bundle:
         """What makes the network."""
         definition = self._definition()
         return self._network(definition, self._vista_classes(definition))
+
+    def of_three_axes(self) -> Any:
+        """The network itself, (N, C, A0, A1, A2); one of slices takes one slice."""
+        across = slice_axis(self._config.get("inferer")) if self._config.has("inferer") else None
+        network = self.network()()
+        return network if across is None else sliced(network, across, "The bundle's network")
 
     def understood(self) -> Understood:
         definition = self._definition()
@@ -228,10 +235,11 @@ class _Bundle:
         return sorted({c for c in classes if c > 0})
 
     def _window(self, definition: Definition | None) -> Window:
-        multiples = definition.multiples if definition is not None and definition.listed else (1, 1, 1)
         if not self._config.has("inferer"):
             raise PackageError(f"{self._path.name} has no 'inferer'.", "Give a description with --spec.")
-        return translate_inferer(self._config.get("inferer"), multiples)
+        inferer = self._config.get("inferer")
+        unknown = (1, 1, 1) if slice_axis(inferer) is None else (1, 1)
+        return translate_inferer(inferer, definition.multiples if definition is not None and definition.listed else unknown)
 
     # What its channels mean
 

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import PackageError
 from ..model_spec import Window
 from .monai_arguments import ADVICE, Arguments
+from .slices import with_slice_axis
 
 _SLIDING = {"SlidingWindowInferer", "SlidingWindowInfererAdapt"}
 _PADDING = {"constant": "constant", "replicate": "edge", "reflect": "reflect", "circular": "wrap"}
@@ -16,11 +17,25 @@ _RUNNING = ("sw_batch_size", "sw_device", "device", "progress", "cache_roi_weigh
 _WHOLE = 96
 
 
-def translate_inferer(inferer: Any, multiples: tuple[int, int, int]) -> Window:
-    """The window of an inferer's resolved description.
+def slice_axis(inferer: Any) -> int | None:
+    """The tensor's spatial axis across which an inferer's resolved description goes slice by slice; None for one of three axes.
+
+    Raises:
+        PackageError: it does, across an axis that a scan does not have.
+    """
+    if not isinstance(inferer, dict) or str(inferer.get("_target_")).rpartition(".")[2] != "SliceInferer":
+        return None
+    axis = inferer.get("spatial_dim", 0)
+    if isinstance(axis, bool) or not isinstance(axis, int) or axis not in (0, 1, 2):
+        raise Arguments(inferer).refusal("spatial_dim", axis)
+    return axis
+
+
+def translate_inferer(inferer: Any, multiples: tuple[int, ...]) -> Window:
+    """The window of an inferer's resolved description; one that goes slice by slice is one voxel long across the slices.
 
     Args:
-        multiples: what a patch's sides must be multiples of, as far as the network tells.
+        multiples: what a patch's sides must be multiples of, as far as the network tells: two for a network of slices, else three.
 
     Raises:
         PackageError: an inferer, an argument or a value that a window cannot say; named.
@@ -28,27 +43,38 @@ def translate_inferer(inferer: Any, multiples: tuple[int, int, int]) -> Window:
     if not isinstance(inferer, dict) or not isinstance(inferer.get("_target_"), str):
         raise PackageError(f"The bundle's inferer is {str(inferer)[:80]!r}, not a description.", ADVICE)
     given = Arguments(inferer)
+    axis = slice_axis(inferer)
+    if len(multiples) != (3 if axis is None else 2):
+        does = "runs windows of three axes" if axis is None else "runs single slices"
+        raise PackageError(f"The bundle's inferer {given.name} {does}, and its network has {len(multiples)} spatial axes.", ADVICE)
+    if axis is not None:
+        multiples = with_slice_axis([*multiples], axis, 1)
+    a, b, c = multiples
     if given.name == "SimpleInferer":
         given.finish()
-        return _whole(multiples)
+        return _whole((a, b, c))
     if given.name == "Vista3dInferer":
         given.ignore("sw_batch_size", "use_point_window", "use_cfp")
-        window = _sliding(given, multiples, blend="gaussian", overlap=given.get("overlap"))
-    elif given.name in _SLIDING:
+        window = _sliding(given, (a, b, c), blend="gaussian", overlap=given.get("overlap"))
+    elif given.name in _SLIDING or axis is not None:
         blend = str(given.get("mode", "constant"))
         if blend not in ("gaussian", "constant"):
             raise given.refusal("mode", blend)
         given.ignore(*_RUNNING)
         given.only("with_coord", False)
-        window = _sliding(given, multiples, blend=blend, overlap=given.get("overlap", 0.25))
+        window = _sliding(given, (a, b, c), blend=blend, overlap=given.get("overlap", 0.25), across=axis)
     else:
         raise PackageError(f"The bundle's inferer is {given.name}, which is not understood.", ADVICE)
     given.finish()
     return window
 
 
-def _sliding(given: Arguments, multiples: tuple[int, int, int], *, blend: str, overlap: Any) -> Window:
-    sizes = _by_axis(given, "roi_size", given.get("roi_size"), lambda n: n is None or (isinstance(n, int) and not isinstance(n, bool)))
+def _sliding(given: Arguments, multiples: tuple[int, int, int], *, blend: str, overlap: Any, across: int | None = None) -> Window:
+    if across is None:
+        sizes = _by_axis(given, "roi_size", given.get("roi_size"), lambda n: n is None or (isinstance(n, int) and not isinstance(n, bool)))
+    else:
+        given.get("spatial_dim", 0)
+        sizes = _of_slices(given, across)
     overlaps = _by_axis(given, "overlap", overlap, lambda n: _is_number(n) and 0 <= n < 1)
     sigma = _by_axis(given, "sigma_scale", given.get("sigma_scale", 0.125), lambda n: _is_number(n) and n > 0)
     padding, value = str(given.get("padding_mode", "constant")), given.get("cval", 0.0)
@@ -75,6 +101,16 @@ def _sliding(given: Arguments, multiples: tuple[int, int, int], *, blend: str, o
         overlaps=None if same else (float(overlaps[0]), float(overlaps[1]), float(overlaps[2])),
         sigma=(float(sigma[0]), float(sigma[1]), float(sigma[2])),
     )
+
+
+def _of_slices(given: Arguments, across: int) -> tuple[int, int, int]:
+    """The window of an inferer of slices, whose roi_size has the two sides of a slice."""
+    roi = given.get("roi_size")
+    # Windows have one size for all scans, so that a side that a scan would decide (-1) is refused here as well.
+    whole = isinstance(roi, list | tuple) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in roi)
+    if not whole or len(roi) != 2:
+        raise given.refusal("roi_size", roi)
+    return with_slice_axis(list(roi), across, 1)
 
 
 def _whole(multiples: tuple[int, int, int]) -> Window:

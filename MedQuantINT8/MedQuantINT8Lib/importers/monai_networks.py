@@ -37,8 +37,8 @@ _NETWORKS = {
 #: What may stand inside of a network's arguments.
 _PARTS = {"TopologyInstance"}
 _TORCH_PARTS = {
-    "ReLU", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Mish", "Sigmoid", "Tanh", "Softmax", "Identity", "BatchNorm3d",
-    "InstanceNorm3d", "GroupNorm", "LayerNorm", "Dropout", "Dropout3d",
+    "ReLU", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Mish", "Sigmoid", "Tanh", "Softmax", "Identity", "BatchNorm2d",
+    "BatchNorm3d", "InstanceNorm2d", "InstanceNorm3d", "GroupNorm", "LayerNorm", "Dropout", "Dropout2d", "Dropout3d",
 }  # fmt: skip
 #: Arguments that MONAI's networks used to take and that change nothing.
 _FORMER = {"img_size", "use_checkpoint"}
@@ -92,19 +92,28 @@ class Definition:
         return value
 
     @property
-    def multiples(self) -> tuple[int, int, int]:
-        """What a patch's sides must be multiples of, as far as that is known."""
+    def axes(self) -> int:
+        """How many spatial axes one of MONAI's networks has; 2 works slice by slice."""
+        value = next((self.arguments[name] for name in ("spatial_dims", "dimensions") if name in self.arguments), None)
+        if value is None and (cls := _class_of(self.target)) is not None:
+            default = inspect.signature(cls).parameters.get("spatial_dims")
+            value = default.default if default is not None else None
+        return value if not isinstance(value, bool) and value in (1, 2, 3) else 3
+
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """What a patch's sides must be multiples of along the network's own axes, as far as that is known."""
+        axes = self.axes
         strides = self.arguments.get("strides")
         if self.name.lower() in ("unet", "dynunet", "attentionunet") and isinstance(strides, list | tuple):
-            steps = [s if isinstance(s, list | tuple) and len(s) == 3 else [s] * 3 for s in strides]
+            steps = [s if isinstance(s, list | tuple) and len(s) == axes else [s] * axes for s in strides]
             if steps and all(isinstance(n, int) and n > 0 for step in steps for n in step):
-                a, b, c = (prod(step[axis] for step in steps) for axis in range(3))
-                return a, b, c
+                return tuple(prod(step[axis] for step in steps) for axis in range(axes))
         factor = {"SwinUNETR": 32, "BasicUNet": 16, "UNETR": 16, "DiNTS": 16, "vista3d132": 16}.get(self.name, 1)
         if self.name.startswith("SegResNet"):
             depths = self.arguments.get("blocks_down", (1, 2, 2, 4))
             factor = 2 ** (len(depths) - 1) if isinstance(depths, list | tuple) and 0 < len(depths) < 12 else 1
-        return (factor,) * 3
+        return (factor,) * axes
 
 
 def safe_functions(folder: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ _AFTER = {
     "KeepLargestConnectedComponentd", "FillHolesd", "RemoveSmallObjectsd", "Lambdad", "FromMetaTensord", "ToMetaTensord", "Identityd",
     "EnsureChannelFirstd",
 }  # fmt: skip
-_INFERERS = {"SlidingWindowInferer", "SlidingWindowInfererAdapt", "SimpleInferer"}
+_INFERERS = {"SlidingWindowInferer", "SlidingWindowInfererAdapt", "SimpleInferer", "SliceInferer"}
 #: Where and how much at once; none of it changes the result.
 _RUNNING = {"device", "sw_device", "progress", "cache_roi_weight_map", "cpu_thresh", "sw_batch_size", "non_blocking"}
 _FUNCTIONS = {"select_fn", "func", "post_func"}
@@ -53,7 +53,7 @@ class BundleParts:
     Attributes:
         preprocessing, postprocessing: resolved descriptions of transforms.
         inferer: its resolved description.
-        network: makes the torch module with its weights.
+        network: makes the torch module with its weights, as the inferer takes it: of slices for one that goes slice by slice.
         spec: the import that is compared.
         final: whether the last transform gives label values, not numbers of classes or masks of regions.
         run: makes a function of the bundle's code from its text, where the user trusts it.

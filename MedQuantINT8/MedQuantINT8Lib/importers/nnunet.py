@@ -2,7 +2,7 @@
 
 The network is built by nnU-Net's own ``dynamic-network-architectures`` from plans.json; weights are read as data.
 Preprocessing follows nnU-Net: voxels as its reader lays them out, crop to non-zero, normalization, cubic resampling by
-outer edges, slice by slice where voxels are anisotropic. Class scores are blended and resampled as the network gives them.
+outer edges, slice by slice where voxels are anisotropic. 2D configurations run slice by slice, across nnU-Net's first axis. Class scores are blended and resampled as the network gives them.
 Test-time mirroring is left out.
 """
 

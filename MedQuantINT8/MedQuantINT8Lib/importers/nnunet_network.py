@@ -10,14 +10,15 @@ from typing import Any
 from ..errors import DependencyError, PackageError
 from .base import single_output
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
-from .fields import Fields, choice, count, each, known, mapping, text
+from .fields import Fields, Parse, choice, count, each, known, mapping, text
+from .slices import sliced, with_slice_axis
 
 _NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
 #: Where nnU-Net's versions have kept these classes.
 _MODULES = tuple(f"dynamic_network_architectures.architectures.{name}" for name in ("unet", "residual_unet"))
 #: What plans may name as a building block; anything else would be code from elsewhere.
 _BLOCKS = {
-    "Conv3d", "InstanceNorm3d", "BatchNorm3d", "GroupNorm", "Dropout3d", "LeakyReLU", "ReLU", "PReLU", "ELU", "GELU", "SiLU",
+    "Conv3d", "InstanceNorm3d", "BatchNorm3d", "Dropout3d", "Conv2d", "InstanceNorm2d", "BatchNorm2d", "Dropout2d", "GroupNorm", "LeakyReLU", "ReLU", "PReLU", "ELU", "GELU", "SiLU",
 }  # fmt: skip
 #: Fields that say the same in plans older than 2.4.
 _OLDER = (
@@ -28,30 +29,38 @@ _OLDER = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network of plans.json: its class, its arguments, and which of those name classes."""
+    """A network of plans.json: its class, its arguments, which of those name classes, and how many axes it has (2: slices)."""
 
     name: str
     arguments: dict[str, Any]
     imported: list[str]
+    axes: int = 3
 
     @property
     def total_strides(self) -> list[int]:
-        """By how much the network's deepest level is smaller, along nnU-Net's axes."""
-        total = [1, 1, 1]
+        """By how much the network's deepest level is smaller, along nnU-Net's three axes; 1 across slices."""
+        total = [1] * self.axes
         for stride in self.arguments["strides"]:
-            total = [t * s for t, s in zip(total, [stride] * 3 if isinstance(stride, int) else stride, strict=True)]
-        return total
+            total = [t * s for t, s in zip(total, [stride] * self.axes if isinstance(stride, int) else stride, strict=True)]
+        return total if self.axes == 3 else list(with_slice_axis(total, 0, 1))
 
     def with_batch_norm(self) -> Architecture:
         """The same network as nnU-Net's trainer for batch normalization builds it."""
-        changed = {"norm_op": "torch.nn.modules.batchnorm.BatchNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+        changed = {"norm_op": f"torch.nn.modules.batchnorm.BatchNorm{self.axes}d", "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
         return replace(self, arguments={**self.arguments, **changed})
 
 
-def architecture_of(read: Fields) -> Architecture:
-    """The network of a configuration; plans older than 2.4 hold it in other words."""
+def architecture_of(read: Fields, axes: int = 3) -> Architecture:
+    """The network of a configuration; plans older than 2.4 hold it in other words.
+
+    Args:
+        axes: of the configuration's patch: 2 for one that works on slices.
+
+    Raises:
+        PackageError: names what is not understood, such as a network of another number of axes.
+    """
     if "architecture" not in read:
-        return _before_2_4(read)
+        return _before_2_4(read, axes)
     read.ignore(*_OLDER)  # nnU-Net does not look at them either
     given = Fields(read.get("architecture", mapping), f"{read.where}: architecture", read.advice)
     module, _, name = given.get("network_class_name", text).rpartition(".")
@@ -63,41 +72,47 @@ def architecture_of(read: Fields) -> Architecture:
     where = f"{given.where}: arch_kwargs"
     checked = Fields(arguments, where, read.advice)
     stages = checked.get("n_stages", count)
-    strides = checked.get("strides", each(_stride))
+    strides = checked.get("strides", each(_stride(axes)))
+    convolution = checked.get("conv_op", text)
+    if convolution.endswith(("Conv2d", "Conv3d")) and not convolution.endswith(f"Conv{axes}d"):
+        raise PackageError(f"{where}: 'conv_op' is {convolution}, and the patch has {axes} sides.", read.advice)
     if len(strides) != stages:
         raise PackageError(f"{where}: 'strides' has {len(strides)} entries for {stages} stages.", read.advice)
-    return Architecture(name, {**arguments, "strides": strides}, imported)
+    return Architecture(name, {**arguments, "strides": strides}, imported, axes)
 
 
-def _stride(value: Any, where: str) -> int | list[int]:
-    return count(value, where) if isinstance(value, int) else each(count, 3)(value, where)
+def _stride(axes: int) -> Parse[int | list[int]]:
+    def read(value: Any, where: str) -> int | list[int]:
+        return count(value, where) if isinstance(value, int) else each(count, axes)(value, where)
+
+    return read
 
 
-def _before_2_4(read: Fields) -> Architecture:
+def _before_2_4(read: Fields, axes: int) -> Architecture:
     name = read.get("UNet_class_name", choice(*_NETWORKS))
-    kernels = read.get("conv_kernel_sizes", each(each(count, 3)))
+    kernels = read.get("conv_kernel_sizes", each(each(count, axes)))
     base, most = read.get("UNet_base_num_features", count), read.get("unet_max_num_features", count)
     blocks = "n_blocks_per_stage" if name == "ResidualEncoderUNet" else "n_conv_per_stage"
-    strides = read.get("pool_op_kernel_sizes", each(_stride))
+    strides = read.get("pool_op_kernel_sizes", each(_stride(axes)))
     if len(strides) != len(kernels):
         raise PackageError(f"{read.where}: 'pool_op_kernel_sizes' and 'conv_kernel_sizes' differ in length.", read.advice)
     arguments = {
         "n_stages": len(kernels),
         "features_per_stage": [min(base * 2**n, most) for n in range(len(kernels))],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
         "kernel_sizes": kernels,
         "strides": strides,
         blocks: read.get("n_conv_per_stage_encoder", each(count)),
         "n_conv_per_stage_decoder": read.get("n_conv_per_stage_decoder", each(count)),
         "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
         "norm_op_kwargs": {"eps": 1e-5, "affine": True},
         "dropout_op": None,
         "dropout_op_kwargs": None,
         "nonlin": "torch.nn.LeakyReLU",
         "nonlin_kwargs": {"inplace": True},
     }
-    return Architecture(name, arguments, ["conv_op", "norm_op", "dropout_op", "nonlin"])
+    return Architecture(name, arguments, ["conv_op", "norm_op", "dropout_op", "nonlin"], axes)
 
 
 def checked_blocks(architecture: Architecture) -> dict[str, Any]:
@@ -115,7 +130,7 @@ def checked_blocks(architecture: Architecture) -> dict[str, Any]:
 
 
 def build(architecture: Architecture, channels: int, classes: int, order: list[int], weights: Path) -> Any:
-    """The module with its weights, which takes and gives (N, C, K, J, I).
+    """The module with its weights, which takes and gives (N, C, K, J, I); a network of slices one slice, across nnU-Net's axis 0.
 
     Args:
         order: nnU-Net's axis n is axis order[n] of (K, J, I).
@@ -127,7 +142,7 @@ def build(architecture: Architecture, channels: int, classes: int, order: list[i
     """
     module = _module(architecture, channels, classes)
     load_weights(module, state_dict_of(read_checkpoint(weights), f"{weights.parent.name}/{weights.name}"))
-    network = single_output(module, architecture.name)
+    network = single_output(module, architecture.name) if architecture.axes == 3 else sliced(module, 0, architecture.name)
     return network if order == [0, 1, 2] else _transposed(network, order)
 
 

@@ -22,6 +22,7 @@ from .fields import (
     whole,
 )
 from .nnunet_network import Architecture, architecture_of
+from .slices import with_slice_axis
 
 _ADVICE = "If it changes nothing when a scan is segmented, take it out of plans.json; else use nnU-Net itself for this network."
 #: Fields of plans that say how the network was planned and trained.
@@ -65,6 +66,7 @@ class Plans:
         order: nnU-Net's axis n is axis order[n] of the array (K, J, I).
         orientation: of the reader: "native" or "RAS".
         reader: its name.
+        patch, spacing: along three axes; a configuration of slices (2D) has 1 and None (the scan's own) along the first.
         data, scores: how scans and class scores are resampled; None where nothing is.
     """
 
@@ -74,7 +76,7 @@ class Plans:
     orientation: str
     reader: str
     patch: list[int]
-    spacing: list[float]
+    spacing: list[float | None]
     intensities: list[Intensity]
     data: SplineResampling | None
     scores: SplineResampling | None
@@ -108,7 +110,8 @@ def read_plans(value: Any, configuration: str, channels: int) -> Plans:
     where = f"plans.json, configuration {configuration}"
     read = Fields(settings, where, _ADVICE)
     read.ignore(*_ABOUT_TRAINING_OF_CONFIGURATION)
-    _three_dimensional(read, configuration)
+    axes = _axes(read, configuration)
+    patch, spacing = read.get("patch_size", each(count, axes)), read.get("spacing", each(positive, axes))
     read.get("preprocessor_name", choice("DefaultPreprocessor"), "DefaultPreprocessor")
     data, scores = _resampling(read, "data"), _resampling(read, "probabilities")
     if (data is None) != (scores is None):
@@ -121,12 +124,13 @@ def read_plans(value: Any, configuration: str, channels: int) -> Plans:
         order=order,
         orientation=_READERS[reader],
         reader=reader,
-        patch=read.get("patch_size", each(count, 3)),
-        spacing=read.get("spacing", each(positive, 3)),
+        patch=patch if axes == 3 else list(with_slice_axis(patch, 0, 1)),
+        # nnU-Net keeps the distance between slices, whichever axis is the first after transposing.
+        spacing=[*spacing] if axes == 3 else list(with_slice_axis(spacing, 0, None)),
         intensities=_intensities(read, properties, channels),
         data=data,
         scores=scores,
-        architecture=architecture_of(read),
+        architecture=architecture_of(read, axes),
     )
     read.finish()
     plans.finish()
@@ -145,8 +149,7 @@ def read_network(value: Any, configuration: str) -> tuple[Architecture, list[int
         raise PackageError(f"plans.json: transpose_forward {order} is no order of three axes.", "Get the folder again.")
     settings = _inherited(plans.get("configurations", mapping), configuration)
     read = Fields(settings, f"plans.json, configuration {configuration}", _ADVICE)
-    _three_dimensional(read, configuration)
-    return architecture_of(read), order
+    return architecture_of(read, _axes(read, configuration)), order
 
 
 def _inherited(given: dict[str, Any], name: str) -> dict[str, Any]:
@@ -165,16 +168,17 @@ def _inherited(given: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for part in reversed(chain) for key, value in part.items()}
 
 
-def _three_dimensional(read: Fields, name: str) -> None:
+def _axes(read: Fields, name: str) -> int:
+    """How many axes a configuration's patch has: 3, or 2 where it works slice by slice."""
     if "previous_stage" in read:
         stage = read.get("previous_stage", text)
         raise PackageError(
             f"The configuration {name} is a cascade: it needs the labels of {stage} as input.",
             f"Use 3d_fullres, or {stage} itself, with --configuration.",
         )
-    if len(patch := read.get("patch_size", each(count))) != 3:
-        what = "works on single slices (2D)" if len(patch) == 2 else f"has a patch of {len(patch)} sides"
-        raise PackageError(f"The configuration {name} {what}.", "Train or choose a 3D configuration, such as 3d_fullres.")
+    if (axes := len(read.get("patch_size", each(count)))) not in (2, 3):
+        raise PackageError(f"The configuration {name} has a patch of {axes} sides.", "Choose another one, such as 3d_fullres.")
+    return axes
 
 
 def _intensities(read: Fields, properties: dict[str, Any], channels: int) -> list[Intensity]:
