@@ -70,7 +70,7 @@ def test_a_data_file_that_is_gone_is_named(tmp_path):
         ("a.nrrd", b"sizes: 8 7 6", b"sizes: 8 -7 6", "8 x -7 x 6"),
         ("a.nrrd", b"type: float", b"type: block", "no NRRD header"),
         ("a.nrrd", b"kinds: domain domain domain", b"kinds: domain domain time", "frames in time"),
-        ("a.nrrd", b"kinds: domain domain domain", b"kinds: RGB-color domain domain", "colours"),
+        ("a.nrrd", b"kinds: domain domain domain", b"kinds: RGB-color domain domain", "colors"),
         ("a.mha", b"DimSize = 8 7 6", b"DimSize = 8 7", "no MetaImage header"),
         ("a.mha", b"DimSize = 8 7 6", b"DimSize = 90000 90000 90000", "cut off"),
         ("a.mha", b"ObjectType =", b"\xff\xfe\xfd", "no MetaImage header"),

@@ -204,7 +204,7 @@ def test_a_build_is_cancelled_by_its_task(rtx, int8_package):
     code = code.replace("plan = backend", "from MedQuantINT8Lib.errors import Cancelled\ntry:\n  plan = backend").replace(
         "layers = without", "except Cancelled as error:\n  print(json.dumps(str(error)))\n  sys.exit()\nlayers = without"
     )
-    assert "Cancelled" in at_hand.run("11.4", rtx, code, str(int8_package.onnx_path("int8")), "int8", "64", "64", "64")
+    assert "Canceled" in at_hand.run("11.4", rtx, code, str(int8_package.onnx_path("int8")), "int8", "64", "64", "64")
 
 
 # ---- lowering
