@@ -23,6 +23,7 @@ test: $(VENV)/.test lint
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check MedQuantINT8 Testing
+	$(BIN)/ruff format --check -q MedQuantINT8 Testing
 	$(BIN)/mypy
 
 # Every way to install, each in an environment of its own, and the job that it is for.

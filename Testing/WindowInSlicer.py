@@ -13,4 +13,6 @@ class WindowInSlicer(unittest.TestCase):
             self.skipTest('pytest is not installed in Slicer: slicer.util.pip_install("pytest")')
         here = Path(__file__).resolve().parent
         sys.path.insert(0, str(here))
-        self.assertEqual(pytest.main([str(here / "test_window.py"), "-q", "-p", "no:cacheprovider", "--rootdir", str(here)]), 0)
+        self.assertEqual(
+            pytest.main([str(here / "test_window.py"), "-q", "-p", "no:cacheprovider", "--rootdir", str(here)]), 0
+        )

@@ -20,7 +20,13 @@ def window(low: float, high: float) -> dict[str, Any]:
 
 
 def softmax_postprocessing(nearest: bool = False) -> dict[str, Any]:
-    invert = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image", "nearest_interp": nearest}
+    invert = {
+        "_target_": "Invertd",
+        "keys": "pred",
+        "transform": "@preprocessing",
+        "orig_keys": "image",
+        "nearest_interp": nearest,
+    }
     return {
         "_target_": "Compose",
         "transforms": [
@@ -60,7 +66,13 @@ FORMS: dict[str, dict[str, Any]] = {
     "spleen": {
         **COMMON,
         "network_def": UNET,
-        "preprocessing": [*LOAD, RAS, spacing(1.5, 1.5, 2.0), window(-57, 164), {"_target_": "EnsureTyped", "keys": "image"}],
+        "preprocessing": [
+            *LOAD,
+            RAS,
+            spacing(1.5, 1.5, 2.0),
+            window(-57, 164),
+            {"_target_": "EnsureTyped", "keys": "image"},
+        ],
         "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [32, 32, 32], "sw_batch_size": 4, "overlap": 0.5},
         "postprocessing": softmax_postprocessing(),
         **_loader(),
@@ -68,7 +80,13 @@ FORMS: dict[str, dict[str, Any]] = {
     "swin_unetr_btcv": {
         **COMMON,
         "network_def": SWIN,
-        "preprocessing": [*LOAD, RAS, spacing(1.5, 1.5, 2.0), window(-175, 250), {"_target_": "EnsureTyped", "keys": "image"}],
+        "preprocessing": [
+            *LOAD,
+            RAS,
+            spacing(1.5, 1.5, 2.0),
+            window(-175, 250),
+            {"_target_": "EnsureTyped", "keys": "image"},
+        ],
         "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [64, 64, 64], "sw_batch_size": 4, "overlap": 0.5},
         "postprocessing": softmax_postprocessing(),
         **_loader(as_handler=True),
@@ -99,7 +117,12 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "wholebrain_unest": {
         **COMMON,
-        "network_def": {"_target_": "scripts.networks.unest_base_patch_4.UNesT", "in_channels": 1, "out_channels": 5, "width": 4},
+        "network_def": {
+            "_target_": "scripts.networks.unest_base_patch_4.UNesT",
+            "in_channels": 1,
+            "out_channels": 5,
+            "width": 4,
+        },
         "preprocessing": [
             *LOAD,
             {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": "True", "channel_wise": "True"},
@@ -143,7 +166,7 @@ FORMS: dict[str, dict[str, Any]] = {
     },
 }
 #: The network of the UNesT form is code of the bundle's own; this stands in its place.
-SCRIPT = '''
+SCRIPT = """
 import torch
 class UNesT(torch.nn.Module):
     def __init__(self, in_channels, out_channels, width):
@@ -152,7 +175,7 @@ class UNesT(torch.nn.Module):
         self.head = torch.nn.Conv3d(width, out_channels, 1)
     def forward(self, x):
         return self.head(torch.relu(self.body(x)))
-'''
+"""
 
 
 def write_bundle(folder: Path, form: str, classes: int) -> Path:

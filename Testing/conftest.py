@@ -22,7 +22,9 @@ from MedQuantINT8Lib.volume import Volume  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = pytest.mark.skip(reason=f"the real scans and networks are not at {DATA}; set MEDQUANT_DATA to where they are")
+    missing = pytest.mark.skip(
+        reason=f"the real scans and networks are not at {DATA}; set MEDQUANT_DATA to where they are"
+    )
     for item in items:
         if item.get_closest_marker("data") and not (DATA / "networks").is_dir():
             item.add_marker(missing)
@@ -70,7 +72,11 @@ def int8_package(fp32_package: ModelPackage, tmp_path_factory: pytest.TempPathFa
     sources = [lambda seed=seed: make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING)[0] for seed in (2001, 2002)]
     sampler = PatchSampler(sources, fp32_package.spec, calibration_patch(fp32_package), options)
     return quantize_package(
-        fp32_package, sampler, tmp_path_factory.mktemp("int8") / "phantom", options, QuantizationPolicy(budget=Budget(0))
+        fp32_package,
+        sampler,
+        tmp_path_factory.mktemp("int8") / "phantom",
+        options,
+        QuantizationPolicy(budget=Budget(0)),
     )[0]
 
 

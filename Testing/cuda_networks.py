@@ -48,7 +48,13 @@ class Made:
         scales = np.maximum(np.abs(values).max(others), 1e-6) / 127
         shaped = scales.reshape([-1 if a == axis else 1 for a in range(5)])
         q = self.constant(np.rint(values / shaped).astype(np.int8))
-        return self.op("DequantizeLinear", q, self.constant(scales.astype(np.float32)), self.constant(np.zeros(len(scales), np.int8)), axis=axis)
+        return self.op(
+            "DequantizeLinear",
+            q,
+            self.constant(scales.astype(np.float32)),
+            self.constant(np.zeros(len(scales), np.int8)),
+            axis=axis,
+        )
 
     def conv(self, x, ins, out, kernel=3, stride=1, dilation=1, pads=None, group=1, quantized=True, scale=0.03):
         kernel, stride, dilation = (tuple(v) if isinstance(v, tuple) else (v,) * 3 for v in (kernel, stride, dilation))
@@ -60,26 +66,50 @@ class Made:
 
     def deconv(self, x, ins, out, kernel=2, stride=2, pads=(0,) * 6, output_padding=(0, 0, 0), quantized=False):
         taken = self.rounded(x) if quantized else x
-        attributes = {"kernel_shape": (kernel,) * 3, "strides": (stride,) * 3, "pads": pads, "output_padding": output_padding}
-        return self.op("ConvTranspose", taken, self.weight((ins, out, *(kernel,) * 3), 1, quantized), self.constant(np.zeros(out, np.float32)), **attributes)
+        attributes = {
+            "kernel_shape": (kernel,) * 3,
+            "strides": (stride,) * 3,
+            "pads": pads,
+            "output_padding": output_padding,
+        }
+        return self.op(
+            "ConvTranspose",
+            taken,
+            self.weight((ins, out, *(kernel,) * 3), 1, quantized),
+            self.constant(np.zeros(out, np.float32)),
+            **attributes,
+        )
 
     def linear(self, x, ins, out, quantized=True):
         """A layer of the last axis, as torch writes it: MatMul, then Add."""
         weight = self.rng.normal(size=(ins, out)) / np.sqrt(ins)
         if quantized:
             scales = np.abs(weight).max(0) / 127
-            q, s, z = self.constant(np.rint(weight / scales).astype(np.int8)), self.constant(scales.astype(np.float32)), self.constant(np.zeros(out, np.int8))
+            q, s, z = (
+                self.constant(np.rint(weight / scales).astype(np.int8)),
+                self.constant(scales.astype(np.float32)),
+                self.constant(np.zeros(out, np.int8)),
+            )
             x, weight = self.rounded(x), self.op("DequantizeLinear", q, s, z, axis=1)
         else:
             weight = self.constant(weight.astype(np.float32))
-        return self.op("Add", self.op("MatMul", x, weight), self.constant(self.rng.normal(size=out).astype(np.float32) * 0.1))
+        return self.op(
+            "Add", self.op("MatMul", x, weight), self.constant(self.rng.normal(size=out).astype(np.float32) * 0.1)
+        )
 
     def layernorm(self, x, channels):
-        gamma, beta = self.rng.uniform(0.5, 1.5, channels).astype(np.float32), self.rng.normal(size=channels).astype(np.float32) * 0.2
+        gamma, beta = (
+            self.rng.uniform(0.5, 1.5, channels).astype(np.float32),
+            self.rng.normal(size=channels).astype(np.float32) * 0.2,
+        )
         return self.op("LayerNormalization", x, self.constant(gamma), self.constant(beta), axis=-1)
 
     def gelu(self, x):
-        erf = self.op("Add", self.op("Erf", self.op("Div", x, self.constant(np.float32(np.sqrt(2))))), self.constant(np.float32(1)))
+        erf = self.op(
+            "Add",
+            self.op("Erf", self.op("Div", x, self.constant(np.float32(np.sqrt(2))))),
+            self.constant(np.float32(1)),
+        )
         return self.op("Mul", self.op("Mul", x, erf), self.constant(np.float32(0.5)))
 
     def shaped(self, x, *shape):
@@ -119,7 +149,10 @@ class Made:
         return self.linear(self.shaped(self.turned(found, 0, 2, 1, 3), windows, tokens, channels), channels, channels)
 
     def norm(self, x, channels):
-        gamma, beta = self.rng.uniform(0.5, 1.5, channels).astype(np.float32), self.rng.normal(size=channels).astype(np.float32) * 0.2
+        gamma, beta = (
+            self.rng.uniform(0.5, 1.5, channels).astype(np.float32),
+            self.rng.normal(size=channels).astype(np.float32) * 0.2,
+        )
         return self.op("InstanceNormalization", x, self.constant(gamma), self.constant(beta))
 
     def finished(self, output, classes):
@@ -189,7 +222,11 @@ def residuals() -> onnx.ModelProto:
     gate = m.op("Sigmoid", m.conv(x, 32, 32, kernel=1))
     x = m.op("Mul", x, gate)
     x = m.op("PRelu", x, m.constant(m.rng.uniform(0, 0.5, (32, 1, 1, 1)).astype(np.float32)))
-    x = m.op("Sub", m.op("Div", x, m.constant(np.float32(2))), m.constant(m.rng.normal(size=(1, 32, 1, 1, 1)).astype(np.float32)))
+    x = m.op(
+        "Sub",
+        m.op("Div", x, m.constant(np.float32(2))),
+        m.constant(m.rng.normal(size=(1, 32, 1, 1, 1)).astype(np.float32)),
+    )
     return m.finished(m.conv(x, 32, 2, kernel=1), 2)
 
 
@@ -203,7 +240,9 @@ def normalized() -> onnx.ModelProto:
     # GroupNorm as torch writes it.
     shape = m.op("Shape", x)
     grouped = m.op("Reshape", x, m.constant(np.array([0, 8, -1], np.int64)))
-    grouped = m.op("InstanceNormalization", grouped, m.constant(np.ones(8, np.float32)), m.constant(np.zeros(8, np.float32)))
+    grouped = m.op(
+        "InstanceNormalization", grouped, m.constant(np.ones(8, np.float32)), m.constant(np.zeros(8, np.float32))
+    )
     x = m.op("Reshape", grouped, shape)
     x = m.op("Mul", x, m.constant(m.rng.uniform(0.5, 1.5, (32, 1, 1, 1)).astype(np.float32)))
     x = m.op("Relu", m.op("Add", x, m.constant(m.rng.normal(size=(32, 1, 1, 1)).astype(np.float32))))
@@ -248,11 +287,20 @@ def shifted_windows() -> onnx.ModelProto:
     channels, tokens = heads * width, 64
     x = m.turned(m.conv("image", 1, channels), 0, 2, 3, 4, 1)
     for shift in (0, 1):
-        y = m.op("Pad", m.layernorm(x, channels), m.constant(np.array([0, 0, 0, 0, 0, 0, 1, 2, 3, 0], np.int64)), mode="constant")
+        y = m.op(
+            "Pad",
+            m.layernorm(x, channels),
+            m.constant(np.array([0, 0, 0, 0, 0, 0, 1, 2, 3, 0], np.int64)),
+            mode="constant",
+        )
         y = m.rolled(y, shift) if shift else y
         y = m.shaped(m.turned(m.shaped(y, 1, 2, 4, 2, 4, 2, 4, channels), 0, 1, 3, 5, 2, 4, 6, 7), -1, tokens, channels)
         regions = m.rng.integers(0, 3, (8, tokens))
-        mask = np.where(regions[:, :, None] == regions[:, None], 0, -100).astype(np.float32)[None, :, None] if shift else None
+        mask = (
+            np.where(regions[:, :, None] == regions[:, None], 0, -100).astype(np.float32)[None, :, None]
+            if shift
+            else None
+        )
         bias = m.rng.normal(size=(1, heads, tokens, tokens)).astype(np.float32)
         y = m.attention(y, 8, tokens, heads, width, bias, mask)
         y = m.shaped(m.turned(m.shaped(y, 1, 2, 2, 2, 4, 4, 4, channels), 0, 1, 4, 2, 5, 3, 6, 7), 1, 8, 8, 8, channels)
@@ -272,7 +320,15 @@ def shifted_windows() -> onnx.ModelProto:
         parts.append(part)
     x = m.linear(m.layernorm(m.op("Concat", *parts, axis=-1), 8 * channels), 8 * channels, 40)
     x = m.conv(m.turned(x, 0, 4, 1, 2, 3), 40, 16)
-    x = m.op("Resize", x, "", m.constant(np.array([1, 1, 2, 2, 2], np.float32)), mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    x = m.op(
+        "Resize",
+        x,
+        "",
+        m.constant(np.array([1, 1, 2, 2, 2], np.float32)),
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
     for axis, n in enumerate(size):
         x = m.cut(x, axis + 2, 0, n)
     return m.finished(m.conv(m.op("Concat", x, finer, axis=1), 16 + channels, 3, kernel=1), 3)
@@ -321,10 +377,33 @@ def in_float() -> onnx.ModelProto:
 
 
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
-    made.__name__: made for made in (kernels_and_strides, dilations, far_first, read_often, transposed, residuals, normalized, joined, cut_and_padded, in_float, shifted_windows, tokens, gated)
+    made.__name__: made
+    for made in (
+        kernels_and_strides,
+        dilations,
+        far_first,
+        read_often,
+        transposed,
+        residuals,
+        normalized,
+        joined,
+        cut_and_padded,
+        in_float,
+        shifted_windows,
+        tokens,
+        gated,
+    )
 }
 #: Odd along some axes, even where a network halves and doubles.
-SIZES = {"far_first": (10, 18, 21), "joined": (12, 10, 14), "transposed": (12, 12, 24), "read_often": (10, 12, 16), "in_float": (10, 12, 8), "shifted_windows": (7, 6, 5), "tokens": (6, 5, 3)}
+SIZES = {
+    "far_first": (10, 18, 21),
+    "joined": (12, 10, 14),
+    "transposed": (12, 12, 24),
+    "read_often": (10, 12, 16),
+    "in_float": (10, 12, 8),
+    "shifted_windows": (7, 6, 5),
+    "tokens": (6, 5, 3),
+}
 
 
 def size_of(name: str) -> tuple[int, int, int]:

@@ -61,7 +61,8 @@ def _palette(count: int) -> list[tuple[int, int, int]]:
 
 def _labels(*names: str) -> tuple[Label, ...]:
     return tuple(
-        Label(n + 1, name, n + 1, color) for n, (name, color) in enumerate(zip(names, _palette(len(names)), strict=True))
+        Label(n + 1, name, n + 1, color)
+        for n, (name, color) in enumerate(zip(names, _palette(len(names)), strict=True))
     )
 
 
@@ -117,7 +118,9 @@ def specs() -> dict[str, ModelSpec]:
         "brain3_meshnet5": _mr(
             "brain3_meshnet5", _LIA, _MINMAX, _MESH, _labels("white matter", "grey matter"), "neuroneural/brainchop"
         ),
-        "brain_mask_mindgrab": _mr("brain_mask_mindgrab", _LIA, _P2_98, _MESH, _labels("brain"), "neuroneural/brainchop"),
+        "brain_mask_mindgrab": _mr(
+            "brain_mask_mindgrab", _LIA, _P2_98, _MESH, _labels("brain"), "neuroneural/brainchop"
+        ),
         "brain_mask_deepbrain_v1": _mr(
             "brain_mask_deepbrain_v1", deepbrain, by_maximum, whole, _BRAIN_LABEL, "iitzco/deepbrain", probability
         ),
@@ -141,7 +144,9 @@ def specs() -> dict[str, ModelSpec]:
             normalization=(),
             window=Window((144, 144, 144), overlap=0.0),
             output=Output(),
-            labels=_labels("spleen", "pancreas", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "duodenum"),
+            labels=_labels(
+                "spleen", "pancreas", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "duodenum"
+            ),
             license="MIT",
             source_url="https://github.com/mattiaspaul/OBELISK",
             citation="mattiaspaul/OBELISK",

@@ -30,7 +30,12 @@ def write_series(
         data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
         data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
-        data.SeriesInstanceUID, data.StudyInstanceUID, data.FrameOfReferenceUID, data.Modality = series, "1.2.3", "1.2.3.9", "CT"
+        data.SeriesInstanceUID, data.StudyInstanceUID, data.FrameOfReferenceUID, data.Modality = (
+            series,
+            "1.2.3",
+            "1.2.3.9",
+            "CT",
+        )
         data.ImagePositionPatient = [f"{value:.8g}" for value in position]
         data.ImageOrientationPatient = [f"{value:.10g}" for value in orientation]
         data.PixelSpacing, data.SliceThickness, data.InstanceNumber = [0.75, 0.5], 2.0, number + 1
@@ -57,7 +62,12 @@ def by_pydicom(paths: Sequence[Path]) -> np.ndarray:
     return np.stack([np.asarray(apply_modality_lut(d.pixel_array, d), np.float64) for d in data])
 
 
-def multiframe(path: Path, frames: np.ndarray, positions: Sequence[Sequence[float]], change: Callable[[Dataset], None] | None = None) -> None:
+def multiframe(
+    path: Path,
+    frames: np.ndarray,
+    positions: Sequence[Sequence[float]],
+    change: Callable[[Dataset], None] | None = None,
+) -> None:
     """An enhanced CT: positions and rescaling in functional groups, slopes growing from frame to frame."""
     from pydicom.sequence import Sequence as Items
 
@@ -72,7 +82,12 @@ def multiframe(path: Path, frames: np.ndarray, positions: Sequence[Sequence[floa
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
-    data.SeriesInstanceUID, data.StudyInstanceUID, data.FrameOfReferenceUID, data.Modality = "1.2.3.4", "1.2.3", "1.2.3.9", "CT"
+    data.SeriesInstanceUID, data.StudyInstanceUID, data.FrameOfReferenceUID, data.Modality = (
+        "1.2.3.4",
+        "1.2.3",
+        "1.2.3.9",
+        "CT",
+    )
     data.NumberOfFrames, data.Rows, data.Columns = frames.shape
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.BitsAllocated = data.BitsStored = 16

@@ -23,7 +23,11 @@ class ComputingDriver(ContextDriver):
         self._graphs, self._recording = [], None
 
     def needing(self, name):
-        return {"cuMemAlloc": self.allocated, "cuMemGetInfo": lambda: (0, 40 << 30, 80 << 30), "cuGraphInstantiate": lambda graph, flags: (0, graph)}.get(name) or super().needing(name)
+        return {
+            "cuMemAlloc": self.allocated,
+            "cuMemGetInfo": lambda: (0, 40 << 30, 80 << 30),
+            "cuGraphInstantiate": lambda graph, flags: (0, graph),
+        }.get(name) or super().needing(name)
 
     def cuDeviceTotalMem(self, device):
         return 0, 80 << 30
@@ -71,7 +75,9 @@ class ComputingDriver(ContextDriver):
 def array_at(buffer, count):
     """The first of a buffer's patches, where they are."""
     shape = (count, *buffer.shape[1:])
-    return np.frombuffer((ctypes.c_char * buffer.nbytes).from_address(buffer.pointer), buffer.dtype)[: int(np.prod(shape))].reshape(shape)
+    return np.frombuffer((ctypes.c_char * buffer.nbytes).from_address(buffer.pointer), buffer.dtype)[
+        : int(np.prod(shape))
+    ].reshape(shape)
 
 
 def install(monkeypatch):

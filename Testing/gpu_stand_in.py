@@ -44,14 +44,26 @@ class Driver:
     def cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, arguments, extra):
         address = ctypes.c_uint64.from_address(arguments).value
         params = np.frombuffer(ctypes.string_at(address, PARAMS.itemsize), PARAMS)[0].copy()
-        self.launches.append(SimpleNamespace(function=function, grid=(gx, gy, gz), block=(bx, by, bz), shared=shared, params=params, stream=stream))
+        self.launches.append(
+            SimpleNamespace(
+                function=function, grid=(gx, gy, gz), block=(bx, by, bz), shared=shared, params=params, stream=stream
+            )
+        )
         return (0,)
 
 
 class ContextDriver(Driver):
     """Two GPUs, of which the primary context, per thread, must be current for what needs one, as with the real driver."""
 
-    NEEDING = ("cuMemAlloc", "cuMemHostAlloc", "cuMemGetInfo", "cuStreamCreate", "cuEventCreate", "cuGraphInstantiate", "cuModuleLoadData")
+    NEEDING = (
+        "cuMemAlloc",
+        "cuMemHostAlloc",
+        "cuMemGetInfo",
+        "cuStreamCreate",
+        "cuEventCreate",
+        "cuGraphInstantiate",
+        "cuModuleLoadData",
+    )
     INVALID_CONTEXT = 201
 
     def __init__(self):
@@ -62,7 +74,11 @@ class ContextDriver(Driver):
         if name not in self.NEEDING:
             return super().__getattr__(name)
         call = self.needing(name)
-        return lambda *arguments: call(*arguments) if self.current in (100 + d for d, held in self.holders.items() if held) else (self.INVALID_CONTEXT,)
+        return lambda *arguments: (
+            call(*arguments)
+            if self.current in (100 + d for d, held in self.holders.items() if held)
+            else (self.INVALID_CONTEXT,)
+        )
 
     def needing(self, name):
         """What a call that needs a context does with one."""

@@ -20,7 +20,15 @@ _BTCV = ["spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "l
 
 
 def bundle(
-    name: str, title: str, task: str, modality: str, network: str, labels: list[str], structures: int, citation: str, **more: Any
+    name: str,
+    title: str,
+    task: str,
+    modality: str,
+    network: str,
+    labels: list[str],
+    structures: int,
+    citation: str,
+    **more: Any,
 ) -> dict[str, Any]:
     version = more.pop("version", None)
     address = f"{_ZOO}/releases/download/hosting_storage_v1/{name}_v{version}.zip" if version else None
@@ -44,7 +52,16 @@ def bundle(
     }
 
 
-def total(number: int, part: str, subjects: int, title: str, labels: list[str], structures: int, release: str = "v2.0.0", suffix: str = "") -> dict[str, Any]:
+def total(
+    number: int,
+    part: str,
+    subjects: int,
+    title: str,
+    labels: list[str],
+    structures: int,
+    release: str = "v2.0.0",
+    suffix: str = "",
+) -> dict[str, Any]:
     file = f"Dataset{number}_TotalSegmentator_{part}_{subjects}subj{suffix}"
     return {
         "name": f"totalsegmentator_{part}",

@@ -1,6 +1,6 @@
 """Writes MedQuantINT8/CMakeLists.txt: every script and resource of the module, since what is not listed is not installed.
 
-    python Testing/make_cmake.py
+python Testing/make_cmake.py
 """
 
 from __future__ import annotations

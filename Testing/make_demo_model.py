@@ -1,6 +1,6 @@
 """Makes Resources/demo.zip: the demo network with its INT8 form, calibrated on synthetic abdomens.
 
-    python Testing/make_demo_model.py
+python Testing/make_demo_model.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         spec = replace(phantom_spec(), name="demo")
         package = import_onnx(resource("phantom_unet.onnx"), spec, Path(scratch) / "fp32")
-        sampler = PatchSampler([lambda s=s: make_phantom(s)[0] for s in (11, 12, 13)], spec, spec.window.patch_size, options)
+        sampler = PatchSampler(
+            [lambda s=s: make_phantom(s)[0] for s in (11, 12, 13)], spec, spec.window.patch_size, options
+        )
         made, report = quantize_package(package, sampler, Path(scratch) / "int8", options)
         made.save(ROOT / "MedQuantINT8" / "Resources" / "demo.zip")
     print(f"{100 * report.int8_mac_share:.1f} % of the work quantized, agreement {report.guard.agreement:.4f}")

@@ -61,7 +61,9 @@ def screenshot(qt: Any, panel: Any, views: Any, path: Path) -> None:
     panel.resize(PANEL, HEIGHT)
     qt.QApplication.processEvents()
     if (panel.width(), panel.height()) != (PANEL, HEIGHT):
-        raise SystemExit(f"The panel needs {panel.width()} x {panel.height()} pixels: it does not fit {PANEL} x {HEIGHT}.")
+        raise SystemExit(
+            f"The panel needs {panel.width()} x {panel.height()} pixels: it does not fit {PANEL} x {HEIGHT}."
+        )
     picture = qt.QPixmap(WIDTH, HEIGHT)
     picture.fill(qt.QColor(18, 18, 24))
     painter = qt.QPainter(picture)
@@ -75,7 +77,9 @@ def screenshot(qt: Any, panel: Any, views: Any, path: Path) -> None:
 
 def report(path: Path) -> None:
     """The first screen of the page that ``medquant demo`` writes, by headless Chromium."""
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    browser = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
     if browser is None:
         print(f"{path.name} is not made again: there is no Chromium here")
         return
@@ -85,8 +89,18 @@ def report(path: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         run_demo(Path(scratch) / "demo", Task())
         page = (Path(scratch) / "demo" / "report.html").as_uri()
-        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={scratch}/profile"]
-        subprocess.run([browser, *arguments, f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={path}", page], check=True, capture_output=True)
+        arguments = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={scratch}/profile",
+        ]
+        subprocess.run(
+            [browser, *arguments, f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={path}", page],
+            check=True,
+            capture_output=True,
+        )
 
 
 def window_pictures() -> None:
@@ -111,7 +125,9 @@ def window_pictures() -> None:
     ui, runner = widget.view.ui, widget.view.runner
 
     def newest_segmentation() -> Any:
-        return slicer.mrmlScene.GetNthNodeByClass(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") - 1, "vtkMRMLSegmentationNode")
+        return slicer.mrmlScene.GetNthNodeByClass(
+            slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") - 1, "vtkMRMLSegmentationNode"
+        )
 
     def segmented() -> Any:
         ui.segmentButton.click()
@@ -131,7 +147,9 @@ def window_pictures() -> None:
         pictures = views(result)
         screenshot(qt, widget.parent, pictures, SHOTS / "segment.png")
         surfaces = pictures.copy(3 * VIEW, 0, VIEW, VIEW)
-        surfaces.scaled(260, 260, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation).save(str(ICONS / "SyntheticAbdomen.png"))
+        surfaces.scaled(260, 260, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation).save(
+            str(ICONS / "SyntheticAbdomen.png")
+        )
         ui.segmentSection.setProperty("collapsed", True)
         ui.compareSection.setProperty("collapsed", False)
         ui.compareButton.click()

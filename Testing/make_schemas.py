@@ -49,7 +49,21 @@ _SPLINE = _object(
 def model_schema() -> dict[str, object]:
     normalization = _object(
         ["kind"],
-        kind=_choice("window", "minmax", "percentile", "zscore", "nnunet_ct", "linear", "sigmoid", "tanh", "clip", "clip_percentile", "threshold", "truncate", "spread"),
+        kind=_choice(
+            "window",
+            "minmax",
+            "percentile",
+            "zscore",
+            "nnunet_ct",
+            "linear",
+            "sigmoid",
+            "tanh",
+            "clip",
+            "clip_percentile",
+            "threshold",
+            "truncate",
+            "spread",
+        ),
         low=_maybe(_NUMBER),
         high=_maybe(_NUMBER),
         mean=_maybe(_NUMBER),
@@ -304,7 +318,21 @@ def models_schema() -> dict[str, object]:
     digest = {"anyOf": [{"type": "string", "pattern": "^[0-9a-f]+$"}, {"type": "null"}]}
     address = {"type": "string", "pattern": "^https://"}
     item = _object(
-        ["name", "title", "task", "modality", "network", "form", "structures", "labels", "license", "license_url", "homepage", "citation", "url"],
+        [
+            "name",
+            "title",
+            "task",
+            "modality",
+            "network",
+            "form",
+            "structures",
+            "labels",
+            "license",
+            "license_url",
+            "homepage",
+            "citation",
+            "url",
+        ],
         name={"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$"},
         title=_NAME,
         task=_NAME,

@@ -30,7 +30,14 @@ LINEAR = {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels
 
 
 def invert(nearest: bool = False, **changes: Any) -> dict[str, Any]:
-    return {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image", "nearest_interp": nearest, **changes}
+    return {
+        "_target_": "Invertd",
+        "keys": "pred",
+        "transform": "@preprocessing",
+        "orig_keys": "image",
+        "nearest_interp": nearest,
+        **changes,
+    }
 
 
 def write(folder: Path, *, post: list[Any], pre: list[Any] | None = None, network: Any = None, weights: str = "models/model.pt",
@@ -49,7 +56,10 @@ def write(folder: Path, *, post: list[Any], pre: list[Any] | None = None, networ
     }  # fmt: skip
     channels = definition.get("out_channels", 3) if isinstance(definition, dict) else 3
     inputs = definition.get("in_channels", 1) if isinstance(definition, dict) else 1
-    said = pred or {"num_channels": channels, "channel_def": {str(n): "background" if n == 0 else f"organ {n}" for n in range(channels)}}
+    said = pred or {
+        "num_channels": channels,
+        "channel_def": {str(n): "background" if n == 0 else f"organ {n}" for n in range(channels)},
+    }
     metadata = {"name": "made", "version": "0.1", "network_data_format": {
         "inputs": {"image": {"modality": "MR", "num_channels": inputs}}, "outputs": {"pred": said}}}  # fmt: skip
     (folder / "configs").mkdir(parents=True)
@@ -108,11 +118,21 @@ def by_monai(folder: Path, path: Path | list[Path], network: Any = None) -> np.n
         if network is None:
             network = parser.get_parsed_content("network_def")
             network.load_state_dict(torch.load(next((folder / "models").glob("*.pt"))))
-        before, inferer, after = (parser.get_parsed_content(name) for name in ("preprocessing", "inferer", "postprocessing"))
-        data = before({"image": [str(p) for p in path] if isinstance(path, list) and len(path) > 1 else str(path[0] if isinstance(path, list) else path)})
+        before, inferer, after = (
+            parser.get_parsed_content(name) for name in ("preprocessing", "inferer", "postprocessing")
+        )
+        data = before(
+            {
+                "image": [str(p) for p in path]
+                if isinstance(path, list) and len(path) > 1
+                else str(path[0] if isinstance(path, list) else path)
+            }
+        )
         with torch.no_grad():
             scores = inferer(data["image"][None], network.eval())[0]
-        data["pred"] = MetaTensor(scores.as_tensor() if isinstance(scores, MetaTensor) else scores, meta=data["image"].meta)
+        data["pred"] = MetaTensor(
+            scores.as_tensor() if isinstance(scores, MetaTensor) else scores, meta=data["image"].meta
+        )
         data["pred"].applied_operations = data["image"].applied_operations
         return np.asarray(after(data)["pred"])
 

@@ -12,7 +12,15 @@ NAME = "nnUNetTrainer__nnUNetPlans__3d_fullres"
 MODEL = f"Dataset001_Phantom/{NAME}"
 LABELS = {"background": 0, "body": 1, "bright": 2}
 SPACING, PATCH = [5.0, 4.0, 4.0], [24, 32, 32]
-PROPERTIES = {"max": 400.0, "mean": 60.0, "median": 50.0, "min": -900.0, "percentile_00_5": -850.0, "percentile_99_5": 380.0, "std": 250.0}
+PROPERTIES = {
+    "max": 400.0,
+    "mean": 60.0,
+    "median": 50.0,
+    "min": -900.0,
+    "percentile_00_5": -850.0,
+    "percentile_99_5": 380.0,
+    "std": 250.0,
+}
 
 
 def architecture(name: str = "PlainConvUNet") -> dict[str, Any]:
@@ -74,7 +82,8 @@ def plans(transpose: tuple[int, ...] = (0, 1, 2), **changes: Any) -> dict[str, A
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {
-            str(n): {**PROPERTIES, "mean": 60.0 + 10 * n, "std": 250.0 + 30 * n} for n in range(len(configuration["normalization_schemes"]))
+            str(n): {**PROPERTIES, "mean": 60.0 + 10 * n, "std": 250.0 + 30 * n}
+            for n in range(len(configuration["normalization_schemes"]))
         },
     }
 
@@ -82,10 +91,19 @@ def plans(transpose: tuple[int, ...] = (0, 1, 2), **changes: Any) -> dict[str, A
 def dataset(channels: int = 1, **changes: Any) -> dict[str, Any]:
     """dataset.json of a data set of CT scans."""
     names = {str(n): "CT" if n == 0 else f"channel {n}" for n in range(channels)}
-    return {"channel_names": names, "labels": LABELS, "numTraining": 2, "file_ending": ".nii.gz", "licence": "CC0", **changes}
+    return {
+        "channel_names": names,
+        "labels": LABELS,
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+        "licence": "CC0",
+        **changes,
+    }
 
 
-def threshold_network(t: float = 0.5, channels: int = 1, channel: int = 0, rows: list[tuple[float, float]] | None = None) -> Any:
+def threshold_network(
+    t: float = 0.5, channels: int = 1, channel: int = 0, rows: list[tuple[float, float]] | None = None
+) -> Any:
     """A network of two levels, and its plans' architecture, whose output c is gain * (one channel's voxel) + bias.
 
     Args:
@@ -101,7 +119,12 @@ def threshold_network(t: float = 0.5, channels: int = 1, channel: int = 0, rows:
         "n_conv_per_stage": [1, 1], "n_conv_per_stage_decoder": [1], "norm_op": None, "norm_op_kwargs": None,
     }  # fmt: skip
     net = get_network_from_plans(
-        made["network_class_name"], made["arch_kwargs"], made["_kw_requires_import"], channels, len(rows), deep_supervision=False
+        made["network_class_name"],
+        made["arch_kwargs"],
+        made["_kw_requires_import"],
+        channels,
+        len(rows),
+        deep_supervision=False,
     )
     with torch.no_grad():
         for parameter in net.parameters():
@@ -131,7 +154,9 @@ def checkpoint(module: Any, **changes: Any) -> dict[str, Any]:
     }
 
 
-def write_folder(root: Path, plan: dict[str, Any], data: dict[str, Any], folds: dict[str, Any], name: str = MODEL) -> Path:
+def write_folder(
+    root: Path, plan: dict[str, Any], data: dict[str, Any], folds: dict[str, Any], name: str = MODEL
+) -> Path:
     """A result folder.
 
     Args:
@@ -149,7 +174,9 @@ def write_folder(root: Path, plan: dict[str, Any], data: dict[str, Any], folds: 
     return folder
 
 
-def by_nnunet(folder: Path, files: list[Path], folds: tuple[int | str, ...] = (0,), name: str = "checkpoint_final.pth") -> Any:
+def by_nnunet(
+    folder: Path, files: list[Path], folds: tuple[int | str, ...] = (0,), name: str = "checkpoint_final.pth"
+) -> Any:
     """The label map (K, J, I) of nnU-Net's own predictor, without mirroring, on the processor."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor

@@ -32,7 +32,9 @@ class Nvrtc:
         major, minor = c_int(), c_int()
         return self._nvrtc.nvrtcVersion(byref(major), byref(minor)), major.value, minor.value
 
-    def nvrtcCreateProgram(self, source: bytes, name: bytes, count: int, headers: list[Any], names: list[Any]) -> tuple[int, c_void_p]:
+    def nvrtcCreateProgram(
+        self, source: bytes, name: bytes, count: int, headers: list[Any], names: list[Any]
+    ) -> tuple[int, c_void_p]:
         program = c_void_p()
         return self._nvrtc.nvrtcCreateProgram(byref(program), source, name, 0, None, None), program
 

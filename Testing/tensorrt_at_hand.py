@@ -53,7 +53,10 @@ def stub_driver(folder: Path) -> Path:
 
 def _compile(stem: str, name: str, folder: Path) -> None:
     source = HERE / "tensorrt_stubs" / f"{stem}.c"
-    subprocess.run([compiler() or "cc", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name), str(source)], check=True)
+    subprocess.run(
+        [compiler() or "cc", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name), str(source)],
+        check=True,
+    )
 
 
 def rtx_libraries(folder: Path) -> list[Path]:
@@ -61,7 +64,10 @@ def rtx_libraries(folder: Path) -> list[Path]:
     found = rtx()
     assert found is not None
     stub_libraries("11.4", folder)
-    for name, real in (("libnvinfer.so.11", "libtensorrt_rtx.so.*"), ("libnvonnxparser.so.11", "libtensorrt_onnxparser_rtx.so.*")):
+    for name, real in (
+        ("libnvinfer.so.11", "libtensorrt_rtx.so.*"),
+        ("libnvonnxparser.so.11", "libtensorrt_onnxparser_rtx.so.*"),
+    ):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(next(found.glob(real)))
     return [folder, found]
@@ -77,7 +83,9 @@ def run(version: str, libraries: list[Path], code: str, *arguments: str) -> Any:
     )
     path = os.pathsep.join([str(FOLDER / version), str(HERE.parent / "MedQuantINT8"), str(HERE)])
     environment = {**os.environ, "PYTHONPATH": path, "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries))}
-    done = subprocess.run([sys.executable, "-c", start + code, *arguments], capture_output=True, text=True, env=environment, timeout=560)
+    done = subprocess.run(
+        [sys.executable, "-c", start + code, *arguments], capture_output=True, text=True, env=environment, timeout=560
+    )
     if done.returncode:
         raise AssertionError(done.stdout[-2000:] + done.stderr[-4000:])
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -88,7 +88,11 @@ def test_scans_are_prepared_as_the_extension_does(tmp_path, name):
 
 IMPORTED = {
     "classes": {},
-    "BraTS, whose regions are the labels 2, 1 and 3": {"name": "brats-gli-v1", "network": {"in_channels": 4}, **REGIONS},
+    "BraTS, whose regions are the labels 2, 1 and 3": {
+        "name": "brats-gli-v1",
+        "network": {"in_channels": 4},
+        **REGIONS,
+    },
     "regions with their labels": {"class_index": [[1, 2, 3], [2, 3], [3]], **REGIONS},
 }
 
@@ -123,7 +127,13 @@ def test_the_network_computes_what_monais_does(tmp_path):
     [(None, 4), ([1, 1, 5], 4), ([0.5, 0.5, 3.0], 4), ([1, 2.1, 9], 3), ([0.3, 0.3, 6], 3), ([2, 2, 2], 5)],
 )
 def test_windows_are_multiples_of_what_the_network_needs_along_each_axis(resolution, levels):
-    described = {"init_filters": 4, "in_channels": 1, "out_channels": 2, "blocks_down": [1] * levels, "resolution": resolution}
+    described = {
+        "init_filters": 4,
+        "in_channels": 1,
+        "out_channels": 2,
+        "blocks_down": [1] * levels,
+        "resolution": resolution,
+    }
     factors = [int(n) for n in SegResNetDS(**described).shape_factor()]
     config = {**CONFIG, "network": {"_target_": "SegResNetDS", **described}, "roi_size": [16 * n for n in factors]}
     assert list(read_config(config, "model.pt").factors) == factors
@@ -142,7 +152,11 @@ def test_what_auto3dsegs_segmenter_tells_the_network_is_told(tmp_path):
         "resample_resolution": [1.0, 1.0, 5.0],
     }
     found = read_config({**config, "roi_size": [24, 24, 15]}, "model.pt")
-    assert found.network["norm"] == "INSTANCE" and found.network["resolution"] == [1.0, 1.0, 5.0] and found.factors == (4, 4, 1)
+    assert (
+        found.network["norm"] == "INSTANCE"
+        and found.network["resolution"] == [1.0, 1.0, 5.0]
+        and found.factors == (4, 4, 1)
+    )
 
 
 def test_channels_are_called_as_the_configuration_calls_them(tmp_path):
@@ -183,7 +197,11 @@ def test_hyper_parameters_and_labels_are_read_from_beside_the_weights(tmp_path):
     torch.save(saved["state_dict"], folder / "model.pt")
     with pytest.raises(PackageError, match="no configuration"):
         auto3dseg.understand(folder)
-    lines = {**CONFIG, "ckpt_path": "$@bundle_root + '/model'", "loss": {"_target_": "DiceCELoss", "softmax": "$not @sigmoid"}}
+    lines = {
+        **CONFIG,
+        "ckpt_path": "$@bundle_root + '/model'",
+        "loss": {"_target_": "DiceCELoss", "softmax": "$not @sigmoid"},
+    }
     (folder / "hyper_parameters.yaml").write_text(json.dumps(lines))
     (folder / "labels.csv").write_text("LabelValue,Name\n1,whole\n")
     assert [label.name for label in auto3dseg.understand(folder).spec.labels] == ["whole", "structure 2"]
@@ -191,7 +209,10 @@ def test_hyper_parameters_and_labels_are_read_from_beside_the_weights(tmp_path):
 
 REFUSED = {
     "'magic' is not understood": {"normalize_mode": "magic"},
-    "extra_modalities, image2 'magic'": {"network": {**NETWORK, "in_channels": 2}, "extra_modalities": {"image2": "magic"}},
+    "extra_modalities, image2 'magic'": {
+        "network": {**NETWORK, "in_channels": 2},
+        "extra_modalities": {"image2": "magic"},
+    },
     "names 1 channels besides the first, the network has 1": {"extra_modalities": {"image2": "ct"}},
     "not a SegResNetDS": {"network": {"_target_": "UNet", "out_channels": 2}},
     "two different intensity_bounds": {"intensity_bounds": None},

@@ -63,9 +63,15 @@ def test_labels_are_those_of_monai(form, tmp_path, made_scan):
 
 
 def test_one_structure_by_a_threshold(tmp_path, made_scan):
-    folder = write(tmp_path / "bundle", network={**LINEAR, "out_channels": 1}, post=[SIGMOID, invert(), discrete(threshold=0.3)])
+    folder = write(
+        tmp_path / "bundle", network={**LINEAR, "out_channels": 1}, post=[SIGMOID, invert(), discrete(threshold=0.3)]
+    )
     assert agreement(folder, made_scan) > 0.9999
-    rounded = write(tmp_path / "rounded", network={**LINEAR, "out_channels": 1}, post=[SIGMOID, invert(), discrete(rounding="torchrounding")])
+    rounded = write(
+        tmp_path / "rounded",
+        network={**LINEAR, "out_channels": 1},
+        post=[SIGMOID, invert(), discrete(rounding="torchrounding")],
+    )
     assert agreement(rounded, made_scan) > 0.9999
 
 
@@ -81,7 +87,9 @@ def test_one_mask_is_interpolated_as_monai_does(tmp_path, made_scan):
 
 def test_masks_of_regions_are_interpolated_each_by_itself(tmp_path, made_scan):
     brats = function(BRATS.replace("> 0", ">= 0.5"))
-    folder = write(tmp_path / "bundle", post=[SIGMOID, discrete(threshold=0.6), invert(), discrete(threshold=0.5), brats])
+    folder = write(
+        tmp_path / "bundle", post=[SIGMOID, discrete(threshold=0.6), invert(), discrete(threshold=0.5), brats]
+    )
     assert monai_bundle.understand(folder).spec.output.resample == "masks"
     # Where a mask is exactly one half MONAI's rounding decides.
     assert agreement(folder, made_scan) > 0.995
@@ -148,7 +156,12 @@ def test_what_a_label_map_cannot_say_is_named(form, tmp_path):
 
 
 def test_trusted_functions_are_run_on_combinations(tmp_path, made_scan):
-    post = [SIGMOID, invert(), discrete(threshold=0.5), function("$lambda x: torch.stack([x[2] * 4, x[0], x[1] * 2]).max(0, keepdim=True)[0]")]
+    post = [
+        SIGMOID,
+        invert(),
+        discrete(threshold=0.5),
+        function("$lambda x: torch.stack([x[2] * 4, x[0], x[1] * 2]).max(0, keepdim=True)[0]"),
+    ]
     folder = write(tmp_path / "bundle", post=post)
     with pytest.raises(PackageError, match="--trust-code"):
         monai_bundle.understand(folder)
@@ -162,9 +175,18 @@ def test_functions_are_read_by_their_text():
     bits = combinations(3)
     assert paint_order([int(v) for v in LabelFunction(BRATS[1:])(bits)[0]], 3) == [(1, 2), (0, 1), (2, 4)]
     assert np.array_equal(LabelFunction("lambda x: (x > 0.5).float()")(bits), bits)
-    assert np.array_equal(LabelFunction("lambda x: torch.logical_and(x[0:1] > 0, ~(x[1:2] > 0))")(bits)[0], (bits[0] > 0) & ~(bits[1] > 0))
+    assert np.array_equal(
+        LabelFunction("lambda x: torch.logical_and(x[0:1] > 0, ~(x[1:2] > 0))")(bits)[0], (bits[0] > 0) & ~(bits[1] > 0)
+    )
     assert LabelFunction("torch.sigmoid").whole().name == "sigmoid"
-    for text in ("lambda x: open('/etc/passwd')", "lambda x: x.__class__", "lambda x, y: x", "print", "lambda x: x[y]", "lambda: 1"):
+    for text in (
+        "lambda x: open('/etc/passwd')",
+        "lambda x: x.__class__",
+        "lambda x, y: x",
+        "print",
+        "lambda x: x[y]",
+        "lambda: 1",
+    ):
         with pytest.raises(NotUnderstood):
             function = LabelFunction(text)
             function.whole()
@@ -182,8 +204,17 @@ def test_transforms_of_other_entries_do_not_matter():
 
 def test_vista3d_decides_by_itself(tmp_path):
     vista = {"_target_": "monai.apps.vista3d.transforms.VistaPostTransformd", "keys": "pred"}
-    post = [vista, invert(True, transform="$copy.deepcopy(@preprocessing)"), function("$lambda x: torch.nan_to_num(x, nan=255)")]
-    folder = write(tmp_path / "vista", post=post, network="$monai.networks.nets.vista3d132(in_channels=1)", everything_labels=[1, 3])
+    post = [
+        vista,
+        invert(True, transform="$copy.deepcopy(@preprocessing)"),
+        function("$lambda x: torch.nan_to_num(x, nan=255)"),
+    ]
+    folder = write(
+        tmp_path / "vista",
+        post=post,
+        network="$monai.networks.nets.vista3d132(in_channels=1)",
+        everything_labels=[1, 3],
+    )
     (folder / "models" / "model.pt").touch()
     spec = monai_bundle.understand(folder).spec
     assert spec.output.resample == "labels" and [label.value for label in spec.labels] == [1, 3]

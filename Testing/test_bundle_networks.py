@@ -44,7 +44,11 @@ def test_weights_are_those_that_the_configuration_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert np.array_equal(patch_of(monai_bundle.understand(Path("bundle"))), expected), "by a relative path"
     saved = torch.load(folder / "models" / "mine.pt")
-    loader = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/' + @modelname", "load_dict": {"model": "@network"}}
+    loader = {
+        "_target_": "CheckpointLoader",
+        "load_path": "$@bundle_root + '/models/' + @modelname",
+        "load_dict": {"model": "@network"},
+    }
     entries = {"checkpointloader": ..., "modelname": "$'mine.pt' if @large else 'model.pt'", "large": True}
     forms = {
         "a handler": {"handlers": [{"_target_": "StatsHandler"}, loader]},
@@ -73,7 +77,9 @@ def test_weights_that_are_not_there_are_named(tmp_path):
     with pytest.raises(PackageError, match="several files"):
         monai_bundle.understand(changed(folder, handlers=[{**loader, "load_path": "models/model.pt"}]))
     with pytest.raises(PackageError, match="trust-code"):
-        monai_bundle.understand(changed(folder, handlers=[], checkpointloader={**loader, "load_path": "$find_weights()"}))
+        monai_bundle.understand(
+            changed(folder, handlers=[], checkpointloader={**loader, "load_path": "$find_weights()"})
+        )
     unnamed = monai_bundle.understand(changed(folder, checkpointloader=...))
     assert any("names no weights" in note for note in unnamed.notes)
 
@@ -111,18 +117,30 @@ def test_networks_are_made_from_what_describes_them(form, tmp_path):
 
 def test_nested_networks_are_made(tmp_path):
     rng = np.random.default_rng(0)
-    code = {"arch_code_a": (rng.random((2, 10)) > 0.3).astype(int), "arch_code_c": rng.integers(0, 4, (2, 10)), "node_a": np.ones((3, 4))}
+    code = {
+        "arch_code_a": (rng.random((2, 10)) > 0.3).astype(int),
+        "arch_code_c": rng.integers(0, 4, (2, 10)),
+        "node_a": np.ones((3, 4)),
+    }
     space = {"_target_": "monai.networks.nets.TopologyInstance", "channel_mul": 0.125, "num_blocks": 2, "num_depths": 4, "use_downsample": True,
              "arch_code": ["$@arch_ckpt['arch_code_a']", "$@arch_ckpt['arch_code_c']"], "device": "$torch.device('cuda')"}  # fmt: skip
-    entries = {"dints_space": space, "arch_ckpt": "$torch.load(@path, map_location=torch.device('cuda'))", "path": "$@bundle_root + '/models/code.pt'"}
+    entries = {
+        "dints_space": space,
+        "arch_ckpt": "$torch.load(@path, map_location=torch.device('cuda'))",
+        "path": "$@bundle_root + '/models/code.pt'",
+    }
     folder = write(tmp_path / "bundle", post=POST, network="@whole", whole=NESTED, **entries)
     torch.save(code, folder / "models" / "code.pt")
     torch.save({}, folder / "models" / "model.pt")
     from monai.networks.nets import DiNTS, TopologyInstance
 
     torch.manual_seed(0)
-    inside = TopologyInstance(channel_mul=0.125, num_blocks=2, num_depths=4, arch_code=[code["arch_code_a"], code["arch_code_c"]])
-    network = DiNTS(inside, in_channels=1, num_classes=3, use_downsample=True, node_a=torch.from_numpy(code["node_a"])).eval()
+    inside = TopologyInstance(
+        channel_mul=0.125, num_blocks=2, num_depths=4, arch_code=[code["arch_code_a"], code["arch_code_c"]]
+    )
+    network = DiNTS(
+        inside, in_channels=1, num_classes=3, use_downsample=True, node_a=torch.from_numpy(code["node_a"])
+    ).eval()
     torch.save(network.state_dict(), folder / "models" / "model.pt")
     understood = monai_bundle.understand(folder)
     x = torch.randn(1, 1, 32, 32, 32)
@@ -134,7 +152,13 @@ def test_arguments_that_reach_out_are_refused(tmp_path, monkeypatch):
     reached = []
     monkeypatch.setattr(socket, "create_connection", lambda *a, **k: reached.append(a))
     folder = write(tmp_path / "bundle", post=POST)
-    flexible = {"_target_": "FlexibleUNet", "in_channels": 1, "out_channels": 3, "backbone": "efficientnet-b0", "spatial_dims": 3}
+    flexible = {
+        "_target_": "FlexibleUNet",
+        "in_channels": 1,
+        "out_channels": 3,
+        "backbone": "efficientnet-b0",
+        "spatial_dims": 3,
+    }
     for definition, match in (
         ({**flexible, "pretrained": True}, "pretrained = True"),
         ({"_target_": "AHNet", "spatial_dims": 3, "pretrained": True, "progress": True}, "pretrained"),
@@ -217,7 +241,10 @@ def test_labels_are_named_by_either_definition(tmp_path):
         )
     ):
         folder = write(tmp_path / str(number), post=POST, pred=definition)
-        assert [(label.value, label.name) for label in monai_bundle.understand(folder).spec.labels] == [(1, "liver"), (2, "spleen")]
+        assert [(label.value, label.name) for label in monai_bundle.understand(folder).spec.labels] == [
+            (1, "liver"),
+            (2, "spleen"),
+        ]
 
 
 def test_the_licence_of_the_weights_comes_first(tmp_path):
@@ -228,19 +255,31 @@ def test_the_licence_of_the_weights_comes_first(tmp_path):
     (folder / "docs").mkdir()
     (folder / "docs" / "data_license.txt").write_text("CC BY 4.0\n")
     said = monai_bundle.understand(folder).spec.license
-    assert said.startswith("weights: Some Vendor License, non-commercial") and "code: Apache License" in said and "data: CC BY 4.0" in said
+    assert (
+        said.startswith("weights: Some Vendor License, non-commercial")
+        and "code: Apache License" in said
+        and "data: CC BY 4.0" in said
+    )
     (folder / "LICENSE").write_text("Apache License\n")
     (folder / "LICENSE.weights").write_text("Some Vendor License\nonly non-commercially\n")
-    assert monai_bundle.understand(folder).spec.license.startswith("weights: Some Vendor License, non-commercial (LICENSE.weights); Apache License")
+    assert monai_bundle.understand(folder).spec.license.startswith(
+        "weights: Some Vendor License, non-commercial (LICENSE.weights); Apache License"
+    )
     (folder / "LICENSE.weights").unlink()
     (folder / "docs" / "README.md").write_text("# Model\nThe model weights are licensed under the Some v1 License.\n")
-    assert monai_bundle.understand(folder).spec.license.startswith("weights: The model weights are licensed under the Some v1 License.")
+    assert monai_bundle.understand(folder).spec.license.startswith(
+        "weights: The model weights are licensed under the Some v1 License."
+    )
 
 
 def bombs():
     doubled = {"a0": "$9999999999", **{f"a{n + 1}": f"$@a{n} * @a{n}" for n in range(60)}}
     tenfold = {"a0": ["lol"] * 10, **{f"a{n + 1}": [f"@a{n}"] * 10 for n in range(20)}}
-    aliases = "a0: &a0 [lol]\n" + "".join(f"a{n + 1}: &a{n + 1} [{','.join([f'*a{n}'] * 10)}]\n" for n in range(20)) + "x: *a20\n"
+    aliases = (
+        "a0: &a0 [lol]\n"
+        + "".join(f"a{n + 1}: &a{n + 1} [{','.join([f'*a{n}'] * 10)}]\n" for n in range(20))
+        + "x: *a20\n"
+    )
     return {
         "nested ranges": ("x.json", json.dumps({"x": "$[[[0 for _ in range(99999)] for _ in range(99999)] for _ in range(999)]"})),
         "a large range": ("x.json", json.dumps({"x": "$list(range(1000000000))"})),
@@ -276,7 +315,26 @@ def test_a_configuration_has_one_budget(name, tmp_path):
         tracemalloc.stop()
 
 
-JUNK = [None, True, -1, 3, 1e308, "", "text", "@nothing", "$1 / 0", "$x.y", "%nothing", [], [1], {}, {"_target_": 5}, {"_target_": "X"}, [[]], "\x1b[31m"]
+JUNK = [
+    None,
+    True,
+    -1,
+    3,
+    1e308,
+    "",
+    "text",
+    "@nothing",
+    "$1 / 0",
+    "$x.y",
+    "%nothing",
+    [],
+    [1],
+    {},
+    {"_target_": 5},
+    {"_target_": "X"},
+    [[]],
+    "\x1b[31m",
+]
 
 
 def places(value, at=()):
@@ -288,11 +346,18 @@ def places(value, at=()):
 def test_wrong_types_are_told_and_not_traced(tmp_path):
     folder = write(
         tmp_path / "bundle",
-        post=[SOFTMAX, invert(), ARGMAX, {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "applied_labels": [1]}],
+        post=[
+            SOFTMAX,
+            invert(),
+            ARGMAX,
+            {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "applied_labels": [1]},
+        ],
         handlers=[{"_target_": "StatsHandler"}],
     )
     rng = random.Random(0)
-    originals = {name: json.loads((folder / "configs" / name).read_text()) for name in ("inference.json", "metadata.json")}
+    originals = {
+        name: json.loads((folder / "configs" / name).read_text()) for name in ("inference.json", "metadata.json")
+    }
     refused = 0
     for _ in range(250):
         name = rng.choice(sorted(originals))

@@ -49,7 +49,11 @@ def small_copy(name, folder):
     if "dints" in name:
         config["dints_space"].update(channel_mul=0.125, num_blocks=2)
         rng = np.random.default_rng(0)
-        code = {"arch_code_a": np.ones((2, 10), int), "arch_code_c": rng.integers(0, 4, (2, 10)), "node_a": np.ones((3, 4))}
+        code = {
+            "arch_code_a": np.ones((2, 10), int),
+            "arch_code_c": rng.integers(0, 4, (2, 10)),
+            "node_a": np.ones((3, 4)),
+        }
         torch.save(code, folder / "models" / "search_code_18590.pt")
     (folder / "configs" / "inference.json").write_text(json.dumps(config))
     return config

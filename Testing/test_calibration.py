@@ -27,12 +27,20 @@ def scan(seed, size=24):
     """A bright ball in noise of its own."""
     k, j, i = np.ogrid[:size, :size, :size]
     ball = (k - size / 2) ** 2 + (j - size / 2) ** 2 + (i - size / 2) ** 2 < (size / 5) ** 2
-    return Volume((100 * ball + np.random.default_rng(seed).random(ball.shape)).astype(np.float32), np.eye(4), f"scan {seed}")
+    return Volume(
+        (100 * ball + np.random.default_rng(seed).random(ball.shape)).astype(np.float32), np.eye(4), f"scan {seed}"
+    )
 
 
 def sampler(volumes, **options):
     labels = options.pop("labels", ())
-    return PatchSampler([lambda v=v: v for v in volumes], SPEC, PATCH, CalibrationOptions(**options), labels=[lambda v=v: v for v in labels])
+    return PatchSampler(
+        [lambda v=v: v for v in volumes],
+        SPEC,
+        PATCH,
+        CalibrationOptions(**options),
+        labels=[lambda v=v: v for v in labels],
+    )
 
 
 @pytest.mark.parametrize("volumes", [1, 2, 3, 4, 7, 20, 50])
@@ -47,7 +55,11 @@ def test_the_shares_hold_over_all_volumes_together(volumes):
 def test_counts_are_by_the_largest_remainder():
     assert counts_by_kind(CalibrationOptions(patches=1)) == {"foreground": 1, "air": 0, "random": 0}
     assert counts_by_kind(CalibrationOptions(patches=3)) == {"foreground": 2, "air": 0, "random": 1}
-    assert counts_by_kind(CalibrationOptions(patches=5, foreground=1 / 3, air=1 / 3)) == {"foreground": 2, "air": 2, "random": 1}
+    assert counts_by_kind(CalibrationOptions(patches=5, foreground=1 / 3, air=1 / 3)) == {
+        "foreground": 2,
+        "air": 2,
+        "random": 1,
+    }
     for patches in range(1, 60):
         assert sum(counts_by_kind(CalibrationOptions(patches=patches, foreground=0.37, air=0.21)).values()) == patches
 
@@ -87,7 +99,9 @@ def labels_of(volume, value):
 def test_label_maps_that_are_none_of_the_models_are_refused():
     one = scan(0)
     sampler([one], labels=[labels_of(one, 2)]).check_labels()
-    with pytest.raises(InputError, match=r"label values that the model does not know: 41, 42 \(the model's are 1, 2, 3, 4, 5\)"):
+    with pytest.raises(
+        InputError, match=r"label values that the model does not know: 41, 42 \(the model's are 1, 2, 3, 4, 5\)"
+    ):
         strange = labels_of(one, 41)
         strange.data[0, 12, 12, 12] = 42
         sampler([one], labels=[strange]).check_labels()

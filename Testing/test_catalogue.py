@@ -93,7 +93,9 @@ def test_broken_connections_are_taken_up_where_they_ended(server, tmp_path):
     assert (tmp_path / "file").read_bytes() == server.content
     assert [asked[1] for asked in server.asked] == [None, "bytes=300000-", "bytes=600000-"]
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    assert events[-1].done == events[-1].total == len(server.content) and any(e.seconds_left is not None for e in events)
+    assert events[-1].done == events[-1].total == len(server.content) and any(
+        e.seconds_left is not None for e in events
+    )
 
 
 def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
@@ -187,7 +189,9 @@ def small_model(server, package, **changes):
     server.content = package.onnx_path("fp32").read_bytes()
     item = catalogue.entry("brain_torchio_4mm")
     digest = Checksum("sha256", hashlib.sha256(server.content).hexdigest())
-    return replace(item, name="small", url=server.address + "/small.onnx", checksum=digest, spec=package.spec.to_json(), **changes)
+    return replace(
+        item, name="small", url=server.address + "/small.onnx", checksum=digest, spec=package.spec.to_json(), **changes
+    )
 
 
 def test_a_model_is_got_used_by_name_and_removed(server, models, small_package, monkeypatch, capsys):

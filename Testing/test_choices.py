@@ -64,11 +64,16 @@ def auto(package, **changes):
     return race.prepare_faster(package, tiny.TinyBackend(), options, PATCHES, Task())
 
 
-@pytest.mark.parametrize(("int8", "fp32", "taken"), [(10, 20, "int8"), (10, 10, "int8"), (10, 9, "int8"), (10, 8, "fp32"), (20, 10, "fp32")])
+@pytest.mark.parametrize(
+    ("int8", "fp32", "taken"), [(10, 20, "int8"), (10, 10, "int8"), (10, 9, "int8"), (10, 8, "fp32"), (20, 10, "fp32")]
+)
 def test_fp32_is_taken_only_where_it_is_clearly_faster(package, monkeypatch, int8, fp32, taken):
     timed(monkeypatch, int8, fp32)
     made = auto(package)
-    assert made.options.precision == made.choice.precision == taken and f"{int8} ms a patch against {fp32} ms" in made.choice.reason
+    assert (
+        made.options.precision == made.choice.precision == taken
+        and f"{int8} ms a patch against {fp32} ms" in made.choice.reason
+    )
     assert (made.note == made.choice.reason) == (taken == "fp32")
 
 
@@ -88,7 +93,10 @@ def test_short_runs_are_timed_often_and_the_shortest_counts(monkeypatch):
     found = race._race(Engine("fp32", [0.001, 0.004, 0.003]), Engine("int8", [0.0001, 0.9, 0.002]), PATCHES[0])
     assert found == {"fp32_ms": 3.0, "int8_ms": 2.0} and 20 < calls["int8"] == calls["fp32"] <= 51
     calls.update(fp32=0, int8=0)
-    assert race._race(Engine("fp32", [5.0]), Engine("int8", [6.0]), PATCHES[0]) == {"fp32_ms": 5000.0, "int8_ms": 6000.0}
+    assert race._race(Engine("fp32", [5.0]), Engine("int8", [6.0]), PATCHES[0]) == {
+        "fp32_ms": 5000.0,
+        "int8_ms": 6000.0,
+    }
     assert calls == {"fp32": 4, "int8": 4}
 
 
@@ -109,12 +117,28 @@ def test_the_command_tells_the_choice(package, monkeypatch, tmp_path, capsys):
 
     timed(monkeypatch, 10, 25)
     sitk.WriteImage(sitk.GetImageFromArray(SCAN.data[0]), str(tmp_path / "s.nrrd"))
-    arguments = ["segment", str(package.folder), str(tmp_path / "s.nrrd"), "-o", str(tmp_path / "o.nrrd"), "-q", "--engine", "tiny"]
+    arguments = [
+        "segment",
+        str(package.folder),
+        str(tmp_path / "s.nrrd"),
+        "-o",
+        str(tmp_path / "o.nrrd"),
+        "-q",
+        "--engine",
+        "tiny",
+    ]
     assert main(arguments) == 0
-    assert "precision: INT8, 2.5 times as fast as FP32 here: 10 ms a patch against 25 ms (decided 2" in capsys.readouterr().out
+    assert (
+        "precision: INT8, 2.5 times as fast as FP32 here: 10 ms a patch against 25 ms (decided 2"
+        in capsys.readouterr().out
+    )
     assert main(["build", str(package.folder), "--scan", str(tmp_path / "s.nrrd"), "-q", "--engine", "tiny"]) == 0
     assert "precision: INT8, 2.5 times as fast" in capsys.readouterr().out
-    monkeypatch.setattr(choices, "find", lambda *_: choices.Choice("fp32", "FP32, because INT8 is slower here", decided="2026-11-29T00:00:00"))
+    monkeypatch.setattr(
+        choices,
+        "find",
+        lambda *_: choices.Choice("fp32", "FP32, because INT8 is slower here", decided="2026-11-29T00:00:00"),
+    )
     assert main(arguments) == 0
     assert capsys.readouterr().out.count("because INT8 is slower here") == 1
 
@@ -124,7 +148,16 @@ def test_json_holds_the_choice(package, monkeypatch, tmp_path, capsys, engines):
 
     timed(monkeypatch, 10, 25)
     sitk.WriteImage(sitk.GetImageFromArray(SCAN.data[0]), str(tmp_path / "s.nrrd"))
-    arguments = ["segment", str(package.folder), str(tmp_path / "s.nrrd"), "-o", str(tmp_path / "o.nrrd"), "-q", "--engine", "tiny"]
+    arguments = [
+        "segment",
+        str(package.folder),
+        str(tmp_path / "s.nrrd"),
+        "-o",
+        str(tmp_path / "o.nrrd"),
+        "-q",
+        "--engine",
+        "tiny",
+    ]
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engine"]["choice"]["times"] == {"int8_ms": 10, "fp32_ms": 25}
 
@@ -134,7 +167,10 @@ def test_auto_gives_fp32s_result_where_int8_fails_its_comparison_and_int8_insist
     choice = runs.EngineChoice("tiny", "auto")
     run = runs.segment(package, SCAN, choice, OPTIONS, Task())
     assert run.engine["precision"] == "fp32" and np.array_equal(run.result.labels, SCAN.data[0] > 0.5)
-    assert "INT8 cannot be used here" in run.engine["note"] and "computes the INT8 network of tiny wrongly" in run.engine["note"]
+    assert (
+        "INT8 cannot be used here" in run.engine["note"]
+        and "computes the INT8 network of tiny wrongly" in run.engine["note"]
+    )
     before = len(tiny.TinyBackend.built)
     assert runs.segment(package, SCAN, choice, OPTIONS, Task()).engine["precision"] == "fp32"
     assert len(tiny.TinyBackend.built) == before, "what failed is not built anew for every scan"
@@ -220,7 +256,9 @@ def test_a_kept_engine_outlives_a_cache_that_is_cleared(package):
     first = runs.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
     cache.clear()
     again = runs.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
-    assert np.array_equal(again.result.labels, first.result.labels) and again.engine["bytes"] == first.engine["bytes"] > 0
+    assert (
+        np.array_equal(again.result.labels, first.result.labels) and again.engine["bytes"] == first.engine["bytes"] > 0
+    )
     shelf.clear()
     assert runs.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf).result.labels.any()
 
@@ -285,7 +323,9 @@ def test_a_failed_trial_is_tried_again_later_and_a_time_is_kept(monkeypatch):
     assert [made.name for made in trial.fastest_first([one, other])] == ["one", "other"] and tries[2:] == ["one"]
 
 
-@pytest.mark.parametrize("kept", [1e9, {"failed": "x", "time": "yesterday"}, True, "fast", -1.0, {"failed": "x", "time": 1e12}])
+@pytest.mark.parametrize(
+    "kept", [1e9, {"failed": "x", "time": "yesterday"}, True, "fast", -1.0, {"failed": "x", "time": 1e12}]
+)
 def test_what_earlier_versions_or_others_wrote_does_not_count(kept):
     assert trial._valid(kept) is None
 

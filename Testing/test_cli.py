@@ -59,9 +59,17 @@ def test_segment_writes_what_slicer_reads_and_tells_what_ran(medquant, int8_pack
 
 def test_engines_agree_on_the_label_map(medquant, int8_package, scan, tmp_path):
     found = {}
-    for engine, precision in (("openvino", "int8"), ("onnxruntime", "int8"), ("openvino", "fp32"), ("onnxruntime", "fp32")):
+    for engine, precision in (
+        ("openvino", "int8"),
+        ("onnxruntime", "int8"),
+        ("openvino", "fp32"),
+        ("onnxruntime", "fp32"),
+    ):
         path = tmp_path / f"{engine}-{precision}.nii.gz"
-        assert medquant("segment", int8_package.folder, scan, "-o", path, "--engine", engine, "--precision", precision)[0] == 0
+        assert (
+            medquant("segment", int8_package.folder, scan, "-o", path, "--engine", engine, "--precision", precision)[0]
+            == 0
+        )
         found[engine, precision] = read_volume(path).data
     assert (found["openvino", "fp32"] != found["onnxruntime", "fp32"]).mean() < 1e-4
     assert (found["openvino", "int8"] != found["onnxruntime", "int8"]).mean() < 5e-3
@@ -202,7 +210,9 @@ def test_bad_networks_and_packages_are_refused(medquant, tmp_path):
     assert code == 3 and "dynamic spatial shapes" in err and "--patch" in err
     code, _, err = medquant("quantize", tmp_path / "nothing", "--calibrate", tmp_path / "scan.nii")
     assert code == 3
-    code, _, err = medquant("quantize", tmp_path / "nothing", "--calibrate", tmp_path / "scan.nii", "--method", "minmax")
+    code, _, err = medquant(
+        "quantize", tmp_path / "nothing", "--calibrate", tmp_path / "scan.nii", "--method", "minmax"
+    )
     assert code == 2 and "minmax" in err
     assert not (tmp_path / "package").exists()
 
@@ -210,7 +220,10 @@ def test_bad_networks_and_packages_are_refused(medquant, tmp_path):
 def start(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(LIBRARY)}
     return subprocess.Popen(
-        [sys.executable, "-m", "MedQuantINT8Lib.cli", *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "MedQuantINT8Lib.cli", *map(str, arguments)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -221,7 +234,17 @@ def test_an_interrupt_leaves_nothing_behind(fp32_package, scan, tmp_path, monkey
     monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "engines"))
     for arguments in (
         ("quantize", fp32_package.folder, "--calibrate", scan, "--patches", "500", "-o", tmp_path / "out"),
-        ("segment", fp32_package.folder, scan, "--precision", "fp32", "--overlap", "0.95", "-o", tmp_path / "out.seg.nrrd"),
+        (
+            "segment",
+            fp32_package.folder,
+            scan,
+            "--precision",
+            "fp32",
+            "--overlap",
+            "0.95",
+            "-o",
+            tmp_path / "out.seg.nrrd",
+        ),
     ):
         process = start(*arguments)
         time.sleep(seconds)
@@ -240,7 +263,11 @@ def test_importing_the_library_is_light():
     heavy = "{'torch', 'monai', 'modelopt', 'onnx', 'onnxruntime', 'openvino', 'SimpleITK', 'slicer', 'vtk'} & set(sys.modules)"
     code = f"import sys, MedQuantINT8Lib, MedQuantINT8Lib.cli; print(sorted({heavy}))"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(LIBRARY)}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(LIBRARY)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "[]"
 
@@ -253,7 +280,11 @@ def test_segmenting_with_a_cached_engine_loads_one_runtime_only(medquant, int8_p
         "print(code, sorted({'torch', 'monai', 'modelopt', 'onnxruntime', 'slicer'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(LIBRARY)}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(LIBRARY)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.splitlines()[-1] == "0 []"
 
@@ -281,5 +312,9 @@ def test_a_self_test_that_fails_has_an_exit_code_and_a_reason(tmp_path, capsys, 
     assert not selftest._fault("fp32", {"relative_error": 0.0})
     good = {"verdict": "INT8", "int8_share": 1.0, "fidelity": {"trusted": True}, "fallback_layers": []}
     assert selftest._fault("int8", good) == ""
-    for change, word in (({"verdict": "mixed", "int8_share": 0.5}, "50 %"), ({"fidelity": None}, "simulation"), ({"fallback_layers": ["a"]}, "1 layer")):
+    for change, word in (
+        ({"verdict": "mixed", "int8_share": 0.5}, "50 %"),
+        ({"fidelity": None}, "simulation"),
+        ({"fallback_layers": ["a"]}, "1 layer"),
+    ):
         assert word in selftest._fault("int8", {**good, **change})

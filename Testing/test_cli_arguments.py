@@ -20,7 +20,10 @@ COMMANDS = dict(commands_of(parser()))
 
 def python(code, **environment):
     return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(LIBRARY), **environment}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(LIBRARY), **environment},
+        capture_output=True,
+        text=True,
     )
 
 
@@ -54,7 +57,9 @@ def test_help_version_and_refusals_import_neither_numpy_nor_a_command():
         "print(ours, 'numpy' in sys.modules, file=sys.stderr)"
     )
     done = python(code)
-    assert done.stderr.splitlines()[-1] == "['arguments', 'cli', 'interrupts', 'parsers', 'telemetry', 'terminal'] False", done.stderr
+    assert (
+        done.stderr.splitlines()[-1] == "['arguments', 'cli', 'interrupts', 'parsers', 'telemetry', 'terminal'] False"
+    ), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -121,13 +126,18 @@ def test_a_terminal_that_lacks_characters_gets_others(encoding):
         "terminal.say('Łódź – 東京 … é', '\\udcff'); terminal.warn('Jané 肝脏')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(LIBRARY), "PYTHONIOENCODING": encoding}, capture_output=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(LIBRARY), "PYTHONIOENCODING": encoding},
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr
     out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
     assert "\\udcff" in out and err.startswith("medquant: Jan")
     if encoding == "ascii":
-        assert out.splitlines()[0] == r"Lodz - \u6771\u4eac ... e".replace("Lodz", r"\u0141odz") and err == "medquant: Jane \\u809d\\u810f\n"
+        assert (
+            out.splitlines()[0] == r"Lodz - \u6771\u4eac ... e".replace("Lodz", r"\u0141odz")
+            and err == "medquant: Jane \\u809d\\u810f\n"
+        )
     if encoding == "utf-8":
         assert out.splitlines()[0] == "Łódź – 東京 … é"
 

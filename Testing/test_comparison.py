@@ -43,7 +43,14 @@ def compared(tmp_path):
     def run(scans, references, answers):
         def run_scan(scan, precision, output):
             write(output, answers[precision])
-            engine = {"name": "made", "title": "Made", "bytes": 1, "fidelity": None, "note": "", "description": {"int8_mac_share": 1.0, "verdict": "INT8", "layers": [], "version": "1"}}
+            engine = {
+                "name": "made",
+                "title": "Made",
+                "bytes": 1,
+                "fidelity": None,
+                "note": "",
+                "description": {"int8_mac_share": 1.0, "verdict": "INT8", "layers": [], "version": "1"},
+            }
             return {
                 "scan": "scan.nrrd", "precision": precision, "seconds": {"total": 1.0, "network": 1.0}, "latency_ms": {"median": 1.0, "p95": 1.0},
                 "windows": 1, "notes": [], "engine": engine, "peak_memory_bytes": 1, "ranges": None,
@@ -76,7 +83,9 @@ def test_structures_that_the_labels_do_not_have_are_left_out_and_named(compared,
     assert full["left_out"] == [] and sum(s["dice"] is not None for s in full["structures"]) == 3
 
 
-@pytest.mark.parametrize(("values", "words"), [((0,), "none of the model's structures"), ((41,), "none of the model's structures")])
+@pytest.mark.parametrize(
+    ("values", "words"), [((0,), "none of the model's structures"), ((41,), "none of the model's structures")]
+)
 def test_labels_without_a_structure_of_the_model_are_refused(compared, tmp_path, values, words):
     scan = write(tmp_path / "scan.nrrd", np.random.default_rng(0).normal(size=SHAPE).astype(np.float32))
     with pytest.raises(InputError, match=words):

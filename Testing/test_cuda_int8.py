@@ -86,15 +86,27 @@ def test_a_plan_is_kept_and_read_again_without_onnx(tmp_path):
     plan = plan_of(NETWORKS["joined"](), size_of("joined"))
     plan.save(tmp_path)
     again = Plan.load(tmp_path)
-    assert again.steps == plan.steps and again.buffers == plan.buffers and again.norms == plan.norms and again.size == plan.size
-    assert all(np.array_equal(again.arrays[name], array) and again.arrays[name].dtype == array.dtype for name, array in plan.arrays.items())
+    assert (
+        again.steps == plan.steps
+        and again.buffers == plan.buffers
+        and again.norms == plan.norms
+        and again.size == plan.size
+    )
+    assert all(
+        np.array_equal(again.arrays[name], array) and again.arrays[name].dtype == array.dtype
+        for name, array in plan.arrays.items()
+    )
 
 
 def test_joined_tensors_are_written_where_they_are_read():
     plan = plan_of(NETWORKS["joined"](), size_of("joined"))
     join = next(step for step in plan.steps if step.kind == "conv" and len(step.source.layout.parts) == 3)
     writers = [step for step in plan.steps for view in step.writes() if view.buffer == join.source.buffer]
-    assert len(writers) == 3 and join.source.layout.parts == ((0, 20), (32, 36), (80, 36)) and join.source.layout.width == 128
+    assert (
+        len(writers) == 3
+        and join.source.layout.parts == ((0, 20), (32, 36), (80, 36))
+        and join.source.layout.width == 128
+    )
     assert not any(step.kind == "concat" for step in plan.steps)
 
 
@@ -120,12 +132,17 @@ def test_a_first_layer_that_is_normalised_is_done_again_instead_of_kept(monkeypa
     model, size = NETWORKS["normalized"](), size_of("normalized")
     plan = plan_of(model, size)
     first, statistics, again = plan.steps[:3]
-    assert [op.kind for op in first.ops] == ["affine", "statistics"] and first.macs == 0 and statistics.kind == "normalize"
+    assert (
+        [op.kind for op in first.ops] == ["affine", "statistics"] and first.macs == 0 and statistics.kind == "normalize"
+    )
     assert [op.kind for op in again.ops] == ["affine", "norm", "act", "store"] and again.neighbours == first.neighbours
     assert again.weights != first.weights and np.array_equal(plan.arrays[again.weights], plan.arrays[first.weights])
     monkeypatch.setattr(planner, "recomputed", lambda plan: plan)
     kept = plan_of(model, size)
-    assert sum(step.macs for step in kept.steps) == sum(step.macs for step in plan.steps) and len(kept.buffers) == len(plan.buffers) + 1
+    assert (
+        sum(step.macs for step in kept.steps) == sum(step.macs for step in plan.steps)
+        and len(kept.buffers) == len(plan.buffers) + 1
+    )
     x, found = np.random.default_rng(4).normal(size=(2, 1, *size)).astype(np.float32), []
     for made in (plan, kept):
         run = ReferenceExecutor(made, 2)
@@ -141,7 +158,9 @@ def test_a_first_layer_that_others_read_too_is_kept():
     first = m.conv("image", 1, 16)
     x = m.op("Add", m.op("Relu", m.norm(first, 16)), first)
     plan = plan_of(m.finished(m.conv(x, 16, 2), 2), (8, 8, 8))
-    assert [op.kind for op in plan.steps[0].ops] == ["affine", "store", "statistics"] and not any(step.weights.endswith("again") for step in plan.steps)
+    assert [op.kind for op in plan.steps[0].ops] == ["affine", "store", "statistics"] and not any(
+        step.weights.endswith("again") for step in plan.steps
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +184,9 @@ def test_what_has_no_kernel_is_named_with_the_engine_to_use_instead(operator, in
     assert words in str(caught.value) and "--engine" in str(caught.value) and "openvino" in str(caught.value)
 
 
-@pytest.mark.parametrize("kernel,stride,dilation,before", [(3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 4, 4), (5, 3, 2, 1), (1, 1, 1, 0)])
+@pytest.mark.parametrize(
+    "kernel,stride,dilation,before", [(3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 4, 4), (5, 3, 2, 1), (1, 1, 1, 0)]
+)
 def test_a_lattice_takes_each_output_its_inputs(kernel, stride, dilation, before):
     axis, size = lattice_of(kernel, stride, dilation, before, False), 23
     for phase in range(axis.phases):
@@ -181,7 +202,9 @@ def test_a_transposed_lattice_takes_each_output_its_inputs(kernel, stride, befor
     for phase in range(stride):
         found = {(k, axis.starts[phase] + offset) for k, offset in axis.taps[phase]}
         # Output `phase` of input j through place k: j * stride + k - before.
-        assert found == {(k, j) for k in range(kernel) for j in range(-kernel, kernel) if j * stride + k - before == phase}
+        assert found == {
+            (k, j) for k in range(kernel) for j in range(-kernel, kernel) if j * stride + k - before == phase
+        }
 
 
 def multiplied(plan, tiling, held):
@@ -205,8 +228,12 @@ def multiplied(plan, tiling, held):
     items = 16 // tiling.element
     channel = columns_of(tiling)
     for phase in np.ndindex(*(lattice.phases for lattice in tiling.lattices)):
-        kind = 0 if tiling.same_taps else int(np.ravel_multi_index(phase, [lattice.phases for lattice in tiling.lattices]))
-        counts = [len(range(p, n, lattice.out_step)) for p, n, lattice in zip(phase, step.size, tiling.lattices, strict=True)]
+        kind = (
+            0 if tiling.same_taps else int(np.ravel_multi_index(phase, [lattice.phases for lattice in tiling.lattices]))
+        )
+        counts = [
+            len(range(p, n, lattice.out_step)) for p, n, lattice in zip(phase, step.size, tiling.lattices, strict=True)
+        ]
         if tiling.spread > 1:
             counts = [n // lattice.out_step for n, lattice in zip(step.size, tiling.lattices, strict=True)]
         for number, place in enumerate(tiling.places[kind]):
@@ -218,7 +245,10 @@ def multiplied(plan, tiling, held):
             index, inside = [], []
             for axis in range(3):
                 lattice = tiling.lattices[axis]
-                at = lattice.starts[phase[axis]] + (np.arange(counts[axis]) * lattice.stride + offset[axis]) * lattice.in_step
+                at = (
+                    lattice.starts[phase[axis]]
+                    + (np.arange(counts[axis]) * lattice.stride + offset[axis]) * lattice.in_step
+                )
                 inside.append((at >= 0) & (at < step.source_size[axis]))
                 index.append(np.clip(at, 0, step.source_size[axis] - 1))
             values = held[:, index[0]][:, :, index[1]][:, :, :, index[2]] * (
@@ -235,7 +265,10 @@ def multiplied(plan, tiling, held):
                         if beside >= tiling.spread:
                             continue
                         shift = np.unravel_index(beside, step.geometry.stride) if tiling.spread > 1 else (0, 0, 0)
-                        to = tuple(slice(p + s, None, lattice.out_step) for p, s, lattice in zip(phase, shift, tiling.lattices, strict=True))
+                        to = tuple(
+                            slice(p + s, None, lattice.out_step)
+                            for p, s, lattice in zip(phase, shift, tiling.lattices, strict=True)
+                        )
                         columns[(slice(None), *to, slot)] += part[..., column]
     return columns
 
@@ -261,7 +294,9 @@ def test_tiles_take_the_right_bytes_to_the_right_channels(name, machine):
             for tiling in (fitting[0], fitting[-1], *shared[:2], *lines[:1], *deep[:1], *deep[-1:]):
                 flat = tiling.step
                 found = multiplied(plan, tiling, held.reshape(1, *flat.source_size, -1)).reshape(expected.shape)
-                np.testing.assert_allclose(found, expected, rtol=1e-3 if tiling.half else 0, atol=1e-2 if tiling.half else 0)
+                np.testing.assert_allclose(
+                    found, expected, rtol=1e-3 if tiling.half else 0, atol=1e-2 if tiling.half else 0
+                )
         run.run_step(step, x)
 
 
@@ -273,7 +308,12 @@ def test_tilings_fit_the_gpu_and_leave_no_tile_out():
                 continue
             for tiling in candidates(step, machine, 1):
                 assert tiling.shared_bytes < machine.shared_bytes and tiling.tile.groups <= machine.has_groups
-                covered = [t * n >= lattice.count(size) for t, n, lattice, size in zip(tiling.tile.voxels, tiling.tiles, tiling.lattices, tiling.step.size, strict=True)]
+                covered = [
+                    t * n >= lattice.count(size)
+                    for t, n, lattice, size in zip(
+                        tiling.tile.voxels, tiling.tiles, tiling.lattices, tiling.step.size, strict=True
+                    )
+                ]
                 assert all(covered)
 
 
@@ -290,9 +330,15 @@ def test_products_that_are_written_out_begin_where_their_rows_lie():
             slabs = tile.count // (64 * tile.warps // 4)
             # 64 rows are eight lines of eight voxels.
             lines = [divmod(8 * slab, tile.voxels[1]) for slab in range(slabs)]
-            begins = [(d * tiling.lattices[0].stride * height + h * tiling.lattices[1].stride) * width for d, h in lines]
+            begins = [
+                (d * tiling.lattices[0].stride * height + h * tiling.lattices[1].stride) * width for d, h in lines
+            ]
             places = tiling.places[0]
-            assert found == [begin + place + (other - place) * 65536 for place, other in zip(places[::2], places[1::2], strict=True) for begin in begins]
+            assert found == [
+                begin + place + (other - place) * 65536
+                for place, other in zip(places[::2], places[1::2], strict=True)
+                for begin in begins
+            ]
             seen.add((slabs, slabs > 1 and lines[1][0] > 0, tiling.lattices[0].stride))
     assert {(4, True, 1), (2, True, 2), (1, False, 1)} <= seen
 
@@ -302,7 +348,9 @@ def test_a_kernel_that_no_tile_holds_is_refused_by_name(kernel):
     plan = plan_of(NETWORKS["kernels_and_strides"](), (24, 24, 24))
     first, step = [step for step in plan.steps if step.weights][:2]
     geometry = replace(step.geometry, kernel=kernel, stride=(1, 1, 1), before=tuple(k // 2 for k in kernel))
-    with pytest.raises(UnsupportedNetwork, match=re.escape(f"{' x '.join(map(str, kernel))} does not fit (node {step.name})")):
+    with pytest.raises(
+        UnsupportedNetwork, match=re.escape(f"{' x '.join(map(str, kernel))} does not fit (node {step.name})")
+    ):
         candidates(replace(step, geometry=geometry), H100, 1)
     # A first layer is pointwise, but it is its own kernel that is named.
     far = replace(first.neighbours, dilation=(1, 500, 1))
@@ -324,7 +372,9 @@ def test_slots_between_parts_hold_no_channel():
 
 
 #: The generation of GPUs that is always compiled for, with both kinds of matrix instructions, and those that take minutes more.
-ONLY_WHEN_ASKED = pytest.mark.skipif(os.environ.get("MEDQUANT_ALL_GPUS") != "1", reason="takes minutes; set MEDQUANT_ALL_GPUS=1")
+ONLY_WHEN_ASKED = pytest.mark.skipif(
+    os.environ.get("MEDQUANT_ALL_GPUS") != "1", reason="takes minutes; set MEDQUANT_ALL_GPUS=1"
+)
 GENERATIONS = [(9, 0), *(pytest.param(capability, marks=ONLY_WHEN_ASKED) for capability in ((8, 0), (8, 9), (12, 0)))]
 
 
@@ -349,14 +399,23 @@ def test_shared_sums_teams_and_both_depths_compile(monkeypatch, tmp_path):
 
     def sources(name, stride, *tiles):
         plan = plan_of(NETWORKS[name](), size_of(name))
-        step = next(s for s in plan.steps if s.weights and s.geometry.kernel == (3, 3, 3) and s.geometry.stride == (stride,) * 3)
+        step = next(
+            s for s in plan.steps if s.weights and s.geometry.kernel == (3, 3, 3) and s.geometry.stride == (stride,) * 3
+        )
         tilings = [Tiling.of(step, tile) for tile in tiles]
         return [t.by_lines for t in tilings], [conv_program(plan, step, t, H100).source for t in tilings]
 
-    by_taps = Tile((2, 4, 8), 48, 4, 2, split=2), Tile((4, 8, 8), 16, 4, 2), Tile((1, 8, 8), 48, 4, 1, groups=True, split=2), Tile((1, 8, 8), 48, 4, 1, groups=True, teams=2)
+    by_taps = (
+        Tile((2, 4, 8), 48, 4, 2, split=2),
+        Tile((4, 8, 8), 16, 4, 2),
+        Tile((1, 8, 8), 48, 4, 1, groups=True, split=2),
+        Tile((1, 8, 8), 48, 4, 1, groups=True, teams=2),
+    )
     lines, texts = sources("kernels_and_strides", 2, *by_taps)
     assert not any(lines)
-    lines, more = sources("joined", 1, Tile((4, 8, 8), 32, 4, 2, groups=True, teams=3), Tile((4, 8, 8), 32, 8, 1, groups=True))
+    lines, more = sources(
+        "joined", 1, Tile((4, 8, 8), 32, 4, 2, groups=True, teams=3), Tile((4, 8, 8), 32, 8, 1, groups=True)
+    )
     assert all(lines)
     assert len(nvrtc_at_hand.compiler((9, 0)).binaries(texts + more)) == 6
 
@@ -442,7 +501,9 @@ def test_layers_put_back_to_float_run_in_fp16(tmp_path):
     whole = cuda_backend.planned(path, options)
     layer = next(step for step in whole.steps if step.int8)
     put_back = cuda_backend.planned(path, replace(options, high_precision=(layer.sources[0],)))
-    assert [s.name for s in whole.steps if s.int8 and s.name not in {t.name for t in put_back.steps if t.int8}] == [layer.name]
+    assert [s.name for s in whole.steps if s.int8 and s.name not in {t.name for t in put_back.steps if t.int8}] == [
+        layer.name
+    ]
 
 
 def test_unused_nodes_are_left_out():
@@ -501,14 +562,21 @@ def test_an_engine_is_built_and_loaded_with_its_weights_in_order(stand_in, tmp_p
     assert len(launches) == 2 * len(plan.steps) and len(network.lanes) == 2
     for number, lane in enumerate(network.lanes):
         own = launches[number::2]
-        assert own[0].params["source"] == source.pointer + number * source.nbytes // 2 and own[0].params["source_half"] == 0
+        assert (
+            own[0].params["source"] == source.pointer + number * source.nbytes // 2
+            and own[0].params["source_half"] == 0
+        )
         assert own[-1].params["output"] == target.pointer + number * target.nbytes // 2
         for launch, program in zip(own, network.programs, strict=True):
             step = program.step
             if step.source is not None and not step.takes_input:
                 assert launch.params["source"] == lane.address(step.source)
                 assert lane.arena.pointer <= launch.params["source"] < lane.arena.pointer + lane.arena.nbytes
-            assert launch.shared == program.shared and launch.block == (program.threads, 1, 1) and launch.grid == program.grid(1)
+            assert (
+                launch.shared == program.shared
+                and launch.block == (program.threads, 1, 1)
+                and launch.grid == program.grid(1)
+            )
     # Scores as float32 take one kernel more.
     launches.clear()
     engine.enqueue(1, source, gpu.allocate((1, 2, 12, 16, 20), np.float32), gpu.stream())
@@ -516,10 +584,15 @@ def test_an_engine_is_built_and_loaded_with_its_weights_in_order(stand_in, tmp_p
     engine.close()
     engine.close()
     assert not gpu.events
-    assert gpu.closed and all(buffer in (source, target) or buffer.dtype == np.float32 for buffer in gpu.buffers.values())
+    assert gpu.closed and all(
+        buffer in (source, target) or buffer.dtype == np.float32 for buffer in gpu.buffers.values()
+    )
 
 
-@pytest.mark.parametrize(("batch", "lanes", "count", "parts"), [(5, 2, 5, [3, 2]), (5, 2, 1, [1]), (5, 3, 4, [2, 1, 1]), (4, 2, 3, [2, 1]), (1, 2, 1, [1])])
+@pytest.mark.parametrize(
+    ("batch", "lanes", "count", "parts"),
+    [(5, 2, 5, [3, 2]), (5, 2, 1, [1]), (5, 3, 4, [2, 1, 1]), (4, 2, 3, [2, 1]), (1, 2, 1, [1])],
+)
 def test_parts_of_a_batch_run_side_by_side(batch, lanes, count, parts):
     plan, gpu = plan_of(NETWORKS["normalized"](), (24, 24, 24)), StandInGpu()
     network = CudaInt8Network(gpu, plan, batch, lanes=lanes)
@@ -527,7 +600,11 @@ def test_parts_of_a_batch_run_side_by_side(batch, lanes, count, parts):
     # None has the other's memory.
     places = sorted((lane.arena.pointer, lane.arena.nbytes) for lane in network.lanes)
     assert all(begin + length <= after for (begin, length), (after, _) in pairwise(places))
-    source, target, stream = gpu.allocate((batch, 1, 24, 24, 24), np.float16), gpu.allocate((batch, plan.classes, 24, 24, 24), np.float16), gpu.stream()
+    source, target, stream = (
+        gpu.allocate((batch, 1, 24, 24, 24), np.float16),
+        gpu.allocate((batch, plan.classes, 24, 24, 24), np.float16),
+        gpu.stream(),
+    )
     launches = gpu.driver.launches
     network.enqueue(count, source, target, stream)
     streams = list(dict.fromkeys(launch.stream for launch in launches))
@@ -535,14 +612,18 @@ def test_parts_of_a_batch_run_side_by_side(batch, lanes, count, parts):
     first = 0
     for handle, part, lane in zip(streams, parts, network.lanes, strict=False):
         own = [launch for launch in launches if launch.stream == handle]
-        assert [launch.grid for launch in own] == [program.grid(part) for program in network.programs] and part <= lane.batch
+        assert [launch.grid for launch in own] == [
+            program.grid(part) for program in network.programs
+        ] and part <= lane.batch
         assert own[-1].params["output"] == target.pointer + first * target.nbytes // batch
         first += part
         if handle != stream.handle:
             # It begins after what was in the caller's stream before, which goes on after its end.
             queue = next(queue for queue in gpu.streams if queue.handle == handle)
             assert [(when, event.recorded) for when, event in queue.waited] == [(0, [(0, stream)])]
-            assert (len(launches), [(len(launches), queue)]) in [(when, event.recorded) for when, event in stream.waited]
+            assert (len(launches), [(len(launches), queue)]) in [
+                (when, event.recorded) for when, event in stream.waited
+            ]
     assert first == count and len(stream.waited) == len(parts) - 1
     # What kernels were told is kept for the same ends, and told anew for others.
     told = [launch.params["output"] for launch in launches]
@@ -576,7 +657,9 @@ def test_a_cancelled_build_stops_before_it_times_kernels(stand_in, tmp_path):
     task = Task()
     task.cancel()
     with pytest.raises(Cancelled):
-        cuda_backend.CudaInt8Backend().build_with(path, tmp_path, base.BuildOptions("int8", (8, 8, 8), device="gpu"), task)
+        cuda_backend.CudaInt8Backend().build_with(
+            path, tmp_path, base.BuildOptions("int8", (8, 8, 8), device="gpu"), task
+        )
 
 
 def test_the_demos_network_is_trusted_as_the_engine_computes_it():

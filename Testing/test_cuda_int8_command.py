@@ -49,7 +49,9 @@ def test_a_scan_is_segmented_at_the_first_try_and_at_the_second(int8_package, dr
 
 def test_so_is_one_whose_labels_are_blended_on_the_gpu(int8_package, driver, tmp_path):
     # The window's kernels do nothing here; what is asked of the driver is right, or it fails.
-    scan = scan_of(tmp_path, int8_package.spec.geometry.spacing[::-1])  # I, J, K of a network in K, J, I: nothing is resampled
+    scan = scan_of(
+        tmp_path, int8_package.spec.geometry.spacing[::-1]
+    )  # I, J, K of a network in K, J, I: nothing is resampled
     for _ in range(2):
         driver.calls.clear()
         assert segmented(int8_package, scan, "cuda_int8").shape == (40, 45, 50)
@@ -58,11 +60,30 @@ def test_so_is_one_whose_labels_are_blended_on_the_gpu(int8_package, driver, tmp
 
 def test_what_it_is_held_against_in_fp32_runs_on_another_engine(int8_package, driver, tmp_path, monkeypatch):
     scan, folder = scan_of(tmp_path, 2.2), tmp_path / "differences"
-    assert main(["differences", str(int8_package.folder), str(scan), "--engine", "cuda_int8", "--output", str(folder), *SMALL]) == 0
+    assert (
+        main(
+            [
+                "differences",
+                str(int8_package.folder),
+                str(scan),
+                "--engine",
+                "cuda_int8",
+                "--output",
+                str(folder),
+                *SMALL,
+            ]
+        )
+        == 0
+    )
     found = json.loads((folder / "report.json").read_text())["runs"]
-    assert found["int8"]["engine"]["name"] == "cuda_int8" and found["fp32"]["engine"]["name"] in ("openvino", "onnxruntime")
+    assert found["int8"]["engine"]["name"] == "cuda_int8" and found["fp32"]["engine"]["name"] in (
+        "openvino",
+        "onnxruntime",
+    )
     wanted = EngineChoice("cuda_int8", device="gpu:1")
-    assert wanted.beside("fp32") == EngineChoice("auto", "fp32") and wanted.beside("int8") == EngineChoice("cuda_int8", "int8", device="gpu:1")
+    assert wanted.beside("fp32") == EngineChoice("auto", "fp32") and wanted.beside("int8") == EngineChoice(
+        "cuda_int8", "int8", device="gpu:1"
+    )
     assert EngineChoice("openvino", threads=3).beside("fp32") == EngineChoice("openvino", "fp32", 3)
     # No engine of this GPU computes in FP32; where one does, the GPU that was asked for is kept.
     assert EngineChoice(device="gpu").beside("fp32") == EngineChoice("auto", "fp32")

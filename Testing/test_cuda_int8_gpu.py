@@ -75,12 +75,19 @@ class Bench:
                 found = np.empty_like(self.run._factors[step.norm][n])
                 self.lane.factors[step.norm][n].download(found, self.stream)
                 self.stream.synchronize()
-                np.testing.assert_allclose(found[:, step.layout.slots], self.run._factors[step.norm][n][:, step.layout.slots], rtol=2e-4, atol=1e-4)
+                np.testing.assert_allclose(
+                    found[:, step.layout.slots],
+                    self.run._factors[step.norm][n][:, step.layout.slots],
+                    rtol=2e-4,
+                    atol=1e-4,
+                )
         if any(op.kind == "output" for op in step.ops):
             found = np.empty(self.run.output.shape, np.float16)
             self.target.download(found, self.stream)
             self.stream.synchronize()
-            np.testing.assert_allclose(found.astype(np.float32), self.run.output, rtol=HALF, atol=HALF * np.abs(self.run.output).max())
+            np.testing.assert_allclose(
+                found.astype(np.float32), self.run.output, rtol=HALF, atol=HALF * np.abs(self.run.output).max()
+            )
 
     def same(self, step, view):
         expected = self.run.buffers[view.buffer][..., view.start : view.start + view.layout.width]
@@ -89,7 +96,10 @@ class Bench:
         found = whole[..., view.start : view.start + view.layout.width][..., view.layout.slots]
         expected = expected[..., view.layout.slots]
         away = np.abs(found.astype(np.float32) - expected.astype(np.float32))
-        exact = step.int8 and all(op.kind in ("affine", "store", "statistics", "add", "prelu") or op.function in ("relu", "leakyrelu", "clip") for op in step.ops)
+        exact = step.int8 and all(
+            op.kind in ("affine", "store", "statistics", "add", "prelu") or op.function in ("relu", "leakyrelu", "clip")
+            for op in step.ops
+        )
         if exact:
             assert not away.any(), (step.name, self.network.programs)
         elif view.scale:
@@ -114,7 +124,9 @@ def test_every_step_equals_the_reference(gpu, name, batch):
         bench.close()
 
 
-@pytest.mark.parametrize("name", ["kernels_and_strides", "dilations", "read_often", "transposed", "in_float", "residuals", "joined"])
+@pytest.mark.parametrize(
+    "name", ["kernels_and_strides", "dilations", "read_often", "transposed", "in_float", "residuals", "joined"]
+)
 def test_every_tiling_equals_the_reference(gpu, name, monkeypatch):
     # As if the GPU were small: blocks have many tiles to go through.
     machine = replace(machine_of(gpu), processors=2)
@@ -124,10 +136,19 @@ def test_every_tiling_equals_the_reference(gpu, name, monkeypatch):
     fitting = {step.name: candidates(step, machine, 2) for step in convolutions}
     # By estimate the best, the worst, and between; then some of each kind.
     turns = [{n: found[turn * (len(found) - 1) // 5] for n, found in fitting.items()} for turn in range(6)]
-    kinds = [lambda t, n=n, stages=stages: (t.tile.teams, t.tile.stages) == (n, stages) for n in (2, 3, 4) for stages in (1, 2)]
+    kinds = [
+        lambda t, n=n, stages=stages: (t.tile.teams, t.tile.stages) == (n, stages)
+        for n in (2, 3, 4)
+        for stages in (1, 2)
+    ]
     kinds += [lambda t, n=n: t.by_lines and t.tile.teams == n for n in (1, 2, 3)]
     deep = [(stages, several) for stages in (1, 2) for several in (False, True)]
-    kinds += [lambda t, stages=stages, several=several: t.tile.depth > DEPTH and t.tile.stages == stages and (t.rounds > 1) == several for stages, several in deep]
+    kinds += [
+        lambda t, stages=stages, several=several: (
+            t.tile.depth > DEPTH and t.tile.stages == stages and (t.rounds > 1) == several
+        )
+        for stages, several in deep
+    ]
     for kind in kinds if machine.has_groups else []:
         turns.append({n: next(filter(kind, found), found[0]) for n, found in fitting.items()})
     for chosen in turns:
@@ -202,9 +223,15 @@ def test_the_engine_is_built_loaded_and_agrees_with_the_simulation(name, tmp_pat
     expected = np.concatenate([run.run(None, {"image": one[None]})[0] for one in x])
     for count in (2, 1, 2):
         found = np.array(engine.infer(x[:count]))
-        assert found.dtype == np.float32 and np.linalg.norm(found - expected[:count]) < 0.05 * np.linalg.norm(expected[:count])
+        assert found.dtype == np.float32 and np.linalg.norm(found - expected[:count]) < 0.05 * np.linalg.norm(
+            expected[:count]
+        )
     described = engine.describe()
-    assert described.verdict == "INT8" and described.int8_mac_share > 0.9 and any("mma" in layer.kernel for layer in described.layers)
+    assert (
+        described.verdict == "INT8"
+        and described.int8_mac_share > 0.9
+        and any("mma" in layer.kernel for layer in described.layers)
+    )
     engine.close()
     engine.close()
 
@@ -252,9 +279,25 @@ def test_a_scan_is_segmented_by_the_command_at_the_first_try(tmp_path, monkeypat
     sitk.WriteImage(to_sitk(volume.data[0], volume.grid), scan)
     # The first builds the engine, compares it with the simulation and has it race FP16's; the second finds it.
     for _ in range(2):
-        assert main(["segment", str(resource("demo.zip")), str(scan), "--output", str(found), "--engine", "cuda_int8", "--quiet"]) == 0
+        assert (
+            main(
+                [
+                    "segment",
+                    str(resource("demo.zip")),
+                    str(scan),
+                    "--output",
+                    str(found),
+                    "--engine",
+                    "cuda_int8",
+                    "--quiet",
+                ]
+            )
+            == 0
+        )
         labels = sitk.GetArrayFromImage(sitk.ReadImage(found))
-        dice = [2 * ((labels == k) & (truth == k)).sum() / ((labels == k).sum() + (truth == k).sum()) for k in range(1, 6)]
+        dice = [
+            2 * ((labels == k) & (truth == k)).sum() / ((labels == k).sum() + (truth == k).sum()) for k in range(1, 6)
+        ]
         assert np.mean(dice) > 0.9
         found.unlink()
 

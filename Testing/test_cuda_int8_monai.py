@@ -21,7 +21,9 @@ MADE = {
     "attention_unet": lambda: nets.AttentionUnet(3, 1, 3, channels=(8, 16, 32), strides=(2, 2)),
     "vnet": lambda: nets.VNet(3, 1, 3),
     "highresnet": lambda: nets.HighResNet(3, 1, 3),
-    "dynunet_residual": lambda: nets.DynUNet(3, 1, 3, [3, 3, 3], [1, 2, 2], [2, 2], filters=[8, 16, 32], res_block=True),
+    "dynunet_residual": lambda: nets.DynUNet(
+        3, 1, 3, [3, 3, 3], [1, 2, 2], [2, 2], filters=[8, 16, 32], res_block=True
+    ),
     "unet_residual": lambda: nets.UNet(3, 1, 3, (8, 16, 32), (2, 2), num_res_units=2),
 }
 

@@ -118,7 +118,9 @@ def test_windows_are_moved_once_where_they_are_normalised_and_once_back():
     first, second = (step.attention for step in attention)
     assert (first.windows, first.tokens, first.heads, first.width, first.starts) == (8, 64, 2, 16, (0, 32, 64))
     assert first.scale == pytest.approx(0.25) and first.apart == 0 and second.apart == -100
-    assert [bool(name) for name in attention[0].tables] == [False, True, False] and [bool(name) for name in attention[1].tables] == [False, True, True]
+    assert [bool(name) for name in attention[0].tables] == [False, True, False] and [
+        bool(name) for name in attention[1].tables
+    ] == [False, True, True]
     # Products of queries and keys are work, and not in INT8.
     assert all(step.macs == 2 * 8 * 2 * 64 * 64 * 16 and not step.int8 for step in attention)
 
@@ -156,7 +158,11 @@ def test_constants_of_any_size_are_computed_beforehand_but_quantized_weights_are
     m = Made(1)
     x = m.turned(m.conv("image", 1, 32), 0, 2, 3, 4, 1)
     # A table of 8 x 8 x 8 x 32 numbers that the graph computes.
-    table = m.op("Transpose", m.op("Mul", m.constant(m.rng.normal(size=(1, 32, 8, 8, 8)).astype(np.float32)), m.constant(np.float32(2))), perm=(0, 2, 3, 4, 1))
+    table = m.op(
+        "Transpose",
+        m.op("Mul", m.constant(m.rng.normal(size=(1, 32, 8, 8, 8)).astype(np.float32)), m.constant(np.float32(2))),
+        perm=(0, 2, 3, 4, 1),
+    )
     x = m.op("Add", x, table)
     model = m.finished(m.conv(m.turned(x, 0, 4, 1, 2, 3), 32, 2), 2)
     kept = [node.op_type for node in folded(fixed(model, (8, 8, 8))).graph.node]
@@ -176,7 +182,10 @@ def agrees(model, size):
 def test_a_layer_of_two_axes_and_constants_on_either_side():
     m = Made(1)
     x = m.shaped(m.turned(m.conv("image", 1, 24), 0, 2, 3, 4, 1), 60, 24)
-    weight, bias = m.constant(m.rng.normal(size=(16, 24)).astype(np.float32) / 5), m.constant(m.rng.normal(size=16).astype(np.float32))
+    weight, bias = (
+        m.constant(m.rng.normal(size=(16, 24)).astype(np.float32) / 5),
+        m.constant(m.rng.normal(size=16).astype(np.float32)),
+    )
     x = m.op("Gemm", x, weight, bias, transB=1)
     x = m.op("Sub", m.constant(m.rng.normal(size=16).astype(np.float32)), x)
     x = m.op("Sub", x, m.constant(m.rng.normal(size=(60, 16)).astype(np.float32)))
@@ -247,7 +256,12 @@ def test_attention_that_does_not_fit_is_refused_with_its_size():
         ("Reshape", {}, [np.array([1, -1, 4, 4], np.int64)], "voxels and channels together"),
         ("Pad", {"mode": "edge"}, [np.array([0, 1, 0, 0, 0, 0, 0, 0, 0, 0], np.int64)], "repeats channels at the edge"),
         ("ReduceMean", {"keepdims": 0}, [np.array([2, 3, 4], np.int64)], "over other axes than those of space"),
-        ("Einsum", {"equation": "abcde,abcde->abcde"}, [np.ones((1, 4, 4, 4, 4), np.float32)], "other axes than those of attention"),
+        (
+            "Einsum",
+            {"equation": "abcde,abcde->abcde"},
+            [np.ones((1, 4, 4, 4, 4), np.float32)],
+            "other axes than those of attention",
+        ),
         ("Pad", {"mode": "reflect"}, [np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0], np.int64)], "mode reflect"),
         ("LayerNormalization", {"axis": -1}, [np.ones(4, np.float32)], "over other axes"),
         ("MatMul", {}, [np.ones((4, 4), np.float32)], "not along the last axis"),
@@ -265,8 +279,19 @@ def test_a_tensor_whose_shape_is_computed_is_named():
     m = Made(1)
     x = m.conv("image", 1, 4)
     # As many voxels as the image has above 0: nobody knows beforehand.
-    count = m.op("ReduceSum", m.op("Cast", m.op("Greater", x, m.constant(np.float32(0))), to=onnx.TensorProto.INT64), keepdims=0)
-    x = m.op("Expand", x, m.op("Concat", m.constant(np.ones(4, np.int64)), m.op("Unsqueeze", count, m.constant(np.array([0], np.int64))), axis=0))
+    count = m.op(
+        "ReduceSum", m.op("Cast", m.op("Greater", x, m.constant(np.float32(0))), to=onnx.TensorProto.INT64), keepdims=0
+    )
+    x = m.op(
+        "Expand",
+        x,
+        m.op(
+            "Concat",
+            m.constant(np.ones(4, np.int64)),
+            m.op("Unsqueeze", count, m.constant(np.array([0], np.int64))),
+            axis=0,
+        ),
+    )
     with pytest.raises(UnsupportedNetwork, match=r"Greater|ReduceSum|Expand"):
         plan_of(m.finished(m.conv(x, 4, 2), 2), (4, 4, 4))
 
@@ -279,7 +304,12 @@ def test_channels_are_picked_repeated_and_filled_up_exactly():
     gated = m.op("Mul", x, gate)
     repeated = m.op("Add", gated, m.op("Expand", m.conv(x, 20, 1), m.constant(np.array([1, 20, 1, 1, 1], np.int64))))
     first, second = m.cut(repeated, 1, 0, 8), m.cut(repeated, 1, 19, 7, -1)
-    padded = m.op("Pad", m.op("Add", first, m.cut(second, 1, 0, 8)), m.constant(np.array([0, 3, 0, 0, 0, 0, 1, 0, 0, 0], np.int64)), mode="constant")
+    padded = m.op(
+        "Pad",
+        m.op("Add", first, m.cut(second, 1, 0, 8)),
+        m.constant(np.array([0, 3, 0, 0, 0, 0, 1, 0, 0, 0], np.int64)),
+        mode="constant",
+    )
     tiled = m.op("Tile", m.conv(x, 20, 6), m.constant(np.array([1, 2, 1, 1, 1], np.int64)))
     plan = agrees(m.finished(m.conv(m.op("Add", padded, tiled), 12, 3), 3), (6, 5, 4))
     picked = [step for step in plan.steps if "_picked" in step.name]
@@ -297,10 +327,18 @@ def test_a_layer_norm_in_single_operators_is_one(squared):
     centred = m.op("Sub", x, m.op("ReduceMean", x, last))
     square = m.op("Pow", centred, m.constant(np.float32(2))) if squared == "Pow" else m.op("Mul", centred, centred)
     x = m.op("Div", centred, m.op("Sqrt", m.op("Add", m.op("ReduceMean", square, last), m.constant(np.float32(1e-5)))))
-    x = m.op("Add", m.op("Mul", x, m.constant(m.rng.uniform(0.5, 1.5, 24).astype(np.float32))), m.constant(m.rng.normal(size=24).astype(np.float32)))
+    x = m.op(
+        "Add",
+        m.op("Mul", x, m.constant(m.rng.uniform(0.5, 1.5, 24).astype(np.float32))),
+        m.constant(m.rng.normal(size=24).astype(np.float32)),
+    )
     plan = agrees(m.finished(m.conv(m.turned(m.shaped(x, 1, 5, 4, 3, 24), 0, 4, 1, 2, 3), 24, 2), 2), (5, 4, 3))
     norm = next(step for step in plan.steps if step.kind == "layernorm")
-    assert [op.kind for op in norm.ops] == ["affine", "affine", "store"] and len(norm.sources) == 9 and norm.epsilon == pytest.approx(1e-5)
+    assert (
+        [op.kind for op in norm.ops] == ["affine", "affine", "store"]
+        and len(norm.sources) == 9
+        and norm.epsilon == pytest.approx(1e-5)
+    )
 
 
 @pytest.mark.parametrize("mean", ["GlobalAveragePool", "ReduceMean"])
@@ -317,10 +355,18 @@ def test_what_is_filled_up_is_no_zero_behind_a_function_and_parts_meet_their_own
     m = Made(1)
     x = m.conv("image", 1, 12)
     # The sigmoid of a channel that was filled up is a half.
-    padded = m.op("Sigmoid", m.op("Pad", x, m.constant(np.array([0, 2, 1, 0, 0, 0, 2, 0, 0, 1], np.int64)), mode="constant"))
+    padded = m.op(
+        "Sigmoid", m.op("Pad", x, m.constant(np.array([0, 2, 1, 0, 0, 0, 2, 0, 0, 1], np.int64)), mode="constant")
+    )
     part = m.cut(padded, 1, 1, 9)
-    scaled = m.op("Add", m.op("Mul", part, m.constant(m.rng.normal(size=(1, 8, 1, 1, 1)).astype(np.float32))), m.constant(m.rng.normal(size=(8, 1, 1, 1)).astype(np.float32)))
-    sloped = m.op("PRelu", m.cut(padded, 1, 15, 7, -1), m.constant(m.rng.uniform(0, 1, (8, 1, 1, 1)).astype(np.float32)))
+    scaled = m.op(
+        "Add",
+        m.op("Mul", part, m.constant(m.rng.normal(size=(1, 8, 1, 1, 1)).astype(np.float32))),
+        m.constant(m.rng.normal(size=(8, 1, 1, 1)).astype(np.float32)),
+    )
+    sloped = m.op(
+        "PRelu", m.cut(padded, 1, 15, 7, -1), m.constant(m.rng.uniform(0, 1, (8, 1, 1, 1)).astype(np.float32))
+    )
     joined = m.op("Concat", scaled, m.cut(sloped, 1, 2, 5), axis=1)
     agrees(m.finished(m.conv(joined, 11, 3), 3), (6, 5, 4))
 
@@ -341,7 +387,9 @@ def test_parts_of_the_last_axis_keep_their_own_factors_and_meet_layers():
     m = Made(1)
     x = m.shaped(m.turned(m.conv("image", 1, 32), 0, 2, 3, 4, 1), 1, 60, 32)
     first, second = m.cut(x, 2, 0, 16), m.op("Mul", m.cut(x, 2, 16, 32), m.constant(np.float32(3)))
-    gated = m.op("Mul", m.linear(first, 16, 32, quantized=False), m.op("Sigmoid", m.op("Concat", first, second, axis=-1)))
+    gated = m.op(
+        "Mul", m.linear(first, 16, 32, quantized=False), m.op("Sigmoid", m.op("Concat", first, second, axis=-1))
+    )
     x = m.op("Concat", gated, m.layernorm(second, 16), axis=-1)
     x = m.turned(m.shaped(x, 1, 5, 4, 3, 48), 0, 4, 1, 2, 3)
     agrees(m.finished(m.conv(x, 48, 2, scale=0.05), 2), (5, 4, 3))
@@ -359,6 +407,8 @@ def test_products_with_letters_are_attention():
 
 
 def test_the_only_gpu_is_not_opened_to_ask_for_its_memory(monkeypatch):
-    monkeypatch.setattr(cuda, "gpus", lambda: [cuda.GpuInfo(0, "Old", (7, 0), 8 << 30), cuda.GpuInfo(1, "New", (9, 0), 80 << 30)])
+    monkeypatch.setattr(
+        cuda, "gpus", lambda: [cuda.GpuInfo(0, "Old", (7, 0), 8 << 30), cuda.GpuInfo(1, "New", (9, 0), 80 << 30)]
+    )
     monkeypatch.setattr(cuda, "free_memory", lambda index: pytest.fail("it was opened"))
     assert cuda.choose_gpu("gpu").name == "New"

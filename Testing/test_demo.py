@@ -19,7 +19,9 @@ from MedQuantINT8Lib.volume import to_sitk
 from MedQuantINT8Lib.volume_io import read_volume
 
 #: A process in which slicer-core is not installed.
-WITHOUT_SLICER = "import sys; sys.modules['slicer'] = None; from MedQuantINT8Lib.cli import main; sys.exit(main(sys.argv[1:]))"
+WITHOUT_SLICER = (
+    "import sys; sys.modules['slicer'] = None; from MedQuantINT8Lib.cli import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 def checked_report(folder):
@@ -67,10 +69,19 @@ def test_it_runs_on_a_users_scan_and_without_slicer(tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "no picture.png" in ran.stdout and "slicer-core" in ran.stdout and "with the truth" not in ran.stdout
     assert "on another scan look at how INT8 agrees" in ran.stdout
-    assert sorted(p.name for p in folder.iterdir()) == ["model.zip", "report.html", "report.json", "segmentation.seg.nrrd"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "model.zip",
+        "report.html",
+        "report.json",
+        "segmentation.seg.nrrd",
+    ]
     report = checked_report(folder)
     assert [(a["scan"], a["first"], a["second"]) for a in report["agreement"]] == [("mine.nii.gz", "int8", "fp32")]
-    assert len(report["pictures"]) == 1 and list(report["calibration"]["volumes"]) and {r["scan"] for r in report["runs"]} == {"mine.nii.gz"}
+    assert (
+        len(report["pictures"]) == 1
+        and list(report["calibration"]["volumes"])
+        and {r["scan"] for r in report["runs"]} == {"mine.nii.gz"}
+    )
     assert read_volume(folder / "segmentation.seg.nrrd").grid == read_volume(scan).grid
 
 

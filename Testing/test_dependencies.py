@@ -85,7 +85,10 @@ def test_slicers_package_manager_is_used_and_an_older_slicers_pip_otherwise(lack
     calls = []
     slicer, manager = ModuleType("slicer"), ModuleType("slicer.packaging")
     slicer.util = SimpleNamespace(pip_install=lambda text: (calls.append(text), lacking.clear()))
-    manager.pip_ensure = lambda requirements, **options: (calls.append((list(map(str, requirements)), options)), lacking.clear())
+    manager.pip_ensure = lambda requirements, **options: (
+        calls.append((list(map(str, requirements)), options)),
+        lacking.clear(),
+    )
     monkeypatch.setitem(sys.modules, "slicer", slicer)
     monkeypatch.setitem(sys.modules, "slicer.packaging", manager)
     assert dependencies.ensure("segment", lambda text: True)
@@ -97,15 +100,27 @@ def test_slicers_package_manager_is_used_and_an_older_slicers_pip_otherwise(lack
 
 
 def test_versions_are_compared_by_number():
-    assert dependencies._numbers("2.13.0+cpu") == (2, 13, 0) and dependencies._numbers("2026.4.1-22982-x") == (2026, 4, 1)
-    assert dependencies._satisfied("numpy>=1.9") and not dependencies._satisfied("numpy>=99") and not dependencies._satisfied("no-such-thing>=1")
+    assert dependencies._numbers("2.13.0+cpu") == (2, 13, 0) and dependencies._numbers("2026.4.1-22982-x") == (
+        2026,
+        4,
+        1,
+    )
+    assert (
+        dependencies._satisfied("numpy>=1.9")
+        and not dependencies._satisfied("numpy>=99")
+        and not dependencies._satisfied("no-such-thing>=1")
+    )
 
 
 @pytest.mark.parametrize(("agreed", "words"), [(True, "PyTorch extension was installed"), (False, "is not installed")])
 def test_slicers_pytorch_extension_is_offered_at_the_click_that_needs_it(lacking, monkeypatch, agreed, words):
     installed = []
-    manager = SimpleNamespace(interactive=True, installExtensionFromServer=lambda name, restart: installed.append(name) or True)
-    monkeypatch.setitem(sys.modules, "slicer", SimpleNamespace(app=SimpleNamespace(extensionsManagerModel=lambda: manager)))
+    manager = SimpleNamespace(
+        interactive=True, installExtensionFromServer=lambda name, restart: installed.append(name) or True
+    )
+    monkeypatch.setitem(
+        sys.modules, "slicer", SimpleNamespace(app=SimpleNamespace(extensionsManagerModel=lambda: manager))
+    )
     monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
     answers = iter([True, agreed])
     with pytest.raises(DependencyError, match=words):

@@ -15,7 +15,9 @@ from MedQuantINT8Lib.runs import EngineChoice
 
 
 def stand_in(name, *, gpu=False, precisions=("int8", "fp32"), reason=""):
-    return SimpleNamespace(name=name, title=name.upper(), real_int8=True, needs_gpu=gpu, precisions=precisions, unavailable=lambda: reason)
+    return SimpleNamespace(
+        name=name, title=name.upper(), real_int8=True, needs_gpu=gpu, precisions=precisions, unavailable=lambda: reason
+    )
 
 
 @pytest.fixture
@@ -58,7 +60,10 @@ def test_an_engine_and_a_device_that_exclude_each_other_are_refused(engines, nam
 
 
 def test_a_device_is_told_to_an_engine_in_its_own_words(engines):
-    found = {(name, d): base.device_of(engines[name], d) for name, d in [("ours", "auto"), ("ours", "gpu:1"), ("first", "auto"), ("first", "cpu")]}
+    found = {
+        (name, d): base.device_of(engines[name], d)
+        for name, d in [("ours", "auto"), ("ours", "gpu:1"), ("first", "auto"), ("first", "cpu")]
+    }
     assert list(found.values()) == ["gpu", "gpu:1", "cpu", "cpu"]
 
 

@@ -50,7 +50,9 @@ def test_oblique_and_turned_slices_lie_where_their_positions_say(tmp_path):
     assert np.allclose(lps(volume, 3, 4, K - 1 - 5), positions[5] + 3 * 0.5 * across + 4 * 0.75 * down, atol=1e-4)
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless])
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless]
+)
 def test_every_encoding_gives_what_pydicom_gives(tmp_path, syntax):
     paths = write_series(tmp_path / "s", SLICES, EVEN)
     for path in paths:
@@ -62,11 +64,20 @@ def test_every_encoding_gives_what_pydicom_gives(tmp_path, syntax):
         data.file_meta.TransferSyntaxUID = syntax
         if syntax == ExplicitVRBigEndian:
             data.PixelData = data.pixel_array.astype(">i2").tobytes()
-        pydicom.dcmwrite(path, data, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=syntax != ExplicitVRBigEndian, force_encoding=True)
+        pydicom.dcmwrite(
+            path,
+            data,
+            implicit_vr=syntax == ImplicitVRLittleEndian,
+            little_endian=syntax != ExplicitVRBigEndian,
+            force_encoding=True,
+        )
     assert np.array_equal(read_volume(tmp_path / "s").data[0], by_pydicom(paths))
 
 
-@pytest.mark.parametrize(("compressor", "dtype"), [("JPEG", np.uint16), ("JPEG2000", np.uint16), ("JPEG2000", np.int16), ("JPEGLS", np.uint16)])
+@pytest.mark.parametrize(
+    ("compressor", "dtype"),
+    [("JPEG", np.uint16), ("JPEG2000", np.uint16), ("JPEG2000", np.int16), ("JPEGLS", np.uint16)],
+)
 def test_compressed_slices_give_the_pixels_that_were_compressed(tmp_path, compressor, dtype):
     writer = sitk.ImageFileWriter()
     writer.SetImageIO("GDCMImageIO")
@@ -112,7 +123,9 @@ def test_signs_unused_bits_and_the_rescaling_of_each_slice_are_applied(tmp_path)
 
 
 def test_monochrome1_keeps_its_values_and_is_told(tmp_path):
-    write_series(tmp_path / "s", SLICES, EVEN, lambda data, n: setattr(data, "PhotometricInterpretation", "MONOCHROME1"))
+    write_series(
+        tmp_path / "s", SLICES, EVEN, lambda data, n: setattr(data, "PhotometricInterpretation", "MONOCHROME1")
+    )
     volume = read_volume(tmp_path / "s")
     assert np.array_equal(volume.data[0], SLICES) and "MONOCHROME1" in volume.notes[0]
 
@@ -121,8 +134,17 @@ def test_missing_slices_are_named_and_filled_when_asked(tmp_path):
     kept = [0, 1, 2, 5, 6, 8, 9]
     ramp = np.stack([np.full((J, COLUMNS), 10 * k, np.int16) for k in range(K)])
     ramp[0, 0, 0] = 1
-    write_series(tmp_path / "s", ramp[kept], [EVEN[k] for k in kept], lambda data, n: setattr(data, "InstanceNumber", kept[n] + 1), names=[f"{k}.dcm" for k in kept])
-    with pytest.raises(InputError, match=r"3 of 10 slices are missing, at 36\.00, 38\.00, 44\.00 mm.*2\.dcm and 5\.dcm, numbers 4 to 5.*--allow-gaps"):
+    write_series(
+        tmp_path / "s",
+        ramp[kept],
+        [EVEN[k] for k in kept],
+        lambda data, n: setattr(data, "InstanceNumber", kept[n] + 1),
+        names=[f"{k}.dcm" for k in kept],
+    )
+    with pytest.raises(
+        InputError,
+        match=r"3 of 10 slices are missing, at 36\.00, 38\.00, 44\.00 mm.*2\.dcm and 5\.dcm, numbers 4 to 5.*--allow-gaps",
+    ):
         read_volume(tmp_path / "s")
     reader = ScanReader(GAPS)
     volume = reader(tmp_path / "s")
@@ -166,12 +188,21 @@ def test_a_tilted_gantry_is_refused_and_straightened_when_asked(tmp_path, degree
 
 
 def test_two_passes_and_a_localizer_under_one_series_are_named_and_can_be_chosen(tmp_path):
-    write_series(tmp_path / "s", [s for k in range(K) for s in (SLICES[k], SLICES[k] + 1)], [p for p in EVEN for _ in (0, 1)], lambda data, n: setattr(data, "AcquisitionNumber", n % 2 + 1))
-    with pytest.raises(InputError, match=r"several stacks.*1: acquisition 1, 10 images, axial.*2: acquisition 2.*--series 1\.2\.3\.4:1"):
+    write_series(
+        tmp_path / "s",
+        [s for k in range(K) for s in (SLICES[k], SLICES[k] + 1)],
+        [p for p in EVEN for _ in (0, 1)],
+        lambda data, n: setattr(data, "AcquisitionNumber", n % 2 + 1),
+    )
+    with pytest.raises(
+        InputError, match=r"several stacks.*1: acquisition 1, 10 images, axial.*2: acquisition 2.*--series 1\.2\.3\.4:1"
+    ):
         read_volume(tmp_path / "s")
     assert np.array_equal(read_volume(tmp_path / "s", "1.2.3.4:2").data[0], SLICES + 1)
     write_series(tmp_path / "l", SLICES, EVEN)
-    write_series(tmp_path / "l", SLICES[:2], [(-9, 0, 30), (9, 0, 30)], orientation=(0, 1, 0, 0, 0, -1), names=["x.dcm", "y.dcm"])
+    write_series(
+        tmp_path / "l", SLICES[:2], [(-9, 0, 30), (9, 0, 30)], orientation=(0, 1, 0, 0, 0, -1), names=["x.dcm", "y.dcm"]
+    )
     with pytest.raises(InputError, match=r"2: 2 images, sagittal.*x\.dcm, y\.dcm"):
         read_volume(tmp_path / "l")
     volume = read_volume(tmp_path / "l", "1.2.3.4:1")
@@ -282,7 +313,13 @@ def test_every_element_is_what_pydicom_reads(tmp_path):
         ours, theirs = read_dicom(path), pydicom.dcmread(path)
         for element in theirs:
             if element.VR in ("UI", "CS", "DS", "IS", "LO"):
-                value = element.value if isinstance(element.value, str) else "\\".join(str(v) for v in element.value) if hasattr(element.value, "__iter__") else str(element.value)
+                value = (
+                    element.value
+                    if isinstance(element.value, str)
+                    else "\\".join(str(v) for v in element.value)
+                    if hasattr(element.value, "__iter__")
+                    else str(element.value)
+                )
                 assert ours.data.text(int(element.tag)) == value, element
             elif element.VR == "US":
                 assert ours.data.integer(int(element.tag)) == element.value

@@ -34,7 +34,11 @@ def test_regions_are_numbered_from_the_largest_with_where_and_what(geometry):
     assert found.voxels == 7 and found.region_count == 3 and np.array_equal(found.numbers > 0, first != second)
     assert found.ml == pytest.approx(7 * grid.voxel_ml)
     deep, *others = found.regions
-    assert (deep.voxels, deep.first, deep.second) == (5, "liver", "spleen") and deep.depth_voxels == 8 and deep.boundary_share == 0
+    assert (
+        (deep.voxels, deep.first, deep.second) == (5, "liver", "spleen")
+        and deep.depth_voxels == 8
+        and deep.boundary_share == 0
+    )
     voxel = np.linalg.inv(geometry) @ [*deep.center_ras, 1]
     assert np.allclose(voxel[[2, 1]], [20, 24]) and 26 <= round(voxel[0]) <= 30
     far, rim = sorted(others, key=lambda region: region.boundary_share)
@@ -68,7 +72,9 @@ def test_no_difference_and_more_regions_than_are_named():
     first = np.zeros((32, 32, 32), np.uint8)
     grid = Grid((32, 32, 32), np.eye(4))
     none = find_differences(first, first, LABELS, grid)
-    assert none.voxels == 0 and none.boundary_share is None and not none.numbers.any() and none.to_json()["regions"] == []
+    assert (
+        none.voxels == 0 and none.boundary_share is None and not none.numbers.any() and none.to_json()["regions"] == []
+    )
     second = first.copy()
     second[::3, ::3, ::3] = 1
     many = find_differences(first, second, LABELS, grid)
@@ -118,7 +124,10 @@ def test_margins_are_those_of_the_softmax():
     sink = MarginSink(lambda start, block: kept.append((start, block)), (9, 8, 4), "softmax")
     sink((2, 1, 0), scores)
     assert kept[0][0] == (2, 1, 0) and kept[0][1] is scores
-    assert np.abs(sink.margins[2:9, 1:7] / ONE - (two[1] - two[0])).max() <= 0.5 / ONE + 1e-6 and not sink.margins[:2].any()
+    assert (
+        np.abs(sink.margins[2:9, 1:7] / ONE - (two[1] - two[0])).max() <= 0.5 / ONE + 1e-6
+        and not sink.margins[:2].any()
+    )
     given = MarginSink(lambda start, block: None, (7, 6, 4), None)
     given((0, 0, 0), share)
     assert np.abs(given.margins.astype(int) - sink.margins[2:9, 1:7]).max() <= 1
@@ -137,10 +146,15 @@ def test_a_region_has_the_margin_of_its_voxels():
     assert find_differences(first, second, LABELS, Grid((56, 48, 40), np.eye(4))).mean_margin is None
 
 
-@pytest.mark.parametrize(("fp32", "int8", "percent", "pointed_out"), [(10, 10.4, 4, False), (10, 9.4, -6, True), (0, 1, None, True), (0, 0, None, False)])
+@pytest.mark.parametrize(
+    ("fp32", "int8", "percent", "pointed_out"),
+    [(10, 10.4, 4, False), (10, 9.4, -6, True), (0, 1, None, True), (0, 0, None, False)],
+)
 def test_structures_that_change_too_much_are_pointed_out(fp32, int8, percent, pointed_out):
     found = structure_json(StructureAgreement(1, "liver", 0.9, int8, fp32), 5)
-    assert found["pointed_out"] is pointed_out and found["change_percent"] == (None if percent is None else pytest.approx(percent))
+    assert found["pointed_out"] is pointed_out and found["change_percent"] == (
+        None if percent is None else pytest.approx(percent)
+    )
 
 
 def test_the_command_writes_regions_table_and_page(int8_package, phantom_file, tmp_path, capsys):
@@ -152,7 +166,17 @@ def test_the_command_writes_regions_table_and_page(int8_package, phantom_file, t
     from MedQuantINT8Lib.cli import main
 
     folder = tmp_path / "out"
-    arguments = ["differences", str(int8_package.folder), str(phantom_file), "--output", str(folder), "--engine", "openvino", "--volume-change", "0"]
+    arguments = [
+        "differences",
+        str(int8_package.folder),
+        str(phantom_file),
+        "--output",
+        str(folder),
+        "--engine",
+        "openvino",
+        "--volume-change",
+        "0",
+    ]
     assert main([*arguments, "--quiet"]) == 0
     out = capsys.readouterr().out
     report = json.loads((folder / "report.json").read_text())
@@ -166,7 +190,10 @@ def test_the_command_writes_regions_table_and_page(int8_package, phantom_file, t
     assert rows[0] == list(REGION_COLUMNS) and len(rows) == min(found["region_count"], MOST_REGIONS) + 1
     assert 0.8 * found["voxels"] < sum(int(row[1]) for row in rows[1:]) <= found["voxels"]
     segments = sitk.ReadImage(str(folder / "differences.seg.nrrd"))
-    assert np.count_nonzero(sitk.GetArrayFromImage(segments)) == found["voxels"] and segments.GetSize() == sitk.ReadImage(str(phantom_file)).GetSize()
+    assert (
+        np.count_nonzero(sitk.GetArrayFromImage(segments)) == found["voxels"]
+        and segments.GetSize() == sitk.ReadImage(str(phantom_file)).GetSize()
+    )
     text = (folder / "report.html").read_text()
     assert "change their volume by more than 0 %" in text and "mean margin" in text
     assert main([*arguments[:3], "--output", str(phantom_file)]) == 2 and "is a file" in capsys.readouterr().err

@@ -52,7 +52,9 @@ def test_no_engines_own_failure_stops_the_doctor(registry, monkeypatch, capsys):
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["engines"]["BrokenBackend"]["reason"] == "libcuda.so.1 is no library"
-    assert found["engines"]["SilentBackend"]["reason"] == "OSError" and not found["engines"]["SilentBackend"]["available"]
+    assert (
+        found["engines"]["SilentBackend"]["reason"] == "OSError" and not found["engines"]["SilentBackend"]["available"]
+    )
     assert found["engines"]["openvino"]["available"] and found["gpus"] == ["no NVIDIA driver here"]
 
 
@@ -61,7 +63,10 @@ def test_whatever_is_missing_to_quantize_is_named(module, monkeypatch):
     look = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == module else look(name, *more))
     reason = doctor.quantizer_lacks()
-    assert reason.startswith(doctor.QUANTIZER_MODULES[module]) and "is not installed (pip install 'medquantint8[quantize]')" in reason
+    assert (
+        reason.startswith(doctor.QUANTIZER_MODULES[module])
+        and "is not installed (pip install 'medquantint8[quantize]')" in reason
+    )
 
 
 def test_a_package_that_is_too_old_to_quantize_is_named(monkeypatch):
@@ -92,7 +97,11 @@ def test_the_doctor_loads_nothing_that_makes_networks():
 
 
 def test_what_the_doctor_says_fits_80_columns_with_a_line_for_each_engine(registry, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "advice_for_gpus", lambda: ["0: NVIDIA H100, 80 GB: " + "for this project's own kernels: pip install cuda-python " * 4])
+    monkeypatch.setattr(
+        doctor,
+        "advice_for_gpus",
+        lambda: ["0: NVIDIA H100, 80 GB: " + "for this project's own kernels: pip install cuda-python " * 4],
+    )
     monkeypatch.setattr(SilentBackend, "version", lambda self: "1.2.3-with-a-long-build-name-" + "x" * 60)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -111,7 +120,9 @@ def test_without_an_engine_the_doctor_says_what_to_install():
         "quantizer": {"available": False, "reason": "is missing"},
     }  # fmt: skip
     text = "\n".join(doctor.lines_of(found))
-    assert "nothing      no engine: pip install openvino onnx" in text and "faster     pip install openvino onnx" in text
+    assert (
+        "nothing      no engine: pip install openvino onnx" in text and "faster     pip install openvino onnx" in text
+    )
 
 
 def test_models_are_listed_in_columns_that_fit_80(tmp_path, monkeypatch, capsys):
@@ -123,7 +134,17 @@ def test_models_are_listed_in_columns_that_fit_80(tmp_path, monkeypatch, capsys)
     assert max(map(len, lines)) <= 80
     rows = [line for line in lines[:-1] if line[:2].strip() or line[2:3].strip()]
     assert len({line.index(" CT ") for line in rows if " CT " in line}) == 1 and rows[0].startswith("* demo ")
-    long = {"installed": True, "name": "n" * 90, "modality": "CT", "structures": 105, "title": "a title of " + "many words " * 20}
+    long = {
+        "installed": True,
+        "name": "n" * 90,
+        "modality": "CT",
+        "structures": 105,
+        "title": "a title of " + "many words " * 20,
+    }
     made = models_command._table([long, {**long, "name": "short"}])
     # A name is what is typed: it is never cut.
-    assert made[0] == "* " + "n" * 90 and max(map(len, made[1:])) <= 80 and made[1].split() == ["CT", "105", *long["title"].split()[: len(made[1].split()) - 2]]
+    assert (
+        made[0] == "* " + "n" * 90
+        and max(map(len, made[1:])) <= 80
+        and made[1].split() == ["CT", "105", *long["title"].split()[: len(made[1].split()) - 2]]
+    )

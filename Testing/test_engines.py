@@ -295,7 +295,11 @@ def test_auto_precision_times_both_and_says_why(int8_package, fp32_package, own_
 
     made = prepare_faster(int8_package, backend("openvino"), BuildOptions("int8", PATCH), patches, Task())
     times = made.choice.times
-    assert made.options.precision == made.choice.precision == ("fp32" if MARGIN * times["fp32_ms"] < times["int8_ms"] else "int8")
+    assert (
+        made.options.precision
+        == made.choice.precision
+        == ("fp32" if MARGIN * times["fp32_ms"] < times["int8_ms"] else "int8")
+    )
     bare = prepare_faster(fp32_package, backend("openvino"), BuildOptions("int8", PATCH), patches, Task())
     assert bare.options.precision == "fp32" and "no INT8 network" in bare.note
 
@@ -348,10 +352,17 @@ def test_engines_report_to_nobody(fp32_package, tmp_path):
     import sys
     from pathlib import Path
 
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent / "MedQuantINT8")}
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parent.parent / "MedQuantINT8"),
+    }
     environment.pop("CI", None)
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED, str(fp32_package.onnx_path("fp32")), str(tmp_path)], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", WATCHED, str(fp32_package.onnx_path("fp32")), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.split() == ["silent"], done.stdout + done.stderr
     assert not (tmp_path / "intel").exists()
@@ -394,7 +405,9 @@ def test_layers_at_fault_are_found_by_halving(monkeypatch, faults, most):
     from MedQuantINT8Lib.engines import fidelity, onnxruntime
 
     monkeypatch.setattr(graph, "load_network", lambda path: None)
-    monkeypatch.setattr(layers, "weighted_layers", lambda model: [SimpleNamespace(name=n, quantized=True) for n in "abcdefgh"])
+    monkeypatch.setattr(
+        layers, "weighted_layers", lambda model: [SimpleNamespace(name=n, quantized=True) for n in "abcdefgh"]
+    )
     monkeypatch.setattr(onnxruntime, "OnnxRuntimeBackend", lambda: _Fake(set()))
     seen = []
     options = BuildOptions("int8", (8, 8, 8))
@@ -426,7 +439,9 @@ def test_a_gpu_that_is_too_small_gives_way_to_the_processor(monkeypatch, int8_pa
 
     monkeypatch.setattr(base, "_REGISTRY", {"cramped": f"{__name__}:_Cramped", **base._REGISTRY})
     run = runs.segment(int8_package, phantom[0], runs.EngineChoice("auto", "int8"), SegmentationOptions(), Task())
-    assert run.engine["name"] == "openvino" and run.result.notes[0].startswith("run on the processor: The GPU has not enough")
+    assert run.engine["name"] == "openvino" and run.result.notes[0].startswith(
+        "run on the processor: The GPU has not enough"
+    )
     # Who asked for that engine, or for a GPU, is not given the processor.
     for choice in (runs.EngineChoice("cramped", "int8"), runs.EngineChoice("auto", "int8", device="gpu")):
         with pytest.raises(GpuMemoryError):
@@ -451,8 +466,13 @@ def test_a_network_that_an_engine_has_no_kernel_for_goes_to_the_next(monkeypatch
 
     monkeypatch.setattr(base, "_REGISTRY", {"picky": f"{__name__}:_Picky", **base._REGISTRY})
     run = runs.segment(int8_package, phantom[0], runs.EngineChoice("auto", "int8"), SegmentationOptions(), Task())
-    assert run.engine["name"] == "openvino" and run.result.notes[0].startswith("run on OpenVINO (CPU): Picky has no kernel for Conv (node first)")
-    assert runs.build(int8_package, runs.EngineChoice("auto", "int8"), SegmentationOptions(), None, Task()).backend.name == "openvino"
+    assert run.engine["name"] == "openvino" and run.result.notes[0].startswith(
+        "run on OpenVINO (CPU): Picky has no kernel for Conv (node first)"
+    )
+    assert (
+        runs.build(int8_package, runs.EngineChoice("auto", "int8"), SegmentationOptions(), None, Task()).backend.name
+        == "openvino"
+    )
     with pytest.raises(base.UnsupportedNetwork, match="no kernel for Conv"):
         runs.segment(int8_package, phantom[0], runs.EngineChoice("picky", "int8"), SegmentationOptions(), Task())
 

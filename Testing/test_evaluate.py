@@ -79,9 +79,21 @@ def test_intervals_and_the_paired_test():
 
 def test_what_is_absent_in_both_counts_as_nothing():
     def row(case, structure, precision, dice):
-        return {"case": case, "structure": structure, "precision": precision, "dice": dice, "nsd": dice, "hd95": None, "ml_difference": None}
+        return {
+            "case": case,
+            "structure": structure,
+            "precision": precision,
+            "dice": dice,
+            "nsd": dice,
+            "hd95": None,
+            "ml_difference": None,
+        }
 
-    rows = [row(c, s, p, d) for c, s, d in (("a", "x", 0.8), ("a", "y", None), ("b", "x", 0.6), ("b", "y", 0.4)) for p in ("fp32", "int8")]
+    rows = [
+        row(c, s, p, d)
+        for c, s, d in (("a", "x", 0.8), ("a", "y", None), ("b", "x", 0.6), ("b", "y", 0.4))
+        for p in ("fp32", "int8")
+    ]
     rows[-1]["dice"] = 0.3
     found = summary(rows, ["x", "y"])
     assert found["overall"]["dice"]["fp32"]["mean"] == pytest.approx((0.8 + 0.5) / 2)
@@ -108,7 +120,9 @@ def test_the_decathlons_form(tmp_path, scans):
         save(tmp_path / "imagesTr" / f"c_{n}.nii.gz", volume.data[0])
         save(tmp_path / "labelsTr" / f"c_{n}.nii.gz", truth.astype(np.uint8))
     rows = [{"image": f"./imagesTr/c_{n}.nii.gz", "label": f"./labelsTr/c_{n}.nii.gz"} for n in range(2)]
-    (tmp_path / "dataset.json").write_text(json.dumps({"name": "Made", "labels": {"0": "background", "1": "liver"}, "training": rows}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"name": "Made", "labels": {"0": "background", "1": "liver"}, "training": rows})
+    )
     data = read_dataset(tmp_path)
     assert data.name == "Made" and [c.name for c in data.cases] == ["c_0", "c_1"] and data.structures == {1: "liver"}
     found = label_map(data.cases[0], data, {"liver": 7})
@@ -157,7 +171,12 @@ def described(folder, scans, **change):
         save(folder / f"{n}.nii.gz", volume.data[0], (5.0, 5.0, 5.0))
         save(folder / f"{n}_l.nii.gz", truth.astype(np.uint8), (5.0, 5.0, 5.0))
         cases.append({"name": f"case {n}", "image": f"{n}.nii.gz", "label": f"{n}_l.nii.gz", "split": "test"})
-    value = {"name": "Phantoms", "structures": {str(label.value): label.name for label in phantom_labels()}, "cases": cases, **change}
+    value = {
+        "name": "Phantoms",
+        "structures": {str(label.value): label.name for label in phantom_labels()},
+        "cases": cases,
+        **change,
+    }
     (folder / "data.json").write_text(json.dumps(value))
     return folder / "data.json"
 
@@ -165,7 +184,24 @@ def described(folder, scans, **change):
 def test_the_whole_road_from_a_description_to_a_page(tmp_path, scans, int8_package, capsys):
     path = described(tmp_path, scans)
     out = tmp_path / "out"
-    assert main(["evaluate", str(int8_package.folder), "--data", str(path), "--split", "test", "--output", str(out), "-q", "--engine", "openvino"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(int8_package.folder),
+                "--data",
+                str(path),
+                "--split",
+                "test",
+                "--output",
+                str(out),
+                "-q",
+                "--engine",
+                "openvino",
+            ]
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     assert "2 case(s) of Phantoms" in text and "FP32 - INT8" in text
     value = json.loads((out / "evaluation.json").read_text())
@@ -175,14 +211,22 @@ def test_the_whole_road_from_a_description_to_a_page(tmp_path, scans, int8_packa
     rows = list(csv.DictReader((out / "evaluation.csv").open()))
     assert len(rows) == 2 * 2 * len(phantom_labels()) and float(rows[0]["dice"]) > 0.5
     page = (out / "evaluation.html").read_text()
-    assert page.count("<svg") == 2 and page.count("<circle") == 2 * 2 * len(phantom_labels()) and "liver" in page and "Most lost" in page
+    assert (
+        page.count("<svg") == 2
+        and page.count("<circle") == 2 * 2 * len(phantom_labels())
+        and "liver" in page
+        and "Most lost" in page
+    )
 
 
 def test_bad_descriptions_are_told_before_any_work(tmp_path, scans, int8_package, fp32_package, capsys):
     path = described(tmp_path, scans)
     model = str(int8_package.folder)
     (tmp_path / "0_l.nii.gz").rename(tmp_path / "gone.nii.gz")
-    assert main(["evaluate", model, "--data", str(path), "-q"]) == 2 and "case 0: there is no file" in capsys.readouterr().err
+    assert (
+        main(["evaluate", model, "--data", str(path), "-q"]) == 2
+        and "case 0: there is no file" in capsys.readouterr().err
+    )
     (tmp_path / "gone.nii.gz").rename(tmp_path / "0_l.nii.gz")
     value = json.loads(path.read_text())
     for change, words in (
@@ -207,7 +251,18 @@ def brains(folder, *names):
 
 def test_a_label_map_gets_the_scan_of_its_own_subject(tmp_path):
     """sub1's label map is not paired with sub10's scan, whatever comes first in the folder."""
-    brains(tmp_path, "sub1_labels", "sub10_labels", "sub10_t1", "sub1_t1", "sub1_2_labels", "sub1_2", "a_labels", "a", "a_flair")
+    brains(
+        tmp_path,
+        "sub1_labels",
+        "sub10_labels",
+        "sub10_t1",
+        "sub1_t1",
+        "sub1_2_labels",
+        "sub1_2",
+        "a_labels",
+        "a",
+        "a_flair",
+    )
     found = {case.name: case.image[0].name for case in read_dataset(tmp_path).cases}
     assert found == {"sub1": "sub1_t1.nii.gz", "sub10": "sub10_t1.nii.gz", "sub1_2": "sub1_2.nii.gz", "a": "a.nii.gz"}
 
@@ -247,7 +302,12 @@ def test_the_summary_looks_at_each_row_once():
             return super().__getitem__(key)
 
     structures, cases = [f"s{n}" for n in range(12)], [f"c{n}" for n in range(4)]
-    rows = [Row(case=c, structure=s, precision=p, dice=0.5, nsd=0.5, hd95=1.0, ml_difference=0.0) for c in cases for s in structures for p in ("fp32", "int8")]
+    rows = [
+        Row(case=c, structure=s, precision=p, dice=0.5, nsd=0.5, hd95=1.0, ml_difference=0.0)
+        for c in cases
+        for s in structures
+        for p in ("fp32", "int8")
+    ]
     summary(rows, structures)
     assert Row.looked <= 40 * len(rows)
 
@@ -257,7 +317,11 @@ def test_structures_that_nobody_drew_are_left_out():
     from MedQuantINT8Lib.evaluate import _annotated
 
     data = DataSet("Made", (Case("a", (), {}),))
-    rows = [{"case": "a", "structure": s, "precision": p, "true_ml": ml} for s, ml in (("liver", 2.0), ("heart", 0.0)) for p in ("fp32", "int8")]
+    rows = [
+        {"case": "a", "structure": s, "precision": p, "true_ml": ml}
+        for s, ml in (("liver", 2.0), ("heart", 0.0))
+        for p in ("fp32", "int8")
+    ]
     kept, left_out = _annotated(rows, data)
     assert left_out == ["heart"] and {row["structure"] for row in kept} == {"liver"}
     with pytest.raises(InputError, match="No label map of Made holds"):
@@ -271,7 +335,10 @@ def test_help_shows_the_json_form(capsys, tmp_path):
         main(["evaluate", "--help"])
     assert JSON_FORM in capsys.readouterr().out
     shown = json.loads(JSON_FORM[JSON_FORM.index("{") : JSON_FORM.rindex("}") + 1])
-    for folder, name in [(case["image"] if isinstance(case["image"], list) else [case["image"]], case["label"]) for case in shown["cases"]]:
+    for folder, name in [
+        (case["image"] if isinstance(case["image"], list) else [case["image"]], case["label"])
+        for case in shown["cases"]
+    ]:
         for path in [*folder, name]:
             save(tmp_path / path, np.zeros((4, 4, 4), np.int16))
     (tmp_path / "d.json").write_text(json.dumps(shown))

@@ -56,10 +56,21 @@ class Pointwise:
             raise EngineError("The network failed.")
         voxels = int(np.prod(source.shape[2:]))
         grid = (-(-voxels * batch // 256), 1, 1)
-        self._kernel(grid, (256, 1, 1), stream, source, target, ctypes.c_int(self.classes), ctypes.c_longlong(voxels), ctypes.c_int(batch))
+        self._kernel(
+            grid,
+            (256, 1, 1),
+            stream,
+            source,
+            target,
+            ctypes.c_int(self.classes),
+            ctypes.c_longlong(voxels),
+            ctypes.c_int(batch),
+        )
 
     def infer(self, batch):
-        return np.concatenate([-((batch - np.float32(c)) * (batch - np.float32(c))) for c in range(self.classes)], axis=1)
+        return np.concatenate(
+            [-((batch - np.float32(c)) * (batch - np.float32(c))) for c in range(self.classes)], axis=1
+        )
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +86,11 @@ def test_calls_that_fail_say_what_was_tried_and_what_to_do():
     class Full(int):
         name = "CUDA_ERROR_OUT_OF_MEMORY"
 
-    assert cuda.checked((0,), "do it") is None and cuda.checked((0, 5), "do it") == 5 and cuda.checked((0, 5, 6), "do it") == (5, 6)
+    assert (
+        cuda.checked((0,), "do it") is None
+        and cuda.checked((0, 5), "do it") == 5
+        and cuda.checked((0, 5, 6), "do it") == (5, 6)
+    )
     with pytest.raises(cuda.GpuError, match=r"could not copy to the GPU: illegal address\..*driver"):
         cuda.checked((Code(700),), "copy to the GPU")
     with pytest.raises(cuda.GpuMemoryError, match=r"not enough free memory to hold 5 MB more\..*smaller batch"):
@@ -83,7 +98,11 @@ def test_calls_that_fail_say_what_was_tried_and_what_to_do():
 
 
 def test_the_gpu_is_chosen_by_number_or_by_free_memory(monkeypatch):
-    known = [cuda.GpuInfo(0, "Old", (7, 5), 1 << 30), cuda.GpuInfo(1, "Small", (8, 6), 1 << 30), cuda.GpuInfo(2, "Large", (9, 0), 1 << 34)]
+    known = [
+        cuda.GpuInfo(0, "Old", (7, 5), 1 << 30),
+        cuda.GpuInfo(1, "Small", (8, 6), 1 << 30),
+        cuda.GpuInfo(2, "Large", (9, 0), 1 << 34),
+    ]
     monkeypatch.setattr(cuda, "gpus", lambda: known)
     monkeypatch.setattr(cuda, "free_memory", lambda index: {0: 99, 1: 7, 2: 5}[index])
     assert cuda.choose_gpu("gpu").name == "Small" and cuda.choose_gpu("gpu:2").name == "Large"
@@ -270,7 +289,9 @@ def test_an_engine_that_is_closed_does_not_take_the_gpu_from_the_one_beside_it(c
 
 def test_a_pipeline_goes_on_when_another_engine_was_closed_and_in_another_thread(contexts):
     gpu, calls = cuda.Gpu(), []
-    pipeline = DevicePipeline(gpu, lambda count, source, target, stream: calls.append(count), (2, 1, 4, 4, 4), (2, 3, 4, 4, 4))
+    pipeline = DevicePipeline(
+        gpu, lambda count, source, target, stream: calls.append(count), (2, 1, 4, 4, 4), (2, 3, 4, 4, 4)
+    )
     batch = np.zeros((2, 1, 4, 4, 4), np.float32)
     pipeline.submit(batch)
     pipeline.collect()
@@ -360,7 +381,9 @@ def test_the_same_labels_as_on_the_processor(gpu, case, dtype, batch):
     volume = np.random.default_rng(1).integers(-500, 3500, (1, *shape)).astype(dtype)
     intensity = Intensity(-200, 3000, 0.001, 0.1)
     network = Pointwise(gpu, 4)
-    prepared = (np.clip(volume.astype(np.float32), np.float32(-200), np.float32(3000)) * np.float32(0.001) + np.float32(0.1)).astype(np.float32)
+    prepared = (
+        np.clip(volume.astype(np.float32), np.float32(-200), np.float32(3000)) * np.float32(0.001) + np.float32(0.1)
+    ).astype(np.float32)
     values = np.array([0, 5, 2, 300], np.uint16)
     expected = on_the_processor(prepared, network, plan, window, values)
     runner = GpuSlidingWindow(gpu, network, 1, 4, plan, window, batch)
@@ -549,11 +572,20 @@ def test_what_to_install_is_told_for_each_gpu(monkeypatch):
     assert "pip install tensorrt cuda-python" in gpu_advice.advice_for_gpus()[0]
     # Where the tests run on a GPU the engine can run; here none can.
     monkeypatch.setattr(gpu_advice, "backend", lambda name: SimpleNamespace(unavailable=lambda: "not installed"))
-    known = [cuda.GpuInfo(0, "Turing", (7, 5), 8 << 30), cuda.GpuInfo(1, "Ada", (8, 9), 24 << 30), cuda.GpuInfo(2, "Hopper", (9, 0), 80 << 30)]
+    known = [
+        cuda.GpuInfo(0, "Turing", (7, 5), 8 << 30),
+        cuda.GpuInfo(1, "Ada", (8, 9), 24 << 30),
+        cuda.GpuInfo(2, "Hopper", (9, 0), 80 << 30),
+    ]
     monkeypatch.setattr(cuda, "gpus", lambda: known)
     monkeypatch.setattr(gpu_advice.importlib.util, "find_spec", lambda name: object() if name == "cuda" else None)
     old, ada, hopper = gpu_advice.advice_for_gpus()
-    assert "too old" in old and "TensorRT for RTX" in ada and "does not take" in hopper and "pip install tensorrt" in hopper
+    assert (
+        "too old" in old
+        and "TensorRT for RTX" in ada
+        and "does not take" in hopper
+        and "pip install tensorrt" in hopper
+    )
     assert [name for name, _ in gpu_advice.gpu_names()] == ["gpu:1", "gpu:2"]
 
 
@@ -596,7 +628,9 @@ def test_the_segment_road_takes_the_gpus_window_and_gives_the_same(gpu, activati
     plain = SimpleEngine(engine.infer)
     here = segmenter.segment_volume(volume, spec, lambda _input: plain)
     assert any("on the GPU" in note for note in there.notes) and not any("on the GPU" in note for note in here.notes)
-    assert there.labels.dtype == here.labels.dtype and (there.labels != here.labels).mean() <= 1e-4 and there.labels.any()
+    assert (
+        there.labels.dtype == here.labels.dtype and (there.labels != here.labels).mean() <= 1e-4 and there.labels.any()
+    )
 
     def full(*_arguments):
         raise cuda.GpuMemoryError("The GPU has not enough free memory to hold scores.")

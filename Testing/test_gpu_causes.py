@@ -132,13 +132,19 @@ def test_where_tensorrt_does_not_start_the_first_error_is_the_cause():
 
     with tensorrt_log.listening(trt) as log, pytest.raises(EngineError) as told:
         tensorrt.started(nothing, log)
-    assert "catchCudaError" in str(told.value) and "first: createInferBuilder" in str(told.value) and "Install NVIDIA's driver" in told.value.hint
+    assert (
+        "catchCudaError" in str(told.value)
+        and "first: createInferBuilder" in str(told.value)
+        and "Install NVIDIA's driver" in told.value.hint
+    )
 
 
 def test_a_logger_of_another_kind_is_still_heard():
     def nothing(logger):
         raise TypeError
 
-    log = SimpleNamespace(logger=None, last_words=lambda: "Unable to load library: libnvinfer_builder_resource_sm90.so.10.15.1")
+    log = SimpleNamespace(
+        logger=None, last_words=lambda: "Unable to load library: libnvinfer_builder_resource_sm90.so.10.15.1"
+    )
     with pytest.raises(EngineError, match="install it again"):
         tensorrt.started(nothing, log)

@@ -61,6 +61,8 @@ class Unforeseen:
 
 def test_whatever_an_engines_check_raises_is_its_reason_in_one_line(monkeypatch):
     monkeypatch.setitem(base._REGISTRY, "unforeseen", f"{__name__}:Unforeseen")
-    assert base.availability()["unforeseen"] == "Unforeseen cannot be asked: OSError: libsomething.so.1: undefined symbol."
+    assert (
+        base.availability()["unforeseen"] == "Unforeseen cannot be asked: OSError: libsomething.so.1: undefined symbol."
+    )
     assert "unforeseen" not in [made.name for made in base.usable_backends("int8")]
     assert base.choose_backend("auto", "int8").name != "unforeseen"

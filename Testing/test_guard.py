@@ -44,7 +44,9 @@ def test_a_layer_that_goes_back_is_bit_for_bit_the_fp32_layer(with_biases):
         back = qdq.without_quantization(corrected, {layer}, fp32)
         onnx.checker.check_model(back)
         ours, theirs = constants(back, layer), constants(fp32, layer)
-        assert len(ours) == len(theirs) and all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True))
+        assert len(ours) == len(theirs) and all(
+            a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True)
+        )
     whole = qdq.without_quantization(corrected, set(weights), fp32)
     assert np.array_equal(run(whole, patches()[0]), run(fp32, patches()[0]))
     assert not qdq.activation_tensors(whole) and not qdq.layers_with_int8_weights(whole)
@@ -70,7 +72,9 @@ def test_layers_of_real_networks_go_back_bit_for_bit(data):
         back = qdq.without_quantization(with_corrected_biases(fp32, int8, means), layers, fp32)
         for layer in layers:
             ours, theirs = constants(back, layer), constants(fp32, layer)
-            assert len(ours) == len(theirs) and all(a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True)), (path.name, layer)
+            assert len(ours) == len(theirs) and all(
+                a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True)
+            ), (path.name, layer)
 
 
 def test_int8_and_fp32_are_compared_on_the_same_patches(monkeypatch):
@@ -78,7 +82,10 @@ def test_int8_and_fp32_are_compared_on_the_same_patches(monkeypatch):
     weights, biases = random_weights()
     fp32 = convolutions(weights, biases)
     given = patches(6)
-    references = [(run(fp32, patch).argmax(1)[0] if n < 2 else np.random.default_rng(n).integers(0, 2, SHAPE)) for n, patch in enumerate(given)]
+    references = [
+        (run(fp32, patch).argmax(1)[0] if n < 2 else np.random.default_rng(n).integers(0, 2, SHAPE))
+        for n, patch in enumerate(given)
+    ]
     judge = sensitivity._Judge(fp32, given, SPEC, references)
     few, all_of_them = judge.measure(fp32, 2), judge.measure(fp32)
     assert few.dice == few.dice_fp32 == pytest.approx(1.0) and all_of_them.dice == all_of_them.dice_fp32 < 0.9
@@ -115,7 +122,9 @@ def test_it_ends_at_the_best_that_it_has_seen(monkeypatch, agreement, left, retu
     weights, biases = random_weights()
     fp32 = convolutions(weights, biases)
     times = iter([3.0, 2.5, 2.0, 1.0])
-    made, result = guard(fp32, quantized(fp32), patches(), SPEC, Budget(0.99), Task(), stopwatch=lambda model: next(times))
+    made, result = guard(
+        fp32, quantized(fp32), patches(), SPEC, Budget(0.99), Task(), stopwatch=lambda model: next(times)
+    )
     assert len(qdq.layers_with_int8_weights(made)) == left
     assert result.after.agreement == agreement[left] >= result.before.agreement
     assert len(result.returned) == returned and len(result.milliseconds) == returned + 1
@@ -139,7 +148,9 @@ def test_where_fp32_finds_nothing_nothing_is_claimed():
 def test_labels_that_show_nothing_in_the_patches_are_told():
     weights, biases = random_weights()
     fp32 = convolutions(weights, biases)
-    _, result = guard(fp32, quantized(fp32, 0.02), patches(), SPEC, Budget(0.0), Task(), references=[np.zeros(SHAPE, int)] * 3)
+    _, result = guard(
+        fp32, quantized(fp32, 0.02), patches(), SPEC, Budget(0.0), Task(), references=[np.zeros(SHAPE, int)] * 3
+    )
     assert result.after.dice is None and result.dice_fp32 is None and result.notes == [sensitivity.NOTHING_LABELLED]
     assert result.to_json()["dice_to_labels"] is None
 

@@ -48,13 +48,19 @@ def ended(job, seconds=60.0):
 
 
 def test_numbers_of_numpy_are_numbers(client, model):
-    options = SegmentationOptions(patch=tuple(np.array([8, 8, 8])), overlap=np.float32(0.25), batch=np.int64(1), check_ranges=np.bool_(False))
+    options = SegmentationOptions(
+        patch=tuple(np.array([8, 8, 8])), overlap=np.float32(0.25), batch=np.int64(1), check_ranges=np.bool_(False)
+    )
     done = ended(client.submit(model, SCAN, CHOICE, options))
     assert done.error is None and (done.result.labels == (SCAN.data[0] > 0.5)).all()
 
 
 def test_what_cannot_be_handed_over_ends_the_job_in_words(client, model):
-    for value, words in ((object(), "A value cannot be handed over: <object object"), ({1: {2}}, "handed over"), (float, "handed over")):
+    for value, words in (
+        (object(), "A value cannot be handed over: <object object"),
+        ({1: {2}}, "handed over"),
+        (float, "handed over"),
+    ):
         job = ended(client.begin("segment", [SCAN], model=model, choice=asdict(CHOICE), options={"batch": value}))
         assert isinstance(job.error, InputError) and words in str(job.error)
     looped = []
@@ -121,7 +127,13 @@ def test_what_is_made_of_a_result_may_fail_in_any_way():
     job = BackgroundJob(Given(), broken)
     with pytest.raises(MedQuantError, match="RuntimeError: the scene was closed"):
         job.poll()
-    batch = BatchJob([("a", lambda: BackgroundJob(Given(), broken)), ("b", lambda: BackgroundJob(Given(), lambda result: "done")), ("c", broken_start)])
+    batch = BatchJob(
+        [
+            ("a", lambda: BackgroundJob(Given(), broken)),
+            ("b", lambda: BackgroundJob(Given(), lambda result: "done")),
+            ("c", broken_start),
+        ]
+    )
     while not batch.poll():
         pass
     assert batch.value == ["done"] and [failure.name for failure in batch.failures] == ["a", "c"]
@@ -146,8 +158,17 @@ def test_a_file_gets_the_structures_that_were_asked_for(tmp_path):
 def test_the_folder_run_writes_them(client, model, tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(SCAN.data[0]), str(tmp_path / "s.nrrd"))
     for segments, found in ((None, True), (["bright"], True), ([], False)):
-        request = {"model": model, "choice": asdict(CHOICE), "options": asdict(SegmentationOptions()), "segments": segments}
-        job = ended(client.begin("segment_file", [], scan=str(tmp_path / "s.nrrd"), output=str(tmp_path / "o.seg.nrrd"), **request))
+        request = {
+            "model": model,
+            "choice": asdict(CHOICE),
+            "options": asdict(SegmentationOptions()),
+            "segments": segments,
+        }
+        job = ended(
+            client.begin(
+                "segment_file", [], scan=str(tmp_path / "s.nrrd"), output=str(tmp_path / "o.seg.nrrd"), **request
+            )
+        )
         assert job.error is None, job.error
         image = sitk.ReadImage(str(tmp_path / "o.seg.nrrd"))
         assert sitk.GetArrayFromImage(image).any() == found
@@ -164,7 +185,9 @@ print(sorted({"torch", "modelopt", "monai", "openvino", "onnx", "onnxruntime"} &
 
 
 def test_asking_for_the_engines_loads_none_of_them():
-    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(LIBRARY)})
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(LIBRARY)}
+    )
     assert done.stdout.strip() == "[]", done.stderr
     with open(LIBRARY / "MedQuantINT8Lib" / "logic.py", encoding="utf-8") as source:
         assert "examined_engines" in source.read()

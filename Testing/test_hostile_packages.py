@@ -60,7 +60,11 @@ def damaged(content: bytes, seed: int) -> bytes:
     rng = random.Random(seed)
     found = bytearray(content)
     for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(len(found)) if rng.random() < 0.3 else rng.choice([rng.randrange(900), len(found) - 1 - rng.randrange(900)])
+        place = (
+            rng.randrange(len(found))
+            if rng.random() < 0.3
+            else rng.choice([rng.randrange(900), len(found) - 1 - rng.randrange(900)])
+        )
         place = max(0, min(place, len(found) - 1))
         kind = rng.random()
         if kind < 0.6:
@@ -92,7 +96,9 @@ def scan(tmp_path_factory):
     import nibabel
 
     path = tmp_path_factory.mktemp("scan") / "scan.nii"
-    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(1).normal(size=(9, 9, 9)).astype(np.float32), np.eye(4)), path)
+    nibabel.save(
+        nibabel.Nifti1Image(np.random.default_rng(1).normal(size=(9, 9, 9)).astype(np.float32), np.eye(4)), path
+    )
     return path
 
 
@@ -118,7 +124,9 @@ def test_a_damaged_network_is_one_error_at_import_and_when_it_is_run(network, sc
         bad = damaged(content, seed)
         path = tmp_path / "bad.onnx"
         path.write_bytes(bad)
-        refused["import"] += only_own_errors(lambda path=path: import_onnx(path, draft_for("net", 1, 2, PATCH), tmp_path / "made"))
+        refused["import"] += only_own_errors(
+            lambda path=path: import_onnx(path, draft_for("net", 1, 2, PATCH), tmp_path / "made")
+        )
         folder = with_network(tmp_path / f"package{seed}", bad)
 
         def segment(folder=folder):
@@ -179,7 +187,19 @@ def test_a_description_of_any_content_is_read_or_refused_by_name():
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '{"a":' * 50_000, "NaN", "1" * 5000, '{"schema": Infinity}', "[]", "null", '"\\ud800"', "", "\x00", "\xff"],
+    [
+        "[" * 100_000,
+        '{"a":' * 50_000,
+        "NaN",
+        "1" * 5000,
+        '{"schema": Infinity}',
+        "[]",
+        "null",
+        '"\\ud800"',
+        "",
+        "\x00",
+        "\xff",
+    ],
     ids=lambda t: repr(t[:12]),
 )
 def test_json_of_any_kind_is_one_error(text, fp32_package, tmp_path, capsys):
@@ -188,7 +208,16 @@ def test_json_of_any_kind_is_one_error(text, fp32_package, tmp_path, capsys):
         with pytest.raises(PackageError) as caught:
             use(tmp_path)
         assert str(caught.value).isprintable()
-    words = ["import", "onnx", str(fp32_package.folder / FP32), "--spec", str(tmp_path / MODEL_JSON), "-o", str(tmp_path / "p"), "-q"]
+    words = [
+        "import",
+        "onnx",
+        str(fp32_package.folder / FP32),
+        "--spec",
+        str(tmp_path / MODEL_JSON),
+        "-o",
+        str(tmp_path / "p"),
+        "-q",
+    ]
     assert main(words) in (2, 3)
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -94,7 +94,9 @@ def test_an_import_that_agrees_is_written_with_what_was_compared(network, tmp_pa
     assert copied.import_check() == package.import_check()
 
 
-@pytest.mark.parametrize(("wrong", "part"), [("input", "input"), ("shape", "input"), ("scores", "scores"), ("labels", "label map")])
+@pytest.mark.parametrize(
+    ("wrong", "part"), [("input", "input"), ("shape", "input"), ("scores", "scores"), ("labels", "label map")]
+)
 def test_an_import_that_disagrees_is_not_written_and_says_where(wrong, part, network, tmp_path):
     with pytest.raises(PackageError, match=f"Original 1.0 does: made scan .*{part}"):
         write(Understood(SPEC, network, original=lambda: Original(wrong)), tmp_path / "package", Task())
@@ -111,7 +113,9 @@ def test_an_import_without_the_original_software_says_so(network, tmp_path):
     understood = Understood(SPEC, network, original=missing)
     write(understood, tmp_path / "package", Task())
     assert understood.check == ImportCheck("", False, "nnunetv2 is not installed")
-    assert ModelPackage.load(tmp_path / "package").import_check()["summary"] == "not compared: nnunetv2 is not installed"
+    assert (
+        ModelPackage.load(tmp_path / "package").import_check()["summary"] == "not compared: nnunetv2 is not installed"
+    )
 
 
 def test_the_command_prints_what_was_compared(network, tmp_path, capsys):
@@ -138,7 +142,11 @@ def test_differences_have_stated_tolerances():
     assert difference(a, a) == 0 and difference(a, a[:1]) == np.inf and difference(a * np.nan, a) == np.inf
     good = ScanCheck("s", 0.001, None, 1.0)
     assert ImportCheck("x", True, "", (good,)).acceptable
-    for bad in (replace(good, input_difference=0.006), replace(good, score_difference=np.nan), replace(good, label_agreement=0.99)):
+    for bad in (
+        replace(good, input_difference=0.006),
+        replace(good, score_difference=np.nan),
+        replace(good, label_agreement=0.99),
+    ):
         check = ImportCheck("x", True, "", (good, bad))
         assert not check.acceptable
         with pytest.raises(PackageError, match="x does: s: "):

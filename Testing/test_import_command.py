@@ -127,9 +127,25 @@ def test_a_signal_ends_a_slow_export_and_leaves_nothing(tmp_path, how):
     (tmp_path / "slow.py").write_text(SLOW.format(marker=str(marker)))
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     before = sorted(p.name for p in tmp_path.iterdir())
-    words = ["import", "python", "slow.py", "--class", "Slow", "--trust-code", "--spec", "spec.json", "-o", "package", "-q"]
+    words = [
+        "import",
+        "python",
+        "slow.py",
+        "--class",
+        "Slow",
+        "--trust-code",
+        "--spec",
+        "spec.json",
+        "-o",
+        "package",
+        "-q",
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "MedQuantINT8Lib.cli", *words], cwd=tmp_path, env=library_environment(), stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "MedQuantINT8Lib.cli", *words],
+        cwd=tmp_path,
+        env=library_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_until(lambda: (marker.exists() and marker.read_text()) or process.poll() is not None)
     process.send_signal(how)
@@ -195,7 +211,9 @@ def test_a_description_replaces_what_plans_say_and_nobody_understands(tmp_path, 
     monkeypatch.chdir(tmp_path)
     module, architecture = threshold_network(0.5)
     plan = plans(architecture=architecture, normalization_schemes=["MyNormalization"], patch_size=[16, 16, 16])
-    folder = write_folder(tmp_path, plan, dataset(labels={"nothing": 1}), {"fold_0/checkpoint_final.pth": checkpoint(module)})
+    folder = write_folder(
+        tmp_path, plan, dataset(labels={"nothing": 1}), {"fold_0/checkpoint_final.pth": checkpoint(module)}
+    )
     words = ["import", "nnunet", str(folder), "-o", "package", "-q"]
     assert main(words) == 3 and not Path("package").exists()
     Path("spec.json").write_text(json.dumps(description((16, 16, 16))))

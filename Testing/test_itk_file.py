@@ -25,7 +25,9 @@ def write(path, compressed=False):
 def test_voxels_and_their_places_come_through_the_other_process(tmp_path, name):
     path = write(tmp_path / name, name == "a.mha")
     volume = read_volume(path)
-    assert np.array_equal(volume.data[0], DATA) and np.allclose(volume.ijk_to_ras, matrix_from_sitk(sitk.ReadImage(str(path))))
+    assert np.array_equal(volume.data[0], DATA) and np.allclose(
+        volume.ijk_to_ras, matrix_from_sitk(sitk.ReadImage(str(path)))
+    )
     volume.data[0, 0, 0, 0] = 5  # The caller's own memory.
 
 
@@ -76,7 +78,9 @@ def test_a_data_file_that_is_gone_is_named(tmp_path):
         ("a.mha", b"ObjectType =", b"\xff\xfe\xfd", "no MetaImage header"),
     ],
 )
-def test_headers_that_cannot_be_followed_are_refused_before_itk_sees_them(tmp_path, name, old, new, problem, monkeypatch):
+def test_headers_that_cannot_be_followed_are_refused_before_itk_sees_them(
+    tmp_path, name, old, new, problem, monkeypatch
+):
     path = write(tmp_path / name)
     content = path.read_bytes()
     assert old in content

@@ -45,7 +45,9 @@ def test_one_call_from_volume_node_to_segmentation_node(logic, node, int8_packag
     assert "segmenting" in {event.stage for event in events}
     again = logic.process(node, found, str(int8_package.folder))
     assert again is found and len(names(found)) == 2 * len(phantom_labels())
-    assert logic.segment(node, found, str(int8_package.folder), replace=True) is found and len(names(found)) == len(phantom_labels())
+    assert logic.segment(node, found, str(int8_package.folder), replace=True) is found and len(names(found)) == len(
+        phantom_labels()
+    )
 
 
 def test_a_subset_of_structures(logic, node, int8_package):
@@ -95,10 +97,18 @@ def test_bad_input_is_refused_before_any_work(logic, node, int8_package):
 
 def test_compare_shows_where_int8_differs(logic, node, int8_package):
     found = logic.compare(node, str(int8_package.folder))
-    assert found.meanDice > 0.9 and len(found.structures) == len(phantom_labels()) and {row[0] for row in found.rows()} >= {"time, s", "engine, MB"}
+    assert (
+        found.meanDice > 0.9
+        and len(found.structures) == len(phantom_labels())
+        and {row[0] for row in found.rows()} >= {"time, s", "engine, MB"}
+    )
     shown = names(logic.showDifferences(found))
     table = logic.differencesTable(found)
-    assert table.IsA("vtkMRMLTableNode") and table.GetNumberOfRows() == len(found.regions) and table.GetColumnName(2) == "FP32"
+    assert (
+        table.IsA("vtkMRMLTableNode")
+        and table.GetNumberOfRows() == len(found.regions)
+        and table.GetColumnName(2) == "FP32"
+    )
     assert table.GetCellText(0, 2) == found.regions[0]["first"] and 0 <= float(table.GetCellText(0, 9)) < 0.9
     assert found.verdict in found.report["pointed_out"] or "volume by more than 5 %" in found.verdict
     assert 2 < len(shown) <= 31 and "in FP32" in shown[0]
@@ -106,7 +116,10 @@ def test_compare_shows_where_int8_differs(logic, node, int8_package):
 
 @pytest.mark.slow
 def test_calibrate_on_loaded_volumes_and_build(logic, fp32_package, phantom, tmp_path):
-    nodes = [mrml.volume_node(make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING)[0], f"Calibration {seed}") for seed in (2001, 2002)]
+    nodes = [
+        mrml.volume_node(make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING)[0], f"Calibration {seed}")
+        for seed in (2001, 2002)
+    ]
     report = logic.calibrate(nodes, str(fp32_package.folder), str(tmp_path / "int8"), patches=4, agreement=0)
     assert report["int8_mac_share"] > 0.9 and report["size_ratio"] <= 0.27
     built = logic.buildEngine(str(tmp_path / "int8"), nodes[0])
@@ -127,7 +140,8 @@ def test_models_and_engines_are_listed(logic, int8_package, tmp_path, monkeypatc
 def test_every_scan_of_the_scene(logic, node, int8_package):
     scene = node.GetScene()
     others = [
-        scene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode") for n in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))
+        scene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode")
+        for n in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))
     ]
     for other in others:
         if other is not node:

@@ -32,7 +32,13 @@ class Recorder:
     def begin(self, do, volumes, **request):
         self.asked.append((do, request))
         report = {"voxels": {"1": 720}}
-        return SimpleNamespace(poll=lambda: True, error=None, cancelled=False, progress=None, result=SimpleNamespace(labels=self.labels, arrays=(), report=report))
+        return SimpleNamespace(
+            poll=lambda: True,
+            error=None,
+            cancelled=False,
+            progress=None,
+            result=SimpleNamespace(labels=self.labels, arrays=(), report=report),
+        )
 
     def submit(self, model, volume, choice, options):
         from dataclasses import asdict
@@ -63,7 +69,10 @@ def model(tmp_path):
 
 
 def choices_of(logic):
-    return [(do, request["choice"]["name"], request["choice"]["device"], request["options"]["overlap"]) for do, request in logic._client.asked]
+    return [
+        (do, request["choice"]["name"], request["choice"]["device"], request["options"]["overlap"])
+        for do, request in logic._client.asked
+    ]
 
 
 def test_device_engine_and_options_reach_the_worker(logic, node, model, tmp_path):
@@ -78,7 +87,10 @@ def test_device_engine_and_options_reach_the_worker(logic, node, model, tmp_path
     logic.compareAll([node], model, "tensorrt", **how)
     wanted = ["segment", "segment", "segment_file", "build", "compare", "compare"]
     assert choices_of(logic) == [(do, "tensorrt", "gpu:1", 0.3) for do in wanted]
-    assert logic._client.asked[2][1]["segments"] == ["bright"] and logic._client.asked[2][1]["choice"]["precision"] == "int8"
+    assert (
+        logic._client.asked[2][1]["segments"] == ["bright"]
+        and logic._client.asked[2][1]["choice"]["precision"] == "int8"
+    )
 
 
 def test_choices_that_do_not_exist_are_refused_before_any_work(logic, node, model, tmp_path):
@@ -114,7 +126,10 @@ def test_a_segmentation_that_fails_leaves_the_node_as_it_was(logic, node, model,
     for replace in (True, False):
         with pytest.raises(MedQuantError, match="no memory"):
             logic.segment(node, found, model, replace=replace)
-        assert [found.GetSegmentation().GetNthSegment(n).GetName() for n in range(found.GetSegmentation().GetNumberOfSegments())] == ["bright"]
+        assert [
+            found.GetSegmentation().GetNthSegment(n).GetName()
+            for n in range(found.GetSegmentation().GetNumberOfSegments())
+        ] == ["bright"]
     with pytest.raises(MedQuantError, match="no memory"):
         logic.segment(node, model=model)
     assert node.GetScene().GetNumberOfNodes() == nodes

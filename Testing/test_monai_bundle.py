@@ -136,13 +136,19 @@ def test_what_was_understood_can_be_saved_edited_and_given_back(bundle, tmp_path
     _, folder, _ = bundle
     shutil.make_archive(str(tmp_path / "spleen"), "zip", tmp_path, folder.name)
     draft = tmp_path / "draft.json"
-    assert main(["import", "bundle", str(tmp_path / "spleen.zip"), "-o", str(tmp_path / "p"), "--draft", str(draft), "-q"]) == 0
+    assert (
+        main(["import", "bundle", str(tmp_path / "spleen.zip"), "-o", str(tmp_path / "p"), "--draft", str(draft), "-q"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert "1.5 x 1.5 x 2 mm" in out and "organ 1" in out and not (tmp_path / "p").exists()
     value = json.loads(draft.read_text())
     value["labels"][0]["name"] = "spleen"
     draft.write_text(json.dumps(value))
-    assert main(["import", "bundle", str(tmp_path / "spleen.zip"), "-o", str(tmp_path / "p"), "--spec", str(draft), "-q"]) == 0
+    assert (
+        main(["import", "bundle", str(tmp_path / "spleen.zip"), "-o", str(tmp_path / "p"), "--spec", str(draft), "-q"])
+        == 0
+    )
     assert ModelPackage.load(tmp_path / "p").spec.labels[0].name == "spleen"
 
 
@@ -159,7 +165,9 @@ def test_what_is_not_understood_is_named(bundle, tmp_path):
         with pytest.raises(PackageError, match=match):
             monai_bundle.understand(folder)
 
-    spoiled(lambda v: v["preprocessing"]["transforms"].append({"_target_": "RandAffined", "keys": "image"}), "RandAffined")
+    spoiled(
+        lambda v: v["preprocessing"]["transforms"].append({"_target_": "RandAffined", "keys": "image"}), "RandAffined"
+    )
     spoiled(lambda v: v["postprocessing"]["transforms"].append({"_target_": "MagicD", "keys": "pred"}), "Magicd")
     spoiled(lambda v: v["inferer"].update(_target_="SaliencyInferer"), "SaliencyInferer")
     spoiled(lambda v: v["inferer"].update(overlap="$__import__('os').system('true')"), "trust-code")
@@ -210,7 +218,10 @@ def test_checkpoints_are_data(tmp_path):
         read_checkpoint(tmp_path / "text.pt")
     with pytest.raises(PackageError, match=r"no checkpoint at .*none\.pt"):
         read_checkpoint(tmp_path / "none.pt")
-    torch.save({"score": np.float64(0.9), "state_dict": {"module.weight": torch.ones(1, 1), "module.bias": torch.ones(1)}}, tmp_path / "a.pt")
+    torch.save(
+        {"score": np.float64(0.9), "state_dict": {"module.weight": torch.ones(1, 1), "module.bias": torch.ones(1)}},
+        tmp_path / "a.pt",
+    )
     module = torch.nn.Linear(1, 1)
     load_weights(module, tmp_path / "a.pt")
     assert module.weight.item() == 1

@@ -20,14 +20,26 @@ LOAD = [{"_target_": "LoadImaged", "keys": "image"}, {"_target_": "EnsureChannel
 RAS = {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}
 SPACE = {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 1.5, 2.0], "mode": "bilinear"}
 NORMAL = {"_target_": "NormalizeIntensityd", "keys": "image"}
-INVERT = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image", "nearest_interp": False}
+INVERT = {
+    "_target_": "Invertd",
+    "keys": "pred",
+    "transform": "@preprocessing",
+    "orig_keys": "image",
+    "nearest_interp": False,
+}
 SOFTMAX = [
     {"_target_": "Activationsd", "keys": "pred", "softmax": True},
     INVERT,
     {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
     {"_target_": "SaveImaged", "keys": "pred", "output_dir": "out"},
 ]
-INFERER = {"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16], "sw_batch_size": 4, "overlap": 0.25, "mode": "gaussian"}
+INFERER = {
+    "_target_": "SlidingWindowInferer",
+    "roi_size": [16, 16, 16],
+    "sw_batch_size": 4,
+    "overlap": 0.25,
+    "mode": "gaussian",
+}
 
 
 class Shifting(torch.nn.Module):
@@ -53,13 +65,18 @@ def exported(network: Shifting, path) -> Any:
         for name, count in (("x", weight.shape[1]), ("y", weight.shape[0]))
     ]
     node = helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1] * 6)
-    graph = helper.make_graph([node], "net", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")])
+    graph = helper.make_graph(
+        [node], "net", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), str(path))
     return path
 
 
 def bundle(tmp_path, before, after, channels=1, classes=3) -> tuple[ModelSpec, BundleParts]:
-    config = Config({"preprocessing": {"_target_": "Compose", "transforms": before}, "postprocessing": after, "inferer": INFERER}, tmp_path)
+    config = Config(
+        {"preprocessing": {"_target_": "Compose", "transforms": before}, "postprocessing": after, "inferer": INFERER},
+        tmp_path,
+    )
     resolved, decided = config.get("preprocessing")["transforms"], config.get("postprocessing")
     pre, post = translate_preprocessing(resolved, channels), translate_postprocessing(decided, classes)
     first = 0 if post.output.regions else 1
@@ -80,7 +97,13 @@ REGIONS = [
     {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5},
 ]
 BRATS = "$lambda x: torch.where(x[[2]] > 0, 4, torch.where(x[[0]] > 0, 1, torch.where(x[[1]] > 0, 2, 0)))"
-CROP = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image", "select_fn": "$lambda x: x > -0.4", "margin": 2}
+CROP = {
+    "_target_": "CropForegroundd",
+    "keys": "image",
+    "source_key": "image",
+    "select_fn": "$lambda x: x > -0.4",
+    "margin": 2,
+}
 JOINED = [
     {"_target_": "LoadImaged", "keys": ["t1", "t2"]},
     {"_target_": "EnsureChannelFirstd", "keys": ["t1", "t2"]},
@@ -90,7 +113,11 @@ JOINED = [
 FORMS: dict[str, tuple[list[Any], list[Any], int]] = {
     "softmax": ([*LOAD, RAS, SPACE, NORMAL], SOFTMAX, 1),
     "crop after spacing": ([*LOAD, RAS, SPACE, NORMAL, CROP], SOFTMAX, 1),
-    "argmax before inversion": ([*LOAD, SPACE, RAS, NORMAL], [SOFTMAX[0], SOFTMAX[2], {**INVERT, "nearest_interp": True}], 1),
+    "argmax before inversion": (
+        [*LOAD, SPACE, RAS, NORMAL],
+        [SOFTMAX[0], SOFTMAX[2], {**INVERT, "nearest_interp": True}],
+        1,
+    ),
     "regions with values": ([LOAD[0], NORMAL], [*REGIONS, {"_target_": "Lambdad", "keys": "pred", "func": BRATS}], 2),
     "regions": ([*LOAD, RAS, SPACE, {**NORMAL, "nonzero": True}], REGIONS, 2),
     "joined channels": (JOINED, SOFTMAX, 2),
@@ -102,14 +129,18 @@ def test_an_import_of_a_bundle_agrees_with_monai_in_input_scores_and_labels(form
     before, after, channels = FORMS[form]
     spec, parts = bundle(tmp_path, before, after, channels)
     check = compare_import(spec, exported(parts.network(), tmp_path / "net.onnx"), monai_original(parts))
-    assert check.compared and check.original.startswith("MONAI ") and not check.reason and check.acceptable, check.problem
+    assert check.compared and check.original.startswith("MONAI ") and not check.reason and check.acceptable, (
+        check.problem
+    )
     assert all(scan.input_difference < 1e-5 and scan.score_difference < 1e-4 for scan in check.scans)
     assert all(scan.label_agreement > 0.999 for scan in check.scans)
 
 
 WRONG = {
     "network's input": lambda spec: replace(spec, geometry=replace(spec.geometry, anchor="edges")),
-    "network's input differs": lambda spec: replace(spec, normalization=(replace(spec.normalization[0], mask="above_mean"),)),
+    "network's input differs": lambda spec: replace(
+        spec, normalization=(replace(spec.normalization[0], mask="above_mean"),)
+    ),
     "scores": lambda spec: replace(spec, window=replace(spec.window, overlap=0.7, blend="constant")),
     "label map": lambda spec: replace(spec, output=Output("softmax", resample="labels")),
 }
@@ -142,6 +173,8 @@ def test_a_scan_that_monai_itself_refuses_is_named(tmp_path):
 
         return Failing()
 
-    check = compare_import(spec, exported(parts.network(), tmp_path / "net.onnx"), monai_original(replace(parts, network=failing)))
+    check = compare_import(
+        spec, exported(parts.network(), tmp_path / "net.onnx"), monai_original(replace(parts, network=failing))
+    )
     assert check.acceptable and "the original itself fails on 5: sizes do not fit" in check.reason
     assert np.all([scan.input_difference < 1e-5 and scan.label_agreement is None for scan in check.scans])

@@ -28,7 +28,9 @@ def scan(channels: int = 1, matrix: Any = None, seed: int = 0) -> Volume:
     made = []
     for channel in range(channels):
         coarse = rng.standard_normal((6, 7, 8))
-        places = np.meshgrid(*(np.linspace(0, n - 1.001, m).astype(int) for n, m in zip(coarse.shape, size, strict=True)), indexing="ij")
+        places = np.meshgrid(
+            *(np.linspace(0, n - 1.001, m).astype(int) for n, m in zip(coarse.shape, size, strict=True)), indexing="ij"
+        )
         values = (coarse[tuple(places)] * 200 + rng.normal(0, 60, size) + 100) * (20.0**channel)
         values[:, :, :4] = values[:3] = values[:, -3:] = -1000
         values[8:12, 9:14, 12 + channel : 20] = 0
@@ -151,7 +153,10 @@ def test_every_geometry_lies_where_monai_lays_it(geometry, noise, tmp_path):
     matrix = GEOMETRIES[geometry].copy()
     matrix[:3, :3] += noise * np.random.default_rng(1).standard_normal((3, 3))
     matrix[:3, :3] *= (1.3, 1.1, 2.7)
-    for transforms in ([RAS, of("Spacingd", pixdim=[1.5, 3.0, 1.9]), NORMAL], [of("Spacingd", pixdim=[1.5, 3.0, 1.9]), RAS, NORMAL]):
+    for transforms in (
+        [RAS, of("Spacingd", pixdim=[1.5, 3.0, 1.9]), NORMAL],
+        [of("Spacingd", pixdim=[1.5, 3.0, 1.9]), RAS, NORMAL],
+    ):
         volume = scan(matrix=matrix)
         assert difference(by_us(transforms, volume, tmp_path), by_monai(transforms, volume, ["image"])) < 1e-5
 
@@ -165,7 +170,10 @@ CHANNELS: dict[str, list[dict[str, Any]]] = {
     "percentiles of all": [of("ScaleIntensityRangePercentilesd", lower=2, upper=97, b_min=0, b_max=1)],
     "clipped percentiles of all": [of("ClipIntensityPercentilesd", lower=2, upper=97)],
     "numbers for each": [of("NormalizeIntensityd", channel_wise=True, subtrahend=[10, 200], divisor=[3, 0])],
-    "foreground of one": [of("CropForegroundd", source_key="image", channel_indices=[1], select_fn="$lambda x: x > 3000"), NORMAL],
+    "foreground of one": [
+        of("CropForegroundd", source_key="image", channel_indices=[1], select_fn="$lambda x: x > 3000"),
+        NORMAL,
+    ],
     "foreground of any": [of("CropForegroundd", source_key="image", select_fn="$lambda x: x > 300")],
 }
 JOINED: dict[str, list[dict[str, Any]]] = {
@@ -214,7 +222,9 @@ REFUSED = {
     "EnsureTyped has dtype": of("EnsureTyped", dtype="$torch.uint8"),
     "Lambdad has func": of("Lambdad", func="$lambda x: x.flip(1)"),
     "Lambdad has inv_func": of("Lambdad", func="$lambda x: x", inv_func="$lambda x: -x"),
-    "ClipIntensityPercentilesd has sharpness_factor": of("ClipIntensityPercentilesd", lower=1, upper=99, sharpness_factor=2.0),
+    "ClipIntensityPercentilesd has sharpness_factor": of(
+        "ClipIntensityPercentilesd", lower=1, upper=99, sharpness_factor=2.0
+    ),
     "SpatialPadd has mode": of("SpatialPadd", spatial_size=[1, 1, 1], mode="mean"),
     "LoadImaged has reverse_indexing": of("LoadImaged", reverse_indexing=True),
 }
@@ -228,7 +238,11 @@ def test_what_is_not_understood_is_refused_by_transform_and_argument(match, tmp_
 
 
 def test_what_would_need_two_of_a_kind_is_refused():
-    for twice in ([SPACE, RAS, SPACE], [of("CropForegroundd", source_key="image")] * 2, [RAS, of("Orientationd", axcodes="LPS")]):
+    for twice in (
+        [SPACE, RAS, SPACE],
+        [of("CropForegroundd", source_key="image")] * 2,
+        [RAS, of("Orientationd", axcodes="LPS")],
+    ):
         with pytest.raises(PackageError, match="more than once"):
             translate_preprocessing(twice)
     with pytest.raises(PackageError, match="no longer knows where voxels lie"):
@@ -247,14 +261,22 @@ def test_the_order_of_steps_names_every_step_and_is_left_out_where_it_is_usual(t
     assert usual.order == () and usual.normalize_in == "network"
     first = translate_preprocessing([of("CropForegroundd", source_key="image"), NORMAL, RAS, SPACE])
     assert first.order == ("crop", "normalize", "reorient", "resample")
-    spec = replace(phantom_spec(), geometry=first.geometry, crop=first.crop, normalization=first.normalization, order=first.order)
+    spec = replace(
+        phantom_spec(), geometry=first.geometry, crop=first.crop, normalization=first.normalization, order=first.order
+    )
     assert parse_spec(spec.to_json()).steps == first.order
-    for order, match in ((first.order[1:], "'crop' 1 time"), ((*first.order, "normalize"), "'normalize' 1 time"), (first.order[::-1], "reorient")):
+    for order, match in (
+        (first.order[1:], "'crop' 1 time"),
+        ((*first.order, "normalize"), "'normalize' 1 time"),
+        (first.order[::-1], "reorient"),
+    ):
         with pytest.raises(PackageError, match=match):
             parse_spec(replace(spec, order=order).to_json())
 
 
-@pytest.mark.parametrize("name", ["crop after spacing", "crop to multiples", "crop or pad", "padding", "turned afterwards", "area", "middle"])
+@pytest.mark.parametrize(
+    "name", ["crop after spacing", "crop to multiples", "crop or pad", "padding", "turned afterwards", "area", "middle"]
+)
 def test_labels_come_back_to_their_place_after_every_kind_of_step(name, tmp_path):
     resolved = Config({"transforms": CASES[name]}, tmp_path).get("transforms")
     made = translate_preprocessing(resolved, 1)
@@ -270,6 +292,8 @@ def test_labels_come_back_to_their_place_after_every_kind_of_step(name, tmp_path
     assert there.shape == network_input.data.shape[1:]
     back = network_input.restore(there)
     overlap = 2 * ((back == 3) & (places == 3)).sum() / ((back == 3).sum() + (places == 3).sum())
-    assert back.shape == places.shape and overlap > (0.75 if name == "area" else 0.85) and set(np.unique(back)) <= {0, 3}
+    assert (
+        back.shape == places.shape and overlap > (0.75 if name == "area" else 0.85) and set(np.unique(back)) <= {0, 3}
+    )
     scores = np.stack([(there != 3), (there == 3)]).astype(np.float32)
     assert (network_input.restore_from_scores(scores, np.array([0, 3], np.uint8)) == back).mean() > 0.99

@@ -115,7 +115,9 @@ def test_resampling_equals_slicers_own(scene, geometry, blob):
     source.SetImageToWorldMatrix(mrml._vtk_matrix(geometry))
     reference.ShallowCopy(mrml._image_data(np.zeros(network_input.grid.size[::-1], np.float32)))
     reference.SetImageToWorldMatrix(mrml._vtk_matrix(network_input.grid.ijk_to_ras))
-    assert slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(source, reference, output, True)
+    assert slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
+        source, reference, output, True
+    )
     from vtk.util.numpy_support import vtk_to_numpy
 
     theirs = vtk_to_numpy(output.GetPointData().GetScalars()).reshape(network_input.data.shape[1:])
@@ -208,7 +210,11 @@ def test_a_picture_shows_scan_and_segmentation(scene, phantom, tmp_path):
 def test_what_is_no_scan_is_refused(scene, blob):
     empty = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty")
     label_map = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "labels")
-    for node, problem in ((None, "no volume"), (empty, "'empty' holds no voxels"), (label_map, "'labels' is a label map")):
+    for node, problem in (
+        (None, "no volume"),
+        (empty, "'empty' holds no voxels"),
+        (label_map, "'labels' is a label map"),
+    ):
         with pytest.raises(InputError, match=problem):
             mrml.volume_from_node(node)
     first, second = (

@@ -56,7 +56,11 @@ def test_own_networks_give_scores_of_the_patchs_size_and_every_weight_a_gradient
     output = module(torch.randn(2, 2, *patch))
     assert output.shape == (2, 3, *patch)
     output.square().mean().backward()
-    silent = [n for n, p in module.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()]
+    silent = [
+        n
+        for n, p in module.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()
+    ]
     # The key's bias adds the same to every score of a query, which softmax takes away; it is part of the fused projection.
     assert silent == []
 
@@ -202,7 +206,9 @@ def test_networks_are_listed(capsys):
 @pytest.mark.slow
 def test_a_row_of_the_studys_table(tmp_path, capsys, monkeypatch):
     """The smallest of the seven, on the real road: random weights, export, ModelOpt, OpenVINO, simulation."""
-    assert main(["reproduce", "--table", "networks", "--networks", "unet", "--output", str(tmp_path), "-q", "--json"]) == 0
+    assert (
+        main(["reproduce", "--table", "networks", "--networks", "unet", "--output", str(tmp_path), "-q", "--json"]) == 0
+    )
     row = json.loads(capsys.readouterr().out)["rows"][0]
     assert row["fp32_mb"] == pytest.approx(23.11, rel=0.01) and row["int8_mb"] < 0.27 * row["fp32_mb"]
     assert row["verdict"] == "INT8" and row["fidelity"]["trusted"] and row["parity"] < 1e-3

@@ -64,10 +64,14 @@ def test_scaling_and_complex_numbers(tmp_path):
     scaled.set_data_dtype("i2")
     scaled.header.set_slope_inter(2.5, -7)
     nibabel.save(scaled, tmp_path / "scaled.nii")
-    assert np.allclose(read_volume(tmp_path / "scaled.nii").data[0].T, nibabel.load(tmp_path / "scaled.nii").get_fdata())
+    assert np.allclose(
+        read_volume(tmp_path / "scaled.nii").data[0].T, nibabel.load(tmp_path / "scaled.nii").get_fdata()
+    )
     for bad, value in ((float("nan"), 0), (0, 1)):
         patched(tmp_path / "scaled.nii", 112, "<ff", bad, value)
-        assert np.array_equal(read_volume(tmp_path / "scaled.nii").data[0].T, nibabel.load(tmp_path / "scaled.nii").get_fdata())
+        assert np.array_equal(
+            read_volume(tmp_path / "scaled.nii").data[0].T, nibabel.load(tmp_path / "scaled.nii").get_fdata()
+        )
     turned = (DATA + 1j * DATA[::-1]).astype(np.complex64)
     nibabel.save(nibabel.Nifti1Image(turned, MATRIX), tmp_path / "complex.nii.gz")
     volume = read_volume(tmp_path / "complex.nii.gz")
@@ -105,7 +109,9 @@ def test_voxels_of_an_oblique_scan_are_as_long_as_itk_says(tmp_path, form):
     patched_spacing.header["pixdim"][1] = 3.501
     nibabel.save(patched_spacing, tmp_path / "t.nii.gz")
     if form != "qform":
-        assert np.isclose(read_volume(tmp_path / "t.nii.gz", options=ReadOptions(nifti_form=form)).grid.spacing[0], 3.5, rtol=1e-6)
+        assert np.isclose(
+            read_volume(tmp_path / "t.nii.gz", options=ReadOptions(nifti_form=form)).grid.spacing[0], 3.5, rtol=1e-6
+        )
 
 
 def test_without_a_form_the_sides_are_said_to_be_unknown(tmp_path):
@@ -127,7 +133,9 @@ def test_a_twin_without_compression_beside_it_is_not_read_instead(tmp_path):
     assert np.array_equal(read_volume(tmp_path / "s.nii.gz").data[0].T, DATA)
 
 
-@pytest.mark.parametrize(("units", "step", "problem"), [(16, 2000.0, "milliseconds"), (8, 2.5, "seconds"), (0, 1.0, ""), (8, 1.0, "")])
+@pytest.mark.parametrize(
+    ("units", "step", "problem"), [(16, 2000.0, "milliseconds"), (8, 2.5, "seconds"), (0, 1.0, ""), (8, 1.0, "")]
+)
 def test_a_time_series_is_no_set_of_channels(tmp_path, units, step, problem):
     image = nibabel.Nifti1Image(np.stack([DATA, DATA + 1], -1).astype(np.int16), MATRIX)
     nibabel.save(image, tmp_path / "s.nii")
@@ -171,7 +179,9 @@ def test_damage_to_compressed_data_is_found(tmp_path, plain):
         with pytest.raises(InputError, match="cut off|damaged"):
             read_volume(tmp_path / "d.nii.gz")
             pytest.fail(name)
-    (tmp_path / "d.nii.gz").write_bytes(gzip.compress(plain.read_bytes()[:300]) + gzip.compress(plain.read_bytes()[300:]) + bytes(512))
+    (tmp_path / "d.nii.gz").write_bytes(
+        gzip.compress(plain.read_bytes()[:300]) + gzip.compress(plain.read_bytes()[300:]) + bytes(512)
+    )
     assert np.array_equal(read_volume(tmp_path / "d.nii.gz").data[0].T, DATA)
 
 
@@ -197,7 +207,9 @@ def test_random_damage_is_refused_or_read_and_never_anything_else(tmp_path, plai
         content = bytearray(source)
         for _ in range(rng.integers(1, 6)):
             content[int(rng.integers(0, 352))] = rng.integers(0, 256)
-        (tmp_path / "damaged.nii").write_bytes(content[: int(rng.integers(0, len(content)))] if number % 4 == 0 else content)
+        (tmp_path / "damaged.nii").write_bytes(
+            content[: int(rng.integers(0, len(content)))] if number % 4 == 0 else content
+        )
         try:
             read_volume(tmp_path / "damaged.nii")
         except MedQuantError as error:
@@ -212,7 +224,11 @@ def test_grids_that_differ_by_rounding_are_one_and_by_more_are_not():
     moved[0, 3] += 0.02
     turned = MATRIX.copy()
     turned[0, 0] *= 1.001
-    assert grid != Grid((200, 200, 100), moved) and grid != Grid((200, 200, 100), turned) and grid != Grid((200, 200, 99), MATRIX)
+    assert (
+        grid != Grid((200, 200, 100), moved)
+        and grid != Grid((200, 200, 100), turned)
+        and grid != Grid((200, 200, 99), MATRIX)
+    )
 
 
 def test_channels_that_differ_by_rounding_are_one_scan(tmp_path):

@@ -123,7 +123,18 @@ def test_folds_become_packages_that_are_averaged(folder, tmp_path, capsys):
     sitk.WriteImage(to_sitk(volume.data[0], volume.grid), str(tmp_path / "scan.nrrd"))
     both = f"{tmp_path / 'model-fold0'},{tmp_path / 'model-fold1'}"
     out = tmp_path / "out.nrrd"
-    arguments = ["segment", both, str(tmp_path / "scan.nrrd"), "-o", str(out), "-q", "--precision", "fp32", "--engine", "onnxruntime"]
+    arguments = [
+        "segment",
+        both,
+        str(tmp_path / "scan.nrrd"),
+        "-o",
+        str(out),
+        "-q",
+        "--precision",
+        "fp32",
+        "--engine",
+        "onnxruntime",
+    ]
     assert main(arguments) == 0
     ours = sitk.GetArrayFromImage(sitk.ReadImage(str(out)))
     assert mean_agreement(ours, by_nnunet(folder, volume, (0, 1), tmp_path)) >= 0.999

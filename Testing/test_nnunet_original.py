@@ -22,13 +22,22 @@ REGIONS = {"background": 0, "core": [2, 3], "whole": [1, 2, 3], "enhancing": [3]
 Z, CT = "ZScoreNormalization", "CTNormalization"
 
 
-def folder(tmp_path, channels=1, channel=0, t=0.2, rows=None, data=None, transpose=(0, 1, 2), reader="SimpleITKIO", **changes):
+def folder(
+    tmp_path, channels=1, channel=0, t=0.2, rows=None, data=None, transpose=(0, 1, 2), reader="SimpleITKIO", **changes
+):
     net, made = threshold_network(t, channels, channel, rows)
-    planned = {"normalization_schemes": [Z] * channels, "use_mask_for_norm": [False] * channels, "patch_size": [16, 16, 16], **changes}
+    planned = {
+        "normalization_schemes": [Z] * channels,
+        "use_mask_for_norm": [False] * channels,
+        "patch_size": [16, 16, 16],
+        **changes,
+    }
     plan = plans(transpose, **planned, architecture=made)
     plan["image_reader_writer"] = reader
     described = {"labels": {"background": 0, "bright": 1}, **(data or {})}
-    return write_folder(tmp_path, plan, dataset(channels, **described), {"fold_0/checkpoint_final.pth": checkpoint(net)})
+    return write_folder(
+        tmp_path, plan, dataset(channels, **described), {"fold_0/checkpoint_final.pth": checkpoint(net)}
+    )
 
 
 IMPORTS = {
@@ -66,7 +75,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", [name if name == "resampled linearly" else pytest.param(name, marks=SLOW) for name in WRONG])
+@pytest.mark.parametrize(
+    "name", [name if name == "resampled linearly" else pytest.param(name, marks=SLOW) for name in WRONG]
+)
 def test_an_import_that_differs_is_refused(tmp_path, name):
     item = nnunet.understand(folder(tmp_path))[0]
     item.spec = WRONG[name](item.spec)

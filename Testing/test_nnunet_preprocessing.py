@@ -84,12 +84,21 @@ def test_resampling_is_nnunets(tmp_path, grid, transpose):
 
 
 PLANNED = {
-    "torch": ("resample_torch_fornnunet", {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False}),
-    "torch by slices": ("resample_torch_fornnunet", {"is_seg": False, "force_separate_z": None, "separate_z_anisotropy_threshold": 3}),
+    "torch": (
+        "resample_torch_fornnunet",
+        {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False},
+    ),
+    "torch by slices": (
+        "resample_torch_fornnunet",
+        {"is_seg": False, "force_separate_z": None, "separate_z_anisotropy_threshold": 3},
+    ),
     "linear": ("resample_data_or_seg_to_shape", {"order": 1, "order_z": 1, "force_separate_z": None}),
     "nearest": ("resample_data_or_seg_to_shape", {"order": 0, "order_z": 0, "force_separate_z": True}),
     "defaults": ("resample_data_or_seg_to_shape", {}),
-    "by slices above 2": ("resample_data_or_seg_to_shape", {"order": 3, "force_separate_z": None, "separate_z_anisotropy_threshold": 2}),
+    "by slices above 2": (
+        "resample_data_or_seg_to_shape",
+        {"order": 3, "force_separate_z": None, "separate_z_anisotropy_threshold": 2},
+    ),
     "none": ("no_resampling_hack", {}),
 }
 
@@ -186,7 +195,9 @@ def test_sizes_are_rounded_as_nnunet_rounds_them():
     for _ in range(200):
         size = tuple(int(n) for n in random.integers(1, 400, 3))
         old, new = (tuple(random.choice([0.5, 0.7, 0.75, 1.0, 1.25, 2.0, 2.5, 3.0], 3).tolist()) for _ in range(2))
-        noisy = tuple(value * (1 + 1e-15) for value in old)  # what is left of a spacing that was multiplied by directions
+        noisy = tuple(
+            value * (1 + 1e-15) for value in old
+        )  # what is left of a spacing that was multiplied by directions
         assert network_size(size, noisy, new) == tuple(max(int(n), 1) for n in compute_new_shape(size, old, new))
 
 

@@ -56,7 +56,12 @@ def test_fold_all_is_taken_where_it_is_alone_and_said_where_it_is_not(tmp_path):
 def test_folds_all_is_a_choice_of_the_command(tmp_path, capsys):
     source = folder(tmp_path, f"fold_all/{FINAL}", f"fold_0/{FINAL}")
     draft = tmp_path / "draft.json"
-    assert main(["import", "nnunet", str(source), "--folds", "all", "-o", str(tmp_path / "p"), "--draft", str(draft), "-q"]) == 0
+    assert (
+        main(
+            ["import", "nnunet", str(source), "--folds", "all", "-o", str(tmp_path / "p"), "--draft", str(draft), "-q"]
+        )
+        == 0
+    )
     assert json.loads(draft.read_text())["name"].endswith("foldall")
     with pytest.raises(SystemExit):
         main(["import", "nnunet", str(source), "--folds", "some", "-o", str(tmp_path / "q")])
@@ -73,7 +78,11 @@ def test_a_best_checkpoint_is_taken_with_a_word_and_an_unfinished_one_is_not(tmp
 
 def test_the_checkpoint_says_what_it_was_trained_for(tmp_path):
     value = made_plans()
-    value["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "spacing": [7.0, 7.0, 7.0], "next_stage": "3d_cascade_fullres"}
+    value["configurations"]["3d_lowres"] = {
+        "inherits_from": "3d_fullres",
+        "spacing": [7.0, 7.0, 7.0],
+        "next_stage": "3d_cascade_fullres",
+    }
     source = folder(tmp_path, plan=value, init_args={"configuration": "3d_lowres"})
     assert nnunet.understand(source)[0].spec.geometry.spacing == (7.0, 7.0, 7.0)
     with pytest.raises(PackageError, match="trained for the configuration 3d_lowres"):
@@ -82,7 +91,9 @@ def test_the_checkpoint_says_what_it_was_trained_for(tmp_path):
 
 def test_mirroring_is_said(tmp_path):
     assert "axes 0, 1, 2 and averages 8" in notes(nnunet.understand(folder(tmp_path / "a")))
-    assert "forbids mirroring" in notes(nnunet.understand(folder(tmp_path / "b", inference_allowed_mirroring_axes=None)))
+    assert "forbids mirroring" in notes(
+        nnunet.understand(folder(tmp_path / "b", inference_allowed_mirroring_axes=None))
+    )
     assert "averages 4" in notes(nnunet.understand(folder(tmp_path / "c", inference_allowed_mirroring_axes=(0, 1))))
 
 
@@ -94,7 +105,9 @@ def test_every_trainer_of_nnunets_own_is_known_unless_it_builds_another_network(
     from MedQuantINT8Lib.importers.nnunet_folds import _KNOWN_TRAINER
 
     texts = [path.read_text() for path in Path(trainers.__path__[0]).rglob("*.py") if "primus" not in path.name]
-    names = {line.split("(")[0].split()[1] for text in texts for line in text.splitlines() if line.startswith("class nnUNet")}
+    names = {
+        line.split("(")[0].split()[1] for text in texts for line in text.splitlines() if line.startswith("class nnUNet")
+    }
     assert len(names) > 40
     assert {name for name in names if not _KNOWN_TRAINER.fullmatch(name)} == {"nnUNetTrainerBN"}
     for name in ("nnUNetTrainerMine", "nnUNet_Primus_S_Trainer", "UMambaTrainer", "nnUNetTrainerReLU"):
@@ -108,7 +121,9 @@ def test_the_trainer_of_batch_normalization_is_understood(tmp_path):
 
     value = made_plans()
     manager = PlansManager(copy.deepcopy(value))
-    module = nnUNetTrainerBN.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 2, False).eval()
+    module = nnUNetTrainerBN.build_network_architecture(
+        manager, manager.get_configuration("3d_fullres"), 1, 2, False
+    ).eval()
     with torch.no_grad():
         for buffer in module.buffers():
             buffer.copy_(torch.rand(buffer.shape) + 1) if buffer.is_floating_point() else None
@@ -129,9 +144,19 @@ def test_the_zip_of_nnunets_export_with_a_trainers_own_checkpoint(tmp_path, monk
         NETWORK,
         optimizer_state=optimizer.state_dict(),
         grad_scaler_state={"scale": 65536.0, "_growth_tracker": 3},
-        logging={"train_losses": [np.float32(0.5)], "dice_per_class_or_region": [[np.float64(0.1)]], "epoch_start_timestamps": [1.5]},
+        logging={
+            "train_losses": [np.float32(0.5)],
+            "dice_per_class_or_region": [[np.float64(0.1)]],
+            "epoch_start_timestamps": [1.5],
+        },
         current_epoch=1000,
-        init_args={"plans": made_plans(), "configuration": "3d_fullres", "fold": 0, "dataset_json": dataset(), "unpack_dataset": True},
+        init_args={
+            "plans": made_plans(),
+            "configuration": "3d_fullres",
+            "fold": 0,
+            "dataset_json": dataset(),
+            "unpack_dataset": True,
+        },
     )
     torch.save(saved, source / f"fold_0/{FINAL}")
     (source / "dataset_fingerprint.json").write_text("{}")
@@ -140,13 +165,18 @@ def test_the_zip_of_nnunets_export_with_a_trainers_own_checkpoint(tmp_path, monk
             if path.is_file():
                 archive.write(path, path.relative_to(tmp_path / "results"))
     draft = tmp_path / "draft.json"
-    assert main(["import", "nnunet", str(tmp_path / "export.zip"), "-o", str(tmp_path / "p"), "--draft", str(draft), "-q"]) == 0
+    assert (
+        main(["import", "nnunet", str(tmp_path / "export.zip"), "-o", str(tmp_path / "p"), "--draft", str(draft), "-q"])
+        == 0
+    )
     assert json.loads(draft.read_text())["name"] == "Dataset001_Phantom-fold0"
 
 
 def test_several_trainings_in_one_folder_are_told_apart_by_their_configuration(tmp_path):
     folder(tmp_path)
-    write_folder(tmp_path, made_plans(), dataset(labels={"background": 0, "a": 1}), {}, MODEL.replace("fullres", "lowres"))
+    write_folder(
+        tmp_path, made_plans(), dataset(labels={"background": 0, "a": 1}), {}, MODEL.replace("fullres", "lowres")
+    )
     with pytest.raises(PackageError, match="several trainings.*lowres"):
         nnunet.understand(tmp_path)
     assert nnunet.understand(tmp_path, configuration="3d_fullres")
@@ -154,7 +184,8 @@ def test_several_trainings_in_one_folder_are_told_apart_by_their_configuration(t
 
 REFUSED = {
     "'conv_op' is .*Conv3d, and the patch has 2 sides": {
-        "patch_size": [32, 32], "spacing": [1.0, 1.0],
+        "patch_size": [32, 32],
+        "spacing": [1.0, 1.0],
         "architecture": {**ARCHITECTURE, "arch_kwargs": {**ARCHITECTURE["arch_kwargs"], "strides": [[1, 1], [2, 2]]}},
     },
     "patch of 1 sides": {"patch_size": [32], "spacing": [1.0]},
@@ -167,7 +198,10 @@ REFUSED = {
     "'order_z' is 3": {"resampling_fn_probabilities_kwargs": {"order_z": 3}},
     "'is_seg' is True": {"resampling_fn_data_kwargs": {"is_seg": True}},
     "'anti_aliasing' is True": {"resampling_fn_data_kwargs": {"anti_aliasing": True}},
-    "'mode' is 'cubic'": {"resampling_fn_data": "resample_torch_fornnunet", "resampling_fn_data_kwargs": {"mode": "cubic"}},
+    "'mode' is 'cubic'": {
+        "resampling_fn_data": "resample_torch_fornnunet",
+        "resampling_fn_data_kwargs": {"mode": "cubic"},
+    },
     "or the other way about": {"resampling_fn_data": "no_resampling_hack", "resampling_fn_data_kwargs": {}},
     "'preprocessor_name' is 'MyPreprocessor'": {"preprocessor_name": "MyPreprocessor"},
     "'sliding_window_step' is 0.25": {"sliding_window_step": 0.25},
@@ -203,7 +237,11 @@ def test_the_same_for_the_plans_around_it():
 
 
 def test_foreign_blocks_and_arguments_build_nothing(tmp_path):
-    for arguments, named in (({"conv_op": "os.system"}, r"os\.system"), ({"magic": 1}, "magic"), ({"kernel_sizes": 7.5}, "cannot be built")):
+    for arguments, named in (
+        ({"conv_op": "os.system"}, r"os\.system"),
+        ({"magic": 1}, "magic"),
+        ({"kernel_sizes": 7.5}, "cannot be built"),
+    ):
         changed = {**ARCHITECTURE, "arch_kwargs": {**ARCHITECTURE["arch_kwargs"], **arguments}}
         with pytest.raises(PackageError, match=named):
             nnunet.understand(folder(tmp_path, plan=made_plans(architecture=changed)))[0].network()
@@ -309,7 +347,11 @@ def test_any_wrong_type_is_an_error_in_words(tmp_path):
             (source / "plans.json").write_text(json.dumps(given[0]))
             (source / "dataset.json").write_text(json.dumps(given[1]))
             if n % 3 == 2:
-                whole = {**given[2], "network_weights": saved["network_weights"]} if isinstance(given[2], dict) else given[2]
+                whole = (
+                    {**given[2], "network_weights": saved["network_weights"]}
+                    if isinstance(given[2], dict)
+                    else given[2]
+                )
                 torch.save(whole, source / f"fold_0/{FINAL}")
             nnunet.understand(source)[0].network()
         except MedQuantError as error:

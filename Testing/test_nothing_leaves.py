@@ -28,7 +28,10 @@ COMMANDS = {
     "cache": [("list",), ("clear",)],
     "import": [("onnx", "NETWORK", "--spec", "SPEC", "--output", "OUT")],
     "build": [("demo",)],
-    "segment": [("demo", "SCAN", "--output", "OUT.nii.gz", *_FP32), ("demo", "SCAN", "--output", "OUT.nii.gz", "--precision", "int8")],
+    "segment": [
+        ("demo", "SCAN", "--output", "OUT.nii.gz", *_FP32),
+        ("demo", "SCAN", "--output", "OUT.nii.gz", "--precision", "int8"),
+    ],
     "quantize": [("demo", "--calibrate", "SCAN", "--patches", "2", "--no-fallback", "--output", "OUT")],
     "compare": [("demo", "SCAN", "--report", "OUT")],
     "differences": [("demo", "SCAN", "--output", "OUT")],
@@ -43,7 +46,9 @@ SLOW = {"demo", "reproduce", "selftest"}
 def cases():
     for command, several in COMMANDS.items():
         for number, arguments in enumerate(several):
-            yield pytest.param(command, arguments, id=f"{command}-{number}", marks=[pytest.mark.slow] if command in SLOW else [])
+            yield pytest.param(
+                command, arguments, id=f"{command}-{number}", marks=[pytest.mark.slow] if command in SLOW else []
+            )
 
 
 def test_every_command_is_among_them():
@@ -60,7 +65,9 @@ def made(tmp_path_factory) -> dict[str, str]:
     labels = sitk.GetImageFromArray(np.ones((24, 24, 24), np.uint8))
     labels.CopyInformation(image)
     sitk.WriteImage(labels, str(folder / "labels.nii.gz"))
-    (folder / "set.json").write_text(json.dumps({"name": "set", "cases": [{"name": "a", "image": "scan.nii.gz", "label": "labels.nii.gz"}]}))
+    (folder / "set.json").write_text(
+        json.dumps({"name": "set", "cases": [{"name": "a", "image": "scan.nii.gz", "label": "labels.nii.gz"}]})
+    )
     shutil.unpack_archive(resource("demo.zip"), folder / "demo", "zip")
     model = json.loads((folder / "demo" / "model.json").read_text())
     (folder / "spec.json").write_text(json.dumps({k: v for k, v in model.items() if k != "files"}))
@@ -81,14 +88,35 @@ def test_no_command_asks_for_or_connects_to_an_address(made, tmp_path, command, 
     given = [{**made, **out}.get(argument, argument) for argument in arguments]
     home, trace = tmp_path / "home", tmp_path / "trace"
     home.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k not in (*telemetry.SILENT, "MEDQUANT_CACHE", "CI")} | {"HOME": str(home)}
-    watched = [strace, "-f", "--seccomp-bpf", "-qq", "-s", "100", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(trace)]
+    environment = {k: v for k, v in os.environ.items() if k not in (*telemetry.SILENT, "MEDQUANT_CACHE", "CI")} | {
+        "HOME": str(home)
+    }
+    watched = [
+        strace,
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-s",
+        "100",
+        "-e",
+        "trace=connect,sendto,sendmsg,sendmmsg",
+        "-o",
+        str(trace),
+    ]
     done = subprocess.run(
-        [*watched, sys.executable, "-m", "MedQuantINT8Lib.cli", command, *given, "-q"], capture_output=True, text=True, env=environment, timeout=560
+        [*watched, sys.executable, "-m", "MedQuantINT8Lib.cli", command, *given, "-q"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=560,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not _OUTWARD.findall(trace.read_text(errors="replace"))
-    foreign = [p for p in home.rglob("*") if p.is_file() and not re.search("medquant|fontconfig|mesa|matplotlib", str(p.relative_to(home)))]
+    foreign = [
+        p
+        for p in home.rglob("*")
+        if p.is_file() and not re.search("medquant|fontconfig|mesa|matplotlib", str(p.relative_to(home)))
+    ]
     assert not foreign, f"left for later: {foreign}"
 
 
@@ -113,5 +141,20 @@ def test_the_watcher_sees_what_leaves(tmp_path):
         pytest.skip("strace is not installed")
     trace = tmp_path / "trace"
     code = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('127.0.0.1', 9))"
-    subprocess.run([strace, "-f", "--seccomp-bpf", "-qq", "-e", "trace=connect,sendto", "-o", str(trace), sys.executable, "-c", code], check=True)
+    subprocess.run(
+        [
+            strace,
+            "-f",
+            "--seccomp-bpf",
+            "-qq",
+            "-e",
+            "trace=connect,sendto",
+            "-o",
+            str(trace),
+            sys.executable,
+            "-c",
+            code,
+        ],
+        check=True,
+    )
     assert _OUTWARD.findall(trace.read_text())

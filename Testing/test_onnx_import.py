@@ -22,7 +22,10 @@ from MedQuantINT8Lib.model_spec import Output
 SIZE = 8
 FULL, SCORES = [1, 1, SIZE, SIZE, SIZE], [1, 2, SIZE, SIZE, SIZE]
 RNG = np.random.default_rng(3)
-WEIGHT, BIAS = RNG.normal(size=(2, 1, 3, 3, 3)).astype(np.float16).astype(np.float32), np.array([0.25, -0.5], np.float32)
+WEIGHT, BIAS = (
+    RNG.normal(size=(2, 1, 3, 3, 3)).astype(np.float16).astype(np.float32),
+    np.array([0.25, -0.5], np.float32),
+)
 
 
 def node(kind, inputs, outputs, **attributes):
@@ -32,7 +35,19 @@ def node(kind, inputs, outputs, **attributes):
 CONV = node("Conv", "x w b", "y", pads=[1] * 6)
 
 
-def save(path, nodes, *, weights=(WEIGHT, BIAS), more=(), x=FULL, y=SCORES, types=(1, 1), opsets=(("", 19),), ir=9, outputs=None):
+def save(
+    path,
+    nodes,
+    *,
+    weights=(WEIGHT, BIAS),
+    more=(),
+    x=FULL,
+    y=SCORES,
+    types=(1, 1),
+    opsets=(("", 19),),
+    ir=9,
+    outputs=None,
+):
     """A network of ``nodes`` on x, with a convolution's weights w and b."""
     constants = [numpy_helper.from_array(a, n) for a, n in zip(weights, "wb", strict=True)]
     constants += [numpy_helper.from_array(np.asarray(a), n) for n, a in dict(more).items()]
@@ -62,7 +77,10 @@ def expected(tmp_path_factory):
 
 
 def as_type(kind):
-    return {"weights": (WEIGHT.astype(kind), BIAS.astype(kind)), "types": (helper.np_dtype_to_tensor_dtype(np.dtype(kind)),) * 2}
+    return {
+        "weights": (WEIGHT.astype(kind), BIAS.astype(kind)),
+        "types": (helper.np_dtype_to_tensor_dtype(np.dtype(kind)),) * 2,
+    }
 
 
 LAST = [1, SIZE, SIZE, SIZE, 1], [1, SIZE, SIZE, SIZE, 2]
@@ -106,7 +124,9 @@ def test_forms_that_are_taken_compute_what_they_did(form, expected, tmp_path):
     facts = prepare_network(path, tmp_path / "out.onnx", (SIZE,) * 3)
     assert (facts.channels, facts.classes, facts.ending) == (1, 2, "logits") and note in " ".join(facts.notes)
     unknown = form == "float64 throughout"  # ONNX Runtime has no such convolution
-    assert len(facts.compared) == 1 and ("not compared" if unknown else "equal to those of the file") in facts.compared[0]
+    assert (
+        len(facts.compared) == 1 and ("not compared" if unknown else "equal to those of the file") in facts.compared[0]
+    )
     package = import_onnx(path, draft_for("net", 1, 2, (SIZE,) * 3), tmp_path / "package")
     x, scores = expected
     if "pad" in form:
@@ -249,13 +269,31 @@ def test_a_network_that_ends_in_sigmoid_finds_what_is_above_one_half(tmp_path, c
     volume = np.random.default_rng(0).standard_normal((10, 10, 10)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "scan.nii.gz")
     four, minus = np.full((1, 1, 1, 1, 1), 4, np.float32), np.array([-4], np.float32)
-    path = save(tmp_path / "net.onnx", [node("Conv", "x w b", "c"), node("Sigmoid", "c", "y")], weights=(four, minus), y=FULL)
+    path = save(
+        tmp_path / "net.onnx", [node("Conv", "x w b", "c"), node("Sigmoid", "c", "y")], weights=(four, minus), y=FULL
+    )
     package = str(tmp_path / "package")
     assert main(["import", "onnx", str(path), "-o", package, "-q"]) == 0
     assert main(["import", "onnx", str(path), "--spec", f"{package}.draft.json", "-o", package, "-q"]) == 0
     assert "ends in Sigmoid" in capsys.readouterr().out
     found = tmp_path / "labels.nii.gz"
-    assert main(["segment", package, str(tmp_path / "scan.nii.gz"), "-o", str(found), "--engine", "onnxruntime", "--precision", "fp32", "-q"]) == 0
+    assert (
+        main(
+            [
+                "segment",
+                package,
+                str(tmp_path / "scan.nii.gz"),
+                "-o",
+                str(found),
+                "--engine",
+                "onnxruntime",
+                "--precision",
+                "fp32",
+                "-q",
+            ]
+        )
+        == 0
+    )
     labels = np.asarray(nibabel.load(found).dataobj) > 0
     assert np.array_equal(labels, (volume - volume.mean()) / volume.std() > 1)
 
@@ -268,7 +306,12 @@ def test_a_package_of_an_old_opset_that_import_did_not_make_is_quantized(tmp_pat
     head = RNG.normal(size=(2, 16, 1, 1, 1)).astype(np.float32)
     path = save(tmp_path / "net.onnx", nodes, weights=weights, more={"v": head}, opsets=(("", 13),), ir=7)
     write_package(tmp_path / "old", draft_for("old", 1, 2, (SIZE,) * 3), {FP32: path})
-    nibabel.save(nibabel.Nifti1Image(RNG.normal(size=(12, 12, 12)).astype(np.float32), np.eye(4)), tmp_path / "scan.nii")
-    assert main(["quantize", str(tmp_path / "old"), "--calibrate", str(tmp_path / "scan.nii"), "--patches", "2", "-q"]) == 0, capsys.readouterr().err
+    nibabel.save(
+        nibabel.Nifti1Image(RNG.normal(size=(12, 12, 12)).astype(np.float32), np.eye(4)), tmp_path / "scan.nii"
+    )
+    assert (
+        main(["quantize", str(tmp_path / "old"), "--calibrate", str(tmp_path / "scan.nii"), "--patches", "2", "-q"])
+        == 0
+    ), capsys.readouterr().err
     assert ModelPackage.load(tmp_path / "old").has(INT8)
     assert json.loads((tmp_path / "old" / "calibration.json").read_text())["patches_used"] == 2

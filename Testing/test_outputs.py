@@ -38,7 +38,13 @@ def test_an_output_is_never_an_input_under_any_name(tmp_path):
     (tmp_path / "link.nii.gz").symlink_to(scan)
     os.link(scan, tmp_path / "hard.nii.gz")
     (tmp_path / "folder").symlink_to(tmp_path)
-    for output in (scan, tmp_path / "link.nii.gz", tmp_path / "hard.nii.gz", tmp_path / "folder" / "scan.nii.gz", tmp_path / "folder" / ".." / tmp_path.name / "scan.nii.gz"):
+    for output in (
+        scan,
+        tmp_path / "link.nii.gz",
+        tmp_path / "hard.nii.gz",
+        tmp_path / "folder" / "scan.nii.gz",
+        tmp_path / "folder" / ".." / tmp_path.name / "scan.nii.gz",
+    ):
         with pytest.raises(InputError, match="would replace an input"):
             check_output_path(output, [scan])
         with pytest.raises(InputError, match="would replace an input"):
@@ -82,7 +88,12 @@ def test_a_package_never_takes_the_place_of_what_it_is_made_from(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
     check_output_package(package, [tmp_path / "s.nii"], itself=package)
-    for inputs, itself in (([package / "scan.nii.gz"], None), ([package / "scan.nii.gz"], package), ([package], None), ([], package / "model.json")):
+    for inputs, itself in (
+        ([package / "scan.nii.gz"], None),
+        ([package / "scan.nii.gz"], package),
+        ([package], None),
+        ([], package / "model.json"),
+    ):
         with pytest.raises(InputError, match="would be lost|would replace"):
             check_output_package(package, inputs, itself=itself)
     with pytest.raises(PackageError, match="other things"):
@@ -163,7 +174,12 @@ def test_a_file_that_does_not_fit_on_the_disk_replaces_nothing(tmp_path, extensi
         except StorageError as error:
             print("refused:", error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(LIBRARY)})
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(LIBRARY)},
+    )
     assert done.stdout.startswith("refused: Cannot write"), done.stderr
     assert target.read_text() == "a good result" and [p.name for p in tmp_path.iterdir()] == [target.name]
 
@@ -193,7 +209,12 @@ def test_a_kill_while_a_folder_is_replaced_leaves_the_old_one_or_the_new_one(tmp
             with files.replacing_folder({str(target)!r}) as made:
                 (made / "content").write_text("new")
         """
-        done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(LIBRARY)})
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(LIBRARY)},
+        )
         finish_interrupted(target.parent)
         assert (target / "content").read_text() in ("old", "new"), (step, done.stderr)
         assert [p.name for p in target.parent.iterdir()] == ["package"], step
@@ -254,7 +275,9 @@ def test_folds_are_installed_together_or_not_at_all(tmp_path, fp32_package):
     from MedQuantINT8Lib.importers.base import Understood, write_all
     from MedQuantINT8Lib.progress import Task
 
-    folds = [Understood(replace(fp32_package.spec, name=f"net-fold{n}"), fp32_package.folder / "model.onnx") for n in (0, 1)]
+    folds = [
+        Understood(replace(fp32_package.spec, name=f"net-fold{n}"), fp32_package.folder / "model.onnx") for n in (0, 1)
+    ]
     root = tmp_path / "models"
     task = Task()
 

@@ -47,7 +47,9 @@ def medquant(capsys):
 
 @pytest.fixture
 def segment(medquant, fp32_package, scan):
-    return lambda *more, model=fp32_package.folder: medquant("segment", model, scan, "--engine", "onnxruntime", "--precision", "fp32", *more)
+    return lambda *more, model=fp32_package.folder: medquant(
+        "segment", model, scan, "--engine", "onnxruntime", "--precision", "fp32", *more
+    )
 
 
 def work(command, *targets, text="new", force=False, json=False):
@@ -148,7 +150,11 @@ def test_a_segmentation_goes_beside_the_scan_under_a_free_name(segment, scan, tm
         code, out, err = segment()
         assert code == 0 and err == "" and f"wrote {tmp_path / name}" in out
         assert sitk.ReadImage(str(tmp_path / name)).GetSize() == (16, 16, 16)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ct-phantom-unet-2.seg.nrrd", "ct-phantom-unet.seg.nrrd", "ct.nii.gz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "ct-phantom-unet-2.seg.nrrd",
+        "ct-phantom-unet.seg.nrrd",
+        "ct.nii.gz",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +185,13 @@ def test_segment_replaces_its_own_file_only(segment, tmp_path):
     assert code == 0 and "replaced" in err
     out.write_bytes(b"corrected by hand")
     code, text, err = segment("-o", out)
-    assert code == 2 and text == "" and err.count("\n") == 1 and "--force" in err and out.read_bytes() == b"corrected by hand"
+    assert (
+        code == 2
+        and text == ""
+        and err.count("\n") == 1
+        and "--force" in err
+        and out.read_bytes() == b"corrected by hand"
+    )
     assert segment("-o", out, "--force")[0] == 0 and sitk.ReadImage(str(out)).GetSize() == (16, 16, 16)
 
 
@@ -251,12 +263,17 @@ def test_a_draft_is_replaced_by_force_alone(medquant, tmp_path, monkeypatch):
     monkeypatch.setattr("MedQuantINT8Lib.import_command.run_in_child", lambda *_: phantom_spec())
     draft = tmp_path / "m.draft.json"
     draft.write_text("mine")
-    assert medquant("import", "onnx", resource("phantom_unet.onnx"), "-o", tmp_path / "m")[0] == 2 and draft.read_text() == "mine"
+    assert (
+        medquant("import", "onnx", resource("phantom_unet.onnx"), "-o", tmp_path / "m")[0] == 2
+        and draft.read_text() == "mine"
+    )
     assert medquant("import", "onnx", resource("phantom_unet.onnx"), "-o", tmp_path / "m", "--force")[0] == 0
     assert json.loads(draft.read_text())["window"]
 
 
-def test_quantize_keeps_what_is_no_part_of_a_package_and_the_demo_as_it_is(medquant, calibrated_package, plain_package, scan, tmp_path):
+def test_quantize_keeps_what_is_no_part_of_a_package_and_the_demo_as_it_is(
+    medquant, calibrated_package, plain_package, scan, tmp_path
+):
     calibrate = ("--calibrate", scan, "--patches", "1")
     code, _, err = medquant("quantize", "demo", *calibrate)
     assert code == 2 and "--output" in err
@@ -318,5 +335,7 @@ def test_an_installed_model_is_found_beside_a_folder_of_its_name(tmp_path, monke
     assert catalogue.resolve("demo") == "demo"
     note = catalogue.both_meant("two,demo")
     assert str(tmp_path / "demo") in note and demo in note
-    code, _, err = medquant("segment", "demo", scan, "--engine", "onnxruntime", "--precision", "fp32", "-o", tmp_path / "x.nii.gz")
+    code, _, err = medquant(
+        "segment", "demo", scan, "--engine", "onnxruntime", "--precision", "fp32", "-o", tmp_path / "x.nii.gz"
+    )
     assert code == 0 and str(tmp_path / "demo") in err and demo in err

@@ -33,7 +33,9 @@ def tracked():
 
 
 def test_every_script_and_resource_is_listed():
-    assert (MODULE / "CMakeLists.txt").read_text(encoding="utf-8") == make_cmake.text(), "run: python Testing/make_cmake.py"
+    assert (MODULE / "CMakeLists.txt").read_text(encoding="utf-8") == make_cmake.text(), (
+        "run: python Testing/make_cmake.py"
+    )
     kept = {p.relative_to(MODULE).as_posix() for p in tracked() if MODULE in p.parents} - {"CMakeLists.txt"}
     assert kept <= set(make_cmake.scripts()) | set(make_cmake.resources())
 
@@ -41,7 +43,17 @@ def test_every_script_and_resource_is_listed():
 def test_the_catalogue_entry_has_the_fields_of_its_schema():
     path = ROOT / "Resources" / "MedQuantINT8.json"
     entry = json.loads(path.read_text(encoding="utf-8"))
-    known = {"$schema", "category", "scm_url", "scm_revision", "scm_type", "build_dependencies", "build_subdirectory", "enabled", "tier"}
+    known = {
+        "$schema",
+        "category",
+        "scm_url",
+        "scm_revision",
+        "scm_type",
+        "build_dependencies",
+        "build_subdirectory",
+        "enabled",
+        "tier",
+    }
     assert {"$schema", "category", "scm_url"} <= set(entry) <= known
     assert entry["$schema"].endswith("slicer-extension-catalog-entry-schema-v1.0.2.json#")
     assert entry["category"] == "Segmentation" and entry["scm_url"].startswith("https://") and 1 <= entry["tier"] <= 5
@@ -66,7 +78,13 @@ def test_the_window_has_the_applications_looks():
 def test_no_file_imports_torch_at_its_top():
     for path in MODULE.rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not {name.split(".")[0] for name in names} & {"torch", "monai", "modelopt", "nnunetv2"}, path
 
 
@@ -91,7 +109,14 @@ def test_the_icon_is_128_pixels_square():
 def test_licence_readme_and_size_are_as_the_index_asks():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for asked in ("## Tutorial", "## Cite", "](Resources/segment.png)", "Not a medical device", "SyntheticAbdomen", "## Troubleshooting"):
+    for asked in (
+        "## Tutorial",
+        "## Cite",
+        "](Resources/segment.png)",
+        "Not a medical device",
+        "SyntheticAbdomen",
+        "## Troubleshooting",
+    ):
         assert asked in text, asked
     assert sum(p.stat().st_size for p in tracked() if p.is_file()) < 100 << 20
 
@@ -100,13 +125,23 @@ def test_the_module_file_imports_nothing_foreign_and_does_nothing_at_import():
     tree = ast.parse((MODULE / "MedQuantINT8.py").read_text(encoding="utf-8"))
     allowed = {"slicer", "vtk", "qt", "ctk", "SimpleITK", "numpy", "scipy"} | set(sys.stdlib_module_names)
     for node in tree.body:
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         assert {name.split(".")[0] for name in names} <= allowed
-        assert isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef) or (ast.get_docstring(tree) and isinstance(node, ast.Expr))
+        assert isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef) or (
+            ast.get_docstring(tree) and isinstance(node, ast.Expr)
+        )
 
 
 def test_requirement_files_say_what_the_extras_say():
-    extras = re.search(r"\[project.optional-dependencies\](.*?)\n\[project.scripts\]", (ROOT / "pyproject.toml").read_text(), re.S)[1]
+    extras = re.search(
+        r"\[project.optional-dependencies\](.*?)\n\[project.scripts\]", (ROOT / "pyproject.toml").read_text(), re.S
+    )[1]
 
     def names(extra):
         return set(re.findall(r'"([\w.-]+>=[\d.]+)"', re.search(rf"^{extra} = \[(.*?)^\]", extras, re.S | re.M)[1]))
@@ -152,7 +187,12 @@ def test_what_is_installed_is_complete_and_segments(installed, tmp_path):
         "node = made.segment(mrml.volume_node(make_phantom(1, (64, 60, 60), 5.0)[0], 'scan'), model='demo');"
         "print(node.GetSegmentation().GetNumberOfSegments()); made.close()"
     )
-    environment = {**os.environ, "PYTHONPATH": str(installed), "MEDQUANT_MODELS": str(tmp_path), "MEDQUANT_CACHE": str(tmp_path / "cache")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(installed),
+        "MEDQUANT_MODELS": str(tmp_path),
+        "MEDQUANT_CACHE": str(tmp_path / "cache"),
+    }
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     where, segments = done.stdout.split()[-2:]
@@ -169,4 +209,3 @@ def test_importing_the_module_loads_nothing_of_the_library():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("['MedQuantINT8']"), done.stdout
-

@@ -25,7 +25,8 @@ def monai_image(volume: Volume):
 
     # MONAI's arrays are (C, I, J, K), its affine is in RAS as nibabel's.
     return MetaTensor(
-        torch.from_numpy(volume.data.transpose(0, 3, 2, 1).astype(np.float32)), affine=torch.from_numpy(volume.ijk_to_ras)
+        torch.from_numpy(volume.data.transpose(0, 3, 2, 1).astype(np.float32)),
+        affine=torch.from_numpy(volume.ijk_to_ras),
     )
 
 
@@ -107,7 +108,8 @@ def test_normalisations_equal_monais():
 def test_nnunets_ct_scheme_and_maximum():
     values = np.array([-2000, 0, 100, 5000], np.float32)
     assert np.allclose(
-        normalize(values, (Normalization("nnunet_ct", low=-100, high=300, mean=50, std=200),)), [-0.75, -0.25, 0.25, 1.25]
+        normalize(values, (Normalization("nnunet_ct", low=-100, high=300, mean=50, std=200),)),
+        [-0.75, -0.25, 0.25, 1.25],
     )
     assert np.allclose(normalize(values, (Normalization("minmax", low=0),)), values / 5000)
 

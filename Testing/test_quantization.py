@@ -46,7 +46,9 @@ def test_simulated_int8_agrees_with_fp32(int8_package, phantom):
     data = preprocess(phantom[0], int8_package.spec).data
     n0, n1, n2 = int8_package.spec.window.patch_size
     data = data[None, :, :n0, :n1, :n2]
-    outputs = [session(int8_package.onnx_path(p).read_bytes(), p).run(None, {"image": data})[0] for p in ("fp32", "int8")]
+    outputs = [
+        session(int8_package.onnx_path(p).read_bytes(), p).run(None, {"image": data})[0] for p in ("fp32", "int8")
+    ]
     assert np.linalg.norm(outputs[0] - outputs[1]) / np.linalg.norm(outputs[0]) < 0.2
     assert (outputs[0].argmax(1) != outputs[1].argmax(1)).mean() < 0.02
 
@@ -78,7 +80,9 @@ def test_the_graph_check_finds_each_broken_rule(int8_package):
     def replace(name, array):
         def edit(model, found):
             quantize = next(n for n in model.graph.node if n.op_type == "QuantizeLinear")
-            weight = next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and found.is_constant(n.input[0]))
+            weight = next(
+                n for n in model.graph.node if n.op_type == "DequantizeLinear" and found.is_constant(n.input[0])
+            )
             target = {
                 "zero": quantize.input[2],
                 "scale": quantize.input[1],
@@ -91,18 +95,28 @@ def test_the_graph_check_finds_each_broken_rule(int8_package):
 
     assert any("not int8" in p for p in spoiled(int8_package, replace("zero", lambda a: a.astype(np.uint8))))
     assert any("is not 0" in p for p in spoiled(int8_package, replace("zero", lambda a: a + np.int8(3))))
-    assert any("scales, not one" in p for p in spoiled(int8_package, replace("scale", lambda a: np.ones(4, np.float32))))
+    assert any(
+        "scales, not one" in p for p in spoiled(int8_package, replace("scale", lambda a: np.ones(4, np.float32)))
+    )
     assert any("zero, negative" in p for p in spoiled(int8_package, replace("scale", lambda a: a * 0)))
-    assert any("not stored as INT8" in p for p in spoiled(int8_package, replace("weight", lambda a: a.astype(np.int32))))
-    assert any("per output channel" in p for p in spoiled(int8_package, replace("weight scale", lambda a: np.float32(1))))
+    assert any(
+        "not stored as INT8" in p for p in spoiled(int8_package, replace("weight", lambda a: a.astype(np.int32)))
+    )
+    assert any(
+        "per output channel" in p for p in spoiled(int8_package, replace("weight scale", lambda a: np.float32(1)))
+    )
 
 
 def test_the_policy_keeps_what_it_is_told(fp32_package, tmp_path):
     names = [
-        layer.name for layer in weighted_layers(graph.load_network(fp32_package.onnx_path("fp32"))) if layer.op == "Conv"
+        layer.name
+        for layer in weighted_layers(graph.load_network(fp32_package.onnx_path("fp32")))
+        if layer.op == "Conv"
     ]
     policy = QuantizationPolicy(first=True, head=True, keep=(names[3],))
-    _, report = quantize_package(fp32_package, sampler_for(fp32_package), tmp_path / "out", CalibrationOptions(patches=2), policy)
+    _, report = quantize_package(
+        fp32_package, sampler_for(fp32_package), tmp_path / "out", CalibrationOptions(patches=2), policy
+    )
     left = {layer.name: layer.reason for layer in report.layers if not layer.quantized}
     assert "first" in left[names[0]] and "head" in left[names[-1]] and "request" in left[names[3]]
     with pytest.raises(PackageError, match="no layer 'nonsense'"):
@@ -132,10 +146,18 @@ def test_the_guard_puts_the_worst_layer_back(fp32_package, tmp_path):
 
     package = import_onnx(tmp_path / "spoiled.onnx", phantom_spec(), tmp_path / "package")
     blind = quantize_package(
-        package, sampler_for(package), tmp_path / "blind", CalibrationOptions(patches=2), QuantizationPolicy(budget=Budget(0))
+        package,
+        sampler_for(package),
+        tmp_path / "blind",
+        CalibrationOptions(patches=2),
+        QuantizationPolicy(budget=Budget(0)),
     )[1]
     guarded, report = quantize_package(
-        package, sampler_for(package), tmp_path / "guarded", CalibrationOptions(patches=2), QuantizationPolicy(budget=Budget(0.95))
+        package,
+        sampler_for(package),
+        tmp_path / "guarded",
+        CalibrationOptions(patches=2),
+        QuantizationPolicy(budget=Budget(0.95)),
     )
     assert blind.guard.agreement < 0.95 <= report.guard.agreement
     assert second.name in report.guard.returned
@@ -160,7 +182,12 @@ def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path):
     timed = []
     strict = QuantizationPolicy(budget=Budget(0, measured.guard.dice_fp32 - measured.guard.after.dice - 1e-6))
     _, report = quantize_package(
-        fp32_package, sampler, tmp_path / "b", options, strict, stopwatch=lambda model: timed.append(model) or float(len(timed))
+        fp32_package,
+        sampler,
+        tmp_path / "b",
+        options,
+        strict,
+        stopwatch=lambda model: timed.append(model) or float(len(timed)),
     )
     assert report.guard.kept and report.guard.returned
     assert report.guard.milliseconds == [float(n + 1) for n in range(len(report.guard.returned) + 1)]
@@ -181,7 +208,11 @@ def test_labels_must_lie_on_their_scans(fp32_package, tmp_path):
 def test_every_method_makes_a_network_of_other_scales(fp32_package, int8_package, tmp_path, method):
     options = CalibrationOptions(method=method, patches=1)
     package, report = quantize_package(
-        fp32_package, sampler_for(fp32_package, options), tmp_path / method, options, QuantizationPolicy(budget=Budget(0))
+        fp32_package,
+        sampler_for(fp32_package, options),
+        tmp_path / method,
+        options,
+        QuantizationPolicy(budget=Budget(0)),
     )
     assert report.guard.relative_error < 0.3
     tensors = package.calibration()["tensors"].values()
@@ -195,7 +226,9 @@ def test_patches_are_drawn_as_asked_and_the_same_each_time(fp32_package):
     assert len(first) == len(sampler) == 5
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(patch.shape == (1, *PATCH) for patch in first)
-    air = list(sampler_for(fp32_package, CalibrationOptions(patches=5, foreground=0.0, air=1.0, seed=3), seeds=(2001, 2002)))
+    air = list(
+        sampler_for(fp32_package, CalibrationOptions(patches=5, foreground=0.0, air=1.0, seed=3), seeds=(2001, 2002))
+    )
     assert np.mean([p.mean() for p in first]) > np.mean([p.mean() for p in air])
     assert len(sampler.volume_hashes) == 2
 
@@ -219,7 +252,9 @@ def test_an_interrupted_quantization_leaves_nothing(fp32_package, tmp_path):
 
     task = Task(lambda event: task.cancel() if event.stage == "calibrating" else None)
     with pytest.raises(Cancelled):
-        quantize_package(fp32_package, sampler_for(fp32_package), tmp_path / "out", CalibrationOptions(patches=2), task=task)
+        quantize_package(
+            fp32_package, sampler_for(fp32_package), tmp_path / "out", CalibrationOptions(patches=2), task=task
+        )
     assert list(tmp_path.iterdir()) == []
     assert ModelPackage.load(fp32_package.folder).spec.name == "phantom-unet"
 
@@ -251,7 +286,9 @@ def test_transformers_have_their_linear_layers_in_int8_and_attention_in_float(tm
     assert qdq.check_int8(model) == []
     # The finest hierarchy's positions, 64 blocks of 16 voxels of 8 channels, are too few to be worth 16 bits.
     assert not [n for n in model.graph.node if n.op_type == "Cast"]
-    quantized_inputs = {n.op_type for n in model.graph.node if any(i.startswith("d") and i[1:].isdigit() for i in n.input)}
+    quantized_inputs = {
+        n.op_type for n in model.graph.node if any(i.startswith("d") and i[1:].isdigit() for i in n.input)
+    }
     assert quantized_inputs <= set(WEIGHTED_OPS)
 
 
@@ -264,7 +301,9 @@ def test_large_tables_are_stored_in_16_bits(tmp_path):
 
     size = (32, 32, 40)
     table = np.random.default_rng(0).normal(size=(1, 3, *size)).astype(np.float32)
-    model = network([helper.make_node("Add", ["x", "t"], ["y"], name="add")], {"t": table}, channels=3, size=size, out_size=size)
+    model = network(
+        [helper.make_node("Add", ["x", "t"], ["y"], name="add")], {"t": table}, channels=3, size=size, out_size=size
+    )
     before, x = model.ByteSize(), np.zeros((1, 3, *size), np.float32)
     _store_tables(model)
     assert model.ByteSize() < 0.51 * before and numpy_helper.to_array(model.graph.initializer[0]).dtype == np.float16

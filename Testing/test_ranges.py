@@ -33,7 +33,13 @@ def test_shares_are_those_of_the_tensors(int8_package):
     fixed = graph.fixed_shape(model, PATCH)
     source = graph.network_shape(fixed).input_name
     names = [name for name in probe.tensors if name != source]
-    values = dict(zip(names, session(graph.with_outputs(fixed, names).SerializeToString(), "fp32").run(names, {source: patch[None]}), strict=True))
+    values = dict(
+        zip(
+            names,
+            session(graph.with_outputs(fixed, names).SerializeToString(), "fp32").run(names, {source: patch[None]}),
+            strict=True,
+        )
+    )
     values[source] = patch[None]
     assert set(found) == set(probe.tensors) and max(found.values()) > 0
     for name, share in found.items():
@@ -100,7 +106,9 @@ def test_equal_runs_give_equal_warnings_however_long_anything_takes(int8_package
     assert found[0].tensors == found[1].tensors == found[2].tensors
 
 
-def test_beside_a_gpu_and_without_memory_no_tensor_is_looked_at_and_it_is_said(int8_package, phantom, monkeypatch, every):
+def test_beside_a_gpu_and_without_memory_no_tensor_is_looked_at_and_it_is_said(
+    int8_package, phantom, monkeypatch, every
+):
     assert checked(int8_package, phantom[0], tensors=False).windows == 0
     monkeypatch.setattr(ranges, "available_memory", lambda: 0)
     found = checked(int8_package, phantom[0])
@@ -111,7 +119,10 @@ def test_values_of_the_input_beyond_its_range_are_told(int8_package, phantom, mo
     monkeypatch.setattr(ranges, "limits_of", lambda package: {(package.calibration() or {})["input"]: 0.2})
     network_input = preprocess(phantom[0], int8_package.spec)
     found = checked(int8_package, phantom[0])
-    assert found.input == pytest.approx(float((network_input.data[:, ::4, ::4, ::4] > 0.2002).mean())) and found.input > ranges.WORST
+    assert (
+        found.input == pytest.approx(float((network_input.data[:, ::4, ::4, ::4] > 0.2002).mean()))
+        and found.input > ranges.WORST
+    )
     assert "% of the scan's values" in found.warning
 
 
@@ -135,19 +146,34 @@ def test_a_run_says_it_and_can_be_told_not_to_look(int8_package, phantom, monkey
     monkeypatch.setattr(ranges, "limits_of", lambda package: {name: limit / 8 for name, limit in real(package).items()})
     monkeypatch.setattr(ranges, "EVERY", 8)
     run = runs.segment(int8_package, phantom[0], choice, SegmentationOptions(), Task())
-    assert run.ranges["windows"] >= 1 and run.result.notes[0] == run.ranges["warning"] != "" and run.seconds["ranges"] > 0
+    assert (
+        run.ranges["windows"] >= 1 and run.result.notes[0] == run.ranges["warning"] != "" and run.seconds["ranges"] > 0
+    )
     for options, precision in ((SegmentationOptions(check_ranges=False), "int8"), (SegmentationOptions(), "fp32")):
         run = runs.segment(int8_package, phantom[0], replace(choice, precision=precision), options, Task())
         assert run.ranges is None and not any("calibrated" in note for note in run.result.notes)
 
 
 def test_the_report_and_the_command_show_it(int8_package, phantom_file, tmp_path, capsys):
-    arguments = ["segment", str(int8_package.folder), str(phantom_file), "-o", str(tmp_path / "l.nii.gz"), "--precision", "int8", "--engine", "openvino", "--json"]
+    arguments = [
+        "segment",
+        str(int8_package.folder),
+        str(phantom_file),
+        "-o",
+        str(tmp_path / "l.nii.gz"),
+        "--precision",
+        "int8",
+        "--engine",
+        "openvino",
+        "--json",
+    ]
     assert main(arguments) == 0
     run = json.loads(capsys.readouterr().out)
     found = run["ranges"]
     page = _runs([{**run, "ranges": {**found, "worst": [{"tensor": "conv<1>", "share": 0.25}], "mean": 0.125}}])
-    assert "beyond the calibrated ranges" in page and "25.000 %" in page and "12.500 %" in page and "conv&lt;1&gt;" in page
+    assert (
+        "beyond the calibrated ranges" in page and "25.000 %" in page and "12.500 %" in page and "conv&lt;1&gt;" in page
+    )
     assert found["input"] == pytest.approx(0, abs=0.01) and found["warning"] == ""
     assert main([*arguments, "--no-range-check"]) == 0
     assert json.loads(capsys.readouterr().out)["ranges"] is None

@@ -46,7 +46,9 @@ def test_the_processes_that_compare_starts_read_as_it_is_told(monkeypatch):
 
 
 def test_the_worker_reads_as_it_is_told():
-    assert worker_tasks._reading({"reading": {"series": "1.2", "allow_gaps": True, "allow_tilt": False, "nifti_form": "sform"}}) == ReadOptions("1.2", True, False, "sform")
+    assert worker_tasks._reading(
+        {"reading": {"series": "1.2", "allow_gaps": True, "allow_tilt": False, "nifti_form": "sform"}}
+    ) == ReadOptions("1.2", True, False, "sform")
     assert worker_tasks._reading({}) == ReadOptions()
 
 
@@ -56,7 +58,18 @@ def test_what_was_mended_is_a_note_of_the_run(tmp_path, fp32_package, capsys):
     slices = np.random.default_rng(0).integers(0, 200, (12, 24, 24)).astype(np.int16)
     kept = [k for k in range(12) if k not in (4, 5)]
     write_series(tmp_path / "s", slices[kept], [(0, 0, 3.0 * k) for k in kept])
-    arguments = ["segment", str(fp32_package.folder), str(tmp_path / "s"), "-o", str(tmp_path / "o.nrrd"), "--engine", "onnxruntime", "--precision", "fp32", "-q"]
+    arguments = [
+        "segment",
+        str(fp32_package.folder),
+        str(tmp_path / "s"),
+        "-o",
+        str(tmp_path / "o.nrrd"),
+        "--engine",
+        "onnxruntime",
+        "--precision",
+        "fp32",
+        "-q",
+    ]
     assert main(arguments) == InputError.exit_code
     assert "2 of 12 slices are missing" in capsys.readouterr().err and not (tmp_path / "o.nrrd").exists()
     assert main([*arguments, "--allow-gaps"]) == 0

@@ -37,7 +37,9 @@ def cut(volume: Volume, box) -> Volume:
 
 def middle(volume: Volume, side_mm: float = 96) -> Volume:
     sides = [min(n, round(side_mm / s)) for n, s in zip(volume.grid.size, volume.grid.spacing, strict=True)]
-    return cut(volume, [((n - side) // 2, (n - side) // 2 + side) for n, side in zip(volume.grid.size, sides, strict=True)])
+    return cut(
+        volume, [((n - side) // 2, (n - side) // 2 + side) for n, side in zip(volume.grid.size, sides, strict=True)]
+    )
 
 
 def both(network, spec, calibrate, scan, tmp_path, options=CalibrationOptions(patches=4), policy=QuantizationPolicy()):
@@ -46,7 +48,8 @@ def both(network, spec, calibrate, scan, tmp_path, options=CalibrationOptions(pa
     sampler = PatchSampler([lambda v=v: v for v in calibrate], spec, calibration_patch(package), options)
     package, report = quantize_package(package, sampler, tmp_path / "int8", options, policy)
     found = {
-        p: runs.segment(package, scan, runs.EngineChoice("openvino", p), SegmentationOptions(), Task()) for p in ("fp32", "int8")
+        p: runs.segment(package, scan, runs.EngineChoice("openvino", p), SegmentationOptions(), Task())
+        for p in ("fp32", "int8")
     }
     assert found["int8"].engine["fidelity"]["trusted"]
     dice = mean_dice(agreement(found["int8"].result.labels, found["fp32"].result.labels, spec.labels))
@@ -83,7 +86,13 @@ def test_dilated_networks_on_the_middle_of_a_head(name, bar, options, wanted, tm
     scan, *calibrate = (middle(head) for head in heads())
     spec = replace(specs()[name], window=Window((64, 64, 64), overlap=0.25))
     dice, _, found = both(
-        DATA / "networks" / f"{name}.onnx", spec, calibrate, scan, tmp_path, options, QuantizationPolicy(budget=Budget(wanted))
+        DATA / "networks" / f"{name}.onnx",
+        spec,
+        calibrate,
+        scan,
+        tmp_path,
+        options,
+        QuantizationPolicy(budget=Budget(wanted)),
     )
     assert dice >= bar
     assert found["int8"].engine["description"]["int8_mac_share"] > 0.1
@@ -132,7 +141,9 @@ def test_hippocampus_keeps_its_dice_in_int8(tmp_path):
             dice = mean_dice(agreement(found["int8"].result.labels, found["fp32"].result.labels, spec.labels))
         scores["agreement"].append(dice)
         for precision, run in found.items():
-            scores[precision].append(mean_dice(agreement(run.result.labels, labels.data[0].astype(np.uint8), spec.labels)))
+            scores[precision].append(
+                mean_dice(agreement(run.result.labels, labels.data[0].astype(np.uint8), spec.labels))
+            )
     assert np.mean(scores["agreement"]) >= 0.97
     assert np.mean(scores["fp32"]) > 0.83
     assert abs(np.mean(scores["fp32"]) - np.mean(scores["int8"])) < 0.01

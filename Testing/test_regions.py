@@ -37,7 +37,9 @@ def balls(size=24, radii=(8, 10, 4)):
 
 
 def painted(scores, **output):
-    return Regions.of(spec(len(scores), activation="sigmoid", **output), np.uint8).paint(lambda channel: scores[channel] / 20 + 0.5)
+    return Regions.of(spec(len(scores), activation="sigmoid", **output), np.uint8).paint(
+        lambda channel: scores[channel] / 20 + 0.5
+    )
 
 
 def test_a_region_inside_another_stays_and_keeps_its_size():
@@ -69,7 +71,10 @@ def test_a_threshold_may_count_itself():
 def test_activations_are_those_of_torch():
     torch = pytest.importorskip("torch")
     scores = np.random.default_rng(0).normal(0, 4, (4, 5, 6, 7)).astype(np.float32)
-    for name, expected in (("softmax", torch.softmax(torch.from_numpy(scores), 0)), ("sigmoid", torch.sigmoid(torch.from_numpy(scores)))):
+    for name, expected in (
+        ("softmax", torch.softmax(torch.from_numpy(scores), 0)),
+        ("sigmoid", torch.sigmoid(torch.from_numpy(scores))),
+    ):
         made = scores.copy()
         activate(made, name)
         assert np.allclose(made, expected.numpy(), atol=1e-6)
@@ -97,12 +102,16 @@ def test_what_is_resampled_decides_the_labels():
     data = np.kron(coarse, np.ones((4, 4, 4))).astype(np.float32)[None]
     volume = Volume(data, np.eye(4), "blocks")
     engine = Scores((0, 0), (9, -2), (-1, 0.2))
-    found = {way: resampled(volume, engine, resample=way).labels for way in ("logits", "probabilities", "masks", "labels")}
+    found = {
+        way: resampled(volume, engine, resample=way).labels for way in ("logits", "probabilities", "masks", "labels")
+    }
     assert len({labels.tobytes() for labels in found.values()}) == 4
     default = resampled(volume, engine)
     assert np.array_equal(default.labels, found["logits"]), "a package that does not say means logits"
     scarce = resampled(volume, engine, memory=1 << 10, resample="probabilities")
-    assert any("labels, not class scores" in note for note in scarce.notes) and np.array_equal(scarce.labels, found["masks"])
+    assert any("labels, not class scores" in note for note in scarce.notes) and np.array_equal(
+        scarce.labels, found["masks"]
+    )
     asked = resampled(volume, engine, resample="labels")
     assert any("nearest" in note for note in asked.notes)
 
@@ -158,7 +167,9 @@ def test_regions_of_blended_logits_are_those_of_their_probabilities(resample):
     labels = {}
     for spacing in ((1.0,) * 3, (1.5,) * 3):
         volume = Volume(data, np.diag([*spacing, 1.0]), "noise")
-        labels[spacing] = resampled(volume, engine, activation="sigmoid", resample=resample, thresholds=(0.3, 0.8), inclusive=True).labels
+        labels[spacing] = resampled(
+            volume, engine, activation="sigmoid", resample=resample, thresholds=(0.3, 0.8), inclusive=True
+        ).labels
     score = data[0]
     first, second = score * 3 >= np.log(0.3 / 0.7), 1 - 2 * score >= np.log(0.8 / 0.2)
     assert np.array_equal(labels[(1.5,) * 3], np.where(second, 2, first))
@@ -177,7 +188,9 @@ def test_a_softmax_may_have_a_threshold():
 def test_sigmoids_may_be_decided_by_the_largest():
     data = np.random.default_rng(4).normal(size=(1, 12, 12, 12)).astype(np.float32)
     volume = Volume(data, np.diag([1.5, 1.5, 1.5, 1.0]), "noise")
-    found = resampled(volume, Scores((0, 0), (2, 0), (-2, 0.5)), activation="sigmoid", decision="largest", resample="probabilities").labels
+    found = resampled(
+        volume, Scores((0, 0), (2, 0), (-2, 0.5)), activation="sigmoid", decision="largest", resample="probabilities"
+    ).labels
     assert np.array_equal(found, np.stack([0 * data[0], 2 * data[0], 0.5 - 2 * data[0]]).argmax(0))
 
 
@@ -210,7 +223,14 @@ def test_cleaning_keeps_removes_and_fills():
 )
 def test_descriptions_that_contradict_themselves_are_refused(output, cleaning, match):
     with pytest.raises(PackageError, match=match):
-        parse_spec(replace(spec(), output=Output(**output), cleaning=cleaning, labels=spec(3, **{k: v for k, v in output.items() if k == "activation"}).labels).to_json())
+        parse_spec(
+            replace(
+                spec(),
+                output=Output(**output),
+                cleaning=cleaning,
+                labels=spec(3, **{k: v for k, v in output.items() if k == "activation"}).labels,
+            ).to_json()
+        )
 
 
 def test_padding_takes_voxels_as_torch_does():

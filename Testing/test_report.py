@@ -21,7 +21,13 @@ from MedQuantINT8Lib.volume import Volume
 
 def run(precision, network, total):
     layers = [
-        {"name": f"/decoder/level_{n}/block/convolution_with_a_long_name/Conv_{n}", "kind": "Convolution", "precision": "i8", "kernel": "brgconv_avx512_core_vnni_i8", "macs": 10}
+        {
+            "name": f"/decoder/level_{n}/block/convolution_with_a_long_name/Conv_{n}",
+            "kind": "Convolution",
+            "precision": "i8",
+            "kernel": "brgconv_avx512_core_vnni_i8",
+            "macs": 10,
+        }
         for n in range(4)
     ]
     engine = {
@@ -43,10 +49,27 @@ def row(name, dice, ml, other):
 
 @pytest.fixture
 def report():
-    rows = [row("liver", 0.999, 1500.0, 1501.0), row("inferior vena cava", 0.981, 102.0, 100.0), row("spleen", None, 0.0, 0.0)]
-    pair = {"scan": "scan <1>.nii.gz", "first": "int8", "second": "fp32", "mean_dice": 0.99, "structures": rows, "left_out": []}
-    volume = Volume(np.random.default_rng(0).integers(-1024, 300, (8, 20, 20)).astype(np.int16), np.diag([2.0, 2.0, 4.0, 1.0]), "scan")
-    picture = comparison_slices(volume, np.ones((8, 20, 20), np.uint8), np.eye(20, dtype=np.uint8)[None].repeat(8, 0), (Label(1, "liver", 1),))
+    rows = [
+        row("liver", 0.999, 1500.0, 1501.0),
+        row("inferior vena cava", 0.981, 102.0, 100.0),
+        row("spleen", None, 0.0, 0.0),
+    ]
+    pair = {
+        "scan": "scan <1>.nii.gz",
+        "first": "int8",
+        "second": "fp32",
+        "mean_dice": 0.99,
+        "structures": rows,
+        "left_out": [],
+    }
+    volume = Volume(
+        np.random.default_rng(0).integers(-1024, 300, (8, 20, 20)).astype(np.int16),
+        np.diag([2.0, 2.0, 4.0, 1.0]),
+        "scan",
+    )
+    picture = comparison_slices(
+        volume, np.ones((8, 20, 20), np.uint8), np.eye(20, dtype=np.uint8)[None].repeat(8, 0), (Label(1, "liver", 1),)
+    )
     return {
         "medquant_version": "1", "created": "2026-01-01T00:00:00",
         "machine": {"processor": "A processor", "cores": 2, "features": ["avx512_vnni"], "system": "Linux", "python": "3.11"},
@@ -72,7 +95,13 @@ def test_the_first_screen_says_what_was_gained_and_lost(report):
     text = text_of(page)
     assert "the worst of 2 structures is inferior vena cava with 0.981" in text
     assert "changes most is that of inferior vena cava: by 2.0 %" in text and "0.985 in FP32 and 0.984 in INT8" in text
-    assert page.index("class=cards") < page.index("class='verdict good'") < page.index("<img") < page.index("By structure") < page.index("Time by stage")
+    assert (
+        page.index("class=cards")
+        < page.index("class='verdict good'")
+        < page.index("<img")
+        < page.index("By structure")
+        < page.index("Time by stage")
+    )
     assert "scan &lt;1&gt;" in page and "scan <1>" not in page
     assert not re.search(r"\w\(e?s\)", text), "no words that may be one or several"
 
@@ -84,7 +113,10 @@ def test_a_loss_is_said_to_be_one(report):
     assert "verdict bad" in lost(worse) and "INT8 differs from FP32" in lost(worse)
     slower = {**report, "runs": [run("fp32", 1.0, 1.0), run("int8", 2.0, 2.0)]}
     assert re.findall(r"<b class='(\w*)'>", report_html(slower))[:2] == ["bad", "bad"]
-    nothing = {**report, "agreement": [{**report["agreement"][0], "mean_dice": None, "structures": [row("liver", None, 0.0, 0.0)]}]}
+    nothing = {
+        **report,
+        "agreement": [{**report["agreement"][0], "mean_dice": None, "structures": [row("liver", None, 0.0, 0.0)]}],
+    }
     assert "found any of the model's structures" in lost(nothing) and "verdict good" not in lost(nothing)
 
 
@@ -105,7 +137,9 @@ def test_no_table_is_wider_than_a_telephone(report):
     assert "class=stack" in wide and 'data-head="0"' in wide
 
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here to lay the page out")
@@ -113,12 +147,22 @@ BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrom
 def test_the_page_needs_no_sideways_scrolling(report, width, tmp_path):
     page = report_html(report).replace("<details>", "<details open>")
     frame = (
-        f"<iframe width={width} height=900 srcdoc=\"{html.escape(page)}\" onload=\"const d = this.contentDocument.documentElement; "
+        f'<iframe width={width} height=900 srcdoc="{html.escape(page)}" onload="const d = this.contentDocument.documentElement; '
         "document.body.innerHTML = 'width ' + d.scrollWidth + ' of ' + d.clientWidth\"></iframe>"
     )
     (tmp_path / "frame.html").write_text(f"<!doctype html><body style='margin:0'>{frame}</body>", encoding="utf-8")
-    arguments = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
-    found = subprocess.run([*arguments, (tmp_path / "frame.html").as_uri()], capture_output=True, text=True, timeout=120)
+    arguments = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+    ]
+    found = subprocess.run(
+        [*arguments, (tmp_path / "frame.html").as_uri()], capture_output=True, text=True, timeout=120
+    )
     needed, given = map(int, re.search(r"width (\d+) of (\d+)", found.stdout).groups())
     assert needed <= given and given > width - 40
 

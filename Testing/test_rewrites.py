@@ -19,7 +19,9 @@ def network(nodes, constants, channels=1, classes=3, size=SIZE, out_size=SIZE):
         helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, channels, *size]),
         helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, classes, *out_size]),
     ]
-    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(a, n) for n, a in constants.items()])
+    made = helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(a, n) for n, a in constants.items()]
+    )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     onnx.checker.check_model(model)
     return graph.inferred(model)
@@ -37,7 +39,9 @@ def outputs(model, precision="fp32"):
 
 
 def convolution(source, name, output, kernel=3, **more):
-    return helper.make_node("Conv", [source, f"{name}_w", f"{name}_b"], [output], name=name, pads=[kernel // 2] * 6, **more)
+    return helper.make_node(
+        "Conv", [source, f"{name}_w", f"{name}_b"], [output], name=name, pads=[kernel // 2] * 6, **more
+    )
 
 
 def residual_chain(last_op=None):
@@ -87,7 +91,10 @@ def test_widths_that_something_else_sees_stay():
         helper.make_node("Mul", ["a", "m"], ["b"], name="product"),
         convolution("b", "head", "y", kernel=1),
     ]
-    constants = {**weights(first_w=(5, 1, 3, 3, 3), first_b=(5,), head_w=(3, 5, 1, 1, 1), head_b=(3,)), "axes": np.array([1])}
+    constants = {
+        **weights(first_w=(5, 1, 3, 3, 3), first_b=(5,), head_w=(3, 5, 1, 1, 1), head_b=(3,)),
+        "axes": np.array([1]),
+    }
     model = network(nodes, constants)
     assert rewrites.with_padded_channels(model, 16) is model
 
@@ -167,7 +174,10 @@ def test_compacting_changes_names_only(int8_package, fp32_package):
     for number, node in enumerate(n for n in long.graph.node if n.op_type == "QuantizeLinear"):
         name = f"a_very_long_name_for_the_zero_point_of_an_activation_{number}"
         long.graph.initializer.append(numpy_helper.from_array(found.array(node.input[2]), name))
-        for reader in [node, *(n for n in long.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == node.output[0])]:
+        for reader in [
+            node,
+            *(n for n in long.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == node.output[0]),
+        ]:
             reader.input[2] = name
     compact = qdq.compacted(long)
     assert compact.ByteSize() < long.ByteSize() and qdq.check_int8(compact) == []
@@ -180,7 +190,9 @@ def test_compacting_changes_names_only(int8_package, fp32_package):
 def normalized_chain(**changes):
     nodes = [
         helper.make_node("Conv", ["x", "first_w"], ["a"], name="first", pads=[1] * 6),
-        helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "variance"], ["b"], name="norm", epsilon=1e-3),
+        helper.make_node(
+            "BatchNormalization", ["a", "scale", "shift", "mean", "variance"], ["b"], name="norm", epsilon=1e-3
+        ),
         helper.make_node("ConvTranspose", ["b", "up_w", "up_b"], ["c"], name="up", pads=[1] * 6),
         helper.make_node("BatchNormalization", ["c", "scale", "shift", "mean", "variance"], ["y"], name="last"),
     ]
@@ -222,7 +234,9 @@ def test_bias_correction_takes_off_what_rounding_the_weights_adds():
     run = {n: session(m.SerializeToString(), "int8").run(None, {"x": patch[None]})[0] for n, m in
            (("exact", model), ("rounded", int8), ("corrected", corrected))}  # fmt: skip
     inside = (0, slice(None), slice(1, -1), slice(1, -1), slice(1, -1))
-    before, after = (np.abs((run[n] - run["exact"])[inside].mean(axis=(1, 2, 3))).max() for n in ("rounded", "corrected"))
+    before, after = (
+        np.abs((run[n] - run["exact"])[inside].mean(axis=(1, 2, 3))).max() for n in ("rounded", "corrected")
+    )
     assert before > 0.05 and after < 0.05 * before
 
 
@@ -234,7 +248,9 @@ def test_constants_are_found_in_graphs_whose_roads_double():
     value = onnx.numpy_helper.from_array(np.ones(1, np.float32), "t0")
     shape = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     model = onnx.helper.make_model(
-        onnx.helper.make_graph(nodes, "doubling", [shape], [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])], [value])
+        onnx.helper.make_graph(
+            nodes, "doubling", [shape], [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])], [value]
+        )
     )
     found = graph.Graph(model)
     assert found.is_constant("t60") and not found.is_constant("y") and not found.is_constant("x")
@@ -252,7 +268,9 @@ def test_shapes_are_inferred_without_the_weights_and_nothing_is_lost(monkeypatch
         convolution("d", "head", "y", kernel=1),
     ]
     voxels = int(np.prod(SIZE))
-    constants = weights(first_w=(16, 1, 3, 3, 3), first_b=(16,), head_w=(3, 16, 1, 1, 1), head_b=(3,), large=(voxels, voxels))
+    constants = weights(
+        first_w=(16, 1, 3, 3, 3), first_b=(16,), head_w=(3, 16, 1, 1, 1), head_b=(3,), large=(voxels, voxels)
+    )
     constants |= {"zero": np.array([0]), "two": np.array([2]), "rest": np.array([-1]), "back": np.array([1, 16, *SIZE])}
     model = network(nodes, constants)
     del model.graph.value_info[:]

@@ -25,7 +25,10 @@ def network(path, channels=1, classes=2, spatial=("a", "b", "c")):
     weight[1:, :, 1, 1, 1] = 1
     bias = np.zeros(classes, np.float32)
     bias[0] = 0.5
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, *spatial]) for n, c in (("x", channels), ("y", classes))]
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, *spatial])
+        for n, c in (("x", channels), ("y", classes))
+    ]
     nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv", kernel_shape=[3, 3, 3], pads=[1] * 6)]
     graph = helper.make_graph(
         nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
@@ -63,7 +66,9 @@ def spec(**changes):
 
 
 def run(package, volume, **options):
-    return runs.segment(package, volume, runs.EngineChoice("openvino", "fp32"), SegmentationOptions(**options), Task()).result
+    return runs.segment(
+        package, volume, runs.EngineChoice("openvino", "fp32"), SegmentationOptions(**options), Task()
+    ).result
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -113,8 +118,12 @@ def test_the_seconds_of_a_scan_are_its_own_where_a_task_goes_on(tmp_path, blob):
     with task.stage("before"):
         pass
     for _ in range(3):
-        seconds = runs.segment(package, volume, runs.EngineChoice("openvino", "fp32"), SegmentationOptions(), task).seconds
-        assert "before" not in seconds and sum(v for k, v in seconds.items() if k != "total") <= seconds["total"] * 1.001
+        seconds = runs.segment(
+            package, volume, runs.EngineChoice("openvino", "fp32"), SegmentationOptions(), task
+        ).seconds
+        assert (
+            "before" not in seconds and sum(v for k, v in seconds.items() if k != "total") <= seconds["total"] * 1.001
+        )
 
 
 def test_a_fixed_network_cannot_claim_whole_volumes(tmp_path):
@@ -133,7 +142,9 @@ def test_scores_or_labels_are_resampled_as_memory_allows_and_the_report_says_whi
     )
     plenty, little = run(package, volume), run(package, volume, memory_bytes=1000)
     assert "class scores were resampled" in plenty.notes[-1]
-    assert any("labels, not class scores" in note for note in little.notes) and any("16-bit" in note for note in little.notes)
+    assert any("labels, not class scores" in note for note in little.notes) and any(
+        "16-bit" in note for note in little.notes
+    )
     for result in (plenty, little):
         assert 2 * ((result.labels > 0) & mask).sum() / ((result.labels > 0).sum() + mask.sum()) > 0.9
 
@@ -168,7 +179,9 @@ def test_regions_overlap_and_later_ones_are_painted_over(tmp_path, blob, resampl
 def test_two_channels_are_given_in_order(tmp_path):
     data = np.random.default_rng(0).random((2, 18, 17, 20)).astype(np.float32)
     package = import_onnx(
-        network(tmp_path / "n.onnx", channels=2), spec(channels=(Channel("a"), Channel("b")), normalization=()), tmp_path / "p"
+        network(tmp_path / "n.onnx", channels=2),
+        spec(channels=(Channel("a"), Channel("b")), normalization=()),
+        tmp_path / "p",
     )
     found = run(package, Volume(data, np.eye(4)))
     assert np.array_equal(found.labels == 5, data.sum(axis=0) > 0.5)
@@ -192,7 +205,11 @@ def test_only_the_largest_part_of_a_structure_stays_as_monai_does_it():
     rng = np.random.default_rng(0)
     labels = ((rng.random((20, 24, 22)) < 0.25) * rng.integers(1, 4, (20, 24, 22))).astype(np.uint8)
     for chosen in ((), (1, 3)):
-        expected = KeepLargestConnectedComponent(applied_labels=list(chosen) or None, is_onehot=False)(labels[None].copy())[0]
+        expected = KeepLargestConnectedComponent(applied_labels=list(chosen) or None, is_onehot=False)(
+            labels[None].copy()
+        )[0]
         found = cleaned(labels.copy(), (Cleaning("largest", chosen),))
-        assert np.array_equal(found, np.asarray(expected)) and (found == 2).sum() == ((labels == 2).sum() if chosen else (found == 2).sum())
+        assert np.array_equal(found, np.asarray(expected)) and (found == 2).sum() == (
+            (labels == 2).sum() if chosen else (found == 2).sum()
+        )
     assert np.array_equal(cleaned(labels.copy(), ()), labels)

@@ -40,7 +40,9 @@ def plans_2d(transpose=(0, 1, 2), **changes):
         "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
     }  # fmt: skip
     plan = plans(transpose, **{"architecture": made, "normalization_schemes": ["ZScoreNormalization"], **changes})
-    plan["configurations"] = {"2d": {**plan["configurations"]["3d_fullres"], "patch_size": [24, 32], "spacing": [1.5, 1.2], **changes}}
+    plan["configurations"] = {
+        "2d": {**plan["configurations"]["3d_fullres"], "patch_size": [24, 32], "spacing": [1.5, 1.2], **changes}
+    }
     return plan
 
 
@@ -58,7 +60,9 @@ def folder_2d(tmp_path, transpose=(0, 1, 2)):
         for parameter in net.parameters():
             parameter.copy_(torch.randn_like(parameter) / 3)
     saved = checkpoint(net, init_args={"configuration": "2d"}, inference_allowed_mirroring_axes=(0, 1))
-    return write_folder(tmp_path, plan, dataset(), {"fold_0/checkpoint_final.pth": saved}, MODEL.replace("3d_fullres", "2d"))
+    return write_folder(
+        tmp_path, plan, dataset(), {"fold_0/checkpoint_final.pth": saved}, MODEL.replace("3d_fullres", "2d")
+    )
 
 
 def labels_of(path):
@@ -67,7 +71,9 @@ def labels_of(path):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slices_are_segmented_as_monai_segments_them(axis, tmp_path):
-    folder = write(tmp_path / "bundle", post=POST, network=UNET, pre=[*LOAD, SPACE], inferer={**SLICES, "spatial_dim": axis})
+    folder = write(
+        tmp_path / "bundle", post=POST, network=UNET, pre=[*LOAD, SPACE], inferer={**SLICES, "spatial_dim": axis}
+    )
     window = monai_bundle.understand(folder).spec.window
     expected, multiples = [16, 12], [2, 2]
     expected.insert(axis, 1)
@@ -117,9 +123,15 @@ def test_no_slice_is_run_twice(placement):
 
 def test_a_2d_configuration_keeps_the_distance_between_slices_along_nnunets_first_axis(tmp_path):
     read = read_plans(plans_2d((1, 0, 2)), "2d", 1)
-    assert read.patch == [1, 24, 32] and read.spacing == [None, 1.5, 1.2] and read.architecture.total_strides == [1, 2, 2]
+    assert (
+        read.patch == [1, 24, 32] and read.spacing == [None, 1.5, 1.2] and read.architecture.total_strides == [1, 2, 2]
+    )
     spec = nnunet.understand(folder_2d(tmp_path, (1, 0, 2)))[0].spec
-    assert spec.window.patch_size == (24, 1, 32) and spec.geometry.spacing == (1.5, None, 1.2) and spec.window.multiples == (2, 1, 2)
+    assert (
+        spec.window.patch_size == (24, 1, 32)
+        and spec.geometry.spacing == (1.5, None, 1.2)
+        and spec.window.multiples == (2, 1, 2)
+    )
 
 
 def test_plans_of_before_2_4_describe_2d_networks_too():
@@ -142,19 +154,49 @@ def test_a_2d_configuration_segments_as_nnunet_and_in_int8(transpose, tmp_path, 
     folder, package = folder_2d(tmp_path, transpose), tmp_path / "package"
     assert main(["import", "nnunet", str(folder), "-o", str(package), "-q"]) == 0
     record = json.loads((package / IMPORT).read_text())
-    assert record["compared"] and record["original"].startswith("nnU-Net") and all(s["label_agreement"] > 0.999 for s in record["scans"])
+    assert (
+        record["compared"]
+        and record["original"].startswith("nnU-Net")
+        and all(s["label_agreement"] > 0.999 for s in record["scans"])
+    )
     case = scan(tmp_path / "scan.nii.gz", (41, 37, 9), (1.0, 1.1, 5.0), turned=False)
     theirs = by_nnunet(folder, [case])
     made = tmp_path / "labels.nii.gz"
     for engine in ("onnxruntime", "openvino"):
-        words = ["segment", str(package), str(case), "-o", str(made), "--engine", engine, "--precision", "fp32", "-q", "--force"]
+        words = [
+            "segment",
+            str(package),
+            str(case),
+            "-o",
+            str(made),
+            "--engine",
+            engine,
+            "--precision",
+            "fp32",
+            "-q",
+            "--force",
+        ]
         assert main(words) == 0, capsys.readouterr().err
         assert len(np.unique(theirs)) == 3 and np.mean(labels_of(made) == theirs) > 0.999
     if transpose != (0, 1, 2):
         return
-    assert main(["quantize", str(package), "--calibrate", str(case), "--patches", "4", "--agreement", "0", "-q"]) == 0, capsys.readouterr().err
+    assert (
+        main(["quantize", str(package), "--calibrate", str(case), "--patches", "4", "--agreement", "0", "-q"]) == 0
+    ), capsys.readouterr().err
     capsys.readouterr()
-    words = ["segment", str(package), str(case), "-o", str(made), "--engine", "openvino", "--precision", "int8", "-q", "--force"]
+    words = [
+        "segment",
+        str(package),
+        str(case),
+        "-o",
+        str(made),
+        "--engine",
+        "openvino",
+        "--precision",
+        "int8",
+        "-q",
+        "--force",
+    ]
     assert main([*words, "--json"]) == 0, capsys.readouterr().err
     engine = json.loads(capsys.readouterr().out)["engine"]
     assert engine["name"] == "openvino" and engine["real_int8"] and engine["description"]["int8_mac_share"] > 0.5

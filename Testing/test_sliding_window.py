@@ -48,7 +48,9 @@ def test_blending_equals_monais(network, shape, patch, overlap, blend):
     layer, infer = network
     data = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
     with torch.no_grad():
-        expected = sliding_window_inference(torch.from_numpy(data)[None], patch, 2, layer, overlap=overlap, mode=blend)[0].numpy()
+        expected = sliding_window_inference(torch.from_numpy(data)[None], patch, 2, layer, overlap=overlap, mode=blend)[
+            0
+        ].numpy()
     window = Window(patch, overlap=overlap, blend=blend)
     plan = plan_windows(shape, window, patch)
     scores = ScoreSink(5, shape)

@@ -13,11 +13,45 @@ from tiny import convolutions, quantized, random_weights, run
 PATCH = np.random.default_rng(5).normal(size=(1, 8, 8, 8)).astype(np.float32)
 #: The names that are made on the way to an INT8 network, here worn by other tensors of the network itself.
 COLLISIONS = {
-    "short names in the order of the nodes": {"a relu": "q0", "b relu": "d0", "a out": "q1", "b out": "d1", "a weight": "s0", "b weight": "w1", "c weight": "w0", "a bias": "z0"},
-    "short names the other way about": {"a relu": "d1", "b relu": "q0", "a weight": "w5", "b weight": "w1", "c weight": "w3", "b bias": "s3", "c bias": "s1"},
-    "scales": {"a bias": "x_scale", "b bias": "x_zero", "c bias": "a_relu_scale", "a out": "x_quantized", "b out": "x_calibrated_scale"},
-    "parts of weights": {"a bias": "a_weight_scale", "b bias": "a_weight_int8", "c bias": "a_weight_zero", "a out": "a_weight_dequantized", "b out": "b_dequantized"},
-    "biases and floats": {"a bias": "b_corrected_bias", "b out": "c_input1_float", "c bias": "b_input2_float", "a out": "a_corrected_bias"},
+    "short names in the order of the nodes": {
+        "a relu": "q0",
+        "b relu": "d0",
+        "a out": "q1",
+        "b out": "d1",
+        "a weight": "s0",
+        "b weight": "w1",
+        "c weight": "w0",
+        "a bias": "z0",
+    },
+    "short names the other way about": {
+        "a relu": "d1",
+        "b relu": "q0",
+        "a weight": "w5",
+        "b weight": "w1",
+        "c weight": "w3",
+        "b bias": "s3",
+        "c bias": "s1",
+    },
+    "scales": {
+        "a bias": "x_scale",
+        "b bias": "x_zero",
+        "c bias": "a_relu_scale",
+        "a out": "x_quantized",
+        "b out": "x_calibrated_scale",
+    },
+    "parts of weights": {
+        "a bias": "a_weight_scale",
+        "b bias": "a_weight_int8",
+        "c bias": "a_weight_zero",
+        "a out": "a_weight_dequantized",
+        "b out": "b_dequantized",
+    },
+    "biases and floats": {
+        "a bias": "b_corrected_bias",
+        "b out": "c_input1_float",
+        "c bias": "b_input2_float",
+        "a out": "a_corrected_bias",
+    },
     "plain": {"a relu": "tensor1", "b relu": "tensor0", "x": "tensor2", "y": "tensor3", "a weight": "tensor9"},
     "means": {"a relu": "channel_mean_axes", "b bias": "a_relu_channel_mean"},
     "unsigned": {"a out": "x_zero_unsigned", "b out": "z0_unsigned"},
@@ -89,13 +123,17 @@ def test_bodies_of_branches_read_what_was_renamed():
 
     def branch(name, operator):
         inside = helper.make_node(operator, ["a_relu", "half"], [f"{name}_given"], name=name)
-        return helper.make_graph([inside], name, [], [helper.make_tensor_value_info(f"{name}_given", TensorProto.FLOAT, None)])
+        return helper.make_graph(
+            [inside], name, [], [helper.make_tensor_value_info(f"{name}_given", TensorProto.FLOAT, None)]
+        )
 
     weights, biases = random_weights()
     model = convolutions(weights, biases)
     for name, value in (("half", np.float32(0.5)), ("yes", np.array(True))):
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    chosen = helper.make_node("If", ["yes"], ["chosen"], name="if", then_branch=branch("times", "Mul"), else_branch=branch("plus", "Add"))
+    chosen = helper.make_node(
+        "If", ["yes"], ["chosen"], name="if", then_branch=branch("times", "Mul"), else_branch=branch("plus", "Add")
+    )
     model.graph.node.insert(2, chosen)
     model.graph.node[3].input[0] = "chosen"
     expected = run(model, PATCH)
@@ -112,7 +150,16 @@ def test_modelopt_is_not_led_astray_by_names(tmp_path):
 
     weights, biases = random_weights((1, 16, 16, 2), 3)
     answers = []
-    for names in ({}, {"a bias": "x_scale", "b bias": "x_zero_point", "a out": "x_QuantizeLinear_Output", "b relu": "a_weight_quantized", "c bias": "a_weight_scale"}):
+    for names in (
+        {},
+        {
+            "a bias": "x_scale",
+            "b bias": "x_zero_point",
+            "a out": "x_QuantizeLinear_Output",
+            "b relu": "a_weight_quantized",
+            "c bias": "a_weight_scale",
+        },
+    ):
         fp32 = graph.fixed_shape(convolutions(weights, biases, names=names), (8, 8, 8))
         placed = place(require_quantizer(), fp32, PATCH, {})
         wanted = {names.get(n, n.replace(" ", "_")) for n in SCALES}

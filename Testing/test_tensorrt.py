@@ -104,10 +104,19 @@ ARITY = {
 def test_the_list_of_touched_names_is_not_empty_and_holds_what_matters():
     names = touched()
     assert len(names) > 35
-    for name in ("Builder.build_serialized_network", "BuilderFlag.TF32", "IExecutionContext.execute_async_v3", "TensorIOMode.INPUT"):
+    for name in (
+        "Builder.build_serialized_network",
+        "BuilderFlag.TF32",
+        "IExecutionContext.execute_async_v3",
+        "TensorIOMode.INPUT",
+    ):
         assert name in names
     # Gone in TensorRT 11: touching one would be an AttributeError there.
-    assert not [n for n in names if n in ("BuilderFlag.INT8", "BuilderFlag.FP16", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH")]
+    assert not [
+        n
+        for n in names
+        if n in ("BuilderFlag.INT8", "BuilderFlag.FP16", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH")
+    ]
 
 
 @pytest.mark.parametrize("version", at_hand.VERSIONS)
@@ -116,7 +125,9 @@ def test_every_name_is_in_the_real_bindings(version, tmp_path):
         pytest.skip(f"needs the bindings of TensorRT {version} in {at_hand.FOLDER} and a C compiler")
     libraries = [at_hand.stub_libraries(version, tmp_path)]
     # A name that is not there must be found missing: the test can fail.
-    found = at_hand.run(version, libraries, LOOK, json.dumps([*touched(), "Builder.build_nothing_at_all"]), json.dumps(list(ARITY)))
+    found = at_hand.run(
+        version, libraries, LOOK, json.dumps([*touched(), "Builder.build_nothing_at_all"]), json.dumps(list(ARITY))
+    )
     assert found["version"].startswith(version)
     assert found["missing"] == ["Builder.build_nothing_at_all"]
     for name, count in ARITY.items():
@@ -130,7 +141,9 @@ def test_a_name_that_a_version_drops_is_found(tmp_path):
     if at_hand.bindings(version) is None or at_hand.compiler() is None:
         pytest.skip(f"needs the bindings of TensorRT {version} in {at_hand.FOLDER} and a C compiler")
     libraries = [at_hand.stub_libraries(version, tmp_path)]
-    dropped = LOOK.replace("def has(path)", "del trt.Builder.build_serialized_network, trt.MemoryPoolType.WORKSPACE\ndef has(path)", 1)
+    dropped = LOOK.replace(
+        "def has(path)", "del trt.Builder.build_serialized_network, trt.MemoryPoolType.WORKSPACE\ndef has(path)", 1
+    )
     found = at_hand.run(version, libraries, dropped, json.dumps(sorted(touched())), "[]")
     assert set(found["missing"]) == {"Builder.build_serialized_network", "MemoryPoolType.WORKSPACE"}
 
@@ -158,7 +171,9 @@ def rtx(tmp_path_factory):
 
 def test_the_real_compiler_places_the_work_in_int8(rtx, int8_package):
     found = {
-        precision: at_hand.run("11.4", rtx, at_hand.COMPILE, str(int8_package.onnx_path(precision)), precision, "64", "64", "64")
+        precision: at_hand.run(
+            "11.4", rtx, at_hand.COMPILE, str(int8_package.onnx_path(precision)), precision, "64", "64", "64"
+        )
         for precision in ("int8", "fp16", "fp32")
     }
     assert found["int8"]["verdict"] == "INT8" and found["int8"]["share"] > 0.95
@@ -178,31 +193,44 @@ def test_the_real_compiler_takes_a_network_with_instance_norm_and_skips(rtx, tmp
     """The shapes that a graph of nnU-Net's kind holds: strided, InstanceNorm, LeakyReLU, concat, transposed convolution."""
     from data_models import DATA
 
-    found = at_hand.run("11.4", rtx, at_hand.COMPILE, str(DATA / "networks" / "abdomen_ct_obelisk.onnx"), "fp16", "144", "144", "144")
+    found = at_hand.run(
+        "11.4", rtx, at_hand.COMPILE, str(DATA / "networks" / "abdomen_ct_obelisk.onnx"), "fp16", "144", "144", "144"
+    )
     assert found["macs"] == found["all_macs"]
 
 
 def test_a_node_that_cannot_be_read_is_named(rtx, tmp_path):
     onnx = graph.require_onnx()
     shape = [1, 1, 8, 8, 8]
-    nodes = [onnx.helper.make_node("Relu", ["x"], ["r"], name="first"), onnx.helper.make_node("Bernoulli", ["r"], ["y"], name="dice_thrower")]
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["r"], name="first"),
+        onnx.helper.make_node("Bernoulli", ["r"], ["y"], name="dice_thrower"),
+    ]
     value = onnx.helper.make_tensor_value_info
     model = onnx.helper.make_model(
-        onnx.helper.make_graph(nodes, "g", [value("x", 1, shape)], [value("y", 1, shape)]), opset_imports=[onnx.helper.make_opsetid("", 17)]
+        onnx.helper.make_graph(nodes, "g", [value("x", 1, shape)], [value("y", 1, shape)]),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
     )
     onnx.save(model, str(tmp_path / "n.onnx"))
-    code = at_hand.COMPILE.replace("plan = backend", "from MedQuantINT8Lib.errors import EngineError\ntry:\n  plan = backend").replace(
-        "layers = without", "except EngineError as error:\n  print(json.dumps(str(error)))\n  sys.exit()\nlayers = without"
+    code = at_hand.COMPILE.replace(
+        "plan = backend", "from MedQuantINT8Lib.errors import EngineError\ntry:\n  plan = backend"
+    ).replace(
+        "layers = without",
+        "except EngineError as error:\n  print(json.dumps(str(error)))\n  sys.exit()\nlayers = without",
     )
     assert "dice_thrower (Bernoulli)" in at_hand.run("11.4", rtx, code, str(tmp_path / "n.onnx"), "fp32", "8", "8", "8")
 
 
 def test_a_build_is_cancelled_by_its_task(rtx, int8_package):
     code = at_hand.COMPILE.replace("Task(events.append)", "task").replace(
-        "log, events", "task = Task(lambda event: (events.append(event), task.cancel()) if event.total else None)\nlog, events"
+        "log, events",
+        "task = Task(lambda event: (events.append(event), task.cancel()) if event.total else None)\nlog, events",
     )
-    code = code.replace("plan = backend", "from MedQuantINT8Lib.errors import Cancelled\ntry:\n  plan = backend").replace(
-        "layers = without", "except Cancelled as error:\n  print(json.dumps(str(error)))\n  sys.exit()\nlayers = without"
+    code = code.replace(
+        "plan = backend", "from MedQuantINT8Lib.errors import Cancelled\ntry:\n  plan = backend"
+    ).replace(
+        "layers = without",
+        "except Cancelled as error:\n  print(json.dumps(str(error)))\n  sys.exit()\nlayers = without",
     )
     assert "Canceled" in at_hand.run("11.4", rtx, code, str(int8_package.onnx_path("int8")), "int8", "64", "64", "64")
 
@@ -240,7 +268,10 @@ def test_norms_are_written_out_without_leaving_the_range_of_half_precision(opset
     helper = onnx.helper
     rng = np.random.default_rng(0)
     constants = [onnx.numpy_helper.from_array(rng.normal(1, 0.2, 4).astype(np.float32), n) for n in ("scale", "shift")]
-    groups = [onnx.numpy_helper.from_array(v, n) for v, n in ((np.array([0, 2, -1]), "flat"), (np.ones(2, np.float32), "one"), (np.zeros(2, np.float32), "zero"))]
+    groups = [
+        onnx.numpy_helper.from_array(v, n)
+        for v, n in ((np.array([0, 2, -1]), "flat"), (np.ones(2, np.float32), "one"), (np.zeros(2, np.float32), "zero"))
+    ]
     nodes = [
         helper.make_node("InstanceNormalization", ["x", "scale", "shift"], ["a"], name="norm", epsilon=1e-3),
         helper.make_node("Reshape", ["a", "flat"], ["b"], name="flatten"),
@@ -272,7 +303,9 @@ def test_what_half_precision_cannot_hold_stays():
     ]
     shape = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 1, 4, 4, 4])
     result = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    model = helper.make_model(helper.make_graph(nodes, "g", [shape], [result], constants), opset_imports=[helper.make_opsetid("", 17)])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [shape], [result], constants), opset_imports=[helper.make_opsetid("", 17)]
+    )
     half = lowering.with_half(model)
     x = np.random.default_rng(0).random((1, 1, 4, 4, 4)).astype(np.float32)
     before, after = (computed(m, x) for m in (model, half))
@@ -291,16 +324,49 @@ LINE = (
 def test_layers_are_read_in_both_forms_and_from_the_log():
     ten = {
         "Layers": [
-            {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Name": "a", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}], "Outputs": [], "TacticName": "t", "Metadata": "[ONNX Layer: conv]"},
-            {"Name": "head", "LayerType": "CaskConvolution", "Inputs": [{"Name": "b", "Format/Datatype": "Row major linear FP16 format"}], "Outputs": [], "Metadata": "[ONNX Layer: head]"},
+            {
+                "Name": "conv",
+                "LayerType": "CaskConvolution",
+                "Inputs": [
+                    {"Name": "a", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}
+                ],
+                "Outputs": [],
+                "TacticName": "t",
+                "Metadata": "[ONNX Layer: conv]",
+            },
+            {
+                "Name": "head",
+                "LayerType": "CaskConvolution",
+                "Inputs": [{"Name": "b", "Format/Datatype": "Row major linear FP16 format"}],
+                "Outputs": [],
+                "Metadata": "[ONNX Layer: head]",
+            },
         ],
         "Bindings": ["a"],
     }
     eleven = {
         "Layers": [
-            {"Name": "conv", "LayerType": "correlation", "Inputs": [{"Name": "a", "Datatype": "Int8", "Format": "NDHWC"}], "Outputs": [], "Metadata": "[ONNX Layer: conv]"},
-            {"Name": "requantize", "LayerType": "kgen", "Inputs": [{"Name": "a", "Datatype": "Half"}], "Outputs": [], "Metadata": "[ONNX Layer: conv]"},
-            {"Name": "head", "LayerType": "correlation", "Inputs": [{"Name": "b", "Datatype": "Half"}], "Outputs": [], "Metadata": "[ONNX Layer: head]"},
+            {
+                "Name": "conv",
+                "LayerType": "correlation",
+                "Inputs": [{"Name": "a", "Datatype": "Int8", "Format": "NDHWC"}],
+                "Outputs": [],
+                "Metadata": "[ONNX Layer: conv]",
+            },
+            {
+                "Name": "requantize",
+                "LayerType": "kgen",
+                "Inputs": [{"Name": "a", "Datatype": "Half"}],
+                "Outputs": [],
+                "Metadata": "[ONNX Layer: conv]",
+            },
+            {
+                "Name": "head",
+                "LayerType": "correlation",
+                "Inputs": [{"Name": "b", "Datatype": "Half"}],
+                "Outputs": [],
+                "Metadata": "[ONNX Layer: head]",
+            },
         ],
         "I/O Tensors": [],
     }
@@ -327,7 +393,9 @@ def fake_module(version):
     return module
 
 
-@pytest.mark.parametrize(("version", "message"), [("10.9.0.34", "is too old"), ("8.6.1", "is too old"), ("12.0.0", "newer than what")])
+@pytest.mark.parametrize(
+    ("version", "message"), [("10.9.0.34", "is too old"), ("8.6.1", "is too old"), ("12.0.0", "newer than what")]
+)
 def test_other_versions_are_refused_with_what_to_install(monkeypatch, version, message):
     monkeypatch.setitem(sys.modules, "tensorrt", fake_module(version))
     with pytest.raises(DependencyError, match=message):
@@ -359,7 +427,12 @@ def test_a_plan_is_only_loaded_where_it_was_made(tmp_path):
     tensorrt.write_plan(tmp_path, b"plan", NOTE, {"conv": 1})
     check_note(tmp_path / "engine.plan", NOTE)
     check_note(tmp_path / "engine.plan", {**NOTE, "driver": 13010})
-    for key, value in (("tensorrt", "11.4.0"), ("gpu", "H100"), ("compute_capability", [9, 0]), ("options", {"batch": 2})):
+    for key, value in (
+        ("tensorrt", "11.4.0"),
+        ("gpu", "H100"),
+        ("compute_capability", [9, 0]),
+        ("options", {"batch": 2}),
+    ):
         with pytest.raises(EngineError, match="made for another"):
             check_note(tmp_path / "engine.plan", {**NOTE, key: value})
     (tmp_path / "engine.plan").write_bytes(b"pla")
@@ -393,9 +466,15 @@ class HostGpu:
 
     def allocate(self, shape, dtype):
         array = np.zeros(shape, dtype)
-        buffer = SimpleNamespace(shape=tuple(shape), dtype=np.dtype(dtype), pointer=array.ctypes.data, array=array, free=lambda: None)
-        buffer.upload = lambda given, stream, keep: array.reshape(-1).__setitem__(slice(0, given.size), given.reshape(-1))
-        buffer.download = lambda target, stream: target.reshape(-1).__setitem__(slice(None), array.reshape(-1)[: target.size])
+        buffer = SimpleNamespace(
+            shape=tuple(shape), dtype=np.dtype(dtype), pointer=array.ctypes.data, array=array, free=lambda: None
+        )
+        buffer.upload = lambda given, stream, keep: array.reshape(-1).__setitem__(
+            slice(0, given.size), given.reshape(-1)
+        )
+        buffer.download = lambda target, stream: target.reshape(-1).__setitem__(
+            slice(None), array.reshape(-1)[: target.size]
+        )
         self.buffers[buffer.pointer] = array
         return buffer
 
@@ -445,7 +524,18 @@ class ScriptedEngine:
         return (-1, 1 if name == "x" else 2, 4, 4, 4)
 
     def create_engine_inspector(self):
-        text = json.dumps({"Layers": [{"Name": "conv", "LayerType": "correlation", "Inputs": [{"Datatype": "Int8"}], "Metadata": "[ONNX Layer: conv]"}]})
+        text = json.dumps(
+            {
+                "Layers": [
+                    {
+                        "Name": "conv",
+                        "LayerType": "correlation",
+                        "Inputs": [{"Datatype": "Int8"}],
+                        "Metadata": "[ONNX Layer: conv]",
+                    }
+                ]
+            }
+        )
         return SimpleNamespace(get_engine_information=lambda form: text)
 
 
@@ -465,11 +555,15 @@ def scripted(monkeypatch):
 
     monkeypatch.setattr("MedQuantINT8Lib.engines.pipeline.CapturedGraph", Replay)
     trt = SimpleNamespace(
-        __version__="10.13.3", TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"), LayerInformationFormat=SimpleNamespace(JSON="json")
+        __version__="10.13.3",
+        TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
     )
     gpu = HostGpu()
     engine = ScriptedEngine(gpu)
-    return TensorRTEngine(trt, object(), engine, gpu, BuildOptions("int8", (4, 4, 4), 2), {"conv": 5}, "Scripted"), engine
+    return TensorRTEngine(
+        trt, object(), engine, gpu, BuildOptions("int8", (4, 4, 4), 2), {"conv": 5}, "Scripted"
+    ), engine
 
 
 def test_the_whole_road_of_a_run_through_a_scripted_runtime(scripted):
@@ -507,8 +601,16 @@ def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, pha
     # skip_air keeps the window on the processor.
     engine.gpu_network = engine
     labels = (Label(3, "a", 0), Label(5, "b", 1)) if activation == "sigmoid" else (Label(5, "b", 1),)
-    spec = replace(phantom_spec(), labels=labels, output=Output(activation), window=Window((4, 4, 4), overlap=0.5), normalization=(Normalization("zscore"),))
-    volume = Volume(np.random.default_rng(0).integers(-900, 900, (1, 9, 10, 11)).astype(np.int16), np.diag([2.0, 2, 2, 1]), "noise")
+    spec = replace(
+        phantom_spec(),
+        labels=labels,
+        output=Output(activation),
+        window=Window((4, 4, 4), overlap=0.5),
+        normalization=(Normalization("zscore"),),
+    )
+    volume = Volume(
+        np.random.default_rng(0).integers(-900, 900, (1, 9, 10, 11)).astype(np.int16), np.diag([2.0, 2, 2, 1]), "noise"
+    )
     seen = []
     collect = engine.pipeline.collect
     engine.pipeline.collect = lambda: (seen.append(len(engine.pipeline._busy)), collect())[1]
@@ -548,7 +650,10 @@ def test_a_gpu_that_is_lost_during_a_run_is_told_and_closing_is_quiet(scripted, 
 
     [slot, _] = engine.pipeline._slots
     pipeline = engine.pipeline
-    held = [(thing, name, getattr(thing, name)) for thing, name in [(s.done, "wait") for s in pipeline._slots] + [(pipeline._up, "synchronize")]]
+    held = [
+        (thing, name, getattr(thing, name))
+        for thing, name in [(s.done, "wait") for s in pipeline._slots] + [(pipeline._up, "synchronize")]
+    ]
     for thing, name, _real in held:
         setattr(thing, name, lost)
     with pytest.raises(EngineError, match="unspecified launch failure"):
@@ -572,7 +677,10 @@ def test_a_library_that_does_not_start_is_told():
 
 @pytest.mark.parametrize(
     ("driver_installed", "words"),
-    [(False, "no NVIDIA driver here. Install NVIDIA's driver"), (True, "cannot be used by the installed cuda-python: Failed to dlopen libcuda.so.1.")],
+    [
+        (False, "no NVIDIA driver here. Install NVIDIA's driver"),
+        (True, "cannot be used by the installed cuda-python: Failed to dlopen libcuda.so.1."),
+    ],
 )
 def test_a_library_without_a_driver_is_told(monkeypatch, driver_installed, words):
     class NoDriver(ModuleType):
@@ -626,7 +734,9 @@ def test_a_build_without_memory_says_so(tmp_path):
         ProfilingVerbosity=SimpleNamespace(DETAILED=0),
     )
     model = SimpleNamespace(SerializeToString=lambda: b"")
-    with pytest.raises(cuda.GpuMemoryError, match=r"cannot build this network: .*OutOfMemory.*Close other programs that use the GPU"):
+    with pytest.raises(
+        cuda.GpuMemoryError, match=r"cannot build this network: .*OutOfMemory.*Close other programs that use the GPU"
+    ):
         tensorrt.build_plan(trt, model, BuildOptions("int8", (4, 4, 4)), 1 << 20, tmp_path / "timing", Task())
     assert not (tmp_path / "timing").exists()
 

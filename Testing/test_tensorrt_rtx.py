@@ -125,9 +125,14 @@ def test_a_network_is_built_loaded_and_run(stand_in, int8_package, tmp_path, mon
     assert np.allclose(engine.infer(batch), expected.infer(batch), atol=1e-4)
     assert np.allclose(engine.infer(batch[1:]), expected.infer(batch[1:]), atol=1e-4)
     described = engine.describe()
-    assert described.engine == "tensorrt_rtx" and described.int8_mac_share == 1 and described.layers[0].sources == (first,)
+    assert (
+        described.engine == "tensorrt_rtx" and described.int8_mac_share == 1 and described.layers[0].sources == (first,)
+    )
     name = engine._input
-    assert stand_in[0]["nv_profile_min_shapes"] == f"{name}:1x1x64x64x64" and stand_in[0]["nv_profile_max_shapes"] == f"{name}:2x1x64x64x64"
+    assert (
+        stand_in[0]["nv_profile_min_shapes"] == f"{name}:1x1x64x64x64"
+        and stand_in[0]["nv_profile_max_shapes"] == f"{name}:2x1x64x64x64"
+    )
     assert stand_in[0]["nv_detailed_build_log"] == "1" and stand_in[1]["nv_runtime_cache_path"] == str(ours / "kernels")
     engine.close()
     with pytest.raises(EngineError, match="made for another options"):
@@ -158,7 +163,9 @@ def test_a_run_that_fails_says_why(stand_in):
         get_inputs=lambda: [SimpleNamespace(name="x")],
         get_outputs=lambda: [SimpleNamespace(name="y", shape=["n", 2, 4, 4, 4])],
         io_binding=lambda: SimpleNamespace(bind_cpu_input=lambda *a: None, bind_ortvalue_output=lambda *a: None),
-        run_with_iobinding=lambda binding: (_ for _ in ()).throw(RuntimeError("[ONNXRuntimeError] : 1 : FAIL : CUDA error: device lost")),
+        run_with_iobinding=lambda binding: (_ for _ in ()).throw(
+            RuntimeError("[ONNXRuntimeError] : 1 : FAIL : CUDA error: device lost")
+        ),
     )
     engine = tensorrt_rtx.TensorRTRTXEngine(session, None)
     with pytest.raises(EngineError, match="could not run the network: device lost"):
@@ -182,7 +189,14 @@ def test_what_is_missing_is_named(monkeypatch):
 
 @pytest.mark.parametrize(
     ("capability", "advice"),
-    [((7, 5), "too old"), ((8, 0), "does not take this GPU"), ((8, 6), "170 MB"), ((8, 9), "170 MB"), ((9, 0), "does not take"), ((12, 0), "170 MB")],
+    [
+        ((7, 5), "too old"),
+        ((8, 0), "does not take this GPU"),
+        ((8, 6), "170 MB"),
+        ((8, 9), "170 MB"),
+        ((9, 0), "does not take"),
+        ((12, 0), "170 MB"),
+    ],
 )
 def test_the_doctor_says_which_of_the_two_fits(monkeypatch, capability, advice):
     monkeypatch.setattr(gpu_advice, "has_driver", lambda: True)
@@ -207,7 +221,9 @@ def child(tmp_path, monkeypatch):
 
 
 def test_the_log_of_the_compiler_comes_back(child, tmp_path):
-    module = child("import json, sys\nr = json.loads(sys.argv[1])\nprint(r['device'], r['provider']['a'], file=sys.stderr)\nopen(r['target'], 'w').close()")
+    module = child(
+        "import json, sys\nr = json.loads(sys.argv[1])\nprint(r['device'], r['provider']['a'], file=sys.stderr)\nopen(r['target'], 'w').close()"
+    )
     assert rtx_compile.compile_in_process(tmp_path / "s", tmp_path / "t", 3, {"a": "b"}, Task(), module) == ["3 b\n"]
     assert (tmp_path / "t").exists()
 
@@ -242,11 +258,15 @@ def test_the_child_compiles_for_the_device_that_was_chosen(monkeypatch, tmp_path
     # The real class has these parameters; a version without them must fail here.
     import inspect
 
-    assert {"sess_options", "input_model_path_or_bytes", "embed_compiled_data_into_model"} <= set(inspect.signature(ort.ModelCompiler).parameters)
+    assert {"sess_options", "input_model_path_or_bytes", "embed_compiled_data_into_model"} <= set(
+        inspect.signature(ort.ModelCompiler).parameters
+    )
     monkeypatch.setattr(ort, "ModelCompiler", Compiler)
     monkeypatch.setattr(ort, "set_default_logger_severity", lambda level: made.update(level=level))
     monkeypatch.setattr(rtx_compile, "devices", lambda: ["first", "second"])
-    monkeypatch.setattr(rtx_compile, "session_options", lambda o, device, provider: SimpleNamespace(device=device, provider=provider))
+    monkeypatch.setattr(
+        rtx_compile, "session_options", lambda o, device, provider: SimpleNamespace(device=device, provider=provider)
+    )
     rtx_compile.compile_network({"source": "s", "target": "t", "device": 1, "provider": {"a": "b"}})
     assert made["options"].device == "second" and made["options"].log_severity_level == 0 and made["level"] == 0
     assert (made["source"], made["target"], made["embedded"]) == ("s", "t", True)

@@ -44,7 +44,9 @@ def programs(tmp_path):
     module = space["Small"](2, 6).eval()
     example = torch.zeros(2, 2, 16, 16, 16)
     torch.jit.save(torch.jit.trace(module, example), tmp_path / "net.ts")
-    torch.export.save(torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)), tmp_path / "net.pt2")
+    torch.export.save(
+        torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)), tmp_path / "net.pt2"
+    )
     (tmp_path / "net.py").write_text(SOURCE)
     torch.save(module.state_dict(), tmp_path / "net.pth")
     return module, {
@@ -58,7 +60,20 @@ def programs(tmp_path):
 @pytest.mark.parametrize("form", ["torchscript", "export", "python"])
 def test_programs_are_run_only_when_trusted_and_become_packages(programs, form, tmp_path, capsys):
     module, arguments = programs
-    common = ["import", form, *arguments[form], "--channels", "2", "--patch", "16", "16", "16", "-o", str(tmp_path / "package"), "-q"]
+    common = [
+        "import",
+        form,
+        *arguments[form],
+        "--channels",
+        "2",
+        "--patch",
+        "16",
+        "16",
+        "16",
+        "-o",
+        str(tmp_path / "package"),
+        "-q",
+    ]
     assert main(common) == 3 and "--trust-code" in capsys.readouterr().err
     assert main([*common, "--trust-code"]) == 0
     printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("then: medquant "))
@@ -112,7 +127,21 @@ def test_an_onnx_file_with_weights_beside_it_is_taken_whole(tmp_path):
     spec = phantom_spec()
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
     assert (tmp_path / "net.weights").stat().st_size > 100_000
-    assert main(["import", "onnx", str(tmp_path / "net.onnx"), "--spec", str(tmp_path / "spec.json"), "-o", str(tmp_path / "p"), "-q"]) == 0
+    assert (
+        main(
+            [
+                "import",
+                "onnx",
+                str(tmp_path / "net.onnx"),
+                "--spec",
+                str(tmp_path / "spec.json"),
+                "-o",
+                str(tmp_path / "p"),
+                "-q",
+            ]
+        )
+        == 0
+    )
     (tmp_path / "net.weights").unlink()
     x = np.random.default_rng(0).normal(size=(1, 1, *spec.window.patch_size)).astype(np.float32)
     made, original = ((p.read_bytes()) for p in (tmp_path / "p" / FP32, resource("phantom_unet.onnx")))

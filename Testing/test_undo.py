@@ -36,7 +36,9 @@ def mask():
 
 
 def volume(scene, name, geometry="axial", transform=None):
-    node = mrml.volume_node(Volume(np.random.default_rng(0).normal(size=SHAPE).astype(np.float32), GEOMETRIES[geometry]), name, scene)
+    node = mrml.volume_node(
+        Volume(np.random.default_rng(0).normal(size=SHAPE).astype(np.float32), GEOMETRIES[geometry]), name, scene
+    )
     if transform is not None:
         node.SetAndObserveTransformNodeID(transform.GetID())
     return node
@@ -90,7 +92,10 @@ def test_what_cannot_share_a_node_is_refused_and_nothing_is_changed(scene):
         mrml.add_segmentation(mask(), LABELS, volume(scene, "other", transform=bent), result)
     assert names(result) == ["ball"] and result.GetTransformNodeID() is None
     both = mrml.add_segmentation(mask(), LABELS, volume(scene, "other", transform=bent))
-    assert mrml.add_segmentation(mask(), LABELS, volume(scene, "third", transform=bent), both) is both and len(names(both)) == 2
+    assert (
+        mrml.add_segmentation(mask(), LABELS, volume(scene, "third", transform=bent), both) is both
+        and len(names(both)) == 2
+    )
     surface = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "surface")
     ball = vtk.vtkSphereSource()
     ball.Update()

@@ -109,7 +109,12 @@ def make_dicom(folder: Path, series: str, slices: int) -> None:
         dataset.SeriesInstanceUID, dataset.StudyInstanceUID, dataset.Modality = series, "1.2.3", "CT"
         dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [10, 20, 2.0 * number], [1, 0, 0, 0, 1, 0]
         dataset.PixelSpacing, dataset.SliceThickness, dataset.InstanceNumber = [0.75, 0.5], 2.0, number + 1
-        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 8, 9, 1, "MONOCHROME2"
+        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = (
+            8,
+            9,
+            1,
+            "MONOCHROME2",
+        )
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
         dataset.RescaleIntercept, dataset.RescaleSlope = 0, 1
         dataset.PixelData = np.full((8, 9), number, np.int16).tobytes()
@@ -126,7 +131,8 @@ def test_channels_of_one_scan_must_share_a_grid(tmp_path):
 
 def test_missing_empty_truncated_and_foreign_files_are_named(tmp_path):
     good = write(
-        tmp_path / "good.nii.gz", Volume(np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32), np.eye(4))
+        tmp_path / "good.nii.gz",
+        Volume(np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32), np.eye(4)),
     )
     cases = {
         "missing.nii.gz": (None, "no scan"),
@@ -134,15 +140,15 @@ def test_missing_empty_truncated_and_foreign_files_are_named(tmp_path):
         "cut.nii.gz": (good.read_bytes()[:2000], "cannot be read|cut off"),
         "cut.nii": (gzip.decompress(good.read_bytes())[:9000], "cut off"),
         "cut.nrrd": (
-            write(tmp_path / "good.nrrd", Volume(np.random.default_rng(0).normal(size=(20, 20, 20)), np.eye(4))).read_bytes()[
-                :9000
-            ],
+            write(
+                tmp_path / "good.nrrd", Volume(np.random.default_rng(0).normal(size=(20, 20, 20)), np.eye(4))
+            ).read_bytes()[:9000],
             "cannot be read",
         ),
         "cut.mha": (
-            write(tmp_path / "good.mha", Volume(np.random.default_rng(0).normal(size=(20, 20, 20)), np.eye(4))).read_bytes()[
-                :9000
-            ],
+            write(
+                tmp_path / "good.mha", Volume(np.random.default_rng(0).normal(size=(20, 20, 20)), np.eye(4))
+            ).read_bytes()[:9000],
             "cannot be read",
         ),
         "header.nii.gz": (gzip.compress(b"\x5c\x01\x00\x00abc"), "cut off"),
@@ -162,7 +168,9 @@ def test_missing_empty_truncated_and_foreign_files_are_named(tmp_path):
 
 @pytest.mark.parametrize("sizes", [(0.0, 1.0, 1.0), (1.0, -2.0, 1.0), (1.0, 1.0, float("nan"))])
 def test_zero_negative_and_undefined_spacing_is_refused(tmp_path, sizes):
-    path = write(tmp_path / "scan.nii", Volume(np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32), np.eye(4)))
+    path = write(
+        tmp_path / "scan.nii", Volume(np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32), np.eye(4))
+    )
     content = bytearray(path.read_bytes())
     content[80:92] = np.array(sizes, "<f4").tobytes()
     path.write_bytes(content)

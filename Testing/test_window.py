@@ -102,7 +102,11 @@ class User:
         seen, end = [], time.monotonic() + seconds
         while time.monotonic() < end:
             self.look()
-            text = read(self.ui.segmentStatusLabel, "text") + read(self.ui.buildStatusLabel, "text") + read(self.ui.compareStatusLabel, "text")
+            text = (
+                read(self.ui.segmentStatusLabel, "text")
+                + read(self.ui.buildStatusLabel, "text")
+                + read(self.ui.compareStatusLabel, "text")
+            )
             if text and (not seen or seen[-1] != text):
                 seen.append(text)
             if until() if until else not self.view.runner.busy:
@@ -244,7 +248,13 @@ def test_a_network_of_two_channels_gets_two_selectors(user, fp32_package):
 
     folder = Path(os.environ["MEDQUANT_MODELS"]) / "two" / "package"
     fp32_package.save(folder)
-    spec = replace(fp32_package.spec, name="two", title="Two channels", channels=(Channel("T1"), Channel("T2")), normalization=fp32_package.spec.normalization)
+    spec = replace(
+        fp32_package.spec,
+        name="two",
+        title="Two channels",
+        channels=(Channel("T1"), Channel("T2")),
+        normalization=fp32_package.spec.normalization,
+    )
     write_json(folder / "model.json", {**spec.to_json(), "files": fp32_package.hashes})
     first, second = user.load("first"), user.load("second", 2001)
     user.view.segment.selectModel("two")
@@ -292,7 +302,9 @@ def test_a_volume_deleted_and_a_scene_closed_during_the_run(user):
     user.watch(lambda: "Segmenting" in read(user.ui.segmentStatusLabel, "text"))
     user.scene.Clear(0)
     user.watch()
-    assert read(user.ui.segmentStatusLabel, "text") == "Canceled." and not user.segmentations() and len(user.errors()) == 1
+    assert (
+        read(user.ui.segmentStatusLabel, "text") == "Canceled." and not user.segmentations() and len(user.errors()) == 1
+    )
 
 
 def test_a_killed_worker_is_told_and_the_next_click_starts_another(user):
@@ -357,13 +369,18 @@ def test_compare_shows_what_was_lost_and_leads_to_it(user, tmp_path, monkeypatch
     user.click(user.ui.compareButton)
     seen = user.watch()
     assert any("FP32: segmenting" in text for text in seen) and any("INT8: segmenting" in text for text in seen)
-    rows = [[user.ui.summaryTable.item(r, c).text() for c in range(3)] for r in range(read(user.ui.summaryTable, "rowCount"))]
+    rows = [
+        [user.ui.summaryTable.item(r, c).text() for c in range(3)]
+        for r in range(read(user.ui.summaryTable, "rowCount"))
+    ]
     summary = {name: (fp32, int8) for name, fp32, int8 in rows}
     fp32_mb, int8_mb = map(float, summary["network file, MB"])
     assert 0 < int8_mb < 0.3 * fp32_mb and summary["memory, GB"][1] != "–"
     share, percent = summary["work in INT8"][1].split()
     assert float(share) > 95 and percent == "%"
-    assert read(user.ui.structureTable, "rowCount") == len(phantom_labels()) and "Mean Dice 0.9" in read(user.ui.compareResultLabel, "text")
+    assert read(user.ui.structureTable, "rowCount") == len(phantom_labels()) and "Mean Dice 0.9" in read(
+        user.ui.compareResultLabel, "text"
+    )
     assert read(user.ui.regionList, "count") > 3
     user.click(user.ui.showDifferencesButton)
     [differences] = user.segmentations()
@@ -380,7 +397,13 @@ def test_compare_shows_what_was_lost_and_leads_to_it(user, tmp_path, monkeypatch
         monkeypatch.setattr(user.qt.QFileDialog, "getSaveFileName", lambda *_a, name=name: (str(tmp_path / name), ""))
         user.click(user.ui.saveReportButton)
     page = (tmp_path / "report.html").read_text()
-    assert "liver" in page and "deepest voxel" in page and "mean margin" in page and (tmp_path / "report.csv").read_text().startswith("ml,voxels,FP32") and (tmp_path / "report.json").stat().st_size > 1000
+    assert (
+        "liver" in page
+        and "deepest voxel" in page
+        and "mean margin" in page
+        and (tmp_path / "report.csv").read_text().startswith("ml,voxels,FP32")
+        and (tmp_path / "report.json").stat().st_size > 1000
+    )
     user.click(user.ui.showDifferencesButton)
     assert len(user.segmentations()) == 1 and user.scene.GetNumberOfNodesByClass("vtkMRMLTableNode") == 1
     assert "volume by more than 5 %" in read(user.ui.compareResultLabel, "text")
@@ -389,7 +412,6 @@ def test_compare_shows_what_was_lost_and_leads_to_it(user, tmp_path, monkeypatch
 
 def test_all_volumes_and_a_folder(user, tmp_path, monkeypatch):
     import SimpleITK as sitk
-
 
     user.load("one")
     user.load("two", 2001)
@@ -431,7 +453,10 @@ def test_a_sequence_is_segmented_frame_by_frame(user):
     assert user.view.segment.parameters.volume is proxy
     user.click(user.ui.segmentSequenceButton)
     user.watch()
-    found = [scene.GetNthNodeByClass(n, "vtkMRMLSequenceNode") for n in range(scene.GetNumberOfNodesByClass("vtkMRMLSequenceNode"))]
+    found = [
+        scene.GetNthNodeByClass(n, "vtkMRMLSequenceNode")
+        for n in range(scene.GetNumberOfNodesByClass("vtkMRMLSequenceNode"))
+    ]
     made = next(node for node in found if node is not sequence)
     assert made.GetNumberOfDataNodes() == 2 and browser.IsSynchronizedSequenceNode(made)
     assert len(user.structures(made.GetNthDataNode(1))) >= 4
@@ -508,10 +533,19 @@ def test_the_module_reloads(user, monkeypatch):
 
 def test_every_control_can_be_reached_and_named(user):
     """Keyboard and screen reader: what takes input has a name, and what has a label is its buddy."""
-    kinds = (user.qt.QAbstractButton, user.qt.QComboBox, user.qt.QLineEdit, user.qt.QAbstractSpinBox, user.qt.QListWidget, user.qt.QTableWidget)
+    kinds = (
+        user.qt.QAbstractButton,
+        user.qt.QComboBox,
+        user.qt.QLineEdit,
+        user.qt.QAbstractSpinBox,
+        user.qt.QListWidget,
+        user.qt.QTableWidget,
+    )
     names = [name for name in vars(user.ui) if isinstance(getattr(user.ui, name), kinds)]
     assert len(names) > 25
-    nameless = [n for n in names if not read(getattr(user.ui, n), "accessibleName") and not read(getattr(user.ui, n), "text")]
+    nameless = [
+        n for n in names if not read(getattr(user.ui, n), "accessibleName") and not read(getattr(user.ui, n), "text")
+    ]
     assert not nameless
     texts = [read(label, "text") for name, label in vars(user.ui).items() if name.endswith("Label")]
     keys = [text.split("&")[1][0].lower() for text in texts if "&" in text]

@@ -163,7 +163,9 @@ def test_comparing_and_building_in_the_worker(client, int8_package, phantom):
     request = {"model": str(int8_package.folder), "choice": asdict(CHOICE), "options": asdict(OPTIONS)}
     found = client.begin("compare", [phantom[0]], **request).wait(Task())
     fp32, int8, regions = found.arrays
-    assert np.array_equal(regions > 0, fp32 != int8) and found.report["differences"]["voxels"] == int((fp32 != int8).sum())
+    assert np.array_equal(regions > 0, fp32 != int8) and found.report["differences"]["voxels"] == int(
+        (fp32 != int8).sum()
+    )
     assert found.report["mean_dice"] > 0.9 and set(found.report["runs"]) == {"fp32", "int8"}
     built = client.begin("build", [phantom[0]], **request).wait(Task()).report
     assert built["verdict"] == "INT8" and built["fidelity"]["trusted"]
@@ -218,9 +220,17 @@ time.sleep(60)
 @pytest.mark.parametrize("victims", ["parent", "both"])
 def test_nothing_is_left_when_the_parent_is_killed(int8_package, tmp_path, state, victims):
     before = shared_memory()
-    environment = {**os.environ, "PYTHONPATH": str(LIBRARY), "MEDQUANT_CACHE": str(tmp_path / "engines"), "TMPDIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(LIBRARY),
+        "MEDQUANT_CACHE": str(tmp_path / "engines"),
+        "TMPDIR": str(tmp_path),
+    }
     parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT), str(int8_package.folder), state], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(PARENT), str(int8_package.folder), state],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     worker = int(parent.stdout.readline())
     time.sleep(1.5 if state == "busy" else 0.1)

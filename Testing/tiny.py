@@ -16,7 +16,13 @@ from MedQuantINT8Lib.model import FP32, INT8, ModelPackage, write_package
 from MedQuantINT8Lib.model_spec import Channel, Geometry, Label, ModelSpec, Output, Window
 
 
-def convolutions(weights: dict[str, np.ndarray], biases: dict[str, np.ndarray], size: int = 8, names: dict[str, str] | None = None, opset: int = 19) -> Any:
+def convolutions(
+    weights: dict[str, np.ndarray],
+    biases: dict[str, np.ndarray],
+    size: int = 8,
+    names: dict[str, str] | None = None,
+    opset: int = 19,
+) -> Any:
     """3D convolutions of one voxel or three after each other, ReLU between them; nodes are named by ``weights``.
 
     Args:
@@ -36,9 +42,20 @@ def convolutions(weights: dict[str, np.ndarray], biases: dict[str, np.ndarray], 
             inputs.append(name(f"{layer} bias"))
             constants.append(numpy_helper.from_array(biases[layer].astype(np.float32), inputs[2]))
         side = weight.shape[2]
-        nodes.append(helper.make_node("Conv", inputs, [name("y" if last else f"{layer} out")], name=layer, kernel_shape=[side] * 3, pads=[side // 2] * 6))
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                inputs,
+                [name("y" if last else f"{layer} out")],
+                name=layer,
+                kernel_shape=[side] * 3,
+                pads=[side // 2] * 6,
+            )
+        )
         if not last:
-            nodes.append(helper.make_node("Relu", [name(f"{layer} out")], [name(f"{layer} relu")], name=f"{layer}_relu"))
+            nodes.append(
+                helper.make_node("Relu", [name(f"{layer} out")], [name(f"{layer} relu")], name=f"{layer}_relu")
+            )
             before = f"{layer} relu"
     first, end = next(iter(weights.values())), list(weights.values())[-1]
     made = helper.make_graph(
@@ -53,11 +70,15 @@ def convolutions(weights: dict[str, np.ndarray], biases: dict[str, np.ndarray], 
     return model
 
 
-def random_weights(widths: tuple[int, ...] = (1, 4, 4, 2), side: int = 1, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def random_weights(
+    widths: tuple[int, ...] = (1, 4, 4, 2), side: int = 1, seed: int = 0
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Weights and biases of layers "a", "b", ... of these widths."""
     rng = np.random.default_rng(seed)
     layers = "abcdefgh"[: len(widths) - 1]
-    weights = {n: rng.normal(size=(w, v, side, side, side)) for n, v, w in zip(layers, widths, widths[1:], strict=False)}
+    weights = {
+        n: rng.normal(size=(w, v, side, side, side)) for n, v, w in zip(layers, widths, widths[1:], strict=False)
+    }
     return weights, {n: rng.normal(size=w.shape[0]) for n, w in weights.items()}
 
 

@@ -20,7 +20,9 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         except ValueError:
             value = low - 1
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{_shown(text)} is not possible: give a whole number from {low} to {high}")
+            raise argparse.ArgumentTypeError(
+                f"{_shown(text)} is not possible: give a whole number from {low} to {high}"
+            )
         return value
 
     return parse

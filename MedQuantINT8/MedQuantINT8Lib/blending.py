@@ -54,7 +54,13 @@ class OverlapAdd:
     """
 
     def __init__(
-        self, plan: WindowPlan, channels: int, weights: NDArray[np.float32], dtype: DTypeLike, sink: Sink, threads: Threads
+        self,
+        plan: WindowPlan,
+        channels: int,
+        weights: NDArray[np.float32],
+        dtype: DTypeLike,
+        sink: Sink,
+        threads: Threads,
     ) -> None:
         self._plan, self._sink, self._channels, self._weights, self._threads = plan, sink, channels, weights, threads
         self._carried = [np.zeros((channels, *plan.carried_shape(axis)), dtype) for axis in range(3)]

@@ -30,7 +30,18 @@ from .volume import Volume
 VOLUME_CHANGE = 5.0
 #: Regions that are named one by one in a segmentation and on a page; the others share one.
 SHOWN_REGIONS = 30
-REGION_COLUMNS = ("ml", "voxels", "FP32", "INT8", "R mm", "A mm", "S mm", "deepest voxel from a boundary", "share at a boundary", "mean margin")
+REGION_COLUMNS = (
+    "ml",
+    "voxels",
+    "FP32",
+    "INT8",
+    "R mm",
+    "A mm",
+    "S mm",
+    "deepest voxel from a boundary",
+    "share at a boundary",
+    "mean margin",
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,11 @@ def structure_json(row: StructureAgreement, change: float) -> dict[str, Any]:
     """A structure with its change of volume from FP32 (``other_ml``) to INT8 (``ml``); None where FP32 has none of it."""
     percent = 100 * (row.ml - row.other_ml) / row.other_ml if row.other_ml else None
     new = percent is None and row.ml > 0
-    return {**row.to_json(), "change_percent": percent, "pointed_out": new or (percent is not None and abs(percent) > change)}
+    return {
+        **row.to_json(),
+        "change_percent": percent,
+        "pointed_out": new or (percent is not None and abs(percent) > change),
+    }
 
 
 def region_title(region: dict[str, Any]) -> str:

@@ -50,10 +50,21 @@ def boundary_page(title: str, report: dict[str, Any]) -> str:
         f"<h1>{escaped(title)}</h1><p class={kind}><b>{escaped(verdict(report))}</b></p><p>Mean Dice between the two: <b>{dice}</b>. {text}.</p>{notes}"
         + table(["", "FP32", "INT8"], [list(row) for row in gains(report)])
         + "<h2>Structures</h2>"
-        + table(["Structure", "Dice", "FP32, ml", "INT8, ml", "change, ml", "change, %"], [_structure(s) for s in report["structures"]])
+        + table(
+            ["Structure", "Dice", "FP32, ml", "INT8, ml", "change, ml", "change, %"],
+            [_structure(s) for s in report["structures"]],
+        )
         + f"<h2>Where they differ</h2><p>The largest of {found['region_count']} regions. The margin is the probability of FP32's label minus that of the next.</p>"
         + table(
-            ["ml", "FP32", "INT8", "at (R, A, S) mm", "deepest voxel from a boundary, voxels", "at a boundary", "mean margin"],
+            [
+                "ml",
+                "FP32",
+                "INT8",
+                "at (R, A, S) mm",
+                "deepest voxel from a boundary, voxels",
+                "at a boundary",
+                "mean margin",
+            ],
             [_region(r) for r in found["regions"][:SHOWN_REGIONS]],
             4,
         ),
@@ -62,11 +73,26 @@ def boundary_page(title: str, report: dict[str, Any]) -> str:
 
 def _structure(s: dict[str, Any]) -> list[str]:
     percent = "–" if s["change_percent"] is None else f"{s['change_percent']:+.1f}"
-    cells = [escaped(s["name"]), "–" if s["dice"] is None else f"{s['dice']:.4f}", f"{s['other_ml']:.2f}", f"{s['ml']:.2f}", f"{s['ml'] - s['other_ml']:+.2f}", percent]
+    cells = [
+        escaped(s["name"]),
+        "–" if s["dice"] is None else f"{s['dice']:.4f}",
+        f"{s['other_ml']:.2f}",
+        f"{s['ml']:.2f}",
+        f"{s['ml'] - s['other_ml']:+.2f}",
+        percent,
+    ]
     return [f"<b class=bad>{cell}</b>" for cell in cells] if s["pointed_out"] else cells
 
 
 def _region(r: dict[str, Any]) -> list[str]:
     where = ", ".join(f"{c:.1f}" for c in r["center_ras"])
     margin = "–" if r["mean_margin"] is None else f"{r['mean_margin']:.3f}"
-    return [f"{r['ml']:.3f}", escaped(r["first"]), escaped(r["second"]), where, str(r["depth_voxels"]), f"{100 * r['boundary_share']:.0f} %", margin]
+    return [
+        f"{r['ml']:.3f}",
+        escaped(r["first"]),
+        escaped(r["second"]),
+        where,
+        str(r["depth_voxels"]),
+        f"{100 * r['boundary_share']:.0f} %",
+        margin,
+    ]

@@ -64,7 +64,8 @@ class CalibrationOptions:
             )
         if not 50 <= self.percentile <= 100:
             raise InputError(
-                f"A percentile of {self.percentile} makes no sense for a range.", "Give one between 50 and 100, such as 99.99."
+                f"A percentile of {self.percentile} makes no sense for a range.",
+                "Give one between 50 and 100, such as 99.99.",
             )
 
 
@@ -247,13 +248,20 @@ class PatchSampler:
 
     def first_samples(self, count: int) -> list[Sample]:
         """Patches with labels for comparing networks: of as many volumes as there are, around foreground before the rest."""
-        places = [(n, index, n < counts["foreground"]) for index, counts in enumerate(self._allotted) for n in range(sum(counts.values()))]
+        places = [
+            (n, index, n < counts["foreground"])
+            for index, counts in enumerate(self._allotted)
+            for n in range(sum(counts.values()))
+        ]
         # The first patch of each volume, then the second of each; one in air shows nothing to compare.
         chosen = sorted(places, key=lambda place: (not place[2], place[0], place[1]))[:count]
         wanted: dict[int, int] = {}
         for n, index, _ in chosen:
             wanted[index] = max(wanted.get(index, 0), n + 1)
-        by_volume = {index: list(itertools.islice(self._samples(index, self._reference(index)), most)) for index, most in wanted.items()}
+        by_volume = {
+            index: list(itertools.islice(self._samples(index, self._reference(index)), most))
+            for index, most in wanted.items()
+        }
         # A volume that is no larger than a patch gives one, however many were asked of it.
         return [by_volume[index][n] for n, index, _ in chosen if n < len(by_volume[index])]
 
@@ -271,7 +279,13 @@ class PatchSampler:
             labels = network_input.labels_in_network_space(np.rint(reference.data[0]).astype(np.int32))
         rng = np.random.default_rng((self._options.seed, index))
         yield from draw_samples(
-            network_input, self.patch, self._spec.window.pad_value, self._allotted[index], rng, self._find_foreground, labels
+            network_input,
+            self.patch,
+            self._spec.window.pad_value,
+            self._allotted[index],
+            rng,
+            self._find_foreground,
+            labels,
         )
 
 
@@ -304,7 +318,9 @@ class Calibration:
             "warnings": self.warnings,
             "versions": self.versions,
             "input": self.input,
-            "tensors": {name: {"scale": scale, "seen_maximum": self.maxima[name]} for name, scale in self.scales.items()},
+            "tensors": {
+                name: {"scale": scale, "seen_maximum": self.maxima[name]} for name, scale in self.scales.items()
+            },
         }
 
 

@@ -127,7 +127,10 @@ def resolve(model: str) -> str:
     a package; :func:`both_meant` then says so.
     """
     known = installed()
-    return ",".join(",".join(map(str, known[part])) if part in known and not _is_package(part) else part for part in split_paths(model))
+    return ",".join(
+        ",".join(map(str, known[part])) if part in known and not _is_package(part) else part
+        for part in split_paths(model)
+    )
 
 
 def both_meant(model: str) -> str:
@@ -169,7 +172,9 @@ def install(item: CatalogueEntry, source: Path | None, task: Task, *, trust_code
 
 def _downloaded(item: CatalogueEntry, task: Task) -> Path:
     if item.url is None:
-        raise InputError(f"{item.name} cannot be downloaded by this program. {item.by_hand}", "Then give it with --from.")
+        raise InputError(
+            f"{item.name} cannot be downloaded by this program. {item.by_hand}", "Then give it with --from."
+        )
     path = models_root() / ".downloads" / item.url.rsplit("/", 1)[-1]
     if not path.exists():
         download(item.url, path, task, item.checksum)

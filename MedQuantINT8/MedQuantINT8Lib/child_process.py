@@ -185,13 +185,23 @@ def _main(folder: Path) -> int:
         _say(events, {"kind": type(error).__name__, "message": str(error.args[0]), "hint": error.hint})
         return 0
     except MemoryError:
-        _say(events, {"kind": "MedQuantError", "message": "There is not enough memory.", "hint": "Take a smaller --patch."})
+        _say(
+            events,
+            {"kind": "MedQuantError", "message": "There is not enough memory.", "hint": "Take a smaller --patch."},
+        )
         return 0
     except Exception as error:
         # A stranger's network raises what it likes.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         text = "".join(c for c in (lines[0] if lines else "no reason given")[:200] if c.isprintable()).rstrip(".")
-        _say(events, {"kind": "PackageError", "message": f"The network failed: {type(error).__name__}: {text}.", "hint": "Check it."})
+        _say(
+            events,
+            {
+                "kind": "PackageError",
+                "message": f"The network failed: {type(error).__name__}: {text}.",
+                "hint": "Check it.",
+            },
+        )
         return 0
     return 0
 

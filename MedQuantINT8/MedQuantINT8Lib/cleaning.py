@@ -36,7 +36,11 @@ def _remove_parts(labels: NDArray[Any], mask: NDArray[np.bool_], step: Cleaning)
     inside = mask[box]
     parts = _parts(inside, step.connectivity)
     sizes = np.bincount(parts.ravel())[1:]
-    kept = np.argsort(-sizes, kind="stable")[: step.count] if step.kind == "largest" else np.flatnonzero(sizes >= step.size)
+    kept = (
+        np.argsort(-sizes, kind="stable")[: step.count]
+        if step.kind == "largest"
+        else np.flatnonzero(sizes >= step.size)
+    )
     if len(kept) < sizes.size:
         labels[box][inside & ~np.isin(parts, 1 + kept)] = 0
 
@@ -56,4 +60,6 @@ def _parts(mask: NDArray[np.bool_], connectivity: int) -> NDArray[Any]:
     """Each part of a mask by a number from 1 on; voxels touch by faces (1) or by faces, edges and corners (3)."""
     import SimpleITK as sitk
 
-    return sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)), connectivity == 3))
+    return sitk.GetArrayFromImage(
+        sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)), connectivity == 3)
+    )

@@ -156,7 +156,9 @@ def to_json(request: dict[str, Any]) -> str:
     try:
         return json.dumps(request, default=plain)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"A value cannot be handed over: {error}.", "Give numbers, texts and lists of them.") from error
+        raise InputError(
+            f"A value cannot be handed over: {error}.", "Give numbers, texts and lists of them."
+        ) from error
 
 
 class WorkerClient:
@@ -206,7 +208,14 @@ class WorkerClient:
         self._scratch = tempfile.mkdtemp(prefix=owned_prefix("medquant-worker"))
         try:
             process = subprocess.Popen(
-                [self._python, "-m", "MedQuantINT8Lib.worker", self._arena.address, str(self._idle_seconds), self._scratch],
+                [
+                    self._python,
+                    "-m",
+                    "MedQuantINT8Lib.worker",
+                    self._arena.address,
+                    str(self._idle_seconds),
+                    self._scratch,
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -219,7 +228,9 @@ class WorkerClient:
             )
         except OSError as error:
             shutil.rmtree(self._scratch, ignore_errors=True)
-            raise WorkerError(f"The worker cannot be started with {self._python}: {error.strerror}.", "Choose another Python.") from error
+            raise WorkerError(
+                f"The worker cannot be started with {self._python}: {error.strerror}.", "Choose another Python."
+            ) from error
         self._process = process
         errors = threading.Thread(target=self._collect_errors, args=(process, link), daemon=True)
         errors.start()
@@ -230,10 +241,14 @@ class WorkerClient:
             self._end()
             raise
         if hello["event"] == "ended":
-            raise WorkerError(hello["message"], f"Check that {self._python} holds this extension's packages (medquant doctor).")
+            raise WorkerError(
+                hello["message"], f"Check that {self._python} holds this extension's packages (medquant doctor)."
+            )
         if hello["version"] != __version__:
             self._end()
-            raise WorkerError(f"The worker is of version {hello['version']}, but {__version__} is needed.", "Update its environment.")
+            raise WorkerError(
+                f"The worker is of version {hello['version']}, but {__version__} is needed.", "Update its environment."
+            )
         self.description = hello
 
     def segment(
@@ -298,7 +313,14 @@ class WorkerClient:
             job.take({"event": "failed", "error": WorkerError(f"{text} ({error})", "Close other programs.")})
         except BaseException as error:
             # Whatever it is, whoever waits for the job must be told.
-            job.take({"event": "failed", "error": WorkerError(f"The work could not be handed over: {type(error).__name__}: {error}.", "Please report this.")})
+            job.take(
+                {
+                    "event": "failed",
+                    "error": WorkerError(
+                        f"The work could not be handed over: {type(error).__name__}: {error}.", "Please report this."
+                    ),
+                }
+            )
 
     @property
     def log(self) -> list[str]:
@@ -376,8 +398,17 @@ class WorkerClient:
                         self._arena.array(a["offset"], tuple(a["shape"]), a["dtype"]).copy() for a in event["arrays"]
                     )
             except BaseException as error:
-                reason = "There is not enough memory for the result" if isinstance(error, MemoryError) else "The worker's result could not be read"
-                event = {"event": "failed", "error": WorkerError(f"{reason} ({type(error).__name__}: {error}).", "Close other programs, and try again.")}
+                reason = (
+                    "There is not enough memory for the result"
+                    if isinstance(error, MemoryError)
+                    else "The worker's result could not be read"
+                )
+                event = {
+                    "event": "failed",
+                    "error": WorkerError(
+                        f"{reason} ({type(error).__name__}: {error}).", "Close other programs, and try again."
+                    ),
+                }
             take(event)
         code = process.wait()
         shutil.rmtree(scratch, ignore_errors=True)

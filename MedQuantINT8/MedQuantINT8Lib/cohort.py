@@ -49,7 +49,9 @@ def _shares(size: int, seed: int) -> NDArray[np.float64]:
 def require_scipy() -> None:
     """Raises :class:`DependencyError` where SciPy is missing (Slicer brings it)."""
     if importlib.util.find_spec("scipy") is None:
-        raise DependencyError("The Python package 'scipy' is not installed.", "Install it with: pip install 'medquantint8[evaluate]'")
+        raise DependencyError(
+            "The Python package 'scipy' is not installed.", "Install it with: pip install 'medquantint8[evaluate]'"
+        )
 
 
 def wilcoxon(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -30,7 +30,14 @@ from .volume_io import ReadOptions, ScanReader, scan_paths
 
 def options_of(args: argparse.Namespace) -> SegmentationOptions:
     memory = int(args.memory * (1 << 30)) if args.memory is not None else None
-    return SegmentationOptions(tuple(args.patch) if args.patch else None, args.overlap, args.batch, args.skip_air, memory, check_ranges=not args.no_range_check)
+    return SegmentationOptions(
+        tuple(args.patch) if args.patch else None,
+        args.overlap,
+        args.batch,
+        args.skip_air,
+        memory,
+        check_ranges=not args.no_range_check,
+    )
 
 
 def reader_of(args: argparse.Namespace, task: Task) -> ScanReader:
@@ -119,7 +126,9 @@ def _dice(value: float | None) -> str:
 def _guard_lines(result: Any) -> list[str]:
     lines = []
     if result.dice_fp32 is not None:
-        lines.append(f"mean Dice to the labels: FP32 {_dice(result.dice_fp32)}, INT8 {_dice(result.after.dice)} (simulated)")
+        lines.append(
+            f"mean Dice to the labels: FP32 {_dice(result.dice_fp32)}, INT8 {_dice(result.after.dice)} (simulated)"
+        )
     if result.returned:
         lines.append(
             f"the guard put {len(result.returned)} layer(s) back to float: agreement {_dice(result.before.agreement)} before, {_dice(result.agreement)} after"
@@ -127,7 +136,9 @@ def _guard_lines(result: Any) -> list[str]:
     if result.cost_ms is not None:
         lines.append(f"  which costs {result.cost_ms:.1f} ms of {result.milliseconds[-1]:.1f} ms a window")
     if result.judged and not result.kept:
-        lines.append("warning: the budget does not hold: see 'guard' in calibration.json. Try --method, more scans, or --keep.")
+        lines.append(
+            "warning: the budget does not hold: see 'guard' in calibration.json. Try --method, more scans, or --keep."
+        )
     return lines
 
 
@@ -166,7 +177,11 @@ def segment(args: argparse.Namespace, task: Task) -> None:
     if args.output is not None:
         check_output_path(args.output, inputs)
     with load_ensemble(model) as ensemble:
-        output = Path(args.output) if args.output is not None else segmentation_beside(scan_paths(args.scan)[0], ensemble.first.spec.name)
+        output = (
+            Path(args.output)
+            if args.output is not None
+            else segmentation_beside(scan_paths(args.scan)[0], ensemble.first.spec.name)
+        )
         if args.output is None:
             check_output_path(output, inputs)
         with overwriting(args, output_files(output)):
@@ -174,7 +189,9 @@ def segment(args: argparse.Namespace, task: Task) -> None:
     print_result(args, value, *lines)
 
 
-def _segment_to(output: Path, ensemble: Ensemble, args: argparse.Namespace, task: Task) -> tuple[dict[str, Any], list[str]]:
+def _segment_to(
+    output: Path, ensemble: Ensemble, args: argparse.Namespace, task: Task
+) -> tuple[dict[str, Any], list[str]]:
     """Segment, write the label map, and what there is to say of it: for machines and for people."""
     labels = ensemble.first.spec.labels
     began = time.perf_counter()
@@ -190,7 +207,9 @@ def _segment_to(output: Path, ensemble: Ensemble, args: argparse.Namespace, task
     run.seconds["writing"] = time.perf_counter() - began
     run.seconds["total"] += run.seconds["writing"]
     voxels = present_labels(run.result.labels, labels)
-    structures = [{"value": label.value, "name": label.name, "ml": voxels[label.value] * volume.grid.voxel_ml} for label in labels]
+    structures = [
+        {"value": label.value, "name": label.name, "ml": voxels[label.value] * volume.grid.voxel_ml} for label in labels
+    ]
     value = {**run_json(args.scan, run), "output": str(output), "structures": structures}
     description = run.engine["description"]
     return value, [
@@ -198,7 +217,11 @@ def _segment_to(output: Path, ensemble: Ensemble, args: argparse.Namespace, task
         f"({run.seconds['network']:.2f} s in the network)",
         f"engine: {run.engine['title']}, {run.engine['precision']}: {description['verdict']}, {100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
         *_choice_lines(run.engine["choice"]),
-        *(f"note: {note}" for note in [*run.result.notes, *filter(None, [run.engine["note"]])] if note != (run.engine["choice"] or {}).get("reason")),
+        *(
+            f"note: {note}"
+            for note in [*run.result.notes, *filter(None, [run.engine["note"]])]
+            if note != (run.engine["choice"] or {}).get("reason")
+        ),
     ]
 
 
@@ -244,7 +267,9 @@ def compare(args: argparse.Namespace, task: Task) -> None:
     model = packages_of(args, one=True)
     written = [Path(args.report) / name for name in REPORT_FILES] if args.report else []
     if args.report:
-        check_output_folder(args.report, REPORT_FILES, [model, *(p for s in (*args.scans, *(args.labels or [])) for p in scan_paths(s))])
+        check_output_folder(
+            args.report, REPORT_FILES, [model, *(p for s in (*args.scans, *(args.labels or [])) for p in scan_paths(s))]
+        )
     with ModelPackage.load(model) as package, overwriting(args, written):
         package.onnx_path("int8")
         reader = reader_of(args, task)
@@ -258,7 +283,13 @@ def compare(args: argparse.Namespace, task: Task) -> None:
         )
         if args.report:
             write_report(report, Path(args.report))
-    print_result(args, report, *_comparison_lines(report), *(f"note: {text}" for text in reader.notes), *([f"wrote {Path(args.report) / 'report.html'}"] if args.report else []))
+    print_result(
+        args,
+        report,
+        *_comparison_lines(report),
+        *(f"note: {text}" for text in reader.notes),
+        *([f"wrote {Path(args.report) / 'report.html'}"] if args.report else []),
+    )
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
@@ -294,7 +325,10 @@ def _run_apart(
 def _apart(arguments: list[str], task: Task) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "MedQuantINT8Lib.cli", *arguments, "--json"], stdout=output, stderr=errors, env=library_environment()
+            [sys.executable, "-m", "MedQuantINT8Lib.cli", *arguments, "--json"],
+            stdout=output,
+            stderr=errors,
+            env=library_environment(),
         )
         try:
             while process.poll() is None:
@@ -307,7 +341,9 @@ def _apart(arguments: list[str], task: Task) -> dict[str, Any]:
         output.seek(0)
         errors.seek(0)
         if process.returncode:
-            message = (errors.read().strip().splitlines() or ["the run ended without a word"])[-1].removeprefix("medquant: ")
+            message = (errors.read().strip().splitlines() or ["the run ended without a word"])[-1].removeprefix(
+                "medquant: "
+            )
             raise _error_for(process.returncode)(message)
         return json.loads(output.read().strip().splitlines()[-1])
 
@@ -338,10 +374,14 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
             ("  INT8 share of work, %", lambda r: 100 * r["engine"]["description"]["int8_mac_share"]),
         ):
             first, second = key(pair["fp32"]), key(pair["int8"])
-            lines.append(f"{name:32}{first:10.2f}{second:10.2f}{(f'{first / second:7.2f}x' if second and first else ''):>8}")
+            lines.append(
+                f"{name:32}{first:10.2f}{second:10.2f}{(f'{first / second:7.2f}x' if second and first else ''):>8}"
+            )
     for item in report["agreement"]:
         mean = "–" if item["mean_dice"] is None else f"{item['mean_dice']:.4f}"
-        left_out = f" (left out, as the labels do not have them: {', '.join(item['left_out'])})" if item["left_out"] else ""
+        left_out = (
+            f" (left out, as the labels do not have them: {', '.join(item['left_out'])})" if item["left_out"] else ""
+        )
         lines.append(f"{item['scan']}: {item['first']} against {item['second']}: mean Dice {mean}{left_out}")
     return lines
 
@@ -356,7 +396,9 @@ def cache(args: argparse.Namespace, task: Task) -> None:
         print_result(args, {"removed": count}, f"removed {count} engine(s)")
         return
     found = [e for e in engines.entries() if args.model in (None, e.record["key"].get("model_name"))]
-    rows = [{"folder": str(e.folder), "bytes": e.bytes, "built": e.record.get("built"), **e.record["key"]} for e in found]
+    rows = [
+        {"folder": str(e.folder), "bytes": e.bytes, "built": e.record.get("built"), **e.record["key"]} for e in found
+    ]
     print_result(
         args,
         {"engines": rows},

@@ -25,7 +25,12 @@ RunScan = Callable[[str, str, Path], dict[str, Any]]
 
 
 def compare_scans(
-    package: ModelPackage, scans: Sequence[str], references: Sequence[str], run_scan: RunScan, task: Task, reader: Callable[[Any], Volume] = read_volume
+    package: ModelPackage,
+    scans: Sequence[str],
+    references: Sequence[str],
+    run_scan: RunScan,
+    task: Task,
+    reader: Callable[[Any], Volume] = read_volume,
 ) -> dict[str, Any]:
     """Run every scan in FP32 and INT8 and report.
 
@@ -59,7 +64,15 @@ def compare_scans(
                 reference, annotated = np.rint(read.data[0]).astype(np.int64), label_values(read)
                 for precision, ours in found.items():
                     rows = agreement(ours, reference, labels, ml, annotated)
-                    agreements.append(agreement_json(name, precision, "labels", rows, [label.name for label in labels if label.value not in annotated]))
+                    agreements.append(
+                        agreement_json(
+                            name,
+                            precision,
+                            "labels",
+                            rows,
+                            [label.name for label in labels if label.value not in annotated],
+                        )
+                    )
             png = comparison_slices(volume, found["fp32"], found["int8"], labels)
             pictures.append(picture_json(comparison_title(name, found["fp32"], found["int8"]), png))
     return report_json(package, runs, agreements, pictures)

@@ -74,4 +74,9 @@ def add_differences(comparison: Comparison) -> Any | None:
 
 def add_table(comparison: Comparison) -> Any:
     """A table node with a row for each region."""
-    return mrml.add_table(REGION_COLUMNS, region_rows(comparison.regions), comparison.volumeNode, name=f"{comparison.volumeNode.GetName()}: regions that differ")
+    return mrml.add_table(
+        REGION_COLUMNS,
+        region_rows(comparison.regions),
+        comparison.volumeNode,
+        name=f"{comparison.volumeNode.GetName()}: regions that differ",
+    )

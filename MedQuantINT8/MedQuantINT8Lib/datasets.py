@@ -55,7 +55,10 @@ class DataSet:
         found = tuple(case for case in self.cases if split in ("all", case.split))
         if not found:
             known = sorted({case.split for case in self.cases} - {""})
-            raise InputError(f"{self.name} has no cases of the split {split!r}.", f"It has {', '.join(known) or 'no splits: use --split all'}.")
+            raise InputError(
+                f"{self.name} has no cases of the split {split!r}.",
+                f"It has {', '.join(known) or 'no splits: use --split all'}.",
+            )
         return found
 
 
@@ -102,16 +105,25 @@ def _check(data: DataSet) -> None:
     images: dict[tuple[Path, ...], str] = {}
     for case in data.cases:
         if (other := images.setdefault(case.image, case.name)) != case.name:
-            raise InputError(f"{data.name}: the cases {other} and {case.name} have the same scan {case.image[0].name}.", "Correct the data set's description.")
+            raise InputError(
+                f"{data.name}: the cases {other} and {case.name} have the same scan {case.image[0].name}.",
+                "Correct the data set's description.",
+            )
         if splits.setdefault(case.name, case.split) != case.split:
-            raise InputError(f"{data.name}: the case {case.name} is in two splits.", "Correct the data set's description.")
+            raise InputError(
+                f"{data.name}: the case {case.name} is in two splits.", "Correct the data set's description."
+            )
         files = [case.label] if isinstance(case.label, Path) else list(case.label.values())
         for file in [*case.image, *files]:
             if not file.exists():
-                raise InputError(f"{data.name}: {case.name}: there is no file {file}.", "Correct the data set's description.")
+                raise InputError(
+                    f"{data.name}: {case.name}: there is no file {file}.", "Correct the data set's description."
+                )
     # Results are kept by name: two cases of one name would be one.
     if twice := [name for name, count in Counter(case.name for case in data.cases).items() if count > 1]:
-        raise InputError(f"{data.name}: there are several cases called {twice[0]}.", "Give each case a name of its own.")
+        raise InputError(
+            f"{data.name}: there are several cases called {twice[0]}.", "Give each case a name of its own."
+        )
 
 
 def _json(path: Path) -> DataSet:
@@ -126,7 +138,9 @@ def _json(path: Path) -> DataSet:
         names = {int(v): str(n) for v, n in value.get("structures", {}).items()}
         return DataSet(str(value.get("name", path.stem)), tuple(cases), names)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no description of a data set: {error!r}.", "See medquant evaluate --help.") from error
+        raise InputError(
+            f"{path} is no description of a data set: {error!r}.", "See medquant evaluate --help."
+        ) from error
 
 
 def _msd(folder: Path) -> DataSet:
@@ -177,7 +191,10 @@ def _only(name: str, scans: list[Path], label: Path) -> Path:
     """
     if len(scans) != 1:
         found = f"there are several: {', '.join(path.name for path in scans)}" if scans else "there is none"
-        raise InputError(f"{label.name} needs one scan called {name}, but {found}.", "Give each label map one scan, or describe the data set by a JSON file.")
+        raise InputError(
+            f"{label.name} needs one scan called {name}, but {found}.",
+            "Give each label map one scan, or describe the data set by a JSON file.",
+        )
     return scans[0]
 
 
@@ -210,10 +227,18 @@ def _brain(folder: Path) -> DataSet:
     return DataSet("Whole Brain", tuple(cases), names)
 
 
-FORMS: dict[str, Callable[[Path], DataSet]] = {"json": _json, "msd": _msd, "btcv": _btcv, "totalsegmentator": _total, "wholebrain": _brain}
+FORMS: dict[str, Callable[[Path], DataSet]] = {
+    "json": _json,
+    "msd": _msd,
+    "btcv": _btcv,
+    "totalsegmentator": _total,
+    "wholebrain": _brain,
+}
 
 
-def label_map(case: Case, data: DataSet, values: Mapping[str, int], reader: Callable[[Any], Volume] = read_volume) -> NDArray[np.uint16]:
+def label_map(
+    case: Case, data: DataSet, values: Mapping[str, int], reader: Callable[[Any], Volume] = read_volume
+) -> NDArray[np.uint16]:
     """The case's labels (K, J, I) with the model's values.
 
     Args:
@@ -226,7 +251,10 @@ def label_map(case: Case, data: DataSet, values: Mapping[str, int], reader: Call
     if isinstance(case.label, Path):
         raw = np.rint(reader(case.label).data[0]).astype(np.int64)
         if raw.min() < 0 or raw.max() > 65535:
-            raise InputError(f"{case.label} is no label map: it has values from {raw.min()} to {raw.max()}.", "Correct the data set's description.")
+            raise InputError(
+                f"{case.label} is no label map: it has values from {raw.min()} to {raw.max()}.",
+                "Correct the data set's description.",
+            )
         if not data.structures:
             return raw.astype(np.uint16)
         table = np.zeros(max(int(raw.max()), *data.structures) + 1, np.uint16)
@@ -241,5 +269,8 @@ def label_map(case: Case, data: DataSet, values: Mapping[str, int], reader: Call
         found = np.zeros(mask.shape, np.uint16) if found is None else found
         found[mask] = values[name.lower()]
     if found is None:
-        raise InputError(f"{data.name}: {case.name} has no structure that the model knows.", "Check that model and data set belong together.")
+        raise InputError(
+            f"{data.name}: {case.name} has no structure that the model knows.",
+            "Check that model and data set belong together.",
+        )
     return found

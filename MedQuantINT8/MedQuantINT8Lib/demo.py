@@ -6,6 +6,7 @@ import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -110,7 +111,11 @@ def _segmented(package: ModelPackage, volume: Volume, task: Task) -> dict[str, r
 
 def _synthetic() -> _Case:
     volume, truth = demo_scan()
-    return _Case("Synthetic abdomen", volume, [lambda seed=seed: make_phantom(seed)[0] for seed in _CALIBRATION_SEEDS], truth)  # type: ignore[misc]
+    return _Case("Synthetic abdomen", volume, [partial(_scan, seed) for seed in _CALIBRATION_SEEDS], truth)
+
+
+def _scan(seed: int) -> Volume:
+    return make_phantom(seed)[0]
 
 
 def _given(scan: str) -> _Case:
@@ -138,7 +143,12 @@ def _report(package: ModelPackage, done: dict[str, Any], case: _Case) -> tuple[d
     picture = comparison_slices(case.volume, found["fp32"], found["int8"], labels)
     # Both precisions ran in this process, after calibration: its peak of memory tells nothing of either.
     described = [{**run_json(case.name, run), "peak_memory_bytes": None} for run in done.values()]
-    value = report_json(package, described, agreements, [picture_json(comparison_title(case.name, found["fp32"], found["int8"]), picture)])
+    value = report_json(
+        package,
+        described,
+        agreements,
+        [picture_json(comparison_title(case.name, found["fp32"], found["int8"]), picture)],
+    )
     return value, rows
 
 
@@ -149,7 +159,11 @@ def _results(folder: Path, package: ModelPackage, case: _Case, run: Any, report:
 
     labels = package.spec.labels
     with task.stage("writing the results"):
-        missing = "" if _has_slicer() else "Neither 3D Slicer nor its core is installed, which draws it: pip install slicer-core"
+        missing = (
+            ""
+            if _has_slicer()
+            else "Neither 3D Slicer nor its core is installed, which draws it: pip install slicer-core"
+        )
         if missing:
             write_segmentation(folder / "segmentation.seg.nrrd", run.result.labels, run.result.ijk_to_ras, labels)
         else:

@@ -46,7 +46,9 @@ GROUPS = {
         "requirements-cuda.txt",
         _("to run INT8 networks on this computer's NVIDIA graphics card with this extension's own kernels"),
         _("about 120 MB to download"),
-        _("cuda-python and NVRTC: NVIDIA's proprietary licenses, which you accept by installing them; ONNX: Apache-2.0; ONNX Runtime: MIT"),
+        _(
+            "cuda-python and NVRTC: NVIDIA's proprietary licenses, which you accept by installing them; ONNX: Apache-2.0; ONNX Runtime: MIT"
+        ),
     ),
     "tensorrt": Group(
         "requirements-tensorrt.txt",
@@ -61,7 +63,9 @@ GROUPS = {
         "requirements-tensorrt-rtx.txt",
         _("to run INT8 networks on this computer's GeForce or RTX graphics card"),
         _("about 170 MB to download"),
-        _("TensorRT for RTX: NVIDIA's proprietary license, which you accept by installing it; ONNX: Apache-2.0; ONNX Runtime: MIT"),
+        _(
+            "TensorRT for RTX: NVIDIA's proprietary license, which you accept by installing it; ONNX: Apache-2.0; ONNX Runtime: MIT"
+        ),
     ),
     "import": Group(
         "requirements-import.txt",
@@ -103,7 +107,9 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
-def ensure(name: str, ask: Ask, install: Install | None = None, install_torch: Callable[[], None] | None = None) -> bool:
+def ensure(
+    name: str, ask: Ask, install: Install | None = None, install_torch: Callable[[], None] | None = None
+) -> bool:
     """Install what a road needs, if the user agrees.
 
     Args:
@@ -124,7 +130,9 @@ def ensure(name: str, ask: Ask, install: Install | None = None, install_torch: C
         "MedQuantINT8 needs Python packages {purpose}:\n\n{packages}\n\n{size}.\nLicenses: {license}.\n\n"
         "They are installed into Slicer's own Python. Install now?"
     )
-    if not ask(question.format(purpose=group.purpose, packages=", ".join(lacking), size=group.size, license=group.license)):
+    if not ask(
+        question.format(purpose=group.purpose, packages=", ".join(lacking), size=group.size, license=group.license)
+    ):
         text = _("Nothing was installed; {packages} would be needed.")
         raise DependencyError(text.format(packages=_names(lacking)), _("Press the button again to be asked again."))
     try:
@@ -183,10 +191,14 @@ def _install_torch(ask: Ask) -> None:
     except ImportError as error:
         _offer_extension(ask)
         text = _("PyTorch is needed to make INT8 networks, and Slicer's PyTorch extension is not installed.")
-        hint = _("Install the PyTorch extension from the Extensions Manager and restart Slicer, or name another Python that has torch.")
+        hint = _(
+            "Install the PyTorch extension from the Extensions Manager and restart Slicer, or name another Python that has torch."
+        )
         raise DependencyError(text, hint) from error
     if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=">=2.8") is None:
-        raise DependencyError(_("PyTorch could not be installed."), _("Install it with the PyTorch extension's own module."))
+        raise DependencyError(
+            _("PyTorch could not be installed."), _("Install it with the PyTorch extension's own module.")
+        )
 
 
 def _offer_extension(ask: Ask) -> None:
@@ -198,9 +210,13 @@ def _offer_extension(ask: Ask) -> None:
     import slicer
 
     manager_of = getattr(getattr(slicer, "app", None), "extensionsManagerModel", None)
-    if manager_of is None or not ask(_("PyTorch is installed by Slicer's PyTorch extension, which is not there yet. Install the extension now?")):
+    if manager_of is None or not ask(
+        _("PyTorch is installed by Slicer's PyTorch extension, which is not there yet. Install the extension now?")
+    ):
         return
     manager = manager_of()
     manager.interactive = False  # the user has just agreed
     if manager.installExtensionFromServer("PyTorch", False):
-        raise DependencyError(_("The PyTorch extension was installed."), _("Restart Slicer, then press the button again."))
+        raise DependencyError(
+            _("The PyTorch extension was installed."), _("Restart Slicer, then press the button again.")
+        )

@@ -42,7 +42,11 @@ def decoded(groups: Sequence[Sequence[DicomImage]], name: str) -> list[NDArray[A
         for group, array in zip(groups, found.arrays, strict=True):
             image = group[0]
             shape = (image.frames, image.form.rows, image.form.columns)
-            if array.size != np.prod(shape) or array.dtype.kind not in "iu" or 8 * array.dtype.itemsize != image.form.allocated:
+            if (
+                array.size != np.prod(shape)
+                or array.dtype.kind not in "iu"
+                or 8 * array.dtype.itemsize != image.form.allocated
+            ):
                 raise InputError(f"{image.file.path} is damaged: its pixels do not fit its header.", "Copy it again.")
             numbers = array.reshape(shape).view(f"u{array.dtype.itemsize}")[[one.frame for one in group]]
             arrays.append(real_bits(numbers, image.form))
@@ -68,7 +72,11 @@ def _fragments(image: DicomImage) -> bytes:
 
 def _bare(form: PixelForm, fragments: bytes, frames: int) -> bytes:
     sop = _CAPTURE if frames == 1 else _BYTES if form.allocated == 8 else _WORDS
-    meta = _text(0x0002, 0x0002, b"UI", sop) + _text(0x0002, 0x0003, b"UI", _UID) + _text(0x0002, 0x0010, b"UI", form.syntax)
+    meta = (
+        _text(0x0002, 0x0002, b"UI", sop)
+        + _text(0x0002, 0x0003, b"UI", _UID)
+        + _text(0x0002, 0x0010, b"UI", form.syntax)
+    )
     body = b"".join([
         _text(0x0008, 0x0016, b"UI", sop),
         _text(0x0008, 0x0018, b"UI", _UID),

@@ -18,13 +18,40 @@ PIXELS, FLOAT_PIXELS, DOUBLE_PIXELS = 0x7FE00010, 0x7FE00008, 0x7FE00009
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 _LONG_VRS = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UT", b"UN", b"UC", b"UR", b"SV", b"UV"}
-_VRS = _LONG_VRS | {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
+_VRS = _LONG_VRS | {
+    b"AE",
+    b"AS",
+    b"AT",
+    b"CS",
+    b"DA",
+    b"DS",
+    b"DT",
+    b"FL",
+    b"FD",
+    b"IS",
+    b"LO",
+    b"LT",
+    b"PN",
+    b"SH",
+    b"SL",
+    b"SS",
+    b"ST",
+    b"TM",
+    b"UI",
+    b"UL",
+    b"US",
+}
 #: Sequences that are looked into; in implicit VR nothing else says that they are sequences.
 _SEQUENCES = {0x52009229, 0x52009230, 0x00289110, 0x00209113, 0x00209116, 0x00289145, 0x00209111, 0x00283000}
 _DEEPEST = 16
 _FIRST_BYTES = 1 << 18
 _MOST_INFLATED = 1 << 30
-IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
+IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED = (
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.1.99",
+)
 
 
 class DamagedDicom(Exception):
@@ -155,7 +182,12 @@ def _parse(path: Path, data: bytes, whole: bool) -> DicomFile | None:
 
 def _like_dicom(data: bytes) -> bool:
     """Whether data begins with an element of group 8, as files without a preamble do."""
-    return len(data) >= 16 and data[:2] == b"\x08\0" and data[3] < 0x21 and (data[4:6] in _VRS or int.from_bytes(data[4:8], "little") < 256)
+    return (
+        len(data) >= 16
+        and data[:2] == b"\x08\0"
+        and data[3] < 0x21
+        and (data[4:6] in _VRS or int.from_bytes(data[4:8], "little") < 256)
+    )
 
 
 def _guess(data: bytes, at: int) -> str:
@@ -226,7 +258,9 @@ class _Reader:
                 return at
             at += size
 
-    def _items(self, at: int, length: int, end: int, order: str, explicit: bool, depth: int) -> tuple[list[DicomSet], int]:
+    def _items(
+        self, at: int, length: int, end: int, order: str, explicit: bool, depth: int
+    ) -> tuple[list[DicomSet], int]:
         last = end if length == _UNDEFINED else at + length
         if last > end:
             if not self._whole:
@@ -254,4 +288,3 @@ class _Reader:
                 raise _NeedMore
             raise DamagedDicom("a sequence has no end")
         return items, at
-

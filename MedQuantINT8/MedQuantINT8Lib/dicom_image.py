@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dicom_file import BIG_ENDIAN, DEFLATED, DOUBLE_PIXELS, EXPLICIT, FLOAT_PIXELS, IMPLICIT, DamagedDicom, DicomFile, DicomSet
+from .dicom_file import (
+    BIG_ENDIAN,
+    DEFLATED,
+    DOUBLE_PIXELS,
+    EXPLICIT,
+    FLOAT_PIXELS,
+    IMPLICIT,
+    DamagedDicom,
+    DicomFile,
+    DicomSet,
+)
 from .errors import InputError
 
 SOP_CLASS, SOP_INSTANCE, SERIES, STUDY, FRAME_OF_REFERENCE = 0x00080016, 0x00080018, 0x0020000E, 0x0020000D, 0x00200052
@@ -109,11 +119,16 @@ def images_of(file: DicomFile) -> list[DicomImage]:
         if groups and len(groups) != frames:
             raise DamagedDicom(f"it holds {frames} frames, but places for {len(groups)}")
         if frames > 1 and not groups:
-            raise InputError(f"{name} holds {frames} frames without a position for each.", "Export it as single images, or as an enhanced multi-frame object.")
+            raise InputError(
+                f"{name} holds {frames} frames without a position for each.",
+                "Export it as single images, or as an enhanced multi-frame object.",
+            )
         shared = data.first(_SHARED) or DicomSet(data.order)
         return [_image(file, n, frames, form, groups[n] if groups else data, shared) for n in range(frames)]
     except DamagedDicom as error:
-        raise InputError(f"{name} is damaged: {error}.", "Copy it again; if it is no part of the scan, move it away.") from error
+        raise InputError(
+            f"{name} is damaged: {error}.", "Copy it again; if it is no part of the scan, move it away."
+        ) from error
 
 
 def _image(file: DicomFile, number: int, frames: int, form: PixelForm, own: DicomSet, shared: DicomSet) -> DicomImage:
@@ -128,9 +143,16 @@ def _image(file: DicomFile, number: int, frames: int, form: PixelForm, own: Dico
     position = value(_PLANE_POSITION, _POSITION).numbers(_POSITION)
     orientation = value(_PLANE_ORIENTATION, _ORIENTATION).numbers(_ORIENTATION)
     spacing = value(_MEASURES, _SPACING).numbers(_SPACING)
-    for found, count, what in ((position, 3, "position (ImagePositionPatient)"), (orientation, 6, "orientation (ImageOrientationPatient)"), (spacing, 2, "pixel spacing (PixelSpacing)")):
+    for found, count, what in (
+        (position, 3, "position (ImagePositionPatient)"),
+        (orientation, 6, "orientation (ImageOrientationPatient)"),
+        (spacing, 2, "pixel spacing (PixelSpacing)"),
+    ):
         if not found:
-            raise InputError(f"{name} has no {what}: it does not say where its pixels lie in the patient.", "Export the series again, or convert it to NIfTI with its true geometry.")
+            raise InputError(
+                f"{name} has no {what}: it does not say where its pixels lie in the patient.",
+                "Export the series again, or convert it to NIfTI with its true geometry.",
+            )
         if len(found) != count or not all(map(math.isfinite, found)):
             raise DamagedDicom(f"its {what} is {found}")
     if min(spacing) <= 1e-4:
@@ -160,18 +182,32 @@ def _form(file: DicomFile) -> PixelForm:
     samples = data.integer(_SAMPLES, 1)
     photometric = data.text(_PHOTOMETRIC)
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
-        raise InputError(f"{name} is a color image ({photometric or f'{samples} samples a pixel'}), not a scan.", "Give a series of gray values.")
+        raise InputError(
+            f"{name} is a color image ({photometric or f'{samples} samples a pixel'}), not a scan.",
+            "Give a series of gray values.",
+        )
     if data.sequences.get(_LOOKUP):
-        raise InputError(f"{name} has values through a lookup table (ModalityLUTSequence).", "Convert it to NIfTI with a program that applies it.")
+        raise InputError(
+            f"{name} has values through a lookup table (ModalityLUTSequence).",
+            "Convert it to NIfTI with a program that applies it.",
+        )
     rows, columns = data.integer(_ROWS), data.integer(_COLUMNS)
     allocated, stored = data.integer(_ALLOCATED, 0) or 0, data.integer(_STORED, 0) or 0
     high, signed = data.integer(_HIGH_BIT, stored - 1), data.integer(_SIGNED, 0)
     if not rows or not columns:
         raise DamagedDicom(f"its size is {rows} x {columns}")
-    if allocated not in (8, 16, 32) or not 0 < stored <= allocated or high is None or not stored - 1 <= high < allocated:
+    if (
+        allocated not in (8, 16, 32)
+        or not 0 < stored <= allocated
+        or high is None
+        or not stored - 1 <= high < allocated
+    ):
         raise DamagedDicom(f"its pixels have {stored} of {allocated} bits, the highest being {high}")
     if file.syntax not in NATIVE and file.syntax not in DECODED:
-        raise InputError(f"{name} is compressed in a way that is not known here ({file.syntax}).", "Decompress it, for example with dcmdjpeg or gdcmconv --raw.")
+        raise InputError(
+            f"{name} is compressed in a way that is not known here ({file.syntax}).",
+            "Decompress it, for example with dcmdjpeg or gdcmconv --raw.",
+        )
     return PixelForm(file.syntax, rows, columns, allocated, stored, high, bool(signed))
 
 

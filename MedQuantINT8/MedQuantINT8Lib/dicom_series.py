@@ -16,7 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dicom_file import DamagedDicom, DicomFile, read_dicom
-from .dicom_image import FRAME_OF_REFERENCE, MODALITY, NATIVE, SERIES, SOP_CLASS, DicomImage, images_of, path_names, stored_pixels
+from .dicom_image import (
+    FRAME_OF_REFERENCE,
+    MODALITY,
+    NATIVE,
+    SERIES,
+    SOP_CLASS,
+    DicomImage,
+    images_of,
+    path_names,
+    stored_pixels,
+)
 from .dicom_stack import filled, parted, passes_of, stack_of, straightened, without_copies
 from .errors import InputError
 from .system import available_memory
@@ -28,7 +38,9 @@ _SUFFIXES = (".dcm", ".ima", ".dicom")
 _OTHER_SCANS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
-def read_dicom_folder(folder: Path, series: str | None = None, *, allow_gaps: bool = False, allow_tilt: bool = False) -> Volume:
+def read_dicom_folder(
+    folder: Path, series: str | None = None, *, allow_gaps: bool = False, allow_tilt: bool = False
+) -> Volume:
     """The volume of a series in a folder (not in its sub-folders).
 
     Args:
@@ -48,7 +60,9 @@ def read_dicom_folder(folder: Path, series: str | None = None, *, allow_gaps: bo
     scans = {uid: found for uid, found in by_series.items() if any(file.pixels is not None for file in found)}
     if not scans:
         below = sorted(p.name for p in folder.iterdir() if p.is_dir() or p.name.lower().endswith(_OTHER_SCANS))
-        hint = f"Give the folder that holds the slices, or a scan file{f': perhaps {folder / below[0]}' if below else ''}."
+        hint = (
+            f"Give the folder that holds the slices, or a scan file{f': perhaps {folder / below[0]}' if below else ''}."
+        )
         raise InputError(f"{folder} holds no DICOM series.", hint)
     uid, _, stack = (series or "").partition(":")
     if not uid and len(scans) > 1:
@@ -57,9 +71,21 @@ def read_dicom_folder(folder: Path, series: str | None = None, *, allow_gaps: bo
     if uid and uid not in scans:
         raise InputError(f"{folder} holds no DICOM series {uid}.", f"It holds {', '.join(scans)}.")
     chosen = scans[uid or next(iter(scans))]
-    if empty := [file.path.name for file in chosen if file.pixels is None and file.data.text(SOP_CLASS) == _usual_class(chosen)]:
-        raise InputError(f"{folder / empty[0]} is damaged: it ends before its pixels.", "Copy it again; if it is no part of the scan, move it away.")
-    return _volume([file for file in chosen if file.pixels is not None], str(folder), stack, notes, allow_gaps=allow_gaps, allow_tilt=allow_tilt)
+    if empty := [
+        file.path.name for file in chosen if file.pixels is None and file.data.text(SOP_CLASS) == _usual_class(chosen)
+    ]:
+        raise InputError(
+            f"{folder / empty[0]} is damaged: it ends before its pixels.",
+            "Copy it again; if it is no part of the scan, move it away.",
+        )
+    return _volume(
+        [file for file in chosen if file.pixels is not None],
+        str(folder),
+        stack,
+        notes,
+        allow_gaps=allow_gaps,
+        allow_tilt=allow_tilt,
+    )
 
 
 def read_dicom_file(path: Path, *, allow_gaps: bool = False, allow_tilt: bool = False) -> Volume:
@@ -79,17 +105,24 @@ def _files(folder: Path) -> tuple[list[DicomFile], list[str]]:
         if file is not None:
             found.append(file)
         elif path.suffix.lower() in _SUFFIXES:
-            raise InputError(f"{path} is damaged: it is no DICOM file in spite of its name.", "Copy it again; if it is no part of the scan, move it away.")
+            raise InputError(
+                f"{path} is damaged: it is no DICOM file in spite of its name.",
+                "Copy it again; if it is no part of the scan, move it away.",
+            )
         elif not path.suffix:
             foreign.append(path)
-    return found, [f"{len(foreign)} file(s) are no DICOM files and were left out: {path_names(foreign)}"] if foreign and found else []
+    return found, [
+        f"{len(foreign)} file(s) are no DICOM files and were left out: {path_names(foreign)}"
+    ] if foreign and found else []
 
 
 def _file(path: Path) -> DicomFile | None:
     try:
         return read_dicom(path)
     except DamagedDicom as error:
-        raise InputError(f"{path} is damaged: {error}.", "Copy it again; if it is no part of the scan, move it away.") from error
+        raise InputError(
+            f"{path} is damaged: {error}.", "Copy it again; if it is no part of the scan, move it away."
+        ) from error
 
 
 def _usual_class(files: Sequence[DicomFile]) -> str:
@@ -100,20 +133,30 @@ def _described(files: Sequence[DicomFile]) -> str:
     return f"{files[0].data.text(MODALITY) or 'no modality'}, {len(files)} file{'s' if len(files) > 1 else ''}"
 
 
-def _volume(files: Sequence[DicomFile], name: str, wanted: str, notes: list[str], *, allow_gaps: bool, allow_tilt: bool) -> Volume:
+def _volume(
+    files: Sequence[DicomFile], name: str, wanted: str, notes: list[str], *, allow_gaps: bool, allow_tilt: bool
+) -> Volume:
     images, said = without_copies([image for file in files for image in images_of(file)])
     notes += [f"{name}: {text}" for text in said]
     images = _chosen(images, name, wanted, notes)
     if len({image.file.data.text(FRAME_OF_REFERENCE) for image in images}) > 1:
-        raise InputError(f"{name} holds images of several frames of reference: their positions cannot be compared.", "Give images of one acquisition.")
+        raise InputError(
+            f"{name} holds images of several frames of reference: their positions cannot be compared.",
+            "Give images of one acquisition.",
+        )
     if any(image.photometric == "MONOCHROME1" for image in images):
-        notes.append(f"{name} is MONOCHROME1: bright and dark are exchanged on the screen only, the values were taken as they are")
+        notes.append(
+            f"{name} is MONOCHROME1: bright and dark are exchanged on the screen only, the values were taken as they are"
+        )
     stack = stack_of(images, name, allow_gaps=allow_gaps)
     notes += stack.notes
     first = stack.images[0]
     needed = 4 * len(stack.wanted) * first.form.rows * first.form.columns
     if needed > available_memory():
-        raise InputError(f"{name} needs {needed / 1e9:.1f} GB of memory; there are {available_memory() / 1e9:.1f} GB.", "Close other programs, or crop the scan.")
+        raise InputError(
+            f"{name} needs {needed / 1e9:.1f} GB of memory; there are {available_memory() / 1e9:.1f} GB.",
+            "Close other programs, or crop the scan.",
+        )
     origin, step = first.position, stack.step
     if stack.tilted:
         angle = np.degrees(np.arccos(np.clip(first.normal @ step / np.linalg.norm(step), -1.0, 1.0)))
@@ -122,13 +165,20 @@ def _volume(files: Sequence[DicomFile], name: str, wanted: str, notes: list[str]
                 f"{name}: the gantry was tilted by {angle:.1f} degrees, so its slices are shifted against each other.",
                 "Give --allow-tilt to resample the scan to a straight grid, on which the result will lie.",
             )
-        notes.append(f"{name}: the gantry was tilted by {angle:.1f} degrees; the scan was resampled to a straight grid, on which the result lies (--allow-tilt)")
+        notes.append(
+            f"{name}: the gantry was tilted by {angle:.1f} degrees; the scan was resampled to a straight grid, on which the result lies (--allow-tilt)"
+        )
     data = filled(_values(stack.images, name), stack)
     if stack.tilted:
         data, origin = straightened(data, stack)
         step = (step @ first.normal) * first.normal
     lps = np.eye(4)
-    lps[:3, 0], lps[:3, 1], lps[:3, 2], lps[:3, 3] = first.across * first.spacing[0], first.down * first.spacing[1], step, origin
+    lps[:3, 0], lps[:3, 1], lps[:3, 2], lps[:3, 3] = (
+        first.across * first.spacing[0],
+        first.down * first.spacing[1],
+        step,
+        origin,
+    )
     return Volume(data, LPS_FROM_RAS @ lps, name, tuple(notes))
 
 
@@ -140,12 +190,22 @@ def _chosen(images: list[DicomImage], name: str, wanted: str, notes: list[str]) 
         for part in parts:
             form = part[0].form
             told = f"{what} {part[0].passes[what] or 'none'}, " if what else ""
-            stacks.append((f"{told}{len(part)} image{'s' if len(part) > 1 else ''}, {_plane(part[0])}, {form.columns} x {form.rows} pixels ({path_names([i.name for i in part], 2)})", part))
+            stacks.append(
+                (
+                    f"{told}{len(part)} image{'s' if len(part) > 1 else ''}, {_plane(part[0])}, {form.columns} x {form.rows} pixels ({path_names([i.name for i in part], 2)})",
+                    part,
+                )
+            )
     if wanted:
         if not wanted.isdigit() or not 1 <= int(wanted) <= len(stacks):
-            raise InputError(f"{name} holds {len(stacks)} stack(s) of images in that series, and no number {wanted}.", "Give a number that is there, or none.")
+            raise InputError(
+                f"{name} holds {len(stacks)} stack(s) of images in that series, and no number {wanted}.",
+                "Give a number that is there, or none.",
+            )
         if len(stacks) > 1:
-            notes.append(f"{name}: stack {wanted} of {len(stacks)} in the series was taken: {stacks[int(wanted) - 1][0]}")
+            notes.append(
+                f"{name}: stack {wanted} of {len(stacks)} in the series was taken: {stacks[int(wanted) - 1][0]}"
+            )
         return stacks[int(wanted) - 1][1]
     if len(stacks) > 1:
         uid = images[0].file.data.text(SERIES)
@@ -177,7 +237,9 @@ def _values(images: Sequence[DicomImage], name: str) -> NDArray[Any]:
     if packed:
         from .dicom_decoding import decoded
 
-        for numbers, stored in zip(packed, decoded([[images[n] for n in numbers] for numbers in packed], name), strict=True):
+        for numbers, stored in zip(
+            packed, decoded([[images[n] for n in numbers] for numbers in packed], name), strict=True
+        ):
             _store(result, images, numbers, stored)
     return result
 

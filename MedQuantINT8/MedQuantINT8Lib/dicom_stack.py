@@ -108,12 +108,20 @@ def without_copies(images: Sequence[DicomImage]) -> tuple[list[DicomImage], list
         else:
             seen[key] = image
             kept.append(image)
-    notes = [f"{len(copies)} image(s) are there twice; the copies were left out: {path_names([c.name for c in copies])}"] if copies else []
+    notes = (
+        [f"{len(copies)} image(s) are there twice; the copies were left out: {path_names([c.name for c in copies])}"]
+        if copies
+        else []
+    )
     return kept, notes
 
 
 def _equal(first: DicomImage, second: DicomImage) -> bool:
-    return first.form == second.form and bool(np.allclose(first.position, second.position)) and first.file.pixel_bytes() == second.file.pixel_bytes()
+    return (
+        first.form == second.form
+        and bool(np.allclose(first.position, second.position))
+        and first.file.pixel_bytes() == second.file.pixel_bytes()
+    )
 
 
 def stack_of(images: Sequence[DicomImage], name: str, *, allow_gaps: bool) -> Stack:
@@ -150,21 +158,29 @@ def stack_of(images: Sequence[DicomImage], name: str, *, allow_gaps: bool) -> St
     elif allow_gaps:
         wanted = heights[0] + usual * np.arange(round((heights[-1] - heights[0]) / usual) + 1)
         notes.append(
-            f"{name}: " + (_missing(ordered, heights, counts, usual) if even else _uneven(steps)) + "; what lies between was interpolated (--allow-gaps)"
+            f"{name}: "
+            + (_missing(ordered, heights, counts, usual) if even else _uneven(steps))
+            + "; what lies between was interpolated (--allow-gaps)"
         )
     elif even:
         raise InputError(
-            f"{name}: {_missing(ordered, heights, counts, usual)}.", "Get the whole series, or give --allow-gaps to fill the gap by interpolation."
+            f"{name}: {_missing(ordered, heights, counts, usual)}.",
+            "Get the whole series, or give --allow-gaps to fill the gap by interpolation.",
         )
     else:
-        raise InputError(f"{name}: {_uneven(steps)}.", "Give a series of even steps, or --allow-gaps to resample it to even steps.")
+        raise InputError(
+            f"{name}: {_uneven(steps)}.", "Give a series of even steps, or --allow-gaps to resample it to even steps."
+        )
     # The drift of planes against each other, by a straight line through all positions.
     along = heights - heights.mean()
     slope = (along[:, None] * (places - places.mean(axis=0))).sum(axis=0) / (along**2).sum()
     sideways = places - places.mean(axis=0) - along[:, None] * slope
     off = float(np.linalg.norm(sideways - (sideways @ normal)[:, None] * normal, axis=1).max())
     if off > 0.5 * min(ordered[0].spacing):
-        raise InputError(f"{name}: the images do not lie in one line: they are shifted against it by up to {off:.2f} mm.", "Give images of one stack.")
+        raise InputError(
+            f"{name}: the images do not lie in one line: they are shifted against it by up to {off:.2f} mm.",
+            "Give images of one stack.",
+        )
     return Stack(ordered, heights, wanted, slope / (slope @ normal) * usual, notes)
 
 
@@ -172,12 +188,20 @@ def _missing(images: Sequence[DicomImage], heights: NDArray[Any], counts: NDArra
     gaps = np.flatnonzero(counts > 1)
     number = int((counts[gaps] - 1).sum())
     places = [height for n in gaps for height in heights[n] + usual * np.arange(1, counts[n])]
-    shown = ", ".join(f"{place:.2f}" for place in places[:6]) + (f" and {len(places) - 6} more" if len(places) > 6 else "")
+    shown = ", ".join(f"{place:.2f}" for place in places[:6]) + (
+        f" and {len(places) - 6} more" if len(places) > 6 else ""
+    )
     first = images[gaps[0]], images[gaps[0] + 1]
     numbers = ""
     if all(image.number is not None for image in first):
         low, high = sorted(image.number or 0 for image in first)
-        numbers = f", numbers {low + 1} to {high - 1}" if high - low == counts[gaps[0]] and high - low > 2 else f", number {low + 1}" if high - low == 2 else ""
+        numbers = (
+            f", numbers {low + 1} to {high - 1}"
+            if high - low == counts[gaps[0]] and high - low > 2
+            else f", number {low + 1}"
+            if high - low == 2
+            else ""
+        )
     return (
         f"{number} of {len(images) + number} slices are missing, at {shown} mm along the stack of {usual:.4g} mm steps "
         f"(the first gap is between {first[0].name} and {first[1].name}{numbers})"
@@ -201,7 +225,9 @@ def straightened(data: NDArray[Any], stack: Stack) -> tuple[NDArray[np.float32],
     """
     first, count = stack.images[0], len(data)
     # Of a slice relative to the first, in pixels along columns and rows.
-    shifts = np.arange(count)[:, None] * np.array([stack.step @ first.across / first.spacing[0], stack.step @ first.down / first.spacing[1]])
+    shifts = np.arange(count)[:, None] * np.array(
+        [stack.step @ first.across / first.spacing[0], stack.step @ first.down / first.spacing[1]]
+    )
     before = np.ceil(np.maximum(0, -shifts.min(axis=0)) - 1e-6).astype(int)
     behind = np.ceil(np.maximum(0, shifts.max(axis=0)) - 1e-6).astype(int)
     rows, columns = data.shape[1] + before[1] + behind[1], data.shape[2] + before[0] + behind[0]

@@ -77,7 +77,11 @@ class Differences:
 
 
 def find_differences(
-    first: NDArray[Any], second: NDArray[Any], labels: Sequence[Label], grid: Grid, margins: NDArray[np.uint8] | None = None
+    first: NDArray[Any],
+    second: NDArray[Any],
+    labels: Sequence[Label],
+    grid: Grid,
+    margins: NDArray[np.uint8] | None = None,
 ) -> Differences:
     """Compare two label maps (K, J, I) of one grid.
 

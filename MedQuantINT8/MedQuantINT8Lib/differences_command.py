@@ -45,10 +45,19 @@ def _examine(args: argparse.Namespace, task: Task, folder: Path, model: str) -> 
     write_segmentation(folder / "differences.seg.nrrd", numbers, volume.ijk_to_ras, tuple(labels))
     write_text(folder / "regions.csv", regions_csv(report["differences"]["regions"]))
     write_json(folder / "report.json", report)
-    write_text(folder / "report.html", boundary_page(f"{spec.title or spec.name}: FP32 beside INT8 on {Path(args.scan).name}", found.report))
+    write_text(
+        folder / "report.html",
+        boundary_page(f"{spec.title or spec.name}: FP32 beside INT8 on {Path(args.scan).name}", found.report),
+    )
     differences = report["differences"]
-    share = "" if differences["boundary_share"] is None else f"; {100 * differences['boundary_share']:.1f} % of it within one voxel of a boundary"
-    margin = "" if differences["mean_margin"] is None else f"; FP32's mean margin there is {differences['mean_margin']:.3f}"
+    share = (
+        ""
+        if differences["boundary_share"] is None
+        else f"; {100 * differences['boundary_share']:.1f} % of it within one voxel of a boundary"
+    )
+    margin = (
+        "" if differences["mean_margin"] is None else f"; FP32's mean margin there is {differences['mean_margin']:.3f}"
+    )
     dice = "–" if report["mean_dice"] is None else f"{report['mean_dice']:.4f}"
     rows = [("", "FP32", "INT8"), *gains(found.report)]
     width = 2 + max(len(text) for row in rows for text in row[1:])

@@ -52,7 +52,13 @@ QUANTIZER_MODULES = {
 }
 _WIDTH = 80
 _INDENT = 11
-_INT8 = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX VNNI", "amx_int8": "AMX", "i8mm": "I8MM", "asimddp": "dot products"}
+_INT8 = {
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx_vnni": "AVX VNNI",
+    "amx_int8": "AMX",
+    "i8mm": "I8MM",
+    "asimddp": "dot products",
+}
 
 
 def examined() -> dict[str, Any]:
@@ -141,14 +147,23 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     memory = f"{found['memory_available_bytes'] / 1e9:.1f} GB of memory free"
     lines = [
         *_entry("machine", f"{described['processor']}, {described['cores']} cores, {memory}"),
-        *_entry("", f"{described['system']}, Python {described['python']}; fast INT8: {', '.join(features) or 'no instructions for it'}"),
+        *_entry(
+            "",
+            f"{described['system']}, Python {described['python']}; fast INT8: {', '.join(features) or 'no instructions for it'}",
+        ),
         "",
     ]
     can = [(name, f"{e['title']} {e['version'].partition('-')[0]}") for name, e in engines.items() if e["available"]]
-    cannot = [(name, re.sub(r"^The Python package '(\S+)' is", r"\1 is", e["reason"])) for name, e in engines.items() if not e["available"]]
+    cannot = [
+        (name, re.sub(r"^The Python package '(\S+)' is", r"\1 is", e["reason"]))
+        for name, e in engines.items()
+        if not e["available"]
+    ]
     quantizer = found["quantizer"]
     if quantizer["available"]:
-        can.append(("quantize", f"NVIDIA ModelOpt {packages['nvidia-modelopt'] or ''}, torch {packages['torch'] or ''}"))
+        can.append(
+            ("quantize", f"NVIDIA ModelOpt {packages['nvidia-modelopt'] or ''}, torch {packages['torch'] or ''}")
+        )
     else:
         cannot.append(("quantize", quantizer["reason"]))
     lines += _table("can run", can or [("nothing", "no engine: pip install openvino onnx")])

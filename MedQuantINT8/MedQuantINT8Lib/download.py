@@ -54,7 +54,9 @@ class _OnlyWeb(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         before, after = urllib.parse.urlsplit(request.full_url).scheme, urllib.parse.urlsplit(newurl).scheme
         if after not in ("http", "https") or (before == "https" and after != "https"):
-            raise DownloadError(f"{request.full_url} redirects to {newurl}, which is not safe to follow.", "Download it by hand.")
+            raise DownloadError(
+                f"{request.full_url} redirects to {newurl}, which is not safe to follow.", "Download it by hand."
+            )
         return super().redirect_request(request, fp, code, msg, headers, newurl)
 
 
@@ -87,7 +89,9 @@ def download(url: str, target: Path, task: Task, checksum: Checksum | None = Non
                 break
             except urllib.error.HTTPError as error:
                 if error.code not in (408, 429, 500, 502, 503, 504):
-                    raise DownloadError(f"{url} answers {error.code} ({error.reason}).", "Download it by hand, and give it with --from.") from error
+                    raise DownloadError(
+                        f"{url} answers {error.code} ({error.reason}).", "Download it by hand, and give it with --from."
+                    ) from error
                 failure = error
             except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
                 failure = error

@@ -40,7 +40,9 @@ class Ensemble:
     def __enter__(self) -> Ensemble:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for package in self.packages:
             package.close()
 
@@ -99,4 +101,3 @@ class MeanEngine:
     def close(self) -> None:
         for engine in self._engines:
             engine.close()
-

@@ -65,13 +65,21 @@ def evaluate(
             volume = reader(case.image if len(case.image) > 1 else case.image[0])
             truth = label_map(case, data, values, reader)
             if truth.shape != volume.data.shape[1:]:
-                raise InputError(f"{data.name}: the labels of {case.name} are {truth.shape} voxels, its scan {volume.data.shape[1:]}.", "Check the files.")
+                raise InputError(
+                    f"{data.name}: the labels of {case.name} are {truth.shape} voxels, its scan {volume.data.shape[1:]}.",
+                    "Check the files.",
+                )
             for precision in PRECISIONS:
                 run = runs.segment(ensemble, volume, choice.beside(precision), options, Task(), shelf=shelf)
                 seconds[precision].append(run.seconds["total"])
                 engine[precision] = run.engine
                 rows += [
-                    {"case": case.name, "structure": label.name, "precision": precision, **scores(run.result.labels == label.value, truth == label.value, volume, tolerance)}
+                    {
+                        "case": case.name,
+                        "structure": label.name,
+                        "precision": precision,
+                        **scores(run.result.labels == label.value, truth == label.value, volume, tolerance),
+                    }
                     for label in labels
                 ]
                 task.check()
@@ -85,7 +93,11 @@ def evaluate(
         "cases": [case.name for case in cases],
         "tolerance_mm": tolerance,
         "machine": machine(),
-        "engine": {p: {k: e[k] for k in ("name", "bytes", "note", "fallback_layers", "fidelity")} | {"int8_share": e["description"]["int8_mac_share"]} for p, e in engine.items()},
+        "engine": {
+            p: {k: e[k] for k in ("name", "bytes", "note", "fallback_layers", "fidelity")}
+            | {"int8_share": e["description"]["int8_mac_share"]}
+            for p, e in engine.items()
+        },
         "seconds": {p: float(np.median(s)) for p, s in seconds.items()},
         "left_out": left_out,
         "rows": rows,
@@ -163,14 +175,19 @@ def summary(rows: Sequence[dict[str, Any]], structures: Sequence[str]) -> dict[s
             first, second = [a for a, _ in both], [b for _, b in both]
             difference = mean_of([a - b for a, b in both])
             made[metric] = {
-                **{p: (m.to_json() if (m := mean_of([v for v in side if v is not None])) else None) for p, side in zip(PRECISIONS, zip(*pairs, strict=True), strict=True)},
+                **{
+                    p: (m.to_json() if (m := mean_of([v for v in side if v is not None])) else None)
+                    for p, side in zip(PRECISIONS, zip(*pairs, strict=True), strict=True)
+                },
                 "difference": difference.to_json() if difference else None,
                 "wilcoxon_p": wilcoxon(first, second),
             }
         return made
 
     by_structure = {name: part(name) for name in structures}
-    lost = {name: made["dice"]["difference"]["mean"] for name, made in by_structure.items() if made["dice"]["difference"]}
+    lost = {
+        name: made["dice"]["difference"]["mean"] for name, made in by_structure.items() if made["dice"]["difference"]
+    }
     worst = sorted(lost, key=lambda name: -lost[name])[:_WORST]
     return {"overall": part(None), "structures": by_structure, "worst": worst}
 
@@ -185,7 +202,9 @@ def write_results(value: dict[str, Any], folder: Path) -> None:
 
     write_json(folder / "evaluation.json", value)
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["case", "structure", "precision", "dice", "nsd", "hd95", "ml", "true_ml", "ml_difference"])
+    writer = csv.DictWriter(
+        text, ["case", "structure", "precision", "dice", "nsd", "hd95", "ml", "true_ml", "ml_difference"]
+    )
     writer.writeheader()
     writer.writerows(value["rows"])
     write_text(folder / "evaluation.csv", text.getvalue())
@@ -196,13 +215,20 @@ def lines_of(value: dict[str, Any]) -> list[str]:
     """For a terminal."""
     overall = value["summary"]["overall"]
     lines = [f"{value['model']} on {len(value['cases'])} case(s) of {value['data']}"]
-    for metric, title in (("dice", "Dice"), ("nsd", f"NSD at {value['tolerance_mm']:g} mm"), ("hd95", "HD95, mm"), ("ml_difference", "volume, ml off")):
+    for metric, title in (
+        ("dice", "Dice"),
+        ("nsd", f"NSD at {value['tolerance_mm']:g} mm"),
+        ("hd95", "HD95, mm"),
+        ("ml_difference", "volume, ml off"),
+    ):
         found = overall[metric]
         if found["difference"] is None:
             continue
         p = "" if found["wilcoxon_p"] is None else f"  p = {found['wilcoxon_p']:.3g}"
         difference = found["difference"]
-        lines.append(f"  {title:16} FP32 {_interval(found['fp32'])}  INT8 {_interval(found['int8'])}  FP32 - INT8 {difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f}){p}")
+        lines.append(
+            f"  {title:16} FP32 {_interval(found['fp32'])}  INT8 {_interval(found['int8'])}  FP32 - INT8 {difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f}){p}"
+        )
     if value["left_out"]:
         lines.append(f"  left out, as no label map has them: {', '.join(value['left_out'])}")
     lines.append(f"  seconds a case   FP32 {value['seconds']['fp32']:.2f}  INT8 {value['seconds']['int8']:.2f}")

@@ -54,7 +54,11 @@ def _overall(overall: dict[str, Any]) -> str:
 
 def _structures(summary: dict[str, Any]) -> str:
     rows = [
-        [escaped(name), *(_number(found[m][p]) for m in ("dice", "nsd") for p in ("fp32", "int8")), _number(found["dice"]["difference"])]
+        [
+            escaped(name),
+            *(_number(found[m][p]) for m in ("dice", "nsd") for p in ("fp32", "int8")),
+            _number(found["dice"]["difference"]),
+        ]
         for name, found in summary["structures"].items()
     ]
     worst = ", ".join(escaped(name) for name in summary["worst"])
@@ -62,7 +66,15 @@ def _structures(summary: dict[str, Any]) -> str:
     return f"<h2>Structures</h2><p>Most lost: {worst}.</p>{table(head, rows)}"
 
 
-def _scatter(points: Sequence[tuple[float, float, str]], names: Sequence[str], x: str, y: str, *, diagonal: bool = False, limits: bool = False) -> str:
+def _scatter(
+    points: Sequence[tuple[float, float, str]],
+    names: Sequence[str],
+    x: str,
+    y: str,
+    *,
+    diagonal: bool = False,
+    limits: bool = False,
+) -> str:
     if not points:
         return "<p>nothing to draw</p>"
     xs, ys = np.array([p[0] for p in points]), np.array([p[1] for p in points])
@@ -80,22 +92,38 @@ def _scatter(points: Sequence[tuple[float, float, str]], names: Sequence[str], x
 
     def line(a: tuple[float, float], b: tuple[float, float], dash: str = "") -> str:
         (x0, y0), (x1, y1) = place(*a), place(*b)
-        return f"<line x1='{x0:.1f}' y1='{y0:.1f}' x2='{x1:.1f}' y2='{y1:.1f}' stroke='#888' stroke-dasharray='{dash}'/>"
+        return (
+            f"<line x1='{x0:.1f}' y1='{y0:.1f}' x2='{x1:.1f}' y2='{y1:.1f}' stroke='#888' stroke-dasharray='{dash}'/>"
+        )
 
-    parts = [line((horizontal[0], vertical[0]), (horizontal[1], vertical[0])), line((horizontal[0], vertical[0]), (horizontal[0], vertical[1]))]
+    parts = [
+        line((horizontal[0], vertical[0]), (horizontal[1], vertical[0])),
+        line((horizontal[0], vertical[0]), (horizontal[0], vertical[1])),
+    ]
     if diagonal:
         parts.append(line((horizontal[0], vertical[0]), (horizontal[1], vertical[1]), "4 3"))
     if limits:
         mean, deviation = float(ys.mean()), float(ys.std())
-        parts += [line((horizontal[0], m), (horizontal[1], m), "4 3") for m in (mean - 1.96 * deviation, mean, mean + 1.96 * deviation)]
+        parts += [
+            line((horizontal[0], m), (horizontal[1], m), "4 3")
+            for m in (mean - 1.96 * deviation, mean, mean + 1.96 * deviation)
+        ]
     color = {name: _COLORS[n % len(_COLORS)] for n, name in enumerate(names)}
     for a, b, name in points:
         cx, cy = place(a, b)
-        parts.append(f"<circle cx='{cx:.1f}' cy='{cy:.1f}' r='3' fill='{color.get(name, '#333')}' fill-opacity='.6'><title>{escaped(name)}: {a:.4f}, {b:.4f}</title></circle>")
+        parts.append(
+            f"<circle cx='{cx:.1f}' cy='{cy:.1f}' r='3' fill='{color.get(name, '#333')}' fill-opacity='.6'><title>{escaped(name)}: {a:.4f}, {b:.4f}</title></circle>"
+        )
     for n, value in enumerate((horizontal[0], horizontal[1])):
-        parts.append(f"<text x='{_MARGIN if not n else _SIDE - 8}' y='{_SIDE - _MARGIN + 16}' font-size='11' text-anchor='{'start' if not n else 'end'}'>{value:.3g}</text>")
+        parts.append(
+            f"<text x='{_MARGIN if not n else _SIDE - 8}' y='{_SIDE - _MARGIN + 16}' font-size='11' text-anchor='{'start' if not n else 'end'}'>{value:.3g}</text>"
+        )
     for value in vertical:
-        parts.append(f"<text x='{_MARGIN - 4}' y='{place(horizontal[0], value)[1] + 4:.0f}' font-size='11' text-anchor='end'>{value:.3g}</text>")
+        parts.append(
+            f"<text x='{_MARGIN - 4}' y='{place(horizontal[0], value)[1] + 4:.0f}' font-size='11' text-anchor='end'>{value:.3g}</text>"
+        )
     parts.append(f"<text x='{_SIDE / 2}' y='{_SIDE - 8}' font-size='12' text-anchor='middle'>{escaped(x)}</text>")
-    parts.append(f"<text x='12' y='{_SIDE / 2}' font-size='12' text-anchor='middle' transform='rotate(-90 12 {_SIDE / 2})'>{escaped(y)}</text>")
+    parts.append(
+        f"<text x='12' y='{_SIDE / 2}' font-size='12' text-anchor='middle' transform='rotate(-90 12 {_SIDE / 2})'>{escaped(y)}</text>"
+    )
     return f"<svg role=img aria-label='{escaped(y)} against {escaped(x)}' width='{_SIDE}' height='{_SIDE}' viewBox='0 0 {_SIDE} {_SIDE}'>{''.join(parts)}</svg>"

@@ -55,7 +55,9 @@ def agreement(
         InputError: different shapes.
     """
     if first.shape != second.shape:
-        raise InputError(f"The label maps are {first.shape} and {second.shape} voxels.", "Compare segmentations of one scan.")
+        raise InputError(
+            f"The label maps are {first.shape} and {second.shape} voxels.", "Compare segmentations of one scan."
+        )
     size = max(int(first.max()), int(second.max()), *(label.value for label in labels)) + 1
     ours, theirs = np.bincount(first.ravel(), minlength=size), np.bincount(second.ravel(), minlength=size)
     both = np.bincount(first[first == second], minlength=size)
@@ -92,7 +94,9 @@ def label_values(volume: Volume) -> set[int]:
         InputError: values that are negative or no whole numbers: a scan, or a map of probabilities.
     """
     found = np.unique(volume.data)
-    if found.size and (found[0] < 0 or not np.isfinite(found).all() or bool(np.any(np.abs(found - np.rint(found)) > 1e-3))):
+    if found.size and (
+        found[0] < 0 or not np.isfinite(found).all() or bool(np.any(np.abs(found - np.rint(found)) > 1e-3))
+    ):
         kind = "negative values" if found[0] < 0 else "values that are no whole numbers"
         raise InputError(f"{volume.name} holds {kind}: it is no label map.", "Give the label map of that scan.")
     return {int(value) for value in np.rint(found)} - {0}
@@ -109,7 +113,10 @@ def check_same_place(labels: Volume, scan: Volume) -> None:
         InputError: another size, or another place in the patient.
     """
     if labels.grid.size != scan.grid.size:
-        raise InputError(f"{labels.name} has {labels.grid.size} voxels, but {scan.name} has {scan.grid.size}.", "Give the label map of that scan.")
+        raise InputError(
+            f"{labels.name} has {labels.grid.size} voxels, but {scan.name} has {scan.grid.size}.",
+            "Give the label map of that scan.",
+        )
     if not (apart := labels.grid.apart(scan.grid)) <= _APART:
         raise InputError(
             f"{labels.name} does not lie where {scan.name} lies: a corner is {apart:.1f} voxels away.",

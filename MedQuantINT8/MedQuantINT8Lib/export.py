@@ -31,10 +31,16 @@ _EXPLAINED = (
     (r"Exporting a model while it is in training mode", "evaluation mode is set right before"),
     (r"# ?'?dynamic_axes'? is not recommended|dynamic_axes", "the exporter's advice on an argument that is not used"),
     (r"LeafSpec.*deprecated|isinstance\(treespec, LeafSpec\)", "torch's own use of a name that it renames later"),
-    (r"Setting the opset version lower|opset_version|version conversion|The model version conversion", "the opset is checked below"),
+    (
+        r"Setting the opset version lower|opset_version|version conversion|The model version conversion",
+        "the opset is checked below",
+    ),
     (r"copyreg|_constant|torch\.jit\.script|torch\.jit\.trace", "torch's own use of older parts of torch"),
     (r"onnxscript.*(deprecated|experimental)|onnx_ir", "the exporter's own libraries speak to each other"),
-    (r"The tensor attributes? .* (was|were) assigned during export", "caches of masks and sizes, which a static graph does not need"),
+    (
+        r"The tensor attributes? .* (was|were) assigned during export",
+        "caches of masks and sizes, which a static graph does not need",
+    ),
 )
 
 
@@ -92,7 +98,13 @@ def export_network(
     example = torch.randn(2, channels, *patch, generator=torch.Generator().manual_seed(0))
     plain = _giving_a_tensor(module, example[:1])
     if plain is not module:
-        module, notes = plain, [*notes, "the network gives several results, of which the first (of a dictionary: the class scores) is taken"]
+        module, notes = (
+            plain,
+            [
+                *notes,
+                "the network gives several results, of which the first (of a dictionary: the class scores) is taken",
+            ],
+        )
     began = time.perf_counter()
     heard: list[str] = []
     try:
@@ -111,7 +123,8 @@ def export_network(
         # torch.export raises dozens of types of its own; their first line says what it stumbled over.
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise PackageError(
-            f"The network cannot be exported: {reason[:200]}.", "Export it to ONNX yourself and use: medquant import onnx"
+            f"The network cannot be exported: {reason[:200]}.",
+            "Export it to ONNX yourself and use: medquant import onnx",
         ) from error
     seconds = time.perf_counter() - began
     with task.stage("comparing the export with PyTorch"):
@@ -121,7 +134,9 @@ def export_network(
             f"The exported network computes something else than the original (relative error {parity:.2g}).",
             "Please report this with the network.",
         )
-    unexplained = [text for text in heard if not any(re.search(pattern, text, re.IGNORECASE) for pattern, _ in _EXPLAINED)]
+    unexplained = [
+        text for text in heard if not any(re.search(pattern, text, re.IGNORECASE) for pattern, _ in _EXPLAINED)
+    ]
     return ExportReport(target, parity, target.stat().st_size, seconds, unexplained, notes)
 
 
@@ -129,7 +144,9 @@ def as_float32(module: Any) -> tuple[Any, list[str]]:
     """The module with its weights in float32, and what was said of it: numbers of 16 bits are kept exactly."""
     import torch
 
-    kinds = {str(p.dtype).removeprefix("torch.") for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()}
+    kinds = {
+        str(p.dtype).removeprefix("torch.") for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()
+    }
     others = sorted(kinds - {"float32"})
     if not others:
         return module, []
@@ -159,7 +176,10 @@ def _giving_a_tensor(module: Any, example: Any) -> Any:
                 return torch.jit.trace(single_output(module, "The network"), example, check_trace=False)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise PackageError(f"The network does not run on such a patch: {(lines or ['no reason given'])[-1][:160]}.", "Check --patch and --channels.") from error
+        raise PackageError(
+            f"The network does not run on such a patch: {(lines or ['no reason given'])[-1][:160]}.",
+            "Check --patch and --channels.",
+        ) from error
 
 
 def _road(module: Any, dynamic_spatial: bool) -> dict[str, Any]:
@@ -217,4 +237,6 @@ def _listening(heard: list[str]) -> Iterator[None]:
     finally:
         for logger, propagate, handlers in before:
             logger.handlers, logger.propagate = handlers, propagate
-    heard.extend(str(item.message) for item in caught if not issubclass(item.category, (ResourceWarning, ImportWarning)))
+    heard.extend(
+        str(item.message) for item in caught if not issubclass(item.category, (ResourceWarning, ImportWarning))
+    )

@@ -30,7 +30,10 @@ _REASONS = {
     errno.EISDIR: ("that is a folder", "Give the name of a file."),
     errno.ENAMETOOLONG: ("the name is too long for that disk", "Choose a shorter name."),
     errno.ELOOP: ("its links lead in a circle", "Choose another path."),
-    errno.EFBIG: ("the file would be larger than the system allows", "Raise the limit (ulimit -f) or choose another disk."),
+    errno.EFBIG: (
+        "the file would be larger than the system allows",
+        "Raise the limit (ulimit -f) or choose another disk.",
+    ),
     errno.EIO: ("the disk reported an error", "Choose another folder, and look after that disk."),
 }
 

@@ -17,7 +17,9 @@ def require_onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise DependencyError("The Python package 'onnx' is not installed.", "Install it with: pip install onnx") from error
+        raise DependencyError(
+            "The Python package 'onnx' is not installed.", "Install it with: pip install onnx"
+        ) from error
     return onnx
 
 
@@ -98,8 +100,15 @@ def _check_constants(model: Any) -> None:
         if tensor.data_type == onnx.TensorProto.STRING or tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ValueError(f"the constant {tensor.name!r} holds text, or lies in another file")
         count, bits = math.prod(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
-        if tensor.raw_data and bits >= 8 and not _is_packed(tensor.data_type) and len(tensor.raw_data) * 8 != count * bits:
-            raise ValueError(f"the constant {tensor.name!r} announces {count} numbers and holds {len(tensor.raw_data)} bytes")
+        if (
+            tensor.raw_data
+            and bits >= 8
+            and not _is_packed(tensor.data_type)
+            and len(tensor.raw_data) * 8 != count * bits
+        ):
+            raise ValueError(
+                f"the constant {tensor.name!r} announces {count} numbers and holds {len(tensor.raw_data)} bytes"
+            )
         if count > (1 << 16):
             continue  # of its size, and there is nothing else to know
         onnx.numpy_helper.to_array(tensor)
@@ -161,7 +170,8 @@ def network_shape(model: Any, name: str = "The network") -> NetworkShape:
     dims, out = dims_of(inputs[0]), dims_of(model.graph.output[0])
     if len(dims) != 5 or dims[1] < 1:
         raise PackageError(
-            f"{name} takes an input of {_said(dims)}; it must be (N, C, A0, A1, A2) with a fixed C.", "Export a 3D network."
+            f"{name} takes an input of {_said(dims)}; it must be (N, C, A0, A1, A2) with a fixed C.",
+            "Export a 3D network.",
         )
     if len(out) != 5 or out[1] < 1:
         out = dims_of(inferred(model).graph.output[0])
@@ -189,7 +199,9 @@ def fixed_shape(model: Any, patch: tuple[int, int, int], batch: int | None = 1) 
     copy.CopyFrom(model)
     given = free_inputs(copy)
     if len(given) != 1 or len(given[0].type.tensor_type.shape.dim) != 5:
-        raise PackageError("The network does not take one input of five axes (N, C, A0, A1, A2).", "Export a 3D network.")
+        raise PackageError(
+            "The network does not take one input of five axes (N, C, A0, A1, A2).", "Export a 3D network."
+        )
     tensor = given[0]
     for dim, size in zip(tensor.type.tensor_type.shape.dim, (batch, None, *patch), strict=True):
         if size is not None:
@@ -247,7 +259,9 @@ def _without_weights(model: Any) -> Any:
         if math.prod(constant.dims) <= _SHAPE_LENGTH:
             light.graph.initializer.append(constant)
         elif constant.name not in declared:
-            light.graph.input.append(onnx.helper.make_tensor_value_info(constant.name, constant.data_type, list(constant.dims)))
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(constant.name, constant.data_type, list(constant.dims))
+            )
     return light
 
 
@@ -333,7 +347,9 @@ def tensor_names(model: Any) -> set[str]:
 
 
 def _names_in(graph: Any, *, within: bool) -> set[str]:
-    named = {value.name for field in (graph.input, graph.output, graph.initializer, graph.value_info) for value in field}
+    named = {
+        value.name for field in (graph.input, graph.output, graph.initializer, graph.value_info) for value in field
+    }
     named |= {constant.values.name for constant in graph.sparse_initializer}
     for node in graph.node:
         named.update(node.input, node.output)
@@ -344,7 +360,11 @@ def _names_in(graph: Any, *, within: bool) -> set[str]:
 
 
 def _bodies(node: Any) -> list[Any]:
-    return [body for attribute in node.attribute for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ()))]
+    return [
+        body
+        for attribute in node.attribute
+        for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ()))
+    ]
 
 
 class FreshNames:
@@ -390,7 +410,9 @@ def use_plain_names(model: Any) -> dict[str, str]:
     fixed = ends | {constant.values.name for constant in model.graph.sparse_initializer}
     fresh = FreshNames(model)
     # What bodies define is theirs alone; ONNX lets no such name be one of the graph around them.
-    names = {old: fresh(f"tensor{number}") for number, old in enumerate(sorted(_names_in(model.graph, within=False) - fixed))}
+    names = {
+        old: fresh(f"tensor{number}") for number, old in enumerate(sorted(_names_in(model.graph, within=False) - fixed))
+    }
     rename_tensors(model, names)
     return {new: old for old, new in names.items()}
 
@@ -399,11 +421,16 @@ def pruned(model: Any) -> Any:
     """Remove, in place, nodes and constants whose results nobody reads; returns the model."""
     while True:
         wanted = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
-        unread = [number for number, node in enumerate(model.graph.node) if not any(name in wanted for name in node.output)]
+        unread = [
+            number for number, node in enumerate(model.graph.node) if not any(name in wanted for name in node.output)
+        ]
         if not unread:
             break
         remove(model.graph.node, unread)
-    remove(model.graph.initializer, [number for number, constant in enumerate(model.graph.initializer) if constant.name not in wanted])
+    remove(
+        model.graph.initializer,
+        [number for number, constant in enumerate(model.graph.initializer) if constant.name not in wanted],
+    )
     return model
 
 

@@ -42,7 +42,9 @@ class ActivationHistogram:
         if self.limit == 0.0:
             self.limit = largest
         while self.limit < largest:
-            self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(axis=1), np.zeros(self.counts.size // 2, np.int64)])
+            self.counts = np.concatenate(
+                [self.counts.reshape(-1, 2).sum(axis=1), np.zeros(self.counts.size // 2, np.int64)]
+            )
             self.limit *= 2
         factor = np.float32(self.counts.size / self.limit)
         for begin in range(0, flat.size, 1 << 22):

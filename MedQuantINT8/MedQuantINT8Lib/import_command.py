@@ -30,7 +30,9 @@ def run(args: argparse.Namespace, task: Task) -> None:
     spec = parse_spec(json_file(args.spec), args.spec) if args.spec else None
     source = Path(args.network)
     check_output_package(args.output, _inputs(args))
-    if args.form in ("bundle", "nnunet", "auto3dseg") and not (args.form == "auto3dseg" and source.suffix in (".pt", ".pth")):
+    if args.form in ("bundle", "nnunet", "auto3dseg") and not (
+        args.form == "auto3dseg" and source.suffix in (".pt", ".pth")
+    ):
         with as_folder(source, FORMS[args.form]) as folder:
             _finish(args, _understand(args, folder, spec, task), spec, task)
     else:
@@ -59,7 +61,14 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, 
         from .importers import onnx
 
         described = spec or run_in_child(partial(onnx.draft_spec, source, patch), task, f"The trial of {source.name}")
-        return [Understood(described, source, ["preprocessing and labels are guesses: correct them"] if spec is None else [], by_hand=True)]
+        return [
+            Understood(
+                described,
+                source,
+                ["preprocessing and labels are guesses: correct them"] if spec is None else [],
+                by_hand=True,
+            )
+        ]
     from .importers import torch_files
 
     given = torch_files.Program(args.trust_code, args.channels, patch, spec)
@@ -77,9 +86,11 @@ def _arguments(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"--arguments is not valid JSON: {error}.", 'Give an object, such as \'{"channels": 16}\'.') from error
+        raise InputError(
+            f"--arguments is not valid JSON: {error}.", "Give an object, such as '{\"channels\": 16}'."
+        ) from error
     if not isinstance(value, dict):
-        raise InputError("--arguments is no JSON object.", 'Give one, such as \'{"channels": 16}\'.')
+        raise InputError("--arguments is no JSON object.", "Give one, such as '{\"channels\": 16}'.")
     return value
 
 
@@ -94,7 +105,11 @@ def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelS
         check_output_package(target, _inputs(args))
     written = []
     # Whether the INT8 network of a package of that name would be lost is looked at when it is written.
-    ours = [file for item, target in zip(understood, targets, strict=True) for file in of_package(target, (spec or item.spec).name)]
+    ours = [
+        file
+        for item, target in zip(understood, targets, strict=True)
+        for file in of_package(target, (spec or item.spec).name)
+    ]
     with overwriting(args, targets, ours):
         for item, target in zip(understood, targets, strict=True):
             if spec is not None:
@@ -106,7 +121,15 @@ def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelS
             package = write(item, target, task, dynamic=args.dynamic, force=args.force)
             package.close()
             check = item.check.to_json() if item.check else None
-            written.append({"package": str(target), "spec": package.spec.to_json(), "notes": item.notes, "import": check, "network": item.compared})
+            written.append(
+                {
+                    "package": str(target),
+                    "spec": package.spec.to_json(),
+                    "notes": item.notes,
+                    "import": check,
+                    "network": item.compared,
+                }
+            )
     checks = [item.check for item in understood if item.check is not None]
     print_result(
         args,
@@ -132,7 +155,10 @@ def _write_draft(args: argparse.Namespace, understood: Understood) -> None:
     target = Path(args.output)
     draft = Path(args.draft) if args.draft else target.with_name(target.stem + ".draft.json")
     if draft.exists() and not args.force:
-        raise InputError(f"{draft} is there already.", f"Edit it and give it back with --spec {draft}, or give --force to replace it.")
+        raise InputError(
+            f"{draft} is there already.",
+            f"Edit it and give it back with --spec {draft}, or give --force to replace it.",
+        )
     write_json(draft, understood.spec.to_json())
     print_result(
         args,
@@ -192,7 +218,10 @@ def _decided(spec: ModelSpec) -> list[str]:
     output, lines = spec.output, []
     if output.regions:
         cuts = ", ".join(f"{t:g}" for t in output.thresholds or (output.threshold,))
-        lines.append(f"  regions     from a probability of {cuts} on" + ("; one inside another stays" if output.paint == "nested" else ""))
+        lines.append(
+            f"  regions     from a probability of {cuts} on"
+            + ("; one inside another stays" if output.paint == "nested" else "")
+        )
     if output.resample is not None:
         lines.append(f"  way back    {output.resample} are resampled to the scan's grid")
     for step in spec.cleaning:

@@ -14,7 +14,9 @@ from .model_spec import Normalization
 FloatArray = NDArray[np.float32]
 
 
-def normalize(values: FloatArray, steps: Sequence[Normalization], inside: NDArray[np.bool_] | None = None) -> FloatArray:
+def normalize(
+    values: FloatArray, steps: Sequence[Normalization], inside: NDArray[np.bool_] | None = None
+) -> FloatArray:
     """Apply steps to one channel, float32, any shape; statistics are over the array given."""
     channels = [values]
     for step in steps:
@@ -22,7 +24,9 @@ def normalize(values: FloatArray, steps: Sequence[Normalization], inside: NDArra
     return channels[0]
 
 
-def normalize_channels(channels: list[FloatArray], step: Normalization, inside: NDArray[np.bool_] | None = None) -> None:
+def normalize_channels(
+    channels: list[FloatArray], step: Normalization, inside: NDArray[np.bool_] | None = None
+) -> None:
     """Apply one step to the channels of a volume that it is for, in place of the arrays in the list.
 
     Args:

@@ -62,7 +62,9 @@ class Interrupts:
             threading.Thread(target=self._watch, args=(self._pipe[0],), name="interrupts", daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._pipe is not None and not self.asked:
             signal.set_wakeup_fd(-1)
         for number, handler in self._before:

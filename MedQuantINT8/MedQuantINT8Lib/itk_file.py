@@ -30,7 +30,20 @@ _NRRD_BYTES = {
     4: ("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"),
     8: ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t", "ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t", "double"),
 }  # fmt: skip
-_META_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "FLOAT": 4, "LONG": 4, "ULONG": 4, "DOUBLE": 8, "LONG_LONG": 8, "ULONG_LONG": 8}
+_META_BYTES = {
+    "CHAR": 1,
+    "UCHAR": 1,
+    "SHORT": 2,
+    "USHORT": 2,
+    "INT": 4,
+    "UINT": 4,
+    "FLOAT": 4,
+    "LONG": 4,
+    "ULONG": 4,
+    "DOUBLE": 8,
+    "LONG_LONG": 8,
+    "ULONG_LONG": 8,
+}
 _TIME = ("time",)
 #: What NRRD calls the patient's axes; ITK takes any other space for the first.
 _PATIENT_SPACES = ("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las")
@@ -49,7 +62,9 @@ def read_itk_file(path: Path, check: Callable[[], None] | None = None) -> tuple[
     data, image = found.arrays[0], found.images[0]
     notes = [f"{path}: ITK warned: {text}" for text in found.warnings]
     if "sizes" in fields and fields.get("space", "").lower() not in _PATIENT_SPACES:
-        notes.append(f"{path} does not say how it lies in the patient: its axes were taken as left, back and head, so left and right may be exchanged")
+        notes.append(
+            f"{path} does not say how it lies in the patient: its axes were taken as left, back and head, so left and right may be exchanged"
+        )
     size = image["dimension"]
     direction = np.array(image["direction"]).reshape(size, size)
     if size == 4:
@@ -94,21 +109,32 @@ def _checked_size(path: Path) -> tuple[int, dict[str, str]]:
         fields, length = _nrrd_fields(head) if nrrd else _meta_fields(head)
         sizes, bytes_each = _nrrd_sizes(fields, path) if nrrd else _meta_sizes(fields)
     except (ValueError, KeyError, IndexError) as error:
-        raise InputError(f"{path} cannot be read: its header is no {'NRRD' if nrrd else 'MetaImage'} header.", "The file is damaged or of another type; copy it again.") from error
+        raise InputError(
+            f"{path} cannot be read: its header is no {'NRRD' if nrrd else 'MetaImage'} header.",
+            "The file is damaged or of another type; copy it again.",
+        ) from error
     expected = math.prod(sizes) * bytes_each
     if any(size < 1 for size in sizes) or not 0 < len(sizes) <= 16:
-        raise InputError(f"{path} says that it is {' x '.join(map(str, sizes))} voxels large.", "The file is damaged; copy it again.")
+        raise InputError(
+            f"{path} says that it is {' x '.join(map(str, sizes))} voxels large.", "The file is damaged; copy it again."
+        )
     apart = data_files(path)
     named = fields.get("data file") or fields.get("datafile") or fields.get("elementdatafile", "LOCAL")
     if named.upper() not in ("LOCAL",) and not apart:
         if named.upper().startswith("LIST") or "%" in named:
             return expected, fields
-        raise InputError(f"{path} refers to the file {Path(named).name}, which is not there.", "Copy it to the header, under its old name.")
+        raise InputError(
+            f"{path} refers to the file {Path(named).name}, which is not there.",
+            "Copy it to the header, under its old name.",
+        )
     there = sum(file.stat().st_size for file in apart) if apart else path.stat().st_size - length
     raw = fields.get("encoding", "raw").lower() == "raw" and fields.get("compresseddata", "false").lower() != "true"
     text = fields.get("encoding", "raw").lower() in ("ascii", "txt", "text", "hex")
     if there * (1 if raw or text else _HIGHEST_RATIO) < (expected if not text else math.prod(sizes)):
-        raise InputError(f"{path} cannot be read: it is cut off, and holds fewer voxels than its header says.", "Copy or download it again.")
+        raise InputError(
+            f"{path} cannot be read: it is cut off, and holds fewer voxels than its header says.",
+            "Copy or download it again.",
+        )
     return expected, fields
 
 
@@ -162,7 +188,9 @@ def _nrrd_sizes(fields: dict[str, str], path: Path) -> tuple[list[int], int]:
         if kind in _COLORS:
             raise InputError(f"{path} holds colors, not a scan.", "Give a scan of gray values.")
     kind = fields["type"].lower()
-    return sizes, next(count for count, names in _NRRD_BYTES.items() if kind in names) if any(kind in names for names in _NRRD_BYTES.values()) else _unknown(kind)
+    return sizes, next(count for count, names in _NRRD_BYTES.items() if kind in names) if any(
+        kind in names for names in _NRRD_BYTES.values()
+    ) else _unknown(kind)
 
 
 def _unknown(kind: str) -> int:

@@ -81,7 +81,10 @@ def main() -> int:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # The line that says what is wrong; what follows may be the numbers of a matrix.
-        told = next((line.split("ERROR:", 1)[1].strip() for line in lines if "ERROR:" in line), lines[-1] if lines else type(error).__name__)
+        told = next(
+            (line.split("ERROR:", 1)[1].strip() for line in lines if "ERROR:" in line),
+            lines[-1] if lines else type(error).__name__,
+        )
         answer = {"error": told.rstrip("."), "number": number}
     answer["warnings"] = listener.said[:_MOST_WARNINGS]
     sys.stdout.write(json.dumps(answer) + "\n")

@@ -34,7 +34,9 @@ class BackgroundJob:
         check: called by every :meth:`poll`; raises if the work has become pointless, which stops it.
     """
 
-    def __init__(self, job: Job, finish: Callable[[WorkerResult], Any], check: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, job: Job, finish: Callable[[WorkerResult], Any], check: Callable[[], None] | None = None
+    ) -> None:
         self._job, self._finish, self._check = job, finish, check
         self._done = False
         self.value: Any = None
@@ -63,7 +65,9 @@ class BackgroundJob:
                 raise
             except Exception as error:
                 # A batch goes on with the next piece, and a window shows it in words, whatever it was.
-                raise MedQuantError(f"The result could not be used: {type(error).__name__}: {error}.", "Please report this.") from error
+                raise MedQuantError(
+                    f"The result could not be used: {type(error).__name__}: {error}.", "Please report this."
+                ) from error
         return self._done
 
     @property
@@ -129,7 +133,11 @@ class BatchJob:
             self._current = None
             if len(self._pieces) == 1 and isinstance(error, MedQuantError):
                 raise
-            told = error if isinstance(error, MedQuantError) else MedQuantError(f"{type(error).__name__}: {error}.", "Please report this.")
+            told = (
+                error
+                if isinstance(error, MedQuantError)
+                else MedQuantError(f"{type(error).__name__}: {error}.", "Please report this.")
+            )
             if len(self._pieces) == 1:
                 raise told from error
             self.failures.append(Failure(self._pieces[self._number][0], told))

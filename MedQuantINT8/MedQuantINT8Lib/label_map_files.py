@@ -20,11 +20,31 @@ from .volume import LPS_FROM_RAS, Matrix
 
 _COMPRESSION = 4
 _CHUNK = 1 << 24
-_NRRD_TYPES = {"u1": "unsigned char", "i1": "signed char", "u2": "unsigned short", "i2": "short", "u4": "unsigned int", "i4": "int", "f4": "float", "f8": "double"}
-_META_TYPES = {"u1": "UCHAR", "i1": "CHAR", "u2": "USHORT", "i2": "SHORT", "u4": "UINT", "i4": "INT", "f4": "FLOAT", "f8": "DOUBLE"}
+_NRRD_TYPES = {
+    "u1": "unsigned char",
+    "i1": "signed char",
+    "u2": "unsigned short",
+    "i2": "short",
+    "u4": "unsigned int",
+    "i4": "int",
+    "f4": "float",
+    "f8": "double",
+}
+_META_TYPES = {
+    "u1": "UCHAR",
+    "i1": "CHAR",
+    "u2": "USHORT",
+    "i2": "SHORT",
+    "u4": "UINT",
+    "i4": "INT",
+    "f4": "FLOAT",
+    "f8": "DOUBLE",
+}
 
 
-def write_label_map(path: Path, labels: NDArray[Any], ijk_to_ras: Matrix, fields: Mapping[str, str] | None = None) -> None:
+def write_label_map(
+    path: Path, labels: NDArray[Any], ijk_to_ras: Matrix, fields: Mapping[str, str] | None = None
+) -> None:
     """Write a label map (K, J, I) as the name says: .nii, .nii.gz, .nrrd, .mha, or .mhd with its .zraw beside it.
 
     Args:
@@ -105,12 +125,16 @@ def _write_meta_image(path: Path, labels: NDArray[Any], ijk_to_ras: Matrix) -> N
 def _type(types: Mapping[str, str], labels: NDArray[Any], path: Path) -> str:
     found = types.get(labels.dtype.str[1:])
     if found is None:
-        raise StorageError(f"Cannot write {path.name}: the format has no place for {labels.dtype} voxels.", "Choose .nii.gz instead.")
+        raise StorageError(
+            f"Cannot write {path.name}: the format has no place for {labels.dtype} voxels.", "Choose .nii.gz instead."
+        )
     return found
 
 
 def _compressed(data: NDArray[Any], window: int) -> Iterator[bytes]:
-    content = np.ascontiguousarray(data.astype(data.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
+    content = (
+        np.ascontiguousarray(data.astype(data.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
+    )
     packer = zlib.compressobj(_COMPRESSION, zlib.DEFLATED, window)
     for begin in range(0, len(content), _CHUNK):
         yield packer.compress(content[begin : begin + _CHUNK])

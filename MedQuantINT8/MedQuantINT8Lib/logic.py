@@ -45,7 +45,9 @@ def _choice(engine: str, precision: str, device: str) -> EngineChoice:
         InputError: an engine, a precision or a device that does not exist.
     """
     if engine not in ("auto", *backend_names()):
-        raise InputError(f"There is no engine called {engine!r}.", f"Choose auto or one of {', '.join(backend_names())}.")
+        raise InputError(
+            f"There is no engine called {engine!r}.", f"Choose auto or one of {', '.join(backend_names())}."
+        )
     if precision not in PRECISIONS:
         raise InputError(f"There is no precision {precision!r}.", f"Choose one of {', '.join(PRECISIONS)}.")
     try:
@@ -176,22 +178,32 @@ class MedQuantINT8Logic(Making):
         job = BackgroundJob(self._client.submit(path, volume, choice, options), finish, check)
         return self._result(job, waitForCompletion, progress)
 
-    def process(self, inputVolume: Any, outputSegmentation: Any, model: str, waitForCompletion: bool = True, **options: Any) -> Any:
+    def process(
+        self, inputVolume: Any, outputSegmentation: Any, model: str, waitForCompletion: bool = True, **options: Any
+    ) -> Any:
         """:meth:`segment` in the form of Slicer's module template."""
         return self.segment(inputVolume, outputSegmentation, model, waitForCompletion=waitForCompletion, **options)
 
-    def segmentAll(self, model: str, waitForCompletion: bool = True, progress: Progress | None = None, **options: Any) -> Any:
+    def segmentAll(
+        self, model: str, waitForCompletion: bool = True, progress: Progress | None = None, **options: Any
+    ) -> Any:
         """Segment every scan of the scene (label maps are none); the segmentation nodes.
 
         One that fails does not stop the rest; the job's ``failures`` tell which and why.
         """
         scene = mrml.headless_scene()
-        nodes = [scene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode") for n in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))]
+        nodes = [
+            scene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode")
+            for n in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))
+        ]
         scans = [node for node in nodes if not node.IsA("vtkMRMLLabelMapVolumeNode")]
         if not scans:
             raise InputError("The scene holds no volume.", "Load a scan first.")
         self._labels(self._modelPath(model), options.get("segments"))
-        pieces = [(node.GetName(), partial(self.segment, node, model=model, waitForCompletion=False, **options)) for node in scans]
+        pieces = [
+            (node.GetName(), partial(self.segment, node, model=model, waitForCompletion=False, **options))
+            for node in scans
+        ]
         return self._result(BatchJob(pieces), waitForCompletion, progress)
 
     def segmentFolder(
@@ -234,7 +246,12 @@ class MedQuantINT8Logic(Making):
         return self._result(BatchJob(pieces), waitForCompletion, progress)
 
     def segmentSequence(
-        self, sequenceNode: Any, model: str, waitForCompletion: bool = True, progress: Progress | None = None, **options: Any
+        self,
+        sequenceNode: Any,
+        model: str,
+        waitForCompletion: bool = True,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> Any:
         """Segment every frame of a sequence of volumes; the sequence node of the segmentations.
 
@@ -251,7 +268,9 @@ class MedQuantINT8Logic(Making):
             job = self.segment(shown, model=model, waitForCompletion=False, **options)
             return sequences.FrameJob(job, shown, sequenceNode, made, sequenceNode.GetNthIndexValue(number))
 
-        batch = sequences.SequenceJob([(f"frame {n + 1}", partial(frame, n)) for n in range(len(frames))], sequenceNode, made)
+        batch = sequences.SequenceJob(
+            [(f"frame {n + 1}", partial(frame, n)) for n in range(len(frames))], sequenceNode, made
+        )
         return self._result(batch, waitForCompletion, progress)
 
     def undo(self) -> Any | None:
@@ -316,7 +335,9 @@ class MedQuantINT8Logic(Making):
         path = self._modelPath(model)
         spec = self._spec(path)
         choice = _choice(engine, "int8", device)
-        started = self._client.begin("compare", [volume], model=path, choice=asdict(choice), options=asdict(options), volume_change=volumeChange)
+        started = self._client.begin(
+            "compare", [volume], model=path, choice=asdict(choice), options=asdict(options), volume_change=volumeChange
+        )
 
         def finish(result: WorkerResult) -> Comparison:
             return Comparison(volumeNode, spec, result.arrays, result.report)
@@ -336,7 +357,10 @@ class MedQuantINT8Logic(Making):
         """:meth:`compare` for several volumes, with its further arguments; a list of comparisons."""
         if not volumeNodes:
             raise InputError("There is no volume to compare on.", "Choose at least one.")
-        pieces = [(node.GetName(), partial(self.compare, node, model, engine, waitForCompletion=False, **options)) for node in volumeNodes]
+        pieces = [
+            (node.GetName(), partial(self.compare, node, model, engine, waitForCompletion=False, **options))
+            for node in volumeNodes
+        ]
         return self._result(BatchJob(pieces), waitForCompletion, progress)
 
     def showDifferences(self, comparison: Comparison) -> Any | None:
@@ -362,10 +386,15 @@ class MedQuantINT8Logic(Making):
 
     def _modelPath(self, model: str | None) -> str:
         if not model:
-            raise InputError("No model was chosen.", f"Installed are: {', '.join(catalogue.installed()) or 'none (see medquant models)'}.")
+            raise InputError(
+                "No model was chosen.",
+                f"Installed are: {', '.join(catalogue.installed()) or 'none (see medquant models)'}.",
+            )
         found = catalogue.resolve(str(model))
         if not there(split_paths(found)[0]):
-            raise InputError(f"There is no model {model!r}.", "Give the name of an installed model, or the path of a package.")
+            raise InputError(
+                f"There is no model {model!r}.", "Give the name of an installed model, or the path of a package."
+            )
         return found
 
     def _spec(self, path: str) -> ModelSpec:
@@ -383,4 +412,6 @@ class MedQuantINT8Logic(Making):
     @staticmethod
     def _stillThere(node: Any, what: str) -> None:
         if node.GetScene() is None:
-            raise InputError(f"{what} was deleted, or its scene was closed, while the work went on.", "Load it and start again.")
+            raise InputError(
+                f"{what} was deleted, or its scene was closed, while the work went on.", "Load it and start again."
+            )

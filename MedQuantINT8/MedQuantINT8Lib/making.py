@@ -98,8 +98,16 @@ class Making:
         path = catalogue.resolve_one(self._modelPath(model))
         volumes = [mrml.volume_from_node(node) for node in volumeNodes]
         if not volumes and not scans:
-            raise InputError("There is no volume to calibrate on.", "Choose at least one scan like those you will segment.")
-        request = {"method": method, "patches": patches, "agreement": agreement, "fallback": fallback, "reading": asdict(reading)}
+            raise InputError(
+                "There is no volume to calibrate on.", "Choose at least one scan like those you will segment."
+            )
+        request = {
+            "method": method,
+            "patches": patches,
+            "agreement": agreement,
+            "fallback": fallback,
+            "reading": asdict(reading),
+        }
         started = self._newBuilder().begin(
             "quantize", volumes, model=path, output=str(output or path), scans=[str(scan) for scan in scans], **request
         )

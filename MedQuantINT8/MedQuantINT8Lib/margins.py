@@ -30,7 +30,11 @@ class MarginSink:
     """
 
     def __init__(
-        self, inner: Sink, shape: tuple[int, int, int], activation: str | None, thresholds: Sequence[float] | None = None
+        self,
+        inner: Sink,
+        shape: tuple[int, int, int],
+        activation: str | None,
+        thresholds: Sequence[float] | None = None,
     ) -> None:
         self.margins = np.zeros(shape, np.uint8)
         self._inner, self._activation, self._thresholds = inner, activation, thresholds
@@ -72,5 +76,7 @@ def _classes(block: Array, probabilities: bool) -> NDArray[np.float32]:
 def _regions(block: Array, thresholds: Sequence[float]) -> NDArray[np.float32]:
     least = np.ones(block.shape[1:], np.float32)
     for channel, threshold in zip(block, thresholds, strict=True):
-        np.minimum(least, np.abs(channel - np.float32(threshold)) / np.float32(max(threshold, 1 - threshold)), out=least)
+        np.minimum(
+            least, np.abs(channel - np.float32(threshold)) / np.float32(max(threshold, 1 - threshold)), out=least
+        )
     return least

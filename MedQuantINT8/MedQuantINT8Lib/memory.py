@@ -53,7 +53,11 @@ def estimate(package: ModelPackage, precision: str, volume: Volume, options: Seg
     spec = package.spec
     shape = network_shape_of(volume, spec)
     voxels = int(np.prod(shape))
-    patch = whole_volume_patch(shape, spec) if spec.window.whole_volume and options.patch is None else window_of(spec, options)[0]
+    patch = (
+        whole_volume_patch(shape, spec)
+        if spec.window.whole_volume and options.patch is None
+        else window_of(spec, options)[0]
+    )
     path = package.onnx_path("int8" if precision == "int8" else "fp32")
     weights = int(_WEIGHT_COPIES * path.stat().st_size)
     activations = max(1, options.batch) * activation_bytes(path, path.stat().st_mtime, patch)
@@ -89,7 +93,10 @@ def network_shape_of(volume: Volume, spec: ModelSpec) -> tuple[int, int, int]:
         assert geometry.spacing is not None
         # Which axis of the scan is which of the network's is not known here: the finest has the finest spacing.
         wanted = sorted(want or have for have, want in zip(sorted(grid.spacing), geometry.spacing, strict=True))
-        i, j, k = (max(1, round(n * have / want)) for n, have, want in zip(grid.size, sorted(grid.spacing), wanted, strict=True))
+        i, j, k = (
+            max(1, round(n * have / want))
+            for n, have, want in zip(grid.size, sorted(grid.spacing), wanted, strict=True)
+        )
     return i, j, k
 
 

@@ -67,7 +67,8 @@ class ModelPackage:
             finish_interrupted(source.parent)
         if not there(source):
             raise PackageError(
-                f"There is no model package at {source}.", "Give a package folder, a .zip, or the name of an installed model."
+                f"There is no model package at {source}.",
+                "Give a package folder, a .zip, or the name of an installed model.",
             )
         if source.name == MODEL_JSON:
             source = source.parent
@@ -214,15 +215,24 @@ def _refuse_constant(name: str) -> None:
 
 def _load_folder(folder: Path, name: str, *, temporary: bool) -> ModelPackage:
     if not (folder / MODEL_JSON).is_file():
-        raise PackageError(f"{name} is no model package: it has no {MODEL_JSON}.", "Make one with: medquant import onnx")
+        raise PackageError(
+            f"{name} is no model package: it has no {MODEL_JSON}.", "Make one with: medquant import onnx"
+        )
     value = _read_json(folder / MODEL_JSON, f"{name}: {MODEL_JSON}")
     spec = parse_spec(value, f"{name}: {MODEL_JSON}")
     files = value.get("files")
-    if not isinstance(files, dict) or FP32 not in files or not all(isinstance(digest, str) for digest in files.values()):
-        raise PackageError(f"{name}: {MODEL_JSON}: 'files' must list the SHA-256 of {FP32}.", "Ask whoever made the package.")
+    if (
+        not isinstance(files, dict)
+        or FP32 not in files
+        or not all(isinstance(digest, str) for digest in files.values())
+    ):
+        raise PackageError(
+            f"{name}: {MODEL_JSON}: 'files' must list the SHA-256 of {FP32}.", "Ask whoever made the package."
+        )
     if foreign := sorted(set(files) - set(KNOWN_FILES)):
         raise PackageError(
-            f"{name}: 'files' names {foreign[0]!r}, which a package may not hold.", f"It may hold {', '.join(KNOWN_FILES)}."
+            f"{name}: 'files' names {foreign[0]!r}, which a package may not hold.",
+            f"It may hold {', '.join(KNOWN_FILES)}.",
         )
     for file, expected in files.items():
         path = folder / file

@@ -359,7 +359,6 @@ class ModelSpec:
         return _listed(value)
 
 
-
 def usual_order(
     geometry: Geometry, crop: Crop, normalization: Sequence[Normalization], normalize_in: str
 ) -> tuple[Step, ...]:

@@ -26,7 +26,9 @@ def run(args: argparse.Namespace, task: Task) -> None:
         raise InputError(f"Which model shall be {args.action}?", f"Give its name: medquant models {args.action} NAME")
     elif args.action == "remove":
         freed = catalogue.remove(args.name)
-        print_result(args, {"removed": args.name, "bytes": freed}, f"removed {args.name}: {freed / 1e6:.1f} MB are free again")
+        print_result(
+            args, {"removed": args.name, "bytes": freed}, f"removed {args.name}: {freed / 1e6:.1f} MB are free again"
+        )
     elif args.action == "show":
         item = catalogue.entry(args.name)
         print_result(args, _json(item), *_lines(item))
@@ -40,7 +42,12 @@ def _list(args: argparse.Namespace) -> None:
     rows = [_own(name, paths[0]) for name, paths in present.items() if name not in known] + rows
     words = (args.name or "").lower()
     rows = [row for row in rows if words in json.dumps(row).lower()]
-    print_result(args, {"models": rows}, *(_table(rows) or ["no model fits"]), "* installed;  medquant models show NAME, medquant models get NAME")
+    print_result(
+        args,
+        {"models": rows},
+        *(_table(rows) or ["no model fits"]),
+        "* installed;  medquant models show NAME, medquant models get NAME",
+    )
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:

@@ -49,7 +49,9 @@ def monai_grid(grid: Grid, spacing: NDArray[np.float64], *, by_extent: bool = Fa
     else:
         new[:3, 3] = (old @ corners)[:3, first[0]] if len(first) else _centered(old, new, size, new_size)
     i, j, k = (max(1, int(n)) for n in new_size)
-    if (i, j, k) == grid.size and (np.allclose(old, new, atol=_SAME) or np.allclose(np.linalg.solve(old, new), np.eye(4), atol=_SAME)):
+    if (i, j, k) == grid.size and (
+        np.allclose(old, new, atol=_SAME) or np.allclose(np.linalg.solve(old, new), np.eye(4), atol=_SAME)
+    ):
         return grid
     return Grid((i, j, k), new)
 

@@ -140,7 +140,9 @@ def _one_volume(node: Any) -> Volume:
 
     scalars = image.GetPointData().GetScalars()
     if scalars is None:
-        raise InputError(f"The volume {node.GetName()!r} holds no voxels: its image has a size, but no values.", "Load it again.")
+        raise InputError(
+            f"The volume {node.GetName()!r} holds no voxels: its image has a size, but no values.", "Load it again."
+        )
     if any(image.GetExtent()[::2]):
         begin = ", ".join(map(str, image.GetExtent()[::2]))
         raise InputError(
@@ -150,7 +152,10 @@ def _one_volume(node: Any) -> Volume:
     i, j, k = image.GetDimensions()
     components = image.GetNumberOfScalarComponents()
     if components in (3, 4) and scalars.GetDataTypeAsString() == "unsigned char":
-        raise InputError(f"The volume {node.GetName()!r} is a color image, not a scan.", "Choose a scan; give one volume for each channel of the network.")
+        raise InputError(
+            f"The volume {node.GetName()!r} is a color image, not a scan.",
+            "Choose a scan; give one volume for each channel of the network.",
+        )
     array = vtk_to_numpy(scalars).reshape(k, j, i, components)
     return Volume(np.moveaxis(array, -1, 0), ijk_to_ras(node), node.GetName())
 
@@ -293,7 +298,10 @@ def _matrix_within(slicer: Any, target: Any, volume: Any) -> NDArray[np.float64]
     """
     binary = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
     if target.GetSegmentation().GetSourceRepresentationName() != binary:
-        raise InputError(f"{target.GetName()!r} holds segments that are no binary label maps.", "Choose another segmentation, or a new one.")
+        raise InputError(
+            f"{target.GetName()!r} holds segments that are no binary label maps.",
+            "Choose another segmentation, or a new one.",
+        )
     own, theirs = target.GetParentTransformNode(), volume.GetParentTransformNode()
     if own is theirs:
         return ijk_to_ras(volume)
@@ -322,7 +330,9 @@ def show(segmentationNode: Any) -> None:
         segmentationNode.CreateDefaultDisplayNodes()
 
 
-def _add_shared_labelmap(slicer: Any, segmentation: Any, labels: NDArray[Any], names: Sequence[Label], matrix: NDArray[np.float64]) -> None:
+def _add_shared_labelmap(
+    slicer: Any, segmentation: Any, labels: NDArray[Any], names: Sequence[Label], matrix: NDArray[np.float64]
+) -> None:
     """All structures share one label map layer: a hundred structures would else be a hundred volumes."""
     oriented = slicer.vtkOrientedImageData()
     oriented.ShallowCopy(_image_data(labels))

@@ -52,8 +52,14 @@ def _spacing(old: NDArray[np.float64], geometry: Geometry) -> tuple[NDArray[np.f
         if want is None:
             continue
         margin = geometry.tolerance * want if geometry.tolerance_mm is None else geometry.tolerance_mm
-        kept[axis] = min(want, want if least is None else least) - margin <= have <= max(want, want if most is None else most) + margin
-    return np.array([have if keep else want for have, want, keep in zip(old, wanted, kept, strict=True)], dtype=float), kept
+        kept[axis] = (
+            min(want, want if least is None else least) - margin
+            <= have
+            <= max(want, want if most is None else most) + margin
+        )
+    return np.array(
+        [have if keep else want for have, want, keep in zip(old, wanted, kept, strict=True)], dtype=float
+    ), kept
 
 
 def _resized(grid: Grid, geometry: Geometry) -> Grid:
@@ -63,7 +69,9 @@ def _resized(grid: Grid, geometry: Geometry) -> Grid:
         new_size = np.array([round(n * scale) for n in grid.size])
     else:
         assert geometry.size is not None
-        new_size = np.array([n if want is None else want for n, want in zip(grid.size, along_ijk(geometry.size, geometry), strict=True)])
+        new_size = np.array(
+            [n if want is None else want for n, want in zip(grid.size, along_ijk(geometry.size, geometry), strict=True)]
+        )
     new_size = np.maximum(new_size, 1)
     if geometry.anchor == "corners":
         return _laid(grid, new_size, old_spacing * (old_size - 1) / np.maximum(new_size - 1, 1), edges=False)

@@ -48,7 +48,10 @@ def read_nifti(path: Path, form: NiftiForm = "auto") -> tuple[NDArray[Any], Matr
         size = path.stat().st_size
         _check_size(header, size * _HIGHEST_RATIO if packed else size, name)
         if header.fourth:
-            raise InputError(f"{name} holds {header.shape[3]} frames of {header.fourth}, not channels of one scan.", "Give one frame as a 3D scan.")
+            raise InputError(
+                f"{name} holds {header.shape[3]} frames of {header.fourth}, not channels of one scan.",
+                "Give one frame as a 3D scan.",
+            )
         stored = _fill(header, head, source, name)
     matrix, notes = matrix_of(header, form, name)
     i, j, k, frames = header.shape
@@ -65,9 +68,14 @@ def read_nifti(path: Path, form: NiftiForm = "auto") -> tuple[NDArray[Any], Matr
 
 def _check_size(header: NiftiHeader, most: int, name: str) -> None:
     if header.offset + header.data_bytes > most:
-        raise InputError(f"{name} is cut off: it holds fewer voxels than its header says.", "Copy or download it again.")
+        raise InputError(
+            f"{name} is cut off: it holds fewer voxels than its header says.", "Copy or download it again."
+        )
     if header.data_bytes > available_memory():
-        raise InputError(f"{name} needs {header.data_bytes / 1e9:.1f} GB of memory; there are {available_memory() / 1e9:.1f} GB.", "Close other programs, or crop the scan.")
+        raise InputError(
+            f"{name} needs {header.data_bytes / 1e9:.1f} GB of memory; there are {available_memory() / 1e9:.1f} GB.",
+            "Close other programs, or crop the scan.",
+        )
 
 
 def _fill(header: NiftiHeader, head: bytes, source: Iterator[bytes], name: str) -> NDArray[np.uint8]:
@@ -86,7 +94,9 @@ def _fill(header: NiftiHeader, head: bytes, source: Iterator[bytes], name: str) 
         except StopIteration:
             break
     if at < len(stored):
-        raise InputError(f"{name} is cut off: it holds fewer voxels than its header says.", "Copy or download it again.")
+        raise InputError(
+            f"{name} is cut off: it holds fewer voxels than its header says.", "Copy or download it again."
+        )
     return stored
 
 
@@ -122,7 +132,9 @@ def unpacked(stream: IO[bytes], name: str) -> Iterator[bytes]:
             yield found
         complete = complete or unpacker.eof
     except zlib.error as error:
-        raise InputError(f"{name} cannot be read: its compressed data is damaged ({error}).", "Copy or download it again.") from error
+        raise InputError(
+            f"{name} cannot be read: its compressed data is damaged ({error}).", "Copy or download it again."
+        ) from error
     if not complete:
         raise InputError(f"{name} is cut off: its compressed data ends too early.", "Copy or download it again.")
 
@@ -148,9 +160,14 @@ def write_nifti(path: Path, data: NDArray[Any], matrix: Matrix) -> None:
     codes = {np.dtype(kind): code for code, kind in TYPES.items()}
     code = codes.get(data.dtype.newbyteorder("="))
     if code is None or max(data.shape) > 32767:
-        raise StorageError(f"Cannot write {path.name}: NIfTI has no place for {data.dtype} voxels of shape {data.shape}.", "Choose .nrrd instead.")
+        raise StorageError(
+            f"Cannot write {path.name}: NIfTI has no place for {data.dtype} voxels of shape {data.shape}.",
+            "Choose .nrrd instead.",
+        )
     header = _header(data.shape, code, 8 * data.dtype.itemsize, matrix)
-    content = np.ascontiguousarray(data.astype(data.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
+    content = (
+        np.ascontiguousarray(data.astype(data.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
+    )
     with open(path, "wb") as stream:
         if not path.name.lower().endswith(".gz"):
             stream.write(header)

@@ -29,9 +29,23 @@ _ROUNDING = 5e-7
 TYPES: dict[int, str] = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 32: "c8", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8", 1792: "c16"
 }  # fmt: skip
-_REFUSED = {1: "1-bit voxels", 128: "RGB colors", 2304: "RGBA colors", 1536: "128-bit floating point", 2048: "256-bit complex numbers"}
+_REFUSED = {
+    1: "1-bit voxels",
+    128: "RGB colors",
+    2304: "RGBA colors",
+    1536: "128-bit floating point",
+    2048: "256-bit complex numbers",
+}
 _INTENTS_OF_TIME = {2001: "a time series"}
-_VECTORS = {1004: "matrices", 1005: "symmetric matrices", 1006: "displacements", 1007: "vectors", 1009: "triangles", 2003: "RGB colors", 2004: "RGBA colors"}
+_VECTORS = {
+    1004: "matrices",
+    1005: "symmetric matrices",
+    1006: "displacements",
+    1007: "vectors",
+    1009: "triangles",
+    2003: "RGB colors",
+    2004: "RGBA colors",
+}
 _TIME_UNITS = {8: "seconds", 16: "milliseconds", 24: "microseconds", 32: "Hz", 40: "ppm", 48: "rad/s"}
 
 
@@ -78,10 +92,16 @@ def parse_header(data: bytes, name: str) -> NiftiHeader:
     shape = _shape(dims, name)
     code = fields["datatype"]
     if code not in TYPES:
-        raise InputError(f"{name} holds {_REFUSED.get(code, f'voxels of an unknown type (code {code})')}.", "Convert it to numbers of 8 to 64 bits.")
+        raise InputError(
+            f"{name} holds {_REFUSED.get(code, f'voxels of an unknown type (code {code})')}.",
+            "Convert it to numbers of 8 to 64 bits.",
+        )
     dtype = np.dtype(order + TYPES[code])
     if fields["bitpix"] not in (0, 8 * dtype.itemsize):
-        raise InputError(f"{name} says {fields['bitpix']} bits a voxel, but its voxel type has {8 * dtype.itemsize}.", "The file is damaged; copy it again.")
+        raise InputError(
+            f"{name} says {fields['bitpix']} bits a voxel, but its voxel type has {8 * dtype.itemsize}.",
+            "The file is damaged; copy it again.",
+        )
     if fields["intent"] in _VECTORS:
         raise InputError(f"{name} holds {_VECTORS[fields['intent']]}, not a scan.", "Give the scan itself.")
     spacing = pixdim[1:4]
@@ -93,12 +113,16 @@ def parse_header(data: bytes, name: str) -> NiftiHeader:
     offset = fields["vox_offset"]
     least = 352 if version == 1 else 544
     if not math.isfinite(offset) or not 0 <= offset < 2**62:
-        raise InputError(f"{name} says that its voxels begin at byte {offset:g}.", "The file is damaged; copy it again.")
+        raise InputError(
+            f"{name} says that its voxels begin at byte {offset:g}.", "The file is damaged; copy it again."
+        )
     slope, intercept = fields["scl_slope"], fields["scl_inter"]
     if not math.isfinite(slope) or slope == 0.0:
         slope, intercept = 1.0, 0.0  # As the standard and nibabel have it: no scaling.
     if not math.isfinite(intercept):
-        raise InputError(f"{name} adds {intercept:g} to every voxel (scl_inter).", "Repair its header, or export the scan again.")
+        raise InputError(
+            f"{name} adds {intercept:g} to every voxel (scl_inter).", "Repair its header, or export the scan again."
+        )
     units = {1: 1000.0, 3: 0.001}.get(fields["xyzt_units"] & 7, 1.0)
     fourth = _INTENTS_OF_TIME.get(fields["intent"], "") or _time(fields["xyzt_units"] & 56, pixdim[4])
     a, b, c = (float(s) * units for s in spacing)
@@ -116,7 +140,10 @@ def _form_of(data: bytes, name: str) -> tuple[int, str]:
                 return 2, order
             if size == 348:
                 return 1, order
-        raise InputError(f"{name} cannot be read: it does not begin with a NIfTI header.", "It may be of another type or damaged; copy it again.")
+        raise InputError(
+            f"{name} cannot be read: it does not begin with a NIfTI header.",
+            "It may be of another type or damaged; copy it again.",
+        )
     raise InputError(f"{name} is cut off within its header.", "Copy or download it again.")
 
 
@@ -155,19 +182,28 @@ def _fields(data: bytes, version: int, order: str, name: str) -> dict[str, Any]:
 def _shape(dims: tuple[int, ...], name: str) -> tuple[int, int, int, int]:
     count = dims[0]
     if not 1 <= count <= 7 or any(n < 1 for n in dims[1 : 1 + count]):
-        raise InputError(f"{name} says that it has {count} axes of {' x '.join(map(str, dims[1 : 1 + max(0, min(7, count))]))} voxels.", "The file is damaged; copy it again.")
+        raise InputError(
+            f"{name} says that it has {count} axes of {' x '.join(map(str, dims[1 : 1 + max(0, min(7, count))]))} voxels.",
+            "The file is damaged; copy it again.",
+        )
     sizes = [*dims[1 : 1 + count], *[1] * (7 - count)]
     if count < 3:
         raise InputError(f"{name} is a {count}-dimensional image, not a volume.", "Give the whole 3D scan.")
     many = [n for n in sizes[3:] if n > 1]
     if len(many) > 1:
-        raise InputError(f"{name} has more than four axes: {' x '.join(map(str, dims[1 : 1 + count]))}.", "Give one 3D scan.")
+        raise InputError(
+            f"{name} has more than four axes: {' x '.join(map(str, dims[1 : 1 + count]))}.", "Give one 3D scan."
+        )
     return sizes[0], sizes[1], sizes[2], math.prod(sizes[3:])
 
 
 def _time(code: int, step: float) -> str:
     """What the fourth axis is by its unit. Many writers put seconds there with nothing to say: only with a step it counts."""
-    return f"a series in {_TIME_UNITS[code]}" if code in _TIME_UNITS and (code != 8 or (math.isfinite(step) and step not in (0.0, 1.0))) else ""
+    return (
+        f"a series in {_TIME_UNITS[code]}"
+        if code in _TIME_UNITS and (code != 8 or (math.isfinite(step) and step not in (0.0, 1.0)))
+        else ""
+    )
 
 
 def _usable(matrix: Matrix) -> Matrix | None:
@@ -217,19 +253,32 @@ def matrix_of(header: NiftiHeader, form: NiftiForm, name: str) -> tuple[Matrix, 
     if form != "auto":
         asked = header.sform if form == "sform" else header.qform
         if asked is None:
-            raise InputError(f"{name} has no usable {form}.", f"Leave --nifti-form out, or give {'qform' if form == 'sform' else 'sform'}.")
+            raise InputError(
+                f"{name} has no usable {form}.",
+                f"Leave --nifti-form out, or give {'qform' if form == 'sform' else 'sform'}.",
+            )
         return _as_long_as_pixdim(asked, header), []
     notes = []
     taken = header.sform if header.sform is not None else header.qform
-    if header.sform is not None and header.qform is not None and (apart := _apart(header)) > FORM_TOLERANCE * min(header.spacing):
-        notes.append(f"{name}: sform and qform disagree by up to {apart:.3g} mm; the sform was taken (--nifti-form qform takes the other)")
+    if (
+        header.sform is not None
+        and header.qform is not None
+        and (apart := _apart(header)) > FORM_TOLERANCE * min(header.spacing)
+    ):
+        notes.append(
+            f"{name}: sform and qform disagree by up to {apart:.3g} mm; the sform was taken (--nifti-form qform takes the other)"
+        )
     if taken is None:
-        notes.append(f"{name} does not say how it lies in the patient: its axes were taken as right, front and head, so left and right may be exchanged")
+        notes.append(
+            f"{name} does not say how it lies in the patient: its axes were taken as right, front and head, so left and right may be exchanged"
+        )
         return np.diag([*header.spacing, 1.0]), notes
     lengths = np.linalg.norm(taken[:3, :3], axis=0)
     if not np.allclose(lengths, header.spacing, rtol=1e-2):
         sizes = " x ".join(f"{s:g}" for s in header.spacing)
-        notes.append(f"{name}: its sform has voxels of {' x '.join(f'{s:g}' for s in lengths)} mm, its pixdim of {sizes} mm; the sform was taken")
+        notes.append(
+            f"{name}: its sform has voxels of {' x '.join(f'{s:g}' for s in lengths)} mm, its pixdim of {sizes} mm; the sform was taken"
+        )
     return _as_long_as_pixdim(taken, header), notes
 
 

@@ -59,7 +59,9 @@ def nnunet_resampler(geometry: Geometry, target: Grid) -> NnunetResampler | None
         wanted = geometry.spacing if geometry.axis_order == "IJK" else geometry.spacing[::-1]
         i, j, k = (own if want is None else want for own, want in zip(target.spacing, wanted, strict=True))
         spacing = (i, j, k)
-    return NnunetResampler(geometry.spline or SplineResampling(3), geometry.score_spline or SplineResampling(1), spacing)
+    return NnunetResampler(
+        geometry.spline or SplineResampling(3), geometry.score_spline or SplineResampling(1), spacing
+    )
 
 
 def network_size(size: tuple[int, int, int], old: tuple[float, ...], new: tuple[float, ...]) -> tuple[int, int, int]:
@@ -169,7 +171,10 @@ def _cubic(offset: NDArray[np.float64]) -> NDArray[np.float64]:
     The prefilter is the inverse of (1, 4, 1) / 6, a sum of powers of its pole (Unser, IEEE Signal Processing Magazine 1999).
     """
     t = offset[:, None]
-    spline = np.concatenate([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3], axis=1) / 6
+    spline = (
+        np.concatenate([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3], axis=1)
+        / 6
+    )
     pole = np.sqrt(3.0) - 2
     prefilter = pole ** np.abs(np.arange(-_REACH, _REACH + 1))
     prefilter /= prefilter.sum()

@@ -58,7 +58,9 @@ def check_output_folder(target: PathLike, names: Sequence[str], inputs: Iterable
         check_output_file(folder / name, given)
 
 
-def check_output_package(target: PathLike, inputs: Iterable[PathLike | None] = (), itself: PathLike | None = None) -> None:
+def check_output_package(
+    target: PathLike, inputs: Iterable[PathLike | None] = (), itself: PathLike | None = None
+) -> None:
     """Refuse a package (folder or .zip) that would take the place of an input, or of something that is no package.
 
     Args:
@@ -79,11 +81,19 @@ def check_output_package(target: PathLike, inputs: Iterable[PathLike | None] = (
     if path.is_dir():
         for source in _files_of(given):
             if _lies_in(source, path):
-                raise InputError(f"The output {path} is a folder that holds the input {source}, which would be lost.", "Choose another output.")
+                raise InputError(
+                    f"The output {path} is a folder that holds the input {source}, which would be lost.",
+                    "Choose another output.",
+                )
         if any(path.iterdir()) and not (path / "model.json").exists():
-            raise PackageError(f"{path} is a folder with other things in it.", "Give a new folder or an existing package.")
+            raise PackageError(
+                f"{path} is a folder with other things in it.", "Give a new folder or an existing package."
+            )
     elif path.exists():
-        raise InputError(f"The output {path} is a file, but a package is a folder or a .zip.", "Give a folder, or a name that ends in .zip.")
+        raise InputError(
+            f"The output {path} is a file, but a package is a folder or a .zip.",
+            "Give a folder, or a name that ends in .zip.",
+        )
     with storage_errors(path):
         _probe(followed(path), (path.name,))
 
@@ -106,7 +116,11 @@ def _probe(target: Path, names: Sequence[str]) -> None:
 def _refuse_input(path: Path, target: Path, inputs: Iterable[PathLike | None], what: str) -> None:
     for source in _files_of(inputs):
         if _same(path, source):
-            said = f"{path} is the {what} that is read" if str(source) == str(path) else f"{path} is {source} under another name"
+            said = (
+                f"{path} is the {what} that is read"
+                if str(source) == str(path)
+                else f"{path} is {source} under another name"
+            )
             raise InputError(f"The output {target} would replace an input: {said}.", "Choose another output.")
 
 
@@ -150,4 +164,3 @@ def _lies_in(path: Path, folder: Path) -> bool:
         return any(_same(parent, folder) for parent in path.resolve().parents)
     except (OSError, RuntimeError):
         return False
-

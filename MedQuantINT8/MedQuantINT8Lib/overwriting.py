@@ -44,7 +44,11 @@ def overwriting(args: argparse.Namespace, targets: Iterable[PathLike], ours: Ite
     known = set(map(Path, ours))
     others = [file for file, state in before.items() if noted.get(_key(file)) != (args.command, state)]
     foreign = [file for file in others if file not in known]
-    if foreign and not args.force and not (not args.json and ask(f"{_named(foreign)} Replace {'it' if len(foreign) == 1 else 'them'}?")):
+    if (
+        foreign
+        and not args.force
+        and not (not args.json and ask(f"{_named(foreign)} Replace {'it' if len(foreign) == 1 else 'them'}?"))
+    ):
         raise InputError(_named(foreign), "Choose another output, or give --force to replace it.")
     try:
         yield
@@ -53,7 +57,13 @@ def overwriting(args: argparse.Namespace, targets: Iterable[PathLike], ours: Ite
         made = {file: state for file, state in after.items() if before.get(file) != state}
         _note(args.command, made)
     if replaced := sorted(file for file in before if after.get(file) != before[file]):
-        who = f"which medquant {args.command} had written before" if not others else "which was there already" if foreign else "a package of the same name"
+        who = (
+            f"which medquant {args.command} had written before"
+            if not others
+            else "which was there already"
+            if foreign
+            else "a package of the same name"
+        )
         warn(f"note: replaced {_listed(replaced)}, {who}")
 
 
@@ -115,7 +125,9 @@ def _noted() -> dict[str, tuple[str, tuple[int, int]]]:
 
 def _note(command: str, made: dict[Path, tuple[int, int] | None]) -> None:
     """Add notes. Where that cannot be done, the next run takes --force."""
-    text = "".join(f"{_key(file)} {command} {state[0]} {state[1]}\n" for file, state in made.items() if state is not None)
+    text = "".join(
+        f"{_key(file)} {command} {state[0]} {state[1]}\n" for file, state in made.items() if state is not None
+    )
     if not text:
         return
     with suppress(OSError):

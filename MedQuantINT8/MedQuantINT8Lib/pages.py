@@ -34,7 +34,7 @@ def escaped(value: Any) -> str:
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """"1 window", "2 windows": a number with the word in its form."""
+    """ "1 window", "2 windows": a number with the word in its form."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
@@ -51,14 +51,18 @@ def table(head: list[str], rows: list[list[str]], numeric_from: int = 1, *, stac
     stacked = stack or len(head) > WIDEST_TABLE
     headings = [f' data-head="{h}"' if stacked else "" for h in head]
     body = "".join("<tr>" + "".join(cell("td", i, v, headings[i]) for i, v in enumerate(row)) + "</tr>" for row in rows)
-    return (
-        f"<table{' class=stack' if stacked else ''}><tr class=head>{''.join(cell('th', i, h) for i, h in enumerate(head))}</tr>{body}</table>"
-    )
+    return f"<table{' class=stack' if stacked else ''}><tr class=head>{''.join(cell('th', i, h) for i, h in enumerate(head))}</tr>{body}</table>"
 
 
 def cards(items: list[tuple[str, str, str]]) -> str:
     """Figures that stand out, side by side: number, what it is (HTML), and a class such as "good"."""
-    return "<div class=cards>" + "".join(f"<div class=card><b class='{kind}'>{number}</b> <span>{text}</span></div>" for number, text, kind in items) + "</div>"
+    return (
+        "<div class=cards>"
+        + "".join(
+            f"<div class=card><b class='{kind}'>{number}</b> <span>{text}</span></div>" for number, text, kind in items
+        )
+        + "</div>"
+    )
 
 
 def document(title: str, body: str) -> str:

@@ -41,7 +41,11 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         raw = "\n" in text
-        return super()._fill_text(text, width, indent) if raw else argparse.HelpFormatter._fill_text(self, text, width, indent)
+        return (
+            super()._fill_text(text, width, indent)
+            if raw
+            else argparse.HelpFormatter._fill_text(self, text, width, indent)
+        )
 
 
 def installed_models(**_: Any) -> list[str]:
@@ -115,18 +119,32 @@ def _force(command: argparse.ArgumentParser) -> None:
 
 
 def _doctor(add: Any) -> None:
-    _command(add, "doctor", "commands:doctor", "what is installed, which engines can run here, and why not the others", "doctor")
+    _command(
+        add,
+        "doctor",
+        "commands:doctor",
+        "what is installed, which engines can run here, and why not the others",
+        "doctor",
+    )
 
 
 def _demo(add: Any) -> None:
     command = _command(
-        add, "demo", "commands:demo", "calibrate, quantize, segment and report, on a synthetic abdomen or your own scan: needs no download", "demo --output demo-output"
+        add,
+        "demo",
+        "commands:demo",
+        "calibrate, quantize, segment and report, on a synthetic abdomen or your own scan: needs no download",
+        "demo --output demo-output",
     )
     command.add_argument(
         "--output", default="demo-output", help="folder for segmentation, picture and report (default: %(default)s)"
     )
     _force(command)
-    command.add_argument("--scan", metavar="FILE", help="a scan of your own instead of the synthetic abdomen: NIfTI, NRRD, MetaImage or a DICOM folder")
+    command.add_argument(
+        "--scan",
+        metavar="FILE",
+        help="a scan of your own instead of the synthetic abdomen: NIfTI, NRRD, MetaImage or a DICOM folder",
+    )
 
 
 def _import(add: Any) -> None:
@@ -145,12 +163,24 @@ def _import(add: Any) -> None:
     command.add_argument("--output", "-o", required=True, help="package to write: a folder or .zip")
     _force(command)
     command.add_argument("--spec", help="description (model.json) to use instead of the one that is understood")
-    command.add_argument("--draft", metavar="FILE", help="only write what is understood, to be edited and given back with --spec")
-    command.add_argument("--patch", type=whole(1, 4096), nargs=3, metavar="N", help="patch size, where the network leaves it open")
+    command.add_argument(
+        "--draft", metavar="FILE", help="only write what is understood, to be edited and given back with --spec"
+    )
+    command.add_argument(
+        "--patch", type=whole(1, 4096), nargs=3, metavar="N", help="patch size, where the network leaves it open"
+    )
     command.add_argument("--dynamic", action="store_true", help="leave spatial sizes open, for networks that allow it")
     command.add_argument("--trust-code", action="store_true", help="run Python code that comes with the network")
-    command.add_argument("--folds", type=fold, nargs="+", metavar="N", help="nnunet: folds by number, or all for fold_all (default: every number; one package each)")
-    command.add_argument("--configuration", help="nnunet: such as 3d_fullres (default: what the checkpoint was trained for)")
+    command.add_argument(
+        "--folds",
+        type=fold,
+        nargs="+",
+        metavar="N",
+        help="nnunet: folds by number, or all for fold_all (default: every number; one package each)",
+    )
+    command.add_argument(
+        "--configuration", help="nnunet: such as 3d_fullres (default: what the checkpoint was trained for)"
+    )
     command.add_argument(
         "--channels", type=whole(1, 1024), default=1, help="torchscript, export, python: input channels (default: 1)"
     )
@@ -204,15 +234,24 @@ def _quantize(add: Any) -> None:
     )
     command.add_argument("--labels", nargs="+", help="label maps of the scans, one each, with the model's label values")
     command.add_argument(
-        "--dice-lost", type=share, default=0.005, help="most mean Dice to --labels that INT8 may lose (default: %(default)s)"
+        "--dice-lost",
+        type=share,
+        default=0.005,
+        help="most mean Dice to --labels that INT8 may lose (default: %(default)s)",
     )
-    command.add_argument("--no-fallback", action="store_true", help="only measure the loss: no layer goes back to float")
+    command.add_argument(
+        "--no-fallback", action="store_true", help="only measure the loss: no layer goes back to float"
+    )
     _reading_options(command)
 
 
 def _build(add: Any) -> None:
     command = _command(
-        add, "build", "commands:build", "build the engine for this machine", "build spleen --scan scan1.nii.gz --precision int8"
+        add,
+        "build",
+        "commands:build",
+        "build the engine for this machine",
+        "build spleen --scan scan1.nii.gz --precision int8",
     )
     _model(command)
     command.add_argument("--scan", help="a scan to hold the engine against the simulation")
@@ -231,19 +270,33 @@ def _segment(add: Any) -> None:
     )
     _model(command, "model package or installed model, or several joined by commas, whose class scores are averaged")
     command.add_argument("scan", help=_SCAN)
-    command.add_argument("--output", "-o", help="X.seg.nrrd, or a label map as .nii.gz, .nrrd, .mha (default: beside the scan, under a free name)")
+    command.add_argument(
+        "--output",
+        "-o",
+        help="X.seg.nrrd, or a label map as .nii.gz, .nrrd, .mha (default: beside the scan, under a free name)",
+    )
     _force(command)
-    command.add_argument("--series", help="DICOM: series instance UID where a folder holds several; UID:N is the N-th stack of that series")
+    command.add_argument(
+        "--series",
+        help="DICOM: series instance UID where a folder holds several; UID:N is the N-th stack of that series",
+    )
     _running_options(command)
     _reading_options(command)
 
 
 def _reading_options(command: argparse.ArgumentParser) -> None:
     """How scans are read where a file leaves a choice; the same for every command that reads them."""
-    command.add_argument("--allow-gaps", action="store_true", help="DICOM: fill missing or uneven slices by interpolation")
-    command.add_argument("--allow-tilt", action="store_true", help="DICOM: resample slices of a tilted gantry to a straight grid")
     command.add_argument(
-        "--nifti-form", choices=["auto", "sform", "qform"], default="auto", help="NIfTI: which says where voxels lie (default: the sform)"
+        "--allow-gaps", action="store_true", help="DICOM: fill missing or uneven slices by interpolation"
+    )
+    command.add_argument(
+        "--allow-tilt", action="store_true", help="DICOM: resample slices of a tilted gantry to a straight grid"
+    )
+    command.add_argument(
+        "--nifti-form",
+        choices=["auto", "sform", "qform"],
+        default="auto",
+        help="NIfTI: which says where voxels lie (default: the sform)",
     )
 
 
@@ -294,7 +347,12 @@ def _differences(add: Any) -> None:
 
 def _models(add: Any) -> None:
     command = _command(
-        add, "models", "models_command:run", "public models: list, show, get, remove", "models list spleen", "models show vista3d"
+        add,
+        "models",
+        "models_command:run",
+        "public models: list, show, get, remove",
+        "models list spleen",
+        "models show vista3d",
     )
     command.add_argument("action", nargs="?", choices=["list", "show", "get", "remove"], default="list")
     name = command.add_argument("name", nargs="?", help="of the model; for list, words to look for")
@@ -306,7 +364,9 @@ def _models(add: Any) -> None:
 
 
 def _study(add: Any) -> None:
-    _command(add, "networks", "study_commands:networks", "the study's seven networks, as they can be made here", "networks")
+    _command(
+        add, "networks", "study_commands:networks", "the study's seven networks, as they can be made here", "networks"
+    )
 
     command = _command(
         add,
@@ -354,8 +414,12 @@ def _evaluate(add: Any) -> None:
         more=f"{JSON_FORM}\n",
     )
     _model(command, f"{_PACKAGE}, with both networks")
-    command.add_argument("--data", required=True, help="a data set: JSON description (see below), or the folder of a public one")
-    command.add_argument("--form", default="auto", help="json, msd, btcv, totalsegmentator, wholebrain (default: by its files)")
+    command.add_argument(
+        "--data", required=True, help="a data set: JSON description (see below), or the folder of a public one"
+    )
+    command.add_argument(
+        "--form", default="auto", help="json, msd, btcv, totalsegmentator, wholebrain (default: by its files)"
+    )
     command.add_argument("--split", default="all", help="train, val, test or all (default: %(default)s)")
     command.add_argument(
         "--cases", type=whole(0, 10_000_000), default=0, metavar="N", help="only the first N (default: all)"
@@ -384,7 +448,9 @@ def _cache(add: Any) -> None:
 def _running_options(command: argparse.ArgumentParser, *, precision: bool = True) -> None:
     """What every command has that runs a network on scans."""
     command.add_argument(
-        "--engine", default="auto", help="tensorrt, cuda_int8, tensorrt_rtx, openvino, onnxruntime or auto (default: %(default)s)"
+        "--engine",
+        default="auto",
+        help="tensorrt, cuda_int8, tensorrt_rtx, openvino, onnxruntime or auto (default: %(default)s)",
     )
     if precision:
         command.add_argument(
@@ -393,7 +459,9 @@ def _running_options(command: argparse.ArgumentParser, *, precision: bool = True
             default="auto",
             help="auto is int8, unless fp32 is faster on this machine; fp16 is for TensorRT (default: %(default)s)",
         )
-    command.add_argument("--device", type=device, default="auto", metavar="DEVICE", help=f"{DEVICES} (default: %(default)s)")
+    command.add_argument(
+        "--device", type=device, default="auto", metavar="DEVICE", help=f"{DEVICES} (default: %(default)s)"
+    )
     command.add_argument("--patch", type=whole(1, 4096), nargs=3, metavar="N", help="another patch size")
     command.add_argument("--overlap", type=number(0, 1, below=True), help="another overlap, 0 to below 1")
     command.add_argument(
@@ -405,7 +473,9 @@ def _running_options(command: argparse.ArgumentParser, *, precision: bool = True
     command.add_argument("--threads", type=whole(0, 1024), default=0, help="CPU threads; 0: all (default: %(default)s)")
     command.add_argument("--skip-air", action="store_true", help="leave out windows that hold only air")
     command.add_argument(
-        "--no-range-check", action="store_true", help="do not look whether a scan leaves the ranges that INT8 was calibrated on"
+        "--no-range-check",
+        action="store_true",
+        help="do not look whether a scan leaves the ranges that INT8 was calibrated on",
     )
     command.add_argument(
         "--memory",

@@ -111,7 +111,9 @@ def paint_phantom(seed: int, grid: Grid, phase: str | None = None) -> anatomy.Ca
     scale = rng.uniform(0.95, 1.05, 3)
     axes: list[NDArray[np.float32]] = []
     for number, (world, _) in enumerate(nearest_axes(grid.ijk_to_ras)):
-        along = (grid.ijk_to_ras[world, number] * np.arange(grid.size[number]) + grid.ijk_to_ras[world, 3]) / scale[world]
+        along = (grid.ijk_to_ras[world, number] * np.arange(grid.size[number]) + grid.ijk_to_ras[world, 3]) / scale[
+            world
+        ]
         axes.append(along.astype(np.float32).reshape([-1 if axis == 2 - number else 1 for axis in range(3)]))
     canvas = anatomy.Canvas((axes[0], axes[1], axes[2]), rng)
     body = anatomy.paint_trunk(canvas, phase or drawn)

@@ -18,10 +18,46 @@ Axes = tuple[Array, Array, Array]
 FAT, AIR, GAS = -100.0, -1000.0, -960.0
 #: Mean Hounsfield units of a tissue before and after contrast medium.
 PHASES: dict[str, dict[str, float]] = {
-    "native": {"liver": 58, "cortex": 34, "medulla": 30, "spleen": 48, "aorta": 44, "cava": 42, "muscle": 52, "vessels": -12},
-    "arterial": {"liver": 72, "cortex": 180, "medulla": 85, "spleen": 125, "aorta": 320, "cava": 95, "muscle": 56, "vessels": 25},
-    "portal venous": {"liver": 112, "cortex": 195, "medulla": 165, "spleen": 124, "aorta": 168, "cava": 152, "muscle": 62, "vessels": 48},
-    "delayed": {"liver": 92, "cortex": 165, "medulla": 185, "spleen": 98, "aorta": 118, "cava": 116, "muscle": 60, "vessels": 22},
+    "native": {
+        "liver": 58,
+        "cortex": 34,
+        "medulla": 30,
+        "spleen": 48,
+        "aorta": 44,
+        "cava": 42,
+        "muscle": 52,
+        "vessels": -12,
+    },
+    "arterial": {
+        "liver": 72,
+        "cortex": 180,
+        "medulla": 85,
+        "spleen": 125,
+        "aorta": 320,
+        "cava": 95,
+        "muscle": 56,
+        "vessels": 25,
+    },
+    "portal venous": {
+        "liver": 112,
+        "cortex": 195,
+        "medulla": 165,
+        "spleen": 124,
+        "aorta": 168,
+        "cava": 152,
+        "muscle": 62,
+        "vessels": 48,
+    },
+    "delayed": {
+        "liver": 92,
+        "cortex": 165,
+        "medulla": 185,
+        "spleen": 98,
+        "aorta": 118,
+        "cava": 116,
+        "muscle": 60,
+        "vessels": 22,
+    },
 }
 #: Label values of the structures that are told apart.
 LIVER, RIGHT_KIDNEY, LEFT_KIDNEY, SPLEEN, SPINE, AORTA, CAVA, STOMACH, GALLBLADDER, RIGHT_LUNG, LEFT_LUNG = range(1, 12)
@@ -62,7 +98,9 @@ class Canvas:
         x, y, z = center
         return self.block((x - reach, y - reach, z - reach), (x + reach, y + reach, z + reach))
 
-    def paint(self, where: tuple[slice, slice, slice], mask: NDArray[np.bool_], hu: float | Array, label: int = 0) -> None:
+    def paint(
+        self, where: tuple[slice, slice, slice], mask: NDArray[np.bool_], hu: float | Array, label: int = 0
+    ) -> None:
         """Give the voxels of a block that ``mask`` chooses their Hounsfield units and label."""
         self.image[where][mask] = hu if np.isscalar(hu) else np.broadcast_to(hu, mask.shape)[mask]
         self.labels[where][mask] = label
@@ -118,7 +156,9 @@ def paint_trunk(canvas: Canvas, phase: str) -> Body:
     _table(canvas, -half_depth - rng.uniform(3, 7))
     waist = 1 - 0.035 * np.cos((z + 30) / 60)
     # A lying back is flatter than a belly: a higher power behind.
-    across = np.abs(x / (half_width * waist)) ** 2.5 + np.where(y > 0, np.abs(y / half_depth) ** 2.1, np.abs(y / half_depth) ** 3.2)
+    across = np.abs(x / (half_width * waist)) ** 2.5 + np.where(
+        y > 0, np.abs(y / half_depth) ** 2.1, np.abs(y / half_depth) ** 3.2
+    )
     fat, wall = rng.uniform(0.74, 0.84), rng.uniform(0.60, 0.66)
     everywhere = (slice(None), slice(None), slice(None))
     canvas.paint(everywhere, across < 1, 30.0)
@@ -126,7 +166,9 @@ def paint_trunk(canvas: Canvas, phase: str) -> Body:
     canvas.paint(everywhere, across < fat, hu["muscle"])
     # Ribs run forwards and down within the wall.
     turn = np.sin((z + 0.42 * y + rng.uniform(0, 34)) * (2 * np.pi / 33))
-    ribs = (across > wall + 0.03) & (across < fat - 0.025) & (turn > 0.62) & (z > -25 - 0.2 * y) & (y > -half_depth * 0.75)
+    ribs = (
+        (across > wall + 0.03) & (across < fat - 0.025) & (turn > 0.62) & (z > -25 - 0.2 * y) & (y > -half_depth * 0.75)
+    )
     canvas.image[ribs] = 330 + 60 * rng.normal()
     cavity = across < wall
     canvas.paint(everywhere, cavity, FAT)
@@ -172,8 +214,17 @@ def paint_bowel(canvas: Canvas, body: Body) -> None:
     """Colon and small bowel: not labelled, there to be left alone."""
     rng = canvas.rng
     x, y, z = canvas.axes
-    loops = np.sin(x / 11 + 1.4 * np.sin(z / 23)) + np.sin(y / 12 + 1.2 * np.sin(x / 26)) + np.sin(z / 12 + rng.uniform(0, 6))
-    region = body.cavity & (z < -34 - 0.2 * x + 10 * np.sin(x / 31 + rng.uniform(0, 6))) & (np.abs(x) < 92) & (y > body.spine + 48)
+    loops = (
+        np.sin(x / 11 + 1.4 * np.sin(z / 23))
+        + np.sin(y / 12 + 1.2 * np.sin(x / 26))
+        + np.sin(z / 12 + rng.uniform(0, 6))
+    )
+    region = (
+        body.cavity
+        & (z < -34 - 0.2 * x + 10 * np.sin(x / 31 + rng.uniform(0, 6)))
+        & (np.abs(x) < 92)
+        & (y > body.spine + 48)
+    )
     content = rng.choice([35.0, 45.0, 180.0], p=[0.45, 0.4, 0.15])
     everywhere = (slice(None),) * 3
     canvas.paint(everywhere, region & (loops > -0.4), body.hu["muscle"] - 8)
@@ -182,11 +233,25 @@ def paint_bowel(canvas: Canvas, body: Body) -> None:
         center, radius = side * (104 + rng.normal(0, 3)), rng.uniform(16, 21)
         where, axes = canvas.block((center - 40, -70, -1e4), (center + 40, 70, top + 8 * rng.normal()))
         u, v, w = axes
-        _colon(canvas, body, where, axes, ((u - center - 5 * np.sin(w / 24)) / radius) ** 2 + ((v - back) / (radius + 3)) ** 2 + 0.16 * np.sin(w / 5.5))
+        _colon(
+            canvas,
+            body,
+            where,
+            axes,
+            ((u - center - 5 * np.sin(w / 24)) / radius) ** 2
+            + ((v - back) / (radius + 3)) ** 2
+            + 0.16 * np.sin(w / 5.5),
+        )
     height, radius = -42 + 6 * rng.normal(), rng.uniform(15, 19)
     where, axes = canvas.block((-105, 10, -110), (105, 100, 10))
     u, v, w = axes
-    _colon(canvas, body, where, axes, ((w - height - 0.002 * u**2) / radius) ** 2 + ((v - 62 + 0.002 * u**2) / radius) ** 2 + 0.16 * np.sin(u / 5.5))
+    _colon(
+        canvas,
+        body,
+        where,
+        axes,
+        ((w - height - 0.002 * u**2) / radius) ** 2 + ((v - 62 + 0.002 * u**2) / radius) ** 2 + 0.16 * np.sin(u / 5.5),
+    )
 
 
 def _colon(canvas: Canvas, body: Body, where: tuple[slice, slice, slice], axes: Axes, tube: Array) -> None:
@@ -244,7 +309,9 @@ def paint_vessels(canvas: Canvas, body: Body) -> None:
     aorta = 11.5 * rng.uniform(0.9, 1.15)
     a = ((x + 10 - 5 * np.sin(z / 70 + sway)) / aorta) ** 2 + ((y - ys - 17 - aorta - 3 * np.sin(z / 60)) / aorta) ** 2
     wide, deep = 13.0 * rng.uniform(0.9, 1.12), 10.5 * rng.uniform(0.9, 1.1)
-    v = ((x - 22 - 4 * np.sin(z / 80 + sway)) / wide) ** 2 + ((y - ys - 20 - deep - np.clip(z, 0, 90) * 0.12) / deep) ** 2
+    v = ((x - 22 - 4 * np.sin(z / 80 + sway)) / wide) ** 2 + (
+        (y - ys - 20 - deep - np.clip(z, 0, 90) * 0.12) / deep
+    ) ** 2
     lung = canvas.labels[where] >= RIGHT_LUNG
     for q, radius, tissue, label in ((v, deep, "cava", CAVA), (a, aorta, "aorta", AORTA)):
         canvas.paint(where, (q < (1 + 3 / radius) ** 2) & ~lung & (canvas.labels[where] != CAVA), FAT)

@@ -42,7 +42,8 @@ def paint_liver(canvas: Canvas, body: Body, heights: tuple[float, float]) -> Non
     z = axes[2]
     right, left = _sized(canvas, (76, 80, 92)), _sized(canvas, (70, 44, 40))
     q = np.minimum(
-        ellipsoid(axes, _moved(canvas, (76, 6, 26)), right, 0.12), ellipsoid(axes, _moved(canvas, (4, 48, 54)), left, -0.35)
+        ellipsoid(axes, _moved(canvas, (76, 6, 26)), right, 0.12),
+        ellipsoid(axes, _moved(canvas, (4, 48, 54)), left, -0.35),
     ) + canvas.wobble(axes, 0.05)
     dome = np.maximum(diaphragm(axes, 1, heights[0]), diaphragm(axes, -1, heights[1]))
     inside = body.cavity[where] & (canvas.labels[where] == 0) & (z < dome - 3)
@@ -61,12 +62,16 @@ def _vessels(canvas: Canvas, axes: Axes) -> Array:
     hilum = np.array([34.0, 12.0, 10.0], np.float32)
     best = np.full((axes[2].shape[0], axes[1].shape[1], axes[0].shape[2]), 9, np.float32)
     for _ in range(7):
-        end = hilum + np.array([canvas.rng.uniform(-30, 95), canvas.rng.uniform(-50, 60), canvas.rng.uniform(-40, 75)], np.float32)
+        end = hilum + np.array(
+            [canvas.rng.uniform(-30, 95), canvas.rng.uniform(-50, 60), canvas.rng.uniform(-40, 75)], np.float32
+        )
         along = end - hilum
         t = sum((axis - h) * a for axis, h, a in zip(axes, hilum, along, strict=True)) / np.float32(along @ along)
         t = np.clip(t, 0, 1)
         radius = 5 - 3 * t
-        best = np.minimum(best, sum(((axis - h - a * t) / radius) ** 2 for axis, h, a in zip(axes, hilum, along, strict=True)))
+        best = np.minimum(
+            best, sum(((axis - h - a * t) / radius) ** 2 for axis, h, a in zip(axes, hilum, along, strict=True))
+        )
     return best
 
 
@@ -94,7 +99,12 @@ def paint_spleen(canvas: Canvas, body: Body, heights: tuple[float, float]) -> No
     where, axes = canvas.around(center, 75)
     q = ellipsoid(axes, center, radii, 0.15) + canvas.wobble(axes, 0.05)
     hollow = ellipsoid(axes, (center[0] + 42, center[1] + 8, center[2] - 12), (26, 30, 42))
-    inside = body.cavity[where] & (axes[2] < diaphragm(axes, -1, heights[1]) - 3) & (axes[0] < -20) & (canvas.labels[where] == 0)
+    inside = (
+        body.cavity[where]
+        & (axes[2] < diaphragm(axes, -1, heights[1]) - 3)
+        & (axes[0] < -20)
+        & (canvas.labels[where] == 0)
+    )
     near = body.cavity[where] & (axes[2] < diaphragm(axes, -1, heights[1]) - 3) & (canvas.labels[where] == STOMACH)
     canvas.paint(where, near & (q < grown(radii, 3)), FAT)
     mottled = body.hu["spleen"] + (18 if body.hu["aorta"] > 250 else 2) * canvas.wobble(axes, 1.0, 22)

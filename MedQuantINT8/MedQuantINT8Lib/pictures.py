@@ -43,7 +43,9 @@ def comparison_slices(volume: Volume, first: NDArray[Any], second: NDArray[Any],
     return png(np.concatenate([rows[0], np.zeros_like(rows[0][:8]), rows[1]], axis=0))
 
 
-def _around(mask: NDArray[np.bool_], spacing: tuple[float, float, float], margin: float = 30.0) -> tuple[slice, slice, slice]:
+def _around(
+    mask: NDArray[np.bool_], spacing: tuple[float, float, float], margin: float = 30.0
+) -> tuple[slice, slice, slice]:
     """The box of a mask with ``margin`` millimetres around, within the array; all of it where the mask is empty."""
     found = []
     for axis in range(3):

@@ -157,7 +157,9 @@ def _quantize_convolutions(model: Any, names: set[str]) -> set[str]:
     onnx = graph.require_onnx()
     found, fresh = graph.Graph(model), graph.FreshNames(model)
     done: set[str] = set()
-    quantized: dict[str, str] = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    quantized: dict[str, str] = {
+        node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"
+    }
     for node in list(model.graph.node):
         if node.name not in names or node.op_type != "Conv" or node.input[1] not in found.initializers:
             continue
@@ -178,7 +180,9 @@ def _quantize_convolutions(model: Any, names: set[str]) -> set[str]:
                         name=f"{source}_QuantizeLinear_added",
                     )
                 )
-            quantize = next(n for n in (*model.graph.node, *made) if n.op_type == "QuantizeLinear" and n.input[0] == source)
+            quantize = next(
+                n for n in (*model.graph.node, *made) if n.op_type == "QuantizeLinear" and n.input[0] == source
+            )
             dequantized = fresh(f"{node.name}_dequantized")
             made.append(
                 onnx.helper.make_node(
@@ -228,7 +232,9 @@ def _store_tables(model: Any) -> None:
     found, fresh = graph.Graph(model), graph.FreshNames(model)
     for initializer in list(model.graph.initializer):
         readers = found.readers.get(initializer.name, [])
-        if initializer.data_type != onnx.TensorProto.FLOAT or any(n.op_type not in ("Add", "Sub", "Gather") for n in readers):
+        if initializer.data_type != onnx.TensorProto.FLOAT or any(
+            n.op_type not in ("Add", "Sub", "Gather") for n in readers
+        ):
             continue
         array = found.array(initializer.name)
         if array.size < _LARGE_TABLE or not readers or np.abs(array).max() > np.finfo(np.float16).max:

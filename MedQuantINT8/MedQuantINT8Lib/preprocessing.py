@@ -98,7 +98,10 @@ class _Preparation:
 
     def result(self) -> NetworkInput:
         order = self._spec.geometry.axis_order
-        channels = [c.astype(np.float32, copy=False) if order == "KJI" else c.astype(np.float32, copy=False).swapaxes(0, 2) for c in self._channels]
+        channels = [
+            c.astype(np.float32, copy=False) if order == "KJI" else c.astype(np.float32, copy=False).swapaxes(0, 2)
+            for c in self._channels
+        ]
         data = np.stack(channels) if len(channels) > 1 else channels[0][None]
         data = np.ascontiguousarray(data, dtype=np.float32)
         return NetworkInput(data, self._grid, self._volume.grid, order, tuple(self._done))
@@ -109,7 +112,9 @@ class _Preparation:
         compare = _COMPARE["!=" if crop.kind == "nonzero" else crop.comparison]
         threshold = 0.0 if crop.kind == "nonzero" else crop.threshold
         mask = np.zeros(self._channels[0].shape, bool)
-        channels = self._channels if crop.look_at == "current" else [self._through(channel) for channel in self._volume.data]
+        channels = (
+            self._channels if crop.look_at == "current" else [self._through(channel) for channel in self._volume.data]
+        )
         for number, channel in enumerate(channels):
             if not crop.channels or number in crop.channels:
                 mask |= compare(channel, threshold)
@@ -144,7 +149,13 @@ class _Preparation:
                 start = max(length // 2 - wanted // 2, 0)
                 box.append((start, min(start + wanted, length)))
                 continue
-            wanted = length if size is None else -(-length // size) * size if fit.kind == "pad_multiple" else max(size, length)
+            wanted = (
+                length
+                if size is None
+                else -(-length // size) * size
+                if fit.kind == "pad_multiple"
+                else max(size, length)
+            )
             before = 0 if fit.at_end else (wanted - length) // 2
             box.append((-before, wanted - before))
         return box[0], box[1], box[2]

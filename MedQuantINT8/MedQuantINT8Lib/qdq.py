@@ -141,7 +141,8 @@ def layers_with_int8_weights(model: Any) -> list[str]:
     return [
         node.name
         for node in graph.nodes
-        if node.op_type in WEIGHTED_OPS and any(is_dequantized(graph, name) and graph.is_constant(name) for name in node.input[1:2])
+        if node.op_type in WEIGHTED_OPS
+        and any(is_dequantized(graph, name) and graph.is_constant(name) for name in node.input[1:2])
     ]
 
 
@@ -172,7 +173,9 @@ def set_activation_scales(model: Any, scales: dict[str, float]) -> None:
             raise PackageError(f"The tensor {tensor} was quantized but not calibrated.", "Please report this.")
         if tensor not in made:
             made[tensor] = fresh(f"{tensor}_calibrated_scale")
-            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(scales[tensor], np.float32), made[tensor]))
+            model.graph.initializer.append(
+                onnx.numpy_helper.from_array(np.array(scales[tensor], np.float32), made[tensor])
+            )
         node.input[1] = made[tensor]
         for reader in graph.readers.get(node.output[0], []):
             reader.input[1] = made[tensor]
@@ -217,7 +220,9 @@ def _merged_constants(model: Any) -> dict[str, str]:
     others = [node for node in model.graph.node if node.op_type != "Constant"]
     outputs = {value.name for value in model.graph.output}
     for node in constants:
-        if node.output[0] not in outputs and node.output[0] != (kept := first.setdefault(_content(node), node.output[0])):
+        if node.output[0] not in outputs and node.output[0] != (
+            kept := first.setdefault(_content(node), node.output[0])
+        ):
             renamed[node.output[0]] = kept
     for initializer in model.graph.initializer:
         kept = first.setdefault(_content(initializer), initializer.name)

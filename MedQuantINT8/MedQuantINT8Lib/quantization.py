@@ -130,7 +130,12 @@ class _Ways:
 
 
 def _quantized(
-    package: ModelPackage, sampler: PatchSampler, target: str | os.PathLike[str], ways: _Ways, quantizer: Any, task: Task
+    package: ModelPackage,
+    sampler: PatchSampler,
+    target: str | os.PathLike[str],
+    ways: _Ways,
+    quantizer: Any,
+    task: Task,
 ) -> tuple[ModelPackage, QuantizationReport]:
     calibration, policy, stopwatch = ways.calibration, ways.policy, ways.stopwatch
     fp32 = graph.load_network(package.onnx_path("fp32"))
@@ -159,7 +164,9 @@ def _quantized(
     reasons |= {name: f"the guard: {why}" for name, why in guarded.returned.items()}
     checked = qdq.compacted(checked)
     if problems := qdq.check_int8(checked):
-        raise PackageError(f"The quantized network breaks the rules: {problems[0]}.", "Please report this with the network.")
+        raise PackageError(
+            f"The quantized network breaks the rules: {problems[0]}.", "Please report this with the network."
+        )
     measured = Calibration(
         calibration,
         scales,
@@ -216,7 +223,9 @@ def policy_reasons(model: Any, policy: QuantizationPolicy) -> dict[str, str]:
             reasons.setdefault(node.name, "a product of two activations (attention): INT8 brings nothing")
     for layer in layers:
         if layer.op == "ConvTranspose" and not policy.transposed:
-            reasons.setdefault(layer.name, "a transposed convolution: engines run it in float (weights are stored as INT8)")
+            reasons.setdefault(
+                layer.name, "a transposed convolution: engines run it in float (weights are stored as INT8)"
+            )
     return reasons
 
 

@@ -66,10 +66,16 @@ class RangeCheck:
     def warning(self) -> str:
         """A sentence for the user, or an empty string."""
         name, share = self.worst
-        beyond = f"{100 * self.input:.1f} % of the scan's values" if self.input is not None and self.input > WORST else ""
+        beyond = (
+            f"{100 * self.input:.1f} % of the scan's values" if self.input is not None and self.input > WORST else ""
+        )
         if share > WORST or self.mean > MEAN:
             beyond = f"{100 * share:.1f} % of the values in {name} ({100 * self.mean:.2f} % on average over {len(self.tensors)} tensors)"
-        return f"this scan is not like those that INT8 was calibrated on: {beyond} lie beyond the calibrated range; compare with FP32" if beyond else ""
+        return (
+            f"this scan is not like those that INT8 was calibrated on: {beyond} lie beyond the calibrated range; compare with FP32"
+            if beyond
+            else ""
+        )
 
     def to_json(self) -> dict[str, Any]:
         most = sorted(self.tensors.items(), key=lambda item: -item[1])[:10]
@@ -84,7 +90,9 @@ class RangeCheck:
         }
 
 
-def check_ranges(package: ModelPackage, data: NDArray[np.float32], plan: WindowPlan, *, tensors: bool = True) -> RangeCheck | None:
+def check_ranges(
+    package: ModelPackage, data: NDArray[np.float32], plan: WindowPlan, *, tensors: bool = True
+) -> RangeCheck | None:
     """Look at a volume in network space (C, n0, n1, n2).
 
     Args:
@@ -123,7 +131,9 @@ _Key = tuple[Path, float, tuple[int, int, int]]
 _HELD: dict[_Key, Probe] = {}
 
 
-def _look(found: RangeCheck, key: _Key, limits: dict[str, float], data: NDArray[np.float32], plan: WindowPlan, count: int) -> None:
+def _look(
+    found: RangeCheck, key: _Key, limits: dict[str, float], data: NDArray[np.float32], plan: WindowPlan, count: int
+) -> None:
     if 2 * activation_bytes(*key) > available_memory():
         found.skipped = "there is not enough free memory"
         return
@@ -162,7 +172,9 @@ class Probe:
         made = {o for node in fixed.graph.node for o in node.output} | {fixed.graph.input[0].name}
         self.tensors = [name for name in limits if name in made]
         self._input = fixed.graph.input[0].name
-        self._run = session(with_probes(fixed, {name: limits[name] for name in self.tensors}).SerializeToString(), "fp32")
+        self._run = session(
+            with_probes(fixed, {name: limits[name] for name in self.tensors}).SerializeToString(), "fp32"
+        )
 
     def shares(self, patch: NDArray[np.float32]) -> dict[str, float]:
         """Of one patch (C, p0, p1, p2)."""
@@ -206,10 +218,14 @@ def _starts(data: NDArray[np.float32], plan: WindowPlan) -> list[tuple[int, int,
     """Windows of the plan, those with most to see first: by how much their values vary. The same for the same scan and plan."""
     windows = list(plan.windows())
     if len(windows) > 1:
-        rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(data[:, :: 4 * _STRIDE, :: 4 * _STRIDE, :: 4 * _STRIDE]).tobytes()))
+        rng = np.random.default_rng(
+            zlib.crc32(np.ascontiguousarray(data[:, :: 4 * _STRIDE, :: 4 * _STRIDE, :: 4 * _STRIDE]).tobytes())
+        )
         # A look at every window would be a pass over the volume.
         some = [windows[n] for n in rng.choice(len(windows), min(len(windows), _CANDIDATES), replace=False)]
-        windows = sorted(some, key=lambda start: -float(_patch(data[:1], plan, start)[:, ::_STRIDE, ::_STRIDE, ::_STRIDE].std()))
+        windows = sorted(
+            some, key=lambda start: -float(_patch(data[:1], plan, start)[:, ::_STRIDE, ::_STRIDE, ::_STRIDE].std())
+        )
     return windows
 
 

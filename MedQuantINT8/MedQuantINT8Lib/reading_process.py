@@ -45,7 +45,12 @@ class ReadApart:
 
 
 def read_apart(
-    kind: str, paths: Sequence[Path], names: Sequence[str], expected: int, name: str, check: Callable[[], None] | None = None
+    kind: str,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    expected: int,
+    name: str,
+    check: Callable[[], None] | None = None,
 ) -> ReadApart:
     """Read files with ITK in a process of their own.
 
@@ -62,13 +67,24 @@ def read_apart(
     """
     memory = _LIBRARIES + _COPIES * expected + (256 << 20)
     if expected > available_memory():
-        raise InputError(f"{name} needs {expected / 1e9:.1f} GB of memory; there are {available_memory() / 1e9:.1f} GB.", "Close other programs, or crop the scan.")
+        raise InputError(
+            f"{name} needs {expected / 1e9:.1f} GB of memory; there are {available_memory() / 1e9:.1f} GB.",
+            "Close other programs, or crop the scan.",
+        )
     size = expected + sum(path.stat().st_size for path in paths)
-    request = {"kind": kind, "paths": [os.fspath(path.absolute()) for path in paths], "memory": memory, "seconds": _SECONDS + size // _BYTES_A_SECOND}
+    request = {
+        "kind": kind,
+        "paths": [os.fspath(path.absolute()) for path in paths],
+        "memory": memory,
+        "seconds": _SECONDS + size // _BYTES_A_SECOND,
+    }
     with _target() as (target, number, inherited):
         answer = _ask({**request, "target": target}, inherited, name, check)
         if "error" in answer:
-            raise InputError(f"{names[answer['number']]} cannot be read: {answer['error']}.", "The file may be cut off or of another type; copy it again.")
+            raise InputError(
+                f"{names[answer['number']]} cannot be read: {answer['error']}.",
+                "The file may be cut off or of another type; copy it again.",
+            )
         return ReadApart(_arrays(number, answer["arrays"]), answer["arrays"], answer["warnings"])
 
 
@@ -92,7 +108,9 @@ def _target() -> Iterator[tuple[str, int, tuple[int, ...]]]:
                 Path(made.name).unlink()
 
 
-def _ask(request: dict[str, Any], inherited: tuple[int, ...], name: str, check: Callable[[], None] | None) -> dict[str, Any]:
+def _ask(
+    request: dict[str, Any], inherited: tuple[int, ...], name: str, check: Callable[[], None] | None
+) -> dict[str, Any]:
     executable = sys.executable if "python" in Path(sys.executable or "").name.lower() else default_python()
     process = subprocess.Popen(
         [executable, *_READER],
@@ -124,8 +142,14 @@ def _ask(request: dict[str, Any], inherited: tuple[int, ...], name: str, check: 
     if process.returncode in (-signal.SIGINT, 128 + signal.SIGINT, -signal.SIGTERM):
         raise Cancelled()
     if process.returncode == 1:
-        raise StorageError(f"{name} could not be read in a process of its own with {executable}.", "SimpleITK is missing there, or there is not enough memory.")
-    reasons = {-getattr(signal, "SIGXCPU", 24): "it takes too long", -getattr(signal, "SIGKILL", 9): "the system ended its reader, which may be for lack of memory"}
+        raise StorageError(
+            f"{name} could not be read in a process of its own with {executable}.",
+            "SimpleITK is missing there, or there is not enough memory.",
+        )
+    reasons = {
+        -getattr(signal, "SIGXCPU", 24): "it takes too long",
+        -getattr(signal, "SIGKILL", 9): "the system ended its reader, which may be for lack of memory",
+    }
     ended = reasons.get(process.returncode, f"it makes ITK's reader end (signal {-process.returncode})")
     raise InputError(f"{name} cannot be read: {ended}.", "The file may be damaged; copy it again.")
 

@@ -44,7 +44,9 @@ class Regions:
         channels = tuple(label.channel for label in spec.labels)
         cuts = [probability_cut(spec.output, channel) for channel in channels]
         values = np.array([label.value for label in spec.labels], dtype)
-        return cls(channels, values, np.array(cuts, np.float32), spec.output.paint == "nested" and len(channels) <= _MOST_MARKS)
+        return cls(
+            channels, values, np.array(cuts, np.float32), spec.output.paint == "nested" and len(channels) <= _MOST_MARKS
+        )
 
     def paint(self, score: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
         """The label map of scores that ``score`` gives for a channel, all of one shape."""
@@ -82,7 +84,9 @@ class Regions:
     def _order(self, marks: NDArray[Any]) -> list[int]:
         """The regions' numbers, each after those that it lies inside, else as they are listed."""
         kinds, counts = np.unique(marks, return_counts=True)
-        inside = np.array([(kinds >> self.mark_type(n)) & self.mark_type(1) for n in range(len(self.channels))], dtype=np.float64)
+        inside = np.array(
+            [(kinds >> self.mark_type(n)) & self.mark_type(1) for n in range(len(self.channels))], dtype=np.float64
+        )
         shared = (inside * counts) @ inside.T
         size = np.diagonal(shared)
         waiting = list(range(len(self.channels)))

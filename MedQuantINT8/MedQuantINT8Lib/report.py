@@ -57,7 +57,9 @@ def report_json(
     }
 
 
-def agreement_json(scan: str, first: str, second: str, rows: list[StructureAgreement], left_out: Sequence[str] = ()) -> dict[str, Any]:
+def agreement_json(
+    scan: str, first: str, second: str, rows: list[StructureAgreement], left_out: Sequence[str] = ()
+) -> dict[str, Any]:
     """One comparison, such as of "int8" with "fp32" or of "int8" with "labels".
 
     Args:
@@ -134,16 +136,32 @@ def _runs(runs: list[dict[str, Any]]) -> str:
     notes = sorted({note for run in runs for note in run["notes"]})
     looked = [run for run in runs if run.get("ranges")]
     ranges = [
-        [escaped(r["scan"]), _percent(r["ranges"]["input"]), str(r["ranges"]["windows"]), _percent(r["ranges"]["mean"]), *_worst(r["ranges"])] for r in looked
+        [
+            escaped(r["scan"]),
+            _percent(r["ranges"]["input"]),
+            str(r["ranges"]["windows"]),
+            _percent(r["ranges"]["mean"]),
+            *_worst(r["ranges"]),
+        ]
+        for r in looked
     ]
     beyond = (
         "<details><summary>Values beyond the calibrated ranges</summary>"
-        + table(["Scan", "of the input", "windows looked at", "of all tensors", "of the worst", "which is"], ranges, stack=True)
+        + table(
+            ["Scan", "of the input", "windows looked at", "of all tensors", "of the worst", "which is"],
+            ranges,
+            stack=True,
+        )
         + "</details>"
         if looked
         else ""
     )
-    return "<h2>Time by stage</h2>" + table(head, rows) + "".join(f"<p class=muted>{escaped(note)}.</p>" for note in notes) + beyond
+    return (
+        "<h2>Time by stage</h2>"
+        + table(head, rows)
+        + "".join(f"<p class=muted>{escaped(note)}.</p>" for note in notes)
+        + beyond
+    )
 
 
 def _percent(share: float | None) -> str:

@@ -33,10 +33,18 @@ def gained(report: dict[str, Any]) -> str:
     if len(call) == 2:
         ratio = call["fp32"] / call["int8"]
         word = "as fast: a call of the network" if ratio < 1.05 else "faster: a call of the network"
-        items.append((f"{ratio:.1f} ×", f"{word} takes {call['int8']:.0f} ms instead of {call['fp32']:.0f} ms", _kind(ratio)))
+        items.append(
+            (f"{ratio:.1f} ×", f"{word} takes {call['int8']:.0f} ms instead of {call['fp32']:.0f} ms", _kind(ratio))
+        )
     scan = by_precision(report, lambda run: run["seconds"]["total"])
     if len(scan) == 2:
-        items.append((f"{scan['int8']:.1f} s", f"for a whole scan, instead of {scan['fp32']:.1f} s in FP32", _kind(scan["fp32"] / scan["int8"])))
+        items.append(
+            (
+                f"{scan['int8']:.1f} s",
+                f"for a whole scan, instead of {scan['fp32']:.1f} s in FP32",
+                _kind(scan["fp32"] / scan["int8"]),
+            )
+        )
     sizes = report["sizes"]
     if small := sizes.get("int8_bytes"):
         text = f"the size: the network's file has {small / 1e6:.2f} MB instead of {sizes['fp32_bytes'] / 1e6:.2f} MB"
@@ -57,17 +65,30 @@ def lost(report: dict[str, Any]) -> str:
     if not rows:
         text = "<p class=verdict>Neither FP32 nor INT8 found any of the model's structures: there is nothing to compare.</p>"
         return "<h2>What INT8 loses</h2>" + text
-    mean, worst = fmean(item["mean_dice"] for item in pairs if item["mean_dice"] is not None), min(rows, key=lambda row: row["dice"])
+    mean, worst = (
+        fmean(item["mean_dice"] for item in pairs if item["mean_dice"] is not None),
+        min(rows, key=lambda row: row["dice"]),
+    )
     same = mean >= SAME_MEAN and worst["dice"] >= SAME_WORST
-    verdict = "Nothing that can be seen: INT8 segments as FP32 does." if same else "INT8 differs from FP32: look at the structures below."
-    changed = max((row for row in rows if row["other_ml"]), key=lambda row: abs(row["ml"] / row["other_ml"] - 1), default=None)
+    verdict = (
+        "Nothing that can be seen: INT8 segments as FP32 does."
+        if same
+        else "INT8 differs from FP32: look at the structures below."
+    )
+    changed = max(
+        (row for row in rows if row["other_ml"]), key=lambda row: abs(row["ml"] / row["other_ml"] - 1), default=None
+    )
     text = (
         f"<p class='verdict {'good' if same else 'bad'}'>{verdict}</p><p>Dice of INT8 with FP32 is <b>{mean:.3f}</b> on average; the worst of "
         f"{counted(len({row['name'] for row in rows}), 'structure')} is <b>{escaped(worst['name'])}</b> with <b>{worst['dice']:.3f}</b>."
     )
     if changed:
         text += f" The volume that changes most is that of {escaped(changed['name'])}: by {100 * abs(changed['ml'] / changed['other_ml'] - 1):.1f} %."
-    truth = {item["first"]: item["mean_dice"] for item in report["agreement"] if item["second"] == "labels" and item["mean_dice"] is not None}
+    truth = {
+        item["first"]: item["mean_dice"]
+        for item in report["agreement"]
+        if item["second"] == "labels" and item["mean_dice"] is not None
+    }
     if {"fp32", "int8"} <= set(truth):
         text += f" Dice with the labels given is {truth['fp32']:.3f} in FP32 and {truth['int8']:.3f} in INT8."
     return "<h2>What INT8 loses</h2>" + text + "</p>"
@@ -82,15 +103,27 @@ def structures(agreements: list[dict[str, Any]]) -> str:
         for item in items:
             for side, key in ((item["first"], "ml"), (item["second"], "other_ml")):
                 volumes.setdefault(side, {row["name"]: row[key] for row in item["structures"]})
-        head = ["Structure", *(f"Dice {_side(item['first'])} – {_side(item['second'])}" for item in items), *(f"{_side(side)}, ml" for side in volumes)]
+        head = [
+            "Structure",
+            *(f"Dice {_side(item['first'])} – {_side(item['second'])}" for item in items),
+            *(f"{_side(side)}, ml" for side in volumes),
+        ]
         columns = [{row["name"]: row["dice"] for row in item["structures"]} for item in items]
         rows = [
-            [escaped(name), *(number(column.get(name)) for column in columns), *(_ml(values[name]) for values in volumes.values())]
+            [
+                escaped(name),
+                *(number(column.get(name)) for column in columns),
+                *(_ml(values[name]) for values in volumes.values()),
+            ]
             for name in columns[0]
         ]
         rows.append(["<b>mean</b>", *(number(item["mean_dice"]) for item in items), *("" for _ in volumes)])
         absent = sorted({name for item in items for name in item.get("left_out", ())})
-        note = f"<p class=muted>Left out of the mean, because the labels do not have them: {escaped(', '.join(absent))}.</p>" if absent else ""
+        note = (
+            f"<p class=muted>Left out of the mean, because the labels do not have them: {escaped(', '.join(absent))}.</p>"
+            if absent
+            else ""
+        )
         parts.append(f"<details open><summary>{escaped(scan)}</summary>{table(head, rows)}{note}</details>")
     return "<h2>By structure</h2>" + "".join(parts) if parts else ""
 

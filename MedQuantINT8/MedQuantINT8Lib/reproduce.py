@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +33,7 @@ from .phantom import make_phantom
 from .preprocessing import preprocess
 from .progress import Task
 from .system import machine
+from .volume import Volume
 
 TABLES = ("networks", "sizes")
 _CALIBRATION_SEEDS, _SCAN_SEED, _FITTING_SEED = (1, 3), 2, 4
@@ -52,7 +54,9 @@ def study_spec(network: StudyNetwork) -> ModelSpec:
     )
 
 
-def study_package(network: StudyNetwork, folder: Path, task: Task, *, dynamic: bool = False) -> tuple[ModelPackage, dict[str, Any]]:
+def study_package(
+    network: StudyNetwork, folder: Path, task: Task, *, dynamic: bool = False
+) -> tuple[ModelPackage, dict[str, Any]]:
     """Export a network with random weights and quantize it on made scans."""
     # torch and ModelOpt are looked at before the first minute of work.
     from .networks.fitting import fit_last_layer
@@ -67,7 +71,8 @@ def study_package(network: StudyNetwork, folder: Path, task: Task, *, dynamic: b
         del module
     package = import_onnx(path, study_spec(network), folder / network.name)
     options = CalibrationOptions(patches=2)
-    sampler = PatchSampler([lambda s=s: make_phantom(s)[0] for s in _CALIBRATION_SEEDS], package.spec, PATCH, options, task=task)  # type: ignore[misc]
+    scans = [partial(_scan, seed) for seed in _CALIBRATION_SEEDS]
+    sampler = PatchSampler(scans, package.spec, PATCH, options, task=task)
     began = time.perf_counter()
     # Nothing is put back, the loss is only measured: the table shows what INT8 does to the whole network.
     policy = QuantizationPolicy(budget=Budget(fallback=False))
@@ -82,6 +87,10 @@ def study_package(network: StudyNetwork, folder: Path, task: Task, *, dynamic: b
         "int8_share_of_graph": quantized.int8_mac_share,
         "in_float": {layer.op: layer.reason for layer in quantized.layers if not layer.quantized},
     }
+
+
+def _scan(seed: int) -> Volume:
+    return make_phantom(seed)[0]
 
 
 def _labelled_patch(spec: ModelSpec) -> tuple[Any, Any]:
@@ -200,7 +209,6 @@ def reproduce(table: str, names: Sequence[str], engine: str, folder: Path | None
     rows: dict[str, Any] = {}
     path = folder / f"{table}.json" if folder else None
     if path is not None and path.exists():
-
         rows = {row["network"]: row for row in read_json(path)["rows"]}
     value: dict[str, Any] = {}
     chosen = [study_network(name) for name in names or STUDY]
@@ -238,19 +246,29 @@ def _networks_page(rows: list[dict[str, Any]]) -> list[str]:
             f"| {r['title']} | {r['study_mb']:.2f} | {r['fp32_mb']:.2f} | {r['int8_mb']:.2f} | {r['int8_mb'] / r['fp32_mb']:.3f} | {r['fp32_ms']:.0f} | {r['int8_ms']:.0f} | {r['ratio']:.2f} | {100 * r['int8_share']:.1f} % | {'–' if r['agreement'] is None else format(r['agreement'], '.4f')} | {fidelity['relative_error']:.4f} | {100 * fidelity['label_disagreement']:.3f} % | {r['parity']:.1e} |"
         )
     if rows:
-        lines += ["", f"Median over {len(rows)} networks: {np.median([r['ratio'] for r in rows]):.2f} times faster than FP32 on the same engine."]
+        lines += [
+            "",
+            f"Median over {len(rows)} networks: {np.median([r['ratio'] for r in rows]):.2f} times faster than FP32 on the same engine.",
+        ]
     lines += [
         "",
         "Weights are random: sizes, times and shares are those of trained networks, agreement and labels are not. Scores of many voxels are then nearly equal, and a",
         "label that flips says little; the relative error is what compares the real engine with the simulation here. Resources/trained.md has both on trained networks.",
     ]
     lines += ["", *(f"- **{r['title']}**: {r['note']}." for r in rows if r["note"])]
-    lines += [f"- **{r['title']}**, in float: {'; '.join(f'{op}: {why}' for op, why in r['in_float'].items())}." for r in rows if r["in_float"]]
+    lines += [
+        f"- **{r['title']}**, in float: {'; '.join(f'{op}: {why}' for op, why in r['in_float'].items())}."
+        for r in rows
+        if r["in_float"]
+    ]
     return lines
 
 
 def _sizes_page(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["| network | patch | INT8 ms | million voxels a second | same labels as at 96^3 |", "| --- |" + " ---: |" * 4]
+    lines = [
+        "| network | patch | INT8 ms | million voxels a second | same labels as at 96^3 |",
+        "| --- |" + " ---: |" * 4,
+    ]
     for r in rows:
         lines += [
             f"| {r['title']} | {' x '.join(map(str, s['patch']))} | {s['int8_ms']:.0f} | {s['mvoxel_per_s']:.2f} | {100 * s['same_labels']:.1f} % |"

@@ -121,7 +121,11 @@ def _weight_name(found: Graph, name: str) -> str | None:
     if name in found.initializers:
         return name
     node = found.producer.get(name)
-    return node.input[0] if node is not None and node.op_type == "DequantizeLinear" and node.input[0] in found.initializers else None
+    return (
+        node.input[0]
+        if node is not None and node.op_type == "DequantizeLinear" and node.input[0] in found.initializers
+        else None
+    )
 
 
 def _output_channels(found: Graph, node: Any) -> int:
@@ -241,9 +245,15 @@ def with_pointwise_deconvolutions(model: Any) -> Any:
             inputs = [new_weight]
             for position, source in enumerate(dequantize.input[1:], start=1):
                 array = found.array(source)
-                inputs.append(constant(np.repeat(array, places), f"{name}_pointwise_{position}") if array.ndim else source)
+                inputs.append(
+                    constant(np.repeat(array, places), f"{name}_pointwise_{position}") if array.ndim else source
+                )
             rearranged[name] = f"{name}_pointwise_dequantized"
-            made.append(onnx.helper.make_node("DequantizeLinear", inputs, [rearranged[name]], name=f"{name}_pointwise_DQ", axis=0))
+            made.append(
+                onnx.helper.make_node(
+                    "DequantizeLinear", inputs, [rearranged[name]], name=f"{name}_pointwise_DQ", axis=0
+                )
+            )
             new_weight = rearranged[name]
         inputs = [node.input[0], new_weight]
         if len(node.input) > 2 and node.input[2]:
@@ -253,7 +263,8 @@ def with_pointwise_deconvolutions(model: Any) -> Any:
         # (n, c, a, b, d, A, B, D) to (n, c, A, a, B, b, D, d)
         order = [0, 1, *(place for axis in range(axes) for place in (2 + axes + axis, 2 + axis))]
         target = constant(
-            np.array([0, channels, *(s * k for s, k in zip(spatial, kernel, strict=True))], np.int64), f"{name}_pointwise_shape"
+            np.array([0, channels, *(s * k for s, k in zip(spatial, kernel, strict=True))], np.int64),
+            f"{name}_pointwise_shape",
         )
         helper = onnx.helper
         made += [
@@ -279,7 +290,11 @@ def with_folded_normalization(model: Any) -> Any:
     pairs = []
     for node in found.nodes:
         source = found.producer.get(node.input[0]) if node.op_type == "BatchNormalization" else None
-        if source is None or source.op_type not in ("Conv", "ConvTranspose") or attributes(node).get("training_mode", 0):
+        if (
+            source is None
+            or source.op_type not in ("Conv", "ConvTranspose")
+            or attributes(node).get("training_mode", 0)
+        ):
             continue
         single = len(found.readers[source.output[0]]) == 1 and source.output[0] not in outputs
         known = all(found.array(name) is not None for name in (*node.input[1:5], *source.input[1:]) if name)

@@ -71,7 +71,9 @@ class EngineChoice:
             able = precision in precisions_of(backend(name))
         else:
             able = device == "auto" or any(
-                precision in precisions_of(made) and not unavailable_reason(made) for made in map(backend, backend_names()) if runs_on(made, device)
+                precision in precisions_of(made) and not unavailable_reason(made)
+                for made in map(backend, backend_names())
+                if runs_on(made, device)
             )
         if not able:
             name, device = "auto", "auto"
@@ -111,7 +113,9 @@ class SegmentationRun:
         }
 
 
-def patches_of(network_input: NetworkInput, package: ModelPackage, patch: tuple[int, int, int], count: int = 2) -> list[Any]:
+def patches_of(
+    network_input: NetworkInput, package: ModelPackage, patch: tuple[int, int, int], count: int = 2
+) -> list[Any]:
     """Patches of a volume in network space, centred on foreground, for comparing engines."""
     rng = np.random.default_rng(0)
     samples = draw_samples(network_input, patch, package.spec.window.pad_value, {"foreground": count}, rng)
@@ -144,7 +148,9 @@ def quantize(
         references: list[Callable[[], Volume]] = [lambda path=path: reader(path) for path in labels]  # type: ignore[misc]
         patch = calibration_patch(package)
         sampler = PatchSampler(sources, package.spec, patch, calibration, find, task, references)
-        return quantize_package(package, sampler, target, calibration, policy, task, engine_stopwatch(package.spec.window.patch_size))
+        return quantize_package(
+            package, sampler, target, calibration, policy, task, engine_stopwatch(package.spec.window.patch_size)
+        )
 
 
 def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder:
@@ -156,9 +162,17 @@ def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder
         patch = patch_for(inside, package.spec, SegmentationOptions())
 
         def labels_by(choice: EngineChoice) -> NDArray[Any]:
-            prepared = prepare(package, choose_backend(choice.name, "fp32", choice.device), BuildOptions("fp32", patch, device=choice.device), (), task)
+            prepared = prepare(
+                package,
+                choose_backend(choice.name, "fp32", choice.device),
+                BuildOptions("fp32", patch, device=choice.device),
+                (),
+                task,
+            )
             try:
-                return segment_in_network_space(inside, package.spec, prepared.engine, SegmentationOptions(), task).labels
+                return segment_in_network_space(
+                    inside, package.spec, prepared.engine, SegmentationOptions(), task
+                ).labels
             finally:
                 prepared.close()
 
@@ -197,7 +211,9 @@ def _build(
     return _prepare(package, made, choice, options, patch, patches, task)
 
 
-def _with_batch(options: SegmentationOptions, package: ModelPackage, made: EngineBackend, choice: EngineChoice) -> SegmentationOptions:
+def _with_batch(
+    options: SegmentationOptions, package: ModelPackage, made: EngineBackend, choice: EngineChoice
+) -> SegmentationOptions:
     """Windows a call, where they were left to the program: one on a processor, what fits on a GPU."""
     if options.batch:
         return options
@@ -278,11 +294,17 @@ def _first_that_can(choice: EngineChoice, attempt: Callable[[EngineChoice], T]) 
             if choice.name != "auto":
                 raise
             try:
-                tried.append(choose_backend(wanted.name, wanted.precision, wanted.device).name if wanted.name == "auto" else wanted.name)
+                tried.append(
+                    choose_backend(wanted.name, wanted.precision, wanted.device).name
+                    if wanted.name == "auto"
+                    else wanted.name
+                )
                 other = choose_instead(choice.precision, error, tried, choice.device)
             except EngineError:
                 raise first from error
-            wanted = replace(choice, name=other.name, device=choice.device if getattr(other, "needs_gpu", False) else "cpu")
+            wanted = replace(
+                choice, name=other.name, device=choice.device if getattr(other, "needs_gpu", False) else "cpu"
+            )
             notes.append(f"run on {'the processor' if isinstance(error, GpuError) else other.title}: {error}")
 
 
@@ -371,7 +393,11 @@ def _latency(calls: list[float], result: SegmentationResult, batch: int) -> dict
         number = -(-max(1, result.windows - result.skipped_windows) // batch)
         mean = 1e3 * result.seconds["network"] / number
         return {"median": mean, "p95": mean, "calls": float(number)}
-    return {"median": 1e3 * float(np.median(calls)), "p95": 1e3 * float(np.percentile(calls, 95)), "calls": float(len(calls))}
+    return {
+        "median": 1e3 * float(np.median(calls)),
+        "p95": 1e3 * float(np.percentile(calls, 95)),
+        "calls": float(len(calls)),
+    }
 
 
 def _ranges(
@@ -384,7 +410,9 @@ def _ranges(
     tensors: bool,
 ) -> dict[str, Any] | None:
     with task.stage("looking at ranges"):
-        found = check_ranges(package, network_input.data, plan_for(network_input, package.spec, options), tensors=tensors)
+        found = check_ranges(
+            package, network_input.data, plan_for(network_input, package.spec, options), tensors=tensors
+        )
     if found is None:
         return None
     result.seconds["ranges"] = found.seconds

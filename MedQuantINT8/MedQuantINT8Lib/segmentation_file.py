@@ -35,7 +35,9 @@ def terminology_tag(terminology: Terminology | None) -> str:
     def code(value: Code | None) -> str:
         return f"{value.scheme}^{value.value}^{value.meaning}" if value else "^^"
 
-    return "~".join((_CONTEXT, code(entry.category), code(entry.type), code(entry.modifier), _ANATOMIC_CONTEXT, "^^", "^^"))
+    return "~".join(
+        (_CONTEXT, code(entry.category), code(entry.type), code(entry.modifier), _ANATOMIC_CONTEXT, "^^", "^^")
+    )
 
 
 def segment_id(label: Label) -> str:
@@ -67,7 +69,9 @@ def output_files(path: Path) -> list[Path]:
     return [path, *(path.with_name(name) for name in filter(None, [data_file_name(path.name)]))]
 
 
-def write_segmentation(path: str | os.PathLike[str], labels: NDArray[Any], ijk_to_ras: Matrix, names: tuple[Label, ...]) -> None:
+def write_segmentation(
+    path: str | os.PathLike[str], labels: NDArray[Any], ijk_to_ras: Matrix, names: tuple[Label, ...]
+) -> None:
     """Write a label map (K, J, I), whole or not at all; ``.seg.nrrd`` keeps names, colours and terminology.
 
     Raises:

@@ -153,7 +153,9 @@ def segment(
     with task.stage("restoring the grid"):
         labels = cleaned(run.labels(), [step for step in spec.cleaning if step.where == "scan"])
     if result.columns > 1:
-        run.notes.append(f"run in {result.columns} columns to save memory: {result.windows} windows instead of {plan.count}")
+        run.notes.append(
+            f"run in {result.columns} columns to save memory: {result.windows} windows instead of {plan.count}"
+        )
     if options.skip_air and result.skipped:
         run.notes.append(f"{result.skipped} of {result.windows} windows held only air and were skipped")
     seconds = _seconds(task, result)
@@ -196,7 +198,9 @@ def _seconds(task: Task, result: SlidingWindowResult) -> dict[str, float]:
 class _Run:
     """What becomes of the scores of one volume: labels at once, or kept for resampling, as the model says and memory allows."""
 
-    def __init__(self, network_input: NetworkInput, spec: ModelSpec, plan: WindowPlan, budget: int, margins: bool = False) -> None:
+    def __init__(
+        self, network_input: NetworkInput, spec: ModelSpec, plan: WindowPlan, budget: int, margins: bool = False
+    ) -> None:
         self._input, self._spec, self._plan = network_input, spec, plan
         self.notes: list[str] = []
         classes, output = spec.output_channels, spec.output
@@ -221,7 +225,9 @@ class _Run:
         self.carried_bytes = budget
         scores = classes * int(np.prod(shape)) * 4
         # Masks of regions that may overlap cannot be told from a label map; masks of classes can.
-        masks = output.resample == "masks" and output.regions and not any(step.where == "network" for step in spec.cleaning)
+        masks = (
+            output.resample == "masks" and output.regions and not any(step.where == "network" for step in spec.cleaning)
+        )
         wanted = network_input.resampled and (masks or output.resample not in ("masks", "labels"))
         self._resample_scores = wanted and scores + needed <= budget
         if network_input.resampled:
@@ -281,7 +287,9 @@ class _Run:
 
         spec, data = self._spec, self._input.data
         try:
-            runner = GpuSlidingWindow(engine.gpu, engine.gpu_network, data.shape[0], spec.output_channels, self._plan, window, batch)
+            runner = GpuSlidingWindow(
+                engine.gpu, engine.gpu_network, data.shape[0], spec.output_channels, self._plan, window, batch
+            )
         except GpuMemoryError as error:
             self.notes.append(f"blended on the processor: {error}")
             return None
@@ -308,7 +316,9 @@ class _Run:
             found = cleaned(self.sink.labels, [step for step in spec.cleaning if step.where == "network"])
             return self._input.restore(found, nearest={"labels": True, "masks": False}.get(output.resample or ""))
         # Thresholds of a softmax are of probabilities, whatever is resampled.
-        probabilities = output.resample in ("probabilities", "masks") or (output.regions and output.activation == "softmax")
+        probabilities = output.resample in ("probabilities", "masks") or (
+            output.regions and output.activation == "softmax"
+        )
         if probabilities and not output.activated:
             activate(self.sink.scores, output.activation)
         if self._regions is None:
@@ -331,7 +341,9 @@ def _how_resampled(by_scores: bool, wanted: bool, spec: ModelSpec, scores: int) 
     if by_scores:
         return "class scores were resampled to the scan's grid before the largest was chosen"
     if wanted:
-        return f"labels, not class scores, were resampled to the scan's grid: the scores would take {scores / _GB:.1f} GB"
+        return (
+            f"labels, not class scores, were resampled to the scan's grid: the scores would take {scores / _GB:.1f} GB"
+        )
     way = "masks by linear interpolation" if spec.output.resample == "masks" else "nearest neighbor"
     return f"labels were resampled to the scan's grid, as the model asks: {way}"
 

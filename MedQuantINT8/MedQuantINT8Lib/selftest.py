@@ -130,7 +130,11 @@ def _fault(precision: str, row: dict[str, Any]) -> str:
     """Why a row fails, or an empty string."""
     if precision != "int8":
         limit = TOLERANCE[precision]
-        return f"differs from ONNX Runtime by {row['relative_error']:.2g} (relative)" if row["relative_error"] > limit else ""
+        return (
+            f"differs from ONNX Runtime by {row['relative_error']:.2g} (relative)"
+            if row["relative_error"] > limit
+            else ""
+        )
     if row["verdict"] != "INT8":
         return f"only {100 * row['int8_share']:.0f} % of the work runs in INT8: {row['verdict']}"
     if row["fidelity"] is None or not row["fidelity"]["trusted"]:
@@ -142,13 +146,31 @@ def lines_of(value: dict[str, Any]) -> list[str]:
     """For a terminal."""
     lines = [f"{value['engine']} {value['version']} on {value['device']}"]
     for row in value["rows"]:
-        figures = f"{row['median_ms']:9.2f} ms  {row['engine_mb']:8.1f} MB  {100 * row['int8_share']:5.1f} % INT8" if "median_ms" in row else ""
-        lines.append(f"  {'PASS' if row['passed'] else 'FAIL'}  {row['network']:10} {row['precision']:5} {figures}  {row['reason']}".rstrip())
+        figures = (
+            f"{row['median_ms']:9.2f} ms  {row['engine_mb']:8.1f} MB  {100 * row['int8_share']:5.1f} % INT8"
+            if "median_ms" in row
+            else ""
+        )
+        lines.append(
+            f"  {'PASS' if row['passed'] else 'FAIL'}  {row['network']:10} {row['precision']:5} {figures}  {row['reason']}".rstrip()
+        )
     return lines
 
 
 def _page(value: dict[str, Any]) -> str:
-    head = ["", "Network", "Precision", "ms", "p95 ms", "engine MB", "INT8 share", "error against FP32", "other labels", "real against simulated", "Why"]
+    head = [
+        "",
+        "Network",
+        "Precision",
+        "ms",
+        "p95 ms",
+        "engine MB",
+        "INT8 share",
+        "error against FP32",
+        "other labels",
+        "real against simulated",
+        "Why",
+    ]
     body = []
     for row in value["rows"]:
         found = row.get("fidelity")
@@ -165,5 +187,6 @@ def _page(value: dict[str, Any]) -> str:
         "MedQuantINT8 self-test",
         f"<h1>Self-test: {'passed' if value['passed'] else 'failed'}</h1><p>{escaped(value['engine'])} {escaped(value['version'])} on "
         f"{escaped(value['device'])}; {escaped(described['processor'])}, {escaped(described['system'])}, Python "
-        f"{escaped(described['python'])}; {value['date']}. Random weights (demo: trained); one patch, runs in turn.</p>" + table(head, body, 3),
+        f"{escaped(described['python'])}; {value['date']}. Random weights (demo: trained); one patch, runs in turn.</p>"
+        + table(head, body, 3),
     )

@@ -165,7 +165,9 @@ class _Judge:
     gives those voxels to the neighbouring windows.
     """
 
-    def __init__(self, fp32: Any, patches: Sequence[Patch], spec: ModelSpec, references: Sequence[NDArray[Any]]) -> None:
+    def __init__(
+        self, fp32: Any, patches: Sequence[Patch], spec: ModelSpec, references: Sequence[NDArray[Any]]
+    ) -> None:
         margins = [int(side * spec.window.overlap / 4) for side in patches[0].shape[1:]]
         self._middle = tuple(slice(m, side - m) for m, side in zip(margins, patches[0].shape[1:], strict=True))
         self._patches, self._spec = patches, spec
@@ -185,7 +187,9 @@ class _Judge:
         for output, expected in zip(outputs, self._expected, strict=False):
             distance.add(output, expected)
             agreement.add(self._labels(output), self._labels(expected))
-        return Measurement(agreement.value, distance.relative_error, self._dice(outputs), self._dice(self._expected[: len(outputs)]))
+        return Measurement(
+            agreement.value, distance.relative_error, self._dice(outputs), self._dice(self._expected[: len(outputs)])
+        )
 
     def _dice(self, outputs: Sequence[NDArray[Any]]) -> float | None:
         """Mean Dice with the reference labels (A0, A1, A2), whose values are the model's label values."""
@@ -301,7 +305,9 @@ def _way_back(judge: _Judge, fp32: Any, int8: Any, result: GuardResult, task: Ta
     points = [_Point(int8, 0, result.before)]
     with task.stage("putting layers back to float", len(layers)):
         for name, alone in order.items():
-            result.returned[name] = f"quantized alone it gives agreement {_agreement(alone)}, relative error {alone.relative_error:.3g}"
+            result.returned[name] = (
+                f"quantized alone it gives agreement {_agreement(alone)}, relative error {alone.relative_error:.3g}"
+            )
             whole = qdq.without_quantization(points[-1].model, {name}, fp32)
             if whole.ByteSize() > room:
                 whole = qdq.without_quantization(points[-1].model, {name})
@@ -358,4 +364,9 @@ def _worst_first(judge: _Judge, fp32: Any, int8: Any, layers: list[str], task: T
             # Quantized alone: put back alone, a bad layer hides behind the others, whose error has saturated already.
             alone[name] = judge.measure(qdq.without_quantization(int8, set(layers) - {name}, fp32), patches=1)
             task.step()
-    return dict(sorted(alone.items(), key=lambda item: (1.0 if item[1].agreement is None else item[1].agreement, -item[1].relative_error)))
+    return dict(
+        sorted(
+            alone.items(),
+            key=lambda item: (1.0 if item[1].agreement is None else item[1].agreement, -item[1].relative_error),
+        )
+    )

@@ -20,7 +20,9 @@ def frames_of(sequenceNode: Any) -> list[Any]:
         raise InputError("The volume is not a frame of a sequence.", "Choose a volume that a sequence browser plays.")
     frames = [sequenceNode.GetNthDataNode(n) for n in range(sequenceNode.GetNumberOfDataNodes())]
     if not frames or not all(frame.IsA("vtkMRMLScalarVolumeNode") for frame in frames):
-        raise InputError(f"The sequence {sequenceNode.GetName()!r} does not hold volumes.", "Choose a sequence of volumes.")
+        raise InputError(
+            f"The sequence {sequenceNode.GetName()!r} does not hold volumes.", "Choose a sequence of volumes."
+        )
     return frames
 
 

@@ -139,7 +139,9 @@ class _Pass:
         weights = importance_map(plan.patch, window.blend, window.placement, window.sigma)
         crop = _Crop(column, sink)
         self._divider = _Divider(plan, weights, crop, threads) if normalized else None
-        self._blender = OverlapAdd(plan, classes, weights, dtype, self._divider.take if self._divider else crop.take, threads)
+        self._blender = OverlapAdd(
+            plan, classes, weights, dtype, self._divider.take if self._divider else crop.take, threads
+        )
         self._air = np.broadcast_to(np.float32(0), (classes, *plan.patch))
         self._plan, self._inference, self._window, self._skip_air = plan, inference, window, skip_air
         #: Batches that are under way: where their windows begin, and which of them the network runs.
@@ -193,7 +195,9 @@ def _batches(windows: Iterator[tuple[int, int, int]], size: int) -> Iterator[lis
         yield batch
 
 
-def _take_patch(data: NDArray[np.float32], plan: WindowPlan, start: tuple[int, int, int], window: Window) -> NDArray[np.float32]:
+def _take_patch(
+    data: NDArray[np.float32], plan: WindowPlan, start: tuple[int, int, int], window: Window
+) -> NDArray[np.float32]:
     begin = [s - before for s, before in zip(start, plan.pad_before, strict=True)]
     end = [b + p for b, p in zip(begin, plan.patch, strict=True)]
     inside = data[(slice(None), *(slice(max(b, 0), e) for b, e in zip(begin, end, strict=True)))]

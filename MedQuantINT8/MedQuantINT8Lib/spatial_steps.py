@@ -42,9 +42,15 @@ class Cut:
     def forward(self, data: NDArray[Any], pad_value: float | None = None) -> NDArray[Any]:
         """The box of an array whose last three axes are (K, J, I); a view where nothing is padded."""
         lead = data.ndim - 3
-        inside = [slice(max(start, 0), min(stop, size)) for (start, stop), size in zip(self.box, self.source.size, strict=True)]
+        inside = [
+            slice(max(start, 0), min(stop, size))
+            for (start, stop), size in zip(self.box, self.source.size, strict=True)
+        ]
         part = data[(slice(None),) * lead + tuple(reversed(inside))]
-        pads = [(max(-start, 0), max(stop - size, 0)) for (start, stop), size in zip(self.box, self.source.size, strict=True)]
+        pads = [
+            (max(-start, 0), max(stop - size, 0))
+            for (start, stop), size in zip(self.box, self.source.size, strict=True)
+        ]
         if not any(a or b for a, b in pads):
             return part
         widths = [(0, 0)] * lead + pads[::-1]
@@ -58,7 +64,10 @@ class Cut:
         if self.box == ((0, i), (0, j), (0, k)):
             return data
         whole = np.zeros((k, j, i), data.dtype)
-        there = [slice(max(start, 0), min(stop, size)) for (start, stop), size in zip(self.box, self.source.size, strict=True)]
+        there = [
+            slice(max(start, 0), min(stop, size))
+            for (start, stop), size in zip(self.box, self.source.size, strict=True)
+        ]
         here = [slice(s.start - start, s.stop - start) for s, (start, _) in zip(there, self.box, strict=True)]
         whole[tuple(reversed(there))] = data[tuple(reversed(here))]
         return whole

@@ -196,7 +196,10 @@ def _orientation(value: Any, where: str) -> str:
         return text
     axes = {letter: axis for axis, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
     if sorted(axes.get(letter, -1) for letter in text) != [0, 1, 2]:
-        raise _bad(where, f"is {_shown(text)} but must be three letters, one each of R/L, A/P and S/I, such as RAS, or \"native\"")
+        raise _bad(
+            where,
+            f'is {_shown(text)} but must be three letters, one each of R/L, A/P and S/I, such as RAS, or "native"',
+        )
     return text
 
 
@@ -234,6 +237,8 @@ _code = _record(Code, scheme=_name, value=_name, meaning=_name)
 _terminology = _record(Terminology, category=_code, type=_code, modifier=_code)
 _label = _record(Label, value=_count, name=_name, channel=_whole, color=_triple(_byte), terminology=_terminology)
 _channel = _record(Channel, name=_name)
+
+
 def _order(*allowed: int) -> Callable[[Any, str], int]:
     def parse(value: Any, where: str) -> int:
         if isinstance(value, bool) or value not in allowed:
@@ -418,7 +423,9 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
     if missing:
         raise _bad(f"{where}: 'labels'", f"has no label for output channel {missing[0]}")
     if spec.output.thresholds and len(spec.output.thresholds) != spec.output_channels:
-        raise _bad(f"{where}: 'output'", f"has {len(spec.output.thresholds)} thresholds for {spec.output_channels} channels")
+        raise _bad(
+            f"{where}: 'output'", f"has {len(spec.output.thresholds)} thresholds for {spec.output_channels} channels"
+        )
     known = {label.value for label in spec.labels}
     if strangers := sorted({value for step in spec.cleaning for value in step.labels} - known):
         raise _bad(f"{where}: 'cleaning'", f"names the label {strangers[0]}, which the model does not have")
@@ -432,7 +439,9 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
     if sum(value is not None for value in (geometry.spacing, geometry.size, geometry.longest)) > 1:
         raise _bad(f"{where}: 'geometry'", "may have 'spacing', 'size' or 'longest', not several of them")
     if geometry.interpolation in ("area", "exact") and geometry.resize != "torch":
-        raise _bad(f"{where}: 'geometry'", f"has the interpolation {geometry.interpolation}, which needs 'resize' to be torch")
+        raise _bad(
+            f"{where}: 'geometry'", f"has the interpolation {geometry.interpolation}, which needs 'resize' to be torch"
+        )
     if strangers := sorted(n for n in spec.crop.channels if n >= len(spec.channels)):
         raise _bad(f"{where}: 'crop'", f"names the channel {strangers[0]}, which the model does not have")
     _check_order(spec, where)

@@ -12,7 +12,15 @@ from .terminal import print_result
 
 def networks(args: argparse.Namespace, task: Task) -> None:
     rows = [
-        {"name": n.name, "title": n.title, "data": n.data, "classes": n.classes, "study_mb": n.engine_mb, "free_size": n.free_size, "note": n.note}
+        {
+            "name": n.name,
+            "title": n.title,
+            "data": n.data,
+            "classes": n.classes,
+            "study_mb": n.engine_mb,
+            "free_size": n.free_size,
+            "note": n.note,
+        }
         for n in STUDY.values()
     ]
     lines = [f"{'name':12}{'network':12}{'data of the study':22}{'classes':>8}{'FP32 MB':>9}  patch"]
@@ -49,7 +57,9 @@ def selftest(args: argparse.Namespace, task: Task) -> None:
         value = run_selftest(args.engine, args.networks, Path(args.output), task)
     print_result(args, value, *lines_of(value))
     if not value["passed"]:
-        raise EngineError("The self-test failed.", f"Look at {args.output}/selftest.html, and send it to the developers.")
+        raise EngineError(
+            "The self-test failed.", f"Look at {args.output}/selftest.html, and send it to the developers."
+        )
 
 
 def evaluate(args: argparse.Namespace, task: Task) -> None:
@@ -74,4 +84,10 @@ def evaluate(args: argparse.Namespace, task: Task) -> None:
         reader = reader_of(args, task)
         value = run(ensemble, data, cases, choice, options_of(args), args.tolerance, task, reader)
         write_results(value, Path(args.output))
-    print_result(args, value, *lines_of(value), *(f"  note: {text}" for text in reader.notes), f"  wrote {args.output}/evaluation.html, .csv, .json")
+    print_result(
+        args,
+        value,
+        *lines_of(value),
+        *(f"  note: {text}" for text in reader.notes),
+        f"  wrote {args.output}/evaluation.html, .csv, .json",
+    )

@@ -25,7 +25,9 @@ class SurfaceAgreement:
     nsd: float
 
 
-def surface_agreement(first: NDArray[np.bool_], second: NDArray[np.bool_], spacing_kji: Spacing, tolerance: float) -> SurfaceAgreement | None:
+def surface_agreement(
+    first: NDArray[np.bool_], second: NDArray[np.bool_], spacing_kji: Spacing, tolerance: float
+) -> SurfaceAgreement | None:
     """Compare two masks (K, J, I); None if one of them is empty, since there is then no surface to measure from.
 
     Args:

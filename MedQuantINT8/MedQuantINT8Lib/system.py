@@ -49,7 +49,15 @@ def _windows_available() -> int:
     class Status(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
             (name, ctypes.c_ulonglong)
-            for name in ("total", "available", "page_total", "page_available", "virtual_total", "virtual_available", "extended")
+            for name in (
+                "total",
+                "available",
+                "page_total",
+                "page_available",
+                "virtual_total",
+                "virtual_available",
+                "extended",
+            )
         ]
 
     status = Status()
@@ -120,14 +128,18 @@ def default_python() -> str:
 def library_environment() -> dict[str, str]:
     """Environment variables of a process of this project's own: it finds this library, and nothing in it reports to anybody."""
     library = str(Path(__file__).resolve().parent.parent)
-    return silent({**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH", "")]))})
+    return silent(
+        {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH", "")]))}
+    )
 
 
 def cpu_features() -> list[str]:
     """Instruction sets that matter for INT8: AVX2, AVX-512, VNNI, AMX."""
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_tile", "asimddp", "i8mm")
     try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features")))
+        flags = next(
+            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
+        )
     except (OSError, StopIteration):
         return []
     present = set(flags.split(":", 1)[1].split())

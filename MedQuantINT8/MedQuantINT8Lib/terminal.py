@@ -44,7 +44,9 @@ def _for_terminal(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     found = []
     for character in error.object[error.start : error.end]:
-        plain = _PLAIN.get(character) or unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode("ascii")
+        plain = _PLAIN.get(character) or unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode(
+            "ascii"
+        )
         found.append(plain or character.encode("ascii", "backslashreplace").decode("ascii"))
     return "".join(found), error.end
 
@@ -178,4 +180,10 @@ class Bar:
 def duration(seconds: float) -> str:
     """Seconds in words short enough for a bar."""
     whole = round(seconds)
-    return f"{whole} s" if whole < 90 else f"{whole // 60} min {whole % 60:02d} s" if whole < 5400 else f"{whole / 3600:.1f} h"
+    return (
+        f"{whole} s"
+        if whole < 90
+        else f"{whole // 60} min {whole % 60:02d} s"
+        if whole < 5400
+        else f"{whole / 3600:.1f} h"
+    )

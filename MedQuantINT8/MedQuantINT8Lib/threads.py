@@ -25,7 +25,9 @@ class Threads:
             self._pool = ThreadPoolExecutor(self._count, "blending")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._pool:
             self._pool.shutdown()
             self._pool = None

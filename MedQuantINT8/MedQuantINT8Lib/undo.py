@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 #: How a segment is shown, by the display node's Get and Set.
-_SHOWN = ("Visibility", "Visibility3D", "Visibility2DFill", "Visibility2DOutline", "Opacity3D", "Opacity2DFill", "Opacity2DOutline")
+_SHOWN = (
+    "Visibility",
+    "Visibility3D",
+    "Visibility2DFill",
+    "Visibility2DOutline",
+    "Opacity3D",
+    "Opacity2DFill",
+    "Opacity2DOutline",
+)
 #: What the closed surface and others are made with; holds the reference geometry.
 _GEOMETRY = "Reference image geometry"
 
@@ -34,7 +42,10 @@ def state_of(node: Any) -> NodeState:
     """What a segmentation node is now. Segments are kept, not copied: they cost no memory of their own as long as nothing changes them."""
     held, display = node.GetSegmentation(), node.GetDisplayNode()
     ids = [held.GetNthSegmentID(n) for n in range(held.GetNumberOfSegments())]
-    shown = {name: {what: getattr(display, f"GetSegment{what}")(name) for what in _SHOWN} if display is not None else {} for name in ids}
+    shown = {
+        name: {what: getattr(display, f"GetSegment{what}")(name) for what in _SHOWN} if display is not None else {}
+        for name in ids
+    }
     item, hierarchy = _item(node)
     return NodeState(
         tuple((name, held.GetSegment(name), shown[name]) for name in ids),
@@ -61,7 +72,9 @@ def restore(node: Any, state: NodeState) -> None:
     # Nodes that are gone by now cannot be referred to again.
     node.SetNodeReferenceID(role, state.reference if state.reference and scene.GetNodeByID(state.reference) else None)
     held.SetConversionParameter(_GEOMETRY, state.geometry)
-    node.SetAndObserveTransformNodeID(state.transform if state.transform and scene.GetNodeByID(state.transform) else None)
+    node.SetAndObserveTransformNodeID(
+        state.transform if state.transform and scene.GetNodeByID(state.transform) else None
+    )
     node.EndModify(modified)
     item, hierarchy = _item(node)
     if not item:
@@ -69,7 +82,11 @@ def restore(node: Any, state: NodeState) -> None:
     if state.parent is None:
         # A bare scene makes no items by itself; the application does, and moves this one to its top then.
         hierarchy.RemoveItem(item, False, False)
-    elif state.parent == hierarchy.GetSceneItemID() or hierarchy.GetItemLevel(state.parent) or hierarchy.GetItemDataNode(state.parent):
+    elif (
+        state.parent == hierarchy.GetSceneItemID()
+        or hierarchy.GetItemLevel(state.parent)
+        or hierarchy.GetItemDataNode(state.parent)
+    ):
         hierarchy.SetItemParent(item, state.parent)
 
 

@@ -135,7 +135,8 @@ class Volume:
                 )
             if channel.min() == channel.max():
                 raise InputError(
-                    f"{where} has the value {channel.flat[0]} everywhere: there is nothing to segment.", "Choose another volume."
+                    f"{where} has the value {channel.flat[0]} everywhere: there is nothing to segment.",
+                    "Choose another volume.",
                 )
 
 
@@ -237,7 +238,12 @@ def _with_border(
     along the others. With the border repeated both give the same.
     """
     corners = np.array(
-        [[i, j, k, 1] for i in (0, target_size[0] - 1) for j in (0, target_size[1] - 1) for k in (0, target_size[2] - 1)]
+        [
+            [i, j, k, 1]
+            for i in (0, target_size[0] - 1)
+            for j in (0, target_size[1] - 1)
+            for k in (0, target_size[2] - 1)
+        ]
     )
     reached = corners @ to_source.T[:, :3]
     last = np.array(data.shape[::-1]) - 1
@@ -250,7 +256,9 @@ def _with_border(
     return _padded(data, to_source, before, after, "edge" if outside == "border" else "constant")
 
 
-def _padded(data: NDArray[Any], to_source: Matrix, before: NDArray[Any], after: NDArray[Any], mode: Any) -> tuple[NDArray[Any], Matrix]:
+def _padded(
+    data: NDArray[Any], to_source: Matrix, before: NDArray[Any], after: NDArray[Any], mode: Any
+) -> tuple[NDArray[Any], Matrix]:
     shifted = to_source.copy()
     shifted[:3, 3] += before
     return np.pad(data, list(zip(before[::-1], after[::-1], strict=True)), mode=mode), shifted

@@ -126,7 +126,9 @@ def read_volume(
                 f"{other.name} does not lie on the same voxel grid as {first.name}.", "Resample one to the other first."
             )
     data = first.data if len(volumes) == 1 else np.concatenate([v.data for v in volumes])
-    return Volume(data, first.ijk_to_ras, " + ".join(v.name for v in volumes), tuple(note for v in volumes for note in v.notes))
+    return Volume(
+        data, first.ijk_to_ras, " + ".join(v.name for v in volumes), tuple(note for v in volumes for note in v.notes)
+    )
 
 
 def _read_one(path: Path, series: str | None, options: ReadOptions, check: Callable[[], None] | None) -> Volume:
@@ -143,9 +145,13 @@ def _read_one(path: Path, series: str | None, options: ReadOptions, check: Calla
             raise InputError(f"{path} is empty (0 bytes).", "Copy or download it again.")
         return _read_file(path, options, check)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.", "Check its permissions, its name and the disk.") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or error}.", "Check its permissions, its name and the disk."
+        ) from error
     except MemoryError as error:
-        raise InputError(f"{path} cannot be read: there is not enough memory.", "Close other programs, or crop the scan.") from error
+        raise InputError(
+            f"{path} cannot be read: there is not enough memory.", "Close other programs, or crop the scan."
+        ) from error
 
 
 def _read_file(path: Path, options: ReadOptions, check: Callable[[], None] | None) -> Volume:
@@ -160,7 +166,9 @@ def _read_file(path: Path, options: ReadOptions, check: Callable[[], None] | Non
 
         return read_dicom_file(path, allow_gaps=options.allow_gaps, allow_tilt=options.allow_tilt)
     else:
-        raise InputError(f"{path} is no scan that can be read.", f"Give a DICOM folder or a file of type {', '.join(EXTENSIONS)}.")
+        raise InputError(
+            f"{path} is no scan that can be read.", f"Give a DICOM folder or a file of type {', '.join(EXTENSIONS)}."
+        )
     return Volume(data, matrix, str(path), tuple(notes))
 
 

@@ -38,7 +38,10 @@ _LEAST_WEIGHT = {"monai": 1e-3, "nnunet": 6e-9}
 
 
 def importance_map(
-    patch: tuple[int, int, int], blend: str, placement: str = "monai", sigma: tuple[float, float, float] = (0.125, 0.125, 0.125)
+    patch: tuple[int, int, int],
+    blend: str,
+    placement: str = "monai",
+    sigma: tuple[float, float, float] = (0.125, 0.125, 0.125),
 ) -> NDArray[np.float32]:
     """Weight of each voxel of a window: 1, or a Gaussian whose standard deviation along an axis is ``sigma`` times the patch.
 
@@ -169,7 +172,10 @@ def plan_windows(shape: tuple[int, int, int], window: Window, patch: tuple[int, 
     padded = tuple(max(size, p) for size, p in zip(shape, patch, strict=True))
     before = tuple((large - small) // 2 for large, small in zip(padded, shape, strict=True))
     overlaps = window.overlaps or (window.overlap,) * 3
-    starts = tuple(window_starts(size, p, overlap, window.placement) for size, p, overlap in zip(padded, patch, overlaps, strict=True))
+    starts = tuple(
+        window_starts(size, p, overlap, window.placement)
+        for size, p, overlap in zip(padded, patch, overlaps, strict=True)
+    )
     order = tuple(sorted(range(3), key=lambda axis: -padded[axis]))
     return WindowPlan(shape, padded, before, patch, starts, order)  # type: ignore[arg-type]
 

@@ -112,13 +112,17 @@ class Worker:
         if do == "quit":
             self._requests.put(None)
         elif do == "hello":
-            self._say(number, "hello", protocol=PROTOCOL, version=__version__, python=sys.version.split()[0], pid=os.getpid())
+            self._say(
+                number, "hello", protocol=PROTOCOL, version=__version__, python=sys.version.split()[0], pid=os.getpid()
+            )
         elif do == "ping":
             self._say(number, "pong", engines=len(self._shelf))
         elif do in TASKS:
             self._work(number, request)
         else:
-            self._say(number, "error", kind="MedQuantError", message=f"The worker does not know {do!r}.", hint="", exit_code=1)
+            self._say(
+                number, "error", kind="MedQuantError", message=f"The worker does not know {do!r}.", hint="", exit_code=1
+            )
 
     def _work(self, number: Any, request: dict[str, Any]) -> None:
         task = Task(_Throttled(lambda event: self._progress(number, event)))
@@ -133,13 +137,22 @@ class Worker:
             text = str(error.args[0]) if error.args else str(error)
             self._say(number, "error", kind=kind, message=text, hint=error.hint, exit_code=error.exit_code)
         except MemoryError:
-            self._say(number, "error", kind="MedQuantError", message="There is not enough memory.", hint="Close other programs.", exit_code=1)
+            self._say(
+                number,
+                "error",
+                kind="MedQuantError",
+                message="There is not enough memory.",
+                hint="Close other programs.",
+                exit_code=1,
+            )
         except Exception as error:
             # A library's own exception must reach the user in words, and must not end the process.
             import traceback
 
             traceback.print_exc()
-            self._say(number, "error", kind="EngineError", message=f"{type(error).__name__}: {error}", hint="", exit_code=4)
+            self._say(
+                number, "error", kind="EngineError", message=f"{type(error).__name__}: {error}", hint="", exit_code=4
+            )
         finally:
             with self._lock:
                 self._tasks.pop(number, None)
@@ -171,7 +184,9 @@ class Worker:
         return ensemble
 
     def _progress(self, number: Any, event: ProgressEvent) -> None:
-        self._say(number, "progress", stage=event.stage, done=event.done, total=event.total, seconds_left=event.seconds_left)
+        self._say(
+            number, "progress", stage=event.stage, done=event.done, total=event.total, seconds_left=event.seconds_left
+        )
 
     def _say(self, number: Any, event: str, **values: Any) -> None:
         text = json.dumps({"id": number, "event": event, **values})

@@ -55,7 +55,9 @@ def _reading(request: Request) -> ReadOptions:
 def segment(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Segment one volume with the model; one label map (K, J, I)."""
     choice = runs.EngineChoice(**request["choice"])
-    run = runs.segment(bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, shelf=bench.shelf)
+    run = runs.segment(
+        bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, shelf=bench.shelf
+    )
     return Answer([run.result.labels], run.to_json())
 
 
@@ -87,7 +89,9 @@ def _only(values: NDArray[Any], labels: Sequence[Label]) -> NDArray[Any]:
 def compare(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """FP32 beside INT8: both label maps, and the regions where they differ, numbered from the largest (uint16)."""
     choice, change = runs.EngineChoice(**request["choice"]), float(request.get("volume_change", VOLUME_CHANGE))
-    found = examine(bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, bench.shelf, change)
+    found = examine(
+        bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, bench.shelf, change
+    )
     return Answer([found.fp32, found.int8, found.differences.numbers], found.report)
 
 
@@ -98,11 +102,15 @@ def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     from .quantization import QuantizationPolicy, calibration_patch, quantize_package
     from .sensitivity import Budget
 
-    check_output_package(request["output"], [path for scan in request["scans"] for path in scan_paths(scan)], itself=request["model"])
+    check_output_package(
+        request["output"], [path for scan in request["scans"] for path in scan_paths(scan)], itself=request["model"]
+    )
     options = CalibrationOptions(request["method"], request["patches"])
     with ModelPackage.load(request["model"]) as package:
         patch = calibration_patch(package)
-        sources = [lambda v=v: v for v in volumes] + [lambda p=p: read_volume(scan_paths(p), options=_reading(request)) for p in request["scans"]]
+        sources = [lambda v=v: v for v in volumes] + [
+            lambda p=p: read_volume(scan_paths(p), options=_reading(request)) for p in request["scans"]
+        ]
         sampler = PatchSampler(sources, package.spec, patch, options, task=bench.task)
         policy = QuantizationPolicy(budget=Budget(request["agreement"], fallback=request["fallback"]))
         stopwatch = engine_stopwatch(package.spec.window.patch_size)
@@ -135,7 +143,9 @@ def install_model(request: Request, volumes: list[Volume], bench: Bench) -> Answ
         return Answer([], {"name": request["name"], "notes": []})
     from .importers.detect import install_own
 
-    name, notes = install_own(Path(request["source"]), catalogue.models_root(), bench.task, trust_code=request["trust_code"])
+    name, notes = install_own(
+        Path(request["source"]), catalogue.models_root(), bench.task, trust_code=request["trust_code"]
+    )
     return Answer([], {"name": name, "notes": notes})
 
 

@@ -19,7 +19,14 @@ from .files import storage_errors
 _MOST_GROWTH, _SMALL = 200, 64 << 20
 _CHUNK = 1 << 20
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-_METHOD_NAMES = {9: "Deflate64", zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "LZMA", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
+_METHOD_NAMES = {
+    9: "Deflate64",
+    zipfile.ZIP_BZIP2: "bzip2",
+    zipfile.ZIP_LZMA: "LZMA",
+    93: "Zstandard",
+    95: "XZ",
+    98: "PPMd",
+}
 _ENCRYPTED = 0x1
 
 
@@ -46,13 +53,17 @@ def opened_zip(source: Path, advice: str = "Get it again.") -> Iterator[zipfile.
     except NotImplementedError as error:
         raise PackageError(f"{source.name} is compressed in a way that is not read here ({error}).", _PACK) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, OverflowError) as error:
-        raise PackageError(f"{source.name} is no zip file, or it is damaged or cut off: {_plain(str(error))}.", advice) from error
+        raise PackageError(
+            f"{source.name} is no zip file, or it is damaged or cut off: {_plain(str(error))}.", advice
+        ) from error
 
 
 _PACK = "Unpack it by hand, and give the folder."
 
 
-def checked_members(archive: zipfile.ZipFile, source: Path, limits: ZipLimits) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
+def checked_members(
+    archive: zipfile.ZipFile, source: Path, limits: ZipLimits
+) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
     """The files of a zip with their paths, if all of them may be unpacked.
 
     Raises:
@@ -67,10 +78,20 @@ def checked_members(archive: zipfile.ZipFile, source: Path, limits: ZipLimits) -
     found, seen = [], set[str]()
     for entry in entries:
         path, shown = PurePosixPath(entry.filename), repr(entry.filename[:200])
-        if ".." in path.parts or path.is_absolute() or "\\" in entry.filename or ":" in entry.filename or not path.parts:
-            raise PackageError(f"{source.name} holds the path {shown}, which leaves the package.", "Do not use this file.")
+        if (
+            ".." in path.parts
+            or path.is_absolute()
+            or "\\" in entry.filename
+            or ":" in entry.filename
+            or not path.parts
+        ):
+            raise PackageError(
+                f"{source.name} holds the path {shown}, which leaves the package.", "Do not use this file."
+            )
         if not entry.filename.isprintable():
-            raise PackageError(f"{source.name} holds the path {shown}, which has control characters.", "Do not use this file.")
+            raise PackageError(
+                f"{source.name} holds the path {shown}, which has control characters.", "Do not use this file."
+            )
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise PackageError(f"{source.name} holds the link {shown}.", _PACK)
         if str(path).casefold() in seen:
@@ -90,7 +111,9 @@ def checked_members(archive: zipfile.ZipFile, source: Path, limits: ZipLimits) -
     return found
 
 
-def unpack_members(archive: zipfile.ZipFile, members: list[tuple[zipfile.ZipInfo, PurePosixPath]], folder: Path) -> None:
+def unpack_members(
+    archive: zipfile.ZipFile, members: list[tuple[zipfile.ZipInfo, PurePosixPath]], folder: Path
+) -> None:
     """Write checked members below a folder, under the paths that are given with them.
 
     Raises:

@@ -41,7 +41,9 @@ def stub():
     graph = helper.make_graph(
         [helper.make_node("Mul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [numpy_helper.from_array(weights(), "w")]
     )
-    run = session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9).SerializeToString(), "fp32")
+    run = session(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9).SerializeToString(), "fp32"
+    )
     # One output array for all windows, for both sides: ONNX Runtime would make two of 371 MB at each call.
     scores = np.empty((1, CLASSES, *PATCH), np.float32)
 
@@ -90,7 +92,11 @@ def monai(shape: tuple[int, int, int], output: str) -> None:
 def _report(output: str, labels: np.ndarray, empty_kb: int, seconds: float, dtype: str, columns: int = 1) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     np.save(output, labels)
-    print(json.dumps({"peak_gb": (peak - empty_kb) * 1024 / 1e9, "seconds": seconds, "carried": dtype, "columns": columns}))
+    print(
+        json.dumps(
+            {"peak_gb": (peak - empty_kb) * 1024 / 1e9, "seconds": seconds, "carried": dtype, "columns": columns}
+        )
+    )
 
 
 def main() -> None:

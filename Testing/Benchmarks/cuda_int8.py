@@ -80,7 +80,11 @@ def bytes_of(plan: Any, batch: int) -> int:
         for view in (*step.reads(), *step.writes()):
             total += batch * int(np.prod(plan.buffers[view.buffer].size)) * view.layout.width * (1 if view.scale else 2)
         if step.weights:
-            total += step.macs // int(np.prod(step.size if step.kind == "conv" else step.source_size)) * (1 if step.int8 else 2)
+            total += (
+                step.macs
+                // int(np.prod(step.size if step.kind == "conv" else step.source_size))
+                * (1 if step.int8 else 2)
+            )
     return total + batch * int(np.prod(plan.size)) * 2 * (plan.channels + plan.classes)
 
 
@@ -107,7 +111,11 @@ def timed(gpu: Any, network: Any, batch: int) -> dict[str, Any]:
     whole.free()
     steps = []
     for number, program in enumerate(network.programs if batch == 1 else []):
-        alone = CapturedGraph(gpu, stream, lambda s, n=number: [network.launch(n, batch, source, target, s) for _ in range(STEP_RUNS)] and None)
+        alone = CapturedGraph(
+            gpu,
+            stream,
+            lambda s, n=number: [network.launch(n, batch, source, target, s) for _ in range(STEP_RUNS)] and None,
+        )
         alone.launch(0)
         milliseconds(alone)
         step, tiling = program.step, program.tiling
@@ -119,7 +127,18 @@ def timed(gpu: Any, network: Any, batch: int) -> dict[str, Any]:
                 "size": list(step.size),
                 "channels": [step.source.layout.channels if step.source else plan.channels, step.layout.channels],
                 "tops": 2e-9 * step.macs * batch,
-                "tile": None if tiling is None else [*tiling.tile.voxels, tiling.tile.channels, tiling.tile.warps, tiling.tile.stages, tiling.tile.groups, tiling.tile.split, tiling.tile.teams, tiling.tile.depth],
+                "tile": None
+                if tiling is None
+                else [
+                    *tiling.tile.voxels,
+                    tiling.tile.channels,
+                    tiling.tile.warps,
+                    tiling.tile.stages,
+                    tiling.tile.groups,
+                    tiling.tile.split,
+                    tiling.tile.teams,
+                    tiling.tile.depth,
+                ],
             }
         )
         alone.free()
@@ -150,8 +169,18 @@ def row(name: str, folder: Path) -> dict[str, Any]:
         run = engine.gpu_network
         assert run is not None
         macs = sum(step.macs for step in run.plan.steps)
-        found |= {"gpu": run.gpu.info.name, "macs": macs, "int8_mac_share": sum(step.macs for step in run.plan.steps if step.int8) / macs}
-        found[f"batch_{batch}"] = {**timed(run.gpu, run, batch), "build_s": built, "load_s": loaded, "mb": run.bytes / 1e6, "bytes": bytes_of(run.plan, batch)}
+        found |= {
+            "gpu": run.gpu.info.name,
+            "macs": macs,
+            "int8_mac_share": sum(step.macs for step in run.plan.steps if step.int8) / macs,
+        }
+        found[f"batch_{batch}"] = {
+            **timed(run.gpu, run, batch),
+            "build_s": built,
+            "load_s": loaded,
+            "mb": run.bytes / 1e6,
+            "bytes": bytes_of(run.plan, batch),
+        }
         engine.close()
     return found
 
@@ -170,22 +199,36 @@ def volume(folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"volumes": [], "network": FOURTEEN}
     with Gpu() as gpu, tempfile.TemporaryDirectory() as scratch:
         result["gpu"] = gpu.info.name
-        CudaInt8Backend().build(with_weights(folder / f"{FOURTEEN}.onnx", Path(scratch) / "network.onnx"), Path(scratch), options)
+        CudaInt8Backend().build(
+            with_weights(folder / f"{FOURTEEN}.onnx", Path(scratch) / "network.onnx"), Path(scratch), options
+        )
         free = gpu.free_bytes
         engine = CudaInt8Backend().load(Path(scratch), options)
         network = engine.gpu_network
         assert network is not None
         classes = network.plan.classes
-        for what, shape in (("512 x 512 x 400", (400, 512, 512)), ("KiTS case at 1.5 mm, 240 x 240 x 160", (160, 240, 240))):
+        for what, shape in (
+            ("512 x 512 x 400", (400, 512, 512)),
+            ("KiTS case at 1.5 mm, 240 x 240 x 160", (160, 240, 240)),
+        ):
             windows = plan_windows(shape, window, PATCH)
             scan = np.random.default_rng(0).integers(-1000, 2000, (1, *shape)).astype(np.int16)
             runner = GpuSlidingWindow(network.gpu, network, 1, classes, windows, window, 4)
             times = []
             for _ in range(4):
                 began = time.perf_counter()
-                runner.run(scan, Reduction(np.arange(classes, dtype=np.uint16)), Intensity(-160, 400, 1 / 560, 160 / 560))
+                runner.run(
+                    scan, Reduction(np.arange(classes, dtype=np.uint16)), Intensity(-160, 400, 1 / 560, 160 / 560)
+                )
                 times.append(time.perf_counter() - began)
-            result["volumes"].append({"what": what, "windows": windows.count, "seconds": statistics.median(times[1:]), "gpu_gb": (free - gpu.free_bytes) / 1e9})
+            result["volumes"].append(
+                {
+                    "what": what,
+                    "windows": windows.count,
+                    "seconds": statistics.median(times[1:]),
+                    "gpu_gb": (free - gpu.free_bytes) / 1e9,
+                }
+            )
             runner.close()
         engine.close()
     return result
@@ -206,9 +249,20 @@ def torch_volume() -> dict[str, Any]:
         began = time.perf_counter()
         with torch.no_grad(), torch.autocast("cuda", torch.float16):
             x = (scan.cuda().float().clamp(-160, 400) + 160) / 560
-            labels = sliding_window_inference(x, (96, 96, 96), 4, module, 0.5, mode="gaussian", sw_device="cuda", device="cuda").argmax(1).to(torch.uint8).cpu()
+            labels = (
+                sliding_window_inference(
+                    x, (96, 96, 96), 4, module, 0.5, mode="gaussian", sw_device="cuda", device="cuda"
+                )
+                .argmax(1)
+                .to(torch.uint8)
+                .cpu()
+            )
         times.append(time.perf_counter() - began)
-    return {"torch_volume_s": times[-1], "torch_gpu_gb": torch.cuda.max_memory_allocated() / 1e9, "labels": list(labels.shape)}
+    return {
+        "torch_volume_s": times[-1],
+        "torch_gpu_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "labels": list(labels.shape),
+    }
 
 
 def main() -> None:

@@ -52,7 +52,10 @@ def table(value: dict[str, Any]) -> list[str]:
             mine, torch = ours[f"batch_{batch}"], value["baselines"][name][f"batch_{batch}"]
             mode, best = best_of_torch(torch)
             fp32, recorded = torch["fp32"]["median_ms"], torch.get(RECORDED, {}).get("median_ms")
-            cells = [f"{fp32:.1f} | {fp32 / mine['median_ms']:.1f}", f"{best:.2f} ({mode}){apart} | {best / mine['median_ms']:.1f}"]
+            cells = [
+                f"{fp32:.1f} | {fp32 / mine['median_ms']:.1f}",
+                f"{best:.2f} ({mode}){apart} | {best / mine['median_ms']:.1f}",
+            ]
             cells.append("– | –" if recorded is None else f"{recorded:.2f} | {recorded / mine['median_ms']:.1f}")
             lines.append(
                 f"| {TIMED[name].title} | {batch} | {mine['median_ms']:.2f} ({mine['p95_ms']:.2f}) | {' | '.join(cells)} | {100 * ours['int8_mac_share']:.1f} % | {mine['mb']:.0f} |"
@@ -74,7 +77,10 @@ def roofs(value: dict[str, Any]) -> list[str]:
         tops, gigabytes = 2e-9 * ours["macs"] / mine["median_ms"], 1e-6 * mine["bytes"] / mine["median_ms"]
         compute, memory = ROOFS[ours["gpu"]]
         costly = sorted(mine["steps"], key=lambda s: -s["ms"])[:3]
-        words = "; ".join(f"{s['kind']} {s['channels'][0]} to {s['channels'][1]} {_where(s['size'])}: {s['ms']:.3f} ms" for s in costly)
+        words = "; ".join(
+            f"{s['kind']} {s['channels'][0]} to {s['channels'][1]} {_where(s['size'])}: {s['ms']:.3f} ms"
+            for s in costly
+        )
         lines.append(
             f"| {TIMED[name].title} | {tops:.0f} | {100 * tops / compute:.0f} % | {gigabytes:.0f} | {100 * gigabytes / memory:.0f} % | {mine['build_s']:.1f} | {mine['load_s']:.2f} | {words} |"
         )
@@ -99,8 +105,14 @@ def study(value: dict[str, Any]) -> list[str]:
         fp32 = value["baselines"].get(name, {}).get("batch_1", {}).get("fp32", {}).get("median_ms")
         if files is None or fp32 is None:
             continue
-        speed = f"{ours['batch_1']['median_ms']:.2f} | {fp32 / ours['batch_1']['median_ms']:.1f}" if ours else "not timed | –"
-        lines.append(f"| {STUDY[name].title} | {files['fp32_mb']:.1f} | {files['int8_mb']:.1f} | {files['fp32_mb'] / files['int8_mb']:.1f} | {fp32:.1f} | {speed} |")
+        speed = (
+            f"{ours['batch_1']['median_ms']:.2f} | {fp32 / ours['batch_1']['median_ms']:.1f}"
+            if ours
+            else "not timed | –"
+        )
+        lines.append(
+            f"| {STUDY[name].title} | {files['fp32_mb']:.1f} | {files['int8_mb']:.1f} | {files['fp32_mb'] / files['int8_mb']:.1f} | {fp32:.1f} | {speed} |"
+        )
     return lines
 
 
@@ -111,7 +123,9 @@ def section(value: dict[str, Any]) -> list[str]:
     first = next(iter(value["cuda_int8"].values()))
     torch = next(iter(value["baselines"].values()))["torch"]
     if first["gpu"] not in ROOFS:
-        raise SystemExit(f"What a {first['gpu']} can do at most is not known here: add it to ROOFS in {Path(__file__).name}.")
+        raise SystemExit(
+            f"What a {first['gpu']} can do at most is not known here: add it to ROOFS in {Path(__file__).name}."
+        )
     compute, memory = ROOFS[first["gpu"]]
     lines = [
         "## CUDA INT8, the engine of this project",

@@ -97,7 +97,12 @@ def main() -> None:
         spec.write_text(json.dumps(specs()[NAME].to_json()))
         medquant("import", "onnx", str(DATA / "networks" / f"{NAME}.onnx"), "--spec", str(spec), "-o", package)
         medquant(
-            "quantize", package, "--calibrate", *(str(DATA / "brain" / f"t1_head_{x}.nii.gz") for x in "bc"), "--patches", "6"
+            "quantize",
+            package,
+            "--calibrate",
+            *(str(DATA / "brain" / f"t1_head_{x}.nii.gz") for x in "bc"),
+            "--patches",
+            "6",
         )
         medquant("build", package, "--scan", str(SCAN))
         rounds = []
@@ -116,7 +121,9 @@ def main() -> None:
                 "rounds": rounds,
                 "ratio": float(np.median([r["torch_s"] / r["int8_s"] for r in rounds])),
                 "agreement": float(2 * (int8 & reference).sum() / (int8.sum() + reference.sum())),
-                "outside_network_share": float(np.median([1 - r["stages"]["network"] / r["stages"]["total"] for r in rounds])),
+                "outside_network_share": float(
+                    np.median([1 - r["stages"]["network"] / r["stages"]["total"] for r in rounds])
+                ),
             }
         )
     )

@@ -22,7 +22,13 @@ def page(value: dict[str, Any]) -> str:
     from cuda_int8_page import MODES, RECORDED, section
     from gpu_networks import TIMED
 
-    lines = ["# On an NVIDIA GPU", "", f"Made by `Testing/Benchmarks/gpu_page.py`; do not edit. {value['date']}.", "", *section(value)]
+    lines = [
+        "# On an NVIDIA GPU",
+        "",
+        f"Made by `Testing/Benchmarks/gpu_page.py`; do not edit. {value['date']}.",
+        "",
+        *section(value),
+    ]
     if window := value.get("window"):
         lines += [
             "## The sliding window on the GPU",

@@ -42,7 +42,10 @@ def overlap(gpu: Any) -> dict[str, Any]:
     pipeline = DevicePipeline(gpu, busy, (1, 1, *PATCH), (1, CLASSES, *PATCH))
     times: dict[str, list[float]] = {"beside": [], "after": []}
     for number in range(ROUNDS + 1):
-        for how, network in (("beside", pipeline), ("after", lambda batch: (pipeline.submit(batch), pipeline.collect())[1])):
+        for how, network in (
+            ("beside", pipeline),
+            ("after", lambda batch: (pipeline.submit(batch), pipeline.collect())[1]),
+        ):
             began = time.perf_counter()
             slide(volume, network, CLASSES, plan, window, lambda start, block: None)
             if number:
@@ -53,7 +56,11 @@ def overlap(gpu: Any) -> dict[str, Any]:
         pipeline.collect()
     alone = time.perf_counter() - began
     pipeline.close()
-    return {"windows": plan.count, "network_and_copies_s": alone, **{f"{how}_s": statistics.median(found) for how, found in times.items()}}
+    return {
+        "windows": plan.count,
+        "network_and_copies_s": alone,
+        **{f"{how}_s": statistics.median(found) for how, found in times.items()},
+    }
 
 
 def main() -> None:

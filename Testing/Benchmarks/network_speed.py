@@ -34,7 +34,11 @@ def main() -> None:
                 with torch.inference_mode():
                     return network(tensor)
 
-            runs = {"fp32": lambda e=fp32.engine: e.infer(patch), "int8": lambda e=int8.engine: e.infer(patch), "torch": in_torch}
+            runs = {
+                "fp32": lambda e=fp32.engine: e.infer(patch),
+                "int8": lambda e=int8.engine: e.infer(patch),
+                "torch": in_torch,
+            }
             times: dict[str, list[float]] = {key: [] for key in runs}
             for _ in range(ROUNDS + 1):
                 for key, run in runs.items():
@@ -50,7 +54,9 @@ def main() -> None:
                     "ratio": round(float(np.median(ratios)), 2),
                     "int8_share": round(int8.describe().int8_mac_share, 4),
                     "fidelity": int8.fidelity.to_json() if int8.fidelity else None,
-                    "size_ratio": round(package.onnx_path("int8").stat().st_size / package.onnx_path("fp32").stat().st_size, 4),
+                    "size_ratio": round(
+                        package.onnx_path("int8").stat().st_size / package.onnx_path("fp32").stat().st_size, 4
+                    ),
                 }
             )
             int8.close()

@@ -75,7 +75,9 @@ def cases(scratch: Path) -> dict[str, Case]:
         ),
         "brain3_meshnet20": brain("brain3_meshnet20", "--method", "mse", "--agreement", "0.95", "--patches", "6"),
         "brain_mask_mindgrab": brain("brain_mask_mindgrab", "--patches", "6"),
-        "brain18_meshnet30": brain("brain18_meshnet30", "--method", "percentile", "--agreement", "0.96", "--patches", "6"),
+        "brain18_meshnet30": brain(
+            "brain18_meshnet30", "--method", "percentile", "--agreement", "0.96", "--patches", "6"
+        ),
         "brain18_meshnet30 (labeled scan)": Case(
             DATA / "networks" / "brain18_meshnet30.onnx",
             stripped,
@@ -112,7 +114,9 @@ def _labelled(scratch: Path, case: str) -> tuple[Path, Path]:
     """A manually labelled, stripped brain with a margin of air, and its labels as the 18 classes."""
     from MedQuantINT8Lib.segmentation_file import write_segmentation
 
-    scan, labels = (read_volume(DATA / "brain_labelled" / f"{case}_{what}.nii.gz") for what in ("t1_stripped", "labels"))
+    scan, labels = (
+        read_volume(DATA / "brain_labelled" / f"{case}_{what}.nii.gz") for what in ("t1_stripped", "labels")
+    )
     values = labels.data[0]
     mapped = np.zeros(values.shape, np.uint8)
     for ours, (_, *theirs) in enumerate(BRAIN18, start=1):
@@ -232,7 +236,9 @@ def page(results: dict[str, dict]) -> str:
     lines += ["", "## Layers kept in high precision", ""]
     for name, r in rows.items():
         lines.append(
-            f"- **{name}**: " + ("; ".join(f"`{layer}`: {why}" for layer, why in r["high_precision"].items()) or "none") + "."
+            f"- **{name}**: "
+            + ("; ".join(f"`{layer}`: {why}" for layer, why in r["high_precision"].items()) or "none")
+            + "."
         )
     lines += [
         "",
@@ -249,7 +255,14 @@ def page(results: dict[str, dict]) -> str:
     gpu = RESULTS.with_name("gpu.json")
     if gpu.exists() and (compared := table(value := json.loads(gpu.read_text()))):
         cards = ", ".join(sorted({row["gpu"] for row in value["cuda_int8"].values()}))
-        lines += ["", "## On an NVIDIA GPU: CUDA INT8 against PyTorch", "", f"{cards}; 96 x 96 x 96, networks of the study's size; [more](gpu.md).", "", *compared]
+        lines += [
+            "",
+            "## On an NVIDIA GPU: CUDA INT8 against PyTorch",
+            "",
+            f"{cards}; 96 x 96 x 96, networks of the study's size; [more](gpu.md).",
+            "",
+            *compared,
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -51,7 +51,9 @@ def written_out(model: Any) -> Any:
             made.append(node)
             continue
         n, x = node.name, node.input[0]
-        scale, shift = (constant(found.array(i).reshape(1, -1, 1, 1, 1), f"{n}_{p}") for p, i in enumerate(node.input[1:3]))
+        scale, shift = (
+            constant(found.array(i).reshape(1, -1, 1, 1, 1), f"{n}_{p}") for p, i in enumerate(node.input[1:3])
+        )
         epsilon = constant(np.float32(attributes(node).get("epsilon", 1e-5)), f"{n}_epsilon")
         steps = [
             ("ReduceMean", [x, axes], "mean"), ("Sub", [x, f"{n}_mean"], "centred"), ("Mul", [f"{n}_centred"] * 2, "squares"),
@@ -95,7 +97,9 @@ def milliseconds(forms: dict[str, Any], batch: Any) -> dict[str, float]:
     core, runs = silent_openvino().Core(), {}
     for name, model in forms.items():
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        runs[name] = core.compile_model(core.read_model(model.SerializeToString()), "CPU", config).create_infer_request()
+        runs[name] = core.compile_model(
+            core.read_model(model.SerializeToString()), "CPU", config
+        ).create_infer_request()
     times: dict[str, list[float]] = {name: [] for name in forms}
     for number in range(ROUNDS + 1):
         for name, run in runs.items():
@@ -115,7 +119,9 @@ def main() -> None:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
         unet = quantized(torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"], "nnunet", Path(scratch))
         dilated = quantized(dilated_network(), "dilated", Path(scratch))
-        u, d = (graph.fixed_shape(qdq.as_unsigned(graph.load_network(p.onnx_path("int8"))), PATCH) for p in (unet, dilated))
+        u, d = (
+            graph.fixed_shape(qdq.as_unsigned(graph.load_network(p.onnx_path("int8"))), PATCH) for p in (unet, dilated)
+        )
         f = graph.fixed_shape(graph.load_network(dilated.onnx_path("fp32")), PATCH)
         q = with_quantized_deconvolutions(u)
         for network, forms in (
@@ -129,8 +135,14 @@ def main() -> None:
                     "quantized, as 1x1x1 and reshape": with_pointwise_deconvolutions(q),
                 },
             ),
-            ("15 channels, INT8", {"as it is": d, "filled up to 16": with_padded_channels(d, 16, "InstanceNormalization")}),
-            ("15 channels, FP32", {"as it is": f, "filled up to 16": with_padded_channels(f, 16, "InstanceNormalization")}),
+            (
+                "15 channels, INT8",
+                {"as it is": d, "filled up to 16": with_padded_channels(d, 16, "InstanceNormalization")},
+            ),
+            (
+                "15 channels, FP32",
+                {"as it is": f, "filled up to 16": with_padded_channels(f, 16, "InstanceNormalization")},
+            ),
         ):
             rows.append({"network": network, "ms": milliseconds(forms, batch)})
     print(json.dumps(rows))

@@ -36,7 +36,12 @@ def page(results: dict) -> str:
             for r in rows
         ] + [""]
     if rows := results.get("rewrites"):
-        lines += ["## Exact rewrites in OpenVINO, 96 x 96 x 96, INT8 around them", "", "| network | form | ms |", "| --- | --- | ---: |"]
+        lines += [
+            "## Exact rewrites in OpenVINO, 96 x 96 x 96, INT8 around them",
+            "",
+            "| network | form | ms |",
+            "| --- | --- | ---: |",
+        ]
         lines += [f"| {r['network']} | {form} | {ms} |" for r in rows for form, ms in r["ms"].items()] + [""]
     if row := results.get("worker_start"):
         lines += [
@@ -77,7 +82,9 @@ def page(results: dict) -> str:
         for r in rows:
             other = r.get("monai")
             tail = (
-                f"{other['peak_gb']:.2f} | {other['seconds']:.1f} | {100 * r['other_labels']:.4f} % |" if other else "– | – | – |"
+                f"{other['peak_gb']:.2f} | {other['seconds']:.1f} | {100 * r['other_labels']:.4f} % |"
+                if other
+                else "– | – | – |"
             )
             lines.append(
                 f"| {' x '.join(map(str, r['shape'][::-1]))} | {r['whole_scores_gb']:.1f} | {r['ours']['peak_gb']:.2f} | {r['ours']['carried']} | {r['ours']['columns']} | {r['ours']['seconds']:.1f} | {tail}"

@@ -51,17 +51,34 @@ class Block:
     def convolution(self, source: str, channels: int = CHANNELS, kernel: int = 3) -> str:
         weights = self.constant(self._random.normal(0, 0.1, (CHANNELS, channels, *[kernel] * 3)))
         bias = self.constant(self._random.normal(0, 0.1, CHANNELS))
-        return self.add("Conv", self.quantized(source), self.quantized(weights, 0.002, 0, CHANNELS), bias, kernel_shape=[kernel] * 3, pads=[kernel // 2] * 6)
+        return self.add(
+            "Conv",
+            self.quantized(source),
+            self.quantized(weights, 0.002, 0, CHANNELS),
+            bias,
+            kernel_shape=[kernel] * 3,
+            pads=[kernel // 2] * 6,
+        )
 
     def per_channel(self) -> tuple[str, str]:
-        return self.constant(self._random.normal(1, 0.1, CHANNELS)), self.constant(self._random.normal(0, 0.1, CHANNELS))
+        return self.constant(self._random.normal(1, 0.1, CHANNELS)), self.constant(
+            self._random.normal(0, 0.1, CHANNELS)
+        )
 
     def save(self, path: Path, output: str) -> None:
         helper, kind = self._onnx.helper, self._onnx.TensorProto.FLOAT
         shape = helper.make_tensor_value_info("x", kind, ["n", CHANNELS, SIZE, SIZE, SIZE])
         self.nodes.append(helper.make_node("Identity", [output], ["y"], name="out"))
-        body = helper.make_graph(self.nodes, "block", [shape], [helper.make_tensor_value_info("y", kind, ["n", CHANNELS, "d", "h", "w"])], self.constants)
-        path.write_bytes(helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString())
+        body = helper.make_graph(
+            self.nodes,
+            "block",
+            [shape],
+            [helper.make_tensor_value_info("y", kind, ["n", CHANNELS, "d", "h", "w"])],
+            self.constants,
+        )
+        path.write_bytes(
+            helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+        )
 
 
 def _written_out(block: Block, x: str) -> str:
@@ -89,7 +106,13 @@ def _gelu(block: Block, x: str) -> str:
 
 def _deconvolution(block: Block, x: str) -> str:
     weights = block.constant(np.random.default_rng(1).normal(0, 0.1, (CHANNELS, CHANNELS, 2, 2, 2)))
-    return block.add("ConvTranspose", block.quantized(x), block.quantized(weights, 0.002, 1, CHANNELS), kernel_shape=[2] * 3, strides=[2] * 3)
+    return block.add(
+        "ConvTranspose",
+        block.quantized(x),
+        block.quantized(weights, 0.002, 1, CHANNELS),
+        kernel_shape=[2] * 3,
+        strides=[2] * 3,
+    )
 
 
 def _plain_deconvolution(block: Block, x: str) -> str:
@@ -98,7 +121,10 @@ def _plain_deconvolution(block: Block, x: str) -> str:
 
 
 def _up(block: Block, x: str, mode: str) -> str:
-    more = {"coordinate_transformation_mode": "half_pixel" if mode == "linear" else "asymmetric", "nearest_mode": "floor"}
+    more = {
+        "coordinate_transformation_mode": "half_pixel" if mode == "linear" else "asymmetric",
+        "nearest_mode": "floor",
+    }
     return block.add("Resize", x, "", block.constant([1, 1, 2, 2, 2]), mode=mode, **more)
 
 
@@ -110,16 +136,22 @@ BETWEEN: dict[str, Callable[[Block, str], str]] = {
     "nothing": lambda block, x: x,
     "ReLU": lambda block, x: block.add("Relu", x),
     "LeakyReLU": lambda block, x: block.add("LeakyRelu", x, alpha=0.01),
-    "LeakyReLU as max(x, 0.01 x)": lambda block, x: block.add("Max", x, block.add("Mul", x, block.constant(np.float32(0.01)))),
+    "LeakyReLU as max(x, 0.01 x)": lambda block, x: block.add(
+        "Max", x, block.add("Mul", x, block.constant(np.float32(0.01)))
+    ),
     "LeakyReLU as PReLU": lambda block, x: block.add("PRelu", x, block.constant(np.full((CHANNELS, 1, 1, 1), 0.01))),
     "GELU": _gelu,
     "InstanceNorm": _norm("InstanceNormalization"),
     "InstanceNorm written out": _written_out,
-    "InstanceNorm, LeakyReLU": lambda block, x: block.add("LeakyRelu", _norm("InstanceNormalization")(block, x), alpha=0.01),
+    "InstanceNorm, LeakyReLU": lambda block, x: block.add(
+        "LeakyRelu", _norm("InstanceNormalization")(block, x), alpha=0.01
+    ),
     "InstanceNorm written out, LeakyReLU": lambda block, x: block.add("LeakyRelu", _written_out(block, x), alpha=0.01),
     "GroupNorm (8 groups)": _group,
     "MaxPool": lambda block, x: block.add("MaxPool", x, kernel_shape=[2] * 3, strides=[2] * 3),
-    "MaxPool of an INT8 tensor": lambda block, x: block.add("MaxPool", block.quantized(x), kernel_shape=[2] * 3, strides=[2] * 3),
+    "MaxPool of an INT8 tensor": lambda block, x: block.add(
+        "MaxPool", block.quantized(x), kernel_shape=[2] * 3, strides=[2] * 3
+    ),
     "residual Add": lambda block, x: block.add("Add", x, "x"),
     "residual Add of INT8 tensors": lambda block, x: block.add("Add", block.quantized(x), block.quantized("x")),
     "transposed convolution in FP16": _plain_deconvolution,

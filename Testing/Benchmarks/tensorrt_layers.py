@@ -39,18 +39,27 @@ def row(name: str) -> dict[str, Any]:
         libraries = at_hand.rtx_libraries(Path(scratch) / "libraries")
         package, quantized = study_package(network, Path(scratch), Task())
         size = [str(n) for n in PATCH]
-        found = {p: at_hand.run("11.4", libraries, at_hand.COMPILE, str(package.onnx_path(p)), p, *size) for p in ("int8", "fp16", "fp32")}
+        found = {
+            p: at_hand.run("11.4", libraries, at_hand.COMPILE, str(package.onnx_path(p)), p, *size)
+            for p in ("int8", "fp16", "fp32")
+        }
         forms = {}
         for form, change in FORMS.items():
             code = at_hand.COMPILE.replace("network, precision, *patch", f"{change}network, precision, *patch", 1)
-            forms[form] = at_hand.run("11.4", libraries, code, str(package.onnx_path("int8")), "int8", *size) if change else found["int8"]
+            forms[form] = (
+                at_hand.run("11.4", libraries, code, str(package.onnx_path("int8")), "int8", *size)
+                if change
+                else found["int8"]
+            )
     kept = ("seconds", "bytes", "kinds", "layers", "share", "verdict", "traffic", "int8_layers", "not_int8")
     return {
         "network": name,
         "title": network.title,
         "int8_share_of_graph": quantized["int8_share_of_graph"],
         **{precision: {k: value[k] for k in kept} for precision, value in found.items()},
-        "forms": {form: {k: value[k] for k in ("layers", "share", "traffic", "kinds")} for form, value in forms.items()},
+        "forms": {
+            form: {k: value[k] for k in ("layers", "share", "traffic", "kinds")} for form, value in forms.items()
+        },
     }
 
 
@@ -68,9 +77,18 @@ def page(value: dict[str, Any]) -> str:
     for r in rows:
         three = [r[p] for p in ("int8", "fp16", "fp32")]
         lines.append(_line(r, three))
-    lines += ["", "## What the form of the graph costs, INT8", "", "| network | form | layers | INT8 share | MB read and written a patch |", "| --- | --- | ---: | ---: | ---: |"]
+    lines += [
+        "",
+        "## What the form of the graph costs, INT8",
+        "",
+        "| network | form | layers | INT8 share | MB read and written a patch |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
     for r in rows:
-        lines += [f"| {r['title']} | {form} | {x['layers']} | {100 * x['share']:.1f} % | {x['traffic'] / 1e6:.0f} |" for form, x in r["forms"].items()]
+        lines += [
+            f"| {r['title']} | {form} | {x['layers']} | {100 * x['share']:.1f} % | {x['traffic'] / 1e6:.0f} |"
+            for form, x in r["forms"].items()
+        ]
     return "\n".join(lines + _blocks(value.get("blocks", []))) + "\n"
 
 
@@ -90,7 +108,9 @@ def _blocks(rows: list[dict[str, Any]]) -> list[str]:
     ]
     for r in rows:
         layers, traffic = r["layers"] - plain["layers"], (r["traffic"] - plain["traffic"]) / 1e6
-        lines.append(f"| {r['form']} | {r['layers']} | {layers:+d} | {r['traffic'] / 1e6:.1f} | {traffic:+.1f} | {100 * r['share']:.0f} % |")
+        lines.append(
+            f"| {r['form']} | {r['layers']} | {layers:+d} | {r['traffic'] / 1e6:.1f} | {traffic:+.1f} | {100 * r['share']:.0f} % |"
+        )
     return lines
 
 
@@ -98,7 +118,9 @@ def _line(r: dict[str, Any], three: list[dict[str, Any]]) -> str:
     plans = " / ".join(f"{x['bytes'] / 1e6:.1f}" for x in three)
     layers = " / ".join(str(x["layers"]) for x in three)
     traffic = " / ".join(f"{x['traffic'] / 1e6:.0f}" for x in three)
-    return f"| {r['title']} | {100 * r['int8']['share']:.1f} % | {r['int8']['verdict']} | {plans} | {layers} | {traffic} |"
+    return (
+        f"| {r['title']} | {100 * r['int8']['share']:.1f} % | {r['int8']['verdict']} | {plans} | {layers} | {traffic} |"
+    )
 
 
 def main() -> None:

@@ -88,7 +88,10 @@ def import_ms() -> float:
         "import sys, time; sys.path[:0] = ['Testing/host', 'MedQuantINT8']; import window; window.install();"
         "began = time.perf_counter(); import MedQuantINT8; print(1e3 * (time.perf_counter() - began))"
     )
-    found = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout) for _ in range(5)]
+    found = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout)
+        for _ in range(5)
+    ]
     return statistics.median(found)
 
 

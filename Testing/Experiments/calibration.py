@@ -40,7 +40,10 @@ def whole_scans(train: list[Any], spec: Any) -> dict[tuple[str, int], Any]:
     """A patch a scan, by strategy and count."""
     from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
 
-    return {("whole scans", n): PatchSampler([lambda v=v: v for v in train[:n]], spec, PATCH, CalibrationOptions(patches=n)) for n in COUNTS}
+    return {
+        ("whole scans", n): PatchSampler([lambda v=v: v for v in train[:n]], spec, PATCH, CalibrationOptions(patches=n))
+        for n in COUNTS
+    }
 
 
 def small_patches(train: list[Any], spec: Any) -> dict[tuple[str, int], Any]:
@@ -55,7 +58,9 @@ def small_patches(train: list[Any], spec: Any) -> dict[tuple[str, int], Any]:
     return made
 
 
-def study(name: str, weights: Path, make_samplers: Any, train: list[Any], test: list[Any], truth: list[Any]) -> dict[str, Any]:
+def study(
+    name: str, weights: Path, make_samplers: Any, train: list[Any], test: list[Any], truth: list[Any]
+) -> dict[str, Any]:
     from MedQuantINT8Lib import graph, qdq
     from MedQuantINT8Lib.bias_correction import with_corrected_biases
     from MedQuantINT8Lib.calibration import CalibrationOptions, collect_histograms, scales_from
@@ -86,7 +91,9 @@ def study(name: str, weights: Path, make_samplers: Any, train: list[Any], test: 
         samplers = make_samplers(train, made.spec)
         patch = next(iter(samplers.values())).patch
         first = next(iter(next(iter(samplers.values()))))
-        placed = place(require_quantizer(), graph.fixed_shape(fp32, patch), first, policy_reasons(fp32, QuantizationPolicy()))
+        placed = place(
+            require_quantizer(), graph.fixed_shape(fp32, patch), first, policy_reasons(fp32, QuantizationPolicy())
+        )
         tensors = list(qdq.activation_tensors(placed))
         rows = []
         for (strategy, count), sampler in samplers.items():
@@ -106,7 +113,10 @@ def study(name: str, weights: Path, make_samplers: Any, train: list[Any], test: 
                     path = Path(scratch) / "int8.onnx"
                     path.write_bytes(qdq.compacted(model).SerializeToString())
                     values = score(path, "int8")
-                    best[form] = {"dice": float(np.mean(values)), "lost": float(np.mean(np.array(exact) - np.array(values)))}
+                    best[form] = {
+                        "dice": float(np.mean(values)),
+                        "lost": float(np.mean(np.array(exact) - np.array(values))),
+                    }
                 rows.append({"strategy": strategy, "scans": count, "method": method, **best})
                 print(name, strategy, count, method, {k: round(v["lost"], 4) for k, v in best.items()}, flush=True)
     return {"network": name, "cases": len(test), "fp32_dice": float(np.mean(exact)), "rows": rows}
@@ -125,7 +135,11 @@ def page(value: dict[str, Any]) -> str:
         f"Machine: {machine['processor']}, {machine['cores']} cores; {value['date']}.",
     ]
     for study_of in value.get("networks", []):
-        lines += ["", f"## {STUDY[study_of['network']].title}: FP32 Dice {study_of['fp32_dice']:.4f} on {study_of['cases']} cases", ""]
+        lines += [
+            "",
+            f"## {STUDY[study_of['network']].title}: FP32 Dice {study_of['fp32_dice']:.4f} on {study_of['cases']} cases",
+            "",
+        ]
         lines += ["| scans | " + " | ".join(METHODS) + " |", "| ---: |" + " ---: |" * len(METHODS)]
         for count in COUNTS:
             cells = []
@@ -135,13 +149,24 @@ def page(value: dict[str, Any]) -> str:
                 cells.append(f"{row['plain']['lost']:+.4f}" + (f" ({corrected['lost']:+.4f})" if corrected else ""))
             lines.append(f"| {count} | {' | '.join(cells)} |")
     for study_of in value.get("sampling", []):
-        lines += ["", f"## {STUDY[study_of['network']].title}, patches of 32 x 32 x 32 from 100 scans: where they lie", ""]
-        lines += ["Entropy loses nothing here, where patches hold tissue throughout; above, most of a patch is padding around a small scan, and the histograms it works on are full of it.", ""]
+        lines += [
+            "",
+            f"## {STUDY[study_of['network']].title}, patches of 32 x 32 x 32 from 100 scans: where they lie",
+            "",
+        ]
+        lines += [
+            "Entropy loses nothing here, where patches hold tissue throughout; above, most of a patch is padding around a small scan, and the histograms it works on are full of it.",
+            "",
+        ]
         lines += [f"FP32 Dice {study_of['fp32_dice']:.4f} on {study_of['cases']} cases.", ""]
         lines += ["| patches | lie | " + " | ".join(METHODS) + " |", "| ---: | --- |" + " ---: |" * len(METHODS)]
         for count in SMALL_COUNTS:
             for strategy in STRATEGIES:
-                found = {r["method"]: r["plain"]["lost"] for r in study_of["rows"] if r["scans"] == count and r["strategy"] == strategy}
+                found = {
+                    r["method"]: r["plain"]["lost"]
+                    for r in study_of["rows"]
+                    if r["scans"] == count and r["strategy"] == strategy
+                }
                 lines.append(f"| {count} | {strategy} | " + " | ".join(f"{found[m]:+.4f}" for m in METHODS) + " |")
     return "\n".join(lines) + "\n"
 
@@ -160,7 +185,10 @@ def main() -> None:
     folder = Path(args.data)
     train = [read_volume(files(case, folder)[0]) for case in case_names("train", folder)[: max(COUNTS)]]
     pairs = [files(case, folder) for case in case_names("test", folder)[: args.cases]]
-    test, truth = [read_volume(image) for image, _ in pairs], [read_volume(label).data[0].astype(np.uint8) for _, label in pairs]
+    test, truth = (
+        [read_volume(image) for image, _ in pairs],
+        [read_volume(label).data[0].astype(np.uint8) for _, label in pairs],
+    )
     value = json.loads(TARGET.read_text()) if TARGET.exists() else {}
     part, samplers = ("sampling", small_patches) if args.sampling else ("networks", whole_scans)
     made = {r["network"]: r for r in value.get(part, [])}

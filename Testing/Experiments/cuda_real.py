@@ -46,7 +46,17 @@ def segmented(own: Path, engine: str, target: Path) -> dict[str, Any]:
     from real_networks import medquant
 
     began = time.perf_counter()
-    told = medquant("segment", str(own / _PACKAGE), str(own / _SCAN), "--output", str(target), "--engine", engine, "--precision", "int8")
+    told = medquant(
+        "segment",
+        str(own / _PACKAGE),
+        str(own / _SCAN),
+        "--output",
+        str(target),
+        "--engine",
+        engine,
+        "--precision",
+        "int8",
+    )
     return {**told, "wall_s": time.perf_counter() - began}
 
 
@@ -65,7 +75,9 @@ def row(own: Path) -> dict[str, Any]:
         "device": description["device"],
         "voxels": list(found.shape[::-1]),
         "other_labels": float((found != simulated).mean()),
-        "dice": float(2 * ((found == simulated) & (found != 0)).sum() / max(1, (found != 0).sum() + (simulated != 0).sum())),
+        "dice": float(
+            2 * ((found == simulated) & (found != 0)).sum() / max(1, (found != 0).sum() + (simulated != 0).sum())
+        ),
         "verdict": description["verdict"],
         "int8_mac_share": description["int8_mac_share"],
         "window_on_gpu": any("on the GPU" in note for note in second["notes"]),

@@ -48,12 +48,17 @@ def row(name: str, weights: Path, cases: int) -> dict[str, Any]:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
         made, _ = quantized(name, weights, Path(scratch), scans)
         plan = planned(made.onnx_path("int8"), BuildOptions("int8", PATCH))
-        runs = {p: session(graph.fixed_shape(graph.load_network(made.onnx_path(p)), PATCH).SerializeToString(), p) for p in ("int8", "fp32")}
+        runs = {
+            p: session(graph.fixed_shape(graph.load_network(made.onnx_path(p)), PATCH).SerializeToString(), p)
+            for p in ("int8", "fp32")
+        }
         others, errors, fake = [], [], []
         for volume in tests:
             patch = np.ascontiguousarray(centre(preprocess(volume, made.spec).data)[None], np.float32)
             ours = ReferenceExecutor(plan).run(patch)
-            simulated, exact = (run.run(None, {run.get_inputs()[0].name: patch})[0] for run in (runs["int8"], runs["fp32"]))
+            simulated, exact = (
+                run.run(None, {run.get_inputs()[0].name: patch})[0] for run in (runs["int8"], runs["fp32"])
+            )
             others.append(float((ours.argmax(1) != simulated.argmax(1)).mean()))
             fake.append(float((simulated.argmax(1) != exact.argmax(1)).mean()))
             errors.append(float(np.linalg.norm(ours - simulated) / np.linalg.norm(simulated)))

@@ -66,7 +66,15 @@ def row(name: str, weights: Path, calibration: list[Any], data: Any) -> dict[str
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
         made, report = quantized(name, weights, Path(scratch), calibration)
-        found = evaluate(Ensemble([made]), data, data.cases, runs.EngineChoice("openvino", "int8"), SegmentationOptions(), 1.0, Task())
+        found = evaluate(
+            Ensemble([made]),
+            data,
+            data.cases,
+            runs.EngineChoice("openvino", "int8"),
+            SegmentationOptions(),
+            1.0,
+            Task(),
+        )
         engine = found["engine"]["int8"]
         return {
             "network": name,
@@ -125,11 +133,17 @@ def main() -> None:
     folder, target = Path(args.data), ROOT / "Resources" / "trained.json"
     data = dataset("test", args.cases, folder)
     calibration = [read_volume(files(case, folder)[0]) for case in case_names("train", folder)[:CALIBRATION_SCANS]]
-    rows = {r["network"]: r for r in json.loads(target.read_text())["rows"]} if target.exists() and not args.fresh else {}
+    rows = (
+        {r["network"]: r for r in json.loads(target.read_text())["rows"]} if target.exists() and not args.fresh else {}
+    )
     for name in args.names or SCALED:
         rows[name] = row(name, Path(args.weights), calibration, data)
         print(json.dumps(rows[name]), flush=True)
-        value = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "rows": [rows[n] for n in SCALED if n in rows]}
+        value = {
+            "machine": machine(),
+            "date": time.strftime("%Y-%m-%d"),
+            "rows": [rows[n] for n in SCALED if n in rows],
+        }
         target.write_text(json.dumps(value, indent=1) + "\n")
         target.with_suffix(".md").write_text(page(value))
 

@@ -1,6 +1,6 @@
 """The hippocampus set as the experiments use it; as a script, writes its description for ``train.py prepare``.
 
-    python Testing/Experiments/hippocampus.py [--data DIR] --output hippocampus.json
+python Testing/Experiments/hippocampus.py [--data DIR] --output hippocampus.json
 """
 
 from __future__ import annotations

@@ -54,8 +54,18 @@ def row(name: str, case: str, agreement: float) -> dict[str, Any]:
         others = [str(_labelled(scratch, other)[0]) for other in CASES if other != case]
         options, policy = CalibrationOptions("percentile", 6), QuantizationPolicy(budget=Budget(agreement))
         made, report = runs.quantize(str(scratch / "model"), others, str(scratch / "int8"), options, policy, Task())
-        data = DataSet("brain_labelled", (Case(case, (scan,), labels),), {label.value: label.name for label in spec.labels})
-        found = evaluate(Ensemble([made]), data, data.cases, runs.EngineChoice("openvino", "int8"), SegmentationOptions(), 1.0, Task())
+        data = DataSet(
+            "brain_labelled", (Case(case, (scan,), labels),), {label.value: label.name for label in spec.labels}
+        )
+        found = evaluate(
+            Ensemble([made]),
+            data,
+            data.cases,
+            runs.EngineChoice("openvino", "int8"),
+            SegmentationOptions(),
+            1.0,
+            Task(),
+        )
         structures = found["summary"]["structures"]
         return {
             "network": name,
@@ -84,7 +94,11 @@ def page(value: dict[str, Any]) -> str:
     ]
     for r in value["rows"]:
         d, n = r["dice"], r["nsd"]
-        lost = {s: v["fp32"] - v["int8"] for s, v in r["structures"].items() if v["fp32"] is not None and v["int8"] is not None}
+        lost = {
+            s: v["fp32"] - v["int8"]
+            for s, v in r["structures"].items()
+            if v["fp32"] is not None and v["int8"] is not None
+        }
         worst = max(lost, key=lambda s: lost[s])
         lines.append(
             f"| {r['network']} | {r['case']} | {r['agreement']:g} | {len(r['kept'])} | {d['fp32']:.4f} | {d['int8']:.4f} | {d['fp32'] - d['int8']:+.4f} | {n['fp32']:.4f} / {n['int8']:.4f} "
@@ -93,8 +107,14 @@ def page(value: dict[str, Any]) -> str:
     for name, agreement in dict.fromkeys((r["network"], r["agreement"]) for r in value["rows"]):
         found = [r["dice"] for r in value["rows"] if (r["network"], r["agreement"]) == (name, agreement)]
         fp32, int8 = (float(np.mean([f[p] for f in found])) for p in ("fp32", "int8"))
-        lines += ["", f"{name}, guard at {agreement:g}: {fp32:.4f} in FP32, {int8:.4f} in INT8 over {len(found)} scan(s), {fp32 - int8:+.4f} lost."]
-    lines += ["", "The guard compares six patches of the calibration scans. While it compared two, scan 1001 lost 0.046 at 0.99 (its thalamus 0.35), with 25 % of the work in INT8."]
+        lines += [
+            "",
+            f"{name}, guard at {agreement:g}: {fp32:.4f} in FP32, {int8:.4f} in INT8 over {len(found)} scan(s), {fp32 - int8:+.4f} lost.",
+        ]
+    lines += [
+        "",
+        "The guard compares six patches of the calibration scans. While it compared two, scan 1001 lost 0.046 at 0.99 (its thalamus 0.35), with 25 % of the work in INT8.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -104,9 +124,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
-    parser.add_argument("--agreement", type=float, default=0.99, help="of the guard (default: %(default)s, as in the product)")
+    parser.add_argument(
+        "--agreement", type=float, default=0.99, help="of the guard (default: %(default)s, as in the product)"
+    )
     args = parser.parse_args()
-    rows = {(r["network"], r["case"], r["agreement"]): r for r in json.loads(TARGET.read_text())["rows"]} if TARGET.exists() else {}
+    rows = (
+        {(r["network"], r["case"], r["agreement"]): r for r in json.loads(TARGET.read_text())["rows"]}
+        if TARGET.exists()
+        else {}
+    )
     for name in args.networks:
         for case in args.cases:
             key = name, case, args.agreement

@@ -64,7 +64,9 @@ SHIFTS: dict[str, Callable[[Any, int], Any]] = {
     "noise, two deviations": changed(lambda v, r: v + 2 * v.std() * r.normal(size=v.shape)),
     "bias field, factor e": changed(lambda v, r: v * _field(v.shape, 0.5)),
     "slices 3 mm thick": changed(lambda v, r: _blurred(v, 3)),
-    "one voxel in 500 at 5 times the maximum": changed(lambda v, r: np.where(r.random(v.shape) < 0.002, 5 * v.max(), v)),
+    "one voxel in 500 at 5 times the maximum": changed(
+        lambda v, r: np.where(r.random(v.shape) < 0.002, 5 * v.max(), v)
+    ),
 }
 #: What no normalisation takes away: values of the network's input, after its own preprocessing.
 INPUT_SHIFTS: dict[str, float] = {"input x 2 after normalization": 2.0, "input x 4 after normalization": 4.0}
@@ -80,12 +82,21 @@ def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
 
     calibration = [read_volume(files(case)[0]) for case in case_names("train")[:CALIBRATION_SCANS]]
     pairs = [files(case) for case in case_names("test")[:cases]]
-    test, truth = [read_volume(image) for image, _ in pairs], [read_volume(label).data[0].astype(np.uint8) for _, label in pairs]
+    test, truth = (
+        [read_volume(image) for image, _ in pairs],
+        [read_volume(label).data[0].astype(np.uint8) for _, label in pairs],
+    )
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
         made, _ = quantized(name, weights, Path(scratch), calibration)
         engines, sizes = {}, {}
-        for engine, precision in (("openvino", "fp32"), ("openvino", "int8"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("onnxruntime", "int4")):
+        for engine, precision in (
+            ("openvino", "fp32"),
+            ("openvino", "int8"),
+            ("onnxruntime", "fp32"),
+            ("onnxruntime", "int8"),
+            ("onnxruntime", "int4"),
+        ):
             folder = Path(tempfile.mkdtemp(dir=scratch))
             path = made.onnx_path("int8" if precision == "int8" else "fp32")
             if precision == "int4":
@@ -99,11 +110,15 @@ def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
 
         def scores(inputs: list[Any], key: tuple[str, str]) -> tuple[list[float], list[Any]]:
             found = [segment(i, made.spec, engines[key], SegmentationOptions()).labels for i in inputs]
-            return [mean_dice(agreement(f, t, made.spec.labels)) or 0.0 for f, t in zip(found, truth, strict=True)], found
+            return [
+                mean_dice(agreement(f, t, made.spec.labels)) or 0.0 for f, t in zip(found, truth, strict=True)
+            ], found
 
         shifts = []
         for shift in (*SHIFTS, *INPUT_SHIFTS):
-            inputs = [preprocess(SHIFTS.get(shift, SHIFTS["as calibrated"])(v, n), made.spec) for n, v in enumerate(test)]
+            inputs = [
+                preprocess(SHIFTS.get(shift, SHIFTS["as calibrated"])(v, n), made.spec) for n, v in enumerate(test)
+            ]
             if shift in INPUT_SHIFTS:
                 inputs = [replace(i, data=np.float32(INPUT_SHIFTS[shift]) * i.data) for i in inputs]
             fp32, theirs = scores(inputs, ("openvino", "fp32"))
@@ -128,7 +143,11 @@ def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
         portability = {}
         for key in engines:
             values, found = scores(plain, key)
-            same = [float((a != b).mean()) for a, b in zip(found, scores(plain, ("openvino", "int8"))[1], strict=True)] if key[1] == "int8" else None
+            same = (
+                [float((a != b).mean()) for a, b in zip(found, scores(plain, ("openvino", "int8"))[1], strict=True)]
+                if key[1] == "int8"
+                else None
+            )
             portability["-".join(key)] = {
                 "dice": float(np.mean(values)),
                 "other_labels": float(np.mean(same)) if same else None,
@@ -166,7 +185,9 @@ def cost(weights: Path) -> list[dict[str, Any]]:
             windows = []
             for number in range(4):
                 for look in (True, False):
-                    run = runs.segment(made, volume, choice, SegmentationOptions(check_ranges=look), Task(), shelf=shelf)
+                    run = runs.segment(
+                        made, volume, choice, SegmentationOptions(check_ranges=look), Task(), shelf=shelf
+                    )
                     if number:
                         times[look].append(run.seconds["total"])
                     if look:
@@ -195,7 +216,11 @@ def four_bit(source: Path, target: Path) -> int:
     arrays = {i.name: i for i in model.graph.initializer}
     saved = 0
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or len(node.input) < 2 or node.input[1] not in arrays:
+        if (
+            node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+            or len(node.input) < 2
+            or node.input[1] not in arrays
+        ):
             continue
         held = arrays[node.input[1]]
         values = onnx.numpy_helper.to_array(held)
@@ -205,7 +230,11 @@ def four_bit(source: Path, target: Path) -> int:
         axis = {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, values.ndim - 1)
         others = tuple(n for n in range(values.ndim) if n != axis)
         scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 7, 1e-12)
-        held.CopyFrom(onnx.numpy_helper.from_array((np.clip(np.rint(values / scale), -7, 7) * scale).astype(np.float32), held.name))
+        held.CopyFrom(
+            onnx.numpy_helper.from_array(
+                (np.clip(np.rint(values / scale), -7, 7) * scale).astype(np.float32), held.name
+            )
+        )
         saved += int(values.size * 3.5) - 4 * scale.size
     target.write_bytes(model.SerializeToString())
     return target.stat().st_size - saved
@@ -235,7 +264,10 @@ def _by_shift(rows: list[dict[str, Any]], cell: Callable[[dict[str, Any], dict[s
     """A table with a row for each kind of scan and a column for each network."""
     from MedQuantINT8Lib.networks import STUDY
 
-    lines = ["| scans | " + " | ".join(STUDY[r["network"]].title for r in rows) + " |", "| --- |" + " ---: |" * len(rows)]
+    lines = [
+        "| scans | " + " | ".join(STUDY[r["network"]].title for r in rows) + " |",
+        "| --- |" + " ---: |" * len(rows),
+    ]
     for number, first in enumerate(rows[0]["shifts"]):
         lines.append(f"| {first['shift']} | {' | '.join(cell(r['shifts'][number], r) for r in rows)} |")
     return lines

@@ -25,7 +25,9 @@ def _nnunet(classes: int) -> Any:
     from monai.networks.nets import DynUNet
 
     levels = 5
-    return DynUNet(3, 1, classes, [3] * levels, [1] + [2] * (levels - 1), [2] * (levels - 1), filters=[16, 32, 64, 96, 128])
+    return DynUNet(
+        3, 1, classes, [3] * levels, [1] + [2] * (levels - 1), [2] * (levels - 1), filters=[16, 32, 64, 96, 128]
+    )
 
 
 def _swinunetr(classes: int) -> Any:
@@ -53,7 +55,9 @@ def _vista3d(classes: int) -> Any:
     from MedQuantINT8Lib.networks.vista3d import AutomaticVista3D
 
     encoder = SegResNetDS2(3, 8, 1, 8, norm="instance", blocks_down=(1, 2, 2, 4, 4), dsdepth=1)
-    return AutomaticVista3D(SimpleNamespace(image_encoder=encoder, class_head=ClassMappingClassify(8, 8)), range(1, classes))
+    return AutomaticVista3D(
+        SimpleNamespace(image_encoder=encoder, class_head=ClassMappingClassify(8, 8)), range(1, classes)
+    )
 
 
 SCALED: dict[str, Callable[[int], Any]] = {

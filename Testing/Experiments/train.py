@@ -52,7 +52,11 @@ def prepare(args: argparse.Namespace) -> None:
         arrays[f"label_{n}"] = label_map(case, data, numbers).astype(np.uint8)
     splits = [_SPLITS.get(case.split, case.split) for case in data.cases]
     np.savez_compressed(
-        args.output, splits=np.array(splits), structures=np.array(names), names=np.array([c.name for c in data.cases]), **arrays
+        args.output,
+        splits=np.array(splits),
+        structures=np.array(names),
+        names=np.array([c.name for c in data.cases]),
+        **arrays,
     )
 
 
@@ -125,13 +129,18 @@ def augmented(images: Any, labels: Any, random: np.random.Generator) -> tuple[An
     def drawn(values: np.ndarray) -> Any:
         return torch.from_numpy(values.astype(np.float32)).to(device)
 
-    theta = np.eye(3, 4)[None] + np.concatenate([random.normal(0, 0.08, (count, 3, 3)), random.normal(0, 0.05, (count, 3, 1))], 2)
+    theta = np.eye(3, 4)[None] + np.concatenate(
+        [random.normal(0, 0.08, (count, 3, 3)), random.normal(0, 0.05, (count, 3, 1))], 2
+    )
     # From left to right: a data set whose structures have a side must not be trained with this.
     theta[:, 0] *= random.choice([-1, 1], (count, 1))
     grid = functional.affine_grid(drawn(theta), [count, 1, *PATCH], align_corners=False)
     images = functional.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
     labels = functional.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].long()
-    scale, offset, noise = (drawn(v)[:, None, None, None] for v in (random.uniform(0.8, 1.2, count), random.normal(0, 0.1, count), random.uniform(0, 0.1, count)))
+    scale, offset, noise = (
+        drawn(v)[:, None, None, None]
+        for v in (random.uniform(0.8, 1.2, count), random.normal(0, 0.1, count), random.uniform(0, 0.1, count))
+    )
     return images * scale + offset + noise * torch.randn_like(images), labels
 
 
@@ -143,7 +152,9 @@ def score(module: Any, cases: Cases, split: str) -> list[float]:
     values = []
     with torch.no_grad():
         for n in cases.of(split):
-            found = sliding_window_inference(cases.images[n][None, None], PATCH, 4, module, 0.5, "gaussian")[0].argmax(0)
+            found = sliding_window_inference(cases.images[n][None, None], PATCH, 4, module, 0.5, "gaussian")[0].argmax(
+                0
+            )
             label = cases.labels[n]
             both = [((found == c) & (label == c)).sum() for c in range(1, cases.classes)]
             each = [((found == c).sum() + (label == c).sum()).clamp(min=1) for c in range(1, cases.classes)]
@@ -210,7 +221,16 @@ def train_all(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if args.together and len(names) > 1:
         # Small networks leave a large GPU idle between their kernels; side by side they fill it.
-        call = [sys.executable, __file__, "train", args.prepared, "--output", args.output, "--seconds", str(args.seconds)]
+        call = [
+            sys.executable,
+            __file__,
+            "train",
+            args.prepared,
+            "--output",
+            args.output,
+            "--seconds",
+            str(args.seconds),
+        ]
         running = [subprocess.Popen([*call, "--networks", name]) for name in names]
         failed = [name for name, process in zip(names, running, strict=True) if process.wait()]
         rows = [json.loads(path.read_text()) for name in names if (path := folder / f"{name}.json").exists()]

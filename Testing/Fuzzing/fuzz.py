@@ -64,7 +64,9 @@ def changed_bytes(data: bytes, random: Random) -> bytes:
             case 4:
                 found[at:at] = found[at : at + int(random.integers(1, 64))]
             case 5:
-                extreme = [struct.pack("<i", v) for v in (-1, 2**31 - 1, -(2**31), 0)] + [struct.pack("<f", v) for v in (float("nan"), float("inf"), 1e30)]
+                extreme = [struct.pack("<i", v) for v in (-1, 2**31 - 1, -(2**31), 0)] + [
+                    struct.pack("<f", v) for v in (float("nan"), float("inf"), 1e30)
+                ]
                 found[at : at + 4] = extreme[int(random.integers(len(extreme)))]
             case _:
                 found[at:at] = bytes(random.integers(0, 256, int(random.integers(1, 32)), dtype=np.uint8))
@@ -161,7 +163,9 @@ def read_onnx(random: Random, folder: Path) -> None:
         draft_spec(folder / "network.onnx", (16, 16, 16))
     finally:
         files = _package_files()
-        with ModelPackage.load(_write(folder / "package", _hashed({**files, "model.onnx": changed_bytes(files["model.onnx"], random)}))) as package:
+        with ModelPackage.load(
+            _write(folder / "package", _hashed({**files, "model.onnx": changed_bytes(files["model.onnx"], random)}))
+        ) as package:
             made, options = backend("onnxruntime"), BuildOptions("fp32", package.spec.window.patch_size)
             (folder / "engine").mkdir()
             made.build(package.onnx_path("fp32"), folder / "engine", options)
@@ -175,13 +179,18 @@ def _small_onnx() -> bytes:
         weight = np.ones((2, 1, 3, 3, 3), np.float32)
         shape = [1, "channels", 16, 16, 16]
         graph = helper.make_graph(
-            [helper.make_node("Conv", ["x", "w"], ["c"], name="conv", pads=[1] * 6), helper.make_node("Softmax", ["c"], ["y"], axis=1)],
+            [
+                helper.make_node("Conv", ["x", "w"], ["c"], name="conv", pads=[1] * 6),
+                helper.make_node("Softmax", ["c"], ["y"], axis=1),
+            ],
             "net",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, *shape[2:]])],
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, *shape[2:]])],
             [numpy_helper.from_array(weight, "w")],
         )
-        _CORPUS["onnx"] = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9).SerializeToString()
+        _CORPUS["onnx"] = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9
+        ).SerializeToString()
     return bytes(_CORPUS["onnx"])
 
 
@@ -209,7 +218,9 @@ def read_dicom(random: Random, folder: Path) -> None:
     from dicom_files import write_series
     from MedQuantINT8Lib.volume_io import read_volume
 
-    paths = write_series(folder / "series", [np.full((12, 13), n, np.int16) for n in range(3)], [(0, 0, 2.0 * n) for n in range(3)])
+    paths = write_series(
+        folder / "series", [np.full((12, 13), n, np.int16) for n in range(3)], [(0, 0, 2.0 * n) for n in range(3)]
+    )
     chosen = paths[int(random.integers(len(paths)))]
     chosen.write_bytes(changed_bytes(chosen.read_bytes(), random))
     read_volume(folder / "series")
@@ -278,7 +289,9 @@ def read_engine_cache(random: Random, folder: Path) -> None:
     from MedQuantINT8Lib.engines import cache
 
     os.environ["MEDQUANT_CACHE"] = str(folder / "cache")
-    made = cache.make({"model_name": "a", "engine": "b", "options": {}}, lambda place: (place / "network").write_bytes(b"1") and None)
+    made = cache.make(
+        {"model_name": "a", "engine": "b", "options": {}}, lambda place: (place / "network").write_bytes(b"1") and None
+    )
     path = next(made.folder.glob("*.json"))
     path.write_bytes(changed_json(json.loads(path.read_text()), random))
     cache.entries()
@@ -289,7 +302,11 @@ def read_engine_cache(random: Random, folder: Path) -> None:
 def read_data_set(random: Random, folder: Path) -> None:
     from MedQuantINT8Lib import datasets
 
-    value = {"name": "set", "structures": {"1": "a"}, "cases": [{"name": "x", "image": "a.nii.gz", "label": "b.nii.gz", "split": "val"}]}
+    value = {
+        "name": "set",
+        "structures": {"1": "a"},
+        "cases": [{"name": "x", "image": "a.nii.gz", "label": "b.nii.gz", "split": "val"}],
+    }
     (folder / "set.json").write_bytes(changed_json(value, random))
     datasets.read_dataset(folder / "set.json")
 
@@ -395,15 +412,36 @@ def guided(name: str, seconds: float) -> None:
             with contextlib.suppress(MedQuantError):
                 READERS[name](Guided(atheris.FuzzedDataProvider(data)), Path(scratch))  # type: ignore[arg-type]
 
-    limits = [f"-max_total_time={int(seconds)}", f"-timeout={LATE_SECONDS}", f"-rss_limit_mb={MOST_BYTES >> 20}", "-max_len=4096"]
+    limits = [
+        f"-max_total_time={int(seconds)}",
+        f"-timeout={LATE_SECONDS}",
+        f"-rss_limit_mb={MOST_BYTES >> 20}",
+        "-max_len=4096",
+    ]
     atheris.Setup([sys.argv[0], *limits], one)
     atheris.Fuzz()
 
 
 def run(name: str, seed: int, seconds: float) -> tuple[int, list[str]]:
     """How many files a reader was given, and what was found."""
-    command = [sys.executable, str(Path(__file__).resolve()), name, "--work", "--seed", str(seed), "--seconds", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=seconds + 300)
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        name,
+        "--work",
+        "--seed",
+        str(seed),
+        "--seconds",
+        str(seconds),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=seconds + 300,
+    )
     last, count, findings = seed, 0, []
     for line in done.stdout.splitlines():
         if line.startswith("TRY "):
@@ -422,7 +460,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first (default: %(default)s)")
     parser.add_argument("--one", type=int, help="try this seed alone, and show what it does")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--guided", action="store_true", help="one reader, guided by coverage (needs the package atheris)")
+    parser.add_argument(
+        "--guided", action="store_true", help="one reader, guided by coverage (needs the package atheris)"
+    )
     args = parser.parse_args()
     if unknown := set(args.readers) - set(READERS):
         parser.error(f"no reader {', '.join(sorted(unknown))}; there are {', '.join(READERS)}")

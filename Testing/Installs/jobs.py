@@ -66,7 +66,9 @@ def check_segmentation(path: Path, least: int = 5) -> None:
 
 def segment() -> None:
     """The demo's network on a made scan, in INT8 by OpenVINO."""
-    said = json.loads(medquant("segment", "demo", scan(), "--precision", "int8", "--output", HERE / "labels.nii.gz", "--json"))
+    said = json.loads(
+        medquant("segment", "demo", scan(), "--precision", "int8", "--output", HERE / "labels.nii.gz", "--json")
+    )
     assert said["engine"]["description"]["verdict"] == "INT8", said["engine"]
     check_segmentation(HERE / "labels.nii.gz")
     medquant("segment", "demo", scan(), "--output", HERE / "segmentation.seg.nrrd")
@@ -74,7 +76,9 @@ def segment() -> None:
 
 def segment_without_openvino() -> None:
     """ONNX Runtime alone has no INT8 that counts as such: FP32, and the report says so."""
-    said = json.loads(medquant("segment", "demo", scan(), "--precision", "fp32", "--output", HERE / "labels.nii.gz", "--json"))
+    said = json.loads(
+        medquant("segment", "demo", scan(), "--precision", "fp32", "--output", HERE / "labels.nii.gz", "--json")
+    )
     assert said["engine"]["description"]["verdict"] == "not INT8", said["engine"]
     check_segmentation(HERE / "labels.nii.gz")
 
@@ -113,7 +117,9 @@ def dicom() -> None:
 
 def quantize() -> None:
     medquant("quantize", "demo", "--calibrate", scan(), "--patches", 4, "--output", HERE / "quantized")
-    said = medquant("segment", HERE / "quantized", scan(), "--precision", "int8", "--output", HERE / "of-quantized.nii.gz", "--json")
+    said = medquant(
+        "segment", HERE / "quantized", scan(), "--precision", "int8", "--output", HERE / "of-quantized.nii.gz", "--json"
+    )
     assert json.loads(said)["engine"]["description"]["verdict"] in ("INT8", "mixed")
 
 
@@ -131,7 +137,9 @@ def import_bundle() -> None:
 
     folder = bundles.write_bundle(HERE / "bundle", "spleen", 2)
     torch.manual_seed(0)
-    torch.save(UNet(**{k: v for k, v in bundles.UNET.items() if k != "_target_"}).state_dict(), folder / "models" / "model.pt")
+    torch.save(
+        UNet(**{k: v for k, v in bundles.UNET.items() if k != "_target_"}).state_dict(), folder / "models" / "model.pt"
+    )
     _imported("bundle", folder)
 
 
@@ -147,7 +155,11 @@ def import_nnunet() -> None:
         "n_conv_per_stage": [1, 1], "n_conv_per_stage_decoder": [1], "conv_bias": True, "norm_op_kwargs": {"eps": 1e-5, "affine": True},
         "dropout_op": None, "dropout_op_kwargs": None, "nonlin_kwargs": {"inplace": True},
     }  # fmt: skip
-    named = {"conv_op": "torch.nn.modules.conv.Conv3d", "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d", "nonlin": "torch.nn.LeakyReLU"}
+    named = {
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "nonlin": "torch.nn.LeakyReLU",
+    }
     kwargs = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     configuration = {
         "data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2, "patch_size": [24, 32, 32],
@@ -158,7 +170,15 @@ def import_nnunet() -> None:
         "architecture": {"network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
                          "arch_kwargs": {**plain, **named}, "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"]},
     }  # fmt: skip
-    statistics = {"max": 400.0, "mean": 60.0, "median": 50.0, "min": -900.0, "percentile_00_5": -850.0, "percentile_99_5": 380.0, "std": 250.0}
+    statistics = {
+        "max": 400.0,
+        "mean": 60.0,
+        "median": 50.0,
+        "min": -900.0,
+        "percentile_00_5": -850.0,
+        "percentile_99_5": 380.0,
+        "std": 250.0,
+    }
     plans = {
         "dataset_name": "Dataset001_Made", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO", "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2], "configurations": {"3d_fullres": configuration}, "experiment_planner_used": "ExperimentPlanner",
@@ -166,11 +186,22 @@ def import_nnunet() -> None:
         "original_median_spacing_after_transp": [5.0, 4.0, 4.0], "original_median_shape_after_transp": [60, 70, 70],
     }  # fmt: skip
     (folder / "plans.json").write_text(json.dumps(plans))
-    dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "body": 1, "bright": 2}, "numTraining": 2, "file_ending": ".nii.gz"}
+    dataset = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "body": 1, "bright": 2},
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+    }
     (folder / "dataset.json").write_text(json.dumps(dataset))
     torch.manual_seed(0)
     module = PlainConvUNet(
-        input_channels=1, num_classes=3, deep_supervision=False, conv_op=nn.Conv3d, norm_op=nn.InstanceNorm3d, nonlin=nn.LeakyReLU, **plain
+        input_channels=1,
+        num_classes=3,
+        deep_supervision=False,
+        conv_op=nn.Conv3d,
+        norm_op=nn.InstanceNorm3d,
+        nonlin=nn.LeakyReLU,
+        **plain,
     )
     torch.save({"network_weights": module.state_dict(), "trainer_name": "nnUNetTrainer", "inference_allowed_mirroring_axes": [0, 1, 2],
                 "init_args": {"configuration": "3d_fullres"}}, folder / "fold_0" / "checkpoint_final.pth")  # fmt: skip
@@ -186,14 +217,37 @@ def export() -> None:
     torch.jit.trace(module, torch.zeros(1, 1, 16, 16, 16)).save(str(HERE / "network.ts"))
     # Such a file says nothing of its preprocessing: the first call writes a draft, to be corrected and given back.
     draft = HERE / "network.json"
-    medquant("import", "torchscript", HERE / "network.ts", "--patch", 16, 16, 16, "--trust-code", "--draft", draft, "--output", HERE / "of-torchscript")
+    medquant(
+        "import",
+        "torchscript",
+        HERE / "network.ts",
+        "--patch",
+        16,
+        16,
+        16,
+        "--trust-code",
+        "--draft",
+        draft,
+        "--output",
+        HERE / "of-torchscript",
+    )
     _imported("torchscript", HERE / "network.ts", "--trust-code", "--spec", draft)
 
 
 def _imported(form: str, source: Path, *options: object) -> None:
     target = HERE / f"of-{form}"
     medquant("import", form, source, *options, "--output", target)
-    medquant("segment", target, scan(), "--engine", "onnxruntime", "--precision", "fp32", "--output", HERE / f"labels-of-{form}.nii.gz")
+    medquant(
+        "segment",
+        target,
+        scan(),
+        "--engine",
+        "onnxruntime",
+        "--precision",
+        "fp32",
+        "--output",
+        HERE / f"labels-of-{form}.nii.gz",
+    )
     check_segmentation(HERE / f"labels-of-{form}.nii.gz", least=0)
 
 
@@ -210,11 +264,22 @@ def evaluate() -> None:
 def completion() -> None:
     """What the shell asks for, and is answered, while a command is typed."""
     line, answer = "medquant segment de", HERE / "answer"
-    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_IFS": "\n", "COMP_TYPE": "9", "_ARGCOMPLETE_COMP_WORDBREAKS": " "}
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_IFS": "\n",
+        "COMP_TYPE": "9",
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " ",
+    }
     given = {"_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "COMP_LINE": line, "COMP_POINT": str(len(line))}
     subprocess.run([str(MEDQUANT)], env={**os.environ, **asked, **given}, timeout=60)
     assert "demo" in answer.read_text().split()
-    assert "medquant" in subprocess.run([str(MEDQUANT.with_name("register-python-argcomplete")), "medquant"], capture_output=True, text=True).stdout
+    assert (
+        "medquant"
+        in subprocess.run(
+            [str(MEDQUANT.with_name("register-python-argcomplete")), "medquant"], capture_output=True, text=True
+        ).stdout
+    )
 
 
 def slicer_scene() -> None:
@@ -264,7 +329,9 @@ JOBS = (
 
 
 if __name__ == "__main__":
-    assert importlib.util.find_spec("MedQuantINT8Lib") and "site-packages" in (importlib.util.find_spec("MedQuantINT8Lib").origin or ""), "not the wheel"
+    assert importlib.util.find_spec("MedQuantINT8Lib") and "site-packages" in (
+        importlib.util.find_spec("MedQuantINT8Lib").origin or ""
+    ), "not the wheel"
     known: dict[str, Callable[[], None]] = {job.__name__: job for job in JOBS}
     for wanted in sys.argv[1:]:
         known[wanted]()

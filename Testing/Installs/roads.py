@@ -105,7 +105,9 @@ def interpreter(version: str) -> str | None:
 
 
 def run(command: list[str | Path], **options: object) -> str:
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)  # type: ignore[call-overload]
+    done = subprocess.run(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )  # type: ignore[call-overload]
     if done.returncode:
         raise Failed(f"{' '.join(str(part) for part in command)[:200]}\n{done.stdout[-3000:]}")
     return str(done.stdout)
@@ -140,7 +142,11 @@ def travel(road: Road, version: str, python: str, built: Path, folder: Path, new
         run([*pip, "-c", ROOT / "constraints.txt", "torch"])
     run([*pip, *constraints, f"{built}[{road.extras}]" if road.extras else str(built)])
     if road.requirements:
-        lines = [line for line in (RESOURCES / road.requirements).read_text().split() if line.split(">")[0] not in road.left_out]
+        lines = [
+            line
+            for line in (RESOURCES / road.requirements).read_text().split()
+            if line.split(">")[0] not in road.left_out
+        ]
         run([*pip, *constraints, *lines])
     if road.also:
         run([*pip, *road.also])
@@ -151,14 +157,24 @@ def travel(road: Road, version: str, python: str, built: Path, folder: Path, new
         libraries.append(tensorrt_at_hand.stub_libraries(TENSORRT_BINDINGS.split("==")[1], folder / "tensorrt"))
         place = run([inside, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]).strip()
         (Path(place) / "tensorrt").mkdir()
-        (Path(place) / "tensorrt" / "__init__.py").write_text("from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n")
+        (Path(place) / "tensorrt" / "__init__.py").write_text(
+            "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
+        )
     # Not in the repository and not beside its modules: only what was installed may be found.
     work = folder / "work"
     work.mkdir()
     for name in ("Installs/jobs.py", "bundles.py"):
         shutil.copyfile(HERE.parent / name, work / Path(name).name)
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MEDQUANT_DATA", "MEDQUANT_MODELS", "MEDQUANT_CACHE")}
-    home = {"HOME": str(folder / "home"), "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)), "OMP_NUM_THREADS": "2"}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("PYTHONPATH", "MEDQUANT_DATA", "MEDQUANT_MODELS", "MEDQUANT_CACHE")
+    }
+    home = {
+        "HOME": str(folder / "home"),
+        "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
+        "OMP_NUM_THREADS": "2",
+    }
     (folder / "home").mkdir()
     run([inside, "jobs.py", *road.jobs], cwd=work, env={**clean, **home})
 
@@ -167,7 +183,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roads", nargs="*", metavar="ROAD", help="only these (default: all)")
     parser.add_argument("--list", action="store_true", help="print the roads")
-    parser.add_argument("--newest", action="store_true", help="the newest version of everything that pyproject.toml allows")
+    parser.add_argument(
+        "--newest", action="store_true", help="the newest version of everything that pyproject.toml allows"
+    )
     parser.add_argument("--python", action="append", help="only this version, such as 3.12; may be given several times")
     args = parser.parse_args()
     known = {road.name: road for road in ROADS}

@@ -45,7 +45,13 @@ def sample(seed: int) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     if kind == 0:
         size, spacing = SCAN_SIZE, SCAN_SPACING
     else:
-        steps = rng.uniform(2.0, 5.0, 3) if kind == 1 else [rng.uniform(1.8, 4.2)] * 3 if kind == 2 else [rng.uniform(1.5, 2.2)] * 2 + [rng.uniform(2, 5)]
+        steps = (
+            rng.uniform(2.0, 5.0, 3)
+            if kind == 1
+            else [rng.uniform(1.8, 4.2)] * 3
+            if kind == 2
+            else [rng.uniform(1.5, 2.2)] * 2 + [rng.uniform(2, 5)]
+        )
         extent = rng.uniform((300, 280, 220), (410, 330, 330))
         spacing = (float(steps[0]), float(steps[1]), float(steps[2]))
         size = tuple(int(e / s) for e, s in zip(extent, spacing, strict=True))
@@ -117,7 +123,9 @@ def train(args: argparse.Namespace) -> None:
         x, y = zip(*(_patch(*patients[n][:2], rng, torch) for n in chosen), strict=True)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             logits = network(torch.stack(x)[:, None].contiguous(memory_format=torch.channels_last_3d))
-        logits = torch.stack([_moved(one, patients[n][2], torch) for one, n in zip(logits.float(), chosen, strict=True)])
+        logits = torch.stack(
+            [_moved(one, patients[n][2], torch) for one, n in zip(logits.float(), chosen, strict=True)]
+        )
         loss = _loss(logits, torch.stack(y)[:, 1:-1, 1:-1, 1:-1].long(), torch)
         optimizer.zero_grad()
         loss.backward()
@@ -147,7 +155,11 @@ def _patch(image: Any, label: Any, rng: np.random.Generator, torch: Any) -> tupl
     index = tuple(slice(s, s + p) for s, p in zip(start, PATCH, strict=True))
     x = image[index].float()
     if rng.random() < 0.5:
-        x = x * float(rng.uniform(0.93, 1.07)) + float(rng.normal(0, 0.015)) + torch.randn_like(x) * float(rng.uniform(0, 0.02))
+        x = (
+            x * float(rng.uniform(0.93, 1.07))
+            + float(rng.normal(0, 0.015))
+            + torch.randn_like(x) * float(rng.uniform(0, 0.02))
+        )
         x = x.clamp(0, 1)
     return x, label[index]
 
@@ -182,14 +194,19 @@ def _evaluate(network: Any, patients: list[Any], names: list[str], device: str, 
         rows["rounded"].append(_dice(found[True], found[False], len(names)))
     network.rounded = False
     return {
-        key: {"mean": round(float(np.nanmean(value)), 4), **dict(zip(names, np.nanmean(value, axis=0).round(4).tolist(), strict=True))}
+        key: {
+            "mean": round(float(np.nanmean(value)), 4),
+            **dict(zip(names, np.nanmean(value, axis=0).round(4).tolist(), strict=True)),
+        }
         for key, value in rows.items()
     }
 
 
 def _dice(first: np.ndarray, second: np.ndarray, count: int) -> list[float]:
     return [
-        2 * float(((first == c) & (second == c)).sum()) / total if (total := float((first == c).sum() + (second == c).sum())) else float("nan")
+        2 * float(((first == c) & (second == c)).sum()) / total
+        if (total := float((first == c).sum() + (second == c).sum()))
+        else float("nan")
         for c in range(1, count + 1)
     ]
 
@@ -216,7 +233,12 @@ def main() -> None:
     command.add_argument("--batch", type=int, default=8)
     command.add_argument("--patients", type=int, default=3000)
     command.add_argument("--validation", type=int, default=len(_VALIDATION_SEEDS))
-    command.add_argument("--rounding", type=float, default=0.6, help="the share of the time after which half the steps are rounded to 8 bits")
+    command.add_argument(
+        "--rounding",
+        type=float,
+        default=0.6,
+        help="the share of the time after which half the steps are rounded to 8 bits",
+    )
     command.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     command.set_defaults(run=train)
     command = commands.add_parser("export")

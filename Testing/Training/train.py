@@ -44,7 +44,9 @@ def prepare(args: argparse.Namespace) -> None:
             images.append(_pad(image, (48, 64, 48))[:48, :64, :48])
             labels.append(_pad(label, (48, 64, 48))[:48, :64, :48])
             split.append({"val": "validation"}.get(part, part))
-    np.savez_compressed(args.output, images=np.stack(images).astype(np.float16), labels=np.stack(labels), split=np.array(split))
+    np.savez_compressed(
+        args.output, images=np.stack(images).astype(np.float16), labels=np.stack(labels), split=np.array(split)
+    )
 
 
 def train(args: argparse.Namespace) -> None:
@@ -67,7 +69,9 @@ def train(args: argparse.Namespace) -> None:
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - share) ** 0.9
         chosen = rng.choice(training, args.batch)
-        x, y = zip(*(_augmented(images[n], labels[n], patch, rng, torch, mirror=args.mirror) for n in chosen), strict=True)
+        x, y = zip(
+            *(_augmented(images[n], labels[n], patch, rng, torch, mirror=args.mirror) for n in chosen), strict=True
+        )
         logits = network(torch.stack(x)[:, None])
         loss = _dice_ce(logits, torch.stack(y).long(), classes, torch)
         optimizer.zero_grad()
@@ -84,7 +88,8 @@ def train(args: argparse.Namespace) -> None:
             scores[part] = _evaluate(network, images, labels, cases, classes, torch)
     print(json.dumps({"steps": step, "device": device, "dice": scores}))
     torch.save(
-        {"state": network.cpu().state_dict(), "classes": classes, "channels": tuple(args.channels), "dice": scores}, args.output
+        {"state": network.cpu().state_dict(), "classes": classes, "channels": tuple(args.channels), "dice": scores},
+        args.output,
     )
 
 
@@ -99,7 +104,11 @@ def _augmented(image, label, patch, rng, torch, *, mirror):
     grid = torch.nn.functional.affine_grid(theta[None], [1, 1, *x.shape], align_corners=False)
     x = torch.nn.functional.grid_sample(x[None, None], grid, align_corners=False, padding_mode="border")[0, 0]
     y = torch.nn.functional.grid_sample(y[None, None].float(), grid, mode="nearest", align_corners=False)[0, 0]
-    x = x * float(rng.uniform(0.85, 1.15)) + float(rng.normal(0, 0.1)) + torch.randn_like(x) * float(rng.uniform(0, 0.1))
+    x = (
+        x * float(rng.uniform(0.85, 1.15))
+        + float(rng.normal(0, 0.1))
+        + torch.randn_like(x) * float(rng.uniform(0, 0.1))
+    )
     return x, y
 
 
@@ -121,7 +130,9 @@ def _evaluate(network, images, labels, cases, classes, torch) -> list[float]:
             truth = labels[n][crop]
             rows.append(
                 [
-                    float(2 * ((found == c) & (truth == c)).sum() / max(1, int((found == c).sum() + (truth == c).sum())))
+                    float(
+                        2 * ((found == c) & (truth == c)).sum() / max(1, int((found == c).sum() + (truth == c).sum()))
+                    )
                     for c in range(1, classes)
                 ]
             )
@@ -165,7 +176,9 @@ def write_onnx(network, path, patch) -> None:
     onnx.save(model, path)
     with torch.no_grad():
         expected = network(example).numpy()
-    found = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": example.numpy()})[0]
+    found = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+        None, {"image": example.numpy()}
+    )[0]
     error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     print(f"{path}: {Path(path).stat().st_size / 1e3:.0f} kB, relative difference from PyTorch {error:.2g}")
     if error > 1e-3:

@@ -13,7 +13,9 @@ def _block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequentia
     layers: list[nn.Module] = []
     for index in range(2):
         layers += [
-            nn.Conv3d(channels_in if index == 0 else channels_out, channels_out, 3, stride if index == 0 else 1, 1, bias=False),
+            nn.Conv3d(
+                channels_in if index == 0 else channels_out, channels_out, 3, stride if index == 0 else 1, 1, bias=False
+            ),
             nn.BatchNorm3d(channels_out),
             nn.LeakyReLU(0.01, inplace=True),
         ]

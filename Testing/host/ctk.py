@@ -53,7 +53,9 @@ class ctkCollapsibleButton(QWidget):
         self._showContents()
         if self.layout() is not None:
             margins = self.layout().contentsMargins()
-            self.layout().setContentsMargins(margins.left(), self._button.sizeHint().height() + 6, margins.right(), margins.bottom())
+            self.layout().setContentsMargins(
+                margins.left(), self._button.sizeHint().height() + 6, margins.right(), margins.bottom()
+            )
         super().showEvent(event)
 
     def resizeEvent(self, event: Any) -> None:

@@ -28,7 +28,13 @@ class qMRMLNodeComboBox(QWidget):
         super().__init__(parent)
         self._scene: Any = None
         self._tags: list[int] = []
-        self._values: dict[str, Any] = {"nodeTypes": [], "showChildNodeTypes": True, "noneEnabled": False, "addEnabled": True, "removeEnabled": True}
+        self._values: dict[str, Any] = {
+            "nodeTypes": [],
+            "showChildNodeTypes": True,
+            "noneEnabled": False,
+            "addEnabled": True,
+            "removeEnabled": True,
+        }
         self._combo = QComboBox(self)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -44,7 +50,13 @@ class qMRMLNodeComboBox(QWidget):
             self._scene.RemoveObserver(tag)
         self._scene, self._tags = scene, []
         if scene is not None:
-            events = (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent, scene.EndImportEvent, scene.EndBatchProcessEvent)
+            events = (
+                scene.NodeAddedEvent,
+                scene.NodeRemovedEvent,
+                scene.EndCloseEvent,
+                scene.EndImportEvent,
+                scene.EndBatchProcessEvent,
+            )
             self._tags = [scene.AddObserver(event, lambda *_: self._refill()) for event in events]
         self._refill()
 
@@ -69,7 +81,9 @@ class qMRMLNodeComboBox(QWidget):
         for kind in self._values["nodeTypes"]:
             for n in range(self._scene.GetNumberOfNodesByClass(kind) if self._scene is not None else 0):
                 node = self._scene.GetNthNodeByClass(n, kind)
-                if not node.GetHideFromEditors() and (self._values["showChildNodeTypes"] or node.GetClassName() == kind):
+                if not node.GetHideFromEditors() and (
+                    self._values["showChildNodeTypes"] or node.GetClassName() == kind
+                ):
                     found.append(node)
         return found
 

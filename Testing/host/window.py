@@ -138,7 +138,13 @@ def _load_ui(qt: Any, ctk: Any, qmrml: Any) -> Any:
 
     def load(path: str) -> Any:
         loader = QUiLoader()
-        for cls in (ctk.ctkCollapsibleButton, ctk.ctkPathLineEdit, qmrml.qMRMLWidget, qmrml.qMRMLNodeComboBox, qmrml.qMRMLCheckableNodeComboBox):
+        for cls in (
+            ctk.ctkCollapsibleButton,
+            ctk.ctkPathLineEdit,
+            qmrml.qMRMLWidget,
+            qmrml.qMRMLNodeComboBox,
+            qmrml.qMRMLCheckableNodeComboBox,
+        ):
             loader.registerCustomWidget(cls)
         file = qt.QFile(path)
         assert file.open(qt.QFile.ReadOnly), path
@@ -216,4 +222,12 @@ def _scripted(slicer: Any, qt: Any) -> dict[str, Any]:
 
         def delayDisplay(self, _text: str, *_arguments: Any) -> None: ...
 
-    return {c.__name__: c for c in (ScriptedLoadableModule, ScriptedLoadableModuleWidget, ScriptedLoadableModuleLogic, ScriptedLoadableModuleTest)}
+    return {
+        c.__name__: c
+        for c in (
+            ScriptedLoadableModule,
+            ScriptedLoadableModuleWidget,
+            ScriptedLoadableModuleLogic,
+            ScriptedLoadableModuleTest,
+        )
+    }

@@ -226,7 +226,10 @@ def device_of(made: EngineBackend, device: str) -> str:
     on_gpu = bool(getattr(made, "needs_gpu", False))
     if not runs_on(made, device):
         where = "an NVIDIA GPU" if on_gpu else "the processor"
-        raise EngineError(f"{made.title} runs on {where} alone, not on the device {device}.", "Choose the device auto, or another engine.")
+        raise EngineError(
+            f"{made.title} runs on {where} alone, not on the device {device}.",
+            "Choose the device auto, or another engine.",
+        )
     return device if device != "auto" else "gpu" if on_gpu else "cpu"
 
 
@@ -239,7 +242,9 @@ def choose_processor(precision: str) -> EngineBackend:
     return usable[0]
 
 
-def choose_instead(precision: str, failed: EngineError, tried: Collection[str] = (), device: str = "auto") -> EngineBackend:
+def choose_instead(
+    precision: str, failed: EngineError, tried: Collection[str] = (), device: str = "auto"
+) -> EngineBackend:
     """What "auto" takes when an engine failed: the next one for a network that it has no kernel for, else the processor.
 
     Args:
@@ -273,7 +278,10 @@ def choose_backend(name: str, precision: str, device: str = "auto") -> EngineBac
     if name != "auto":
         chosen = backend(name)
         if precision not in ("auto", *precisions_of(chosen)):
-            raise EngineError(f"{chosen.title} does not compute in {precision.upper()}.", f"Choose another --precision ({', '.join(precisions_of(chosen))}) or engine.")
+            raise EngineError(
+                f"{chosen.title} does not compute in {precision.upper()}.",
+                f"Choose another --precision ({', '.join(precisions_of(chosen))}) or engine.",
+            )
         device_of(chosen, device)
         if reason := unavailable_reason(chosen):
             raise EngineError(f"The engine {name} cannot run here: {reason}")
@@ -294,10 +302,16 @@ def usable_backends(precision: str, device: str = "auto") -> list[EngineBackend]
     usable = [made for made in here if precision in ("auto", *precisions_of(made)) and not unavailable_reason(made)]
     if not usable:
         reasons = "; ".join(f"{made.name}: {unavailable_reason(made) or f'no {precision.upper()}'}" for made in here)
-        hint = "Half precision alone needs an NVIDIA GPU: choose another --precision." if precision == "fp16" else "Install one with: pip install openvino onnx"
+        hint = (
+            "Half precision alone needs an NVIDIA GPU: choose another --precision."
+            if precision == "fp16"
+            else "Install one with: pip install openvino onnx"
+        )
         if device not in ("auto", "cpu"):
             hint = "Choose the device auto or cpu."
-        raise EngineError(f"No engine can run {'here' if device == 'auto' else f'on the device {device}'} ({reasons}).", hint)
+        raise EngineError(
+            f"No engine can run {'here' if device == 'auto' else f'on the device {device}'} ({reasons}).", hint
+        )
     usable.sort(key=lambda made: precision != "fp32" and not made.real_int8)
     on_gpu = [made for made in usable if getattr(made, "needs_gpu", False)]
     return fastest_first(on_gpu) + [made for made in usable if made not in on_gpu]

@@ -87,7 +87,9 @@ def _read(folder: Path, parts: dict[str, Any] | None) -> CacheEntry | None:
         return None
     try:
         record = _record_of(folder)
-        intact = all(_is_own(folder, name) and sha256_file(folder / name) == value for name, value in record["files"].items())
+        intact = all(
+            _is_own(folder, name) and sha256_file(folder / name) == value for name, value in record["files"].items()
+        )
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         intact, record = False, {}
     if not intact or (parts is not None and record.get("key") != parts):

@@ -20,7 +20,24 @@ from ..progress import Task
 from .cuda_driver import GpuError, GpuMemoryError, bindings, checked, start_driver
 from .gpu_compiler import Compiler
 
-__all__ = ["DeviceBuffer", "Event", "Gpu", "GpuError", "GpuInfo", "GpuMemoryError", "Kernel", "PinnedBuffer", "Stream", "bindings", "check_one_fits", "checked", "choose_gpu", "free_memory", "gpus", "patch_address"]
+__all__ = [
+    "DeviceBuffer",
+    "Event",
+    "Gpu",
+    "GpuError",
+    "GpuInfo",
+    "GpuMemoryError",
+    "Kernel",
+    "PinnedBuffer",
+    "Stream",
+    "bindings",
+    "check_one_fits",
+    "checked",
+    "choose_gpu",
+    "free_memory",
+    "gpus",
+    "patch_address",
+]
 
 #: The driver's words for "there is no GPU" and for a driver older than the bindings.
 _NO_DEVICE, _OLD_DRIVER = 100, (35, 803, 804)
@@ -63,7 +80,10 @@ def gpus() -> list[GpuInfo]:
     if started == _NO_DEVICE:
         return []
     if started in _OLD_DRIVER:
-        raise GpuError("NVIDIA's driver is too old for the installed cuda-python.", "Update the driver, or install an older one: pip install 'cuda-python<13'")
+        raise GpuError(
+            "NVIDIA's driver is too old for the installed cuda-python.",
+            "Update the driver, or install an older one: pip install 'cuda-python<13'",
+        )
     checked((started,), "start")
     attribute = driver.CUdevice_attribute
     found = []
@@ -77,7 +97,9 @@ def gpus() -> list[GpuInfo]:
             )
         )
         name = checked(driver.cuDeviceGetName(128, device), "read the GPU's name").split(b"\0")[0].decode()
-        found.append(GpuInfo(index, name, (major, minor), checked(driver.cuDeviceTotalMem(device), "read the GPU's memory")))
+        found.append(
+            GpuInfo(index, name, (major, minor), checked(driver.cuDeviceTotalMem(device), "read the GPU's memory"))
+        )
     return found
 
 
@@ -102,7 +124,10 @@ def choose_gpu(device: str) -> GpuInfo:
         EngineError: there is no such GPU, or it is too old; or the processor was meant.
     """
     if device == "cpu":
-        raise EngineError("This engine runs on NVIDIA GPUs alone, not on the device cpu.", "Choose the device auto, or another engine.")
+        raise EngineError(
+            "This engine runs on NVIDIA GPUs alone, not on the device cpu.",
+            "Choose the device auto, or another engine.",
+        )
     known = gpus()
     if not known:
         raise EngineError("There is no NVIDIA GPU here, or its driver is missing.", "Choose the device cpu.")
@@ -110,7 +135,10 @@ def choose_gpu(device: str) -> GpuInfo:
         wanted = device.partition(":")[2]
         fitting = [info for info in known if str(info.index) == wanted]
         if not fitting:
-            raise EngineError(f"There is no GPU number {wanted}.", f"There are: {', '.join(f'gpu:{g.index} {g.name}' for g in known)}.")
+            raise EngineError(
+                f"There is no GPU number {wanted}.",
+                f"There are: {', '.join(f'gpu:{g.index} {g.name}' for g in known)}.",
+            )
         chosen = fitting[0]
     else:
         usable = [info for info in known if not info.reason_unfit] or known
@@ -215,7 +243,10 @@ class Gpu:
         missing = [source for source in dict.fromkeys(sources) if source not in self._modules]
         for source, binary in zip(missing, self._compiler.binaries(missing, task), strict=True):
             self._modules[source] = checked(self.driver.cuModuleLoadData(binary), "load kernels")
-        return [checked(self.driver.cuModuleGetFunction(self._modules[s], name.encode()), f"find the kernel {name}") for s in sources]
+        return [
+            checked(self.driver.cuModuleGetFunction(self._modules[s], name.encode()), f"find the kernel {name}")
+            for s in sources
+        ]
 
     @property
     def processors(self) -> int:
@@ -238,20 +269,32 @@ class DeviceBuffer:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3, "strides": None}
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.pointer, False),
+            "version": 3,
+            "strides": None,
+        }
 
     def upload(self, array: NDArray[Any], stream: Stream, *, keep: bool = True) -> None:
         """Copy from the computer; ``array`` is held until the stream is next waited for, unless the caller keeps it."""
         array = np.ascontiguousarray(array, self.dtype)
         assert array.nbytes <= self.nbytes
-        checked(self._gpu.driver.cuMemcpyHtoDAsync(self.pointer, array.ctypes.data, array.nbytes, stream.handle), "copy to the GPU")
+        checked(
+            self._gpu.driver.cuMemcpyHtoDAsync(self.pointer, array.ctypes.data, array.nbytes, stream.handle),
+            "copy to the GPU",
+        )
         if keep:
             stream.keep(array)
 
     def download(self, array: NDArray[Any], stream: Stream, offset: int = 0) -> None:
         """Copy to the computer, from ``offset`` bytes on; ``array`` must be contiguous."""
         assert array.flags.c_contiguous and offset + array.nbytes <= self.nbytes
-        checked(self._gpu.driver.cuMemcpyDtoHAsync(array.ctypes.data, self.pointer + offset, array.nbytes, stream.handle), "copy from the GPU")
+        checked(
+            self._gpu.driver.cuMemcpyDtoHAsync(array.ctypes.data, self.pointer + offset, array.nbytes, stream.handle),
+            "copy from the GPU",
+        )
 
     def zero(self, stream: Stream) -> None:
         checked(self._gpu.driver.cuMemsetD8Async(self.pointer, 0, self.nbytes, stream.handle), "clear memory")
@@ -342,7 +385,9 @@ class Kernel:
     def __init__(self, gpu: Gpu, function: Any, name: str) -> None:
         self._gpu, self._function, self.name = gpu, function, name
 
-    def __call__(self, grid: tuple[int, int, int], block: tuple[int, int, int], stream: Stream, *arguments: Any) -> None:
+    def __call__(
+        self, grid: tuple[int, int, int], block: tuple[int, int, int], stream: Stream, *arguments: Any
+    ) -> None:
         values, types = [], []
         for argument in arguments:
             if isinstance(argument, DeviceBuffer):
@@ -351,5 +396,7 @@ class Kernel:
             else:
                 values.append((argument.value or 0) if isinstance(argument, ctypes._SimpleCData) else argument)
                 types.append(type(argument))
-        launched = self._gpu.driver.cuLaunchKernel(self._function, *grid, *block, 0, stream.handle, (tuple(values), tuple(types)), 0)
+        launched = self._gpu.driver.cuLaunchKernel(
+            self._function, *grid, *block, 0, stream.handle, (tuple(values), tuple(types)), 0
+        )
         checked(launched, f"start the kernel {self.name}")

@@ -26,7 +26,9 @@ def bindings() -> tuple[Any, Any]:
     try:
         from cuda.bindings import driver, nvrtc
     except ImportError as error:
-        raise DependencyError("The Python package 'cuda-python' is not installed.", "Install it with: pip install cuda-python") from error
+        raise DependencyError(
+            "The Python package 'cuda-python' is not installed.", "Install it with: pip install cuda-python"
+        ) from error
     except RuntimeError as error:
         raise _without_driver(error) from error
     return driver, nvrtc
@@ -56,7 +58,9 @@ def nvrtc_version(nvrtc: Any) -> tuple[int, ...]:
     try:
         return tuple(checked(nvrtc.nvrtcVersion(), "ask NVRTC for its version"))
     except RuntimeError as error:
-        raise DependencyError("NVIDIA's run-time compiler is not installed.", "Install it with: pip install nvidia-cuda-nvrtc") from error
+        raise DependencyError(
+            "NVIDIA's run-time compiler is not installed.", "Install it with: pip install nvidia-cuda-nvrtc"
+        ) from error
 
 
 def has_driver() -> bool:
@@ -72,7 +76,10 @@ def _without_driver(error: Exception) -> DependencyError:
     if not has_driver():
         return DependencyError("There is no NVIDIA driver here.", "Install NVIDIA's driver, or use another engine.")
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return DependencyError(f"NVIDIA's driver cannot be used by the installed cuda-python: {reason}.", "Update the driver, or use another engine.")
+    return DependencyError(
+        f"NVIDIA's driver cannot be used by the installed cuda-python: {reason}.",
+        "Update the driver, or use another engine.",
+    )
 
 
 def checked(result: tuple[Any, ...], what: str) -> Any:
@@ -86,6 +93,12 @@ def checked(result: tuple[Any, ...], what: str) -> Any:
     if int(code) != 0:
         name = getattr(code, "name", str(code)).removeprefix("CUDA_ERROR_").removeprefix("NVRTC_ERROR_")
         if name == "OUT_OF_MEMORY":
-            raise GpuMemoryError(f"The GPU has not enough free memory to {what}.", "Close other programs, or choose a smaller batch or patch.")
-        raise GpuError(f"The GPU could not {what}: {name.lower().replace('_', ' ')}.", "Restart the program; if it happens again, update NVIDIA's driver.")
+            raise GpuMemoryError(
+                f"The GPU has not enough free memory to {what}.",
+                "Close other programs, or choose a smaller batch or patch.",
+            )
+        raise GpuError(
+            f"The GPU could not {what}: {name.lower().replace('_', ' ')}.",
+            "Restart the program; if it happens again, update NVIDIA's driver.",
+        )
     return values[0] if len(values) == 1 else tuple(values) if values else None

@@ -32,12 +32,16 @@ def advice_for_gpus() -> list[str]:
     if not has_driver():
         return ["no NVIDIA GPU, or its driver is not installed"]
     if importlib.util.find_spec("cuda") is None:
-        return [f"an NVIDIA driver is installed; to use the GPU: {_OWN_PACKAGES}, {_RTX_PACKAGES} for a GeForce or RTX card from the 30 series on, or {_FULL_PACKAGES}"]
+        return [
+            f"an NVIDIA driver is installed; to use the GPU: {_OWN_PACKAGES}, {_RTX_PACKAGES} for a GeForce or RTX card from the 30 series on, or {_FULL_PACKAGES}"
+        ]
     try:
         found = cuda.gpus()
     except MedQuantError as error:
         return [str(error)]
-    return [f"{info.index}: {info.name}, {info.total_bytes / 1e9:.0f} GB: {_advice(info)}" for info in found] or ["the driver finds no GPU"]
+    return [f"{info.index}: {info.name}, {info.total_bytes / 1e9:.0f} GB: {_advice(info)}" for info in found] or [
+        "the driver finds no GPU"
+    ]
 
 
 def _advice(info: cuda.GpuInfo) -> str:

@@ -71,7 +71,9 @@ def _from_dlpack(gpu: Gpu, capsule: Any) -> DeviceBuffer:
     if tensor.device_type != _CUDA_DEVICE or tensor.device_id != gpu.info.index:
         raise EngineError(f"The array lies on another device than GPU {gpu.info.index}.", "Move it there first.")
     if tensor.lanes != 1 or tensor.code not in _KINDS:
-        raise EngineError("The array on the GPU has a type that is not known here.", "Give float32, int16, uint16 or uint8.")
+        raise EngineError(
+            "The array on the GPU has a type that is not known here.", "Give float32, int16, uint16 or uint8."
+        )
     shape = tuple(tensor.shape[n] for n in range(tensor.ndim))
     strides = [tensor.strides[n] for n in range(tensor.ndim)] if tensor.strides else None
     dtype = np.dtype(f"{_KINDS[tensor.code]}{tensor.bits // 8}")
@@ -79,7 +81,15 @@ def _from_dlpack(gpu: Gpu, capsule: Any) -> DeviceBuffer:
 
 
 class _Borrowed(DeviceBuffer):
-    def __init__(self, gpu: Gpu, owner: Any, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], strides: Sequence[int] | None) -> None:
+    def __init__(
+        self,
+        gpu: Gpu,
+        owner: Any,
+        pointer: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        strides: Sequence[int] | None,
+    ) -> None:
         if strides is not None and not _contiguous(shape, strides):
             raise EngineError("The array on the GPU is not contiguous.", "Give a contiguous one.")
         self._gpu, self._owner, self.pointer = gpu, owner, pointer

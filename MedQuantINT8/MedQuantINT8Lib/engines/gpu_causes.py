@@ -32,7 +32,10 @@ CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             r"|no CUDA-capable device|cudaErrorNoDevice|libcuda\.so|nvcuda\.dll|libnvidia-ml\.so",
             _DRIVER,
         ),
-        (r"libnvinfer\w*\.so|libnvonnxparser\w*\.so|nvinfer\w*\.dll|libcudart\.so|libcublas\w*\.so|libcudnn\w*\.so", _AGAIN),
+        (
+            r"libnvinfer\w*\.so|libnvonnxparser\w*\.so|nvinfer\w*\.dll|libcudart\.so|libcublas\w*\.so|libcudnn\w*\.so",
+            _AGAIN,
+        ),
     )
 )
 

@@ -77,7 +77,16 @@ class GpuSlidingWindow:
         GpuMemoryError: the buffers do not fit, also with one window at a time.
     """
 
-    def __init__(self, gpu: Gpu, network: GpuNetwork, channels: int, classes: int, plan: WindowPlan, window: Window, batch: int = 1) -> None:
+    def __init__(
+        self,
+        gpu: Gpu,
+        network: GpuNetwork,
+        channels: int,
+        classes: int,
+        plan: WindowPlan,
+        window: Window,
+        batch: int = 1,
+    ) -> None:
         self._gpu, self._network, self._plan, self._window = gpu, network, plan, window
         self._channels, self._classes = channels, classes
         # Another engine that was closed in the meantime may have left this thread without a GPU.
@@ -105,7 +114,9 @@ class GpuSlidingWindow:
                 if batch == 1:
                     raise
                 batch //= 2
-        self._weights.upload(importance_map(patch, self._window.blend, self._window.placement, self._window.sigma), self._stream)
+        self._weights.upload(
+            importance_map(patch, self._window.blend, self._window.placement, self._window.sigma), self._stream
+        )
         self._ring.zero(self._stream)
         self._stream.synchronize()
         return batch
@@ -126,7 +137,11 @@ class GpuSlidingWindow:
         self._stream.free()
 
     def run(
-        self, volume: NDArray[Any] | DeviceBuffer, reduction: Reduction, intensity: Intensity = Intensity(), task: Task | None = None
+        self,
+        volume: NDArray[Any] | DeviceBuffer,
+        reduction: Reduction,
+        intensity: Intensity = Intensity(),
+        task: Task | None = None,
     ) -> NDArray[np.uint16]:
         """Segment (C, n0, n1, n2) float32, int16, uint16 or uint8; labels (n0, n1, n2).
 
@@ -143,7 +158,9 @@ class GpuSlidingWindow:
         kind = _SOURCES.get(str(volume.dtype))
         if kind is None:
             if isinstance(volume, DeviceBuffer):
-                raise EngineError(f"A volume of {volume.dtype} cannot be cut on the GPU.", "Give float32, int16, uint16 or uint8.")
+                raise EngineError(
+                    f"A volume of {volume.dtype} cannot be cut on the GPU.", "Give float32, int16, uint16 or uint8."
+                )
             volume, kind = np.ascontiguousarray(volume, np.float32), "f32"
         held: list[Any] = []
         try:
@@ -230,7 +247,10 @@ class GpuSlidingWindow:
                 source,
                 ctypes.c_void_p(patch_address(self._patches, n)),
                 *map(ctypes.c_int, (self._channels, *plan.volume_shape, *plan.patch, *first)),
-                *map(ctypes.c_float, (intensity.low, intensity.high, intensity.scale, intensity.offset, self._window.pad_value)),
+                *map(
+                    ctypes.c_float,
+                    (intensity.low, intensity.high, intensity.scale, intensity.offset, self._window.pad_value),
+                ),
             )
 
     def _blend(self, batch: Any, total: DeviceBuffer | None, sigmoid: bool) -> None:
@@ -251,7 +271,13 @@ class GpuSlidingWindow:
             )
 
     def _reduce(
-        self, labels: DeviceBuffer, values: DeviceBuffer, total: DeviceBuffer | None, reduction: Reduction, begin: int, end: int
+        self,
+        labels: DeviceBuffer,
+        values: DeviceBuffer,
+        total: DeviceBuffer | None,
+        reduction: Reduction,
+        begin: int,
+        end: int,
     ) -> None:
         plan = self._plan
         nu, nv = plan.shape[self._u], plan.shape[self._v]

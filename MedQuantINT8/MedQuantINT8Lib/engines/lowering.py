@@ -37,10 +37,16 @@ def with_norms_written_out(model: Any) -> Any:
     copy = rewrites.copied(model)
     opset = next(o.version for o in copy.opset_import if o.domain in ("", "ai.onnx"))
     arrays = {i.name: i for i in copy.graph.initializer}
-    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.inferred(copy).graph.value_info, *copy.graph.input)}
+    ranks = {
+        v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.inferred(copy).graph.value_info, *copy.graph.input)
+    }
     made: list[Any] = []
     for node in copy.graph.node:
-        known = node.op_type == "InstanceNormalization" and node.input[0] in ranks and all(n in arrays for n in node.input[1:])
+        known = (
+            node.op_type == "InstanceNormalization"
+            and node.input[0] in ranks
+            and all(n in arrays for n in node.input[1:])
+        )
         made += _written_out(node, arrays, copy.graph, ranks[node.input[0]], opset) if known else [node]
     nodes = [_cloned(node) for node in made]
     del copy.graph.node[:]
@@ -68,7 +74,9 @@ def _written_out(node: Any, arrays: dict[str, Any], body: Any, rank: int, opset:
             return add("ReduceMean", f"{base}_{name}", of, constant(f"{name}_axes", np.array(axes)), keepdims=1)
         return add("ReduceMean", f"{base}_{name}", of, axes=axes, keepdims=1)
 
-    scale, shift = (onnx.numpy_helper.to_array(arrays[n]).reshape(-1, *[1] * len(axes)).astype(np.float32) for n in node.input[1:])
+    scale, shift = (
+        onnx.numpy_helper.to_array(arrays[n]).reshape(-1, *[1] * len(axes)).astype(np.float32) for n in node.input[1:]
+    )
     centred = add("Sub", f"{base}_centred", source, mean("mean", source))
     variance = mean("variance", add("Mul", f"{_FLOAT_PREFIX}{base}_square", centred, centred))
     safe = add("Add", f"{_FLOAT_PREFIX}{base}_safe", variance, constant("epsilon", np.array(epsilon, np.float32)))
@@ -132,7 +140,11 @@ class _Half:
                 values = self._onnx.numpy_helper.to_array(self._arrays[name])
                 if values.size and np.abs(values).max() > _LARGEST:
                     return True
-                if node.op_type in ("QuantizeLinear", "DequantizeLinear") and values.size and values.min() < _SMALLEST_SCALE:
+                if (
+                    node.op_type in ("QuantizeLinear", "DequantizeLinear")
+                    and values.size
+                    and values.min() < _SMALLEST_SCALE
+                ):
                     return True
         return False
 

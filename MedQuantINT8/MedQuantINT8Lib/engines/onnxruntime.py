@@ -45,12 +45,16 @@ class OnnxRuntimeBackend:
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
         from .. import graph, qdq
 
-        model = graph.fixed_shape(qdq.network_for(network, options.precision, options.high_precision), options.patch, batch=None)
+        model = graph.fixed_shape(
+            qdq.network_for(network, options.precision, options.high_precision), options.patch, batch=None
+        )
         (folder / _FILE).write_bytes(model.SerializeToString())
         self.load(folder, options)
 
     def load(self, folder: Path, options: BuildOptions) -> OnnxRuntimeEngine:
-        return OnnxRuntimeEngine(session((folder / _FILE).read_bytes(), options.precision, options.threads), options.precision)
+        return OnnxRuntimeEngine(
+            session((folder / _FILE).read_bytes(), options.precision, options.threads), options.precision
+        )
 
 
 def session(model: bytes, precision: str, threads: int = 0) -> Any:
@@ -65,7 +69,9 @@ def session(model: bytes, precision: str, threads: int = 0) -> Any:
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    options.intra_op_num_threads = (
+        threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    )
     # The arena would keep the largest activations of every layer alive between calls.
     options.enable_cpu_mem_arena = False
     if precision == "int8":

@@ -36,7 +36,9 @@ def silent_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise EngineError(f"OpenVINO is installed but cannot be loaded: {error}.", "Install it again: pip install -U openvino") from error
+        raise EngineError(
+            f"OpenVINO is installed but cannot be loaded: {error}.", "Install it again: pip install -U openvino"
+        ) from error
 
     return openvino
 

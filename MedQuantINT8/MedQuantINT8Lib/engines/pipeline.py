@@ -95,12 +95,20 @@ class DevicePipeline:
 class _Slot:
     """Buffers of one batch at both ends, and the network recorded for their addresses."""
 
-    def __init__(self, gpu: Gpu, compute: Stream, enqueue: Enqueue, source: tuple[int, ...], target: tuple[int, ...]) -> None:
+    def __init__(
+        self, gpu: Gpu, compute: Stream, enqueue: Enqueue, source: tuple[int, ...], target: tuple[int, ...]
+    ) -> None:
         self.count = source[0]
         self._made: list[Any] = []
         try:
-            self.source, self.target = self._hold(gpu.allocate(source, np.float32)), self._hold(gpu.allocate(target, np.float32))
-            self.host_in, self.host_out = self._hold(gpu.pinned(source, np.float32)), self._hold(gpu.pinned(target, np.float32))
+            self.source, self.target = (
+                self._hold(gpu.allocate(source, np.float32)),
+                self._hold(gpu.allocate(target, np.float32)),
+            )
+            self.host_in, self.host_out = (
+                self._hold(gpu.pinned(source, np.float32)),
+                self._hold(gpu.pinned(target, np.float32)),
+            )
             self.uploaded, self.computed, self.done = (self._hold(gpu.event()) for _ in range(3))
             self.graph = self._hold(CapturedGraph(gpu, compute, partial(self._run, enqueue)))
         except GpuMemoryError:

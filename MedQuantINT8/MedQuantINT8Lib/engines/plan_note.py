@@ -32,7 +32,9 @@ def check_note(plan: Path, expected: dict[str, Any], title: str = "TensorRT plan
         raise EngineError(f"The {title} has no note of how it was made, and is not loaded.", _AGAIN) from error
     for key, value in expected.items():
         if key != "driver" and note.get(key) != value:
-            raise EngineError(f"The {title} was made for another {key.replace('_', ' ')} ({note.get(key)}, here {value}).", _AGAIN)
+            raise EngineError(
+                f"The {title} was made for another {key.replace('_', ' ')} ({note.get(key)}, here {value}).", _AGAIN
+            )
     if not plan.is_file() or sha256_file(plan) != note.get("sha256"):
         raise EngineError(f"The {title} is damaged: it is not the file that was written.", _AGAIN)
     return note

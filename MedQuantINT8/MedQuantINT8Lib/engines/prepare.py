@@ -109,7 +109,9 @@ def prepare(
             engine, backend, used, entry, None, "not compared with the simulation: no scan was given", (), cached
         )
     if reason := unavailable_reason(_reference_backend()):
-        return PreparedEngine(engine, backend, used, entry, None, f"not compared with the simulation: {reason}", (), cached)
+        return PreparedEngine(
+            engine, backend, used, entry, None, f"not compared with the simulation: {reason}", (), cached
+        )
     try:
         with task.stage("comparing with the simulation"):
             fidelity = _compare(package, engine, used, _compared(patches))
@@ -173,7 +175,9 @@ def _compare(package: ModelPackage, engine: Engine, options: BuildOptions, patch
     reference = _reference_backend()
     loaded = []
     for precision in ("int8", "fp32"):
-        wanted = replace(options, precision=precision, high_precision=options.high_precision if precision == "int8" else ())  # type: ignore[arg-type]
+        wanted = replace(
+            options, precision=precision, high_precision=options.high_precision if precision == "int8" else ()
+        )  # type: ignore[arg-type]
         with TemporaryDirectory(prefix="medquant-reference-") as scratch:
             reference.build(package.onnx_path(precision), Path(scratch), wanted)
             loaded.append(reference.load(Path(scratch), wanted))
@@ -192,7 +196,9 @@ def _with_fallback(
 ) -> PreparedEngine:
     """Rebuild with the layers at fault in high precision."""
     labels = labels_of(package.spec.output)
-    layers = offending_layers(backend, package.onnx_path("int8"), package.onnx_path("fp32"), options, patches[0], labels, task)
+    layers = offending_layers(
+        backend, package.onnx_path("int8"), package.onnx_path("fp32"), options, patches[0], labels, task
+    )
     problem = f"real INT8 differed from the simulation by {wrong.relative_error:.3g} (relative)"
     shutil.rmtree(cache.cache_root() / cache.key_of(key), ignore_errors=True)
     if layers:

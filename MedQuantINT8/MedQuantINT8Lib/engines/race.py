@@ -42,7 +42,9 @@ def prepare_faster(
     if not package.has(INT8) or not backend.real_int8:
         prepared = prepare(package, backend, in_float, patches, task)
         prepared.note = (
-            f"{float_precision.upper()}: {backend.title} computes no real INT8" if package.has(INT8) else f"{float_precision.upper()}: the package holds no INT8 network yet"
+            f"{float_precision.upper()}: {backend.title} computes no real INT8"
+            if package.has(INT8)
+            else f"{float_precision.upper()}: the package holds no INT8 network yet"
         )
         return prepared
     choice = choices.find(package, backend, options.device)
@@ -54,7 +56,18 @@ def prepare_faster(
         raise
     except EngineError as error:
         # What is wrong with INT8 must not keep the user from a result; who insists on INT8 is told.
-        made = _in_float(package, backend, in_float, patches, Choice(float_precision, f"{float_precision.upper()}, because INT8 cannot be used here: {error.args[0]}", failed=True), task)
+        made = _in_float(
+            package,
+            backend,
+            in_float,
+            patches,
+            Choice(
+                float_precision,
+                f"{float_precision.upper()}, because INT8 cannot be used here: {error.args[0]}",
+                failed=True,
+            ),
+            task,
+        )
         made.choice = choices.keep(package, backend, options.device, made.choice) if made.choice is not None else None
         return made
     if choice is None and patches:
@@ -69,7 +82,12 @@ def prepare_faster(
 
 
 def _in_float(
-    package: ModelPackage, backend: EngineBackend, options: BuildOptions, patches: Sequence[Patch], choice: Choice, task: Task
+    package: ModelPackage,
+    backend: EngineBackend,
+    options: BuildOptions,
+    patches: Sequence[Patch],
+    choice: Choice,
+    task: Task,
 ) -> PreparedEngine:
     made = prepare(package, backend, options, patches, task)
     made.note, made.choice = choice.reason, choice
@@ -77,7 +95,12 @@ def _in_float(
 
 
 def _decided(
-    package: ModelPackage, backend: EngineBackend, options: BuildOptions, int8: PreparedEngine, patches: Sequence[Patch], task: Task
+    package: ModelPackage,
+    backend: EngineBackend,
+    options: BuildOptions,
+    int8: PreparedEngine,
+    patches: Sequence[Patch],
+    task: Task,
 ) -> Choice | None:
     """What the times say; None where FP32 cannot be timed: INT8 runs, and that is what was asked for first."""
     try:
@@ -94,7 +117,11 @@ def _decided(
     if times["fp32_ms"] * MARGIN < times["int8_ms"]:
         return Choice(options.precision, f"{name}, because INT8 is slower here: {told}", times=times)
     faster = times["fp32_ms"] / max(times["int8_ms"], 1e-9)
-    return Choice("int8", f"INT8, {f'{faster:.1f} times as fast as' if faster >= 1.05 else 'about as fast as'} {name} here: {told}", times=times)
+    return Choice(
+        "int8",
+        f"INT8, {f'{faster:.1f} times as fast as' if faster >= 1.05 else 'about as fast as'} {name} here: {told}",
+        times=times,
+    )
 
 
 def _race(fp32: Engine, int8: Engine, patch: Patch) -> dict[str, float]:

@@ -21,7 +21,9 @@ from .rtx_provider import devices, session_options
 _POLL_SECONDS = 0.1
 
 
-def compile_in_process(source: Path, target: Path, device: int, provider: dict[str, str], task: Task, module: str = __name__) -> list[str]:
+def compile_in_process(
+    source: Path, target: Path, device: int, provider: dict[str, str], task: Task, module: str = __name__
+) -> list[str]:
     """Compile ``source`` into ``target``; the lines of the verbose log.
 
     Args:
@@ -58,7 +60,11 @@ def compile_in_process(source: Path, target: Path, device: int, provider: dict[s
         reader.join()
     if child.returncode:
         errors = [line for line in lines if "rror" in line] or [line for line in lines if line.strip()][-1:]
-        raise failure(f"TensorRT for RTX cannot compile this network: {last_and_first(errors)}.", errors, "Choose another engine with --engine.")
+        raise failure(
+            f"TensorRT for RTX cannot compile this network: {last_and_first(errors)}.",
+            errors,
+            "Choose another engine with --engine.",
+        )
     return lines
 
 
@@ -69,7 +75,9 @@ def compile_network(request: dict[str, Any]) -> None:
     ort.set_default_logger_severity(0)
     options = session_options(ort, devices()[request["device"]], request["provider"])
     options.log_severity_level = 0
-    ort.ModelCompiler(options, request["source"], embed_compiled_data_into_model=True).compile_to_file(request["target"])
+    ort.ModelCompiler(options, request["source"], embed_compiled_data_into_model=True).compile_to_file(
+        request["target"]
+    )
 
 
 if __name__ == "__main__":

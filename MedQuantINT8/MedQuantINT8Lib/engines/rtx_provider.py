@@ -23,11 +23,17 @@ def modules() -> tuple[Any, Any]:
     """
     for module, package in (("onnxruntime", "onnxruntime"), (MODULE, PACKAGE)):
         if importlib.util.find_spec(module) is None:
-            raise DependencyError(f"The Python package {package!r} is not installed.", f"Install it with: pip install {PACKAGE} onnxruntime onnx")
+            raise DependencyError(
+                f"The Python package {package!r} is not installed.",
+                f"Install it with: pip install {PACKAGE} onnxruntime onnx",
+            )
     import onnxruntime as ort
 
     if tuple(int(part) for part in ort.__version__.split(".")[:2]) < _LEAST_RUNTIME:
-        raise DependencyError(f"ONNX Runtime {ort.__version__} is too old for TensorRT for RTX.", "Update it with: pip install -U onnxruntime")
+        raise DependencyError(
+            f"ONNX Runtime {ort.__version__} is too old for TensorRT for RTX.",
+            "Update it with: pip install -U onnxruntime",
+        )
     return ort, importlib.import_module(MODULE)
 
 
@@ -63,7 +69,10 @@ def choose_device(wanted: str) -> tuple[int, Any]:
         )
     number = wanted.partition(":")[2] or "0"
     if not number.isdigit() or int(number) >= len(found):
-        raise EngineError(f"There is no GPU number {number}.", f"There are: {', '.join(f'gpu:{n} {title_of(d)}' for n, d in enumerate(found))}.")
+        raise EngineError(
+            f"There is no GPU number {number}.",
+            f"There are: {', '.join(f'gpu:{n} {title_of(d)}' for n, d in enumerate(found))}.",
+        )
     return int(number), found[int(number)]
 
 

@@ -38,19 +38,26 @@ def tensorrt_module() -> Any:
         DependencyError: missing, without its library, too old, or newer than what was looked at.
     """
     if importlib.util.find_spec("tensorrt") is None:
-        raise DependencyError("The Python package 'tensorrt' is not installed.", "Install it with: pip install tensorrt cuda-python")
+        raise DependencyError(
+            "The Python package 'tensorrt' is not installed.", "Install it with: pip install tensorrt cuda-python"
+        )
     try:
         import tensorrt as trt
     except (ImportError, OSError) as error:
         raise DependencyError(
-            f"TensorRT is installed, but its library cannot be loaded: {error}.", "Install it again: pip install -U tensorrt"
+            f"TensorRT is installed, but its library cannot be loaded: {error}.",
+            "Install it again: pip install -U tensorrt",
         ) from error
     found = tuple(int(part) for part in trt.__version__.split(".")[:2])
     if found < LEAST:
-        raise DependencyError(f"TensorRT {trt.__version__} is too old.", f"Install {LEAST[0]}.{LEAST[1]} or later: pip install -U tensorrt")
+        raise DependencyError(
+            f"TensorRT {trt.__version__} is too old.",
+            f"Install {LEAST[0]}.{LEAST[1]} or later: pip install -U tensorrt",
+        )
     if found >= BEYOND:
         raise DependencyError(
-            f"TensorRT {trt.__version__} is newer than what this program knows.", f"Install one below {BEYOND[0]}: pip install 'tensorrt<{BEYOND[0]}'"
+            f"TensorRT {trt.__version__} is newer than what this program knows.",
+            f"Install one below {BEYOND[0]}: pip install 'tensorrt<{BEYOND[0]}'",
         )
     return trt
 
@@ -151,7 +158,9 @@ def prepared(network: Path, options: BuildOptions) -> tuple[Any, dict[str, int]]
     return graph.fixed_shape(model, options.patch, None), macs
 
 
-def build_plan(trt: Any, model: Any, options: BuildOptions, workspace: int, cache_file: Path | None, task: Task, log: Any = None) -> bytes:
+def build_plan(
+    trt: Any, model: Any, options: BuildOptions, workspace: int, cache_file: Path | None, task: Task, log: Any = None
+) -> bytes:
     """Parse and build a strongly typed network; needs no GPU where the builder needs none.
 
     Args:
@@ -167,12 +176,16 @@ def build_plan(trt: Any, model: Any, options: BuildOptions, workspace: int, cach
         return _built(trt, model, options, workspace, cache_file, task, heard)
 
 
-def _built(trt: Any, model: Any, options: BuildOptions, workspace: int, cache_file: Path | None, task: Task, log: Any) -> bytes:
+def _built(
+    trt: Any, model: Any, options: BuildOptions, workspace: int, cache_file: Path | None, task: Task, log: Any
+) -> bytes:
     builder = started(trt.Builder, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse(model.SerializeToString()):
-        raise EngineError(f"TensorRT cannot read this network: {parse_errors(parser)}.", "Choose another engine with --engine.")
+        raise EngineError(
+            f"TensorRT cannot read this network: {parse_errors(parser)}.", "Choose another engine with --engine."
+        )
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     config.clear_flag(trt.BuilderFlag.TF32)

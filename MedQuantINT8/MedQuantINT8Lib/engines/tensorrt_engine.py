@@ -29,7 +29,10 @@ class TensorRTEngine(GpuEngine):
         self._macs, self._device = macs, device
         self._context = engine.create_execution_context()
         if self._context is None:
-            raise GpuMemoryError("The GPU has not enough free memory for this engine.", "Close other programs, or choose a smaller batch.")
+            raise GpuMemoryError(
+                "The GPU has not enough free memory for this engine.",
+                "Close other programs, or choose a smaller batch.",
+            )
         names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
         modes = {name: engine.get_tensor_mode(name) for name in names}
         self._input = next(name for name in names if modes[name] == trt.TensorIOMode.INPUT)

@@ -11,7 +11,18 @@ from typing import Any
 from .base import LayerRecord
 
 #: Layer types that multiply and add.
-_MAC_TYPES = ("correlation", "runtime_fusion", "convolution", "deconv", "gemm", "matrix_multiply", "matmul", "cask", "gemm_sequence", "fused_mha")
+_MAC_TYPES = (
+    "correlation",
+    "runtime_fusion",
+    "convolution",
+    "deconv",
+    "gemm",
+    "matrix_multiply",
+    "matmul",
+    "cask",
+    "gemm_sequence",
+    "fused_mha",
+)
 
 
 def from_inspector(text: str, macs: Mapping[str, int]) -> tuple[LayerRecord, ...]:
@@ -29,7 +40,10 @@ def from_log(lines: Iterable[str], macs: Mapping[str, int]) -> tuple[LayerRecord
     """Layers of the table that a builder with detailed profiling writes to a verbose log."""
     found = []
     for line in lines:
-        match = re.search(r"Name: (.*?), LayerType: (.*?), Inputs: (.*?), Constants: (.*?), Outputs: (.*?), TacticName: (.*?), StreamId", line)
+        match = re.search(
+            r"Name: (.*?), LayerType: (.*?), Inputs: (.*?), Constants: (.*?), Outputs: (.*?), TacticName: (.*?), StreamId",
+            line,
+        )
         if match is None:
             continue
         name, kind, inputs, constants, outputs, tactic = match.groups()

@@ -38,7 +38,11 @@ class BuildLog:
         if self.errors:
             return last_and_first(self.errors)
         warnings = [text for _, text in self.messages]
-        return f"no reason was given; its last warning was: {last_and_first(warnings[-1:])}" if warnings else last_and_first([])
+        return (
+            f"no reason was given; its last warning was: {last_and_first(warnings[-1:])}"
+            if warnings
+            else last_and_first([])
+        )
 
 
 class _Listeners:

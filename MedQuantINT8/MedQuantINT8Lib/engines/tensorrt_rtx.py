@@ -29,6 +29,7 @@ from .tensorrt_layers import from_log, without_double_work
 
 _FILE, _SOURCE, _LAYERS, _KERNELS = "network_ctx.onnx", "network.onnx", "layers.json", "kernels"
 
+
 class TensorRTRTXBackend:
     name = "tensorrt_rtx"
     title = "TensorRT for RTX"
@@ -77,7 +78,11 @@ class TensorRTRTXBackend:
         write_note(folder / _FILE, {**self._note(device, options), "profile": profile})
 
     def _note(self, device: Any, options: BuildOptions) -> dict[str, Any]:
-        return {"version": self.version(), "gpu": title_of(device), "options": json.loads(json.dumps(options.to_json()))}
+        return {
+            "version": self.version(),
+            "gpu": title_of(device),
+            "options": json.loads(json.dumps(options.to_json())),
+        }
 
     def load(self, folder: Path, options: BuildOptions) -> TensorRTRTXEngine:
         ort, _ = modules()
@@ -90,7 +95,9 @@ class TensorRTRTXBackend:
             raise failure(f"TensorRT for RTX cannot load its network: {last_words(error)}.", str(error)) from error
         rows = json.loads((folder / _LAYERS).read_text(encoding="utf-8"))
         layers = tuple(LayerRecord(**{**row, "sources": tuple(row["sources"])}) for row in rows)
-        return TensorRTRTXEngine(session, EngineDescription(self.name, self.version(), title_of(device), layers or (_UNREPORTED,)))
+        return TensorRTRTXEngine(
+            session, EngineDescription(self.name, self.version(), title_of(device), layers or (_UNREPORTED,))
+        )
 
 
 #: Stands for the whole network where the compiler's log held no table: then nothing is claimed to be INT8.
@@ -105,7 +112,11 @@ def profile_of(model: Any, options: BuildOptions) -> dict[str, str]:
     def shape(batch: int) -> str:
         return f"{tensor.name}:{'x'.join(map(str, (batch, *sizes)))}"
 
-    return {"nv_profile_min_shapes": shape(1), "nv_profile_opt_shapes": shape(options.batch), "nv_profile_max_shapes": shape(options.batch)}
+    return {
+        "nv_profile_min_shapes": shape(1),
+        "nv_profile_opt_shapes": shape(options.batch),
+        "nv_profile_max_shapes": shape(options.batch),
+    }
 
 
 class TensorRTRTXEngine:

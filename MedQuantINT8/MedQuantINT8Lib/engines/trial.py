@@ -65,7 +65,11 @@ def _valid(kept: Any) -> float | dict[str, Any] | None:
     """What was kept, if it still counts: a time, or a failure of the last minutes."""
     if isinstance(kept, (int, float)) and not isinstance(kept, bool) and 0 <= kept < _FAILED:
         return float(kept)
-    if isinstance(kept, dict) and isinstance(when := kept.get("time"), (int, float)) and 0 <= time.time() - when < _FAILURE_SECONDS:
+    if (
+        isinstance(kept, dict)
+        and isinstance(when := kept.get("time"), (int, float))
+        and 0 <= time.time() - when < _FAILURE_SECONDS
+    ):
         return kept
     return None
 
@@ -85,7 +89,10 @@ def _tried(made: EngineBackend) -> float:
     from ..model import ModelPackage
 
     options = BuildOptions("int8", _PATCH, device="gpu")
-    with ModelPackage.load(Path(resource("demo.zip"))) as package, TemporaryDirectory(prefix="medquant-trial-") as scratch:
+    with (
+        ModelPackage.load(Path(resource("demo.zip"))) as package,
+        TemporaryDirectory(prefix="medquant-trial-") as scratch,
+    ):
         made.build(package.onnx_path("int8"), Path(scratch), options)
         engine = made.load(Path(scratch), options)
         try:

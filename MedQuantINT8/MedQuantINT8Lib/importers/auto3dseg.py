@@ -16,7 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PackageError
-from ..model_spec import NATIVE, Channel, Cleaning, Crop, Geometry, Label, ModelSpec, Normalization, Output, Step, Window
+from ..model_spec import (
+    NATIVE,
+    Channel,
+    Cleaning,
+    Crop,
+    Geometry,
+    Label,
+    ModelSpec,
+    Normalization,
+    Output,
+    Step,
+    Window,
+)
 from .auto3dseg_config import Auto3DSegConfig, find_config, read_config, read_network
 from .auto3dseg_original import Auto3DSegModel, auto3dseg_original
 from .base import Understood, single_output
@@ -40,9 +52,15 @@ def understand(source: Path, *, spec: ModelSpec | None = None) -> Understood:
         PackageError: no configuration in it, or one that is not understood.
     """
     folder = source if source.is_dir() else source.parent
-    path = source if source.is_file() else next((p for p in (folder / "model.pt", folder / "model" / "model.pt") if p.is_file()), None)
+    path = (
+        source
+        if source.is_file()
+        else next((p for p in (folder / "model.pt", folder / "model" / "model.pt") if p.is_file()), None)
+    )
     if path is None:
-        raise PackageError(f"{source} holds no model.pt.", "Give the folder that Auto3DSeg or the Slicer extension made.")
+        raise PackageError(
+            f"{source} holds no model.pt.", "Give the folder that Auto3DSeg or the Slicer extension made."
+        )
     checkpoint = read_checkpoint(path, mapped=True)
     given = find_config(checkpoint, folder, path)
     state_dict_of(checkpoint, path.name)
@@ -63,9 +81,16 @@ def _understood(given: dict[str, Any], folder: Path, path: Path) -> Understood:
     notes = [*config.remarks, *regions.notes]
     spec = _spec(config, folder, regions, brats=kind == "brats")
     if "whole-head" in path.resolve().as_posix():
-        notes.append("the two largest parts of each structure are kept, as the Slicer extension does for whole-head models")
+        notes.append(
+            "the two largest parts of each structure are kept, as the Slicer extension does for whole-head models"
+        )
         spec = replace(spec, cleaning=(Cleaning("largest", count=2),))
-    model = Auto3DSegModel(config, kind == "brats", tuple(label.value for label in spec.labels), partial(_network, config.target, config.network, path))
+    model = Auto3DSegModel(
+        config,
+        kind == "brats",
+        tuple(label.value for label in spec.labels),
+        partial(_network, config.target, config.network, path),
+    )
     return Understood(spec, model.network, notes, partial(auto3dseg_original, model))
 
 
@@ -74,7 +99,11 @@ def _kind(config: Auto3DSegConfig, path: Path) -> str:
 
     The extension looks for the word in the whole path; here it has to stand in the model's own folders.
     """
-    places = [path.resolve().name, *(parent.name for parent in list(path.resolve().parents)[:3]), Path(config.bundle).name]
+    places = [
+        path.resolve().name,
+        *(parent.name for parent in list(path.resolve().parents)[:3]),
+        Path(config.bundle).name,
+    ]
     return next((kind for kind in _REGIONS if any(kind in place.lower() for place in places)), "")
 
 
@@ -95,7 +124,10 @@ def _regions(config: Auto3DSegConfig, kind: str) -> _Regions:
         return _Regions((1,))
     if kind and config.classes == 3:
         order = ", ".join(map(str, _REGIONS[kind]))
-        return _Regions(_REGIONS[kind], (f"the regions 0, 1, 2 are painted as the labels {order}, as the Slicer extension does for {kind}",))
+        return _Regions(
+            _REGIONS[kind],
+            (f"the regions 0, 1, 2 are painted as the labels {order}, as the Slicer extension does for {kind}",),
+        )
     return _Regions(
         tuple(range(1, config.classes + 1)),
         (
@@ -112,12 +144,18 @@ def _nested(members: tuple[tuple[int, ...], ...], classes: int) -> tuple[int, ..
         PackageError: the regions do not lie in each other so that painting them one over the other gives each label back.
     """
     if len(members) != classes:
-        raise PackageError(f"class_index has {len(members)} regions, the network has {classes}.", "Correct the configuration.")
+        raise PackageError(
+            f"class_index has {len(members)} regions, the network has {classes}.", "Correct the configuration."
+        )
     values = []
     for n, region in enumerate(members):
         later = {label for other in members[n + 1 :] if set(other) <= set(region) for label in other}
         left = sorted(set(region) - later)
-        if len(left) != 1 or left[0] == 0 or any(set(other) & set(region) and not set(other) <= set(region) for other in members[n + 1 :]):
+        if (
+            len(left) != 1
+            or left[0] == 0
+            or any(set(other) & set(region) and not set(other) <= set(region) for other in members[n + 1 :])
+        ):
             raise PackageError(
                 f"class_index: region {n} consists of the labels {sorted(region)}, and the regions after it do not leave one of them.",
                 "Such regions cannot be painted one over the other.",
@@ -204,7 +242,12 @@ def _labels(config: Auto3DSegConfig, folder: Path, regions: _Regions) -> tuple[L
         given = dict(enumerate(config.names, start=start))
     colors = palette(len(values))
     return tuple(
-        Label(value, named.get(value, "").strip() or given.get(channel, "").strip() or f"structure {value}", channel, colors[n])
+        Label(
+            value,
+            named.get(value, "").strip() or given.get(channel, "").strip() or f"structure {value}",
+            channel,
+            colors[n],
+        )
         for n, (value, channel) in enumerate(zip(values, channels, strict=True))
     )
 

@@ -18,7 +18,15 @@ from .fields import Fields, choice, count, each, flag, known, mapping, number, p
 _ADVICE = "If it changes nothing when a scan is segmented, take it out of the configuration; else use Auto3DSeg itself."
 NETWORKS = ("SegResNetDS", "SegResNetDS2")
 #: Each normalization by its names; "range" needs intensity_bounds.
-MODES = {"none": "none", "range": "range", "ct": "range", "meanstd": "meanstd", "mri": "meanstd", "meanstdtanh": "meanstdtanh", "pet": "pet"}
+MODES = {
+    "none": "none",
+    "range": "range",
+    "ct": "range",
+    "meanstd": "meanstd",
+    "mri": "meanstd",
+    "meanstdtanh": "meanstdtanh",
+    "pet": "pet",
+}
 #: Fields that say how the network was trained, or on which machine.
 _ABOUT_TRAINING = (
     "_meta_", "ckpt_path", "mlflow_tracking_uri", "mlflow_experiment_name", "data_file_base_dir", "data_list_file_path", "fold",
@@ -87,7 +95,9 @@ def find_config(checkpoint: Any, folder: Path, path: Path) -> dict[str, Any]:
                 except NotPlain:
                     continue  # paths and devices of the training machine
             return found
-    raise PackageError(f"{path.name} holds no configuration, and no hyper_parameters.yaml lies beside it.", "Copy it there.")
+    raise PackageError(
+        f"{path.name} holds no configuration, and no hyper_parameters.yaml lies beside it.", "Copy it there."
+    )
 
 
 def read_config(value: Any, where: str) -> Auto3DSegConfig:
@@ -122,9 +132,13 @@ def _read(value: Any, where: str) -> Auto3DSegConfig:
     modality = read.get("modality", text, "unknown").strip() or "unknown"
     bounds = read.get("intensity_bounds", each(number, 2), None)
     if "range" in modes and (bounds is None or bounds[0] == bounds[1]):
-        raise PackageError(f"{read.where}: the normalization by range needs two different intensity_bounds.", "Correct it.")
+        raise PackageError(
+            f"{read.where}: the normalization by range needs two different intensity_bounds.", "Correct it."
+        )
     if read.get("resample", flag, True) is False and spacing is not None:
-        remarks.append("resample is false, but resample_resolution is given: scans are resampled, as the Slicer extension does")
+        remarks.append(
+            "resample is false, but resample_resolution is given: scans are resampled, as the Slicer extension does"
+        )
     roi = read.get("roi_size", each(count, 3))
     factors = _factors(network)
     if any(side % factor for side, factor in zip(roi, factors, strict=True)):
@@ -147,7 +161,9 @@ def _read(value: Any, where: str) -> Auto3DSegConfig:
         reorient=read.get("orientation_ras", flag, False),
         sigmoid=read.get("sigmoid", flag, False),
         modality=modality,
-        inputs=tuple(f"channel {n}" for n in range(channels)) if len(modes) == 1 and channels > 1 else (modality, *extra),
+        inputs=tuple(f"channel {n}" for n in range(channels))
+        if len(modes) == 1 and channels > 1
+        else (modality, *extra),
         names=names,
         members=members,
         bundle=read.get("bundle_root", text, ""),
@@ -162,12 +178,17 @@ def _network(read: Fields, spacing: list[float] | None) -> tuple[str, dict[str, 
     described = Fields(given, f"{read.where}: network", read.advice)
     target = described.get("_target_", text, "").rsplit(".", 1)[-1]
     if target not in NETWORKS:
-        raise PackageError(f"{read.where} is of a {target or 'network without a name'}, not a SegResNetDS.", "Use another importer.")
+        raise PackageError(
+            f"{read.where} is of a {target or 'network without a name'}, not a SegResNetDS.", "Use another importer."
+        )
     described.get("out_channels", count)
     described.get("in_channels", count, 1)
     described.get("spatial_dims", choice(3), 3)
     if "preprocess" in described:
-        raise PackageError(f"{described.where}: 'preprocess' is code that runs before the network, which is not understood.", read.advice)
+        raise PackageError(
+            f"{described.where}: 'preprocess' is code that runs before the network, which is not understood.",
+            read.advice,
+        )
     described.get("blocks_down", each(count), [1, 2, 2, 4])
     resolution = described.get("resolution", each(positive, 3), None)
     network = {name: item for name, item in given.items() if not name.startswith("_")}
@@ -198,9 +219,15 @@ def _modes(read: Fields, extra: dict[str, Any], channels: int) -> tuple[str, ...
     main = _mode(read.get("normalize_mode", text), f"{read.where}: normalize_mode")
     if not extra:
         return (main,)
-    others = [_mode(text(mode, f"{read.where}: {name}"), f"{read.where}: extra_modalities, {name}") for name, mode in extra.items()]
+    others = [
+        _mode(text(mode, f"{read.where}: {name}"), f"{read.where}: extra_modalities, {name}")
+        for name, mode in extra.items()
+    ]
     if len(others) + 1 != channels:
-        raise PackageError(f"{read.where}: extra_modalities names {len(others)} channels besides the first, the network has {channels}.", "Correct it.")
+        raise PackageError(
+            f"{read.where}: extra_modalities names {len(others)} channels besides the first, the network has {channels}.",
+            "Correct it.",
+        )
     return (main, *others)
 
 

@@ -43,7 +43,9 @@ def auto3dseg_original(model: Auto3DSegModel) -> Auto3DSegPipeline:
     try:
         from monai.transforms import Compose
     except ImportError as error:
-        raise DependencyError("MONAI is not installed.", "Install it with: pip install 'medquantint8[import]'") from error
+        raise DependencyError(
+            "MONAI is not installed.", "Install it with: pip install 'medquantint8[import]'"
+        ) from error
     with at_work("MONAI"):
         return Auto3DSegPipeline(model, Compose(_transforms(model.config, model.brats)), model.network().eval())
 
@@ -57,7 +59,9 @@ def _transforms(config: Auto3DSegConfig, brats: bool) -> list[Any]:
     space: list[Any] = [Orientationd(keys="image", axcodes="RAS", labels=None)] if config.reorient else []
     source = "image0" if len(config.modes) > 1 and not brats else "raw"
     if config.crop:
-        space.append(CropForegroundd(keys="image", source_key="image" if brats else source, margin=10, allow_smaller=True))
+        space.append(
+            CropForegroundd(keys="image", source_key="image" if brats else source, margin=10, allow_smaller=True)
+        )
     if config.spacing is not None:
         pixdim = np.array(config.spacing)
         limits: dict[str, Any] = {"min_pixdim": 0.75 * pixdim, "max_pixdim": 1.25 * pixdim}
@@ -127,10 +131,15 @@ class Auto3DSegPipeline:
             found = (torch.sigmoid(scores) >= 0.5).to(torch.uint8)
         else:
             found = torch.softmax(scores, dim=0).argmax(dim=0, keepdim=True).to(torch.uint8)
-        data: dict[Any, Any] = {"image": image, "pred": MetaTensor(found, meta=image.meta, applied_operations=image.applied_operations)}
+        data: dict[Any, Any] = {
+            "image": image,
+            "pred": MetaTensor(found, meta=image.meta, applied_operations=image.applied_operations),
+        }
         with at_work("MONAI"):
             back = Invertd(keys="pred", orig_keys="image", transform=self.transform, nearest_interp=True)(data)["pred"]
-        return self._painted(np.asarray(back) > 0.5 if self.model.config.sigmoid else np.asarray(back)).transpose(2, 1, 0)
+        return self._painted(np.asarray(back) > 0.5 if self.model.config.sigmoid else np.asarray(back)).transpose(
+            2, 1, 0
+        )
 
     def _painted(self, found: NDArray[Any]) -> NDArray[Any]:
         """Label values (I, J, K) of regions, each painted over those before it, or of classes."""
@@ -149,7 +158,9 @@ class Auto3DSegPipeline:
             affine = torch.from_numpy(volume.ijk_to_ras)
 
             def tensor(data: NDArray[Any]) -> Any:
-                return MetaTensor(torch.from_numpy(np.ascontiguousarray(data.astype(np.float32).transpose(0, 3, 2, 1))), affine=affine)
+                return MetaTensor(
+                    torch.from_numpy(np.ascontiguousarray(data.astype(np.float32).transpose(0, 3, 2, 1))), affine=affine
+                )
 
             data = {f"image{n}": tensor(channel[None]) for n, channel in enumerate(volume.data)}
             with at_work("MONAI"):
@@ -164,7 +175,9 @@ class Auto3DSegPipeline:
 
         image = self._prepared(volume)
         if self._scores is None:
-            inferer = SlidingWindowInfererAdapt(roi_size=self.model.config.roi, sw_batch_size=1, overlap=0.625, mode="gaussian")
+            inferer = SlidingWindowInfererAdapt(
+                roi_size=self.model.config.roi, sw_batch_size=1, overlap=0.625, mode="gaussian"
+            )
             with at_work("MONAI"), torch.no_grad():
                 self._scores = inferer(image.as_tensor()[None], self.network)[0]
         return self._scores

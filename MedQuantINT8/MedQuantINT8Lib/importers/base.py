@@ -73,12 +73,25 @@ def write(
         write_json(record, {**understood.check.to_json(), "network": understood.compared})
         kept = _quantized_before(package, Path(target), Path(scratch) / "before", force=force)
         if kept:
-            understood.notes.append("the INT8 network that was there is kept: it was made of the same network and description")
+            understood.notes.append(
+                "the INT8 network that was there is kept: it was made of the same network and description"
+            )
         return package.with_files(target, {IMPORT: record, **kept})
 
 
 #: What a description may say otherwise without making a calibration untrue.
-_IN_WORDS = ("name", "version", "title", "description", "license", "citation", "source_url", "modality", "cleaning", "labels")
+_IN_WORDS = (
+    "name",
+    "version",
+    "title",
+    "description",
+    "license",
+    "citation",
+    "source_url",
+    "modality",
+    "cleaning",
+    "labels",
+)
 
 
 def _quantized_before(made: ModelPackage, target: Path, scratch: Path, *, force: bool) -> dict[str, Path]:
@@ -99,7 +112,11 @@ def _quantized_before(made: ModelPackage, target: Path, scratch: Path, *, force:
         same = before.hashes[FP32] == made.hashes[FP32] and _computing(before.spec) == _computing(made.spec)
         if same:
             scratch.mkdir()
-            return {name: Path(shutil.copyfile(before.folder / name, scratch / name)) for name in (INT8, CALIBRATION) if before.has(name)}
+            return {
+                name: Path(shutil.copyfile(before.folder / name, scratch / name))
+                for name in (INT8, CALIBRATION)
+                if before.has(name)
+            }
     if not force:
         differs = "network" if before.hashes[FP32] != made.hashes[FP32] else "description"
         raise InputError(
@@ -119,14 +136,25 @@ def _write_unchecked(understood: Understood, target: Path, task: Task, *, dynami
     spec = understood.spec
     patch, name = spec.window.patch_size, f"{spec.name}.onnx"
     if dynamic and 1 in patch and not isinstance(understood.network, Path):
-        raise PackageError(f"{spec.name} works slice by slice: its window is one voxel long across the slices.", "Import it without --dynamic.")
+        raise PackageError(
+            f"{spec.name} works slice by slice: its window is one voxel long across the slices.",
+            "Import it without --dynamic.",
+        )
     with TemporaryDirectory(prefix="medquant-export-") as scratch:
         path = Path(scratch) / FP32
         if isinstance(understood.network, Path):
             name = understood.network.name
             made = run_in_child(partial(_tried, understood.network, path, patch), task, f"The trial of {name}")
         else:
-            export = partial(_exported, understood.network, path, name, patch, len(spec.channels), dynamic or spec.window.whole_volume)
+            export = partial(
+                _exported,
+                understood.network,
+                path,
+                name,
+                patch,
+                len(spec.channels),
+                dynamic or spec.window.whole_volume,
+            )
             # A recipe that was made inside a function (a lambda) cannot be sent: it is made here, and cannot be interrupted.
             apart = can_cross(understood.network)
             made = run_in_child(export, task, f"The export of {spec.name}") if apart else export(task=task)
@@ -162,7 +190,11 @@ def _exported(
         facts = prepare_network(raw, target, patch, proved=True, name=name)
     raw.unlink()
     told = [f"torch's exporter warned: {text}" for text in report.unexplained]
-    return facts, [*report.notes, *told], [f"scores equal to PyTorch's up to {report.parity:.1g} (relative, made patches, ONNX Runtime)"]
+    return (
+        facts,
+        [*report.notes, *told],
+        [f"scores equal to PyTorch's up to {report.parity:.1g} (relative, made patches, ONNX Runtime)"],
+    )
 
 
 def _checked(understood: Understood, package: ModelPackage, task: Task) -> ImportCheck:
@@ -246,8 +278,13 @@ def chosen_output(y: Any, name: str) -> Any:
             continue
         key = next(iter(y)) if len(y) == 1 else next((k for k in _SCORES if k in y), None)
         if key is None:
-            raise PackageError(f"{name} gives {len(y)} results ({', '.join(map(str, y))}).", "Wrap it in a module that gives its class scores.")
+            raise PackageError(
+                f"{name} gives {len(y)} results ({', '.join(map(str, y))}).",
+                "Wrap it in a module that gives its class scores.",
+            )
         y = y[key]
     if not isinstance(y, Tensor):
-        raise PackageError(f"{name} gives {type(y).__name__}, not a tensor of class scores.", "Wrap it in a module that does.")
+        raise PackageError(
+            f"{name} gives {type(y).__name__}, not a tensor of class scores.", "Wrap it in a module that does."
+        )
     return y

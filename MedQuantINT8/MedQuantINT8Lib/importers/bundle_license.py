@@ -24,7 +24,9 @@ def license_of(folder: Path, otherwise: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     weights = next((n for n, line in enumerate(lines) if _WEIGHTS.match(line)), None)
     if weights is not None:
-        said.append(f"weights: {_title(lines[weights:])}{_commercial(' '.join(lines[weights:]))} (the bundle's LICENSE)")
+        said.append(
+            f"weights: {_title(lines[weights:])}{_commercial(' '.join(lines[weights:]))} (the bundle's LICENSE)"
+        )
         said.append(f"code: {_title(lines[:weights])}")
     elif lines:
         said.append(f"{_title(lines)}{_commercial(text)} (the bundle's LICENSE)")
@@ -46,7 +48,11 @@ def license_of(folder: Path, otherwise: str) -> str:
 
 def _title(lines: list[str]) -> str:
     """The first line that names a licence, without headings that only say what it is for."""
-    named = (line for line in lines if not (_WEIGHTS.match(line) or _CODE.match(line) or _SCOPE.match(line)) and re.search(r"\w", line))
+    named = (
+        line
+        for line in lines
+        if not (_WEIGHTS.match(line) or _CODE.match(line) or _SCOPE.match(line)) and re.search(r"\w", line)
+    )
     return next(named, lines[0] if lines else "unknown")[:120]
 
 
@@ -58,7 +64,9 @@ def _others(folder: Path) -> list[Path]:
     found = []
     for place in (folder, folder / "docs", folder / "models"):
         if place.is_dir():
-            found += [p for p in sorted(place.iterdir()) if re.search(r"licen[cs]e", p.name, re.IGNORECASE) and p.is_file()]
+            found += [
+                p for p in sorted(place.iterdir()) if re.search(r"licen[cs]e", p.name, re.IGNORECASE) and p.is_file()
+            ]
     known = {folder / "LICENSE", folder / "docs" / "data_license.txt"}
     return [path for path in found if path not in known and path.suffix.lower() in ("", ".txt", ".md", ".weights")]
 
@@ -67,7 +75,9 @@ def _of_readme(text: str) -> str:
     """The sentence of a README that says under which licence the weights are."""
     for line in text.splitlines():
         for sentence in re.split(r"(?<=[.!])\s", line.strip(" #*->")):
-            if re.search(r"weights?\b", sentence, re.IGNORECASE) and re.search(r"licen[cs]ed?\b", sentence, re.IGNORECASE):
+            if re.search(r"weights?\b", sentence, re.IGNORECASE) and re.search(
+                r"licen[cs]ed?\b", sentence, re.IGNORECASE
+            ):
                 return sentence.strip()[:200]
     return ""
 

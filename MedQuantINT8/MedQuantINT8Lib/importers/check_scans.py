@@ -36,7 +36,13 @@ _FORMS = (
     _Form("oblique, negative values", (0.9, 1.15, 0.7), (1.3, 0.9, 1.1), "LPS", (13.0, -7.0, 21.0), negative=True),
     _Form("oblique by rounding, holes of zeros", (0.85, 0.75, 1.15), (1.21, 1.21, 1.47), "RAS", noise=2e-5, zeros=True),
     _Form("smaller than the patch", (0.55, 0.6, 0.45), (0.77, 0.93, 1.61), "LAS"),
-    _Form("the network's own voxels, holes of zeros, negative values", (0.8, 0.9, 0.7), (1.0, 1.0, 1.0), zeros=True, negative=True),
+    _Form(
+        "the network's own voxels, holes of zeros, negative values",
+        (0.8, 0.9, 0.7),
+        (1.0, 1.0, 1.0),
+        zeros=True,
+        negative=True,
+    ),
 )
 
 
@@ -105,7 +111,9 @@ def _rotation(degrees: tuple[float, float, float]) -> NDArray[np.float64]:
     return made
 
 
-def _channel(shape: tuple[int, int, int], spec: ModelSpec, number: int, form: _Form, rng: np.random.Generator) -> NDArray[np.float32]:
+def _channel(
+    shape: tuple[int, int, int], spec: ModelSpec, number: int, form: _Form, rng: np.random.Generator
+) -> NDArray[np.float32]:
     """Smooth blobs with noise, (K, J, I): so smooth that interpolation is well defined, so rough that a wrong voxel shows."""
     coarse = rng.standard_normal([n // 6 + 3 for n in shape])
     values = _stretched(coarse, shape) + 0.15 * rng.standard_normal(shape)

@@ -33,14 +33,18 @@ def read_checkpoint(path: str | os.PathLike[str], what: str = "checkpoint", *, m
     try:
         with _numpy_numbers():
             # Files of before PyTorch 1.6 are no zip, and cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=(mapped and zipfile.is_zipfile(path)) or None)
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=(mapped and zipfile.is_zipfile(path)) or None
+            )
     except pickle.UnpicklingError as error:
         raise PackageError(
             f"{path.name} holds Python objects beside weights, and reading those would run their code: {_first_line(error)}.",
             "Save its state_dict alone, with torch.save(model.state_dict(), ...).",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise PackageError(f"{path.name} is no PyTorch {what}, or it is damaged: {_first_line(error)}.", "Get it again.") from error
+        raise PackageError(
+            f"{path.name} is no PyTorch {what}, or it is damaged: {_first_line(error)}.", "Get it again."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -60,7 +64,9 @@ def _numpy_numbers() -> Iterator[None]:
     dtypes = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")}
     # Written by NumPy 1 it is called numpy.core, by NumPy 2 numpy._core.
     named = [
-        (getattr(core, made), f"numpy.{name}.multiarray.{made}") for name in ("core", "_core") for made in ("scalar", "_reconstruct")
+        (getattr(core, made), f"numpy.{name}.multiarray.{made}")
+        for name in ("core", "_core")
+        for made in ("scalar", "_reconstruct")
     ]
     with torch.serialization.safe_globals([np.dtype, np.ndarray, *named, *dtypes]):
         yield
@@ -80,7 +86,9 @@ def state_dict_of(checkpoint: Any, name: str) -> dict[str, Any]:
             found = found[place]
             break
     if not isinstance(found, dict) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise PackageError(f"{name} holds no weights.", f"Expected tensors by name, or a dictionary with one of {', '.join(_PLACES)}.")
+        raise PackageError(
+            f"{name} holds no weights.", f"Expected tensors by name, or a dictionary with one of {', '.join(_PLACES)}."
+        )
     for prefix in ("module.", "_orig_mod.", "net."):
         if all(key.startswith(prefix) for key in found):
             found = {key[len(prefix) :]: value for key, value in found.items()}

@@ -103,7 +103,9 @@ def _keep(understood: list[Understood], root: Path, task: Task) -> tuple[str, li
 def _free(root: Path, name: str) -> Path:
     target = root / name
     if target.exists():
-        raise InputError(f"A model called {name} is installed already.", f"Remove it first: medquant models remove {name}")
+        raise InputError(
+            f"A model called {name} is installed already.", f"Remove it first: medquant models remove {name}"
+        )
     with storage_errors(target):
         root.mkdir(parents=True, exist_ok=True)
     return target

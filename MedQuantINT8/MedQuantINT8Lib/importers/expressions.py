@@ -103,7 +103,9 @@ class Budget:
                 if depth > self.depth:
                     raise self._spent("is nested too deep, or refers to itself")
                 inside = item.values() if isinstance(item, dict) else item
-                waiting += [(inner, depth + 1) for inner in inside if isinstance(inner, str | bytes | dict | list | tuple | set)]
+                waiting += [
+                    (inner, depth + 1) for inner in inside if isinstance(inner, str | bytes | dict | list | tuple | set)
+                ]
 
     def enter(self) -> None:
         self._at += 1
@@ -197,7 +199,10 @@ class Config:
         try:
             if isinstance(value, dict):
                 self.budget.make(len(value))
-                return {key: self._argument(item) if "_target_" in value else self.resolve(item) for key, item in value.items()}
+                return {
+                    key: self._argument(item) if "_target_" in value else self.resolve(item)
+                    for key, item in value.items()
+                }
             if isinstance(value, list):
                 self.budget.make(len(value))
                 return [self.resolve(item) for item in value]
@@ -261,7 +266,11 @@ class Config:
             raise NotPlain(f"%{text} leaves the bundle")
         if path not in self._included:
             self._included[path] = _parsed(path, self.budget)
-        return Config(self._included[path], self._folder, self.budget).raw_at(key) if separator else dict(self._included[path])
+        return (
+            Config(self._included[path], self._folder, self.budget).raw_at(key)
+            if separator
+            else dict(self._included[path])
+        )
 
     def tree_of(self, text: str) -> tuple[ast.expr, dict[str, str]]:
         """An expression (without its $) as a syntax tree, and which of its names stand for which references.
@@ -309,7 +318,9 @@ class Config:
     def value_of(self, tree: ast.expr, names: Mapping[str, str], text: str) -> Any:
         """The value of a part of an expression, as :meth:`tree_of` gives it."""
         try:
-            return _Evaluator(text, lambda name: self._lookup(names[name]), set(names), self._functions, self.budget).value(tree)
+            return _Evaluator(
+                text, lambda name: self._lookup(names[name]), set(names), self._functions, self.budget
+            ).value(tree)
         except (
             TypeError, ValueError, KeyError, IndexError, ZeroDivisionError, OverflowError, MemoryError, AttributeError, RuntimeError,
         ) as error:  # fmt: skip
@@ -320,13 +331,17 @@ def _parsed(path: Path, budget: Budget) -> dict[str, Any]:
     """What a configuration file holds; raises :class:`PackageError`."""
     try:
         if path.stat().st_size > (largest := _LARGEST_FILES.get(path.suffix, 0)):
-            raise PackageError(f"{path.name} is larger than {largest >> 10} KB, which no configuration is.", "Get the bundle again.")
+            raise PackageError(
+                f"{path.name} is larger than {largest >> 10} KB, which no configuration is.", "Get the bundle again."
+            )
         text = path.read_text(encoding="utf-8")
         value = json.loads(text) if path.suffix == ".json" else _yaml(text, path.name, budget)
     except RecursionError as error:
         raise PackageError(f"{path.name} is nested too deep.", "Do not use this file.") from error
     except (OSError, ValueError) as error:
-        raise PackageError(f"{path.name} cannot be read: {str(error).splitlines()[0]}.", "Get the bundle again.") from error
+        raise PackageError(
+            f"{path.name} cannot be read: {str(error).splitlines()[0]}.", "Get the bundle again."
+        ) from error
     if not isinstance(value, dict):
         raise PackageError(f"{path.name} holds no configuration.", "Get the bundle again.")
     budget.weigh(value)
@@ -343,19 +358,25 @@ def _yaml(text: str, name: str, budget: Budget) -> Any:
 
         def flatten_mapping(self, node: Any) -> None:
             if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-                raise PackageError(f"{name} uses YAML's merge keys (<<), which are not understood.", "Write the merged entries out.")
+                raise PackageError(
+                    f"{name} uses YAML's merge keys (<<), which are not understood.", "Write the merged entries out."
+                )
 
     try:
         depth = 0
         # The loader calls itself for what lies deeper; how deep that is, is seen before in the stream of events.
         for event in yaml.parse(text, Loader=fast):
             budget.make(1)
-            depth += isinstance(event, yaml.events.CollectionStartEvent) - isinstance(event, yaml.events.CollectionEndEvent)
+            depth += isinstance(event, yaml.events.CollectionStartEvent) - isinstance(
+                event, yaml.events.CollectionEndEvent
+            )
             if depth > budget.depth:
                 raise PackageError(f"{name} is nested too deep.", "Do not use this file.")
         return yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
-        raise PackageError(f"{name} is no valid YAML: {str(error).splitlines()[0]}.", "Get the bundle again.") from error
+        raise PackageError(
+            f"{name} is no valid YAML: {str(error).splitlines()[0]}.", "Get the bundle again."
+        ) from error
     except (TypeError, AttributeError) as error:
         # Keys that cannot be keys, such as lists.
         raise PackageError(f"{name} is no valid YAML: {error}.", "Get the bundle again.") from error

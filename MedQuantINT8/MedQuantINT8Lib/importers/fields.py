@@ -119,7 +119,9 @@ def flag(value: Any, where: str) -> bool:
 
 def number(value: Any, where: str) -> float:
     """A finite number; NumPy's are numbers too."""
-    if isinstance(value, bool) or not (isinstance(value, int | float) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)):
+    if isinstance(value, bool) or not (
+        isinstance(value, int | float) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)
+    ):
         raise wrong(where, value, "a number")
     try:
         found = float(value)

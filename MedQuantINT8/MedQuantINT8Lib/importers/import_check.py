@@ -77,7 +77,9 @@ class ScanCheck:
     def _said(self, part: str, difference: float, tolerance: float) -> str:
         if not np.isfinite(difference):
             return f"{self.scan}: {part}: {self.words or 'its shape or a number in it'}"
-        return f"{self.scan}: {part} differs by {100 * difference:.2g} % of its spread, {100 * tolerance:g} % are allowed"
+        return (
+            f"{self.scan}: {part} differs by {100 * difference:.2g} % of its spread, {100 * tolerance:g} % are allowed"
+        )
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ class ImportCheck:
         """What import.json holds; infinite differences become null with their words."""
         value = asdict(self)
         value["scans"] = [
-            {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in scan.items()} for scan in value["scans"]
+            {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in scan.items()}
+            for scan in value["scans"]
         ]
         return {"schema": "medquant-import", "schema_version": "1.0", **value, "summary": self.summary()}
 

@@ -33,7 +33,11 @@ _KEPT_BYTES = 512 << 20
 
 
 def compare_import(
-    spec: ModelSpec, network: Path, original: OriginalPipeline, task: Task | None = None, scans: Sequence[Volume] | None = None
+    spec: ModelSpec,
+    network: Path,
+    original: OriginalPipeline,
+    task: Task | None = None,
+    scans: Sequence[Volume] | None = None,
 ) -> ImportCheck:
     """Run the segment road (FP32 in ONNX Runtime) and the original on made scans and compare input, scores and labels.
 
@@ -154,7 +158,10 @@ class _OurSide:
         """Whether the network may run on this scan as well, by time and memory."""
         plan = plan_for(prepared, self.spec, SegmentationOptions())
         needed = 4 * self.spec.output_channels * 4 * int(np.prod(np.maximum(plan.volume_shape, plan.patch)))
-        fits = needed <= _MEMORY_SHARE * available_memory() and self._spent + plan.count * self._seconds_a_window <= SECONDS
+        fits = (
+            needed <= _MEMORY_SHARE * available_memory()
+            and self._spent + plan.count * self._seconds_a_window <= SECONDS
+        )
         self._left_out += not fits
         return fits
 

@@ -69,7 +69,13 @@ class LabelFunction:
         self.text = text
         if isinstance(tree, ast.Lambda):
             arguments = tree.args
-            if len(arguments.args) != 1 or arguments.vararg or arguments.kwonlyargs or arguments.kwarg or arguments.defaults:
+            if (
+                len(arguments.args) != 1
+                or arguments.vararg
+                or arguments.kwonlyargs
+                or arguments.kwarg
+                or arguments.defaults
+            ):
                 raise NotUnderstood(text)
             self._name, self._body = arguments.args[0].arg, tree.body
         elif dotted(tree) in ("torch.sigmoid", "torch.nn.functional.sigmoid", "torch.special.expit"):
@@ -92,7 +98,13 @@ class LabelFunction:
             return Activation("sigmoid")
         if name == "softmax" and axis == 0 and set(keywords) <= {"dim", "axis"} and len(rest) <= 1:
             return Activation("softmax")
-        if name == "argmax" and axis == 0 and keepdim is True and set(keywords) <= {"dim", "axis", "keepdim"} and len(rest) <= 2:
+        if (
+            name == "argmax"
+            and axis == 0
+            and keepdim is True
+            and set(keywords) <= {"dim", "axis", "keepdim"}
+            and len(rest) <= 2
+        ):
             return Argmax()
         return None
 
@@ -223,7 +235,9 @@ def _index(node: ast.expr) -> Any:
     try:
         value = None if isinstance(node, ast.Slice) else ast.literal_eval(node)
         if isinstance(node, ast.Slice):
-            value = slice(*(None if part is None else ast.literal_eval(part) for part in (node.lower, node.upper, node.step)))
+            value = slice(
+                *(None if part is None else ast.literal_eval(part) for part in (node.lower, node.upper, node.step))
+            )
     except (ValueError, TypeError) as error:
         raise NotUnderstood("an index that is no number") from error
     if isinstance(value, slice | int) or (isinstance(value, list) and all(isinstance(v, int) for v in value)):
@@ -242,7 +256,11 @@ def _kept(node: ast.expr) -> ast.expr | None:
 
 def _called(node: ast.expr) -> tuple[str, ast.expr, list[Any], dict[str, Any]] | None:
     """A function of torch or method of a tensor: its name, its tensor, and the rest of its arguments as constants or as nodes."""
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or any(k.arg is None for k in node.keywords):
+    if (
+        not isinstance(node, ast.Call)
+        or not isinstance(node.func, ast.Attribute)
+        or any(k.arg is None for k in node.keywords)
+    ):
         return None
     owner = dotted(node.func.value)
     of_module = owner in ("torch", "np", "numpy", "torch.nn.functional", "F")

@@ -21,7 +21,9 @@ def transform_name(transform: Any) -> str:
         PackageError: it is no description, but code.
     """
     if not isinstance(transform, dict) or not isinstance(transform.get("_target_"), str):
-        raise PackageError(f"A transform of the bundle is {str(transform)[:80]!r}, not a description.", "It needs --trust-code.")
+        raise PackageError(
+            f"A transform of the bundle is {str(transform)[:80]!r}, not a description.", "It needs --trust-code."
+        )
     name = str(transform["_target_"]).rsplit(".", 1)[-1]
     return name[:-4] + "d" if name.endswith("Dict") else name[:-1] + "d" if name.endswith("D") else name
 
@@ -56,7 +58,9 @@ class Arguments:
         self.name = transform_name(transform)
         self._given, self._read = transform, set(_HARMLESS)
         keys = transform.get("keys")
-        self.keys: list[str] = [str(k) for k in keys] if isinstance(keys, list | tuple) else [] if keys is None else [str(keys)]
+        self.keys: list[str] = (
+            [str(k) for k in keys] if isinstance(keys, list | tuple) else [] if keys is None else [str(keys)]
+        )
         self._index = self.keys.index(key) if key in self.keys else 0
 
     def __contains__(self, name: str) -> bool:

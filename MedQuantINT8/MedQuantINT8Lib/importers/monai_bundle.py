@@ -63,7 +63,8 @@ def _reading(folder: Path, trust_code: bool, use: Callable[[_Bundle], _T]) -> _T
     path = next((folder / "configs" / name for name in _CONFIGS if (folder / "configs" / name).is_file()), None)
     if path is None or not (folder / "configs" / "metadata.json").is_file():
         raise PackageError(
-            f"{folder.name} is no MONAI bundle: configs/metadata.json or configs/inference.json is missing.", "Check the path."
+            f"{folder.name} is no MONAI bundle: configs/metadata.json or configs/inference.json is missing.",
+            "Check the path.",
         )
     metadata = Config.read(folder / "configs" / "metadata.json")
     read = Config.read(path)
@@ -111,7 +112,9 @@ class _Bundle:
         inputs = self._channels(image, definition)
         preprocessing = translate_preprocessing(self._transforms("preprocessing"), len(inputs))
         run = self._function if self._trust else None
-        post = translate_postprocessing(self._transforms("postprocessing"), channels, vista=classes is not None, run=run)
+        post = translate_postprocessing(
+            self._transforms("postprocessing"), channels, vista=classes is not None, run=run
+        )
         window = self._window(definition)
         self._notes += preprocessing.notes + post.notes
         labels = self._labels(pred, channels, classes, post)
@@ -126,7 +129,9 @@ class _Bundle:
             output=post.output,
             labels=labels,
             cleaning=_of_labels(post, labels),
-            license=license_of(self._folder, self._said("license") or self._said("copyright") or "unknown: see the bundle"),
+            license=license_of(
+                self._folder, self._said("license") or self._said("copyright") or "unknown: see the bundle"
+            ),
             citation=_cited(self._metadata.raw("references")),
             source_url=self._said("source_url"),
             title=self._said("task"),
@@ -138,7 +143,9 @@ class _Bundle:
         )
         return Understood(spec, network, self._notes, original=lambda: self._original(spec, network, post))
 
-    def _original(self, spec: ModelSpec, network: Callable[[], Any], post: Postprocessing | None = None) -> MonaiPipeline:
+    def _original(
+        self, spec: ModelSpec, network: Callable[[], Any], post: Postprocessing | None = None
+    ) -> MonaiPipeline:
         """MONAI itself with this bundle."""
         if post is None:
             definition = self._definition()
@@ -164,7 +171,9 @@ class _Bundle:
         if isinstance(found, dict):
             found = found.get("transforms", [])
         if not isinstance(found, list | tuple):
-            raise PackageError(f"{self._path.name} has no '{name}' that is a list of transforms.", "Give a description with --spec.")
+            raise PackageError(
+                f"{self._path.name} has no '{name}' that is a list of transforms.", "Give a description with --spec."
+            )
         return list(found)
 
     # The network
@@ -174,7 +183,9 @@ class _Bundle:
         for name in _NETWORKS:
             if self._config.has(name):
                 return definition_of(self._config, self._config.raw(name))
-        raise PackageError(f"{self._path.name} has no 'network_def' that describes its network.", "Get the bundle again.")
+        raise PackageError(
+            f"{self._path.name} has no 'network_def' that describes its network.", "Get the bundle again."
+        )
 
     def _network(self, definition: Definition | None, classes: list[int] | None) -> Callable[[], Any]:
         weights = find_weights(self._config, self._folder)
@@ -185,10 +196,14 @@ class _Bundle:
         if definition is None or not definition.listed:
             if not self._trust:
                 what = definition.target if definition is not None else str(self._config.raw("network_def"))[:200]
-                raise PackageError(f"The bundle's network is {what}: Python code of its own, which would have to be run.", _TRUST)
+                raise PackageError(
+                    f"The bundle's network is {what}: Python code of its own, which would have to be run.", _TRUST
+                )
             return lambda: self._by_code(weights)
         if classes is not None:
-            self._notes.append("VISTA3D's automatic road with its fixed classes; point prompts and zero-shot classes are left out")
+            self._notes.append(
+                "VISTA3D's automatic road with its fixed classes; point prompts and zero-shot classes are left out"
+            )
             return lambda: _vista(self._config, definition, classes, weights)
         return lambda: _loaded(make(self._config, definition), weights, definition.name)
 
@@ -196,7 +211,8 @@ class _Bundle:
         name = weights.path.relative_to(self._folder)
         if not self._trust:
             raise PackageError(
-                f"The bundle holds its network as {name} alone, a TorchScript file: a program, which would have to be run.", _TRUST
+                f"The bundle holds its network as {name} alone, a TorchScript file: a program, which would have to be run.",
+                _TRUST,
             )
         self._notes.append(f"the network is {name} (TorchScript)")
 
@@ -206,7 +222,9 @@ class _Bundle:
             try:
                 return torch.jit.load(str(weights.path), map_location="cpu").eval()
             except (RuntimeError, ValueError) as error:
-                raise PackageError(f"{name} is no TorchScript file, or it is damaged.", "Get the bundle again.") from error
+                raise PackageError(
+                    f"{name} is no TorchScript file, or it is damaged.", "Get the bundle again."
+                ) from error
 
         return load
 
@@ -216,7 +234,9 @@ class _Bundle:
         name = next(name for name in _NETWORKS if self._config.has(name))
         made = _run(self._folder, self._path, f"@{name}")
         if not isinstance(made, nn.Module):
-            raise PackageError(f"The bundle's '{name}' is {type(made).__name__}, no network of torch.", "Get the bundle again.")
+            raise PackageError(
+                f"The bundle's '{name}' is {type(made).__name__}, no network of torch.", "Get the bundle again."
+            )
         return _loaded(made.to("cpu"), weights, "the bundle's network")
 
     def _function(self, text: str) -> Callable[[Any], Any]:
@@ -239,7 +259,9 @@ class _Bundle:
             raise PackageError(f"{self._path.name} has no 'inferer'.", "Give a description with --spec.")
         inferer = self._config.get("inferer")
         unknown = (1, 1, 1) if slice_axis(inferer) is None else (1, 1)
-        return translate_inferer(inferer, definition.multiples if definition is not None and definition.listed else unknown)
+        return translate_inferer(
+            inferer, definition.multiples if definition is not None and definition.listed else unknown
+        )
 
     # What its channels mean
 
@@ -262,7 +284,9 @@ class _Bundle:
             raise PackageError("The bundle's metadata names no output channels.", "Give a description with --spec.")
         return count
 
-    def _labels(self, pred: dict[str, Any], channels: int, classes: list[int] | None, post: Postprocessing) -> tuple[Label, ...]:
+    def _labels(
+        self, pred: dict[str, Any], channels: int, classes: list[int] | None, post: Postprocessing
+    ) -> tuple[Label, ...]:
         names = _names(pred)
         if classes is not None:
             # Channel n of the static graph is VISTA3D's class n - 1 of the list; its number is kept as the label's value.
@@ -278,7 +302,10 @@ class _Bundle:
             values = post.values or {number: number for number in range(channels)}
             rows = [(values[number], names.get(number, f"class {number}"), number) for number in range(1, channels)]
         if not rows:
-            raise PackageError("The bundle's network has one output channel, which an argmax never chooses.", "Give a description with --spec.")
+            raise PackageError(
+                "The bundle's network has one output channel, which an argmax never chooses.",
+                "Give a description with --spec.",
+            )
         colors = palette(len(rows))
         return tuple(Label(value, name, channel, colors[i]) for i, (value, name, channel) in enumerate(rows))
 
@@ -297,7 +324,9 @@ def _run(folder: Path, path: Path, text: str) -> Any:
         except Exception as error:
             # The code is the bundle's own, and may raise anything.
             line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise PackageError(f"The bundle's {text[:100]!r} cannot be made: {line}.", "Check which MONAI it was made for.") from error
+            raise PackageError(
+                f"The bundle's {text[:100]!r} cannot be made: {line}.", "Check which MONAI it was made for."
+            ) from error
 
 
 @contextmanager
@@ -335,7 +364,9 @@ def _part(value: Any, name: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise PackageError(f"metadata.json has a {name} that is no object.", "Get the bundle again, or give a description with --spec.")
+        raise PackageError(
+            f"metadata.json has a {name} that is no object.", "Get the bundle again, or give a description with --spec."
+        )
     return value
 
 
@@ -351,7 +382,9 @@ def _names(pred: dict[str, Any]) -> dict[int, str]:
         if isinstance(given, list):
             given = dict(enumerate(given))
         if isinstance(given, dict) and given:
-            if all(isinstance(v, int) and not isinstance(v, bool) for v in given.values()) and not any(_is_number(k) for k in given):
+            if all(isinstance(v, int) and not isinstance(v, bool) for v in given.values()) and not any(
+                _is_number(k) for k in given
+            ):
                 given = {number: name for name, number in given.items()}
             found = {int(k): _word(v) for k, v in given.items() if _is_number(k) and _word(v)}
             if found:
@@ -360,12 +393,17 @@ def _names(pred: dict[str, Any]) -> dict[int, str]:
 
 
 def _is_number(value: Any) -> bool:
-    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal() and len(value) < 8)
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, str) and value.isdecimal() and len(value) < 8
+    )
 
 
 def _count(value: Any, what: str) -> int:
     if not _is_number(value) or not 0 < int(value) <= MOST_CHANNELS:
-        raise PackageError(f"metadata.json has {str(value)[:40]!r} as {what}.", "Get the bundle again, or give a description with --spec.")
+        raise PackageError(
+            f"metadata.json has {str(value)[:40]!r} as {what}.",
+            "Get the bundle again, or give a description with --spec.",
+        )
     return int(value)
 
 

@@ -12,7 +12,16 @@ from .slices import with_slice_axis
 _SLIDING = {"SlidingWindowInferer", "SlidingWindowInfererAdapt"}
 _PADDING = {"constant": "constant", "replicate": "edge", "reflect": "reflect", "circular": "wrap"}
 #: How much is computed at once, and where; none of it changes the result.
-_RUNNING = ("sw_batch_size", "sw_device", "device", "progress", "cache_roi_weight_map", "cpu_thresh", "buffer_steps", "buffer_dim")
+_RUNNING = (
+    "sw_batch_size",
+    "sw_device",
+    "device",
+    "progress",
+    "cache_roi_weight_map",
+    "cpu_thresh",
+    "buffer_steps",
+    "buffer_dim",
+)
 #: A patch for networks that see the whole volume: what is exported, and what calibration draws.
 _WHOLE = 96
 
@@ -46,7 +55,9 @@ def translate_inferer(inferer: Any, multiples: tuple[int, ...]) -> Window:
     axis = slice_axis(inferer)
     if len(multiples) != (3 if axis is None else 2):
         does = "runs windows of three axes" if axis is None else "runs single slices"
-        raise PackageError(f"The bundle's inferer {given.name} {does}, and its network has {len(multiples)} spatial axes.", ADVICE)
+        raise PackageError(
+            f"The bundle's inferer {given.name} {does}, and its network has {len(multiples)} spatial axes.", ADVICE
+        )
     if axis is not None:
         multiples = with_slice_axis([*multiples], axis, 1)
     a, b, c = multiples
@@ -69,9 +80,16 @@ def translate_inferer(inferer: Any, multiples: tuple[int, ...]) -> Window:
     return window
 
 
-def _sliding(given: Arguments, multiples: tuple[int, int, int], *, blend: str, overlap: Any, across: int | None = None) -> Window:
+def _sliding(
+    given: Arguments, multiples: tuple[int, int, int], *, blend: str, overlap: Any, across: int | None = None
+) -> Window:
     if across is None:
-        sizes = _by_axis(given, "roi_size", given.get("roi_size"), lambda n: n is None or (isinstance(n, int) and not isinstance(n, bool)))
+        sizes = _by_axis(
+            given,
+            "roi_size",
+            given.get("roi_size"),
+            lambda n: n is None or (isinstance(n, int) and not isinstance(n, bool)),
+        )
     else:
         given.get("spatial_dim", 0)
         sizes = _of_slices(given, across)

@@ -36,20 +36,26 @@ def normalizeintensityd(t: Arguments) -> list[Any]:
     return [_zscore(t, mask, mean, std, (), "channel" if wise else "all")]
 
 
-def _zscore(t: Arguments, mask: Any, mean: Any, std: Any, channels: tuple[int, ...], over: Any = "channel") -> Normalization:
+def _zscore(
+    t: Arguments, mask: Any, mean: Any, std: Any, channels: tuple[int, ...], over: Any = "channel"
+) -> Normalization:
     if std is not None and std < 0:
         raise t.refusal("divisor", std)
     known = None if std is None else float(std) or 1.0
     if mean is not None and known is not None and mask == "all":
         return Normalization("linear", low=-mean / known, high=(1 - mean) / known, channels=channels)
-    return Normalization("zscore", mean=None if mean is None else float(mean), std=known, mask=mask, channels=channels, over=over)
+    return Normalization(
+        "zscore", mean=None if mean is None else float(mean), std=known, mask=mask, channels=channels, over=over
+    )
 
 
 def _each(t: Arguments, name: str) -> list[float]:
     value = t.get(name)
     if value is None:
         return []
-    if not isinstance(value, list | tuple) or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in value):
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(n, int | float) and not isinstance(n, bool) for n in value
+    ):
         raise t.refusal(name, value)
     return [float(n) for n in value]
 
@@ -132,7 +138,11 @@ def clipintensitypercentilesd(t: Arguments) -> list[Any]:
 def thresholdintensityd(t: Arguments) -> list[Any]:
     limit = t.number("threshold")
     fill = t.number("cval", 0.0)
-    return [Normalization("threshold", low=limit, fill=fill) if t.flag("above", True) else Normalization("threshold", high=limit, fill=fill)]
+    return [
+        Normalization("threshold", low=limit, fill=fill)
+        if t.flag("above", True)
+        else Normalization("threshold", high=limit, fill=fill)
+    ]
 
 
 def shiftintensityd(t: Arguments) -> list[Any]:
@@ -179,7 +189,14 @@ def _of_text(text: str) -> list[Normalization] | None:
     if not isinstance(tree, ast.Lambda):
         return None
     arguments = tree.args
-    if len(arguments.args) != 1 or arguments.defaults or arguments.vararg or arguments.kwonlyargs or arguments.kwarg or arguments.posonlyargs:
+    if (
+        len(arguments.args) != 1
+        or arguments.defaults
+        or arguments.vararg
+        or arguments.kwonlyargs
+        or arguments.kwarg
+        or arguments.posonlyargs
+    ):
         return None
     return _plain_function(tree.body, arguments.args[0].arg)
 

@@ -76,7 +76,14 @@ class Definition:
     @property
     def output_channels(self) -> int | None:
         """The network's output channels, where its arguments say so."""
-        return next((count for name in ("out_channels", "num_classes", "n_classes") if (count := self._count(name)) is not None), None)
+        return next(
+            (
+                count
+                for name in ("out_channels", "num_classes", "n_classes")
+                if (count := self._count(name)) is not None
+            ),
+            None,
+        )
 
     @property
     def input_channels(self) -> int | None:
@@ -88,7 +95,10 @@ class Definition:
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             return None
         if value > MOST_CHANNELS:
-            raise PackageError(f"{self.name} has {str(value)[:40]} as its {name}; more than {MOST_CHANNELS} are not understood.", "Get the bundle again.")
+            raise PackageError(
+                f"{self.name} has {str(value)[:40]} as its {name}; more than {MOST_CHANNELS} are not understood.",
+                "Get the bundle again.",
+            )
         return value
 
     @property
@@ -155,9 +165,14 @@ def bundle_file(folder: Path, name: str) -> Path:
         inside = folder.resolve() in path.resolve().parents
         there = path.is_file()
     except (OSError, ValueError) as error:
-        raise PackageError(f"The bundle names the file {name[:200]!r}, which cannot be one: {error}.", "Get the bundle again.") from error
+        raise PackageError(
+            f"The bundle names the file {name[:200]!r}, which cannot be one: {error}.", "Get the bundle again."
+        ) from error
     if not inside:
-        raise PackageError(f"The bundle names the file {name}, which lies outside of it.", "Put it into the bundle, or correct its path.")
+        raise PackageError(
+            f"The bundle names the file {name}, which lies outside of it.",
+            "Put it into the bundle, or correct its path.",
+        )
     if not there:
         raise PackageError(f"The bundle's file {path.relative_to(folder)} is missing.", "Download the whole bundle.")
     return path
@@ -205,9 +220,13 @@ def _of_description(config: Config, raw: dict[str, Any]) -> Definition | None:
     if disabled is True or str(disabled).strip().lower() == "true":
         raise PackageError("The bundle's network is turned off (_disabled_).", "Correct the bundle's configuration.")
     if raw.get("_mode_", "default") != "default":
-        raise PackageError(f"The bundle's network has _mode_ = {_short(raw['_mode_'])}, which is not understood.", _TRUST)
+        raise PackageError(
+            f"The bundle's network has _mode_ = {_short(raw['_mode_'])}, which is not understood.", _TRUST
+        )
     resolved = config.resolve(raw)
-    arguments = {str(k): v for k, v in resolved.items() if k not in ("_target_", "_disabled_", "_mode_", "_desc_", "_requires_")}
+    arguments = {
+        str(k): v for k, v in resolved.items() if k not in ("_target_", "_disabled_", "_mode_", "_desc_", "_requires_")
+    }
     return Definition(target, arguments)
 
 
@@ -245,7 +264,9 @@ def make(config: Config, definition: Definition) -> Any:
         PackageError: a class or an argument that is not made here, or one that the class refuses; named.
     """
     if not definition.listed:
-        raise PackageError(f"The bundle's network is {definition.target}, which is none of MONAI's networks that segment.", _TRUST)
+        raise PackageError(
+            f"The bundle's network is {definition.target}, which is none of MONAI's networks that segment.", _TRUST
+        )
     import torch
 
     # Some constructors print what they recommend, which would stand among what the command prints.
@@ -260,7 +281,9 @@ def make(config: Config, definition: Definition) -> Any:
             # Some classes compute with their weights while they are made; then there is nothing to count beforehand.
             weights = 0
         if weights > _MOST_WEIGHTS:
-            raise PackageError(f"The bundle's {definition.name} would have {weights:,} weights.", "Get the bundle again.")
+            raise PackageError(
+                f"The bundle's {definition.name} would have {weights:,} weights.", "Get the bundle again."
+            )
         try:
             return cls(**arguments)
         except PackageError:
@@ -268,7 +291,8 @@ def make(config: Config, definition: Definition) -> Any:
         except Exception as error:
             # Constructors of networks raise whatever their arithmetic stumbles over.
             raise PackageError(
-                f"MONAI cannot make the bundle's {definition.name}: {_first_line(error)}.", "Check which MONAI it was made for."
+                f"MONAI cannot make the bundle's {definition.name}: {_first_line(error)}.",
+                "Check which MONAI it was made for.",
             ) from error
 
 
@@ -283,7 +307,9 @@ def _checked(config: Config, definition: Definition) -> dict[str, Any]:
         if name in _FORMER and name not in accepted:
             continue
         if name not in accepted and not free:
-            raise PackageError(f"MONAI's {definition.name} takes no argument {name!r}.", "Check which MONAI the bundle was made for.")
+            raise PackageError(
+                f"MONAI's {definition.name} takes no argument {name!r}.", "Check which MONAI the bundle was made for."
+            )
         if _FETCHING.search(name) and value not in (None, False, "", []):
             raise PackageError(
                 f"The bundle's {definition.name} has {name} = {_short(value)}, which makes it fetch or read something else.",
@@ -325,7 +351,9 @@ def _argument(config: Config, value: Any, where: str) -> Any:
     try:
         return cls(**_checked(config, part))
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
-        raise PackageError(f"The bundle's {where} cannot be made: {_first_line(error)}.", "Check which MONAI it was made for.") from error
+        raise PackageError(
+            f"The bundle's {where} cannot be made: {_first_line(error)}.", "Check which MONAI it was made for."
+        ) from error
 
 
 def _is_monai(target: str) -> bool:
@@ -344,7 +372,9 @@ def _class_of(target: str) -> Any:
         from monai.networks import nets
         from torch import nn
     except ImportError as error:
-        raise DependencyError("MONAI is not installed.", "Install it with: pip install 'medquantint8[import]'") from error
+        raise DependencyError(
+            "MONAI is not installed.", "Install it with: pip install 'medquantint8[import]'"
+        ) from error
     package, _, name = target.rpartition(".")
     if package in ("torch.nn", "nn") and name in _TORCH_PARTS:
         return getattr(nn, name, None)

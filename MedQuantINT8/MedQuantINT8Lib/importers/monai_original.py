@@ -34,7 +34,15 @@ from .monai_spatial import HANDLERS as SPATIAL
 from .monai_spatial import is_plain_comparison
 
 #: What only concerns files, devices or training, and VISTA3D's prompts, which the exported graph holds.
-_LEFT_OUT = {"SaveImaged", "ToDeviced", "VistaPreTransformd", "VistaPostTransformd", "DeleteItemsd", "SelectItemsd", "DataStatsd"}
+_LEFT_OUT = {
+    "SaveImaged",
+    "ToDeviced",
+    "VistaPreTransformd",
+    "VistaPostTransformd",
+    "DeleteItemsd",
+    "SelectItemsd",
+    "DataStatsd",
+}
 _AFTER = {
     "Activationsd", "AsDiscreted", "Invertd", "EnsureTyped", "CastToTyped", "ToTensord", "ToNumpyd", "SqueezeDimd", "CopyItemsd",
     "KeepLargestConnectedComponentd", "FillHolesd", "RemoveSmallObjectsd", "Lambdad", "FromMetaTensord", "ToMetaTensord", "Identityd",
@@ -86,13 +94,17 @@ def monai_original(parts: BundleParts) -> MonaiPipeline:
             import monai.inferers
             import monai.transforms
     except ImportError as error:
-        raise DependencyError("MONAI is not installed.", "Install it with: pip install 'medquantint8[import]'") from error
+        raise DependencyError(
+            "MONAI is not installed.", "Install it with: pip install 'medquantint8[import]'"
+        ) from error
     allowed = set(SPATIAL) | set(INTENSITY) | UNDERSTOOD
     maker = _Maker(parts.run)
     with _quietly():
         before = [made for t in enabled(parts.preprocessing) if (made := maker.transform(t, allowed)) is not None]
         preparing = monai.transforms.Compose(before)
-        after = [made for t in enabled(parts.postprocessing) if (made := maker.transform(t, _AFTER, preparing)) is not None]
+        after = [
+            made for t in enabled(parts.postprocessing) if (made := maker.transform(t, _AFTER, preparing)) is not None
+        ]
         name = str(parts.inferer.get("_target_", "")).rsplit(".", 1)[-1] if isinstance(parts.inferer, dict) else ""
         inferer = maker.make(getattr(monai.inferers, name), parts.inferer) if name in _INFERERS else None
         if inferer is not None and hasattr(inferer, "sw_batch_size"):
@@ -115,7 +127,9 @@ class _Maker:
         if name in _LEFT_OUT:
             return None
         if name not in allowed or not hasattr(monai.transforms, name):
-            raise DependencyError(f"MONAI's {name} is not made for a comparison.", "Look at a segmentation before you trust it.")
+            raise DependencyError(
+                f"MONAI's {name} is not made for a comparison.", "Look at a segmentation before you trust it."
+            )
         given = dict(description)
         if name == "Invertd":
             given.update(transform=inverted, to_tensor=True)
@@ -138,7 +152,8 @@ class _Maker:
             # MONAI's transforms raise whatever they like for arguments that do not fit.
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise DependencyError(
-                f"the installed MONAI cannot make the bundle's {cls.__name__}: {line}.", "Install the MONAI that it was made for."
+                f"the installed MONAI cannot make the bundle's {cls.__name__}: {line}.",
+                "Install the MONAI that it was made for.",
             ) from error
 
     def _argument(self, name: str, value: Any) -> Any:
@@ -187,7 +202,11 @@ def _of_labels(function: LabelFunction) -> Callable[[Any], Any]:
             return torch.argmax(x, 0, keepdim=True)
         made = function(np.asarray(x).reshape(x.shape[0], -1))
         result = torch.as_tensor(np.ascontiguousarray(made, np.float32)).reshape(-1, *x.shape[1:])
-        return x.new_tensor(result) if not hasattr(x, "meta") else type(x)(result, meta=x.meta, applied_operations=x.applied_operations)
+        return (
+            x.new_tensor(result)
+            if not hasattr(x, "meta")
+            else type(x)(result, meta=x.meta, applied_operations=x.applied_operations)
+        )
 
     return apply
 
@@ -208,7 +227,14 @@ def _dtype(value: Any) -> Any:
     if not isinstance(text, str):
         return value
     name = text.strip("$ ").rsplit(".", 1)[-1]
-    name = {"float": "float32", "double": "float64", "half": "float16", "int": "int32", "long": "int64", "short": "int16"}.get(name, name)
+    name = {
+        "float": "float32",
+        "double": "float64",
+        "half": "float16",
+        "int": "int32",
+        "long": "int64",
+        "short": "int16",
+    }.get(name, name)
     return getattr(np, name)
 
 
@@ -290,7 +316,10 @@ class MonaiPipeline:
                 files = []
                 for number, channel in enumerate(volume.data):
                     files.append(str(Path(scratch) / f"scan_{number}.nii.gz"))
-                    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(channel.transpose(2, 1, 0)), volume.ijk_to_ras), files[-1])
+                    nibabel.save(
+                        nibabel.Nifti1Image(np.ascontiguousarray(channel.transpose(2, 1, 0)), volume.ijk_to_ras),
+                        files[-1],
+                    )
                 if len(self.members) > 1:
                     entry: dict[str, Any] = dict(zip(self.members, files, strict=True))
                 else:

@@ -18,7 +18,16 @@ from .monai_arguments import ADVICE, Arguments, enabled, transform_name, true
 
 #: The entry of MONAI's dictionary that holds the network's output.
 _KEY = "pred"
-_MOVING = {"ToDeviced", "ToTensord", "ToNumpyd", "FromMetaTensord", "ToMetaTensord", "Identityd", "DataStatsd", "EnsureChannelFirstd"}
+_MOVING = {
+    "ToDeviced",
+    "ToTensord",
+    "ToNumpyd",
+    "FromMetaTensord",
+    "ToMetaTensord",
+    "Identityd",
+    "DataStatsd",
+    "EnsureChannelFirstd",
+}
 _DROPPING = {"DeleteItemsd", "SelectItemsd", "FlattenSubKeysd"}
 _WHOLE_NUMBERS = re.compile(r"u?int\d*|long|short|byte|bool_?")
 #: What a file looks like, and where it goes; none of it changes labels.
@@ -119,7 +128,9 @@ class _Reader:
         if self._resample is None:
             # Without Invertd MONAI brings what it saves to the scan's grid by the nearest voxel, or leaves it where it is.
             self._resample = "probabilities" if self.kind in ("scores", "probabilities") else "labels"
-            self._notes.append("the bundle does not invert its preprocessing; here labels are brought to the scan's grid")
+            self._notes.append(
+                "the bundle does not invert its preprocessing; here labels are brought to the scan's grid"
+            )
         activation = self._activation or "softmax"
         if kind == "regions" and self._activation is None:
             activation = "sigmoid"
@@ -129,7 +140,9 @@ class _Reader:
         plain = decision == ("threshold" if activation == "sigmoid" else "largest")
         several = kind == "regions" and activation == "sigmoid" and (self._channels or 2) > 1 and self._order is None
         if several:
-            self._notes.append("its regions may overlap: one that lies inside another is painted over it, others in their order")
+            self._notes.append(
+                "its regions may overlap: one that lies inside another is painted over it, others in their order"
+            )
         output = Output(
             activation,  # type: ignore[arg-type]
             threshold=self._threshold,
@@ -152,7 +165,9 @@ class _Reader:
     def elsewhere(self, given: Arguments) -> None:
         """A transform that does not touch the prediction; one of a copy of it would give another result than is saved here."""
         if self._copies.intersection(given.keys) and given.name not in {"SaveImaged", *_DROPPING, *_MOVING}:
-            raise PackageError(f"The bundle's {given.name} works on a copy of the prediction, which is not understood.", ADVICE)
+            raise PackageError(
+                f"The bundle's {given.name} works on a copy of the prediction, which is not understood.", ADVICE
+            )
 
     def read_copyitemsd(self, given: Arguments) -> None:
         names = given.get("names")
@@ -180,7 +195,9 @@ class _Reader:
 
     def _activate(self, given: Arguments, activation: str) -> None:
         if self.kind != "scores":
-            raise PackageError(f"The bundle's {given.name} follows another activation or decision, which is not understood.", ADVICE)
+            raise PackageError(
+                f"The bundle's {given.name} follows another activation or decision, which is not understood.", ADVICE
+            )
         self._activation, self.kind = activation, "probabilities"
 
     # Decisions
@@ -233,23 +250,29 @@ class _Reader:
 
     def read_vistaposttransformd(self, given: Arguments) -> None:
         if not self._vista or self.kind != "scores":
-            raise PackageError("The bundle's VistaPostTransformd follows another network than VISTA3D, which is not understood.", ADVICE)
+            raise PackageError(
+                "The bundle's VistaPostTransformd follows another network than VISTA3D, which is not understood.",
+                ADVICE,
+            )
         self.kind = "classes"
 
     # Back to the scan
 
     def read_invertd(self, given: Arguments) -> None:
-        given.ignore(
-            "orig_keys", "meta_keys", "orig_meta_keys", "meta_key_postfix", "to_tensor", "device"
-        )
+        given.ignore("orig_keys", "meta_keys", "orig_meta_keys", "meta_key_postfix", "to_tensor", "device")
         whole = given.get("transform")
         text = whole.text if isinstance(whole, Unresolved) else whole
         if isinstance(whole, dict):
             right = transform_name(whole) == "Compose"
         else:
-            right = whole is None or (isinstance(text, str) and re.search(r"@preprocessing(?![\w#:])", text) is not None)
+            right = whole is None or (
+                isinstance(text, str) and re.search(r"@preprocessing(?![\w#:])", text) is not None
+            )
         if not right:
-            raise given.refusal("transform", text if isinstance(text, str) else whole.get("_target_") if isinstance(whole, dict) else whole)
+            raise given.refusal(
+                "transform",
+                text if isinstance(text, str) else whole.get("_target_") if isinstance(whole, dict) else whole,
+            )
         if self._resample is not None:
             raise PackageError("The bundle inverts its preprocessing twice, which is not understood.", ADVICE)
         # What is decided voxel by voxel comes to the same before the nearest voxel is taken as after it.
@@ -260,7 +283,9 @@ class _Reader:
         else:
             self._resample = "masks"
             if self.kind == "classes" and self._channels != 2:
-                self._notes.append("the bundle interpolates label numbers; here each label's mask is, and the largest wins")
+                self._notes.append(
+                    "the bundle interpolates label numbers; here each label's mask is, and the largest wins"
+                )
         after = given.of_key("post_func")
         if after is not None:
             self._function(given, "post_func", after)
@@ -273,12 +298,16 @@ class _Reader:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise given.refusal("num_components", count)
         labels = self._applied(given)
-        self._clean(Cleaning("largest", labels, count=count, connectivity=self._connectivity(given, 3), together=together))
+        self._clean(
+            Cleaning("largest", labels, count=count, connectivity=self._connectivity(given, 3), together=together)
+        )
 
     def read_fillholesd(self, given: Arguments) -> None:
         self._needs_labels(given)
         if self.kind == "onehot":
-            raise PackageError("The bundle's FillHolesd works on masks of all classes, which is not understood.", ADVICE)
+            raise PackageError(
+                "The bundle's FillHolesd works on masks of all classes, which is not understood.", ADVICE
+            )
         self._clean(Cleaning("fill_holes", self._applied(given), connectivity=self._connectivity(given, 3)))
 
     def read_removesmallobjectsd(self, given: Arguments) -> None:
@@ -292,10 +321,14 @@ class _Reader:
             # There it removes labels that are small as a whole, not parts.
             raise given.refusal("independent_channels", True)
         connectivity = self._connectivity(given, 1)
-        self._clean(Cleaning("remove_small", size=int(-(-size // 1)), connectivity=connectivity, together=not independent))
+        self._clean(
+            Cleaning("remove_small", size=int(-(-size // 1)), connectivity=connectivity, together=not independent)
+        )
 
     def _needs_labels(self, given: Arguments) -> None:
-        if self.kind in ("classes", "onehot") or (self.kind == "regions" and self._channels == 1 and self._activation != "softmax"):
+        if self.kind in ("classes", "onehot") or (
+            self.kind == "regions" and self._channels == 1 and self._activation != "softmax"
+        ):
             onehot = given.get("is_onehot")
             if onehot is not None and true(onehot) != (self.kind == "onehot"):
                 raise given.refusal("is_onehot", onehot)
@@ -323,7 +356,9 @@ class _Reader:
 
     def _clean(self, step: Cleaning) -> None:
         if self._values is not None:
-            raise PackageError("The bundle cleans labels after it has changed their values, which is not understood.", ADVICE)
+            raise PackageError(
+                "The bundle cleans labels after it has changed their values, which is not understood.", ADVICE
+            )
         before = self._resample is None
         self._cleaning.append(Cleaning(**{**step.__dict__, "where": "network" if before else "scan"}))
 
@@ -388,7 +423,11 @@ class _Reader:
         if text is None:
             raise NotUnderstood("it decides by scores")
         cuts = text.cuts(count)
-        if set(cuts) != set(range(count)) or len({inclusive for _, inclusive in cuts.values()}) != 1 or self._activation is None:
+        if (
+            set(cuts) != set(range(count))
+            or len({inclusive for _, inclusive in cuts.values()}) != 1
+            or self._activation is None
+        ):
             raise NotUnderstood("it compares some of the channels only")
         if not all(0 < cut < 1 for cut, _ in cuts.values()):
             raise NotUnderstood("it compares probabilities with what is none")
@@ -424,7 +463,9 @@ class _Reader:
             raise NotUnderstood("it gives two regions one label")
         self._values, self._order = dict(order), [channel for channel, _ in order]
         if len(order) > 1:
-            self._notes.append("its regions are painted one over another, as the bundle does: a label is what later ones leave of its region")
+            self._notes.append(
+                "its regions are painted one over another, as the bundle does: a label is what later ones leave of its region"
+            )
 
     def _of_classes(self, function: Callable[[Any], Any]) -> None:
         numbers = np.arange(self._count(), dtype=np.float32)[None]
@@ -435,7 +476,13 @@ class _Reader:
         values = [int(value) for value in made[0]]
         if values == list(range(len(values))):
             return
-        if self._values is not None or values[0] != 0 or len(set(values)) != len(values) or min(values) < 0 or max(values) > 65535:
+        if (
+            self._values is not None
+            or values[0] != 0
+            or len(set(values)) != len(values)
+            or min(values) < 0
+            or max(values) > 65535
+        ):
             raise NotUnderstood("it gives several labels one value")
         self._values = dict(enumerate(values))
 
@@ -490,10 +537,14 @@ class _Trusted:
         try:
             # Once as they stand, and once in another order among others: a function of single voxels gives the same.
             made = torch.as_tensor(self._function(tensor.reshape(-1, count, 1, 1).clone())).reshape(-1, count)
-            again = torch.as_tensor(self._function(tensor[:, places].reshape(-1, 3, count, 1).clone())).reshape(-1, 3 * count)
+            again = torch.as_tensor(self._function(tensor[:, places].reshape(-1, 3, count, 1).clone())).reshape(
+                -1, 3 * count
+            )
         except Exception as error:
             # The code is the bundle's own, and may raise anything.
-            raise NotUnderstood(f"it fails: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}") from error
+            raise NotUnderstood(
+                f"it fails: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}"
+            ) from error
         if not torch.equal(made[:, places].float(), again.float()):
             raise NotUnderstood("it looks at more than a voxel")
         return made.numpy()

@@ -122,13 +122,19 @@ class _Reader:
         if everywhere and all(steps == found[0] for steps in found):
             for step in found[0]:
                 # Each key is a channel by itself: what is computed over all of it is computed over a channel.
-                each = replace(step, over="channel") if isinstance(step, Normalization) else self._of_source(step, transform, members)
+                each = (
+                    replace(step, over="channel")
+                    if isinstance(step, Normalization)
+                    else self._of_source(step, transform, members)
+                )
                 self._add(each, name)
             return
         for key, steps in zip(keys, found, strict=True):
             for step in steps:
                 if not isinstance(step, Normalization):
-                    raise PackageError(f"The bundle's {name} treats the channels' keys differently, which is not understood.", ADVICE)
+                    raise PackageError(
+                        f"The bundle's {name} treats the channels' keys differently, which is not understood.", ADVICE
+                    )
                 self._add(replace(step, over="channel", channels=(members.index(key),)), name)
 
     def _of_source(self, step: Any, transform: dict[str, Any], members: list[str]) -> Any:
@@ -137,7 +143,9 @@ class _Reader:
             return step
         source = str(transform.get("source_key", members[0]))
         if source not in members:
-            raise PackageError(f"The bundle crops by the foreground of {source!r}, which is not the network's image.", ADVICE)
+            raise PackageError(
+                f"The bundle crops by the foreground of {source!r}, which is not the network's image.", ADVICE
+            )
         return replace(step, channels=(members.index(source),)) if len(members) > 1 else step
 
     def _add(self, step: Any, name: str) -> None:
@@ -148,7 +156,10 @@ class _Reader:
             self._order.append("normalize")
             return
         if self._untracked and not isinstance(step, Fit):
-            raise PackageError(f"The bundle's {name} follows {self._untracked}, after which MONAI no longer knows where voxels lie.", ADVICE)
+            raise PackageError(
+                f"The bundle's {name} follows {self._untracked}, after which MONAI no longer knows where voxels lie.",
+                ADVICE,
+            )
         if isinstance(step, Orient):
             self._once(self._orientation != NATIVE and self._orientation != step.axcodes, name)
             if self._orientation == NATIVE:
@@ -168,16 +179,22 @@ class _Reader:
 
     def _once(self, again: bool, name: str) -> None:
         if again:
-            raise PackageError(f"The bundle's preprocessing uses {name} more than once, which is not understood.", ADVICE)
+            raise PackageError(
+                f"The bundle's preprocessing uses {name} more than once, which is not understood.", ADVICE
+            )
 
     def result(self) -> Preprocessing:
         order = tuple(self._order)
         resampled, turned = "resample" in order, "reorient" in order
         last = resampled and turned and order.index("resample") < order.index("reorient")
-        geometry = replace(self._resample or Geometry(), orientation=self._orientation, reorient="last" if last else "first")
+        geometry = replace(
+            self._resample or Geometry(), orientation=self._orientation, reorient="last" if last else "first"
+        )
         crop = self._crop or Crop()
         normalized = "normalize" in order
-        where = "input" if normalized and resampled and order.index("normalize") < order.index("resample") else "network"
+        where = (
+            "input" if normalized and resampled and order.index("normalize") < order.index("resample") else "network"
+        )
         if not resampled and normalized:
             where = "input"
         usual = usual_order(geometry, crop, self._steps, where)
@@ -218,7 +235,15 @@ def _load(t: Arguments) -> list[Any]:
     t.only("affine_lps_to_ras", True)
     t.only("as_closest_canonical", False)
     t.only("squeeze_non_spatial_dims", False)
-    t.ignore("image_only", "ensure_channel_first", "simple_keys", "meta_keys", "meta_key_postfix", "overwriting", "prune_meta_pattern")
+    t.ignore(
+        "image_only",
+        "ensure_channel_first",
+        "simple_keys",
+        "meta_keys",
+        "meta_key_postfix",
+        "overwriting",
+        "prune_meta_pattern",
+    )
     t.ignore("prune_meta_sep", "expanduser", "series_name", "channel_dim")
     return cast(t)
 

@@ -13,9 +13,30 @@ from ..model_spec import NATIVE, Crop, Fit, Geometry
 from .expressions import Unresolved
 from .monai_arguments import Arguments
 
-_SPLINES = {"bilinear": "linear", "trilinear": "linear", "1": "linear", "nearest": "nearest", "0": "nearest", "3": "bspline"}
-_RESIZES = {"area": "area", "nearest": "nearest", "nearest-exact": "exact", "linear": "linear", "bilinear": "linear", "trilinear": "linear"}
-_PADS = {"constant": "constant", "edge": "edge", "replicate": "edge", "reflect": "reflect", "wrap": "wrap", "circular": "wrap"}
+_SPLINES = {
+    "bilinear": "linear",
+    "trilinear": "linear",
+    "1": "linear",
+    "nearest": "nearest",
+    "0": "nearest",
+    "3": "bspline",
+}
+_RESIZES = {
+    "area": "area",
+    "nearest": "nearest",
+    "nearest-exact": "exact",
+    "linear": "linear",
+    "bilinear": "linear",
+    "trilinear": "linear",
+}
+_PADS = {
+    "constant": "constant",
+    "edge": "edge",
+    "replicate": "edge",
+    "reflect": "reflect",
+    "wrap": "wrap",
+    "circular": "wrap",
+}
 _COMPARISONS = {ast.Gt: ">", ast.GtE: ">=", ast.Lt: "<", ast.LtE: "<=", ast.NotEq: "!="}
 
 
@@ -117,7 +138,9 @@ def cropforegroundd(t: Arguments) -> list[Any]:
     if may_pad and (mode not in _PADS or not isinstance(value, int | float)):
         raise t.refusal("mode", mode)
     chosen = t.get("channel_indices")
-    channels = () if chosen is None else tuple(int(c) for c in (chosen if isinstance(chosen, list | tuple) else [chosen]))
+    channels = (
+        () if chosen is None else tuple(int(c) for c in (chosen if isinstance(chosen, list | tuple) else [chosen]))
+    )
     if any(c < 0 for c in channels):
         raise t.refusal("channel_indices", chosen)
     t.ignore("source_key", "start_coord_key", "end_coord_key", "return_coords")
@@ -203,7 +226,14 @@ def _comparison(text: str) -> tuple[str, float] | None:
     if not (isinstance(tree, ast.Lambda) and isinstance(tree.body, ast.Compare)):
         return None
     arguments = tree.args
-    if len(arguments.args) != 1 or arguments.defaults or arguments.vararg or arguments.kwonlyargs or arguments.kwarg or arguments.posonlyargs:
+    if (
+        len(arguments.args) != 1
+        or arguments.defaults
+        or arguments.vararg
+        or arguments.kwonlyargs
+        or arguments.kwarg
+        or arguments.posonlyargs
+    ):
         return None
     body = tree.body
     if not (isinstance(body.left, ast.Name) and body.left.id == tree.args.args[0].arg and len(body.ops) == 1):

@@ -56,7 +56,9 @@ def find_weights(config: Config, folder: Path) -> Weights:
     named = list(dict.fromkeys([*_by_loaders(config), *_by_expressions(config)]))
     if len({path for path, _ in named}) > 1:
         listed = ", ".join(sorted({path for path, _ in named}))
-        raise PackageError(f"The bundle's configuration names several files of weights: {listed}.", "Leave one of them in it.")
+        raise PackageError(
+            f"The bundle's configuration names several files of weights: {listed}.", "Leave one of them in it."
+        )
     if named:
         path, key = named[0]
         return Weights(_file(folder, path), key)
@@ -98,7 +100,12 @@ def _by_expressions(config: Config) -> Iterator[tuple[str, str]]:
             continue
         tree, names = config.tree_of(text[1:].strip())
         for call in ast.walk(tree):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "load_state_dict" and call.args:
+            if (
+                isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Attribute)
+                and call.func.attr == "load_state_dict"
+                and call.args
+            ):
                 yield _loaded(config, call.args[0], names, text)
 
 

@@ -27,7 +27,11 @@ from .nnunet_plans import Intensity, Plans, configurations, read_network, read_p
 
 
 def understand(
-    folder: Path, *, folds: Sequence[int | str] | None = None, configuration: str | None = None, spec: ModelSpec | None = None
+    folder: Path,
+    *,
+    folds: Sequence[int | str] | None = None,
+    configuration: str | None = None,
+    spec: ModelSpec | None = None,
 ) -> list[Understood]:
     """Read a result folder: plans.json, dataset.json and fold_N/checkpoint_final.pth; one result a fold.
 
@@ -56,9 +60,13 @@ def understand(
         read = read_plans(plans, name, len(dataset.channels))
         spec = _spec(read, dataset)
         architecture = read.architecture.with_batch_norm() if training.batch_norm else read.architecture
-        network = partial(nnunet_network.build, architecture, len(dataset.channels), dataset.outputs, read.order, training.path)
+        network = partial(
+            nnunet_network.build, architecture, len(dataset.channels), dataset.outputs, read.order, training.path
+        )
         named = replace(spec, name=f"{spec.name}-fold{training.fold}")
-        fold = TrainedFold(plans, given, name, architecture, read.order, len(dataset.channels), dataset.outputs, training.path)
+        fold = TrainedFold(
+            plans, given, name, architecture, read.order, len(dataset.channels), dataset.outputs, training.path
+        )
         made.append(Understood(named, network, [*left, *training.notes()], partial(nnunet_original, fold)))
     return made
 
@@ -74,7 +82,9 @@ def _networks(
     for training in trainings:
         architecture, order = read_network(plans, _configuration(folder, plans, training, configuration))
         architecture = architecture.with_batch_norm() if training.batch_norm else architecture
-        network = partial(nnunet_network.build, architecture, len(spec.channels), spec.output_channels, order, training.path)
+        network = partial(
+            nnunet_network.build, architecture, len(spec.channels), spec.output_channels, order, training.path
+        )
         notes = [*left, *training.notes(), f"described by hand, in place of: {error.args[0]}"]
         named = replace(spec, name=f"{spec.name}-fold{training.fold}")
         made.append(Understood(named, network, notes, not_compared="the description is by hand", by_hand=True))
@@ -90,10 +100,13 @@ def _result_folder(folder: Path, configuration: str | None) -> Path:
         inside = [path for path in inside if path.name.split("__")[-1] == configuration]
     if len(inside) > 1:
         names = ", ".join(path.name for path in inside)
-        raise PackageError(f"{folder.name} holds several trainings: {names}.", "Give one of these folders, or --configuration.")
+        raise PackageError(
+            f"{folder.name} holds several trainings: {names}.", "Give one of these folders, or --configuration."
+        )
     if not inside and next(folder.rglob("plans.pkl"), None):
         raise PackageError(
-            f"{folder.name} is a result folder of nnU-Net v1: its plans.pkl is code.", "Train with nnU-Net v2, or export the network to ONNX."
+            f"{folder.name} is a result folder of nnU-Net v1: its plans.pkl is code.",
+            "Train with nnU-Net v2, or export the network to ONNX.",
         )
     return inside[0] if inside else folder
 
@@ -102,7 +115,8 @@ def _configuration(folder: Path, plans: Any, training: Training, wanted: str | N
     trained = training.configuration
     if wanted is not None and trained is not None and wanted != trained:
         raise PackageError(
-            f"Fold {training.fold} was trained for the configuration {trained}, not {wanted}.", f"Give --configuration {trained}."
+            f"Fold {training.fold} was trained for the configuration {trained}, not {wanted}.",
+            f"Give --configuration {trained}.",
         )
     names = configurations(plans)
     by_folder = folder.name.split("__")[-1]
@@ -130,7 +144,10 @@ def _spec(plans: Plans, dataset: Dataset) -> ModelSpec:
         ),
         normalization=_normalization(plans.intensities),
         window=Window(
-            _triple(plans.patch, plans.order), _triple(plans.architecture.total_strides, plans.order), 0.5, placement="nnunet"
+            _triple(plans.patch, plans.order),
+            _triple(plans.architecture.total_strides, plans.order),
+            0.5,
+            placement="nnunet",
         ),
         output=Output("sigmoid" if dataset.regions else "softmax", resample="logits"),
         labels=dataset.labels,

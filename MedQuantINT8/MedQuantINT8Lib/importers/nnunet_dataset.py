@@ -101,7 +101,9 @@ def _regions(names: list[str], read: Fields) -> tuple[Label, ...]:
     """Regions are painted one over the other in the order of dataset.json, each with its value of regions_class_order."""
     order = read.get("regions_class_order", each(whole))
     if len(order) != len(names):
-        raise PackageError(f"dataset.json: regions_class_order has {len(order)} values for {len(names)} regions.", _ADVICE)
+        raise PackageError(
+            f"dataset.json: regions_class_order has {len(order)} values for {len(names)} regions.", _ADVICE
+        )
     if len(set(order)) != len(order) or 0 in order:
         raise wrong("dataset.json: 'regions_class_order'", order, "different values above 0")
     colors = palette(len(names))

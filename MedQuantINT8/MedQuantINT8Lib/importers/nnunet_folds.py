@@ -92,7 +92,9 @@ def choose(folder: Path, wanted: Sequence[int | str] | None) -> tuple[list[Train
         raise InputError(f"{folder.name} has no trained fold {absent[0]}.", f"It has: {known(map(str, present))}.")
     if not wanted:
         if unfinished := next(folder.glob(f"fold_*/{_LATEST}"), None):
-            raise PackageError(f"{unfinished.parent.name} has only {_LATEST}: its training is unfinished.", "Finish it first.")
+            raise PackageError(
+                f"{unfinished.parent.name} has only {_LATEST}: its training is unfinished.", "Finish it first."
+            )
         raise PackageError(f"{folder.name} has no fold_N/{_FINAL}.", "Give the folder of a finished training.")
     return [_training(fold, present[fold]) for fold in dict.fromkeys(wanted)], notes
 

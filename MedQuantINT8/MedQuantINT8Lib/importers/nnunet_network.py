@@ -41,12 +41,17 @@ class Architecture:
         """By how much the network's deepest level is smaller, along nnU-Net's three axes; 1 across slices."""
         total = [1] * self.axes
         for stride in self.arguments["strides"]:
-            total = [t * s for t, s in zip(total, [stride] * self.axes if isinstance(stride, int) else stride, strict=True)]
+            total = [
+                t * s for t, s in zip(total, [stride] * self.axes if isinstance(stride, int) else stride, strict=True)
+            ]
         return total if self.axes == 3 else list(with_slice_axis(total, 0, 1))
 
     def with_batch_norm(self) -> Architecture:
         """The same network as nnU-Net's trainer for batch normalization builds it."""
-        changed = {"norm_op": f"torch.nn.modules.batchnorm.BatchNorm{self.axes}d", "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+        changed = {
+            "norm_op": f"torch.nn.modules.batchnorm.BatchNorm{self.axes}d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        }
         return replace(self, arguments={**self.arguments, **changed})
 
 
@@ -65,7 +70,9 @@ def architecture_of(read: Fields, axes: int = 3) -> Architecture:
     given = Fields(read.get("architecture", mapping), f"{read.where}: architecture", read.advice)
     module, _, name = given.get("network_class_name", text).rpartition(".")
     if name not in _NETWORKS or module not in _MODULES:
-        raise PackageError(f"{given.where}: the network {module}.{name} is not understood.", f"Understood are: {known(_NETWORKS)}.")
+        raise PackageError(
+            f"{given.where}: the network {module}.{name} is not understood.", f"Understood are: {known(_NETWORKS)}."
+        )
     arguments = given.get("arch_kwargs", mapping)
     imported = given.get("_kw_requires_import", each(text))
     given.finish()
@@ -95,7 +102,9 @@ def _before_2_4(read: Fields, axes: int) -> Architecture:
     blocks = "n_blocks_per_stage" if name == "ResidualEncoderUNet" else "n_conv_per_stage"
     strides = read.get("pool_op_kernel_sizes", each(_stride(axes)))
     if len(strides) != len(kernels):
-        raise PackageError(f"{read.where}: 'pool_op_kernel_sizes' and 'conv_kernel_sizes' differ in length.", read.advice)
+        raise PackageError(
+            f"{read.where}: 'pool_op_kernel_sizes' and 'conv_kernel_sizes' differ in length.", read.advice
+        )
     arguments = {
         "n_stages": len(kernels),
         "features_per_stage": [min(base * 2**n, most) for n in range(len(kernels))],
@@ -124,7 +133,9 @@ def checked_blocks(architecture: Architecture) -> dict[str, Any]:
     arguments = {name: value for name, value in architecture.arguments.items() if name != "deep_supervision"}
     for name in architecture.imported:
         block = arguments.get(name)
-        if block is not None and not (isinstance(block, str) and block.startswith("torch.nn.") and block.rsplit(".", 1)[-1] in _BLOCKS):
+        if block is not None and not (
+            isinstance(block, str) and block.startswith("torch.nn.") and block.rsplit(".", 1)[-1] in _BLOCKS
+        ):
             raise PackageError(f"plans.json builds the network of {block}, which is not known.", "Check the plans.")
     return arguments
 
@@ -142,7 +153,9 @@ def build(architecture: Architecture, channels: int, classes: int, order: list[i
     """
     module = _module(architecture, channels, classes)
     load_weights(module, state_dict_of(read_checkpoint(weights), f"{weights.parent.name}/{weights.name}"))
-    network = single_output(module, architecture.name) if architecture.axes == 3 else sliced(module, 0, architecture.name)
+    network = (
+        single_output(module, architecture.name) if architecture.axes == 3 else sliced(module, 0, architecture.name)
+    )
     return network if order == [0, 1, 2] else _transposed(network, order)
 
 
@@ -170,7 +183,9 @@ def _module(architecture: Architecture, channels: int, classes: int) -> Any:
     except Exception as error:
         # A foreign constructor answers wrong arguments with whatever it runs into.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise PackageError(f"plans.json: the network {architecture.name} cannot be built: {reason}.", "Check arch_kwargs.") from error
+        raise PackageError(
+            f"plans.json: the network {architecture.name} cannot be built: {reason}.", "Check arch_kwargs."
+        ) from error
 
 
 def _transposed(network: Any, order: list[int]) -> Any:

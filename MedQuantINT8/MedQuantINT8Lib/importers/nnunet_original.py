@@ -72,7 +72,13 @@ def nnunet_original(fold: TrainedFold) -> NnunetPipeline:
         plans = PlansManager(deepcopy(fold.plans))
         predictor = nnUNetPredictor(0.5, True, False, False, torch.device("cpu"), False, False, False)
         predictor.manual_initialization(
-            network.eval(), plans, plans.get_configuration(fold.configuration), [network.state_dict()], fold.dataset, "nnUNetTrainer", None
+            network.eval(),
+            plans,
+            plans.get_configuration(fold.configuration),
+            [network.state_dict()],
+            fold.dataset,
+            "nnUNetTrainer",
+            None,
         )
     return NnunetPipeline(predictor, fold.order)
 
@@ -106,12 +112,18 @@ class NnunetPipeline:
         return self._untransposed(self._predicted(volume).logits.float().numpy())
 
     def labels(self, volume: Volume) -> NDArray[Any]:
-        from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape as to_labels
+        from nnunetv2.inference.export_prediction import (
+            convert_predicted_logits_to_segmentation_with_correct_shape as to_labels,
+        )
 
         case, predictor = self._predicted(volume), self.predictor
         with at_work("nnU-Net"), tempfile.TemporaryDirectory(prefix="medquant-nnunet-") as scratch:
             found = to_labels(
-                case.logits, predictor.plans_manager, predictor.configuration_manager, predictor.label_manager, case.properties
+                case.logits,
+                predictor.plans_manager,
+                predictor.configuration_manager,
+                predictor.label_manager,
+                case.properties,
             )
             # Its reader may have turned the scan; its writer turns labels back.
             target = str(Path(scratch) / "labels.nii.gz")

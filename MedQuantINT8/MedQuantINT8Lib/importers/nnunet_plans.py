@@ -34,9 +34,23 @@ _ABOUT_TRAINING_OF_CONFIGURATION = (
     "data_identifier", "batch_size", "median_image_size_in_voxels", "batch_dice", "next_stage", "inherits_from", "num_pool_per_axis",
 )  # fmt: skip
 #: How nnU-Net's readers lay the voxels out: all give (K, J, I) along the file's axes, or along axes turned to R, A, S.
-_READERS = {"SimpleITKIO": NATIVE, "NibabelIO": NATIVE, "NibabelIOWithReorient": "RAS", "SimpleITKIOWithReorient": "RAS"}
-_READERS_OF_PICTURES = {"NaturalImage2DIO": "single pictures", "Tiff3DIO": "TIFF stacks, which have no place in the patient"}
-_SCHEMES = ("ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
+_READERS = {
+    "SimpleITKIO": NATIVE,
+    "NibabelIO": NATIVE,
+    "NibabelIOWithReorient": "RAS",
+    "SimpleITKIOWithReorient": "RAS",
+}
+_READERS_OF_PICTURES = {
+    "NaturalImage2DIO": "single pictures",
+    "Tiff3DIO": "TIFF stacks, which have no place in the patient",
+}
+_SCHEMES = (
+    "ZScoreNormalization",
+    "CTNormalization",
+    "NoNormalization",
+    "RescaleTo01Normalization",
+    "RGBTo01Normalization",
+)
 #: What resampling_fn_data and its like are, with the arguments that change nothing on a processor.
 _SPLINE, _TORCH, _NONE = "resample_data_or_seg_to_shape", "resample_torch_fornnunet", "no_resampling_hack"
 
@@ -102,8 +116,12 @@ def read_plans(value: Any, configuration: str, channels: int) -> Plans:
         why = f"reads {_READERS_OF_PICTURES[reader]}" if reader in _READERS_OF_PICTURES else "is not known"
         raise PackageError(f"plans.json: image_reader_writer {reader} {why}.", f"Understood are: {known(_READERS)}.")
     order = plans.get("transpose_forward", each(whole, 3))
-    if sorted(order) != [0, 1, 2] or plans.get("transpose_backward", each(whole, 3)) != [order.index(axis) for axis in range(3)]:
-        raise PackageError("plans.json: transpose_forward and transpose_backward do not belong together.", "Get the folder again.")
+    if sorted(order) != [0, 1, 2] or plans.get("transpose_backward", each(whole, 3)) != [
+        order.index(axis) for axis in range(3)
+    ]:
+        raise PackageError(
+            "plans.json: transpose_forward and transpose_backward do not belong together.", "Get the folder again."
+        )
     older = plans.get("foreground_intensity_properties_by_modality", mapping, {})
     properties = plans.get("foreground_intensity_properties_per_channel", mapping, older)
     settings = _inherited(plans.get("configurations", mapping), configuration)
@@ -159,12 +177,18 @@ def _inherited(given: dict[str, Any], name: str) -> dict[str, Any]:
     current: str | None = name
     while current is not None:
         if current not in given:
-            raise PackageError(f"plans.json has no configuration {current!r}.", f"It has: {known(given)}. Choose with --configuration.")
+            raise PackageError(
+                f"plans.json has no configuration {current!r}.", f"It has: {known(given)}. Choose with --configuration."
+            )
         if current in seen:
-            raise PackageError(f"plans.json: the configuration {current!r} inherits from itself.", "Get the folder again.")
+            raise PackageError(
+                f"plans.json: the configuration {current!r} inherits from itself.", "Get the folder again."
+            )
         seen.append(current)
         chain.append(mapping(given[current], f"plans.json, configuration {current}"))
-        current = optional(text)(chain[-1].get("inherits_from"), f"plans.json, configuration {current}: 'inherits_from'")
+        current = optional(text)(
+            chain[-1].get("inherits_from"), f"plans.json, configuration {current}: 'inherits_from'"
+        )
     return {key: value for part in reversed(chain) for key, value in part.items()}
 
 
@@ -177,7 +201,9 @@ def _axes(read: Fields, name: str) -> int:
             f"Use 3d_fullres, or {stage} itself, with --configuration.",
         )
     if (axes := len(read.get("patch_size", each(count)))) not in (2, 3):
-        raise PackageError(f"The configuration {name} has a patch of {axes} sides.", "Choose another one, such as 3d_fullres.")
+        raise PackageError(
+            f"The configuration {name} has a patch of {axes} sides.", "Choose another one, such as 3d_fullres."
+        )
     return axes
 
 
@@ -187,12 +213,16 @@ def _intensities(read: Fields, properties: dict[str, Any], channels: int) -> lis
     found = []
     for channel, (scheme, masked) in enumerate(zip(schemes, masks, strict=True)):
         if scheme not in _SCHEMES:
-            raise PackageError(f"{read.where}: the normalization {scheme} is not understood.", f"Understood are: {known(_SCHEMES)}.")
+            raise PackageError(
+                f"{read.where}: the normalization {scheme} is not understood.", f"Understood are: {known(_SCHEMES)}."
+            )
         statistics = None
         if scheme == "CTNormalization":
             where = f"plans.json: intensity properties of channel {channel}"
             given = Fields(properties.get(str(channel)), where, "Get the folder again.")
-            statistics = {name: given.get(name, number) for name in ("percentile_00_5", "percentile_99_5", "mean", "std")}
+            statistics = {
+                name: given.get(name, number) for name in ("percentile_00_5", "percentile_99_5", "mean", "std")
+            }
             if statistics["percentile_00_5"] >= statistics["percentile_99_5"]:
                 raise PackageError(f"{where}: percentile_00_5 is not below percentile_99_5.", "Get the folder again.")
         found.append(Intensity(scheme, masked, statistics))
@@ -205,7 +235,9 @@ def _resampling(read: Fields, what: str) -> SplineResampling | None:
     function = read.get(name, text)
     arguments = Fields(read.get(f"{name}_kwargs", mapping), f"{read.where}: {name}_kwargs", _ADVICE)
     if function not in (_SPLINE, _TORCH, _NONE):
-        raise PackageError(f"{read.where}: {name} {function} is not understood.", f"Understood are: {_SPLINE}, {_TORCH} and {_NONE}.")
+        raise PackageError(
+            f"{read.where}: {name} {function} is not understood.", f"Understood are: {_SPLINE}, {_TORCH} and {_NONE}."
+        )
     if function == _NONE:
         arguments.finish()
         return None
@@ -225,4 +257,3 @@ def _resampling(read: Fields, what: str) -> SplineResampling | None:
     order_z = arguments.get("order_z", choice(0, 1), 0)
     arguments.finish()
     return SplineResampling(order, order_z, separate, threshold)
-

@@ -91,11 +91,15 @@ def _prepared(original: Any, patch: Size | None, name: str, proved: bool) -> tup
         except PackageError as error:
             if batch > 1 and "does not run" in error.args[0]:
                 raise PackageError(
-                    f"{name} takes {batch} windows at once, no fewer (its batch is fixed).", "Export it with a batch of 1, or an open one."
+                    f"{name} takes {batch} windows at once, no fewer (its batch is fixed).",
+                    "Export it with a batch of 1, or an open one.",
                 ) from error
             raise
         if facts.one_window and batch > 1:
-            raise PackageError(f"{name} takes {batch} windows at once (its batch is fixed).", "Export it with a batch of 1, or an open one.")
+            raise PackageError(
+                f"{name} takes {batch} windows at once (its batch is fixed).",
+                "Export it with a batch of 1, or an open one.",
+            )
         if not proved:
             facts.compared.append(compare_with_original(original, model, size, name))
     if batch > 1:
@@ -126,7 +130,9 @@ def check_fits(facts: Facts, spec: ModelSpec, name: str, *, by_hand: bool = True
         if facts.activated:
             facts.notes.append(f"it ends in {facts.ends_in}: its probabilities are blended as they are")
     elif facts.activated and not spec.output.activated:
-        facts.notes.append(f"it ends in {facts.ends_in}, and the original software puts a {spec.output.activation} behind it, as is done here")
+        facts.notes.append(
+            f"it ends in {facts.ends_in}, and the original software puts a {spec.output.activation} behind it, as is done here"
+        )
 
 
 def check_ending(facts: Facts, spec: ModelSpec, name: str) -> None:
@@ -148,14 +154,17 @@ def check_ending(facts: Facts, spec: ModelSpec, name: str) -> None:
             "Set 'output.activated' to false.",
         )
     if facts.ending == "log_softmax" and output.activation == "sigmoid":
-        raise PackageError(f"{name} ends in a LogSoftmax, but its description says sigmoid.", "Set 'output.activation' to softmax.")
+        raise PackageError(
+            f"{name} ends in a LogSoftmax, but its description says sigmoid.", "Set 'output.activation' to softmax."
+        )
 
 
 def check_sizes(shape: Facts, spec: ModelSpec, name: str) -> None:
     """Raise :class:`PackageError` where a network's sizes and its description disagree."""
     if shape.channels != len(spec.channels):
         raise PackageError(
-            f"{name} takes {shape.channels} channel(s), but its description names {len(spec.channels)}.", "Correct 'channels'."
+            f"{name} takes {shape.channels} channel(s), but its description names {len(spec.channels)}.",
+            "Correct 'channels'.",
         )
     if shape.classes != spec.output_channels:
         raise PackageError(
@@ -194,7 +203,9 @@ def draft_of(facts: Facts, name: str, patch: Size | None) -> ModelSpec:
     """A first description of a network that was run: as :func:`draft_for`, with what its ending tells of the output."""
     a, b, c = (fixed or given for fixed, given in zip(facts.spatial, patch or (0, 0, 0), strict=True))
     softmax = facts.ending in ("softmax", "log_softmax") or (facts.ending == "logits" and facts.classes > 1)
-    return draft_for(name, facts.channels, facts.classes, (a, b, c), Output("softmax" if softmax else "sigmoid", facts.activated))
+    return draft_for(
+        name, facts.channels, facts.classes, (a, b, c), Output("softmax" if softmax else "sigmoid", facts.activated)
+    )
 
 
 def draft_for(name: str, channels: int, classes: int, patch: Size, output: Output | None = None) -> ModelSpec:
@@ -212,7 +223,8 @@ def draft_for(name: str, channels: int, classes: int, patch: Size, output: Outpu
         window=Window(patch_size=patch),
         output=output,
         labels=tuple(
-            Label(n + (not softmax), f"structure {n}", n, colors[n]) for n in (range(1, classes) if softmax else range(classes))
+            Label(n + (not softmax), f"structure {n}", n, colors[n])
+            for n in (range(1, classes) if softmax else range(classes))
         ),
         license="unknown",
     )

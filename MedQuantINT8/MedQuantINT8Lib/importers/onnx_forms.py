@@ -60,13 +60,21 @@ def check_standard(model: Any, name: str) -> Any:
 def _check_node(node: Any, where: str) -> None:
     onnx = graph.require_onnx()
     if node.domain not in ("", "ai.onnx"):
-        raise PackageError(f"{where} belongs to {node.domain}, not to ONNX's own operators.", "Export it with standard operators alone.")
-    if node.op_type in _CONTROL_FLOW or any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
         raise PackageError(
-            f"{where} is control flow: what the network computes depends on the scan.", "Export it without branches and loops."
+            f"{where} belongs to {node.domain}, not to ONNX's own operators.",
+            "Export it with standard operators alone.",
+        )
+    if node.op_type in _CONTROL_FLOW or any(
+        a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute
+    ):
+        raise PackageError(
+            f"{where} is control flow: what the network computes depends on the scan.",
+            "Export it without branches and loops.",
         )
     if node.op_type in _CHANCE or (node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]):
-        raise PackageError(f"{where} is chance: the same scan gives other scores each time.", "Export it in evaluation mode.")
+        raise PackageError(
+            f"{where} is chance: the same scan gives other scores each time.", "Export it in evaluation mode."
+        )
     if node.op_type == "BatchNormalization" and attributes(node).get("training_mode", 0):
         raise PackageError(f"{where} is in training mode.", "Export it in evaluation mode.")
     if node.op_type in _QUANTIZED:
@@ -89,12 +97,16 @@ def with_one_input(model: Any, name: str) -> Any:
         given = [value for value in given if value.name in read]
     if len(given) != 1:
         names = ", ".join(value.name for value in given) or "none"
-        raise PackageError(f"{name} takes {len(given)} inputs ({names}); it must take one, the scan.", "Export it with one input.")
+        raise PackageError(
+            f"{name} takes {len(given)} inputs ({names}); it must take one, the scan.", "Export it with one input."
+        )
     del model.graph.input[:]
     model.graph.input.append(given[0])
     kind = given[0].type
     if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
-        raise PackageError(f"{name}: its input {given[0].name!r} has no shape.", "Export it with the shape (N, C, A0, A1, A2).")
+        raise PackageError(
+            f"{name}: its input {given[0].name!r} has no shape.", "Export it with the shape (N, C, A0, A1, A2)."
+        )
     if len(kind.tensor_type.shape.dim) != 5:
         dims = [d.dim_value or d.dim_param or "open" for d in kind.tensor_type.shape.dim]
         raise PackageError(
@@ -103,7 +115,9 @@ def with_one_input(model: Any, name: str) -> Any:
     floats = {onnx.TensorProto.FLOAT, *_other_floats()}
     if kind.tensor_type.elem_type not in floats:
         known = onnx.TensorProto.DataType.keys()
-        word = next((k for k in known if onnx.TensorProto.DataType.Value(k) == kind.tensor_type.elem_type), "no known type").lower()
+        word = next(
+            (k for k in known if onnx.TensorProto.DataType.Value(k) == kind.tensor_type.elem_type), "no known type"
+        ).lower()
         raise PackageError(
             f"{name} takes {word} voxels; the program gives it float32 ones, after the steps of 'normalization'.",
             "Export it with a float32 input.",
@@ -170,7 +184,9 @@ def _without_empty_casts(model: Any) -> None:
     onnx = graph.require_onnx()
     single = onnx.TensorProto.FLOAT
     found = graph.inferred(model)
-    kinds = {v.name: v.type.tensor_type.elem_type for v in (*found.graph.value_info, *found.graph.input, *found.graph.output)}
+    kinds = {
+        v.name: v.type.tensor_type.elem_type for v in (*found.graph.value_info, *found.graph.input, *found.graph.output)
+    }
     kinds |= {i.name: i.data_type for i in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Cast" and attributes(node).get("to") == single and kinds.get(node.input[0]) == single:
@@ -250,7 +266,9 @@ def giving_scores(model: Any) -> Any:
     known = [value for value in copy.graph.value_info if value.name == scores]
     onnx = graph.require_onnx()
     open_shape = ["N", *(f"scores{axis}" for axis in range(1, 5))]
-    copy.graph.output[0].CopyFrom(known[0] if known else onnx.helper.make_tensor_value_info(scores, onnx.TensorProto.FLOAT, open_shape))
+    copy.graph.output[0].CopyFrom(
+        known[0] if known else onnx.helper.make_tensor_value_info(scores, onnx.TensorProto.FLOAT, open_shape)
+    )
     del copy.graph.value_info[:]
     return graph.pruned(copy)
 

@@ -24,7 +24,19 @@ Array = NDArray[Any]
 _TOLERANCE = {"float": 1e-3, "double": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
 #: Operators through which probabilities stay between 0 and 1.
 _KEEPING = {
-    *("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Dropout", "Slice", "Gather", "Split", "Flatten"),
+    *(
+        "Identity",
+        "Cast",
+        "Squeeze",
+        "Unsqueeze",
+        "Reshape",
+        "Transpose",
+        "Dropout",
+        "Slice",
+        "Gather",
+        "Split",
+        "Flatten",
+    ),
     *("AveragePool", "MaxPool", "Expand", "Tile"),
 }
 _JOINING = ("Concat", "Min", "Max", "Mul")
@@ -120,7 +132,13 @@ def _is_written_softmax(found: graph.Graph, node: Any) -> bool:
         below = found.producer.get(other)
         if node.op_type == "Mul":
             below = found.producer.get(below.input[0]) if below is not None and below.op_type == "Reciprocal" else None
-        if above is not None and above.op_type == "Exp" and below is not None and below.op_type == "ReduceSum" and below.input[0] == exp:
+        if (
+            above is not None
+            and above.op_type == "Exp"
+            and below is not None
+            and below.op_type == "ReduceSum"
+            and below.input[0] == exp
+        ):
             return True
     return False
 
@@ -185,7 +203,9 @@ def _scores(model: Any, x: Array, name: str, patch: Size) -> Array:
         scores = next(iter(outputs_for(model, x).values()))
     except PackageError as error:
         reason = error.args[0].split(": ", 1)[-1]
-        raise PackageError(f"{name} does not run on one window of {_by(patch)} voxels: {reason}", "Check the patch size and the batch.") from error
+        raise PackageError(
+            f"{name} does not run on one window of {_by(patch)} voxels: {reason}", "Check the patch size and the batch."
+        ) from error
     if scores.dtype.kind != "f":
         raise PackageError(
             f"{name} gives {scores.dtype} numbers, which are labels and no scores: overlapping windows could not be blended.",
@@ -254,13 +274,19 @@ def compare_with_original(original: Any, model: Any, patch: Size, name: str) -> 
     given = np.repeat(x, dims[0], axis=0) if dims[0] > 1 else x
     given = given.transpose(0, 2, 3, 4, 1) if last else given
     try:
-        outputs = outputs_for(original, given.astype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)))
+        outputs = outputs_for(
+            original, given.astype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+        )
     except MedQuantError as error:
         return f"not compared with the file as it came, which ONNX Runtime does not run ({error.args[0].split(': ', 1)[-1].rstrip('.')})"
     got = next(iter(outputs_for(graph.fixed_shape(model, patch), x).values()))
     expected = outputs.get(model.graph.output[0].name, next(iter(outputs.values())))[:1]
     if expected.dtype.kind != "f" or expected.ndim != 5:
-        equal = float(np.mean(np.argmax(got, axis=1).ravel() == np.rint(expected).astype(np.int64).ravel())) if expected.size * got.shape[1] == got.size else 0.0
+        equal = (
+            float(np.mean(np.argmax(got, axis=1).ravel() == np.rint(expected).astype(np.int64).ravel()))
+            if expected.size * got.shape[1] == got.size
+            else 0.0
+        )
         if equal < 0.999:
             raise _else(name, f"{100 * equal:.1f} % of labels equal")
         return f"labels equal to those of the file as it came in {100 * equal:.2f} % of a made patch (ONNX Runtime)"

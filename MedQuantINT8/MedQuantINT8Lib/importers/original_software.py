@@ -34,5 +34,6 @@ def at_work(title: str) -> Iterator[None]:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
             raise OriginalFailed(
-                f"{title} itself fails with this network ({reason.rstrip('.')}).", "Segment a scan with it to see what is wrong."
+                f"{title} itself fails with this network ({reason.rstrip('.')}).",
+                "Segment a scan with it to see what is wrong.",
             ) from error

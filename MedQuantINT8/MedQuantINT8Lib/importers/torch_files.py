@@ -30,7 +30,8 @@ def _must_trust(path: Path, what: str, trust_code: bool) -> None:
         raise PackageError(f"There is no {what} at {path}.", "Check the path.")
     if not trust_code:
         raise PackageError(
-            f"{path.name} is a {what}: a program, which would have to be run.", "If you trust where it comes from, give --trust-code."
+            f"{path.name} is a {what}: a program, which would have to be run.",
+            "If you trust where it comes from, give --trust-code.",
         )
 
 
@@ -79,7 +80,8 @@ def load_class(path: Path, class_name: str, weights: Path | None, arguments: dic
     except Exception as error:
         # A stranger's code raises what it likes.
         raise InputError(
-            f"{class_name} of {path.name} cannot be made: {type(error).__name__}: {reason_of(error)}.", "Check the file and --arguments."
+            f"{class_name} of {path.name} cannot be made: {type(error).__name__}: {reason_of(error)}.",
+            "Check the file and --arguments.",
         ) from error
     if weights is not None:
         load_weights(network, weights)
@@ -103,12 +105,19 @@ def drafted(load: Loader, name: str, channels: int, patch: Size, *, task: Task) 
         for amplitude in (1.0, 1e3):
             try:
                 with torch.no_grad():
-                    output = chosen_output(module(torch.from_numpy(made_patch(channels, patch, amplitude=amplitude))), name)
+                    output = chosen_output(
+                        module(torch.from_numpy(made_patch(channels, patch, amplitude=amplitude))), name
+                    )
             except (RuntimeError, ValueError, TypeError, AssertionError) as error:
                 reason = str(error).strip().splitlines()[-1][:160]
-                raise PackageError(f"{name} does not take {channels} channel(s) of {patch}: {reason}.", "Check --channels and --patch.") from error
+                raise PackageError(
+                    f"{name} does not take {channels} channel(s) of {patch}: {reason}.", "Check --channels and --patch."
+                ) from error
             if output.ndim != 5:
-                raise PackageError(f"{name} gives no tensor of class scores (N, classes, A0, A1, A2).", "Give a 3D segmentation network.")
+                raise PackageError(
+                    f"{name} gives no tensor of class scores (N, classes, A0, A1, A2).",
+                    "Give a 3D segmentation network.",
+                )
             if tuple(output.shape[2:]) != patch:
                 raise PackageError(
                     f"{name} gives {tuple(output.shape[2:])} voxels of scores for a window of {patch}; it must give as many as it takes.",
@@ -135,8 +144,12 @@ class Program:
         if described is None:
             if self.patch is None:
                 raise InputError(f"{path.name} does not say its patch size.", "Give it, such as --patch 96 96 96.")
-            described = run_in_child(partial(drafted, load, name, self.channels, self.patch), task, f"The trial of {path.name}")
-        return Understood(described, load, [] if self.spec else ["preprocessing and labels are guesses: correct them"], by_hand=True)
+            described = run_in_child(
+                partial(drafted, load, name, self.channels, self.patch), task, f"The trial of {path.name}"
+            )
+        return Understood(
+            described, load, [] if self.spec else ["preprocessing and labels are guesses: correct them"], by_hand=True
+        )
 
 
 def understand_torchscript(path: Path, given: Program, task: Task) -> Understood:

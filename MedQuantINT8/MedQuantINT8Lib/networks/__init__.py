@@ -182,7 +182,8 @@ def make(name: str | StudyNetwork, weights: str | None = None, *, patch: Size = 
         module = network.build(patch)
     except ImportError as error:
         raise DependencyError(
-            f"{network.title} cannot be made: {str(error).splitlines()[0]}.", "Install it with: pip install 'medquantint8[import]'"
+            f"{network.title} cannot be made: {str(error).splitlines()[0]}.",
+            "Install it with: pip install 'medquantint8[import]'",
         ) from error
     if weights is not None:
         from ..importers.checkpoints import load_weights

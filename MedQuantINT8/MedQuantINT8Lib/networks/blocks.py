@@ -32,7 +32,8 @@ def _classes() -> dict[str, Any]:
             self.shortcut: nn.Module = nn.Identity()
             if changed:
                 self.shortcut = nn.Sequential(
-                    nn.Conv3d(channels_in, channels_out, 1, stride, bias=False), nn.InstanceNorm3d(channels_out, affine=True)
+                    nn.Conv3d(channels_in, channels_out, 1, stride, bias=False),
+                    nn.InstanceNorm3d(channels_out, affine=True),
                 )
             self.activation = nn.LeakyReLU(0.01)
 

@@ -28,7 +28,11 @@ def last_layer(module: nn.Module, classes: int) -> nn.Conv3d:
     """
     from torch import nn
 
-    found = [m for m in module.modules() if isinstance(m, nn.Conv3d) and m.kernel_size == (1, 1, 1) and m.out_channels == classes]
+    found = [
+        m
+        for m in module.modules()
+        if isinstance(m, nn.Conv3d) and m.kernel_size == (1, 1, 1) and m.out_channels == classes
+    ]
     if not found:
         raise ValueError(f"the network does not end in a 1x1x1 convolution to {classes} classes")
     return found[-1]
@@ -61,7 +65,9 @@ def fit_last_layer(module: nn.Module, image: NDArray[np.float32], labels: NDArra
     weight = (1.0 / torch.bincount(target, minlength=classes).clamp(min=1).double())[target]
     gram = (features * weight) @ features.T
     scale = gram.diagonal().mean()
-    solution = torch.linalg.solve(gram + _RIDGE * scale * torch.eye(gram.shape[0], dtype=torch.float64), (features * weight) @ wanted.T)
+    solution = torch.linalg.solve(
+        gram + _RIDGE * scale * torch.eye(gram.shape[0], dtype=torch.float64), (features * weight) @ wanted.T
+    )
     full = torch.zeros(classes, gram.shape[0], dtype=torch.float64)
     full[:, -1] = _ABSENT
     full[present] = solution.T

@@ -51,8 +51,13 @@ class BuildPanel(WorkPanel):
         """Show what the parameter node says."""
         ui, p = self._ui, self.parameters
         self._shown = False
-        installed = [(m["name"], m["title"] + ("" if m["int8"] else _(" (no INT8 network yet)"))) for m in self._logic.models()]
-        offered = [(f"get:{e.name}", _("Download: {title} ({license})").format(title=e.title, license=e.license)) for e in self._logic.publicModels()]
+        installed = [
+            (m["name"], m["title"] + ("" if m["int8"] else _(" (no INT8 network yet)"))) for m in self._logic.models()
+        ]
+        offered = [
+            (f"get:{e.name}", _("Download: {title} ({license})").format(title=e.title, license=e.license))
+            for e in self._logic.publicModels()
+        ]
         quiet_fill(ui.buildModelCombo, installed + offered, chosen(ui.buildModelCombo) or p.model)
         quiet_fill(ui.methodCombo, [(name, name) for name in METHODS], p.method)
         engines = [("auto", _("Automatic")), *self._logic.engineTitles()]
@@ -129,9 +134,16 @@ class BuildPanel(WorkPanel):
     def _download(self, name: str) -> None:
         entry = next(item for item in self._logic.publicModels() if item.name == name)
         size = f"{entry.size_bytes / _MB:.0f} MB" if entry.size_bytes else _("unknown size")
-        text = _("{title}\n\nFrom: {url} ({size})\nLicense: {license} ({license_url})\n{citation}\n\nDo you accept the license, and download it?")
+        text = _(
+            "{title}\n\nFrom: {url} ({size})\nLicense: {license} ({license_url})\n{citation}\n\nDo you accept the license, and download it?"
+        )
         shown = text.format(
-            title=entry.title, url=entry.url, size=size, license=entry.license, license_url=entry.license_url, citation=entry.citation
+            title=entry.title,
+            url=entry.url,
+            size=size,
+            license=entry.license,
+            license_url=entry.license_url,
+            citation=entry.citation,
         )
         if self._ask(shown) and (not entry.needs_trust or self._trusts(entry.title)):
             self._start(
@@ -141,14 +153,20 @@ class BuildPanel(WorkPanel):
             )
 
     def _trusts(self, title: str) -> bool:
-        text = _("{title} holds Python code that has to be run on this computer, with your rights. Do you trust whoever made it?")
+        text = _(
+            "{title} holds Python code that has to be run on this computer, with your rights. Do you trust whoever made it?"
+        )
         return self._ask(text.format(title=title))
 
     def _importFile(self) -> None:
-        self._import(qt.QFileDialog.getOpenFileName(None, _("Model: package or bundle (.zip), ONNX, or model.pt of Auto3DSeg")))
+        self._import(
+            qt.QFileDialog.getOpenFileName(None, _("Model: package or bundle (.zip), ONNX, or model.pt of Auto3DSeg"))
+        )
 
     def _importFolder(self) -> None:
-        self._import(qt.QFileDialog.getExistingDirectory(None, _("Model: package, MONAI bundle or result folder of nnU-Net")))
+        self._import(
+            qt.QFileDialog.getExistingDirectory(None, _("Model: package, MONAI bundle or result folder of nnU-Net"))
+        )
 
     def _import(self, chosen_path: Any) -> None:
         # PySide6 gives the name and the filter, PythonQt the name alone.
@@ -175,12 +193,19 @@ class BuildPanel(WorkPanel):
     def _quantized(self, name: str, report: dict[str, Any]) -> None:
         guard = report["guard"]
         kept = [layer["name"] for layer in report["layers"] if not layer["quantized"]]
-        self._log(_("{share} of the work is quantized; agreement with FP32 on the calibration patches: {dice}").format(
-            share=f"{100 * report['int8_mac_share']:.1f} %", dice=_("unknown") if guard["agreement"] is None else f"{guard['agreement']:.4f}"
-        ))
+        self._log(
+            _("{share} of the work is quantized; agreement with FP32 on the calibration patches: {dice}").format(
+                share=f"{100 * report['int8_mac_share']:.1f} %",
+                dice=_("unknown") if guard["agreement"] is None else f"{guard['agreement']:.4f}",
+            )
+        )
         for note in guard["notes"]:
             self._log(note)
-        self._log(_("file: {before} MB to {after} MB").format(before=f"{report['fp32_bytes'] / _MB:.1f}", after=f"{report['int8_bytes'] / _MB:.1f}"))
+        self._log(
+            _("file: {before} MB to {after} MB").format(
+                before=f"{report['fp32_bytes'] / _MB:.1f}", after=f"{report['int8_bytes'] / _MB:.1f}"
+            )
+        )
         if kept:
             self._log(_("in floating point: {names}").format(names=", ".join(kept)))
         made = self._logic.ownCopyName(name)
@@ -188,14 +213,20 @@ class BuildPanel(WorkPanel):
         volumes = self.parameters.calibrationVolumes
         volume = volumes[0] if volumes else None
         self._start(
-            lambda: self._logic.buildEngine(made, volume, self.parameters.buildEngine, waitForCompletion=False, device=self.parameters.device),
+            lambda: self._logic.buildEngine(
+                made, volume, self.parameters.buildEngine, waitForCompletion=False, device=self.parameters.device
+            ),
             lambda job: self._built(job.value),
             fresh=False,
         )
 
     def _built(self, report: dict[str, Any]) -> None:
         share = f"{100 * report['int8_mac_share']:.1f} %"
-        self._log(_("{engine}: {verdict}, {share} of the work in INT8").format(engine=report["engine"], verdict=report["verdict"], share=share))
+        self._log(
+            _("{engine}: {verdict}, {share} of the work in INT8").format(
+                engine=report["engine"], verdict=report["verdict"], share=share
+            )
+        )
         if report["note"]:
             self._log(report["note"])
         if found := report["fidelity"]:
@@ -205,7 +236,9 @@ class BuildPanel(WorkPanel):
         self._ui.buildStatusLabel.setText(_("Done. The model is chosen in the panel above."))
 
     def _installed(self, name: str) -> None:
-        self._ui.buildStatusLabel.setText(_("Installed {name}. Choose scans, and make its INT8 engine.").format(name=name))
+        self._ui.buildStatusLabel.setText(
+            _("Installed {name}. Choose scans, and make its INT8 engine.").format(name=name)
+        )
         self._made(name)
 
     def _say(self, text: str) -> None:

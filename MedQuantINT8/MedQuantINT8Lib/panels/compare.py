@@ -71,7 +71,11 @@ class ComparePanel(WorkPanel):
             return
         p = self.parameters
         nodes = p.compareVolumes or [node for node in [p.volume] if node is not None]
-        self._begin(lambda: self._logic.compareAll(nodes, p.model, p.engine, waitForCompletion=False, device=p.device), self._done, (self._engineGroup,))
+        self._begin(
+            lambda: self._logic.compareAll(nodes, p.model, p.engine, waitForCompletion=False, device=p.device),
+            self._done,
+            (self._engineGroup,),
+        )
 
     def _done(self, job: Any) -> None:
         self.comparisons, self._differences = list(job.value), {}
@@ -104,7 +108,10 @@ class ComparePanel(WorkPanel):
             ui.compareResultLabel.setText("")
         else:
             fill_table(ui.summaryTable, [list(row) for row in found.rows()])
-            rows = [[s["name"], "–" if s["dice"] is None else f"{s['dice']:.4f}", f"{s['other_ml']:.2f}", f"{s['ml']:.2f}"] for s in found.structures]
+            rows = [
+                [s["name"], "–" if s["dice"] is None else f"{s['dice']:.4f}", f"{s['other_ml']:.2f}", f"{s['ml']:.2f}"]
+                for s in found.structures
+            ]
             fill_table(ui.structureTable, rows)
             ui.compareResultLabel.setText(_summary(found))
             for region in found.regions[:SHOWN_REGIONS]:
@@ -142,7 +149,9 @@ class ComparePanel(WorkPanel):
             slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
 
     def _save(self) -> None:
-        path = qt.QFileDialog.getSaveFileName(None, _("Save report"), "comparison.html", _("Page (*.html);;Table of regions (*.csv);;JSON (*.json)"))
+        path = qt.QFileDialog.getSaveFileName(
+            None, _("Save report"), "comparison.html", _("Page (*.html);;Table of regions (*.csv);;JSON (*.json)")
+        )
         path = path[0] if isinstance(path, tuple) else path
         if path and self._current is not None:
             try:
@@ -165,7 +174,12 @@ def _summary(found: Comparison) -> str:
     if not differences["voxels"]:
         return _("INT8 and FP32 are the same everywhere.")
     dice = "–" if found.meanDice is None else f"{found.meanDice:.4f}"
-    text = _("Mean Dice {dice}. {ml} ml differ in {count} regions; {share} of it lies within one voxel of a boundary.").format(
-        dice=dice, ml=f"{differences['ml']:.2f}", count=differences["region_count"], share=f"{100 * differences['boundary_share']:.0f} %"
+    text = _(
+        "Mean Dice {dice}. {ml} ml differ in {count} regions; {share} of it lies within one voxel of a boundary."
+    ).format(
+        dice=dice,
+        ml=f"{differences['ml']:.2f}",
+        count=differences["region_count"],
+        share=f"{100 * differences['boundary_share']:.0f} %",
     )
     return f"{text} {found.verdict}"

@@ -70,7 +70,9 @@ class JobRunner:
         except Exception as error:
             # A fault of ours: the window must come back to life, and the fault must be seen.
             self._end()
-            listener.failed(MedQuantError(f"{type(error).__name__}: {error}", "This is a fault of MedQuantINT8; please report it."))
+            listener.failed(
+                MedQuantError(f"{type(error).__name__}: {error}", "This is a fault of MedQuantINT8; please report it.")
+            )
             raise
         if done:
             self._end()

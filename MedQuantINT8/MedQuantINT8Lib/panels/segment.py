@@ -130,7 +130,11 @@ class SegmentPanel(WorkPanel):
                 widget.deleteLater()
         for number in range(len(self._channelSelectors) + 1, len(names)):
             selector, label = slicer.qMRMLNodeComboBox(), qt.QLabel(names[number])
-            for name, value in (("nodeTypes", ["vtkMRMLScalarVolumeNode"]), ("showChildNodeTypes", False), ("noneEnabled", True)):
+            for name, value in (
+                ("nodeTypes", ["vtkMRMLScalarVolumeNode"]),
+                ("showChildNodeTypes", False),
+                ("noneEnabled", True),
+            ):
                 selector.setProperty(name, value)
             for name in ("addEnabled", "removeEnabled"):
                 selector.setProperty(name, False)
@@ -233,7 +237,9 @@ class SegmentPanel(WorkPanel):
         target = qt.QFileDialog.getExistingDirectory(None, _("Folder for the segmentations")) if source else ""
         if target:
             # How a segmentation node is filled does not concern files.
-            options = {name: value for name, value in self._chosenOptions().items() if name not in ("surface", "replace")}
+            options = {
+                name: value for name, value in self._chosenOptions().items() if name not in ("surface", "replace")
+            }
             self._start(lambda: self._logic.segmentFolder(source, output=target, waitForCompletion=False, **options))
 
     def _chosenOptions(self) -> dict[str, Any]:
@@ -251,7 +257,11 @@ class SegmentPanel(WorkPanel):
     def _precision(self) -> str:
         """A model without an INT8 network can be run as it is, if the user leaves the choice to the program."""
         model = self._model
-        return "fp32" if self.parameters.precision == "auto" and model is not None and not model["int8"] else self.parameters.precision
+        return (
+            "fp32"
+            if self.parameters.precision == "auto" and model is not None and not model["int8"]
+            else self.parameters.precision
+        )
 
     def _start(self, start: Any) -> None:
         self._begin(start, self._done, (self._engineGroup,))
@@ -287,14 +297,19 @@ def active_volume() -> Any | None:
     """The volume that the slice views show; else the first of the scene."""
     scene = slicer.mrmlScene
     selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
-    shown = scene.GetNodeByID(selection.GetActiveVolumeID()) if selection is not None and selection.GetActiveVolumeID() else None
+    shown = (
+        scene.GetNodeByID(selection.GetActiveVolumeID())
+        if selection is not None and selection.GetActiveVolumeID()
+        else None
+    )
     if shown is not None and not shown.IsA("vtkMRMLLabelMapVolumeNode"):
         return shown
-    nodes = [scene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode") for n in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))]
+    nodes = [
+        scene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode")
+        for n in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))
+    ]
     return next((node for node in nodes if not node.IsA("vtkMRMLLabelMapVolumeNode")), None)
 
 
 def _searched(model: dict[str, Any]) -> str:
     return " ".join([model["name"], model["title"], model["modality"], *model["labels"]]).lower()
-
-

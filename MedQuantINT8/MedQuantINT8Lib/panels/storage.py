@@ -46,11 +46,16 @@ class StoragePanel:
 
     def _removeModel(self) -> None:
         name = chosen(self._ui.storageModelCombo)
-        self._remove(_("Remove the model {name} from this computer?").format(name=name), lambda: self._logic.removeModel(name))
+        self._remove(
+            _("Remove the model {name} from this computer?").format(name=name), lambda: self._logic.removeModel(name)
+        )
         self._changed()
 
     def _removeEngines(self) -> None:
-        self._remove(_("Remove all engines that were built on this computer? They are built again when they are needed."), self._logic.removeEngines)
+        self._remove(
+            _("Remove all engines that were built on this computer? They are built again when they are needed."),
+            self._logic.removeEngines,
+        )
         self.show()
 
     def _remove(self, question: str, remove: Any) -> None:

@@ -25,7 +25,14 @@ class WorkPanel:
     """
 
     def __init__(
-        self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask, status: Any, progress: Any
+        self,
+        ui: Any,
+        logic: MedQuantINT8Logic,
+        parameters: Parameters,
+        runner: JobRunner,
+        ask: Ask,
+        status: Any,
+        progress: Any,
     ) -> None:
         self._ui, self._logic, self._runner, self._ask = ui, logic, runner, ask
         self._status, self._progress = status, progress
@@ -46,7 +53,9 @@ class WorkPanel:
     @property
     def _engineGroup(self) -> str:
         """The packages that the chosen engine needs."""
-        return self.parameters.engine if self.parameters.engine in ("cuda_int8", "tensorrt", "tensorrt_rtx") else "segment"
+        return (
+            self.parameters.engine if self.parameters.engine in ("cuda_int8", "tensorrt", "tensorrt_rtx") else "segment"
+        )
 
     def _stopped(self) -> bool:
         """If work runs, cancel it: the button was pressed as Cancel."""

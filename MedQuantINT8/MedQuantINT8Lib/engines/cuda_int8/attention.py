@@ -47,7 +47,13 @@ class Scores:
 
 def rows_of(node: Any, part: Moved) -> NDArray[np.int32]:
     """(windows, tokens): the voxel of each token of queries, keys or values."""
-    if len(part.shape) < 3 or part.rows.shape[-3] != 1 or part.rows.shape[-1] != 1 or any(n > 1 for n in part.columns.shape[:-3]) or part.columns.shape[-2] != 1:
+    if (
+        len(part.shape) < 3
+        or part.rows.shape[-3] != 1
+        or part.rows.shape[-1] != 1
+        or any(n > 1 for n in part.columns.shape[:-3])
+        or part.columns.shape[-2] != 1
+    ):
         raise unsupported(node, "it is no product of tokens, head by head")
     return part.rows.reshape(-1, part.rows.shape[-2])
 
@@ -76,7 +82,12 @@ def turned_keys(node: Any) -> tuple[int, ...] | None:
         return None
     first, second, output = found
     wanted = output[:-2] + output[-1] + first[-1]
-    fits = first[:-1] == output[:-1] and first[-1] not in output and sorted(wanted) == sorted(second) and len(set(wanted)) == len(wanted)
+    fits = (
+        first[:-1] == output[:-1]
+        and first[-1] not in output
+        and sorted(wanted) == sorted(second)
+        and len(set(wanted)) == len(wanted)
+    )
     return tuple(second.index(letter) for letter in wanted) if fits else None
 
 
@@ -86,10 +97,17 @@ def takes_values(node: Any) -> bool:
     if found is None:
         return False
     first, second, output = found
-    return len(first) > 2 and second == first[:-2] + first[-1] + output[-1] and output == first[:-1] + output[-1] and output[-1] not in first
+    return (
+        len(first) > 2
+        and second == first[:-2] + first[-1] + output[-1]
+        and output == first[:-1] + output[-1]
+        and output[-1] not in first
+    )
 
 
-def bias_and_mask(node: Any, terms: tuple[Values, ...], windows: int, heads: int, tokens: int) -> tuple[Values | None, tuple[NDArray[np.int32], float] | None]:
+def bias_and_mask(
+    node: Any, terms: tuple[Values, ...], windows: int, heads: int, tokens: int
+) -> tuple[Values | None, tuple[NDArray[np.int32], float] | None]:
     """What was added to scores, as a bias (heads, tokens, tokens) and a mask.
 
     The mask of shifted windows keeps apart tokens of different regions: (windows, tokens) numbers of regions, and what is added where two differ.
@@ -97,14 +115,22 @@ def bias_and_mask(node: Any, terms: tuple[Values, ...], windows: int, heads: int
     bias: Values | None = None
     mask: tuple[NDArray[np.int32], float] | None = None
     for term in terms:
-        term = term.reshape((1,) * (4 - term.ndim) + term.shape) if term.ndim < 4 else term.reshape(-1, *term.shape[-3:])
+        term = (
+            term.reshape((1,) * (4 - term.ndim) + term.shape) if term.ndim < 4 else term.reshape(-1, *term.shape[-3:])
+        )
         if len(term) == 1:
             whole = np.broadcast_to(term[0], (heads, tokens, tokens)).astype(np.float32)
             bias = whole if bias is None else bias + whole
-        elif mask is None and term.shape[1] == 1 and (mask := regions_of(np.broadcast_to(term[:, 0], (windows, tokens, tokens)))):
+        elif (
+            mask is None
+            and term.shape[1] == 1
+            and (mask := regions_of(np.broadcast_to(term[:, 0], (windows, tokens, tokens))))
+        ):
             continue
         else:
-            raise unsupported(node, "what is added to its scores differs from window to window, and is no mask of regions")
+            raise unsupported(
+                node, "what is added to its scores differs from window to window, and is no mask of regions"
+            )
     return bias, mask
 
 

@@ -66,7 +66,9 @@ class CudaInt8Backend:
             Cancelled: the task was cancelled.
         """
         if options.precision not in self.precisions:
-            raise EngineError(f"{self.title} does not compute in {options.precision.upper()}.", "Choose another precision or engine.")
+            raise EngineError(
+                f"{self.title} does not compute in {options.precision.upper()}.", "Choose another precision or engine."
+            )
         with Gpu(cuda.choose_gpu(options.device).index) as gpu:
             gpu.warm_compiler()
             with task.stage("planning"):
@@ -79,7 +81,9 @@ class CudaInt8Backend:
         try:
             chosen = from_json(plan, json.loads((folder / _TILES).read_text(encoding="utf-8")))
             with np.load(folder / _WEIGHTS, allow_pickle=False) as weights:
-                network = CudaInt8Network(gpu, plan, options.batch, chosen, lambda tiling: weights[tiling.step.weights], lanes=LANES)
+                network = CudaInt8Network(
+                    gpu, plan, options.batch, chosen, lambda tiling: weights[tiling.step.weights], lanes=LANES
+                )
             return CudaInt8Engine(gpu, network, options)
         except BaseException:
             gpu.close()
@@ -114,7 +118,10 @@ def planned(network: Path, options: BuildOptions) -> Plan:
     read = read_network(model)
     if tuple(read.shapes[read.output][2:]) != tuple(options.patch):
         size = " x ".join(map(str, read.shapes[read.output][2:]))
-        raise UnsupportedNetwork(f"CUDA INT8 takes networks that keep a patch's size; this one gives {size}.", "Choose another engine with --engine.")
+        raise UnsupportedNetwork(
+            f"CUDA INT8 takes networks that keep a patch's size; this one gives {size}.",
+            "Choose another engine with --engine.",
+        )
     return plan_network(read)
 
 
@@ -157,12 +164,27 @@ def _record(program: Program) -> LayerRecord:
     """A step as it runs: the instruction that multiplies, and the tile."""
     step, tiling = program.step, program.tiling
     if step.attention is not None:
-        return LayerRecord(step.name, "Attention", "f16", f"attention.f16, {step.attention.tokens} tokens", step.macs, int8=False, sources=step.sources)
+        return LayerRecord(
+            step.name,
+            "Attention",
+            "f16",
+            f"attention.f16, {step.attention.tokens} tokens",
+            step.macs,
+            int8=False,
+            sources=step.sources,
+        )
     if tiling is None:
         return LayerRecord(step.name, step.kind, "f32", step.kind, 0, int8=False, sources=step.sources)
     tile = tiling.tile
     precision = "s8" if step.int8 else "f16"
     size = " x ".join(map(str, tile.voxels))
     kernel = f"{'wgmma' if tile.groups else 'mma'}.{precision}, {size} voxels by {tile.channels} channels"
-    return LayerRecord(step.name, "Conv" if step.kind == "conv" else "ConvTranspose", precision, kernel, step.macs, step.int8, step.sources)
-
+    return LayerRecord(
+        step.name,
+        "Conv" if step.kind == "conv" else "ConvTranspose",
+        precision,
+        kernel,
+        step.macs,
+        step.int8,
+        step.sources,
+    )

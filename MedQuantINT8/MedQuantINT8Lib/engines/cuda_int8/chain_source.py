@@ -159,9 +159,15 @@ class ChainSource:
             gathering += ", unsigned short* staged"
         extra = f"#define EXTRA(sum, square, staged) {', sum, square' if self.norm else ''}{', staged' if self.gives_output else ''}\n"
         setup = "".join(f"read_floats<V>({name}, {source}); " for source, name in self._constants)
-        setup_kept = "".join(f"kept_floats<V>({name}, kept + {number} * apart); " for number, (_, name) in enumerate(self._constants))
-        constant = "".join(f"if (which == {number}) return {source}; " for number, (source, _) in enumerate(self._constants))
-        members, begins, body, held, fetches = ("\n  ".join(lines) for lines in (self._members, self._begins, self._body, self._held, self._fetches))
+        setup_kept = "".join(
+            f"kept_floats<V>({name}, kept + {number} * apart); " for number, (_, name) in enumerate(self._constants)
+        )
+        constant = "".join(
+            f"if (which == {number}) return {source}; " for number, (source, _) in enumerate(self._constants)
+        )
+        members, begins, body, held, fetches = (
+            "\n  ".join(lines) for lines in (self._members, self._begins, self._body, self._held, self._fetches)
+        )
         return (
             f"{extra}#define WIDTH {self._width}\n#define VOXELS {self._voxels}ll\n#define STATISTICS {int(bool(self.norm))}\n#define FETCHES {int(bool(self._held))}\n"
             f"#define OUTPUT {int(self.gives_output)}\n#define CLASSES {self._classes}\n#ifndef STAGES_OUTPUT\n#define STAGES_OUTPUT 0\n#endif\n{self._channel_of}"
@@ -201,7 +207,7 @@ class ChainSource:
         return self._constant(f"{self._pointer(kind, norm)} + n * WIDTH + c")
 
     def _each(self, what: str) -> None:
-        self._body.append("_Pragma(\"unroll\") for (int i = 0; i < V; ++i) { float x = v[i]; v[i] = " + what + "; }")
+        self._body.append('_Pragma("unroll") for (int i = 0; i < V; ++i) { float x = v[i]; v[i] = ' + what + "; }")
 
     def _affine(self, plan: Plan, number: int, op: Op) -> None:
         scale, shift = (self._constant(f"{self._pointer('array', name)} + c") for name in op.arrays)
@@ -209,7 +215,9 @@ class ChainSource:
 
     def _offset(self, plan: Plan, number: int, op: Op) -> None:
         table = self._pointer("array", op.arrays[0])
-        self._body.append(f"{{ float o[V]; read_floats<V>(o, (const float*){table} + (i64)base * WIDTH + c + (i64)voxel * WIDTH);")
+        self._body.append(
+            f"{{ float o[V]; read_floats<V>(o, (const float*){table} + (i64)base * WIDTH + c + (i64)voxel * WIDTH);"
+        )
         self._each("x + o[i]")
         self._body.append("}")
 
@@ -221,7 +229,9 @@ class ChainSource:
         function = op.function
         if function == "leakyrelu" and 0 <= op.params[0] <= 1:
             function = "leakyrelu by its larger side"
-        given = "".join(f" const float {name} = {self._number(value)};" for name, value in zip("ab", op.params, strict=False))
+        given = "".join(
+            f" const float {name} = {self._number(value)};" for name, value in zip("ab", op.params, strict=False)
+        )
         self._body.append("{" + given)
         self._each(_ACTIVATIONS[function])
         self._body.append("}")
@@ -241,7 +251,9 @@ class ChainSource:
         pointer, pitch = self._pointer("view", number), plan.buffers[op.view.buffer].pitch
         name, kind = f"o{len(self._held)}", "signed char" if op.view.scale else "unsigned short"
         self._held.append(f"{'Bytes' if op.view.scale else 'Halves'}<V> {name};")
-        self._fetches.append(f"held.{name}.read((const {kind}*){pointer} + ((i64)n * VOXELS + base) * {pitch} + c + (i64)voxel * {pitch});")
+        self._fetches.append(
+            f"held.{name}.read((const {kind}*){pointer} + ((i64)n * VOXELS + base) * {pitch} + c + (i64)voxel * {pitch});"
+        )
         opened = f"held.{name}.opened(o{f', {self._number(op.view.scale)}' if op.view.scale else ''});"
         other = "o[i]"
         if op.norm:
@@ -256,7 +268,9 @@ class ChainSource:
         kind = "signed char" if op.view.scale else "unsigned short"
         to = self._beginning(kind, pointer, pitch)
         if op.view.scale:
-            self._body.append(f"write_bytes(v, {to} + (i64)voxel * {pitch}, {self._number(inverse_of(op.view.scale))});")
+            self._body.append(
+                f"write_bytes(v, {to} + (i64)voxel * {pitch}, {self._number(inverse_of(op.view.scale))});"
+            )
         else:
             self._body.append(f"write_halves(v, {to} + (i64)voxel * {pitch});")
 
@@ -293,7 +307,9 @@ class ChainSource:
     def _statistics(self, plan: Plan, number: int, op: Op) -> None:
         assert not self.norm
         self.norm = op.norm
-        self._body.append('_Pragma("unroll") for (int i = 0; i < V; ++i) { sum[i] += v[i]; square[i] = __fmaf_rn(v[i], v[i], square[i]); }')
+        self._body.append(
+            '_Pragma("unroll") for (int i = 0; i < V; ++i) { sum[i] += v[i]; square[i] = __fmaf_rn(v[i], v[i], square[i]); }'
+        )
 
 
 def inverse_of(scale: float) -> float:

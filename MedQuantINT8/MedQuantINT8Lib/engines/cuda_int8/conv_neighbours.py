@@ -122,9 +122,22 @@ def neighbour_definitions(plan: Plan, tiling: Tiling) -> dict[str, object]:
     step, region = tiling.step, tiling.region
     assert step.source is not None and step.neighbours is not None
     g = step.neighbours
-    defined: dict[str, object] = {"CHANNELS": plan.channels, "SOURCE_INVERSE": f"{inverse_of(step.source.scale).hex()}f" if step.int8 else "1.0f"}
-    defined |= {"ENTRIES": tiling.entries, "ENTRY_BYTES": tiling.entry_bytes, "READS_AHEAD": int(tiling.reads_ahead), "MOST_READ": MOST_READ}
+    defined: dict[str, object] = {
+        "CHANNELS": plan.channels,
+        "SOURCE_INVERSE": f"{inverse_of(step.source.scale).hex()}f" if step.int8 else "1.0f",
+    }
+    defined |= {
+        "ENTRIES": tiling.entries,
+        "ENTRY_BYTES": tiling.entry_bytes,
+        "READS_AHEAD": int(tiling.reads_ahead),
+        "MOST_READ": MOST_READ,
+    }
     for axis in range(3):
-        defined |= {f"K{axis}": g.kernel[axis], f"S{axis}": g.stride[axis], f"D{axis}": g.dilation[axis], f"B{axis}": g.before[axis]}
+        defined |= {
+            f"K{axis}": g.kernel[axis],
+            f"S{axis}": g.stride[axis],
+            f"D{axis}": g.dilation[axis],
+            f"B{axis}": g.before[axis],
+        }
         defined |= {f"M{axis}": plan.size[axis], f"R{axis}": region[axis]}
     return defined

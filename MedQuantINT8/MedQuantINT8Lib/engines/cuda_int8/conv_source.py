@@ -62,7 +62,11 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
     for axis, lattice in enumerate(tiling.lattices):
         defined |= {f"TILE{axis}": tile.voxels[axis], f"H{axis}": tiling.halo[axis], f"TILES{axis}": tiling.tiles[axis]}
         defined |= {f"I{axis}": step.source_size[axis], f"O{axis}": step.size[axis], f"PHASES{axis}": lattice.phases}
-        defined |= {f"STRIDE{axis}": lattice.stride, f"IN_STEP{axis}": lattice.in_step, f"OUT_STEP{axis}": lattice.out_step}
+        defined |= {
+            f"STRIDE{axis}": lattice.stride,
+            f"IN_STEP{axis}": lattice.in_step,
+            f"OUT_STEP{axis}": lattice.out_step,
+        }
         defined[f"TAPS{axis}"] = len(lattice.taps[0])
         defined[f"SPREAD{axis}"] = step.geometry.stride[axis] if tiling.spread > 1 else 1
     head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
@@ -79,7 +83,22 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
     product = MMA
     if tile.groups:
         product = multiply_group(tiling) + WGMMA + (BY_LINES if tiling.by_lines else multiply_turns(tiling) + BY_TAPS)
-    return PRELUDE + head + tables + kind + chain.text + FILL + (FILL_NEIGHBOURS if step.neighbours else FILL_HALO) + ROWS + LOAD + product + RUN_DEFINITIONS + SCORES + PLACES + RUN
+    return (
+        PRELUDE
+        + head
+        + tables
+        + kind
+        + chain.text
+        + FILL
+        + (FILL_NEIGHBOURS if step.neighbours else FILL_HALO)
+        + ROWS
+        + LOAD
+        + product
+        + RUN_DEFINITIONS
+        + SCORES
+        + PLACES
+        + RUN
+    )
 
 
 def _table(name: str, values: list[int]) -> str:

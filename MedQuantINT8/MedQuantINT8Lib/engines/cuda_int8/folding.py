@@ -42,9 +42,13 @@ def _once(model: Any) -> None:
         shape = look.shapes.get(node.input[0], []) if node.op_type == "Shape" else []
         if shape and all(shape):
             values: Any = [np.array(shape, np.int64)[slice(*_ends(node))]]
-        elif node.op_type not in ("DequantizeLinear", "QuantizeLinear", "Shape") and all(name in held for name in inputs):
+        elif node.op_type not in ("DequantizeLinear", "QuantizeLinear", "Shape") and all(
+            name in held for name in inputs
+        ):
             outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output]
-            body = onnx.helper.make_graph([node], "constants", [], outputs, [held[name] for name in dict.fromkeys(inputs)])
+            body = onnx.helper.make_graph(
+                [node], "constants", [], outputs, [held[name] for name in dict.fromkeys(inputs)]
+            )
             values = ReferenceEvaluator(onnx.helper.make_model(body, opset_imports=model.opset_import)).run(None, {})
         else:
             continue
@@ -65,7 +69,9 @@ def _computed(model: Any) -> bool:
     held = {i.name: i for i in model.graph.initializer}
     known, done = set(held), []
     for number, node in enumerate(model.graph.node):
-        if node.op_type not in ("DequantizeLinear", "QuantizeLinear") and all(name in known for name in node.input if name):
+        if node.op_type not in ("DequantizeLinear", "QuantizeLinear") and all(
+            name in known for name in node.input if name
+        ):
             known.update(node.output)
             done.append(number)
     constant, others = [model.graph.node[n] for n in done], set(range(len(model.graph.node))) - set(done)
@@ -81,7 +87,9 @@ def _computed(model: Any) -> bool:
     values = session(small.SerializeToString(), "int8").run(None, {})
     for name, value in zip(wanted, values, strict=True):
         # Filled where it is: masks have a hundred million bytes.
-        made = model.graph.initializer.add(name=name, data_type=onnx.helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
+        made = model.graph.initializer.add(
+            name=name, data_type=onnx.helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape
+        )
         made.raw_data = value.tobytes()
     graph.remove(model.graph.node, done)
     return True

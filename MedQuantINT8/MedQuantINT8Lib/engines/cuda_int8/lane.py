@@ -84,7 +84,9 @@ class Lane:
         GpuMemoryError: activations do not fit.
     """
 
-    def __init__(self, plan: Plan, programs: Sequence[Program], batch: int, constants: Constants, memory: Memory, stream: Stream) -> None:
+    def __init__(
+        self, plan: Plan, programs: Sequence[Program], batch: int, constants: Constants, memory: Memory, stream: Stream
+    ) -> None:
         self.plan, self.batch = plan, batch
         self._constants, self._memory = constants, memory
         self.places, total = plan.places()
@@ -117,7 +119,15 @@ class Lane:
         if step.kind == "normalize":
             norm = self.plan.norms[step.norm]
             arrays = self._constants.arrays
-            params["ptr"][:5] = [b.pointer for b in (self._constants.slots[step.norm], arrays[norm.gamma], arrays[norm.beta], *self.factors[step.norm])]
+            params["ptr"][:5] = [
+                b.pointer
+                for b in (
+                    self._constants.slots[step.norm],
+                    arrays[norm.gamma],
+                    arrays[norm.beta],
+                    *self.factors[step.norm],
+                )
+            ]
             params["ptr"][5:9] = program.numbers
             params["f"][0] = norm.epsilon
             params["partials"] = self.partials[step.norm].pointer
@@ -128,7 +138,10 @@ class Lane:
             params["weights"] = weights.pointer
         workspace, counters = self._workspace, self._counters
         if program.workspace * self.batch > workspace.nbytes or program.shared_tiles * self.batch * 4 > counters.nbytes:
-            workspace, counters = self._memory.hold((program.workspace * self.batch,), np.uint8), self._memory.hold((program.shared_tiles * self.batch,), np.int32)
+            workspace, counters = (
+                self._memory.hold((program.workspace * self.batch,), np.uint8),
+                self._memory.hold((program.shared_tiles * self.batch,), np.int32),
+            )
             counters.zero(stream)
         params["workspace"], params["counters"] = workspace.pointer, counters.pointer
         if chain.norm:
@@ -150,7 +163,15 @@ class Lane:
             return self.address(ops[int(what)].view)
         return int(self.factors[str(what)][kind == "shift"].pointer)
 
-    def launch_of(self, program: Program, held: NDArray[Any], batch: int, source: DeviceBuffer, target: DeviceBuffer, first: int = 0) -> Launch:
+    def launch_of(
+        self,
+        program: Program,
+        held: NDArray[Any],
+        batch: int,
+        source: DeviceBuffer,
+        target: DeviceBuffer,
+        first: int = 0,
+    ) -> Launch:
         """A kernel for patches ``first`` to ``first + batch`` of the network's input and output.
 
         Args:
@@ -161,4 +182,11 @@ class Lane:
         params["output"] = patch_address(target, first)
         if program.step.takes_input:
             params["source"], params["source_half"] = patch_address(source, first), source.dtype == np.float16
-        return Launch(program.function, program.grid(batch), program.threads, program.shared, params, f"{program.step.kind} {program.step.name}")
+        return Launch(
+            program.function,
+            program.grid(batch),
+            program.threads,
+            program.shared,
+            params,
+            f"{program.step.kind} {program.step.name}",
+        )

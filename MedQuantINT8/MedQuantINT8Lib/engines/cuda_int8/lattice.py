@@ -50,11 +50,17 @@ def lattice_of(kernel: int, stride: int, dilation: int, before: int, transposed:
         found: list[tuple[int, tuple[tuple[int, int], ...]]] = []
         for phase in range(stride):
             # Output o = i * stride + k * dilation - before: each phase takes the places k that leave no remainder.
-            fitting = [(k, (phase + before - k * dilation) // stride) for k in range(kernel) if (phase + before - k * dilation) % stride == 0]
+            fitting = [
+                (k, (phase + before - k * dilation) // stride)
+                for k in range(kernel)
+                if (phase + before - k * dilation) % stride == 0
+            ]
             start = min((offset for _, offset in fitting), default=0)
             found.append((start, tuple((k, offset - start) for k, offset in fitting)))
         return Lattice(stride, stride, 1, 1, tuple(start for start, _ in found), tuple(taps for _, taps in found))
     if stride == 1 and dilation > 1:
         taps = tuple((k, k) for k in range(kernel))
-        return Lattice(dilation, dilation, dilation, 1, tuple(phase - before for phase in range(dilation)), (taps,) * dilation)
+        return Lattice(
+            dilation, dilation, dilation, 1, tuple(phase - before for phase in range(dilation)), (taps,) * dilation
+        )
     return Lattice(1, 1, 1, stride, (-before,), (tuple((k, k * dilation) for k in range(kernel)),))

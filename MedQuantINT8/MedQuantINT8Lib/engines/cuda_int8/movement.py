@@ -131,7 +131,9 @@ class Moved:
 def joined(parts: Sequence[Moved], axis: int) -> Moved | None:
     """Parts of one base, one behind the other along an axis of voxels; None where they are not."""
     first = parts[0]
-    alike = all(p.base == first.base and p.scale == first.scale and np.array_equal(p.columns, first.columns) for p in parts)
+    alike = all(
+        p.base == first.base and p.scale == first.scale and np.array_equal(p.columns, first.columns) for p in parts
+    )
     if not alike or all(part.is_of_channels(axis) for part in parts):
         return None
     return replace(first, rows=np.concatenate([p.rows for p in parts], axis))

@@ -57,7 +57,9 @@ class CudaInt8Network:
         self._launches: dict[tuple[Any, ...], list[list[Launch]]] = {}
         gpu.enter()
         self.programs = programs(plan, machine_of(gpu), batch, chosen)
-        for program, function in zip(self.programs, gpu.compiled([p.source for p in self.programs], "run"), strict=True):
+        for program, function in zip(
+            self.programs, gpu.compiled([p.source for p in self.programs], "run"), strict=True
+        ):
             self._ready(program, function)
         # The first lane's work is put into the caller's stream.
         counts = _parts(batch, lanes)
@@ -67,8 +69,14 @@ class CudaInt8Network:
         try:
             constants = self._constants(stream)
             self.lanes = [Lane(plan, self.programs, count, constants, self.memory, stream) for count in counts]
-            held = [None if p.tiling is None else self.memory.uploaded(self._weights(p.tiling), stream) for p in self.programs]
-            self._params = [[lane.parameters(*known, stream) for known in zip(self.programs, held, strict=True)] for lane in self.lanes]
+            held = [
+                None if p.tiling is None else self.memory.uploaded(self._weights(p.tiling), stream)
+                for p in self.programs
+            ]
+            self._params = [
+                [lane.parameters(*known, stream) for known in zip(self.programs, held, strict=True)]
+                for lane in self.lanes
+            ]
             stream.synchronize()
         except BaseException:
             self.close()
@@ -89,8 +97,16 @@ class CudaInt8Network:
 
     def _constants(self, stream: Stream) -> Constants:
         raw = {step.weights for step in self.plan.steps}
-        arrays = {name: self.memory.uploaded(array, stream) for name, array in self.plan.arrays.items() if name not in raw}
-        return Constants(arrays, {name: self.memory.uploaded(np.array(norm.groups, np.int32), stream) for name, norm in self.plan.norms.items()})
+        arrays = {
+            name: self.memory.uploaded(array, stream) for name, array in self.plan.arrays.items() if name not in raw
+        }
+        return Constants(
+            arrays,
+            {
+                name: self.memory.uploaded(np.array(norm.groups, np.int32), stream)
+                for name, norm in self.plan.norms.items()
+            },
+        )
 
     def enqueue(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
         """Put the run of (batch, C, *patch) to (batch, classes, *patch) into a stream; float32 or float16 at either end."""
@@ -116,7 +132,9 @@ class CudaInt8Network:
         counts = _parts(batch, len(self.lanes))
         return [
             [lane.launch_of(*known, count, source, target, first) for known in zip(self.programs, params, strict=True)]
-            for lane, params, count, first in zip(self.lanes, self._params, counts, accumulate(counts, initial=0), strict=False)
+            for lane, params, count, first in zip(
+                self.lanes, self._params, counts, accumulate(counts, initial=0), strict=False
+            )
         ]
 
     def _side_by_side(self, launches: list[list[Launch]], stream: Stream) -> None:
@@ -128,7 +146,10 @@ class CudaInt8Network:
             other.wait_for(self._begun)
         if self._poison is not None:
             for lane, own in zip(self.lanes, streams, strict=False):
-                checked(self.gpu.driver.cuMemsetD8Async(lane.arena.pointer, self._poison, lane.arena.nbytes, own.handle), "clear memory")
+                checked(
+                    self.gpu.driver.cuMemsetD8Async(lane.arena.pointer, self._poison, lane.arena.nbytes, own.handle),
+                    "clear memory",
+                )
         # A kernel of each in turn: where nothing is recorded, one lane's launches would keep the others waiting.
         for kernels in zip(*launches, strict=True):
             for launch, own in zip(kernels, streams, strict=True):
@@ -139,17 +160,25 @@ class CudaInt8Network:
 
     def launch(self, number: int, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
         """One step of a run, for as many patches as the first lane has room for."""
-        self.lanes[0].launch_of(self.programs[number], self._params[0][number], batch, source, target).put(self.gpu, stream)
+        self.lanes[0].launch_of(self.programs[number], self._params[0][number], batch, source, target).put(
+            self.gpu, stream
+        )
 
     @contextmanager
-    def prepared(self, program: Program, stream: Stream) -> Iterator[Callable[[int, DeviceBuffer, DeviceBuffer, Stream], None]]:
+    def prepared(
+        self, program: Program, stream: Stream
+    ) -> Iterator[Callable[[int, DeviceBuffer, DeviceBuffer, Stream], None]]:
         """Another kernel for one of the steps, to be launched as :meth:`launch`; its memory is freed afterwards."""
         self._ready(program, self.gpu.compiled([program.source], "run")[0])
         held = self.memory.count
         try:
             weights = None if program.tiling is None else self.memory.uploaded(self._weights(program.tiling), stream)
             params = self.lanes[0].parameters(program, weights, stream)
-            yield lambda batch, source, target, stream: self.lanes[0].launch_of(program, params, batch, source, target).put(self.gpu, stream)
+            yield (
+                lambda batch, source, target, stream: (
+                    self.lanes[0].launch_of(program, params, batch, source, target).put(self.gpu, stream)
+                )
+            )
         finally:
             stream.synchronize()
             self.memory.free(held)

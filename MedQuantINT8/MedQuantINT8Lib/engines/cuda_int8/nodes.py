@@ -38,4 +38,7 @@ class Network:
 def unsupported(node: Any, why: str = "") -> UnsupportedNetwork:
     """The error for an ONNX node that nothing here can do."""
     what = f"{node.op_type} (node {node.name or node.output[0]})"
-    return UnsupportedNetwork(f"CUDA INT8 has no kernel for {what}{': ' + why if why else ''}.", "Choose another engine with --engine: tensorrt, or openvino.")
+    return UnsupportedNetwork(
+        f"CUDA INT8 has no kernel for {what}{': ' + why if why else ''}.",
+        "Choose another engine with --engine: tensorrt, or openvino.",
+    )

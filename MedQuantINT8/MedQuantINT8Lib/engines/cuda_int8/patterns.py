@@ -59,7 +59,11 @@ def _gelu(look: graph.Graph, node: Any) -> Pattern | None:
             seen["half"] = True
         elif others == [x]:
             seen["x"] = True
-        elif (before := look.producer.get(others[0])) is not None and before.op_type == "Mul" and _constant(look, before) == (x, 0.5):
+        elif (
+            (before := look.producer.get(others[0])) is not None
+            and before.op_type == "Mul"
+            and _constant(look, before) == (x, 0.5)
+        ):
             seen, inner = {"half": True, "x": True}, inner | {before.output[0]}
         else:
             return None
@@ -86,7 +90,14 @@ def _silu(look: graph.Graph, node: Any) -> Pattern | None:
     product = _only_reader(look, node.output[0])
     if product is None or product.op_type != "Mul" or node.input[0] not in product.input:
         return None
-    made = Node("act", node.name, (node.input[0],), product.output[0], {"function": "silu", "params": ()}, (node.name, product.name))
+    made = Node(
+        "act",
+        node.name,
+        (node.input[0],),
+        product.output[0],
+        {"function": "silu", "params": ()},
+        (node.name, product.name),
+    )
     return product.output[0], made, {node.output[0]}
 
 
@@ -102,7 +113,12 @@ def _group_norm(look: graph.Graph, node: Any) -> Pattern | None:
     if len(shape) != 5 or list(look.shapes.get(after.output[0], shape)) != list(shape) or shape[1] % len(gamma):
         return None
     each = shape[1] // len(gamma)
-    values = {"groups": len(gamma), "gamma": np.repeat(gamma, each), "beta": np.repeat(beta, each), "epsilon": epsilon_of(node)}
+    values = {
+        "groups": len(gamma),
+        "gamma": np.repeat(gamma, each),
+        "beta": np.repeat(beta, each),
+        "epsilon": epsilon_of(node),
+    }
     made = Node("norm", node.name, (before.input[0],), after.output[0], values, (node.name,))
     return after.output[0], made, {before.output[0], node.output[0]}
 
@@ -112,7 +128,11 @@ def reduced_axes(look: graph.Graph, node: Any) -> list[int] | None:
     given = rewrites.attributes(node)
     axes = look.array(node.input[1]) if len(node.input) > 1 and node.input[1] else given.get("axes")
     rank = len(look.shapes.get(node.input[0], []))
-    return sorted(int(a) % rank for a in np.ravel(axes)) if axes is not None and rank and given.get("keepdims", 1) else None
+    return (
+        sorted(int(a) % rank for a in np.ravel(axes))
+        if axes is not None and rank and given.get("keepdims", 1)
+        else None
+    )
 
 
 def _over_last_axis(look: graph.Graph, node: Any) -> bool:
@@ -121,16 +141,29 @@ def _over_last_axis(look: graph.Graph, node: Any) -> bool:
 
 def _layer_norm(look: graph.Graph, node: Any) -> Pattern | None:
     """(x - mean) / Sqrt(mean((x - mean)^2) + epsilon) over the last axis, as torch writes LayerNorm up to opset 16; scale and shift follow as they are."""
-    if node.op_type != "Sqrt" or (plus := look.producer.get(node.input[0])) is None or plus.op_type != "Add" or not (epsilon := _constant(look, plus)):
+    if (
+        node.op_type != "Sqrt"
+        or (plus := look.producer.get(node.input[0])) is None
+        or plus.op_type != "Add"
+        or not (epsilon := _constant(look, plus))
+    ):
         return None
     variance, last = look.producer.get(epsilon[0]), _only_reader(look, node.output[0])
-    if variance is None or not _over_last_axis(look, variance) or last is None or last.op_type != "Div" or last.input[1] != node.output[0]:
+    if (
+        variance is None
+        or not _over_last_axis(look, variance)
+        or last is None
+        or last.op_type != "Div"
+        or last.input[1] != node.output[0]
+    ):
         return None
     square, centred = look.producer.get(variance.input[0]), look.producer.get(last.input[0])
     if square is None or centred is None or centred.op_type != "Sub" or square.input[0] != centred.output[0]:
         return None
     power = look.array(square.input[1]) if square.op_type == "Pow" else None
-    if not (square.op_type == "Mul" and square.input[1] == centred.output[0]) and not (power is not None and np.all(power == 2)):
+    if not (square.op_type == "Mul" and square.input[1] == centred.output[0]) and not (
+        power is not None and np.all(power == 2)
+    ):
         return None
     x, mean = centred.input[0], look.producer.get(centred.input[1])
     if mean is None or not _over_last_axis(look, mean) or mean.input[0] != x:

@@ -113,7 +113,10 @@ class Geometry:
 
     def region(self, outputs: Size) -> Size:
         """Inputs, along each axis, that so many neighbouring outputs look at."""
-        a, b, c = ((n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(outputs, self.stride, self.kernel, self.dilation, strict=True))
+        a, b, c = (
+            (n - 1) * s + (k - 1) * d + 1
+            for n, s, k, d in zip(outputs, self.stride, self.kernel, self.dilation, strict=True)
+        )
         return a, b, c
 
 
@@ -268,8 +271,14 @@ class Plan:
             described["classes"],
             _size(described["size"]),
             [_step(value) for value in described["steps"]],
-            {name: Buffer(value["kind"], _size(value["size"]), value["pitch"]) for name, value in described["buffers"].items()},
-            {n: Norm(tuple(map(tuple, v["groups"])), v["gamma"], v["beta"], v["epsilon"]) for n, v in described["norms"].items()},
+            {
+                name: Buffer(value["kind"], _size(value["size"]), value["pitch"])
+                for name, value in described["buffers"].items()
+            },
+            {
+                n: Norm(tuple(map(tuple, v["groups"])), v["gamma"], v["beta"], v["epsilon"])
+                for n, v in described["norms"].items()
+            },
             arrays,
         )
 

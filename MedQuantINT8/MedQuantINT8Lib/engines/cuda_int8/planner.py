@@ -97,8 +97,14 @@ class _Planner:
         scale = (scales * (form if int8 else 1.0)).astype(np.float32)
         layout = made.step.layout
         places = int(np.prod(made.step.size if kind == "conv" else made.step.source_size))
-        made.step = replace(made.step, geometry=geometry, weights=self._array(weight), int8=int8, macs=int(weight.size) * places)
-        self._extend(made, Op("affine", arrays=(self._array(layout.placed(scale)), self._array(layout.placed(values["bias"])))), node)
+        made.step = replace(
+            made.step, geometry=geometry, weights=self._array(weight), int8=int8, macs=int(weight.size) * places
+        )
+        self._extend(
+            made,
+            Op("affine", arrays=(self._array(layout.placed(scale)), self._array(layout.placed(values["bias"])))),
+            node,
+        )
 
     def _is_first(self, source: str, weight: NDArray[Any], geometry: Geometry) -> bool:
         """Whether a convolution has so few input channels that tensor cores, which take 32 at once, would mostly multiply zeros."""
@@ -144,12 +150,17 @@ class _Planner:
         made, values = self._begin("attention", node, node.inputs[0], HALF), node.values
         taken = self._layout(node.inputs[0])
         if not np.array_equal(taken.slots, np.arange(taken.channels)):
-            raise UnsupportedNetwork(f"CUDA INT8 cannot take queries, keys and values of such widths (node {node.name}).", "Choose another engine with --engine.")
+            raise UnsupportedNetwork(
+                f"CUDA INT8 cannot take queries, keys and values of such widths (node {node.name}).",
+                "Choose another engine with --engine.",
+            )
         tables = {"rows": values["rows"], "bias": values["bias"], "regions": None}
         if tables["bias"] is not None:
             tables["bias"] = np.pad(tables["bias"], ((0, 0), (0, 0), (0, -values["tokens"] % 8))).astype(np.float16)
         tables["regions"], apart = values["mask"] or (None, 0.0)
-        attention = Attention(**{key: values[key] for key in ("windows", "tokens", "heads", "width", "starts", "scale")}, apart=apart)
+        attention = Attention(
+            **{key: values[key] for key in ("windows", "tokens", "heads", "width", "starts", "scale")}, apart=apart
+        )
         made.step = replace(
             made.step,
             layout=Layout.dense(attention.heads * attention.width),
@@ -162,7 +173,11 @@ class _Planner:
         source = node.inputs[0]
         made = self._where.get(source)
         name = f"norm{len(self._plan.norms)}"
-        if made is None or made.step.kind in _GATHERING_NONE or any(isinstance(op, Op) and op.kind == "statistics" for op in made.chain):
+        if (
+            made is None
+            or made.step.kind in _GATHERING_NONE
+            or any(isinstance(op, Op) and op.kind == "statistics" for op in made.chain)
+        ):
             # Joined or rounded tensors have no chain of their own to gather statistics in, and a chain gathers no more than one.
             gathering = self._begin("apply", replace(node, output=f"{source}_looked_at"), source)
             gathering.chain.append(Op("statistics", norm=name))
@@ -202,13 +217,20 @@ class _Planner:
 
     def _add(self, node: Node) -> None:
         a, b = node.inputs
-        chains = [(made, other) for value, other in ((a, b), (b, a)) if (made := self._open(value)) and self._before(other, made)]
+        chains = [
+            (made, other)
+            for value, other in ((a, b), (b, a))
+            if (made := self._open(value)) and self._before(other, made)
+        ]
         if chains:
             made, other = max(chains, key=lambda pair: self._made.index(pair[0]))
         else:
             made, other = self._begin("apply", node, a), b
         if self._layout(other) != made.step.layout:
-            raise UnsupportedNetwork(f"CUDA INT8 cannot take two tensors of different layout together (node {node.name}).", "Choose another engine with --engine.")
+            raise UnsupportedNetwork(
+                f"CUDA INT8 cannot take two tensors of different layout together (node {node.name}).",
+                "Choose another engine with --engine.",
+            )
         norm = self._norm_alone(other, made)
         made.others[len(made.chain)] = self._read(other) if norm is None else norm[0]
         self._extend(made, Op(node.op, norm="" if norm is None else norm[1]), node)
@@ -218,7 +240,13 @@ class _Planner:
     def _norm_alone(self, name: str, made: Made) -> tuple[tuple[str, Form], str] | None:
         """Of a tensor that is another one normalised, and is read by this step alone: that one and its statistics. It need not be stored then."""
         step = self._where.get(name)
-        if step is None or step.step.kind != "apply" or self._readers.get(name) != 1 or name in self._forms or not self._before(name, made):
+        if (
+            step is None
+            or step.step.kind != "apply"
+            or self._readers.get(name) != 1
+            or name in self._forms
+            or not self._before(name, made)
+        ):
             return None
         if len(step.chain) != 2 or not isinstance(op := step.chain[0], Op) or op.kind != "norm" or step.reads is None:
             return None
@@ -262,7 +290,11 @@ class _Planner:
     def _open(self, name: str) -> Made | None:
         """The step whose chain ends in this tensor, if nobody else reads it."""
         made = self._where.get(name)
-        return made if made is not None and made.value == name and self._readers.get(name, 0) == 1 and made.step.kind != "input" else None
+        return (
+            made
+            if made is not None and made.value == name and self._readers.get(name, 0) == 1 and made.step.kind != "input"
+            else None
+        )
 
     def _before(self, name: str, made: Made) -> bool:
         """Whether a tensor is whole before a step begins."""

@@ -55,7 +55,13 @@ def conv_program(plan: Plan, step: Step, tiling: Tiling, machine: Machine) -> Pr
     chain, split = ChainSource(plan, step), tiling.tile.split
     blocks = machine.blocks(tiling)
     source = conv_source(plan, tiling, blocks, machine.resident(tiling), chain)
-    made = Program(step, chain, source, lambda batch: (blocks * batch, tiling.column_blocks, tiling.phases * split), tiling.tile.threads)
+    made = Program(
+        step,
+        chain,
+        source,
+        lambda batch: (blocks * batch, tiling.column_blocks, tiling.phases * split),
+        tiling.tile.threads,
+    )
     made.shared, made.partials, made.tiling = tiling.shared_bytes, blocks * tiling.phases * tiling.spread, tiling
     if split > 1:
         made.shared_tiles = blocks * tiling.column_blocks * tiling.phases
@@ -94,7 +100,14 @@ def normalize_program(plan: Plan, step: Step, partials: int) -> Program:
     head = f"#define MEMBERS {len(norm.groups[0])}\n#define REGULAR {int((np.diff(slots) == 1).all())}\n"
     # One kernel for all layers: a size that is written in would be compiled anew for each.
     numbers = partials, step.layout.width, step.voxels, int(slots[0])
-    return Program(step, ChainSource(plan, step), head + NORMALIZE, lambda batch: (len(norm.groups), batch, 1), 256, numbers=numbers)
+    return Program(
+        step,
+        ChainSource(plan, step),
+        head + NORMALIZE,
+        lambda batch: (len(norm.groups), batch, 1),
+        256,
+        numbers=numbers,
+    )
 
 
 def fixed_programs(plan: Plan, machine: Machine) -> list[Program]:
@@ -103,7 +116,9 @@ def fixed_programs(plan: Plan, machine: Machine) -> list[Program]:
     Raises:
         UnsupportedNetwork: attention does not fit.
     """
-    return [_fixed_program(plan, step, machine) for step in plan.steps if step.kind not in ("conv", "deconv", "normalize")]
+    return [
+        _fixed_program(plan, step, machine) for step in plan.steps if step.kind not in ("conv", "deconv", "normalize")
+    ]
 
 
 def _fixed_program(plan: Plan, step: Step, machine: Machine) -> Program:
@@ -116,7 +131,9 @@ def programs(plan: Plan, machine: Machine, batch: int, chosen: dict[str, Tiling]
     partials: dict[str, int] = {}
     for step in plan.steps:
         if step.kind in ("conv", "deconv"):
-            program = conv_program(plan, step, (chosen or {}).get(step.name) or first_guess(step, machine, batch), machine)
+            program = conv_program(
+                plan, step, (chosen or {}).get(step.name) or first_guess(step, machine, batch), machine
+            )
         elif step.kind == "normalize":
             program = normalize_program(plan, step, partials[step.norm])
         else:

@@ -117,7 +117,9 @@ class _Reader(WindowReader):
         if word(given, "approximate", "none") != "none":
             raise unsupported(node, "its approximation by tanh")
         params = tuple(float(given.get(name, default)) for name, default in _ACTIVATIONS[node.op_type])
-        self.through(node, "act", self.moved(node.input[0]), node.output[0], function=node.op_type.lower(), params=params)
+        self.through(
+            node, "act", self.moved(node.input[0]), node.output[0], function=node.op_type.lower(), params=params
+        )
 
     def _clip(self, node: Any) -> None:
         low, high = (self.array(node.input[n]) if len(node.input) > n and node.input[n] else None for n in (1, 2))
@@ -233,7 +235,13 @@ class _Reader(WindowReader):
     def _batchnormalization(self, node: Any) -> None:
         gamma, beta, mean, variance = (np.asarray(self.array(n), np.float64) for n in node.input[1:5])
         scale = gamma / np.sqrt(variance + rewrites.attributes(node).get("epsilon", 1e-5))
-        self.emit(node, "affine", (node.input[0],), scale=scale.astype(np.float32), shift=(beta - mean * scale).astype(np.float32))
+        self.emit(
+            node,
+            "affine",
+            (node.input[0],),
+            scale=scale.astype(np.float32),
+            shift=(beta - mean * scale).astype(np.float32),
+        )
 
     def _instancenormalization(self, node: Any) -> None:
         gamma, beta = (np.asarray(self.array(n), np.float32) for n in node.input[1:3])
@@ -242,7 +250,9 @@ class _Reader(WindowReader):
     def _groupnormalization(self, node: Any) -> None:
         channels, groups = self.shape(node.input[0])[1], int(rewrites.attributes(node)["num_groups"])
         # One number a group up to opset 20, a channel from 21 on.
-        gamma, beta = (np.repeat(v, channels // len(v)) for v in (np.asarray(self.array(n), np.float32) for n in node.input[1:3]))
+        gamma, beta = (
+            np.repeat(v, channels // len(v)) for v in (np.asarray(self.array(n), np.float32) for n in node.input[1:3])
+        )
         self.emit(node, "norm", (node.input[0],), groups=groups, gamma=gamma, beta=beta, epsilon=epsilon_of(node))
 
     def _softmax(self, node: Any) -> None:
@@ -270,7 +280,10 @@ def _quantized_first(nodes: list[Node]) -> list[Node]:
         made[place : place + 1] = [replace(quant, inputs=node.inputs, output=rounded), replace(node, inputs=(rounded,))]
         made.remove(quant)
         again = f"{node.output}_again"
-        made.insert(made.index(next(n for n in made if n.output == node.output)) + 1, replace(quant, inputs=(node.output,), output=again))
+        made.insert(
+            made.index(next(n for n in made if n.output == node.output)) + 1,
+            replace(quant, inputs=(node.output,), output=again),
+        )
         renamed[quant.output] = again
     return [replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs)) for node in made]
 

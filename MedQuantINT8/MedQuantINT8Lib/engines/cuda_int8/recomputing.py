@@ -41,10 +41,16 @@ def _only_reader(plan: Plan, step: Step) -> Step | None:
     norms = [op.norm for op in step.ops if op.kind == "statistics"]
     if step.neighbours is None or len(stores) != 1 or not norms:
         return None
-    touching = [other for other in plan.steps if any(view.buffer == stores[0].buffer for view in (*other.reads(), *other.writes()))]
+    touching = [
+        other
+        for other in plan.steps
+        if any(view.buffer == stores[0].buffer for view in (*other.reads(), *other.writes()))
+    ]
     if len(touching) != 2 or touching[0] is not step:
         return None
     applied = touching[1]
     begins = bool(applied.ops) and applied.ops[0].kind == "norm" and applied.ops[0].norm == norms[0]
-    reads_once = applied.source == stores[0] and not any(op.view is not None and op.view.buffer == stores[0].buffer for op in applied.ops)
+    reads_once = applied.source == stores[0] and not any(
+        op.view is not None and op.view.buffer == stores[0].buffer for op in applied.ops
+    )
     return applied if applied.kind == "apply" and begins and reads_once else None

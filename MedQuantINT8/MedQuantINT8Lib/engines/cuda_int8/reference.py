@@ -77,7 +77,9 @@ class ReferenceExecutor:
             return _pooled(values, step, np.maximum, -np.inf)
         if step.kind == "avgpool":
             inside = _pooled(np.ones_like(values), step, np.add, 0.0)
-            return _pooled(values, step, np.add, 0.0) / (math.prod(step.geometry.kernel) if step.geometry.whole else inside)
+            return _pooled(values, step, np.add, 0.0) / (
+                math.prod(step.geometry.kernel) if step.geometry.whole else inside
+            )
         if step.kind == "resize":
             return _resized(values, [self.plan.arrays[name] for name in step.tables])
         if step.kind == "softmax":
@@ -92,7 +94,9 @@ class ReferenceExecutor:
         if step.kind == "attention":
             assert step.attention is not None
             found = np.zeros((len(values), *step.size, step.layout.width), np.float32)
-            found[..., step.layout.slots] = tokens.attended(values, step.attention, *tables).reshape(*found.shape[:-1], -1)
+            found[..., step.layout.slots] = tokens.attended(values, step.attention, *tables).reshape(
+                *found.shape[:-1], -1
+            )
             return found
         normalized = tokens.normalized(values, step.layout.slots, step.epsilon, tables[0], tables[1])
         return tokens.moved(normalized, tables[2] if len(tables) > 2 else None).reshape(len(values), *step.size, -1)
@@ -102,7 +106,9 @@ class ReferenceExecutor:
         view = step.source
         assert view is not None
         if step.neighbours is not None:
-            return self._rounded(_neighbours(batch, step.neighbours, step.size, view.layout.width), view).astype(np.float32)
+            return self._rounded(_neighbours(batch, step.neighbours, step.size, view.layout.width), view).astype(
+                np.float32
+            )
         return self.buffers[view.buffer][..., view.start : view.start + view.layout.width].astype(np.float32)
 
     def _accumulated(self, step: Step, rows: Values) -> Values:
@@ -154,7 +160,11 @@ class ReferenceExecutor:
     @staticmethod
     def _rounded(values: Values, view: View) -> NDArray[Any]:
         """As the view holds them."""
-        return quantized(values, view.scale) if view.scale else np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+        return (
+            quantized(values, view.scale)
+            if view.scale
+            else np.clip(values, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+        )
 
     def _factors_of(self, norm: str) -> tuple[Values, Values]:
         """Scale and shift by patch and slot, for all voxels."""
@@ -216,13 +226,17 @@ def _softmax(values: Values, slots: NDArray[np.int64]) -> Values:
     return found
 
 
-def _taps(geometry: Geometry, source: Size, target: Size, transposed: bool) -> list[tuple[Size, tuple[slice, ...], tuple[slice, ...]]]:
+def _taps(
+    geometry: Geometry, source: Size, target: Size, transposed: bool
+) -> list[tuple[Size, tuple[slice, ...], tuple[slice, ...]]]:
     """For each place in the kernel: the output voxels that it serves, and the input voxels that they take."""
     found = []
     for place in np.ndindex(*geometry.kernel):
         axes = [
             _along(p * d - b, s, n, m, transposed)
-            for p, d, b, s, n, m in zip(place, geometry.dilation, geometry.before, geometry.stride, source, target, strict=True)
+            for p, d, b, s, n, m in zip(
+                place, geometry.dilation, geometry.before, geometry.stride, source, target, strict=True
+            )
         ]
         if all(t.stop > t.start for t, _ in axes):
             found.append(((place[0], place[1], place[2]), tuple(t for t, _ in axes), tuple(s for _, s in axes)))

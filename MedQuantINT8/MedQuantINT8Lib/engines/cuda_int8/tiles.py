@@ -54,7 +54,9 @@ class Machine:
         """Blocks that a multiprocessor holds at once."""
         tile = tiling.tile
         by_registers = REGISTERS // (tile.threads * tiling.registers)
-        return max(1, min(self.shared_bytes // (tiling.shared_bytes + _RESERVED), by_registers, 2048 // tile.threads, 8))
+        return max(
+            1, min(self.shared_bytes // (tiling.shared_bytes + _RESERVED), by_registers, 2048 // tile.threads, 8)
+        )
 
     def blocks(self, tiling: Tiling) -> int:
         """Blocks that share the tiles of one patch: as many as run at once, but each with as many tiles as the others."""
@@ -115,15 +117,37 @@ def _shape_of(step: Step) -> Step:
     """What of a step decides about its tiles: layers of the same shape are estimated once."""
     assert step.source is not None
     source = View("", 0, step.source.layout, float(bool(step.source.scale)))
-    ops = tuple(Op(op.kind, norm="any" if op.norm else "") for op in step.ops if op.kind in ("output", "add", "mul", "affine", "norm", "prelu"))
-    return Step(step.kind, "", step.size, step.source_size, step.layout, source, ops, step.geometry, int8=step.int8, neighbours=step.neighbours)
+    ops = tuple(
+        Op(op.kind, norm="any" if op.norm else "")
+        for op in step.ops
+        if op.kind in ("output", "add", "mul", "affine", "norm", "prelu")
+    )
+    return Step(
+        step.kind,
+        "",
+        step.size,
+        step.source_size,
+        step.layout,
+        source,
+        ops,
+        step.geometry,
+        int8=step.int8,
+        neighbours=step.neighbours,
+    )
 
 
 @lru_cache(maxsize=1024)
 def _ranked(step: Step, machine: Machine, batch: int) -> tuple[tuple[float, Tile], ...]:
     """Tiles with their estimates, best first. Remembered, since a build asks several times and a second's work is in it."""
-    fitting = (tiling for tile in _tiles(step, machine) for tiling in _variants(Tiling.of(step, tile), machine, batch) if _fits(tiling, machine))
-    return tuple(sorted(((estimate(tiling, machine, batch), tiling.guess) for tiling in fitting), key=lambda found: found[0]))
+    fitting = (
+        tiling
+        for tile in _tiles(step, machine)
+        for tiling in _variants(Tiling.of(step, tile), machine, batch)
+        if _fits(tiling, machine)
+    )
+    return tuple(
+        sorted(((estimate(tiling, machine, batch), tiling.guess) for tiling in fitting), key=lambda found: found[0])
+    )
 
 
 def _fits(tiling: Tiling, machine: Machine) -> bool:
@@ -138,10 +162,15 @@ def _variants(tiling: Tiling, machine: Machine, batch: int) -> Iterator[Tiling]:
     can_share = tiling.tile.groups and tiling.same_taps and not any(op.kind == "output" for op in tiling.step.ops)
     # A team makes a first layer's rows itself; there is no copy under way while another has the tensor cores.
     teams = [n for n in (2, 3, 4) if can_share and tiles >= n and not tiling.step.neighbours]
-    for depth, split, team in [(depth, split, 1) for depth in _depths(tiling) for split in ((1, 2, 4, 8) if few else (1,))] + [(DEPTH, 1, n) for n in teams]:
+    for depth, split, team in [
+        (depth, split, 1) for depth in _depths(tiling) for split in ((1, 2, 4, 8) if few else (1,))
+    ] + [(DEPTH, 1, n) for n in teams]:
         for stages in (1, 2):
             # Made anew and not by replace(), which takes three times as long: there are hundreds a layer.
-            tile, guess = (Tile(t.voxels, t.channels, t.warps, stages, t.groups, split, team, depth) for t in (tiling.tile, tiling.guess))
+            tile, guess = (
+                Tile(t.voxels, t.channels, t.warps, stages, t.groups, split, team, depth)
+                for t in (tiling.tile, tiling.guess)
+            )
             made = Tiling(tiling.step, tile, tiling.lattices, guess, tiling.spread)
             fits = made.sums + _LEAST_REGISTERS <= made.most_registers if team > 1 else split <= made.rounds
             if not fits or made.pieces > 32 * tile.warps:
@@ -205,4 +234,9 @@ def estimate(tiling: Tiling, machine: Machine, batch: int) -> float:
     # Once in the beginning; and sums for which a thread's registers hardly suffice are kept elsewhere.
     once = tiling.weight_bytes / 36 if tiling.keeps_weights else 0
     unread = _UNREAD if tiling.entries and not tiling.reads_ahead else 1
-    return unread * (cycles + once) * (1.15 if tiling.registers >= tiling.most_registers else 1) * (1.04 if tile.teams > 1 else 1)
+    return (
+        unread
+        * (cycles + once)
+        * (1.15 if tiling.registers >= tiling.most_registers else 1)
+        * (1.04 if tile.teams > 1 else 1)
+    )

@@ -159,9 +159,19 @@ class Tiling:
         they have 16.
         """
         taps = [axis.taps[0] for axis in self.lattices]
-        dense = all(axis.stride == 1 and taken == tuple((k, k) for k in range(len(taken))) for axis, taken in zip(self.lattices, taps, strict=True))
+        dense = all(
+            axis.stride == 1 and taken == tuple((k, k) for k in range(len(taken)))
+            for axis, taken in zip(self.lattices, taps, strict=True)
+        )
         fits = self.tile.voxels[1] == TILE2 and len(taps[1]) == LINE_TAPS and math.prod(map(len, taps)) <= MOST_TURNS
-        return self.tile.groups and self.tile.channels <= LINE_COLUMNS and self.same_taps and dense and fits and self.pieces % 2 == 0
+        return (
+            self.tile.groups
+            and self.tile.channels <= LINE_COLUMNS
+            and self.same_taps
+            and dense
+            and fits
+            and self.pieces % 2 == 0
+        )
 
     @cached_property
     def turns(self) -> int:
@@ -194,7 +204,10 @@ class Tiling:
     @cached_property
     def halo(self) -> Size:
         """Lattice inputs of a tile; along the last axis a multiple of its stride, so that each remainder has a row of its own."""
-        a, b, c = ((t - 1) * lattice.stride + lattice.reach + 1 for t, lattice in zip(self.tile.voxels, self.lattices, strict=True))
+        a, b, c = (
+            (t - 1) * lattice.stride + lattice.reach + 1
+            for t, lattice in zip(self.tile.voxels, self.lattices, strict=True)
+        )
         stride = self.lattices[2].stride
         return a, b, -(-c // stride) * stride
 
@@ -213,11 +226,24 @@ class Tiling:
         voxels = math.prod(self.halo)
         if self.by_lines:
             k0, k1, k2 = (len(axis.taps[0]) for axis in self.lattices)
-            ordered = ((first + half, (a, b, c)) for first in range(0, self.pieces, 2) for c in range(k2) for a in range(k0) for b in range(k1) for half in (0, 1))
-            return [[(piece * voxels + self.place((a, b, c)), (a * k1 + b) * k2 + c, piece) for piece, (a, b, c) in ordered]]
+            ordered = (
+                (first + half, (a, b, c))
+                for first in range(0, self.pieces, 2)
+                for c in range(k2)
+                for a in range(k0)
+                for b in range(k1)
+                for half in (0, 1)
+            )
+            return [
+                [(piece * voxels + self.place((a, b, c)), (a * k1 + b) * k2 + c, piece) for piece, (a, b, c) in ordered]
+            ]
         apart, beside = (voxels, 1) if self.tile.groups else (1, self.pieces)
         return [
-            sorted((piece * apart + self.place(offset) * beside, number, piece) for number, (_, offset) in enumerate(taps) for piece in range(self.pieces))
+            sorted(
+                (piece * apart + self.place(offset) * beside, number, piece)
+                for number, (_, offset) in enumerate(taps)
+                for piece in range(self.pieces)
+            )
             for taps in self.taps
         ]
 
@@ -232,7 +258,10 @@ class Tiling:
 
     @cached_property
     def tiles(self) -> Size:
-        a, b, c = (-(-lattice.count(n) // t) for lattice, n, t in zip(self.lattices, self.step.size, self.tile.voxels, strict=True))
+        a, b, c = (
+            -(-lattice.count(n) // t)
+            for lattice, n, t in zip(self.lattices, self.step.size, self.tile.voxels, strict=True)
+        )
         return a, b, c
 
     @cached_property
@@ -254,7 +283,11 @@ class Tiling:
     def entries(self) -> int:
         """Of that region, of all channels."""
         g = self.step.neighbours
-        return math.prod(self.region) * (self.step.source.layout.channels // math.prod(g.kernel)) if g and self.step.source else 0
+        return (
+            math.prod(self.region) * (self.step.source.layout.channels // math.prod(g.kernel))
+            if g and self.step.source
+            else 0
+        )
 
     @property
     def reads_ahead(self) -> bool:
@@ -283,7 +316,9 @@ class Tiling:
     @property
     def stages_output(self) -> bool:
         """Whether scores are put in rows in shared memory before they go out."""
-        return any(op.kind == "output" for op in self.step.ops) and self.step.size[2] == TILE2 and self.step.size[0] == 1
+        return (
+            any(op.kind == "output" for op in self.step.ops) and self.step.size[2] == TILE2 and self.step.size[0] == 1
+        )
 
     @property
     def staged_row(self) -> int:
@@ -308,7 +343,10 @@ class Tiling:
     @cached_property
     def constants(self) -> int:
         """Numbers for each column that its sums meet on their way."""
-        return sum({"affine": 2, "norm": 2, "prelu": 1}.get(op.kind, 2 if op.norm and op.kind in ("add", "mul") else 0) for op in self.step.ops)
+        return sum(
+            {"affine": 2, "norm": 2, "prelu": 1}.get(op.kind, 2 if op.norm and op.kind in ("add", "mul") else 0)
+            for op in self.step.ops
+        )
 
     @cached_property
     def shared_bytes(self) -> int:

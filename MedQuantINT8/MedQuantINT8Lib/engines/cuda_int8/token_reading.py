@@ -128,7 +128,9 @@ class TokenReader(Tracer):
         first = parts[0]
         if not all(p.columns.size == p.shape[axis] for p in parts):
             raise unsupported(node, "its channels are on several axes")
-        alike = all(np.array_equal(p.rows, first.rows) and self.shapes[p.base][2:] == self.shapes[first.base][2:] for p in parts)
+        alike = all(
+            np.array_equal(p.rows, first.rows) and self.shapes[p.base][2:] == self.shapes[first.base][2:] for p in parts
+        )
         if not alike or first.has_gaps or any(part.scale != 1.0 for part in parts):
             parts = [self.carried_out(p) for p in parts]
         self.through(node, "concat", parts[0], node.output[0], tuple(p.base for p in parts[1:]))
@@ -146,7 +148,11 @@ class TokenReader(Tracer):
         if (array := self.array(name)) is not None:
             return array, None
         producer = self.graph.producer.get(name)
-        if producer is None or producer.op_type != "DequantizeLinear" or (array := self.array(producer.input[0])) is None:
+        if (
+            producer is None
+            or producer.op_type != "DequantizeLinear"
+            or (array := self.array(producer.input[0])) is None
+        ):
             return None
         return array, np.asarray(self.array(producer.input[1]), np.float32).reshape(-1)
 
@@ -166,7 +172,9 @@ class TokenReader(Tracer):
         bias = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         self._linear(node, weight[0] if given.get("transB", 0) else weight[0].T, weight[1], bias)
 
-    def _linear(self, node: Any, weight: NDArray[Any], scales: NDArray[np.float32] | None, bias: NDArray[Any] | None) -> None:
+    def _linear(
+        self, node: Any, weight: NDArray[Any], scales: NDArray[np.float32] | None, bias: NDArray[Any] | None
+    ) -> None:
         """A layer (out, in) of every voxel: a pointwise convolution."""
         moved = self.settled(self.moved(node.input[0]))
         outputs, channels = weight.shape
@@ -180,7 +188,9 @@ class TokenReader(Tracer):
         values: dict[str, Any] = {
             "weight": placed.reshape(outputs, channels, 1, 1, 1),
             "scales": None if scales is None else np.broadcast_to(scales, (outputs,)),
-            "bias": np.zeros(outputs, np.float32) if bias is None else np.broadcast_to(bias, (outputs,)).astype(np.float32),
+            "bias": np.zeros(outputs, np.float32)
+            if bias is None
+            else np.broadcast_to(bias, (outputs,)).astype(np.float32),
             **POINTWISE,
         }
         self.through(node, "conv", moved, node.output[0], **values)
@@ -196,9 +206,18 @@ class TokenReader(Tracer):
             raise unsupported(node, "its scale is computed")
         if int(rewrites.attributes(node).get("axis", -1)) % len(moved.shape) != len(moved.shape) - 1:
             raise unsupported(node, "over other axes than that of channels")
-        self.normalized(node, moved, np.ravel(gamma), np.zeros_like(np.ravel(gamma)) if beta is None else np.ravel(beta), epsilon_of(node), (node.name,))
+        self.normalized(
+            node,
+            moved,
+            np.ravel(gamma),
+            np.zeros_like(np.ravel(gamma)) if beta is None else np.ravel(beta),
+            epsilon_of(node),
+            (node.name,),
+        )
 
-    def normalized(self, node: Any, moved: Moved, gamma: NDArray[Any], beta: NDArray[Any], epsilon: float, sources: tuple[str, ...]) -> None:
+    def normalized(
+        self, node: Any, moved: Moved, gamma: NDArray[Any], beta: NDArray[Any], epsilon: float, sources: tuple[str, ...]
+    ) -> None:
         """A LayerNorm over the last axis, which must be that of channels; ``gamma`` and ``beta`` in its order."""
         moved = self.settled(moved)
         if moved.columns.shape[-1] != self.shapes[moved.base][1]:
@@ -248,11 +267,21 @@ class TokenReader(Tracer):
             scores = replace(scores, ready=True)
         elif node.op_type == "Add" and other is not None:
             term = np.asarray(other, np.float32)
-            scores = replace(scores, terms=(*scores.terms, term.reshape((1,) * (len(scores.shape) - term.ndim) + term.shape)))
-        elif node.op_type in ("Mul", "Div") and other is not None and other.size == 1 and (node.op_type == "Mul" or place == 0):
+            scores = replace(
+                scores, terms=(*scores.terms, term.reshape((1,) * (len(scores.shape) - term.ndim) + term.shape))
+            )
+        elif (
+            node.op_type in ("Mul", "Div")
+            and other is not None
+            and other.size == 1
+            and (node.op_type == "Mul" or place == 0)
+        ):
             factor = float(other.reshape(()))
             scores = scores.times(factor if node.op_type == "Mul" else 1 / factor)
-        elif node.op_type not in ("Reshape", "Unsqueeze", "Squeeze") or scores.shape[-3:] != self._scores[name].shape[-3:]:
+        elif (
+            node.op_type not in ("Reshape", "Unsqueeze", "Squeeze")
+            or scores.shape[-3:] != self._scores[name].shape[-3:]
+        ):
             raise unsupported(node, "it takes the scores of attention")
         self._scores[node.output[0]] = scores
 
@@ -295,7 +324,9 @@ class TokenReader(Tracer):
     def _whole(self, part: Moved) -> Moved:
         """The same voxels with all channels of the base."""
         channels = self.shapes[part.base][1]
-        return Moved(part.base, part.rows, np.arange(channels, dtype=np.int32).reshape((1,) * (part.rows.ndim - 1) + (-1,)))
+        return Moved(
+            part.base, part.rows, np.arange(channels, dtype=np.int32).reshape((1,) * (part.rows.ndim - 1) + (-1,))
+        )
 
     def _beside(self, node: Any, bases: list[str]) -> tuple[str, list[int]]:
         """One tensor that holds several, and the channel where each begins."""

@@ -36,7 +36,9 @@ def attended(values: Values, a: Attention, rows: Any, bias: Any, regions: Any) -
     for n, patch in enumerate(flat):
         for window, voxels in enumerate(where):
             taken = patch[voxels]
-            queries, keys, held = (taken[:, s : s + a.heads * a.width].reshape(a.tokens, a.heads, a.width).swapaxes(0, 1) for s in a.starts)
+            queries, keys, held = (
+                taken[:, s : s + a.heads * a.width].reshape(a.tokens, a.heads, a.width).swapaxes(0, 1) for s in a.starts
+            )
             scores = queries @ keys.swapaxes(1, 2) * np.float32(a.scale)
             if bias is not None:
                 scores = scores + bias[..., : a.tokens].astype(np.float32)

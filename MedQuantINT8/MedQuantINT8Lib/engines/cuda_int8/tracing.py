@@ -62,7 +62,10 @@ class Tracer:
         if name not in self._moved:
             shape = self.shapes.get(name, ())
             if len(shape) != 5 or not all(shape):
-                raise UnsupportedNetwork(f"CUDA INT8 needs the shapes of all tensors; that of {name} does not follow from the patch.", "Choose another engine with --engine.")
+                raise UnsupportedNetwork(
+                    f"CUDA INT8 needs the shapes of all tensors; that of {name} does not follow from the patch.",
+                    "Choose another engine with --engine.",
+                )
             self._moved[name] = Moved.still(name, shape)
         return self._moved[name]
 
@@ -82,9 +85,13 @@ class Tracer:
 
     def emit(self, node: Any, op: str, inputs: tuple[str, ...], **values: Any) -> None:
         """A node of tensors that lie as they say."""
-        self.nodes.append(Node(op, node.name, tuple(self.plain(node, name) for name in inputs), node.output[0], values, (node.name,)))
+        self.nodes.append(
+            Node(op, node.name, tuple(self.plain(node, name) for name in inputs), node.output[0], values, (node.name,))
+        )
 
-    def through(self, node: Any, op: str, moved: Moved, output: str, others: tuple[str, ...] = (), /, **values: Any) -> None:
+    def through(
+        self, node: Any, op: str, moved: Moved, output: str, others: tuple[str, ...] = (), /, **values: Any
+    ) -> None:
         """A node that does to each number, or voxel, what it does wherever that lies: its result lies as its input."""
         if moved.has_gaps or moved.scale != 1.0:
             moved = self.carried_out(moved)
@@ -153,7 +160,9 @@ class Tracer:
             rows = np.pad(rows, (0, -rows.size % _TOGETHER), constant_values=NOWHERE)
             size = (1, rows.size // _TOGETHER, _TOGETHER)
         base = self.gathered(moved, rows, size)
-        order, columns = (np.arange(table.size, dtype=np.int32).reshape(table.shape) for table in (moved.rows, moved.columns))
+        order, columns = (
+            np.arange(table.size, dtype=np.int32).reshape(table.shape) for table in (moved.rows, moved.columns)
+        )
         return Moved(base, order, columns)
 
     def gathered(self, moved: Moved, rows: NDArray[np.int32], size: tuple[int, ...]) -> str:

@@ -55,7 +55,9 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
     for steps, cost in zip(alike.values(), costs, strict=True):
         guesses = next(guesses for share, guesses in _GUESSES if cost >= share * sum(costs))
         guesses = max(guesses, _FIRST_GUESSES) if steps[0].neighbours else guesses
-        tried.append((steps, [conv_program(plan, steps[0], t, machine) for t in proposals(steps[0], machine, batch, guesses)]))
+        tried.append(
+            (steps, [conv_program(plan, steps[0], t, machine) for t in proposals(steps[0], machine, batch, guesses)])
+        )
     # Those that take longest to compile first, so that they are not waited for in the end.
     every = sorted((program for _, programs in tried for program in programs), key=_size, reverse=True)
     gpu.compiled([program.source for program in every], "run", task)
@@ -63,7 +65,10 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
     stream, begin, end = gpu.stream(), gpu.event(), gpu.event()
     found: dict[str, Tile] = {}
     try:
-        ends = network.memory.hold((batch, plan.channels, *plan.size), np.float16), network.memory.hold((batch, plan.classes, *plan.size), np.float16)
+        ends = (
+            network.memory.hold((batch, plan.channels, *plan.size), np.float16),
+            network.memory.hold((batch, plan.classes, *plan.size), np.float16),
+        )
         ends[0].zero(stream)
         network.lanes[0].arena.zero(stream)
         with task.stage("timing kernels", len(tried)):
@@ -93,7 +98,15 @@ def _any_order(plan: Plan, tiling: Tiling) -> NDArray[np.uint8]:
     return np.resize(raw, len(tiling.taps) * tiling.column_blocks * tiling.rounds * tiling.weight_bytes)
 
 
-def _milliseconds(network: CudaInt8Network, program: Program, batch: int, ends: tuple[DeviceBuffer, DeviceBuffer], stream: Stream, begin: Event, end: Event) -> float:
+def _milliseconds(
+    network: CudaInt8Network,
+    program: Program,
+    batch: int,
+    ends: tuple[DeviceBuffer, DeviceBuffer],
+    stream: Stream,
+    begin: Event,
+    end: Event,
+) -> float:
     """Of one launch, the best of a few; recorded, since short kernels are over before the next is started one by one."""
     with network.prepared(program, stream) as launch:
 

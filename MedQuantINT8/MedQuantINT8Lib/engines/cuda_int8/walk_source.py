@@ -204,7 +204,11 @@ def source_definitions(plan: Plan, step: Step) -> dict[str, object]:
     assert step.source is not None
     scale = step.source.scale
     # In hexadecimal a float stays what it is.
-    return {"PITCH": plan.buffers[step.source.buffer].pitch, "SOURCE_BYTES": int(bool(scale)), "SOURCE_SCALE": f"{float(np.float32(scale)).hex()}f"}
+    return {
+        "PITCH": plan.buffers[step.source.buffer].pitch,
+        "SOURCE_BYTES": int(bool(scale)),
+        "SOURCE_SCALE": f"{float(np.float32(scale)).hex()}f",
+    }
 
 
 def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
@@ -222,7 +226,9 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     defined: dict[str, object] = {"THREADS": threads, "ROWS": rows, "PASSES": passes, "AHEAD": ahead}
     # What the step before wrote last is still in the cache, and is read first.
     backwards = step.kind == "apply"
-    defined["TURN"], defined["PATCH"] = ("(gridDim.x - 1 - blockIdx.x)", "(gridDim.y - 1 - blockIdx.y)") if backwards else ("blockIdx.x", "blockIdx.y")
+    defined["TURN"], defined["PATCH"] = (
+        ("(gridDim.x - 1 - blockIdx.x)", "(gridDim.y - 1 - blockIdx.y)") if backwards else ("blockIdx.x", "blockIdx.y")
+    )
     text = ""
     if step.source is not None:
         defined |= source_definitions(plan, step)
@@ -234,7 +240,12 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     if kind == "pool":
         g = step.geometry
         for axis in range(3):
-            defined |= {f"K{axis}": g.kernel[axis], f"S{axis}": g.stride[axis], f"D{axis}": g.dilation[axis], f"B{axis}": g.before[axis]}
+            defined |= {
+                f"K{axis}": g.kernel[axis],
+                f"S{axis}": g.stride[axis],
+                f"D{axis}": g.dilation[axis],
+                f"B{axis}": g.before[axis],
+            }
         defined |= {"LARGEST": int(step.kind == "maxpool"), "WHOLE": int(g.whole)}
     if kind in ("resize", "move"):
         defined |= {"TABLES": len(chain.pointers), "SOURCE_VOXELS": f"{int(np.prod(step.source_size))}ll"}
@@ -248,7 +259,10 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
         blocks, body = -(-voxels // threads), _SOFTMAX
     else:
         blocks, body = -(-items // (rows * passes)), _LINES if kind == "resize" else _LOOP
-    return PRELUDE + head + chain.text + text + TAKE[kind] + ("" if kind == "resize" else TAKE_WHOLE) + body, (blocks, threads)
+    return PRELUDE + head + chain.text + text + TAKE[kind] + ("" if kind == "resize" else TAKE_WHOLE) + body, (
+        blocks,
+        threads,
+    )
 
 
 #: FP16 scores as float32, for who wants them so.

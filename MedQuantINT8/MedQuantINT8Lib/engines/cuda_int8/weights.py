@@ -31,13 +31,19 @@ def arranged_weights(plan: Plan, tiling: Tiling) -> NDArray[np.uint8]:
     found = np.zeros((len(tiling.taps), 2 * turns, tiling.chunks, tiling.column_blocks * tile.channels, items), dtype)
     for phase, (taps, factors) in enumerate(zip(tiling.taps, tiling.factors, strict=True)):
         # [tap][chunk][piece][column][items]
-        by_tap = np.zeros((len(taps), tiling.column_blocks * tile.channels, tiling.chunks * tiling.pieces * items), dtype)
+        by_tap = np.zeros(
+            (len(taps), tiling.column_blocks * tile.channels, tiling.chunks * tiling.pieces * items), dtype
+        )
         if tiling.spread > 1:
             for beside, k in enumerate(np.ndindex(*step.geometry.kernel)):
-                by_tap[0][np.ix_(beside * step.layout.width + step.layout.slots, step.source.layout.slots)] = weights[(slice(None), slice(None), *k)]
+                by_tap[0][np.ix_(beside * step.layout.width + step.layout.slots, step.source.layout.slots)] = weights[
+                    (slice(None), slice(None), *k)
+                ]
         else:
             for number, (k, _) in enumerate(taps):
-                by_tap[number][np.ix_(step.layout.slots, step.source.layout.slots)] = weights[(slice(None), slice(None), *k)]
+                by_tap[number][np.ix_(step.layout.slots, step.source.layout.slots)] = weights[
+                    (slice(None), slice(None), *k)
+                ]
         cut = by_tap.reshape(len(taps), -1, tiling.chunks, tiling.pieces, items)
         for number, (_, tap, piece) in enumerate(factors):
             found[phase, number] = cut[tap, :, :, piece].swapaxes(0, 1)

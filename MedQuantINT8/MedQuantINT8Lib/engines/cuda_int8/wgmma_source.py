@@ -15,7 +15,12 @@ def multiply_group(tiling: Tiling) -> str:
     """multiply_group(sums, a, b, add): one product; its rows described, or by lines in registers a0 to a3."""
     count = _count(tiling)
     if tiling.by_lines:
-        rows, given, where, last = "{" + _list(count, 4) + "}", "u32 a0, u32 a1, u32 a2, u32 a3", '"r"(a0), "r"(a1), "r"(a2), "r"(a3)', count + 4
+        rows, given, where, last = (
+            "{" + _list(count, 4) + "}",
+            "u32 a0, u32 a1, u32 a2, u32 a3",
+            '"r"(a0), "r"(a1), "r"(a2), "r"(a3)',
+            count + 4,
+        )
     else:
         rows, given, where, last = f"%{count}", "u64 a", '"l"(a)', count + 1
     operands = ", ".join(f"{_operand(tiling)}(sums[{n // 4}][{n % 4}])" for n in range(count))
@@ -39,13 +44,17 @@ def multiply_turns(tiling: Tiling) -> str:
     places = tiling.places[0]
     turns = list(enumerate(zip(places[::2], places[1::2], strict=True)))
     slabs, count = _slabs(tiling), _count(tiling)
-    operands = ", ".join(f"{_operand(tiling)}(sums[{i}][{n // 4}][{n % 4}])" for i in range(slabs) for n in range(count))
+    operands = ", ".join(
+        f"{_operand(tiling)}(sums[{i}][{n // 4}][{n % 4}])" for i in range(slabs) for n in range(count)
+    )
     a, b, add = (f"%{slabs * count + n}" for n in range(3))
     for name, some in (("first", turns[:_TURNS_BEFORE]), ("rest", turns[_TURNS_BEFORE:])):
         lines = [".reg .pred p, all; .reg .b64 a, b;", f"setp.ne.b32 p, {add}, 0; setp.eq.b32 all, {add}, {add};"]
         for turn, (place, other) in some:
             for slab in range(slabs):
-                lines.append(f"add.s64 a, {a}, {_slab_begin(tiling, slab) + place + (other - place << 16)}; add.s64 b, {b}, {turn * tiling.tile.channels * DEPTH // PIECE};")
+                lines.append(
+                    f"add.s64 a, {a}, {_slab_begin(tiling, slab) + place + (other - place << 16)}; add.s64 b, {b}, {turn * tiling.tile.channels * DEPTH // PIECE};"
+                )
                 lines.append(_product(tiling, _list(slab * count, count), "a", "b", "all" if turn else "p"))
         body = "\n".join(f'    "{line}\\n"' for line in lines)
         text += (

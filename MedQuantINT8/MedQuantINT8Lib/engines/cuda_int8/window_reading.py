@@ -38,7 +38,9 @@ class WindowReader(TokenReader):
         values = {
             "weight": _dense(weight, group, channels),
             "scales": None if scales is None else np.broadcast_to(scales, (weight.shape[0],)),
-            "bias": self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(weight.shape[0], np.float32),
+            "bias": self.array(node.input[2])
+            if len(node.input) > 2 and node.input[2]
+            else np.zeros(weight.shape[0], np.float32),
             **self._window(node, given, kernel),
         }
         self.emit(node, op, (node.input[0],), **values)
@@ -62,7 +64,10 @@ class WindowReader(TokenReader):
             raise unsupported(node, f"auto_pad {mode}")
         sizes, strides = self.shape(node.input[0])[2:], given.get("strides", (1, 1, 1))
         dilations = given.get("dilations", (1, 1, 1))
-        total = [max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n) for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)]
+        total = [
+            max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
+            for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)
+        ]
         return tuple(t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total)
 
     def _maxpool(self, node: Any) -> None:
@@ -84,7 +89,12 @@ class WindowReader(TokenReader):
     def _resize(self, node: Any) -> None:
         given = rewrites.attributes(node)
         mode, where = word(given, "mode", "nearest"), word(given, "coordinate_transformation_mode", "half_pixel")
-        if mode not in ("nearest", "linear") or where not in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"):
+        if mode not in ("nearest", "linear") or where not in (
+            "half_pixel",
+            "pytorch_half_pixel",
+            "align_corners",
+            "asymmetric",
+        ):
             raise unsupported(node, f"mode {mode}, {where}")
         rounding = word(given, "nearest_mode", "round_prefer_floor")
         if mode == "nearest" and rounding not in ("floor", "round_prefer_floor"):
