@@ -209,3 +209,42 @@ def test_importing_the_module_loads_nothing_of_the_library():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("['MedQuantINT8']"), done.stdout
+
+
+EVERY_MODULE = """
+import importlib, pkgutil, sys
+from unittest.mock import MagicMock
+# The application's own modules; they are not on a package index.
+for name in ("slicer", "slicer.i18n", "slicer.util", "slicer.ScriptedLoadableModule", "qt", "ctk", "vtk", "mrml"):
+    sys.modules[name] = MagicMock()
+import MedQuantINT8Lib
+print(MedQuantINT8Lib.__file__)
+for module in pkgutil.walk_packages(MedQuantINT8Lib.__path__, "MedQuantINT8Lib."):
+    importlib.import_module(module.name)
+    print(module.name)
+"""
+
+
+@pytest.mark.slow
+def test_every_module_can_be_imported_from_the_wheel(tmp_path):
+    """pyproject.toml lists the packages: one that is forgotten is missing from a wheel, and nowhere else."""
+    source, site = tmp_path / "source", tmp_path / "site"
+    for path in tracked():
+        if path.is_file():
+            copy = source / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    build = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(site)]
+    done = subprocess.run([*build, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    code = [sys.executable, "-c", EVERY_MODULE]
+    done = subprocess.run(
+        code, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}
+    )
+    assert done.returncode == 0, done.stderr
+    where, *imported = done.stdout.split()
+    assert where.startswith(str(site))
+    library = MODULE / "MedQuantINT8Lib"
+    modules = {p.relative_to(MODULE).with_suffix("").as_posix().replace("/", ".") for p in library.rglob("*.py")}
+    expected = {name.removesuffix(".__init__") for name in modules} - {"MedQuantINT8Lib"}
+    assert expected <= set(imported), expected - set(imported)
