@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from MedQuantINT8Lib import graph
 from MedQuantINT8Lib.engines.cuda_int8.plan import Plan
 from MedQuantINT8Lib.engines.cuda_int8.planner import plan_network
 from MedQuantINT8Lib.engines.cuda_int8.reading import read_network
+from MedQuantINT8Lib.models import onnx_graph as graph
 
 
 class Made:

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "MedQuantINT8"))
 
-from MedQuantINT8Lib.model_spec import (  # noqa: E402
+from MedQuantINT8Lib.models.spec import (  # noqa: E402
     Channel,
     Code,
     Geometry,

@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "MedQuantINT8"))
 
-from MedQuantINT8Lib.model_spec import Channel, Cleaning, Crop, Fit, Geometry, Label, Normalization, Output, Window
+from MedQuantINT8Lib.models.spec import Channel, Cleaning, Crop, Fit, Geometry, Label, Normalization, Output, Window
 from MedQuantINT8Lib.resources import resource
 
 _NUMBER, _TEXT = {"type": "number"}, {"type": "string"}

@@ -150,7 +150,7 @@ class Torch:
 
 def by_us(understood: Understood, path: Path | list[Path], network: Any = None) -> np.ndarray:
     """The label map of the segment road, (I, J, K) as nibabel has it."""
-    from MedQuantINT8Lib.spec_parser import parse_spec
+    from MedQuantINT8Lib.models.spec_parser import parse_spec
 
     spec = parse_spec(understood.spec.to_json())
     engine = Torch(network if network is not None else understood.network())

@@ -18,9 +18,9 @@ from MedQuantINT8Lib import catalogue
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.download import Checksum, DownloadError, download
 from MedQuantINT8Lib.errors import Cancelled, InputError
+from MedQuantINT8Lib.models.spec_parser import parse_spec
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.resources import resource
-from MedQuantINT8Lib.spec_parser import parse_spec
 
 
 class Server(http.server.ThreadingHTTPServer):

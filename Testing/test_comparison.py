@@ -13,7 +13,7 @@ from MedQuantINT8Lib.commands import _comparison_lines
 from MedQuantINT8Lib.comparison import compare_scans, distinct_names
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.evaluation import agreement, mean_dice
-from MedQuantINT8Lib.model_spec import Label
+from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.report import report_html
 

@@ -664,8 +664,8 @@ def test_a_cancelled_build_stops_before_it_times_kernels(stand_in, tmp_path):
 
 def test_the_demos_network_is_trusted_as_the_engine_computes_it():
     """What is compared before an engine is used: the real INT8 against the simulation, on a made scan."""
-    from MedQuantINT8Lib import graph
-    from MedQuantINT8Lib.model import ModelPackage
+    from MedQuantINT8Lib.models import onnx_graph as graph
+    from MedQuantINT8Lib.models.package import ModelPackage
     from MedQuantINT8Lib.phantom import make_phantom
     from MedQuantINT8Lib.preprocessing import preprocess
     from MedQuantINT8Lib.resources import resource
@@ -702,7 +702,7 @@ PUBLIC = {
 @pytest.mark.skipif(not (DATA / "networks").is_dir(), reason="needs MEDQUANT_DATA")
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_network_has_a_plan_that_computes_it(name):
-    from MedQuantINT8Lib import graph
+    from MedQuantINT8Lib.models import onnx_graph as graph
 
     size = (PUBLIC[name],) * 3
     model = graph.load_network(DATA / "networks" / f"{name}.onnx")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib import graph
 from MedQuantINT8Lib.engines.base import BuildOptions
 from MedQuantINT8Lib.engines.cuda_int8.backend import planned
 from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
 from MedQuantINT8Lib.engines.onnxruntime import session
+from MedQuantINT8Lib.models import onnx_graph as graph
 
 pytest.importorskip("torch")
 nets = pytest.importorskip("monai.networks.nets")

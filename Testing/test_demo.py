@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from MedQuantINT8Lib.cli import main
-from MedQuantINT8Lib.model import ModelPackage
+from MedQuantINT8Lib.models.package import ModelPackage
 from MedQuantINT8Lib.phantom import make_phantom, phantom_labels
 from MedQuantINT8Lib.resources import resource
 from MedQuantINT8Lib.volume import to_sitk

@@ -11,7 +11,7 @@ from MedQuantINT8Lib.differences import MOST_REGIONS, find_differences
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.evaluation import StructureAgreement
 from MedQuantINT8Lib.margins import ONE, MarginSink
-from MedQuantINT8Lib.model_spec import Label
+from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.segmenter import SegmentationOptions
 from MedQuantINT8Lib.volume import Grid
 

@@ -9,12 +9,12 @@ import os
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib import graph
 from MedQuantINT8Lib.engines import BuildOptions, backend, backend_names, cache, choose_backend, register
 from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
 from MedQuantINT8Lib.engines.prepare import prepare
 from MedQuantINT8Lib.errors import EngineError, PackageError, StorageError
-from MedQuantINT8Lib.layers import weighted_layers
+from MedQuantINT8Lib.models import onnx_graph as graph
+from MedQuantINT8Lib.models.layers import weighted_layers
 from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.progress import Task
@@ -401,8 +401,9 @@ class _FakeEngine:
 def test_layers_at_fault_are_found_by_halving(monkeypatch, faults, most):
     from types import SimpleNamespace
 
-    from MedQuantINT8Lib import graph, layers
     from MedQuantINT8Lib.engines import fidelity, onnxruntime
+    from MedQuantINT8Lib.models import layers
+    from MedQuantINT8Lib.models import onnx_graph as graph
 
     monkeypatch.setattr(graph, "load_network", lambda path: None)
     monkeypatch.setattr(

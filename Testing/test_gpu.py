@@ -16,7 +16,7 @@ from MedQuantINT8Lib.engines.cache import cache_root
 from MedQuantINT8Lib.engines.cuda_graph import CapturedGraph
 from MedQuantINT8Lib.engines.pipeline import DevicePipeline
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
-from MedQuantINT8Lib.model_spec import Window
+from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.sliding_window import slide
 from MedQuantINT8Lib.windows import plan_windows
@@ -609,7 +609,7 @@ def test_the_segment_road_takes_the_gpus_window_and_gives_the_same(gpu, activati
 
     from MedQuantINT8Lib import segmenter
     from MedQuantINT8Lib.engines import gpu_window
-    from MedQuantINT8Lib.model_spec import Label, Normalization, Output
+    from MedQuantINT8Lib.models.spec import Label, Normalization, Output
     from MedQuantINT8Lib.phantom import phantom_spec
     from MedQuantINT8Lib.volume import Volume
 

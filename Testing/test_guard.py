@@ -8,10 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from MedQuantINT8Lib import commands, graph, qdq, sensitivity
+from MedQuantINT8Lib import commands, sensitivity
 from MedQuantINT8Lib.bias_correction import input_means, with_corrected_biases
 from MedQuantINT8Lib.errors import EngineError
-from MedQuantINT8Lib.model_spec import Label
+from MedQuantINT8Lib.models import onnx_graph as graph
+from MedQuantINT8Lib.models import qdq
+from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.sensitivity import Budget, Measurement, guard

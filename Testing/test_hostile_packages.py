@@ -21,9 +21,9 @@ from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
 from MedQuantINT8Lib.importers.archives import as_folder
 from MedQuantINT8Lib.importers.onnx import draft_for, import_onnx
-from MedQuantINT8Lib.model import FP32, MODEL_JSON, ModelPackage, peek
+from MedQuantINT8Lib.models.package import FP32, MODEL_JSON, ModelPackage, peek
+from MedQuantINT8Lib.models.spec_parser import parse_spec
 from MedQuantINT8Lib.phantom import phantom_spec
-from MedQuantINT8Lib.spec_parser import parse_spec
 
 PATCH = (8, 8, 8)
 

@@ -18,7 +18,7 @@ import pytest
 from MedQuantINT8Lib.child_process import can_cross, run_in_child
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.errors import Cancelled, InputError, MedQuantError, PackageError
-from MedQuantINT8Lib.model import CALIBRATION, FP32, INT8, ModelPackage
+from MedQuantINT8Lib.models.package import CALIBRATION, FP32, INT8, ModelPackage
 from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.resources import resource
@@ -228,7 +228,7 @@ def test_a_description_replaces_what_plans_say_and_nobody_understands(tmp_path, 
 
 def test_a_description_replaces_what_auto3dseg_says_and_nobody_understands(tmp_path):
     from MedQuantINT8Lib.importers import auto3dseg
-    from MedQuantINT8Lib.spec_parser import parse_spec
+    from MedQuantINT8Lib.models.spec_parser import parse_spec
     from test_auto3dseg import model
 
     folder = model(tmp_path, normalize_mode="magic")

@@ -19,7 +19,7 @@ from MedQuantINT8Lib.errors import InputError, PackageError
 from MedQuantINT8Lib.importers import monai_bundle
 from MedQuantINT8Lib.importers.checkpoints import load_weights, read_checkpoint
 from MedQuantINT8Lib.importers.expressions import Config, NotPlain
-from MedQuantINT8Lib.model import FP32, ModelPackage
+from MedQuantINT8Lib.models.package import FP32, ModelPackage
 from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.volume import to_sitk
 from MedQuantINT8Lib.volume_io import read_volume

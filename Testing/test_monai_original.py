@@ -14,7 +14,7 @@ from MedQuantINT8Lib.importers.expressions import Config
 from MedQuantINT8Lib.importers.import_comparison import accept, compare_import
 from MedQuantINT8Lib.importers.monai_original import BundleParts, monai_original
 from MedQuantINT8Lib.importers.monai_transforms import translate_postprocessing, translate_preprocessing
-from MedQuantINT8Lib.model_spec import Channel, Label, ModelSpec, Output, Window
+from MedQuantINT8Lib.models.spec import Channel, Label, ModelSpec, Output, Window
 
 LOAD = [{"_target_": "LoadImaged", "keys": "image"}, {"_target_": "EnsureChannelFirstd", "keys": "image"}]
 RAS = {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}

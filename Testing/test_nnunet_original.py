@@ -13,8 +13,8 @@ from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.errors import DependencyError, PackageError
 from MedQuantINT8Lib.importers import nnunet
 from MedQuantINT8Lib.importers.base import write
-from MedQuantINT8Lib.model import IMPORT
-from MedQuantINT8Lib.model_spec import Crop, SplineResampling
+from MedQuantINT8Lib.models.package import IMPORT
+from MedQuantINT8Lib.models.spec import Crop, SplineResampling
 from MedQuantINT8Lib.progress import Task
 from nnunet_folders import checkpoint, dataset, plans, threshold_network, write_folder
 

@@ -12,7 +12,7 @@ from scipy.ndimage import binary_fill_holes, gaussian_filter
 from conftest import orthogonal
 from MedQuantINT8Lib.foreground_mask import filled_nonzero
 from MedQuantINT8Lib.importers import nnunet
-from MedQuantINT8Lib.model_spec import SplineResampling
+from MedQuantINT8Lib.models.spec import SplineResampling
 from MedQuantINT8Lib.nnunet_resampling import network_size, resize, slice_axis
 from MedQuantINT8Lib.preprocessing import NetworkInput, preprocess
 from MedQuantINT8Lib.volume import Volume, to_sitk

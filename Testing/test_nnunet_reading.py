@@ -15,7 +15,7 @@ from MedQuantINT8Lib.errors import InputError, MedQuantError, PackageError
 from MedQuantINT8Lib.importers import nnunet
 from MedQuantINT8Lib.importers.nnunet_dataset import read_dataset
 from MedQuantINT8Lib.importers.nnunet_plans import read_plans
-from MedQuantINT8Lib.model_spec import SplineResampling
+from MedQuantINT8Lib.models.spec import SplineResampling
 from nnunet_folders import MODEL, NAME, checkpoint, dataset, plans, threshold_network, write_folder
 from spoiling import spoiled
 

@@ -10,14 +10,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from MedQuantINT8Lib import graph
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import PackageError
 from MedQuantINT8Lib.importers.onnx import draft_for, draft_spec, import_onnx, prepare_network
 from MedQuantINT8Lib.importers.onnx_trial import ending_of
-from MedQuantINT8Lib.model import FP32, INT8, ModelPackage, write_package
-from MedQuantINT8Lib.model_spec import Output
+from MedQuantINT8Lib.models import onnx_graph as graph
+from MedQuantINT8Lib.models.package import FP32, INT8, ModelPackage, write_package
+from MedQuantINT8Lib.models.spec import Output
 
 SIZE = 8
 FULL, SCORES = [1, 1, SIZE, SIZE, SIZE], [1, 2, SIZE, SIZE, SIZE]

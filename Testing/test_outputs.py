@@ -20,7 +20,7 @@ from MedQuantINT8Lib.errors import InputError, PackageError, StorageError
 from MedQuantINT8Lib.exchange import exchange
 from MedQuantINT8Lib.files import finish_interrupted, replacing, replacing_folder, split_paths, storage_error, there
 from MedQuantINT8Lib.itk_file import check_written
-from MedQuantINT8Lib.model_spec import Label
+from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.outputs import check_output_file, check_output_folder, check_output_package
 from MedQuantINT8Lib.scratch import leftovers, own_temporary_folder, owned_prefix, owner_is_dead
 from MedQuantINT8Lib.segmentation_file import LABEL_MAP_EXTENSIONS, check_output_path, write_segmentation

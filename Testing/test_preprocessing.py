@@ -9,7 +9,7 @@ import pytest
 
 from conftest import GEOMETRIES
 from MedQuantINT8Lib.errors import InputError
-from MedQuantINT8Lib.model_spec import Crop, Geometry, ModelSpec, Normalization
+from MedQuantINT8Lib.models.spec import Crop, Geometry, ModelSpec, Normalization
 from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.preprocessing import normalize, percentiles, preprocess
 from MedQuantINT8Lib.volume import Volume

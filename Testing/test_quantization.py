@@ -7,11 +7,12 @@ import onnx
 import pytest
 
 from conftest import PHANTOM_SIZE, PHANTOM_SPACING
-from MedQuantINT8Lib import graph, qdq
 from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.errors import InputError, PackageError
-from MedQuantINT8Lib.layers import int8_share, weighted_layers
-from MedQuantINT8Lib.model import ModelPackage
+from MedQuantINT8Lib.models import onnx_graph as graph
+from MedQuantINT8Lib.models import qdq
+from MedQuantINT8Lib.models.layers import int8_share, weighted_layers
+from MedQuantINT8Lib.models.package import ModelPackage
 from MedQuantINT8Lib.phantom import make_phantom, phantom_spec
 from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
@@ -263,7 +264,7 @@ def test_an_interrupted_quantization_leaves_nothing(fp32_package, tmp_path):
 def test_transformers_have_their_linear_layers_in_int8_and_attention_in_float(tmp_path):
     from MedQuantINT8Lib.export import export_network
     from MedQuantINT8Lib.importers.onnx import draft_for, import_onnx
-    from MedQuantINT8Lib.layers import WEIGHTED_OPS
+    from MedQuantINT8Lib.models.layers import WEIGHTED_OPS
     from test_networks import SMALL
 
     build, patch = SMALL["unest"]

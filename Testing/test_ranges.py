@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib import graph, ranges, runs
+from MedQuantINT8Lib import ranges, runs
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines.onnxruntime import session
-from MedQuantINT8Lib.model_spec import Window
+from MedQuantINT8Lib.models import onnx_graph as graph
+from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.report import _runs

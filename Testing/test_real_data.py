@@ -17,7 +17,7 @@ from MedQuantINT8Lib import runs
 from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.evaluation import agreement, mean_dice
 from MedQuantINT8Lib.importers.onnx import import_onnx
-from MedQuantINT8Lib.model_spec import Window
+from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.network_grid import sub_grid
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import QuantizationPolicy, calibration_patch, quantize_package
@@ -130,7 +130,7 @@ def test_hippocampus_keeps_its_dice_in_int8(tmp_path):
         scan, labels = (read_volume(folder / what / f"{case}.nii.gz") for what in ("images", "labels"))
         if number == 0:
             dice, _, found = both(HIPPOCAMPUS, spec, calibrate, scan, tmp_path, CalibrationOptions(patches=10))
-            from MedQuantINT8Lib.model import ModelPackage
+            from MedQuantINT8Lib.models.package import ModelPackage
 
             package = ModelPackage.load(tmp_path / "int8")
         else:

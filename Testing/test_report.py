@@ -11,7 +11,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.model_spec import Label
+from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.pages import WIDEST_TABLE, table
 from MedQuantINT8Lib.pictures import comparison_slices, comparison_title, display_range
 from MedQuantINT8Lib.report import picture_json, report_html

@@ -7,8 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from MedQuantINT8Lib import graph, qdq, rewrites
 from MedQuantINT8Lib.engines.onnxruntime import session
+from MedQuantINT8Lib.models import onnx_graph as graph
+from MedQuantINT8Lib.models import qdq, rewrites
 
 SIZE = (8, 6, 10)
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from MedQuantINT8Lib import runs
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
 from MedQuantINT8Lib.importers.onnx import draft_spec, import_onnx
-from MedQuantINT8Lib.model_spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
+from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
 from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
@@ -200,7 +200,7 @@ def test_only_the_largest_part_of_a_structure_stays_as_monai_does_it():
     from monai.transforms import KeepLargestConnectedComponent
 
     from MedQuantINT8Lib.cleaning import cleaned
-    from MedQuantINT8Lib.model_spec import Cleaning
+    from MedQuantINT8Lib.models.spec import Cleaning
 
     rng = np.random.default_rng(0)
     labels = ((rng.random((20, 24, 22)) < 0.25) * rng.integers(1, 4, (20, 24, 22))).astype(np.uint8)

@@ -10,7 +10,6 @@ import SimpleITK as sitk
 import torch
 
 from cuda_networks import plan_of
-from MedQuantINT8Lib import graph
 from MedQuantINT8Lib.engines.base import UnsupportedNetwork
 from MedQuantINT8Lib.errors import PackageError
 from MedQuantINT8Lib.importers import monai_bundle, nnunet
@@ -18,8 +17,9 @@ from MedQuantINT8Lib.importers.base import write as write_package
 from MedQuantINT8Lib.importers.monai_inferers import translate_inferer
 from MedQuantINT8Lib.importers.nnunet_plans import read_plans
 from MedQuantINT8Lib.importers.slices import sliced
-from MedQuantINT8Lib.model import IMPORT
-from MedQuantINT8Lib.model_spec import Window
+from MedQuantINT8Lib.models import onnx_graph as graph
+from MedQuantINT8Lib.models.package import IMPORT
+from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.windows import plan_windows
 from monai_beside import ARGMAX, LOAD, SOFTMAX, SPACE, agreement, invert, scan, write

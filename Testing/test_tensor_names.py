@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from MedQuantINT8Lib import graph, qdq
 from MedQuantINT8Lib.bias_correction import input_means, with_corrected_biases
+from MedQuantINT8Lib.models import onnx_graph as graph
+from MedQuantINT8Lib.models import qdq
 from tiny import convolutions, quantized, random_weights, run
 
 PATCH = np.random.default_rng(5).normal(size=(1, 8, 8, 8)).astype(np.float32)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import tensorrt_at_hand as at_hand
-from MedQuantINT8Lib import graph
 from MedQuantINT8Lib.engines import cuda, cuda_driver, lowering, tensorrt
 from MedQuantINT8Lib.engines.base import BuildOptions, backend
 from MedQuantINT8Lib.engines.plan_note import check_note
 from MedQuantINT8Lib.engines.tensorrt_engine import TensorRTEngine
 from MedQuantINT8Lib.engines.tensorrt_layers import from_inspector, from_log, without_double_work
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
+from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.progress import Task
 
 ENGINES = Path(tensorrt.__file__).parent
@@ -591,7 +591,7 @@ def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, pha
 
     from MedQuantINT8Lib import runs
     from MedQuantINT8Lib.ensemble import MeanEngine
-    from MedQuantINT8Lib.model_spec import Label, Normalization, Output, Window
+    from MedQuantINT8Lib.models.spec import Label, Normalization, Output, Window
     from MedQuantINT8Lib.phantom import phantom_spec
     from MedQuantINT8Lib.runs import _Timed
     from MedQuantINT8Lib.segmenter import SegmentationOptions, segment_volume

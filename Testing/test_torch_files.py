@@ -11,12 +11,12 @@ import torch
 
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines.onnxruntime import session
-from MedQuantINT8Lib.model import FP32, ModelPackage
+from MedQuantINT8Lib.models.package import FP32, ModelPackage
 from MedQuantINT8Lib.preprocessing import normalize
 
 
 def test_new_intensity_steps_are_numbers_that_one_can_check():
-    from MedQuantINT8Lib.model_spec import Normalization
+    from MedQuantINT8Lib.models.spec import Normalization
 
     x = np.array([-1.0, 0.0, 2.0], np.float32)
     assert np.allclose(normalize(x, (Normalization("linear", low=-1.0, high=3.0),)), [-5, -1, 7])
@@ -89,7 +89,7 @@ def test_programs_are_run_only_when_trusted_and_become_packages(programs, form, 
 
 
 def package_input(package):
-    from MedQuantINT8Lib import graph
+    from MedQuantINT8Lib.models import onnx_graph as graph
 
     return graph.network_shape(graph.load_network(package.onnx_path("fp32"))).input_name
 

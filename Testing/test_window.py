@@ -244,7 +244,7 @@ def test_a_network_of_two_channels_gets_two_selectors(user, fp32_package):
     from dataclasses import replace
 
     from MedQuantINT8Lib.files import write_json
-    from MedQuantINT8Lib.model_spec import Channel
+    from MedQuantINT8Lib.models.spec import Channel
 
     folder = Path(os.environ["MEDQUANT_MODELS"]) / "two" / "package"
     fp32_package.save(folder)

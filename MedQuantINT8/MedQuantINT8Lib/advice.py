@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .model_spec import ModelSpec
+from .models.spec import ModelSpec
 from .mrml import dicom_modality
 from .volume import Volume
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import graph, rewrites
 from .engines.onnxruntime import session
-from .graph import FreshNames, Graph
+from .models import onnx_graph as graph
+from .models import rewrites
+from .models.onnx_graph import FreshNames, Graph
 
 Patch = NDArray[np.float32]
 

@@ -19,7 +19,7 @@ from . import runs
 from .differences import Differences, find_differences
 from .ensemble import Ensemble
 from .evaluation import StructureAgreement, agreement, mean_dice
-from .model_spec import Label
+from .models.spec import Label
 from .progress import Task
 from .segmenter import SegmentationOptions
 from .shelf import EngineShelf

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .evaluation import check_label_values, check_same_place, in_words
 from .histogram import METHODS, ActivationHistogram, activation_range
-from .model_spec import ModelSpec
+from .models.spec import ModelSpec
 from .preprocessing import NetworkInput, preprocess
 from .progress import Task
 from .volume import Volume
@@ -336,8 +336,8 @@ def collect_histograms(
 
     Tensors are looked at in groups of at most 1 GB, so memory depends neither on their number nor on that of patches.
     """
-    from . import graph
     from .engines.onnxruntime import session
+    from .models import onnx_graph as graph
 
     fixed = graph.fixed_shape(model, patch)
     shapes = graph.Graph(fixed).shapes

@@ -20,11 +20,11 @@ from .errors import InputError
 from .files import split_paths, storage_errors
 from .importers.archives import as_folder
 from .importers.base import Understood, write_all
-from .model import MODEL_JSON, ModelPackage
-from .model_spec import ModelSpec
+from .models.package import MODEL_JSON, ModelPackage
+from .models.spec import ModelSpec
+from .models.spec_parser import parse_spec
 from .progress import Task
 from .resources import resource
-from .spec_parser import parse_spec
 from .system import user_folder
 
 

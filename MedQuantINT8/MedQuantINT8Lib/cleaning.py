@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .masks import bounding_box
-from .model_spec import Cleaning
+from .models.spec import Cleaning
 
 
 def cleaned(labels: NDArray[Any], steps: Sequence[Cleaning]) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from .catalogue import both_meant, resolve, resolve_one
 from .ensemble import Ensemble, load_ensemble
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .files import split_paths, write_json, write_text
-from .model import CALIBRATION, INT8, KNOWN_FILES, MODEL_JSON, ModelPackage, peek
+from .models.package import CALIBRATION, INT8, KNOWN_FILES, MODEL_JSON, ModelPackage, peek
 from .outputs import check_output_folder, check_output_package
 from .overwriting import free_path, overwriting, segmentation_beside
 from .progress import Task

@@ -12,8 +12,8 @@ import numpy as np
 from .errors import InputError
 from .evaluation import agreement, check_same_place, in_words, label_values
 from .files import free_name
-from .model import ModelPackage
-from .model_spec import Label
+from .models.package import ModelPackage
+from .models.spec import Label
 from .pictures import comparison_slices, comparison_title
 from .progress import Task
 from .report import agreement_json, picture_json, report_json

@@ -12,7 +12,7 @@ from . import mrml
 from .boundary import REGION_COLUMNS, region_labels, region_rows, regions_csv
 from .boundary_page import boundary_page, gains, verdict
 from .files import write_json, write_text
-from .model_spec import ModelSpec
+from .models.spec import ModelSpec
 
 
 @dataclass(frozen=True)

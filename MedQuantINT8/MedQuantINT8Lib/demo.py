@@ -19,7 +19,7 @@ from .calibration import CalibrationOptions, PatchSampler
 from .evaluation import agreement, mean_dice
 from .files import storage_errors
 from .importers.onnx import import_onnx
-from .model import ModelPackage
+from .models.package import ModelPackage
 from .phantom import demo_scan, make_phantom, phantom_spec
 from .pictures import comparison_slices, comparison_title
 from .progress import Task

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .margins import ONE
 from .masks import bounding_box
-from .model_spec import Label
+from .models.spec import Label
 from .volume import Grid
 
 #: Regions that are named one by one; the rest is counted.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .engines import Engine, EngineDescription
 from .errors import InputError
 from .files import split_paths
-from .model import ModelPackage
+from .models.package import ModelPackage
 
 
 class Ensemble:

@@ -17,7 +17,7 @@ from .ensemble import Ensemble
 from .errors import InputError
 from .evaluation import dice
 from .files import write_json, write_text
-from .model_spec import Label
+from .models.spec import Label
 from .progress import Task
 from .segmenter import SegmentationOptions
 from .shelf import KeepingShelf

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .model_spec import Label
+from .models.spec import Label
 from .volume import Volume
 
 

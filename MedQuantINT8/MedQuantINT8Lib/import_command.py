@@ -15,12 +15,12 @@ from .child_process import run_in_child
 from .errors import InputError, PackageError
 from .files import write_json
 from .importers.base import Understood, write
-from .model import parsed_json
-from .model_spec import Geometry, ModelSpec
+from .models.package import parsed_json
+from .models.spec import Geometry, ModelSpec
+from .models.spec_parser import parse_spec
 from .outputs import check_output_package
 from .overwriting import of_package, overwriting
 from .progress import Task
-from .spec_parser import parse_spec
 from .terminal import print_result
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .foreground_mask import zscore_inside
-from .model_spec import Normalization
+from .models.spec import Normalization
 
 FloatArray = NDArray[np.float32]
 

@@ -25,8 +25,8 @@ from .errors import InputError
 from .files import split_paths, there
 from .jobs import BackgroundJob, BatchJob, Pollable
 from .making import Making
-from .model import INT8, peek
-from .model_spec import Label, ModelSpec
+from .models.package import INT8, peek
+from .models.spec import Label, ModelSpec
 from .progress import ProgressEvent
 from .runs import EngineChoice
 from .segmenter import SegmentationOptions

@@ -14,7 +14,7 @@ from .client import WorkerClient
 from .engines import cache
 from .errors import InputError, MedQuantError
 from .jobs import BackgroundJob, wait_for
-from .model import peek
+from .models.package import peek
 from .progress import ProgressEvent, Task
 from .volume_io import ReadOptions
 

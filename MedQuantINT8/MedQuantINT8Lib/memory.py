@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .model import ModelPackage
-from .model_spec import ModelSpec
+from .models.package import ModelPackage
+from .models.spec import ModelSpec
 from .segmenter import SegmentationOptions, whole_volume_patch, window_of
 from .system import available_memory
 from .volume import Volume
@@ -106,8 +106,8 @@ def activation_bytes(path: Path, changed: float, patch: tuple[int, int, int]) ->
 
     ``changed`` is the file's time stamp: a new file is looked at anew. Engines that fuse operators need less.
     """
-    from . import graph
     from .errors import DependencyError
+    from .models import onnx_graph as graph
 
     try:
         onnx = graph.require_onnx()
@@ -119,7 +119,7 @@ def activation_bytes(path: Path, changed: float, patch: tuple[int, int, int]) ->
 
 
 def _activation_bytes(model: Any, patch: tuple[int, int, int]) -> int:
-    from . import graph
+    from .models import onnx_graph as graph
 
     kept = {i.name for i in model.graph.initializer}
     for initializer in model.graph.initializer:

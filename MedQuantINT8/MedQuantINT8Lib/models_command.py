@@ -10,7 +10,7 @@ from typing import Any
 
 from . import catalogue
 from .errors import InputError
-from .model import peek
+from .models.package import peek
 from .outputs import check_output_package
 from .overwriting import overwriting
 from .progress import Task

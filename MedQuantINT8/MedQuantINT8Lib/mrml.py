@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .errors import DependencyError, InputError, StorageError
 from .files import replacing
 from .itk_file import check_written
-from .model_spec import Label
+from .models.spec import Label
 from .segmentation_file import segment_id, terminology_tag
 from .volume import Volume
 

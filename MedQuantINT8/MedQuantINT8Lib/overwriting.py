@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError, MedQuantError
-from .model import MODEL_JSON, peek
+from .models.package import MODEL_JSON, peek
 from .system import user_folder
 from .terminal import ask, warn
 from .volume_io import scan_name

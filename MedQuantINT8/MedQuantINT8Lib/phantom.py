@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import phantom_anatomy as anatomy
 from . import phantom_organs as organs
-from .model_spec import (
+from .models.spec import (
     Channel,
     Code,
     Geometry,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .model_spec import Label
+from .models.spec import Label
 from .volume import Volume, axis_map
 
 _DISAGREEMENT = (255, 0, 64)

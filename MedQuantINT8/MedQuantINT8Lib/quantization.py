@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from . import graph, qdq
 from .bias_correction import input_means, with_corrected_biases
 from .calibration import (
     Calibration,
@@ -26,8 +25,10 @@ from .calibration import (
 )
 from .errors import PackageError
 from .files import write_json
-from .layers import Layer, int8_share, weighted_layers
-from .model import CALIBRATION, FP32, INT8, ModelPackage
+from .models import onnx_graph as graph
+from .models import qdq
+from .models.layers import Layer, int8_share, weighted_layers
+from .models.package import CALIBRATION, FP32, INT8, ModelPackage
 from .placement import place, require_quantizer
 from .progress import Task
 from .sensitivity import Budget, GuardResult, Stopwatch, guard
@@ -113,7 +114,7 @@ def quantize_package(
     Raises:
         DependencyError: ModelOpt is not installed.
         InputError: calibration scans that cannot be used.
-        PackageError: a network that cannot be quantized, or a result that breaks the rules of :mod:`.graph`.
+        PackageError: a network that cannot be quantized, or a result that breaks the rules of :mod:`.models.onnx_graph`.
     """
     task = task or Task()
     sampler.check_labels()

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import __version__
 from .evaluation import StructureAgreement, mean_dice
-from .model import FP32, INT8, ModelPackage
+from .models.package import FP32, INT8, ModelPackage
 from .pages import counted, document, escaped, table
 from .report_summary import by_precision, gained, lost, number, structures
 from .system import machine

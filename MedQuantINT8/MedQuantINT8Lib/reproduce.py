@@ -26,8 +26,8 @@ from .evaluation import dice
 from .export import export_network
 from .files import read_json, write_json, write_text
 from .importers.onnx import draft_for, import_onnx
-from .model import ModelPackage
-from .model_spec import Geometry, ModelSpec, Normalization
+from .models.package import ModelPackage
+from .models.spec import Geometry, ModelSpec, Normalization
 from .networks import PATCH, STUDY, StudyNetwork, make, study_network
 from .phantom import make_phantom
 from .preprocessing import preprocess

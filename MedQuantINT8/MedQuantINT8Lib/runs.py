@@ -34,7 +34,7 @@ from .engines.stopwatch import engine_stopwatch
 from .ensemble import Ensemble, MeanEngine
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .memory import fitted, gpu_batch
-from .model import ModelPackage
+from .models.package import ModelPackage
 from .preprocessing import NetworkInput
 from .progress import Task
 from .ranges import check_ranges

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .files import replacing
 from .label_map_files import data_file_name, write_label_map
-from .model_spec import Code, Label, Terminology
+from .models.spec import Code, Label, Terminology
 from .outputs import check_output_file
 from .volume import Matrix
 

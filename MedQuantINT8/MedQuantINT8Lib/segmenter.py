@@ -15,7 +15,7 @@ from .cleaning import cleaned
 from .engines import Engine
 from .errors import InputError, MedQuantError
 from .margins import MarginSink
-from .model_spec import ModelSpec, Window
+from .models.spec import ModelSpec, Window
 from .preprocessing import NetworkInput, preprocess
 from .progress import Task
 from .regions import Regions, activate, logit_cut, probability_cut

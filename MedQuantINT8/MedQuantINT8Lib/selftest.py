@@ -24,7 +24,7 @@ from .engines.onnxruntime import OnnxRuntimeBackend
 from .engines.prepare import prepare
 from .errors import InputError, MedQuantError
 from .files import write_json, write_text
-from .model import ModelPackage
+from .models.package import ModelPackage
 from .networks import STUDY
 from .pages import document, escaped, table
 from .progress import Task

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import graph, qdq
 from .engines.fidelity import Distance, labels_of
 from .engines.onnxruntime import session
 from .errors import Cancelled
-from .model_spec import ModelSpec
+from .models import onnx_graph as graph
+from .models import qdq
+from .models.spec import ModelSpec
 from .progress import Task
 
 Patch = NDArray[np.float32]

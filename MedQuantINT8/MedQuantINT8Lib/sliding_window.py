@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .blending import Array, OverlapAdd, Sink
 from .errors import EngineError
-from .model_spec import Window
+from .models.spec import Window
 from .progress import Task
 from .threads import Threads
 from .windows import Column, WindowPlan, importance_map

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .model_spec import Window
+from .models.spec import Window
 
 
 def window_starts(size: int, patch: int, overlap: float, placement: str = "monai") -> list[int]:

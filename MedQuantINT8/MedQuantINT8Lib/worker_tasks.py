@@ -14,8 +14,8 @@ from . import runs
 from .boundary import VOLUME_CHANGE, examine
 from .ensemble import Ensemble
 from .files import split_paths
-from .model import ModelPackage
-from .model_spec import Label
+from .models.package import ModelPackage
+from .models.spec import Label
 from .outputs import check_output_package
 from .progress import Task
 from .segmenter import SegmentationOptions

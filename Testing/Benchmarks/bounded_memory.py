@@ -59,7 +59,7 @@ def stub():
 
 def ours(shape: tuple[int, int, int], output: str) -> None:
     from MedQuantINT8Lib.blending import LabelSink
-    from MedQuantINT8Lib.model_spec import Window
+    from MedQuantINT8Lib.models.spec import Window
     from MedQuantINT8Lib.sliding_window import slide
     from MedQuantINT8Lib.windows import plan_windows
 

@@ -191,7 +191,7 @@ def volume(folder: Path) -> dict[str, Any]:
     from MedQuantINT8Lib.engines.cuda import Gpu
     from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
     from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Intensity, Reduction
-    from MedQuantINT8Lib.model_spec import Window
+    from MedQuantINT8Lib.models.spec import Window
     from MedQuantINT8Lib.networks import PATCH
     from MedQuantINT8Lib.windows import plan_windows
 

@@ -11,8 +11,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "MedQuantINT8")]
 
 from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler  # noqa: E402
 from MedQuantINT8Lib.importers.onnx import import_onnx  # noqa: E402
-from MedQuantINT8Lib.model import ModelPackage  # noqa: E402
-from MedQuantINT8Lib.model_spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window  # noqa: E402
+from MedQuantINT8Lib.models.package import ModelPackage  # noqa: E402
+from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window  # noqa: E402
 from MedQuantINT8Lib.phantom import make_phantom  # noqa: E402
 
 PATCH = (96, 96, 96)

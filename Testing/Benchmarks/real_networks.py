@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent / "MedQuantI
 from cuda_int8_page import table  # noqa: E402
 
 from data_models import BRAIN18, DATA, OBELISK_TO_TOTAL, ROOT, hippocampus_spec, specs  # noqa: E402
-from MedQuantINT8Lib.model_spec import ModelSpec, Normalization  # noqa: E402
+from MedQuantINT8Lib.models.spec import ModelSpec, Normalization  # noqa: E402
 from MedQuantINT8Lib.volume_io import read_volume  # noqa: E402
 
 RESULTS = ROOT / "Resources" / "results.json"

@@ -35,8 +35,8 @@ def written_out(model: Any) -> Any:
     """InstanceNormalization as means, differences and products."""
     import onnx
 
-    from MedQuantINT8Lib.graph import Graph, inferred
-    from MedQuantINT8Lib.rewrites import attributes, copied
+    from MedQuantINT8Lib.models.onnx_graph import Graph, inferred
+    from MedQuantINT8Lib.models.rewrites import attributes, copied
 
     copy, found = copied(model), Graph(model)
     helper, made = onnx.helper, []
@@ -72,8 +72,8 @@ def with_quantized_deconvolutions(model: Any) -> Any:
     """Q/DQ before every transposed convolution, whose weights are INT8 already; the scale only serves timing."""
     import onnx
 
-    from MedQuantINT8Lib.graph import inferred
-    from MedQuantINT8Lib.rewrites import copied
+    from MedQuantINT8Lib.models.onnx_graph import inferred
+    from MedQuantINT8Lib.models.rewrites import copied
 
     copy, made = copied(model), []
     for node in copy.graph.node:
@@ -111,8 +111,9 @@ def milliseconds(forms: dict[str, Any], batch: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    from MedQuantINT8Lib import graph, qdq
-    from MedQuantINT8Lib.rewrites import with_padded_channels, with_pointwise_deconvolutions
+    from MedQuantINT8Lib.models import onnx_graph as graph
+    from MedQuantINT8Lib.models import qdq
+    from MedQuantINT8Lib.models.rewrites import with_padded_channels, with_pointwise_deconvolutions
 
     batch, rows = phantom_patch(), []
     with tempfile.TemporaryDirectory() as scratch:

@@ -26,7 +26,7 @@ class Block:
     """Builds a graph node by node; every method gives the name of its result."""
 
     def __init__(self) -> None:
-        from MedQuantINT8Lib.graph import require_onnx
+        from MedQuantINT8Lib.models.onnx_graph import require_onnx
 
         self._onnx = require_onnx()
         self.nodes: list[Any] = []

@@ -24,7 +24,7 @@ EXPECTED_SHARE = 0.96
 FORMS = {
     "FP16 around, instance norms written out (as built)": "",
     "FP16 around, instance norms as one operator": "from MedQuantINT8Lib.engines import lowering\nlowering.with_norms_written_out = lambda model: model\n",
-    "FP32 around": "from MedQuantINT8Lib import rewrites\nbackend.lowered = lambda model, precision: rewrites.with_pointwise_deconvolutions(model)\n",
+    "FP32 around": "from MedQuantINT8Lib.models import rewrites\nbackend.lowered = lambda model, precision: rewrites.with_pointwise_deconvolutions(model)\n",
 }
 
 

@@ -61,11 +61,12 @@ def small_patches(train: list[Any], spec: Any) -> dict[tuple[str, int], Any]:
 def study(
     name: str, weights: Path, make_samplers: Any, train: list[Any], test: list[Any], truth: list[Any]
 ) -> dict[str, Any]:
-    from MedQuantINT8Lib import graph, qdq
     from MedQuantINT8Lib.bias_correction import with_corrected_biases
     from MedQuantINT8Lib.calibration import CalibrationOptions, collect_histograms, scales_from
     from MedQuantINT8Lib.engines import BuildOptions, backend
     from MedQuantINT8Lib.evaluation import agreement, mean_dice
+    from MedQuantINT8Lib.models import onnx_graph as graph
+    from MedQuantINT8Lib.models import qdq
     from MedQuantINT8Lib.placement import place
     from MedQuantINT8Lib.preprocessing import preprocess
     from MedQuantINT8Lib.progress import Task

@@ -34,11 +34,11 @@ NETWORKS = tuple(SCALED)
 def row(name: str, weights: Path, cases: int) -> dict[str, Any]:
     from robustness import centre
 
-    from MedQuantINT8Lib import graph
     from MedQuantINT8Lib.engines.base import BuildOptions
     from MedQuantINT8Lib.engines.cuda_int8.backend import planned
     from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
     from MedQuantINT8Lib.engines.onnxruntime import session
+    from MedQuantINT8Lib.models import onnx_graph as graph
     from MedQuantINT8Lib.preprocessing import preprocess
     from MedQuantINT8Lib.volume_io import read_volume
 

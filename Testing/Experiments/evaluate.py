@@ -34,7 +34,7 @@ def package(name: str, weights: Path, folder: Path) -> Any:
     from MedQuantINT8Lib.export import export_network
     from MedQuantINT8Lib.importers.checkpoints import load_weights
     from MedQuantINT8Lib.importers.onnx import import_onnx
-    from MedQuantINT8Lib.model_spec import Window
+    from MedQuantINT8Lib.models.spec import Window
 
     module = SCALED[name](len(hippocampus_spec().labels) + 1)
     load_weights(module, weights / f"{name}.pt")

@@ -210,7 +210,7 @@ def four_bit(source: Path, target: Path) -> int:
     """Write the network with the weights of its convolutions and matrix products rounded to -7..7; its size with 4 bits a weight, in bytes."""
     import onnx
 
-    from MedQuantINT8Lib import graph
+    from MedQuantINT8Lib.models import onnx_graph as graph
 
     model = graph.load_network(source)
     arrays = {i.name: i for i in model.graph.initializer}

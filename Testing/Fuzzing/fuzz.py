@@ -122,7 +122,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def read_model_json(random: Random, folder: Path) -> None:
-    from MedQuantINT8Lib.model import ModelPackage, peek
+    from MedQuantINT8Lib.models.package import ModelPackage, peek
 
     files = _package_files()
     _write(folder, {**files, "model.json": changed_json(json.loads(files["model.json"]), random)})
@@ -134,7 +134,7 @@ def read_model_json(random: Random, folder: Path) -> None:
 
 def read_zip(random: Random, folder: Path) -> None:
     from MedQuantINT8Lib.importers.archives import as_folder
-    from MedQuantINT8Lib.model import ModelPackage
+    from MedQuantINT8Lib.models.package import ModelPackage
 
     made = io.BytesIO()
     kind = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA][int(random.integers(4))]
@@ -156,7 +156,7 @@ def read_onnx(random: Random, folder: Path) -> None:
     """Damage under a hash that is right: what the package says of itself is no protection."""
     from MedQuantINT8Lib.engines import BuildOptions, backend
     from MedQuantINT8Lib.importers.onnx import draft_spec
-    from MedQuantINT8Lib.model import ModelPackage
+    from MedQuantINT8Lib.models.package import ModelPackage
 
     (folder / "network.onnx").write_bytes(changed_bytes(_small_onnx(), random))
     try:

@@ -155,7 +155,7 @@ def write_onnx(network, path, patch) -> None:
     import onnxruntime
     import torch
 
-    from MedQuantINT8Lib.graph import strip_notes
+    from MedQuantINT8Lib.models.onnx_graph import strip_notes
 
     example = torch.rand(1, 1, *patch)
     torch.onnx.export(

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import __version__
 from ..files import read_json, write_json
-from ..model import FP32, INT8, ModelPackage
+from ..models.package import FP32, INT8, ModelPackage
 from .base import EngineBackend, Precision
 from .cache import cache_root, key_of
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model_spec import Output
+from ..models.spec import Output
 from ..progress import Task
 from .base import BuildOptions, Engine, EngineBackend
 
@@ -139,8 +139,8 @@ def offending_layers(
     that agrees is cleared as a whole; one that does not is halved, down to single layers. Each trial builds two engines, so
     that after :data:`MOST_TRIALS` of them what is not cleared yet counts as found.
     """
-    from .. import graph
-    from ..layers import weighted_layers
+    from ..models import onnx_graph as graph
+    from ..models.layers import weighted_layers
     from .onnxruntime import OnnxRuntimeBackend
 
     model = graph.load_network(network)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-from ..model_spec import Window
+from ..models.spec import Window
 from ..progress import Task
 from ..windows import WindowPlan, importance_map
 from .cuda import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address

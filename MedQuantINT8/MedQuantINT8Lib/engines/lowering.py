@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import graph, rewrites
+from ..models import onnx_graph as graph
+from ..models import rewrites
 
 #: Operators that stay in FP32: sums over a whole volume, and what is the ratio of two of them.
 KEPT_IN_FLOAT = ("ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt", "Exp", "Softmax", "LayerNormalization")

@@ -43,7 +43,8 @@ class OnnxRuntimeBackend:
         return platform.processor() or platform.machine()
 
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
-        from .. import graph, qdq
+        from ..models import onnx_graph as graph
+        from ..models import qdq
 
         model = graph.fixed_shape(
             qdq.network_for(network, options.precision, options.high_precision), options.patch, batch=None

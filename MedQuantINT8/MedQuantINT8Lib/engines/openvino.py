@@ -70,7 +70,8 @@ class OpenVINOBackend:
         return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
 
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
-        from .. import graph, qdq, rewrites
+        from ..models import onnx_graph as graph
+        from ..models import qdq, rewrites
 
         openvino = silent_openvino()
         model = qdq.network_for(network, options.precision, options.high_precision)

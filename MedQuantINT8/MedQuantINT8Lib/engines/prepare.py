@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, graph
+from .. import __version__
 from ..errors import EngineError, MedQuantError
 from ..files import sha256_file
-from ..model import ModelPackage
+from ..models import onnx_graph as graph
+from ..models.package import ModelPackage
 from ..progress import Task
 from . import cache
 from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild, device_of, unavailable_reason

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import EngineError
-from ..model import INT8, ModelPackage
+from ..models.package import INT8, ModelPackage
 from ..progress import Task
 from . import choices
 from .base import BuildOptions, Engine, EngineBackend, UnsupportedNetwork, float_precision_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import graph
+from ..models import onnx_graph as graph
 from .base import BuildOptions, UnsupportedNetwork, choose_backend, choose_instead
 
 #: Calls of an engine that are timed; the first is not counted.

@@ -148,8 +148,9 @@ class TensorRTBackend:
 
 def prepared(network: Path, options: BuildOptions) -> tuple[Any, dict[str, int]]:
     """The lowered network with an open batch, and the multiply-accumulates of its nodes for one patch."""
-    from .. import graph, qdq
-    from ..layers import weighted_layers
+    from ..models import onnx_graph as graph
+    from ..models import qdq
+    from ..models.layers import weighted_layers
 
     model = qdq.network_for(network, options.precision, options.high_precision)
     model = lowered(graph.fixed_shape(model, options.patch), options.precision)

@@ -86,7 +86,7 @@ def _outcome(made: EngineBackend) -> float | dict[str, Any]:
 
 def _tried(made: EngineBackend) -> float:
     """The median of some runs, in milliseconds."""
-    from ..model import ModelPackage
+    from ..models.package import ModelPackage
 
     options = BuildOptions("int8", _PATCH, device="gpu")
     with (

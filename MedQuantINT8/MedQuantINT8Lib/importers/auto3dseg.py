@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PackageError
-from ..model_spec import (
+from ..models.spec import (
     NATIVE,
     Channel,
     Cleaning,

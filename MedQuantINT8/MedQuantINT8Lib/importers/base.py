@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..child_process import can_cross, run_in_child
 from ..errors import DependencyError, InputError, PackageError
 from ..files import replacing_folder, write_json
-from ..model import CALIBRATION, FP32, IMPORT, INT8, ModelPackage, write_package
-from ..model_spec import ModelSpec
+from ..models.package import CALIBRATION, FP32, IMPORT, INT8, ModelPackage, write_package
+from ..models.spec import ModelSpec
 from ..progress import Task
 from .import_check import ImportCheck
 from .onnx import check_fits, prepare_network

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model_spec import ModelSpec
+from ..models.spec import ModelSpec
 from ..volume import Grid, Volume, axis_map
 
 #: How far apart the slices of made scans are, in finest sides of the network's voxel, for networks that work slice by slice: with the

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import read_json, storage_errors
-from ..model import MODEL_JSON, ModelPackage
+from ..models.package import MODEL_JSON, ModelPackage
+from ..models.spec_parser import parse_spec
 from ..progress import Task
-from ..spec_parser import parse_spec
 from .archives import as_folder
 from .base import Understood, write_all
 
@@ -44,7 +44,7 @@ def install_own(source: Path, root: Path, task: Task, *, trust_code: bool = Fals
 
 def _is_package(source: Path) -> bool:
     from ..errors import PackageError
-    from ..model import peek
+    from ..models.package import peek
 
     try:
         peek(source)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..blending import ScoreSink
 from ..errors import InputError, MedQuantError, PackageError
-from ..model_spec import ModelSpec
+from ..models.spec import ModelSpec
 from ..preprocessing import NetworkInput, preprocess
 from ..progress import Task
 from ..segmenter import SegmentationOptions, plan_for, segment

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import PackageError
-from ..model_spec import Channel, Cleaning, Label, ModelSpec, Window
+from ..models.spec import Channel, Cleaning, Label, ModelSpec, Window
 from .base import Understood, single_output
 from .bundle_license import license_of
 from .colors import palette

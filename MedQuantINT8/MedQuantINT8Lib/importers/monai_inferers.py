@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import PackageError
-from ..model_spec import Window
+from ..models.spec import Window
 from .monai_arguments import ADVICE, Arguments
 from .slices import with_slice_axis
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from ..model_spec import Normalization
+from ..models.spec import Normalization
 from .expressions import Unresolved
 from .monai_arguments import Arguments
 

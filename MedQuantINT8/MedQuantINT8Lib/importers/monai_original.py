@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DependencyError
-from ..model_spec import ModelSpec
+from ..models.spec import ModelSpec
 from ..regions import Regions
 from ..volume import Volume
 from .expressions import Unresolved

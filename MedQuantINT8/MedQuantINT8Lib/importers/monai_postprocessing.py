@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PackageError
-from ..model_spec import Cleaning, Output
+from ..models.spec import Cleaning, Output
 from .expressions import Unresolved
 from .label_functions import Activation, Argmax, LabelFunction, NotUnderstood, combinations, paint_order
 from .monai_arguments import ADVICE, Arguments, enabled, transform_name, true

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import PackageError
-from ..model_spec import NATIVE, Crop, Fit, Geometry, Normalization, Step, usual_order
+from ..models.spec import NATIVE, Crop, Fit, Geometry, Normalization, Step, usual_order
 from .monai_arguments import ADVICE, Arguments, enabled, transform_name, true
 from .monai_intensity import HANDLERS as INTENSITY
 from .monai_intensity import cast

@@ -9,7 +9,7 @@ import ast
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..model_spec import NATIVE, Crop, Fit, Geometry
+from ..models.spec import NATIVE, Crop, Fit, Geometry
 from .expressions import Unresolved
 from .monai_arguments import Arguments
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PackageError
-from ..model_spec import Channel, Crop, Geometry, ModelSpec, Normalization, Output, Window
+from ..models.spec import Channel, Crop, Geometry, ModelSpec, Normalization, Output, Window
 from . import nnunet_network
 from .base import Understood
 from .fields import read_json

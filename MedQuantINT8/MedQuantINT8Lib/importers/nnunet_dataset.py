@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PackageError
-from ..model_spec import Label
+from ..models.spec import Label
 from .colors import palette
 from .fields import Fields, each, mapping, text, whole, wrong
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PackageError
-from ..model_spec import NATIVE, SplineResampling
+from ..models.spec import NATIVE, SplineResampling
 from .fields import (
     Fields,
     choice,

@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .. import graph
 from ..errors import PackageError
-from ..model import FP32, ModelPackage, write_package
-from ..model_spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
+from ..models import onnx_graph as graph
+from ..models.package import FP32, ModelPackage, write_package
+from ..models.rewrites import with_folded_normalization
+from ..models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
 from ..progress import Task
-from ..rewrites import with_folded_normalization
 from . import onnx_forms as forms
 from .colors import palette
 from .onnx_trial import Facts, Size, compare_with_original, made_patch, outputs_for, try_network

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import graph
 from ..errors import PackageError
-from ..rewrites import attributes
+from ..models import onnx_graph as graph
+from ..models.rewrites import attributes
 
 #: ModelOpt raises older networks to this; doing it here keeps the layers' names the same in FP32 and INT8.
 OPSET = 19

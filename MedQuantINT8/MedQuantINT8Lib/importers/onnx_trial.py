@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import graph
 from ..errors import MedQuantError, PackageError
-from ..rewrites import attributes
+from ..models import onnx_graph as graph
+from ..models.rewrites import attributes
 
 Ending = Literal["logits", "log_softmax", "softmax", "sigmoid"]
 Size = tuple[int, int, int]

@@ -16,8 +16,8 @@ from typing import Any
 
 from ..child_process import run_in_child
 from ..errors import InputError, PackageError
-from ..graph import reason_of
-from ..model_spec import ModelSpec
+from ..models.onnx_graph import reason_of
+from ..models.spec import ModelSpec
 from ..progress import Task
 from .base import Understood, chosen_output, single_output
 from .checkpoints import load_weights

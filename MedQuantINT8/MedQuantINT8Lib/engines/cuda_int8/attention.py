@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import rewrites
+from ...models import rewrites
 from .movement import Moved
 from .nodes import unsupported
 from .patterns import word

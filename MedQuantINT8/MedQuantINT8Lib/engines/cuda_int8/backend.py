@@ -109,7 +109,8 @@ def planned(network: Path, options: BuildOptions) -> Plan:
     Raises:
         UnsupportedNetwork: an operator has no kernel (named), or the output has another size than the patch.
     """
-    from ... import graph, qdq
+    from ...models import onnx_graph as graph
+    from ...models import qdq
     from .planner import plan_network
     from .reading import read_network
 

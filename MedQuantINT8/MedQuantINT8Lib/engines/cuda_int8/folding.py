@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import graph, rewrites
+from ...models import onnx_graph as graph
+from ...models import rewrites
 
 #: Constants of more numbers than this are weights, not shapes.
 _SMALL = 64

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import graph, rewrites
+from ...models import onnx_graph as graph
+from ...models import rewrites
 from .nodes import Node
 
 

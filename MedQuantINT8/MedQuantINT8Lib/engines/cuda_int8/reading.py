@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import graph, rewrites
+from ...models import onnx_graph as graph
+from ...models import rewrites
 from .folding import folded
 from .movement import Moved
 from .nodes import Network, Node, unsupported

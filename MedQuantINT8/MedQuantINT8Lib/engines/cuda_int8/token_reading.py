@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import rewrites
+from ...models import rewrites
 from .attention import Scores, bias_and_mask, heads_of, rows_of, takes_values, turned_keys
 from .movement import Mixed, Moved, joined
 from .nodes import unsupported

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import graph
+from ...models import onnx_graph as graph
 from ..base import UnsupportedNetwork
 from .movement import NOWHERE, Moved
 from .nodes import Node, unsupported

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import rewrites
+from ...models import rewrites
 from .nodes import Node, unsupported
 from .patterns import reduced_axes, word
 from .token_reading import TokenReader

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import PackageError
-from .graph import FreshNames, Graph, load_network, pruned, rename_tensors, require_onnx, use_plain_names
+from ..errors import PackageError
 from .layers import WEIGHTED_OPS, is_dequantized
+from .onnx_graph import FreshNames, Graph, load_network, pruned, rename_tensors, require_onnx, use_plain_names
 
 #: Axis of the output channel in the weight of each operator.
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Graph, name_nodes, pruned, require_onnx
+from .onnx_graph import Graph, name_nodes, pruned, require_onnx
 
 #: Operators whose output channel c depends on input channel c alone, on the same axis.
 _CHANNEL_WISE = {

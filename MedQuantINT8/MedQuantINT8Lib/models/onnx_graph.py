@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DependencyError, MedQuantError, PackageError
+from ..errors import DependencyError, MedQuantError, PackageError
 
 
 def require_onnx() -> Any:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, get_args
 
-from .errors import PackageError
-from .model_spec import (
+from ..errors import PackageError
+from .spec import (
     NATIVE,
     Activation,
     Anchor,

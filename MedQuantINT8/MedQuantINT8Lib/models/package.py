@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import PackageError
-from .files import finish_interrupted, replacing, replacing_folder, sha256_file, there, write_json
-from .model_spec import ModelSpec
-from .outputs import check_output_package
+from ..errors import PackageError
+from ..files import finish_interrupted, replacing, replacing_folder, sha256_file, there, write_json
+from ..outputs import check_output_package
+from ..zip_files import ZipLimits, checked_members, opened_zip, read_member, unpack_members
+from .spec import ModelSpec
 from .spec_parser import parse_spec
-from .zip_files import ZipLimits, checked_members, opened_zip, read_member, unpack_members
 
 MODEL_JSON = "model.json"
 FP32 = "model.onnx"
@@ -114,7 +114,7 @@ class ModelPackage:
         return _read_json(self.folder / CALIBRATION) if self.has(CALIBRATION) else None
 
     def import_check(self) -> dict[str, Any] | None:
-        """What import.json says of the import (:class:`.importers.import_check.ImportCheck`), or None where there is none."""
+        """What import.json says of the import (:class:`..importers.import_check.ImportCheck`), or None where there is none."""
         return _read_json(self.folder / IMPORT) if self.has(IMPORT) else None
 
     def save(self, target: str | os.PathLike[str]) -> None:
