@@ -60,7 +60,7 @@ def registerSampleData() -> None:
 def _makeAbdomen(_source: Any) -> Any:
     """The scan as a volume node, shown in the slice views: Sample Data shows only what it has downloaded itself."""
     from MedQuantINT8Lib import mrml
-    from MedQuantINT8Lib.phantom import demo_scan
+    from MedQuantINT8Lib.imaging.phantom import demo_scan
 
     node = mrml.volume_node(demo_scan()[0], "SyntheticAbdomen", slicer.mrmlScene)
     slicer.util.setSliceViewerLayers(background=node, fit=True)
@@ -144,7 +144,7 @@ class MedQuantINT8Test(ScriptedLoadableModuleTest):
 
     def test_a_made_scan_is_segmented_and_compared(self) -> None:
         from MedQuantINT8Lib import mrml
-        from MedQuantINT8Lib.phantom import make_phantom, phantom_labels
+        from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
 
         self.delayDisplay("Making a scan")
         node = mrml.volume_node(make_phantom(1000, (84, 60, 64), 4.0)[0], "SyntheticAbdomen", slicer.mrmlScene)

@@ -14,11 +14,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "
 
 from data_models import DATA  # noqa: E402
 from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler  # noqa: E402
+from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec  # noqa: E402
+from MedQuantINT8Lib.imaging.volume import Volume  # noqa: E402
 from MedQuantINT8Lib.importers.onnx import import_onnx  # noqa: E402
 from MedQuantINT8Lib.models.package import ModelPackage  # noqa: E402
-from MedQuantINT8Lib.phantom import make_phantom, phantom_spec  # noqa: E402
 from MedQuantINT8Lib.resources import resource  # noqa: E402
-from MedQuantINT8Lib.volume import Volume  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

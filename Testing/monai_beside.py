@@ -11,11 +11,11 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
+from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.importers import monai_bundle
 from MedQuantINT8Lib.importers.base import Understood
-from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
-from MedQuantINT8Lib.volume_io import read_volume
 
 LOAD = [{"_target_": "LoadImaged", "keys": "image"}, {"_target_": "EnsureChannelFirstd", "keys": "image"}]
 SPACE = {"_target_": "Spacingd", "keys": "image", "pixdim": [2.0, 2.0, 2.5], "mode": "bilinear"}

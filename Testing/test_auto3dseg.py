@@ -12,13 +12,13 @@ from monai.networks.nets import SegResNetDS
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.importers import auto3dseg
 from MedQuantINT8Lib.importers.auto3dseg_config import MODES, read_config
 from MedQuantINT8Lib.importers.base import write
 from MedQuantINT8Lib.importers.check_scans import made_scans
 from MedQuantINT8Lib.importers.import_check import difference
 from MedQuantINT8Lib.models.package import FP32, IMPORT, ModelPackage
-from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.progress import Task
 from spoiling import spoiled
 

@@ -10,9 +10,9 @@ import pytest
 
 from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler, allotted, counts_by_kind
 from MedQuantINT8Lib.errors import InputError
+from MedQuantINT8Lib.imaging.phantom import phantom_spec
+from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.models.spec import Label
-from MedQuantINT8Lib.phantom import phantom_spec
-from MedQuantINT8Lib.volume import Volume
 
 PATCH = (8, 8, 8)
 SPEC = replace(

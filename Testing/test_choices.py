@@ -17,10 +17,10 @@ from MedQuantINT8Lib.engines import base, cache, choices, prepare, race, trial
 from MedQuantINT8Lib.engines.base import BuildOptions, UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda_driver import GpuError, GpuMemoryError
 from MedQuantINT8Lib.errors import EngineError
+from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.segmenter import SegmentationOptions
 from MedQuantINT8Lib.shelf import KeepingShelf
-from MedQuantINT8Lib.volume import Volume
 
 OPTIONS = SegmentationOptions(check_ranges=False)
 SCAN = Volume(np.random.default_rng(0).random((12, 10, 9)).astype(np.float32), np.eye(4), "scan")

@@ -16,11 +16,11 @@ import pytest
 import SimpleITK as sitk
 
 from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels, phantom_spec
+from MedQuantINT8Lib.imaging.volume import Volume, to_sitk
+from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.models.package import ModelPackage
-from MedQuantINT8Lib.phantom import make_phantom, phantom_labels, phantom_spec
 from MedQuantINT8Lib.resources import resource
-from MedQuantINT8Lib.volume import Volume, to_sitk
-from MedQuantINT8Lib.volume_io import read_volume
 
 LIBRARY = Path(__file__).parent.parent / "MedQuantINT8"
 
@@ -187,7 +187,7 @@ def test_a_full_disk_is_said_in_words(medquant, int8_package, scan, tmp_path, mo
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("MedQuantINT8Lib.segmentation_file.write_label_map", full)
+    monkeypatch.setattr("MedQuantINT8Lib.imaging.segmentation_files.write_label_map", full)
     code, _, err = medquant("segment", int8_package.folder, scan, "-o", tmp_path / "out.nrrd")
     assert code == 5 and "no space left" in err and list(tmp_path.iterdir()) == []
 

@@ -664,10 +664,10 @@ def test_a_cancelled_build_stops_before_it_times_kernels(stand_in, tmp_path):
 
 def test_the_demos_network_is_trusted_as_the_engine_computes_it():
     """What is compared before an engine is used: the real INT8 against the simulation, on a made scan."""
+    from MedQuantINT8Lib.imaging.phantom import make_phantom
+    from MedQuantINT8Lib.imaging.preprocessing import preprocess
     from MedQuantINT8Lib.models import onnx_graph as graph
     from MedQuantINT8Lib.models.package import ModelPackage
-    from MedQuantINT8Lib.phantom import make_phantom
-    from MedQuantINT8Lib.preprocessing import preprocess
     from MedQuantINT8Lib.resources import resource
 
     size = (48, 48, 48)

@@ -12,11 +12,11 @@ import pytest
 import SimpleITK as sitk
 
 from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
+from MedQuantINT8Lib.imaging.volume import to_sitk
+from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.models.package import ModelPackage
-from MedQuantINT8Lib.phantom import make_phantom, phantom_labels
 from MedQuantINT8Lib.resources import resource
-from MedQuantINT8Lib.volume import to_sitk
-from MedQuantINT8Lib.volume_io import read_volume
 
 #: A process in which slicer-core is not installed.
 WITHOUT_SLICER = (

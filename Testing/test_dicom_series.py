@@ -11,9 +11,9 @@ import SimpleITK as sitk
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from dicom_files import by_pydicom, multiframe, write_series
-from MedQuantINT8Lib.dicom_file import DamagedDicom, read_dicom
 from MedQuantINT8Lib.errors import InputError, MedQuantError
-from MedQuantINT8Lib.volume_io import ReadOptions, ScanReader, read_volume
+from MedQuantINT8Lib.imaging.dicom_file import DamagedDicom, read_dicom
+from MedQuantINT8Lib.imaging.volume_files import ReadOptions, ScanReader, read_volume
 
 K, J, COLUMNS = 10, 12, 14
 RNG = np.random.default_rng(0)

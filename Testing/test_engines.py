@@ -13,10 +13,10 @@ from MedQuantINT8Lib.engines import BuildOptions, backend, backend_names, cache,
 from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
 from MedQuantINT8Lib.engines.prepare import prepare
 from MedQuantINT8Lib.errors import EngineError, PackageError, StorageError
+from MedQuantINT8Lib.imaging.phantom import phantom_spec
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models.layers import weighted_layers
-from MedQuantINT8Lib.phantom import phantom_spec
-from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.progress import Task
 
 #: Smaller than the demo network's windows, and of the same multiples.

@@ -14,7 +14,7 @@ from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.datasets import BTCV, label_map, read_dataset
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.evaluate import summary
-from MedQuantINT8Lib.phantom import make_phantom, phantom_labels
+from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
 from MedQuantINT8Lib.surface import surface_agreement
 
 

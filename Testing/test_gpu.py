@@ -609,9 +609,9 @@ def test_the_segment_road_takes_the_gpus_window_and_gives_the_same(gpu, activati
 
     from MedQuantINT8Lib import segmenter
     from MedQuantINT8Lib.engines import gpu_window
+    from MedQuantINT8Lib.imaging.phantom import phantom_spec
+    from MedQuantINT8Lib.imaging.volume import Volume
     from MedQuantINT8Lib.models.spec import Label, Normalization, Output
-    from MedQuantINT8Lib.phantom import phantom_spec
-    from MedQuantINT8Lib.volume import Volume
 
     labels = tuple(Label(v, f"s{v}", c) for v, c in ((1, 1), (7, 2)))
     spec = replace(

@@ -11,10 +11,10 @@ import pytest
 from MedQuantINT8Lib import commands, sensitivity
 from MedQuantINT8Lib.bias_correction import input_means, with_corrected_biases
 from MedQuantINT8Lib.errors import EngineError
+from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.spec import Label
-from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.sensitivity import Budget, Measurement, guard
 from tiny import convolutions, quantized, random_weights, run

@@ -19,11 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
+from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.importers.archives import as_folder
 from MedQuantINT8Lib.importers.onnx import draft_for, import_onnx
 from MedQuantINT8Lib.models.package import FP32, MODEL_JSON, ModelPackage, peek
 from MedQuantINT8Lib.models.spec_parser import parse_spec
-from MedQuantINT8Lib.phantom import phantom_spec
 
 PATCH = (8, 8, 8)
 
@@ -114,9 +114,9 @@ def only_own_errors(function):
 
 def test_a_damaged_network_is_one_error_at_import_and_when_it_is_run(network, scan, tmp_path):
     from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.imaging.volume_files import read_volume
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.segmenter import SegmentationOptions
-    from MedQuantINT8Lib.volume_io import read_volume
 
     content, volume = network.read_bytes(), read_volume(scan)
     refused = {"import": 0, "segment": 0}

@@ -10,13 +10,13 @@ import pytest
 
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.errors import DependencyError, PackageError
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.importers.base import Understood, write
 from MedQuantINT8Lib.importers.check_scans import made_scans
 from MedQuantINT8Lib.importers.import_check import ImportCheck, ScanCheck, difference
 from MedQuantINT8Lib.importers.import_comparison import accept, compare_import
 from MedQuantINT8Lib.models.package import IMPORT, ModelPackage
 from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
-from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.progress import Task
 
 SPEC = ModelSpec(

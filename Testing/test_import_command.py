@@ -18,8 +18,8 @@ import pytest
 from MedQuantINT8Lib.child_process import can_cross, run_in_child
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.errors import Cancelled, InputError, MedQuantError, PackageError
+from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.models.package import CALIBRATION, FP32, INT8, ModelPackage
-from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.resources import resource
 from MedQuantINT8Lib.system import library_environment

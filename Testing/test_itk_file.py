@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from MedQuantINT8Lib import reading_process
 from MedQuantINT8Lib.errors import Cancelled, InputError, MedQuantError
-from MedQuantINT8Lib.volume import Volume, matrix_from_sitk, to_sitk
-from MedQuantINT8Lib.volume_io import read_volume
+from MedQuantINT8Lib.imaging import reading_process
+from MedQuantINT8Lib.imaging.volume import Volume, matrix_from_sitk, to_sitk
+from MedQuantINT8Lib.imaging.volume_files import read_volume
 
 RNG = np.random.default_rng(0)
 DATA = RNG.normal(size=(6, 7, 8)).astype(np.float32)
@@ -94,7 +94,7 @@ def test_headers_that_cannot_be_followed_are_refused_before_itk_sees_them(
     ("code", "problem"),
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"makes ITK's reader end \(signal 11\)"),
-        ("from MedQuantINT8Lib.itk_reader import limit; limit(1 << 40, 1)\nwhile True: pass", "takes too long"),
+        ("from MedQuantINT8Lib.imaging.itk_reader import limit; limit(1 << 40, 1)\nwhile True: pass", "takes too long"),
         ("import sys; sys.exit(1)", "process of its own"),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_reader_that_ends_or_never_ends_is_one_line(tmp_path, monkeypatch, cod
 
 
 def test_a_reader_cannot_take_more_memory_than_it_is_given(tmp_path, monkeypatch):
-    hungry = "import json, sys\nfrom MedQuantINT8Lib.itk_reader import limit\nr = json.load(sys.stdin); limit(r['memory'], 60)\ntry:\n    x = bytearray(8 << 30)\nexcept MemoryError:\n    print(json.dumps({'error': 'memory', 'number': 0}))"
+    hungry = "import json, sys\nfrom MedQuantINT8Lib.imaging.itk_reader import limit\nr = json.load(sys.stdin); limit(r['memory'], 60)\ntry:\n    x = bytearray(8 << 30)\nexcept MemoryError:\n    print(json.dumps({'error': 'memory', 'number': 0}))"
     monkeypatch.setattr(reading_process, "_READER", ("-c", hungry))
     with pytest.raises(InputError, match="cannot be read: memory"):
         read_volume(write(tmp_path / "a.nrrd"))

@@ -13,9 +13,9 @@ import pytest
 from data_models import specs
 from make_schemas import SCHEMAS
 from MedQuantINT8Lib.errors import PackageError, StorageError
+from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.models.package import FP32, MODEL_JSON, ModelPackage, write_package
 from MedQuantINT8Lib.models.spec_parser import parse_spec
-from MedQuantINT8Lib.phantom import phantom_spec
 from MedQuantINT8Lib.resources import resource
 
 SCHEMA = json.loads(resource("model.schema.json").read_text())

@@ -16,13 +16,13 @@ from bundles import COMMON, FORMS, write_bundle
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import InputError, PackageError
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
+from MedQuantINT8Lib.imaging.volume import to_sitk
+from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.importers import monai_bundle
 from MedQuantINT8Lib.importers.checkpoints import load_weights, read_checkpoint
 from MedQuantINT8Lib.importers.expressions import Config, NotPlain
 from MedQuantINT8Lib.models.package import FP32, ModelPackage
-from MedQuantINT8Lib.preprocessing import preprocess
-from MedQuantINT8Lib.volume import to_sitk
-from MedQuantINT8Lib.volume_io import read_volume
 
 CLASSES = {"spleen": 2, "swin_unetr_btcv": 14, "wholebody": 105, "wholebrain_unest": 5, "vista3d": 7}
 

@@ -11,14 +11,14 @@ import pytest
 
 from conftest import GEOMETRIES
 from MedQuantINT8Lib.errors import PackageError
+from MedQuantINT8Lib.imaging.phantom import phantom_spec
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
+from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.importers.expressions import Config
 from MedQuantINT8Lib.importers.import_check import difference
 from MedQuantINT8Lib.importers.monai_transforms import translate_preprocessing
 from MedQuantINT8Lib.models.spec import Channel
 from MedQuantINT8Lib.models.spec_parser import parse_spec
-from MedQuantINT8Lib.phantom import phantom_spec
-from MedQuantINT8Lib.preprocessing import preprocess
-from MedQuantINT8Lib.volume import Volume
 
 
 def scan(channels: int = 1, matrix: Any = None, seed: int = 0) -> Volume:

@@ -10,11 +10,11 @@ slicer = pytest.importorskip("slicer", reason="needs Slicer or slicer-core")
 from conftest import GEOMETRIES  # noqa: E402
 from MedQuantINT8Lib import mrml  # noqa: E402
 from MedQuantINT8Lib.errors import InputError  # noqa: E402
+from MedQuantINT8Lib.imaging.phantom import phantom_labels  # noqa: E402
+from MedQuantINT8Lib.imaging.preprocessing import preprocess  # noqa: E402
+from MedQuantINT8Lib.imaging.segmentation_files import terminology_tag, write_segmentation  # noqa: E402
+from MedQuantINT8Lib.imaging.volume import Volume  # noqa: E402
 from MedQuantINT8Lib.models.spec import Geometry, Label  # noqa: E402
-from MedQuantINT8Lib.phantom import phantom_labels  # noqa: E402
-from MedQuantINT8Lib.preprocessing import preprocess  # noqa: E402
-from MedQuantINT8Lib.segmentation_file import terminology_tag, write_segmentation  # noqa: E402
-from MedQuantINT8Lib.volume import Volume  # noqa: E402
 from test_preprocessing import spec_with  # noqa: E402
 
 pytestmark = pytest.mark.slicer

@@ -13,8 +13,8 @@ import SimpleITK as sitk
 
 from conftest import orthogonal
 from MedQuantINT8Lib.errors import InputError, MedQuantError
-from MedQuantINT8Lib.volume import Grid, Volume
-from MedQuantINT8Lib.volume_io import ReadOptions, read_volume
+from MedQuantINT8Lib.imaging.volume import Grid, Volume
+from MedQuantINT8Lib.imaging.volume_files import ReadOptions, read_volume
 
 DATA = np.random.default_rng(0).integers(0, 100, (5, 6, 7))
 MATRIX = np.array([[-0.8, 0.1, 0, 30], [0.1, 0.9, 0.1, -20], [0, -0.1, 2.5, 4], [0, 0, 0, 1.0]])

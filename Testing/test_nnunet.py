@@ -12,12 +12,12 @@ from conftest import orthogonal
 from MedQuantINT8Lib import runs
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.evaluation import dice
+from MedQuantINT8Lib.imaging.phantom import make_phantom
+from MedQuantINT8Lib.imaging.volume import Grid, Volume, resample, to_sitk
 from MedQuantINT8Lib.importers import nnunet
 from MedQuantINT8Lib.importers.base import write
-from MedQuantINT8Lib.phantom import make_phantom
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.segmenter import SegmentationOptions
-from MedQuantINT8Lib.volume import Grid, Volume, resample, to_sitk
 from nnunet_folders import PATCH, SPACING, architecture, checkpoint, dataset, plans, write_folder
 
 

@@ -10,13 +10,13 @@ import SimpleITK as sitk
 from scipy.ndimage import binary_fill_holes, gaussian_filter
 
 from conftest import orthogonal
-from MedQuantINT8Lib.foreground_mask import filled_nonzero
+from MedQuantINT8Lib.imaging.foreground_mask import filled_nonzero
+from MedQuantINT8Lib.imaging.nnunet_resampling import network_size, resize, slice_axis
+from MedQuantINT8Lib.imaging.preprocessing import NetworkInput, preprocess
+from MedQuantINT8Lib.imaging.volume import Volume, to_sitk
+from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.importers import nnunet
 from MedQuantINT8Lib.models.spec import SplineResampling
-from MedQuantINT8Lib.nnunet_resampling import network_size, resize, slice_axis
-from MedQuantINT8Lib.preprocessing import NetworkInput, preprocess
-from MedQuantINT8Lib.volume import Volume, to_sitk
-from MedQuantINT8Lib.volume_io import read_volume
 from nnunet_folders import checkpoint, dataset, plans, threshold_network, write_folder
 
 

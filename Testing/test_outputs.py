@@ -19,13 +19,13 @@ from MedQuantINT8Lib import files
 from MedQuantINT8Lib.errors import InputError, PackageError, StorageError
 from MedQuantINT8Lib.exchange import exchange
 from MedQuantINT8Lib.files import finish_interrupted, replacing, replacing_folder, split_paths, storage_error, there
-from MedQuantINT8Lib.itk_file import check_written
+from MedQuantINT8Lib.imaging.itk_file import check_written
+from MedQuantINT8Lib.imaging.segmentation_files import LABEL_MAP_EXTENSIONS, check_output_path, write_segmentation
+from MedQuantINT8Lib.imaging.volume import matrix_from_sitk
+from MedQuantINT8Lib.imaging.volume_files import result_names
 from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.outputs import check_output_file, check_output_folder, check_output_package
 from MedQuantINT8Lib.scratch import leftovers, own_temporary_folder, owned_prefix, owner_is_dead
-from MedQuantINT8Lib.segmentation_file import LABEL_MAP_EXTENSIONS, check_output_path, write_segmentation
-from MedQuantINT8Lib.volume import matrix_from_sitk
-from MedQuantINT8Lib.volume_io import result_names
 
 LIBRARY = Path(__file__).parent.parent / "MedQuantINT8"
 SHEARED = np.array([[0.80, -0.52, 0.40, -40.0], [0.55, 1.30, -0.30, 12.0], [-0.21, 0.48, 2.70, 77.0], [0, 0, 0, 1.0]])
@@ -166,7 +166,7 @@ def test_a_file_that_does_not_fit_on_the_disk_replaces_nothing(tmp_path, extensi
     code = f"""
         import resource, numpy as np
         from MedQuantINT8Lib.errors import StorageError
-        from MedQuantINT8Lib.segmentation_file import write_segmentation
+        from MedQuantINT8Lib.imaging.segmentation_files import write_segmentation
         resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
         labels = np.random.default_rng(0).integers(0, 250, (40, 40, 40)).astype(np.uint8)
         try:

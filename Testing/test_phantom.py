@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.phantom import PHASES, SCAN_SPACING, make_phantom, paint_phantom, phantom_labels
-from MedQuantINT8Lib.volume import Grid
+from MedQuantINT8Lib.imaging.phantom import PHASES, SCAN_SPACING, make_phantom, paint_phantom, phantom_labels
+from MedQuantINT8Lib.imaging.volume import Grid
 
 SMALL = ((64, 60, 56), 5.0)
 

@@ -9,10 +9,10 @@ import pytest
 
 from conftest import GEOMETRIES
 from MedQuantINT8Lib.errors import InputError
+from MedQuantINT8Lib.imaging.phantom import phantom_spec
+from MedQuantINT8Lib.imaging.preprocessing import normalize, percentiles, preprocess
+from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.models.spec import Crop, Geometry, ModelSpec, Normalization
-from MedQuantINT8Lib.phantom import phantom_spec
-from MedQuantINT8Lib.preprocessing import normalize, percentiles, preprocess
-from MedQuantINT8Lib.volume import Volume
 
 
 def spec_with(**changes) -> ModelSpec:

@@ -9,15 +9,15 @@ import pytest
 from conftest import PHANTOM_SIZE, PHANTOM_SPACING
 from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.errors import InputError, PackageError
+from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
+from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.layers import int8_share, weighted_layers
 from MedQuantINT8Lib.models.package import ModelPackage
-from MedQuantINT8Lib.phantom import make_phantom, phantom_spec
-from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
 from MedQuantINT8Lib.sensitivity import Budget
-from MedQuantINT8Lib.volume import Volume
 
 #: Smaller than the demo network's windows: what is tested is how it is quantized, not what it finds.
 PATCH = (32, 48, 48)

@@ -11,9 +11,9 @@ import pytest
 from MedQuantINT8Lib import ranges, runs
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines.onnxruntime import session
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models.spec import Window
-from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.report import _runs
 from MedQuantINT8Lib.segmenter import SegmentationOptions, plan_for

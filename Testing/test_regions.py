@@ -10,13 +10,13 @@ import pytest
 from MedQuantINT8Lib.blending import ScoreSink
 from MedQuantINT8Lib.cleaning import cleaned
 from MedQuantINT8Lib.errors import PackageError
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
+from MedQuantINT8Lib.imaging.regions import Regions, activate, logit_cut, probability_cut
+from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.models.spec import Channel, Cleaning, Geometry, Label, ModelSpec, Output, Window
 from MedQuantINT8Lib.models.spec_parser import parse_spec
-from MedQuantINT8Lib.preprocessing import preprocess
-from MedQuantINT8Lib.regions import Regions, activate, logit_cut, probability_cut
 from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
 from MedQuantINT8Lib.sliding_window import _filled, slide
-from MedQuantINT8Lib.volume import Volume
 
 
 def spec(classes=3, **output):

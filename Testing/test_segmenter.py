@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from MedQuantINT8Lib import runs
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
+from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.importers.onnx import draft_spec, import_onnx
 from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
-from MedQuantINT8Lib.preprocessing import preprocess
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
-from MedQuantINT8Lib.volume import Volume
 
 
 def network(path, channels=1, classes=2, spatial=("a", "b", "c")):

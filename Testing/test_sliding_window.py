@@ -9,9 +9,9 @@ import pytest
 
 from MedQuantINT8Lib.blending import LabelSink, RegionSink, ScoreSink
 from MedQuantINT8Lib.errors import Cancelled, InputError
+from MedQuantINT8Lib.imaging.regions import Regions
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.regions import Regions
 from MedQuantINT8Lib.sliding_window import slide
 from MedQuantINT8Lib.windows import check_patch, importance_map, plan_windows, window_starts
 

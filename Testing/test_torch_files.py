@@ -11,8 +11,8 @@ import torch
 
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines.onnxruntime import session
+from MedQuantINT8Lib.imaging.preprocessing import normalize
 from MedQuantINT8Lib.models.package import FP32, ModelPackage
-from MedQuantINT8Lib.preprocessing import normalize
 
 
 def test_new_intensity_steps_are_numbers_that_one_can_check():
@@ -119,7 +119,7 @@ def test_bad_programs_are_said_in_one_line(programs, tmp_path, capsys):
 def test_an_onnx_file_with_weights_beside_it_is_taken_whole(tmp_path):
     import onnx
 
-    from MedQuantINT8Lib.phantom import phantom_spec
+    from MedQuantINT8Lib.imaging.phantom import phantom_spec
     from MedQuantINT8Lib.resources import resource
 
     model = onnx.load(str(resource("phantom_unet.onnx")))

@@ -11,8 +11,8 @@ import SimpleITK as sitk
 
 from conftest import GEOMETRIES, orthogonal
 from MedQuantINT8Lib.errors import InputError
-from MedQuantINT8Lib.volume import Volume, axis_map, resample, to_sitk
-from MedQuantINT8Lib.volume_io import read_volume
+from MedQuantINT8Lib.imaging.volume import Volume, axis_map, resample, to_sitk
+from MedQuantINT8Lib.imaging.volume_files import read_volume
 
 
 def write(path: Path, volume: Volume) -> Path:

@@ -19,10 +19,10 @@ from MedQuantINT8Lib import runs
 from MedQuantINT8Lib.arena import Arena
 from MedQuantINT8Lib.client import WorkerClient, WorkerError
 from MedQuantINT8Lib.errors import Cancelled, InputError, PackageError
+from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.runs import EngineChoice
 from MedQuantINT8Lib.segmenter import SegmentationOptions
-from MedQuantINT8Lib.volume import Volume
 
 OPTIONS = SegmentationOptions()
 CHOICE = EngineChoice("openvino", "int8")
@@ -204,7 +204,7 @@ import numpy as np
 from MedQuantINT8Lib.client import WorkerClient
 from MedQuantINT8Lib.runs import EngineChoice
 from MedQuantINT8Lib.segmenter import SegmentationOptions
-from MedQuantINT8Lib.volume import Volume
+from MedQuantINT8Lib.imaging.volume import Volume
 client = WorkerClient()
 client.start()
 volume = Volume(np.random.default_rng(0).normal(size=(120, 120, 120)).astype(np.float32), np.diag([4.0, 4, 4, 1]), "noise")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .regions import Regions, activate
+from .imaging.regions import Regions, activate
 from .threads import Threads
 from .windows import WindowPlan
 
@@ -145,7 +145,7 @@ class LabelSink:
 
 
 class RegionSink:
-    """Reduces finished, normalised probabilities to regions, and these to labels (:mod:`.regions`)."""
+    """Reduces finished, normalised probabilities to regions, and these to labels (:mod:`.imaging.regions`)."""
 
     def __init__(self, shape: tuple[int, int, int], regions: Regions) -> None:
         self._regions = regions

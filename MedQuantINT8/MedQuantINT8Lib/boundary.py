@@ -19,12 +19,12 @@ from . import runs
 from .differences import Differences, find_differences
 from .ensemble import Ensemble
 from .evaluation import StructureAgreement, agreement, mean_dice
+from .imaging.volume import Volume
 from .models.spec import Label
 from .progress import Task
 from .segmenter import SegmentationOptions
 from .shelf import EngineShelf
 from .system import peak_memory, reset_peak_memory
-from .volume import Volume
 
 #: A structure whose volume changes by more than this share of it is pointed out, in percent.
 VOLUME_CHANGE = 5.0

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .evaluation import check_label_values, check_same_place, in_words
 from .histogram import METHODS, ActivationHistogram, activation_range
+from .imaging.preprocessing import NetworkInput, preprocess
+from .imaging.volume import Volume
 from .models.spec import ModelSpec
-from .preprocessing import NetworkInput, preprocess
 from .progress import Task
-from .volume import Volume
 
 Patch = NDArray[np.float32]
 #: A mask of foreground, bool (A0, A1, A2), for a volume in network space.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .masks import bounding_box
+from .imaging.masks import bounding_box
 from .models.spec import Cleaning
 
 

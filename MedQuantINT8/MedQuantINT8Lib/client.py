@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from . import __version__, errors
 from .arena import Arena, aligned
 from .errors import Cancelled, EngineError, InputError, MedQuantError
+from .imaging.volume import Volume
 from .progress import ProgressEvent, Task
 from .runs import EngineChoice
 from .scratch import owned_prefix
 from .segmenter import SegmentationOptions
 from .system import default_python, library_environment
-from .volume import Volume
 
 _START_SECONDS = 60.0
 _END_SECONDS = 7.0

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 from .files import read_json
-from .volume import Volume
-from .volume_io import read_volume, scan_files, scan_name
+from .imaging.volume import Volume
+from .imaging.volume_files import read_volume, scan_files, scan_name
 
 BTCV = (
     "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta", "inferior vena cava",

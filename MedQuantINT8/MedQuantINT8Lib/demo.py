@@ -18,16 +18,16 @@ from . import runs
 from .calibration import CalibrationOptions, PatchSampler
 from .evaluation import agreement, mean_dice
 from .files import storage_errors
+from .imaging.phantom import demo_scan, make_phantom, phantom_spec
+from .imaging.volume import Volume
+from .imaging.volume_files import read_volume
 from .importers.onnx import import_onnx
 from .models.package import ModelPackage
-from .phantom import demo_scan, make_phantom, phantom_spec
 from .pictures import comparison_slices, comparison_title
 from .progress import Task
 from .report import agreement_json, picture_json, report_json
 from .resources import resource
 from .segmenter import SegmentationOptions
-from .volume import Volume
-from .volume_io import read_volume
 
 #: Seeds that the network was not trained on.
 _CALIBRATION_SEEDS = (1001, 1002, 1003)
@@ -155,7 +155,7 @@ def _report(package: ModelPackage, done: dict[str, Any], case: _Case) -> tuple[d
 def _results(folder: Path, package: ModelPackage, case: _Case, run: Any, report: dict[str, Any], task: Task) -> str:
     """Write what was found; returns why there is no picture of a scene, or an empty string."""
     from .commands import write_report
-    from .segmentation_file import write_segmentation
+    from .imaging.segmentation_files import write_segmentation
 
     labels = package.spec.labels
     with task.stage("writing the results"):

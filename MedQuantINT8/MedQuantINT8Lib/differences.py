@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .imaging.masks import bounding_box
+from .imaging.volume import Grid
 from .margins import ONE
-from .masks import bounding_box
 from .models.spec import Label
-from .volume import Grid
 
 #: Regions that are named one by one; the rest is counted.
 MOST_REGIONS = 200

@@ -10,12 +10,12 @@ from .boundary import examine, region_labels, regions_csv
 from .boundary_page import boundary_page, gains, verdict
 from .ensemble import load_ensemble
 from .files import split_paths, write_json, write_text
+from .imaging.segmentation_files import write_segmentation
+from .imaging.volume_files import scan_paths
 from .outputs import check_output_folder
 from .overwriting import overwriting
 from .progress import Task
 from .runs import EngineChoice
-from .segmentation_file import write_segmentation
-from .volume_io import scan_paths
 
 #: What is written into the folder.
 FILES = ("differences.seg.nrrd", "regions.csv", "report.json", "report.html")

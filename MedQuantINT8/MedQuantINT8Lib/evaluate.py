@@ -17,14 +17,14 @@ from .ensemble import Ensemble
 from .errors import InputError
 from .evaluation import dice
 from .files import write_json, write_text
+from .imaging.volume import Volume
+from .imaging.volume_files import read_volume
 from .models.spec import Label
 from .progress import Task
 from .segmenter import SegmentationOptions
 from .shelf import KeepingShelf
 from .surface import surface_agreement
 from .system import machine
-from .volume import Volume
-from .volume_io import read_volume
 
 PRECISIONS = ("fp32", "int8")
 METRICS = ("dice", "nsd", "hd95", "ml_difference")

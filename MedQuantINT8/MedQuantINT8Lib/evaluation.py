@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .imaging.volume import Volume
 from .models.spec import Label
-from .volume import Volume
 
 
 @dataclass(frozen=True)

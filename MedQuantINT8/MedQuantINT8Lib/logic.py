@@ -23,6 +23,7 @@ from .engines import backend, backend_names
 from .engines.gpu_advice import gpu_names
 from .errors import InputError
 from .files import split_paths, there
+from .imaging.volume_files import ReadOptions, result_names, scan_files
 from .jobs import BackgroundJob, BatchJob, Pollable
 from .making import Making
 from .models.package import INT8, peek
@@ -32,7 +33,6 @@ from .runs import EngineChoice
 from .segmenter import SegmentationOptions
 from .system import cpu_name
 from .undo import SegmentationUndo
-from .volume_io import ReadOptions, result_names, scan_files
 
 Progress = Callable[[ProgressEvent], None]
 PRECISIONS = ("auto", "int8", "fp16", "fp32")

@@ -13,10 +13,10 @@ from . import catalogue, mrml
 from .client import WorkerClient
 from .engines import cache
 from .errors import InputError, MedQuantError
+from .imaging.volume_files import ReadOptions
 from .jobs import BackgroundJob, wait_for
 from .models.package import peek
 from .progress import ProgressEvent, Task
-from .volume_io import ReadOptions
 
 Progress = Callable[[ProgressEvent], None]
 

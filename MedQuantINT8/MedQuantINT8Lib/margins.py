@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blending import Array, Sink
-from .regions import activate
+from .imaging.regions import activate
 
 #: A margin of 1 as it is kept, in 8 bits.
 ONE = 255

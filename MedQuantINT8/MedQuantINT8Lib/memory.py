@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .imaging.volume import Volume
 from .models.package import ModelPackage
 from .models.spec import ModelSpec
 from .segmenter import SegmentationOptions, whole_volume_patch, window_of
 from .system import available_memory
-from .volume import Volume
 
 _GB = 1 << 30
 _SMALLEST_BLENDING = 256 << 20

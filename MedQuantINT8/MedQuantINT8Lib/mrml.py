@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from .errors import DependencyError, InputError, StorageError
 from .files import replacing
-from .itk_file import check_written
+from .imaging.itk_file import check_written
+from .imaging.segmentation_files import segment_id, terminology_tag
+from .imaging.volume import Volume
 from .models.spec import Label
-from .segmentation_file import segment_id, terminology_tag
-from .volume import Volume
 
 
 def require_slicer() -> Any:
@@ -83,7 +83,7 @@ def load_volume_node(path: str | os.PathLike[str], scene: Any = None) -> Any:
     slicer = require_slicer()
     scene = scene or headless_scene()
     if Path(path).is_dir():
-        from .volume_io import read_volume
+        from .imaging.volume_files import read_volume
 
         return volume_node(read_volume(path), Path(path).name, scene)
     logic = slicer.vtkSlicerVolumesLogic()

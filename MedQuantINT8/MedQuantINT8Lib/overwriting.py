@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError, MedQuantError
+from .imaging.volume_files import scan_name
 from .models.package import MODEL_JSON, peek
 from .system import user_folder
 from .terminal import ask, warn
-from .volume_io import scan_name
 
 PathLike = str | os.PathLike[str]
 #: Above this the older half of the notes is forgotten; what it told of then takes --force.

@@ -25,15 +25,15 @@ from .engines.prepare import prepare
 from .evaluation import dice
 from .export import export_network
 from .files import read_json, write_json, write_text
+from .imaging.phantom import make_phantom
+from .imaging.preprocessing import preprocess
+from .imaging.volume import Volume
 from .importers.onnx import draft_for, import_onnx
 from .models.package import ModelPackage
 from .models.spec import Geometry, ModelSpec, Normalization
 from .networks import PATCH, STUDY, StudyNetwork, make, study_network
-from .phantom import make_phantom
-from .preprocessing import preprocess
 from .progress import Task
 from .system import machine
-from .volume import Volume
 
 TABLES = ("networks", "sizes")
 _CALIBRATION_SEEDS, _SCAN_SEED, _FITTING_SEED = (1, 3), 2, 4

@@ -33,16 +33,16 @@ from .engines.race import prepare_faster
 from .engines.stopwatch import engine_stopwatch
 from .ensemble import Ensemble, MeanEngine
 from .errors import Cancelled, EngineError, InputError, MedQuantError
+from .imaging.preprocessing import NetworkInput
+from .imaging.volume import Volume
+from .imaging.volume_files import read_volume
 from .memory import fitted, gpu_batch
 from .models.package import ModelPackage
-from .preprocessing import NetworkInput
 from .progress import Task
 from .ranges import check_ranges
 from .segmenter import SegmentationOptions, SegmentationResult, patch_for, plan_for, segment_volume, window_of
 from .segmenter import segment as segment_in_network_space
 from .shelf import EngineShelf, NoShelf
-from .volume import Volume
-from .volume_io import read_volume
 
 Source = str | os.PathLike[str]
 T = TypeVar("T")
@@ -197,7 +197,7 @@ def build(
 def _build(
     package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, scan: Source | Volume | None, task: Task
 ) -> PreparedEngine:
-    from .preprocessing import preprocess
+    from .imaging.preprocessing import preprocess
 
     made = choose_backend(choice.name, choice.precision, choice.device)
     _check_network(package, choice)

@@ -14,14 +14,14 @@ from .blending import ActivatingSink, LabelSink, RegionSink, ScoreSink
 from .cleaning import cleaned
 from .engines import Engine
 from .errors import InputError, MedQuantError
+from .imaging.preprocessing import NetworkInput, preprocess
+from .imaging.regions import Regions, activate, logit_cut, probability_cut
+from .imaging.volume import Volume
 from .margins import MarginSink
 from .models.spec import ModelSpec, Window
-from .preprocessing import NetworkInput, preprocess
 from .progress import Task
-from .regions import Regions, activate, logit_cut, probability_cut
 from .sliding_window import Inference, SlidingWindowResult, slide
 from .system import available_memory
-from .volume import Volume
 from .windows import WindowPlan, check_patch, plan_windows
 
 _GB = 1 << 30

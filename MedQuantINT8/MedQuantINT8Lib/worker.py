@@ -26,9 +26,9 @@ from .arena import Arena, aligned
 from .ensemble import Ensemble, load_ensemble
 from .errors import MedQuantError
 from .files import split_paths
+from .imaging.volume import Volume
 from .progress import ProgressEvent, Task
 from .shelf import KeepingShelf
-from .volume import Volume
 from .worker_tasks import TASKS, Bench
 
 PROTOCOL = 2

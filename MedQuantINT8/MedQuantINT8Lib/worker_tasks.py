@@ -14,14 +14,14 @@ from . import runs
 from .boundary import VOLUME_CHANGE, examine
 from .ensemble import Ensemble
 from .files import split_paths
+from .imaging.volume import Volume
+from .imaging.volume_files import ReadOptions, read_volume, scan_paths
 from .models.package import ModelPackage
 from .models.spec import Label
 from .outputs import check_output_package
 from .progress import Task
 from .segmenter import SegmentationOptions
 from .shelf import KeepingShelf
-from .volume import Volume
-from .volume_io import ReadOptions, read_volume, scan_paths
 
 Request = dict[str, Any]
 
@@ -63,7 +63,7 @@ def segment(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
 
 def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Segment a scan file into a segmentation file; all structures, or those that ``segments`` names."""
-    from .segmentation_file import check_output_path, write_segmentation
+    from .imaging.segmentation_files import check_output_path, write_segmentation
 
     check_output_path(request["output"], [*split_paths(request["model"]), *scan_paths(request["scan"])])
     with bench.task.stage("reading"):

@@ -66,8 +66,8 @@ def in_torch(output: str) -> None:
     import torch
     from monai.inferers import sliding_window_inference
 
-    from MedQuantINT8Lib.preprocessing import preprocess
-    from MedQuantINT8Lib.volume_io import read_volume
+    from MedQuantINT8Lib.imaging.preprocessing import preprocess
+    from MedQuantINT8Lib.imaging.volume_files import read_volume
 
     spec = specs()[NAME]
     network = torch_network()
@@ -89,7 +89,7 @@ def in_torch(output: str) -> None:
 def main() -> None:
     from real_networks import medquant
 
-    from MedQuantINT8Lib.volume_io import read_volume
+    from MedQuantINT8Lib.imaging.volume_files import read_volume
 
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"

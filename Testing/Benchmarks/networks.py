@@ -10,10 +10,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "MedQuantINT8")]
 
 from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler  # noqa: E402
+from MedQuantINT8Lib.imaging.phantom import make_phantom  # noqa: E402
 from MedQuantINT8Lib.importers.onnx import import_onnx  # noqa: E402
 from MedQuantINT8Lib.models.package import ModelPackage  # noqa: E402
 from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window  # noqa: E402
-from MedQuantINT8Lib.phantom import make_phantom  # noqa: E402
 
 PATCH = (96, 96, 96)
 
@@ -86,7 +86,7 @@ def quantized(network: Any, name: str, folder: Path, patches: int = 2) -> ModelP
 
 def phantom_patch() -> Any:
     """A patch (1, 1, 96, 96, 96) of a made scan that was not used for calibration."""
-    from MedQuantINT8Lib.preprocessing import preprocess
+    from MedQuantINT8Lib.imaging.preprocessing import preprocess
 
     data = preprocess(make_phantom(2)[0], benchmark_spec("x")).data
     return data[None, :, 8:104, 16:112, 32:128].copy()

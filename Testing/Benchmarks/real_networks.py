@@ -23,8 +23,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent / "MedQuantI
 from cuda_int8_page import table  # noqa: E402
 
 from data_models import BRAIN18, DATA, OBELISK_TO_TOTAL, ROOT, hippocampus_spec, specs  # noqa: E402
+from MedQuantINT8Lib.imaging.volume_files import read_volume  # noqa: E402
 from MedQuantINT8Lib.models.spec import ModelSpec, Normalization  # noqa: E402
-from MedQuantINT8Lib.volume_io import read_volume  # noqa: E402
 
 RESULTS = ROOT / "Resources" / "results.json"
 _HEADS = [DATA / "brain" / f"t1_head_{x}.nii.gz" for x in "bc"]
@@ -91,8 +91,8 @@ def cases(scratch: Path) -> dict[str, Case]:
 
 def _abdomen(scratch: Path) -> tuple[Path, Path]:
     """The part of the abdominal CT that OBELISK expects, and TotalSegmentator's labels as its classes."""
-    from MedQuantINT8Lib.network_grid import sub_grid
-    from MedQuantINT8Lib.segmentation_file import write_segmentation
+    from MedQuantINT8Lib.imaging.network_grid import sub_grid
+    from MedQuantINT8Lib.imaging.segmentation_files import write_segmentation
 
     scan, labels = (
         read_volume(DATA / "ct" / "abdomen_3mm.nii.gz"),
@@ -112,7 +112,7 @@ def _abdomen(scratch: Path) -> tuple[Path, Path]:
 
 def _labelled(scratch: Path, case: str) -> tuple[Path, Path]:
     """A manually labelled, stripped brain with a margin of air, and its labels as the 18 classes."""
-    from MedQuantINT8Lib.segmentation_file import write_segmentation
+    from MedQuantINT8Lib.imaging.segmentation_files import write_segmentation
 
     scan, labels = (
         read_volume(DATA / "brain_labelled" / f"{case}_{what}.nii.gz") for what in ("t1_stripped", "labels")

@@ -30,7 +30,7 @@ def run() -> dict[str, Any]:
 
     import MedQuantINT8
     from MedQuantINT8Lib import mrml
-    from MedQuantINT8Lib.phantom import make_phantom
+    from MedQuantINT8Lib.imaging.phantom import make_phantom
 
     MedQuantINT8.MedQuantINT8(type("Parent", (), {})())
     widget = MedQuantINT8.MedQuantINT8Widget()

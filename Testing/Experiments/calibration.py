@@ -65,10 +65,10 @@ def study(
     from MedQuantINT8Lib.calibration import CalibrationOptions, collect_histograms, scales_from
     from MedQuantINT8Lib.engines import BuildOptions, backend
     from MedQuantINT8Lib.evaluation import agreement, mean_dice
+    from MedQuantINT8Lib.imaging.preprocessing import preprocess
     from MedQuantINT8Lib.models import onnx_graph as graph
     from MedQuantINT8Lib.models import qdq
     from MedQuantINT8Lib.placement import place
-    from MedQuantINT8Lib.preprocessing import preprocess
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.quantization import QuantizationPolicy, input_means, policy_reasons, require_quantizer
     from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
@@ -173,8 +173,8 @@ def page(value: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    from MedQuantINT8Lib.imaging.volume_files import read_volume
     from MedQuantINT8Lib.system import machine
-    from MedQuantINT8Lib.volume_io import read_volume
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")

@@ -62,7 +62,7 @@ def segmented(own: Path, engine: str, target: Path) -> dict[str, Any]:
 
 def row(own: Path) -> dict[str, Any]:
     """The second of two runs; the first builds the engine and proves it."""
-    from MedQuantINT8Lib.volume_io import read_volume
+    from MedQuantINT8Lib.imaging.volume_files import read_volume
 
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "found.nii.gz"

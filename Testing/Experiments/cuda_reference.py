@@ -38,9 +38,9 @@ def row(name: str, weights: Path, cases: int) -> dict[str, Any]:
     from MedQuantINT8Lib.engines.cuda_int8.backend import planned
     from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
     from MedQuantINT8Lib.engines.onnxruntime import session
+    from MedQuantINT8Lib.imaging.preprocessing import preprocess
+    from MedQuantINT8Lib.imaging.volume_files import read_volume
     from MedQuantINT8Lib.models import onnx_graph as graph
-    from MedQuantINT8Lib.preprocessing import preprocess
-    from MedQuantINT8Lib.volume_io import read_volume
 
     scans = [read_volume(files(case)[0]) for case in case_names("train")[:CALIBRATION_SCANS]]
     tests = [read_volume(files(case)[0]) for case in case_names("test")[:cases]]

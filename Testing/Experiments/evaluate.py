@@ -120,8 +120,8 @@ def page(value: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    from MedQuantINT8Lib.imaging.volume_files import read_volume
     from MedQuantINT8Lib.system import machine
-    from MedQuantINT8Lib.volume_io import read_volume
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")

@@ -75,10 +75,10 @@ INPUT_SHIFTS: dict[str, float] = {"input x 2 after normalization": 2.0, "input x
 def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
     from MedQuantINT8Lib.engines import BuildOptions, backend
     from MedQuantINT8Lib.evaluation import agreement, mean_dice
-    from MedQuantINT8Lib.preprocessing import preprocess
+    from MedQuantINT8Lib.imaging.preprocessing import preprocess
+    from MedQuantINT8Lib.imaging.volume_files import read_volume
     from MedQuantINT8Lib.ranges import Probe, RangeCheck, limits_of
     from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
-    from MedQuantINT8Lib.volume_io import read_volume
 
     calibration = [read_volume(files(case)[0]) for case in case_names("train")[:CALIBRATION_SCANS]]
     pairs = [files(case) for case in case_names("test")[:cases]]
@@ -166,11 +166,11 @@ COST_SIZES = ((96, 96, 96), (160, 160, 160), (256, 256, 200))
 def cost(weights: Path) -> list[dict[str, Any]]:
     """Whole runs of the U-Net on made volumes, with and without looking at ranges in turn, the engine loaded; seconds."""
     from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.imaging.volume import Volume
+    from MedQuantINT8Lib.imaging.volume_files import read_volume
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.segmenter import SegmentationOptions
     from MedQuantINT8Lib.shelf import KeepingShelf
-    from MedQuantINT8Lib.volume import Volume
-    from MedQuantINT8Lib.volume_io import read_volume
 
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -196,7 +196,7 @@ def _small_onnx() -> bytes:
 
 def _image(suffix: str, **options: Any) -> Callable[[Random, Path], None]:
     def read(random: Random, folder: Path) -> None:
-        from MedQuantINT8Lib.volume_io import read_volume
+        from MedQuantINT8Lib.imaging.volume_files import read_volume
 
         if suffix not in _CORPUS:
             import SimpleITK as sitk
@@ -216,7 +216,7 @@ def _image(suffix: str, **options: Any) -> Callable[[Random, Path], None]:
 
 def read_dicom(random: Random, folder: Path) -> None:
     from dicom_files import write_series
-    from MedQuantINT8Lib.volume_io import read_volume
+    from MedQuantINT8Lib.imaging.volume_files import read_volume
 
     paths = write_series(
         folder / "series", [np.full((12, 13), n, np.int16) for n in range(3)], [(0, 0, 2.0 * n) for n in range(3)]

@@ -38,8 +38,8 @@ def scan(seed: int = 1000, name: str = "scan.nii.gz") -> Path:
     """A made scan as a file, and its true labels beside it."""
     import SimpleITK as sitk
 
-    from MedQuantINT8Lib.phantom import make_phantom
-    from MedQuantINT8Lib.volume import to_sitk
+    from MedQuantINT8Lib.imaging.phantom import make_phantom
+    from MedQuantINT8Lib.imaging.volume import to_sitk
 
     path = HERE / name
     if not path.exists():
@@ -285,8 +285,8 @@ def completion() -> None:
 def slicer_scene() -> None:
     """Nodes in, nodes out, as in Slicer's Python console."""
     from MedQuantINT8Lib import mrml
+    from MedQuantINT8Lib.imaging.phantom import make_phantom
     from MedQuantINT8Lib.logic import MedQuantINT8Logic
-    from MedQuantINT8Lib.phantom import make_phantom
 
     node = mrml.volume_node(make_phantom(1000, (72, 64, 56), 5.0)[0], "scan", mrml.headless_scene())
     logic = MedQuantINT8Logic()

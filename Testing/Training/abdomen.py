@@ -35,9 +35,9 @@ def sample(seed: int) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     The scan has another spacing and extent each time. Labels are not resampled but made where they are wanted: up to half a
     voxel (K, J, I) beside the image's voxels, so that scores are learned which are right between voxels, too.
     """
-    from MedQuantINT8Lib.phantom import SCAN_SIZE, SCAN_SPACING, make_phantom, paint_phantom, phantom_spec
-    from MedQuantINT8Lib.preprocessing import network_grid, normalize
-    from MedQuantINT8Lib.volume import Grid, axis_map
+    from MedQuantINT8Lib.imaging.phantom import SCAN_SIZE, SCAN_SPACING, make_phantom, paint_phantom, phantom_spec
+    from MedQuantINT8Lib.imaging.preprocessing import network_grid, normalize
+    from MedQuantINT8Lib.imaging.volume import Grid, axis_map
 
     rng = np.random.default_rng(seed)
     spec = phantom_spec()
@@ -88,7 +88,7 @@ def train(args: argparse.Namespace) -> None:
     import torch
     from unet import AbdomenUNet
 
-    from MedQuantINT8Lib.phantom import phantom_labels
+    from MedQuantINT8Lib.imaging.phantom import phantom_labels
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DependencyError
-from ..volume import Volume
+from ..imaging.volume import Volume
 from .auto3dseg_config import Auto3DSegConfig
 from .original_software import at_work
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..imaging.volume import Grid, Volume, axis_map
 from ..models.spec import ModelSpec
-from ..volume import Grid, Volume, axis_map
 
 #: How far apart the slices of made scans are, in finest sides of the network's voxel, for networks that work slice by slice: with the
 #: forms' own voxels some scans are then anisotropic enough for nnU-Net to resample by slices, and some are not.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PackageError
-from ..volume import Volume
+from ..imaging.volume import Volume
 
 #: The mean absolute difference of network inputs may be this share of the original's standard deviation. Interpolation in another
 #: order of operations differs by 1e-6; a shift by half a voxel, or a statistic over other voxels, by more than 0.02.

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from ..blending import ScoreSink
 from ..errors import InputError, MedQuantError, PackageError
+from ..imaging.preprocessing import NetworkInput, preprocess
+from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
-from ..preprocessing import NetworkInput, preprocess
 from ..progress import Task
 from ..segmenter import SegmentationOptions, plan_for, segment
 from ..sliding_window import slide
 from ..system import available_memory
-from ..volume import Volume
 from .check_scans import made_scans
 from .import_check import ImportCheck, OriginalPipeline, ScanCheck, difference
 

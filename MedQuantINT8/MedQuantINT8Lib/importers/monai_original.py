@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DependencyError
+from ..imaging.regions import Regions
+from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
-from ..regions import Regions
-from ..volume import Volume
 from .expressions import Unresolved
 from .label_functions import Activation, Argmax, LabelFunction, NotUnderstood
 from .monai_arguments import enabled, transform_name

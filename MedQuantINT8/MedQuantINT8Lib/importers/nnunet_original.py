@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DependencyError
-from ..volume import Volume, to_sitk
+from ..imaging.volume import Volume, to_sitk
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
 from .nnunet_network import Architecture, checked_blocks
 from .original_software import at_work

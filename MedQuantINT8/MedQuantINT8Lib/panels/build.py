@@ -11,10 +11,10 @@ from slicer.i18n import tr as _
 from ..calibration import METHODS
 from ..dependencies import Ask
 from ..errors import InputError
+from ..imaging.volume_files import scan_files
 from ..logic import MedQuantINT8Logic
 from ..parameters import Parameters
 from ..progress import ProgressEvent
-from ..volume_io import scan_files
 from .runner import JobRunner
 from .values import chosen, quiet_fill, read, silently
 from .work import WorkPanel

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..models.spec import Normalization
 from .foreground_mask import zscore_inside
-from .models.spec import Normalization
 
 FloatArray = NDArray[np.float32]
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from ..errors import InputError
+from ..outputs import data_files
 from .nifti_file import unpacked
-from .outputs import data_files
 from .reading_process import read_apart
 from .volume import LPS_FROM_RAS, Matrix
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .models.spec import ModelSpec, Output
+from ..models.spec import ModelSpec, Output
 
 #: As many regions fit into the bits of one number.
 _MOST_MARKS = 64

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import InputError
-from .files import split_paths
+from ..errors import InputError
+from ..files import split_paths
 from .nifti_file import is_nifti, read_nifti
 from .nifti_header import NiftiForm
 from .volume import Volume

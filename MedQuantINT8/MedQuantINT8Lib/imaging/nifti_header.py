@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from ..errors import InputError
 
 Matrix = NDArray[np.float64]
 NiftiForm = Literal["auto", "sform", "qform"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import StorageError
+from ..errors import StorageError
 from .nifti_file import is_nifti, write_nifti
 from .volume import LPS_FROM_RAS, Matrix
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from . import phantom_anatomy as anatomy
-from . import phantom_organs as organs
-from .models.spec import (
+from ..models.spec import (
     Channel,
     Code,
     Geometry,
@@ -23,6 +21,8 @@ from .models.spec import (
     Terminology,
     Window,
 )
+from . import phantom_anatomy as anatomy
+from . import phantom_organs as organs
 from .volume import Grid, Volume, nearest_axes
 
 #: Name, color, SNOMED CT code and meaning of the structures, by label value from 1 on.

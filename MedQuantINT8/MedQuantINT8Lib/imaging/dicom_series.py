@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
+from ..system import available_memory
 from .dicom_file import DamagedDicom, DicomFile, read_dicom
 from .dicom_image import (
     FRAME_OF_REFERENCE,
@@ -28,8 +30,6 @@ from .dicom_image import (
     stored_pixels,
 )
 from .dicom_stack import filled, parted, passes_of, stack_of, straightened, without_copies
-from .errors import InputError
-from .system import available_memory
 from .volume import LPS_FROM_RAS, Volume
 
 #: Names that are DICOM's own directory, or end as images do.

@@ -12,9 +12,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, StorageError
+from ..errors import InputError, StorageError
+from ..system import available_memory
 from .nifti_header import HEADER_BYTES, TYPES, Matrix, NiftiForm, NiftiHeader, matrix_of, parse_header
-from .system import available_memory
 
 _CHUNK = 1 << 20
 _MOST_UNPACKED = 1 << 24

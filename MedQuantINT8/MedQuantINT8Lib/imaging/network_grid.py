@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .models.spec import Geometry
+from ..models.spec import Geometry
 from .monai_grid import monai_grid
 from .nnunet_resampling import network_size
 from .volume import Grid

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from ..errors import InputError
 
 Matrix = NDArray[np.float64]
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -1,6 +1,6 @@
 """From a volume to network space and from labels back, driven by model.json alone.
 
-The steps are taken in the order that the model says (:attr:`.models.spec.ModelSpec.steps`). The way back undoes those in space in
+The steps are taken in the order that the model says (:attr:`..models.spec.ModelSpec.steps`). The way back undoes those in space in
 reverse (:class:`.network_input.NetworkInput`); without resampling it is exact.
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from ..errors import InputError
+from ..models.spec import Fit, ModelSpec
 from .foreground_mask import filled_nonzero
 from .intensity import normalize, normalize_channels, percentiles
-from .models.spec import Fit, ModelSpec
 from .network_grid import along_ijk, network_grid
 from .network_input import NetworkInput
 from .nnunet_resampling import nnunet_resampler

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
-from .files import replacing
+from ..errors import InputError
+from ..files import replacing
+from ..models.spec import Code, Label, Terminology
+from ..outputs import check_output_file
 from .label_map_files import data_file_name, write_label_map
-from .models.spec import Code, Label, Terminology
-from .outputs import check_output_file
 from .volume import Matrix
 
 LABEL_MAP_EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")

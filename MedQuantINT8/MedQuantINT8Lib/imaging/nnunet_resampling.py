@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .models.spec import Geometry, SplineResampling
+from ..models.spec import Geometry, SplineResampling
 from .volume import Grid
 
 FloatArray = NDArray[np.float32]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from .dicom_image import SOP_INSTANCE, DicomImage, path_names
-from .errors import InputError
 
 #: Directions that differ by less are one (its cosine).
 _PARALLEL = np.cos(np.deg2rad(0.2))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .models.spec import Geometry, Padding
+from ..models.spec import Geometry, Padding
 from .network_grid import sub_grid
 from .nnunet_resampling import NnunetResampler
 from .resizing import Way, smooth

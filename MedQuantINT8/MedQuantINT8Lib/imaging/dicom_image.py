@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from .dicom_file import (
     BIG_ENDIAN,
     DEFLATED,
@@ -22,7 +23,6 @@ from .dicom_file import (
     DicomFile,
     DicomSet,
 )
-from .errors import InputError
 
 SOP_CLASS, SOP_INSTANCE, SERIES, STUDY, FRAME_OF_REFERENCE = 0x00080016, 0x00080018, 0x0020000E, 0x0020000D, 0x00200052
 MODALITY, INSTANCE_NUMBER, ACQUISITION_NUMBER = 0x00080060, 0x00200013, 0x00200012

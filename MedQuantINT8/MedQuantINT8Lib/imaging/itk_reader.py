@@ -1,4 +1,4 @@
-"""Reads files with ITK for :mod:`.reading_process`, in a process whose memory and time are limited: ``python -m MedQuantINT8Lib.itk_reader``.
+"""Reads files with ITK for :mod:`.reading_process`, in a process whose memory and time are limited: ``python -m MedQuantINT8Lib.imaging.itk_reader``.
 
 Imports NumPy and SimpleITK alone. The request comes as JSON on standard input: ``{"kind": "scan"|"frames", "paths": [...],
 "memory": bytes, "seconds": CPU time, "target": file}``; the voxels go into the target, one array after the other, and what

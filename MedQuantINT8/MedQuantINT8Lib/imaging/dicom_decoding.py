@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from .dicom_image import DicomImage, PixelForm, real_bits
-from .errors import InputError
 from .reading_process import read_apart
 
 _CAPTURE, _BYTES, _WORDS = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.2", "1.2.840.10008.5.1.4.1.1.7.3"
