@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from MedQuantINT8Lib.engines.cuda_int8.plan import Plan
-from MedQuantINT8Lib.engines.cuda_int8.planner import plan_network
-from MedQuantINT8Lib.engines.cuda_int8.reading import read_network
+from MedQuantINT8Lib.engines.cuda_int8.frontend.onnx_reader import read_network
+from MedQuantINT8Lib.engines.cuda_int8.plan.kernel_plan import Plan
+from MedQuantINT8Lib.engines.cuda_int8.plan.planner import plan_network
 from MedQuantINT8Lib.models import onnx_graph as graph
 
 

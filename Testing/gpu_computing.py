@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from gpu_stand_in import ContextDriver
-from MedQuantINT8Lib.engines import cuda
+from MedQuantINT8Lib.engines.cuda import device as cuda
+from MedQuantINT8Lib.engines.cuda.compiler import Compiler
 from MedQuantINT8Lib.engines.cuda_int8 import backend
-from MedQuantINT8Lib.engines.cuda_int8.network import CudaInt8Network
-from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
-from MedQuantINT8Lib.engines.gpu_compiler import Compiler
+from MedQuantINT8Lib.engines.cuda_int8.reference.executor import ReferenceExecutor
+from MedQuantINT8Lib.engines.cuda_int8.runtime.network import CudaInt8Network
 
 
 class ComputingDriver(ContextDriver):

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from MedQuantINT8Lib.engines.cuda import GpuInfo
-from MedQuantINT8Lib.engines.cuda_int8.program import PARAMS
+from MedQuantINT8Lib.engines.cuda.device import GpuInfo
+from MedQuantINT8Lib.engines.cuda_int8.runtime.program import PARAMS
 
 
 class Enumeration:

@@ -10,7 +10,7 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
-from MedQuantINT8Lib.engines.gpu_compiler import Compiler
+from MedQuantINT8Lib.engines.cuda.compiler import Compiler
 from tensorrt_at_hand import FOLDER
 
 

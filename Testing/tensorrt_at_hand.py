@@ -96,9 +96,9 @@ COMPILE = """
 import json, sys, time
 from pathlib import Path
 import tensorrt as trt
-from MedQuantINT8Lib.engines import tensorrt as backend
+from MedQuantINT8Lib.engines.tensorrt import backend
 from MedQuantINT8Lib.engines.base import BuildOptions, EngineDescription
-from MedQuantINT8Lib.engines.tensorrt_layers import from_log, traffic_from_log, without_double_work
+from MedQuantINT8Lib.engines.tensorrt.layer_table import from_log, traffic_from_log, without_double_work
 from MedQuantINT8Lib.progress import Task
 
 network, precision, *patch = sys.argv[1:]

@@ -13,9 +13,12 @@ import pytest
 import tiny
 from MedQuantINT8Lib import runs
 from MedQuantINT8Lib.cli import main
-from MedQuantINT8Lib.engines import base, cache, choices, prepare, race, trial
+from MedQuantINT8Lib.engines import base, cache, choices
+from MedQuantINT8Lib.engines import int8_or_float as race
+from MedQuantINT8Lib.engines import preparation as prepare
+from MedQuantINT8Lib.engines import ranking as trial
 from MedQuantINT8Lib.engines.base import BuildOptions, UnsupportedNetwork
-from MedQuantINT8Lib.engines.cuda_driver import GpuError, GpuMemoryError
+from MedQuantINT8Lib.engines.cuda.driver import GpuError, GpuMemoryError
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.progress import Task

@@ -17,20 +17,22 @@ import nvrtc_at_hand
 from cuda_networks import NETWORKS, Made, fixed, plan_of, size_of
 from data_models import DATA
 from gpu_stand_in import StandInGpu
-from MedQuantINT8Lib.engines import base, trial
+from MedQuantINT8Lib.engines import base
+from MedQuantINT8Lib.engines import ranking as trial
 from MedQuantINT8Lib.engines.base import UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda_int8 import backend as cuda_backend
-from MedQuantINT8Lib.engines.cuda_int8 import planner, tuning
-from MedQuantINT8Lib.engines.cuda_int8.lattice import lattice_of
-from MedQuantINT8Lib.engines.cuda_int8.network import CudaInt8Network
-from MedQuantINT8Lib.engines.cuda_int8.plan import Layout, Plan
-from MedQuantINT8Lib.engines.cuda_int8.program import programs
-from MedQuantINT8Lib.engines.cuda_int8.reading import read_network
-from MedQuantINT8Lib.engines.cuda_int8.reference import POISON, ReferenceExecutor
-from MedQuantINT8Lib.engines.cuda_int8.tiles import Machine, candidates
-from MedQuantINT8Lib.engines.cuda_int8.tiling import DEPTH, Tile, Tiling
-from MedQuantINT8Lib.engines.cuda_int8.weights import arranged_weights, columns_of
-from MedQuantINT8Lib.engines.cuda_int8.wgmma_source import multiply_turns
+from MedQuantINT8Lib.engines.cuda_int8.frontend.onnx_reader import read_network
+from MedQuantINT8Lib.engines.cuda_int8.kernels.wgmma import multiply_turns
+from MedQuantINT8Lib.engines.cuda_int8.plan import planner
+from MedQuantINT8Lib.engines.cuda_int8.plan.kernel_plan import Layout, Plan
+from MedQuantINT8Lib.engines.cuda_int8.reference.executor import POISON, ReferenceExecutor
+from MedQuantINT8Lib.engines.cuda_int8.runtime import autotuning as tuning
+from MedQuantINT8Lib.engines.cuda_int8.runtime.network import CudaInt8Network
+from MedQuantINT8Lib.engines.cuda_int8.runtime.program import programs
+from MedQuantINT8Lib.engines.cuda_int8.tiling.candidates import Machine, candidates
+from MedQuantINT8Lib.engines.cuda_int8.tiling.phases import lattice_of
+from MedQuantINT8Lib.engines.cuda_int8.tiling.tiling import DEPTH, Tile, Tiling
+from MedQuantINT8Lib.engines.cuda_int8.tiling.weight_order import arranged_weights, columns_of
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import EngineError
 
@@ -395,7 +397,7 @@ def test_every_kernel_compiles_for_every_generation(capability, monkeypatch, tmp
 @pytest.mark.skipif(nvrtc_at_hand.library() is None, reason="NVRTC is not installed")
 def test_shared_sums_teams_and_both_depths_compile(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
-    from MedQuantINT8Lib.engines.cuda_int8.program import conv_program
+    from MedQuantINT8Lib.engines.cuda_int8.runtime.program import conv_program
 
     def sources(name, stride, *tiles):
         plan = plan_of(NETWORKS[name](), size_of(name))

@@ -9,14 +9,14 @@ import pytest
 
 from cuda_networks import NETWORKS, Made, fixed, plan_of, size_of
 from MedQuantINT8Lib.engines.base import BuildOptions
-from MedQuantINT8Lib.engines.cuda import Gpu
-from MedQuantINT8Lib.engines.cuda_int8 import network as network_module
+from MedQuantINT8Lib.engines.cuda.device import Gpu
 from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
-from MedQuantINT8Lib.engines.cuda_int8.network import CudaInt8Network
-from MedQuantINT8Lib.engines.cuda_int8.program import machine_of
-from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
-from MedQuantINT8Lib.engines.cuda_int8.tiles import candidates
-from MedQuantINT8Lib.engines.cuda_int8.tiling import DEPTH
+from MedQuantINT8Lib.engines.cuda_int8.reference.executor import ReferenceExecutor
+from MedQuantINT8Lib.engines.cuda_int8.runtime import network as network_module
+from MedQuantINT8Lib.engines.cuda_int8.runtime.network import CudaInt8Network
+from MedQuantINT8Lib.engines.cuda_int8.runtime.program import machine_of
+from MedQuantINT8Lib.engines.cuda_int8.tiling.candidates import candidates
+from MedQuantINT8Lib.engines.cuda_int8.tiling.tiling import DEPTH
 from test_gpu import needs_gpu
 
 pytestmark = needs_gpu

@@ -7,7 +7,7 @@ import pytest
 
 from MedQuantINT8Lib.engines.base import BuildOptions
 from MedQuantINT8Lib.engines.cuda_int8.backend import planned
-from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
+from MedQuantINT8Lib.engines.cuda_int8.reference.executor import ReferenceExecutor
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.models import onnx_graph as graph
 

@@ -10,16 +10,16 @@ import onnx
 import pytest
 
 from cuda_networks import NETWORKS, Made, fixed, plan_of, size_of
-from MedQuantINT8Lib.engines import cuda
 from MedQuantINT8Lib.engines.base import UnsupportedNetwork
-from MedQuantINT8Lib.engines.cuda_int8.attention import regions_of
-from MedQuantINT8Lib.engines.cuda_int8.folding import folded
-from MedQuantINT8Lib.engines.cuda_int8.movement import Mixed, Moved, joined
-from MedQuantINT8Lib.engines.cuda_int8.plan import Plan
-from MedQuantINT8Lib.engines.cuda_int8.program import attention_program
-from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
-from MedQuantINT8Lib.engines.cuda_int8.tiles import Machine
-from MedQuantINT8Lib.engines.cuda_int8.tuning import tuned
+from MedQuantINT8Lib.engines.cuda import device as cuda
+from MedQuantINT8Lib.engines.cuda_int8.frontend.attention import regions_of
+from MedQuantINT8Lib.engines.cuda_int8.frontend.constant_folding import folded
+from MedQuantINT8Lib.engines.cuda_int8.plan.index_maps import Mixed, Moved, joined
+from MedQuantINT8Lib.engines.cuda_int8.plan.kernel_plan import Plan
+from MedQuantINT8Lib.engines.cuda_int8.reference.executor import ReferenceExecutor
+from MedQuantINT8Lib.engines.cuda_int8.runtime.autotuning import tuned
+from MedQuantINT8Lib.engines.cuda_int8.runtime.program import attention_program
+from MedQuantINT8Lib.engines.cuda_int8.tiling.candidates import Machine
 from MedQuantINT8Lib.engines.onnxruntime import session
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from MedQuantINT8Lib import commands
 from MedQuantINT8Lib.engines import base
-from MedQuantINT8Lib.engines.cuda import GpuMemoryError, choose_gpu
+from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError, choose_gpu
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.parsers import parser
 from MedQuantINT8Lib.runs import EngineChoice
@@ -32,7 +32,7 @@ def engines(monkeypatch):
     monkeypatch.setattr(base, "_REGISTRY", dict.fromkeys(made, ""))
     for module in (base, commands.runs):
         monkeypatch.setattr(module, "backend", made.__getitem__)
-    monkeypatch.setattr("MedQuantINT8Lib.engines.trial.fastest_first", lambda found: found)
+    monkeypatch.setattr("MedQuantINT8Lib.engines.ranking.fastest_first", lambda found: found)
     return made
 
 

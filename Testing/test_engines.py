@@ -11,7 +11,7 @@ import pytest
 
 from MedQuantINT8Lib.engines import BuildOptions, backend, backend_names, cache, choose_backend, register
 from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
-from MedQuantINT8Lib.engines.prepare import prepare
+from MedQuantINT8Lib.engines.preparation import prepare
 from MedQuantINT8Lib.errors import EngineError, PackageError, StorageError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
@@ -290,7 +290,7 @@ def test_an_entry_holds_its_key_and_build_time(fp32_package, own_cache):
 
 
 def test_auto_precision_times_both_and_says_why(int8_package, fp32_package, own_cache, patches):
-    from MedQuantINT8Lib.engines.race import MARGIN, prepare_faster
+    from MedQuantINT8Lib.engines.int8_or_float import MARGIN, prepare_faster
     from MedQuantINT8Lib.progress import Task
 
     made = prepare_faster(int8_package, backend("openvino"), BuildOptions("int8", PATCH), patches, Task())
@@ -427,7 +427,7 @@ class _Cramped(OpenVINOBackend):
     name, title, needs_gpu = "cramped", "Cramped", True
 
     def load(self, folder, options):
-        from MedQuantINT8Lib.engines.cuda import GpuMemoryError
+        from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
 
         raise GpuMemoryError("The GPU has not enough free memory to hold 900 MB more.")
 
@@ -435,7 +435,7 @@ class _Cramped(OpenVINOBackend):
 def test_a_gpu_that_is_too_small_gives_way_to_the_processor(monkeypatch, int8_package, phantom):
     from MedQuantINT8Lib import runs
     from MedQuantINT8Lib.engines import base
-    from MedQuantINT8Lib.engines.cuda import GpuMemoryError
+    from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
     from MedQuantINT8Lib.segmenter import SegmentationOptions
 
     monkeypatch.setattr(base, "_REGISTRY", {"cramped": f"{__name__}:_Cramped", **base._REGISTRY})

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from gpu_stand_in import ContextDriver
-from MedQuantINT8Lib.engines import cuda, gpu_arrays
 from MedQuantINT8Lib.engines.cache import cache_root
-from MedQuantINT8Lib.engines.cuda_graph import CapturedGraph
-from MedQuantINT8Lib.engines.pipeline import DevicePipeline
+from MedQuantINT8Lib.engines.cuda import device as cuda
+from MedQuantINT8Lib.engines.cuda import interop as gpu_arrays
+from MedQuantINT8Lib.engines.cuda.graph_capture import CapturedGraph
+from MedQuantINT8Lib.engines.cuda.pipeline import DevicePipeline
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
@@ -252,7 +253,7 @@ CASES = {
 
 
 def test_opening_a_gpu_does_not_ask_for_the_compiler():
-    from MedQuantINT8Lib.engines.gpu_compiler import Compiler
+    from MedQuantINT8Lib.engines.cuda.compiler import Compiler
 
     def missing():
         raise RuntimeError("Failed to dlopen libnvrtc.so.13")
@@ -347,7 +348,7 @@ class StandInNvrtc:
 
 
 def test_what_was_begun_is_compiled_once_and_what_nobody_asks_for_is_given_up(monkeypatch, tmp_path):
-    from MedQuantINT8Lib.engines import gpu_compiler
+    from MedQuantINT8Lib.engines.cuda import compiler as gpu_compiler
 
     monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
     monkeypatch.setattr(gpu_compiler.os, "cpu_count", lambda: 1)
@@ -563,7 +564,7 @@ def test_one_set_of_buffers_is_enough(gpu, monkeypatch):
 
 
 def test_what_to_install_is_told_for_each_gpu(monkeypatch):
-    from MedQuantINT8Lib.engines import gpu_advice
+    from MedQuantINT8Lib.engines.cuda import setup_hints as gpu_advice
 
     monkeypatch.setattr(gpu_advice, "has_driver", lambda: False)
     assert "no NVIDIA GPU" in gpu_advice.advice_for_gpus()[0] and gpu_advice.gpu_names() == []

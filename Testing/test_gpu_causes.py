@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from MedQuantINT8Lib.engines import tensorrt, tensorrt_log
-from MedQuantINT8Lib.engines.cuda import GpuMemoryError
-from MedQuantINT8Lib.engines.gpu_causes import advice, failure, last_and_first
+from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
+from MedQuantINT8Lib.engines.error_causes import advice, failure, last_and_first
+from MedQuantINT8Lib.engines.tensorrt import backend as tensorrt
+from MedQuantINT8Lib.engines.tensorrt import log as tensorrt_log
 from MedQuantINT8Lib.errors import EngineError
 
 #: Messages as they were seen: TensorRT 10.15.1, TensorRT for RTX 1.7.1, cuda-python, ONNX Runtime.

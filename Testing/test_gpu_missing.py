@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from MedQuantINT8Lib.engines import base, cuda, cuda_driver
+from MedQuantINT8Lib.engines import base
+from MedQuantINT8Lib.engines.cuda import device as cuda
+from MedQuantINT8Lib.engines.cuda import driver as cuda_driver
 from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
 from MedQuantINT8Lib.errors import DependencyError
 

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 
 import tensorrt_at_hand as at_hand
-from MedQuantINT8Lib.engines import cuda, cuda_driver, lowering, tensorrt
 from MedQuantINT8Lib.engines.base import BuildOptions, backend
-from MedQuantINT8Lib.engines.plan_note import check_note
-from MedQuantINT8Lib.engines.tensorrt_engine import TensorRTEngine
-from MedQuantINT8Lib.engines.tensorrt_layers import from_inspector, from_log, without_double_work
+from MedQuantINT8Lib.engines.cuda import device as cuda
+from MedQuantINT8Lib.engines.cuda import driver as cuda_driver
+from MedQuantINT8Lib.engines.provenance import check_note
+from MedQuantINT8Lib.engines.tensorrt import backend as tensorrt
+from MedQuantINT8Lib.engines.tensorrt import lowering
+from MedQuantINT8Lib.engines.tensorrt.engine import TensorRTEngine
+from MedQuantINT8Lib.engines.tensorrt.layer_table import from_inspector, from_log, without_double_work
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.progress import Task
@@ -44,7 +47,7 @@ CLASSES = {
 def touched():
     """Every name of TensorRT that the engine's code uses: "Class.member" and "Enum.VALUE"."""
     found = set()
-    for name in ("tensorrt.py", "tensorrt_engine.py"):
+    for name in ("backend.py", "engine.py"):
         for node in ast.walk(ast.parse((ENGINES / name).read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Attribute):
                 continue
@@ -553,7 +556,7 @@ def scripted(monkeypatch):
 
         def free(self): ...
 
-    monkeypatch.setattr("MedQuantINT8Lib.engines.pipeline.CapturedGraph", Replay)
+    monkeypatch.setattr("MedQuantINT8Lib.engines.cuda.pipeline.CapturedGraph", Replay)
     trt = SimpleNamespace(
         __version__="10.13.3",
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),

@@ -19,8 +19,11 @@ import numpy as np
 import pytest
 
 import tensorrt_at_hand as at_hand
-from MedQuantINT8Lib.engines import BuildOptions, backend, gpu_advice, rtx_compile, rtx_provider, tensorrt_rtx
-from MedQuantINT8Lib.engines.cuda import GpuInfo
+from MedQuantINT8Lib.engines import BuildOptions, backend
+from MedQuantINT8Lib.engines.cuda import setup_hints as gpu_advice
+from MedQuantINT8Lib.engines.cuda.device import GpuInfo
+from MedQuantINT8Lib.engines.tensorrt import rtx_backend as tensorrt_rtx
+from MedQuantINT8Lib.engines.tensorrt import rtx_compile, rtx_provider
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.system import library_environment
@@ -49,7 +52,7 @@ def in_process(plugin, code, driver=None):
 
 
 def test_the_plugin_is_registered_and_says_that_it_takes_no_gpu(plugin, tmp_path):
-    code = "from MedQuantINT8Lib.engines import backend, rtx_provider\nprint(rtx_provider.devices())\nprint(backend('tensorrt_rtx').unavailable())"
+    code = "from MedQuantINT8Lib.engines import backend; from MedQuantINT8Lib.engines.tensorrt import rtx_provider\nprint(rtx_provider.devices())\nprint(backend('tensorrt_rtx').unavailable())"
     driver = at_hand.stub_driver(tmp_path)
     first, second = in_process(plugin, code, driver).splitlines()
     assert first == "[]" and "takes no GPU of this computer" in second and "RTX 30" in second
@@ -61,7 +64,7 @@ def test_without_a_driver_nothing_is_loaded(plugin):
     code = "import sys\nfrom MedQuantINT8Lib.engines import backend\nprint(backend('tensorrt_rtx').unavailable())\nprint('onnxruntime' in sys.modules)"
     first, second = in_process(plugin, code).splitlines()
     assert "driver is missing" in first and second == "False"
-    code = "from MedQuantINT8Lib.engines import rtx_provider\ntry:\n  rtx_provider.devices()\nexcept Exception as error:\n  print(error)"
+    code = "from MedQuantINT8Lib.engines.tensorrt import rtx_provider\ntry:\n  rtx_provider.devices()\nexcept Exception as error:\n  print(error)"
     assert re.search(r"cannot be loaded: libcuda\.so\.1.*Install NVIDIA's driver", in_process(plugin, code))
 
 

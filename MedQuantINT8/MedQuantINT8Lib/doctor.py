@@ -15,7 +15,7 @@ from typing import Any
 from .dependencies import GROUPS
 from .engines import backend, backend_names
 from .engines.cache import cache_root
-from .engines.gpu_advice import advice_for_gpus
+from .engines.cuda.setup_hints import advice_for_gpus
 from .system import available_memory, machine, peak_memory
 
 _PACKAGES = (

@@ -20,7 +20,7 @@ from .boundary import VOLUME_CHANGE
 from .client import WorkerClient, WorkerResult
 from .comparison_nodes import Comparison, add_differences, add_table
 from .engines import backend, backend_names
-from .engines.gpu_advice import gpu_names
+from .engines.cuda.setup_hints import gpu_names
 from .errors import InputError
 from .files import split_paths, there
 from .imaging.volume_files import ReadOptions, result_names, scan_files

@@ -21,7 +21,7 @@ import numpy as np
 from .calibration import CalibrationOptions, PatchSampler
 from .engines import BuildOptions, choose_backend
 from .engines.base import Engine, float_precision_of
-from .engines.prepare import prepare
+from .engines.preparation import prepare
 from .evaluation import dice
 from .export import export_network
 from .files import read_json, write_json, write_text

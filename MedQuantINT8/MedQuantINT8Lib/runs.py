@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import CalibrationOptions, ForegroundFinder, PatchSampler, draw_samples, foreground_by_intensity
-from .engines import BuildOptions, choose_backend, cuda
+from .engines import BuildOptions, choose_backend
 from .engines.base import (
     EngineBackend,
     Precision,
@@ -27,9 +27,10 @@ from .engines.base import (
     runs_on,
     unavailable_reason,
 )
-from .engines.cuda import GpuError, GpuMemoryError
-from .engines.prepare import PreparedEngine, prepare
-from .engines.race import prepare_faster
+from .engines.cuda import device as cuda
+from .engines.cuda.device import GpuError, GpuMemoryError
+from .engines.int8_or_float import prepare_faster
+from .engines.preparation import PreparedEngine, prepare
 from .engines.stopwatch import engine_stopwatch
 from .ensemble import Ensemble, MeanEngine
 from .errors import Cancelled, EngineError, InputError, MedQuantError

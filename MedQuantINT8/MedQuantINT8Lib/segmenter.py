@@ -282,7 +282,7 @@ class _Run:
 
         None if the GPU's memory is too small for the scores: then they are blended in the computer's.
         """
-        from .engines.cuda import GpuMemoryError
+        from .engines.cuda.device import GpuMemoryError
         from .engines.gpu_window import GpuSlidingWindow
 
         spec, data = self._spec, self._input.data

@@ -21,7 +21,7 @@ from .engines import BuildOptions, EngineBackend, choose_backend
 from .engines.base import precisions_of
 from .engines.fidelity import Distance, labels_of
 from .engines.onnxruntime import OnnxRuntimeBackend
-from .engines.prepare import prepare
+from .engines.preparation import prepare
 from .errors import InputError, MedQuantError
 from .files import write_json, write_text
 from .models.package import ModelPackage

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
-from .engines.prepare import PreparedEngine
+from .engines.preparation import PreparedEngine
 from .errors import EngineError
 
 #: Makes the engines of an ensemble, one a member.

@@ -90,7 +90,7 @@ def bytes_of(plan: Any, batch: int) -> int:
 
 def timed(gpu: Any, network: Any, batch: int) -> dict[str, Any]:
     """Milliseconds of a recorded call, and of each step."""
-    from MedQuantINT8Lib.engines.cuda_graph import CapturedGraph
+    from MedQuantINT8Lib.engines.cuda.graph_capture import CapturedGraph
 
     plan, stream = network.plan, gpu.stream()
     source, target = (gpu.allocate((batch, c, *plan.size), np.float16) for c in (plan.channels, plan.classes))
@@ -188,7 +188,7 @@ def row(name: str, folder: Path) -> dict[str, Any]:
 def volume(folder: Path) -> dict[str, Any]:
     """512 x 512 x 400 and a scan of a KiTS case's size, from int16 in the computer's memory to labels."""
     from MedQuantINT8Lib.engines.base import BuildOptions
-    from MedQuantINT8Lib.engines.cuda import Gpu
+    from MedQuantINT8Lib.engines.cuda.device import Gpu
     from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
     from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Intensity, Reduction
     from MedQuantINT8Lib.models.spec import Window

@@ -18,7 +18,7 @@ def main() -> None:
     import torch
 
     from MedQuantINT8Lib.engines import BuildOptions, backend
-    from MedQuantINT8Lib.engines.prepare import prepare
+    from MedQuantINT8Lib.engines.preparation import prepare
 
     patch = phantom_patch()
     rows = []

@@ -179,7 +179,9 @@ def main() -> None:
 
     rows = []
     # The forms are to be compared as they are written.
-    change = "from MedQuantINT8Lib.engines import lowering\nlowering.with_norms_written_out = lambda model: model\n"
+    change = (
+        "from MedQuantINT8Lib.engines.tensorrt import lowering\nlowering.with_norms_written_out = lambda model: model\n"
+    )
     code = at_hand.COMPILE.replace("network, precision, *patch", f"{change}network, precision, *patch", 1)
     with tempfile.TemporaryDirectory() as scratch:
         libraries = at_hand.rtx_libraries(Path(scratch) / "libraries")

@@ -23,7 +23,7 @@ EXPECTED_SHARE = 0.96
 #: INT8 networks in other forms, to choose the lowering by: name, and what replaces `backend.lowered`.
 FORMS = {
     "FP16 around, instance norms written out (as built)": "",
-    "FP16 around, instance norms as one operator": "from MedQuantINT8Lib.engines import lowering\nlowering.with_norms_written_out = lambda model: model\n",
+    "FP16 around, instance norms as one operator": "from MedQuantINT8Lib.engines.tensorrt import lowering\nlowering.with_norms_written_out = lambda model: model\n",
     "FP32 around": "from MedQuantINT8Lib.models import rewrites\nbackend.lowered = lambda model, precision: rewrites.with_pointwise_deconvolutions(model)\n",
 }
 

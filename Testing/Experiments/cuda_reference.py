@@ -2,7 +2,7 @@
 
     python Testing/Experiments/cuda_reference.py WEIGHTS [--networks NAME ...] [--cases N]
 
-Runs the engine's plans in NumPy, with the GPU's integers (engines/cuda_int8/reference.py; on a GPU every step equals it, see
+Runs the engine's plans in NumPy, with the GPU's integers (engines/cuda_int8/reference/executor.py; on a GPU every step equals it, see
 Testing/test_cuda_int8_gpu.py), so it needs no GPU. Adds its rows to Resources/gpu.json; gpu_page.py writes them.
 """
 
@@ -36,7 +36,7 @@ def row(name: str, weights: Path, cases: int) -> dict[str, Any]:
 
     from MedQuantINT8Lib.engines.base import BuildOptions
     from MedQuantINT8Lib.engines.cuda_int8.backend import planned
-    from MedQuantINT8Lib.engines.cuda_int8.reference import ReferenceExecutor
+    from MedQuantINT8Lib.engines.cuda_int8.reference.executor import ReferenceExecutor
     from MedQuantINT8Lib.engines.onnxruntime import session
     from MedQuantINT8Lib.imaging.preprocessing import preprocess
     from MedQuantINT8Lib.imaging.volume_files import read_volume

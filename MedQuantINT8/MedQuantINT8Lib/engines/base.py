@@ -154,9 +154,9 @@ class ReportsBuild(Protocol):
 
 
 _REGISTRY: dict[str, str] = {
-    "tensorrt": "MedQuantINT8Lib.engines.tensorrt:TensorRTBackend",
+    "tensorrt": "MedQuantINT8Lib.engines.tensorrt.backend:TensorRTBackend",
     "cuda_int8": "MedQuantINT8Lib.engines.cuda_int8.backend:CudaInt8Backend",
-    "tensorrt_rtx": "MedQuantINT8Lib.engines.tensorrt_rtx:TensorRTRTXBackend",
+    "tensorrt_rtx": "MedQuantINT8Lib.engines.tensorrt.rtx_backend:TensorRTRTXBackend",
     "openvino": "MedQuantINT8Lib.engines.openvino:OpenVINOBackend",
     "onnxruntime": "MedQuantINT8Lib.engines.onnxruntime:OnnxRuntimeBackend",
 }
@@ -296,7 +296,7 @@ def usable_backends(precision: str, device: str = "auto") -> list[EngineBackend]
     Raises:
         EngineError: none can run here; says why for each.
     """
-    from .trial import fastest_first
+    from .ranking import fastest_first
 
     here = [made for made in map(backend, _REGISTRY) if runs_on(made, device)]
     usable = [made for made in here if precision in ("auto", *precisions_of(made)) and not unavailable_reason(made)]

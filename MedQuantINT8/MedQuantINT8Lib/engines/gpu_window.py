@@ -17,8 +17,8 @@ from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
 from ..windows import WindowPlan, importance_map
-from .cuda import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
-from .gpu_arrays import borrowed, is_on_gpu
+from .cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
+from .cuda.interop import borrowed, is_on_gpu
 from .gpu_kernels import NAMES, SOURCE
 
 _THREADS = 256

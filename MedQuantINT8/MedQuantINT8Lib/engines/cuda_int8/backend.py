@@ -15,16 +15,16 @@ import numpy as np
 from ...errors import DependencyError, EngineError
 from ...files import write_json
 from ...progress import Task
-from .. import cuda
 from ..base import BuildOptions, EngineDescription, LayerRecord, UnsupportedNetwork
-from ..cuda import DeviceBuffer, Gpu, GpuError, Stream
-from ..cuda_driver import nvrtc_version
-from ..gpu_engine import GpuEngine
-from .network import LANES, CudaInt8Network
-from .plan import Plan
-from .program import Program
-from .tuning import from_json, to_json, tuned
-from .weights import arranged_weights
+from ..cuda import device as cuda
+from ..cuda.device import DeviceBuffer, Gpu, GpuError, Stream
+from ..cuda.driver import nvrtc_version
+from ..cuda.engine import GpuEngine
+from .plan.kernel_plan import Plan
+from .runtime.autotuning import from_json, to_json, tuned
+from .runtime.network import LANES, CudaInt8Network
+from .runtime.program import Program
+from .tiling.weight_order import arranged_weights
 
 VERSION = "1"
 _TILES, _WEIGHTS = "tiles.json", "weights.npz"
@@ -111,8 +111,8 @@ def planned(network: Path, options: BuildOptions) -> Plan:
     """
     from ...models import onnx_graph as graph
     from ...models import qdq
-    from .planner import plan_network
-    from .reading import read_network
+    from .frontend.onnx_reader import read_network
+    from .plan.planner import plan_network
 
     model = graph.fixed_shape(qdq.network_for(network, options.precision, options.high_precision), options.patch)
     graph.name_nodes(model)
@@ -130,7 +130,7 @@ def planned(network: Path, options: BuildOptions) -> Plan:
 def engine_version() -> str:
     """With a digest of this engine's own files: plans and weights that other ones laid out are built anew."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return f"{VERSION}.{digest.hexdigest()[:8]}"
 

@@ -1,0 +1,1 @@
+"""What every engine on an NVIDIA GPU needs: the driver, memory and streams, compiled kernels, graphs, pipelines."""

@@ -1,0 +1,402 @@
+"""NVIDIA GPUs through cuda-python: devices, memory, streams, events, graphs, and kernels compiled at run time by NVRTC.
+
+No torch and no compiler: the GPU's driver and ``cuda.bindings`` (12.8 or later, 13.x) are all it takes. Every call's result is
+checked. Work never runs on the default stream, so that it does not wait for, or hold up, another library's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ...errors import EngineError
+from ...progress import Task
+from .compiler import Compiler
+from .driver import GpuError, GpuMemoryError, bindings, checked, start_driver
+
+__all__ = [
+    "DeviceBuffer",
+    "Event",
+    "Gpu",
+    "GpuError",
+    "GpuInfo",
+    "GpuMemoryError",
+    "Kernel",
+    "PinnedBuffer",
+    "Stream",
+    "bindings",
+    "check_one_fits",
+    "checked",
+    "choose_gpu",
+    "free_memory",
+    "gpus",
+    "patch_address",
+]
+
+#: The driver's words for "there is no GPU" and for a driver older than the bindings.
+_NO_DEVICE, _OLD_DRIVER = 100, (35, 803, 804)
+#: The oldest generation whose tensor cores multiply INT8 in 3D kernels (Ampere).
+LEAST_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """What is known of a GPU without using it."""
+
+    index: int
+    name: str
+    capability: tuple[int, int]
+    total_bytes: int
+
+    @property
+    def title(self) -> str:
+        """In words; part of the key of an engine's files."""
+        return f"{self.name}, compute capability {self.capability[0]}.{self.capability[1]}"
+
+    @property
+    def reason_unfit(self) -> str:
+        """Why INT8 networks cannot run on it, or an empty string."""
+        if self.capability < LEAST_CAPABILITY:
+            major, minor = self.capability
+            return f"{self.name} (compute capability {major}.{minor}) is too old: INT8 needs 8.0 (Ampere) or later"
+        return ""
+
+
+def gpus() -> list[GpuInfo]:
+    """All NVIDIA GPUs.
+
+    Raises:
+        DependencyError: cuda-python or the driver is missing.
+        GpuError: the driver is too old, or does not start.
+    """
+    driver, _ = bindings()
+    started = start_driver(driver)
+    if started == _NO_DEVICE:
+        return []
+    if started in _OLD_DRIVER:
+        raise GpuError(
+            "NVIDIA's driver is too old for the installed cuda-python.",
+            "Update the driver, or install an older one: pip install 'cuda-python<13'",
+        )
+    checked((started,), "start")
+    attribute = driver.CUdevice_attribute
+    found = []
+    for index in range(checked(driver.cuDeviceGetCount(), "count the GPUs")):
+        device = checked(driver.cuDeviceGet(index), "open the GPU")
+        major, minor = (
+            checked(driver.cuDeviceGetAttribute(a, device), "read the GPU's properties")
+            for a in (
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        name = checked(driver.cuDeviceGetName(128, device), "read the GPU's name").split(b"\0")[0].decode()
+        found.append(
+            GpuInfo(index, name, (major, minor), checked(driver.cuDeviceTotalMem(device), "read the GPU's memory"))
+        )
+    return found
+
+
+def check_one_fits() -> None:
+    """Make sure, without opening any, that there is a GPU for INT8.
+
+    Raises:
+        EngineError: there is none, or all are too old.
+        DependencyError: cuda-python or the driver is missing.
+    """
+    known = gpus()
+    if not known:
+        raise EngineError("There is no NVIDIA GPU here, or its driver is missing.")
+    if all(info.reason_unfit for info in known):
+        raise EngineError(f"{known[0].reason_unfit}.")
+
+
+def choose_gpu(device: str) -> GpuInfo:
+    """The GPU that ``device`` names: "gpu:1" is the second; "gpu" and "auto" the one with most free memory.
+
+    Raises:
+        EngineError: there is no such GPU, or it is too old; or the processor was meant.
+    """
+    if device == "cpu":
+        raise EngineError(
+            "This engine runs on NVIDIA GPUs alone, not on the device cpu.",
+            "Choose the device auto, or another engine.",
+        )
+    known = gpus()
+    if not known:
+        raise EngineError("There is no NVIDIA GPU here, or its driver is missing.", "Choose the device cpu.")
+    if ":" in device:
+        wanted = device.partition(":")[2]
+        fitting = [info for info in known if str(info.index) == wanted]
+        if not fitting:
+            raise EngineError(
+                f"There is no GPU number {wanted}.",
+                f"There are: {', '.join(f'gpu:{g.index} {g.name}' for g in known)}.",
+            )
+        chosen = fitting[0]
+    else:
+        usable = [info for info in known if not info.reason_unfit] or known
+        # Asking for free memory opens a GPU, which takes a fifth of a second.
+        chosen = max(usable, key=lambda info: free_memory(info.index)) if len(usable) > 1 else usable[0]
+    if chosen.reason_unfit:
+        raise EngineError(f"{chosen.reason_unfit}.", "Choose another GPU, or the device cpu.")
+    return chosen
+
+
+def free_memory(index: int) -> int:
+    """Bytes that are free on a GPU."""
+    with Gpu(index) as gpu:
+        return gpu.free_bytes
+
+
+class Gpu:
+    """A GPU in use: its primary context, which other libraries (torch, TensorRT) share, made current in this thread."""
+
+    def __init__(self, index: int = 0) -> None:
+        self.driver, self.nvrtc = bindings()
+        checked((start_driver(self.driver),), "start")
+        self.device = checked(self.driver.cuDeviceGet(index), "open the GPU")
+        self.info = next(info for info in gpus() if info.index == index)
+        self._context = checked(self.driver.cuDevicePrimaryCtxRetain(self.device), "open the GPU")
+        self._compiler = Compiler(self.nvrtc, self.info.capability)
+        self._modules: dict[str, Any] = {}
+        self._buffers: dict[int, DeviceBuffer] = {}
+        self.enter()
+
+    def enter(self) -> None:
+        """Make it current in the calling thread."""
+        checked(self.driver.cuCtxSetCurrent(self._context), "use the GPU")
+
+    def __enter__(self) -> Gpu:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free what was allocated through this object and let the context go; to others that use it, here, it stays current."""
+        if self._context is None:
+            return
+        self._compiler.stop()
+        current = checked(self.driver.cuCtxGetCurrent(), "look who uses it")
+        self.enter()
+        for buffer in list(self._buffers.values()):
+            buffer.free()
+        for module in self._modules.values():
+            checked(self.driver.cuModuleUnload(module), "unload kernels")
+        self._modules = {}
+        checked(self.driver.cuDevicePrimaryCtxRelease(self.device), "leave the GPU")
+        _, held = checked(self.driver.cuDevicePrimaryCtxGetState(self.device), "look who uses it")
+        gone = int(current) == int(self._context) and not held
+        checked(self.driver.cuCtxSetCurrent(self.driver.CUcontext(0) if gone else current), "leave the GPU")
+        self._context = None
+
+    @property
+    def free_bytes(self) -> int:
+        return int(checked(self.driver.cuMemGetInfo(), "read the free memory")[0])
+
+    def allocate(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceBuffer:
+        """Memory on the GPU for an array; freed by its ``free()``, or with this object.
+
+        Raises:
+            GpuMemoryError: there is not enough.
+        """
+        return DeviceBuffer(self, tuple(shape), np.dtype(dtype))
+
+    def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> PinnedBuffer:
+        """Memory of the computer that the GPU copies from and to by itself."""
+        return PinnedBuffer(self, tuple(shape), np.dtype(dtype))
+
+    def stream(self) -> Stream:
+        return Stream(self)
+
+    def event(self) -> Event:
+        return Event(self)
+
+    def kernels(self, source: str, names: Sequence[str]) -> dict[str, Kernel]:
+        """Kernels of CUDA C source, compiled for this GPU; the binary is kept beside the engines.
+
+        Args:
+            names: of ``extern "C" __global__`` functions.
+
+        Raises:
+            GpuError: the source does not compile; holds the compiler's own words.
+        """
+        return {name: Kernel(self, self.compiled([source], name)[0], name) for name in names}
+
+    def warm_compiler(self) -> None:
+        """Make the compiler ready while something else is done: the first kernel of a process takes seconds longer."""
+        self._compiler.warm_up()
+
+    def begin_compiling(self, sources: Iterable[str]) -> None:
+        """Start to compile what will be asked of :meth:`compiled`."""
+        self._compiler.begin(source for source in sources if source not in self._modules)
+
+    def compiled(self, sources: Sequence[str], name: str, task: Task | None = None) -> list[Any]:
+        """The driver's handle of the function ``name`` in each of the sources, as :meth:`kernels`; many are compiled at once."""
+        missing = [source for source in dict.fromkeys(sources) if source not in self._modules]
+        for source, binary in zip(missing, self._compiler.binaries(missing, task), strict=True):
+            self._modules[source] = checked(self.driver.cuModuleLoadData(binary), "load kernels")
+        return [
+            checked(self.driver.cuModuleGetFunction(self._modules[s], name.encode()), f"find the kernel {name}")
+            for s in sources
+        ]
+
+    @property
+    def processors(self) -> int:
+        """How many multiprocessors it has."""
+        attribute = self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+        return int(checked(self.driver.cuDeviceGetAttribute(attribute, self.device), "read the GPU's properties"))
+
+    def synchronize(self) -> None:
+        checked(self.driver.cuCtxSynchronize(), "finish its work")
+
+
+class DeviceBuffer:
+    """An array on the GPU. It has CUDA's array interface, so that torch and CuPy can look at it without a copy."""
+
+    def __init__(self, gpu: Gpu, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._gpu, self.shape, self.dtype = gpu, shape, dtype
+        self.nbytes = int(np.prod(shape)) * dtype.itemsize
+        self.pointer = int(checked(gpu.driver.cuMemAlloc(max(1, self.nbytes)), f"hold {self.nbytes / 1e6:.0f} MB more"))
+        gpu._buffers[self.pointer] = self
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.pointer, False),
+            "version": 3,
+            "strides": None,
+        }
+
+    def upload(self, array: NDArray[Any], stream: Stream, *, keep: bool = True) -> None:
+        """Copy from the computer; ``array`` is held until the stream is next waited for, unless the caller keeps it."""
+        array = np.ascontiguousarray(array, self.dtype)
+        assert array.nbytes <= self.nbytes
+        checked(
+            self._gpu.driver.cuMemcpyHtoDAsync(self.pointer, array.ctypes.data, array.nbytes, stream.handle),
+            "copy to the GPU",
+        )
+        if keep:
+            stream.keep(array)
+
+    def download(self, array: NDArray[Any], stream: Stream, offset: int = 0) -> None:
+        """Copy to the computer, from ``offset`` bytes on; ``array`` must be contiguous."""
+        assert array.flags.c_contiguous and offset + array.nbytes <= self.nbytes
+        checked(
+            self._gpu.driver.cuMemcpyDtoHAsync(array.ctypes.data, self.pointer + offset, array.nbytes, stream.handle),
+            "copy from the GPU",
+        )
+
+    def zero(self, stream: Stream) -> None:
+        checked(self._gpu.driver.cuMemsetD8Async(self.pointer, 0, self.nbytes, stream.handle), "clear memory")
+
+    def free(self) -> None:
+        if self.pointer:
+            self._gpu._buffers.pop(self.pointer, None)
+            checked(self._gpu.driver.cuMemFree(self.pointer), "free memory")
+            self.pointer = 0
+
+
+def patch_address(buffer: DeviceBuffer, number: int) -> int:
+    """Where one of a buffer's patches (n, C, *patch) begins."""
+    return int(buffer.pointer) + number * math.prod(buffer.shape[1:]) * buffer.dtype.itemsize
+
+
+class PinnedBuffer:
+    """An array in the computer's memory that stays where it is; ``array`` is its NumPy view, valid until ``free()``."""
+
+    def __init__(self, gpu: Gpu, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._gpu = gpu
+        size = max(dtype.itemsize, int(np.prod(shape)) * dtype.itemsize)
+        self._pointer = int(checked(gpu.driver.cuMemHostAlloc(size, 0), f"pin {size / 1e6:.0f} MB of memory"))
+        raw = (ctypes.c_uint8 * size).from_address(self._pointer)
+        self.array: NDArray[Any] = np.ctypeslib.as_array(raw).view(dtype)[: int(np.prod(shape))].reshape(shape)
+
+    def free(self) -> None:
+        if self._pointer:
+            self.array = np.empty(0, self.array.dtype)
+            checked(self._gpu.driver.cuMemFreeHost(self._pointer), "free pinned memory")
+            self._pointer = 0
+
+
+class Event:
+    """A point in a stream's work."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self.handle = checked(gpu.driver.cuEventCreate(0), "make an event")
+
+    def record(self, stream: Stream) -> Event:
+        checked(self._gpu.driver.cuEventRecord(self.handle, stream.handle), "mark its work")
+        return self
+
+    def wait(self) -> None:
+        """Until the work before it is done."""
+        checked(self._gpu.driver.cuEventSynchronize(self.handle), "finish its work")
+
+    def milliseconds_since(self, other: Event) -> float:
+        return float(checked(self._gpu.driver.cuEventElapsedTime(other.handle, self.handle), "measure time"))
+
+    def free(self) -> None:
+        if self.handle is not None:
+            checked(self._gpu.driver.cuEventDestroy(self.handle), "free an event")
+            self.handle = None
+
+
+class Stream:
+    """A queue of work that neither waits for the default stream nor makes it wait."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        flag = gpu.driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        self.handle = checked(gpu.driver.cuStreamCreate(flag), "make a stream")
+        self._kept: list[Any] = []
+
+    def keep(self, thing: Any) -> None:
+        """Hold on to memory that work in the queue still reads."""
+        self._kept.append(thing)
+
+    def wait_for(self, event: Event) -> None:
+        """Let later work of this stream begin after the event."""
+        checked(self._gpu.driver.cuStreamWaitEvent(self.handle, event.handle, 0), "order its work")
+
+    def synchronize(self) -> None:
+        checked(self._gpu.driver.cuStreamSynchronize(self.handle), "finish its work")
+        self._kept = []
+
+    def free(self) -> None:
+        if self.handle is not None:
+            checked(self._gpu.driver.cuStreamDestroy(self.handle), "free a stream")
+            self.handle = None
+
+
+class Kernel:
+    """A compiled kernel. Call it with its arguments as ctypes or NumPy scalars; buffers stand for their addresses."""
+
+    def __init__(self, gpu: Gpu, function: Any, name: str) -> None:
+        self._gpu, self._function, self.name = gpu, function, name
+
+    def __call__(
+        self, grid: tuple[int, int, int], block: tuple[int, int, int], stream: Stream, *arguments: Any
+    ) -> None:
+        values, types = [], []
+        for argument in arguments:
+            if isinstance(argument, DeviceBuffer):
+                values.append(argument.pointer)
+                types.append(ctypes.c_void_p)
+            else:
+                values.append((argument.value or 0) if isinstance(argument, ctypes._SimpleCData) else argument)
+                types.append(type(argument))
+        launched = self._gpu.driver.cuLaunchKernel(
+            self._function, *grid, *block, 0, stream.handle, (tuple(values), tuple(types)), 0
+        )
+        checked(launched, f"start the kernel {self.name}")

@@ -1,0 +1,317 @@
+"""An ONNX network as few kinds of nodes: constants folded, Q/DQ pairs as one node, patterns of exporters under the name of what they do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....models import onnx_graph as graph
+from ....models import rewrites
+from ..plan.index_maps import Moved
+from .constant_folding import folded
+from .convolution import WindowReader
+from .nodes import Network, Node, unsupported
+from .patterns import PATTERNS, epsilon_of, word
+
+#: Operators of one tensor, element by element, and the attributes that they take (with ONNX's defaults).
+_ACTIVATIONS: dict[str, tuple[tuple[str, float], ...]] = {
+    "Relu": (),
+    "LeakyRelu": (("alpha", 0.01),),
+    "Elu": (("alpha", 1.0),),
+    "Sigmoid": (),
+    "Tanh": (),
+    "Softplus": (),
+    "HardSigmoid": (("alpha", 0.2), ("beta", 0.5)),
+    "HardSwish": (),
+    "Mish": (),
+    "Gelu": (),
+}
+#: Operators that give on what they get.
+_PASSING = ("Identity", "Dropout", "Cast")
+
+
+def read_network(model: Any) -> Network:
+    """Read an ONNX network of fixed shape, batch 1.
+
+    Raises:
+        UnsupportedNetwork: an operator without a kernel; names it.
+    """
+    model = graph.pruned(folded(model))
+    found = _Reader(model)
+    for node in found.graph.nodes:
+        found.read(node)
+    output = found.plain(found.graph.nodes[-1], found.output)
+    nodes = _moved_norms(_quantized_first(_used(found.nodes, output)), output)
+    return Network(_used(nodes, output), found.shapes, found.input, output)
+
+
+class _Reader(WindowReader):
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.input = next(i.name for i in model.graph.input if i.name not in self.graph.initializers)
+        self.output = model.graph.output[0].name
+        self._done: set[str] = set()
+        #: What is read at the last node of a pattern, by that node's output.
+        self._patterns: dict[str, Node] = {}
+        for node in self.graph.nodes:
+            self._match(node)
+
+    def _match(self, node: Any) -> None:
+        """Note the nodes that are part of a longer pattern, which is read at its last node."""
+        for pattern in PATTERNS:
+            if matched := pattern(self.graph, node):
+                self._patterns[matched[0]] = matched[1]
+                self._done |= matched[2]
+
+    def read(self, node: Any) -> None:
+        """Note what a node comes to; some do nothing by themselves.
+
+        Raises:
+            UnsupportedNetwork: nothing here can do it; names it.
+        """
+        if node.output[0] in self._patterns:
+            self._pattern(node, self._patterns[node.output[0]])
+            return
+        if node.output[0] in self._done or self.graph.is_constant(node.output[0]):
+            return
+        if node.op_type in _PASSING:
+            self._alias[node.output[0]] = node.input[0]
+            return
+        reader = getattr(self, f"_{node.op_type.lower()}", None)
+        if self.is_scored(node):
+            reader = self.scored
+        elif node.op_type in _ACTIVATIONS:
+            reader = self._activation
+        if reader is None:
+            raise unsupported(node)
+        reader(node)
+
+    def _pattern(self, node: Any, made: Node) -> None:
+        if made.op == "layernorm":
+            moved = self.moved(made.inputs[0])
+            one = np.ones(moved.shape[-1])
+            self.normalized(node, moved, one, 0 * one, made.values["epsilon"], made.sources)
+        elif made.op == "act":
+            self.through(node, "act", self.moved(made.inputs[0]), node.output[0], sources=made.sources, **made.values)
+        else:
+            self.nodes.append(replace(made, inputs=tuple(self.plain(node, name) for name in made.inputs)))
+
+    def _quantizelinear(self, node: Any) -> None:
+        """Read at its DequantizeLinear."""
+
+    def _dequantizelinear(self, node: Any) -> None:
+        quantize = self.graph.producer[node.input[0]]
+        if quantize.op_type != "QuantizeLinear":
+            raise unsupported(node, "it does not follow a QuantizeLinear")
+        scale = float(np.asarray(self.array(node.input[1])).reshape(()))
+        moved = self.moved(quantize.input[0])
+        if moved.scale != 1.0:
+            moved = self.carried_out(moved)
+        # 0 stays 0, so that it does not matter whether there are gaps.
+        self.put(node.output[0], replace(moved, base=self.rounded(node.output[0], moved.base, scale)))
+
+    def _activation(self, node: Any) -> None:
+        given = rewrites.attributes(node)
+        if word(given, "approximate", "none") != "none":
+            raise unsupported(node, "its approximation by tanh")
+        params = tuple(float(given.get(name, default)) for name, default in _ACTIVATIONS[node.op_type])
+        self.through(
+            node, "act", self.moved(node.input[0]), node.output[0], function=node.op_type.lower(), params=params
+        )
+
+    def _clip(self, node: Any) -> None:
+        low, high = (self.array(node.input[n]) if len(node.input) > n and node.input[n] else None for n in (1, 2))
+        params = (-3.4e38 if low is None else float(low), 3.4e38 if high is None else float(high))
+        self.through(node, "act", self.moved(node.input[0]), node.output[0], function="clip", params=params)
+
+    def _prelu(self, node: Any) -> None:
+        moved = self.settled(self.moved(node.input[0]))
+        slope = self._values(node, moved, node.input[1])
+        if slope.ndim > 1:
+            raise unsupported(node, "its slope differs from voxel to voxel")
+        self.through(node, "prelu", moved, node.output[0], slope=slope)
+
+    def _values(self, node: Any, moved: Moved, name: str) -> NDArray[np.float32]:
+        """A constant that meets a tensor: for each channel of its base, or (voxel, channel) where it differs from voxel to voxel."""
+        value = self.array(name)
+        if value is None:
+            raise unsupported(node, "one of its inputs is computed")
+        channels, shape = self.shapes[moved.base][1], moved.shape
+        if value.size == 1:
+            return np.full(channels, value.reshape(()), np.float32)
+        value = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
+        if value.ndim != len(shape) or not moved.has_all_channels(channels):
+            raise unsupported(node, "its constant has other axes than the tensor that it meets")
+        if all(n == 1 or rows == 1 for n, rows in zip(value.shape, moved.rows.shape, strict=True)):
+            found = np.zeros(channels, np.float32)
+            found[moved.columns.reshape(-1)] = np.broadcast_to(value, moved.columns.shape).reshape(-1)
+            return found
+        if not self.covers(moved):
+            raise unsupported(node, "its constant differs from voxel to voxel, of some voxels")
+        table = np.zeros((self._voxels(moved.base), channels), np.float32)
+        table[np.broadcast_to(moved.rows, shape), np.broadcast_to(moved.columns, shape)] = np.broadcast_to(value, shape)
+        return table
+
+    def _add(self, node: Any) -> None:
+        self._pair(node, 1.0)
+
+    def _sub(self, node: Any) -> None:
+        self._pair(node, -1.0)
+
+    def _pair(self, node: Any, sign: float) -> None:
+        a, b = node.input[:2]
+        constant = [self.graph.is_constant(name) for name in (a, b)]
+        if not any(constant):
+            if sign < 0:
+                raise unsupported(node, "the difference of two tensors")
+            self._both(node, "add")
+            return
+        moved = self.settled(self.moved(a if constant[1] else b))
+        values = self._values(node, moved, b if constant[1] else a)
+        one = np.ones(self.shapes[moved.base][1], np.float32)
+        if values.ndim > 1:
+            if sign < 0 and constant[0]:
+                raise unsupported(node, "a constant that differs from voxel to voxel, less a tensor")
+            self.through(node, "offset", moved, node.output[0], table=sign * values)
+        elif constant[1]:
+            self.through(node, "affine", moved, node.output[0], scale=one, shift=sign * values)
+        else:
+            self.through(node, "affine", moved, node.output[0], scale=sign * one, shift=values)
+
+    def _mul(self, node: Any) -> None:
+        a, b = node.input[:2]
+        for value, constant in ((a, b), (b, a)):
+            if self.graph.is_constant(constant):
+                self._scaled(node, value, constant, inverse=False)
+                return
+        self._both(node, "mul")
+
+    def _div(self, node: Any) -> None:
+        if not self.graph.is_constant(node.input[1]):
+            raise unsupported(node, "division by a tensor")
+        self._scaled(node, node.input[0], node.input[1], inverse=True)
+
+    def _scaled(self, node: Any, value: str, constant: str, inverse: bool) -> None:
+        moved = self.moved(value)
+        factor = self.array(constant)
+        if factor is not None and factor.size == 1 and not moved.has_all_channels(self.shapes[moved.base][1]):
+            # Of some channels only: noted, and multiplied where they are read.
+            number = float(factor.reshape(()))
+            self.put(node.output[0], replace(moved, scale=moved.scale * (1 / number if inverse else number)))
+            return
+        moved = self.settled(moved)
+        by = self._values(node, moved, constant)
+        if by.ndim > 1:
+            raise unsupported(node, "its constant differs from voxel to voxel")
+        self.through(node, "affine", moved, node.output[0], scale=1 / by if inverse else by, shift=np.zeros_like(by))
+
+    def _alike(self, node: Any) -> tuple[Moved, Moved]:
+        """Two tensors, the smaller one repeated to the shape of the other, with their channels in order."""
+        a, b = (self.moved(name) for name in node.input[:2])
+        if len(a.shape) == len(b.shape) and a.shape != b.shape:
+            shape = tuple(map(max, a.shape, b.shape))
+            channels = [max(m, n) > 1 for m, n in zip(a.columns.shape, b.columns.shape, strict=True)]
+            a, b = a.broadcast(shape, channels), b.broadcast(shape, channels)
+        return self.ordered(a), self.ordered(b)
+
+    def _both(self, node: Any, op: str) -> None:
+        """Two tensors of one shape, number by number; the second is carried to where the first lies."""
+        a, b = self._alike(node)
+        if a.shape != b.shape or a.columns.shape != b.columns.shape or not np.array_equal(a.columns, b.columns):
+            raise unsupported(node, "its inputs differ in shape")
+        if not self.covers(a) and self.covers(b):
+            a, b = b, a
+        if not self.covers(a) or a.scale != 1.0:
+            a = self.carried_out(a)
+        shape = self.shapes[a.base]
+        if self.shapes[b.base] != shape or not np.array_equal(a.rows, b.rows) or b.scale != 1.0:
+            rows = np.full(int(np.prod(shape[2:])), -1, np.int32)
+            rows[a.rows.reshape(-1)] = b.rows.reshape(-1)
+            b = replace(a, base=self.gathered(b, rows, shape[2:]))
+        self.through(node, op, a, node.output[0], (b.base,))
+
+    def _batchnormalization(self, node: Any) -> None:
+        gamma, beta, mean, variance = (np.asarray(self.array(n), np.float64) for n in node.input[1:5])
+        scale = gamma / np.sqrt(variance + rewrites.attributes(node).get("epsilon", 1e-5))
+        self.emit(
+            node,
+            "affine",
+            (node.input[0],),
+            scale=scale.astype(np.float32),
+            shift=(beta - mean * scale).astype(np.float32),
+        )
+
+    def _instancenormalization(self, node: Any) -> None:
+        gamma, beta = (np.asarray(self.array(n), np.float32) for n in node.input[1:3])
+        self.emit(node, "norm", (node.input[0],), groups=len(gamma), gamma=gamma, beta=beta, epsilon=epsilon_of(node))
+
+    def _groupnormalization(self, node: Any) -> None:
+        channels, groups = self.shape(node.input[0])[1], int(rewrites.attributes(node)["num_groups"])
+        # One number a group up to opset 20, a channel from 21 on.
+        gamma, beta = (
+            np.repeat(v, channels // len(v)) for v in (np.asarray(self.array(n), np.float32) for n in node.input[1:3])
+        )
+        self.emit(node, "norm", (node.input[0],), groups=groups, gamma=gamma, beta=beta, epsilon=epsilon_of(node))
+
+    def _softmax(self, node: Any) -> None:
+        if len(self.shape(node.input[0])) != 5 or rewrites.attributes(node).get("axis", -1) not in (1, -4):
+            raise unsupported(node, "along another axis than that of channels")
+        self.emit(node, "softmax", (node.input[0],))
+
+
+def _quantized_first(nodes: list[Node]) -> list[Node]:
+    """Rounding before pooling and nearest-neighbour resizing, where all readers take the same rounding: both only choose among values."""
+    readers: dict[str, list[Node]] = {}
+    for node in nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+    renamed: dict[str, str] = {}
+    made = list(nodes)
+    for node in nodes:
+        following = readers.get(node.output, [])
+        chooses = node.op == "maxpool" or (node.op == "resize" and node.values["mode"] == "nearest")
+        if not chooses or len(following) != 1 or following[0].op != "quant":
+            continue
+        quant = following[0]
+        rounded = f"{node.output}_rounded"
+        place = made.index(node)
+        made[place : place + 1] = [replace(quant, inputs=node.inputs, output=rounded), replace(node, inputs=(rounded,))]
+        made.remove(quant)
+        again = f"{node.output}_again"
+        made.insert(
+            made.index(next(n for n in made if n.output == node.output)) + 1,
+            replace(quant, inputs=(node.output,), output=again),
+        )
+        renamed[quant.output] = again
+    return [replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs)) for node in made]
+
+
+def _moved_norms(nodes: list[Node], output: str) -> list[Node]:
+    """A LayerNorm whose only reader moves its voxels, as one that takes them from where they are."""
+    readers: dict[str, int] = {output: 1}
+    for name in (name for node in nodes for name in node.inputs):
+        readers[name] = readers.get(name, 0) + 1
+    norms = {node.output: node for node in nodes if node.op == "layernorm" and readers.get(node.output) == 1}
+    moves = {node.inputs[0]: node for node in nodes if node.op == "move" and node.inputs[0] in norms}
+    gone = {norms[name].output for name in moves}
+    made = []
+    for node in nodes:
+        if node.op == "move" and node.inputs[0] in moves:
+            norm = norms[node.inputs[0]]
+            made.append(replace(norm, output=node.output, values={**norm.values, **node.values}))
+        elif node.output not in gone:
+            made.append(node)
+    return made
+
+
+def _used(nodes: list[Node], output: str) -> list[Node]:
+    """Without what nobody reads."""
+    wanted, kept = {output}, []
+    for node in reversed(nodes):
+        if node.output in wanted:
+            kept.append(node)
+            wanted.update(node.inputs)
+    return kept[::-1]

@@ -1,0 +1,105 @@
+"""The source of a convolution's kernel: its sizes as definitions, its tables, its chain, and the kernel's text."""
+
+from __future__ import annotations
+
+from ..plan.kernel_plan import Plan
+from ..tiling.tiling import DEPTH, MOST_HALO, Tiling
+from .convolution import FILL, FILL_HALO, RUN, RUN_DEFINITIONS
+from .epilogue import PRELUDE, ChainSource
+from .first_convolution import FILL_NEIGHBOURS, neighbour_definitions
+from .mma_product import BY_LINES, BY_TAPS, LOAD, MMA, WGMMA
+from .output_rows import PLACES, ROWS
+from .scores import SCORES
+from .wgmma import multiply_group, multiply_turns
+
+
+def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chain: ChainSource) -> str:
+    """CUDA C of a convolution.
+
+    Args:
+        blocks: that share the tiles of a patch (and phase, and columns).
+        least_blocks: that a multiprocessor shall hold at once.
+    """
+    step, tile = tiling.step, tiling.tile
+    assert step.source is not None and tiling.constants == chain.constants
+    defined: dict[str, object] = {
+        "DEPTH": DEPTH,
+        "MOST_HALO": MOST_HALO,
+        "CHUNK": tiling.chunk,
+        "PIECES": tiling.pieces,
+        "HALF": int(tiling.half),
+        "WARP_GROUPS": int(tile.groups),
+        "WARPS": tile.warps,
+        "TEAMS": tile.teams,
+        "COLUMNS": tile.channels,
+        "STAGES": tile.stages,
+        "SPLIT": tile.split,
+        "BLOCKS": blocks,
+        "LANES": tiling.lanes,
+        "LEAST_BLOCKS": least_blocks,
+        "HALO_BYTES": tiling.halo_bytes,
+        "WEIGHT_BYTES": tiling.weight_bytes,
+        "KEEPS_WEIGHTS": int(tiling.keeps_weights),
+        "TURN_GROUPS": tiling.turn_groups,
+        "GROUP_TURNS": tiling.group_turns,
+        "ROUNDS": tiling.rounds,
+        "EVEN": int(tiling.even),
+        "SAME_TAPS": int(tiling.same_taps),
+        "SPREAD": tiling.spread,
+        "STAGES_OUTPUT": int(tiling.stages_output),
+        "HELD_ROWS": tiling.held_rows,
+        "SCORES_AT": tiling.pipeline_bytes,
+        "STAGED_ROW": tiling.staged_row,
+        "TABLE_AT": tiling.table_at,
+        "CONSTANTS_AT": tiling.constants_at,
+        "CONSTANTS": tiling.constants,
+        "SOURCE_WIDTH": tiling.voxel_bytes,
+    }
+    if step.neighbours:
+        defined |= neighbour_definitions(plan, tiling)
+    else:
+        defined["PITCH"] = plan.buffers[step.source.buffer].pitch * tiling.element
+    for axis, lattice in enumerate(tiling.lattices):
+        defined |= {f"TILE{axis}": tile.voxels[axis], f"H{axis}": tiling.halo[axis], f"TILES{axis}": tiling.tiles[axis]}
+        defined |= {f"I{axis}": step.source_size[axis], f"O{axis}": step.size[axis], f"PHASES{axis}": lattice.phases}
+        defined |= {
+            f"STRIDE{axis}": lattice.stride,
+            f"IN_STEP{axis}": lattice.in_step,
+            f"OUT_STEP{axis}": lattice.out_step,
+        }
+        defined[f"TAPS{axis}"] = len(lattice.taps[0])
+        defined[f"SPREAD{axis}"] = step.geometry.stride[axis] if tiling.spread > 1 else 1
+    head = "".join(f"#define {name} {value}\n" for name, value in defined.items())
+    tables = "".join(_table(f"STARTS{axis}", list(lattice.starts)) for axis, lattice in enumerate(tiling.lattices))
+    room, places, counts = tiling.turn_groups * tiling.group_turns * 2, [], []
+    for found in tiling.places:
+        places += found + [0] * (room - len(found))
+        left = len(found) // 2
+        for _ in range(tiling.turn_groups):
+            counts.append(max(0, min(left, tiling.group_turns)))
+            left -= tiling.group_turns
+    tables += _table("PLACES", places) + _table("ROUND_TURNS", counts)
+    kind = f"typedef {'float' if tiling.half else 'int'} Sum;\n"
+    product = MMA
+    if tile.groups:
+        product = multiply_group(tiling) + WGMMA + (BY_LINES if tiling.by_lines else multiply_turns(tiling) + BY_TAPS)
+    return (
+        PRELUDE
+        + head
+        + tables
+        + kind
+        + chain.text
+        + FILL
+        + (FILL_NEIGHBOURS if step.neighbours else FILL_HALO)
+        + ROWS
+        + LOAD
+        + product
+        + RUN_DEFINITIONS
+        + SCORES
+        + PLACES
+        + RUN
+    )
+
+
+def _table(name: str, values: list[int]) -> str:
+    return f"__constant__ int {name}[{len(values)}] = {{{', '.join(map(str, values))}}};\n"

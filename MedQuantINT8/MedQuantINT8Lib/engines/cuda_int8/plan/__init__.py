@@ -1,0 +1,1 @@
+"""From nodes to fused steps over channels-last buffers of INT8 and FP16."""

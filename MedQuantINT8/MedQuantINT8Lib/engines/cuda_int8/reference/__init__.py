@@ -1,0 +1,1 @@
+"""A plan in NumPy, with the integers of the GPU."""

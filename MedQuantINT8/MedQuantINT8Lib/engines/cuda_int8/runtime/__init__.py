@@ -1,0 +1,1 @@
+"""A plan on the GPU: compiled, tuned, given memory, and launched."""

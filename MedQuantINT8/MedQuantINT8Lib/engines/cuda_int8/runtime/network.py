@@ -1,0 +1,200 @@
+"""A plan on the GPU: its memory, its weights and its kernels; satisfies :class:`...gpu_window.GpuNetwork`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...cuda.device import DeviceBuffer, Gpu, Stream, checked
+from ..kernels.elementwise import WIDEN
+from ..plan.kernel_plan import Plan
+from ..tiling.tiling import Tiling
+from ..tiling.weight_order import arranged_weights
+from .batch_part import Constants, Lane, Launch, Memory
+from .program import PARAMS, Program, machine_of, programs
+
+#: Parts of a batch that an engine runs side by side: while kernels of one wait for memory, or end on a few processors, those of the other multiply
+#: (two to nine percent of eight networks' time with four patches; four parts are slower where layers have few voxels).
+LANES = 2
+
+
+class CudaInt8Network:
+    """Runs a plan for up to ``batch`` patches.
+
+    Args:
+        chosen: tilings of convolutions by the name of their step.
+        weights: gives those of a convolution in the order of its tiling; by default they are put in order here, from the plan's.
+        lanes: parts of a batch that run side by side.
+        poison: fill all memory with this byte before each run, so that what no kernel writes shows (for tests).
+
+    Raises:
+        GpuMemoryError: activations and weights do not fit.
+    """
+
+    dtype = "float16"
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        plan: Plan,
+        batch: int,
+        chosen: dict[str, Tiling] | None = None,
+        weights: Callable[[Tiling], NDArray[np.uint8]] | None = None,
+        lanes: int = 1,
+        poison: int | None = None,
+    ) -> None:
+        self._weights = weights or partial(arranged_weights, plan)
+        self.gpu, self.plan, self.batch, self._poison = gpu, plan, batch, poison
+        self.memory = Memory(gpu)
+        self._scores: DeviceBuffer | None = None
+        self._widen: Any = None
+        self._launches: dict[tuple[Any, ...], list[list[Launch]]] = {}
+        gpu.enter()
+        self.programs = programs(plan, machine_of(gpu), batch, chosen)
+        for program, function in zip(
+            self.programs, gpu.compiled([p.source for p in self.programs], "run"), strict=True
+        ):
+            self._ready(program, function)
+        # The first lane's work is put into the caller's stream.
+        counts = _parts(batch, lanes)
+        self._beside = [(gpu.stream(), gpu.event()) for _ in counts[1:]]
+        self._begun = gpu.event()
+        stream = gpu.stream()
+        try:
+            constants = self._constants(stream)
+            self.lanes = [Lane(plan, self.programs, count, constants, self.memory, stream) for count in counts]
+            held = [
+                None if p.tiling is None else self.memory.uploaded(self._weights(p.tiling), stream)
+                for p in self.programs
+            ]
+            self._params = [
+                [lane.parameters(*known, stream) for known in zip(self.programs, held, strict=True)]
+                for lane in self.lanes
+            ]
+            stream.synchronize()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            stream.free()
+
+    def _ready(self, program: Program, function: Any) -> None:
+        program.function = function
+        if program.shared:
+            attributes = self.gpu.driver.CUfunction_attribute
+            # All that is not shared memory would be cache, of which these kernels need little.
+            for attribute, value in (
+                (attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, program.shared),
+                (attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
+            ):
+                checked(self.gpu.driver.cuFuncSetAttribute(function, attribute, value), "set a kernel's memory")
+
+    def _constants(self, stream: Stream) -> Constants:
+        raw = {step.weights for step in self.plan.steps}
+        arrays = {
+            name: self.memory.uploaded(array, stream) for name, array in self.plan.arrays.items() if name not in raw
+        }
+        return Constants(
+            arrays,
+            {
+                name: self.memory.uploaded(np.array(norm.groups, np.int32), stream)
+                for name, norm in self.plan.norms.items()
+            },
+        )
+
+    def enqueue(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
+        """Put the run of (batch, C, *patch) to (batch, classes, *patch) into a stream; float32 or float16 at either end."""
+        scores = target
+        if target.dtype != np.float16:
+            if self._scores is None:
+                self._scores = self.memory.hold((self.batch, self.plan.classes, *self.plan.size), np.float16)
+                self._widen = self.gpu.compiled([WIDEN], "run")[0]
+            scores = self._scores
+        key = batch, source.pointer, source.dtype, target.pointer, target.dtype
+        if key not in self._launches:
+            # Callers have one or two sizes of batches.
+            self._launches = dict(list(self._launches.items())[-3:]) | {key: self._made(batch, source, scores)}
+        self._side_by_side(self._launches[key], stream)
+        if scores is not target:
+            params = np.zeros((), PARAMS)
+            count = batch * self.plan.classes * int(np.prod(self.plan.size))
+            params["source"], params["output"], params["ptr"][0] = scores.pointer, target.pointer, count
+            Launch(self._widen, (-(-count // 512), 1, 1), 256, 0, params, "widen").put(self.gpu, stream)
+
+    def _made(self, batch: int, source: DeviceBuffer, target: DeviceBuffer) -> list[list[Launch]]:
+        """Of each lane the kernels of a run."""
+        counts = _parts(batch, len(self.lanes))
+        return [
+            [lane.launch_of(*known, count, source, target, first) for known in zip(self.programs, params, strict=True)]
+            for lane, params, count, first in zip(
+                self.lanes, self._params, counts, accumulate(counts, initial=0), strict=False
+            )
+        ]
+
+    def _side_by_side(self, launches: list[list[Launch]], stream: Stream) -> None:
+        beside = self._beside[: len(launches) - 1]
+        streams = [stream, *(other for other, _ in beside)]
+        if beside:
+            self._begun.record(stream)
+        for other, _ in beside:
+            other.wait_for(self._begun)
+        if self._poison is not None:
+            for lane, own in zip(self.lanes, streams, strict=False):
+                checked(
+                    self.gpu.driver.cuMemsetD8Async(lane.arena.pointer, self._poison, lane.arena.nbytes, own.handle),
+                    "clear memory",
+                )
+        # A kernel of each in turn: where nothing is recorded, one lane's launches would keep the others waiting.
+        for kernels in zip(*launches, strict=True):
+            for launch, own in zip(kernels, streams, strict=True):
+                launch.put(self.gpu, own)
+        for other, done in beside:
+            done.record(other)
+            stream.wait_for(done)
+
+    def launch(self, number: int, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
+        """One step of a run, for as many patches as the first lane has room for."""
+        self.lanes[0].launch_of(self.programs[number], self._params[0][number], batch, source, target).put(
+            self.gpu, stream
+        )
+
+    @contextmanager
+    def prepared(
+        self, program: Program, stream: Stream
+    ) -> Iterator[Callable[[int, DeviceBuffer, DeviceBuffer, Stream], None]]:
+        """Another kernel for one of the steps, to be launched as :meth:`launch`; its memory is freed afterwards."""
+        self._ready(program, self.gpu.compiled([program.source], "run")[0])
+        held = self.memory.count
+        try:
+            weights = None if program.tiling is None else self.memory.uploaded(self._weights(program.tiling), stream)
+            params = self.lanes[0].parameters(program, weights, stream)
+            yield (
+                lambda batch, source, target, stream: (
+                    self.lanes[0].launch_of(program, params, batch, source, target).put(self.gpu, stream)
+                )
+            )
+        finally:
+            stream.synchronize()
+            self.memory.free(held)
+
+    @property
+    def bytes(self) -> int:
+        """Of the GPU's memory that it takes."""
+        return self.memory.bytes
+
+    def close(self) -> None:
+        self.memory.free()
+        for thing in (self._begun, *(one for pair in self._beside for one in pair)):
+            thing.free()
+
+
+def _parts(batch: int, lanes: int) -> list[int]:
+    """Patches of each lane; no lane is without."""
+    lanes = min(batch, lanes)
+    return [batch // lanes + (number < batch % lanes) for number in range(lanes)]
