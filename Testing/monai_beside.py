@@ -15,7 +15,7 @@ from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.importers import monai_bundle
 from MedQuantINT8Lib.importers.base import Understood
-from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
 
 LOAD = [{"_target_": "LoadImaged", "keys": "image"}, {"_target_": "EnsureChannelFirstd", "keys": "image"}]
 SPACE = {"_target_": "Spacingd", "keys": "image", "pixdim": [2.0, 2.0, 2.5], "mode": "bilinear"}

@@ -21,9 +21,9 @@ from MedQuantINT8Lib.engines.base import BuildOptions, UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda.driver import GpuError, GpuMemoryError
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.inference.engine_pool import KeepingShelf
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.segmenter import SegmentationOptions
-from MedQuantINT8Lib.shelf import KeepingShelf
 
 OPTIONS = SegmentationOptions(check_ranges=False)
 SCAN = Volume(np.random.default_rng(0).random((12, 10, 9)).astype(np.float32), np.eye(4), "scan")

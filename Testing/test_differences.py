@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib import memory
 from MedQuantINT8Lib.boundary import REGION_COLUMNS, structure_json
 from MedQuantINT8Lib.differences import MOST_REGIONS, find_differences
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.evaluation import StructureAgreement
 from MedQuantINT8Lib.imaging.volume import Grid
-from MedQuantINT8Lib.margins import ONE, MarginSink
+from MedQuantINT8Lib.inference import memory_estimate as memory
+from MedQuantINT8Lib.inference.margins import ONE, MarginSink
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.models.spec import Label
-from MedQuantINT8Lib.segmenter import SegmentationOptions
 
 LABELS = (Label(1, "liver", 1), Label(2, "spleen", 2))
 

@@ -436,7 +436,7 @@ def test_a_gpu_that_is_too_small_gives_way_to_the_processor(monkeypatch, int8_pa
     from MedQuantINT8Lib import runs
     from MedQuantINT8Lib.engines import base
     from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
-    from MedQuantINT8Lib.segmenter import SegmentationOptions
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 
     monkeypatch.setattr(base, "_REGISTRY", {"cramped": f"{__name__}:_Cramped", **base._REGISTRY})
     run = runs.segment(int8_package, phantom[0], runs.EngineChoice("auto", "int8"), SegmentationOptions(), Task())
@@ -463,7 +463,7 @@ class _Picky(OpenVINOBackend):
 def test_a_network_that_an_engine_has_no_kernel_for_goes_to_the_next(monkeypatch, int8_package, phantom):
     from MedQuantINT8Lib import runs
     from MedQuantINT8Lib.engines import base
-    from MedQuantINT8Lib.segmenter import SegmentationOptions
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 
     monkeypatch.setattr(base, "_REGISTRY", {"picky": f"{__name__}:_Picky", **base._REGISTRY})
     run = runs.segment(int8_package, phantom[0], runs.EngineChoice("auto", "int8"), SegmentationOptions(), Task())
@@ -515,8 +515,8 @@ def test_the_batch_is_what_a_gpu_holds(monkeypatch, int8_package, phantom):
 
     from MedQuantINT8Lib import runs
     from MedQuantINT8Lib.engines import base
-    from MedQuantINT8Lib.memory import MOST_WINDOWS, gpu_batch
-    from MedQuantINT8Lib.segmenter import SegmentationOptions
+    from MedQuantINT8Lib.inference.memory_estimate import MOST_WINDOWS, gpu_batch
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 
     sizes = [gpu_batch(int8_package, "int8", SegmentationOptions(), size << 20) for size in (1, 800, 8000)]
     assert sizes[0] == 1 < sizes[1] <= sizes[2] == MOST_WINDOWS

@@ -17,10 +17,10 @@ from MedQuantINT8Lib.engines.cuda import interop as gpu_arrays
 from MedQuantINT8Lib.engines.cuda.graph_capture import CapturedGraph
 from MedQuantINT8Lib.engines.cuda.pipeline import DevicePipeline
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
+from MedQuantINT8Lib.inference.sliding_window import slide
+from MedQuantINT8Lib.inference.windows import plan_windows
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.sliding_window import slide
-from MedQuantINT8Lib.windows import plan_windows
 
 
 def has_gpu():
@@ -374,7 +374,7 @@ def test_what_was_begun_is_compiled_once_and_what_nobody_asks_for_is_given_up(mo
 @pytest.mark.parametrize("dtype", ["float32", "int16"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_same_labels_as_on_the_processor(gpu, case, dtype, batch):
-    from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Intensity, Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity, Reduction
 
     shape, patch, overlap = CASES[case]
     window = Window(patch, overlap=overlap)
@@ -398,7 +398,7 @@ def test_the_same_labels_as_on_the_processor(gpu, case, dtype, batch):
 
 @needs_gpu
 def test_regions_of_probabilities(gpu):
-    from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Reduction
 
     window = Window((16, 16, 16), overlap=0.5)
     plan = plan_windows((30, 41, 22), window, (16, 16, 16))
@@ -413,7 +413,7 @@ def test_regions_of_probabilities(gpu):
 
 
 def small(gpu, batch=2):
-    from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Reduction
 
     window = Window((16, 16, 16), overlap=0.5)
     plan = plan_windows((40, 40, 40), window, (16, 16, 16))
@@ -608,10 +608,10 @@ class OnGpu:
 def test_the_segment_road_takes_the_gpus_window_and_gives_the_same(gpu, activation, resample, inclusive, monkeypatch):
     from dataclasses import replace
 
-    from MedQuantINT8Lib import segmenter
-    from MedQuantINT8Lib.engines import gpu_window
     from MedQuantINT8Lib.imaging.phantom import phantom_spec
     from MedQuantINT8Lib.imaging.volume import Volume
+    from MedQuantINT8Lib.inference import gpu_sliding_window as gpu_window
+    from MedQuantINT8Lib.inference import segmenter
     from MedQuantINT8Lib.models.spec import Label, Normalization, Output
 
     labels = tuple(Label(v, f"s{v}", c) for v, c in ((1, 1), (7, 2)))

@@ -115,8 +115,8 @@ def only_own_errors(function):
 def test_a_damaged_network_is_one_error_at_import_and_when_it_is_run(network, scan, tmp_path):
     from MedQuantINT8Lib import runs
     from MedQuantINT8Lib.imaging.volume_files import read_volume
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.segmenter import SegmentationOptions
 
     content, volume = network.read_bytes(), read_volume(scan)
     refused = {"import": 0, "segment": 0}

@@ -12,8 +12,8 @@ from conftest import PHANTOM_SIZE, PHANTOM_SPACING
 from MedQuantINT8Lib import mrml
 from MedQuantINT8Lib.errors import Cancelled, InputError
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.logic import MedQuantINT8Logic
-from MedQuantINT8Lib.segmenter import SegmentationOptions
 
 pytestmark = pytest.mark.slicer
 

@@ -16,8 +16,8 @@ from MedQuantINT8Lib.imaging.phantom import make_phantom
 from MedQuantINT8Lib.imaging.volume import Grid, Volume, resample, to_sitk
 from MedQuantINT8Lib.importers import nnunet
 from MedQuantINT8Lib.importers.base import write
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.segmenter import SegmentationOptions
 from nnunet_folders import PATCH, SPACING, architecture, checkpoint, dataset, plans, write_folder
 
 
@@ -85,7 +85,7 @@ def by_nnunet(folder, volume, folds, tmp_path):
 
 
 def by_us(packages, volume):
-    from MedQuantINT8Lib.ensemble import Ensemble
+    from MedQuantINT8Lib.inference.ensemble import Ensemble
 
     choice = runs.EngineChoice("onnxruntime", "fp32")
     return runs.segment(Ensemble(packages), volume, choice, SegmentationOptions(), Task()).result.labels

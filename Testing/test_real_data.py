@@ -20,10 +20,10 @@ from MedQuantINT8Lib.imaging.network_grid import sub_grid
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.importers.onnx import import_onnx
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import QuantizationPolicy, calibration_patch, quantize_package
-from MedQuantINT8Lib.segmenter import SegmentationOptions
 from MedQuantINT8Lib.sensitivity import Budget
 
 HIPPOCAMPUS = Path(__file__).parent / "Networks" / "hippocampus_unet.onnx"

@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.blending import ScoreSink
-from MedQuantINT8Lib.cleaning import cleaned
 from MedQuantINT8Lib.errors import PackageError
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.regions import Regions, activate, logit_cut, probability_cut
 from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.inference.blending import ScoreSink
+from MedQuantINT8Lib.inference.postprocessing import cleaned
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
+from MedQuantINT8Lib.inference.sliding_window import _filled, slide
 from MedQuantINT8Lib.models.spec import Channel, Cleaning, Geometry, Label, ModelSpec, Output, Window
 from MedQuantINT8Lib.models.spec_parser import parse_spec
-from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
-from MedQuantINT8Lib.sliding_window import _filled, slide
 
 
 def spec(classes=3, **output):
@@ -143,7 +143,7 @@ class WindowOnGpu:
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("resample", [None, "logits", "probabilities"])
 def test_the_gpu_is_told_the_same_as_the_processor_does(activation, resample, inclusive, monkeypatch):
-    from MedQuantINT8Lib.engines import gpu_window
+    from MedQuantINT8Lib.inference import gpu_sliding_window as gpu_window
 
     # Whole numbers: some scores are exactly at the threshold.
     data = np.random.default_rng(2).integers(-2, 3, (1, 12, 11, 10)).astype(np.float32)

@@ -14,9 +14,9 @@ from MedQuantINT8Lib.errors import MedQuantError, PackageError
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.importers.onnx import draft_spec, import_onnx
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
 from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
 
 
 def network(path, channels=1, classes=2, spatial=("a", "b", "c")):
@@ -152,7 +152,7 @@ def test_scores_or_labels_are_resampled_as_memory_allows_and_the_report_says_whi
 def test_not_enough_memory_is_said_before_the_work(tmp_path, blob, monkeypatch):
     volume, _ = blob(np.eye(4))
     package = import_onnx(network(tmp_path / "n.onnx"), spec(), tmp_path / "p")
-    monkeypatch.setattr("MedQuantINT8Lib.segmenter.available_memory", lambda: 1000)
+    monkeypatch.setattr("MedQuantINT8Lib.inference.segmenter.available_memory", lambda: 1000)
     with pytest.raises(MedQuantError, match=r"needs .* GB of memory"):
         run(package, volume)
 
@@ -199,7 +199,7 @@ def test_foreground_can_be_found_by_the_network(fp32_package, phantom):
 def test_only_the_largest_part_of_a_structure_stays_as_monai_does_it():
     from monai.transforms import KeepLargestConnectedComponent
 
-    from MedQuantINT8Lib.cleaning import cleaned
+    from MedQuantINT8Lib.inference.postprocessing import cleaned
     from MedQuantINT8Lib.models.spec import Cleaning
 
     rng = np.random.default_rng(0)

@@ -17,11 +17,11 @@ from MedQuantINT8Lib.importers.base import write as write_package
 from MedQuantINT8Lib.importers.monai_inferers import translate_inferer
 from MedQuantINT8Lib.importers.nnunet_plans import read_plans
 from MedQuantINT8Lib.importers.slices import sliced
+from MedQuantINT8Lib.inference.windows import plan_windows
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models.package import IMPORT
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.windows import plan_windows
 from monai_beside import ARGMAX, LOAD, SOFTMAX, SPACE, agreement, invert, scan, write
 from nnunet_folders import MODEL, architecture, by_nnunet, checkpoint, dataset, plans, write_folder
 

@@ -7,13 +7,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.blending import LabelSink, RegionSink, ScoreSink
 from MedQuantINT8Lib.errors import Cancelled, InputError
 from MedQuantINT8Lib.imaging.regions import Regions
+from MedQuantINT8Lib.inference.blending import LabelSink, RegionSink, ScoreSink
+from MedQuantINT8Lib.inference.sliding_window import slide
+from MedQuantINT8Lib.inference.windows import check_patch, importance_map, plan_windows, window_starts
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.sliding_window import slide
-from MedQuantINT8Lib.windows import check_patch, importance_map, plan_windows, window_starts
 
 SHAPES = [
     ((50, 37, 61), (16, 16, 16), 0.5),

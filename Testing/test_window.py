@@ -128,7 +128,7 @@ class User:
 
 def slow_down(user):
     """Make the next run long enough to act during it."""
-    from MedQuantINT8Lib.segmenter import SegmentationOptions
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 
     logic = user.widget.logic.engineRoom
     plain = logic.segment

@@ -20,9 +20,9 @@ from MedQuantINT8Lib.arena import Arena
 from MedQuantINT8Lib.client import WorkerClient, WorkerError
 from MedQuantINT8Lib.errors import Cancelled, InputError, PackageError
 from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.runs import EngineChoice
-from MedQuantINT8Lib.segmenter import SegmentationOptions
 
 OPTIONS = SegmentationOptions()
 CHOICE = EngineChoice("openvino", "int8")
@@ -203,7 +203,7 @@ import sys, time
 import numpy as np
 from MedQuantINT8Lib.client import WorkerClient
 from MedQuantINT8Lib.runs import EngineChoice
-from MedQuantINT8Lib.segmenter import SegmentationOptions
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.imaging.volume import Volume
 client = WorkerClient()
 client.start()

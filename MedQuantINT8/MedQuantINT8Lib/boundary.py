@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from . import runs
 from .differences import Differences, find_differences
-from .ensemble import Ensemble
 from .evaluation import StructureAgreement, agreement, mean_dice
 from .imaging.volume import Volume
+from .inference.engine_pool import EngineShelf
+from .inference.ensemble import Ensemble
+from .inference.segmenter import SegmentationOptions
 from .models.spec import Label
 from .progress import Task
-from .segmenter import SegmentationOptions
-from .shelf import EngineShelf
 from .system import peak_memory, reset_peak_memory
 
 #: A structure whose volume changes by more than this share of it is pointed out, in percent.

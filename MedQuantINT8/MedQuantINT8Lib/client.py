@@ -23,10 +23,10 @@ from . import __version__, errors
 from .arena import Arena, aligned
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .imaging.volume import Volume
+from .inference.segmenter import SegmentationOptions
 from .progress import ProgressEvent, Task
 from .runs import EngineChoice
 from .scratch import owned_prefix
-from .segmenter import SegmentationOptions
 from .system import default_python, library_environment
 
 _START_SECONDS = 60.0

@@ -13,17 +13,17 @@ from typing import Any
 
 from . import runs
 from .catalogue import both_meant, resolve, resolve_one
-from .ensemble import Ensemble, load_ensemble
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .files import split_paths, write_json, write_text
 from .imaging.segmentation_files import check_output_path, output_files, present_labels, write_segmentation
 from .imaging.volume_files import ReadOptions, ScanReader, scan_paths
+from .inference.ensemble import Ensemble, load_ensemble
+from .inference.segmenter import SegmentationOptions
 from .models.package import CALIBRATION, INT8, KNOWN_FILES, MODEL_JSON, ModelPackage, peek
 from .outputs import check_output_folder, check_output_package
 from .overwriting import free_path, overwriting, segmentation_beside
 from .progress import Task
 from .resources import resource
-from .segmenter import SegmentationOptions
 from .system import library_environment
 from .terminal import print_result, warn
 

@@ -22,12 +22,12 @@ from .imaging.phantom import demo_scan, make_phantom, phantom_spec
 from .imaging.volume import Volume
 from .imaging.volume_files import read_volume
 from .importers.onnx import import_onnx
+from .inference.segmenter import SegmentationOptions
 from .models.package import ModelPackage
 from .pictures import comparison_slices, comparison_title
 from .progress import Task
 from .report import agreement_json, picture_json, report_json
 from .resources import resource
-from .segmenter import SegmentationOptions
 
 #: Seeds that the network was not trained on.
 _CALIBRATION_SEEDS = (1001, 1002, 1003)

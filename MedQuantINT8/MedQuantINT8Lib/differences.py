@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .imaging.masks import bounding_box
 from .imaging.volume import Grid
-from .margins import ONE
+from .inference.margins import ONE
 from .models.spec import Label
 
 #: Regions that are named one by one; the rest is counted.
@@ -88,7 +88,7 @@ def find_differences(
     Work is confined to the box around what differs, so that a large scan with few differences is quick.
 
     Args:
-        margins: of the first, (K, J, I), as :mod:`.margins` keeps them.
+        margins: of the first, (K, J, I), as :mod:`.inference.margins` keeps them.
     """
     differ = first != second
     total = int(np.count_nonzero(differ))

@@ -8,10 +8,10 @@ from pathlib import Path
 from . import commands
 from .boundary import examine, region_labels, regions_csv
 from .boundary_page import boundary_page, gains, verdict
-from .ensemble import load_ensemble
 from .files import split_paths, write_json, write_text
 from .imaging.segmentation_files import write_segmentation
 from .imaging.volume_files import scan_paths
+from .inference.ensemble import load_ensemble
 from .outputs import check_output_folder
 from .overwriting import overwriting
 from .progress import Task

@@ -13,16 +13,16 @@ import numpy as np
 from . import runs
 from .cohort import mean_of, require_scipy, wilcoxon
 from .datasets import Case, DataSet, label_map
-from .ensemble import Ensemble
 from .errors import InputError
 from .evaluation import dice
 from .files import write_json, write_text
 from .imaging.volume import Volume
 from .imaging.volume_files import read_volume
+from .inference.engine_pool import KeepingShelf
+from .inference.ensemble import Ensemble
+from .inference.segmenter import SegmentationOptions
 from .models.spec import Label
 from .progress import Task
-from .segmenter import SegmentationOptions
-from .shelf import KeepingShelf
 from .surface import surface_agreement
 from .system import machine
 

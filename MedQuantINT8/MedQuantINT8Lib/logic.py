@@ -24,13 +24,13 @@ from .engines.cuda.setup_hints import gpu_names
 from .errors import InputError
 from .files import split_paths, there
 from .imaging.volume_files import ReadOptions, result_names, scan_files
+from .inference.segmenter import SegmentationOptions
 from .jobs import BackgroundJob, BatchJob, Pollable
 from .making import Making
 from .models.package import INT8, peek
 from .models.spec import Label, ModelSpec
 from .progress import ProgressEvent
 from .runs import EngineChoice
-from .segmenter import SegmentationOptions
 from .system import cpu_name
 from .undo import SegmentationUndo
 

@@ -32,18 +32,18 @@ from .engines.cuda.device import GpuError, GpuMemoryError
 from .engines.int8_or_float import prepare_faster
 from .engines.preparation import PreparedEngine, prepare
 from .engines.stopwatch import engine_stopwatch
-from .ensemble import Ensemble, MeanEngine
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .imaging.preprocessing import NetworkInput
 from .imaging.volume import Volume
 from .imaging.volume_files import read_volume
-from .memory import fitted, gpu_batch
+from .inference.engine_pool import EngineShelf, NoShelf
+from .inference.ensemble import Ensemble, MeanEngine
+from .inference.memory_estimate import fitted, gpu_batch
+from .inference.range_check import check_ranges
+from .inference.segmenter import SegmentationOptions, SegmentationResult, patch_for, plan_for, segment_volume, window_of
+from .inference.segmenter import segment as segment_in_network_space
 from .models.package import ModelPackage
 from .progress import Task
-from .ranges import check_ranges
-from .segmenter import SegmentationOptions, SegmentationResult, patch_for, plan_for, segment_volume, window_of
-from .segmenter import segment as segment_in_network_space
-from .shelf import EngineShelf, NoShelf
 
 Source = str | os.PathLike[str]
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class SegmentationRun:
     Attributes:
         seconds: by stage, from reading the scan to the label map; "total" is wall time.
         engine: the engine's own report.
-        ranges: whether the scan left the calibrated ranges (:mod:`.ranges`); None if that was not looked at.
+        ranges: whether the scan left the calibrated ranges (:mod:`.inference.range_check`); None if that was not looked at.
     """
 
     volume: Volume

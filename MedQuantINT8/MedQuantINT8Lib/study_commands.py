@@ -65,10 +65,10 @@ def selftest(args: argparse.Namespace, task: Task) -> None:
 def evaluate(args: argparse.Namespace, task: Task) -> None:
     from .commands import options_of, packages_of, reader_of
     from .datasets import files_of, read_dataset
-    from .ensemble import load_ensemble
     from .evaluate import FILES, lines_of, write_results
     from .evaluate import evaluate as run
     from .files import split_paths
+    from .inference.ensemble import load_ensemble
     from .outputs import check_output_folder
     from .overwriting import overwriting
     from .runs import EngineChoice

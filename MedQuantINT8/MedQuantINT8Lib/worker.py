@@ -23,12 +23,12 @@ import numpy as np
 
 from . import __version__
 from .arena import Arena, aligned
-from .ensemble import Ensemble, load_ensemble
 from .errors import MedQuantError
 from .files import split_paths
 from .imaging.volume import Volume
+from .inference.engine_pool import KeepingShelf
+from .inference.ensemble import Ensemble, load_ensemble
 from .progress import ProgressEvent, Task
-from .shelf import KeepingShelf
 from .worker_tasks import TASKS, Bench
 
 PROTOCOL = 2

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 
 from . import runs
 from .boundary import VOLUME_CHANGE, examine
-from .ensemble import Ensemble
 from .files import split_paths
 from .imaging.volume import Volume
 from .imaging.volume_files import ReadOptions, read_volume, scan_paths
+from .inference.engine_pool import KeepingShelf
+from .inference.ensemble import Ensemble
+from .inference.segmenter import SegmentationOptions
 from .models.package import ModelPackage
 from .models.spec import Label
 from .outputs import check_output_package
 from .progress import Task
-from .segmenter import SegmentationOptions
-from .shelf import KeepingShelf
 
 Request = dict[str, Any]
 

@@ -58,10 +58,10 @@ def stub():
 
 
 def ours(shape: tuple[int, int, int], output: str) -> None:
-    from MedQuantINT8Lib.blending import LabelSink
+    from MedQuantINT8Lib.inference.blending import LabelSink
+    from MedQuantINT8Lib.inference.sliding_window import slide
+    from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
-    from MedQuantINT8Lib.sliding_window import slide
-    from MedQuantINT8Lib.windows import plan_windows
 
     run = stub()
     empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

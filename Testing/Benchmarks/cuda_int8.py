@@ -190,10 +190,10 @@ def volume(folder: Path) -> dict[str, Any]:
     from MedQuantINT8Lib.engines.base import BuildOptions
     from MedQuantINT8Lib.engines.cuda.device import Gpu
     from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
-    from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Intensity, Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity, Reduction
+    from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
     from MedQuantINT8Lib.networks import PATCH
-    from MedQuantINT8Lib.windows import plan_windows
 
     window, options = Window(PATCH, overlap=0.5), BuildOptions("int8", PATCH, batch=4, device="gpu")
     result: dict[str, Any] = {"volumes": [], "network": FOURTEEN}

@@ -24,9 +24,9 @@ REPEATS = 200
 def overlap(gpu: Any) -> dict[str, Any]:
     """The processor's window around a network on the GPU: copies and blending beside the network's work, and one after the other."""
     from MedQuantINT8Lib.engines.cuda.pipeline import DevicePipeline
+    from MedQuantINT8Lib.inference.sliding_window import slide
+    from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
-    from MedQuantINT8Lib.sliding_window import slide
-    from MedQuantINT8Lib.windows import plan_windows
     from test_gpu import Pointwise
 
     shape = (160, 192, 192)
@@ -65,9 +65,9 @@ def overlap(gpu: Any) -> dict[str, Any]:
 
 def main() -> None:
     from MedQuantINT8Lib.engines.cuda import device as cuda
-    from MedQuantINT8Lib.engines.gpu_window import GpuSlidingWindow, Intensity, Reduction, ring_bytes
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity, Reduction, ring_bytes
+    from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
-    from MedQuantINT8Lib.windows import plan_windows
     from test_gpu import Pointwise
 
     window = Window(PATCH, overlap=0.5)

@@ -27,10 +27,10 @@ def main() -> None:
     from MedQuantINT8Lib.client import WorkerClient
     from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
     from MedQuantINT8Lib.imaging.segmentation_files import write_segmentation
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.resources import resource
     from MedQuantINT8Lib.runs import EngineChoice
-    from MedQuantINT8Lib.segmenter import SegmentationOptions
 
     choice, options = EngineChoice("openvino", "int8"), SegmentationOptions()
     with tempfile.TemporaryDirectory() as scratch:

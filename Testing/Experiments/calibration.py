@@ -66,12 +66,12 @@ def study(
     from MedQuantINT8Lib.engines import BuildOptions, backend
     from MedQuantINT8Lib.evaluation import agreement, mean_dice
     from MedQuantINT8Lib.imaging.preprocessing import preprocess
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
     from MedQuantINT8Lib.models import onnx_graph as graph
     from MedQuantINT8Lib.models import qdq
     from MedQuantINT8Lib.placement import place
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.quantization import QuantizationPolicy, input_means, policy_reasons, require_quantizer
-    from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
 
     with tempfile.TemporaryDirectory() as scratch:
         made = package(name, weights, Path(scratch))

@@ -58,10 +58,10 @@ def quantized(name: str, weights: Path, folder: Path, scans: list[Any]) -> tuple
 
 def row(name: str, weights: Path, calibration: list[Any], data: Any) -> dict[str, Any]:
     from MedQuantINT8Lib import runs
-    from MedQuantINT8Lib.ensemble import Ensemble
     from MedQuantINT8Lib.evaluate import evaluate
+    from MedQuantINT8Lib.inference.ensemble import Ensemble
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.segmenter import SegmentationOptions
 
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"

@@ -36,12 +36,12 @@ def row(name: str, case: str, agreement: float) -> dict[str, Any]:
     from MedQuantINT8Lib import runs
     from MedQuantINT8Lib.calibration import CalibrationOptions
     from MedQuantINT8Lib.datasets import Case, DataSet
-    from MedQuantINT8Lib.ensemble import Ensemble
     from MedQuantINT8Lib.evaluate import evaluate
     from MedQuantINT8Lib.importers.onnx import import_onnx
+    from MedQuantINT8Lib.inference.ensemble import Ensemble
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.quantization import QuantizationPolicy
-    from MedQuantINT8Lib.segmenter import SegmentationOptions
     from MedQuantINT8Lib.sensitivity import Budget
 
     with tempfile.TemporaryDirectory() as folder:

@@ -77,8 +77,8 @@ def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
     from MedQuantINT8Lib.evaluation import agreement, mean_dice
     from MedQuantINT8Lib.imaging.preprocessing import preprocess
     from MedQuantINT8Lib.imaging.volume_files import read_volume
-    from MedQuantINT8Lib.ranges import Probe, RangeCheck, limits_of
-    from MedQuantINT8Lib.segmenter import SegmentationOptions, segment
+    from MedQuantINT8Lib.inference.range_check import Probe, RangeCheck, limits_of
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
 
     calibration = [read_volume(files(case)[0]) for case in case_names("train")[:CALIBRATION_SCANS]]
     pairs = [files(case) for case in case_names("test")[:cases]]
@@ -168,9 +168,9 @@ def cost(weights: Path) -> list[dict[str, Any]]:
     from MedQuantINT8Lib import runs
     from MedQuantINT8Lib.imaging.volume import Volume
     from MedQuantINT8Lib.imaging.volume_files import read_volume
+    from MedQuantINT8Lib.inference.engine_pool import KeepingShelf
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.segmenter import SegmentationOptions
-    from MedQuantINT8Lib.shelf import KeepingShelf
 
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..blending import ScoreSink
 from ..errors import InputError, MedQuantError, PackageError
 from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.volume import Volume
+from ..inference.blending import ScoreSink
+from ..inference.segmenter import SegmentationOptions, plan_for, segment
+from ..inference.sliding_window import slide
 from ..models.spec import ModelSpec
 from ..progress import Task
-from ..segmenter import SegmentationOptions, plan_for, segment
-from ..sliding_window import slide
 from ..system import available_memory
 from .check_scans import made_scans
 from .import_check import ImportCheck, OriginalPipeline, ScanCheck, difference

@@ -13,7 +13,7 @@ from .layer_table import from_inspector, without_double_work
 
 
 class TensorRTEngine(GpuEngine):
-    """Satisfies :class:`..base.Engine`, and :class:`..gpu_window.GpuNetwork` for the sliding window on the GPU.
+    """Satisfies :class:`..base.Engine`, and :class:`...inference.gpu_sliding_window.GpuNetwork` for the sliding window on the GPU.
 
     Args:
         engine: a deserialized ICudaEngine with one input and one output, float32 at both ends.

@@ -1,4 +1,4 @@
-"""A plan on the GPU: its memory, its weights and its kernels; satisfies :class:`...gpu_window.GpuNetwork`."""
+"""A plan on the GPU: its memory, its weights and its kernels; satisfies :class:`....inference.gpu_sliding_window.GpuNetwork`."""
 
 from __future__ import annotations
 

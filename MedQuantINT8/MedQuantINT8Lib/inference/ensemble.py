@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engines import Engine, EngineDescription
-from .errors import InputError
-from .files import split_paths
-from .models.package import ModelPackage
+from ..engines import Engine, EngineDescription
+from ..errors import InputError
+from ..files import split_paths
+from ..models.package import ModelPackage
 
 
 class Ensemble:

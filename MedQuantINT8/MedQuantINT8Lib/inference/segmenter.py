@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines import Engine
+from ..errors import InputError, MedQuantError
+from ..imaging.preprocessing import NetworkInput, preprocess
+from ..imaging.regions import Regions, activate, logit_cut, probability_cut
+from ..imaging.volume import Volume
+from ..models.spec import ModelSpec, Window
+from ..progress import Task
+from ..system import available_memory
 from .blending import ActivatingSink, LabelSink, RegionSink, ScoreSink
-from .cleaning import cleaned
-from .engines import Engine
-from .errors import InputError, MedQuantError
-from .imaging.preprocessing import NetworkInput, preprocess
-from .imaging.regions import Regions, activate, logit_cut, probability_cut
-from .imaging.volume import Volume
 from .margins import MarginSink
-from .models.spec import ModelSpec, Window
-from .progress import Task
+from .postprocessing import cleaned
 from .sliding_window import Inference, SlidingWindowResult, slide
-from .system import available_memory
 from .windows import WindowPlan, check_patch, plan_windows
 
 _GB = 1 << 30
@@ -37,7 +37,7 @@ class SegmentationOptions:
         batch: windows a call of the engine; 0 leaves it to the program: one on a processor, what fits on a GPU.
         skip_air: leave out windows that hold only air, where the model says what air is.
         memory_bytes: for blended scores; None takes half of what is free, at most 3 GB.
-        check_ranges: look whether an INT8 run's scan leaves the calibrated ranges (:mod:`.ranges`).
+        check_ranges: look whether an INT8 run's scan leaves the calibrated ranges (:mod:`.range_check`).
         margins: also keep by how much each voxel's label won (:mod:`.margins`).
     """
 
@@ -267,7 +267,7 @@ class _Run:
         return same and not regions.nested and (output.activation == "sigmoid" or output.activated)
 
     def _gpu_reduction(self) -> Any:
-        from .engines.gpu_window import Reduction
+        from .gpu_sliding_window import Reduction
 
         values, output = self._values.astype(np.uint16), self._spec.output
         if self._regions is None:
@@ -282,8 +282,8 @@ class _Run:
 
         None if the GPU's memory is too small for the scores: then they are blended in the computer's.
         """
-        from .engines.cuda.device import GpuMemoryError
-        from .engines.gpu_window import GpuSlidingWindow
+        from ..engines.cuda.device import GpuMemoryError
+        from .gpu_sliding_window import GpuSlidingWindow
 
         spec, data = self._spec, self._input.data
         try:

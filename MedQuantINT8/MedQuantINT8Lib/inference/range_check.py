@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DependencyError, EngineError
-from .memory import activation_bytes
-from .models.package import ModelPackage
-from .system import available_memory
+from ..errors import DependencyError, EngineError
+from ..models.package import ModelPackage
+from ..system import available_memory
+from .memory_estimate import activation_bytes
 from .windows import WindowPlan
 
 #: Of so many windows one is looked at, up to :data:`MOST`: about a twentieth of an INT8 run's time on a processor.
@@ -163,8 +163,8 @@ class Probe:
     """An FP32 network that tells the share of values beyond a limit, for each of its tensors."""
 
     def __init__(self, path: Path, patch: tuple[int, int, int], limits: dict[str, float]) -> None:
-        from .engines.onnxruntime import session
-        from .models import onnx_graph as graph
+        from ..engines.onnxruntime import session
+        from ..models import onnx_graph as graph
 
         model = graph.load_network(path)
         graph.name_nodes(model)
@@ -187,7 +187,7 @@ _SHARES = "medquant_shares"
 
 def with_probes(model: Any, limits: dict[str, float]) -> Any:
     """A copy whose only output is the share of values beyond its limit, for each tensor: float32 (tensors,)."""
-    from .models import onnx_graph as graph
+    from ..models import onnx_graph as graph
 
     onnx = graph.require_onnx()
     helper, kind = onnx.helper, onnx.TensorProto

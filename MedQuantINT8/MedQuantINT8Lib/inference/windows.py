@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
-from .models.spec import Window
+from ..errors import InputError
+from ..models.spec import Window
 
 
 def window_starts(size: int, patch: int, overlap: float, placement: str = "monai") -> list[int]:

@@ -1,6 +1,6 @@
 """The sliding window on the GPU: the volume goes up, the label map comes down, and nothing in between.
 
-The same plan of windows and the same weights as on the processor (:mod:`..windows`); patches are cut, normalised, blended and
+The same plan of windows and the same weights as on the processor (:mod:`.windows`); patches are cut, normalised, blended and
 reduced to labels by small kernels (:mod:`.gpu_kernels`), the network runs between them in the same stream.
 """
 
@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines.cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
+from ..engines.cuda.interop import borrowed, is_on_gpu
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
-from ..windows import WindowPlan, importance_map
-from .cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
-from .cuda.interop import borrowed, is_on_gpu
 from .gpu_kernels import NAMES, SOURCE
+from .windows import WindowPlan, importance_map
 
 _THREADS = 256
 _SOURCES = {"float32": "f32", "int16": "i16", "uint16": "u16", "uint8": "u8"}

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .imaging.volume import Volume
-from .models.package import ModelPackage
-from .models.spec import ModelSpec
+from ..errors import InputError
+from ..imaging.volume import Volume
+from ..models.package import ModelPackage
+from ..models.spec import ModelSpec
+from ..system import available_memory
 from .segmenter import SegmentationOptions, whole_volume_patch, window_of
-from .system import available_memory
 
 _GB = 1 << 30
 _SMALLEST_BLENDING = 256 << 20
@@ -106,8 +106,8 @@ def activation_bytes(path: Path, changed: float, patch: tuple[int, int, int]) ->
 
     ``changed`` is the file's time stamp: a new file is looked at anew. Engines that fuse operators need less.
     """
-    from .errors import DependencyError
-    from .models import onnx_graph as graph
+    from ..errors import DependencyError
+    from ..models import onnx_graph as graph
 
     try:
         onnx = graph.require_onnx()
@@ -119,7 +119,7 @@ def activation_bytes(path: Path, changed: float, patch: tuple[int, int, int]) ->
 
 
 def _activation_bytes(model: Any, patch: tuple[int, int, int]) -> int:
-    from .models import onnx_graph as graph
+    from ..models import onnx_graph as graph
 
     kept = {i.name for i in model.graph.initializer}
     for initializer in model.graph.initializer:

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ..errors import EngineError
+from ..models.spec import Window
+from ..progress import Task
+from ..threads import Threads
 from .blending import Array, OverlapAdd, Sink
-from .errors import EngineError
-from .models.spec import Window
-from .progress import Task
-from .threads import Threads
 from .windows import Column, WindowPlan, importance_map
 
 #: Infer a batch: float32 (N, C, p0, p1, p2) to float (N, classes, p0, p1, p2), read before the next call.

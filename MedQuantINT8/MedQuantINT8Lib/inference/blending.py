@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .imaging.regions import Regions, activate
-from .threads import Threads
+from ..imaging.regions import Regions, activate
+from ..threads import Threads
 from .windows import WindowPlan
 
 Array = NDArray[np.floating]
@@ -145,7 +145,7 @@ class LabelSink:
 
 
 class RegionSink:
-    """Reduces finished, normalised probabilities to regions, and these to labels (:mod:`.imaging.regions`)."""
+    """Reduces finished, normalised probabilities to regions, and these to labels (:mod:`..imaging.regions`)."""
 
     def __init__(self, shape: tuple[int, int, int], regions: Regions) -> None:
         self._regions = regions

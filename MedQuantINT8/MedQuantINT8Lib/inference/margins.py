@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..imaging.regions import activate
 from .blending import Array, Sink
-from .imaging.regions import activate
 
 #: A margin of 1 as it is kept, in 8 bits.
 ONE = 255

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .imaging.masks import bounding_box
-from .models.spec import Cleaning
+from ..imaging.masks import bounding_box
+from ..models.spec import Cleaning
 
 
 def cleaned(labels: NDArray[Any], steps: Sequence[Cleaning]) -> NDArray[Any]:

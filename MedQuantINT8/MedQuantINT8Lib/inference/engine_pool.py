@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
-from .engines.preparation import PreparedEngine
-from .errors import EngineError
+from ..engines.preparation import PreparedEngine
+from ..errors import EngineError
 
 #: Makes the engines of an ensemble, one a member.
 Make = Callable[[], list[PreparedEngine]]
