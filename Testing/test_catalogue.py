@@ -14,10 +14,10 @@ import pytest
 
 import tiny
 from data_models import DATA
-from MedQuantINT8Lib import catalogue
 from MedQuantINT8Lib.cli import main
-from MedQuantINT8Lib.download import Checksum, DownloadError, download
 from MedQuantINT8Lib.errors import Cancelled, InputError
+from MedQuantINT8Lib.importers import catalogue
+from MedQuantINT8Lib.importers.download import Checksum, DownloadError, download
 from MedQuantINT8Lib.models.spec_parser import parse_spec
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.resources import resource

@@ -32,7 +32,7 @@ MADE = {
 def test_a_plan_computes_what_the_network_does(name, tmp_path):
     import torch
 
-    from MedQuantINT8Lib.export import export_network
+    from MedQuantINT8Lib.importers.export import export_network
 
     torch.manual_seed(0)
     path = tmp_path / "network.onnx"

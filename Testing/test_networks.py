@@ -15,13 +15,13 @@ sys.path.insert(0, str(Path(__file__).parent / "Experiments"))
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import InputError, PackageError
-from MedQuantINT8Lib.export import export_network
-from MedQuantINT8Lib.networks import STUDY, make, study_network
-from MedQuantINT8Lib.networks.blocks import SelfAttention
-from MedQuantINT8Lib.networks.fitting import fit_last_layer, last_layer
-from MedQuantINT8Lib.networks.transunet import TransUNet
-from MedQuantINT8Lib.networks.unest import UNesT, from_blocks, to_blocks
-from MedQuantINT8Lib.networks.vista3d import AutomaticVista3D
+from MedQuantINT8Lib.importers.export import export_network
+from MedQuantINT8Lib.importers.networks import STUDY, make, study_network
+from MedQuantINT8Lib.importers.networks.blocks import SelfAttention
+from MedQuantINT8Lib.importers.networks.fitting import fit_last_layer, last_layer
+from MedQuantINT8Lib.importers.networks.transunet import TransUNet
+from MedQuantINT8Lib.importers.networks.unest import UNesT, from_blocks, to_blocks
+from MedQuantINT8Lib.importers.networks.vista3d import AutomaticVista3D
 
 
 def small_transunet():

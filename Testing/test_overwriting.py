@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from MedQuantINT8Lib import catalogue, overwriting
+from MedQuantINT8Lib import overwriting
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
+from MedQuantINT8Lib.importers import catalogue
 from MedQuantINT8Lib.models.package import MODEL_JSON, ModelPackage, write_package
 from MedQuantINT8Lib.resources import resource
 

@@ -262,7 +262,7 @@ def test_an_interrupted_quantization_leaves_nothing(fp32_package, tmp_path):
 
 @pytest.mark.slow
 def test_transformers_have_their_linear_layers_in_int8_and_attention_in_float(tmp_path):
-    from MedQuantINT8Lib.export import export_network
+    from MedQuantINT8Lib.importers.export import export_network
     from MedQuantINT8Lib.importers.onnx import draft_for, import_onnx
     from MedQuantINT8Lib.models.layers import WEIGHTED_OPS
     from test_networks import SMALL

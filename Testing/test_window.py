@@ -585,8 +585,8 @@ def test_another_module_stops_the_following_of_the_scan_and_coming_back_begins_i
 
 
 def test_models_and_built_engines_are_removed_in_the_window(user, int8_package, tmp_path, monkeypatch):
-    from MedQuantINT8Lib import catalogue
     from MedQuantINT8Lib.engines import cache
+    from MedQuantINT8Lib.importers import catalogue
 
     monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "cache"))
     shutil.copytree(int8_package.folder, catalogue.models_root() / "mine" / "package")

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import advice, catalogue, mrml, sequences
+from . import advice, mrml, sequences
 from .arguments import device as check_device
 from .boundary import VOLUME_CHANGE
 from .client import WorkerClient, WorkerResult
@@ -24,6 +24,7 @@ from .engines.cuda.setup_hints import gpu_names
 from .errors import InputError
 from .files import split_paths, there
 from .imaging.volume_files import ReadOptions, result_names, scan_files
+from .importers import catalogue
 from .inference.segmenter import SegmentationOptions
 from .jobs import BackgroundJob, BatchJob, Pollable
 from .making import Making

@@ -8,8 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from . import catalogue
 from .errors import InputError
+from .importers import catalogue
 from .models.package import peek
 from .outputs import check_output_package
 from .overwriting import overwriting

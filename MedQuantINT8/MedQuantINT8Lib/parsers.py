@@ -50,14 +50,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def installed_models(**_: Any) -> list[str]:
     """Names for completion: installed models."""
-    from .catalogue import installed
+    from .importers.catalogue import installed
 
     return list(installed())
 
 
 def public_models(**_: Any) -> list[str]:
     """Names for completion: installed models and those of the catalogue."""
-    from .catalogue import entries, installed
+    from .importers.catalogue import entries, installed
 
     return sorted({*installed(), *entries()})
 

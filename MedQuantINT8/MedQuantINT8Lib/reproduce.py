@@ -23,15 +23,15 @@ from .engines import BuildOptions, choose_backend
 from .engines.base import Engine, float_precision_of
 from .engines.preparation import prepare
 from .evaluation import dice
-from .export import export_network
 from .files import read_json, write_json, write_text
 from .imaging.phantom import make_phantom
 from .imaging.preprocessing import preprocess
 from .imaging.volume import Volume
+from .importers.export import export_network
+from .importers.networks import PATCH, STUDY, StudyNetwork, make, study_network
 from .importers.onnx import draft_for, import_onnx
 from .models.package import ModelPackage
 from .models.spec import Geometry, ModelSpec, Normalization
-from .networks import PATCH, STUDY, StudyNetwork, make, study_network
 from .progress import Task
 from .system import machine
 
@@ -59,7 +59,7 @@ def study_package(
 ) -> tuple[ModelPackage, dict[str, Any]]:
     """Export a network with random weights and quantize it on made scans."""
     # torch and ModelOpt are looked at before the first minute of work.
-    from .networks.fitting import fit_last_layer
+    from .importers.networks.fitting import fit_last_layer
     from .quantization import QuantizationPolicy, quantize_package
     from .sensitivity import Budget
 

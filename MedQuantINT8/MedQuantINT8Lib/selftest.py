@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from .catalogue import DEMO, installed
 from .engines import BuildOptions, EngineBackend, choose_backend
 from .engines.base import precisions_of
 from .engines.fidelity import Distance, labels_of
@@ -24,8 +23,9 @@ from .engines.onnxruntime import OnnxRuntimeBackend
 from .engines.preparation import prepare
 from .errors import InputError, MedQuantError
 from .files import write_json, write_text
+from .importers.catalogue import DEMO, installed
+from .importers.networks import STUDY
 from .models.package import ModelPackage
-from .networks import STUDY
 from .pages import document, escaped, table
 from .progress import Task
 from .reproduce import in_turn, scan_patch, study_package

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .networks import STUDY
+from .importers.networks import STUDY
 from .progress import Task
 from .terminal import print_result
 

@@ -136,7 +136,7 @@ def build(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
 
 def install_model(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Bring in a model: one of the catalogue by name, or the user's own from a path."""
-    from . import catalogue
+    from .importers import catalogue
 
     if request["name"]:
         catalogue.install(catalogue.entry(request["name"]), None, bench.task, trust_code=request["trust_code"])

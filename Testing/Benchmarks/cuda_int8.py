@@ -151,7 +151,7 @@ def row(name: str, folder: Path) -> dict[str, Any]:
     """A network built cold (no kernel kept), loaded, and timed."""
     from MedQuantINT8Lib.engines.base import BuildOptions
     from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
-    from MedQuantINT8Lib.networks import PATCH
+    from MedQuantINT8Lib.importers.networks import PATCH
 
     found: dict[str, Any] = {"cuda_int8": name, "date": time.strftime("%Y-%m-%d")}
     for batch in (1, 4):
@@ -190,10 +190,10 @@ def volume(folder: Path) -> dict[str, Any]:
     from MedQuantINT8Lib.engines.base import BuildOptions
     from MedQuantINT8Lib.engines.cuda.device import Gpu
     from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
+    from MedQuantINT8Lib.importers.networks import PATCH
     from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity, Reduction
     from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
-    from MedQuantINT8Lib.networks import PATCH
 
     window, options = Window(PATCH, overlap=0.5), BuildOptions("int8", PATCH, batch=4, device="gpu")
     result: dict[str, Any] = {"volumes": [], "network": FOURTEEN}

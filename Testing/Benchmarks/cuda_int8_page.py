@@ -93,7 +93,7 @@ def _where(size: list[int]) -> str:
 
 def study(value: dict[str, Any]) -> list[str]:
     """The study's table with this engine's column."""
-    from MedQuantINT8Lib.networks import STUDY
+    from MedQuantINT8Lib.importers.networks import STUDY
 
     sizes = {row["network"]: row for row in json.loads((RESOURCES / "networks.json").read_text())["rows"]}
     lines = [
@@ -176,7 +176,7 @@ def section(value: dict[str, Any]) -> list[str]:
 
 def _fidelity(rows: dict[str, Any]) -> list[str]:
     """What cuda_reference.py found."""
-    from MedQuantINT8Lib.networks import STUDY
+    from MedQuantINT8Lib.importers.networks import STUDY
 
     lines = [
         "The engine against the same INT8 networks simulated in ONNX Runtime: the study's networks as narrowed and trained for [this table](trained.md), patches of 64 x 64 x 64 around",

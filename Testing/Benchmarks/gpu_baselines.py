@@ -46,7 +46,7 @@ def timed(call: Callable[[], Any]) -> dict[str, float]:
 def row(name: str, batch: int) -> dict[str, Any]:
     import torch
 
-    from MedQuantINT8Lib.networks import PATCH, make
+    from MedQuantINT8Lib.importers.networks import PATCH, make
 
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent.parent / "MedQuantINT8")]
-from MedQuantINT8Lib.networks import STUDY, Size, StudyNetwork  # noqa: E402
+from MedQuantINT8Lib.importers.networks import STUDY, Size, StudyNetwork  # noqa: E402
 
 
 def _segresnet32(patch: Size) -> Any:

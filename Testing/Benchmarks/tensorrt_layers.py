@@ -30,7 +30,7 @@ FORMS = {
 
 def row(name: str) -> dict[str, Any]:
     import tensorrt_at_hand as at_hand
-    from MedQuantINT8Lib.networks import PATCH, study_network
+    from MedQuantINT8Lib.importers.networks import PATCH, study_network
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.reproduce import study_package
 
@@ -124,7 +124,7 @@ def _line(r: dict[str, Any], three: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    from MedQuantINT8Lib.networks import STUDY
+    from MedQuantINT8Lib.importers.networks import STUDY
 
     rows = {r["network"]: r for r in json.loads(TARGET.read_text())["rows"]} if TARGET.exists() else {}
     for name in sys.argv[1:] or STUDY:

@@ -124,7 +124,7 @@ def study(
 
 
 def page(value: dict[str, Any]) -> str:
-    from MedQuantINT8Lib.networks import STUDY
+    from MedQuantINT8Lib.importers.networks import STUDY
 
     machine = value["machine"]
     lines = [

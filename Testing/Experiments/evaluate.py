@@ -31,8 +31,8 @@ CALIBRATION_SCANS = 20
 
 
 def package(name: str, weights: Path, folder: Path) -> Any:
-    from MedQuantINT8Lib.export import export_network
     from MedQuantINT8Lib.importers.checkpoints import load_weights
+    from MedQuantINT8Lib.importers.export import export_network
     from MedQuantINT8Lib.importers.onnx import import_onnx
     from MedQuantINT8Lib.models.spec import Window
 
@@ -94,7 +94,7 @@ def _interval(found: dict[str, float]) -> str:
 
 
 def page(value: dict[str, Any]) -> str:
-    from MedQuantINT8Lib.networks import STUDY
+    from MedQuantINT8Lib.importers.networks import STUDY
 
     machine = value["machine"]
     lines = [

@@ -262,7 +262,7 @@ def _dice_cell(s: dict[str, Any], r: dict[str, Any]) -> str:
 
 def _by_shift(rows: list[dict[str, Any]], cell: Callable[[dict[str, Any], dict[str, Any]], str]) -> list[str]:
     """A table with a row for each kind of scan and a column for each network."""
-    from MedQuantINT8Lib.networks import STUDY
+    from MedQuantINT8Lib.importers.networks import STUDY
 
     lines = [
         "| scans | " + " | ".join(STUDY[r["network"]].title for r in rows) + " |",
@@ -274,7 +274,7 @@ def _by_shift(rows: list[dict[str, Any]], cell: Callable[[dict[str, Any], dict[s
 
 
 def page(value: dict[str, Any]) -> str:
-    from MedQuantINT8Lib.networks import STUDY
+    from MedQuantINT8Lib.importers.networks import STUDY
 
     machine, rows = value["machine"], value["networks"]
     lines = [

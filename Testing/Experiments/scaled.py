@@ -16,7 +16,7 @@ def _unet(classes: int) -> Any:
 
 
 def _transunet(classes: int) -> Any:
-    from MedQuantINT8Lib.networks.transunet import TransUNet
+    from MedQuantINT8Lib.importers.networks.transunet import TransUNet
 
     return TransUNet(1, classes, PATCH, features=(16, 32, 64), hidden=192, layers=6, heads=6)
 
@@ -43,7 +43,7 @@ def _segresnet(classes: int) -> Any:
 
 
 def _unest(classes: int) -> Any:
-    from MedQuantINT8Lib.networks.unest import UNesT
+    from MedQuantINT8Lib.importers.networks.unest import UNesT
 
     return UNesT(1, classes, PATCH, widths=(32, 64, 128), heads=(2, 4, 8), layers=(2, 2, 4), features=(16, 16))
 
@@ -52,7 +52,7 @@ def _vista3d(classes: int) -> Any:
     from monai.networks.nets.segresnet_ds import SegResNetDS2
     from monai.networks.nets.vista3d import ClassMappingClassify
 
-    from MedQuantINT8Lib.networks.vista3d import AutomaticVista3D
+    from MedQuantINT8Lib.importers.networks.vista3d import AutomaticVista3D
 
     encoder = SegResNetDS2(3, 8, 1, 8, norm="instance", blocks_down=(1, 2, 2, 4, 4), dsdepth=1)
     return AutomaticVista3D(

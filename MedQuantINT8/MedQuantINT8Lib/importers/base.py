@@ -179,7 +179,7 @@ def _exported(
     recipe: Callable[[], Any], target: Path, name: str, patch: Size, channels: int, dynamic: bool, *, task: Task
 ) -> _Made:
     """In the child: a torch module exported, proved, and in the form that engines take; with the exporter's words."""
-    from ..export import export_network
+    from .export import export_network
 
     raw = target.with_name("exported.onnx")
     with task.stage("making the network"):

@@ -346,7 +346,7 @@ def _loaded(module: Any, weights: Weights, name: str) -> Any:
 
 
 def _vista(config: Config, definition: Definition, classes: list[int], weights: Weights) -> Any:
-    from ..networks.vista3d import AutomaticVista3D
+    from .networks.vista3d import AutomaticVista3D
 
     vista = make(config, definition)
     weights.load_into(vista)

@@ -96,7 +96,7 @@ def drafted(load: Loader, name: str, channels: int, patch: Size, *, task: Task) 
     """
     import torch
 
-    from ..export import as_float32
+    from .export import as_float32
 
     with task.stage("making the network"):
         module, _notes = as_float32(load())

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import MedQuantError
-from .files import read_json, storage_errors
-from .progress import Task
+from ..errors import MedQuantError
+from ..files import read_json, storage_errors
+from ..progress import Task
 
 _CHUNK = 1 << 18
 _TRIES = 6

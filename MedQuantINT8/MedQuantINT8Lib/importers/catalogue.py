@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
+from ..files import split_paths, storage_errors
+from ..models.package import MODEL_JSON, ModelPackage
+from ..models.spec import ModelSpec
+from ..models.spec_parser import parse_spec
+from ..progress import Task
+from ..resources import resource
+from ..system import user_folder
+from .archives import as_folder
+from .base import Understood, write_all
 from .download import Checksum, download
-from .errors import InputError
-from .files import split_paths, storage_errors
-from .importers.archives import as_folder
-from .importers.base import Understood, write_all
-from .models.package import MODEL_JSON, ModelPackage
-from .models.spec import ModelSpec
-from .models.spec_parser import parse_spec
-from .progress import Task
-from .resources import resource
-from .system import user_folder
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _as_imported(item: CatalogueEntry, path: Path) -> AbstractContextManager[Pat
 
 
 def _understand(item: CatalogueEntry, place: Path, trust_code: bool) -> list[Understood]:
-    from .importers import auto3dseg, monai_bundle, nnunet
+    from . import auto3dseg, monai_bundle, nnunet
 
     if item.form == "bundle":
         return [monai_bundle.understand(place, trust_code=trust_code)]

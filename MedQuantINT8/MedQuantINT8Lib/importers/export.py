@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DependencyError, PackageError
-from .progress import Task
+from ..errors import DependencyError, PackageError
+from ..progress import Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -162,7 +162,7 @@ def _giving_a_tensor(module: Any, example: Any) -> Any:
     """
     import torch
 
-    from .importers.base import single_output
+    from .base import single_output
 
     if not isinstance(module, torch.jit.ScriptModule):
         return module
@@ -198,7 +198,7 @@ def _parity(module: Any, path: Path, example: Any) -> float:
     import numpy as np
     import torch
 
-    from .engines.onnxruntime import session
+    from ..engines.onnxruntime import session
 
     run = session(path.read_bytes(), "fp32")
     worst: float = 0.0

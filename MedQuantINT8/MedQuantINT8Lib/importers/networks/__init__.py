@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DependencyError, InputError
+from ...errors import DependencyError, InputError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -186,7 +186,7 @@ def make(name: str | StudyNetwork, weights: str | None = None, *, patch: Size = 
             "Install it with: pip install 'medquantint8[import]'",
         ) from error
     if weights is not None:
-        from ..importers.checkpoints import load_weights
+        from ..checkpoints import load_weights
 
         load_weights(module, weights)
     module.eval()
