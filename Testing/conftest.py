@@ -13,11 +13,11 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "MedQuantINT8")]
 
 from data_models import DATA  # noqa: E402
-from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler  # noqa: E402
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec  # noqa: E402
 from MedQuantINT8Lib.imaging.volume import Volume  # noqa: E402
 from MedQuantINT8Lib.importers.onnx import import_onnx  # noqa: E402
 from MedQuantINT8Lib.models.package import ModelPackage  # noqa: E402
+from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler  # noqa: E402
 from MedQuantINT8Lib.resources import resource  # noqa: E402
 
 
@@ -65,8 +65,8 @@ def fp32_package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
 @pytest.fixture(scope="session")
 def int8_package(fp32_package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
     """The demo network, quantized on two synthetic scans."""
-    from MedQuantINT8Lib.quantization import QuantizationPolicy, calibration_patch, quantize_package
-    from MedQuantINT8Lib.sensitivity import Budget
+    from MedQuantINT8Lib.quantization.accuracy_guard import Budget
+    from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, calibration_patch, quantize_package
 
     options = CalibrationOptions(patches=4)
     sources = [lambda seed=seed: make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING)[0] for seed in (2001, 2002)]

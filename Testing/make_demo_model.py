@@ -15,10 +15,10 @@ sys.path.insert(0, str(ROOT / "MedQuantINT8"))
 
 
 def main() -> None:
-    from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
     from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
     from MedQuantINT8Lib.importers.onnx import import_onnx
-    from MedQuantINT8Lib.quantization import quantize_package
+    from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
+    from MedQuantINT8Lib.quantization.quantize import quantize_package
     from MedQuantINT8Lib.resources import resource
 
     options = CalibrationOptions(patches=20)

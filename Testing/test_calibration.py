@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler, allotted, counts_by_kind
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.models.spec import Label
+from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler, allotted, counts_by_kind
 
 PATCH = (8, 8, 8)
 SPEC = replace(

@@ -8,15 +8,16 @@ import numpy as np
 import onnx
 import pytest
 
-from MedQuantINT8Lib import commands, sensitivity
-from MedQuantINT8Lib.bias_correction import input_means, with_corrected_biases
+from MedQuantINT8Lib import commands
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.sensitivity import Budget, Measurement, guard
+from MedQuantINT8Lib.quantization import accuracy_guard as sensitivity
+from MedQuantINT8Lib.quantization.accuracy_guard import Budget, Measurement, guard
+from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
 from tiny import convolutions, quantized, random_weights, run
 
 SPEC = replace(phantom_spec(), labels=(Label(1, "bright", 1),))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from MedQuantINT8Lib.errors import InputError
-from MedQuantINT8Lib.histogram import ActivationHistogram, activation_range
+from MedQuantINT8Lib.quantization.histogram import ActivationHistogram, activation_range
 
 
 def histogram_of(*arrays: np.ndarray) -> ActivationHistogram:

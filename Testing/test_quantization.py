@@ -7,7 +7,6 @@ import onnx
 import pytest
 
 from conftest import PHANTOM_SIZE, PHANTOM_SPACING
-from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.errors import InputError, PackageError
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
@@ -16,8 +15,9 @@ from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.layers import int8_share, weighted_layers
 from MedQuantINT8Lib.models.package import ModelPackage
-from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
-from MedQuantINT8Lib.sensitivity import Budget
+from MedQuantINT8Lib.quantization.accuracy_guard import Budget
+from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
+from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, quantize_package
 
 #: Smaller than the demo network's windows: what is tested is how it is quantized, not what it finds.
 PATCH = (32, 48, 48)
@@ -297,7 +297,7 @@ def test_large_tables_are_stored_in_16_bits(tmp_path):
     from onnx import helper, numpy_helper
 
     from MedQuantINT8Lib.engines.onnxruntime import session
-    from MedQuantINT8Lib.placement import _store_tables
+    from MedQuantINT8Lib.quantization.qdq_placement import _store_tables
     from test_rewrites import network
 
     size = (32, 32, 40)

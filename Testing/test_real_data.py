@@ -14,7 +14,6 @@ import pytest
 
 from data_models import DATA, OBELISK_TO_TOTAL, hippocampus_spec, specs
 from MedQuantINT8Lib import runs
-from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.evaluation import agreement, mean_dice
 from MedQuantINT8Lib.imaging.network_grid import sub_grid
 from MedQuantINT8Lib.imaging.volume import Volume
@@ -23,8 +22,9 @@ from MedQuantINT8Lib.importers.onnx import import_onnx
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.quantization import QuantizationPolicy, calibration_patch, quantize_package
-from MedQuantINT8Lib.sensitivity import Budget
+from MedQuantINT8Lib.quantization.accuracy_guard import Budget
+from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
+from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, calibration_patch, quantize_package
 
 HIPPOCAMPUS = Path(__file__).parent / "Networks" / "hippocampus_unet.onnx"
 pytestmark = [pytest.mark.data, pytest.mark.slow]

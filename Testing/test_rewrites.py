@@ -220,8 +220,8 @@ def test_a_convolution_that_something_else_reads_keeps_its_normalisation():
 
 def test_bias_correction_takes_off_what_rounding_the_weights_adds():
     """Weights that all round upwards, on inputs that are all positive: the worst that can happen to a mean."""
-    from MedQuantINT8Lib.bias_correction import input_means, with_corrected_biases
-    from MedQuantINT8Lib.placement import _store_weights
+    from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
+    from MedQuantINT8Lib.quantization.qdq_placement import _store_weights
 
     weight = np.full((3, 2, 3, 3, 3), 0.2537, np.float32)
     weight[:, 0, 0, 0, 0] = 1.0

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from MedQuantINT8Lib.bias_correction import input_means, with_corrected_biases
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
+from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
 from tiny import convolutions, quantized, random_weights, run
 
 PATCH = np.random.default_rng(5).normal(size=(1, 8, 8, 8)).astype(np.float32)
@@ -106,7 +106,7 @@ def test_nodes_keep_their_names_and_get_such_as_no_other_has():
 
 
 def test_inputs_that_are_left_out_stay_so():
-    from MedQuantINT8Lib.placement import _give_names_back
+    from MedQuantINT8Lib.quantization.qdq_placement import _give_names_back
 
     weights, biases = random_weights()
     model = convolutions(weights, biases)
@@ -147,7 +147,7 @@ def test_bodies_of_branches_read_what_was_renamed():
 
 @pytest.mark.slow
 def test_modelopt_is_not_led_astray_by_names(tmp_path):
-    from MedQuantINT8Lib.placement import place, require_quantizer
+    from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
 
     weights, biases = random_weights((1, 16, 16, 2), 3)
     answers = []

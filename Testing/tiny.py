@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from MedQuantINT8Lib import placement
 from MedQuantINT8Lib.engines.base import BuildOptions
 from MedQuantINT8Lib.engines.onnxruntime import OnnxRuntimeBackend
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.package import FP32, INT8, ModelPackage, write_package
 from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Output, Window
+from MedQuantINT8Lib.quantization import qdq_placement as placement
 
 
 def convolutions(

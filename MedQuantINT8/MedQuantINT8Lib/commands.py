@@ -69,9 +69,9 @@ def doctor(args: argparse.Namespace, task: Task) -> None:
 
 
 def quantize(args: argparse.Namespace, task: Task) -> None:
-    from .calibration import CalibrationOptions
-    from .quantization import QuantizationPolicy
-    from .sensitivity import Budget
+    from .quantization.accuracy_guard import Budget
+    from .quantization.calibration import CalibrationOptions
+    from .quantization.quantize import QuantizationPolicy
 
     calibration = CalibrationOptions(args.method, args.patches, args.percentile, args.foreground, args.air, args.seed)
     calibration.check()

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import runs
-from .calibration import CalibrationOptions, PatchSampler
 from .evaluation import agreement, mean_dice
 from .files import storage_errors
 from .imaging.phantom import demo_scan, make_phantom, phantom_spec
@@ -26,6 +25,7 @@ from .inference.segmenter import SegmentationOptions
 from .models.package import ModelPackage
 from .pictures import comparison_slices, comparison_title
 from .progress import Task
+from .quantization.calibration import CalibrationOptions, PatchSampler
 from .report import agreement_json, picture_json, report_json
 from .resources import resource
 
@@ -66,7 +66,7 @@ def run_demo(folder: Path, task: Task, scan: str | None = None) -> dict[str, Any
     with TemporaryDirectory(prefix="medquant-demo-") as scratch:
         package = import_onnx(resource("phantom_unet.onnx"), phantom_spec(), Path(scratch) / "model")
         options = CalibrationOptions(patches=12)
-        from .quantization import calibration_patch, quantize_package
+        from .quantization.quantize import calibration_patch, quantize_package
 
         sampler = PatchSampler(case.calibration, package.spec, calibration_patch(package), options, task=task)
         package, quantized = quantize_package(package, sampler, folder / "model.zip", options, task=task)

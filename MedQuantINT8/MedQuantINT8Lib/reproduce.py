@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from .calibration import CalibrationOptions, PatchSampler
 from .engines import BuildOptions, choose_backend
 from .engines.base import Engine, float_precision_of
 from .engines.preparation import prepare
@@ -33,6 +32,7 @@ from .importers.onnx import draft_for, import_onnx
 from .models.package import ModelPackage
 from .models.spec import Geometry, ModelSpec, Normalization
 from .progress import Task
+from .quantization.calibration import CalibrationOptions, PatchSampler
 from .system import machine
 
 TABLES = ("networks", "sizes")
@@ -60,8 +60,8 @@ def study_package(
     """Export a network with random weights and quantize it on made scans."""
     # torch and ModelOpt are looked at before the first minute of work.
     from .importers.networks.fitting import fit_last_layer
-    from .quantization import QuantizationPolicy, quantize_package
-    from .sensitivity import Budget
+    from .quantization.accuracy_guard import Budget
+    from .quantization.quantize import QuantizationPolicy, quantize_package
 
     path = folder / f"{network.name}.onnx"
     with task.stage(f"{network.title}: exporting"):

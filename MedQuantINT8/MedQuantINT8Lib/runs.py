@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration import CalibrationOptions, ForegroundFinder, PatchSampler, draw_samples, foreground_by_intensity
 from .engines import BuildOptions, choose_backend
 from .engines.base import (
     EngineBackend,
@@ -31,7 +30,6 @@ from .engines.cuda import device as cuda
 from .engines.cuda.device import GpuError, GpuMemoryError
 from .engines.int8_or_float import prepare_faster
 from .engines.preparation import PreparedEngine, prepare
-from .engines.stopwatch import engine_stopwatch
 from .errors import Cancelled, EngineError, InputError, MedQuantError
 from .imaging.preprocessing import NetworkInput
 from .imaging.volume import Volume
@@ -44,6 +42,14 @@ from .inference.segmenter import SegmentationOptions, SegmentationResult, patch_
 from .inference.segmenter import segment as segment_in_network_space
 from .models.package import ModelPackage
 from .progress import Task
+from .quantization.calibration import (
+    CalibrationOptions,
+    ForegroundFinder,
+    PatchSampler,
+    draw_samples,
+    foreground_by_intensity,
+)
+from .quantization.latency import engine_stopwatch
 
 Source = str | os.PathLike[str]
 T = TypeVar("T")
@@ -141,7 +147,7 @@ def quantize(
         by_network: find foreground by a first FP32 pass over each scan, instead of by intensity.
         labels: label maps of the scans, with the model's label values, for the accuracy budget; or none.
     """
-    from .quantization import calibration_patch, quantize_package
+    from .quantization.quantize import calibration_patch, quantize_package
 
     with ModelPackage.load(model) as package:
         sources: list[Callable[[], Volume]] = [lambda scan=scan: reader(scan) for scan in scans]  # type: ignore[misc]

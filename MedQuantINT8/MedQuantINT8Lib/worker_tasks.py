@@ -97,10 +97,10 @@ def compare(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
 
 def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Calibrate a model on volumes and scan files, and write it with its INT8 network."""
-    from .calibration import CalibrationOptions, PatchSampler
-    from .engines.stopwatch import engine_stopwatch
-    from .quantization import QuantizationPolicy, calibration_patch, quantize_package
-    from .sensitivity import Budget
+    from .quantization.accuracy_guard import Budget
+    from .quantization.calibration import CalibrationOptions, PatchSampler
+    from .quantization.latency import engine_stopwatch
+    from .quantization.quantize import QuantizationPolicy, calibration_patch, quantize_package
 
     check_output_package(
         request["output"], [path for scan in request["scans"] for path in scan_paths(scan)], itself=request["model"]

@@ -9,11 +9,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "MedQuantINT8")]
 
-from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler  # noqa: E402
 from MedQuantINT8Lib.imaging.phantom import make_phantom  # noqa: E402
 from MedQuantINT8Lib.importers.onnx import import_onnx  # noqa: E402
 from MedQuantINT8Lib.models.package import ModelPackage  # noqa: E402
 from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window  # noqa: E402
+from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler  # noqa: E402
 
 PATCH = (96, 96, 96)
 
@@ -63,8 +63,8 @@ def quantized(network: Any, name: str, folder: Path, patches: int = 2) -> ModelP
     """Export, import and quantize on a made scan, with no guard: random weights have no structures to agree on."""
     import torch
 
-    from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
-    from MedQuantINT8Lib.sensitivity import Budget
+    from MedQuantINT8Lib.quantization.accuracy_guard import Budget
+    from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, quantize_package
 
     network.eval()
     path = folder / f"{name}.onnx"

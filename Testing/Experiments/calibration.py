@@ -38,7 +38,7 @@ SMALL, SMALL_COUNTS = (32, 32, 32), (1, 5, 20, 50, 100, 200)
 
 def whole_scans(train: list[Any], spec: Any) -> dict[tuple[str, int], Any]:
     """A patch a scan, by strategy and count."""
-    from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
+    from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
 
     return {
         ("whole scans", n): PatchSampler([lambda v=v: v for v in train[:n]], spec, PATCH, CalibrationOptions(patches=n))
@@ -48,7 +48,7 @@ def whole_scans(train: list[Any], spec: Any) -> dict[tuple[str, int], Any]:
 
 def small_patches(train: list[Any], spec: Any) -> dict[tuple[str, int], Any]:
     """Small patches out of as many scans as there are patches, at most all."""
-    from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
+    from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
 
     made = {}
     for strategy, (foreground, air) in STRATEGIES.items():
@@ -61,17 +61,17 @@ def small_patches(train: list[Any], spec: Any) -> dict[tuple[str, int], Any]:
 def study(
     name: str, weights: Path, make_samplers: Any, train: list[Any], test: list[Any], truth: list[Any]
 ) -> dict[str, Any]:
-    from MedQuantINT8Lib.bias_correction import with_corrected_biases
-    from MedQuantINT8Lib.calibration import CalibrationOptions, collect_histograms, scales_from
     from MedQuantINT8Lib.engines import BuildOptions, backend
     from MedQuantINT8Lib.evaluation import agreement, mean_dice
     from MedQuantINT8Lib.imaging.preprocessing import preprocess
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
     from MedQuantINT8Lib.models import onnx_graph as graph
     from MedQuantINT8Lib.models import qdq
-    from MedQuantINT8Lib.placement import place
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.quantization import QuantizationPolicy, input_means, policy_reasons, require_quantizer
+    from MedQuantINT8Lib.quantization.bias_correction import with_corrected_biases
+    from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, collect_histograms, scales_from
+    from MedQuantINT8Lib.quantization.qdq_placement import place
+    from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, input_means, policy_reasons, require_quantizer
 
     with tempfile.TemporaryDirectory() as scratch:
         made = package(name, weights, Path(scratch))

@@ -46,9 +46,9 @@ def package(name: str, weights: Path, folder: Path) -> Any:
 
 def quantized(name: str, weights: Path, folder: Path, scans: list[Any]) -> tuple[Any, Any]:
     """A trained network as an INT8 package, calibrated on one patch of each scan, with no layer put back; and the report."""
-    from MedQuantINT8Lib.calibration import CalibrationOptions, PatchSampler
-    from MedQuantINT8Lib.quantization import QuantizationPolicy, quantize_package
-    from MedQuantINT8Lib.sensitivity import Budget
+    from MedQuantINT8Lib.quantization.accuracy_guard import Budget
+    from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
+    from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, quantize_package
 
     made = package(name, weights, folder)
     options = CalibrationOptions(patches=len(scans))

@@ -34,15 +34,15 @@ CASES, NETWORKS = ("1000", "1001", "1003"), ("brain18_meshnet30", "brain18_meshn
 
 def row(name: str, case: str, agreement: float) -> dict[str, Any]:
     from MedQuantINT8Lib import runs
-    from MedQuantINT8Lib.calibration import CalibrationOptions
     from MedQuantINT8Lib.datasets import Case, DataSet
     from MedQuantINT8Lib.evaluate import evaluate
     from MedQuantINT8Lib.importers.onnx import import_onnx
     from MedQuantINT8Lib.inference.ensemble import Ensemble
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.quantization import QuantizationPolicy
-    from MedQuantINT8Lib.sensitivity import Budget
+    from MedQuantINT8Lib.quantization.accuracy_guard import Budget
+    from MedQuantINT8Lib.quantization.calibration import CalibrationOptions
+    from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy
 
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)

@@ -8,13 +8,13 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from ..calibration import METHODS
 from ..dependencies import Ask
 from ..errors import InputError
 from ..imaging.volume_files import scan_files
 from ..logic import MedQuantINT8Logic
 from ..parameters import Parameters
 from ..progress import ProgressEvent
+from ..quantization.calibration import METHODS
 from .runner import JobRunner
 from .values import chosen, quiet_fill, read, silently
 from .work import WorkPanel

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from ..errors import InputError
 
 BINS = 8192
 LEVELS = 127  # symmetric INT8: -127..127 of -128..127 are used, as ModelOpt and TensorRT do

@@ -3,7 +3,7 @@
 After M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (arXiv 1906.04721). A
 rounded weight differs from the exact one by dW; on inputs of mean E[x] the channel's mean moves by sum(dW E[x]). The
 means are measured on calibration patches. Borders, where padding lowers the mean, are not told apart. It is kept only
-where it brings simulated INT8 nearer to FP32 (see :func:`.sensitivity.guard`): behind an InstanceNormalization it cannot.
+where it brings simulated INT8 nearer to FP32 (see :func:`.accuracy_guard.guard`): behind an InstanceNormalization it cannot.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engines.onnxruntime import session
-from .models import onnx_graph as graph
-from .models import rewrites
-from .models.onnx_graph import FreshNames, Graph
+from ..engines.onnxruntime import session
+from ..models import onnx_graph as graph
+from ..models import rewrites
+from ..models.onnx_graph import FreshNames, Graph
 
 Patch = NDArray[np.float32]
 

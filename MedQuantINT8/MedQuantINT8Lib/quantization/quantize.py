@@ -1,8 +1,8 @@
 """FP32 ONNX to INT8 Q/DQ ONNX through NVIDIA ModelOpt, with our own calibration and a written policy.
 
-ModelOpt (see :mod:`.placement`) places the Q/DQ pairs and quantizes the weights. The activations' scales are ours:
+ModelOpt (see :mod:`.qdq_placement`) places the Q/DQ pairs and quantizes the weights. The activations' scales are ours:
 ModelOpt knows only two methods for INT8 and takes any other word for "max". What stays in high precision is decided by
-:class:`QuantizationPolicy` and, where INT8 agrees too little with FP32, by the guard in :mod:`.sensitivity`.
+:class:`QuantizationPolicy` and, where INT8 agrees too little with FP32, by the guard in :mod:`.accuracy_guard`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..errors import PackageError
+from ..files import write_json
+from ..models import onnx_graph as graph
+from ..models import qdq
+from ..models.layers import Layer, int8_share, weighted_layers
+from ..models.package import CALIBRATION, FP32, INT8, ModelPackage
+from ..progress import Task
+from .accuracy_guard import Budget, GuardResult, Stopwatch, guard
 from .bias_correction import input_means, with_corrected_biases
 from .calibration import (
     Calibration,
@@ -23,15 +31,7 @@ from .calibration import (
     collect_histograms,
     scales_from,
 )
-from .errors import PackageError
-from .files import write_json
-from .models import onnx_graph as graph
-from .models import qdq
-from .models.layers import Layer, int8_share, weighted_layers
-from .models.package import CALIBRATION, FP32, INT8, ModelPackage
-from .placement import place, require_quantizer
-from .progress import Task
-from .sensitivity import Budget, GuardResult, Stopwatch, guard
+from .qdq_placement import place, require_quantizer
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def quantize_package(
     Raises:
         DependencyError: ModelOpt is not installed.
         InputError: calibration scans that cannot be used.
-        PackageError: a network that cannot be quantized, or a result that breaks the rules of :mod:`.models.onnx_graph`.
+        PackageError: a network that cannot be quantized, or a result that breaks the rules of :mod:`..models.onnx_graph`.
     """
     task = task or Task()
     sampler.check_labels()

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DependencyError, PackageError
-from .models import onnx_graph as graph
-from .models.layers import weighted_layers
+from ..errors import DependencyError, PackageError
+from ..models import onnx_graph as graph
+from ..models.layers import weighted_layers
 
 Patch = NDArray[np.float32]
 _OPERATORS = ("Conv", "MatMul", "Gemm")

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engines.fidelity import Distance, labels_of
-from .engines.onnxruntime import session
-from .errors import Cancelled
-from .models import onnx_graph as graph
-from .models import qdq
-from .models.spec import ModelSpec
-from .progress import Task
+from ..engines.fidelity import Distance, labels_of
+from ..engines.onnxruntime import session
+from ..errors import Cancelled
+from ..models import onnx_graph as graph
+from ..models import qdq
+from ..models.spec import ModelSpec
+from ..progress import Task
 
 Patch = NDArray[np.float32]
 #: The real engine's milliseconds for one patch of a candidate network.

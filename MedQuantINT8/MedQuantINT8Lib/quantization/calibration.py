@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
-from .evaluation import check_label_values, check_same_place, in_words
+from ..errors import InputError
+from ..evaluation import check_label_values, check_same_place, in_words
+from ..imaging.preprocessing import NetworkInput, preprocess
+from ..imaging.volume import Volume
+from ..models.spec import ModelSpec
+from ..progress import Task
 from .histogram import METHODS, ActivationHistogram, activation_range
-from .imaging.preprocessing import NetworkInput, preprocess
-from .imaging.volume import Volume
-from .models.spec import ModelSpec
-from .progress import Task
 
 Patch = NDArray[np.float32]
 #: A mask of foreground, bool (A0, A1, A2), for a volume in network space.
@@ -336,8 +336,8 @@ def collect_histograms(
 
     Tensors are looked at in groups of at most 1 GB, so memory depends neither on their number nor on that of patches.
     """
-    from .engines.onnxruntime import session
-    from .models import onnx_graph as graph
+    from ..engines.onnxruntime import session
+    from ..models import onnx_graph as graph
 
     fixed = graph.fixed_shape(model, patch)
     shapes = graph.Graph(fixed).shapes
