@@ -302,8 +302,8 @@ def test_the_self_test_says_pass_or_fail_by_row(tmp_path, capsys):
 
 
 def test_a_self_test_that_fails_has_an_exit_code_and_a_reason(tmp_path, capsys, monkeypatch):
-    from MedQuantINT8Lib import selftest
     from MedQuantINT8Lib.cli import main
+    from MedQuantINT8Lib.evaluation import selftest
 
     monkeypatch.setitem(selftest.TOLERANCE, "fp32", 0.0)
     assert main(["selftest", "--engine", "openvino", "--output", str(tmp_path), "--quiet"]) == 4

@@ -10,12 +10,12 @@ import SimpleITK as sitk
 
 import tiny
 from MedQuantINT8Lib.commands import _comparison_lines
-from MedQuantINT8Lib.comparison import compare_scans, distinct_names
 from MedQuantINT8Lib.errors import InputError
-from MedQuantINT8Lib.evaluation import agreement, mean_dice
+from MedQuantINT8Lib.evaluation.agreement import agreement, mean_dice
+from MedQuantINT8Lib.evaluation.comparison import compare_scans, distinct_names
+from MedQuantINT8Lib.evaluation.reports.report import report_html
 from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.report import report_html
 
 SHAPE = (8, 8, 8)
 

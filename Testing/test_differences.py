@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.boundary import REGION_COLUMNS, structure_json
-from MedQuantINT8Lib.differences import MOST_REGIONS, find_differences
 from MedQuantINT8Lib.errors import InputError
-from MedQuantINT8Lib.evaluation import StructureAgreement
+from MedQuantINT8Lib.evaluation.agreement import StructureAgreement
+from MedQuantINT8Lib.evaluation.boundary import REGION_COLUMNS, structure_json
+from MedQuantINT8Lib.evaluation.differences import MOST_REGIONS, find_differences
 from MedQuantINT8Lib.imaging.volume import Grid
 from MedQuantINT8Lib.inference import memory_estimate as memory
 from MedQuantINT8Lib.inference.margins import ONE, MarginSink

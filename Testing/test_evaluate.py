@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from MedQuantINT8Lib import cohort
 from MedQuantINT8Lib.cli import main
-from MedQuantINT8Lib.datasets import BTCV, label_map, read_dataset
 from MedQuantINT8Lib.errors import InputError
-from MedQuantINT8Lib.evaluate import summary
+from MedQuantINT8Lib.evaluation import statistics as cohort
+from MedQuantINT8Lib.evaluation.dataset_evaluation import summary
+from MedQuantINT8Lib.evaluation.datasets import BTCV, label_map, read_dataset
+from MedQuantINT8Lib.evaluation.surface_distance import surface_agreement
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
-from MedQuantINT8Lib.surface import surface_agreement
 
 
 def blobs(seed, shape=(24, 30, 28)):
@@ -313,8 +313,8 @@ def test_the_summary_looks_at_each_row_once():
 
 
 def test_structures_that_nobody_drew_are_left_out():
-    from MedQuantINT8Lib.datasets import Case, DataSet
-    from MedQuantINT8Lib.evaluate import _annotated
+    from MedQuantINT8Lib.evaluation.dataset_evaluation import _annotated
+    from MedQuantINT8Lib.evaluation.datasets import Case, DataSet
 
     data = DataSet("Made", (Case("a", (), {}),))
     rows = [

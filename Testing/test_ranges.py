@@ -11,6 +11,7 @@ import pytest
 from MedQuantINT8Lib import runs
 from MedQuantINT8Lib.cli import main
 from MedQuantINT8Lib.engines.onnxruntime import session
+from MedQuantINT8Lib.evaluation.reports.report import _runs
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.inference import range_check as ranges
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, plan_for
@@ -18,7 +19,6 @@ from MedQuantINT8Lib.inference.windows import plan_windows
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.report import _runs
 
 PATCH = (32, 48, 48)
 

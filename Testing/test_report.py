@@ -11,12 +11,12 @@ from copy import deepcopy
 import numpy as np
 import pytest
 
+from MedQuantINT8Lib.evaluation.reports.pages import WIDEST_TABLE, table
+from MedQuantINT8Lib.evaluation.reports.pictures import comparison_slices, comparison_title, display_range
+from MedQuantINT8Lib.evaluation.reports.report import picture_json, report_html
+from MedQuantINT8Lib.evaluation.reports.summary import lost
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.models.spec import Label
-from MedQuantINT8Lib.pages import WIDEST_TABLE, table
-from MedQuantINT8Lib.pictures import comparison_slices, comparison_title, display_range
-from MedQuantINT8Lib.report import picture_json, report_html
-from MedQuantINT8Lib.report_summary import lost
 
 
 def run(precision, network, total):

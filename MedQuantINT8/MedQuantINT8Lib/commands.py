@@ -257,7 +257,7 @@ DEMO_FILES = (*REPORT_FILES, "segmentation.seg.nrrd", "picture.png", "model.zip"
 
 
 def compare(args: argparse.Namespace, task: Task) -> None:
-    from .comparison import compare_scans
+    from .evaluation.comparison import compare_scans
 
     if args.labels and len(args.labels) != len(args.scans):
         raise InputError(
@@ -294,7 +294,7 @@ def compare(args: argparse.Namespace, task: Task) -> None:
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """report.json and report.html in ``folder``."""
-    from .report import report_html
+    from .evaluation.reports.report import report_html
 
     write_json(folder / "report.json", report)
     write_text(folder / "report.html", report_html(report))

@@ -9,8 +9,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from . import mrml
-from .boundary import REGION_COLUMNS, region_labels, region_rows, regions_csv
-from .boundary_page import boundary_page, gains, verdict
+from .evaluation.boundary import REGION_COLUMNS, region_labels, region_rows, regions_csv
+from .evaluation.reports.boundary_page import boundary_page, gains, verdict
 from .files import write_json, write_text
 from .models.spec import ModelSpec
 

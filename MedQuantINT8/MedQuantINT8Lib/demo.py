@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import runs
-from .evaluation import agreement, mean_dice
+from .evaluation.agreement import agreement, mean_dice
+from .evaluation.reports.pictures import comparison_slices, comparison_title
+from .evaluation.reports.report import agreement_json, picture_json, report_json
 from .files import storage_errors
 from .imaging.phantom import demo_scan, make_phantom, phantom_spec
 from .imaging.volume import Volume
@@ -23,10 +25,8 @@ from .imaging.volume_files import read_volume
 from .importers.onnx import import_onnx
 from .inference.segmenter import SegmentationOptions
 from .models.package import ModelPackage
-from .pictures import comparison_slices, comparison_title
 from .progress import Task
 from .quantization.calibration import CalibrationOptions, PatchSampler
-from .report import agreement_json, picture_json, report_json
 from .resources import resource
 
 #: Seeds that the network was not trained on.

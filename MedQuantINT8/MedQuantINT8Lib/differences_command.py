@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from . import commands
-from .boundary import examine, region_labels, regions_csv
-from .boundary_page import boundary_page, gains, verdict
+from .evaluation.boundary import examine, region_labels, regions_csv
+from .evaluation.reports.boundary_page import boundary_page, gains, verdict
 from .files import split_paths, write_json, write_text
 from .imaging.segmentation_files import write_segmentation
 from .imaging.volume_files import scan_paths

@@ -16,12 +16,12 @@ from typing import Any
 
 from . import advice, mrml, sequences
 from .arguments import device as check_device
-from .boundary import VOLUME_CHANGE
 from .client import WorkerClient, WorkerResult
 from .comparison_nodes import Comparison, add_differences, add_table
 from .engines import backend, backend_names
 from .engines.cuda.setup_hints import gpu_names
 from .errors import InputError
+from .evaluation.boundary import VOLUME_CHANGE
 from .files import split_paths, there
 from .imaging.volume_files import ReadOptions, result_names, scan_files
 from .importers import catalogue

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .evaluation.reports.pictures import display_range
 from .files import replacing
 from .mrml import require_slicer
-from .pictures import display_range
 
 _SLICE_MANAGERS = (
     "vtkMRMLVolumeGlyphDisplayableManager",

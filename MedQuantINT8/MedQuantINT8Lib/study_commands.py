@@ -32,10 +32,10 @@ def networks(args: argparse.Namespace, task: Task) -> None:
 
 
 def reproduce(args: argparse.Namespace, task: Task) -> None:
+    from .evaluation.study_tables import page
+    from .evaluation.study_tables import reproduce as run
     from .outputs import check_output_folder
     from .overwriting import overwriting
-    from .reproduce import page
-    from .reproduce import reproduce as run
 
     folder = Path(args.output) if args.output else None
     files = [f"{args.table}.json", f"{args.table}.md"]
@@ -48,9 +48,9 @@ def reproduce(args: argparse.Namespace, task: Task) -> None:
 
 def selftest(args: argparse.Namespace, task: Task) -> None:
     from .errors import EngineError
+    from .evaluation.selftest import FILES, lines_of, run_selftest
     from .outputs import check_output_folder
     from .overwriting import overwriting
-    from .selftest import FILES, lines_of, run_selftest
 
     check_output_folder(args.output, FILES)
     with overwriting(args, [Path(args.output) / name for name in FILES]):
@@ -64,9 +64,9 @@ def selftest(args: argparse.Namespace, task: Task) -> None:
 
 def evaluate(args: argparse.Namespace, task: Task) -> None:
     from .commands import options_of, packages_of, reader_of
-    from .datasets import files_of, read_dataset
-    from .evaluate import FILES, lines_of, write_results
-    from .evaluate import evaluate as run
+    from .evaluation.dataset_evaluation import FILES, lines_of, write_results
+    from .evaluation.dataset_evaluation import evaluate as run
+    from .evaluation.datasets import files_of, read_dataset
     from .files import split_paths
     from .inference.ensemble import load_ensemble
     from .outputs import check_output_folder

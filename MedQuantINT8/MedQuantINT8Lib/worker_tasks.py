@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import runs
-from .boundary import VOLUME_CHANGE, examine
+from .evaluation.boundary import VOLUME_CHANGE, examine
 from .files import split_paths
 from .imaging.volume import Volume
 from .imaging.volume_files import ReadOptions, read_volume, scan_paths

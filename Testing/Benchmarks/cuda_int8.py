@@ -33,8 +33,8 @@ ROUNDS, STEP_RUNS = 30, 10
 
 def make_network(name: str, folder: Path) -> None:
     """An INT8 network without its weights, which would be most of it."""
+    from MedQuantINT8Lib.evaluation.study_tables import study_package
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.reproduce import study_package
 
     with tempfile.TemporaryDirectory() as scratch:
         if name == FOURTEEN:

@@ -30,9 +30,9 @@ FORMS = {
 
 def row(name: str) -> dict[str, Any]:
     import tensorrt_at_hand as at_hand
+    from MedQuantINT8Lib.evaluation.study_tables import study_package
     from MedQuantINT8Lib.importers.networks import PATCH, study_network
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.reproduce import study_package
 
     network = study_network(name)
     with tempfile.TemporaryDirectory() as scratch:

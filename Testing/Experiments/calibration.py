@@ -62,7 +62,7 @@ def study(
     name: str, weights: Path, make_samplers: Any, train: list[Any], test: list[Any], truth: list[Any]
 ) -> dict[str, Any]:
     from MedQuantINT8Lib.engines import BuildOptions, backend
-    from MedQuantINT8Lib.evaluation import agreement, mean_dice
+    from MedQuantINT8Lib.evaluation.agreement import agreement, mean_dice
     from MedQuantINT8Lib.imaging.preprocessing import preprocess
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
     from MedQuantINT8Lib.models import onnx_graph as graph

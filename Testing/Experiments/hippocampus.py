@@ -34,7 +34,7 @@ def files(case: str, folder: Path = FOLDER) -> tuple[Path, Path]:
 
 def dataset(part: str, count: int | None = None, folder: Path = FOLDER) -> Any:
     """The cases of one part, as ``medquant evaluate`` takes them."""
-    from MedQuantINT8Lib.datasets import Case, DataSet
+    from MedQuantINT8Lib.evaluation.datasets import Case, DataSet
 
     cases = []
     for name in case_names(part, folder)[:count]:

@@ -34,8 +34,8 @@ CASES, NETWORKS = ("1000", "1001", "1003"), ("brain18_meshnet30", "brain18_meshn
 
 def row(name: str, case: str, agreement: float) -> dict[str, Any]:
     from MedQuantINT8Lib import runs
-    from MedQuantINT8Lib.datasets import Case, DataSet
-    from MedQuantINT8Lib.evaluate import evaluate
+    from MedQuantINT8Lib.evaluation.dataset_evaluation import evaluate
+    from MedQuantINT8Lib.evaluation.datasets import Case, DataSet
     from MedQuantINT8Lib.importers.onnx import import_onnx
     from MedQuantINT8Lib.inference.ensemble import Ensemble
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions

@@ -74,7 +74,7 @@ INPUT_SHIFTS: dict[str, float] = {"input x 2 after normalization": 2.0, "input x
 
 def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
     from MedQuantINT8Lib.engines import BuildOptions, backend
-    from MedQuantINT8Lib.evaluation import agreement, mean_dice
+    from MedQuantINT8Lib.evaluation.agreement import agreement, mean_dice
     from MedQuantINT8Lib.imaging.preprocessing import preprocess
     from MedQuantINT8Lib.imaging.volume_files import read_volume
     from MedQuantINT8Lib.inference.range_check import Probe, RangeCheck, limits_of

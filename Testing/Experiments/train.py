@@ -37,7 +37,7 @@ _SPLITS = {"val": "validation", "valid": "validation"}
 
 def prepare(args: argparse.Namespace) -> None:
     """Write image_N (float16, K x J x I), label_N (uint8: 0 and one number a structure), splits, structures and names."""
-    from MedQuantINT8Lib.datasets import label_map, read_dataset
+    from MedQuantINT8Lib.evaluation.datasets import label_map, read_dataset
     from MedQuantINT8Lib.imaging.volume_files import read_volume
 
     data = read_dataset(Path(args.data))

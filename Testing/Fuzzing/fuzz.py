@@ -300,7 +300,7 @@ def read_engine_cache(random: Random, folder: Path) -> None:
 
 
 def read_data_set(random: Random, folder: Path) -> None:
-    from MedQuantINT8Lib import datasets
+    from MedQuantINT8Lib.evaluation import datasets
 
     value = {
         "name": "set",

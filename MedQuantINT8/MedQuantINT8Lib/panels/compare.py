@@ -8,10 +8,10 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..boundary import SHOWN_REGIONS, region_title
 from ..comparison_nodes import Comparison
 from ..dependencies import Ask
 from ..errors import MedQuantError
+from ..evaluation.boundary import SHOWN_REGIONS, region_title
 from ..logic import MedQuantINT8Logic
 from ..parameters import Parameters
 from .runner import JobRunner

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..evaluation import check_label_values, check_same_place, in_words
+from ..evaluation.agreement import check_label_values, check_same_place, in_words
 from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.volume import Volume
 from ..models.spec import ModelSpec

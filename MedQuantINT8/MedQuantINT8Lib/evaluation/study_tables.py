@@ -18,22 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from .engines import BuildOptions, choose_backend
-from .engines.base import Engine, float_precision_of
-from .engines.preparation import prepare
-from .evaluation import dice
-from .files import read_json, write_json, write_text
-from .imaging.phantom import make_phantom
-from .imaging.preprocessing import preprocess
-from .imaging.volume import Volume
-from .importers.export import export_network
-from .importers.networks import PATCH, STUDY, StudyNetwork, make, study_network
-from .importers.onnx import draft_for, import_onnx
-from .models.package import ModelPackage
-from .models.spec import Geometry, ModelSpec, Normalization
-from .progress import Task
-from .quantization.calibration import CalibrationOptions, PatchSampler
-from .system import machine
+from ..engines import BuildOptions, choose_backend
+from ..engines.base import Engine, float_precision_of
+from ..engines.preparation import prepare
+from ..files import read_json, write_json, write_text
+from ..imaging.phantom import make_phantom
+from ..imaging.preprocessing import preprocess
+from ..imaging.volume import Volume
+from ..importers.export import export_network
+from ..importers.networks import PATCH, STUDY, StudyNetwork, make, study_network
+from ..importers.onnx import draft_for, import_onnx
+from ..models.package import ModelPackage
+from ..models.spec import Geometry, ModelSpec, Normalization
+from ..progress import Task
+from ..quantization.calibration import CalibrationOptions, PatchSampler
+from ..system import machine
+from .agreement import dice
 
 TABLES = ("networks", "sizes")
 _CALIBRATION_SEEDS, _SCAN_SEED, _FITTING_SEED = (1, 3), 2, 4
@@ -59,9 +59,9 @@ def study_package(
 ) -> tuple[ModelPackage, dict[str, Any]]:
     """Export a network with random weights and quantize it on made scans."""
     # torch and ModelOpt are looked at before the first minute of work.
-    from .importers.networks.fitting import fit_last_layer
-    from .quantization.accuracy_guard import Budget
-    from .quantization.quantize import QuantizationPolicy, quantize_package
+    from ..importers.networks.fitting import fit_last_layer
+    from ..quantization.accuracy_guard import Budget
+    from ..quantization.quantize import QuantizationPolicy, quantize_package
 
     path = folder / f"{network.name}.onnx"
     with task.stage(f"{network.title}: exporting"):

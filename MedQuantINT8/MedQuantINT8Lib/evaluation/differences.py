@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .imaging.masks import bounding_box
-from .imaging.volume import Grid
-from .inference.margins import ONE
-from .models.spec import Label
+from ..imaging.masks import bounding_box
+from ..imaging.volume import Grid
+from ..inference.margins import ONE
+from ..models.spec import Label
 
 #: Regions that are named one by one; the rest is counted.
 MOST_REGIONS = 200
@@ -88,7 +88,7 @@ def find_differences(
     Work is confined to the box around what differs, so that a large scan with few differences is quick.
 
     Args:
-        margins: of the first, (K, J, I), as :mod:`.inference.margins` keeps them.
+        margins: of the first, (K, J, I), as :mod:`..inference.margins` keeps them.
     """
     differ = first != second
     total = int(np.count_nonzero(differ))

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import runs
+from .. import runs
+from ..imaging.volume import Volume
+from ..inference.engine_pool import EngineShelf
+from ..inference.ensemble import Ensemble
+from ..inference.segmenter import SegmentationOptions
+from ..models.spec import Label
+from ..progress import Task
+from ..system import peak_memory, reset_peak_memory
+from .agreement import StructureAgreement, agreement, mean_dice
 from .differences import Differences, find_differences
-from .evaluation import StructureAgreement, agreement, mean_dice
-from .imaging.volume import Volume
-from .inference.engine_pool import EngineShelf
-from .inference.ensemble import Ensemble
-from .inference.segmenter import SegmentationOptions
-from .models.spec import Label
-from .progress import Task
-from .system import peak_memory, reset_peak_memory
 
 #: A structure whose volume changes by more than this share of it is pointed out, in percent.
 VOLUME_CHANGE = 5.0

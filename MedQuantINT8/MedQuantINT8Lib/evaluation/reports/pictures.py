@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .imaging.volume import Volume, axis_map
-from .models.spec import Label
+from ...imaging.volume import Volume, axis_map
+from ...models.spec import Label
 
 _DISAGREEMENT = (255, 0, 64)
 

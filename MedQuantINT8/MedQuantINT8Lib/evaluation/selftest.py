@@ -16,20 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from .engines import BuildOptions, EngineBackend, choose_backend
-from .engines.base import precisions_of
-from .engines.fidelity import Distance, labels_of
-from .engines.onnxruntime import OnnxRuntimeBackend
-from .engines.preparation import prepare
-from .errors import InputError, MedQuantError
-from .files import write_json, write_text
-from .importers.catalogue import DEMO, installed
-from .importers.networks import STUDY
-from .models.package import ModelPackage
-from .pages import document, escaped, table
-from .progress import Task
-from .reproduce import in_turn, scan_patch, study_package
-from .system import machine
+from ..engines import BuildOptions, EngineBackend, choose_backend
+from ..engines.base import precisions_of
+from ..engines.fidelity import Distance, labels_of
+from ..engines.onnxruntime import OnnxRuntimeBackend
+from ..engines.preparation import prepare
+from ..errors import InputError, MedQuantError
+from ..files import write_json, write_text
+from ..importers.catalogue import DEMO, installed
+from ..importers.networks import STUDY
+from ..models.package import ModelPackage
+from ..progress import Task
+from ..system import machine
+from .reports.pages import document, escaped, table
+from .study_tables import in_turn, scan_patch, study_package
 
 #: How far FP32 and FP16 results may be from ONNX Runtime's FP32: relative error of the output.
 TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2}

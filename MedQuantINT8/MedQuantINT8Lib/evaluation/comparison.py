@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .evaluation import agreement, check_same_place, in_words, label_values
-from .files import free_name
-from .imaging.volume import Volume
-from .imaging.volume_files import read_volume, scan_paths
-from .models.package import ModelPackage
-from .models.spec import Label
-from .pictures import comparison_slices, comparison_title
-from .progress import Task
-from .report import agreement_json, picture_json, report_json
+from ..errors import InputError
+from ..files import free_name
+from ..imaging.volume import Volume
+from ..imaging.volume_files import read_volume, scan_paths
+from ..models.package import ModelPackage
+from ..models.spec import Label
+from ..progress import Task
+from .agreement import agreement, check_same_place, in_words, label_values
+from .reports.pictures import comparison_slices, comparison_title
+from .reports.report import agreement_json, picture_json, report_json
 
 #: Segment a scan at a precision into a label map file; returns what ``medquant segment --json`` prints.
 RunScan = Callable[[str, str, Path], dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Labelled data sets: a small JSON of our own (:data:`.arguments.JSON_FORM`), and the folder forms of the public ones."""
+"""Labelled data sets: a small JSON of our own (:data:`..arguments.JSON_FORM`), and the folder forms of the public ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
-from .files import read_json
-from .imaging.volume import Volume
-from .imaging.volume_files import read_volume, scan_files, scan_name
+from ..errors import InputError
+from ..files import read_json
+from ..imaging.volume import Volume
+from ..imaging.volume_files import read_volume, scan_files, scan_name
 
 BTCV = (
     "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta", "inferior vena cava",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .boundary import SHOWN_REGIONS
+from ..boundary import SHOWN_REGIONS
 from .pages import document, escaped, table
 
 

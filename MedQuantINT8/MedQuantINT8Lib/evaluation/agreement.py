@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
-from .imaging.volume import Volume
-from .models.spec import Label
+from ..errors import InputError
+from ..imaging.volume import Volume
+from ..models.spec import Label
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from . import __version__
-from .evaluation import StructureAgreement, mean_dice
-from .models.package import FP32, INT8, ModelPackage
+from ... import __version__
+from ...models.package import FP32, INT8, ModelPackage
+from ...system import machine
+from ..agreement import StructureAgreement, mean_dice
 from .pages import counted, document, escaped, table
-from .report_summary import by_precision, gained, lost, number, structures
-from .system import machine
+from .summary import by_precision, gained, lost, number, structures
 
 
 def report_json(

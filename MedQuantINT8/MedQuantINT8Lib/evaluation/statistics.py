@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DependencyError
+from ..errors import DependencyError
 
 _RESAMPLES = 4000
 

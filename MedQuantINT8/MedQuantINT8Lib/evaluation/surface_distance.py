@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .imaging.masks import bounding_box
+from ..imaging.masks import bounding_box
 
 Spacing = tuple[float, float, float]
 

@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from . import runs
-from .cohort import mean_of, require_scipy, wilcoxon
+from .. import runs
+from ..errors import InputError
+from ..files import write_json, write_text
+from ..imaging.volume import Volume
+from ..imaging.volume_files import read_volume
+from ..inference.engine_pool import KeepingShelf
+from ..inference.ensemble import Ensemble
+from ..inference.segmenter import SegmentationOptions
+from ..models.spec import Label
+from ..progress import Task
+from ..system import machine
+from .agreement import dice
 from .datasets import Case, DataSet, label_map
-from .errors import InputError
-from .evaluation import dice
-from .files import write_json, write_text
-from .imaging.volume import Volume
-from .imaging.volume_files import read_volume
-from .inference.engine_pool import KeepingShelf
-from .inference.ensemble import Ensemble
-from .inference.segmenter import SegmentationOptions
-from .models.spec import Label
-from .progress import Task
-from .surface import surface_agreement
-from .system import machine
+from .statistics import mean_of, require_scipy, wilcoxon
+from .surface_distance import surface_agreement
 
 PRECISIONS = ("fp32", "int8")
 METRICS = ("dice", "nsd", "hd95", "ml_difference")
@@ -198,7 +198,7 @@ FILES = ("evaluation.json", "evaluation.csv", "evaluation.html")
 
 def write_results(value: dict[str, Any], folder: Path) -> None:
     """evaluation.json, evaluation.csv and evaluation.html."""
-    from .evaluate_page import page
+    from .reports.evaluation_page import page
 
     write_json(folder / "evaluation.json", value)
     text = io.StringIO()

@@ -1,0 +1,1 @@
+"""Results as JSON and as pages that need nothing else."""
