@@ -15,14 +15,14 @@ import pytest
 import SimpleITK as sitk
 
 import tiny
-from MedQuantINT8Lib import worker_tasks
-from MedQuantINT8Lib.client import WorkerClient, WorkerError, to_json
 from MedQuantINT8Lib.errors import InputError, MedQuantError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
-from MedQuantINT8Lib.jobs import BackgroundJob, BatchJob
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.runs import EngineChoice
+from MedQuantINT8Lib.worker import tasks as worker_tasks
+from MedQuantINT8Lib.worker.client import WorkerClient, WorkerError, to_json
+from MedQuantINT8Lib.worker.jobs import BackgroundJob, BatchJob
 
 SCAN = Volume(np.random.default_rng(0).random((12, 10, 9)).astype(np.float32), np.eye(4), "scan")
 CHOICE = EngineChoice("onnxruntime", "fp32")

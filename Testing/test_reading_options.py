@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from dicom_files import write_series
-from MedQuantINT8Lib import commands, worker_tasks
+from MedQuantINT8Lib import commands
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.imaging.volume_files import ReadOptions
 from MedQuantINT8Lib.parsers import parser
 from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.worker import tasks as worker_tasks
 
 COMMANDS = {
     "segment": ["M", "S", "--output", "o.nrrd"],

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from MedQuantINT8Lib import runs
-from MedQuantINT8Lib.arena import Arena
-from MedQuantINT8Lib.client import WorkerClient, WorkerError
 from MedQuantINT8Lib.errors import Cancelled, InputError, PackageError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.runs import EngineChoice
+from MedQuantINT8Lib.worker.client import WorkerClient, WorkerError
+from MedQuantINT8Lib.worker.shared_memory import Arena
 
 OPTIONS = SegmentationOptions()
 CHOICE = EngineChoice("openvino", "int8")
@@ -45,7 +45,7 @@ def processes_of(parent=None):
                 above = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
             except (OSError, IndexError):
                 continue
-            if "MedQuantINT8Lib.worker" in command and parent in (None, above):
+            if "MedQuantINT8Lib.worker.process" in command and parent in (None, above):
                 found.append(int(folder.name))
     return found
 
@@ -193,7 +193,7 @@ def test_a_python_without_the_package_is_told(tmp_path):
 
 
 def test_another_version_is_refused(monkeypatch):
-    monkeypatch.setattr("MedQuantINT8Lib.client.__version__", "9.9.9")
+    monkeypatch.setattr("MedQuantINT8Lib.worker.client.__version__", "9.9.9")
     with WorkerClient() as made, pytest.raises(WorkerError, match=r"9\.9\.9 is needed"):
         made.start()
 
@@ -201,7 +201,7 @@ def test_another_version_is_refused(monkeypatch):
 PARENT = """
 import sys, time
 import numpy as np
-from MedQuantINT8Lib.client import WorkerClient
+from MedQuantINT8Lib.worker.client import WorkerClient
 from MedQuantINT8Lib.runs import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.imaging.volume import Volume

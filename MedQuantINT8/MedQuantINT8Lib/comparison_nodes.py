@@ -21,7 +21,7 @@ class Comparison:
 
     Attributes:
         arrays: the label maps of FP32 and INT8, and the numbered regions where they differ; (K, J, I) each.
-        report: as :func:`.worker_tasks.compare` says it.
+        report: as :func:`.worker.tasks.compare` says it.
     """
 
     volumeNode: Any

@@ -2,7 +2,7 @@
 
 Names are camelCase, as Slicer's are. All work is done in a resident worker process, so that the application stays
 responsive and the engine stays loaded. Every method that works takes ``waitForCompletion``: True blocks and returns the
-result, False returns a job to poll from a timer (:mod:`.jobs`). No Qt in here.
+result, False returns a job to poll from a timer (:mod:`.worker.jobs`). No Qt in here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 from . import advice, mrml, sequences
 from .arguments import device as check_device
-from .client import WorkerClient, WorkerResult
 from .comparison_nodes import Comparison, add_differences, add_table
 from .engines import backend, backend_names
 from .engines.cuda.setup_hints import gpu_names
@@ -26,7 +25,6 @@ from .files import split_paths, there
 from .imaging.volume_files import ReadOptions, result_names, scan_files
 from .importers import catalogue
 from .inference.segmenter import SegmentationOptions
-from .jobs import BackgroundJob, BatchJob, Pollable
 from .making import Making
 from .models.package import INT8, peek
 from .models.spec import Label, ModelSpec
@@ -34,6 +32,8 @@ from .progress import ProgressEvent
 from .runs import EngineChoice
 from .system import cpu_name
 from .undo import SegmentationUndo
+from .worker.client import WorkerClient, WorkerResult
+from .worker.jobs import BackgroundJob, BatchJob, Pollable
 
 Progress = Callable[[ProgressEvent], None]
 PRECISIONS = ("auto", "int8", "fp16", "fp32")

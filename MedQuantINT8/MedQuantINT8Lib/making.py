@@ -10,14 +10,14 @@ from dataclasses import asdict
 from typing import Any
 
 from . import mrml
-from .client import WorkerClient
 from .engines import cache
 from .errors import InputError, MedQuantError
 from .imaging.volume_files import ReadOptions
 from .importers import catalogue
-from .jobs import BackgroundJob, wait_for
 from .models.package import peek
 from .progress import ProgressEvent, Task
+from .worker.client import WorkerClient
+from .worker.jobs import BackgroundJob, wait_for
 
 Progress = Callable[[ProgressEvent], None]
 

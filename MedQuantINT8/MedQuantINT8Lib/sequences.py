@@ -6,8 +6,8 @@ from typing import Any
 
 from . import mrml
 from .errors import InputError
-from .jobs import BatchJob
 from .progress import ProgressEvent
+from .worker.jobs import BatchJob
 
 
 def frames_of(sequenceNode: Any) -> list[Any]:

@@ -10,8 +10,8 @@ import qt
 from slicer.i18n import tr as _
 
 from ..errors import Cancelled, MedQuantError
-from ..jobs import Pollable
 from ..progress import ProgressEvent
+from ..worker.jobs import Pollable
 
 _INTERVAL_MS = 30
 

@@ -1,4 +1,4 @@
-"""The caller's side of :mod:`.worker`: starts it, hands it volumes, reports its progress, restarts it after a crash."""
+"""The caller's side of :mod:`.process`: starts it, hands it volumes, reports its progress, restarts it after a crash."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__, errors
-from .arena import Arena, aligned
-from .errors import Cancelled, EngineError, InputError, MedQuantError
-from .imaging.volume import Volume
-from .inference.segmenter import SegmentationOptions
-from .progress import ProgressEvent, Task
-from .runs import EngineChoice
-from .scratch import owned_prefix
-from .system import default_python, library_environment
+from .. import __version__, errors
+from ..errors import Cancelled, EngineError, InputError, MedQuantError
+from ..imaging.volume import Volume
+from ..inference.segmenter import SegmentationOptions
+from ..progress import ProgressEvent, Task
+from ..runs import EngineChoice
+from ..scratch import owned_prefix
+from ..system import default_python, library_environment
+from .shared_memory import Arena, aligned
 
 _START_SECONDS = 60.0
 _END_SECONDS = 7.0
@@ -211,7 +211,7 @@ class WorkerClient:
                 [
                     self._python,
                     "-m",
-                    "MedQuantINT8Lib.worker",
+                    "MedQuantINT8Lib.worker.process",
                     self._arena.address,
                     str(self._idle_seconds),
                     self._scratch,
@@ -262,7 +262,7 @@ class WorkerClient:
         return self.begin("segment", [volume], model=model, choice=asdict(choice), options=asdict(options))
 
     def begin(self, do: str, volumes: Sequence[Volume], **request: Any) -> Job:
-        """Have one of :mod:`.worker_tasks` done, and come back at once.
+        """Have one of :mod:`.tasks` done, and come back at once.
 
         The worker is started if it does not run, and the voxels are handed over, by a thread: neither may hold up a window.
         The volumes must not be changed until the job is done.

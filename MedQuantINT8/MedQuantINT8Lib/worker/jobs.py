@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from ..errors import Cancelled, MedQuantError
+from ..progress import ProgressEvent, Task
 from .client import Job, WorkerResult
-from .errors import Cancelled, MedQuantError
-from .progress import ProgressEvent, Task
 
 _POLL_SECONDS = 0.02
 

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import runs
-from .evaluation.boundary import VOLUME_CHANGE, examine
-from .files import split_paths
-from .imaging.volume import Volume
-from .imaging.volume_files import ReadOptions, read_volume, scan_paths
-from .inference.engine_pool import KeepingShelf
-from .inference.ensemble import Ensemble
-from .inference.segmenter import SegmentationOptions
-from .models.package import ModelPackage
-from .models.spec import Label
-from .outputs import check_output_package
-from .progress import Task
+from .. import runs
+from ..evaluation.boundary import VOLUME_CHANGE, examine
+from ..files import split_paths
+from ..imaging.volume import Volume
+from ..imaging.volume_files import ReadOptions, read_volume, scan_paths
+from ..inference.engine_pool import KeepingShelf
+from ..inference.ensemble import Ensemble
+from ..inference.segmenter import SegmentationOptions
+from ..models.package import ModelPackage
+from ..models.spec import Label
+from ..outputs import check_output_package
+from ..progress import Task
 
 Request = dict[str, Any]
 
@@ -63,7 +63,7 @@ def segment(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
 
 def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Segment a scan file into a segmentation file; all structures, or those that ``segments`` names."""
-    from .imaging.segmentation_files import check_output_path, write_segmentation
+    from ..imaging.segmentation_files import check_output_path, write_segmentation
 
     check_output_path(request["output"], [*split_paths(request["model"]), *scan_paths(request["scan"])])
     with bench.task.stage("reading"):
@@ -97,10 +97,10 @@ def compare(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
 
 def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Calibrate a model on volumes and scan files, and write it with its INT8 network."""
-    from .quantization.accuracy_guard import Budget
-    from .quantization.calibration import CalibrationOptions, PatchSampler
-    from .quantization.latency import engine_stopwatch
-    from .quantization.quantize import QuantizationPolicy, calibration_patch, quantize_package
+    from ..quantization.accuracy_guard import Budget
+    from ..quantization.calibration import CalibrationOptions, PatchSampler
+    from ..quantization.latency import engine_stopwatch
+    from ..quantization.quantize import QuantizationPolicy, calibration_patch, quantize_package
 
     check_output_package(
         request["output"], [path for scan in request["scans"] for path in scan_paths(scan)], itself=request["model"]
@@ -136,12 +136,12 @@ def build(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
 
 def install_model(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Bring in a model: one of the catalogue by name, or the user's own from a path."""
-    from .importers import catalogue
+    from ..importers import catalogue
 
     if request["name"]:
         catalogue.install(catalogue.entry(request["name"]), None, bench.task, trust_code=request["trust_code"])
         return Answer([], {"name": request["name"], "notes": []})
-    from .importers.detect import install_own
+    from ..importers.detect import install_own
 
     name, notes = install_own(
         Path(request["source"]), catalogue.models_root(), bench.task, trust_code=request["trust_code"]

@@ -1,9 +1,9 @@
-"""A resident process that keeps engines loaded: ``python -m MedQuantINT8Lib.worker``.
+"""A resident process that keeps engines loaded: ``python -m MedQuantINT8Lib.worker.process``.
 
-Messages are JSON, one a line: requests on standard input, events on standard output; arrays lie in an :class:`.arena.Arena`
+Messages are JSON, one a line: requests on standard input, events on standard output; arrays lie in an :class:`.shared_memory.Arena`
 that the caller owns. The worker ends with its caller: when its input closes, whatever it does, it cancels and leaves.
 
-Requests: ``{"id", "do": "hello"|"cancel"|"ping"|"quit"|a task of :mod:`.worker_tasks`, ...}``; events: ``{"id", "event":
+Requests: ``{"id", "do": "hello"|"cancel"|"ping"|"quit"|a task of :mod:`.tasks`, ...}``; events: ``{"id", "event":
 "hello"|"progress"|"result"|"error"|"pong", ...}``. The caller's side is :mod:`.client`.
 """
 
@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
-from .arena import Arena, aligned
-from .errors import MedQuantError
-from .files import split_paths
-from .imaging.volume import Volume
-from .inference.engine_pool import KeepingShelf
-from .inference.ensemble import Ensemble, load_ensemble
-from .progress import ProgressEvent, Task
-from .worker_tasks import TASKS, Bench
+from .. import __version__
+from ..errors import MedQuantError
+from ..files import split_paths
+from ..imaging.volume import Volume
+from ..inference.engine_pool import KeepingShelf
+from ..inference.ensemble import Ensemble, load_ensemble
+from ..progress import ProgressEvent, Task
+from .shared_memory import Arena, aligned
+from .tasks import TASKS, Bench
 
 PROTOCOL = 2
 IDLE_SECONDS = 600.0

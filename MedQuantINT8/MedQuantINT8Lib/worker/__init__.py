@@ -1,0 +1,1 @@
+"""A resident process that keeps engines loaded, and its callers' side."""
