@@ -59,8 +59,8 @@ def registerSampleData() -> None:
 
 def _makeAbdomen(_source: Any) -> Any:
     """The scan as a volume node, shown in the slice views: Sample Data shows only what it has downloaded itself."""
-    from MedQuantINT8Lib import mrml
     from MedQuantINT8Lib.imaging.phantom import demo_scan
+    from MedQuantINT8Lib.slicer_module import scene as mrml
 
     node = mrml.volume_node(demo_scan()[0], "SyntheticAbdomen", slicer.mrmlScene)
     slicer.util.setSliceViewerLayers(background=node, fit=True)
@@ -68,7 +68,7 @@ def _makeAbdomen(_source: Any) -> Any:
 
 
 class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The panel of the module; see MedQuantINT8Lib.widget."""
+    """The panel of the module; see MedQuantINT8Lib.slicer_module.widget."""
 
     def __init__(self, parent: Any = None) -> None:
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -78,7 +78,7 @@ class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def setup(self) -> None:
         ScriptedLoadableModuleWidget.setup(self)
-        from MedQuantINT8Lib.widget import ModuleView
+        from MedQuantINT8Lib.slicer_module.widget import ModuleView
 
         root = slicer.util.loadUI(self.resourcePath("UI/MedQuantINT8.ui"))
         self.layout.addWidget(root)
@@ -117,11 +117,11 @@ class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 class MedQuantINT8Logic(ScriptedLoadableModuleLogic):
-    """Everything that MedQuantINT8Lib.logic.MedQuantINT8Logic can do, under the name that Slicer looks for."""
+    """Everything that MedQuantINT8Lib.slicer_module.logic.MedQuantINT8Logic can do, under the name that Slicer looks for."""
 
     def __init__(self, parent: Any = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self, parent)
-        from MedQuantINT8Lib.logic import MedQuantINT8Logic as EngineRoom
+        from MedQuantINT8Lib.slicer_module.logic import MedQuantINT8Logic as EngineRoom
 
         self.engineRoom = EngineRoom()
 
@@ -143,8 +143,8 @@ class MedQuantINT8Test(ScriptedLoadableModuleTest):
         self.test_a_made_scan_is_segmented_and_compared()
 
     def test_a_made_scan_is_segmented_and_compared(self) -> None:
-        from MedQuantINT8Lib import mrml
         from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
+        from MedQuantINT8Lib.slicer_module import scene as mrml
 
         self.delayDisplay("Making a scan")
         node = mrml.volume_node(make_phantom(1000, (84, 60, 64), 4.0)[0], "SyntheticAbdomen", slicer.mrmlScene)

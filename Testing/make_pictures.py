@@ -111,7 +111,7 @@ def window_pictures() -> None:
     import slicer
 
     import MedQuantINT8
-    from MedQuantINT8Lib.mrml_views import save_picture
+    from MedQuantINT8Lib.slicer_module.views import save_picture
 
     icon(qt)
     MedQuantINT8.MedQuantINT8(type("Parent", (), {})())

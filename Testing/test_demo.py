@@ -38,7 +38,7 @@ def checked_report(folder):
 @pytest.mark.slicer
 @pytest.mark.skipif(importlib.util.find_spec("slicer") is None, reason="needs Slicer or slicer-core")
 def test_the_demo_goes_from_scan_to_report(tmp_path, capsys):
-    from MedQuantINT8Lib import mrml
+    from MedQuantINT8Lib.slicer_module import scene as mrml
 
     assert main(["demo", "--output", str(tmp_path / "out")]) == 0
     assert "mean Dice" in capsys.readouterr().out

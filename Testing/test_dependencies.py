@@ -8,8 +8,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from MedQuantINT8Lib import dependencies
 from MedQuantINT8Lib.errors import DependencyError
+from MedQuantINT8Lib.slicer_module import dependencies
 
 
 @pytest.fixture

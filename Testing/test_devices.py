@@ -115,7 +115,7 @@ def test_the_processes_of_compare_are_told_the_device(engines, monkeypatch, tmp_
 
 def test_the_default_is_auto_everywhere():
     from MedQuantINT8Lib.engines import BuildOptions
-    from MedQuantINT8Lib.parameters import Parameters
+    from MedQuantINT8Lib.slicer_module.parameter_node import Parameters
 
     assert EngineChoice().device == BuildOptions("int8", (1, 1, 1)).device == "auto"
     for line in ("segment m s", "build m", "compare m s", "differences m s", "evaluate m --data d"):

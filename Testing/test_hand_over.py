@@ -189,7 +189,7 @@ def test_asking_for_the_engines_loads_none_of_them():
         [sys.executable, "-c", LOADED], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(LIBRARY)}
     )
     assert done.stdout.strip() == "[]", done.stderr
-    with open(LIBRARY / "MedQuantINT8Lib" / "logic.py", encoding="utf-8") as source:
+    with open(LIBRARY / "MedQuantINT8Lib" / "slicer_module" / "logic.py", encoding="utf-8") as source:
         assert "examined_engines" in source.read()
 
 

@@ -9,11 +9,11 @@ import pytest
 pytest.importorskip("slicer", reason="needs slicer-core")
 
 from conftest import PHANTOM_SIZE, PHANTOM_SPACING
-from MedQuantINT8Lib import mrml
 from MedQuantINT8Lib.errors import Cancelled, InputError
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
-from MedQuantINT8Lib.logic import MedQuantINT8Logic
+from MedQuantINT8Lib.slicer_module import scene as mrml
+from MedQuantINT8Lib.slicer_module.logic import MedQuantINT8Logic
 
 pytestmark = pytest.mark.slicer
 

@@ -12,11 +12,11 @@ pytest.importorskip("slicer", reason="needs slicer-core")
 import SimpleITK as sitk
 
 import tiny
-from MedQuantINT8Lib import mrml
 from MedQuantINT8Lib.errors import InputError, MedQuantError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
-from MedQuantINT8Lib.logic import MedQuantINT8Logic
+from MedQuantINT8Lib.slicer_module import scene as mrml
+from MedQuantINT8Lib.slicer_module.logic import MedQuantINT8Logic
 
 pytestmark = pytest.mark.slicer
 SCAN = Volume(np.random.default_rng(0).random((8, 9, 10)).astype(np.float32), np.eye(4), "scan")

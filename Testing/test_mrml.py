@@ -8,13 +8,13 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="needs Slicer or slicer-core")
 
 from conftest import GEOMETRIES  # noqa: E402
-from MedQuantINT8Lib import mrml  # noqa: E402
 from MedQuantINT8Lib.errors import InputError  # noqa: E402
 from MedQuantINT8Lib.imaging.phantom import phantom_labels  # noqa: E402
 from MedQuantINT8Lib.imaging.preprocessing import preprocess  # noqa: E402
 from MedQuantINT8Lib.imaging.segmentation_files import terminology_tag, write_segmentation  # noqa: E402
 from MedQuantINT8Lib.imaging.volume import Volume  # noqa: E402
 from MedQuantINT8Lib.models.spec import Geometry, Label  # noqa: E402
+from MedQuantINT8Lib.slicer_module import scene as mrml  # noqa: E402
 from test_preprocessing import spec_with  # noqa: E402
 
 pytestmark = pytest.mark.slicer
@@ -192,7 +192,7 @@ def test_seg_nrrd_is_read_back_by_slicer(scene, geometry, blob, tmp_path, writer
 def test_a_picture_shows_scan_and_segmentation(scene, phantom, tmp_path):
     import SimpleITK as sitk
 
-    from MedQuantINT8Lib.mrml_views import save_picture
+    from MedQuantINT8Lib.slicer_module.views import save_picture
 
     volume, truth = phantom
     node = mrml.volume_node(volume, "phantom", scene)

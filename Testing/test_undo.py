@@ -10,11 +10,11 @@ slicer = pytest.importorskip("slicer", reason="needs Slicer or slicer-core")
 import vtk  # noqa: E402
 
 from conftest import GEOMETRIES  # noqa: E402
-from MedQuantINT8Lib import mrml  # noqa: E402
 from MedQuantINT8Lib.errors import InputError  # noqa: E402
 from MedQuantINT8Lib.imaging.volume import Volume  # noqa: E402
 from MedQuantINT8Lib.models.spec import Label  # noqa: E402
-from MedQuantINT8Lib.undo import SegmentationUndo  # noqa: E402
+from MedQuantINT8Lib.slicer_module import scene as mrml  # noqa: E402
+from MedQuantINT8Lib.slicer_module.undo import SegmentationUndo  # noqa: E402
 from test_mrml import centroid_in_slicer, names  # noqa: E402
 
 pytestmark = pytest.mark.slicer

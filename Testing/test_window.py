@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent / "host"))
 
 import window
 
-from MedQuantINT8Lib import dependencies, mrml
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
 from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.slicer_module import dependencies
+from MedQuantINT8Lib.slicer_module import scene as mrml
 
 pytestmark = pytest.mark.slicer
 SECONDS = 120

@@ -167,8 +167,8 @@ def _results(folder: Path, package: ModelPackage, case: _Case, run: Any, report:
         if missing:
             write_segmentation(folder / "segmentation.seg.nrrd", run.result.labels, run.result.ijk_to_ras, labels)
         else:
-            from .mrml import add_segmentation, headless_scene, save_segmentation, volume_node
-            from .mrml_views import save_picture
+            from .slicer_module.scene import add_segmentation, headless_scene, save_segmentation, volume_node
+            from .slicer_module.views import save_picture
 
             node = volume_node(case.volume, case.name, headless_scene())
             segmentation = add_segmentation(run.result.labels, labels, node, surface=True)

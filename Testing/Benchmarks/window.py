@@ -29,8 +29,8 @@ def run() -> dict[str, Any]:
     import slicer
 
     import MedQuantINT8
-    from MedQuantINT8Lib import mrml
     from MedQuantINT8Lib.imaging.phantom import make_phantom
+    from MedQuantINT8Lib.slicer_module import scene as mrml
 
     MedQuantINT8.MedQuantINT8(type("Parent", (), {})())
     widget = MedQuantINT8.MedQuantINT8Widget()

@@ -284,9 +284,9 @@ def completion() -> None:
 
 def slicer_scene() -> None:
     """Nodes in, nodes out, as in Slicer's Python console."""
-    from MedQuantINT8Lib import mrml
     from MedQuantINT8Lib.imaging.phantom import make_phantom
-    from MedQuantINT8Lib.logic import MedQuantINT8Logic
+    from MedQuantINT8Lib.slicer_module import scene as mrml
+    from MedQuantINT8Lib.slicer_module.logic import MedQuantINT8Logic
 
     node = mrml.volume_node(make_phantom(1000, (72, 64, 56), 5.0)[0], "scan", mrml.headless_scene())
     logic = MedQuantINT8Logic()

@@ -74,7 +74,7 @@ def install() -> Any:
     import slicer
     import slicer.util
 
-    from MedQuantINT8Lib import mrml
+    from MedQuantINT8Lib.slicer_module import scene as mrml
 
     if qt.QApplication.instance() is None:
         install.application = qt.QApplication(["window"])  # type: ignore[attr-defined]

@@ -8,16 +8,16 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
+from ...errors import InputError
+from ...imaging.volume_files import scan_files
+from ...progress import ProgressEvent
+from ...quantization.calibration import METHODS
 from ..dependencies import Ask
-from ..errors import InputError
-from ..imaging.volume_files import scan_files
 from ..logic import MedQuantINT8Logic
-from ..parameters import Parameters
-from ..progress import ProgressEvent
-from ..quantization.calibration import METHODS
-from .runner import JobRunner
-from .values import chosen, quiet_fill, read, silently
-from .work import WorkPanel
+from ..parameter_node import Parameters
+from .base import WorkPanel
+from .job_runner import JobRunner
+from .qt_compat import chosen, quiet_fill, read, silently
 
 _MB = 1e6
 

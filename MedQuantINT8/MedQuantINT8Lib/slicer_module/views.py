@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluation.reports.pictures import display_range
-from .files import replacing
-from .mrml import require_slicer
+from ..evaluation.reports.pictures import display_range
+from ..files import replacing
+from .scene import require_slicer
 
 _SLICE_MANAGERS = (
     "vtkMRMLVolumeGlyphDisplayableManager",

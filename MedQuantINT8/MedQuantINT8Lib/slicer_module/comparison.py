@@ -8,11 +8,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from . import mrml
-from .evaluation.boundary import REGION_COLUMNS, region_labels, region_rows, regions_csv
-from .evaluation.reports.boundary_page import boundary_page, gains, verdict
-from .files import write_json, write_text
-from .models.spec import ModelSpec
+from ..evaluation.boundary import REGION_COLUMNS, region_labels, region_rows, regions_csv
+from ..evaluation.reports.boundary_page import boundary_page, gains, verdict
+from ..files import write_json, write_text
+from ..models.spec import ModelSpec
+from . import scene as mrml
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Comparison:
 
     Attributes:
         arrays: the label maps of FP32 and INT8, and the numbered regions where they differ; (K, J, I) each.
-        report: as :func:`.worker.tasks.compare` says it.
+        report: as :func:`..worker.tasks.compare` says it.
     """
 
     volumeNode: Any

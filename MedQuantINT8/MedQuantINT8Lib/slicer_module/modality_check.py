@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .imaging.volume import Volume
-from .models.spec import ModelSpec
-from .mrml import dicom_modality
+from ..imaging.volume import Volume
+from ..models.spec import ModelSpec
+from .scene import dicom_modality
 
 #: A scan in Hounsfield units holds air (about -1000); magnitude images of MR are not below zero.
 _AIR = -300.0

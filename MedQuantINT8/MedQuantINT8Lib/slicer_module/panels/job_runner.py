@@ -9,9 +9,9 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from ..errors import Cancelled, MedQuantError
-from ..progress import ProgressEvent
-from ..worker.jobs import Pollable
+from ...errors import Cancelled, MedQuantError
+from ...progress import ProgressEvent
+from ...worker.jobs import Pollable
 
 _INTERVAL_MS = 30
 

@@ -92,7 +92,7 @@ def restore(node: Any, state: NodeState) -> None:
 
 def _item(node: Any) -> tuple[int, Any]:
     """The node's item in the subject hierarchy (0 for none), and the hierarchy."""
-    from .mrml import require_slicer
+    from .scene import require_slicer
 
     hierarchy = require_slicer().vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
     return (hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0), hierarchy

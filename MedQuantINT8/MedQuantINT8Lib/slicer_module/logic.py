@@ -2,7 +2,7 @@
 
 Names are camelCase, as Slicer's are. All work is done in a resident worker process, so that the application stays
 responsive and the engine stays loaded. Every method that works takes ``waitForCompletion``: True blocks and returns the
-result, False returns a job to poll from a timer (:mod:`.worker.jobs`). No Qt in here.
+result, False returns a job to poll from a timer (:mod:`..worker.jobs`). No Qt in here.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import advice, mrml, sequences
-from .arguments import device as check_device
-from .comparison_nodes import Comparison, add_differences, add_table
-from .engines import backend, backend_names
-from .engines.cuda.setup_hints import gpu_names
-from .errors import InputError
-from .evaluation.boundary import VOLUME_CHANGE
-from .files import split_paths, there
-from .imaging.volume_files import ReadOptions, result_names, scan_files
-from .importers import catalogue
-from .inference.segmenter import SegmentationOptions
-from .making import Making
-from .models.package import INT8, peek
-from .models.spec import Label, ModelSpec
-from .progress import ProgressEvent
-from .runs import EngineChoice
-from .system import cpu_name
+from ..arguments import device as check_device
+from ..engines import backend, backend_names
+from ..engines.cuda.setup_hints import gpu_names
+from ..errors import InputError
+from ..evaluation.boundary import VOLUME_CHANGE
+from ..files import split_paths, there
+from ..imaging.volume_files import ReadOptions, result_names, scan_files
+from ..importers import catalogue
+from ..inference.segmenter import SegmentationOptions
+from ..models.package import INT8, peek
+from ..models.spec import Label, ModelSpec
+from ..progress import ProgressEvent
+from ..runs import EngineChoice
+from ..system import cpu_name
+from ..worker.client import WorkerClient, WorkerResult
+from ..worker.jobs import BackgroundJob, BatchJob, Pollable
+from . import modality_check as advice
+from . import scene as mrml
+from . import sequences
+from .build_logic import Making
+from .comparison import Comparison, add_differences, add_table
 from .undo import SegmentationUndo
-from .worker.client import WorkerClient, WorkerResult
-from .worker.jobs import BackgroundJob, BatchJob, Pollable
 
 Progress = Callable[[ProgressEvent], None]
 PRECISIONS = ("auto", "int8", "fp16", "fp32")
@@ -100,7 +102,7 @@ class MedQuantINT8Logic(Making):
 
     def engines(self) -> dict[str, Any]:
         """Engines by name: whether each can run here, and why not."""
-        from .doctor import examined_engines
+        from ..doctor import examined_engines
 
         return examined_engines()
 
@@ -324,7 +326,7 @@ class MedQuantINT8Logic(Making):
         *,
         device: str = EngineChoice.device,
     ) -> Any:
-        """FP32 beside INT8 on a volume node: a :class:`.comparison_nodes.Comparison`.
+        """FP32 beside INT8 on a volume node: a :class:`.comparison.Comparison`.
 
         Its nodes come into the scene with :meth:`showDifferences` and :meth:`differencesTable`.
 

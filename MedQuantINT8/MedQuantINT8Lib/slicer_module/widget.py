@@ -10,10 +10,10 @@ from slicer.i18n import tr as _
 from .logic import MedQuantINT8Logic
 from .panels.build import BuildPanel
 from .panels.compare import ComparePanel
-from .panels.runner import JobRunner
+from .panels.job_runner import JobRunner
 from .panels.segment import SegmentPanel
 from .panels.storage import StoragePanel
-from .parameters import Parameters
+from .parameter_node import Parameters
 
 
 class ModuleView:

@@ -7,11 +7,11 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from ...errors import MedQuantError
 from ..dependencies import Ask
-from ..errors import MedQuantError
 from ..logic import MedQuantINT8Logic
-from .runner import JobRunner
-from .values import chosen, quiet_fill
+from .job_runner import JobRunner
+from .qt_compat import chosen, quiet_fill
 
 _MB = 1e6
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import mrml
-from .errors import InputError
-from .progress import ProgressEvent
-from .worker.jobs import BatchJob
+from ..errors import InputError
+from ..progress import ProgressEvent
+from ..worker.jobs import BatchJob
+from . import scene as mrml
 
 
 def frames_of(sequenceNode: Any) -> list[Any]:

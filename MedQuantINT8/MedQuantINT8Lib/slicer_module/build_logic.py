@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from . import mrml
-from .engines import cache
-from .errors import InputError, MedQuantError
-from .imaging.volume_files import ReadOptions
-from .importers import catalogue
-from .models.package import peek
-from .progress import ProgressEvent, Task
-from .worker.client import WorkerClient
-from .worker.jobs import BackgroundJob, wait_for
+from ..engines import cache
+from ..errors import InputError, MedQuantError
+from ..imaging.volume_files import ReadOptions
+from ..importers import catalogue
+from ..models.package import peek
+from ..progress import ProgressEvent, Task
+from ..worker.client import WorkerClient
+from ..worker.jobs import BackgroundJob, wait_for
+from . import scene as mrml
 
 Progress = Callable[[ProgressEvent], None]
 

@@ -7,12 +7,12 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from ...errors import MedQuantError
+from ...progress import ProgressEvent
 from ..dependencies import Ask, ensure
-from ..errors import MedQuantError
 from ..logic import MedQuantINT8Logic
-from ..parameters import Parameters
-from ..progress import ProgressEvent
-from .runner import JobRunner, Listener, in_words, is_cancel, percent
+from ..parameter_node import Parameters
+from .job_runner import JobRunner, Listener, in_words, is_cancel, percent
 
 
 class WorkPanel:

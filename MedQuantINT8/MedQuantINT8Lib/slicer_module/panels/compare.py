@@ -8,15 +8,15 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..comparison_nodes import Comparison
+from ...errors import MedQuantError
+from ...evaluation.boundary import SHOWN_REGIONS, region_title
+from ..comparison import Comparison
 from ..dependencies import Ask
-from ..errors import MedQuantError
-from ..evaluation.boundary import SHOWN_REGIONS, region_title
 from ..logic import MedQuantINT8Logic
-from ..parameters import Parameters
-from .runner import JobRunner
-from .values import fill_table, read, silently
-from .work import WorkPanel
+from ..parameter_node import Parameters
+from .base import WorkPanel
+from .job_runner import JobRunner
+from .qt_compat import fill_table, read, silently
 
 
 class ComparePanel(WorkPanel):

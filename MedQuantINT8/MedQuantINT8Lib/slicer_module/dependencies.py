@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .errors import DependencyError
-from .resources import resource
-from .translation import tr as _
+from ..errors import DependencyError
+from ..resources import resource
+from ..translation import tr as _
 
 
 @dataclass(frozen=True)

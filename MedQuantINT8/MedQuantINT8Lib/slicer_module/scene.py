@@ -1,6 +1,6 @@
 """The MRML scene: volume nodes to volumes, label maps to segmentation nodes.
 
-With :mod:`.mrml_views` the only room that imports slicer. It works in Slicer and on the bare core (slicer-core), where
+With :mod:`.views` the only room that imports slicer. It works in Slicer and on the bare core (slicer-core), where
 :func:`headless_scene` makes the scene that the application would.
 """
 
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DependencyError, InputError, StorageError
-from .files import replacing
-from .imaging.itk_file import check_written
-from .imaging.segmentation_files import segment_id, terminology_tag
-from .imaging.volume import Volume
-from .models.spec import Label
+from ..errors import DependencyError, InputError, StorageError
+from ..files import replacing
+from ..imaging.itk_file import check_written
+from ..imaging.segmentation_files import segment_id, terminology_tag
+from ..imaging.volume import Volume
+from ..models.spec import Label
 
 
 def require_slicer() -> Any:
@@ -83,7 +83,7 @@ def load_volume_node(path: str | os.PathLike[str], scene: Any = None) -> Any:
     slicer = require_slicer()
     scene = scene or headless_scene()
     if Path(path).is_dir():
-        from .imaging.volume_files import read_volume
+        from ..imaging.volume_files import read_volume
 
         return volume_node(read_volume(path), Path(path).name, scene)
     logic = slicer.vtkSlicerVolumesLogic()

@@ -10,14 +10,14 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from ...errors import MedQuantError
 from .. import sequences
 from ..dependencies import Ask
-from ..errors import MedQuantError
 from ..logic import MedQuantINT8Logic
-from ..parameters import Parameters
-from .runner import JobRunner, duration
-from .values import chosen, id_of, quiet_fill, read, silently
-from .work import WorkPanel
+from ..parameter_node import Parameters
+from .base import WorkPanel
+from .job_runner import JobRunner, duration
+from .qt_compat import chosen, id_of, quiet_fill, read, silently
 
 
 class SegmentPanel(WorkPanel):

@@ -1,0 +1,1 @@
+"""Everything that knows Slicer: scene, views, logic, window."""
