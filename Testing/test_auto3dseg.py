@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.networks.nets import SegResNetDS
 
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
 from MedQuantINT8Lib.imaging.preprocessing import preprocess

@@ -14,7 +14,7 @@ import pytest
 
 import tiny
 from data_models import DATA
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import Cancelled, InputError
 from MedQuantINT8Lib.importers import catalogue
 from MedQuantINT8Lib.importers.download import Checksum, DownloadError, download

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tiny
-from MedQuantINT8Lib import runs
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli import runs
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.engines import base, cache, choices
 from MedQuantINT8Lib.engines import int8_or_float as race
 from MedQuantINT8Lib.engines import preparation as prepare

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels, phantom_spec
 from MedQuantINT8Lib.imaging.volume import Volume, to_sitk
 from MedQuantINT8Lib.imaging.volume_files import read_volume
@@ -220,7 +220,7 @@ def test_bad_networks_and_packages_are_refused(medquant, tmp_path):
 def start(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(LIBRARY)}
     return subprocess.Popen(
-        [sys.executable, "-m", "MedQuantINT8Lib.cli", *map(str, arguments)],
+        [sys.executable, "-m", "MedQuantINT8Lib.cli.main", *map(str, arguments)],
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
@@ -261,7 +261,7 @@ def test_an_interrupt_leaves_nothing_behind(fp32_package, scan, tmp_path, monkey
 def test_importing_the_library_is_light():
     """No torch, no engine, no ONNX at import; the segment road never loads torch, MONAI, ModelOpt or onnxruntime."""
     heavy = "{'torch', 'monai', 'modelopt', 'onnx', 'onnxruntime', 'openvino', 'SimpleITK', 'slicer', 'vtk'} & set(sys.modules)"
-    code = f"import sys, MedQuantINT8Lib, MedQuantINT8Lib.cli; print(sorted({heavy}))"
+    code = f"import sys, MedQuantINT8Lib, MedQuantINT8Lib.cli.main; print(sorted({heavy}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(LIBRARY)},
@@ -275,7 +275,7 @@ def test_importing_the_library_is_light():
 def test_segmenting_with_a_cached_engine_loads_one_runtime_only(medquant, int8_package, scan, tmp_path):
     assert medquant("segment", int8_package.folder, scan, "-o", tmp_path / "first.nrrd")[0] == 0
     code = (
-        "import sys; from MedQuantINT8Lib.cli import main; "
+        "import sys; from MedQuantINT8Lib.cli.main import main; "
         f"code = main(['segment', {str(int8_package.folder)!r}, {str(scan)!r}, '-o', {str(tmp_path / 'out.nrrd')!r}, '--quiet']); "
         "print(code, sorted({'torch', 'monai', 'modelopt', 'onnxruntime', 'slicer'} & set(sys.modules)))"
     )
@@ -290,7 +290,7 @@ def test_segmenting_with_a_cached_engine_loads_one_runtime_only(medquant, int8_p
 
 
 def test_the_self_test_says_pass_or_fail_by_row(tmp_path, capsys):
-    from MedQuantINT8Lib.cli import main
+    from MedQuantINT8Lib.cli.main import main
 
     assert main(["selftest", "--engine", "openvino", "--output", str(tmp_path), "--quiet"]) == 0
     text = capsys.readouterr().out
@@ -302,7 +302,7 @@ def test_the_self_test_says_pass_or_fail_by_row(tmp_path, capsys):
 
 
 def test_a_self_test_that_fails_has_an_exit_code_and_a_reason(tmp_path, capsys, monkeypatch):
-    from MedQuantINT8Lib.cli import main
+    from MedQuantINT8Lib.cli.main import main
     from MedQuantINT8Lib.evaluation import selftest
 
     monkeypatch.setitem(selftest.TOLERANCE, "fp32", 0.0)

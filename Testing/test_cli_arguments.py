@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from MedQuantINT8Lib import terminal
-from MedQuantINT8Lib.cli import main
-from MedQuantINT8Lib.parsers import commands_of, parser
+from MedQuantINT8Lib.cli import terminal
+from MedQuantINT8Lib.cli.main import main
+from MedQuantINT8Lib.cli.parsers import commands_of, parser
 
 LIBRARY = Path(__file__).parent.parent / "MedQuantINT8"
 COMMANDS = dict(commands_of(parser()))
@@ -41,7 +41,7 @@ def test_help_fits_80_columns_and_ends_with_examples_that_parse(name, monkeypatc
 
 
 def test_every_command_names_a_function_that_exists():
-    from MedQuantINT8Lib.cli import _function
+    from MedQuantINT8Lib.cli.main import _function
 
     for name, command in COMMANDS.items():
         assert callable(_function(command.get_default("run"))), name
@@ -49,7 +49,7 @@ def test_every_command_names_a_function_that_exists():
 
 def test_help_version_and_refusals_import_neither_numpy_nor_a_command():
     code = (
-        "import sys; from MedQuantINT8Lib.cli import main\n"
+        "import sys; from MedQuantINT8Lib.cli.main import main\n"
         "for line in ('--help', '--version', 'segment --help', 'segment a b -o c --seed x'):\n"
         "    try: main(line.split())\n"
         "    except SystemExit: pass\n"
@@ -58,7 +58,8 @@ def test_help_version_and_refusals_import_neither_numpy_nor_a_command():
     )
     done = python(code)
     assert (
-        done.stderr.splitlines()[-1] == "['arguments', 'cli', 'interrupts', 'parsers', 'telemetry', 'terminal'] False"
+        done.stderr.splitlines()[-1]
+        == "['cli', 'cli.arguments', 'cli.interrupts', 'cli.main', 'cli.parsers', 'cli.terminal', 'telemetry'] False"
     ), done.stderr
 
 
@@ -122,7 +123,7 @@ def test_no_escape_sequence_of_a_file_or_argument_reaches_the_terminal(capsys):
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
 def test_a_terminal_that_lacks_characters_gets_others(encoding):
     code = (
-        "from MedQuantINT8Lib import terminal; terminal.prepare_streams();"
+        "from MedQuantINT8Lib.cli import terminal; terminal.prepare_streams();"
         "terminal.say('Łódź – 東京 … é', '\\udcff'); terminal.warn('Jané 肝脏')"
     )
     done = subprocess.run(
@@ -146,7 +147,7 @@ def test_nothing_prints_but_the_terminal_module():
     """One place: what is printed elsewhere would reach the terminal as it is."""
     import ast
 
-    for path in sorted((LIBRARY / "MedQuantINT8Lib").glob("*.py")):
+    for path in sorted((LIBRARY / "MedQuantINT8Lib").rglob("*.py")):
         if path.name == "terminal.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -173,7 +174,7 @@ def test_questions_are_asked_on_terminals_only(monkeypatch):
 
 def test_the_shell_completes_commands_options_and_installed_models(tmp_path):
     pytest.importorskip("argcomplete")
-    code = "import sys; sys.argv = ['medquant']; from MedQuantINT8Lib.cli import main; main()"
+    code = "import sys; sys.argv = ['medquant']; from MedQuantINT8Lib.cli.main import main; main()"
 
     def completions(line):
         answer = tmp_path / "answer"
@@ -190,4 +191,4 @@ def test_the_shell_completes_commands_options_and_installed_models(tmp_path):
 
 
 def test_the_script_says_that_it_can_be_completed():
-    assert "PYTHON_ARGCOMPLETE_OK" in (LIBRARY / "MedQuantINT8Lib" / "cli.py").read_text()[:1024]
+    assert "PYTHON_ARGCOMPLETE_OK" in (LIBRARY / "MedQuantINT8Lib" / "cli" / "main.py").read_text()[:1024]

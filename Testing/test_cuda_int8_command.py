@@ -9,11 +9,11 @@ import pytest
 import SimpleITK as sitk
 
 import gpu_computing
-from MedQuantINT8Lib import runs
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli import runs
+from MedQuantINT8Lib.cli.main import main
+from MedQuantINT8Lib.cli.runs import EngineChoice
 from MedQuantINT8Lib.imaging.phantom import make_phantom
 from MedQuantINT8Lib.imaging.volume import to_sitk
-from MedQuantINT8Lib.runs import EngineChoice
 
 SMALL = ["--patch", "32", "32", "32", "--quiet"]
 

@@ -268,7 +268,7 @@ def test_the_sliding_window_on_the_gpu_takes_it(tmp_path, monkeypatch):
 
 def test_a_scan_is_segmented_by_the_command_at_the_first_try(tmp_path, monkeypatch):
     sitk = pytest.importorskip("SimpleITK")
-    from MedQuantINT8Lib.cli import main
+    from MedQuantINT8Lib.cli.main import main
     from MedQuantINT8Lib.imaging.phantom import make_phantom
     from MedQuantINT8Lib.imaging.volume import to_sitk
     from MedQuantINT8Lib.resources import resource

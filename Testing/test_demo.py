@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import SimpleITK as sitk
 
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
 from MedQuantINT8Lib.imaging.volume import to_sitk
 from MedQuantINT8Lib.imaging.volume_files import read_volume
@@ -20,7 +20,7 @@ from MedQuantINT8Lib.resources import resource
 
 #: A process in which slicer-core is not installed.
 WITHOUT_SLICER = (
-    "import sys; sys.modules['slicer'] = None; from MedQuantINT8Lib.cli import main; sys.exit(main(sys.argv[1:]))"
+    "import sys; sys.modules['slicer'] = None; from MedQuantINT8Lib.cli.main import main; sys.exit(main(sys.argv[1:]))"
 )
 
 

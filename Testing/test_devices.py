@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from MedQuantINT8Lib import commands
+from MedQuantINT8Lib.cli import commands
+from MedQuantINT8Lib.cli.parsers import parser
+from MedQuantINT8Lib.cli.runs import EngineChoice
 from MedQuantINT8Lib.engines import base
 from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError, choose_gpu
 from MedQuantINT8Lib.errors import EngineError
-from MedQuantINT8Lib.parsers import parser
-from MedQuantINT8Lib.runs import EngineChoice
 
 
 def stand_in(name, *, gpu=False, precisions=("int8", "fp32"), reason=""):

@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_made_smaller_or_refused(int8_package, phantom, mon
     with pytest.raises(InputError, match=r"needs about .* GB .*but only 0\.0 GB"):
         memory.fitted(int8_package, "int8", phantom[0], SegmentationOptions())
     with pytest.raises(InputError, match="needs about"):
-        from MedQuantINT8Lib import runs
+        from MedQuantINT8Lib.cli import runs
         from MedQuantINT8Lib.progress import Task
 
         runs.segment(int8_package, phantom[0], runs.EngineChoice("openvino", "int8"), SegmentationOptions(), Task())
@@ -163,7 +163,7 @@ def test_the_command_writes_regions_table_and_page(int8_package, phantom_file, t
 
     import SimpleITK as sitk
 
-    from MedQuantINT8Lib.cli import main
+    from MedQuantINT8Lib.cli.main import main
 
     folder = tmp_path / "out"
     arguments = [

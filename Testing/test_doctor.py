@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from MedQuantINT8Lib import doctor
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli import doctor
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.engines import base, register
 
 LIBRARY = Path(__file__).parent.parent / "MedQuantINT8"
@@ -88,7 +88,7 @@ def test_the_modules_of_the_quantizer_are_those_that_it_imports():
 
 def test_the_doctor_loads_nothing_that_makes_networks():
     code = (
-        "import sys; from MedQuantINT8Lib.cli import main; main(['doctor']);"
+        "import sys; from MedQuantINT8Lib.cli.main import main; main(['doctor']);"
         "print(sorted({'torch', 'modelopt', 'monai', 'onnx', 'onnxscript', 'slicer', 'vtk'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": str(LIBRARY)}
@@ -126,7 +126,7 @@ def test_without_an_engine_the_doctor_says_what_to_install():
 
 
 def test_models_are_listed_in_columns_that_fit_80(tmp_path, monkeypatch, capsys):
-    from MedQuantINT8Lib import models_command
+    from MedQuantINT8Lib.cli import models as models_command
 
     monkeypatch.setenv("MEDQUANT_MODELS", str(tmp_path))
     assert main(["models"]) == 0

@@ -433,7 +433,7 @@ class _Cramped(OpenVINOBackend):
 
 
 def test_a_gpu_that_is_too_small_gives_way_to_the_processor(monkeypatch, int8_package, phantom):
-    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.engines import base
     from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
@@ -461,7 +461,7 @@ class _Picky(OpenVINOBackend):
 
 
 def test_a_network_that_an_engine_has_no_kernel_for_goes_to_the_next(monkeypatch, int8_package, phantom):
-    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.engines import base
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 
@@ -513,7 +513,7 @@ class _Carded(OpenVINOBackend):
 def test_the_batch_is_what_a_gpu_holds(monkeypatch, int8_package, phantom):
     from types import SimpleNamespace
 
-    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.engines import base
     from MedQuantINT8Lib.inference.memory_estimate import MOST_WINDOWS, gpu_batch
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.evaluation import statistics as cohort
 from MedQuantINT8Lib.evaluation.dataset_evaluation import summary
@@ -329,7 +329,7 @@ def test_structures_that_nobody_drew_are_left_out():
 
 
 def test_help_shows_the_json_form(capsys, tmp_path):
-    from MedQuantINT8Lib.arguments import JSON_FORM
+    from MedQuantINT8Lib.cli.arguments import JSON_FORM
 
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from MedQuantINT8Lib import commands
+from MedQuantINT8Lib.cli import commands
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.models import onnx_graph as graph

@@ -15,11 +15,11 @@ import pytest
 import SimpleITK as sitk
 
 import tiny
+from MedQuantINT8Lib.cli.runs import EngineChoice
 from MedQuantINT8Lib.errors import InputError, MedQuantError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.runs import EngineChoice
 from MedQuantINT8Lib.worker import tasks as worker_tasks
 from MedQuantINT8Lib.worker.client import WorkerClient, WorkerError, to_json
 from MedQuantINT8Lib.worker.jobs import BackgroundJob, BatchJob
@@ -177,7 +177,7 @@ def test_the_folder_run_writes_them(client, model, tmp_path):
 
 LOADED = """
 import sys
-from MedQuantINT8Lib.doctor import examined_engines
+from MedQuantINT8Lib.cli.doctor import examined_engines
 found = examined_engines()
 assert found["onnxruntime"]["available"] and found["onnxruntime"]["version"], found
 print(sorted({"torch", "modelopt", "monai", "openvino", "onnx", "onnxruntime"} & set(sys.modules)))

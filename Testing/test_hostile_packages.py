@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.importers.archives import as_folder
@@ -113,7 +113,7 @@ def only_own_errors(function):
 
 
 def test_a_damaged_network_is_one_error_at_import_and_when_it_is_run(network, scan, tmp_path):
-    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.imaging.volume_files import read_volume
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task

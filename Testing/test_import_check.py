@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import DependencyError, PackageError
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.importers.base import Understood, write

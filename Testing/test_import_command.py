@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from MedQuantINT8Lib.child_process import can_cross, run_in_child
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import Cancelled, InputError, MedQuantError, PackageError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.models.package import CALIBRATION, FP32, INT8, ModelPackage
@@ -141,7 +141,7 @@ def test_a_signal_ends_a_slow_export_and_leaves_nothing(tmp_path, how):
         "-q",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "MedQuantINT8Lib.cli", *words],
+        [sys.executable, "-m", "MedQuantINT8Lib.cli.main", *words],
         cwd=tmp_path,
         env=library_environment(),
         stderr=subprocess.PIPE,

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from MedQuantINT8Lib import scratch
+from MedQuantINT8Lib.cli.interrupts import Interrupts, _descendants
+from MedQuantINT8Lib.cli.terminal import Bar
 from MedQuantINT8Lib.errors import Cancelled
 from MedQuantINT8Lib.files import replacing, replacing_folder
-from MedQuantINT8Lib.interrupts import Interrupts, _descendants
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.terminal import Bar
 
 LIBRARY = Path(__file__).parent.parent / "MedQuantINT8"
 posix = pytest.mark.skipif(os.name != "posix", reason="signals between processes are POSIX's")
@@ -27,7 +27,7 @@ PROGRAM = """
 import ctypes, subprocess, sys, tempfile, time
 from pathlib import Path
 sys.argv = ["medquant", "doctor", "--quiet"]
-from MedQuantINT8Lib import cli, commands, files
+from MedQuantINT8Lib.cli import main as cli, commands; from MedQuantINT8Lib import files
 folder = Path({folder!r})
 def work(args, task):
 {body}
@@ -89,10 +89,10 @@ def test_a_signal_while_modules_are_imported_is_no_traceback(tmp_path):
     code = """
         import sys, types
         sys.argv = ["medquant", "doctor"]
-        from MedQuantINT8Lib import cli
+        from MedQuantINT8Lib.cli import main as cli
         class Slow:
             def find_spec(self, name, path=None, target=None):
-                if name == "MedQuantINT8Lib.commands":
+                if name == "MedQuantINT8Lib.cli.commands":
                     print("at work", flush=True)
                     import time; time.sleep(600)
         sys.meta_path.insert(0, Slow())

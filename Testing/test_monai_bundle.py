@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import torch
 
 from bundles import COMMON, FORMS, write_bundle
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import InputError, PackageError
 from MedQuantINT8Lib.imaging.preprocessing import preprocess

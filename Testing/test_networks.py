@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "Experiments"))
 
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import InputError, PackageError
 from MedQuantINT8Lib.importers.export import export_network

@@ -9,8 +9,8 @@ import torch
 
 import nnunet_folders
 from conftest import orthogonal
-from MedQuantINT8Lib import runs
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli import runs
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.evaluation.agreement import dice
 from MedQuantINT8Lib.imaging.phantom import make_phantom
 from MedQuantINT8Lib.imaging.volume import Grid, Volume, resample, to_sitk

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import DependencyError, PackageError
 from MedQuantINT8Lib.importers import nnunet
 from MedQuantINT8Lib.importers.base import write

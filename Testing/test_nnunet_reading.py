@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import InputError, MedQuantError, PackageError
 from MedQuantINT8Lib.importers import nnunet
 from MedQuantINT8Lib.importers.nnunet_dataset import read_dataset

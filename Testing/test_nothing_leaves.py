@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from MedQuantINT8Lib import telemetry
-from MedQuantINT8Lib.parsers import parser
+from MedQuantINT8Lib.cli.parsers import parser
 from MedQuantINT8Lib.resources import resource
 
 #: A family of addresses that leave the machine; processes of one command may talk through AF_UNIX.
@@ -104,7 +104,7 @@ def test_no_command_asks_for_or_connects_to_an_address(made, tmp_path, command, 
         str(trace),
     ]
     done = subprocess.run(
-        [*watched, sys.executable, "-m", "MedQuantINT8Lib.cli", command, *given, "-q"],
+        [*watched, sys.executable, "-m", "MedQuantINT8Lib.cli.main", command, *given, "-q"],
         capture_output=True,
         text=True,
         env=environment,

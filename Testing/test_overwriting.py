@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from MedQuantINT8Lib import overwriting
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli import overwriting
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.importers import catalogue
@@ -225,7 +225,7 @@ def quick_import(monkeypatch):
         write_package(target, understood.spec, {"model.onnx": understood.network})
         return ModelPackage.load(target)
 
-    monkeypatch.setattr("MedQuantINT8Lib.import_command.write", write)
+    monkeypatch.setattr("MedQuantINT8Lib.cli.import_model.write", write)
 
 
 def imported(medquant, target, *more):
@@ -261,7 +261,7 @@ def test_import_takes_nothing_from_a_package_that_is_no_part_of_it(medquant, pla
 
 
 def test_a_draft_is_replaced_by_force_alone(medquant, tmp_path, monkeypatch):
-    monkeypatch.setattr("MedQuantINT8Lib.import_command.run_in_child", lambda *_: phantom_spec())
+    monkeypatch.setattr("MedQuantINT8Lib.cli.import_model.run_in_child", lambda *_: phantom_spec())
     draft = tmp_path / "m.draft.json"
     draft.write_text("mine")
     assert (
@@ -311,7 +311,7 @@ def test_every_command_that_writes_asks_first(command, name, medquant, calibrate
 
 
 def test_every_command_with_an_output_has_force():
-    from MedQuantINT8Lib.parsers import commands_of, parser
+    from MedQuantINT8Lib.cli.parsers import commands_of, parser
 
     for name, made in commands_of(parser()):
         options = made._option_string_actions

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib import runs
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli import runs
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.evaluation.reports.report import _runs
 from MedQuantINT8Lib.imaging.preprocessing import preprocess

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dicom_files import write_series
-from MedQuantINT8Lib import commands
+from MedQuantINT8Lib.cli import commands
+from MedQuantINT8Lib.cli.parsers import parser
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.imaging.volume_files import ReadOptions
-from MedQuantINT8Lib.parsers import parser
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.worker import tasks as worker_tasks
 
@@ -54,7 +54,7 @@ def test_the_worker_reads_as_it_is_told():
 
 
 def test_what_was_mended_is_a_note_of_the_run(tmp_path, fp32_package, capsys):
-    from MedQuantINT8Lib.cli import main
+    from MedQuantINT8Lib.cli.main import main
 
     slices = np.random.default_rng(0).integers(0, 200, (12, 24, 24)).astype(np.int16)
     kept = [k for k in range(12) if k not in (4, 5)]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_models import DATA, OBELISK_TO_TOTAL, hippocampus_spec, specs
-from MedQuantINT8Lib import runs
+from MedQuantINT8Lib.cli import runs
 from MedQuantINT8Lib.evaluation.agreement import agreement, mean_dice
 from MedQuantINT8Lib.imaging.network_grid import sub_grid
 from MedQuantINT8Lib.imaging.volume import Volume

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from MedQuantINT8Lib import runs
+from MedQuantINT8Lib.cli import runs
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume import Volume

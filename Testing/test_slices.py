@@ -149,7 +149,7 @@ def test_plans_of_before_2_4_describe_2d_networks_too():
 
 @pytest.mark.parametrize("transpose", [(0, 1, 2), pytest.param((1, 0, 2), marks=pytest.mark.slow)])
 def test_a_2d_configuration_segments_as_nnunet_and_in_int8(transpose, tmp_path, capsys):
-    from MedQuantINT8Lib.cli import main
+    from MedQuantINT8Lib.cli.main import main
 
     folder, package = folder_2d(tmp_path, transpose), tmp_path / "package"
     assert main(["import", "nnunet", str(folder), "-o", str(package), "-q"]) == 0

@@ -592,13 +592,13 @@ def test_the_whole_road_of_a_run_through_a_scripted_runtime(scripted):
 def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, phantom, activation):
     from dataclasses import replace
 
-    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.cli import runs
+    from MedQuantINT8Lib.cli.runs import _Timed
     from MedQuantINT8Lib.imaging.phantom import phantom_spec
     from MedQuantINT8Lib.imaging.volume import Volume
     from MedQuantINT8Lib.inference.ensemble import MeanEngine
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment_volume
     from MedQuantINT8Lib.models.spec import Label, Normalization, Output, Window
-    from MedQuantINT8Lib.runs import _Timed
 
     engine, _ = scripted
     # skip_air keeps the window on the processor.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from MedQuantINT8Lib.cli import main
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.imaging.preprocessing import normalize
 from MedQuantINT8Lib.models.package import FP32, ModelPackage

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib import runs
+from MedQuantINT8Lib.cli import runs
+from MedQuantINT8Lib.cli.runs import EngineChoice
 from MedQuantINT8Lib.errors import Cancelled, InputError, PackageError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.runs import EngineChoice
 from MedQuantINT8Lib.worker.client import WorkerClient, WorkerError
 from MedQuantINT8Lib.worker.shared_memory import Arena
 
@@ -202,7 +202,7 @@ PARENT = """
 import sys, time
 import numpy as np
 from MedQuantINT8Lib.worker.client import WorkerClient
-from MedQuantINT8Lib.runs import EngineChoice
+from MedQuantINT8Lib.cli.runs import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.imaging.volume import Volume
 client = WorkerClient()

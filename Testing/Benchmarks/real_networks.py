@@ -151,7 +151,7 @@ def quantized_package(case: Case, folder: Path) -> tuple[str, dict]:
 
 def medquant(*arguments: str) -> dict:
     done = subprocess.run(
-        [sys.executable, "-m", "MedQuantINT8Lib.cli", *arguments, "--json"],
+        [sys.executable, "-m", "MedQuantINT8Lib.cli.main", *arguments, "--json"],
         capture_output=True,
         text=True,
         cwd=ROOT / "MedQuantINT8",

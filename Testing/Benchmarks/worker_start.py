@@ -24,12 +24,12 @@ ROUNDS = 5
 def main() -> None:
     from real_networks import medquant
 
+    from MedQuantINT8Lib.cli.runs import EngineChoice
     from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
     from MedQuantINT8Lib.imaging.segmentation_files import write_segmentation
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.resources import resource
-    from MedQuantINT8Lib.runs import EngineChoice
     from MedQuantINT8Lib.worker.client import WorkerClient
 
     choice, options = EngineChoice("openvino", "int8"), SegmentationOptions()
@@ -60,7 +60,7 @@ def main() -> None:
                 cold.append(until_computing(client))
                 warm += [until_computing(client) for _ in range(2)]
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "MedQuantINT8Lib.cli", "segment", package, scan, "-o", f"{scratch}/out.nrrd", "-q"],
+            subprocess.run([sys.executable, "-m", "MedQuantINT8Lib.cli.main", "segment", package, scan, "-o", f"{scratch}/out.nrrd", "-q"],
                            cwd=HERE.parent.parent / "MedQuantINT8", check=True, capture_output=True)  # fmt: skip
             command.append(time.perf_counter() - began)
     medians = {"cold_s": cold, "warm_s": warm, "new_process_whole_run_s": command}

@@ -57,7 +57,7 @@ def quantized(name: str, weights: Path, folder: Path, scans: list[Any]) -> tuple
 
 
 def row(name: str, weights: Path, calibration: list[Any], data: Any) -> dict[str, Any]:
-    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.evaluation.dataset_evaluation import evaluate
     from MedQuantINT8Lib.inference.ensemble import Ensemble
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions

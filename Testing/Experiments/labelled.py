@@ -33,7 +33,7 @@ CASES, NETWORKS = ("1000", "1001", "1003"), ("brain18_meshnet30", "brain18_meshn
 
 
 def row(name: str, case: str, agreement: float) -> dict[str, Any]:
-    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.evaluation.dataset_evaluation import evaluate
     from MedQuantINT8Lib.evaluation.datasets import Case, DataSet
     from MedQuantINT8Lib.importers.onnx import import_onnx

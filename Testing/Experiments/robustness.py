@@ -165,7 +165,7 @@ COST_SIZES = ((96, 96, 96), (160, 160, 160), (256, 256, 200))
 
 def cost(weights: Path) -> list[dict[str, Any]]:
     """Whole runs of the U-Net on made volumes, with and without looking at ranges in turn, the engine loaded; seconds."""
-    from MedQuantINT8Lib import runs
+    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.imaging.volume import Volume
     from MedQuantINT8Lib.imaging.volume_files import read_volume
     from MedQuantINT8Lib.inference.engine_pool import KeepingShelf

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import runs
+from ..cli import runs
 from ..imaging.volume import Volume
 from ..inference.engine_pool import EngineShelf
 from ..inference.ensemble import Ensemble

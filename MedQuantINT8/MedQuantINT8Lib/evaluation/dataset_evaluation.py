@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import runs
+from ..cli import runs
 from ..errors import InputError
 from ..files import write_json, write_text
 from ..imaging.volume import Volume

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..arguments import device as check_device
+from ..cli.arguments import device as check_device
+from ..cli.runs import EngineChoice
 from ..engines import backend, backend_names
 from ..engines.cuda.setup_hints import gpu_names
 from ..errors import InputError
@@ -26,7 +27,6 @@ from ..inference.segmenter import SegmentationOptions
 from ..models.package import INT8, peek
 from ..models.spec import Label, ModelSpec
 from ..progress import ProgressEvent
-from ..runs import EngineChoice
 from ..system import cpu_name
 from ..worker.client import WorkerClient, WorkerResult
 from ..worker.jobs import BackgroundJob, BatchJob, Pollable
@@ -102,7 +102,7 @@ class MedQuantINT8Logic(Making):
 
     def engines(self) -> dict[str, Any]:
         """Engines by name: whether each can run here, and why not."""
-        from ..doctor import examined_engines
+        from ..cli.doctor import examined_engines
 
         return examined_engines()
 

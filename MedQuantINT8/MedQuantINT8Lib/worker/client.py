@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__, errors
+from ..cli.runs import EngineChoice
 from ..errors import Cancelled, EngineError, InputError, MedQuantError
 from ..imaging.volume import Volume
 from ..inference.segmenter import SegmentationOptions
 from ..progress import ProgressEvent, Task
-from ..runs import EngineChoice
 from ..scratch import owned_prefix
 from ..system import default_python, library_environment
 from .shared_memory import Arena, aligned

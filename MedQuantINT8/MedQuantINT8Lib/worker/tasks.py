@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import runs
+from ..cli import runs
 from ..evaluation.boundary import VOLUME_CHANGE, examine
 from ..files import split_paths
 from ..imaging.volume import Volume

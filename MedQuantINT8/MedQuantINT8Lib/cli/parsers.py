@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from . import __version__
+from .. import __version__
 from .arguments import DEVICES, FORMS, JSON_FORM, device, fold, number, whole
 from .terminal import prepare_streams, warn
 
@@ -50,14 +50,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def installed_models(**_: Any) -> list[str]:
     """Names for completion: installed models."""
-    from .importers.catalogue import installed
+    from ..importers.catalogue import installed
 
     return list(installed())
 
 
 def public_models(**_: Any) -> list[str]:
     """Names for completion: installed models and those of the catalogue."""
-    from .importers.catalogue import entries, installed
+    from ..importers.catalogue import entries, installed
 
     return sorted({*installed(), *entries()})
 
@@ -152,7 +152,7 @@ def _import(add: Any) -> None:
     command = _command(
         add,
         "import",
-        "import_command:run",
+        "import_model:run",
         "make a model package",
         "import bundle spleen_ct_segmentation.zip --output spleen",
         "import onnx network.onnx --spec spleen.draft.json --output spleen",
@@ -321,7 +321,7 @@ def _differences(add: Any) -> None:
     command = _command(
         add,
         "differences",
-        "differences_command:run",
+        "differences:run",
         "where INT8 differs from FP32 on a scan: regions, margins, changed volumes",
         "differences spleen scan3.nii.gz --output differences",
     )
@@ -349,7 +349,7 @@ def _models(add: Any) -> None:
     command = _command(
         add,
         "models",
-        "models_command:run",
+        "models:run",
         "public models: list, show, get, remove",
         "models list spleen",
         "models show vista3d",
@@ -364,14 +364,12 @@ def _models(add: Any) -> None:
 
 
 def _study(add: Any) -> None:
-    _command(
-        add, "networks", "study_commands:networks", "the study's seven networks, as they can be made here", "networks"
-    )
+    _command(add, "networks", "study:networks", "the study's seven networks, as they can be made here", "networks")
 
     command = _command(
         add,
         "reproduce",
-        "study_commands:reproduce",
+        "study:reproduce",
         "make a table of the study anew, on this machine",
         "reproduce --table networks --output tables",
     )
@@ -384,7 +382,7 @@ def _study(add: Any) -> None:
     command = _command(
         add,
         "selftest",
-        "study_commands:selftest",
+        "study:selftest",
         "prove an engine on this machine: INT8, FP16 and FP32 of known networks",
         "selftest --engine openvino",
     )
@@ -408,7 +406,7 @@ def _evaluate(add: Any) -> None:
     command = _command(
         add,
         "evaluate",
-        "study_commands:evaluate",
+        "study:evaluate",
         "FP32 and INT8 against manual labels, with intervals and tests",
         "evaluate hippocampus --data Task04_Hippocampus --output evaluation",
         more=f"{JSON_FORM}\n",

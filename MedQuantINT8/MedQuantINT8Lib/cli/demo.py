@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..evaluation.agreement import agreement, mean_dice
+from ..evaluation.reports.pictures import comparison_slices, comparison_title
+from ..evaluation.reports.report import agreement_json, picture_json, report_json
+from ..files import storage_errors
+from ..imaging.phantom import demo_scan, make_phantom, phantom_spec
+from ..imaging.volume import Volume
+from ..imaging.volume_files import read_volume
+from ..importers.onnx import import_onnx
+from ..inference.segmenter import SegmentationOptions
+from ..models.package import ModelPackage
+from ..progress import Task
+from ..quantization.calibration import CalibrationOptions, PatchSampler
+from ..resources import resource
 from . import runs
-from .evaluation.agreement import agreement, mean_dice
-from .evaluation.reports.pictures import comparison_slices, comparison_title
-from .evaluation.reports.report import agreement_json, picture_json, report_json
-from .files import storage_errors
-from .imaging.phantom import demo_scan, make_phantom, phantom_spec
-from .imaging.volume import Volume
-from .imaging.volume_files import read_volume
-from .importers.onnx import import_onnx
-from .inference.segmenter import SegmentationOptions
-from .models.package import ModelPackage
-from .progress import Task
-from .quantization.calibration import CalibrationOptions, PatchSampler
-from .resources import resource
 
 #: Seeds that the network was not trained on.
 _CALIBRATION_SEEDS = (1001, 1002, 1003)
@@ -66,7 +66,7 @@ def run_demo(folder: Path, task: Task, scan: str | None = None) -> dict[str, Any
     with TemporaryDirectory(prefix="medquant-demo-") as scratch:
         package = import_onnx(resource("phantom_unet.onnx"), phantom_spec(), Path(scratch) / "model")
         options = CalibrationOptions(patches=12)
-        from .quantization.quantize import calibration_patch, quantize_package
+        from ..quantization.quantize import calibration_patch, quantize_package
 
         sampler = PatchSampler(case.calibration, package.spec, calibration_patch(package), options, task=task)
         package, quantized = quantize_package(package, sampler, folder / "model.zip", options, task=task)
@@ -154,8 +154,8 @@ def _report(package: ModelPackage, done: dict[str, Any], case: _Case) -> tuple[d
 
 def _results(folder: Path, package: ModelPackage, case: _Case, run: Any, report: dict[str, Any], task: Task) -> str:
     """Write what was found; returns why there is no picture of a scene, or an empty string."""
+    from ..imaging.segmentation_files import write_segmentation
     from .commands import write_report
-    from .imaging.segmentation_files import write_segmentation
 
     labels = package.spec.labels
     with task.stage("writing the results"):
@@ -167,8 +167,8 @@ def _results(folder: Path, package: ModelPackage, case: _Case, run: Any, report:
         if missing:
             write_segmentation(folder / "segmentation.seg.nrrd", run.result.labels, run.result.ijk_to_ras, labels)
         else:
-            from .slicer_module.scene import add_segmentation, headless_scene, save_segmentation, volume_node
-            from .slicer_module.views import save_picture
+            from ..slicer_module.scene import add_segmentation, headless_scene, save_segmentation, volume_node
+            from ..slicer_module.views import save_picture
 
             node = volume_node(case.volume, case.name, headless_scene())
             segmentation = add_segmentation(run.result.labels, labels, node, surface=True)

@@ -49,9 +49,9 @@ def _run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
         _complete(made)
     prepare_streams()
     args = made.parse_args(arguments)
-    from .errors import Cancelled, MedQuantError
-    from .progress import Task
-    from .scratch import own_temporary_folder
+    from ..errors import Cancelled, MedQuantError
+    from ..progress import Task
+    from ..scratch import own_temporary_folder
 
     bar = Bar(enabled=not (args.quiet or args.json))
     task = Task(bar.show)
@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
         warn("There is not enough memory. Close other programs, or give --memory and a smaller --batch or --patch.")
         return MedQuantError.exit_code
     except OSError as error:
-        from .files import storage_error
+        from ..files import storage_error
 
         bar.clear()
         if (said := storage_error(error)) is None:
@@ -94,7 +94,7 @@ def _unexpected(error: Exception) -> int:
     """Say in one line what nobody thought of; the environment variable MEDQUANT_TRACEBACK shows where it came from."""
     import traceback
 
-    from .errors import MedQuantError
+    from ..errors import MedQuantError
     from .terminal import warn
 
     if os.environ.get("MEDQUANT_TRACEBACK"):

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .engines import BuildOptions, choose_backend
-from .engines.base import (
+from ..engines import BuildOptions, choose_backend
+from ..engines.base import (
     EngineBackend,
     Precision,
     UnsupportedNetwork,
@@ -26,30 +26,37 @@ from .engines.base import (
     runs_on,
     unavailable_reason,
 )
-from .engines.cuda import device as cuda
-from .engines.cuda.device import GpuError, GpuMemoryError
-from .engines.int8_or_float import prepare_faster
-from .engines.preparation import PreparedEngine, prepare
-from .errors import Cancelled, EngineError, InputError, MedQuantError
-from .imaging.preprocessing import NetworkInput
-from .imaging.volume import Volume
-from .imaging.volume_files import read_volume
-from .inference.engine_pool import EngineShelf, NoShelf
-from .inference.ensemble import Ensemble, MeanEngine
-from .inference.memory_estimate import fitted, gpu_batch
-from .inference.range_check import check_ranges
-from .inference.segmenter import SegmentationOptions, SegmentationResult, patch_for, plan_for, segment_volume, window_of
-from .inference.segmenter import segment as segment_in_network_space
-from .models.package import ModelPackage
-from .progress import Task
-from .quantization.calibration import (
+from ..engines.cuda import device as cuda
+from ..engines.cuda.device import GpuError, GpuMemoryError
+from ..engines.int8_or_float import prepare_faster
+from ..engines.preparation import PreparedEngine, prepare
+from ..errors import Cancelled, EngineError, InputError, MedQuantError
+from ..imaging.preprocessing import NetworkInput
+from ..imaging.volume import Volume
+from ..imaging.volume_files import read_volume
+from ..inference.engine_pool import EngineShelf, NoShelf
+from ..inference.ensemble import Ensemble, MeanEngine
+from ..inference.memory_estimate import fitted, gpu_batch
+from ..inference.range_check import check_ranges
+from ..inference.segmenter import (
+    SegmentationOptions,
+    SegmentationResult,
+    patch_for,
+    plan_for,
+    segment_volume,
+    window_of,
+)
+from ..inference.segmenter import segment as segment_in_network_space
+from ..models.package import ModelPackage
+from ..progress import Task
+from ..quantization.calibration import (
     CalibrationOptions,
     ForegroundFinder,
     PatchSampler,
     draw_samples,
     foreground_by_intensity,
 )
-from .quantization.latency import engine_stopwatch
+from ..quantization.latency import engine_stopwatch
 
 Source = str | os.PathLike[str]
 T = TypeVar("T")
@@ -94,7 +101,7 @@ class SegmentationRun:
     Attributes:
         seconds: by stage, from reading the scan to the label map; "total" is wall time.
         engine: the engine's own report.
-        ranges: whether the scan left the calibrated ranges (:mod:`.inference.range_check`); None if that was not looked at.
+        ranges: whether the scan left the calibrated ranges (:mod:`..inference.range_check`); None if that was not looked at.
     """
 
     volume: Volume
@@ -147,7 +154,7 @@ def quantize(
         by_network: find foreground by a first FP32 pass over each scan, instead of by intensity.
         labels: label maps of the scans, with the model's label values, for the accuracy budget; or none.
     """
-    from .quantization.quantize import calibration_patch, quantize_package
+    from ..quantization.quantize import calibration_patch, quantize_package
 
     with ModelPackage.load(model) as package:
         sources: list[Callable[[], Volume]] = [lambda scan=scan: reader(scan) for scan in scans]  # type: ignore[misc]
@@ -204,7 +211,7 @@ def build(
 def _build(
     package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, scan: Source | Volume | None, task: Task
 ) -> PreparedEngine:
-    from .imaging.preprocessing import preprocess
+    from ..imaging.preprocessing import preprocess
 
     made = choose_backend(choice.name, choice.precision, choice.device)
     _check_network(package, choice)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .progress import Task
+    from ..progress import Task
     from .terminal import Bar
 
 #: What the shell is told: 128 and the number of SIGINT. SIGTERM is answered with the same.
@@ -73,7 +73,7 @@ class Interrupts:
 
     def watch_over(self, task: Task, bar: Bar) -> None:
         """What is to be cancelled, and what has to leave the terminal where the process is ended from here."""
-        from .scratch import abandon
+        from ..scratch import abandon
 
         self._task, self._bar, self._abandon = task, bar, abandon
         if self.asked:

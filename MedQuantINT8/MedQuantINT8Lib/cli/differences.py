@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..evaluation.boundary import examine, region_labels, regions_csv
+from ..evaluation.reports.boundary_page import boundary_page, gains, verdict
+from ..files import split_paths, write_json, write_text
+from ..imaging.segmentation_files import write_segmentation
+from ..imaging.volume_files import scan_paths
+from ..inference.ensemble import load_ensemble
+from ..outputs import check_output_folder
+from ..progress import Task
 from . import commands
-from .evaluation.boundary import examine, region_labels, regions_csv
-from .evaluation.reports.boundary_page import boundary_page, gains, verdict
-from .files import split_paths, write_json, write_text
-from .imaging.segmentation_files import write_segmentation
-from .imaging.volume_files import scan_paths
-from .inference.ensemble import load_ensemble
-from .outputs import check_output_folder
 from .overwriting import overwriting
-from .progress import Task
 from .runs import EngineChoice
 
 #: What is written into the folder.

@@ -10,22 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..child_process import run_in_child
+from ..errors import InputError, PackageError
+from ..files import write_json
+from ..importers.base import Understood, write
+from ..models.package import parsed_json
+from ..models.spec import Geometry, ModelSpec
+from ..models.spec_parser import parse_spec
+from ..outputs import check_output_package
+from ..progress import Task
 from .arguments import FORMS
-from .child_process import run_in_child
-from .errors import InputError, PackageError
-from .files import write_json
-from .importers.base import Understood, write
-from .models.package import parsed_json
-from .models.spec import Geometry, ModelSpec
-from .models.spec_parser import parse_spec
-from .outputs import check_output_package
 from .overwriting import of_package, overwriting
-from .progress import Task
 from .terminal import print_result
 
 
 def run(args: argparse.Namespace, task: Task) -> None:
-    from .importers.archives import as_folder
+    from ..importers.archives import as_folder
 
     spec = parse_spec(json_file(args.spec), args.spec) if args.spec else None
     source = Path(args.network)
@@ -46,19 +46,19 @@ def _inputs(args: argparse.Namespace) -> list[str | None]:
 def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, task: Task) -> list[Understood]:
     patch = tuple(args.patch) if args.patch else None
     if args.form == "bundle":
-        from .importers import monai_bundle
+        from ..importers import monai_bundle
 
         return [monai_bundle.understand(source, trust_code=args.trust_code, spec=spec)]
     if args.form == "nnunet":
-        from .importers import nnunet
+        from ..importers import nnunet
 
         return nnunet.understand(source, folds=args.folds, configuration=args.configuration, spec=spec)
     if args.form == "auto3dseg":
-        from .importers import auto3dseg
+        from ..importers import auto3dseg
 
         return [auto3dseg.understand(source, spec=spec)]
     if args.form == "onnx":
-        from .importers import onnx
+        from ..importers import onnx
 
         described = spec or run_in_child(partial(onnx.draft_spec, source, patch), task, f"The trial of {source.name}")
         return [
@@ -69,7 +69,7 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, 
                 by_hand=True,
             )
         ]
-    from .importers import torch_files
+    from ..importers import torch_files
 
     given = torch_files.Program(args.trust_code, args.channels, patch, spec)
     if args.form == "torchscript":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .importers.networks import STUDY
-from .progress import Task
+from ..importers.networks import STUDY
+from ..progress import Task
 from .terminal import print_result
 
 
@@ -32,9 +32,9 @@ def networks(args: argparse.Namespace, task: Task) -> None:
 
 
 def reproduce(args: argparse.Namespace, task: Task) -> None:
-    from .evaluation.study_tables import page
-    from .evaluation.study_tables import reproduce as run
-    from .outputs import check_output_folder
+    from ..evaluation.study_tables import page
+    from ..evaluation.study_tables import reproduce as run
+    from ..outputs import check_output_folder
     from .overwriting import overwriting
 
     folder = Path(args.output) if args.output else None
@@ -47,9 +47,9 @@ def reproduce(args: argparse.Namespace, task: Task) -> None:
 
 
 def selftest(args: argparse.Namespace, task: Task) -> None:
-    from .errors import EngineError
-    from .evaluation.selftest import FILES, lines_of, run_selftest
-    from .outputs import check_output_folder
+    from ..errors import EngineError
+    from ..evaluation.selftest import FILES, lines_of, run_selftest
+    from ..outputs import check_output_folder
     from .overwriting import overwriting
 
     check_output_folder(args.output, FILES)
@@ -63,13 +63,13 @@ def selftest(args: argparse.Namespace, task: Task) -> None:
 
 
 def evaluate(args: argparse.Namespace, task: Task) -> None:
+    from ..evaluation.dataset_evaluation import FILES, lines_of, write_results
+    from ..evaluation.dataset_evaluation import evaluate as run
+    from ..evaluation.datasets import files_of, read_dataset
+    from ..files import split_paths
+    from ..inference.ensemble import load_ensemble
+    from ..outputs import check_output_folder
     from .commands import options_of, packages_of, reader_of
-    from .evaluation.dataset_evaluation import FILES, lines_of, write_results
-    from .evaluation.dataset_evaluation import evaluate as run
-    from .evaluation.datasets import files_of, read_dataset
-    from .files import split_paths
-    from .inference.ensemble import load_ensemble
-    from .outputs import check_output_folder
     from .overwriting import overwriting
     from .runs import EngineChoice
 

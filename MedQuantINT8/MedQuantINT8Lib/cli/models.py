@@ -8,12 +8,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .importers import catalogue
-from .models.package import peek
-from .outputs import check_output_package
+from ..errors import InputError
+from ..importers import catalogue
+from ..models.package import peek
+from ..outputs import check_output_package
+from ..progress import Task
 from .overwriting import overwriting
-from .progress import Task
 from .terminal import ask, print_result, say
 
 _WIDTH, _NAME = 80, 32

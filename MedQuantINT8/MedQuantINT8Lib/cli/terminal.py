@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     import argparse
 
-    from .progress import ProgressEvent
+    from ..progress import ProgressEvent
 
 _WIDTH = 24
 #: Characters that order text anew or break lines where none should be, beside the categories Cc and Cs.
@@ -103,7 +103,7 @@ def _to_output(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        from .errors import StorageError
+        from ..errors import StorageError
 
         discard_output()
         raise StorageError(f"Cannot write to standard output: {error.strerror}.", "Send it elsewhere.") from error

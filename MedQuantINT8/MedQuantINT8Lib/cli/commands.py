@@ -11,20 +11,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..errors import Cancelled, EngineError, InputError, MedQuantError
+from ..files import split_paths, write_json, write_text
+from ..imaging.segmentation_files import check_output_path, output_files, present_labels, write_segmentation
+from ..imaging.volume_files import ReadOptions, ScanReader, scan_paths
+from ..importers.catalogue import both_meant, resolve, resolve_one
+from ..inference.ensemble import Ensemble, load_ensemble
+from ..inference.segmenter import SegmentationOptions
+from ..models.package import CALIBRATION, INT8, KNOWN_FILES, MODEL_JSON, ModelPackage, peek
+from ..outputs import check_output_folder, check_output_package
+from ..progress import Task
+from ..resources import resource
+from ..system import library_environment
 from . import runs
-from .errors import Cancelled, EngineError, InputError, MedQuantError
-from .files import split_paths, write_json, write_text
-from .imaging.segmentation_files import check_output_path, output_files, present_labels, write_segmentation
-from .imaging.volume_files import ReadOptions, ScanReader, scan_paths
-from .importers.catalogue import both_meant, resolve, resolve_one
-from .inference.ensemble import Ensemble, load_ensemble
-from .inference.segmenter import SegmentationOptions
-from .models.package import CALIBRATION, INT8, KNOWN_FILES, MODEL_JSON, ModelPackage, peek
-from .outputs import check_output_folder, check_output_package
 from .overwriting import free_path, overwriting, segmentation_beside
-from .progress import Task
-from .resources import resource
-from .system import library_environment
 from .terminal import print_result, warn
 
 
@@ -69,9 +69,9 @@ def doctor(args: argparse.Namespace, task: Task) -> None:
 
 
 def quantize(args: argparse.Namespace, task: Task) -> None:
-    from .quantization.accuracy_guard import Budget
-    from .quantization.calibration import CalibrationOptions
-    from .quantization.quantize import QuantizationPolicy
+    from ..quantization.accuracy_guard import Budget
+    from ..quantization.calibration import CalibrationOptions
+    from ..quantization.quantize import QuantizationPolicy
 
     calibration = CalibrationOptions(args.method, args.patches, args.percentile, args.foreground, args.air, args.seed)
     calibration.check()
@@ -234,7 +234,7 @@ def _choice_lines(choice: dict[str, Any] | None) -> list[str]:
 
 def run_json(scan: str, run: runs.SegmentationRun) -> dict[str, Any]:
     """A run as the report and ``--json`` show it."""
-    from .system import peak_memory
+    from ..system import peak_memory
 
     return {
         "scan": Path(scan).name,
@@ -257,7 +257,7 @@ DEMO_FILES = (*REPORT_FILES, "segmentation.seg.nrrd", "picture.png", "model.zip"
 
 
 def compare(args: argparse.Namespace, task: Task) -> None:
-    from .evaluation.comparison import compare_scans
+    from ..evaluation.comparison import compare_scans
 
     if args.labels and len(args.labels) != len(args.scans):
         raise InputError(
@@ -294,7 +294,7 @@ def compare(args: argparse.Namespace, task: Task) -> None:
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """report.json and report.html in ``folder``."""
-    from .evaluation.reports.report import report_html
+    from ..evaluation.reports.report import report_html
 
     write_json(folder / "report.json", report)
     write_text(folder / "report.html", report_html(report))
@@ -325,7 +325,7 @@ def _run_apart(
 def _apart(arguments: list[str], task: Task) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "MedQuantINT8Lib.cli", *arguments, "--json"],
+            [sys.executable, "-m", "MedQuantINT8Lib.cli.main", *arguments, "--json"],
             stdout=output,
             stderr=errors,
             env=library_environment(),
@@ -387,8 +387,8 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
 
 
 def cache(args: argparse.Namespace, task: Task) -> None:
-    from .engines import cache as engines
-    from .engines import choices
+    from ..engines import cache as engines
+    from ..engines import choices
 
     if args.action == "clear":
         count = engines.clear(args.model)

@@ -12,11 +12,11 @@ import textwrap
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .engines import backend, backend_names
-from .engines.cache import cache_root
-from .engines.cuda.setup_hints import advice_for_gpus
-from .slicer_module.dependencies import GROUPS
-from .system import available_memory, machine, peak_memory
+from ..engines import backend, backend_names
+from ..engines.cache import cache_root
+from ..engines.cuda.setup_hints import advice_for_gpus
+from ..slicer_module.dependencies import GROUPS
+from ..system import available_memory, machine, peak_memory
 
 _PACKAGES = (
     "medquantint8",

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InputError, MedQuantError
-from .imaging.volume_files import scan_name
-from .models.package import MODEL_JSON, peek
-from .system import user_folder
+from ..errors import InputError, MedQuantError
+from ..imaging.volume_files import scan_name
+from ..models.package import MODEL_JSON, peek
+from ..system import user_folder
 from .terminal import ask, warn
 
 PathLike = str | os.PathLike[str]
@@ -134,7 +134,7 @@ def _note(command: str, made: dict[Path, tuple[int, int] | None]) -> None:
         path = _notes()
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > _MOST_BYTES:
-            from .files import write_text
+            from ..files import write_text
 
             lines = path.read_text(encoding="ascii", errors="replace").splitlines(keepends=True)
             write_text(path, "".join(lines[len(lines) // 2 :]))

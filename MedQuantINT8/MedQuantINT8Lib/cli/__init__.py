@@ -1,0 +1,1 @@
+"""The command medquant: main, and what each command does."""
