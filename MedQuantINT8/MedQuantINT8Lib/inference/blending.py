@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..imaging.regions import Regions, activate
-from ..threads import Threads
+from ..thread_pool import Threads
 from .windows import WindowPlan
 
 Array = NDArray[np.floating]

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
-from ..threads import Threads
+from ..thread_pool import Threads
 from .blending import Array, OverlapAdd, Sink
 from .windows import Column, WindowPlan, importance_map
 
