@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.engines.onnxruntime import session
+from MedQuantINT8Lib.errors import PackageError
 from MedQuantINT8Lib.imaging.preprocessing import normalize
+from MedQuantINT8Lib.importers.checkpoints import read_checkpoint
 from MedQuantINT8Lib.models.package import FP32, ModelPackage
 
 
@@ -146,3 +149,15 @@ def test_an_onnx_file_with_weights_beside_it_is_taken_whole(tmp_path):
     x = np.random.default_rng(0).normal(size=(1, 1, *spec.window.patch_size)).astype(np.float32)
     made, original = ((p.read_bytes()) for p in (tmp_path / "p" / FP32, resource("phantom_unet.onnx")))
     assert np.allclose(*(session(m, "fp32").run(None, {"image": x})[0] for m in (made, original)), atol=1e-4)
+
+
+@pytest.mark.parametrize("pickled", [b"\x80\x02a.", b"\x80\x02t.", b"\x80\x02}K\x01K\x02u."])
+def test_a_checkpoint_whose_pickle_is_damaged_is_refused_in_words(tmp_path, pickled):
+    """Torch's own unpickler answers these with IndexError and the like."""
+    whole, damaged = tmp_path / "whole.pt", tmp_path / "damaged.pt"
+    torch.save({"weight": torch.zeros(2)}, whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(damaged, "w") as target:
+        for item in source.infolist():
+            target.writestr(item, pickled if item.filename.endswith("data.pkl") else source.read(item))
+    with pytest.raises(PackageError, match="damaged"):
+        read_checkpoint(damaged)

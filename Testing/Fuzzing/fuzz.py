@@ -1,6 +1,6 @@
 """Damaged and hostile files before every reader: an answer of the product's own, soon, in little memory, or a finding.
 
-    python Testing/Fuzzing/fuzz.py [READER ...] [--seconds N] [--seed N] [--one SEED] [--guided]
+    python Testing/Fuzzing/fuzz.py [READER ...] [--seconds N] [--files N] [--seed N] [--one SEED] [--guided]
 
 Each reader gets files that are whole but for a few seeded changes (bytes turned, cut, doubled, numbers made extreme; in JSON values of other types, deep
 nesting, huge numbers), in a process of its own. A finding is an exception that is not the product's own, an answer later than 20 s, more than 2 GB of
@@ -360,12 +360,12 @@ def _resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def work(name: str, seed: int, seconds: float) -> int:
-    """Try seeds until the time is over; prints a line before each, so that one that kills the process is known."""
+def work(name: str, seed: int, seconds: float, files: int) -> int:
+    """Try seeds until the time is over or so many files were read; prints a line before each, so that one that kills the process is known."""
     # What a reader asks for beyond this ends in a MemoryError, which is to be one of the product's own errors too.
     resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
     found, end, number = 0, time.monotonic() + seconds, 0
-    while number == 0 or time.monotonic() < end:
+    while number == 0 or (time.monotonic() < end and number < files):
         print(f"TRY {seed + number}", flush=True)
         before = _resident_bytes()
         if said := tried(name, seed + number):
@@ -422,7 +422,7 @@ def guided(name: str, seconds: float) -> None:
     atheris.Fuzz()
 
 
-def run(name: str, seed: int, seconds: float) -> tuple[int, list[str]]:
+def run(name: str, seed: int, seconds: float, files: int) -> tuple[int, list[str]]:
     """How many files a reader was given, and what was found."""
     command = [
         sys.executable,
@@ -433,6 +433,8 @@ def run(name: str, seed: int, seconds: float) -> tuple[int, list[str]]:
         str(seed),
         "--seconds",
         str(seconds),
+        "--files",
+        str(files),
     ]
     done = subprocess.run(
         command,
@@ -457,6 +459,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("readers", nargs="*", metavar="READER", help=f"{', '.join(READERS)} (default: all)")
     parser.add_argument("--seconds", type=float, default=60, help="for all readers together (default: %(default)s)")
+    parser.add_argument(
+        "--files", type=int, default=1 << 30, help="for each reader at most (default: as many as time allows)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the first (default: %(default)s)")
     parser.add_argument("--one", type=int, help="try this seed alone, and show what it does")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
@@ -467,7 +472,7 @@ def main() -> int:
     if unknown := set(args.readers) - set(READERS):
         parser.error(f"no reader {', '.join(sorted(unknown))}; there are {', '.join(READERS)}")
     if args.work:
-        return int(work(args.readers[0], args.seed, args.seconds) > 0)
+        return int(work(args.readers[0], args.seed, args.seconds, args.files) > 0)
     chosen = args.readers or list(READERS)
     if args.guided:
         guided(chosen[0], args.seconds)
@@ -478,7 +483,7 @@ def main() -> int:
         return 0
     failed = 0
     for name in chosen:
-        count, findings = run(name, args.seed, args.seconds / len(chosen))
+        count, findings = run(name, args.seed, args.seconds / len(chosen), args.files)
         failed += bool(findings)
         print(f"{'FAILED' if findings else 'passed'}  {name}: {count} files", flush=True)
         for finding in findings[:5]:

@@ -41,7 +41,8 @@ def read_checkpoint(path: str | os.PathLike[str], what: str = "checkpoint", *, m
             f"{path.name} holds Python objects beside weights, and reading those would run their code: {_first_line(error)}.",
             "Save its state_dict alone, with torch.save(model.state_dict(), ...).",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # torch's own unpickler answers damage with whatever Python raises: IndexError, TypeError, struct.error, AssertionError.
         raise PackageError(
             f"{path.name} is no PyTorch {what}, or it is damaged: {_first_line(error)}.", "Get it again."
         ) from error
