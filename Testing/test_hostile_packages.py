@@ -301,6 +301,16 @@ def cut(path, name, content):
     path.write_bytes(path.read_bytes()[:-30])
 
 
+def outside(path, name, content):
+    """The end record says that the directory lies 100 bytes further on: the member then begins before the file does."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, content)
+    whole = bytearray(path.read_bytes())
+    place = whole.rindex(b"PK\x05\x06") + 16
+    whole[place : place + 4] = (int.from_bytes(whole[place : place + 4], "little") + 100).to_bytes(4, "little")
+    path.write_bytes(whole)
+
+
 def too_long(path, name, content):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("n" * 300, content)
@@ -310,7 +320,7 @@ ZIPS = {
     "encrypted": (encrypted, "password"), "bzip2": (of_method(zipfile.ZIP_BZIP2), "bzip2"), "LZMA": (of_method(zipfile.ZIP_LZMA), "LZMA"),
     "Zstandard": (of_unknown_method, "Zstandard"), "a damaged member": (spoiled, "damaged"), "a bomb": (bomb, "would grow"),
     "too many": (crowd, "files"), "the same path twice": (twice, "twice"), "no UTF-8": (no_utf8, "UTF-8"), "escapes": (escapes, "control"),
-    "cut off": (cut, "cut off"), "a name too long": (too_long, "too long|may not hold"),
+    "cut off": (cut, "cut off"), "outside": (outside, "outside|damaged"), "a name too long": (too_long, "too long|may not hold"),
 }  # fmt: skip
 
 

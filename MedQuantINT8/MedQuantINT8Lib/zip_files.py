@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from .errors import PackageError, StorageError
 from .files import storage_errors
@@ -130,7 +131,7 @@ def unpack_members(
         target = folder.joinpath(*path.parts)
         with storage_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(entry) as packed, storage_errors(target), open(target, "wb") as unpacked:
+        with _opened_member(archive, entry) as packed, storage_errors(target), open(target, "wb") as unpacked:
             left = entry.file_size
             while chunk := packed.read(_CHUNK):
                 left -= len(chunk)
@@ -139,9 +140,17 @@ def unpack_members(
                 unpacked.write(chunk)
 
 
+def _opened_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
+    """A file of a zip for reading; one whose header says that it lies outside of the zip is damage, too, not a fault of the disk."""
+    try:
+        return archive.open(entry)
+    except OSError as error:
+        raise zipfile.BadZipFile(f"{entry.filename!r} lies outside of the file") from error
+
+
 def read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most_bytes: int) -> bytes:
     """One file of a zip, into memory; raises :class:`zipfile.BadZipFile` where it is larger than ``most_bytes``."""
-    with archive.open(entry) as packed:
+    with _opened_member(archive, entry) as packed:
         content = packed.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise zipfile.BadZipFile(f"{entry.filename!r} is too large")
