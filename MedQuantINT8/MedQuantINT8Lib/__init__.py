@@ -4,8 +4,10 @@ Importing this package costs milliseconds: torch, ONNX, the engines and Slicer a
 needs them, never here. What it does do is to keep them from reporting to their makers (:mod:`.telemetry`).
 """
 
+from .former_names import install
 from .telemetry import silence
 
 __version__ = "0.1.0"
 
 silence()
+install()
