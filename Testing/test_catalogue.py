@@ -18,6 +18,7 @@ from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import Cancelled, InputError
 from MedQuantINT8Lib.importers import catalogue
 from MedQuantINT8Lib.importers.download import Checksum, DownloadError, download
+from MedQuantINT8Lib.models import installed
 from MedQuantINT8Lib.models.spec_parser import parse_spec
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.resources import resource
@@ -201,17 +202,17 @@ def test_a_model_is_got_used_by_name_and_removed(server, models, small_package, 
     out, err = capsys.readouterr()
     assert "MIT" in out and "--accept-license" in err and server.asked == [] and not models.exists()
     assert main(["models", "get", "small", "-q", "--accept-license"]) == 0
-    assert catalogue.resolve("small") == str(models / "small" / "package")
+    assert installed.resolve("small") == str(models / "small" / "package")
     assert [p.name for p in (models / ".downloads").iterdir()] == []
     assert main(["models", "list"]) == 0
     listed = capsys.readouterr().out
     assert "* small" in listed and "* demo" in listed
-    assert main(["models", "remove", "small"]) == 0 and list(catalogue.installed()) == ["demo"]
+    assert main(["models", "remove", "small"]) == 0 and list(installed.installed_models()) == ["demo"]
     with pytest.raises(InputError, match="part of the program"):
-        catalogue.remove("demo")
+        installed.remove("demo")
     assert main(["models", "remove", "small"]) == 2
     with pytest.raises(InputError):
-        catalogue.remove("..")
+        installed.remove("..")
 
 
 def test_a_model_is_installed_without_a_network(server, models, small_package, tmp_path, capsys):
@@ -241,4 +242,4 @@ def test_unknown_models_bring_up_near_ones(models, capsys):
 def test_a_pretrained_network_is_installed_from_its_file(models, capsys):
     path = DATA / "networks" / "brain_torchio_4mm.onnx"
     assert main(["models", "get", "brain_torchio_4mm", "--from", str(path), "--accept-license", "-q"]) == 0
-    assert catalogue.resolve_one("brain_torchio_4mm").endswith("package")
+    assert installed.resolve_one("brain_torchio_4mm").endswith("package")

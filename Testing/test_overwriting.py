@@ -17,7 +17,7 @@ from MedQuantINT8Lib.cli import overwriting
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
-from MedQuantINT8Lib.importers import catalogue
+from MedQuantINT8Lib.models import installed
 from MedQuantINT8Lib.models.package import MODEL_JSON, ModelPackage, write_package
 from MedQuantINT8Lib.resources import resource
 
@@ -327,14 +327,14 @@ def test_an_installed_model_is_found_beside_a_folder_of_its_name(tmp_path, monke
     demo = str(resource("demo.zip"))
     for name in ("demo", "two"):
         Path(name).mkdir()
-    assert catalogue.resolve("demo") == demo and catalogue.resolve("two") == both and not catalogue.both_meant("demo")
-    assert catalogue.resolve("demo,two") == f"{demo},{both}" and catalogue.resolve("elsewhere") == "elsewhere"
+    assert installed.resolve("demo") == demo and installed.resolve("two") == both and not installed.both_meant("demo")
+    assert installed.resolve("demo,two") == f"{demo},{both}" and installed.resolve("elsewhere") == "elsewhere"
     with pytest.raises(InputError, match="several packages"):
-        catalogue.resolve_one("two")
+        installed.resolve_one("two")
     Path("demo").rmdir()
     fp32_package.save("demo")
-    assert catalogue.resolve("demo") == "demo"
-    note = catalogue.both_meant("two,demo")
+    assert installed.resolve("demo") == "demo"
+    note = installed.both_meant("two,demo")
     assert str(tmp_path / "demo") in note and demo in note
     code, _, err = medquant(
         "segment", "demo", scan, "--engine", "onnxruntime", "--precision", "fp32", "-o", tmp_path / "x.nii.gz"

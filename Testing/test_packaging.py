@@ -181,7 +181,7 @@ def test_what_is_installed_is_complete_and_segments(installed, tmp_path):
     listed = set(make_cmake.scripts()) | set(make_cmake.resources())
     assert {p.relative_to(installed).as_posix() for p in installed.rglob("*") if p.is_file()} == listed
     code = (
-        "from MedQuantINT8Lib.slicer_module import logic, scene as mrml; from MedQuantINT8Lib.importers import catalogue; from MedQuantINT8Lib.imaging.phantom import make_phantom;"
+        "from MedQuantINT8Lib.slicer_module import logic, scene as mrml; from MedQuantINT8Lib.imaging.phantom import make_phantom;"
         "import MedQuantINT8Lib; print(MedQuantINT8Lib.__file__);"
         "made = logic.MedQuantINT8Logic();"
         "node = made.segment(mrml.volume_node(make_phantom(1, (64, 60, 60), 5.0)[0], 'scan'), model='demo');"

@@ -587,19 +587,19 @@ def test_another_module_stops_the_following_of_the_scan_and_coming_back_begins_i
 
 def test_models_and_built_engines_are_removed_in_the_window(user, int8_package, tmp_path, monkeypatch):
     from MedQuantINT8Lib.engines import cache
-    from MedQuantINT8Lib.importers import catalogue
+    from MedQuantINT8Lib.models.installed import installed_models, models_root
 
     monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "cache"))
-    shutil.copytree(int8_package.folder, catalogue.models_root() / "mine" / "package")
+    shutil.copytree(int8_package.folder, models_root() / "mine" / "package")
     cache.make({"model_name": "mine"}, lambda folder: (folder / "engine").write_bytes(bytes(2_000_000)) and None)
     user.view.show()
     ui = user.ui
     assert "mine (" in read(ui.storageModelCombo, "currentText") and "2.0 MB" in read(ui.storageStatusLabel, "text")
     user.answers.agree = False
     ui.removeModelButton.click()
-    assert "mine" in catalogue.installed(), "it was removed though the user refused"
+    assert "mine" in installed_models(), "it was removed though the user refused"
     user.answers.agree = True
     ui.removeModelButton.click()
-    assert "mine" not in catalogue.installed() and not ui.removeModelButton.isEnabled()
+    assert "mine" not in installed_models() and not ui.removeModelButton.isEnabled()
     ui.removeEnginesButton.click()
     assert not cache.entries() and not ui.removeEnginesButton.isEnabled()

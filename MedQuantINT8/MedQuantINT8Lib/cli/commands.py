@@ -15,9 +15,9 @@ from ..errors import Cancelled, EngineError, InputError, MedQuantError
 from ..files import split_paths, write_json, write_text
 from ..imaging.segmentation_files import check_output_path, output_files, present_labels, write_segmentation
 from ..imaging.volume_files import ReadOptions, ScanReader, scan_paths
-from ..importers.catalogue import both_meant, resolve, resolve_one
 from ..inference.ensemble import Ensemble, load_ensemble
 from ..inference.segmenter import SegmentationOptions
+from ..models.installed import both_meant, resolve, resolve_one
 from ..models.package import CALIBRATION, INT8, KNOWN_FILES, MODEL_JSON, ModelPackage, peek
 from ..outputs import check_output_folder, check_output_package
 from ..progress import Task

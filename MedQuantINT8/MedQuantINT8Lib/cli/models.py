@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..importers import catalogue
+from ..models.installed import installed_models, models_root, remove
 from ..models.package import peek
 from ..outputs import check_output_package
 from ..progress import Task
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
     elif not args.name:
         raise InputError(f"Which model shall be {args.action}?", f"Give its name: medquant models {args.action} NAME")
     elif args.action == "remove":
-        freed = catalogue.remove(args.name)
+        freed = remove(args.name)
         print_result(
             args, {"removed": args.name, "bytes": freed}, f"removed {args.name}: {freed / 1e6:.1f} MB are free again"
         )
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    known, present = catalogue.entries(), catalogue.installed()
+    known, present = catalogue.entries(), installed_models()
     rows = [{**_json(item), "installed": name in present} for name, item in known.items()]
     rows = [_own(name, paths[0]) for name, paths in present.items() if name not in known] + rows
     words = (args.name or "").lower()
@@ -121,8 +122,8 @@ def _get(args: argparse.Namespace, task: Task) -> None:
     if not args.accept_license and not _agreed(args):
         raise InputError(f"The license of {item.name} was not accepted.", "Read it, and give --accept-license.")
     if args.source:
-        check_output_package(catalogue.models_root() / item.name / "package", [args.source])
-    with overwriting(args, [catalogue.models_root() / item.name]):
+        check_output_package(models_root() / item.name / "package", [args.source])
+    with overwriting(args, [models_root() / item.name]):
         packages = catalogue.install(item, Path(args.source) if args.source else None, task, trust_code=args.trust_code)
     folders = [str(package.folder) for package in packages]
     print_result(

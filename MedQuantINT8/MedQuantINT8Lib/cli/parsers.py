@@ -50,16 +50,17 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def installed_models(**_: Any) -> list[str]:
     """Names for completion: installed models."""
-    from ..importers.catalogue import installed
+    from ..models.installed import installed_models
 
-    return list(installed())
+    return list(installed_models())
 
 
 def public_models(**_: Any) -> list[str]:
     """Names for completion: installed models and those of the catalogue."""
-    from ..importers.catalogue import entries, installed
+    from ..importers.catalogue import entries
+    from ..models.installed import installed_models
 
-    return sorted({*installed(), *entries()})
+    return sorted({*installed_models(), *entries()})
 
 
 def commands_of(top: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:

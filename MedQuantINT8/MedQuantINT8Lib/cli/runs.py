@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from ..engines.cuda.device import GpuError, GpuMemoryError
 from ..engines.int8_or_float import prepare_faster
 from ..engines.preparation import PreparedEngine, prepare
 from ..errors import Cancelled, EngineError, InputError, MedQuantError
+from ..imaging.patches import ForegroundFinder, draw_samples, foreground_by_intensity
 from ..imaging.preprocessing import NetworkInput
 from ..imaging.volume import Volume
 from ..imaging.volume_files import read_volume
@@ -49,14 +50,9 @@ from ..inference.segmenter import (
 from ..inference.segmenter import segment as segment_in_network_space
 from ..models.package import ModelPackage
 from ..progress import Task
-from ..quantization.calibration import (
-    CalibrationOptions,
-    ForegroundFinder,
-    PatchSampler,
-    draw_samples,
-    foreground_by_intensity,
-)
-from ..quantization.latency import engine_stopwatch
+
+if TYPE_CHECKING:
+    from ..quantization.calibration import CalibrationOptions
 
 Source = str | os.PathLike[str]
 T = TypeVar("T")
@@ -154,6 +150,8 @@ def quantize(
         by_network: find foreground by a first FP32 pass over each scan, instead of by intensity.
         labels: label maps of the scans, with the model's label values, for the accuracy budget; or none.
     """
+    from ..quantization.calibration import PatchSampler
+    from ..quantization.latency import engine_stopwatch
     from ..quantization.quantize import calibration_patch, quantize_package
 
     with ModelPackage.load(model) as package:

@@ -23,8 +23,8 @@ from ..engines.onnxruntime import OnnxRuntimeBackend
 from ..engines.preparation import prepare
 from ..errors import InputError, MedQuantError
 from ..files import write_json, write_text
-from ..importers.catalogue import DEMO, installed
 from ..importers.networks import STUDY
+from ..models.installed import DEMO, installed_models
 from ..models.package import ModelPackage
 from ..progress import Task
 from ..system import machine
@@ -76,7 +76,7 @@ def run_selftest(engine: str, names: Sequence[str], folder: Path, task: Task) ->
 def _network(name: str, backend: EngineBackend, task: Task) -> list[dict[str, Any]]:
     with TemporaryDirectory(prefix="medquant-selftest-") as scratch:
         if name == DEMO:
-            with ModelPackage.load(installed()[DEMO][0]) as package:
+            with ModelPackage.load(installed_models()[DEMO][0]) as package:
                 return _package(name, package, backend, task)
         made, _ = study_package(STUDY[name], Path(scratch), task)
         return _package(name, made, backend, task)

@@ -8,24 +8,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..evaluation.agreement import check_label_values, check_same_place, in_words
-from ..imaging.preprocessing import NetworkInput, preprocess
+from ..imaging.patches import KINDS, ForegroundFinder, Patch, Sample, draw_samples, foreground_by_intensity
+from ..imaging.preprocessing import preprocess
 from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
 from ..progress import Task
 from .histogram import METHODS, ActivationHistogram, activation_range
 
-Patch = NDArray[np.float32]
-#: A mask of foreground, bool (A0, A1, A2), for a volume in network space.
-ForegroundFinder = Callable[[NetworkInput], NDArray[np.bool_]]
 VolumeSource = Callable[[], Volume]
 
 #: The study (arXiv 2501.17343) calibrated on 20 to 200 cases.
@@ -69,29 +66,6 @@ class CalibrationOptions:
             )
 
 
-def foreground_by_intensity(network_input: NetworkInput) -> NDArray[np.bool_]:
-    """Voxels brighter than the mean of the first channel: body or head against air."""
-    first = network_input.data[0]
-    return first > first.mean()
-
-
-#: Where patches may lie, in the order in which a volume's are drawn.
-KINDS = ("foreground", "air", "random")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A patch float32 (C, A0, A1, A2), and its label values (A0, A1, A2) where the scan came with labels.
-
-    Attributes:
-        kind: one of :data:`KINDS`, or "whole" for a volume that is no larger than the patch.
-    """
-
-    patch: Patch
-    labels: NDArray[Any] | None = None
-    kind: str = "random"
-
-
 def counts_by_kind(options: CalibrationOptions) -> dict[str, int]:
     """How many of all patches are drawn of each kind, by the largest remainder: they add up to ``options.patches``."""
     shares = (options.foreground, options.air, max(0.0, 1 - options.foreground - options.air))
@@ -120,49 +94,6 @@ def allotted(options: CalibrationOptions, volumes: int) -> list[dict[str, int]]:
         found.append({kind: sum(name == kind for *_, name in line[begin:end]) for kind in KINDS})
         begin = end
     return found
-
-
-def draw_samples(
-    network_input: NetworkInput,
-    patch: tuple[int, int, int],
-    pad_value: float,
-    counts: Mapping[str, int],
-    rng: np.random.Generator,
-    find_foreground: ForegroundFinder = foreground_by_intensity,
-    labels: NDArray[Any] | None = None,
-) -> Iterator[Sample]:
-    """Patches of one volume in network space, drawn around foreground, in air and at random.
-
-    A volume that is no larger than the patch gives one. Where a volume has no foreground, or no air, the patch is drawn at random.
-
-    Args:
-        counts: how many of each of :data:`KINDS`.
-        labels: label values of the volume (A0, A1, A2), cut in the same places.
-    """
-    missing = [max(0, p - n) for p, n in zip(patch, network_input.data.shape[1:], strict=True)]
-    pads = [(m // 2, m - m // 2) for m in missing]
-    data = network_input.data
-    if any(missing):
-        data = np.pad(data, [(0, 0), *pads], constant_values=pad_value)
-        labels = None if labels is None else np.pad(labels, pads)
-    if data.shape[1:] == patch:
-        yield Sample(data, labels, "whole")
-        return
-    foreground = find_foreground(network_input)
-    pools = {"foreground": np.flatnonzero(foreground), "air": np.flatnonzero(~foreground)}
-    for kind in (name for name in KINDS for _ in range(counts.get(name, 0))):
-        pool = pools.get(kind)
-        center = None
-        if pool is not None and pool.size:
-            voxel = np.unravel_index(int(rng.choice(pool)), foreground.shape)
-            center = [int(v) + m // 2 for v, m in zip(voxel, missing, strict=True)]
-        starts = []
-        for axis, (size, p) in enumerate(zip(data.shape[1:], patch, strict=True)):
-            start = int(rng.integers(0, size - p + 1)) if center is None else center[axis] - p // 2
-            starts.append(min(max(start, 0), size - p))
-        index = tuple(slice(s, s + p) for s, p in zip(starts, patch, strict=True))
-        drawn = np.ascontiguousarray(data[(slice(None), *index)])
-        yield Sample(drawn, None if labels is None else labels[index], kind if center is not None else "random")
 
 
 class PatchSampler:

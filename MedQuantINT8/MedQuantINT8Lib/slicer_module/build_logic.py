@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engines import cache
 from ..errors import InputError, MedQuantError
 from ..imaging.volume_files import ReadOptions
-from ..importers import catalogue
+from ..models.installed import DEMO, installed_models, models_root, remove, resolve_one, size_of
 from ..models.package import peek
 from ..progress import ProgressEvent, Task
 from ..worker.client import WorkerClient
 from ..worker.jobs import BackgroundJob, wait_for
 from . import scene as mrml
+
+if TYPE_CHECKING:
+    from ..importers.catalogue import CatalogueEntry
 
 Progress = Callable[[ProgressEvent], None]
 
@@ -29,10 +32,12 @@ class Making:
         self._buildPython = buildPython
         self._builder: WorkerClient | None = None
 
-    def publicModels(self) -> list[catalogue.CatalogueEntry]:
+    def publicModels(self) -> list[CatalogueEntry]:
         """Models of the catalogue that are not installed and can be downloaded."""
-        present = catalogue.installed()
-        return [item for name, item in catalogue.entries().items() if name not in present and item.url]
+        from ..importers.catalogue import entries
+
+        present = installed_models()
+        return [item for name, item in entries().items() if name not in present and item.url]
 
     @staticmethod
     def needsImport(source: str) -> bool:
@@ -63,12 +68,12 @@ class Making:
     @staticmethod
     def ownCopyName(model: str) -> str:
         """The name under which the INT8 form of an installed model is kept: its own, but the demo model is not changed."""
-        return "my-demo" if model == catalogue.DEMO else model
+        return "my-demo" if model == DEMO else model
 
     def ownCopyPath(self, model: str) -> str | None:
         """Where the INT8 form of an installed model is written; None for the model itself."""
         name = self.ownCopyName(model)
-        return None if name == model else str(catalogue.models_root() / name / "package")
+        return None if name == model else str(models_root() / name / "package")
 
     def calibrate(
         self,
@@ -96,7 +101,7 @@ class Making:
         Returns:
             What the quantization report says.
         """
-        path = catalogue.resolve_one(self._modelPath(model))
+        path = resolve_one(self._modelPath(model))
         volumes = [mrml.volume_from_node(node) for node in volumeNodes]
         if not volumes and not scans:
             raise InputError(
@@ -119,7 +124,7 @@ class Making:
     @staticmethod
     def modelSizes() -> dict[str, int]:
         """Bytes that each installed model takes, by its name; the demo model is part of the program and not among them."""
-        return {name: catalogue.size_of(name) for name in catalogue.installed() if name != catalogue.DEMO}
+        return {name: size_of(name) for name in installed_models() if name != DEMO}
 
     @staticmethod
     def removeModel(name: str) -> int:
@@ -128,7 +133,7 @@ class Making:
         Raises:
             InputError: it is not installed, or is part of the program.
         """
-        return catalogue.remove(name)
+        return remove(name)
 
     @staticmethod
     def engineBytes() -> int:

@@ -22,8 +22,8 @@ from ..errors import InputError
 from ..evaluation.boundary import VOLUME_CHANGE
 from ..files import split_paths, there
 from ..imaging.volume_files import ReadOptions, result_names, scan_files
-from ..importers import catalogue
 from ..inference.segmenter import SegmentationOptions
+from ..models.installed import installed_models, resolve, resolve_one
 from ..models.package import INT8, peek
 from ..models.spec import Label, ModelSpec
 from ..progress import ProgressEvent
@@ -84,7 +84,7 @@ class MedQuantINT8Logic(Making):
     def models(self) -> list[dict[str, Any]]:
         """Installed models: name, title, modality, structures, channels, and whether they hold an INT8 network."""
         found = []
-        for name, paths in catalogue.installed().items():
+        for name, paths in installed_models().items():
             spec, files = peek(paths[0])
             found.append(
                 {
@@ -307,7 +307,7 @@ class MedQuantINT8Logic(Making):
             The engine's own description: every layer with the precision it runs in.
         """
         volumes = [mrml.volume_from_node(volumeNode)] if volumeNode is not None else []
-        path = catalogue.resolve_one(self._modelPath(model))
+        path = resolve_one(self._modelPath(model))
         choice = _choice(engine, precision, device)
         started = self._client.begin("build", volumes, model=path, choice=asdict(choice), options=asdict(options))
         return self._result(BackgroundJob(started, lambda result: result.report), waitForCompletion, progress)
@@ -391,9 +391,9 @@ class MedQuantINT8Logic(Making):
         if not model:
             raise InputError(
                 "No model was chosen.",
-                f"Installed are: {', '.join(catalogue.installed()) or 'none (see medquant models)'}.",
+                f"Installed are: {', '.join(installed_models()) or 'none (see medquant models)'}.",
             )
-        found = catalogue.resolve(str(model))
+        found = resolve(str(model))
         if not there(split_paths(found)[0]):
             raise InputError(
                 f"There is no model {model!r}.", "Give the name of an installed model, or the path of a package."

@@ -137,15 +137,14 @@ def build(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
 def install_model(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Bring in a model: one of the catalogue by name, or the user's own from a path."""
     from ..importers import catalogue
+    from ..models.installed import models_root
 
     if request["name"]:
         catalogue.install(catalogue.entry(request["name"]), None, bench.task, trust_code=request["trust_code"])
         return Answer([], {"name": request["name"], "notes": []})
     from ..importers.detect import install_own
 
-    name, notes = install_own(
-        Path(request["source"]), catalogue.models_root(), bench.task, trust_code=request["trust_code"]
-    )
+    name, notes = install_own(Path(request["source"]), models_root(), bench.task, trust_code=request["trust_code"])
     return Answer([], {"name": name, "notes": notes})
 
 
