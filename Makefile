@@ -13,7 +13,7 @@ DEMO := openvino,onnxruntime,quantize,slicer
 
 SECONDS ?= 1800
 
-.PHONY: demo test lint roads newest fuzz bench results clean
+.PHONY: demo test lint docs roads newest fuzz bench results clean
 
 demo: $(VENV)/.demo
 	$(BIN)/medquant demo --output demo-output
@@ -25,6 +25,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check MedQuantINT8 Testing
 	$(BIN)/ruff format --check -q MedQuantINT8 Testing
 	$(BIN)/mypy
+	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.toml' '*.yml' '*.txt' '*.ui' '*.ipynb' '*.cff' Makefile)
+
+# The pages of docs/, into build/docs; a dead link is an error.
+docs: $(VENV)/.test
+	$(BIN)/mkdocs build -q
 
 # Every way to install, each in an environment of its own, and the job that it is for.
 roads: | $(BIN)/python

@@ -1,6 +1,6 @@
 """Pretrained networks on real scans: real INT8 against FP32, with the bars that each network has to hold.
 
-MeshNets run here on the middle of a head in small windows, to fit a test's time; Resources/results.md has whole heads.
+MeshNets run here on the middle of a head in small windows, to fit a test's time; docs/results/results.md has whole heads.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The TensorRT backend without a TensorRT GPU: held against the real bindings of three versions, against the real parser and
-builder of TensorRT for RTX, and driven through a scripted runtime. What stays unproven is in README, "Not verified here"."""
+builder of TensorRT for RTX, and driven through a scripted runtime. What stays unproven is in docs/verification.md."""
 
 from __future__ import annotations
 

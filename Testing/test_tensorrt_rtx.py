@@ -1,5 +1,5 @@
 """TensorRT for RTX: the real plug-in registered over a driver that finds no GPU; sessions through ONNX Runtime's own processor
-device in place of a card's; the compiler's process with a stand-in for the compiler. What stays unproven is in README."""
+device in place of a card's; the compiler's process with a stand-in for the compiler. What stays unproven is in docs/verification.md."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The module's real window and .ui file over the real scene, driven as a person would: click, watch, cancel, look.
 
-The window around it is the stand-in of Testing/host; see README, "Not verified here".
+The window around it is the stand-in of Testing/host; see docs/verification.md.
 """
 
 from __future__ import annotations

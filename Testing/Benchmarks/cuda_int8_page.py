@@ -1,4 +1,4 @@
-"""The part of Resources/gpu.md (and the table in results.md) that tells of the CUDA INT8 engine, from what cuda_int8.py printed."""
+"""The part of docs/results/gpu.md (and the table in results.md) that tells of the CUDA INT8 engine, from what cuda_int8.py printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from gpu_networks import TIMED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RESOURCES = ROOT / "Resources"
+RESULTS = ROOT / "docs" / "results"
 #: Dense INT8 of tensor cores in TOP/s, and memory in GB/s, by the maker's data sheets.
 ROOFS = {"NVIDIA H100 80GB HBM3": (1979, 3352), "NVIDIA H200": (1979, 4800)}
 MODES = {
@@ -95,7 +95,7 @@ def study(value: dict[str, Any]) -> list[str]:
     """The study's table with this engine's column."""
     from MedQuantINT8Lib.importers.networks import STUDY
 
-    sizes = {row["network"]: row for row in json.loads((RESOURCES / "networks.json").read_text())["rows"]}
+    sizes = {row["network"]: row for row in json.loads((RESULTS / "networks.json").read_text())["rows"]}
     lines = [
         "| network | FP32 file MB | INT8 file MB | times smaller | PyTorch FP32 ms | CUDA INT8 ms | times faster |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -1,4 +1,4 @@
-"""Writes Resources/gpu.json and gpu.md from what the GPU benchmarks printed: python gpu_page.py FILE ...
+"""Writes docs/results/gpu.json and gpu.md from what the GPU benchmarks printed: python gpu_page.py FILE ...
 
 Each FILE holds lines of JSON, from gpu_baselines.py, gpu_window.py, cuda_int8.py or Experiments/cuda_real.py.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "Testing" / "Benchmarks"), str(ROOT / "MedQuantINT8")]
-TARGET = ROOT / "Resources" / "gpu.json"
+TARGET = ROOT / "docs" / "results" / "gpu.json"
 #: Costliest steps of a network that are kept.
 KEPT = 12
 

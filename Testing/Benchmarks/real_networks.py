@@ -1,9 +1,9 @@
-"""Pretrained networks on real scans, FP32 against real INT8: writes Resources/results.md.
+"""Pretrained networks on real scans, FP32 against real INT8: writes docs/results/results.md.
 
     python Testing/Benchmarks/real_networks.py [NAME ...]
 
 Every step is a ``medquant`` command, in a process of its own, as a user would run it. Calibration scans are never those
-that are segmented. With names, only those rows are made anew; the others are kept from Resources/results.json.
+that are segmented. With names, only those rows are made anew; the others are kept from docs/results/results.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data_models import BRAIN18, DATA, OBELISK_TO_TOTAL, ROOT, hippocampus_spec,
 from MedQuantINT8Lib.imaging.volume_files import read_volume  # noqa: E402
 from MedQuantINT8Lib.models.spec import ModelSpec, Normalization  # noqa: E402
 
-RESULTS = ROOT / "Resources" / "results.json"
+RESULTS = ROOT / "docs" / "results" / "results.json"
 _HEADS = [DATA / "brain" / f"t1_head_{x}.nii.gz" for x in "bc"]
 
 
@@ -280,7 +280,7 @@ def main() -> None:
             print(name, json.dumps(results[name]["row"]["agreement"]), flush=True)
             results = {n: results[n] for n in known if n in results}
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            (ROOT / "Resources" / "results.md").write_text(page(results))
+            (ROOT / "docs" / "results" / "results.md").write_text(page(results))
 
 
 if __name__ == "__main__":

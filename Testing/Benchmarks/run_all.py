@@ -1,4 +1,4 @@
-"""Run the benchmarks and write Resources/benchmarks.md: python Testing/Benchmarks/run_all.py [NAME ...]"""
+"""Run the benchmarks and write docs/results/benchmarks.md: python Testing/Benchmarks/run_all.py [NAME ...]"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent / "MedQuantINT8")]
-RESULTS = HERE.parent.parent / "Resources" / "benchmarks.json"
+RESULTS = HERE.parent.parent / "docs" / "results" / "benchmarks.json"
 
 
 def page(results: dict) -> str:

@@ -3,7 +3,7 @@
     python Testing/Benchmarks/tensorrt_forms.py
 
 A block of two 3x3x3 convolutions in INT8 (32 channels, 48 x 48 x 48, FP16 around them) with the operator between or after them; the
-table goes into Resources/tensorrt.json and .md. No GPU is needed and nothing runs; see tensorrt_layers.py.
+table goes into docs/results/tensorrt.json and .md. No GPU is needed and nothing runs; see tensorrt_layers.py.
 """
 
 from __future__ import annotations

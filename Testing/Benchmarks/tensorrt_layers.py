@@ -1,4 +1,4 @@
-"""What the TensorRT-RTX 1.7 compiler makes of the seven networks at the study's size: writes Resources/tensorrt.json and .md.
+"""What the TensorRT-RTX 1.7 compiler makes of the seven networks at the study's size: writes docs/results/tensorrt.json and .md.
 
     python Testing/Benchmarks/tensorrt_layers.py [NAME ...]
 
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "MedQuantINT8")]
-TARGET = ROOT / "Resources" / "tensorrt.json"
+TARGET = ROOT / "docs" / "results" / "tensorrt.json"
 #: Less INT8 work than this in any of the seven is a fault of the lowering, and makes this script fail.
 EXPECTED_SHARE = 0.96
 #: INT8 networks in other forms, to choose the lowering by: name, and what replaces `backend.lowered`.

@@ -1,4 +1,4 @@
-"""How many scans, and which method: the study's open question 3, on the hippocampus set. Writes Resources/calibration.json and .md.
+"""How many scans, and which method: the study's open question 3, on the hippocampus set. Writes docs/results/calibration.json and .md.
 
     python Testing/Experiments/calibration.py WEIGHTS [--data DIR] [--networks NAME ...]
     python Testing/Experiments/calibration.py WEIGHTS --sampling [--networks NAME ...]
@@ -28,7 +28,7 @@ from evaluate import package  # noqa: E402
 from hippocampus import FOLDER, case_names, files  # noqa: E402
 from scaled import PATCH  # noqa: E402
 
-TARGET = ROOT / "Resources" / "calibration.json"
+TARGET = ROOT / "docs" / "results" / "calibration.json"
 COUNTS = (1, 5, 20, 50, 100)
 METHODS = ("max", "entropy", "percentile", "mse")
 #: Shares of patches around foreground, and in air.

@@ -23,7 +23,7 @@ _PACKAGE, _SCAN, _SIMULATED = "package.zip", "scan.nii.gz", "simulated.nii.gz"
 
 
 def make(folder: Path, names: list[str]) -> None:
-    """Quantize as for Resources/results.md, and segment the first scan by the simulation."""
+    """Quantize as for docs/results/results.md, and segment the first scan by the simulation."""
     from real_networks import cases, quantized_package
 
     with tempfile.TemporaryDirectory() as scratch:

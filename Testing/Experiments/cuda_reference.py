@@ -3,7 +3,7 @@
     python Testing/Experiments/cuda_reference.py WEIGHTS [--networks NAME ...] [--cases N]
 
 Runs the engine's plans in NumPy, with the GPU's integers (engines/cuda_int8/reference/executor.py; on a GPU every step equals it, see
-Testing/test_cuda_int8_gpu.py), so it needs no GPU. Adds its rows to Resources/gpu.json; gpu_page.py writes them.
+Testing/test_cuda_int8_gpu.py), so it needs no GPU. Adds its rows to docs/results/gpu.json; gpu_page.py writes them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT / "MedQuantINT8")]
 from evaluate import CALIBRATION_SCANS, PATCH, SCALED, quantized  # noqa: E402
 from hippocampus import case_names, files  # noqa: E402
 
-TARGET = ROOT / "Resources" / "gpu.json"
+TARGET = ROOT / "docs" / "results" / "gpu.json"
 #: Networks of the study that the engine has kernels for.
 NETWORKS = tuple(SCALED)
 

@@ -1,4 +1,4 @@
-"""FP32 against INT8 for the seven trained networks: writes Resources/trained.json and trained.md.
+"""FP32 against INT8 for the seven trained networks: writes docs/results/trained.json and trained.md.
 
     python Testing/Experiments/evaluate.py WEIGHTS [--data DIR] [NAME ...]
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=60, help="test cases (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget rows that are there")
     args = parser.parse_args()
-    folder, target = Path(args.data), ROOT / "Resources" / "trained.json"
+    folder, target = Path(args.data), ROOT / "docs" / "results" / "trained.json"
     data = dataset("test", args.cases, folder)
     calibration = [read_volume(files(case, folder)[0]) for case in case_names("train", folder)[:CALIBRATION_SCANS]]
     rows = (

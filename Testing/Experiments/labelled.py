@@ -2,7 +2,7 @@
 
     python Testing/Experiments/labelled.py [--networks NAME ...] [--cases CASE ...] [--agreement DICE]
 
-Calibrated on the other two scans; the guard works as in the product. Writes Resources/labelled.json and .md; rows that are there are
+Calibrated on the other two scans; the guard works as in the product. Writes docs/results/labelled.json and .md; rows that are there are
 kept. The labels are "provided by Neuromorphometrics, Inc. (http://Neuromorphometrics.com/) under academic subscription" on OASIS scans
 (CC BY-NC): figures only, nothing of them is shipped.
 """
@@ -28,7 +28,7 @@ from real_networks import _labelled, cases  # noqa: E402
 
 from data_models import DATA, specs  # noqa: E402
 
-TARGET = ROOT / "Resources" / "labelled.json"
+TARGET = ROOT / "docs" / "results" / "labelled.json"
 CASES, NETWORKS = ("1000", "1001", "1003"), ("brain18_meshnet30", "brain18_meshnet")
 
 

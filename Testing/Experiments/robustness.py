@@ -3,7 +3,7 @@
     python Testing/Experiments/robustness.py WEIGHTS [--cases N] [--networks NAME ...]
     python Testing/Experiments/robustness.py WEIGHTS --cost
 
-WEIGHTS is what train.py wrote. Writes Resources/robustness.json and .md. Calibrated on 20 training scans as they are; then the test
+WEIGHTS is what train.py wrote. Writes docs/results/robustness.json and .md. Calibrated on 20 training scans as they are; then the test
 scans are changed as another scanner, sequence or grid would change them, and FP32 and real INT8 (OpenVINO) are held against the manual
 labels. INT4 is simulated (ONNX Runtime, each output channel's weights rounded to 15 steps, activations FP32): no speed is claimed for it. --cost measures what looking at the ranges adds to runs.
 """
@@ -31,7 +31,7 @@ from evaluate import CALIBRATION_SCANS, quantized  # noqa: E402
 from hippocampus import case_names, files  # noqa: E402
 from scaled import PATCH, SCALED  # noqa: E402
 
-TARGET = ROOT / "Resources" / "robustness.json"
+TARGET = ROOT / "docs" / "results" / "robustness.json"
 
 
 def _field(shape: tuple[int, ...], strength: float) -> np.ndarray:

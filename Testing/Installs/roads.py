@@ -2,7 +2,7 @@
 
     python Testing/Installs/roads.py [ROAD ...] [--list] [--newest] [--python VERSION]
 
-Builds the wheel once. For each line of README's table of extras, and for each requirements file that Slicer installs, makes a fresh virtual
+Builds the wheel once. For each line of the table of extras in docs/install.md, and for each requirements file that Slicer installs, makes a fresh virtual
 environment, installs the wheel with exactly those extras, and does the job (``jobs.py``) in an empty folder, outside the repository. Versions are
 those of ``constraints.txt``, or the newest of everything with ``--newest``; torch keeps its version there, since its newest takes several GB.
 Ends with "N passed, N failed, N skipped"; a Python that is not at hand is skipped, and said.

@@ -253,7 +253,7 @@ def _networks_page(rows: list[dict[str, Any]]) -> list[str]:
     lines += [
         "",
         "Weights are random: sizes, times and shares are those of trained networks, agreement and labels are not. Scores of many voxels are then nearly equal, and a",
-        "label that flips says little; the relative error is what compares the real engine with the simulation here. Resources/trained.md has both on trained networks.",
+        "label that flips says little; the relative error is what compares the real engine with the simulation here. docs/results/trained.md has both on trained networks.",
     ]
     lines += ["", *(f"- **{r['title']}**: {r['note']}." for r in rows if r["note"])]
     lines += [

@@ -28,7 +28,7 @@ EVERY, MOST = 50, 8
 #: Windows among which those are chosen that have most to see.
 _CANDIDATES = 32
 #: Shares of values beyond the range from which on a user is warned: in the tensor that is worst, and on average over all.
-#: Scans of the calibration's kind stay far below both (Resources/robustness.md).
+#: Scans of the calibration's kind stay far below both (docs/results/robustness.md).
 WORST, MEAN = 0.01, 0.001
 #: Steps between the voxels of the input that are looked at.
 _STRIDE = 4

@@ -184,7 +184,7 @@ def _quantized(
 #: What ModelOpt raises older networks to.
 OPSET = 19
 #: Patches on which INT8 is compared with FP32, of as many volumes as there are. Two let a network pass that lost a structure on the next
-#: scan (Resources/labelled.md); of patches that are whole volumes two have to do.
+#: scan (docs/results/labelled.md); of patches that are whole volumes two have to do.
 COMPARED_PATCHES, _FEW_PATCHES, _LARGE_PATCH = 6, 2, 1 << 21
 #: Longest side of a calibration patch where the network is free in size: larger ones cost time and teach little.
 CALIBRATION_SIDE = 96

@@ -32,7 +32,7 @@ def lowered(model: Any, precision: str) -> Any:
 def with_norms_written_out(model: Any) -> Any:
     """A copy in which instance normalisation (also of groups) is means, differences and a division.
 
-    As one operator the compiler keeps its parts in FP32 in the GPU's memory: twice the bytes (Resources/tensorrt.md). Written out,
+    As one operator the compiler keeps its parts in FP32 in the GPU's memory: twice the bytes (docs/results/tensorrt.md). Written out,
     only the squares are FP32, which would leave FP16's range from 256 on, and the compiler computes them where it reads the values.
     """
     copy = rewrites.copied(model)
