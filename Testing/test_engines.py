@@ -414,10 +414,11 @@ def test_layers_at_fault_are_found_by_halving(monkeypatch, faults, most):
     options = BuildOptions("int8", (8, 8, 8))
     labels = fidelity.patch_labels("softmax", activated=False, threshold=0.5)
     patch = np.zeros((1, 8, 8, 8), np.float32)
-    found = fidelity.offending_layers(_Fake(faults, seen), None, None, options, patch, labels, Task())
+    networks = fidelity.Networks(None, None, labels)
+    found = fidelity.LayerSearch(_Fake(faults, seen), networks, options, patch, Task()).found()
     assert set(found) == faults and len(seen) <= most
     monkeypatch.setattr(fidelity, "MOST_TRIALS", 2)
-    hasty = fidelity.offending_layers(_Fake(faults), None, None, options, patch, labels, Task())
+    hasty = fidelity.LayerSearch(_Fake(faults), networks, options, patch, Task()).found()
     assert faults <= set(hasty) and len(hasty) == len(set(hasty))
 
 

@@ -31,6 +31,7 @@ class BuildOptions:
         device: "auto", "cpu" (the processor), "gpu" or "gpu:N"; "auto" is the only kind that the backend runs on (:func:`device_of`).
         threads: CPU threads, 0 for the backend's own choice.
         high_precision: layers (ONNX node names) to run in float although the network quantizes them.
+        weight_bits: 8, or 7 where the engine's INT8 kernels overflow with more on this processor.
     """
 
     precision: Precision
@@ -39,6 +40,7 @@ class BuildOptions:
     device: str = "auto"
     threads: int = 0
     high_precision: tuple[str, ...] = ()
+    weight_bits: int = 8
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

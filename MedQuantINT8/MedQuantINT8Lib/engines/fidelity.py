@@ -50,12 +50,18 @@ class Fidelity:
 
     @property
     def trusted(self) -> bool:
-        near = self.relative_error <= RELATIVE_TOLERANCE and self.label_disagreement <= LABEL_TOLERANCE
+        return self.within(1.0)
+
+    def within(self, share: float) -> bool:
+        """Whether the drift stays within a share of what is accepted; 1 is what is asked of an engine."""
+        relative, labels = share * RELATIVE_TOLERANCE, share * LABEL_TOLERANCE
+        near = self.relative_error <= relative and self.label_disagreement <= labels
+        noise = share * _TWO_NOISES
         as_good = (
-            self.real_relative_error <= _SLACK * self.simulated_relative_error + RELATIVE_TOLERANCE
-            and self.real_label_disagreement <= _SLACK * self.simulated_label_disagreement + LABEL_TOLERANCE
-            and self.relative_error <= max(RELATIVE_TOLERANCE, _TWO_NOISES * self.simulated_relative_error)
-            and self.label_disagreement <= max(LABEL_TOLERANCE, _TWO_NOISES * self.simulated_label_disagreement)
+            self.real_relative_error <= _SLACK * self.simulated_relative_error + relative
+            and self.real_label_disagreement <= _SLACK * self.simulated_label_disagreement + labels
+            and self.relative_error <= max(relative, noise * self.simulated_relative_error)
+            and self.label_disagreement <= max(labels, noise * self.simulated_label_disagreement)
         )
         return near or as_good
 
@@ -123,57 +129,78 @@ def compare(
     return Fidelity(len(patches), *(value for pair in distances for value in pair))
 
 
-def offending_layers(
-    backend: EngineBackend,
-    network: Path,
-    fp32_network: Path,
-    options: BuildOptions,
-    patch: Patch,
-    labels: Callable[[NDArray[Any]], NDArray[Any]],
-    task: Task,
-) -> list[str]:
-    """Layers that the real engine computes otherwise than the simulation.
+@dataclass(frozen=True)
+class Networks:
+    """Where the two networks of a package lie, and how their output becomes labels."""
+
+    int8: Path
+    fp32: Path
+    labels: Callable[[NDArray[Any]], NDArray[Any]]
+
+
+class LayerSearch:
+    """Finds the layers that a real engine computes otherwise than the simulation.
 
     A group of quantized layers is left quantized alone, all others in high precision, and the real engine is compared
     with the simulation of just that network: so a fault is seen by itself, not through its echo in later layers. A group
     that agrees is cleared as a whole; one that does not is halved, down to single layers. Each trial builds two engines, so
-    that after :data:`MOST_TRIALS` of them what is not cleared yet counts as found.
+    that after :data:`MOST_TRIALS` of them in one search what is not cleared yet counts as found. What was measured is kept
+    for the next search, which may ask for less drift.
+
+    Args:
+        patch: (C, A0, A1, A2) in network space.
     """
-    from ..models import onnx_graph as graph
-    from ..models.layers import weighted_layers
-    from .onnxruntime import OnnxRuntimeBackend
 
-    model = graph.load_network(network)
-    quantized = [layer.name for layer in weighted_layers(model) if layer.quantized]
-    simulator = OnnxRuntimeBackend()
-    exact = replace(options, precision="fp32", high_precision=())
-    with _built(simulator, fp32_network, exact) as reference:
-        expected = np.array(reference.infer(patch[None]))
+    def __init__(
+        self, backend: EngineBackend, networks: Networks, options: BuildOptions, patch: Patch, task: Task
+    ) -> None:
+        from ..models import onnx_graph as graph
+        from ..models.layers import weighted_layers
+        from .onnxruntime import OnnxRuntimeBackend
 
-    def agrees(group: Sequence[str]) -> bool:
-        alone = replace(options, high_precision=tuple(n for n in quantized if n not in group))
-        with _built(backend, network, alone) as real, _built(simulator, network, alone) as simulated:
-            return compare(real, simulated, _Recorded(expected), [patch], labels).trusted
+        self._backend, self._networks, self._options, self._patch = backend, networks, options, patch
+        self._task = task
+        self._simulator: EngineBackend = OnnxRuntimeBackend()
+        layers = weighted_layers(graph.load_network(networks.int8))
+        self.quantized = [layer.name for layer in layers if layer.quantized]
+        self._measured: dict[tuple[str, ...], Fidelity] = {}
+        exact = replace(options, precision="fp32", high_precision=())
+        with _built(self._simulator, networks.fp32, exact) as reference:
+            self._expected = _Recorded(np.array(reference.infer(patch[None])))
 
-    found: list[str] = []
-    trials = 0
-    # The whole network is known to disagree; its halves are where the search starts.
-    waiting = _halves(quantized)
-    with task.stage("looking for the layers at fault", len(quantized)):
-        while waiting:
-            group = waiting.pop(0)
-            trials += 1
-            if trials > MOST_TRIALS:
-                found += group
-                task.step(len(group))
-            elif agrees(group):
-                task.step(len(group))
-            elif len(group) == 1:
-                found += group
-                task.step()
-            else:
-                waiting[:0] = _halves(group)
-    return found
+    def found(self, share: float = 1.0) -> list[str]:
+        """The layers whose drift by themselves is more than a share of what an engine may have, in graph order.
+
+        The whole network is known to drift; its halves are where the search starts.
+        """
+        found: list[str] = []
+        trials = 0
+        waiting = _halves(self.quantized)
+        with self._task.stage("looking for the layers at fault", len(self.quantized)):
+            while waiting:
+                group = waiting.pop(0)
+                trials += tuple(group) not in self._measured
+                if trials > MOST_TRIALS:
+                    found += group
+                    self._task.step(len(group))
+                elif self._alone(group).within(share):
+                    self._task.step(len(group))
+                elif len(group) == 1:
+                    found += group
+                    self._task.step()
+                else:
+                    waiting[:0] = _halves(group)
+        return found
+
+    def _alone(self, group: Sequence[str]) -> Fidelity:
+        """How the network drifts in which only the group is quantized."""
+        key = tuple(group)
+        if key not in self._measured:
+            alone = replace(self._options, high_precision=tuple(n for n in self.quantized if n not in group))
+            network, simulator = self._networks.int8, self._simulator
+            with _built(self._backend, network, alone) as real, _built(simulator, network, alone) as simulated:
+                self._measured[key] = compare(real, simulated, self._expected, [self._patch], self._networks.labels)
+        return self._measured[key]
 
 
 def _halves(names: list[str]) -> list[list[str]]:

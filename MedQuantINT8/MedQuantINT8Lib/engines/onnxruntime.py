@@ -47,7 +47,9 @@ class OnnxRuntimeBackend:
         from ..models import qdq
 
         model = graph.fixed_shape(
-            qdq.network_for(network, options.precision, options.high_precision), options.patch, batch=None
+            qdq.network_for(network, options.precision, options.high_precision, options.weight_bits),
+            options.patch,
+            batch=None,
         )
         (folder / _FILE).write_bytes(model.SerializeToString())
         self.load(folder, options)

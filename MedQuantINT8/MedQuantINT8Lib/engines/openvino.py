@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: real INT8 (VNNI, AMX) where the processor has it."""
+"""OpenVINO on the CPU: real INT8, with VNNI or AMX where the processor has them and weights of 7 bits where not."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
+from . import saturation
 from .base import BuildOptions, EngineDescription, LayerRecord
 
 _FILE = "network.blob"
@@ -69,12 +70,16 @@ class OpenVINOBackend:
 
         return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
 
+    def weight_bits(self) -> int:
+        """How many bits of a weight the INT8 kernels take here without overflowing: 8, or 7 without VNNI."""
+        return saturation.weight_bits(silent_openvino())
+
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
         from ..models import onnx_graph as graph
         from ..models import qdq, rewrites
 
         openvino = silent_openvino()
-        model = qdq.network_for(network, options.precision, options.high_precision)
+        model = qdq.network_for(network, options.precision, options.high_precision, options.weight_bits)
         if options.precision == "int8" and not self._signed:
             model = qdq.as_unsigned(model)
         model = graph.fixed_shape(model, options.patch, options.batch)
@@ -144,16 +149,12 @@ class OpenVINOEngine:
             precision = info.get("runtimePrecision", "")
             macs = _macs(node, kind)
             sources = tuple(name for name in info.get("originalLayersNames", "").split(",") if name)
+            int8 = bool(macs) and precision in _INT8_TYPES
+            kernel = info.get("primitiveType", "")
+            if int8 and self._options.weight_bits < 8:
+                kernel += f", {self._options.weight_bits}-bit weights"
             layers.append(
-                LayerRecord(
-                    node.get_friendly_name(),
-                    kind,
-                    precision,
-                    info.get("primitiveType", ""),
-                    macs,
-                    int8=bool(macs) and precision in _INT8_TYPES,
-                    sources=sources,
-                )
+                LayerRecord(node.get_friendly_name(), kind, precision, kernel, macs, int8=int8, sources=sources)
             )
         return EngineDescription("openvino", openvino.__version__, "CPU", tuple(layers))
 

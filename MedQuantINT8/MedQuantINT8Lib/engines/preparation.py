@@ -18,11 +18,17 @@ from ..progress import Task
 from . import cache
 from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild, device_of, unavailable_reason
 from .choices import Choice
-from .fidelity import Fidelity, Patch, compare, labels_of, offending_layers
+from .fidelity import Fidelity, LayerSearch, Networks, Patch, compare, labels_of
+from .saturation import SEVEN_BIT_NOTE
 
 #: Patches that are compared, and voxels after which one is enough: more would tell little and cost seconds each.
 COMPARED_PATCHES = 2
 _LARGE_PATCH = 1 << 20
+#: Shares of the accepted drift above which a layer by itself is put back to high precision, one search after the other.
+#: Faults too small to be seen alone add up.
+SEARCHED_SHARES = (1.0, 0.5, 0.25)
+#: Layers that a message names.
+_NAMED = 8
 
 
 @dataclass
@@ -90,7 +96,8 @@ def prepare(
         EngineError: the network cannot be built, or stays wrong with the layers at fault in high precision.
     """
     task = task or Task()
-    options = replace(options, device=device_of(backend, options.device))
+    bits = _weight_bits(backend) if options.precision == "int8" else 8
+    options = replace(options, device=device_of(backend, options.device), weight_bits=bits)
     key = engine_key(package, backend, options)
     with task.stage("preparing the engine"):
         entry = cache.find(key)
@@ -104,15 +111,12 @@ def prepare(
     if recorded := entry.record.get("fidelity"):
         fidelity = Fidelity(**{k: v for k, v in recorded.items() if k != "trusted"})
         fallback = tuple(entry.record.get("fallback", ()))
-        return PreparedEngine(engine, backend, used, entry, fidelity, entry.record.get("note", ""), fallback, cached)
-    if not patches:
-        return PreparedEngine(
-            engine, backend, used, entry, None, "not compared with the simulation: no scan was given", (), cached
-        )
-    if reason := unavailable_reason(_reference_backend()):
-        return PreparedEngine(
-            engine, backend, used, entry, None, f"not compared with the simulation: {reason}", (), cached
-        )
+        note = _note(used, entry.record.get("note", ""))
+        return PreparedEngine(engine, backend, used, entry, fidelity, note, fallback, cached)
+    missing = unavailable_reason(_reference_backend()) if patches else "no scan was given"
+    if missing:
+        note = _note(used, f"not compared with the simulation: {missing}")
+        return PreparedEngine(engine, backend, used, entry, None, note, (), cached)
     try:
         with task.stage("comparing with the simulation"):
             fidelity = _compare(package, engine, used, _compared(patches))
@@ -121,9 +125,20 @@ def prepare(
         raise
     if fidelity.trusted:
         entry = entry.update(fidelity=fidelity.to_json())
-        return PreparedEngine(engine, backend, used, entry, fidelity, "", (), cached)
+        return PreparedEngine(engine, backend, used, entry, fidelity, _note(used), (), cached)
     engine.close()
     return _with_fallback(package, backend, options, key, patches, fidelity, task)
+
+
+def _weight_bits(backend: EngineBackend) -> int:
+    """How many bits of a weight the backend's INT8 kernels take on this machine."""
+    own = getattr(backend, "weight_bits", None)
+    return int(own()) if own is not None else 8
+
+
+def _note(options: BuildOptions, note: str = "") -> str:
+    """What is said of an engine, and of the weights where they are kept to fewer bits."""
+    return "; ".join(filter(None, [SEVEN_BIT_NOTE if options.weight_bits < 8 else "", note]))
 
 
 def _compared(patches: Sequence[Patch]) -> Sequence[Patch]:
@@ -195,14 +210,22 @@ def _with_fallback(
     wrong: Fidelity,
     task: Task,
 ) -> PreparedEngine:
-    """Rebuild with the layers at fault in high precision."""
-    labels = labels_of(package.spec.output)
-    layers = offending_layers(
-        backend, package.onnx_path("int8"), package.onnx_path("fp32"), options, patches[0], labels, task
-    )
+    """Rebuild with the layers at fault in high precision; with more of them where the faults of the rest still add up.
+
+    Raises:
+        EngineError: no such engine agrees with the simulation; says what was tried.
+    """
+    networks = Networks(package.onnx_path("int8"), package.onnx_path("fp32"), labels_of(package.spec.output))
+    search = LayerSearch(backend, networks, options, patches[0], task)
     problem = f"real INT8 differed from the simulation by {wrong.relative_error:.3g} (relative)"
     shutil.rmtree(cache.cache_root() / cache.key_of(key), ignore_errors=True)
-    if layers:
+    layers: list[str] = []
+    tried: list[str] = []
+    for share in SEARCHED_SHARES:
+        found = search.found(share)
+        if set(found) <= set(layers):
+            continue
+        layers = [name for name in search.quantized if name in {*layers, *found}]
         safe = replace(options, high_precision=tuple(sorted({*options.high_precision, *layers})))
         note = f"{problem}; {len(layers)} layer(s) were put back to high precision"
         with task.stage("rebuilding the engine"):
@@ -215,10 +238,24 @@ def _with_fallback(
                 raise
         if fidelity.trusted:
             entry = entry.update(fidelity=fidelity.to_json())
-            return PreparedEngine(engine, backend, safe, entry, fidelity, note, tuple(layers), False)
+            return PreparedEngine(
+                engine, backend, safe, entry, fidelity, _note(safe, note), tuple(layers), cached=False
+            )
         engine.close()
         shutil.rmtree(entry.folder, ignore_errors=True)
+        tried.append(
+            f"by {fidelity.relative_error:.3g} with {len(layers)} layer(s) in high precision ({_named(layers)})"
+        )
+    outcome = (
+        f"and still {', '.join(tried)}"
+        if tried
+        else "and each of its layers agrees with the simulation when it is alone"
+    )
     raise EngineError(
-        f"{backend.title} computes the INT8 network of {package.spec.name} wrongly: {problem}, and no layer could be made responsible.",
+        f"{backend.title} computes the INT8 network of {package.spec.name} wrongly: {problem}, {outcome}.",
         "Use --precision fp32, or another engine.",
     )
+
+
+def _named(layers: Sequence[str]) -> str:
+    return ", ".join(layers[:_NAMED]) + (f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else "")

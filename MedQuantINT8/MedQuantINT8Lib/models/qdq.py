@@ -12,6 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import PackageError
 from .layers import WEIGHTED_OPS, is_dequantized
@@ -88,17 +89,68 @@ def as_unsigned(model: Any) -> Any:
     return copy
 
 
-def network_for(path: str | os.PathLike[str], precision: str, high_precision: Collection[str]) -> Any:
+def network_for(
+    path: str | os.PathLike[str], precision: str, high_precision: Collection[str], weight_bits: int = 8
+) -> Any:
     """A network as an engine is to build it: read, checked, and with the layers that stay in high precision put back to float.
 
     Its tensors have plain names: engines rewrite the network and make names of their own out of them.
+
+    Args:
+        weight_bits: 8, or 7 for an engine whose kernels overflow with more (:func:`with_seven_bit_weights`).
 
     Raises:
         PackageError: not an ONNX file, damaged, or with weights outside the file's own folder.
     """
     model = load_network(path)
     use_plain_names(model)
-    return without_quantization(model, set(high_precision)) if precision == "int8" and high_precision else model
+    if precision != "int8":
+        return model
+    if high_precision:
+        model = without_quantization(model, set(high_precision))
+    return with_seven_bit_weights(model) if weight_bits == 7 else model
+
+
+def with_seven_bit_weights(model: Any) -> Any:
+    """A copy whose quantized layers have weights from -64 to 64: half as large, of twice the scale.
+
+    An odd weight lies in the middle between two halves. Along an output channel the odd ones go up and down in turn, so
+    that their errors do not move the channel's mean. Layers that compute in float keep their weights.
+    """
+    onnx = require_onnx()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph, fresh = Graph(copy), FreshNames(copy)
+    for node in list(copy.graph.node):
+        if node.op_type not in WEIGHTED_OPS or not all(is_dequantized(graph, name) for name in node.input[:2]):
+            continue
+        dequantize = graph.producer[node.input[1]]
+        if not graph.is_constant(dequantize.input[0]):
+            continue
+        weight, scale = graph.array(dequantize.input[0]), graph.array(dequantize.input[1])
+        # A matrix product's output channels are its weight's last axis.
+        axis = CHANNEL_AXIS.get(node.op_type, weight.ndim - 1)
+        halved = np.moveaxis(_halved(np.moveaxis(weight, axis, 0)), 0, axis)
+        names = [fresh(f"{node.name}_weight_7bit"), fresh(f"{node.name}_scale_7bit")]
+        for name, array in zip(names, (np.ascontiguousarray(halved), scale * np.float32(2)), strict=True):
+            copy.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        # The weight may be another layer's as well, and that one's in float.
+        own = onnx.NodeProto()
+        own.CopyFrom(dequantize)
+        own.name, own.output[0] = fresh(f"{node.name}_DequantizeLinear_7bit"), fresh(f"{node.name}_dequantized_7bit")
+        own.input[:2] = names
+        node.input[1] = own.output[0]
+        position = next(n for n, other in enumerate(copy.graph.node) if other.output[0] == dequantize.output[0])
+        copy.graph.node.insert(position, own)
+    return pruned(copy)
+
+
+def _halved(weight: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Half of each weight (channels first); odd ones are rounded up and down in turn."""
+    flat = weight.astype(np.int16).reshape(weight.shape[0], -1)
+    odd = flat % 2
+    turn = np.where(np.cumsum(odd, axis=1) % 2 == 1, 1, -1)
+    return ((flat + odd * turn) // 2).astype(np.int8).reshape(weight.shape)
 
 
 def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
