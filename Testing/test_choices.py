@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import tiny
-from MedQuantINT8Lib.cli import runs
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.engines import base, cache, choices
 from MedQuantINT8Lib.engines import int8_or_float as race
@@ -21,6 +20,8 @@ from MedQuantINT8Lib.engines.base import BuildOptions, UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda.driver import GpuError, GpuMemoryError
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.inference import engine_choice, pipeline
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.engine_pool import KeepingShelf
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
@@ -47,7 +48,7 @@ def engines(monkeypatch, tmp_path):
     made = {"card": Card(), "tiny": tiny.TinyBackend()}
     monkeypatch.setattr(base, "_REGISTRY", {**dict.fromkeys(made, ""), "onnxruntime": base._REGISTRY["onnxruntime"]})
     real = base.backend
-    for module in (base, runs):
+    for module in (base, engine_choice):
         monkeypatch.setattr(module, "backend", lambda name: made.get(name) or real(name))
     monkeypatch.setattr(tiny.TinyBackend, "failures", [])
     monkeypatch.setattr(tiny.TinyBackend, "built", [])
@@ -167,21 +168,21 @@ def test_json_holds_the_choice(package, monkeypatch, tmp_path, capsys, engines):
 
 def test_auto_gives_fp32s_result_where_int8_fails_its_comparison_and_int8_insists(package, monkeypatch):
     monkeypatch.setattr(tiny.TinyBackend, "wrong", True)
-    choice = runs.EngineChoice("tiny", "auto")
-    run = runs.segment(package, SCAN, choice, OPTIONS, Task())
+    choice = EngineChoice("tiny", "auto")
+    run = pipeline.segment(package, SCAN, choice, OPTIONS, Task())
     assert run.engine["precision"] == "fp32" and np.array_equal(run.result.labels, SCAN.data[0] > 0.5)
     assert (
         "INT8 cannot be used here" in run.engine["note"]
         and "computes the INT8 network of tiny wrongly" in run.engine["note"]
     )
     before = len(tiny.TinyBackend.built)
-    assert runs.segment(package, SCAN, choice, OPTIONS, Task()).engine["precision"] == "fp32"
+    assert pipeline.segment(package, SCAN, choice, OPTIONS, Task()).engine["precision"] == "fp32"
     assert len(tiny.TinyBackend.built) == before, "what failed is not built anew for every scan"
     with pytest.raises(EngineError, match="wrongly"):
-        runs.segment(package, SCAN, replace(choice, precision="int8"), OPTIONS, Task())
+        pipeline.segment(package, SCAN, replace(choice, precision="int8"), OPTIONS, Task())
     monkeypatch.setattr(tiny.TinyBackend, "wrong", False)
     choices.forget_failures()
-    assert runs.segment(package, SCAN, choice, OPTIONS, Task()).engine["choice"]["failed"] is False
+    assert pipeline.segment(package, SCAN, choice, OPTIONS, Task()).engine["choice"]["failed"] is False
 
 
 def test_auto_gives_a_result_where_int8_cannot_be_built_or_fp32_cannot_be_timed(package, monkeypatch):
@@ -205,65 +206,65 @@ def test_auto_gives_a_result_where_int8_cannot_be_built_or_fp32_cannot_be_timed(
 @pytest.mark.parametrize("where", ["build", "load", "run"])
 @pytest.mark.parametrize("error", [GpuMemoryError("no room"), GpuError("it was lost")])
 def test_a_gpu_that_fails_gives_way_to_the_processor(package, where, error):
-    choice = runs.EngineChoice("auto", "int8")
+    choice = EngineChoice("auto", "int8")
     fails(where, error)
-    run = runs.segment(package, SCAN, choice, OPTIONS, Task())
+    run = pipeline.segment(package, SCAN, choice, OPTIONS, Task())
     assert run.engine["name"] == "tiny" and run.result.notes[0] == f"run on the processor: {error}"
     assert (run.result.labels == (SCAN.data[0] > 0.5)).mean() > 0.95
     fails(where, error)
     with pytest.raises(GpuError):
-        runs.segment(package, SCAN, replace(choice, name="card"), OPTIONS, Task())
+        pipeline.segment(package, SCAN, replace(choice, name="card"), OPTIONS, Task())
     fails(where, error)
     with pytest.raises(GpuError):
         # Who asked for the GPU is not given the processor.
-        runs.segment(package, SCAN, replace(choice, device="gpu"), OPTIONS, Task())
+        pipeline.segment(package, SCAN, replace(choice, device="gpu"), OPTIONS, Task())
 
 
 def test_building_gives_way_too_and_several_engines_are_tried(package):
-    choice = runs.EngineChoice("auto", "int8")
+    choice = EngineChoice("auto", "int8")
     fails("build", GpuMemoryError("no room"))
-    built = runs.build(package, choice, OPTIONS, SCAN, Task())
+    built = pipeline.build(package, choice, OPTIONS, SCAN, Task())
     assert built.backend.name == "tiny" and built.note.startswith("run on the processor: no room")
     cache.clear()
     fails("build", UnsupportedNetwork("no kernel 1"), UnsupportedNetwork("no kernel 2"))
-    run = runs.segment(package, SCAN, choice, OPTIONS, Task())
+    run = pipeline.segment(package, SCAN, choice, OPTIONS, Task())
     assert run.engine["name"] == "onnxruntime" and len(run.result.notes) == 2
     cache.clear()
     fails("build", UnsupportedNetwork("no kernel 1"), GpuMemoryError("no room"), GpuMemoryError("never"))
     with pytest.raises(UnsupportedNetwork, match="no kernel 1"):
-        runs.segment(package, SCAN, choice, OPTIONS, Task())
+        pipeline.segment(package, SCAN, choice, OPTIONS, Task())
 
 
 def test_memory_that_kept_engines_hold_is_freed_before_the_gpu_is_left(package, tmp_path):
-    shelf, choice = KeepingShelf(), runs.EngineChoice("auto", "int8", device="gpu")
+    shelf, choice = KeepingShelf(), EngineChoice("auto", "int8", device="gpu")
     other = tiny.package(tmp_path / "other", bright=0.3)
-    runs.segment(other, SCAN, choice, OPTIONS, Task(), shelf=shelf)
+    pipeline.segment(other, SCAN, choice, OPTIONS, Task(), shelf=shelf)
     fails("load", GpuMemoryError("no room"))
-    run = runs.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
+    run = pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
     assert run.engine["name"] == "card" and not run.result.notes and len(shelf) == 1
 
 
 def test_an_engine_that_failed_is_not_lent_again(package):
-    shelf, choice = KeepingShelf(), runs.EngineChoice("tiny", "int8")
-    runs.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
+    shelf, choice = KeepingShelf(), EngineChoice("tiny", "int8")
+    pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
     assert len(shelf) == 1
     fails("run", EngineError("it broke"))
     with pytest.raises(EngineError, match="it broke"):
-        runs.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
+        pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
     assert len(shelf) == 0
-    assert runs.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf).result.labels.any()
+    assert pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf).result.labels.any()
 
 
 def test_a_kept_engine_outlives_a_cache_that_is_cleared(package):
-    shelf, choice = KeepingShelf(), runs.EngineChoice("tiny", "int8")
-    first = runs.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
+    shelf, choice = KeepingShelf(), EngineChoice("tiny", "int8")
+    first = pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
     cache.clear()
-    again = runs.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
+    again = pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
     assert (
         np.array_equal(again.result.labels, first.result.labels) and again.engine["bytes"] == first.engine["bytes"] > 0
     )
     shelf.clear()
-    assert runs.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf).result.labels.any()
+    assert pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf).result.labels.any()
 
 
 def test_an_entry_that_lost_its_files_is_built_anew(package):

@@ -59,7 +59,7 @@ def test_help_version_and_refusals_import_neither_numpy_nor_a_command():
     done = python(code)
     assert (
         done.stderr.splitlines()[-1]
-        == "['cli', 'cli.arguments', 'cli.interrupts', 'cli.main', 'cli.parsers', 'cli.terminal', 'former_names', 'telemetry'] False"
+        == "['cli', 'cli.arguments', 'cli.interrupts', 'cli.main', 'cli.parsers', 'cli.terminal', 'devices', 'errors', 'former_names', 'telemetry'] False"
     ), done.stderr
 
 

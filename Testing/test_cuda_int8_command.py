@@ -9,11 +9,11 @@ import pytest
 import SimpleITK as sitk
 
 import gpu_computing
-from MedQuantINT8Lib.cli import runs
 from MedQuantINT8Lib.cli.main import main
-from MedQuantINT8Lib.cli.runs import EngineChoice
 from MedQuantINT8Lib.imaging.phantom import make_phantom
 from MedQuantINT8Lib.imaging.volume import to_sitk
+from MedQuantINT8Lib.inference import engine_choice
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 
 SMALL = ["--patch", "32", "32", "32", "--quiet"]
 
@@ -87,5 +87,5 @@ def test_what_it_is_held_against_in_fp32_runs_on_another_engine(int8_package, dr
     assert EngineChoice("openvino", threads=3).beside("fp32") == EngineChoice("openvino", "fp32", 3)
     # No engine of this GPU computes in FP32; where one does, the GPU that was asked for is kept.
     assert EngineChoice(device="gpu").beside("fp32") == EngineChoice("auto", "fp32")
-    monkeypatch.setattr(runs, "unavailable_reason", lambda made: "")
+    monkeypatch.setattr(engine_choice, "unavailable_reason", lambda made: "")
     assert EngineChoice(device="gpu").beside("fp32") == EngineChoice("auto", "fp32", device="gpu")

@@ -8,10 +8,11 @@ import pytest
 
 from MedQuantINT8Lib.cli import commands
 from MedQuantINT8Lib.cli.parsers import parser
-from MedQuantINT8Lib.cli.runs import EngineChoice
 from MedQuantINT8Lib.engines import base
 from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError, choose_gpu
 from MedQuantINT8Lib.errors import EngineError
+from MedQuantINT8Lib.inference import engine_choice
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 
 
 def stand_in(name, *, gpu=False, precisions=("int8", "fp32"), reason=""):
@@ -30,7 +31,7 @@ def engines(monkeypatch):
         "second": stand_in("second"),
     }
     monkeypatch.setattr(base, "_REGISTRY", dict.fromkeys(made, ""))
-    for module in (base, commands.runs):
+    for module in (base, engine_choice):
         monkeypatch.setattr(module, "backend", made.__getitem__)
     monkeypatch.setattr("MedQuantINT8Lib.engines.ranking.fastest_first", lambda found: found)
     return made

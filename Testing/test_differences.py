@@ -106,10 +106,11 @@ def test_what_does_not_fit_is_made_smaller_or_refused(int8_package, phantom, mon
     with pytest.raises(InputError, match=r"needs about .* GB .*but only 0\.0 GB"):
         memory.fitted(int8_package, "int8", phantom[0], SegmentationOptions())
     with pytest.raises(InputError, match="needs about"):
-        from MedQuantINT8Lib.cli import runs
+        from MedQuantINT8Lib.inference import pipeline
+        from MedQuantINT8Lib.inference.engine_choice import EngineChoice
         from MedQuantINT8Lib.progress import Task
 
-        runs.segment(int8_package, phantom[0], runs.EngineChoice("openvino", "int8"), SegmentationOptions(), Task())
+        pipeline.segment(int8_package, phantom[0], EngineChoice("openvino", "int8"), SegmentationOptions(), Task())
 
 
 # ---- margins and the boundary report

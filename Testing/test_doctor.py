@@ -71,7 +71,7 @@ def test_whatever_is_missing_to_quantize_is_named(module, monkeypatch):
 
 def test_a_package_that_is_too_old_to_quantize_is_named(monkeypatch):
     assert doctor.quantizer_lacks() == ""
-    monkeypatch.setattr(doctor, "_version", lambda name: "2.7.1" if name == "torch" else None)
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "2.7.1" if name == "torch" else None)
     assert doctor.quantizer_lacks() == "torch 2.7.1 is too old: 2.8 is needed (pip install -U torch)"
 
 

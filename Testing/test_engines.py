@@ -434,20 +434,21 @@ class _Cramped(OpenVINOBackend):
 
 
 def test_a_gpu_that_is_too_small_gives_way_to_the_processor(monkeypatch, int8_package, phantom):
-    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.engines import base
     from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
+    from MedQuantINT8Lib.inference import pipeline
+    from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 
     monkeypatch.setattr(base, "_REGISTRY", {"cramped": f"{__name__}:_Cramped", **base._REGISTRY})
-    run = runs.segment(int8_package, phantom[0], runs.EngineChoice("auto", "int8"), SegmentationOptions(), Task())
+    run = pipeline.segment(int8_package, phantom[0], EngineChoice("auto", "int8"), SegmentationOptions(), Task())
     assert run.engine["name"] == "openvino" and run.result.notes[0].startswith(
         "run on the processor: The GPU has not enough"
     )
     # Who asked for that engine, or for a GPU, is not given the processor.
-    for choice in (runs.EngineChoice("cramped", "int8"), runs.EngineChoice("auto", "int8", device="gpu")):
+    for choice in (EngineChoice("cramped", "int8"), EngineChoice("auto", "int8", device="gpu")):
         with pytest.raises(GpuMemoryError):
-            runs.segment(int8_package, phantom[0], choice, SegmentationOptions(), Task())
+            pipeline.segment(int8_package, phantom[0], choice, SegmentationOptions(), Task())
 
 
 class _Picky(OpenVINOBackend):
@@ -462,21 +463,22 @@ class _Picky(OpenVINOBackend):
 
 
 def test_a_network_that_an_engine_has_no_kernel_for_goes_to_the_next(monkeypatch, int8_package, phantom):
-    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.engines import base
+    from MedQuantINT8Lib.inference import pipeline
+    from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 
     monkeypatch.setattr(base, "_REGISTRY", {"picky": f"{__name__}:_Picky", **base._REGISTRY})
-    run = runs.segment(int8_package, phantom[0], runs.EngineChoice("auto", "int8"), SegmentationOptions(), Task())
+    run = pipeline.segment(int8_package, phantom[0], EngineChoice("auto", "int8"), SegmentationOptions(), Task())
     assert run.engine["name"] == "openvino" and run.result.notes[0].startswith(
         "run on OpenVINO (CPU): Picky has no kernel for Conv (node first)"
     )
     assert (
-        runs.build(int8_package, runs.EngineChoice("auto", "int8"), SegmentationOptions(), None, Task()).backend.name
+        pipeline.build(int8_package, EngineChoice("auto", "int8"), SegmentationOptions(), None, Task()).backend.name
         == "openvino"
     )
     with pytest.raises(base.UnsupportedNetwork, match="no kernel for Conv"):
-        runs.segment(int8_package, phantom[0], runs.EngineChoice("picky", "int8"), SegmentationOptions(), Task())
+        pipeline.segment(int8_package, phantom[0], EngineChoice("picky", "int8"), SegmentationOptions(), Task())
 
 
 class _Slow(OpenVINOBackend):
@@ -514,19 +516,20 @@ class _Carded(OpenVINOBackend):
 def test_the_batch_is_what_a_gpu_holds(monkeypatch, int8_package, phantom):
     from types import SimpleNamespace
 
-    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.engines import base
+    from MedQuantINT8Lib.inference import pipeline
+    from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.memory_estimate import MOST_WINDOWS, gpu_batch
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 
     sizes = [gpu_batch(int8_package, "int8", SegmentationOptions(), size << 20) for size in (1, 800, 8000)]
     assert sizes[0] == 1 < sizes[1] <= sizes[2] == MOST_WINDOWS
     monkeypatch.setattr(base, "_REGISTRY", {"carded": f"{__name__}:_Carded", **base._REGISTRY})
-    monkeypatch.setattr(runs.cuda, "choose_gpu", lambda device: SimpleNamespace(total_bytes=8 << 30))
-    choice = runs.EngineChoice("carded", "int8", device="gpu")
-    made = runs.build(int8_package, choice, SegmentationOptions(), None, Task())
+    monkeypatch.setattr(pipeline.cuda, "choose_gpu", lambda device: SimpleNamespace(total_bytes=8 << 30))
+    choice = EngineChoice("carded", "int8", device="gpu")
+    made = pipeline.build(int8_package, choice, SegmentationOptions(), None, Task())
     made.close()
     assert made.options.batch == MOST_WINDOWS
-    asked = runs._with_batch(SegmentationOptions(batch=2), int8_package, backend("carded"), choice)
+    asked = pipeline._with_batch(SegmentationOptions(batch=2), int8_package, backend("carded"), choice)
     assert asked.batch == 2
-    assert runs._with_batch(SegmentationOptions(), int8_package, backend("openvino"), choice).batch == 1
+    assert pipeline._with_batch(SegmentationOptions(), int8_package, backend("openvino"), choice).batch == 1

@@ -15,9 +15,9 @@ import pytest
 import SimpleITK as sitk
 
 import tiny
-from MedQuantINT8Lib.cli.runs import EngineChoice
 from MedQuantINT8Lib.errors import InputError, MedQuantError
 from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.worker import tasks as worker_tasks
@@ -177,8 +177,8 @@ def test_the_folder_run_writes_them(client, model, tmp_path):
 
 LOADED = """
 import sys
-from MedQuantINT8Lib.cli.doctor import examined_engines
-found = examined_engines()
+from MedQuantINT8Lib.engines.availability import examine_engines
+found = examine_engines()
 assert found["onnxruntime"]["available"] and found["onnxruntime"]["version"], found
 print(sorted({"torch", "modelopt", "monai", "openvino", "onnx", "onnxruntime"} & set(sys.modules)))
 """
@@ -190,7 +190,7 @@ def test_asking_for_the_engines_loads_none_of_them():
     )
     assert done.stdout.strip() == "[]", done.stderr
     with open(LIBRARY / "MedQuantINT8Lib" / "slicer_module" / "logic.py", encoding="utf-8") as source:
-        assert "examined_engines" in source.read()
+        assert "examine_engines" in source.read()
 
 
 def test_a_task_waits_for_its_result(client, model):

@@ -113,8 +113,9 @@ def only_own_errors(function):
 
 
 def test_a_damaged_network_is_one_error_at_import_and_when_it_is_run(network, scan, tmp_path):
-    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.imaging.volume_files import read_volume
+    from MedQuantINT8Lib.inference import pipeline
+    from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
 
@@ -131,7 +132,7 @@ def test_a_damaged_network_is_one_error_at_import_and_when_it_is_run(network, sc
 
         def segment(folder=folder):
             with ModelPackage.load(folder) as package:
-                runs.segment(package, volume, runs.EngineChoice("onnxruntime", "fp32"), SegmentationOptions(), Task())
+                pipeline.segment(package, volume, EngineChoice("onnxruntime", "fp32"), SegmentationOptions(), Task())
 
         refused["segment"] += only_own_errors(segment)
     assert min(refused.values()) > 20, refused

@@ -9,13 +9,14 @@ import torch
 
 import nnunet_folders
 from conftest import orthogonal
-from MedQuantINT8Lib.cli import runs
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.evaluation.agreement import dice
 from MedQuantINT8Lib.imaging.phantom import make_phantom
 from MedQuantINT8Lib.imaging.volume import Grid, Volume, resample, to_sitk
 from MedQuantINT8Lib.importers import nnunet
 from MedQuantINT8Lib.importers.base import write
+from MedQuantINT8Lib.inference import pipeline
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
 from nnunet_folders import PATCH, SPACING, architecture, checkpoint, dataset, plans, write_folder
@@ -87,8 +88,8 @@ def by_nnunet(folder, volume, folds, tmp_path):
 def by_us(packages, volume):
     from MedQuantINT8Lib.inference.ensemble import Ensemble
 
-    choice = runs.EngineChoice("onnxruntime", "fp32")
-    return runs.segment(Ensemble(packages), volume, choice, SegmentationOptions(), Task()).result.labels
+    choice = EngineChoice("onnxruntime", "fp32")
+    return pipeline.segment(Ensemble(packages), volume, choice, SegmentationOptions(), Task()).result.labels
 
 
 def mean_agreement(ours, theirs):

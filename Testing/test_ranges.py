@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.cli import runs
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.evaluation.reports.report import _runs
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
+from MedQuantINT8Lib.inference import pipeline
 from MedQuantINT8Lib.inference import range_check as ranges
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, plan_for
 from MedQuantINT8Lib.inference.windows import plan_windows
 from MedQuantINT8Lib.models import onnx_graph as graph
@@ -143,16 +144,16 @@ def test_a_package_without_ranges_is_left_alone(fp32_package, phantom):
 
 
 def test_a_run_says_it_and_can_be_told_not_to_look(int8_package, phantom, monkeypatch):
-    choice = runs.EngineChoice("openvino", "int8")
+    choice = EngineChoice("openvino", "int8")
     real = ranges.limits_of
     monkeypatch.setattr(ranges, "limits_of", lambda package: {name: limit / 8 for name, limit in real(package).items()})
     monkeypatch.setattr(ranges, "EVERY", 8)
-    run = runs.segment(int8_package, phantom[0], choice, SegmentationOptions(), Task())
+    run = pipeline.segment(int8_package, phantom[0], choice, SegmentationOptions(), Task())
     assert (
         run.ranges["windows"] >= 1 and run.result.notes[0] == run.ranges["warning"] != "" and run.seconds["ranges"] > 0
     )
     for options, precision in ((SegmentationOptions(check_ranges=False), "int8"), (SegmentationOptions(), "fp32")):
-        run = runs.segment(int8_package, phantom[0], replace(choice, precision=precision), options, Task())
+        run = pipeline.segment(int8_package, phantom[0], replace(choice, precision=precision), options, Task())
         assert run.ranges is None and not any("calibrated" in note for note in run.result.notes)
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from data_models import DATA, OBELISK_TO_TOTAL, hippocampus_spec, specs
-from MedQuantINT8Lib.cli import runs
 from MedQuantINT8Lib.evaluation.agreement import agreement, mean_dice
 from MedQuantINT8Lib.imaging.network_grid import sub_grid
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.importers.onnx import import_onnx
+from MedQuantINT8Lib.inference import pipeline
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
@@ -48,7 +49,7 @@ def both(network, spec, calibrate, scan, tmp_path, options=CalibrationOptions(pa
     sampler = PatchSampler([lambda v=v: v for v in calibrate], spec, calibration_patch(package), options)
     package, report = quantize_package(package, sampler, tmp_path / "int8", options, policy)
     found = {
-        p: runs.segment(package, scan, runs.EngineChoice("openvino", p), SegmentationOptions(), Task())
+        p: pipeline.segment(package, scan, EngineChoice("openvino", p), SegmentationOptions(), Task())
         for p in ("fp32", "int8")
     }
     assert found["int8"].engine["fidelity"]["trusted"]
@@ -135,7 +136,7 @@ def test_hippocampus_keeps_its_dice_in_int8(tmp_path):
             package = ModelPackage.load(tmp_path / "int8")
         else:
             found = {
-                p: runs.segment(package, scan, runs.EngineChoice("openvino", p), SegmentationOptions(), Task())
+                p: pipeline.segment(package, scan, EngineChoice("openvino", p), SegmentationOptions(), Task())
                 for p in ("fp32", "int8")
             }
             dice = mean_dice(agreement(found["int8"].result.labels, found["fp32"].result.labels, spec.labels))

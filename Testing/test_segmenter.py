@@ -9,14 +9,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from MedQuantINT8Lib.cli import runs
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.importers.onnx import draft_spec, import_onnx
+from MedQuantINT8Lib.inference import pipeline
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
 from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
 from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.quantization.pipeline import foreground_by_network
 
 
 def network(path, channels=1, classes=2, spatial=("a", "b", "c")):
@@ -66,8 +68,8 @@ def spec(**changes):
 
 
 def run(package, volume, **options):
-    return runs.segment(
-        package, volume, runs.EngineChoice("openvino", "fp32"), SegmentationOptions(**options), Task()
+    return pipeline.segment(
+        package, volume, EngineChoice("openvino", "fp32"), SegmentationOptions(**options), Task()
     ).result
 
 
@@ -118,8 +120,8 @@ def test_the_seconds_of_a_scan_are_its_own_where_a_task_goes_on(tmp_path, blob):
     with task.stage("before"):
         pass
     for _ in range(3):
-        seconds = runs.segment(
-            package, volume, runs.EngineChoice("openvino", "fp32"), SegmentationOptions(), task
+        seconds = pipeline.segment(
+            package, volume, EngineChoice("openvino", "fp32"), SegmentationOptions(), task
         ).seconds
         assert (
             "before" not in seconds and sum(v for k, v in seconds.items() if k != "total") <= seconds["total"] * 1.001
@@ -190,7 +192,7 @@ def test_two_channels_are_given_in_order(tmp_path):
 def test_foreground_can_be_found_by_the_network(fp32_package, phantom):
     volume, truth = phantom
     network_input = preprocess(volume, fp32_package.spec)
-    found = runs.foreground_by_network(fp32_package, Task())(network_input)
+    found = foreground_by_network(fp32_package, Task())(network_input)
     assert found.shape == network_input.data.shape[1:]
     back = network_input.restore(found.astype(np.uint8)) > 0
     assert 2 * (back & (truth > 0)).sum() / (back.sum() + (truth > 0).sum()) > 0.85

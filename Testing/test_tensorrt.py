@@ -592,11 +592,11 @@ def test_the_whole_road_of_a_run_through_a_scripted_runtime(scripted):
 def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, phantom, activation):
     from dataclasses import replace
 
-    from MedQuantINT8Lib.cli import runs
-    from MedQuantINT8Lib.cli.runs import _Timed
     from MedQuantINT8Lib.imaging.phantom import phantom_spec
     from MedQuantINT8Lib.imaging.volume import Volume
+    from MedQuantINT8Lib.inference import pipeline
     from MedQuantINT8Lib.inference.ensemble import MeanEngine
+    from MedQuantINT8Lib.inference.pipeline import _Timed
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment_volume
     from MedQuantINT8Lib.models.spec import Label, Normalization, Output, Window
 
@@ -621,7 +621,10 @@ def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, pha
     found = segment_volume(volume, spec, lambda _input: _Timed(MeanEngine([engine]), []), options)
     plain = SimpleNamespace(infer=lambda batch: np.concatenate([batch + 1, -batch], axis=1))
     expected = segment_volume(volume, spec, lambda _input: plain, options)
-    assert runs._latency([], found, 2)["calls"] == -(-found.windows // 2) and runs._latency([], found, 2)["median"] >= 0
+    assert (
+        pipeline._latency([], found, 2)["calls"] == -(-found.windows // 2)
+        and pipeline._latency([], found, 2)["median"] >= 0
+    )
     assert max(seen) == 2 and np.array_equal(found.labels, expected.labels) and len(np.unique(found.labels)) > 1
 
 

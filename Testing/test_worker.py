@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.cli import runs
-from MedQuantINT8Lib.cli.runs import EngineChoice
 from MedQuantINT8Lib.errors import Cancelled, InputError, PackageError
 from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.inference import pipeline
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.worker.client import WorkerClient, WorkerError
@@ -71,7 +71,7 @@ def test_the_worker_gives_what_the_library_gives_and_keeps_the_engine(client, in
     events = []
     before = shared_memory()
     done = client.segment(str(int8_package.folder), phantom[0], CHOICE, OPTIONS, Task(events.append))
-    expected = runs.segment(int8_package, phantom[0], CHOICE, OPTIONS, Task()).result.labels
+    expected = pipeline.segment(int8_package, phantom[0], CHOICE, OPTIONS, Task()).result.labels
     assert np.array_equal(done.labels, expected) and done.labels.dtype == expected.dtype
     assert done.report["engine"]["description"]["verdict"] == "INT8"
     assert {"preprocessing", "segmenting"} <= {event.stage for event in events}
@@ -87,7 +87,7 @@ def test_larger_volumes_after_smaller_ones_and_other_types(client, int8_package,
     for data in (volume.data[:, :20], volume.data.astype(np.float32), np.repeat(volume.data, 2, axis=3)):
         given = Volume(np.ascontiguousarray(data), volume.ijk_to_ras, "part")
         done = client.segment(str(int8_package.folder), given, CHOICE, OPTIONS, Task())
-        assert np.array_equal(done.labels, runs.segment(int8_package, given, CHOICE, OPTIONS, Task()).result.labels)
+        assert np.array_equal(done.labels, pipeline.segment(int8_package, given, CHOICE, OPTIONS, Task()).result.labels)
 
 
 def test_errors_of_the_worker_are_the_librarys_errors(client, int8_package, phantom, tmp_path):
@@ -202,7 +202,7 @@ PARENT = """
 import sys, time
 import numpy as np
 from MedQuantINT8Lib.worker.client import WorkerClient
-from MedQuantINT8Lib.cli.runs import EngineChoice
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.imaging.volume import Volume
 client = WorkerClient()

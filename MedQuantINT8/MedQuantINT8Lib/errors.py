@@ -7,6 +7,11 @@ next. The command line prints them on one line and ends with ``exit_code``.
 from __future__ import annotations
 
 
+def one_line(error: BaseException) -> str:
+    """An error in one line: its own words, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class MedQuantError(Exception):
     """Base of all errors of this project.
 

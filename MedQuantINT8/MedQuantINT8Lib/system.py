@@ -133,6 +133,16 @@ def library_environment() -> dict[str, str]:
     )
 
 
+def installed_version(package: str) -> str | None:
+    """The version of an installed Python package, by its name in the package registry; None if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def cpu_features() -> list[str]:
     """Instruction sets that matter for INT8: AVX2, AVX-512, VNNI, AMX."""
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_tile", "asimddp", "i8mm")

@@ -24,9 +24,9 @@ ROUNDS = 5
 def main() -> None:
     from real_networks import medquant
 
-    from MedQuantINT8Lib.cli.runs import EngineChoice
     from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
     from MedQuantINT8Lib.imaging.segmentation_files import write_segmentation
+    from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.resources import resource

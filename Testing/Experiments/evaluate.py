@@ -57,8 +57,8 @@ def quantized(name: str, weights: Path, folder: Path, scans: list[Any]) -> tuple
 
 
 def row(name: str, weights: Path, calibration: list[Any], data: Any) -> dict[str, Any]:
-    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.evaluation.dataset_evaluation import evaluate
+    from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.ensemble import Ensemble
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
@@ -70,7 +70,7 @@ def row(name: str, weights: Path, calibration: list[Any], data: Any) -> dict[str
             Ensemble([made]),
             data,
             data.cases,
-            runs.EngineChoice("openvino", "int8"),
+            EngineChoice("openvino", "int8"),
             SegmentationOptions(),
             1.0,
             Task(),

@@ -33,15 +33,16 @@ CASES, NETWORKS = ("1000", "1001", "1003"), ("brain18_meshnet30", "brain18_meshn
 
 
 def row(name: str, case: str, agreement: float) -> dict[str, Any]:
-    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.evaluation.dataset_evaluation import evaluate
     from MedQuantINT8Lib.evaluation.datasets import Case, DataSet
     from MedQuantINT8Lib.importers.onnx import import_onnx
+    from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.ensemble import Ensemble
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.quantization.accuracy_guard import Budget
     from MedQuantINT8Lib.quantization.calibration import CalibrationOptions
+    from MedQuantINT8Lib.quantization.pipeline import quantize
     from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy
 
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +54,7 @@ def row(name: str, case: str, agreement: float) -> dict[str, Any]:
         import_onnx(DATA / "networks" / f"{name}.onnx", spec, scratch / "model").close()
         others = [str(_labelled(scratch, other)[0]) for other in CASES if other != case]
         options, policy = CalibrationOptions("percentile", 6), QuantizationPolicy(budget=Budget(agreement))
-        made, report = runs.quantize(str(scratch / "model"), others, str(scratch / "int8"), options, policy, Task())
+        made, report = quantize(str(scratch / "model"), others, str(scratch / "int8"), options, policy, Task())
         data = DataSet(
             "brain_labelled", (Case(case, (scan,), labels),), {label.value: label.name for label in spec.labels}
         )
@@ -61,7 +62,7 @@ def row(name: str, case: str, agreement: float) -> dict[str, Any]:
             Ensemble([made]),
             data,
             data.cases,
-            runs.EngineChoice("openvino", "int8"),
+            EngineChoice("openvino", "int8"),
             SegmentationOptions(),
             1.0,
             Task(),

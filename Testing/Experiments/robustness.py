@@ -165,9 +165,10 @@ COST_SIZES = ((96, 96, 96), (160, 160, 160), (256, 256, 200))
 
 def cost(weights: Path) -> list[dict[str, Any]]:
     """Whole runs of the U-Net on made volumes, with and without looking at ranges in turn, the engine loaded; seconds."""
-    from MedQuantINT8Lib.cli import runs
     from MedQuantINT8Lib.imaging.volume import Volume
     from MedQuantINT8Lib.imaging.volume_files import read_volume
+    from MedQuantINT8Lib.inference import pipeline
+    from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.engine_pool import KeepingShelf
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
@@ -177,7 +178,7 @@ def cost(weights: Path) -> list[dict[str, Any]]:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
         scan = read_volume(files(case_names("train")[0])[0])
         made, _ = quantized("unet", weights, Path(scratch), [scan])
-        shelf, choice = KeepingShelf(), runs.EngineChoice("openvino", "int8")
+        shelf, choice = KeepingShelf(), EngineChoice("openvino", "int8")
         for size in COST_SIZES:
             tiled = np.tile(scan.data[0], [-(-n // have) for n, have in zip(size, scan.data.shape[1:], strict=True)])
             volume = Volume(tiled[tuple(slice(n) for n in size)][None].copy(), np.eye(4), "made")
@@ -185,7 +186,7 @@ def cost(weights: Path) -> list[dict[str, Any]]:
             windows = []
             for number in range(4):
                 for look in (True, False):
-                    run = runs.segment(
+                    run = pipeline.segment(
                         made, volume, choice, SegmentationOptions(check_ranges=look), Task(), shelf=shelf
                     )
                     if number:

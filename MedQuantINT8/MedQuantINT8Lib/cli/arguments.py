@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Callable
-
-#: Where engines run: "auto" leaves it to the program, "cpu" is the processor, "gpu" the NVIDIA GPU with most free memory, "gpu:1" the second.
-DEVICES = "auto, cpu, gpu or gpu:N (N counts from 0)"
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -62,10 +58,14 @@ def number(low: float, high: float, *, above: bool = False, below: bool = False)
 
 
 def device(text: str) -> str:
-    """A type for argparse: where an engine runs (:data:`DEVICES`)."""
-    if not re.fullmatch(r"auto|cpu|gpu(:[0-9]{1,3})?", text):
-        raise argparse.ArgumentTypeError(f"there is no device {_shown(text)}: give {DEVICES}")
-    return text
+    """A type for argparse: where an engine runs (:mod:`..devices`)."""
+    from ..devices import check_device
+    from ..errors import InputError
+
+    try:
+        return check_device(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _shown(text: str) -> str:

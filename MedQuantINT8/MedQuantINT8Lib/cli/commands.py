@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Cancelled, EngineError, InputError, MedQuantError
-from ..files import split_paths, write_json, write_text
+from ..evaluation.reports.report import REPORT_FILES, run_json, write_report
+from ..files import split_paths
 from ..imaging.segmentation_files import check_output_path, output_files, present_labels, write_segmentation
 from ..imaging.volume_files import ReadOptions, ScanReader, scan_paths
+from ..inference import pipeline
+from ..inference.engine_choice import EngineChoice
 from ..inference.ensemble import Ensemble, load_ensemble
 from ..inference.segmenter import SegmentationOptions
 from ..models.installed import both_meant, resolve, resolve_one
@@ -23,7 +26,6 @@ from ..outputs import check_output_folder, check_output_package
 from ..progress import Task
 from ..resources import resource
 from ..system import library_environment
-from . import runs
 from .overwriting import free_path, overwriting, segmentation_beside
 from .terminal import print_result, warn
 
@@ -46,8 +48,8 @@ def reader_of(args: argparse.Namespace, task: Task) -> ScanReader:
     return ScanReader(ReadOptions(series, args.allow_gaps, args.allow_tilt, args.nifti_form), task.check)
 
 
-def _choice(args: argparse.Namespace) -> runs.EngineChoice:
-    return runs.EngineChoice(args.engine, args.precision, args.threads, args.device)
+def _choice(args: argparse.Namespace) -> EngineChoice:
+    return EngineChoice(args.engine, args.precision, args.threads, args.device)
 
 
 def packages_of(args: argparse.Namespace, *, one: bool = False) -> str:
@@ -71,6 +73,7 @@ def doctor(args: argparse.Namespace, task: Task) -> None:
 def quantize(args: argparse.Namespace, task: Task) -> None:
     from ..quantization.accuracy_guard import Budget
     from ..quantization.calibration import CalibrationOptions
+    from ..quantization.pipeline import quantize as quantize_scans
     from ..quantization.quantize import QuantizationPolicy
 
     calibration = CalibrationOptions(args.method, args.patches, args.percentile, args.foreground, args.air, args.seed)
@@ -85,7 +88,7 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
     check_output_package(target, inputs, itself=model)
     reader = reader_of(args, task)
     with overwriting(args, _replaced_by_quantizing(Path(target), Path(model))):
-        package, report = runs.quantize(
+        package, report = quantize_scans(
             model,
             [scan_paths(s) for s in args.calibrate],
             target,
@@ -146,7 +149,7 @@ def build(args: argparse.Namespace, task: Task) -> None:
     with ModelPackage.load(packages_of(args, one=True)) as package:
         reader = reader_of(args, task)
         scan = reader(scan_paths(args.scan)) if args.scan else None
-        prepared = runs.build(package, _choice(args), options_of(args), scan, task)
+        prepared = pipeline.build(package, _choice(args), options_of(args), scan, task)
         description = prepared.describe()
         value: dict[str, Any] = {
             "folder": str(prepared.entry.folder),
@@ -197,7 +200,7 @@ def _segment_to(
     began = time.perf_counter()
     with task.stage("reading"):
         volume = reader_of(args, task)(scan_paths(args.scan))
-    run = runs.segment(ensemble, volume, _choice(args), options_of(args), task, time.perf_counter() - began)
+    run = pipeline.segment(ensemble, volume, _choice(args), options_of(args), task, time.perf_counter() - began)
     began = time.perf_counter()
     with task.stage("writing"):
         if args.output is None:
@@ -232,26 +235,6 @@ def _choice_lines(choice: dict[str, Any] | None) -> list[str]:
     return [f"precision: {choice['reason']}" + (f" (decided {choice['decided'][:10]})" if choice["decided"] else "")]
 
 
-def run_json(scan: str, run: runs.SegmentationRun) -> dict[str, Any]:
-    """A run as the report and ``--json`` show it."""
-    from ..system import peak_memory
-
-    return {
-        "scan": Path(scan).name,
-        "precision": run.engine["precision"],
-        "seconds": run.seconds,
-        "latency_ms": run.latency_ms,
-        "windows": run.result.windows,
-        "skipped_share": run.result.skipped_share,
-        "notes": run.result.notes,
-        "ranges": run.ranges,
-        "engine": run.engine,
-        "peak_memory_bytes": peak_memory(),
-    }
-
-
-#: What a report is written as.
-REPORT_FILES = ("report.json", "report.html")
 #: What the demo writes.
 DEMO_FILES = (*REPORT_FILES, "segmentation.seg.nrrd", "picture.png", "model.zip")
 
@@ -292,19 +275,11 @@ def compare(args: argparse.Namespace, task: Task) -> None:
     )
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    """report.json and report.html in ``folder``."""
-    from ..evaluation.reports.report import report_html
-
-    write_json(folder / "report.json", report)
-    write_text(folder / "report.html", report_html(report))
-
-
 def _run_apart(
     args: argparse.Namespace, package: ModelPackage, scan: str, precision: str, output: Path, task: Task
 ) -> dict[str, Any]:
     """Segment in a process of its own, so that its time and peak memory are those of a user's command."""
-    choice = runs.EngineChoice(args.engine, threads=args.threads, device=args.device).beside(precision)
+    choice = EngineChoice(args.engine, threads=args.threads, device=args.device).beside(precision)
     common = [str(package.folder), "--engine", choice.name, "--precision", precision, "--device", choice.device]
     for name, values in (
         ("--batch", [args.batch]),

@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 
 from ..evaluation.agreement import agreement, mean_dice
 from ..evaluation.reports.pictures import comparison_slices, comparison_title
-from ..evaluation.reports.report import agreement_json, picture_json, report_json
+from ..evaluation.reports.report import agreement_json, picture_json, report_json, run_json, write_report
 from ..files import storage_errors
 from ..imaging.phantom import demo_scan, make_phantom, phantom_spec
 from ..imaging.volume import Volume
 from ..imaging.volume_files import read_volume
 from ..importers.onnx import import_onnx
+from ..inference import pipeline
+from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
 from ..models.package import ModelPackage
 from ..progress import Task
 from ..quantization.calibration import CalibrationOptions, PatchSampler
 from ..resources import resource
-from . import runs
 
 #: Seeds that the network was not trained on.
 _CALIBRATION_SEEDS = (1001, 1002, 1003)
@@ -92,18 +93,18 @@ def run_demo(folder: Path, task: Task, scan: str | None = None) -> dict[str, Any
     return {"folder": str(folder), "report": report, "lines": lines}
 
 
-def _segmented(package: ModelPackage, volume: Volume, task: Task) -> dict[str, runs.SegmentationRun]:
+def _segmented(package: ModelPackage, volume: Volume, task: Task) -> dict[str, pipeline.SegmentationRun]:
     """The faster of two runs of each precision, taken in turn: other work on the machine then slows both alike.
 
     Engines are built before, and compared with the simulation: what is timed is what a user waits for from the second scan on.
     """
     options = SegmentationOptions()
-    done: dict[str, runs.SegmentationRun] = {}
-    choices = {precision: runs.EngineChoice(precision=precision) for precision in ("fp32", "int8")}  # type: ignore[arg-type]
+    done: dict[str, pipeline.SegmentationRun] = {}
+    choices = {precision: EngineChoice(precision=precision) for precision in ("fp32", "int8")}  # type: ignore[arg-type]
     for choice in choices.values():
-        runs.build(package, choice, options, volume, task).close()
+        pipeline.build(package, choice, options, volume, task).close()
     for precision in ("fp32", "int8", "fp32", "int8"):
-        run = runs.segment(package, volume, choices[precision], options, task)
+        run = pipeline.segment(package, volume, choices[precision], options, task)
         if precision not in done or run.seconds["total"] < done[precision].seconds["total"]:
             done[precision] = run
     return done
@@ -130,8 +131,6 @@ def _dice(rows: Any) -> str:
 
 
 def _report(package: ModelPackage, done: dict[str, Any], case: _Case) -> tuple[dict[str, Any], dict[str, Any]]:
-    from .commands import run_json
-
     labels, ml = package.spec.labels, case.volume.grid.voxel_ml
     found = {precision: run.result.labels for precision, run in done.items()}
     rows = {"fp32": agreement(found["int8"], found["fp32"], labels, ml)}
@@ -155,7 +154,6 @@ def _report(package: ModelPackage, done: dict[str, Any], case: _Case) -> tuple[d
 def _results(folder: Path, package: ModelPackage, case: _Case, run: Any, report: dict[str, Any], task: Task) -> str:
     """Write what was found; returns why there is no picture of a scene, or an empty string."""
     from ..imaging.segmentation_files import write_segmentation
-    from .commands import write_report
 
     labels = package.spec.labels
     with task.stage("writing the results"):

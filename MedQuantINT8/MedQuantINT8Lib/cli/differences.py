@@ -10,12 +10,12 @@ from ..evaluation.reports.boundary_page import boundary_page, gains, verdict
 from ..files import split_paths, write_json, write_text
 from ..imaging.segmentation_files import write_segmentation
 from ..imaging.volume_files import scan_paths
+from ..inference.engine_choice import EngineChoice
 from ..inference.ensemble import load_ensemble
 from ..outputs import check_output_folder
 from ..progress import Task
 from . import commands
 from .overwriting import overwriting
-from .runs import EngineChoice
 
 #: What is written into the folder.
 FILES = ("differences.seg.nrrd", "regions.csv", "report.json", "report.html")

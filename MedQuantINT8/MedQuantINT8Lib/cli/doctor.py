@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import textwrap
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ..engines import backend, backend_names
+from ..engines.availability import examine_engines
 from ..engines.cache import cache_root
 from ..engines.cuda.setup_hints import advice_for_gpus
+from ..errors import one_line
 from ..slicer_module.dependencies import GROUPS
-from ..system import available_memory, machine, peak_memory
+from ..system import available_memory, installed_version, machine, peak_memory
 
 _PACKAGES = (
     "medquantint8",
@@ -67,33 +67,13 @@ def examined() -> dict[str, Any]:
     return {
         "machine": machine(),
         "gpus": _gpus(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "engines": examined_engines(),
+        "packages": {name: installed_version(name) for name in _PACKAGES},
+        "engines": examine_engines(),
         "quantizer": {"available": not lacking, "reason": lacking},
         "cache": str(cache_root()),
         "memory_available_bytes": available_memory(),
         "peak_memory_bytes": peak_memory(),
     }
-
-
-def examined_engines() -> dict[str, Any]:
-    """Engines by name: title, whether each can run here, why not, and its version. No engine is loaded for it, and nothing that makes networks."""
-    return {name: _engine(name) for name in backend_names()}
-
-
-def _engine(name: str) -> dict[str, Any]:
-    title, real, found, reason = name, False, "", ""
-    try:
-        made = backend(name)
-        title, real = made.title, made.real_int8
-        reason = made.unavailable()
-        # By the package's metadata where the engine names it: to ask the engine itself loads it, which takes seconds.
-        package = getattr(made, "distribution", "")
-        found = "" if reason else (package and _version(package)) or made.version()
-    except Exception as error:
-        # Libraries fail in ways of their own; whatever keeps an engine from running is what the doctor is asked for.
-        reason = one_line(error)
-    return {"title": title, "available": not reason, "reason": reason, "real_int8": real, "version": found}
 
 
 def _gpus() -> list[str]:
@@ -103,18 +83,6 @@ def _gpus() -> list[str]:
         return [one_line(error)]
 
 
-def one_line(error: BaseException) -> str:
-    """An error in one line: its own words, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def quantizer_lacks() -> str:
     """Why networks cannot be quantized here, or an empty string: every module that takes part must be found, in a version that is new enough."""
     absent = [package for module, package in QUANTIZER_MODULES.items() if not _found(module)]
@@ -122,7 +90,7 @@ def quantizer_lacks() -> str:
         return f"{', '.join(absent)} {'are' if len(absent) > 1 else 'is'} not installed (pip install 'medquantint8[quantize]')"
     for line in [*GROUPS["build"].lines(), "torch>=2.8"]:
         package, _, wanted = line.partition(">=")
-        have = _version(package)
+        have = installed_version(package)
         if have is not None and _numbers(have) < _numbers(wanted):
             return f"{package} {have} is too old: {wanted} is needed (pip install -U {package})"
     return ""

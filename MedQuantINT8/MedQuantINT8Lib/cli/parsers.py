@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from .. import __version__
-from .arguments import DEVICES, FORMS, JSON_FORM, device, fold, number, whole
+from ..devices import DEVICES
+from .arguments import FORMS, JSON_FORM, device, fold, number, whole
 from .terminal import prepare_streams, warn
 
 _EXIT_CODES = """exit codes:

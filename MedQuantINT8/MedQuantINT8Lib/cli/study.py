@@ -67,11 +67,11 @@ def evaluate(args: argparse.Namespace, task: Task) -> None:
     from ..evaluation.dataset_evaluation import evaluate as run
     from ..evaluation.datasets import files_of, read_dataset
     from ..files import split_paths
+    from ..inference.engine_choice import EngineChoice
     from ..inference.ensemble import load_ensemble
     from ..outputs import check_output_folder
     from .commands import options_of, packages_of, reader_of
     from .overwriting import overwriting
-    from .runs import EngineChoice
 
     data = read_dataset(Path(args.data), args.form)
     cases = data.of(args.split)[: args.cases or None]

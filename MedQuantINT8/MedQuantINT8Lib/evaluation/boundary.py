@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cli import runs
 from ..imaging.volume import Volume
+from ..inference import pipeline
+from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import EngineShelf
 from ..inference.ensemble import Ensemble
 from ..inference.segmenter import SegmentationOptions
@@ -61,7 +62,7 @@ class Examination:
 def examine(
     ensemble: Ensemble,
     volume: Volume,
-    choice: runs.EngineChoice,
+    choice: EngineChoice,
     options: SegmentationOptions,
     task: Task,
     shelf: EngineShelf | None = None,
@@ -83,7 +84,7 @@ def examine(
         measured = reset_peak_memory()
         task.part = f"{precision.upper()}: "
         wanted = replace(options, margins=precision == "fp32")
-        run = runs.segment(ensemble, volume, choice.beside(precision), wanted, task, shelf=shelf)
+        run = pipeline.segment(ensemble, volume, choice.beside(precision), wanted, task, shelf=shelf)
         maps[precision] = run.result.labels
         margins = run.result.margins if run.result.margins is not None else margins
         # Margins are for this report alone: no run in daily use spends time on them.

@@ -11,12 +11,13 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import free_name
+from ..imaging.label_map_checks import check_same_place, in_words, label_values
 from ..imaging.volume import Volume
 from ..imaging.volume_files import read_volume, scan_paths
 from ..models.package import ModelPackage
 from ..models.spec import Label
 from ..progress import Task
-from .agreement import agreement, check_same_place, in_words, label_values
+from .agreement import agreement
 from .reports.pictures import comparison_slices, comparison_title
 from .reports.report import agreement_json, picture_json, report_json
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..cli import runs
 from ..errors import InputError
 from ..files import write_json, write_text
 from ..imaging.volume import Volume
 from ..imaging.volume_files import read_volume
+from ..inference import pipeline
+from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import KeepingShelf
 from ..inference.ensemble import Ensemble
 from ..inference.segmenter import SegmentationOptions
@@ -35,7 +36,7 @@ def evaluate(
     ensemble: Ensemble,
     data: DataSet,
     cases: Sequence[Case],
-    choice: runs.EngineChoice,
+    choice: EngineChoice,
     options: SegmentationOptions,
     tolerance: float,
     task: Task,
@@ -70,7 +71,7 @@ def evaluate(
                     "Check the files.",
                 )
             for precision in PRECISIONS:
-                run = runs.segment(ensemble, volume, choice.beside(precision), options, Task(), shelf=shelf)
+                run = pipeline.segment(ensemble, volume, choice.beside(precision), options, Task(), shelf=shelf)
                 seconds[precision].append(run.seconds["total"])
                 engine[precision] = run.engine
                 rows += [

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..evaluation.agreement import check_label_values, check_same_place, in_words
+from ..imaging.label_map_checks import check_label_values, check_same_place, in_words
 from ..imaging.patches import KINDS, ForegroundFinder, Patch, Sample, draw_samples, foreground_by_intensity
 from ..imaging.preprocessing import preprocess
 from ..imaging.volume import Volume

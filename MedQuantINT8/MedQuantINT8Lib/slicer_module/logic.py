@@ -7,21 +7,21 @@ result, False returns a job to poll from a timer (:mod:`..worker.jobs`). No Qt i
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..cli.arguments import device as check_device
-from ..cli.runs import EngineChoice
+from ..devices import check_device
 from ..engines import backend, backend_names
+from ..engines.availability import examine_engines
 from ..engines.cuda.setup_hints import gpu_names
 from ..errors import InputError
 from ..evaluation.boundary import VOLUME_CHANGE
 from ..files import split_paths, there
 from ..imaging.volume_files import ReadOptions, result_names, scan_files
+from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
 from ..models.installed import installed_models, resolve, resolve_one
 from ..models.package import INT8, peek
@@ -53,10 +53,7 @@ def _choice(engine: str, precision: str, device: str) -> EngineChoice:
         )
     if precision not in PRECISIONS:
         raise InputError(f"There is no precision {precision!r}.", f"Choose one of {', '.join(PRECISIONS)}.")
-    try:
-        return EngineChoice(engine, precision, device=check_device(device))  # type: ignore[arg-type]
-    except ArgumentTypeError as error:
-        raise InputError(f"This device cannot be used: {error}.") from error
+    return EngineChoice(engine, precision, device=check_device(device))  # type: ignore[arg-type]
 
 
 class MedQuantINT8Logic(Making):
@@ -102,9 +99,7 @@ class MedQuantINT8Logic(Making):
 
     def engines(self) -> dict[str, Any]:
         """Engines by name: whether each can run here, and why not."""
-        from ..cli.doctor import examined_engines
-
-        return examined_engines()
+        return examine_engines()
 
     def advise(self, volumeNode: Any, model: str) -> str:
         """A warning if the scan seems to be of another modality than the model was made for; else an empty string."""

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__, errors
-from ..cli.runs import EngineChoice
 from ..errors import Cancelled, EngineError, InputError, MedQuantError
 from ..imaging.volume import Volume
+from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
 from ..progress import ProgressEvent, Task
 from ..scratch import owned_prefix

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cli import runs
 from ..evaluation.boundary import VOLUME_CHANGE, examine
 from ..files import split_paths
 from ..imaging.volume import Volume
 from ..imaging.volume_files import ReadOptions, read_volume, scan_paths
+from ..inference import pipeline
+from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import KeepingShelf
 from ..inference.ensemble import Ensemble
 from ..inference.segmenter import SegmentationOptions
@@ -54,8 +55,8 @@ def _reading(request: Request) -> ReadOptions:
 
 def segment(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Segment one volume with the model; one label map (K, J, I)."""
-    choice = runs.EngineChoice(**request["choice"])
-    run = runs.segment(
+    choice = EngineChoice(**request["choice"])
+    run = pipeline.segment(
         bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, shelf=bench.shelf
     )
     return Answer([run.result.labels], run.to_json())
@@ -69,8 +70,8 @@ def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answe
     with bench.task.stage("reading"):
         volume = read_volume(scan_paths(request["scan"]), options=_reading(request), check=bench.task.check)
     ensemble = bench.ensemble(request["model"])
-    choice = runs.EngineChoice(**request["choice"])
-    run = runs.segment(ensemble, volume, choice, _options(request), bench.task, shelf=bench.shelf)
+    choice = EngineChoice(**request["choice"])
+    run = pipeline.segment(ensemble, volume, choice, _options(request), bench.task, shelf=bench.shelf)
     wanted = request.get("segments")
     labels = tuple(label for label in ensemble.first.spec.labels if wanted is None or label.name in wanted)
     with bench.task.stage("writing"):
@@ -88,7 +89,7 @@ def _only(values: NDArray[Any], labels: Sequence[Label]) -> NDArray[Any]:
 
 def compare(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """FP32 beside INT8: both label maps, and the regions where they differ, numbered from the largest (uint16)."""
-    choice, change = runs.EngineChoice(**request["choice"]), float(request.get("volume_change", VOLUME_CHANGE))
+    choice, change = EngineChoice(**request["choice"]), float(request.get("volume_change", VOLUME_CHANGE))
     found = examine(
         bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, bench.shelf, change
     )
@@ -121,9 +122,9 @@ def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
 
 def build(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Build the engine of a model for this machine; with a volume it is held against the simulation."""
-    choice = runs.EngineChoice(**request["choice"])
+    choice = EngineChoice(**request["choice"])
     with ModelPackage.load(request["model"]) as package:
-        prepared = runs.build(package, choice, _options(request), volumes[0] if volumes else None, bench.task)
+        prepared = pipeline.build(package, choice, _options(request), volumes[0] if volumes else None, bench.task)
         report = {
             **prepared.describe().to_json(),
             "bytes": prepared.entry.bytes,

@@ -5,14 +5,42 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...files import write_json, write_text
+from ...inference.pipeline import SegmentationRun
 from ...models.package import FP32, INT8, ModelPackage
-from ...system import machine
+from ...system import machine, peak_memory
 from ..agreement import StructureAgreement, mean_dice
 from .pages import counted, document, escaped, table
 from .summary import by_precision, gained, lost, number, structures
+
+#: What a report is written as.
+REPORT_FILES = ("report.json", "report.html")
+
+
+def run_json(scan: str, run: SegmentationRun) -> dict[str, Any]:
+    """A run as the report and ``medquant segment --json`` show it; its peak of memory is that of this process."""
+    return {
+        "scan": Path(scan).name,
+        "precision": run.engine["precision"],
+        "seconds": run.seconds,
+        "latency_ms": run.latency_ms,
+        "windows": run.result.windows,
+        "skipped_share": run.result.skipped_share,
+        "notes": run.result.notes,
+        "ranges": run.ranges,
+        "engine": run.engine,
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write report.json and report.html into ``folder``."""
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.html", report_html(report))
 
 
 def report_json(

@@ -1,6 +1,6 @@
-"""What the commands do, as functions: quantize, build, segment and compare, from files to a result.
+"""The segment road from files to a result: segment a scan, and build the engine that does it.
 
-The command line and the demo call these; Slicer's logic does too.
+The command line, the worker, the demo and the evaluation all segment by way of this module.
 """
 
 from __future__ import annotations
@@ -9,37 +9,29 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..engines import BuildOptions, choose_backend
-from ..engines.base import (
-    EngineBackend,
-    Precision,
-    UnsupportedNetwork,
-    backend,
-    backend_names,
-    choose_instead,
-    precisions_of,
-    runs_on,
-    unavailable_reason,
-)
+from ..engines.base import EngineBackend, Precision
 from ..engines.cuda import device as cuda
-from ..engines.cuda.device import GpuError, GpuMemoryError
+from ..engines.cuda.device import GpuMemoryError
 from ..engines.int8_or_float import prepare_faster
 from ..engines.preparation import PreparedEngine, prepare
-from ..errors import Cancelled, EngineError, InputError, MedQuantError
-from ..imaging.patches import ForegroundFinder, draw_samples, foreground_by_intensity
+from ..errors import Cancelled, InputError, MedQuantError
+from ..imaging.patches import draw_samples
 from ..imaging.preprocessing import NetworkInput
 from ..imaging.volume import Volume
 from ..imaging.volume_files import read_volume
-from ..inference.engine_pool import EngineShelf, NoShelf
-from ..inference.ensemble import Ensemble, MeanEngine
-from ..inference.memory_estimate import fitted, gpu_batch
-from ..inference.range_check import check_ranges
-from ..inference.segmenter import (
+from ..models.package import ModelPackage
+from ..progress import Task
+from .engine_choice import EngineChoice, with_fallback
+from .engine_pool import EngineShelf, NoShelf
+from .ensemble import Ensemble, MeanEngine
+from .memory_estimate import fitted, gpu_batch
+from .range_check import check_ranges
+from .segmenter import (
     SegmentationOptions,
     SegmentationResult,
     patch_for,
@@ -47,47 +39,8 @@ from ..inference.segmenter import (
     segment_volume,
     window_of,
 )
-from ..inference.segmenter import segment as segment_in_network_space
-from ..models.package import ModelPackage
-from ..progress import Task
-
-if TYPE_CHECKING:
-    from ..quantization.calibration import CalibrationOptions
 
 Source = str | os.PathLike[str]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class EngineChoice:
-    """Which engine to run on.
-
-    Attributes:
-        name: a backend's, or "auto".
-        precision: "auto" is INT8 unless FP32 is faster here.
-        threads: of the processor; 0 for all.
-        device: "auto" for any, "cpu" for the processor alone, "gpu" for the NVIDIA GPU with most free memory, "gpu:1" for the second.
-    """
-
-    name: str = "auto"
-    precision: Precision | Literal["auto"] = "int8"
-    threads: int = 0
-    device: str = "auto"
-
-    def beside(self, precision: str) -> EngineChoice:
-        """For a run that another is held against. FP32 that the engine (or no engine of that device) computes is left to what "auto" takes for it."""
-        name, device = self.name, self.device
-        if name != "auto":
-            able = precision in precisions_of(backend(name))
-        else:
-            able = device == "auto" or any(
-                precision in precisions_of(made) and not unavailable_reason(made)
-                for made in map(backend, backend_names())
-                if runs_on(made, device)
-            )
-        if not able:
-            name, device = "auto", "auto"
-        return replace(self, name=name, precision=precision, device=device)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -132,68 +85,6 @@ def patches_of(
     return [sample.patch for sample in samples]
 
 
-def quantize(
-    model: Source,
-    scans: Sequence[Source | Sequence[Source]],
-    target: Source,
-    calibration: CalibrationOptions,
-    policy: Any,
-    task: Task,
-    *,
-    by_network: bool = False,
-    labels: Sequence[Source] = (),
-    reader: Callable[[Any], Volume] = read_volume,
-) -> tuple[ModelPackage, Any]:
-    """Calibrate a package on scans from files, one in memory at a time, and write it with its INT8 network.
-
-    Args:
-        by_network: find foreground by a first FP32 pass over each scan, instead of by intensity.
-        labels: label maps of the scans, with the model's label values, for the accuracy budget; or none.
-    """
-    from ..quantization.calibration import PatchSampler
-    from ..quantization.latency import engine_stopwatch
-    from ..quantization.quantize import calibration_patch, quantize_package
-
-    with ModelPackage.load(model) as package:
-        sources: list[Callable[[], Volume]] = [lambda scan=scan: reader(scan) for scan in scans]  # type: ignore[misc]
-        find = foreground_by_network(package, task) if by_network else foreground_by_intensity
-        references: list[Callable[[], Volume]] = [lambda path=path: reader(path) for path in labels]  # type: ignore[misc]
-        patch = calibration_patch(package)
-        sampler = PatchSampler(sources, package.spec, patch, calibration, find, task, references)
-        return quantize_package(
-            package, sampler, target, calibration, policy, task, engine_stopwatch(package.spec.window.patch_size)
-        )
-
-
-def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder:
-    """Foreground as the FP32 network itself finds it: every voxel that it gives a label."""
-
-    def find(network_input: NetworkInput) -> NDArray[np.bool_]:
-        # The volume as its own original: the labels come back in network space.
-        inside = replace(network_input, original=network_input.grid, steps=())
-        patch = patch_for(inside, package.spec, SegmentationOptions())
-
-        def labels_by(choice: EngineChoice) -> NDArray[Any]:
-            prepared = prepare(
-                package,
-                choose_backend(choice.name, "fp32", choice.device),
-                BuildOptions("fp32", patch, device=choice.device),
-                (),
-                task,
-            )
-            try:
-                return segment_in_network_space(
-                    inside, package.spec, prepared.engine, SegmentationOptions(), task
-                ).labels
-            finally:
-                prepared.close()
-
-        labels, _ = _first_that_can(EngineChoice(precision="fp32"), labels_by)
-        return network_input.to_kji(labels) > 0
-
-    return find
-
-
 def build(
     package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, scan: Source | Volume | None, task: Task
 ) -> PreparedEngine:
@@ -201,7 +92,7 @@ def build(
 
     Where the engine was left to the program, others are tried as in :func:`segment`; the note says so.
     """
-    prepared, notes = _first_that_can(choice, lambda wanted: _build(package, wanted, options, scan, task))
+    prepared, notes = with_fallback(choice, lambda wanted: _build(package, wanted, options, scan, task))
     prepared.note = "; ".join([*notes, *filter(None, [prepared.note])])
     return prepared
 
@@ -283,41 +174,9 @@ def segment(
             shelf.clear()
             return _segment(package, volume, wanted, options, task, read_seconds, shelf)
 
-    run, notes = _first_that_can(choice, attempt)
+    run, notes = with_fallback(choice, attempt)
     run.result.notes[:0] = notes
     return run
-
-
-def _first_that_can(choice: EngineChoice, attempt: Callable[[EngineChoice], T]) -> tuple[T, list[str]]:
-    """What ``attempt`` gives for the choice, or for the next engine that can where the choice was left to the program; and what to tell the user.
-
-    Raises:
-        EngineError: the engine was asked for by name, or none is left: what went wrong with the first.
-    """
-    notes: list[str] = []
-    tried: list[str] = []
-    first: EngineError | None = None
-    wanted = choice
-    while True:
-        try:
-            return attempt(wanted), notes
-        except (GpuError, UnsupportedNetwork) as error:
-            first = first or error
-            if choice.name != "auto":
-                raise
-            try:
-                tried.append(
-                    choose_backend(wanted.name, wanted.precision, wanted.device).name
-                    if wanted.name == "auto"
-                    else wanted.name
-                )
-                other = choose_instead(choice.precision, error, tried, choice.device)
-            except EngineError:
-                raise first from error
-            wanted = replace(
-                choice, name=other.name, device=choice.device if getattr(other, "needs_gpu", False) else "cpu"
-            )
-            notes.append(f"run on {'the processor' if isinstance(error, GpuError) else other.title}: {error}")
 
 
 def _segment(

@@ -1,0 +1,87 @@
+"""Which engine a network runs on: what the user chose, and the next engine where that choice was left to the program and fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+from ..engines.base import (
+    Precision,
+    UnsupportedNetwork,
+    backend,
+    backend_names,
+    choose_backend,
+    choose_instead,
+    precisions_of,
+    runs_on,
+    unavailable_reason,
+)
+from ..engines.cuda.device import GpuError
+from ..errors import EngineError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Which engine to run on.
+
+    Attributes:
+        name: a backend's, or "auto".
+        precision: "auto" is INT8 unless FP32 is faster here.
+        threads: of the processor; 0 for all.
+        device: "auto" for any, "cpu" for the processor alone, "gpu" for the NVIDIA GPU with most free memory, "gpu:1" for the second.
+    """
+
+    name: str = "auto"
+    precision: Precision | Literal["auto"] = "int8"
+    threads: int = 0
+    device: str = "auto"
+
+    def beside(self, precision: str) -> EngineChoice:
+        """For a run that another is held against. FP32 that the engine (or no engine of that device) computes is left to what "auto" takes for it."""
+        name, device = self.name, self.device
+        if name != "auto":
+            able = precision in precisions_of(backend(name))
+        else:
+            able = device == "auto" or any(
+                precision in precisions_of(made) and not unavailable_reason(made)
+                for made in map(backend, backend_names())
+                if runs_on(made, device)
+            )
+        if not able:
+            name, device = "auto", "auto"
+        return replace(self, name=name, precision=precision, device=device)  # type: ignore[arg-type]
+
+
+def with_fallback(choice: EngineChoice, attempt: Callable[[EngineChoice], T]) -> tuple[T, list[str]]:
+    """What ``attempt`` gives for the choice, or for the next engine that can where the choice was left to the program; and what to tell the user.
+
+    Raises:
+        EngineError: the engine was asked for by name, or none is left: what went wrong with the first.
+    """
+    notes: list[str] = []
+    tried: list[str] = []
+    first: EngineError | None = None
+    wanted = choice
+    while True:
+        try:
+            return attempt(wanted), notes
+        except (GpuError, UnsupportedNetwork) as error:
+            first = first or error
+            if choice.name != "auto":
+                raise
+            try:
+                tried.append(
+                    choose_backend(wanted.name, wanted.precision, wanted.device).name
+                    if wanted.name == "auto"
+                    else wanted.name
+                )
+                other = choose_instead(choice.precision, error, tried, choice.device)
+            except EngineError:
+                raise first from error
+            wanted = replace(
+                choice, name=other.name, device=choice.device if getattr(other, "needs_gpu", False) else "cpu"
+            )
+            notes.append(f"run on {'the processor' if isinstance(error, GpuError) else other.title}: {error}")
