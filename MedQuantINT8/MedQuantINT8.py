@@ -83,10 +83,12 @@ class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         root = slicer.util.loadUI(self.resourcePath("UI/MedQuantINT8.ui"))
         self.layout.addWidget(root)
         self.logic = MedQuantINT8Logic()
-        self.view = ModuleView(root, self.logic.engineRoom, self.logic.getParameterNode())
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneClosing)
-        for event in (slicer.mrmlScene.EndCloseEvent, slicer.mrmlScene.EndImportEvent):
-            self.addObserver(slicer.mrmlScene, event, self._onSceneChanged)
+        self.view = ModuleView(root, self.logic.implementation, self.logic.getParameterNode())
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self._onSceneClosing)
+        self.addObserver(scene, scene.StartImportEvent, self._onSceneLoading)
+        for event in (scene.EndCloseEvent, scene.EndImportEvent):
+            self.addObserver(scene, event, self._onSceneChanged)
 
     def cleanup(self) -> None:
         self.removeObservers()
@@ -104,8 +106,11 @@ class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _onSceneClosing(self, _caller: Any, _event: str) -> None:
         self.view.sceneClosing()
 
+    def _onSceneLoading(self, _caller: Any, _event: str) -> None:
+        self.view.suspend()
+
     def _onSceneChanged(self, _caller: Any, _event: str) -> None:
-        self.view.setParameterNode(self.logic.getParameterNode())
+        self.view.resume(self.logic.getParameterNode)
 
     def onReload(self) -> None:
         """Reload the library as well: Slicer's own reload knows only this file."""
@@ -121,15 +126,15 @@ class MedQuantINT8Logic(ScriptedLoadableModuleLogic):
 
     def __init__(self, parent: Any = None) -> None:
         ScriptedLoadableModuleLogic.__init__(self, parent)
-        from MedQuantINT8Lib.slicer_module.logic import MedQuantINT8Logic as EngineRoom
+        from MedQuantINT8Lib.slicer_module.logic import MedQuantINT8Logic as Implementation
 
-        self.engineRoom = EngineRoom()
+        self.implementation = Implementation()
 
     def __getattr__(self, name: str) -> Any:
-        # Only for names that this class lacks. engineRoom itself is looked up while it does not exist yet.
-        if name == "engineRoom":
+        # Only for names that this class lacks. implementation itself is looked up while it does not exist yet.
+        if name == "implementation":
             raise AttributeError(name)
-        return getattr(self.engineRoom, name)
+        return getattr(self.implementation, name)
 
 
 class MedQuantINT8Test(ScriptedLoadableModuleTest):

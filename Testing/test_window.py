@@ -131,7 +131,7 @@ def slow_down(user):
     """Make the next run long enough to act during it."""
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 
-    logic = user.widget.logic.engineRoom
+    logic = user.widget.logic.implementation
     plain = logic.segment
     logic.segment = lambda *a, **k: plain(*a, **{**k, "options": SegmentationOptions(overlap=0.9)})
     return lambda: setattr(logic, "segment", plain)
@@ -273,7 +273,7 @@ def test_the_state_is_saved_with_the_scene_and_comes_back(user, tmp_path):
     user.ui.precisionCombo.setCurrentIndex(user.ui.precisionCombo.findData("fp32"))
     user.ui.classList.item(0).setCheckState(user.qt.Qt.Unchecked)
     user.ui.patchesSpin.setValue(7)
-    user.view.build._changed()
+    user.view.build._writers["patches"]()
     user.ui.calibrationSelector.setCheckState(node, user.qt.Qt.Checked)
     path = tmp_path / "scene.mrml"
     assert user.scene.Commit(str(path))
@@ -288,6 +288,50 @@ def test_the_state_is_saved_with_the_scene_and_comes_back(user, tmp_path):
     assert user.ui.classList.item(0).checkState() == user.qt.Qt.Unchecked
     assert user.ui.volumeSelector.currentNode().GetName() == "Scan"
     assert [n.GetName() for n in user.ui.calibrationSelector.checkedNodes()] == ["Scan"]
+
+
+def test_loading_a_scene_overwrites_no_setting_of_make_and_compare(user, tmp_path):
+    """The selectors tell late that their nodes changed: what the scene brought has come by then, and must stay."""
+    first, second = user.load("First", size=(8, 8, 8)), user.load("Second", 2001, size=(8, 8, 8))
+    parameters = user.view.segment.parameters
+    parameters.patches, parameters.method, parameters.agreement = 7, "percentile", 0.9
+    parameters.fallback, parameters.calibrationFolder = False, "/scans"
+    parameters.calibrationVolumes, parameters.compareVolumes = [second], [first, second]
+    parameters.volume = second
+    user.view.show()
+    path = tmp_path / "scene.mrml"
+    assert user.scene.Commit(str(path))
+    for way in ("closed before", "loaded over another"):
+        if way == "closed before":
+            user.scene.Clear(0)
+            user.look()
+        else:
+            # Other settings and other checks in the panel, as a person leaves them.
+            user.ui.compareSelector.setCheckState(user.load("Third", size=(8, 8, 8)), user.qt.Qt.Checked)
+            user.ui.calibrationSelector.setCheckState(user.ui.volumeSelector.currentNode(), user.qt.Qt.Checked)
+        user.scene.SetURL(str(path))
+        user.scene.Connect() if way == "loaded over another" else user.scene.Import()
+        user.look()
+        user.look()
+        p = user.view.segment.parameters
+        assert (p.patches, p.method, p.agreement, p.fallback) == (7, "percentile", 0.9, False), way
+        assert p.calibrationFolder == "/scans" and p.volume.GetName() == "Second"
+        assert [n.GetName() for n in p.calibrationVolumes] == ["Second"]
+        assert [n.GetName() for n in p.compareVolumes] == ["First", "Second"]
+        assert [n.GetName() for n in user.ui.calibrationSelector.checkedNodes()] == ["Second"]
+        assert sorted(n.GetName() for n in user.ui.compareSelector.checkedNodes()) == ["First", "Second"]
+        assert read(user.ui.patchesSpin, "value") == 7 and not read(user.ui.fallbackCheck, "checked")
+
+
+def test_a_setting_that_is_changed_writes_no_other(user):
+    """What a widget shows may be stale; only the one that was touched is the user's word."""
+    user.load(size=(8, 8, 8))
+    parameters = user.view.segment.parameters
+    parameters.patches, parameters.precision, parameters.surface = 9, "fp32", False
+    user.ui.fallbackCheck.setChecked(not read(user.ui.fallbackCheck, "checked"))
+    user.ui.replaceCheck.setChecked(True)
+    assert (parameters.patches, parameters.precision, parameters.surface) == (9, "fp32", False)
+    assert parameters.replace and not parameters.fallback
 
 
 def test_a_volume_deleted_and_a_scene_closed_during_the_run(user):
@@ -313,7 +357,7 @@ def test_a_killed_worker_is_told_and_the_next_click_starts_another(user):
     faster = slow_down(user)
     user.click(user.ui.segmentButton)
     user.watch(lambda: "Segmenting" in read(user.ui.segmentStatusLabel, "text"))
-    os.kill(user.widget.logic.engineRoom._client.pid, signal.SIGKILL)
+    os.kill(user.widget.logic.implementation._client.pid, signal.SIGKILL)
     user.watch()
     assert "killed, perhaps for want of memory" in user.errors()[-1]
     faster()
@@ -472,7 +516,7 @@ def test_an_int8_engine_is_made_in_the_window(user):
     node = user.load("Calibration")
     user.ui.calibrationSelector.setCheckState(node, user.qt.Qt.Checked)
     user.ui.patchesSpin.setValue(3)
-    user.view.build._changed()
+    user.view.build._writers["patches"]()
     user.click(user.ui.buildButton)
     assert read(user.ui.buildButton, "text") == "Cancel" and not user.ui.segmentButton.isEnabled()
     user.watch(seconds=300)
@@ -497,7 +541,7 @@ def test_a_model_of_ones_own_is_brought_in(user, int8_package, tmp_path, monkeyp
     user.click(user.ui.importFileButton)
     user.watch()
     assert user.view.segment.parameters.model == int8_package.spec.name
-    needed = user.widget.logic.engineRoom.needsImport
+    needed = user.widget.logic.implementation.needsImport
     assert not needed(str(tmp_path / "mine.zip")) and not needed("x.onnx") and needed(str(tmp_path / "bundle.zip"))
     user.click(user.ui.importFileButton)
     user.watch()
@@ -577,7 +621,9 @@ def test_another_module_stops_the_following_of_the_scan_and_coming_back_begins_i
     node = user.load(size=(32, 32, 32), spacing=8.0)
     user.view.show()
     looked_at = []
-    monkeypatch.setattr(user.widget.logic.engineRoom, "advise", lambda volume, model: looked_at.append(volume) or "")
+    monkeypatch.setattr(
+        user.widget.logic.implementation, "advise", lambda volume, model: looked_at.append(volume) or ""
+    )
     for step, follows in ((lambda: None, True), (user.widget.exit, False), (user.widget.enter, True)):
         step()
         looked_at.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from PySide6.QtCore import Property, Qt, Signal
+from PySide6.QtCore import Property, Qt, QTimer, Signal
 from PySide6.QtGui import QStandardItem, QStandardItemModel
 from PySide6.QtWidgets import QComboBox, QVBoxLayout, QWidget
 
@@ -125,7 +125,11 @@ class qMRMLNodeComboBox(QWidget):
 
 
 class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
-    """The scene's nodes of some classes, any of them checked."""
+    """The scene's nodes of some classes, any of them checked.
+
+    As the real one, it says that its checked nodes changed whenever its list was filled anew after a scene was closed or loaded, at
+    once and again when the event loop comes round to it; blockSignals() does not hold the late one back.
+    """
 
     checkedNodesChanged = Signal()
 
@@ -135,6 +139,18 @@ class qMRMLCheckableNodeComboBox(qMRMLNodeComboBox):
         self._combo.setModel(QStandardItemModel(self._combo))
         self._combo.model().itemChanged.connect(self._toggled)
         self._combo.currentIndexChanged.disconnect(self._told)
+
+    def setMRMLScene(self, scene: Any) -> None:
+        super().setMRMLScene(scene)
+        if scene is not None:
+            self._tags += [
+                scene.AddObserver(event, lambda *_: self._tell_late())
+                for event in (scene.EndCloseEvent, scene.EndImportEvent)
+            ]
+
+    def _tell_late(self) -> None:
+        self.checkedNodesChanged.emit()
+        QTimer.singleShot(0, self.checkedNodesChanged.emit)
 
     def checkedNodes(self) -> list[Any]:
         return [node for node in self._nodes() if node.GetID() in self._checked]

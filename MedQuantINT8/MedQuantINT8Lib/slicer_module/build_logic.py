@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Progress = Callable[[ProgressEvent], None]
 
 
-class Making:
+class BuildLogic:
     """Args: the Python that makes networks; None for the caller's own."""
 
     def __init__(self, buildPython: str | None) -> None:

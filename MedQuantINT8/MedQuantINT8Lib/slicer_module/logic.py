@@ -30,10 +30,9 @@ from ..progress import ProgressEvent
 from ..system import cpu_name
 from ..worker.client import WorkerClient, WorkerResult
 from ..worker.jobs import BackgroundJob, BatchJob, Pollable
-from . import modality_check as advice
+from . import modality_check, sequences
 from . import scene as mrml
-from . import sequences
-from .build_logic import Making
+from .build_logic import BuildLogic
 from .comparison import Comparison, add_differences, add_table
 from .undo import SegmentationUndo
 
@@ -56,7 +55,7 @@ def _choice(engine: str, precision: str, device: str) -> EngineChoice:
     return EngineChoice(engine, precision, device=check_device(device))  # type: ignore[arg-type]
 
 
-class MedQuantINT8Logic(Making):
+class MedQuantINT8Logic(BuildLogic):
     """Segments volume nodes with INT8 engines, and makes such engines.
 
     Args:
@@ -66,7 +65,7 @@ class MedQuantINT8Logic(Making):
     """
 
     def __init__(self, python: str | None = None, buildPython: str | None = None) -> None:
-        Making.__init__(self, buildPython or python)
+        BuildLogic.__init__(self, buildPython or python)
         self._client = WorkerClient(python)
         self._undo = SegmentationUndo()
         self.report: dict[str, Any] = {}
@@ -104,7 +103,7 @@ class MedQuantINT8Logic(Making):
     def advise(self, volumeNode: Any, model: str) -> str:
         """A warning if the scan seems to be of another modality than the model was made for; else an empty string."""
         volume = mrml.volume_from_node(volumeNode)
-        return advice.modality_warning(volumeNode, volume, self._spec(self._modelPath(model)))
+        return modality_check.modality_warning(volumeNode, volume, self._spec(self._modelPath(model)))
 
     def devices(self) -> list[tuple[str, str]]:
         """Where engines can run: name for ``device=``, and what it is."""

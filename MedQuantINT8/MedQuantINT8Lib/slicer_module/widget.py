@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -27,8 +29,11 @@ class ModuleView:
 
     def __init__(self, ui: Any, logic: MedQuantINT8Logic, parameterNode: Any) -> None:
         self.ui = slicer.util.childWidgetVariables(ui)
+        self._root = ui
         ui.setMRMLScene(slicer.mrmlScene)
         self._logic = logic
+        #: Counts the scenes that were closed or loaded, so that only the last one is followed; None once the panel is closed.
+        self._scenes: int | None = 0
         self.runner = JobRunner()
         parameters = Parameters(parameterNode)
         # Questions go through this, so that a test can answer them.
@@ -63,13 +68,42 @@ class ModuleView:
         """Another module is shown: the scan is no longer followed. What runs goes on."""
         self.segment.close()
 
+    def suspend(self) -> None:
+        """The scene begins to close or to load: what the selectors say from now on is not the user's word."""
+        if self._scenes is not None:
+            self._scenes += 1
+        for panel in self._panels:
+            panel.suspend()
+
     def sceneClosing(self) -> None:
         """The scene goes, and with it what is being segmented."""
+        self.suspend()
         self.runner.cancel()
         self.compare.clear()
 
+    def resume(self, parameterNode: Callable[[], Any]) -> None:
+        """The scene was closed or loaded: follow it from the event loop's next turn on.
+
+        Selectors that follow the scene tell of its nodes late, when the loop comes round to them.
+
+        Args:
+            parameterNode: gives the scene's parameter node, when it is time to.
+        """
+        scenes = self._scenes
+
+        def follow() -> None:
+            if scenes is not None and scenes == self._scenes:
+                self.setParameterNode(parameterNode())
+
+        qt.QTimer.singleShot(0, follow)
+
     def close(self) -> None:
         """End the work and the worker."""
+        self._scenes = None
+        for panel in self._panels:
+            panel.suspend()
+        # The application keeps the widgets of a panel that was reloaded; they would go on following the scene.
+        self._root.setMRMLScene(None)
         self.runner.close()
         self.segment.close()
         self._logic.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import slicer
@@ -41,7 +42,31 @@ class WorkPanel:
         self._mine = False
         #: Whether the widgets show the parameters; until then their changes are not the user's.
         self._shown = False
+        self._writers: dict[str, Callable[[], None]] = {}
         runner.changed.append(self._showButtons)
+
+    def _bind(self, field: str, signal: Any, value: Callable[[], Any]) -> None:
+        """Let a widget's signal write the widget's own field of the parameters, and no other.
+
+        What the other widgets show may be older than the parameters: a scene that is being loaded fills the parameter node first,
+        and selectors tell of its nodes later.
+        """
+
+        def write(*_arguments: Any) -> None:
+            if self._shown:
+                setattr(self.parameters, field, value())
+                self._showButtons()
+
+        self._writers[field] = write
+        signal.connect(write)
+
+    def suspend(self) -> None:
+        """The scene is being closed or loaded: what the widgets say is not the user's word until :meth:`show` is called."""
+        self._shown = False
+
+    def show(self) -> None:
+        """Show what the parameter node says; from now on the widgets' changes are the user's."""
+        raise NotImplementedError
 
     def _showButtons(self) -> None:
         raise NotImplementedError

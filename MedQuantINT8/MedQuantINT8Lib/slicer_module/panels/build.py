@@ -17,7 +17,7 @@ from ..logic import MedQuantINT8Logic
 from ..parameter_node import Parameters
 from .base import WorkPanel
 from .job_runner import JobRunner
-from .qt_compat import chosen, quiet_fill, read, silently
+from .qt_compat import check_nodes, chosen, quiet_fill, read, silently
 
 _MB = 1e6
 
@@ -35,16 +35,17 @@ class BuildPanel(WorkPanel):
         super().__init__(ui, logic, parameters, runner, ask, ui.buildStatusLabel, ui.buildProgress)
         self._made = made
         self._stage = ""
-        ui.buildModelCombo.currentTextChanged.connect(self._changed)
+        ui.buildModelCombo.currentTextChanged.connect(self._modelChosen)
         ui.importFileButton.clicked.connect(self._importFile)
         ui.importFolderButton.clicked.connect(self._importFolder)
-        ui.calibrationSelector.checkedNodesChanged.connect(self._changed)
-        ui.calibrationFolderEdit.currentPathChanged.connect(self._changed)
-        for box in (ui.patchesSpin, ui.agreementSpin):
-            box.editingFinished.connect(self._changed)
-        for combo in (ui.methodCombo, ui.buildEngineCombo):
-            combo.currentTextChanged.connect(self._changed)
-        ui.fallbackCheck.toggled.connect(self._changed)
+        selector, folder = ui.calibrationSelector, ui.calibrationFolderEdit
+        self._bind("calibrationVolumes", selector.checkedNodesChanged, lambda: list(selector.checkedNodes()))
+        self._bind("calibrationFolder", folder.currentPathChanged, lambda: str(read(folder, "currentPath") or ""))
+        self._bind("patches", ui.patchesSpin.editingFinished, lambda: int(read(ui.patchesSpin, "value")))
+        self._bind("agreement", ui.agreementSpin.editingFinished, lambda: float(read(ui.agreementSpin, "value")))
+        self._bind("method", ui.methodCombo.currentTextChanged, lambda: chosen(ui.methodCombo))
+        self._bind("buildEngine", ui.buildEngineCombo.currentTextChanged, lambda: chosen(ui.buildEngineCombo))
+        self._bind("fallback", ui.fallbackCheck.toggled, lambda: bool(read(ui.fallbackCheck, "checked")))
         ui.buildButton.clicked.connect(self._press)
 
     def show(self) -> None:
@@ -66,21 +67,17 @@ class BuildPanel(WorkPanel):
         silently(ui.agreementSpin, ui.agreementSpin.setValue, p.agreement)
         silently(ui.fallbackCheck, ui.fallbackCheck.setChecked, p.fallback)
         silently(ui.calibrationFolderEdit, ui.calibrationFolderEdit.setProperty, "currentPath", p.calibrationFolder)
-        for node in p.calibrationVolumes:
-            silently(ui.calibrationSelector, ui.calibrationSelector.setCheckState, node, qt.Qt.Checked)
+        check_nodes(ui.calibrationSelector, p.calibrationVolumes)
         self._shown = True
         self._showButtons()
 
-    def _changed(self, _value: Any = None) -> None:
-        if not self._shown:
-            return
-        ui, p = self._ui, self.parameters
-        p.calibrationVolumes = list(ui.calibrationSelector.checkedNodes())
-        p.calibrationFolder = str(read(ui.calibrationFolderEdit, "currentPath") or "")
-        p.patches, p.agreement = int(read(ui.patchesSpin, "value")), float(read(ui.agreementSpin, "value"))
-        p.method, p.fallback = chosen(ui.methodCombo), bool(read(ui.fallbackCheck, "checked"))
-        p.buildEngine = chosen(ui.buildEngineCombo)
-        self._showButtons()
+    def suspend(self) -> None:
+        super().suspend()
+        check_nodes(self._ui.calibrationSelector, [])
+
+    def _modelChosen(self, _text: str) -> None:
+        if self._shown:
+            self._showButtons()
 
     def _showButtons(self) -> None:
         ui = self._ui

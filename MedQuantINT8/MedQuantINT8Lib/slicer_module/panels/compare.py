@@ -16,7 +16,7 @@ from ..logic import MedQuantINT8Logic
 from ..parameter_node import Parameters
 from .base import WorkPanel
 from .job_runner import JobRunner
-from .qt_compat import fill_table, read, silently
+from .qt_compat import check_nodes, fill_table, read
 
 
 class ComparePanel(WorkPanel):
@@ -26,7 +26,8 @@ class ComparePanel(WorkPanel):
         super().__init__(ui, logic, parameters, runner, ask, ui.compareStatusLabel, ui.compareProgress)
         self.comparisons: list[Comparison] = []
         self._differences: dict[int, Any] = {}
-        ui.compareSelector.checkedNodesChanged.connect(self._changed)
+        selector = ui.compareSelector
+        self._bind("compareVolumes", selector.checkedNodesChanged, lambda: list(selector.checkedNodes()))
         ui.compareButton.clicked.connect(self._press)
         ui.compareResultCombo.currentTextChanged.connect(self._showResult)
         ui.showDifferencesButton.clicked.connect(self._showDifferences)
@@ -40,8 +41,7 @@ class ComparePanel(WorkPanel):
     def show(self) -> None:
         """Show what the parameter node says."""
         self._shown = False
-        for node in self.parameters.compareVolumes:
-            silently(self._ui.compareSelector, self._ui.compareSelector.setCheckState, node, qt.Qt.Checked)
+        check_nodes(self._ui.compareSelector, self.parameters.compareVolumes)
         self._shown = True
         self._showButtons()
 
@@ -51,9 +51,9 @@ class ComparePanel(WorkPanel):
         self._ui.compareResultCombo.clear()
         self._showResult()
 
-    def _changed(self, _value: Any = None) -> None:
-        if self._shown:
-            self.parameters.compareVolumes = list(self._ui.compareSelector.checkedNodes())
+    def suspend(self) -> None:
+        super().suspend()
+        check_nodes(self._ui.compareSelector, [])
 
     def _showButtons(self) -> None:
         ui = self._ui

@@ -40,6 +40,18 @@ def silently(widget: Any, call: Any, *arguments: Any) -> None:
     widget.blockSignals(before)
 
 
+def check_nodes(selector: Any, nodes: list[Any]) -> None:
+    """Check these nodes of a checkable node selector, and uncheck all others, without its signals telling anyone."""
+    wanted = {node.GetID() for node in nodes}
+    before = selector.blockSignals(True)
+    for node in selector.checkedNodes():
+        if node.GetID() not in wanted:
+            selector.setCheckState(node, qt.Qt.Unchecked)
+    for node in nodes:
+        selector.setCheckState(node, qt.Qt.Checked)
+    selector.blockSignals(before)
+
+
 def quiet_fill(combo: Any, entries: list[tuple[str, str]], current: str) -> None:
     """Fill a combo box with (data, text) entries and select one."""
     before = combo.blockSignals(True)

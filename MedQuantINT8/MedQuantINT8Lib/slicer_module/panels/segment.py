@@ -36,13 +36,14 @@ class SegmentPanel(WorkPanel):
         ui.segmentFolderButton.clicked.connect(self._pressFolder)
         ui.segmentSequenceButton.clicked.connect(self._pressSequence)
         ui.undoButton.clicked.connect(self._undo)
-        for combo in (ui.engineCombo, ui.precisionCombo, ui.deviceCombo):
-            combo.currentTextChanged.connect(self._optionChanged)
-        for box in (ui.surfaceCheck, ui.replaceCheck):
-            box.toggled.connect(self._optionChanged)
+        self._bind("engine", ui.engineCombo.currentTextChanged, lambda: chosen(ui.engineCombo))
+        self._bind("precision", ui.precisionCombo.currentTextChanged, lambda: chosen(ui.precisionCombo))
+        self._bind("device", ui.deviceCombo.currentTextChanged, lambda: chosen(ui.deviceCombo))
+        self._bind("surface", ui.surfaceCheck.toggled, lambda: bool(read(ui.surfaceCheck, "checked")))
+        self._bind("replace", ui.replaceCheck.toggled, lambda: bool(read(ui.replaceCheck, "checked")))
+        self._bind("output", ui.outputSelector.currentNodeIDChanged, ui.outputSelector.currentNode)
         ui.classList.itemChanged.connect(self._classesChanged)
         ui.allClassesButton.clicked.connect(self._allClasses)
-        ui.outputSelector.currentNodeIDChanged.connect(self._optionChanged)
 
     # ---- parameters to widgets
 
@@ -150,6 +151,8 @@ class SegmentPanel(WorkPanel):
         self._ui.channelsWidget.setVisible(bool(self._channelSelectors))
 
     def _channelsChanged(self, _id: str) -> None:
+        if not self._shown:
+            return
         nodes = [selector.currentNode() for selector, _label in self._channelSelectors]
         self.parameters.channels = [node for node in nodes if node is not None]
 
@@ -184,24 +187,23 @@ class SegmentPanel(WorkPanel):
             event = slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent
             self._observed = (volume, volume.AddObserver(event, lambda *_arguments: self._showAdvice()))
 
+    def suspend(self) -> None:
+        super().suspend()
+        self._observe(None)
+
     def close(self) -> None:
+        """Follow no volume any more."""
         self._observe(None)
 
     # ---- widgets to parameters
 
     def _volumeChosen(self, _id: str) -> None:
+        if not self._shown:
+            return
         self.parameters.volume = self._ui.volumeSelector.currentNode()
         self._observe(self.parameters.volume)
         self._showAdvice()
         self._showButtons()
-
-    def _optionChanged(self, _value: Any = None) -> None:
-        if not self._shown:
-            return
-        ui, p = self._ui, self.parameters
-        p.engine, p.precision, p.device = chosen(ui.engineCombo), chosen(ui.precisionCombo), chosen(ui.deviceCombo)
-        p.surface, p.replace = bool(read(ui.surfaceCheck, "checked")), bool(read(ui.replaceCheck, "checked"))
-        p.output = ui.outputSelector.currentNode()
 
     def _classesChanged(self, _item: Any) -> None:
         items = [self._ui.classList.item(n) for n in range(read(self._ui.classList, "count"))]
