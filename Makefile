@@ -22,8 +22,8 @@ test: $(VENV)/.test lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.test
-	$(BIN)/ruff check MedQuantINT8 Testing
-	$(BIN)/ruff format --check -q MedQuantINT8 Testing
+	$(BIN)/ruff check MedQuantINT8 Testing tools benchmarks experiments
+	$(BIN)/ruff format --check -q MedQuantINT8 Testing tools benchmarks experiments
 	$(BIN)/mypy
 	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.toml' '*.yml' '*.txt' '*.ui' '*.ipynb' '*.cff' Makefile)
 
@@ -46,10 +46,10 @@ fuzz: $(VENV)/.test
 	for reader in model.json zip onnx nifti nrrd mha bundle nnunet data-set; do $(BIN)/python Testing/Fuzzing/fuzz.py $$reader --guided --seconds $$(( $(SECONDS) / 9 )) || exit 1; done
 
 bench: $(VENV)/.test
-	$(BIN)/python Testing/Benchmarks/run_all.py
+	$(BIN)/python benchmarks/run_all.py
 
 results: $(VENV)/.test
-	$(BIN)/python Testing/Benchmarks/real_networks.py
+	$(BIN)/python benchmarks/real_networks.py
 
 # Debian's python3 has no ensurepip until python3-venv is installed; its pip can fill a bare environment.
 $(BIN)/python:

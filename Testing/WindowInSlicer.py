@@ -1,6 +1,5 @@
-"""Slicer's ctest: the window's tests (test_window.py) in the real application. See Testing/CMakeLists.txt."""
+"""Slicer's ctest: the window's tests (slicer_module/test_window.py) in the real application. See Testing/CMakeLists.txt."""
 
-import sys
 import unittest
 from pathlib import Path
 
@@ -12,7 +11,6 @@ class WindowInSlicer(unittest.TestCase):
         except ImportError:
             self.skipTest('pytest is not installed in Slicer: slicer.util.pip_install("pytest")')
         here = Path(__file__).resolve().parent
-        sys.path.insert(0, str(here))
-        self.assertEqual(
-            pytest.main([str(here / "test_window.py"), "-q", "-p", "no:cacheprovider", "--rootdir", str(here)]), 0
-        )
+        tests = here / "slicer_module" / "test_window.py"
+        options = ["-q", "-p", "no:cacheprovider", "-c", str(here.parent / "pyproject.toml")]
+        self.assertEqual(pytest.main([str(tests), *options]), 0)

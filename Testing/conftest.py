@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "MedQuantINT8")]
-
-from data_models import DATA  # noqa: E402
-from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec  # noqa: E402
-from MedQuantINT8Lib.imaging.volume import Volume  # noqa: E402
-from MedQuantINT8Lib.importers.onnx import import_onnx  # noqa: E402
-from MedQuantINT8Lib.models.package import ModelPackage  # noqa: E402
-from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler  # noqa: E402
-from MedQuantINT8Lib.resources import resource  # noqa: E402
+from data_models import DATA
+from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
+from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.importers.onnx import import_onnx
+from MedQuantINT8Lib.models.package import ModelPackage
+from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
+from MedQuantINT8Lib.resources import resource
+from scans import GEOMETRIES, PHANTOM_SIZE, PHANTOM_SPACING
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,10 +40,6 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def data() -> Path:
     return DATA
-
-
-#: Voxels along I, J, K and their millimetres of the tests' scans: all eleven structures in eight windows of the demo network.
-PHANTOM_SIZE, PHANTOM_SPACING = (84, 64, 72), 4.0
 
 
 @pytest.fixture(scope="session")
@@ -78,35 +72,6 @@ def int8_package(fp32_package: ModelPackage, tmp_path_factory: pytest.TempPathFa
         options,
         QuantizationPolicy(budget=Budget(0)),
     )[0]
-
-
-OBLIQUE = np.array([[0.80, -0.52, 0.40, -40.0], [0.55, 1.30, -0.30, 12.0], [-0.21, 0.48, 2.70, 77.0], [0, 0, 0, 1.0]])
-
-
-def orthogonal(
-    spacing: tuple[float, float, float], angles: tuple[float, float, float] = (0, 0, 0), flips: str = ""
-) -> np.ndarray:
-    """An IJK-to-RAS matrix: rotations about R, A, S in degrees, ``flips`` naming axes (i, j, k) that run backwards."""
-    matrix = np.eye(4)
-    for axis, angle in enumerate(np.radians(angles)):
-        rotation = np.eye(3)
-        a, b = [n for n in range(3) if n != axis]
-        rotation[a, a] = rotation[b, b] = np.cos(angle)
-        rotation[a, b], rotation[b, a] = -np.sin(angle), np.sin(angle)
-        matrix[:3, :3] = matrix[:3, :3] @ rotation
-    matrix[:3, :3] *= [s * (-1 if letter in flips else 1) for s, letter in zip(spacing, "ijk", strict=True)]
-    matrix[:3, 3] = [-31.0, 17.0, 240.0]
-    return matrix
-
-
-GEOMETRIES = {
-    "axial": orthogonal((1.0, 1.0, 1.0)),
-    "anisotropic": orthogonal((0.7, 0.7, 4.0)),
-    "flipped": orthogonal((0.9, 1.2, 2.0), flips="ik"),
-    "oblique": orthogonal((0.8, 1.1, 2.5), (12, -20, 31)),
-    "oblique and flipped": orthogonal((1.5, 0.9, 3.0), (-25, 14, 40), flips="j"),
-    "sagittal": orthogonal((1.0, 1.3, 1.1), (0, 90, 90)),
-}
 
 
 @pytest.fixture(params=list(GEOMETRIES))

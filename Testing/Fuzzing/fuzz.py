@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "MedQuantINT8")]
+sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parent.parent / "MedQuantINT8")]
 
 LATE_SECONDS, MOST_BYTES = 20, 2 << 30
 _CORPUS: dict[str, Any] = {}

@@ -130,7 +130,7 @@ def travel(road: Road, version: str, python: str, built: Path, folder: Path, new
     Raises:
         Failed: a step failed.
     """
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(HERE.parent / "support"))
     import tensorrt_at_hand
 
     constraints = [] if newest else ["-c", ROOT / "constraints.txt"]
@@ -163,7 +163,7 @@ def travel(road: Road, version: str, python: str, built: Path, folder: Path, new
     # Not in the repository and not beside its modules: only what was installed may be found.
     work = folder / "work"
     work.mkdir()
-    for name in ("Installs/jobs.py", "bundles.py"):
+    for name in ("Installs/jobs.py", "support/bundles.py"):
         shutil.copyfile(HERE.parent / name, work / Path(name).name)
     clean = {
         k: v

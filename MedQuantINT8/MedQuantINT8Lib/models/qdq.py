@@ -69,7 +69,7 @@ def as_unsigned(model: Any) -> Any:
     """The same INT8 network with activations as UINT8 and zero point 128.
 
     Every integer is the old one plus 128, so the network computes the same numbers. OpenVINO needs it: its low
-    precision passes lose the scale of a *signed* quantized Concat (see Testing/test_engines.py).
+    precision passes lose the scale of a *signed* quantized Concat (see Testing/engines/test_engines.py).
     """
     onnx = require_onnx()
     copy = onnx.ModelProto()

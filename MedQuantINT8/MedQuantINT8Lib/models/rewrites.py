@@ -1,7 +1,7 @@
 """Exact rewrites of ONNX graphs: other operators, the same numbers.
 
 Each returns a copy. Which of them an engine's build uses is decided by measurement: see the engines and
-``Testing/Benchmarks/rewrites.py``.
+``benchmarks/rewrites.py``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,652 @@
+"""The module's real window and .ui file over the real scene, driven as a person would: click, watch, cancel, look.
+
+The window around it is the stand-in of Testing/host; see docs/verification.md.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("slicer", reason="needs slicer-core")
+pytest.importorskip("PySide6", reason="needs PySide6")
+from places import HOST
+
+sys.path.insert(0, str(HOST))
+
+import window
+from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
+from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.slicer_module import dependencies
+from MedQuantINT8Lib.slicer_module import scene as mrml
+
+pytestmark = pytest.mark.slicer
+SECONDS = 120
+
+
+def read(widget, name):
+    """A widget's Qt property, in PythonQt and PySide6 alike."""
+    return widget.property(name)
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return window.install()
+
+
+@pytest.fixture
+def user(answers, tmp_path, monkeypatch):
+    """A person before the module, with an empty scene."""
+    monkeypatch.setenv("MEDQUANT_MODELS", str(tmp_path / "models"))
+    answers.agree, answers.shown = True, []
+    person = User(answers)
+    yield person
+    person.leave()
+
+
+class User:
+    """Clicks, and looks."""
+
+    def __init__(self, answers):
+        import qt
+        import slicer
+
+        import MedQuantINT8
+
+        self.qt, self.scene, self.answers = qt, slicer.mrmlScene, answers
+        self.scene.Clear(0)
+        MedQuantINT8.MedQuantINT8(type("Parent", (), {})())
+        # With a parent, as the application makes it.
+        parent = slicer.qMRMLWidget()
+        parent.setLayout(qt.QVBoxLayout())
+        self.widget = MedQuantINT8.MedQuantINT8Widget(parent)
+        self.widget.setup()
+        self.widget.parent.resize(420, 1000)
+        self.widget.parent.show()
+        self.look()
+
+    @property
+    def ui(self):
+        return self.widget.view.ui
+
+    @property
+    def view(self):
+        return self.widget.view
+
+    def leave(self):
+        self.widget.cleanup()
+        self.scene.Clear(0)
+        self.widget.parent.deleteLater()
+        self.look()
+
+    def look(self):
+        self.qt.QApplication.processEvents()
+
+    def load(self, name="Scan", seed=2000, size=(84, 60, 64), spacing=4.0):
+        node = mrml.volume_node(make_phantom(seed, size, spacing)[0], name, self.scene)
+        self.look()
+        return node
+
+    def click(self, button):
+        assert button.isEnabled(), f"{read(button, 'objectName')} is grey"
+        button.click()
+        self.look()
+
+    def watch(self, until=None, seconds=SECONDS):
+        """Look on until the work is done, or until something is seen; what the status said meanwhile."""
+        seen, end = [], time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.look()
+            text = (
+                read(self.ui.segmentStatusLabel, "text")
+                + read(self.ui.buildStatusLabel, "text")
+                + read(self.ui.compareStatusLabel, "text")
+            )
+            if text and (not seen or seen[-1] != text):
+                seen.append(text)
+            if until() if until else not self.view.runner.busy:
+                return seen
+            time.sleep(0.005)
+        raise AssertionError(f"still at work after {seconds} s: {seen[-3:]}")
+
+    def segmentations(self):
+        count = self.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
+        return [self.scene.GetNthNodeByClass(n, "vtkMRMLSegmentationNode") for n in range(count)]
+
+    def structures(self, node):
+        inside = node.GetSegmentation()
+        return [inside.GetNthSegment(n).GetName() for n in range(inside.GetNumberOfSegments())]
+
+    def errors(self):
+        return [text for kind, text in self.answers.shown if kind == "errorDisplay"]
+
+
+def slow_down(user):
+    """Make the next run long enough to act during it."""
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
+
+    logic = user.widget.logic.implementation
+    plain = logic.segment
+    logic.segment = lambda *a, **k: plain(*a, **{**k, "options": SegmentationOptions(overlap=0.9)})
+    return lambda: setattr(logic, "segment", plain)
+
+
+def test_the_active_volume_is_chosen_and_one_click_segments_it(user):
+    node = user.load()
+    assert user.ui.volumeSelector.currentNode() is node
+    assert "liver" in read(user.ui.modelInfoLabel, "text") and read(user.ui.segmentButton, "text") == "Segment"
+    user.click(user.ui.segmentButton)
+    assert read(user.ui.segmentButton, "text") == "Cancel" and user.ui.segmentProgress.isVisible()
+    assert not user.ui.compareButton.isEnabled()
+    seen = user.watch()
+    assert any("Segmenting" in text for text in seen) and "Done" in seen[-1] and "OpenVINO" in seen[-1]
+    [segmentation] = user.segmentations()
+    assert len(user.structures(segmentation)) == len(phantom_labels())
+    assert segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+    assert read(user.ui.segmentButton, "text") == "Segment" and not user.errors()
+
+
+def test_cancel_stops_and_a_second_click_works(user):
+    user.load()
+    faster = slow_down(user)
+    user.click(user.ui.segmentButton)
+    user.watch(lambda: "Segmenting" in read(user.ui.segmentStatusLabel, "text"))
+    user.click(user.ui.segmentButton)
+    assert read(user.ui.segmentStatusLabel, "text") == "Stopping …"
+    user.watch()
+    assert read(user.ui.segmentStatusLabel, "text") == "Canceled." and not user.segmentations() and not user.errors()
+    faster()
+    user.click(user.ui.segmentButton)
+    user.watch()
+    assert len(user.segmentations()) == 1
+
+
+def test_structures_output_and_undo(user):
+    user.load()
+    user.click(user.ui.allClassesButton)
+    for n in range(read(user.ui.classList, "count")):
+        item = user.ui.classList.item(n)
+        if item.text() in ("liver", "spleen"):
+            item.setCheckState(user.qt.Qt.Checked)
+    assert user.view.segment.parameters.segments == ["liver", "spleen"]
+    user.click(user.ui.segmentButton)
+    user.watch()
+    [segmentation] = user.segmentations()
+    assert sorted(user.structures(segmentation)) == ["liver", "spleen"]
+    user.ui.outputSelector.setCurrentNodeID(segmentation.GetID())
+    user.ui.replaceCheck.setChecked(True)
+    user.click(user.ui.allClassesButton)
+    user.click(user.ui.segmentButton)
+    user.watch()
+    assert len(user.structures(segmentation)) == len(phantom_labels()) and len(user.segmentations()) == 1
+    user.click(user.ui.undoButton)
+    assert sorted(user.structures(segmentation)) == ["liver", "spleen"]
+    user.click(user.ui.undoButton)
+    assert not user.segmentations() and not user.ui.undoButton.isEnabled()
+
+
+def test_an_empty_scene_a_label_map_and_a_volume_without_voxels_are_told(user):
+    user.click(user.ui.segmentButton)
+    assert "no volume to segment" in user.errors()[-1]
+    labels = user.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Labels")
+    user.look()
+    assert user.ui.volumeSelector.currentNode() is None
+    user.view.segment.parameters.volume = labels
+    user.click(user.ui.segmentButton)
+    assert "label map, not a scan" in user.errors()[-1]
+    empty = user.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
+    user.view.segment.parameters.volume = empty
+    user.click(user.ui.segmentButton)
+    assert "holds no voxels" in user.errors()[-1] and not user.view.runner.busy
+
+
+def test_a_scan_of_another_modality_is_warned_of(user):
+    mrml.volume_node(Volume(np.abs(make_phantom(2000, (40, 40, 40), 8.0)[0].data), np.eye(4), "T1"), "T1", user.scene)
+    user.look()
+    assert "made for CT" in read(user.ui.warningLabel, "text") and user.ui.warningLabel.isVisible()
+    node = user.load("CT scan")
+    user.ui.volumeSelector.setCurrentNodeID(node.GetID())
+    assert not user.ui.warningLabel.isVisible()
+    node.SetAttribute("DICOM.Modality", "MR")
+    user.view.segment.show()
+    assert "is a MR scan" in read(user.ui.warningLabel, "text")
+
+
+def test_voxels_that_come_after_the_node_are_looked_at(user):
+    user.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Loading")
+    user.look()
+    node = user.ui.volumeSelector.currentNode()
+    full = mrml.volume_node(Volume(np.full((8, 8, 8), 3, np.int16), np.eye(4), "MR"), "Other", user.scene)
+    node.SetAndObserveImageData(full.GetImageData())
+    user.look()
+    assert "made for CT" in read(user.ui.warningLabel, "text")
+
+
+def test_models_are_found_by_words(user, int8_package, fp32_package):
+    int8_package.save(Path(os.environ["MEDQUANT_MODELS"]) / "phantom" / "package")
+    fp32_package.save(Path(os.environ["MEDQUANT_MODELS"]) / "raw" / "package")
+    user.view.show()
+    assert read(user.ui.modelList, "count") == 3
+    texts = [user.ui.modelList.item(n).text() for n in range(3)]
+    assert sum("no INT8 network yet" in text for text in texts) == 1
+    user.ui.modelSearchEdit.setText("ct LIVER")
+    assert read(user.ui.modelList, "count") == 3
+    user.ui.modelSearchEdit.setText("hippocampus")
+    assert read(user.ui.modelList, "count") == 0
+
+
+def test_a_network_of_two_channels_gets_two_selectors(user, fp32_package):
+    from dataclasses import replace
+
+    from MedQuantINT8Lib.files import write_json
+    from MedQuantINT8Lib.models.spec import Channel
+
+    folder = Path(os.environ["MEDQUANT_MODELS"]) / "two" / "package"
+    fp32_package.save(folder)
+    spec = replace(
+        fp32_package.spec,
+        name="two",
+        title="Two channels",
+        channels=(Channel("T1"), Channel("T2")),
+        normalization=fp32_package.spec.normalization,
+    )
+    write_json(folder / "model.json", {**spec.to_json(), "files": fp32_package.hashes})
+    first, second = user.load("first"), user.load("second", 2001)
+    user.view.segment.selectModel("two")
+    [(selector, label)] = user.view.segment._channelSelectors
+    assert read(label, "text") == "T2"
+    selector.setCurrentNodeID(second.GetID())
+    assert user.view.segment.parameters.channels == [second] and user.view.segment.parameters.volume is first
+    user.view.segment.selectModel("demo")
+    assert not user.view.segment._channelSelectors
+
+
+def test_the_state_is_saved_with_the_scene_and_comes_back(user, tmp_path):
+    node = user.load()
+    user.ui.surfaceCheck.setChecked(False)
+    user.ui.precisionCombo.setCurrentIndex(user.ui.precisionCombo.findData("fp32"))
+    user.ui.classList.item(0).setCheckState(user.qt.Qt.Unchecked)
+    user.ui.patchesSpin.setValue(7)
+    user.view.build._writers["patches"]()
+    user.ui.calibrationSelector.setCheckState(node, user.qt.Qt.Checked)
+    path = tmp_path / "scene.mrml"
+    assert user.scene.Commit(str(path))
+    user.scene.Clear(0)
+    user.look()
+    assert user.view.segment.parameters.surface and user.view.segment.parameters.patches == 20
+    user.scene.SetURL(str(path))
+    user.scene.Import()
+    user.look()
+    assert not read(user.ui.surfaceCheck, "checked") and read(user.ui.patchesSpin, "value") == 7
+    assert user.ui.precisionCombo.itemData(read(user.ui.precisionCombo, "currentIndex")) == "fp32"
+    assert user.ui.classList.item(0).checkState() == user.qt.Qt.Unchecked
+    assert user.ui.volumeSelector.currentNode().GetName() == "Scan"
+    assert [n.GetName() for n in user.ui.calibrationSelector.checkedNodes()] == ["Scan"]
+
+
+def test_loading_a_scene_overwrites_no_setting_of_make_and_compare(user, tmp_path):
+    """The selectors tell late that their nodes changed: what the scene brought has come by then, and must stay."""
+    first, second = user.load("First", size=(8, 8, 8)), user.load("Second", 2001, size=(8, 8, 8))
+    parameters = user.view.segment.parameters
+    parameters.patches, parameters.method, parameters.agreement = 7, "percentile", 0.9
+    parameters.fallback, parameters.calibrationFolder = False, "/scans"
+    parameters.calibrationVolumes, parameters.compareVolumes = [second], [first, second]
+    parameters.volume = second
+    user.view.show()
+    path = tmp_path / "scene.mrml"
+    assert user.scene.Commit(str(path))
+    for way in ("closed before", "loaded over another"):
+        if way == "closed before":
+            user.scene.Clear(0)
+            user.look()
+        else:
+            # Other settings and other checks in the panel, as a person leaves them.
+            user.ui.compareSelector.setCheckState(user.load("Third", size=(8, 8, 8)), user.qt.Qt.Checked)
+            user.ui.calibrationSelector.setCheckState(user.ui.volumeSelector.currentNode(), user.qt.Qt.Checked)
+        user.scene.SetURL(str(path))
+        user.scene.Connect() if way == "loaded over another" else user.scene.Import()
+        user.look()
+        user.look()
+        p = user.view.segment.parameters
+        assert (p.patches, p.method, p.agreement, p.fallback) == (7, "percentile", 0.9, False), way
+        assert p.calibrationFolder == "/scans" and p.volume.GetName() == "Second"
+        assert [n.GetName() for n in p.calibrationVolumes] == ["Second"]
+        assert [n.GetName() for n in p.compareVolumes] == ["First", "Second"]
+        assert [n.GetName() for n in user.ui.calibrationSelector.checkedNodes()] == ["Second"]
+        assert sorted(n.GetName() for n in user.ui.compareSelector.checkedNodes()) == ["First", "Second"]
+        assert read(user.ui.patchesSpin, "value") == 7 and not read(user.ui.fallbackCheck, "checked")
+
+
+def test_a_setting_that_is_changed_writes_no_other(user):
+    """What a widget shows may be stale; only the one that was touched is the user's word."""
+    user.load(size=(8, 8, 8))
+    parameters = user.view.segment.parameters
+    parameters.patches, parameters.precision, parameters.surface = 9, "fp32", False
+    user.ui.fallbackCheck.setChecked(not read(user.ui.fallbackCheck, "checked"))
+    user.ui.replaceCheck.setChecked(True)
+    assert (parameters.patches, parameters.precision, parameters.surface) == (9, "fp32", False)
+    assert parameters.replace and not parameters.fallback
+
+
+def test_a_volume_deleted_and_a_scene_closed_during_the_run(user):
+    node = user.load()
+    slow_down(user)
+    user.click(user.ui.segmentButton)
+    user.watch(lambda: "Segmenting" in read(user.ui.segmentStatusLabel, "text"))
+    user.scene.RemoveNode(node)
+    user.watch()
+    assert "was deleted" in user.errors()[-1] and not user.segmentations()
+    user.load("Again")
+    user.click(user.ui.segmentButton)
+    user.watch(lambda: "Segmenting" in read(user.ui.segmentStatusLabel, "text"))
+    user.scene.Clear(0)
+    user.watch()
+    assert (
+        read(user.ui.segmentStatusLabel, "text") == "Canceled." and not user.segmentations() and len(user.errors()) == 1
+    )
+
+
+def test_a_killed_worker_is_told_and_the_next_click_starts_another(user):
+    user.load()
+    faster = slow_down(user)
+    user.click(user.ui.segmentButton)
+    user.watch(lambda: "Segmenting" in read(user.ui.segmentStatusLabel, "text"))
+    os.kill(user.widget.logic.implementation._client.pid, signal.SIGKILL)
+    user.watch()
+    assert "killed, perhaps for want of memory" in user.errors()[-1]
+    faster()
+    user.click(user.ui.segmentButton)
+    user.watch()
+    assert len(user.segmentations()) == 1
+
+
+def test_packages_are_asked_for_at_the_click_and_may_be_refused(user, monkeypatch):
+    user.load()
+    monkeypatch.setattr(dependencies, "_satisfied", lambda line: not line.startswith("openvino"))
+    user.answers.agree = False
+    user.click(user.ui.segmentButton)
+    question = next(text for kind, text in user.answers.shown if kind == "confirmOkCancelDisplay")
+    assert "openvino" in question and "Apache-2.0" in question and "MB" in question and "onnxruntime" not in question
+    assert "Nothing was installed" in user.errors()[-1] and not user.view.runner.busy
+
+
+def test_tensorrt_is_only_installed_after_its_licence_was_shown(user):
+    user.load()
+    user.ui.engineCombo.setCurrentIndex(user.ui.engineCombo.findData("tensorrt"))
+    user.answers.agree = False
+    user.click(user.ui.segmentButton)
+    question = next(text for kind, text in user.answers.shown if kind == "confirmOkCancelDisplay")
+    assert "tensorrt" in question and "proprietary" in question and "openvino" not in question
+    assert "Nothing was installed" in user.errors()[-1]
+
+
+def test_an_engine_that_is_not_there_is_told(user, tmp_path, monkeypatch):
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text("raise ImportError('no openvino here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    user.load()
+    user.ui.engineCombo.setCurrentIndex(user.ui.engineCombo.findData("openvino"))
+    user.click(user.ui.segmentButton)
+    user.watch()
+    assert "OpenVINO is installed but cannot be loaded: no openvino here" in user.errors()[-1]
+
+
+def test_a_disk_that_cannot_be_written_is_told(user, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "file" / "cache"))
+    user.load()
+    user.click(user.ui.segmentButton)
+    user.watch()
+    assert str(tmp_path / "file") in user.errors()[-1] and not user.segmentations()
+
+
+def test_compare_shows_what_was_lost_and_leads_to_it(user, tmp_path, monkeypatch):
+    import slicer
+
+    user.load()
+    view = user.scene.AddNewNodeByClass("vtkMRMLSliceNode", "Red")
+    user.click(user.ui.compareButton)
+    seen = user.watch()
+    assert any("FP32: segmenting" in text for text in seen) and any("INT8: segmenting" in text for text in seen)
+    rows = [
+        [user.ui.summaryTable.item(r, c).text() for c in range(3)]
+        for r in range(read(user.ui.summaryTable, "rowCount"))
+    ]
+    summary = {name: (fp32, int8) for name, fp32, int8 in rows}
+    fp32_mb, int8_mb = map(float, summary["network file, MB"])
+    assert 0 < int8_mb < 0.3 * fp32_mb and summary["memory, GB"][1] != "–"
+    share, percent = summary["work in INT8"][1].split()
+    assert float(share) > 95 and percent == "%"
+    assert read(user.ui.structureTable, "rowCount") == len(phantom_labels()) and "Mean Dice 0.9" in read(
+        user.ui.compareResultLabel, "text"
+    )
+    assert read(user.ui.regionList, "count") > 3
+    user.click(user.ui.showDifferencesButton)
+    [differences] = user.segmentations()
+    assert "ml, " in user.structures(differences)[0]
+    user.ui.regionList.setCurrentRow(2)
+    user.look()
+    region = user.view.compare.comparisons[0].regions[2]
+    matrix = view.GetSliceToRAS()
+    assert abs(matrix.GetElement(2, 3) - region["center_ras"][2]) < 1e-3
+    found = user.view.compare.comparisons[0]
+    sizes = [r["voxels"] for r in found.regions]
+    assert sizes == sorted(sizes, reverse=True) and sum(sizes) <= found.report["differences"]["voxels"]
+    for name in ("report.html", "report.json", "report.csv"):
+        monkeypatch.setattr(user.qt.QFileDialog, "getSaveFileName", lambda *_a, name=name: (str(tmp_path / name), ""))
+        user.click(user.ui.saveReportButton)
+    page = (tmp_path / "report.html").read_text()
+    assert (
+        "liver" in page
+        and "deepest voxel" in page
+        and "mean margin" in page
+        and (tmp_path / "report.csv").read_text().startswith("ml,voxels,FP32")
+        and (tmp_path / "report.json").stat().st_size > 1000
+    )
+    user.click(user.ui.showDifferencesButton)
+    assert len(user.segmentations()) == 1 and user.scene.GetNumberOfNodesByClass("vtkMRMLTableNode") == 1
+    assert "volume by more than 5 %" in read(user.ui.compareResultLabel, "text")
+    assert slicer.mrmlScene is user.scene
+
+
+def test_all_volumes_and_a_folder(user, tmp_path, monkeypatch):
+    import SimpleITK as sitk
+
+    user.load("one")
+    user.load("two", 2001)
+    flat = mrml.volume_node(Volume(np.full((8, 8, 8), 3, np.int16), np.eye(4), "flat"), "flat", user.scene)
+    user.click(user.ui.segmentAllButton)
+    seen = user.watch()
+    assert any("two (2 of 3)" in text for text in seen) and len(user.segmentations()) == 2
+    [(_, told)] = [item for item in user.answers.shown if item[0] == "warningDisplay"]
+    assert told.startswith("flat: ") and "everywhere" in told
+    user.scene.RemoveNode(flat)
+    volume = make_phantom(2002, (60, 60, 60), 5.0)[0]
+    for name in ("a.nii.gz", "b.nrrd"):
+        sitk.WriteImage(sitk.GetImageFromArray(volume.data[0]), str(tmp_path / name))
+    folders = iter([str(tmp_path), str(tmp_path / "out")])
+    monkeypatch.setattr(user.qt.QFileDialog, "getExistingDirectory", lambda *_a: next(folders))
+    (tmp_path / "out").mkdir()
+    user.click(user.ui.segmentFolderButton)
+    user.watch()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.seg.nrrd", "b.seg.nrrd"]
+
+
+def test_a_sequence_is_segmented_frame_by_frame(user):
+    import slicer
+
+    scene = user.scene
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "Beating")
+    for n, seed in enumerate((2000, 2001)):
+        frame = mrml.volume_node(make_phantom(seed, (56, 48, 50), 5.0)[0], f"t{n}", scene)
+        sequence.SetDataNodeAtValue(frame, str(n))
+        scene.RemoveNode(frame)
+    logic = slicer.vtkSlicerSequencesLogic()
+    logic.SetMRMLScene(scene)
+    browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    logic.UpdateAllProxyNodes()
+    proxy = browser.GetProxyNode(sequence)
+    user.ui.volumeSelector.setCurrentNodeID(proxy.GetID())
+    user.look()
+    assert user.view.segment.parameters.volume is proxy
+    user.click(user.ui.segmentSequenceButton)
+    user.watch()
+    found = [
+        scene.GetNthNodeByClass(n, "vtkMRMLSequenceNode")
+        for n in range(scene.GetNumberOfNodesByClass("vtkMRMLSequenceNode"))
+    ]
+    made = next(node for node in found if node is not sequence)
+    assert made.GetNumberOfDataNodes() == 2 and browser.IsSynchronizedSequenceNode(made)
+    assert len(user.structures(made.GetNthDataNode(1))) >= 4
+    assert not user.errors()
+    user.view.segment.parameters.volume = user.load("no frame")
+    user.click(user.ui.segmentSequenceButton)
+    assert "not a frame of a sequence" in user.errors()[-1]
+
+
+@pytest.mark.slow
+def test_an_int8_engine_is_made_in_the_window(user):
+    node = user.load("Calibration")
+    user.ui.calibrationSelector.setCheckState(node, user.qt.Qt.Checked)
+    user.ui.patchesSpin.setValue(3)
+    user.view.build._writers["patches"]()
+    user.click(user.ui.buildButton)
+    assert read(user.ui.buildButton, "text") == "Cancel" and not user.ui.segmentButton.isEnabled()
+    user.watch(seconds=300)
+    assert not user.errors(), user.errors()
+    log = user.ui.logText.toPlainText()
+    assert "of the work is quantized" in log and "file:" in log
+    assert "openvino: INT8" in log and "real INT8 against the simulation" in log
+    assert user.view.segment.parameters.model == "my-demo"
+    user.click(user.ui.segmentButton)
+    user.watch()
+    assert len(user.segmentations()) == 1
+
+
+def test_making_an_engine_without_scans_is_told(user):
+    user.click(user.ui.buildButton)
+    assert "no volume to calibrate on" in user.errors()[-1]
+
+
+def test_a_model_of_ones_own_is_brought_in(user, int8_package, tmp_path, monkeypatch):
+    int8_package.save(tmp_path / "mine.zip")
+    monkeypatch.setattr(user.qt.QFileDialog, "getOpenFileName", lambda *_a: (str(tmp_path / "mine.zip"), ""))
+    user.click(user.ui.importFileButton)
+    user.watch()
+    assert user.view.segment.parameters.model == int8_package.spec.name
+    needed = user.widget.logic.implementation.needsImport
+    assert not needed(str(tmp_path / "mine.zip")) and not needed("x.onnx") and needed(str(tmp_path / "bundle.zip"))
+    user.click(user.ui.importFileButton)
+    user.watch()
+    assert "is installed already" in user.errors()[-1]
+    (tmp_path / "scan.zip").write_bytes(b"no zip")
+    monkeypatch.setattr(user.qt.QFileDialog, "getOpenFileName", lambda *_a: (str(tmp_path / "scan.zip"), ""))
+    user.click(user.ui.importFileButton)
+    user.watch()
+    assert "scan.zip" in user.errors()[-1]
+
+
+def test_a_download_asks_for_the_licence_first(user):
+    combo = user.ui.buildModelCombo
+    index = next(n for n in range(read(combo, "count")) if combo.itemData(n).startswith("get:"))
+    combo.setCurrentIndex(index)
+    assert read(user.ui.buildButton, "text") == "Download model"
+    user.answers.agree = False
+    user.click(user.ui.buildButton)
+    assert "License" in user.answers.shown[-1][1] and not user.view.runner.busy
+
+
+def test_the_module_reloads(user, monkeypatch):
+    # Other tests go on with the library as they know it.
+    for name in [n for n in sys.modules if n.startswith("MedQuantINT8Lib")]:
+        monkeypatch.setitem(sys.modules, name, sys.modules[name])
+    user.load()
+    user.widget.onReload()
+    user.widget = user.widget.reloaded
+    user.look()
+    user.click(user.ui.segmentButton)
+    user.watch()
+    assert len(user.segmentations()) == 1
+
+
+def test_every_control_can_be_reached_and_named(user):
+    """Keyboard and screen reader: what takes input has a name, and what has a label is its buddy."""
+    kinds = (
+        user.qt.QAbstractButton,
+        user.qt.QComboBox,
+        user.qt.QLineEdit,
+        user.qt.QAbstractSpinBox,
+        user.qt.QListWidget,
+        user.qt.QTableWidget,
+    )
+    names = [name for name in vars(user.ui) if isinstance(getattr(user.ui, name), kinds)]
+    assert len(names) > 25
+    nameless = [
+        n for n in names if not read(getattr(user.ui, n), "accessibleName") and not read(getattr(user.ui, n), "text")
+    ]
+    assert not nameless
+    texts = [read(label, "text") for name, label in vars(user.ui).items() if name.endswith("Label")]
+    keys = [text.split("&")[1][0].lower() for text in texts if "&" in text]
+    assert len(keys) > 10
+
+
+def test_the_modules_own_test_passes(user):
+    import MedQuantINT8
+
+    MedQuantINT8.MedQuantINT8Test().runTest()
+
+
+def test_sample_data_is_registered_and_needs_no_network(user):
+    import SampleData
+    import slicer
+
+    slicer.app.startup()
+    sample = SampleData.samples[-1]
+    node = sample["customDownloader"](None)
+    assert node.GetImageData().GetDimensions()[0] > 50 and Path(sample["thumbnailFileName"]).is_file()
+    assert user.answers.viewed[-1] is node, "Sample Data shows only what it has downloaded itself"
+    assert sample["category"] in SampleData.categories
+
+
+def test_another_module_stops_the_following_of_the_scan_and_coming_back_begins_it_again(user, monkeypatch):
+    import slicer
+
+    node = user.load(size=(32, 32, 32), spacing=8.0)
+    user.view.show()
+    looked_at = []
+    monkeypatch.setattr(
+        user.widget.logic.implementation, "advise", lambda volume, model: looked_at.append(volume) or ""
+    )
+    for step, follows in ((lambda: None, True), (user.widget.exit, False), (user.widget.enter, True)):
+        step()
+        looked_at.clear()
+        node.InvokeEvent(slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent)
+        assert bool(looked_at) == follows
+
+
+def test_models_and_built_engines_are_removed_in_the_window(user, int8_package, tmp_path, monkeypatch):
+    from MedQuantINT8Lib.engines import cache
+    from MedQuantINT8Lib.models.installed import installed_models, models_root
+
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(int8_package.folder, models_root() / "mine" / "package")
+    cache.make({"model_name": "mine"}, lambda folder: (folder / "engine").write_bytes(bytes(2_000_000)) and None)
+    user.view.show()
+    ui = user.ui
+    assert "mine (" in read(ui.storageModelCombo, "currentText") and "2.0 MB" in read(ui.storageStatusLabel, "text")
+    user.answers.agree = False
+    ui.removeModelButton.click()
+    assert "mine" in installed_models(), "it was removed though the user refused"
+    user.answers.agree = True
+    ui.removeModelButton.click()
+    assert "mine" not in installed_models() and not ui.removeModelButton.isEnabled()
+    ui.removeEnginesButton.click()
+    assert not cache.entries() and not ui.removeEnginesButton.isEnabled()

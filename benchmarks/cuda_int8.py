@@ -1,0 +1,285 @@
+"""The CUDA INT8 engine on a GPU against PyTorch, side by side: milliseconds a call at 96^3, batch 1 and 4, and a whole volume.
+
+    python benchmarks/cuda_int8.py networks FOLDER [NAME ...]  # any machine with the build road: INT8 networks, without their weights
+    python benchmarks/cuda_int8.py time FOLDER [NAME ...]      # a machine with a GPU and onnx; prints a JSON line each
+    python benchmarks/cuda_int8.py volume FOLDER               # the same with torch and MONAI: 512 x 512 x 400, 14 classes, nnU-Net
+
+Networks get random weights of the same shape: time does not depend on values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "Testing" / "support"), str(ROOT / "MedQuantINT8")]
+from gpu_networks import TIMED  # noqa: E402
+
+# NVIDIA's compiler keeps what it has compiled as well.
+os.environ["CUDA_CACHE_DISABLE"] = "1"
+#: nnU-Net's network with 14 classes, for the whole volume.
+FOURTEEN = "nnunet14"
+ROUNDS, STEP_RUNS = 30, 10
+
+
+def make_network(name: str, folder: Path) -> None:
+    """An INT8 network without its weights, which would be most of it."""
+    from MedQuantINT8Lib.evaluation.study_tables import study_package
+    from MedQuantINT8Lib.progress import Task
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if name == FOURTEEN:
+            from networks import quantized, torch_networks
+
+            package = quantized(torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"], name, Path(scratch))
+        else:
+            package, _ = study_package(TIMED[name], Path(scratch), Task())
+        keep_network(package.onnx_path("int8"), folder / f"{name}.onnx")
+
+
+def int8_weights(model: Any) -> list[Any]:
+    """Of a network; zero points, which are INT8 as well, have one dimension."""
+    return [tensor for tensor in model.graph.initializer if tensor.data_type == tensor.INT8 and len(tensor.dims) > 1]
+
+
+def keep_network(source: Path, target: Path) -> None:
+    import onnx
+
+    model = onnx.load(source)
+    for tensor in int8_weights(model):
+        tensor.ClearField("raw_data")
+        tensor.ClearField("int32_data")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(model.SerializeToString())
+
+
+def with_weights(source: Path, target: Path) -> Path:
+    """The same network with random weights."""
+    import onnx
+
+    model, rng = onnx.load(source), np.random.default_rng(0)
+    for tensor in int8_weights(model):
+        tensor.raw_data = rng.integers(-127, 128, tuple(tensor.dims)).astype(np.int8).tobytes()
+    onnx.save(model, target)
+    return target
+
+
+def bytes_of(plan: Any, batch: int) -> int:
+    """What the steps read and write in the GPU's memory if nothing stays in its cache, weights included."""
+    total = 0
+    for step in plan.steps:
+        for view in (*step.reads(), *step.writes()):
+            total += batch * int(np.prod(plan.buffers[view.buffer].size)) * view.layout.width * (1 if view.scale else 2)
+        if step.weights:
+            total += (
+                step.macs
+                // int(np.prod(step.size if step.kind == "conv" else step.source_size))
+                * (1 if step.int8 else 2)
+            )
+    return total + batch * int(np.prod(plan.size)) * 2 * (plan.channels + plan.classes)
+
+
+def timed(gpu: Any, network: Any, batch: int) -> dict[str, Any]:
+    """Milliseconds of a recorded call, and of each step."""
+    from MedQuantINT8Lib.engines.cuda.graph_capture import CapturedGraph
+
+    plan, stream = network.plan, gpu.stream()
+    source, target = (gpu.allocate((batch, c, *plan.size), np.float16) for c in (plan.channels, plan.classes))
+    source.upload(np.random.default_rng(0).normal(size=source.shape).astype(np.float16), stream)
+    begin, end = gpu.event(), gpu.event()
+
+    def milliseconds(graph: Any) -> float:
+        begin.record(stream)
+        graph.launch(0)
+        end.record(stream)
+        end.wait()
+        return float(end.milliseconds_since(begin))
+
+    whole = CapturedGraph(gpu, stream, lambda s: network.enqueue(batch, source, target, s))
+    for _ in range(4):
+        whole.launch(0)
+    times = [milliseconds(whole) for _ in range(ROUNDS)]
+    whole.free()
+    steps = []
+    for number, program in enumerate(network.programs if batch == 1 else []):
+        alone = CapturedGraph(
+            gpu,
+            stream,
+            lambda s, n=number: [network.launch(n, batch, source, target, s) for _ in range(STEP_RUNS)] and None,
+        )
+        alone.launch(0)
+        milliseconds(alone)
+        step, tiling = program.step, program.tiling
+        steps.append(
+            {
+                "ms": milliseconds(alone) / STEP_RUNS,
+                "kind": step.kind,
+                "name": step.name,
+                "size": list(step.size),
+                "channels": [step.source.layout.channels if step.source else plan.channels, step.layout.channels],
+                "tops": 2e-9 * step.macs * batch,
+                "tile": None
+                if tiling is None
+                else [
+                    *tiling.tile.voxels,
+                    tiling.tile.channels,
+                    tiling.tile.warps,
+                    tiling.tile.stages,
+                    tiling.tile.groups,
+                    tiling.tile.split,
+                    tiling.tile.teams,
+                    tiling.tile.depth,
+                ],
+            }
+        )
+        alone.free()
+    for thing in (source, target, begin, end, stream):
+        thing.free()
+    return {"median_ms": statistics.median(times), "p95_ms": float(np.percentile(times, 95)), "steps": steps}
+
+
+def row(name: str, folder: Path) -> dict[str, Any]:
+    """A network built cold (no kernel kept), loaded, and timed."""
+    from MedQuantINT8Lib.engines.base import BuildOptions
+    from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
+    from MedQuantINT8Lib.importers.networks import PATCH
+
+    found: dict[str, Any] = {"cuda_int8": name, "date": time.strftime("%Y-%m-%d")}
+    for batch in (1, 4):
+        options = BuildOptions("int8", PATCH, batch=batch, device="gpu")
+        with tempfile.TemporaryDirectory() as scratch:
+            network = with_weights(folder / f"{name}.onnx", Path(scratch) / "network.onnx")
+            # No kernel is kept from before.
+            os.environ["MEDQUANT_CACHE"] = scratch
+            began = time.perf_counter()
+            CudaInt8Backend().build(network, Path(scratch), options)
+            built = time.perf_counter() - began
+            began = time.perf_counter()
+            engine = CudaInt8Backend().load(Path(scratch), options)
+            loaded = time.perf_counter() - began
+        run = engine.gpu_network
+        assert run is not None
+        macs = sum(step.macs for step in run.plan.steps)
+        found |= {
+            "gpu": run.gpu.info.name,
+            "macs": macs,
+            "int8_mac_share": sum(step.macs for step in run.plan.steps if step.int8) / macs,
+        }
+        found[f"batch_{batch}"] = {
+            **timed(run.gpu, run, batch),
+            "build_s": built,
+            "load_s": loaded,
+            "mb": run.bytes / 1e6,
+            "bytes": bytes_of(run.plan, batch),
+        }
+        engine.close()
+    return found
+
+
+def volume(folder: Path) -> dict[str, Any]:
+    """512 x 512 x 400 and a scan of a KiTS case's size, from int16 in the computer's memory to labels."""
+    from MedQuantINT8Lib.engines.base import BuildOptions
+    from MedQuantINT8Lib.engines.cuda.device import Gpu
+    from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
+    from MedQuantINT8Lib.importers.networks import PATCH
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity, Reduction
+    from MedQuantINT8Lib.inference.windows import plan_windows
+    from MedQuantINT8Lib.models.spec import Window
+
+    window, options = Window(PATCH, overlap=0.5), BuildOptions("int8", PATCH, batch=4, device="gpu")
+    result: dict[str, Any] = {"volumes": [], "network": FOURTEEN}
+    with Gpu() as gpu, tempfile.TemporaryDirectory() as scratch:
+        result["gpu"] = gpu.info.name
+        CudaInt8Backend().build(
+            with_weights(folder / f"{FOURTEEN}.onnx", Path(scratch) / "network.onnx"), Path(scratch), options
+        )
+        free = gpu.free_bytes
+        engine = CudaInt8Backend().load(Path(scratch), options)
+        network = engine.gpu_network
+        assert network is not None
+        classes = network.plan.classes
+        for what, shape in (
+            ("512 x 512 x 400", (400, 512, 512)),
+            ("KiTS case at 1.5 mm, 240 x 240 x 160", (160, 240, 240)),
+        ):
+            windows = plan_windows(shape, window, PATCH)
+            scan = np.random.default_rng(0).integers(-1000, 2000, (1, *shape)).astype(np.int16)
+            runner = GpuSlidingWindow(network.gpu, network, 1, classes, windows, window, 4)
+            times = []
+            for _ in range(4):
+                began = time.perf_counter()
+                runner.run(
+                    scan, Reduction(np.arange(classes, dtype=np.uint16)), Intensity(-160, 400, 1 / 560, 160 / 560)
+                )
+                times.append(time.perf_counter() - began)
+            result["volumes"].append(
+                {
+                    "what": what,
+                    "windows": windows.count,
+                    "seconds": statistics.median(times[1:]),
+                    "gpu_gb": (free - gpu.free_bytes) / 1e9,
+                }
+            )
+            runner.close()
+        engine.close()
+    return result
+
+
+def torch_volume() -> dict[str, Any]:
+    """What MONAI's sliding window with the same network in PyTorch (autocast FP16, volume and scores on the GPU) takes."""
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    from networks import torch_networks
+
+    module = torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"].cuda().eval()
+    scan = torch.randint(-1000, 2000, (1, 1, 400, 512, 512), dtype=torch.int16)
+    torch.backends.cudnn.benchmark = True
+    times = []
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        with torch.no_grad(), torch.autocast("cuda", torch.float16):
+            x = (scan.cuda().float().clamp(-160, 400) + 160) / 560
+            labels = (
+                sliding_window_inference(
+                    x, (96, 96, 96), 4, module, 0.5, mode="gaussian", sw_device="cuda", device="cuda"
+                )
+                .argmax(1)
+                .to(torch.uint8)
+                .cpu()
+            )
+        times.append(time.perf_counter() - began)
+    return {
+        "torch_volume_s": times[-1],
+        "torch_gpu_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "labels": list(labels.shape),
+    }
+
+
+def main() -> None:
+    verb, folder, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    if verb == "networks":
+        for name in names or (*TIMED, FOURTEEN):
+            make_network(name, folder)
+            print(name, flush=True)
+    elif verb == "time":
+        for name in names:
+            print(json.dumps(row(name, folder)), flush=True)
+    else:
+        value = volume(folder)
+        print(json.dumps(value), flush=True)
+        print(json.dumps({**value, **torch_volume()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Writes docs/results/gpu.json and gpu.md from what the GPU benchmarks printed: python gpu_page.py FILE ...
+
+Each FILE holds lines of JSON, from gpu_baselines.py, gpu_window.py, cuda_int8.py or experiments/cuda_real.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "MedQuantINT8")]
+TARGET = ROOT / "docs" / "results" / "gpu.json"
+#: Costliest steps of a network that are kept.
+KEPT = 12
+
+
+def page(value: dict[str, Any]) -> str:
+    from cuda_int8_page import MODES, RECORDED, section
+    from gpu_networks import TIMED
+
+    lines = [
+        "# On an NVIDIA GPU",
+        "",
+        f"Made by `benchmarks/gpu_page.py`; do not edit. {value['date']}.",
+        "",
+        *section(value),
+    ]
+    if window := value.get("window"):
+        lines += [
+            "## The sliding window on the GPU",
+            "",
+            f"{window['gpu']}: {' x '.join(map(str, window['voxels'][::-1]))}, {window['classes']} classes, {window['windows']} windows of 96 x 96 x 96, a network of one small kernel. "
+            f"Volume up, labels down, everything between: {window['whole_s']:.2f} s, of which the network {window['network_alone_s']:.2f} s; {window['beside_network_s']:.2f} s beside it. "
+            f"GPU memory {window['gpu_memory_gb']:.2f} GB ({window['ring_gb']:.2f} GB of it for scores). Labels equal those of the processor's sliding window (Testing/engines/cuda/test_gpu.py).",
+            "",
+        ]
+    if overlap := (window or {}).get("overlap"):
+        lines += [
+            "Where scores have to come down to the computer's memory (to be resampled, or for want of memory on the GPU), copies and blending run beside the network: "
+            f"{overlap['windows']} windows in {overlap['beside_s']:.3f} s, of which {overlap['network_and_copies_s']:.3f} s are the network and its copies; one after the other they take {overlap['after_s']:.3f} s.",
+            "",
+        ]
+    rows = [value["baselines"][n] for n in TIMED if n in value.get("baselines", {})]
+    if rows:
+        lines += [
+            "## What a GPU user has in PyTorch: the figures to beat",
+            "",
+            f"{rows[0]['gpu']}, PyTorch {rows[0]['torch']}; networks of the study's size, random weights, 96 x 96 x 96; milliseconds a call, median (95th percentile) of 20.",
+            "",
+            "| network | batch | FP32 | TF32 | autocast FP16 | FP16 channels-last | torch.compile, autocast FP16 | with CUDA graphs |",
+            "| --- | ---: |" + " ---: |" * 6,
+        ]
+        for r in rows:
+            for batch in (1, 4):
+                cells = [_cell(r[f"batch_{batch}"].get(mode)) for mode in (*MODES, RECORDED)]
+                lines.append(f"| {TIMED[r['network']].title} | {batch} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if not found:
+        return "–"
+    return found["error"].split(":")[0] if "error" in found else f"{found['median_ms']:.1f} ({found['p95_ms']:.1f})"
+
+
+def main() -> None:
+    value = json.loads(TARGET.read_text()) if TARGET.exists() else {"baselines": {}}
+    for name in sys.argv[1:]:
+        for line in Path(name).read_text().splitlines():
+            if not line.startswith("{"):
+                continue
+            row = json.loads(line)
+            if "cuda_int8" in row:
+                # The page names three; a few more for whoever looks for what to do next.
+                row["batch_1"]["steps"] = sorted(row["batch_1"]["steps"], key=lambda step: -step["ms"])[:KEPT]
+                row["batch_4"].pop("steps", None)
+                value.setdefault("cuda_int8", {})[row["cuda_int8"]] = row
+            elif "cuda_real" in row:
+                value.setdefault("cuda_int8_real", {})[row["cuda_real"]] = row
+            elif "volumes" in row:
+                value["cuda_int8_volume"] = row
+            elif "network" in row:
+                value["baselines"][row["network"]] = row
+            else:
+                value["window"] = row
+    value["date"] = time.strftime("%Y-%m-%d")
+    TARGET.write_text(json.dumps(value, indent=1) + "\n")
+    TARGET.with_suffix(".md").write_text(page(value))
+
+
+if __name__ == "__main__":
+    main()
