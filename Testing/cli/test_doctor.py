@@ -12,7 +12,8 @@ import pytest
 
 from MedQuantINT8Lib.cli import doctor
 from MedQuantINT8Lib.cli.main import main
-from MedQuantINT8Lib.engines import base, register
+from MedQuantINT8Lib.engines import register
+from MedQuantINT8Lib.engines import registry as engine_registry
 from places import LIBRARY
 
 
@@ -37,7 +38,7 @@ class SilentBackend(BrokenBackend):
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(engine_registry, "_REGISTRY", dict(engine_registry._REGISTRY))
     for made in (BrokenBackend, SilentBackend):
         register(made.__name__, f"{__name__}:{made.__name__}")
 
@@ -105,7 +106,7 @@ def test_what_the_doctor_says_fits_80_columns_with_a_line_for_each_engine(regist
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     engines = lines[: next(n for n, line in enumerate(lines) if line.startswith("packages"))]
-    for name in (*base.backend_names(), "quantize"):
+    for name in (*engine_registry.backend_names(), "quantize"):
         assert sum(line[11:].startswith(f"{name} ") for line in engines) == 1, name
     assert any(line.startswith("faster     GPU 0: NVIDIA H100") for line in lines)
 

@@ -12,7 +12,7 @@ import pytest
 
 import tiny
 from MedQuantINT8Lib.cli.main import main
-from MedQuantINT8Lib.engines import base, cache, choices
+from MedQuantINT8Lib.engines import cache, choices, registry
 from MedQuantINT8Lib.engines import int8_or_float as race
 from MedQuantINT8Lib.engines import preparation as prepare
 from MedQuantINT8Lib.engines import ranking as trial
@@ -46,9 +46,11 @@ def package(tmp_path):
 def engines(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "engines"))
     made = {"card": Card(), "tiny": tiny.TinyBackend()}
-    monkeypatch.setattr(base, "_REGISTRY", {**dict.fromkeys(made, ""), "onnxruntime": base._REGISTRY["onnxruntime"]})
-    real = base.backend
-    for module in (base, engine_choice):
+    monkeypatch.setattr(
+        registry, "_REGISTRY", {**dict.fromkeys(made, ""), "onnxruntime": registry._REGISTRY["onnxruntime"]}
+    )
+    real = registry.backend
+    for module in (registry, engine_choice):
         monkeypatch.setattr(module, "backend", lambda name: made.get(name) or real(name))
     monkeypatch.setattr(tiny.TinyBackend, "failures", [])
     monkeypatch.setattr(tiny.TinyBackend, "built", [])

@@ -8,7 +8,7 @@ import pytest
 
 from MedQuantINT8Lib.cli import commands
 from MedQuantINT8Lib.cli.parsers import parser
-from MedQuantINT8Lib.engines import base
+from MedQuantINT8Lib.engines import base, registry
 from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError, choose_gpu
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.inference import engine_choice
@@ -30,10 +30,10 @@ def engines(monkeypatch):
         "first": stand_in("first"),
         "second": stand_in("second"),
     }
-    monkeypatch.setattr(base, "_REGISTRY", dict.fromkeys(made, ""))
-    for module in (base, engine_choice):
+    monkeypatch.setattr(registry, "_REGISTRY", dict.fromkeys(made, ""))
+    for module in (registry, engine_choice):
         monkeypatch.setattr(module, "backend", made.__getitem__)
-    monkeypatch.setattr("MedQuantINT8Lib.engines.ranking.fastest_first", lambda found: found)
+    monkeypatch.setattr("MedQuantINT8Lib.engines.registry.fastest_first", lambda found: found)
     return made
 
 
@@ -45,19 +45,19 @@ def engines(monkeypatch):
     ],
 )  # fmt: skip
 def test_a_device_restricts_the_engines_that_auto_chooses_from(engines, device, precision, expected):
-    assert [made.name for made in base.usable_backends(precision, device)] == expected
-    assert base.choose_backend("auto", precision, device).name == expected[0]
+    assert [made.name for made in registry.usable_backends(precision, device)] == expected
+    assert registry.choose_backend("auto", precision, device).name == expected[0]
 
 
 def test_a_device_that_no_engine_serves_is_refused_with_reasons(engines):
     with pytest.raises(EngineError, match=r"on the device gpu \(ours: no FP32; broken: no library\).*auto or cpu"):
-        base.choose_backend("auto", "fp32", "gpu")
+        registry.choose_backend("auto", "fp32", "gpu")
 
 
 @pytest.mark.parametrize(("name", "device"), [("ours", "cpu"), ("first", "gpu"), ("first", "gpu:0")])
 def test_an_engine_and_a_device_that_exclude_each_other_are_refused(engines, name, device):
     with pytest.raises(EngineError, match=f"{name.upper()} runs on .* alone, not on the device {device}"):
-        base.choose_backend(name, "int8", device)
+        registry.choose_backend(name, "int8", device)
 
 
 def test_a_device_is_told_to_an_engine_in_its_own_words(engines):
@@ -73,21 +73,21 @@ def test_an_engine_whose_check_raises_stops_no_other(engines):
         raise LookupError("no driver\nfound")
 
     engines["ours"].unavailable = fail
-    assert base.choose_backend("auto", "int8").name == "first"
-    assert base.availability()["ours"] == "OURS cannot be asked: LookupError: no driver."
+    assert registry.choose_backend("auto", "int8").name == "first"
+    assert registry.unavailable_reason(registry.backend("ours")) == "OURS cannot be asked: LookupError: no driver."
     with pytest.raises(EngineError, match="cannot run here: OURS cannot be asked"):
-        base.choose_backend("ours", "int8")
+        registry.choose_backend("ours", "int8")
 
 
 def test_a_gpu_that_was_asked_for_is_not_left_for_the_processor(engines):
     full = GpuMemoryError("too small")
-    assert base.choose_instead("int8", full).name == "first"
+    assert registry.choose_instead("int8", full).name == "first"
     with pytest.raises(GpuMemoryError):
-        base.choose_instead("int8", full, device="gpu:1")
+        registry.choose_instead("int8", full, device="gpu:1")
     unknown = base.UnsupportedNetwork("no kernel")
-    assert base.choose_instead("int8", unknown, ["ours"]).name == "first"
+    assert registry.choose_instead("int8", unknown, ["ours"]).name == "first"
     with pytest.raises(base.UnsupportedNetwork):
-        base.choose_instead("int8", unknown, ["ours"], "gpu")
+        registry.choose_instead("int8", unknown, ["ours"], "gpu")
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.engines import BuildOptions, backend, backend_names, cache, choose_backend, register
+from MedQuantINT8Lib.engines import BuildOptions, backend, backend_names, base, cache, choose_backend, register
 from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
 from MedQuantINT8Lib.engines.preparation import prepare
 from MedQuantINT8Lib.errors import EngineError, PackageError, StorageError
@@ -189,9 +191,9 @@ def test_a_wrong_engine_is_caught_and_rebuilt_without_the_layers_at_fault(int8_p
     try:
         made = prepare(int8_package, backend("wrong"), BuildOptions("int8", PATCH), patches)
     finally:
-        from MedQuantINT8Lib.engines import base
+        from MedQuantINT8Lib.engines import registry
 
-        del base._REGISTRY["wrong"]
+        del registry._REGISTRY["wrong"]
     at_fault = set(behind_concats(graph.load_network(int8_package.onnx_path("int8"))))
     assert set(made.fallback) == at_fault and len(at_fault) == 4
     assert "high precision" in made.note and made.fidelity is not None and made.fidelity.trusted
@@ -434,13 +436,13 @@ class _Cramped(OpenVINOBackend):
 
 
 def test_a_gpu_that_is_too_small_gives_way_to_the_processor(monkeypatch, int8_package, phantom):
-    from MedQuantINT8Lib.engines import base
+    from MedQuantINT8Lib.engines import registry
     from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
     from MedQuantINT8Lib.inference import pipeline
     from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 
-    monkeypatch.setattr(base, "_REGISTRY", {"cramped": f"{__name__}:_Cramped", **base._REGISTRY})
+    monkeypatch.setattr(registry, "_REGISTRY", {"cramped": f"{__name__}:_Cramped", **registry._REGISTRY})
     run = pipeline.segment(int8_package, phantom[0], EngineChoice("auto", "int8"), SegmentationOptions(), Task())
     assert run.engine["name"] == "openvino" and run.result.notes[0].startswith(
         "run on the processor: The GPU has not enough"
@@ -463,12 +465,12 @@ class _Picky(OpenVINOBackend):
 
 
 def test_a_network_that_an_engine_has_no_kernel_for_goes_to_the_next(monkeypatch, int8_package, phantom):
-    from MedQuantINT8Lib.engines import base
+    from MedQuantINT8Lib.engines import registry
     from MedQuantINT8Lib.inference import pipeline
     from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 
-    monkeypatch.setattr(base, "_REGISTRY", {"picky": f"{__name__}:_Picky", **base._REGISTRY})
+    monkeypatch.setattr(registry, "_REGISTRY", {"picky": f"{__name__}:_Picky", **registry._REGISTRY})
     run = pipeline.segment(int8_package, phantom[0], EngineChoice("auto", "int8"), SegmentationOptions(), Task())
     assert run.engine["name"] == "openvino" and run.result.notes[0].startswith(
         "run on OpenVINO (CPU): Picky has no kernel for Conv (node first)"
@@ -516,7 +518,7 @@ class _Carded(OpenVINOBackend):
 def test_the_batch_is_what_a_gpu_holds(monkeypatch, int8_package, phantom):
     from types import SimpleNamespace
 
-    from MedQuantINT8Lib.engines import base
+    from MedQuantINT8Lib.engines import registry
     from MedQuantINT8Lib.inference import pipeline
     from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.memory_estimate import MOST_WINDOWS, gpu_batch
@@ -524,7 +526,7 @@ def test_the_batch_is_what_a_gpu_holds(monkeypatch, int8_package, phantom):
 
     sizes = [gpu_batch(int8_package, "int8", SegmentationOptions(), size << 20) for size in (1, 800, 8000)]
     assert sizes[0] == 1 < sizes[1] <= sizes[2] == MOST_WINDOWS
-    monkeypatch.setattr(base, "_REGISTRY", {"carded": f"{__name__}:_Carded", **base._REGISTRY})
+    monkeypatch.setattr(registry, "_REGISTRY", {"carded": f"{__name__}:_Carded", **registry._REGISTRY})
     monkeypatch.setattr(pipeline.cuda, "choose_gpu", lambda device: SimpleNamespace(total_bytes=8 << 30))
     choice = EngineChoice("carded", "int8", device="gpu")
     made = pipeline.build(int8_package, choice, SegmentationOptions(), None, Task())
@@ -533,3 +535,40 @@ def test_the_batch_is_what_a_gpu_holds(monkeypatch, int8_package, phantom):
     asked = pipeline._with_batch(SegmentationOptions(batch=2), int8_package, backend("carded"), choice)
     assert asked.batch == 2
     assert pipeline._with_batch(SegmentationOptions(), int8_package, backend("openvino"), choice).batch == 1
+
+
+def test_what_only_some_engines_have_is_found_by_the_protocols_of_base():
+    """By class attributes of the backends that there are; one that says nothing is the processor's, in INT8 and FP32."""
+    backends = [backend(name) for name in backend_names()]
+    assert {b.name for b in backends if base.needs_gpu(b)} == {"tensorrt", "cuda_int8", "tensorrt_rtx"}
+    assert {b.name: base.precisions_of(b) for b in backends}["cuda_int8"] == ("int8", "fp16")
+    assert {b.name for b in backends if base.distribution_of(b)} == {"openvino", "onnxruntime"}
+    silent = type("Silent", (), {"name": "silent", "title": "Silent", "real_int8": True})()
+    assert not base.needs_gpu(silent) and base.precisions_of(silent) == ("int8", "fp32")
+    assert base.distribution_of(silent) == "" and base.device_of(silent, "auto") == "cpu"
+
+
+def test_a_mean_of_engines_gives_away_a_single_engines_network_alone():
+    from MedQuantINT8Lib.inference.ensemble import MeanEngine
+
+    class OnGpu:
+        gpu, gpu_network, pipeline = "the GPU", "the network", "the pipeline"
+
+    class OnProcessor:
+        pass
+
+    for engines, expected in (
+        ([OnGpu()], ("the GPU", "the network", "the pipeline")),
+        ([OnGpu(), OnGpu()], ("the GPU", None, None)),
+        ([OnProcessor()], (None, None, None)),
+    ):
+        mean = MeanEngine(engines)
+        assert (base.gpu_of(mean), base.gpu_network_of(mean), base.pipeline_of(mean)) == expected
+
+
+def test_no_attribute_of_an_engine_is_looked_for_by_a_string():
+    """Named protocols say what an engine may have; a string would say it to nobody, and a typing error in it would be no error."""
+    names = "needs_gpu|precisions|distribution|gpu_network|gpu|pipeline|clear"
+    pattern = re.compile(rf"(getattr|hasattr)\([^()]*[\"']({names})[\"']")
+    library = Path(base.__file__).parent.parent
+    assert not [path.name for path in library.rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))]

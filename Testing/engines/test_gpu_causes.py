@@ -145,7 +145,7 @@ def test_a_logger_of_another_kind_is_still_heard():
         raise TypeError
 
     log = SimpleNamespace(
-        logger=None, last_words=lambda: "Unable to load library: libnvinfer_builder_resource_sm90.so.10.15.1"
+        logger=None, errors=[], last_words=lambda: "Unable to load library: libnvinfer_builder_resource_sm90.so.10.15.1"
     )
     with pytest.raises(EngineError, match="install it again"):
         tensorrt.started(nothing, log)

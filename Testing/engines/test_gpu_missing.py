@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from MedQuantINT8Lib.engines import base
+from MedQuantINT8Lib.engines import registry
 from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.engines.cuda import driver as cuda_driver
 from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
@@ -62,9 +62,10 @@ class Unforeseen:
 
 
 def test_whatever_an_engines_check_raises_is_its_reason_in_one_line(monkeypatch):
-    monkeypatch.setitem(base._REGISTRY, "unforeseen", f"{__name__}:Unforeseen")
+    monkeypatch.setitem(registry._REGISTRY, "unforeseen", f"{__name__}:Unforeseen")
     assert (
-        base.availability()["unforeseen"] == "Unforeseen cannot be asked: OSError: libsomething.so.1: undefined symbol."
+        registry.unavailable_reason(registry.backend("unforeseen"))
+        == "Unforeseen cannot be asked: OSError: libsomething.so.1: undefined symbol."
     )
-    assert "unforeseen" not in [made.name for made in base.usable_backends("int8")]
-    assert base.choose_backend("auto", "int8").name != "unforeseen"
+    assert "unforeseen" not in [made.name for made in registry.usable_backends("int8")]
+    assert registry.choose_backend("auto", "int8").name != "unforeseen"

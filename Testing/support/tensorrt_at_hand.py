@@ -110,6 +110,7 @@ class Verbose:
             def __init__(self): trt.ILogger.__init__(self)
             def log(self, severity, message): lines.extend(message.splitlines())
         self.logger = Logger()
+    errors = ()
     def last_words(self):
         return next((l for l in reversed(self.lines) if "rror" in l), self.lines[-1])
 log, events = Verbose(), []

@@ -1,4 +1,4 @@
-"""Inference engines: one file each, found through the registry in :mod:`.base`."""
+"""Inference engines: one file each, found through :mod:`.registry`."""
 
 from .base import (
     BuildOptions,
@@ -6,12 +6,8 @@ from .base import (
     EngineBackend,
     EngineDescription,
     LayerRecord,
-    availability,
-    backend,
-    backend_names,
-    choose_backend,
-    register,
 )
+from .registry import backend, backend_names, choose_backend, register
 
 __all__ = [
     "BuildOptions",
@@ -19,7 +15,6 @@ __all__ = [
     "EngineBackend",
     "EngineDescription",
     "LayerRecord",
-    "availability",
     "backend",
     "backend_names",
     "choose_backend",

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..errors import one_line
 from ..system import installed_version
-from .base import backend, backend_names
+from .base import distribution_of
+from .registry import backend, backend_names
 
 
 def examine_engines() -> dict[str, Any]:
@@ -24,7 +25,7 @@ def _examine(name: str) -> dict[str, Any]:
         title, real_int8 = engine.title, engine.real_int8
         reason = engine.unavailable()
         # By the package's metadata where the engine names it: to ask the engine itself loads it, which takes seconds.
-        package = getattr(engine, "distribution", "")
+        package = distribution_of(engine)
         version = "" if reason else (package and installed_version(package)) or engine.version()
     except Exception as error:
         # Libraries fail in ways of their own; whatever keeps an engine from running is the answer.

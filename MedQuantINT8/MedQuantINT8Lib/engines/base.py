@@ -1,21 +1,35 @@
-"""What an engine is, and which there are.
+"""What an engine is: the protocols that each satisfies, and those that it may satisfy beyond them.
 
 A *backend* builds engine files for this machine and loads them; an *engine* is a loaded network that infers. A new
-engine is one new module with a class that satisfies :class:`EngineBackend`, and one line in the registry below.
+engine is one new module with a class that satisfies :class:`EngineBackend`, and one line in :mod:`.registry`.
+
+What only some engines have is a protocol of its own, looked for in one place by the function that stands below it:
+
+===================  ====================================================  ==========================
+Protocol             what it adds                                          found by
+===================  ====================================================  ==========================
+ChoosesDevice        ``needs_gpu``: the backend runs on NVIDIA GPUs        :func:`needs_gpu`
+ChoosesPrecisions    ``precisions``: which it computes in                  :func:`precisions_of`
+NamesDistribution    ``distribution``: the package that brings it          :func:`distribution_of`
+ReportsBuild         ``build_with``: builds with progress                  isinstance
+ResidesOnGpu         ``gpu``, ``gpu_network``: its network takes buffers   :func:`gpu_of`, :func:`gpu_network_of`
+PipelinesBatches     ``pipeline``: batches under way at the same time      :func:`pipeline_of`
+===================  ====================================================  ==========================
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
+
+if TYPE_CHECKING:
+    from .cuda.device import DeviceBuffer, Gpu, Stream
 
 Precision = Literal["int8", "fp16", "fp32"]
 
@@ -155,165 +169,144 @@ class ReportsBuild(Protocol):
         """
 
 
-_REGISTRY: dict[str, str] = {
-    "tensorrt": "MedQuantINT8Lib.engines.tensorrt.backend:TensorRTBackend",
-    "cuda_int8": "MedQuantINT8Lib.engines.cuda_int8.backend:CudaInt8Backend",
-    "tensorrt_rtx": "MedQuantINT8Lib.engines.tensorrt.rtx_backend:TensorRTRTXBackend",
-    "openvino": "MedQuantINT8Lib.engines.openvino:OpenVINOBackend",
-    "onnxruntime": "MedQuantINT8Lib.engines.onnxruntime:OnnxRuntimeBackend",
-}
+@runtime_checkable
+class ChoosesDevice(Protocol):
+    """A backend that says where it runs. One that does not say runs on the processor."""
+
+    needs_gpu: bool
 
 
-def register(name: str, factory: str) -> None:
-    """Add or replace a backend; ``factory`` is "module:class"."""
-    _REGISTRY[name] = factory
+@runtime_checkable
+class ChoosesPrecisions(Protocol):
+    """A backend that says which precisions it computes in. One that does not say computes in INT8 and FP32."""
+
+    precisions: tuple[Precision, ...]
 
 
-def backend_names() -> list[str]:
-    """All known backends, best first."""
-    return list(_REGISTRY)
+@runtime_checkable
+class NamesDistribution(Protocol):
+    """A backend that one Python package brings, whose version can be read without loading it."""
+
+    distribution: str
 
 
-def backend(name: str) -> EngineBackend:
-    """The backend of that name.
-
-    Raises:
-        EngineError: there is no such backend.
-    """
-    if name not in _REGISTRY:
-        raise EngineError(f"There is no engine called {name!r}.", f"Choose one of {', '.join(_REGISTRY)}.")
-    module, _, cls = _REGISTRY[name].partition(":")
-    made: EngineBackend = getattr(importlib.import_module(module), cls)()
-    return made
+def needs_gpu(backend: EngineBackend) -> bool:
+    """Whether a backend runs on NVIDIA GPUs alone; otherwise it runs on the processor alone."""
+    return isinstance(backend, ChoosesDevice) and backend.needs_gpu
 
 
-def unavailable_reason(made: EngineBackend) -> str:
-    """Why a backend cannot run here, in one line, or an empty string.
-
-    Whatever its own check raises is its reason: an engine whose libraries fail in a way that it does not know must not stop another.
-    """
-    try:
-        return made.unavailable()
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        return f"{made.title} cannot be asked: {type(error).__name__}{': ' if reason else ''}{reason}."
+def precisions_of(backend: EngineBackend) -> tuple[Precision, ...]:
+    """The precisions that a backend computes in: INT8 and FP32, unless it says otherwise."""
+    return tuple(backend.precisions) if isinstance(backend, ChoosesPrecisions) else ("int8", "fp32")
 
 
-def availability() -> dict[str, str]:
-    """For each backend an empty string, or why it cannot run here."""
-    return {name: unavailable_reason(backend(name)) for name in _REGISTRY}
+def distribution_of(backend: EngineBackend) -> str:
+    """The name of the Python package that brings the engine, or an empty string where the backend names none."""
+    return backend.distribution if isinstance(backend, NamesDistribution) else ""
 
 
-def precisions_of(made: EngineBackend) -> tuple[str, ...]:
-    """What a backend computes in: "int8" and "fp32", unless it says otherwise."""
-    return tuple(getattr(made, "precisions", ("int8", "fp32")))
+def float_precision_of(backend: EngineBackend) -> Precision:
+    """The precision that INT8 is compared with in a backend: FP32, or the most exact that it has."""
+    return "fp32" if "fp32" in precisions_of(backend) else "fp16"
 
 
-def float_precision_of(made: EngineBackend) -> Precision:
-    """What INT8 is held against in a backend: FP32, or the most exact that it has."""
-    return "fp32" if "fp32" in precisions_of(made) else "fp16"
-
-
-def runs_on(made: EngineBackend, device: str) -> bool:
+def runs_on(backend: EngineBackend, device: str) -> bool:
     """Whether a backend runs on a device of that name: "auto" is any, "cpu" the processor, "gpu" and "gpu:N" an NVIDIA GPU."""
-    return device == "auto" or (device == "cpu") != bool(getattr(made, "needs_gpu", False))
+    return device == "auto" or (device == "cpu") != needs_gpu(backend)
 
 
-def device_of(made: EngineBackend, device: str) -> str:
+def device_of(backend: EngineBackend, device: str) -> str:
     """The device in the backend's own words: "cpu" for those of the processor; "gpu" or "gpu:N" for those of NVIDIA GPUs.
 
     Raises:
         EngineError: the backend does not run on that device.
     """
-    on_gpu = bool(getattr(made, "needs_gpu", False))
-    if not runs_on(made, device):
+    on_gpu = needs_gpu(backend)
+    if not runs_on(backend, device):
         where = "an NVIDIA GPU" if on_gpu else "the processor"
         raise EngineError(
-            f"{made.title} runs on {where} alone, not on the device {device}.",
+            f"{backend.title} runs on {where} alone, not on the device {device}.",
             "Choose the device auto, or another engine.",
         )
     return device if device != "auto" else "gpu" if on_gpu else "cpu"
 
 
-def choose_processor(precision: str) -> EngineBackend:
-    """As :func:`choose_backend` for "auto", among the backends that run on the processor."""
-    usable = [made for made in map(backend, _REGISTRY) if runs_on(made, "cpu") and not unavailable_reason(made)]
-    usable.sort(key=lambda made: precision != "fp32" and not made.real_int8)
-    if not usable:
-        raise EngineError("No engine can run on the processor.", "Install one with: pip install openvino onnx")
-    return usable[0]
+class GpuNetwork(Protocol):
+    """A network whose input and output lie on an NVIDIA GPU.
+
+    Attributes:
+        dtype: of input and output, "float32" or "float16".
+    """
+
+    @property
+    def dtype(self) -> str: ...
+
+    def enqueue(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
+        """Put the run of ``batch`` patches (batch, C, *patch) to scores (batch, classes, *patch) into the stream."""
 
 
-def choose_instead(
-    precision: str, failed: EngineError, tried: Collection[str] = (), device: str = "auto"
-) -> EngineBackend:
-    """What "auto" takes when an engine failed: the next one for a network that it has no kernel for, else the processor.
+@runtime_checkable
+class ResidesOnGpu(Protocol):
+    """An engine whose network takes and gives buffers of an NVIDIA GPU, so that a whole sliding window can stay there.
 
-    Args:
-        tried: names of the engines that failed; by default the first choice.
-        device: where it may run; with a GPU that was asked for, nothing goes to the processor.
+    Attributes:
+        gpu: the GPU, opened.
+        gpu_network: None where the engine cannot give its network away (it is closed, or several are averaged).
+    """
+
+    @property
+    def gpu(self) -> Gpu | None: ...
+
+    @property
+    def gpu_network(self) -> GpuNetwork | None: ...
+
+
+class BatchPipeline(Protocol):
+    """A network that works while the caller goes on: batches are submitted, and their scores collected in the same order.
+
+    Attributes:
+        ahead: how many batches may be under way when the next is submitted; collected scores stay valid for as many more.
+    """
+
+    @property
+    def ahead(self) -> int: ...
+
+    def submit(self, batch: NDArray[np.float32]) -> None:
+        """Begin with (n, C, *patch), which is copied."""
+
+    def collect(self) -> NDArray[np.float32]:
+        """The scores (n, classes, *patch) of the oldest batch that was not collected yet."""
+
+    def drain(self) -> None:
+        """Forget what was submitted and not collected."""
+
+
+@runtime_checkable
+class PipelinesBatches(Protocol):
+    """An engine that has several batches under way at the same time.
+
+    Attributes:
+        pipeline: made when it is first asked for; None where the engine has none (several are averaged).
+    """
+
+    @property
+    def pipeline(self) -> BatchPipeline | None: ...
+
+
+def gpu_of(engine: Engine) -> Gpu | None:
+    """The GPU that an engine's network resides on, or None."""
+    return engine.gpu if isinstance(engine, ResidesOnGpu) else None
+
+
+def gpu_network_of(engine: Engine) -> GpuNetwork | None:
+    """An engine's network as one whose input and output lie on the GPU, or None."""
+    return engine.gpu_network if isinstance(engine, ResidesOnGpu) else None
+
+
+def pipeline_of(engine: Engine) -> BatchPipeline | None:
+    """An engine's pipeline of batches, or None.
 
     Raises:
-        EngineError: ``failed``, where nothing is left to try.
+        GpuMemoryError: its buffers do not fit.
     """
-    if isinstance(failed, UnsupportedNetwork):
-        usable = usable_backends(precision, device)
-        names = set(tried) or {usable[0].name}
-        others = [made for made in usable if made.name not in names]
-        if not others:
-            raise failed
-        return others[0]
-    if device not in ("auto", "cpu"):
-        raise failed
-    made = choose_processor(precision)
-    if made.name in tried:
-        raise failed
-    return made
-
-
-def choose_backend(name: str, precision: str, device: str = "auto") -> EngineBackend:
-    """The backend asked for, or for "auto" the first that can run here, on that device; INT8 prefers a real one.
-
-    Raises:
-        EngineError: none can run here; says why for each.
-    """
-    if name != "auto":
-        chosen = backend(name)
-        if precision not in ("auto", *precisions_of(chosen)):
-            raise EngineError(
-                f"{chosen.title} does not compute in {precision.upper()}.",
-                f"Choose another --precision ({', '.join(precisions_of(chosen))}) or engine.",
-            )
-        device_of(chosen, device)
-        if reason := unavailable_reason(chosen):
-            raise EngineError(f"The engine {name} cannot run here: {reason}")
-        return chosen
-    return usable_backends(precision, device)[0]
-
-
-def usable_backends(precision: str, device: str = "auto") -> list[EngineBackend]:
-    """All backends that can run here in that precision on that device, best first: real INT8 before the simulation, and where several can
-    use an NVIDIA GPU, the one that was fastest in a trial on it.
-
-    Raises:
-        EngineError: none can run here; says why for each.
-    """
-    from .ranking import fastest_first
-
-    here = [made for made in map(backend, _REGISTRY) if runs_on(made, device)]
-    usable = [made for made in here if precision in ("auto", *precisions_of(made)) and not unavailable_reason(made)]
-    if not usable:
-        reasons = "; ".join(f"{made.name}: {unavailable_reason(made) or f'no {precision.upper()}'}" for made in here)
-        hint = (
-            "Half precision alone needs an NVIDIA GPU: choose another --precision."
-            if precision == "fp16"
-            else "Install one with: pip install openvino onnx"
-        )
-        if device not in ("auto", "cpu"):
-            hint = "Choose the device auto or cpu."
-        raise EngineError(
-            f"No engine can run {'here' if device == 'auto' else f'on the device {device}'} ({reasons}).", hint
-        )
-    usable.sort(key=lambda made: precision != "fp32" and not made.real_int8)
-    on_gpu = [made for made in usable if getattr(made, "needs_gpu", False)]
-    return fastest_first(on_gpu) + [made for made in usable if made not in on_gpu]
+    return engine.pipeline if isinstance(engine, PipelinesBatches) else None

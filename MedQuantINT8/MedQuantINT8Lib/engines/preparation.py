@@ -16,9 +16,10 @@ from ..models import onnx_graph as graph
 from ..models.package import ModelPackage
 from ..progress import Task
 from . import cache
-from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild, device_of, unavailable_reason
+from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild, device_of
 from .choices import Choice
 from .fidelity import Fidelity, LayerSearch, Networks, Patch, compare, labels_of
+from .registry import unavailable_reason
 from .saturation import SEVEN_BIT_NOTE
 
 #: Patches that are compared, and voxels after which one is enough: more would tell little and cost seconds each.

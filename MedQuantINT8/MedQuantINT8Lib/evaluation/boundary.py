@@ -79,8 +79,8 @@ def examine(
     reports: dict[str, Any] = {}
     margins = None
     for precision in ("fp32", "int8"):
-        if (clear := getattr(shelf, "clear", None)) is not None:
-            clear()
+        if shelf is not None:
+            shelf.clear()
         measured = reset_peak_memory()
         task.part = f"{precision.upper()}: "
         wanted = replace(options, margins=precision == "fp32")

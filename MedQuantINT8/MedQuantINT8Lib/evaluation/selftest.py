@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..engines import BuildOptions, EngineBackend, choose_backend
-from ..engines.base import precisions_of
+from ..engines.base import needs_gpu, precisions_of
 from ..engines.fidelity import Distance, labels_of
 from ..engines.onnxruntime import OnnxRuntimeBackend
 from ..engines.preparation import prepare
@@ -62,7 +62,7 @@ def run_selftest(engine: str, names: Sequence[str], folder: Path, task: Task) ->
     value = {
         "engine": backend.name,
         "version": backend.version(),
-        "device": backend.device_name("gpu" if getattr(backend, "needs_gpu", False) else "cpu"),
+        "device": backend.device_name("gpu" if needs_gpu(backend) else "cpu"),
         "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
         "rows": rows,

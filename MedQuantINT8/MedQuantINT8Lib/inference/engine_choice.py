@@ -6,18 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from ..engines.base import (
-    Precision,
-    UnsupportedNetwork,
-    backend,
-    backend_names,
-    choose_backend,
-    choose_instead,
-    precisions_of,
-    runs_on,
-    unavailable_reason,
-)
+from ..engines.base import Precision, UnsupportedNetwork, needs_gpu, precisions_of, runs_on
 from ..engines.cuda.device import GpuError
+from ..engines.registry import backend, backend_names, choose_backend, choose_instead, unavailable_reason
 from ..errors import EngineError
 
 T = TypeVar("T")
@@ -81,7 +72,5 @@ def with_fallback(choice: EngineChoice, attempt: Callable[[EngineChoice], T]) ->
                 other = choose_instead(choice.precision, error, tried, choice.device)
             except EngineError:
                 raise first from error
-            wanted = replace(
-                choice, name=other.name, device=choice.device if getattr(other, "needs_gpu", False) else "cpu"
-            )
+            wanted = replace(choice, name=other.name, device=choice.device if needs_gpu(other) else "cpu")
             notes.append(f"run on {'the processor' if isinstance(error, GpuError) else other.title}: {error}")

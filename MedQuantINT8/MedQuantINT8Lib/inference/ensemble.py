@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import Engine, EngineDescription
+from ..engines.base import BatchPipeline, GpuNetwork, gpu_network_of, gpu_of, pipeline_of
 from ..errors import InputError
 from ..files import split_paths
 from ..models.package import ModelPackage
+
+if TYPE_CHECKING:
+    from ..engines.cuda.device import Gpu
 
 
 class Ensemble:
@@ -82,18 +86,18 @@ class MeanEngine:
         return result
 
     @property
-    def gpu_network(self) -> Any:
+    def gpu_network(self) -> GpuNetwork | None:
         """A single engine's network on a GPU, for the sliding window there; None for several, whose scores meet here."""
-        return getattr(self._engines[0], "gpu_network", None) if len(self._engines) == 1 else None
+        return gpu_network_of(self._engines[0]) if len(self._engines) == 1 else None
 
     @property
-    def gpu(self) -> Any:
-        return getattr(self._engines[0], "gpu", None)
+    def gpu(self) -> Gpu | None:
+        return gpu_of(self._engines[0])
 
     @property
-    def pipeline(self) -> Any:
+    def pipeline(self) -> BatchPipeline | None:
         """As ``gpu_network``, for the sliding window on the processor."""
-        return getattr(self._engines[0], "pipeline", None) if len(self._engines) == 1 else None
+        return pipeline_of(self._engines[0]) if len(self._engines) == 1 else None
 
     def describe(self) -> EngineDescription:
         return self._engines[0].describe()

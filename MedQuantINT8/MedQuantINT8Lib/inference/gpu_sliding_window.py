@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
+from ..engines.base import GpuNetwork
+from ..engines.cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, patch_address
 from ..engines.cuda.interop import borrowed, is_on_gpu
 from ..errors import EngineError
 from ..models.spec import Window
@@ -26,19 +27,6 @@ _SOURCES = {"float32": "f32", "int16": "i16", "uint16": "u16", "uint8": "u8"}
 _TARGETS = {"float32": "f32", "float16": "f16"}
 #: How many windows may be under way before the host waits: enough to keep the GPU busy, few enough for a quick cancel.
 _AHEAD = 8
-
-
-class GpuNetwork(Protocol):
-    """A network whose input and output lie on the GPU.
-
-    Attributes:
-        dtype: of input and output, "float32" or "float16".
-    """
-
-    dtype: str
-
-    def enqueue(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
-        """Put the run of ``batch`` patches (batch, C, *patch) to scores (batch, classes, *patch) into the stream."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..engines import BuildOptions, choose_backend
-from ..engines.base import EngineBackend, Precision
+from ..engines.base import EngineBackend, Precision, needs_gpu
 from ..engines.cuda import device as cuda
 from ..engines.cuda.device import GpuMemoryError
 from ..engines.int8_or_float import prepare_faster
@@ -121,7 +121,7 @@ def _with_batch(
     if options.batch:
         return options
     batch = 1
-    if getattr(made, "needs_gpu", False) and not package.spec.window.whole_volume:
+    if needs_gpu(made) and not package.spec.window.whole_volume:
         try:
             gpu = cuda.choose_gpu(choice.device)
         except MedQuantError:
@@ -223,7 +223,7 @@ def _segment(
         engine = _engine_report(prepared[0])
         ranges = None
         if options.check_ranges and engine["precision"] == "int8":
-            on_gpu = getattr(prepared[0].backend, "needs_gpu", False)
+            on_gpu = needs_gpu(prepared[0].backend)
             ranges = _ranges(ensemble.first, inputs[0], options, result, task, tensors=not on_gpu)
         if len(prepared) > 1:
             engine["members"] = [_engine_report(item) for item in prepared]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import Engine
+from ..engines.base import gpu_network_of, pipeline_of
 from ..errors import InputError, MedQuantError
 from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.regions import Regions, activate, logit_cut, probability_cut
@@ -256,7 +257,7 @@ class _Run:
         """Whether the whole window can run where the network does: a network on a GPU, and labels (not scores) wanted, which the
         kernels there can make: the class of the largest score, or sigmoid regions of one threshold painted in the channels' order."""
         output, regions = self._spec.output, self._regions
-        if getattr(engine, "gpu_network", None) is None or self._resample_scores or options.skip_air or options.margins:
+        if gpu_network_of(engine) is None or self._resample_scores or options.skip_air or options.margins:
             return False
         padded = any(n < p for n, p in zip(self._plan.volume_shape, self._plan.patch, strict=True))
         if padded and self._spec.window.padding != "constant":
@@ -304,7 +305,7 @@ class _Run:
 
     def inference(self, engine: Any) -> Any:
         """The engine as the sliding window takes it: where regions are blended as probabilities, these."""
-        pipeline = getattr(engine, "pipeline", None)
+        pipeline = pipeline_of(engine)
         if pipeline is not None:
             return _Activated(pipeline) if self._by_window else pipeline
         return (lambda batch: _sigmoid(engine.infer(batch))) if self._by_window else engine.infer

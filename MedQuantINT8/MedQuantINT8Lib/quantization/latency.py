@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..engines.base import BuildOptions, UnsupportedNetwork, choose_backend, choose_instead
+from ..engines.base import BuildOptions, UnsupportedNetwork
+from ..engines.registry import choose_backend, choose_instead
 from ..models import onnx_graph as graph
 
 #: Calls of an engine that are timed; the first is not counted.

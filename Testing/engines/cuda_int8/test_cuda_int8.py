@@ -17,7 +17,7 @@ import nvrtc_at_hand
 from cuda_networks import NETWORKS, Made, fixed, plan_of, size_of
 from data_models import DATA
 from gpu_stand_in import StandInGpu
-from MedQuantINT8Lib.engines import base
+from MedQuantINT8Lib.engines import base, registry
 from MedQuantINT8Lib.engines import ranking as trial
 from MedQuantINT8Lib.engines.base import UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda_int8 import backend as cuda_backend
@@ -439,9 +439,9 @@ class Stub:
 
 
 def with_engines(monkeypatch, *made):
-    monkeypatch.setattr(base, "_REGISTRY", {stub.name: "" for stub in made})
+    monkeypatch.setattr(registry, "_REGISTRY", {stub.name: "" for stub in made})
     by_name = {stub.name: stub for stub in made}
-    monkeypatch.setattr(base, "backend", lambda name: by_name[name])
+    monkeypatch.setattr(registry, "backend", lambda name: by_name[name])
 
 
 def test_on_a_gpu_the_order_is_what_a_trial_found_and_it_is_kept(monkeypatch, tmp_path):
@@ -450,26 +450,26 @@ def test_on_a_gpu_the_order_is_what_a_trial_found_and_it_is_kept(monkeypatch, tm
     with_engines(monkeypatch, Stub("slow"), Stub("fast"), processor)
     tried = []
     monkeypatch.setattr(trial, "_tried", lambda made: tried.append(made.name) or {"slow": 9.0, "fast": 2.0}[made.name])
-    assert [made.name for made in base.usable_backends("int8")] == ["fast", "slow", "cpu"]
-    assert base.choose_backend("auto", "int8").name == "fast"
+    assert [made.name for made in registry.usable_backends("int8")] == ["fast", "slow", "cpu"]
+    assert registry.choose_backend("auto", "int8").name == "fast"
     assert tried == ["slow", "fast"]
     # FP32 is what neither of them has.
-    assert base.choose_backend("auto", "fp32").name == "cpu"
+    assert registry.choose_backend("auto", "fp32").name == "cpu"
 
 
 def test_one_engine_on_a_gpu_is_not_tried(monkeypatch):
     with_engines(monkeypatch, Stub("only"), Stub("other", "it is not installed"))
     monkeypatch.setattr(trial, "_tried", lambda made: pytest.fail("tried"))
-    assert base.choose_backend("auto", "int8").name == "only"
+    assert registry.choose_backend("auto", "int8").name == "only"
 
 
 def test_a_network_without_a_kernel_goes_to_the_next_engine(monkeypatch):
     processor = SimpleNamespace(name="cpu", title="CPU", real_int8=True, unavailable=lambda: "")
     with_engines(monkeypatch, Stub("only"), processor)
-    assert base.choose_instead("int8", UnsupportedNetwork("no kernel")).name == "cpu"
+    assert registry.choose_instead("int8", UnsupportedNetwork("no kernel")).name == "cpu"
     with_engines(monkeypatch, Stub("only"))
     with pytest.raises(UnsupportedNetwork, match="no kernel"):
-        base.choose_instead("int8", UnsupportedNetwork("no kernel"))
+        registry.choose_instead("int8", UnsupportedNetwork("no kernel"))
 
 
 def test_the_engine_says_why_it_cannot_run_here(monkeypatch):
@@ -492,7 +492,7 @@ def test_the_engine_says_why_it_cannot_run_here(monkeypatch):
 
 def test_a_precision_that_an_engine_lacks_is_refused():
     with pytest.raises(EngineError, match="CUDA INT8 does not compute in FP32"):
-        base.choose_backend("cuda_int8", "fp32")
+        registry.choose_backend("cuda_int8", "fp32")
 
 
 def test_layers_put_back_to_float_run_in_fp16(tmp_path):

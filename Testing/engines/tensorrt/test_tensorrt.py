@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tensorrt_at_hand as at_hand
-from MedQuantINT8Lib.engines.base import BuildOptions, backend
+from MedQuantINT8Lib.engines import BuildOptions, backend
 from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.engines.cuda import driver as cuda_driver
 from MedQuantINT8Lib.engines.provenance import check_note
@@ -676,7 +676,7 @@ def test_a_library_that_does_not_start_is_told():
     def nothing(logger):
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    log = SimpleNamespace(logger=None, last_words=lambda: "CUDA initialization failure with error: 35")
+    log = SimpleNamespace(logger=None, errors=[], last_words=lambda: "CUDA initialization failure with error: 35")
     with pytest.raises(EngineError, match=r"does not start: CUDA initialization failure.*Install NVIDIA's driver"):
         tensorrt.started(nothing, log)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from ...errors import MedQuantError
-from ..base import backend, unavailable_reason
+from ..registry import backend, unavailable_reason
 from . import device as cuda
 from .driver import has_driver
 

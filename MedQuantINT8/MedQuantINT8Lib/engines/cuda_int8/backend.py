@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import DependencyError, EngineError
 from ...files import write_json
 from ...progress import Task
-from ..base import BuildOptions, EngineDescription, LayerRecord, UnsupportedNetwork
+from ..base import BuildOptions, EngineDescription, LayerRecord, Precision, UnsupportedNetwork
 from ..cuda import device as cuda
 from ..cuda.device import DeviceBuffer, Gpu, GpuError, Stream
 from ..cuda.driver import nvrtc_version
@@ -36,7 +36,7 @@ class CudaInt8Backend:
     real_int8 = True
     needs_gpu = True
     #: What is not INT8 is FP16, with sums in FP32.
-    precisions = ("int8", "fp16")
+    precisions: tuple[Precision, ...] = ("int8", "fp16")
 
     def unavailable(self) -> str:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import DependencyError, EngineError
 from ...files import replacing, write_json
 from ...progress import Task
-from ..base import BuildOptions
+from ..base import BuildOptions, Precision
 from ..cache import cache_root
 from ..cuda import device as cuda
 from ..error_causes import failure
@@ -93,7 +93,7 @@ class TensorRTBackend:
     title = "TensorRT"
     real_int8 = True
     needs_gpu = True
-    precisions = ("int8", "fp16", "fp32")
+    precisions: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 
     def unavailable(self) -> str:
         try:
@@ -225,7 +225,7 @@ def started(make: Any, log: Any) -> Any:
 
 
 def _said(log: Any) -> list[str]:
-    return getattr(log, "errors", None) or [log.last_words()]
+    return log.errors or [log.last_words()]
 
 
 def parse_errors(parser: Any) -> str:

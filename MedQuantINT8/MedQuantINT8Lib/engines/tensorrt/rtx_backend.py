@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...errors import DependencyError, EngineError
 from ...files import write_json
 from ...progress import Task
-from ..base import BuildOptions, EngineDescription, LayerRecord
+from ..base import BuildOptions, EngineDescription, LayerRecord, Precision
 from ..cuda.driver import has_driver
 from ..error_causes import failure
 from ..provenance import check_note, write_note
@@ -35,7 +35,7 @@ class TensorRTRTXBackend:
     title = "TensorRT for RTX"
     real_int8 = True
     needs_gpu = True
-    precisions = ("int8", "fp16", "fp32")
+    precisions: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 
     def unavailable(self) -> str:
         try:
