@@ -59,7 +59,7 @@ def stub():
 
 def ours(shape: tuple[int, int, int], output: str) -> None:
     from MedQuantINT8Lib.inference.blending import LabelSink
-    from MedQuantINT8Lib.inference.sliding_window import slide
+    from MedQuantINT8Lib.inference.sliding_window import SlidingWindow, slide
     from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
 
@@ -71,7 +71,7 @@ def ours(shape: tuple[int, int, int], output: str) -> None:
     budget = 3 << 30  # the segmenter's own
     dtype = np.float32 if plan.carried_bytes(CLASSES, 4) <= budget else np.float16
     began = time.perf_counter()
-    result = slide(data, run, CLASSES, plan, window, labels, carried_dtype=dtype, carried_bytes=budget)
+    result = slide(data, run, labels, SlidingWindow(plan, window, CLASSES, carried_dtype=dtype, carried_bytes=budget))
     _report(output, labels.labels, empty, time.perf_counter() - began, np.dtype(dtype).name, result.columns)
 
 

@@ -24,7 +24,7 @@ REPEATS = 200
 def overlap(gpu: Any) -> dict[str, Any]:
     """The processor's window around a network on the GPU: copies and blending beside the network's work, and one after the other."""
     from MedQuantINT8Lib.engines.cuda.pipeline import DevicePipeline
-    from MedQuantINT8Lib.inference.sliding_window import slide
+    from MedQuantINT8Lib.inference.sliding_window import SlidingWindow, slide
     from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
     from pointwise import Pointwise
@@ -47,7 +47,7 @@ def overlap(gpu: Any) -> dict[str, Any]:
             ("after", lambda batch: (pipeline.submit(batch), pipeline.collect())[1]),
         ):
             began = time.perf_counter()
-            slide(volume, network, CLASSES, plan, window, lambda start, block: None)
+            slide(volume, network, lambda start, block: None, SlidingWindow(plan, window, CLASSES))
             if number:
                 times[how].append(time.perf_counter() - began)
     began = time.perf_counter()

@@ -14,7 +14,7 @@ from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.blending import ScoreSink
 from MedQuantINT8Lib.inference.postprocessing import cleaned
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
-from MedQuantINT8Lib.inference.sliding_window import _filled, slide
+from MedQuantINT8Lib.inference.sliding_window import SlidingWindow, _filled, slide
 from MedQuantINT8Lib.models.spec import Channel, Cleaning, Geometry, Label, ModelSpec, Output, Window
 from MedQuantINT8Lib.models.spec_parser import parse_spec
 
@@ -128,7 +128,7 @@ class WindowOnGpu:
             return 1 / (1 + np.exp(-scores)) if reduction.sigmoid else scores
 
         sink = ScoreSink(self._classes, self._plan.volume_shape)
-        slide(data, infer, self._classes, self._plan, self._window, sink, normalized=True)
+        slide(data, infer, sink, SlidingWindow(self._plan, self._window, self._classes, normalized=True))
         if reduction.threshold is None:
             return reduction.values[sink.scores.argmax(0)]
         labels = np.zeros(sink.scores.shape[1:], np.uint16)

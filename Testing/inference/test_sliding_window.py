@@ -10,7 +10,7 @@ import pytest
 from MedQuantINT8Lib.errors import Cancelled, InputError
 from MedQuantINT8Lib.imaging.regions import Regions
 from MedQuantINT8Lib.inference.blending import LabelSink, RegionSink, ScoreSink
-from MedQuantINT8Lib.inference.sliding_window import slide
+from MedQuantINT8Lib.inference.sliding_window import SlidingWindow, slide
 from MedQuantINT8Lib.inference.windows import check_patch, importance_map, plan_windows, window_starts
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
@@ -54,10 +54,10 @@ def test_blending_equals_monais(network, shape, patch, overlap, blend):
     window = Window(patch, overlap=overlap, blend=blend)
     plan = plan_windows(shape, window, patch)
     scores = ScoreSink(5, shape)
-    slide(data, infer, 5, plan, window, scores, normalized=True, batch_size=3)
+    slide(data, infer, scores, SlidingWindow(plan, window, 5, normalized=True, batch_size=3))
     assert np.abs(scores.scores - expected).max() < 1e-5
     labels = LabelSink(shape, np.arange(5, dtype=np.uint8))
-    slide(data, infer, 5, plan, window, labels, batch_size=2)
+    slide(data, infer, labels, SlidingWindow(plan, window, 5, batch_size=2))
     assert np.array_equal(labels.labels, expected.argmax(0))
 
 
@@ -69,7 +69,7 @@ def test_half_precision_carry_changes_next_to_nothing(network, shape, patch, ove
     found = []
     for dtype in (np.float32, np.float16):
         found.append(LabelSink(shape, np.arange(5, dtype=np.uint8)))
-        slide(data, network[1], 5, plan, window, found[-1], carried_dtype=dtype)
+        slide(data, network[1], found[-1], SlidingWindow(plan, window, 5, carried_dtype=dtype))
     assert (found[0].labels != found[1].labels).mean() < 1e-3
 
 
@@ -81,7 +81,7 @@ def test_memory_is_that_of_the_carried_parts():
     bias = np.random.default_rng(1).random((1, classes, 1, 1, 1)).astype(np.float32)
     labels = LabelSink(shape, np.arange(classes, dtype=np.uint8))
     tracemalloc.start()
-    slide(data, lambda batch: batch * bias, classes, plan, window, labels)
+    slide(data, lambda batch: batch * bias, labels, SlidingWindow(plan, window, classes))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     whole = 4 * classes * int(np.prod(shape))
@@ -97,9 +97,14 @@ def test_columns_give_the_same_scores_in_less_memory(network, normalized, placem
     window = Window(patch, overlap=0.5, placement=placement)
     plan = plan_windows(shape, window, patch)
     whole, parts = ScoreSink(5, shape), ScoreSink(5, shape)
-    slide(data, network[1], 5, plan, window, whole, normalized=normalized)
+    slide(data, network[1], whole, SlidingWindow(plan, window, 5, normalized=normalized))
     budget = plan.carried_bytes(5, 4) * 7 // 10
-    result = slide(data, network[1], 5, plan, window, parts, normalized=normalized, carried_bytes=budget, batch_size=2)
+    result = slide(
+        data,
+        network[1],
+        parts,
+        SlidingWindow(plan, window, 5, normalized=normalized, carried_bytes=budget, batch_size=2),
+    )
     assert result.columns > 1
     assert all(column.plan.carried_bytes(5, 4) <= budget for column in plan.columns(result.columns))
     assert plan.count < result.windows < 2 * plan.count
@@ -148,11 +153,11 @@ def test_windows_of_air_are_skipped_only_when_asked():
         return np.concatenate([np.full_like(batch, 0.5), batch], axis=1)
 
     labels = LabelSink((64, 16, 16), np.array([0, 3], np.uint8))
-    result = slide(data, infer, 2, plan, window, labels, skip_air=True)
+    result = slide(data, infer, labels, SlidingWindow(plan, window, 2, skip_air=True))
     assert (result.windows, result.skipped, sum(calls)) == (4, 2, 2)
     assert np.array_equal(labels.labels > 0, data[0] > 0)
     calls.clear()
-    slide(data, infer, 2, plan, window, labels)
+    slide(data, infer, labels, SlidingWindow(plan, window, 2))
     assert sum(calls) == 4
 
 
@@ -181,11 +186,9 @@ def test_progress_counts_windows_and_cancel_stops_within_one():
         slide(
             np.ones((1, 40, 40, 40), np.float32),
             infer,
-            1,
-            plan,
-            window,
             LabelSink((40, 40, 40), np.zeros(1, np.uint8)),
-            task=task,
+            SlidingWindow(plan, window, 1),
+            task,
         )
     assert len(calls) == 10
     assert events[-1].total == plan.count == 729
@@ -241,7 +244,9 @@ def test_a_device_works_ahead_and_gives_the_same(batch, skip_air):
         def sink(start, block, scores=scores):
             scores[(slice(None), *(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True)))] = block
 
-        result = slide(data, network, 3, plan, window, sink, batch_size=batch, skip_air=skip_air, normalized=True)
+        result = slide(
+            data, network, sink, SlidingWindow(plan, window, 3, batch_size=batch, skip_air=skip_air, normalized=True)
+        )
         found.append((scores, result.skipped))
     assert np.array_equal(found[0][0], found[1][0]) and found[0][1] == found[1][1] and (found[0][1] > 0) == skip_air
     assert device.most == 2 and device.drained == 1 and not device.waiting
@@ -254,5 +259,5 @@ def test_a_device_is_left_empty_by_a_run_that_stops():
     device = Device(lambda values: values)
     task = Task(lambda event: task.cancel() if event.done > 4 else None)
     with pytest.raises(Cancelled):
-        slide(data, device, 1, plan, window, lambda start, block: None, task=task)
+        slide(data, device, lambda start, block: None, SlidingWindow(plan, window, 1), task)
     assert device.drained == 1 and not device.waiting

@@ -20,7 +20,7 @@ FOREIGN = ("MedQuantINT8Lib.importers", "MedQuantINT8Lib.quantization", "torch",
 
 _EVERY_MODULE = """
 import importlib, pkgutil
-for folder in ("models", "imaging", "engines", "inference"):
+for folder in ("models", "imaging", "engines", "inference", "worker"):
     package = importlib.import_module("MedQuantINT8Lib." + folder)
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)

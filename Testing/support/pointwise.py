@@ -9,7 +9,7 @@ import pytest
 
 from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.errors import DependencyError, EngineError
-from MedQuantINT8Lib.inference.sliding_window import slide
+from MedQuantINT8Lib.inference.sliding_window import SlidingWindow, slide
 
 
 def has_gpu():
@@ -82,5 +82,5 @@ def on_the_processor(volume, network, plan, window, values, threshold=None):
         scores = network.infer(batch)
         return scores if threshold is None else 1 / (1 + np.exp(-np.clip(scores, -60, 60)))
 
-    slide(volume, infer, network.classes, plan, window, sink, normalized=threshold is not None)
+    slide(volume, infer, sink, SlidingWindow(plan, window, network.classes, normalized=threshold is not None))
     return labels

@@ -17,7 +17,7 @@ from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.volume import Volume
 from ..inference.blending import ScoreSink
 from ..inference.segmenter import SegmentationOptions, plan_for, segment
-from ..inference.sliding_window import slide
+from ..inference.sliding_window import SlidingWindow, slide
 from ..models.spec import ModelSpec
 from ..progress import Task
 from ..system import available_memory
@@ -194,7 +194,12 @@ class _OurSide:
         plan = plan_for(prepared, self.spec, SegmentationOptions())
         a, b, c = prepared.data.shape[1:]
         sink = ScoreSink(self.spec.output_channels, (a, b, c))
-        slide(prepared.data, self.infer, self.spec.output_channels, plan, self.spec.window, sink, normalized=True)
+        slide(
+            prepared.data,
+            self.infer,
+            sink,
+            SlidingWindow(plan, self.spec.window, self.spec.output_channels, normalized=True),
+        )
         return sink.scores
 
     def labels(self, prepared: NetworkInput) -> NDArray[Any]:

@@ -12,17 +12,16 @@ from numpy.typing import NDArray
 
 from ..engines import Engine
 from ..engines.base import gpu_network_of, pipeline_of
-from ..errors import InputError, MedQuantError
+from ..errors import InputError
 from ..imaging.preprocessing import NetworkInput, preprocess
-from ..imaging.regions import Regions, activate, logit_cut, probability_cut
+from ..imaging.regions import logit_cut, probability_cut
 from ..imaging.volume import Volume
 from ..models.spec import ModelSpec, Window
 from ..progress import Task
 from ..system import available_memory
-from .blending import ActivatingSink, LabelSink, RegionSink, ScoreSink
-from .margins import MarginSink
 from .postprocessing import cleaned
-from .sliding_window import Inference, SlidingWindowResult, slide
+from .score_reduction import BlendingMemory, ScorePath, ScoreReduction
+from .sliding_window import InferBatch, Inference, SlidingWindow, SlidingWindowResult, slide
 from .windows import WindowPlan, check_patch, plan_windows
 
 _GB = 1 << 30
@@ -133,40 +132,45 @@ def segment(
     task = task or Task()
     window = window_in_force(spec, options)
     plan = plan_for(network_input, spec, options)
-    budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, available_memory() // 2)
-    run = _Run(network_input, spec, plan, budget, options.margins)
-    result = run.on_gpu(engine, window, max(1, options.batch), task) if run.fits_gpu(engine, options) else None
+    free = available_memory()
+    budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, free // 2)
+    memory = BlendingMemory.within(budget, free, plan, spec.output_channels)
+    path = ScorePath.of(spec, network_input, memory)
+    reduction = ScoreReduction(spec, plan.volume_shape, path, margins=options.margins)
+    notes = [note for note in (memory.note, path.note) if note]
+    batch, result = max(1, options.batch), None
+    gpu = _GpuWindow(engine, plan, window, reduction)
+    if gpu.fits(options):
+        result = gpu.run(network_input.data, batch, notes, task)
     if result is None:
-        result = slide(
-            network_input.data,
-            run.inference(engine),
-            spec.output_channels,
+        sliding = SlidingWindow(
             plan,
             window,
-            run.receiver,
-            batch_size=max(1, options.batch),
-            carried_dtype=run.carried,
-            carried_bytes=run.carried_bytes,
-            normalized=run.normalized,
+            spec.output_channels,
+            batch_size=batch,
+            carried_dtype=memory.dtype,
+            carried_bytes=memory.budget,
+            normalized=reduction.normalized,
             skip_air=options.skip_air,
-            task=task,
         )
+        inference = _inference(engine, probabilities=path.by_window)
+        result = slide(network_input.data, inference, reduction.receiver, sliding, task)
     with task.stage("restoring the grid"):
-        labels = cleaned(run.labels(), [step for step in spec.cleaning if step.where == "scan"])
+        labels = cleaned(reduction.labels(network_input), [step for step in spec.cleaning if step.where == "scan"])
     if result.columns > 1:
-        run.notes.append(
+        notes.append(
             f"run in {result.columns} columns to save memory: {result.windows} windows instead of {plan.count}"
         )
     if options.skip_air and result.skipped:
-        run.notes.append(f"{result.skipped} of {result.windows} windows held only air and were skipped")
+        notes.append(f"{result.skipped} of {result.windows} windows held only air and were skipped")
     seconds = _seconds(task, result)
     margins = None
-    if run.margins is not None:
-        seconds["margins"] = run.margins.seconds
-        seconds["blending"] = max(0.0, seconds["blending"] - run.margins.seconds)
-        margins = network_input.restore(run.margins.margins)
+    if reduction.margins is not None:
+        seconds["margins"] = reduction.margins.seconds
+        seconds["blending"] = max(0.0, seconds["blending"] - reduction.margins.seconds)
+        margins = network_input.restore(reduction.margins.margins)
     return SegmentationResult(
-        labels, network_input.original.ijk_to_ras, seconds, result.windows, result.skipped, run.notes, margins
+        labels, network_input.original.ijk_to_ras, seconds, result.windows, result.skipped, notes, margins
     )
 
 
@@ -196,166 +200,80 @@ def _seconds(task: Task, result: SlidingWindowResult) -> dict[str, float]:
     return {**seconds, "network": result.network_seconds, "blending": max(0.0, segmenting - result.network_seconds)}
 
 
-class _Run:
-    """What becomes of the scores of one volume: labels at once, or kept for resampling, as the model says and memory allows."""
+class _GpuWindow:
+    """The sliding window on the GPU, for an engine whose network lies there."""
 
-    def __init__(
-        self, network_input: NetworkInput, spec: ModelSpec, plan: WindowPlan, budget: int, margins: bool = False
-    ) -> None:
-        self._input, self._spec, self._plan = network_input, spec, plan
-        self.notes: list[str] = []
-        classes, output = spec.output_channels, spec.output
-        dtype = np.uint8 if max(label.value for label in spec.labels) < 256 else np.uint16
-        self._values = _label_values(spec, dtype)
-        self._regions = Regions.of(spec, dtype) if output.regions else None
-        #: Probabilities of each window by itself, as packages had it that do not say what is resampled.
-        self._by_window = output.activation == "sigmoid" and output.resample is None and not output.activated
-        shape = plan.volume_shape
-        self.carried: Any = np.float32
-        if plan.carried_bytes(classes, 4) > budget:
-            self.carried = np.float16
-            self.notes.append("blended in 16-bit floating point: 32 bit would take more memory than allowed")
-        itemsize = np.dtype(self.carried).itemsize
-        columns = plan.columns_within(classes, itemsize, budget)
-        needed = max(column.plan.carried_bytes(classes, itemsize) for column in columns)
-        if needed > budget and needed > available_memory():
-            raise MedQuantError(
-                f"Blending needs {needed / _GB:.1f} GB of memory, but only {available_memory() / _GB:.1f} GB are free.",
-                "Close other programs, or choose a smaller patch (--patch) or overlap (--overlap).",
-            )
-        self.carried_bytes = budget
-        scores = classes * int(np.prod(shape)) * 4
-        # Masks of regions that may overlap cannot be told from a label map; masks of classes can.
-        masks = (
-            output.resample == "masks" and output.regions and not any(step.where == "network" for step in spec.cleaning)
-        )
-        wanted = network_input.resampled and (masks or output.resample not in ("masks", "labels"))
-        self._resample_scores = wanted and scores + needed <= budget
-        if network_input.resampled:
-            self.notes.append(_how_resampled(self._resample_scores, wanted, spec, scores))
-        # Softmax does not change which class is the largest; sigmoids end at 1, where several may be equal.
-        before_decision = output.regions or output.activation == "sigmoid"
-        activates = not self._by_window and not output.activated and (before_decision and not self._resample_scores)
-        self.normalized = self._resample_scores or output.regions or activates
-        if self._resample_scores:
-            self.sink: Any = ScoreSink(classes, shape)
-        elif self._regions is not None:
-            self.sink = RegionSink(shape, self._regions)
-        else:
-            self.sink = LabelSink(shape, self._values)
-        self.receiver: Any = self.sink
-        self.margins: MarginSink | None = None
-        if margins:
-            thresholds = None if self._regions is None else output.thresholds or (output.threshold,) * classes
-            activation = None if output.activated or activates or self._by_window else output.activation
-            self.margins = MarginSink(self.sink, shape, activation, thresholds)
-            self.receiver, self.normalized = self.margins, True
-        if activates:
-            self.receiver = ActivatingSink(self.receiver, output.activation)
+    def __init__(self, engine: Any, plan: WindowPlan, window: Window, reduction: ScoreReduction) -> None:
+        self._engine, self._plan, self._window, self._reduction = engine, plan, window, reduction
 
-    def fits_gpu(self, engine: Engine, options: SegmentationOptions) -> bool:
+    def fits(self, options: SegmentationOptions) -> bool:
         """Whether the whole window can run where the network does: a network on a GPU, and labels (not scores) wanted, which the
         kernels there can make: the class of the largest score, or sigmoid regions of one threshold painted in the channels' order."""
-        output, regions = self._spec.output, self._regions
-        if gpu_network_of(engine) is None or self._resample_scores or options.skip_air or options.margins:
+        output, regions = self._reduction.spec.output, self._reduction.regions
+        on_gpu = gpu_network_of(self._engine) is not None
+        if not on_gpu or self._reduction.path.resample_scores or options.skip_air or options.margins:
             return False
         padded = any(n < p for n, p in zip(self._plan.volume_shape, self._plan.patch, strict=True))
-        if padded and self._spec.window.padding != "constant":
+        if padded and self._window.padding != "constant":
             return False
         if regions is None:
             return output.activation == "softmax" or output.activated
         same = len(set(output.thresholds)) <= 1 and list(regions.channels) == sorted(regions.channels)
         return same and not regions.nested and (output.activation == "sigmoid" or output.activated)
 
-    def _gpu_reduction(self) -> Any:
-        from .gpu_sliding_window import Reduction
-
-        values, output = self._values.astype(np.uint16), self._spec.output
-        if self._regions is None:
-            return Reduction(values, None, False)
-        channel = self._regions.channels[0]
-        if self._by_window or output.activated:
-            return Reduction(values, float(probability_cut(output, channel)), self._by_window)
-        return Reduction(values, logit_cut(output, channel), False)
-
-    def on_gpu(self, engine: Any, window: Any, batch: int, task: Task) -> SlidingWindowResult | None:
-        """The sliding window on the engine's GPU; the labels are taken over as if they had come through the sink.
+    def run(self, data: NDArray[np.float32], batch: int, notes: list[str], task: Task) -> SlidingWindowResult | None:
+        """Run all windows of ``data`` (C, n0, n1, n2); the reduction takes the labels over. A line for the user goes to ``notes``.
 
         None if the GPU's memory is too small for the scores: then they are blended in the computer's.
         """
         from ..engines.cuda.device import GpuMemoryError
         from .gpu_sliding_window import GpuSlidingWindow
 
-        spec, data = self._spec, self._input.data
+        classes = self._reduction.spec.output_channels
         try:
             runner = GpuSlidingWindow(
-                engine.gpu, engine.gpu_network, data.shape[0], spec.output_channels, self._plan, window, batch
+                self._engine.gpu, self._engine.gpu_network, data.shape[0], classes, self._plan, self._window, batch
             )
         except GpuMemoryError as error:
-            self.notes.append(f"blended on the processor: {error}")
+            notes.append(f"blended on the processor: {error}")
             return None
         began = time.perf_counter()
         try:
-            found = runner.run(data, self._gpu_reduction(), task=task)
+            labels = runner.run(data, self._gpu_reduction(), task=task)
         finally:
             runner.close()
-        self.sink.labels[...] = found
-        self.notes.append("windows were cut, blended and reduced to labels on the GPU")
+        self._reduction.take_labels(labels)
+        notes.append("windows were cut, blended and reduced to labels on the GPU")
         return SlidingWindowResult(self._plan.count, 0, "float32", 1, time.perf_counter() - began)
 
-    def inference(self, engine: Any) -> Any:
-        """The engine as the sliding window takes it: where regions are blended as probabilities, these."""
-        pipeline = pipeline_of(engine)
-        if pipeline is not None:
-            return _Activated(pipeline) if self._by_window else pipeline
-        return (lambda batch: _sigmoid(engine.infer(batch))) if self._by_window else engine.infer
+    def _gpu_reduction(self) -> Any:
+        from .gpu_sliding_window import Reduction
 
-    def labels(self) -> NDArray[Any]:
-        spec, output = self._spec, self._spec.output
-        if not self._resample_scores:
-            # In network space arrays lie as the tensor does; parts and holes do not depend on the axes' order.
-            found = cleaned(self.sink.labels, [step for step in spec.cleaning if step.where == "network"])
-            return self._input.restore(found, nearest={"labels": True, "masks": False}.get(output.resample or ""))
-        # Thresholds of a softmax are of probabilities, whatever is resampled.
-        probabilities = output.resample in ("probabilities", "masks") or (
-            output.regions and output.activation == "softmax"
-        )
-        if probabilities and not output.activated:
-            activate(self.sink.scores, output.activation)
-        if self._regions is None:
-            return self._input.restore_from_scores(self.sink.scores, self._values)
-        regions = self._regions
-        if output.resample == "masks":
-            for channel, cut in zip(regions.channels, regions.cuts, strict=True):
-                self.sink.scores[channel] = self.sink.scores[channel] > cut
-            half = np.nextafter(np.float32(0.5), np.float32(0))
-            regions = replace(regions, cuts=np.full(len(regions.channels), half, np.float32))
-        if output.resample == "logits" and not output.activated and output.activation == "sigmoid":
-            cuts = np.array([logit_cut(output, channel) for channel in regions.channels], np.float32)
-            regions = replace(regions, cuts=cuts)
-        return self._input.restore_regions(self.sink.scores, regions)
+        reduction, output = self._reduction, self._reduction.spec.output
+        values, by_window = reduction.values.astype(np.uint16), reduction.path.by_window
+        if reduction.regions is None:
+            return Reduction(values, None, False)
+        channel = reduction.regions.channels[0]
+        if by_window or output.activated:
+            return Reduction(values, float(probability_cut(output, channel)), by_window)
+        return Reduction(values, logit_cut(output, channel), False)
 
 
-def _how_resampled(by_scores: bool, wanted: bool, spec: ModelSpec, scores: int) -> str:
-    if by_scores and spec.output.resample == "masks":
-        return "regions' masks were resampled to the scan's grid, as the model asks"
-    if by_scores:
-        return "class scores were resampled to the scan's grid before the largest was chosen"
-    if wanted:
-        return (
-            f"labels, not class scores, were resampled to the scan's grid: the scores would take {scores / _GB:.1f} GB"
-        )
-    way = "masks by linear interpolation" if spec.output.resample == "masks" else "nearest neighbor"
-    return f"labels were resampled to the scan's grid, as the model asks: {way}"
+def _inference(engine: Any, *, probabilities: bool) -> InferBatch | Inference:
+    """The engine as the sliding window takes it; with ``probabilities`` it gives these of a sigmoid, in place of its scores."""
+    pipeline = pipeline_of(engine)
+    if pipeline is not None:
+        return _ActivatedPipeline(pipeline) if probabilities else pipeline
+    return (lambda batch: _sigmoid(engine.infer(batch))) if probabilities else engine.infer
 
 
 def _sigmoid(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    made: NDArray[np.float32] = np.reciprocal(1 + np.exp(-np.clip(scores, -60, 60)))
-    return made
+    probabilities: NDArray[np.float32] = np.reciprocal(1 + np.exp(-np.clip(scores, -60, 60)))
+    return probabilities
 
 
-class _Activated:
-    """Probabilities of a pipeline's scores."""
+class _ActivatedPipeline:
+    """A pipeline whose scores are turned into the probabilities of a sigmoid."""
 
     def __init__(self, pipeline: Inference) -> None:
         self._pipeline, self.ahead = pipeline, pipeline.ahead
@@ -363,10 +281,3 @@ class _Activated:
 
     def collect(self) -> NDArray[np.float32]:
         return _sigmoid(self._pipeline.collect())
-
-
-def _label_values(spec: ModelSpec, dtype: Any) -> NDArray[Any]:
-    values = np.zeros(spec.output_channels, dtype)
-    for label in spec.labels:
-        values[label.channel] = label.value
-    return values

@@ -71,79 +71,86 @@ class SlidingWindowResult:
     network_seconds: float
 
 
+@dataclass(frozen=True)
+class SlidingWindow:
+    """How a network is run over a volume, window by window.
+
+    Attributes:
+        plan: where the windows lie.
+        window: the model's window: its weights, its padding, and what counts as air.
+        classes: channels of the network's output.
+        batch_size: windows a call of the network, at most.
+        carried_dtype: of the scores that are carried over from window to window; float16 halves their memory.
+        carried_bytes: what carried scores may take; where they would take more, the volume is run in columns. None sets no limit.
+        normalized: blended scores are divided by the sum of the weights. Without, they are weighted sums: right for an argmax.
+        skip_air: windows whose values all lie at or below ``window.air_threshold`` are not run; they count as zeros.
+    """
+
+    plan: WindowPlan
+    window: Window
+    classes: int
+    batch_size: int = 1
+    carried_dtype: DTypeLike = np.float32
+    carried_bytes: int | None = None
+    normalized: bool = False
+    skip_air: bool = False
+
+    def columns(self) -> list[Column]:
+        """The columns in which the volume is run, one after the other."""
+        budget = math.inf if self.carried_bytes is None else self.carried_bytes
+        return self.plan.columns_within(self.classes, np.dtype(self.carried_dtype).itemsize, budget)
+
+
 def slide(
     data: NDArray[np.float32],
     infer: InferBatch | Inference,
-    classes: int,
-    plan: WindowPlan,
-    window: Window,
     sink: Sink,
-    *,
-    batch_size: int = 1,
-    carried_dtype: DTypeLike = np.float32,
-    carried_bytes: int | None = None,
-    normalized: bool = False,
-    skip_air: bool = False,
+    sliding: SlidingWindow,
     task: Task | None = None,
 ) -> SlidingWindowResult:
     """Run ``infer`` over all windows of ``data`` and give finished blocks of blended scores to ``sink``.
 
     Args:
-        infer: a function, or a network on a device: its batches are then blended while it is at work on the next.
         data: float32 (C, n0, n1, n2), in network space.
-        classes: channels of the network's output.
-        sink: called with the start voxel (in ``data``, padding taken off) and the block's scores. Scores are weighted
-            sums: right for an argmax. With ``normalized`` they are divided by the sum of the weights.
-        carried_bytes: what carried scores may take; where they would take more, the volume is run in columns.
-        skip_air: do not run windows whose values all lie at or below ``window.air_threshold``; they count as zeros.
+        infer: a function, or a network on a device: its batches are then blended while it is at work on the next.
+        sink: called with the start voxel (in ``data``, padding taken off) and the block's scores.
 
     Raises:
         Cancelled: within one batch of windows after ``task.cancel()``.
     """
     task = task or Task()
-    budget = math.inf if carried_bytes is None else carried_bytes
-    columns = plan.columns_within(classes, np.dtype(carried_dtype).itemsize, budget)
+    columns = sliding.columns()
     count = sum(column.plan.count for column in columns)
     skipped, seconds = 0, 0.0
     inference = _Immediate(infer) if callable(infer) else infer
     with Threads() as threads, task.stage("segmenting", count):
         try:
             for column in columns:
-                run = _Pass(column, inference, classes, window, sink, carried_dtype, normalized, skip_air, threads)
-                for batch in _batches(column.plan.windows(), batch_size):
+                run = _Pass(column, inference, sink, sliding, threads)
+                for batch in _batches(column.plan.windows(), sliding.batch_size):
                     run.take(column.of(data), batch)
                     task.step(len(batch))
                 run.finish()
                 skipped, seconds = skipped + run.skipped, seconds + run.network_seconds
         finally:
             inference.drain()
-    return SlidingWindowResult(count, skipped, np.dtype(carried_dtype).name, len(columns), seconds)
+    return SlidingWindowResult(count, skipped, np.dtype(sliding.carried_dtype).name, len(columns), seconds)
 
 
 class _Pass:
     """One pass over the windows of a column."""
 
     def __init__(
-        self,
-        column: Column,
-        inference: Inference,
-        classes: int,
-        window: Window,
-        sink: Sink,
-        dtype: DTypeLike,
-        normalized: bool,
-        skip_air: bool,
-        threads: Threads,
+        self, column: Column, inference: Inference, sink: Sink, sliding: SlidingWindow, threads: Threads
     ) -> None:
-        plan = column.plan
+        plan, window, classes = column.plan, sliding.window, sliding.classes
         weights = importance_map(plan.patch, window.blend, window.placement, window.sigma)
         crop = _Crop(column, sink)
-        self._divider = _Divider(plan, weights, crop, threads) if normalized else None
-        self._blender = OverlapAdd(
-            plan, classes, weights, dtype, self._divider.take if self._divider else crop.take, threads
-        )
+        self._divider = _Divider(plan, weights, crop, threads) if sliding.normalized else None
+        take = self._divider.take if self._divider else crop.take
+        self._blender = OverlapAdd(plan, classes, weights, sliding.carried_dtype, take, threads)
         self._air = np.broadcast_to(np.float32(0), (classes, *plan.patch))
-        self._plan, self._inference, self._window, self._skip_air = plan, inference, window, skip_air
+        self._plan, self._inference, self._window, self._skip_air = plan, inference, window, sliding.skip_air
         #: Batches that are under way: where their windows begin, and which of them the network runs.
         self._pending: deque[tuple[list[tuple[int, int, int]], list[int]]] = deque()
         self.skipped, self.network_seconds = 0, 0.0

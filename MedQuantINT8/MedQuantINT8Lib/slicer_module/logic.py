@@ -8,7 +8,7 @@ result, False returns a job to poll from a timer (:mod:`..worker.jobs`). No Qt i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..engines.cuda.setup_hints import gpu_names
 from ..errors import InputError
 from ..evaluation.boundary import VOLUME_CHANGE
 from ..files import split_paths, there
+from ..imaging.volume import Volume
 from ..imaging.volume_files import ReadOptions, result_names, scan_files
 from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
@@ -38,6 +39,27 @@ from .undo import SegmentationUndo
 
 Progress = Callable[[ProgressEvent], None]
 PRECISIONS = ("auto", "int8", "fp16", "fp32")
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """Everything that a caller of :meth:`MedQuantINT8Logic.segment` chose, checked.
+
+    Attributes:
+        model: paths of the packages, joined by commas.
+        labels: the structures that are kept.
+        choice: the engine, its precision and its device.
+        options: how the sliding window is run.
+        replace: whether the segmentation node loses the segments that it has.
+        surface: whether the closed surface is made as well.
+    """
+
+    model: str
+    labels: tuple[Label, ...]
+    choice: EngineChoice
+    options: SegmentationOptions
+    replace: bool
+    surface: bool
 
 
 def _choice(engine: str, precision: str, device: str) -> EngineChoice:
@@ -156,10 +178,17 @@ class MedQuantINT8Logic(BuildLogic):
         volume = mrml.volume_from_node(nodes[0], nodes[1:])
         path = self._modelPath(model)
         labels = self._labels(path, segments)
-        choice = _choice(engine, precision, device)
+        request = SegmentRequest(path, labels, _choice(engine, precision, device), options, replace, surface)
+        job = self._segmentJob(nodes[0], volume, segmentationNode, request)
+        return self._result(job, waitForCompletion, progress)
+
+    def _segmentJob(
+        self, volumeNode: Any, volume: Volume, segmentationNode: Any, request: SegmentRequest
+    ) -> BackgroundJob:
+        """Start the run in the worker; the job adds its result to the scene when it has come."""
 
         def check() -> None:
-            self._stillThere(nodes[0], "The volume")
+            self._stillThere(volumeNode, "The volume")
             if segmentationNode is not None:
                 self._stillThere(segmentationNode, "The segmentation")
 
@@ -168,12 +197,18 @@ class MedQuantINT8Logic(BuildLogic):
             voxels = {int(value): count for value, count in result.report["voxels"].items()}
             with self._undo.changing(segmentationNode) as changed:
                 changed.node = mrml.add_segmentation(
-                    result.labels, labels, nodes[0], segmentationNode, replace=replace, surface=surface, voxels=voxels
+                    result.labels,
+                    request.labels,
+                    volumeNode,
+                    segmentationNode,
+                    replace=request.replace,
+                    surface=request.surface,
+                    voxels=voxels,
                 )
             return changed.node
 
-        job = BackgroundJob(self._client.submit(path, volume, choice, options), finish, check)
-        return self._result(job, waitForCompletion, progress)
+        started = self._client.submit(request.model, volume, request.choice, request.options)
+        return BackgroundJob(started, finish, check)
 
     def process(
         self, inputVolume: Any, outputSegmentation: Any, model: str, waitForCompletion: bool = True, **options: Any

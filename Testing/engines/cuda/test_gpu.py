@@ -17,7 +17,7 @@ from MedQuantINT8Lib.engines.cuda import interop as gpu_arrays
 from MedQuantINT8Lib.engines.cuda.graph_capture import CapturedGraph
 from MedQuantINT8Lib.engines.cuda.pipeline import DevicePipeline
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
-from MedQuantINT8Lib.inference.sliding_window import slide
+from MedQuantINT8Lib.inference.sliding_window import SlidingWindow, slide
 from MedQuantINT8Lib.inference.windows import plan_windows
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
@@ -463,7 +463,7 @@ def test_the_window_of_the_processor_runs_ahead_of_its_blending(gpu):
         def sink(start, block, labels=labels):
             labels[tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))] = block.argmax(0)
 
-        slide(volume, pipeline, 3, plan, window, sink, batch_size=batch)
+        slide(volume, pipeline, sink, SlidingWindow(plan, window, 3, batch_size=batch))
         assert np.array_equal(labels, expected)
         pipeline.close()
 

@@ -1,0 +1,190 @@
+"""From the class scores of one volume to its label map: which way they go, as the model asks and memory allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MedQuantError
+from ..imaging.preprocessing import NetworkInput
+from ..imaging.regions import Regions, activate, logit_cut
+from ..models.spec import ModelSpec
+from .blending import ActivatingSink, LabelSink, RegionSink, ScoreSink, Sink
+from .margins import MarginSink
+from .postprocessing import cleaned
+from .windows import WindowPlan
+
+_GB = 1 << 30
+
+
+@dataclass(frozen=True)
+class BlendingMemory:
+    """How the scores of overlapping windows are carried while they are blended.
+
+    Attributes:
+        dtype: of carried scores: float32, or float16 where that would take more than ``budget``.
+        budget: bytes that blended scores may take.
+        needed: bytes that carried scores take, in as many columns as the budget asks for.
+        note: what the user should know of it, or an empty string.
+    """
+
+    dtype: Any
+    budget: int
+    needed: int
+    note: str = ""
+
+    @classmethod
+    def within(cls, budget: int, free: int, plan: WindowPlan, classes: int) -> BlendingMemory:
+        """What fits into ``budget`` bytes, on a computer with ``free`` bytes of memory.
+
+        Raises:
+            MedQuantError: not even one column at a time fits into the memory that is free.
+        """
+        dtype: Any = np.float32
+        note = ""
+        if plan.carried_bytes(classes, 4) > budget:
+            dtype = np.float16
+            note = "blended in 16-bit floating point: 32 bit would take more memory than allowed"
+        itemsize = np.dtype(dtype).itemsize
+        columns = plan.columns_within(classes, itemsize, budget)
+        needed = max(column.plan.carried_bytes(classes, itemsize) for column in columns)
+        if needed > budget and needed > free:
+            raise MedQuantError(
+                f"Blending needs {needed / _GB:.1f} GB of memory, but only {free / _GB:.1f} GB are free.",
+                "Close other programs, or choose a smaller patch (--patch) or overlap (--overlap).",
+            )
+        return cls(dtype, budget, needed, note)
+
+
+@dataclass(frozen=True)
+class ScorePath:
+    """Which way the class scores of one volume go, decided before its first window is run.
+
+    Attributes:
+        by_window: probabilities of each window by itself are blended, as packages had it that do not say what is resampled.
+        resample_scores: all scores are kept and brought to the scan's grid, not the labels.
+        activates: finished blocks of logits become probabilities before they are reduced to labels.
+        normalized: finished blocks are divided by the sum of the weights, for whatever is no argmax.
+        note: how the result came to the scan's grid, or an empty string where the network works on that grid.
+    """
+
+    by_window: bool
+    resample_scores: bool
+    activates: bool
+    normalized: bool
+    note: str = ""
+
+    @classmethod
+    def of(cls, spec: ModelSpec, network_input: NetworkInput, memory: BlendingMemory) -> ScorePath:
+        """The way that a model asks for, or labels instead of scores where scores would not fit into the memory."""
+        output = spec.output
+        by_window = output.activation == "sigmoid" and output.resample is None and not output.activated
+        size = spec.output_channels * int(np.prod(network_input.data.shape[1:])) * 4
+        # Masks of regions that may overlap cannot be told from a label map; masks of classes can.
+        masks = (
+            output.resample == "masks" and output.regions and not any(step.where == "network" for step in spec.cleaning)
+        )
+        wanted = network_input.resampled and (masks or output.resample not in ("masks", "labels"))
+        resample_scores = wanted and size + memory.needed <= memory.budget
+        # Softmax does not change which class is the largest; sigmoids end at 1, where several may be equal.
+        before_decision = output.regions or output.activation == "sigmoid"
+        activates = before_decision and not by_window and not output.activated and not resample_scores
+        return cls(
+            by_window,
+            resample_scores,
+            activates,
+            resample_scores or output.regions or activates,
+            _how_resampled(resample_scores, wanted, spec, size) if network_input.resampled else "",
+        )
+
+
+class ScoreReduction:
+    """Takes the finished blocks of scores of one volume, and gives its label map.
+
+    Attributes:
+        spec, path: the model, and the way its scores go.
+        values: the label value of each output channel.
+        regions: the regions that are painted, or None where the largest score decides.
+        receiver: where the sliding window gives its blocks.
+        normalized: whether these have to be divided by the sum of the weights.
+        margins: keeps by how much each voxel's label won; None where that was not asked for.
+    """
+
+    def __init__(self, spec: ModelSpec, shape: tuple[int, int, int], path: ScorePath, *, margins: bool = False) -> None:
+        self.spec, self.path = spec, path
+        dtype = np.uint8 if max(label.value for label in spec.labels) < 256 else np.uint16
+        self.values = _label_values(spec, dtype)
+        self.regions = Regions.of(spec, dtype) if spec.output.regions else None
+        self._sink = self._sink_for(shape)
+        self.margins = self._margin_sink(shape) if margins else None
+        self.normalized = path.normalized or margins
+        receiver: Sink = self._sink if self.margins is None else self.margins
+        self.receiver: Sink = ActivatingSink(receiver, spec.output.activation) if path.activates else receiver
+
+    def _sink_for(self, shape: tuple[int, int, int]) -> Any:
+        if self.path.resample_scores:
+            return ScoreSink(self.spec.output_channels, shape)
+        return LabelSink(shape, self.values) if self.regions is None else RegionSink(shape, self.regions)
+
+    def _margin_sink(self, shape: tuple[int, int, int]) -> MarginSink:
+        output, path = self.spec.output, self.path
+        thresholds = output.thresholds or (output.threshold,) * self.spec.output_channels
+        probabilities = output.activated or path.activates or path.by_window
+        return MarginSink(
+            self._sink,
+            shape,
+            None if probabilities else output.activation,
+            None if self.regions is None else thresholds,
+        )
+
+    def take_labels(self, labels: NDArray[Any]) -> None:
+        """Take over a label map (n0, n1, n2) in network space that was made elsewhere, as if it had come in blocks."""
+        self._sink.labels[...] = labels
+
+    def labels(self, network_input: NetworkInput) -> NDArray[Any]:
+        """The label map (K, J, I) on the scan's own grid, once all blocks have come."""
+        spec, output = self.spec, self.spec.output
+        if not self.path.resample_scores:
+            # In network space arrays lie as the tensor does; parts and holes do not depend on the axes' order.
+            labels = cleaned(self._sink.labels, [step for step in spec.cleaning if step.where == "network"])
+            return network_input.restore(labels, nearest={"labels": True, "masks": False}.get(output.resample or ""))
+        scores = self._sink.scores
+        # Thresholds of a softmax are of probabilities, whatever is resampled.
+        probabilities = output.resample in ("probabilities", "masks") or (
+            output.regions and output.activation == "softmax"
+        )
+        if probabilities and not output.activated:
+            activate(scores, output.activation)
+        if self.regions is None:
+            return network_input.restore_from_scores(scores, self.values)
+        regions = self.regions
+        if output.resample == "masks":
+            for channel, cut in zip(regions.channels, regions.cuts, strict=True):
+                scores[channel] = scores[channel] > cut
+            half = np.nextafter(np.float32(0.5), np.float32(0))
+            regions = replace(regions, cuts=np.full(len(regions.channels), half, np.float32))
+        if output.resample == "logits" and not output.activated and output.activation == "sigmoid":
+            cuts = np.array([logit_cut(output, channel) for channel in regions.channels], np.float32)
+            regions = replace(regions, cuts=cuts)
+        return network_input.restore_regions(scores, regions)
+
+
+def _how_resampled(by_scores: bool, wanted: bool, spec: ModelSpec, size: int) -> str:
+    if by_scores and spec.output.resample == "masks":
+        return "regions' masks were resampled to the scan's grid, as the model asks"
+    if by_scores:
+        return "class scores were resampled to the scan's grid before the largest was chosen"
+    if wanted:
+        return f"labels, not class scores, were resampled to the scan's grid: the scores would take {size / _GB:.1f} GB"
+    way = "masks by linear interpolation" if spec.output.resample == "masks" else "nearest neighbor"
+    return f"labels were resampled to the scan's grid, as the model asks: {way}"
+
+
+def _label_values(spec: ModelSpec, dtype: Any) -> NDArray[Any]:
+    values = np.zeros(spec.output_channels, dtype)
+    for label in spec.labels:
+        values[label.channel] = label.value
+    return values
