@@ -178,3 +178,11 @@ def test_the_schema_says_what_each_normalization_computes():
     described = json.loads(resource("model.schema.json").read_text(encoding="utf-8"))["properties"]["normalization"]
     for kind in described["items"]["properties"]["kind"]["enum"]:
         assert f"'{kind}'" in described["description"], kind
+
+
+def test_structures_without_colors_can_be_told_apart():
+    value = json.loads(json.dumps(phantom_spec().to_json()))
+    value["labels"] = [{"value": n, "name": f"structure {n}", "channel": n} for n in (1, 2, 3)]
+    value["labels"][2]["color"] = [1, 2, 3]
+    colors = [label.color for label in parse_spec(value).labels]
+    assert len(set(colors)) == 3 and colors[2] == (1, 2, 3)

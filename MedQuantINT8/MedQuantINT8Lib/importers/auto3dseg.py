@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PackageError
+from ..models.colors import palette
 from ..models.spec import (
     NATIVE,
     Channel,
@@ -33,7 +34,6 @@ from .auto3dseg_config import Auto3DSegConfig, find_config, read_config, read_ne
 from .auto3dseg_original import Auto3DSegModel, auto3dseg_original
 from .base import Understood, single_output
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
-from .colors import palette
 
 _OVERLAP = 0.625
 _MARGIN = 10

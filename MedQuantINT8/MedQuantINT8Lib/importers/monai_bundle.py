@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import PackageError
+from ..models.colors import palette
 from ..models.spec import Channel, Cleaning, Label, ModelSpec, Window
 from .base import Understood, single_output
 from .bundle_license import license_of
-from .colors import palette
 from .expressions import Config, NotPlain
 from .monai_inferers import slice_axis, translate_inferer
 from .monai_networks import MOST_CHANNELS, Definition, definition_of, make, safe_functions

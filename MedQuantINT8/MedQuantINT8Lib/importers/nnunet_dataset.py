@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PackageError
+from ..models.colors import palette
 from ..models.spec import Label
-from .colors import palette
 from .fields import Fields, each, mapping, text, whole, wrong
 
 _ADVICE = "Correct dataset.json, or take the one that the network was trained with."

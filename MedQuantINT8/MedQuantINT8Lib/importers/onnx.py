@@ -11,12 +11,12 @@ from typing import Any
 
 from ..errors import PackageError
 from ..models import onnx_graph as graph
+from ..models.colors import palette
 from ..models.package import FP32, ModelPackage, write_package
 from ..models.rewrites import with_folded_normalization
 from ..models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
 from ..progress import Task
 from . import onnx_forms as forms
-from .colors import palette
 from .onnx_trial import Facts, Size, compare_with_original, made_patch, outputs_for, try_network
 
 

@@ -6,10 +6,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from ..errors import PackageError
+from .colors import color_of
 from .spec import (
     NATIVE,
     Activation,
@@ -235,8 +236,16 @@ def _has_no_default(item: Any) -> bool:
 
 _code = _record(Code, scheme=_name, value=_name, meaning=_name)
 _terminology = _record(Terminology, category=_code, type=_code, modifier=_code)
-_label = _record(Label, value=_count, name=_name, channel=_whole, color=_triple(_byte), terminology=_terminology)
+_label_as_given = _record(
+    Label, value=_count, name=_name, channel=_whole, color=_triple(_byte), terminology=_terminology
+)
 _channel = _record(Channel, name=_name)
+
+
+def _label(value: Any, where: str) -> Label:
+    """A label; without a color of its own it has the one of its value, so that structures can be told apart."""
+    label = _label_as_given(value, where)
+    return label if "color" in value else replace(label, color=color_of(label.value))
 
 
 def _order(*allowed: int) -> Callable[[Any, str], int]:
