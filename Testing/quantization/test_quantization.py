@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from MedQuantINT8Lib.engines.int8_or_float import LEAST_SHARE
 from MedQuantINT8Lib.errors import InputError, PackageError
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
@@ -120,6 +121,14 @@ def test_the_policy_keeps_what_it_is_told(fp32_package, tmp_path):
     )
     left = {layer.name: layer.reason for layer in report.layers if not layer.quantized}
     assert "first" in left[names[0]] and "head" in left[names[-1]] and "request" in left[names[3]]
+    assert not any("not worth it" in text for text in report.warnings)
+    most = QuantizationPolicy(keep=tuple(names[:-1]), budget=Budget(0))
+    made, report = quantize_package(
+        fp32_package, sampler_for(fp32_package), tmp_path / "most", CalibrationOptions(patches=2), most
+    )
+    told = made.calibration()["quantization"]
+    assert 0 < told["int8_mac_share"] < LEAST_SHARE
+    assert "INT8 is not worth it for this network" in told["warnings"][-1] and "auto takes FP32" in told["warnings"][-1]
     with pytest.raises(PackageError, match="no layer 'nonsense'"):
         quantize_package(
             fp32_package,

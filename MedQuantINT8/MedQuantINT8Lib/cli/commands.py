@@ -98,6 +98,7 @@ def quantize(args: argparse.Namespace, task: Task) -> None:
             by_network=args.foreground_by == "network",
             labels=args.labels or [],
             reader=reader,
+            engine_required=not args.without_engine,
         )
     kept = [layer for layer in report.layers if not layer.quantized]
     print_result(

@@ -244,6 +244,11 @@ def _quantize(add: Any) -> None:
     command.add_argument(
         "--no-fallback", action="store_true", help="only measure the loss: no layer goes back to float"
     )
+    command.add_argument(
+        "--without-engine",
+        action="store_true",
+        help="quantize a network that no engine of this machine can run in INT8",
+    )
     _reading_options(command)
 
 

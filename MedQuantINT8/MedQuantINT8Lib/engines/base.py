@@ -170,6 +170,26 @@ class ReportsBuild(Protocol):
 
 
 @runtime_checkable
+class ChecksNetwork(Protocol):
+    """A backend that tells within seconds, without building, whether it can build a network."""
+
+    def check(self, network: Path, options: BuildOptions) -> None:
+        """Return if it can.
+
+        Raises:
+            UnsupportedNetwork: it cannot; names what it lacks.
+        """
+
+
+@runtime_checkable
+class LimitsWeights(Protocol):
+    """A backend whose INT8 kernels do not take weights of 8 bits on every machine."""
+
+    def weight_bits(self) -> int:
+        """How many bits of a weight they take on this machine without overflowing: 7 or 8."""
+
+
+@runtime_checkable
 class ChoosesDevice(Protocol):
     """A backend that says where it runs. One that does not say runs on the processor."""
 

@@ -20,6 +20,8 @@ from .preparation import PreparedEngine, prepare
 _ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 50, 1.0
 #: How many times faster FP32 has to be to be taken: times of one machine differ by less than that from run to run.
 MARGIN = 1.15
+#: Share of a network's work below which INT8 brings nothing, whatever a clock says.
+LEAST_SHARE = 0.2
 
 
 def prepare_faster(
@@ -47,6 +49,10 @@ def prepare_faster(
             else f"{float_precision.upper()}: the package holds no INT8 network yet"
         )
         return prepared
+    share = _int8_share(package)
+    if share is not None and share < LEAST_SHARE:
+        reason = f"{float_precision.upper()}, because INT8 is not worth it for this network: {100 * share:.1f} % of its work would run in INT8"
+        return _in_float(package, backend, in_float, patches, Choice(float_precision, reason), task)
     choice = choices.find(package, backend, options.device)
     if choice is not None and choice.precision != "int8":
         return _in_float(package, backend, in_float, patches, choice, task)
@@ -79,6 +85,13 @@ def prepare_faster(
         return prepared
     prepared.close()
     return _in_float(package, backend, in_float, patches, choice, task)
+
+
+def _int8_share(package: ModelPackage) -> float | None:
+    """The share of multiply-accumulates that the package's INT8 network quantizes; None where the package does not tell."""
+    told = (package.calibration() or {}).get("quantization")
+    share = told.get("int8_mac_share") if isinstance(told, dict) else None
+    return float(share) if isinstance(share, (int, float)) and not isinstance(share, bool) else None
 
 
 def _in_float(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError
 from . import saturation
-from .base import BuildOptions, EngineDescription, LayerRecord
+from .base import BuildOptions, EngineDescription, LayerRecord, UnsupportedNetwork
 
 _FILE = "network.blob"
 #: Channels that OpenVINO's normalisation takes at once. Where a width is no multiple, the fused kernel behind an INT8
@@ -84,15 +85,41 @@ class OpenVINOBackend:
             model = qdq.as_unsigned(model)
         model = graph.fixed_shape(model, options.patch, options.batch)
         model = rewrites.with_padded_channels(model, _VECTOR, only_with="InstanceNormalization")
+        core = openvino.Core()
         try:
-            compiled = openvino.Core().compile_model(
-                openvino.Core().read_model(model.SerializeToString()), "CPU", _config(options)
-            )
+            compiled = core.compile_model(_read(core, model), "CPU", _config(options))
         except RuntimeError as error:
-            raise EngineError(
+            # What is wrong with the INT8 form alone leaves FP32; what is wrong with FP32 leaves another engine.
+            kind = EngineError if options.precision == "int8" else UnsupportedNetwork
+            raise kind(
                 f"OpenVINO cannot build this network: {_reason(error)}.", "Choose another engine with --engine."
             ) from error
         (folder / _FILE).write_bytes(compiled.export_model().getvalue())
+
+    def check(self, network: Path, options: BuildOptions) -> None:
+        """Ask whether each operator has a kernel, without compiling the network.
+
+        Raises:
+            UnsupportedNetwork: one has none.
+        """
+        from ..models import onnx_graph as graph
+        from ..models import qdq
+
+        core = silent_openvino().Core()
+        model = qdq.network_for(network, options.precision, options.high_precision, options.weight_bits)
+        read = _read(core, graph.fixed_shape(model, options.patch, options.batch))
+        try:
+            supported = core.query_model(read, "CPU")
+        except RuntimeError as error:
+            raise UnsupportedNetwork(
+                f"OpenVINO cannot build this network: {_reason(error)}.", "Choose another engine with --engine."
+            ) from error
+        lacking = [op for op in read.get_ordered_ops() if op.get_friendly_name() not in supported]
+        if lacking:
+            name, kind = lacking[0].get_friendly_name(), lacking[0].get_type_name()
+            raise UnsupportedNetwork(
+                f"OpenVINO has no kernel for {kind} (node {name}).", "Choose another engine with --engine."
+            )
 
     def load(self, folder: Path, options: BuildOptions) -> OpenVINOEngine:
         openvino = silent_openvino()
@@ -106,6 +133,20 @@ class OpenVINOBackend:
         return OpenVINOEngine(compiled, options)
 
 
+def _read(core: Any, model: Any) -> Any:
+    """The network as OpenVINO's own.
+
+    Raises:
+        UnsupportedNetwork: an operator that OpenVINO does not convert.
+    """
+    try:
+        return core.read_model(model.SerializeToString())
+    except RuntimeError as error:
+        raise UnsupportedNetwork(
+            f"OpenVINO cannot build this network: {_reason(error)}.", "Choose another engine with --engine."
+        ) from error
+
+
 def _config(options: BuildOptions) -> dict[str, Any]:
     # f32 around INT8 layers: without it a CPU with AVX-512 BF16 would round everything else to 8 bits of mantissa.
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -114,12 +155,20 @@ def _config(options: BuildOptions) -> dict[str, Any]:
     return config
 
 
+#: Words of a message that tells what OpenVINO lacks; other messages tell mere consequences of it.
+_TELLING = ("no conversion rule", "does not support", "only supported", "not support")
+_NODE = re.compile(r"ONNX node '<Node\((\w+)\): ([^>]*)>'")
+
+
 def _reason(error: Exception) -> str:
+    """The line of an exception that tells the cause, with the node that it stands beside."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Exception from" not in line]
-    # Named operators first: "not supported" also stands in messages about mere consequences.
-    for marker in ("no conversion rule", "does not support", "not support"):
-        if telling := [line for line in lines if marker in line.lower()]:
-            return telling[0][:300].rstrip(".")
+    for marker in _TELLING:
+        for number, line in enumerate(lines):
+            if marker not in line.lower():
+                continue
+            node = next((found for above in lines[number - 2 : number][::-1] if (found := _NODE.search(above))), None)
+            return line[:300].rstrip(".") + (f" (node {node[2]})" if node is not None else "")
     return (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
 
 

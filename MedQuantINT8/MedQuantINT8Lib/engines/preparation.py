@@ -16,7 +16,7 @@ from ..models import onnx_graph as graph
 from ..models.package import ModelPackage
 from ..progress import Task
 from . import cache
-from .base import BuildOptions, Engine, EngineBackend, EngineDescription, ReportsBuild, device_of
+from .base import BuildOptions, Engine, EngineBackend, EngineDescription, LimitsWeights, ReportsBuild, device_of
 from .choices import Choice
 from .fidelity import Fidelity, LayerSearch, Networks, Patch, compare, labels_of
 from .registry import unavailable_reason
@@ -133,8 +133,7 @@ def prepare(
 
 def _weight_bits(backend: EngineBackend) -> int:
     """How many bits of a weight the backend's INT8 kernels take on this machine."""
-    own = getattr(backend, "weight_bits", None)
-    return int(own()) if own is not None else 8
+    return backend.weight_bits() if isinstance(backend, LimitsWeights) else 8
 
 
 def _note(options: BuildOptions, note: str = "") -> str:

@@ -37,24 +37,28 @@ def quantize(
     by_network: bool = False,
     labels: Sequence[Source] = (),
     reader: Callable[[Any], Volume] = read_volume,
+    engine_required: bool = True,
 ) -> tuple[ModelPackage, Any]:
     """Calibrate a package on scans from files, one in memory at a time, and write it with its INT8 network.
 
     Args:
         by_network: find foreground by a first FP32 pass over each scan, instead of by intensity.
         labels: label maps of the scans, with the model's label values, for the accuracy budget; or none.
+        engine_required: whether one of this machine's engines has to be able to run the network in INT8.
+
+    Raises:
+        UnsupportedNetwork: none is; said before any scan is read.
     """
     from .quantize import calibration_patch, quantize_package
 
     with ModelPackage.load(model) as package:
         sources: list[Callable[[], Volume]] = [lambda scan=scan: reader(scan) for scan in scans]  # type: ignore[misc]
         find = foreground_by_network(package, task) if by_network else foreground_by_intensity
+        stopwatch = engine_stopwatch(package, required=engine_required)
         references: list[Callable[[], Volume]] = [lambda path=path: reader(path) for path in labels]  # type: ignore[misc]
         patch = calibration_patch(package)
         sampler = PatchSampler(sources, package.spec, patch, calibration, find, task, references)
-        return quantize_package(
-            package, sampler, target, calibration, policy, task, engine_stopwatch(package.spec.window.patch_size)
-        )
+        return quantize_package(package, sampler, target, calibration, policy, task, stopwatch)
 
 
 def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..engines.int8_or_float import LEAST_SHARE
 from ..errors import PackageError
 from ..files import write_json
 from ..models import onnx_graph as graph
@@ -248,6 +249,11 @@ def _write(
         guarded,
         [*measured.warnings, *guarded.notes],
     )
+    if report.int8_mac_share < LEAST_SHARE:
+        report.warnings.append(
+            f"INT8 is not worth it for this network: {100 * report.int8_mac_share:.1f} % of its multiply-accumulates run in INT8 within the budget; "
+            "the precision auto takes FP32"
+        )
     # The package's network keeps the open shapes of the FP32 one: engines fix them for themselves.
     _open_shapes(model, package)
     with TemporaryDirectory(prefix="medquant-quantize-") as scratch:

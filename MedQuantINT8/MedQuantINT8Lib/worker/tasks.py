@@ -114,7 +114,7 @@ def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
         ]
         sampler = PatchSampler(sources, package.spec, patch, options, task=bench.task)
         policy = QuantizationPolicy(budget=Budget(request["agreement"], fallback=request["fallback"]))
-        stopwatch = engine_stopwatch(package.spec.window.patch_size)
+        stopwatch = engine_stopwatch(package)
         made, report = quantize_package(package, sampler, request["output"], options, policy, bench.task, stopwatch)
         made.close()
     return Answer([], report.to_json())
