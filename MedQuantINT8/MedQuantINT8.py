@@ -42,29 +42,23 @@ def registerSampleData() -> None:
     """Add a synthetic abdomen to the Sample Data module: the scan that the tutorial uses. Nothing is downloaded."""
     import SampleData
 
+    from MedQuantINT8Lib import __version__
+    from MedQuantINT8Lib.slicer_module.sample_data import NAME, GeneratedScan, show_scan
+
     logic = SampleData.SampleDataLogic
     # Newer Slicers want a category to be registered before its first source.
     if hasattr(logic, "registerCustomSampleDataCategory"):
         logic.registerCustomSampleDataCategory("MedQuantINT8", title=_("Fast 3D Segmentation (INT8)"))
     logic.registerCustomSampleDataSource(
         category="MedQuantINT8",
-        sampleName="SyntheticAbdomen",
+        sampleName=NAME,
         thumbnailFileName=str(Path(__file__).parent / "Resources" / "Icons" / "SyntheticAbdomen.png"),
-        uris=[],
-        fileNames=[],
-        nodeNames=[],
-        customDownloader=_makeAbdomen,
+        # Asked for by its name in a script, it comes as a file, which Sample Data keeps under this name.
+        uris=GeneratedScan(),
+        fileNames=[f"{NAME}-{__version__}.nrrd"],
+        nodeNames=[NAME],
+        customDownloader=show_scan,
     )
-
-
-def _makeAbdomen(_source: Any) -> Any:
-    """The scan as a volume node, shown in the slice views: Sample Data shows only what it has downloaded itself."""
-    from MedQuantINT8Lib.imaging.phantom import demo_scan
-    from MedQuantINT8Lib.slicer_module import scene as mrml
-
-    node = mrml.volume_node(demo_scan()[0], "SyntheticAbdomen", slicer.mrmlScene)
-    slicer.util.setSliceViewerLayers(background=node, fit=True)
-    return node
 
 
 class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -75,12 +69,13 @@ class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic: Any = None
         self.view: Any = None
+        self._root: Any = None
 
     def setup(self) -> None:
         ScriptedLoadableModuleWidget.setup(self)
         from MedQuantINT8Lib.slicer_module.widget import ModuleView
 
-        root = slicer.util.loadUI(self.resourcePath("UI/MedQuantINT8.ui"))
+        root = self._root = slicer.util.loadUI(self.resourcePath("UI/MedQuantINT8.ui"))
         self.layout.addWidget(root)
         self.logic = MedQuantINT8Logic()
         self.view = ModuleView(root, self.logic.implementation, self.logic.getParameterNode())
@@ -91,12 +86,20 @@ class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.addObserver(scene, event, self._onSceneChanged)
 
     def cleanup(self) -> None:
+        """End the work and the worker, and remove the panel: the application only hides it when the module is reloaded."""
         self.removeObservers()
-        if self.view is not None:
-            self.view.close()
+        view, self.view = self.view, None
+        if view is not None:
+            view.close()
+        root, self._root = self._root, None
+        if root is not None:
+            root.setParent(None)
+            root.deleteLater()
 
     def enter(self) -> None:
-        self.view.setParameterNode(self.logic.getParameterNode())
+        """The module is shown."""
+        if self.view is not None:
+            self.view.setParameterNode(self.logic.getParameterNode())
 
     def exit(self) -> None:
         """Another module is shown: nothing of the scene is followed but its end, which ends the work on it."""
@@ -116,6 +119,8 @@ class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Reload the library as well: Slicer's own reload knows only this file."""
         import sys
 
+        # Slicer cleans up its own widget of the module; this one may be another, in a window of its own.
+        self.cleanup()
         for name in [n for n in sys.modules if n == "MedQuantINT8Lib" or n.startswith("MedQuantINT8Lib.")]:
             del sys.modules[name]
         super().onReload()

@@ -8,6 +8,8 @@ import types
 from pathlib import Path
 from typing import Any
 
+#: Slice views of the application; a second slice node for one of them brings it down.
+SLICE_VIEWS = ("Red", "Green", "Yellow")
 HERE = Path(__file__).resolve().parent
 MODULE = HERE.parent.parent / "MedQuantINT8"
 
@@ -32,8 +34,19 @@ class Answers:
 class _App:
     """The little of slicer.app that a scripted module touches."""
 
+    #: Slicer has a number; this is how the tests know that they are not in it.
+    stand_in = True
+
     def __init__(self) -> None:
         self.connected: list[tuple[str, Any]] = []
+
+    def processEvents(self) -> None:
+        from PySide6.QtWidgets import QApplication
+
+        QApplication.processEvents()
+
+    def testingEnabled(self) -> bool:
+        return True
 
     def connect(self, signal: str, slot: Any) -> None:
         self.connected.append((signal, slot))
@@ -41,9 +54,10 @@ class _App:
     def translate(self, _context: str, text: str) -> str:
         return text
 
-    def startup(self) -> None:
+    def start_up(self) -> None:
         """As after the application has started."""
-        for signal, slot in self.connected:
+        connected, self.connected = self.connected, []
+        for signal, slot in connected:
             if signal == "startupCompleted()":
                 slot()
 
@@ -92,33 +106,59 @@ def install() -> Any:
     util = slicer.util
     for name in ("errorDisplay", "warningDisplay", "infoDisplay", "confirmOkCancelDisplay"):
         setattr(util, name, answers.display(name))
-    util.loadUI = _load_ui(qt, ctk, qmrml)
-    util.childWidgetVariables = lambda root: _children(qt, root)
+    util.loadUI = _load_ui(ctk, qmrml)
+    util.childWidgetVariables = _children
     util.pip_install = lambda _text: None
     util.setSliceViewerLayers = lambda background=None, fit=False: answers.viewed.append(background)
+    _add_slice_views(slicer, scene)
     _add_module("slicer.i18n", tr=lambda text: text, translate=lambda _context, text: text)
     _add_module("slicer.packaging", pip_ensure=lambda *_a, **_k: None)
     _add_module("slicer.ScriptedLoadableModule", **_scripted(slicer, qt))
-    samples: list[dict[str, Any]] = []
-    categories: dict[str, str] = {}
+    import sample_data
 
-    class SampleDataLogic:
-        @staticmethod
-        def registerCustomSampleDataCategory(category: str, title: str = "") -> None:
-            categories[category] = title
-
-        @staticmethod
-        def registerCustomSampleDataSource(**source: Any) -> None:
-            samples.append(source)
-
-    _add_module("SampleData", SampleDataLogic=SampleDataLogic, samples=samples, categories=categories)
+    slicer.modules.sampleDataSources = {}
+    _add_module(
+        "SampleData", SampleDataLogic=sample_data.SampleDataLogic, SampleDataSource=sample_data.SampleDataSource
+    )
     return answers
+
+
+def _add_slice_views(slicer: Any, scene: Any) -> None:
+    """The three slice nodes of the application; they outlive the closing of a scene."""
+    for name in SLICE_VIEWS:
+        node = slicer.vtkMRMLSliceNode()
+        node.SetSingletonTag(name)
+        node.SetLayoutName(name)
+        node.SetName(name)
+        scene.AddNode(node)
+
+
+def start_up() -> None:
+    """The application has started; in Slicer it had, before any test was."""
+    import slicer
+
+    if in_stand_in():
+        slicer.app.start_up()
+
+
+def in_stand_in() -> bool:
+    """Whether this is the stand-in, not Slicer."""
+    import slicer
+
+    return getattr(slicer.app, "stand_in", False)
 
 
 def _answer_in_slicer() -> Any:
     import slicer.util
 
     answers = Answers()
+    layers = slicer.util.setSliceViewerLayers
+
+    def view(background: Any = None, **options: Any) -> Any:
+        answers.viewed.append(background)
+        return layers(background=background, **options)
+
+    slicer.util.setSliceViewerLayers = view
     for name in ("errorDisplay", "warningDisplay", "infoDisplay", "confirmOkCancelDisplay"):
         setattr(slicer.util, name, answers.display(name))
     return answers
@@ -133,8 +173,10 @@ def _add_module(name: str, **contents: Any) -> None:
         setattr(sys.modules[parent], last, made)
 
 
-def _load_ui(qt: Any, ctk: Any, qmrml: Any) -> Any:
+def _load_ui(ctk: Any, qmrml: Any) -> Any:
+    from PySide6.QtCore import QFile
     from PySide6.QtUiTools import QUiLoader
+    from PySide6.QtWidgets import QWidget
 
     def load(path: str) -> Any:
         loader = QUiLoader()
@@ -146,8 +188,8 @@ def _load_ui(qt: Any, ctk: Any, qmrml: Any) -> Any:
             qmrml.qMRMLCheckableNodeComboBox,
         ):
             loader.registerCustomWidget(cls)
-        file = qt.QFile(path)
-        assert file.open(qt.QFile.ReadOnly), path
+        file = QFile(path)
+        assert file.open(QFile.ReadOnly), path
         widget = loader.load(file)
         assert widget is not None, loader.errorString()
         # The loader cannot connect signals of Python's own classes; the .ui file's connections are made here.
@@ -155,16 +197,18 @@ def _load_ui(qt: Any, ctk: Any, qmrml: Any) -> Any:
 
         for connection in tree.parse(path).iter("connection"):
             assert connection.findtext("signal") == "mrmlSceneChanged(vtkMRMLScene*)"
-            receiver = widget.findChild(qt.QWidget, connection.findtext("receiver"))
+            receiver = widget.findChild(QWidget, connection.findtext("receiver"))
             widget.mrmlSceneChanged.connect(receiver.setMRMLScene)
         return widget
 
     return load
 
 
-def _children(qt: Any, root: Any) -> Any:
+def _children(root: Any) -> Any:
+    from PySide6.QtCore import QObject
+
     found = types.SimpleNamespace()
-    for child in root.findChildren(qt.QObject):
+    for child in root.findChildren(QObject):
         if child.objectName() and not child.objectName().startswith("qt_"):
             setattr(found, child.objectName(), child)
     return found
@@ -178,6 +222,8 @@ def _scripted(slicer: Any, qt: Any) -> dict[str, Any]:
         def __init__(self, parent: Any) -> None:
             self.parent = parent
             self.moduleName = type(self).__name__
+            # The application looks for the module's icon beside its file.
+            Path(parent.path).with_suffix(".png")
 
     class ScriptedLoadableModuleWidget:
         def __init__(self, parent: Any = None) -> None:
@@ -186,6 +232,7 @@ def _scripted(slicer: Any, qt: Any) -> dict[str, Any]:
             if self.parent.layout() is None:
                 qt.QVBoxLayout(self.parent)
             self.layout = self.parent.layout()
+            setattr(slicer.modules, type(self).__name__, self)
 
         def setup(self) -> None: ...
 
@@ -193,13 +240,16 @@ def _scripted(slicer: Any, qt: Any) -> dict[str, Any]:
             return str(MODULE / "Resources" / name)
 
         def onReload(self) -> None:
-            """As slicer.util.reloadScriptedModule: the file again, and a new widget in the old one's place."""
-            self.cleanup()  # type: ignore[attr-defined]
-            while self.layout.count():
-                self.layout.takeAt(0).widget().deleteLater()
+            """As slicer.util.reloadScriptedModule: the file again, and a new widget in the place of the module's own (which need not be
+            this one); what the old one had put there is hidden, taken out of the layout, and lives on."""
             module = importlib.reload(sys.modules[type(self).__module__])
-            self.reloaded = getattr(module, type(self).__name__)(self.parent)
-            self.reloaded.setup()
+            own = getattr(slicer.modules, type(self).__name__)
+            while own.layout.count():
+                item = own.layout.takeAt(0)
+                if item.widget() is not None:
+                    item.widget().hide()
+            own.cleanup()
+            getattr(module, type(self).__name__)(own.parent).setup()
 
     class ScriptedLoadableModuleLogic:
         def __init__(self, parent: Any = None) -> None:
