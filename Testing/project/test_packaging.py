@@ -248,3 +248,7 @@ def test_every_module_can_be_imported_from_the_wheel(tmp_path):
     modules = {p.relative_to(MODULE).with_suffix("").as_posix().replace("/", ".") for p in library.rglob("*.py")}
     expected = {name.removesuffix(".__init__") for name in modules} - {"MedQuantINT8Lib"}
     assert expected <= set(imported), expected - set(imported)
+    texts = {p.relative_to(library) for p in library.rglob("*.cu*")}
+    assert texts and texts == {
+        p.relative_to(site / "MedQuantINT8Lib") for p in (site / "MedQuantINT8Lib").rglob("*.cu*")
+    }

@@ -1,122 +1,20 @@
-"""CUDA C of the sliding window on the GPU: cut, blend, reduce. Compiled at run time by NVRTC (``engines.cuda``).
+"""The kernels of the sliding window on the GPU: sliding_window.cu, and the names of its functions."""
 
-Volumes and patches are (channel, a0, a1, a2), a2 fastest. Scores are added up in a ring of planes along the slowest axis of the
-plan: ``ring(class, slow mod depth, u, v)`` with the two other axes u, v; a plane is turned into labels, and cleared, as soon as
-no later window touches it.
-"""
+from __future__ import annotations
 
-SOURCE = r"""
-// Half precision without CUDA's headers, which a machine with only the driver does not have.
-struct half_t { unsigned short bits; };
-__device__ float half_to_float(half_t value) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(value.bits)); return f; }
-__device__ half_t float_to_half(float value) { half_t h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(value)); return h; }
+from pathlib import Path
 
-template <typename T> __device__ float as_float(T value) { return (float)value; }
-template <> __device__ float as_float<half_t>(half_t value) { return half_to_float(value); }
-template <typename T> __device__ T from_float(float value) { return (T)value; }
-template <> __device__ half_t from_float<half_t>(float value) { return float_to_half(value); }
+from ..engines.cuda.source_files import cuda_text
 
-// A patch out of a volume: value -> clamp(value, low, high) * scale + offset; what lies outside the volume is `pad`.
-template <typename From, typename To>
-__device__ void cut_patch(const From* volume, To* patch, int channels, int n0, int n1, int n2, int p0, int p1, int p2,
-                          int s0, int s1, int s2, float low, float high, float scale, float offset, float pad) {
-  long long total = (long long)channels * p0 * p1 * p2;
-  for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < total; i += (long long)gridDim.x * blockDim.x) {
-    int x2 = i % p2, x1 = (i / p2) % p1, x0 = (i / ((long long)p2 * p1)) % p0, c = i / ((long long)p2 * p1 * p0);
-    int v0 = s0 + x0, v1 = s1 + x1, v2 = s2 + x2;
-    float value = pad;
-    if (v0 >= 0 && v0 < n0 && v1 >= 0 && v1 < n1 && v2 >= 0 && v2 < n2) {
-      value = as_float(volume[(((long long)c * n0 + v0) * n1 + v1) * n2 + v2]);
-      value = fminf(fmaxf(value, low), high) * scale + offset;
-    }
-    patch[i] = from_float<To>(value);
-  }
-}
-
-#define CUT(NAME, FROM, TO)                                                                                               \
-  extern "C" __global__ void NAME(const FROM* volume, TO* patch, int channels, int n0, int n1, int n2, int p0, int p1,     \
-                                  int p2, int s0, int s1, int s2, float low, float high, float scale, float offset,        \
-                                  float pad) {                                                                            \
-    cut_patch<FROM, TO>(volume, patch, channels, n0, n1, n2, p0, p1, p2, s0, s1, s2, low, high, scale, offset, pad);       \
-  }
-CUT(cut_f32_f32, float, float)
-CUT(cut_i16_f32, short, float)
-CUT(cut_u16_f32, unsigned short, float)
-CUT(cut_u8_f32, unsigned char, float)
-CUT(cut_f32_f16, float, half_t)
-CUT(cut_i16_f16, short, half_t)
-CUT(cut_u16_f16, unsigned short, half_t)
-CUT(cut_u8_f16, unsigned char, half_t)
-
-// Add the weighted scores of one window to the ring. `sum` (one channel more, for the weights) may be null.
-template <typename From>
-__device__ void blend_window(const From* scores, const float* weights, float* ring, float* sum, int classes, int sigmoid,
-                             int p0, int p1, int p2, int s0, int s1, int s2, int slow, int depth, int nu, int nv) {
-  long long voxels = (long long)p0 * p1 * p2;
-  long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-  if (i >= voxels) return;
-  int x2 = i % p2, x1 = (i / p2) % p1, x0 = i / ((long long)p2 * p1);
-  int at[3] = {s0 + x0, s1 + x1, s2 + x2};
-  int u = slow == 0 ? at[1] : at[0], v = slow == 2 ? at[1] : at[2];
-  long long plane = (long long)nu * nv;
-  long long place = (long long)(at[slow] % depth) * plane + (long long)u * nv + v;
-  float weight = weights[i];
-  for (int c = 0; c < classes; ++c) {
-    float score = as_float(scores[c * voxels + i]);
-    if (sigmoid) score = 1.0f / (1.0f + expf(-fminf(fmaxf(score, -60.0f), 60.0f)));
-    ring[c * depth * plane + place] += score * weight;
-  }
-  if (sum) sum[place] += weight;
-}
-
-#define BLEND(NAME, FROM)                                                                                                 \
-  extern "C" __global__ void NAME(const FROM* scores, const float* weights, float* ring, float* sum, int classes,          \
-                                  int sigmoid, int p0, int p1, int p2, int s0, int s1, int s2, int slow, int depth,        \
-                                  int nu, int nv) {                                                                       \
-    blend_window<FROM>(scores, weights, ring, sum, classes, sigmoid, p0, p1, p2, s0, s1, s2, slow, depth, nu, nv);         \
-  }
-BLEND(blend_f32, float)
-BLEND(blend_f16, half_t)
-
-// Planes [begin, end) of the ring become labels and are cleared. Softmax: the first of the largest scores wins, as NumPy's argmax.
-// Regions: each class above the threshold paints its value, later ones over earlier ones.
-extern "C" __global__ void reduce_planes(float* ring, float* sum, const unsigned short* values, unsigned short* labels,
-                                         int classes, float threshold, int slow, int depth, int nu, int nv, int begin, int end,
-                                         int before0, int before1, int before2, int n0, int n1, int n2) {
-  long long plane = (long long)nu * nv;
-  long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-  if (i >= plane * (end - begin)) return;
-  int w = begin + i / plane, u = (i % plane) / nv, v = i % nv;
-  long long place = (long long)(w % depth) * plane + (long long)u * nv + v;
-  unsigned short label = 0;
-  if (sum) {
-    float total = sum[place];
-    sum[place] = 0.0f;
-    for (int c = 0; c < classes; ++c) {
-      float score = ring[c * depth * plane + place];
-      ring[c * depth * plane + place] = 0.0f;
-      if (values[c] && total > 0.0f && score / total > threshold) label = values[c];
-    }
-  } else {
-    float best = -3.4e38f;
-    for (int c = 0; c < classes; ++c) {
-      float score = ring[c * depth * plane + place];
-      ring[c * depth * plane + place] = 0.0f;
-      if (score > best) { best = score; label = values[c]; }
-    }
-  }
-  int at[3];
-  at[slow] = w;
-  at[slow == 0 ? 1 : 0] = u;
-  at[slow == 2 ? 1 : 2] = v;
-  int x0 = at[0] - before0, x1 = at[1] - before1, x2 = at[2] - before2;
-  if (x0 >= 0 && x0 < n0 && x1 >= 0 && x1 < n1 && x2 >= 0 && x2 < n2) labels[((long long)x0 * n1 + x1) * n2 + x2] = label;
-}
-"""
-
+#: One function for each kind of volume and of network (``float32`` or ``float16``).
 NAMES = (
     *(f"cut_{source}_{target}" for source in ("f32", "i16", "u16", "u8") for target in ("f32", "f16")),
     "blend_f32",
     "blend_f16",
     "reduce_planes",
 )
+
+
+def source() -> str:
+    """CUDA C of all of them."""
+    return cuda_text(Path(__file__).parent / "sliding_window.cu")

@@ -19,7 +19,7 @@ from ..engines.cuda.interop import borrowed, is_on_gpu
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
-from .gpu_kernels import NAMES, SOURCE
+from .gpu_kernels import NAMES, source
 from .windows import WindowPlan, importance_map
 
 _THREADS = 256
@@ -79,7 +79,7 @@ class GpuSlidingWindow:
         self._channels, self._classes = channels, classes
         # Another engine that was closed in the meantime may have left this thread without a GPU.
         gpu.enter()
-        self._kernels = gpu.kernels(SOURCE, NAMES)
+        self._kernels = gpu.kernels(source(), NAMES)
         self._stream = gpu.stream()
         self._slow = plan.order[0]
         self._u, self._v = (axis for axis in range(3) if axis != self._slow)

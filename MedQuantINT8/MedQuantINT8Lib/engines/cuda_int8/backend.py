@@ -126,11 +126,18 @@ def planned(network: Path, options: BuildOptions) -> Plan:
     return plan_network(read)
 
 
+def engine_files() -> list[Path]:
+    """This folder's Python and CUDA C, and how kernels are put together and compiled (of :mod:`..cuda`)."""
+    here = Path(__file__).parent
+    own = sorted(path for path in here.rglob("*") if path.suffix in (".py", ".cu", ".cuh"))
+    return [*own, *(here.parent / "cuda" / name for name in ("compiler.py", "source_files.py"))]
+
+
 @lru_cache(maxsize=1)
 def engine_version() -> str:
-    """With a digest of this engine's own files: plans and weights that other ones laid out are built anew."""
+    """With a digest of all that decides about kernels, plans and weights: what other files laid out is built anew."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in engine_files():
         digest.update(path.read_bytes())
     return f"{VERSION}.{digest.hexdigest()[:8]}"
 

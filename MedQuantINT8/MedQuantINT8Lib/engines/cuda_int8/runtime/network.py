@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...cuda.device import DeviceBuffer, Gpu, Stream, checked
-from ..kernels.elementwise import WIDEN
+from ..kernels import kernel_text
 from ..plan.kernel_plan import Plan
 from ..tiling.tiling import Tiling
 from ..tiling.weight_order import arranged_weights
@@ -114,7 +114,7 @@ class CudaInt8Network:
         if target.dtype != np.float16:
             if self._scores is None:
                 self._scores = self.memory.hold((self.batch, self.plan.classes, *self.plan.size), np.float16)
-                self._widen = self.gpu.compiled([WIDEN], "run")[0]
+                self._widen = self.gpu.compiled([kernel_text("widen.cu")], "run")[0]
             scores = self._scores
         key = batch, source.pointer, source.dtype, target.pointer, target.dtype
         if key not in self._launches:

@@ -10,9 +10,10 @@ import numpy as np
 
 from ...base import UnsupportedNetwork
 from ...cuda.device import Gpu
-from ..kernels.convolution_source import conv_source
-from ..kernels.elementwise import NORMALIZE, walk_source
-from ..kernels.epilogue import PRELUDE, ChainSource
+from ..kernels import kernel_text
+from ..kernels.convolution import conv_source
+from ..kernels.elementwise import walk_source
+from ..kernels.epilogue import POINTERS, ChainSource
 from ..kernels.transformer import ATTENTION_THREADS, attention_grid, attention_source, layernorm_source
 from ..plan.kernel_plan import Plan, Step
 from ..tiling.candidates import Machine, first_guess
@@ -103,7 +104,7 @@ def normalize_program(plan: Plan, step: Step, partials: int) -> Program:
     return Program(
         step,
         ChainSource(plan, step),
-        head + NORMALIZE,
+        head + kernel_text("normalize.cu"),
         lambda batch: (len(norm.groups), batch, 1),
         256,
         numbers=numbers,
@@ -144,7 +145,7 @@ def programs(plan: Plan, machine: Machine, batch: int, chosen: dict[str, Tiling]
     return made
 
 
-#: The struct Params of the kernels.
+#: The struct Params of the kernels, in prelude.cuh.
 PARAMS = np.dtype(
     [
         ("source", np.uint64),
@@ -153,10 +154,9 @@ PARAMS = np.dtype(
         ("partials", np.uint64),
         ("workspace", np.uint64),
         ("counters", np.uint64),
-        ("ptr", np.uint64, 24),
-        ("f", np.float32, 24),
+        ("ptr", np.uint64, POINTERS),
+        ("f", np.float32, POINTERS),
         ("source_half", np.int32),
         ("unused", np.int32, 3),
     ]
 )
-assert "ptr[24]" in PRELUDE and PARAMS.itemsize == 352

@@ -1,0 +1,52 @@
+// LayerNorm over the channels of a voxel; where a window shift moves voxels, it reads them from where they were.
+
+#define GROUPS (WIDTH / 8)
+#define CHUNKS ((GROUPS + LANES - 1) / LANES)
+#define WANTED(c, i) (DENSE || channel_of((c) + (i)) >= 0)
+// LANES threads share a voxel, eight slots each at a time.
+extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
+  const int n = blockIdx.y, lane = threadIdx.x % LANES;
+  const i64 voxel = (i64)blockIdx.x * ROWS + threadIdx.x / LANES;
+  const bool mine = voxel < VOXELS;
+  const i64 row = !mine ? -1 : MOVES ? (i64)__ldg((const int*)p.ptr[TABLES + 2] + voxel) : voxel;
+  float v[CHUNKS][8], sum = 0.0f, square = 0.0f;
+#pragma unroll
+  for (int k = 0; k < CHUNKS; ++k) {
+    const int c = (k * LANES + lane) * 8;
+    if (row >= 0 && c < WIDTH) {
+      read_source(v[k], p, (i64)n * SOURCE_VOXELS + row, c);
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (WANTED(c, i)) sum += v[k][i];
+    }
+  }
+#pragma unroll
+  for (int apart = LANES / 2; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffff, sum, apart);
+  const float mean = sum / CHANNELS;
+#pragma unroll
+  for (int k = 0; k < CHUNKS; ++k) {
+    const int c = (k * LANES + lane) * 8;
+    if (row >= 0 && c < WIDTH) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (WANTED(c, i)) square += (v[k][i] - mean) * (v[k][i] - mean);
+    }
+  }
+#pragma unroll
+  for (int apart = LANES / 2; apart > 0; apart /= 2) square += __shfl_xor_sync(0xffffffff, square, apart);
+  if (!mine) return;
+  const float by = rsqrtf(square / CHANNELS + EPSILON);
+#pragma unroll
+  for (int k = 0; k < CHUNKS; ++k) {
+    const int c = (k * LANES + lane) * 8;
+    if (c < WIDTH) {
+      float w[8], gamma[8], beta[8];
+      read_floats<8>(gamma, (const float*)p.ptr[TABLES] + c);
+      read_floats<8>(beta, (const float*)p.ptr[TABLES + 1] + c);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) w[i] = row >= 0 && WANTED(c, i) ? (v[k][i] - mean) * by * gamma[i] + beta[i] : 0.0f;
+      Chain<8> chain(p, n, c);
+      chain.apply(w, (int)voxel EXTRA(, , nullptr));
+    }
+  }
+}
