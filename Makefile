@@ -22,8 +22,8 @@ test: $(VENV)/.test lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.test
-	$(BIN)/ruff check MedQuantINT8 Testing tools benchmarks experiments
-	$(BIN)/ruff format --check -q MedQuantINT8 Testing tools benchmarks experiments
+	$(BIN)/ruff check MedQuantINT8 Testing tools benchmarks experiments examples
+	$(BIN)/ruff format --check -q MedQuantINT8 Testing tools benchmarks experiments examples
 	$(BIN)/mypy
 	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.toml' '*.yml' '*.txt' '*.ui' '*.ipynb' '*.cff' Makefile)
 
