@@ -26,7 +26,7 @@ from typing import IO, Any
 from . import errors
 from .errors import Cancelled, MedQuantError, PackageError
 from .progress import ProgressEvent, Task
-from .system import available_memory, default_python, library_environment
+from .system import available_memory, default_python, library_environment, module_arguments
 
 _CALL, _RESULT, _WORDS = "call.pickle", "result.pickle", "stderr.txt"
 _POLL_SECONDS, _LOOK_SECONDS, _TELL_SECONDS = 0.05, 0.25, 1.0
@@ -64,7 +64,7 @@ def run_in_child(function: Callable[..., Any], task: Task, name: str, *, memory_
         (folder / _CALL).write_bytes(pickle.dumps(sys.path) + pickle.dumps(function))
         with open(folder / _WORDS, "wb") as words:
             process = subprocess.Popen(
-                [default_python(), "-m", f"{__package__}.child_process", str(folder)],
+                [default_python(), *module_arguments(f"{__package__}.child_process"), str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=words,

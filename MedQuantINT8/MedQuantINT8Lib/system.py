@@ -125,6 +125,19 @@ def default_python() -> str:
     return shutil.which("PythonSlicer") or sys.executable
 
 
+def module_arguments(module: str) -> list[str]:
+    """Arguments with which a Python runs a module of this library, wherever that Python looks for modules.
+
+    ``-m`` would find it through PYTHONPATH, which a launcher such as PythonSlicer may set to paths of its own, before ours or instead.
+    """
+    library = str(Path(__file__).resolve().parent.parent)
+    code = (
+        f"import sys; sys.path.insert(0, {library!r}); "
+        f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    )
+    return ["-c", code]
+
+
 def library_environment() -> dict[str, str]:
     """Environment variables of a process of this project's own: it finds this library, and nothing in it reports to anybody."""
     library = str(Path(__file__).resolve().parent.parent)

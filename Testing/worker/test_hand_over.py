@@ -107,6 +107,18 @@ def test_a_worker_is_started_right_after_one_died(model):
             process = made._process
 
 
+@pytest.mark.parametrize("own", ["$DECOY", "$DECOY:$PYTHONPATH"], ids=["instead of ours", "before ours"])
+def test_a_launcher_that_sets_its_own_pythonpath_starts_this_library(model, tmp_path, own):
+    """As Slicer's launcher may do; another library of our name lies where it looks first."""
+    (tmp_path / "MedQuantINT8Lib").mkdir()
+    (tmp_path / "MedQuantINT8Lib" / "__init__.py").write_text("raise SystemExit('the launcher found another library')")
+    launcher = tmp_path / "PythonSlicer"
+    launcher.write_text(f'#!/bin/sh\nDECOY={tmp_path}\nexport PYTHONPATH={own}\nexec {sys.executable} "$@"\n')
+    launcher.chmod(0o755)
+    with WorkerClient(str(launcher)) as started:
+        assert started.segment(model, SCAN, CHOICE, SegmentationOptions(), Task()).labels.any()
+
+
 class Given:
     """A worker's job that is done."""
 

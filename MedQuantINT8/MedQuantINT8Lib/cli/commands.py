@@ -25,7 +25,7 @@ from ..models.package import CALIBRATION, INT8, KNOWN_FILES, MODEL_JSON, ModelPa
 from ..outputs import check_output_folder, check_output_package
 from ..progress import Task
 from ..resources import resource
-from ..system import library_environment
+from ..system import library_environment, module_arguments
 from .overwriting import free_path, overwriting, segmentation_beside
 from .terminal import print_result, warn
 
@@ -301,7 +301,7 @@ def _run_apart(
 def _apart(arguments: list[str], task: Task) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "MedQuantINT8Lib.cli.main", *arguments, "--json"],
+            [sys.executable, *module_arguments("MedQuantINT8Lib.cli.main"), *arguments, "--json"],
             stdout=output,
             stderr=errors,
             env=library_environment(),

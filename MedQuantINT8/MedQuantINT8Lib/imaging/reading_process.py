@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import Cancelled, InputError, StorageError
 from ..files import storage_errors
-from ..system import available_memory, default_python, library_environment
+from ..system import available_memory, default_python, library_environment, module_arguments
 
 #: What a reader takes with its libraries, before any voxel.
 _LIBRARIES = 1 << 30
@@ -32,7 +32,7 @@ _LIBRARIES = 1 << 30
 _COPIES = 4
 _SECONDS, _BYTES_A_SECOND = 15, 4 << 20
 _POLL_SECONDS = 0.01
-_READER = ("-m", "MedQuantINT8Lib.imaging.itk_reader")
+_READER = tuple(module_arguments("MedQuantINT8Lib.imaging.itk_reader"))
 
 
 @dataclass(frozen=True)

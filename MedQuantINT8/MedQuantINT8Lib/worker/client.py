@@ -26,7 +26,7 @@ from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
 from ..progress import ProgressEvent, Task
 from ..scratch import owned_prefix
-from ..system import default_python, library_environment
+from ..system import default_python, library_environment, module_arguments
 from .shared_memory import Arena, aligned
 
 _START_SECONDS = 60.0
@@ -210,8 +210,7 @@ class WorkerClient:
             process = subprocess.Popen(
                 [
                     self._python,
-                    "-m",
-                    "MedQuantINT8Lib.worker.process",
+                    *module_arguments("MedQuantINT8Lib.worker.process"),
                     self._arena.address,
                     str(self._idle_seconds),
                     self._scratch,

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import Cancelled
 from ...progress import Task
-from ...system import default_python, library_environment
+from ...system import default_python, library_environment, module_arguments
 from ..error_causes import failure, last_and_first
 from .rtx_provider import devices, session_options
 
@@ -38,7 +38,7 @@ def compile_in_process(
     request = {"source": str(source), "target": str(target), "device": device, "provider": provider}
     with task.stage("building the engine"):
         child = subprocess.Popen(
-            [default_python(), "-m", module, json.dumps(request)],
+            [default_python(), *module_arguments(module), json.dumps(request)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
