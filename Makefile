@@ -13,13 +13,26 @@ DEMO := openvino,onnxruntime,quantize,slicer
 
 SECONDS ?= 1800
 
-.PHONY: demo test lint docs roads newest fuzz bench results clean
+# Processes that run tests; each takes one thread for its arithmetic.
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+.PHONY: demo test test-fast test-all lint docs roads newest fuzz bench results clean
 
 demo: $(VENV)/.demo
 	$(BIN)/medquant demo --output demo-output
 
+# What a push has to pass: at most 15 minutes on two cores.
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest
+	$(PYTEST) --durations=25
+
+# While working: at most two minutes, without what takes over five seconds.
+test-fast: $(VENV)/.test
+	$(PYTEST) -m "not slow"
+
+# Before a release: also what takes minutes, such as every CUDA kernel for every generation of GPUs.
+test-all: $(VENV)/.test lint
+	$(PYTEST) --durations=25 --long
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check MedQuantINT8 Testing tools benchmarks experiments examples

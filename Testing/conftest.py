@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_models import DATA
+from made_once import made_once
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.importers.onnx import import_onnx
@@ -19,13 +20,23 @@ from MedQuantINT8Lib.resources import resource
 from scans import GEOMETRIES, PHANTOM_SIZE, PHANTOM_SPACING
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the tests marked long, each of which takes minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     missing = pytest.mark.skip(
         reason=f"the real scans and networks are not at {DATA}; set MEDQUANT_DATA to where they are"
     )
+    long = pytest.mark.skip(reason="takes minutes: make test-all, or pytest --long")
     for item in items:
         if item.get_closest_marker("data") and not (DATA / "networks").is_dir():
             item.add_marker(missing)
+        if item.get_closest_marker("long"):
+            # Whoever leaves out what is slow leaves out what is longer.
+            item.add_marker(pytest.mark.slow)
+            if not config.getoption("--long"):
+                item.add_marker(long)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,7 +64,10 @@ def fp32_package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
     """The demo network, not quantized; its windows overlap less than the demo's, which take three times as long."""
     spec = phantom_spec()
     spec = replace(spec, window=replace(spec.window, overlap=0.25))
-    return import_onnx(resource("phantom_unet.onnx"), spec, tmp_path_factory.mktemp("fp32") / "phantom")
+    folder = made_once(
+        tmp_path_factory, "fp32", lambda folder: import_onnx(resource("phantom_unet.onnx"), spec, folder / "phantom")
+    )
+    return ModelPackage.load(folder / "phantom")
 
 
 @pytest.fixture(scope="session")
@@ -65,13 +79,13 @@ def int8_package(fp32_package: ModelPackage, tmp_path_factory: pytest.TempPathFa
     options = CalibrationOptions(patches=4)
     sources = [lambda seed=seed: make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING)[0] for seed in (2001, 2002)]
     sampler = PatchSampler(sources, fp32_package.spec, calibration_patch(fp32_package), options)
-    return quantize_package(
-        fp32_package,
-        sampler,
-        tmp_path_factory.mktemp("int8") / "phantom",
-        options,
-        QuantizationPolicy(budget=Budget(0)),
-    )[0]
+    policy = QuantizationPolicy(budget=Budget(0))
+    folder = made_once(
+        tmp_path_factory,
+        "int8",
+        lambda folder: quantize_package(fp32_package, sampler, folder / "phantom", options, policy),
+    )
+    return ModelPackage.load(folder / "phantom")
 
 
 @pytest.fixture(params=list(GEOMETRIES))

@@ -31,7 +31,7 @@ def test_networks_have_the_studys_size(name):
     if name == "vista3d":
         # The decoder of the interactive road is in the module, but not in the graph.
         megabytes -= sum(p.numel() for p in module.encoder.up_layers.parameters()) * 4 / 1e6
-    assert megabytes == pytest.approx(network.engine_mb, rel=0.05) or "16 %" in network.note
+    assert megabytes == pytest.approx(network.engine_mb, rel=0.17 if "16 %" in network.note else 0.05)
     assert last_layer(module, network.classes).out_channels == network.classes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -35,21 +36,6 @@ def client():
         yield made
 
 
-def processes_of(parent=None):
-    """Worker processes on this machine, or those below a parent, from /proc."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                above = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):
-                continue
-            if "MedQuantINT8Lib.worker.process" in command and parent in (None, above):
-                found.append(int(folder.name))
-    return found
-
-
 def gone(pid, seconds=15.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -63,23 +49,37 @@ def gone(pid, seconds=15.0):
     return False
 
 
-def shared_memory():
-    return sorted(p.name for p in Path("/dev/shm").iterdir()) if Path("/dev/shm").is_dir() else []
+def shared_blocks(pid):
+    """Blocks of shared memory that a process holds open: their inodes. None where the system does not tell."""
+    folder, blocks = Path(f"/proc/{pid}/fd"), set()
+    for descriptor in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if "memfd:medquant" in str(descriptor.readlink()):
+                blocks.add(descriptor.stat().st_ino)
+    return blocks
+
+
+def held_anywhere(blocks):
+    """Those of ``blocks`` that some process on this machine still holds open."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found |= blocks & shared_blocks(folder.name)
+    return found
 
 
 def test_the_worker_gives_what_the_library_gives_and_keeps_the_engine(client, int8_package, phantom):
     events = []
-    before = shared_memory()
     done = client.segment(str(int8_package.folder), phantom[0], CHOICE, OPTIONS, Task(events.append))
     expected = pipeline.segment(int8_package, phantom[0], CHOICE, OPTIONS, Task()).result.labels
     assert np.array_equal(done.labels, expected) and done.labels.dtype == expected.dtype
     assert done.report["engine"]["description"]["verdict"] == "INT8"
     assert {"preprocessing", "segmenting"} <= {event.stage for event in events}
     assert client.ping()["engines"] == 1
-    first = client.pid
+    first, blocks = client.pid, shared_blocks(client.pid)
     again = client.segment(str(int8_package.folder), phantom[0], CHOICE, OPTIONS, Task())
     assert np.array_equal(again.labels, expected) and client.pid == first and client.ping()["engines"] == 1
-    assert shared_memory() == before
+    assert shared_blocks(first) == blocks and (blocks or not Path("/proc").is_dir())
 
 
 def test_larger_volumes_after_smaller_ones_and_other_types(client, int8_package, phantom):
@@ -219,7 +219,6 @@ time.sleep(60)
 @pytest.mark.parametrize("state", ["idle", "busy"])
 @pytest.mark.parametrize("victims", ["parent", "both"])
 def test_nothing_is_left_when_the_parent_is_killed(int8_package, tmp_path, state, victims):
-    before = shared_memory()
     environment = {
         **os.environ,
         "PYTHONPATH": str(LIBRARY),
@@ -234,12 +233,13 @@ def test_nothing_is_left_when_the_parent_is_killed(int8_package, tmp_path, state
     )
     worker = int(parent.stdout.readline())
     time.sleep(1.5 if state == "busy" else 0.1)
+    blocks = shared_blocks(worker)
     if victims == "both":
         os.kill(worker, signal.SIGKILL)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     assert gone(worker)
-    assert shared_memory() == before
+    assert not held_anywhere(blocks)
     if victims == "parent":
         assert not list(tmp_path.glob("medquant-*"))
     records = list((tmp_path / "engines").rglob("engine.json"))

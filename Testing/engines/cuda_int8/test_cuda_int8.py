@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -374,10 +373,10 @@ def test_slots_between_parts_hold_no_channel():
 
 
 #: The generation of GPUs that is always compiled for, with both kinds of matrix instructions, and those that take minutes more.
-ONLY_WHEN_ASKED = pytest.mark.skipif(
-    os.environ.get("MEDQUANT_ALL_GPUS") != "1", reason="takes minutes; set MEDQUANT_ALL_GPUS=1"
-)
-GENERATIONS = [(9, 0), *(pytest.param(capability, marks=ONLY_WHEN_ASKED) for capability in ((8, 0), (8, 9), (12, 0)))]
+GENERATIONS = [
+    pytest.param((9, 0), marks=pytest.mark.slow),
+    *(pytest.param(capability, marks=pytest.mark.long) for capability in ((8, 0), (8, 9), (12, 0))),
+]
 
 
 @pytest.mark.skipif(nvrtc_at_hand.library() is None, reason="NVRTC is not installed")
