@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "MedQuantINT8"))
 
-from MedQuantINT8Lib.models.spec import Channel, Cleaning, Crop, Fit, Geometry, Label, Normalization, Output, Window
+from MedQuantINT8Lib.models import spec_parser
 from MedQuantINT8Lib.resources import resource
 
 _NUMBER, _TEXT = {"type": "number"}, {"type": "string"}
@@ -21,10 +19,6 @@ def _object(required: list[str], **properties: object) -> dict[str, object]:
     return {"type": "object", "required": required, "additionalProperties": False, "properties": properties}
 
 
-def _triple(item: dict[str, object]) -> dict[str, object]:
-    return {"type": "array", "items": item, "minItems": 3, "maxItems": 3}
-
-
 def _maybe(item: dict[str, object]) -> dict[str, object]:
     return {"anyOf": [item, {"type": "null"}]}
 
@@ -33,209 +27,15 @@ def _choice(*values: str) -> dict[str, object]:
     return {"enum": list(values)}
 
 
-_POSITIVE = {"type": "number", "exclusiveMinimum": 0}
-_NOT_NEGATIVE = {"type": "number", "minimum": 0}
-_WHOLE = {"type": "integer", "minimum": 0}
-_PADDING = _choice("constant", "edge", "reflect", "wrap")
 _COUNT = {"type": "integer", "minimum": 1}
-_CODE = _object(["scheme", "value", "meaning"], scheme=_NAME, value=_NAME, meaning=_NAME)
-
-
-_SPLINE = _object(
-    [], order={"enum": [0, 1, 3]}, order_z={"enum": [0, 1]}, separate_z=_maybe({"type": "boolean"}), threshold=_POSITIVE
-)
 
 
 def model_schema() -> dict[str, object]:
-    normalization = _object(
-        ["kind"],
-        kind=_choice(
-            "window",
-            "minmax",
-            "percentile",
-            "zscore",
-            "nnunet_ct",
-            "linear",
-            "sigmoid",
-            "tanh",
-            "clip",
-            "clip_percentile",
-            "threshold",
-            "truncate",
-            "spread",
-        ),
-        low=_maybe(_NUMBER),
-        high=_maybe(_NUMBER),
-        mean=_maybe(_NUMBER),
-        std=_maybe(_POSITIVE),
-        clip={"type": "boolean"},
-        mask=_choice("all", "nonzero", "above_mean", "nonzero_filled"),
-        channels={"type": "array", "items": {"type": "integer", "minimum": 0}},
-        over=_choice("channel", "all"),
-        fill=_NUMBER,
-    )
-    needs = [
-        ("window", ["low", "high"]),
-        ("percentile", ["low", "high"]),
-        ("nnunet_ct", ["low", "high", "mean", "std"]),
-        ("linear", ["low", "high"]),
-        ("tanh", ["high"]),
-    ]
-    normalization["allOf"] = [
-        {
-            "if": {"properties": {"kind": {"const": kind}}},
-            "then": {"required": names, "properties": dict.fromkeys(names, _NUMBER)},
-        }
-        for kind, names in needs
-    ]
-    label = _object(
-        ["value", "name", "channel"],
-        value={"type": "integer", "minimum": 1, "maximum": 65535},
-        name=_NAME,
-        channel={"type": "integer", "minimum": 0},
-        color=_triple({"type": "integer", "minimum": 0, "maximum": 255}),
-        terminology=_maybe(_object(["category", "type"], category=_CODE, type=_CODE, modifier=_maybe(_CODE))),
-    )
-    schema = _object(
-        [
-            "schema",
-            "schema_version",
-            "name",
-            "version",
-            "modality",
-            "channels",
-            "geometry",
-            "normalization",
-            "window",
-            "output",
-            "labels",
-            "license",
-        ],
-        schema={"const": "medquant-model"},
-        schema_version={"enum": ["1.0", "1.1", "1.2", "1.3"]},
-        name={"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$"},
-        version=_NAME,
-        modality=_NAME,
-        title=_TEXT,
-        description=_TEXT,
-        channels={"type": "array", "minItems": 1, "items": _object(["name"], name=_NAME)},
-        geometry=_object(
-            [],
-            axis_order=_choice("IJK", "KJI"),
-            orientation={"type": "string", "pattern": "^([RLAPSI]{3}|native)$"},
-            spacing=_maybe(_triple(_maybe(_POSITIVE))),
-            size=_maybe(_triple(_maybe(_COUNT))),
-            anchor=_choice("centers", "edges", "monai", "monai_extent", "corners"),
-            interpolation=_choice("linear", "bspline", "nearest", "nnunet", "area", "exact"),
-            tolerance={"type": "number", "minimum": 0, "exclusiveMaximum": 1},
-            reorient=_choice("first", "last"),
-            spline=_maybe(_SPLINE),
-            score_spline=_maybe(_SPLINE),
-            tolerance_mm=_maybe(_NOT_NEGATIVE),
-            min_spacing=_maybe(_triple(_maybe(_NOT_NEGATIVE))),
-            max_spacing=_maybe(_triple(_maybe(_NOT_NEGATIVE))),
-            diagonal={"type": "boolean"},
-            outside=_choice("border", "zeros"),
-            longest=_maybe(_COUNT),
-            resize=_choice("resample", "torch"),
-            anti_aliasing={"type": "boolean"},
-        ),
-        crop=_object(
-            [],
-            kind=_choice("none", "nonzero", "threshold"),
-            threshold=_NUMBER,
-            margin=_WHOLE,
-            comparison=_choice(">", ">=", "<", "<=", "!="),
-            margins=_maybe(_triple(_WHOLE)),
-            multiples=_triple(_COUNT),
-            channels={"type": "array", "items": _WHOLE},
-            look_at=_choice("current", "scan"),
-            beyond=_choice("cut", "pad"),
-            padding=_PADDING,
-            pad_value=_NUMBER,
-        ),
-        order={"type": "array", "items": _choice("crop", "reorient", "resample", "normalize", "fit")},
-        fits={
-            "type": "array",
-            "items": _object(
-                ["kind"],
-                kind=_choice("crop", "crop_share", "pad", "pad_multiple"),
-                size=_triple(_maybe(_COUNT)),
-                share=_triple(_POSITIVE),
-                padding=_PADDING,
-                pad_value=_NUMBER,
-                at_end={"type": "boolean"},
-            ),
-        },
-        normalize_in=_choice("network", "input"),
-        cleaning={
-            "type": "array",
-            "items": _object(
-                [],
-                kind=_choice("largest", "remove_small", "fill_holes"),
-                labels={"type": "array", "items": {"type": "integer", "minimum": 1}},
-                count=_COUNT,
-                size={"type": "integer", "minimum": 0},
-                connectivity={"enum": [1, 3]},
-                together={"type": "boolean"},
-                where=_choice("scan", "network"),
-            ),
-        },
-        normalization={"type": "array", "items": normalization},
-        window=_object(
-            ["patch_size"],
-            patch_size=_triple(_COUNT),
-            multiples=_triple(_COUNT),
-            overlap={"type": "number", "minimum": 0, "exclusiveMaximum": 1},
-            whole_volume={"type": "boolean"},
-            blend=_choice("gaussian", "constant"),
-            placement=_choice("monai", "nnunet"),
-            pad_value=_NUMBER,
-            air_threshold=_maybe(_NUMBER),
-            padding=_choice("constant", "edge", "reflect", "wrap"),
-            overlaps=_maybe(_triple({"type": "number", "minimum": 0, "exclusiveMaximum": 1})),
-            sigma=_triple(_POSITIVE),
-        ),
-        output=_object(
-            [],
-            activation=_choice("softmax", "sigmoid"),
-            activated={"type": "boolean"},
-            threshold={"type": "number", "minimum": 0, "maximum": 1},
-            resample=_maybe(_choice("logits", "probabilities", "masks", "labels")),
-            decision=_maybe(_choice("largest", "threshold")),
-            thresholds={"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1}},
-            inclusive={"type": "boolean"},
-            paint=_choice("order", "nested"),
-        ),
-        labels={"type": "array", "minItems": 1, "items": label},
-        license=_NAME,
-        citation=_TEXT,
-        source_url=_TEXT,
-        files={
-            "type": "object",
-            "required": ["model.onnx"],
-            "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-        },
-    )
-    _describe(schema["properties"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "MedQuantINT8 model package: model.json",
-        **schema,
+        **spec_parser.model_schema(),
     }
-
-
-#: What each part of model.json means, and what is computed by it, is said once: by the class that holds it.
-_MEANINGS = {
-    "channels": Channel, "crop": Crop, "fits": Fit, "geometry": Geometry, "normalization": Normalization, "window": Window, "output": Output,
-    "cleaning": Cleaning, "labels": Label,
-}  # fmt: skip
-
-
-def _describe(properties: Any) -> None:
-    for name, value in properties.items():
-        if name in _MEANINGS:
-            value["description"] = inspect.cleandoc(_MEANINGS[name].__doc__ or "").replace("``", "'")
 
 
 def report_schema() -> dict[str, object]:

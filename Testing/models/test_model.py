@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import shutil
 import zipfile
@@ -83,6 +84,30 @@ def test_a_bad_field_is_named_and_the_schema_refuses_it_too(field):
         parse_spec(value)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(json.loads(json.dumps(value)), SCHEMA)
+
+
+def places(value, path=()):
+    """The paths of everything that a description holds."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+@pytest.mark.parametrize("wrong", [True, -2, 0.5, 300, "magic", " ", [], [0, 1, 2], {}], ids=repr)
+def test_what_the_schema_refuses_the_parser_refuses(wrong):
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    original = json.loads(json.dumps(next(iter(specs().values())).to_json()))
+    refused = 0
+    for path in places(original):
+        value = copy.deepcopy(original)
+        holder = functools.reduce(lambda part, key: part[key], path[:-1], value)
+        holder[path[-1]] = wrong
+        if not validator.is_valid(value):
+            refused += 1
+            with pytest.raises(PackageError):
+                parse_spec(value)
+                pytest.fail(f"{path} was accepted")
+    assert refused > 20
 
 
 def test_labels_must_cover_the_networks_channels():

@@ -1,16 +1,21 @@
-"""``model.json``: the single description of a network, as typed, validated Python.
+"""``model.json``: the single description of a network, as typed Python.
 
-The published form is ``Resources/model.schema.json``; the tests hold this module and that schema to the same answers.
-Everything about geometry is written in the order of the network's own spatial axes (``axis_order`` says what they are).
+The parser (:mod:`.spec_parser`) and the published ``Resources/model.schema.json`` are derived from the annotations of these classes
+(:mod:`.records`). Everything about geometry is written in the order of the network's own spatial axes (``axis_order`` says what they are).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from .colors import color_of
+from .records import AT_LEAST_ONE, NOT_EMPTY, Rule, shown, within
 
 SCHEMA_VERSION = "1.3"
+SUPPORTED_SCHEMA_VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 
 #: The orientation that takes voxels as they lie in the file.
 NATIVE = "native"
@@ -34,11 +39,40 @@ Padding = Literal["constant", "edge", "reflect", "wrap"]
 CleaningKind = Literal["largest", "remove_small", "fill_holes"]
 
 
+def _orientation_problem(text: str) -> str | None:
+    axes = {letter: axis for axis, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
+    if text == NATIVE or sorted(axes.get(letter, -1) for letter in text) == [0, 1, 2]:
+        return None
+    return f'is {shown(text)} but must be three letters, one each of R/L, A/P and S/I, such as RAS, or "native"'
+
+
+def _file_name_problem(text: str) -> str | None:
+    if re.fullmatch(_FILE_NAME, text):
+        return None
+    return f"is {shown(text)} but may hold only letters, digits, '.', '_' and '-'"
+
+
+_FILE_NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
+#: Text that is not empty, and a name that may become part of a file's.
+Name = Annotated[str, NOT_EMPTY]
+FileName = Annotated[str, NOT_EMPTY, Rule({"pattern": f"^{_FILE_NAME}$"}, _file_name_problem)]
+Orientation = Annotated[str, Rule({"pattern": "^([RLAPSI]{3}|native)$"}, _orientation_problem)]
+Positive = Annotated[float, within(above=0)]
+NotNegative = Annotated[float, within(least=0)]
+Share = Annotated[float, within(least=0, below=1)]
+Probability = Annotated[float, within(least=0, most=1)]
+Count = Annotated[int, within(least=1)]
+Byte = Annotated[int, within(least=0, most=255)]
+#: A value of a label map; the parser looks at the largest of all labels at once.
+LabelValue = Annotated[int, within(least=1), Rule({"maximum": 65535})]
+Connectivity = Annotated[int, Rule({"enum": [1, 3]}, lambda value: None if value in (1, 3) else "must be 1 or 3")]
+
+
 @dataclass(frozen=True)
 class Channel:
     """One input channel: what the user has to give."""
 
-    name: str
+    name: Name
 
 
 @dataclass(frozen=True)
@@ -63,7 +97,7 @@ class Crop:
     margin: int = 0
     comparison: Comparison = ">"
     margins: tuple[int, int, int] | None = None
-    multiples: tuple[int, int, int] = (1, 1, 1)
+    multiples: tuple[Count, Count, Count] = (1, 1, 1)
     channels: tuple[int, ...] = ()
     beyond: Literal["cut", "pad"] = "cut"
     padding: Padding = "constant"
@@ -83,8 +117,8 @@ class Fit:
     """
 
     kind: FitKind
-    size: tuple[int | None, int | None, int | None] = (None, None, None)
-    share: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    size: tuple[Count | None, Count | None, Count | None] = (None, None, None)
+    share: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
     padding: Padding = "constant"
     pad_value: float = 0.0
     at_end: bool = False
@@ -120,12 +154,32 @@ class Normalization:
     low: float | None = None
     high: float | None = None
     mean: float | None = None
-    std: float | None = None
+    std: Positive | None = None
     clip: bool = True
     mask: MaskKind = "all"
     channels: tuple[int, ...] = ()
     over: Literal["channel", "all"] = "channel"
     fill: float = 0.0
+
+    NEEDED_BY_KIND: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "window": ("low", "high"),
+        "percentile": ("low", "high"),
+        "nnunet_ct": ("low", "high", "mean", "std"),
+        "linear": ("low", "high"),
+        "tanh": ("high",),
+    }
+
+    def problem(self) -> str | None:
+        """What is wrong with the limits, or None."""
+        low, high, kind = self.low, self.high, self.kind
+        if kind in ("clip", "clip_percentile", "threshold") and low is None and high is None:
+            return f"of kind {kind} needs 'low' or 'high'"
+        falling = kind == "linear" and low != high
+        if low is not None and high is not None and low >= high and not falling:
+            return "needs 'low' below 'high'"
+        if kind in ("percentile", "clip_percentile") and not ((low or 0) >= 0 and (high or 0) <= 100):
+            return "needs percentiles from 0 to 100"
+        return None
 
 
 @dataclass(frozen=True)
@@ -141,7 +195,7 @@ class SplineResampling:
     order: Literal[0, 1, 3] = 3
     order_z: Literal[0, 1] = 0
     separate_z: bool | None = None
-    threshold: float = 3.0
+    threshold: Positive = 3.0
 
 
 @dataclass(frozen=True)
@@ -177,21 +231,21 @@ class Geometry:
     """
 
     axis_order: AxisOrder = "IJK"
-    orientation: str = "RAS"
-    spacing: tuple[float | None, float | None, float | None] | None = None
-    size: tuple[int | None, int | None, int | None] | None = None
+    orientation: Orientation = "RAS"
+    spacing: tuple[Positive | None, Positive | None, Positive | None] | None = None
+    size: tuple[Count | None, Count | None, Count | None] | None = None
     anchor: Anchor = "centers"
     interpolation: Interpolation = "linear"
-    tolerance: float = 0.001
+    tolerance: Share = 0.001
     reorient: Literal["first", "last"] = "first"
     spline: SplineResampling | None = None
     score_spline: SplineResampling | None = None
-    tolerance_mm: float | None = None
-    min_spacing: tuple[float | None, float | None, float | None] | None = None
-    max_spacing: tuple[float | None, float | None, float | None] | None = None
+    tolerance_mm: NotNegative | None = None
+    min_spacing: tuple[NotNegative | None, NotNegative | None, NotNegative | None] | None = None
+    max_spacing: tuple[NotNegative | None, NotNegative | None, NotNegative | None] | None = None
     diagonal: bool = False
     outside: Literal["border", "zeros"] = "border"
-    longest: int | None = None
+    longest: Count | None = None
     resize: Literal["resample", "torch"] = "resample"
     anti_aliasing: bool = False
 
@@ -217,17 +271,17 @@ class Window:
     air_threshold: windows whose normalized values all lie at or below it can be skipped; None forbids skipping.
     """
 
-    patch_size: tuple[int, int, int]
-    multiples: tuple[int, int, int] = (1, 1, 1)
-    overlap: float = 0.5
+    patch_size: tuple[Count, Count, Count]
+    multiples: tuple[Count, Count, Count] = (1, 1, 1)
+    overlap: Share = 0.5
     whole_volume: bool = False
     blend: Literal["gaussian", "constant"] = "gaussian"
     placement: Placement = "monai"
     pad_value: float = 0.0
     air_threshold: float | None = None
     padding: Padding = "constant"
-    overlaps: tuple[float, float, float] | None = None
-    sigma: tuple[float, float, float] = (0.125, 0.125, 0.125)
+    overlaps: tuple[Share, Share, Share] | None = None
+    sigma: tuple[Positive, Positive, Positive] = (0.125, 0.125, 0.125)
 
 
 @dataclass(frozen=True)
@@ -251,10 +305,10 @@ class Output:
 
     activation: Activation = "softmax"
     activated: bool = False
-    threshold: float = 0.5
+    threshold: Probability = 0.5
     resample: Resampled | None = None
     decision: Decision | None = None
-    thresholds: tuple[float, ...] = ()
+    thresholds: tuple[Probability, ...] = ()
     inclusive: bool = False
     paint: Literal["order", "nested"] = "order"
 
@@ -277,10 +331,10 @@ class Cleaning:
     """
 
     kind: CleaningKind = "largest"
-    labels: tuple[int, ...] = ()
-    count: int = 1
+    labels: tuple[Count, ...] = ()
+    count: Count = 1
     size: int = 0
-    connectivity: int = 3
+    connectivity: Connectivity = 3
     together: bool = False
     where: Literal["scan", "network"] = "scan"
 
@@ -289,9 +343,9 @@ class Cleaning:
 class Code:
     """A coded term: scheme (SCT for SNOMED CT), code value, meaning."""
 
-    scheme: str
-    value: str
-    meaning: str
+    scheme: Name
+    value: Name
+    meaning: Name
 
 
 @dataclass(frozen=True)
@@ -307,11 +361,16 @@ class Terminology:
 class Label:
     """One structure. ``value`` stands in the label map, ``channel`` is the network's output channel."""
 
-    value: int
-    name: str
+    value: LabelValue
+    name: Name
     channel: int
-    color: tuple[int, int, int] = (128, 174, 128)
+    color: tuple[Byte, Byte, Byte] = (128, 174, 128)
     terminology: Terminology | None = None
+
+    @classmethod
+    def left_out(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """A label that a description gives no color has the one of its value, so that structures can be told apart."""
+        return {"color": color_of(given["value"])}
 
 
 @dataclass(frozen=True)
@@ -323,16 +382,16 @@ class ModelSpec:
         ``fits``, which are taken in turn.
     """
 
-    name: str
-    version: str
-    modality: str
-    channels: tuple[Channel, ...]
+    name: FileName
+    version: Name
+    modality: Name
+    channels: Annotated[tuple[Channel, ...], AT_LEAST_ONE]
     geometry: Geometry
     normalization: tuple[Normalization, ...]
     window: Window
     output: Output
-    labels: tuple[Label, ...]
-    license: str
+    labels: Annotated[tuple[Label, ...], AT_LEAST_ONE]
+    license: Name
     citation: str = ""
     source_url: str = ""
     title: str = ""
