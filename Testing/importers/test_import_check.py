@@ -1,4 +1,4 @@
-"""An import proves itself: it is compared with the original software on made scans before it is accepted."""
+"""An import proves itself: it is compared with the original software on synthetic scans before it is accepted."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_an_import_that_agrees_is_written_with_what_was_compared(network, tmp_pa
     found = ImportCheck.from_json(json.loads((tmp_path / "package" / IMPORT).read_text()))
     assert found == understood.check and found.compared and found.original == "Original 1.0" and found.acceptable
     assert all(scan.input_difference < 1e-6 and scan.score_difference < 1e-5 for scan in found.scans)
-    assert all(scan.label_agreement > 0.999 for scan in found.scans) and "made scan" in found.summary()
+    assert all(scan.label_agreement > 0.999 for scan in found.scans) and "synthetic scan" in found.summary()
     assert IMPORT in package.hashes and package.import_check()["summary"] == found.summary()
     copied = package.with_files(tmp_path / "copy.zip", {})
     assert copied.import_check() == package.import_check()
@@ -98,7 +98,7 @@ def test_an_import_that_agrees_is_written_with_what_was_compared(network, tmp_pa
     ("wrong", "part"), [("input", "input"), ("shape", "input"), ("scores", "scores"), ("labels", "label map")]
 )
 def test_an_import_that_disagrees_is_not_written_and_says_where(wrong, part, network, tmp_path):
-    with pytest.raises(PackageError, match=f"Original 1.0 does: made scan .*{part}"):
+    with pytest.raises(PackageError, match=f"Original 1.0 does: synthetic scan .*{part}"):
         write(Understood(SPEC, network, original=lambda: Original(wrong)), tmp_path / "package", Task())
     assert not (tmp_path / "package").exists()
     own = Understood(SPEC, network, original=lambda: Original(wrong), by_hand=True)

@@ -143,6 +143,43 @@ def test_the_models_of_the_readme_are_those_of_the_catalog():
     assert len(mit) == 9
 
 
+#: Parts of messages that the program composes when it speaks, or that Python says.
+COMPOSED = {
+    "No engine can run here",
+    "has func = $lambda",
+    "No module named",
+    "has no checkpoint_final.pth",
+    "checkpoint_best.pth was taken",
+}
+
+
+def test_messages_are_quoted_as_the_program_says_them():
+    """The words of the first column, without what stands for a file, a number or a reason."""
+    sources = " ".join(text_of(path) for path in LIBRARY.rglob("*.py"))
+    said = re.sub(r"\s+", " ", re.sub(r'"\s*\n\s*f?"', "", sources))
+    tables = (
+        text_of(DOCS / "troubleshooting.md"),
+        text_of(ROOT / "README.md").partition("## Troubleshooting")[2].partition("## ")[0],
+    )
+    messages = [
+        row for table in tables for row in re.findall(r"^\| ([^|]+) \|", table, re.M) if row not in ("message", "---")
+    ]
+    assert len(messages) > 20
+    for message in messages:
+        parts = (part.strip(" .,") for part in re.split(r"\.\.\.|;|: |\(|\)|\bN\b", message))
+        assert not [part for part in parts if len(part) > 5 and part not in said and part not in COMPOSED], message
+
+
+def test_checks_before_a_commit_are_those_of_make_lint():
+    yaml = pytest.importorskip("yaml")
+    hooks = yaml.safe_load(text_of(ROOT / ".pre-commit-config.yaml"))["repos"][0]["hooks"]
+    lint = text_of(ROOT / "Makefile").partition("\nlint:")[2].partition("\n\n")[0]
+    for hook in hooks:
+        words = hook["entry"].split()
+        assert words[:2] == ["python", "-m"] and f"$(BIN)/{words[2].removesuffix('_lib')}" in lint, hook["id"]
+    assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy", "codespell"]
+
+
 def test_the_readme_is_short():
     assert len(text_of(ROOT / "README.md").splitlines()) <= 150
 

@@ -208,7 +208,7 @@ def described(spec: ModelSpec, notes: list[str]) -> list[str]:
         f"  window      {' x '.join(map(str, w.patch_size))}, overlap {w.overlap:g}, {w.blend}",
         f"  output      {spec.output.activation}{' (the network ends in it)' if spec.output.activated else ''}: {len(names)} structure(s): {shown}",
         *_decided(spec),
-        f"  licence     {spec.license}",
+        f"  license     {spec.license}",
     ]
     return lines + [f"  note        {note}" for note in notes]
 

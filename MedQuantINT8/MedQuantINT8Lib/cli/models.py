@@ -107,7 +107,7 @@ def _lines(item: catalogue.CatalogueEntry) -> list[str]:
         f"{item.name}: {item.title}",
         f"  {item.task}; {item.modality}; {item.network}",
         f"  finds     {', '.join(item.labels)}{more}",
-        f"  licence   {item.license} ({item.license_url})",
+        f"  license   {item.license} ({item.license_url})",
         f"  cite      {item.citation}",
         f"  from      {(item.url or item.homepage) + size}",
         *([f"  by hand   {item.by_hand}"] if item.by_hand else []),

@@ -72,7 +72,7 @@ def _made(form: _Form, spec: ModelSpec, rng: np.random.Generator) -> Volume:
     channels = [_channel((k, j, i), spec, number, form, rng) for number in range(len(spec.channels))]
     data = np.ascontiguousarray(turn.apply(np.stack(channels)))
     turned = turn.map_grid(grid).ijk_to_ras.astype(np.float32).astype(np.float64)
-    return Volume(data, turned, f"made scan ({form.name})")
+    return Volume(data, turned, f"synthetic scan ({form.name})")
 
 
 def _patch_ras(spec: ModelSpec) -> NDArray[np.float64]:

@@ -126,7 +126,7 @@ class ImportCheck:
         if found:
             parts.append(f"labels on {len(found)}: {100 * min(found):.2f} % of voxels the same")
         tail = f" ({self.reason})" if self.reason else ""
-        return f"with {self.original} on {len(self.scans)} made scan(s): {', '.join(parts) or 'nothing'}{tail}"
+        return f"with {self.original} on {len(self.scans)} synthetic scan(s): {', '.join(parts) or 'nothing'}{tail}"
 
     def to_json(self) -> dict[str, Any]:
         """What import.json holds; infinite differences become null with their words."""
