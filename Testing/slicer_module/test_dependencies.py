@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from types import ModuleType, SimpleNamespace
@@ -141,3 +142,24 @@ def test_questions_and_errors_are_in_the_applications_language(monkeypatch):
     with pytest.raises(DependencyError, match="NOTHING WAS INSTALLED"):
         dependencies.ensure("segment", lambda text: bool(asked.append(text)))
     assert "INSTALL NOW?" in asked[0]
+
+
+def test_every_requirement_names_a_module_that_can_be_looked_for():
+    modules = dependencies.GROUPS["build"].modules()
+    assert modules["onnxscript"] == "onnxscript>=0.3" and "modelopt.onnx.quantization" in modules
+    assert list(modules)[-1] == "torch", "what takes longest to import comes last"
+    here = {name for group in ("segment", "build", "import") for name in dependencies.GROUPS[group].modules()}
+    assert all(importlib.util.find_spec(name.split(".")[0]) for name in here)
+
+
+def test_another_python_is_asked_what_it_has_and_nothing_is_installed_there(tmp_path):
+    """The Python that makes INT8 networks may be another than Slicer's: what Slicer has says nothing of it."""
+    bare = tmp_path / "bare-python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    assert not dependencies.missing(dependencies.GROUPS["segment"], sys.executable)
+    with pytest.raises(DependencyError, match="bare-python lacks packages") as told:
+        dependencies.ensure("build", pytest.fail, pytest.fail, python=str(bare))
+    assert f"{bare} -m pip install 'onnx>=" in str(told.value) and "onnxscript>=" in str(told.value)
+    with pytest.raises(DependencyError, match="cannot be asked"):
+        dependencies.ensure("build", pytest.fail, pytest.fail, python=str(tmp_path / "none"))

@@ -135,3 +135,18 @@ def test_a_segmentation_that_fails_leaves_the_node_as_it_was(logic, node, model,
     assert node.GetScene().GetNumberOfNodes() == nodes
     monkeypatch.setattr(mrml, "_add_shared_labelmap", real)
     assert logic.undo() is None and found.GetScene() is None and not logic.canUndo
+
+
+def test_each_process_is_told_to_import_what_it_needs_before_it_begins(node, model, tmp_path, monkeypatch):
+    from MedQuantINT8Lib.slicer_module.dependencies import GROUPS
+
+    logic = MedQuantINT8Logic("/one/python", "/another/python")
+    assert logic.pythonOf("segment") == logic.pythonOf("tensorrt") == "/one/python"
+    assert logic.pythonOf("build") == logic.pythonOf("import") == "/another/python"
+    recorder = Recorder()
+    monkeypatch.setattr(logic, "_newBuilder", lambda: recorder)
+    logic.calibrate([node], model, str(tmp_path / "int8"), waitForCompletion=False)
+    logic.installModel(source=model, waitForCompletion=False)
+    logic.installModel(source=str(tmp_path), waitForCompletion=False)
+    imports = [request["imports"] for _do, request in recorder.asked]
+    assert imports == [GROUPS["build"].modules(), {}, GROUPS["import"].modules()]

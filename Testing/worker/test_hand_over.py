@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 import tiny
-from MedQuantINT8Lib.errors import InputError, MedQuantError
+from MedQuantINT8Lib.errors import DependencyError, InputError, MedQuantError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
@@ -117,6 +117,23 @@ def test_a_launcher_that_sets_its_own_pythonpath_starts_this_library(model, tmp_
     launcher.chmod(0o755)
     with WorkerClient(str(launcher)) as started:
         assert started.segment(model, SCAN, CHOICE, SegmentationOptions(), Task()).labels.any()
+
+
+def test_a_package_that_is_installed_but_cannot_be_imported_is_told_by_the_process_that_needs_it(
+    model, tmp_path, monkeypatch
+):
+    (tmp_path / "onnxscript.py").write_text("import no_such_thing.at_all")
+    (tmp_path / "lief.py").write_text("raise OSError('liblief.so: wrong ELF class')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    advice = {"": f"{sys.executable} -m pip install 'no_such_thing'", "/slicer": 'pip_install("no_such_thing")'}
+    for home, words in advice.items():
+        monkeypatch.setenv("SLICER_HOME", home) if home else monkeypatch.delenv("SLICER_HOME", raising=False)
+        with WorkerClient() as started:
+            job = ended(started.begin("quantize", [SCAN], imports={"json": "json>=1", "onnxscript": "onnxscript>=0.3"}))
+            assert isinstance(job.error, DependencyError) and "onnxscript is installed, but" in str(job.error)
+            assert "No module named 'no_such_thing'" in str(job.error) and words in str(job.error)
+            job = ended(started.begin("quantize", [SCAN], imports={"lief": "lief>=0.16"}))
+            assert "wrong ELF class" in str(job.error) and "lief>=0.16" in str(job.error)
 
 
 class Given:

@@ -18,6 +18,7 @@ from ..progress import ProgressEvent, Task
 from ..worker.client import WorkerClient
 from ..worker.jobs import BackgroundJob, wait_for
 from . import scene as mrml
+from .dependencies import GROUPS
 
 if TYPE_CHECKING:
     from ..importers.catalogue import CatalogueEntry
@@ -26,11 +27,19 @@ Progress = Callable[[ProgressEvent], None]
 
 
 class BuildLogic:
-    """Args: the Python that makes networks; None for the caller's own."""
+    """Brings models in, calibrates them, and tells what they take on the disk.
 
-    def __init__(self, buildPython: str | None) -> None:
-        self._buildPython = buildPython
+    Args:
+        python, buildPython: the Python that segments, and the one that makes networks; None for the caller's own.
+    """
+
+    def __init__(self, python: str | None, buildPython: str | None) -> None:
+        self._python, self._buildPython = python, buildPython or python
         self._builder: WorkerClient | None = None
+
+    def pythonOf(self, group: str) -> str | None:
+        """The Python that runs what a group of packages is for (a name of :data:`.dependencies.GROUPS`); None for the caller's own."""
+        return self._buildPython if group in ("build", "import") else self._python
 
     def publicModels(self) -> list[CatalogueEntry]:
         """Models of the catalogue that are not installed and can be downloaded."""
@@ -62,8 +71,18 @@ class BuildLogic:
             trustCode: whether Python code that lies in a bundle may run.
         """
         # What turns PyTorch networks into ONNX needs torch, as quantizing does.
-        started = self._newBuilder().begin("install_model", [], name=name, source=source, trust_code=trustCode)
+        started = self._newBuilder().begin(
+            "install_model", [], name=name, source=source, trust_code=trustCode, imports=self._importsFor(name, source)
+        )
         return self._result(BackgroundJob(started, lambda result: result.report["name"]), waitForCompletion, progress)
+
+    def _importsFor(self, name: str, source: str) -> dict[str, str]:
+        """Modules that bringing in a model takes, beside those of segmenting."""
+        from ..importers.catalogue import entries
+
+        entry = entries().get(name)
+        torch = self.needsImport(source) if not name else entry is not None and entry.form != "onnx"
+        return GROUPS["import"].modules() if torch else {}
 
     @staticmethod
     def ownCopyName(model: str) -> str:
@@ -115,7 +134,13 @@ class BuildLogic:
             "reading": asdict(reading),
         }
         started = self._newBuilder().begin(
-            "quantize", volumes, model=path, output=str(output or path), scans=[str(scan) for scan in scans], **request
+            "quantize",
+            volumes,
+            model=path,
+            output=str(output or path),
+            scans=[str(scan) for scan in scans],
+            imports=GROUPS["build"].modules(),
+            **request,
         )
         return self._result(BackgroundJob(started, lambda result: result.report), waitForCompletion, progress)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,9 +34,19 @@ class Group:
 
     def lines(self) -> list[str]:
         text = resource(self.requirements).read_text(encoding="utf-8")
-        return [line.split("#")[0].strip() for line in text.splitlines() if line.split("#")[0].strip()]
+        lines = [line.split("#")[0].strip() for line in text.splitlines() if line.split("#")[0].strip()]
+        return [*lines, *([_TORCH] if self.torch else [])]
+
+    def modules(self) -> dict[str, str]:
+        """Modules that have to be importable, each with the requirement that brings it; those that take longest to import last."""
+        found = {_MODULES.get(_name(line), _name(line).replace("-", "_")): line for line in self.lines()}
+        return dict(sorted(found.items(), key=lambda item: item[0].split(".")[0] in _HEAVY))
 
 
+_TORCH = "torch>=2.8"
+#: Modules by the package that brings them, where its name is another; what they import is needed, too.
+_MODULES = {"nvidia-modelopt": "modelopt.onnx.quantization", "pyyaml": "yaml"}
+_HEAVY = ("torch", "monai", "modelopt", "dynamic_network_architectures")
 GROUPS = {
     "segment": Group(
         "requirements-segment.txt",
@@ -87,19 +99,71 @@ Ask = Callable[[str], bool]
 Install = Callable[[list[str]], None]
 
 
-def missing(group: Group) -> list[str]:
-    """The group's requirements that are not installed, or are too old."""
-    return [line for line in [*group.lines(), *(["torch>=2.8"] if group.torch else [])] if not _satisfied(line)]
+def missing(group: Group, python: str | None = None) -> list[str]:
+    """The group's requirements that are not installed, or are too old.
+
+    Args:
+        python: the Python that needs them, where it is not the caller's own.
+
+    Raises:
+        DependencyError: that Python cannot be asked.
+    """
+    lines = group.lines()
+    if python is None:
+        return [line for line in lines if not _satisfied(line)]
+    have = _versions(python, [_name(line) for line in lines])
+    return [line for line in lines if not _enough(have[_name(line)], line)]
+
+
+_ASK_VERSIONS = """
+import importlib.metadata, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        found[name] = None
+print(json.dumps(found))
+"""
+_ASK_SECONDS = 30
+
+
+def _versions(python: str, names: list[str]) -> dict[str, str | None]:
+    """What another Python has installed: the version of each package, or None."""
+    try:
+        done = subprocess.run(
+            [python, "-c", _ASK_VERSIONS, *names],
+            capture_output=True,
+            text=True,
+            timeout=_ASK_SECONDS,
+            check=True,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        found: dict[str, str | None] = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        text = _("The Python {python} cannot be asked what it has installed: {reason}.")
+        raise DependencyError(
+            text.format(python=python, reason=_last_line(error)), _("Name another Python, or none.")
+        ) from error
+    return found
 
 
 def _satisfied(line: str) -> bool:
-    match = re.fullmatch(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)", line)
-    assert match is not None, line
     try:
-        have = importlib.metadata.version(match[1])
+        return _enough(importlib.metadata.version(_name(line)), line)
     except importlib.metadata.PackageNotFoundError:
         return False
-    return _numbers(have) >= _numbers(match[2])
+
+
+def _name(line: str) -> str:
+    """The package of a requirement, which has the form "name>=version"."""
+    match = re.fullmatch(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)", line)
+    assert match is not None, line
+    return match[1]
+
+
+def _enough(have: str | None, line: str) -> bool:
+    return have is not None and _numbers(have) >= _numbers(line.split(">=")[1].strip())
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -108,24 +172,37 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def ensure(
-    name: str, ask: Ask, install: Install | None = None, install_torch: Callable[[], None] | None = None
+    name: str,
+    ask: Ask,
+    install: Install | None = None,
+    install_torch: Callable[[], None] | None = None,
+    *,
+    python: str | None = None,
 ) -> bool:
     """Install what a road needs, if the user agrees.
 
     Args:
         ask: shows the text and returns whether the user agreed.
         install, install_torch: by default Slicer's own ways.
+        python: the Python that does the work, where it is not Slicer's own: nothing is installed there.
 
     Returns:
         Whether anything was installed.
 
     Raises:
-        DependencyError: the user refused, or it could not be installed; says what is missing.
+        DependencyError: the user refused, or it could not be installed, or another Python lacks it; says what is missing.
     """
     group = GROUPS[name]
-    lacking = missing(group)
+    lacking = missing(group, python)
     if not lacking:
         return False
+    if python is not None:
+        text = _("{python} lacks packages {purpose}: {packages}.")
+        hint = _("Install them there: {python} -m pip install {quoted}")
+        raise DependencyError(
+            text.format(python=python, purpose=group.purpose, packages=_names(lacking)),
+            hint.format(python=python, quoted=" ".join(f"'{line}'" for line in lacking)),
+        )
     question = _(
         "MedQuantINT8 needs Python packages {purpose}:\n\n{packages}\n\n{size}.\nLicenses: {license}.\n\n"
         "They are installed into Slicer's own Python. Install now?"

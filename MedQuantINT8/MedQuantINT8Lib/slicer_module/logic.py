@@ -87,7 +87,7 @@ class MedQuantINT8Logic(BuildLogic):
     """
 
     def __init__(self, python: str | None = None, buildPython: str | None = None) -> None:
-        BuildLogic.__init__(self, buildPython or python)
+        BuildLogic.__init__(self, python, buildPython)
         self._client = WorkerClient(python)
         self._undo = SegmentationUndo()
         self.report: dict[str, Any] = {}

@@ -28,6 +28,7 @@ from ..imaging.volume import Volume
 from ..inference.engine_pool import KeepingShelf
 from ..inference.ensemble import Ensemble, load_ensemble
 from ..progress import ProgressEvent, Task
+from .imports import check_imports
 from .shared_memory import Arena, aligned
 from .tasks import TASKS, Bench
 
@@ -161,6 +162,9 @@ class Worker:
     def _carry_out(self, request: dict[str, Any], task: Task) -> dict[str, Any]:
         """Run the task; its arrays go into the arena behind the volumes, what it says into the answer."""
         task.check()
+        if modules := request.get("imports"):
+            with task.stage("loading the packages"):
+                check_imports(modules, task.check)
         volumes = [
             Volume(self._arena.array(v["offset"], tuple(v["shape"]), v["dtype"]), np.array(v["ijk_to_ras"]), v["name"])
             for v in request["volumes"]

@@ -93,7 +93,7 @@ class WorkPanel:
         """Make sure of the packages, start a job and follow it; whether it was started."""
         try:
             for group in groups:
-                ensure(group, self._ask)
+                ensure(group, self._ask, python=self._logic.pythonOf(group))
             job = start()
         except MedQuantError as error:
             self._failed(error)
