@@ -1,5 +1,7 @@
 """A GPU that does nothing, for tests without one: calls of the driver succeed and are noted, memory is a range of addresses, no kernel runs.
 
+A call that the real bindings do not have, or that they would refuse for the number of its arguments, fails (cuda_bindings.txt).
+
 What kernels compute is tested by the reference in NumPy and on a real GPU (test_cuda_int8.py, test_cuda_int8_gpu.py); here only what is
 asked of the driver.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,22 +19,36 @@ from MedQuantINT8Lib.engines.cuda.device import GpuInfo
 from MedQuantINT8Lib.engines.cuda_int8.runtime.program import PARAMS
 
 
-class Enumeration:
-    def __getattr__(self, name):
-        return name
+def _bindings():
+    """Functions of the real bindings with the number of their arguments, and enumerations with their members."""
+    functions, enumerations = {}, {}
+    for line in Path(__file__).with_name("cuda_bindings.txt").read_text(encoding="utf-8").splitlines():
+        name, *rest = line.split()
+        if name.startswith("cu"):
+            functions[name] = int(rest[0])
+        elif name != "#":
+            enumerations[name] = SimpleNamespace(**{member: member for member in rest})
+    return functions, enumerations
+
+
+FUNCTIONS, ENUMERATIONS = _bindings()
 
 
 class Driver:
-    """Every call gives success and a handle."""
+    """Every call that the real bindings have gives success and a handle."""
 
     def __init__(self):
         self.calls, self.launches = [], []
 
     def __getattr__(self, name):
-        if name.startswith("CU"):
-            return Enumeration()
+        if name in ENUMERATIONS:
+            return ENUMERATIONS[name]
+        if name not in FUNCTIONS:
+            raise AttributeError(f"cuda.bindings.driver has no {name}")
 
         def call(*arguments):
+            if len(arguments) != FUNCTIONS[name]:
+                raise TypeError(f"{name} takes {FUNCTIONS[name]} arguments, not {len(arguments)}")
             self.calls.append(name)
             return 0, 1
 

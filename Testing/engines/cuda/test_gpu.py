@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
+import inspect
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -10,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpu_stand_in import ContextDriver
+from gpu_stand_in import ENUMERATIONS, FUNCTIONS, ContextDriver
 from MedQuantINT8Lib.engines.cache import cache_root
 from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.engines.cuda import interop as gpu_arrays
@@ -21,6 +24,7 @@ from MedQuantINT8Lib.inference.sliding_window import SlidingWindow, slide
 from MedQuantINT8Lib.inference.windows import plan_windows
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
+from places import LIBRARY
 from pointwise import POINTWISE, Pointwise, needs_gpu, on_the_processor
 
 
@@ -586,3 +590,42 @@ def test_a_driver_that_is_too_old_is_told(monkeypatch):
             cuda.gpus()
     monkeypatch.setattr(cuda, "bindings", lambda: (SimpleNamespace(cuInit=lambda flags: (100,)), None))
     assert cuda.gpus() == []
+
+
+def driver_calls():
+    """Of the library's own text: the calls of the driver with the number of their arguments, and the members of enumerations."""
+    calls, members = set(), set()
+    for path in (LIBRARY / "MedQuantINT8Lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                if re.fullmatch(r"cu[A-Z]\w+", node.func.attr) and not any(
+                    isinstance(a, ast.Starred) for a in node.args
+                ):
+                    calls.add((node.func.attr, len(node.args)))
+            elif isinstance(node, ast.Attribute) and re.fullmatch(r"CU_[A-Z0-9_]+", node.attr):
+                members.add(node.attr)
+    return calls, members
+
+
+def test_the_real_bindings_have_every_call_that_is_made_of_them():
+    calls, members = driver_calls()
+    assert len(calls) > 30 and {name: FUNCTIONS.get(name) for name, _ in calls} == dict(calls)
+    assert members and members <= {name for one in ENUMERATIONS.values() for name in vars(one)}
+
+
+def test_the_stand_in_refuses_what_the_real_bindings_do_not_have():
+    driver = ContextDriver()
+    with pytest.raises(AttributeError, match="has no cuMemAlocate"):
+        driver.cuMemAlocate(8)
+    with pytest.raises(TypeError, match="cuStreamSynchronize takes 1 arguments, not 2"):
+        driver.cuStreamSynchronize(1, 2)
+    with pytest.raises(AttributeError):
+        driver.CUstream_flags.CU_STREAM_BLOCKING  # noqa: B018
+
+
+def test_the_list_of_the_bindings_is_true_of_those_installed():
+    driver = pytest.importorskip("cuda.bindings.driver")
+    for name, count in FUNCTIONS.items():
+        assert len(inspect.signature(getattr(driver, name)).parameters) == count, name
+    for name, members in ENUMERATIONS.items():
+        assert set(vars(members)) <= set(getattr(driver, name).__members__), name
