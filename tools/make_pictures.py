@@ -83,7 +83,7 @@ def report(path: Path) -> None:
     if browser is None:
         print(f"{path.name} is not made again: there is no Chromium here")
         return
-    from MedQuantINT8Lib.cli.demo import run_demo
+    from MedQuantINT8Lib.cli.demo_run import run_demo
     from MedQuantINT8Lib.progress import Task
 
     with tempfile.TemporaryDirectory() as scratch:

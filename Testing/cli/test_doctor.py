@@ -47,7 +47,7 @@ def test_no_engines_own_failure_stops_the_doctor(registry, monkeypatch, capsys):
     def fail():
         raise LookupError("no NVIDIA driver\nhere")
 
-    monkeypatch.setattr(doctor, "advice_for_gpus", fail)
+    monkeypatch.setattr("MedQuantINT8Lib.engines.cuda.setup_hints.advice_for_gpus", fail)
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["engines"]["BrokenBackend"]["reason"] == "libcuda.so.1 is no library"
@@ -70,7 +70,7 @@ def test_whatever_is_missing_to_quantize_is_named(module, monkeypatch):
 
 def test_a_package_that_is_too_old_to_quantize_is_named(monkeypatch):
     assert doctor.quantizer_lacks() == ""
-    monkeypatch.setattr(doctor, "installed_version", lambda name: "2.7.1" if name == "torch" else None)
+    monkeypatch.setattr("MedQuantINT8Lib.system.installed_version", lambda name: "2.7.1" if name == "torch" else None)
     assert doctor.quantizer_lacks() == "torch 2.7.1 is too old: 2.8 is needed (pip install -U torch)"
 
 
@@ -97,8 +97,7 @@ def test_the_doctor_loads_nothing_that_makes_networks():
 
 def test_what_the_doctor_says_fits_80_columns_with_a_line_for_each_engine(registry, monkeypatch, capsys):
     monkeypatch.setattr(
-        doctor,
-        "advice_for_gpus",
+        "MedQuantINT8Lib.engines.cuda.setup_hints.advice_for_gpus",
         lambda: ["0: NVIDIA H100, 80 GB: " + "for this project's own kernels: pip install cuda-python " * 4],
     )
     monkeypatch.setattr(SilentBackend, "version", lambda self: "1.2.3-with-a-long-build-name-" + "x" * 60)

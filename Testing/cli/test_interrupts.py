@@ -14,7 +14,7 @@ import pytest
 
 from MedQuantINT8Lib import scratch
 from MedQuantINT8Lib.cli.interrupts import Interrupts, _descendants
-from MedQuantINT8Lib.cli.terminal import Bar
+from MedQuantINT8Lib.cli.progress_bar import Bar
 from MedQuantINT8Lib.errors import Cancelled
 from MedQuantINT8Lib.files import replacing, replacing_folder
 from MedQuantINT8Lib.progress import Task
@@ -27,11 +27,11 @@ PROGRAM = """
 import ctypes, subprocess, sys, tempfile, time
 from pathlib import Path
 sys.argv = ["medquant", "doctor", "--quiet"]
-from MedQuantINT8Lib.cli import main as cli, commands; from MedQuantINT8Lib import files
+from MedQuantINT8Lib.cli import main as cli, doctor; from MedQuantINT8Lib import files
 folder = Path({folder!r})
 def work(args, task):
 {body}
-commands.doctor = work
+doctor.run = work
 sys.exit(cli.main())
 """
 
@@ -92,7 +92,7 @@ def test_a_signal_while_modules_are_imported_is_no_traceback(tmp_path):
         from MedQuantINT8Lib.cli import main as cli
         class Slow:
             def find_spec(self, name, path=None, target=None):
-                if name == "MedQuantINT8Lib.cli.commands":
+                if name == "MedQuantINT8Lib.engines.availability":
                     print("at work", flush=True)
                     import time; time.sleep(600)
         sys.meta_path.insert(0, Slow())

@@ -225,7 +225,7 @@ def quick_import(monkeypatch):
         write_package(target, understood.spec, {"model.onnx": understood.network})
         return ModelPackage.load(target)
 
-    monkeypatch.setattr("MedQuantINT8Lib.cli.import_model.write", write)
+    monkeypatch.setattr("MedQuantINT8Lib.importers.base.write", write)
 
 
 def imported(medquant, target, *more):
@@ -261,7 +261,7 @@ def test_import_takes_nothing_from_a_package_that_is_no_part_of_it(medquant, pla
 
 
 def test_a_draft_is_replaced_by_force_alone(medquant, tmp_path, monkeypatch):
-    monkeypatch.setattr("MedQuantINT8Lib.cli.import_model.run_in_child", lambda *_: phantom_spec())
+    monkeypatch.setattr("MedQuantINT8Lib.child_process.run_in_child", lambda *_: phantom_spec())
     draft = tmp_path / "m.draft.json"
     draft.write_text("mine")
     assert (

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from MedQuantINT8Lib.cli import commands
+from MedQuantINT8Lib.cli import compare
 from MedQuantINT8Lib.cli.parsers import parser
 from MedQuantINT8Lib.engines import base, registry
 from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError, choose_gpu
@@ -104,11 +104,11 @@ def test_what_int8_is_compared_with_runs_on_that_device_where_it_can(engines, na
 
 def test_the_processes_of_compare_are_told_the_device(engines, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(commands, "_apart", lambda arguments, task: asked.append(arguments) or {})
+    monkeypatch.setattr(compare, "_run_command", lambda arguments, task: asked.append(arguments) or {})
     package = SimpleNamespace(folder=tmp_path)
     for device, precision, expected in (("gpu:1", "int8", "gpu:1"), ("gpu:1", "fp32", "auto"), ("cpu", "int8", "cpu")):
         args = parser().parse_args(["compare", "m", "s", "--device", device, "--threads", "2", "--overlap", "0"])
-        commands._run_apart(args, package, "s", precision, tmp_path / "out.nrrd", None)
+        compare._segment_in_own_process(args, package, "s", precision, tmp_path / "out.nrrd", None)
         for arguments in asked[-2:]:
             told = parser().parse_args(arguments)
             assert (told.device, told.precision, told.threads, told.overlap) == (expected, precision, 2, 0.0)

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 import tiny
-from MedQuantINT8Lib.cli.commands import _comparison_lines
+from MedQuantINT8Lib.cli.compare import _comparison_lines
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.evaluation.agreement import agreement, mean_dice
 from MedQuantINT8Lib.evaluation.comparison import compare_scans, distinct_names

@@ -329,7 +329,7 @@ def test_structures_that_nobody_drew_are_left_out():
 
 
 def test_help_shows_the_json_form(capsys, tmp_path):
-    from MedQuantINT8Lib.cli.arguments import JSON_FORM
+    from MedQuantINT8Lib.cli.evaluate import JSON_FORM
 
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dicom_files import write_series
-from MedQuantINT8Lib.cli import commands
+from MedQuantINT8Lib.cli import compare
+from MedQuantINT8Lib.cli.common import reader_of
 from MedQuantINT8Lib.cli.parsers import parser
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.imaging.volume_files import ReadOptions
@@ -30,20 +31,20 @@ GIVEN = ["--allow-gaps", "--allow-tilt", "--nifti-form", "qform"]
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_that_reads_scans_reads_them_as_it_is_told(command):
     args = parser().parse_args([command, *COMMANDS[command], *GIVEN])
-    assert commands.reader_of(args, Task()).options == ReadOptions(None, True, True, "qform")
+    assert reader_of(args, Task()).options == ReadOptions(None, True, True, "qform")
     args = parser().parse_args([command, *COMMANDS[command]])
-    assert commands.reader_of(args, Task()).options == ReadOptions()
+    assert reader_of(args, Task()).options == ReadOptions()
 
 
 def test_the_processes_that_compare_starts_read_as_it_is_told(monkeypatch):
     asked = []
-    monkeypatch.setattr(commands, "_apart", lambda arguments, task: asked.append(arguments) or {})
+    monkeypatch.setattr(compare, "_run_command", lambda arguments, task: asked.append(arguments) or {})
     args = parser().parse_args(["compare", *COMMANDS["compare"], *GIVEN])
-    commands._run_apart(args, SimpleNamespace(folder=Path("M")), "S", "fp32", Path("o.nrrd"), Task())
+    compare._segment_in_own_process(args, SimpleNamespace(folder=Path("M")), "S", "fp32", Path("o.nrrd"), Task())
     assert [arguments[0] for arguments in asked] == ["build", "segment"]
     for arguments in asked:
         again = parser().parse_args(arguments)
-        assert commands.reader_of(again, Task()).options == ReadOptions(None, True, True, "qform")
+        assert reader_of(again, Task()).options == ReadOptions(None, True, True, "qform")
 
 
 def test_the_worker_reads_as_it_is_told():

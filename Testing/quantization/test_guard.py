@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from MedQuantINT8Lib.cli import commands
+from MedQuantINT8Lib.cli import quantize
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.models import onnx_graph as graph
@@ -133,7 +133,7 @@ def test_it_ends_at_the_best_that_it_has_seen(monkeypatch, agreement, left, retu
     assert len(result.returned) == returned and len(result.milliseconds) == returned + 1
     assert result.kept == (agreement[left] >= 0.99)
     assert result.cost_ms == 0.0, "times that fall from run to run are no negative costs"
-    assert "costs 0.0 ms" in "\n".join(commands._guard_lines(result))
+    assert "costs 0.0 ms" in "\n".join(quantize._guard_lines(result))
 
 
 def test_where_fp32_finds_nothing_nothing_is_claimed():
@@ -144,7 +144,7 @@ def test_where_fp32_finds_nothing_nothing_is_claimed():
     assert result.agreement is None and not result.kept and not result.judged and not result.returned
     assert "finds no structure" in result.notes[0] and "scans that show the structures" in result.notes[0]
     assert result.to_json()["agreement"] is None and result.to_json()["nothing_found"]
-    assert not any("budget does not hold" in line for line in commands._guard_lines(result))
+    assert not any("budget does not hold" in line for line in quantize._guard_lines(result))
     assert len(qdq.layers_with_int8_weights(made)) == 3
 
 

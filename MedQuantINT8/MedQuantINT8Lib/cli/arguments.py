@@ -70,34 +70,3 @@ def device(text: str) -> str:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "...")
-
-
-#: What ``medquant import`` takes.
-FORMS = {
-    "onnx": "an ONNX file (weights in files beside it are taken along)",
-    "bundle": "a MONAI bundle, folder or zip",
-    "nnunet": "a result folder of nnU-Net v2 (plans.json, fold_N), or its zip",
-    "auto3dseg": "model.pt of MONAI Auto3DSeg, or the folder or zip it lies in",
-    "torchscript": "a TorchScript file (needs --trust-code)",
-    "export": "an archive of torch.export, .pt2 (needs --trust-code)",
-    "python": "a Python file with a class (--class, needs --trust-code)",
-}
-
-
-#: For ``medquant evaluate --help``.
-JSON_FORM = """the JSON description of a data set:
-  {
-    "name": "my scans",
-    "structures": {"1": "liver", "2": "spleen"},
-    "cases": [
-      {"name": "case 1", "split": "test",
-       "image": "images/1.nii.gz", "label": "labels/1.nii.gz"},
-      {"name": "case 2",
-       "image": ["t1/2.nii.gz", "flair/2.nii.gz"], "label": "labels/2.nii.gz"}
-    ]
-  }
-  name, structures and split may be left out. structures names the label maps'
-  values as the model names its structures; without it the label maps hold the
-  model's own values. image is one path, or one a channel; paths begin at the
-  folder of the description.
-"""

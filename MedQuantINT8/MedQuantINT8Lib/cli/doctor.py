@@ -6,17 +6,16 @@ quantized is told by looking whether each module that takes part can be found.
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import re
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..engines.availability import examine_engines
-from ..engines.cache import cache_root
-from ..engines.cuda.setup_hints import advice_for_gpus
-from ..errors import one_line
-from ..slicer_module.dependencies import GROUPS
-from ..system import available_memory, installed_version, machine, peak_memory
+from .common import Add, add_command
+from .terminal import print_result
+
+if TYPE_CHECKING:
+    from ..progress import Task
 
 _PACKAGES = (
     "medquantint8",
@@ -61,8 +60,29 @@ _INT8 = {
 }
 
 
-def examined() -> dict[str, Any]:
+def add_parser(add: Add) -> None:
+    """State the command."""
+    add_command(
+        add,
+        "doctor",
+        run,
+        "what is installed, which engines can run here, and why not the others",
+        "doctor",
+    )
+
+
+def run(args: argparse.Namespace, task: Task) -> None:
+    """Print what is installed, what can run here, and why not the rest."""
+    found = examine()
+    print_result(args, found, *lines_of(found))
+
+
+def examine() -> dict[str, Any]:
     """What is installed, what can run here and why not the rest."""
+    from ..engines.availability import examine_engines
+    from ..engines.cache import cache_root
+    from ..system import available_memory, installed_version, machine, peak_memory
+
     lacking = quantizer_lacks()
     return {
         "machine": machine(),
@@ -77,6 +97,9 @@ def examined() -> dict[str, Any]:
 
 
 def _gpus() -> list[str]:
+    from ..engines.cuda.setup_hints import advice_for_gpus
+    from ..errors import one_line
+
     try:
         return advice_for_gpus()
     except Exception as error:
@@ -85,6 +108,9 @@ def _gpus() -> list[str]:
 
 def quantizer_lacks() -> str:
     """Why networks cannot be quantized here, or an empty string: every module that takes part must be found, in a version that is new enough."""
+    from ..slicer_module.dependencies import GROUPS
+    from ..system import installed_version
+
     absent = [package for module, package in QUANTIZER_MODULES.items() if not _found(module)]
     if absent:
         return f"{', '.join(absent)} {'are' if len(absent) > 1 else 'is'} not installed (pip install 'medquantint8[quantize]')"
@@ -97,6 +123,8 @@ def quantizer_lacks() -> str:
 
 
 def _found(module: str) -> bool:
+    import importlib.util
+
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):

@@ -3,29 +3,78 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..child_process import run_in_child
-from ..errors import InputError, PackageError
-from ..files import write_json
-from ..importers.base import Understood, write
-from ..models.package import parsed_json
-from ..models.spec import Geometry, ModelSpec
-from ..models.spec_parser import parse_spec
-from ..outputs import check_output_package
-from ..progress import Task
-from .arguments import FORMS
-from .overwriting import of_package, overwriting
+from .arguments import fold, whole
+from .common import Add, add_command, add_force
 from .terminal import print_result
+
+if TYPE_CHECKING:
+    from ..importers.base import Understood
+    from ..models.spec import Geometry, ModelSpec
+    from ..progress import Task
+
+#: What ``medquant import`` takes.
+FORMS = {
+    "onnx": "an ONNX file (weights in files beside it are taken along)",
+    "bundle": "a MONAI bundle, folder or zip",
+    "nnunet": "a result folder of nnU-Net v2 (plans.json, fold_N), or its zip",
+    "auto3dseg": "model.pt of MONAI Auto3DSeg, or the folder or zip it lies in",
+    "torchscript": "a TorchScript file (needs --trust-code)",
+    "export": "an archive of torch.export, .pt2 (needs --trust-code)",
+    "python": "a Python file with a class (--class, needs --trust-code)",
+}
+
+
+def add_parser(add: Add) -> None:
+    """State the command and its arguments."""
+    forms = "what the network is:\n" + "\n".join(f"  {form:13}{what}" for form, what in FORMS.items()) + "\n\n"
+    command = add_command(
+        add,
+        "import",
+        run,
+        "make a model package",
+        "import bundle spleen_ct_segmentation.zip --output spleen",
+        "import onnx network.onnx --spec spleen.draft.json --output spleen",
+        more=forms,
+    )
+    command.add_argument("form", choices=list(FORMS), metavar="FORM", help="one of those below")
+    command.add_argument("network", help="the file or folder")
+    command.add_argument("--output", "-o", required=True, help="package to write: a folder or .zip")
+    add_force(command)
+    command.add_argument("--spec", help="description (model.json) to use instead of the one that is understood")
+    command.add_argument(
+        "--draft", metavar="FILE", help="only write what is understood, to be edited and given back with --spec"
+    )
+    command.add_argument(
+        "--patch", type=whole(1, 4096), nargs=3, metavar="N", help="patch size, where the network leaves it open"
+    )
+    command.add_argument("--dynamic", action="store_true", help="leave spatial sizes open, for networks that allow it")
+    command.add_argument("--trust-code", action="store_true", help="run Python code that comes with the network")
+    command.add_argument(
+        "--folds",
+        type=fold,
+        nargs="+",
+        metavar="N",
+        help="nnunet: folds by number, or all for fold_all (default: every number; one package each)",
+    )
+    command.add_argument(
+        "--configuration", help="nnunet: such as 3d_fullres (default: what the checkpoint was trained for)"
+    )
+    command.add_argument(
+        "--channels", type=whole(1, 1024), default=1, help="torchscript, export, python: input channels (default: 1)"
+    )
+    command.add_argument("--class", dest="class_name", help="python: name of the class")
+    command.add_argument("--arguments", default="{}", help="python: JSON object of the class's arguments")
+    command.add_argument("--weights", help="python: checkpoint")
 
 
 def run(args: argparse.Namespace, task: Task) -> None:
+    """Import the network, or write a draft of its description."""
     from ..importers.archives import as_folder
+    from ..models.spec_parser import parse_spec
+    from ..outputs import check_output_package
 
     spec = parse_spec(json_file(args.spec), args.spec) if args.spec else None
     source = Path(args.network)
@@ -44,6 +93,12 @@ def _inputs(args: argparse.Namespace) -> list[str | None]:
 
 
 def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, task: Task) -> list[Understood]:
+    from functools import partial
+
+    from ..child_process import run_in_child
+    from ..errors import InputError
+    from ..importers.base import Understood
+
     patch = tuple(args.patch) if args.patch else None
     if args.form == "bundle":
         from ..importers import monai_bundle
@@ -83,6 +138,10 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, 
 
 
 def _arguments(text: str) -> dict[str, Any]:
+    import json
+
+    from ..errors import InputError
+
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -96,6 +155,13 @@ def _arguments(text: str) -> dict[str, Any]:
 
 def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelSpec | None, task: Task) -> None:
     """Print what was understood; write a draft, or the package(s)."""
+    import shlex
+    from dataclasses import replace
+
+    from ..importers.base import write
+    from ..outputs import check_output_package
+    from .overwriting import of_package, overwriting
+
     guessed = args.form in ("onnx", "torchscript", "export", "python") and spec is None
     if args.draft or guessed:
         _write_draft(args, understood[0])
@@ -152,6 +218,9 @@ def _targets(output: str, understood: list[Understood]) -> list[Path]:
 
 
 def _write_draft(args: argparse.Namespace, understood: Understood) -> None:
+    from ..errors import InputError
+    from ..files import write_json
+
     target = Path(args.output)
     draft = Path(args.draft) if args.draft else target.with_name(target.stem + ".draft.json")
     if draft.exists() and not args.force:
@@ -171,6 +240,8 @@ def _write_draft(args: argparse.Namespace, understood: Understood) -> None:
 
 def next_command(args: argparse.Namespace, draft: Path) -> str:
     """The command that takes the draft, with every option that the network needs, quoted for a shell."""
+    import shlex
+
     words = ["medquant", "import", args.form, args.network, "--spec", str(draft), "--output", args.output]
     words += ["--trust-code"] if args.trust_code else []
     words += ["--dynamic"] if args.dynamic else []
@@ -247,6 +318,9 @@ def _limits(step: Any) -> str:
 
 def json_file(path: str) -> Any:
     """What a JSON file given on the command line holds; raises :class:`InputError`."""
+    from ..errors import InputError, PackageError
+    from ..models.package import parsed_json
+
     try:
         return parsed_json(Path(path).read_bytes(), path, "Correct it.")
     except FileNotFoundError as error:

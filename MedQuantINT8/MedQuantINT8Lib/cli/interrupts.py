@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..progress import Task
-    from .terminal import Bar
+    from .progress_bar import Bar
 
 #: What the shell is told: 128 and the number of SIGINT. SIGTERM is answered with the same.
 EXIT_CODE = 130

@@ -1,8 +1,8 @@
 # PYTHON_ARGCOMPLETE_OK
 """The command ``medquant``: arguments in, exit code out.
 
-What the commands are is said in :mod:`.parsers`, what they do in :mod:`.commands` and its neighbours. This module imports next to
-nothing, so that help and completion answer at once; a command's own imports run when it is called.
+Each command is a file that states its arguments and does its work; :mod:`.parsers` puts them together. Nothing of the library is
+imported before a command runs, so that help and completion answer at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
     from .parsers import parser
-    from .terminal import Bar, discard_output, flush, prepare_streams, warn
+    from .progress_bar import Bar
+    from .terminal import discard_output, flush, prepare_streams, warn
 
     made = parser()
     if arguments is None and "_ARGCOMPLETE" in os.environ:
@@ -58,7 +59,7 @@ def _run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
     interrupts.watch_over(task, bar)
     try:
         with own_temporary_folder():
-            _function(args.run)(args, task)
+            args.run(args, task)
         flush()
     except MedQuantError as error:
         bar.clear()
@@ -106,14 +107,6 @@ def _unexpected(error: Exception) -> int:
         "This is a fault of the program: please report it, with what MEDQUANT_TRACEBACK=1 shows in addition."
     )
     return MedQuantError.exit_code
-
-
-def _function(name: str) -> Any:
-    """The function that "module:function" names among this package's modules."""
-    import importlib
-
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(f".{module}", __package__), function)
 
 
 def _complete(made: Any) -> None:

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-from ..importers import catalogue
-from ..models.installed import installed_models, models_root, remove
-from ..models.package import peek
-from ..outputs import check_output_package
-from ..progress import Task
-from .overwriting import overwriting
+from .common import Add, add_command, add_force, complete_public
 from .terminal import ask, print_result, say
+
+if TYPE_CHECKING:
+    from ..importers.catalogue import CatalogueEntry
+    from ..progress import Task
 
 _WIDTH, _NAME = 80, 32
 
 
+def add_parser(add: Add) -> None:
+    """State the command and its arguments."""
+    command = add_command(
+        add,
+        "models",
+        run,
+        "public models: list, show, get, remove",
+        "models list spleen",
+        "models show vista3d",
+    )
+    command.add_argument("action", nargs="?", choices=["list", "show", "get", "remove"], default="list")
+    name = command.add_argument("name", nargs="?", help="of the model; for list, words to look for")
+    name.completer = complete_public  # type: ignore[attr-defined]
+    command.add_argument("--from", dest="source", metavar="PATH", help="get: a file or folder that was got by hand")
+    command.add_argument("--accept-license", action="store_true", help="get: the license was read and is accepted")
+    command.add_argument("--trust-code", action="store_true", help="get: run Python code that comes with the model")
+    add_force(command)
+
+
 def run(args: argparse.Namespace, task: Task) -> None:
+    """List, show, get or remove models."""
+    from ..errors import InputError
+    from ..importers.catalogue import entry
+    from ..models.installed import remove
+
     if args.action == "list":
         _list(args)
     elif not args.name:
@@ -31,14 +52,19 @@ def run(args: argparse.Namespace, task: Task) -> None:
             args, {"removed": args.name, "bytes": freed}, f"removed {args.name}: {freed / 1e6:.1f} MB are free again"
         )
     elif args.action == "show":
-        item = catalogue.entry(args.name)
+        item = entry(args.name)
         print_result(args, _json(item), *_lines(item))
     else:
         _get(args, task)
 
 
 def _list(args: argparse.Namespace) -> None:
-    known, present = catalogue.entries(), installed_models()
+    import json
+
+    from ..importers.catalogue import entries
+    from ..models.installed import installed_models
+
+    known, present = entries(), installed_models()
     rows = [{**_json(item), "installed": name in present} for name, item in known.items()]
     rows = [_own(name, paths[0]) for name, paths in present.items() if name not in known] + rows
     words = (args.name or "").lower()
@@ -70,6 +96,8 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _own(name: str, path: Path) -> dict[str, Any]:
     """A row for an installed model that is not of the catalogue: the demo, and the user's own."""
+    from ..models.package import peek
+
     spec, _files = peek(path)
     return {
         "name": name,
@@ -83,7 +111,7 @@ def _own(name: str, path: Path) -> dict[str, Any]:
     }
 
 
-def _json(item: catalogue.CatalogueEntry) -> dict[str, Any]:
+def _json(item: CatalogueEntry) -> dict[str, Any]:
     return {
         "name": item.name,
         "title": item.title,
@@ -100,7 +128,7 @@ def _json(item: catalogue.CatalogueEntry) -> dict[str, Any]:
     }
 
 
-def _lines(item: catalogue.CatalogueEntry) -> list[str]:
+def _lines(item: CatalogueEntry) -> list[str]:
     more = f" and {item.structures - len(item.labels)} more" if item.structures > len(item.labels) else ""
     size = f", {item.size_bytes / 1e6:.0f} MB" if item.size_bytes else ""
     return [
@@ -116,7 +144,13 @@ def _lines(item: catalogue.CatalogueEntry) -> list[str]:
 
 
 def _get(args: argparse.Namespace, task: Task) -> None:
-    item = catalogue.entry(args.name)
+    from ..errors import InputError
+    from ..importers.catalogue import entry, install
+    from ..models.installed import models_root
+    from ..outputs import check_output_package
+    from .overwriting import overwriting
+
+    item = entry(args.name)
     if not args.json:
         say(*_lines(item))
     if not args.accept_license and not _agreed(args):
@@ -124,18 +158,14 @@ def _get(args: argparse.Namespace, task: Task) -> None:
     if args.source:
         check_output_package(models_root() / item.name / "package", [args.source])
     with overwriting(args, [models_root() / item.name]):
-        packages = catalogue.install(item, Path(args.source) if args.source else None, task, trust_code=args.trust_code)
+        packages = install(item, Path(args.source) if args.source else None, task, trust_code=args.trust_code)
     folders = [str(package.folder) for package in packages]
     print_result(
         args,
         {"name": item.name, "packages": folders},
-        f"installed {item.name} in {models_root_of(folders)}",
+        f"installed {item.name} in {Path(folders[0]).parent}",
         f"next: medquant quantize {args.name if len(folders) == 1 else folders[0]} --calibrate SCANS",
     )
-
-
-def models_root_of(folders: list[str]) -> str:
-    return str(Path(folders[0]).parent)
 
 
 def _agreed(args: argparse.Namespace) -> bool:

@@ -1,16 +1,62 @@
-"""``medquant networks``, ``reproduce``, ``selftest`` and ``evaluate``: the study's networks and tables, and what an engine proves."""
+"""``medquant networks``, ``reproduce`` and ``selftest``: the study's networks and tables, and what an engine proves."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..importers.networks import STUDY
-from ..progress import Task
+from .common import Add, add_command, add_force
 from .terminal import print_result
+
+if TYPE_CHECKING:
+    from ..progress import Task
+
+
+def add_parsers(add: Add) -> None:
+    """State the three commands and their arguments."""
+    add_command(add, "networks", networks, "the study's seven networks, as they can be made here", "networks")
+
+    command = add_command(
+        add,
+        "reproduce",
+        reproduce,
+        "make a table of the study anew, on this machine",
+        "reproduce --table networks --output tables",
+    )
+    command.add_argument("--table", choices=["networks", "sizes"], required=True, help="which")
+    command.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="only these (default: all seven)")
+    command.add_argument("--engine", default="auto", help="openvino, onnxruntime or auto (default: %(default)s)")
+    command.add_argument("--output", help="folder for TABLE.json and TABLE.md; rows that are there are kept")
+    add_force(command)
+
+    command = add_command(
+        add,
+        "selftest",
+        selftest,
+        "prove an engine on this machine: INT8, FP16 and FP32 of known networks",
+        "selftest --engine openvino",
+    )
+    command.add_argument(
+        "--engine", default="auto", help="tensorrt, cuda_int8, tensorrt_rtx, openvino or auto (default: %(default)s)"
+    )
+    command.add_argument(
+        "--networks",
+        nargs="+",
+        default=["demo"],
+        metavar="NAME",
+        help="demo, all, or names of medquant networks (default: demo)",
+    )
+    command.add_argument(
+        "--output", default="selftest", help="folder for selftest.html and selftest.json (default: %(default)s)"
+    )
+    add_force(command)
 
 
 def networks(args: argparse.Namespace, task: Task) -> None:
+    """List the study's networks."""
+    from ..importers.networks import STUDY
+
     rows = [
         {
             "name": n.name,
@@ -32,6 +78,7 @@ def networks(args: argparse.Namespace, task: Task) -> None:
 
 
 def reproduce(args: argparse.Namespace, task: Task) -> None:
+    """Make a table of the study anew."""
     from ..evaluation.study_tables import page
     from ..evaluation.study_tables import reproduce as run
     from ..outputs import check_output_folder
@@ -47,6 +94,11 @@ def reproduce(args: argparse.Namespace, task: Task) -> None:
 
 
 def selftest(args: argparse.Namespace, task: Task) -> None:
+    """Prove an engine on known networks.
+
+    Raises:
+        EngineError: a check failed.
+    """
     from ..errors import EngineError
     from ..evaluation.selftest import FILES, lines_of, run_selftest
     from ..outputs import check_output_folder
@@ -60,34 +112,3 @@ def selftest(args: argparse.Namespace, task: Task) -> None:
         raise EngineError(
             "The self-test failed.", f"Look at {args.output}/selftest.html, and send it to the developers."
         )
-
-
-def evaluate(args: argparse.Namespace, task: Task) -> None:
-    from ..evaluation.dataset_evaluation import FILES, lines_of, write_results
-    from ..evaluation.dataset_evaluation import evaluate as run
-    from ..evaluation.datasets import files_of, read_dataset
-    from ..files import split_paths
-    from ..inference.engine_choice import EngineChoice
-    from ..inference.ensemble import load_ensemble
-    from ..outputs import check_output_folder
-    from .commands import options_of, packages_of, reader_of
-    from .overwriting import overwriting
-
-    data = read_dataset(Path(args.data), args.form)
-    cases = data.of(args.split)[: args.cases or None]
-    model = packages_of(args)
-    check_output_folder(args.output, FILES, [*split_paths(model), args.data, *files_of(cases)])
-    with overwriting(args, [Path(args.output) / name for name in FILES]), load_ensemble(model) as ensemble:
-        for member in ensemble.packages:
-            member.onnx_path("int8")
-        choice = EngineChoice(args.engine, "int8", args.threads, args.device)
-        reader = reader_of(args, task)
-        value = run(ensemble, data, cases, choice, options_of(args), args.tolerance, task, reader)
-        write_results(value, Path(args.output))
-    print_result(
-        args,
-        value,
-        *lines_of(value),
-        *(f"  note: {text}" for text in reader.notes),
-        f"  wrote {args.output}/evaluation.html, .csv, .json",
-    )

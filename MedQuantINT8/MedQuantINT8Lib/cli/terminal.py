@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import unicodedata
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,9 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     import argparse
 
-    from ..progress import ProgressEvent
 
-_WIDTH = 24
 #: Characters that order text anew or break lines where none should be, beside the categories Cc and Cs.
 _MISLEADING = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c\ufeff")
 #: What stands for a character that a terminal cannot show.
@@ -116,10 +113,10 @@ def discard_output() -> None:
 
 def asks() -> bool:
     """Whether somebody sits there who can be asked: standard input and output are terminals."""
-    return _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
+    return is_terminal(sys.stdin) and is_terminal(sys.stdout)
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
@@ -141,49 +138,3 @@ def ask(question: str) -> bool:
     finally:
         if main:
             signal.signal(signal.SIGINT, before)
-
-
-class Bar:
-    """Draws progress events on one line of standard error; does nothing where that is no terminal."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled and _is_terminal(sys.stderr)
-        self._drawn = 0.0
-        self._stage = ""
-
-    def show(self, event: ProgressEvent) -> None:
-        now = time.monotonic()
-        if not self._enabled or (event.stage == self._stage and now - self._drawn < 0.1 and event.done < event.total):
-            return
-        self._drawn, self._stage = now, event.stage
-        text = f"{event.stage} …"
-        if event.total:
-            share = event.done / event.total
-            text = f"{event.stage} [{'█' * round(share * _WIDTH):<{_WIDTH}}] {100 * share:3.0f} %  {event.done}/{event.total}"
-            if event.seconds_left is not None:
-                text += f"  {duration(event.seconds_left)} left"
-        sys.stderr.write(f"\r\x1b[2K{printable(text)}")
-        sys.stderr.flush()
-
-    @property
-    def drawn(self) -> bool:
-        """Whether a bar stands on the terminal."""
-        return self._enabled and bool(self._stage)
-
-    def clear(self) -> None:
-        if self.drawn:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
-            self._stage = ""
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words short enough for a bar."""
-    whole = round(seconds)
-    return (
-        f"{whole} s"
-        if whole < 90
-        else f"{whole // 60} min {whole % 60:02d} s"
-        if whole < 5400
-        else f"{whole / 3600:.1f} h"
-    )

@@ -1,4 +1,4 @@
-"""Labelled data sets: a small JSON of our own (:data:`..cli.arguments.JSON_FORM`), and the folder forms of the public ones."""
+"""Labelled data sets: a small JSON of our own (:data:`..cli.evaluate.JSON_FORM`), and the folder forms of the public ones."""
 
 from __future__ import annotations
 

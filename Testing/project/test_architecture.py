@@ -24,7 +24,7 @@ HEAVY = {
     "cuda", "ctk", "modelopt", "monai", "onnx", "onnxruntime", "openvino", "qt", "scipy", "SimpleITK", "slicer", "tensorrt", "torch", "vtk",
 }  # fmt: skip
 #: The window: these files are loaded by Slicer alone, when the module's panel is shown.
-SLICER_ONLY = {"slicer_module.widget": {"slicer"}, "slicer_module.panels": {"qt", "slicer"}}
+SLICER_ONLY = {key: {"qt", "slicer"} for key in ("slicer_module.widget", "slicer_module.panels")}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""``medquant build``: build the engine of a model for this machine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from .common import (
+    Add,
+    add_command,
+    add_model,
+    add_reading_options,
+    add_running_options,
+    choice_lines,
+    choice_of,
+    options_of,
+    packages_of,
+    reader_of,
+)
+from .terminal import print_result
+
+if TYPE_CHECKING:
+    from ..progress import Task
+
+
+def add_parser(add: Add) -> None:
+    """State the command and its arguments."""
+    command = add_command(
+        add,
+        "build",
+        run,
+        "build the engine for this machine",
+        "build spleen --scan scan1.nii.gz --precision int8",
+    )
+    add_model(command)
+    command.add_argument("--scan", help="a scan to compare the engine with the simulation on")
+    add_running_options(command)
+    add_reading_options(command)
+
+
+def run(args: argparse.Namespace, task: Task) -> None:
+    """Build the engine, or find it in the cache, and describe it."""
+    from ..imaging.volume_files import scan_paths
+    from ..inference.pipeline import build
+    from ..models.package import ModelPackage
+
+    with ModelPackage.load(packages_of(args, one=True)) as package:
+        reader = reader_of(args, task)
+        scan = reader(scan_paths(args.scan)) if args.scan else None
+        prepared = build(package, choice_of(args), options_of(args), scan, task)
+        description = prepared.describe()
+        value: dict[str, Any] = {
+            "folder": str(prepared.entry.folder),
+            "cached": prepared.cached,
+            "note": prepared.note,
+            "choice": prepared.choice.to_json() if prepared.choice else None,
+            "fidelity": prepared.fidelity.to_json() if prepared.fidelity else None,
+            "description": description.to_json(),
+        }
+        lines = [
+            f"{'found' if prepared.cached else 'built'} {prepared.backend.title}, {prepared.options.precision}: {description.verdict}, "
+            f"{100 * description.int8_mac_share:.1f} % of multiply-accumulates in INT8"
+        ]
+        if prepared.fidelity:
+            lines.append(
+                f"real against simulated INT8: relative error {prepared.fidelity.relative_error:.4f}, {100 * prepared.fidelity.label_disagreement:.3f} % other labels"
+            )
+        lines += choice_lines(value["choice"])
+        if prepared.note and prepared.note != (value["choice"] or {}).get("reason"):
+            lines.append(f"note: {prepared.note}")
+        prepared.close()
+    print_result(args, value, *lines)

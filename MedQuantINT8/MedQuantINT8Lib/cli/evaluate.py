@@ -1,0 +1,110 @@
+"""``medquant evaluate``: FP32 and INT8 against manual labels, with intervals and tests."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import number, whole
+from .common import (
+    PACKAGE,
+    Add,
+    add_command,
+    add_force,
+    add_model,
+    add_reading_options,
+    add_running_options,
+    choice_of,
+    options_of,
+    packages_of,
+    reader_of,
+)
+from .terminal import print_result
+
+if TYPE_CHECKING:
+    from ..progress import Task
+
+
+#: The description of a data set, for the help.
+JSON_FORM = """the JSON description of a data set:
+  {
+    "name": "my scans",
+    "structures": {"1": "liver", "2": "spleen"},
+    "cases": [
+      {"name": "case 1", "split": "test",
+       "image": "images/1.nii.gz", "label": "labels/1.nii.gz"},
+      {"name": "case 2",
+       "image": ["t1/2.nii.gz", "flair/2.nii.gz"], "label": "labels/2.nii.gz"}
+    ]
+  }
+  name, structures and split may be left out. structures names the label maps'
+  values as the model names its structures; without it the label maps hold the
+  model's own values. image is one path, or one a channel; paths begin at the
+  folder of the description.
+"""
+
+
+def add_parser(add: Add) -> None:
+    """State the command and its arguments."""
+    command = add_command(
+        add,
+        "evaluate",
+        run,
+        "FP32 and INT8 against manual labels, with intervals and tests",
+        "evaluate hippocampus --data Task04_Hippocampus --output evaluation",
+        more=f"{JSON_FORM}\n",
+    )
+    add_model(command, f"{PACKAGE}, with both networks")
+    command.add_argument(
+        "--data", required=True, help="a data set: JSON description (see below), or the folder of a public one"
+    )
+    command.add_argument(
+        "--form", default="auto", help="json, msd, btcv, totalsegmentator, wholebrain (default: by its files)"
+    )
+    command.add_argument("--split", default="all", help="train, val, test or all (default: %(default)s)")
+    command.add_argument(
+        "--cases", type=whole(0, 10_000_000), default=0, metavar="N", help="only the first N (default: all)"
+    )
+    command.add_argument(
+        "--tolerance",
+        type=number(0, 1000, above=True),
+        default=1.0,
+        metavar="MM",
+        help="of the surface Dice (default: %(default)s mm)",
+    )
+    command.add_argument(
+        "--output", "-o", default="evaluation", help="folder for evaluation.html, .csv, .json (default: %(default)s)"
+    )
+    add_force(command)
+    add_running_options(command, precision=False)
+    add_reading_options(command)
+
+
+def run(args: argparse.Namespace, task: Task) -> None:
+    """Evaluate the model on the cases of a data set, and write the results into a folder."""
+    from ..evaluation.dataset_evaluation import FILES, evaluate, lines_of, write_results
+    from ..evaluation.datasets import files_of, read_dataset
+    from ..files import split_paths
+    from ..inference.ensemble import load_ensemble
+    from ..outputs import check_output_folder
+    from .overwriting import overwriting
+
+    data = read_dataset(Path(args.data), args.form)
+    cases = data.of(args.split)[: args.cases or None]
+    model = packages_of(args)
+    check_output_folder(args.output, FILES, [*split_paths(model), args.data, *files_of(cases)])
+    with overwriting(args, [Path(args.output) / name for name in FILES]), load_ensemble(model) as ensemble:
+        for member in ensemble.packages:
+            member.onnx_path("int8")
+        choice = choice_of(args, "int8")
+        reader = reader_of(args, task)
+        value = evaluate(ensemble, data, cases, choice, options_of(args), args.tolerance, task, reader)
+        write_results(value, Path(args.output))
+    print_result(
+        args,
+        value,
+        *lines_of(value),
+        *(f"  note: {text}" for text in reader.notes),
+        f"  wrote {args.output}/evaluation.html, .csv, .json",
+    )

@@ -1,0 +1,161 @@
+"""``medquant quantize``: calibrate a model on scans and make its INT8 network."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import number, whole
+from .common import Add, add_command, add_force, add_model, add_reading_options, packages_of, reader_of
+from .terminal import print_result
+
+if TYPE_CHECKING:
+    from ..progress import Task
+
+
+def add_parser(add: Add) -> None:
+    """State the command and its arguments."""
+    share = number(0, 1)
+    command = add_command(
+        add,
+        "quantize",
+        run,
+        "calibrate on scans and make the INT8 network",
+        "quantize spleen --calibrate scan1.nii.gz scan2.nii.gz",
+        "quantize spleen --calibrate a.nii.gz --labels a_labels.nii.gz",
+    )
+    add_model(command)
+    command.add_argument(
+        "--calibrate", nargs="+", required=True, metavar="SCAN", help="scans (channels of one scan joined by commas)"
+    )
+    command.add_argument("--output", "-o", help="package to write (default: the model itself gets its INT8 network)")
+    add_force(command)
+    command.add_argument("--method", default="max", help="max, entropy, percentile or mse (default: %(default)s)")
+    command.add_argument(
+        "--percentile", type=number(50, 100), default=99.99, help="for --method percentile (default: %(default)s)"
+    )
+    command.add_argument(
+        "--patches", type=whole(1, 1_000_000), default=20, help="in total over all scans (default: %(default)s)"
+    )
+    command.add_argument(
+        "--foreground", type=share, default=0.6, help="share of patches around foreground (default: %(default)s)"
+    )
+    command.add_argument(
+        "--foreground-by",
+        choices=["intensity", "network"],
+        default="intensity",
+        help="find it by brightness or by a first FP32 pass (default: %(default)s)",
+    )
+    command.add_argument("--air", type=share, default=0.1, help="share of patches in air (default: %(default)s)")
+    command.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of the draw (default: %(default)s)")
+    command.add_argument("--keep", nargs="*", default=[], metavar="LAYER", help="layers to keep in high precision")
+    command.add_argument("--keep-first", action="store_true", help="keep the first convolution in high precision")
+    command.add_argument("--keep-head", action="store_true", help="keep the last convolution in high precision")
+    command.add_argument(
+        "--agreement",
+        type=share,
+        default=0.99,
+        help="least Dice of simulated INT8 with FP32 on the scans; below it layers go back to float (default: %(default)s)",
+    )
+    command.add_argument("--labels", nargs="+", help="label maps of the scans, one each, with the model's label values")
+    command.add_argument(
+        "--dice-lost",
+        type=share,
+        default=0.005,
+        help="most mean Dice to --labels that INT8 may lose (default: %(default)s)",
+    )
+    command.add_argument(
+        "--no-fallback", action="store_true", help="only measure the loss: no layer goes back to float"
+    )
+    command.add_argument(
+        "--without-engine",
+        action="store_true",
+        help="quantize a network that no engine of this machine can run in INT8",
+    )
+    add_reading_options(command)
+
+
+def run(args: argparse.Namespace, task: Task) -> None:
+    """Quantize the model, and say what stayed in float and how INT8 agrees with FP32."""
+    from ..errors import InputError
+    from ..imaging.volume_files import scan_paths
+    from ..outputs import check_output_package
+    from ..quantization.accuracy_guard import Budget
+    from ..quantization.calibration import CalibrationOptions
+    from ..quantization.pipeline import quantize
+    from ..quantization.quantize import QuantizationPolicy
+    from ..resources import resource
+    from .overwriting import overwriting
+
+    calibration = CalibrationOptions(args.method, args.patches, args.percentile, args.foreground, args.air, args.seed)
+    calibration.check()
+    budget = Budget(args.agreement, args.dice_lost, not args.no_fallback)
+    policy = QuantizationPolicy(first=args.keep_first, head=args.keep_head, keep=tuple(args.keep), budget=budget)
+    model = packages_of(args, one=True)
+    target = args.output or model
+    inputs = [path for scan in (*args.calibrate, *(args.labels or [])) for path in scan_paths(scan)]
+    if Path(target).resolve() == resource("demo.zip").resolve():
+        raise InputError("The demo model is part of the program, and stays as it is.", "Give --output.")
+    check_output_package(target, inputs, itself=model)
+    reader = reader_of(args, task)
+    with overwriting(args, _replaced_by_quantizing(Path(target), Path(model))):
+        package, report = quantize(
+            model,
+            [scan_paths(s) for s in args.calibrate],
+            target,
+            calibration,
+            policy,
+            task,
+            by_network=args.foreground_by == "network",
+            labels=args.labels or [],
+            reader=reader,
+            engine_required=not args.without_engine,
+        )
+    kept = [layer for layer in report.layers if not layer.quantized]
+    print_result(
+        args,
+        {"package": str(target), "calibration": package.calibration(), "notes": reader.notes},
+        f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "
+        f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {_dice(report.guard.agreement)} (simulated)",
+        *_guard_lines(report.guard),
+        *(f"  in high precision: {layer.name}: {layer.reason}" for layer in kept),
+        *(f"warning: {text}" for text in report.warnings),
+        *(f"note: {text}" for text in reader.notes),
+    )
+
+
+def _replaced_by_quantizing(target: Path, model: Path) -> list[Path]:
+    """What a package loses that is written anew: all of another package; of its own only an INT8 network, and what is no part of it."""
+    from ..models.package import CALIBRATION, INT8, KNOWN_FILES, MODEL_JSON, peek
+
+    if not (target.exists() and model.exists() and target.samefile(model)):
+        return [target]
+    if not target.is_dir():
+        return [target] if INT8 in peek(target)[1] else []
+    kept = {MODEL_JSON, *KNOWN_FILES} - {INT8, CALIBRATION}
+    return [path for path in target.iterdir() if path.name not in kept]
+
+
+def _guard_lines(result: Any) -> list[str]:
+    """What the accuracy guard did, for people."""
+    lines = []
+    if result.dice_fp32 is not None:
+        lines.append(
+            f"mean Dice to the labels: FP32 {_dice(result.dice_fp32)}, INT8 {_dice(result.after.dice)} (simulated)"
+        )
+    if result.returned:
+        lines.append(
+            f"the guard put {len(result.returned)} layer(s) back to float: agreement {_dice(result.before.agreement)} before, {_dice(result.agreement)} after"
+        )
+    if result.cost_ms is not None:
+        lines.append(f"  which costs {result.cost_ms:.1f} ms of {result.milliseconds[-1]:.1f} ms a window")
+    if result.judged and not result.kept:
+        lines.append(
+            "warning: the budget does not hold: see 'guard' in calibration.json. Try --method, more scans, or --keep."
+        )
+    return lines
+
+
+def _dice(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"

@@ -1,0 +1,121 @@
+"""``medquant segment``: segment a scan, from its file to a segmentation file."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import (
+    SCAN,
+    Add,
+    add_command,
+    add_force,
+    add_model,
+    add_reading_options,
+    add_running_options,
+    choice_lines,
+    choice_of,
+    options_of,
+    packages_of,
+    reader_of,
+)
+from .terminal import print_result
+
+if TYPE_CHECKING:
+    from ..inference.ensemble import Ensemble
+    from ..progress import Task
+
+
+def add_parser(add: Add) -> None:
+    """State the command and its arguments."""
+    command = add_command(
+        add,
+        "segment",
+        run,
+        "segment a scan",
+        "segment demo scan.nii.gz",
+        "segment spleen dicom_folder --output spleen.nii.gz --device cpu",
+    )
+    add_model(command, "model package or installed model, or several joined by commas, whose class scores are averaged")
+    command.add_argument("scan", help=SCAN)
+    command.add_argument(
+        "--output",
+        "-o",
+        help="X.seg.nrrd, or a label map as .nii.gz, .nrrd, .mha (default: beside the scan, under a free name)",
+    )
+    add_force(command)
+    command.add_argument(
+        "--series",
+        help="DICOM: series instance UID where a folder holds several; UID:N is the N-th stack of that series",
+    )
+    add_running_options(command)
+    add_reading_options(command)
+
+
+def run(args: argparse.Namespace, task: Task) -> None:
+    """Segment the scan, and say which structures were found and how."""
+    from ..files import split_paths
+    from ..imaging.segmentation_files import check_output_path, output_files
+    from ..imaging.volume_files import scan_paths
+    from ..inference.ensemble import load_ensemble
+    from .overwriting import overwriting, segmentation_beside
+
+    model = packages_of(args)
+    inputs = [*split_paths(model), *scan_paths(args.scan)]
+    if args.output is not None:
+        check_output_path(args.output, inputs)
+    with load_ensemble(model) as ensemble:
+        output = (
+            Path(args.output)
+            if args.output is not None
+            else segmentation_beside(scan_paths(args.scan)[0], ensemble.first.spec.name)
+        )
+        if args.output is None:
+            check_output_path(output, inputs)
+        with overwriting(args, output_files(output)):
+            value, lines = _segment_to(output, ensemble, args, task)
+    print_result(args, value, *lines)
+
+
+def _segment_to(
+    output: Path, ensemble: Ensemble, args: argparse.Namespace, task: Task
+) -> tuple[dict[str, Any], list[str]]:
+    """Segment and write the label map; what there is to say of it as JSON, and as lines for people."""
+    from ..evaluation.reports.report import run_json
+    from ..imaging.segmentation_files import present_labels, write_segmentation
+    from ..imaging.volume_files import scan_paths
+    from ..inference.pipeline import segment
+    from .overwriting import free_path
+
+    labels = ensemble.first.spec.labels
+    began = time.perf_counter()
+    with task.stage("reading"):
+        volume = reader_of(args, task)(scan_paths(args.scan))
+    run = segment(ensemble, volume, choice_of(args), options_of(args), task, time.perf_counter() - began)
+    began = time.perf_counter()
+    with task.stage("writing"):
+        if args.output is None:
+            # Something may have got that name meanwhile.
+            output = free_path(output)
+        write_segmentation(output, run.result.labels, run.result.ijk_to_ras, labels)
+    run.seconds["writing"] = time.perf_counter() - began
+    run.seconds["total"] += run.seconds["writing"]
+    voxels = present_labels(run.result.labels, labels)
+    structures = [
+        {"value": label.value, "name": label.name, "ml": voxels[label.value] * volume.grid.voxel_ml} for label in labels
+    ]
+    value = {**run_json(args.scan, run), "output": str(output), "structures": structures}
+    description = run.engine["description"]
+    return value, [
+        f"wrote {output}: structures found: {sum(v > 0 for v in voxels.values())} of {len(voxels)}, {run.seconds['total']:.2f} s "
+        f"({run.seconds['network']:.2f} s in the network)",
+        f"engine: {run.engine['title']}, {run.engine['precision']}: {description['verdict']}, {100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
+        *choice_lines(run.engine["choice"]),
+        *(
+            f"note: {note}"
+            for note in [*run.result.notes, *filter(None, [run.engine["note"]])]
+            if note != (run.engine["choice"] or {}).get("reason")
+        ),
+    ]
