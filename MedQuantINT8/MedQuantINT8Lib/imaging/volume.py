@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -93,9 +93,6 @@ class Volume:
     @property
     def channels(self) -> int:
         return int(self.data.shape[0])
-
-    def with_data(self, data: NDArray[Any]) -> Volume:
-        return replace(self, data=data)
 
     def check(self, channels: int | None = None) -> None:
         """Refuse what no network can answer for.

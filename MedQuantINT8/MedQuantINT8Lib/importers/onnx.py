@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -228,8 +227,3 @@ def draft_for(name: str, channels: int, classes: int, patch: Size, output: Outpu
         ),
         license="unknown",
     )
-
-
-def with_patch(spec: ModelSpec, patch: tuple[int, int, int]) -> ModelSpec:
-    """The description with another patch size."""
-    return replace(spec, window=replace(spec.window, patch_size=patch))

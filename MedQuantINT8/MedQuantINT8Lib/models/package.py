@@ -261,8 +261,3 @@ def _unpack(source: Path, folder: Path) -> None:
                     f"It may hold {', '.join((MODEL_JSON, *KNOWN_FILES))}.",
                 )
         unpack_members(archive, flat, folder)
-
-
-def network_hash(path: str | os.PathLike[str]) -> str:
-    """Short hash of a network file, for cache keys and reports."""
-    return sha256_file(path)[:16]
