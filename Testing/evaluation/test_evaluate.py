@@ -69,7 +69,9 @@ def test_intervals_and_the_paired_test():
     found = cohort.mean_of(values)
     half = 1.96 * values.std(ddof=1) / np.sqrt(60)
     assert found.mean == pytest.approx(values.mean()) and found.high - found.low == pytest.approx(2 * half, rel=0.15)
-    assert cohort.mean_of([]) is None and cohort.mean_of([0.5]).low == 0.5
+    assert cohort.mean_of(values) == found, "the same cases give the same interval"
+    assert cohort.mean_of([]) is None and cohort.mean_of([0.5]) == cohort.Interval(0.5, 0.5, 0.5, 1)
+    assert cohort.mean_of([0.5, 0.5]) == cohort.Interval(0.5, 0.5, 0.5, 2)
     from scipy.stats import wilcoxon
 
     other = values - rng.normal(0.002, 0.004, 60)
