@@ -1,4 +1,4 @@
-"""The machine at hand: memory and processor, without a dependency."""
+"""The machine at hand: memory, processor, and where its user's files lie."""
 
 from __future__ import annotations
 
@@ -156,27 +156,52 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+#: Instruction sets that matter for INT8, by Linux's names: AVX2, AVX-512, VNNI, AMX; Arm's dot product and matrix product.
+_INT8_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_tile", "asimddp", "i8mm")
+
+
 def cpu_features() -> list[str]:
-    """Instruction sets that matter for INT8: AVX2, AVX-512, VNNI, AMX."""
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_tile", "asimddp", "i8mm")
-    try:
-        flags = next(
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
-        )
-    except (OSError, StopIteration):
-        return []
-    present = set(flags.split(":", 1)[1].split())
-    return [name for name in wanted if name in present]
+    """The processor's instruction sets that matter for INT8; an empty list where they are not known."""
+    lines = _processor_lines(("flags", "Features"))
+    present = set(lines[0].split()) if lines else _features_beside_linux()
+    return [name for name in _INT8_FEATURES if name in present]
 
 
 def cpu_name() -> str:
+    """The processor's name as its maker writes it, or the name of its architecture."""
+    lines = _processor_lines(("model name",))
+    return (lines[0] if lines else _name_beside_linux()) or platform.processor() or platform.machine()
+
+
+def _processor_lines(keys: tuple[str, ...]) -> list[str]:
+    """What Linux says of its processors under one of the keys, one line a core."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return []
+    return [line.split(":", 1)[1].strip() for line in lines if line.startswith(keys)]
+
+
+def _features_beside_linux() -> set[str]:
+    """Instruction sets as archspec finds them by CPUID (Windows) or sysctl (macOS), by Linux's names."""
+    try:
+        import archspec.cpu
+        from archspec.cpu.detect import detected_info
+
+        # What the processor says, and what every processor of its kind has: Apple's say nothing.
+        return {*detected_info().features, *archspec.cpu.host().features}
+    except Exception:
+        # It calls an instruction and programs of the system; a report without this line is better than none.
+        return set()
+
+
+def _name_beside_linux() -> str | None:
+    try:
+        import archspec.cpu
+
+        return archspec.cpu.brand_string()
+    except Exception:
+        return None
 
 
 def cpu_count() -> int:
