@@ -243,16 +243,24 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def parse_json(content: str | bytes) -> Any:
-    """A JSON text as Python's values.
+def parse_json(content: str | bytes, *, finite: bool = False) -> Any:
+    """A JSON text as Python's values; bytes are UTF-8.
+
+    Args:
+        finite: NaN and infinities are refused, which Python's own reader takes although JSON has none.
 
     Raises:
-        ValueError: it is no JSON, or lies deeper than can be read; Python's own reader ends in a RecursionError there.
+        ValueError: it is no JSON or no UTF-8, or lies deeper than can be read; Python's own reader ends in a RecursionError there.
     """
+    text = content.decode("utf-8") if isinstance(content, bytes) else content
     try:
-        return json.loads(content)
+        return json.loads(text, parse_constant=_refuse_constant if finite else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -138,13 +138,12 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, 
 
 
 def _arguments(text: str) -> dict[str, Any]:
-    import json
-
     from ..errors import InputError
+    from ..files import parse_json
 
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise InputError(
             f"--arguments is not valid JSON: {error}.", "Give an object, such as '{\"channels\": 16}'."
         ) from error

@@ -11,7 +11,6 @@ work on one configuration is therefore paid from one :class:`Budget`.
 from __future__ import annotations
 
 import ast
-import json
 import operator
 import posixpath
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PackageError
+from ..files import parse_json
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "list": list, "tuple": tuple, "set": set, "dict": dict, "sorted": sorted, "len": len, "int": int, "float": float,
@@ -335,7 +335,7 @@ def _parsed(path: Path, budget: Budget) -> dict[str, Any]:
                 f"{path.name} is larger than {largest >> 10} KB, which no configuration is.", "Get the bundle again."
             )
         text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else _yaml(text, path.name, budget)
+        value = parse_json(text) if path.suffix == ".json" else _yaml(text, path.name, budget)
     except RecursionError as error:
         raise PackageError(f"{path.name} is nested too deep.", "Do not use this file.") from error
     except (OSError, ValueError) as error:

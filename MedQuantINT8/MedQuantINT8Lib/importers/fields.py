@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import PackageError
+from ..files import read_json
 
 _T = TypeVar("_T")
 #: Reads a value, or raises :class:`PackageError` that begins with the place given.
@@ -73,17 +73,17 @@ class Fields:
             raise PackageError(f"{self.where}: {name!r} is {shown(value)}, which is not understood.", self.advice)
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_described(path: Path, what: str) -> Any:
     """What a JSON file holds.
 
     Raises:
         PackageError: no such file, or no JSON; ``what`` says what the folder should have been.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError as error:
         raise PackageError(f"{path.parent.name} is no {what}: {path.name} is missing.", "Check the path.") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise PackageError(f"{path} is not valid JSON: {error}.", "Get it again.") from error
 
 

@@ -19,7 +19,7 @@ from ..errors import PackageError
 from ..models.spec import Channel, Crop, Geometry, ModelSpec, Normalization, Output, Window
 from . import nnunet_network
 from .base import Understood
-from .fields import read_json
+from .fields import read_described
 from .nnunet_dataset import Dataset, read_dataset
 from .nnunet_folds import Training, choose
 from .nnunet_original import TrainedFold, nnunet_original
@@ -50,8 +50,8 @@ def understand(
         except PackageError as error:
             return _networks(folder, folds, configuration, spec, error)
     folder = _result_folder(folder, configuration)
-    plans = read_json(folder / "plans.json", "result folder of nnU-Net v2")
-    given = read_json(folder / "dataset.json", "result folder of nnU-Net v2")
+    plans = read_described(folder / "plans.json", "result folder of nnU-Net v2")
+    given = read_described(folder / "dataset.json", "result folder of nnU-Net v2")
     dataset = read_dataset(given)
     trainings, left = choose(folder, folds)
     made = []
@@ -76,7 +76,7 @@ def _networks(
 ) -> list[Understood]:
     """The networks alone, for a description that is given; ``error`` says what else was not understood."""
     folder = _result_folder(folder, configuration)
-    plans = read_json(folder / "plans.json", "result folder of nnU-Net v2")
+    plans = read_described(folder / "plans.json", "result folder of nnU-Net v2")
     trainings, left = choose(folder, folds)
     made = []
     for training in trainings:

@@ -6,7 +6,6 @@ no path that leaves the package.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import PackageError
-from ..files import finish_interrupted, replacing, replacing_folder, sha256_file, there, write_json
+from ..files import finish_interrupted, parse_json, replacing, replacing_folder, sha256_file, there, write_json
 from ..outputs import check_output_package
 from ..zip_files import ZipLimits, checked_members, opened_zip, read_member, unpack_members
 from .spec import ModelSpec
@@ -202,15 +201,9 @@ def parsed_json(content: bytes, name: str, advice: str = "Ask whoever made the p
         PackageError: no JSON, or nested too deep for anything that is meant.
     """
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise PackageError(f"{name} is nested too deep.", advice) from error
-    except ValueError as error:  # UnicodeDecodeError is one
+        return parse_json(content, finite=True)
+    except ValueError as error:
         raise PackageError(f"{name} is not valid JSON: {error}.", advice) from error
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _load_folder(folder: Path, name: str, *, temporary: bool) -> ModelPackage:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Generic, TypeVar
 
+from ..files import parse_json
+
 T = TypeVar("T")
 
 
@@ -29,7 +31,7 @@ class _Field(Generic[T]):
     def parse(self, text: str) -> Any:
         """A scene may come from anywhere: what does not fit is the default."""
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError:
             return self.default
         same = isinstance(value, type(self.default)) and isinstance(value, bool) == isinstance(self.default, bool)
