@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from data_models import ROOT, specs
 from MedQuantINT8Lib.cli import quantize
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
@@ -18,6 +19,9 @@ from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import accuracy_guard as sensitivity
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget, Measurement, guard
 from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
+from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
+from MedQuantINT8Lib.quantization.quantize import OPSET, QuantizationPolicy, policy_reasons
+from MedQuantINT8Lib.resources import resource
 from tiny import convolutions, quantized, random_weights, run
 
 SPEC = replace(phantom_spec(), labels=(Label(1, "bright", 1),))
@@ -63,21 +67,33 @@ def test_weights_that_stay_int8_keep_the_bias_that_makes_up_for_their_rounding()
     assert np.array_equal(constants(back, "b")[-1], constants(corrected, "b")[-1])
 
 
+NETWORKS = ("hippocampus_unet", "phantom_unet", *specs())
+
+
+@pytest.mark.slow
 @pytest.mark.data
-def test_layers_of_real_networks_go_back_bit_for_bit(data):
-    for path in sorted((data / "networks").glob("*.onnx")):
-        fp32 = graph.load_network(path)
-        graph.name_nodes(fp32)
-        found = graph.Graph(fp32)
-        layers = {n.name for n in found.nodes if n.op_type == "Conv" and found.array(n.input[1]) is not None}
-        int8 = quantized(fp32, 0.01, layers)
-        means = {n.name: np.ones(found.array(n.input[1]).shape[1]) for n in found.nodes if n.name in layers}
-        back = qdq.without_quantization(with_corrected_biases(fp32, int8, means), layers, fp32)
-        for layer in layers:
-            ours, theirs = constants(back, layer), constants(fp32, layer)
-            assert len(ours) == len(theirs) and all(
-                a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True)
-            ), (path.name, layer)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_of_real_networks_go_back_bit_for_bit(name, data):
+    """As ModelOpt places its pairs, biases corrected: each layer alone has FP32's constants, and all of them FP32's output."""
+    own = {"hippocampus_unet": ROOT / "Testing" / "Networks", "phantom_unet": resource("demo.zip").parent}
+    fp32 = graph.load_network(own.get(name, data / "networks") / f"{name}.onnx")
+    if graph.opset_of(fp32) < OPSET:
+        fp32 = graph.at_opset(fp32, OPSET, name)
+    graph.name_nodes(fp32)
+    shape = tuple(side or 32 for side in graph.network_shape(fp32).spatial)
+    patch = np.random.default_rng(0).random((graph.network_shape(fp32).channels, *shape), np.float32)
+    int8 = place(require_quantizer(), graph.fixed_shape(fp32, shape), patch, policy_reasons(fp32, QuantizationPolicy()))
+    corrected = with_corrected_biases(fp32, int8, input_means(fp32, [patch], shape))
+    layers = qdq.layers_with_int8_weights(corrected)
+    assert layers
+    for layer in layers:
+        back = qdq.without_quantization(corrected, {layer}, fp32)
+        ours, theirs = constants(back, layer), constants(fp32, layer)
+        assert len(ours) == len(theirs), layer
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True)), layer
+    whole = qdq.without_quantization(corrected, set(layers), fp32)
+    assert not qdq.activation_tensors(whole) and not qdq.layers_with_int8_weights(whole)
+    assert np.array_equal(run(whole, patch), run(graph.fixed_shape(fp32, shape), patch))
 
 
 def test_int8_and_fp32_are_compared_on_the_same_patches(monkeypatch):
