@@ -101,16 +101,50 @@ def test_slicers_package_manager_is_used_and_an_older_slicers_pip_otherwise(lack
 
 
 def test_versions_are_compared_by_number():
-    assert dependencies._numbers("2.13.0+cpu") == (2, 13, 0) and dependencies._numbers("2026.4.1-22982-x") == (
-        2026,
-        4,
-        1,
-    )
-    assert (
-        dependencies._satisfied("numpy>=1.9")
-        and not dependencies._satisfied("numpy>=99")
-        and not dependencies._satisfied("no-such-thing>=1")
-    )
+    assert dependencies._satisfied("numpy>=1.9") and dependencies._satisfied("numpy>=1.9,<99")
+    assert not dependencies._satisfied("numpy>=99") and not dependencies._satisfied("no-such-thing>=1")
+
+
+def installed(folder, name, version, *requires):
+    """Metadata of a package that is installed in ``folder``."""
+    place = folder / f"{name}-{version}.dist-info"
+    place.mkdir()
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    extras = [f"Provides-Extra: {extra}" for extra in ("fast",) if requires]
+    (place / "METADATA").write_text("\n".join([*lines, *extras, *(f"Requires-Dist: {line}" for line in requires)]))
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "met"),
+    [
+        ("2.13.0+cpu", "made-up>=2.9", True),
+        ("2026.4.1-22982-x", "made-up>=2025.2", True),
+        ("2026.4.1-22982-x", "made-up>=2027", False),
+        ("3.0rc1", "made-up>=2", True),
+        ("2.0", "made-up>=1,<2", False),
+        ("2.0", "made-up!=2.0", False),
+        ("1.0", 'made-up>=2; python_version < "3"', True),
+        ("1.0", 'made-up>=2; python_version >= "3"', False),
+        ("1.0", "made-up[fast]", False),
+        ("1.0", "made-up", True),
+    ],
+)
+def test_limits_markers_and_extras_count(tmp_path, monkeypatch, version, wanted, met):
+    installed(tmp_path, "made_up", version, 'no-such-thing>=2; extra == "fast"')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert dependencies._satisfied(wanted) == met
+
+
+def test_an_extra_that_is_there_is_met(tmp_path, monkeypatch):
+    installed(tmp_path, "made_up", "1.0", 'other-thing>=2; extra == "fast"')
+    installed(tmp_path, "other_thing", "2.1")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert dependencies._satisfied("made-up[fast]>=1")
+
+
+def test_pip_is_asked_for_requirements_without_their_markers(monkeypatch):
+    group = SimpleNamespace(lines=lambda: ['no-such-thing[fast]>=1; python_version >= "3"'], torch=False)
+    assert dependencies.missing(group) == ["no-such-thing[fast]>=1"]
 
 
 @pytest.mark.parametrize(("agreed", "words"), [(True, "PyTorch extension was installed"), (False, "is not installed")])
@@ -163,3 +197,12 @@ def test_another_python_is_asked_what_it_has_and_nothing_is_installed_there(tmp_
     assert f"{bare} -m pip install 'onnx>=" in str(told.value) and "onnxscript>=" in str(told.value)
     with pytest.raises(DependencyError, match="cannot be asked"):
         dependencies.ensure("build", pytest.fail, pytest.fail, python=str(tmp_path / "none"))
+
+
+def test_markers_are_those_of_the_python_that_is_asked():
+    packages = dependencies.Packages(
+        {"made-up": ("1.0", ['extra-thing; extra == "fast"'])}.get, {"sys_platform": "win32"}
+    )
+    assert dependencies._satisfied('no-such-thing>=1; sys_platform != "win32"', packages)
+    assert not dependencies._satisfied('no-such-thing>=1; sys_platform == "win32"', packages)
+    assert dependencies._satisfied("Made_Up>=1", packages) and not dependencies._satisfied("made-up[fast]", packages)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -99,8 +100,21 @@ Ask = Callable[[str], bool]
 Install = Callable[[list[str]], None]
 
 
+@dataclass(frozen=True)
+class Packages:
+    """What a Python has installed.
+
+    Attributes:
+        found: a package's version and the requirements that it states, by its name in lower case with "-"; asked for when needed.
+        environment: what markers are compared with, where it is another Python than the caller's.
+    """
+
+    found: Callable[[str], tuple[str, list[str]] | None]
+    environment: Mapping[str, str]
+
+
 def missing(group: Group, python: str | None = None) -> list[str]:
-    """The group's requirements that are not installed, or are too old.
+    """The group's requirements that are not installed, or are too old, without their markers.
 
     Args:
         python: the Python that needs them, where it is not the caller's own.
@@ -108,67 +122,124 @@ def missing(group: Group, python: str | None = None) -> list[str]:
     Raises:
         DependencyError: that Python cannot be asked.
     """
-    lines = group.lines()
-    if python is None:
-        return [line for line in lines if not _satisfied(line)]
-    have = _versions(python, [_name(line) for line in lines])
-    return [line for line in lines if not _enough(have[_name(line)], line)]
+    packages = None if python is None else _packages_of(python)
+    lacking = [line for line in group.lines() if not (_satisfied(line, packages) if packages else _satisfied(line))]
+    return [_without_marker(line) for line in lacking]
 
 
-_ASK_VERSIONS = """
-import importlib.metadata, json, sys
+_ASK_PACKAGES = """
+import importlib.metadata, json, os, platform, sys
 found = {}
-for name in sys.argv[1:]:
-    try:
-        found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        found[name] = None
-print(json.dumps(found))
+for package in importlib.metadata.distributions():
+    name = package.metadata["Name"]
+    if name:
+        found.setdefault(name.lower().replace("_", "-").replace(".", "-"), [package.version, package.requires or []])
+environment = {
+    "os_name": os.name, "sys_platform": sys.platform, "platform_system": platform.system(), "platform_machine": platform.machine(),
+    "python_version": "%d.%d" % sys.version_info[:2], "python_full_version": platform.python_version(),
+    "implementation_name": sys.implementation.name, "platform_python_implementation": platform.python_implementation(),
+}
+print(json.dumps({"found": found, "environment": environment}))
 """
 _ASK_SECONDS = 30
 
 
-def _versions(python: str, names: list[str]) -> dict[str, str | None]:
-    """What another Python has installed: the version of each package, or None."""
+def _packages_of(python: str) -> Packages:
+    """What another Python has installed."""
     try:
         done = subprocess.run(
-            [python, "-c", _ASK_VERSIONS, *names],
+            [python, "-c", _ASK_PACKAGES],
             capture_output=True,
             text=True,
             timeout=_ASK_SECONDS,
             check=True,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
-        found: dict[str, str | None] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         text = _("The Python {python} cannot be asked what it has installed: {reason}.")
         raise DependencyError(
             text.format(python=python, reason=_last_line(error)), _("Name another Python, or none.")
         ) from error
-    return found
+    return Packages(answer["found"].get, answer["environment"])
 
 
-def _satisfied(line: str) -> bool:
+def _own(name: str) -> tuple[str, list[str]] | None:
     try:
-        return _enough(importlib.metadata.version(_name(line)), line)
+        distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
+        return None
+    return distribution.version, distribution.requires or []
+
+
+_OWN = Packages(_own, {})
+
+
+def _satisfied(line: str, packages: Packages = _OWN) -> bool:
+    """Whether a requirement, with its extras, is met, or its marker says that it is for other computers."""
+    requirement = _requirement(line)
+    if requirement.marker is not None and not requirement.marker.evaluate(dict(packages.environment)):
+        return True
+    package = packages.found(re.sub(r"[-_.]+", "-", requirement.name).lower())
+    if package is None:
         return False
+    version, stated = package
+    if not _contains(requirement.specifier, version):
+        return False
+    added = [needed for extra in requirement.extras for needed in _added_by(extra, stated, packages)]
+    return all(_satisfied(needed, packages) for needed in added)
+
+
+def _added_by(extra: str, stated: Sequence[str], packages: Packages) -> list[str]:
+    """The requirements that an extra adds to those that a package has without it."""
+    added = []
+    for line in stated:
+        marker = _requirement(line).marker
+        with_it, without = ({**packages.environment, "extra": name} for name in (extra, ""))
+        if marker is not None and marker.evaluate(with_it) and not marker.evaluate(without):
+            added.append(_without_marker(line))
+    return added
+
+
+def _contains(specifier: Any, version: str) -> bool:
+    """Whether a version lies within a requirement's limits; of one in a form of its own only the leading numbers count."""
+    if specifier.contains(version, prereleases=True):
+        return True
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    return release is not None and not _is_standard(version) and specifier.contains(release[0], prereleases=True)
+
+
+def _is_standard(version: str) -> bool:
+    packaging = _packaging("version")
+    try:
+        packaging.Version(version)
+    except packaging.InvalidVersion:
+        return False
+    return True
+
+
+def _packaging(module: str) -> Any:
+    """A module of the package "packaging", or of the copy that pip, which Slicer brings, holds."""
+    try:
+        return importlib.import_module(f"packaging.{module}")
+    except ImportError:
+        return importlib.import_module(f"pip._vendor.packaging.{module}")
+
+
+def _requirement(line: str) -> Any:
+    """A line of a requirements file, parsed."""
+    return _packaging("requirements").Requirement(line)
+
+
+def _without_marker(line: str) -> str:
+    requirement = _requirement(line)
+    requirement.marker = None
+    return str(requirement)
 
 
 def _name(line: str) -> str:
-    """The package of a requirement, which has the form "name>=version"."""
-    match = re.fullmatch(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)", line)
-    assert match is not None, line
-    return match[1]
-
-
-def _enough(have: str | None, line: str) -> bool:
-    return have is not None and _numbers(have) >= _numbers(line.split(">=")[1].strip())
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
+    """The package of a requirement."""
+    return str(_requirement(line).name)
 
 
 def ensure(
@@ -213,9 +284,9 @@ def ensure(
         text = _("Nothing was installed; {packages} would be needed.")
         raise DependencyError(text.format(packages=_names(lacking)), _("Press the button again to be asked again."))
     try:
-        if any(line.startswith("torch>") for line in lacking):
+        if any(_name(line) == "torch" for line in lacking):
             (install_torch or partial(_install_torch, ask))()
-        others = [line for line in lacking if not line.startswith("torch>")]
+        others = [line for line in lacking if _name(line) != "torch"]
         if others:
             (install or _install)(others)
     except DependencyError:
@@ -234,7 +305,7 @@ def ensure(
 
 
 def _names(lines: list[str]) -> str:
-    return ", ".join(line.split(">")[0] for line in lines)
+    return ", ".join(map(_name, lines))
 
 
 def _last_line(error: BaseException) -> str:
@@ -255,10 +326,8 @@ def _install(lines: list[str]) -> None:
     if ensure_packages is None:
         slicer.util.pip_install(" ".join(lines))
         return
-    from packaging.requirements import Requirement
-
     # The user has agreed already, to more than pip would tell.
-    ensure_packages([Requirement(line) for line in lines], prompt_install=False, requester="MedQuantINT8")
+    ensure_packages([_requirement(line) for line in lines], prompt_install=False, requester="MedQuantINT8")
 
 
 def _install_torch(ask: Ask) -> None:
