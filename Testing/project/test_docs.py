@@ -19,6 +19,7 @@ from MedQuantINT8Lib.importers.catalogue import entries
 from MedQuantINT8Lib.models.spec_parser import parse_spec
 from MedQuantINT8Lib.resources import resource
 from MedQuantINT8Lib.slicer_module.logic import MedQuantINT8Logic
+from pages import blocks, commands, text_of
 from places import ROOT
 
 DOCS = ROOT / "docs"
@@ -32,24 +33,6 @@ REPOSITORY = "https://raw.githubusercontent.com/MedQuantINT8/SlicerMedQuantINT8/
 
 def named(pages):
     return pytest.mark.parametrize("page", pages, ids=[page.relative_to(ROOT).as_posix() for page in pages])
-
-
-def text_of(page):
-    return page.read_text(encoding="utf-8")
-
-
-def blocks(page):
-    """The code blocks of a page: indented by four spaces, or fenced."""
-    text = text_of(page)
-    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M)
-    indented = re.findall(r"(?:^\n(?:(?: {4,}.*)?\n)+)", text, re.M)
-    return [*fenced, *indented]
-
-
-def commands(page):
-    """The lines of a page's code blocks that call medquant, as lists of arguments."""
-    lines = [line.strip() for block in blocks(page) for line in block.splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("medquant ")]
 
 
 def test_the_pages_have_commands_at_all():
