@@ -36,6 +36,7 @@ class MedQuantINT8(ScriptedLoadableModule):
             "Inference Engines' (arXiv:2501.17343). For research; not a medical device."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
+        slicer.app.connect("startupCompleted()", registerContextMenu)
 
 
 def registerSampleData() -> None:
@@ -59,6 +60,15 @@ def registerSampleData() -> None:
         nodeNames=[NAME],
         customDownloader=show_scan,
     )
+
+
+def registerContextMenu() -> None:
+    """Add "Segment with" to the context menu of volumes, where this Slicer has a subject hierarchy with menus."""
+    if hasattr(slicer, "qSlicerSubjectHierarchyScriptedPlugin"):
+        plugin = slicer.qSlicerSubjectHierarchyScriptedPlugin(None)
+        library = Path(__file__).parent / "MedQuantINT8Lib" / "slicer_module"
+        # The application keeps the plugin from now on.
+        plugin.setPythonSource(str(library / "MedQuantINT8SubjectHierarchyPlugin.py"))
 
 
 class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -114,6 +124,10 @@ class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _onSceneChanged(self, _caller: Any, _event: str) -> None:
         self.view.resume(self.logic.getParameterNode)
+
+    def segmentVolume(self, volumeNode: Any, model: str) -> None:
+        """Choose a volume and a model in the panel, and press its button."""
+        self.view.segment.segmentWith(volumeNode, model)
 
     def onReload(self) -> None:
         """Reload the library as well: Slicer's own reload knows only this file."""

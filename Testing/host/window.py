@@ -115,6 +115,16 @@ def install() -> Any:
     _add_module("slicer.packaging", pip_ensure=lambda *_a, **_k: None)
     _add_module("slicer.ScriptedLoadableModule", **_scripted(slicer, qt))
     import sample_data
+    import subject_hierarchy
+
+    slicer.qSlicerSubjectHierarchyScriptedPlugin = subject_hierarchy.qSlicerSubjectHierarchyScriptedPlugin
+    _add_module(
+        "AbstractScriptedSubjectHierarchyPlugin",
+        AbstractScriptedSubjectHierarchyPlugin=subject_hierarchy.AbstractScriptedSubjectHierarchyPlugin,
+    )
+    util.selectModule = lambda name: answers.shown.append(("selectModule", name))
+    util.getModuleWidget = lambda name: getattr(slicer.modules, f"{name}Widget")
+    util.getModuleLogic = lambda name: util.getModuleWidget(name).logic
 
     slicer.modules.sampleDataSources = {}
     _add_module(

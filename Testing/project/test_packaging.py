@@ -215,7 +215,7 @@ EVERY_MODULE = """
 import importlib, pkgutil, sys
 from unittest.mock import MagicMock
 # The application's own modules; they are not on a package index.
-for name in ("slicer", "slicer.i18n", "slicer.util", "slicer.ScriptedLoadableModule", "qt", "ctk", "vtk", "mrml"):
+for name in ("slicer", "slicer.i18n", "slicer.util", "slicer.ScriptedLoadableModule", "AbstractScriptedSubjectHierarchyPlugin", "qt", "ctk", "vtk", "mrml"):
     sys.modules[name] = MagicMock()
 import MedQuantINT8Lib
 print(MedQuantINT8Lib.__file__)

@@ -47,6 +47,13 @@ def answers():
 
 
 @pytest.fixture
+def file_dialogs(user):
+    from MedQuantINT8Lib.slicer_module.panels import file_dialogs
+
+    return file_dialogs
+
+
+@pytest.fixture
 def user(answers, tmp_path, monkeypatch):
     """A person before the module, with an empty scene."""
     monkeypatch.setenv("MEDQUANT_MODELS", str(tmp_path / "models"))
@@ -365,6 +372,79 @@ def test_a_volume_deleted_and_a_scene_closed_during_the_run(user):
     )
 
 
+def test_what_was_said_of_a_scene_goes_with_it(user):
+    labels = (user.ui.segmentStatusLabel, user.ui.buildStatusLabel, user.ui.compareStatusLabel)
+    for panel in (user.view.segment, user.view.build, user.view.compare):
+        panel._say("Done in 3 s.")
+    assert all(read(label, "text") for label in labels)
+    user.scene.Clear(0)
+    user.look()
+    assert not any(read(label, "text") for label in labels)
+
+
+def test_dialogs_for_files_lie_over_the_panel_that_asks(user, file_dialogs, monkeypatch):
+    over = []
+
+    class Dialogs:
+        def __getattr__(self, _name):
+            return lambda parent, *_rest: over.append(parent) or ""
+
+    monkeypatch.setattr(file_dialogs, "qt", SimpleNamespace(QFileDialog=Dialogs()))
+    view, ui = user.view, user.ui
+    for ask in (view.segment._pressFolder, view.build._importFile, view.build._importFolder, view.compare._save):
+        ask()
+    assert over == [ui.segmentSection, ui.buildSection, ui.buildSection, ui.compareSection]
+
+
+def test_two_models_of_one_title_are_told_apart_by_their_names(user, fp32_package):
+    for name in ("first", "second"):
+        fp32_package.save(Path(os.environ["MEDQUANT_MODELS"]) / name / "package")
+    user.view.show()
+    combo = user.ui.buildModelCombo
+    lists = (
+        [user.ui.modelList.item(n).text() for n in range(read(user.ui.modelList, "count"))],
+        [combo.itemText(n) for n in range(read(combo, "count"))],
+    )
+    for texts in lists:
+        assert len(set(texts)) == len(texts) and sum("(first)" in t or "(second)" in t for t in texts) == 2
+
+
+@pytest.mark.parametrize("width", [270, 400])
+def test_no_table_is_wider_than_the_panel(user, width):
+    from MedQuantINT8Lib.slicer_module.panels.qt_compat import fill_table
+
+    ui = user.ui
+    ui.compareSection.setProperty("collapsed", False)
+    long_name = "left common carotid artery, proximal part"
+    fill_table(ui.structureTable, [[long_name, "0.9876", "-1234.56"]], [f"{long_name}: 5 ml in FP32, 4 ml in INT8"])
+    fill_table(ui.summaryTable, [["work in INT8", "0 %", "99 %"], ["time of one window, ms", "1234.5", "123.4"]])
+    for table in (ui.structureTable, ui.summaryTable):
+        table.setMaximumWidth(width)
+        user.look()
+        columns = [table.columnWidth(n) for n in range(read(table, "columnCount"))]
+        assert sum(columns) <= read(table, "width") <= width and min(columns) > 30, columns
+        # The numbers are whole; what is cut of a name is told where the pointer rests on it.
+        fonts = user.qt.QFontMetrics(table.font() if callable(table.font) else table.font)
+        for n in (1, 2):
+            texts = [table.item(row, n).text() for row in range(read(table, "rowCount"))]
+            assert all(fonts.boundingRect(text).width() < columns[n] for text in texts)
+        assert table.item(0, 0).text() in table.item(0, 0).toolTip()
+
+
+def test_what_is_told_of_a_network_is_that_of_the_one_that_was_kept(user, monkeypatch):
+    view, said = user.view.build, []
+    monkeypatch.setattr(view, "_log", said.append)
+    monkeypatch.setattr(view, "_start", lambda *_a, **_o: None)
+    layers = [{"name": f"conv{n}", "quantized": n == 0} for n in range(13)]
+    guard = {"agreement": 0.991, "returned_stored_as_int8": ["conv1", "conv2"], "notes": []}
+    warnings = ["INT8 is not worth it for this network: 1.1 % of its multiply-accumulates run in INT8"]
+    sizes = {"fp32_bytes": 600_000, "int8_bytes": 200_000, "int8_mac_share": 0.011}
+    view._quantized("demo", {"layers": layers, "guard": guard, "warnings": warnings, **sizes})
+    text = "\n".join(said)
+    assert "1 of 13 layers compute in INT8, 1.1 % of the work" in text and "0.6 MB to 0.2 MB" in text
+    assert "2 layers compute in floating point on weights stored as INT8" in text and "not worth it" in text
+
+
 def test_a_killed_worker_is_told_and_the_next_click_starts_another(user):
     user.load()
     faster = slow_down(user)
@@ -419,7 +499,7 @@ def test_a_disk_that_cannot_be_written_is_told(user, tmp_path, monkeypatch):
     assert str(tmp_path / "file") in user.errors()[-1] and not user.segmentations()
 
 
-def test_compare_shows_what_was_lost_and_leads_to_it(user, tmp_path, monkeypatch):
+def test_compare_shows_what_was_lost_and_leads_to_it(user, file_dialogs, tmp_path, monkeypatch):
     user.load()
     view = user.scene.GetNodeByID("vtkMRMLSliceNodeRed")
     user.click(user.ui.compareButton)
@@ -450,7 +530,7 @@ def test_compare_shows_what_was_lost_and_leads_to_it(user, tmp_path, monkeypatch
     sizes = [r["voxels"] for r in found.regions]
     assert sizes == sorted(sizes, reverse=True) and sum(sizes) <= found.report["differences"]["voxels"]
     for name in ("report.html", "report.json", "report.csv"):
-        monkeypatch.setattr(user.qt.QFileDialog, "getSaveFileName", lambda *_a, name=name: (str(tmp_path / name), ""))
+        monkeypatch.setattr(file_dialogs, "save_file", lambda *_a, name=name: str(tmp_path / name))
         user.click(user.ui.saveReportButton)
     page = (tmp_path / "report.html").read_text()
     assert (
@@ -466,7 +546,7 @@ def test_compare_shows_what_was_lost_and_leads_to_it(user, tmp_path, monkeypatch
     assert slicer.mrmlScene is user.scene
 
 
-def test_all_volumes_and_a_folder(user, tmp_path, monkeypatch):
+def test_all_volumes_and_a_folder(user, file_dialogs, tmp_path, monkeypatch):
     import SimpleITK as sitk
 
     user.load("one")
@@ -482,7 +562,7 @@ def test_all_volumes_and_a_folder(user, tmp_path, monkeypatch):
     for name in ("a.nii.gz", "b.nrrd"):
         sitk.WriteImage(sitk.GetImageFromArray(volume.data[0]), str(tmp_path / name))
     folders = iter([str(tmp_path), str(tmp_path / "out")])
-    monkeypatch.setattr(user.qt.QFileDialog, "getExistingDirectory", lambda *_a: next(folders))
+    monkeypatch.setattr(file_dialogs, "open_folder", lambda *_a: next(folders))
     (tmp_path / "out").mkdir()
     user.click(user.ui.segmentFolderButton)
     user.watch()
@@ -535,7 +615,7 @@ def test_an_int8_engine_is_made_in_the_window(user):
     user.watch(seconds=300)
     assert not user.errors(), user.errors()
     log = read(user.ui.logText, "plainText")
-    assert "of the work is quantized" in log and "file:" in log
+    assert "layers compute in INT8" in log and "file:" in log
     assert "openvino: INT8" in log and "real INT8 against the simulation" in log
     assert user.view.segment.parameters.model == "my-demo"
     user.click(user.ui.segmentButton)
@@ -548,9 +628,9 @@ def test_making_an_engine_without_scans_is_told(user):
     assert "no volume to calibrate on" in user.errors()[-1]
 
 
-def test_a_model_of_ones_own_is_brought_in(user, int8_package, tmp_path, monkeypatch):
+def test_a_model_of_ones_own_is_brought_in(user, file_dialogs, int8_package, tmp_path, monkeypatch):
     int8_package.save(tmp_path / "mine.zip")
-    monkeypatch.setattr(user.qt.QFileDialog, "getOpenFileName", lambda *_a: (str(tmp_path / "mine.zip"), ""))
+    monkeypatch.setattr(file_dialogs, "open_file", lambda *_a: str(tmp_path / "mine.zip"))
     user.click(user.ui.importFileButton)
     user.watch()
     assert user.view.segment.parameters.model == int8_package.spec.name
@@ -560,7 +640,7 @@ def test_a_model_of_ones_own_is_brought_in(user, int8_package, tmp_path, monkeyp
     user.watch()
     assert "is installed already" in user.errors()[-1]
     (tmp_path / "scan.zip").write_bytes(b"no zip")
-    monkeypatch.setattr(user.qt.QFileDialog, "getOpenFileName", lambda *_a: (str(tmp_path / "scan.zip"), ""))
+    monkeypatch.setattr(file_dialogs, "open_file", lambda *_a: str(tmp_path / "scan.zip"))
     user.click(user.ui.importFileButton)
     user.watch()
     assert "scan.zip" in user.errors()[-1]
@@ -680,3 +760,31 @@ def test_models_and_built_engines_are_removed_in_the_window(user, int8_package, 
     assert "mine" not in installed_models() and not read(ui.removeModelButton, "enabled")
     ui.removeEnginesButton.click()
     assert not cache.entries() and not read(ui.removeEnginesButton, "enabled")
+
+
+def test_a_volume_is_segmented_from_its_context_menu(user):
+    if not window.in_stand_in():
+        pytest.skip("this build of Slicer has no context menu that a test could open")
+    import subject_hierarchy
+
+    window.start_up()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(user.scene)
+
+    def item(node):
+        return hierarchy.GetItemByDataNode(node) or hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
+
+    first, second = user.load("First", size=(16, 16, 16)), user.load("Second", size=(48, 40, 40), spacing=6.0)
+    labels = user.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Labels")
+    folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), "Folder")
+    for nothing in (0, folder, item(labels)):
+        assert not subject_hierarchy.menu_of(nothing)
+    [(_text, lines)] = subject_hierarchy.menu_of(item(second)).items()
+    assert len(lines) == 1 and user.view.segment.parameters.volume is first
+    user.ui.modelSearchEdit.setText("no such model")
+    next(iter(lines.values())).trigger()
+    assert ("selectModule", "MedQuantINT8") in user.answers.shown and user.view.runner.busy
+    assert user.ui.volumeSelector.currentNode() is second and read(user.ui.modelList, "currentRow") == 0
+    user.watch()
+    assert not user.errors() and len(user.segmentations()) == 1
+    [segmentation] = user.segmentations()
+    assert segmentation.GetName().startswith("Second")

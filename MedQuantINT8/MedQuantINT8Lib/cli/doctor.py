@@ -114,7 +114,7 @@ def quantizer_lacks() -> str:
     absent = [package for module, package in QUANTIZER_MODULES.items() if not _found(module)]
     if absent:
         return f"{', '.join(absent)} {'are' if len(absent) > 1 else 'is'} not installed (pip install 'medquantint8[quantize]')"
-    for line in [*GROUPS["build"].lines(), "torch>=2.8"]:
+    for line in GROUPS["build"].lines():
         package, _, wanted = line.partition(">=")
         have = installed_version(package)
         if have is not None and _numbers(have) < _numbers(wanted):

@@ -258,9 +258,9 @@ def _write(
     _open_shapes(model, package)
     with TemporaryDirectory(prefix="medquant-quantize-") as scratch:
         folder = Path(scratch)
-        (folder / INT8).write_bytes(model.SerializeToString())
+        # The size of the file as it is kept, in the package's own report as well.
+        report.int8_bytes = (folder / INT8).write_bytes(model.SerializeToString())
         write_json(folder / CALIBRATION, {**measured.to_json(), "quantization": report.to_json()})
-        report.int8_bytes = (folder / INT8).stat().st_size
         return package.with_files(target, {INT8: folder / INT8, CALIBRATION: folder / CALIBRATION}), report
 
 

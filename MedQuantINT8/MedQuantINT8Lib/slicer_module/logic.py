@@ -99,7 +99,8 @@ class MedQuantINT8Logic(BuildLogic):
 
     # ---- what there is
 
-    def models(self) -> list[dict[str, Any]]:
+    @staticmethod
+    def models() -> list[dict[str, Any]]:
         """Installed models: name, title, modality, structures, channels, and whether they hold an INT8 network."""
         found = []
         for name, paths in installed_models().items():

@@ -79,7 +79,8 @@ class ModuleView:
         """The scene goes, and with it what is being segmented."""
         self.suspend()
         self.runner.cancel()
-        self.compare.clear()
+        for panel in self._panels:
+            panel.forget()
 
     def resume(self, parameterNode: Callable[[], Any]) -> None:
         """The scene was closed or loaded: follow it from the event loop's next turn on.

@@ -64,6 +64,10 @@ class WorkPanel:
         """The scene is being closed or loaded: what the widgets say is not the user's word until :meth:`show` is called."""
         self._shown = False
 
+    def forget(self) -> None:
+        """The scene is gone, and with it what the status line told of it."""
+        self._status.setText("")
+
     def show(self) -> None:
         """Show what the parameter node says; from now on the widgets' changes are the user's."""
         raise NotImplementedError
@@ -122,3 +126,12 @@ class WorkPanel:
 
     def _say(self, text: str) -> None:
         self._status.setText(text)
+
+
+def distinct_titles(models: list[dict[str, Any]]) -> dict[str, str]:
+    """The title under which each model (as the logic lists it) is offered, by its name; the name follows where titles are the same."""
+    titles = [(model["title"], model["modality"]) for model in models]
+    return {
+        model["name"]: model["title"] if titles.count(title) == 1 else f"{model['title']} ({model['name']})"
+        for model, title in zip(models, titles, strict=True)
+    }

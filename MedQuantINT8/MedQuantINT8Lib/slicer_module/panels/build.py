@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import qt
 from slicer.i18n import tr as _
 
 from ...errors import InputError
@@ -15,7 +14,8 @@ from ...quantization.calibration import METHODS
 from ..dependencies import Ask
 from ..logic import MedQuantINT8Logic
 from ..parameter_node import Parameters
-from .base import WorkPanel
+from . import file_dialogs
+from .base import WorkPanel, distinct_titles
 from .job_runner import JobRunner
 from .qt_compat import check_nodes, chosen, quiet_fill, read, silently
 
@@ -52,8 +52,10 @@ class BuildPanel(WorkPanel):
         """Show what the parameter node says."""
         ui, p = self._ui, self.parameters
         self._shown = False
+        models = self._logic.models()
+        titles = distinct_titles(models)
         installed = [
-            (m["name"], m["title"] + ("" if m["int8"] else _(" (no INT8 network yet)"))) for m in self._logic.models()
+            (m["name"], titles[m["name"]] + ("" if m["int8"] else _(" (no INT8 network yet)"))) for m in models
         ]
         offered = [
             (f"get:{e.name}", _("Download: {title} ({license})").format(title=e.title, license=e.license))
@@ -156,18 +158,14 @@ class BuildPanel(WorkPanel):
         return self._ask(text.format(title=title))
 
     def _importFile(self) -> None:
-        self._import(
-            qt.QFileDialog.getOpenFileName(None, _("Model: package or bundle (.zip), ONNX, or model.pt of Auto3DSeg"))
-        )
+        title = _("Model: package or bundle (.zip), ONNX, or model.pt of Auto3DSeg")
+        self._import(file_dialogs.open_file(self._ui.buildSection, title))
 
     def _importFolder(self) -> None:
-        self._import(
-            qt.QFileDialog.getExistingDirectory(None, _("Model: package, MONAI bundle or result folder of nnU-Net"))
-        )
+        title = _("Model: package, MONAI bundle or result folder of nnU-Net")
+        self._import(file_dialogs.open_folder(self._ui.buildSection, title))
 
-    def _import(self, chosen_path: Any) -> None:
-        # PySide6 gives the name and the filter, PythonQt the name alone.
-        source = chosen_path[0] if isinstance(chosen_path, tuple) else chosen_path
+    def _import(self, source: str) -> None:
         if source:
             self._start(
                 lambda: self._logic.installModel(source=source, waitForCompletion=False),
@@ -188,23 +186,8 @@ class BuildPanel(WorkPanel):
             self._log(event.stage)
 
     def _quantized(self, name: str, report: dict[str, Any]) -> None:
-        guard = report["guard"]
-        kept = [layer["name"] for layer in report["layers"] if not layer["quantized"]]
-        self._log(
-            _("{share} of the work is quantized; agreement with FP32 on the calibration patches: {dice}").format(
-                share=f"{100 * report['int8_mac_share']:.1f} %",
-                dice=_("unknown") if guard["agreement"] is None else f"{guard['agreement']:.4f}",
-            )
-        )
-        for note in guard["notes"]:
-            self._log(note)
-        self._log(
-            _("file: {before} MB to {after} MB").format(
-                before=f"{report['fp32_bytes'] / _MB:.1f}", after=f"{report['int8_bytes'] / _MB:.1f}"
-            )
-        )
-        if kept:
-            self._log(_("in floating point: {names}").format(names=", ".join(kept)))
+        for text in _of_the_kept_network(report):
+            self._log(text)
         made = self._logic.ownCopyName(name)
         self._made(made)
         volumes = self.parameters.calibrationVolumes
@@ -244,3 +227,30 @@ class BuildPanel(WorkPanel):
 
     def _log(self, text: str) -> None:
         self._ui.logText.appendPlainText(text)
+
+
+def _of_the_kept_network(report: dict[str, Any]) -> list[str]:
+    """What is said of a quantized network, all of it counted on the network that was kept, after layers went back to float."""
+    layers, guard = report["layers"], report["guard"]
+    kept = [layer["name"] for layer in layers if not layer["quantized"]]
+    lines = [
+        _(
+            "{count} of {all} layers compute in INT8, {share} of the work; agreement with FP32 on the patches: {dice}"
+        ).format(
+            count=len(layers) - len(kept),
+            all=len(layers),
+            share=f"{100 * report['int8_mac_share']:.1f} %",
+            dice=_("unknown") if guard["agreement"] is None else f"{guard['agreement']:.4f}",
+        ),
+        _("file: {before} MB to {after} MB").format(
+            before=f"{report['fp32_bytes'] / _MB:.1f}", after=f"{report['int8_bytes'] / _MB:.1f}"
+        ),
+    ]
+    if stored := len(guard["returned_stored_as_int8"]):
+        text = _(
+            "{count} layers compute in floating point on weights stored as INT8: the file is small, but not faster there"
+        )
+        lines.append(text.format(count=stored))
+    if kept:
+        lines.append(_("in floating point: {names}").format(names=", ".join(kept)))
+    return [*lines, *report["warnings"]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -14,9 +13,10 @@ from ..comparison import Comparison
 from ..dependencies import Ask
 from ..logic import MedQuantINT8Logic
 from ..parameter_node import Parameters
+from . import file_dialogs
 from .base import WorkPanel
 from .job_runner import JobRunner
-from .qt_compat import check_nodes, fill_table, read
+from .qt_compat import check_nodes, fill_table, read, set_columns
 
 
 class ComparePanel(WorkPanel):
@@ -33,10 +33,8 @@ class ComparePanel(WorkPanel):
         ui.showDifferencesButton.clicked.connect(self._showDifferences)
         ui.regionList.currentRowChanged.connect(self._jump)
         ui.saveReportButton.clicked.connect(self._save)
-        ui.summaryTable.setColumnCount(3)
-        ui.summaryTable.setHorizontalHeaderLabels(["", "FP32", "INT8"])
-        ui.structureTable.setColumnCount(4)
-        ui.structureTable.setHorizontalHeaderLabels([_("Structure"), _("Dice"), _("FP32, ml"), _("INT8, ml")])
+        set_columns(ui.summaryTable, ["", "FP32", "INT8"])
+        set_columns(ui.structureTable, [_("Structure"), _("Dice"), _("Change, ml")])
 
     def show(self) -> None:
         """Show what the parameter node says."""
@@ -45,8 +43,9 @@ class ComparePanel(WorkPanel):
         self._shown = True
         self._showButtons()
 
-    def clear(self) -> None:
-        """Forget results: their scene is gone."""
+    def forget(self) -> None:
+        """Forget the results as well."""
+        super().forget()
         self.comparisons, self._differences = [], {}
         self._ui.compareResultCombo.clear()
         self._showResult()
@@ -108,11 +107,7 @@ class ComparePanel(WorkPanel):
             ui.compareResultLabel.setText("")
         else:
             fill_table(ui.summaryTable, [list(row) for row in found.rows()])
-            rows = [
-                [s["name"], "–" if s["dice"] is None else f"{s['dice']:.4f}", f"{s['other_ml']:.2f}", f"{s['ml']:.2f}"]
-                for s in found.structures
-            ]
-            fill_table(ui.structureTable, rows)
+            fill_table(ui.structureTable, [_row(s) for s in found.structures], [_volumes(s) for s in found.structures])
             ui.compareResultLabel.setText(_summary(found))
             for region in found.regions[:SHOWN_REGIONS]:
                 ui.regionList.addItem(region_title(region))
@@ -149,10 +144,8 @@ class ComparePanel(WorkPanel):
             slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
 
     def _save(self) -> None:
-        path = qt.QFileDialog.getSaveFileName(
-            None, _("Save report"), "comparison.html", _("Page (*.html);;Table of regions (*.csv);;JSON (*.json)")
-        )
-        path = path[0] if isinstance(path, tuple) else path
+        kinds = _("Page (*.html);;Table of regions (*.csv);;JSON (*.json)")
+        path = file_dialogs.save_file(self._ui.compareSection, _("Save report"), "comparison.html", kinds)
         if path and self._current is not None:
             try:
                 self._current.save(path)
@@ -167,6 +160,17 @@ def _to_world(transform: Any, point: list[float]) -> list[float]:
     general = vtk.vtkGeneralTransform()
     transform.GetTransformToWorld(general)
     return list(general.TransformPoint(*point))
+
+
+def _row(structure: dict[str, Any]) -> list[str]:
+    """A structure, its Dice, and by how much its volume differs in INT8."""
+    dice = "–" if structure["dice"] is None else f"{structure['dice']:.4f}"
+    return [structure["name"], dice, f"{structure['ml'] - structure['other_ml']:+.2f}"]
+
+
+def _volumes(structure: dict[str, Any]) -> str:
+    text = _("{name}: {fp32} ml in FP32, {int8} ml in INT8")
+    return text.format(name=structure["name"], fp32=f"{structure['other_ml']:.2f}", int8=f"{structure['ml']:.2f}")
 
 
 def _summary(found: Comparison) -> str:

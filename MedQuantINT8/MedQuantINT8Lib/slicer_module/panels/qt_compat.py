@@ -62,10 +62,25 @@ def quiet_fill(combo: Any, entries: list[tuple[str, str]], current: str) -> None
     combo.blockSignals(before)
 
 
-def fill_table(table: Any, rows: list[list[str]]) -> None:
-    """Put text into a table."""
+def set_columns(table: Any, titles: list[str]) -> None:
+    """Give a table its columns: the first takes the width that the others leave, so that the table is as wide as the panel."""
+    table.setColumnCount(len(titles))
+    table.setHorizontalHeaderLabels(titles)
+    header = table.horizontalHeader()
+    header.setMinimumSectionSize(30)
+    header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+    header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
+
+
+def fill_table(table: Any, rows: list[list[str]], tips: list[str] | None = None) -> None:
+    """Put text into a table.
+
+    Args:
+        tips: what is said of each row where the pointer rests on it; by default the whole row, of which a narrow panel cuts the first cell.
+    """
     table.setRowCount(len(rows))
     for r, row in enumerate(rows):
         for c, text in enumerate(row):
-            table.setItem(r, c, qt.QTableWidgetItem(text))
-    table.resizeColumnsToContents()
+            item = qt.QTableWidgetItem(text)
+            item.setToolTip(tips[r] if tips else "  ".join(row))
+            table.setItem(r, c, item)

@@ -15,7 +15,8 @@ from .. import sequences
 from ..dependencies import Ask
 from ..logic import MedQuantINT8Logic
 from ..parameter_node import Parameters
-from .base import WorkPanel
+from . import file_dialogs
+from .base import WorkPanel, distinct_titles
 from .job_runner import JobRunner, duration
 from .qt_compat import chosen, id_of, quiet_fill, read, silently
 
@@ -73,13 +74,13 @@ class SegmentPanel(WorkPanel):
         """List the models whose name, title, modality or structures hold every word of ``text``."""
         words = text.lower().split()
         fitting = [m for m in self._models if all(word in _searched(m) for word in words)]
-        items = self._ui.modelList
+        items, titles = self._ui.modelList, distinct_titles(self._models)
         before = items.blockSignals(True)
         items.clear()
         row = -1
         for number, model in enumerate(fitting):
             mark = "" if model["int8"] else _(" (no INT8 network yet)")
-            item = qt.QListWidgetItem(f"{model['title']}  [{model['modality']}]{mark}")
+            item = qt.QListWidgetItem(f"{titles[model['name']]}  [{model['modality']}]{mark}")
             item.setData(qt.Qt.UserRole, model["name"])
             item.setToolTip(", ".join(model["labels"]))
             items.addItem(item)
@@ -235,8 +236,9 @@ class SegmentPanel(WorkPanel):
         self._start(lambda: self._logic.segmentSequence(sequence, waitForCompletion=False, **options))
 
     def _pressFolder(self) -> None:
-        source = qt.QFileDialog.getExistingDirectory(None, _("Folder with scans"))
-        target = qt.QFileDialog.getExistingDirectory(None, _("Folder for the segmentations")) if source else ""
+        over = self._ui.segmentSection
+        source = file_dialogs.open_folder(over, _("Folder with scans"))
+        target = file_dialogs.open_folder(over, _("Folder for the segmentations")) if source else ""
         if target:
             # How a segmentation node is filled does not concern files.
             options = {
@@ -293,6 +295,19 @@ class SegmentPanel(WorkPanel):
         """Choose a model that was made or installed a moment ago."""
         self.parameters.model = name
         self.show()
+
+    def segmentWith(self, volume: Any, model: str) -> None:
+        """Segment a volume with a model, as if both were chosen and the button pressed; not while something runs."""
+        if self._runner.busy:
+            self._say(_("Something is at work; try again when it has ended."))
+            return
+        if model != self.parameters.model:
+            self.parameters.segments = None
+        self.parameters.volume, self.parameters.model = volume, model
+        # A search that hides the model would choose another.
+        self._ui.modelSearchEdit.setText("")
+        self.show()
+        self._press()
 
 
 def active_volume() -> Any | None:
