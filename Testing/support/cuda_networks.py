@@ -9,7 +9,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from MedQuantINT8Lib.engines.cuda_int8.frontend.onnx_reader import read_network
-from MedQuantINT8Lib.engines.cuda_int8.plan.kernel_plan import Plan
+from MedQuantINT8Lib.engines.cuda_int8.plan.kernel_plan import KernelPlan
 from MedQuantINT8Lib.engines.cuda_int8.plan.planner import plan_network
 from MedQuantINT8Lib.models import onnx_graph as graph
 
@@ -416,5 +416,5 @@ def fixed(model: onnx.ModelProto, size: tuple[int, int, int]) -> onnx.ModelProto
     return model
 
 
-def plan_of(model: onnx.ModelProto, size: tuple[int, int, int]) -> Plan:
+def plan_of(model: onnx.ModelProto, size: tuple[int, int, int]) -> KernelPlan:
     return plan_network(read_network(fixed(model, size)))

@@ -21,15 +21,15 @@ from MedQuantINT8Lib.engines import ranking as trial
 from MedQuantINT8Lib.engines.base import UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda_int8 import backend as cuda_backend
 from MedQuantINT8Lib.engines.cuda_int8.frontend.onnx_reader import read_network
-from MedQuantINT8Lib.engines.cuda_int8.kernels.wgmma import multiply_turns
+from MedQuantINT8Lib.engines.cuda_int8.kernels.wgmma import multiply_mma_steps
 from MedQuantINT8Lib.engines.cuda_int8.plan import planner
-from MedQuantINT8Lib.engines.cuda_int8.plan.kernel_plan import Layout, Plan
+from MedQuantINT8Lib.engines.cuda_int8.plan.kernel_plan import KernelPlan, Layout
 from MedQuantINT8Lib.engines.cuda_int8.reference.executor import POISON, ReferenceExecutor
 from MedQuantINT8Lib.engines.cuda_int8.runtime import autotuning as tuning
 from MedQuantINT8Lib.engines.cuda_int8.runtime.network import CudaInt8Network
 from MedQuantINT8Lib.engines.cuda_int8.runtime.program import programs
 from MedQuantINT8Lib.engines.cuda_int8.tiling.candidates import Machine, candidates
-from MedQuantINT8Lib.engines.cuda_int8.tiling.phases import lattice_of
+from MedQuantINT8Lib.engines.cuda_int8.tiling.phases import phases_of
 from MedQuantINT8Lib.engines.cuda_int8.tiling.tiling import DEPTH, Tile, Tiling
 from MedQuantINT8Lib.engines.cuda_int8.tiling.weight_order import arranged_weights, columns_of
 from MedQuantINT8Lib.engines.onnxruntime import session
@@ -86,7 +86,7 @@ def test_buffers_that_live_at_once_do_not_share_memory_and_others_do():
 def test_a_plan_is_kept_and_read_again_without_onnx(tmp_path):
     plan = plan_of(NETWORKS["joined"](), size_of("joined"))
     plan.save(tmp_path)
-    again = Plan.load(tmp_path)
+    again = KernelPlan.load(tmp_path)
     assert (
         again.steps == plan.steps
         and again.buffers == plan.buffers
@@ -189,7 +189,7 @@ def test_what_has_no_kernel_is_named_with_the_engine_to_use_instead(operator, in
     "kernel,stride,dilation,before", [(3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 4, 4), (5, 3, 2, 1), (1, 1, 1, 0)]
 )
 def test_a_lattice_takes_each_output_its_inputs(kernel, stride, dilation, before):
-    axis, size = lattice_of(kernel, stride, dilation, before, False), 23
+    axis, size = phases_of(kernel, stride, dilation, before, False), 23
     for phase in range(axis.phases):
         for i in range(axis.count(size)):
             out = phase + i * axis.out_step
@@ -199,7 +199,7 @@ def test_a_lattice_takes_each_output_its_inputs(kernel, stride, dilation, before
 
 @pytest.mark.parametrize("kernel,stride,before", [(2, 2, 0), (3, 2, 1), (4, 2, 1), (3, 3, 0), (2, 3, 0)])
 def test_a_transposed_lattice_takes_each_output_its_inputs(kernel, stride, before):
-    axis = lattice_of(kernel, stride, 1, before, True)
+    axis = phases_of(kernel, stride, 1, before, True)
     for phase in range(stride):
         found = {(k, axis.starts[phase] + offset) for k, offset in axis.taps[phase]}
         # Output `phase` of input j through place k: j * stride + k - before.
@@ -211,44 +211,46 @@ def test_a_transposed_lattice_takes_each_output_its_inputs(kernel, stride, befor
 def multiplied(plan, tiling, held):
     """What the kernel adds up, from the very bytes and places that it reads: (n, *size, slots)."""
     step, tile = tiling.step, tiling.tile
-    kinds, turns = len(tiling.taps), tiling.turn_groups * tiling.group_turns
-    shape = (kinds, tiling.column_blocks, tiling.chunks, turns)
+    kinds, mma_steps = len(tiling.taps), tiling.mma_step_groups * tiling.group_mma_steps
+    shape = (kinds, tiling.column_blocks, tiling.k_blocks, mma_steps)
     raw = arranged_weights(plan, tiling)
     if tile.groups:
         raw = np.swapaxes(raw.reshape(*shape, 2, tile.channels, 16), -3, -2)
     else:
         raw = raw.reshape(*shape, tile.channels, 2, 16)
-        rows = (np.arange(turns)[:, None] % tiling.group_turns) * tile.channels + np.arange(tile.channels)
+        rows = (np.arange(mma_steps)[:, None] % tiling.group_mma_steps) * tile.channels + np.arange(tile.channels)
         raw = np.where((rows >> 2 & 1).astype(bool)[..., None, None], raw[..., ::-1, :], raw)
     dtype = np.int8 if step.int8 else np.float16
     weights = np.ascontiguousarray(raw).view(dtype).astype(np.float64)
     weights = weights.reshape(*shape, tile.channels, 2, -1)
     _, height, width = tiling.halo
-    stride = tiling.lattices[2].stride
+    stride = tiling.axis_phases[2].stride
     columns = np.zeros((len(held), *step.size, step.layout.width))
     items = 16 // tiling.element
     channel = columns_of(tiling)
-    for phase in np.ndindex(*(lattice.phases for lattice in tiling.lattices)):
+    for phase in np.ndindex(*(phases.phases for phases in tiling.axis_phases)):
         kind = (
-            0 if tiling.same_taps else int(np.ravel_multi_index(phase, [lattice.phases for lattice in tiling.lattices]))
+            0
+            if tiling.same_taps
+            else int(np.ravel_multi_index(phase, [phases.phases for phases in tiling.axis_phases]))
         )
         counts = [
-            len(range(p, n, lattice.out_step)) for p, n, lattice in zip(phase, step.size, tiling.lattices, strict=True)
+            len(range(p, n, phases.out_step)) for p, n, phases in zip(phase, step.size, tiling.axis_phases, strict=True)
         ]
         if tiling.spread > 1:
-            counts = [n // lattice.out_step for n, lattice in zip(step.size, tiling.lattices, strict=True)]
+            counts = [n // phases.out_step for n, phases in zip(step.size, tiling.axis_phases, strict=True)]
         for number, place in enumerate(tiling.places[kind]):
-            piece, voxel = divmod(place, math.prod(tiling.halo)) if tile.groups else divmod(place, tiling.pieces)[::-1]
+            chunk, voxel = divmod(place, math.prod(tiling.halo)) if tile.groups else divmod(place, tiling.chunks)[::-1]
             row, w = divmod(voxel, width)
             d, h = divmod(row, height)
             offset = (d, h, w % (width // stride) * stride + w // (width // stride))
-            taken = np.zeros((len(held), *counts, tiling.chunks * tiling.pieces * items))
+            taken = np.zeros((len(held), *counts, tiling.k_blocks * tiling.chunks * items))
             index, inside = [], []
             for axis in range(3):
-                lattice = tiling.lattices[axis]
+                phases = tiling.axis_phases[axis]
                 at = (
-                    lattice.starts[phase[axis]]
-                    + (np.arange(counts[axis]) * lattice.stride + offset[axis]) * lattice.in_step
+                    phases.starts[phase[axis]]
+                    + (np.arange(counts[axis]) * phases.stride + offset[axis]) * phases.in_step
                 )
                 inside.append((at >= 0) & (at < step.source_size[axis]))
                 index.append(np.clip(at, 0, step.source_size[axis] - 1))
@@ -256,19 +258,19 @@ def multiplied(plan, tiling, held):
                 inside[0][:, None, None, None] & inside[1][:, None, None] & inside[2][:, None]
             )
             taken[..., : values.shape[-1]] = values
-            turn, half = divmod(number, 2)
+            mma_step, half = divmod(number, 2)
             for block in range(tiling.column_blocks):
-                for chunk in range(tiling.chunks):
-                    begin = (chunk * tiling.pieces + piece) * items
-                    part = taken[..., begin : begin + items] @ weights[kind, block, chunk, turn, :, half].T
+                for k_block in range(tiling.k_blocks):
+                    begin = (k_block * tiling.chunks + chunk) * items
+                    part = taken[..., begin : begin + items] @ weights[kind, block, k_block, mma_step, :, half].T
                     for column in range(tile.channels):
                         beside, slot = divmod(block * tile.channels + channel[column], step.layout.width)
                         if beside >= tiling.spread:
                             continue
                         shift = np.unravel_index(beside, step.geometry.stride) if tiling.spread > 1 else (0, 0, 0)
                         to = tuple(
-                            slice(p + s, None, lattice.out_step)
-                            for p, s, lattice in zip(phase, shift, tiling.lattices, strict=True)
+                            slice(p + s, None, phases.out_step)
+                            for p, s, phases in zip(phase, shift, tiling.axis_phases, strict=True)
                         )
                         columns[(slice(None), *to, slot)] += part[..., column]
     return columns
@@ -310,9 +312,9 @@ def test_tilings_fit_the_gpu_and_leave_no_tile_out():
             for tiling in candidates(step, machine, 1):
                 assert tiling.shared_bytes < machine.shared_bytes and tiling.tile.groups <= machine.has_groups
                 covered = [
-                    t * n >= lattice.count(size)
-                    for t, n, lattice, size in zip(
-                        tiling.tile.voxels, tiling.tiles, tiling.lattices, tiling.step.size, strict=True
+                    t * n >= phases.count(size)
+                    for t, n, phases, size in zip(
+                        tiling.tile.voxels, tiling.tiles, tiling.axis_phases, tiling.step.size, strict=True
                     )
                 ]
                 assert all(covered)
@@ -324,7 +326,7 @@ def test_products_that_are_written_out_begin_where_their_rows_lie():
     for step in plan.steps:
         for tiling in candidates(step, H100, 1) if step.weights else ():
             tile, (_, height, width) = tiling.tile, tiling.halo
-            text = multiply_turns(tiling) if tile.groups and not tiling.by_lines else "#define WRITTEN_OUT 0"
+            text = multiply_mma_steps(tiling) if tile.groups and not tiling.by_lines else "#define WRITTEN_OUT 0"
             if "WRITTEN_OUT 0" in text:
                 continue
             found = [int(n) for n in re.findall(r"add\.s64 a, %\d+, (\d+)", text)]
@@ -332,7 +334,7 @@ def test_products_that_are_written_out_begin_where_their_rows_lie():
             # 64 rows are eight lines of eight voxels.
             lines = [divmod(8 * slab, tile.voxels[1]) for slab in range(slabs)]
             begins = [
-                (d * tiling.lattices[0].stride * height + h * tiling.lattices[1].stride) * width for d, h in lines
+                (d * tiling.axis_phases[0].stride * height + h * tiling.axis_phases[1].stride) * width for d, h in lines
             ]
             places = tiling.places[0]
             assert found == [
@@ -340,7 +342,7 @@ def test_products_that_are_written_out_begin_where_their_rows_lie():
                 for place, other in zip(places[::2], places[1::2], strict=True)
                 for begin in begins
             ]
-            seen.add((slabs, slabs > 1 and lines[1][0] > 0, tiling.lattices[0].stride))
+            seen.add((slabs, slabs > 1 and lines[1][0] > 0, tiling.axis_phases[0].stride))
     assert {(4, True, 1), (2, True, 2), (1, False, 1)} <= seen
 
 
@@ -560,8 +562,8 @@ def test_an_engine_is_built_and_loaded_with_its_weights_in_order(stand_in, tmp_p
     launches = gpu.driver.launches
     network = engine.gpu_network
     # Each of the two patches has its own memory, but for the ends.
-    assert len(launches) == 2 * len(plan.steps) and len(network.lanes) == 2
-    for number, lane in enumerate(network.lanes):
+    assert len(launches) == 2 * len(plan.steps) and len(network.parts) == 2
+    for number, part in enumerate(network.parts):
         own = launches[number::2]
         assert (
             own[0].params["source"] == source.pointer + number * source.nbytes // 2
@@ -571,8 +573,8 @@ def test_an_engine_is_built_and_loaded_with_its_weights_in_order(stand_in, tmp_p
         for launch, program in zip(own, network.programs, strict=True):
             step = program.step
             if step.source is not None and not step.takes_input:
-                assert launch.params["source"] == lane.address(step.source)
-                assert lane.arena.pointer <= launch.params["source"] < lane.arena.pointer + lane.arena.nbytes
+                assert launch.params["source"] == part.address(step.source)
+                assert part.arena.pointer <= launch.params["source"] < part.arena.pointer + part.arena.nbytes
             assert (
                 launch.shared == program.shared
                 and launch.block == (program.threads, 1, 1)
@@ -591,15 +593,15 @@ def test_an_engine_is_built_and_loaded_with_its_weights_in_order(stand_in, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("batch", "lanes", "count", "parts"),
+    ("batch", "parts", "count", "sizes"),
     [(5, 2, 5, [3, 2]), (5, 2, 1, [1]), (5, 3, 4, [2, 1, 1]), (4, 2, 3, [2, 1]), (1, 2, 1, [1])],
 )
-def test_parts_of_a_batch_run_side_by_side(batch, lanes, count, parts):
+def test_parts_of_a_batch_run_side_by_side(batch, parts, count, sizes):
     plan, gpu = plan_of(NETWORKS["normalized"](), (24, 24, 24)), StandInGpu()
-    network = CudaInt8Network(gpu, plan, batch, lanes=lanes)
-    assert sum(lane.batch for lane in network.lanes) == batch
+    network = CudaInt8Network(gpu, plan, batch, parts=parts)
+    assert sum(part.batch for part in network.parts) == batch
     # None has the other's memory.
-    places = sorted((lane.arena.pointer, lane.arena.nbytes) for lane in network.lanes)
+    places = sorted((part.arena.pointer, part.arena.nbytes) for part in network.parts)
     assert all(begin + length <= after for (begin, length), (after, _) in pairwise(places))
     source, target, stream = (
         gpu.allocate((batch, 1, 24, 24, 24), np.float16),
@@ -609,15 +611,15 @@ def test_parts_of_a_batch_run_side_by_side(batch, lanes, count, parts):
     launches = gpu.driver.launches
     network.enqueue(count, source, target, stream)
     streams = list(dict.fromkeys(launch.stream for launch in launches))
-    assert len(streams) == len(parts) and streams[0] == stream.handle
+    assert len(streams) == len(sizes) and streams[0] == stream.handle
     first = 0
-    for handle, part, lane in zip(streams, parts, network.lanes, strict=False):
+    for handle, size, part in zip(streams, sizes, network.parts, strict=False):
         own = [launch for launch in launches if launch.stream == handle]
         assert [launch.grid for launch in own] == [
-            program.grid(part) for program in network.programs
-        ] and part <= lane.batch
+            program.grid(size) for program in network.programs
+        ] and size <= part.batch
         assert own[-1].params["output"] == target.pointer + first * target.nbytes // batch
-        first += part
+        first += size
         if handle != stream.handle:
             # It begins after what was in the caller's stream before, which goes on after its end.
             queue = next(queue for queue in gpu.streams if queue.handle == handle)
@@ -625,7 +627,7 @@ def test_parts_of_a_batch_run_side_by_side(batch, lanes, count, parts):
             assert (len(launches), [(len(launches), queue)]) in [
                 (when, event.recorded) for when, event in stream.waited
             ]
-    assert first == count and len(stream.waited) == len(parts) - 1
+    assert first == count and len(stream.waited) == len(sizes) - 1
     # What kernels were told is kept for the same ends, and told anew for others.
     told = [launch.params["output"] for launch in launches]
     other = gpu.allocate(target.shape, np.float16)

@@ -46,7 +46,7 @@ class Bench:
     def __init__(self, gpu, plan, batch, chosen=None):
         self.gpu, self.plan, self.batch = gpu, plan, batch
         self.network = CudaInt8Network(gpu, plan, batch, chosen)
-        self.lane = self.network.lanes[0]
+        self.part = self.network.parts[0]
         self.run = ReferenceExecutor(plan, batch)
         self.stream, self.x = gpu.stream(), image(plan, batch)
         self.source = gpu.allocate(self.x.shape, np.float32)
@@ -54,7 +54,7 @@ class Bench:
         self.target = gpu.allocate(scores_shape(plan, batch), np.float16)
 
     def place(self, name):
-        return self.lane.arena.pointer + self.lane.places[name] * self.batch
+        return self.part.arena.pointer + self.part.places[name] * self.batch
 
     def check(self, number, step):
         """Run one step on both sides from the same input."""
@@ -64,7 +64,7 @@ class Bench:
         for op in step.ops:
             if op.norm and op.kind != "statistics":
                 for n in (0, 1):
-                    self.lane.factors[op.norm][n].upload(self.run._factors[op.norm][n], self.stream)
+                    self.part.factors[op.norm][n].upload(self.run._factors[op.norm][n], self.stream)
         self.run.run_step(step, self.x)
         self.network.launch(number, self.batch, self.source, self.target, self.stream)
         self.stream.synchronize()
@@ -73,7 +73,7 @@ class Bench:
         if step.kind == "normalize":
             for n in (0, 1):
                 found = np.empty_like(self.run._factors[step.norm][n])
-                self.lane.factors[step.norm][n].download(found, self.stream)
+                self.part.factors[step.norm][n].download(found, self.stream)
                 self.stream.synchronize()
                 np.testing.assert_allclose(
                     found[:, step.layout.slots],
@@ -135,7 +135,7 @@ def test_every_tiling_equals_the_reference(gpu, name, monkeypatch):
     convolutions = [step for step in plan.steps if step.weights]
     fitting = {step.name: candidates(step, machine, 2) for step in convolutions}
     # By estimate the best, the worst, and between; then some of each kind.
-    turns = [{n: found[turn * (len(found) - 1) // 5] for n, found in fitting.items()} for turn in range(6)]
+    choices = [{n: found[number * (len(found) - 1) // 5] for n, found in fitting.items()} for number in range(6)]
     kinds = [
         lambda t, n=n, stages=stages: (t.tile.teams, t.tile.stages) == (n, stages)
         for n in (2, 3, 4)
@@ -150,8 +150,8 @@ def test_every_tiling_equals_the_reference(gpu, name, monkeypatch):
         for stages, several in deep
     ]
     for kind in kinds if machine.has_groups else []:
-        turns.append({n: next(filter(kind, found), found[0]) for n, found in fitting.items()})
-    for chosen in turns:
+        choices.append({n: next(filter(kind, found), found[0]) for n, found in fitting.items()})
+    for chosen in choices:
         bench = Bench(gpu, plan, 2, chosen)
         try:
             for number, step in enumerate(plan.steps):
@@ -164,8 +164,8 @@ def test_every_tiling_equals_the_reference(gpu, name, monkeypatch):
 def test_nothing_is_read_that_was_not_written_and_nothing_left_unwritten(gpu, name):
     plan = plan_of(NETWORKS[name](), size_of(name))
     x, found = image(plan, 3), []
-    for poison, lanes in ((None, 1), (0x7F, 1), (0xFF, 2), (0x91, 3)):
-        network = CudaInt8Network(gpu, plan, 3, lanes=lanes, poison=poison)
+    for poison, parts in ((None, 1), (0x7F, 1), (0xFF, 2), (0x91, 3)):
+        network = CudaInt8Network(gpu, plan, 3, parts=parts, poison=poison)
         stream = gpu.stream()
         source, target = gpu.allocate(x.shape, np.float32), gpu.allocate(scores_shape(plan, 3), np.float16)
         source.upload(x, stream)
@@ -185,7 +185,7 @@ def test_nothing_is_read_that_was_not_written_and_nothing_left_unwritten(gpu, na
 
 def test_a_thousand_runs_give_the_same_and_take_no_more_memory(gpu):
     plan = plan_of(NETWORKS["normalized"](), (24, 24, 24))
-    network, x, stream = CudaInt8Network(gpu, plan, 2, lanes=2), image(plan, 2), gpu.stream()
+    network, x, stream = CudaInt8Network(gpu, plan, 2, parts=2), image(plan, 2), gpu.stream()
     source, target = gpu.allocate(x.shape, np.float32), gpu.allocate((2, plan.classes, *plan.size), np.float16)
     source.upload(x, stream)
     first, again = np.empty(target.shape, np.float16), np.empty(target.shape, np.float16)
@@ -250,7 +250,7 @@ def test_the_sliding_window_on_the_gpu_takes_it(tmp_path, monkeypatch):
     window = Window((16, 16, 16), overlap=0.5)
     windows = plan_windows(volume.shape[1:], window, (16, 16, 16))
     with Gpu(0) as gpu:
-        network = CudaInt8Network(gpu, plan, 3, lanes=2)
+        network = CudaInt8Network(gpu, plan, 3, parts=2)
         runner = GpuSlidingWindow(gpu, network, 1, 3, windows, window, 3)
         labels = runner.run(volume, Reduction(np.arange(3, dtype=np.uint16)))
         runner.close()

@@ -14,8 +14,8 @@ from MedQuantINT8Lib.engines.base import UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.engines.cuda_int8.frontend.attention import regions_of
 from MedQuantINT8Lib.engines.cuda_int8.frontend.constant_folding import folded
-from MedQuantINT8Lib.engines.cuda_int8.plan.index_maps import Mixed, Moved, joined
-from MedQuantINT8Lib.engines.cuda_int8.plan.kernel_plan import Plan
+from MedQuantINT8Lib.engines.cuda_int8.plan.index_maps import IndexMap, Mixed, joined
+from MedQuantINT8Lib.engines.cuda_int8.plan.kernel_plan import KernelPlan
 from MedQuantINT8Lib.engines.cuda_int8.reference.executor import ReferenceExecutor
 from MedQuantINT8Lib.engines.cuda_int8.runtime.autotuning import tuned
 from MedQuantINT8Lib.engines.cuda_int8.runtime.program import attention_program
@@ -23,20 +23,20 @@ from MedQuantINT8Lib.engines.cuda_int8.tiling.candidates import Machine
 from MedQuantINT8Lib.engines.onnxruntime import session
 
 
-def values_of(moved, base):
+def values_of(index_map, base):
     """The tensor itself; ``base`` is (1, C, A0, A1, A2)."""
     flat = base.reshape(base.shape[1], -1)
-    rows, columns = np.broadcast_arrays(moved.rows, moved.columns)
-    return np.where((rows < 0) | (columns < 0), 0, flat[columns, rows]) * moved.scale
+    rows, columns = np.broadcast_arrays(index_map.rows, index_map.columns)
+    return np.where((rows < 0) | (columns < 0), 0, flat[columns, rows]) * index_map.scale
 
 
 BASE = np.arange(1, 1 + 6 * 4 * 3 * 2).reshape(1, 6, 4, 3, 2)
-STILL = Moved.still("base", BASE.shape)
+STILL = IndexMap.still("base", BASE.shape)
 
 
 def test_movements_take_each_number_where_numpy_takes_it():
     # Into windows of (2, 3, 1) and heads of three channels, padded, rolled, cut and out again.
-    moved, array = STILL, BASE
+    index_map, array = STILL, BASE
     for step in (
         ("transpose", (0, 2, 3, 4, 1)),
         ("pad", ([0, 0, 1, 0, 0], [0, 0, 2, 0, 0])),
@@ -52,21 +52,24 @@ def test_movements_take_each_number_where_numpy_takes_it():
     ):
         match step:
             case ("transpose", order):
-                moved, array = moved.transposed(order), array.transpose(order)
+                index_map, array = index_map.transposed(order), array.transpose(order)
             case ("pad", (before, after)):
-                moved, array = moved.padded(before, after, False), np.pad(array, list(zip(before, after, strict=True)))
+                index_map, array = (
+                    index_map.padded(before, after, False),
+                    np.pad(array, list(zip(before, after, strict=True))),
+                )
             case ("roll", (axis, by)):
-                moved = joined([moved.cut(axis, slice(by, None)), moved.cut(axis, slice(0, by))], axis)
+                index_map = joined([index_map.cut(axis, slice(by, None)), index_map.cut(axis, slice(0, by))], axis)
                 array = np.roll(array, -by, axis)
             case ("reshape", shape):
-                moved, array = moved.reshaped(shape), array.reshape(shape)
+                index_map, array = index_map.reshaped(shape), array.reshape(shape)
             case ("take", (axis, indices)):
-                moved, array = moved.taken(axis, np.array(indices)), array.take(indices, axis)
+                index_map, array = index_map.taken(axis, np.array(indices)), array.take(indices, axis)
             case ("cut", (axis, part)):
-                moved, array = moved.cut(axis, part), array[(slice(None),) * axis + (part,)]
-        assert moved.shape == array.shape
-        np.testing.assert_array_equal(values_of(moved, BASE), array)
-    assert not moved.has_gaps or (array == 0).any()
+                index_map, array = index_map.cut(axis, part), array[(slice(None),) * axis + (part,)]
+        assert index_map.shape == array.shape
+        np.testing.assert_array_equal(values_of(index_map, BASE), array)
+    assert not index_map.has_gaps or (array == 0).any()
 
 
 def test_channels_are_filled_up_and_repeated():
@@ -84,7 +87,7 @@ def test_what_takes_voxels_and_channels_together_is_refused():
         STILL.reshaped((1, 24, 3, 2))
     with pytest.raises(Mixed):
         STILL.padded([0, 1, 0, 0, 0], [0] * 5, True)
-    other = Moved.still("other", BASE.shape)
+    other = IndexMap.still("other", BASE.shape)
     assert joined([STILL, other], 2) is None and joined([STILL, STILL], 1) is None
 
 
@@ -138,7 +141,7 @@ def test_blocks_that_only_change_places_are_never_moved():
 def test_a_plan_with_attention_is_kept_and_read_again(tmp_path):
     plan = plan_of(NETWORKS["shifted_windows"](), size_of("shifted_windows"))
     plan.save(tmp_path)
-    again = Plan.load(tmp_path)
+    again = KernelPlan.load(tmp_path)
     assert again.steps == plan.steps
     x = np.random.default_rng(2).normal(size=(1, 1, *plan.size)).astype(np.float32)
     np.testing.assert_array_equal(ReferenceExecutor(again).run(x), ReferenceExecutor(plan).run(x))
@@ -147,7 +150,7 @@ def test_a_plan_with_attention_is_kept_and_read_again(tmp_path):
 def test_what_is_normalised_only_to_be_added_is_not_stored():
     plan = plan_of(NETWORKS["normalized"](), (9, 9, 9))
     adding = [step for step in plan.steps for op in step.ops if op.kind == "add" and op.norm]
-    assert len(adding) == 1 and adding[0].kind == "apply"
+    assert len(adding) == 1 and adding[0].kind == "elementwise"
     # One pass for both sides: that of the projection is gone.
     beside = next(op for op in adding[0].ops if op.kind == "add")
     assert not any(op.kind == "norm" and op.norm == beside.norm for step in plan.steps for op in step.ops)

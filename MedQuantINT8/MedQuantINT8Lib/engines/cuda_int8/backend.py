@@ -20,9 +20,9 @@ from ..cuda import device as cuda
 from ..cuda.device import DeviceBuffer, Gpu, GpuError, Stream
 from ..cuda.driver import nvrtc_version
 from ..cuda.engine import GpuEngine
-from .plan.kernel_plan import Plan
+from .plan.kernel_plan import KernelPlan
 from .runtime.autotuning import from_json, to_json, tuned
-from .runtime.network import LANES, CudaInt8Network
+from .runtime.network import BATCH_PARTS, CudaInt8Network
 from .runtime.program import Program
 from .tiling.weight_order import arranged_weights
 
@@ -76,13 +76,13 @@ class CudaInt8Backend:
             _build_plan(gpu, plan, folder, options.batch, task)
 
     def load(self, folder: Path, options: BuildOptions) -> CudaInt8Engine:
-        plan = Plan.load(folder)
+        plan = KernelPlan.load(folder)
         gpu = Gpu(cuda.choose_gpu(options.device).index)
         try:
             chosen = from_json(plan, json.loads((folder / _TILES).read_text(encoding="utf-8")))
             with np.load(folder / _WEIGHTS, allow_pickle=False) as weights:
                 network = CudaInt8Network(
-                    gpu, plan, options.batch, chosen, lambda tiling: weights[tiling.step.weights], lanes=LANES
+                    gpu, plan, options.batch, chosen, lambda tiling: weights[tiling.step.weights], parts=BATCH_PARTS
                 )
             return CudaInt8Engine(gpu, network, options)
         except BaseException:
@@ -90,7 +90,7 @@ class CudaInt8Backend:
             raise
 
 
-def _build_plan(gpu: Gpu, plan: Plan, folder: Path, batch: int, task: Task) -> None:
+def _build_plan(gpu: Gpu, plan: KernelPlan, folder: Path, batch: int, task: Task) -> None:
     """The engine of a plan; see :meth:`CudaInt8Backend.build_with`."""
     tiles = to_json(tuned(gpu, plan, batch, task))
     write_json(folder / _TILES, tiles)
@@ -103,7 +103,7 @@ def _build_plan(gpu: Gpu, plan: Plan, folder: Path, batch: int, task: Task) -> N
     replace(plan, arrays={name: array for name, array in plan.arrays.items() if name not in raw}).save(folder)
 
 
-def planned(network: Path, options: BuildOptions) -> Plan:
+def planned(network: Path, options: BuildOptions) -> KernelPlan:
     """The plan of an ONNX file; needs no GPU.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....models import rewrites
-from ..plan.index_maps import Moved
+from ..plan.index_maps import IndexMap
 from .nodes import unsupported
 from .patterns import word
 
@@ -28,8 +28,8 @@ class Scores:
         names: of the ONNX nodes so far.
     """
 
-    queries: Moved
-    keys: Moved
+    queries: IndexMap
+    keys: IndexMap
     shape: tuple[int, ...]
     names: tuple[str, ...]
     terms: tuple[Values, ...] = ()
@@ -45,7 +45,7 @@ class Scores:
         return replace(self, queries=queries, terms=tuple(term * np.float32(factor) for term in self.terms))
 
 
-def rows_of(node: Any, part: Moved) -> NDArray[np.int32]:
+def rows_of(node: Any, part: IndexMap) -> NDArray[np.int32]:
     """(windows, tokens): the voxel of each token of queries, keys or values."""
     if (
         len(part.shape) < 3
@@ -58,7 +58,7 @@ def rows_of(node: Any, part: Moved) -> NDArray[np.int32]:
     return part.rows.reshape(-1, part.rows.shape[-2])
 
 
-def heads_of(node: Any, part: Moved) -> tuple[int, int, int]:
+def heads_of(node: Any, part: IndexMap) -> tuple[int, int, int]:
     """Heads, their width, and the channel where the first begins; the others follow."""
     heads, width = part.columns.shape[-3], part.columns.shape[-1]
     columns = part.columns.reshape(-1)

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from ....models import rewrites
 from .nodes import Node, unsupported
 from .patterns import reduced_axes, word
-from .transformer import TokenReader
+from .transformer import TransformerReader
 
 #: Voxels along an axis that one averaging takes at once, where they can be divided so.
 _AVERAGED = 8
 
 
-class WindowReader(TokenReader):
+class WindowReader(TransformerReader):
     def _conv(self, node: Any) -> None:
         self._convolution(node, "conv")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ....models import onnx_graph as graph
 from ....models import rewrites
-from ..plan.index_maps import Moved
+from ..plan.index_maps import IndexMap
 from .constant_folding import folded
 from .convolution import WindowReader
 from .nodes import Network, Node, unsupported
@@ -91,11 +91,13 @@ class _Reader(WindowReader):
 
     def _pattern(self, node: Any, made: Node) -> None:
         if made.op == "layernorm":
-            moved = self.moved(made.inputs[0])
-            one = np.ones(moved.shape[-1])
-            self.normalized(node, moved, one, 0 * one, made.values["epsilon"], made.sources)
+            index_map = self.index_map(made.inputs[0])
+            one = np.ones(index_map.shape[-1])
+            self.normalized(node, index_map, one, 0 * one, made.values["epsilon"], made.sources)
         elif made.op == "act":
-            self.through(node, "act", self.moved(made.inputs[0]), node.output[0], sources=made.sources, **made.values)
+            self.through(
+                node, "act", self.index_map(made.inputs[0]), node.output[0], sources=made.sources, **made.values
+            )
         else:
             self.nodes.append(replace(made, inputs=tuple(self.plain(node, name) for name in made.inputs)))
 
@@ -107,11 +109,11 @@ class _Reader(WindowReader):
         if quantize.op_type != "QuantizeLinear":
             raise unsupported(node, "it does not follow a QuantizeLinear")
         scale = float(np.asarray(self.array(node.input[1])).reshape(()))
-        moved = self.moved(quantize.input[0])
-        if moved.scale != 1.0:
-            moved = self.carried_out(moved)
+        index_map = self.index_map(quantize.input[0])
+        if index_map.scale != 1.0:
+            index_map = self.carried_out(index_map)
         # 0 stays 0, so that it does not matter whether there are gaps.
-        self.put(node.output[0], replace(moved, base=self.rounded(node.output[0], moved.base, scale)))
+        self.put(node.output[0], replace(index_map, base=self.rounded(node.output[0], index_map.base, scale)))
 
     def _activation(self, node: Any) -> None:
         given = rewrites.attributes(node)
@@ -119,40 +121,42 @@ class _Reader(WindowReader):
             raise unsupported(node, "its approximation by tanh")
         params = tuple(float(given.get(name, default)) for name, default in _ACTIVATIONS[node.op_type])
         self.through(
-            node, "act", self.moved(node.input[0]), node.output[0], function=node.op_type.lower(), params=params
+            node, "act", self.index_map(node.input[0]), node.output[0], function=node.op_type.lower(), params=params
         )
 
     def _clip(self, node: Any) -> None:
         low, high = (self.array(node.input[n]) if len(node.input) > n and node.input[n] else None for n in (1, 2))
         params = (-3.4e38 if low is None else float(low), 3.4e38 if high is None else float(high))
-        self.through(node, "act", self.moved(node.input[0]), node.output[0], function="clip", params=params)
+        self.through(node, "act", self.index_map(node.input[0]), node.output[0], function="clip", params=params)
 
     def _prelu(self, node: Any) -> None:
-        moved = self.settled(self.moved(node.input[0]))
-        slope = self._values(node, moved, node.input[1])
+        index_map = self.settled(self.index_map(node.input[0]))
+        slope = self._values(node, index_map, node.input[1])
         if slope.ndim > 1:
             raise unsupported(node, "its slope differs from voxel to voxel")
-        self.through(node, "prelu", moved, node.output[0], slope=slope)
+        self.through(node, "prelu", index_map, node.output[0], slope=slope)
 
-    def _values(self, node: Any, moved: Moved, name: str) -> NDArray[np.float32]:
+    def _values(self, node: Any, index_map: IndexMap, name: str) -> NDArray[np.float32]:
         """A constant that meets a tensor: for each channel of its base, or (voxel, channel) where it differs from voxel to voxel."""
         value = self.array(name)
         if value is None:
             raise unsupported(node, "one of its inputs is computed")
-        channels, shape = self.shapes[moved.base][1], moved.shape
+        channels, shape = self.shapes[index_map.base][1], index_map.shape
         if value.size == 1:
             return np.full(channels, value.reshape(()), np.float32)
         value = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
-        if value.ndim != len(shape) or not moved.has_all_channels(channels):
+        if value.ndim != len(shape) or not index_map.has_all_channels(channels):
             raise unsupported(node, "its constant has other axes than the tensor that it meets")
-        if all(n == 1 or rows == 1 for n, rows in zip(value.shape, moved.rows.shape, strict=True)):
+        if all(n == 1 or rows == 1 for n, rows in zip(value.shape, index_map.rows.shape, strict=True)):
             found = np.zeros(channels, np.float32)
-            found[moved.columns.reshape(-1)] = np.broadcast_to(value, moved.columns.shape).reshape(-1)
+            found[index_map.columns.reshape(-1)] = np.broadcast_to(value, index_map.columns.shape).reshape(-1)
             return found
-        if not self.covers(moved):
+        if not self.covers(index_map):
             raise unsupported(node, "its constant differs from voxel to voxel, of some voxels")
-        table = np.zeros((self._voxels(moved.base), channels), np.float32)
-        table[np.broadcast_to(moved.rows, shape), np.broadcast_to(moved.columns, shape)] = np.broadcast_to(value, shape)
+        table = np.zeros((self._voxels(index_map.base), channels), np.float32)
+        table[np.broadcast_to(index_map.rows, shape), np.broadcast_to(index_map.columns, shape)] = np.broadcast_to(
+            value, shape
+        )
         return table
 
     def _add(self, node: Any) -> None:
@@ -169,17 +173,17 @@ class _Reader(WindowReader):
                 raise unsupported(node, "the difference of two tensors")
             self._both(node, "add")
             return
-        moved = self.settled(self.moved(a if constant[1] else b))
-        values = self._values(node, moved, b if constant[1] else a)
-        one = np.ones(self.shapes[moved.base][1], np.float32)
+        index_map = self.settled(self.index_map(a if constant[1] else b))
+        values = self._values(node, index_map, b if constant[1] else a)
+        one = np.ones(self.shapes[index_map.base][1], np.float32)
         if values.ndim > 1:
             if sign < 0 and constant[0]:
                 raise unsupported(node, "a constant that differs from voxel to voxel, less a tensor")
-            self.through(node, "offset", moved, node.output[0], table=sign * values)
+            self.through(node, "offset", index_map, node.output[0], table=sign * values)
         elif constant[1]:
-            self.through(node, "affine", moved, node.output[0], scale=one, shift=sign * values)
+            self.through(node, "affine", index_map, node.output[0], scale=one, shift=sign * values)
         else:
-            self.through(node, "affine", moved, node.output[0], scale=sign * one, shift=values)
+            self.through(node, "affine", index_map, node.output[0], scale=sign * one, shift=values)
 
     def _mul(self, node: Any) -> None:
         a, b = node.input[:2]
@@ -195,22 +199,24 @@ class _Reader(WindowReader):
         self._scaled(node, node.input[0], node.input[1], inverse=True)
 
     def _scaled(self, node: Any, value: str, constant: str, inverse: bool) -> None:
-        moved = self.moved(value)
+        index_map = self.index_map(value)
         factor = self.array(constant)
-        if factor is not None and factor.size == 1 and not moved.has_all_channels(self.shapes[moved.base][1]):
+        if factor is not None and factor.size == 1 and not index_map.has_all_channels(self.shapes[index_map.base][1]):
             # Of some channels only: noted, and multiplied where they are read.
             number = float(factor.reshape(()))
-            self.put(node.output[0], replace(moved, scale=moved.scale * (1 / number if inverse else number)))
+            self.put(node.output[0], replace(index_map, scale=index_map.scale * (1 / number if inverse else number)))
             return
-        moved = self.settled(moved)
-        by = self._values(node, moved, constant)
+        index_map = self.settled(index_map)
+        by = self._values(node, index_map, constant)
         if by.ndim > 1:
             raise unsupported(node, "its constant differs from voxel to voxel")
-        self.through(node, "affine", moved, node.output[0], scale=1 / by if inverse else by, shift=np.zeros_like(by))
+        self.through(
+            node, "affine", index_map, node.output[0], scale=1 / by if inverse else by, shift=np.zeros_like(by)
+        )
 
-    def _alike(self, node: Any) -> tuple[Moved, Moved]:
+    def _alike(self, node: Any) -> tuple[IndexMap, IndexMap]:
         """Two tensors, the smaller one repeated to the shape of the other, with their channels in order."""
-        a, b = (self.moved(name) for name in node.input[:2])
+        a, b = (self.index_map(name) for name in node.input[:2])
         if len(a.shape) == len(b.shape) and a.shape != b.shape:
             shape = tuple(map(max, a.shape, b.shape))
             channels = [max(m, n) > 1 for m, n in zip(a.columns.shape, b.columns.shape, strict=True)]

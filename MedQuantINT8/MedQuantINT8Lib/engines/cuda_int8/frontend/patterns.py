@@ -169,9 +169,9 @@ def _layer_norm(look: graph.Graph, node: Any) -> Pattern | None:
     x, mean = centred.input[0], look.producer.get(centred.input[1])
     if mean is None or not _over_last_axis(look, mean) or mean.input[0] != x:
         return None
-    chain = (mean, centred, square, variance, plus, node, last)
-    made = Node("layernorm", last.name, (x,), last.output[0], {"epsilon": epsilon[1]}, tuple(n.name for n in chain))
-    return last.output[0], made, {n.output[0] for n in chain[:-1]}
+    nodes = (mean, centred, square, variance, plus, node, last)
+    made = Node("layernorm", last.name, (x,), last.output[0], {"epsilon": epsilon[1]}, tuple(n.name for n in nodes))
+    return last.output[0], made, {n.output[0] for n in nodes[:-1]}
 
 
 PATTERNS = (_gelu, _silu, _group_norm, _layer_norm)

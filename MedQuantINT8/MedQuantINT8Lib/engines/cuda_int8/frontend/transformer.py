@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....models import rewrites
-from ..plan.index_maps import Mixed, Moved, joined
+from ..plan.index_maps import IndexMap, Mixed, joined
 from .attention import Scores, bias_and_mask, heads_of, rows_of, takes_values, turned_keys
 from .nodes import unsupported
 from .patterns import epsilon_of, word
@@ -19,7 +19,7 @@ from .tracing import POINTWISE, Tracer
 _WIDEST_HEAD, _FOURS = 128, 4
 
 
-class TokenReader(Tracer):
+class TransformerReader(Tracer):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self._scores: dict[str, Scores] = {}
@@ -27,55 +27,58 @@ class TokenReader(Tracer):
     # Movements: a tensor is noted as where its numbers lie, and nothing is done.
 
     def _transpose(self, node: Any) -> None:
-        moved = self.moved(node.input[0])
-        order = rewrites.attributes(node).get("perm") or range(len(moved.shape))[::-1]
-        self.put(node.output[0], moved.transposed(order))
+        index_map = self.index_map(node.input[0])
+        order = rewrites.attributes(node).get("perm") or range(len(index_map.shape))[::-1]
+        self.put(node.output[0], index_map.transposed(order))
 
     def _reshape(self, node: Any) -> None:
-        self._shaped(node, self.moved(node.input[0]))
+        self._shaped(node, self.index_map(node.input[0]))
 
     _squeeze = _unsqueeze = _flatten = _reshape
 
-    def _shaped(self, node: Any, moved: Moved) -> None:
+    def _shaped(self, node: Any, index_map: IndexMap) -> None:
         shape = self.shape(node.output[0])
         if not all(shape) and len(shape):
             raise unsupported(node, "its shape is not known beforehand")
         try:
-            self.put(node.output[0], moved.reshaped(shape))
+            self.put(node.output[0], index_map.reshaped(shape))
         except Mixed as error:
             raise unsupported(node, "it takes voxels and channels together") from error
 
     def _gather(self, node: Any) -> None:
-        indices, moved = self.array(node.input[1]), self.moved(node.input[0])
+        indices, index_map = self.array(node.input[1]), self.index_map(node.input[0])
         if indices is None:
             raise unsupported(node, "its indices are computed")
-        axis = int(rewrites.attributes(node).get("axis", 0)) % len(moved.shape)
-        self._shaped(node, moved.taken(axis, np.asarray(indices, np.int64).reshape(-1) % moved.shape[axis]))
+        axis = int(rewrites.attributes(node).get("axis", 0)) % len(index_map.shape)
+        self._shaped(node, index_map.taken(axis, np.asarray(indices, np.int64).reshape(-1) % index_map.shape[axis]))
 
     def _split(self, node: Any) -> None:
-        moved, given = self.moved(node.input[0]), rewrites.attributes(node)
-        axis = int(given.get("axis", 0)) % len(moved.shape)
+        index_map, given = self.index_map(node.input[0]), rewrites.attributes(node)
+        axis = int(given.get("axis", 0)) % len(index_map.shape)
         begin = 0
         for name in node.output:
             length = self.shape(name)[axis]
-            self.put(name, moved.cut(axis, slice(begin, begin + length)))
+            self.put(name, index_map.cut(axis, slice(begin, begin + length)))
             begin += length
 
     def _slice(self, node: Any) -> None:
         given = [self.array(name) if name else None for name in node.input[1:5]]
-        moved = self.moved(node.input[0])
+        index_map = self.index_map(node.input[0])
         if any(value is None for value in given[:2]):
             raise unsupported(node, "its bounds are computed")
         count = len(given[0])  # type: ignore[arg-type]
         axes = given[2] if len(given) > 2 and given[2] is not None else np.arange(count)
         steps = given[3] if len(given) > 3 and given[3] is not None else np.ones(count, np.int64)
         for axis, start, end, step in zip(axes, given[0], given[1], steps, strict=True):  # type: ignore[arg-type]
-            moved = moved.cut(int(axis) % len(moved.shape), slice(int(start), int(end), int(step)))
-        self.put(node.output[0], moved)
+            index_map = index_map.cut(int(axis) % len(index_map.shape), slice(int(start), int(end), int(step)))
+        self.put(node.output[0], index_map)
 
     def _pad(self, node: Any) -> None:
-        given, moved = [self.array(name) if name else None for name in node.input[1:4]], self.moved(node.input[0])
-        mode, rank = word(rewrites.attributes(node), "mode", "constant"), len(moved.shape)
+        given, index_map = (
+            [self.array(name) if name else None for name in node.input[1:4]],
+            self.index_map(node.input[0]),
+        )
+        mode, rank = word(rewrites.attributes(node), "mode", "constant"), len(index_map.shape)
         pads, value, axes = (*given, None, None, None)[:3]
         if pads is None or mode not in ("constant", "edge"):
             raise unsupported(node, f"mode {mode}")
@@ -86,31 +89,33 @@ class TokenReader(Tracer):
         before[where], after[where] = np.split(pads, 2)
         if (before < 0).any() or (after < 0).any():
             for axis, (b, a) in enumerate(zip(before, after, strict=True)):
-                moved = moved.cut(axis, slice(max(0, -b), moved.shape[axis] - max(0, -a)))
+                index_map = index_map.cut(axis, slice(max(0, -b), index_map.shape[axis] - max(0, -a)))
             before, after = np.maximum(before, 0), np.maximum(after, 0)
         try:
-            self.put(node.output[0], moved.padded(before.tolist(), after.tolist(), mode == "edge"))
+            self.put(node.output[0], index_map.padded(before.tolist(), after.tolist(), mode == "edge"))
         except Mixed as error:
             raise unsupported(node, "it repeats channels at the edge") from error
 
     def _expand(self, node: Any) -> None:
         """Axes of one repeated."""
-        moved, shape = self.moved(node.input[0]), self.shape(node.output[0])
-        if len(shape) != len(moved.shape) or not all(shape):
+        index_map, shape = self.index_map(node.input[0]), self.shape(node.output[0])
+        if len(shape) != len(index_map.shape) or not all(shape):
             raise unsupported(node, "it adds axes, or its shape is not known beforehand")
-        self.put(node.output[0], moved.broadcast(shape, [moved.is_of_channels(axis) for axis in range(len(shape))]))
+        self.put(
+            node.output[0], index_map.broadcast(shape, [index_map.is_of_channels(axis) for axis in range(len(shape))])
+        )
 
     def _tile(self, node: Any) -> None:
         """Repeated along axes, one whole after the other."""
-        moved, counts = self.moved(node.input[0]), self.array(node.input[1])
+        index_map, counts = self.index_map(node.input[0]), self.array(node.input[1])
         if counts is None:
             raise unsupported(node, "how often is computed")
         for axis, count in enumerate(int(n) for n in counts):
-            moved = moved.taken(axis, np.tile(np.arange(moved.shape[axis]), count))
-        self.put(node.output[0], moved)
+            index_map = index_map.taken(axis, np.tile(np.arange(index_map.shape[axis]), count))
+        self.put(node.output[0], index_map)
 
     def _concat(self, node: Any) -> None:
-        parts = [self.moved(name) for name in node.input]
+        parts = [self.index_map(name) for name in node.input]
         axis = int(rewrites.attributes(node)["axis"]) % len(parts[0].shape)
         if (whole := joined(parts, axis)) is not None:
             self.put(node.output[0], whole)
@@ -119,7 +124,7 @@ class TokenReader(Tracer):
         else:
             raise unsupported(node, "along another axis than that of channels")
 
-    def _side_by_side(self, node: Any, parts: list[Moved], axis: int) -> None:
+    def _side_by_side(self, node: Any, parts: list[IndexMap], axis: int) -> None:
         """Channels behind one another; parts that do not lie alike are carried to where they do."""
         shape = self.shape(node.output[0])
         if len(shape) == 5 and axis == 1:
@@ -138,7 +143,7 @@ class TokenReader(Tracer):
         columns = np.arange(self.shapes[node.output[0]][1], dtype=np.int32)
         lengths = [1] * len(shape)
         lengths[axis] = -1
-        self.put(node.output[0], Moved(node.output[0], parts[0].rows, columns.reshape(lengths)))
+        self.put(node.output[0], IndexMap(node.output[0], parts[0].rows, columns.reshape(lengths)))
 
     # Products.
 
@@ -176,15 +181,15 @@ class TokenReader(Tracer):
         self, node: Any, weight: NDArray[Any], scales: NDArray[np.float32] | None, bias: NDArray[Any] | None
     ) -> None:
         """A layer (out, in) of every voxel: a pointwise convolution."""
-        moved = self.settled(self.moved(node.input[0]))
+        index_map = self.settled(self.index_map(node.input[0]))
         outputs, channels = weight.shape
-        if moved.columns.shape[-1] != channels or self.shapes[moved.base][1] != channels:
+        if index_map.columns.shape[-1] != channels or self.shapes[index_map.base][1] != channels:
             raise unsupported(node, "its channels are not along the last axis")
-        if not self.covers(moved):
+        if not self.covers(index_map):
             # What lies elsewhere would be computed and not used.
-            moved = self.carried_out(moved)
+            index_map = self.carried_out(index_map)
         placed = np.empty_like(weight)
-        placed[:, moved.columns.reshape(-1)] = weight
+        placed[:, index_map.columns.reshape(-1)] = weight
         values: dict[str, Any] = {
             "weight": placed.reshape(outputs, channels, 1, 1, 1),
             "scales": None if scales is None else np.broadcast_to(scales, (outputs,)),
@@ -193,22 +198,22 @@ class TokenReader(Tracer):
             else np.broadcast_to(bias, (outputs,)).astype(np.float32),
             **POINTWISE,
         }
-        self.through(node, "conv", moved, node.output[0], **values)
-        self.shapes[node.output[0]] = (1, outputs, *self.shapes[moved.base][2:])
-        columns = np.arange(outputs, dtype=np.int32).reshape((1,) * (moved.columns.ndim - 1) + (-1,))
-        self.put(node.output[0], replace(self.moved(node.output[0]), columns=columns))
+        self.through(node, "conv", index_map, node.output[0], **values)
+        self.shapes[node.output[0]] = (1, outputs, *self.shapes[index_map.base][2:])
+        columns = np.arange(outputs, dtype=np.int32).reshape((1,) * (index_map.columns.ndim - 1) + (-1,))
+        self.put(node.output[0], replace(self.index_map(node.output[0]), columns=columns))
 
     def _layernormalization(self, node: Any) -> None:
-        moved = self.moved(node.input[0])
+        index_map = self.index_map(node.input[0])
         gamma = self.array(node.input[1])
         beta = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if gamma is None or (beta is None and len(node.input) > 2 and node.input[2]):
             raise unsupported(node, "its scale is computed")
-        if int(rewrites.attributes(node).get("axis", -1)) % len(moved.shape) != len(moved.shape) - 1:
+        if int(rewrites.attributes(node).get("axis", -1)) % len(index_map.shape) != len(index_map.shape) - 1:
             raise unsupported(node, "over other axes than that of channels")
         self.normalized(
             node,
-            moved,
+            index_map,
             np.ravel(gamma),
             np.zeros_like(np.ravel(gamma)) if beta is None else np.ravel(beta),
             epsilon_of(node),
@@ -216,15 +221,21 @@ class TokenReader(Tracer):
         )
 
     def normalized(
-        self, node: Any, moved: Moved, gamma: NDArray[Any], beta: NDArray[Any], epsilon: float, sources: tuple[str, ...]
+        self,
+        node: Any,
+        index_map: IndexMap,
+        gamma: NDArray[Any],
+        beta: NDArray[Any],
+        epsilon: float,
+        sources: tuple[str, ...],
     ) -> None:
         """A LayerNorm over the last axis, which must be that of channels; ``gamma`` and ``beta`` in its order."""
-        moved = self.settled(moved)
-        if moved.columns.shape[-1] != self.shapes[moved.base][1]:
+        index_map = self.settled(index_map)
+        if index_map.columns.shape[-1] != self.shapes[index_map.base][1]:
             raise unsupported(node, "over other axes than that of channels")
-        order = np.argsort(moved.columns.reshape(-1))
+        order = np.argsort(index_map.columns.reshape(-1))
         by_channel = {"gamma": gamma.astype(np.float32)[order], "beta": beta.astype(np.float32)[order]}
-        self.through(node, "layernorm", moved, node.output[0], sources=sources, epsilon=epsilon, **by_channel)
+        self.through(node, "layernorm", index_map, node.output[0], sources=sources, epsilon=epsilon, **by_channel)
 
     # Attention.
 
@@ -241,7 +252,7 @@ class TokenReader(Tracer):
         Args:
             order: of the axes of keys, so that they are (..., tokens, width); by default the last two are exchanged.
         """
-        queries, keys = (self.moved(name) for name in node.input[:2])
+        queries, keys = (self.index_map(name) for name in node.input[:2])
         last = len(keys.shape)
         if last < 3 or last != len(queries.shape):
             raise unsupported(node, "the product of two tensors")
@@ -259,7 +270,7 @@ class TokenReader(Tracer):
         scores = replace(scores, names=(*scores.names, node.name), shape=self.shape(node.output[0]))
         other = self.array(node.input[1 - place]) if len(node.input) > 1 else None
         if scores.ready and place == 0 and (node.op_type == "MatMul" or takes_values(node)):
-            self._attention(node, scores, self.moved(node.input[1]))
+            self._attention(node, scores, self.index_map(node.input[1]))
             return
         if scores.ready or len(scores.shape) < 3:
             raise unsupported(node, "it takes the probabilities of attention")
@@ -285,7 +296,7 @@ class TokenReader(Tracer):
             raise unsupported(node, "it takes the scores of attention")
         self._scores[node.output[0]] = scores
 
-    def _attention(self, node: Any, scores: Scores, values: Moved) -> None:
+    def _attention(self, node: Any, scores: Scores, values: IndexMap) -> None:
         parts = [scores.queries, scores.keys, values]
         rows = [rows_of(node, part) for part in parts]
         shapes = [heads_of(node, part) for part in parts]
@@ -315,16 +326,16 @@ class TokenReader(Tracer):
             "bias": bias,
             "mask": mask,
         }
-        whole = Moved.still(base, self.shapes[base])
+        whole = IndexMap.still(base, self.shapes[base])
         self.through(node, "attention", whole, name, sources=(*scores.names, node.name), **made)
         self.shapes[name] = (1, heads * width, *size)
         columns = np.arange(heads * width, dtype=np.int32).reshape(where.columns.shape)
-        self.put(name, Moved(name, rows[0].reshape(where.rows.shape), columns))
+        self.put(name, IndexMap(name, rows[0].reshape(where.rows.shape), columns))
 
-    def _whole(self, part: Moved) -> Moved:
+    def _whole(self, part: IndexMap) -> IndexMap:
         """The same voxels with all channels of the base."""
         channels = self.shapes[part.base][1]
-        return Moved(
+        return IndexMap(
             part.base, part.rows, np.arange(channels, dtype=np.int32).reshape((1,) * (part.rows.ndim - 1) + (-1,))
         )
 
@@ -336,7 +347,7 @@ class TokenReader(Tracer):
         if len({self.shapes[base][2:] for base in different}) > 1:
             raise unsupported(node, "its queries, keys and values lie differently")
         begins = np.cumsum([0, *(self.shapes[base][1] for base in different)])
-        whole = Moved.still(different[0], self.shapes[different[0]])
+        whole = IndexMap.still(different[0], self.shapes[different[0]])
         name = f"{node.output[0]}_taken"
         self.through(node, "concat", whole, name, tuple(different[1:]))
         self.shapes[name] = (1, int(begins[-1]), *self.shapes[different[0]][2:])

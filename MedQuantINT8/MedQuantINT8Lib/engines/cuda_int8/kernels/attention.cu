@@ -210,8 +210,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
         float v[UNIT];
 #pragma unroll
         for (int k = 0; k < UNIT; ++k) v[k] = at < HEAD ? staged[row * DEEP + at + k] : 0.0f;
-        Chain<UNIT> chain(p, n, head * HEAD + at);
-        chain.apply(v, (int)voxel_of(p, window, token) EXTRA(, , nullptr));
+        Epilogue<UNIT> epilogue(p, n, head * HEAD + at);
+        epilogue.apply(v, (int)voxel_of(p, window, token) EXTRA(, , nullptr));
       }
     }
     __syncwarp();
@@ -220,7 +220,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
   if (window == 0 && blockIdx.y == 0 && warp == 0)
     for (int i = lane; i < (VOXELS - (i64)WINDOWS * TOKENS) * parts; i += 32) {
       float v[UNIT] = {};
-      Chain<UNIT> chain(p, n, head * HEAD + i % parts * UNIT);
-      chain.apply(v, WINDOWS * TOKENS + i / parts EXTRA(, , nullptr));
+      Epilogue<UNIT> epilogue(p, n, head * HEAD + i % parts * UNIT);
+      epilogue.apply(v, WINDOWS * TOKENS + i / parts EXTRA(, , nullptr));
     }
 }

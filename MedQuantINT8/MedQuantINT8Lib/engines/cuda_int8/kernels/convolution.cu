@@ -5,13 +5,14 @@
 // and stored. A block has one team, or several with weights in common, which take turns at the tensor cores.
 // kernels/convolution.py puts the texts together: prelude, sizes, tables, the epilogue, the copies, the product, this.
 
-// What the chain multiplies and adds, of the block's columns: read by each tile anew it would be waited for each time.
+// What the epilogue multiplies and adds, of the block's columns: read by each tile anew it would be waited for each
+// time.
 #define KEPT_CONSTANTS ((float*)(memory + CONSTANTS_AT))
 __device__ __forceinline__ void keep_constants(const Params& p, int n) {
   for (int i = threadIdx.x; i < CONSTANTS * COLUMNS; i += THREADS) {
     const int column = blockIdx.y * COLUMNS + i % COLUMNS;
     copy4(shared_address(KEPT_CONSTANTS + i),
-          Chain<LANES>::constant(p, n, column < WIDTH * SPREAD ? column % WIDTH : 0, i / COLUMNS));
+          Epilogue<THREAD_CHANNELS>::constant(p, n, column < WIDTH * SPREAD ? column % WIDTH : 0, i / COLUMNS));
   }
 }
 // Rows of eight or four sums of a thread. What the first of them will meet is read while sums are made; each that was
@@ -34,19 +35,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #if OUTPUT
   unsigned short* scores = (unsigned short*)(memory + SCORES_AT);
 #endif
-  const int n = blockIdx.x / BLOCKS, lot = blockIdx.x % BLOCKS * TEAMS + team_of(), phase = blockIdx.z / SPLIT,
+  const int n = blockIdx.x / BLOCKS, tile_index = blockIdx.x % BLOCKS * TEAMS + team_of(), phase = blockIdx.z / SPLIT,
             part = blockIdx.z % SPLIT;
   const int p2 = phase % PHASES2, p1 = phase / PHASES2 % PHASES1, p0 = phase / (PHASES1 * PHASES2),
             kind = SAME_TAPS ? 0 : phase;
   const int first = part * ROUNDS / SPLIT, each = (part + 1) * ROUNDS / SPLIT - first;
-  const int total = lot < TILES ? ((TILES - 1 - lot) / LOTS + 1) * each : 0;
+  const int total = tile_index < TILES ? ((TILES - 1 - tile_index) / TILE_STRIDE + 1) * each : 0;
   const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
 #if STATISTICS
-  float sum[RANKS][LANES], square[RANKS][LANES];
+  float sum[RANKS][THREAD_CHANNELS], square[RANKS][THREAD_CHANNELS];
 #pragma unroll
   for (int j = 0; j < RANKS; ++j)
 #pragma unroll
-    for (int k = 0; k < LANES; ++k) sum[j][k] = square[j][k] = 0.0f;
+    for (int k = 0; k < THREAD_CHANNELS; ++k) sum[j][k] = square[j][k] = 0.0f;
 #endif
   Sum sums[MI][NJ][4];
 #if WARP_GROUPS
@@ -54,11 +55,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
   for (int i = 0; i < MI * NJ * 4; ++i) sums[i / (NJ * 4)][i / 4 % NJ][i % 4] = 0;
 #endif
 #if FETCHES
-  typename Chain<LANES>::Held held[HELD_ROWS];
+  typename Epilogue<THREAD_CHANNELS>::Held held[HELD_ROWS];
   const auto fetch_row = [&](const Rows& rows, int row) {
     const Place at(row / (MI * 2), q);
     const int i = row / 2 % MI, hh = row % 2;
-    if (rows.has(at, i, hh)) Chain<LANES>::fetch(held[row % HELD_ROWS], p, n, at.c, rows.first(at), ROW_STEP(i, hh));
+    if (rows.has(at, i, hh))
+      Epilogue<THREAD_CHANNELS>::fetch(held[row % HELD_ROWS], p, n, at.c, rows.first(at), ROW_STEP(i, hh));
   };
   const auto fetch_rows = [&](const Rows& rows) {
 #pragma unroll
@@ -70,13 +72,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
   note_halo();
   __syncthreads();
   int kept[MINE];
-  begin_filling(kept, p, n, spot_of(lot, p0, p1, p2));
+  begin_filling(kept, p, n, tile_origin(tile_index, p0, p1, p2));
   // What a step multiplies; of weights that are kept, nothing more.
   const auto fill = [&](int step) {
     const int stage = STAGES == 2 ? step & 1 : 0, round = first + step % each;
     if (!KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(stage), p, kind, round);
-    const auto spot = [&](int step) { return spot_of(lot + min(step, total - 1) / each * LOTS, p0, p1, p2); };
-    fill_halo(HALO_AT(stage), p, n, spot(step), spot(step + 1), round / TURN_GROUPS, kept);
+    const auto origin = [&](int step) {
+      return tile_origin(tile_index + min(step, total - 1) / each * TILE_STRIDE, p0, p1, p2);
+    };
+    fill_halo(HALO_AT(stage), p, n, origin(step), origin(step + 1), round / MMA_STEP_GROUPS, kept);
     copies_end();
   };
   const auto await_fill = [&](int step) {
@@ -100,7 +104,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
   __syncthreads();
 #endif
   for (int step = 0; step < total; ++step) {
-    const int stage = STAGES == 2 ? step & 1 : 0, round = first + step % each, tile = lot + step / each * LOTS;
+    const int stage = STAGES == 2 ? step & 1 : 0, round = first + step % each,
+              tile = tile_index + step / each * TILE_STRIDE;
     await_fill(step);
 #if STAGES_OUTPUT
     await_scores();
@@ -113,16 +118,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
       if (STAGES == 2 && TEAMS == 1 && more) fill(step + 1);
     };
 #if FETCHES && SPLIT == 1
-    if (round == first + each - 1) fetch_rows(Rows(spot_of(tile, p0, p1, p2), g));
+    if (round == first + each - 1) fetch_rows(Rows(tile_origin(tile, p0, p1, p2), g));
 #endif
 #if TEAMS > 1
     if (step > 0 || team_of() > 0) await_turn();
 #endif
-    multiply_round(sums, HALO_AT(stage), WEIGHTS_AT(stage), ROUND_TURNS[kind * TURN_GROUPS + round % TURN_GROUPS],
-                   PLACES + (kind * TURN_GROUPS + round % TURN_GROUPS) * GROUP_TURNS * 2, round == first, meanwhile);
+    multiply_round(
+        sums, HALO_AT(stage), WEIGHTS_AT(stage), ROUND_MMA_STEPS[kind * MMA_STEP_GROUPS + round % MMA_STEP_GROUPS],
+        PLACES + (kind * MMA_STEP_GROUPS + round % MMA_STEP_GROUPS) * GROUP_MMA_STEPS * 2, round == first, meanwhile);
 #if TEAMS > 1
     // To who has a tile left: the next team, or the first again.
-    if (tile + (team_of() + 1 < TEAMS ? 1 : LOTS - TEAMS + 1) < TILES) give_turn();
+    if (tile + (team_of() + 1 < TEAMS ? 1 : TILE_STRIDE - TEAMS + 1) < TILES) give_turn();
     if (STAGES == 2 && more) fill(step + 1);
 #endif
 #if WARP_GROUPS
@@ -159,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
       sums[i / (NJ * 4)][i / 4 % NJ][i % 4] = whole;
     }
 #endif
-    const Spot s = spot_of(tile, p0, p1, p2);
+    const TileOrigin s = tile_origin(tile, p0, p1, p2);
     const Rows rows(s, g);
 #if FETCHES && SPLIT > 1
     fetch_rows(rows);
@@ -172,21 +178,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #pragma unroll
       for (int j = 0; j < RANKS; ++j) {
         const Place at(j, q);
-        Chain<LANES> chain(p, n, at.c, rows.first(at), KEPT_CONSTANTS + at.inside, COLUMNS);
+        Epilogue<THREAD_CHANNELS> epilogue(p, n, at.c, rows.first(at), KEPT_CONSTANTS + at.inside, COLUMNS);
 #pragma unroll
         for (int i = 0; i < MI; ++i)
 #pragma unroll
           for (int hh = 0; hh < 2; ++hh) {
             const int row = (j * MI + i) * 2 + hh;
             if (!checked.value || (STAGES_OUTPUT ? rows.has(i, hh) : rows.has(at, i, hh))) {
-              float v[LANES];
+              float v[THREAD_CHANNELS];
 #pragma unroll
-              for (int k = 0; k < LANES / 2; ++k) {
-                v[2 * k] = (float)sums[i][j * LANES / 2 + k][hh * 2];
-                v[2 * k + 1] = (float)sums[i][j * LANES / 2 + k][hh * 2 + 1];
+              for (int k = 0; k < THREAD_CHANNELS / 2; ++k) {
+                v[2 * k] = (float)sums[i][j * THREAD_CHANNELS / 2 + k][hh * 2];
+                v[2 * k + 1] = (float)sums[i][j * THREAD_CHANNELS / 2 + k][hh * 2 + 1];
               }
-              chain.apply(v, ROW_STEP(i, hh) HELD_ROW(row)
-                                 EXTRA(sum[j], square[j], scores + staged_at(j * LANES * 4, row_h + ROW_H(i, hh))));
+              epilogue.apply(
+                  v, ROW_STEP(i, hh) HELD_ROW(row)
+                         EXTRA(sum[j], square[j], scores + staged_at(j * THREAD_CHANNELS * 4, row_h + ROW_H(i, hh))));
             }
 #if FETCHES
             if (row + HELD_ROWS < THREAD_ROWS) fetch_row(rows, row + HELD_ROWS);
@@ -212,14 +219,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
 #pragma unroll
   for (int j = 0; j < RANKS; ++j)
 #pragma unroll
-    for (int k = 0; k < LANES; ++k) {
+    for (int k = 0; k < THREAD_CHANNELS; ++k) {
 #pragma unroll
       for (int apart = 4; apart < 32; apart *= 2) {
         sum[j][k] += __shfl_xor_sync(0xffffffff, sum[j][k], apart);
         square[j][k] += __shfl_xor_sync(0xffffffff, square[j][k], apart);
       }
       if (g == 0) {
-        float* to = kept_sums + ((threadIdx.x >> 5) * COLUMNS + j * LANES * 4 + q * LANES + k) * 2;
+        float* to = kept_sums + ((threadIdx.x >> 5) * COLUMNS + j * THREAD_CHANNELS * 4 + q * THREAD_CHANNELS + k) * 2;
         to[0] = sum[j][k];
         to[1] = square[j][k];
       }

@@ -1,16 +1,16 @@
-"""The source of a convolution's kernel: its sizes as definitions, its tables, its chain, and the texts of the files beside this one."""
+"""The source of a convolution's kernel: its sizes as definitions, its tables, its epilogue, and the texts of the files beside this one."""
 
 from __future__ import annotations
 
-from ..plan.kernel_plan import Plan
+from ..plan.kernel_plan import KernelPlan
 from ..tiling.tiling import DEPTH, MOST_HALO, Tiling
 from . import definitions, kernel_text
-from .epilogue import ChainSource
+from .epilogue import EpilogueSource
 from .first_convolution import neighbour_definitions
-from .wgmma import multiply_group, multiply_turns
+from .wgmma import multiply_group, multiply_mma_steps
 
 
-def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chain: ChainSource) -> str:
+def conv_source(plan: KernelPlan, tiling: Tiling, blocks: int, least_blocks: int, epilogue: EpilogueSource) -> str:
     """CUDA C of a convolution.
 
     Args:
@@ -18,12 +18,12 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
         least_blocks: that a multiprocessor shall hold at once.
     """
     step, tile = tiling.step, tiling.tile
-    assert step.source is not None and tiling.constants == chain.constants
+    assert step.source is not None and tiling.constants == epilogue.constants
     defined: dict[str, object] = {
         "DEPTH": DEPTH,
         "MOST_HALO": MOST_HALO,
-        "CHUNK": tiling.chunk,
-        "PIECES": tiling.pieces,
+        "K_BLOCK": tiling.k_block,
+        "CHUNKS": tiling.chunks,
         "HALF": int(tiling.half),
         "WARP_GROUPS": int(tile.groups),
         "WARPS": tile.warps,
@@ -32,13 +32,13 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
         "STAGES": tile.stages,
         "SPLIT": tile.split,
         "BLOCKS": blocks,
-        "LANES": tiling.lanes,
+        "THREAD_CHANNELS": tiling.thread_channels,
         "LEAST_BLOCKS": least_blocks,
         "HALO_BYTES": tiling.halo_bytes,
         "WEIGHT_BYTES": tiling.weight_bytes,
         "KEEPS_WEIGHTS": int(tiling.keeps_weights),
-        "TURN_GROUPS": tiling.turn_groups,
-        "GROUP_TURNS": tiling.group_turns,
+        "MMA_STEP_GROUPS": tiling.mma_step_groups,
+        "GROUP_MMA_STEPS": tiling.group_mma_steps,
         "ROUNDS": tiling.rounds,
         "EVEN": int(tiling.even),
         "SAME_TAPS": int(tiling.same_taps),
@@ -56,26 +56,26 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
         defined |= neighbour_definitions(plan, tiling)
     else:
         defined["PITCH"] = plan.buffers[step.source.buffer].pitch * tiling.element
-    for axis, lattice in enumerate(tiling.lattices):
+    for axis, phases in enumerate(tiling.axis_phases):
         defined |= {f"TILE{axis}": tile.voxels[axis], f"H{axis}": tiling.halo[axis], f"TILES{axis}": tiling.tiles[axis]}
-        defined |= {f"I{axis}": step.source_size[axis], f"O{axis}": step.size[axis], f"PHASES{axis}": lattice.phases}
+        defined |= {f"I{axis}": step.source_size[axis], f"O{axis}": step.size[axis], f"PHASES{axis}": phases.phases}
         defined |= {
-            f"STRIDE{axis}": lattice.stride,
-            f"IN_STEP{axis}": lattice.in_step,
-            f"OUT_STEP{axis}": lattice.out_step,
+            f"STRIDE{axis}": phases.stride,
+            f"IN_STEP{axis}": phases.in_step,
+            f"OUT_STEP{axis}": phases.out_step,
         }
-        defined[f"TAPS{axis}"] = len(lattice.taps[0])
+        defined[f"TAPS{axis}"] = len(phases.taps[0])
         defined[f"SPREAD{axis}"] = step.geometry.stride[axis] if tiling.spread > 1 else 1
     head = definitions(defined)
-    tables = "".join(_table(f"STARTS{axis}", list(lattice.starts)) for axis, lattice in enumerate(tiling.lattices))
-    room, places, counts = tiling.turn_groups * tiling.group_turns * 2, [], []
+    tables = "".join(_table(f"STARTS{axis}", list(phases.starts)) for axis, phases in enumerate(tiling.axis_phases))
+    room, places, counts = tiling.mma_step_groups * tiling.group_mma_steps * 2, [], []
     for found in tiling.places:
         places += found + [0] * (room - len(found))
         left = len(found) // 2
-        for _ in range(tiling.turn_groups):
-            counts.append(max(0, min(left, tiling.group_turns)))
-            left -= tiling.group_turns
-    tables += _table("PLACES", places) + _table("ROUND_TURNS", counts)
+        for _ in range(tiling.mma_step_groups):
+            counts.append(max(0, min(left, tiling.group_mma_steps)))
+            left -= tiling.group_mma_steps
+    tables += _table("PLACES", places) + _table("ROUND_MMA_STEPS", counts)
     kind = f"typedef {'float' if tiling.half else 'int'} Sum;\n"
     return "".join(
         (
@@ -83,7 +83,7 @@ def conv_source(plan: Plan, tiling: Tiling, blocks: int, least_blocks: int, chai
             head,
             tables,
             kind,
-            chain.text,
+            epilogue.text,
             kernel_text("tile_copies.cuh", "fill_neighbors.cuh" if step.neighbours else "fill_halo.cuh"),
             kernel_text("output_rows.cuh", "load_matrix.cuh"),
             _product(tiling),
@@ -99,7 +99,7 @@ def _product(tiling: Tiling) -> str:
     common = multiply_group(tiling) + kernel_text("wgmma_product.cuh")
     if tiling.by_lines:
         return common + kernel_text("wgmma_by_lines.cuh")
-    return common + multiply_turns(tiling) + kernel_text("wgmma_by_taps.cuh")
+    return common + multiply_mma_steps(tiling) + kernel_text("wgmma_by_taps.cuh")
 
 
 def _table(name: str, values: list[int]) -> str:

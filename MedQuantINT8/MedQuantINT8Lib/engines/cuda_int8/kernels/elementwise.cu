@@ -7,26 +7,26 @@
 extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
 #include "elementwise_begin.cuh"
   for (int pass = 0; pass < PASSES; pass += AHEAD) {
-    const i64 first = ((i64)TURN * PASSES + pass) * ROWS + row;
+    const i64 first = ((i64)BLOCK_X * PASSES + pass) * ROWS + row;
     if (first + (AHEAD - 1) * ROWS < VOXELS) {
-      Taken taken[AHEAD];
-      typename Chain<8>::Held held[AHEAD];
+      Loads loads[AHEAD];
+      typename Epilogue<8>::Held held[AHEAD];
 #pragma unroll
       for (int k = 0; k < AHEAD; ++k) {
-        taken[k].read(p, n, first + k * ROWS, c);
-        Chain<8>::fetch(held[k], p, n, c, 0, (int)first + k * ROWS);
+        loads[k].read(p, n, first + k * ROWS, c);
+        Epilogue<8>::fetch(held[k], p, n, c, 0, (int)first + k * ROWS);
       }
 #pragma unroll
       for (int k = 0; k < AHEAD; ++k) {
         float v[8];
-        taken[k].opened(v);
-        chain.apply(v, (int)first + k * ROWS, held[k] EXTRA(sum, square, nullptr));
+        loads[k].opened(v);
+        epilogue.apply(v, (int)first + k * ROWS, held[k] EXTRA(sum, square, nullptr));
       }
     } else {
       for (i64 voxel = first; voxel < VOXELS; voxel += ROWS) {
         float v[8];
-        take(v, p, n, voxel, c);
-        chain.apply(v, (int)voxel EXTRA(sum, square, nullptr));
+        load(v, p, n, voxel, c);
+        epilogue.apply(v, (int)voxel EXTRA(sum, square, nullptr));
       }
     }
   }

@@ -1,15 +1,15 @@
 """The source of the steps that go over voxels: input, pooling, resizing, moving, elementwise work, softmax.
 
-A thread keeps its eight slots and goes from voxel to voxel, so that the constants of its chain stay in registers.
+A thread keeps its eight slots and goes from voxel to voxel, so that the constants of its epilogue stay in registers.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..plan.kernel_plan import Plan, Step
+from ..plan.kernel_plan import KernelPlan, Step
 from . import definitions, kernel_text
-from .epilogue import ChainSource
+from .epilogue import EpilogueSource
 
 #: Voxels that a thread takes in turn, where that leaves so many blocks; of a resize, along the fastest axis.
 PASSES, ENOUGH_BLOCKS, RUN = 4, 512, 12
@@ -27,7 +27,7 @@ def threads_of(width: int) -> int:
 Grid = tuple[int, int]
 
 
-def source_definitions(plan: Plan, step: Step) -> dict[str, object]:
+def source_definitions(plan: KernelPlan, step: Step) -> dict[str, object]:
     """What read_source.cuh needs to know of a step's source."""
     assert step.source is not None
     scale = step.source.scale
@@ -39,7 +39,7 @@ def source_definitions(plan: Plan, step: Step) -> dict[str, object]:
     }
 
 
-def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
+def elementwise_source(plan: KernelPlan, step: Step, epilogue: EpilogueSource) -> tuple[str, Grid]:
     """CUDA C of a step, and its grid for one patch and block: (blocks, threads)."""
     alone = step.kind == "softmax"
     threads = 256 if alone else threads_of(step.layout.width)
@@ -49,17 +49,17 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     runs = -(-step.size[2] // RUN)
     items = voxels // step.size[2] * runs if step.kind == "resize" else voxels
     least = PASSES if step.kind != "resize" and items >= rows * PASSES * ENOUGH_BLOCKS else 1
-    ahead = least if step.kind in ("apply", "move") else 1
-    passes = max(least, -(-items // (rows * MOST_PARTIALS * ahead)) * ahead) if chain.norm else least
+    ahead = least if step.kind in ("elementwise", "move") else 1
+    passes = max(least, -(-items // (rows * MOST_PARTIALS * ahead)) * ahead) if epilogue.norm else least
     defined: dict[str, object] = {"THREADS": threads, "ROWS": rows, "PASSES": passes, "AHEAD": ahead}
     # What the step before wrote last is still in the cache, and is read first.
-    backwards = step.kind == "apply"
-    defined["TURN"], defined["PATCH"] = (
+    backwards = step.kind == "elementwise"
+    defined["BLOCK_X"], defined["PATCH"] = (
         ("(gridDim.x - 1 - blockIdx.x)", "(gridDim.y - 1 - blockIdx.y)") if backwards else ("blockIdx.x", "blockIdx.y")
     )
     if step.source is not None:
         defined |= source_definitions(plan, step)
-    kind = {"maxpool": "pool", "avgpool": "pool", "softmax": "apply"}.get(step.kind, step.kind)
+    kind = {"maxpool": "pool", "avgpool": "pool", "softmax": "elementwise"}.get(step.kind, step.kind)
     if kind in ("pool", "resize"):
         for axis in range(3):
             defined |= {f"O{axis}": step.size[axis], f"I{axis}": step.source_size[axis]}
@@ -74,7 +74,7 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
             }
         defined |= {"LARGEST": int(step.kind == "maxpool"), "WHOLE": int(g.whole)}
     if kind in ("resize", "move"):
-        defined |= {"TABLES": len(chain.pointers), "SOURCE_VOXELS": f"{int(np.prod(step.source_size))}ll"}
+        defined |= {"TABLES": len(epilogue.pointers), "SOURCE_VOXELS": f"{int(np.prod(step.source_size))}ll"}
     if kind == "resize":
         linear = {f"LINEAR{axis}": int(plan.arrays[step.tables[axis]][2].any()) for axis in range(3)}
         defined |= {"RUN": RUN, "RUNS": runs, "LINES": f"{items}ll", **linear}
@@ -84,8 +84,8 @@ def walk_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
     if kind == "resize":
         files += ["loads_resize.cuh", "resize.cu"]
     else:
-        loads = "elementwise" if kind == "apply" else kind
+        loads = "elementwise" if kind == "elementwise" else kind
         files += [f"loads_{loads}.cuh", "loads_whole.cuh", "softmax.cu" if alone else "elementwise.cu"]
     blocks = -(-voxels // threads) if alone else -(-items // (rows * passes))
-    source = kernel_text("prelude.cuh") + definitions(defined) + chain.text + kernel_text(*files)
+    source = kernel_text("prelude.cuh") + definitions(defined) + epilogue.text + kernel_text(*files)
     return source, (blocks, threads)

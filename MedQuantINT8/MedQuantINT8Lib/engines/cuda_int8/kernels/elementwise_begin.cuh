@@ -2,7 +2,7 @@
 // registers.
 
 const int n = PATCH, c = (threadIdx.x % GROUPS) * 8, row = threadIdx.x / GROUPS;
-Chain<8> chain(p, n, c);
+Epilogue<8> epilogue(p, n, c);
 #if STATISTICS
 float sum[8], square[8];
 #pragma unroll

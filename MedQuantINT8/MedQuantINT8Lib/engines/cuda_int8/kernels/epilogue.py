@@ -1,6 +1,6 @@
-"""CUDA C of a step's chain: what happens to a value between where it is made and where it is stored.
+"""CUDA C of a step's epilogue: what happens to a value between where it is made and where it is stored.
 
-A struct ``Chain`` holds the constants of V neighbouring slots of one patch in registers; ``apply`` is called for each voxel, with where to
+A struct ``Epilogue`` holds the constants of V neighbouring slots of one patch in registers; ``apply`` is called for each voxel, with where to
 add it up if statistics are gathered.
 Multiply-adds are fused only where it is said, so that the reference in NumPy comes to the same bits.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..plan.kernel_plan import Op, Plan, Step
+from ..plan.kernel_plan import KernelPlan, Op, Step
 
 #: Pointers that a kernel's parameters have room for.
 POINTERS = 24
@@ -34,13 +34,13 @@ _ACTIVATIONS = {
 }
 
 
-class ChainSource:
+class EpilogueSource:
     """The source, and in ``pointers`` and ``numbers`` what its parameters are to be filled with, in order.
 
     pointers: ("array", name), ("scale" or "shift", norm), or ("view", number of the operation).
     """
 
-    def __init__(self, plan: Plan, step: Step) -> None:
+    def __init__(self, plan: KernelPlan, step: Step) -> None:
         self.pointers: list[tuple[str, str | int]] = []
         self.numbers: list[float] = []
         self.norm = ""
@@ -85,12 +85,12 @@ class ChainSource:
         return (
             f"{extra}#define WIDTH {self._width}\n#define VOXELS {self._voxels}ll\n#define STATISTICS {int(bool(self.norm))}\n#define FETCHES {int(bool(self._held))}\n"
             f"#define OUTPUT {int(self.gives_output)}\n#define CLASSES {self._classes}\n#ifndef STAGES_OUTPUT\n#define STAGES_OUTPUT 0\n#endif\n{self._channel_of}"
-            "template <int V> struct Chain {\n"
+            "template <int V> struct Epilogue {\n"
             f"  const Params& p; const int n, c, base;\n  {members}\n"
             "  // Voxels are counted from ``base`` on, so that addresses are worked out once and not for each of them.\n"
-            f"  __device__ __forceinline__ Chain(const Params& p, int n, int c, int base = 0) : p(p), n(n), c(c), base(base) {{\n  {setup}{begins}\n  }}\n"
+            f"  __device__ __forceinline__ Epilogue(const Params& p, int n, int c, int base = 0) : p(p), n(n), c(c), base(base) {{\n  {setup}{begins}\n  }}\n"
             "  // Of constants that are kept in shared memory, each ``apart`` from the one before.\n"
-            "  __device__ __forceinline__ Chain(const Params& p, int n, int c, int base, const float* kept, int apart) : p(p), n(n), c(c), base(base) {\n"
+            "  __device__ __forceinline__ Epilogue(const Params& p, int n, int c, int base, const float* kept, int apart) : p(p), n(n), c(c), base(base) {\n"
             f"  {setup_kept}{begins}\n  }}\n"
             f"  static __device__ __forceinline__ const float* constant(const Params& p, int n, int c, int which) {{ {constant}return nullptr; }}\n"
             f"  struct Held {{\n  {held}\n  }};\n"
@@ -123,11 +123,11 @@ class ChainSource:
     def _each(self, what: str) -> None:
         self._body.append('_Pragma("unroll") for (int i = 0; i < V; ++i) { float x = v[i]; v[i] = ' + what + "; }")
 
-    def _affine(self, plan: Plan, number: int, op: Op) -> None:
+    def _affine(self, plan: KernelPlan, number: int, op: Op) -> None:
         scale, shift = (self._constant(f"{self._pointer('array', name)} + c") for name in op.arrays)
         self._each(f"__fmaf_rn(x, {scale}[i], {shift}[i])")
 
-    def _offset(self, plan: Plan, number: int, op: Op) -> None:
+    def _offset(self, plan: KernelPlan, number: int, op: Op) -> None:
         table = self._pointer("array", op.arrays[0])
         self._body.append(
             f"{{ float o[V]; read_floats<V>(o, (const float*){table} + (i64)base * WIDTH + c + (i64)voxel * WIDTH);"
@@ -135,11 +135,11 @@ class ChainSource:
         self._each("x + o[i]")
         self._body.append("}")
 
-    def _norm(self, plan: Plan, number: int, op: Op) -> None:
+    def _norm(self, plan: KernelPlan, number: int, op: Op) -> None:
         scale, shift = (self._factor(kind, op.norm) for kind in ("scale", "shift"))
         self._each(f"__fmaf_rn(x, {scale}[i], {shift}[i])")
 
-    def _act(self, plan: Plan, number: int, op: Op) -> None:
+    def _act(self, plan: KernelPlan, number: int, op: Op) -> None:
         function = op.function
         if function == "leakyrelu" and 0 <= op.params[0] <= 1:
             function = "leakyrelu by its larger side"
@@ -150,17 +150,17 @@ class ChainSource:
         self._each(_ACTIVATIONS[function])
         self._body.append("}")
 
-    def _prelu(self, plan: Plan, number: int, op: Op) -> None:
+    def _prelu(self, plan: KernelPlan, number: int, op: Op) -> None:
         slope = self._constant(f"{self._pointer('array', op.arrays[0])} + c")
         self._each(f"x < 0.0f ? x * {slope}[i] : x")
 
-    def _add(self, plan: Plan, number: int, op: Op) -> None:
+    def _add(self, plan: KernelPlan, number: int, op: Op) -> None:
         self._other(plan, number, op, "+")
 
-    def _mul(self, plan: Plan, number: int, op: Op) -> None:
+    def _mul(self, plan: KernelPlan, number: int, op: Op) -> None:
         self._other(plan, number, op, "*")
 
-    def _other(self, plan: Plan, number: int, op: Op, sign: str) -> None:
+    def _other(self, plan: KernelPlan, number: int, op: Op, sign: str) -> None:
         assert op.view is not None
         pointer, pitch = self._pointer("view", number), plan.buffers[op.view.buffer].pitch
         name, kind = f"o{len(self._held)}", "signed char" if op.view.scale else "unsigned short"
@@ -176,7 +176,7 @@ class ChainSource:
         self._each(f"x {sign} {other}")
         self._body.append("}")
 
-    def _store(self, plan: Plan, number: int, op: Op) -> None:
+    def _store(self, plan: KernelPlan, number: int, op: Op) -> None:
         assert op.view is not None
         pointer, pitch = self._pointer("view", number), plan.buffers[op.view.buffer].pitch
         kind = "signed char" if op.view.scale else "unsigned short"
@@ -195,7 +195,7 @@ class ChainSource:
         self._begins.append(f"{name} = ({kind}*){pointer} + ((i64)n * VOXELS + base) * {pitch} + c;")
         return name
 
-    def _output(self, plan: Plan, number: int, op: Op) -> None:
+    def _output(self, plan: KernelPlan, number: int, op: Op) -> None:
         """Planar scores in FP16: straight to where they belong, or to shared memory, STAGED_ROW apart, from where rows go out in one piece."""
         self.gives_output = True
         self._body.append(
@@ -218,7 +218,7 @@ class ChainSource:
             begin += count
         return f"__device__ __forceinline__ int channel_of(int s) {{ {' '.join(lines)} return -1; }}\n"
 
-    def _statistics(self, plan: Plan, number: int, op: Op) -> None:
+    def _statistics(self, plan: KernelPlan, number: int, op: Op) -> None:
         assert not self.norm
         self.norm = op.norm
         self._body.append(

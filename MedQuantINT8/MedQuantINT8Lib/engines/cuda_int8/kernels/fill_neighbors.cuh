@@ -1,6 +1,6 @@
 // A first convolution's left side: rows of a product, made of the network's input where they are multiplied.
 //
-// A voxel of one channel or a few is too short for tensor cores, which take 32 bytes at once; its neighbors at all
+// A voxel of one channel or a few is too short for tensor cores, which load 32 bytes at once; its neighbors at all
 // places of the kernel fill them. Kept in memory, such rows would be as large as the layer's output. M is the size of
 // the network's input, R of what a tile takes of it; K, S, D and B are kernel, stride, dilation and padding before.
 
@@ -12,8 +12,8 @@ typedef unsigned char Entry;
 __device__ __forceinline__ u32 entered(float value) { return rounded(value * SOURCE_INVERSE); }
 #endif
 #define ITEMS (4 / (int)sizeof(Entry))
-#define WORDS (CHUNK / 4)
-#define CHUNKS ((SOURCE_WIDTH + CHUNK - 1) / CHUNK)
+#define WORDS (K_BLOCK / 4)
+#define K_BLOCKS ((SOURCE_WIDTH + K_BLOCK - 1) / K_BLOCK)
 // All that a tile takes of the network's input lies behind its rows, by channel, each rounded once. What the next tile
 // takes is read while this one is worked on, if threads have room to keep it; else in parts that they have room for.
 #define ALL_MINE ((ENTRIES + TEAM_THREADS - 1) / TEAM_THREADS)
@@ -31,7 +31,7 @@ struct Region {
   const unsigned char* from;
   Bounds bounds;
   int half;
-  __device__ __forceinline__ Region(const Params& p, int n, const Spot& s)
+  __device__ __forceinline__ Region(const Params& p, int n, const TileOrigin& s)
       : Region(p, n, s.i0 * S0 - B0, s.i1 * S1 - B1, s.i2 * S2 - B2) {}
   __device__ __forceinline__ Region(const Params& p, int n, int i0, int i1, int i2)
       : bounds(i0, i1, i2, 1, 1, 1, M0, M1, M2), half(p.source_half) {
@@ -66,7 +66,7 @@ __device__ __forceinline__ void enter_part(u32 entries, const int (&kept)[MINE],
   for (int k = 0; k < MINE; ++k)
     if (has_mine(first, k)) region.enter(entries, of_team() + (first + k) * TEAM_THREADS, kept[k]);
 }
-__device__ __forceinline__ void begin_filling(int (&kept)[MINE], const Params& p, int n, const Spot& s) {
+__device__ __forceinline__ void begin_filling(int (&kept)[MINE], const Params& p, int n, const TileOrigin& s) {
   if (READS_AHEAD) read_part(kept, Region(p, n, s), 0);
 }
 // The part of the rows that is multiplied at once.
@@ -88,23 +88,23 @@ __device__ __forceinline__ void neighbours(u32 to, const unsigned char* region) 
       }
     }
 #pragma unroll
-    for (int piece = 0; piece < PIECES; ++piece)
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + piece_place(v * PIECES + piece)),
-                   "r"(row[piece * 4]), "r"(row[piece * 4 + 1]), "r"(row[piece * 4 + 2]), "r"(row[piece * 4 + 3])
+    for (int chunk = 0; chunk < CHUNKS; ++chunk)
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + chunk_place(v * CHUNKS + chunk)),
+                   "r"(row[chunk * 4]), "r"(row[chunk * 4 + 1]), "r"(row[chunk * 4 + 2]), "r"(row[chunk * 4 + 3])
                    : "memory");
   }
 }
 template <int PART>
-__device__ __forceinline__ void neighbours_of(u32 to, const unsigned char* region, int chunk) {
-  if constexpr (PART + 1 == CHUNKS)
+__device__ __forceinline__ void neighbours_of(u32 to, const unsigned char* region, int k_block) {
+  if constexpr (PART + 1 == K_BLOCKS)
     neighbours<PART>(to, region);
-  else if (chunk == PART)
+  else if (k_block == PART)
     neighbours<PART>(to, region);
   else
-    neighbours_of<PART + 1>(to, region, chunk);
+    neighbours_of<PART + 1>(to, region, k_block);
 }
-__device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const Spot& s, const Spot& next, int chunk,
-                                          int (&kept)[MINE]) {
+__device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const TileOrigin& s, const TileOrigin& next,
+                                          int k_block, int (&kept)[MINE]) {
   const u32 entries = to + HALO_BYTES - ENTRY_BYTES;
 #if READS_AHEAD
   const Region region(p, n, next);
@@ -119,5 +119,5 @@ __device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const 
   }
 #endif
   meet();
-  neighbours_of<0>(to, memory + (entries - shared_address(memory)), chunk);
+  neighbours_of<0>(to, memory + (entries - shared_address(memory)), k_block);
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..plan.kernel_plan import Plan
+from ..plan.kernel_plan import KernelPlan
 from ..tiling.tiling import MOST_READ, Tiling
 from .epilogue import inverse_of
 
 
-def neighbour_definitions(plan: Plan, tiling: Tiling) -> dict[str, object]:
+def neighbour_definitions(plan: KernelPlan, tiling: Tiling) -> dict[str, object]:
     """Its sizes as definitions: M is the size of the network's input, R of what a tile takes of it."""
     step, region = tiling.step, tiling.region
     assert step.source is not None and step.neighbours is not None

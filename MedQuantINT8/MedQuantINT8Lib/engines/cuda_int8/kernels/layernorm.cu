@@ -45,8 +45,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
       read_floats<8>(beta, (const float*)p.ptr[TABLES + 1] + c);
 #pragma unroll
       for (int i = 0; i < 8; ++i) w[i] = row >= 0 && WANTED(c, i) ? (v[k][i] - mean) * by * gamma[i] + beta[i] : 0.0f;
-      Chain<8> chain(p, n, c);
-      chain.apply(w, (int)voxel EXTRA(, , nullptr));
+      Epilogue<8> epilogue(p, n, c);
+      epilogue.apply(w, (int)voxel EXTRA(, , nullptr));
     }
   }
 }

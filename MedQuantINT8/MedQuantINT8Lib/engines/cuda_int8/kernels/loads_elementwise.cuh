@@ -1,6 +1,6 @@
 // What a thread loads for one voxel of an elementwise step: as it was read, until it is worked on.
 
-struct Taken {
+struct Loads {
   Slots slots;
   __device__ __forceinline__ void read(const Params& p, int n, i64 voxel, int c) {
     slots.read(source_at(p, (i64)n * VOXELS + voxel, c));

@@ -2,7 +2,7 @@
 
 #include "loads_computed.cuh"
 
-struct Taken : WorkedOut {
+struct Loads : WorkedOut {
   __device__ __forceinline__ void read(const Params& p, int n, i64 voxel, int c) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {

@@ -1,6 +1,6 @@
 // What a thread loads for one voxel of a step that moves voxels: a table says from where; -1 is zero.
 
-struct Taken {
+struct Loads {
   Slots slots;
   int row;
   __device__ __forceinline__ void read(const Params& p, int n, i64 voxel, int c) {

@@ -2,7 +2,7 @@
 
 #include "loads_computed.cuh"
 
-struct Taken : WorkedOut {
+struct Loads : WorkedOut {
   __device__ __forceinline__ void read(const Params& p, int n, i64 voxel, int c) {
     int o2 = voxel % O2, o1 = (voxel / O2) % O1, o0 = voxel / (O1 * O2), inside = 0;
 #pragma unroll

@@ -26,7 +26,7 @@ __device__ __forceinline__ void multiply(int (&c)[4], const u32 (&a)[4], u32 b0,
 #define ROWS_OF 2
 __device__ __forceinline__ void first_row(int& d, int& h) { row_of_share(of_team() >> 5, d, h); }
 template <class F>
-__device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo, u32 weights, int turns,
+__device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo, u32 weights, int mma_steps,
                                                const int* places, bool fresh, F meanwhile) {
   meanwhile();
   if (fresh) clear(sums);
@@ -39,14 +39,14 @@ __device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo,
     first[i] = ((d + ROW_D(i)) * STRIDE0 * H1 + (h + ROW_H(i, 0) + (lane >> 3 & 1)) * STRIDE1) * H2 + (lane & 7);
   }
 #pragma unroll 3
-  for (int t = 0; t < turns; ++t) {
+  for (int t = 0; t < mma_steps; ++t) {
     u32 b[NJ / 2][4];
 #pragma unroll
     for (int j = 0; j < NJ / 2; ++j) {
       const int r = t * COLUMNS + j * 16 + br;
       load_matrix(b[j], weights + r * DEPTH + ((bk ^ ((r >> 2) & 1)) << 4));
     }
-#if CHUNK == 16
+#if K_BLOCK == 16
     const int place = kh ? places[2 * t + 1] : places[2 * t];
 #else
     const int place = places[2 * t] / 2;
@@ -55,10 +55,10 @@ __device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo,
     for (int i = 0; i < MI; ++i) {
       const int v = first[i] + place;
       u32 a[4];
-#if CHUNK == 16
+#if K_BLOCK == 16
       load_matrix(a, halo + v * 16);
 #else
-      load_matrix(a, halo + v * CHUNK + ((kh ^ ((v >> 2) & 1)) << 4));
+      load_matrix(a, halo + v * K_BLOCK + ((kh ^ ((v >> 2) & 1)) << 4));
 #endif
 #pragma unroll
       for (int j = 0; j < NJ / 2; ++j) {

@@ -9,7 +9,7 @@ struct Place {
   int inside, c, b0, b1, b2;
   bool wanted;
   __device__ __forceinline__ Place(int j, int q) {
-    inside = j * LANES * 4 + q * LANES;
+    inside = j * THREAD_CHANNELS * 4 + q * THREAD_CHANNELS;
     const int column = blockIdx.y * COLUMNS + inside, beside = column / WIDTH;
     wanted = beside < SPREAD;
     c = wanted ? column % WIDTH : 0;
@@ -26,7 +26,7 @@ struct Known {
 struct Rows {
   int o0, o1, o2;
   bool whole;
-  __device__ __forceinline__ Rows(const Spot& s, int g) {
+  __device__ __forceinline__ Rows(const TileOrigin& s, int g) {
     whole = s.o0 + (TILE0 - 1) * OUT_STEP0 + SPREAD0 <= O0 && s.o1 + (TILE1 - 1) * OUT_STEP1 + SPREAD1 <= O1 &&
             s.o2 + (TILE2 - 1) * OUT_STEP2 + SPREAD2 <= O2;
     int d, h;

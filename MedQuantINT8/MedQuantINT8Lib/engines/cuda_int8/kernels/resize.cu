@@ -20,10 +20,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
       const int ahead = LINEAR2 ? both[1].high : both[1].low;
       Column next;
       if (ahead != at_high) next.read(p, n, z, y, ahead, c);
-      typename Chain<8>::Held held[2];
+      typename Epilogue<8>::Held held[2];
 #pragma unroll
       for (int k = 0; k < 2; ++k)
-        if (o2 + k < end) Chain<8>::fetch(held[k], p, n, c, 0, (int)line * O2 + o2 + k);
+        if (o2 + k < end) Epilogue<8>::fetch(held[k], p, n, c, 0, (int)line * O2 + o2 + k);
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
         if (o2 + k >= end) break;
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
           }
           mixed(v, above, x.share);
         }
-        chain.apply(v, (int)line * O2 + o2 + k, held[k] EXTRA(sum, square, nullptr));
+        epilogue.apply(v, (int)line * O2 + o2 + k, held[k] EXTRA(sum, square, nullptr));
       }
     }
   }

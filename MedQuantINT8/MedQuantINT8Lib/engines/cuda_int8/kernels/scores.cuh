@@ -4,17 +4,18 @@
 #if TEAMS > 1
 #error "scores have one place in a block"
 #endif
-// Rows are a piece longer than they need to be, and two more every LANES rows, so that threads that write at once write
-// to different banks.
-__device__ __forceinline__ int row_at(int column) { return column * STAGED_ROW + column / LANES * 16; }
+// Rows are 16 bytes longer than they need to be, and two more every THREAD_CHANNELS rows, so that threads that write at
+// once write to different banks.
+__device__ __forceinline__ int row_at(int column) { return column * STAGED_ROW + column / THREAD_CHANNELS * 16; }
 // Where a thread leaves scores of a row, given the first column of its rank; or the address that a matrix store wants
 // of it.
 __device__ __forceinline__ int staged_at(int first, int row) {
   const int lane = threadIdx.x & 31;
 #if WRITES_MATRICES
-  return row_at(first + (lane >> 1 & 3) * LANES + (lane >> 3) % (LANES / 2) * 2 + (lane & 1)) + row * TILE2;
+  return row_at(first + (lane >> 1 & 3) * THREAD_CHANNELS + (lane >> 3) % (THREAD_CHANNELS / 2) * 2 + (lane & 1)) +
+         row * TILE2;
 #else
-  return row_at(first + (lane & 3) * LANES) + row * TILE2 + (lane >> 2);
+  return row_at(first + (lane & 3) * THREAD_CHANNELS) + row * TILE2 + (lane >> 2);
 #endif
 }
 // Of each channel a tile's scores go out in one piece. On 9.0 and later that is a copy of its own, under way while the

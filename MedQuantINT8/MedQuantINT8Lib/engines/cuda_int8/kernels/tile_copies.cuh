@@ -17,12 +17,12 @@ __device__ __forceinline__ void wait_copies() {
 }
 
 // First output voxel of a tile, and its first input.
-struct Spot {
+struct TileOrigin {
   int o0, o1, o2, i0, i1, i2;
 };
-__device__ __forceinline__ Spot spot_of(int tile, int p0, int p1, int p2) {
+__device__ __forceinline__ TileOrigin tile_origin(int tile, int p0, int p1, int p2) {
   const int d2 = tile % TILES2 * TILE2, d1 = tile / TILES2 % TILES1 * TILE1, d0 = tile / (TILES1 * TILES2) * TILE0;
-  Spot s;
+  TileOrigin s;
   s.o0 = p0 + d0 * OUT_STEP0;
   s.o1 = p1 + d1 * OUT_STEP1;
   s.o2 = p2 + d2 * OUT_STEP2;
@@ -41,8 +41,8 @@ __device__ __forceinline__ int of_team() { return threadIdx.x % TEAM_THREADS; }
 __device__ __forceinline__ void meet() {
   asm volatile("bar.sync %0, %1;" ::"r"(team_of() + 1), "n"(TEAM_THREADS) : "memory");
 }
-// Teams take turns at the tensor cores: while one's sums are made, the others store and fetch. Left to themselves they
-// would all do the same at the same time.
+// Teams take turns at the tensor cores: while one's sums are made, the others store and fetch. Left to themselves
+// they would all do the same at the same time.
 __device__ __forceinline__ void await_turn() {
   asm volatile("bar.sync %0, %1;" ::"r"(TEAMS + 1 + team_of()), "n"(2 * TEAM_THREADS) : "memory");
 }
@@ -60,7 +60,7 @@ extern __shared__ __align__(128) unsigned char memory[];
 #define HALO_TABLE ((vec8*)(memory + TABLE_AT))
 #define PACKED(a, b, c) ((u32)(a) | (u32)(b) << 10 | (u32)(c) << 20)
 #define SIGNS PACKED(MOST_HALO, MOST_HALO, MOST_HALO)
-// Of lattice inputs from ``first`` on, how many are before the volume, and the last that is inside.
+// Of a phase's inputs from ``first`` on, how many are before the volume, and the last that is inside.
 __device__ __forceinline__ int before_volume(int first, int step) {
   return first < 0 ? min((step - 1 - first) / step, MOST_HALO) : 0;
 }
@@ -78,12 +78,12 @@ struct Bounds {
   }
   __device__ __forceinline__ bool has(u32 packed) const { return ((packed + low) & (high - packed) & SIGNS) == SIGNS; }
 };
-__device__ __forceinline__ u32 piece_place(int i) {
-  const int v = i / PIECES, half = i % PIECES;
-#if WARP_GROUPS || CHUNK == 16
+__device__ __forceinline__ u32 chunk_place(int i) {
+  const int v = i / CHUNKS, half = i % CHUNKS;
+#if WARP_GROUPS || K_BLOCK == 16
   return (half * HALO + v) * 16;
 #else
-  return v * CHUNK + ((half ^ ((v >> 2) & 1)) << 4);
+  return v * K_BLOCK + ((half ^ ((v >> 2) & 1)) << 4);
 #endif
 }
 __device__ __forceinline__ void fill_weights(u32 to, const Params& p, int kind, int round) {

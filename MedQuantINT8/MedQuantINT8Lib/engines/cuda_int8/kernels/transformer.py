@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..plan.kernel_plan import Plan, Step
+from ..plan.kernel_plan import KernelPlan, Step
 from . import definitions, kernel_text
 from .elementwise import Grid, source_definitions
-from .epilogue import ChainSource
+from .epilogue import EpilogueSource
 
 #: Warps of a block, and blocks that keep a large GPU busy.
 _WARPS, _BUSY = 4, 528
 ATTENTION_THREADS = 32 * _WARPS
 
 
-def layernorm_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, Grid]:
+def layernorm_source(plan: KernelPlan, step: Step, epilogue: EpilogueSource) -> tuple[str, Grid]:
     """CUDA C of a LayerNorm, and its grid for one patch and block: (blocks, threads)."""
     assert step.source is not None
     groups = step.layout.width // 8
@@ -30,13 +30,13 @@ def layernorm_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, G
         "EPSILON": _float(step.epsilon),
         "MOVES": int(len(step.tables) > 2),
         "SOURCE_VOXELS": f"{int(np.prod(step.source_size))}ll",
-        "TABLES": len(chain.pointers),
+        "TABLES": len(epilogue.pointers),
     }
-    source = kernel_text("prelude.cuh") + definitions(defined) + chain.text
+    source = kernel_text("prelude.cuh") + definitions(defined) + epilogue.text
     return source + kernel_text("read_source.cuh", "layernorm.cu"), (-(-step.voxels // rows), 256)
 
 
-def attention_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, int]:
+def attention_source(plan: KernelPlan, step: Step, epilogue: EpilogueSource) -> tuple[str, int]:
     """CUDA C of attention, and the bytes of shared memory that a block takes."""
     assert step.source is not None and step.attention is not None
     a = step.attention
@@ -56,11 +56,11 @@ def attention_source(plan: Plan, step: Step, chain: ChainSource) -> tuple[str, i
         "HAS_BIAS": int(bool(bias)),
         "HAS_REGIONS": int(bool(regions)),
         "BIAS_PITCH": plan.arrays[bias].shape[2] if bias else 0,
-        "TABLES": len(chain.pointers),
+        "TABLES": len(epilogue.pointers),
     }
     keys = -(-a.tokens // 32) * 32
     shared = keys * (_deep(a.width) + 8) * 2 * 2 + _WARPS * 16 * _deep(a.width) * 4 + (a.tokens * 4 if regions else 0)
-    return kernel_text("prelude.cuh") + definitions(defined) + chain.text + kernel_text("attention.cu"), shared
+    return kernel_text("prelude.cuh") + definitions(defined) + epilogue.text + kernel_text("attention.cu"), shared
 
 
 def attention_grid(step: Step, batch: int) -> tuple[int, int, int]:

@@ -3,10 +3,10 @@ matrix instructions"): 64 rows by a tile's columns, 32 bytes deep."""
 
 from __future__ import annotations
 
-from ..tiling.tiling import DEPTH, PIECE, TILE2, Tiling
+from ..tiling.tiling import CHUNK, DEPTH, TILE2, Tiling
 
-#: Turns that the tensor cores are given before a team does something else meanwhile.
-_TURNS_BEFORE = 2
+#: MMA steps that the tensor cores are given before a team does something else meanwhile.
+_MMA_STEPS_BEFORE = 2
 #: Rows of one instruction.
 _ROWS = 64
 
@@ -32,30 +32,30 @@ def multiply_group(tiling: Tiling) -> str:
     )
 
 
-def multiply_turns(tiling: Tiling) -> str:
-    """multiply_first(sums, a, b, add) and multiply_rest(sums, a, b): all turns of a tile, where a team has them in shared memory at once.
+def multiply_mma_steps(tiling: Tiling) -> str:
+    """multiply_first(sums, a, b, add) and multiply_rest(sums, a, b): all MMA steps of a tile, where a team has them in shared memory at once.
 
     Where things lie is part of the instructions then. One statement has all of them: the compiler takes half as long as for as many statements.
     """
-    written_out = tiling.same_taps and tiling.turn_groups == 1
-    text = f"#define WRITTEN_OUT {int(written_out)}\n#define TURNS_BEFORE {_TURNS_BEFORE}\n"
+    written_out = tiling.same_taps and tiling.mma_step_groups == 1
+    text = f"#define WRITTEN_OUT {int(written_out)}\n#define MMA_STEPS_BEFORE {_MMA_STEPS_BEFORE}\n"
     if not written_out:
         return text
     places = tiling.places[0]
-    turns = list(enumerate(zip(places[::2], places[1::2], strict=True)))
+    mma_steps = list(enumerate(zip(places[::2], places[1::2], strict=True)))
     slabs, count = _slabs(tiling), _count(tiling)
     operands = ", ".join(
         f"{_operand(tiling)}(sums[{i}][{n // 4}][{n % 4}])" for i in range(slabs) for n in range(count)
     )
     a, b, add = (f"%{slabs * count + n}" for n in range(3))
-    for name, some in (("first", turns[:_TURNS_BEFORE]), ("rest", turns[_TURNS_BEFORE:])):
+    for name, some in (("first", mma_steps[:_MMA_STEPS_BEFORE]), ("rest", mma_steps[_MMA_STEPS_BEFORE:])):
         lines = [".reg .pred p, all; .reg .b64 a, b;", f"setp.ne.b32 p, {add}, 0; setp.eq.b32 all, {add}, {add};"]
-        for turn, (place, other) in some:
+        for mma_step, (place, other) in some:
             for slab in range(slabs):
                 lines.append(
-                    f"add.s64 a, {a}, {_slab_begin(tiling, slab) + place + (other - place << 16)}; add.s64 b, {b}, {turn * tiling.tile.channels * DEPTH // PIECE};"
+                    f"add.s64 a, {a}, {_slab_begin(tiling, slab) + place + (other - place << 16)}; add.s64 b, {b}, {mma_step * tiling.tile.channels * DEPTH // CHUNK};"
                 )
-                lines.append(_product(tiling, _list(slab * count, count), "a", "b", "all" if turn else "p"))
+                lines.append(_product(tiling, _list(slab * count, count), "a", "b", "all" if mma_step else "p"))
         body = "\n".join(f'    "{line}\\n"' for line in lines)
         text += (
             f"__device__ __forceinline__ void multiply_{name}(Sum (&sums)[MI][NJ][4], u64 a, u64 b, int add = 1) {{\n"
@@ -70,7 +70,7 @@ def _slab_begin(tiling: Tiling, slab: int) -> int:
     per_plane = tiling.tile.voxels[1] // TILE2
     plane, row = divmod(slab, per_plane) if _slabs(tiling) >= per_plane else (0, slab)
     _, height, width = tiling.halo
-    return (plane * tiling.lattices[0].stride * height + row * TILE2 * tiling.lattices[1].stride) * width
+    return (plane * tiling.axis_phases[0].stride * height + row * TILE2 * tiling.axis_phases[1].stride) * width
 
 
 def _slabs(tiling: Tiling) -> int:

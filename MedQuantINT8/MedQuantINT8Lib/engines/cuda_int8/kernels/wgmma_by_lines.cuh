@@ -5,8 +5,8 @@
 // are.
 
 #define PLANES (MI + TAPS0 - 1)
-#define STEPS (PIECES / 2 * TAPS2 * PLANES)
-// Of a step, two pieces moved along the fastest axis, of one plane: for each tap along the second axis a warp's two
+#define STEPS (CHUNKS / 2 * TAPS2 * PLANES)
+// Of a step, two chunks moved along the fastest axis, of one plane: for each tap along the second axis a warp's two
 // lines.
 __device__ __forceinline__ void load_step(u32 (&lines)[TAPS1][4], u32 from, int s) {
   const int moved = s / PLANES, place = moved / TAPS2 * 2 * HALO + moved % TAPS2 + s % PLANES * H1 * H2;
@@ -14,12 +14,12 @@ __device__ __forceinline__ void load_step(u32 (&lines)[TAPS1][4], u32 from, int 
   for (int k = 0; k < TAPS1; ++k) load_matrix(lines[k], from + (place + k * H2) * 16);
 }
 template <class F>
-__device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo, u32 weights, int turns,
+__device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo, u32 weights, int mma_steps,
                                                const int* places, bool fresh, F meanwhile) {
   const int lane = threadIdx.x & 31;
   int d, h;
   row_of_share(of_team() >> 7, d, h);
-  // A lane has a voxel of one of two lines, and one of two pieces.
+  // A lane has a voxel of one of two lines, and one of two chunks.
   const u32 from =
       halo + ((lane >> 4) * HALO + (d * H1 + (of_team() >> 5 & 3) * 2 + (lane >> 3 & 1)) * H2 + (lane & 7)) * 16;
   const u32 b0 = __shfl_sync(0xffffffff, weights >> 4, 0);

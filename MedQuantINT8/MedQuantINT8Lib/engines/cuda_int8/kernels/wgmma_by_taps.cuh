@@ -1,11 +1,11 @@
 // multiply_round straight from shared memory: eight neighboring voxels of 16 bytes are the core matrix that wgmma asks
 // for, whichever tap moves them.
 
-// The first turn of a tile overwrites what the sums held. The tensor cores take what they are given as they get on with
-// it: what is to happen
-// ``meanwhile`` comes after the first few turns, since giving them all takes as long as working on them.
+// The first MMA step of a tile overwrites what the sums held. The tensor cores take what they are given as they get on
+// with it: what is to happen
+// ``meanwhile`` comes after the first few MMA steps, since giving them all takes as long as working on them.
 template <class F>
-__device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo, u32 weights, int turns,
+__device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo, u32 weights, int mma_steps,
                                                const int* places, bool fresh, F meanwhile) {
   int d, h;
   row_of_share(of_team() >> 7, d, h);
@@ -21,8 +21,8 @@ __device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo,
   multiply_rest(sums, a, b);
 #else
 #pragma unroll 3
-  for (int t = 0; t < turns; ++t) {
-    if (t == TURNS_BEFORE) meanwhile();
+  for (int t = 0; t < mma_steps; ++t) {
+    if (t == MMA_STEPS_BEFORE) meanwhile();
 #pragma unroll
     for (int i = 0; i < MI; ++i)
       multiply_group(sums[i],
@@ -30,7 +30,7 @@ __device__ __forceinline__ void multiply_round(Sum (&sums)[MI][NJ][4], u32 halo,
                                places[2 * t + 1] - places[2 * t], STRIDE1 * H2),
                      described(b0 + t * COLUMNS * (DEPTH / 16), COLUMNS, 8), t > 0 || !fresh);
   }
-  if (turns <= TURNS_BEFORE) meanwhile();
+  if (mma_steps <= MMA_STEPS_BEFORE) meanwhile();
 #endif
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }

@@ -23,7 +23,7 @@ class Mixed(Exception):
 
 
 @dataclass(frozen=True)
-class Moved:
+class IndexMap:
     """A tensor of any rank whose numbers are those of a tensor (1, C, A0, A1, A2), elsewhere.
 
     Attributes:
@@ -39,10 +39,10 @@ class Moved:
     scale: float = 1.0
 
     @staticmethod
-    def still(base: str, shape: Shape) -> Moved:
+    def still(base: str, shape: Shape) -> IndexMap:
         """A tensor (1, C, A0, A1, A2) as it is."""
         voxels = np.arange(int(np.prod(shape[2:])), dtype=np.int32).reshape(1, 1, *shape[2:])
-        return Moved(base, voxels, np.arange(shape[1], dtype=np.int32).reshape(1, -1, 1, 1, 1))
+        return IndexMap(base, voxels, np.arange(shape[1], dtype=np.int32).reshape(1, -1, 1, 1, 1))
 
     @property
     def shape(self) -> Shape:
@@ -72,7 +72,7 @@ class Moved:
     def has_all_channels(self, channels: int) -> bool:
         return np.array_equal(np.sort(self.columns.reshape(-1)), np.arange(channels))
 
-    def reshaped(self, shape: Sequence[int]) -> Moved:
+    def reshaped(self, shape: Sequence[int]) -> IndexMap:
         """Of another shape.
 
         Raises:
@@ -89,19 +89,19 @@ class Moved:
             columns += lengths if channels else ones
         return replace(self, rows=self.rows.reshape(rows), columns=self.columns.reshape(columns))
 
-    def transposed(self, order: Sequence[int]) -> Moved:
+    def transposed(self, order: Sequence[int]) -> IndexMap:
         return replace(self, rows=self.rows.transpose(order), columns=self.columns.transpose(order))
 
-    def cut(self, axis: int, part: slice) -> Moved:
+    def cut(self, axis: int, part: slice) -> IndexMap:
         return self.taken(axis, np.arange(self.shape[axis])[part])
 
-    def taken(self, axis: int, indices: NDArray[np.int64]) -> Moved:
+    def taken(self, axis: int, indices: NDArray[np.int64]) -> IndexMap:
         """Some indices of an axis, in their order."""
         if self.is_of_channels(axis):
             return replace(self, columns=self.columns.take(indices, axis))
         return replace(self, rows=self.rows.take(indices, axis))
 
-    def padded(self, before: Sequence[int], after: Sequence[int], edge: bool) -> Moved:
+    def padded(self, before: Sequence[int], after: Sequence[int], edge: bool) -> IndexMap:
         """With zeros, or what is nearest, around the voxels; and zeros beside the channels.
 
         Raises:
@@ -118,7 +118,7 @@ class Moved:
                 rows = np.pad(rows, widths, mode="edge") if edge else np.pad(rows, widths, constant_values=NOWHERE)
         return replace(self, rows=rows, columns=columns)
 
-    def broadcast(self, shape: Sequence[int], channels: Sequence[bool]) -> Moved:
+    def broadcast(self, shape: Sequence[int], channels: Sequence[bool]) -> IndexMap:
         """Repeated along axes of one, to this shape; ``channels`` says which axes are then of channels."""
         rows, columns = self.rows, self.columns
         for axis, length in enumerate(shape):
@@ -128,7 +128,7 @@ class Moved:
         return replace(self, rows=rows, columns=columns)
 
 
-def joined(parts: Sequence[Moved], axis: int) -> Moved | None:
+def joined(parts: Sequence[IndexMap], axis: int) -> IndexMap | None:
     """Parts of one base, one behind the other along an axis of voxels; None where they are not."""
     first = parts[0]
     alike = all(

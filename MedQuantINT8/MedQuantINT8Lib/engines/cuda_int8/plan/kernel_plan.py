@@ -1,7 +1,7 @@
 """A plan: the short list of fused steps that a network becomes, over channels-last buffers of INT8 and FP16.
 
 A step takes its values from one place (a convolution's accumulators, a pooled or resized tensor, a tensor as it is) and passes each,
-as float32, through a chain of operations that ends in stores. Voxels are counted along the tensor's axes (A0, A1, A2), A2 fastest.
+as float32, through an epilogue of operations that ends in stores. Voxels are counted along the tensor's axes (A0, A1, A2), A2 fastest.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class View:
 
 @dataclass(frozen=True)
 class Op:
-    """One link of a chain; v is the value.
+    """One link of an epilogue; v is the value.
 
     kind:
         "affine": v * arrays[0] + arrays[1], by slot. "offset": v + arrays[0], by voxel and slot. "norm": the same with what the statistics of ``norm`` gave, by patch and slot.
@@ -146,10 +146,10 @@ class Step:
     """One kernel.
 
     Attributes:
-        kind: "input", "conv", "deconv", "maxpool", "avgpool", "resize", "move", "apply", "softmax", "layernorm", "attention", or "normalize"
+        kind: "input", "conv", "deconv", "maxpool", "avgpool", "resize", "move", "elementwise", "softmax", "layernorm", "attention", or "normalize"
             (statistics of ``norm`` to a scale and a shift of each slot).
         size: of what it gives; ``source_size`` of what it takes.
-        layout: of the values in the chain.
+        layout: of the values in the epilogue.
         weights: of a convolution, in the plan's arrays: (out, in, k0, k1, k2), int8, or whole numbers or float16 for one in FP16.
         tables: of a resize: for each axis the lower and upper source index of each output index and the upper's share. Of a move: the source's
             voxel for each voxel, int32, -1 for a value of 0. Of a layernorm: scale and shift by slot, and such a table if it moves as well.
@@ -212,7 +212,7 @@ class Norm:
 
 
 @dataclass
-class Plan:
+class KernelPlan:
     channels: int
     classes: int
     size: Size
@@ -262,11 +262,11 @@ class Plan:
         np.savez(folder / "plan.npz", **self.arrays)  # type: ignore[arg-type]
 
     @staticmethod
-    def load(folder: Path) -> Plan:
+    def load(folder: Path) -> KernelPlan:
         described = json.loads((folder / "plan.json").read_text())
         with np.load(folder / "plan.npz", allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
-        return Plan(
+        return KernelPlan(
             described["channels"],
             described["classes"],
             _size(described["size"]),

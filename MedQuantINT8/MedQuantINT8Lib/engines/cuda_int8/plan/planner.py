@@ -1,7 +1,7 @@
 """From a network's nodes to a plan: what can be done to a value where it is made is done there, before it is stored.
 
 Nodes are taken in order. One that needs its neighbours or sums (convolution, pooling, resizing, normalisation) begins a step; one that
-does not (activation, sum, scale and shift) is added to the chain of the step that makes its input, if that value has no other reader.
+does not (activation, sum, scale and shift) is added to the epilogue of the step that makes its input, if that value has no other reader.
 Which forms of a tensor are stored (FP16, INT8 of some scale) is known when all readers are: stores are put in last.
 """
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ...base import UnsupportedNetwork
 from ..frontend.nodes import Network, Node
-from .kernel_plan import Attention, Buffer, Geometry, Layout, Norm, Op, Plan, Size, Step, View
-from .open_step import HALF, Form, Made, closed
+from .kernel_plan import Attention, Buffer, Geometry, KernelPlan, Layout, Norm, Op, Size, Step, View
+from .open_step import HALF, Form, OpenStep, closed
 from .recompute import recomputed
 from .resize_tables import resize_tables
 
@@ -27,7 +27,7 @@ _MOST_NEIGHBOURS, _SMALL_TILE, _MOST_INPUTS = 128, (2, 4, 8), 6000
 _GATHERING_NONE = ("softmax", "layernorm", "attention")
 
 
-def plan_network(network: Network) -> Plan:
+def plan_network(network: Network) -> KernelPlan:
     """The plan of a network.
 
     Raises:
@@ -40,9 +40,9 @@ class _Planner:
     def __init__(self, network: Network) -> None:
         self._network = network
         first, last = network.shapes[network.input], network.shapes[network.output]
-        self._plan = Plan(first[1], last[1], _size(first))
-        self._made: list[Made] = []
-        self._where: dict[str, Made] = {}
+        self._plan = KernelPlan(first[1], last[1], _size(first))
+        self._open_steps: list[OpenStep] = []
+        self._where: dict[str, OpenStep] = {}
         self._concats: dict[str, tuple[str, ...]] = {}
         #: What a tensor of INT8 is: another tensor, rounded to a scale.
         self._rounded: dict[str, tuple[str, float]] = {}
@@ -52,7 +52,7 @@ class _Planner:
             for name in node.inputs:
                 self._readers[name] = self._readers.get(name, 0) + (node.op != "quant")
 
-    def run(self) -> Plan:
+    def run(self) -> KernelPlan:
         network = self._network
         begun = self._begin("input", Node("input", network.input, (), network.input), None)
         begun.step = replace(begun.step, source_size=self._plan.size)
@@ -86,22 +86,22 @@ class _Planner:
         form = self._rounded[source][1] if int8 else HALF
         geometry = Geometry(weight.shape[2:], values["stride"], values["dilation"], values["before"])
         if kind == "conv" and self._is_first(source, weight, geometry):
-            made, weight = self._first(node, form, geometry)
+            open_step, weight = self._first(node, form, geometry)
             geometry = Geometry()
         else:
-            made = self._begin(kind, node, source, form)
+            open_step = self._begin(kind, node, source, form)
         if scales is None:
             # Powers of two cost nothing and keep small weights away from where FP16 has few bits.
             scales = 2.0 ** np.ceil(np.log2(np.maximum(np.abs(weight).reshape(len(weight), -1).max(1), 1e-30)))
             weight = (weight / scales.reshape(-1, 1, 1, 1, 1)).astype(np.float16)
         scale = (scales * (form if int8 else 1.0)).astype(np.float32)
-        layout = made.step.layout
-        places = int(np.prod(made.step.size if kind == "conv" else made.step.source_size))
-        made.step = replace(
-            made.step, geometry=geometry, weights=self._array(weight), int8=int8, macs=int(weight.size) * places
+        layout = open_step.step.layout
+        places = int(np.prod(open_step.step.size if kind == "conv" else open_step.step.source_size))
+        open_step.step = replace(
+            open_step.step, geometry=geometry, weights=self._array(weight), int8=int8, macs=int(weight.size) * places
         )
         self._extend(
-            made,
+            open_step,
             Op("affine", arrays=(self._array(layout.placed(scale)), self._array(layout.placed(values["bias"])))),
             node,
         )
@@ -112,42 +112,42 @@ class _Planner:
         inputs = int(np.prod(geometry.region(_SMALL_TILE))) * weight.shape[1]
         return base == self._network.input and weight[0].size <= _MOST_NEIGHBOURS and inputs <= _MOST_INPUTS
 
-    def _first(self, node: Node, form: Form, geometry: Geometry) -> tuple[Made, NDArray[Any]]:
+    def _first(self, node: Node, form: Form, geometry: Geometry) -> tuple[OpenStep, NDArray[Any]]:
         """A first convolution as a pointwise one over slots that are the neighbours of each voxel, and its weights."""
         weight = node.values["weight"]
-        made = self._begin("conv", node, None)
+        open_step = self._begin("conv", node, None)
         slots = weight[0].size
-        made.step = replace(made.step, source=View("", 0, Layout.dense(slots), form), neighbours=geometry)
-        return made, np.moveaxis(weight, 1, -1).reshape(len(weight), slots, 1, 1, 1)
+        open_step.step = replace(open_step.step, source=View("", 0, Layout.dense(slots), form), neighbours=geometry)
+        return open_step, np.moveaxis(weight, 1, -1).reshape(len(weight), slots, 1, 1, 1)
 
     def _maxpool(self, node: Node) -> None:
         values = node.values
-        made = self._begin(node.op, node, node.inputs[0])
+        open_step = self._begin(node.op, node, node.inputs[0])
         geometry = Geometry(values["kernel"], values["stride"], values["dilation"], values["before"], values["whole"])
-        made.step = replace(made.step, geometry=geometry)
+        open_step.step = replace(open_step.step, geometry=geometry)
 
     _avgpool = _maxpool
 
     def _resize(self, node: Node) -> None:
-        made = self._begin("resize", node, node.inputs[0])
-        tables = resize_tables(made.step.source_size, made.step.size, node.values)
-        made.step = replace(made.step, tables=tuple(self._array(table) for table in tables))
+        open_step = self._begin("resize", node, node.inputs[0])
+        tables = resize_tables(open_step.step.source_size, open_step.step.size, node.values)
+        open_step.step = replace(open_step.step, tables=tuple(self._array(table) for table in tables))
 
     def _softmax(self, node: Node) -> None:
         self._begin("softmax", node, node.inputs[0])
 
     def _move(self, node: Node) -> None:
-        made = self._begin("move", node, node.inputs[0])
-        made.step = replace(made.step, tables=(self._array(node.values["rows"]),))
+        open_step = self._begin("move", node, node.inputs[0])
+        open_step.step = replace(open_step.step, tables=(self._array(node.values["rows"]),))
 
     def _layernorm(self, node: Node) -> None:
-        made, values = self._begin("layernorm", node, node.inputs[0]), node.values
-        tables = [self._array(made.step.layout.placed(values[key])) for key in ("gamma", "beta")]
+        open_step, values = self._begin("layernorm", node, node.inputs[0]), node.values
+        tables = [self._array(open_step.step.layout.placed(values[key])) for key in ("gamma", "beta")]
         tables += [self._array(values["rows"])] if "rows" in values else []
-        made.step = replace(made.step, tables=tuple(tables), epsilon=values["epsilon"])
+        open_step.step = replace(open_step.step, tables=tuple(tables), epsilon=values["epsilon"])
 
     def _attention(self, node: Node) -> None:
-        made, values = self._begin("attention", node, node.inputs[0], HALF), node.values
+        open_step, values = self._begin("attention", node, node.inputs[0], HALF), node.values
         taken = self._layout(node.inputs[0])
         if not np.array_equal(taken.slots, np.arange(taken.channels)):
             raise UnsupportedNetwork(
@@ -161,8 +161,8 @@ class _Planner:
         attention = Attention(
             **{key: values[key] for key in ("windows", "tokens", "heads", "width", "starts", "scale")}, apart=apart
         )
-        made.step = replace(
-            made.step,
+        open_step.step = replace(
+            open_step.step,
             layout=Layout.dense(attention.heads * attention.width),
             attention=attention,
             tables=tuple("" if table is None else self._array(table) for table in tables.values()),
@@ -171,27 +171,27 @@ class _Planner:
 
     def _norm(self, node: Node) -> None:
         source = node.inputs[0]
-        made = self._where.get(source)
+        open_step = self._where.get(source)
         name = f"norm{len(self._plan.norms)}"
         if (
-            made is None
-            or made.step.kind in _GATHERING_NONE
-            or any(isinstance(op, Op) and op.kind == "statistics" for op in made.chain)
+            open_step is None
+            or open_step.step.kind in _GATHERING_NONE
+            or any(isinstance(op, Op) and op.kind == "statistics" for op in open_step.epilogue)
         ):
-            # Joined or rounded tensors have no chain of their own to gather statistics in, and a chain gathers no more than one.
-            gathering = self._begin("apply", replace(node, output=f"{source}_looked_at"), source)
-            gathering.chain.append(Op("statistics", norm=name))
+            # Joined or rounded tensors have no epilogue of their own to gather statistics in, and an epilogue gathers no more than one.
+            gathering = self._begin("elementwise", replace(node, output=f"{source}_looked_at"), source)
+            gathering.epilogue.append(Op("statistics", norm=name))
             layout = gathering.step.layout
         else:
-            layout = made.step.layout
+            layout = open_step.step.layout
             self._insert(source, Op("statistics", norm=name))
         values, slots = node.values, layout.slots
         groups = tuple(tuple(int(s) for s in part) for part in np.split(slots, values["groups"]))
         gamma, beta = (self._array(layout.placed(values[key])) for key in ("gamma", "beta"))
         self._plan.norms[name] = Norm(groups, gamma, beta, values["epsilon"])
         size = _size(self._network.shapes[node.output])
-        self._made.append(Made(Step("normalize", f"{node.name} statistics", size, size, layout, norm=name)))
-        applied = self._begin("apply", node, source)
+        self._open_steps.append(OpenStep(Step("normalize", f"{node.name} statistics", size, size, layout, norm=name)))
+        applied = self._begin("elementwise", node, source)
         self._extend(applied, Op("norm", norm=name), node)
 
     def _act(self, node: Node) -> None:
@@ -204,54 +204,61 @@ class _Planner:
         self._elementwise(node, Op("affine"), node.values["scale"], node.values["shift"])
 
     def _offset(self, node: Node) -> None:
-        made = self._open(node.inputs[0]) or self._begin("apply", node, node.inputs[0])
-        layout, table = made.step.layout, node.values["table"]
+        open_step = self._open(node.inputs[0]) or self._begin("elementwise", node, node.inputs[0])
+        layout, table = open_step.step.layout, node.values["table"]
         placed = np.zeros((len(table), layout.width), np.float32)
         placed[:, layout.slots] = table
-        self._extend(made, Op("offset", arrays=(self._array(placed),)), node)
+        self._extend(open_step, Op("offset", arrays=(self._array(placed),)), node)
 
     def _elementwise(self, node: Node, op: Op, *by_channel: NDArray[Any]) -> None:
-        made = self._open(node.inputs[0]) or self._begin("apply", node, node.inputs[0])
-        op = replace(op, arrays=tuple(self._array(made.step.layout.placed(values)) for values in by_channel))
-        self._extend(made, op, node)
+        open_step = self._open(node.inputs[0]) or self._begin("elementwise", node, node.inputs[0])
+        op = replace(op, arrays=tuple(self._array(open_step.step.layout.placed(values)) for values in by_channel))
+        self._extend(open_step, op, node)
 
     def _add(self, node: Node) -> None:
         a, b = node.inputs
-        chains = [
-            (made, other)
+        epilogues = [
+            (open_step, other)
             for value, other in ((a, b), (b, a))
-            if (made := self._open(value)) and self._before(other, made)
+            if (open_step := self._open(value)) and self._before(other, open_step)
         ]
-        if chains:
-            made, other = max(chains, key=lambda pair: self._made.index(pair[0]))
+        if epilogues:
+            open_step, other = max(epilogues, key=lambda pair: self._open_steps.index(pair[0]))
         else:
-            made, other = self._begin("apply", node, a), b
-        if self._layout(other) != made.step.layout:
+            open_step, other = self._begin("elementwise", node, a), b
+        if self._layout(other) != open_step.step.layout:
             raise UnsupportedNetwork(
                 f"CUDA INT8 cannot take two tensors of different layout together (node {node.name}).",
                 "Choose another engine with --engine.",
             )
-        norm = self._norm_alone(other, made)
-        made.others[len(made.chain)] = self._read(other) if norm is None else norm[0]
-        self._extend(made, Op(node.op, norm="" if norm is None else norm[1]), node)
+        norm = self._norm_alone(other, open_step)
+        open_step.others[len(open_step.epilogue)] = self._read(other) if norm is None else norm[0]
+        self._extend(open_step, Op(node.op, norm="" if norm is None else norm[1]), node)
 
     _mul = _add
 
-    def _norm_alone(self, name: str, made: Made) -> tuple[tuple[str, Form], str] | None:
+    def _norm_alone(self, name: str, open_step: OpenStep) -> tuple[tuple[str, Form], str] | None:
         """Of a tensor that is another one normalised, and is read by this step alone: that one and its statistics. It need not be stored then."""
         step = self._where.get(name)
         if (
             step is None
-            or step.step.kind != "apply"
+            or step.step.kind != "elementwise"
             or self._readers.get(name) != 1
             or name in self._forms
-            or not self._before(name, made)
+            or not self._before(name, open_step)
         ):
             return None
-        if len(step.chain) != 2 or not isinstance(op := step.chain[0], Op) or op.kind != "norm" or step.reads is None:
+        if (
+            len(step.epilogue) != 2
+            or not isinstance(op := step.epilogue[0], Op)
+            or op.kind != "norm"
+            or step.reads is None
+        ):
             return None
-        self._made.remove(step)
-        made.step = replace(made.step, sources=tuple(dict.fromkeys((*step.step.sources, *made.step.sources))))
+        self._open_steps.remove(step)
+        open_step.step = replace(
+            open_step.step, sources=tuple(dict.fromkeys((*step.step.sources, *open_step.step.sources)))
+        )
         return step.reads, op.norm
 
     def _concat(self, node: Node) -> None:
@@ -261,9 +268,9 @@ class _Planner:
             parts += self._concats.get(name, (name,))
         self._concats[node.output] = tuple(parts)
 
-    # Steps and their chains.
+    # Steps and their epilogues.
 
-    def _begin(self, kind: str, node: Node, source: str | None, form: Form | None = None) -> Made:
+    def _begin(self, kind: str, node: Node, source: str | None, form: Form | None = None) -> OpenStep:
         """A new step for a node; it reads ``source`` in the form asked for, or the one that is at hand."""
         shape = self._network.shapes.get(node.output) or self._network.shapes[source or node.output]
         size, layout = _size(shape), Layout.dense(shape[1])
@@ -273,40 +280,43 @@ class _Planner:
             taken = _size(self._shape(source))
             if kind not in ("conv", "deconv"):
                 layout = self._layout(source)
-        made = Made(Step(kind, node.name, size, taken, layout, sources=node.sources), [node.output], reads)
-        self._made.append(made)
-        self._where[node.output] = made
-        return made
+        open_step = OpenStep(Step(kind, node.name, size, taken, layout, sources=node.sources), [node.output], reads)
+        self._open_steps.append(open_step)
+        self._where[node.output] = open_step
+        return open_step
 
-    def _extend(self, made: Made, op: Op, node: Node) -> None:
-        if made.value == node.output:
+    def _extend(self, open_step: OpenStep, op: Op, node: Node) -> None:
+        if open_step.value == node.output:
             # The node that began the step: its own work comes before its value.
-            made.chain.insert(len(made.chain) - 1, op)
+            open_step.epilogue.insert(len(open_step.epilogue) - 1, op)
             return
-        made.chain += [op, node.output]
-        made.step = replace(made.step, sources=tuple(dict.fromkeys((*made.step.sources, *node.sources))))
-        self._where[node.output] = made
+        open_step.epilogue += [op, node.output]
+        open_step.step = replace(open_step.step, sources=tuple(dict.fromkeys((*open_step.step.sources, *node.sources))))
+        self._where[node.output] = open_step
 
-    def _open(self, name: str) -> Made | None:
-        """The step whose chain ends in this tensor, if nobody else reads it."""
-        made = self._where.get(name)
+    def _open(self, name: str) -> OpenStep | None:
+        """The step whose epilogue ends in this tensor, if nobody else reads it."""
+        open_step = self._where.get(name)
         return (
-            made
-            if made is not None and made.value == name and self._readers.get(name, 0) == 1 and made.step.kind != "input"
+            open_step
+            if open_step is not None
+            and open_step.value == name
+            and self._readers.get(name, 0) == 1
+            and open_step.step.kind != "input"
             else None
         )
 
-    def _before(self, name: str, made: Made) -> bool:
+    def _before(self, name: str, open_step: OpenStep) -> bool:
         """Whether a tensor is whole before a step begins."""
-        number = self._made.index(made)
+        number = self._open_steps.index(open_step)
         base = self._rounded.get(name, (name, 0))[0]
-        return all(self._made.index(self._where[part]) < number for part in self._concats.get(base, (base,)))
+        return all(self._open_steps.index(self._where[part]) < number for part in self._concats.get(base, (base,)))
 
     def _copied(self, rounded: str) -> str:
-        """An INT8 tensor as a value with a chain of its own."""
+        """An INT8 tensor as a value with an epilogue of its own."""
         name = f"{rounded}_value"
         if name not in self._where:
-            self._begin("apply", Node("apply", name, (rounded,), name), rounded)
+            self._begin("elementwise", Node("elementwise", name, (rounded,), name), rounded)
         return name
 
     def _read(self, name: str, form: Form | None = None) -> tuple[str, Form]:
@@ -317,14 +327,16 @@ class _Planner:
 
     def _insert(self, name: str, op: Op) -> None:
         """An operation on a tensor's value, as soon as it is there."""
-        made = self._where.get(name)
-        if made is None:
+        open_step = self._where.get(name)
+        if open_step is None:
             # The network's output is a joined or a rounded tensor.
-            made = self._begin("apply", Node("apply", f"{name} given out", (name,), f"{name}_out"), name)
-            name = made.value
-        place = made.chain.index(name) + 1
-        made.chain.insert(place, op)
-        made.others = {n + (n >= place): other for n, other in made.others.items()}
+            open_step = self._begin(
+                "elementwise", Node("elementwise", f"{name} given out", (name,), f"{name}_out"), name
+            )
+            name = open_step.value
+        place = open_step.epilogue.index(name) + 1
+        open_step.epilogue.insert(place, op)
+        open_step.others = {n + (n >= place): other for n, other in open_step.others.items()}
 
     def _array(self, values: NDArray[Any]) -> str:
         name = f"a{len(self._plan.arrays)}"
@@ -362,7 +374,7 @@ class _Planner:
                     view = self._buffer(self._layout(name), _size(self._shape(name)), form)
                     views[name, form] = view
                     stores.setdefault(name, []).append(view)
-        steps = (closed(made, views, stores) for made in self._made)
+        steps = (closed(open_step, views, stores) for open_step in self._open_steps)
         # The network's input may have no reader left.
         self._plan.steps += [step for step in steps if step.ops or step.kind == "normalize"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .kernel_plan import Plan, Step
+from .kernel_plan import KernelPlan, Step
 
 
-def recomputed(plan: Plan) -> Plan:
+def recomputed(plan: KernelPlan) -> KernelPlan:
     """The plan in which a first convolution that nothing but its normalisation reads only gathers statistics, and is done again where they are applied.
 
     Its input is a channel or a few, and its product short: both are over before 32 channels in FP16 have gone to the GPU's memory and come back.
@@ -35,7 +35,7 @@ def recomputed(plan: Plan) -> Plan:
     return replace(plan, steps=steps, arrays=arrays, buffers=buffers)
 
 
-def _only_reader(plan: Plan, step: Step) -> Step | None:
+def _only_reader(plan: KernelPlan, step: Step) -> Step | None:
     """The step that normalises a first convolution's output, if that is stored for it alone."""
     stores = list(step.writes())
     norms = [op.norm for op in step.ops if op.kind == "statistics"]
@@ -53,4 +53,4 @@ def _only_reader(plan: Plan, step: Step) -> Step | None:
     reads_once = applied.source == stores[0] and not any(
         op.view is not None and op.view.buffer == stores[0].buffer for op in applied.ops
     )
-    return applied if applied.kind == "apply" and begins and reads_once else None
+    return applied if applied.kind == "elementwise" and begins and reads_once else None

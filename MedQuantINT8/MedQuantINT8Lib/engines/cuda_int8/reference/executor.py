@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..plan.kernel_plan import Geometry, Op, Plan, Size, Step, View
+from ..plan.kernel_plan import Geometry, KernelPlan, Op, Size, Step, View
 from . import transformer as tokens
 
 Values = NDArray[np.float32]
@@ -31,7 +31,7 @@ class ReferenceExecutor:
         buffers: (batch, *size, pitch) of each name, as the last run left them; nothing shares memory here.
     """
 
-    def __init__(self, plan: Plan, batch: int = 1) -> None:
+    def __init__(self, plan: KernelPlan, batch: int = 1) -> None:
         self.plan = plan
         self.buffers: dict[str, NDArray[Any]] = {}
         for name, buffer in plan.buffers.items():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ....progress import Task
 from ...cuda.device import DeviceBuffer, Event, Gpu, Stream
 from ...cuda.graph_capture import CapturedGraph
-from ..plan.kernel_plan import Plan, Step
+from ..plan.kernel_plan import KernelPlan, Step
 from ..tiling.candidates import first_guess, least_cycles, proposals
 from ..tiling.tiling import Tile, Tiling
 from .network import CudaInt8Network
@@ -27,7 +27,7 @@ _FIRST_GUESSES = 2
 _ROUNDS, _RUNS = 3, 8
 
 
-def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[str, Tile]:
+def tuned(gpu: Gpu, plan: KernelPlan, batch: int, task: Task | None = None) -> dict[str, Tile]:
     """The fastest tile of each convolution, by the name of its step.
 
     Raises:
@@ -70,7 +70,7 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
             network.memory.hold((batch, plan.classes, *plan.size), np.float16),
         )
         ends[0].zero(stream)
-        network.lanes[0].arena.zero(stream)
+        network.parts[0].arena.zero(stream)
         with task.stage("timing kernels", len(tried)):
             for steps, programs in tried:
                 times = [_milliseconds(network, program, batch, ends, stream, begin, end) for program in programs]
@@ -89,10 +89,10 @@ def tuned(gpu: Gpu, plan: Plan, batch: int, task: Task | None = None) -> dict[st
 def _size(program: Program) -> int:
     """Of a kernel, roughly: its products are written out."""
     assert program.tiling is not None
-    return program.tiling.sums * program.tiling.group_turns
+    return program.tiling.sums * program.tiling.group_mma_steps
 
 
-def _any_order(plan: Plan, tiling: Tiling) -> NDArray[np.uint8]:
+def _any_order(plan: KernelPlan, tiling: Tiling) -> NDArray[np.uint8]:
     """As many bytes as a tiling's weights: putting them in order takes longer than timing, and time does not depend on the order."""
     raw = plan.arrays[tiling.step.weights].view(np.uint8).reshape(-1)
     return np.resize(raw, len(tiling.taps) * tiling.column_blocks * tiling.rounds * tiling.weight_bytes)
@@ -133,7 +133,7 @@ def to_json(tiles: dict[str, Tile]) -> dict[str, Any]:
     return {name: asdict(tile) for name, tile in tiles.items()}
 
 
-def from_json(plan: Plan, value: dict[str, Any]) -> dict[str, Tiling]:
+def from_json(plan: KernelPlan, value: dict[str, Any]) -> dict[str, Tiling]:
     """Tilings of a plan's convolutions."""
     tiles = {name: Tile(**{**tile, "voxels": tuple(tile["voxels"])}) for name, tile in value.items()}
     return {step.name: Tiling.of(step, tiles[step.name]) for step in plan.steps if step.name in tiles}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ...cuda.device import DeviceBuffer, Gpu, Stream, checked, patch_address
-from ..plan.kernel_plan import Plan, View
+from ..plan.kernel_plan import KernelPlan, View
 from .program import PARAMS, Grid, Program
 
 
@@ -77,7 +77,7 @@ class Launch:
         checked(gpu.driver.cuLaunchKernel(*self._what, stream.handle, self._address, 0), f"start {self._name}")
 
 
-class Lane:
+class BatchPart:
     """Memory for up to ``batch`` patches, and kernels for them.
 
     Raises:
@@ -85,7 +85,13 @@ class Lane:
     """
 
     def __init__(
-        self, plan: Plan, programs: Sequence[Program], batch: int, constants: Constants, memory: Memory, stream: Stream
+        self,
+        plan: KernelPlan,
+        programs: Sequence[Program],
+        batch: int,
+        constants: Constants,
+        memory: Memory,
+        stream: Stream,
     ) -> None:
         self.plan, self.batch = plan, batch
         self._constants, self._memory = constants, memory
@@ -98,7 +104,7 @@ class Lane:
         self._counters = memory.hold((batch * max((p.shared_tiles for p in programs), default=0),), np.int32)
         self._counters.zero(stream)
         for program in programs:
-            if name := program.chain.norm:
+            if name := program.epilogue.norm:
                 width = program.step.layout.width
                 self.partials[name] = memory.hold((batch, program.partials, width, 2), np.float32)
                 factors = memory.hold((batch, width), np.float32), memory.hold((batch, width), np.float32)
@@ -115,7 +121,7 @@ class Lane:
     def parameters(self, program: Program, weights: DeviceBuffer | None, stream: Stream) -> NDArray[Any]:
         """Of a kernel, all but the network's input and output."""
         params = np.zeros((), PARAMS)
-        step, chain = program.step, program.chain
+        step, epilogue = program.step, program.epilogue
         if step.kind == "normalize":
             norm = self.plan.norms[step.norm]
             arrays = self._constants.arrays
@@ -144,16 +150,16 @@ class Lane:
             )
             counters.zero(stream)
         params["workspace"], params["counters"] = workspace.pointer, counters.pointer
-        if chain.norm:
-            partials = self.partials[chain.norm]
+        if epilogue.norm:
+            partials = self.partials[epilogue.norm]
             if program.partials > partials.shape[1]:
                 partials = self._memory.hold((self.batch, program.partials, *partials.shape[2:]), np.float32)
             params["partials"] = partials.pointer
-        for number, pointer in enumerate(chain.pointers):
+        for number, pointer in enumerate(epilogue.pointers):
             params["ptr"][number] = self._pointer(step.ops, *pointer)
         for number, table in enumerate(step.tables):
-            params["ptr"][len(chain.pointers) + number] = self._constants.arrays[table].pointer if table else 0
-        params["f"][: len(chain.numbers)] = chain.numbers
+            params["ptr"][len(epilogue.pointers) + number] = self._constants.arrays[table].pointer if table else 0
+        params["f"][: len(epilogue.numbers)] = epilogue.numbers
         return params
 
     def _pointer(self, ops: tuple[Any, ...], kind: str, what: str | int) -> int:
@@ -177,7 +183,7 @@ class Lane:
         Args:
             held: its parameters.
         """
-        assert batch <= self.batch, "a lane has room for fewer patches"
+        assert batch <= self.batch, "a part has room for fewer patches"
         params = held.copy()
         params["output"] = patch_address(target, first)
         if program.step.takes_input:

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from ...cuda.device import DeviceBuffer, Gpu, Stream, checked
 from ..kernels import kernel_text
-from ..plan.kernel_plan import Plan
+from ..plan.kernel_plan import KernelPlan
 from ..tiling.tiling import Tiling
 from ..tiling.weight_order import arranged_weights
-from .batch_part import Constants, Lane, Launch, Memory
+from .batch_part import BatchPart, Constants, Launch, Memory
 from .program import PARAMS, Program, machine_of, programs
 
 #: Parts of a batch that an engine runs side by side: while kernels of one wait for memory, or end on a few processors, those of the other multiply
 #: (two to nine percent of eight networks' time with four patches; four parts are slower where layers have few voxels).
-LANES = 2
+BATCH_PARTS = 2
 
 
 class CudaInt8Network:
@@ -30,7 +30,7 @@ class CudaInt8Network:
     Args:
         chosen: tilings of convolutions by the name of their step.
         weights: gives those of a convolution in the order of its tiling; by default they are put in order here, from the plan's.
-        lanes: parts of a batch that run side by side.
+        parts: parts of a batch that run side by side.
         poison: fill all memory with this byte before each run, so that what no kernel writes shows (for tests).
 
     Raises:
@@ -42,11 +42,11 @@ class CudaInt8Network:
     def __init__(
         self,
         gpu: Gpu,
-        plan: Plan,
+        plan: KernelPlan,
         batch: int,
         chosen: dict[str, Tiling] | None = None,
         weights: Callable[[Tiling], NDArray[np.uint8]] | None = None,
-        lanes: int = 1,
+        parts: int = 1,
         poison: int | None = None,
     ) -> None:
         self._weights = weights or partial(arranged_weights, plan)
@@ -61,21 +61,21 @@ class CudaInt8Network:
             self.programs, gpu.compiled([p.source for p in self.programs], "run"), strict=True
         ):
             self._ready(program, function)
-        # The first lane's work is put into the caller's stream.
-        counts = _parts(batch, lanes)
+        # The first part's work is put into the caller's stream.
+        counts = _parts(batch, parts)
         self._beside = [(gpu.stream(), gpu.event()) for _ in counts[1:]]
         self._begun = gpu.event()
         stream = gpu.stream()
         try:
             constants = self._constants(stream)
-            self.lanes = [Lane(plan, self.programs, count, constants, self.memory, stream) for count in counts]
+            self.parts = [BatchPart(plan, self.programs, count, constants, self.memory, stream) for count in counts]
             held = [
                 None if p.tiling is None else self.memory.uploaded(self._weights(p.tiling), stream)
                 for p in self.programs
             ]
             self._params = [
-                [lane.parameters(*known, stream) for known in zip(self.programs, held, strict=True)]
-                for lane in self.lanes
+                [part.parameters(*known, stream) for known in zip(self.programs, held, strict=True)]
+                for part in self.parts
             ]
             stream.synchronize()
         except BaseException:
@@ -128,12 +128,12 @@ class CudaInt8Network:
             Launch(self._widen, (-(-count // 512), 1, 1), 256, 0, params, "widen").put(self.gpu, stream)
 
     def _made(self, batch: int, source: DeviceBuffer, target: DeviceBuffer) -> list[list[Launch]]:
-        """Of each lane the kernels of a run."""
-        counts = _parts(batch, len(self.lanes))
+        """Of each part the kernels of a run."""
+        counts = _parts(batch, len(self.parts))
         return [
-            [lane.launch_of(*known, count, source, target, first) for known in zip(self.programs, params, strict=True)]
-            for lane, params, count, first in zip(
-                self.lanes, self._params, counts, accumulate(counts, initial=0), strict=False
+            [part.launch_of(*known, count, source, target, first) for known in zip(self.programs, params, strict=True)]
+            for part, params, count, first in zip(
+                self.parts, self._params, counts, accumulate(counts, initial=0), strict=False
             )
         ]
 
@@ -145,12 +145,12 @@ class CudaInt8Network:
         for other, _ in beside:
             other.wait_for(self._begun)
         if self._poison is not None:
-            for lane, own in zip(self.lanes, streams, strict=False):
+            for part, own in zip(self.parts, streams, strict=False):
                 checked(
-                    self.gpu.driver.cuMemsetD8Async(lane.arena.pointer, self._poison, lane.arena.nbytes, own.handle),
+                    self.gpu.driver.cuMemsetD8Async(part.arena.pointer, self._poison, part.arena.nbytes, own.handle),
                     "clear memory",
                 )
-        # A kernel of each in turn: where nothing is recorded, one lane's launches would keep the others waiting.
+        # A kernel of each in turn: where nothing is recorded, one part's launches would keep the others waiting.
         for kernels in zip(*launches, strict=True):
             for launch, own in zip(kernels, streams, strict=True):
                 launch.put(self.gpu, own)
@@ -159,8 +159,8 @@ class CudaInt8Network:
             stream.wait_for(done)
 
     def launch(self, number: int, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
-        """One step of a run, for as many patches as the first lane has room for."""
-        self.lanes[0].launch_of(self.programs[number], self._params[0][number], batch, source, target).put(
+        """One step of a run, for as many patches as the first part has room for."""
+        self.parts[0].launch_of(self.programs[number], self._params[0][number], batch, source, target).put(
             self.gpu, stream
         )
 
@@ -173,10 +173,10 @@ class CudaInt8Network:
         held = self.memory.count
         try:
             weights = None if program.tiling is None else self.memory.uploaded(self._weights(program.tiling), stream)
-            params = self.lanes[0].parameters(program, weights, stream)
+            params = self.parts[0].parameters(program, weights, stream)
             yield (
                 lambda batch, source, target, stream: (
-                    self.lanes[0].launch_of(program, params, batch, source, target).put(self.gpu, stream)
+                    self.parts[0].launch_of(program, params, batch, source, target).put(self.gpu, stream)
                 )
             )
         finally:
@@ -194,7 +194,7 @@ class CudaInt8Network:
             thing.free()
 
 
-def _parts(batch: int, lanes: int) -> list[int]:
-    """Patches of each lane; no lane is without."""
-    lanes = min(batch, lanes)
-    return [batch // lanes + (number < batch % lanes) for number in range(lanes)]
+def _parts(batch: int, parts: int) -> list[int]:
+    """Patches of each part; no part is without."""
+    parts = min(batch, parts)
+    return [batch // parts + (number < batch % parts) for number in range(parts)]

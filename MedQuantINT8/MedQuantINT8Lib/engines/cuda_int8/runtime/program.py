@@ -12,10 +12,10 @@ from ...base import UnsupportedNetwork
 from ...cuda.device import Gpu
 from ..kernels import kernel_text
 from ..kernels.convolution import conv_source
-from ..kernels.elementwise import walk_source
-from ..kernels.epilogue import POINTERS, ChainSource
+from ..kernels.elementwise import elementwise_source
+from ..kernels.epilogue import POINTERS, EpilogueSource
 from ..kernels.transformer import ATTENTION_THREADS, attention_grid, attention_source, layernorm_source
-from ..plan.kernel_plan import Plan, Step
+from ..plan.kernel_plan import KernelPlan, Step
 from ..tiling.candidates import Machine, first_guess
 from ..tiling.tiling import Tiling
 
@@ -35,7 +35,7 @@ class Program:
     """
 
     step: Step
-    chain: ChainSource
+    epilogue: EpilogueSource
     source: str
     grid: Callable[[int], Grid]
     threads: int
@@ -52,13 +52,13 @@ def machine_of(gpu: Gpu) -> Machine:
     return Machine(gpu.info.capability, gpu.processors)
 
 
-def conv_program(plan: Plan, step: Step, tiling: Tiling, machine: Machine) -> Program:
-    chain, split = ChainSource(plan, step), tiling.tile.split
+def conv_program(plan: KernelPlan, step: Step, tiling: Tiling, machine: Machine) -> Program:
+    epilogue, split = EpilogueSource(plan, step), tiling.tile.split
     blocks = machine.blocks(tiling)
-    source = conv_source(plan, tiling, blocks, machine.resident(tiling), chain)
+    source = conv_source(plan, tiling, blocks, machine.resident(tiling), epilogue)
     made = Program(
         step,
-        chain,
+        epilogue,
         source,
         lambda batch: (blocks * batch, tiling.column_blocks, tiling.phases * split),
         tiling.tile.threads,
@@ -70,21 +70,21 @@ def conv_program(plan: Plan, step: Step, tiling: Tiling, machine: Machine) -> Pr
     return made
 
 
-def walk_program(plan: Plan, step: Step) -> Program:
-    chain = ChainSource(plan, step)
-    make = layernorm_source if step.kind == "layernorm" else walk_source
-    source, (blocks, threads) = make(plan, step, chain)
-    return Program(step, chain, source, lambda batch: (blocks, batch, 1), threads, partials=blocks)
+def elementwise_program(plan: KernelPlan, step: Step) -> Program:
+    epilogue = EpilogueSource(plan, step)
+    make = layernorm_source if step.kind == "layernorm" else elementwise_source
+    source, (blocks, threads) = make(plan, step, epilogue)
+    return Program(step, epilogue, source, lambda batch: (blocks, batch, 1), threads, partials=blocks)
 
 
-def attention_program(plan: Plan, step: Step, machine: Machine) -> Program:
+def attention_program(plan: KernelPlan, step: Step, machine: Machine) -> Program:
     """As the others.
 
     Raises:
         UnsupportedNetwork: keys and values of a window do not fit into the GPU's shared memory.
     """
-    chain = ChainSource(plan, step)
-    source, shared = attention_source(plan, step, chain)
+    epilogue = EpilogueSource(plan, step)
+    source, shared = attention_source(plan, step, epilogue)
     if shared > machine.block_bytes:
         assert step.attention is not None
         raise UnsupportedNetwork(
@@ -92,10 +92,10 @@ def attention_program(plan: Plan, step: Step, machine: Machine) -> Program:
             f"take {shared / 1024:.0f} KB, and this GPU has {machine.block_bytes / 1024:.0f} (node {step.name}).",
             "Choose a smaller patch, or another engine with --engine: tensorrt, or openvino.",
         )
-    return Program(step, chain, source, lambda batch: attention_grid(step, batch), ATTENTION_THREADS, shared)
+    return Program(step, epilogue, source, lambda batch: attention_grid(step, batch), ATTENTION_THREADS, shared)
 
 
-def normalize_program(plan: Plan, step: Step, partials: int) -> Program:
+def normalize_program(plan: KernelPlan, step: Step, partials: int) -> Program:
     norm = plan.norms[step.norm]
     slots = np.concatenate(norm.groups)
     head = f"#define MEMBERS {len(norm.groups[0])}\n#define REGULAR {int((np.diff(slots) == 1).all())}\n"
@@ -103,7 +103,7 @@ def normalize_program(plan: Plan, step: Step, partials: int) -> Program:
     numbers = partials, step.layout.width, step.voxels, int(slots[0])
     return Program(
         step,
-        ChainSource(plan, step),
+        EpilogueSource(plan, step),
         head + kernel_text("normalize.cu"),
         lambda batch: (len(norm.groups), batch, 1),
         256,
@@ -111,7 +111,7 @@ def normalize_program(plan: Plan, step: Step, partials: int) -> Program:
     )
 
 
-def fixed_programs(plan: Plan, machine: Machine) -> list[Program]:
+def fixed_programs(plan: KernelPlan, machine: Machine) -> list[Program]:
     """Those that no choice of tiles changes.
 
     Raises:
@@ -122,11 +122,11 @@ def fixed_programs(plan: Plan, machine: Machine) -> list[Program]:
     ]
 
 
-def _fixed_program(plan: Plan, step: Step, machine: Machine) -> Program:
-    return attention_program(plan, step, machine) if step.kind == "attention" else walk_program(plan, step)
+def _fixed_program(plan: KernelPlan, step: Step, machine: Machine) -> Program:
+    return attention_program(plan, step, machine) if step.kind == "attention" else elementwise_program(plan, step)
 
 
-def programs(plan: Plan, machine: Machine, batch: int, chosen: dict[str, Tiling] | None = None) -> list[Program]:
+def programs(plan: KernelPlan, machine: Machine, batch: int, chosen: dict[str, Tiling] | None = None) -> list[Program]:
     """All kernels of a plan; ``chosen`` tilings by a step's name, else the best guess."""
     made: list[Program] = []
     partials: dict[str, int] = {}
@@ -139,8 +139,8 @@ def programs(plan: Plan, machine: Machine, batch: int, chosen: dict[str, Tiling]
             program = normalize_program(plan, step, partials[step.norm])
         else:
             program = _fixed_program(plan, step, machine)
-        if program.chain.norm:
-            partials[program.chain.norm] = program.partials
+        if program.epilogue.norm:
+            partials[program.epilogue.norm] = program.partials
         made.append(program)
     return made
 

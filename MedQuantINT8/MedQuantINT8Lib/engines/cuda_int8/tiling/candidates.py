@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 
 from ...base import UnsupportedNetwork
 from ..plan.kernel_plan import Op, Step, View
-from .tiling import DEPTH, MOST_HALO, MOST_TURNS, REGISTERS, Tile, Tiling
+from .tiling import DEPTH, MOST_HALO, MOST_MMA_STEPS, REGISTERS, Tile, Tiling
 
 #: Shared memory of a multiprocessor by compute capability, in KB (CUDA programming guide, table of compute capabilities).
 _SHARED = {(8, 0): 164, (8, 6): 100, (8, 7): 164, (8, 9): 100, (9, 0): 228, (10, 0): 228, (12, 0): 100}
@@ -171,9 +171,9 @@ def _variants(tiling: Tiling, machine: Machine, batch: int) -> Iterator[Tiling]:
                 Tile(t.voxels, t.channels, t.warps, stages, t.groups, split, team, depth)
                 for t in (tiling.tile, tiling.guess)
             )
-            made = Tiling(tiling.step, tile, tiling.lattices, guess, tiling.spread)
+            made = Tiling(tiling.step, tile, tiling.axis_phases, guess, tiling.spread)
             fits = made.sums + _LEAST_REGISTERS <= made.most_registers if team > 1 else split <= made.rounds
-            if not fits or made.pieces > 32 * tile.warps:
+            if not fits or made.chunks > 32 * tile.warps:
                 break
             yield made
             if made.rounds <= split and machine.blocks(made) * team >= tiles:
@@ -182,11 +182,11 @@ def _variants(tiling: Tiling, machine: Machine, batch: int) -> Iterator[Tiling]:
 
 def _depths(tiling: Tiling) -> list[int]:
     """How much of a voxel may be fetched at once, so that it is gone through in equal parts. What mma reads lies voxel by voxel, without conflicts
-    only in pieces of 32 bytes."""
+    only in units of 32 bytes."""
     if not tiling.pointwise or not tiling.tile.groups:
         return [DEPTH]
     parts = {-(-tiling.voxel_bytes // (n * DEPTH)) * DEPTH for n in (1, 2, 3, 4, 6, 8)}
-    return [DEPTH, *sorted(depth for depth in parts if DEPTH < depth <= MOST_TURNS * DEPTH)]
+    return [DEPTH, *sorted(depth for depth in parts if DEPTH < depth <= MOST_MMA_STEPS * DEPTH)]
 
 
 def _tiles(step: Step, machine: Machine) -> list[Tile]:
@@ -219,18 +219,18 @@ def estimate(tiling: Tiling, machine: Machine, batch: int) -> float:
     tile = tiling.tile
     voxels, columns = tile.count, tile.channels
     rounds = -(-tiling.rounds // tile.split)
-    turn = max(columns / 2, (13 if tiling.by_lines else 16) + columns / 4) if tile.groups else 1.5 * columns
-    multiplied = rounds * tiling.group_turns * turn * voxels / 64
+    step_cycles = max(columns / 2, (13 if tiling.by_lines else 16) + columns / 4) if tile.groups else 1.5 * columns
+    multiplied = rounds * tiling.group_mma_steps * step_cycles * voxels / 64
     fetched = rounds * (tiling.halo_bytes + (0 if tiling.keeps_weights else tiling.weight_bytes)) / 36
     stored = voxels * columns * ((0.131 if tile.groups else 0.112) + (0.11 * tile.split if tile.split > 1 else 0)) + 124
     a, b, c = tiling.tiles
     blocks = a * b * c * tiling.column_blocks * tiling.phases * tile.split * batch
     at_once = min(machine.resident(tiling) * tile.teams, -(-blocks // machine.processors))
-    turns = -(-blocks // (machine.processors * at_once))
+    waves = -(-blocks // (machine.processors * at_once))
     waits = rounds * (5060 if tile.teams > 1 else 770 if tile.stages == 2 else 2170) + (780 if tile.groups else 685)
     waits += 3600 if tile.split > 1 else 0
     busy = max(multiplied, fetched, stored) + 0.62 * (multiplied + fetched + stored)
-    cycles = turns * max(at_once * busy, multiplied + waits + 0.66 * stored)
+    cycles = waves * max(at_once * busy, multiplied + waits + 0.66 * stored)
     # Once in the beginning; and sums for which a thread's registers hardly suffice are kept elsewhere.
     once = tiling.weight_bytes / 36 if tiling.keeps_weights else 0
     unread = _UNREAD if tiling.entries and not tiling.reads_ahead else 1

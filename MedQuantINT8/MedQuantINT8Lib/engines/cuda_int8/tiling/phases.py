@@ -1,4 +1,4 @@
-"""One axis of a convolution as ordinary convolutions over lattices: dilation and transposition taken out."""
+"""One axis of a convolution as phases (a polyphase decomposition): ordinary convolutions, dilation and transposition taken out."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from functools import lru_cache
 
 
 @dataclass(frozen=True)
-class Lattice:
+class AxisPhases:
     """One axis.
 
     Attributes:
         phases: how many; output ``phase + i * out_step``.
         out_step: between neighbouring outputs of a phase.
-        in_step: between neighbouring inputs of the lattice.
-        stride: lattice inputs between neighbouring outputs.
+        in_step: between neighbouring inputs of a phase.
+        stride: inputs of the phase between neighbouring outputs.
         starts: for each phase the input of its first output and first tap.
-        taps: for each phase (place in the kernel, lattice inputs from the first).
+        taps: for each phase (place in the kernel, inputs of the phase from the first).
     """
 
     phases: int
@@ -37,15 +37,17 @@ class Lattice:
 
 
 @lru_cache(maxsize=256)
-def lattice_of(kernel: int, stride: int, dilation: int, before: int, transposed: bool, spread: bool = False) -> Lattice:
-    """The lattice of an axis.
+def phases_of(
+    kernel: int, stride: int, dilation: int, before: int, transposed: bool, spread: bool = False
+) -> AxisPhases:
+    """The phases of an axis.
 
     Args:
         before: padding before the first input; of a transposed convolution what is cut off its output.
         spread: of a transposed convolution that is not cut and whose kernel is its stride, take all phases together.
     """
     if spread:
-        return Lattice(1, stride, 1, 1, (0,), (((0, 0),),))
+        return AxisPhases(1, stride, 1, 1, (0,), (((0, 0),),))
     if transposed:
         found: list[tuple[int, tuple[tuple[int, int], ...]]] = []
         for phase in range(stride):
@@ -57,10 +59,10 @@ def lattice_of(kernel: int, stride: int, dilation: int, before: int, transposed:
             ]
             start = min((offset for _, offset in fitting), default=0)
             found.append((start, tuple((k, offset - start) for k, offset in fitting)))
-        return Lattice(stride, stride, 1, 1, tuple(start for start, _ in found), tuple(taps for _, taps in found))
+        return AxisPhases(stride, stride, 1, 1, tuple(start for start, _ in found), tuple(taps for _, taps in found))
     if stride == 1 and dilation > 1:
         taps = tuple((k, k) for k in range(kernel))
-        return Lattice(
+        return AxisPhases(
             dilation, dilation, dilation, 1, tuple(phase - before for phase in range(dilation)), (taps,) * dilation
         )
-    return Lattice(1, 1, 1, stride, (-before,), (tuple((k, k * dilation) for k in range(kernel)),))
+    return AxisPhases(1, 1, 1, stride, (-before,), (tuple((k, k * dilation) for k in range(kernel)),))

@@ -1,7 +1,7 @@
 """How a convolution is cut into blocks: phases, taps, tiles of output voxels, and the halo they need.
 
 Outputs of a dilated or a transposed convolution fall into phases, by their remainder modulo the dilation or the stride; those of one
-phase are an ordinary convolution over a lattice of inputs. A block computes tiles of one phase, for some output channels.
+phase are an ordinary convolution over every so many-th input. A block computes tiles of one phase, for some output channels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from itertools import product
 
 from ..plan.kernel_plan import Geometry, Size, Step
-from .phases import Lattice, lattice_of
+from .phases import AxisPhases, phases_of
 
 #: Bytes that tensor cores multiply at once: 32 slots of INT8, 16 of FP16.
 DEPTH = 32
@@ -21,9 +21,9 @@ TILE2 = 8
 #: Registers of a thread besides its sums, about, and all that it can have.
 OTHER_REGISTERS, MOST_REGISTERS = 80, 255
 #: Bytes that lie side by side in shared memory, of one voxel.
-PIECE = 16
-#: Weights of so many turns of 32 bytes are fetched at a time, unless all are kept.
-MOST_TURNS = 27
+CHUNK = 16
+#: Weights of so many MMA steps of 32 bytes are fetched at a time, unless all are kept.
+MOST_MMA_STEPS = 27
 #: Taps along the second axis that the lines in a warp's registers serve.
 LINE_TAPS = 3
 #: Columns up to which a block multiplies lines from registers.
@@ -83,7 +83,7 @@ class Tiling:
 
     step: Step
     tile: Tile
-    lattices: tuple[Lattice, Lattice, Lattice]
+    axis_phases: tuple[AxisPhases, AxisPhases, AxisPhases]
     guess: Tile
     spread: int = 1
 
@@ -97,7 +97,7 @@ class Tiling:
         # Of a transposed convolution whose kernel is its stride, all phases take the same input: they are columns of one product.
         spread = step.kind == "deconv" and g.kernel == g.stride and g.before == (0, 0, 0) and g.dilation == (1, 1, 1)
         axes = zip(g.kernel, g.stride, g.dilation, g.before, strict=True)
-        a, b, c = (lattice_of(*axis, step.kind == "deconv", spread) for axis in axes)
+        a, b, c = (phases_of(*axis, step.kind == "deconv", spread) for axis in axes)
         return Tiling(step, tile, (a, b, c), guess, math.prod(g.stride) if spread else 1)
 
     @property
@@ -110,7 +110,7 @@ class Tiling:
 
     @cached_property
     def phases(self) -> int:
-        return math.prod(lattice.phases for lattice in self.lattices)
+        return math.prod(phases.phases for phases in self.axis_phases)
 
     @cached_property
     def same_taps(self) -> bool:
@@ -119,8 +119,8 @@ class Tiling:
 
     @cached_property
     def taps(self) -> list[list[tuple[Size, Size]]]:
-        """For each phase that differs: (place in the kernel, offset in the lattice)."""
-        return _taps(self.lattices, self.same_taps)
+        """For each phase that differs: (place in the kernel, offset among the phase's inputs)."""
+        return _taps(self.axis_phases, self.same_taps)
 
     @cached_property
     def pointwise(self) -> bool:
@@ -134,22 +134,22 @@ class Tiling:
         return self.step.source.layout.width * self.element
 
     @cached_property
-    def chunk(self) -> int:
+    def k_block(self) -> int:
         """Bytes of a voxel that are fetched together: all, or what is multiplied at once, or half of it, when two taps are multiplied at once."""
         if self.tile.teams > 1:
             return self.voxel_bytes
         if self.pointwise:
             return self.tile.depth
-        return PIECE if self.voxel_bytes % DEPTH and max(map(len, self.taps)) > 1 else DEPTH
+        return CHUNK if self.voxel_bytes % DEPTH and max(map(len, self.taps)) > 1 else DEPTH
+
+    @cached_property
+    def k_blocks(self) -> int:
+        return -(-self.voxel_bytes // self.k_block)
 
     @cached_property
     def chunks(self) -> int:
-        return -(-self.voxel_bytes // self.chunk)
-
-    @cached_property
-    def pieces(self) -> int:
-        """Of a chunk. Each is multiplied for each tap; two make a turn."""
-        return self.chunk // PIECE
+        """Of a K block. Each is multiplied for each tap; two make an MMA step."""
+        return self.k_block // CHUNK
 
     @cached_property
     def by_lines(self) -> bool:
@@ -158,39 +158,41 @@ class Tiling:
         With few columns the tensor cores would wait for shared memory: of the INT8 product of 64 rows and 32 columns it has 24 cycles' work,
         they have 16.
         """
-        taps = [axis.taps[0] for axis in self.lattices]
+        taps = [axis.taps[0] for axis in self.axis_phases]
         dense = all(
             axis.stride == 1 and taken == tuple((k, k) for k in range(len(taken)))
-            for axis, taken in zip(self.lattices, taps, strict=True)
+            for axis, taken in zip(self.axis_phases, taps, strict=True)
         )
-        fits = self.tile.voxels[1] == TILE2 and len(taps[1]) == LINE_TAPS and math.prod(map(len, taps)) <= MOST_TURNS
+        fits = (
+            self.tile.voxels[1] == TILE2 and len(taps[1]) == LINE_TAPS and math.prod(map(len, taps)) <= MOST_MMA_STEPS
+        )
         return (
             self.tile.groups
             and self.tile.channels <= LINE_COLUMNS
             and self.same_taps
             and dense
             and fits
-            and self.pieces % 2 == 0
+            and self.chunks % 2 == 0
         )
 
     @cached_property
-    def turns(self) -> int:
-        """Products of a tile and chunk, in the phase with most taps."""
-        return max(1, max(-(-len(taps) * self.pieces // 2) for taps in self.taps))
+    def mma_steps(self) -> int:
+        """Products of a tile and K block, in the phase with most taps."""
+        return max(1, max(-(-len(taps) * self.chunks // 2) for taps in self.taps))
 
     @cached_property
-    def turn_groups(self) -> int:
-        return 1 if self.tile.teams > 1 or self.by_lines else -(-self.turns // MOST_TURNS)
+    def mma_step_groups(self) -> int:
+        return 1 if self.tile.teams > 1 or self.by_lines else -(-self.mma_steps // MOST_MMA_STEPS)
 
     @cached_property
-    def group_turns(self) -> int:
-        """Turns whose weights are in shared memory at a time."""
-        return -(-self.turns // self.turn_groups)
+    def group_mma_steps(self) -> int:
+        """MMA steps whose weights are in shared memory at a time."""
+        return -(-self.mma_steps // self.mma_step_groups)
 
     @cached_property
     def rounds(self) -> int:
         """Fillings of shared memory for a tile."""
-        return self.chunks * self.turn_groups
+        return self.k_blocks * self.mma_step_groups
 
     @cached_property
     def columns(self) -> int:
@@ -203,53 +205,53 @@ class Tiling:
 
     @cached_property
     def halo(self) -> Size:
-        """Lattice inputs of a tile; along the last axis a multiple of its stride, so that each remainder has a row of its own."""
+        """Inputs of a phase that a tile takes; along the last axis a multiple of its stride, so that each remainder has a row of its own."""
         a, b, c = (
-            (t - 1) * lattice.stride + lattice.reach + 1
-            for t, lattice in zip(self.tile.voxels, self.lattices, strict=True)
+            (t - 1) * phases.stride + phases.reach + 1
+            for t, phases in zip(self.tile.voxels, self.axis_phases, strict=True)
         )
-        stride = self.lattices[2].stride
+        stride = self.axis_phases[2].stride
         return a, b, -(-c // stride) * stride
 
     def place(self, offset: Size) -> int:
         """Where an input of the halo lies in it: along the last axis, inputs of one remainder modulo the stride lie side by side."""
         _, height, width = self.halo
-        stride = self.lattices[2].stride
+        stride = self.axis_phases[2].stride
         return (offset[0] * height + offset[1]) * width + (offset[2] % stride) * (width // stride) + offset[2] // stride
 
     @cached_property
     def factors(self) -> list[list[tuple[int, int, int]]]:
-        """For each phase that differs what is multiplied, in order: (place in the halo in pieces, number of the tap, piece of its chunk).
+        """For each phase that differs what is multiplied, in order: (place in the halo in chunks, number of the tap, chunk of its K block).
 
-        wgmma finds pieces of one number side by side, mma those of one voxel. By lines, what the same registers serve comes together.
+        wgmma finds chunks of one number side by side, mma those of one voxel. By lines, what the same registers serve comes together.
         """
         voxels = math.prod(self.halo)
         if self.by_lines:
-            k0, k1, k2 = (len(axis.taps[0]) for axis in self.lattices)
+            k0, k1, k2 = (len(axis.taps[0]) for axis in self.axis_phases)
             ordered = (
                 (first + half, (a, b, c))
-                for first in range(0, self.pieces, 2)
+                for first in range(0, self.chunks, 2)
                 for c in range(k2)
                 for a in range(k0)
                 for b in range(k1)
                 for half in (0, 1)
             )
             return [
-                [(piece * voxels + self.place((a, b, c)), (a * k1 + b) * k2 + c, piece) for piece, (a, b, c) in ordered]
+                [(chunk * voxels + self.place((a, b, c)), (a * k1 + b) * k2 + c, chunk) for chunk, (a, b, c) in ordered]
             ]
-        apart, beside = (voxels, 1) if self.tile.groups else (1, self.pieces)
+        apart, beside = (voxels, 1) if self.tile.groups else (1, self.chunks)
         return [
             sorted(
-                (piece * apart + self.place(offset) * beside, number, piece)
+                (chunk * apart + self.place(offset) * beside, number, chunk)
                 for number, (_, offset) in enumerate(taps)
-                for piece in range(self.pieces)
+                for chunk in range(self.chunks)
             )
             for taps in self.taps
         ]
 
     @property
     def places(self) -> list[list[int]]:
-        """Of the factors of each phase; the last again where one has no other to make a turn with."""
+        """Of the factors of each phase; the last again where one has no other to make an MMA step with."""
         found = []
         for factors in self.factors:
             places = [place for place, _, _ in factors] or [0, 0]
@@ -259,20 +261,20 @@ class Tiling:
     @cached_property
     def tiles(self) -> Size:
         a, b, c = (
-            -(-lattice.count(n) // t)
-            for lattice, n, t in zip(self.lattices, self.step.size, self.tile.voxels, strict=True)
+            -(-phases.count(n) // t)
+            for phases, n, t in zip(self.axis_phases, self.step.size, self.tile.voxels, strict=True)
         )
         return a, b, c
 
     @cached_property
     def even(self) -> bool:
         """Whether tiles leave nothing over, nor columns."""
-        axes = zip(self.lattices, self.step.size, self.tile.voxels, strict=True)
-        return all(n % (lattice.out_step * t) == 0 for lattice, n, t in axes) and self.columns % self.tile.channels == 0
+        axes = zip(self.axis_phases, self.step.size, self.tile.voxels, strict=True)
+        return all(n % (phases.out_step * t) == 0 for phases, n, t in axes) and self.columns % self.tile.channels == 0
 
     @cached_property
     def halo_bytes(self) -> int:
-        return -(-math.prod(self.halo) * self.chunk // 128) * 128 + self.entry_bytes
+        return -(-math.prod(self.halo) * self.k_block // 128) * 128 + self.entry_bytes
 
     @cached_property
     def region(self) -> Size:
@@ -301,7 +303,7 @@ class Tiling:
     @cached_property
     def weight_bytes(self) -> int:
         """Of one filling."""
-        return self.group_turns * self.tile.channels * DEPTH
+        return self.group_mma_steps * self.tile.channels * DEPTH
 
     @property
     def keeps_weights(self) -> bool:
@@ -322,13 +324,13 @@ class Tiling:
 
     @property
     def staged_row(self) -> int:
-        """Scores from one channel's row to the next: a piece more than there are. Two pieces more lie between every ``lanes`` rows."""
-        return self.tile.count + PIECE // 2
+        """Scores from one channel's row to the next: 16 bytes more than there are. Twice as many more lie between every ``thread_channels`` rows."""
+        return self.tile.count + CHUNK // 2
 
     @property
     def score_bytes(self) -> int:
         """In shared memory, of a tile's scores."""
-        return self.tile.channels * (self.staged_row + PIECE // self.lanes) * 2 if self.stages_output else 0
+        return self.tile.channels * (self.staged_row + CHUNK // self.thread_channels) * 2 if self.stages_output else 0
 
     @cached_property
     def table_at(self) -> int:
@@ -338,7 +340,7 @@ class Tiling:
     @cached_property
     def constants_at(self) -> int:
         places = self.entries or math.prod(self.halo)
-        return self.table_at + -(-places * 8 // PIECE) * PIECE
+        return self.table_at + -(-places * 8 // CHUNK) * CHUNK
 
     @cached_property
     def constants(self) -> int:
@@ -362,7 +364,7 @@ class Tiling:
     @cached_property
     def row_registers(self) -> int:
         """Of a thread, for other tensors that a row of its sums meets; FP16 at most."""
-        return self.lanes // 2 * sum(op.kind in ("add", "mul") for op in self.step.ops)
+        return self.thread_channels // 2 * sum(op.kind in ("add", "mul") for op in self.step.ops)
 
     @cached_property
     def held_rows(self) -> int:
@@ -370,7 +372,7 @@ class Tiling:
         if not self.row_registers:
             return 0
         room = self.most_registers - self.sums - OTHER_REGISTERS
-        return max(2, min(self.sums // self.lanes, room // self.row_registers))
+        return max(2, min(self.sums // self.thread_channels, room // self.row_registers))
 
     @property
     def most_registers(self) -> int:
@@ -383,16 +385,16 @@ class Tiling:
         return min(self.most_registers, self.sums + OTHER_REGISTERS + self.held_rows * self.row_registers)
 
     @property
-    def lanes(self) -> int:
+    def thread_channels(self) -> int:
         """Neighbouring channels that a thread holds of a voxel."""
         return 8 if self.tile.channels % 32 == 0 else 4
 
 
 @lru_cache(maxsize=256)
-def _taps(lattices: tuple[Lattice, Lattice, Lattice], same: bool) -> list[list[tuple[Size, Size]]]:
+def _taps(axis_phases: tuple[AxisPhases, AxisPhases, AxisPhases], same: bool) -> list[list[tuple[Size, Size]]]:
     found = []
-    for chosen in product(*(range(1 if same else lattice.phases) for lattice in lattices)):
-        axes = [lattice.taps[phase] for lattice, phase in zip(lattices, chosen, strict=True)]
+    for chosen in product(*(range(1 if same else phases.phases) for phases in axis_phases)):
+        axes = [phases.taps[phase] for phases, phase in zip(axis_phases, chosen, strict=True)]
         found.append([(tuple(k for k, _ in tap), tuple(o for _, o in tap)) for tap in product(*axes)])
     return found  # type: ignore[return-value]
 
