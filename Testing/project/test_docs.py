@@ -19,7 +19,7 @@ from MedQuantINT8Lib.importers.catalogue import entries
 from MedQuantINT8Lib.models.spec_parser import parse_spec
 from MedQuantINT8Lib.resources import resource
 from MedQuantINT8Lib.slicer_module.logic import MedQuantINT8Logic
-from pages import blocks, commands, text_of
+from pages import blocks, commands, python_blocks, text_of
 from places import ROOT
 
 DOCS = ROOT / "docs"
@@ -122,6 +122,12 @@ def test_the_models_of_the_readme_are_those_of_the_catalog():
     assert names and names <= set(entries())
     families = {name for name in entries() if name.startswith("totalsegmentator_")}
     assert len(families) == 6
+    for name, entry in entries().items():
+        by_hand = (
+            f"`{name}`" in models.partition("What has no public")[2].partition("is taken from")[0]
+            or entry.license == "MIT"
+        )
+        assert by_hand == (not entry.url), name
     mit = {name for name, entry in entries().items() if entry.license == "MIT"}
     assert len(mit) == 9
 
@@ -176,16 +182,12 @@ def test_the_table_of_results_is_that_of_the_measured_pages():
         assert text_of(page) == summary_table.with_table(text_of(page)), page
     rows = len(summary_table.table())
     assert rows >= 2 + 7 + 9
+    ratios = [row["ratio"] for row in json.loads(text_of(DOCS / "results" / "networks.json"))["rows"]]
+    assert f"{min(ratios):.1f} to {max(ratios):.1f} times faster than FP32" in text_of(ROOT / "README.md")
 
 
 def imports_of(code):
     return [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
-
-
-def python_blocks(page):
-    """Code blocks that import something of the library."""
-    found = [block for block in blocks(page) if "from MedQuantINT8Lib" in block]
-    return [re.sub(r"^    ", "", block, flags=re.M) for block in found]
 
 
 @named([page for page in WRITTEN if python_blocks(page)])

@@ -18,9 +18,10 @@ from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.imaging.label_map_files import write_label_map
 from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.models.package import INT8, ModelPackage
-from pages import commands
+from pages import commands, python_blocks
 from places import ROOT
 
+PYTHON = ROOT / "docs" / "python.md"
 PAGE = ROOT / "docs" / "tutorial-own-network.md"
 NEEDS_MORE = ("bundle", "nnunet", "auto3dseg", "torchscript")
 #: Voxels of 1 are bright, which is what the network finds.
@@ -83,3 +84,31 @@ def test_the_tutorial_runs_as_it_stands(folder, capsys):
         assert np.array_equal(read_volume(folder / name).data[0], bright_ball(3)), name
     for name in ("report/report.html", "evaluation/evaluation.html", "differences/report.html"):
         assert (folder / name).stat().st_size > 1000, name
+
+
+def test_the_python_code_for_scripts_runs_as_it_stands(folder, capsys):
+    pytest.importorskip("openvino")
+    tiny.package(folder).save(folder / "mymodel")
+    (code,) = (block for block in python_blocks(PYTHON) if "pipeline" in block)
+    exec(compile(code, str(PYTHON), "exec"), {})
+    assert np.array_equal(read_volume(folder / "scan3.seg.nrrd").data[0], bright_ball(3))
+    assert "OpenVINO" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.slicer
+def test_the_python_code_for_slicers_console_runs_as_it_stands(folder):
+    pytest.importorskip("openvino")
+    pytest.importorskip("slicer")
+    from MedQuantINT8Lib.slicer_module.scene import headless_scene, volume_node
+
+    tiny.package(folder).save(folder / "mymodel")
+    scan = volume_node(read_volume(folder / "scan3.nii.gz"), "scan3", headless_scene())
+    names = {"getNode": {"scan3": scan}.__getitem__}
+    (code,) = (block for block in python_blocks(PYTHON) if "showDifferences" in block)
+    try:
+        exec(compile(code, str(PYTHON), "exec"), names)
+    finally:
+        names["logic"].close()
+    assert names["segmentation"].GetSegmentation().GetNumberOfSegments() == 1
+    assert (folder / "comparison.html").stat().st_size > 1000

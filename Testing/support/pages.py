@@ -22,3 +22,9 @@ def commands(page):
     """The lines of a page's code blocks that call medquant, as lists of arguments."""
     lines = [line.strip() for block in blocks(page) for line in block.splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("medquant ")]
+
+
+def python_blocks(page):
+    """Code blocks that import something of the library."""
+    found = [block for block in blocks(page) if "from MedQuantINT8Lib" in block]
+    return [re.sub(r"^    ", "", block, flags=re.M) for block in found]
