@@ -169,7 +169,7 @@ def cost(weights: Path) -> list[dict[str, Any]]:
     from MedQuantINT8Lib.imaging.volume_files import read_volume
     from MedQuantINT8Lib.inference import pipeline
     from MedQuantINT8Lib.inference.engine_choice import EngineChoice
-    from MedQuantINT8Lib.inference.engine_pool import KeepingShelf
+    from MedQuantINT8Lib.inference.engine_pool import KeepingPool
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
     from MedQuantINT8Lib.progress import Task
 
@@ -178,7 +178,7 @@ def cost(weights: Path) -> list[dict[str, Any]]:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
         scan = read_volume(files(case_names("train")[0])[0])
         made, _ = quantized("unet", weights, Path(scratch), [scan])
-        shelf, choice = KeepingShelf(), EngineChoice("openvino", "int8")
+        pool, choice = KeepingPool(), EngineChoice("openvino", "int8")
         for size in COST_SIZES:
             tiled = np.tile(scan.data[0], [-(-n // have) for n, have in zip(size, scan.data.shape[1:], strict=True)])
             volume = Volume(tiled[tuple(slice(n) for n in size)][None].copy(), np.eye(4), "made")
@@ -187,7 +187,7 @@ def cost(weights: Path) -> list[dict[str, Any]]:
             for number in range(4):
                 for look in (True, False):
                     run = pipeline.segment(
-                        made, volume, choice, SegmentationOptions(check_ranges=look), Task(), shelf=shelf
+                        made, volume, choice, SegmentationOptions(check_ranges=look), Task(), pool=pool
                     )
                     if number:
                         times[look].append(run.seconds["total"])
@@ -203,7 +203,7 @@ def cost(weights: Path) -> list[dict[str, Any]]:
                 }
             )
             print(rows[-1], flush=True)
-        shelf.clear()
+        pool.clear()
     return rows
 
 

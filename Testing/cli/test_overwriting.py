@@ -221,8 +221,8 @@ def calibrated_package(tmp_path):
 def quick_import(monkeypatch):
     """Without running the network."""
 
-    def write(understood, target, task, **_):
-        write_package(target, understood.spec, {"model.onnx": understood.network})
+    def write(imported, target, task, **_):
+        write_package(target, imported.spec, {"model.onnx": imported.network})
         return ModelPackage.load(target)
 
     monkeypatch.setattr("MedQuantINT8Lib.importers.base.write", write)

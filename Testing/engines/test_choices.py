@@ -22,7 +22,7 @@ from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference import engine_choice, pipeline
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
-from MedQuantINT8Lib.inference.engine_pool import KeepingShelf
+from MedQuantINT8Lib.inference.engine_pool import KeepingPool
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
 
@@ -238,35 +238,35 @@ def test_building_gives_way_too_and_several_engines_are_tried(package):
 
 
 def test_memory_that_kept_engines_hold_is_freed_before_the_gpu_is_left(package, tmp_path):
-    shelf, choice = KeepingShelf(), EngineChoice("auto", "int8", device="gpu")
+    pool, choice = KeepingPool(), EngineChoice("auto", "int8", device="gpu")
     other = tiny.package(tmp_path / "other", bright=0.3)
-    pipeline.segment(other, SCAN, choice, OPTIONS, Task(), shelf=shelf)
+    pipeline.segment(other, SCAN, choice, OPTIONS, Task(), pool=pool)
     fails("load", GpuMemoryError("no room"))
-    run = pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
-    assert run.engine["name"] == "card" and not run.result.notes and len(shelf) == 1
+    run = pipeline.segment(package, SCAN, choice, OPTIONS, Task(), pool=pool)
+    assert run.engine["name"] == "card" and not run.result.notes and len(pool) == 1
 
 
 def test_an_engine_that_failed_is_not_lent_again(package):
-    shelf, choice = KeepingShelf(), EngineChoice("tiny", "int8")
-    pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
-    assert len(shelf) == 1
+    pool, choice = KeepingPool(), EngineChoice("tiny", "int8")
+    pipeline.segment(package, SCAN, choice, OPTIONS, Task(), pool=pool)
+    assert len(pool) == 1
     fails("run", EngineError("it broke"))
     with pytest.raises(EngineError, match="it broke"):
-        pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
-    assert len(shelf) == 0
-    assert pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf).result.labels.any()
+        pipeline.segment(package, SCAN, choice, OPTIONS, Task(), pool=pool)
+    assert len(pool) == 0
+    assert pipeline.segment(package, SCAN, choice, OPTIONS, Task(), pool=pool).result.labels.any()
 
 
 def test_a_kept_engine_outlives_a_cache_that_is_cleared(package):
-    shelf, choice = KeepingShelf(), EngineChoice("tiny", "int8")
-    first = pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
+    pool, choice = KeepingPool(), EngineChoice("tiny", "int8")
+    first = pipeline.segment(package, SCAN, choice, OPTIONS, Task(), pool=pool)
     cache.clear()
-    again = pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf)
+    again = pipeline.segment(package, SCAN, choice, OPTIONS, Task(), pool=pool)
     assert (
         np.array_equal(again.result.labels, first.result.labels) and again.engine["bytes"] == first.engine["bytes"] > 0
     )
-    shelf.clear()
-    assert pipeline.segment(package, SCAN, choice, OPTIONS, Task(), shelf=shelf).result.labels.any()
+    pool.clear()
+    assert pipeline.segment(package, SCAN, choice, OPTIONS, Task(), pool=pool).result.labels.any()
 
 
 def test_an_entry_that_lost_its_files_is_built_anew(package):

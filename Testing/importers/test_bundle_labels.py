@@ -78,9 +78,9 @@ def test_one_structure_by_a_threshold(tmp_path, made_scan):
 def test_one_mask_is_interpolated_as_monai_does(tmp_path, made_scan):
     two = {**LINEAR, "out_channels": 2}
     folder = write(tmp_path / "bundle", network=two, post=[SOFTMAX, ARGMAX, invert(), discrete(threshold=0.5)])
-    understood = monai_bundle.understand(folder)
-    assert understood.spec.output.resample == "masks"
-    ours, theirs = by_us(understood, made_scan), by_monai(folder, made_scan)[0]
+    imported = monai_bundle.understand(folder)
+    assert imported.spec.output.resample == "masks"
+    ours, theirs = by_us(imported, made_scan), by_monai(folder, made_scan)[0]
     # Where the mask is exactly one half MONAI's rounding decides.
     assert np.mean(ours == theirs) > 0.995
 
@@ -97,10 +97,10 @@ def test_masks_of_regions_are_interpolated_each_by_itself(tmp_path, made_scan):
 
 def test_interpolated_label_numbers_become_interpolated_masks(tmp_path, made_scan):
     folder = write(tmp_path / "bundle", post=[ARGMAX, invert()])
-    understood = monai_bundle.understand(folder)
-    ours, theirs = by_us(understood, made_scan), by_monai(folder, made_scan)[0]
+    imported = monai_bundle.understand(folder)
+    ours, theirs = by_us(imported, made_scan), by_monai(folder, made_scan)[0]
     whole = theirs == np.round(theirs)
-    assert any("label numbers" in note for note in understood.notes)
+    assert any("label numbers" in note for note in imported.notes)
     # Between 0 and 2 MONAI writes 1 and fractions, which are no labels; where its answer is a number of one class, so is ours.
     assert np.mean(ours[whole] == theirs[whole]) > 0.95 and (~whole).any()
 
@@ -108,9 +108,9 @@ def test_interpolated_label_numbers_become_interpolated_masks(tmp_path, made_sca
 def test_regions_keep_what_lies_inside(tmp_path, made_scan):
     names = {"num_channels": 3, "channel_def": {"0": "core", "1": "whole", "2": "inner"}}
     folder = write(tmp_path / "bundle", post=[SIGMOID, invert(), discrete(threshold=0.5), SAVE], pred=names)
-    understood = monai_bundle.understand(folder)
-    assert understood.spec.output.paint == "nested" and any("overlap" in note for note in understood.notes)
-    ours, masks = by_us(understood, made_scan), by_monai(folder, made_scan) > 0
+    imported = monai_bundle.understand(folder)
+    assert imported.spec.output.paint == "nested" and any("overlap" in note for note in imported.notes)
+    ours, masks = by_us(imported, made_scan), by_monai(folder, made_scan) > 0
     assert np.array_equal(ours > 0, masks.any(0))
     for value in (1, 2, 3):
         assert masks[value - 1][ours == value].all(), "a voxel bears only a label of a region that it lies in"
@@ -118,9 +118,9 @@ def test_regions_keep_what_lies_inside(tmp_path, made_scan):
 
 def test_a_region_for_the_background_gets_no_label(tmp_path, made_scan):
     folder = write(tmp_path / "bundle", post=[SIGMOID, invert(), discrete(threshold=0.5)])
-    understood = monai_bundle.understand(folder)
-    assert [(label.value, label.channel) for label in understood.spec.labels] == [(1, 1), (2, 2)]
-    ours, masks = by_us(understood, made_scan), by_monai(folder, made_scan) > 0
+    imported = monai_bundle.understand(folder)
+    assert [(label.value, label.channel) for label in imported.spec.labels] == [(1, 1), (2, 2)]
+    ours, masks = by_us(imported, made_scan), by_monai(folder, made_scan) > 0
     assert np.array_equal(ours > 0, masks[1:].any(0))
 
 

@@ -14,7 +14,7 @@ import torch
 
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
 from MedQuantINT8Lib.importers import monai_bundle
-from MedQuantINT8Lib.importers.expressions import Config, NotPlain
+from MedQuantINT8Lib.importers.expressions import Config, NotAConstant
 from MedQuantINT8Lib.importers.monai_inferers import translate_inferer
 from MedQuantINT8Lib.importers.offline import closed_sockets
 from monai_beside import ARGMAX, LINEAR, LOAD, SOFTMAX, WINDOW, Torch, agreement, invert, save_weights, scan, write
@@ -32,9 +32,9 @@ def changed(folder, **entries):
     return folder
 
 
-def patch_of(understood, side=16):
+def patch_of(imported, side=16):
     x = np.random.default_rng(0).normal(size=(1, 1, side, side, side)).astype(np.float32)
-    return Torch(understood.network()).infer(x)
+    return Torch(imported.network()).infer(x)
 
 
 def test_weights_are_those_that_the_configuration_names(tmp_path, monkeypatch):
@@ -142,10 +142,10 @@ def test_nested_networks_are_made(tmp_path):
         inside, in_channels=1, num_classes=3, use_downsample=True, node_a=torch.from_numpy(code["node_a"])
     ).eval()
     torch.save(network.state_dict(), folder / "models" / "model.pt")
-    understood = monai_bundle.understand(folder)
+    imported = monai_bundle.understand(folder)
     x = torch.randn(1, 1, 32, 32, 32)
     with torch.no_grad():
-        assert torch.allclose(understood.network()(x), network(x), atol=1e-5)
+        assert torch.allclose(imported.network()(x), network(x), atol=1e-5)
 
 
 def test_arguments_that_reach_out_are_refused(tmp_path, monkeypatch):
@@ -308,7 +308,7 @@ def test_a_configuration_has_one_budget(name, tmp_path):
     (tmp_path / file).write_text(text)
     tracemalloc.start()
     try:
-        with pytest.raises((PackageError, NotPlain)) as caught:
+        with pytest.raises((PackageError, NotAConstant)) as caught:
             Config.read(tmp_path / file).get("x")
         assert tracemalloc.get_traced_memory()[1] < 100 << 20 and len(str(caught.value)) < 500
     finally:

@@ -85,13 +85,13 @@ def test_a_bundle_of_the_zoo_does_what_monai_does(name, tmp_path, monkeypatch):
     theirs = network_of_monai(folder, monkeypatch)
     torch.manual_seed(0)
     torch.save(theirs.state_dict(), weights)
-    understood = monai_bundle.understand(folder)
-    spec = understood.spec
+    imported = monai_bundle.understand(folder)
+    spec = imported.spec
     channels, classes = len(spec.channels), spec.output_channels
     patch = torch.randn(1, channels, *[2 * m if m == 32 else 32 for m in spec.window.multiples])
     with torch.no_grad():
         expected = theirs.eval()(patch).numpy()
-    assert np.allclose(Torch(understood.network()).infer(patch.numpy()), expected, atol=1e-4)
+    assert np.allclose(Torch(imported.network()).infer(patch.numpy()), expected, atol=1e-4)
     # Labels of random weights are noise; those of a small convolution are not.
     network = Shifted(channels, classes)
     path = scan(tmp_path / "scan.nii.gz", (40, 33, 18), (0.9, 1.1, 3.0), turned=channels == 1)
@@ -99,7 +99,7 @@ def test_a_bundle_of_the_zoo_does_what_monai_does(name, tmp_path, monkeypatch):
     for n in range(1, channels):
         paths.append(scan(tmp_path / f"scan{n}.nii.gz", (40, 33, 18), (0.9, 1.1, 3.0), turned=False, seed=n))
     scale(paths, spec.modality)
-    ours = by_us(understood, paths, network)
+    ours = by_us(imported, paths, network)
     if name == "prostate_mri_anatomy":
         masks_for_numbers(folder)
     expected = by_monai(folder, paths, network)[0]

@@ -11,7 +11,7 @@ import pytest
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import DependencyError, PackageError
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
-from MedQuantINT8Lib.importers.base import Understood, write
+from MedQuantINT8Lib.importers.base import ImportedModel, write
 from MedQuantINT8Lib.importers.check_scans import made_scans
 from MedQuantINT8Lib.importers.import_check import ImportCheck, ScanCheck, difference
 from MedQuantINT8Lib.importers.import_comparison import accept, compare_import
@@ -83,10 +83,10 @@ def test_made_scans_are_awkward_and_follow_the_network():
 
 
 def test_an_import_that_agrees_is_written_with_what_was_compared(network, tmp_path, capsys):
-    understood = Understood(SPEC, network, original=Original)
-    package = write(understood, tmp_path / "package", Task())
+    imported = ImportedModel(SPEC, network, original=Original)
+    package = write(imported, tmp_path / "package", Task())
     found = ImportCheck.from_json(json.loads((tmp_path / "package" / IMPORT).read_text()))
-    assert found == understood.check and found.compared and found.original == "Original 1.0" and found.acceptable
+    assert found == imported.check and found.compared and found.original == "Original 1.0" and found.acceptable
     assert all(scan.input_difference < 1e-6 and scan.score_difference < 1e-5 for scan in found.scans)
     assert all(scan.label_agreement > 0.999 for scan in found.scans) and "synthetic scan" in found.summary()
     assert IMPORT in package.hashes and package.import_check()["summary"] == found.summary()
@@ -99,9 +99,9 @@ def test_an_import_that_agrees_is_written_with_what_was_compared(network, tmp_pa
 )
 def test_an_import_that_disagrees_is_not_written_and_says_where(wrong, part, network, tmp_path):
     with pytest.raises(PackageError, match=f"Original 1.0 does: synthetic scan .*{part}"):
-        write(Understood(SPEC, network, original=lambda: Original(wrong)), tmp_path / "package", Task())
+        write(ImportedModel(SPEC, network, original=lambda: Original(wrong)), tmp_path / "package", Task())
     assert not (tmp_path / "package").exists()
-    own = Understood(SPEC, network, original=lambda: Original(wrong), by_hand=True)
+    own = ImportedModel(SPEC, network, original=lambda: Original(wrong), by_hand=True)
     write(own, tmp_path / "package", Task())
     assert any("your own" in note for note in own.notes) and not own.check.acceptable
 
@@ -110,9 +110,9 @@ def test_an_import_without_the_original_software_says_so(network, tmp_path):
     def missing():
         raise DependencyError("nnunetv2 is not installed.", "Install it.")
 
-    understood = Understood(SPEC, network, original=missing)
-    write(understood, tmp_path / "package", Task())
-    assert understood.check == ImportCheck("", False, "nnunetv2 is not installed")
+    imported = ImportedModel(SPEC, network, original=missing)
+    write(imported, tmp_path / "package", Task())
+    assert imported.check == ImportCheck("", False, "nnunetv2 is not installed")
     assert (
         ModelPackage.load(tmp_path / "package").import_check()["summary"] == "not compared: nnunetv2 is not installed"
     )

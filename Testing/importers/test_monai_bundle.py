@@ -21,7 +21,7 @@ from MedQuantINT8Lib.imaging.volume import to_sitk
 from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.importers import monai_bundle
 from MedQuantINT8Lib.importers.checkpoints import load_weights, read_checkpoint
-from MedQuantINT8Lib.importers.expressions import Config, NotPlain
+from MedQuantINT8Lib.importers.expressions import Config, NotAConstant
 from MedQuantINT8Lib.models.package import FP32, ModelPackage
 
 CLASSES = {"spleen": 2, "swin_unetr_btcv": 14, "wholebody": 105, "wholebrain_unest": 5, "vista3d": 7}
@@ -200,7 +200,7 @@ def test_harmless_expressions_are_computed(text, tmp_path):
     ],
 )  # fmt: skip
 def test_everything_else_is_refused(text, tmp_path):
-    with pytest.raises(NotPlain):
+    with pytest.raises(NotAConstant):
         Config({"loop": "@loop"}, tmp_path).resolve(text)
 
 

@@ -272,11 +272,12 @@ def test_folds_are_installed_together_or_not_at_all(tmp_path, fp32_package):
     from dataclasses import replace
 
     from MedQuantINT8Lib.errors import Cancelled
-    from MedQuantINT8Lib.importers.base import Understood, write_all
+    from MedQuantINT8Lib.importers.base import ImportedModel, write_all
     from MedQuantINT8Lib.progress import Task
 
     folds = [
-        Understood(replace(fp32_package.spec, name=f"net-fold{n}"), fp32_package.folder / "model.onnx") for n in (0, 1)
+        ImportedModel(replace(fp32_package.spec, name=f"net-fold{n}"), fp32_package.folder / "model.onnx")
+        for n in (0, 1)
     ]
     root = tmp_path / "models"
     task = Task()

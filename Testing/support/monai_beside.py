@@ -14,7 +14,7 @@ import torch
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.importers import monai_bundle
-from MedQuantINT8Lib.importers.base import Understood
+from MedQuantINT8Lib.importers.base import ImportedModel
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
 
 LOAD = [{"_target_": "LoadImaged", "keys": "image"}, {"_target_": "EnsureChannelFirstd", "keys": "image"}]
@@ -148,12 +148,12 @@ class Torch:
             return self._module(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
 
 
-def by_us(understood: Understood, path: Path | list[Path], network: Any = None) -> np.ndarray:
+def by_us(imported: ImportedModel, path: Path | list[Path], network: Any = None) -> np.ndarray:
     """The label map of the segment road, (I, J, K) as nibabel has it."""
     from MedQuantINT8Lib.models.spec_parser import parse_spec
 
-    spec = parse_spec(understood.spec.to_json())
-    engine = Torch(network if network is not None else understood.network())
+    spec = parse_spec(imported.spec.to_json())
+    engine = Torch(network if network is not None else imported.network())
     made = segment(preprocess(read_volume(path), spec), spec, engine, SegmentationOptions(check_ranges=False))  # type: ignore[arg-type]
     return made.labels.transpose(2, 1, 0)
 

@@ -11,7 +11,7 @@ from .common import Add, add_command, add_force
 from .terminal import print_result
 
 if TYPE_CHECKING:
-    from ..importers.base import Understood
+    from ..importers.base import ImportedModel
     from ..models.spec import Geometry, ModelSpec
     from ..progress import Task
 
@@ -92,12 +92,12 @@ def _inputs(args: argparse.Namespace) -> list[str | None]:
     return [args.network, args.spec, args.weights]
 
 
-def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, task: Task) -> list[Understood]:
+def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, task: Task) -> list[ImportedModel]:
     from functools import partial
 
     from ..child_process import run_in_child
     from ..errors import InputError
-    from ..importers.base import Understood
+    from ..importers.base import ImportedModel
 
     patch = tuple(args.patch) if args.patch else None
     if args.form == "bundle":
@@ -117,7 +117,7 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, 
 
         described = spec or run_in_child(partial(onnx.draft_spec, source, patch), task, f"The trial of {source.name}")
         return [
-            Understood(
+            ImportedModel(
                 described,
                 source,
                 ["preprocessing and labels are guesses: correct them"] if spec is None else [],
@@ -152,7 +152,7 @@ def _arguments(text: str) -> dict[str, Any]:
     return value
 
 
-def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelSpec | None, task: Task) -> None:
+def _finish(args: argparse.Namespace, imported: list[ImportedModel], spec: ModelSpec | None, task: Task) -> None:
     """Print what was understood; write a draft, or the package(s)."""
     import shlex
     from dataclasses import replace
@@ -163,22 +163,22 @@ def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelS
 
     guessed = args.form in ("onnx", "torchscript", "export", "python") and spec is None
     if args.draft or guessed:
-        _write_draft(args, understood[0])
+        _write_draft(args, imported[0])
         return
-    targets = _targets(args.output, understood)
+    targets = _targets(args.output, imported)
     for target in targets:
         check_output_package(target, _inputs(args))
     written = []
     # Whether the INT8 network of a package of that name would be lost is looked at when it is written.
     ours = [
         file
-        for item, target in zip(understood, targets, strict=True)
+        for item, target in zip(imported, targets, strict=True)
         for file in of_package(target, (spec or item.spec).name)
     ]
     with overwriting(args, targets, ours):
-        for item, target in zip(understood, targets, strict=True):
+        for item, target in zip(imported, targets, strict=True):
             if spec is not None:
-                item.spec = replace(spec, name=item.spec.name) if len(understood) > 1 else spec
+                item.spec = replace(spec, name=item.spec.name) if len(imported) > 1 else spec
                 item.by_hand = True
             if args.patch:
                 a, b, c = args.patch
@@ -195,28 +195,28 @@ def _finish(args: argparse.Namespace, understood: list[Understood], spec: ModelS
                     "network": item.compared,
                 }
             )
-    checks = [item.check for item in understood if item.check is not None]
+    checks = [item.check for item in imported if item.check is not None]
     print_result(
         args,
         written[0] if len(written) == 1 else {"packages": written},
-        *described(understood[0].spec, understood[0].notes),
-        *(f"  network     {text}" for text in understood[0].compared),
+        *described(imported[0].spec, imported[0].notes),
+        *(f"  network     {text}" for text in imported[0].compared),
         *(f"  compared    {check.summary()}" if check.compared else f"  {check.summary()}" for check in checks),
         *(f"wrote {target}" for target in targets),
         f"next: medquant quantize {shlex.quote(str(targets[0]))} --calibrate SCANS",
     )
 
 
-def _targets(output: str, understood: list[Understood]) -> list[Path]:
+def _targets(output: str, imported: list[ImportedModel]) -> list[Path]:
     """One name a package: where there are several, each has its own ending."""
     target = Path(output)
-    if len(understood) == 1:
+    if len(imported) == 1:
         return [target]
     stem, suffix = (target.stem, target.suffix) if target.suffix == ".zip" else (target.name, "")
-    return [target.with_name(f"{stem}-{item.spec.name.rsplit('-', 1)[-1]}{suffix}") for item in understood]
+    return [target.with_name(f"{stem}-{item.spec.name.rsplit('-', 1)[-1]}{suffix}") for item in imported]
 
 
-def _write_draft(args: argparse.Namespace, understood: Understood) -> None:
+def _write_draft(args: argparse.Namespace, imported: ImportedModel) -> None:
     from ..errors import InputError
     from ..files import write_json
 
@@ -227,11 +227,11 @@ def _write_draft(args: argparse.Namespace, understood: Understood) -> None:
             f"{draft} is there already.",
             f"Edit it and give it back with --spec {draft}, or give --force to replace it.",
         )
-    write_json(draft, understood.spec.to_json())
+    write_json(draft, imported.spec.to_json())
     print_result(
         args,
-        {"draft": str(draft), "spec": understood.spec.to_json(), "notes": understood.notes},
-        *described(understood.spec, understood.notes),
+        {"draft": str(draft), "spec": imported.spec.to_json(), "notes": imported.notes},
+        *described(imported.spec, imported.notes),
         f"wrote {draft}: check and correct it,",
         f"then: {next_command(args, draft)}",
     )

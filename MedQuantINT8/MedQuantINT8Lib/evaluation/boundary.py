@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..imaging.volume import Volume
 from ..inference import pipeline
 from ..inference.engine_choice import EngineChoice
-from ..inference.engine_pool import EngineShelf
+from ..inference.engine_pool import EnginePool
 from ..inference.ensemble import Ensemble
 from ..inference.segmenter import SegmentationOptions
 from ..models.spec import Label
@@ -65,13 +65,13 @@ def examine(
     choice: EngineChoice,
     options: SegmentationOptions,
     task: Task,
-    shelf: EngineShelf | None = None,
+    pool: EnginePool | None = None,
     change: float = VOLUME_CHANGE,
 ) -> Examination:
     """Segment a volume in FP32 and INT8, and look at what is different.
 
     Args:
-        shelf: where engines are borrowed; it is cleared before each run, so that each is measured as it runs in daily use.
+        pool: keeps engines that are loaded; it is cleared before each run, so that each is measured as it runs in daily use.
         change: in percent, from which on a structure's change of volume is pointed out.
     """
     labels = ensemble.first.spec.labels
@@ -79,12 +79,12 @@ def examine(
     reports: dict[str, Any] = {}
     margins = None
     for precision in ("fp32", "int8"):
-        if shelf is not None:
-            shelf.clear()
+        if pool is not None:
+            pool.clear()
         measured = reset_peak_memory()
         task.part = f"{precision.upper()}: "
         wanted = replace(options, margins=precision == "fp32")
-        run = pipeline.segment(ensemble, volume, choice.beside(precision), wanted, task, shelf=shelf)
+        run = pipeline.segment(ensemble, volume, choice.beside(precision), wanted, task, pool=pool)
         maps[precision] = run.result.labels
         margins = run.result.margins if run.result.margins is not None else margins
         # Margins are for this report alone: no run in daily use spends time on them.

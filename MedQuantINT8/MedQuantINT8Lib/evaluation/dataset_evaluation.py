@@ -16,7 +16,7 @@ from ..imaging.volume import Volume
 from ..imaging.volume_files import read_volume
 from ..inference import pipeline
 from ..inference.engine_choice import EngineChoice
-from ..inference.engine_pool import KeepingShelf
+from ..inference.engine_pool import KeepingPool
 from ..inference.ensemble import Ensemble
 from ..inference.segmenter import SegmentationOptions
 from ..models.spec import Label
@@ -59,7 +59,7 @@ def evaluate(
     values = {label.name.lower(): label.value for label in labels}
     rows: list[dict[str, Any]] = []
     seconds: dict[str, list[float]] = {p: [] for p in PRECISIONS}
-    shelf = KeepingShelf()
+    pool = KeepingPool()
     engine: dict[str, Any] = {}
     with task.stage("evaluating", len(cases)):
         for case in cases:
@@ -71,7 +71,7 @@ def evaluate(
                     "Check the files.",
                 )
             for precision in PRECISIONS:
-                run = pipeline.segment(ensemble, volume, choice.beside(precision), options, Task(), shelf=shelf)
+                run = pipeline.segment(ensemble, volume, choice.beside(precision), options, Task(), pool=pool)
                 seconds[precision].append(run.seconds["total"])
                 engine[precision] = run.engine
                 rows += [
@@ -85,7 +85,7 @@ def evaluate(
                 ]
                 task.check()
             task.step()
-    shelf.clear()
+    pool.clear()
     rows, left_out = _annotated(rows, data)
     labels = [label for label in labels if label.name not in left_out]
     return {

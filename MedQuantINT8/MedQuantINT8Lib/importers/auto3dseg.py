@@ -32,7 +32,7 @@ from ..models.spec import (
 )
 from .auto3dseg_config import Auto3DSegConfig, find_config, read_config, read_network
 from .auto3dseg_original import Auto3DSegModel, auto3dseg_original
-from .base import Understood, single_output
+from .base import ImportedModel, single_output
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
 
 _OVERLAP = 0.625
@@ -42,7 +42,7 @@ _MARGIN = 10
 _REGIONS = {"brats": (2, 1, 3), "kits": (1, 3, 2)}
 
 
-def understand(source: Path, *, spec: ModelSpec | None = None) -> Understood:
+def understand(source: Path, *, spec: ModelSpec | None = None) -> ImportedModel:
     """Read model.pt, or a folder with it and what lies beside it.
 
     Args:
@@ -71,10 +71,10 @@ def understand(source: Path, *, spec: ModelSpec | None = None) -> Understood:
             raise
         notes = [f"described by hand, in place of: {error.args[0]}"]
         network = partial(_network, *read_network(given, path.name), path)
-        return Understood(spec, network, notes, not_compared="the description is by hand", by_hand=True)
+        return ImportedModel(spec, network, notes, not_compared="the description is by hand", by_hand=True)
 
 
-def _understood(given: dict[str, Any], folder: Path, path: Path) -> Understood:
+def _understood(given: dict[str, Any], folder: Path, path: Path) -> ImportedModel:
     config = read_config(given, path.name)
     kind = _kind(config, path)
     regions = _regions(config, kind)
@@ -91,7 +91,7 @@ def _understood(given: dict[str, Any], folder: Path, path: Path) -> Understood:
         tuple(label.value for label in spec.labels),
         partial(_network, config.target, config.network, path),
     )
-    return Understood(spec, model.network, notes, partial(auto3dseg_original, model))
+    return ImportedModel(spec, model.network, notes, partial(auto3dseg_original, model))
 
 
 def _kind(config: Auto3DSegConfig, path: Path) -> str:

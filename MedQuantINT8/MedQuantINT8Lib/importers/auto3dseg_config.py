@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PackageError
-from .expressions import Config, NotPlain
+from .expressions import Config, NotAConstant
 from .fields import Fields, choice, count, each, flag, known, mapping, number, positive, text, whole
 
 _ADVICE = "If it changes nothing when a scan is segmented, take it out of the configuration; else use Auto3DSeg itself."
@@ -92,7 +92,7 @@ def find_config(checkpoint: Any, folder: Path, path: Path) -> dict[str, Any]:
             for key in read.values:
                 try:
                     found[key] = read.get(key)
-                except NotPlain:
+                except NotAConstant:
                     continue  # paths and devices of the training machine
             return found
     raise PackageError(
@@ -108,7 +108,7 @@ def read_config(value: Any, where: str) -> Auto3DSegConfig:
     """
     try:
         return _read(value, where)
-    except NotPlain as error:
+    except NotAConstant as error:
         raise PackageError(f"{where}: an entry that is needed is code: {error}.", "Write its value there.") from error
 
 
@@ -117,7 +117,7 @@ def read_network(value: Any, where: str) -> tuple[str, dict[str, Any]]:
     try:
         read = Fields(value, f"{where}: the configuration", _ADVICE)
         return _network(read, read.get("resample_resolution", each(positive, 3), None))
-    except NotPlain as error:
+    except NotAConstant as error:
         raise PackageError(f"{where}: an entry that is needed is code: {error}.", "Write its value there.") from error
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Understood:
+class ImportedModel:
     """A network with its preprocessing, as an importer understood it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Understood:
 
 
 def write(
-    understood: Understood, target: str | os.PathLike[str], task: Task, *, dynamic: bool = False, force: bool = False
+    imported: ImportedModel, target: str | os.PathLike[str], task: Task, *, dynamic: bool = False, force: bool = False
 ) -> ModelPackage:
     """Export (and prove) the network, compare it with the original software, and write the package with what was found.
 
@@ -67,13 +67,13 @@ def write(
             original does.
     """
     with TemporaryDirectory(prefix="medquant-checked-") as scratch:
-        package = _write_unchecked(understood, Path(scratch) / "package", task, dynamic=dynamic)
-        understood.check = _checked(understood, package, task)
+        package = _write_unchecked(imported, Path(scratch) / "package", task, dynamic=dynamic)
+        imported.check = _checked(imported, package, task)
         record = Path(scratch) / IMPORT
-        write_json(record, {**understood.check.to_json(), "network": understood.compared})
+        write_json(record, {**imported.check.to_json(), "network": imported.compared})
         kept = _quantized_before(package, Path(target), Path(scratch) / "before", force=force)
         if kept:
-            understood.notes.append(
+            imported.notes.append(
                 "the INT8 network that was there is kept: it was made of the same network and description"
             )
         return package.with_files(target, {IMPORT: record, **kept})
@@ -132,23 +132,23 @@ def _computing(spec: ModelSpec) -> dict[str, Any]:
     return {**value, "labels": [(label.value, label.channel) for label in spec.labels]}
 
 
-def _write_unchecked(understood: Understood, target: Path, task: Task, *, dynamic: bool) -> ModelPackage:
-    spec = understood.spec
+def _write_unchecked(imported: ImportedModel, target: Path, task: Task, *, dynamic: bool) -> ModelPackage:
+    spec = imported.spec
     patch, name = spec.window.patch_size, f"{spec.name}.onnx"
-    if dynamic and 1 in patch and not isinstance(understood.network, Path):
+    if dynamic and 1 in patch and not isinstance(imported.network, Path):
         raise PackageError(
             f"{spec.name} works slice by slice: its window is one voxel long across the slices.",
             "Import it without --dynamic.",
         )
     with TemporaryDirectory(prefix="medquant-export-") as scratch:
         path = Path(scratch) / FP32
-        if isinstance(understood.network, Path):
-            name = understood.network.name
-            made = run_in_child(partial(_tried, understood.network, path, patch), task, f"The trial of {name}")
+        if isinstance(imported.network, Path):
+            name = imported.network.name
+            made = run_in_child(partial(_tried, imported.network, path, patch), task, f"The trial of {name}")
         else:
             export = partial(
                 _exported,
-                understood.network,
+                imported.network,
                 path,
                 name,
                 patch,
@@ -156,12 +156,12 @@ def _write_unchecked(understood: Understood, target: Path, task: Task, *, dynami
                 dynamic or spec.window.whole_volume,
             )
             # A recipe that was made inside a function (a lambda) cannot be sent: it is made here, and cannot be interrupted.
-            apart = can_cross(understood.network)
+            apart = can_cross(imported.network)
             made = run_in_child(export, task, f"The export of {spec.name}") if apart else export(task=task)
         facts, told, compared = made
-        check_fits(facts, spec, name, by_hand=understood.by_hand)
-        understood.notes.extend([*told, *facts.notes])
-        understood.compared.extend([*compared, *facts.compared])
+        check_fits(facts, spec, name, by_hand=imported.by_hand)
+        imported.notes.extend([*told, *facts.notes])
+        imported.compared.extend([*compared, *facts.compared])
         write_package(target, spec, {FP32: path})
     return ModelPackage.load(target)
 
@@ -197,31 +197,31 @@ def _exported(
     )
 
 
-def _checked(understood: Understood, package: ModelPackage, task: Task) -> ImportCheck:
+def _checked(imported: ImportedModel, package: ModelPackage, task: Task) -> ImportCheck:
     """The comparison with the original; raises :class:`PackageError` where it disagrees."""
-    if understood.original is None:
-        return ImportCheck.not_compared(understood.not_compared)
+    if imported.original is None:
+        return ImportCheck.not_compared(imported.not_compared)
     from .import_comparison import accept, compare_import
 
     try:
-        original = understood.original()
+        original = imported.original()
     except DependencyError as error:
         return ImportCheck.not_compared(error.args[0].rstrip("."))
     except PackageError as error:
-        if not understood.by_hand:
+        if not imported.by_hand:
             raise
         return ImportCheck.not_compared(error.args[0].rstrip("."))
     try:
         check = compare_import(package.spec, package.folder / FP32, original, task)
     except OriginalFailed as error:
-        if not understood.by_hand:
+        if not imported.by_hand:
             raise
         return ImportCheck.not_compared(error.args[0].rstrip("."), original.title)
-    understood.notes.extend(accept(check, by_hand=understood.by_hand))
+    imported.notes.extend(accept(check, by_hand=imported.by_hand))
     return check
 
 
-def write_all(understood: Sequence[Understood], folder: Path, task: Task) -> list[ModelPackage]:
+def write_all(imported: Sequence[ImportedModel], folder: Path, task: Task) -> list[ModelPackage]:
     """Write the packages of one model (the folds of a training) into its folder: all of them, or none.
 
     A run averages whatever packages it finds there, so some of them alone would be another model. What else lies in the
@@ -230,14 +230,14 @@ def write_all(understood: Sequence[Understood], folder: Path, task: Task) -> lis
     Raises:
         PackageError, StorageError, Cancelled: the folder is what it was before.
     """
-    names = [item.spec.name.rsplit("-", 1)[-1] if len(understood) > 1 else "package" for item in understood]
+    names = [item.spec.name.rsplit("-", 1)[-1] if len(imported) > 1 else "package" for item in imported]
     with replacing_folder(folder) as made:
         if folder.is_dir():
             for path in folder.iterdir():
                 if path.name not in names and path.is_dir():
                     shutil.copytree(path, made / path.name, symlinks=True)
         written = []
-        for item, name in zip(understood, names, strict=True):
+        for item, name in zip(imported, names, strict=True):
             written.append(write(item, made / name, task))
             task.check()
     return [replace(package, folder=folder / name) for package, name in zip(written, names, strict=True)]

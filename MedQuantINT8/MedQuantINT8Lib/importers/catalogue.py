@@ -20,7 +20,7 @@ from ..models.spec_parser import parse_spec
 from ..progress import Task
 from ..resources import resource
 from .archives import as_folder
-from .base import Understood, write_all
+from .base import ImportedModel, write_all
 from .download import Checksum, download
 
 
@@ -93,8 +93,8 @@ def install(item: CatalogueEntry, source: Path | None, task: Task, *, trust_code
     """
     path = _downloaded(item, task) if source is None else _given(item, source)
     with _as_imported(item, path) as place:
-        understood = _understand(item, place, trust_code)
-        made = write_all(understood, models_root() / item.name, task)
+        imported = _understand(item, place, trust_code)
+        made = write_all(imported, models_root() / item.name, task)
     if source is None:
         path.unlink()
     return made
@@ -124,14 +124,16 @@ def _as_imported(item: CatalogueEntry, path: Path) -> AbstractContextManager[Pat
     return nullcontext(path) if single else as_folder(path, "model")
 
 
-def _understand(item: CatalogueEntry, place: Path, trust_code: bool) -> list[Understood]:
+def _understand(item: CatalogueEntry, place: Path, trust_code: bool) -> list[ImportedModel]:
     from . import auto3dseg, monai_bundle, nnunet
 
     if item.form == "bundle":
         return [monai_bundle.understand(place, trust_code=trust_code)]
     if item.form == "nnunet":
         return nnunet.understand(place)
-    return [auto3dseg.understand(place)] if item.form == "auto3dseg" else [Understood(_spec(item), place, by_hand=True)]
+    return (
+        [auto3dseg.understand(place)] if item.form == "auto3dseg" else [ImportedModel(_spec(item), place, by_hand=True)]
+    )
 
 
 def _spec(item: CatalogueEntry) -> ModelSpec:

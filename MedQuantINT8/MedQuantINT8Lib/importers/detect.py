@@ -10,7 +10,7 @@ from ..models.package import MODEL_JSON, ModelPackage
 from ..models.spec_parser import parse_spec
 from ..progress import Task
 from .archives import as_folder
-from .base import Understood, write_all
+from .base import ImportedModel, write_all
 
 
 def install_own(source: Path, root: Path, task: Task, *, trust_code: bool = False) -> tuple[str, list[str]]:
@@ -60,7 +60,7 @@ def _keep_package(source: Path, root: Path) -> tuple[str, list[str]]:
         return target.name, []
 
 
-def _understand(folder: Path, trust_code: bool) -> list[Understood]:
+def _understand(folder: Path, trust_code: bool) -> list[ImportedModel]:
     if metadata := next(folder.glob("**/configs/metadata.json"), None):
         from . import monai_bundle
 
@@ -79,25 +79,25 @@ def _understand(folder: Path, trust_code: bool) -> list[Understood]:
     )
 
 
-def _onnx(source: Path) -> Understood:
+def _onnx(source: Path) -> ImportedModel:
     for described in (source.with_suffix(".json"), source.with_name(source.stem + ".draft.json")):
         if described.is_file():
             try:
                 value = read_json(described)
             except ValueError as error:
                 raise InputError(f"{described} is not valid JSON: {error}.", "Correct it.") from error
-            return Understood(parse_spec(value, described.name), source, by_hand=True)
+            return ImportedModel(parse_spec(value, described.name), source, by_hand=True)
     raise InputError(
         f"{source.name} does not say how scans have to be prepared for it.",
         f"Write a description with: medquant import onnx {source.name} --output NAME, correct it, and save it beside the network as {source.stem}.json.",
     )
 
 
-def _keep(understood: list[Understood], root: Path, task: Task) -> tuple[str, list[str]]:
-    name = understood[0].spec.name.rsplit("-", 1)[0] if len(understood) > 1 else understood[0].spec.name
+def _keep(imported: list[ImportedModel], root: Path, task: Task) -> tuple[str, list[str]]:
+    name = imported[0].spec.name.rsplit("-", 1)[0] if len(imported) > 1 else imported[0].spec.name
     target = _free(root, name)
-    write_all(understood, target, task)
-    return target.name, [note for item in understood for note in item.notes]
+    write_all(imported, target, task)
+    return target.name, [note for item in imported for note in item.notes]
 
 
 def _free(root: Path, name: str) -> Path:

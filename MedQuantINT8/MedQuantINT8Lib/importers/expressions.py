@@ -2,7 +2,7 @@
 
 MONAI evaluates every text that begins with ``$`` as Python. Here such a text is parsed, and only what cannot do harm is
 computed: constants, arithmetic, comparisons, containers, indexing, comprehensions and a few functions on them.
-Everything else raises :class:`NotPlain`, which names the expression.
+Everything else raises :class:`NotAConstant`, which names the expression.
 
 A file may be written to be endless or huge (references that double, macros that include themselves, nested ranges). All
 work on one configuration is therefore paid from one :class:`Budget`.
@@ -58,7 +58,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-class NotPlain(Exception):
+class NotAConstant(Exception):
     """An expression that would have to be run as code."""
 
     def __init__(self, text: str) -> None:
@@ -120,7 +120,7 @@ class Budget:
 
 
 class Unresolved:
-    """Stands for a value that would need code; whoever uses it raises :class:`NotPlain`. Devices and the like are not used.
+    """Stands for a value that would need code; whoever uses it raises :class:`NotAConstant`. Devices and the like are not used.
 
     Attributes:
         text: the value as the file has it, for those who read functions by their text.
@@ -130,7 +130,7 @@ class Unresolved:
         self._reason, self.text = reason, text
 
     def _refuse(self, *_: Any) -> Any:
-        raise NotPlain(self._reason)
+        raise NotAConstant(self._reason)
 
     __bool__ = __int__ = __float__ = __iter__ = __getitem__ = __str__ = __repr__ = __len__ = __eq__ = __call__ = _refuse
     __hash__ = None  # type: ignore[assignment]
@@ -183,7 +183,7 @@ class Config:
         """The resolved value of a top-level entry.
 
         Raises:
-            NotPlain: it needs code to be run.
+            NotAConstant: it needs code to be run.
         """
         return self.resolve(self._value[name]) if name in self._value else default
 
@@ -191,7 +191,7 @@ class Config:
         """References, macros and harmless expressions in ``value``, however deep, as what they stand for.
 
         Raises:
-            NotPlain: it needs code. Arguments of a description (``_target_``) that do are :class:`Unresolved`.
+            NotAConstant: it needs code. Arguments of a description (``_target_``) that do are :class:`Unresolved`.
             PackageError: it takes more than the budget.
         """
         self.budget.step()
@@ -217,7 +217,7 @@ class Config:
             if _REFERENCE.fullmatch(value):
                 return self._lookup(value[1:])
             if value.startswith(("@#", "@:")):
-                raise NotPlain(f"{value} is a relative reference")
+                raise NotAConstant(f"{value} is a relative reference")
         if value.startswith("$"):
             return self.evaluate(value[1:].strip())
         return value
@@ -225,12 +225,12 @@ class Config:
     def _argument(self, value: Any) -> Any:
         try:
             return self.resolve(value)
-        except NotPlain as error:
+        except NotAConstant as error:
             return Unresolved(str(error), value)
 
     def _lookup(self, reference: str) -> Any:
         if reference in self._resolving:
-            raise NotPlain(f"@{reference} refers to itself")
+            raise NotAConstant(f"@{reference} refers to itself")
         self._resolving.append(reference)
         try:
             return self.resolve(self.raw_at(reference))
@@ -241,7 +241,7 @@ class Config:
         """What stands at a reference (without its @), as the file has it.
 
         Raises:
-            NotPlain: nothing does.
+            NotAConstant: nothing does.
         """
         found: Any = self._value
         for key in re.split(r"::|#", reference):
@@ -252,7 +252,7 @@ class Config:
             elif isinstance(found, dict) and key in found:
                 found = found[key]
             else:
-                raise NotPlain(f"@{reference} does not exist")
+                raise NotAConstant(f"@{reference} does not exist")
         return found
 
     def macro(self, text: str) -> Any:
@@ -263,7 +263,7 @@ class Config:
             return self.raw_at(text.lstrip("#:"))
         path = (self._folder / name).resolve()
         if self._folder.resolve() not in path.parents:
-            raise NotPlain(f"%{text} leaves the bundle")
+            raise NotAConstant(f"%{text} leaves the bundle")
         if path not in self._included:
             self._included[path] = _parsed(path, self.budget)
         return (
@@ -276,7 +276,7 @@ class Config:
         """An expression (without its $) as a syntax tree, and which of its names stand for which references.
 
         Raises:
-            NotPlain: it is no expression.
+            NotAConstant: it is no expression.
         """
         names: dict[str, str] = {}
 
@@ -287,22 +287,22 @@ class Config:
 
         self.budget.make(len(text))
         if len(text) > _LONGEST_EXPRESSION:
-            raise NotPlain(f"${text[:60]}... is too long")
+            raise NotAConstant(f"${text[:60]}... is too long")
         try:
             return ast.parse(_REFERENCE.sub(named, text), mode="eval").body, names
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise NotPlain(f"${text}") from error
+            raise NotAConstant(f"${text}") from error
 
     def evaluate(self, text: str) -> Any:
         """The value of an expression (without its $).
 
         Raises:
-            NotPlain: it needs code.
+            NotAConstant: it needs code.
         """
         try:
             tree, names = self.tree_of(text)
             return self.value_of(tree, names, text)
-        except NotPlain as error:
+        except NotAConstant as error:
             if self.trusted is None:
                 raise
             try:
@@ -324,7 +324,7 @@ class Config:
         except (
             TypeError, ValueError, KeyError, IndexError, ZeroDivisionError, OverflowError, MemoryError, AttributeError, RuntimeError,
         ) as error:  # fmt: skip
-            raise NotPlain(f"${text}: {error}") from error
+            raise NotAConstant(f"${text}: {error}") from error
 
 
 def _parsed(path: Path, budget: Budget) -> dict[str, Any]:
@@ -426,14 +426,14 @@ class _Evaluator:
         finally:
             self._budget.leave()
 
-    def _refused(self) -> NotPlain:
-        return NotPlain(f"${self._text}")
+    def _refused(self) -> NotAConstant:
+        return NotAConstant(f"${self._text}")
 
     def _bounded(self, result: Any) -> Any:
         if isinstance(result, str | bytes | list | tuple | set | dict):
             self._budget.weigh(result)
         elif isinstance(result, int) and result.bit_length() > _LARGEST_BITS:
-            raise NotPlain(f"${self._text} is too large")
+            raise NotAConstant(f"${self._text} is too large")
         return result
 
     def _constant(self, node: ast.Constant) -> Any:

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from ..errors import PackageError
 from ..models.colors import palette
 from ..models.spec import Channel, Cleaning, Label, ModelSpec, Window
-from .base import Understood, single_output
+from .base import ImportedModel, single_output
 from .bundle_license import license_of
-from .expressions import Config, NotPlain
+from .expressions import Config, NotAConstant
 from .monai_inferers import slice_axis, translate_inferer
 from .monai_networks import MOST_CHANNELS, Definition, definition_of, make, safe_functions
 from .monai_original import BundleParts, MonaiPipeline, monai_original
@@ -37,7 +37,7 @@ _NETWORKS = ("network_def", "network", "net", "model")
 _T = TypeVar("_T")
 
 
-def understand(folder: Path, *, trust_code: bool = False, spec: ModelSpec | None = None) -> Understood:
+def understand(folder: Path, *, trust_code: bool = False, spec: ModelSpec | None = None) -> ImportedModel:
     """Read a bundle.
 
     Args:
@@ -47,7 +47,9 @@ def understand(folder: Path, *, trust_code: bool = False, spec: ModelSpec | None
         DependencyError: MONAI is not installed.
         PackageError: a part that is missing or not understood, or Python code in the bundle without ``trust_code``.
     """
-    made = _reading(folder, trust_code, lambda bundle: bundle.understood() if spec is None else bundle.described(spec))
+    made = _reading(
+        folder, trust_code, lambda bundle: bundle.imported_model() if spec is None else bundle.described(spec)
+    )
     made.network = partial(_network_again, folder, trust_code)
     return made
 
@@ -73,7 +75,7 @@ def _reading(folder: Path, trust_code: bool, use: Callable[[_Bundle], _T]) -> _T
         config.trusted = lambda text: _run(folder, path, text)
     try:
         return use(_Bundle(folder, path, config, metadata, trust_code))
-    except NotPlain as error:
+    except NotAConstant as error:
         raise PackageError(f"{path.name} needs Python code of the bundle to be run: {error}.", _TRUST if not trust_code else
                            "Describe the network by hand: medquant import onnx, or give --spec.") from error  # fmt: skip
     except RecursionError as error:
@@ -85,10 +87,10 @@ class _Bundle:
         self._folder, self._path, self._config, self._metadata, self._trust = folder, path, config, metadata, trust
         self._notes: list[str] = []
 
-    def described(self, spec: ModelSpec) -> Understood:
+    def described(self, spec: ModelSpec) -> ImportedModel:
         """The network alone, for a description that is given."""
         network = self.network()
-        return Understood(spec, network, self._notes, original=lambda: self._original(spec, network), by_hand=True)
+        return ImportedModel(spec, network, self._notes, original=lambda: self._original(spec, network), by_hand=True)
 
     def network(self) -> Callable[[], Any]:
         """What makes the network."""
@@ -101,7 +103,7 @@ class _Bundle:
         network = self.network()()
         return network if across is None else sliced(network, across, "The bundle's network")
 
-    def understood(self) -> Understood:
+    def imported_model(self) -> ImportedModel:
         definition = self._definition()
         classes = self._vista_classes(definition)
         network = self._network(definition, classes)
@@ -141,7 +143,7 @@ class _Bundle:
             order=preprocessing.order,
             fits=preprocessing.fits,
         )
-        return Understood(spec, network, self._notes, original=lambda: self._original(spec, network, post))
+        return ImportedModel(spec, network, self._notes, original=lambda: self._original(spec, network, post))
 
     def _original(
         self, spec: ModelSpec, network: Callable[[], Any], post: Postprocessing | None = None

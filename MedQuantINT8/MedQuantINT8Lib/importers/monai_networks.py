@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import DependencyError, PackageError
 from .checkpoints import read_checkpoint
-from .expressions import Config, NotPlain, Unresolved, dotted
+from .expressions import Config, NotAConstant, Unresolved, dotted
 from .offline import closed_sockets
 
 #: More channels than any network for segmentation has: a configuration that says more is damaged.
@@ -246,7 +246,7 @@ def _of_call(config: Config, tree: ast.expr, names: dict[str, str], text: str) -
     for name, node in given:
         try:
             arguments[name] = config.value_of(node, names, text)
-        except NotPlain as error:
+        except NotAConstant as error:
             arguments[name] = Unresolved(str(error), text)
     return Definition(target, arguments)
 
@@ -341,7 +341,7 @@ def _argument(config: Config, value: Any, where: str) -> Any:
     text = value.text if isinstance(value, Unresolved) else value
     try:
         part = definition_of(config, text) if isinstance(text, dict | str) else None
-    except NotPlain:
+    except NotAConstant:
         part = None
     if part is None or not _is_part(part.target):
         named = part.target if part is not None else text

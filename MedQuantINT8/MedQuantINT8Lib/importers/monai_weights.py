@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import PackageError
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
-from .expressions import Config, NotPlain, dotted
+from .expressions import Config, NotAConstant, dotted
 from .monai_networks import bundle_file
 from .offline import closed_sockets
 
@@ -51,7 +51,7 @@ def find_weights(config: Config, folder: Path) -> Weights:
 
     Raises:
         PackageError: they are missing or lie outside of the bundle, two files are named, or there are none.
-        NotPlain: their path can only be worked out by running code.
+        NotAConstant: their path can only be worked out by running code.
     """
     named = list(dict.fromkeys([*_by_loaders(config), *_by_expressions(config)]))
     if len({path for path, _ in named}) > 1:
@@ -125,7 +125,7 @@ def _from_file(config: Config, node: ast.expr, names: dict[str, str], text: str)
         node = node.value
     if isinstance(node, ast.Call) and dotted(node.func) == "torch.load" and node.args:
         return _text(config.value_of(node.args[0], names, text)), key
-    raise NotPlain(text)
+    raise NotAConstant(text)
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import PackageError
 from ..models.spec import Channel, Crop, Geometry, ModelSpec, Normalization, Output, Window
 from . import nnunet_network
-from .base import Understood
+from .base import ImportedModel
 from .fields import read_described
 from .nnunet_dataset import Dataset, read_dataset
 from .nnunet_folds import Training, choose
@@ -32,7 +32,7 @@ def understand(
     folds: Sequence[int | str] | None = None,
     configuration: str | None = None,
     spec: ModelSpec | None = None,
-) -> list[Understood]:
+) -> list[ImportedModel]:
     """Read a result folder: plans.json, dataset.json and fold_N/checkpoint_final.pth; one result a fold.
 
     Args:
@@ -67,13 +67,13 @@ def understand(
         fold = TrainedFold(
             plans, given, name, architecture, read.order, len(dataset.channels), dataset.outputs, training.path
         )
-        made.append(Understood(named, network, [*left, *training.notes()], partial(nnunet_original, fold)))
+        made.append(ImportedModel(named, network, [*left, *training.notes()], partial(nnunet_original, fold)))
     return made
 
 
 def _networks(
     folder: Path, folds: Sequence[int | str] | None, configuration: str | None, spec: ModelSpec, error: PackageError
-) -> list[Understood]:
+) -> list[ImportedModel]:
     """The networks alone, for a description that is given; ``error`` says what else was not understood."""
     folder = _result_folder(folder, configuration)
     plans = read_described(folder / "plans.json", "result folder of nnU-Net v2")
@@ -87,7 +87,7 @@ def _networks(
         )
         notes = [*left, *training.notes(), f"described by hand, in place of: {error.args[0]}"]
         named = replace(spec, name=f"{spec.name}-fold{training.fold}")
-        made.append(Understood(named, network, notes, not_compared="the description is by hand", by_hand=True))
+        made.append(ImportedModel(named, network, notes, not_compared="the description is by hand", by_hand=True))
     return made
 
 

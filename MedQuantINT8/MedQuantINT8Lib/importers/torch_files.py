@@ -19,7 +19,7 @@ from ..errors import InputError, PackageError
 from ..models.onnx_graph import reason_of
 from ..models.spec import ModelSpec
 from ..progress import Task
-from .base import Understood, chosen_output, single_output
+from .base import ImportedModel, chosen_output, single_output
 from .checkpoints import load_weights
 from .onnx import draft_of
 from .onnx_trial import Facts, Size, ending_of, made_patch
@@ -138,7 +138,7 @@ class Program:
     patch: Size | None
     spec: ModelSpec | None
 
-    def understood(self, path: Path, load: Loader, name: str, task: Task) -> Understood:
+    def imported_model(self, path: Path, load: Loader, name: str, task: Task) -> ImportedModel:
         """The network with its description, or with a draft of one."""
         described = self.spec
         if described is None:
@@ -147,12 +147,12 @@ class Program:
             described = run_in_child(
                 partial(drafted, load, name, self.channels, self.patch), task, f"The trial of {path.name}"
             )
-        return Understood(
+        return ImportedModel(
             described, load, [] if self.spec else ["preprocessing and labels are guesses: correct them"], by_hand=True
         )
 
 
-def understand_torchscript(path: Path, given: Program, task: Task) -> Understood:
+def understand_torchscript(path: Path, given: Program, task: Task) -> ImportedModel:
     """A TorchScript file (torch.jit.save), which is run in a process of its own.
 
     Raises:
@@ -160,18 +160,18 @@ def understand_torchscript(path: Path, given: Program, task: Task) -> Understood
         InputError: no patch size.
     """
     _must_trust(path, "TorchScript file", given.trust_code)
-    return given.understood(path, partial(load_torchscript, path), path.stem, task)
+    return given.imported_model(path, partial(load_torchscript, path), path.stem, task)
 
 
-def understand_exported(path: Path, given: Program, task: Task) -> Understood:
+def understand_exported(path: Path, given: Program, task: Task) -> ImportedModel:
     """An archive of torch.export (.pt2), which is run in a process of its own; raises as for TorchScript."""
     _must_trust(path, "torch.export archive", given.trust_code)
-    return given.understood(path, partial(load_exported, path), path.stem, task)
+    return given.imported_model(path, partial(load_exported, path), path.stem, task)
 
 
 def understand_class(
     path: Path, class_name: str, weights: Path | None, arguments: dict[str, Any], given: Program, task: Task
-) -> Understood:
+) -> ImportedModel:
     """A class in a Python file, made with keyword arguments, with the weights of a checkpoint; run in a process of its own."""
     _must_trust(path, "Python file", given.trust_code)
-    return given.understood(path, partial(load_class, path, class_name, weights, arguments), class_name, task)
+    return given.imported_model(path, partial(load_class, path, class_name, weights, arguments), class_name, task)

@@ -14,17 +14,17 @@ from ..errors import EngineError
 Make = Callable[[], list[PreparedEngine]]
 
 
-class EngineShelf(Protocol):
-    """Lends loaded engines."""
+class EnginePool(Protocol):
+    """Gives a run its loaded engines, and takes them back afterwards."""
 
-    def borrow(self, key: Hashable, make: Make) -> list[PreparedEngine]:
+    def acquire(self, key: Hashable, make: Make) -> list[PreparedEngine]:
         """The engines kept under ``key``, or newly made ones."""
 
-    def give_back(self, key: Hashable) -> None:
-        """The run is over; the shelf may close them."""
+    def release(self, key: Hashable) -> None:
+        """The run is over; the pool may close them."""
 
     def drop(self, key: Hashable) -> None:
-        """A run with them failed, and nothing is known of their state: they are closed, and not lent again."""
+        """A run with them failed, and nothing is known of their state: they are closed, and given to no other run."""
 
     def clear(self) -> None:
         """Close all that are kept."""
@@ -32,31 +32,31 @@ class EngineShelf(Protocol):
     def __len__(self) -> int: ...
 
 
-class NoShelf:
+class SingleUsePool:
     """Closes engines after each run."""
 
     def __init__(self) -> None:
-        self._lent: list[PreparedEngine] = []
+        self._in_use: list[PreparedEngine] = []
 
-    def borrow(self, key: Hashable, make: Make) -> list[PreparedEngine]:
-        self._lent = make()
-        return self._lent
+    def acquire(self, key: Hashable, make: Make) -> list[PreparedEngine]:
+        self._in_use = make()
+        return self._in_use
 
-    def give_back(self, key: Hashable) -> None:
+    def release(self, key: Hashable) -> None:
         self.clear()
 
     def drop(self, key: Hashable) -> None:
         self.clear()
 
     def clear(self) -> None:
-        lent, self._lent = self._lent, []
-        _close_all(lent)
+        engines, self._in_use = self._in_use, []
+        _close_all(engines)
 
     def __len__(self) -> int:
         return 0
 
 
-class KeepingShelf:
+class KeepingPool:
     """Keeps the engines that were used last, up to ``room`` sets of them."""
 
     def __init__(self, room: int = 2) -> None:
@@ -64,7 +64,7 @@ class KeepingShelf:
         self._kept: dict[Hashable, list[PreparedEngine]] = {}
         self._used = time.monotonic()
 
-    def borrow(self, key: Hashable, make: Make) -> list[PreparedEngine]:
+    def acquire(self, key: Hashable, make: Make) -> list[PreparedEngine]:
         if key not in self._kept:
             # Room is made first: two large engines at once may be one too many for the memory.
             while len(self._kept) >= self._room:
@@ -73,7 +73,7 @@ class KeepingShelf:
         self._kept[key] = self._kept.pop(key)
         return self._kept[key]
 
-    def give_back(self, key: Hashable) -> None:
+    def release(self, key: Hashable) -> None:
         self._used = time.monotonic()
 
     def drop(self, key: Hashable) -> None:

@@ -27,7 +27,7 @@ from ..imaging.volume_files import read_volume
 from ..models.package import ModelPackage
 from ..progress import Task
 from .engine_choice import EngineChoice, with_fallback
-from .engine_pool import EngineShelf, NoShelf
+from .engine_pool import EnginePool, SingleUsePool
 from .ensemble import Ensemble, MeanEngine
 from .memory_estimate import fitted, gpu_batch
 from .range_check import check_ranges
@@ -153,7 +153,7 @@ def segment(
     options: SegmentationOptions,
     task: Task,
     read_seconds: float = 0.0,
-    shelf: EngineShelf | None = None,
+    pool: EnginePool | None = None,
 ) -> SegmentationRun:
     """Segment a volume with a package, or the mean of several, on the chosen engine, which is built if it is not there yet.
 
@@ -161,18 +161,18 @@ def segment(
     for something in the network, the next engine does. The notes say so.
 
     Args:
-        shelf: lends engines that are loaded already, and keeps them afterwards; by default they are closed.
+        pool: gives engines that are loaded already, and keeps them afterwards; by default they are closed.
     """
 
     def attempt(wanted: EngineChoice) -> SegmentationRun:
         try:
-            return _segment(package, volume, wanted, options, task, read_seconds, shelf)
+            return _segment(package, volume, wanted, options, task, read_seconds, pool)
         except GpuMemoryError:
-            if shelf is None or not len(shelf):
+            if pool is None or not len(pool):
                 raise
             # Engines that are kept for later runs take the memory that this one needs.
-            shelf.clear()
-            return _segment(package, volume, wanted, options, task, read_seconds, shelf)
+            pool.clear()
+            return _segment(package, volume, wanted, options, task, read_seconds, pool)
 
     run, notes = with_fallback(choice, attempt)
     run.result.notes[:0] = notes
@@ -186,7 +186,7 @@ def _segment(
     options: SegmentationOptions,
     task: Task,
     read_seconds: float = 0.0,
-    shelf: EngineShelf | None = None,
+    pool: EnginePool | None = None,
 ) -> SegmentationRun:
     made = choose_backend(choice.name, choice.precision, choice.device)
     ensemble = package if isinstance(package, Ensemble) else Ensemble([package])
@@ -195,7 +195,7 @@ def _segment(
         _check_network(member, choice)
     options = _with_batch(options, ensemble.first, made, choice)
     options, memory_notes = fitted(ensemble.first, choice.precision, volume, options)
-    shelf = NoShelf() if shelf is None else shelf
+    pool = SingleUsePool() if pool is None else pool
     prepared: list[PreparedEngine] = []
     keys: list[Any] = []
     inputs: list[NetworkInput] = []
@@ -208,7 +208,7 @@ def _segment(
         hashes = tuple(tuple(sorted(member.hashes.items())) for member in ensemble.packages)
         keys.append((hashes, made.name, choice, patch, options.batch))
         prepared.extend(
-            shelf.borrow(
+            pool.acquire(
                 keys[0],
                 lambda: _prepare_all(ensemble.packages, made, choice, options, patch, patches, task),
             )
@@ -228,12 +228,12 @@ def _segment(
         if len(prepared) > 1:
             engine["members"] = [_engine_report(item) for item in prepared]
     except (Cancelled, InputError):
-        _end(shelf.give_back, keys)
+        _end(pool.release, keys)
         raise
     except BaseException:
-        _end(shelf.drop, keys)
+        _end(pool.drop, keys)
         raise
-    _end(shelf.give_back, keys)
+    _end(pool.release, keys)
     seconds = {"reading": read_seconds, **{k: v for k, v in result.seconds.items() if k != "total"}}
     seconds["total"] = read_seconds + time.perf_counter() - began
     latency = _latency(calls, result, max(1, options.batch))

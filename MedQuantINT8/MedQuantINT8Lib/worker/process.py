@@ -25,7 +25,7 @@ from .. import __version__
 from ..errors import MedQuantError
 from ..files import split_paths
 from ..imaging.volume import Volume
-from ..inference.engine_pool import KeepingShelf
+from ..inference.engine_pool import KeepingPool
 from ..inference.ensemble import Ensemble, load_ensemble
 from ..progress import ProgressEvent, Task
 from .imports import check_imports
@@ -50,7 +50,7 @@ class Worker:
     def __init__(self, arena: Arena, idle_seconds: float = IDLE_SECONDS, scratch: str | None = None) -> None:
         self._arena, self._idle_seconds, self._scratch = arena, idle_seconds, scratch
         self._requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._shelf = KeepingShelf()
+        self._pool = KeepingPool()
         self._packages: dict[str, tuple[tuple[float, ...], Ensemble]] = {}
         self._tasks: dict[Any, Task] = {}
         self._cancelled: set[Any] = set()
@@ -59,7 +59,7 @@ class Worker:
     def run(self) -> None:
         threading.Thread(target=self._listen, daemon=True).start()
         while True:
-            self._shelf.free_after(self._idle_seconds)
+            self._pool.free_after(self._idle_seconds)
             try:
                 request = self._requests.get(timeout=min(self._idle_seconds, 1.0))
             except queue.Empty:
@@ -67,7 +67,7 @@ class Worker:
             if request is None:
                 break
             self._answer(request)
-        self._shelf.clear()
+        self._pool.clear()
         for _, ensemble in self._packages.values():
             ensemble.__exit__(None, None, None)
         self._clear_up()
@@ -117,7 +117,7 @@ class Worker:
                 number, "hello", protocol=PROTOCOL, version=__version__, python=sys.version.split()[0], pid=os.getpid()
             )
         elif do == "ping":
-            self._say(number, "pong", engines=len(self._shelf))
+            self._say(number, "pong", engines=len(self._pool))
         elif do in TASKS:
             self._work(number, request)
         else:
@@ -169,7 +169,7 @@ class Worker:
             Volume(self._arena.array(v["offset"], tuple(v["shape"]), v["dtype"]), np.array(v["ijk_to_ras"]), v["name"])
             for v in request["volumes"]
         ]
-        answer = TASKS[request["do"]](request, volumes, Bench(self._ensemble, self._shelf, task))
+        answer = TASKS[request["do"]](request, volumes, Bench(self._ensemble, self._pool, task))
         offset, arrays = request["answer_offset"], []
         for found in answer.arrays:
             self._arena.array(offset, found.shape, found.dtype)[...] = found

@@ -16,7 +16,7 @@ from ..imaging.volume import Volume
 from ..imaging.volume_files import ReadOptions, read_volume, scan_paths
 from ..inference import pipeline
 from ..inference.engine_choice import EngineChoice
-from ..inference.engine_pool import KeepingShelf
+from ..inference.engine_pool import KeepingPool
 from ..inference.ensemble import Ensemble
 from ..inference.segmenter import SegmentationOptions
 from ..models.package import ModelPackage
@@ -32,7 +32,7 @@ class Bench:
     """What a task finds at hand: loaded packages, loaded engines, and whom to report to."""
 
     ensemble: Callable[[str], Ensemble]
-    shelf: KeepingShelf
+    pool: KeepingPool
     task: Task
 
 
@@ -57,7 +57,7 @@ def segment(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """Segment one volume with the model; one label map (K, J, I)."""
     choice = EngineChoice(**request["choice"])
     run = pipeline.segment(
-        bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, shelf=bench.shelf
+        bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, pool=bench.pool
     )
     return Answer([run.result.labels], run.to_json())
 
@@ -71,7 +71,7 @@ def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answe
         volume = read_volume(scan_paths(request["scan"]), options=_reading(request), check=bench.task.check)
     ensemble = bench.ensemble(request["model"])
     choice = EngineChoice(**request["choice"])
-    run = pipeline.segment(ensemble, volume, choice, _options(request), bench.task, shelf=bench.shelf)
+    run = pipeline.segment(ensemble, volume, choice, _options(request), bench.task, pool=bench.pool)
     wanted = request.get("segments")
     labels = tuple(label for label in ensemble.first.spec.labels if wanted is None or label.name in wanted)
     with bench.task.stage("writing"):
@@ -91,7 +91,7 @@ def compare(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
     """FP32 beside INT8: both label maps, and the regions where they differ, numbered from the largest (uint16)."""
     choice, change = EngineChoice(**request["choice"]), float(request.get("volume_change", VOLUME_CHANGE))
     found = examine(
-        bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, bench.shelf, change
+        bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, bench.pool, change
     )
     return Answer([found.fp32, found.int8, found.differences.numbers], found.report)
 

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from .lazy_classes import made_when_asked_for
 
 
-def __getattr__(name: str) -> Any:
-    """The classes of this file, made when one is first asked for: importing it loads no torch."""
-    classes = _classes() if not name.startswith("_") else {}
-    if name not in classes:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return classes[name]
-
-
-@cache
-def _classes() -> dict[str, Any]:
+def _classes() -> tuple[type, ...]:
     import torch
     from torch import Tensor, nn
 
@@ -88,4 +78,7 @@ def _classes() -> dict[str, Any]:
             x = x + self.attention(self.attention_norm(x))
             return x + self.mlp(self.mlp_norm(x))
 
-    return {made.__name__: made for made in (ResidualBlock, UpBlock, SelfAttention, TransformerLayer)}
+    return (ResidualBlock, UpBlock, SelfAttention, TransformerLayer)
+
+
+__getattr__ = made_when_asked_for(__name__, _classes)

@@ -7,20 +7,10 @@ positions; its output is laid back as a feature map from which the decoder climb
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from .lazy_classes import made_when_asked_for
 
 
-def __getattr__(name: str) -> Any:
-    """The classes of this file, made when one is first asked for: importing it loads no torch."""
-    classes = _classes() if not name.startswith("_") else {}
-    if name not in classes:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return classes[name]
-
-
-@cache
-def _classes() -> dict[str, Any]:
+def _classes() -> tuple[type, ...]:
     import torch
     from torch import Tensor, nn
 
@@ -86,4 +76,7 @@ def _classes() -> dict[str, Any]:
                 x = block(x, skip)
             return self.head(x)
 
-    return {made.__name__: made for made in (TransUNet,)}
+    return (TransUNet,)
+
+
+__getattr__ = made_when_asked_for(__name__, _classes)

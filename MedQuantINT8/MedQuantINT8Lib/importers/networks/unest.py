@@ -8,8 +8,9 @@ again and merged by convolution and pooling, which is where neighbouring blocks 
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy_classes import made_when_asked_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,16 +33,7 @@ def from_blocks(x: Tensor, block: Size, grid: Size) -> Tensor:
     return x.reshape(n, c, *(g * b for g, b in zip(grid, block, strict=True)))
 
 
-def __getattr__(name: str) -> Any:
-    """The classes of this file, made when one is first asked for: importing it loads no torch."""
-    classes = _classes() if not name.startswith("_") else {}
-    if name not in classes:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return classes[name]
-
-
-@cache
-def _classes() -> dict[str, Any]:
+def _classes() -> tuple[type, ...]:
     import torch
     from torch import nn
 
@@ -143,4 +135,7 @@ def _classes() -> dict[str, Any]:
                 x = block(x, skip)
             return self.head(x)
 
-    return {made.__name__: made for made in (Merge, Hierarchy, UNesT)}
+    return (Merge, Hierarchy, UNesT)
+
+
+__getattr__ = made_when_asked_for(__name__, _classes)

@@ -10,20 +10,12 @@ Left out: the interactive road (point prompts, their decoder and its patch-wise 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
-
-def __getattr__(name: str) -> Any:
-    """The classes of this file, made when one is first asked for: importing it loads no torch."""
-    classes = _classes() if not name.startswith("_") else {}
-    if name not in classes:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return classes[name]
+from .lazy_classes import made_when_asked_for
 
 
-@cache
-def _classes() -> dict[str, Any]:
+def _classes() -> tuple[type, ...]:
     import torch
     from torch import Tensor, nn
 
@@ -52,4 +44,7 @@ def _classes() -> dict[str, Any]:
             _, features = self.encoder(x, with_point=False, with_label=True)
             return self.head(self.mapping(features))
 
-    return {made.__name__: made for made in (AutomaticVista3D,)}
+    return (AutomaticVista3D,)
+
+
+__getattr__ = made_when_asked_for(__name__, _classes)
