@@ -73,6 +73,7 @@ def fp32_package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
 @pytest.fixture(scope="session")
 def int8_package(fp32_package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
     """The demo network, quantized on two synthetic scans."""
+    pytest.importorskip("modelopt", reason="needs ModelOpt, which quantizes")
     from MedQuantINT8Lib.quantization.accuracy_guard import Budget
     from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, calibration_patch, quantize_package
 

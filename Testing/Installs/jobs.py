@@ -296,6 +296,20 @@ def slicer_scene() -> None:
         logic.close()
 
 
+def slicer_tests() -> None:
+    """The quick tests of Slicer's side, on this Python and NumPy: Slicer ships others than those of the tests' own environment."""
+    repository = Path(os.environ["MEDQUANT_REPOSITORY"])
+    folder = repository / "Testing" / "slicer_module"
+    files = [
+        folder / f"test_{name}.py" for name in ("mrml", "undo", "logic_choices", "dependencies", "recipes", "window")
+    ]
+    options = ["-m", "not slow", "-p", "no:cacheprovider", "-c", repository / "pyproject.toml"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *map(str, files + options)], capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
 def _doctor(name: str) -> str:
     engine = json.loads(medquant("doctor", "--json"))["engines"][name]
     assert not engine["available"], engine
@@ -324,7 +338,7 @@ def tensorrt_rtx_cannot_run_here() -> None:
 
 JOBS = (
     nothing_heavy_is_installed, segment, segment_without_openvino, segment_without_an_engine, dicom, quantize, quantize_alone, import_bundle,
-    import_nnunet, export, evaluate, completion, slicer_scene, cuda_cannot_run_here, tensorrt_cannot_run_here, tensorrt_rtx_cannot_run_here,
+    import_nnunet, export, evaluate, completion, slicer_scene, slicer_tests, cuda_cannot_run_here, tensorrt_cannot_run_here, tensorrt_rtx_cannot_run_here,
 )  # fmt: skip
 
 

@@ -62,6 +62,8 @@ class Road:
 
 _SEGMENT = ("nothing_heavy_is_installed", "segment", "dicom")
 _BUILD = (BUILD_PYTHON,)
+#: What the tests of Slicer's side need beside Slicer's core.
+_SLICER_TESTS = ("pytest>=8", "PySide6-Essentials>=6.6", "pydicom>=3")
 _TENSORRT = ("cuda-python", TENSORRT_BINDINGS, "onnx")
 ROADS = (
     Road("none", "", ("nothing_heavy_is_installed", "segment_without_an_engine")),
@@ -73,7 +75,7 @@ ROADS = (
     Road("import", "onnxruntime,import", ("import_bundle", "import_nnunet", "export"), _BUILD, torch=True),
     Road("evaluate", "openvino,onnxruntime,evaluate", ("nothing_heavy_is_installed", "evaluate")),
     Road("completion", "completion", ("completion",)),
-    Road("slicer", "openvino,onnxruntime,slicer", ("slicer_scene",)),
+    Road("slicer", "openvino,onnxruntime,slicer", ("slicer_scene", "slicer_tests"), SEGMENT_PYTHONS[:2], also=_SLICER_TESTS),
     Road("cuda", "openvino,onnxruntime,cuda", ("cuda_cannot_run_here",)),
     Road("cuda-no-gpu", "openvino,onnxruntime,cuda", ("cuda_cannot_run_here",), driver=True),
     Road("cuda-oldest", "openvino,onnxruntime,cuda", ("cuda_cannot_run_here",), also=(OLDEST_CUDA,)),
@@ -174,6 +176,8 @@ def travel(road: Road, version: str, python: str, built: Path, folder: Path, new
         "HOME": str(folder / "home"),
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
         "OMP_NUM_THREADS": "2",
+        # For the one job that runs tests of the repository on what was installed.
+        "MEDQUANT_REPOSITORY": str(ROOT),
     }
     (folder / "home").mkdir()
     run([inside, "jobs.py", *road.jobs], cwd=work, env={**clean, **home})

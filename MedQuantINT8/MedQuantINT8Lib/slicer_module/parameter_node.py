@@ -60,8 +60,8 @@ class _Nodes(_Node):
 
     def __get__(self, owner: Parameters, cls: type | None = None) -> list[Any]:
         count = owner.node.GetNumberOfNodeReferences(self.name)
-        found = [owner.node.GetNthNodeReference(self.name, n) for n in range(count)]
-        return [node for node in found if node is not None]
+        nodes = [owner.node.GetNthNodeReference(self.name, n) for n in range(count)]
+        return [node for node in nodes if node is not None]
 
     def __set__(self, owner: Parameters, value: list[Any]) -> None:
         if [node.GetID() for node in self.__get__(owner)] != [node.GetID() for node in value]:

@@ -28,11 +28,11 @@ def frames_of(sequenceNode: Any) -> list[Any]:
 
 def segmentation_sequence(sequenceNode: Any) -> Any:
     """A new, empty sequence node with the same index as ``sequenceNode``."""
-    made = sequenceNode.GetScene().AddNewNodeByClass("vtkMRMLSequenceNode", f"{sequenceNode.GetName()} segmentation")
-    made.SetIndexName(sequenceNode.GetIndexName())
-    made.SetIndexUnit(sequenceNode.GetIndexUnit())
-    made.SetIndexType(sequenceNode.GetIndexType())
-    return made
+    results = sequenceNode.GetScene().AddNewNodeByClass("vtkMRMLSequenceNode", f"{sequenceNode.GetName()} segmentation")
+    results.SetIndexName(sequenceNode.GetIndexName())
+    results.SetIndexUnit(sequenceNode.GetIndexUnit())
+    results.SetIndexType(sequenceNode.GetIndexType())
+    return results
 
 
 def keep_frame(sequence: Any, index: str, segmentation: Any) -> None:
@@ -58,8 +58,8 @@ def synchronize(sequenceNode: Any, segmentations: Any) -> Any | None:
 class FrameJob:
     """A frame's job: its segmentation goes into the sequence, and the volume that was shown for it goes."""
 
-    def __init__(self, job: Any, shown: Any, sequenceNode: Any, made: list[Any], index: str) -> None:
-        self._job, self._shown, self._sequence, self._made, self._index = job, shown, sequenceNode, made, index
+    def __init__(self, job: Any, shown: Any, sequenceNode: Any, results: list[Any], index: str) -> None:
+        self._job, self._shown, self._sequence, self._results, self._index = job, shown, sequenceNode, results, index
         self.value: Any = None
 
     @property
@@ -73,9 +73,9 @@ class FrameJob:
             self._remove(self._shown)
             raise
         if done:
-            if not self._made:
-                self._made.append(segmentation_sequence(self._sequence))
-            keep_frame(self._made[0], self._index, self._job.value)
+            if not self._results:
+                self._results.append(segmentation_sequence(self._sequence))
+            keep_frame(self._results[0], self._index, self._job.value)
             self._remove(self._shown)
             self.value = self._index
         return done
@@ -92,15 +92,15 @@ class FrameJob:
 class SequenceJob(BatchJob):
     """The frames of a sequence; ``value`` becomes the sequence node of the segmentations."""
 
-    def __init__(self, pieces: Any, sequenceNode: Any, made: list[Any]) -> None:
+    def __init__(self, pieces: Any, sequenceNode: Any, results: list[Any]) -> None:
         super().__init__(pieces)
-        self._sequence, self._made = sequenceNode, made
+        self._sequence, self._results = sequenceNode, results
 
     def poll(self) -> bool:
         done = super().poll()
-        if done and self._made:
-            synchronize(self._sequence, self._made[0])
-            self.value = self._made[0]
+        if done and self._results:
+            synchronize(self._sequence, self._results[0])
+            self.value = self._results[0]
         return done
 
 

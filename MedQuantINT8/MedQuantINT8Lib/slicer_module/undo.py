@@ -40,17 +40,17 @@ class NodeState:
 
 def state_of(node: Any) -> NodeState:
     """What a segmentation node is now. Segments are kept, not copied: they cost no memory of their own as long as nothing changes them."""
-    held, display = node.GetSegmentation(), node.GetDisplayNode()
-    ids = [held.GetNthSegmentID(n) for n in range(held.GetNumberOfSegments())]
+    segmentation, display = node.GetSegmentation(), node.GetDisplayNode()
+    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
     shown = {
         name: {what: getattr(display, f"GetSegment{what}")(name) for what in _SHOWN} if display is not None else {}
         for name in ids
     }
     item, hierarchy = _item(node)
     return NodeState(
-        tuple((name, held.GetSegment(name), shown[name]) for name in ids),
-        held.GetSourceRepresentationName(),
-        held.GetConversionParameter(_GEOMETRY),
+        tuple((name, segmentation.GetSegment(name), shown[name]) for name in ids),
+        segmentation.GetSourceRepresentationName(),
+        segmentation.GetConversionParameter(_GEOMETRY),
         node.GetNodeReferenceID(node.GetReferenceImageGeometryReferenceRole()),
         node.GetTransformNodeID(),
         hierarchy.GetItemParent(item) if item else None,
@@ -59,19 +59,19 @@ def state_of(node: Any) -> NodeState:
 
 def restore(node: Any, state: NodeState) -> None:
     """Make a segmentation node what it was."""
-    held, display = node.GetSegmentation(), node.GetDisplayNode()
+    segmentation, display = node.GetSegmentation(), node.GetDisplayNode()
     modified = node.StartModify()
-    held.RemoveAllSegments()
-    held.SetSourceRepresentationName(state.source)
+    segmentation.RemoveAllSegments()
+    segmentation.SetSourceRepresentationName(state.source)
     for name, segment, shown in state.segments:
-        held.AddSegment(segment, name)
+        segmentation.AddSegment(segment, name)
         for what, value in shown.items() if display is not None else ():
             getattr(display, f"SetSegment{what}")(name, value)
     scene = node.GetScene()
     role = node.GetReferenceImageGeometryReferenceRole()
     # Nodes that are gone by now cannot be referred to again.
     node.SetNodeReferenceID(role, state.reference if state.reference and scene.GetNodeByID(state.reference) else None)
-    held.SetConversionParameter(_GEOMETRY, state.geometry)
+    segmentation.SetConversionParameter(_GEOMETRY, state.geometry)
     node.SetAndObserveTransformNodeID(
         state.transform if state.transform and scene.GetNodeByID(state.transform) else None
     )

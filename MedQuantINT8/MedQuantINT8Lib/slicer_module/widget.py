@@ -39,7 +39,7 @@ class ModuleView:
         # Questions go through this, so that a test can answer them.
         self.ask = lambda text: bool(slicer.util.confirmOkCancelDisplay(text, windowTitle=_("MedQuantINT8")))
         self.segment = SegmentPanel(self.ui, logic, parameters, self.runner, self._asked)
-        self.build = BuildPanel(self.ui, logic, parameters, self.runner, self._asked, self._modelMade)
+        self.build = BuildPanel(self.ui, logic, parameters, self.runner, self._asked, self._modelReady)
         self.compare = ComparePanel(self.ui, logic, parameters, self.runner, self._asked)
         self.storage = StoragePanel(self.ui, logic, self.runner, self._asked, self.show)
         self.show()
@@ -109,6 +109,6 @@ class ModuleView:
         self.segment.close()
         self._logic.close()
 
-    def _modelMade(self, name: str) -> None:
+    def _modelReady(self, name: str) -> None:
         self.segment.selectModel(name)
         self.build.show()

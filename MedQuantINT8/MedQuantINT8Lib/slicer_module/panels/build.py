@@ -26,14 +26,14 @@ class BuildPanel(WorkPanel):
     """Connects the widgets of the second panel with the parameters and the logic.
 
     Args:
-        made: called with a model's name after it got an INT8 network, or was installed.
+        ready: called with a model's name after it got an INT8 network, or was installed.
     """
 
     def __init__(
-        self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask, made: Any
+        self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask, ready: Any
     ) -> None:
         super().__init__(ui, logic, parameters, runner, ask, ui.buildStatusLabel, ui.buildProgress)
-        self._made = made
+        self._ready = ready
         self._stage = ""
         ui.buildModelCombo.currentTextChanged.connect(self._modelChosen)
         ui.importFileButton.clicked.connect(self._importFile)
@@ -188,13 +188,13 @@ class BuildPanel(WorkPanel):
     def _quantized(self, name: str, report: dict[str, Any]) -> None:
         for text in _of_the_kept_network(report):
             self._log(text)
-        made = self._logic.ownCopyName(name)
-        self._made(made)
+        target = self._logic.ownCopyName(name)
+        self._ready(target)
         volumes = self.parameters.calibrationVolumes
         volume = volumes[0] if volumes else None
         self._start(
             lambda: self._logic.buildEngine(
-                made, volume, self.parameters.buildEngine, waitForCompletion=False, device=self.parameters.device
+                target, volume, self.parameters.buildEngine, waitForCompletion=False, device=self.parameters.device
             ),
             lambda job: self._built(job.value),
             fresh=False,
@@ -209,17 +209,17 @@ class BuildPanel(WorkPanel):
         )
         if report["note"]:
             self._log(report["note"])
-        if found := report["fidelity"]:
+        if fidelity := report["fidelity"]:
             text = _("real INT8 against the simulation: relative error {error}, {labels} of voxels with another label")
-            labels = f"{100 * found['label_disagreement']:.3f} %"
-            self._log(text.format(error=f"{found['relative_error']:.4f}", labels=labels))
+            labels = f"{100 * fidelity['label_disagreement']:.3f} %"
+            self._log(text.format(error=f"{fidelity['relative_error']:.4f}", labels=labels))
         self._ui.buildStatusLabel.setText(_("Done. The model is chosen in the panel above."))
 
     def _installed(self, name: str) -> None:
         self._ui.buildStatusLabel.setText(
             _("Installed {name}. Choose scans, and make its INT8 engine.").format(name=name)
         )
-        self._made(name)
+        self._ready(name)
 
     def _say(self, text: str) -> None:
         super()._say(text)

@@ -98,48 +98,52 @@ class ComparePanel(WorkPanel):
         return self.comparisons[self._index] if 0 <= self._index < len(self.comparisons) else None
 
     def _showResult(self, _text: str = "") -> None:
-        ui, found = self._ui, self._current
+        ui, comparison = self._ui, self._current
         ui.regionList.blockSignals(True)
         ui.regionList.clear()
-        if found is None:
+        if comparison is None:
             fill_table(ui.summaryTable, [])
             fill_table(ui.structureTable, [])
             ui.compareResultLabel.setText("")
         else:
-            fill_table(ui.summaryTable, [list(row) for row in found.rows()])
-            fill_table(ui.structureTable, [_row(s) for s in found.structures], [_volumes(s) for s in found.structures])
-            ui.compareResultLabel.setText(_summary(found))
-            for region in found.regions[:SHOWN_REGIONS]:
+            fill_table(ui.summaryTable, [list(row) for row in comparison.rows()])
+            fill_table(
+                ui.structureTable,
+                [_row(s) for s in comparison.structures],
+                [_volumes(s) for s in comparison.structures],
+            )
+            ui.compareResultLabel.setText(_summary(comparison))
+            for region in comparison.regions[:SHOWN_REGIONS]:
                 ui.regionList.addItem(region_title(region))
         ui.regionList.setCurrentRow(-1)
         ui.regionList.blockSignals(False)
         self._showButtons()
 
     def _showDifferences(self) -> None:
-        found = self._current
-        if found is None:
+        comparison = self._current
+        if comparison is None:
             return
         try:
             node = self._differences.get(self._index)
             if node is None or node.GetScene() is None:
-                self._differences[self._index] = node = self._logic.showDifferences(found)
+                self._differences[self._index] = node = self._logic.showDifferences(comparison)
                 if node is not None:
-                    self._logic.differencesTable(found)
+                    self._logic.differencesTable(comparison)
         except MedQuantError as error:
             self._failed(error)
             return
         if node is None:
             self._say(_("INT8 and FP32 are the same everywhere."))
-        elif found.regions:
+        elif comparison.regions:
             self._ui.regionList.setCurrentRow(0)
             self._jump(0)
 
     def _jump(self, row: int) -> None:
         """Centre all slice views on a region."""
-        found = self._current
-        if found is not None and 0 <= row < len(found.regions):
-            point = found.regions[row]["center_ras"]
-            if transform := found.volumeNode.GetParentTransformNode():
+        comparison = self._current
+        if comparison is not None and 0 <= row < len(comparison.regions):
+            point = comparison.regions[row]["center_ras"]
+            if transform := comparison.volumeNode.GetParentTransformNode():
                 point = _to_world(transform, point)
             slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
 
@@ -173,11 +177,11 @@ def _volumes(structure: dict[str, Any]) -> str:
     return text.format(name=structure["name"], fp32=f"{structure['other_ml']:.2f}", int8=f"{structure['ml']:.2f}")
 
 
-def _summary(found: Comparison) -> str:
-    differences = found.report["differences"]
+def _summary(comparison: Comparison) -> str:
+    differences = comparison.report["differences"]
     if not differences["voxels"]:
         return _("INT8 and FP32 are the same everywhere.")
-    dice = "–" if found.meanDice is None else f"{found.meanDice:.4f}"
+    dice = "–" if comparison.meanDice is None else f"{comparison.meanDice:.4f}"
     text = _(
         "Mean Dice {dice}. {ml} ml differ in {count} regions; {share} of it lies within one voxel of a boundary."
     ).format(
@@ -186,4 +190,4 @@ def _summary(found: Comparison) -> str:
         count=differences["region_count"],
         share=f"{100 * differences['boundary_share']:.0f} %",
     )
-    return f"{text} {found.verdict}"
+    return f"{text} {comparison.verdict}"

@@ -18,7 +18,7 @@ _INTERVAL_MS = 30
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told how a job goes. ``failed`` gets a :class:`Cancelled` if the user stopped it."""
+    """Who hears how a job goes. ``failed`` gets a :class:`Cancelled` if the user stopped it."""
 
     progress: Callable[[ProgressEvent], None]
     done: Callable[[Any], None]
@@ -34,7 +34,7 @@ class JobRunner:
         self._timer.timeout.connect(self._tick)
         self._job: Any = None
         self._listener: Listener | None = None
-        self._told: ProgressEvent | None = None
+        self._reported: ProgressEvent | None = None
         self.changed: list[Callable[[], None]] = []
 
     @property
@@ -42,7 +42,7 @@ class JobRunner:
         return self._job is not None
 
     def start(self, job: Pollable, listener: Listener) -> None:
-        self._job, self._listener, self._told = job, listener, None
+        self._job, self._listener, self._reported = job, listener, None
         self._timer.start()
         self._tell()
 
@@ -77,8 +77,8 @@ class JobRunner:
         if done:
             self._end()
             listener.done(job)
-        elif job.progress is not None and job.progress is not self._told:
-            self._told = job.progress
+        elif job.progress is not None and job.progress is not self._reported:
+            self._reported = job.progress
             listener.progress(job.progress)
 
     def _end(self) -> None:
@@ -92,7 +92,7 @@ class JobRunner:
 
 
 def percent(event: ProgressEvent) -> int:
-    """Of the stage; 0 while it cannot be told."""
+    """Of the stage; 0 while it is not known."""
     return int(100 * event.done / event.total) if event.total else 0
 
 
