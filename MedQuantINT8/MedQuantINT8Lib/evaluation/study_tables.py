@@ -219,9 +219,13 @@ def reproduce(table: str, names: Sequence[str], engine: str, folder: Path | None
             value = {"table": table, "machine": machine(), "date": time.strftime("%Y-%m-%d"), "rows": ordered}
             if path is not None and folder is not None:
                 write_json(path, value)
-                write_text(folder / f"{table}.md", "\n".join(page(value)) + "\n")
+                write_text(folder / f"{table}.md", "\n".join([f"# {_TITLES[table]}", "", *page(value)]) + "\n")
             task.step()
     return value
+
+
+#: Headings of the tables' pages.
+_TITLES = {"networks": "The study's seven networks at its size", "sizes": "Larger patches"}
 
 
 def page(value: dict[str, Any]) -> list[str]:
