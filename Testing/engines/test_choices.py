@@ -12,10 +12,8 @@ import pytest
 
 import tiny
 from MedQuantINT8Lib.cli.main import main
-from MedQuantINT8Lib.engines import cache, choices, registry
-from MedQuantINT8Lib.engines import int8_or_float as race
+from MedQuantINT8Lib.engines import cache, choices, int8_or_float, ranking, registry
 from MedQuantINT8Lib.engines import preparation as prepare
-from MedQuantINT8Lib.engines import ranking as trial
 from MedQuantINT8Lib.engines.base import BuildOptions, UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda.driver import GpuError, GpuMemoryError
 from MedQuantINT8Lib.errors import EngineError
@@ -58,7 +56,7 @@ def engines(monkeypatch, tmp_path):
 
 
 def timed(monkeypatch, int8, fp32):
-    monkeypatch.setattr(race, "_race", lambda *_: {"int8_ms": int8, "fp32_ms": fp32})
+    monkeypatch.setattr(int8_or_float, "_time_in_turn", lambda *_: {"int8_ms": int8, "fp32_ms": fp32})
 
 
 def fails(where, *errors):
@@ -67,7 +65,7 @@ def fails(where, *errors):
 
 def auto(package, **changes):
     options = replace(BuildOptions("int8", (8, 8, 8)), **changes)
-    return race.prepare_faster(package, tiny.TinyBackend(), options, PATCHES, Task())
+    return int8_or_float.prepare_faster(package, tiny.TinyBackend(), options, PATCHES, Task())
 
 
 @pytest.mark.parametrize(
@@ -94,12 +92,14 @@ def test_short_runs_are_timed_often_and_the_shortest_counts(monkeypatch):
             calls[self.name] += 1
             clock[0] += self.times[min(calls[self.name], len(self.times)) - 1]
 
-    monkeypatch.setattr(race.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(int8_or_float.time, "perf_counter", lambda: clock[0])
     # The first call is not counted; one of INT8's is disturbed.
-    found = race._race(Engine("fp32", [0.001, 0.004, 0.003]), Engine("int8", [0.0001, 0.9, 0.002]), PATCHES[0])
+    found = int8_or_float._time_in_turn(
+        Engine("fp32", [0.001, 0.004, 0.003]), Engine("int8", [0.0001, 0.9, 0.002]), PATCHES[0]
+    )
     assert found == {"fp32_ms": 3.0, "int8_ms": 2.0} and 20 < calls["int8"] == calls["fp32"] <= 51
     calls.update(fp32=0, int8=0)
-    assert race._race(Engine("fp32", [5.0]), Engine("int8", [6.0]), PATCHES[0]) == {
+    assert int8_or_float._time_in_turn(Engine("fp32", [5.0]), Engine("int8", [6.0]), PATCHES[0]) == {
         "fp32_ms": 5000.0,
         "int8_ms": 6000.0,
     }
@@ -316,24 +316,24 @@ def test_a_failed_trial_is_tried_again_later_and_a_time_is_kept(monkeypatch):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(trial, "_tried", tried)
+    monkeypatch.setattr(ranking, "_time_patch", tried)
     one, other = Racer("one", [RuntimeError("the GPU was busy")]), Racer("other", [5.0])
-    assert [made.name for made in trial.fastest_first([one, other])] == ["other", "one"] and tries == ["one", "other"]
-    kept = json.loads((cache.cache_root() / "trial.json").read_text())
+    assert [made.name for made in ranking.fastest_first([one, other])] == ["other", "one"] and tries == ["one", "other"]
+    kept = json.loads((cache.cache_root() / "ranking.json").read_text())
     failure = next(value for value in kept.values() if isinstance(value, dict))
     assert failure["failed"] == "RuntimeError: the GPU was busy" and abs(failure["time"] - time.time()) < 60
     one.outcomes[0] = 2.0
-    assert trial.fastest_first([one, other])[0].name == "other" and len(tries) == 2, "not tried again at once"
+    assert ranking.fastest_first([one, other])[0].name == "other" and len(tries) == 2, "not tried again at once"
     now = time.time()
-    monkeypatch.setattr(trial.time, "time", lambda: now + 3600)
-    assert [made.name for made in trial.fastest_first([one, other])] == ["one", "other"] and tries[2:] == ["one"]
+    monkeypatch.setattr(ranking.time, "time", lambda: now + 3600)
+    assert [made.name for made in ranking.fastest_first([one, other])] == ["one", "other"] and tries[2:] == ["one"]
 
 
 @pytest.mark.parametrize(
     "kept", [1e9, {"failed": "x", "time": "yesterday"}, True, "fast", -1.0, {"failed": "x", "time": 1e12}]
 )
 def test_what_earlier_versions_or_others_wrote_does_not_count(kept):
-    assert trial._valid(kept) is None
+    assert ranking._valid(kept) is None
 
 
 def test_damaged_choices_are_as_none(package):

@@ -141,14 +141,14 @@ def make(parts: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) 
 def entries() -> list[CacheEntry]:
     """All whole entries, newest last; leftovers of killed builds are swept away after a day."""
     root = cache_root()
-    found = []
+    whole = []
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         if folder.name.startswith("."):
             if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
         elif folder.is_dir() and (entry := _read(folder, None)):
-            found.append(entry)
-    return sorted(found, key=lambda entry: entry.record.get("built_ns", 0))
+            whole.append(entry)
+    return sorted(whole, key=lambda entry: entry.record.get("built_ns", 0))
 
 
 def clear(model_name: str | None = None) -> int:

@@ -49,19 +49,19 @@ def _key(package: ModelPackage, backend: EngineBackend, device: str) -> str:
 
 def _read() -> dict[str, Any]:
     try:
-        found = read_json(cache_root() / _FILE)
+        record = read_json(cache_root() / _FILE)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def find(package: ModelPackage, backend: EngineBackend, device: str) -> Choice | None:
     """The choice that was made, or None."""
     try:
-        found = Choice(**_read()[_key(package, backend, device)])
+        choice = Choice(**_read()[_key(package, backend, device)])
     except (KeyError, TypeError):
         return None
-    return found if found.precision in ("int8", "fp16", "fp32") else None
+    return choice if choice.precision in ("int8", "fp16", "fp32") else None
 
 
 def keep(package: ModelPackage, backend: EngineBackend, device: str, choice: Choice) -> Choice:

@@ -53,8 +53,8 @@ def failure(message: str, texts: str | Iterable[str], otherwise: str = "") -> En
         texts: all that was said.
         otherwise: the hint where the cause is not known.
     """
-    found = advice(texts)
-    return (GpuMemoryError if found == _MEMORY else EngineError)(message, found or otherwise)
+    hint = advice(texts)
+    return (GpuMemoryError if hint == _MEMORY else EngineError)(message, hint or otherwise)
 
 
 _LONGEST = 400
@@ -62,7 +62,7 @@ _LONGEST = 400
 
 def last_and_first(lines: Sequence[str]) -> str:
     """The last error, and the first one where they are many: what follows a cause often says less than the cause."""
-    told = [line.strip()[:_LONGEST].rstrip(". ") for line in lines if line.strip()]
-    if not told:
+    errors = [line.strip()[:_LONGEST].rstrip(". ") for line in lines if line.strip()]
+    if not errors:
         return "no reason was given"
-    return told[-1] if told[0] == told[-1] else f"{told[-1]} (first: {told[0]})"
+    return errors[-1] if errors[0] == errors[-1] else f"{errors[-1]} (first: {errors[0]})"

@@ -62,7 +62,7 @@ def prepare_faster(
         raise
     except EngineError as error:
         # What is wrong with INT8 must not keep the user from a result; who insists on INT8 is told.
-        made = _in_float(
+        prepared_float = _in_float(
             package,
             backend,
             in_float,
@@ -74,8 +74,12 @@ def prepare_faster(
             ),
             task,
         )
-        made.choice = choices.keep(package, backend, options.device, made.choice) if made.choice is not None else None
-        return made
+        prepared_float.choice = (
+            choices.keep(package, backend, options.device, prepared_float.choice)
+            if prepared_float.choice is not None
+            else None
+        )
+        return prepared_float
     if choice is None and patches:
         choice = _decided(package, backend, in_float, prepared, patches, task)
         if choice is not None:
@@ -102,9 +106,9 @@ def _in_float(
     choice: Choice,
     task: Task,
 ) -> PreparedEngine:
-    made = prepare(package, backend, options, patches, task)
-    made.note, made.choice = choice.reason, choice
-    return made
+    prepared = prepare(package, backend, options, patches, task)
+    prepared.note, prepared.choice = choice.reason, choice
+    return prepared
 
 
 def _decided(
@@ -122,22 +126,22 @@ def _decided(
         return None
     try:
         with task.stage("timing INT8 against FP32"):
-            times = _race(reference.engine, int8.engine, patches[0])
+            times = _time_in_turn(reference.engine, int8.engine, patches[0])
     finally:
         reference.close()
     name = options.precision.upper()
-    told = f"{times['int8_ms']:.0f} ms a patch against {times['fp32_ms']:.0f} ms"
+    comparison = f"{times['int8_ms']:.0f} ms a patch against {times['fp32_ms']:.0f} ms"
     if times["fp32_ms"] * MARGIN < times["int8_ms"]:
-        return Choice(options.precision, f"{name}, because INT8 is slower here: {told}", times=times)
+        return Choice(options.precision, f"{name}, because INT8 is slower here: {comparison}", times=times)
     faster = times["fp32_ms"] / max(times["int8_ms"], 1e-9)
     return Choice(
         "int8",
-        f"INT8, {f'{faster:.1f} times as fast as' if faster >= 1.05 else 'about as fast as'} {name} here: {told}",
+        f"INT8, {f'{faster:.1f} times as fast as' if faster >= 1.05 else 'about as fast as'} {name} here: {comparison}",
         times=times,
     )
 
 
-def _race(fp32: Engine, int8: Engine, patch: Patch) -> dict[str, float]:
+def _time_in_turn(fp32: Engine, int8: Engine, patch: Patch) -> dict[str, float]:
     """Milliseconds of runs in turn, after one that is not counted: the shortest of each, which other programs disturb least."""
     times: dict[str, list[float]] = {"fp32_ms": [], "int8_ms": []}
     end = time.perf_counter() + _SECONDS

@@ -1,4 +1,4 @@
-"""Which engine is fastest on the GPU at hand: each runs a small INT8 network once, and what was found is kept.
+"""Which engine is fastest on the GPU at hand: each runs a small INT8 network, and its time is kept.
 
 A time is kept for ever: it belongs to this GPU and these versions. A failure is kept with its cause for some minutes only, so that
 not every run tries again: a GPU that was full, or busy, may be free the next time.
@@ -30,35 +30,35 @@ _FAILURE_SECONDS = 600.0
 
 
 def fastest_first(backends: Sequence[EngineBackend]) -> list[EngineBackend]:
-    """The backends, fastest first. One alone needs no trial."""
+    """The backends, fastest first. One alone is not timed."""
     if len(backends) < 2:
         return list(backends)
     times = milliseconds(backends)
-    return sorted(backends, key=lambda made: times[made.name])
+    return sorted(backends, key=lambda backend: times[backend.name])
 
 
 def milliseconds(backends: Sequence[EngineBackend]) -> dict[str, float]:
-    """Of one patch of the demo's network in each engine, by its name; measured where it is not known for this GPU and these versions."""
-    kept = cache_root() / "trial.json"
+    """The time of one patch of the demo's network in each engine, by the engine's name; it is measured where it is not known yet for this GPU and these versions."""
+    path = cache_root() / "ranking.json"
     try:
-        read = read_json(kept)
+        read = read_json(path)
     except (OSError, ValueError):
         read = {}
     known: dict[str, Any] = read if isinstance(read, dict) else {}
-    found = {}
-    for made in backends:
+    times = {}
+    for backend in backends:
         try:
-            key = f"{made.name} {made.version()} of {__version__} on {made.device_name('gpu')}"
+            key = f"{backend.name} {backend.version()} of {__version__} on {backend.device_name('gpu')}"
         except MedQuantError:
             # A GPU that cannot even be asked is no place to run on; it is asked again the next time.
-            found[made.name] = _FAILED
+            times[backend.name] = _FAILED
             continue
         value = _valid(known.get(key))
         if value is None:
-            known[key] = value = _outcome(made)
-            write_json(kept, known)
-        found[made.name] = value if isinstance(value, float) else _FAILED
-    return found
+            known[key] = value = _outcome(backend)
+            write_json(path, known)
+        times[backend.name] = value if isinstance(value, float) else _FAILED
+    return times
 
 
 def _valid(kept: Any) -> float | dict[str, Any] | None:
@@ -74,9 +74,9 @@ def _valid(kept: Any) -> float | dict[str, Any] | None:
     return None
 
 
-def _outcome(made: EngineBackend) -> float | dict[str, Any]:
+def _outcome(backend: EngineBackend) -> float | dict[str, Any]:
     try:
-        return _tried(made)
+        return _time_patch(backend)
     except Cancelled:
         raise
     except Exception as error:
@@ -84,17 +84,17 @@ def _outcome(made: EngineBackend) -> float | dict[str, Any]:
         return {"failed": f"{type(error).__name__}: {error}"[:300], "time": time.time()}
 
 
-def _tried(made: EngineBackend) -> float:
+def _time_patch(backend: EngineBackend) -> float:
     """The median of some runs, in milliseconds."""
     from ..models.package import ModelPackage
 
     options = BuildOptions("int8", _PATCH, device="gpu")
     with (
         ModelPackage.load(Path(resource("demo.zip"))) as package,
-        TemporaryDirectory(prefix="medquant-trial-") as scratch,
+        TemporaryDirectory(prefix="medquant-ranking-") as scratch,
     ):
-        made.build(package.onnx_path("int8"), Path(scratch), options)
-        engine = made.load(Path(scratch), options)
+        backend.build(package.onnx_path("int8"), Path(scratch), options)
+        engine = backend.load(Path(scratch), options)
         try:
             batch = np.zeros((1, len(package.spec.channels), *_PATCH), np.float32)
             times = []

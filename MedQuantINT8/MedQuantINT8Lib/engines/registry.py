@@ -116,7 +116,7 @@ def choose_backend(name: str, precision: str, device: str = "auto") -> EngineBac
 
 def usable_backends(precision: str, device: str = "auto") -> list[EngineBackend]:
     """All backends that can run here in that precision on that device, best first: real INT8 before the simulation, and where several can
-    use an NVIDIA GPU, the one that was fastest in a trial on it.
+    use an NVIDIA GPU, the one whose time on it is shortest (:mod:`.ranking`).
 
     Raises:
         EngineError: none can run here; says why for each.

@@ -16,8 +16,7 @@ import nvrtc_at_hand
 from cuda_networks import NETWORKS, Made, fixed, plan_of, size_of
 from data_models import DATA
 from gpu_stand_in import StandInGpu
-from MedQuantINT8Lib.engines import base, registry
-from MedQuantINT8Lib.engines import ranking as trial
+from MedQuantINT8Lib.engines import base, ranking, registry
 from MedQuantINT8Lib.engines.base import UnsupportedNetwork
 from MedQuantINT8Lib.engines.cuda_int8 import backend as cuda_backend
 from MedQuantINT8Lib.engines.cuda_int8.frontend.onnx_reader import read_network
@@ -450,7 +449,9 @@ def test_on_a_gpu_the_order_is_what_a_trial_found_and_it_is_kept(monkeypatch, tm
     processor = SimpleNamespace(name="cpu", title="CPU", real_int8=True, unavailable=lambda: "")
     with_engines(monkeypatch, Stub("slow"), Stub("fast"), processor)
     tried = []
-    monkeypatch.setattr(trial, "_tried", lambda made: tried.append(made.name) or {"slow": 9.0, "fast": 2.0}[made.name])
+    monkeypatch.setattr(
+        ranking, "_time_patch", lambda made: tried.append(made.name) or {"slow": 9.0, "fast": 2.0}[made.name]
+    )
     assert [made.name for made in registry.usable_backends("int8")] == ["fast", "slow", "cpu"]
     assert registry.choose_backend("auto", "int8").name == "fast"
     assert tried == ["slow", "fast"]
@@ -460,7 +461,7 @@ def test_on_a_gpu_the_order_is_what_a_trial_found_and_it_is_kept(monkeypatch, tm
 
 def test_one_engine_on_a_gpu_is_not_tried(monkeypatch):
     with_engines(monkeypatch, Stub("only"), Stub("other", "it is not installed"))
-    monkeypatch.setattr(trial, "_tried", lambda made: pytest.fail("tried"))
+    monkeypatch.setattr(ranking, "_time_patch", lambda made: pytest.fail("tried"))
     assert registry.choose_backend("auto", "int8").name == "only"
 
 

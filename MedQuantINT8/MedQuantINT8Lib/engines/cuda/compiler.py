@@ -63,16 +63,16 @@ class Compiler:
         different = dict.fromkeys(sources)
         try:
             with task.stage("compiling kernels", len(different)):
-                found = {}
+                binaries = {}
                 for source in different:
-                    found[source] = self._begun.pop(source).result()
+                    binaries[source] = self._begun.pop(source).result()
                     task.step()
         except BaseException:
             self.stop()
             raise
         if not self._begun:
             self.stop()
-        return [found[source] for source in sources]
+        return [binaries[source] for source in sources]
 
     def stop(self) -> None:
         """Give up what was begun and not asked for."""

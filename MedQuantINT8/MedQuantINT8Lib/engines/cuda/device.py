@@ -86,7 +86,7 @@ def gpus() -> list[GpuInfo]:
         )
     checked((started,), "start")
     attribute = driver.CUdevice_attribute
-    found = []
+    infos = []
     for index in range(checked(driver.cuDeviceGetCount(), "count the GPUs")):
         device = checked(driver.cuDeviceGet(index), "open the GPU")
         major, minor = (
@@ -97,10 +97,10 @@ def gpus() -> list[GpuInfo]:
             )
         )
         name = checked(driver.cuDeviceGetName(128, device), "read the GPU's name").split(b"\0")[0].decode()
-        found.append(
+        infos.append(
             GpuInfo(index, name, (major, minor), checked(driver.cuDeviceTotalMem(device), "read the GPU's memory"))
         )
-    return found
+    return infos
 
 
 def check_one_fits() -> None:
@@ -192,8 +192,8 @@ class Gpu:
             checked(self.driver.cuModuleUnload(module), "unload kernels")
         self._modules = {}
         checked(self.driver.cuDevicePrimaryCtxRelease(self.device), "leave the GPU")
-        _, held = checked(self.driver.cuDevicePrimaryCtxGetState(self.device), "look who uses it")
-        gone = int(current) == int(self._context) and not held
+        _, in_use = checked(self.driver.cuDevicePrimaryCtxGetState(self.device), "look who uses it")
+        gone = int(current) == int(self._context) and not in_use
         checked(self.driver.cuCtxSetCurrent(self.driver.CUcontext(0) if gone else current), "leave the GPU")
         self._context = None
 

@@ -36,10 +36,10 @@ def advice_for_gpus() -> list[str]:
             f"an NVIDIA driver is installed; to use the GPU: {_OWN_PACKAGES}, {_RTX_PACKAGES} for a GeForce or RTX card from the 30 series on, or {_FULL_PACKAGES}"
         ]
     try:
-        found = cuda.gpus()
+        infos = cuda.gpus()
     except MedQuantError as error:
         return [str(error)]
-    return [f"{info.index}: {info.name}, {info.total_bytes / 1e9:.0f} GB: {_advice(info)}" for info in found] or [
+    return [f"{info.index}: {info.name}, {info.total_bytes / 1e9:.0f} GB: {_advice(info)}" for info in infos] or [
         "the driver finds no GPU"
     ]
 

@@ -48,13 +48,13 @@ def tensorrt_module() -> Any:
             f"TensorRT is installed, but its library cannot be loaded: {error}.",
             "Install it again: pip install -U tensorrt",
         ) from error
-    found = tuple(int(part) for part in trt.__version__.split(".")[:2])
-    if found < LEAST:
+    version = tuple(int(part) for part in trt.__version__.split(".")[:2])
+    if version < LEAST:
         raise DependencyError(
             f"TensorRT {trt.__version__} is too old.",
             f"Install {LEAST[0]}.{LEAST[1]} or later: pip install -U tensorrt",
         )
-    if found >= BEYOND:
+    if version >= BEYOND:
         raise DependencyError(
             f"TensorRT {trt.__version__} is newer than what this program knows.",
             f"Install one below {BEYOND[0]}: pip install 'tensorrt<{BEYOND[0]}'",
@@ -230,20 +230,20 @@ def _said(log: Any) -> list[str]:
 
 def parse_errors(parser: Any) -> str:
     """The parser's errors with the names of their nodes."""
-    found = []
+    errors = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         where = f"{error.node_name()} ({error.node_operator()})" if error.node_name() else "the graph"
-        found.append(f"{where}: {error.desc()}".strip())
-    return "; ".join(found)[:600] or "no reason was given"
+        errors.append(f"{where}: {error.desc()}".strip())
+    return "; ".join(errors)[:600] or "no reason was given"
 
 
 def _timing_cache(config: Any, cache_file: Path | None) -> Any:
     """Times of kernels from earlier builds; one of another version or GPU is refused by TensorRT, and then an empty one is begun."""
     if cache_file is None:
         return None
-    held = cache_file.read_bytes() if cache_file.is_file() else b""
-    timing = config.create_timing_cache(held)
+    content = cache_file.read_bytes() if cache_file.is_file() else b""
+    timing = config.create_timing_cache(content)
     if not config.set_timing_cache(timing, False):
         timing = config.create_timing_cache(b"")
         config.set_timing_cache(timing, False)

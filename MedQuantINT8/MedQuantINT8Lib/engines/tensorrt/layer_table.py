@@ -38,7 +38,7 @@ def from_inspector(text: str, macs: Mapping[str, int]) -> tuple[LayerRecord, ...
 
 def from_log(lines: Iterable[str], macs: Mapping[str, int]) -> tuple[LayerRecord, ...]:
     """Layers of the table that a builder with detailed profiling writes to a verbose log."""
-    found = []
+    records = []
     for line in lines:
         match = re.search(
             r"Name: (.*?), LayerType: (.*?), Inputs: (.*?), Constants: (.*?), Outputs: (.*?), TacticName: (.*?), StreamId",
@@ -57,13 +57,13 @@ def from_log(lines: Iterable[str], macs: Mapping[str, int]) -> tuple[LayerRecord
             "TacticName": tactic,
             "Metadata": metadata,
         }
-        found.append(_record(layer, macs))
-    return tuple(found)
+        records.append(_record(layer, macs))
+    return tuple(records)
 
 
 def _tensors(text: str) -> list[dict[str, Any]]:
-    found = re.findall(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)", text)
-    return [{"Dimensions": [abs(int(n)) for n in dims.split(",") if n], "Datatype": kind} for dims, kind in found]
+    tensors = re.findall(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)", text)
+    return [{"Dimensions": [abs(int(n)) for n in dims.split(",") if n], "Datatype": kind} for dims, kind in tensors]
 
 
 _BYTES = {"int8": 1, "half": 2, "float": 4, "int32": 4, "int64": 8, "bool": 1}
@@ -125,11 +125,11 @@ def without_double_work(layers: tuple[LayerRecord, ...]) -> tuple[LayerRecord, .
     from dataclasses import replace
 
     seen: set[str] = set()
-    made = []
+    result = []
     for layer in layers:
         if layer.macs and all(name in seen for name in layer.sources):
             layer = replace(layer, macs=0)
         elif layer.macs:
             seen.update(layer.sources)
-        made.append(layer)
-    return tuple(made)
+        result.append(layer)
+    return tuple(result)

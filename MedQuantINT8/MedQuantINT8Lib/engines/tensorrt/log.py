@@ -88,9 +88,9 @@ def process_logger(trt: Any) -> Any:
             def log(self, severity: Any, message: str) -> None:
                 _LISTENERS.take(int(severity), message)
 
-        made = Logger()
-        _LOGGERS.append((trt, made))
-        return made
+        logger = Logger()
+        _LOGGERS.append((trt, logger))
+        return logger
 
 
 @contextmanager

@@ -192,21 +192,21 @@ class _Half:
                 self._half.update(node.output)
 
     def _constant_half(self, name: str) -> str:
-        made = f"{name}_half"
-        if made not in self._arrays:
+        half_name = f"{name}_half"
+        if half_name not in self._arrays:
             values = self._onnx.numpy_helper.to_array(self._arrays[name]).astype(np.float16)
-            self._arrays[made] = self._onnx.numpy_helper.from_array(values, made)
-            self._model.graph.initializer.append(self._arrays[made])
-        return made
+            self._arrays[half_name] = self._onnx.numpy_helper.from_array(values, half_name)
+            self._model.graph.initializer.append(self._arrays[half_name])
+        return half_name
 
     def _as(self, name: str, *, half: bool) -> str:
-        made = f"{name}_{'to_half' if half else 'to_float'}"
-        if made not in self._casts:
-            self._casts.add(made)
-            self._cast(name, made, half=half)
+        cast_name = f"{name}_{'to_half' if half else 'to_float'}"
+        if cast_name not in self._casts:
+            self._casts.add(cast_name)
+            self._cast(name, cast_name, half=half)
         if half:
-            self._half.add(made)
-        return made
+            self._half.add(cast_name)
+        return cast_name
 
     def _cast(self, source: str, target: str, *, half: bool) -> None:
         to = self._onnx.TensorProto.FLOAT16 if half else self._onnx.TensorProto.FLOAT
@@ -214,6 +214,6 @@ class _Half:
 
 
 def _cloned(node: Any) -> Any:
-    made = type(node)()
-    made.CopyFrom(node)
-    return made
+    clone = type(node)()
+    clone.CopyFrom(node)
+    return clone

@@ -139,15 +139,15 @@ class TensorRTRTXEngine:
         count = batch.shape[0]
         if count not in self._held:
             self._held[count] = np.empty((count, *map(int, self._shape)), np.float32)
-        found = self._held[count]
+        outputs = self._held[count]
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._input, np.ascontiguousarray(batch, np.float32))
-        binding.bind_ortvalue_output(self._output, ort.OrtValue.ortvalue_from_numpy(found))
+        binding.bind_ortvalue_output(self._output, ort.OrtValue.ortvalue_from_numpy(outputs))
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise failure(f"TensorRT for RTX could not run the network: {last_words(error)}.", str(error)) from error
-        return found
+        return outputs
 
     def describe(self) -> EngineDescription:
         return self._description

@@ -62,18 +62,18 @@ def choose_device(wanted: str) -> tuple[int, Any]:
     Raises:
         EngineError: there is none.
     """
-    found = devices()
-    if not found:
+    known = devices()
+    if not known:
         raise EngineError(
             "TensorRT for RTX takes no GPU of this computer: it needs a GeForce or RTX card of compute capability 8.6, 8.9 or 12.0 on (RTX 30 or later)."
         )
     number = wanted.partition(":")[2] or "0"
-    if not number.isdigit() or int(number) >= len(found):
+    if not number.isdigit() or int(number) >= len(known):
         raise EngineError(
             f"There is no GPU number {number}.",
-            f"There are: {', '.join(f'gpu:{n} {title_of(d)}' for n, d in enumerate(found))}.",
+            f"There are: {', '.join(f'gpu:{n} {title_of(d)}' for n, d in enumerate(known))}.",
         )
-    return int(number), found[int(number)]
+    return int(number), known[int(number)]
 
 
 def title_of(device: Any) -> str:

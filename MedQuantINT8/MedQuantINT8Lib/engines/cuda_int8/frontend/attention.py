@@ -77,10 +77,10 @@ def _letters(node: Any) -> tuple[str, str, str] | None:
 
 def turned_keys(node: Any) -> tuple[int, ...] | None:
     """Of an Einsum like "bhxd,bhyd->bhxy": the order of the second's axes in which it is keys; None where it is something else."""
-    found = _letters(node)
-    if found is None:
+    letters = _letters(node)
+    if letters is None:
         return None
-    first, second, output = found
+    first, second, output = letters
     wanted = output[:-2] + output[-1] + first[-1]
     fits = (
         first[:-1] == output[:-1]
@@ -93,10 +93,10 @@ def turned_keys(node: Any) -> tuple[int, ...] | None:
 
 def takes_values(node: Any) -> bool:
     """Whether an Einsum is like "bhxy,bhyd->bhxd": probabilities and values."""
-    found = _letters(node) if node.op_type == "Einsum" else None
-    if found is None:
+    letters = _letters(node) if node.op_type == "Einsum" else None
+    if letters is None:
         return False
-    first, second, output = found
+    first, second, output = letters
     return (
         len(first) > 2
         and second == first[:-2] + first[-1] + output[-1]

@@ -36,7 +36,7 @@ def _once(model: Any) -> None:
     from onnx.reference import ReferenceEvaluator
 
     look = graph.Graph(model)
-    held = {i.name: i for i in model.graph.initializer if math.prod(i.dims) <= _SMALL}
+    initializers = {i.name: i for i in model.graph.initializer if math.prod(i.dims) <= _SMALL}
     done: list[int] = []
     for number, node in enumerate(model.graph.node):
         inputs = [name for name in node.input if name]
@@ -44,19 +44,19 @@ def _once(model: Any) -> None:
         if shape and all(shape):
             values: Any = [np.array(shape, np.int64)[slice(*_ends(node))]]
         elif node.op_type not in ("DequantizeLinear", "QuantizeLinear", "Shape") and all(
-            name in held for name in inputs
+            name in initializers for name in inputs
         ):
             outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output]
             body = onnx.helper.make_graph(
-                [node], "constants", [], outputs, [held[name] for name in dict.fromkeys(inputs)]
+                [node], "constants", [], outputs, [initializers[name] for name in dict.fromkeys(inputs)]
             )
             values = ReferenceEvaluator(onnx.helper.make_model(body, opset_imports=model.opset_import)).run(None, {})
         else:
             continue
         done.append(number)
         for name, value in zip(node.output, values, strict=True):
-            held[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
-            model.graph.initializer.append(held[name])
+            initializers[name] = onnx.numpy_helper.from_array(np.asarray(value), name)
+            model.graph.initializer.append(initializers[name])
     graph.remove(model.graph.node, done)
 
 
@@ -67,8 +67,8 @@ def _computed(model: Any) -> bool:
     onnx = graph.require_onnx()
     from ...onnxruntime import session
 
-    held = {i.name: i for i in model.graph.initializer}
-    known, done = set(held), []
+    initializers = {i.name: i for i in model.graph.initializer}
+    known, done = set(initializers), []
     for number, node in enumerate(model.graph.node):
         if node.op_type not in ("DequantizeLinear", "QuantizeLinear") and all(
             name in known for name in node.input if name
@@ -82,16 +82,18 @@ def _computed(model: Any) -> bool:
         return False
     needed = {name for node in constant for name in node.input}
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in wanted]
-    body = onnx.helper.make_graph(constant, "constants", [], outputs, [i for name, i in held.items() if name in needed])
+    body = onnx.helper.make_graph(
+        constant, "constants", [], outputs, [i for name, i in initializers.items() if name in needed]
+    )
     small = graph.pruned(onnx.helper.make_model(body, opset_imports=model.opset_import, ir_version=model.ir_version))
     # "int8" computes as written, without the search for something faster, which would take longer than computing.
     values = session(small.SerializeToString(), "int8").run(None, {})
     for name, value in zip(wanted, values, strict=True):
         # Filled where it is: masks have a hundred million bytes.
-        made = model.graph.initializer.add(
+        tensor = model.graph.initializer.add(
             name=name, data_type=onnx.helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape
         )
-        made.raw_data = value.tobytes()
+        tensor.raw_data = value.tobytes()
     graph.remove(model.graph.node, done)
     return True
 

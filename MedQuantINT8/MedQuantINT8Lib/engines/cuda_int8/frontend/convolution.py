@@ -24,10 +24,10 @@ class WindowReader(TransformerReader):
         self._convolution(node, "deconv")
 
     def _convolution(self, node: Any, op: str) -> None:
-        given, found = rewrites.attributes(node), self.weight(node)
-        if found is None:
+        given, constant = rewrites.attributes(node), self.weight(node)
+        if constant is None:
             raise unsupported(node, "its weight is no constant")
-        weight, scales = found
+        weight, scales = constant
         if weight.ndim != 5:
             raise unsupported(node, "it is not in three dimensions")
         group = int(given.get("group", 1))

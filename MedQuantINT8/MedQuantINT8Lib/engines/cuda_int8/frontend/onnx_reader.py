@@ -40,12 +40,12 @@ def read_network(model: Any) -> Network:
         UnsupportedNetwork: an operator without a kernel; names it.
     """
     model = graph.pruned(folded(model))
-    found = _Reader(model)
-    for node in found.graph.nodes:
-        found.read(node)
-    output = found.plain(found.graph.nodes[-1], found.output)
-    nodes = _moved_norms(_quantized_first(_used(found.nodes, output)), output)
-    return Network(_used(nodes, output), found.shapes, found.input, output)
+    reader = _Reader(model)
+    for node in reader.graph.nodes:
+        reader.read(node)
+    output = reader.plain(reader.graph.nodes[-1], reader.output)
+    nodes = _moved_norms(_quantized_first(_used(reader.nodes, output)), output)
+    return Network(_used(nodes, output), reader.shapes, reader.input, output)
 
 
 class _Reader(WindowReader):
@@ -89,17 +89,22 @@ class _Reader(WindowReader):
             raise unsupported(node)
         reader(node)
 
-    def _pattern(self, node: Any, made: Node) -> None:
-        if made.op == "layernorm":
-            index_map = self.index_map(made.inputs[0])
+    def _pattern(self, node: Any, pattern: Node) -> None:
+        if pattern.op == "layernorm":
+            index_map = self.index_map(pattern.inputs[0])
             one = np.ones(index_map.shape[-1])
-            self.normalized(node, index_map, one, 0 * one, made.values["epsilon"], made.sources)
-        elif made.op == "act":
+            self.normalized(node, index_map, one, 0 * one, pattern.values["epsilon"], pattern.sources)
+        elif pattern.op == "act":
             self.through(
-                node, "act", self.index_map(made.inputs[0]), node.output[0], sources=made.sources, **made.values
+                node,
+                "act",
+                self.index_map(pattern.inputs[0]),
+                node.output[0],
+                sources=pattern.sources,
+                **pattern.values,
             )
         else:
-            self.nodes.append(replace(made, inputs=tuple(self.plain(node, name) for name in made.inputs)))
+            self.nodes.append(replace(pattern, inputs=tuple(self.plain(node, name) for name in pattern.inputs)))
 
     def _quantizelinear(self, node: Any) -> None:
         """Read at its DequantizeLinear."""
@@ -148,9 +153,9 @@ class _Reader(WindowReader):
         if value.ndim != len(shape) or not index_map.has_all_channels(channels):
             raise unsupported(node, "its constant has other axes than the tensor that it meets")
         if all(n == 1 or rows == 1 for n, rows in zip(value.shape, index_map.rows.shape, strict=True)):
-            found = np.zeros(channels, np.float32)
-            found[index_map.columns.reshape(-1)] = np.broadcast_to(value, index_map.columns.shape).reshape(-1)
-            return found
+            by_channel = np.zeros(channels, np.float32)
+            by_channel[index_map.columns.reshape(-1)] = np.broadcast_to(value, index_map.columns.shape).reshape(-1)
+            return by_channel
         if not self.covers(index_map):
             raise unsupported(node, "its constant differs from voxel to voxel, of some voxels")
         table = np.zeros((self._voxels(index_map.base), channels), np.float32)
@@ -275,7 +280,7 @@ def _quantized_first(nodes: list[Node]) -> list[Node]:
         for name in node.inputs:
             readers.setdefault(name, []).append(node)
     renamed: dict[str, str] = {}
-    made = list(nodes)
+    result = list(nodes)
     for node in nodes:
         following = readers.get(node.output, [])
         chooses = node.op == "maxpool" or (node.op == "resize" and node.values["mode"] == "nearest")
@@ -283,16 +288,19 @@ def _quantized_first(nodes: list[Node]) -> list[Node]:
             continue
         quant = following[0]
         rounded = f"{node.output}_rounded"
-        place = made.index(node)
-        made[place : place + 1] = [replace(quant, inputs=node.inputs, output=rounded), replace(node, inputs=(rounded,))]
-        made.remove(quant)
+        place = result.index(node)
+        result[place : place + 1] = [
+            replace(quant, inputs=node.inputs, output=rounded),
+            replace(node, inputs=(rounded,)),
+        ]
+        result.remove(quant)
         again = f"{node.output}_again"
-        made.insert(
-            made.index(next(n for n in made if n.output == node.output)) + 1,
+        result.insert(
+            result.index(next(n for n in result if n.output == node.output)) + 1,
             replace(quant, inputs=(node.output,), output=again),
         )
         renamed[quant.output] = again
-    return [replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs)) for node in made]
+    return [replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs)) for node in result]
 
 
 def _moved_norms(nodes: list[Node], output: str) -> list[Node]:
@@ -303,14 +311,14 @@ def _moved_norms(nodes: list[Node], output: str) -> list[Node]:
     norms = {node.output: node for node in nodes if node.op == "layernorm" and readers.get(node.output) == 1}
     moves = {node.inputs[0]: node for node in nodes if node.op == "move" and node.inputs[0] in norms}
     gone = {norms[name].output for name in moves}
-    made = []
+    result = []
     for node in nodes:
         if node.op == "move" and node.inputs[0] in moves:
             norm = norms[node.inputs[0]]
-            made.append(replace(norm, output=node.output, values={**norm.values, **node.values}))
+            result.append(replace(norm, output=node.output, values={**norm.values, **node.values}))
         elif node.output not in gone:
-            made.append(node)
-    return made
+            result.append(node)
+    return result
 
 
 def _used(nodes: list[Node], output: str) -> list[Node]:

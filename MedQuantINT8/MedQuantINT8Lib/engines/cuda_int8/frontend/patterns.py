@@ -71,17 +71,17 @@ def _gelu(look: graph.Graph, node: Any) -> Pattern | None:
         last = following
         if all(seen.values()):
             names = (scaled.name, node.name, plus.name, last.name)
-            made = Node("act", node.name, (x,), last.output[0], {"function": "gelu", "params": ()}, names)
-            return last.output[0], made, inner | ({following.output[0]} - {last.output[0]}) | _between(look, plus, last)
+            act = Node("act", node.name, (x,), last.output[0], {"function": "gelu", "params": ()}, names)
+            return last.output[0], act, inner | ({following.output[0]} - {last.output[0]}) | _between(look, plus, last)
     return None
 
 
 def _between(look: graph.Graph, first: Any, last: Any) -> set[str]:
-    found, at = set(), first
+    inner, at = set(), first
     while at is not last:
-        found.add(at.output[0])
+        inner.add(at.output[0])
         at = look.readers[at.output[0]][0]
-    return found
+    return inner
 
 
 def _silu(look: graph.Graph, node: Any) -> Pattern | None:
@@ -91,7 +91,7 @@ def _silu(look: graph.Graph, node: Any) -> Pattern | None:
     product = _only_reader(look, node.output[0])
     if product is None or product.op_type != "Mul" or node.input[0] not in product.input:
         return None
-    made = Node(
+    act = Node(
         "act",
         node.name,
         (node.input[0],),
@@ -99,7 +99,7 @@ def _silu(look: graph.Graph, node: Any) -> Pattern | None:
         {"function": "silu", "params": ()},
         (node.name, product.name),
     )
-    return product.output[0], made, {node.output[0]}
+    return product.output[0], act, {node.output[0]}
 
 
 def _group_norm(look: graph.Graph, node: Any) -> Pattern | None:
@@ -120,8 +120,8 @@ def _group_norm(look: graph.Graph, node: Any) -> Pattern | None:
         "beta": np.repeat(beta, each),
         "epsilon": epsilon_of(node),
     }
-    made = Node("norm", node.name, (before.input[0],), after.output[0], values, (node.name,))
-    return after.output[0], made, {before.output[0], node.output[0]}
+    norm = Node("norm", node.name, (before.input[0],), after.output[0], values, (node.name,))
+    return after.output[0], norm, {before.output[0], node.output[0]}
 
 
 def reduced_axes(look: graph.Graph, node: Any) -> list[int] | None:
@@ -170,8 +170,8 @@ def _layer_norm(look: graph.Graph, node: Any) -> Pattern | None:
     if mean is None or not _over_last_axis(look, mean) or mean.input[0] != x:
         return None
     nodes = (mean, centred, square, variance, plus, node, last)
-    made = Node("layernorm", last.name, (x,), last.output[0], {"epsilon": epsilon[1]}, tuple(n.name for n in nodes))
-    return last.output[0], made, {n.output[0] for n in nodes[:-1]}
+    norm = Node("layernorm", last.name, (x,), last.output[0], {"epsilon": epsilon[1]}, tuple(n.name for n in nodes))
+    return last.output[0], norm, {n.output[0] for n in nodes[:-1]}
 
 
 PATTERNS = (_gelu, _silu, _group_norm, _layer_norm)

@@ -315,7 +315,7 @@ class TransformerReader(Tracer):
         base, starts = self._beside(node, bases)
         name, size = node.output[0], self.shapes[base][2:]
         in_order = np.array_equal(rows[0].reshape(-1), np.arange(windows * tokens))
-        made = {
+        attributes = {
             "heads": heads,
             "width": width,
             "windows": windows,
@@ -327,7 +327,7 @@ class TransformerReader(Tracer):
             "mask": mask,
         }
         whole = IndexMap.still(base, self.shapes[base])
-        self.through(node, "attention", whole, name, sources=(*scores.names, node.name), **made)
+        self.through(node, "attention", whole, name, sources=(*scores.names, node.name), **attributes)
         self.shapes[name] = (1, heads * width, *size)
         columns = np.arange(heads * width, dtype=np.int32).reshape(where.columns.shape)
         self.put(name, IndexMap(name, rows[0].reshape(where.rows.shape), columns))

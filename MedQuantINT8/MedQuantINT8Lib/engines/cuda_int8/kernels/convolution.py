@@ -69,9 +69,9 @@ def conv_source(plan: KernelPlan, tiling: Tiling, blocks: int, least_blocks: int
     head = definitions(defined)
     tables = "".join(_table(f"STARTS{axis}", list(phases.starts)) for axis, phases in enumerate(tiling.axis_phases))
     room, places, counts = tiling.mma_step_groups * tiling.group_mma_steps * 2, [], []
-    for found in tiling.places:
-        places += found + [0] * (room - len(found))
-        left = len(found) // 2
+    for phase_places in tiling.places:
+        places += phase_places + [0] * (room - len(phase_places))
+        left = len(phase_places) // 2
         for _ in range(tiling.mma_step_groups):
             counts.append(max(0, min(left, tiling.group_mma_steps)))
             left -= tiling.group_mma_steps

@@ -54,9 +54,9 @@ class Layout:
 
     def placed(self, values: NDArray[Any]) -> NDArray[np.float32]:
         """Values by channel as values by slot; 0 where there is no channel."""
-        found = np.zeros(self.width, np.float32)
-        found[self.slots] = values
-        return found
+        by_slot = np.zeros(self.width, np.float32)
+        by_slot[self.slots] = values
+        return by_slot
 
 
 @dataclass(frozen=True)
@@ -223,12 +223,12 @@ class KernelPlan:
 
     def lifetimes(self) -> dict[str, tuple[int, int]]:
         """For each buffer the first and the last step that touches it."""
-        found: dict[str, tuple[int, int]] = {}
+        steps: dict[str, tuple[int, int]] = {}
         for number, step in enumerate(self.steps):
             for view in (*step.reads(), *step.writes()):
-                first = found.get(view.buffer, (number, number))[0]
-                found[view.buffer] = first, number
-        return found
+                first = steps.get(view.buffer, (number, number))[0]
+                steps[view.buffer] = first, number
+        return steps
 
     def places(self, align: int = 256) -> tuple[dict[str, int], int]:
         """Where each buffer begins in one piece of memory, and its bytes, for one patch: buffers that never live together share it."""
@@ -236,13 +236,13 @@ class KernelPlan:
         placed: dict[str, int] = {}
         for name in sorted(lives, key=lambda n: -self.buffers[n].bytes):
             first, last = lives[name]
-            taken = sorted(
+            occupied = sorted(
                 (placed[other], placed[other] + self.buffers[other].bytes)
                 for other in placed
                 if lives[other][0] <= last and first <= lives[other][1]
             )
             begin = 0
-            for low, high in taken:
+            for low, high in occupied:
                 if begin + self.buffers[name].bytes <= low:
                     break
                 begin = max(begin, -(-high // align) * align)
@@ -264,8 +264,8 @@ class KernelPlan:
     @staticmethod
     def load(folder: Path) -> KernelPlan:
         described = json.loads((folder / "plan.json").read_text())
-        with np.load(folder / "plan.npz", allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
+        with np.load(folder / "plan.npz", allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
         return KernelPlan(
             described["channels"],
             described["classes"],
@@ -304,12 +304,12 @@ def _attention(value: dict[str, Any] | None) -> Attention | None:
 
 
 def _op(value: dict[str, Any]) -> Op:
-    made = {**value, "params": tuple(value["params"]), "arrays": tuple(value["arrays"]), "view": _view(value["view"])}
-    return Op(**made)
+    fields = {**value, "params": tuple(value["params"]), "arrays": tuple(value["arrays"]), "view": _view(value["view"])}
+    return Op(**fields)
 
 
 def _step(value: dict[str, Any]) -> Step:
-    made = {
+    fields = {
         **value,
         "size": _size(value["size"]),
         "source_size": _size(value["source_size"]),
@@ -322,4 +322,4 @@ def _step(value: dict[str, Any]) -> Step:
         "attention": _attention(value["attention"]),
         "neighbours": None if value["neighbours"] is None else _geometry(value["neighbours"]),
     }
-    return Step(**made)
+    return Step(**fields)

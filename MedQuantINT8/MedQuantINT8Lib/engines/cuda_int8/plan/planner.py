@@ -148,8 +148,8 @@ class _Planner:
 
     def _attention(self, node: Node) -> None:
         open_step, values = self._begin("attention", node, node.inputs[0], HALF), node.values
-        taken = self._layout(node.inputs[0])
-        if not np.array_equal(taken.slots, np.arange(taken.channels)):
+        layout = self._layout(node.inputs[0])
+        if not np.array_equal(layout.slots, np.arange(layout.channels)):
             raise UnsupportedNetwork(
                 f"CUDA INT8 cannot take queries, keys and values of such widths (node {node.name}).",
                 "Choose another engine with --engine.",
@@ -274,13 +274,15 @@ class _Planner:
         """A new step for a node; it reads ``source`` in the form asked for, or the one that is at hand."""
         shape = self._network.shapes.get(node.output) or self._network.shapes[source or node.output]
         size, layout = _size(shape), Layout.dense(shape[1])
-        taken, reads = size, None
+        source_size, reads = size, None
         if source is not None:
             reads = self._read(source, form)
-            taken = _size(self._shape(source))
+            source_size = _size(self._shape(source))
             if kind not in ("conv", "deconv"):
                 layout = self._layout(source)
-        open_step = OpenStep(Step(kind, node.name, size, taken, layout, sources=node.sources), [node.output], reads)
+        open_step = OpenStep(
+            Step(kind, node.name, size, source_size, layout, sources=node.sources), [node.output], reads
+        )
         self._open_steps.append(open_step)
         self._where[node.output] = open_step
         return open_step

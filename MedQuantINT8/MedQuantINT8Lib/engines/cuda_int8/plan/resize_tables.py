@@ -17,19 +17,19 @@ def resize_tables(source: Size, target: Size, values: dict[str, Any]) -> list[ND
         values: "mode" ("nearest", "linear"), "where" (the coordinate transformation), "rounding" of nearest, "scales" or None.
     """
     scales = values["scales"]
-    found = []
+    tables = []
     for axis, (n, m) in enumerate(zip(source, target, strict=True)):
         scale = float(scales[2 + axis]) if scales is not None and len(scales) == 5 else m / n
         at = _coordinates(n, m, scale, values["where"])
         if values["mode"] == "nearest":
             nearest = np.floor(at) if values["rounding"] == "floor" else np.ceil(at - 0.5)
             low = np.clip(nearest, 0, n - 1)
-            found.append(np.stack([low, low, np.zeros(m)]).astype(np.float32))
+            tables.append(np.stack([low, low, np.zeros(m)]).astype(np.float32))
             continue
         at = np.clip(at, 0, n - 1)
         low = np.floor(at)
-        found.append(np.stack([low, np.minimum(low + 1, n - 1), at - low]).astype(np.float32))
-    return found
+        tables.append(np.stack([low, np.minimum(low + 1, n - 1), at - low]).astype(np.float32))
+    return tables
 
 
 def _coordinates(n: int, m: int, scale: float, where: str) -> NDArray[np.float64]:

@@ -59,8 +59,8 @@ class ReferenceExecutor:
 
     def read(self, view: View) -> Values:
         """Values of a view, by slot."""
-        held = self.buffers[view.buffer][..., view.start : view.start + view.layout.width]
-        return held.astype(np.float32) * np.float32(view.scale) if view.scale else held.astype(np.float32)
+        stored = self.buffers[view.buffer][..., view.start : view.start + view.layout.width]
+        return stored.astype(np.float32) * np.float32(view.scale) if view.scale else stored.astype(np.float32)
 
     def _source(self, step: Step, batch: NDArray[np.float32]) -> Values:
         if step.kind == "input":
@@ -93,11 +93,11 @@ class ReferenceExecutor:
             return tokens.moved(values, tables[0]).reshape(len(values), *step.size, -1)
         if step.kind == "attention":
             assert step.attention is not None
-            found = np.zeros((len(values), *step.size, step.layout.width), np.float32)
-            found[..., step.layout.slots] = tokens.attended(values, step.attention, *tables).reshape(
-                *found.shape[:-1], -1
+            result = np.zeros((len(values), *step.size, step.layout.width), np.float32)
+            result[..., step.layout.slots] = tokens.attended(values, step.attention, *tables).reshape(
+                *result.shape[:-1], -1
             )
-            return found
+            return result
         normalized = tokens.normalized(values, step.layout.slots, step.epsilon, tables[0], tables[1])
         return tokens.moved(normalized, tables[2] if len(tables) > 2 else None).reshape(len(values), *step.size, -1)
 
@@ -115,16 +115,16 @@ class ReferenceExecutor:
         """Sums of products by slot: whole numbers for INT8."""
         weights = self.plan.arrays[step.weights].astype(np.float32)
         assert step.source is not None
-        held = rows[..., step.source.layout.slots]
+        inputs = rows[..., step.source.layout.slots]
         # One tap's sums of up to 1,040 products of INT8 are exact in float32; those of all taps together need not be.
-        found = np.zeros((len(held), *step.size, len(weights)), np.int64 if step.int8 else np.float32)
+        sums = np.zeros((len(inputs), *step.size, len(weights)), np.int64 if step.int8 else np.float32)
         taps = _taps(step.geometry, step.source_size, step.size, step.kind == "deconv")
         for (k0, k1, k2), targets, sources in taps:
-            part = held[(slice(None), *sources)] @ weights[:, :, k0, k1, k2].T
-            found[(slice(None), *targets)] += part.astype(found.dtype)
-        assert not step.int8 or np.abs(found).max(initial=0) < 2**31
-        values = np.zeros((*found.shape[:-1], step.layout.width), np.float32)
-        values[..., step.layout.slots] = found
+            part = inputs[(slice(None), *sources)] @ weights[:, :, k0, k1, k2].T
+            sums[(slice(None), *targets)] += part.astype(sums.dtype)
+        assert not step.int8 or np.abs(sums).max(initial=0) < 2**31
+        values = np.zeros((*sums.shape[:-1], step.layout.width), np.float32)
+        values[..., step.layout.slots] = sums
         return values
 
     def _apply(self, step: Step, op: Op, values: Values) -> Values:
@@ -219,18 +219,18 @@ ACTIVATIONS: dict[str, Callable[..., Values]] = {
 
 
 def _softmax(values: Values, slots: NDArray[np.int64]) -> Values:
-    found = np.zeros_like(values)
+    result = np.zeros_like(values)
     chosen = values[..., slots]
     powers = np.exp(chosen - chosen.max(-1, keepdims=True))
-    found[..., slots] = powers / powers.sum(-1, keepdims=True)
-    return found
+    result[..., slots] = powers / powers.sum(-1, keepdims=True)
+    return result
 
 
 def _taps(
     geometry: Geometry, source: Size, target: Size, transposed: bool
 ) -> list[tuple[Size, tuple[slice, ...], tuple[slice, ...]]]:
     """For each place in the kernel: the output voxels that it serves, and the input voxels that they take."""
-    found = []
+    taps = []
     for place in np.ndindex(*geometry.kernel):
         axes = [
             _along(p * d - b, s, n, m, transposed)
@@ -239,8 +239,8 @@ def _taps(
             )
         ]
         if all(t.stop > t.start for t, _ in axes):
-            found.append(((place[0], place[1], place[2]), tuple(t for t, _ in axes), tuple(s for _, s in axes)))
-    return found
+            taps.append(((place[0], place[1], place[2]), tuple(t for t, _ in axes), tuple(s for _, s in axes)))
+    return taps
 
 
 def _along(offset: int, stride: int, source: int, target: int, transposed: bool) -> tuple[slice, slice]:
@@ -256,22 +256,22 @@ def _along(offset: int, stride: int, source: int, target: int, transposed: bool)
 
 
 def _pooled(values: Values, step: Step, combine: Any, start: float) -> Values:
-    found = np.full((len(values), *step.size, values.shape[-1]), start, np.float32)
+    result = np.full((len(values), *step.size, values.shape[-1]), start, np.float32)
     for _, targets, sources in _taps(step.geometry, step.source_size, step.size, False):
         place = (slice(None), *targets)
-        found[place] = combine(found[place], values[(slice(None), *sources)])
-    return found
+        result[place] = combine(result[place], values[(slice(None), *sources)])
+    return result
 
 
 def _neighbours(batch: NDArray[np.float32], geometry: Geometry, size: Size, width: int) -> Values:
     """Of (n, C, ...): for each voxel the input at all places of the kernel, 0 outside."""
     values, channels = np.moveaxis(batch, 1, -1), batch.shape[1]
-    found = np.zeros((len(batch), *size, width), np.float32)
+    result = np.zeros((len(batch), *size, width), np.float32)
     a, b, c = batch.shape[2:]
     for place, targets, sources in _taps(geometry, (a, b, c), size, False):
         slot = int(np.ravel_multi_index(place, geometry.kernel)) * channels
-        found[(slice(None), *targets)][..., slot : slot + channels] = values[(slice(None), *sources)]
-    return found
+        result[(slice(None), *targets)][..., slot : slot + channels] = values[(slice(None), *sources)]
+    return result
 
 
 def _resized(values: Values, tables: list[NDArray[np.float32]]) -> Values:

@@ -20,24 +20,25 @@ def moved(values: Values, rows: NDArray[np.int32] | None) -> Values:
 
 def normalized(values: Values, slots: NDArray[np.int64], epsilon: float, gamma: Values, beta: Values) -> Values:
     """LayerNorm over the slots that are channels; 0 in the others."""
-    found = np.zeros_like(values)
+    result = np.zeros_like(values)
     chosen = values[..., slots].astype(np.float64)
     centred = chosen - chosen.mean(-1, keepdims=True)
     by = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
-    found[..., slots] = centred * by * gamma[slots] + beta[slots]
-    return found
+    result[..., slots] = centred * by * gamma[slots] + beta[slots]
+    return result
 
 
 def attended(values: Values, a: Attention, rows: Any, bias: Any, regions: Any) -> Values:
     """(n, A0, A1, A2, slots of queries, keys and values) to (n, voxels, heads * width)."""
     flat = moved(values, None)
-    found = np.zeros((len(flat), flat.shape[1], a.heads * a.width), np.float32)
+    result = np.zeros((len(flat), flat.shape[1], a.heads * a.width), np.float32)
     where = np.arange(a.windows * a.tokens).reshape(a.windows, a.tokens) if rows is None else rows
     for n, patch in enumerate(flat):
         for window, voxels in enumerate(where):
-            taken = patch[voxels]
-            queries, keys, held = (
-                taken[:, s : s + a.heads * a.width].reshape(a.tokens, a.heads, a.width).swapaxes(0, 1) for s in a.starts
+            tokens = patch[voxels]
+            queries, keys, contents = (
+                tokens[:, s : s + a.heads * a.width].reshape(a.tokens, a.heads, a.width).swapaxes(0, 1)
+                for s in a.starts
             )
             scores = queries @ keys.swapaxes(1, 2) * np.float32(a.scale)
             if bias is not None:
@@ -47,5 +48,5 @@ def attended(values: Values, a: Attention, rows: Any, bias: Any, regions: Any) -
                 scores = scores + np.where(apart, np.float32(a.apart), np.float32(0))
             powers = np.exp(scores - scores.max(-1, keepdims=True))
             chances = powers / powers.sum(-1, keepdims=True)
-            found[n, voxels] = (chances @ held).swapaxes(0, 1).reshape(a.tokens, -1)
-    return found
+            result[n, voxels] = (chances @ contents).swapaxes(0, 1).reshape(a.tokens, -1)
+    return result

@@ -63,7 +63,7 @@ def tuned(gpu: Gpu, plan: KernelPlan, batch: int, task: Task | None = None) -> d
     gpu.compiled([program.source for program in every], "run", task)
     network = CudaInt8Network(gpu, plan, batch, weights=partial(_any_order, plan))
     stream, begin, end = gpu.stream(), gpu.event(), gpu.event()
-    found: dict[str, Tile] = {}
+    fastest: dict[str, Tile] = {}
     try:
         ends = (
             network.memory.hold((batch, plan.channels, *plan.size), np.float16),
@@ -77,13 +77,13 @@ def tuned(gpu: Gpu, plan: KernelPlan, batch: int, task: Task | None = None) -> d
                 best = programs[int(np.argmin(times))].tiling
                 assert best is not None
                 for step in steps:
-                    found[step.name] = best.guess
+                    fastest[step.name] = best.guess
                 task.step()
     finally:
         network.close()
         for thing in (stream, begin, end):
             thing.free()
-    return found
+    return fastest
 
 
 def _size(program: Program) -> int:

@@ -172,7 +172,7 @@ class BatchPart:
     def launch_of(
         self,
         program: Program,
-        held: NDArray[Any],
+        parameters: NDArray[Any],
         batch: int,
         source: DeviceBuffer,
         target: DeviceBuffer,
@@ -184,7 +184,7 @@ class BatchPart:
             held: its parameters.
         """
         assert batch <= self.batch, "a part has room for fewer patches"
-        params = held.copy()
+        params = parameters.copy()
         params["output"] = patch_address(target, first)
         if program.step.takes_input:
             params["source"], params["source_half"] = patch_address(source, first), source.dtype == np.float16

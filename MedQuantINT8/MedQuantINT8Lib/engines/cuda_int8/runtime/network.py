@@ -69,12 +69,12 @@ class CudaInt8Network:
         try:
             constants = self._constants(stream)
             self.parts = [BatchPart(plan, self.programs, count, constants, self.memory, stream) for count in counts]
-            held = [
+            uploaded = [
                 None if p.tiling is None else self.memory.uploaded(self._weights(p.tiling), stream)
                 for p in self.programs
             ]
             self._params = [
-                [part.parameters(*known, stream) for known in zip(self.programs, held, strict=True)]
+                [part.parameters(*known, stream) for known in zip(self.programs, uploaded, strict=True)]
                 for part in self.parts
             ]
             stream.synchronize()
@@ -170,7 +170,7 @@ class CudaInt8Network:
     ) -> Iterator[Callable[[int, DeviceBuffer, DeviceBuffer, Stream], None]]:
         """Another kernel for one of the steps, to be launched as :meth:`launch`; its memory is freed afterwards."""
         self._ready(program, self.gpu.compiled([program.source], "run")[0])
-        held = self.memory.count
+        count = self.memory.count
         try:
             weights = None if program.tiling is None else self.memory.uploaded(self._weights(program.tiling), stream)
             params = self.parts[0].parameters(program, weights, stream)
@@ -181,7 +181,7 @@ class CudaInt8Network:
             )
         finally:
             stream.synchronize()
-            self.memory.free(held)
+            self.memory.free(count)
 
     @property
     def bytes(self) -> int:

@@ -56,18 +56,22 @@ def conv_program(plan: KernelPlan, step: Step, tiling: Tiling, machine: Machine)
     epilogue, split = EpilogueSource(plan, step), tiling.tile.split
     blocks = machine.blocks(tiling)
     source = conv_source(plan, tiling, blocks, machine.resident(tiling), epilogue)
-    made = Program(
+    program = Program(
         step,
         epilogue,
         source,
         lambda batch: (blocks * batch, tiling.column_blocks, tiling.phases * split),
         tiling.tile.threads,
     )
-    made.shared, made.partials, made.tiling = tiling.shared_bytes, blocks * tiling.phases * tiling.spread, tiling
+    program.shared, program.partials, program.tiling = (
+        tiling.shared_bytes,
+        blocks * tiling.phases * tiling.spread,
+        tiling,
+    )
     if split > 1:
-        made.shared_tiles = blocks * tiling.column_blocks * tiling.phases
-        made.workspace = made.shared_tiles * split * tiling.tile.count * tiling.tile.channels * 4
-    return made
+        program.shared_tiles = blocks * tiling.column_blocks * tiling.phases
+        program.workspace = program.shared_tiles * split * tiling.tile.count * tiling.tile.channels * 4
+    return program
 
 
 def elementwise_program(plan: KernelPlan, step: Step) -> Program:
@@ -128,7 +132,7 @@ def _fixed_program(plan: KernelPlan, step: Step, machine: Machine) -> Program:
 
 def programs(plan: KernelPlan, machine: Machine, batch: int, chosen: dict[str, Tiling] | None = None) -> list[Program]:
     """All kernels of a plan; ``chosen`` tilings by a step's name, else the best guess."""
-    made: list[Program] = []
+    sequence: list[Program] = []
     partials: dict[str, int] = {}
     for step in plan.steps:
         if step.kind in ("conv", "deconv"):
@@ -141,8 +145,8 @@ def programs(plan: KernelPlan, machine: Machine, batch: int, chosen: dict[str, T
             program = _fixed_program(plan, step, machine)
         if program.epilogue.norm:
             partials[program.epilogue.norm] = program.partials
-        made.append(program)
-    return made
+        sequence.append(program)
+    return sequence
 
 
 #: The struct Params of the kernels, in prelude.cuh.

@@ -171,12 +171,12 @@ def _variants(tiling: Tiling, machine: Machine, batch: int) -> Iterator[Tiling]:
                 Tile(t.voxels, t.channels, t.warps, stages, t.groups, split, team, depth)
                 for t in (tiling.tile, tiling.guess)
             )
-            made = Tiling(tiling.step, tile, tiling.axis_phases, guess, tiling.spread)
-            fits = made.sums + _LEAST_REGISTERS <= made.most_registers if team > 1 else split <= made.rounds
-            if not fits or made.chunks > 32 * tile.warps:
+            variant = Tiling(tiling.step, tile, tiling.axis_phases, guess, tiling.spread)
+            fits = variant.sums + _LEAST_REGISTERS <= variant.most_registers if team > 1 else split <= variant.rounds
+            if not fits or variant.chunks > 32 * tile.warps:
                 break
-            yield made
-            if made.rounds <= split and machine.blocks(made) * team >= tiles:
+            yield variant
+            if variant.rounds <= split and machine.blocks(variant) * team >= tiles:
                 break
 
 
@@ -192,7 +192,7 @@ def _depths(tiling: Tiling) -> list[int]:
 def _tiles(step: Step, machine: Machine) -> list[Tile]:
     columns = Tiling.of(step, Tile((8, 8, 8), 32, 8, 1)).columns
     fitting = [n for n in (16, 32, 48, 64, 96, 112, 128) if -(-columns // n) * n <= max(16, columns) * 1.34] or [16]
-    made = []
+    tiles = []
     # Of first layers the fastest were wgmma's, of one warp group and few voxels (13 such layers of four networks, on an H100).
     first = machine.has_groups and step.neighbours is not None
     mma_shapes, group_shapes = ((), _FIRST_SHAPES) if first else (_MMA_SHAPES, _GROUP_SHAPES)
@@ -200,12 +200,12 @@ def _tiles(step: Step, machine: Machine) -> list[Tile]:
         for t0, t1, warps in mma_shapes:
             fragments = t0 * t1 // 2 // warps
             if fragments >= 1 and fragments * n // 2 <= 128:
-                made.append(Tile((t0, t1, 8), n, warps, 1))
+                tiles.append(Tile((t0, t1, 8), n, warps, 1))
         for t0, warps in group_shapes if machine.has_groups else ():
             slabs = t0 * 4 // warps
             if slabs >= 1 and slabs * n // 2 <= 128:
-                made.append(Tile((t0, 8, 8), n, warps, 1, groups=True))
-    return made
+                tiles.append(Tile((t0, 8, 8), n, warps, 1, groups=True))
+    return tiles
 
 
 def estimate(tiling: Tiling, machine: Machine, batch: int) -> float:

@@ -49,7 +49,7 @@ def phases_of(
     if spread:
         return AxisPhases(1, stride, 1, 1, (0,), (((0, 0),),))
     if transposed:
-        found: list[tuple[int, tuple[tuple[int, int], ...]]] = []
+        phase_taps: list[tuple[int, tuple[tuple[int, int], ...]]] = []
         for phase in range(stride):
             # Output o = i * stride + k * dilation - before: each phase takes the places k that leave no remainder.
             fitting = [
@@ -58,8 +58,10 @@ def phases_of(
                 if (phase + before - k * dilation) % stride == 0
             ]
             start = min((offset for _, offset in fitting), default=0)
-            found.append((start, tuple((k, offset - start) for k, offset in fitting)))
-        return AxisPhases(stride, stride, 1, 1, tuple(start for start, _ in found), tuple(taps for _, taps in found))
+            phase_taps.append((start, tuple((k, offset - start) for k, offset in fitting)))
+        return AxisPhases(
+            stride, stride, 1, 1, tuple(start for start, _ in phase_taps), tuple(taps for _, taps in phase_taps)
+        )
     if stride == 1 and dilation > 1:
         taps = tuple((k, k) for k in range(kernel))
         return AxisPhases(

@@ -160,8 +160,8 @@ class Tiling:
         """
         taps = [axis.taps[0] for axis in self.axis_phases]
         dense = all(
-            axis.stride == 1 and taken == tuple((k, k) for k in range(len(taken)))
-            for axis, taken in zip(self.axis_phases, taps, strict=True)
+            axis.stride == 1 and axis_taps == tuple((k, k) for k in range(len(axis_taps)))
+            for axis, axis_taps in zip(self.axis_phases, taps, strict=True)
         )
         fits = (
             self.tile.voxels[1] == TILE2 and len(taps[1]) == LINE_TAPS and math.prod(map(len, taps)) <= MOST_MMA_STEPS
@@ -252,11 +252,11 @@ class Tiling:
     @property
     def places(self) -> list[list[int]]:
         """Of the factors of each phase; the last again where one has no other to make an MMA step with."""
-        found = []
+        by_phase = []
         for factors in self.factors:
             places = [place for place, _, _ in factors] or [0, 0]
-            found.append(places + places[-1:] * (len(places) % 2))
-        return found
+            by_phase.append(places + places[-1:] * (len(places) % 2))
+        return by_phase
 
     @cached_property
     def tiles(self) -> Size:
@@ -392,11 +392,11 @@ class Tiling:
 
 @lru_cache(maxsize=256)
 def _taps(axis_phases: tuple[AxisPhases, AxisPhases, AxisPhases], same: bool) -> list[list[tuple[Size, Size]]]:
-    found = []
+    by_phase = []
     for chosen in product(*(range(1 if same else phases.phases) for phases in axis_phases)):
         axes = [phases.taps[phase] for phases, phase in zip(axis_phases, chosen, strict=True)]
-        found.append([(tuple(k for k, _ in tap), tuple(o for _, o in tap)) for tap in product(*axes)])
-    return found  # type: ignore[return-value]
+        by_phase.append([(tuple(k for k, _ in tap), tuple(o for _, o in tap)) for tap in product(*axes)])
+    return by_phase  # type: ignore[return-value]
 
 
 def flattened(step: Step) -> Step | None:

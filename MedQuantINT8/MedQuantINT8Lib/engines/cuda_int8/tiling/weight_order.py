@@ -28,7 +28,7 @@ def arranged_weights(plan: KernelPlan, tiling: Tiling) -> NDArray[np.uint8]:
     items = CHUNK // tiling.element
     dtype = weights.dtype if step.int8 else np.dtype(np.float16)
     mma_steps = tiling.mma_step_groups * tiling.group_mma_steps
-    found = np.zeros(
+    arranged = np.zeros(
         (len(tiling.taps), 2 * mma_steps, tiling.k_blocks, tiling.column_blocks * tile.channels, items), dtype
     )
     for phase, (taps, factors) in enumerate(zip(tiling.taps, tiling.factors, strict=True)):
@@ -48,8 +48,10 @@ def arranged_weights(plan: KernelPlan, tiling: Tiling) -> NDArray[np.uint8]:
                 ]
         cut = by_tap.reshape(len(taps), -1, tiling.k_blocks, tiling.chunks, items)
         for number, (_, tap, chunk) in enumerate(factors):
-            found[phase, number] = cut[tap, :, :, chunk].swapaxes(0, 1)
-    split = found.reshape(len(tiling.taps), mma_steps, 2, tiling.k_blocks, tiling.column_blocks, tile.channels, items)
+            arranged[phase, number] = cut[tap, :, :, chunk].swapaxes(0, 1)
+    split = arranged.reshape(
+        len(tiling.taps), mma_steps, 2, tiling.k_blocks, tiling.column_blocks, tile.channels, items
+    )
     # [phase][block][K block][MMA step][column][chunks of an MMA step][items]
     raw = np.ascontiguousarray(split.transpose(0, 4, 3, 1, 5, 2, 6)[..., columns_of(tiling), :, :]).view(np.uint8)
     if tile.groups:
