@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 #: How the reason of a test begins that may be skipped: it names what this build of Slicer lacks.
-NAMED = "this build of Slicer has no "
+NAMED = ("this build of Slicer has no ", "needs ModelOpt")
 
 
 class Outcomes:

@@ -623,9 +623,13 @@ def test_an_int8_engine_is_made_in_the_window(user):
     assert len(user.segmentations()) == 1
 
 
-def test_making_an_engine_without_scans_is_told(user):
+def test_making_an_engine_without_scans_is_told_before_anything_is_installed(user, monkeypatch, tmp_path):
+    monkeypatch.setattr(dependencies, "missing", lambda *_a: pytest.fail("packages were looked for"))
     user.click(user.ui.buildButton)
     assert "no volume to calibrate on" in user.errors()[-1]
+    user.view.build.parameters.calibrationFolder = str(tmp_path / "none")
+    user.click(user.ui.buildButton)
+    assert f"There is no folder {tmp_path / 'none'}" in user.errors()[-1]
 
 
 def test_a_model_of_ones_own_is_brought_in(user, file_dialogs, int8_package, tmp_path, monkeypatch):

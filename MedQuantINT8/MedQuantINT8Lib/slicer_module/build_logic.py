@@ -121,11 +121,8 @@ class BuildLogic:
             What the quantization report says.
         """
         path = resolve_one(self._modelPath(model))
+        self.checkScans(volumeNodes, scans)
         volumes = [mrml.volume_from_node(node) for node in volumeNodes]
-        if not volumes and not scans:
-            raise InputError(
-                "There is no volume to calibrate on.", "Choose at least one scan like those you will segment."
-            )
         request = {
             "method": method,
             "patches": patches,
@@ -143,6 +140,18 @@ class BuildLogic:
             **request,
         )
         return self._result(BackgroundJob(started, lambda result: result.report), waitForCompletion, progress)
+
+    @staticmethod
+    def checkScans(volumeNodes: Sequence[Any], scans: Sequence[str]) -> None:
+        """Whether there is anything to calibrate on.
+
+        Raises:
+            InputError: there is neither a volume nor a scan file.
+        """
+        if not volumeNodes and not scans:
+            raise InputError(
+                "There is no volume to calibrate on.", "Choose at least one scan like those you will segment."
+            )
 
     # ---- what lies on the disk
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from ...errors import InputError
+from ...errors import InputError, MedQuantError
 from ...imaging.volume_files import scan_files
 from ...progress import ProgressEvent
 from ...quantization.calibration import METHODS
@@ -101,6 +101,12 @@ class BuildPanel(WorkPanel):
             self._download(name.removeprefix("get:"))
             return
         p = self.parameters
+        try:
+            # Before anything is installed for it.
+            self._logic.checkScans(p.calibrationVolumes, self._scans())
+        except MedQuantError as error:
+            self._failed(error)
+            return
 
         def start() -> Any:
             return self._logic.calibrate(
