@@ -75,13 +75,13 @@ def test_any_exception_of_the_hand_over_ends_the_job(client, monkeypatch, error)
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(client._arena, "array", fail)
+    monkeypatch.setattr(client._block, "array", fail)
     job = ended(client.begin("segment", [SCAN]))
     assert isinstance(job.error, WorkerError) and type(error).__name__ in str(job.error)
 
 
 def test_a_result_that_cannot_be_read_ends_the_job(client, model, monkeypatch):
-    real, calls = client._arena.array, []
+    real, calls = client._block.array, []
 
     def second_fails(*where):
         calls.append(where)
@@ -89,7 +89,7 @@ def test_a_result_that_cannot_be_read_ends_the_job(client, model, monkeypatch):
             raise MemoryError
         return real(*where)
 
-    monkeypatch.setattr(client._arena, "array", second_fails)
+    monkeypatch.setattr(client._block, "array", second_fails)
     job = ended(client.submit(model, SCAN, CHOICE, SegmentationOptions()))
     assert "not enough memory for the result" in str(job.error)
 

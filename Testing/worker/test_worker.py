@@ -23,7 +23,7 @@ from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.worker.client import WorkerClient, WorkerError
-from MedQuantINT8Lib.worker.shared_memory import Arena
+from MedQuantINT8Lib.worker.shared_memory import SharedBlock
 from places import LIBRARY
 
 OPTIONS = SegmentationOptions()
@@ -246,14 +246,14 @@ def test_nothing_is_left_when_the_parent_is_killed(int8_package, tmp_path, state
     assert all(json.loads(path.read_text())["files"] for path in records)
 
 
-def test_an_arena_grows_and_old_views_stay_valid():
-    arena = Arena()
-    first = arena.array(0, (4,), np.int32)
+def test_a_shared_block_grows_and_old_views_stay_valid():
+    block = SharedBlock()
+    first = block.array(0, (4,), np.int32)
     first[:] = [1, 2, 3, 4]
-    large = arena.array(64, (1 << 20,), np.uint8)
+    large = block.array(64, (1 << 20,), np.uint8)
     large[-1] = 9
-    assert arena.array(0, (4,), np.int32).tolist() == [1, 2, 3, 4] == first.tolist()
-    other = Arena(str(os.dup(int(arena.address))))
+    assert block.array(0, (4,), np.int32).tolist() == [1, 2, 3, 4] == first.tolist()
+    other = SharedBlock(str(os.dup(int(block.address))))
     assert other.array(64, (1 << 20,), np.uint8)[-1] == 9
     other.close()
-    arena.close()
+    block.close()

@@ -27,7 +27,7 @@ from ..inference.segmenter import SegmentationOptions
 from ..progress import ProgressEvent, Task
 from ..scratch import owned_prefix
 from ..system import default_python, library_environment, module_arguments
-from .shared_memory import Arena, aligned
+from .shared_memory import SharedBlock, aligned
 
 _START_SECONDS = 60.0
 _END_SECONDS = 7.0
@@ -76,11 +76,11 @@ class Job:
         self.cancelled = True
         self._client._send({"do": "cancel", "target": self.number}, quiet=True)
 
-    def take(self, event: dict[str, Any]) -> None:
+    def receive(self, event: dict[str, Any]) -> None:
         self._events.put(event)
 
     def poll(self, wait: float = _YIELD_SECONDS) -> bool:
-        """Take up what the worker said; whether the job is done.
+        """Handle what the worker said; whether the job is done.
 
         It always waits a moment for news: an application whose event loop keeps the interpreter's lock would else give the
         threads that listen to the worker no turn.
@@ -129,7 +129,7 @@ class Job:
             self.error = WorkerError(event["message"], "It is started again with the next segmentation.")
 
 
-class _Link:
+class _Connection:
     """What one worker process says: answers to questions, and its last lines beside the messages."""
 
     def __init__(self) -> None:
@@ -173,11 +173,11 @@ class WorkerClient:
         self._python, self._idle_seconds = python or default_python(), idle_seconds
         self._process: subprocess.Popen[str] | None = None
         self._scratch = ""
-        self._arena = Arena()
+        self._block = SharedBlock()
         self._jobs: dict[int, Job] = {}
         self._number = 0
         self._lock = threading.Lock()
-        self._link = _Link()
+        self._connection = _Connection()
         self.description: dict[str, Any] = {}
 
     def __enter__(self) -> WorkerClient:
@@ -203,7 +203,7 @@ class WorkerClient:
         if self.alive:
             return
         # Of its own: the threads that listen to a worker that died a moment ago still have to tell its end.
-        link = self._link = _Link()
+        connection = self._connection = _Connection()
         # A folder of its own for what is temporary: a worker that is killed cannot clear up after itself.
         self._scratch = tempfile.mkdtemp(prefix=owned_prefix("medquant-worker"))
         try:
@@ -211,7 +211,7 @@ class WorkerClient:
                 [
                     self._python,
                     *module_arguments("MedQuantINT8Lib.worker.process"),
-                    self._arena.address,
+                    self._block.address,
                     str(self._idle_seconds),
                     self._scratch,
                 ],
@@ -221,7 +221,7 @@ class WorkerClient:
                 text=True,
                 encoding="utf-8",
                 env={**library_environment(), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._scratch)},
-                pass_fds=self._arena.descriptors,
+                pass_fds=self._block.descriptors,
                 # On Windows a console would open beside the application.
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
@@ -231,9 +231,9 @@ class WorkerClient:
                 f"The worker cannot be started with {self._python}: {error.strerror}.", "Choose another Python."
             ) from error
         self._process = process
-        errors = threading.Thread(target=self._collect_errors, args=(process, link), daemon=True)
+        errors = threading.Thread(target=self._collect_errors, args=(process, connection), daemon=True)
         errors.start()
-        threading.Thread(target=self._listen, args=(process, errors, self._scratch, link), daemon=True).start()
+        threading.Thread(target=self._listen, args=(process, errors, self._scratch, connection), daemon=True).start()
         try:
             hello = self._ask("hello", _START_SECONDS)
         except WorkerError:
@@ -287,10 +287,10 @@ class WorkerClient:
                     pass
             self.start()
             job.process = self._process
-            given, offset = [], 0
+            described, offset = [], 0
             for volume in volumes:
-                self._arena.array(offset, volume.data.shape, volume.data.dtype)[...] = volume.data
-                given.append(
+                self._block.array(offset, volume.data.shape, volume.data.dtype)[...] = volume.data
+                described.append(
                     {
                         "offset": offset,
                         "shape": list(volume.data.shape),
@@ -302,17 +302,17 @@ class WorkerClient:
                 offset += aligned(volume.data.nbytes)
             if job.cancelled:
                 raise Cancelled()
-            self._send({"id": job.number, "do": do, "volumes": given, "answer_offset": offset, **request})
+            self._send({"id": job.number, "do": do, "volumes": described, "answer_offset": offset, **request})
             if job.cancelled:
                 job.cancel()
         except MedQuantError as error:
-            job.take({"event": "failed", "error": error})
+            job.receive({"event": "failed", "error": error})
         except (MemoryError, OSError) as error:
             text = "There is not enough memory to hand the volume over."
-            job.take({"event": "failed", "error": WorkerError(f"{text} ({error})", "Close other programs.")})
+            job.receive({"event": "failed", "error": WorkerError(f"{text} ({error})", "Close other programs.")})
         except BaseException as error:
             # Whatever it is, whoever waits for the job must be told.
-            job.take(
+            job.receive(
                 {
                     "event": "failed",
                     "error": WorkerError(
@@ -324,7 +324,7 @@ class WorkerClient:
     @property
     def log(self) -> list[str]:
         """The last lines that the worker wrote beside its messages."""
-        return list(self._link.errors)
+        return list(self._connection.errors)
 
     def ping(self, seconds: float = 5.0) -> dict[str, Any]:
         """What the worker says of itself.
@@ -346,7 +346,7 @@ class WorkerClient:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
-                answer = self._link.answers.get(timeout=left)
+                answer = self._connection.answers.get(timeout=left)
                 if answer.get("id") == number or answer["event"] == "ended":
                     return answer
         raise WorkerError("The worker does not answer.", "It may be at work; if not, restart the program.")
@@ -354,7 +354,7 @@ class WorkerClient:
     def close(self) -> None:
         """End the worker and free the shared memory."""
         self._end()
-        self._arena.close()
+        self._block.close()
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -381,20 +381,22 @@ class WorkerClient:
             if not quiet:
                 raise WorkerError("The worker does not run.", "It is started with the next segmentation.") from error
 
-    def _listen(self, process: subprocess.Popen[str], errors: threading.Thread, scratch: str, link: _Link) -> None:
+    def _listen(
+        self, process: subprocess.Popen[str], errors: threading.Thread, scratch: str, connection: _Connection
+    ) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             try:
                 event = json.loads(line)
                 job = self._jobs.get(event.get("id"))
-                take = job.take if job else link.answers.put
+                receive = job.receive if job else connection.answers.put
             except (ValueError, AttributeError):
                 continue
             try:
                 if event["event"] == "result":
                     # Copied here, by this thread: the window waits for none of it.
                     event["arrays"] = tuple(
-                        self._arena.array(a["offset"], tuple(a["shape"]), a["dtype"]).copy() for a in event["arrays"]
+                        self._block.array(a["offset"], tuple(a["shape"]), a["dtype"]).copy() for a in event["arrays"]
                     )
             except BaseException as error:
                 reason = (
@@ -408,24 +410,24 @@ class WorkerClient:
                         f"{reason} ({type(error).__name__}: {error}).", "Close other programs, and try again."
                     ),
                 }
-            take(event)
+            receive(event)
         code = process.wait()
         shutil.rmtree(scratch, ignore_errors=True)
         # Its last words may still be on their way.
         errors.join(_LAST_WORDS_SECONDS)
         message = f"The worker ended ({_code_in_words(code)})"
-        told = next((line for line in reversed(link.errors) if line.strip()), "")
-        event = {"event": "ended", "message": f"{message}: {told.strip()}." if told and code > 0 else f"{message}."}
+        last = next((line for line in reversed(connection.errors) if line.strip()), "")
+        event = {"event": "ended", "message": f"{message}: {last.strip()}." if last and code > 0 else f"{message}."}
         for job in list(self._jobs.values()):
             if job.process is process:
-                job.take(event)
-        link.answers.put(event)
+                job.receive(event)
+        connection.answers.put(event)
 
     @staticmethod
-    def _collect_errors(process: subprocess.Popen[str], link: _Link) -> None:
+    def _collect_errors(process: subprocess.Popen[str], connection: _Connection) -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            link.errors.append(line.rstrip())
+            connection.errors.append(line.rstrip())
 
 
 def _code_in_words(code: int) -> str:

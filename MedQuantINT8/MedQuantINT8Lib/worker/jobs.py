@@ -42,7 +42,7 @@ class BackgroundJob:
         self.value: Any = None
 
     def poll(self) -> bool:
-        """Take up what the worker said.
+        """Handle what the worker said.
 
         Raises:
             MedQuantError: what went wrong; nothing of the scene was changed.
@@ -133,14 +133,14 @@ class BatchJob:
             self._current = None
             if len(self._pieces) == 1 and isinstance(error, MedQuantError):
                 raise
-            told = (
+            failure = (
                 error
                 if isinstance(error, MedQuantError)
                 else MedQuantError(f"{type(error).__name__}: {error}.", "Please report this.")
             )
             if len(self._pieces) == 1:
-                raise told from error
-            self.failures.append(Failure(self._pieces[self._number][0], told))
+                raise failure from error
+            self.failures.append(Failure(self._pieces[self._number][0], failure))
 
     @property
     def progress(self) -> ProgressEvent | None:
@@ -164,11 +164,11 @@ def wait_for(job: Pollable, task: Task) -> Any:
     """
     import time
 
-    told: ProgressEvent | None = None
+    reported: ProgressEvent | None = None
     while not job.poll():
-        if job.progress is not None and job.progress is not told:
-            told = job.progress
-            task.report(told)
+        if job.progress is not None and job.progress is not reported:
+            reported = job.progress
+            task.report(reported)
         if task.cancelled:
             job.cancel()
         time.sleep(_POLL_SECONDS)

@@ -1,6 +1,6 @@
 """A resident process that keeps engines loaded: ``python -m MedQuantINT8Lib.worker.process``.
 
-Messages are JSON, one a line: requests on standard input, events on standard output; arrays lie in an :class:`.shared_memory.Arena`
+Messages are JSON, one a line: requests on standard input, events on standard output; arrays lie in an :class:`.shared_memory.SharedBlock`
 that the caller owns. The worker ends with its caller: when its input closes, whatever it does, it cancels and leaves.
 
 Requests: ``{"id", "do": "hello"|"cancel"|"ping"|"quit"|a task of :mod:`.tasks`, ...}``; events: ``{"id", "event":
@@ -29,8 +29,8 @@ from ..inference.engine_pool import KeepingPool
 from ..inference.ensemble import Ensemble, load_ensemble
 from ..progress import ProgressEvent, Task
 from .imports import check_imports
-from .shared_memory import Arena, aligned
-from .tasks import TASKS, Bench
+from .shared_memory import SharedBlock, aligned
+from .tasks import TASKS, TaskContext
 
 PROTOCOL = 2
 IDLE_SECONDS = 600.0
@@ -47,8 +47,8 @@ class Worker:
         scratch: the folder of what is temporary, which goes with the worker.
     """
 
-    def __init__(self, arena: Arena, idle_seconds: float = IDLE_SECONDS, scratch: str | None = None) -> None:
-        self._arena, self._idle_seconds, self._scratch = arena, idle_seconds, scratch
+    def __init__(self, block: SharedBlock, idle_seconds: float = IDLE_SECONDS, scratch: str | None = None) -> None:
+        self._block, self._idle_seconds, self._scratch = block, idle_seconds, scratch
         self._requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._pool = KeepingPool()
         self._packages: dict[str, tuple[tuple[float, ...], Ensemble]] = {}
@@ -66,7 +66,7 @@ class Worker:
                 continue
             if request is None:
                 break
-            self._answer(request)
+            self._handle(request)
         self._pool.clear()
         for _, ensemble in self._packages.values():
             ensemble.__exit__(None, None, None)
@@ -108,37 +108,37 @@ class Worker:
             if target in self._tasks:
                 self._tasks[target].cancel()
 
-    def _answer(self, request: dict[str, Any]) -> None:
+    def _handle(self, request: dict[str, Any]) -> None:
         number, do = request.get("id"), request.get("do")
         if do == "quit":
             self._requests.put(None)
         elif do == "hello":
-            self._say(
+            self._send(
                 number, "hello", protocol=PROTOCOL, version=__version__, python=sys.version.split()[0], pid=os.getpid()
             )
         elif do == "ping":
-            self._say(number, "pong", engines=len(self._pool))
+            self._send(number, "pong", engines=len(self._pool))
         elif do in TASKS:
-            self._work(number, request)
+            self._run_task(number, request)
         else:
-            self._say(
+            self._send(
                 number, "error", kind="MedQuantError", message=f"The worker does not know {do!r}.", hint="", exit_code=1
             )
 
-    def _work(self, number: Any, request: dict[str, Any]) -> None:
-        task = Task(_Throttled(lambda event: self._progress(number, event)))
+    def _run_task(self, number: Any, request: dict[str, Any]) -> None:
+        task = Task(_Throttled(lambda event: self._report_progress(number, event)))
         with self._lock:
             self._tasks[number] = task
             if number in self._cancelled:
                 task.cancel()
         try:
-            self._say(number, "result", **self._carry_out(request, task))
+            self._send(number, "result", **self._execute(request, task))
         except MedQuantError as error:
             kind = type(error).__name__
             text = str(error.args[0]) if error.args else str(error)
-            self._say(number, "error", kind=kind, message=text, hint=error.hint, exit_code=error.exit_code)
+            self._send(number, "error", kind=kind, message=text, hint=error.hint, exit_code=error.exit_code)
         except MemoryError:
-            self._say(
+            self._send(
                 number,
                 "error",
                 kind="MedQuantError",
@@ -151,7 +151,7 @@ class Worker:
             import traceback
 
             traceback.print_exc()
-            self._say(
+            self._send(
                 number, "error", kind="EngineError", message=f"{type(error).__name__}: {error}", hint="", exit_code=4
             )
         finally:
@@ -159,23 +159,23 @@ class Worker:
                 self._tasks.pop(number, None)
                 self._cancelled.discard(number)
 
-    def _carry_out(self, request: dict[str, Any], task: Task) -> dict[str, Any]:
-        """Run the task; its arrays go into the arena behind the volumes, what it says into the answer."""
+    def _execute(self, request: dict[str, Any], task: Task) -> dict[str, Any]:
+        """Run the task; its arrays go into the block behind the volumes, its report into the message."""
         task.check()
         if modules := request.get("imports"):
             with task.stage("loading the packages"):
                 check_imports(modules, task.check)
         volumes = [
-            Volume(self._arena.array(v["offset"], tuple(v["shape"]), v["dtype"]), np.array(v["ijk_to_ras"]), v["name"])
+            Volume(self._block.array(v["offset"], tuple(v["shape"]), v["dtype"]), np.array(v["ijk_to_ras"]), v["name"])
             for v in request["volumes"]
         ]
-        answer = TASKS[request["do"]](request, volumes, Bench(self._ensemble, self._pool, task))
+        result = TASKS[request["do"]](request, volumes, TaskContext(self._ensemble, self._pool, task))
         offset, arrays = request["answer_offset"], []
-        for found in answer.arrays:
-            self._arena.array(offset, found.shape, found.dtype)[...] = found
-            arrays.append({"offset": offset, "shape": list(found.shape), "dtype": found.dtype.str})
-            offset += aligned(found.nbytes)
-        return {"arrays": arrays, "report": answer.report}
+        for array in result.arrays:
+            self._block.array(offset, array.shape, array.dtype)[...] = array
+            arrays.append({"offset": offset, "shape": list(array.shape), "dtype": array.dtype.str})
+            offset += aligned(array.nbytes)
+        return {"arrays": arrays, "report": result.report}
 
     def _ensemble(self, paths: str) -> Ensemble:
         """The packages, loaded and checked once, and again when their files change."""
@@ -187,12 +187,12 @@ class Worker:
         self._packages[paths] = (stamps, ensemble)
         return ensemble
 
-    def _progress(self, number: Any, event: ProgressEvent) -> None:
-        self._say(
+    def _report_progress(self, number: Any, event: ProgressEvent) -> None:
+        self._send(
             number, "progress", stage=event.stage, done=event.done, total=event.total, seconds_left=event.seconds_left
         )
 
-    def _say(self, number: Any, event: str, **values: Any) -> None:
+    def _send(self, number: Any, event: str, **values: Any) -> None:
         text = json.dumps({"id": number, "event": event, **values})
         try:
             sys.stdout.write(text + "\n")
@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Libraries that print must not mix with the messages.
     sys.stdout, own = os.fdopen(os.dup(1), "w", encoding="utf-8"), sys.stderr
     os.dup2(own.fileno(), 1)
-    Worker(Arena(address), float(rest[0]) if rest else IDLE_SECONDS, rest[1] if len(rest) > 1 else None).run()
+    Worker(SharedBlock(address), float(rest[0]) if rest else IDLE_SECONDS, rest[1] if len(rest) > 1 else None).run()
     return 0
 
 

@@ -18,8 +18,8 @@ from numpy.typing import DTypeLike, NDArray
 _ALIGN = 64
 
 
-class Arena:
-    """A growable block. The owner makes it; the other side opens it by :attr:`address`."""
+class SharedBlock:
+    """A block of memory that grows as arrays are put into it. One process creates it; the other opens it by its :attr:`address`."""
 
     def __init__(self, address: str | None = None) -> None:
         self._map: mmap.mmap | None = None
@@ -34,7 +34,7 @@ class Arena:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What the other process has to inherit (``pass_fds``)."""
+        """File descriptors that the other process has to inherit (``pass_fds``)."""
         return () if sys.platform == "win32" else (self._descriptor,)
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

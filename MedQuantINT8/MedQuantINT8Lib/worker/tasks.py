@@ -28,8 +28,14 @@ Request = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What a task finds at hand: loaded packages, loaded engines, and whom to report to."""
+class TaskContext:
+    """What a task runs with.
+
+    Attributes:
+        ensemble: loads the packages of a model by their paths, or finds them loaded.
+        pool: loaded engines.
+        task: takes progress, and says whether the caller has canceled.
+    """
 
     ensemble: Callable[[str], Ensemble]
     pool: KeepingPool
@@ -37,8 +43,8 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Arrays for the caller, and what is said of them (JSON)."""
+class TaskResult:
+    """Arrays for the caller, and a report of JSON values."""
 
     arrays: list[NDArray[Any]]
     report: dict[str, Any]
@@ -53,30 +59,30 @@ def _reading(request: Request) -> ReadOptions:
     return ReadOptions(**request.get("reading", {}))
 
 
-def segment(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
+def segment(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
     """Segment one volume with the model; one label map (K, J, I)."""
     choice = EngineChoice(**request["choice"])
     run = pipeline.segment(
-        bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, pool=bench.pool
+        context.ensemble(request["model"]), volumes[0], choice, _options(request), context.task, pool=context.pool
     )
-    return Answer([run.result.labels], run.to_json())
+    return TaskResult([run.result.labels], run.to_json())
 
 
-def segment_file(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
+def segment_file(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
     """Segment a scan file into a segmentation file; all structures, or those that ``segments`` names."""
     from ..imaging.segmentation_files import check_output_path, write_segmentation
 
     check_output_path(request["output"], [*split_paths(request["model"]), *scan_paths(request["scan"])])
-    with bench.task.stage("reading"):
-        volume = read_volume(scan_paths(request["scan"]), options=_reading(request), check=bench.task.check)
-    ensemble = bench.ensemble(request["model"])
+    with context.task.stage("reading"):
+        volume = read_volume(scan_paths(request["scan"]), options=_reading(request), check=context.task.check)
+    ensemble = context.ensemble(request["model"])
     choice = EngineChoice(**request["choice"])
-    run = pipeline.segment(ensemble, volume, choice, _options(request), bench.task, pool=bench.pool)
+    run = pipeline.segment(ensemble, volume, choice, _options(request), context.task, pool=context.pool)
     wanted = request.get("segments")
     labels = tuple(label for label in ensemble.first.spec.labels if wanted is None or label.name in wanted)
-    with bench.task.stage("writing"):
+    with context.task.stage("writing"):
         write_segmentation(request["output"], _only(run.result.labels, labels), volume.ijk_to_ras, labels)
-    return Answer([], run.to_json())
+    return TaskResult([], run.to_json())
 
 
 def _only(values: NDArray[Any], labels: Sequence[Label]) -> NDArray[Any]:
@@ -87,16 +93,16 @@ def _only(values: NDArray[Any], labels: Sequence[Label]) -> NDArray[Any]:
     return kept[values]
 
 
-def compare(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
+def compare(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
     """FP32 beside INT8: both label maps, and the regions where they differ, numbered from the largest (uint16)."""
     choice, change = EngineChoice(**request["choice"]), float(request.get("volume_change", VOLUME_CHANGE))
-    found = examine(
-        bench.ensemble(request["model"]), volumes[0], choice, _options(request), bench.task, bench.pool, change
+    examination = examine(
+        context.ensemble(request["model"]), volumes[0], choice, _options(request), context.task, context.pool, change
     )
-    return Answer([found.fp32, found.int8, found.differences.numbers], found.report)
+    return TaskResult([examination.fp32, examination.int8, examination.differences.numbers], examination.report)
 
 
-def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
+def quantize(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
     """Calibrate a model on volumes and scan files, and write it with its INT8 network."""
     from ..quantization.accuracy_guard import Budget
     from ..quantization.calibration import CalibrationOptions, PatchSampler
@@ -112,19 +118,21 @@ def quantize(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
         sources = [lambda v=v: v for v in volumes] + [
             lambda p=p: read_volume(scan_paths(p), options=_reading(request)) for p in request["scans"]
         ]
-        sampler = PatchSampler(sources, package.spec, patch, options, task=bench.task)
+        sampler = PatchSampler(sources, package.spec, patch, options, task=context.task)
         policy = QuantizationPolicy(budget=Budget(request["agreement"], fallback=request["fallback"]))
         stopwatch = engine_stopwatch(package)
-        made, report = quantize_package(package, sampler, request["output"], options, policy, bench.task, stopwatch)
-        made.close()
-    return Answer([], report.to_json())
+        quantized, report = quantize_package(
+            package, sampler, request["output"], options, policy, context.task, stopwatch
+        )
+        quantized.close()
+    return TaskResult([], report.to_json())
 
 
-def build(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
-    """Build the engine of a model for this machine; with a volume it is held against the simulation."""
+def build(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
+    """Build the engine of a model for this machine; with a volume it is compared with the simulation."""
     choice = EngineChoice(**request["choice"])
     with ModelPackage.load(request["model"]) as package:
-        prepared = pipeline.build(package, choice, _options(request), volumes[0] if volumes else None, bench.task)
+        prepared = pipeline.build(package, choice, _options(request), volumes[0] if volumes else None, context.task)
         report = {
             **prepared.describe().to_json(),
             "bytes": prepared.entry.bytes,
@@ -132,24 +140,24 @@ def build(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
             "fidelity": prepared.fidelity.to_json() if prepared.fidelity else None,
         }
         prepared.close()
-    return Answer([], report)
+    return TaskResult([], report)
 
 
-def install_model(request: Request, volumes: list[Volume], bench: Bench) -> Answer:
+def install_model(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
     """Bring in a model: one of the catalogue by name, or the user's own from a path."""
     from ..importers import catalogue
     from ..models.installed import models_root
 
     if request["name"]:
-        catalogue.install(catalogue.entry(request["name"]), None, bench.task, trust_code=request["trust_code"])
-        return Answer([], {"name": request["name"], "notes": []})
+        catalogue.install(catalogue.entry(request["name"]), None, context.task, trust_code=request["trust_code"])
+        return TaskResult([], {"name": request["name"], "notes": []})
     from ..importers.detect import install_own
 
-    name, notes = install_own(Path(request["source"]), models_root(), bench.task, trust_code=request["trust_code"])
-    return Answer([], {"name": name, "notes": notes})
+    name, notes = install_own(Path(request["source"]), models_root(), context.task, trust_code=request["trust_code"])
+    return TaskResult([], {"name": name, "notes": notes})
 
 
-TASKS: dict[str, Callable[[Request, list[Volume], Bench], Answer]] = {
+TASKS: dict[str, Callable[[Request, list[Volume], TaskContext], TaskResult]] = {
     "segment": segment,
     "segment_file": segment_file,
     "compare": compare,
