@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import os
 import queue
 import shutil
 import subprocess
@@ -16,17 +15,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__, errors
-from ..errors import Cancelled, EngineError, InputError, MedQuantError
+from ..errors import Cancelled, EngineError, MedQuantError
 from ..imaging.volume import Volume
 from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
 from ..progress import ProgressEvent, Task
 from ..scratch import owned_prefix
 from ..system import default_python, library_environment, module_arguments
+from .messages import code_in_words, to_json
 from .shared_memory import SharedBlock, aligned
 
 _START_SECONDS = 60.0
@@ -135,30 +134,6 @@ class _Connection:
     def __init__(self) -> None:
         self.answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.errors: collections.deque[str] = collections.deque(maxlen=20)
-
-
-def to_json(request: dict[str, Any]) -> str:
-    """A message of one line. NumPy's numbers, which options may hold, are numbers.
-
-    Raises:
-        InputError: a value that cannot be told to another process; names it.
-    """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, np.ndarray):
-            return value.tolist()
-        if isinstance(value, os.PathLike):
-            return os.fspath(value)
-        raise TypeError(f"{value!r} ({type(value).__name__})"[:200])
-
-    try:
-        return json.dumps(request, default=plain)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"A value cannot be handed over: {error}.", "Give numbers, texts and lists of them."
-        ) from error
 
 
 class WorkerClient:
@@ -415,7 +390,7 @@ class WorkerClient:
         shutil.rmtree(scratch, ignore_errors=True)
         # Its last words may still be on their way.
         errors.join(_LAST_WORDS_SECONDS)
-        message = f"The worker ended ({_code_in_words(code)})"
+        message = f"The worker ended ({code_in_words(code)})"
         last = next((line for line in reversed(connection.errors) if line.strip()), "")
         event = {"event": "ended", "message": f"{message}: {last.strip()}." if last and code > 0 else f"{message}."}
         for job in list(self._jobs.values()):
@@ -428,15 +403,3 @@ class WorkerClient:
         assert process.stderr is not None
         for line in process.stderr:
             connection.errors.append(line.rstrip())
-
-
-def _code_in_words(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    import signal
-
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = str(-code)
-    return "killed, perhaps for want of memory" if name == "SIGKILL" else f"signal {name}"
