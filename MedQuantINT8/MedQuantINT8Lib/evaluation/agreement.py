@@ -60,11 +60,11 @@ def agreement(
     size = max(int(first.max()), int(second.max()), *(label.value for label in labels)) + 1
     ours, theirs = np.bincount(first.ravel(), minlength=size), np.bincount(second.ravel(), minlength=size)
     both = np.bincount(first[first == second], minlength=size)
-    found = []
+    rows = []
     for label in labels:
         v = label.value
         total = int(ours[v] + theirs[v])
-        found.append(
+        rows.append(
             StructureAgreement(
                 v,
                 label.name,
@@ -73,7 +73,7 @@ def agreement(
                 float(theirs[v]) * voxel_ml,
             )
         )
-    return found
+    return rows
 
 
 def mean_dice(rows: Sequence[StructureAgreement]) -> float | None:

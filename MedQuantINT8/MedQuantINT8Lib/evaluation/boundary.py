@@ -47,10 +47,12 @@ REGION_COLUMNS = (
 
 @dataclass(frozen=True)
 class Examination:
-    """Attributes:
-    fp32, int8: label maps (K, J, I).
-    differences: the regions, and their map.
-    report: all of it that is JSON; "structures" hold ``change_percent`` and ``pointed_out``.
+    """FP32 beside INT8 on one volume.
+
+    Attributes:
+        fp32, int8: label maps (K, J, I).
+        differences: the regions where they differ, and the map of these.
+        report: all of it that is JSON; "structures" hold ``change_percent`` and ``pointed_out``.
     """
 
     fp32: NDArray[Any]
@@ -92,7 +94,7 @@ def examine(
         reports[precision] = {**run.to_json(), "peak_memory_bytes": peak_memory() if measured else None}
     task.part = ""
     with task.stage("looking for differences"):
-        found = find_differences(maps["fp32"], maps["int8"], labels, volume.grid, margins)
+        differences = find_differences(maps["fp32"], maps["int8"], labels, volume.grid, margins)
         rows = agreement(maps["int8"], maps["fp32"], labels, volume.grid.voxel_ml)
     structures = [structure_json(row, change) for row in rows]
     report = {
@@ -102,9 +104,9 @@ def examine(
         "structures": structures,
         "volume_change_percent": change,
         "pointed_out": [s["name"] for s in structures if s["pointed_out"]],
-        "differences": found.to_json(),
+        "differences": differences.to_json(),
     }
-    return Examination(maps["fp32"], maps["int8"], found, report)
+    return Examination(maps["fp32"], maps["int8"], differences, report)
 
 
 def structure_json(row: StructureAgreement, change: float) -> dict[str, Any]:
@@ -124,10 +126,10 @@ def region_title(region: dict[str, Any]) -> str:
 
 def region_labels(differences: Differences | dict[str, Any], numbers: NDArray[Any]) -> tuple[NDArray[Any], list[Label]]:
     """The numbered map and a label for each of the largest regions; the smaller ones become one."""
-    found = differences if isinstance(differences, dict) else differences.to_json()
-    shown = found["regions"][:SHOWN_REGIONS]
+    summary = differences if isinstance(differences, dict) else differences.to_json()
+    shown = summary["regions"][:SHOWN_REGIONS]
     labels = [Label(r["number"], region_title(r), r["number"], _color(n)) for n, r in enumerate(shown)]
-    rest = found["region_count"] - len(shown)
+    rest = summary["region_count"] - len(shown)
     if rest > 0:
         numbers = np.minimum(numbers, len(shown) + 1)
         labels.append(Label(len(shown) + 1, f"{rest} smaller regions", len(shown) + 1, (200, 200, 120)))

@@ -51,19 +51,21 @@ def compare_scans(
     names = distinct_names(scans)
     with task.stage("comparing", 2 * len(scans)), TemporaryDirectory(prefix="medquant-compare-") as scratch:
         for index, scan in enumerate(scans):
-            found = {}
+            label_maps = {}
             for precision in ("fp32", "int8"):
                 output = Path(scratch) / f"{index}-{precision}.nrrd"
                 runs.append({**run_scan(scan, precision, output), "scan": names[index]})
-                found[precision] = read_volume(output).data[0]
+                label_maps[precision] = read_volume(output).data[0]
                 task.step()
             volume = reader(scan_paths(scan)[0])
             name, ml = names[index], volume.grid.voxel_ml
-            agreements.append(agreement_json(name, "int8", "fp32", agreement(found["int8"], found["fp32"], labels, ml)))
+            agreements.append(
+                agreement_json(name, "int8", "fp32", agreement(label_maps["int8"], label_maps["fp32"], labels, ml))
+            )
             if index < len(references):
                 read = reader(references[index])
                 reference, annotated = np.rint(read.data[0]).astype(np.int64), label_values(read)
-                for precision, ours in found.items():
+                for precision, ours in label_maps.items():
                     rows = agreement(ours, reference, labels, ml, annotated)
                     agreements.append(
                         agreement_json(
@@ -74,8 +76,8 @@ def compare_scans(
                             [label.name for label in labels if label.value not in annotated],
                         )
                     )
-            png = comparison_slices(volume, found["fp32"], found["int8"], labels)
-            pictures.append(picture_json(comparison_title(name, found["fp32"], found["int8"]), png))
+            png = comparison_slices(volume, label_maps["fp32"], label_maps["int8"], labels)
+            pictures.append(picture_json(comparison_title(name, label_maps["fp32"], label_maps["int8"]), png))
     return report_json(package, runs, agreements, pictures)
 
 

@@ -49,7 +49,7 @@ def evaluate(
 
     Returns:
         ``rows`` (one a case, structure and precision; a metric is None where it is not defined: a structure that is absent in
-        both label maps counts as nothing, not as 0), ``summary`` and what they were made with.
+        both label maps counts as nothing, not as 0), ``summary`` and what they were measured with.
 
     Raises:
         InputError: model and data set have no structure in common.
@@ -136,13 +136,13 @@ def _annotated(rows: list[dict[str, Any]], data: DataSet) -> tuple[list[dict[str
     return [row for row in rows if row["structure"] in drawn], left_out
 
 
-def scores(found: Any, truth: Any, volume: Any, tolerance: float) -> dict[str, float | None]:
+def scores(mask: Any, truth: Any, volume: Any, tolerance: float) -> dict[str, float | None]:
     """All metrics of one structure in one case; volumes in millilitres."""
     i, j, k = volume.grid.spacing
-    surface = surface_agreement(found, truth, (k, j, i), tolerance)
-    ml, true_ml = (float(mask.sum()) * volume.grid.voxel_ml for mask in (found, truth))
+    surface = surface_agreement(mask, truth, (k, j, i), tolerance)
+    ml, true_ml = (float(each.sum()) * volume.grid.voxel_ml for each in (mask, truth))
     return {
-        "dice": dice(found, truth),
+        "dice": dice(mask, truth),
         "nsd": surface.nsd if surface else None,
         "hd95": surface.hd95 if surface else None,
         "ml": ml,
@@ -155,27 +155,27 @@ def summary(rows: Sequence[dict[str, Any]], structures: Sequence[str]) -> dict[s
     """Means over cases with intervals, and FP32 minus INT8 in pairs; overall values are means over a case's structures."""
 
     # Sorted once: to look through all rows for each value would take the square of their number.
-    found: dict[tuple[str, str | None, str, str], list[float]] = {}
+    values_by_key: dict[tuple[str, str | None, str, str], list[float]] = {}
     for row in rows:
         for metric in METRICS:
             if row[metric] is not None:
                 for structure in (None, row["structure"]):
-                    found.setdefault((row["case"], structure, row["precision"], metric), []).append(row[metric])
+                    values_by_key.setdefault((row["case"], structure, row["precision"], metric), []).append(row[metric])
 
     def value(case: str, structure: str | None, precision: str, metric: str) -> float | None:
-        values = found.get((case, structure, precision, metric))
+        values = values_by_key.get((case, structure, precision, metric))
         return float(np.mean(values)) if values else None
 
     cases = list(dict.fromkeys(row["case"] for row in rows))
 
     def part(structure: str | None) -> dict[str, Any]:
-        made: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
         for metric in METRICS:
             pairs = [(value(c, structure, "fp32", metric), value(c, structure, "int8", metric)) for c in cases]
             both = [(a, b) for a, b in pairs if a is not None and b is not None]
             first, second = [a for a, _ in both], [b for _, b in both]
             difference = mean_of([a - b for a, b in both])
-            made[metric] = {
+            metrics[metric] = {
                 **{
                     p: (m.to_json() if (m := mean_of([v for v in side if v is not None])) else None)
                     for p, side in zip(PRECISIONS, zip(*pairs, strict=True), strict=True)
@@ -183,11 +183,13 @@ def summary(rows: Sequence[dict[str, Any]], structures: Sequence[str]) -> dict[s
                 "difference": difference.to_json() if difference else None,
                 "wilcoxon_p": wilcoxon(first, second),
             }
-        return made
+        return metrics
 
     by_structure = {name: part(name) for name in structures}
     lost = {
-        name: made["dice"]["difference"]["mean"] for name, made in by_structure.items() if made["dice"]["difference"]
+        name: metrics["dice"]["difference"]["mean"]
+        for name, metrics in by_structure.items()
+        if metrics["dice"]["difference"]
     }
     worst = sorted(lost, key=lambda name: -lost[name])[:_WORST]
     return {"overall": part(None), "structures": by_structure, "worst": worst}
@@ -222,13 +224,13 @@ def lines_of(value: dict[str, Any]) -> list[str]:
         ("hd95", "HD95, mm"),
         ("ml_difference", "volume, ml off"),
     ):
-        found = overall[metric]
-        if found["difference"] is None:
+        values = overall[metric]
+        if values["difference"] is None:
             continue
-        p = "" if found["wilcoxon_p"] is None else f"  p = {found['wilcoxon_p']:.3g}"
-        difference = found["difference"]
+        p = "" if values["wilcoxon_p"] is None else f"  p = {values['wilcoxon_p']:.3g}"
+        difference = values["difference"]
         lines.append(
-            f"  {title:16} FP32 {_interval(found['fp32'])}  INT8 {_interval(found['int8'])}  FP32 - INT8 {difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f}){p}"
+            f"  {title:16} FP32 {_interval(values['fp32'])}  INT8 {_interval(values['int8'])}  FP32 - INT8 {difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f}){p}"
         )
     if value["left_out"]:
         lines.append(f"  left out, as no label map has them: {', '.join(value['left_out'])}")
@@ -236,5 +238,5 @@ def lines_of(value: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _interval(found: dict[str, Any]) -> str:
-    return f"{found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+def _interval(interval: dict[str, Any]) -> str:
+    return f"{interval['mean']:.4f} ({interval['low']:.4f} to {interval['high']:.4f})"

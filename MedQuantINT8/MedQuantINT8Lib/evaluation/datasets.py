@@ -52,22 +52,22 @@ class DataSet:
         Raises:
             InputError: there are none.
         """
-        found = tuple(case for case in self.cases if split in ("all", case.split))
-        if not found:
+        cases = tuple(case for case in self.cases if split in ("all", case.split))
+        if not cases:
             known = sorted({case.split for case in self.cases} - {""})
             raise InputError(
                 f"{self.name} has no cases of the split {split!r}.",
                 f"It has {', '.join(known) or 'no splits: use --split all'}.",
             )
-        return found
+        return cases
 
 
 def files_of(cases: Sequence[Case]) -> list[Path]:
     """Every file that the cases are read from."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for case in cases:
-        found += [*case.image, *([case.label] if isinstance(case.label, Path) else case.label.values())]
-    return found
+        paths += [*case.image, *([case.label] if isinstance(case.label, Path) else case.label.values())]
+    return paths
 
 
 def read_dataset(path: Path, form: str = "auto") -> DataSet:
@@ -81,9 +81,9 @@ def read_dataset(path: Path, form: str = "auto") -> DataSet:
     kind = _detect(path) if form == "auto" else form
     if kind not in FORMS:
         raise InputError(f"{path} has no form that is known here.", f"Name it with --form: {', '.join(FORMS)}.")
-    made = FORMS[kind](path)
-    _check(made)
-    return made
+    data = FORMS[kind](path)
+    _check(data)
+    return data
 
 
 def _detect(path: Path) -> str:
@@ -190,9 +190,9 @@ def _only(name: str, scans: list[Path], label: Path) -> Path:
         InputError: there is none, or there are several.
     """
     if len(scans) != 1:
-        found = f"there are several: {', '.join(path.name for path in scans)}" if scans else "there is none"
+        reason = f"there are several: {', '.join(path.name for path in scans)}" if scans else "there is none"
         raise InputError(
-            f"{label.name} needs one scan called {name}, but {found}.",
+            f"{label.name} needs one scan called {name}, but {reason}.",
             "Give each label map one scan, or describe the data set by a JSON file.",
         )
     return scans[0]
@@ -261,16 +261,16 @@ def label_map(
         for value, name in data.structures.items():
             table[value] = values.get(name.lower(), 0)
         return table[raw]
-    found: Any = None
+    labels: Any = None
     for name, path in case.label.items():
         if name.lower() not in values:
             continue
         mask = reader(path).data[0] > 0.5
-        found = np.zeros(mask.shape, np.uint16) if found is None else found
-        found[mask] = values[name.lower()]
-    if found is None:
+        labels = np.zeros(mask.shape, np.uint16) if labels is None else labels
+        labels[mask] = values[name.lower()]
+    if labels is None:
         raise InputError(
             f"{data.name}: {case.name} has no structure that the model knows.",
             "Check that model and data set belong together.",
         )
-    return found
+    return labels

@@ -137,8 +137,8 @@ def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.int64
     """Connected components numbered from the largest, and their sizes."""
     import SimpleITK as sitk
 
-    found = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)), True)
-    components = sitk.GetArrayFromImage(sitk.RelabelComponent(found, sortByObjectSize=True))
+    numbered = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)), True)
+    components = sitk.GetArrayFromImage(sitk.RelabelComponent(numbered, sortByObjectSize=True))
     return components, np.bincount(components.ravel())[1:]
 
 

@@ -1,6 +1,6 @@
 """``medquant selftest``: does an engine keep its promise on this machine?
 
-Known networks are built in every precision that the engine has. Each result is held against ONNX Runtime (INT8 against the
+Known networks are built in every precision that the engine has. Each result is compared with ONNX Runtime (INT8 with the
 same network simulated), times and sizes are measured in turn, and a row passes only if the numbers agree and the engine's own
 report says INT8. The report holds nothing that names the user or the machine's name.
 """
@@ -78,8 +78,8 @@ def _network(name: str, backend: EngineBackend, task: Task) -> list[dict[str, An
         if name == DEMO:
             with ModelPackage.load(installed_models()[DEMO][0]) as package:
                 return _package(name, package, backend, task)
-        made, _ = study_package(STUDY[name], Path(scratch), task)
-        return _package(name, made, backend, task)
+        package, _ = study_package(STUDY[name], Path(scratch), task)
+        return _package(name, package, backend, task)
 
 
 def _package(name: str, package: ModelPackage, backend: EngineBackend, task: Task) -> list[dict[str, Any]]:
@@ -100,29 +100,29 @@ def _package(name: str, package: ModelPackage, backend: EngineBackend, task: Tas
                 raise
             rows.append({"network": name, "precision": precision, "passed": False, "reason": str(error)})
     with task.stage(f"{name}: timing"):
-        times = in_turn({p: made.engine for p, made in prepared.items()}, batch, _ROUNDS)
+        times = in_turn({p: item.engine for p, item in prepared.items()}, batch, _ROUNDS)
     labels = labels_of(package.spec.output)
-    for precision, made in prepared.items():
+    for precision, item in prepared.items():
         distance = Distance(labels)
-        distance.add(np.array(made.engine.infer(batch)), expected)
-        described = made.describe()
+        distance.add(np.array(item.engine.infer(batch)), expected)
+        described = item.describe()
         row: dict[str, Any] = {
             "network": name,
             "precision": precision,
             "median_ms": float(np.median(times[precision])),
             "p95_ms": float(np.percentile(times[precision], 95)),
-            "engine_mb": made.entry.bytes / 1e6,
+            "engine_mb": item.entry.bytes / 1e6,
             "int8_share": described.int8_mac_share,
             "verdict": described.verdict,
             "relative_error": distance.relative_error,
             "other_labels": distance.label_disagreement,
-            "fidelity": made.fidelity.to_json() if made.fidelity else None,
-            "fallback_layers": list(made.fallback),
+            "fidelity": item.fidelity.to_json() if item.fidelity else None,
+            "fallback_layers": list(item.fallback),
         }
         row["reason"] = _fault(precision, row)
         row["passed"] = not row["reason"]
         rows.append(row)
-        made.close()
+        item.close()
     return rows
 
 
@@ -173,10 +173,10 @@ def _page(value: dict[str, Any]) -> str:
     ]
     body = []
     for row in value["rows"]:
-        found = row.get("fidelity")
+        fidelity = row.get("fidelity")
         figures = (
             [f"{row['median_ms']:.2f}", f"{row['p95_ms']:.2f}", f"{row['engine_mb']:.1f}", f"{100 * row['int8_share']:.1f} %",
-             f"{row['relative_error']:.2g}", f"{100 * row['other_labels']:.3f} %", f"{found['relative_error']:.4f}" if found else "–"]
+             f"{row['relative_error']:.2g}", f"{100 * row['other_labels']:.3f} %", f"{fidelity['relative_error']:.4f}" if fidelity else "–"]
             if "median_ms" in row
             else ["–"] * 7
         )  # fmt: skip

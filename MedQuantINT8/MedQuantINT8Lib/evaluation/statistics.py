@@ -54,7 +54,7 @@ def require_scipy() -> None:
 
 
 def wilcoxon(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """p of Wilcoxon's signed-rank test for pairs, two-sided; None where it cannot be told (fewer than 6 pairs that differ)."""
+    """p of Wilcoxon's signed-rank test for pairs, two-sided; None where it is not defined (fewer than 6 pairs that differ)."""
     differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     if np.count_nonzero(differences) < 6:
         return None

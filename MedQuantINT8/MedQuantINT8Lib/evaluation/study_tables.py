@@ -1,8 +1,8 @@
 """The study's tables, made anew on this machine: ``medquant reproduce``.
 
-Table "networks": each of the seven networks at the study's size with random weights, exported, quantized on made scans,
+Table "networks": each of the seven networks at the study's size with random weights, exported, quantized on synthetic scans,
 built and run in real INT8 on one patch of 96^3, beside the same engine in FP32. Random weights leave sizes, times and
-the share of INT8 as they are; the last layer is fitted to a made scan, so that labels can be compared. They say nothing
+the share of INT8 as they are; the last layer is fitted to a synthetic scan, so that labels can be compared. They say nothing
 of the accuracy of trained networks.
 """
 
@@ -44,7 +44,7 @@ _LARGER = ((96, 96, 96), (128, 128, 128), (160, 160, 160))
 
 
 def study_spec(network: StudyNetwork) -> ModelSpec:
-    """A description that serves made CT scans: the study's windows, structures without names."""
+    """A description that serves synthetic CT scans: the study's windows, structures without names."""
     return replace(
         draft_for(network.name, 1, network.classes, PATCH),
         modality="CT",
@@ -57,7 +57,7 @@ def study_spec(network: StudyNetwork) -> ModelSpec:
 def study_package(
     network: StudyNetwork, folder: Path, task: Task, *, dynamic: bool = False
 ) -> tuple[ModelPackage, dict[str, Any]]:
-    """Export a network with random weights and quantize it on made scans."""
+    """Export a network with random weights and quantize it on synthetic scans."""
     # torch and ModelOpt are looked at before the first minute of work.
     from ..importers.networks.fitting import fit_last_layer
     from ..quantization.accuracy_guard import Budget
@@ -94,7 +94,7 @@ def _scan(seed: int) -> Volume:
 
 
 def _labelled_patch(spec: ModelSpec) -> tuple[Any, Any]:
-    """The middle of a made scan in network space, (1, *PATCH), and its labels."""
+    """The middle of a synthetic scan in network space, (1, *PATCH), and its labels."""
     volume, truth = make_phantom(_FITTING_SEED, _SCAN_SIZE, _SCAN_SPACING)
     network_input = preprocess(volume, spec)
     labels = network_input.labels_in_network_space(truth.astype(np.int32))
@@ -102,7 +102,7 @@ def _labelled_patch(spec: ModelSpec) -> tuple[Any, Any]:
 
 
 def scan_patch(spec: ModelSpec, patch: tuple[int, int, int] = PATCH) -> Any:
-    """A patch (1, 1, *patch) from the middle of a made scan that was not used for calibration."""
+    """A patch (1, 1, *patch) from the middle of a synthetic scan that was not used for calibration."""
     return _middle(preprocess(make_phantom(_SCAN_SEED, _SCAN_SIZE, _SCAN_SPACING)[0], spec).data, patch)[None]
 
 
@@ -127,12 +127,12 @@ def in_turn(engines: dict[str, Engine], batch: Any, rounds: int = _ROUNDS) -> di
 
 def network_row(network: StudyNetwork, engine: str, task: Task) -> dict[str, Any]:
     """One row of the table "networks"."""
-    made = choose_backend(engine, "int8")
+    backend = choose_backend(engine, "int8")
     with TemporaryDirectory(prefix="medquant-reproduce-") as scratch:
         package, row = study_package(network, Path(scratch), task)
         batch = scan_patch(package.spec)
-        int8 = prepare(package, made, BuildOptions("int8", PATCH), [batch[0]], task)
-        fp32 = prepare(package, made, BuildOptions(float_precision_of(made), PATCH), (), task)
+        int8 = prepare(package, backend, BuildOptions("int8", PATCH), [batch[0]], task)
+        fp32 = prepare(package, backend, BuildOptions(float_precision_of(backend), PATCH), (), task)
         with task.stage(f"{network.title}: timing"):
             times = in_turn({"fp32": fp32.engine, "int8": int8.engine}, batch)
         description = int8.describe()
@@ -142,8 +142,8 @@ def network_row(network: StudyNetwork, engine: str, task: Task) -> dict[str, Any
             "title": network.title,
             "study_mb": network.engine_mb,
             "note": network.note,
-            "engine": made.name,
-            "engine_version": made.version(),
+            "engine": backend.name,
+            "engine_version": backend.version(),
             "fp32_ms": float(np.median(times["fp32"])),
             "int8_ms": float(np.median(times["int8"])),
             "int8_p95_ms": float(np.percentile(times["int8"], 95)),
@@ -163,8 +163,8 @@ def network_row(network: StudyNetwork, engine: str, task: Task) -> dict[str, Any
 def _agreement(fp32: Engine, int8: Engine, batch: Any) -> float | None:
     """Mean Dice over the structures of a patch, real INT8 against FP32; None where FP32 finds none."""
     expected = np.array(fp32.infer(batch))[0].argmax(0)
-    found = np.asarray(int8.infer(batch))[0].argmax(0)
-    values = [dice(found == c, expected == c) for c in np.unique(expected) if c and (expected == c).sum() >= 100]
+    labels = np.asarray(int8.infer(batch))[0].argmax(0)
+    values = [dice(labels == c, expected == c) for c in np.unique(expected) if c and (expected == c).sum() >= 100]
     found_any = [v for v in values if v is not None]
     return float(np.mean(found_any)) if found_any else None
 
@@ -179,13 +179,13 @@ def size_row(network: StudyNetwork, engine: str, task: Task) -> dict[str, Any]:
     if not network.free_size:
         row["reason"] = f"tied to one size by {network.fixed_by}"
         return row
-    made = choose_backend(engine, "int8")
+    backend = choose_backend(engine, "int8")
     with TemporaryDirectory(prefix="medquant-reproduce-") as scratch:
         package, _ = study_package(network, Path(scratch), task, dynamic=True)
         first = None
         for patch in _LARGER:
             batch = scan_patch(package.spec, patch)
-            prepared = prepare(package, made, BuildOptions("int8", patch), (), task)
+            prepared = prepare(package, backend, BuildOptions("int8", patch), (), task)
             with task.stage(f"{network.title}: {patch[0]}^3"):
                 times = in_turn({"int8": prepared.engine}, batch, 3)["int8"]
                 labels = np.asarray(prepared.engine.infer(batch))[0].argmax(0)

@@ -61,6 +61,6 @@ def _distance_to(edges: NDArray[np.bool_], spacing_kji: Spacing) -> NDArray[np.f
     image = sitk.GetImageFromArray(edges.astype(np.uint8))
     image.SetSpacing([float(s) for s in reversed(spacing_kji)])
     distance = sitk.SignedMaurerDistanceMap(image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
-    found = sitk.GetArrayFromImage(distance)
-    found[edges] = 0.0
-    return np.maximum(found, 0.0)
+    millimeters = sitk.GetArrayFromImage(distance)
+    millimeters[edges] = 0.0
+    return np.maximum(millimeters, 0.0)

@@ -36,13 +36,13 @@ def verdict(report: dict[str, Any]) -> str:
 
 
 def boundary_page(title: str, report: dict[str, Any]) -> str:
-    found = report["differences"]
+    differences = report["differences"]
     dice = "–" if report["mean_dice"] is None else f"{report['mean_dice']:.4f}"
-    text = f"{found['voxels']} voxels differ ({found['ml']:.2f} ml)"
-    if found["boundary_share"] is not None:
-        text += f", {100 * found['boundary_share']:.1f} % of them within one voxel of a boundary"
-    if found["mean_margin"] is not None:
-        text += f"; where they differ, FP32's label won by {found['mean_margin']:.3f} in probability on average"
+    text = f"{differences['voxels']} voxels differ ({differences['ml']:.2f} ml)"
+    if differences["boundary_share"] is not None:
+        text += f", {100 * differences['boundary_share']:.1f} % of them within one voxel of a boundary"
+    if differences["mean_margin"] is not None:
+        text += f"; where they differ, FP32's label won by {differences['mean_margin']:.3f} in probability on average"
     kind = "bad" if report["pointed_out"] else "good"
     notes = "".join(f"<p class=bad>{escaped(note)}.</p>" for note in report["runs"]["int8"]["notes"])
     return document(
@@ -54,7 +54,7 @@ def boundary_page(title: str, report: dict[str, Any]) -> str:
             ["Structure", "Dice", "FP32, ml", "INT8, ml", "change, ml", "change, %"],
             [_structure(s) for s in report["structures"]],
         )
-        + f"<h2>Where they differ</h2><p>The largest of {found['region_count']} regions. The margin is the probability of FP32's label minus that of the next.</p>"
+        + f"<h2>Where they differ</h2><p>The largest of {differences['region_count']} regions. The margin is the probability of FP32's label minus that of the next.</p>"
         + table(
             [
                 "ml",
@@ -65,7 +65,7 @@ def boundary_page(title: str, report: dict[str, Any]) -> str:
                 "at a boundary",
                 "mean margin",
             ],
-            [_region(r) for r in found["regions"][:SHOWN_REGIONS]],
+            [_region(r) for r in differences["regions"][:SHOWN_REGIONS]],
             4,
         ),
     )

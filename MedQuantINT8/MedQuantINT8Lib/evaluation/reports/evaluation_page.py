@@ -34,12 +34,16 @@ def page(value: dict[str, Any]) -> str:
 
 
 def _pairs(rows: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    found = {(r["case"], r["structure"], r["precision"]): r for r in rows}
-    return [(s, a, found[c, s, "int8"]) for (c, s, p), a in found.items() if p == "fp32" and (c, s, "int8") in found]
+    rows_by_key = {(r["case"], r["structure"], r["precision"]): r for r in rows}
+    return [
+        (s, a, rows_by_key[c, s, "int8"])
+        for (c, s, p), a in rows_by_key.items()
+        if p == "fp32" and (c, s, "int8") in rows_by_key
+    ]
 
 
-def _number(found: dict[str, Any] | None) -> str:
-    return "–" if found is None else f"{found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+def _number(interval: dict[str, Any] | None) -> str:
+    return "–" if interval is None else f"{interval['mean']:.4f} ({interval['low']:.4f} to {interval['high']:.4f})"
 
 
 def _overall(overall: dict[str, Any]) -> str:
@@ -56,10 +60,10 @@ def _structures(summary: dict[str, Any]) -> str:
     rows = [
         [
             escaped(name),
-            *(_number(found[m][p]) for m in ("dice", "nsd") for p in ("fp32", "int8")),
-            _number(found["dice"]["difference"]),
+            *(_number(metrics[m][p]) for m in ("dice", "nsd") for p in ("fp32", "int8")),
+            _number(metrics["dice"]["difference"]),
         ]
-        for name, found in summary["structures"].items()
+        for name, metrics in summary["structures"].items()
     ]
     worst = ", ".join(escaped(name) for name in summary["worst"])
     head = ["Structure", "Dice FP32", "Dice INT8", "surface Dice FP32", "surface Dice INT8", "Dice lost"]

@@ -47,12 +47,12 @@ def _around(
     mask: NDArray[np.bool_], spacing: tuple[float, float, float], margin: float = 30.0
 ) -> tuple[slice, slice, slice]:
     """The box of a mask with ``margin`` millimetres around, within the array; all of it where the mask is empty."""
-    found = []
+    box = []
     for axis in range(3):
         inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
         more = int(margin / spacing[axis])
-        found.append(slice(max(0, int(inside[0]) - more), int(inside[-1]) + 1 + more) if inside.size else slice(None))
-    return found[0], found[1], found[2]
+        box.append(slice(max(0, int(inside[0]) - more), int(inside[-1]) + 1 + more) if inside.size else slice(None))
+    return box[0], box[1], box[2]
 
 
 def comparison_title(scan: str, first: NDArray[Any], second: NDArray[Any]) -> str:

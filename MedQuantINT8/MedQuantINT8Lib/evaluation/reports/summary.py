@@ -14,11 +14,11 @@ SAME_MEAN, SAME_WORST = 0.99, 0.95
 
 def by_precision(report: dict[str, Any], key: Any) -> dict[str, float]:
     """The mean of a figure over the scans, for each precision that was run; None is left out."""
-    found: dict[str, list[float]] = {}
+    values_by_precision: dict[str, list[float]] = {}
     for run in report["runs"]:
         if (value := key(run)) is not None:
-            found.setdefault(run["precision"], []).append(value)
-    return {precision: fmean(values) for precision, values in found.items()}
+            values_by_precision.setdefault(run["precision"], []).append(value)
+    return {precision: fmean(values) for precision, values in values_by_precision.items()}
 
 
 def number(value: float | None, digits: int = 3, unit: str = "") -> str:
