@@ -308,7 +308,7 @@ def test_auto_precision_times_both_and_says_why(int8_package, fp32_package, own_
 
 
 def test_widths_that_slow_openvino_down_are_filled_up_in_its_build(tmp_path):
-    """Fifteen channels behind an instance normalisation; the package's own network keeps its width."""
+    """Fifteen channels behind an instance normalization; the package's own network keeps its width."""
     from onnx import helper
 
     from graphs import network, weights

@@ -233,7 +233,7 @@ def residuals() -> onnx.ModelProto:
 def normalized() -> onnx.ModelProto:
     m = Made(1)
     x = m.op("LeakyRelu", m.norm(m.conv("image", 1, 24), 24), alpha=0.01)
-    # A residual block with a projection, as UNETR has it: both sides are normalised, then added.
+    # A residual block with a projection, as UNETR has it: both sides are normalized, then added.
     beside, y = m.norm(m.conv(x, 24, 24, kernel=1), 24), m.norm(m.conv(x, 24, 24), 24)
     x = m.op("LeakyRelu", m.op("Add", y, beside), alpha=0.01)
     x = m.conv(x, 24, 32)
@@ -281,7 +281,7 @@ def cut_and_padded() -> onnx.ModelProto:
 
 
 def shifted_windows() -> onnx.ModelProto:
-    """Two blocks of Swin on (7, 6, 5): padded to (8, 8, 8), windows of 4, the second shifted; then neighbours merged, and back."""
+    """Two blocks of Swin on (7, 6, 5): padded to (8, 8, 8), windows of 4, the second shifted; then neighbors merged, and back."""
     m = Made(1)
     size, heads, width = (7, 6, 5), 2, 16
     channels, tokens = heads * width, 64

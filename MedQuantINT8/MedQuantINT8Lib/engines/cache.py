@@ -43,7 +43,7 @@ class CacheEntry:
 
     @property
     def bytes(self) -> int:
-        """Of the engine's files, as they were built: an engine that is loaded outlives a cache that was cleared."""
+        """The bytes of the engine's files, as they were built: an engine that is loaded outlives a cache that was cleared."""
         if "bytes" in self.record:
             return int(self.record["bytes"])
         with contextlib.suppress(OSError):

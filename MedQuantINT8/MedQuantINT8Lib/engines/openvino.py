@@ -18,7 +18,7 @@ from . import saturation
 from .base import BuildOptions, EngineDescription, LayerRecord, UnsupportedNetwork
 
 _FILE = "network.blob"
-#: Channels that OpenVINO's normalisation takes at once. Where a width is no multiple, the fused kernel behind an INT8
+#: Channels that OpenVINO's normalization takes at once. Where a width is no multiple, the fused kernel behind an INT8
 #: convolution falls back to single values: 13 times slower for 15 channels at 96^3 (benchmarks/rewrites.py).
 _VECTOR = 16
 _INT8_TYPES = ("u8", "i8")

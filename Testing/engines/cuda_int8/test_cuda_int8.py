@@ -110,7 +110,7 @@ def test_joined_tensors_are_written_where_they_are_read():
     assert not any(step.kind == "concat" for step in plan.steps)
 
 
-def test_pooling_and_nearest_neighbours_stay_in_int8():
+def test_pooling_and_nearest_neighbors_stay_in_int8():
     m = Made(1)
     x = m.op("Relu", m.conv("image", 1, 16))
     x = m.conv(m.op("MaxPool", x, kernel_shape=(2, 2, 2), strides=(2, 2, 2)), 16, 2)
@@ -123,7 +123,7 @@ def test_pooling_and_nearest_neighbours_stay_in_int8():
 def test_a_first_layer_of_few_channels_becomes_pointwise():
     plan = plan_of(NETWORKS["normalized"](), (9, 9, 9))
     first = plan.steps[0]
-    assert first.kind == "conv" and first.geometry.kernel == (1, 1, 1) and first.neighbours.kernel == (3, 3, 3)
+    assert first.kind == "conv" and first.geometry.kernel == (1, 1, 1) and first.neighbors.kernel == (3, 3, 3)
     assert first.source.layout.channels == 27 and first.takes_input and not list(first.reads())
     assert not any(step.kind == "input" for step in plan.steps)
 
@@ -135,7 +135,7 @@ def test_a_first_layer_that_is_normalised_is_done_again_instead_of_kept(monkeypa
     assert (
         [op.kind for op in first.ops] == ["affine", "statistics"] and first.macs == 0 and statistics.kind == "normalize"
     )
-    assert [op.kind for op in again.ops] == ["affine", "norm", "act", "store"] and again.neighbours == first.neighbours
+    assert [op.kind for op in again.ops] == ["affine", "norm", "act", "store"] and again.neighbors == first.neighbors
     assert again.weights != first.weights and np.array_equal(plan.arrays[again.weights], plan.arrays[first.weights])
     monkeypatch.setattr(planner, "recomputed", lambda plan: plan)
     kept = plan_of(model, size)
@@ -355,9 +355,9 @@ def test_a_kernel_that_no_tile_holds_is_refused_by_name(kernel):
     ):
         candidates(replace(step, geometry=geometry), H100, 1)
     # A first layer is pointwise, but it is its own kernel that is named.
-    far = replace(first.neighbours, dilation=(1, 500, 1))
+    far = replace(first.neighbors, dilation=(1, 500, 1))
     with pytest.raises(UnsupportedNetwork, match=re.escape(f"3 x 3 x 3 does not fit (node {first.name})")):
-        candidates(replace(first, neighbours=far), H100, 1)
+        candidates(replace(first, neighbors=far), H100, 1)
 
 
 def test_kept_tiles_come_back_as_they_were():
@@ -575,7 +575,11 @@ def test_an_engine_is_built_and_loaded_with_its_weights_in_order(stand_in, tmp_p
             step = program.step
             if step.source is not None and not step.takes_input:
                 assert launch.params["source"] == part.address(step.source)
-                assert part.arena.pointer <= launch.params["source"] < part.arena.pointer + part.arena.nbytes
+                assert (
+                    part.activations.pointer
+                    <= launch.params["source"]
+                    < part.activations.pointer + part.activations.nbytes
+                )
             assert (
                 launch.shared == program.shared
                 and launch.block == (program.threads, 1, 1)
@@ -602,7 +606,7 @@ def test_parts_of_a_batch_run_side_by_side(batch, parts, count, sizes):
     network = CudaInt8Network(gpu, plan, batch, parts=parts)
     assert sum(part.batch for part in network.parts) == batch
     # None has the other's memory.
-    places = sorted((part.arena.pointer, part.arena.nbytes) for part in network.parts)
+    places = sorted((part.activations.pointer, part.activations.nbytes) for part in network.parts)
     assert all(begin + length <= after for (begin, length), (after, _) in pairwise(places))
     source, target, stream = (
         gpu.allocate((batch, 1, 24, 24, 24), np.float16),

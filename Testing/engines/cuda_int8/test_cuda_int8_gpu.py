@@ -54,7 +54,7 @@ class Bench:
         self.target = gpu.allocate(scores_shape(plan, batch), np.float16)
 
     def place(self, name):
-        return self.part.arena.pointer + self.part.places[name] * self.batch
+        return self.part.activations.pointer + self.part.places[name] * self.batch
 
     def check(self, number, step):
         """Run one step on both sides from the same input."""

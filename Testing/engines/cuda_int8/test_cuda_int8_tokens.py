@@ -1,4 +1,4 @@
-"""The CUDA INT8 engine on transformers: following movements, recognising attention, and what becomes of both in a plan."""
+"""The CUDA INT8 engine on transformers: following movements, recognizing attention, and what becomes of both in a plan."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_windows_are_moved_once_where_they_are_normalised_and_once_back():
     assert len(attention) == 2 and kinds.count("layernorm") == 5
     # Two LayerNorms take their voxels out of shifted or padded windows themselves.
     assert sum(step.kind == "layernorm" and len(step.tables) == 3 for step in plan.steps) == 2
-    # Back out of the windows twice, eight neighbours put side by side, into a volume for the convolution behind them, and the last cut.
+    # Back out of the windows twice, eight neighbors put side by side, into a volume for the convolution behind them, and the last cut.
     assert kinds.count("move") == 2 + 8 + 1 + 1
     assert all(any(op.kind == "add" for op in step.ops) for step in [s for s in plan.steps if s.kind == "move"][:2])
     first, second = (step.attention for step in attention)
@@ -327,9 +327,9 @@ def test_a_layer_norm_in_single_operators_is_one(squared):
     m = Made(1)
     x = m.shaped(m.turned(m.conv("image", 1, 24), 0, 2, 3, 4, 1), 60, 24)
     last = m.constant(np.array([-1], np.int64))
-    centred = m.op("Sub", x, m.op("ReduceMean", x, last))
-    square = m.op("Pow", centred, m.constant(np.float32(2))) if squared == "Pow" else m.op("Mul", centred, centred)
-    x = m.op("Div", centred, m.op("Sqrt", m.op("Add", m.op("ReduceMean", square, last), m.constant(np.float32(1e-5)))))
+    centered = m.op("Sub", x, m.op("ReduceMean", x, last))
+    square = m.op("Pow", centered, m.constant(np.float32(2))) if squared == "Pow" else m.op("Mul", centered, centered)
+    x = m.op("Div", centered, m.op("Sqrt", m.op("Add", m.op("ReduceMean", square, last), m.constant(np.float32(1e-5)))))
     x = m.op(
         "Add",
         m.op("Mul", x, m.constant(m.rng.uniform(0.5, 1.5, 24).astype(np.float32))),

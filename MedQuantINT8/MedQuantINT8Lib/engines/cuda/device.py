@@ -56,7 +56,7 @@ class GpuInfo:
 
     @property
     def title(self) -> str:
-        """In words; part of the key of an engine's files."""
+        """The GPU in words; part of the key of an engine's files."""
         return f"{self.name}, compute capability {self.capability[0]}.{self.capability[1]}"
 
     @property
@@ -340,7 +340,7 @@ class Event:
         return self
 
     def wait(self) -> None:
-        """Until the work before it is done."""
+        """Wait until the work before it is done."""
         checked(self._gpu.driver.cuEventSynchronize(self.handle), "finish its work")
 
     def milliseconds_since(self, other: Event) -> float:

@@ -101,7 +101,7 @@ class _Borrowed(DeviceBuffer):
 
 
 def _contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Of strides in items."""
+    """Whether strides, in items, are those of an array without gaps."""
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size > 1 and stride != expected:

@@ -135,7 +135,7 @@ def engine_files() -> list[Path]:
 
 @lru_cache(maxsize=1)
 def engine_version() -> str:
-    """With a digest of all that decides about kernels, plans and weights: what other files laid out is built anew."""
+    """The engine's version, with a digest of all that decides about kernels, plans and weights: what other files laid out is built anew."""
     digest = hashlib.sha256()
     for path in engine_files():
         digest.update(path.read_bytes())

@@ -30,7 +30,7 @@ def lowered(model: Any, precision: str) -> Any:
 
 
 def with_norms_written_out(model: Any) -> Any:
-    """A copy in which instance normalisation (also of groups) is means, differences and a division.
+    """A copy in which instance normalization (also of groups) is means, differences and a division.
 
     As one operator the compiler keeps its parts in FP32 in the GPU's memory: twice the bytes (docs/results/tensorrt.md). Written out,
     only the squares are FP32, which would leave FP16's range from 256 on, and the compiler computes them where it reads the values.
@@ -78,10 +78,10 @@ def _written_out(node: Any, arrays: dict[str, Any], body: Any, rank: int, opset:
     scale, shift = (
         onnx.numpy_helper.to_array(arrays[n]).reshape(-1, *[1] * len(axes)).astype(np.float32) for n in node.input[1:]
     )
-    centred = add("Sub", f"{base}_centred", source, mean("mean", source))
-    variance = mean("variance", add("Mul", f"{_FLOAT_PREFIX}{base}_square", centred, centred))
+    centered = add("Sub", f"{base}_centred", source, mean("mean", source))
+    variance = mean("variance", add("Mul", f"{_FLOAT_PREFIX}{base}_square", centered, centered))
     safe = add("Add", f"{_FLOAT_PREFIX}{base}_safe", variance, constant("epsilon", np.array(epsilon, np.float32)))
-    normal = add("Div", f"{base}_normal", centred, add("Sqrt", f"{base}_deviation", safe))
+    normal = add("Div", f"{base}_normal", centered, add("Sqrt", f"{base}_deviation", safe))
     scaled = add("Mul", f"{base}_scaled", normal, constant("scale", scale))
     add("Add", node.output[0], scaled, constant("shift", shift))
     nodes[-1].name = f"{base}_shifted"

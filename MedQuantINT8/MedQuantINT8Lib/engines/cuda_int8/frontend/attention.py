@@ -1,4 +1,4 @@
-"""Attention, recognised while a graph is read: from the product of queries and keys to that of probabilities and values, one node."""
+"""Attention, recognized while a graph is read: from the product of queries and keys to that of probabilities and values, one node."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def heads_of(node: Any, part: IndexMap) -> tuple[int, int, int]:
 
 
 def _letters(node: Any) -> tuple[str, str, str] | None:
-    """Of an Einsum of two tensors: theirs, and the result's."""
+    """The letters of an Einsum of two tensors: theirs, and the result's."""
     text = word(rewrites.attributes(node), "equation", "").replace(" ", "")
     inputs, arrow, output = text.partition("->")
     first, comma, second = inputs.partition(",")
@@ -76,7 +76,7 @@ def _letters(node: Any) -> tuple[str, str, str] | None:
 
 
 def turned_keys(node: Any) -> tuple[int, ...] | None:
-    """Of an Einsum like "bhxd,bhyd->bhxy": the order of the second's axes in which it is keys; None where it is something else."""
+    """The order of the second tensor's axes in which an Einsum like "bhxd,bhyd->bhxy" takes keys; None where it is something else."""
     letters = _letters(node)
     if letters is None:
         return None

@@ -274,7 +274,7 @@ class _Reader(WindowReader):
 
 
 def _quantized_first(nodes: list[Node]) -> list[Node]:
-    """Rounding before pooling and nearest-neighbour resizing, where all readers take the same rounding: both only choose among values."""
+    """Rounding before pooling and nearest-neighbor resizing, where all readers take the same rounding: both only choose among values."""
     readers: dict[str, list[Node]] = {}
     for node in nodes:
         for name in node.inputs:

@@ -158,18 +158,18 @@ def _layer_norm(look: graph.Graph, node: Any) -> Pattern | None:
         or last.input[1] != node.output[0]
     ):
         return None
-    square, centred = look.producer.get(variance.input[0]), look.producer.get(last.input[0])
-    if square is None or centred is None or centred.op_type != "Sub" or square.input[0] != centred.output[0]:
+    square, centered = look.producer.get(variance.input[0]), look.producer.get(last.input[0])
+    if square is None or centered is None or centered.op_type != "Sub" or square.input[0] != centered.output[0]:
         return None
     power = look.array(square.input[1]) if square.op_type == "Pow" else None
-    if not (square.op_type == "Mul" and square.input[1] == centred.output[0]) and not (
+    if not (square.op_type == "Mul" and square.input[1] == centered.output[0]) and not (
         power is not None and np.all(power == 2)
     ):
         return None
-    x, mean = centred.input[0], look.producer.get(centred.input[1])
+    x, mean = centered.input[0], look.producer.get(centered.input[1])
     if mean is None or not _over_last_axis(look, mean) or mean.input[0] != x:
         return None
-    nodes = (mean, centred, square, variance, plus, node, last)
+    nodes = (mean, centered, square, variance, plus, node, last)
     norm = Node("layernorm", last.name, (x,), last.output[0], {"epsilon": epsilon[1]}, tuple(n.name for n in nodes))
     return last.output[0], norm, {n.output[0] for n in nodes[:-1]}
 

@@ -49,7 +49,7 @@ class Tracer:
         return None if value is None else np.asarray(value)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """As the graph has it, of any rank."""
+        """A tensor's shape as the graph has it, of any rank."""
         return tuple(self.graph.shapes[name])
 
     def index_map(self, name: str) -> IndexMap:

@@ -6,7 +6,7 @@ from ..plan.kernel_plan import KernelPlan
 from ..tiling.tiling import DEPTH, MOST_HALO, Tiling
 from . import definitions, kernel_text
 from .epilogue import EpilogueSource
-from .first_convolution import neighbour_definitions
+from .first_convolution import neighbor_definitions
 from .wgmma import multiply_group, multiply_mma_steps
 
 
@@ -52,8 +52,8 @@ def conv_source(plan: KernelPlan, tiling: Tiling, blocks: int, least_blocks: int
         "CONSTANTS": tiling.constants,
         "SOURCE_WIDTH": tiling.voxel_bytes,
     }
-    if step.neighbours:
-        defined |= neighbour_definitions(plan, tiling)
+    if step.neighbors:
+        defined |= neighbor_definitions(plan, tiling)
     else:
         defined["PITCH"] = plan.buffers[step.source.buffer].pitch * tiling.element
     for axis, phases in enumerate(tiling.axis_phases):
@@ -84,7 +84,7 @@ def conv_source(plan: KernelPlan, tiling: Tiling, blocks: int, least_blocks: int
             tables,
             kind,
             epilogue.text,
-            kernel_text("tile_copies.cuh", "fill_neighbors.cuh" if step.neighbours else "fill_halo.cuh"),
+            kernel_text("tile_copies.cuh", "fill_neighbors.cuh" if step.neighbors else "fill_halo.cuh"),
             kernel_text("output_rows.cuh", "load_matrix.cuh"),
             _product(tiling),
             kernel_text("convolution_sizes.cuh", "scores.cuh", "output_places.cuh", "convolution.cu"),

@@ -1,6 +1,6 @@
 """CUDA C of a step's epilogue: what happens to a value between where it is made and where it is stored.
 
-A struct ``Epilogue`` holds the constants of V neighbouring slots of one patch in registers; ``apply`` is called for each voxel, with where to
+A struct ``Epilogue`` holds the constants of V neighboring slots of one patch in registers; ``apply`` is called for each voxel, with where to
 add it up if statistics are gathered.
 Multiply-adds are fused only where it is said, so that the reference in NumPy comes to the same bits.
 """
@@ -63,7 +63,7 @@ class EpilogueSource:
 
     @property
     def constants(self) -> int:
-        """Of each slot."""
+        """How many constants each slot has."""
         return len(self._constants)
 
     @property
@@ -227,5 +227,5 @@ class EpilogueSource:
 
 
 def inverse_of(scale: float) -> float:
-    """As the reference divides: the reciprocal in single precision."""
+    """The reciprocal of a scale in single precision, as the reference multiplies by it."""
     return float(np.float32(1) / np.float32(scale))

@@ -71,7 +71,7 @@ __device__ __forceinline__ void begin_filling(int (&kept)[MINE], const Params& p
 }
 // The part of the rows that is multiplied at once.
 template <int PART>
-__device__ __forceinline__ void neighbours(u32 to, const unsigned char* region) {
+__device__ __forceinline__ void neighbors(u32 to, const unsigned char* region) {
 #pragma unroll 1
   for (int v = of_team(); v < HALO; v += TEAM_THREADS) {
     const Entry* from = (const Entry*)region + ((v / (H1 * H2) * S0 * R1 + v / H2 % H1 * S1) * R2 + v % H2 * S2);
@@ -95,13 +95,13 @@ __device__ __forceinline__ void neighbours(u32 to, const unsigned char* region) 
   }
 }
 template <int PART>
-__device__ __forceinline__ void neighbours_of(u32 to, const unsigned char* region, int k_block) {
+__device__ __forceinline__ void neighbors_of(u32 to, const unsigned char* region, int k_block) {
   if constexpr (PART + 1 == K_BLOCKS)
-    neighbours<PART>(to, region);
+    neighbors<PART>(to, region);
   else if (k_block == PART)
-    neighbours<PART>(to, region);
+    neighbors<PART>(to, region);
   else
-    neighbours_of<PART + 1>(to, region, k_block);
+    neighbors_of<PART + 1>(to, region, k_block);
 }
 __device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const TileOrigin& s, const TileOrigin& next,
                                           int k_block, int (&kept)[MINE]) {
@@ -119,5 +119,5 @@ __device__ __forceinline__ void fill_halo(u32 to, const Params& p, int n, const 
   }
 #endif
   meet();
-  neighbours_of<0>(to, memory + (entries - shared_address(memory)), k_block);
+  neighbors_of<0>(to, memory + (entries - shared_address(memory)), k_block);
 }

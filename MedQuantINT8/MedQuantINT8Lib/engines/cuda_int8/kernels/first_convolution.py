@@ -7,11 +7,11 @@ from ..tiling.tiling import MOST_READ, Tiling
 from .epilogue import inverse_of
 
 
-def neighbour_definitions(plan: KernelPlan, tiling: Tiling) -> dict[str, object]:
+def neighbor_definitions(plan: KernelPlan, tiling: Tiling) -> dict[str, object]:
     """Its sizes as definitions: M is the size of the network's input, R of what a tile takes of it."""
     step, region = tiling.step, tiling.region
-    assert step.source is not None and step.neighbours is not None
-    g = step.neighbours
+    assert step.source is not None and step.neighbors is not None
+    g = step.neighbors
     defined: dict[str, object] = {
         "CHANNELS": plan.channels,
         "SOURCE_INVERSE": f"{inverse_of(step.source.scale).hex()}f" if step.int8 else "1.0f",

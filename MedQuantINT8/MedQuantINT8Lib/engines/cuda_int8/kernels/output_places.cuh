@@ -4,7 +4,7 @@ __device__ __forceinline__ void row_of_share(int share, int& d, int& h) {
   d = share * MI / PER_PLANE;
   h = share * MI % PER_PLANE * ROWS_OF;
 }
-// Neighbouring columns of a thread: which channels they are, of which voxel beside the first (of a spread convolution).
+// Neighboring columns of a thread: which channels they are, of which voxel beside the first (of a spread convolution).
 struct Place {
   int inside, c, b0, b1, b2;
   bool wanted;

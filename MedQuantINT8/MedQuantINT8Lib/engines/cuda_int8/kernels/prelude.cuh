@@ -78,7 +78,7 @@ __device__ __forceinline__ void kept_floats(float (&v)[V], const float* p) {
 #pragma unroll
   for (int i = 0; i < V; i += 4) four_floats(v + i, *(const vec16*)(p + i));
 }
-// Neighbouring slots as they were read, FP16 or INT8.
+// Neighboring slots as they were read, FP16 or INT8.
 template <int V>
 struct Halves;
 template <>

@@ -78,5 +78,5 @@ def _deep(width: int) -> int:
 
 
 def _float(value: float) -> str:
-    """In hexadecimal a float stays what it is."""
+    """A number as CUDA C; in hexadecimal a float stays what it is."""
     return f"{float(np.float32(value)).hex()}f"

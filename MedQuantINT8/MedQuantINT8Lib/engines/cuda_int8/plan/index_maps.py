@@ -73,7 +73,7 @@ class IndexMap:
         return np.array_equal(np.sort(self.columns.reshape(-1)), np.arange(channels))
 
     def reshaped(self, shape: Sequence[int]) -> IndexMap:
-        """Of another shape.
+        """The tensor in another shape.
 
         Raises:
             Mixed: an axis would hold voxels and channels.
@@ -102,7 +102,7 @@ class IndexMap:
         return replace(self, rows=self.rows.take(indices, axis))
 
     def padded(self, before: Sequence[int], after: Sequence[int], edge: bool) -> IndexMap:
-        """With zeros, or what is nearest, around the voxels; and zeros beside the channels.
+        """The tensor with zeros, or what is nearest, around the voxels; and zeros beside the channels.
 
         Raises:
             Mixed: channels would be repeated.

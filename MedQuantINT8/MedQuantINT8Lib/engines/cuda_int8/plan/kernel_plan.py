@@ -42,7 +42,7 @@ class Layout:
         return np.concatenate([np.arange(first, first + count) for first, count in self.parts])
 
     def merged(self) -> Layout:
-        """With parts that follow one another as one: layouts are compared."""
+        """The same layout with parts that follow one another as one, so that layouts can be compared."""
         parts = [self.parts[0]]
         for first, count in self.parts[1:]:
             begin, length = parts[-1]
@@ -69,7 +69,7 @@ class Buffer:
 
     @property
     def bytes(self) -> int:
-        """Of one patch."""
+        """The bytes of one patch."""
         return int(np.prod(self.size)) * self.pitch * (1 if self.kind == "i8" else 2)
 
 
@@ -90,7 +90,7 @@ class Op:
     kind:
         "affine": v * arrays[0] + arrays[1], by slot. "offset": v + arrays[0], by voxel and slot. "norm": the same with what the statistics of ``norm`` gave, by patch and slot.
         "act": ``function`` with ``params``. "prelu": slope arrays[0] below 0.
-        "add", "mul": with the value of ``view`` at the same place, normalised first if ``norm`` is given.
+        "add", "mul": with the value of ``view`` at the same place, normalized first if ``norm`` is given.
         "store": into ``view``, rounded to it. "output": to the network's output, planar float32. "statistics": gather for ``norm``.
     """
 
@@ -112,7 +112,7 @@ class Geometry:
     whole: bool = False
 
     def region(self, outputs: Size) -> Size:
-        """Inputs, along each axis, that so many neighbouring outputs look at."""
+        """Inputs, along each axis, that so many neighboring outputs look at."""
         a, b, c = (
             (n - 1) * s + (k - 1) * d + 1
             for n, s, k, d in zip(outputs, self.stride, self.kernel, self.dilation, strict=True)
@@ -156,7 +156,7 @@ class Step:
             Of attention, each of them "" where there is none: the voxel of each token, int32 (windows, tokens); what is added to scores, float16
             (heads, tokens, tokens filled up to whole eights); and the region of each token, int32 (windows, tokens).
         epsilon: of a layernorm.
-        neighbours: of a first convolution, done as a pointwise one: its slots are the network's input at all places of this kernel, 0 outside the
+        neighbors: of a first convolution, done as a pointwise one: its slots are the network's input at all places of this kernel, 0 outside the
             volume, place by place and then by channel. Its source is in no buffer.
         sources: the ONNX nodes it does.
     """
@@ -177,20 +177,20 @@ class Step:
     sources: tuple[str, ...] = ()
     epsilon: float = 0.0
     attention: Attention | None = None
-    neighbours: Geometry | None = None
+    neighbors: Geometry | None = None
 
     @property
     def takes_input(self) -> bool:
         """Whether it reads what the network is given."""
-        return self.kind == "input" or self.neighbours is not None
+        return self.kind == "input" or self.neighbors is not None
 
     @property
     def voxels(self) -> int:
-        """Of what it gives."""
+        """How many voxels it gives."""
         return math.prod(self.size)
 
     def reads(self) -> Iterator[View]:
-        if self.source is not None and self.neighbours is None:
+        if self.source is not None and self.neighbors is None:
             yield self.source
         yield from (op.view for op in self.ops if op.kind in ("add", "mul") and op.view)
 
@@ -200,7 +200,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Norm:
-    """Normalisation by the mean and variance over all voxels of each group of slots.
+    """Normalization by the mean and variance over all voxels of each group of slots.
 
     gamma, beta: by slot, names of arrays. groups: slots of each group.
     """
@@ -320,6 +320,6 @@ def _step(value: dict[str, Any]) -> Step:
         "tables": tuple(value["tables"]),
         "sources": tuple(value["sources"]),
         "attention": _attention(value["attention"]),
-        "neighbours": None if value["neighbours"] is None else _geometry(value["neighbours"]),
+        "neighbors": None if value["neighbors"] is None else _geometry(value["neighbors"]),
     }
     return Step(**fields)

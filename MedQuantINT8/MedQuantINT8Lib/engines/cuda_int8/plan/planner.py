@@ -1,6 +1,6 @@
 """From a network's nodes to a plan: what can be done to a value where it is made is done there, before it is stored.
 
-Nodes are taken in order. One that needs its neighbours or sums (convolution, pooling, resizing, normalisation) begins a step; one that
+Nodes are taken in order. One that needs its neighbors or sums (convolution, pooling, resizing, normalization) begins a step; one that
 does not (activation, sum, scale and shift) is added to the epilogue of the step that makes its input, if that value has no other reader.
 Which forms of a tensor are stored (FP16, INT8 of some scale) is known when all readers are: stores are put in last.
 """
@@ -20,9 +20,9 @@ from .open_step import HALF, Form, OpenStep, closed
 from .recompute import recomputed
 from .resize_tables import resize_tables
 
-#: A first convolution of no more products than this is done pointwise, on voxels that hold their neighbours, if what a small tile looks at is no
+#: A first convolution of no more products than this is done pointwise, on voxels that hold their neighbors, if what a small tile looks at is no
 #: more numbers of the input than these: each takes ten bytes of shared memory.
-_MOST_NEIGHBOURS, _SMALL_TILE, _MOST_INPUTS = 128, (2, 4, 8), 6000
+_MOST_NEIGHBORS, _SMALL_TILE, _MOST_INPUTS = 128, (2, 4, 8), 6000
 #: Steps whose kernels have no place for statistics.
 _GATHERING_NONE = ("softmax", "layernorm", "attention")
 
@@ -110,14 +110,14 @@ class _Planner:
         """Whether a convolution has so few input channels that tensor cores, which take 32 at once, would mostly multiply zeros."""
         base = self._rounded.get(source, (source, 0))[0]
         inputs = int(np.prod(geometry.region(_SMALL_TILE))) * weight.shape[1]
-        return base == self._network.input and weight[0].size <= _MOST_NEIGHBOURS and inputs <= _MOST_INPUTS
+        return base == self._network.input and weight[0].size <= _MOST_NEIGHBORS and inputs <= _MOST_INPUTS
 
     def _first(self, node: Node, form: Form, geometry: Geometry) -> tuple[OpenStep, NDArray[Any]]:
-        """A first convolution as a pointwise one over slots that are the neighbours of each voxel, and its weights."""
+        """A first convolution as a pointwise one over slots that are the neighbors of each voxel, and its weights."""
         weight = node.values["weight"]
         open_step = self._begin("conv", node, None)
         slots = weight[0].size
-        open_step.step = replace(open_step.step, source=View("", 0, Layout.dense(slots), form), neighbours=geometry)
+        open_step.step = replace(open_step.step, source=View("", 0, Layout.dense(slots), form), neighbors=geometry)
         return open_step, np.moveaxis(weight, 1, -1).reshape(len(weight), slots, 1, 1, 1)
 
     def _maxpool(self, node: Node) -> None:
@@ -238,7 +238,7 @@ class _Planner:
     _mul = _add
 
     def _norm_alone(self, name: str, open_step: OpenStep) -> tuple[tuple[str, Form], str] | None:
-        """Of a tensor that is another one normalised, and is read by this step alone: that one and its statistics. It need not be stored then."""
+        """For a tensor that is another one normalized, and is read by this step alone: that other one and its statistics. It need not be stored then."""
         step = self._where.get(name)
         if (
             step is None

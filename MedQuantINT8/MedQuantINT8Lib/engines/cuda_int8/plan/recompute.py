@@ -1,4 +1,4 @@
-"""First layers that are normalised: computed twice, which is less than to store in FP16 what statistics are gathered of, and to read it again."""
+"""First layers that are normalized: computed twice, which is less than to store in FP16 what statistics are gathered of, and to read it again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .kernel_plan import KernelPlan, Step
 
 
 def recomputed(plan: KernelPlan) -> KernelPlan:
-    """The plan in which a first convolution that nothing but its normalisation reads only gathers statistics, and is done again where they are applied.
+    """The plan in which a first convolution that nothing but its normalization reads only gathers statistics, and is done again where they are applied.
 
     Its input is a channel or a few, and its product short: both are over before 32 channels in FP16 have gone to the GPU's memory and come back.
     """
@@ -36,10 +36,10 @@ def recomputed(plan: KernelPlan) -> KernelPlan:
 
 
 def _only_reader(plan: KernelPlan, step: Step) -> Step | None:
-    """The step that normalises a first convolution's output, if that is stored for it alone."""
+    """The step that normalizes a first convolution's output, if that is stored for it alone."""
     stores = list(step.writes())
     norms = [op.norm for op in step.ops if op.kind == "statistics"]
-    if step.neighbours is None or len(stores) != 1 or not norms:
+    if step.neighbors is None or len(stores) != 1 or not norms:
         return None
     touching = [
         other

@@ -105,8 +105,8 @@ class ReferenceExecutor:
         """What a convolution multiplies, by slot and without its scale."""
         view = step.source
         assert view is not None
-        if step.neighbours is not None:
-            return self._rounded(_neighbours(batch, step.neighbours, step.size, view.layout.width), view).astype(
+        if step.neighbors is not None:
+            return self._rounded(_neighbors(batch, step.neighbors, step.size, view.layout.width), view).astype(
                 np.float32
             )
         return self.buffers[view.buffer][..., view.start : view.start + view.layout.width].astype(np.float32)
@@ -159,7 +159,7 @@ class ReferenceExecutor:
 
     @staticmethod
     def _rounded(values: Values, view: View) -> NDArray[Any]:
-        """As the view holds them."""
+        """Values as the view holds them: rounded to INT8, or FP16."""
         return (
             quantized(values, view.scale)
             if view.scale
@@ -263,8 +263,8 @@ def _pooled(values: Values, step: Step, combine: Any, start: float) -> Values:
     return result
 
 
-def _neighbours(batch: NDArray[np.float32], geometry: Geometry, size: Size, width: int) -> Values:
-    """Of (n, C, ...): for each voxel the input at all places of the kernel, 0 outside."""
+def _neighbors(batch: NDArray[np.float32], geometry: Geometry, size: Size, width: int) -> Values:
+    """For each voxel of (n, C, ...) the input at all places of the kernel, 0 outside."""
     values, channels = np.moveaxis(batch, 1, -1), batch.shape[1]
     result = np.zeros((len(batch), *size, width), np.float32)
     a, b, c = batch.shape[2:]

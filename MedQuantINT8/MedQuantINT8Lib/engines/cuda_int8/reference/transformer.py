@@ -22,9 +22,9 @@ def normalized(values: Values, slots: NDArray[np.int64], epsilon: float, gamma: 
     """LayerNorm over the slots that are channels; 0 in the others."""
     result = np.zeros_like(values)
     chosen = values[..., slots].astype(np.float64)
-    centred = chosen - chosen.mean(-1, keepdims=True)
-    by = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
-    result[..., slots] = centred * by * gamma[slots] + beta[slots]
+    centered = chosen - chosen.mean(-1, keepdims=True)
+    by = 1 / np.sqrt((centered * centered).mean(-1, keepdims=True) + epsilon)
+    result[..., slots] = centered * by * gamma[slots] + beta[slots]
     return result
 
 

@@ -54,7 +54,7 @@ def tuned(gpu: Gpu, plan: KernelPlan, batch: int, task: Task | None = None) -> d
     tried = []
     for steps, cost in zip(alike.values(), costs, strict=True):
         guesses = next(guesses for share, guesses in _GUESSES if cost >= share * sum(costs))
-        guesses = max(guesses, _FIRST_GUESSES) if steps[0].neighbours else guesses
+        guesses = max(guesses, _FIRST_GUESSES) if steps[0].neighbors else guesses
         tried.append(
             (steps, [conv_program(plan, steps[0], t, machine) for t in proposals(steps[0], machine, batch, guesses)])
         )
@@ -70,7 +70,7 @@ def tuned(gpu: Gpu, plan: KernelPlan, batch: int, task: Task | None = None) -> d
             network.memory.hold((batch, plan.classes, *plan.size), np.float16),
         )
         ends[0].zero(stream)
-        network.parts[0].arena.zero(stream)
+        network.parts[0].activations.zero(stream)
         with task.stage("timing kernels", len(tried)):
             for steps, programs in tried:
                 times = [_milliseconds(network, program, batch, ends, stream, begin, end) for program in programs]
@@ -87,7 +87,7 @@ def tuned(gpu: Gpu, plan: KernelPlan, batch: int, task: Task | None = None) -> d
 
 
 def _size(program: Program) -> int:
-    """Of a kernel, roughly: its products are written out."""
+    """Roughly how large a kernel's text is when it is compiled: its products are written out."""
     assert program.tiling is not None
     return program.tiling.sums * program.tiling.group_mma_steps
 
@@ -107,7 +107,7 @@ def _milliseconds(
     begin: Event,
     end: Event,
 ) -> float:
-    """Of one launch, the best of a few; recorded, since short kernels are over before the next is started one by one."""
+    """The milliseconds of one launch, the best of a few; launches are recorded, since short kernels are over before the next is started one by one."""
     with network.prepared(program, stream) as launch:
 
         def runs(stream: Stream) -> None:

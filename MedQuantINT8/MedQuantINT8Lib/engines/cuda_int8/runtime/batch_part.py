@@ -96,7 +96,7 @@ class BatchPart:
         self.plan, self.batch = plan, batch
         self._constants, self._memory = constants, memory
         self.places, total = plan.places()
-        self.arena = memory.hold((max(total, 1) * batch,), np.uint8)
+        self.activations = memory.hold((max(total, 1) * batch,), np.uint8)
         self.partials: dict[str, DeviceBuffer] = {}
         self.factors: dict[str, tuple[DeviceBuffer, DeviceBuffer]] = {}
         # Steps run one after the other: what they leave for their own blocks can lie in one place.
@@ -114,12 +114,12 @@ class BatchPart:
                 self.factors[name] = factors
 
     def address(self, view: View) -> int:
-        """Of a view's first slot."""
+        """The address of a view's first slot, of the first patch."""
         item = 1 if view.scale else 2
-        return int(self.arena.pointer) + self.places[view.buffer] * self.batch + view.start * item
+        return int(self.activations.pointer) + self.places[view.buffer] * self.batch + view.start * item
 
     def parameters(self, program: Program, weights: DeviceBuffer | None, stream: Stream) -> NDArray[Any]:
-        """Of a kernel, all but the network's input and output."""
+        """A kernel's parameters: all but the addresses of the network's input and output."""
         params = np.zeros((), PARAMS)
         step, epilogue = program.step, program.epilogue
         if step.kind == "normalize":

@@ -128,7 +128,7 @@ class CudaInt8Network:
             Launch(self._widen, (-(-count // 512), 1, 1), 256, 0, params, "widen").put(self.gpu, stream)
 
     def _made(self, batch: int, source: DeviceBuffer, target: DeviceBuffer) -> list[list[Launch]]:
-        """Of each part the kernels of a run."""
+        """The kernels of a run, in order, for each part of the batch."""
         counts = _parts(batch, len(self.parts))
         return [
             [part.launch_of(*known, count, source, target, first) for known in zip(self.programs, params, strict=True)]
@@ -147,7 +147,9 @@ class CudaInt8Network:
         if self._poison is not None:
             for part, own in zip(self.parts, streams, strict=False):
                 checked(
-                    self.gpu.driver.cuMemsetD8Async(part.arena.pointer, self._poison, part.arena.nbytes, own.handle),
+                    self.gpu.driver.cuMemsetD8Async(
+                        part.activations.pointer, self._poison, part.activations.nbytes, own.handle
+                    ),
                     "clear memory",
                 )
         # A kernel of each in turn: where nothing is recorded, one part's launches would keep the others waiting.
@@ -185,7 +187,7 @@ class CudaInt8Network:
 
     @property
     def bytes(self) -> int:
-        """Of the GPU's memory that it takes."""
+        """How many bytes of the GPU's memory it takes."""
         return self.memory.bytes
 
     def close(self) -> None:

@@ -82,7 +82,7 @@ def elementwise_program(plan: KernelPlan, step: Step) -> Program:
 
 
 def attention_program(plan: KernelPlan, step: Step, machine: Machine) -> Program:
-    """As the others.
+    """The kernel of an attention step.
 
     Raises:
         UnsupportedNetwork: keys and values of a window do not fit into the GPU's shared memory.

@@ -37,13 +37,13 @@ class Machine:
 
     @cached_property
     def shared_bytes(self) -> int:
-        """Of one multiprocessor."""
+        """The shared memory of one multiprocessor."""
         known = [kb for capability, kb in sorted(_SHARED.items()) if capability <= self.capability]
         return (known[-1] if known else 100) * _KILOBYTE
 
     @property
     def block_bytes(self) -> int:
-        """Of shared memory that one block may take."""
+        """How much shared memory one block may take."""
         return self.shared_bytes - _RESERVED
 
     @property
@@ -84,7 +84,7 @@ def first_guess(step: Step, machine: Machine, batch: int) -> Tiling:
 
 
 def least_cycles(step: Step, machine: Machine, batch: int) -> float:
-    """That a step takes, by estimate."""
+    """The cycles that a step takes with its best tile, by estimate."""
     return _fitting(step, machine, batch)[0][0]
 
 
@@ -105,7 +105,7 @@ def proposals(step: Step, machine: Machine, batch: int, count: int) -> list[Tili
 def _fitting(step: Step, machine: Machine, batch: int) -> tuple[tuple[float, Tile], ...]:
     ranked = _ranked(_shape_of(step), machine, batch)
     if not ranked:
-        kernel = " x ".join(map(str, (step.neighbours or step.geometry).kernel))
+        kernel = " x ".join(map(str, (step.neighbors or step.geometry).kernel))
         raise UnsupportedNetwork(
             f"CUDA INT8 keeps what a convolution looks at in a GPU's shared memory; a kernel of {kernel} does not fit (node {step.name}).",
             "Choose another engine with --engine: tensorrt, or openvino.",
@@ -132,7 +132,7 @@ def _shape_of(step: Step) -> Step:
         ops,
         step.geometry,
         int8=step.int8,
-        neighbours=step.neighbours,
+        neighbors=step.neighbors,
     )
 
 
@@ -155,13 +155,13 @@ def _fits(tiling: Tiling, machine: Machine) -> bool:
 
 
 def _variants(tiling: Tiling, machine: Machine, batch: int) -> Iterator[Tiling]:
-    """Of as much of a voxel as may be fetched at once, with one copy into shared memory under way or two, if there is a second to be made; where
+    """The tilings of a tile that differ in how it is worked on: as much of a voxel as may be fetched at once, with one copy into shared memory under way or two, if there is a second to be made; where
     tiles are few, their sums shared by some blocks, each of which must have something to add up; and with several teams, if each has a tile."""
     tiles = math.prod(tiling.tiles)
     few = tiles * tiling.column_blocks * tiling.phases * batch < 2 * machine.processors
     can_share = tiling.tile.groups and tiling.same_taps and not any(op.kind == "output" for op in tiling.step.ops)
     # A team makes a first layer's rows itself; there is no copy under way while another has the tensor cores.
-    teams = [n for n in (2, 3, 4) if can_share and tiles >= n and not tiling.step.neighbours]
+    teams = [n for n in (2, 3, 4) if can_share and tiles >= n and not tiling.step.neighbors]
     for depth, split, team in [
         (depth, split, 1) for depth in _depths(tiling) for split in ((1, 2, 4, 8) if few else (1,))
     ] + [(DEPTH, 1, n) for n in teams]:
@@ -194,7 +194,7 @@ def _tiles(step: Step, machine: Machine) -> list[Tile]:
     fitting = [n for n in (16, 32, 48, 64, 96, 112, 128) if -(-columns // n) * n <= max(16, columns) * 1.34] or [16]
     tiles = []
     # Of first layers the fastest were wgmma's, of one warp group and few voxels (13 such layers of four networks, on an H100).
-    first = machine.has_groups and step.neighbours is not None
+    first = machine.has_groups and step.neighbors is not None
     mma_shapes, group_shapes = ((), _FIRST_SHAPES) if first else (_MMA_SHAPES, _GROUP_SHAPES)
     for n in fitting:
         for t0, t1, warps in mma_shapes:

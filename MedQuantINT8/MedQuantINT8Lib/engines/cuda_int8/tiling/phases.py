@@ -12,9 +12,9 @@ class AxisPhases:
 
     Attributes:
         phases: how many; output ``phase + i * out_step``.
-        out_step: between neighbouring outputs of a phase.
-        in_step: between neighbouring inputs of a phase.
-        stride: inputs of the phase between neighbouring outputs.
+        out_step: between neighboring outputs of a phase.
+        in_step: between neighboring inputs of a phase.
+        stride: inputs of the phase between neighboring outputs.
         starts: for each phase the input of its first output and first tap.
         taps: for each phase (place in the kernel, inputs of the phase from the first).
     """

@@ -67,7 +67,7 @@ class Tile:
 
     @property
     def count(self) -> int:
-        """Of its voxels."""
+        """How many voxels it has."""
         return math.prod(self.voxels)
 
 
@@ -129,7 +129,7 @@ class Tiling:
 
     @cached_property
     def voxel_bytes(self) -> int:
-        """Of the input."""
+        """The bytes of one voxel of the input."""
         assert self.step.source is not None
         return self.step.source.layout.width * self.element
 
@@ -148,7 +148,7 @@ class Tiling:
 
     @cached_property
     def chunks(self) -> int:
-        """Of a K block. Each is multiplied for each tap; two make an MMA step."""
+        """How many chunks a K block has. Each is multiplied for each tap; two make an MMA step."""
         return self.k_block // CHUNK
 
     @cached_property
@@ -196,7 +196,7 @@ class Tiling:
 
     @cached_property
     def columns(self) -> int:
-        """Of the product."""
+        """How many columns the product has: output slots, of all phases that lie beside each other."""
         return self.step.layout.width * self.spread
 
     @cached_property
@@ -251,7 +251,7 @@ class Tiling:
 
     @property
     def places(self) -> list[list[int]]:
-        """Of the factors of each phase; the last again where one has no other to make an MMA step with."""
+        """The places of the factors of each phase; the last again where one has no other to make an MMA step with."""
         by_phase = []
         for factors in self.factors:
             places = [place for place, _, _ in factors] or [0, 0]
@@ -279,12 +279,12 @@ class Tiling:
     @cached_property
     def region(self) -> Size:
         """What a tile of a first convolution takes of the network's input; nothing of others."""
-        return self.step.neighbours.region(self.tile.voxels) if self.step.neighbours else (0, 0, 0)
+        return self.step.neighbors.region(self.tile.voxels) if self.step.neighbors else (0, 0, 0)
 
     @cached_property
     def entries(self) -> int:
-        """Of that region, of all channels."""
-        g = self.step.neighbours
+        """How many numbers that region holds, of all channels."""
+        g = self.step.neighbors
         return (
             math.prod(self.region) * (self.step.source.layout.channels // math.prod(g.kernel))
             if g and self.step.source
@@ -302,7 +302,7 @@ class Tiling:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Of one filling."""
+        """The bytes of the weights in one filling of shared memory."""
         return self.group_mma_steps * self.tile.channels * DEPTH
 
     @property
@@ -329,7 +329,7 @@ class Tiling:
 
     @property
     def score_bytes(self) -> int:
-        """In shared memory, of a tile's scores."""
+        """The bytes that a tile's scores take in shared memory."""
         return self.tile.channels * (self.staged_row + CHUNK // self.thread_channels) * 2 if self.stages_output else 0
 
     @cached_property
@@ -363,7 +363,7 @@ class Tiling:
 
     @cached_property
     def row_registers(self) -> int:
-        """Of a thread, for other tensors that a row of its sums meets; FP16 at most."""
+        """The registers of a thread for other tensors that a row of its sums meets, as if they were FP16."""
         return self.thread_channels // 2 * sum(op.kind in ("add", "mul") for op in self.step.ops)
 
     @cached_property
@@ -376,17 +376,17 @@ class Tiling:
 
     @property
     def most_registers(self) -> int:
-        """That a thread can have."""
+        """How many registers a thread can have."""
         return min(MOST_REGISTERS, REGISTERS // self.tile.threads // 8 * 8)
 
     @property
     def registers(self) -> int:
-        """Of a thread, about."""
+        """How many registers a thread takes, about."""
         return min(self.most_registers, self.sums + OTHER_REGISTERS + self.held_rows * self.row_registers)
 
     @property
     def thread_channels(self) -> int:
-        """Neighbouring channels that a thread holds of a voxel."""
+        """Neighboring channels that a thread holds of a voxel."""
         return 8 if self.tile.channels % 32 == 0 else 4
 
 
@@ -401,7 +401,7 @@ def _taps(axis_phases: tuple[AxisPhases, AxisPhases, AxisPhases], same: bool) ->
 
 def flattened(step: Step) -> Step | None:
     """A pointwise convolution over a row of voxels instead of a volume: its tiles are contiguous and leave nothing over."""
-    if step.kind != "conv" or step.geometry != Geometry() or step.neighbours or step.voxels % TILE2:
+    if step.kind != "conv" or step.geometry != Geometry() or step.neighbors or step.voxels % TILE2:
         return None
     row = (1, step.voxels // TILE2, TILE2)
     return replace(step, size=row, source_size=row)

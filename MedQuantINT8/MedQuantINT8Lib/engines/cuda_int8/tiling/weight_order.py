@@ -10,7 +10,7 @@ from .tiling import CHUNK, Tiling
 
 
 def columns_of(tiling: Tiling) -> NDArray[np.int64]:
-    """For each column of a block's product the channel that it is: so dealt that a thread's columns are neighbouring channels."""
+    """For each column of a block's product the channel that it is: so dealt that a thread's columns are neighboring channels."""
     thread_channels = tiling.thread_channels
     column = np.arange(tiling.tile.channels)
     inside = column % (4 * thread_channels)
