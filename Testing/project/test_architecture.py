@@ -23,8 +23,10 @@ STRANGERS = {"engines": {"imaging"}}
 HEAVY = {
     "cuda", "ctk", "modelopt", "monai", "onnx", "onnxruntime", "openvino", "qt", "scipy", "SimpleITK", "slicer", "tensorrt", "torch", "vtk",
 }  # fmt: skip
-#: The window: these files are loaded by Slicer alone, when the module's panel is shown.
-SLICER_ONLY = {key: {"qt", "slicer"} for key in ("slicer_module.widget", "slicer_module.panels")}
+#: Files that Slicer alone loads: the window, and the entry in the menu of the data tree.
+SLICER_ONLY = {
+    f"slicer_module.{name}": {"qt", "slicer"} for name in ("widget", "panels", "MedQuantINT8SubjectHierarchyPlugin")
+}
 
 
 @dataclass(frozen=True)
