@@ -13,7 +13,7 @@ DEMO := openvino,onnxruntime,quantize,slicer
 
 SECONDS ?= 1800
 
-# Processes that run tests; each takes one thread for its arithmetic.
+# Processes that run tests, each with one thread for its arithmetic; and environments that are made at once.
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
@@ -46,11 +46,11 @@ docs: $(VENV)/.test
 
 # Every way to install, each in an environment of its own, and the job that it is for.
 roads: | $(BIN)/python
-	$(BIN)/python Testing/Installs/roads.py
+	$(BIN)/python Testing/Installs/roads.py --together $(JOBS)
 
 # The same with the newest of everything that pyproject.toml allows, as a user gets it a year from now.
 newest: | $(BIN)/python
-	$(BIN)/python Testing/Installs/roads.py --newest
+	$(BIN)/python Testing/Installs/roads.py --newest --together $(JOBS)
 
 # Damaged and hostile files before every reader: first seeded, then guided by coverage. The tests do a minute of the first.
 fuzz: $(VENV)/.test

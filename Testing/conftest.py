@@ -14,7 +14,7 @@ from made_once import made_once
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.importers.onnx import import_onnx
-from MedQuantINT8Lib.models.package import ModelPackage
+from MedQuantINT8Lib.models.package import CALIBRATION, FP32, INT8, ModelPackage, write_package
 from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.resources import resource
 from scans import GEOMETRIES, PHANTOM_SIZE, PHANTOM_SPACING
@@ -32,11 +32,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("data") and not (DATA / "networks").is_dir():
             item.add_marker(missing)
-        if item.get_closest_marker("long"):
-            # Whoever leaves out what is slow leaves out what is longer.
+        # Whoever leaves out what is slow leaves out what is longer, and what needs a network to be quantized first.
+        if item.get_closest_marker("long") or "quantized_package" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
-            if not config.getoption("--long"):
-                item.add_marker(long)
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(long)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,21 +72,31 @@ def fp32_package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
 
 @pytest.fixture(scope="session")
 def int8_package(fp32_package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
-    """The demo network, quantized on two synthetic scans."""
+    """The demo network in INT8, as it is delivered; its windows overlap as those of ``fp32_package``."""
+
+    def make(folder: Path) -> None:
+        with ModelPackage.load(resource("demo.zip")) as demo:
+            files = {name: demo.folder / name for name in (FP32, INT8, CALIBRATION)}
+            write_package(folder / "phantom", fp32_package.spec, files)
+
+    return ModelPackage.load(made_once(tmp_path_factory, "int8", make) / "phantom")
+
+
+@pytest.fixture(scope="session")
+def quantized_package(fp32_package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    """The demo network, quantized now on two synthetic scans. Takes half a minute: what uses it is slow."""
     pytest.importorskip("modelopt", reason="needs ModelOpt, which quantizes")
     from MedQuantINT8Lib.quantization.accuracy_guard import Budget
     from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, calibration_patch, quantize_package
 
-    options = CalibrationOptions(patches=4)
-    sources = [lambda seed=seed: make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING)[0] for seed in (2001, 2002)]
-    sampler = PatchSampler(sources, fp32_package.spec, calibration_patch(fp32_package), options)
-    policy = QuantizationPolicy(budget=Budget(0))
-    folder = made_once(
-        tmp_path_factory,
-        "int8",
-        lambda folder: quantize_package(fp32_package, sampler, folder / "phantom", options, policy),
-    )
-    return ModelPackage.load(folder / "phantom")
+    def make(folder: Path) -> None:
+        options = CalibrationOptions(patches=4)
+        sources = [lambda seed=seed: make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING)[0] for seed in (2001, 2002)]
+        sampler = PatchSampler(sources, fp32_package.spec, calibration_patch(fp32_package), options)
+        policy = QuantizationPolicy(budget=Budget(0))
+        quantize_package(fp32_package, sampler, folder / "phantom", options, policy)
+
+    return ModelPackage.load(made_once(tmp_path_factory, "quantized", make) / "phantom")
 
 
 @pytest.fixture(params=list(GEOMETRIES))

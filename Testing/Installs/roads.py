@@ -1,6 +1,6 @@
 """Every way to install, each in an environment of its own, as a user installs it: and then the job that it is for.
 
-    python Testing/Installs/roads.py [ROAD ...] [--list] [--newest] [--python VERSION]
+    python Testing/Installs/roads.py [ROAD ...] [--list] [--newest] [--python VERSION] [--together N]
 
 Builds the wheel once. For each line of the table of extras in docs/install.md, and for each requirements file that Slicer installs, makes a fresh virtual
 environment, installs the wheel with exactly those extras, and does the job (``jobs.py``) in an empty folder, outside the repository. Versions are
@@ -17,10 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "support"))
+
+import tensorrt_at_hand  # noqa: E402
+
 ROOT = HERE.parent.parent
 RESOURCES = ROOT / "MedQuantINT8" / "Resources"
 #: Slicer's own Python first.
@@ -132,9 +137,6 @@ def travel(road: Road, version: str, python: str, built: Path, folder: Path, new
     Raises:
         Failed: a step failed.
     """
-    sys.path.insert(0, str(HERE.parent / "support"))
-    import tensorrt_at_hand
-
     constraints = [] if newest else ["-c", ROOT / "constraints.txt"]
     environment = folder / "env"
     run([python, "-m", "venv", environment])
@@ -183,6 +185,24 @@ def travel(road: Road, version: str, python: str, built: Path, folder: Path, new
     run([inside, "jobs.py", *road.jobs], cwd=work, env={**clean, **home})
 
 
+def tried(road: Road, version: str, built: Path, folder: Path, newest: bool) -> str:
+    """Travel a road and say in a line how that went; "passed", "FAILED" or "SKIPPED"."""
+    began, python = time.monotonic(), interpreter(version)
+    if python is None:
+        print(f"SKIPPED {road.name} (Python {version} is not at hand)", flush=True)
+        return "SKIPPED"
+    folder.mkdir()
+    try:
+        travel(road, version, python, built, folder, newest)
+    except Failed as error:
+        print(f"FAILED  {road.name}, Python {version}: {error}", flush=True)
+        return "FAILED"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"passed  {road.name}, Python {version}, {time.monotonic() - began:.0f} s", flush=True)
+    return "passed"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roads", nargs="*", metavar="ROAD", help="only these (default: all)")
@@ -191,6 +211,7 @@ def main() -> int:
         "--newest", action="store_true", help="the newest version of everything that pyproject.toml allows"
     )
     parser.add_argument("--python", action="append", help="only this version, such as 3.12; may be given several times")
+    parser.add_argument("--together", type=int, default=1, metavar="N", help="environments made at once (default: 1)")
     args = parser.parse_args()
     known = {road.name: road for road in ROADS}
     if unknown := set(args.roads) - set(known):
@@ -198,26 +219,16 @@ def main() -> int:
     if args.list:
         print("\n".join(f"{road.name:28}{road.extras or road.requirements:40}{', '.join(road.jobs)}" for road in ROADS))
         return 0
-    passed = failed = skipped = 0
-    with tempfile.TemporaryDirectory(prefix="medquant-roads-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="medquant-roads-") as scratch, ThreadPoolExecutor(args.together) as pool:
         built = wheel(Path(scratch))
-        for road in [known[name] for name in args.roads] or ROADS:
-            for version in [v for v in road.pythons if not args.python or v in args.python]:
-                began, folder = time.monotonic(), Path(scratch) / f"{road.name}-{version}"
-                python = interpreter(version)
-                if python is None:
-                    skipped += 1
-                    print(f"SKIPPED {road.name} (Python {version} is not at hand)", flush=True)
-                    continue
-                folder.mkdir()
-                try:
-                    travel(road, version, python, built, folder, args.newest)
-                    passed += 1
-                    print(f"passed  {road.name}, Python {version}, {time.monotonic() - began:.0f} s", flush=True)
-                except Failed as error:
-                    failed += 1
-                    print(f"FAILED  {road.name}, Python {version}: {error}", flush=True)
-                shutil.rmtree(folder, ignore_errors=True)
+        each = [
+            pool.submit(tried, road, version, built, Path(scratch) / f"{road.name}-{version}", args.newest)
+            for road in [known[name] for name in args.roads] or ROADS
+            for version in road.pythons
+            if not args.python or version in args.python
+        ]
+        outcomes = [result.result() for result in each]
+    passed, failed, skipped = (outcomes.count(word) for word in ("passed", "FAILED", "SKIPPED"))
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     return int(failed > 0)
 

@@ -172,6 +172,7 @@ def quantized(tmp_path, monkeypatch):
     return words
 
 
+@pytest.mark.slow
 def test_the_same_import_keeps_the_int8_network(quantized, capsys):
     value = phantom_spec().to_json()
     Path("spec.json").write_text(json.dumps({**value, "title": "another title"}))
@@ -181,6 +182,7 @@ def test_the_same_import_keeps_the_int8_network(quantized, capsys):
     assert package.has(INT8) and package.has(CALIBRATION) and package.spec.title == "another title"
 
 
+@pytest.mark.slow
 def test_another_import_loses_it_only_by_force(quantized, capsys):
     value = phantom_spec().to_json()
     value["geometry"]["spacing"] = [5.0, 5.0, 5.0]

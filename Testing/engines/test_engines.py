@@ -349,6 +349,7 @@ print("telemetry" if sys.modules.get("openvino_telemetry") else "silent")
 """
 
 
+@pytest.mark.slow
 def test_engines_report_to_nobody(fp32_package, tmp_path):
     """OpenVINO's own package reports each import to analytics, unless it is kept from it."""
     import subprocess

@@ -158,6 +158,7 @@ def test_structures_that_change_too_much_are_pointed_out(fp32, int8, percent, po
     )
 
 
+@pytest.mark.slow
 def test_the_command_writes_regions_table_and_page(int8_package, phantom_file, tmp_path, capsys):
     import csv
     import json

@@ -183,6 +183,7 @@ def described(folder, scans, **change):
     return folder / "data.json"
 
 
+@pytest.mark.slow
 def test_the_whole_road_from_a_description_to_a_page(tmp_path, scans, int8_package, capsys):
     path = described(tmp_path, scans)
     out = tmp_path / "out"

@@ -71,6 +71,7 @@ def test_imports_agree_with_monai_in_input_scores_and_labels(tmp_path, name):
     assert min(scan["label_agreement"] for scan in record["scans"]) > 0.997
 
 
+@pytest.mark.slow
 def test_the_network_computes_what_monais_does(tmp_path):
     folder = model(tmp_path, resample_resolution=None)
     assert main(["import", "auto3dseg", str(folder), "-o", str(tmp_path / "package"), "-q"]) == 0

@@ -119,6 +119,7 @@ def test_vista3d_keeps_its_class_numbers(bundle):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["wholebrain_unest"], indirect=True)
 def test_code_in_a_bundle_runs_only_when_trusted(bundle, tmp_path, capsys):
     _, folder, _ = bundle
@@ -131,6 +132,7 @@ def test_code_in_a_bundle_runs_only_when_trusted(bundle, tmp_path, capsys):
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["spleen"], indirect=True)
 def test_what_was_understood_can_be_saved_edited_and_given_back(bundle, tmp_path, capsys):
     _, folder, _ = bundle

@@ -101,6 +101,7 @@ def test_attention_is_what_torch_computes():
         assert torch.allclose(ours(x), theirs(x, x, x)[0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_own_networks_are_exported_with_an_open_batch(name, tmp_path):
     build, patch = SMALL[name]
@@ -108,6 +109,7 @@ def test_own_networks_are_exported_with_an_open_batch(name, tmp_path):
     assert report.parity < 1e-4 and report.unexplained == []
 
 
+@pytest.mark.slow
 def test_a_free_network_is_exported_with_open_sizes(tmp_path):
     from monai.networks.nets import BasicUNet
 

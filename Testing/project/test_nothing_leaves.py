@@ -40,15 +40,16 @@ COMMANDS = {
     "demo": [("--output", "OUT")],
     "reproduce": [("--table", "networks", "--networks", "unet", "--output", "OUT")],
 }
-SLOW = {"demo", "reproduce", "selftest"}
+#: The demo does all that quantize, build, segment and compare do; what takes minutes under the watcher is left to ``make test-all``.
+LONG = {"demo", "reproduce"}
+QUICK = {"doctor", "models", "networks", "cache"}
 
 
 def cases():
     for command, several in COMMANDS.items():
+        marks = [pytest.mark.long] if command in LONG else [] if command in QUICK else [pytest.mark.slow]
         for number, arguments in enumerate(several):
-            yield pytest.param(
-                command, arguments, id=f"{command}-{number}", marks=[pytest.mark.slow] if command in SLOW else []
-            )
+            yield pytest.param(command, arguments, id=f"{command}-{number}", marks=marks)
 
 
 def test_every_command_is_among_them():

@@ -29,39 +29,39 @@ def sampler_for(package, options=CalibrationOptions(patches=2), seeds=(2001,)):
     return PatchSampler(sources, package.spec, PATCH, options)
 
 
-def test_the_result_keeps_the_rules_and_is_small(int8_package):
-    model = graph.load_network(int8_package.onnx_path("int8"))
+def test_the_result_keeps_the_rules_and_is_small(quantized_package):
+    model = graph.load_network(quantized_package.onnx_path("int8"))
     assert qdq.check_int8(model) == []
-    ratio = int8_package.onnx_path("int8").stat().st_size / int8_package.onnx_path("fp32").stat().st_size
+    ratio = quantized_package.onnx_path("int8").stat().st_size / quantized_package.onnx_path("fp32").stat().st_size
     assert ratio <= 0.27
     layers = weighted_layers(graph.fixed_shape(model, (64, 64, 64)))
     assert int8_share(layers) > 0.95
-    recorded = int8_package.calibration()["quantization"]["layers"]
+    recorded = quantized_package.calibration()["quantization"]["layers"]
     left = {layer["name"]: layer["reason"] for layer in recorded if not layer["quantized"]}
     assert left and all("transposed" in reason for reason in left.values())
     assert {layer.name for layer in layers if not layer.quantized} == set(left)
 
 
-def test_simulated_int8_agrees_with_fp32(int8_package, phantom):
+def test_simulated_int8_agrees_with_fp32(quantized_package, phantom):
     from MedQuantINT8Lib.engines.onnxruntime import session
 
-    data = preprocess(phantom[0], int8_package.spec).data
-    n0, n1, n2 = int8_package.spec.window.patch_size
+    data = preprocess(phantom[0], quantized_package.spec).data
+    n0, n1, n2 = quantized_package.spec.window.patch_size
     data = data[None, :, :n0, :n1, :n2]
     outputs = [
-        session(int8_package.onnx_path(p).read_bytes(), p).run(None, {"image": data})[0] for p in ("fp32", "int8")
+        session(quantized_package.onnx_path(p).read_bytes(), p).run(None, {"image": data})[0] for p in ("fp32", "int8")
     ]
     assert np.linalg.norm(outputs[0] - outputs[1]) / np.linalg.norm(outputs[0]) < 0.2
     assert (outputs[0].argmax(1) != outputs[1].argmax(1)).mean() < 0.02
 
 
-def test_calibration_json_records_where_the_scales_came_from(int8_package):
-    record = int8_package.calibration()
+def test_calibration_json_records_where_the_scales_came_from(quantized_package):
+    record = quantized_package.calibration()
     assert record["method"] == "max" and record["patches_used"] == 4
     assert len(record["volumes"]) == 2 and all(len(h) == 64 for h in record["volumes"].values())
     assert "20 to 200" in record["warnings"][0]
     assert {"nvidia-modelopt", "onnx", "onnxruntime"} <= set(record["versions"])
-    model = graph.load_network(int8_package.onnx_path("int8"))
+    model = graph.load_network(quantized_package.onnx_path("int8"))
     scales = {
         node.input[0]: float(graph.Graph(model).array(node.input[1]))
         for node in model.graph.node
@@ -215,7 +215,7 @@ def test_labels_must_lie_on_their_scans(fp32_package, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["entropy", "percentile", "mse"])
-def test_every_method_makes_a_network_of_other_scales(fp32_package, int8_package, tmp_path, method):
+def test_every_method_makes_a_network_of_other_scales(fp32_package, quantized_package, tmp_path, method):
     options = CalibrationOptions(method=method, patches=1)
     package, report = quantize_package(
         fp32_package,

@@ -187,6 +187,7 @@ def test_cancel_stops_and_a_second_click_works(user):
     assert len(user.segmentations()) == 1
 
 
+@pytest.mark.slow
 def test_structures_output_and_undo(user):
     user.load()
     user.click(user.ui.allClassesButton)
@@ -445,6 +446,7 @@ def test_what_is_told_of_a_network_is_that_of_the_one_that_was_kept(user, monkey
     assert "2 layers compute in floating point on weights stored as INT8" in text and "not worth it" in text
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_told_and_the_next_click_starts_another(user):
     user.load()
     faster = slow_down(user)
@@ -499,6 +501,7 @@ def test_a_disk_that_cannot_be_written_is_told(user, tmp_path, monkeypatch):
     assert str(tmp_path / "file") in user.errors()[-1] and not user.segmentations()
 
 
+@pytest.mark.slow
 def test_compare_shows_what_was_lost_and_leads_to_it(user, file_dialogs, tmp_path, monkeypatch):
     user.load()
     view = user.scene.GetNodeByID("vtkMRMLSliceNodeRed")
@@ -546,6 +549,7 @@ def test_compare_shows_what_was_lost_and_leads_to_it(user, file_dialogs, tmp_pat
     assert slicer.mrmlScene is user.scene
 
 
+@pytest.mark.slow
 def test_all_volumes_and_a_folder(user, file_dialogs, tmp_path, monkeypatch):
     import SimpleITK as sitk
 
@@ -569,6 +573,7 @@ def test_all_volumes_and_a_folder(user, file_dialogs, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.seg.nrrd", "b.seg.nrrd"]
 
 
+@pytest.mark.slow
 def test_a_sequence_is_segmented_frame_by_frame(user):
     if not hasattr(slicer, "vtkSlicerSequencesLogic"):
         pytest.skip(NO_SEQUENCES)
@@ -608,7 +613,7 @@ def test_an_int8_engine_is_made_in_the_window(user):
         pytest.skip("this build of Slicer has no ModelOpt")
     node = user.load("Calibration")
     user.ui.calibrationSelector.setCheckState(node, user.qt.Qt.Checked)
-    user.ui.patchesSpin.setValue(3)
+    user.ui.patchesSpin.setValue(2)
     user.view.build._writers["patches"]()
     user.click(user.ui.buildButton)
     assert read(user.ui.buildButton, "text") == "Cancel" and not read(user.ui.segmentButton, "enabled")
@@ -706,6 +711,7 @@ def test_every_control_can_be_reached_and_named(user):
     assert len(keys) > 10
 
 
+@pytest.mark.slow
 def test_the_modules_own_test_passes(user):
     import MedQuantINT8
 

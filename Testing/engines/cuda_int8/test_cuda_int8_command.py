@@ -39,6 +39,7 @@ def segmented(package, scan, engine):
     return sitk.GetArrayFromImage(sitk.ReadImage(found))
 
 
+@pytest.mark.slow
 def test_a_scan_is_segmented_at_the_first_try_and_at_the_second(int8_package, driver, tmp_path):
     # Of other spacing than the network's: scores come down, to be resampled.
     scan = scan_of(tmp_path, 2.2)
@@ -47,6 +48,7 @@ def test_a_scan_is_segmented_at_the_first_try_and_at_the_second(int8_package, dr
     assert len(np.unique(first)) > 2 and (first == segmented(int8_package, scan, "onnxruntime")).mean() > 0.995
 
 
+@pytest.mark.slow
 def test_so_is_one_whose_labels_are_blended_on_the_gpu(int8_package, driver, tmp_path):
     # The window's kernels do nothing here; what is asked of the driver is right, or it fails.
     scan = scan_of(
@@ -58,6 +60,7 @@ def test_so_is_one_whose_labels_are_blended_on_the_gpu(int8_package, driver, tmp
         assert driver.calls.count("cuLaunchKernel") > 10
 
 
+@pytest.mark.slow
 def test_what_it_is_held_against_in_fp32_runs_on_another_engine(int8_package, driver, tmp_path, monkeypatch):
     scan, folder = scan_of(tmp_path, 2.2), tmp_path / "differences"
     assert (
