@@ -17,7 +17,7 @@ from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import accuracy_guard as sensitivity
-from MedQuantINT8Lib.quantization.accuracy_guard import Budget, Measurement, guard
+from MedQuantINT8Lib.quantization.accuracy_guard import Budget, Candidate, Measurement, guard
 from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
 from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
 from MedQuantINT8Lib.quantization.quantize import OPSET, QuantizationPolicy, policy_reasons
@@ -142,7 +142,7 @@ def test_it_ends_at_the_best_that_it_has_seen(monkeypatch, agreement, left, retu
     fp32 = convolutions(weights, biases)
     times = iter([3.0, 2.5, 2.0, 1.0])
     made, result = guard(
-        fp32, quantized(fp32), patches(), SPEC, Budget(0.99), Task(), stopwatch=lambda model: next(times)
+        Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task(), stopwatch=lambda model: next(times)
     )
     assert len(qdq.layers_with_int8_weights(made)) == left
     assert result.after.agreement == agreement[left] >= result.before.agreement
@@ -152,11 +152,42 @@ def test_it_ends_at_the_best_that_it_has_seen(monkeypatch, agreement, left, retu
     assert "costs 0.0 ms" in "\n".join(quantize._guard_lines(result))
 
 
+@pytest.mark.parametrize(
+    ("plain", "other", "asked", "taken"),
+    [(0.995, 1.0, False, False), (0.9, 0.995, True, True), (0.97, 0.9, True, False)],
+)
+def test_channels_are_equalized_before_a_layer_goes_back(monkeypatch, plain, other, asked, taken):
+    fp32 = convolutions(*random_weights())
+    first, second = quantized(fp32, 0.05), quantized(fp32, 0.06)
+    calls = []
+
+    class ByNetwork:
+        def __init__(self, *_):
+            pass
+
+        def measure(self, candidate, patches=None):
+            value = {id(first): plain, id(second): other}.get(id(candidate), 0.98)
+            return Measurement(value, 1 - value)
+
+    def equalize():
+        calls.append("asked")
+        return Candidate(fp32, second)
+
+    monkeypatch.setattr(sensitivity, "_Judge", ByNetwork)
+    made, result = guard(Candidate(fp32, first), patches(), SPEC, Budget(0.99), Task(), equalize=equalize)
+    assert bool(calls) == asked and result.equalized == taken
+    assert result.before.agreement == (other if taken else plain)
+    assert (made is second) == taken and result.after.agreement >= result.before.agreement
+    assert result.to_json()["channels_equalized"] == taken
+    _, result = guard(Candidate(fp32, first), patches(), SPEC, Budget(0.99), Task(), equalize=lambda: None)
+    assert not result.equalized
+
+
 def test_where_fp32_finds_nothing_nothing_is_claimed():
     weights, biases = random_weights()
     biases["c"] = np.array([1e6, 0.0])
     fp32 = convolutions(weights, biases)
-    made, result = guard(fp32, quantized(fp32), patches(), SPEC, Budget(0.99), Task())
+    made, result = guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task())
     assert result.agreement is None and not result.kept and not result.judged and not result.returned
     assert "finds no structure" in result.notes[0] and "scans that show the structures" in result.notes[0]
     assert result.to_json()["agreement"] is None and result.to_json()["nothing_found"]
@@ -168,7 +199,12 @@ def test_labels_that_show_nothing_in_the_patches_are_told():
     weights, biases = random_weights()
     fp32 = convolutions(weights, biases)
     _, result = guard(
-        fp32, quantized(fp32, 0.02), patches(), SPEC, Budget(0.0), Task(), references=[np.zeros(SHAPE, int)] * 3
+        Candidate(fp32, quantized(fp32, 0.02)),
+        patches(),
+        SPEC,
+        Budget(0.0),
+        Task(),
+        references=[np.zeros(SHAPE, int)] * 3,
     )
     assert result.after.dice is None and result.dice_fp32 is None and result.notes == [sensitivity.NOTHING_LABELLED]
     assert result.to_json()["dice_to_labels"] is None
@@ -194,7 +230,7 @@ def test_an_engine_that_cannot_be_timed_loses_nothing(monkeypatch):
     def broken(model):
         raise EngineError("no kernel for GridSample")
 
-    _, result = guard(fp32, quantized(fp32), patches(), SPEC, Budget(0.99), Task(), stopwatch=broken)
+    _, result = guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task(), stopwatch=broken)
     assert result.kept and result.cost_ms is None and "GridSample" in result.notes[0]
 
 

@@ -11,10 +11,12 @@ from MedQuantINT8Lib.errors import InputError, PackageError
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.inference.range_check import limits_of
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.layers import int8_share, weighted_layers
 from MedQuantINT8Lib.models.package import ModelPackage
+from MedQuantINT8Lib.quantization import quantize
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget
 from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, quantize_package
@@ -140,7 +142,7 @@ def test_the_policy_keeps_what_it_is_told(fp32_package, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_the_guard_puts_the_worst_layer_back(fp32_package, tmp_path):
+def test_the_guard_equalizes_channels_or_puts_the_worst_layer_back(fp32_package, tmp_path, monkeypatch):
     """One convolution is spoiled so that INT8 cannot carry it: a channel a thousand times as large as the others."""
     model = graph.load_network(fp32_package.onnx_path("fp32"))
     convolutions = [n for n in model.graph.node if n.op_type == "Conv"]
@@ -162,6 +164,19 @@ def test_the_guard_puts_the_worst_layer_back(fp32_package, tmp_path):
         CalibrationOptions(patches=2),
         QuantizationPolicy(budget=Budget(0)),
     )[1]
+    cured, report = quantize_package(
+        package,
+        sampler_for(package),
+        tmp_path / "cured",
+        CalibrationOptions(patches=2),
+        QuantizationPolicy(budget=Budget(0.95)),
+    )
+    assert report.guard.equalized and report.guard.before.agreement >= blind.guard.agreement
+    assert report.guard.agreement >= 0.95 and qdq.check_int8(graph.load_network(cured.onnx_path("int8"))) == []
+    rows = cured.calibration()["tensors"]
+    assert limits_of(cured) == {name: row["limit"] for name, row in rows.items()}
+    assert all(row["limit"] == pytest.approx(row["seen_maximum"], rel=0.02) for row in rows.values()), "FP32's units"
+    monkeypatch.setattr(quantize, "equalized", lambda *_: None)
     guarded, report = quantize_package(
         package,
         sampler_for(package),

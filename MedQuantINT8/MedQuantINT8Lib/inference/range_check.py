@@ -123,7 +123,7 @@ def windows_looked_at(plan: WindowPlan) -> int:
 def limits_of(package: ModelPackage) -> dict[str, float]:
     """The largest magnitude that INT8 holds of each quantized tensor, as calibration.json says it."""
     tensors = (package.calibration() or {}).get("tensors", {})
-    return {name: 127 * float(row["scale"]) for name, row in tensors.items()}
+    return {name: float(row.get("limit", 127 * float(row["scale"]))) for name, row in tensors.items()}
 
 
 _Key = tuple[Path, float, tuple[int, int, int]]

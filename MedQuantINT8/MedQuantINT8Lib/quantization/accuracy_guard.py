@@ -92,6 +92,7 @@ class GuardResult:
         returned: layers that went back to float, in that order, with what was measured.
         stored_as_int8: those of the returned layers whose weights are still stored as INT8.
         biases_corrected: whether correcting the biases brought INT8 nearer to FP32.
+        equalized: whether channels were equalized, because that brought INT8 nearer to FP32.
         milliseconds: of the real engine for one window, before and after each returned layer; empty if not measured.
         notes: what a user should know, in words.
     """
@@ -103,6 +104,7 @@ class GuardResult:
     stored_as_int8: list[str] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
     biases_corrected: bool = False
+    equalized: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -150,6 +152,7 @@ class GuardResult:
             "cost_ms": self.cost_ms,
             "notes": self.notes,
             "biases_corrected": self.biases_corrected,
+            "channels_equalized": self.equalized,
             "kept": self.kept,
             "budget": asdict(self.budget),
         }
@@ -251,16 +254,28 @@ class _Point:
     measured: Measurement
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """An INT8 network with the FP32 network that it was made of.
+
+    Attributes:
+        corrected: ``int8`` with corrected biases, which is taken if it is nearer to FP32; or None.
+    """
+
+    fp32: Any
+    int8: Any
+    corrected: Any = None
+
+
 def guard(
-    fp32: Any,
-    int8: Any,
+    candidate: Candidate,
     patches: Sequence[Patch],
     spec: ModelSpec,
     budget: Budget,
     task: Task,
     references: Sequence[NDArray[Any]] = (),
     stopwatch: Stopwatch | None = None,
-    corrected: Any = None,
+    equalize: Callable[[], Candidate | None] | None = None,
 ) -> tuple[Any, GuardResult]:
     """Return the INT8 network with as few layers in float as the budget needs, or the best that was seen if none holds it.
 
@@ -268,15 +283,12 @@ def guard(
         patches: (C, A0, A1, A2) each, all of one size.
         references: the patches' labels, (A0, A1, A2) each, with the model's label values; or none.
         stopwatch: times the real engine, to tell what each returned layer costs.
-        corrected: ``int8`` with corrected biases, which is taken if it is nearer to FP32.
+        equalize: makes the network anew with equalized channels, which compute the same in FP32. It is asked only where
+            the budget does not hold, before a layer goes back to float; None where nothing can be equalized.
     """
-    judge = _Judge(fp32, patches, spec, references)
+    judge = _Judge(candidate.fp32, patches, spec, references)
     with task.stage("checking the agreement with FP32"):
-        measured = judge.measure(int8)
-        better = judge.measure(corrected) if corrected is not None else measured
-        helps = better.relative_error < measured.relative_error and (better.agreement or 0) >= (measured.agreement or 0)
-        if helps:
-            int8, measured = corrected, better
+        int8, measured, helps = _better_biases(judge, candidate)
     result = GuardResult(budget, measured, measured, biases_corrected=helps)
     if measured.agreement is None:
         result.notes.append(NOTHING_FOUND)
@@ -284,6 +296,17 @@ def guard(
         result.notes.append(NOTHING_LABELLED)
     if not budget.fallback or result.kept or not result.judged:
         return int8, result
+    fp32 = candidate.fp32
+    other = equalize() if equalize is not None else None
+    if other is not None:
+        with task.stage("checking the agreement with FP32"):
+            other_int8, other_measured, other_helps = _better_biases(judge, other)
+        if _nearer(other_measured, measured, budget):
+            fp32, int8, measured = other.fp32, other_int8, other_measured
+            result.before = result.after = measured
+            result.biases_corrected, result.equalized = other_helps, True
+            if result.kept:
+                return int8, result
     points = _way_back(judge, fp32, int8, result, task)
     best = _best(judge, points, budget)
     result.after = best.measured
@@ -292,6 +315,22 @@ def guard(
     if stopwatch is not None:
         _time(result, [point.model for point in points[: best.returned + 1]], stopwatch, task)
     return best.model, result
+
+
+def _better_biases(judge: _Judge, candidate: Candidate) -> tuple[Any, Measurement, bool]:
+    """The INT8 network with the biases that bring it nearer to FP32, what it measures, and whether they are the corrected ones."""
+    measured = judge.measure(candidate.int8)
+    if candidate.corrected is None:
+        return candidate.int8, measured, False
+    better = judge.measure(candidate.corrected)
+    if better.relative_error < measured.relative_error and (better.agreement or 0) >= (measured.agreement or 0):
+        return candidate.corrected, better, True
+    return candidate.int8, measured, False
+
+
+def _nearer(first: Measurement, second: Measurement, budget: Budget) -> bool:
+    """Whether the first exceeds the budget by less, or of equals has the smaller error."""
+    return (budget.excess(first), first.relative_error) < (budget.excess(second), second.relative_error)
 
 
 def _way_back(judge: _Judge, fp32: Any, int8: Any, result: GuardResult, task: Task) -> list[_Point]:

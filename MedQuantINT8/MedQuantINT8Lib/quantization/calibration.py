@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -227,6 +227,8 @@ class Calibration:
     Attributes:
         drawn: how many different patches were drawn, by where they lie.
         input: name of the network's input, so that a run can find its range without reading the network.
+        limits: the largest magnitudes that INT8 holds of FP32's tensors, where channels were equalized: the scales are
+            those of the equalized network then.
     """
 
     options: CalibrationOptions
@@ -237,6 +239,7 @@ class Calibration:
     warnings: list[str]
     versions: dict[str, str]
     input: str = ""
+    limits: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -250,7 +253,9 @@ class Calibration:
             "versions": self.versions,
             "input": self.input,
             "tensors": {
-                name: {"scale": scale, "seen_maximum": self.maxima[name]} for name, scale in self.scales.items()
+                name: {"scale": scale, "seen_maximum": self.maxima[name]}
+                | ({"limit": self.limits[name]} if name in self.limits else {})
+                for name, scale in self.scales.items()
             },
         }
 

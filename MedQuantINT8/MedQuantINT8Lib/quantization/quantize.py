@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,12 +19,13 @@ from typing import Any
 from ..engines.int8_or_float import LEAST_SHARE
 from ..errors import PackageError
 from ..files import write_json
+from ..imaging.patches import Patch
 from ..models import onnx_graph as graph
 from ..models import qdq
 from ..models.layers import Layer, int8_share, weighted_layers
 from ..models.package import CALIBRATION, FP32, INT8, ModelPackage
 from ..progress import Task
-from .accuracy_guard import Budget, GuardResult, Stopwatch, guard
+from .accuracy_guard import Budget, Candidate, GuardResult, Stopwatch, guard
 from .bias_correction import input_means, with_corrected_biases
 from .calibration import (
     Calibration,
@@ -32,6 +34,8 @@ from .calibration import (
     collect_histograms,
     scales_from,
 )
+from .equalization import channel_maxima, equalized
+from .histogram import ActivationHistogram
 from .qdq_placement import place, require_quantizer
 
 
@@ -145,25 +149,26 @@ def _quantized(
         # ModelOpt raises it as well, and would name layers anew: the two networks are compared layer by layer.
         fp32 = graph.at_opset(fp32, OPSET, f"{package.spec.name}: {FP32}")
     graph.name_nodes(fp32)
-    patch = sampler.patch
-    reasons = policy_reasons(fp32, policy)
-    with task.stage("placing Q/DQ nodes"):
-        first = next(iter(sampler))
-        placed = place(quantizer, graph.fixed_shape(fp32, patch), first, reasons, few_channels=policy.few_channels)
-    tensors = list(qdq.activation_tensors(placed))
-    if not tensors:
-        raise PackageError(
-            f"No layer of {package.spec.name} can be quantized.", "See 'medquant quantize --verbose' for the reasons."
-        )
-    histograms = collect_histograms(fp32, tensors, sampler, len(sampler), patch, task)
-    scales = scales_from(histograms, calibration)
-    qdq.set_activation_scales(placed, scales)
-    compared = sampler.first_samples(COMPARED_PATCHES if math.prod(patch) <= _LARGE_PATCH else _FEW_PATCHES)
+    forms = _Forms(package.spec.name, sampler, ways, quantizer, task)
+    plain = forms.make(fp32)
+    compared = sampler.first_samples(_compared_patches(sampler.patch))
     patches = [sample.patch for sample in compared]
-    corrected = with_corrected_biases(fp32, placed, input_means(fp32, patches[:_FEW_PATCHES], patch))
     references = [sample.labels for sample in compared if sample.labels is not None]
-    checked, guarded = guard(fp32, placed, patches, package.spec, policy.budget, task, references, stopwatch, corrected)
-    reasons |= {name: f"the guard: {why}" for name, why in guarded.returned.items()}
+    plain.correct(patches)
+
+    def equalize() -> Candidate | None:
+        network = equalized(fp32, channel_maxima(fp32, patches, sampler.patch), sampler.patch)
+        if network is None:
+            return None
+        forms.equalized = forms.make(network)
+        forms.equalized.correct(patches)
+        return forms.equalized.candidate
+
+    checked, guarded = guard(
+        plain.candidate, patches, package.spec, policy.budget, task, references, stopwatch, equalize
+    )
+    form = forms.equalized if guarded.equalized and forms.equalized is not None else plain
+    reasons = form.reasons | {name: f"the guard: {why}" for name, why in guarded.returned.items()}
     checked = qdq.compacted(checked)
     if problems := qdq.check_int8(checked):
         raise PackageError(
@@ -171,15 +176,78 @@ def _quantized(
         )
     measured = Calibration(
         calibration,
-        scales,
-        {name: histograms[name].maximum for name in tensors},
+        form.scales,
+        # A run looks at the tensors of FP32, whose channels are not equalized.
+        {name: plain.histograms[name].maximum for name in form.scales},
         sampler.drawn,
         sampler.volume_hashes,
         sampler.warnings,
         _versions(),
         graph.network_shape(fp32).input_name,
+        {} if form is plain else {name: 127 * scale for name, scale in plain.scales.items()},
     )
-    return _write(package, checked, measured, guarded, reasons, target, patch)
+    return _write(package, checked, measured, guarded, reasons, target, sampler.patch)
+
+
+@dataclass
+class _Form:
+    """A network with Q/DQ pairs and calibrated scales.
+
+    Attributes:
+        reasons: why layers stayed in high precision.
+        histograms: of the quantized tensors, in the network's own units.
+    """
+
+    fp32: Any
+    int8: Any
+    reasons: dict[str, str]
+    histograms: dict[str, ActivationHistogram]
+    scales: dict[str, float]
+    patch: tuple[int, int, int]
+    corrected: Any = None
+
+    def correct(self, patches: Sequence[Patch]) -> None:
+        """Make the form with corrected biases as well, by the first few patches."""
+        means = input_means(self.fp32, patches[:_FEW_PATCHES], self.patch)
+        self.corrected = with_corrected_biases(self.fp32, self.int8, means)
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.fp32, self.int8, self.corrected)
+
+
+@dataclass
+class _Forms:
+    """Makes INT8 forms of a network: as it is, and with equalized channels."""
+
+    name: str
+    sampler: PatchSampler
+    ways: _Ways
+    quantizer: Any
+    task: Task
+    equalized: _Form | None = None
+
+    def make(self, fp32: Any) -> _Form:
+        """Place Q/DQ pairs and calibrate them."""
+        patch, policy = self.sampler.patch, self.ways.policy
+        reasons = policy_reasons(fp32, policy)
+        with self.task.stage("placing Q/DQ nodes"):
+            first = next(iter(self.sampler))
+            fixed = graph.fixed_shape(fp32, patch)
+            placed = place(self.quantizer, fixed, first, reasons, few_channels=policy.few_channels)
+        tensors = list(qdq.activation_tensors(placed))
+        if not tensors:
+            raise PackageError(
+                f"No layer of {self.name} can be quantized.", "See 'medquant quantize --verbose' for the reasons."
+            )
+        histograms = collect_histograms(fp32, tensors, self.sampler, len(self.sampler), patch, self.task)
+        scales = scales_from(histograms, self.ways.calibration)
+        qdq.set_activation_scales(placed, scales)
+        return _Form(fp32, placed, reasons, histograms, scales, patch)
+
+
+def _compared_patches(patch: tuple[int, int, int]) -> int:
+    return COMPARED_PATCHES if math.prod(patch) <= _LARGE_PATCH else _FEW_PATCHES
 
 
 #: What ModelOpt raises older networks to.
