@@ -66,9 +66,9 @@ def registerContextMenu() -> None:
     """Add "Segment with" to the context menu of volumes, where this Slicer has a subject hierarchy with menus."""
     if hasattr(slicer, "qSlicerSubjectHierarchyScriptedPlugin"):
         plugin = slicer.qSlicerSubjectHierarchyScriptedPlugin(None)
-        library = Path(__file__).parent / "MedQuantINT8Lib" / "slicer_module"
+        panels = Path(__file__).parent / "MedQuantINT8Lib" / "slicer_module" / "panels"
         # The application keeps the plugin from now on.
-        plugin.setPythonSource(str(library / "MedQuantINT8SubjectHierarchyPlugin.py"))
+        plugin.setPythonSource(str(panels / "MedQuantINT8SubjectHierarchyPlugin.py"))
 
 
 class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):
