@@ -87,7 +87,7 @@ FORMS: dict[str, dict[str, Any]] = {
             window(-175, 250),
             {"_target_": "EnsureTyped", "keys": "image"},
         ],
-        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [64, 64, 64], "sw_batch_size": 4, "overlap": 0.5},
+        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [64, 32, 32], "sw_batch_size": 4, "overlap": 0.5},
         "postprocessing": softmax_postprocessing(),
         **_loader(as_handler=True),
     },
