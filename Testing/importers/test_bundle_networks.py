@@ -14,7 +14,8 @@ import torch
 
 from MedQuantINT8Lib.errors import MedQuantError, PackageError
 from MedQuantINT8Lib.importers import monai_bundle
-from MedQuantINT8Lib.importers.expressions import Config, NotAConstant
+from MedQuantINT8Lib.importers.expression_evaluator import NotAConstant
+from MedQuantINT8Lib.importers.expressions import Config
 from MedQuantINT8Lib.importers.monai_inferers import translate_inferer
 from MedQuantINT8Lib.importers.offline import closed_sockets
 from monai_beside import ARGMAX, LINEAR, LOAD, SOFTMAX, WINDOW, Torch, agreement, invert, save_weights, scan, write

@@ -21,7 +21,8 @@ from MedQuantINT8Lib.imaging.volume import to_sitk
 from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.importers import monai_bundle
 from MedQuantINT8Lib.importers.checkpoints import load_weights, read_checkpoint
-from MedQuantINT8Lib.importers.expressions import Config, NotAConstant
+from MedQuantINT8Lib.importers.expression_evaluator import NotAConstant
+from MedQuantINT8Lib.importers.expressions import Config
 from MedQuantINT8Lib.models.package import FP32, ModelPackage
 
 CLASSES = {"spleen": 2, "swin_unetr_btcv": 14, "wholebody": 105, "wholebrain_unest": 5, "vista3d": 7}

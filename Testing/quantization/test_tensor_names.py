@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from MedQuantINT8Lib.models import onnx_graph as graph
-from MedQuantINT8Lib.models import qdq
+from MedQuantINT8Lib.models import qdq, tensor_names
 from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
 from tiny import convolutions, quantized, random_weights, run
 
@@ -112,8 +112,8 @@ def test_inputs_that_are_left_out_stay_so():
     model = convolutions(weights, biases)
     model.graph.node[1].op_type = "Clip"
     model.graph.node[1].input.extend(["", "a_bias"])
-    assert "" not in graph.tensor_names(model)
-    originals = graph.use_plain_names(model)
+    assert "" not in tensor_names.tensor_names(model)
+    originals = tensor_names.use_plain_names(model)
     assert list(model.graph.node[1].input)[1] == ""
     _give_names_back(model, originals)
     assert list(model.graph.node[1].input) == ["a_out", "", "a_bias"]
@@ -138,11 +138,13 @@ def test_bodies_of_branches_read_what_was_renamed():
     model.graph.node.insert(2, chosen)
     model.graph.node[3].input[0] = "chosen"
     expected = run(model, PATCH)
-    assert {"times_given", "plus_given"} <= graph.tensor_names(model)
-    graph.use_plain_names(model)
+    assert {"times_given", "plus_given"} <= tensor_names.tensor_names(model)
+    tensor_names.use_plain_names(model)
     onnx.checker.check_model(model, full_check=True)
     assert np.array_equal(run(model, PATCH), expected)
-    assert not {"a_relu", "half", "chosen"} & graph.tensor_names(model) and "times_given" in graph.tensor_names(model)
+    assert not {"a_relu", "half", "chosen"} & tensor_names.tensor_names(
+        model
+    ) and "times_given" in tensor_names.tensor_names(model)
 
 
 @pytest.mark.slow

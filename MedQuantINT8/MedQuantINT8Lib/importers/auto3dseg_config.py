@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PackageError
-from .expressions import Config, NotAConstant
+from .expression_evaluator import NotAConstant
+from .expressions import Config
 from .fields import Fields, choice, count, each, flag, known, mapping, number, positive, text, whole
 
 _ADVICE = "If it changes nothing when a scan is segmented, take it out of the configuration; else use Auto3DSeg itself."

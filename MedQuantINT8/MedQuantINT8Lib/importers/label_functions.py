@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .expressions import dotted
+from .expression_evaluator import dotted
 
 #: More regions have too many combinations to be tried.
 MOST_REGIONS = 12

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import PackageError
-from .expressions import Unresolved
+from .expression_evaluator import Unresolved
 
 #: Arguments of dictionary transforms that change neither voxels nor labels.
 _HARMLESS = {"_target_", "_disabled_", "_desc_", "_requires_", "_mode_", "keys", "allow_missing_keys"}

@@ -21,9 +21,11 @@ from ..models.colors import palette
 from ..models.spec import Channel, Cleaning, Label, ModelSpec, Window
 from .base import ImportedModel, single_output
 from .bundle_license import license_of
-from .expressions import Config, NotAConstant
+from .expression_evaluator import NotAConstant
+from .expressions import Config
 from .monai_inferers import slice_axis, translate_inferer
-from .monai_networks import MOST_CHANNELS, Definition, definition_of, make, safe_functions
+from .monai_metadata import channel_count, cited, first_part, numbered_names, part, word_of
+from .monai_networks import Definition, definition_of, make, safe_functions
 from .monai_original import BundleParts, MonaiPipeline, monai_original
 from .monai_postprocessing import Postprocessing, translate_postprocessing
 from .monai_preprocessing import translate_preprocessing
@@ -107,9 +109,9 @@ class _Bundle:
         definition = self._definition()
         classes = self._vista_classes(definition)
         network = self._network(definition, classes)
-        formats = _part(self._metadata.raw("network_data_format"), "network_data_format")
-        image = _one_of(_part(formats.get("inputs"), "inputs"), "image")
-        pred = _one_of(_part(formats.get("outputs"), "outputs"), "pred")
+        formats = part(self._metadata.raw("network_data_format"), "network_data_format")
+        image = first_part(part(formats.get("inputs"), "inputs"), "image")
+        pred = first_part(part(formats.get("outputs"), "outputs"), "pred")
         channels = self._output_channels(definition, classes, pred)
         inputs = self._channels(image, definition)
         preprocessing = translate_preprocessing(self._transforms("preprocessing"), len(inputs))
@@ -123,7 +125,7 @@ class _Bundle:
         spec = ModelSpec(
             name=re.sub(r"[^A-Za-z0-9._-]", "-", self._said("name") or self._folder.name).lstrip("._-") or "bundle",
             version=self._said("version") or "1",
-            modality=_word(image.get("modality")) or _word(image.get("format")) or "unknown",
+            modality=word_of(image.get("modality")) or word_of(image.get("format")) or "unknown",
             channels=inputs,
             geometry=preprocessing.geometry,
             normalization=preprocessing.normalization,
@@ -134,7 +136,7 @@ class _Bundle:
             license=license_of(
                 self._folder, self._said("license") or self._said("copyright") or "unknown: see the bundle"
             ),
-            citation=_cited(self._metadata.raw("references")),
+            citation=cited(self._metadata.raw("references")),
             source_url=self._said("source_url"),
             title=self._said("task"),
             description=self._said("description"),
@@ -166,7 +168,7 @@ class _Bundle:
         )
 
     def _said(self, name: str) -> str:
-        return _word(self._metadata.raw(name))
+        return word_of(self._metadata.raw(name))
 
     def _transforms(self, name: str) -> list[Any]:
         found = self._config.get(name)
@@ -268,20 +270,24 @@ class _Bundle:
     # What its channels mean
 
     def _channels(self, image: dict[str, Any], definition: Definition | None) -> tuple[Channel, ...]:
-        said = _count(image.get("num_channels", 1), "num_channels of the network's input")
+        said = channel_count(image.get("num_channels", 1), "num_channels of the network's input")
         count = (definition.input_channels if definition is not None else None) or said
         names = image.get("channel_def")
         names = names if isinstance(names, dict) else {}
-        return tuple(Channel(_word(names.get(str(n), names.get(n))) or f"channel {n}") for n in range(count))
+        return tuple(Channel(word_of(names.get(str(n), names.get(n))) or f"channel {n}") for n in range(count))
 
     def _output_channels(self, definition: Definition | None, classes: list[int] | None, pred: dict[str, Any]) -> int:
         if classes is not None:
             return len(classes) + 1
         if definition is not None and definition.output_channels is not None:
             return definition.output_channels
-        names = _names(pred)
+        names = numbered_names(pred)
         said = pred.get("num_channels")
-        count = _count(said, "num_channels of the network's output") if said is not None else 1 + max(names, default=-1)
+        count = (
+            channel_count(said, "num_channels of the network's output")
+            if said is not None
+            else 1 + max(names, default=-1)
+        )
         if count < 1:
             raise PackageError("The bundle's metadata names no output channels.", "Give a description with --spec.")
         return count
@@ -289,7 +295,7 @@ class _Bundle:
     def _labels(
         self, pred: dict[str, Any], channels: int, classes: list[int] | None, post: Postprocessing
     ) -> tuple[Label, ...]:
-        names = _names(pred)
+        names = numbered_names(pred)
         if classes is not None:
             # Channel n of the static graph is VISTA3D's class n - 1 of the list; its number is kept as the label's value.
             rows = [(c, names.get(c, f"class {c}"), n) for n, c in enumerate(classes, start=1)]
@@ -360,62 +366,3 @@ def _of_labels(post: Postprocessing, labels: tuple[Label, ...]) -> tuple[Cleanin
     first = 1 if post.output.regions and post.output.activation == "sigmoid" else 0
     values = {label.channel + first: label.value for label in labels}
     return tuple(replace(step, labels=tuple(values[n] for n in step.labels if n in values)) for step in post.cleaning)
-
-
-def _part(value: Any, name: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise PackageError(
-            f"metadata.json has a {name} that is no object.", "Get the bundle again, or give a description with --spec."
-        )
-    return value
-
-
-def _one_of(parts: dict[str, Any], name: str) -> dict[str, Any]:
-    """The part of that name, or the first one."""
-    return _part(parts.get(name) or next(iter(parts.values()), None), name)
-
-
-def _names(pred: dict[str, Any]) -> dict[int, str]:
-    """Names by number, from ``channel_def`` or ``label_def``, which say either a name for each number or a number for each name."""
-    for key in ("channel_def", "label_def"):
-        given = pred.get(key)
-        if isinstance(given, list):
-            given = dict(enumerate(given))
-        if isinstance(given, dict) and given:
-            if all(isinstance(v, int) and not isinstance(v, bool) for v in given.values()) and not any(
-                _is_number(k) for k in given
-            ):
-                given = {number: name for name, number in given.items()}
-            found = {int(k): _word(v) for k, v in given.items() if _is_number(k) and _word(v)}
-            if found:
-                return found
-    return {}
-
-
-def _is_number(value: Any) -> bool:
-    return (isinstance(value, int) and not isinstance(value, bool)) or (
-        isinstance(value, str) and value.isdecimal() and len(value) < 8
-    )
-
-
-def _count(value: Any, what: str) -> int:
-    if not _is_number(value) or not 0 < int(value) <= MOST_CHANNELS:
-        raise PackageError(
-            f"metadata.json has {str(value)[:40]!r} as {what}.",
-            "Get the bundle again, or give a description with --spec.",
-        )
-    return int(value)
-
-
-def _word(value: Any) -> str:
-    """Text or a number as text without line ends; empty for anything else."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return ""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
-
-
-def _cited(references: Any) -> str:
-    listed = references if isinstance(references, list) else [references]
-    return "; ".join(word for reference in listed if (word := _word(reference)))

@@ -9,7 +9,7 @@ import ast
 from typing import Any
 
 from ..models.spec import Normalization
-from .expressions import Unresolved
+from .expression_evaluator import Unresolved
 from .monai_arguments import Arguments
 
 #: Types of whole numbers that hold every grey value of a scan: what is lost is the fraction.

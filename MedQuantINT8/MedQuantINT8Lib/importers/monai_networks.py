@@ -20,7 +20,8 @@ from typing import Any
 
 from ..errors import DependencyError, PackageError
 from .checkpoints import read_checkpoint
-from .expressions import Config, NotAConstant, Unresolved, dotted
+from .expression_evaluator import NotAConstant, Unresolved, dotted
+from .expressions import Config
 from .offline import closed_sockets
 
 #: More channels than any network for segmentation has: a configuration that says more is damaged.

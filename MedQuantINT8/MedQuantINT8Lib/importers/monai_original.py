@@ -24,7 +24,7 @@ from ..errors import DependencyError
 from ..imaging.regions import Regions
 from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
-from .expressions import Unresolved
+from .expression_evaluator import Unresolved
 from .label_functions import Activation, Argmax, LabelFunction, NotUnderstood
 from .monai_arguments import enabled, transform_name
 from .monai_intensity import HANDLERS as INTENSITY

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from math import exp
 from typing import Any
 
-import numpy as np
-
 from ..errors import PackageError
-from ..models.spec import Cleaning, Output
-from .expressions import Unresolved
-from .label_functions import Activation, Argmax, LabelFunction, NotUnderstood, combinations, paint_order
+from ..models.spec import Cleaning
+from .expression_evaluator import Unresolved
+from .label_functions import Activation, Argmax, LabelFunction, NotUnderstood
 from .monai_arguments import ADVICE, Arguments, enabled, transform_name, true
+from .monai_prediction import Postprocessing, Prediction, TrustedFunction
 
 #: The entry of MONAI's dictionary that holds the network's output.
 _KEY = "pred"
@@ -36,25 +34,6 @@ _OF_FILES = (
     "separate_folder", "print_log", "output_format", "writer", "output_name_formatter", "folder_layout", "savepath_in_metadict",
     "squeeze_end_dims", "data_root_dir", "dtype",
 )  # fmt: skip
-
-
-@dataclass
-class Postprocessing:
-    """What the postprocessing says, in model.json's terms.
-
-    Attributes:
-        output: activation, decision, thresholds, and what is resampled.
-        cleaning: labels are numbers of classes (of regions: channel + 1), before ``values`` change them.
-        values: the label value of each class (of regions: of each channel); None: their numbers as they are.
-        order: of regions, the channels in the order in which they are painted; None: as they come.
-        notes: what is not the same as in MONAI, in words.
-    """
-
-    output: Output
-    cleaning: tuple[Cleaning, ...] = ()
-    values: dict[int, int] | None = None
-    order: list[int] | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def translate_postprocessing(
@@ -92,73 +71,14 @@ def translate_postprocessing(
     return reader.result()
 
 
-class _Reader:
-    """Reads transforms in their order and keeps what the prediction is by then.
-
-    ``kind`` is "scores" (of the network), "probabilities", "classes" (their numbers), "onehot" (a mask for each class) or "regions"
-    (a mask for each channel, which may overlap).
-    """
+class _Reader(Prediction):
+    """Reads transforms in their order and keeps what the prediction is by then."""
 
     def __init__(self, channels: int | None, vista: bool, run: Callable[[str], Callable[[Any], Any]] | None) -> None:
-        self._channels, self._vista, self._run = channels, vista, run
-        self.kind = "scores"
-        self._activation: str | None = None
-        self._thresholds: dict[int, float] = {}
-        self._threshold, self._inclusive = 0.5, True
-        self._resample: str | None = None
-        self._cleaning: list[Cleaning] = []
-        self._values: dict[int, int] | None = None
-        self._order: list[int] | None = None
+        super().__init__(channels)
+        self._vista, self._run = vista, run
         self._copies: set[str] = set()
-        self._notes: list[str] = []
         self._saves_resampled = True
-
-    # What comes out
-
-    def result(self) -> Postprocessing:
-        if self.kind in ("scores", "probabilities"):
-            regions = self._activation == "sigmoid"
-            kind = "regions" if regions else "classes"
-            self._notes.append(
-                f"the bundle saves {self.kind}; here they become labels: "
-                + ("each channel from a probability of 0.5 on" if regions else "the largest wins")
-            )
-        else:
-            kind = "regions" if self.kind == "regions" else "classes"
-        if self._resample is None:
-            # Without Invertd MONAI brings what it saves to the scan's grid by the nearest voxel, or leaves it where it is.
-            self._resample = "probabilities" if self.kind in ("scores", "probabilities") else "labels"
-            self._notes.append(
-                "the bundle does not invert its preprocessing; here labels are brought to the scan's grid"
-            )
-        activation = self._activation or "softmax"
-        if kind == "regions" and self._activation is None:
-            activation = "sigmoid"
-            if self._resample == "probabilities":
-                self._resample = "logits"
-        decision = "threshold" if kind == "regions" else "largest"
-        plain = decision == ("threshold" if activation == "sigmoid" else "largest")
-        several = kind == "regions" and activation == "sigmoid" and (self._channels or 2) > 1 and self._order is None
-        if several:
-            self._notes.append(
-                "its regions may overlap: one that lies inside another is painted over it, others in their order"
-            )
-        output = Output(
-            activation,  # type: ignore[arg-type]
-            threshold=self._threshold,
-            resample=self._resample,  # type: ignore[arg-type]
-            decision=None if plain else decision,  # type: ignore[arg-type]
-            thresholds=self._by_channel(),
-            inclusive=self._inclusive and kind == "regions",
-            paint="nested" if several else "order",
-        )
-        return Postprocessing(output, tuple(self._cleaning), self._values, self._order, self._notes)
-
-    def _by_channel(self) -> tuple[float, ...]:
-        if len(set(self._thresholds.values())) <= 1:
-            return ()
-        count = self._channels or 1 + max(self._thresholds)
-        return tuple(self._thresholds.get(channel, self._threshold) for channel in range(count))
 
     # Transforms of other entries
 
@@ -386,110 +306,19 @@ class _Reader:
             return
         if found is not None:
             try:
-                self._tried(given, found, found)
+                self._apply(found, found)
                 return
             except NotUnderstood:
                 pass
         if self._run is None or not _text_of(value):
             raise self._code(given, name, value)
         try:
-            self._tried(given, _Trusted(self._run(_text_of(value))), found)
+            self._apply(TrustedFunction(self._run(_text_of(value))), found)
         except NotUnderstood as error:
             raise PackageError(
                 f"The bundle's {given.name} changes labels in a way that a model package cannot say: {error}.",
                 "Export the network yourself and use: medquant import onnx",
             ) from error
-
-    def _tried(self, given: Arguments, function: Callable[[Any], Any], text: LabelFunction | None) -> None:
-        """Work out what a function of single voxels does from its values."""
-        if self.kind in ("scores", "probabilities"):
-            self._of_scores(function, text)
-        elif self.kind == "regions":
-            self._of_masks(function, combinations(self._count()))
-        elif self.kind == "classes":
-            self._of_classes(function)
-        else:
-            masks = np.eye(self._count(), dtype=np.float32)
-            if not np.array_equal(function(masks), masks):
-                raise NotUnderstood("it changes masks of classes")
-
-    def _of_scores(self, function: Callable[[Any], Any], text: LabelFunction | None) -> None:
-        count = self._count()
-        some: Any = np.random.default_rng(0).normal(size=(count, 64)).astype(np.float32)
-        if self.kind == "probabilities":
-            some = 1 / (1 + np.exp(-some))
-        if _same(function(some), some):
-            return
-        if text is None:
-            raise NotUnderstood("it decides by scores")
-        cuts = text.cuts(count)
-        if (
-            set(cuts) != set(range(count))
-            or len({inclusive for _, inclusive in cuts.values()}) != 1
-            or self._activation is None
-        ):
-            raise NotUnderstood("it compares some of the channels only")
-        if not all(0 < cut < 1 for cut, _ in cuts.values()):
-            raise NotUnderstood("it compares probabilities with what is none")
-        bits = combinations(count)
-        line = np.array([[cuts[channel][0]] for channel in range(count)], np.float64)
-        step = np.where(bits > 0, 1e-4, -1e-4) * np.minimum(line, 1 - line)
-        # Near the thresholds and far from them the answer must be the same: nothing else is compared.
-        far = np.where(bits > 0, 1.0, 0.0)
-        if not np.array_equal(function(line + step), function(far)):
-            raise NotUnderstood("it compares channels more than once")
-        before = self.kind
-        self.kind = "regions"
-        try:
-            self._of_masks(lambda masks: function(np.where(masks > 0, 1.0, 0.0)), bits)
-        except NotUnderstood:
-            self.kind = before
-            raise
-        self._thresholds = {channel: cut for channel, (cut, _) in cuts.items()}
-        self._threshold = self._thresholds[0]
-        self._inclusive = cuts[0][1]
-
-    def _of_masks(self, function: Callable[[Any], Any], bits: Any) -> None:
-        made = np.asarray(function(bits), dtype=np.float64)
-        if made.shape == bits.shape and np.array_equal(made, bits):
-            return
-        made = made[0] if made.ndim == 2 and made.shape[0] == 1 else made
-        if made.ndim != 1 or not np.array_equal(made, np.round(made)) or made.min() < 0 or made.max() > 65535:
-            raise NotUnderstood("it gives no label for each voxel")
-        order = paint_order([int(value) for value in made], bits.shape[0])
-        if len(order) != bits.shape[0]:
-            raise NotUnderstood("it leaves a channel out")
-        if len({value for _, value in order}) != len(order):
-            raise NotUnderstood("it gives two regions one label")
-        self._values, self._order = dict(order), [channel for channel, _ in order]
-        if len(order) > 1:
-            self._notes.append(
-                "its regions are painted one over another, as the bundle does: a label is what later ones leave of its region"
-            )
-
-    def _of_classes(self, function: Callable[[Any], Any]) -> None:
-        numbers = np.arange(self._count(), dtype=np.float32)[None]
-        made = np.asarray(function(numbers), dtype=np.float64)
-        made = made[None] if made.ndim == 1 else made
-        if made.shape != numbers.shape or not np.array_equal(made, np.round(made)):
-            raise NotUnderstood("it gives no label for each voxel")
-        values = [int(value) for value in made[0]]
-        if values == list(range(len(values))):
-            return
-        if (
-            self._values is not None
-            or values[0] != 0
-            or len(set(values)) != len(values)
-            or min(values) < 0
-            or max(values) > 65535
-        ):
-            raise NotUnderstood("it gives several labels one value")
-        self._values = dict(enumerate(values))
-
-    def _count(self) -> int:
-        if self._channels is None:
-            raise NotUnderstood("how many channels the network has is not known")
-        return self._channels
 
     def _code(self, given: Arguments, name: str, value: Any) -> PackageError:
         text = _text_of(value)
@@ -520,38 +349,6 @@ class _Reader:
 
     def read_squeezedimd(self, given: Arguments) -> None:
         given.ignore("dim", "update_meta")
-
-
-class _Trusted:
-    """A function of the bundle's own, on NumPy arrays (channels, voxels)."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-
-    def __call__(self, values: Any) -> Any:
-        import torch
-
-        count = values.shape[1]
-        tensor = torch.as_tensor(np.ascontiguousarray(values, np.float32))
-        places = torch.randperm(count * 3, generator=torch.Generator().manual_seed(0)) % count
-        try:
-            # Once as they stand, and once in another order among others: a function of single voxels gives the same.
-            made = torch.as_tensor(self._function(tensor.reshape(-1, count, 1, 1).clone())).reshape(-1, count)
-            again = torch.as_tensor(self._function(tensor[:, places].reshape(-1, 3, count, 1).clone())).reshape(
-                -1, 3 * count
-            )
-        except Exception as error:
-            # The code is the bundle's own, and may raise anything.
-            raise NotUnderstood(
-                f"it fails: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}"
-            ) from error
-        if not torch.equal(made[:, places].float(), again.float()):
-            raise NotUnderstood("it looks at more than a voxel")
-        return made.numpy()
-
-
-def _same(made: Any, given: Any) -> bool:
-    return np.shape(made) == np.shape(given) and np.array_equal(made, given)
 
 
 def _text_of(value: Any) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..models.spec import NATIVE, Crop, Fit, Geometry
-from .expressions import Unresolved
+from .expression_evaluator import Unresolved
 from .monai_arguments import Arguments
 
 _SPLINES = {

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import PackageError
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
-from .expressions import Config, NotAConstant, dotted
+from .expression_evaluator import NotAConstant, dotted
+from .expressions import Config
 from .monai_networks import bundle_file
 from .offline import closed_sockets
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import PackageError
 from .layers import WEIGHTED_OPS, is_dequantized
-from .onnx_graph import FreshNames, Graph, load_network, pruned, rename_tensors, require_onnx, use_plain_names
+from .onnx_graph import Graph, load_network, pruned, require_onnx
+from .tensor_names import FreshNames, rename_tensors, use_plain_names
 
 #: Axis of the output channel in the weight of each operator.
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from ..engines.onnxruntime import session
 from ..models import onnx_graph as graph
 from ..models import rewrites
-from ..models.onnx_graph import FreshNames, Graph
+from ..models.onnx_graph import Graph
+from ..models.tensor_names import FreshNames
 
 Patch = NDArray[np.float32]
 #: One channel of a tensor.

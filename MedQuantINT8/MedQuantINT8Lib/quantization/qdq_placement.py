@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..errors import DependencyError, PackageError
 from ..models import onnx_graph as graph
 from ..models.layers import weighted_layers
+from ..models.tensor_names import FreshNames, free_name, rename_tensors, tensor_names, use_plain_names
 
 Patch = NDArray[np.float32]
 _OPERATORS = ("Conv", "MatMul", "Gemm")
@@ -60,7 +61,7 @@ def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, 
     # ModelOpt makes names out of those that it finds ("x_scale"), and takes a tensor that has such a name already for its own.
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
-    originals = graph.use_plain_names(plain)
+    originals = use_plain_names(plain)
     with TemporaryDirectory(prefix="medquant-quantize-") as scratch:
         source, result = Path(scratch) / "network.onnx", Path(scratch) / "int8.onnx"
         onnx.save(plain, str(source))
@@ -105,13 +106,13 @@ def _give_names_back(model: Any, originals: dict[str, str]) -> None:
     Args:
         originals: the own name of each tensor, by the one that it was given.
     """
-    names, taken = graph.tensor_names(model), set(originals.values())
+    names, taken = tensor_names(model), set(originals.values())
     ends = {value.name for field in (model.graph.input, model.graph.output) for value in field}
     wanted = {new: old for new, old in originals.items() if new in names}
     in_use = names | taken
     for name in sorted((names - set(originals) - ends) & taken):
-        wanted[name] = graph.free_name(name, in_use)
-    graph.rename_tensors(model, wanted)
+        wanted[name] = free_name(name, in_use)
+    rename_tensors(model, wanted)
 
 
 def _one_patch_reader(input_name: str, patch: Patch) -> Any:
@@ -155,7 +156,7 @@ def _quantize_convolutions(model: Any, names: set[str]) -> set[str]:
     The activations' scales are placeholders until calibration sets them.
     """
     onnx = graph.require_onnx()
-    found, fresh = graph.Graph(model), graph.FreshNames(model)
+    found, fresh = graph.Graph(model), FreshNames(model)
     done: set[str] = set()
     quantized: dict[str, str] = {
         node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"
@@ -229,7 +230,7 @@ def _store_tables(model: Any) -> None:
     activations around them have.
     """
     onnx = graph.require_onnx()
-    found, fresh = graph.Graph(model), graph.FreshNames(model)
+    found, fresh = graph.Graph(model), FreshNames(model)
     for initializer in list(model.graph.initializer):
         readers = found.readers.get(initializer.name, [])
         if initializer.data_type != onnx.TensorProto.FLOAT or any(
@@ -248,7 +249,7 @@ def _store_tables(model: Any) -> None:
 def _store_weights(model: Any, names: set[str], axis: int) -> None:
     """Store the named layers' weights as INT8, one scale an output channel (``axis``), in place."""
     onnx = graph.require_onnx()
-    found, fresh = graph.Graph(model), graph.FreshNames(model)
+    found, fresh = graph.Graph(model), FreshNames(model)
     for node in list(model.graph.node):
         if node.name not in names or node.input[1] not in found.initializers:
             continue
