@@ -118,6 +118,7 @@ class Slow(torch.nn.Module):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_slow_export_and_leaves_nothing(tmp_path, how):
@@ -204,6 +205,7 @@ def description(patch, channels=1, **changes):
     return {**draft_for("mine", channels, 2, patch).to_json(), **changes}
 
 
+@pytest.mark.slow
 def test_a_description_replaces_what_plans_say_and_nobody_understands(tmp_path, monkeypatch, capsys):
     import numpy as np
 

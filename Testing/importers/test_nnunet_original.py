@@ -95,6 +95,7 @@ def test_without_nnunet_the_import_says_that_it_was_not_compared(tmp_path, monke
     assert "not compared: nnunetv2 is not installed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_plans_that_nnunet_itself_cannot_use_are_refused_in_words(tmp_path, capsys):
     changes = {"resampling_fn_seg_kwargs": {"is_seg": True, "magic": 1}}
     with pytest.raises(PackageError, match=r"nnU-Net itself fails with this network \(TypeError: .*magic"):

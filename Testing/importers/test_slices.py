@@ -82,6 +82,7 @@ def test_slices_are_segmented_as_monai_segments_them(axis, tmp_path):
     assert agreement(folder, scan(tmp_path / "scan.nii.gz")) > 0.9999
 
 
+@pytest.mark.slow
 def test_an_import_of_slices_is_compared_with_monai(tmp_path):
     folder = write(tmp_path / "bundle", post=POST, network=UNET, inferer={**SLICES, "spatial_dim": 2})
     # With biases, as trained networks have them: without any, slices of zeros would score the same for every class.

@@ -60,6 +60,7 @@ def programs(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["torchscript", "export", "python"])
 def test_programs_are_run_only_when_trusted_and_become_packages(programs, form, tmp_path, capsys):
     module, arguments = programs
