@@ -168,10 +168,10 @@ class MedQuantINT8Test(ScriptedLoadableModuleTest):
 
     def test_a_made_scan_is_segmented_and_compared(self) -> None:
         from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
-        from MedQuantINT8Lib.slicer_module import scene as mrml
+        from MedQuantINT8Lib.slicer_module import scene
 
         self.delayDisplay("Making a scan")
-        node = mrml.volume_node(make_phantom(1000, (84, 60, 64), 4.0)[0], "SyntheticAbdomen", slicer.mrmlScene)
+        node = scene.volume_node(make_phantom(1000, (84, 60, 64), 4.0)[0], "SyntheticAbdomen", slicer.mrmlScene)
         logic = MedQuantINT8Logic()
         try:
             self.delayDisplay("Segmenting")

@@ -418,10 +418,10 @@ def test_layers_at_fault_are_found_by_halving(monkeypatch, faults, most):
     labels = fidelity.patch_labels("softmax", activated=False, threshold=0.5)
     patch = np.zeros((1, 8, 8, 8), np.float32)
     networks = fidelity.Networks(None, None, labels)
-    found = fidelity.LayerSearch(_Fake(faults, seen), networks, options, patch, Task()).found()
+    found = fidelity.LayerSearch(_Fake(faults, seen), networks, options, patch, Task()).find()
     assert set(found) == faults and len(seen) <= most
     monkeypatch.setattr(fidelity, "MOST_TRIALS", 2)
-    hasty = fidelity.LayerSearch(_Fake(faults), networks, options, patch, Task()).found()
+    hasty = fidelity.LayerSearch(_Fake(faults), networks, options, patch, Task()).find()
     assert faults <= set(hasty) and len(hasty) == len(set(hasty))
 
 

@@ -57,7 +57,7 @@ def checked(package, volume, **how):
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(ranges, "_HELD", {})
+    monkeypatch.setattr(ranges, "_PROBES", {})
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_equal_runs_give_equal_warnings_however_long_anything_takes(int8_package
         monkeypatch.setattr(ranges.time, "perf_counter", lambda clock=clock: float(next(clock)))
         found.append(checked(int8_package, phantom[0]))
         if speed == 1.0:
-            ranges._HELD.clear()
+            ranges._PROBES.clear()
     assert len({f.warning for f in found}) == 1 and found[0].warning and len({f.windows for f in found}) == 1
     assert found[0].tensors == found[1].tensors == found[2].tensors
 

@@ -47,26 +47,26 @@ def run(args: argparse.Namespace, task: Task) -> None:
     with ModelPackage.load(packages_of(args, one=True)) as package:
         reader = reader_of(args, task)
         scan = reader(scan_paths(args.scan)) if args.scan else None
-        prepared = build(package, choice_of(args), options_of(args), scan, task)
-        description = prepared.describe()
+        engine = build(package, choice_of(args), options_of(args), scan, task)
+        description = engine.describe()
         value: dict[str, Any] = {
-            "folder": str(prepared.entry.folder),
-            "cached": prepared.cached,
-            "note": prepared.note,
-            "choice": prepared.choice.to_json() if prepared.choice else None,
-            "fidelity": prepared.fidelity.to_json() if prepared.fidelity else None,
+            "folder": str(engine.entry.folder),
+            "cached": engine.cached,
+            "note": engine.note,
+            "choice": engine.choice.to_json() if engine.choice else None,
+            "fidelity": engine.fidelity.to_json() if engine.fidelity else None,
             "description": description.to_json(),
         }
         lines = [
-            f"{'found' if prepared.cached else 'built'} {prepared.backend.title}, {prepared.options.precision}: {description.verdict}, "
+            f"{'found' if engine.cached else 'built'} {engine.backend.title}, {engine.options.precision}: {description.verdict}, "
             f"{100 * description.int8_mac_share:.1f} % of multiply-accumulates in INT8"
         ]
-        if prepared.fidelity:
+        if engine.fidelity:
             lines.append(
-                f"real against simulated INT8: relative error {prepared.fidelity.relative_error:.4f}, {100 * prepared.fidelity.label_disagreement:.3f} % other labels"
+                f"real against simulated INT8: relative error {engine.fidelity.relative_error:.4f}, {100 * engine.fidelity.label_disagreement:.3f} % other labels"
             )
         lines += choice_lines(value["choice"])
-        if prepared.note and prepared.note != (value["choice"] or {}).get("reason"):
-            lines.append(f"note: {prepared.note}")
-        prepared.close()
+        if engine.note and engine.note != (value["choice"] or {}).get("reason"):
+            lines.append(f"note: {engine.note}")
+        engine.close()
     print_result(args, value, *lines)

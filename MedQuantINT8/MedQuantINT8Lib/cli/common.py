@@ -68,12 +68,12 @@ def add_command(add: Add, name: str, run: Run, text: str, *examples: str, more: 
         examples: command lines for the end of its help, without the word medquant.
         more: what stands before the examples.
     """
-    shown = "\n".join(f"  medquant {example}" for example in examples)
+    example_lines = "\n".join(f"  medquant {example}" for example in examples)
     command = add(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=f"{more}example{'s' if len(examples) > 1 else ''}:\n{shown}",
+        epilog=f"{more}example{'s' if len(examples) > 1 else ''}:\n{example_lines}",
         formatter_class=Formatter,
     )
     command.set_defaults(run=run)

@@ -60,12 +60,12 @@ def run(args: argparse.Namespace, task: Task) -> None:
             "Give one for each scan, in the same order.",
         )
     model = packages_of(args, one=True)
-    written = [Path(args.report) / name for name in REPORT_FILES] if args.report else []
+    reports = [Path(args.report) / name for name in REPORT_FILES] if args.report else []
     if args.report:
         check_output_folder(
             args.report, REPORT_FILES, [model, *(p for s in (*args.scans, *(args.labels or [])) for p in scan_paths(s))]
         )
-    with ModelPackage.load(model) as package, overwriting(args, written):
+    with ModelPackage.load(model) as package, overwriting(args, reports):
         package.onnx_path("int8")
         reader = reader_of(args, task)
         report = compare_scans(

@@ -63,7 +63,7 @@ def run_demo(folder: Path, task: Task, scan: str | None = None) -> dict[str, Any
     """
     began = time.perf_counter()
     with task.stage("making a scan" if scan is None else "reading"):
-        case = _synthetic() if scan is None else _given(scan)
+        case = _synthetic() if scan is None else _given_case(scan)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="medquant-demo-") as scratch:
@@ -73,16 +73,16 @@ def run_demo(folder: Path, task: Task, scan: str | None = None) -> dict[str, Any
 
         sampler = PatchSampler(case.calibration, package.spec, calibration_patch(package), options, task=task)
         package, quantized = quantize_package(package, sampler, folder / "model.zip", options, task=task)
-        done = _segmented(package, case.volume, task)
-        report, rows = _report(package, done, case)
-        missing = _results(folder, package, case, done["int8"], report, task)
+        runs = _segmented(package, case.volume, task)
+        report, rows = _report(package, runs, case)
+        missing = _results(folder, package, case, runs["int8"], report, task)
         package.close()
-    first, second = done["fp32"], done["int8"]
+    first, second = runs["fp32"], runs["int8"]
     engine = second.engine["description"]
     dice = f"agreement         mean Dice {_dice(rows['fp32'])} with FP32"
     if case.truth is not None:
         dice += f", {_dice(rows['truth'])} with the truth (FP32: {_dice(rows['fp32-truth'])})"
-    written = ["report.html", "segmentation.seg.nrrd", *([] if missing else ["picture.png"]), "model.zip"]
+    files = ["report.html", "segmentation.seg.nrrd", *([] if missing else ["picture.png"]), "model.zip"]
     lines = [
         f"INT8 network      {quantized.int8_bytes / 1e3:.0f} kB instead of {quantized.fp32_bytes / 1e3:.0f} kB",
         f"engine            {second.engine['title']}: {engine['verdict']}, {100 * engine['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
@@ -90,7 +90,7 @@ def run_demo(folder: Path, task: Task, scan: str | None = None) -> dict[str, Any
         dice,
         *([f"note              {_TRAINED_ON}"] if scan is not None else []),
         *([f"no picture.png    {missing}"] if missing else []),
-        f"wrote             {', '.join(str(folder / name) for name in written)} in {time.perf_counter() - began:.0f} s",
+        f"wrote             {', '.join(str(folder / name) for name in files)} in {time.perf_counter() - began:.0f} s",
     ]
     return {"folder": str(folder), "report": report, "lines": lines}
 
@@ -101,15 +101,15 @@ def _segmented(package: ModelPackage, volume: Volume, task: Task) -> dict[str, p
     Engines are built before, and compared with the simulation: what is timed is what a user waits for from the second scan on.
     """
     options = SegmentationOptions()
-    done: dict[str, pipeline.SegmentationRun] = {}
+    runs: dict[str, pipeline.SegmentationRun] = {}
     choices = {precision: EngineChoice(precision=precision) for precision in ("fp32", "int8")}  # type: ignore[arg-type]
     for choice in choices.values():
         pipeline.build(package, choice, options, volume, task).close()
     for precision in ("fp32", "int8", "fp32", "int8"):
         run = pipeline.segment(package, volume, choices[precision], options, task)
-        if precision not in done or run.seconds["total"] < done[precision].seconds["total"]:
-            done[precision] = run
-    return done
+        if precision not in runs or run.seconds["total"] < runs[precision].seconds["total"]:
+            runs[precision] = run
+    return runs
 
 
 def _synthetic() -> _Case:
@@ -121,7 +121,7 @@ def _scan(seed: int) -> Volume:
     return make_phantom(seed)[0]
 
 
-def _given(scan: str) -> _Case:
+def _given_case(scan: str) -> _Case:
     volume = read_volume(scan)
     volume.check(channels=len(phantom_spec().channels))
     return _Case(Path(scan).name, volume, [lambda: volume])
@@ -132,23 +132,23 @@ def _dice(rows: Any) -> str:
     return "unknown (no structure was found)" if value is None else f"{value:.4f}"
 
 
-def _report(package: ModelPackage, done: dict[str, Any], case: _Case) -> tuple[dict[str, Any], dict[str, Any]]:
+def _report(package: ModelPackage, runs: dict[str, Any], case: _Case) -> tuple[dict[str, Any], dict[str, Any]]:
     labels, ml = package.spec.labels, case.volume.grid.voxel_ml
-    found = {precision: run.result.labels for precision, run in done.items()}
-    rows = {"fp32": agreement(found["int8"], found["fp32"], labels, ml)}
+    label_maps = {precision: run.result.labels for precision, run in runs.items()}
+    rows = {"fp32": agreement(label_maps["int8"], label_maps["fp32"], labels, ml)}
     agreements = [agreement_json(case.name, "int8", "fp32", rows["fp32"])]
     if case.truth is not None:
         for key, precision in (("fp32-truth", "fp32"), ("truth", "int8")):
-            rows[key] = agreement(found[precision], case.truth, labels, ml)
+            rows[key] = agreement(label_maps[precision], case.truth, labels, ml)
             agreements.append(agreement_json(case.name, precision, "labels", rows[key]))
-    picture = comparison_slices(case.volume, found["fp32"], found["int8"], labels)
+    picture = comparison_slices(case.volume, label_maps["fp32"], label_maps["int8"], labels)
     # Both precisions ran in this process, after calibration: its peak of memory tells nothing of either.
-    described = [{**run_json(case.name, run), "peak_memory_bytes": None} for run in done.values()]
+    described = [{**run_json(case.name, run), "peak_memory_bytes": None} for run in runs.values()]
     value = report_json(
         package,
         described,
         agreements,
-        [picture_json(comparison_title(case.name, found["fp32"], found["int8"]), picture)],
+        [picture_json(comparison_title(case.name, label_maps["fp32"], label_maps["int8"]), picture)],
     )
     return value, rows
 

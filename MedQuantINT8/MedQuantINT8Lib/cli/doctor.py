@@ -73,8 +73,8 @@ def add_parser(add: Add) -> None:
 
 def run(args: argparse.Namespace, task: Task) -> None:
     """Print what is installed, what can run here, and why not the rest."""
-    found = examine()
-    print_result(args, found, *lines_of(found))
+    report = examine()
+    print_result(args, report, *lines_of(report))
 
 
 def examine() -> dict[str, Any]:
@@ -111,7 +111,7 @@ def quantizer_lacks() -> str:
     from ..slicer_module.dependencies import GROUPS
     from ..system import installed_version
 
-    absent = [package for module, package in QUANTIZER_MODULES.items() if not _found(module)]
+    absent = [package for module, package in QUANTIZER_MODULES.items() if not _is_installed(module)]
     if absent:
         return f"{', '.join(absent)} {'are' if len(absent) > 1 else 'is'} not installed (pip install 'medquantint8[quantize]')"
     for line in GROUPS["build"].lines():
@@ -122,7 +122,7 @@ def quantizer_lacks() -> str:
     return ""
 
 
-def _found(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     import importlib.util
 
     try:
@@ -132,15 +132,15 @@ def _found(module: str) -> bool:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(?:\.\d+)*", text)
-    return tuple(map(int, found[0].split("."))) if found else ()
+    match = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(map(int, match[0].split("."))) if match else ()
 
 
-def lines_of(found: dict[str, Any]) -> list[str]:
+def lines_of(report: dict[str, Any]) -> list[str]:
     """For a terminal of 80 columns: what can run, what cannot and why, what would make it faster."""
-    described, engines, packages = found["machine"], found["engines"], found["packages"]
+    described, engines, packages = report["machine"], report["engines"], report["packages"]
     features = [_INT8[name] for name in described["features"] if name in _INT8]
-    memory = f"{found['memory_available_bytes'] / 1e9:.1f} GB of memory free"
+    memory = f"{report['memory_available_bytes'] / 1e9:.1f} GB of memory free"
     lines = [
         *_entry("machine", f"{described['processor']}, {described['cores']} cores, {memory}"),
         *_entry(
@@ -155,7 +155,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         for name, e in engines.items()
         if not e["available"]
     ]
-    quantizer = found["quantizer"]
+    quantizer = report["quantizer"]
     if quantizer["available"]:
         can.append(
             ("quantize", f"NVIDIA ModelOpt {packages['nvidia-modelopt'] or ''}, torch {packages['torch'] or ''}")
@@ -164,18 +164,18 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         cannot.append(("quantize", quantizer["reason"]))
     lines += _table("can run", can or [("nothing", "no engine: pip install openvino onnx")])
     lines += _table("cannot", cannot)
-    lines += [*_list("faster", faster(found)), ""]
+    lines += [*_list("faster", faster(report)), ""]
     there = [f"{name} {have}" for name, have in packages.items() if have]
     absent = [name for name, have in packages.items() if not have]
     lines += _entry("packages", ", ".join(there))
     lines += _entry("", f"not installed: {', '.join(absent)}") if absent else []
-    return [*lines, *_entry("engines in", found["cache"])]
+    return [*lines, *_entry("engines in", report["cache"])]
 
 
-def faster(found: dict[str, Any]) -> list[str]:
+def faster(report: dict[str, Any]) -> list[str]:
     """What would make networks run faster on this machine, most worthwhile first."""
-    engines, features = found["engines"], set(found["machine"]["features"])
-    advice = [f"GPU {line}" if line[:1].isdigit() else f"an NVIDIA GPU: {line}" for line in found["gpus"]]
+    engines, features = report["engines"], set(report["machine"]["features"])
+    advice = [f"GPU {line}" if line[:1].isdigit() else f"an NVIDIA GPU: {line}" for line in report["gpus"]]
     if not engines["openvino"]["available"]:
         advice.append("pip install openvino onnx: INT8 kernels for this processor")
     elif features and not features & _INT8.keys():

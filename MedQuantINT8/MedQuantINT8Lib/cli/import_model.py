@@ -126,15 +126,15 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, 
         ]
     from ..importers import torch_files
 
-    given = torch_files.Program(args.trust_code, args.channels, patch, spec)
+    program = torch_files.Program(args.trust_code, args.channels, patch, spec)
     if args.form == "torchscript":
-        return [torch_files.understand_torchscript(source, given, task)]
+        return [torch_files.understand_torchscript(source, program, task)]
     if args.form == "export":
-        return [torch_files.understand_exported(source, given, task)]
+        return [torch_files.understand_exported(source, program, task)]
     if not args.class_name:
         raise InputError("A Python file may hold several classes.", "Name one with --class.")
     weights = Path(args.weights) if args.weights else None
-    return [torch_files.understand_class(source, args.class_name, weights, _arguments(args.arguments), given, task)]
+    return [torch_files.understand_class(source, args.class_name, weights, _arguments(args.arguments), program, task)]
 
 
 def _arguments(text: str) -> dict[str, Any]:
@@ -263,7 +263,7 @@ def described(spec: ModelSpec, notes: list[str]) -> list[str]:
     grid = _grid(g)
     steps = [step.kind + _limits(step) for step in spec.normalization] or ["none"]
     names = [label.name for label in spec.labels]
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    listing = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     lines = [
         f"{spec.name} {spec.version}: {spec.modality}, channels: {', '.join(c.name for c in spec.channels)}",
         f"  grid        {grid}, orientation {g.orientation}, {g.interpolation} interpolation",
@@ -276,7 +276,7 @@ def described(spec: ModelSpec, notes: list[str]) -> list[str]:
         lines.append(f"  order       {', '.join(spec.order)}")
     lines += [
         f"  window      {' x '.join(map(str, w.patch_size))}, overlap {w.overlap:g}, {w.blend}",
-        f"  output      {spec.output.activation}{' (the network ends in it)' if spec.output.activated else ''}: {len(names)} structure(s): {shown}",
+        f"  output      {spec.output.activation}{' (the network ends in it)' if spec.output.activated else ''}: {len(names)} structure(s): {listing}",
         *_decided(spec),
         f"  license     {spec.license}",
     ]
@@ -310,8 +310,8 @@ def _grid(g: Geometry) -> str:
 
 
 def _limits(step: Any) -> str:
-    given = [f"{value:g}" for value in (step.low, step.high) if value is not None]
-    inside = " to ".join(given) if given else step.mask if step.kind == "zscore" and step.mask != "all" else ""
+    bounds = [f"{value:g}" for value in (step.low, step.high) if value is not None]
+    inside = " to ".join(bounds) if bounds else step.mask if step.kind == "zscore" and step.mask != "all" else ""
     return f" ({inside})" if inside else ""
 
 

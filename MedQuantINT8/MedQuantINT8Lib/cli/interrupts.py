@@ -121,10 +121,10 @@ def _end_children() -> None:
 
 
 def _descendants(process: int) -> list[int]:
-    found: list[int] = []
+    children: list[int] = []
     with suppress(OSError, ValueError):
         with os.scandir(f"/proc/{process}/task") as threads:
             for thread in threads:
                 with open(f"{thread.path}/children", "rb") as stream:
-                    found += map(int, stream.read().split())
-    return [*found, *(number for child in found for number in _descendants(child))]
+                    children += map(int, stream.read().split())
+    return [*children, *(number for child in children for number in _descendants(child))]

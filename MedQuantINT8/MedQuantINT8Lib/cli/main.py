@@ -45,11 +45,11 @@ def _run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
     from .progress_bar import Bar
     from .terminal import discard_output, flush, prepare_streams, warn
 
-    made = parser()
+    command_parser = parser()
     if arguments is None and "_ARGCOMPLETE" in os.environ:
-        _complete(made)
+        _complete(command_parser)
     prepare_streams()
-    args = made.parse_args(arguments)
+    args = command_parser.parse_args(arguments)
     from ..errors import Cancelled, MedQuantError
     from ..progress import Task
     from ..scratch import own_temporary_folder
@@ -79,10 +79,10 @@ def _run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
         from ..files import storage_error
 
         bar.clear()
-        if (said := storage_error(error)) is None:
+        if (complaint := storage_error(error)) is None:
             return _unexpected(error)
-        warn(said)
-        return said.exit_code
+        warn(complaint)
+        return complaint.exit_code
     except Exception as error:
         bar.clear()
         return _unexpected(error)
@@ -109,13 +109,13 @@ def _unexpected(error: Exception) -> int:
     return MedQuantError.exit_code
 
 
-def _complete(made: Any) -> None:
+def _complete(command_parser: Any) -> None:
     """Answer the shell that asks for completions, and end; nothing happens without argcomplete."""
     try:
         import argcomplete
     except ImportError:
         return
-    argcomplete.autocomplete(made)
+    argcomplete.autocomplete(command_parser)
 
 
 if __name__ == "__main__":

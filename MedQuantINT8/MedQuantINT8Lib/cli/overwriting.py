@@ -54,8 +54,8 @@ def overwriting(args: argparse.Namespace, targets: Iterable[PathLike], ours: Ite
         yield
     finally:
         after = {file: _state(file) for path in paths for file in _files(path)}
-        made = {file: state for file, state in after.items() if before.get(file) != state}
-        _note(args.command, made)
+        written = {file: state for file, state in after.items() if before.get(file) != state}
+        _note(args.command, written)
     if replaced := sorted(file for file in before if after.get(file) != before[file]):
         who = (
             f"which medquant {args.command} had written before"
@@ -98,10 +98,10 @@ def _listed(files: Sequence[Path]) -> str:
 def _state(file: Path) -> tuple[int, int] | None:
     """Size and time of change of a file."""
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def _key(file: Path) -> str:
@@ -114,19 +114,19 @@ def _notes() -> Path:
 
 def _noted() -> dict[str, tuple[str, tuple[int, int]]]:
     """The last note of each file: the command, and the file's state when it had been written."""
-    found = {}
+    notes = {}
     with suppress(OSError):
         for line in _notes().read_text(encoding="ascii", errors="replace").splitlines():
             parts = line.split()
             if len(parts) == 4 and parts[2].isdecimal() and parts[3].isdecimal():
-                found[parts[0]] = (parts[1], (int(parts[2]), int(parts[3])))
-    return found
+                notes[parts[0]] = (parts[1], (int(parts[2]), int(parts[3])))
+    return notes
 
 
-def _note(command: str, made: dict[Path, tuple[int, int] | None]) -> None:
+def _note(command: str, written: dict[Path, tuple[int, int] | None]) -> None:
     """Add notes. Where that cannot be done, the next run takes --force."""
     text = "".join(
-        f"{_key(file)} {command} {state[0]} {state[1]}\n" for file, state in made.items() if state is not None
+        f"{_key(file)} {command} {state[0]} {state[1]}\n" for file, state in written.items() if state is not None
     )
     if not text:
         return

@@ -112,14 +112,14 @@ def run(args: argparse.Namespace, task: Task) -> None:
             reader=reader,
             engine_required=not args.without_engine,
         )
-    kept = [layer for layer in report.layers if not layer.quantized]
+    float_layers = [layer for layer in report.layers if not layer.quantized]
     print_result(
         args,
         {"package": str(target), "calibration": package.calibration(), "notes": reader.notes},
         f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "
         f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {_dice(report.guard.agreement)} (simulated)",
         *_guard_lines(report.guard),
-        *(f"  in high precision: {layer.name}: {layer.reason}" for layer in kept),
+        *(f"  in high precision: {layer.name}: {layer.reason}" for layer in float_layers),
         *(f"warning: {text}" for text in report.warnings),
         *(f"note: {text}" for text in reader.notes),
     )
@@ -133,8 +133,8 @@ def _replaced_by_quantizing(target: Path, model: Path) -> list[Path]:
         return [target]
     if not target.is_dir():
         return [target] if INT8 in peek(target)[1] else []
-    kept = {MODEL_JSON, *KNOWN_FILES} - {INT8, CALIBRATION}
-    return [path for path in target.iterdir() if path.name not in kept]
+    kept_names = {MODEL_JSON, *KNOWN_FILES} - {INT8, CALIBRATION}
+    return [path for path in target.iterdir() if path.name not in kept_names]
 
 
 def _guard_lines(result: Any) -> list[str]:

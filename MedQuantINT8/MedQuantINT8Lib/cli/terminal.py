@@ -39,13 +39,13 @@ def _escaped(character: str) -> str:
 def _for_terminal(error: UnicodeError) -> tuple[str, int]:
     """For characters that an encoding lacks: a plain one that reads alike, else the character's number."""
     assert isinstance(error, UnicodeEncodeError)
-    found = []
+    replacements = []
     for character in error.object[error.start : error.end]:
         plain = _PLAIN.get(character) or unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode(
             "ascii"
         )
-        found.append(plain or character.encode("ascii", "backslashreplace").decode("ascii"))
-    return "".join(found), error.end
+        replacements.append(plain or character.encode("ascii", "backslashreplace").decode("ascii"))
+    return "".join(replacements), error.end
 
 
 codecs.register_error("medquant-terminal", _for_terminal)

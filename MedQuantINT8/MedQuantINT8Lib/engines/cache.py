@@ -31,8 +31,8 @@ _MOST_RECORD_BYTES = 64 << 20
 
 def cache_root() -> Path:
     """Where engines lie: ``$MEDQUANT_CACHE``, or the user's cache folder of the operating system."""
-    if given := os.environ.get("MEDQUANT_CACHE"):
-        return Path(given)
+    if folder := os.environ.get("MEDQUANT_CACHE"):
+        return Path(folder)
     return cache_folder() / "engines"
 
 
@@ -130,8 +130,8 @@ def make(parts: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) 
                 scratch.rename(target)
             except OSError:
                 # Another process was first: its entry is as good as ours, unless it is damaged.
-                if found := _read(target, parts):
-                    return found
+                if entry := _read(target, parts):
+                    return entry
                 scratch.rename(target)
         return CacheEntry(target, record)
     finally:
@@ -153,7 +153,7 @@ def entries() -> list[CacheEntry]:
 
 def clear(model_name: str | None = None) -> int:
     """Remove all engines, or those of one model; returns how many."""
-    chosen = [e for e in entries() if model_name is None or e.record["key"].get("model_name") == model_name]
-    for entry in chosen:
+    matching = [e for e in entries() if model_name is None or e.record["key"].get("model_name") == model_name]
+    for entry in matching:
         shutil.rmtree(entry.folder, ignore_errors=True)
-    return len(chosen)
+    return len(matching)

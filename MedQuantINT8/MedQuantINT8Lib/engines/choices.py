@@ -70,14 +70,14 @@ def keep(package: ModelPackage, backend: EngineBackend, device: str, choice: Cho
     Raises:
         StorageError: the cache folder cannot be written.
     """
-    kept = Choice(choice.precision, choice.reason, choice.failed, choice.times, time.strftime("%Y-%m-%dT%H:%M:%S"))
-    write_json(cache_root() / _FILE, {**_read(), _key(package, backend, device): kept.to_json()})
-    return kept
+    dated = Choice(choice.precision, choice.reason, choice.failed, choice.times, time.strftime("%Y-%m-%dT%H:%M:%S"))
+    write_json(cache_root() / _FILE, {**_read(), _key(package, backend, device): dated.to_json()})
+    return dated
 
 
 def forget_failures() -> None:
     """Let ``auto`` try INT8 again where it could not be used; choices by speed stay."""
-    known = _read()
-    left = {key: value for key, value in known.items() if not (isinstance(value, dict) and value.get("failed"))}
-    if left != known:
+    choices = _read()
+    left = {key: value for key, value in choices.items() if not (isinstance(value, dict) and value.get("failed"))}
+    if left != choices:
         write_json(cache_root() / _FILE, left)

@@ -42,8 +42,8 @@ CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 def advice(texts: str | Iterable[str]) -> str:
     """What helps against the cause that the texts name; an empty string where it is not known."""
-    joined = texts if isinstance(texts, str) else "\n".join(texts)
-    return next((found for words, found in CAUSES if words.search(joined)), "")
+    text = texts if isinstance(texts, str) else "\n".join(texts)
+    return next((hint for words, hint in CAUSES if words.search(text)), "")
 
 
 def failure(message: str, texts: str | Iterable[str], otherwise: str = "") -> EngineError:

@@ -168,12 +168,12 @@ class LayerSearch:
         with _built(self._simulator, networks.fp32, exact) as reference:
             self._expected = _Recorded(np.array(reference.infer(patch[None])))
 
-    def found(self, share: float = 1.0) -> list[str]:
+    def find(self, share: float = 1.0) -> list[str]:
         """The layers whose drift by themselves is more than a share of what an engine may have, in graph order.
 
         The whole network is known to drift; its halves are where the search starts.
         """
-        found: list[str] = []
+        culprits: list[str] = []
         trials = 0
         waiting = _halves(self.quantized)
         with self._task.stage("looking for the layers at fault", len(self.quantized)):
@@ -181,16 +181,16 @@ class LayerSearch:
                 group = waiting.pop(0)
                 trials += tuple(group) not in self._measured
                 if trials > MOST_TRIALS:
-                    found += group
+                    culprits += group
                     self._task.step(len(group))
                 elif self._alone(group).within(share):
                     self._task.step(len(group))
                 elif len(group) == 1:
-                    found += group
+                    culprits += group
                     self._task.step()
                 else:
                     waiting[:0] = _halves(group)
-        return found
+        return culprits
 
     def _alone(self, group: Sequence[str]) -> Fidelity:
         """How the network drifts in which only the group is quantized."""

@@ -93,8 +93,8 @@ def prepare_faster(
 
 def _int8_share(package: ModelPackage) -> float | None:
     """The share of multiply-accumulates that the package's INT8 network quantizes; None where the package does not tell."""
-    told = (package.calibration() or {}).get("quantization")
-    share = told.get("int8_mac_share") if isinstance(told, dict) else None
+    quantization = (package.calibration() or {}).get("quantization")
+    share = quantization.get("int8_mac_share") if isinstance(quantization, dict) else None
     return float(share) if isinstance(share, (int, float)) and not isinstance(share, bool) else None
 
 

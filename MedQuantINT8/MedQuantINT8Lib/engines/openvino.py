@@ -107,14 +107,14 @@ class OpenVINOBackend:
 
         core = silent_openvino().Core()
         model = qdq.network_for(network, options.precision, options.high_precision, options.weight_bits)
-        read = _read(core, graph.fixed_shape(model, options.patch, options.batch))
+        network_model = _read(core, graph.fixed_shape(model, options.patch, options.batch))
         try:
-            supported = core.query_model(read, "CPU")
+            supported = core.query_model(network_model, "CPU")
         except RuntimeError as error:
             raise UnsupportedNetwork(
                 f"OpenVINO cannot build this network: {_reason(error)}.", "Choose another engine with --engine."
             ) from error
-        lacking = [op for op in read.get_ordered_ops() if op.get_friendly_name() not in supported]
+        lacking = [op for op in network_model.get_ordered_ops() if op.get_friendly_name() not in supported]
         if lacking:
             name, kind = lacking[0].get_friendly_name(), lacking[0].get_type_name()
             raise UnsupportedNetwork(
@@ -156,18 +156,18 @@ def _config(options: BuildOptions) -> dict[str, Any]:
 
 
 #: Words of a message that tells what OpenVINO lacks; other messages tell mere consequences of it.
-_TELLING = ("no conversion rule", "does not support", "only supported", "not support")
+_UNSUPPORTED_MARKERS = ("no conversion rule", "does not support", "only supported", "not support")
 _NODE = re.compile(r"ONNX node '<Node\((\w+)\): ([^>]*)>'")
 
 
 def _reason(error: Exception) -> str:
     """The line of an exception that tells the cause, with the node that it stands beside."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Exception from" not in line]
-    for marker in _TELLING:
+    for marker in _UNSUPPORTED_MARKERS:
         for number, line in enumerate(lines):
             if marker not in line.lower():
                 continue
-            node = next((found for above in lines[number - 2 : number][::-1] if (found := _NODE.search(above))), None)
+            node = next((match for above in lines[number - 2 : number][::-1] if (match := _NODE.search(above))), None)
             return line[:300].rstrip(".") + (f" (node {node[2]})" if node is not None else "")
     return (lines[-1] if lines else type(error).__name__)[:300].rstrip(".")
 

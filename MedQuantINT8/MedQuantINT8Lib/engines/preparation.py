@@ -222,10 +222,10 @@ def _with_fallback(
     layers: list[str] = []
     tried: list[str] = []
     for share in SEARCHED_SHARES:
-        found = search.found(share)
-        if set(found) <= set(layers):
+        culprits = search.find(share)
+        if set(culprits) <= set(layers):
             continue
-        layers = [name for name in search.quantized if name in {*layers, *found}]
+        layers = [name for name in search.quantized if name in {*layers, *culprits}]
         safe = replace(options, high_precision=tuple(sorted({*options.high_precision, *layers})))
         note = f"{problem}; {len(layers)} layer(s) were put back to high precision"
         with task.stage("rebuilding the engine"):

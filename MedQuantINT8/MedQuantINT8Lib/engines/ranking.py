@@ -41,10 +41,10 @@ def milliseconds(backends: Sequence[EngineBackend]) -> dict[str, float]:
     """The time of one patch of the demo's network in each engine, by the engine's name; it is measured where it is not known yet for this GPU and these versions."""
     path = cache_root() / "ranking.json"
     try:
-        read = read_json(path)
+        content = read_json(path)
     except (OSError, ValueError):
-        read = {}
-    known: dict[str, Any] = read if isinstance(read, dict) else {}
+        content = {}
+    known: dict[str, Any] = content if isinstance(content, dict) else {}
     times = {}
     for backend in backends:
         try:

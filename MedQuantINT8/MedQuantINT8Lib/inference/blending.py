@@ -149,17 +149,17 @@ class RegionSink:
 
     def __init__(self, shape: tuple[int, int, int], regions: Regions) -> None:
         self._regions = regions
-        self._found = np.zeros(shape, regions.mark_type if regions.nested else regions.values.dtype)
+        self._labels = np.zeros(shape, regions.mark_type if regions.nested else regions.values.dtype)
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
         target = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))
         regions = self._regions
-        self._found[target] = (regions.marked if regions.nested else regions.paint)(lambda channel: block[channel])
+        self._labels[target] = (regions.marked if regions.nested else regions.paint)(lambda channel: block[channel])
 
     @property
     def labels(self) -> NDArray[Any]:
         """Label map (n0, n1, n2), once all blocks have come."""
-        return self._regions.painted(self._found) if self._regions.nested else self._found
+        return self._regions.painted(self._labels) if self._regions.nested else self._labels
 
 
 class ActivatingSink:

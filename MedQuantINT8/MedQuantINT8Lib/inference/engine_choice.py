@@ -37,9 +37,9 @@ class EngineChoice:
             able = precision in precisions_of(backend(name))
         else:
             able = device == "auto" or any(
-                precision in precisions_of(made) and not unavailable_reason(made)
-                for made in map(backend, backend_names())
-                if runs_on(made, device)
+                precision in precisions_of(candidate) and not unavailable_reason(candidate)
+                for candidate in map(backend, backend_names())
+                if runs_on(candidate, device)
             )
         if not able:
             name, device = "auto", "auto"

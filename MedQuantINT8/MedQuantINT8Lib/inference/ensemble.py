@@ -57,13 +57,13 @@ def load_ensemble(paths: str) -> Ensemble:
     Raises:
         PackageError: a package that cannot be loaded.
     """
-    loaded: list[ModelPackage] = []
+    packages: list[ModelPackage] = []
     try:
         for path in split_paths(paths):
-            loaded.append(ModelPackage.load(path))
-        return Ensemble(loaded)
+            packages.append(ModelPackage.load(path))
+        return Ensemble(packages)
     except BaseException:
-        for package in loaded:
+        for package in packages:
             package.close()
         raise
 

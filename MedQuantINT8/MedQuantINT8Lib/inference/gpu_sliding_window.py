@@ -150,17 +150,17 @@ class GpuSlidingWindow:
                     f"A volume of {volume.dtype} cannot be cut on the GPU.", "Give float32, int16, uint16 or uint8."
                 )
             volume, kind = np.ascontiguousarray(volume, np.float32), "f32"
-        held: list[Any] = []
+        buffers: list[Any] = []
         try:
-            source = self._source(volume, held)
+            source = self._source(volume, buffers)
             labels = self._gpu.allocate(self._plan.volume_shape, np.uint16)
             values = self._gpu.allocate(reduction.values.shape, np.uint16)
-            held += [labels, values]
+            buffers += [labels, values]
             values.upload(reduction.values, self._stream)
             total = None
             if reduction.threshold is not None:
                 total = self._gpu.allocate(self._ring.shape[1:], np.float32)
-                held.append(total)
+                buffers.append(total)
                 total.zero(self._stream)
             self._slide(source, kind, labels, values, total, reduction, intensity, task)
             # Straight to where they stay: to pin memory for so many would take longer than the driver's own detour.
@@ -175,14 +175,14 @@ class GpuSlidingWindow:
             self._stream.synchronize()
             raise
         finally:
-            for buffer in held:
+            for buffer in buffers:
                 buffer.free()
 
-    def _source(self, volume: NDArray[Any] | DeviceBuffer, held: list[Any]) -> DeviceBuffer:
+    def _source(self, volume: NDArray[Any] | DeviceBuffer, buffers: list[Any]) -> DeviceBuffer:
         if isinstance(volume, DeviceBuffer):
             return volume
         buffer = self._gpu.allocate(volume.shape, volume.dtype)
-        held.append(buffer)
+        buffers.append(buffer)
         buffer.upload(volume, self._stream)
         return buffer
 
@@ -199,15 +199,15 @@ class GpuSlidingWindow:
     ) -> None:
         plan, slow = self._plan, self._slow
         starts = plan.starts[slow]
-        cut = self._kernels[f"cut_{kind}_{_TARGETS[self._network.dtype]}"]
-        done = 0
+        cut_kernel = self._kernels[f"cut_{kind}_{_TARGETS[self._network.dtype]}"]
+        reduced_to = 0
         marks: list[Event] = []
         first_row = [window for window in plan.windows() if window[slow] == starts[0]]
         with task.stage("segmenting", plan.count):
             for number, begin in enumerate(starts):
                 row = [_moved(window, slow, begin) for window in first_row]
                 for batch in _batched(row, self.batch):
-                    self._cut(cut, source, batch, intensity)
+                    self._cut(cut_kernel, source, batch, intensity)
                     self._network.enqueue(len(batch), self._patches, self._scores, self._stream)
                     self._blend(batch, total, total is not None and reduction.sigmoid)
                     marks.append(Event(self._gpu).record(self._stream))
@@ -216,9 +216,9 @@ class GpuSlidingWindow:
                         first.wait()
                         first.free()
                     task.step(len(batch))
-                finished = starts[number + 1] if number + 1 < len(starts) else plan.shape[slow]
-                self._reduce(labels, values, total, reduction, done, finished)
-                done = finished
+                finished_to = starts[number + 1] if number + 1 < len(starts) else plan.shape[slow]
+                self._reduce(labels, values, total, reduction, reduced_to, finished_to)
+                reduced_to = finished_to
             for mark in marks:
                 mark.wait()
                 mark.free()
@@ -286,9 +286,9 @@ class GpuSlidingWindow:
 
 
 def _moved(window: tuple[int, int, int], axis: int, begin: int) -> tuple[int, int, int]:
-    moved = list(window)
-    moved[axis] = begin
-    return moved[0], moved[1], moved[2]
+    start = list(window)
+    start[axis] = begin
+    return start[0], start[1], start[2]
 
 
 def _batched(row: list[tuple[int, int, int]], size: int) -> list[list[tuple[int, int, int]]]:

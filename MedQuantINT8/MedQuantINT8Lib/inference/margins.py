@@ -48,10 +48,10 @@ class MarginSink:
             scores = block.copy()
             activate(scores, self._activation)
         if self._thresholds is not None:
-            found = _regions(scores, self._thresholds)
+            margins = _regions(scores, self._thresholds)
         else:
-            found = _classes(scores, self._activation != "softmax")
-        self.margins[index] = np.rint(found * ONE)
+            margins = _classes(scores, self._activation != "softmax")
+        self.margins[index] = np.rint(margins * ONE)
         self.seconds += time.perf_counter() - began
         self._inner(start, block)
 
@@ -69,8 +69,8 @@ def _classes(block: Array, probabilities: bool) -> NDArray[np.float32]:
     total = np.zeros(first.shape, np.float32)
     for channel in block:
         total += np.exp(channel - first)
-    made: NDArray[Any] = (1 - np.exp(second - first)) / total
-    return made
+    margins: NDArray[Any] = (1 - np.exp(second - first)) / total
+    return margins
 
 
 def _regions(block: Array, thresholds: Sequence[float]) -> NDArray[np.float32]:

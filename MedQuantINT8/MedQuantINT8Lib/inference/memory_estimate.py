@@ -121,7 +121,7 @@ def activation_bytes(path: Path, changed: float, patch: tuple[int, int, int]) ->
 def _activation_bytes(model: Any, patch: tuple[int, int, int]) -> int:
     from ..models import onnx_graph as graph
 
-    kept = {i.name for i in model.graph.initializer}
+    initializer_names = {i.name for i in model.graph.initializer}
     for initializer in model.graph.initializer:
         if len(initializer.raw_data) > 1 << 16:
             # Shapes do not depend on weights, and copies of them would take the memory that is asked about.
@@ -133,7 +133,7 @@ def _activation_bytes(model: Any, patch: tuple[int, int, int]) -> int:
     for number, node in enumerate(shapes.nodes):
         itemsize = 1 if node.op_type == "QuantizeLinear" else 4
         for name in node.output:
-            if name and not all(i in kept for i in node.input):
+            if name and not all(i in initializer_names for i in node.input):
                 alive[name] = int(np.prod([max(1, n) for n in shapes.shapes.get(name, [])])) * itemsize
         most = max(most, sum(alive.values()))
         for name in [n for n in alive if last.get(n, number) <= number]:

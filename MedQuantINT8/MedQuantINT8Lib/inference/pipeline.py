@@ -102,26 +102,26 @@ def _build(
 ) -> PreparedEngine:
     from ..imaging.preprocessing import preprocess
 
-    made = choose_backend(choice.name, choice.precision, choice.device)
+    engine_backend = choose_backend(choice.name, choice.precision, choice.device)
     _check_network(package, choice)
-    options = _with_batch(options, package, made, choice)
+    options = _with_batch(options, package, engine_backend, choice)
     patches: list[Any] = []
     patch = window_of(package.spec, options)[0]
     if scan is not None:
         network_input = preprocess(scan if isinstance(scan, Volume) else read_volume(scan), package.spec)
         patch = patch_for(network_input, package.spec, options)
         patches = patches_of(network_input, package, patch)
-    return _prepare(package, made, choice, options, patch, patches, task)
+    return _prepare(package, engine_backend, choice, options, patch, patches, task)
 
 
 def _with_batch(
-    options: SegmentationOptions, package: ModelPackage, made: EngineBackend, choice: EngineChoice
+    options: SegmentationOptions, package: ModelPackage, engine_backend: EngineBackend, choice: EngineChoice
 ) -> SegmentationOptions:
     """Windows a call, where they were left to the program: one on a processor, what fits on a GPU."""
     if options.batch:
         return options
     batch = 1
-    if needs_gpu(made) and not package.spec.window.whole_volume:
+    if needs_gpu(engine_backend) and not package.spec.window.whole_volume:
         try:
             gpu = cuda.choose_gpu(choice.device)
         except MedQuantError:
@@ -134,7 +134,7 @@ def _with_batch(
 
 def _prepare(
     package: ModelPackage,
-    made: EngineBackend,
+    engine_backend: EngineBackend,
     choice: EngineChoice,
     options: SegmentationOptions,
     patch: tuple[int, int, int],
@@ -143,7 +143,7 @@ def _prepare(
 ) -> PreparedEngine:
     precision: Precision = "int8" if choice.precision == "auto" else choice.precision
     build = BuildOptions(precision, patch, options.batch, choice.device, choice.threads)
-    return (prepare_faster if choice.precision == "auto" else prepare)(package, made, build, patches, task)
+    return (prepare_faster if choice.precision == "auto" else prepare)(package, engine_backend, build, patches, task)
 
 
 def segment(
@@ -188,15 +188,15 @@ def _segment(
     read_seconds: float = 0.0,
     pool: EnginePool | None = None,
 ) -> SegmentationRun:
-    made = choose_backend(choice.name, choice.precision, choice.device)
+    engine_backend = choose_backend(choice.name, choice.precision, choice.device)
     ensemble = package if isinstance(package, Ensemble) else Ensemble([package])
     spec = ensemble.first.spec
     for member in ensemble.packages:
         _check_network(member, choice)
-    options = _with_batch(options, ensemble.first, made, choice)
+    options = _with_batch(options, ensemble.first, engine_backend, choice)
     options, memory_notes = fitted(ensemble.first, choice.precision, volume, options)
     pool = SingleUsePool() if pool is None else pool
-    prepared: list[PreparedEngine] = []
+    engines: list[PreparedEngine] = []
     keys: list[Any] = []
     inputs: list[NetworkInput] = []
     calls: list[float] = []
@@ -206,27 +206,27 @@ def _segment(
         # Drawing patches costs a pass over the volume: only where the engine has yet to be compared with the simulation.
         patches = _LazyPatches(lambda: patches_of(network_input, ensemble.first, patch))
         hashes = tuple(tuple(sorted(member.hashes.items())) for member in ensemble.packages)
-        keys.append((hashes, made.name, choice, patch, options.batch))
-        prepared.extend(
+        keys.append((hashes, engine_backend.name, choice, patch, options.batch))
+        engines.extend(
             pool.acquire(
                 keys[0],
-                lambda: _prepare_all(ensemble.packages, made, choice, options, patch, patches, task),
+                lambda: _prepare_all(ensemble.packages, engine_backend, choice, options, patch, patches, task),
             )
         )
         inputs.append(network_input)
-        return _Timed(MeanEngine([item.engine for item in prepared]), calls)
+        return _Timed(MeanEngine([item.engine for item in engines]), calls)
 
     began = time.perf_counter()
     try:
         result = segment_volume(volume, spec, make_engine, options, task)
         result.notes[:0] = [*volume.notes, *memory_notes]
-        engine = _engine_report(prepared[0])
+        engine = _engine_report(engines[0])
         ranges = None
         if options.check_ranges and engine["precision"] == "int8":
-            on_gpu = needs_gpu(prepared[0].backend)
+            on_gpu = needs_gpu(engines[0].backend)
             ranges = _ranges(ensemble.first, inputs[0], options, result, task, tensors=not on_gpu)
-        if len(prepared) > 1:
-            engine["members"] = [_engine_report(item) for item in prepared]
+        if len(engines) > 1:
+            engine["members"] = [_engine_report(item) for item in engines]
     except (Cancelled, InputError):
         _end(pool.release, keys)
         raise
@@ -247,15 +247,15 @@ def _end(how: Callable[[Any], None], keys: list[Any]) -> None:
 
 def _prepare_all(packages: Sequence[ModelPackage], *how: Any) -> list[PreparedEngine]:
     """The engines of an ensemble; those that are there are closed where one fails."""
-    made: list[PreparedEngine] = []
+    engines: list[PreparedEngine] = []
     try:
         for member in packages:
-            made.append(_prepare(member, *how))
+            engines.append(_prepare(member, *how))
     except BaseException:
-        for item in made:
+        for item in engines:
             item.close()
         raise
-    return made
+    return engines
 
 
 def _latency(calls: list[float], result: SegmentationResult, batch: int) -> dict[str, float]:
@@ -281,15 +281,15 @@ def _ranges(
     tensors: bool,
 ) -> dict[str, Any] | None:
     with task.stage("looking at ranges"):
-        found = check_ranges(
+        check = check_ranges(
             package, network_input.data, plan_for(network_input, package.spec, options), tensors=tensors
         )
-    if found is None:
+    if check is None:
         return None
-    result.seconds["ranges"] = found.seconds
-    if found.warning:
-        result.notes.insert(0, found.warning)
-    return found.to_json()
+    result.seconds["ranges"] = check.seconds
+    if check.warning:
+        result.notes.insert(0, check.warning)
+    return check.to_json()
 
 
 class _LazyPatches(Sequence[Any]):

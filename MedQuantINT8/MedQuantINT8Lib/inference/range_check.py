@@ -107,12 +107,12 @@ def check_ranges(
     if not limits:
         return None
     began = time.perf_counter()
-    found = RangeCheck(_input_share(package, data, limits))
+    check = RangeCheck(_input_share(package, data, limits))
     if tensors and (count := windows_looked_at(plan)):
         path = package.onnx_path("fp32")
-        _look(found, (path, path.stat().st_mtime, plan.patch), limits, data, plan, count)
-    found.seconds = time.perf_counter() - began
-    return found
+        _look(check, (path, path.stat().st_mtime, plan.patch), limits, data, plan, count)
+    check.seconds = time.perf_counter() - began
+    return check
 
 
 def windows_looked_at(plan: WindowPlan) -> int:
@@ -128,27 +128,27 @@ def limits_of(package: ModelPackage) -> dict[str, float]:
 
 _Key = tuple[Path, float, tuple[int, int, int]]
 #: The probe of the network that ran last: it holds that network's weights.
-_HELD: dict[_Key, Probe] = {}
+_PROBES: dict[_Key, Probe] = {}
 
 
 def _look(
-    found: RangeCheck, key: _Key, limits: dict[str, float], data: NDArray[np.float32], plan: WindowPlan, count: int
+    check: RangeCheck, key: _Key, limits: dict[str, float], data: NDArray[np.float32], plan: WindowPlan, count: int
 ) -> None:
     if 2 * activation_bytes(*key) > available_memory():
-        found.skipped = "there is not enough free memory"
+        check.skipped = "there is not enough free memory"
         return
-    if key not in _HELD:
-        _HELD.clear()
+    if key not in _PROBES:
+        _PROBES.clear()
         try:
-            _HELD[key] = Probe(key[0], key[2], limits)
+            _PROBES[key] = Probe(key[0], key[2], limits)
         except (DependencyError, EngineError) as error:
             # Without ONNX Runtime only the input is looked at.
-            found.skipped = str(error)
+            check.skipped = str(error)
             return
-    probe = _HELD[key]
+    probe = _PROBES[key]
     shares = [probe.shares(_patch(data, plan, start)) for start in _starts(data, plan)[:count]]
-    found.windows = len(shares)
-    found.tensors = {name: float(np.mean([s[name] for s in shares])) for name in probe.tensors}
+    check.windows = len(shares)
+    check.tensors = {name: float(np.mean([s[name] for s in shares])) for name in probe.tensors}
 
 
 def _input_share(package: ModelPackage, data: NDArray[np.float32], limits: dict[str, float]) -> float | None:
@@ -169,8 +169,8 @@ class Probe:
         model = graph.load_network(path)
         graph.name_nodes(model)
         fixed = graph.fixed_shape(model, patch)
-        made = {o for node in fixed.graph.node for o in node.output} | {fixed.graph.input[0].name}
-        self.tensors = [name for name in limits if name in made]
+        tensor_names = {o for node in fixed.graph.node for o in node.output} | {fixed.graph.input[0].name}
+        self.tensors = [name for name in limits if name in tensor_names]
         self._input = fixed.graph.input[0].name
         self._run = session(
             with_probes(fixed, {name: limits[name] for name in self.tensors}).SerializeToString(), "fp32"
@@ -178,8 +178,8 @@ class Probe:
 
     def shares(self, patch: NDArray[np.float32]) -> dict[str, float]:
         """Of one patch (C, p0, p1, p2)."""
-        (found,) = self._run.run([_SHARES], {self._input: np.ascontiguousarray(patch[None], np.float32)})
-        return dict(zip(self.tensors, map(float, found), strict=True))
+        (values,) = self._run.run([_SHARES], {self._input: np.ascontiguousarray(patch[None], np.float32)})
+        return dict(zip(self.tensors, map(float, values), strict=True))
 
 
 _SHARES = "medquant_shares"

@@ -40,9 +40,9 @@ def input_means(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, int]
     for patch in patches:
         # An empty list of outputs would mean all of them.
         values = run.run(outputs, {input_name: patch[None]}) if wanted else []
-        found = {input_name: patch.mean(axis=(1, 2, 3))}
-        found |= {name: v.reshape(v.shape[:2]).mean(axis=0) for name, v in zip(wanted, values, strict=True)}
-        for name, mean in found.items():
+        patch_means = {input_name: patch.mean(axis=(1, 2, 3))}
+        patch_means |= {name: v.reshape(v.shape[:2]).mean(axis=0) for name, v in zip(wanted, values, strict=True)}
+        for name, mean in patch_means.items():
             sums[name] = sums.get(name, np.zeros(mean.size)) + mean
         count += 1
     return {node.name: sums[node.input[0]] / max(count, 1) for node in nodes}
@@ -66,21 +66,21 @@ def with_corrected_biases(fp32: Any, int8: Any, means: dict[str, NDArray[np.floa
     """A copy of the INT8 network whose convolutions' biases make up for the rounding of their weights."""
     onnx = graph.require_onnx()
     copy = rewrites.copied(int8)
-    found, exact, fresh = Graph(copy), Graph(fp32), FreshNames(copy)
+    network, exact, fresh = Graph(copy), Graph(fp32), FreshNames(copy)
     originals = {node.name: node for node in fp32.graph.node}
     for node in copy.graph.node:
         if node.op_type != "Conv" or node.name not in means or rewrites.attributes(node).get("group", 1) != 1:
             continue
-        dequantize = found.producer.get(node.input[1])
+        dequantize = network.producer.get(node.input[1])
         weight = exact.array(originals[node.name].input[1])
         if dequantize is None or dequantize.op_type != "DequantizeLinear" or weight is None:
             continue
-        stored, scale = found.array(dequantize.input[0]), found.array(dequantize.input[1])
-        rounded = stored.astype(np.float64) * scale.astype(np.float64).reshape(-1, *[1] * (stored.ndim - 1))
-        moved = (rounded - weight).sum(axis=tuple(range(2, weight.ndim))) @ means[node.name]
-        bias = found.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(weight.shape[0])
+        integers, scale = network.array(dequantize.input[0]), network.array(dequantize.input[1])
+        rounded = integers.astype(np.float64) * scale.astype(np.float64).reshape(-1, *[1] * (integers.ndim - 1))
+        shift = (rounded - weight).sum(axis=tuple(range(2, weight.ndim))) @ means[node.name]
+        bias = network.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(weight.shape[0])
         name = fresh(f"{node.name}_corrected_bias")
-        copy.graph.initializer.append(onnx.numpy_helper.from_array((bias - moved).astype(np.float32), name))
+        copy.graph.initializer.append(onnx.numpy_helper.from_array((bias - shift).astype(np.float32), name))
         if len(node.input) > 2:
             node.input[2] = name
         else:

@@ -88,12 +88,12 @@ def allotted(options: CalibrationOptions, volumes: int) -> list[dict[str, int]]:
     # Each kind's patches at even distances on a line from 0 to 1; the volumes take theirs from the line, one after the other.
     line = sorted(((n + 0.5) / count, KINDS.index(kind), kind) for kind, count in counts.items() for n in range(count))
     share, rest = divmod(options.patches, volumes)
-    found, begin = [], 0
+    allotments, begin = [], 0
     for index in range(volumes):
         end = begin + share + (index < rest)
-        found.append({kind: sum(name == kind for *_, name in line[begin:end]) for kind in KINDS})
+        allotments.append({kind: sum(name == kind for *_, name in line[begin:end]) for kind in KINDS})
         begin = end
-    return found
+    return allotments
 
 
 class PatchSampler:
@@ -165,13 +165,13 @@ class PatchSampler:
             InputError: values that the model does not know, no label of the model in any of them, or another grid than the scan's.
         """
         known = {label.value for label in self._spec.labels}
-        found: set[int] = set()
+        label_values: set[int] = set()
         for source, scan in zip(self._labels, self._volumes, strict=False):
             self._task.check()
             labels = source()
-            found |= check_label_values(labels, known)
+            label_values |= check_label_values(labels, known)
             check_same_place(labels, scan())
-        if self._labels and not found:
+        if self._labels and not label_values:
             raise InputError(
                 f"The label maps hold none of the model's structures (label values {in_words(known)}).",
                 "Give label maps of those scans, with the model's label values.",
@@ -185,16 +185,16 @@ class PatchSampler:
             for n in range(sum(counts.values()))
         ]
         # The first patch of each volume, then the second of each; one in air shows nothing to compare.
-        chosen = sorted(places, key=lambda place: (not place[2], place[0], place[1]))[:count]
-        wanted: dict[int, int] = {}
-        for n, index, _ in chosen:
-            wanted[index] = max(wanted.get(index, 0), n + 1)
+        first_places = sorted(places, key=lambda place: (not place[2], place[0], place[1]))[:count]
+        counts_by_volume: dict[int, int] = {}
+        for n, index, _ in first_places:
+            counts_by_volume[index] = max(counts_by_volume.get(index, 0), n + 1)
         by_volume = {
             index: list(itertools.islice(self._samples(index, self._reference(index)), most))
-            for index, most in wanted.items()
+            for index, most in counts_by_volume.items()
         }
         # A volume that is no larger than a patch gives one, however many were asked of it.
-        return [by_volume[index][n] for n, index, _ in chosen if n < len(by_volume[index])]
+        return [by_volume[index][n] for n, index, _ in first_places if n < len(by_volume[index])]
 
     def _reference(self, index: int) -> Volume | None:
         return self._labels[index]() if self._labels else None
@@ -282,11 +282,11 @@ def collect_histograms(
     sessions = [session(graph.with_outputs(fixed, group).SerializeToString(), "fp32") for group in groups]
     histograms = {name: ActivationHistogram() for name in tensors}
     with task.stage("calibrating", count):
-        for drawn in patches:
+        for patch_values in patches:
             if input_name in histograms:
-                histograms[input_name].add(drawn)
+                histograms[input_name].add(patch_values)
             for group, run in zip(groups, sessions, strict=True):
-                for name, values in zip(group, run.run(group, {input_name: drawn[None]}), strict=True):
+                for name, values in zip(group, run.run(group, {input_name: patch_values[None]}), strict=True):
                     histograms[name].add(values)
                 task.check()
             task.step()

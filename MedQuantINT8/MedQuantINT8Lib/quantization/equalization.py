@@ -189,8 +189,8 @@ def channel_maxima(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, i
     run = session(measuring.SerializeToString(), "fp32")
     for patch in patches if wanted else ():
         for name, values in zip(wanted, run.run(outputs, {input_name: patch[None]}), strict=True):
-            found = values.reshape(values.shape[:2]).max(axis=0).astype(np.float64)
-            maxima[name] = np.maximum(maxima.get(name, 0.0), found)
+            patch_maxima = values.reshape(values.shape[:2]).max(axis=0).astype(np.float64)
+            maxima[name] = np.maximum(maxima.get(name, 0.0), patch_maxima)
     return maxima
 
 
@@ -200,8 +200,8 @@ def equalized(fp32: Any, maxima: dict[str, NDArray[np.float64]], shape: tuple[in
     Args:
         maxima: of each channel of the tensors that are to be quantized (:func:`channel_maxima`).
     """
-    named = rewrites.copied(fp32)
-    fixed = graph.fixed_shape(named, shape)
+    named_copy = rewrites.copied(fp32)
+    fixed = graph.fixed_shape(named_copy, shape)
     if any(attribute.HasField("g") or attribute.graphs for node in fixed.graph.node for attribute in node.attribute):
         # The bodies of branches and loops may read any tensor.
         return None
@@ -212,15 +212,15 @@ def equalized(fp32: Any, maxima: dict[str, NDArray[np.float64]], shape: tuple[in
         for root, group in groups.all().items()
         if not group.fixed and group.readers
     }
-    chosen = {root: (groups.all()[root], factor) for root, factor in factors.items() if factor != 1.0}
-    return _with_factors(named, list(chosen.values())) if chosen else None
+    scaled_groups = {root: (groups.all()[root], factor) for root, factor in factors.items() if factor != 1.0}
+    return _with_factors(named_copy, list(scaled_groups.values())) if scaled_groups else None
 
 
 def _weight_columns(model: Any) -> dict[str, NDArray[np.float64]]:
     """For each convolution and input channel: its largest weight, as a share of the largest of the same output channel."""
-    found, columns = Graph(model), {}
-    for node in found.nodes:
-        if node.op_type not in _AXES or (weight := found.array(node.input[1])) is None:
+    network, columns = Graph(model), {}
+    for node in network.nodes:
+        if node.op_type not in _AXES or (weight := network.array(node.input[1])) is None:
             continue
         largest = np.abs(weight.astype(np.float64)).max(axis=tuple(range(2, weight.ndim)))
         largest = largest if node.op_type == "Conv" else largest.T
@@ -246,14 +246,14 @@ def _with_factors(model: Any, factors: Sequence[tuple[_Group, float]]) -> Any:
     """A copy in which what makes a channel is divided by its group's factor, and what reads it is multiplied."""
     onnx = graph.require_onnx()
     copy = rewrites.copied(model)
-    found, fresh = Graph(copy), FreshNames(copy)
+    network, fresh = Graph(copy), FreshNames(copy)
     nodes = {node.name: node for node in copy.graph.node}
     arrays: dict[tuple[str, int], NDArray[Any]] = {}
 
     def constant(node: Any, position: int) -> NDArray[Any]:
         key = (node.name, position)
         if key not in arrays:
-            arrays[key] = found.array(nodes[node.name].input[position]).copy()
+            arrays[key] = network.array(nodes[node.name].input[position]).copy()
         return arrays[key]
 
     for group, factor in factors:

@@ -100,10 +100,10 @@ def entropy_range(histogram: ActivationHistogram, bins: int = 2048, stride: int 
     best, best_divergence = bins, np.inf
     for cut in range(levels, last + stride, stride):
         cut = min(cut, bins)
-        kept = counts[:cut].copy()
-        clipped = kept.copy()
+        counts_within = counts[:cut].copy()
+        clipped = counts_within.copy()
         clipped[-1] += counts[cut:].sum()
-        divergence = _divergence(clipped, _merged(kept, levels))
+        divergence = _divergence(clipped, _merged(counts_within, levels))
         if divergence < best_divergence:
             best, best_divergence = cut, divergence
     return min(histogram.maximum, best * histogram.limit / bins)

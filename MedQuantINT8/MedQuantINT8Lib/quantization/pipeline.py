@@ -70,7 +70,7 @@ def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder
         patch = patch_for(inside, package.spec, SegmentationOptions())
 
         def labels_by(choice: EngineChoice) -> NDArray[Any]:
-            prepared = prepare(
+            prepared_engine = prepare(
                 package,
                 choose_backend(choice.name, "fp32", choice.device),
                 BuildOptions("fp32", patch, device=choice.device),
@@ -78,9 +78,9 @@ def foreground_by_network(package: ModelPackage, task: Task) -> ForegroundFinder
                 task,
             )
             try:
-                return segment(inside, package.spec, prepared.engine, SegmentationOptions(), task).labels
+                return segment(inside, package.spec, prepared_engine.engine, SegmentationOptions(), task).labels
             finally:
-                prepared.close()
+                prepared_engine.close()
 
         labels, _ = with_fallback(EngineChoice(precision="fp32"), labels_by)
         return network_input.to_kji(labels) > 0

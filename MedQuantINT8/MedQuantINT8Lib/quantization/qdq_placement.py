@@ -87,17 +87,17 @@ def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, 
                 f"ModelOpt cannot quantize this network: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
                 "Keep the layers it names in high precision with --keep.",
             ) from error
-        placed = graph.load_network(result)
-    _give_names_back(placed, originals)
-    _leave_others_in_float(placed)
-    left_out = {layer.name for layer in weighted_layers(placed) if not layer.quantized} - set(reasons)
+        with_pairs = graph.load_network(result)
+    _give_names_back(with_pairs, originals)
+    _leave_others_in_float(with_pairs)
+    left_out = {layer.name for layer in weighted_layers(with_pairs) if not layer.quantized} - set(reasons)
     if few_channels:
-        left_out -= _quantize_convolutions(placed, left_out)
+        left_out -= _quantize_convolutions(with_pairs, left_out)
     for name in left_out:
         reasons[name] = "ModelOpt leaves it out: too few channels, or no constant weight"
-    _store_transposed_weights(placed)
-    _store_tables(placed)
-    return placed
+    _store_transposed_weights(with_pairs)
+    _store_tables(with_pairs)
+    return with_pairs
 
 
 def _give_names_back(model: Any, originals: dict[str, str]) -> None:
@@ -106,13 +106,13 @@ def _give_names_back(model: Any, originals: dict[str, str]) -> None:
     Args:
         originals: the own name of each tensor, by the one that it was given.
     """
-    names, taken = tensor_names(model), set(originals.values())
+    names, own_names = tensor_names(model), set(originals.values())
     ends = {value.name for field in (model.graph.input, model.graph.output) for value in field}
-    wanted = {new: old for new, old in originals.items() if new in names}
-    in_use = names | taken
-    for name in sorted((names - set(originals) - ends) & taken):
-        wanted[name] = free_name(name, in_use)
-    rename_tensors(model, wanted)
+    new_names = {new: old for new, old in originals.items() if new in names}
+    in_use = names | own_names
+    for name in sorted((names - set(originals) - ends) & own_names):
+        new_names[name] = free_name(name, in_use)
+    rename_tensors(model, new_names)
 
 
 def _one_patch_reader(input_name: str, patch: Patch) -> Any:
@@ -139,14 +139,14 @@ def _leave_others_in_float(model: Any) -> None:
 
     Where their sum or concatenation is quantized in turn, it would else be rounded twice.
     """
-    found = graph.Graph(model)
+    network = graph.Graph(model)
     for node in model.graph.node:
         if node.op_type in (*_OPERATORS, "QuantizeLinear", "DequantizeLinear"):
             continue
         for position, name in enumerate(node.input):
-            dequantize = found.producer.get(name)
-            if dequantize is not None and dequantize.op_type == "DequantizeLinear" and not found.is_constant(name):
-                node.input[position] = found.producer[dequantize.input[0]].input[0]
+            dequantize = network.producer.get(name)
+            if dequantize is not None and dequantize.op_type == "DequantizeLinear" and not network.is_constant(name):
+                node.input[position] = network.producer[dequantize.input[0]].input[0]
     graph.pruned(model)
 
 
@@ -156,24 +156,24 @@ def _quantize_convolutions(model: Any, names: set[str]) -> set[str]:
     The activations' scales are placeholders until calibration sets them.
     """
     onnx = graph.require_onnx()
-    found, fresh = graph.Graph(model), FreshNames(model)
-    done: set[str] = set()
+    network, fresh = graph.Graph(model), FreshNames(model)
+    names_done: set[str] = set()
     quantized: dict[str, str] = {
         node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"
     }
     for node in list(model.graph.node):
-        if node.name not in names or node.op_type != "Conv" or node.input[1] not in found.initializers:
+        if node.name not in names or node.op_type != "Conv" or node.input[1] not in network.initializers:
             continue
         source = node.input[0]
-        producer = found.producer.get(source)
+        producer = network.producer.get(source)
         if producer is None or producer.op_type != "DequantizeLinear":
-            made = []
+            new_nodes = []
             if source not in quantized:
                 placeholders = [fresh(f"{source}_scale"), fresh(f"{source}_zero")]
                 for name, array in zip(placeholders, (np.float32(1), np.int8(0)), strict=True):
                     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(array), name))
                 quantized[source] = fresh(f"{source}_quantized")
-                made.append(
+                new_nodes.append(
                     onnx.helper.make_node(
                         "QuantizeLinear",
                         [source, *placeholders],
@@ -182,10 +182,10 @@ def _quantize_convolutions(model: Any, names: set[str]) -> set[str]:
                     )
                 )
             quantize = next(
-                n for n in (*model.graph.node, *made) if n.op_type == "QuantizeLinear" and n.input[0] == source
+                n for n in (*model.graph.node, *new_nodes) if n.op_type == "QuantizeLinear" and n.input[0] == source
             )
             dequantized = fresh(f"{node.name}_dequantized")
-            made.append(
+            new_nodes.append(
                 onnx.helper.make_node(
                     "DequantizeLinear",
                     [quantized[source], *quantize.input[1:]],
@@ -195,11 +195,11 @@ def _quantize_convolutions(model: Any, names: set[str]) -> set[str]:
             )
             node.input[0] = dequantized
             at = next(i for i, other in enumerate(model.graph.node) if other.name == node.name)
-            for offset, extra in enumerate(made):
+            for offset, extra in enumerate(new_nodes):
                 model.graph.node.insert(at + offset, extra)
-        done.add(node.name)
-    _store_weights(model, done, axis=0)
-    return done
+        names_done.add(node.name)
+    _store_weights(model, names_done, axis=0)
+    return names_done
 
 
 def _store_transposed_weights(model: Any) -> None:
@@ -208,12 +208,12 @@ def _store_transposed_weights(model: Any) -> None:
     They are computed in float by every engine, but a nnU-Net keeps 8 % of its weights there: in FP32 the file would
     miss a quarter of its size.
     """
-    found = graph.Graph(model)
+    network = graph.Graph(model)
     names = {
         node.name
         for node in model.graph.node
         if node.op_type == "ConvTranspose"
-        and node.input[1] in found.initializers
+        and node.input[1] in network.initializers
         and next((a.i for a in node.attribute if a.name == "group"), 1) == 1
     }
     _store_weights(model, names, axis=1)
@@ -230,14 +230,14 @@ def _store_tables(model: Any) -> None:
     activations around them have.
     """
     onnx = graph.require_onnx()
-    found, fresh = graph.Graph(model), FreshNames(model)
+    network, fresh = graph.Graph(model), FreshNames(model)
     for initializer in list(model.graph.initializer):
-        readers = found.readers.get(initializer.name, [])
+        readers = network.readers.get(initializer.name, [])
         if initializer.data_type != onnx.TensorProto.FLOAT or any(
             n.op_type not in ("Add", "Sub", "Gather") for n in readers
         ):
             continue
-        array = found.array(initializer.name)
+        array = network.array(initializer.name)
         if array.size < _LARGE_TABLE or not readers or np.abs(array).max() > np.finfo(np.float16).max:
             continue
         name, half = initializer.name, fresh(f"{initializer.name}_half")
@@ -249,11 +249,11 @@ def _store_tables(model: Any) -> None:
 def _store_weights(model: Any, names: set[str], axis: int) -> None:
     """Store the named layers' weights as INT8, one scale an output channel (``axis``), in place."""
     onnx = graph.require_onnx()
-    found, fresh = graph.Graph(model), FreshNames(model)
+    network, fresh = graph.Graph(model), FreshNames(model)
     for node in list(model.graph.node):
-        if node.name not in names or node.input[1] not in found.initializers:
+        if node.name not in names or node.input[1] not in network.initializers:
             continue
-        weight = found.array(node.input[1]).astype(np.float32)
+        weight = network.array(node.input[1]).astype(np.float32)
         others = tuple(a for a in range(weight.ndim) if a != axis)
         amax = np.abs(weight).max(axis=others)
         scale = np.where(amax > 0, amax / 127, 1).astype(np.float32)

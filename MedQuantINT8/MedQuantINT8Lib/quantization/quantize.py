@@ -164,13 +164,11 @@ def _quantized(
         forms.equalized.correct(patches)
         return forms.equalized.candidate
 
-    checked, guarded = guard(
-        plain.candidate, patches, package.spec, policy.budget, task, references, stopwatch, equalize
-    )
+    int8, guarded = guard(plain.candidate, patches, package.spec, policy.budget, task, references, stopwatch, equalize)
     form = forms.equalized if guarded.equalized and forms.equalized is not None else plain
     reasons = form.reasons | {name: f"the guard: {why}" for name, why in guarded.returned.items()}
-    checked = qdq.compacted(checked)
-    if problems := qdq.check_int8(checked):
+    int8 = qdq.compacted(int8)
+    if problems := qdq.check_int8(int8):
         raise PackageError(
             f"The quantized network breaks the rules: {problems[0]}.", "Please report this with the network."
         )
@@ -186,7 +184,7 @@ def _quantized(
         graph.network_shape(fp32).input_name,
         {} if form is plain else {name: 127 * scale for name, scale in plain.scales.items()},
     )
-    return _write(package, checked, measured, guarded, reasons, target, sampler.patch)
+    return _write(package, int8, measured, guarded, reasons, target, sampler.patch)
 
 
 @dataclass
@@ -234,16 +232,16 @@ class _Forms:
         with self.task.stage("placing Q/DQ nodes"):
             first = next(iter(self.sampler))
             fixed = graph.fixed_shape(fp32, patch)
-            placed = place(self.quantizer, fixed, first, reasons, few_channels=policy.few_channels)
-        tensors = list(qdq.activation_tensors(placed))
+            with_pairs = place(self.quantizer, fixed, first, reasons, few_channels=policy.few_channels)
+        tensors = list(qdq.activation_tensors(with_pairs))
         if not tensors:
             raise PackageError(
                 f"No layer of {self.name} can be quantized.", "See 'medquant quantize --verbose' for the reasons."
             )
         histograms = collect_histograms(fp32, tensors, self.sampler, len(self.sampler), patch, self.task)
         scales = scales_from(histograms, self.ways.calibration)
-        qdq.set_activation_scales(placed, scales)
-        return _Form(fp32, placed, reasons, histograms, scales, patch)
+        qdq.set_activation_scales(with_pairs, scales)
+        return _Form(fp32, with_pairs, reasons, histograms, scales, patch)
 
 
 def _compared_patches(patch: tuple[int, int, int]) -> int:
@@ -287,9 +285,9 @@ def policy_reasons(model: Any, policy: QuantizationPolicy) -> dict[str, str]:
         reasons.setdefault(convolutions[0], "the first convolution, kept by request")
     if policy.head and convolutions:
         reasons.setdefault(convolutions[-1], "the head, kept by request")
-    found = graph.Graph(model)
-    for node in found.nodes:
-        if node.op_type == "MatMul" and not policy.attention and not any(map(found.is_constant, node.input)):
+    network = graph.Graph(model)
+    for node in network.nodes:
+        if node.op_type == "MatMul" and not policy.attention and not any(map(network.is_constant, node.input)):
             reasons.setdefault(node.name, "a product of two activations (attention): INT8 brings nothing")
     for layer in layers:
         if layer.op == "ConvTranspose" and not policy.transposed:
@@ -344,8 +342,8 @@ def _open_shapes(model: Any, package: ModelPackage) -> None:
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for name in ("medquantint8", "nvidia-modelopt", "onnx", "onnxruntime", "torch", "numpy"):
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions

@@ -17,7 +17,7 @@ from ..models.package import peek
 from ..progress import ProgressEvent, Task
 from ..worker.client import WorkerClient
 from ..worker.jobs import BackgroundJob, wait_for
-from . import scene as mrml
+from . import scene
 from .dependencies import GROUPS
 
 if TYPE_CHECKING:
@@ -71,10 +71,10 @@ class BuildLogic:
             trustCode: whether Python code that lies in a bundle may run.
         """
         # What turns PyTorch networks into ONNX needs torch, as quantizing does.
-        started = self._newBuilder().begin(
+        job = self._newBuilder().begin(
             "install_model", [], name=name, source=source, trust_code=trustCode, imports=self._importsFor(name, source)
         )
-        return self._result(BackgroundJob(started, lambda result: result.report["name"]), waitForCompletion, progress)
+        return self._result(BackgroundJob(job, lambda result: result.report["name"]), waitForCompletion, progress)
 
     def _importsFor(self, name: str, source: str) -> dict[str, str]:
         """Modules that bringing in a model takes, beside those of segmenting."""
@@ -122,7 +122,7 @@ class BuildLogic:
         """
         path = resolve_one(self._modelPath(model))
         self.checkScans(volumeNodes, scans)
-        volumes = [mrml.volume_from_node(node) for node in volumeNodes]
+        volumes = [scene.volume_from_node(node) for node in volumeNodes]
         request = {
             "method": method,
             "patches": patches,
@@ -130,7 +130,7 @@ class BuildLogic:
             "fallback": fallback,
             "reading": asdict(reading),
         }
-        started = self._newBuilder().begin(
+        job = self._newBuilder().begin(
             "quantize",
             volumes,
             model=path,
@@ -139,7 +139,7 @@ class BuildLogic:
             imports=GROUPS["build"].modules(),
             **request,
         )
-        return self._result(BackgroundJob(started, lambda result: result.report), waitForCompletion, progress)
+        return self._result(BackgroundJob(job, lambda result: result.report), waitForCompletion, progress)
 
     @staticmethod
     def checkScans(volumeNodes: Sequence[Any], scans: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from ..evaluation.boundary import REGION_COLUMNS, region_labels, region_rows, re
 from ..evaluation.reports.boundary_page import boundary_page, gains, verdict
 from ..files import write_json, write_text
 from ..models.spec import ModelSpec
-from . import scene as mrml
+from . import scene
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ def add_differences(comparison: Comparison) -> Any | None:
         return None
     numbers, labels = region_labels(comparison.report["differences"], comparison.arrays[2])
     name = f"{comparison.volumeNode.GetName()}: INT8 differs from FP32"
-    return mrml.add_segmentation(numbers, labels, comparison.volumeNode, name=name)
+    return scene.add_segmentation(numbers, labels, comparison.volumeNode, name=name)
 
 
 def add_table(comparison: Comparison) -> Any:
     """A table node with a row for each region."""
-    return mrml.add_table(
+    return scene.add_table(
         REGION_COLUMNS,
         region_rows(comparison.regions),
         comparison.volumeNode,

@@ -40,8 +40,8 @@ class Group:
 
     def modules(self) -> dict[str, str]:
         """Modules that have to be importable, each with the requirement that brings it; those that take longest to import last."""
-        found = {_MODULES.get(_name(line), _name(line).replace("-", "_")): line for line in self.lines()}
-        return dict(sorted(found.items(), key=lambda item: item[0].split(".")[0] in _HEAVY))
+        requirement_of = {_MODULES.get(_name(line), _name(line).replace("-", "_")): line for line in self.lines()}
+        return dict(sorted(requirement_of.items(), key=lambda item: item[0].split(".")[0] in _HEAVY))
 
 
 _TORCH = "torch>=2.8"
@@ -109,7 +109,7 @@ class Packages:
         environment: what markers are compared with, where it is another Python than the caller's.
     """
 
-    found: Callable[[str], tuple[str, list[str]] | None]
+    find: Callable[[str], tuple[str, list[str]] | None]
     environment: Mapping[str, str]
 
 
@@ -147,7 +147,7 @@ _ASK_SECONDS = 30
 def _packages_of(python: str) -> Packages:
     """What another Python has installed."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [python, "-c", _ASK_PACKAGES],
             capture_output=True,
             text=True,
@@ -155,7 +155,7 @@ def _packages_of(python: str) -> Packages:
             check=True,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(process.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         text = _("The Python {python} cannot be asked what it has installed: {reason}.")
         raise DependencyError(
@@ -180,14 +180,14 @@ def _satisfied(line: str, packages: Packages = _OWN) -> bool:
     requirement = _requirement(line)
     if requirement.marker is not None and not requirement.marker.evaluate(dict(packages.environment)):
         return True
-    package = packages.found(re.sub(r"[-_.]+", "-", requirement.name).lower())
+    package = packages.find(re.sub(r"[-_.]+", "-", requirement.name).lower())
     if package is None:
         return False
     version, stated = package
     if not _contains(requirement.specifier, version):
         return False
-    added = [needed for extra in requirement.extras for needed in _added_by(extra, stated, packages)]
-    return all(_satisfied(needed, packages) for needed in added)
+    requirements = [needed for extra in requirement.extras for needed in _added_by(extra, stated, packages)]
+    return all(_satisfied(needed, packages) for needed in requirements)
 
 
 def _added_by(extra: str, stated: Sequence[str], packages: Packages) -> list[str]:

@@ -31,8 +31,7 @@ from ..progress import ProgressEvent
 from ..system import cpu_name
 from ..worker.client import WorkerClient, WorkerResult
 from ..worker.jobs import BackgroundJob, BatchJob, Pollable
-from . import modality_check, sequences
-from . import scene as mrml
+from . import modality_check, scene, sequences
 from .build_logic import BuildLogic
 from .comparison import Comparison, add_differences, add_table
 from .undo import SegmentationUndo
@@ -102,10 +101,10 @@ class MedQuantINT8Logic(BuildLogic):
     @staticmethod
     def models() -> list[dict[str, Any]]:
         """Installed models: name, title, modality, structures, channels, and whether they hold an INT8 network."""
-        found = []
+        descriptions = []
         for name, paths in installed_models().items():
             spec, files = peek(paths[0])
-            found.append(
+            descriptions.append(
                 {
                     "name": name,
                     "title": spec.title or spec.name,
@@ -117,7 +116,7 @@ class MedQuantINT8Logic(BuildLogic):
                     "paths": [str(path) for path in paths],
                 }
             )
-        return found
+        return descriptions
 
     def engines(self) -> dict[str, Any]:
         """Engines by name: whether each can run here, and why not."""
@@ -125,7 +124,7 @@ class MedQuantINT8Logic(BuildLogic):
 
     def advise(self, volumeNode: Any, model: str) -> str:
         """A warning if the scan seems to be of another modality than the model was made for; else an empty string."""
-        volume = mrml.volume_from_node(volumeNode)
+        volume = scene.volume_from_node(volumeNode)
         return modality_check.modality_warning(volumeNode, volume, self._spec(self._modelPath(model)))
 
     def devices(self) -> list[tuple[str, str]]:
@@ -176,7 +175,7 @@ class MedQuantINT8Logic(BuildLogic):
             MedQuantError: whatever goes wrong in the worker.
         """
         nodes = list(volumeNode) if isinstance(volumeNode, list | tuple) else [volumeNode]
-        volume = mrml.volume_from_node(nodes[0], nodes[1:])
+        volume = scene.volume_from_node(nodes[0], nodes[1:])
         path = self._modelPath(model)
         labels = self._labels(path, segments)
         request = SegmentRequest(path, labels, _choice(engine, precision, device), options, replace, surface)
@@ -197,7 +196,7 @@ class MedQuantINT8Logic(BuildLogic):
             self.report = result.report
             voxels = {int(value): count for value, count in result.report["voxels"].items()}
             with self._undo.changing(segmentationNode) as changed:
-                changed.node = mrml.add_segmentation(
+                changed.node = scene.add_segmentation(
                     result.labels,
                     request.labels,
                     volumeNode,
@@ -208,8 +207,8 @@ class MedQuantINT8Logic(BuildLogic):
                 )
             return changed.node
 
-        started = self._client.submit(request.model, volume, request.choice, request.options)
-        return BackgroundJob(started, finish, check)
+        job = self._client.submit(request.model, volume, request.choice, request.options)
+        return BackgroundJob(job, finish, check)
 
     def process(
         self, inputVolume: Any, outputSegmentation: Any, model: str, waitForCompletion: bool = True, **options: Any
@@ -224,10 +223,10 @@ class MedQuantINT8Logic(BuildLogic):
 
         One that fails does not stop the rest; the job's ``failures`` tell which and why.
         """
-        scene = mrml.headless_scene()
+        mrmlScene = scene.headless_scene()
         nodes = [
-            scene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode")
-            for n in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))
+            mrmlScene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode")
+            for n in range(mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))
         ]
         scans = [node for node in nodes if not node.IsA("vtkMRMLLabelMapVolumeNode")]
         if not scans:
@@ -292,17 +291,19 @@ class MedQuantINT8Logic(BuildLogic):
         """
         frames = sequences.frames_of(sequenceNode)
         self._labels(self._modelPath(model), options.get("segments"))
-        made: list[Any] = []
+        segmentations: list[Any] = []
 
         def frame(number: int) -> Pollable:
-            scene = sequenceNode.GetScene()
-            shown = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "frame")
-            shown.CopyContent(frames[number])
-            job = self.segment(shown, model=model, waitForCompletion=False, **options)
-            return sequences.FrameJob(job, shown, sequenceNode, made, sequenceNode.GetNthIndexValue(number))
+            mrmlScene = sequenceNode.GetScene()
+            frame_node = mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "frame")
+            frame_node.CopyContent(frames[number])
+            job = self.segment(frame_node, model=model, waitForCompletion=False, **options)
+            return sequences.FrameJob(
+                job, frame_node, sequenceNode, segmentations, sequenceNode.GetNthIndexValue(number)
+            )
 
         batch = sequences.SequenceJob(
-            [(f"frame {n + 1}", partial(frame, n)) for n in range(len(frames))], sequenceNode, made
+            [(f"frame {n + 1}", partial(frame, n)) for n in range(len(frames))], sequenceNode, segmentations
         )
         return self._result(batch, waitForCompletion, progress)
 
@@ -336,11 +337,11 @@ class MedQuantINT8Logic(BuildLogic):
         Returns:
             The engine's own description: every layer with the precision it runs in.
         """
-        volumes = [mrml.volume_from_node(volumeNode)] if volumeNode is not None else []
+        volumes = [scene.volume_from_node(volumeNode)] if volumeNode is not None else []
         path = resolve_one(self._modelPath(model))
         choice = _choice(engine, precision, device)
-        started = self._client.begin("build", volumes, model=path, choice=asdict(choice), options=asdict(options))
-        return self._result(BackgroundJob(started, lambda result: result.report), waitForCompletion, progress)
+        job = self._client.begin("build", volumes, model=path, choice=asdict(choice), options=asdict(options))
+        return self._result(BackgroundJob(job, lambda result: result.report), waitForCompletion, progress)
 
     # ---- compare
 
@@ -364,11 +365,11 @@ class MedQuantINT8Logic(BuildLogic):
             volumeChange: structures whose volume changes by more than this are pointed out, in percent.
             device: as at :meth:`segment`.
         """
-        volume = mrml.volume_from_node(volumeNode)
+        volume = scene.volume_from_node(volumeNode)
         path = self._modelPath(model)
         spec = self._spec(path)
         choice = _choice(engine, "int8", device)
-        started = self._client.begin(
+        job = self._client.begin(
             "compare", [volume], model=path, choice=asdict(choice), options=asdict(options), volume_change=volumeChange
         )
 
@@ -376,7 +377,7 @@ class MedQuantINT8Logic(BuildLogic):
             return Comparison(volumeNode, spec, result.arrays, result.report)
 
         check = partial(self._stillThere, volumeNode, "The volume")
-        return self._result(BackgroundJob(started, finish, check), waitForCompletion, progress)
+        return self._result(BackgroundJob(job, finish, check), waitForCompletion, progress)
 
     def compareAll(
         self,
@@ -409,13 +410,13 @@ class MedQuantINT8Logic(BuildLogic):
     # ---- within
 
     def _segmentFile(self, scan: Path, target: Path, request: dict[str, Any]) -> Pollable:
-        started = self._client.begin("segment_file", [], scan=str(scan), output=str(target), **request)
+        job = self._client.begin("segment_file", [], scan=str(scan), output=str(target), **request)
 
         def finish(result: WorkerResult) -> str:
             self.report = result.report
             return str(target)
 
-        return BackgroundJob(started, finish)
+        return BackgroundJob(job, finish)
 
     def _modelPath(self, model: str | None) -> str:
         if not model:
@@ -423,12 +424,12 @@ class MedQuantINT8Logic(BuildLogic):
                 "No model was chosen.",
                 f"Installed are: {', '.join(installed_models()) or 'none (see medquant models)'}.",
             )
-        found = resolve(str(model))
-        if not there(split_paths(found)[0]):
+        path = resolve(str(model))
+        if not there(split_paths(path)[0]):
             raise InputError(
                 f"There is no model {model!r}.", "Give the name of an installed model, or the path of a package."
             )
-        return found
+        return path
 
     def _spec(self, path: str) -> ModelSpec:
         return peek(split_paths(path)[0])[0]

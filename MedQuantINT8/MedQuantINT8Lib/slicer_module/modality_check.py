@@ -20,16 +20,16 @@ def modality_warning(volumeNode: Any, volume: Volume, spec: ModelSpec) -> str:
 
     The DICOM header decides where the scan has one, otherwise the range of its values.
     """
-    wanted = _NAMES.get(spec.modality.upper())
-    if wanted is None:
+    expected = _NAMES.get(spec.modality.upper())
+    if expected is None:
         return ""
     name = volumeNode.GetName()
     title = spec.title or spec.name
-    if told := _NAMES.get(dicom_modality(volumeNode).upper()):
-        return "" if told == wanted else f"{name!r} is a {told} scan, but {title} was made for {wanted}."
+    if modality := _NAMES.get(dicom_modality(volumeNode).upper()):
+        return "" if modality == expected else f"{name!r} is a {modality} scan, but {title} was made for {expected}."
     lowest = float(np.min(volume.data[:, ::4, ::4, ::4]))
-    if wanted == "CT" and lowest >= 0:
+    if expected == "CT" and lowest >= 0:
         return f"{name!r} has no value below 0, as a CT scan in Hounsfield units has; {title} was made for CT."
-    if wanted == "MR" and lowest <= _AIR:
+    if expected == "MR" and lowest <= _AIR:
         return f"{name!r} has values down to {lowest:.0f}, as a CT scan has; {title} was made for MR."
     return ""

@@ -55,7 +55,7 @@ def headless_scene() -> Any:
     application.SetMRMLScene(scene)
     modules = SimpleNamespace()
     # slicer-core looks the logics up by the application logic, slicer.util by slicer.modules.
-    kept = [application]
+    logics = [application]
     for name, cls in (
         ("Terminologies", "vtkSlicerTerminologiesModuleLogic"),
         ("SubjectHierarchy", "vtkSlicerSubjectHierarchyModuleLogic"),
@@ -66,10 +66,10 @@ def headless_scene() -> Any:
         logic.SetMRMLApplicationLogic(application)
         logic.SetMRMLScene(scene)
         application.SetModuleLogic(name, logic)
-        setattr(modules, name.lower(), SimpleNamespace(logic=lambda found=logic: found))
-        kept.append(logic)
+        setattr(modules, name.lower(), SimpleNamespace(logic=lambda module_logic=logic: module_logic))
+        logics.append(logic)
     slicer.mrmlScene, slicer.modules = scene, modules
-    scene._medquant_keep_alive = kept
+    scene._medquant_keep_alive = logics
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene, True)
     return scene
 
@@ -166,10 +166,10 @@ def dicom_modality(node: Any) -> str:
     scene = node.GetScene()
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene) if scene else None
     name = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
-    told = ""
+    modality = ""
     if hierarchy is not None and (item := hierarchy.GetItemByDataNode(node)):
-        told = hierarchy.GetItemAttribute(item, name)
-    return told or node.GetAttribute(name) or ""
+        modality = hierarchy.GetItemAttribute(item, name)
+    return modality or node.GetAttribute(name) or ""
 
 
 def ijk_to_ras(node: Any) -> NDArray[np.float64]:
@@ -184,11 +184,11 @@ def ijk_to_ras(node: Any) -> NDArray[np.float64]:
 def _vtk_matrix(matrix: NDArray[np.float64]) -> Any:
     import vtk
 
-    made = vtk.vtkMatrix4x4()
+    vtk_matrix = vtk.vtkMatrix4x4()
     for r in range(4):
         for c in range(4):
-            made.SetElement(r, c, float(matrix[r, c]))
-    return made
+            vtk_matrix.SetElement(r, c, float(matrix[r, c]))
+    return vtk_matrix
 
 
 def _image_data(array: NDArray[Any]) -> Any:
@@ -263,15 +263,15 @@ def add_segmentation(
             segmentation.RemoveAllSegments()
             node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
             node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
-        found = [label for label in names if voxels.get(label.value)]
-        if found:
-            wanted = {label.value for label in found}
-            strangers = [value for value in voxels if value and value not in wanted]
+        present = [label for label in names if voxels.get(label.value)]
+        if present:
+            values = {label.value for label in present}
+            strangers = [value for value in voxels if value and value not in values]
             if strangers:
-                kept = np.arange(max(voxels) + 1).astype(labels.dtype)
-                kept[strangers] = 0
-                labels = kept[labels]
-            _add_shared_labelmap(slicer, segmentation, labels, found, matrix)
+                value_map = np.arange(max(voxels) + 1).astype(labels.dtype)
+                value_map[strangers] = 0
+                labels = value_map[labels]
+            _add_shared_labelmap(slicer, segmentation, labels, present, matrix)
         if surface:
             node.CreateClosedSurfaceRepresentation()
         if not keeping:
@@ -311,8 +311,8 @@ def _matrix_within(slicer: Any, target: Any, volume: Any) -> NDArray[np.float64]
                 f"{target.GetName()!r} and {volume.GetName()!r} are not under the same transform, and {transform.GetName()!r} is not linear.",
                 "Choose a new segmentation, or put both under one transform.",
             )
-    made: NDArray[np.float64] = np.linalg.inv(_to_world(own)) @ _to_world(theirs) @ ijk_to_ras(volume)
-    return made
+    matrix: NDArray[np.float64] = np.linalg.inv(_to_world(own)) @ _to_world(theirs) @ ijk_to_ras(volume)
+    return matrix
 
 
 def _to_world(transform: Any) -> NDArray[np.float64]:
@@ -337,29 +337,32 @@ def _add_shared_labelmap(
     oriented = slicer.vtkOrientedImageData()
     oriented.ShallowCopy(_image_data(labels))
     oriented.SetImageToWorldMatrix(_vtk_matrix(matrix))
-    taken = {segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())}
+    used_names = {segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())}
     binary = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
     if segmentation.GetNumberOfSegments() == 0:
         segmentation.SetSourceRepresentationName(binary)
     for label in names:
         segment = slicer.vtkSegment()
-        segment.SetName(_free_name(label.name, taken))
-        taken.add(segment.GetName())
+        segment.SetName(_free_name(label.name, used_names))
+        used_names.add(segment.GetName())
         segment.SetColor(*(c / 255 for c in label.color))
         segment.SetLabelValue(label.value)
         segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology_tag(label.terminology))
         segment.AddRepresentation(binary, oriented)
-        wanted = segment_id(label)
+        identifier = segment_id(label)
         segmentation.AddSegment(
-            segment, wanted if segmentation.GetSegment(wanted) is None else segmentation.GenerateUniqueSegmentID(wanted)
+            segment,
+            identifier
+            if segmentation.GetSegment(identifier) is None
+            else segmentation.GenerateUniqueSegmentID(identifier),
         )
 
 
-def _free_name(name: str, taken: set[str]) -> str:
-    if name not in taken:
+def _free_name(name: str, used_names: set[str]) -> str:
+    if name not in used_names:
         return name
     number = 2
-    while f"{name} {number}" in taken:
+    while f"{name} {number}" in used_names:
         number += 1
     return f"{name} {number}"
 

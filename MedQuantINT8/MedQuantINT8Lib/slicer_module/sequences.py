@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import InputError
 from ..progress import ProgressEvent
 from ..worker.jobs import BatchJob
-from . import scene as mrml
+from . import scene
 
 
 def frames_of(sequenceNode: Any) -> list[Any]:
@@ -43,14 +43,14 @@ def keep_frame(sequence: Any, index: str, segmentation: Any) -> None:
 
 def synchronize(sequenceNode: Any, segmentations: Any) -> Any | None:
     """Let the browser that plays the scan play its segmentations too; the proxy node, or None if nothing plays the scan."""
-    scene = sequenceNode.GetScene()
-    for number in range(scene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode")):
-        browser = scene.GetNthNodeByClass(number, "vtkMRMLSequenceBrowserNode")
+    mrmlScene = sequenceNode.GetScene()
+    for number in range(mrmlScene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode")):
+        browser = mrmlScene.GetNthNodeByClass(number, "vtkMRMLSequenceBrowserNode")
         if browser.IsSynchronizedSequenceNodeID(sequenceNode.GetID(), True):
             browser.AddSynchronizedSequenceNodeID(segmentations.GetID())
             proxy = browser.GetProxyNode(segmentations)
             if proxy is not None:
-                mrml.show(proxy)
+                scene.show(proxy)
             return proxy
     return None
 
@@ -106,9 +106,9 @@ class SequenceJob(BatchJob):
 
 def sequence_of(volumeNode: Any) -> Any | None:
     """The sequence whose frames a volume node shows, or None."""
-    scene = volumeNode.GetScene()
-    for number in range(scene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode") if scene else 0):
-        browser = scene.GetNthNodeByClass(number, "vtkMRMLSequenceBrowserNode")
+    mrmlScene = volumeNode.GetScene()
+    for number in range(mrmlScene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode") if mrmlScene else 0):
+        browser = mrmlScene.GetNthNodeByClass(number, "vtkMRMLSequenceBrowserNode")
         if browser.IsProxyNodeID(volumeNode.GetID()):
             return browser.GetSequenceNode(volumeNode)
     return None

@@ -176,7 +176,7 @@ def _managers(slicer: Any, renderer: Any, node: Any, scene: Any, names: tuple[st
     application.SetMRMLScene(scene)
     group = slicer.vtkMRMLDisplayableManagerGroup()
     group.SetRenderer(renderer)
-    made = []
+    managers = []
     for name in names:
         if not hasattr(slicer, name):
             continue
@@ -184,9 +184,9 @@ def _managers(slicer: Any, renderer: Any, node: Any, scene: Any, names: tuple[st
         manager.SetMRMLApplicationLogic(application)
         group.AddDisplayableManager(manager)
         manager.SetMRMLScene(scene)
-        made.append(manager)
+        managers.append(manager)
     group.SetMRMLDisplayableNode(node)
-    return group, made, application
+    return group, managers, application
 
 
 def _grab(window: Any) -> NDArray[np.uint8]:

@@ -64,7 +64,7 @@ def test_movements_take_each_number_where_numpy_takes_it():
             case ("reshape", shape):
                 index_map, array = index_map.reshaped(shape), array.reshape(shape)
             case ("take", (axis, indices)):
-                index_map, array = index_map.taken(axis, np.array(indices)), array.take(indices, axis)
+                index_map, array = index_map.take(axis, np.array(indices)), array.take(indices, axis)
             case ("cut", (axis, part)):
                 index_map, array = index_map.cut(axis, part), array[(slice(None),) * axis + (part,)]
         assert index_map.shape == array.shape
@@ -75,10 +75,10 @@ def test_movements_take_each_number_where_numpy_takes_it():
 def test_channels_are_filled_up_and_repeated():
     padded = STILL.padded([0, 2, 0, 0, 0], [0, 1, 0, 0, 0], False)
     np.testing.assert_array_equal(values_of(padded, BASE), np.pad(BASE, [(0, 0), (2, 1), (0, 0), (0, 0), (0, 0)]))
-    one = STILL.taken(1, np.array([4]))
+    one = STILL.take(1, np.array([4]))
     many = one.broadcast((1, 3, 4, 3, 2), [False, True, False, False, False])
     np.testing.assert_array_equal(values_of(many, BASE), np.repeat(BASE[:, 4:5], 3, 1))
-    wide = STILL.taken(4, np.array([1])).broadcast((1, 6, 4, 3, 5), [False] * 5)
+    wide = STILL.take(4, np.array([1])).broadcast((1, 6, 4, 3, 5), [False] * 5)
     np.testing.assert_array_equal(values_of(wide, BASE), np.repeat(BASE[..., 1:], 5, 4))
 
 

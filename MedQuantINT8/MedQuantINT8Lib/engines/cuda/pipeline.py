@@ -60,7 +60,7 @@ class DevicePipeline:
         self._compute.wait_for(slot.uploaded.record(self._up))
         slot.graph.launch(slot.count)
         self._down.wait_for(slot.computed.record(self._compute))
-        slot.target.download(slot.found, self._down)
+        slot.target.download(slot.scores, self._down)
         slot.done.record(self._down)
         self._busy.append(slot)
 
@@ -71,7 +71,7 @@ class DevicePipeline:
             slot.done.wait()
         finally:
             self._free.append(slot)
-        return slot.found
+        return slot.scores
 
     def drain(self) -> None:
         """Let go of what was submitted and not collected; also after a failure."""
@@ -99,7 +99,7 @@ class _Slot:
         self, gpu: Gpu, compute: Stream, enqueue: Enqueue, source: tuple[int, ...], target: tuple[int, ...]
     ) -> None:
         self.count = source[0]
-        self._made: list[Any] = []
+        self._resources: list[Any] = []
         try:
             self.source, self.target = (
                 self._hold(gpu.allocate(source, np.float32)),
@@ -116,17 +116,17 @@ class _Slot:
             raise
 
     def _hold(self, thing: Any) -> Any:
-        self._made.append(thing)
+        self._resources.append(thing)
         return thing
 
     def _run(self, enqueue: Enqueue, stream: Stream) -> None:
         enqueue(self.count, self.source, self.target, stream)
 
     @property
-    def found(self) -> NDArray[np.float32]:
+    def scores(self) -> NDArray[np.float32]:
         return self.host_out.array[: self.count]
 
     def free(self) -> None:
-        for thing in reversed(self._made):
+        for thing in reversed(self._resources):
             thing.free()
-        self._made = []
+        self._resources = []

@@ -79,10 +79,10 @@ class CudaInt8Backend:
         plan = KernelPlan.load(folder)
         gpu = Gpu(cuda.choose_gpu(options.device).index)
         try:
-            chosen = from_json(plan, json.loads((folder / _TILES).read_text(encoding="utf-8")))
+            tilings = from_json(plan, json.loads((folder / _TILES).read_text(encoding="utf-8")))
             with np.load(folder / _WEIGHTS, allow_pickle=False) as weights:
                 network = CudaInt8Network(
-                    gpu, plan, options.batch, chosen, lambda tiling: weights[tiling.step.weights], parts=BATCH_PARTS
+                    gpu, plan, options.batch, tilings, lambda tiling: weights[tiling.step.weights], parts=BATCH_PARTS
                 )
             return CudaInt8Engine(gpu, network, options)
         except BaseException:

@@ -71,12 +71,12 @@ class _Listeners:
 _LISTENERS = _Listeners()
 #: The logger of each TensorRT module (a process has one); never let go of, as TensorRT may hold it to the end.
 _LOGGERS: list[tuple[Any, Any]] = []
-_MAKING = threading.Lock()
+_LOGGER_LOCK = threading.Lock()
 
 
 def process_logger(trt: Any) -> Any:
     """The one logger of this process."""
-    with _MAKING:
+    with _LOGGER_LOCK:
         for known, logger in _LOGGERS:
             if known is trt:
                 return logger

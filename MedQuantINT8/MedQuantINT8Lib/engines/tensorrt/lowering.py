@@ -41,17 +41,17 @@ def with_norms_written_out(model: Any) -> Any:
     ranks = {
         v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.inferred(copy).graph.value_info, *copy.graph.input)
     }
-    made: list[Any] = []
+    nodes: list[Any] = []
     for node in copy.graph.node:
         known = (
             node.op_type == "InstanceNormalization"
             and node.input[0] in ranks
             and all(n in arrays for n in node.input[1:])
         )
-        made += _written_out(node, arrays, copy.graph, ranks[node.input[0]], opset) if known else [node]
-    nodes = [_cloned(node) for node in made]
+        nodes += _written_out(node, arrays, copy.graph, ranks[node.input[0]], opset) if known else [node]
+    clones = [_cloned(node) for node in nodes]
     del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
+    copy.graph.node.extend(clones)
     return graph.pruned(copy)
 
 
@@ -106,7 +106,7 @@ class _Half:
         self._types = {v.name: v.type.tensor_type.elem_type for v in (*body.value_info, *body.input, *body.output)}
         self._types |= {i.name: i.data_type for i in body.initializer}
         self._arrays: dict[str, Any] = {i.name: i for i in model.graph.initializer}
-        self._kept = {node.name or node.output[0] for node in model.graph.node if self._stays(node)}
+        self._float_names = {node.name or node.output[0] for node in model.graph.node if self._stays(node)}
         self._casts: set[str] = set()
         self._nodes: list[Any] = []
         #: Tensors of the graph that are FP16 now.
@@ -152,7 +152,7 @@ class _Half:
     def _convert(self, node: Any, renamed: dict[str, str], floats: set[str]) -> None:
         node = _cloned(node)
         node.input[:] = [renamed.get(name, name) for name in node.input]
-        stays = (node.name or node.output[0]) in self._kept
+        stays = (node.name or node.output[0]) in self._float_names
         fixed = _FLOAT_INPUTS.get(node.op_type, ())
         if node.op_type == "Cast":
             to = next(a for a in node.attribute if a.name == "to")

@@ -126,7 +126,7 @@ class TensorRTRTXEngine:
         self._session, self._description = session, description
         self._input, output = session.get_inputs()[0].name, session.get_outputs()[0]
         self._output, self._shape = output.name, output.shape[1:]
-        self._held: dict[int, NDArray[np.float32]] = {}
+        self._outputs: dict[int, NDArray[np.float32]] = {}
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run up to the batch that the engine was built for; the result is valid until the next call of that size.
@@ -137,9 +137,9 @@ class TensorRTRTXEngine:
         import onnxruntime as ort
 
         count = batch.shape[0]
-        if count not in self._held:
-            self._held[count] = np.empty((count, *map(int, self._shape)), np.float32)
-        outputs = self._held[count]
+        if count not in self._outputs:
+            self._outputs[count] = np.empty((count, *map(int, self._shape)), np.float32)
+        outputs = self._outputs[count]
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._input, np.ascontiguousarray(batch, np.float32))
         binding.bind_ortvalue_output(self._output, ort.OrtValue.ortvalue_from_numpy(outputs))
@@ -154,4 +154,4 @@ class TensorRTRTXEngine:
 
     def close(self) -> None:
         self._session = None
-        self._held = {}
+        self._outputs = {}

@@ -238,12 +238,12 @@ class BuildPanel(WorkPanel):
 def _of_the_kept_network(report: dict[str, Any]) -> list[str]:
     """What is said of a quantized network, all of it counted on the network that was kept, after layers went back to float."""
     layers, guard = report["layers"], report["guard"]
-    kept = [layer["name"] for layer in layers if not layer["quantized"]]
+    float_layers = [layer["name"] for layer in layers if not layer["quantized"]]
     lines = [
         _(
             "{count} of {all} layers compute in INT8, {share} of the work; agreement with FP32 on the patches: {dice}"
         ).format(
-            count=len(layers) - len(kept),
+            count=len(layers) - len(float_layers),
             all=len(layers),
             share=f"{100 * report['int8_mac_share']:.1f} %",
             dice=_("unknown") if guard["agreement"] is None else f"{guard['agreement']:.4f}",
@@ -252,11 +252,11 @@ def _of_the_kept_network(report: dict[str, Any]) -> list[str]:
             before=f"{report['fp32_bytes'] / _MB:.1f}", after=f"{report['int8_bytes'] / _MB:.1f}"
         ),
     ]
-    if stored := len(guard["returned_stored_as_int8"]):
+    if as_int8 := len(guard["returned_stored_as_int8"]):
         text = _(
             "{count} layers compute in floating point on weights stored as INT8: the file is small, but not faster there"
         )
-        lines.append(text.format(count=stored))
-    if kept:
-        lines.append(_("in floating point: {names}").format(names=", ".join(kept)))
+        lines.append(text.format(count=as_int8))
+    if float_layers:
+        lines.append(_("in floating point: {names}").format(names=", ".join(float_layers)))
     return [*lines, *report["warnings"]]

@@ -76,8 +76,8 @@ def _computed(model: Any) -> bool:
             known.update(node.output)
             done.append(number)
     constant, others = [model.graph.node[n] for n in done], set(range(len(model.graph.node))) - set(done)
-    read = {name for n in others for name in model.graph.node[n].input} | {o.name for o in model.graph.output}
-    wanted = [name for node in constant for name in node.output if name in read]
+    tensors_read = {name for n in others for name in model.graph.node[n].input} | {o.name for o in model.graph.output}
+    wanted = [name for node in constant for name in node.output if name in tensors_read]
     if not wanted:
         return False
     needed = {name for node in constant for name in node.input}
@@ -99,5 +99,5 @@ def _computed(model: Any) -> bool:
 
 
 def _ends(node: Any) -> tuple[int, int | None]:
-    given = rewrites.attributes(node)
-    return int(given.get("start", 0)), given.get("end")
+    attributes = rewrites.attributes(node)
+    return int(attributes.get("start", 0)), attributes.get("end")

@@ -24,13 +24,13 @@ class WindowReader(TransformerReader):
         self._convolution(node, "deconv")
 
     def _convolution(self, node: Any, op: str) -> None:
-        given, constant = rewrites.attributes(node), self.weight(node)
+        attributes, constant = rewrites.attributes(node), self.weight(node)
         if constant is None:
             raise unsupported(node, "its weight is no constant")
         weight, scales = constant
         if weight.ndim != 5:
             raise unsupported(node, "it is not in three dimensions")
-        group = int(given.get("group", 1))
+        group = int(attributes.get("group", 1))
         if op == "deconv":
             weight = np.concatenate([np.swapaxes(part, 0, 1) for part in np.split(weight, group)])
         channels = self.shape(node.input[0])[1]
@@ -41,29 +41,29 @@ class WindowReader(TransformerReader):
             "bias": self.array(node.input[2])
             if len(node.input) > 2 and node.input[2]
             else np.zeros(weight.shape[0], np.float32),
-            **self._window(node, given, kernel),
+            **self._window(node, attributes, kernel),
         }
         self.emit(node, op, (node.input[0],), **values)
 
-    def _window(self, node: Any, given: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    def _window(self, node: Any, attributes: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """How a kernel goes over its input."""
         return {
-            "stride": tuple(given.get("strides", (1, 1, 1))),
-            "dilation": tuple(given.get("dilations", (1, 1, 1))),
-            "before": self._before(node, given, kernel),
+            "stride": tuple(attributes.get("strides", (1, 1, 1))),
+            "dilation": tuple(attributes.get("dilations", (1, 1, 1))),
+            "before": self._before(node, attributes, kernel),
         }
 
-    def _before(self, node: Any, given: dict[str, Any], kernel: tuple[int, ...]) -> tuple[int, ...]:
+    def _before(self, node: Any, attributes: dict[str, Any], kernel: tuple[int, ...]) -> tuple[int, ...]:
         """Padding before each axis; what lies behind follows from the output's size."""
-        mode = word(given, "auto_pad", "NOTSET")
+        mode = word(attributes, "auto_pad", "NOTSET")
         if mode in ("NOTSET", ""):
-            return tuple(given.get("pads", (0,) * 6))[:3]
+            return tuple(attributes.get("pads", (0,) * 6))[:3]
         if mode == "VALID":
             return 0, 0, 0
         if node.op_type == "ConvTranspose":
             raise unsupported(node, f"auto_pad {mode}")
-        sizes, strides = self.shape(node.input[0])[2:], given.get("strides", (1, 1, 1))
-        dilations = given.get("dilations", (1, 1, 1))
+        sizes, strides = self.shape(node.input[0])[2:], attributes.get("strides", (1, 1, 1))
+        dilations = attributes.get("dilations", (1, 1, 1))
         total = [
             max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
             for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)
@@ -77,18 +77,21 @@ class WindowReader(TransformerReader):
         self._pool(node, "avgpool")
 
     def _pool(self, node: Any, op: str) -> None:
-        given = rewrites.attributes(node)
-        kernel = tuple(given["kernel_shape"])
+        attributes = rewrites.attributes(node)
+        kernel = tuple(attributes["kernel_shape"])
         values = {
             "kernel": kernel,
-            **self._window(node, given, kernel),
-            "whole": bool(given.get("count_include_pad", 0)),
+            **self._window(node, attributes, kernel),
+            "whole": bool(attributes.get("count_include_pad", 0)),
         }
         self.emit(node, op, (node.input[0],), **values)
 
     def _resize(self, node: Any) -> None:
-        given = rewrites.attributes(node)
-        mode, where = word(given, "mode", "nearest"), word(given, "coordinate_transformation_mode", "half_pixel")
+        attributes = rewrites.attributes(node)
+        mode, where = (
+            word(attributes, "mode", "nearest"),
+            word(attributes, "coordinate_transformation_mode", "half_pixel"),
+        )
         if mode not in ("nearest", "linear") or where not in (
             "half_pixel",
             "pytorch_half_pixel",
@@ -96,7 +99,7 @@ class WindowReader(TransformerReader):
             "asymmetric",
         ):
             raise unsupported(node, f"mode {mode}, {where}")
-        rounding = word(given, "nearest_mode", "round_prefer_floor")
+        rounding = word(attributes, "nearest_mode", "round_prefer_floor")
         if mode == "nearest" and rounding not in ("floor", "round_prefer_floor"):
             raise unsupported(node, f"nearest, {rounding}")
         scales = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None

@@ -121,10 +121,10 @@ class _Reader(WindowReader):
         self.put(node.output[0], replace(index_map, base=self.rounded(node.output[0], index_map.base, scale)))
 
     def _activation(self, node: Any) -> None:
-        given = rewrites.attributes(node)
-        if word(given, "approximate", "none") != "none":
+        attributes = rewrites.attributes(node)
+        if word(attributes, "approximate", "none") != "none":
             raise unsupported(node, "its approximation by tanh")
-        params = tuple(float(given.get(name, default)) for name, default in _ACTIVATIONS[node.op_type])
+        params = tuple(float(attributes.get(name, default)) for name, default in _ACTIVATIONS[node.op_type])
         self.through(
             node, "act", self.index_map(node.input[0]), node.output[0], function=node.op_type.lower(), params=params
         )
@@ -310,22 +310,22 @@ def _moved_norms(nodes: list[Node], output: str) -> list[Node]:
         readers[name] = readers.get(name, 0) + 1
     norms = {node.output: node for node in nodes if node.op == "layernorm" and readers.get(node.output) == 1}
     moves = {node.inputs[0]: node for node in nodes if node.op == "move" and node.inputs[0] in norms}
-    gone = {norms[name].output for name in moves}
+    moved_outputs = {norms[name].output for name in moves}
     result = []
     for node in nodes:
         if node.op == "move" and node.inputs[0] in moves:
             norm = norms[node.inputs[0]]
             result.append(replace(norm, output=node.output, values={**norm.values, **node.values}))
-        elif node.output not in gone:
+        elif node.output not in moved_outputs:
             result.append(node)
     return result
 
 
 def _used(nodes: list[Node], output: str) -> list[Node]:
     """Without what nobody reads."""
-    wanted, kept = {output}, []
+    names_read, nodes_read = {output}, []
     for node in reversed(nodes):
-        if node.output in wanted:
-            kept.append(node)
-            wanted.update(node.inputs)
-    return kept[::-1]
+        if node.output in names_read:
+            nodes_read.append(node)
+            names_read.update(node.inputs)
+    return nodes_read[::-1]

@@ -11,9 +11,9 @@ from ....models import rewrites
 from .nodes import Node
 
 
-def word(given: dict[str, Any], name: str, default: str) -> str:
+def word(attributes: dict[str, Any], name: str, default: str) -> str:
     """An attribute that is text, which ONNX keeps as bytes."""
-    value = given.get(name, default)
+    value = attributes.get(name, default)
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -126,12 +126,12 @@ def _group_norm(look: graph.Graph, node: Any) -> Pattern | None:
 
 def reduced_axes(look: graph.Graph, node: Any) -> list[int] | None:
     """The axes that a ReduceMean is over, where it keeps them; they are an attribute up to opset 17, an input from then on."""
-    given = rewrites.attributes(node)
-    axes = look.array(node.input[1]) if len(node.input) > 1 and node.input[1] else given.get("axes")
+    attributes = rewrites.attributes(node)
+    axes = look.array(node.input[1]) if len(node.input) > 1 and node.input[1] else attributes.get("axes")
     rank = len(look.shapes.get(node.input[0], []))
     return (
         sorted(int(a) % rank for a in np.ravel(axes))
-        if axes is not None and rank and given.get("keepdims", 1)
+        if axes is not None and rank and attributes.get("keepdims", 1)
         else None
     )
 

@@ -50,11 +50,11 @@ class TransformerReader(Tracer):
         if indices is None:
             raise unsupported(node, "its indices are computed")
         axis = int(rewrites.attributes(node).get("axis", 0)) % len(index_map.shape)
-        self._shaped(node, index_map.taken(axis, np.asarray(indices, np.int64).reshape(-1) % index_map.shape[axis]))
+        self._shaped(node, index_map.take(axis, np.asarray(indices, np.int64).reshape(-1) % index_map.shape[axis]))
 
     def _split(self, node: Any) -> None:
-        index_map, given = self.index_map(node.input[0]), rewrites.attributes(node)
-        axis = int(given.get("axis", 0)) % len(index_map.shape)
+        index_map, attributes = self.index_map(node.input[0]), rewrites.attributes(node)
+        axis = int(attributes.get("axis", 0)) % len(index_map.shape)
         begin = 0
         for name in node.output:
             length = self.shape(name)[axis]
@@ -62,24 +62,24 @@ class TransformerReader(Tracer):
             begin += length
 
     def _slice(self, node: Any) -> None:
-        given = [self.array(name) if name else None for name in node.input[1:5]]
+        bounds = [self.array(name) if name else None for name in node.input[1:5]]
         index_map = self.index_map(node.input[0])
-        if any(value is None for value in given[:2]):
+        if any(value is None for value in bounds[:2]):
             raise unsupported(node, "its bounds are computed")
-        count = len(given[0])  # type: ignore[arg-type]
-        axes = given[2] if len(given) > 2 and given[2] is not None else np.arange(count)
-        steps = given[3] if len(given) > 3 and given[3] is not None else np.ones(count, np.int64)
-        for axis, start, end, step in zip(axes, given[0], given[1], steps, strict=True):  # type: ignore[arg-type]
+        count = len(bounds[0])  # type: ignore[arg-type]
+        axes = bounds[2] if len(bounds) > 2 and bounds[2] is not None else np.arange(count)
+        steps = bounds[3] if len(bounds) > 3 and bounds[3] is not None else np.ones(count, np.int64)
+        for axis, start, end, step in zip(axes, bounds[0], bounds[1], steps, strict=True):  # type: ignore[arg-type]
             index_map = index_map.cut(int(axis) % len(index_map.shape), slice(int(start), int(end), int(step)))
         self.put(node.output[0], index_map)
 
     def _pad(self, node: Any) -> None:
-        given, index_map = (
+        arguments, index_map = (
             [self.array(name) if name else None for name in node.input[1:4]],
             self.index_map(node.input[0]),
         )
         mode, rank = word(rewrites.attributes(node), "mode", "constant"), len(index_map.shape)
-        pads, value, axes = (*given, None, None, None)[:3]
+        pads, value, axes = (*arguments, None, None, None)[:3]
         if pads is None or mode not in ("constant", "edge"):
             raise unsupported(node, f"mode {mode}")
         if value is not None and float(np.asarray(value).reshape(())) != 0:
@@ -111,7 +111,7 @@ class TransformerReader(Tracer):
         if counts is None:
             raise unsupported(node, "how often is computed")
         for axis, count in enumerate(int(n) for n in counts):
-            index_map = index_map.taken(axis, np.tile(np.arange(index_map.shape[axis]), count))
+            index_map = index_map.take(axis, np.tile(np.arange(index_map.shape[axis]), count))
         self.put(node.output[0], index_map)
 
     def _concat(self, node: Any) -> None:
@@ -171,11 +171,16 @@ class TransformerReader(Tracer):
             self._linear(node, weight[0].T, weight[1], None)
 
     def _gemm(self, node: Any) -> None:
-        given, weight = rewrites.attributes(node), self.weight(node)
-        if weight is None or given.get("transA", 0) or given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0:
+        attributes, weight = rewrites.attributes(node), self.weight(node)
+        if (
+            weight is None
+            or attributes.get("transA", 0)
+            or attributes.get("alpha", 1.0) != 1.0
+            or attributes.get("beta", 1.0) != 1.0
+        ):
             raise unsupported(node, "it is no plain layer")
         bias = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        self._linear(node, weight[0] if given.get("transB", 0) else weight[0].T, weight[1], bias)
+        self._linear(node, weight[0] if attributes.get("transB", 0) else weight[0].T, weight[1], bias)
 
     def _linear(
         self, node: Any, weight: NDArray[Any], scales: NDArray[np.float32] | None, bias: NDArray[Any] | None
@@ -188,10 +193,10 @@ class TransformerReader(Tracer):
         if not self.covers(index_map):
             # What lies elsewhere would be computed and not used.
             index_map = self.carried_out(index_map)
-        placed = np.empty_like(weight)
-        placed[:, index_map.columns.reshape(-1)] = weight
+        spread_weight = np.empty_like(weight)
+        spread_weight[:, index_map.columns.reshape(-1)] = weight
         values: dict[str, Any] = {
-            "weight": placed.reshape(outputs, channels, 1, 1, 1),
+            "weight": spread_weight.reshape(outputs, channels, 1, 1, 1),
             "scales": None if scales is None else np.broadcast_to(scales, (outputs,)),
             "bias": np.zeros(outputs, np.float32)
             if bias is None

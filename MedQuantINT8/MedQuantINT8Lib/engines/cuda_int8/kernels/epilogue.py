@@ -47,7 +47,7 @@ class EpilogueSource:
         #: Whether it gives the network's output; then ``apply`` takes where to leave scores in shared memory.
         self.gives_output = False
         #: Tensors that the value meets on its way; they are fetched beforehand.
-        self._held: list[str] = []
+        self._loads: list[str] = []
         self._fetches: list[str] = []
         self._members: list[str] = []
         #: Of each constant where it is, and its member.
@@ -79,11 +79,11 @@ class EpilogueSource:
         constant = "".join(
             f"if (which == {number}) return {source}; " for number, (source, _) in enumerate(self._constants)
         )
-        members, begins, body, held, fetches = (
-            "\n  ".join(lines) for lines in (self._members, self._begins, self._body, self._held, self._fetches)
+        members, begins, body, loads, fetches = (
+            "\n  ".join(lines) for lines in (self._members, self._begins, self._body, self._loads, self._fetches)
         )
         return (
-            f"{extra}#define WIDTH {self._width}\n#define VOXELS {self._voxels}ll\n#define STATISTICS {int(bool(self.norm))}\n#define FETCHES {int(bool(self._held))}\n"
+            f"{extra}#define WIDTH {self._width}\n#define VOXELS {self._voxels}ll\n#define STATISTICS {int(bool(self.norm))}\n#define FETCHES {int(bool(self._loads))}\n"
             f"#define OUTPUT {int(self.gives_output)}\n#define CLASSES {self._classes}\n#ifndef STAGES_OUTPUT\n#define STAGES_OUTPUT 0\n#endif\n{self._channel_of}"
             "template <int V> struct Epilogue {\n"
             f"  const Params& p; const int n, c, base;\n  {members}\n"
@@ -93,7 +93,7 @@ class EpilogueSource:
             "  __device__ __forceinline__ Epilogue(const Params& p, int n, int c, int base, const float* kept, int apart) : p(p), n(n), c(c), base(base) {\n"
             f"  {setup_kept}{begins}\n  }}\n"
             f"  static __device__ __forceinline__ const float* constant(const Params& p, int n, int c, int which) {{ {constant}return nullptr; }}\n"
-            f"  struct Held {{\n  {held}\n  }};\n"
+            f"  struct Held {{\n  {loads}\n  }};\n"
             "  // What is read beside the value, to be called as early as may be.\n"
             f"  static __device__ __forceinline__ void fetch(Held& held, const Params& p, int n, int c, int base, int voxel) {{\n  {fetches}\n  }}\n"
             f"  __device__ __forceinline__ void apply(float (&v)[V], int voxel{gathering}) {{\n"
@@ -163,8 +163,8 @@ class EpilogueSource:
     def _other(self, plan: KernelPlan, number: int, op: Op, sign: str) -> None:
         assert op.view is not None
         pointer, pitch = self._pointer("view", number), plan.buffers[op.view.buffer].pitch
-        name, kind = f"o{len(self._held)}", "signed char" if op.view.scale else "unsigned short"
-        self._held.append(f"{'Bytes' if op.view.scale else 'Halves'}<V> {name};")
+        name, kind = f"o{len(self._loads)}", "signed char" if op.view.scale else "unsigned short"
+        self._loads.append(f"{'Bytes' if op.view.scale else 'Halves'}<V> {name};")
         self._fetches.append(
             f"held.{name}.read((const {kind}*){pointer} + ((i64)n * VOXELS + base) * {pitch} + c + (i64)voxel * {pitch});"
         )

@@ -93,9 +93,9 @@ class IndexMap:
         return replace(self, rows=self.rows.transpose(order), columns=self.columns.transpose(order))
 
     def cut(self, axis: int, part: slice) -> IndexMap:
-        return self.taken(axis, np.arange(self.shape[axis])[part])
+        return self.take(axis, np.arange(self.shape[axis])[part])
 
-    def taken(self, axis: int, indices: NDArray[np.int64]) -> IndexMap:
+    def take(self, axis: int, indices: NDArray[np.int64]) -> IndexMap:
         """Some indices of an axis, in their order."""
         if self.is_of_channels(axis):
             return replace(self, columns=self.columns.take(indices, axis))

@@ -59,8 +59,8 @@ class ReferenceExecutor:
 
     def read(self, view: View) -> Values:
         """Values of a view, by slot."""
-        stored = self.buffers[view.buffer][..., view.start : view.start + view.layout.width]
-        return stored.astype(np.float32) * np.float32(view.scale) if view.scale else stored.astype(np.float32)
+        numbers = self.buffers[view.buffer][..., view.start : view.start + view.layout.width]
+        return numbers.astype(np.float32) * np.float32(view.scale) if view.scale else numbers.astype(np.float32)
 
     def _source(self, step: Step, batch: NDArray[np.float32]) -> Values:
         if step.kind == "input":
@@ -220,8 +220,8 @@ ACTIVATIONS: dict[str, Callable[..., Values]] = {
 
 def _softmax(values: Values, slots: NDArray[np.int64]) -> Values:
     result = np.zeros_like(values)
-    chosen = values[..., slots]
-    powers = np.exp(chosen - chosen.max(-1, keepdims=True))
+    table = values[..., slots]
+    powers = np.exp(table - table.max(-1, keepdims=True))
     result[..., slots] = powers / powers.sum(-1, keepdims=True)
     return result
 

@@ -19,7 +19,7 @@ class Memory:
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
-        self._held: list[DeviceBuffer] = []
+        self._buffers: list[DeviceBuffer] = []
 
     def hold(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceBuffer:
         """A new one.
@@ -28,7 +28,7 @@ class Memory:
             GpuMemoryError: it does not fit.
         """
         buffer = self._gpu.allocate(shape, dtype)
-        self._held.append(buffer)
+        self._buffers.append(buffer)
         return buffer
 
     def uploaded(self, array: NDArray[Any], stream: Stream) -> DeviceBuffer:
@@ -38,17 +38,17 @@ class Memory:
 
     @property
     def bytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self._held)
+        return sum(buffer.nbytes for buffer in self._buffers)
 
     @property
     def count(self) -> int:
-        return len(self._held)
+        return len(self._buffers)
 
     def free(self, first: int = 0) -> None:
         """All from the ``first`` on."""
-        for buffer in self._held[first:]:
+        for buffer in self._buffers[first:]:
             buffer.free()
-        del self._held[first:]
+        del self._buffers[first:]
 
 
 @dataclass

@@ -119,7 +119,7 @@ class CudaInt8Network:
         key = batch, source.pointer, source.dtype, target.pointer, target.dtype
         if key not in self._launches:
             # Callers have one or two sizes of batches.
-            self._launches = dict(list(self._launches.items())[-3:]) | {key: self._made(batch, source, scores)}
+            self._launches = dict(list(self._launches.items())[-3:]) | {key: self._new_launches(batch, source, scores)}
         self._side_by_side(self._launches[key], stream)
         if scores is not target:
             params = np.zeros((), PARAMS)
@@ -127,7 +127,7 @@ class CudaInt8Network:
             params["source"], params["output"], params["ptr"][0] = scores.pointer, target.pointer, count
             Launch(self._widen, (-(-count // 512), 1, 1), 256, 0, params, "widen").put(self.gpu, stream)
 
-    def _made(self, batch: int, source: DeviceBuffer, target: DeviceBuffer) -> list[list[Launch]]:
+    def _new_launches(self, batch: int, source: DeviceBuffer, target: DeviceBuffer) -> list[list[Launch]]:
         """The kernels of a run, in order, for each part of the batch."""
         counts = _parts(batch, len(self.parts))
         return [

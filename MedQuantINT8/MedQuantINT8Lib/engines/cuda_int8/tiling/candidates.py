@@ -146,7 +146,7 @@ def _ranked(step: Step, machine: Machine, batch: int) -> tuple[tuple[float, Tile
         if _fits(tiling, machine)
     )
     return tuple(
-        sorted(((estimate(tiling, machine, batch), tiling.guess) for tiling in fitting), key=lambda found: found[0])
+        sorted(((estimate(tiling, machine, batch), tiling.guess) for tiling in fitting), key=lambda pair: pair[0])
     )
 
 

@@ -393,8 +393,8 @@ class Tiling:
 @lru_cache(maxsize=256)
 def _taps(axis_phases: tuple[AxisPhases, AxisPhases, AxisPhases], same: bool) -> list[list[tuple[Size, Size]]]:
     by_phase = []
-    for chosen in product(*(range(1 if same else phases.phases) for phases in axis_phases)):
-        axes = [phases.taps[phase] for phases, phase in zip(axis_phases, chosen, strict=True)]
+    for combination in product(*(range(1 if same else phases.phases) for phases in axis_phases)):
+        axes = [phases.taps[phase] for phases, phase in zip(axis_phases, combination, strict=True)]
         by_phase.append([(tuple(k for k, _ in tap), tuple(o for _, o in tap)) for tap in product(*axes)])
     return by_phase  # type: ignore[return-value]
 
