@@ -17,7 +17,7 @@ from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.importers import auto3dseg
 from MedQuantINT8Lib.importers.auto3dseg_config import MODES, read_config
 from MedQuantINT8Lib.importers.base import write
-from MedQuantINT8Lib.importers.check_scans import made_scans
+from MedQuantINT8Lib.importers.check_scans import make_synthetic_scans
 from MedQuantINT8Lib.importers.import_check import difference
 from MedQuantINT8Lib.models.package import FP32, IMPORT, ModelPackage
 from MedQuantINT8Lib.progress import Task
@@ -44,7 +44,7 @@ PREPARED = {
 def test_scans_are_prepared_as_the_extension_does(tmp_path, name):
     item = auto3dseg.understand(model(tmp_path, **PREPARED[name]))
     original = item.original()
-    for volume in made_scans(item.spec):
+    for volume in make_synthetic_scans(item.spec):
         ours, theirs = preprocess(volume, item.spec).data, original.prepare(volume)
         assert ours.shape == theirs.shape
         assert difference(ours, theirs) < 1e-3, volume.name

@@ -12,7 +12,7 @@ from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import DependencyError, PackageError
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.importers.base import ImportedModel, write
-from MedQuantINT8Lib.importers.check_scans import made_scans
+from MedQuantINT8Lib.importers.check_scans import make_synthetic_scans
 from MedQuantINT8Lib.importers.import_check import ImportCheck, ScanCheck, difference
 from MedQuantINT8Lib.importers.import_comparison import accept, compare_import
 from MedQuantINT8Lib.models.package import IMPORT, ModelPackage
@@ -67,10 +67,10 @@ class Original:
         return made.restore_from_scores(scores, np.array([0, 2 if self.wrong == "labels" else 1], np.uint8))
 
 
-def test_made_scans_are_awkward_and_follow_the_network():
-    scans = made_scans(SPEC)
-    assert [scan.name for scan in scans] == [scan.name for scan in made_scans(SPEC)] and len(scans) >= 5
-    assert np.array_equal(scans[0].data, made_scans(SPEC)[0].data)
+def test_synthetic_scans_are_awkward_and_follow_the_network():
+    scans = make_synthetic_scans(SPEC)
+    assert [scan.name for scan in scans] == [scan.name for scan in make_synthetic_scans(SPEC)] and len(scans) >= 5
+    assert np.array_equal(scans[0].data, make_synthetic_scans(SPEC)[0].data)
     assert all(scan.channels == 2 and all(n % 2 for n in scan.grid.size) for scan in scans)
     assert any((scan.data == 0).mean() > 0.05 for scan in scans) and any(scan.data.min() < 0 for scan in scans)
     sizes = [preprocess(scan, SPEC).data.shape[1:] for scan in scans]

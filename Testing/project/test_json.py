@@ -8,7 +8,7 @@ import pytest
 
 from MedQuantINT8Lib.errors import PackageError
 from MedQuantINT8Lib.files import parse_json, read_json
-from MedQuantINT8Lib.importers.expressions import _parsed
+from MedQuantINT8Lib.importers.expressions import _parse_file
 from MedQuantINT8Lib.importers.fields import read_described
 from MedQuantINT8Lib.models.package import parsed_json
 from MedQuantINT8Lib.slicer_module.parameter_node import _Field
@@ -39,5 +39,5 @@ def test_every_reader_of_descriptions_answers_depth_in_words(tmp_path):
     with pytest.raises(PackageError, match=r"model\.json is not valid JSON: it is nested too deeply"):
         parsed_json(DEEP.encode(), "model.json")
     with pytest.raises(PackageError, match=r"deep\.json cannot be read: it is nested too deeply"):
-        _parsed(path, SimpleNamespace(weigh=lambda value: None))
+        _parse_file(path, SimpleNamespace(weigh=lambda value: None))
     assert _Field(3).parse(DEEP) == 3

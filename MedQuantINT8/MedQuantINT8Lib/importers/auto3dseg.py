@@ -62,20 +62,20 @@ def understand(source: Path, *, spec: ModelSpec | None = None) -> ImportedModel:
             f"{source} holds no model.pt.", "Give the folder that Auto3DSeg or the Slicer extension made."
         )
     checkpoint = read_checkpoint(path, mapped=True)
-    given = find_config(checkpoint, folder, path)
+    raw_config = find_config(checkpoint, folder, path)
     state_dict_of(checkpoint, path.name)
     try:
-        return _understood(given, folder, path)
+        return _import_described(raw_config, folder, path)
     except PackageError as error:
         if spec is None:
             raise
         notes = [f"described by hand, in place of: {error.args[0]}"]
-        network = partial(_network, *read_network(given, path.name), path)
+        network = partial(_network, *read_network(raw_config, path.name), path)
         return ImportedModel(spec, network, notes, not_compared="the description is by hand", by_hand=True)
 
 
-def _understood(given: dict[str, Any], folder: Path, path: Path) -> ImportedModel:
-    config = read_config(given, path.name)
+def _import_described(raw_config: dict[str, Any], folder: Path, path: Path) -> ImportedModel:
+    config = read_config(raw_config, path.name)
     kind = _kind(config, path)
     regions = _regions(config, kind)
     notes = [*config.remarks, *regions.notes]
@@ -119,7 +119,7 @@ def _regions(config: Auto3DSegConfig, kind: str) -> _Regions:
     if not config.sigmoid:
         return _Regions()
     if config.members is not None:
-        return _Regions(_nested(config.members, config.classes))
+        return _Regions(_find_region_labels(config.members, config.classes))
     if config.classes == 1:
         return _Regions((1,))
     if kind and config.classes == 3:
@@ -137,7 +137,7 @@ def _regions(config: Auto3DSegConfig, kind: str) -> _Regions:
     )
 
 
-def _nested(members: tuple[tuple[int, ...], ...], classes: int) -> tuple[int, ...]:
+def _find_region_labels(members: tuple[tuple[int, ...], ...], classes: int) -> tuple[int, ...]:
     """The label that each region leaves where no later one is painted.
 
     Raises:
@@ -190,8 +190,8 @@ def _spec(config: Auto3DSegConfig, folder: Path, regions: _Regions, *, brats: bo
             config.spacing,
             anchor="monai",
             tolerance=0.0,
-            min_spacing=_times(config.spacing, 0.75),
-            max_spacing=_times(config.spacing, 1.25),
+            min_spacing=_scale_spacing(config.spacing, 0.75),
+            max_spacing=_scale_spacing(config.spacing, 1.25),
         ),
         normalization=normalization,
         window=Window(config.roi, config.factors, _OVERLAP),
@@ -204,7 +204,7 @@ def _spec(config: Auto3DSegConfig, folder: Path, regions: _Regions, *, brats: bo
     )
 
 
-def _times(spacing: tuple[float, float, float] | None, factor: float) -> tuple[float, float, float] | None:
+def _scale_spacing(spacing: tuple[float, float, float] | None, factor: float) -> tuple[float, float, float] | None:
     return None if spacing is None else (spacing[0] * factor, spacing[1] * factor, spacing[2] * factor)
 
 
@@ -233,18 +233,18 @@ def _steps(mode: str, config: Auto3DSegConfig) -> list[Normalization]:
 
 def _labels(config: Auto3DSegConfig, folder: Path, regions: _Regions) -> tuple[Label, ...]:
     values = regions.values or tuple(range(1, config.classes))
-    named = _table(folder / "labels.csv")
+    table_names = _read_label_names(folder / "labels.csv")
     channels = range(len(values)) if config.sigmoid else range(1, config.classes)
-    given: dict[int, str] = {}
-    if config.names and not named:
+    config_names: dict[int, str] = {}
+    if config.names and not table_names:
         # Names go with the channels; for exclusive classes background may be left out.
         start = 0 if config.sigmoid or len(config.names) == config.classes else 1
-        given = dict(enumerate(config.names, start=start))
+        config_names = dict(enumerate(config.names, start=start))
     colors = palette(len(values))
     return tuple(
         Label(
             value,
-            named.get(value, "").strip() or given.get(channel, "").strip() or f"structure {value}",
+            table_names.get(value, "").strip() or config_names.get(channel, "").strip() or f"structure {value}",
             channel,
             colors[n],
         )
@@ -252,7 +252,7 @@ def _labels(config: Auto3DSegConfig, folder: Path, regions: _Regions) -> tuple[L
     )
 
 
-def _table(path: Path) -> dict[int, str]:
+def _read_label_names(path: Path) -> dict[int, str]:
     """Names by label value of the extension's labels.csv; none where there is no such file."""
     names: dict[int, str] = {}
     if not path.is_file():
@@ -277,10 +277,10 @@ def _license(folder: Path) -> str:
     return "unknown: see where the model came from"
 
 
-def _network(target: str, given: dict[str, Any], weights: Path) -> Any:
+def _network(target: str, options: dict[str, Any], weights: Path) -> Any:
     from monai.networks import nets
 
-    arguments = {**given, "dsdepth": given.get("dsdepth") or 1}
+    arguments = {**options, "dsdepth": options.get("dsdepth") or 1}
     try:
         module = getattr(nets, target)(**arguments)
     except Exception as error:

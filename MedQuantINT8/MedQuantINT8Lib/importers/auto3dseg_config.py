@@ -89,13 +89,13 @@ def find_config(checkpoint: Any, folder: Path, path: Path) -> dict[str, Any]:
         return mapping(checkpoint["config"], f"{path.name}: 'config'")
     for candidate in (folder / "hyper_parameters.yaml", folder / "configs" / "hyper_parameters.yaml"):
         if candidate.is_file():
-            read, found = Config.read(candidate), {}
-            for key in read.values:
+            config, entries = Config.read(candidate), {}
+            for key in config.values:
                 try:
-                    found[key] = read.get(key)
+                    entries[key] = config.get(key)
                 except NotAConstant:
                     continue  # paths and devices of the training machine
-            return found
+            return entries
     raise PackageError(
         f"{path.name} holds no configuration, and no hyper_parameters.yaml lies beside it.", "Copy it there."
     )
@@ -116,39 +116,39 @@ def read_config(value: Any, where: str) -> Auto3DSegConfig:
 def read_network(value: Any, where: str) -> tuple[str, dict[str, Any]]:
     """Only the network's class and its arguments: the rest is described by somebody else; raises as :func:`read_config`."""
     try:
-        read = Fields(value, f"{where}: the configuration", _ADVICE)
-        return _network(read, read.get("resample_resolution", each(positive, 3), None))
+        fields = Fields(value, f"{where}: the configuration", _ADVICE)
+        return _network(fields, fields.get("resample_resolution", each(positive, 3), None))
     except NotAConstant as error:
         raise PackageError(f"{where}: an entry that is needed is code: {error}.", "Write its value there.") from error
 
 
 def _read(value: Any, where: str) -> Auto3DSegConfig:
-    read = Fields(value, f"{where}: the configuration", _ADVICE)
-    read.ignore(*_ABOUT_TRAINING)
-    spacing = read.get("resample_resolution", each(positive, 3), None)
-    target, network = _network(read, spacing)
+    fields = Fields(value, f"{where}: the configuration", _ADVICE)
+    fields.ignore(*_ABOUT_TRAINING)
+    spacing = fields.get("resample_resolution", each(positive, 3), None)
+    target, network = _network(fields, spacing)
     channels, classes = network.get("in_channels", 1), network["out_channels"]
-    extra = read.get("extra_modalities", mapping, {})
-    modes, remarks = _modes(read, extra, channels), []
-    modality = read.get("modality", text, "unknown").strip() or "unknown"
-    bounds = read.get("intensity_bounds", each(number, 2), None)
+    extra = fields.get("extra_modalities", mapping, {})
+    modes, remarks = _modes(fields, extra, channels), []
+    modality = fields.get("modality", text, "unknown").strip() or "unknown"
+    bounds = fields.get("intensity_bounds", each(number, 2), None)
     if "range" in modes and (bounds is None or bounds[0] == bounds[1]):
         raise PackageError(
-            f"{read.where}: the normalization by range needs two different intensity_bounds.", "Correct it."
+            f"{fields.where}: the normalization by range needs two different intensity_bounds.", "Correct it."
         )
-    if read.get("resample", flag, True) is False and spacing is not None:
+    if fields.get("resample", flag, True) is False and spacing is not None:
         remarks.append(
             "resample is false, but resample_resolution is given: scans are resampled, as the Slicer extension does"
         )
-    roi = read.get("roi_size", each(count, 3))
+    roi = fields.get("roi_size", each(count, 3))
     factors = _factors(network)
     if any(side % factor for side, factor in zip(roi, factors, strict=True)):
         raise PackageError(
-            f"{read.where}: roi_size {' x '.join(map(str, roi))} is no multiple of {' x '.join(map(str, factors))}, which the network needs.",
+            f"{fields.where}: roi_size {' x '.join(map(str, roi))} is no multiple of {' x '.join(map(str, factors))}, which the network needs.",
             "Correct roi_size.",
         )
-    names, members = _classes(read)
-    found = Auto3DSegConfig(
+    names, members = _classes(fields)
+    config = Auto3DSegConfig(
         target=target,
         network=network,
         channels=channels,
@@ -158,43 +158,43 @@ def _read(value: Any, where: str) -> Auto3DSegConfig:
         spacing=(spacing[0], spacing[1], spacing[2]) if spacing else None,
         roi=(roi[0], roi[1], roi[2]),
         factors=factors,
-        crop=read.get("crop_foreground", flag, True),
-        reorient=read.get("orientation_ras", flag, False),
-        sigmoid=read.get("sigmoid", flag, False),
+        crop=fields.get("crop_foreground", flag, True),
+        reorient=fields.get("orientation_ras", flag, False),
+        sigmoid=fields.get("sigmoid", flag, False),
         modality=modality,
         inputs=tuple(f"channel {n}" for n in range(channels))
         if len(modes) == 1 and channels > 1
         else (modality, *extra),
         names=names,
         members=members,
-        bundle=read.get("bundle_root", text, ""),
+        bundle=fields.get("bundle_root", text, ""),
         remarks=tuple(remarks),
     )
-    read.finish()
-    return found
+    fields.finish()
+    return config
 
 
-def _network(read: Fields, spacing: list[float] | None) -> tuple[str, dict[str, Any]]:
-    given = read.get("network", mapping)
-    described = Fields(given, f"{read.where}: network", read.advice)
-    target = described.get("_target_", text, "").rsplit(".", 1)[-1]
+def _network(fields: Fields, spacing: list[float] | None) -> tuple[str, dict[str, Any]]:
+    arguments = fields.get("network", mapping)
+    network_fields = Fields(arguments, f"{fields.where}: network", fields.advice)
+    target = network_fields.get("_target_", text, "").rsplit(".", 1)[-1]
     if target not in NETWORKS:
         raise PackageError(
-            f"{read.where} is of a {target or 'network without a name'}, not a SegResNetDS.", "Use another importer."
+            f"{fields.where} is of a {target or 'network without a name'}, not a SegResNetDS.", "Use another importer."
         )
-    described.get("out_channels", count)
-    described.get("in_channels", count, 1)
-    described.get("spatial_dims", choice(3), 3)
-    if "preprocess" in described:
+    network_fields.get("out_channels", count)
+    network_fields.get("in_channels", count, 1)
+    network_fields.get("spatial_dims", choice(3), 3)
+    if "preprocess" in network_fields:
         raise PackageError(
-            f"{described.where}: 'preprocess' is code that runs before the network, which is not understood.",
-            read.advice,
+            f"{network_fields.where}: 'preprocess' is code that runs before the network, which is not understood.",
+            fields.advice,
         )
-    described.get("blocks_down", each(count), [1, 2, 2, 4])
-    resolution = described.get("resolution", each(positive, 3), None)
-    network = {name: item for name, item in given.items() if not name.startswith("_")}
+    network_fields.get("blocks_down", each(count), [1, 2, 2, 4])
+    resolution = network_fields.get("resolution", each(positive, 3), None)
+    network = {name: item for name, item in arguments.items() if not name.startswith("_")}
     # Auto3DSeg tells the network of anisotropic voxels when it builds it, and does without its faster norm where that is missing.
-    if read.get("anisotropic_scales", flag, False) and resolution is None and spacing is not None:
+    if fields.get("anisotropic_scales", flag, False) and resolution is None and spacing is not None:
         network["resolution"] = spacing
     norm = network.get("norm")
     if isinstance(norm, str) and norm.upper() == "INSTANCE_NVFUSER":
@@ -215,42 +215,42 @@ def _factors(network: dict[str, Any]) -> tuple[int, int, int]:
     return a, b, c
 
 
-def _modes(read: Fields, extra: dict[str, Any], channels: int) -> tuple[str, ...]:
+def _modes(fields: Fields, extra: dict[str, Any], channels: int) -> tuple[str, ...]:
     """The normalization of each channel, or of all."""
-    main = _mode(read.get("normalize_mode", text), f"{read.where}: normalize_mode")
+    main = _mode(fields.get("normalize_mode", text), f"{fields.where}: normalize_mode")
     if not extra:
         return (main,)
     others = [
-        _mode(text(mode, f"{read.where}: {name}"), f"{read.where}: extra_modalities, {name}")
+        _mode(text(mode, f"{fields.where}: {name}"), f"{fields.where}: extra_modalities, {name}")
         for name, mode in extra.items()
     ]
     if len(others) + 1 != channels:
         raise PackageError(
-            f"{read.where}: extra_modalities names {len(others)} channels besides the first, the network has {channels}.",
+            f"{fields.where}: extra_modalities names {len(others)} channels besides the first, the network has {channels}.",
             "Correct it.",
         )
     return (main, *others)
 
 
-def _mode(given: str, where: str) -> str:
-    if given not in MODES:
-        raise PackageError(f"{where} {given!r} is not understood.", f"Understood are: {known(MODES)}.")
-    return MODES[given]
+def _mode(name: str, where: str) -> str:
+    if name not in MODES:
+        raise PackageError(f"{where} {name!r} is not understood.", f"Understood are: {known(MODES)}.")
+    return MODES[name]
 
 
-def _classes(read: Fields) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...] | None]:
+def _classes(fields: Fields) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...] | None]:
     """Names of the classes, and the labels of each region, which stand in the names or beside them."""
 
-    def named(value: Any, where: str) -> tuple[str, list[int] | None]:
+    def read_class(value: Any, where: str) -> tuple[str, list[int] | None]:
         if isinstance(value, str):
             return value, None
-        item = Fields(value, where, read.advice)
-        found = item.get("name", text), item.get("index", each(whole), None)
+        item = Fields(value, where, fields.advice)
+        name_and_labels = item.get("name", text), item.get("index", each(whole), None)
         item.finish()
-        return found
+        return name_and_labels
 
-    rows = read.get("class_names", each(named), [])
-    index = read.get("class_index", each(each(whole)), None)
+    rows = fields.get("class_names", each(read_class), [])
+    index = fields.get("class_index", each(each(whole)), None)
     inside = [members for _, members in rows]
     if not index and rows and all(members is not None for members in inside):
         index = [members for members in inside if members is not None]

@@ -55,7 +55,7 @@ def _transforms(config: Auto3DSegConfig, brats: bool) -> list[Any]:
     from monai.transforms import ConcatItemsd, CropForegroundd, Orientationd, Spacingd
 
     keys = [f"image{n}" for n in range(config.channels)]
-    joined = ConcatItemsd(keys=keys, name="image", dim=0)
+    concatenation = ConcatItemsd(keys=keys, name="image", dim=0)
     space: list[Any] = [Orientationd(keys="image", axcodes="RAS", labels=None)] if config.reorient else []
     source = "image0" if len(config.modes) > 1 and not brats else "raw"
     if config.crop:
@@ -67,14 +67,14 @@ def _transforms(config: Auto3DSegConfig, brats: bool) -> list[Any]:
         limits: dict[str, Any] = {"min_pixdim": 0.75 * pixdim, "max_pixdim": 1.25 * pixdim}
         space.append(Spacingd(keys="image", pixdim=config.spacing, mode="bilinear", dtype=np.float32, **limits))
     if brats:
-        return [joined, *space, *_intensity("image", config.modes[0], config)]
+        return [concatenation, *space, *_intensity("image", config.modes[0], config)]
     if len(config.modes) == 1:
-        return [joined, *_intensity("image", config.modes[0], config), *_turned(config, source, space)]
+        return [concatenation, *_intensity("image", config.modes[0], config), *_turn_source(config, source, space)]
     each = [step for key, mode in zip(keys, config.modes, strict=True) for step in _intensity(key, mode, config)]
-    return [*each, joined, *_turned(config, source, space)]
+    return [*each, concatenation, *_turn_source(config, source, space)]
 
 
-def _turned(config: Auto3DSegConfig, source: str, space: list[Any]) -> list[Any]:
+def _turn_source(config: Auto3DSegConfig, source: str, space: list[Any]) -> list[Any]:
     """The image in which foreground is looked for is turned with the other."""
     from monai.transforms import Orientationd
 
@@ -90,8 +90,8 @@ def _intensity(key: str, mode: str, config: Auto3DSegConfig) -> list[Any]:
     if mode == "range":
         assert config.bounds is not None
         low, high = config.bounds
-        scaled = ScaleIntensityRanged(keys=key, a_min=low, a_max=high, b_min=-1, b_max=1, clip=False)
-        return [scaled, Lambdad(keys=key, func=torch.sigmoid)]
+        scaling = ScaleIntensityRanged(keys=key, a_min=low, a_max=high, b_min=-1, b_max=1, clip=False)
+        return [scaling, Lambdad(keys=key, func=torch.sigmoid)]
     if mode == "pet":
         return [Lambdad(keys=key, func=lambda x: torch.sigmoid((x - x.min()) / x.std()))]
     zscore = NormalizeIntensityd(keys=key, nonzero=True, channel_wise=True)
@@ -116,41 +116,43 @@ class Auto3DSegPipeline:
         return f"MONAI {version('monai')} as Slicer's MONAIAuto3DSeg calls it"
 
     def prepare(self, volume: Volume) -> NDArray[np.float32]:
-        return np.asarray(self._prepared(volume), np.float32)
+        return np.asarray(self._prepare_image(volume), np.float32)
 
     def scores(self, volume: Volume) -> NDArray[np.float32]:
-        return np.asarray(self._predicted(volume), np.float32)
+        return np.asarray(self._predict(volume), np.float32)
 
     def labels(self, volume: Volume) -> NDArray[Any]:
         import torch
         from monai.data import MetaTensor
         from monai.transforms import Invertd
 
-        scores, image = self._predicted(volume), self._image
+        scores, image = self._predict(volume), self._image
         if self.model.config.sigmoid:
-            found = (torch.sigmoid(scores) >= 0.5).to(torch.uint8)
+            prediction = (torch.sigmoid(scores) >= 0.5).to(torch.uint8)
         else:
-            found = torch.softmax(scores, dim=0).argmax(dim=0, keepdim=True).to(torch.uint8)
+            prediction = torch.softmax(scores, dim=0).argmax(dim=0, keepdim=True).to(torch.uint8)
         data: dict[Any, Any] = {
             "image": image,
-            "pred": MetaTensor(found, meta=image.meta, applied_operations=image.applied_operations),
+            "pred": MetaTensor(prediction, meta=image.meta, applied_operations=image.applied_operations),
         }
         with at_work("MONAI"):
-            back = Invertd(keys="pred", orig_keys="image", transform=self.transform, nearest_interp=True)(data)["pred"]
-        return self._painted(np.asarray(back) > 0.5 if self.model.config.sigmoid else np.asarray(back)).transpose(
-            2, 1, 0
-        )
+            scan_prediction = Invertd(keys="pred", orig_keys="image", transform=self.transform, nearest_interp=True)(
+                data
+            )["pred"]
+        return self._paint(
+            np.asarray(scan_prediction) > 0.5 if self.model.config.sigmoid else np.asarray(scan_prediction)
+        ).transpose(2, 1, 0)
 
-    def _painted(self, found: NDArray[Any]) -> NDArray[Any]:
+    def _paint(self, prediction: NDArray[Any]) -> NDArray[Any]:
         """Label values (I, J, K) of regions, each painted over those before it, or of classes."""
         if self.model.config.sigmoid:
-            labels = np.zeros(found.shape[1:], np.uint16)
-            for value, region in zip(self.model.values, found, strict=True):
+            labels = np.zeros(prediction.shape[1:], np.uint16)
+            for value, region in zip(self.model.values, prediction, strict=True):
                 labels[region] = value
             return labels
-        return np.array([0, *self.model.values], np.uint16)[found[0].astype(int)]
+        return np.array([0, *self.model.values], np.uint16)[prediction[0].astype(int)]
 
-    def _prepared(self, volume: Volume) -> Any:
+    def _prepare_image(self, volume: Volume) -> Any:
         import torch
         from monai.data import MetaTensor
 
@@ -168,12 +170,12 @@ class Auto3DSegPipeline:
             self._volume, self._scores = volume, None
         return self._image
 
-    def _predicted(self, volume: Volume) -> Any:
+    def _predict(self, volume: Volume) -> Any:
         """Blended logits (classes, I, J, K) in network space."""
         import torch
         from monai.inferers import SlidingWindowInfererAdapt
 
-        image = self._prepared(volume)
+        image = self._prepare_image(volume)
         if self._scores is None:
             inferer = SlidingWindowInfererAdapt(
                 roi_size=self.model.config.roi, sw_batch_size=1, overlap=0.625, mode="gaussian"

@@ -46,7 +46,7 @@ _FORMS = (
 )
 
 
-def made_scans(spec: ModelSpec, seed: int = 0) -> list[Volume]:
+def make_synthetic_scans(spec: ModelSpec, seed: int = 0) -> list[Volume]:
     """Scans for a network, named by what they are: turned, oblique, of odd sizes, with holes of zeros, negative, small.
 
     Their sizes follow the network's patch and spacing, so that a sliding window has work to do; grey values follow the limits of its
@@ -54,10 +54,10 @@ def made_scans(spec: ModelSpec, seed: int = 0) -> list[Volume]:
     holds, so that a NIfTI file keeps them.
     """
     rng = np.random.default_rng(seed)
-    return [_made(form, spec, rng) for form in _FORMS]
+    return [_make_scan(form, spec, rng) for form in _FORMS]
 
 
-def _made(form: _Form, spec: ModelSpec, rng: np.random.Generator) -> Volume:
+def _make_scan(form: _Form, spec: ModelSpec, rng: np.random.Generator) -> Volume:
     voxel = np.array(form.voxel) * _spacing_ras(spec)
     size = np.array(form.extent) * _patch_ras(spec) / np.array(form.voxel)
     size *= min(1.0, (_MOST_VOXELS / float(np.prod(size))) ** (1 / 3))
@@ -71,8 +71,8 @@ def _made(form: _Form, spec: ModelSpec, rng: np.random.Generator) -> Volume:
     turn = axis_map(grid, form.orientation)
     channels = [_channel((k, j, i), spec, number, form, rng) for number in range(len(spec.channels))]
     data = np.ascontiguousarray(turn.apply(np.stack(channels)))
-    turned = turn.map_grid(grid).ijk_to_ras.astype(np.float32).astype(np.float64)
-    return Volume(data, turned, f"synthetic scan ({form.name})")
+    ijk_to_ras = turn.map_grid(grid).ijk_to_ras.astype(np.float32).astype(np.float64)
+    return Volume(data, ijk_to_ras, f"synthetic scan ({form.name})")
 
 
 def _patch_ras(spec: ModelSpec) -> NDArray[np.float64]:
@@ -80,12 +80,12 @@ def _patch_ras(spec: ModelSpec) -> NDArray[np.float64]:
 
 
 def _spacing_ras(spec: ModelSpec) -> NDArray[np.float64]:
-    wanted = spec.geometry.spacing or (None, None, None)
-    finest = min((want for want in wanted if want is not None), default=1.0)
+    spacing = spec.geometry.spacing or (None, None, None)
+    finest = min((value for value in spacing if value is not None), default=1.0)
     sides = spec.window.patch_size
     a, b, c = (
-        want if want is not None else _BETWEEN_SLICES * finest if side == 1 else usual
-        for usual, want, side in zip((1.1, 1.0, 1.3), wanted, sides, strict=True)
+        value if value is not None else _BETWEEN_SLICES * finest if side == 1 else usual
+        for usual, value, side in zip((1.1, 1.0, 1.3), spacing, sides, strict=True)
     )
     return np.array(_along_ras(spec, (a, b, c)), dtype=np.float64)
 
@@ -101,14 +101,14 @@ def _along_ras(spec: ModelSpec, values: tuple[float, float, float]) -> list[floa
 
 
 def _rotation(degrees: tuple[float, float, float]) -> NDArray[np.float64]:
-    made = np.eye(3)
+    rotation = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):
         a, b = (n for n in range(3) if n != axis)
-        one = np.eye(3)
-        one[a, a] = one[b, b] = np.cos(angle)
-        one[a, b], one[b, a] = -np.sin(angle), np.sin(angle)
-        made = made @ one
-    return made
+        axis_rotation = np.eye(3)
+        axis_rotation[a, a] = axis_rotation[b, b] = np.cos(angle)
+        axis_rotation[a, b], axis_rotation[b, a] = -np.sin(angle), np.sin(angle)
+        rotation = rotation @ axis_rotation
+    return rotation
 
 
 def _channel(
@@ -116,23 +116,23 @@ def _channel(
 ) -> NDArray[np.float32]:
     """Smooth blobs with noise, (K, J, I): so smooth that interpolation is well defined, so rough that a wrong voxel shows."""
     coarse = rng.standard_normal([n // 6 + 3 for n in shape])
-    values = _stretched(coarse, shape) + 0.15 * rng.standard_normal(shape)
+    values = _stretch(coarse, shape) + 0.15 * rng.standard_normal(shape)
     values = (values - values.min()) / (values.max() - values.min())
     low, high = _limits(spec, number)
     margin = 0.2 * (high - low)
-    made = low - margin + values * (high - low + 2 * margin)
+    intensities = low - margin + values * (high - low + 2 * margin)
     if not form.negative and low >= 0:
-        made = np.maximum(made, 0.02 * (high - low))
+        intensities = np.maximum(intensities, 0.02 * (high - low))
     elif form.negative and low >= 0:
-        made -= 0.3 * (high - low)
+        intensities -= 0.3 * (high - low)
     if form.zeros:
         # A frame of zeros, wider on one side, and a hole inside; another place in each channel.
         k, j, i = shape
         if 1 not in spec.window.patch_size or spec.crop.kind != "none":
             # A slice of nothing but zeros has no scores to compare: normalizing a constant layer divides rounding errors by each other.
-            made[:, : j // 8 + number] = made[:, :, -(i // 9 + 1) :] = made[: k // 10 + 1] = 0
-        made[k // 3 : k // 2, j // 3 + number : j // 2 + number, i // 2 : 2 * i // 3] = 0
-    return made.astype(np.float32)
+            intensities[:, : j // 8 + number] = intensities[:, :, -(i // 9 + 1) :] = intensities[: k // 10 + 1] = 0
+        intensities[k // 3 : k // 2, j // 3 + number : j // 2 + number, i // 2 : 2 * i // 3] = 0
+    return intensities.astype(np.float32)
 
 
 def _limits(spec: ModelSpec, number: int) -> tuple[float, float]:
@@ -145,12 +145,12 @@ def _limits(spec: ModelSpec, number: int) -> tuple[float, float]:
     return 0.0, 300.0 * 4.0**number
 
 
-def _stretched(coarse: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
+def _stretch(coarse: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
     """A coarse array interpolated linearly, axis by axis, to a shape."""
-    made = coarse
+    values = coarse
     for axis, size in enumerate(shape):
-        place = np.linspace(0, made.shape[axis] - 1.001, size)
+        place = np.linspace(0, values.shape[axis] - 1.001, size)
         below = place.astype(int)
         share = (place - below).reshape([-1 if n == axis else 1 for n in range(3)])
-        made = np.take(made, below, axis) * (1 - share) + np.take(made, below + 1, axis) * share
-    return made
+        values = np.take(values, below, axis) * (1 - share) + np.take(values, below + 1, axis) * share
+    return values

@@ -69,17 +69,17 @@ class Budget:
     steps: int = 50_000
     items: int = 300_000
     depth: int = 100
-    _at: int = field(default=0, repr=False)
+    _level: int = field(default=0, repr=False)
 
     def step(self) -> None:
         self.steps -= 1
         if self.steps < 0:
-            raise self._spent("takes too many steps to work out")
+            raise self._refusal("takes too many steps to work out")
 
     def make(self, count: int) -> None:
         self.items -= count
         if self.items < 0:
-            raise self._spent("makes values that are too large")
+            raise self._refusal("makes values that are too large")
 
     def weigh(self, value: Any) -> None:
         """Pay for a value with all that lies in it; what it holds twice (by YAML's aliases, say) counts twice."""
@@ -91,21 +91,21 @@ class Budget:
             elif isinstance(item, dict | list | tuple | set):
                 self.make(1 + len(item))
                 if depth > self.depth:
-                    raise self._spent("is nested too deep, or refers to itself")
+                    raise self._refusal("is nested too deep, or refers to itself")
                 inside = item.values() if isinstance(item, dict) else item
                 waiting += [
                     (inner, depth + 1) for inner in inside if isinstance(inner, str | bytes | dict | list | tuple | set)
                 ]
 
     def enter(self) -> None:
-        self._at += 1
-        if self._at > self.depth:
-            raise self._spent("is nested too deep, or refers to itself")
+        self._level += 1
+        if self._level > self.depth:
+            raise self._refusal("is nested too deep, or refers to itself")
 
     def leave(self) -> None:
-        self._at -= 1
+        self._level -= 1
 
-    def _spent(self, what: str) -> PackageError:
+    def _refusal(self, what: str) -> PackageError:
         return PackageError(f"{self.name} {what}.", "Do not use this file, or describe the network with --spec.")
 
 
@@ -135,11 +135,11 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def dotted(node: ast.AST) -> str | None:
+def dotted_name(node: ast.AST) -> str | None:
     """``a.b.c`` of a syntax tree as text; None for anything else."""
     if isinstance(node, ast.Name):
         return node.id
-    if isinstance(node, ast.Attribute) and (inner := dotted(node.value)) is not None:
+    if isinstance(node, ast.Attribute) and (inner := dotted_name(node.value)) is not None:
         return f"{inner}.{node.attr}"
     return None
 
@@ -162,18 +162,18 @@ class Evaluator:
     def value(self, node: ast.AST) -> Any:
         handler = getattr(self, f"_{type(node).__name__.lower()}", None)
         if handler is None:
-            raise self._refused()
+            raise self._refusal()
         self._budget.step()
         self._budget.enter()
         try:
-            return self._bounded(handler(node))
+            return self._check_size(handler(node))
         finally:
             self._budget.leave()
 
-    def _refused(self) -> NotAConstant:
+    def _refusal(self) -> NotAConstant:
         return NotAConstant(f"${self._text}")
 
-    def _bounded(self, result: Any) -> Any:
+    def _check_size(self, result: Any) -> Any:
         if isinstance(result, str | bytes | list | tuple | set | dict):
             self._budget.weigh(result)
         elif isinstance(result, int) and result.bit_length() > _LARGEST_BITS:
@@ -188,14 +188,14 @@ class Evaluator:
             return self._local[node.id]
         if node.id in self._references:
             return self._lookup(node.id)
-        raise self._refused()
+        raise self._refusal()
 
     def _attribute(self, node: ast.Attribute) -> Any:
         """The names of number types, as text: ``torch.float32``, ``np.uint8``."""
-        module, _, name = (dotted(node) or "").rpartition(".")
+        module, _, name = (dotted_name(node) or "").rpartition(".")
         if module in ("torch", "np", "numpy") and name in _DTYPES:
             return name
-        raise self._refused()
+        raise self._refusal()
 
     def _list(self, node: ast.List) -> list[Any]:
         return list(self._items(node.elts))
@@ -214,13 +214,13 @@ class Evaluator:
                 yield self.value(node)
 
     def _dict(self, node: ast.Dict) -> dict[Any, Any]:
-        made: dict[Any, Any] = {}
+        entries: dict[Any, Any] = {}
         for key, item in zip(node.keys, node.values, strict=True):
             if key is None:
-                made.update(self.value(item))
+                entries.update(self.value(item))
             else:
-                made[self.value(key)] = self.value(item)
-        return made
+                entries[self.value(key)] = self.value(item)
+        return entries
 
     def _joinedstr(self, node: ast.JoinedStr) -> str:
         return "".join(str(self.value(part)) for part in node.values)
@@ -228,7 +228,7 @@ class Evaluator:
     def _formattedvalue(self, node: ast.FormattedValue) -> str:
         # A width could ask for any number of characters.
         if node.format_spec is not None or node.conversion != -1:
-            raise self._refused()
+            raise self._refusal()
         return str(self.value(node.value))
 
     def _binop(self, node: ast.BinOp) -> Any:
@@ -240,7 +240,7 @@ class Evaluator:
                     self._budget.weigh(a)
                     self._budget.make((before - self._budget.items) * max(0, b))
         if isinstance(node.op, ast.Mod) and not isinstance(left, int | float):
-            raise self._refused()
+            raise self._refusal()
         return self._apply(node.op, left, right)
 
     def _unaryop(self, node: ast.UnaryOp) -> Any:
@@ -249,7 +249,7 @@ class Evaluator:
     def _apply(self, op: ast.AST, *values: Any) -> Any:
         # Tensors of a checkpoint may be picked and handed on; what grows from them is not counted here.
         if type(op) not in _OPERATORS or not all(isinstance(v, _PLAIN) for v in values):
-            raise self._refused()
+            raise self._refusal()
         return _OPERATORS[type(op)](*values)
 
     def _compare(self, node: ast.Compare) -> bool:
@@ -298,7 +298,7 @@ class Evaluator:
         targets = first.target.elts if isinstance(first.target, ast.Tuple) else [first.target]
         names = [target.id for target in targets if isinstance(target, ast.Name)]
         if len(names) != len(targets):
-            raise self._refused()
+            raise self._refusal()
         before = dict(self._local)
         for item in self.value(first.iter):
             values = [item] if not isinstance(first.target, ast.Tuple) else list(item)
@@ -308,19 +308,19 @@ class Evaluator:
         self._local = before
 
     def _call(self, node: ast.Call) -> Any:
-        name = dotted(node.func)
+        name = dotted_name(node.func)
         if name == "range" and not node.keywords:
-            made = range(*[self.value(argument) for argument in node.args])
-            self._budget.make(len(made))
-            return list(made)
+            numbers = range(*[self.value(argument) for argument in node.args])
+            self._budget.make(len(numbers))
+            return list(numbers)
         if name is not None and name in self._functions:
             keywords = {k.arg: self.value(k.value) for k in node.keywords if k.arg}
             if len(keywords) != len(node.keywords):
-                raise self._refused()
+                raise self._refusal()
             return self._functions[name](*self._items(node.args), **keywords)
         if isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS and not node.keywords:
             owner = self.value(node.func.value)
             if type(owner) in _METHODS[node.func.attr]:
-                made = getattr(owner, node.func.attr)(*self._items(node.args))
-                return list(made) if node.func.attr in ("keys", "values", "items") else made
-        raise self._refused()
+                result = getattr(owner, node.func.attr)(*self._items(node.args))
+                return list(result) if node.func.attr in ("keys", "values", "items") else result
+        raise self._refusal()

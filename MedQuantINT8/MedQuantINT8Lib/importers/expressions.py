@@ -48,14 +48,14 @@ class Config:
         self._value, self._folder = value, folder
         self.budget = budget or Budget("The configuration")
         self._functions = {**FUNCTIONS, **(functions or {})}
-        self._included: dict[Path, Mapping[str, Any]] = {}
-        self._resolving: list[str] = []
+        self._included_files: dict[Path, Mapping[str, Any]] = {}
+        self._open_references: list[str] = []
 
     @staticmethod
     def read(path: Path) -> Config:
         """Raises :class:`PackageError` for a file that is missing or damaged."""
         budget = Budget(path.name)
-        return Config(_parsed(path, budget), path.parent, budget)
+        return Config(_parse_file(path, budget), path.parent, budget)
 
     def has(self, name: str) -> bool:
         return name in self._value
@@ -118,13 +118,13 @@ class Config:
             return Unresolved(str(error), value)
 
     def _lookup(self, reference: str) -> Any:
-        if reference in self._resolving:
+        if reference in self._open_references:
             raise NotAConstant(f"@{reference} refers to itself")
-        self._resolving.append(reference)
+        self._open_references.append(reference)
         try:
             return self.resolve(self.raw_at(reference))
         finally:
-            self._resolving.pop()
+            self._open_references.pop()
 
     def raw_at(self, reference: str) -> Any:
         """What stands at a reference (without its @), as the file has it.
@@ -132,17 +132,17 @@ class Config:
         Raises:
             NotAConstant: nothing does.
         """
-        found: Any = self._value
+        value: Any = self._value
         for key in re.split(r"::|#", reference):
-            if isinstance(found, str) and found[:1] in ("@", "$", "%"):
-                found = self.resolve(found)
-            if isinstance(found, list) and key.isdigit() and int(key) < len(found):
-                found = found[int(key)]
-            elif isinstance(found, dict) and key in found:
-                found = found[key]
+            if isinstance(value, str) and value[:1] in ("@", "$", "%"):
+                value = self.resolve(value)
+            if isinstance(value, list) and key.isdigit() and int(key) < len(value):
+                value = value[int(key)]
+            elif isinstance(value, dict) and key in value:
+                value = value[key]
             else:
                 raise NotAConstant(f"@{reference} does not exist")
-        return found
+        return value
 
     def macro(self, text: str) -> Any:
         """What a macro (without its %) is replaced by: the text of another entry, or of another file of the bundle."""
@@ -153,12 +153,12 @@ class Config:
         path = (self._folder / name).resolve()
         if self._folder.resolve() not in path.parents:
             raise NotAConstant(f"%{text} leaves the bundle")
-        if path not in self._included:
-            self._included[path] = _parsed(path, self.budget)
+        if path not in self._included_files:
+            self._included_files[path] = _parse_file(path, self.budget)
         return (
-            Config(self._included[path], self._folder, self.budget).raw_at(key)
+            Config(self._included_files[path], self._folder, self.budget).raw_at(key)
             if separator
-            else dict(self._included[path])
+            else dict(self._included_files[path])
         )
 
     def tree_of(self, text: str) -> tuple[ast.expr, dict[str, str]]:
@@ -169,7 +169,7 @@ class Config:
         """
         names: dict[str, str] = {}
 
-        def named(match: re.Match[str]) -> str:
+        def substitute(match: re.Match[str]) -> str:
             name = f"reference_{len(names)}"
             names[name] = match.group(1)
             return name
@@ -178,7 +178,7 @@ class Config:
         if len(text) > _LONGEST_EXPRESSION:
             raise NotAConstant(f"${text[:60]}... is too long")
         try:
-            return ast.parse(_REFERENCE.sub(named, text), mode="eval").body, names
+            return ast.parse(_REFERENCE.sub(substitute, text), mode="eval").body, names
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise NotAConstant(f"${text}") from error
 
@@ -216,7 +216,7 @@ class Config:
             raise NotAConstant(f"${text}: {error}") from error
 
 
-def _parsed(path: Path, budget: Budget) -> dict[str, Any]:
+def _parse_file(path: Path, budget: Budget) -> dict[str, Any]:
     """What a configuration file holds; raises :class:`PackageError`."""
     try:
         if path.stat().st_size > (largest := _LARGEST_FILES.get(path.suffix, 0)):

@@ -65,16 +65,16 @@ class ScanCheck:
     def problem(self) -> str:
         """Which part disagrees and by how much, in words; empty if none does."""
         if self.input_difference is not None and not self.input_difference <= INPUT_TOLERANCE:
-            return self._said("the network's input", self.input_difference, INPUT_TOLERANCE)
+            return self._describe("the network's input", self.input_difference, INPUT_TOLERANCE)
         if self.score_difference is not None and not self.score_difference <= SCORE_TOLERANCE:
-            return self._said("the blended class scores", self.score_difference, SCORE_TOLERANCE)
+            return self._describe("the blended class scores", self.score_difference, SCORE_TOLERANCE)
         if self.label_agreement is not None and not self.label_agreement >= LABEL_TOLERANCE:
             shape = f" ({self.words})" if self.words else ""
             share = f"{100 * self.label_agreement:.2f} % of the voxels bear the same label, {100 * LABEL_TOLERANCE:g} % are needed"
             return f"{self.scan}: the label map: {share}{shape}"
         return ""
 
-    def _said(self, part: str, difference: float, tolerance: float) -> str:
+    def _describe(self, part: str, difference: float, tolerance: float) -> str:
         if not np.isfinite(difference):
             return f"{self.scan}: {part}: {self.words or 'its shape or a number in it'}"
         return (
@@ -106,7 +106,7 @@ class ImportCheck:
     @property
     def problem(self) -> str:
         """The first disagreement in words; empty if all agree."""
-        return next((found for scan in self.scans if (found := scan.problem())), "")
+        return next((text for scan in self.scans if (text := scan.problem())), "")
 
     @property
     def acceptable(self) -> bool:
@@ -119,12 +119,12 @@ class ImportCheck:
             return f"not compared: {self.reason}"
         parts = []
         for name, word in (("input_difference", "input"), ("score_difference", "scores")):
-            found = [value for scan in self.scans if (value := getattr(scan, name)) is not None]
-            if found:
-                parts.append(f"{word} on {len(found)} equal up to {100 * max(found):.1g} %")
-        found = [scan.label_agreement for scan in self.scans if scan.label_agreement is not None]
-        if found:
-            parts.append(f"labels on {len(found)}: {100 * min(found):.2f} % of voxels the same")
+            differences = [value for scan in self.scans if (value := getattr(scan, name)) is not None]
+            if differences:
+                parts.append(f"{word} on {len(differences)} equal up to {100 * max(differences):.1g} %")
+        agreements = [scan.label_agreement for scan in self.scans if scan.label_agreement is not None]
+        if agreements:
+            parts.append(f"labels on {len(agreements)}: {100 * min(agreements):.2f} % of voxels the same")
         tail = f" ({self.reason})" if self.reason else ""
         return f"with {self.original} on {len(self.scans)} synthetic scan(s): {', '.join(parts) or 'nothing'}{tail}"
 

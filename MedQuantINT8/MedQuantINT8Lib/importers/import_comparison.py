@@ -21,7 +21,7 @@ from ..inference.sliding_window import SlidingWindow, slide
 from ..models.spec import ModelSpec
 from ..progress import Task
 from ..system import available_memory
-from .check_scans import made_scans
+from .check_scans import make_synthetic_scans
 from .import_check import ImportCheck, OriginalPipeline, ScanCheck, difference
 
 #: Seconds that networks may take in a comparison; scans that do not fit are compared up to the network's input.
@@ -29,7 +29,7 @@ SECONDS = 90.0
 #: Scores of both sides may take this share of the free memory.
 _MEMORY_SHARE = 0.3
 #: Scores of a scan's windows that are kept from blending to labels.
-_KEPT_BYTES = 512 << 20
+_CACHE_BYTES = 512 << 20
 
 
 def compare_import(
@@ -53,20 +53,20 @@ def compare_import(
     """
     task = task or Task()
     if scans is None:
-        scans = made_scans(spec)
+        scans = make_synthetic_scans(spec)
     with task.stage("comparing the import", len(scans)):
-        side = _OurSide(spec, network)
+        pipeline = _ImportPipeline(spec, network)
         # The cheapest scan is run first: it tells how long the others take.
-        prepared = [side.prepared(volume) for volume in scans]
-        order = sorted(range(len(scans)), key=lambda n: side.windows(prepared[n]))
-        found: dict[int, ScanCheck] = {}
+        inputs = [pipeline.prepare(volume) for volume in scans]
+        order = sorted(range(len(scans)), key=lambda n: pipeline.count_windows(inputs[n]))
+        checks_by_scan: dict[int, ScanCheck] = {}
         for number in order:
             task.check()
-            found[number] = _compared(side, scans[number], prepared[number], original)
+            checks_by_scan[number] = _compare_scan(pipeline, scans[number], inputs[number], original)
             task.step()
-    checks = tuple(found[number] for number in range(len(scans)))
+    checks = tuple(checks_by_scan[number] for number in range(len(scans)))
     compared = any(check.input_difference is not None for check in checks)
-    return ImportCheck(original.title, compared, side.reason(len(scans)), checks)
+    return ImportCheck(original.title, compared, pipeline.reason(len(scans)), checks)
 
 
 def accept(check: ImportCheck, *, by_hand: bool = False) -> list[str]:
@@ -88,93 +88,101 @@ def accept(check: ImportCheck, *, by_hand: bool = False) -> list[str]:
     )
 
 
-def _compared(side: _OurSide, volume: Volume, prepared: NetworkInput | str, original: OriginalPipeline) -> ScanCheck:
-    if isinstance(prepared, str):
-        return ScanCheck(volume.name, None, None, None, f"not compared: {prepared}")
+def _compare_scan(
+    pipeline: _ImportPipeline, volume: Volume, network_input: NetworkInput | str, original: OriginalPipeline
+) -> ScanCheck:
+    if isinstance(network_input, str):
+        return ScanCheck(volume.name, None, None, None, f"not compared: {network_input}")
     try:
-        theirs = np.asarray(original.prepare(volume))
+        their_input = np.asarray(original.prepare(volume))
     except MedQuantError:
         raise
     except Exception as error:
         # A made scan may be one that the original cannot take, and it may raise anything.
-        return ScanCheck(volume.name, None, None, None, side.failed(original, error))
-    close = difference(prepared.data, theirs)
-    if prepared.data.shape != theirs.shape:
-        return ScanCheck(volume.name, close, None, None, f"its shape is {prepared.data.shape}, not {theirs.shape}")
-    if not np.isfinite(close) or not side.affords(prepared):
-        return ScanCheck(volume.name, close, None, None)
-    began = time.perf_counter()
+        return ScanCheck(volume.name, None, None, None, pipeline.record_failure(original, error))
+    input_difference = difference(network_input.data, their_input)
+    if network_input.data.shape != their_input.shape:
+        return ScanCheck(
+            volume.name,
+            input_difference,
+            None,
+            None,
+            f"its shape is {network_input.data.shape}, not {their_input.shape}",
+        )
+    if not np.isfinite(input_difference) or not pipeline.affords(network_input):
+        return ScanCheck(volume.name, input_difference, None, None)
+    start = time.perf_counter()
     try:
         their_scores = original.scores(volume)
         their_labels = None if their_scores is None else original.labels(volume)
     except MedQuantError:
         raise
     except Exception as error:
-        return ScanCheck(volume.name, close, None, None, side.failed(original, error))
-    scored, agreement, words = None, None, ""
+        return ScanCheck(volume.name, input_difference, None, None, pipeline.record_failure(original, error))
+    score_difference, label_agreement, words = None, None, ""
     if their_scores is not None:
-        ours = side.scores(prepared)
-        scored = difference(ours, np.asarray(their_scores))
-        if ours.shape != np.shape(their_scores):
-            words = f"their shape is {ours.shape}, not {np.shape(their_scores)}"
+        our_scores = pipeline.scores(network_input)
+        score_difference = difference(our_scores, np.asarray(their_scores))
+        if our_scores.shape != np.shape(their_scores):
+            words = f"their shape is {our_scores.shape}, not {np.shape(their_scores)}"
     if their_labels is not None:
-        labels = side.labels(prepared)
+        labels = pipeline.labels(network_input)
         if labels.shape == np.shape(their_labels):
             # -1: the original gives no label there.
-            decided = np.asarray(their_labels) != -1
-            agreement = float(np.mean((labels == their_labels)[decided])) if decided.any() else None
+            has_label = np.asarray(their_labels) != -1
+            label_agreement = float(np.mean((labels == their_labels)[has_label])) if has_label.any() else None
         else:
-            agreement, words = 0.0, f"its shape is {labels.shape}, not {np.shape(their_labels)}"
-    side.took(prepared, time.perf_counter() - began)
-    return ScanCheck(volume.name, close, scored, agreement, words)
+            label_agreement, words = 0.0, f"its shape is {labels.shape}, not {np.shape(their_labels)}"
+    pipeline.record_time(network_input, time.perf_counter() - start)
+    return ScanCheck(volume.name, input_difference, score_difference, label_agreement, words)
 
 
 @dataclass
-class _OurSide:
+class _ImportPipeline:
     """The segment road with the package's network."""
 
     spec: ModelSpec
     network: Path
     _engine: Any = None
-    _seconds_a_window: float = 0.0
-    _spent: float = 0.0
-    _left_out: int = 0
-    _empty: list[str] = field(default_factory=list)
-    _failed: list[str] = field(default_factory=list)
-    _known: dict[bytes, NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    _seconds_per_window: float = 0.0
+    _total_seconds: float = 0.0
+    _skip_count: int = 0
+    _empty_reasons: list[str] = field(default_factory=list)
+    _failures: list[str] = field(default_factory=list)
+    _scores_by_batch: dict[bytes, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
-    def prepared(self, volume: Volume) -> NetworkInput | str:
+    def prepare(self, volume: Volume) -> NetworkInput | str:
         """The scan in network space; or why it has none, such as nothing left after a crop."""
         try:
             return preprocess(volume, self.spec)
         except InputError as error:
-            self._empty.append(str(error))
+            self._empty_reasons.append(str(error))
             return error.args[0]
 
-    def windows(self, prepared: NetworkInput | str) -> int:
-        return 0 if isinstance(prepared, str) else plan_for(prepared, self.spec, SegmentationOptions()).count
+    def count_windows(self, network_input: NetworkInput | str) -> int:
+        return 0 if isinstance(network_input, str) else plan_for(network_input, self.spec, SegmentationOptions()).count
 
-    def affords(self, prepared: NetworkInput) -> bool:
+    def affords(self, network_input: NetworkInput) -> bool:
         """Whether the network may run on this scan as well, by time and memory."""
-        plan = plan_for(prepared, self.spec, SegmentationOptions())
+        plan = plan_for(network_input, self.spec, SegmentationOptions())
         needed = 4 * self.spec.output_channels * 4 * int(np.prod(np.maximum(plan.volume_shape, plan.patch)))
         fits = (
             needed <= _MEMORY_SHARE * available_memory()
-            and self._spent + plan.count * self._seconds_a_window <= SECONDS
+            and self._total_seconds + plan.count * self._seconds_per_window <= SECONDS
         )
-        self._left_out += not fits
+        self._skip_count += not fits
         return fits
 
-    def failed(self, original: OriginalPipeline, error: Exception) -> str:
+    def record_failure(self, original: OriginalPipeline, error: Exception) -> str:
         """Words for a scan that the original cannot segment."""
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        self._failed.append(line)
+        self._failures.append(line)
         return f"{original.title} itself fails on it: {line}"
 
-    def took(self, prepared: NetworkInput, seconds: float) -> None:
-        self._spent += seconds
-        self._known.clear()
-        self._seconds_a_window = max(self._seconds_a_window, seconds / max(1, self.windows(prepared)))
+    def record_time(self, network_input: NetworkInput, seconds: float) -> None:
+        self._total_seconds += seconds
+        self._scores_by_batch.clear()
+        self._seconds_per_window = max(self._seconds_per_window, seconds / max(1, self.count_windows(network_input)))
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._engine is None:
@@ -183,38 +191,38 @@ class _OurSide:
             self._engine = OnnxRuntimeEngine(session(self.network.read_bytes(), "fp32"), "fp32")
         # Scores and labels of a scan are made from the same windows.
         key = hashlib.sha256(np.ascontiguousarray(batch).tobytes()).digest()
-        if key not in self._known:
-            made = self._engine.infer(batch)
-            if sum(scores.nbytes for scores in self._known.values()) + made.nbytes > _KEPT_BYTES:
-                return made  # type: ignore[no-any-return]
-            self._known[key] = made
-        return self._known[key]
+        if key not in self._scores_by_batch:
+            scores = self._engine.infer(batch)
+            if sum(known.nbytes for known in self._scores_by_batch.values()) + scores.nbytes > _CACHE_BYTES:
+                return scores  # type: ignore[no-any-return]
+            self._scores_by_batch[key] = scores
+        return self._scores_by_batch[key]
 
-    def scores(self, prepared: NetworkInput) -> NDArray[np.float32]:
-        plan = plan_for(prepared, self.spec, SegmentationOptions())
-        a, b, c = prepared.data.shape[1:]
+    def scores(self, network_input: NetworkInput) -> NDArray[np.float32]:
+        plan = plan_for(network_input, self.spec, SegmentationOptions())
+        a, b, c = network_input.data.shape[1:]
         sink = ScoreSink(self.spec.output_channels, (a, b, c))
         slide(
-            prepared.data,
+            network_input.data,
             self.infer,
             sink,
             SlidingWindow(plan, self.spec.window, self.spec.output_channels, normalized=True),
         )
         return sink.scores
 
-    def labels(self, prepared: NetworkInput) -> NDArray[Any]:
-        return segment(prepared, self.spec, self).labels  # type: ignore[arg-type]
+    def labels(self, network_input: NetworkInput) -> NDArray[Any]:
+        return segment(network_input, self.spec, self).labels  # type: ignore[arg-type]
 
     def reason(self, scans: int) -> str:
         """Why something was left out, in words; empty if nothing was."""
-        said = []
-        if self._left_out:
-            said.append(
-                f"the network ran on {scans - self._left_out - len(self._empty)} of them: "
-                f"it takes {self._seconds_a_window:.1f} s a window, and {SECONDS:.0f} s are spent at most"
+        reasons = []
+        if self._skip_count:
+            reasons.append(
+                f"the network ran on {scans - self._skip_count - len(self._empty_reasons)} of them: "
+                f"it takes {self._seconds_per_window:.1f} s a window, and {SECONDS:.0f} s are spent at most"
             )
-        if self._failed:
-            said.append(f"the original itself fails on {len(self._failed)}: {self._failed[0]}")
-        if self._empty:
-            said.append(f"{len(self._empty)} had nothing to segment: {self._empty[0]}")
-        return "; ".join(said)
+        if self._failures:
+            reasons.append(f"the original itself fails on {len(self._failures)}: {self._failures[0]}")
+        if self._empty_reasons:
+            reasons.append(f"{len(self._empty_reasons)} had nothing to segment: {self._empty_reasons[0]}")
+        return "; ".join(reasons)

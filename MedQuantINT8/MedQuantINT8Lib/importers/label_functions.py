@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .expression_evaluator import dotted
+from .expression_evaluator import dotted_name
 
 #: More regions have too many combinations to be tried.
 MOST_REGIONS = 12
@@ -28,7 +28,7 @@ _ARITHMETIC: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply,
     ast.BitAnd: lambda a, b: np.logical_and(_flags(a), _flags(b)), ast.BitOr: lambda a, b: np.logical_or(_flags(a), _flags(b)),
 }  # fmt: skip
-_KEEPING = {
+_CONVERSIONS = {
     "float", "int", "long", "short", "half", "double", "byte", "bool", "to", "type", "astype", "cpu", "cuda", "contiguous", "clone",
     "detach", "as_tensor",
 }  # fmt: skip
@@ -78,7 +78,7 @@ class LabelFunction:
             ):
                 raise NotUnderstood(text)
             self._name, self._body = arguments.args[0].arg, tree.body
-        elif dotted(tree) in ("torch.sigmoid", "torch.nn.functional.sigmoid", "torch.special.expit"):
+        elif dotted_name(tree) in ("torch.sigmoid", "torch.nn.functional.sigmoid", "torch.special.expit"):
             self._name, self._body = "x", ast.parse("torch.sigmoid(x)", mode="eval").body
         else:
             raise NotUnderstood(text)
@@ -86,12 +86,12 @@ class LabelFunction:
     def whole(self) -> Activation | Argmax | None:
         """The function, if all of it is an activation or an argmax."""
         body = self._body
-        while (inner := _kept(body)) is not None:
+        while (inner := _strip_conversion(body)) is not None:
             body = inner
-        called = _called(body)
-        if called is None or not isinstance(called[1], ast.Name) or called[1].id != self._name:
+        call = _split_call(body)
+        if call is None or not isinstance(call[1], ast.Name) or call[1].id != self._name:
             return None
-        name, _, rest, keywords = called
+        name, _, rest, keywords = call
         axis = keywords.get("dim", keywords.get("axis", rest[0] if rest else None))
         keepdim = keywords.get("keepdim", rest[1] if len(rest) > 1 else False)
         if name == "sigmoid" and not rest and not keywords:
@@ -114,23 +114,23 @@ class LabelFunction:
         Raises:
             NotUnderstood: it uses a channel otherwise than by comparing it with one number.
         """
-        found: dict[int, set[tuple[float, bool]]] = {}
+        cuts_by_channel: dict[int, set[tuple[float, bool]]] = {}
         for node in ast.walk(self._body):
             if isinstance(node, ast.Compare) and len(node.ops) == 1:
                 number = _number(node.comparators[0])
                 if number is not None and isinstance(node.ops[0], ast.Gt | ast.GtE):
                     for channel in self._channels(node.left, channels):
-                        found.setdefault(channel, set()).add((number, isinstance(node.ops[0], ast.GtE)))
-        if not found or any(len(cuts) != 1 for cuts in found.values()):
+                        cuts_by_channel.setdefault(channel, set()).add((number, isinstance(node.ops[0], ast.GtE)))
+        if not cuts_by_channel or any(len(cuts) != 1 for cuts in cuts_by_channel.values()):
             raise NotUnderstood(self.text)
-        return {channel: next(iter(cuts)) for channel, cuts in found.items()}
+        return {channel: next(iter(cuts)) for channel, cuts in cuts_by_channel.items()}
 
     def _channels(self, node: ast.expr, channels: int) -> list[int]:
         if isinstance(node, ast.Name) and node.id == self._name:
             return list(range(channels))
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == self._name:
-            picked = np.arange(channels)[_index(node.slice)]
-            return [int(channel) for channel in np.atleast_1d(picked)]
+            indices = np.arange(channels)[_index(node.slice)]
+            return [int(channel) for channel in np.atleast_1d(indices)]
         return []
 
     def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -161,15 +161,15 @@ class LabelFunction:
             return _COMPARISONS[type(node.ops[0])](self._value(node.left, x), self._value(node.comparators[0], x))
         if isinstance(node, ast.Subscript):
             return np.asarray(self._value(node.value, x))[_index(node.slice)]
-        if (inner_node := _kept(node)) is not None:
+        if (inner_node := _strip_conversion(node)) is not None:
             return self._value(inner_node, x)
-        called = _called(node)
-        if called is not None:
-            return self._function(called, x)
+        call = _split_call(node)
+        if call is not None:
+            return self._function(call, x)
         raise NotUnderstood(self.text)
 
-    def _function(self, called: tuple[str, ast.expr, list[Any], dict[str, Any]], x: NDArray[Any]) -> Any:
-        name, first, rest, keywords = called
+    def _function(self, call: tuple[str, ast.expr, list[Any], dict[str, Any]], x: NDArray[Any]) -> Any:
+        name, first, rest, keywords = call
         if name == "where" and len(rest) == 2 and not keywords:
             condition, a, b = self._value(first, x), self._value(_node(rest[0]), x), self._value(_node(rest[1]), x)
             return np.where(_flags(condition), a, b)
@@ -200,9 +200,9 @@ def paint_order(table: Sequence[int], channels: int) -> list[tuple[int, int]]:
     if len(table) != 1 << channels or table[0] != 0:
         raise NotUnderstood("regions that are none have a value")
     alone = [table[1 << channel] for channel in range(channels)]
-    painted = [channel for channel in range(channels) if alone[channel]]
-    after = {c: [d for d in painted if d != c and table[1 << c | 1 << d] == alone[c] != alone[d]] for c in painted}
-    order = sorted(painted, key=lambda channel: (len(after[channel]), channel))
+    nonzero = [channel for channel in range(channels) if alone[channel]]
+    after = {c: [d for d in nonzero if d != c and table[1 << c | 1 << d] == alone[c] != alone[d]] for c in nonzero}
+    order = sorted(nonzero, key=lambda channel: (len(after[channel]), channel))
     for number in range(1 << channels):
         value = next((alone[channel] for channel in reversed(order) if number >> channel & 1), 0)
         if value != table[number]:
@@ -245,16 +245,16 @@ def _index(node: ast.expr) -> Any:
     raise NotUnderstood("an index that is no number")
 
 
-def _kept(node: ast.expr) -> ast.expr | None:
+def _strip_conversion(node: ast.expr) -> ast.expr | None:
     """What a change of type or device is applied to."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _KEEPING:
-        if dotted(node.func.value) == "torch":
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CONVERSIONS:
+        if dotted_name(node.func.value) == "torch":
             return node.args[0] if node.args else None
         return node.func.value
     return None
 
 
-def _called(node: ast.expr) -> tuple[str, ast.expr, list[Any], dict[str, Any]] | None:
+def _split_call(node: ast.expr) -> tuple[str, ast.expr, list[Any], dict[str, Any]] | None:
     """A function of torch or method of a tensor: its name, its tensor, and the rest of its arguments as constants or as nodes."""
     if (
         not isinstance(node, ast.Call)
@@ -262,7 +262,7 @@ def _called(node: ast.expr) -> tuple[str, ast.expr, list[Any], dict[str, Any]] |
         or any(k.arg is None for k in node.keywords)
     ):
         return None
-    owner = dotted(node.func.value)
+    owner = dotted_name(node.func.value)
     of_module = owner in ("torch", "np", "numpy", "torch.nn.functional", "F")
     arguments = list(node.args) if of_module else [node.func.value, *node.args]
     if not arguments:

@@ -56,7 +56,7 @@ class Arguments:
 
     def __init__(self, transform: dict[str, Any], key: str | None = None) -> None:
         self.name = transform_name(transform)
-        self._given, self._read = transform, set(_HARMLESS)
+        self._arguments, self._known_names = transform, set(_HARMLESS)
         keys = transform.get("keys")
         self.keys: list[str] = (
             [str(k) for k in keys] if isinstance(keys, list | tuple) else [] if keys is None else [str(keys)]
@@ -65,13 +65,13 @@ class Arguments:
 
     def __contains__(self, name: str) -> bool:
         """Whether an argument is given and is not null."""
-        self._read.add(name)
-        return self._given.get(name) is not None
+        self._known_names.add(name)
+        return self._arguments.get(name) is not None
 
     def get(self, name: str, default: Any = None) -> Any:
         """The argument as it stands, or ``default`` where it is not given."""
-        self._read.add(name)
-        return self._given.get(name, default)
+        self._known_names.add(name)
+        return self._arguments.get(name, default)
 
     def of_key(self, name: str, default: Any = None) -> Any:
         """The argument of this key: its item where there is one for each key, else the value itself."""
@@ -96,7 +96,7 @@ class Arguments:
     def only(self, name: str, *harmless: Any) -> None:
         """Refuse the argument unless it is left out or has one of the ``harmless`` values."""
         value = self.of_key(name, harmless[0] if harmless else None)
-        if name not in self._given or value is None:
+        if name not in self._arguments or value is None:
             return
         if isinstance(value, Unresolved) or (value not in harmless and str(value) not in [str(h) for h in harmless]):
             raise self.refusal(name, value)
@@ -113,12 +113,12 @@ class Arguments:
 
     def ignore(self, *names: str) -> None:
         """Mark arguments that change neither voxels nor labels."""
-        self._read.update(names)
+        self._known_names.update(names)
 
     def refusal(self, name: str, value: Any) -> PackageError:
         """The error that names the transform, the argument and its value."""
         advice = TRUST if isinstance(value, Unresolved) else ADVICE
-        return PackageError(f"The bundle's {self.name} has {name} = {_shown(value)}, which is not understood.", advice)
+        return PackageError(f"The bundle's {self.name} has {name} = {_show(value)}, which is not understood.", advice)
 
     def finish(self) -> None:
         """Refuse arguments that nobody has read.
@@ -126,12 +126,12 @@ class Arguments:
         Raises:
             PackageError: names the first of them.
         """
-        for name, value in self._given.items():
-            if name not in self._read and value is not None and not (name == "lazy" and not true(value)):
+        for name, value in self._arguments.items():
+            if name not in self._known_names and value is not None and not (name == "lazy" and not true(value)):
                 raise self.refusal(name, value)
 
 
-def _shown(value: Any) -> str:
+def _show(value: Any) -> str:
     """A value for a message; one that only code could give by its text."""
     text = getattr(value, "text", None) if isinstance(value, Unresolved) else repr(value)
     return "an expression that is code" if text is None else str(text)[:80]

@@ -24,7 +24,7 @@ from .bundle_license import license_of
 from .expression_evaluator import NotAConstant
 from .expressions import Config
 from .monai_inferers import slice_axis, translate_inferer
-from .monai_metadata import channel_count, cited, first_part, numbered_names, part, word_of
+from .monai_metadata import channel_count, cite, first_part, numbered_names, part, word_of
 from .monai_networks import Definition, definition_of, make, safe_functions
 from .monai_original import BundleParts, MonaiPipeline, monai_original
 from .monai_postprocessing import Postprocessing, translate_postprocessing
@@ -49,19 +49,19 @@ def understand(folder: Path, *, trust_code: bool = False, spec: ModelSpec | None
         DependencyError: MONAI is not installed.
         PackageError: a part that is missing or not understood, or Python code in the bundle without ``trust_code``.
     """
-    made = _reading(
-        folder, trust_code, lambda bundle: bundle.imported_model() if spec is None else bundle.described(spec)
+    model = _use_bundle(
+        folder, trust_code, lambda bundle: bundle.import_model() if spec is None else bundle.import_network(spec)
     )
-    made.network = partial(_network_again, folder, trust_code)
-    return made
+    model.network = partial(_load_network, folder, trust_code)
+    return model
 
 
-def _network_again(folder: Path, trust_code: bool) -> Any:
+def _load_network(folder: Path, trust_code: bool) -> Any:
     """The bundle's network where it is exported: that is another process, to which configurations do not cross."""
-    return _reading(folder, trust_code, lambda bundle: bundle.of_three_axes())
+    return _use_bundle(folder, trust_code, lambda bundle: bundle.of_three_axes())
 
 
-def _reading(folder: Path, trust_code: bool, use: Callable[[_Bundle], _T]) -> _T:
+def _use_bundle(folder: Path, trust_code: bool, use: Callable[[_Bundle], _T]) -> _T:
     """What ``use`` makes of a bundle; what it stumbles over is said as an error of the bundle."""
     folder = folder.resolve()
     path = next((folder / "configs" / name for name in _CONFIGS if (folder / "configs" / name).is_file()), None)
@@ -71,8 +71,10 @@ def _reading(folder: Path, trust_code: bool, use: Callable[[_Bundle], _T]) -> _T
             "Check the path.",
         )
     metadata = Config.read(folder / "configs" / "metadata.json")
-    read = Config.read(path)
-    config = Config({**read.values, "bundle_root": str(folder)}, path.parent, read.budget, safe_functions(folder))
+    file_config = Config.read(path)
+    config = Config(
+        {**file_config.values, "bundle_root": str(folder)}, path.parent, file_config.budget, safe_functions(folder)
+    )
     if trust_code:
         config.trusted = lambda text: _run(folder, path, text)
     try:
@@ -89,7 +91,7 @@ class _Bundle:
         self._folder, self._path, self._config, self._metadata, self._trust = folder, path, config, metadata, trust
         self._notes: list[str] = []
 
-    def described(self, spec: ModelSpec) -> ImportedModel:
+    def import_network(self, spec: ModelSpec) -> ImportedModel:
         """The network alone, for a description that is given."""
         network = self.network()
         return ImportedModel(spec, network, self._notes, original=lambda: self._original(spec, network), by_hand=True)
@@ -105,7 +107,7 @@ class _Bundle:
         network = self.network()()
         return network if across is None else sliced(network, across, "The bundle's network")
 
-    def imported_model(self) -> ImportedModel:
+    def import_model(self) -> ImportedModel:
         definition = self._definition()
         classes = self._vista_classes(definition)
         network = self._network(definition, classes)
@@ -123,8 +125,9 @@ class _Bundle:
         self._notes += preprocessing.notes + post.notes
         labels = self._labels(pred, channels, classes, post)
         spec = ModelSpec(
-            name=re.sub(r"[^A-Za-z0-9._-]", "-", self._said("name") or self._folder.name).lstrip("._-") or "bundle",
-            version=self._said("version") or "1",
+            name=re.sub(r"[^A-Za-z0-9._-]", "-", self._metadata_text("name") or self._folder.name).lstrip("._-")
+            or "bundle",
+            version=self._metadata_text("version") or "1",
             modality=word_of(image.get("modality")) or word_of(image.get("format")) or "unknown",
             channels=inputs,
             geometry=preprocessing.geometry,
@@ -132,14 +135,15 @@ class _Bundle:
             window=window,
             output=post.output,
             labels=labels,
-            cleaning=_of_labels(post, labels),
+            cleaning=_cleaning_by_value(post, labels),
             license=license_of(
-                self._folder, self._said("license") or self._said("copyright") or "unknown: see the bundle"
+                self._folder,
+                self._metadata_text("license") or self._metadata_text("copyright") or "unknown: see the bundle",
             ),
-            citation=cited(self._metadata.raw("references")),
-            source_url=self._said("source_url"),
-            title=self._said("task"),
-            description=self._said("description"),
+            citation=cite(self._metadata.raw("references")),
+            source_url=self._metadata_text("source_url"),
+            title=self._metadata_text("task"),
+            description=self._metadata_text("description"),
             crop=preprocessing.crop,
             normalize_in=preprocessing.normalize_in,  # type: ignore[arg-type]
             order=preprocessing.order,
@@ -167,18 +171,18 @@ class _Bundle:
             )
         )
 
-    def _said(self, name: str) -> str:
+    def _metadata_text(self, name: str) -> str:
         return word_of(self._metadata.raw(name))
 
     def _transforms(self, name: str) -> list[Any]:
-        found = self._config.get(name)
-        if isinstance(found, dict):
-            found = found.get("transforms", [])
-        if not isinstance(found, list | tuple):
+        transforms = self._config.get(name)
+        if isinstance(transforms, dict):
+            transforms = transforms.get("transforms", [])
+        if not isinstance(transforms, list | tuple):
             raise PackageError(
                 f"{self._path.name} has no '{name}' that is a list of transforms.", "Give a description with --spec."
             )
-        return list(found)
+        return list(transforms)
 
     # The network
 
@@ -208,8 +212,8 @@ class _Bundle:
             self._notes.append(
                 "VISTA3D's automatic road with its fixed classes; point prompts and zero-shot classes are left out"
             )
-            return lambda: _vista(self._config, definition, classes, weights)
-        return lambda: _loaded(make(self._config, definition), weights, definition.name)
+            return lambda: _make_vista(self._config, definition, classes, weights)
+        return lambda: _load_weights(make(self._config, definition), weights, definition.name)
 
     def _torchscript(self, weights: Weights) -> Callable[[], Any]:
         name = weights.path.relative_to(self._folder)
@@ -236,19 +240,19 @@ class _Bundle:
         from torch import nn
 
         name = next(name for name in _NETWORKS if self._config.has(name))
-        made = _run(self._folder, self._path, f"@{name}")
-        if not isinstance(made, nn.Module):
+        module = _run(self._folder, self._path, f"@{name}")
+        if not isinstance(module, nn.Module):
             raise PackageError(
-                f"The bundle's '{name}' is {type(made).__name__}, no network of torch.", "Get the bundle again."
+                f"The bundle's '{name}' is {type(module).__name__}, no network of torch.", "Get the bundle again."
             )
-        return _loaded(made.to("cpu"), weights, "the bundle's network")
+        return _load_weights(module.to("cpu"), weights, "the bundle's network")
 
     def _function(self, text: str) -> Callable[[Any], Any]:
         """A function of the bundle's code, which the user trusts, from its text."""
-        made = _run(self._folder, self._path, text)
-        if not callable(made):
+        function = _run(self._folder, self._path, text)
+        if not callable(function):
             raise PackageError(f"The bundle's {text[:100]!r} is no function.", "Get the bundle again.")
-        return made  # type: ignore[no-any-return]
+        return function  # type: ignore[no-any-return]
 
     def _vista_classes(self, definition: Definition | None) -> list[int] | None:
         if definition is None or definition.name != "vista3d132":
@@ -270,8 +274,8 @@ class _Bundle:
     # What its channels mean
 
     def _channels(self, image: dict[str, Any], definition: Definition | None) -> tuple[Channel, ...]:
-        said = channel_count(image.get("num_channels", 1), "num_channels of the network's input")
-        count = (definition.input_channels if definition is not None else None) or said
+        metadata_count = channel_count(image.get("num_channels", 1), "num_channels of the network's input")
+        count = (definition.input_channels if definition is not None else None) or metadata_count
         names = image.get("channel_def")
         names = names if isinstance(names, dict) else {}
         return tuple(Channel(word_of(names.get(str(n), names.get(n))) or f"channel {n}") for n in range(count))
@@ -282,10 +286,10 @@ class _Bundle:
         if definition is not None and definition.output_channels is not None:
             return definition.output_channels
         names = numbered_names(pred)
-        said = pred.get("num_channels")
+        metadata_count = pred.get("num_channels")
         count = (
-            channel_count(said, "num_channels of the network's output")
-            if said is not None
+            channel_count(metadata_count, "num_channels of the network's output")
+            if metadata_count is not None
             else 1 + max(names, default=-1)
         )
         if count < 1:
@@ -348,12 +352,12 @@ def _importable(folder: Path) -> Iterator[None]:
             del sys.modules[name]
 
 
-def _loaded(module: Any, weights: Weights, name: str) -> Any:
+def _load_weights(module: Any, weights: Weights, name: str) -> Any:
     weights.load_into(module)
     return single_output(module, name)
 
 
-def _vista(config: Config, definition: Definition, classes: list[int], weights: Weights) -> Any:
+def _make_vista(config: Config, definition: Definition, classes: list[int], weights: Weights) -> Any:
     from .networks.vista3d import AutomaticVista3D
 
     vista = make(config, definition)
@@ -361,7 +365,7 @@ def _vista(config: Config, definition: Definition, classes: list[int], weights: 
     return AutomaticVista3D(vista, classes)
 
 
-def _of_labels(post: Postprocessing, labels: tuple[Label, ...]) -> tuple[Cleaning, ...]:
+def _cleaning_by_value(post: Postprocessing, labels: tuple[Label, ...]) -> tuple[Cleaning, ...]:
     """The cleaning with the labels' values in the place of the numbers of classes."""
     first = 1 if post.output.regions and post.output.activation == "sigmoid" else 0
     values = {label.channel + first: label.value for label in labels}

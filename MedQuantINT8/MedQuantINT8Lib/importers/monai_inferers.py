@@ -51,61 +51,61 @@ def translate_inferer(inferer: Any, multiples: tuple[int, ...]) -> Window:
     """
     if not isinstance(inferer, dict) or not isinstance(inferer.get("_target_"), str):
         raise PackageError(f"The bundle's inferer is {str(inferer)[:80]!r}, not a description.", ADVICE)
-    given = Arguments(inferer)
+    arguments = Arguments(inferer)
     axis = slice_axis(inferer)
     if len(multiples) != (3 if axis is None else 2):
         does = "runs windows of three axes" if axis is None else "runs single slices"
         raise PackageError(
-            f"The bundle's inferer {given.name} {does}, and its network has {len(multiples)} spatial axes.", ADVICE
+            f"The bundle's inferer {arguments.name} {does}, and its network has {len(multiples)} spatial axes.", ADVICE
         )
     if axis is not None:
         multiples = with_slice_axis([*multiples], axis, 1)
     a, b, c = multiples
-    if given.name == "SimpleInferer":
-        given.finish()
+    if arguments.name == "SimpleInferer":
+        arguments.finish()
         return _whole((a, b, c))
-    if given.name == "Vista3dInferer":
-        given.ignore("sw_batch_size", "use_point_window", "use_cfp")
-        window = _sliding(given, (a, b, c), blend="gaussian", overlap=given.get("overlap"))
-    elif given.name in _SLIDING or axis is not None:
-        blend = str(given.get("mode", "constant"))
+    if arguments.name == "Vista3dInferer":
+        arguments.ignore("sw_batch_size", "use_point_window", "use_cfp")
+        window = _sliding(arguments, (a, b, c), blend="gaussian", overlap=arguments.get("overlap"))
+    elif arguments.name in _SLIDING or axis is not None:
+        blend = str(arguments.get("mode", "constant"))
         if blend not in ("gaussian", "constant"):
-            raise given.refusal("mode", blend)
-        given.ignore(*_RUNNING)
-        given.only("with_coord", False)
-        window = _sliding(given, (a, b, c), blend=blend, overlap=given.get("overlap", 0.25), across=axis)
+            raise arguments.refusal("mode", blend)
+        arguments.ignore(*_RUNNING)
+        arguments.only("with_coord", False)
+        window = _sliding(arguments, (a, b, c), blend=blend, overlap=arguments.get("overlap", 0.25), across=axis)
     else:
-        raise PackageError(f"The bundle's inferer is {given.name}, which is not understood.", ADVICE)
-    given.finish()
+        raise PackageError(f"The bundle's inferer is {arguments.name}, which is not understood.", ADVICE)
+    arguments.finish()
     return window
 
 
 def _sliding(
-    given: Arguments, multiples: tuple[int, int, int], *, blend: str, overlap: Any, across: int | None = None
+    arguments: Arguments, multiples: tuple[int, int, int], *, blend: str, overlap: Any, across: int | None = None
 ) -> Window:
     if across is None:
         sizes = _by_axis(
-            given,
+            arguments,
             "roi_size",
-            given.get("roi_size"),
+            arguments.get("roi_size"),
             lambda n: n is None or (isinstance(n, int) and not isinstance(n, bool)),
         )
     else:
-        given.get("spatial_dim", 0)
-        sizes = _of_slices(given, across)
-    overlaps = _by_axis(given, "overlap", overlap, lambda n: _is_number(n) and 0 <= n < 1)
-    sigma = _by_axis(given, "sigma_scale", given.get("sigma_scale", 0.125), lambda n: _is_number(n) and n > 0)
-    padding, value = str(given.get("padding_mode", "constant")), given.get("cval", 0.0)
+        arguments.get("spatial_dim", 0)
+        sizes = _of_slices(arguments, across)
+    overlaps = _by_axis(arguments, "overlap", overlap, lambda n: _is_number(n) and 0 <= n < 1)
+    sigma = _by_axis(arguments, "sigma_scale", arguments.get("sigma_scale", 0.125), lambda n: _is_number(n) and n > 0)
+    padding, value = str(arguments.get("padding_mode", "constant")), arguments.get("cval", 0.0)
     if padding not in _PADDING:
-        raise given.refusal("padding_mode", padding)
+        raise arguments.refusal("padding_mode", padding)
     if not _is_number(value):
-        raise given.refusal("cval", value)
+        raise arguments.refusal("cval", value)
     open_axes = [size is None or size <= 0 for size in sizes]
     if all(open_axes):
         return _whole(multiples)
     if any(open_axes):
         # Windows have one size for all scans: engines are built for it.
-        raise given.refusal("roi_size", list(sizes))
+        raise arguments.refusal("roi_size", list(sizes))
     patch = (int(sizes[0]), int(sizes[1]), int(sizes[2]))
     fitting = all(side % m == 0 for side, m in zip(patch, multiples, strict=True))
     same = len(set(overlaps)) == 1
@@ -121,13 +121,13 @@ def _sliding(
     )
 
 
-def _of_slices(given: Arguments, across: int) -> tuple[int, int, int]:
+def _of_slices(arguments: Arguments, across: int) -> tuple[int, int, int]:
     """The window of an inferer of slices, whose roi_size has the two sides of a slice."""
-    roi = given.get("roi_size")
+    roi = arguments.get("roi_size")
     # Windows have one size for all scans, so that a side that a scan would decide (-1) is refused here as well.
     whole = isinstance(roi, list | tuple) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in roi)
     if not whole or len(roi) != 2:
-        raise given.refusal("roi_size", roi)
+        raise arguments.refusal("roi_size", roi)
     return with_slice_axis(list(roi), across, 1)
 
 
@@ -136,10 +136,10 @@ def _whole(multiples: tuple[int, int, int]) -> Window:
     return Window((a, b, c), multiples, 0.0, whole_volume=True, blend="constant")
 
 
-def _by_axis(given: Arguments, name: str, value: Any, fits: Any) -> tuple[Any, Any, Any]:
+def _by_axis(arguments: Arguments, name: str, value: Any, fits: Any) -> tuple[Any, Any, Any]:
     values = list(value) if isinstance(value, list | tuple) else [value] * 3
     if len(values) != 3 or not all(fits(item) for item in values):
-        raise given.refusal(name, value)
+        raise arguments.refusal(name, value)
     return values[0], values[1], values[2]
 
 

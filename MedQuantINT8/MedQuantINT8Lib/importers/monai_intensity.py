@@ -23,8 +23,8 @@ def normalizeintensityd(t: Arguments) -> list[Any]:
     _plain(t)
     mask = "nonzero" if t.flag("nonzero") else "all"
     mean, std = t.get("subtrahend"), t.get("divisor")
-    wise = t.flag("channel_wise")
-    if wise and (mean is not None or std is not None):
+    by_channel = t.flag("channel_wise")
+    if by_channel and (mean is not None or std is not None):
         means, stds = _each(t, "subtrahend"), _each(t, "divisor")
         count = len(means or stds)
         if (means and len(means) != count) or (stds and len(stds) != count):
@@ -33,7 +33,7 @@ def normalizeintensityd(t: Arguments) -> list[Any]:
     for name, value in (("subtrahend", mean), ("divisor", std)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise t.refusal(name, value)
-    return [_zscore(t, mask, mean, std, (), "channel" if wise else "all")]
+    return [_zscore(t, mask, mean, std, (), "channel" if by_channel else "all")]
 
 
 def _zscore(
@@ -41,11 +41,11 @@ def _zscore(
 ) -> Normalization:
     if std is not None and std < 0:
         raise t.refusal("divisor", std)
-    known = None if std is None else float(std) or 1.0
-    if mean is not None and known is not None and mask == "all":
-        return Normalization("linear", low=-mean / known, high=(1 - mean) / known, channels=channels)
+    divisor = None if std is None else float(std) or 1.0
+    if mean is not None and divisor is not None and mask == "all":
+        return Normalization("linear", low=-mean / divisor, high=(1 - mean) / divisor, channels=channels)
     return Normalization(
-        "zscore", mean=None if mean is None else float(mean), std=known, mask=mask, channels=channels, over=over
+        "zscore", mean=None if mean is None else float(mean), std=divisor, mask=mask, channels=channels, over=over
     )
 
 
@@ -67,11 +67,11 @@ def scaleintensityd(t: Arguments) -> list[Any]:
     factor = t.get("factor")
     if low is None and high is None:
         return [] if factor is None else [Normalization("linear", low=0.0, high=1 + t.number("factor"))]
-    made = [Normalization("minmax", over=over)]
-    return made if low is None or high is None else made + _to(t.number("minv", 0.0), t.number("maxv", 1.0))
+    steps = [Normalization("minmax", over=over)]
+    return steps if low is None or high is None else steps + _rescale(t.number("minv", 0.0), t.number("maxv", 1.0))
 
 
-def _to(low: float, high: float) -> list[Normalization]:
+def _rescale(low: float, high: float) -> list[Normalization]:
     return [] if (low, high) == (0.0, 1.0) else [Normalization("linear", low=low, high=high)]
 
 
@@ -84,12 +84,12 @@ def scaleintensityranged(t: Arguments) -> list[Any]:
     if a < b:
         # Clipping in between is the same as at the end, and what packages have said so far.
         whole = clip and low is not None and high is not None
-        made = [Normalization("window", low=a, high=b, clip=whole)]
+        steps = [Normalization("window", low=a, high=b, clip=whole)]
     else:
-        whole, made = False, [Normalization("linear", low=-a / (b - a), high=(1 - a) / (b - a))]
+        whole, steps = False, [Normalization("linear", low=-a / (b - a), high=(1 - a) / (b - a))]
     if low is not None and high is not None:
-        made += _to(low, high)
-    return made + ([] if whole or not clip else _clip(low, high))
+        steps += _rescale(low, high)
+    return steps + ([] if whole or not clip else _clip(low, high))
 
 
 def _ends(t: Arguments) -> tuple[float | None, float | None, bool]:
@@ -117,10 +117,10 @@ def scaleintensityrangepercentilesd(t: Arguments) -> list[Any]:
             raise t.refusal("relative", True)
         low, high = low + (high - low) * lower / 100, low + (high - low) * upper / 100
     whole = clip and low is not None and high is not None
-    made = [Normalization("percentile", low=lower, high=upper, clip=whole, over=over)]
+    steps = [Normalization("percentile", low=lower, high=upper, clip=whole, over=over)]
     if low is not None and high is not None:
-        made += _to(low, high)
-    return made + ([] if whole or not clip else _clip(low, high))
+        steps += _rescale(low, high)
+    return steps + ([] if whole or not clip else _clip(low, high))
 
 
 def clipintensitypercentilesd(t: Arguments) -> list[Any]:
@@ -170,18 +170,18 @@ def lambdad(t: Arguments) -> list[Any]:
     t.only("overwrite", True)
     t.ignore("track_meta")
     text = function.text if isinstance(function, Unresolved) else function
-    found = _of_text(text.lstrip("$ ").strip()) if isinstance(text, str) else None
-    if found is None:
+    steps = _parse_function(text.lstrip("$ ").strip()) if isinstance(text, str) else None
+    if steps is None:
         raise t.refusal("func", function)
-    return found
+    return steps
 
 
 def is_plain_function(text: str) -> bool:
     """Whether a function's text holds nothing but its variable, numbers, arithmetic and clamping: running it does no harm."""
-    return _of_text(text) is not None
+    return _parse_function(text) is not None
 
 
-def _of_text(text: str) -> list[Normalization] | None:
+def _parse_function(text: str) -> list[Normalization] | None:
     try:
         tree = ast.parse(text, mode="eval").body if len(text) <= _LONGEST else None
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -245,8 +245,8 @@ def _line(node: ast.AST, name: str) -> tuple[float, float] | None:
     if (number := _constant(node)) is not None:
         return 0.0, number
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        found = _line(node.operand, name)
-        return None if found is None else (-found[0], -found[1])
+        line = _line(node.operand, name)
+        return None if line is None else (-line[0], -line[1])
     if not isinstance(node, ast.BinOp):
         return None
     left, right = _line(node.left, name), _line(node.right, name)

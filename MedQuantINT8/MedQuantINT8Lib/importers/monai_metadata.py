@@ -27,15 +27,15 @@ def first_part(parts: dict[str, Any], name: str) -> dict[str, Any]:
 def numbered_names(pred: dict[str, Any]) -> dict[int, str]:
     """Names by number, from ``channel_def`` or ``label_def``, which say either a name for each number or a number for each name."""
     for key in ("channel_def", "label_def"):
-        given = pred.get(key)
-        if isinstance(given, list):
-            given = dict(enumerate(given))
-        if isinstance(given, dict) and given:
-            if all(isinstance(v, int) and not isinstance(v, bool) for v in given.values()) and not any(
-                _is_number(k) for k in given
+        definition = pred.get(key)
+        if isinstance(definition, list):
+            definition = dict(enumerate(definition))
+        if isinstance(definition, dict) and definition:
+            if all(isinstance(v, int) and not isinstance(v, bool) for v in definition.values()) and not any(
+                _is_number(k) for k in definition
             ):
-                given = {number: name for name, number in given.items()}
-            names = {int(k): word_of(v) for k, v in given.items() if _is_number(k) and word_of(v)}
+                definition = {number: name for name, number in definition.items()}
+            names = {int(k): word_of(v) for k, v in definition.items() if _is_number(k) and word_of(v)}
             if names:
                 return names
     return {}
@@ -64,7 +64,7 @@ def word_of(value: Any) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
-def cited(references: Any) -> str:
+def cite(references: Any) -> str:
     """References in one line."""
-    listed = references if isinstance(references, list) else [references]
-    return "; ".join(word for reference in listed if (word := word_of(reference)))
+    items = references if isinstance(references, list) else [references]
+    return "; ".join(word for reference in items if (word := word_of(reference)))

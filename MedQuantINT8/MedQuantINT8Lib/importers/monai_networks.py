@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import DependencyError, PackageError
 from .checkpoints import read_checkpoint
-from .expression_evaluator import NotAConstant, Unresolved, dotted
+from .expression_evaluator import NotAConstant, Unresolved, dotted_name
 from .expressions import Config
 from .offline import closed_sockets
 
@@ -131,14 +131,14 @@ def safe_functions(folder: Path) -> dict[str, Any]:
     """What expressions of a bundle may call besides arithmetic: devices (there is only the processor here), and checkpoints of the
     bundle itself, read as data."""
 
-    loaded: dict[str, Any] = {}
+    checkpoints: dict[str, Any] = {}
 
     def load(path: Any, *_: Any, **options: Any) -> Any:
         if not set(options) <= {"map_location", "weights_only"} or not isinstance(path, str):
             raise TypeError("torch.load with other arguments than a path")
-        if path not in loaded:
-            loaded[path] = read_checkpoint(bundle_file(folder, path), "checkpoint")
-        return loaded[path]
+        if path not in checkpoints:
+            checkpoints[path] = read_checkpoint(bundle_file(folder, path), "checkpoint")
+        return checkpoints[path]
 
     def array(value: Any) -> Any:
         import torch
@@ -232,19 +232,19 @@ def _of_description(config: Config, raw: dict[str, Any]) -> Definition | None:
 
 
 def _of_call(config: Config, tree: ast.expr, names: dict[str, str], text: str) -> Definition | None:
-    if not isinstance(tree, ast.Call) or (target := dotted(tree.func)) is None or not _is_monai(target):
+    if not isinstance(tree, ast.Call) or (target := dotted_name(tree.func)) is None or not _is_monai(target):
         return None
     if any(keyword.arg is None for keyword in tree.keywords) or any(isinstance(a, ast.Starred) for a in tree.args):
         return None
-    given = [(keyword.arg or "", keyword.value) for keyword in tree.keywords]
+    pairs = [(keyword.arg or "", keyword.value) for keyword in tree.keywords]
     if tree.args:
         cls = _class_of(target)
         order = list(inspect.signature(cls).parameters) if cls is not None else []
         if len(order) < len(tree.args):
             return None
-        given += list(zip(order, tree.args, strict=False))
+        pairs += list(zip(order, tree.args, strict=False))
     arguments: dict[str, Any] = {}
-    for name, node in given:
+    for name, node in pairs:
         try:
             arguments[name] = config.value_of(node, names, text)
         except NotAConstant as error:
@@ -272,7 +272,7 @@ def make(config: Config, definition: Definition) -> Any:
 
     # Some constructors print what they recommend, which would stand among what the command prints.
     with closed_sockets(), contextlib.redirect_stdout(io.StringIO()):
-        arguments = _checked(config, definition)
+        arguments = _check_arguments(config, definition)
         cls = _class_of(definition.target)
         assert cls is not None
         try:
@@ -297,13 +297,13 @@ def make(config: Config, definition: Definition) -> Any:
             ) from error
 
 
-def _checked(config: Config, definition: Definition) -> dict[str, Any]:
+def _check_arguments(config: Config, definition: Definition) -> dict[str, Any]:
     cls = _class_of(definition.target)
     if cls is None:
         raise PackageError(f"MONAI has no {definition.name}.", "Check which MONAI the bundle was made for.")
     accepted = inspect.signature(cls).parameters
     free = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
-    made = {}
+    arguments = {}
     for name, value in definition.arguments.items():
         if name in _FORMER and name not in accepted:
             continue
@@ -316,8 +316,8 @@ def _checked(config: Config, definition: Definition) -> dict[str, Any]:
                 f"The bundle's {definition.name} has {name} = {_short(value)}, which makes it fetch or read something else.",
                 "Set it to false: the weights come from the bundle's own checkpoint.",
             )
-        made[name] = _argument(config, value, f"{definition.name}'s {name}")
-    return made
+        arguments[name] = _argument(config, value, f"{definition.name}'s {name}")
+    return arguments
 
 
 def _argument(config: Config, value: Any, where: str) -> Any:
@@ -345,12 +345,12 @@ def _argument(config: Config, value: Any, where: str) -> Any:
     except NotAConstant:
         part = None
     if part is None or not _is_part(part.target):
-        named = part.target if part is not None else text
-        raise PackageError(f"The bundle's {where} is {_short(named)}, which would have to be run.", _TRUST)
+        target = part.target if part is not None else text
+        raise PackageError(f"The bundle's {where} is {_short(target)}, which would have to be run.", _TRUST)
     cls = _class_of(part.target)
     assert cls is not None
     try:
-        return cls(**_checked(config, part))
+        return cls(**_check_arguments(config, part))
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
         raise PackageError(
             f"The bundle's {where} cannot be made: {_first_line(error)}.", "Check which MONAI it was made for."

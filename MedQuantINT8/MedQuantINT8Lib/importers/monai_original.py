@@ -34,7 +34,7 @@ from .monai_spatial import HANDLERS as SPATIAL
 from .monai_spatial import is_plain_comparison
 
 #: What only concerns files, devices or training, and VISTA3D's prompts, which the exported graph holds.
-_LEFT_OUT = {
+_IRRELEVANT = {
     "SaveImaged",
     "ToDeviced",
     "VistaPreTransformd",
@@ -100,17 +100,21 @@ def monai_original(parts: BundleParts) -> MonaiPipeline:
     allowed = set(SPATIAL) | set(INTENSITY) | UNDERSTOOD
     maker = _Maker(parts.run)
     with _quietly():
-        before = [made for t in enabled(parts.preprocessing) if (made := maker.transform(t, allowed)) is not None]
-        preparing = monai.transforms.Compose(before)
+        before = [
+            transform for t in enabled(parts.preprocessing) if (transform := maker.transform(t, allowed)) is not None
+        ]
+        preprocessing = monai.transforms.Compose(before)
         after = [
-            made for t in enabled(parts.postprocessing) if (made := maker.transform(t, _AFTER, preparing)) is not None
+            transform
+            for t in enabled(parts.postprocessing)
+            if (transform := maker.transform(t, _AFTER, preprocessing)) is not None
         ]
         name = str(parts.inferer.get("_target_", "")).rsplit(".", 1)[-1] if isinstance(parts.inferer, dict) else ""
         inferer = maker.make(getattr(monai.inferers, name), parts.inferer) if name in _INFERERS else None
         if inferer is not None and hasattr(inferer, "sw_batch_size"):
             inferer.sw_batch_size = 1
     image, members = image_keys(parts.preprocessing)
-    return MonaiPipeline(parts, preparing, inferer, monai.transforms.Compose(after), image, members)
+    return MonaiPipeline(parts, preprocessing, inferer, monai.transforms.Compose(after), image, members)
 
 
 class _Maker:
@@ -119,26 +123,26 @@ class _Maker:
     def __init__(self, run: Callable[[str], Callable[[Any], Any]] | None) -> None:
         self._run = run
 
-    def transform(self, description: dict[str, Any], allowed: set[str], inverted: Any = None) -> Any:
+    def transform(self, description: dict[str, Any], allowed: set[str], preprocessing: Any = None) -> Any:
         """A transform, or None for one that does nothing here."""
         import monai.transforms
 
         name = transform_name(description)
-        if name in _LEFT_OUT:
+        if name in _IRRELEVANT:
             return None
         if name not in allowed or not hasattr(monai.transforms, name):
             raise DependencyError(
                 f"MONAI's {name} is not made for a comparison.", "Look at a segmentation before you trust it."
             )
-        given = dict(description)
+        arguments = dict(description)
         if name == "Invertd":
-            given.update(transform=inverted, to_tensor=True)
-        reader = str(given.get("reader")).rsplit(".", 1)[-1] if name == "LoadImaged" else ""
+            arguments.update(transform=preprocessing, to_tensor=True)
+        reader = str(arguments.get("reader")).rsplit(".", 1)[-1] if name == "LoadImaged" else ""
         no_itk = reader == "ITKReader" and importlib.util.find_spec("itk") is None
         if no_itk or reader in ("PydicomReader", "NumpyReader", "NrrdReader"):
             # The made scans are NIfTI files, which MONAI reads by itself.
-            given.pop("reader")
-        return self.make(getattr(monai.transforms, name), given)
+            arguments.pop("reader")
+        return self.make(getattr(monai.transforms, name), arguments)
 
     def make(self, cls: Any, description: dict[str, Any]) -> Any:
         arguments = {
@@ -173,16 +177,16 @@ class _Maker:
         if plain.rsplit(".", 1)[-1] == "is_positive":
             return lambda x: x > 0
         if is_plain_comparison(plain) or is_plain_function(plain):
-            return _compiled(plain)
+            return _compile(plain)
         try:
-            return _of_labels(LabelFunction(plain))
+            return _wrap_for_tensors(LabelFunction(plain))
         except NotUnderstood:
             if self._run is None:
                 raise DependencyError(f"{plain[:80]!r} is code that a comparison does not run.") from None
             return self._run(plain)
 
 
-def _compiled(text: str) -> Callable[[Any], Any]:
+def _compile(text: str) -> Callable[[Any], Any]:
     """A function whose text holds nothing but its variable, numbers, arithmetic, a comparison and clamp (it was looked through)."""
     import torch
 
@@ -190,7 +194,7 @@ def _compiled(text: str) -> Callable[[Any], Any]:
     return eval(compile(ast.parse(text, mode="eval"), "<bundle>", "eval"), names)  # type: ignore[no-any-return]
 
 
-def _of_labels(function: LabelFunction) -> Callable[[Any], Any]:
+def _wrap_for_tensors(function: LabelFunction) -> Callable[[Any], Any]:
     """A function of single voxels on a tensor (C, n0, n1, n2)."""
     import torch
 
@@ -200,8 +204,8 @@ def _of_labels(function: LabelFunction) -> Callable[[Any], Any]:
             return torch.sigmoid(x) if whole.name == "sigmoid" else torch.softmax(x, 0)
         if isinstance(whole, Argmax):
             return torch.argmax(x, 0, keepdim=True)
-        made = function(np.asarray(x).reshape(x.shape[0], -1))
-        result = torch.as_tensor(np.ascontiguousarray(made, np.float32)).reshape(-1, *x.shape[1:])
+        labels = function(np.asarray(x).reshape(x.shape[0], -1))
+        result = torch.as_tensor(np.ascontiguousarray(labels, np.float32)).reshape(-1, *x.shape[1:])
         return (
             x.new_tensor(result)
             if not hasattr(x, "meta")
@@ -211,15 +215,15 @@ def _of_labels(function: LabelFunction) -> Callable[[Any], Any]:
     return apply
 
 
-def _among_equals(values: NDArray[Any]) -> NDArray[np.bool_]:
+def _find_constant_neighborhoods(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Where the next voxels along each axis have the same value."""
-    made = np.ones(values.shape, bool)
+    mask = np.ones(values.shape, bool)
     for axis in range(values.ndim):
         same = np.moveaxis(np.diff(values, axis=axis) == 0, axis, 0)
-        along = np.moveaxis(made, axis, 0)
+        along = np.moveaxis(mask, axis, 0)
         along[1:] &= same
         along[:-1] &= same
-    return made
+    return mask
 
 
 def _dtype(value: Any) -> Any:
@@ -248,9 +252,9 @@ class MonaiPipeline:
     """
 
     parts: BundleParts
-    preparing: Any
+    preprocessing: Any
     inferer: Any
-    deciding: Any
+    postprocessing: Any
     image: str
     members: list[str]
     _network: Any = field(default=None, repr=False)
@@ -264,51 +268,51 @@ class MonaiPipeline:
         return f"MONAI {monai.__version__}"
 
     def prepare(self, volume: Volume) -> NDArray[np.float32]:
-        return np.asarray(self._prepared(volume)[self.image], np.float32)
+        return np.asarray(self._prepare_entry(volume)[self.image], np.float32)
 
     def scores(self, volume: Volume) -> NDArray[np.float32] | None:
-        found = self._predicted(volume)
-        return None if found is None else np.asarray(found, np.float32)
+        scores = self._predict(volume)
+        return None if scores is None else np.asarray(scores, np.float32)
 
     def labels(self, volume: Volume) -> NDArray[Any] | None:
         import torch
         from monai.data import MetaTensor
 
-        predicted = self._predicted(volume)
-        if predicted is None:
+        scores = self._predict(volume)
+        if scores is None:
             return None
-        entry = dict(self._prepared(volume))
+        entry = dict(self._prepare_entry(volume))
         image = entry[self.image]
-        entry["pred"] = MetaTensor(predicted.clone(), meta=image.meta, applied_operations=image.applied_operations)
+        entry["pred"] = MetaTensor(scores.clone(), meta=image.meta, applied_operations=image.applied_operations)
         with _quietly(), torch.no_grad():
-            made = np.asarray(self.deciding(entry)["pred"])
-        if made.shape[1:] != tuple(volume.grid.size):
+            prediction = np.asarray(self.postprocessing(entry)["pred"])
+        if prediction.shape[1:] != tuple(volume.grid.size):
             # Without Invertd the bundle leaves it to saving to come back to the scan's grid.
             return None
-        return self._values(made).transpose(2, 1, 0)
+        return self._values(prediction).transpose(2, 1, 0)
 
-    def _values(self, made: NDArray[Any]) -> NDArray[Any]:
+    def _values(self, prediction: NDArray[Any]) -> NDArray[Any]:
         """MONAI's result (C, I, J, K) as label values, (I, J, K); -1 where it is no whole number."""
         spec = self.parts.spec
-        if made.shape[0] == spec.output_channels and not (self.parts.final and made.shape[0] == 1):
-            whole = np.isin(made, (0, 1))
+        if prediction.shape[0] == spec.output_channels and not (self.parts.final and prediction.shape[0] == 1):
+            whole = np.isin(prediction, (0, 1))
             if spec.output.regions:
-                labels = Regions.of(spec, np.int64).paint(lambda channel: np.round(made[channel]))
+                labels = Regions.of(spec, np.int64).paint(lambda channel: np.round(prediction[channel]))
             else:
                 by_channel = {label.channel: label.value for label in spec.labels}
-                labels = np.vectorize(lambda n: by_channel.get(n, 0), otypes=[np.int64])(np.argmax(made, axis=0))
+                labels = np.vectorize(lambda n: by_channel.get(n, 0), otypes=[np.int64])(np.argmax(prediction, axis=0))
             return np.where(whole.all(axis=0), labels, -1)
-        rounded = np.round(made[0]).astype(np.int64)
-        known = rounded
+        rounded = np.round(prediction[0]).astype(np.int64)
+        values = rounded
         if not self.parts.final:
-            known = np.zeros_like(rounded)
+            values = np.zeros_like(rounded)
             for label in spec.labels:
-                known[rounded == label.channel] = label.value
-        whole = np.abs(made[0] - rounded) < 1e-4
+                values[rounded == label.channel] = label.value
+        whole = np.abs(prediction[0] - rounded) < 1e-4
         # Numbers of labels that were interpolated say nothing near a border: between 1 and 3 lies 2.
-        return np.where(whole if whole.all() else whole & _among_equals(made[0]), known, -1)
+        return np.where(whole if whole.all() else whole & _find_constant_neighborhoods(prediction[0]), values, -1)
 
-    def _prepared(self, volume: Volume) -> dict[str, Any]:
+    def _prepare_entry(self, volume: Volume) -> dict[str, Any]:
         if self._case is None or self._case[0] is not volume:
             import nibabel
 
@@ -324,19 +328,19 @@ class MonaiPipeline:
                     entry: dict[str, Any] = dict(zip(self.members, files, strict=True))
                 else:
                     entry = {self.members[0]: files if len(files) > 1 else files[0]}
-                self._case = (volume, self.preparing(entry))
+                self._case = (volume, self.preprocessing(entry))
         return self._case[1]
 
-    def _predicted(self, volume: Volume) -> Any:
+    def _predict(self, volume: Volume) -> Any:
         """The network's blended scores, a tensor (classes, I, J, K); None for an inferer of the bundle's own."""
         if self.inferer is None:
             return None
         if self._prediction is None or self._prediction[0] is not volume:
             import torch
 
-            prepared = torch.as_tensor(np.asarray(self._prepared(volume)[self.image], np.float32))
+            image = torch.as_tensor(np.asarray(self._prepare_entry(volume)[self.image], np.float32))
             if self._network is None:
                 self._network = self.parts.network().eval()
             with _quietly(), torch.no_grad():
-                self._prediction = (volume, self.inferer(prepared[None], self._network)[0])
+                self._prediction = (volume, self.inferer(image[None], self._network)[0])
         return self._prediction[1]

@@ -49,16 +49,16 @@ def translate_preprocessing(transforms: Sequence[Any], channels: int | None = No
     Raises:
         PackageError: a transform, an argument of one, or an order that model.json cannot say; names it.
     """
-    wanted = enabled(transforms)
-    names = [transform_name(transform) for transform in wanted]
-    image, members, joined = _members(wanted, names)
-    reader = _Reader(len(members) if joined is not None else channels)
-    for place, (transform, name) in enumerate(zip(wanted, names, strict=True)):
-        if joined is not None and place == joined:
+    active = enabled(transforms)
+    names = [transform_name(transform) for transform in active]
+    image, members, join_index = _members(active, names)
+    reader = _Reader(len(members) if join_index is not None else channels)
+    for place, (transform, name) in enumerate(zip(active, names, strict=True)):
+        if join_index is not None and place == join_index:
             _concatenation(Arguments(transform))
             continue
         # Before the channels are joined each has a key of its own; afterwards there is one.
-        current = members if joined is not None and place < joined else [image]
+        current = members if join_index is not None and place < join_index else [image]
         keys = [key for key in current if key in Arguments(transform).keys]
         if keys or name == "LoadImaged":
             reader.read(transform, name, keys or current, current)
@@ -67,8 +67,8 @@ def translate_preprocessing(transforms: Sequence[Any], channels: int | None = No
 
 def image_keys(transforms: Sequence[Any]) -> tuple[str, list[str]]:
     """The key that the network reads, and the keys of its channels before they are joined."""
-    wanted = enabled(transforms)
-    image, members, _ = _members(wanted, [transform_name(transform) for transform in wanted])
+    active = enabled(transforms)
+    image, members, _ = _members(active, [transform_name(transform) for transform in active])
     return image, members
 
 
@@ -79,11 +79,11 @@ def _members(transforms: list[dict[str, Any]], names: list[str]) -> tuple[str, l
     if len(places) > 1:
         raise PackageError("The bundle joins channels twice (ConcatItemsd), which is not understood.", ADVICE)
     if places:
-        joined = str(transforms[places[0]].get("name", "image"))
-        return joined, keys[places[0]], places[0]
-    if any("image" in found for found in keys):
+        name = str(transforms[places[0]].get("name", "image"))
+        return name, keys[places[0]], places[0]
+    if any("image" in key_list for key_list in keys):
         return "image", ["image"], None
-    key = next((found[0] for found in keys if found), "image")
+    key = next((key_list[0] for key_list in keys if key_list), "image")
     return key, [key], None
 
 
@@ -109,18 +109,18 @@ class _Reader:
 
     def read(self, transform: dict[str, Any], name: str, keys: list[str], members: list[str]) -> None:
         """One transform, for those of the channels' keys that it names."""
-        found = [_steps(transform, name, key) for key in keys]
+        steps_by_key = [_steps(transform, name, key) for key in keys]
         if name in ("EnsureTyped", "ToTensord", "FromMetaTensord") and (
             name == "FromMetaTensord" or not true(transform.get("track_meta", True))
         ):
             self._untracked = name
         if len(members) == 1:
-            for step in found[0]:
+            for step in steps_by_key[0]:
                 self._add(self._of_source(step, transform, members), name)
             return
         everywhere = keys == members or set(keys) == set(members)
-        if everywhere and all(steps == found[0] for steps in found):
-            for step in found[0]:
+        if everywhere and all(steps == steps_by_key[0] for steps in steps_by_key):
+            for step in steps_by_key[0]:
                 # Each key is a channel by itself: what is computed over all of it is computed over a channel.
                 each = (
                     replace(step, over="channel")
@@ -129,7 +129,7 @@ class _Reader:
                 )
                 self._add(each, name)
             return
-        for key, steps in zip(keys, found, strict=True):
+        for key, steps in zip(keys, steps_by_key, strict=True):
             for step in steps:
                 if not isinstance(step, Normalization):
                     raise PackageError(
@@ -217,14 +217,14 @@ def _steps(transform: dict[str, Any], name: str, key: str) -> list[Any]:
     t = Arguments(transform, key)
     handler: Callable[[Arguments], list[Any]] | None = SPATIAL.get(name) or INTENSITY.get(name) or _LOADING.get(name)
     if handler is not None:
-        made = handler(t)
+        steps = handler(t)
     elif name in _HARMLESS:
         t.ignore(*_HARMLESS[name])
-        made = []
+        steps = []
     else:
         raise PackageError(f"The bundle's preprocessing uses {name}, which is not understood.", ADVICE)
     t.finish()
-    return made
+    return steps
 
 
 def _load(t: Arguments) -> list[Any]:
@@ -253,7 +253,7 @@ def _channel_first(t: Arguments) -> list[Any]:
     return []
 
 
-def _typed(t: Arguments) -> list[Any]:
+def _read_dtype(t: Arguments) -> list[Any]:
     t.ignore("data_type", "device", "wrap_sequence", "track_meta", "allow_missing_keys")
     return cast(t)
 
@@ -261,10 +261,10 @@ def _typed(t: Arguments) -> list[Any]:
 _LOADING: dict[str, Callable[[Arguments], list[Any]]] = {
     "LoadImaged": _load,
     "EnsureChannelFirstd": _channel_first,
-    "EnsureTyped": _typed,
-    "CastToTyped": _typed,
-    "ToTensord": _typed,
-    "ToNumpyd": _typed,
+    "EnsureTyped": _read_dtype,
+    "CastToTyped": _read_dtype,
+    "ToTensord": _read_dtype,
+    "ToNumpyd": _read_dtype,
 }
 #: Transforms that are understood here, besides those in space and of intensities.
 UNDERSTOOD = {*_LOADING, *_HARMLESS, "ConcatItemsd"}

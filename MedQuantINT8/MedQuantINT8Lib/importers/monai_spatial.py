@@ -67,7 +67,7 @@ def orientationd(t: Arguments) -> list[Any]:
 
 
 def spacingd(t: Arguments) -> list[Any]:
-    spacing = _padded(t, "pixdim")
+    spacing = _read_spacing(t, "pixdim")
     low, high = _limits(t, "min_pixdim"), _limits(t, "max_pixdim")
     mode = str(t.of_key("mode", "bilinear")).lower()
     if mode not in _SPLINES:
@@ -137,12 +137,12 @@ def cropforegroundd(t: Arguments) -> list[Any]:
     value = t.get("value", t.get("constant_values", 0.0))
     if may_pad and (mode not in _PADS or not isinstance(value, int | float)):
         raise t.refusal("mode", mode)
-    chosen = t.get("channel_indices")
+    indices = t.get("channel_indices")
     channels = (
-        () if chosen is None else tuple(int(c) for c in (chosen if isinstance(chosen, list | tuple) else [chosen]))
+        () if indices is None else tuple(int(c) for c in (indices if isinstance(indices, list | tuple) else [indices]))
     )
     if any(c < 0 for c in channels):
-        raise t.refusal("channel_indices", chosen)
+        raise t.refusal("channel_indices", indices)
     t.ignore("source_key", "start_coord_key", "end_coord_key", "return_coords")
     same = len(set(margins)) == 1
     return [
@@ -207,8 +207,8 @@ def _selection(t: Arguments) -> tuple[str, str, float]:
         plain = text.lstrip("$ ").strip()
         if plain.rsplit(".", 1)[-1] == "is_positive":
             return "threshold", ">", 0.0
-        if (found := _comparison(plain)) is not None:
-            return ("nonzero" if found == ("!=", 0.0) else "threshold", *found)
+        if (comparison := _comparison(plain)) is not None:
+            return ("nonzero" if comparison == ("!=", 0.0) else "threshold", *comparison)
     raise t.refusal("select_fn", function)
 
 
@@ -248,7 +248,7 @@ def _comparison(text: str) -> tuple[str, float] | None:
     return comparison, float(number)
 
 
-def _padded(t: Arguments, name: str) -> tuple[float | None, float | None, float | None]:
+def _read_spacing(t: Arguments, name: str) -> tuple[float | None, float | None, float | None]:
     """Three spacings; a shorter list goes on with its last; what is not above 0 keeps the scan's own."""
     value = t.get(name)
     numbers = list(value) if isinstance(value, list | tuple) else [value]

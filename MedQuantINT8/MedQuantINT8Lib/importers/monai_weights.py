@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import PackageError
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
-from .expression_evaluator import NotAConstant, dotted
+from .expression_evaluator import NotAConstant, dotted_name
 from .expressions import Config
 from .monai_networks import bundle_file
 from .offline import closed_sockets
@@ -41,10 +41,10 @@ class Weights:
     def load_into(self, module: Any) -> None:
         """Put the weights into a module; raises as :func:`.checkpoints.load_weights`."""
         with closed_sockets():
-            found = read_checkpoint(self.path)
-            if self.key and isinstance(found, dict) and isinstance(found.get(self.key), dict):
-                found = found[self.key]
-            load_weights(module, state_dict_of(found, self.path.name))
+            checkpoint = read_checkpoint(self.path)
+            if self.key and isinstance(checkpoint, dict) and isinstance(checkpoint.get(self.key), dict):
+                checkpoint = checkpoint[self.key]
+            load_weights(module, state_dict_of(checkpoint, self.path.name))
 
 
 def find_weights(config: Config, folder: Path) -> Weights:
@@ -54,18 +54,20 @@ def find_weights(config: Config, folder: Path) -> Weights:
         PackageError: they are missing or lie outside of the bundle, two files are named, or there are none.
         NotAConstant: their path can only be worked out by running code.
     """
-    named = list(dict.fromkeys([*_by_loaders(config), *_by_expressions(config)]))
-    if len({path for path, _ in named}) > 1:
-        listed = ", ".join(sorted({path for path, _ in named}))
+    references = list(dict.fromkeys([*_by_loaders(config), *_by_expressions(config)]))
+    if len({path for path, _ in references}) > 1:
+        names = ", ".join(sorted({path for path, _ in references}))
         raise PackageError(
-            f"The bundle's configuration names several files of weights: {listed}.", "Leave one of them in it."
+            f"The bundle's configuration names several files of weights: {names}.", "Leave one of them in it."
         )
-    if named:
-        path, key = named[0]
+    if references:
+        path, key = references[0]
         return Weights(_file(folder, path), key)
-    found = next((folder / name for name in _USUAL if (folder / name).is_file()), None)
-    if found is not None:
-        return Weights(found, note=f"the configuration names no weights: {found.relative_to(folder)} was taken")
+    usual_path = next((folder / name for name in _USUAL if (folder / name).is_file()), None)
+    if usual_path is not None:
+        return Weights(
+            usual_path, note=f"the configuration names no weights: {usual_path.relative_to(folder)} was taken"
+        )
     return Weights(_file(folder, _USUAL[0]))
 
 
@@ -87,9 +89,13 @@ def _by_loaders(config: Config) -> Iterator[tuple[str, str]]:
             continue
         if str(config.resolve(item.get("_disabled_", False))).strip().lower() == "true":
             continue
-        loaded = item.get("load_dict")
-        loaded = config.raw_at(loaded[1:]) if isinstance(loaded, str) and loaded.startswith("@") else loaded
-        keys = [str(key) for key, what in loaded.items() if _is_network(what)] if isinstance(loaded, dict) else [""]
+        load_dict = item.get("load_dict")
+        load_dict = (
+            config.raw_at(load_dict[1:]) if isinstance(load_dict, str) and load_dict.startswith("@") else load_dict
+        )
+        keys = (
+            [str(key) for key, what in load_dict.items() if _is_network(what)] if isinstance(load_dict, dict) else [""]
+        )
         if keys:
             yield _text(config.resolve(item["load_path"])), keys[0]
 
@@ -107,10 +113,10 @@ def _by_expressions(config: Config) -> Iterator[tuple[str, str]]:
                 and call.func.attr == "load_state_dict"
                 and call.args
             ):
-                yield _loaded(config, call.args[0], names, text)
+                yield _read_load_call(config, call.args[0], names, text)
 
 
-def _loaded(config: Config, node: ast.expr, names: dict[str, str], text: str) -> tuple[str, str]:
+def _read_load_call(config: Config, node: ast.expr, names: dict[str, str], text: str) -> tuple[str, str]:
     if isinstance(node, ast.Name) and node.id in names:
         raw = config.raw_at(names[node.id])
         if isinstance(raw, str) and raw.startswith("$"):
@@ -124,7 +130,7 @@ def _from_file(config: Config, node: ast.expr, names: dict[str, str], text: str)
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
         key = str(node.slice.value)
         node = node.value
-    if isinstance(node, ast.Call) and dotted(node.func) == "torch.load" and node.args:
+    if isinstance(node, ast.Call) and dotted_name(node.func) == "torch.load" and node.args:
         return _text(config.value_of(node.args[0], names, text)), key
     raise NotAConstant(text)
 
