@@ -28,8 +28,8 @@ from .errors import Cancelled, MedQuantError, PackageError
 from .progress import ProgressEvent, Task
 from .system import available_memory, default_python, library_environment, module_arguments
 
-_CALL, _RESULT, _WORDS = "call.pickle", "result.pickle", "stderr.txt"
-_POLL_SECONDS, _LOOK_SECONDS, _TELL_SECONDS = 0.05, 0.25, 1.0
+_CALL, _RESULT, _STDERR = "call.pickle", "result.pickle", "stderr.txt"
+_POLL_SECONDS, _LOOK_SECONDS, _REPORT_SECONDS = 0.05, 0.25, 1.0
 #: Share of the free memory that a child may take.
 _MEMORY_SHARE = 0.9
 _PR_SET_PDEATHSIG = 1
@@ -62,47 +62,52 @@ def run_in_child(function: Callable[..., Any], task: Task, name: str, *, memory_
     with TemporaryDirectory(prefix="medquant-child-") as scratch:
         folder = Path(scratch)
         (folder / _CALL).write_bytes(pickle.dumps(sys.path) + pickle.dumps(function))
-        with open(folder / _WORDS, "wb") as words:
+        with open(folder / _STDERR, "wb") as stderr_file:
             process = subprocess.Popen(
                 [default_python(), *module_arguments(f"{__package__}.child_process"), str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=words,
+                stderr=stderr_file,
                 env=library_environment(),
                 # Ctrl-C in a terminal goes to all of a group: whoever asked ends the child, and says so once.
                 start_new_session=True,
             )
             try:
-                failure = _watched(process, task, name, limit)
+                failure = _watch(process, task, name, limit)
             finally:
                 _end(process)
         if failure is not None:
             raise failure
         if process.returncode != 0 or not (folder / _RESULT).exists():
-            raise _ended(process.returncode, folder / _WORDS, name)
+            raise _end_error(process.returncode, folder / _STDERR, name)
         return pickle.loads((folder / _RESULT).read_bytes())
 
 
-def _watched(process: subprocess.Popen[bytes], task: Task, name: str, limit: int) -> MedQuantError | None:
+def _watch(process: subprocess.Popen[bytes], task: Task, name: str, limit: int) -> MedQuantError | None:
     """Pass progress on until the child says no more; what went wrong in it, as an error of this program."""
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     assert process.stdout is not None
     threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True).start()
     failure: MedQuantError | None = None
-    event, since, looked, told = ProgressEvent("starting", 0, 0, None), time.monotonic(), 0.0, time.monotonic()
+    event, since, last_look, last_report = (
+        ProgressEvent("starting", 0, 0, None),
+        time.monotonic(),
+        0.0,
+        time.monotonic(),
+    )
     while True:
         if task.cancelled:
             raise Cancelled(f"Canceled during '{event.stage}'.")
         now = time.monotonic()
-        if now - looked > _LOOK_SECONDS:
-            looked = now
-            if (taken := resident_bytes(process.pid)) > limit:
+        if now - last_look > _LOOK_SECONDS:
+            last_look = now
+            if (resident := resident_bytes(process.pid)) > limit:
                 raise MedQuantError(
-                    f"{name} took {taken / 1e9:.1f} GB of memory, and {limit / 1e9:.1f} GB are allowed.",
+                    f"{name} took {resident / 1e9:.1f} GB of memory, and {limit / 1e9:.1f} GB are allowed.",
                     "Close other programs, take a smaller --patch, or do it on a machine with more memory.",
                 )
-        if now - told > _TELL_SECONDS and not event.total:
-            told = now
+        if now - last_report > _REPORT_SECONDS and not event.total:
+            last_report = now
             task.report(ProgressEvent(f"{event.stage}, {now - since:.0f} s", 0, 0, None))
         try:
             line = lines.get(timeout=_POLL_SECONDS)
@@ -111,14 +116,14 @@ def _watched(process: subprocess.Popen[bytes], task: Task, name: str, limit: int
         if line is None:
             process.wait()
             return failure
-        said = json.loads(line)
-        if "stage" in said:
-            if said["stage"] != event.stage:
+        message = json.loads(line)
+        if "stage" in message:
+            if message["stage"] != event.stage:
                 since = time.monotonic()
-            event = ProgressEvent(said["stage"], said["done"], said["total"], said["seconds_left"])
+            event = ProgressEvent(message["stage"], message["done"], message["total"], message["seconds_left"])
             task.report(event)
         else:
-            failure = _error_of(said)
+            failure = _error_from(message)
 
 
 def _listen(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
@@ -128,15 +133,15 @@ def _listen(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
     lines.put(None)
 
 
-def _error_of(said: dict[str, str]) -> MedQuantError:
-    cls = getattr(errors, said["kind"], None)
+def _error_from(message: dict[str, str]) -> MedQuantError:
+    cls = getattr(errors, message["kind"], None)
     known = isinstance(cls, type) and issubclass(cls, MedQuantError)
-    return (cls if known else PackageError)(said["message"], said["hint"])  # type: ignore[misc, no-any-return]
+    return (cls if known else PackageError)(message["message"], message["hint"])  # type: ignore[misc, no-any-return]
 
 
-def _ended(code: int | None, words: Path, name: str) -> PackageError:
+def _end_error(code: int | None, stderr_file: Path, name: str) -> PackageError:
     """The error for a process that ended without a word: a crash, or the system's own bound on memory."""
-    text = words.read_bytes().decode("utf-8", "replace").strip()
+    text = stderr_file.read_bytes().decode("utf-8", "replace").strip()
     last = "".join(c for c in text.splitlines()[-1][:200] if c.isprintable()) if text else ""
     how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
     return PackageError(
@@ -179,13 +184,13 @@ def _main(folder: Path) -> int:
         with open(folder / _CALL, "rb") as stream:
             sys.path += [path for path in pickle.load(stream) if path not in sys.path]
             function = pickle.load(stream)
-        result = function(task=Task(lambda event: _say(events, vars(event))))
+        result = function(task=Task(lambda event: _send(events, vars(event))))
         (folder / _RESULT).write_bytes(pickle.dumps(result))
     except MedQuantError as error:
-        _say(events, {"kind": type(error).__name__, "message": str(error.args[0]), "hint": error.hint})
+        _send(events, {"kind": type(error).__name__, "message": str(error.args[0]), "hint": error.hint})
         return 0
     except MemoryError:
-        _say(
+        _send(
             events,
             {"kind": "MedQuantError", "message": "There is not enough memory.", "hint": "Take a smaller --patch."},
         )
@@ -194,7 +199,7 @@ def _main(folder: Path) -> int:
         # A stranger's network raises what it likes.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         text = "".join(c for c in (lines[0] if lines else "no reason given")[:200] if c.isprintable()).rstrip(".")
-        _say(
+        _send(
             events,
             {
                 "kind": "PackageError",
@@ -206,7 +211,7 @@ def _main(folder: Path) -> int:
     return 0
 
 
-def _say(events: IO[str], value: dict[str, Any]) -> None:
+def _send(events: IO[str], value: dict[str, Any]) -> None:
     with contextlib.suppress(BrokenPipeError):
         events.write(json.dumps(value) + "\n")
         events.flush()

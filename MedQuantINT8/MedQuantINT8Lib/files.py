@@ -49,12 +49,12 @@ def storage_errors(target: str | os.PathLike[str]) -> Iterator[None]:
 
 
 #: What only the disk can be blamed for, wherever it is met.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
 def storage_error(error: OSError) -> StorageError | None:
     """A disk that is full, read-only or broken, in words; None for what has other reasons."""
-    if error.errno not in _OF_THE_DISK:
+    if error.errno not in _DISK_ERRORS:
         return None
     reason, hint = _REASONS[error.errno]
     return StorageError(f"Cannot write {error.filename or 'a temporary file'}: {reason}.", hint)
@@ -64,14 +64,14 @@ def split_paths(text: str) -> list[str]:
     """Paths that are joined by commas; a comma that belongs to the name of a file or folder that is there does not part them."""
     if "," not in text or there(text):
         return [text]
-    found: list[str] = []
+    paths: list[str] = []
     parts = text.split(",")
     while parts:
         # The longest run of parts that names something; a part that names nothing stays alone, to be complained of.
         count = next((n for n in range(len(parts), 0, -1) if there(",".join(parts[:n]))), 1)
-        found.append(",".join(parts[:count]))
+        paths.append(",".join(parts[:count]))
         parts = parts[count:]
-    return found
+    return paths
 
 
 def there(path: str | os.PathLike[str]) -> bool:
@@ -117,13 +117,13 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with storage_errors(target):
             yield folder / real.name
-            made = sorted(folder.iterdir(), key=lambda path: path.name == real.name)
-            if folder / real.name not in made:
+            paths = sorted(folder.iterdir(), key=lambda path: path.name == real.name)
+            if folder / real.name not in paths:
                 raise OSError(errno.EIO, "nothing was written")
-            for path in made:
+            for path in paths:
                 sync(path)
             with putting_in_place:
-                for path in made:
+                for path in paths:
                     if (real.parent / path.name).is_dir():
                         raise OSError(errno.EISDIR, "is a directory")
                     path.replace(real.parent / path.name)
@@ -150,14 +150,14 @@ def replacing_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         real.parent.mkdir(parents=True, exist_ok=True)
         scratch = scratch_beside(real)
     try:
-        made = scratch / _NEW
+        replacement = scratch / _NEW
         with storage_errors(target):
-            made.mkdir()
-            yield made
-            for path in sorted(made.rglob("*")):
+            replacement.mkdir()
+            yield replacement
+            for path in sorted(replacement.rglob("*")):
                 sync(path)
             with putting_in_place:
-                _put_in_place(made, real, scratch)
+                _put_in_place(replacement, real, scratch)
             sync(real.parent)
     except BaseException:
         if (scratch / _OLD).exists() and not real.exists():
@@ -167,14 +167,14 @@ def replacing_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         remove_folder(scratch)
 
 
-def _put_in_place(made: Path, target: Path, scratch: Path) -> None:
+def _put_in_place(replacement: Path, target: Path, scratch: Path) -> None:
     if not target.exists():
-        made.replace(target)
-    elif not exchange(made, target):
+        replacement.replace(target)
+    elif not exchange(replacement, target):
         (scratch / EXCHANGE_NOTE).write_text(target.name, encoding="utf-8", errors="surrogateescape")
         sync(scratch / EXCHANGE_NOTE)
         target.replace(scratch / _OLD)
-        made.replace(target)
+        replacement.replace(target)
 
 
 def finish_interrupted(folder: Path) -> None:
@@ -214,7 +214,7 @@ def sync(path: Path) -> None:
     if path.is_dir():
         if os.name != "nt":
             # Some file systems know no syncing of folders.
-            with suppress(OSError), _opened(path) as number:
+            with suppress(OSError), _open_folder(path) as number:
                 os.fsync(number)
         return
     with open(path, "rb+") as stream:
@@ -222,7 +222,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[int]:
+def _open_folder(folder: Path) -> Iterator[int]:
     number = os.open(folder, os.O_RDONLY)
     try:
         yield number
@@ -230,11 +230,11 @@ def _opened(folder: Path) -> Iterator[int]:
         os.close(number)
 
 
-def free_name(wanted: str, taken: set[str]) -> str:
-    """``wanted``, with a number behind it if it is among ``taken``."""
-    name, number = wanted, 2
-    while name in taken:
-        name, number = f"{wanted} ({number})", number + 1
+def free_name(preferred: str, used_names: set[str]) -> str:
+    """Return ``preferred``, with a number in parentheses behind it if it is among ``used_names``."""
+    name, number = preferred, 2
+    while name in used_names:
+        name, number = f"{preferred} ({number})", number + 1
     return name
 
 

@@ -31,9 +31,9 @@ def check_output_file(target: PathLike, inputs: Iterable[PathLike | None] = (), 
         InputError: the output is one of the inputs: the same file by whatever name, link or hard link.
         StorageError: it is a folder, or nothing can be written there under that name.
     """
-    path, given = Path(target), list(inputs)
+    path, sources = Path(target), list(inputs)
     for name in (path.name, *companions):
-        _refuse_input(path.with_name(name), path, given, "file")
+        _refuse_input(path.with_name(name), path, sources, "file")
     with storage_errors(path):
         real = followed(path)
         if real.is_dir():
@@ -51,11 +51,11 @@ def check_output_folder(target: PathLike, names: Sequence[str], inputs: Iterable
         InputError, StorageError: as :func:`check_output_file`.
     """
     folder = Path(target)
-    given = list(inputs)
+    sources = list(inputs)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file.", "Give a folder for the output.")
     for name in names:
-        check_output_file(folder / name, given)
+        check_output_file(folder / name, sources)
 
 
 def check_output_package(
@@ -72,14 +72,14 @@ def check_output_package(
         StorageError: nothing can be written there, or the file would take the place of a folder.
     """
     path = Path(target)
-    anew = itself is not None and _same(path, Path(itself))
-    given = [source for source in (*inputs, None if anew else itself) if source is not None]
-    _refuse_input(path, path, given, "package")
+    replaces_itself = itself is not None and _is_same(path, Path(itself))
+    sources = [source for source in (*inputs, None if replaces_itself else itself) if source is not None]
+    _refuse_input(path, path, sources, "package")
     if path.suffix == ".zip":
         check_output_file(path)
         return
     if path.is_dir():
-        for source in _files_of(given):
+        for source in _input_files(sources):
             if _lies_in(source, path):
                 raise InputError(
                     f"The output {path} is a folder that holds the input {source}, which would be lost.",
@@ -100,31 +100,31 @@ def check_output_package(
 
 def _probe(target: Path, names: Sequence[str]) -> None:
     """Write empty files of these names, in a temporary folder; folders on the way that are missing are made only in there."""
-    standing = target.parent
-    while not os.path.lexists(standing):
-        standing = standing.parent
-    scratch = scratch_beside(standing / target.name)
+    existing = target.parent
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    scratch = scratch_beside(existing / target.name)
     try:
-        inside = scratch / target.parent.relative_to(standing)
-        inside.mkdir(parents=True, exist_ok=True)
+        probe_folder = scratch / target.parent.relative_to(existing)
+        probe_folder.mkdir(parents=True, exist_ok=True)
         for name in names:
-            (inside / name).write_bytes(b"")
+            (probe_folder / name).write_bytes(b"")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _refuse_input(path: Path, target: Path, inputs: Iterable[PathLike | None], what: str) -> None:
-    for source in _files_of(inputs):
-        if _same(path, source):
-            said = (
+    for source in _input_files(inputs):
+        if _is_same(path, source):
+            reason = (
                 f"{path} is the {what} that is read"
                 if str(source) == str(path)
                 else f"{path} is {source} under another name"
             )
-            raise InputError(f"The output {target} would replace an input: {said}.", "Choose another output.")
+            raise InputError(f"The output {target} would replace an input: {reason}.", "Choose another output.")
 
 
-def _files_of(inputs: Iterable[PathLike | None]) -> Iterator[Path]:
+def _input_files(inputs: Iterable[PathLike | None]) -> Iterator[Path]:
     """The inputs, and the data file of each detached header among them."""
     for source in inputs:
         if source is None:
@@ -137,7 +137,7 @@ def _files_of(inputs: Iterable[PathLike | None]) -> Iterator[Path]:
 
 def data_files(header: Path) -> list[Path]:
     """The files with voxels that a MetaImage or NRRD header of its own names, as far as its text says; none that are missing."""
-    found = []
+    paths = []
     try:
         with open(header, "rb") as stream:
             text = stream.read(_HEADER_BYTES).decode("utf-8", errors="surrogateescape")
@@ -148,11 +148,11 @@ def data_files(header: Path) -> list[Path]:
         if separator and name.strip().lower() in ("elementdatafile", "data file", "datafile") and value.strip():
             path = header.parent / value.strip()
             if "\0" not in value and path.is_file():
-                found.append(path)
-    return found
+                paths.append(path)
+    return paths
 
 
-def _same(first: Path, second: Path) -> bool:
+def _is_same(first: Path, second: Path) -> bool:
     try:
         return first.samefile(second)
     except (OSError, RuntimeError, ValueError):
@@ -161,6 +161,6 @@ def _same(first: Path, second: Path) -> bool:
 
 def _lies_in(path: Path, folder: Path) -> bool:
     try:
-        return any(_same(parent, folder) for parent in path.resolve().parents)
+        return any(_is_same(parent, folder) for parent in path.resolve().parents)
     except (OSError, RuntimeError):
         return False

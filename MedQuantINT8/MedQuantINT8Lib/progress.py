@@ -35,7 +35,7 @@ class Task:
         self._listener = listener
         self._cancelled = threading.Event()
         self._stage = ""
-        self._done = self._before = 0
+        self._done = self._steps_before = 0
         self._total = 0
         self._started = time.perf_counter()
         self.seconds: dict[str, float] = {}
@@ -62,20 +62,20 @@ class Task:
     def stage(self, name: str, total: int = 0) -> Iterator[None]:
         """Time a stage and report its start; its seconds are added to ``self.seconds[name]``."""
         self.check()
-        outer = (self._stage, self._done, self._total, self._started, self._before)
-        self._stage, self._done, self._total, self._started, self._before = name, 0, total, time.perf_counter(), 0
+        outer = (self._stage, self._done, self._total, self._started, self._steps_before)
+        self._stage, self._done, self._total, self._started, self._steps_before = name, 0, total, time.perf_counter(), 0
         self._report()
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self._started
-            self._stage, self._done, self._total, self._started, self._before = outer
+            self._stage, self._done, self._total, self._started, self._steps_before = outer
         self.check()
 
     def begin(self, total: int, done: int = 0) -> None:
         """Say, inside a stage, how many steps it has, where that is only known now."""
         self._done, self._total, self._started = done, total, time.perf_counter()
-        self._before = done
+        self._steps_before = done
         self._report()
 
     def begin_step(self, done: int) -> None:
@@ -91,8 +91,8 @@ class Task:
     def _report(self) -> None:
         if self._listener is None:
             return
-        left = None
+        seconds_left = None
         if self._done and self._total:
-            made = max(self._done - self._before, 1)
-            left = (time.perf_counter() - self._started) / made * (self._total - self._done)
-        self._listener(ProgressEvent(self.part + self._stage, self._done, self._total, left))
+            steps = max(self._done - self._steps_before, 1)
+            seconds_left = (time.perf_counter() - self._started) / steps * (self._total - self._done)
+        self._listener(ProgressEvent(self.part + self._stage, self._done, self._total, seconds_left))

@@ -24,7 +24,7 @@ from pathlib import Path
 putting_in_place = threading.Lock()
 #: Stands in a temporary folder while two folders are exchanged in two steps; holds the name of the one that is replaced.
 EXCHANGE_NOTE = "exchange"
-_made: set[Path] = set()
+_folders: set[Path] = set()
 _TOKEN = re.compile(r"(\d+)_(\d+)_([0-9a-f]{8})-")
 
 
@@ -37,7 +37,7 @@ def _machine() -> str:
     return f"{zlib.crc32(f'{platform.node()} {space}'.encode()):08x}"
 
 
-def _started(process: int) -> int | None:
+def _start_time(process: int) -> int | None:
     """When a process began, in the system's own ticks; 0 if it lives and that is not told; None if there is no such process."""
     if sys.platform.startswith("linux"):
         try:
@@ -60,7 +60,7 @@ def _started(process: int) -> int | None:
 
 def owned_prefix(kind: str) -> str:
     """A prefix for :func:`tempfile.mkdtemp` that names this process, such as ``.writing-4711_98765_0a1b2c3d-``."""
-    return f"{kind}-{os.getpid()}_{_started(os.getpid()) or 0}_{_machine()}-"
+    return f"{kind}-{os.getpid()}_{_start_time(os.getpid()) or 0}_{_machine()}-"
 
 
 def new_folder(kind: str, parent: str | os.PathLike[str] | None = None) -> Path:
@@ -70,14 +70,14 @@ def new_folder(kind: str, parent: str | os.PathLike[str] | None = None) -> Path:
         OSError: it cannot be made.
     """
     folder = Path(tempfile.mkdtemp(prefix=owned_prefix(kind), dir=parent))
-    _made.add(folder)
+    _folders.add(folder)
     return folder
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder that :func:`new_folder` made."""
     shutil.rmtree(folder, ignore_errors=True)
-    _made.discard(folder)
+    _folders.discard(folder)
 
 
 def abandon() -> None:
@@ -87,25 +87,25 @@ def abandon() -> None:
     """
     # Never released: whoever is about to put something in place waits until the process is gone.
     putting_in_place.acquire(timeout=0.3)
-    for folder in list(_made):
+    for folder in list(_folders):
         if not (folder / EXCHANGE_NOTE).exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def owner_is_dead(name: str) -> bool:
     """Whether the process that made a name of :func:`owned_prefix` ran on this machine and has ended."""
-    found = _TOKEN.search(name)
-    if found is None or found[3] != _machine():
+    match = _TOKEN.search(name)
+    if match is None or match[3] != _machine():
         return False
-    began = _started(int(found[1]))
-    return began is None or (began != 0 and int(found[2]) != 0 and began != int(found[2]))
+    start_time = _start_time(int(match[1]))
+    return start_time is None or (start_time != 0 and int(match[2]) != 0 and start_time != int(match[2]))
 
 
 def leftovers(folder: Path, *kinds: str) -> list[Path]:
     """What dead processes left in a folder, by the kinds that :func:`owned_prefix` was called with."""
     try:
-        with os.scandir(folder) as found:
-            names = [entry.name for entry in found if entry.name.startswith(tuple(f"{kind}-" for kind in kinds))]
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.name.startswith(tuple(f"{kind}-" for kind in kinds))]
     except OSError:
         return []
     return [folder / name for name in names if owner_is_dead(name)]

@@ -15,8 +15,8 @@ from .telemetry import silent
 
 def available_memory() -> int:
     """Bytes that can be had without swapping; a container's limit counts."""
-    found = [_free_by_os(), *_free_in_container()]
-    return max(0, min(value for value in found if value is not None))
+    limits = [_free_by_os(), *_free_in_container()]
+    return max(0, min(value for value in limits if value is not None))
 
 
 def _free_by_os() -> int:

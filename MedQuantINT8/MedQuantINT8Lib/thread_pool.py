@@ -38,5 +38,5 @@ class Threads:
             run(range(items))
             return
         bounds = [items * n // self._count for n in range(self._count + 1)]
-        for done in [self._pool.submit(run, range(a, b)) for a, b in itertools.pairwise(bounds) if a < b]:
-            done.result()
+        for future in [self._pool.submit(run, range(a, b)) for a, b in itertools.pairwise(bounds) if a < b]:
+            future.result()

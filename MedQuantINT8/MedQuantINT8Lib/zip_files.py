@@ -76,9 +76,9 @@ def checked_members(
         raise PackageError(f"{source.name} holds {len(archive.infolist())} files; {limits.files} are allowed.", _PACK)
     if sum(entry.file_size for entry in entries) > limits.total_bytes:
         raise PackageError(f"{source.name} unpacks to more than {limits.total_bytes >> 30} GB.", _PACK)
-    found, seen = [], set[str]()
+    members, paths = [], set[str]()
     for entry in entries:
-        path, shown = PurePosixPath(entry.filename), repr(entry.filename[:200])
+        path, quoted_path = PurePosixPath(entry.filename), repr(entry.filename[:200])
         if (
             ".." in path.parts
             or path.is_absolute()
@@ -87,29 +87,31 @@ def checked_members(
             or not path.parts
         ):
             raise PackageError(
-                f"{source.name} holds the path {shown}, which leaves the package.", "Do not use this file."
+                f"{source.name} holds the path {quoted_path}, which leaves the package.", "Do not use this file."
             )
         if not entry.filename.isprintable():
             raise PackageError(
-                f"{source.name} holds the path {shown}, which has control characters.", "Do not use this file."
+                f"{source.name} holds the path {quoted_path}, which has control characters.", "Do not use this file."
             )
         if stat.S_ISLNK(entry.external_attr >> 16):
-            raise PackageError(f"{source.name} holds the link {shown}.", _PACK)
-        if str(path).casefold() in seen:
-            raise PackageError(f"{source.name} holds the path {shown} twice.", "Do not use this file.")
+            raise PackageError(f"{source.name} holds the link {quoted_path}.", _PACK)
+        if str(path).casefold() in paths:
+            raise PackageError(f"{source.name} holds the path {quoted_path} twice.", "Do not use this file.")
         if entry.flag_bits & _ENCRYPTED:
-            raise PackageError(f"{source.name} is encrypted: {shown} needs a password.", _PACK)
+            raise PackageError(f"{source.name} is encrypted: {quoted_path} needs a password.", _PACK)
         if entry.compress_type not in _METHODS:
             method = _METHOD_NAMES.get(entry.compress_type, f"method {entry.compress_type}")
-            raise PackageError(f"{source.name} is compressed by {method}, which is not read here ({shown}).", _PACK)
+            raise PackageError(
+                f"{source.name} is compressed by {method}, which is not read here ({quoted_path}).", _PACK
+            )
         if entry.file_size > _SMALL and entry.file_size > _MOST_GROWTH * max(1, entry.compress_size):
             raise PackageError(
-                f"{source.name}: {shown} would grow from {entry.compress_size / 1e6:.1f} MB to {entry.file_size / 1e9:.1f} GB.",
+                f"{source.name}: {quoted_path} would grow from {entry.compress_size / 1e6:.1f} MB to {entry.file_size / 1e9:.1f} GB.",
                 "If you know where it comes from, unpack it by hand, and give the folder.",
             )
-        seen.add(str(path).casefold())
-        found.append((entry, path))
-    return found
+        paths.add(str(path).casefold())
+        members.append((entry, path))
+    return members
 
 
 def unpack_members(
@@ -121,26 +123,26 @@ def unpack_members(
         PackageError: through :func:`opened_zip`, a damaged member.
         StorageError: the disk is full or cannot be written.
     """
-    needed = sum(entry.file_size for entry, _ in members)
-    if needed > (free := shutil.disk_usage(folder).free):
+    required_bytes = sum(entry.file_size for entry, _ in members)
+    if required_bytes > (free := shutil.disk_usage(folder).free):
         raise StorageError(
-            f"Unpacking needs {needed / 1e9:.1f} GB in {folder.parent}, and {free / 1e9:.1f} GB are free.",
+            f"Unpacking needs {required_bytes / 1e9:.1f} GB in {folder.parent}, and {free / 1e9:.1f} GB are free.",
             "Free some space, or set TMPDIR to another disk.",
         )
     for entry, path in members:
         target = folder.joinpath(*path.parts)
         with storage_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-        with _opened_member(archive, entry) as packed, storage_errors(target), open(target, "wb") as unpacked:
-            left = entry.file_size
+        with _open_member(archive, entry) as packed, storage_errors(target), open(target, "wb") as unpacked:
+            remaining_bytes = entry.file_size
             while chunk := packed.read(_CHUNK):
-                left -= len(chunk)
-                if left < 0:
+                remaining_bytes -= len(chunk)
+                if remaining_bytes < 0:
                     raise zipfile.BadZipFile(f"{entry.filename!r} is longer than it says")
                 unpacked.write(chunk)
 
 
-def _opened_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
+def _open_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
     """A file of a zip for reading; one whose header says that it lies outside of the zip is damage, too, not a fault of the disk."""
     try:
         return archive.open(entry)
@@ -150,7 +152,7 @@ def _opened_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes
 
 def read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most_bytes: int) -> bytes:
     """One file of a zip, into memory; raises :class:`zipfile.BadZipFile` where it is larger than ``most_bytes``."""
-    with _opened_member(archive, entry) as packed:
+    with _open_member(archive, entry) as packed:
         content = packed.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise zipfile.BadZipFile(f"{entry.filename!r} is too large")

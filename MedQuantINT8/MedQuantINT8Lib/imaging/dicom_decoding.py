@@ -23,7 +23,7 @@ _CAPTURE, _BYTES, _WORDS = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1
 _UID = "2.25.1"
 
 
-def decoded(groups: Sequence[Sequence[DicomImage]], name: str) -> list[NDArray[Any]]:
+def decode(groups: Sequence[Sequence[DicomImage]], name: str) -> list[NDArray[Any]]:
     """The stored numbers (images, rows, columns) of images, grouped by their file.
 
     Raises:
@@ -34,12 +34,12 @@ def decoded(groups: Sequence[Sequence[DicomImage]], name: str) -> list[NDArray[A
         for n, group in enumerate(groups):
             path = Path(scratch) / f"{n:06d}.dcm"
             image = group[0]
-            path.write_bytes(_bare(image.form, _fragments(image), image.frames))
+            path.write_bytes(_minimal_file(image.form, _fragments(image), image.frames))
             paths.append(path)
         expected = sum(group[0].frames * group[0].form.image_bytes for group in groups)
-        found = read_apart("frames", paths, [str(group[0].file.path) for group in groups], 4 * expected, name)
+        result = read_apart("frames", paths, [str(group[0].file.path) for group in groups], 4 * expected, name)
         arrays = []
-        for group, array in zip(groups, found.arrays, strict=True):
+        for group, array in zip(groups, result.arrays, strict=True):
             image = group[0]
             shape = (image.frames, image.form.rows, image.form.columns)
             if (
@@ -70,25 +70,25 @@ def _fragments(image: DicomImage) -> bytes:
     raise InputError(f"{image.file.path} is damaged: its compressed pixels are cut off.", "Copy it again.")
 
 
-def _bare(form: PixelForm, fragments: bytes, frames: int) -> bytes:
+def _minimal_file(form: PixelForm, fragments: bytes, frames: int) -> bytes:
     sop = _CAPTURE if frames == 1 else _BYTES if form.allocated == 8 else _WORDS
     meta = (
-        _text(0x0002, 0x0002, b"UI", sop)
-        + _text(0x0002, 0x0003, b"UI", _UID)
-        + _text(0x0002, 0x0010, b"UI", form.syntax)
+        _text_element(0x0002, 0x0002, b"UI", sop)
+        + _text_element(0x0002, 0x0003, b"UI", _UID)
+        + _text_element(0x0002, 0x0010, b"UI", form.syntax)
     )
     body = b"".join([
-        _text(0x0008, 0x0016, b"UI", sop),
-        _text(0x0008, 0x0018, b"UI", _UID),
-        _word(0x0028, 0x0002, 1),
-        _text(0x0028, 0x0004, b"CS", "MONOCHROME2"),
-        _text(0x0028, 0x0008, b"IS", str(frames)) if frames > 1 else b"",
-        _word(0x0028, 0x0010, form.rows),
-        _word(0x0028, 0x0011, form.columns),
-        _word(0x0028, 0x0100, form.allocated),
-        _word(0x0028, 0x0101, form.stored),
-        _word(0x0028, 0x0102, form.high_bit),
-        _word(0x0028, 0x0103, int(form.signed)),
+        _text_element(0x0008, 0x0016, b"UI", sop),
+        _text_element(0x0008, 0x0018, b"UI", _UID),
+        _word_element(0x0028, 0x0002, 1),
+        _text_element(0x0028, 0x0004, b"CS", "MONOCHROME2"),
+        _text_element(0x0028, 0x0008, b"IS", str(frames)) if frames > 1 else b"",
+        _word_element(0x0028, 0x0010, form.rows),
+        _word_element(0x0028, 0x0011, form.columns),
+        _word_element(0x0028, 0x0100, form.allocated),
+        _word_element(0x0028, 0x0101, form.stored),
+        _word_element(0x0028, 0x0102, form.high_bit),
+        _word_element(0x0028, 0x0103, int(form.signed)),
         struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB" if form.allocated == 8 else b"OW", 0, 0xFFFFFFFF),
         fragments,
         struct.pack("<HHI", 0xFFFE, 0xE0DD, 0),
@@ -97,11 +97,11 @@ def _bare(form: PixelForm, fragments: bytes, frames: int) -> bytes:
     return bytes(128) + b"DICM" + length + meta + body
 
 
-def _text(group: int, element: int, vr: bytes, value: str) -> bytes:
+def _text_element(group: int, element: int, vr: bytes, value: str) -> bytes:
     data = value.encode("ascii")
     data += (b"\0" if vr == b"UI" else b" ") * (len(data) % 2)
     return struct.pack("<HH2sH", group, element, vr, len(data)) + data
 
 
-def _word(group: int, element: int, value: int) -> bytes:
+def _word_element(group: int, element: int, value: int) -> bytes:
     return struct.pack("<HH2sHH", group, element, b"US", 2, value)

@@ -99,13 +99,13 @@ class DicomSet:
 
     def first(self, *tags: Tag) -> DicomSet | None:
         """The first item of a sequence, and of sequences in it."""
-        found: DicomSet = self
+        item: DicomSet = self
         for tag in tags:
-            items = found.sequences.get(tag)
+            items = item.sequences.get(tag)
             if not items:
                 return None
-            found = items[0]
-        return found
+            item = items[0]
+        return item
 
 
 @dataclass
@@ -156,31 +156,31 @@ def _parse(path: Path, data: bytes, whole: bool) -> DicomFile | None:
     try:
         if data[128:132] == b"DICM":
             meta = DicomSet("<")
-            at = reader.elements(meta, 132, len(data), True, 0, group=0x0002)
-            syntax = meta.text(0x00020010) or _guess(data, at)
-        elif _like_dicom(data):
-            at, syntax = 0, _guess(data, 0)
+            position = reader.elements(meta, 132, len(data), True, 0, group=0x0002)
+            syntax = meta.text(0x00020010) or _guess_syntax(data, position)
+        elif _looks_like_dicom(data):
+            position, syntax = 0, _guess_syntax(data, 0)
         else:
             return None
-        found = DicomFile(path, syntax, DicomSet(">" if syntax == BIG_ENDIAN else "<"))
+        file = DicomFile(path, syntax, DicomSet(">" if syntax == BIG_ENDIAN else "<"))
         if syntax == DEFLATED:
             if not whole:
                 raise _NeedMore
             unpacker = zlib.decompressobj(-15)
-            data = unpacker.decompress(data[at:], _MOST_INFLATED)
+            data = unpacker.decompress(data[position:], _MOST_INFLATED)
             if not unpacker.eof:
                 raise DamagedDicom("its deflated content ends too early, or is larger than 1 GB")
-            reader, at, found.content = _Reader(data, True), 0, data
-        reader.elements(found.data, at, len(data), syntax != IMPLICIT, 0)
-        found.pixels = reader.pixels
-        return found
+            reader, position, file.content = _Reader(data, True), 0, data
+        reader.elements(file.data, position, len(data), syntax != IMPLICIT, 0)
+        file.pixels = reader.pixels
+        return file
     except (struct.error, IndexError, zlib.error, UnicodeDecodeError) as error:
         if not whole:
             raise _NeedMore from error
         raise DamagedDicom("its header cannot be followed") from error
 
 
-def _like_dicom(data: bytes) -> bool:
+def _looks_like_dicom(data: bytes) -> bool:
     """Whether data begins with an element of group 8, as files without a preamble do."""
     return (
         len(data) >= 16
@@ -190,7 +190,7 @@ def _like_dicom(data: bytes) -> bool:
     )
 
 
-def _guess(data: bytes, at: int) -> str:
+def _guess_syntax(data: bytes, at: int) -> str:
     return EXPLICIT if data[at + 4 : at + 6] in _VRS else IMPLICIT
 
 

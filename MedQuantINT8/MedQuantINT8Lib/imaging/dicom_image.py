@@ -123,18 +123,20 @@ def images_of(file: DicomFile) -> list[DicomImage]:
                 f"{name} holds {frames} frames without a position for each.",
                 "Export it as single images, or as an enhanced multi-frame object.",
             )
-        shared = data.first(_SHARED) or DicomSet(data.order)
-        return [_image(file, n, frames, form, groups[n] if groups else data, shared) for n in range(frames)]
+        shared_group = data.first(_SHARED) or DicomSet(data.order)
+        return [_image(file, n, frames, form, groups[n] if groups else data, shared_group) for n in range(frames)]
     except DamagedDicom as error:
         raise InputError(
             f"{name} is damaged: {error}.", "Copy it again; if it is no part of the scan, move it away."
         ) from error
 
 
-def _image(file: DicomFile, number: int, frames: int, form: PixelForm, own: DicomSet, shared: DicomSet) -> DicomImage:
+def _image(
+    file: DicomFile, number: int, frames: int, form: PixelForm, frame_group: DicomSet, shared_group: DicomSet
+) -> DicomImage:
     def value(sequence: int, tag: int) -> DicomSet:
         """Who holds the element: the frame's group, the shared one, or the data set itself."""
-        for place in (own.first(sequence), shared.first(sequence), file.data):
+        for place in (frame_group.first(sequence), shared_group.first(sequence), file.data):
             if place is not None and place.text(tag):
                 return place
         return file.data
@@ -143,18 +145,18 @@ def _image(file: DicomFile, number: int, frames: int, form: PixelForm, own: Dico
     position = value(_PLANE_POSITION, _POSITION).numbers(_POSITION)
     orientation = value(_PLANE_ORIENTATION, _ORIENTATION).numbers(_ORIENTATION)
     spacing = value(_MEASURES, _SPACING).numbers(_SPACING)
-    for found, count, what in (
+    for numbers, count, what in (
         (position, 3, "position (ImagePositionPatient)"),
         (orientation, 6, "orientation (ImageOrientationPatient)"),
         (spacing, 2, "pixel spacing (PixelSpacing)"),
     ):
-        if not found:
+        if not numbers:
             raise InputError(
                 f"{name} has no {what}: it does not say where its pixels lie in the patient.",
                 "Export the series again, or convert it to NIfTI with its true geometry.",
             )
-        if len(found) != count or not all(map(math.isfinite, found)):
-            raise DamagedDicom(f"its {what} is {found}")
+        if len(numbers) != count or not all(map(math.isfinite, numbers)):
+            raise DamagedDicom(f"its {what} is {numbers}")
     if min(spacing) <= 1e-4:
         raise DamagedDicom(f"its pixels are {spacing[0]:g} x {spacing[1]:g} mm large")
     across, down = np.array(orientation[:3]), np.array(orientation[3:])
@@ -219,8 +221,8 @@ def _check_whole(file: DicomFile, form: PixelForm, frames: int) -> None:
         if length is not None:
             raise DamagedDicom("its pixels are said to be compressed, but are not")
         return
-    there = (len(file.content) if file.content is not None else file.path.stat().st_size) - offset
-    if length is None or length < frames * form.image_bytes or there < frames * form.image_bytes:
+    available_bytes = (len(file.content) if file.content is not None else file.path.stat().st_size) - offset
+    if length is None or length < frames * form.image_bytes or available_bytes < frames * form.image_bytes:
         raise DamagedDicom("it is cut off: it holds fewer pixels than its header says")
 
 
@@ -230,8 +232,8 @@ def stored_pixels(images: Sequence[DicomImage]) -> NDArray[Any]:
     order = ">" if form.syntax == BIG_ENDIAN else "<"
     content = np.frombuffer(file.pixel_bytes(), np.dtype(f"{order}u{form.allocated // 8}"))
     size = form.rows * form.columns
-    found = np.stack([content[image.frame * size : (image.frame + 1) * size] for image in images])
-    return real_bits(found.astype(found.dtype.newbyteorder("=")).reshape(len(images), form.rows, form.columns), form)
+    words = np.stack([content[image.frame * size : (image.frame + 1) * size] for image in images])
+    return real_bits(words.astype(words.dtype.newbyteorder("=")).reshape(len(images), form.rows, form.columns), form)
 
 
 def real_bits(numbers: NDArray[Any], form: PixelForm) -> NDArray[Any]:

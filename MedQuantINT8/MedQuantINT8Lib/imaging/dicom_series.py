@@ -29,7 +29,7 @@ from .dicom_image import (
     path_names,
     stored_pixels,
 )
-from .dicom_stack import filled, parted, passes_of, stack_of, straightened, without_copies
+from .dicom_stack import fill_gaps, group_by_geometry, passes_of, stack_of, straighten, without_copies
 from .volume import LPS_FROM_RAS, Volume
 
 #: Names that are DICOM's own directory, or end as images do.
@@ -57,7 +57,7 @@ def read_dicom_folder(
     by_series: dict[str, list[DicomFile]] = {}
     for file in files:
         by_series.setdefault(file.data.text(SERIES), []).append(file)
-    scans = {uid: found for uid, found in by_series.items() if any(file.pixels is not None for file in found)}
+    scans = {uid: members for uid, members in by_series.items() if any(file.pixels is not None for file in members)}
     if not scans:
         below = sorted(p.name for p in folder.iterdir() if p.is_dir() or p.name.lower().endswith(_OTHER_SCANS))
         hint = (
@@ -66,20 +66,20 @@ def read_dicom_folder(
         raise InputError(f"{folder} holds no DICOM series.", hint)
     uid, _, stack = (series or "").partition(":")
     if not uid and len(scans) > 1:
-        said = "; ".join(f"{key or 'one without a UID'} ({_described(found)})" for key, found in scans.items())
-        raise InputError(f"{folder} holds {len(scans)} DICOM series: {said}.", "Choose one with --series UID.")
+        listing = "; ".join(f"{key or 'one without a UID'} ({_describe(members)})" for key, members in scans.items())
+        raise InputError(f"{folder} holds {len(scans)} DICOM series: {listing}.", "Choose one with --series UID.")
     if uid and uid not in scans:
         raise InputError(f"{folder} holds no DICOM series {uid}.", f"It holds {', '.join(scans)}.")
-    chosen = scans[uid or next(iter(scans))]
+    scan = scans[uid or next(iter(scans))]
     if empty := [
-        file.path.name for file in chosen if file.pixels is None and file.data.text(SOP_CLASS) == _usual_class(chosen)
+        file.path.name for file in scan if file.pixels is None and file.data.text(SOP_CLASS) == _usual_class(scan)
     ]:
         raise InputError(
             f"{folder / empty[0]} is damaged: it ends before its pixels.",
             "Copy it again; if it is no part of the scan, move it away.",
         )
     return _volume(
-        [file for file in chosen if file.pixels is not None],
+        [file for file in scan if file.pixels is not None],
         str(folder),
         stack,
         notes,
@@ -97,23 +97,23 @@ def read_dicom_file(path: Path, *, allow_gaps: bool = False, allow_tilt: bool = 
 
 
 def _files(folder: Path) -> tuple[list[DicomFile], list[str]]:
-    found, foreign = [], []
+    dicom_files, other_files = [], []
     for path in sorted(folder.iterdir()):
         if path.name.lower() == _DIRECTORY or path.name.startswith(".") or not path.is_file():
             continue
         file = _file(path)
         if file is not None:
-            found.append(file)
+            dicom_files.append(file)
         elif path.suffix.lower() in _SUFFIXES:
             raise InputError(
                 f"{path} is damaged: it is no DICOM file in spite of its name.",
                 "Copy it again; if it is no part of the scan, move it away.",
             )
         elif not path.suffix:
-            foreign.append(path)
-    return found, [
-        f"{len(foreign)} file(s) are no DICOM files and were left out: {path_names(foreign)}"
-    ] if foreign and found else []
+            other_files.append(path)
+    return dicom_files, [
+        f"{len(other_files)} file(s) are no DICOM files and were left out: {path_names(other_files)}"
+    ] if other_files and dicom_files else []
 
 
 def _file(path: Path) -> DicomFile | None:
@@ -129,16 +129,16 @@ def _usual_class(files: Sequence[DicomFile]) -> str:
     return Counter(file.data.text(SOP_CLASS) for file in files if file.pixels is not None).most_common(1)[0][0]
 
 
-def _described(files: Sequence[DicomFile]) -> str:
+def _describe(files: Sequence[DicomFile]) -> str:
     return f"{files[0].data.text(MODALITY) or 'no modality'}, {len(files)} file{'s' if len(files) > 1 else ''}"
 
 
 def _volume(
-    files: Sequence[DicomFile], name: str, wanted: str, notes: list[str], *, allow_gaps: bool, allow_tilt: bool
+    files: Sequence[DicomFile], name: str, stack_number: str, notes: list[str], *, allow_gaps: bool, allow_tilt: bool
 ) -> Volume:
-    images, said = without_copies([image for file in files for image in images_of(file)])
-    notes += [f"{name}: {text}" for text in said]
-    images = _chosen(images, name, wanted, notes)
+    images, copy_notes = without_copies([image for file in files for image in images_of(file)])
+    notes += [f"{name}: {text}" for text in copy_notes]
+    images = _choose_stack(images, name, stack_number, notes)
     if len({image.file.data.text(FRAME_OF_REFERENCE) for image in images}) > 1:
         raise InputError(
             f"{name} holds images of several frames of reference: their positions cannot be compared.",
@@ -151,10 +151,10 @@ def _volume(
     stack = stack_of(images, name, allow_gaps=allow_gaps)
     notes += stack.notes
     first = stack.images[0]
-    needed = 4 * len(stack.wanted) * first.form.rows * first.form.columns
-    if needed > available_memory():
+    needed_bytes = 4 * len(stack.slice_heights) * first.form.rows * first.form.columns
+    if needed_bytes > available_memory():
         raise InputError(
-            f"{name} needs {needed / 1e9:.1f} GB of memory; there are {available_memory() / 1e9:.1f} GB.",
+            f"{name} needs {needed_bytes / 1e9:.1f} GB of memory; there are {available_memory() / 1e9:.1f} GB.",
             "Close other programs, or crop the scan.",
         )
     origin, step = first.position, stack.step
@@ -168,9 +168,9 @@ def _volume(
         notes.append(
             f"{name}: the gantry was tilted by {angle:.1f} degrees; the scan was resampled to a straight grid, on which the result lies (--allow-tilt)"
         )
-    data = filled(_values(stack.images, name), stack)
+    data = fill_gaps(_values(stack.images, name), stack)
     if stack.tilted:
-        data, origin = straightened(data, stack)
+        data, origin = straighten(data, stack)
         step = (step @ first.normal) * first.normal
     lps = np.eye(4)
     lps[:3, 0], lps[:3, 1], lps[:3, 2], lps[:3, 3] = (
@@ -182,36 +182,36 @@ def _volume(
     return Volume(data, LPS_FROM_RAS @ lps, name, tuple(notes))
 
 
-def _chosen(images: list[DicomImage], name: str, wanted: str, notes: list[str]) -> list[DicomImage]:
+def _choose_stack(images: list[DicomImage], name: str, stack_number: str, notes: list[str]) -> list[DicomImage]:
     """The images of one stack, where a series holds several: that of the given number, or a question."""
     stacks: list[tuple[str, list[DicomImage]]] = []
-    for group in parted(images):
+    for group in group_by_geometry(images):
         what, parts = passes_of(group)
         for part in parts:
             form = part[0].form
-            told = f"{what} {part[0].passes[what] or 'none'}, " if what else ""
+            pass_text = f"{what} {part[0].passes[what] or 'none'}, " if what else ""
             stacks.append(
                 (
-                    f"{told}{len(part)} image{'s' if len(part) > 1 else ''}, {_plane(part[0])}, {form.columns} x {form.rows} pixels ({path_names([i.name for i in part], 2)})",
+                    f"{pass_text}{len(part)} image{'s' if len(part) > 1 else ''}, {_plane(part[0])}, {form.columns} x {form.rows} pixels ({path_names([i.name for i in part], 2)})",
                     part,
                 )
             )
-    if wanted:
-        if not wanted.isdigit() or not 1 <= int(wanted) <= len(stacks):
+    if stack_number:
+        if not stack_number.isdigit() or not 1 <= int(stack_number) <= len(stacks):
             raise InputError(
-                f"{name} holds {len(stacks)} stack(s) of images in that series, and no number {wanted}.",
+                f"{name} holds {len(stacks)} stack(s) of images in that series, and no number {stack_number}.",
                 "Give a number that is there, or none.",
             )
         if len(stacks) > 1:
             notes.append(
-                f"{name}: stack {wanted} of {len(stacks)} in the series was taken: {stacks[int(wanted) - 1][0]}"
+                f"{name}: stack {stack_number} of {len(stacks)} in the series was taken: {stacks[int(stack_number) - 1][0]}"
             )
-        return stacks[int(wanted) - 1][1]
+        return stacks[int(stack_number) - 1][1]
     if len(stacks) > 1:
         uid = images[0].file.data.text(SERIES)
-        said = "; ".join(f"{number}: {text}" for number, (text, _) in enumerate(stacks, 1))
+        listing = "; ".join(f"{number}: {text}" for number, (text, _) in enumerate(stacks, 1))
         raise InputError(
-            f"{name} holds several stacks of images under one series (another pass, a localizer, or another size): {said}.",
+            f"{name} holds several stacks of images under one series (another pass, a localizer, or another size): {listing}.",
             f"Choose one, for example with --series {uid}:1.",
         )
     return stacks[0][1]
@@ -231,21 +231,21 @@ def _values(images: Sequence[DicomImage], name: str) -> NDArray[Any]:
     for n, image in enumerate(images):
         places.setdefault(image.file.path, []).append(n)
     native = [numbers for numbers in places.values() if images[numbers[0]].form.syntax in NATIVE]
-    packed = [numbers for numbers in places.values() if images[numbers[0]].form.syntax not in NATIVE]
+    compressed = [numbers for numbers in places.values() if images[numbers[0]].form.syntax not in NATIVE]
     for numbers in native:
         _store(result, images, numbers, stored_pixels([images[n] for n in numbers]))
-    if packed:
-        from .dicom_decoding import decoded
+    if compressed:
+        from .dicom_decoding import decode
 
-        for numbers, stored in zip(
-            packed, decoded([[images[n] for n in numbers] for numbers in packed], name), strict=True
+        for numbers, planes in zip(
+            compressed, decode([[images[n] for n in numbers] for numbers in compressed], name), strict=True
         ):
-            _store(result, images, numbers, stored)
+            _store(result, images, numbers, planes)
     return result
 
 
-def _store(result: NDArray[Any], images: Sequence[DicomImage], numbers: Sequence[int], stored: NDArray[Any]) -> None:
-    for n, pixels in zip(numbers, stored, strict=True):
+def _store(result: NDArray[Any], images: Sequence[DicomImage], numbers: Sequence[int], planes: NDArray[Any]) -> None:
+    for n, pixels in zip(numbers, planes, strict=True):
         image = images[n]
         if image.slope != 1.0 or image.intercept != round(image.intercept):
             result[n] = pixels * np.float64(image.slope) + image.intercept

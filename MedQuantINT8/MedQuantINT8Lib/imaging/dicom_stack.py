@@ -37,7 +37,7 @@ class Stack:
 
     images: list[DicomImage]
     heights: NDArray[np.float64]
-    wanted: NDArray[np.float64]
+    slice_heights: NDArray[np.float64]
     step: NDArray[np.float64]
     notes: list[str]
 
@@ -46,10 +46,10 @@ class Stack:
         """Whether planes are shifted against each other, as by a tilted gantry."""
         first = self.images[0]
         drift = self.step - (self.step @ first.normal) * first.normal
-        return bool(np.linalg.norm(drift) * (len(self.wanted) - 1) > _DRIFT * min(first.spacing))
+        return bool(np.linalg.norm(drift) * (len(self.slice_heights) - 1) > _DRIFT * min(first.spacing))
 
 
-def parted(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
+def group_by_geometry(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
     """Images by orientation, size and pixel spacing: what can be one volume each, the largest first."""
     groups: list[list[DicomImage]] = []
     for image in images:
@@ -73,14 +73,14 @@ def passes_of(images: Sequence[DicomImage]) -> tuple[str, list[list[DicomImage]]
 
     One group, and no name, where no position is taken twice or nothing tells them apart.
     """
-    if not _twice(images):
+    if not _coincident_pairs(images):
         return "", [list(images)]
     for what in images[0].passes:
-        found: dict[str, list[DicomImage]] = {}
+        groups: dict[str, list[DicomImage]] = {}
         for image in images:
-            found.setdefault(image.passes.get(what, ""), []).append(image)
-        if len(found) > 1 and not any(_twice(group) for group in found.values()):
-            return what, list(found.values())
+            groups.setdefault(image.passes.get(what, ""), []).append(image)
+        if len(groups) > 1 and not any(_coincident_pairs(group) for group in groups.values()):
+            return what, list(groups.values())
     return "", [list(images)]
 
 
@@ -88,7 +88,7 @@ def _heights(images: Sequence[DicomImage]) -> NDArray[np.float64]:
     return np.array([image.position for image in images]) @ images[0].normal
 
 
-def _twice(images: Sequence[DicomImage]) -> list[tuple[DicomImage, DicomImage]]:
+def _coincident_pairs(images: Sequence[DicomImage]) -> list[tuple[DicomImage, DicomImage]]:
     """Pairs of images at one position."""
     order = np.argsort(_heights(images), kind="stable")
     heights = _heights(images)[order]
@@ -99,21 +99,21 @@ def _twice(images: Sequence[DicomImage]) -> list[tuple[DicomImage, DicomImage]]:
 
 def without_copies(images: Sequence[DicomImage]) -> tuple[list[DicomImage], list[str]]:
     """Images without those that are there twice under other file names, and a note of these."""
-    seen: dict[tuple[str, int], DicomImage] = {}
-    kept, copies = [], []
+    originals: dict[tuple[str, int], DicomImage] = {}
+    unique, copies = [], []
     for image in images:
         key = (image.file.data.text(SOP_INSTANCE), image.frame)
-        if key[0] and key in seen and _equal(seen[key], image):
+        if key[0] and key in originals and _equal(originals[key], image):
             copies.append(image)
         else:
-            seen[key] = image
-            kept.append(image)
+            originals[key] = image
+            unique.append(image)
     notes = (
         [f"{len(copies)} image(s) are there twice; the copies were left out: {path_names([c.name for c in copies])}"]
         if copies
         else []
     )
-    return kept, notes
+    return unique, notes
 
 
 def _equal(first: DicomImage, second: DicomImage) -> bool:
@@ -133,10 +133,10 @@ def stack_of(images: Sequence[DicomImage], name: str, *, allow_gaps: bool) -> St
     Raises:
         InputError: two images at one position, slices missing, or uneven steps, with the images and positions.
     """
-    if pairs := _twice(images):
-        shown = ", ".join(f"{a.name} and {b.name}" for a, b in pairs[:3])
+    if pairs := _coincident_pairs(images):
+        listing = ", ".join(f"{a.name} and {b.name}" for a, b in pairs[:3])
         raise InputError(
-            f"{name} holds {len(pairs)} pair(s) of images at the same position: {shown}.",
+            f"{name} holds {len(pairs)} pair(s) of images at the same position: {listing}.",
             "It may be several passes or a copy: leave one image a position in the folder.",
         )
     normal = images[0].normal
@@ -154,22 +154,23 @@ def stack_of(images: Sequence[DicomImage], name: str, *, allow_gaps: bool) -> St
     usual = float(heights[-1] - heights[0]) / index[-1] if (counts > 0).all() else usual
     even = (counts > 0).all() and bool(np.abs(heights - heights[0] - index * usual).max() <= _EVEN * usual)
     if even and index[-1] == len(ordered) - 1:
-        wanted = heights
+        slice_heights = heights
     elif allow_gaps:
-        wanted = heights[0] + usual * np.arange(round((heights[-1] - heights[0]) / usual) + 1)
+        slice_heights = heights[0] + usual * np.arange(round((heights[-1] - heights[0]) / usual) + 1)
         notes.append(
             f"{name}: "
-            + (_missing(ordered, heights, counts, usual) if even else _uneven(steps))
+            + (_describe_gaps(ordered, heights, counts, usual) if even else _describe_steps(steps))
             + "; what lies between was interpolated (--allow-gaps)"
         )
     elif even:
         raise InputError(
-            f"{name}: {_missing(ordered, heights, counts, usual)}.",
+            f"{name}: {_describe_gaps(ordered, heights, counts, usual)}.",
             "Get the whole series, or give --allow-gaps to fill the gap by interpolation.",
         )
     else:
         raise InputError(
-            f"{name}: {_uneven(steps)}.", "Give a series of even steps, or --allow-gaps to resample it to even steps."
+            f"{name}: {_describe_steps(steps)}.",
+            "Give a series of even steps, or --allow-gaps to resample it to even steps.",
         )
     # The drift of planes against each other, by a straight line through all positions.
     along = heights - heights.mean()
@@ -181,14 +182,14 @@ def stack_of(images: Sequence[DicomImage], name: str, *, allow_gaps: bool) -> St
             f"{name}: the images do not lie in one line: they are shifted against it by up to {off:.2f} mm.",
             "Give images of one stack.",
         )
-    return Stack(ordered, heights, wanted, slope / (slope @ normal) * usual, notes)
+    return Stack(ordered, heights, slice_heights, slope / (slope @ normal) * usual, notes)
 
 
-def _missing(images: Sequence[DicomImage], heights: NDArray[Any], counts: NDArray[Any], usual: float) -> str:
+def _describe_gaps(images: Sequence[DicomImage], heights: NDArray[Any], counts: NDArray[Any], usual: float) -> str:
     gaps = np.flatnonzero(counts > 1)
     number = int((counts[gaps] - 1).sum())
     places = [height for n in gaps for height in heights[n] + usual * np.arange(1, counts[n])]
-    shown = ", ".join(f"{place:.2f}" for place in places[:6]) + (
+    positions = ", ".join(f"{place:.2f}" for place in places[:6]) + (
         f" and {len(places) - 6} more" if len(places) > 6 else ""
     )
     first = images[gaps[0]], images[gaps[0] + 1]
@@ -203,16 +204,16 @@ def _missing(images: Sequence[DicomImage], heights: NDArray[Any], counts: NDArra
             else ""
         )
     return (
-        f"{number} of {len(images) + number} slices are missing, at {shown} mm along the stack of {usual:.4g} mm steps "
+        f"{number} of {len(images) + number} slices are missing, at {positions} mm along the stack of {usual:.4g} mm steps "
         f"(the first gap is between {first[0].name} and {first[1].name}{numbers})"
     )
 
 
-def _uneven(steps: NDArray[Any]) -> str:
+def _describe_steps(steps: NDArray[Any]) -> str:
     return f"the spacing of its slices is uneven: from {steps.min():.4g} to {steps.max():.4g} mm"
 
 
-def straightened(data: NDArray[Any], stack: Stack) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def straighten(data: NDArray[Any], stack: Stack) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Slices of a tilted gantry on a grid at right angles: each plane is shifted within itself, linearly between pixels.
 
     The grid grows sideways so that nothing is cut off; what no plane covers gets the scan's lowest value (air).
@@ -235,33 +236,33 @@ def straightened(data: NDArray[Any], stack: Stack) -> tuple[NDArray[np.float32],
     for n in range(count):
         plane = data[n].astype(np.float32)
         for axis, shift in ((1, shifts[n, 0] + before[0]), (0, shifts[n, 1] + before[1])):
-            plane = _shifted(plane, axis, float(shift), (columns, rows)[1 - axis], float(result[n, 0, 0]))
+            plane = _shift(plane, axis, float(shift), (columns, rows)[1 - axis], float(result[n, 0, 0]))
         result[n] = plane
     origin = first.position - before[0] * first.spacing[0] * first.across - before[1] * first.spacing[1] * first.down
     return result, origin
 
 
-def _shifted(plane: NDArray[np.float32], axis: int, shift: float, size: int, outside: float) -> NDArray[np.float32]:
+def _shift(plane: NDArray[np.float32], axis: int, shift: float, size: int, outside: float) -> NDArray[np.float32]:
     """A plane moved by ``shift`` pixels along an axis onto ``size`` pixels, linearly interpolated."""
     whole = int(np.floor(shift))
     part = np.float32(shift - whole)
     plane = np.moveaxis(plane, axis, 0)
     wide = np.full((size + 1, plane.shape[1]), outside, np.float32)
     wide[whole : whole + plane.shape[0]] = plane[: size + 1 - whole]
-    moved = wide[:size].copy() if part < 1e-6 else (1 - part) * wide[:size]
+    shifted = wide[:size].copy() if part < 1e-6 else (1 - part) * wide[:size]
     if part >= 1e-6:
-        moved[1:] += part * wide[: size - 1]
-        moved[0] += part * np.float32(outside)
-    return np.moveaxis(moved, 0, axis)
+        shifted[1:] += part * wide[: size - 1]
+        shifted[0] += part * np.float32(outside)
+    return np.moveaxis(shifted, 0, axis)
 
 
-def filled(data: NDArray[Any], stack: Stack) -> NDArray[Any]:
+def fill_gaps(data: NDArray[Any], stack: Stack) -> NDArray[Any]:
     """Slices at ``stack.wanted`` from those at ``stack.heights``, linearly interpolated where they differ; float32 then."""
-    if len(stack.wanted) == len(stack.heights) and np.allclose(stack.wanted, stack.heights):
+    if len(stack.slice_heights) == len(stack.heights) and np.allclose(stack.slice_heights, stack.heights):
         return data
-    result = np.empty((len(stack.wanted), *data.shape[1:]), np.float32)
-    above = np.clip(np.searchsorted(stack.heights, stack.wanted), 1, len(stack.heights) - 1)
-    for n, (upper, height) in enumerate(zip(above, stack.wanted, strict=True)):
+    result = np.empty((len(stack.slice_heights), *data.shape[1:]), np.float32)
+    above = np.clip(np.searchsorted(stack.heights, stack.slice_heights), 1, len(stack.heights) - 1)
+    for n, (upper, height) in enumerate(zip(above, stack.slice_heights, strict=True)):
         low, high = stack.heights[upper - 1], stack.heights[upper]
         share = np.float32(np.clip((height - low) / (high - low), 0.0, 1.0))
         result[n] = (1 - share) * data[upper - 1] + share * data[upper]

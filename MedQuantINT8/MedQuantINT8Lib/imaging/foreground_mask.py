@@ -28,10 +28,10 @@ def filled_nonzero(data: NDArray[Any]) -> NDArray[np.bool_]:
 
 def zscore_inside(values: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
     """``values`` less their mean, over their standard deviation, both inside of a mask; outside they are left as they are."""
-    chosen = values[inside]
-    if chosen.size == 0:
+    voxels = values[inside]
+    if voxels.size == 0:
         return values
-    mean, std = float(chosen.mean(dtype=np.float64)), float(chosen.std(dtype=np.float64))
+    mean, std = float(voxels.mean(dtype=np.float64)), float(voxels.std(dtype=np.float64))
     scaled = values.copy()
-    scaled[inside] = (chosen - np.float32(mean)) / np.float32(max(std, 1e-8))
+    scaled[inside] = (voxels - np.float32(mean)) / np.float32(max(std, 1e-8))
     return scaled

@@ -32,23 +32,23 @@ def normalize_channels(
     Args:
         inside: for the mask "nonzero_filled", which a step of it needs: see :func:`.foreground_mask.filled_nonzero`.
     """
-    chosen = [n for n in range(len(channels)) if not step.channels or n in step.channels]
-    if step.over == "all" and len(chosen) > 1:
-        step = _with_statistics([channels[n] for n in chosen], step)
-    for n in chosen:
+    numbers = [n for n in range(len(channels)) if not step.channels or n in step.channels]
+    if step.over == "all" and len(numbers) > 1:
+        step = _with_statistics([channels[n] for n in numbers], step)
+    for n in numbers:
         masked = inside is not None and step.kind == "zscore" and step.mask == "nonzero_filled"
-        channels[n] = zscore_inside(channels[n], inside) if masked else _normalized(channels[n], step)  # type: ignore[arg-type]
+        channels[n] = zscore_inside(channels[n], inside) if masked else _apply(channels[n], step)  # type: ignore[arg-type]
 
 
 def _with_statistics(channels: list[FloatArray], step: Normalization) -> Normalization:
     """The step with the statistics of all channels at once as its own limits."""
     if step.kind == "zscore":
-        masked = [_of_mask(values, step) for values in channels]
-        count = sum(values.size for values in masked)
+        samples = [_masked_voxels(values, step) for values in channels]
+        count = sum(values.size for values in samples)
         if count == 0:
             return step
-        mean = sum(float(values.sum(dtype=np.float64)) for values in masked) / count
-        square = sum(float(((values.astype(np.float64) - mean) ** 2).sum()) for values in masked) / count
+        mean = sum(float(values.sum(dtype=np.float64)) for values in samples) / count
+        square = sum(float(((values.astype(np.float64) - mean) ** 2).sum()) for values in samples) / count
         mean, std = step.mean if step.mean is not None else mean, step.std or float(np.sqrt(square)) or 1.0
         return replace(step, mean=mean, std=std)
     if step.kind == "minmax":
@@ -56,13 +56,13 @@ def _with_statistics(channels: list[FloatArray], step: Normalization) -> Normali
         high = max(float(values.max()) for values in channels) if step.high is None else step.high
         return replace(step, low=low, high=high)
     if step.kind in ("percentile", "clip_percentile"):
-        found = percentiles(np.concatenate([values.ravel() for values in channels]), _percents(step))
+        limits = percentiles(np.concatenate([values.ravel() for values in channels]), _percents(step))
         kind = "window" if step.kind == "percentile" else "clip"
-        return replace(step, kind=kind, low=found[0], high=found[1])  # type: ignore[arg-type]
+        return replace(step, kind=kind, low=limits[0], high=limits[1])  # type: ignore[arg-type]
     return step
 
 
-def _of_mask(values: FloatArray, step: Normalization) -> FloatArray:
+def _masked_voxels(values: FloatArray, step: Normalization) -> FloatArray:
     """The voxels that statistics are over."""
     if step.mask == "nonzero":
         return values[values != 0]
@@ -73,7 +73,7 @@ def _percents(step: Normalization) -> tuple[float, float]:
     return step.low or 0.0, step.high if step.high is not None else 100.0
 
 
-def _normalized(values: FloatArray, step: Normalization) -> FloatArray:
+def _apply(values: FloatArray, step: Normalization) -> FloatArray:
     if step.kind == "zscore":
         return _zscore(values, step)
     if step.kind == "nnunet_ct":
@@ -94,15 +94,15 @@ def _normalized(values: FloatArray, step: Normalization) -> FloatArray:
     if step.kind == "truncate":
         return np.trunc(values)
     if step.kind == "threshold":
-        kept = values > np.float32(step.low) if step.low is not None else values < np.float32(step.high)
-        return np.where(kept, values, np.float32(step.fill))
+        inside = values > np.float32(step.low) if step.low is not None else values < np.float32(step.high)
+        return np.where(inside, values, np.float32(step.fill))
     if step.kind in ("clip", "clip_percentile"):
         low, high = (step.low, step.high) if step.kind == "clip" else percentiles(values, _percents(step))
         return np.clip(values, None if low is None else np.float32(low), None if high is None else np.float32(high))
-    return _scaled(values, step)
+    return _scale_to_range(values, step)
 
 
-def _scaled(values: FloatArray, step: Normalization) -> FloatArray:
+def _scale_to_range(values: FloatArray, step: Normalization) -> FloatArray:
     """The kinds that bring a range to 0..1."""
     if step.kind == "percentile":
         low, high = percentiles(values, _percents(step))
@@ -120,11 +120,11 @@ def _scaled(values: FloatArray, step: Normalization) -> FloatArray:
 def _zscore(values: FloatArray, step: Normalization) -> FloatArray:
     if step.mask == "nonzero_filled":
         raise ValueError("the mask nonzero_filled belongs to scans that are normalized before they are resampled")
-    chosen = _of_mask(values, step)
-    if chosen.size == 0:
+    sample = _masked_voxels(values, step)
+    if sample.size == 0:
         return np.zeros_like(values)
-    mean = float(chosen.mean(dtype=np.float64)) if step.mean is None else step.mean
-    std = float(chosen.std(dtype=np.float64)) if step.std is None else step.std
+    mean = float(sample.mean(dtype=np.float64)) if step.mean is None else step.mean
+    std = float(sample.std(dtype=np.float64)) if step.std is None else step.std
     # The mean of equal values may be off by their last bit: that is no spread.
     std = std if std > 1e-8 else 1.0
     scaled = (values - np.float32(mean)) / np.float32(std)
@@ -144,10 +144,10 @@ def percentiles(values: FloatArray, which: tuple[float, float]) -> tuple[float, 
         first, second = np.percentile(values, which)
         return float(first), float(second)
     counts = np.cumsum(np.bincount((values.ravel() - np.float32(low)).astype(np.int32)))
-    found = []
+    results = []
     for percent in which:
         position = percent / 100 * (values.size - 1)
         below = int(np.searchsorted(counts, np.floor(position), side="right"))
         above = int(np.searchsorted(counts, np.ceil(position), side="right"))
-        found.append(low + below + (above - below) * (position - np.floor(position)))
-    return found[0], found[1]
+        results.append(low + below + (above - below) * (position - np.floor(position)))
+    return results[0], results[1]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..outputs import data_files
-from .nifti_file import unpacked
+from .nifti_file import decompress
 from .reading_process import read_apart
 from .volume import LPS_FROM_RAS, Matrix
 
@@ -56,11 +56,11 @@ def read_itk_file(path: Path, check: Callable[[], None] | None = None) -> tuple[
     Raises:
         InputError: damaged, cut off, of too few or too many axes, frames in time, or colours.
     """
-    expected, fields = _checked_size(path)
+    expected, fields = _check_size(path)
     with _readable_name(path) as readable:
-        found = read_apart("scan", [readable], [str(path)], expected, str(path), check)
-    data, image = found.arrays[0], found.images[0]
-    notes = [f"{path}: ITK warned: {text}" for text in found.warnings]
+        result = read_apart("scan", [readable], [str(path)], expected, str(path), check)
+    data, image = result.arrays[0], result.images[0]
+    notes = [f"{path}: ITK warned: {text}" for text in result.warnings]
     if "sizes" in fields and fields.get("space", "").lower() not in _PATIENT_SPACES:
         notes.append(
             f"{path} does not say how it lies in the patient: its axes were taken as left, back and head, so left and right may be exchanged"
@@ -96,7 +96,7 @@ def _readable_name(path: Path) -> Iterator[Path]:
         yield Path(scratch) / ("scan" + path.suffix.lower())
 
 
-def _checked_size(path: Path) -> tuple[int, dict[str, str]]:
+def _check_size(path: Path) -> tuple[int, dict[str, str]]:
     """Bytes of the voxels as the header says, if the file can hold them, and its fields.
 
     Raises:
@@ -113,29 +113,31 @@ def _checked_size(path: Path) -> tuple[int, dict[str, str]]:
             f"{path} cannot be read: its header is no {'NRRD' if nrrd else 'MetaImage'} header.",
             "The file is damaged or of another type; copy it again.",
         ) from error
-    expected = math.prod(sizes) * bytes_each
+    expected_bytes = math.prod(sizes) * bytes_each
     if any(size < 1 for size in sizes) or not 0 < len(sizes) <= 16:
         raise InputError(
             f"{path} says that it is {' x '.join(map(str, sizes))} voxels large.", "The file is damaged; copy it again."
         )
-    apart = data_files(path)
-    named = fields.get("data file") or fields.get("datafile") or fields.get("elementdatafile", "LOCAL")
-    if named.upper() not in ("LOCAL",) and not apart:
-        if named.upper().startswith("LIST") or "%" in named:
-            return expected, fields
+    detached_files = data_files(path)
+    data_name = fields.get("data file") or fields.get("datafile") or fields.get("elementdatafile", "LOCAL")
+    if data_name.upper() not in ("LOCAL",) and not detached_files:
+        if data_name.upper().startswith("LIST") or "%" in data_name:
+            return expected_bytes, fields
         raise InputError(
-            f"{path} refers to the file {Path(named).name}, which is not there.",
+            f"{path} refers to the file {Path(data_name).name}, which is not there.",
             "Copy it to the header, under its old name.",
         )
-    there = sum(file.stat().st_size for file in apart) if apart else path.stat().st_size - length
+    available_bytes = (
+        sum(file.stat().st_size for file in detached_files) if detached_files else path.stat().st_size - length
+    )
     raw = fields.get("encoding", "raw").lower() == "raw" and fields.get("compresseddata", "false").lower() != "true"
     text = fields.get("encoding", "raw").lower() in ("ascii", "txt", "text", "hex")
-    if there * (1 if raw or text else _HIGHEST_RATIO) < (expected if not text else math.prod(sizes)):
+    if available_bytes * (1 if raw or text else _HIGHEST_RATIO) < (expected_bytes if not text else math.prod(sizes)):
         raise InputError(
             f"{path} cannot be read: it is cut off, and holds fewer voxels than its header says.",
             "Copy or download it again.",
         )
-    return expected, fields
+    return expected_bytes, fields
 
 
 def check_written(path: Path) -> None:
@@ -145,13 +147,13 @@ def check_written(path: Path) -> None:
         OSError: it does not: the disk was full, and its writer did not say so.
     """
     try:
-        _checked_size(path)
+        _check_size(path)
         with open(path, "rb") as stream:
             fields, length = _nrrd_fields(stream.read(_HEADER_BYTES))
             sizes, each = _nrrd_sizes(fields, path)
             if fields.get("encoding", "raw").lower() in ("gzip", "gz"):
                 stream.seek(length)
-                if sum(len(chunk) for chunk in unpacked(stream, str(path))) != math.prod(sizes) * each:
+                if sum(len(chunk) for chunk in decompress(stream, str(path))) != math.prod(sizes) * each:
                     raise OSError(errno.EIO, "it is not whole")
     except InputError as error:
         raise OSError(errno.ENOSPC, "it is not whole") from error

@@ -44,13 +44,13 @@ def main() -> int:
 
         def __init__(self) -> None:
             super().__init__()
-            self.said: list[str] = []
+            self.messages: list[str] = []
 
         def DisplayWarningText(self, text: str) -> None:
-            self.said.append(" ".join(text.split()))
+            self.messages.append(" ".join(text.split()))
 
         def DisplayErrorText(self, text: str) -> None:
-            self.said.append(" ".join(text.split()))
+            self.messages.append(" ".join(text.split()))
 
         def DisplayText(self, text: str) -> None:
             pass
@@ -81,12 +81,12 @@ def main() -> int:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # The line that says what is wrong; what follows may be the numbers of a matrix.
-        told = next(
+        message = next(
             (line.split("ERROR:", 1)[1].strip() for line in lines if "ERROR:" in line),
             lines[-1] if lines else type(error).__name__,
         )
-        answer = {"error": told.rstrip("."), "number": number}
-    answer["warnings"] = listener.said[:_MOST_WARNINGS]
+        answer = {"error": message.rstrip("."), "number": number}
+    answer["warnings"] = listener.messages[:_MOST_WARNINGS]
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
 

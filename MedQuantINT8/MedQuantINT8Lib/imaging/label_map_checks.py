@@ -10,13 +10,13 @@ from ..errors import InputError
 from .volume import Volume
 
 #: Label values that a message names, at most.
-_NAMED = 8
+_MOST_LISTED = 8
 
 
 def in_words(values: Collection[int]) -> str:
     """Label values for a message, the first few of many."""
-    first = ", ".join(map(str, sorted(values)[:_NAMED]))
-    return f"{first} and {len(values) - _NAMED} more" if len(values) > _NAMED else first
+    first = ", ".join(map(str, sorted(values)[:_MOST_LISTED]))
+    return f"{first} and {len(values) - _MOST_LISTED} more" if len(values) > _MOST_LISTED else first
 
 
 def label_values(volume: Volume) -> set[int]:
@@ -25,17 +25,17 @@ def label_values(volume: Volume) -> set[int]:
     Raises:
         InputError: values that are negative or no whole numbers: a scan, or a map of probabilities.
     """
-    found = np.unique(volume.data)
-    if found.size and (
-        found[0] < 0 or not np.isfinite(found).all() or bool(np.any(np.abs(found - np.rint(found)) > 1e-3))
+    values = np.unique(volume.data)
+    if values.size and (
+        values[0] < 0 or not np.isfinite(values).all() or bool(np.any(np.abs(values - np.rint(values)) > 1e-3))
     ):
-        kind = "negative values" if found[0] < 0 else "values that are no whole numbers"
+        kind = "negative values" if values[0] < 0 else "values that are no whole numbers"
         raise InputError(f"{volume.name} holds {kind}: it is no label map.", "Give the label map of that scan.")
-    return {int(value) for value in np.rint(found)} - {0}
+    return {int(value) for value in np.rint(values)} - {0}
 
 
 #: Corners of a label map's grid may lie so far from the scan's, in voxels: headers are rounded.
-_APART = 0.5
+_LARGEST_DISTANCE = 0.5
 
 
 def check_same_place(labels: Volume, scan: Volume) -> None:
@@ -49,9 +49,9 @@ def check_same_place(labels: Volume, scan: Volume) -> None:
             f"{labels.name} has {labels.grid.size} voxels, but {scan.name} has {scan.grid.size}.",
             "Give the label map of that scan.",
         )
-    if not (apart := labels.grid.apart(scan.grid)) <= _APART:
+    if not (distance := labels.grid.apart(scan.grid)) <= _LARGEST_DISTANCE:
         raise InputError(
-            f"{labels.name} does not lie where {scan.name} lies: a corner is {apart:.1f} voxels away.",
+            f"{labels.name} does not lie where {scan.name} lies: a corner is {distance:.1f} voxels away.",
             "Give the label map of that scan, or resample it to the scan's grid.",
         )
 
@@ -62,10 +62,10 @@ def check_label_values(volume: Volume, known: Collection[int]) -> set[int]:
     Raises:
         InputError: it holds others; names them.
     """
-    found = label_values(volume)
-    if strangers := found - set(known):
+    values = label_values(volume)
+    if strangers := values - set(known):
         raise InputError(
             f"{volume.name} holds label values that the model does not know: {in_words(strangers)} (the model's are {in_words(known)}).",
             "Give the model's own label values; set structures that it does not find to 0.",
         )
-    return found
+    return values

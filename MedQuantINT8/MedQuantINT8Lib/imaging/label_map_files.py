@@ -68,7 +68,7 @@ def data_file_name(name: str) -> str | None:
 
 
 def _write_nrrd(path: Path, labels: NDArray[Any], ijk_to_ras: Matrix, fields: Mapping[str, str]) -> None:
-    kind = _type(_NRRD_TYPES, labels, path)
+    kind = _format_type(_NRRD_TYPES, labels, path)
     lps = LPS_FROM_RAS @ ijk_to_ras
     lines = [
         "NRRD0004",
@@ -83,27 +83,27 @@ def _write_nrrd(path: Path, labels: NDArray[Any], ijk_to_ras: Matrix, fields: Ma
         *(["endian: little"] if labels.dtype.itemsize > 1 else []),
         "encoding: gzip",
         f"space origin: {_vector(lps[:3, 3])}",
-        *(f"{key}:={_escaped(value)}" for key, value in fields.items()),
+        *(f"{key}:={_escape(value)}" for key, value in fields.items()),
     ]
     with open(path, "wb") as stream:
         stream.write(("\n".join(lines) + "\n\n").encode("utf-8", errors="surrogateescape"))
-        for chunk in _compressed(labels, 31):
+        for chunk in _compress(labels, 31):
             stream.write(chunk)
 
 
 def _write_meta_image(path: Path, labels: NDArray[Any], ijk_to_ras: Matrix) -> None:
-    kind = _type(_META_TYPES, labels, path)
+    kind = _format_type(_META_TYPES, labels, path)
     lps = LPS_FROM_RAS @ ijk_to_ras
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    packed = list(_compressed(labels, 15))
-    apart = data_file_name(path.name)
+    chunks = list(_compress(labels, 15))
+    data_name = data_file_name(path.name)
     lines = [
         "ObjectType = Image",
         "NDims = 3",
         "BinaryData = True",
         "BinaryDataByteOrderMSB = False",
         "CompressedData = True",
-        f"CompressedDataSize = {sum(map(len, packed))}",
+        f"CompressedDataSize = {sum(map(len, chunks))}",
         # An axis after the other, as the format has it.
         f"TransformMatrix = {_numbers((lps[:3, :3] / spacing).T.ravel())}",
         f"Offset = {_numbers(lps[:3, 3])}",
@@ -111,27 +111,27 @@ def _write_meta_image(path: Path, labels: NDArray[Any], ijk_to_ras: Matrix) -> N
         f"ElementSpacing = {_numbers(spacing)}",
         f"DimSize = {' '.join(str(n) for n in labels.shape[::-1])}",
         f"ElementType = MET_{kind}",
-        f"ElementDataFile = {apart or 'LOCAL'}",
+        f"ElementDataFile = {data_name or 'LOCAL'}",
     ]
     header = ("\n".join(lines) + "\n").encode("utf-8", errors="surrogateescape")
     with open(path, "wb") as stream:
         stream.write(header)
-        if apart is None:
-            stream.writelines(packed)
-    if apart is not None:
-        path.with_name(apart).write_bytes(b"".join(packed))
+        if data_name is None:
+            stream.writelines(chunks)
+    if data_name is not None:
+        path.with_name(data_name).write_bytes(b"".join(chunks))
 
 
-def _type(types: Mapping[str, str], labels: NDArray[Any], path: Path) -> str:
-    found = types.get(labels.dtype.str[1:])
-    if found is None:
+def _format_type(types: Mapping[str, str], labels: NDArray[Any], path: Path) -> str:
+    kind = types.get(labels.dtype.str[1:])
+    if kind is None:
         raise StorageError(
             f"Cannot write {path.name}: the format has no place for {labels.dtype} voxels.", "Choose .nii.gz instead."
         )
-    return found
+    return kind
 
 
-def _compressed(data: NDArray[Any], window: int) -> Iterator[bytes]:
+def _compress(data: NDArray[Any], window: int) -> Iterator[bytes]:
     content = (
         np.ascontiguousarray(data.astype(data.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
     )
@@ -149,6 +149,6 @@ def _vector(values: Any) -> str:
     return f"({_numbers(values).replace(' ', ',')})"
 
 
-def _escaped(value: str) -> str:
+def _escape(value: str) -> str:
     """NRRD has line ends and backslashes in values as two characters each."""
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
     """The smallest box (K, J, I) that holds a mask's true voxels; there must be one."""
-    found = []
+    box = []
     for axis in range(3):
         along = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        found.append(slice(int(along[0]), int(along[-1]) + 1))
-    return found[0], found[1], found[2]
+        box.append(slice(int(along[0]), int(along[-1]) + 1))
+    return box[0], box[1], box[2]

@@ -38,16 +38,16 @@ def monai_grid(grid: Grid, spacing: NDArray[np.float64], *, by_extent: bool = Fa
     edge = 0.5 if by_extent else 0.0
     corners = np.array([[*corner, 1.0] for corner in itertools.product(*((-edge, n - 1 + edge) for n in size))]).T
     to_new = np.linalg.solve(new, old)
-    reached = (to_new @ corners)[:3]
-    extent = np.ptp(reached, axis=1)
+    new_corners = (to_new @ corners)[:3]
+    extent = np.ptp(new_corners, axis=1)
     new_size = np.round(extent if by_extent else extent + 1)
-    first = np.flatnonzero((reached.min(axis=1)[:, None] - reached > -_CORNER).all(axis=0))
+    first = np.flatnonzero((new_corners.min(axis=1)[:, None] - new_corners > -_CORNER).all(axis=0))
     if by_extent:
         inside = np.append(0.5 * (size / new_size - 1), 1.0)
-        sign = np.sign((old @ corners)[:3, first[0]] if len(first) else _centered(old, new, size, new_size))
+        sign = np.sign((old @ corners)[:3, first[0]] if len(first) else _centered_origin(old, new, size, new_size))
         new[:3, 3] = np.abs((old @ inside)[:3]) * sign
     else:
-        new[:3, 3] = (old @ corners)[:3, first[0]] if len(first) else _centered(old, new, size, new_size)
+        new[:3, 3] = (old @ corners)[:3, first[0]] if len(first) else _centered_origin(old, new, size, new_size)
     i, j, k = (max(1, int(n)) for n in new_size)
     if (i, j, k) == grid.size and (
         np.allclose(old, new, atol=_SAME) or np.allclose(np.linalg.solve(old, new), np.eye(4), atol=_SAME)
@@ -60,12 +60,12 @@ def _with_spacing(matrix: NDArray[np.float64], spacing: NDArray[np.float64]) -> 
     """The matrix with other spacing, without its shear and without a position."""
     directions = matrix[:3, :3]
     triangle = np.linalg.cholesky(directions.T @ directions).T
-    made = np.eye(4)
-    made[:3, :3] = directions @ np.linalg.inv(triangle) * (np.sign(np.diag(triangle)) * spacing)
-    return made
+    result = np.eye(4)
+    result[:3, :3] = directions @ np.linalg.inv(triangle) * (np.sign(np.diag(triangle)) * spacing)
+    return result
 
 
-def _centered(
+def _centered_origin(
     old: NDArray[np.float64], new: NDArray[np.float64], size: NDArray[np.float64], new_size: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Where the first voxel lies if the middles of both grids are the same (counted from the first voxel's centre, as MONAI does)."""

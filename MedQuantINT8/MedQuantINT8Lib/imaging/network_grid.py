@@ -25,10 +25,10 @@ def network_grid(grid: Grid, geometry: Geometry) -> Grid:
     if geometry.spacing is None:
         return grid
     old_size, old_spacing = np.array(grid.size), np.array(grid.spacing)
-    new_spacing, kept = _spacing(old_spacing, geometry)
+    new_spacing, unchanged = _spacing(old_spacing, geometry)
     if geometry.anchor in ("monai", "monai_extent"):
         return monai_grid(grid, new_spacing, by_extent=geometry.anchor == "monai_extent", diagonal=geometry.diagonal)
-    if kept.all():
+    if unchanged.all():
         return grid
     # The extent between the outermost centres is kept, or the extent between the outer edges (nnU-Net).
     edges = geometry.anchor == "edges"
@@ -38,28 +38,28 @@ def network_grid(grid: Grid, geometry: Geometry) -> Grid:
         new_size = np.maximum(np.round((old_size - 1) * old_spacing / new_spacing + 1).astype(int), 1)
     if edges:
         new_spacing = old_spacing * old_size / new_size
-    return _laid(grid, new_size, new_spacing, edges)
+    return _grid_along(grid, new_size, new_spacing, edges)
 
 
 def _spacing(old: NDArray[np.float64], geometry: Geometry) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """The new spacing along I, J and K, and which axes keep their own."""
     assert geometry.spacing is not None
-    wanted = along_ijk(geometry.spacing, geometry)
+    target = along_ijk(geometry.spacing, geometry)
     low = along_ijk(geometry.min_spacing or (None, None, None), geometry)
     high = along_ijk(geometry.max_spacing or (None, None, None), geometry)
-    kept = np.ones(3, dtype=bool)
-    for axis, (have, want, least, most) in enumerate(zip(old, wanted, low, high, strict=True)):
+    unchanged = np.ones(3, dtype=bool)
+    for axis, (own, want, least, most) in enumerate(zip(old, target, low, high, strict=True)):
         if want is None:
             continue
         margin = geometry.tolerance * want if geometry.tolerance_mm is None else geometry.tolerance_mm
-        kept[axis] = (
+        unchanged[axis] = (
             min(want, want if least is None else least) - margin
-            <= have
+            <= own
             <= max(want, want if most is None else most) + margin
         )
     return np.array(
-        [have if keep else want for have, want, keep in zip(old, wanted, kept, strict=True)], dtype=float
-    ), kept
+        [own if keep else want for own, want, keep in zip(old, target, unchanged, strict=True)], dtype=float
+    ), unchanged
 
 
 def _resized(grid: Grid, geometry: Geometry) -> Grid:
@@ -74,11 +74,11 @@ def _resized(grid: Grid, geometry: Geometry) -> Grid:
         )
     new_size = np.maximum(new_size, 1)
     if geometry.anchor == "corners":
-        return _laid(grid, new_size, old_spacing * (old_size - 1) / np.maximum(new_size - 1, 1), edges=False)
-    return _laid(grid, new_size, old_spacing * old_size / new_size, edges=True)
+        return _grid_along(grid, new_size, old_spacing * (old_size - 1) / np.maximum(new_size - 1, 1), edges=False)
+    return _grid_along(grid, new_size, old_spacing * old_size / new_size, edges=True)
 
 
-def _laid(grid: Grid, size: NDArray[Any], spacing: NDArray[np.float64], edges: bool) -> Grid:
+def _grid_along(grid: Grid, size: NDArray[Any], spacing: NDArray[np.float64], edges: bool) -> Grid:
     """A grid along the same axes, which begins at the centre of the first voxel or at its outer edges."""
     old_spacing = np.array(grid.spacing)
     matrix = grid.ijk_to_ras.copy()

@@ -38,7 +38,7 @@ def read_nifti(path: Path, form: NiftiForm = "auto") -> tuple[NDArray[Any], Matr
     with open(path, "rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
         stream.seek(0)
-        source = unpacked(stream, name) if packed else _plain(stream)
+        source = decompress(stream, name) if packed else _plain(stream)
         head, rest = b"", b""
         for rest in source:
             head += rest
@@ -62,7 +62,7 @@ def read_nifti(path: Path, form: NiftiForm = "auto") -> tuple[NDArray[Any], Matr
         data = np.abs(data)
         notes.append(f"{name} holds complex numbers: their magnitude was taken")
     if (header.slope, header.intercept) != (1.0, 0.0):
-        data = scaled(data, header.slope, header.intercept)
+        data = rescale(data, header.slope, header.intercept)
     return data, matrix, notes
 
 
@@ -105,7 +105,7 @@ def _plain(stream: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def unpacked(stream: IO[bytes], name: str) -> Iterator[bytes]:
+def decompress(stream: IO[bytes], name: str) -> Iterator[bytes]:
     """The content of a gzip file of one or several members; zeros behind them are padding.
 
     Raises:
@@ -123,13 +123,13 @@ def unpacked(stream: IO[bytes], name: str) -> Iterator[bytes]:
                 if not chunk:
                     continue
                 unpacker, complete = zlib.decompressobj(31), False
-            found = unpacker.decompress(chunk, _MOST_UNPACKED)
-            if found:
-                yield found
+            content = unpacker.decompress(chunk, _MOST_UNPACKED)
+            if content:
+                yield content
             complete = unpacker.eof
             chunk = unpacker.unused_data if complete else unpacker.unconsumed_tail
-        while not complete and (found := unpacker.decompress(unpacker.unconsumed_tail, _MOST_UNPACKED)):
-            yield found
+        while not complete and (content := unpacker.decompress(unpacker.unconsumed_tail, _MOST_UNPACKED)):
+            yield content
         complete = complete or unpacker.eof
     except zlib.error as error:
         raise InputError(
@@ -139,7 +139,7 @@ def unpacked(stream: IO[bytes], name: str) -> Iterator[bytes]:
         raise InputError(f"{name} is cut off: its compressed data ends too early.", "Copy or download it again.")
 
 
-def scaled(data: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
+def rescale(data: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
     """slope x data + intercept in float32, computed in double precision slice by slice."""
     result = np.empty(data.shape, np.float32)
     for index in np.ndindex(data.shape[:-2]):
@@ -185,13 +185,13 @@ def _header(shape: tuple[int, ...], code: int, bits: int, matrix: Matrix) -> byt
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     directions = matrix[:3, :3] / spacing
     straight = bool(np.allclose(directions.T @ directions, np.eye(3), atol=1e-4))
-    turned = -1.0 if np.linalg.det(directions) < 0 else 1.0
-    quaternion = _quaternion(directions * [1.0, 1.0, turned]) if straight else np.zeros(3)
+    qfac = -1.0 if np.linalg.det(directions) < 0 else 1.0
+    quaternion = _quaternion(directions * [1.0, 1.0, qfac]) if straight else np.zeros(3)
     header = bytearray(352)
     struct.pack_into("<i", header, 0, 348)
     struct.pack_into("<8h", header, 40, 3, i, j, k, 1, 1, 1, 1)
     struct.pack_into("<hh", header, 70, code, bits)
-    struct.pack_into("<8f", header, 76, turned, *spacing, 0, 0, 0, 0)
+    struct.pack_into("<8f", header, 76, qfac, *spacing, 0, 0, 0, 0)
     struct.pack_into("<3f", header, 108, 352, 1, 0)
     header[123] = 2  # millimetres
     struct.pack_into("<hh", header, 252, 1 if straight else 0, 1)

@@ -153,8 +153,8 @@ def _fields(data: bytes, version: int, order: str, name: str) -> dict[str, Any]:
         raise InputError(f"{name} is cut off within its header.", "Copy or download it again.")
 
     def numbers(form: str, at: int) -> Any:
-        found = struct.unpack_from(order + form, data, at)
-        return found[0] if len(found) == 1 else found
+        values = struct.unpack_from(order + form, data, at)
+        return values[0] if len(values) == 1 else values
 
     if version == 1:
         magic = data[344:348]
@@ -170,13 +170,13 @@ def _fields(data: bytes, version: int, order: str, name: str) -> dict[str, Any]:
             "scl_slope": ("d", 176), "scl_inter": ("d", 184), "xyzt_units": ("i", 500), "qform_code": ("i", 344), "sform_code": ("i", 348),
             "quaternion": ("3d", 352), "qoffset": ("3d", 376), "srow": ("12d", 400),
         }  # fmt: skip
-    found = {key: numbers(*place) for key, place in places.items()}
+    fields = {key: numbers(*place) for key, place in places.items()}
     if magic[:2] == b"ni" and magic[2:3] in b"12":
         raise InputError(f"{name} is the header of a pair (.hdr and .img).", "Convert it to a single .nii file.")
     if version == 1 and magic[:2] != b"n+":
         # Analyze 7.5, which nothing but the missing mark tells from NIfTI: these bytes are other fields there.
-        found |= {"qform_code": 0, "sform_code": 0, "intent": 0, "scl_slope": 1.0, "scl_inter": 0.0, "xyzt_units": 0}
-    return found
+        fields |= {"qform_code": 0, "sform_code": 0, "intent": 0, "scl_slope": 1.0, "scl_inter": 0.0, "xyzt_units": 0}
+    return fields
 
 
 def _shape(dims: tuple[int, ...], name: str) -> tuple[int, int, int, int]:
@@ -235,8 +235,8 @@ def _qform(fields: dict[str, Any], units: float) -> Matrix | None:
         [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
         [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
     ]
-    turned = -1.0 if fields["pixdim"][0] < 0 else 1.0
-    matrix[:3, :3] *= np.array(fields["pixdim"][1:4]) * np.array([1.0, 1.0, turned]) * units
+    qfac = -1.0 if fields["pixdim"][0] < 0 else 1.0
+    matrix[:3, :3] *= np.array(fields["pixdim"][1:4]) * np.array([1.0, 1.0, qfac]) * units
     matrix[:3, 3] = np.array(fields["qoffset"]) * units
     return _usable(matrix)
 
@@ -251,35 +251,35 @@ def matrix_of(header: NiftiHeader, form: NiftiForm, name: str) -> tuple[Matrix, 
         InputError: the form that was asked for is not there.
     """
     if form != "auto":
-        asked = header.sform if form == "sform" else header.qform
-        if asked is None:
+        matrix = header.sform if form == "sform" else header.qform
+        if matrix is None:
             raise InputError(
                 f"{name} has no usable {form}.",
                 f"Leave --nifti-form out, or give {'qform' if form == 'sform' else 'sform'}.",
             )
-        return _as_long_as_pixdim(asked, header), []
+        return _as_long_as_pixdim(matrix, header), []
     notes = []
-    taken = header.sform if header.sform is not None else header.qform
+    matrix = header.sform if header.sform is not None else header.qform
     if (
         header.sform is not None
         and header.qform is not None
-        and (apart := _apart(header)) > FORM_TOLERANCE * min(header.spacing)
+        and (distance := _form_distance(header)) > FORM_TOLERANCE * min(header.spacing)
     ):
         notes.append(
-            f"{name}: sform and qform disagree by up to {apart:.3g} mm; the sform was taken (--nifti-form qform takes the other)"
+            f"{name}: sform and qform disagree by up to {distance:.3g} mm; the sform was taken (--nifti-form qform takes the other)"
         )
-    if taken is None:
+    if matrix is None:
         notes.append(
             f"{name} does not say how it lies in the patient: its axes were taken as right, front and head, so left and right may be exchanged"
         )
         return np.diag([*header.spacing, 1.0]), notes
-    lengths = np.linalg.norm(taken[:3, :3], axis=0)
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     if not np.allclose(lengths, header.spacing, rtol=1e-2):
         sizes = " x ".join(f"{s:g}" for s in header.spacing)
         notes.append(
             f"{name}: its sform has voxels of {' x '.join(f'{s:g}' for s in lengths)} mm, its pixdim of {sizes} mm; the sform was taken"
         )
-    return _as_long_as_pixdim(taken, header), notes
+    return _as_long_as_pixdim(matrix, header), notes
 
 
 def _as_long_as_pixdim(matrix: Matrix, header: NiftiHeader) -> Matrix:
@@ -296,7 +296,7 @@ def _as_long_as_pixdim(matrix: Matrix, header: NiftiHeader) -> Matrix:
     return exact
 
 
-def _apart(header: NiftiHeader) -> float:
+def _form_distance(header: NiftiHeader) -> float:
     """How far a corner of the volume moves between the two forms, in millimetres."""
     assert header.sform is not None and header.qform is not None
     i, j, k, _ = header.shape

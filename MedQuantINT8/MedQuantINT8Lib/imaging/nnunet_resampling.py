@@ -56,8 +56,8 @@ def nnunet_resampler(geometry: Geometry, target: Grid) -> NnunetResampler | None
         return None
     spacing = target.spacing
     if geometry.spacing is not None:
-        wanted = geometry.spacing if geometry.axis_order == "IJK" else geometry.spacing[::-1]
-        i, j, k = (own if want is None else want for own, want in zip(target.spacing, wanted, strict=True))
+        model_spacing = geometry.spacing if geometry.axis_order == "IJK" else geometry.spacing[::-1]
+        i, j, k = (own if want is None else want for own, want in zip(target.spacing, model_spacing, strict=True))
         spacing = (i, j, k)
     return NnunetResampler(
         geometry.spline or SplineResampling(3), geometry.score_spline or SplineResampling(1), spacing
@@ -66,23 +66,23 @@ def nnunet_resampler(geometry: Geometry, target: Grid) -> NnunetResampler | None
 
 def network_size(size: tuple[int, int, int], old: tuple[float, ...], new: tuple[float, ...]) -> tuple[int, int, int]:
     """Voxels along I, J and K that nnU-Net gives a volume: the extent between outer edges, half voxels rounded to even."""
-    i, j, k = (round(_clean(a) / _clean(b) * n) for a, b, n in zip(old, new, size, strict=True))
+    i, j, k = (round(_rounded(a) / _rounded(b) * n) for a, b, n in zip(old, new, size, strict=True))
     return max(i, 1), max(j, 1), max(k, 1)
 
 
-def _clean(millimetres: float) -> float:
+def _rounded(millimetres: float) -> float:
     """Without the last bits, which come from multiplying by directions and would decide how a half voxel is rounded."""
     return float(f"{millimetres:.12g}")
 
 
-def slice_axis(current: tuple[float, ...], wanted: tuple[float, ...], how: SplineResampling) -> int | None:
+def slice_axis(current: tuple[float, ...], target: tuple[float, ...], how: SplineResampling) -> int | None:
     """The I, J or K axis across which slices are resized one by one, or None.
 
     The first of the two spacings that is anisotropic decides; where two of its axes are equally long, none is chosen.
     """
     if how.separate_z is False:
         return None
-    for spacing in (current, wanted):
+    for spacing in (current, target):
         longest, shortest = max(spacing), min(spacing)
         if how.separate_z or longest / shortest > how.threshold:
             axes = [axis for axis, value in enumerate(spacing) if longest - value <= _SAME * longest]

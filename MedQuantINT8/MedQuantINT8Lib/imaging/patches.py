@@ -56,10 +56,10 @@ def draw_samples(
         counts: how many of each of :data:`KINDS`.
         labels: label values of the volume (A0, A1, A2), cut in the same places.
     """
-    missing = [max(0, p - n) for p, n in zip(patch, network_input.data.shape[1:], strict=True)]
-    pads = [(m // 2, m - m // 2) for m in missing]
+    shortfall = [max(0, p - n) for p, n in zip(patch, network_input.data.shape[1:], strict=True)]
+    pads = [(m // 2, m - m // 2) for m in shortfall]
     data = network_input.data
-    if any(missing):
+    if any(shortfall):
         data = np.pad(data, [(0, 0), *pads], constant_values=pad_value)
         labels = None if labels is None else np.pad(labels, pads)
     if data.shape[1:] == patch:
@@ -72,11 +72,11 @@ def draw_samples(
         center = None
         if pool is not None and pool.size:
             voxel = np.unravel_index(int(rng.choice(pool)), foreground.shape)
-            center = [int(v) + m // 2 for v, m in zip(voxel, missing, strict=True)]
+            center = [int(v) + m // 2 for v, m in zip(voxel, shortfall, strict=True)]
         starts = []
         for axis, (size, p) in enumerate(zip(data.shape[1:], patch, strict=True)):
             start = int(rng.integers(0, size - p + 1)) if center is None else center[axis] - p // 2
             starts.append(min(max(start, 0), size - p))
         index = tuple(slice(s, s + p) for s, p in zip(starts, patch, strict=True))
-        drawn = np.ascontiguousarray(data[(slice(None), *index)])
-        yield Sample(drawn, None if labels is None else labels[index], kind if center is not None else "random")
+        patch_data = np.ascontiguousarray(data[(slice(None), *index)])
+        yield Sample(patch_data, None if labels is None else labels[index], kind if center is not None else "random")

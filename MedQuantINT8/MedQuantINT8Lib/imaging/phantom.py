@@ -95,7 +95,7 @@ def make_phantom(
     # The table lies behind: the trunk's middle is in front of the scan's.
     matrix[:3, 3] = [steps[0] * (size[0] - 1) / 2, steps[1] * (size[1] - 1) / 2 - 18, -steps[2] * (size[2] - 1) / 2]
     canvas = paint_phantom(seed, Grid(size, matrix), phase)
-    image = _scanned(canvas.image, canvas.rng)
+    image = _simulate_scanner(canvas.image, canvas.rng)
     return Volume(np.rint(image).astype(np.int16), matrix, f"synthetic abdomen {seed}"), canvas.labels
 
 
@@ -107,7 +107,7 @@ def demo_scan() -> tuple[Volume, NDArray[np.uint8]]:
 def paint_phantom(seed: int, grid: Grid, phase: str | None = None) -> anatomy.Canvas:
     """Tissues and labels before a scanner sees them, the same patient for the same seed on any grid that is not rotated."""
     rng = np.random.default_rng(seed)
-    drawn = PHASES[int(rng.integers(len(PHASES)))]
+    random_phase = PHASES[int(rng.integers(len(PHASES)))]
     scale = rng.uniform(0.95, 1.05, 3)
     axes: list[NDArray[np.float32]] = []
     for number, (world, _) in enumerate(nearest_axes(grid.ijk_to_ras)):
@@ -116,7 +116,7 @@ def paint_phantom(seed: int, grid: Grid, phase: str | None = None) -> anatomy.Ca
         ]
         axes.append(along.astype(np.float32).reshape([-1 if axis == 2 - number else 1 for axis in range(3)]))
     canvas = anatomy.Canvas((axes[0], axes[1], axes[2]), rng)
-    body = anatomy.paint_trunk(canvas, phase or drawn)
+    body = anatomy.paint_trunk(canvas, phase or random_phase)
     anatomy.paint_pelvis(canvas, body)
     heights = anatomy.paint_chest(canvas, body)
     anatomy.paint_bowel(canvas, body)
@@ -130,17 +130,17 @@ def paint_phantom(seed: int, grid: Grid, phase: str | None = None) -> anatomy.Ca
     return canvas
 
 
-def _scanned(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+def _simulate_scanner(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """As a scanner would show it: blurred, brighter here and darker there, with noise whose neighbors resemble each other."""
     noise = rng.standard_normal(image.shape, np.float32)
     for axis in (1, 2):
         noise = (noise + 0.6 * np.roll(noise, 1, axis)).astype(np.float32)
-    image = _blurred(image) + noise * np.float32(rng.uniform(5, 11))
+    image = _blur(image) + noise * np.float32(rng.uniform(5, 11))
     image += anatomy.soft_noise(rng, image.shape, 8) * np.float32(5)
     return np.maximum(image, -1024)
 
 
-def _blurred(image: NDArray[np.float32]) -> NDArray[np.float32]:
+def _blur(image: NDArray[np.float32]) -> NDArray[np.float32]:
     for axis in range(3):
         edge = [(1, 1) if a == axis else (0, 0) for a in range(3)]
         wide = np.pad(image, edge, mode="edge")

@@ -24,12 +24,12 @@ from .phantom_anatomy import (
 )
 
 
-def _moved(canvas: Canvas, center: Point, by: float = 4.0) -> Point:
+def _vary_center(canvas: Canvas, center: Point, by: float = 4.0) -> Point:
     x, y, z = (float(c + canvas.rng.normal(0, by)) for c in center)
     return x, y, z
 
 
-def _sized(canvas: Canvas, radii: Point) -> Point:
+def _vary_radii(canvas: Canvas, radii: Point) -> Point:
     factor = canvas.rng.uniform(0.92, 1.07)
     x, y, z = (float(r * factor * canvas.rng.uniform(0.97, 1.03)) for r in radii)
     return x, y, z
@@ -40,10 +40,10 @@ def paint_liver(canvas: Canvas, body: Body, heights: tuple[float, float]) -> Non
     rng = canvas.rng
     where, axes = canvas.block((-75, -100, -95), (170, 110, 120))
     z = axes[2]
-    right, left = _sized(canvas, (76, 80, 92)), _sized(canvas, (70, 44, 40))
+    right_radii, left_radii = _vary_radii(canvas, (76, 80, 92)), _vary_radii(canvas, (70, 44, 40))
     q = np.minimum(
-        ellipsoid(axes, _moved(canvas, (76, 6, 26)), right, 0.12),
-        ellipsoid(axes, _moved(canvas, (4, 48, 54)), left, -0.35),
+        ellipsoid(axes, _vary_center(canvas, (76, 6, 26)), right_radii, 0.12),
+        ellipsoid(axes, _vary_center(canvas, (4, 48, 54)), left_radii, -0.35),
     ) + canvas.wobble(axes, 0.05)
     dome = np.maximum(diaphragm(axes, 1, heights[0]), diaphragm(axes, -1, heights[1]))
     inside = body.cavity[where] & (canvas.labels[where] == 0) & (z < dome - 3)
@@ -52,7 +52,7 @@ def paint_liver(canvas: Canvas, body: Body, heights: tuple[float, float]) -> Non
     if abs(body.hu["vessels"]) > 6:
         canvas.image[where][liver & (_vessels(canvas, axes) < 1)] += body.hu["vessels"]
     for _ in range(rng.integers(0, 4)):
-        center, radius = _moved(canvas, (80, 5, 30), 28), rng.uniform(5, 14)
+        center, radius = _vary_center(canvas, (80, 5, 30), 28), rng.uniform(5, 14)
         lesion = ellipsoid(axes, center, (radius, radius, radius)) < 1
         canvas.image[where][liver & lesion & (canvas.labels[where] == LIVER)] = rng.choice([8.0, body.hu["liver"] - 45])
 
@@ -80,10 +80,11 @@ def paint_stomach(canvas: Canvas, body: Body, heights: tuple[float, float]) -> N
     rng = canvas.rng
     where, axes = canvas.block((-115, -40, -65), (45, 105, 105))
     _, y, z = axes
-    body_radii, antrum_radii = _sized(canvas, (36, 37, 54)), _sized(canvas, (40, 21, 21))
-    center = _moved(canvas, (-52, 30, 40), 3)
+    body_radii, antrum_radii = _vary_radii(canvas, (36, 37, 54)), _vary_radii(canvas, (40, 21, 21))
+    center = _vary_center(canvas, (-52, 30, 40), 3)
     q = np.minimum(
-        ellipsoid(axes, center, body_radii, -0.2), ellipsoid(axes, _moved(canvas, (-18, 50, -6), 3), antrum_radii, 0.35)
+        ellipsoid(axes, center, body_radii, -0.2),
+        ellipsoid(axes, _vary_center(canvas, (-18, 50, -6), 3), antrum_radii, 0.35),
     ) + canvas.wobble(axes, 0.05)
     inside = body.cavity[where] & (canvas.labels[where] <= LIVER) & (z < diaphragm(axes, -1, heights[1]) - 3)
     canvas.paint(where, inside & (q < 1.22), FAT)
@@ -95,7 +96,7 @@ def paint_stomach(canvas: Canvas, body: Body, heights: tuple[float, float]) -> N
 
 def paint_spleen(canvas: Canvas, body: Body, heights: tuple[float, float]) -> None:
     """Behind the stomach at the left wall, hollowed towards the kidney."""
-    center, radii = _moved(canvas, (-98, -22, 44)), _sized(canvas, (34, 48, 54))
+    center, radii = _vary_center(canvas, (-98, -22, 44)), _vary_radii(canvas, (34, 48, 54))
     where, axes = canvas.around(center, 75)
     q = ellipsoid(axes, center, radii, 0.15) + canvas.wobble(axes, 0.05)
     hollow = ellipsoid(axes, (center[0] + 42, center[1] + 8, center[2] - 12), (26, 30, 42))
@@ -113,7 +114,7 @@ def paint_spleen(canvas: Canvas, body: Body, heights: tuple[float, float]) -> No
 
 def paint_gallbladder(canvas: Canvas, body: Body) -> None:
     """Under the liver, full of bile."""
-    center, radii = _moved(canvas, (58, 42, -32), 3), _sized(canvas, (17, 19, 30))
+    center, radii = _vary_center(canvas, (58, 42, -32), 3), _vary_radii(canvas, (17, 19, 30))
     where, axes = canvas.around(center, 50)
     q = ellipsoid(axes, center, radii, 0.2) + canvas.wobble(axes, 0.03)
     inside = body.cavity[where]
@@ -126,7 +127,10 @@ def paint_kidneys(canvas: Canvas, body: Body) -> None:
     """Each in its own fat beside the spine, the right one lower; cortex, medulla and a sinus of fat that opens inwards."""
     rng = canvas.rng
     for side, height, label in ((1, -46.0, RIGHT_KIDNEY), (-1, -34.0, LEFT_KIDNEY)):
-        center, radii = _moved(canvas, (side * 70.0, body.spine + 14, height), 3), _sized(canvas, (28, 27, 54))
+        center, radii = (
+            _vary_center(canvas, (side * 70.0, body.spine + 14, height), 3),
+            _vary_radii(canvas, (28, 27, 54)),
+        )
         where, axes = canvas.around(center, 85)
         tilt = -side * rng.uniform(0.1, 0.25)
         q = ellipsoid(axes, center, radii, tilt) + canvas.wobble(axes, 0.03)

@@ -34,10 +34,10 @@ def preprocess(volume: Volume, spec: ModelSpec) -> NetworkInput:
         InputError: a volume that :meth:`Volume.check` refuses, or one with nothing left after the foreground crop.
     """
     volume.check(channels=len(spec.channels))
-    work = _Preparation(volume, spec)
+    preparation = _Preparation(volume, spec)
     for step in spec.steps:
-        getattr(work, step)()
-    return work.result()
+        getattr(preparation, step)()
+    return preparation.result()
 
 
 class _Preparation:
@@ -46,37 +46,37 @@ class _Preparation:
     def __init__(self, volume: Volume, spec: ModelSpec) -> None:
         self._volume, self._spec = volume, spec
         self._channels: list[NDArray[Any]] = list(volume.data)
-        self._done = list[SpatialStep]()
+        self._spatial_steps = list[SpatialStep]()
         self._inside: NDArray[np.bool_] | None = None
         self._normalizations, self._fits = iter(spec.normalization), iter(spec.fits)
 
     @property
     def _grid(self) -> Grid:
-        return self._done[-1].target if self._done else self._volume.grid
+        return self._spatial_steps[-1].target if self._spatial_steps else self._volume.grid
 
     def crop(self) -> None:
         crop = self._spec.crop
-        self._cut(Cut(self._grid, self._foreground(), crop.padding, crop.pad_value))
+        self._cut(Cut(self._grid, self._foreground_box(), crop.padding, crop.pad_value))
 
     def fit(self) -> None:
         fit = next(self._fits)
-        self._cut(Cut(self._grid, self._fitted(fit), fit.padding, fit.pad_value))
+        self._cut(Cut(self._grid, self._fit_box(fit), fit.padding, fit.pad_value))
 
     def _cut(self, cut: Cut) -> None:
-        self._done.append(cut)
+        self._spatial_steps.append(cut)
         for n, channel in enumerate(self._channels):
             self._channels[n] = cut.forward(channel)
 
     def reorient(self) -> None:
         turn = Turn(self._grid, axis_map(self._grid, self._spec.geometry.orientation))
-        self._done.append(turn)
+        self._spatial_steps.append(turn)
         self._channels = [turn.forward(channel) for channel in self._channels]
 
     def resample(self) -> None:
         geometry = self._spec.geometry
         target = network_grid(self._grid, geometry)
         sampling = Sampling(self._grid, target, geometry, nnunet_resampler(geometry, target))
-        self._done.append(sampling)
+        self._spatial_steps.append(sampling)
         # One after the other: each takes the place of the one that it comes from.
         for n in range(len(self._channels)):
             self._channels[n] = sampling.forward(self._channels[n].astype(np.float32, copy=False))
@@ -87,12 +87,14 @@ class _Preparation:
         step = next(self._normalizations)
         if self._inside is None and step.mask == "nonzero_filled":
             # Found in the scan as it came: what another channel became in the meantime is no longer 0 outside.
-            self._inside = filled_nonzero(np.stack([self._through(channel) for channel in self._volume.data]))
+            self._inside = filled_nonzero(
+                np.stack([self._apply_spatial_steps(channel) for channel in self._volume.data])
+            )
         normalize_channels(self._channels, step, self._inside)
 
-    def _through(self, channel: NDArray[Any]) -> NDArray[Any]:
+    def _apply_spatial_steps(self, channel: NDArray[Any]) -> NDArray[Any]:
         """A channel of the scan after the steps in space, none of which resamples."""
-        for step in self._done:
+        for step in self._spatial_steps:
             channel = step.forward(channel)
         return channel
 
@@ -104,16 +106,18 @@ class _Preparation:
         ]
         data = np.stack(channels) if len(channels) > 1 else channels[0][None]
         data = np.ascontiguousarray(data, dtype=np.float32)
-        return NetworkInput(data, self._grid, self._volume.grid, order, tuple(self._done))
+        return NetworkInput(data, self._grid, self._volume.grid, order, tuple(self._spatial_steps))
 
-    def _foreground(self) -> Box:
+    def _foreground_box(self) -> Box:
         """The box around foreground, (start, stop) along I, J, K."""
         crop, size = self._spec.crop, self._grid.size
         compare = _COMPARE["!=" if crop.kind == "nonzero" else crop.comparison]
         threshold = 0.0 if crop.kind == "nonzero" else crop.threshold
         mask = np.zeros(self._channels[0].shape, bool)
         channels = (
-            self._channels if crop.look_at == "current" else [self._through(channel) for channel in self._volume.data]
+            self._channels
+            if crop.look_at == "current"
+            else [self._apply_spatial_steps(channel) for channel in self._volume.data]
         )
         for number, channel in enumerate(channels):
             if not crop.channels or number in crop.channels:
@@ -124,10 +128,10 @@ class _Preparation:
         for axis, (length, margin, multiple) in enumerate(zip(size, margins, multiples, strict=True)):
             hits = np.flatnonzero(np.any(mask, axis=tuple(a for a in range(3) if a != 2 - axis)))
             if hits.size == 0:
-                said = "different from 0" if crop.kind == "nonzero" else f"{crop.comparison} {threshold:g}"
-                said = f"above {threshold:g}" if said.startswith("> ") else said
+                condition = "different from 0" if crop.kind == "nonzero" else f"{crop.comparison} {threshold:g}"
+                condition = f"above {threshold:g}" if condition.startswith("> ") else condition
                 raise InputError(
-                    f"{self._volume.name} has no voxel {said}: nothing is left after the foreground crop.",
+                    f"{self._volume.name} has no voxel {condition}: nothing is left after the foreground crop.",
                     "Choose another volume or another model.",
                 )
             start, stop = int(hits[0]) - margin, int(hits[-1]) + 1 + margin
@@ -138,24 +142,24 @@ class _Preparation:
             box.append((start, stop + more - more // 2))
         return box[0], box[1], box[2]
 
-    def _fitted(self, fit: Fit) -> Box:
+    def _fit_box(self, fit: Fit) -> Box:
         """The box of a crop or padding around the middle."""
         sizes = along_ijk(fit.size, self._spec.geometry)
         shares = along_ijk(fit.share, self._spec.geometry)
         box = []
         for length, size, share in zip(self._grid.size, sizes, shares, strict=True):
             if fit.kind in ("crop", "crop_share"):
-                wanted = math.ceil(share * length) if fit.kind == "crop_share" else size or length
-                start = max(length // 2 - wanted // 2, 0)
-                box.append((start, min(start + wanted, length)))
+                target = math.ceil(share * length) if fit.kind == "crop_share" else size or length
+                start = max(length // 2 - target // 2, 0)
+                box.append((start, min(start + target, length)))
                 continue
-            wanted = (
+            target = (
                 length
                 if size is None
                 else -(-length // size) * size
                 if fit.kind == "pad_multiple"
                 else max(size, length)
             )
-            before = 0 if fit.at_end else (wanted - length) // 2
-            box.append((-before, wanted - before))
+            before = 0 if fit.at_end else (target - length) // 2
+            box.append((-before, target - before))
         return box[0], box[1], box[2]

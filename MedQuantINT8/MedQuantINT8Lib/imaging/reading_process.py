@@ -99,13 +99,13 @@ def _target() -> Iterator[tuple[str, int, tuple[int, ...]]]:
             os.close(number)
         return
     with storage_errors(tempfile.gettempdir()):
-        made = tempfile.NamedTemporaryFile(prefix="medquant-voxels-", delete=False)  # noqa: SIM115
-    with made:
+        file = tempfile.NamedTemporaryFile(prefix="medquant-voxels-", delete=False)  # noqa: SIM115
+    with file:
         try:
-            yield made.name, made.fileno(), ()
+            yield file.name, file.fileno(), ()
         finally:
             with suppress(OSError):
-                Path(made.name).unlink()
+                Path(file.name).unlink()
 
 
 def _ask(
@@ -137,8 +137,8 @@ def _ask(
         process.wait()
         raise
     if process.returncode == 0 and output.strip():
-        found: dict[str, Any] = json.loads(output)
-        return found
+        answer: dict[str, Any] = json.loads(output)
+        return answer
     if process.returncode in (-signal.SIGINT, 128 + signal.SIGINT, -signal.SIGTERM):
         raise Cancelled()
     if process.returncode == 1:
@@ -150,8 +150,8 @@ def _ask(
         -getattr(signal, "SIGXCPU", 24): "it takes too long",
         -getattr(signal, "SIGKILL", 9): "the system ended its reader, which may be for lack of memory",
     }
-    ended = reasons.get(process.returncode, f"it makes ITK's reader end (signal {-process.returncode})")
-    raise InputError(f"{name} cannot be read: {ended}.", "The file may be damaged; copy it again.")
+    reason = reasons.get(process.returncode, f"it makes ITK's reader end (signal {-process.returncode})")
+    raise InputError(f"{name} cannot be read: {reason}.", "The file may be damaged; copy it again.")
 
 
 def _readable(number: int) -> bool:
@@ -171,10 +171,10 @@ def _arrays(number: int, images: Sequence[dict[str, Any]]) -> list[NDArray[Any]]
         return []
     # A private view: whoever changes the voxels changes pages of its own.
     memory = mmap.mmap(number, size, access=mmap.ACCESS_COPY)
-    found, offset = [], 0
+    arrays, offset = [], 0
     for image in images:
         dtype, shape = np.dtype(image["dtype"]), tuple(image["shape"])
         count = int(np.prod(shape))
-        found.append(np.frombuffer(memory, dtype, count, offset).reshape(shape))
+        arrays.append(np.frombuffer(memory, dtype, count, offset).reshape(shape))
         offset += count * dtype.itemsize
-    return found
+    return arrays

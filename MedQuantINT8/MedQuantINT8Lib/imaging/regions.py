@@ -87,16 +87,18 @@ class Regions:
         inside = np.array(
             [(kinds >> self.mark_type(n)) & self.mark_type(1) for n in range(len(self.channels))], dtype=np.float64
         )
-        shared = (inside * counts) @ inside.T
-        size = np.diagonal(shared)
-        waiting = list(range(len(self.channels)))
+        overlaps = (inside * counts) @ inside.T
+        size = np.diagonal(overlaps)
+        remaining = list(range(len(self.channels)))
         order: list[int] = []
-        while waiting:
-            for number in waiting:
-                around = [o for o in waiting if size[o] > size[number] and shared[number, o] > _INSIDE * size[number]]
-                if not around:
+        while remaining:
+            for number in remaining:
+                enclosing = [
+                    o for o in remaining if size[o] > size[number] and overlaps[number, o] > _INSIDE * size[number]
+                ]
+                if not enclosing:
                     break
-            waiting.remove(number)
+            remaining.remove(number)
             order.append(number)
         return order
 

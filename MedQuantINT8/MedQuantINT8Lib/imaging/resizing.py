@@ -44,26 +44,26 @@ def smooth(data: FloatArray, sigmas: tuple[float, float, float]) -> FloatArray:
 def _weights(old: int, new: int, way: Way) -> FloatArray:
     """The share (new, old) that each old voxel has in each new one."""
     places = np.arange(new)
-    made = np.zeros((new, old))
+    weights = np.zeros((new, old))
     if way == "area":
         begins, ends = places * old // new, -(-(places + 1) * old // new)
         for n, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-            made[n, begin:end] = 1 / (end - begin)
-        return made.astype(np.float32)
+            weights[n, begin:end] = 1 / (end - begin)
+        return weights.astype(np.float32)
     if way in ("nearest", "exact"):
         # In 32 bits, as torch computes it: the last bit decides where a new voxel begins exactly at an old one.
-        at = (places + (0.5 if way == "exact" else 0.0)).astype(np.float32) * np.float32(old / new)
-        made[places, np.minimum(np.floor(at).astype(int), old - 1)] = 1
-        return made.astype(np.float32)
+        positions = (places + (0.5 if way == "exact" else 0.0)).astype(np.float32) * np.float32(old / new)
+        weights[places, np.minimum(np.floor(positions).astype(int), old - 1)] = 1
+        return weights.astype(np.float32)
     if way == "corners":
-        at = places * ((old - 1) / (new - 1)) if new > 1 else np.zeros(1)
+        positions = places * ((old - 1) / (new - 1)) if new > 1 else np.zeros(1)
     else:
-        at = np.maximum((places + 0.5) * (old / new) - 0.5, 0)
-    below = np.minimum(at.astype(int), old - 1)
+        positions = np.maximum((places + 0.5) * (old / new) - 0.5, 0)
+    below = np.minimum(positions.astype(int), old - 1)
     above = np.minimum(below + 1, old - 1)
-    np.add.at(made, (places, below), 1 - (at - below))
-    np.add.at(made, (places, above), at - below)
-    return made.astype(np.float32)
+    np.add.at(weights, (places, below), 1 - (positions - below))
+    np.add.at(weights, (places, above), positions - below)
+    return weights.astype(np.float32)
 
 
 @lru_cache(maxsize=64)

@@ -46,19 +46,19 @@ class Grid:
     def apart(self, other: Grid) -> float:
         """How far two grids of one size lie from each other: the largest distance of their corners, in voxels of this one."""
         corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.size) - 1)
-        moved = corners @ (other.ijk_to_ras - self.ijk_to_ras)[:3, :3].T + (other.ijk_to_ras - self.ijk_to_ras)[:3, 3]
-        return float(np.linalg.norm(moved, axis=1).max() / max(min(self.spacing), 1e-9))
+        offsets = corners @ (other.ijk_to_ras - self.ijk_to_ras)[:3, :3].T + (other.ijk_to_ras - self.ijk_to_ras)[:3, 3]
+        return float(np.linalg.norm(offsets, axis=1).max() / max(min(self.spacing), 1e-9))
 
     def __eq__(self, other: object) -> bool:
         """Whether voxels lie at the same places: to a hundredth of a voxel at every corner, since files round to float32."""
         if not isinstance(other, Grid) or self.size != other.size:
             return False
-        moved = self.ijk_to_ras - other.ijk_to_ras
-        if not moved.any():
+        difference = self.ijk_to_ras - other.ijk_to_ras
+        if not difference.any():
             return True
         i, j, k = self.size
         corners = np.array([[x, y, z, 1.0] for x in (0, i - 1) for y in (0, j - 1) for z in (0, k - 1)])
-        return bool(np.linalg.norm((corners @ moved.T)[:, :3], axis=1).max() <= GRID_TOLERANCE * min(self.spacing))
+        return bool(np.linalg.norm((corners @ difference.T)[:, :3], axis=1).max() <= GRID_TOLERANCE * min(self.spacing))
 
     def __hash__(self) -> int:
         return hash(self.size)
@@ -147,12 +147,12 @@ def nearest_axes(ijk_to_ras: Matrix) -> list[tuple[int, int]]:
     left, _, right = np.linalg.svd(matrix)
     rotation = left @ right
     cosines = np.abs(rotation)
-    found: dict[int, tuple[int, int]] = {}
+    assignment: dict[int, tuple[int, int]] = {}
     for _ in range(3):
         world, axis = np.unravel_index(int(np.argmax(cosines)), (3, 3))
-        found[int(axis)] = (int(world), 1 if rotation[world, axis] > 0 else -1)
+        assignment[int(axis)] = (int(world), 1 if rotation[world, axis] > 0 else -1)
         cosines[world, :] = cosines[:, axis] = -1
-    return [found[axis] for axis in range(3)]
+    return [assignment[axis] for axis in range(3)]
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ class AxisMap:
         """Reorient an array whose last three axes are (K, J, I); a view, no copy."""
         lead = data.ndim - 3
         order = [lead + 2 - self.permutation[2 - n] for n in range(3)]
-        moved = data.transpose(*range(lead), *order)
+        transposed = data.transpose(*range(lead), *order)
         steps = [slice(None, None, -1 if self.flips[2 - n] else 1) for n in range(3)]
-        return moved[(slice(None),) * lead + tuple(steps)]
+        return transposed[(slice(None),) * lead + tuple(steps)]
 
     def inverse(self) -> AxisMap:
         back = [0, 0, 0]
@@ -242,18 +242,18 @@ def _with_border(
             for k in (0, target_size[2] - 1)
         ]
     )
-    reached = corners @ to_source.T[:, :3]
+    source_corners = corners @ to_source.T[:, :3]
     last = np.array(data.shape[::-1]) - 1
     # Up to half a voxel beyond, SimpleITK's own answer is the border; zeros are blended in from the outermost centres on.
     room = 0.5 if outside == "border" else 1e-5
-    before = np.clip(np.ceil(-reached.min(axis=0) - room), 0, 2).astype(int)
-    after = np.clip(np.ceil(reached.max(axis=0) - last - room), 0, 2).astype(int)
+    before = np.clip(np.ceil(-source_corners.min(axis=0) - room), 0, 2).astype(int)
+    after = np.clip(np.ceil(source_corners.max(axis=0) - last - room), 0, 2).astype(int)
     if not (before.any() or after.any()):
         return data, to_source
-    return _padded(data, to_source, before, after, "edge" if outside == "border" else "constant")
+    return _pad(data, to_source, before, after, "edge" if outside == "border" else "constant")
 
 
-def _padded(
+def _pad(
     data: NDArray[Any], to_source: Matrix, before: NDArray[Any], after: NDArray[Any], mode: Any
 ) -> tuple[NDArray[Any], Matrix]:
     shifted = to_source.copy()
@@ -321,7 +321,7 @@ def resample(
     if interpolation == "linear":
         data, to_source = _with_border(data, to_source, target.size, outside)
     elif border:
-        data, to_source = _padded(data, to_source, np.full(3, border), np.full(3, border), "edge")
+        data, to_source = _pad(data, to_source, np.full(3, border), np.full(3, border), "edge")
     image = sitk.GetImageFromArray(np.ascontiguousarray(data))
     transform = sitk.AffineTransform(to_source[:3, :3].ravel().tolist(), to_source[:3, 3].tolist())
     resampler = sitk.ResampleImageFilter()

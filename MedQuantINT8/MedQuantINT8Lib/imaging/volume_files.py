@@ -50,14 +50,14 @@ def result_names(scans: Sequence[Path]) -> list[str]:
     """
     short = [scan_name(scan) for scan in scans]
     count = Counter(name.casefold() for name in short)
-    names, taken = [], {name for name, number in count.items() if number == 1}
+    names, used_names = [], {name for name, number in count.items() if number == 1}
     for scan, name in zip(scans, short, strict=True):
         if count[name.casefold()] > 1:
             full, number = scan.name, 2
-            while full.casefold() in taken:
+            while full.casefold() in used_names:
                 full, number = f"{scan.name}-{number}", number + 1
             name = full
-            taken.add(name.casefold())
+            used_names.add(name.casefold())
         names.append(name)
     return names
 

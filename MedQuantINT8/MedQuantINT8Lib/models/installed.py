@@ -20,8 +20,8 @@ from .package import MODEL_JSON
 
 def models_root() -> Path:
     """Where models are installed: ``$MEDQUANT_MODELS``, or the user's data folder of the operating system."""
-    if given := os.environ.get("MEDQUANT_MODELS"):
-        return Path(given)
+    if folder := os.environ.get("MEDQUANT_MODELS"):
+        return Path(folder)
     return user_folder("data") / "models"
 
 
@@ -32,12 +32,12 @@ DEMO = "demo"
 def installed_models() -> dict[str, list[Path]]:
     """Installed models: their packages (one a fold) by the model's name; the demo model is always there."""
     root = models_root()
-    found = {DEMO: [resource("demo.zip")]} if resource("demo.zip").exists() else {}
+    models = {DEMO: [resource("demo.zip")]} if resource("demo.zip").exists() else {}
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         packages = sorted(p for p in folder.iterdir() if (p / "model.json").is_file()) if folder.is_dir() else []
         if packages:
-            found[folder.name] = packages
-    return found
+            models[folder.name] = packages
+    return models
 
 
 def resolve_one(model: str) -> str:
@@ -46,10 +46,10 @@ def resolve_one(model: str) -> str:
     Raises:
         InputError: the model is several packages.
     """
-    found = resolve(model)
-    if len(split_paths(found)) > 1:
-        raise InputError(f"{model} is several packages, one a fold.", f"Give one of {found.replace(',', ', ')}.")
-    return found
+    paths = resolve(model)
+    if len(split_paths(paths)) > 1:
+        raise InputError(f"{model} is several packages, one a fold.", f"Give one of {paths.replace(',', ', ')}.")
+    return paths
 
 
 def resolve(model: str) -> str:
@@ -58,20 +58,20 @@ def resolve(model: str) -> str:
     Several may be joined by commas. A file or folder that happens to be called like an installed model is taken only if it is
     a package; :func:`both_meant` then says so.
     """
-    known = installed_models()
+    models = installed_models()
     return ",".join(
-        ",".join(map(str, known[part])) if part in known and not _is_package(part) else part
+        ",".join(map(str, models[part])) if part in models and not _is_package(part) else part
         for part in split_paths(model)
     )
 
 
 def both_meant(model: str) -> str:
     """A note where a name stands for an installed model and for a package in the current folder; else an empty string."""
-    known = installed_models()
+    models = installed_models()
     for part in split_paths(model):
-        if part in known and _is_package(part):
+        if part in models and _is_package(part):
             return (
-                f"{part!r} is the package {Path(part).absolute()}, and the installed model {', '.join(map(str, known[part]))} as well: "
+                f"{part!r} is the package {Path(part).absolute()}, and the installed model {', '.join(map(str, models[part]))} as well: "
                 "the former is taken. Give the path of the one that is meant."
             )
     return ""

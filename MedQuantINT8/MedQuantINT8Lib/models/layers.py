@@ -36,14 +36,14 @@ def weighted_layers(model: Any, reasons: dict[str, str] | None = None) -> list[L
     ``model`` must have fixed shapes (:func:`fixed_shape`), or the multiply-accumulates are 0.
     """
     graph = Graph(model)
-    found = []
+    layers = []
     for node in graph.nodes:
         if node.op_type not in WEIGHTED_OPS:
             continue
         quantized = all(is_dequantized(graph, name) for name in node.input[:2])
         reason = "" if quantized else (reasons or {}).get(node.name, "no Q/DQ pair was placed before it")
-        found.append(Layer(node.name, node.op_type, _macs(graph, node), quantized, reason))
-    return found
+        layers.append(Layer(node.name, node.op_type, _macs(graph, node), quantized, reason))
+    return layers
 
 
 def int8_share(layers: Iterable[Layer]) -> float:

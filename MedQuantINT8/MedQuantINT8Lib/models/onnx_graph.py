@@ -171,20 +171,20 @@ def network_shape(model: Any, name: str = "The network") -> NetworkShape:
     dims, out = dims_of(inputs[0]), dims_of(model.graph.output[0])
     if len(dims) != 5 or dims[1] < 1:
         raise PackageError(
-            f"{name} takes an input of {_said(dims)}; it must be (N, C, A0, A1, A2) with a fixed C.",
+            f"{name} takes an input of {_describe_shape(dims)}; it must be (N, C, A0, A1, A2) with a fixed C.",
             "Export a 3D network.",
         )
     if len(out) != 5 or out[1] < 1:
         out = dims_of(inferred(model).graph.output[0])
         if len(out) != 5 or out[1] < 1:
             raise PackageError(
-                f"{name} gives an output of {_said(out)}; it must be (N, classes, A0, A1, A2) with a known number of classes.",
+                f"{name} gives an output of {_describe_shape(out)}; it must be (N, classes, A0, A1, A2) with a known number of classes.",
                 "Export a 3D segmentation network; 'medquant import onnx' finds out a number that the graph leaves open.",
             )
     return NetworkShape(inputs[0].name, model.graph.output[0].name, dims[1], (dims[2], dims[3], dims[4]), out[1])
 
 
-def _said(dims: list[int]) -> str:
+def _describe_shape(dims: list[int]) -> str:
     """A shape in words: ONNX leaves sizes open by a symbol, by nothing or by 0."""
     return f"the shape ({', '.join(str(n) if n > 0 else 'open' for n in dims)})" if dims else "unknown shape"
 
@@ -198,12 +198,12 @@ def fixed_shape(model: Any, patch: tuple[int, int, int], batch: int | None = 1) 
     onnx = require_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    given = free_inputs(copy)
-    if len(given) != 1 or len(given[0].type.tensor_type.shape.dim) != 5:
+    inputs = free_inputs(copy)
+    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 5:
         raise PackageError(
             "The network does not take one input of five axes (N, C, A0, A1, A2).", "Export a 3D network."
         )
-    tensor = given[0]
+    tensor = inputs[0]
     for dim, size in zip(tensor.type.tensor_type.shape.dim, (batch, None, *patch), strict=True):
         if size is not None:
             dim.dim_value = size
@@ -238,14 +238,14 @@ def infer(model: Any) -> None:
     """
     onnx = require_onnx()
     try:
-        found = onnx.shape_inference.infer_shapes(_without_weights(model), strict_mode=False, data_prop=True)
+        result = onnx.shape_inference.infer_shapes(_without_weights(model), strict_mode=False, data_prop=True)
     except Exception as error:
         raise PackageError(
             f"The network's shapes do not fit together: {str(error).splitlines()[0]}.", "Export it again."
         ) from error
     for field in ("value_info", "output"):
         model.graph.ClearField(field)
-        getattr(model.graph, field).extend(getattr(found.graph, field))
+        getattr(model.graph, field).extend(getattr(result.graph, field))
 
 
 def _without_weights(model: Any) -> Any:
@@ -325,27 +325,29 @@ def name_nodes(model: Any) -> None:
     Names that are unique already stay, whatever stands before them.
     """
     names = [node.name for node in model.graph.node]
-    taken = set(names)
-    seen: set[str] = set()
+    used_names = set(names)
+    earlier_names: set[str] = set()
     for index, node in enumerate(model.graph.node):
-        if not node.name or node.name in seen:
-            node.name = free_name(f"{node.op_type}_{index}", taken)
-        seen.add(node.name)
+        if not node.name or node.name in earlier_names:
+            node.name = free_name(f"{node.op_type}_{index}", used_names)
+        earlier_names.add(node.name)
 
 
 def pruned(model: Any) -> Any:
     """Remove, in place, nodes and constants whose results nobody reads; returns the model."""
     while True:
-        wanted = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+        read_names = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
         unread = [
-            number for number, node in enumerate(model.graph.node) if not any(name in wanted for name in node.output)
+            number
+            for number, node in enumerate(model.graph.node)
+            if not any(name in read_names for name in node.output)
         ]
         if not unread:
             break
         remove(model.graph.node, unread)
     remove(
         model.graph.initializer,
-        [number for number, constant in enumerate(model.graph.initializer) if constant.name not in wanted],
+        [number for number, constant in enumerate(model.graph.initializer) if constant.name not in read_names],
     )
     return model
 

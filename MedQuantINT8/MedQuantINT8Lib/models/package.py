@@ -124,9 +124,9 @@ class ModelPackage:
                 for name in (MODEL_JSON, *sorted(self.hashes)):
                     archive.write(self.folder / name, name)
         else:
-            with replacing_folder(target) as made:
+            with replacing_folder(target) as folder:
                 for name in (MODEL_JSON, *sorted(self.hashes)):
-                    shutil.copyfile(self.folder / name, made / name)
+                    shutil.copyfile(self.folder / name, folder / name)
 
     def with_files(self, target: str | os.PathLike[str], files: dict[str, Path]) -> ModelPackage:
         """A copy of this package at ``target`` (a folder or zip; may be its own) with ``files`` added or replaced."""
@@ -149,10 +149,10 @@ def peek(path: str | os.PathLike[str]) -> tuple[ModelSpec, tuple[str, ...]]:
         value = _read_json(source / MODEL_JSON, name)
     elif source.is_file():
         with opened_zip(source, _ADVICE) as archive:
-            found = [e for e, path in checked_members(archive, source, _LIMITS) if path.name == MODEL_JSON]
-            if not found:
+            entries = [e for e, path in checked_members(archive, source, _LIMITS) if path.name == MODEL_JSON]
+            if not entries:
                 raise PackageError(f"{source} is no model package.", "Give a package folder or .zip.")
-            value = parsed_json(read_member(archive, found[0], MAX_JSON_BYTES), name)
+            value = parsed_json(read_member(archive, entries[0], MAX_JSON_BYTES), name)
     else:
         raise PackageError(f"There is no model package at {source}.", "Give a package folder or .zip.")
     spec = parse_spec(value, name)
@@ -178,13 +178,13 @@ def write_package(target: str | os.PathLike[str], spec: ModelSpec, files: dict[s
             ModelPackage.load(folder).save(target)
         return
     check_output_package(target)
-    with replacing_folder(target) as made:
+    with replacing_folder(target) as folder:
         for name, source in files.items():
-            shutil.copyfile(source, made / name)
+            shutil.copyfile(source, folder / name)
         value = spec.to_json()
-        value["files"] = {name: sha256_file(made / name) for name in sorted(files)}
-        write_json(made / MODEL_JSON, value)
-        _load_folder(made, str(target), temporary=False)
+        value["files"] = {name: sha256_file(folder / name) for name in sorted(files)}
+        write_json(folder / MODEL_JSON, value)
+        _load_folder(folder, str(target), temporary=False)
 
 
 def _read_json(path: Path, name: str = "") -> Any:

@@ -52,16 +52,16 @@ def check_int8(model: Any) -> list[str]:
 
 def _check_weight(graph: Graph, node: Any, scale: Any, onnx: Any) -> list[str]:
     problems = []
-    stored = graph.initializers.get(node.input[0])
-    if node.op_type == "QuantizeLinear" or stored is None or stored.data_type != onnx.TensorProto.INT8:
+    weight = graph.initializers.get(node.input[0])
+    if node.op_type == "QuantizeLinear" or weight is None or weight.data_type != onnx.TensorProto.INT8:
         return [f"{node.name}: its weight is not stored as INT8"]
     for reader in graph.readers.get(node.output[0], []):
         axis = CHANNEL_AXIS.get(reader.op_type)
         if axis is None:
             continue
-        given = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        scale_axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
         # A weight with a single output channel has one scale, per channel and per tensor at once.
-        if scale.size != stored.dims[axis] or (scale.ndim == 1 and scale.size > 1 and given != axis):
+        if scale.size != weight.dims[axis] or (scale.ndim == 1 and scale.size > 1 and scale_axis != axis):
             problems.append(f"{node.name}: the weight of {reader.name} is not scaled per output channel")
     return problems
 
@@ -131,22 +131,25 @@ def with_seven_bit_weights(model: Any) -> Any:
         weight, scale = graph.array(dequantize.input[0]), graph.array(dequantize.input[1])
         # A matrix product's output channels are its weight's last axis.
         axis = CHANNEL_AXIS.get(node.op_type, weight.ndim - 1)
-        halved = np.moveaxis(_halved(np.moveaxis(weight, axis, 0)), 0, axis)
+        halved = np.moveaxis(_halve(np.moveaxis(weight, axis, 0)), 0, axis)
         names = [fresh(f"{node.name}_weight_7bit"), fresh(f"{node.name}_scale_7bit")]
         for name, array in zip(names, (np.ascontiguousarray(halved), scale * np.float32(2)), strict=True):
             copy.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         # The weight may be another layer's as well, and that one's in float.
-        own = onnx.NodeProto()
-        own.CopyFrom(dequantize)
-        own.name, own.output[0] = fresh(f"{node.name}_DequantizeLinear_7bit"), fresh(f"{node.name}_dequantized_7bit")
-        own.input[:2] = names
-        node.input[1] = own.output[0]
+        own_dequantize = onnx.NodeProto()
+        own_dequantize.CopyFrom(dequantize)
+        own_dequantize.name, own_dequantize.output[0] = (
+            fresh(f"{node.name}_DequantizeLinear_7bit"),
+            fresh(f"{node.name}_dequantized_7bit"),
+        )
+        own_dequantize.input[:2] = names
+        node.input[1] = own_dequantize.output[0]
         position = next(n for n, other in enumerate(copy.graph.node) if other.output[0] == dequantize.output[0])
-        copy.graph.node.insert(position, own)
+        copy.graph.node.insert(position, own_dequantize)
     return pruned(copy)
 
 
-def _halved(weight: NDArray[np.int8]) -> NDArray[np.int8]:
+def _halve(weight: NDArray[np.int8]) -> NDArray[np.int8]:
     """Half of each weight (channels first); odd ones are rounded up and down in turn."""
     flat = weight.astype(np.int16).reshape(weight.shape[0], -1)
     odd = flat % 2
@@ -177,9 +180,9 @@ def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
         if weights is None or node.name not in originals:
             continue
         # The bias as well as the weights: a corrected bias makes up for the rounding of weights that are exact again.
-        given = originals[node.name].input
-        del node.input[len(given) :]
-        for position, name in enumerate(given):
+        original_inputs = originals[node.name].input
+        del node.input[len(original_inputs) :]
+        for position, name in enumerate(original_inputs):
             if not name:
                 node.input[position] = ""
             elif (array := weights.array(name)) is not None:
@@ -202,11 +205,11 @@ def layers_with_int8_weights(model: Any) -> list[str]:
 def activation_tensors(model: Any) -> dict[str, list[str]]:
     """Float tensors that pass through a QuantizeLinear, with the names of those nodes."""
     graph = Graph(model)
-    found: dict[str, list[str]] = {}
+    tensors: dict[str, list[str]] = {}
     for node in graph.nodes:
         if node.op_type == "QuantizeLinear" and not graph.is_constant(node.input[0]):
-            found.setdefault(node.input[0], []).append(node.name)
-    return found
+            tensors.setdefault(node.input[0], []).append(node.name)
+    return tensors
 
 
 def set_activation_scales(model: Any, scales: dict[str, float]) -> None:
@@ -217,21 +220,21 @@ def set_activation_scales(model: Any, scales: dict[str, float]) -> None:
     """
     onnx = require_onnx()
     graph, fresh = Graph(model), FreshNames(model)
-    made: dict[str, str] = {}
+    scale_names: dict[str, str] = {}
     for node in graph.nodes:
         if node.op_type != "QuantizeLinear" or graph.is_constant(node.input[0]):
             continue
         tensor = node.input[0]
         if tensor not in scales:
             raise PackageError(f"The tensor {tensor} was quantized but not calibrated.", "Please report this.")
-        if tensor not in made:
-            made[tensor] = fresh(f"{tensor}_calibrated_scale")
+        if tensor not in scale_names:
+            scale_names[tensor] = fresh(f"{tensor}_calibrated_scale")
             model.graph.initializer.append(
-                onnx.numpy_helper.from_array(np.array(scales[tensor], np.float32), made[tensor])
+                onnx.numpy_helper.from_array(np.array(scales[tensor], np.float32), scale_names[tensor])
             )
-        node.input[1] = made[tensor]
+        node.input[1] = scale_names[tensor]
         for reader in graph.readers.get(node.output[0], []):
-            reader.input[1] = made[tensor]
+            reader.input[1] = scale_names[tensor]
     pruned(model)
 
 
@@ -274,13 +277,13 @@ def _merged_constants(model: Any) -> dict[str, str]:
     outputs = {value.name for value in model.graph.output}
     for node in constants:
         if node.output[0] not in outputs and node.output[0] != (
-            kept := first.setdefault(_content(node), node.output[0])
+            original := first.setdefault(_content(node), node.output[0])
         ):
-            renamed[node.output[0]] = kept
+            renamed[node.output[0]] = original
     for initializer in model.graph.initializer:
-        kept = first.setdefault(_content(initializer), initializer.name)
-        if kept != initializer.name and initializer.name not in outputs:
-            renamed[initializer.name] = kept
+        original = first.setdefault(_content(initializer), initializer.name)
+        if original != initializer.name and initializer.name not in outputs:
+            renamed[initializer.name] = original
     del model.graph.node[:]
     model.graph.node.extend([node for node in constants if node.output[0] not in renamed])
     model.graph.node.extend(others)

@@ -111,15 +111,15 @@ def _annotations(cls: type) -> dict[str, tuple[Any, bool]]:
 def _record(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise _Refused(f"{where} must be an object, not {_kind(value)}")
-    given = {}
+    arguments = {}
     for name, (annotation, required) in _annotations(cls).items():
         if required and name not in value:
             raise _Refused(f"{where}: '{name}' is missing")
         if required or value.get(name) is not None:
-            given[name] = _value(annotation, value[name], f"{where}: '{name}'")
+            arguments[name] = _value(annotation, value[name], f"{where}: '{name}'")
     if extra := sorted(set(value) - set(_annotations(cls))):
         raise _Refused(f"{where}: {shown(extra[0])} is not a known field")
-    record = cls(**{**(cls.left_out(given) if hasattr(cls, "left_out") else {}), **given})
+    record = cls(**{**(cls.left_out(arguments) if hasattr(cls, "left_out") else {}), **arguments})
     for name in getattr(cls, "NEEDED_BY_KIND", {}).get(getattr(record, "kind", None), ()):
         if getattr(record, name) is None:
             raise _Refused(f"{where} of kind {record.kind} needs '{name}'")
@@ -221,7 +221,7 @@ def record_schema(cls: type) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {name: _schema(annotation) for name, (annotation, _) in annotations.items()},
     }
-    if needed := getattr(cls, "NEEDED_BY_KIND", {}):
+    if fields_by_kind := getattr(cls, "NEEDED_BY_KIND", {}):
         schema["allOf"] = [
             {
                 "if": {"properties": {"kind": {"const": kind}}},
@@ -230,7 +230,7 @@ def record_schema(cls: type) -> dict[str, Any]:
                     "properties": {name: _schema(_without_none(annotations[name][0])) for name in names},
                 },
             }
-            for kind, names in needed.items()
+            for kind, names in fields_by_kind.items()
         ]
     return schema
 

@@ -70,74 +70,74 @@ def with_padded_channels(model: Any, multiple: int, only_with: str = "") -> Any:
         model: of inferred shapes.
         only_with: only widths that an operator of this type works on.
     """
-    found = Graph(model)
+    graph = Graph(model)
     sets, blocked = _Sets(), set[str]()
     members: dict[str, list[Any]] = {}
-    for node in found.nodes:
+    for node in graph.nodes:
         kind = node.op_type
         if kind in ("Conv", "ConvTranspose"):
-            if attributes(node).get("group", 1) != 1 or _weight_name(found, node.input[1]) is None:
+            if attributes(node).get("group", 1) != 1 or _weight_name(graph, node.input[1]) is None:
                 blocked.update((node.input[0], node.output[0]))
             continue
-        through = [name for name in node.input if name and not found.is_constant(name)]
-        if kind == "DequantizeLinear" and not through:
+        inputs = [name for name in node.input if name and not graph.is_constant(name)]
+        if kind == "DequantizeLinear" and not inputs:
             continue
-        if kind in _CHANNEL_WISE and _keeps_channels(found, node, through):
-            sets.join([*through, *node.output])
+        if kind in _CHANNEL_WISE and _keeps_channels(graph, node, inputs):
+            sets.join([*inputs, *node.output])
         else:
-            blocked.update((*through, *node.output))
+            blocked.update((*inputs, *node.output))
     blocked.update(value.name for value in (*model.graph.input, *model.graph.output))
-    closed = {sets.find(name) for name in blocked}
-    for node in found.nodes:
-        if node.op_type in _CHANNEL_WISE and node.output[0] in found.producer:
+    blocked_roots = {sets.find(name) for name in blocked}
+    for node in graph.nodes:
+        if node.op_type in _CHANNEL_WISE and node.output[0] in graph.producer:
             members.setdefault(sets.find(node.output[0]), []).append(node)
-    wanted = {}
-    for node in found.nodes:
+    widths = {}
+    for node in graph.nodes:
         if node.op_type in ("Conv", "ConvTranspose"):
-            root, width = sets.find(node.output[0]), _output_channels(found, node)
+            root, width = sets.find(node.output[0]), _output_channels(graph, node)
             types = {member.op_type for member in members.get(root, ())}
-            if root not in closed and width % multiple and (not only_with or only_with in types):
-                wanted[root] = (width, -width % multiple)
-    if not wanted:
+            if root not in blocked_roots and width % multiple and (not only_with or only_with in types):
+                widths[root] = (width, -width % multiple)
+    if not widths:
         return model
-    return _Padding(copied(model), sets, wanted).run()
+    return _Padding(copied(model), sets, widths).run()
 
 
-def _keeps_channels(found: Graph, node: Any, through: list[str]) -> bool:
+def _keeps_channels(graph: Graph, node: Any, inputs: list[str]) -> bool:
     """Constants must be scalars, or one value a channel where the operator means it so."""
     for position, name in enumerate(node.input):
-        if not name or name in through or position in _PER_CHANNEL_INPUTS.get(node.op_type, ()):
+        if not name or name in inputs or position in _PER_CHANNEL_INPUTS.get(node.op_type, ()):
             continue
         if node.op_type in ("Resize", "Clip", "Pow", "QuantizeLinear", "DequantizeLinear"):
             continue
-        array = found.array(name)
+        array = graph.array(name)
         if array is None or (array.size != 1 and node.op_type != "PRelu"):
             return False
-    return bool(through) and len({tuple(found.shapes.get(t, ())[1:2]) for t in (*through, *node.output)} - {()}) == 1
+    return bool(inputs) and len({tuple(graph.shapes.get(t, ())[1:2]) for t in (*inputs, *node.output)} - {()}) == 1
 
 
-def _weight_name(found: Graph, name: str) -> str | None:
+def _weight_name(graph: Graph, name: str) -> str | None:
     """The initializer behind a weight, directly or through a DequantizeLinear."""
-    if name in found.initializers:
+    if name in graph.initializers:
         return name
-    node = found.producer.get(name)
+    node = graph.producer.get(name)
     return (
         node.input[0]
-        if node is not None and node.op_type == "DequantizeLinear" and node.input[0] in found.initializers
+        if node is not None and node.op_type == "DequantizeLinear" and node.input[0] in graph.initializers
         else None
     )
 
 
-def _output_channels(found: Graph, node: Any) -> int:
-    name = _weight_name(found, node.input[1])
-    return int(found.initializers[name].dims[0 if node.op_type == "Conv" else 1]) if name else 0
+def _output_channels(graph: Graph, node: Any) -> int:
+    name = _weight_name(graph, node.input[1])
+    return int(graph.initializers[name].dims[0 if node.op_type == "Conv" else 1]) if name else 0
 
 
 class _Padding:
     """Fills up constants in place."""
 
-    def __init__(self, model: Any, sets: _Sets, wanted: dict[str, tuple[int, int]]) -> None:
-        self._model, self._graph, self._sets, self._wanted = model, Graph(model), sets, wanted
+    def __init__(self, model: Any, sets: _Sets, widths: dict[str, tuple[int, int]]) -> None:
+        self._model, self._graph, self._sets, self._widths = model, Graph(model), sets, widths
 
     def run(self) -> Any:
         for node in self._graph.nodes:
@@ -158,7 +158,7 @@ class _Padding:
         return pruned(self._model)
 
     def _of(self, name: str) -> tuple[int, int]:
-        return self._wanted.get(self._sets.find(name), (0, 0))
+        return self._widths.get(self._sets.find(name), (0, 0))
 
     def _weight(self, node: Any, position: int, pads: dict[int, int], scale_axis: int) -> None:
         if not any(pads.values()):
@@ -177,30 +177,34 @@ class _Padding:
     def _replace(self, node: Any, position: int, array: NDArray[Any], pads: dict[int, int], value: float = 0.0) -> None:
         onnx = require_onnx()
         widths = [(0, pads.get(axis, 0)) for axis in range(array.ndim)]
-        filled = np.pad(array, widths, constant_values=np.array(value, array.dtype))
+        padded = np.pad(array, widths, constant_values=np.array(value, array.dtype))
         name = f"{node.name}_{position}_filled"
         if name not in self._graph.initializers:
-            made = onnx.numpy_helper.from_array(filled, name)
-            self._model.graph.initializer.append(made)
-            self._graph.initializers[name] = made
+            initializer = onnx.numpy_helper.from_array(padded, name)
+            self._model.graph.initializer.append(initializer)
+            self._graph.initializers[name] = initializer
         node.input[position] = name
 
 
-def is_pointwise_deconvolution(found: Graph, node: Any) -> bool:
+def is_pointwise_deconvolution(graph: Graph, node: Any) -> bool:
     """A transposed convolution whose kernel equals its stride: every output voxel comes from one input voxel."""
     if node.op_type != "ConvTranspose":
         return False
-    given, name = attributes(node), _weight_name(found, node.input[1])
-    if name is None or given.get("group", 1) != 1 or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+    settings, name = attributes(node), _weight_name(graph, node.input[1])
+    if (
+        name is None
+        or settings.get("group", 1) != 1
+        or settings.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+    ):
         return False
-    kernel = list(found.initializers[name].dims)[2:]
+    kernel = list(graph.initializers[name].dims)[2:]
     ones, zeros = [1] * len(kernel), [0] * len(kernel)
     return (
-        kernel == list(given.get("strides", ones))
-        and given.get("dilations", ones) == ones
-        and not any(given.get("pads", zeros))
-        and not any(given.get("output_padding", zeros))
-        and "output_shape" not in given
+        kernel == list(settings.get("strides", ones))
+        and settings.get("dilations", ones) == ones
+        and not any(settings.get("pads", zeros))
+        and not any(settings.get("output_padding", zeros))
+        and "output_shape" not in settings
     )
 
 
@@ -214,50 +218,50 @@ def with_pointwise_deconvolutions(model: Any) -> Any:
         model: of inferred, fixed spatial shapes.
     """
     onnx = require_onnx()
-    found = Graph(model)
-    chosen = {node.name for node in found.nodes if is_pointwise_deconvolution(found, node)}
-    if not chosen:
+    graph = Graph(model)
+    names = {node.name for node in graph.nodes if is_pointwise_deconvolution(graph, node)}
+    if not names:
         return model
     copy = copied(model)
-    made: list[Any] = []
+    new_nodes: list[Any] = []
 
     def constant(array: NDArray[Any], name: str) -> str:
         copy.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         return name
 
-    rearranged = dict[str, str]()
+    dequantized = dict[str, str]()
     for node in copy.graph.node:
-        if node.name not in chosen:
-            made.append(node)
+        if node.name not in names:
+            new_nodes.append(node)
             continue
         name = node.name
-        shape = found.shapes[node.input[0]]
-        stored = _weight_name(found, node.input[1])
-        assert stored is not None
-        weight = found.array(stored)
+        shape = graph.shapes[node.input[0]]
+        weight_name = _weight_name(graph, node.input[1])
+        assert weight_name is not None
+        weight = graph.array(weight_name)
         channels, kernel = weight.shape[1], weight.shape[2:]
         places, axes = int(np.prod(kernel)), len(kernel)
         # (in, out, a, b, d) to (out * a * b * d, in, 1, 1, 1)
         flat = np.ascontiguousarray(np.moveaxis(weight, 0, -1)).reshape(channels * places, -1, *[1] * axes)
         new_weight = constant(flat, f"{name}_pointwise_weight")
-        if stored != node.input[1]:
-            dequantize = found.producer[node.input[1]]
+        if weight_name != node.input[1]:
+            dequantize = graph.producer[node.input[1]]
             inputs = [new_weight]
             for position, source in enumerate(dequantize.input[1:], start=1):
-                array = found.array(source)
+                array = graph.array(source)
                 inputs.append(
                     constant(np.repeat(array, places), f"{name}_pointwise_{position}") if array.ndim else source
                 )
-            rearranged[name] = f"{name}_pointwise_dequantized"
-            made.append(
+            dequantized[name] = f"{name}_pointwise_dequantized"
+            new_nodes.append(
                 onnx.helper.make_node(
-                    "DequantizeLinear", inputs, [rearranged[name]], name=f"{name}_pointwise_DQ", axis=0
+                    "DequantizeLinear", inputs, [dequantized[name]], name=f"{name}_pointwise_DQ", axis=0
                 )
             )
-            new_weight = rearranged[name]
+            new_weight = dequantized[name]
         inputs = [node.input[0], new_weight]
         if len(node.input) > 2 and node.input[2]:
-            inputs.append(constant(np.repeat(found.array(node.input[2]), places), f"{name}_pointwise_bias"))
+            inputs.append(constant(np.repeat(graph.array(node.input[2]), places), f"{name}_pointwise_bias"))
         spatial = shape[2:]
         wide = constant(np.array([0, channels, *kernel, *spatial], np.int64), f"{name}_pointwise_wide")
         # (n, c, a, b, d, A, B, D) to (n, c, A, a, B, b, D, d)
@@ -267,14 +271,14 @@ def with_pointwise_deconvolutions(model: Any) -> Any:
             f"{name}_pointwise_shape",
         )
         helper = onnx.helper
-        made += [
+        new_nodes += [
             helper.make_node("Conv", inputs, [f"{name}_pointwise"], name=name, kernel_shape=[1] * axes),
             helper.make_node("Reshape", [f"{name}_pointwise", wide], [f"{name}_places"], name=f"{name}_Reshape"),
             helper.make_node("Transpose", [f"{name}_places"], [f"{name}_moved"], name=f"{name}_Transpose", perm=order),
             helper.make_node("Reshape", [f"{name}_moved", target], list(node.output), name=f"{name}_Reshape_back"),
         ]
     del copy.graph.node[:]
-    copy.graph.node.extend(made)
+    copy.graph.node.extend(new_nodes)
     return pruned(copy)
 
 
@@ -285,21 +289,21 @@ def with_folded_normalization(model: Any) -> Any:
     Left alone: a convolution whose result something else reads as well, or whose weights are computed.
     """
     onnx = require_onnx()
-    found = Graph(model)
+    graph = Graph(model)
     outputs = {value.name for value in model.graph.output}
     pairs = []
-    for node in found.nodes:
-        source = found.producer.get(node.input[0]) if node.op_type == "BatchNormalization" else None
+    for node in graph.nodes:
+        source = graph.producer.get(node.input[0]) if node.op_type == "BatchNormalization" else None
         if (
             source is None
             or source.op_type not in ("Conv", "ConvTranspose")
             or attributes(node).get("training_mode", 0)
         ):
             continue
-        single = len(found.readers[source.output[0]]) == 1 and source.output[0] not in outputs
-        known = all(found.array(name) is not None for name in (*node.input[1:5], *source.input[1:]) if name)
-        own = len(found.readers[source.input[1]]) == 1
-        if single and known and own and (source.op_type == "Conv" or attributes(source).get("group", 1) == 1):
+        single = len(graph.readers[source.output[0]]) == 1 and source.output[0] not in outputs
+        constant = all(graph.array(name) is not None for name in (*node.input[1:5], *source.input[1:]) if name)
+        unshared = len(graph.readers[source.input[1]]) == 1
+        if single and constant and unshared and (source.op_type == "Conv" or attributes(source).get("group", 1) == 1):
             pairs.append((source.name, node.name))
     if not pairs:
         return model
@@ -307,12 +311,12 @@ def with_folded_normalization(model: Any) -> Any:
     nodes = {node.name: node for node in copy.graph.node}
     for convolution, normalization in pairs:
         conv, norm = nodes[convolution], nodes[normalization]
-        scale, shift, mean, variance = (found.array(name).astype(np.float64) for name in norm.input[1:5])
+        scale, shift, mean, variance = (graph.array(name).astype(np.float64) for name in norm.input[1:5])
         factor = scale / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5))
-        weight = found.array(conv.input[1]).astype(np.float64)
+        weight = graph.array(conv.input[1]).astype(np.float64)
         axis = 0 if conv.op_type == "Conv" else 1
         shape = [-1 if a == axis else 1 for a in range(weight.ndim)]
-        bias = found.array(conv.input[2]) if len(conv.input) > 2 and conv.input[2] else np.zeros_like(mean)
+        bias = graph.array(conv.input[2]) if len(conv.input) > 2 and conv.input[2] else np.zeros_like(mean)
         for position, array in ((1, weight * factor.reshape(shape)), (2, (bias - mean) * factor + shift)):
             name = f"{convolution}_{position}_folded"
             copy.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))

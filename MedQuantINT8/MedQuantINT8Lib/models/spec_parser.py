@@ -30,10 +30,10 @@ def parse_spec(value: Any, where: str = "model.json") -> ModelSpec:
         if isinstance(value, Mapping)
         else value
     )
-    read = parse_record(_Header, header, where, _HINT)
-    if read.schema != _SCHEMA or read.schema_version not in SUPPORTED_SCHEMA_VERSIONS:
+    parsed_header = parse_record(_Header, header, where, _HINT)
+    if parsed_header.schema != _SCHEMA or parsed_header.schema_version not in SUPPORTED_SCHEMA_VERSIONS:
         raise PackageError(
-            f"{where}: schema version {shown(read.schema_version)} is not understood by this MedQuantINT8 "
+            f"{where}: schema version {shown(parsed_header.schema_version)} is not understood by this MedQuantINT8 "
             f"(it knows {', '.join(SUPPORTED_SCHEMA_VERSIONS)}).",
             "Update MedQuantINT8, or export the package for this version.",
         )
@@ -67,7 +67,7 @@ def model_schema() -> dict[str, Any]:
     }
 
 
-def _bad(where: str, problem: str) -> PackageError:
+def _field_error(where: str, problem: str) -> PackageError:
     return PackageError(f"{where} {problem}.", _HINT)
 
 
@@ -75,43 +75,49 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
     for what in ("value", "channel"):
         values = [getattr(label, what) for label in spec.labels]
         if len(set(values)) != len(values):
-            raise _bad(f"{where}: 'labels'", f"use a {what} twice")
+            raise _field_error(f"{where}: 'labels'", f"use a {what} twice")
     # Regions may come with one for the background, which no label is for.
     first = all(label.channel > 0 for label in spec.labels)
     background = spec.output.activation == "softmax" or not spec.output.regions or first
     expected = range(1, len(spec.labels) + 1) if background else range(len(spec.labels))
     missing = sorted(set(expected) - {label.channel for label in spec.labels})
     if missing:
-        raise _bad(f"{where}: 'labels'", f"has no label for output channel {missing[0]}")
+        raise _field_error(f"{where}: 'labels'", f"has no label for output channel {missing[0]}")
     if spec.output.thresholds and len(spec.output.thresholds) != spec.output_channels:
-        raise _bad(
+        raise _field_error(
             f"{where}: 'output'", f"has {len(spec.output.thresholds)} thresholds for {spec.output_channels} channels"
         )
-    known = {label.value for label in spec.labels}
-    if strangers := sorted({value for step in spec.cleaning for value in step.labels} - known):
-        raise _bad(f"{where}: 'cleaning'", f"names the label {strangers[0]}, which the model does not have")
+    label_values = {label.value for label in spec.labels}
+    if strangers := sorted({value for step in spec.cleaning for value in step.labels} - label_values):
+        raise _field_error(f"{where}: 'cleaning'", f"names the label {strangers[0]}, which the model does not have")
     if any(step.where == "network" for step in spec.cleaning) and spec.output.resample not in ("masks", "labels"):
-        raise _bad(f"{where}: 'cleaning'", "may be in network space only where 'output' resamples masks or labels")
+        raise _field_error(
+            f"{where}: 'cleaning'", "may be in network space only where 'output' resamples masks or labels"
+        )
     if max(label.value for label in spec.labels) > 65535:
-        raise _bad(f"{where}: 'labels'", "has a value above 65535")
+        raise _field_error(f"{where}: 'labels'", "has a value above 65535")
     if strangers := sorted({n for step in spec.normalization for n in step.channels if n >= len(spec.channels)}):
-        raise _bad(f"{where}: 'normalization'", f"names the channel {strangers[0]}, which the model does not have")
+        raise _field_error(
+            f"{where}: 'normalization'", f"names the channel {strangers[0]}, which the model does not have"
+        )
     geometry = spec.geometry
     if sum(value is not None for value in (geometry.spacing, geometry.size, geometry.longest)) > 1:
-        raise _bad(f"{where}: 'geometry'", "may have 'spacing', 'size' or 'longest', not several of them")
+        raise _field_error(f"{where}: 'geometry'", "may have 'spacing', 'size' or 'longest', not several of them")
     if geometry.interpolation in ("area", "exact") and geometry.resize != "torch":
-        raise _bad(
+        raise _field_error(
             f"{where}: 'geometry'", f"has the interpolation {geometry.interpolation}, which needs 'resize' to be torch"
         )
     if strangers := sorted(n for n in spec.crop.channels if n >= len(spec.channels)):
-        raise _bad(f"{where}: 'crop'", f"names the channel {strangers[0]}, which the model does not have")
+        raise _field_error(f"{where}: 'crop'", f"names the channel {strangers[0]}, which the model does not have")
     _check_order(spec, where)
     for name, sizes in (("window", spec.window.patch_size), ("geometry", spec.geometry.size or (1,))):
         if math.prod(n or 1 for n in sizes) > _MOST_VOXELS:
-            raise _bad(f"{where}: '{name}'", f"has {' x '.join(map(str, sizes))} voxels, more than {_MOST_VOXELS}")
+            raise _field_error(
+                f"{where}: '{name}'", f"has {' x '.join(map(str, sizes))} voxels, more than {_MOST_VOXELS}"
+            )
     for size, multiple in zip(spec.window.patch_size, spec.window.multiples, strict=True):
         if size % multiple:
-            raise _bad(f"{where}: 'window'", f"has a patch size of {size}, which is no multiple of {multiple}")
+            raise _field_error(f"{where}: 'window'", f"has a patch size of {size}, which is no multiple of {multiple}")
 
 
 def _check_order(spec: ModelSpec, where: str) -> None:
@@ -125,15 +131,17 @@ def _check_order(spec: ModelSpec, where: str) -> None:
     }
     for step, count in counts.items():
         if (spec.order or spec.fits) and spec.order.count(step) != count:  # type: ignore[arg-type]
-            raise _bad(f"{where}: 'order'", f"must name {step!r} {count} time(s), as often as the model has it")
+            raise _field_error(f"{where}: 'order'", f"must name {step!r} {count} time(s), as often as the model has it")
     if any(step.mask == "nonzero_filled" for step in spec.normalization):
         steps = list(spec.steps)
         count = max(n for n, step in enumerate(spec.normalization, 1) if step.mask == "nonzero_filled")
-        done = [n for n, step in enumerate(steps) if step == "normalize"][count - 1]
-        if "resample" in steps[:done]:
-            raise _bad(f"{where}: 'normalization'", "with the mask nonzero_filled needs 'normalize_in' to be input")
+        position = [n for n, step in enumerate(steps) if step == "normalize"][count - 1]
+        if "resample" in steps[:position]:
+            raise _field_error(
+                f"{where}: 'normalization'", "with the mask nonzero_filled needs 'normalize_in' to be input"
+            )
     places = {step: spec.order.index(step) for step in spec.order}
     if "reorient" in places and "resample" in places:
         later = places["reorient"] > places["resample"]
         if later != (spec.geometry.reorient == "last"):
-            raise _bad(f"{where}: 'order'", "must have 'reorient' and 'resample' as 'geometry.reorient' says")
+            raise _field_error(f"{where}: 'order'", "must have 'reorient' and 'resample' as 'geometry.reorient' says")

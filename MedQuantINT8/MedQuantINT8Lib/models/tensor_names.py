@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 
-def free_name(wanted: str, taken: set[str]) -> str:
-    """``wanted``, with a number behind it if it is taken; the name counts as taken from then on."""
-    name, number = wanted, 2
-    while name in taken:
-        name, number = f"{wanted}_{number}", number + 1
-    taken.add(name)
+def free_name(preferred: str, used_names: set[str]) -> str:
+    """Return ``preferred``, with a number behind it if it is among ``used_names``, and add the result to these."""
+    name, number = preferred, 2
+    while name in used_names:
+        name, number = f"{preferred}_{number}", number + 1
+    used_names.add(name)
     return name
 
 
@@ -20,16 +20,16 @@ def tensor_names(model: Any) -> set[str]:
 
 
 def _names_in(graph: Any, *, within: bool) -> set[str]:
-    named = {
+    names = {
         value.name for field in (graph.input, graph.output, graph.initializer, graph.value_info) for value in field
     }
-    named |= {constant.values.name for constant in graph.sparse_initializer}
+    names |= {constant.values.name for constant in graph.sparse_initializer}
     for node in graph.node:
-        named.update(node.input, node.output)
+        names.update(node.input, node.output)
         for body in _bodies(node) if within else ():
-            named |= _names_in(body, within=True)
+            names |= _names_in(body, within=True)
     # An optional input that is left out has no name.
-    return named - {""}
+    return names - {""}
 
 
 def _bodies(node: Any) -> list[Any]:
@@ -44,11 +44,11 @@ class FreshNames:
     """Names for new tensors that no tensor of the network has: exporters choose names freely, also such as are made here."""
 
     def __init__(self, model: Any) -> None:
-        self._taken = tensor_names(model)
+        self._used_names = tensor_names(model)
 
-    def __call__(self, wanted: str) -> str:
-        """``wanted``, or the like if it is taken; the same name is never given twice."""
-        return free_name(wanted, self._taken)
+    def __call__(self, preferred: str) -> str:
+        """Return ``preferred``, with a number behind it if it is in use; the same name is never returned twice."""
+        return free_name(preferred, self._used_names)
 
 
 def rename_tensors(model: Any, names: dict[str, str]) -> None:
