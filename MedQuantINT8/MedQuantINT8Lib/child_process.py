@@ -1,4 +1,4 @@
-"""A function in a process of its own, which can be ended at once, tells how far it is, and may not take all memory.
+"""This module runs a function in a process of its own, which can be ended at once, reports its progress, and has a limit of memory.
 
 What cannot be interrupted (torch's exporter, ONNX Runtime) or belongs to a stranger (a network's own code) runs here. The
 process is a fresh interpreter, not a fork: threads of torch, OpenMP and ONNX Runtime do not survive a fork, and a fresh one
@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def can_cross(function: Callable[..., Any]) -> bool:
-    """Whether a function can be sent to another process: not a lambda, not one that was made inside another."""
+    """Return whether a function can be sent to another process: not a lambda, not one that was made inside another."""
     try:
         pickle.dumps(function)
     except (pickle.PicklingError, AttributeError, TypeError):
@@ -45,7 +45,7 @@ def can_cross(function: Callable[..., Any]) -> bool:
 
 
 def run_in_child(function: Callable[..., Any], task: Task, name: str, *, memory_bytes: int | None = None) -> Any:
-    """Call ``function(task=...)`` in a process of its own; what it returns.
+    """Call ``function(task=...)`` in a process of its own, and return what it returns.
 
     Args:
         function: importable, with arguments that can be pickled; see :func:`can_cross`. What its task reports is passed on.
@@ -84,7 +84,7 @@ def run_in_child(function: Callable[..., Any], task: Task, name: str, *, memory_
 
 
 def _watch(process: subprocess.Popen[bytes], task: Task, name: str, limit: int) -> MedQuantError | None:
-    """Pass progress on until the child says no more; what went wrong in it, as an error of this program."""
+    """Pass progress on until the child says no more; return what went wrong in it, as an error of this program, or None."""
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     assert process.stdout is not None
     threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True).start()
@@ -140,7 +140,7 @@ def _error_from(message: dict[str, str]) -> MedQuantError:
 
 
 def _end_error(code: int | None, stderr_file: Path, name: str) -> PackageError:
-    """The error for a process that ended without a word: a crash, or the system's own bound on memory."""
+    """Return the error for a process that ended without a word: a crash, or the system's own bound on memory."""
     text = stderr_file.read_bytes().decode("utf-8", "replace").strip()
     last = "".join(c for c in text.splitlines()[-1][:200] if c.isprintable()) if text else ""
     how = f"by signal {-code}" if code is not None and code < 0 else f"with code {code}"
@@ -165,7 +165,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of another process; 0 where the system does not tell."""
+    """Return the resident memory of another process, in bytes; 0 where the system does not tell."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line: its own words, or its kind where it has none."""
+    """Return an error in one line: its own words, or its kind where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -53,7 +53,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
 def storage_error(error: OSError) -> StorageError | None:
-    """A disk that is full, read-only or broken, in words; None for what has other reasons."""
+    """Return the error for a disk that is full, read-only or broken; None for what has other reasons."""
     if error.errno not in _DISK_ERRORS:
         return None
     reason, hint = _REASONS[error.errno]
@@ -61,7 +61,7 @@ def storage_error(error: OSError) -> StorageError | None:
 
 
 def split_paths(text: str) -> list[str]:
-    """Paths that are joined by commas; a comma that belongs to the name of a file or folder that is there does not part them."""
+    """Return the paths in a text that joins them by commas; a comma in the name of an existing file or folder does not part it."""
     if "," not in text or there(text):
         return [text]
     paths: list[str] = []
@@ -75,7 +75,7 @@ def split_paths(text: str) -> list[str]:
 
 
 def there(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names something; no name is too long or odd to be asked."""
+    """Return whether a path names something; no name is too long or odd to be asked."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):
@@ -83,6 +83,7 @@ def there(path: str | os.PathLike[str]) -> bool:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
 
@@ -134,7 +135,7 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """As :func:`replacing`, for a whole folder: old and new are exchanged in one step.
+    """Yield a new folder, as :func:`replacing` does a file: old and new are exchanged in one step.
 
     Where the system cannot do that, two renames are needed; a note beside the new folder lets :func:`finish_interrupted`
     end what a kill between them left.
@@ -188,13 +189,13 @@ def finish_interrupted(folder: Path) -> None:
 
 
 def scratch_beside(target: Path) -> Path:
-    """A new temporary folder on the disk of ``target``, in the same folder; what dead processes left there is removed."""
+    """Return a new temporary folder on the disk of ``target``, in the same folder; what dead processes left there is removed."""
     finish_interrupted(target.parent)
     return new_folder(_WRITING, target.parent)
 
 
 def followed(path: Path) -> Path:
-    """The path that a link points to; any other path as it is.
+    """Return the path that a link points to; any other path as it is.
 
     Raises:
         OSError: links that lead in a circle.
@@ -239,12 +240,13 @@ def free_name(preferred: str, used_names: set[str]) -> str:
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Write a text file (UTF-8), whole or not at all; raises :class:`StorageError` as :func:`replacing` does."""
     with replacing(target) as path:
         path.write_text(text, encoding="utf-8")
 
 
 def parse_json(content: str | bytes, *, finite: bool = False) -> Any:
-    """A JSON text as Python's values; bytes are UTF-8.
+    """Return a JSON text as Python's values; bytes are UTF-8.
 
     Args:
         finite: NaN and infinities are refused, which Python's own reader takes although JSON has none.
@@ -264,7 +266,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """A JSON file (UTF-8) as Python's values.
+    """Return a JSON file (UTF-8) as Python's values.
 
     Raises:
         OSError: it cannot be read.
@@ -274,4 +276,5 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def write_json(target: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as an indented JSON file (UTF-8), whole or not at all; see :func:`write_text`."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Before any work starts: an output can be written, and it is none of the inputs.
+"""Checks before any work starts: an output can be written, and it is none of the inputs.
 
 One place for all commands, for the resident worker and for Slicer's logic.
 """
@@ -125,7 +125,7 @@ def _refuse_input(path: Path, target: Path, inputs: Iterable[PathLike | None], w
 
 
 def _input_files(inputs: Iterable[PathLike | None]) -> Iterator[Path]:
-    """The inputs, and the data file of each detached header among them."""
+    """Yield the inputs, and the data file of each detached header among them."""
     for source in inputs:
         if source is None:
             continue
@@ -136,7 +136,7 @@ def _input_files(inputs: Iterable[PathLike | None]) -> Iterator[Path]:
 
 
 def data_files(header: Path) -> list[Path]:
-    """The files with voxels that a MetaImage or NRRD header of its own names, as far as its text says; none that are missing."""
+    """Return the files with voxels that a MetaImage or NRRD header of its own names, as far as its text says; none that are missing."""
     paths = []
     try:
         with open(header, "rb") as stream:

@@ -43,10 +43,12 @@ class Task:
         self.part = ""
 
     def cancel(self) -> None:
+        """Ask the work to stop at its next :meth:`step` or :meth:`check`; may be called from any thread."""
         self._cancelled.set()
 
     @property
     def cancelled(self) -> bool:
+        """Whether the work was asked to stop."""
         return self._cancelled.is_set()
 
     def report(self, event: ProgressEvent) -> None:
@@ -55,6 +57,7 @@ class Task:
             self._listener(event)
 
     def check(self) -> None:
+        """Raise :class:`Cancelled` if the work was asked to stop."""
         if self._cancelled.is_set():
             raise Cancelled(f"Canceled during '{self._stage}'." if self._stage else "Canceled.")
 
@@ -84,6 +87,7 @@ class Task:
         self._report()
 
     def step(self, count: int = 1) -> None:
+        """Count ``count`` more steps as done, raise :class:`Cancelled` if the work was asked to stop, and report."""
         self._done += count
         self.check()
         self._report()

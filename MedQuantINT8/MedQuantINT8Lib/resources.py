@@ -8,6 +8,6 @@ _HERE = Path(__file__).resolve().parent
 
 
 def resource(name: str) -> Path:
-    """The path of a file in Resources/: beside the library in a Slicer module, inside it in a wheel."""
+    """Return the path of a file in Resources/: beside the library in a Slicer module, inside it in a wheel."""
     beside = _HERE.parent / "Resources" / name
     return beside if beside.exists() else _HERE / "_resources" / name

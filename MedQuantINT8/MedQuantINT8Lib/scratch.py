@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-#: Held while something new takes the place of something old.
+#: A lock, acquired while something new takes the place of something old.
 putting_in_place = threading.Lock()
 #: Stands in a temporary folder while two folders are exchanged in two steps; holds the name of the one that is replaced.
 EXCHANGE_NOTE = "exchange"
@@ -30,7 +30,7 @@ _TOKEN = re.compile(r"(\d+)_(\d+)_([0-9a-f]{8})-")
 
 @cache
 def _machine() -> str:
-    """The machine and, on Linux, the space of process numbers: a container counts for itself, also on a shared disk."""
+    """Return the machine and, on Linux, the space of process numbers: a container counts for itself, also on a shared disk."""
     space = ""
     with suppress(OSError):
         space = str(Path("/proc/self/ns/pid").readlink())
@@ -38,7 +38,7 @@ def _machine() -> str:
 
 
 def _start_time(process: int) -> int | None:
-    """When a process began, in the system's own ticks; 0 if it lives and that is not told; None if there is no such process."""
+    """Return when a process began, in the system's own ticks; 0 if it lives and the time is unknown; None if there is none."""
     if sys.platform.startswith("linux"):
         try:
             # The name in parentheses may hold spaces.
@@ -59,12 +59,12 @@ def _start_time(process: int) -> int | None:
 
 
 def owned_prefix(kind: str) -> str:
-    """A prefix for :func:`tempfile.mkdtemp` that names this process, such as ``.writing-4711_98765_0a1b2c3d-``."""
+    """Return a prefix for :func:`tempfile.mkdtemp` that names this process, such as ``.writing-4711_98765_0a1b2c3d-``."""
     return f"{kind}-{os.getpid()}_{_start_time(os.getpid()) or 0}_{_machine()}-"
 
 
 def new_folder(kind: str, parent: str | os.PathLike[str] | None = None) -> Path:
-    """A new temporary folder of this process, in ``parent`` or where temporary files lie; :func:`abandon` removes it too.
+    """Return a new temporary folder of this process, in ``parent`` or where temporary files lie; :func:`abandon` removes it too.
 
     Raises:
         OSError: it cannot be made.
@@ -93,7 +93,7 @@ def abandon() -> None:
 
 
 def owner_is_dead(name: str) -> bool:
-    """Whether the process that made a name of :func:`owned_prefix` ran on this machine and has ended."""
+    """Return whether the process that made a name of :func:`owned_prefix` ran on this machine and has ended."""
     match = _TOKEN.search(name)
     if match is None or match[3] != _machine():
         return False
@@ -102,7 +102,7 @@ def owner_is_dead(name: str) -> bool:
 
 
 def leftovers(folder: Path, *kinds: str) -> list[Path]:
-    """What dead processes left in a folder, by the kinds that :func:`owned_prefix` was called with."""
+    """Return what dead processes left in a folder, by the kinds that :func:`owned_prefix` was called with."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.name.startswith(tuple(f"{kind}-" for kind in kinds))]

@@ -14,7 +14,7 @@ from .telemetry import silent
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping; a container's limit counts."""
+    """Return the bytes of memory that can be used without swapping; a container's limit counts."""
     limits = [_free_by_os(), *_free_in_container()]
     return max(0, min(value for value in limits if value is not None))
 
@@ -76,7 +76,7 @@ def reset_peak_memory() -> bool:
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes; 0 where the system does not tell."""
+    """Return the largest resident size of this process so far, in bytes; 0 where the system does not tell."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -92,7 +92,7 @@ def peak_memory() -> int:
 
 
 def user_folder(kind: Literal["cache", "data"]) -> Path:
-    """This program's folder among the user's caches or data, where the operating system keeps them."""
+    """Return this program's folder among the user's caches or data, where the operating system keeps them."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "MedQuantINT8"
     if sys.platform == "darwin":
@@ -109,7 +109,7 @@ def _home() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where engines and kernels are kept: the user's cache folder, or a temporary one where that cannot be made (and they are made anew each time)."""
+    """Return where engines and kernels are kept: the user's cache folder, or a temporary one where that cannot be made (and they are made anew each time)."""
     folder = user_folder("cache")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,12 +121,12 @@ def cache_folder() -> Path:
 
 
 def default_python() -> str:
-    """The Python that other processes run on: Slicer's own launcher inside Slicer (it sets the library paths), else the caller's."""
+    """Return the Python that other processes run on: Slicer's own launcher inside Slicer (it sets the library paths), else the caller's."""
     return shutil.which("PythonSlicer") or sys.executable
 
 
 def module_arguments(module: str) -> list[str]:
-    """Arguments with which a Python runs a module of this library, wherever that Python looks for modules.
+    """Return arguments with which a Python runs a module of this library, wherever that Python looks for modules.
 
     ``-m`` would find it through PYTHONPATH, which a launcher such as PythonSlicer may set to paths of its own, before ours or instead.
     """
@@ -139,7 +139,7 @@ def module_arguments(module: str) -> list[str]:
 
 
 def library_environment() -> dict[str, str]:
-    """Environment variables of a process of this project's own: it finds this library, and nothing in it reports to anybody."""
+    """Return environment variables of a process of this project's own: it finds this library, and nothing in it reports to anybody."""
     library = str(Path(__file__).resolve().parent.parent)
     return silent(
         {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH", "")]))}
@@ -147,7 +147,7 @@ def library_environment() -> dict[str, str]:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of an installed Python package, by its name in the package registry; None if it is not installed."""
+    """Return the version of an installed Python package, by its name in the package registry; None if it is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -161,20 +161,20 @@ _INT8_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx
 
 
 def cpu_features() -> list[str]:
-    """The processor's instruction sets that matter for INT8; an empty list where they are not known."""
+    """Return the processor's instruction sets that matter for INT8; an empty list where they are not known."""
     lines = _processor_lines(("flags", "Features"))
     present = set(lines[0].split()) if lines else _features_beside_linux()
     return [name for name in _INT8_FEATURES if name in present]
 
 
 def cpu_name() -> str:
-    """The processor's name as its maker writes it, or the name of its architecture."""
+    """Return the processor's name as its maker writes it, or the name of its architecture."""
     lines = _processor_lines(("model name",))
     return (lines[0] if lines else _name_beside_linux()) or platform.processor() or platform.machine()
 
 
 def _processor_lines(keys: tuple[str, ...]) -> list[str]:
-    """What Linux says of its processors under one of the keys, one line a core."""
+    """Return what Linux says of its processors under one of the keys, one line a core."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -183,7 +183,7 @@ def _processor_lines(keys: tuple[str, ...]) -> list[str]:
 
 
 def _features_beside_linux() -> set[str]:
-    """Instruction sets as archspec finds them by CPUID (Windows) or sysctl (macOS), by Linux's names."""
+    """Return the instruction sets as archspec finds them by CPUID (Windows) or sysctl (macOS), by Linux's names."""
     try:
         import archspec.cpu
         from archspec.cpu.detect import detected_info
@@ -205,12 +205,12 @@ def _name_beside_linux() -> str | None:
 
 
 def cpu_count() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, object]:
-    """What a report says of the machine; nothing that names the user or the host."""
+    """Return what a report says of the machine; nothing that names the user or the host."""
     return {
         "system": platform.system(),
         "release": platform.release(),

@@ -21,5 +21,5 @@ def silence() -> None:
 
 
 def silent(environment: dict[str, str]) -> dict[str, str]:
-    """The environment of a process of this project's own."""
+    """Return the environment of a process of this project's own."""
     return {**environment, **SILENT}

@@ -6,7 +6,7 @@ import sys
 
 
 def tr(text: str) -> str:
-    """The text in the language of the application; Slicer's tools find texts by the call ``_("...")`` of it."""
+    """Return the text in the language of the application; Slicer's tools find texts by the call ``_("...")`` of it."""
     if "slicer" not in sys.modules:
         # Nothing to ask, and importing Slicer's core takes over a second.
         return text

@@ -41,7 +41,7 @@ class ZipLimits:
 
 @contextmanager
 def opened_zip(source: Path, advice: str = "Get it again.") -> Iterator[zipfile.ZipFile]:
-    """A zip file for reading; whatever is wrong with it is one error that names it.
+    """Yield a zip file for reading; whatever is wrong with it is one error that names it.
 
     Raises:
         PackageError: no zip, a cut or damaged one, one that needs a password or another method than Deflate.
@@ -65,7 +65,7 @@ _PACK = "Unpack it by hand, and give the folder."
 def checked_members(
     archive: zipfile.ZipFile, source: Path, limits: ZipLimits
 ) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """The files of a zip with their paths, if all of them may be unpacked.
+    """Return the files of a zip with their paths, if all of them may be unpacked.
 
     Raises:
         PackageError: too many or too much, one that grows out of proportion, an encrypted one, another method, a link, a
@@ -143,7 +143,7 @@ def unpack_members(
 
 
 def _open_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
-    """A file of a zip for reading; one whose header says that it lies outside of the zip is damage, too, not a fault of the disk."""
+    """Return a file of a zip for reading; one whose header says that it lies outside of the zip is damage, too, not a fault of the disk."""
     try:
         return archive.open(entry)
     except OSError as error:
@@ -151,7 +151,7 @@ def _open_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
 
 
 def read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most_bytes: int) -> bytes:
-    """One file of a zip, into memory; raises :class:`zipfile.BadZipFile` where it is larger than ``most_bytes``."""
+    """Return one file of a zip, into memory; raises :class:`zipfile.BadZipFile` where it is larger than ``most_bytes``."""
     with _open_member(archive, entry) as packed:
         content = packed.read(most_bytes + 1)
     if len(content) > most_bytes:

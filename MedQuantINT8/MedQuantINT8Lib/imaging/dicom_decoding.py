@@ -24,7 +24,7 @@ _UID = "2.25.1"
 
 
 def decode(groups: Sequence[Sequence[DicomImage]], name: str) -> list[NDArray[Any]]:
-    """The stored numbers (images, rows, columns) of images, grouped by their file.
+    """Return the stored numbers (images, rows, columns) of images, grouped by their file.
 
     Raises:
         InputError: a file that cannot be decoded, by name.
@@ -54,7 +54,7 @@ def decode(groups: Sequence[Sequence[DicomImage]], name: str) -> list[NDArray[An
 
 
 def _fragments(image: DicomImage) -> bytes:
-    """The fragments with their marks, up to the end of the sequence.
+    """Return the fragments with their marks, up to the end of the sequence.
 
     Raises:
         InputError: it is cut off.

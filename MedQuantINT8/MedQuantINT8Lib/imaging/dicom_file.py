@@ -64,7 +64,7 @@ class _NeedMore(Exception):
 
 @dataclass
 class DicomSet:
-    """Elements by tag; of a sequence its items.
+    """The elements of a data set or an item by their tags: values as bytes, sequences as lists of items.
 
     Attributes:
         order: "<" or ">", of binary numbers.
@@ -75,11 +75,11 @@ class DicomSet:
     sequences: dict[Tag, list[DicomSet]] = field(default_factory=dict)
 
     def text(self, tag: Tag) -> str:
-        """The value as text, without padding; "" where there is none."""
+        """Return the value as text, without padding; "" where there is none."""
         return self.values.get(tag, b"").decode("latin-1").strip(" \0")
 
     def numbers(self, tag: Tag) -> list[float]:
-        """A value of decimal or integer strings; empty where there is none.
+        """Return the numbers of a value of decimal or integer strings; an empty list where there is none.
 
         Raises:
             DamagedDicom: it is no number.
@@ -91,14 +91,14 @@ class DicomSet:
             raise DamagedDicom(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is {text[:40]!r} instead of a number") from error
 
     def integer(self, tag: Tag, default: int | None = None) -> int | None:
-        """A binary number of 16 or 32 bits, unsigned."""
+        """Return a binary number of 16 or 32 bits, unsigned."""
         value = self.values.get(tag, b"")
         if len(value) >= 4 and len(value) != 6:
             return int(struct.unpack_from(self.order + "I", value)[0])
         return int(struct.unpack_from(self.order + "H", value)[0]) if len(value) >= 2 else default
 
     def first(self, *tags: Tag) -> DicomSet | None:
-        """The first item of a sequence, and of sequences in it."""
+        """Return the first item of a sequence, and of sequences in it."""
         item: DicomSet = self
         for tag in tags:
             items = item.sequences.get(tag)
@@ -110,7 +110,7 @@ class DicomSet:
 
 @dataclass
 class DicomFile:
-    """One file.
+    """One DICOM file: its path, transfer syntax and elements, and where its pixels lie.
 
     Attributes:
         pixels: where its pixels lie: offset and length in ``content`` (or in the file), the length None where they are
@@ -125,7 +125,7 @@ class DicomFile:
     content: bytes | None = None
 
     def pixel_bytes(self) -> bytes:
-        """The value of the pixel element, or the fragments with their marks up to the end of the sequence."""
+        """Return the value of the pixel element, or the fragments with their marks up to the end of the sequence."""
         assert self.pixels is not None
         offset, length = self.pixels
         if self.content is not None:
@@ -136,7 +136,7 @@ class DicomFile:
 
 
 def read_dicom(path: Path) -> DicomFile | None:
-    """The elements of a file up to its pixels; None if it is no DICOM file.
+    """Return the elements of a file up to its pixels; None if it is no DICOM file.
 
     Raises:
         DamagedDicom: it is one, but its elements cannot be followed.
@@ -181,7 +181,7 @@ def _parse(path: Path, data: bytes, whole: bool) -> DicomFile | None:
 
 
 def _looks_like_dicom(data: bytes) -> bool:
-    """Whether data begins with an element of group 8, as files without a preamble do."""
+    """Return whether data begins with an element of group 8, as files without a preamble do."""
     return (
         len(data) >= 16
         and data[:2] == b"\x08\0"
@@ -202,7 +202,7 @@ class _Reader:
         self.pixels: tuple[int, int | None] | None = None
 
     def elements(self, into: DicomSet, at: int, end: int, explicit: bool, depth: int, group: int | None = None) -> int:
-        """Read elements into a set until the end, its item's end, its pixels, or another group; where it stopped."""
+        """Read elements into a set until the end, its item's end, its pixels, or another group; return where it stopped."""
         if depth > _DEEPEST:
             raise DamagedDicom(f"its sequences are nested more than {_DEEPEST} deep")
         order, data = into.order, self._data

@@ -58,16 +58,17 @@ class PixelForm:
 
     @property
     def image_bytes(self) -> int:
+        """The bytes of one uncompressed image."""
         return self.rows * self.columns * self.allocated // 8
 
 
 @dataclass(frozen=True)
 class DicomImage:
-    """One image (a file, or a frame of one) with where its pixels lie in the patient, in millimetres (LPS).
+    """One image (a file, or a frame of one) with where its pixels lie in the patient, in millimeters (LPS).
 
     Attributes:
         frame: its number in the file, from 0; frames: how many the file holds.
-        position: the centre of the first pixel.
+        position: the center of the first pixel.
         across, down: unit vectors along a row (growing column) and along a column.
         spacing: between columns, and between rows.
         passes: what may tell it from an image at the same position, by the names of :data:`PASSES`.
@@ -94,19 +95,21 @@ class DicomImage:
 
     @property
     def number(self) -> int | None:
+        """The instance number of its file; None where there is none that is a whole number."""
         text = self.file.data.text(INSTANCE_NUMBER)
         return int(text) if text.lstrip("-").isdigit() else None
 
     @property
     def normal(self) -> NDArray[np.float64]:
+        """The unit vector (LPS) at right angles to the image's plane, shape (3,)."""
         return np.cross(self.across, self.down)
 
 
 def images_of(file: DicomFile) -> list[DicomImage]:
-    """The images of a file.
+    """Return the images of a file.
 
     Raises:
-        InputError: colours, no position, a pixel form or a lookup table that is not understood, or pixels that are cut off.
+        InputError: colors, no position, a pixel form or a lookup table that is not understood, or pixels that are cut off.
     """
     data, name = file.data, str(file.path)
     try:
@@ -135,7 +138,7 @@ def _image(
     file: DicomFile, number: int, frames: int, form: PixelForm, frame_group: DicomSet, shared_group: DicomSet
 ) -> DicomImage:
     def value(sequence: int, tag: int) -> DicomSet:
-        """Who holds the element: the frame's group, the shared one, or the data set itself."""
+        """Return the set that holds the element: the frame's group, the shared one, or the data set itself."""
         for place in (frame_group.first(sequence), shared_group.first(sequence), file.data):
             if place is not None and place.text(tag):
                 return place
@@ -227,7 +230,7 @@ def _check_whole(file: DicomFile, form: PixelForm, frames: int) -> None:
 
 
 def stored_pixels(images: Sequence[DicomImage]) -> NDArray[Any]:
-    """The stored numbers of native images of one file and form, array (images, rows, columns)."""
+    """Return the stored numbers of native images of one file and form, array (images, rows, columns)."""
     form, file = images[0].form, images[0].file
     order = ">" if form.syntax == BIG_ENDIAN else "<"
     content = np.frombuffer(file.pixel_bytes(), np.dtype(f"{order}u{form.allocated // 8}"))
@@ -237,7 +240,7 @@ def stored_pixels(images: Sequence[DicomImage]) -> NDArray[Any]:
 
 
 def real_bits(numbers: NDArray[Any], form: PixelForm) -> NDArray[Any]:
-    """Unsigned words to the numbers that they hold: bits outside of the stored ones are cut off, signs are extended."""
+    """Return the numbers that unsigned words hold, in an array of the same shape: bits outside of the stored ones are cut off, signs are extended."""
     low, unused = form.high_bit + 1 - form.stored, form.allocated - form.stored
     if low:
         numbers = numbers >> numbers.dtype.type(low)
@@ -248,6 +251,6 @@ def real_bits(numbers: NDArray[Any], form: PixelForm) -> NDArray[Any]:
 
 
 def path_names(paths: Sequence[Path] | Sequence[str], most: int = 4) -> str:
-    """The first few names of several files, in words."""
+    """Return the first few names of several files, in words."""
     names = [Path(path).name for path in paths]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

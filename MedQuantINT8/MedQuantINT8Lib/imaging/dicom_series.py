@@ -41,7 +41,7 @@ _OTHER_SCANS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 def read_dicom_folder(
     folder: Path, series: str | None = None, *, allow_gaps: bool = False, allow_tilt: bool = False
 ) -> Volume:
-    """The volume of a series in a folder (not in its sub-folders).
+    """Return the volume of a series in a folder (not in its sub-folders).
 
     Args:
         series: the series instance UID where there are several; with ``:N`` behind it the N-th stack of images in it, where
@@ -51,7 +51,7 @@ def read_dicom_folder(
             scan's own, which is why it is asked for.
 
     Raises:
-        InputError: no series, several to choose from, or one that is not a whole, even stack of grey images.
+        InputError: no series, several to choose from, or one that is not a whole, even stack of gray images.
     """
     files, notes = _files(folder)
     by_series: dict[str, list[DicomFile]] = {}
@@ -89,7 +89,7 @@ def read_dicom_folder(
 
 
 def read_dicom_file(path: Path, *, allow_gaps: bool = False, allow_tilt: bool = False) -> Volume:
-    """The volume of one file: a multi-frame object, or a single slice (which :meth:`.volume.Volume.check` refuses)."""
+    """Return the volume of one file: a multi-frame object, or a single slice (which :meth:`.volume.Volume.check` refuses)."""
     file = _file(path)
     if file is None or file.pixels is None:
         raise InputError(f"{path} is damaged: it ends before its pixels.", "Copy it again.")
@@ -183,7 +183,7 @@ def _volume(
 
 
 def _choose_stack(images: list[DicomImage], name: str, stack_number: str, notes: list[str]) -> list[DicomImage]:
-    """The images of one stack, where a series holds several: that of the given number, or a question."""
+    """Return the images of one stack; where a series holds several, that of the given number, or an error that lists them."""
     stacks: list[tuple[str, list[DicomImage]]] = []
     for group in group_by_geometry(images):
         what, parts = passes_of(group)
@@ -224,7 +224,7 @@ def _plane(image: DicomImage) -> str:
 
 
 def _values(images: Sequence[DicomImage], name: str) -> NDArray[Any]:
-    """The values (slices, rows, columns) with each image's own rescaling, in a type that holds them all."""
+    """Return the values (slices, rows, columns) with each image's own rescaling, in a type that holds them all."""
     form = images[0].form
     result = np.empty((len(images), form.rows, form.columns), _dtype(images))
     places: dict[Path, list[int]] = {}
@@ -254,7 +254,7 @@ def _store(result: NDArray[Any], images: Sequence[DicomImage], numbers: Sequence
 
 
 def _dtype(images: Sequence[DicomImage]) -> np.dtype[Any]:
-    """int16, uint16 or int32 where every rescaling is a shift by whole numbers, else float32."""
+    """Return int16, uint16 or int32 where every rescaling is a shift by whole numbers, else float32."""
     if any(image.slope != 1.0 or image.intercept != round(image.intercept) for image in images):
         return np.dtype(np.float32)
     low = min((-(1 << image.form.stored - 1) if image.form.signed else 0) + int(image.intercept) for image in images)

@@ -1,6 +1,6 @@
 """Images in space as a volume: one orientation, even steps, nothing missing, nothing twice; or a refusal that names the images.
 
-Coordinates are DICOM's (LPS, millimetres).
+Coordinates are DICOM's (LPS, millimeters).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Stack:
     """Images in order along the normal of their planes.
 
     Attributes:
-        heights: where each image lies along the normal, in millimetres, ascending.
-        wanted: the heights of the volume's slices; more than ``heights`` where gaps are filled.
+        heights: where each image lies along the normal, in millimeters, ascending.
+        slice_heights: the heights of the volume's slices, in millimeters; more than ``heights`` where gaps are filled.
         step: from one slice of the volume to the next; along the normal unless the gantry was tilted.
     """
 
@@ -50,7 +50,7 @@ class Stack:
 
 
 def group_by_geometry(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
-    """Images by orientation, size and pixel spacing: what can be one volume each, the largest first."""
+    """Return groups of images of one orientation, size and pixel spacing, which can be one volume each, the largest first."""
     groups: list[list[DicomImage]] = []
     for image in images:
         for group in groups:
@@ -69,7 +69,7 @@ def group_by_geometry(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
 
 
 def passes_of(images: Sequence[DicomImage]) -> tuple[str, list[list[DicomImage]]]:
-    """Images of several passes over the same positions, by the first element that tells them apart, and its name.
+    """Return images of several passes over the same positions, by the first element that tells them apart, and its name.
 
     One group, and no name, where no position is taken twice or nothing tells them apart.
     """
@@ -89,7 +89,7 @@ def _heights(images: Sequence[DicomImage]) -> NDArray[np.float64]:
 
 
 def _coincident_pairs(images: Sequence[DicomImage]) -> list[tuple[DicomImage, DicomImage]]:
-    """Pairs of images at one position."""
+    """Return pairs of images at one position."""
     order = np.argsort(_heights(images), kind="stable")
     heights = _heights(images)[order]
     steps = np.diff(heights)
@@ -98,7 +98,7 @@ def _coincident_pairs(images: Sequence[DicomImage]) -> list[tuple[DicomImage, Di
 
 
 def without_copies(images: Sequence[DicomImage]) -> tuple[list[DicomImage], list[str]]:
-    """Images without those that are there twice under other file names, and a note of these."""
+    """Return images without those that are there twice under other file names, and a note of these."""
     originals: dict[tuple[str, int], DicomImage] = {}
     unique, copies = [], []
     for image in images:
@@ -214,12 +214,12 @@ def _describe_steps(steps: NDArray[Any]) -> str:
 
 
 def straighten(data: NDArray[Any], stack: Stack) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Slices of a tilted gantry on a grid at right angles: each plane is shifted within itself, linearly between pixels.
+    """Return slices of a tilted gantry on a grid at right angles: each plane is shifted within itself, linearly between pixels.
 
     The grid grows sideways so that nothing is cut off; what no plane covers gets the scan's lowest value (air).
 
     Args:
-        data: array (slices, rows, columns), slices as ``stack.wanted``.
+        data: array (slices, rows, columns), slices as ``stack.slice_heights``.
 
     Returns:
         The slices, and where the first pixel lies now (LPS).
@@ -243,7 +243,7 @@ def straighten(data: NDArray[Any], stack: Stack) -> tuple[NDArray[np.float32], N
 
 
 def _shift(plane: NDArray[np.float32], axis: int, shift: float, size: int, outside: float) -> NDArray[np.float32]:
-    """A plane moved by ``shift`` pixels along an axis onto ``size`` pixels, linearly interpolated."""
+    """Return a plane moved by ``shift`` pixels along an axis onto ``size`` pixels, linearly interpolated."""
     whole = int(np.floor(shift))
     part = np.float32(shift - whole)
     plane = np.moveaxis(plane, axis, 0)
@@ -257,7 +257,7 @@ def _shift(plane: NDArray[np.float32], axis: int, shift: float, size: int, outsi
 
 
 def fill_gaps(data: NDArray[Any], stack: Stack) -> NDArray[Any]:
-    """Slices at ``stack.wanted`` from those at ``stack.heights``, linearly interpolated where they differ; float32 then."""
+    """Return slices at ``stack.slice_heights`` from those at ``stack.heights``, linearly interpolated where they differ; float32 then."""
     if len(stack.slice_heights) == len(stack.heights) and np.allclose(stack.slice_heights, stack.heights):
         return data
     result = np.empty((len(stack.slice_heights), *data.shape[1:]), np.float32)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def filled_nonzero(data: NDArray[Any]) -> NDArray[np.bool_]:
-    """Voxels that are not 0 in any channel, and the holes that they enclose.
+    """Return a mask of the voxels that are not 0 in any channel, and the holes that they enclose.
 
     A hole is what cannot be reached from the border of the array from face to face (nnU-Net's mask for normalization).
 
@@ -27,7 +27,7 @@ def filled_nonzero(data: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def zscore_inside(values: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """``values`` less their mean, over their standard deviation, both inside of a mask; outside they are left as they are."""
+    """Return ``values`` less their mean, over their standard deviation, both inside of a mask; outside they are left as they are."""
     voxels = values[inside]
     if voxels.size == 0:
         return values

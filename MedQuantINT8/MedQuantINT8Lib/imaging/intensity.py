@@ -41,7 +41,7 @@ def normalize_channels(
 
 
 def _with_statistics(channels: list[FloatArray], step: Normalization) -> Normalization:
-    """The step with the statistics of all channels at once as its own limits."""
+    """Return the step with the statistics of all channels at once as its own limits."""
     if step.kind == "zscore":
         samples = [_masked_voxels(values, step) for values in channels]
         count = sum(values.size for values in samples)
@@ -63,7 +63,7 @@ def _with_statistics(channels: list[FloatArray], step: Normalization) -> Normali
 
 
 def _masked_voxels(values: FloatArray, step: Normalization) -> FloatArray:
-    """The voxels that statistics are over."""
+    """Return the values of the voxels that statistics are over, array (n,) or ``values`` itself."""
     if step.mask == "nonzero":
         return values[values != 0]
     return values[values > values.mean()] if step.mask == "above_mean" else values
@@ -103,7 +103,7 @@ def _apply(values: FloatArray, step: Normalization) -> FloatArray:
 
 
 def _scale_to_range(values: FloatArray, step: Normalization) -> FloatArray:
-    """The kinds that bring a range to 0..1."""
+    """Apply the kinds of normalization that bring a range to 0..1."""
     if step.kind == "percentile":
         low, high = percentiles(values, _percents(step))
     else:
@@ -134,9 +134,9 @@ def _zscore(values: FloatArray, step: Normalization) -> FloatArray:
 
 
 def percentiles(values: FloatArray, which: tuple[float, float]) -> tuple[float, float]:
-    """Percentiles with linear interpolation, as ``numpy.percentile`` gives them.
+    """Return percentiles with linear interpolation, as ``numpy.percentile`` gives them.
 
-    Integer-valued scans of up to 65536 grey levels, which is nearly all of them, are counted instead of sorted: ten
+    Integer-valued scans of up to 65536 gray levels, which is nearly all of them, are counted instead of sorted: ten
     times faster on a 256 x 256 x 256 volume.
     """
     low, high = float(values.min()), float(values.max())

@@ -51,10 +51,10 @@ _COLORS = ("rgb-color", "rgba-color", "hsv-color", "xyz-color")
 
 
 def read_itk_file(path: Path, check: Callable[[], None] | None = None) -> tuple[NDArray[Any], Matrix, list[str]]:
-    """Voxels (C, K, J, I), the IJK-to-RAS matrix, and ITK's warnings.
+    """Return voxels (C, K, J, I), the IJK-to-RAS matrix, and ITK's warnings.
 
     Raises:
-        InputError: damaged, cut off, of too few or too many axes, frames in time, or colours.
+        InputError: damaged, cut off, of too few or too many axes, frames in time, or colors.
     """
     expected, fields = _check_size(path)
     with _readable_name(path) as readable:
@@ -82,7 +82,7 @@ def read_itk_file(path: Path, check: Callable[[], None] | None = None) -> tuple[
 
 @contextmanager
 def _readable_name(path: Path) -> Iterator[Path]:
-    """The file under a name that ITK can read: one that is not UTF-8 would end the process. Its data files keep theirs."""
+    """Yield the file under a name that ITK can read: one that is not UTF-8 would end the process. Its data files keep theirs."""
     try:
         path.name.encode("utf-8")
     except UnicodeEncodeError:
@@ -97,7 +97,7 @@ def _readable_name(path: Path) -> Iterator[Path]:
 
 
 def _check_size(path: Path) -> tuple[int, dict[str, str]]:
-    """Bytes of the voxels as the header says, if the file can hold them, and its fields.
+    """Return the bytes of the voxels as the header says, if the file can hold them, and its fields.
 
     Raises:
         InputError: no such header, or one that says more than the file holds.
@@ -141,7 +141,7 @@ def _check_size(path: Path) -> tuple[int, dict[str, str]]:
 
 
 def check_written(path: Path) -> None:
-    """Whether an NRRD file that another library wrote holds all voxels that its header says, and whole compressed data.
+    """Check that an NRRD file from another library holds all voxels that its header says, and whole compressed data.
 
     Raises:
         OSError: it does not: the disk was full, and its writer did not say so.

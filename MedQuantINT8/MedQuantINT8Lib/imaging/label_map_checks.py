@@ -14,13 +14,13 @@ _MOST_LISTED = 8
 
 
 def in_words(values: Collection[int]) -> str:
-    """Label values for a message, the first few of many."""
+    """Return label values for a message, the first few of many."""
     first = ", ".join(map(str, sorted(values)[:_MOST_LISTED]))
     return f"{first} and {len(values) - _MOST_LISTED} more" if len(values) > _MOST_LISTED else first
 
 
 def label_values(volume: Volume) -> set[int]:
-    """The values of a label map, without 0.
+    """Return the values of a label map, without 0.
 
     Raises:
         InputError: values that are negative or no whole numbers: a scan, or a map of probabilities.
@@ -57,7 +57,7 @@ def check_same_place(labels: Volume, scan: Volume) -> None:
 
 
 def check_label_values(volume: Volume, known: Collection[int]) -> set[int]:
-    """The model's label values that a label map holds.
+    """Return the model's label values that a label map holds.
 
     Raises:
         InputError: it holds others; names them.

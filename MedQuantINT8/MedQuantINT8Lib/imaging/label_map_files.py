@@ -63,7 +63,7 @@ def write_label_map(
 
 
 def data_file_name(name: str) -> str | None:
-    """The file with voxels that is written beside a header of that name; None where all is in one file."""
+    """Return the file with voxels that is written beside a header of that name; None where all is in one file."""
     return name[:-4] + ".zraw" if name.lower().endswith(".mhd") else None
 
 
@@ -150,5 +150,5 @@ def _vector(values: Any) -> str:
 
 
 def _escape(value: str) -> str:
-    """NRRD has line ends and backslashes in values as two characters each."""
+    """Return a value with line ends and backslashes as two characters each, as NRRD has them."""
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")

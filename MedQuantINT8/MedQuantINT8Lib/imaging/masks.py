@@ -1,4 +1,4 @@
-"""Small questions to a mask that several parts ask."""
+"""Functions on masks that several modules need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    """The smallest box (K, J, I) that holds a mask's true voxels; there must be one."""
+    """Return the smallest box (K, J, I) that holds a mask's true voxels; there must be one."""
     box = []
     for axis in range(3):
         along = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))

@@ -1,6 +1,6 @@
 """The grid that MONAI's Spacing gives a scan, worked out as MONAI does it.
 
-Where the axes of a scan stand exactly at right angles, the centre of the first voxel is kept. Where they do not, and a header in
+Where the axes of a scan stand exactly at right angles, the center of the first voxel is kept. Where they do not, and a header in
 32-bit floating point is enough for that, no corner of the scan is a corner of the new grid, and MONAI lays the middle of one on
 the middle of the other: up to half a voxel beside. Both are meant here, decided by MONAI's own measure
 (``monai.data.utils.zoom_affine`` and ``compute_shape_offset``, version 1.6).
@@ -22,12 +22,12 @@ _CORNER = 1e-8
 
 
 def monai_grid(grid: Grid, spacing: NDArray[np.float64], *, by_extent: bool = False, diagonal: bool = False) -> Grid:
-    """The grid that a scan is resampled to.
+    """Return the grid that a scan is resampled to.
 
     Args:
         grid: the scan's.
-        spacing: millimetres along I, J and K of the new grid.
-        by_extent: outer edges of voxels count, not their centres (``scale_extent``).
+        spacing: millimeters along I, J and K of the new grid.
+        by_extent: outer edges of voxels count, not their centers (``scale_extent``).
         diagonal: the new axes are R, A and S themselves (``diagonal``).
 
     Returns:
@@ -57,7 +57,7 @@ def monai_grid(grid: Grid, spacing: NDArray[np.float64], *, by_extent: bool = Fa
 
 
 def _with_spacing(matrix: NDArray[np.float64], spacing: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The matrix with other spacing, without its shear and without a position."""
+    """Return the matrix with other spacing, without its shear and without a position."""
     directions = matrix[:3, :3]
     triangle = np.linalg.cholesky(directions.T @ directions).T
     result = np.eye(4)
@@ -68,6 +68,6 @@ def _with_spacing(matrix: NDArray[np.float64], spacing: NDArray[np.float64]) -> 
 def _centered_origin(
     old: NDArray[np.float64], new: NDArray[np.float64], size: NDArray[np.float64], new_size: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Where the first voxel lies if the middles of both grids are the same (counted from the first voxel's centre, as MONAI does)."""
+    """Return where the first voxel lies if the middles of both grids are the same (counted from the first voxel's center, as MONAI does)."""
     middle: NDArray[np.float64] = old[:3, :3] @ (size / 2) + old[:3, 3] - new[:3, :3] @ (new_size / 2)
     return middle

@@ -14,12 +14,12 @@ from .volume import Grid
 
 
 def along_ijk(values: tuple[Any, Any, Any], geometry: Geometry) -> tuple[Any, Any, Any]:
-    """Numbers along the tensor's axes as numbers along I, J and K, or the other way."""
+    """Return numbers along the tensor's axes as numbers along I, J and K, or the other way."""
     return values if geometry.axis_order == "IJK" else (values[2], values[1], values[0])
 
 
 def network_grid(grid: Grid, geometry: Geometry) -> Grid:
-    """The grid that a volume on ``grid`` is resampled to: the model's spacing or size, or the volume's own."""
+    """Return the grid that a volume on ``grid`` is resampled to: the model's spacing or size, or the volume's own."""
     if geometry.size is not None or geometry.longest is not None:
         return _resized(grid, geometry)
     if geometry.spacing is None:
@@ -30,7 +30,7 @@ def network_grid(grid: Grid, geometry: Geometry) -> Grid:
         return monai_grid(grid, new_spacing, by_extent=geometry.anchor == "monai_extent", diagonal=geometry.diagonal)
     if unchanged.all():
         return grid
-    # The extent between the outermost centres is kept, or the extent between the outer edges (nnU-Net).
+    # The extent between the outermost centers is kept, or the extent between the outer edges (nnU-Net).
     edges = geometry.anchor == "edges"
     if edges:
         new_size = np.array(network_size(grid.size, grid.spacing, tuple(new_spacing)))
@@ -42,7 +42,7 @@ def network_grid(grid: Grid, geometry: Geometry) -> Grid:
 
 
 def _spacing(old: NDArray[np.float64], geometry: Geometry) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The new spacing along I, J and K, and which axes keep their own."""
+    """Return the new spacing along I, J and K, and which axes keep their own."""
     assert geometry.spacing is not None
     target = along_ijk(geometry.spacing, geometry)
     low = along_ijk(geometry.min_spacing or (None, None, None), geometry)
@@ -79,7 +79,7 @@ def _resized(grid: Grid, geometry: Geometry) -> Grid:
 
 
 def _grid_along(grid: Grid, size: NDArray[Any], spacing: NDArray[np.float64], edges: bool) -> Grid:
-    """A grid along the same axes, which begins at the centre of the first voxel or at its outer edges."""
+    """Return a grid along the same axes, which begins at the center of the first voxel or at its outer edges."""
     old_spacing = np.array(grid.spacing)
     matrix = grid.ijk_to_ras.copy()
     directions = matrix[:3, :3] / old_spacing
@@ -90,7 +90,7 @@ def _grid_along(grid: Grid, size: NDArray[Any], spacing: NDArray[np.float64], ed
 
 
 def sub_grid(grid: Grid, box: tuple[tuple[int, int], ...]) -> Grid:
-    """The part of a grid between (start, stop) along I, J, K, which may lie outside of it."""
+    """Return the part of a grid between (start, stop) along I, J, K, which may lie outside of it."""
     matrix = grid.ijk_to_ras.copy()
     matrix[:3, 3] += matrix[:3, :3] @ np.array([start for start, _ in box], dtype=float)
     i, j, k = (stop - start for start, stop in box)

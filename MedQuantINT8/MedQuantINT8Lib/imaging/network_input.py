@@ -14,7 +14,7 @@ from .spatial_steps import Cut, Sampling, SpatialStep
 from .volume import Grid
 
 FloatArray = NDArray[np.float32]
-#: Up to this many labels are resampled as masks, linearly; more by nearest neighbour, which costs one pass in all.
+#: Up to this many labels are resampled as masks, linearly; more by nearest neighbor, which costs one pass in all.
 _SMOOTH_LABELS = 32
 
 
@@ -43,6 +43,7 @@ class NetworkInput:
 
     @property
     def resampled(self) -> bool:
+        """Whether a step resampled the volume."""
         return self.sampling is not None
 
     @property
@@ -51,11 +52,11 @@ class NetworkInput:
         return self.grid if self.sampling is None else self.sampling.source
 
     def to_kji(self, array: NDArray[Any]) -> NDArray[Any]:
-        """An array whose last three axes are the tensor's, with them as (K, J, I) instead; a view."""
+        """Return an array whose last three axes are the tensor's, with them as (K, J, I) instead; a view."""
         return array if self.axis_order == "KJI" else array.swapaxes(-1, -3)
 
     def labels_in_network_space(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """A label map on the original grid (K, J, I) in network space (A0, A1, A2), by nearest neighbour."""
+        """Return a label map on the original grid (K, J, I) in network space (A0, A1, A2), by nearest neighbor."""
         for step in self.steps:
             if isinstance(step, Sampling):
                 labels = step.nearest(labels)
@@ -64,7 +65,7 @@ class NetworkInput:
         return np.ascontiguousarray(self.to_kji(labels))
 
     def restore(self, labels: NDArray[Any], nearest: bool | None = None) -> NDArray[Any]:
-        """A label map in network space (A0, A1, A2) on the original grid, array (K, J, I); 0 outside the crop.
+        """Return a label map in network space (A0, A1, A2) on the original grid, array (K, J, I); 0 outside the crop.
 
         Args:
             nearest: take the nearest voxel's label; or (False) interpolate each label's mask linearly and take the largest. None: the
@@ -77,11 +78,11 @@ class NetworkInput:
         values = np.unique(kji)
         if nearest or (nearest is None and len(values) > _SMOOTH_LABELS):
             return self._place(sampling.nearest(kji, back=True))
-        # Nearest neighbour would move a surface by half a voxel where the grids are commensurate.
+        # Nearest neighbor would move a surface by half a voxel where the grids are commensurate.
         return self._largest((sampling.back((kji == value).astype(np.float32)) for value in values), values)
 
     def restore_from_scores(self, scores: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-        """Class scores (C, A0, A1, A2) resampled class by class to the original grid, then the largest wins.
+        """Return class scores (C, A0, A1, A2) resampled class by class to the original grid, then the largest wins.
 
         Args:
             scores: blended scores in network space, any float dtype.
@@ -104,11 +105,11 @@ class NetworkInput:
         return self._place(labels)
 
     def restore_regions(self, scores: NDArray[Any], regions: Regions) -> NDArray[Any]:
-        """As :meth:`restore_from_scores` for regions, which are cut and painted on the original grid."""
+        """Return the label map (K, J, I) of regions' scores (C, A0, A1, A2), which are cut and painted on the original grid."""
         return self._place(regions.paint(lambda channel: self._back(scores[channel])))
 
     def _back(self, score: NDArray[Any]) -> FloatArray:
-        """One class's scores (A0, A1, A2) on the grid before resampling, (K, J, I)."""
+        """Return one class's scores (A0, A1, A2) on the grid before resampling, (K, J, I)."""
         kji = self._before_sampling(np.ascontiguousarray(self.to_kji(score), np.float32))
         return kji if self.sampling is None else self.sampling.back(kji)
 

@@ -26,7 +26,7 @@ _COMPRESSION = 4
 
 
 def read_nifti(path: Path, form: NiftiForm = "auto") -> tuple[NDArray[Any], Matrix, list[str]]:
-    """Voxels (C, K, J, I) with the header's scaling applied, the IJK-to-RAS matrix, and notes of what was chosen.
+    """Return voxels (C, K, J, I) with the header's scaling applied, the IJK-to-RAS matrix, and notes of what was chosen.
 
     Integers stay as they are stored where the header has no scaling, else they become float32. Complex voxels become their
     magnitude. The check sums of a .nii.gz are verified.
@@ -79,7 +79,7 @@ def _check_size(header: NiftiHeader, most: int, name: str) -> None:
 
 
 def _fill(header: NiftiHeader, head: bytes, source: Iterator[bytes], name: str) -> NDArray[np.uint8]:
-    """The voxels' bytes. All of the file is looked at, so that check sums behind them count."""
+    """Return the voxels' bytes. All of the file is looked at, so that check sums behind them count."""
     stored = np.empty(header.data_bytes, np.uint8)
     at, chunk = -header.offset, head
     while True:
@@ -106,7 +106,7 @@ def _plain(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def decompress(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """The content of a gzip file of one or several members; zeros behind them are padding.
+    """Yield the content of a gzip file of one or several members; zeros behind them are padding.
 
     Raises:
         InputError: not whole, or other than its check sum says.
@@ -140,7 +140,7 @@ def decompress(stream: IO[bytes], name: str) -> Iterator[bytes]:
 
 
 def rescale(data: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
-    """slope x data + intercept in float32, computed in double precision slice by slice."""
+    """Return slope x data + intercept in float32, computed in double precision slice by slice."""
     result = np.empty(data.shape, np.float32)
     for index in np.ndindex(data.shape[:-2]):
         result[index] = data[index] * np.float64(slope) + intercept
@@ -193,7 +193,7 @@ def _header(shape: tuple[int, ...], code: int, bits: int, matrix: Matrix) -> byt
     struct.pack_into("<hh", header, 70, code, bits)
     struct.pack_into("<8f", header, 76, qfac, *spacing, 0, 0, 0, 0)
     struct.pack_into("<3f", header, 108, 352, 1, 0)
-    header[123] = 2  # millimetres
+    header[123] = 2  # millimeters
     struct.pack_into("<hh", header, 252, 1 if straight else 0, 1)
     struct.pack_into("<6f", header, 256, *quaternion, *(matrix[:3, 3] if straight else np.zeros(3)))
     struct.pack_into("<12f", header, 280, *matrix[:3].ravel())
@@ -202,7 +202,7 @@ def _header(shape: tuple[int, ...], code: int, bits: int, matrix: Matrix) -> byt
 
 
 def _quaternion(rotation: Matrix) -> NDArray[np.float64]:
-    """b, c, d of a rotation, with a at least 0 (Bar-Itzhack, J. Guidance 23(6), 2000: the largest eigenvector of K)."""
+    """Return b, c, d of a rotation's quaternion, with a at least 0 (Bar-Itzhack, J. Guidance 23(6), 2000: the largest eigenvector of K)."""
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
     k = np.array([
         [xx - yy - zz, 0, 0, 0],
@@ -216,5 +216,5 @@ def _quaternion(rotation: Matrix) -> NDArray[np.float64]:
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
-    """Whether a name is one of a NIfTI file."""
+    """Return whether a name is one of a NIfTI file."""
     return os.fspath(path).lower().endswith((".nii", ".nii.gz"))

@@ -20,12 +20,12 @@ from ..errors import InputError
 Matrix = NDArray[np.float64]
 NiftiForm = Literal["auto", "sform", "qform"]
 HEADER_BYTES = 540
-#: The largest distance of a voxel centre between sform and qform that is only rounding (both are float32), in shares of a voxel.
+#: The largest distance of a voxel center between sform and qform that is only rounding (both are float32), in shares of a voxel.
 FORM_TOLERANCE = 0.01
 #: By how much, in shares, the length of a column of nine float32 numbers may differ from the float32 length itself.
 _ROUNDING = 5e-7
 
-#: Voxel types by their code in the header; those of 128 bits and of colours have none in numpy.
+#: Voxel types by their code in the header; those of 128 bits and of colors have none in numpy.
 TYPES: dict[int, str] = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 32: "c8", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8", 1792: "c16"
 }  # fmt: skip
@@ -58,7 +58,7 @@ class NiftiHeader:
         dtype: of the file, with its byte order.
         offset: bytes before the first voxel.
         slope, intercept: value = slope x stored + intercept.
-        spacing: pixdim of I, J, K in millimetres.
+        spacing: pixdim of I, J, K in millimeters.
         sform, qform: IJK-to-RAS matrices, None where the header gives none.
         fourth: what the fourth axis is called in messages, "" if the header does not say.
     """
@@ -77,11 +77,12 @@ class NiftiHeader:
 
     @property
     def data_bytes(self) -> int:
+        """The bytes of all voxels."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def parse_header(data: bytes, name: str) -> NiftiHeader:
-    """What the first bytes of an unpacked NIfTI file say.
+    """Return what the first bytes of an unpacked NIfTI file say.
 
     Raises:
         InputError: no NIfTI header, or one that is cut off, contradicts itself or names what cannot be read.
@@ -198,7 +199,7 @@ def _shape(dims: tuple[int, ...], name: str) -> tuple[int, int, int, int]:
 
 
 def _time(code: int, step: float) -> str:
-    """What the fourth axis is by its unit. Many writers put seconds there with nothing to say: only with a step it counts."""
+    """Return what the fourth axis is by its unit. Many writers put seconds there with nothing to say: only with a step it counts."""
     return (
         f"a series in {_TIME_UNITS[code]}"
         if code in _TIME_UNITS and (code != 8 or (math.isfinite(step) and step not in (0.0, 1.0)))
@@ -242,7 +243,7 @@ def _qform(fields: dict[str, Any], units: float) -> Matrix | None:
 
 
 def matrix_of(header: NiftiHeader, form: NiftiForm, name: str) -> tuple[Matrix, list[str]]:
-    """The IJK-to-RAS matrix, and what has to be said of it.
+    """Return the IJK-to-RAS matrix, and what has to be said of it.
 
     By default the sform where its code is not zero, else the qform: what nibabel, MONAI and (for scanner coordinates) ITK
     and Slicer take. Without either, the axes run to the right, the front and the head (the standard's first method, as in ITK).
@@ -283,7 +284,7 @@ def matrix_of(header: NiftiHeader, form: NiftiForm, name: str) -> tuple[Matrix, 
 
 
 def _as_long_as_pixdim(matrix: Matrix, header: NiftiHeader) -> Matrix:
-    """The matrix with columns of exactly pixdim's lengths, where they differ by no more than the rounding of 32 bits.
+    """Return the matrix with columns of exactly pixdim's lengths, where they differ by no more than the rounding of 32 bits.
 
     ITK, Slicer and nnU-Net take voxel sizes from pixdim. An oblique sform's nine rounded numbers give 2.9999999 mm for 3 mm, which
     would decide how half a voxel is rounded.
@@ -297,7 +298,7 @@ def _as_long_as_pixdim(matrix: Matrix, header: NiftiHeader) -> Matrix:
 
 
 def _form_distance(header: NiftiHeader) -> float:
-    """How far a corner of the volume moves between the two forms, in millimetres."""
+    """Return how far a corner of the volume moves between the two forms, in millimeters."""
     assert header.sform is not None and header.qform is not None
     i, j, k, _ = header.shape
     corners = np.array([[x, y, z, 1.0] for x in (0, i - 1) for y in (0, j - 1) for z in (0, k - 1)])

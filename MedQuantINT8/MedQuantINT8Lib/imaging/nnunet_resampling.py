@@ -33,7 +33,7 @@ class NnunetResampler:
 
     Attributes:
         data, scores: the splines of the plans.
-        spacing: the network's spacing, millimetres along the scan's I, J and K, as the plans have it.
+        spacing: the network's spacing, millimeters along the scan's I, J and K, as the plans have it.
     """
 
     data: SplineResampling
@@ -41,16 +41,16 @@ class NnunetResampler:
     spacing: tuple[float, float, float]
 
     def forward(self, values: FloatArray, source: Grid, size: tuple[int, int, int]) -> FloatArray:
-        """A channel (K, J, I) on ``source`` with ``size`` voxels (I, J, K) instead."""
+        """Return a channel (K, J, I) on ``source`` with ``size`` voxels (I, J, K) instead."""
         return resize(values, size, self.data, slice_axis(source.spacing, self.spacing, self.data))
 
     def backward(self, score: FloatArray, target: Grid) -> FloatArray:
-        """Scores of one class (K, J, I) in network space on the grid that the scan came from."""
+        """Return the scores of one class (K, J, I) in network space on the grid that the scan came from."""
         return resize(score, target.size, self.scores, slice_axis(self.spacing, target.spacing, self.scores))
 
 
 def nnunet_resampler(geometry: Geometry, target: Grid) -> NnunetResampler | None:
-    """What resamples to ``target``, for models that are resampled as nnU-Net does it; None for others."""
+    """Return what resamples to ``target``, for models that are resampled as nnU-Net does it; None for others."""
     by_edges = geometry.anchor == "edges" or geometry.size is not None
     if geometry.interpolation != "nnunet" or not by_edges or geometry.reorient == "last":
         return None
@@ -65,18 +65,18 @@ def nnunet_resampler(geometry: Geometry, target: Grid) -> NnunetResampler | None
 
 
 def network_size(size: tuple[int, int, int], old: tuple[float, ...], new: tuple[float, ...]) -> tuple[int, int, int]:
-    """Voxels along I, J and K that nnU-Net gives a volume: the extent between outer edges, half voxels rounded to even."""
+    """Return voxels along I, J and K that nnU-Net gives a volume: the extent between outer edges, half voxels rounded to even."""
     i, j, k = (round(_rounded(a) / _rounded(b) * n) for a, b, n in zip(old, new, size, strict=True))
     return max(i, 1), max(j, 1), max(k, 1)
 
 
-def _rounded(millimetres: float) -> float:
-    """Without the last bits, which come from multiplying by directions and would decide how a half voxel is rounded."""
-    return float(f"{millimetres:.12g}")
+def _rounded(millimeters: float) -> float:
+    """Return a length without its last bits, which come from multiplying by directions and would decide how a half voxel is rounded."""
+    return float(f"{millimeters:.12g}")
 
 
 def slice_axis(current: tuple[float, ...], target: tuple[float, ...], how: SplineResampling) -> int | None:
-    """The I, J or K axis across which slices are resized one by one, or None.
+    """Return the I, J or K axis across which slices are resized one by one, or None.
 
     The first of the two spacings that is anisotropic decides; where two of its axes are equally long, none is chosen.
     """
@@ -91,7 +91,7 @@ def slice_axis(current: tuple[float, ...], target: tuple[float, ...], how: Splin
 
 
 def resize(data: FloatArray, size: tuple[int, int, int], how: SplineResampling, across: int | None) -> FloatArray:
-    """An array (K, J, I) with ``size`` voxels along I, J and K instead, between the same outer edges.
+    """Return an array (K, J, I) with ``size`` voxels along I, J and K instead, between the same outer edges.
 
     Args:
         across: the I, J or K axis across which slices are resized one by one, or None.
@@ -115,7 +115,7 @@ def resize(data: FloatArray, size: tuple[int, int, int], how: SplineResampling, 
 
 
 def _along(data: FloatArray, axis: int, size: int, order: int) -> FloatArray:
-    """``data`` resized along one axis."""
+    """Return ``data`` (K, J, I) resized along one axis."""
     old = data.shape[axis]
     if old == size:
         return data
@@ -133,7 +133,7 @@ def _along(data: FloatArray, axis: int, size: int, order: int) -> FloatArray:
 
 
 def _positions(old: int, size: int) -> NDArray[np.float64]:
-    """Where the centres of new voxels lie among the old ones."""
+    """Return where the centers of new voxels lie among the old ones."""
     return old / size * (np.arange(size, dtype=np.float64) + 0.5) - 0.5
 
 
@@ -143,7 +143,7 @@ def _nearest(old: int, size: int) -> NDArray[np.intp]:
 
 @lru_cache(maxsize=32)
 def _bands(old: int, size: int, order: int) -> list[tuple[int, int, int, int, FloatArray]]:
-    """The matrix (size, old) of one axis in blocks of rows: rows begin to end, and the columns low to high that count."""
+    """Return the matrix (size, old) of one axis in blocks of rows: rows begin to end, and the columns low to high that count."""
     positions = _positions(old, size)
     if order == 1:
         positions = np.clip(positions, 0, old - 1)
@@ -166,7 +166,7 @@ def _linear(offset: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _cubic(offset: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights of the voxels from ``_REACH`` + 1 before to ``_REACH`` + 2 behind: the cubic B-spline after its prefilter.
+    """Return the weights of the voxels from ``_REACH`` + 1 before to ``_REACH`` + 2 behind: the cubic B-spline after its prefilter.
 
     The prefilter is the inverse of (1, 4, 1) / 6, a sum of powers of its pole (Unser, IEEE Signal Processing Magazine 1999).
     """

@@ -34,7 +34,7 @@ class Sample:
 
 
 def foreground_by_intensity(network_input: NetworkInput) -> NDArray[np.bool_]:
-    """Voxels brighter than the mean of the first channel: body or head against air."""
+    """Return voxels brighter than the mean of the first channel: body or head against air."""
     first = network_input.data[0]
     return first > first.mean()
 
@@ -48,7 +48,7 @@ def draw_samples(
     find_foreground: ForegroundFinder = foreground_by_intensity,
     labels: NDArray[Any] | None = None,
 ) -> Iterator[Sample]:
-    """Patches of one volume in network space, drawn around foreground, in air and at random.
+    """Yield patches of one volume in network space, drawn around foreground, in air and at random.
 
     A volume that is no larger than the patch gives one. Where a volume has no foreground, or no air, the patch is drawn at random.
 

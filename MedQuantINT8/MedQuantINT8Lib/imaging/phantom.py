@@ -43,12 +43,12 @@ _SIDES = {"right": Code("SCT", "24028007", "Right"), "left": Code("SCT", "777100
 
 #: Contrast phases that a scan can be made in.
 PHASES = tuple(anatomy.PHASES)
-#: The demo's scan: voxels along I, J, K and their millimetres.
+#: The demo's scan: voxels along I, J, K and their millimeters.
 SCAN_SIZE, SCAN_SPACING = (224, 184, 92), (1.7, 1.7, 3.0)
 
 
 def phantom_labels() -> tuple[Label, ...]:
-    """The structures of the phantom, values 1 to 11."""
+    """Return the structures of the phantom, values 1 to 11."""
     category = Code("SCT", "123037004", "Anatomical Structure")
     return tuple(
         Label(n + 1, name, n + 1, color, Terminology(category, Code("SCT", code, meaning), _SIDES.get(name.split()[0])))
@@ -57,7 +57,7 @@ def phantom_labels() -> tuple[Label, ...]:
 
 
 def phantom_spec() -> ModelSpec:
-    """How the demo network wants its input."""
+    """Return how the demo network wants its input."""
     return ModelSpec(
         name="phantom-unet",
         version="2.0.0",
@@ -83,11 +83,11 @@ def make_phantom(
     spacing: float | tuple[float, float, float] = SCAN_SPACING,
     phase: str | None = None,
 ) -> tuple[Volume, NDArray[np.uint8]]:
-    """A volume (one channel, int16, HU) and its labels (K, J, I), the same for the same arguments.
+    """Return a volume (one channel, int16, HU) and its labels (K, J, I), the same for the same arguments.
 
     Args:
         size: voxels along I, J, K, which run to the left, to the back and to the head.
-        spacing: millimetres along I, J, K, or of all three. The trunk takes about 330 x 225 mm at any size, the table 40 mm more.
+        spacing: millimeters along I, J, K, or of all three. The trunk takes about 330 x 225 mm at any size, the table 40 mm more.
         phase: one of :data:`PHASES`; drawn by the seed if None.
     """
     steps = (float(spacing),) * 3 if isinstance(spacing, float | int) else spacing
@@ -100,12 +100,12 @@ def make_phantom(
 
 
 def demo_scan() -> tuple[Volume, NDArray[np.uint8]]:
-    """The scan of the demo and of the tutorial, with its labels: the portal venous phase of a patient that no network was trained on."""
+    """Return the scan of the demo and of the tutorial, with its labels: the portal venous phase of a patient that no network was trained on."""
     return make_phantom(1000, phase="portal venous")
 
 
 def paint_phantom(seed: int, grid: Grid, phase: str | None = None) -> anatomy.Canvas:
-    """Tissues and labels before a scanner sees them, the same patient for the same seed on any grid that is not rotated."""
+    """Return tissues and labels before a scanner sees them, the same patient for the same seed on any grid that is not rotated."""
     rng = np.random.default_rng(seed)
     random_phase = PHASES[int(rng.integers(len(PHASES)))]
     scale = rng.uniform(0.95, 1.05, 3)
@@ -131,7 +131,7 @@ def paint_phantom(seed: int, grid: Grid, phase: str | None = None) -> anatomy.Ca
 
 
 def _simulate_scanner(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """As a scanner would show it: blurred, brighter here and darker there, with noise whose neighbors resemble each other."""
+    """Return the image (K, J, I; HU) as a scanner would show it: blurred, brighter here and darker there, with noise whose neighbors resemble each other."""
     noise = rng.standard_normal(image.shape, np.float32)
     for axis in (1, 2):
         noise = (noise + 0.6 * np.roll(noise, 1, axis)).astype(np.float32)

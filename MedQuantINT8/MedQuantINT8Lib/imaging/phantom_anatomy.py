@@ -1,6 +1,6 @@
 """The tissues of the synthetic abdomen: a body on a CT table, painted organ by organ on a grid of voxels.
 
-All lengths are millimetres from the middle of the body: x grows to the patient's right, y to the front, z to the head.
+All lengths are millimeters from the middle of the body: x grows to the patient's right, y to the front, z to the head.
 Shapes are ellipsoids, tubes and half spaces with wobbling surfaces; a later organ takes the place of an earlier one.
 """
 
@@ -84,7 +84,7 @@ class Canvas:
         self.image, self.labels = np.full(shape, AIR, np.float32), np.zeros(shape, np.uint8)
 
     def block(self, low: Point, high: Point) -> tuple[tuple[slice, slice, slice], Axes]:
-        """The voxels between two corners: their (K, J, I) slices and their axes."""
+        """Return the voxels between two corners: their (K, J, I) slices and their axes."""
         bounds, cut = [], []
         for number, axis in enumerate(self.axes):
             inside = np.flatnonzero((axis.ravel() > low[number]) & (axis.ravel() < high[number]))
@@ -94,7 +94,7 @@ class Canvas:
         return (bounds[2], bounds[1], bounds[0]), (cut[0], cut[1], cut[2])
 
     def around(self, center: Point, reach: float) -> tuple[tuple[slice, slice, slice], Axes]:
-        """As :meth:`block`: a cube of half width ``reach``."""
+        """Return the block (:meth:`block`) that is a cube of half width ``reach``."""
         x, y, z = center
         return self.block((x - reach, y - reach, z - reach), (x + reach, y + reach, z + reach))
 
@@ -106,7 +106,7 @@ class Canvas:
         self.labels[where][mask] = label
 
     def wobble(self, axes: Axes, amount: float, length: float = 55.0) -> Array:
-        """Three waves across a block in random directions, about ``length`` millimetres long; adds to a squared distance."""
+        """Return three waves across a block in random directions, about ``length`` millimeters long; adds to a squared distance."""
         x, y, z = axes
         total = np.float32(0)
         for _ in range(3):
@@ -116,7 +116,7 @@ class Canvas:
 
 
 def ellipsoid(axes: Axes, center: Point, radii: Point, tilt: float = 0.0) -> Array:
-    """Squared distance from a centre, 1 on the surface; ``tilt`` (radians) turns the upper end to +x."""
+    """Return the squared distance from a center, 1 on the surface; ``tilt`` (radians) turns the upper end to +x."""
     x, y, z = (axis - np.float32(c) for axis, c in zip(axes, center, strict=True))
     if tilt:
         sine, cosine = np.float32(np.sin(tilt)), np.float32(np.cos(tilt))
@@ -125,7 +125,7 @@ def ellipsoid(axes: Axes, center: Point, radii: Point, tilt: float = 0.0) -> Arr
 
 
 def grown(radii: Point, by: float) -> float:
-    """The squared distance at which an ellipsoid is ``by`` millimetres larger at its smallest radius."""
+    """Return the squared distance at which an ellipsoid is ``by`` millimeters larger at its smallest radius."""
     return (1 + by / min(radii)) ** 2
 
 
@@ -148,7 +148,7 @@ class Body:
 
 
 def paint_trunk(canvas: Canvas, phase: str) -> Body:
-    """Table, skin, fat, muscles and ribs; the cavity is left full of fat."""
+    """Paint the table, skin, fat, muscles and ribs; the cavity is left full of fat."""
     rng = canvas.rng
     x, y, z = canvas.axes
     half_width, half_depth = 164 * rng.uniform(0.95, 1.04), 112 * rng.uniform(0.95, 1.06)
@@ -185,13 +185,13 @@ def _table(canvas: Canvas, top: float) -> None:
 
 
 def diaphragm(axes: Axes, side: int, height: float) -> Array:
-    """z of the dome on one side (+1 right, -1 left) over x and y."""
+    """Return z of the diaphragm's dome on one side (+1 right, -1 left) over x and y."""
     x, y, _ = axes
     return np.asarray(height - ((x - side * 72) ** 2 + (y * 0.8) ** 2) * np.float32(0.0042), np.float32)
 
 
 def paint_chest(canvas: Canvas, body: Body) -> tuple[float, float]:
-    """Lungs and heart; the heights of the right and left dome."""
+    """Paint the lungs and the heart; return the heights of the right and left dome."""
     rng = canvas.rng
     x, y, z = canvas.axes
     heights = (rng.uniform(98, 108), rng.uniform(92, 101))
@@ -211,7 +211,7 @@ def paint_chest(canvas: Canvas, body: Body) -> tuple[float, float]:
 
 
 def paint_bowel(canvas: Canvas, body: Body) -> None:
-    """Colon and small bowel: not labelled, there to be left alone."""
+    """Paint the colon and the small bowel, which have no label: a network has to leave them alone."""
     rng = canvas.rng
     x, y, z = canvas.axes
     loops = (
@@ -262,7 +262,7 @@ def _colon(canvas: Canvas, body: Body, where: tuple[slice, slice, slice], axes: 
 
 
 def paint_muscles_and_spine(canvas: Canvas, body: Body) -> None:
-    """Psoas and erector muscles, then vertebrae with discs, canal and processes as one structure."""
+    """Paint the psoas and erector muscles, then the vertebrae with discs, canal and processes as one structure."""
     rng, hu, ys = canvas.rng, body.hu, body.spine
     where, (x, y, z) = canvas.block((-90, ys - 70, -1e4), (90, ys + 50, 1e4))
     inside = canvas.image[where] > -800
@@ -291,7 +291,7 @@ def paint_muscles_and_spine(canvas: Canvas, body: Body) -> None:
 
 
 def paint_pelvis(canvas: Canvas, body: Body) -> None:
-    """Wings of the iliac bones, where the scan reaches them."""
+    """Paint the wings of the iliac bones, where the scan reaches them."""
     for side in (-1, 1):
         center, radii = (side * 88.0, body.spine + 22, -158.0), (40.0, 52.0, 52.0)
         where, axes = canvas.around(center, 70)
@@ -302,7 +302,7 @@ def paint_pelvis(canvas: Canvas, body: Body) -> None:
 
 
 def paint_vessels(canvas: Canvas, body: Body) -> None:
-    """Aorta and inferior vena cava in front of the spine."""
+    """Paint the aorta and the inferior vena cava in front of the spine."""
     rng, ys = canvas.rng, body.spine
     where, (x, y, z) = canvas.block((-60, ys, -1e4), (80, ys + 75, 1e4))
     sway = rng.uniform(0, 6)
@@ -319,7 +319,7 @@ def paint_vessels(canvas: Canvas, body: Body) -> None:
 
 
 def soft_noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Array:
-    """Random values at ``cells`` points an axis, interpolated to a whole volume; standard deviation about 0.5."""
+    """Return random values at ``cells`` points an axis, interpolated to a whole volume; standard deviation about 0.5."""
     coarse: Array = rng.normal(0, 1, (cells, cells, cells)).astype(np.float32)
     for axis, n in enumerate(shape):
         at = np.linspace(0, cells - 1, n)

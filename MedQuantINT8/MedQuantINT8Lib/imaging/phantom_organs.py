@@ -36,7 +36,7 @@ def _vary_radii(canvas: Canvas, radii: Point) -> Point:
 
 
 def paint_liver(canvas: Canvas, body: Body, heights: tuple[float, float]) -> None:
-    """Two lobes under the right dome, with vessels where contrast medium shows them and up to three lesions."""
+    """Paint the liver: two lobes under the right dome, with vessels where contrast medium shows them and up to three lesions."""
     rng = canvas.rng
     where, axes = canvas.block((-75, -100, -95), (170, 110, 120))
     z = axes[2]
@@ -58,7 +58,7 @@ def paint_liver(canvas: Canvas, body: Body, heights: tuple[float, float]) -> Non
 
 
 def _vessels(canvas: Canvas, axes: Axes) -> Array:
-    """Squared distance from branches that leave the liver's hilum, 1 on their walls."""
+    """Return the squared distance from branches that leave the liver's hilum, 1 on their walls."""
     hilum = np.array([34.0, 12.0, 10.0], np.float32)
     best = np.full((axes[2].shape[0], axes[1].shape[1], axes[0].shape[2]), 9, np.float32)
     for _ in range(7):
@@ -76,7 +76,7 @@ def _vessels(canvas: Canvas, axes: Axes) -> Array:
 
 
 def paint_stomach(canvas: Canvas, body: Body, heights: tuple[float, float]) -> None:
-    """Body and antrum under the left dome; gas rises to the front, liquid or contrast medium lies behind."""
+    """Paint the stomach: body and antrum under the left dome; gas rises to the front, liquid or contrast medium lies behind."""
     rng = canvas.rng
     where, axes = canvas.block((-115, -40, -65), (45, 105, 105))
     _, y, z = axes
@@ -95,7 +95,7 @@ def paint_stomach(canvas: Canvas, body: Body, heights: tuple[float, float]) -> N
 
 
 def paint_spleen(canvas: Canvas, body: Body, heights: tuple[float, float]) -> None:
-    """Behind the stomach at the left wall, hollowed towards the kidney."""
+    """Paint the spleen behind the stomach at the left wall, hollowed towards the kidney."""
     center, radii = _vary_center(canvas, (-98, -22, 44)), _vary_radii(canvas, (34, 48, 54))
     where, axes = canvas.around(center, 75)
     q = ellipsoid(axes, center, radii, 0.15) + canvas.wobble(axes, 0.05)
@@ -113,7 +113,7 @@ def paint_spleen(canvas: Canvas, body: Body, heights: tuple[float, float]) -> No
 
 
 def paint_gallbladder(canvas: Canvas, body: Body) -> None:
-    """Under the liver, full of bile."""
+    """Paint the gallbladder under the liver, full of bile."""
     center, radii = _vary_center(canvas, (58, 42, -32), 3), _vary_radii(canvas, (17, 19, 30))
     where, axes = canvas.around(center, 50)
     q = ellipsoid(axes, center, radii, 0.2) + canvas.wobble(axes, 0.03)
@@ -124,7 +124,7 @@ def paint_gallbladder(canvas: Canvas, body: Body) -> None:
 
 
 def paint_kidneys(canvas: Canvas, body: Body) -> None:
-    """Each in its own fat beside the spine, the right one lower; cortex, medulla and a sinus of fat that opens inwards."""
+    """Paint the kidneys, each in its own fat beside the spine, the right one lower; cortex, medulla and a sinus of fat that opens inwards."""
     rng = canvas.rng
     for side, height, label in ((1, -46.0, RIGHT_KIDNEY), (-1, -34.0, LEFT_KIDNEY)):
         center, radii = (

@@ -41,7 +41,7 @@ def preprocess(volume: Volume, spec: ModelSpec) -> NetworkInput:
 
 
 class _Preparation:
-    """A volume under way; a method for each step of a model."""
+    """A volume on its way to network space, with a method for each step of a model."""
 
     def __init__(self, volume: Volume, spec: ModelSpec) -> None:
         self._volume, self._spec = volume, spec
@@ -93,7 +93,7 @@ class _Preparation:
         normalize_channels(self._channels, step, self._inside)
 
     def _apply_spatial_steps(self, channel: NDArray[Any]) -> NDArray[Any]:
-        """A channel of the scan after the steps in space, none of which resamples."""
+        """Return a channel of the scan after the steps in space, none of which resamples."""
         for step in self._spatial_steps:
             channel = step.forward(channel)
         return channel
@@ -109,7 +109,7 @@ class _Preparation:
         return NetworkInput(data, self._grid, self._volume.grid, order, tuple(self._spatial_steps))
 
     def _foreground_box(self) -> Box:
-        """The box around foreground, (start, stop) along I, J, K."""
+        """Return the box around foreground, (start, stop) along I, J, K."""
         crop, size = self._spec.crop, self._grid.size
         compare = _COMPARE["!=" if crop.kind == "nonzero" else crop.comparison]
         threshold = 0.0 if crop.kind == "nonzero" else crop.threshold
@@ -143,7 +143,7 @@ class _Preparation:
         return box[0], box[1], box[2]
 
     def _fit_box(self, fit: Fit) -> Box:
-        """The box of a crop or padding around the middle."""
+        """Return the box of a crop or padding around the middle."""
         sizes = along_ijk(fit.size, self._spec.geometry)
         shares = along_ijk(fit.share, self._spec.geometry)
         box = []

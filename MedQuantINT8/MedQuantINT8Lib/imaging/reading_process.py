@@ -90,7 +90,7 @@ def read_apart(
 
 @contextmanager
 def _target() -> Iterator[tuple[str, int, tuple[int, ...]]]:
-    """A file for the voxels: the name that the reader opens, its number here, and what the reader inherits."""
+    """Yield a file for the voxels: the name that the reader opens, its number here, and what the reader inherits."""
     if hasattr(os, "memfd_create"):
         number = os.memfd_create("medquant-voxels")
         try:

@@ -40,7 +40,7 @@ class Regions:
 
     @classmethod
     def of(cls, spec: ModelSpec, dtype: Any) -> Regions:
-        """The regions of a model, cut at its thresholds of probability."""
+        """Return the regions of a model, cut at its thresholds of probability."""
         channels = tuple(label.channel for label in spec.labels)
         cuts = [probability_cut(spec.output, channel) for channel in channels]
         values = np.array([label.value for label in spec.labels], dtype)
@@ -49,7 +49,7 @@ class Regions:
         )
 
     def paint(self, score: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
-        """The label map of scores that ``score`` gives for a channel, all of one shape."""
+        """Return the label map of scores that ``score`` gives for a channel, all of one shape."""
         if self.nested:
             return self.painted(self.marked(score))
         labels: NDArray[Any] | None = None
@@ -62,10 +62,11 @@ class Regions:
 
     @property
     def mark_type(self) -> Any:
+        """The smallest unsigned NumPy type with a bit for each region."""
         return next(dtype for most, dtype in _MARK_TYPES if len(self.channels) <= most)
 
     def marked(self, score: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
-        """One bit a region, the first region's lowest: whether the voxel lies in it."""
+        """Return one bit a region, the first region's lowest: whether the voxel lies in it."""
         marks: NDArray[Any] | None = None
         for number, (channel, cut) in enumerate(zip(self.channels, self.cuts, strict=True)):
             inside = score(channel) > cut
@@ -75,14 +76,14 @@ class Regions:
         return marks
 
     def painted(self, marks: NDArray[Any]) -> NDArray[Any]:
-        """The label map of :meth:`marked` voxels."""
+        """Return the label map of :meth:`marked` voxels."""
         labels = np.zeros(marks.shape, self.values.dtype)
         for number in self._order(marks):
             labels[(marks >> self.mark_type(number)) & self.mark_type(1) > 0] = self.values[number]
         return labels
 
     def _order(self, marks: NDArray[Any]) -> list[int]:
-        """The regions' numbers, each after those that it lies inside, else as they are listed."""
+        """Return the regions' numbers, each after those that it lies inside, else as they are listed."""
         kinds, counts = np.unique(marks, return_counts=True)
         inside = np.array(
             [(kinds >> self.mark_type(n)) & self.mark_type(1) for n in range(len(self.channels))], dtype=np.float64
@@ -104,13 +105,13 @@ class Regions:
 
 
 def probability_cut(output: Output, channel: int) -> np.float32:
-    """Above which probability a voxel lies in a channel's region; just below the threshold where that itself counts as inside."""
+    """Return the probability above which a voxel lies in a channel's region; just below the threshold where that itself counts as inside."""
     cut = np.float32(output.thresholds[channel] if output.thresholds else output.threshold)
     return np.nextafter(cut, np.float32(-1)) if output.inclusive else cut
 
 
 def logit_cut(output: Output, channel: int) -> float:
-    """The same for the logits of a sigmoid."""
+    """Return the logit of a sigmoid above which a voxel lies in a channel's region; see :func:`probability_cut`."""
     cut = output.thresholds[channel] if output.thresholds else output.threshold
     if not 0 < cut < 1:
         return float("-inf") if cut <= 0 and output.inclusive else -88.0 if cut <= 0 else 88.0

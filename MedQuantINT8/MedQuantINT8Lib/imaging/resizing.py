@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
-#: "area" averages the voxels that a new one covers (adaptive average pooling); "corners" is "linear" with the outermost centres
-#: of both arrays in the same places; "exact" is "nearest" with centres of voxels rounded.
+#: "area" averages the voxels that a new one covers (adaptive average pooling); "corners" is "linear" with the outermost centers
+#: of both arrays in the same places; "exact" is "nearest" with centers of voxels rounded.
 Way = Literal["linear", "corners", "nearest", "exact", "area"]
 
 
 def resize(data: FloatArray, shape: tuple[int, int, int], way: Way) -> FloatArray:
-    """A float32 array (n0, n1, n2) with another shape; the array itself where it has that shape already."""
+    """Return a float32 array (n0, n1, n2) with another shape; the array itself where it has that shape already."""
     # The axis that loses most goes first.
     for axis in sorted(range(3), key=lambda a: shape[a] / data.shape[a]):
         if data.shape[axis] != shape[axis]:
@@ -28,7 +28,7 @@ def resize(data: FloatArray, shape: tuple[int, int, int], way: Way) -> FloatArra
 
 
 def smooth(data: FloatArray, sigmas: tuple[float, float, float]) -> FloatArray:
-    """A float32 array (n0, n1, n2) smoothed by Gaussians of these standard deviations, in voxels; zeros lie outside of it."""
+    """Return a float32 array (n0, n1, n2) smoothed by Gaussians of these standard deviations, in voxels; zeros lie outside of it."""
     for axis, sigma in enumerate(sigmas):
         if sigma > 0:
             kernel = _gaussian(sigma)
@@ -42,7 +42,7 @@ def smooth(data: FloatArray, sigmas: tuple[float, float, float]) -> FloatArray:
 
 @lru_cache(maxsize=64)
 def _weights(old: int, new: int, way: Way) -> FloatArray:
-    """The share (new, old) that each old voxel has in each new one."""
+    """Return the share (new, old) that each old voxel has in each new one."""
     places = np.arange(new)
     weights = np.zeros((new, old))
     if way == "area":
@@ -68,7 +68,7 @@ def _weights(old: int, new: int, way: Way) -> FloatArray:
 
 @lru_cache(maxsize=64)
 def _gaussian(sigma: float) -> tuple[float, ...]:
-    """A Gaussian's share of each voxel, out to four standard deviations (``monai.networks.layers.gaussian_1d``, "erf")."""
+    """Return a Gaussian's share of each voxel, out to four standard deviations (``monai.networks.layers.gaussian_1d``, "erf")."""
     from math import erf
 
     tail = int(max(sigma * 4.0, 0.5) + 0.5)

@@ -1,4 +1,4 @@
-"""Segmentations in files, without Slicer: ``.seg.nrrd`` with names, colours and terminology, or a plain label map.
+"""Segmentations in files, without Slicer: ``.seg.nrrd`` with names, colors and terminology, or a plain label map.
 
 The fields of ``.seg.nrrd`` are those that Slicer's segmentation storage node writes and reads
 (https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html).
@@ -29,7 +29,7 @@ DEFAULT_TERMINOLOGY = Terminology(Code("SCT", "85756007", "Tissue"), Code("SCT",
 
 
 def terminology_tag(terminology: Terminology | None) -> str:
-    """Slicer's serialised terminology entry: Context~Category~Type~Modifier~AnatomicContext~Region~RegionModifier."""
+    """Return Slicer's serialized terminology entry: Context~Category~Type~Modifier~AnatomicContext~Region~RegionModifier."""
     entry = terminology or DEFAULT_TERMINOLOGY
 
     def code(value: Code | None) -> str:
@@ -41,7 +41,7 @@ def terminology_tag(terminology: Terminology | None) -> str:
 
 
 def segment_id(label: Label) -> str:
-    """Stable identifier of a label's segment."""
+    """Return the stable identifier of a label's segment."""
     return f"Segment_{label.value}"
 
 
@@ -65,14 +65,14 @@ def check_output_path(path: str | os.PathLike[str], inputs: Iterable[str | os.Pa
 
 
 def output_files(path: Path) -> list[Path]:
-    """All files that a segmentation is written as: a header may have its voxels in a file of their own."""
+    """Return all files that a segmentation is written as: a header may have its voxels in a file of their own."""
     return [path, *(path.with_name(name) for name in filter(None, [data_file_name(path.name)]))]
 
 
 def write_segmentation(
     path: str | os.PathLike[str], labels: NDArray[Any], ijk_to_ras: Matrix, names: tuple[Label, ...]
 ) -> None:
-    """Write a label map (K, J, I), whole or not at all; ``.seg.nrrd`` keeps names, colours and terminology.
+    """Write a label map (K, J, I), whole or not at all; ``.seg.nrrd`` keeps names, colors and terminology.
 
     Raises:
         StorageError: the file cannot be written.
@@ -107,6 +107,6 @@ def _fields(labels: NDArray[Any], names: tuple[Label, ...]) -> dict[str, str]:
 
 
 def present_labels(labels: NDArray[Any], names: tuple[Label, ...]) -> dict[int, int]:
-    """Voxels of each named label."""
+    """Return the number of voxels of each named label."""
     counts = np.bincount(labels.ravel(), minlength=max(label.value for label in names) + 1)
     return {label.value: int(counts[label.value]) for label in names}

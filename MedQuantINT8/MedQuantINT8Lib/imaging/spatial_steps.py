@@ -37,10 +37,11 @@ class Cut:
 
     @property
     def target(self) -> Grid:
+        """The grid of the box."""
         return sub_grid(self.source, self.box)
 
     def forward(self, data: NDArray[Any], pad_value: float | None = None) -> NDArray[Any]:
-        """The box of an array whose last three axes are (K, J, I); a view where nothing is padded."""
+        """Return the box of an array whose last three axes are (K, J, I); a view where nothing is padded."""
         lead = data.ndim - 3
         inside = [
             slice(max(start, 0), min(stop, size))
@@ -59,7 +60,7 @@ class Cut:
         return np.pad(part, widths, mode=self.padding)
 
     def back(self, data: NDArray[Any]) -> NDArray[Any]:
-        """An array (K, J, I) of the box in its place in the whole volume, 0 around it."""
+        """Return an array (K, J, I) of the box in its place in the whole volume, 0 around it."""
         i, j, k = self.source.size
         if self.box == ((0, i), (0, j), (0, k)):
             return data
@@ -82,12 +83,15 @@ class Turn:
 
     @property
     def target(self) -> Grid:
+        """The grid of the reoriented volume."""
         return self.axes.map_grid(self.source)
 
     def forward(self, data: NDArray[Any]) -> NDArray[Any]:
+        """Return an array whose last three axes are (K, J, I), reoriented; a view."""
         return self.axes.apply(data)
 
     def back(self, data: NDArray[Any]) -> NDArray[Any]:
+        """Return a reoriented array in its former order (K, J, I); a view."""
         return self.axes.inverse().apply(data)
 
 
@@ -103,10 +107,11 @@ class Sampling:
 
     @property
     def changes(self) -> bool:
+        """Whether the two grids differ."""
         return self.source != self.target
 
     def forward(self, values: FloatArray) -> FloatArray:
-        """A channel (K, J, I), float32, on the target."""
+        """Return a channel (K, J, I), float32, on the target."""
         geometry = self.geometry
         if self.nnunet is not None:
             return self.nnunet.forward(values, self.source, self.target.size)
@@ -125,7 +130,7 @@ class Sampling:
         )
 
     def back(self, score: FloatArray) -> FloatArray:
-        """One class's scores (K, J, I) on the source."""
+        """Return one class's scores (K, J, I) on the source."""
         if self.nnunet is not None:
             return self.nnunet.backward(score, self.source)
         if self.geometry.resize == "torch":
@@ -136,7 +141,7 @@ class Sampling:
         return resample(score, self.target, self.source, "linear")
 
     def nearest(self, labels: NDArray[Any], *, back: bool = False) -> NDArray[Any]:
-        """A label map (K, J, I) on the target, or from there on the source, by the nearest voxel."""
+        """Return a label map (K, J, I) on the target, or from there on the source, by the nearest voxel."""
         return resample(labels, *((self.target, self.source) if back else (self.source, self.target)), "nearest")
 
     @property

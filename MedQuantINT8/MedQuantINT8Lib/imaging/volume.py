@@ -19,14 +19,14 @@ _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 @dataclass(frozen=True)
 class Grid:
-    """Where voxels lie: ``size`` (I, J, K) and ``ijk_to_ras``, a 4x4 matrix in millimetres (RAS)."""
+    """Where voxels lie: ``size`` (I, J, K) and ``ijk_to_ras``, a 4x4 matrix in millimeters (RAS)."""
 
     size: tuple[int, int, int]
     ijk_to_ras: Matrix
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Millimetres between voxel centres along I, J and K."""
+        """Millimeters between voxel centers along I, J and K."""
         i, j, k = np.linalg.norm(self.ijk_to_ras[:3, :3], axis=0)
         return float(i), float(j), float(k)
 
@@ -40,17 +40,17 @@ class Grid:
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of one voxel in millilitres."""
+        """Volume of one voxel in milliliters."""
         return abs(float(np.linalg.det(self.ijk_to_ras[:3, :3]))) / 1000.0
 
     def apart(self, other: Grid) -> float:
-        """How far two grids of one size lie from each other: the largest distance of their corners, in voxels of this one."""
+        """Return how far two grids of one size lie from each other: the largest distance of their corners, in voxels of this one."""
         corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.size) - 1)
         offsets = corners @ (other.ijk_to_ras - self.ijk_to_ras)[:3, :3].T + (other.ijk_to_ras - self.ijk_to_ras)[:3, 3]
         return float(np.linalg.norm(offsets, axis=1).max() / max(min(self.spacing), 1e-9))
 
     def __eq__(self, other: object) -> bool:
-        """Whether voxels lie at the same places: to a hundredth of a voxel at every corner, since files round to float32."""
+        """Return whether voxels lie at the same places: to a hundredth of a voxel at every corner, since files round to float32."""
         if not isinstance(other, Grid) or self.size != other.size:
             return False
         difference = self.ijk_to_ras - other.ijk_to_ras
@@ -70,7 +70,7 @@ class Volume:
 
     Attributes:
         data: array (C, K, J, I), any numeric dtype.
-        ijk_to_ras: 4x4 matrix from voxel indices (I, J, K) to millimetres in RAS. Slicer's ``GetIJKToRASMatrix``.
+        ijk_to_ras: 4x4 matrix from voxel indices (I, J, K) to millimeters in RAS. Slicer's ``GetIJKToRASMatrix``.
         name: what messages call it: a file or a node.
         notes: what the reader had to choose or mend, for whoever gets the result.
     """
@@ -87,11 +87,13 @@ class Volume:
 
     @property
     def grid(self) -> Grid:
+        """Where the voxels lie, in I, J, K order (RAS, millimeters)."""
         _, k, j, i = self.data.shape
         return Grid((i, j, k), self.ijk_to_ras)
 
     @property
     def channels(self) -> int:
+        """The number of channels."""
         return int(self.data.shape[0])
 
     def check(self, channels: int | None = None) -> None:
@@ -138,7 +140,7 @@ class Volume:
 
 
 def nearest_axes(ijk_to_ras: Matrix) -> list[tuple[int, int]]:
-    """For each of I, J, K the RAS axis (0 to 2) it runs along most, each used once, and the sign.
+    """Return, for each of I, J, K, the RAS axis (0 to 2) it runs along most, each used once, and the sign.
 
     The assignment is taken from the polar factor of the direction matrix, largest cosine first, so that it agrees with
     what nibabel's ``io_orientation`` does for oblique volumes.
@@ -171,6 +173,7 @@ class AxisMap:
         return transposed[(slice(None),) * lead + tuple(steps)]
 
     def inverse(self) -> AxisMap:
+        """Return the map that undoes this one."""
         back = [0, 0, 0]
         flips = [False, False, False]
         for out_axis, in_axis in enumerate(self.permutation):
@@ -179,6 +182,7 @@ class AxisMap:
         return AxisMap((back[0], back[1], back[2]), (flips[0], flips[1], flips[2]))
 
     def map_grid(self, grid: Grid) -> Grid:
+        """Return the grid of a volume on ``grid`` after :meth:`apply`; every voxel keeps its place in the patient."""
         matrix = grid.ijk_to_ras.copy()
         for out_axis, in_axis in enumerate(self.permutation):
             column = grid.ijk_to_ras[:3, in_axis]
@@ -193,7 +197,7 @@ UNTURNED = AxisMap((0, 1, 2), (False, False, False))
 
 
 def axis_map(grid: Grid, orientation: str) -> AxisMap:
-    """The reorientation that brings ``grid`` as near as flips and swaps can to ``orientation`` (such as "RAS")."""
+    """Return the reorientation that brings ``grid`` as near as flips and swaps can to ``orientation`` (such as "RAS")."""
     axes = nearest_axes(grid.ijk_to_ras)
     permutation, flips = [], []
     for letter in orientation:
@@ -206,7 +210,7 @@ def axis_map(grid: Grid, orientation: str) -> AxisMap:
 
 
 def to_sitk(data: NDArray[Any], grid: Grid) -> Any:
-    """A SimpleITK image (LPS) of one channel, array (K, J, I). Spacing and direction are taken from the matrix."""
+    """Return a SimpleITK image (LPS) of one channel, array (K, J, I). Spacing and direction are taken from the matrix."""
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(np.ascontiguousarray(data))
@@ -219,7 +223,7 @@ def to_sitk(data: NDArray[Any], grid: Grid) -> Any:
 
 
 def matrix_from_sitk(image: Any) -> Matrix:
-    """The IJK-to-RAS matrix of a 3D SimpleITK image."""
+    """Return the IJK-to-RAS matrix of a 3D SimpleITK image."""
     lps = np.eye(4)
     lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     lps[:3, 3] = image.GetOrigin()
@@ -244,7 +248,7 @@ def _with_border(
     )
     source_corners = corners @ to_source.T[:, :3]
     last = np.array(data.shape[::-1]) - 1
-    # Up to half a voxel beyond, SimpleITK's own answer is the border; zeros are blended in from the outermost centres on.
+    # Up to half a voxel beyond, SimpleITK's own answer is the border; zeros are blended in from the outermost centers on.
     room = 0.5 if outside == "border" else 1e-5
     before = np.clip(np.ceil(-source_corners.min(axis=0) - room), 0, 2).astype(int)
     after = np.clip(np.ceil(source_corners.max(axis=0) - last - room), 0, 2).astype(int)
@@ -269,7 +273,7 @@ ANISOTROPY = 3.0
 
 
 def slice_axis(source: Grid, target: Grid) -> int | None:
-    """The I, J or K axis across which nnU-Net does not interpolate, or None (Isensee et al., Nature Methods 2021)."""
+    """Return the I, J or K axis across which nnU-Net does not interpolate, or None (Isensee et al., Nature Methods 2021)."""
     for grid in (source, target):
         spacing = np.array(grid.spacing)
         if spacing.max() / spacing.min() > ANISOTROPY:
@@ -279,7 +283,7 @@ def slice_axis(source: Grid, target: Grid) -> int | None:
 
 
 def resample_by_slices(data: NDArray[Any], source: Grid, target: Grid, interpolation: str) -> NDArray[Any]:
-    """As :func:`resample`, but with the nearest slice across the axis that :func:`slice_axis` names.
+    """Resample as :func:`resample` does, but with the nearest slice across the axis that :func:`slice_axis` names.
 
     For grids that differ in spacing and size only, not in direction.
     """
@@ -301,7 +305,7 @@ def resample_by_slices(data: NDArray[Any], source: Grid, target: Grid, interpola
 def resample(
     data: NDArray[Any], source: Grid, target: Grid, interpolation: str, *, outside: str = "border", border: int = 0
 ) -> NDArray[Any]:
-    """Sample one channel (K, J, I) of ``source`` at the voxel centres of ``target``.
+    """Sample one channel (K, J, I) of ``source`` at the voxel centers of ``target``.
 
     Outside the source the nearest voxel's value is taken, as MONAI's ``padding_mode="border"`` does. float arrays stay
     float32; integer arrays keep their dtype with "nearest" and become float32 otherwise.

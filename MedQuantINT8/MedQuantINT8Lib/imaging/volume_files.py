@@ -24,18 +24,18 @@ EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 def scan_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The scan files that lie in a folder, by name; none if there is no such folder."""
+    """Return the scan files that lie in a folder, by name; none if there is no such folder."""
     place = Path(folder)
     return [p for p in sorted(place.iterdir()) if p.name.lower().endswith(EXTENSIONS)] if place.is_dir() else []
 
 
 def scan_paths(text: str) -> list[str]:
-    """The path of a scan, or of each of its channels, from the form that commands take: joined by commas."""
+    """Return the path of a scan, or of each of its channels, from the form that commands take: joined by commas."""
     return split_paths(text)
 
 
 def scan_name(path: str | os.PathLike[str]) -> str:
-    """The name of a scan without folder and type, for naming results."""
+    """Return the name of a scan without folder and type, for naming results."""
     name = Path(path).name
     for extension in (".seg.nrrd", *sorted(EXTENSIONS, key=len, reverse=True)):
         if name.lower().endswith(extension):
@@ -44,7 +44,7 @@ def scan_name(path: str | os.PathLike[str]) -> str:
 
 
 def result_names(scans: Sequence[Path]) -> list[str]:
-    """A name for the result of each scan: the scan's own without its type, or with it where several differ by type alone.
+    """Return a name for the result of each scan: the scan's own without its type, or with it where several differ by type alone.
 
     Names that differ by upper and lower case alone count as one: not every disk tells them apart.
     """
@@ -92,7 +92,7 @@ class ScanReader:
         self.notes: list[str] = []
 
     def __call__(self, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Volume:
-        """As :func:`read_volume`."""
+        """Read a scan, as :func:`read_volume` does."""
         volume = read_volume(paths, options=self.options, check=self._check)
         self.notes += [note for note in volume.notes if note not in self.notes]
         return volume

@@ -19,7 +19,7 @@ from .package import MODEL_JSON
 
 
 def models_root() -> Path:
-    """Where models are installed: ``$MEDQUANT_MODELS``, or the user's data folder of the operating system."""
+    """Return where models are installed: ``$MEDQUANT_MODELS``, or the user's data folder of the operating system."""
     if folder := os.environ.get("MEDQUANT_MODELS"):
         return Path(folder)
     return user_folder("data") / "models"
@@ -30,7 +30,7 @@ DEMO = "demo"
 
 
 def installed_models() -> dict[str, list[Path]]:
-    """Installed models: their packages (one a fold) by the model's name; the demo model is always there."""
+    """Return installed models: their packages (one a fold) by the model's name; the demo model is always there."""
     root = models_root()
     models = {DEMO: [resource("demo.zip")]} if resource("demo.zip").exists() else {}
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
@@ -41,7 +41,7 @@ def installed_models() -> dict[str, list[Path]]:
 
 
 def resolve_one(model: str) -> str:
-    """As :func:`resolve`, for what works on a single package.
+    """Resolve a model's name, as :func:`resolve` does, for what works on a single package.
 
     Raises:
         InputError: the model is several packages.
@@ -53,7 +53,7 @@ def resolve_one(model: str) -> str:
 
 
 def resolve(model: str) -> str:
-    """The paths of a model's packages, joined by commas: of an installed model by its name, else what was given.
+    """Return the paths of a model's packages, joined by commas: of an installed model by its name, else what was given.
 
     Several may be joined by commas. A file or folder that happens to be called like an installed model is taken only if it is
     a package; :func:`both_meant` then says so.
@@ -66,7 +66,7 @@ def resolve(model: str) -> str:
 
 
 def both_meant(model: str) -> str:
-    """A note where a name stands for an installed model and for a package in the current folder; else an empty string."""
+    """Return a note where a name stands for an installed model and for a package in the current folder; else an empty string."""
     models = installed_models()
     for part in split_paths(model):
         if part in models and _is_package(part):
@@ -104,5 +104,5 @@ def remove(name: str) -> int:
 
 
 def size_of(name: str) -> int:
-    """Bytes that an installed model takes on the disk."""
+    """Return the bytes that an installed model takes on the disk."""
     return sum(path.stat().st_size for path in (models_root() / name).rglob("*") if path.is_file())

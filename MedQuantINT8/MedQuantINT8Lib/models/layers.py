@@ -31,7 +31,7 @@ class Layer:
 
 
 def weighted_layers(model: Any, reasons: dict[str, str] | None = None) -> list[Layer]:
-    """All convolutions and matrix products with constant weights or two activations, in graph order.
+    """Return all convolutions and matrix products with constant weights or two activations, in graph order.
 
     ``model`` must have fixed shapes (:func:`fixed_shape`), or the multiply-accumulates are 0.
     """
@@ -47,12 +47,13 @@ def weighted_layers(model: Any, reasons: dict[str, str] | None = None) -> list[L
 
 
 def int8_share(layers: Iterable[Layer]) -> float:
-    """Share of multiply-accumulates in quantized layers, 0 to 1."""
+    """Return the share of multiply-accumulates in quantized layers, 0 to 1."""
     layers = list(layers)
     return sum(layer.macs for layer in layers if layer.quantized) / max(1, sum(layer.macs for layer in layers))
 
 
 def is_dequantized(graph: Graph, name: str) -> bool:
+    """Return whether a DequantizeLinear gives the tensor."""
     node = graph.producer.get(name)
     return node is not None and node.op_type == "DequantizeLinear"
 

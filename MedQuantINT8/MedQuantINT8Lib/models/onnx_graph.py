@@ -15,6 +15,7 @@ from .tensor_names import free_name
 
 
 def require_onnx() -> Any:
+    """Return the ``onnx`` package; raises :class:`DependencyError` where it is missing."""
     try:
         import onnx
     except ImportError as error:
@@ -64,7 +65,7 @@ def load_network(path: str | os.PathLike[str]) -> Any:
 
 @contextmanager
 def damage(name: str, advice: str = "Export it again.", problem: str = "is no valid ONNX network") -> Iterator[None]:
-    """What goes wrong inside is put down to the network called ``name``: its content is a stranger's, and may be of any kind.
+    """Attribute what goes wrong inside to the network called ``name``: its content is a stranger's, and may be of any kind.
 
     Args:
         problem: what follows from it, in words between the name and the reason.
@@ -83,7 +84,7 @@ def damage(name: str, advice: str = "Export it again.", problem: str = "is no va
 
 
 def reason_of(error: BaseException) -> str:
-    """The first telling line of an exception's message, without control characters, short enough for one line."""
+    """Return the first telling line of an exception's message, without control characters, short enough for one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     if isinstance(error, KeyError):
@@ -116,18 +117,18 @@ def _check_constants(model: Any) -> None:
 
 
 def _is_packed(data_type: int) -> bool:
-    """Whether several numbers share a byte."""
+    """Return whether several numbers share a byte."""
     onnx = require_onnx()
     return onnx.TensorProto.DataType.Name(data_type) in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
 
 
 def opset_of(model: Any) -> int:
-    """The version of ONNX's own operators that a network uses; 0 if it names none."""
+    """Return the version of ONNX's own operators that a network uses; 0 if it names none."""
     return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def at_opset(model: Any, version: int, name: str = "The network") -> Any:
-    """The network with ONNX's own operators of another version.
+    """Return the network with ONNX's own operators of another version.
 
     Raises:
         PackageError: the converter knows no way.
@@ -146,18 +147,18 @@ def at_opset(model: Any, version: int, name: str = "The network") -> Any:
 
 
 def free_inputs(model: Any) -> list[Any]:
-    """The inputs that a caller gives: old networks list their weights among them."""
+    """Return the inputs that a caller gives: old networks list their weights among them."""
     constants = {i.name for i in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in constants]
 
 
 def dims_of(value: Any) -> list[int]:
-    """Sizes of a tensor; 0 where the graph leaves them open, as symbol, as nothing, as 0 or as -1."""
+    """Return the sizes of a tensor's axes; 0 where the graph leaves them open, as symbol, as nothing, as 0 or as -1."""
     return [max(0, d.dim_value) for d in value.type.tensor_type.shape.dim]
 
 
 def network_shape(model: Any, name: str = "The network") -> NetworkShape:
-    """Shape of the one 5-D input (N, C, A0, A1, A2) and the one output.
+    """Return the shape of the one 5-D input (N, C, A0, A1, A2) and the one output.
 
     Raises:
         PackageError: several inputs or outputs, or other than five axes.
@@ -185,12 +186,12 @@ def network_shape(model: Any, name: str = "The network") -> NetworkShape:
 
 
 def _describe_shape(dims: list[int]) -> str:
-    """A shape in words: ONNX leaves sizes open by a symbol, by nothing or by 0."""
+    """Return a shape in words: ONNX leaves sizes open by a symbol, by nothing or by 0."""
     return f"the shape ({', '.join(str(n) if n > 0 else 'open' for n in dims)})" if dims else "unknown shape"
 
 
 def fixed_shape(model: Any, patch: tuple[int, int, int], batch: int | None = 1) -> Any:
-    """A copy whose input is (batch, C, *patch), with every intermediate shape inferred; batch None leaves it open.
+    """Return a copy whose input is (batch, C, *patch), with every intermediate shape inferred; batch None leaves it open.
 
     Raises:
         PackageError: an input of another rank, or shapes that do not fit together.
@@ -223,7 +224,7 @@ _SHAPE_LENGTH = 1024
 
 
 def inferred(model: Any) -> Any:
-    """A copy with every shape that can be known; see :func:`infer`."""
+    """Return a copy with every shape that can be known; see :func:`infer`."""
     copy = require_onnx().ModelProto()
     copy.CopyFrom(model)
     infer(copy)
@@ -249,7 +250,7 @@ def infer(model: Any) -> None:
 
 
 def _without_weights(model: Any) -> Any:
-    """A copy whose large constants are inputs of their shape: inference would put them into bytes and read them again twice over."""
+    """Return a copy whose large constants are inputs of their shape: inference would put them into bytes and read them again twice over."""
     onnx = require_onnx()
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     light.graph.name = model.graph.name
@@ -287,7 +288,7 @@ class Graph:
             self.shapes[initializer.name] = list(initializer.dims)
 
     def array(self, name: str) -> Any:
-        """The constant called ``name``, or None."""
+        """Return the constant called ``name``, or None."""
         onnx = require_onnx()
         if name in self.initializers:
             return onnx.numpy_helper.to_array(self.initializers[name])
@@ -295,7 +296,7 @@ class Graph:
         return _constant_of(node) if node is not None and node.op_type == "Constant" else None
 
     def is_constant(self, name: str) -> bool:
-        """Whether a tensor comes from constants alone (through DequantizeLinear and the like)."""
+        """Return whether a tensor comes from constants alone (through DequantizeLinear and the like)."""
         if name not in self._constant:
             node = self.producer.get(name)
             # Remembered: in graphs that compute shapes, roads to the same tensor double with every operator.
@@ -306,7 +307,7 @@ class Graph:
 
 
 def _constant_of(node: Any) -> Any:
-    """The numbers of a Constant node, which has seven ways of holding them; None for text and sparse ones."""
+    """Return the numbers of a Constant node, which has seven ways of holding them; None for text and sparse ones."""
     import numpy as np
 
     onnx = require_onnx()
@@ -359,7 +360,7 @@ def remove(field: Any, numbers: list[int]) -> None:
 
 
 def with_outputs(model: Any, names: Iterable[str]) -> Any:
-    """A copy that also gives the named tensors out, as float32."""
+    """Return a copy that also gives the named tensors out, as float32."""
     onnx = require_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

@@ -88,14 +88,16 @@ class ModelPackage:
         self.close()
 
     def close(self) -> None:
+        """Remove the folder if it is a temporary one, into which a zip was unpacked."""
         if self.temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def has(self, name: str) -> bool:
+        """Return whether the package lists a file of that name."""
         return name in self.hashes
 
     def onnx_path(self, precision: str) -> Path:
-        """The network's file for "fp32" or "int8".
+        """Return the network's file for "fp32" or "int8".
 
         Raises:
             PackageError: the package has no INT8 network yet.
@@ -109,11 +111,11 @@ class ModelPackage:
         return self.folder / name
 
     def calibration(self) -> dict[str, Any] | None:
-        """What calibration.json says, or None for a package that was not quantized."""
+        """Return what calibration.json says, or None for a package that was not quantized."""
         return _read_json(self.folder / CALIBRATION) if self.has(CALIBRATION) else None
 
     def import_check(self) -> dict[str, Any] | None:
-        """What import.json says of the import (:class:`..importers.import_check.ImportCheck`), or None where there is none."""
+        """Return what import.json says of the import (:class:`..importers.import_check.ImportCheck`), or None where there is none."""
         return _read_json(self.folder / IMPORT) if self.has(IMPORT) else None
 
     def save(self, target: str | os.PathLike[str]) -> None:
@@ -129,14 +131,14 @@ class ModelPackage:
                     shutil.copyfile(self.folder / name, folder / name)
 
     def with_files(self, target: str | os.PathLike[str], files: dict[str, Path]) -> ModelPackage:
-        """A copy of this package at ``target`` (a folder or zip; may be its own) with ``files`` added or replaced."""
+        """Return a copy of this package at ``target`` (a folder or zip; may be its own) with ``files`` added or replaced."""
         sources = {name: self.folder / name for name in self.hashes} | files
         write_package(target, self.spec, sources)
         return ModelPackage.load(target)
 
 
 def peek(path: str | os.PathLike[str]) -> tuple[ModelSpec, tuple[str, ...]]:
-    """What a package says of itself, and which files it lists, without reading its networks: for lists and choices.
+    """Return what a package says of itself, and which files it lists, without reading its networks: for lists and choices.
 
     Whoever runs a network calls :meth:`ModelPackage.load`, which checks every file.
 
@@ -195,7 +197,7 @@ def _read_json(path: Path, name: str = "") -> Any:
 
 
 def parsed_json(content: bytes, name: str, advice: str = "Ask whoever made the package.") -> Any:
-    """What JSON text holds; NaN and infinities are refused, as JSON has none.
+    """Return what JSON text holds; NaN and infinities are refused, as JSON has none.
 
     Raises:
         PackageError: no JSON, or nested too deep for anything that is meant.

@@ -24,7 +24,7 @@ CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}
 
 
 def check_int8(model: Any) -> list[str]:
-    """What breaks the rules of an INT8 network; an empty list is a proof that none is broken."""
+    """Return what breaks the rules of an INT8 network; an empty list is a proof that none is broken."""
     onnx = require_onnx()
     graph = Graph(model)
     problems = []
@@ -67,7 +67,7 @@ def _check_weight(graph: Graph, node: Any, scale: Any, onnx: Any) -> list[str]:
 
 
 def as_unsigned(model: Any) -> Any:
-    """The same INT8 network with activations as UINT8 and zero point 128.
+    """Return the same INT8 network with activations as UINT8 and zero point 128.
 
     Every integer is the old one plus 128, so the network computes the same numbers. OpenVINO needs it: its low
     precision passes lose the scale of a *signed* quantized Concat (see Testing/engines/test_engines.py).
@@ -93,7 +93,7 @@ def as_unsigned(model: Any) -> Any:
 def network_for(
     path: str | os.PathLike[str], precision: str, high_precision: Collection[str], weight_bits: int = 8
 ) -> Any:
-    """A network as an engine is to build it: read, checked, and with the layers that stay in high precision put back to float.
+    """Return a network as an engine is to build it: read, checked, and with the layers that stay in high precision put back to float.
 
     Its tensors have plain names: engines rewrite the network and make names of their own out of them.
 
@@ -113,7 +113,7 @@ def network_for(
 
 
 def with_seven_bit_weights(model: Any) -> Any:
-    """A copy whose quantized layers have weights from -64 to 64: half as large, of twice the scale.
+    """Return a copy whose quantized layers have weights from -64 to 64: half as large, of twice the scale.
 
     An odd weight lies in the middle between two halves. Along an output channel the odd ones go up and down in turn, so
     that their errors do not move the channel's mean. Layers that compute in float keep their weights.
@@ -150,7 +150,7 @@ def with_seven_bit_weights(model: Any) -> Any:
 
 
 def _halve(weight: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Half of each weight (channels first); odd ones are rounded up and down in turn."""
+    """Return half of each weight (channels first); odd ones are rounded up and down in turn."""
     flat = weight.astype(np.int16).reshape(weight.shape[0], -1)
     odd = flat % 2
     turn = np.where(np.cumsum(odd, axis=1) % 2 == 1, 1, -1)
@@ -158,7 +158,7 @@ def _halve(weight: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
-    """A copy in which the named layers take float activations and float weights.
+    """Return a copy in which the named layers take float activations and float weights.
 
     Args:
         fp32: the network before quantization, to take the layers' weights from. Without it their weights stay stored
@@ -192,7 +192,7 @@ def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
 
 
 def layers_with_int8_weights(model: Any) -> list[str]:
-    """Convolutions and matrix products whose weights are stored as INT8, whatever they compute in."""
+    """Return the names of convolutions and matrix products whose weights are stored as INT8, whatever they compute in."""
     graph = Graph(model)
     return [
         node.name
@@ -203,7 +203,7 @@ def layers_with_int8_weights(model: Any) -> list[str]:
 
 
 def activation_tensors(model: Any) -> dict[str, list[str]]:
-    """Float tensors that pass through a QuantizeLinear, with the names of those nodes."""
+    """Return the float tensors that pass through a QuantizeLinear, with the names of those nodes."""
     graph = Graph(model)
     tensors: dict[str, list[str]] = {}
     for node in graph.nodes:
@@ -239,7 +239,7 @@ def set_activation_scales(model: Any, scales: dict[str, float]) -> None:
 
 
 def compacted(model: Any) -> Any:
-    """A copy whose equal constants are one, and in which only layers and the tensors between them keep their names.
+    """Return a copy whose equal constants are one, and in which only layers and the tensors between them keep their names.
 
     In networks of few hundred kilobytes names and zero points weigh as much as the weights saved; a SwinUNETR repeats its
     table of relative positions in every layer.
@@ -269,7 +269,7 @@ def compacted(model: Any) -> Any:
 
 
 def _merged_constants(model: Any) -> dict[str, str]:
-    """Names of constants that repeat an earlier one, with that one's name; Constant nodes move to the front."""
+    """Return the names of constants that repeat an earlier one, with that one's name; Constant nodes move to the front."""
     first: dict[bytes, str] = {}
     renamed: dict[str, str] = {}
     constants = [node for node in model.graph.node if node.op_type == "Constant"]
@@ -294,7 +294,7 @@ def _merged_constants(model: Any) -> dict[str, str]:
 
 
 def _content(constant: Any) -> bytes:
-    """A digest of what a constant holds, without its name."""
+    """Return a digest of what a constant holds, without its name."""
     copy = type(constant)()
     copy.CopyFrom(constant)
     copy.name = ""

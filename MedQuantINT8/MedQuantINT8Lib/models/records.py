@@ -43,7 +43,7 @@ class Rule:
 def within(
     *, least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
 ) -> Rule:
-    """The rule for a number that lies between limits, of which ``above`` and ``below`` are not reached."""
+    """Return the rule for a number that lies between limits, of which ``above`` and ``below`` are not reached."""
     limits = {"minimum": least, "maximum": most, "exclusiveMinimum": above, "exclusiveMaximum": below}
     if least is not None and most is not None:
         words = f"must be {least} to {most}"
@@ -90,7 +90,7 @@ def parse_record(cls: type[T], value: Any, where: str, hint: str) -> T:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: of a stranger's file, so neither long nor with characters that a terminal obeys."""
+    """Return a value in a message: of a stranger's file, so neither long nor with characters that a terminal obeys."""
     return ascii(value)[:60] if isinstance(value, (str, int, float, bool)) or value is None else _kind(value)
 
 
@@ -100,7 +100,7 @@ def _kind(value: Any) -> str:
 
 @functools.cache
 def _annotations(cls: type) -> dict[str, tuple[Any, bool]]:
-    """Each field's annotation, and whether the field has to be given."""
+    """Return each field's annotation, and whether the field has to be given."""
     hints = get_type_hints(cls, include_extras=True)
     return {
         item.name: (hints[item.name], item.default is MISSING and item.default_factory is MISSING)
@@ -129,7 +129,7 @@ def _record(cls: type, value: Any, where: str) -> Any:
 
 
 def _parts(annotation: Any) -> tuple[Any, list[Rule]]:
-    """An annotation without its rules, and these."""
+    """Return an annotation without its rules, and these."""
     if get_origin(annotation) is not Annotated:
         return annotation, []
     base, *rules = get_args(annotation)
@@ -137,7 +137,7 @@ def _parts(annotation: Any) -> tuple[Any, list[Rule]]:
 
 
 def _without_none(annotation: Any) -> Any:
-    """X of "X or None"; None of every other annotation."""
+    """Return the X of an annotation "X or None"; None for every other annotation."""
     if get_origin(annotation) not in (Union, types.UnionType):
         return None
     (kind,) = (option for option in get_args(annotation) if option is not type(None))
@@ -213,7 +213,7 @@ def _items(kinds: tuple[Any, ...], least: int, value: Any, where: str) -> tuple[
 
 
 def record_schema(cls: type) -> dict[str, Any]:
-    """The JSON Schema of a dataclass."""
+    """Return the JSON Schema of a dataclass."""
     annotations = _annotations(cls)
     schema: dict[str, Any] = {
         "type": "object",
@@ -236,7 +236,7 @@ def record_schema(cls: type) -> dict[str, Any]:
 
 
 def described_schema(cls: type) -> dict[str, Any]:
-    """As :func:`record_schema`, and each field that holds other dataclasses is described by their docstring."""
+    """Return :func:`record_schema`'s schema in which fields that hold other dataclasses are described by their docstrings."""
     schema = record_schema(cls)
     for name, (annotation, _) in _annotations(cls).items():
         kind = _parts(annotation)[0]

@@ -26,6 +26,7 @@ _PER_CHANNEL_INPUTS = {"InstanceNormalization": (1, 2), "BatchNormalization": (1
 
 
 def copied(model: Any) -> Any:
+    """Return a copy of a network without noted shapes, in which every node has a name of its own."""
     onnx = require_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -36,6 +37,7 @@ def copied(model: Any) -> Any:
 
 
 def attributes(node: Any) -> dict[str, Any]:
+    """Return the values of a node's attributes by name; text as bytes, as ONNX holds it."""
     onnx = require_onnx()
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
@@ -47,6 +49,7 @@ class _Sets:
         self._parent: dict[str, str] = {}
 
     def find(self, name: str) -> str:
+        """Return the name that stands for the set of ``name``."""
         root = name
         while (parent := self._parent.get(root, root)) != root:
             root = parent
@@ -54,13 +57,14 @@ class _Sets:
         return root
 
     def join(self, names: Iterable[str]) -> None:
+        """Make one set of the sets of all ``names``."""
         first, *rest = names
         for name in rest:
             self._parent[self.find(name)] = self.find(first)
 
 
 def with_padded_channels(model: Any, multiple: int, only_with: str = "") -> Any:
-    """Widths that are no multiple of ``multiple`` filled up with channels that nothing reads.
+    """Return a network whose widths are filled up to multiples of ``multiple`` with channels that nothing reads.
 
     A filled channel has zero weights where it is made and zero weights where it is read, so every number that is read
     stays the same. It is done where a width is only seen by convolutions and by operators that treat each channel by
@@ -104,7 +108,7 @@ def with_padded_channels(model: Any, multiple: int, only_with: str = "") -> Any:
 
 
 def _keeps_channels(graph: Graph, node: Any, inputs: list[str]) -> bool:
-    """Constants must be scalars, or one value a channel where the operator means it so."""
+    """Return whether a node's constants are scalars, or one value a channel where the operator means it so."""
     for position, name in enumerate(node.input):
         if not name or name in inputs or position in _PER_CHANNEL_INPUTS.get(node.op_type, ()):
             continue
@@ -117,7 +121,7 @@ def _keeps_channels(graph: Graph, node: Any, inputs: list[str]) -> bool:
 
 
 def _weight_name(graph: Graph, name: str) -> str | None:
-    """The initializer behind a weight, directly or through a DequantizeLinear."""
+    """Return the initializer behind a weight, directly or through a DequantizeLinear."""
     if name in graph.initializers:
         return name
     node = graph.producer.get(name)
@@ -140,6 +144,7 @@ class _Padding:
         self._model, self._graph, self._sets, self._widths = model, Graph(model), sets, widths
 
     def run(self) -> Any:
+        """Fill up the constants of all layers, and return the network."""
         for node in self._graph.nodes:
             if node.op_type in ("Conv", "ConvTranspose"):
                 out_axis, in_axis = (0, 1) if node.op_type == "Conv" else (1, 0)
@@ -187,7 +192,7 @@ class _Padding:
 
 
 def is_pointwise_deconvolution(graph: Graph, node: Any) -> bool:
-    """A transposed convolution whose kernel equals its stride: every output voxel comes from one input voxel."""
+    """Return whether a node is a transposed convolution whose kernel equals its stride: each output voxel comes from one input voxel."""
     if node.op_type != "ConvTranspose":
         return False
     settings, name = attributes(node), _weight_name(graph, node.input[1])
@@ -209,7 +214,7 @@ def is_pointwise_deconvolution(graph: Graph, node: Any) -> bool:
 
 
 def with_pointwise_deconvolutions(model: Any) -> Any:
-    """Transposed convolutions with kernel equal to stride as convolutions of one voxel and depth-to-space.
+    """Return a network with its transposed convolutions of kernel equal to stride as convolutions of one voxel and depth-to-space.
 
     Channel c and place (a, b, d) in the kernel become channel ((c, a), b), d of the convolution; a reshape and a
     transposition bring the places to where they belong. Of two spatial axes or three, isotropic or not; Q/DQ pairs before the layer stay.
@@ -283,7 +288,7 @@ def with_pointwise_deconvolutions(model: Any) -> Any:
 
 
 def with_folded_normalization(model: Any) -> Any:
-    """BatchNormalization behind a convolution as part of its weights and bias.
+    """Return a network with each BatchNormalization behind a convolution as part of that one's weights and bias.
 
     Exporters usually do it; where they did not, the scale would stand between the convolution and its quantized output.
     Left alone: a convolution whose result something else reads as well, or whose weights are computed.

@@ -152,7 +152,7 @@ class Normalization:
     }
 
     def problem(self) -> str | None:
-        """What is wrong with the limits, or None."""
+        """Return what is wrong with the limits, or None."""
         low, high, kind = self.low, self.high, self.kind
         if kind in ("clip", "clip_percentile", "threshold") and low is None and high is None:
             return f"of kind {kind} needs 'low' or 'high'"
@@ -275,7 +275,7 @@ class Output:
     activated: the graph already ends in the activation (its output is probabilities, not logits).
     resample: what is brought from network space to the scan's grid, where the two differ: "logits", the network's scores as they are
         blended (nnU-Net); "probabilities", after the activation; "masks", each structure's mask by linear interpolation, the largest
-        winning; "labels", the label map by nearest neighbour (MONAI's bundles do any of the last three). With any of them windows are
+        winning; "labels", the label map by nearest neighbor (MONAI's bundles do any of the last three). With any of them windows are
         blended as the network gives them. None: logits for softmax; for sigmoid probabilities, each window's by itself.
     decision: "largest": the label of the largest score wins, channel 0 being background; "threshold": regions as above. None:
         "largest" for softmax, "threshold" for sigmoid.
@@ -351,7 +351,7 @@ class Label:
 
     @classmethod
     def left_out(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A label that a description gives no color has the one of its value, so that structures can be told apart."""
+        """Return the color of the label's value, for a description that gives none, so that structures can be told apart."""
         return {"color": color_of(given["value"])}
 
 
@@ -395,7 +395,7 @@ class ModelSpec:
         return max(label.channel for label in self.labels) + 1
 
     def to_json(self) -> dict[str, Any]:
-        """The dictionary that model.json holds (without ``files``)."""
+        """Return the dictionary that model.json holds (without ``files``)."""
         value = {"schema": "medquant-model", "schema_version": SCHEMA_VERSION, **asdict(self)}
         return _listed(value)
 
@@ -403,7 +403,7 @@ class ModelSpec:
 def usual_order(
     geometry: Geometry, crop: Crop, normalization: Sequence[Normalization], normalize_in: str
 ) -> tuple[Step, ...]:
-    """The order of a model that does not say one: crop, reorientation, normalization (of the input), resampling, normalization (in
+    """Return the order of a model that does not say one: crop, reorientation, normalization (of the input), resampling, normalization (in
     network space); with ``reorient`` "last" reorientation comes after resampling."""
     turn: list[Step] = [] if geometry.orientation == NATIVE else ["reorient"]
     resample: list[Step] = ["resample"] if geometry.resampled else []

@@ -52,7 +52,7 @@ class _Header:
 
 
 def model_schema() -> dict[str, Any]:
-    """The JSON Schema of model.json."""
+    """Return the JSON Schema of model.json."""
     schema = described_schema(ModelSpec)
     digests = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
     return {

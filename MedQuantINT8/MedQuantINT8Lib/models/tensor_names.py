@@ -15,7 +15,7 @@ def free_name(preferred: str, used_names: set[str]) -> str:
 
 
 def tensor_names(model: Any) -> set[str]:
-    """Names of all tensors of a graph: inputs, outputs, constants, and what nodes read and give, in bodies of loops and branches too."""
+    """Return the names of all tensors of a graph: inputs, outputs, constants, and what nodes read and give, in bodies of loops and branches too."""
     return _names_in(model.graph, within=True)
 
 
