@@ -19,6 +19,7 @@ from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import accuracy_guard as sensitivity
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget, Candidate, Measurement, guard
 from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
+from MedQuantINT8Lib.quantization.measurer import PooledDice
 from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
 from MedQuantINT8Lib.quantization.quantize import OPSET, QuantizationPolicy, policy_reasons
 from MedQuantINT8Lib.resources import resource
@@ -105,7 +106,7 @@ def test_int8_and_fp32_are_compared_on_the_same_patches(monkeypatch):
         (run(fp32, patch).argmax(1)[0] if n < 2 else np.random.default_rng(n).integers(0, 2, SHAPE))
         for n, patch in enumerate(given)
     ]
-    judge = sensitivity._Judge(fp32, given, SPEC, references)
+    judge = sensitivity.Measurer(fp32, given, SPEC, references)
     few, all_of_them = judge.measure(fp32, 2), judge.measure(fp32)
     assert few.dice == few.dice_fp32 == pytest.approx(1.0) and all_of_them.dice == all_of_them.dice_fp32 < 0.9
     assert few.dice_lost == all_of_them.dice_lost == 0
@@ -137,7 +138,7 @@ class Scripted:
     ids=["it was best as it began", "the best on the way", "of equals the one with most INT8", "the first that holds"],
 )
 def test_it_ends_at_the_best_that_it_has_seen(monkeypatch, agreement, left, returned):
-    monkeypatch.setattr(sensitivity, "_Judge", Scripted(agreement))
+    monkeypatch.setattr(sensitivity, "Measurer", Scripted(agreement))
     weights, biases = random_weights()
     fp32 = convolutions(weights, biases)
     times = iter([3.0, 2.5, 2.0, 1.0])
@@ -173,7 +174,7 @@ def test_channels_are_equalized_before_a_layer_goes_back(monkeypatch, plain, oth
         calls.append("asked")
         return Candidate(fp32, second)
 
-    monkeypatch.setattr(sensitivity, "_Judge", ByNetwork)
+    monkeypatch.setattr(sensitivity, "Measurer", ByNetwork)
     made, result = guard(Candidate(fp32, first), patches(), SPEC, Budget(0.99), Task(), equalize=equalize)
     assert bool(calls) == asked and result.equalized == taken
     assert result.before.agreement == (other if taken else plain)
@@ -211,7 +212,7 @@ def test_labels_that_show_nothing_in_the_patches_are_told():
 
 
 def test_a_structure_below_a_hundred_voxels_counts_where_there_is_no_other():
-    pooled = sensitivity._PooledDice(True)
+    pooled = PooledDice(True)
     mask = np.zeros((1, 8, 8, 8), int)
     mask[0, :2, :2, :2] = 1
     pooled.add(mask, mask)
@@ -223,7 +224,7 @@ def test_a_structure_below_a_hundred_voxels_counts_where_there_is_no_other():
 
 
 def test_an_engine_that_cannot_be_timed_loses_nothing(monkeypatch):
-    monkeypatch.setattr(sensitivity, "_Judge", Scripted({3: 0.9, 2: 0.995, 1: 1.0, 0: 1.0}))
+    monkeypatch.setattr(sensitivity, "Measurer", Scripted({3: 0.9, 2: 0.995, 1: 1.0, 0: 1.0}))
     weights, biases = random_weights()
     fp32 = convolutions(weights, biases)
 

@@ -46,7 +46,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def complete_installed(**_: Any) -> list[str]:
-    """Names for completion: installed models."""
+    """Return the names of installed models, for completion."""
     from ..models.installed import installed_models
 
     return list(installed_models())
@@ -170,7 +170,7 @@ def reader_of(args: argparse.Namespace, task: Task) -> ScanReader:
 
 
 def choice_of(args: argparse.Namespace, precision: Precision | None = None) -> EngineChoice:
-    """The engine that was asked for.
+    """Return the choice of engine that the arguments state.
 
     Args:
         precision: of a command that takes none from the user.

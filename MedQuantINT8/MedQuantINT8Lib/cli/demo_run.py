@@ -39,7 +39,7 @@ _TRAINED_ON = "The demo's network has seen synthetic abdomens alone: on another 
 
 @dataclass(frozen=True)
 class _Case:
-    """What is segmented, and calibrated on.
+    """The scan that the demo segments, and the scans that it calibrates on.
 
     Attributes:
         truth: the true labels (K, J, I), which only a synthetic abdomen has.

@@ -258,7 +258,7 @@ def next_command(args: argparse.Namespace, draft: Path) -> str:
 
 
 def described(spec: ModelSpec, notes: list[str]) -> list[str]:
-    """A description in lines for people."""
+    """Return a description in lines for people."""
     g, w = spec.geometry, spec.window
     grid = _grid(g)
     steps = [step.kind + _limits(step) for step in spec.normalization] or ["none"]
@@ -301,7 +301,7 @@ def _decided(spec: ModelSpec) -> list[str]:
 
 
 def _grid(g: Geometry) -> str:
-    """The grid of the network in words."""
+    """Return the grid of the network in words."""
     if g.spacing is not None:
         return f"{' x '.join('own' if s is None else f'{s:g}' for s in g.spacing)} mm"
     if g.size is not None:

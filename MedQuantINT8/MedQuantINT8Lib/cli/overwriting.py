@@ -96,7 +96,7 @@ def _listed(files: Sequence[Path]) -> str:
 
 
 def _state(file: Path) -> tuple[int, int] | None:
-    """Size and time of change of a file."""
+    """Return the size of a file and the time of its last change, or None where there is none."""
     try:
         status = file.stat()
     except OSError:

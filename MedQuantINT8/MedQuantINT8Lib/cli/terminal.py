@@ -83,7 +83,7 @@ def warn(text: object) -> None:
 
 
 def flush() -> None:
-    """Hand over what was said so far.
+    """Hand over the lines that were written so far.
 
     Raises:
         StorageError: it cannot be written, as where a full disk takes it.

@@ -105,7 +105,7 @@ def patch_labels(activation: str, *, activated: bool, threshold: float) -> Calla
 
 
 class Infers(Protocol):
-    """What a comparison needs of an engine."""
+    """The part of an engine that a comparison needs."""
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[Any]: ...
 

@@ -134,7 +134,7 @@ class OpenVINOBackend:
 
 
 def _read(core: Any, model: Any) -> Any:
-    """The network as OpenVINO's own.
+    """Read the network into OpenVINO's own form.
 
     Raises:
         UnsupportedNetwork: an operator that OpenVINO does not convert.

@@ -16,7 +16,7 @@ _AGAIN = "It is built anew after: medquant cache clear"
 
 
 def write_note(plan: Path, note: dict[str, Any]) -> None:
-    """To be called last: without its note an engine file does not count."""
+    """Write the note of an engine. It is to be called last: without its note an engine file does not count."""
     write_json(plan.parent / _NOTE, {**note, "sha256": sha256_file(plan), "bytes": plan.stat().st_size})
 
 

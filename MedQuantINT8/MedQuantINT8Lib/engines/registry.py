@@ -30,7 +30,7 @@ def backend_names() -> list[str]:
 
 
 def backend(name: str) -> EngineBackend:
-    """The backend of that name.
+    """Return the backend of that name.
 
     Raises:
         EngineError: there is no such backend.

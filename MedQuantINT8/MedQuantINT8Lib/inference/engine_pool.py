@@ -27,7 +27,7 @@ class EnginePool(Protocol):
         """A run with them failed, and nothing is known of their state: they are closed, and given to no other run."""
 
     def clear(self) -> None:
-        """Close all that are kept."""
+        """Close all engines that are kept."""
 
     def __len__(self) -> int: ...
 

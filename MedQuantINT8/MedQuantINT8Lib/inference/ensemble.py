@@ -96,7 +96,7 @@ class MeanEngine:
 
     @property
     def pipeline(self) -> BatchPipeline | None:
-        """As ``gpu_network``, for the sliding window on the processor."""
+        """Return what ``gpu_network`` returns, but for the sliding window on the processor."""
         return pipeline_of(self._engines[0]) if len(self._engines) == 1 else None
 
     def describe(self) -> EngineDescription:

@@ -16,5 +16,5 @@ NAMES = (
 
 
 def source() -> str:
-    """CUDA C of all of them."""
+    """Return the CUDA C text of all kernels."""
     return cuda_text(Path(__file__).parent / "sliding_window.cu")

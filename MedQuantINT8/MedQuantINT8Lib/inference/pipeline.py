@@ -62,7 +62,7 @@ class SegmentationRun:
     ranges: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the maps."""
+        """Return everything but the maps as JSON values."""
         counts = np.bincount(self.result.labels.ravel())
         return {
             "seconds": self.seconds,

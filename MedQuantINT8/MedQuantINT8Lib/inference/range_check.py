@@ -177,7 +177,7 @@ class Probe:
         )
 
     def shares(self, patch: NDArray[np.float32]) -> dict[str, float]:
-        """Of one patch (C, p0, p1, p2)."""
+        """Return the share of values outside the calibrated range by tensor, for one patch (C, p0, p1, p2)."""
         (values,) = self._run.run([_SHARES], {self._input: np.ascontiguousarray(patch[None], np.float32)})
         return dict(zip(self.tensors, map(float, values), strict=True))
 

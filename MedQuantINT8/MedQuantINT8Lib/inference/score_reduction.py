@@ -22,7 +22,7 @@ _GB = 1 << 30
 
 @dataclass(frozen=True)
 class BlendingMemory:
-    """How the scores of overlapping windows are carried while they are blended.
+    """The memory plan of blending: how the scores of overlapping windows are carried while they are blended.
 
     Attributes:
         dtype: of carried scores: float32, or float16 where that would take more than ``budget``.

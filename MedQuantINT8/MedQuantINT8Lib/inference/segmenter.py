@@ -29,7 +29,7 @@ _GB = 1 << 30
 
 @dataclass(frozen=True)
 class SegmentationOptions:
-    """How to run.
+    """The options of a segmentation: how the network is run.
 
     Attributes:
         patch: another patch size than the model's, along the tensor's axes.
@@ -76,7 +76,7 @@ class SegmentationResult:
 
 
 def window_of(spec: ModelSpec, options: SegmentationOptions) -> tuple[tuple[int, int, int], float]:
-    """The patch size and overlap in force.
+    """Return the patch size and overlap in force.
 
     Raises:
         InputError: a patch size or overlap that the network does not take.
@@ -110,7 +110,7 @@ def patch_for(network_input: NetworkInput, spec: ModelSpec, options: Segmentatio
 
 
 def plan_for(network_input: NetworkInput, spec: ModelSpec, options: SegmentationOptions) -> WindowPlan:
-    """Where the windows of a run lie."""
+    """Return the plan of a run: where its windows lie."""
     window = window_in_force(spec, options)
     a, b, c = network_input.data.shape[1:]
     return plan_windows((a, b, c), window, patch_for(network_input, spec, options))

@@ -39,7 +39,7 @@ class Inference(Protocol):
     def collect(self) -> Array: ...
 
     def drain(self) -> None:
-        """Forget what was not collected."""
+        """Forget the results that were not collected."""
 
 
 class _Immediate:
@@ -171,7 +171,7 @@ class _Pass:
             self.finish()
 
     def finish(self) -> None:
-        """Blend what is under way."""
+        """Blend the windows that are still under way."""
         while self._pending:
             self._blend()
 

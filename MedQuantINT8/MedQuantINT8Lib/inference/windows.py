@@ -59,7 +59,7 @@ def importance_map(
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Where the windows of one volume lie.
+    """The plan of the windows of one volume: where they lie.
 
     Attributes:
         shape: the volume, padded to at least the patch, along the tensor's axes.

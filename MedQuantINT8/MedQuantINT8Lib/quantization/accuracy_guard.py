@@ -16,28 +16,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.fidelity import Distance, labels_of
-from ..engines.onnxruntime import session
 from ..errors import Cancelled
-from ..models import onnx_graph as graph
 from ..models import qdq
 from ..models.spec import ModelSpec
 from ..progress import Task
+from .measurer import Measurement, Measurer, Patch
 
-Patch = NDArray[np.float32]
 #: The real engine's milliseconds for one patch of a candidate network.
 Stopwatch = Callable[[Any], float]
 #: Size of the INT8 network over FP32's, up to which returned layers take their float weights with them.
 SIZE_LIMIT = 0.27
-_LEAST_VOXELS = 100
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What INT8 may cost.
+    """The budget of a quantization: what INT8 may cost.
 
     Attributes:
         agreement: least mean Dice of simulated INT8 with FP32; 0 does not ask.
@@ -49,32 +44,10 @@ class Budget:
     dice_lost: float = 0.005
     fallback: bool = True
 
-    def excess(self, measured: Measurement) -> float:
+    def excess(self, measurement: Measurement) -> float:
         """By how much a network exceeds the budget, in Dice; 0 where it holds."""
-        short = 0.0 if measured.agreement is None else self.agreement - measured.agreement
-        return max(0.0, short) + max(0.0, measured.dice_lost - self.dice_lost)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Simulated INT8 on the compared patches.
-
-    Attributes:
-        agreement: mean Dice with FP32 over structures; None where FP32 finds nothing in the patches.
-        relative_error: of the output.
-        dice: mean Dice with the labels; None without labels, or where they show no structure.
-        dice_fp32: FP32's mean Dice with the labels on the same patches.
-    """
-
-    agreement: float | None
-    relative_error: float
-    dice: float | None = None
-    dice_fp32: float | None = None
-
-    @property
-    def dice_lost(self) -> float:
-        """What INT8 loses of FP32's Dice to the labels; 0 where there is nothing to compare."""
-        return 0.0 if self.dice is None or self.dice_fp32 is None else self.dice_fp32 - self.dice
+        short = 0.0 if measurement.agreement is None else self.agreement - measurement.agreement
+        return max(0.0, short) + max(0.0, measurement.dice_lost - self.dice_lost)
 
 
 #: Said where there is nothing to judge INT8 by.
@@ -85,7 +58,7 @@ NOTHING_LABELLED = "the labels show no structure in the calibration patches that
 
 @dataclass
 class GuardResult:
-    """What INT8 costs, and what was done about it.
+    """The result of the guard: what INT8 costs, and what was done about it.
 
     Attributes:
         before, after: measured before and after layers went back.
@@ -162,96 +135,13 @@ class GuardResult:
 _FEW = 2
 
 
-class _Judge:
-    """Measures candidate networks against FP32, and labels, on fixed patches.
-
-    Only the middle of each patch counts: near its border a network sees half of what is there, and the sliding window
-    gives those voxels to the neighbouring windows.
-    """
-
-    def __init__(
-        self, fp32: Any, patches: Sequence[Patch], spec: ModelSpec, references: Sequence[NDArray[Any]]
-    ) -> None:
-        margins = [int(side * spec.window.overlap / 4) for side in patches[0].shape[1:]]
-        self._middle = tuple(slice(m, side - m) for m, side in zip(margins, patches[0].shape[1:], strict=True))
-        self._patches, self._spec = patches, spec
-        self._references = [reference[self._middle] for reference in references]
-        self._input = graph.network_shape(fp32).input_name
-        self._labels = labels_of(spec.output)
-        self._expected = self._outputs(fp32, "fp32", len(patches))
-
-    def _outputs(self, model: Any, precision: str, count: int) -> list[NDArray[Any]]:
-        run = session(graph.fixed_shape(model, self._patches[0].shape[1:]).SerializeToString(), precision)
-        return [run.run(None, {self._input: patch[None]})[0][(..., *self._middle)] for patch in self._patches[:count]]
-
-    def measure(self, candidate: Any, patches: int | None = None) -> Measurement:
-        """On all or the first ``patches`` patches."""
-        outputs = self._outputs(candidate, "int8", patches or len(self._patches))
-        distance, agreement = Distance(self._labels), _PooledDice(self._spec.output.activation == "softmax")
-        for output, expected in zip(outputs, self._expected, strict=False):
-            distance.add(output, expected)
-            agreement.add(self._labels(output), self._labels(expected))
-        return Measurement(
-            agreement.value, distance.relative_error, self._dice(outputs), self._dice(self._expected[: len(outputs)])
-        )
-
-    def _dice(self, outputs: Sequence[NDArray[Any]]) -> float | None:
-        """Mean Dice with the reference labels (A0, A1, A2), whose values are the model's label values."""
-        if not self._references:
-            return None
-        exclusive = self._spec.output.activation == "softmax"
-        channels = {label.value: label.channel for label in self._spec.labels}
-        pooled = _PooledDice(exclusive)
-        for output, reference in zip(outputs, self._references, strict=False):
-            masks = {channel: reference == value for value, channel in channels.items()}
-            if exclusive:
-                theirs = np.zeros(reference.shape, np.int64)
-                for channel, mask in masks.items():
-                    theirs[mask] = channel
-                pooled.add(self._labels(output), theirs[None])
-            else:
-                pooled.add(self._labels(output), np.stack([masks[c] for c in sorted(masks)])[None])
-        return pooled.value
-
-
-class _PooledDice:
-    """Dice of each structure over all patches together.
-
-    Structures that the reference finds in fewer than 100 voxels do not count: the patches do not hold them, and the few
-    stray voxels of a network at its margins would outweigh the others.
-    """
-
-    def __init__(self, exclusive: bool) -> None:
-        self._exclusive = exclusive
-        self._sums: dict[int, list[int]] = {}
-
-    def add(self, ours: NDArray[Any], theirs: NDArray[Any]) -> None:
-        if self._exclusive:
-            masks = [(c, ours == c, theirs == c) for c in np.union1d(np.unique(ours), np.unique(theirs)) if c > 0]
-        else:
-            masks = [(c, ours[:, c], theirs[:, c]) for c in range(ours.shape[1])]
-        for c, a, b in masks:
-            sums = self._sums.setdefault(int(c), [0, 0, 0])
-            sums[0] += 2 * int(np.logical_and(a, b).sum())
-            sums[1] += int(a.sum()) + int(b.sum())
-            sums[2] += int(b.sum())
-
-    @property
-    def value(self) -> float | None:
-        """Mean over the structures that the reference finds; None if it finds none."""
-        present = [sums for sums in self._sums.values() if sums[2]]
-        # Where all are small, as in a small network's patches, they are all there is.
-        counted = [sums for sums in present if sums[2] >= _LEAST_VOXELS] or present
-        return float(np.mean([shared / total for shared, total, _ in counted])) if counted else None
-
-
 @dataclass
 class _Point:
     """A network on the guard's way: what was returned to get there, and what it measures."""
 
     model: Any
     returned: int
-    measured: Measurement
+    measurement: Measurement
 
 
 @dataclass(frozen=True)
@@ -286,13 +176,13 @@ def guard(
         equalize: makes the network anew with equalized channels, which compute the same in FP32. It is asked only where
             the budget does not hold, before a layer goes back to float; None where nothing can be equalized.
     """
-    judge = _Judge(candidate.fp32, patches, spec, references)
+    measurer = Measurer(candidate.fp32, patches, spec, references)
     with task.stage("checking the agreement with FP32"):
-        int8, measured, helps = _better_biases(judge, candidate)
-    result = GuardResult(budget, measured, measured, biases_corrected=helps)
-    if measured.agreement is None:
+        int8, measurement, helps = _better_biases(measurer, candidate)
+    result = GuardResult(budget, measurement, measurement, biases_corrected=helps)
+    if measurement.agreement is None:
         result.notes.append(NOTHING_FOUND)
-    if references and measured.dice is None:
+    if references and measurement.dice is None:
         result.notes.append(NOTHING_LABELLED)
     if not budget.fallback or result.kept or not result.judged:
         return int8, result
@@ -300,16 +190,16 @@ def guard(
     other = equalize() if equalize is not None else None
     if other is not None:
         with task.stage("checking the agreement with FP32"):
-            other_int8, other_measured, other_helps = _better_biases(judge, other)
-        if _nearer(other_measured, measured, budget):
-            fp32, int8, measured = other.fp32, other_int8, other_measured
-            result.before = result.after = measured
+            other_int8, other_measurement, other_helps = _better_biases(measurer, other)
+        if _nearer(other_measurement, measurement, budget):
+            fp32, int8, measurement = other.fp32, other_int8, other_measurement
+            result.before = result.after = measurement
             result.biases_corrected, result.equalized = other_helps, True
             if result.kept:
                 return int8, result
-    points = _way_back(judge, fp32, int8, result, task)
-    best = _best(judge, points, budget)
-    result.after = best.measured
+    points = _way_back(measurer, fp32, int8, result, task)
+    best = _best(measurer, points, budget)
+    result.after = best.measurement
     result.returned = dict(list(result.returned.items())[: best.returned])
     result.stored_as_int8 = [name for name in result.stored_as_int8 if name in result.returned]
     if stopwatch is not None:
@@ -317,15 +207,15 @@ def guard(
     return best.model, result
 
 
-def _better_biases(judge: _Judge, candidate: Candidate) -> tuple[Any, Measurement, bool]:
+def _better_biases(measurer: Measurer, candidate: Candidate) -> tuple[Any, Measurement, bool]:
     """The INT8 network with the biases that bring it nearer to FP32, what it measures, and whether they are the corrected ones."""
-    measured = judge.measure(candidate.int8)
+    measurement = measurer.measure(candidate.int8)
     if candidate.corrected is None:
-        return candidate.int8, measured, False
-    better = judge.measure(candidate.corrected)
-    if better.relative_error < measured.relative_error and (better.agreement or 0) >= (measured.agreement or 0):
+        return candidate.int8, measurement, False
+    better = measurer.measure(candidate.corrected)
+    if better.relative_error < measurement.relative_error and (better.agreement or 0) >= (measurement.agreement or 0):
         return candidate.corrected, better, True
-    return candidate.int8, measured, False
+    return candidate.int8, measurement, False
 
 
 def _nearer(first: Measurement, second: Measurement, budget: Budget) -> bool:
@@ -333,15 +223,17 @@ def _nearer(first: Measurement, second: Measurement, budget: Budget) -> bool:
     return (budget.excess(first), first.relative_error) < (budget.excess(second), second.relative_error)
 
 
-def _way_back(judge: _Judge, fp32: Any, int8: Any, result: GuardResult, task: Task) -> list[_Point]:
-    """Layers go back to float one by one until the budget holds; every network on the way. All but the first and the last that
-    holds are measured on a few patches only."""
+def _way_back(measurer: Measurer, fp32: Any, int8: Any, result: GuardResult, task: Task) -> list[_Point]:
+    """Put layers back to float one by one until the budget holds, and return every network on the way.
+
+    All but the first and the last that holds are measured on a few patches only.
+    """
     budget = result.budget
     layers = qdq.layers_with_int8_weights(int8)
-    order = _worst_first(judge, fp32, int8, layers, task)
+    order = _worst_first(measurer, fp32, int8, layers, task)
     # Weights stored as INT8, everything computed in float: if even that is too coarse, size has to give way.
-    stored = judge.measure(qdq.without_quantization(int8, set(layers)), _FEW)
-    room = SIZE_LIMIT * fp32.ByteSize() if budget.excess(stored) <= 0 else math.inf
+    as_int8 = measurer.measure(qdq.without_quantization(int8, set(layers)), _FEW)
+    room = SIZE_LIMIT * fp32.ByteSize() if budget.excess(as_int8) <= 0 else math.inf
     points = [_Point(int8, 0, result.before)]
     with task.stage("putting layers back to float", len(layers)):
         for name, alone in order.items():
@@ -352,12 +244,12 @@ def _way_back(judge: _Judge, fp32: Any, int8: Any, result: GuardResult, task: Ta
             if whole.ByteSize() > room:
                 whole = qdq.without_quantization(points[-1].model, {name})
                 result.stored_as_int8.append(name)
-            points.append(_Point(whole, len(result.returned), judge.measure(whole, _FEW)))
+            points.append(_Point(whole, len(result.returned), measurer.measure(whole, _FEW)))
             task.step()
-            if budget.excess(points[-1].measured) <= 0:
+            if budget.excess(points[-1].measurement) <= 0:
                 # A few patches tell that a network is not good enough, but not that it is.
-                points[-1].measured = judge.measure(whole)
-                if budget.excess(points[-1].measured) <= 0:
+                points[-1].measurement = measurer.measure(whole)
+                if budget.excess(points[-1].measurement) <= 0:
                     break
     return points
 
@@ -366,20 +258,20 @@ def _way_back(judge: _Judge, fp32: Any, int8: Any, result: GuardResult, task: Ta
 _FINALISTS = 3
 
 
-def _best(judge: _Judge, points: Sequence[_Point], budget: Budget) -> _Point:
+def _best(measurer: Measurer, points: Sequence[_Point], budget: Budget) -> _Point:
     """The last network if it holds the budget, else the one that misses it by least, measured on all patches; of equals the one with
     fewest layers in float."""
-    if budget.excess(points[-1].measured) <= 0:
+    if budget.excess(points[-1].measurement) <= 0:
         return points[-1]
     first, *others = points
-    finalists = sorted(others, key=lambda point: (budget.excess(point.measured), point.returned))[:_FINALISTS]
+    finalists = sorted(others, key=lambda point: (budget.excess(point.measurement), point.returned))[:_FINALISTS]
     for point in finalists:
-        point.measured = judge.measure(point.model)
-    return min([first, *finalists], key=lambda point: (budget.excess(point.measured), point.returned))
+        point.measurement = measurer.measure(point.model)
+    return min([first, *finalists], key=lambda point: (budget.excess(point.measurement), point.returned))
 
 
 def _time(result: GuardResult, candidates: Sequence[Any], stopwatch: Stopwatch, task: Task) -> None:
-    """What the returned layers cost. An engine that cannot be timed is no reason to lose the network that was made."""
+    """Time what the returned layers cost. An engine that cannot be timed is no reason to lose the network that was made."""
     try:
         with task.stage("timing what the layers cost", len(candidates)):
             for candidate in candidates:
@@ -392,17 +284,17 @@ def _time(result: GuardResult, candidates: Sequence[Any], stopwatch: Stopwatch, 
         result.notes.append(f"what the returned layers cost was not measured: {error}")
 
 
-def _agreement(measured: Measurement) -> str:
-    return "unknown" if measured.agreement is None else f"{measured.agreement:.4f}"
+def _agreement(measurement: Measurement) -> str:
+    return "unknown" if measurement.agreement is None else f"{measurement.agreement:.4f}"
 
 
-def _worst_first(judge: _Judge, fp32: Any, int8: Any, layers: list[str], task: Task) -> dict[str, Measurement]:
+def _worst_first(measurer: Measurer, fp32: Any, int8: Any, layers: list[str], task: Task) -> dict[str, Measurement]:
     """The layers with what each costs by itself, the one that costs most agreement first."""
     alone = {}
     with task.stage("finding the layers that INT8 cannot afford", len(layers)):
         for name in layers:
             # Quantized alone: put back alone, a bad layer hides behind the others, whose error has saturated already.
-            alone[name] = judge.measure(qdq.without_quantization(int8, set(layers) - {name}, fp32), patches=1)
+            alone[name] = measurer.measure(qdq.without_quantization(int8, set(layers) - {name}, fp32), patches=1)
             task.step()
     return dict(
         sorted(

@@ -33,7 +33,7 @@ _GROUP_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """What to draw and how to read it.
+    """The options of a calibration: which patches to draw and how to read scans.
 
     Attributes:
         method: "max", "entropy", "percentile" or "mse".

@@ -44,7 +44,7 @@ _AXES = {"Conv": (0, 1), "ConvTranspose": (1, 0)}
 
 @dataclass
 class _Group:
-    """Channels that share one factor.
+    """A group of channels that share one factor.
 
     Attributes:
         makers: nodes whose constants make such a channel, with the channel's number in their output.

@@ -19,7 +19,7 @@ LEVELS = 127  # symmetric INT8: -127..127 of -128..127 are used, as ModelOpt and
 
 
 class ActivationHistogram:
-    """Histogram of absolute values."""
+    """A histogram of absolute values."""
 
     def __init__(self, bins: int = BINS) -> None:
         self.counts: NDArray[np.int64] = np.zeros(bins, np.int64)

@@ -31,7 +31,7 @@ _OPERATORS = ("Conv", "MatMul", "Gemm")
 
 
 def require_quantizer() -> Any:
-    """ModelOpt's ONNX quantizer.
+    """Return ModelOpt's ONNX quantizer.
 
     Raises:
         DependencyError: ModelOpt or something that it needs is not installed.

@@ -41,7 +41,7 @@ from .qdq_placement import place, require_quantizer
 
 @dataclass(frozen=True)
 class QuantizationPolicy:
-    """What stays in high precision.
+    """The policy of a quantization: which layers stay in high precision.
 
     Attributes:
         transposed: quantize transposed convolutions too (engines run them in float; default no).
@@ -66,7 +66,7 @@ class QuantizationPolicy:
 
 @dataclass
 class QuantizationReport:
-    """What became of each layer.
+    """The report of a quantization: what became of each layer.
 
     Attributes:
         layers: every convolution and matrix product with its share of the work and, if it stayed in high precision,

@@ -17,7 +17,7 @@ from . import scene
 
 @dataclass(frozen=True)
 class Comparison:
-    """What comparing gave.
+    """The result of a comparison.
 
     Attributes:
         arrays: the label maps of FP32 and INT8, and the numbered regions where they differ; (K, J, I) each.
@@ -44,7 +44,7 @@ class Comparison:
         return list(self.report["differences"]["regions"])
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """What is gained and lost: what, FP32, INT8; in words."""
+        """The rows of the table of what INT8 gains and loses: quantity, FP32, INT8; in words."""
         return gains(self.report)
 
     @property

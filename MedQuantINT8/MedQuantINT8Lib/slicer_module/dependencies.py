@@ -19,7 +19,7 @@ from ..translation import tr as _
 
 @dataclass(frozen=True)
 class Group:
-    """Packages that are installed together.
+    """A group of packages that are installed together.
 
     Attributes:
         requirements: file in Resources.
@@ -102,7 +102,7 @@ Install = Callable[[list[str]], None]
 
 @dataclass(frozen=True)
 class Packages:
-    """What a Python has installed.
+    """The packages that a Python has installed.
 
     Attributes:
         found: a package's version and the requirements that it states, by its name in lower case with "-"; asked for when needed.
@@ -145,7 +145,7 @@ _ASK_SECONDS = 30
 
 
 def _packages_of(python: str) -> Packages:
-    """What another Python has installed."""
+    """Ask another Python for the packages that it has installed."""
     try:
         process = subprocess.run(
             [python, "-c", _ASK_PACKAGES],
@@ -227,7 +227,7 @@ def _packaging(module: str) -> Any:
 
 
 def _requirement(line: str) -> Any:
-    """A line of a requirements file, parsed."""
+    """Parse a line of a requirements file."""
     return _packaging("requirements").Requirement(line)
 
 
@@ -238,7 +238,7 @@ def _without_marker(line: str) -> str:
 
 
 def _name(line: str) -> str:
-    """The package of a requirement."""
+    """Return the name of the package that a requirement is for."""
     return str(_requirement(line).name)
 
 

@@ -62,7 +62,7 @@ class SegmentRequest:
 
 
 def _choice(engine: str, precision: str, device: str) -> EngineChoice:
-    """What the caller chose, if there is such a thing.
+    """Return the choice of engine that the caller made, checked.
 
     Raises:
         InputError: an engine, a precision or a device that does not exist.

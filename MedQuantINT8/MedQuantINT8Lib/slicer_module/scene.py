@@ -368,7 +368,7 @@ def _free_name(name: str, used_names: set[str]) -> str:
 
 
 def _place_in_subject_hierarchy(slicer: Any, scene: Any, node: Any, volume: Any) -> None:
-    """Under the same parent (study or folder) as the volume."""
+    """Put a node under the same parent (study or folder) as the volume."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     if hierarchy is None:
         return

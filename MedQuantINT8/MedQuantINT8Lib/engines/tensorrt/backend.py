@@ -110,7 +110,7 @@ class TensorRTBackend:
         return cuda.choose_gpu(device).title
 
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
-        """As :meth:`build_with`, without progress."""
+        """Build as :meth:`build_with` does, without progress."""
         self.build_with(network, folder, options, Task())
 
     def build_with(self, network: Path, folder: Path, options: BuildOptions, task: Task) -> None:
@@ -212,7 +212,7 @@ def _built(
 
 
 def started(make: Any, log: Any) -> Any:
-    """A Builder or Runtime.
+    """Start a TensorRT Builder or Runtime.
 
     Raises:
         EngineError: TensorRT does not start: no driver, or one for another CUDA than this TensorRT's.
@@ -256,7 +256,7 @@ def _cache_file(trt: Any, info: cuda.GpuInfo) -> Path:
 
 
 def note_of(trt: Any, info: cuda.GpuInfo, options: BuildOptions) -> dict[str, Any]:
-    """What a plan is tied to."""
+    """Return the note of a plan: what it is tied to."""
     driver, _ = cuda.bindings()
     return {
         "tensorrt": trt.__version__,
@@ -268,7 +268,7 @@ def note_of(trt: Any, info: cuda.GpuInfo, options: BuildOptions) -> dict[str, An
 
 
 def write_plan(folder: Path, plan: bytes, note: dict[str, Any], macs: dict[str, int]) -> None:
-    """Plan first, note last."""
+    """Write the plan first, its note last."""
     (folder / _PLAN).write_bytes(plan)
     write_json(folder / _LAYERS, macs)
     write_note(folder / _PLAN, note)

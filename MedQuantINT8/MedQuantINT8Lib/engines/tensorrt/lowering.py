@@ -1,4 +1,4 @@
-"""What a network becomes before TensorRT sees it: FP16 around the INT8 layers, and exact rewrites.
+"""The lowering of a network before TensorRT sees it: FP16 around the INT8 layers, and exact rewrites.
 
 TensorRT is given a strongly typed network: it computes in the types that stand in the graph. Everything that is not INT8 is
 FP16 here (half the memory traffic, and tensor cores), except where 11 bits of mantissa or a range of 65504 are not enough.

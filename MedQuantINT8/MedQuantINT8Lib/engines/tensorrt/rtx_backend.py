@@ -56,7 +56,7 @@ class TensorRTRTXBackend:
         return title_of(choose_device(device)[1])
 
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
-        """As :meth:`build_with`, without progress."""
+        """Build as :meth:`build_with` does, without progress."""
         self.build_with(network, folder, options, Task())
 
     def build_with(self, network: Path, folder: Path, options: BuildOptions, task: Task) -> None:

@@ -69,7 +69,7 @@ def compile_in_process(
 
 
 def compile_network(request: dict[str, Any]) -> None:
-    """What the child does."""
+    """Compile the network; this is what the child process runs."""
     import onnxruntime as ort
 
     ort.set_default_logger_severity(0)

@@ -16,7 +16,7 @@ _registered: set[str] = set()
 
 
 def modules() -> tuple[Any, Any]:
-    """ONNX Runtime and the plug-in.
+    """Return the modules of ONNX Runtime and of the plug-in.
 
     Raises:
         DependencyError: one is missing, or ONNX Runtime is too old.

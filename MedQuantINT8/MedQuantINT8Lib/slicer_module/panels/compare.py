@@ -139,7 +139,7 @@ class ComparePanel(WorkPanel):
             self._jump(0)
 
     def _jump(self, row: int) -> None:
-        """Centre all slice views on a region."""
+        """Center all slice views on a region."""
         comparison = self._current
         if comparison is not None and 0 <= row < len(comparison.regions):
             point = comparison.regions[row]["center_ras"]

@@ -8,12 +8,12 @@ import qt
 
 
 def open_file(parent: Any, title: str) -> str:
-    """A file that is there."""
+    """Ask for a file that exists."""
     return _path(qt.QFileDialog.getOpenFileName(parent, title))
 
 
 def open_folder(parent: Any, title: str) -> str:
-    """A folder that is there."""
+    """Ask for a folder that exists."""
     return _path(qt.QFileDialog.getExistingDirectory(parent, title))
 
 

@@ -92,7 +92,7 @@ class JobRunner:
 
 
 def percent(event: ProgressEvent) -> int:
-    """Of the stage; 0 while it is not known."""
+    """The percentage of the stage that is done; 0 while it is not known."""
     return int(100 * event.done / event.total) if event.total else 0
 
 

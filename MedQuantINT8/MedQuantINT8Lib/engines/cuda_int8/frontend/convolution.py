@@ -46,7 +46,7 @@ class WindowReader(TransformerReader):
         self.emit(node, op, (node.input[0],), **values)
 
     def _window(self, node: Any, attributes: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """How a kernel goes over its input."""
+        """Return how a kernel goes over its input."""
         return {
             "stride": tuple(attributes.get("strides", (1, 1, 1))),
             "dilation": tuple(attributes.get("dilations", (1, 1, 1))),
@@ -121,7 +121,7 @@ class WindowReader(TransformerReader):
             self._alias[node.output[0]] = node.input[0]
 
     def _reducemean(self, node: Any) -> None:
-        """Over all axes of space, kept: the same."""
+        """Read a ReduceMean over all spatial axes that are kept as global average pooling."""
         if len(self.shape(node.input[0])) != 5 or reduced_axes(self.graph, node) != [2, 3, 4]:
             raise unsupported(node, "over other axes than those of space")
         self._globalaveragepool(node)

@@ -10,7 +10,7 @@ from ...base import UnsupportedNetwork
 
 @dataclass(frozen=True)
 class Node:
-    """One thing to do.
+    """A node: one operation of the network.
 
     op: "conv", "deconv", "maxpool", "avgpool", "resize", "act", "prelu", "affine", "add", "mul", "offset",
         "norm", "layernorm", "concat", "softmax", "quant", "move", "attention".

@@ -107,7 +107,7 @@ class _Reader(WindowReader):
             self.nodes.append(replace(pattern, inputs=tuple(self.plain(node, name) for name in pattern.inputs)))
 
     def _quantizelinear(self, node: Any) -> None:
-        """Read at its DequantizeLinear."""
+        """Do nothing: a QuantizeLinear is read at its DequantizeLinear."""
 
     def _dequantizelinear(self, node: Any) -> None:
         quantize = self.graph.producer[node.input[0]]
@@ -322,7 +322,7 @@ def _moved_norms(nodes: list[Node], output: str) -> list[Node]:
 
 
 def _used(nodes: list[Node], output: str) -> list[Node]:
-    """Without what nobody reads."""
+    """Return the nodes without those whose output nobody reads."""
     names_read, nodes_read = {output}, []
     for node in reversed(nodes):
         if node.output in names_read:

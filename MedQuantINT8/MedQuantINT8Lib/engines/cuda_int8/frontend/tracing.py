@@ -53,7 +53,7 @@ class Tracer:
         return tuple(self.graph.shapes[name])
 
     def index_map(self, name: str) -> IndexMap:
-        """What a tensor is.
+        """Return the index map of a tensor: which numbers of which base it is.
 
         Raises:
             UnsupportedNetwork: its shape is not known beforehand.

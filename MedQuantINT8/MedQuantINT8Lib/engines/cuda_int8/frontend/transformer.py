@@ -97,7 +97,7 @@ class TransformerReader(Tracer):
             raise unsupported(node, "it repeats channels at the edge") from error
 
     def _expand(self, node: Any) -> None:
-        """Axes of one repeated."""
+        """Read an Expand, which repeats axes of length one."""
         index_map, shape = self.index_map(node.input[0]), self.shape(node.output[0])
         if len(shape) != len(index_map.shape) or not all(shape):
             raise unsupported(node, "it adds axes, or its shape is not known beforehand")
@@ -245,7 +245,7 @@ class TransformerReader(Tracer):
     # Attention.
 
     def _einsum(self, node: Any) -> None:
-        """A product that is written with letters."""
+        """Read an Einsum, a product that is written with letters."""
         keys = turned_keys(node)
         if keys is None:
             raise unsupported(node, "a product of other axes than those of attention")

@@ -17,5 +17,5 @@ def kernel_text(*names: str) -> str:
 
 
 def definitions(values: dict[str, object]) -> str:
-    """Values as ``#define`` lines."""
+    """Return values as ``#define`` lines."""
     return "".join(f"#define {name} {value}\n" for name, value in values.items())

@@ -11,7 +11,7 @@ from .wgmma import multiply_group, multiply_mma_steps
 
 
 def conv_source(plan: KernelPlan, tiling: Tiling, blocks: int, least_blocks: int, epilogue: EpilogueSource) -> str:
-    """CUDA C of a convolution.
+    """Return the CUDA C text of a convolution.
 
     Args:
         blocks: that share the tiles of a patch (and phase, and columns).

@@ -79,7 +79,7 @@ def _slabs(tiling: Tiling) -> int:
 
 
 def _count(tiling: Tiling) -> int:
-    """Sums of a thread in one product."""
+    """Return how many sums a thread holds in one product."""
     return tiling.tile.channels // 2
 
 

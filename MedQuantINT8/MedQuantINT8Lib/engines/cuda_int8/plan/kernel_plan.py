@@ -143,7 +143,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel.
+    """A step of the plan: one kernel.
 
     Attributes:
         kind: "input", "conv", "deconv", "maxpool", "avgpool", "resize", "move", "elementwise", "softmax", "layernorm", "attention", or "normalize"

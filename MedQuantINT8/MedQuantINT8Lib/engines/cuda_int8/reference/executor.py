@@ -43,7 +43,7 @@ class ReferenceExecutor:
         self._factors: dict[str, tuple[Values, Values]] = {}
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, C, *size) to (n, classes, ...)."""
+        """Run the plan on patches (n, C, *size) and return scores (n, classes, ...)."""
         for step in self.plan.steps:
             self.run_step(step, batch)
         return self.output
@@ -58,7 +58,7 @@ class ReferenceExecutor:
                 values = self._apply(step, op, values)
 
     def read(self, view: View) -> Values:
-        """Values of a view, by slot."""
+        """Return the values of a view, by slot."""
         numbers = self.buffers[view.buffer][..., view.start : view.start + view.layout.width]
         return numbers.astype(np.float32) * np.float32(view.scale) if view.scale else numbers.astype(np.float32)
 
@@ -87,7 +87,7 @@ class ReferenceExecutor:
         return values
 
     def _of_tokens(self, step: Step, values: Values) -> Values:
-        """What takes voxels one by one, or in windows."""
+        """Compute a step that takes voxels one by one, or in windows."""
         tables: list[Any] = [self.plan.arrays[name] if name else None for name in step.tables]
         if step.kind == "move":
             return tokens.moved(values, tables[0]).reshape(len(values), *step.size, -1)

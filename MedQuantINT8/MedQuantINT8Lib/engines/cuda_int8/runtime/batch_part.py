@@ -22,7 +22,7 @@ class Memory:
         self._buffers: list[DeviceBuffer] = []
 
     def hold(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceBuffer:
-        """A new one.
+        """Allocate a new buffer and keep it until it is freed.
 
         Raises:
             GpuMemoryError: it does not fit.
@@ -45,7 +45,7 @@ class Memory:
         return len(self._buffers)
 
     def free(self, first: int = 0) -> None:
-        """All from the ``first`` on."""
+        """Free all buffers from the ``first`` on."""
         for buffer in self._buffers[first:]:
             buffer.free()
         del self._buffers[first:]
@@ -53,7 +53,7 @@ class Memory:
 
 @dataclass
 class Constants:
-    """What is the same for all patches, on the GPU.
+    """The constants of a network on the GPU, which are the same for all patches.
 
     Attributes:
         arrays: of the plan, by name; not the weights.
@@ -73,7 +73,7 @@ class Launch:
         self._address = int(self._arguments.ctypes.data)
 
     def put(self, gpu: Gpu, stream: Stream) -> None:
-        """Into a stream."""
+        """Put the kernel into a stream."""
         checked(gpu.driver.cuLaunchKernel(*self._what, stream.handle, self._address, 0), f"start {self._name}")
 
 

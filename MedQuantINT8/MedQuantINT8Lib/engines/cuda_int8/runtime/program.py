@@ -24,7 +24,7 @@ Grid = tuple[int, int, int]
 
 @dataclass
 class Program:
-    """One kernel of a step.
+    """A program: one kernel of a step.
 
     Attributes:
         grid: blocks for a batch.
@@ -116,7 +116,7 @@ def normalize_program(plan: KernelPlan, step: Step, partials: int) -> Program:
 
 
 def fixed_programs(plan: KernelPlan, machine: Machine) -> list[Program]:
-    """Those that no choice of tiles changes.
+    """Return the programs that no choice of tiles changes.
 
     Raises:
         UnsupportedNetwork: attention does not fit.

@@ -30,7 +30,7 @@ _LEAST_REGISTERS = 64
 
 @dataclass(frozen=True)
 class Machine:
-    """What of a GPU decides about tiles."""
+    """The properties of a GPU that decide about tiles."""
 
     capability: tuple[int, int]
     processors: int

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class AxisPhases:
-    """One axis.
+    """The phases of one axis.
 
     Attributes:
         phases: how many; output ``phase + i * out_step``.
@@ -32,7 +32,7 @@ class AxisPhases:
         return max((offset for taps in self.taps for _, offset in taps), default=0)
 
     def count(self, size: int) -> int:
-        """Outputs of the longest phase."""
+        """The number of outputs of the longest phase."""
         return -(-size // self.out_step)
 
 

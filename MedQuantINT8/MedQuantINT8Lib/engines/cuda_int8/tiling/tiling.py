@@ -38,7 +38,7 @@ REGISTERS = 65536
 
 @dataclass(frozen=True)
 class Tile:
-    """What a block computes at a time.
+    """A tile: the output voxels that a block computes at a time.
 
     Attributes:
         voxels: of the output; the last is 8.
@@ -191,7 +191,7 @@ class Tiling:
 
     @cached_property
     def rounds(self) -> int:
-        """Fillings of shared memory for a tile."""
+        """The number of times that shared memory is filled for a tile."""
         return self.k_blocks * self.mma_step_groups
 
     @cached_property
@@ -358,7 +358,7 @@ class Tiling:
 
     @property
     def sums(self) -> int:
-        """Registers that a thread's sums take."""
+        """The number of registers that a thread's sums take."""
         return self.tile.count * self.tile.channels // (32 * self.tile.warps)
 
     @cached_property
@@ -381,7 +381,7 @@ class Tiling:
 
     @property
     def registers(self) -> int:
-        """How many registers a thread takes, about."""
+        """The approximate number of registers that a thread takes."""
         return min(self.most_registers, self.sums + OTHER_REGISTERS + self.held_rows * self.row_registers)
 
     @property
