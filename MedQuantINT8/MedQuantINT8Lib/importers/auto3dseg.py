@@ -1,7 +1,7 @@
 """A model of MONAI Auto3DSeg (SegResNetDS) as the Slicer extension distributes them: model.pt, labels.csv.
 
 model.pt holds the weights and, in ``config``, how the volume is prepared; Auto3DSeg's ``hyper_parameters.yaml`` holds the
-same beside weights alone. What is made of it is what the extension's inference script makes of it (lassoan/SlicerMONAIAuto3DSeg):
+same beside weights alone. It is imported as the extension's inference script uses it (lassoan/SlicerMONAIAuto3DSeg):
 scans are normalized as a whole, then cropped around what is above 0 with a margin, then resampled; windows overlap by 0.625; labels
 go back to the scan by the nearest voxel. Models of BraTS are normalized at the end instead, and their three regions overlap.
 """
@@ -46,10 +46,11 @@ def understand(source: Path, *, spec: ModelSpec | None = None) -> ImportedModel:
     """Read model.pt, or a folder with it and what lies beside it.
 
     Args:
-        spec: the user's own description: what it replaces need not be understood.
+        source: the file model.pt, or the folder that holds it.
+        spec: the user's own description; the parts of the configuration that it replaces need not be understood.
 
     Raises:
-        PackageError: no configuration in it, or one that is not understood.
+        PackageError: The checkpoint has no configuration, or one that is not understood.
     """
     folder = source if source.is_dir() else source.parent
     path = (
@@ -95,7 +96,7 @@ def _import_described(raw_config: dict[str, Any], folder: Path, path: Path) -> I
 
 
 def _kind(config: Auto3DSegConfig, path: Path) -> str:
-    """Whether the model is one of those that the extension treats by their names: "brats", "kits" or neither.
+    """Return which of the models that the extension treats by their names this is: "brats", "kits", or "" for any other.
 
     The extension looks for the word in the whole path; here it has to stand in the model's own folders.
     """
@@ -109,7 +110,7 @@ def _kind(config: Auto3DSegConfig, path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Regions:
-    """Which label each output channel paints (none for exclusive classes), and what was assumed."""
+    """The label that each output channel paints (no labels for exclusive classes), and notes on what was assumed."""
 
     values: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
@@ -138,10 +139,10 @@ def _regions(config: Auto3DSegConfig, kind: str) -> _Regions:
 
 
 def _find_region_labels(members: tuple[tuple[int, ...], ...], classes: int) -> tuple[int, ...]:
-    """The label that each region leaves where no later one is painted.
+    """Return the label that remains of each region once the later regions are painted over it.
 
     Raises:
-        PackageError: the regions do not lie in each other so that painting them one over the other gives each label back.
+        PackageError: The regions are not nested so that painting them one over the other gives each label back.
     """
     if len(members) != classes:
         raise PackageError(
@@ -209,7 +210,7 @@ def _scale_spacing(spacing: tuple[float, float, float] | None, factor: float) ->
 
 
 def _normalization(config: Auto3DSegConfig) -> tuple[Normalization, ...]:
-    """The steps of each channel, one channel after the other where they differ."""
+    """Return the normalization steps for all channels, or those of one channel after the other where they differ."""
     if len(set(config.modes)) == 1:
         return tuple(_steps(config.modes[0], config))
     return tuple(replace(step, channels=(n,)) for n, mode in enumerate(config.modes) for step in _steps(mode, config))
@@ -253,7 +254,7 @@ def _labels(config: Auto3DSegConfig, folder: Path, regions: _Regions) -> tuple[L
 
 
 def _read_label_names(path: Path) -> dict[int, str]:
-    """Names by label value of the extension's labels.csv; none where there is no such file."""
+    """Return the names by label value from the extension's labels.csv; the dictionary is empty where there is no such file."""
     names: dict[int, str] = {}
     if not path.is_file():
         return names

@@ -45,18 +45,26 @@ _ABOUT_TRAINING = (
 
 @dataclass(frozen=True)
 class Auto3DSegConfig:
-    """What the configuration says.
+    """The configuration of an Auto3DSeg model, as far as it bears on segmenting a scan.
 
     Attributes:
-        target: the network's class.
-        network: its arguments.
-        modes: the normalization of each input channel; one for all where the configuration names no others.
-        bounds: of the normalization "range".
-        spacing: millimetres along I, J and K, or None.
-        factors: multiples that each side of a window has to be.
-        inputs: names of the input channels.
-        names, members: of the classes, as the configuration has them; members are the labels of each region.
-        remarks: in words.
+        target: The name of the network's class.
+        network: The arguments of that class, by name.
+        channels, classes: The numbers of input and of output channels.
+        modes: The normalization of each input channel; one for all where the configuration names no others.
+        bounds: The two intensity limits of the normalization "range", or None.
+        spacing: The voxel spacing in millimeters along I, J and K, or None.
+        roi: The window's size in voxels along I, J and K.
+        factors: The numbers of which each side of a window has to be a multiple.
+        crop: Whether the scan is cropped around its foreground.
+        reorient: Whether the scan is turned to RAS.
+        sigmoid: Whether the classes are regions that may overlap.
+        modality: The modality of the first channel, as the configuration names it.
+        inputs: The names of the input channels.
+        names: The names of the classes, as the configuration has them.
+        members: The labels of which each region consists, or None.
+        bundle: The folder in which the model was trained; may be empty.
+        remarks: Sentences on what was read in a way that the user should know of.
     """
 
     target: str
@@ -80,10 +88,10 @@ class Auto3DSegConfig:
 
 
 def find_config(checkpoint: Any, folder: Path, path: Path) -> dict[str, Any]:
-    """The configuration in a checkpoint, or in hyper_parameters.yaml beside weights alone.
+    """Return the configuration in a checkpoint, or that in hyper_parameters.yaml beside weights alone.
 
     Raises:
-        PackageError: neither is there.
+        PackageError: There is neither.
     """
     if isinstance(checkpoint, dict) and checkpoint.get("config") is not None:
         return mapping(checkpoint["config"], f"{path.name}: 'config'")
@@ -102,10 +110,10 @@ def find_config(checkpoint: Any, folder: Path, path: Path) -> dict[str, Any]:
 
 
 def read_config(value: Any, where: str) -> Auto3DSegConfig:
-    """What the configuration says.
+    """Read the configuration; ``where`` names its file in messages.
 
     Raises:
-        PackageError: names the field that is missing, of the wrong type or not understood.
+        PackageError: A field, which the message names, is missing, of the wrong type or not understood.
     """
     try:
         return _read(value, where)
@@ -114,7 +122,7 @@ def read_config(value: Any, where: str) -> Auto3DSegConfig:
 
 
 def read_network(value: Any, where: str) -> tuple[str, dict[str, Any]]:
-    """Only the network's class and its arguments: the rest is described by somebody else; raises as :func:`read_config`."""
+    """Read the network's class and its arguments alone, where the user describes the rest; raises as :func:`read_config`."""
     try:
         fields = Fields(value, f"{where}: the configuration", _ADVICE)
         return _network(fields, fields.get("resample_resolution", each(positive, 3), None))
@@ -205,7 +213,7 @@ def _network(fields: Fields, spacing: list[float] | None) -> tuple[str, dict[str
 
 
 def _factors(network: dict[str, Any]) -> tuple[int, int, int]:
-    """By how much the deepest level is smaller along each axis: coarse axes are halved later (MONAI's SegResNetDS.shape_factor)."""
+    """Return by what factor the deepest level is smaller along each axis: coarse axes are halved later (MONAI's SegResNetDS.shape_factor)."""
     levels = len(network.get("blocks_down", (1, 2, 2, 4))) - 1
     resolution = network.get("resolution") or (1.0, 1.0, 1.0)
     # An axis of the finest voxels is halved from the start, another one only when the finest has caught up with it.
@@ -216,7 +224,7 @@ def _factors(network: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def _modes(fields: Fields, extra: dict[str, Any], channels: int) -> tuple[str, ...]:
-    """The normalization of each channel, or of all."""
+    """Return the normalization of each channel, or the single one of all channels."""
     main = _mode(fields.get("normalize_mode", text), f"{fields.where}: normalize_mode")
     if not extra:
         return (main,)
@@ -239,7 +247,7 @@ def _mode(name: str, where: str) -> str:
 
 
 def _classes(fields: Fields) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...] | None]:
-    """Names of the classes, and the labels of each region, which stand in the names or beside them."""
+    """Return the names of the classes and the labels of each region, which stand in the names or beside them."""
 
     def read_class(value: Any, where: str) -> tuple[str, list[int] | None]:
         if isinstance(value, str):

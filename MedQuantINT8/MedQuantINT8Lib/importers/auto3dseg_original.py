@@ -20,12 +20,13 @@ from .original_software import at_work
 
 @dataclass(frozen=True)
 class Auto3DSegModel:
-    """A model as the original needs it.
+    """A model as the Slicer extension's pipeline needs it.
 
     Attributes:
-        brats: whether the extension treats it as one of BraTS.
-        values: the label value of each structure, in the order of the output channels.
-        network: makes the module (N, C, I, J, K) to (N, classes, I, J, K).
+        config: The configuration of the model.
+        brats: Whether the extension treats the model as one of BraTS.
+        values: The label value of each structure, in the order of the output channels.
+        network: The function that builds the module, which maps (N, C, I, J, K) to (N, classes, I, J, K).
     """
 
     config: Auto3DSegConfig
@@ -35,7 +36,7 @@ class Auto3DSegModel:
 
 
 def auto3dseg_original(model: Auto3DSegModel) -> Auto3DSegPipeline:
-    """The extension's road with a model.
+    """Return the extension's pipeline for a model.
 
     Raises:
         DependencyError: MONAI is not installed.
@@ -51,7 +52,7 @@ def auto3dseg_original(model: Auto3DSegModel) -> Auto3DSegPipeline:
 
 
 def _transforms(config: Auto3DSegConfig, brats: bool) -> list[Any]:
-    """Transforms of a dictionary with image0, image1 and so on, whose result is ``image``."""
+    """Return the transforms of a dictionary with image0, image1 and so on, whose result is ``image``."""
     from monai.transforms import ConcatItemsd, CropForegroundd, Orientationd, Spacingd
 
     keys = [f"image{n}" for n in range(config.channels)]
@@ -75,7 +76,7 @@ def _transforms(config: Auto3DSegConfig, brats: bool) -> list[Any]:
 
 
 def _turn_source(config: Auto3DSegConfig, source: str, space: list[Any]) -> list[Any]:
-    """The image in which foreground is looked for is turned with the other."""
+    """Return the spatial transforms, before which the image in which foreground is looked for is turned like the other."""
     from monai.transforms import Orientationd
 
     return ([Orientationd(keys=source, axcodes="RAS", labels=None)] if config.reorient else []) + space
@@ -100,7 +101,7 @@ def _intensity(key: str, mode: str, config: Auto3DSegConfig) -> list[Any]:
 
 @dataclass
 class Auto3DSegPipeline:
-    """The Slicer extension's road as the original of an import; see :class:`.import_check.OriginalPipeline`."""
+    """The Slicer extension's pipeline as the original of an import; see :class:`.import_check.OriginalPipeline`."""
 
     model: Auto3DSegModel
     transform: Any
@@ -144,7 +145,7 @@ class Auto3DSegPipeline:
         ).transpose(2, 1, 0)
 
     def _paint(self, prediction: NDArray[Any]) -> NDArray[Any]:
-        """Label values (I, J, K) of regions, each painted over those before it, or of classes."""
+        """Return the label values (I, J, K) of regions, each painted over those before it, or of exclusive classes."""
         if self.model.config.sigmoid:
             labels = np.zeros(prediction.shape[1:], np.uint16)
             for value, region in zip(self.model.values, prediction, strict=True):
@@ -171,7 +172,7 @@ class Auto3DSegPipeline:
         return self._image
 
     def _predict(self, volume: Volume) -> Any:
-        """Blended logits (classes, I, J, K) in network space."""
+        """Return the blended logits (classes, I, J, K) in network space."""
         import torch
         from monai.inferers import SlidingWindowInfererAdapt
 

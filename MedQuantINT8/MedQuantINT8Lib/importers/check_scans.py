@@ -1,4 +1,4 @@
-"""Made scans on which an import is compared with the software it comes from: awkward where imports go wrong."""
+"""Synthetic scans on which an import is compared with the software it comes from; they are awkward where imports go wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..imaging.volume import Grid, Volume, axis_map
 from ..models.spec import ModelSpec
 
-#: How far apart the slices of made scans are, in finest sides of the network's voxel, for networks that work slice by slice: with the
+#: How far apart the slices of synthetic scans are, in finest sides of the network's voxel, for networks that work slice by slice: with the
 #: forms' own voxels some scans are then anisotropic enough for nnU-Net to resample by slices, and some are not.
 _BETWEEN_SLICES = 2.2
 #: No scan has more voxels than this in a channel.
@@ -19,7 +19,7 @@ _MOST_VOXELS = 4_000_000
 
 @dataclass(frozen=True)
 class _Form:
-    """One scan before it is made: ``extent`` in patches and ``voxel`` in the network's voxels along R, A, S."""
+    """The description of one synthetic scan: ``extent`` in patches and ``voxel`` in the network's voxels along R, A, S."""
 
     name: str
     extent: tuple[float, float, float]
@@ -47,11 +47,11 @@ _FORMS = (
 
 
 def make_synthetic_scans(spec: ModelSpec, seed: int = 0) -> list[Volume]:
-    """Scans for a network, named by what they are: turned, oblique, of odd sizes, with holes of zeros, negative, small.
+    """Make scans for a network, each named by what it is: turned, oblique, of odd sizes, with holes of zeros, negative, small.
 
-    Their sizes follow the network's patch and spacing, so that a sliding window has work to do; grey values follow the limits of its
-    normalization and leave them on both sides. Each channel has another brightness. float32; matrices are numbers that float32
-    holds, so that a NIfTI file keeps them.
+    Their sizes follow the network's patch and spacing, so that a sliding window has work to do; gray values follow the limits of its
+    normalization and leave them on both sides. Each channel has another brightness. The data is float32; matrices are numbers that
+    float32 holds, so that a NIfTI file keeps them.
     """
     rng = np.random.default_rng(seed)
     return [_make_scan(form, spec, rng) for form in _FORMS]
@@ -91,7 +91,7 @@ def _spacing_ras(spec: ModelSpec) -> NDArray[np.float64]:
 
 
 def _along_ras(spec: ModelSpec, values: tuple[float, float, float]) -> list[float]:
-    """Numbers along the tensor's axes as numbers along R, A and S, where the orientation says which they are."""
+    """Return numbers along the tensor's axes as numbers along R, A and S, where the orientation says which axes they are."""
     ijk = list(values) if spec.geometry.axis_order == "IJK" else list(reversed(values))
     axes = {letter: axis for axis, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
     places = [axes.get(letter) for letter in spec.geometry.orientation]
@@ -114,7 +114,7 @@ def _rotation(degrees: tuple[float, float, float]) -> NDArray[np.float64]:
 def _channel(
     shape: tuple[int, int, int], spec: ModelSpec, number: int, form: _Form, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Smooth blobs with noise, (K, J, I): so smooth that interpolation is well defined, so rough that a wrong voxel shows."""
+    """Draw smooth blobs with noise, (K, J, I): so smooth that interpolation is well defined, so rough that a wrong voxel shows."""
     coarse = rng.standard_normal([n // 6 + 3 for n in shape])
     values = _stretch(coarse, shape) + 0.15 * rng.standard_normal(shape)
     values = (values - values.min()) / (values.max() - values.min())
@@ -136,7 +136,7 @@ def _channel(
 
 
 def _limits(spec: ModelSpec, number: int) -> tuple[float, float]:
-    """The range of grey values in which the network sees differences."""
+    """The range of gray values in which the network sees differences."""
     for step in spec.normalization:
         if step.kind in ("window", "nnunet_ct") and step.low is not None and step.high is not None:
             return step.low, step.high
@@ -146,7 +146,7 @@ def _limits(spec: ModelSpec, number: int) -> tuple[float, float]:
 
 
 def _stretch(coarse: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
-    """A coarse array interpolated linearly, axis by axis, to a shape."""
+    """Interpolate a coarse array linearly, axis by axis, to a shape."""
     values = coarse
     for axis, size in enumerate(shape):
         place = np.linspace(0, values.shape[axis] - 1.001, size)

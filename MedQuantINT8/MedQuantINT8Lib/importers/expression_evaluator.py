@@ -61,7 +61,7 @@ class Budget:
 
     Attributes:
         steps: values and parts of expressions that may still be looked at.
-        items: list items, dictionary entries and characters that may still be made.
+        items: list items, dictionary entries and characters that may still be created.
         depth: how deep values may lie in each other.
     """
 

@@ -33,7 +33,7 @@ class Config:
         folder: where files are that macros (``%other.json::key``) name.
         budget: what may be spent on it.
         functions: functions by dotted name (``torch.device``) that expressions may call besides the harmless ones.
-        trusted: runs an expression (without its $) as code, where the user trusts the bundle; its value is taken if it is plain.
+        trusted: runs an expression (without its $) as code, where the user trusts the bundle; its value is used if it is plain.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Config:
 
     @staticmethod
     def read(path: Path) -> Config:
-        """Raises :class:`PackageError` for a file that is missing or damaged."""
+        """Read a file; raises :class:`PackageError` for one that is missing or damaged."""
         budget = Budget(path.name)
         return Config(_parse_file(path, budget), path.parent, budget)
 
@@ -65,7 +65,7 @@ class Config:
 
     @property
     def values(self) -> Mapping[str, Any]:
-        """The file as it is."""
+        """The top-level entries of the file, before anything is resolved."""
         return self._value
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -127,10 +127,10 @@ class Config:
             self._open_references.pop()
 
     def raw_at(self, reference: str) -> Any:
-        """What stands at a reference (without its @), as the file has it.
+        """Return the entry that a reference (without its @) names, as the file has it.
 
         Raises:
-            NotAConstant: nothing does.
+            NotAConstant: There is no such entry.
         """
         value: Any = self._value
         for key in re.split(r"::|#", reference):

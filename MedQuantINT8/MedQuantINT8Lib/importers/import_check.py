@@ -45,7 +45,7 @@ class OriginalPipeline(Protocol):
 
 @dataclass(frozen=True)
 class ScanCheck:
-    """How one made scan came out in both.
+    """How the import and the original compare on one synthetic scan.
 
     Attributes:
         scan: what the scan is, in words.
@@ -88,9 +88,9 @@ class ImportCheck:
 
     Attributes:
         original: that software with its version, such as "nnU-Net 2.6.2"; empty where there is none.
-        compared: whether anything was.
+        compared: whether anything was compared.
         reason: why nothing or not everything was compared, in words; empty otherwise.
-        scans: one for each made scan.
+        scans: the comparison of each synthetic scan.
     """
 
     original: str
@@ -100,7 +100,7 @@ class ImportCheck:
 
     @staticmethod
     def not_compared(reason: str, original: str = "") -> ImportCheck:
-        """For an import that there was nothing to compare with; ``reason`` goes on after "not compared: "."""
+        """Return the record of an import that there was nothing to compare with; its summary is "not compared: " and ``reason``."""
         return ImportCheck(original, False, reason)
 
     @property
@@ -114,7 +114,7 @@ class ImportCheck:
         return not self.problem
 
     def summary(self) -> str:
-        """One line in words."""
+        """Return the comparison as one line of text."""
         if not self.compared:
             return f"not compared: {self.reason}"
         parts = []
@@ -142,7 +142,7 @@ class ImportCheck:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            PackageError: something else.
+            PackageError: The value is no such record.
         """
         try:
             if value["schema"] != "medquant-import":

@@ -1,4 +1,4 @@
-"""An import beside the software it comes from: both segment the made scans before the package is accepted."""
+"""The comparison of an import with the software it comes from: both segment synthetic scans before the package is accepted."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def compare_import(
     task: Task | None = None,
     scans: Sequence[Volume] | None = None,
 ) -> ImportCheck:
-    """Run the segment road (FP32 in ONNX Runtime) and the original on made scans and compare input, scores and labels.
+    """Run the segment road (FP32 in ONNX Runtime) and the original on synthetic scans and compare input, scores and labels.
 
     The network runs on as many scans as fit into :data:`SECONDS`, the one with the fewest windows first; the network's input is
     compared on all of them.
 
     Args:
         network: the package's FP32 ONNX file.
-        scans: other scans than the made ones.
+        scans: the scans to compare on, in place of the synthetic ones.
 
     Raises:
-        Cancelled: ``task`` was.
+        Cancelled: ``task`` was cancelled.
     """
     task = task or Task()
     if scans is None:
@@ -70,13 +70,13 @@ def compare_import(
 
 
 def accept(check: ImportCheck, *, by_hand: bool = False) -> list[str]:
-    """Notes on an import that was compared.
+    """Return notes on an import that was compared, or refuse it.
 
     Args:
-        by_hand: the description is the user's own, and may differ from the original: then a disagreement is only told.
+        by_hand: the description is the user's own, and may differ from the original; a disagreement is then only reported.
 
     Raises:
-        PackageError: it disagrees; names scan, part and by how much.
+        PackageError: The import disagrees; the message names the scan and the part, and says by how much.
     """
     if check.acceptable:
         return []
@@ -98,7 +98,7 @@ def _compare_scan(
     except MedQuantError:
         raise
     except Exception as error:
-        # A made scan may be one that the original cannot take, and it may raise anything.
+        # A synthetic scan may be one that the original cannot take, and it may raise anything.
         return ScanCheck(volume.name, None, None, None, pipeline.record_failure(original, error))
     input_difference = difference(network_input.data, their_input)
     if network_input.data.shape != their_input.shape:
@@ -152,7 +152,7 @@ class _ImportPipeline:
     _scores_by_batch: dict[bytes, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     def prepare(self, volume: Volume) -> NetworkInput | str:
-        """The scan in network space; or why it has none, such as nothing left after a crop."""
+        """Return the scan in network space, or why it has no such form, such as nothing left after a crop."""
         try:
             return preprocess(volume, self.spec)
         except InputError as error:
@@ -174,7 +174,7 @@ class _ImportPipeline:
         return fits
 
     def record_failure(self, original: OriginalPipeline, error: Exception) -> str:
-        """Words for a scan that the original cannot segment."""
+        """Note an error of the original on a scan, and return it as a sentence."""
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         self._failures.append(line)
         return f"{original.title} itself fails on it: {line}"
@@ -189,7 +189,7 @@ class _ImportPipeline:
             from ..engines.onnxruntime import OnnxRuntimeEngine, session
 
             self._engine = OnnxRuntimeEngine(session(self.network.read_bytes(), "fp32"), "fp32")
-        # Scores and labels of a scan are made from the same windows.
+        # Scores and labels of a scan come from the same windows.
         key = hashlib.sha256(np.ascontiguousarray(batch).tobytes()).digest()
         if key not in self._scores_by_batch:
             scores = self._engine.infer(batch)
@@ -214,7 +214,7 @@ class _ImportPipeline:
         return segment(network_input, self.spec, self).labels  # type: ignore[arg-type]
 
     def reason(self, scans: int) -> str:
-        """Why something was left out, in words; empty if nothing was."""
+        """Return why parts were not compared, in words; the text is empty if all were."""
         reasons = []
         if self._skip_count:
             reasons.append(

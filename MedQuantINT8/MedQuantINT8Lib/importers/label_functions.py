@@ -1,4 +1,4 @@
-"""Functions that a bundle's ``Lambdad`` applies to its labels: what they do is worked out from their text, or by trying them.
+"""Functions that a bundle's ``Lambdad`` applies to its labels, understood from their text or from their values.
 
 A function that looks at each voxel by itself is known by its values on all combinations of regions, or on all labels. Its text
 is parsed, never run; only where the user trusts the bundle's code is the function itself run, on those combinations.
@@ -51,10 +51,10 @@ class Argmax:
 
 
 class LabelFunction:
-    """``$lambda x: ...``, or ``$torch.sigmoid``, by its text (without the $).
+    """A function such as ``$lambda x: ...`` or ``$torch.sigmoid``, by its text (without the $).
 
     Raises:
-        NotUnderstood: it is no lambda of one argument, and none of torch's activations.
+        NotUnderstood: The text is no lambda of one argument, and none of torch's activations.
     """
 
     def __init__(self, text: str) -> None:
@@ -192,10 +192,10 @@ def paint_order(table: Sequence[int], channels: int) -> list[tuple[int, int]]:
     """Channels with their values, in the order in which painting them gives a table: the value of each combination of regions.
 
     Args:
-        table: of combination ``n``, in which region ``c`` is there if bit ``c`` of ``n`` is set; 0 for none.
+        table: the value of each combination ``n``, in which region ``c`` is there if bit ``c`` of ``n`` is set; 0 for no label.
 
     Raises:
-        NotUnderstood: no order does.
+        NotUnderstood: No order of painting gives the table.
     """
     if len(table) != 1 << channels or table[0] != 0:
         raise NotUnderstood("regions that are none have a value")
@@ -246,7 +246,7 @@ def _index(node: ast.expr) -> Any:
 
 
 def _strip_conversion(node: ast.expr) -> ast.expr | None:
-    """What a change of type or device is applied to."""
+    """Return the expression to which a change of type or device is applied; None if ``node`` is no such change."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CONVERSIONS:
         if dotted_name(node.func.value) == "torch":
             return node.args[0] if node.args else None
@@ -255,7 +255,7 @@ def _strip_conversion(node: ast.expr) -> ast.expr | None:
 
 
 def _split_call(node: ast.expr) -> tuple[str, ast.expr, list[Any], dict[str, Any]] | None:
-    """A function of torch or method of a tensor: its name, its tensor, and the rest of its arguments as constants or as nodes."""
+    """Split the call of a torch function or tensor method into its name, its tensor, and its other arguments, as constants or nodes."""
     if (
         not isinstance(node, ast.Call)
         or not isinstance(node.func, ast.Attribute)

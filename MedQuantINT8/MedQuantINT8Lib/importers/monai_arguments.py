@@ -1,4 +1,4 @@
-"""One transform of a MONAI configuration: its name, and its arguments, each of which has to be read or known to be harmless."""
+"""The name and the arguments of one transform of a MONAI configuration; each argument has to be read or known to be harmless."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def enabled(transforms: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def true(value: Any) -> bool:
-    """Bundles write flags as true and as "True"."""
+    """Whether a flag is on, which bundles write as true and as "True"."""
     return value.strip().lower() == "true" if isinstance(value, str) else bool(value)
 
 

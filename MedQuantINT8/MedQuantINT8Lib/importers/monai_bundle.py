@@ -1,6 +1,6 @@
-"""A MONAI bundle (folder or zip) to a package.
+"""The import of a MONAI bundle (folder or zip) as a package.
 
-The configuration is read as data (:mod:`.expressions`). Networks that are part of MONAI are made from their names and
+The configuration is read as data (:mod:`.expressions`). Networks that are part of MONAI are built from their names and
 arguments (:mod:`.monai_networks`); a network or expression that is Python code of the bundle's own is run only with
 ``trust_code``.
 """
@@ -43,7 +43,7 @@ def understand(folder: Path, *, trust_code: bool = False, spec: ModelSpec | None
     """Read a bundle.
 
     Args:
-        spec: the user's own description; then only the network is taken from the bundle.
+        spec: the user's own description; then only the network comes from the bundle.
 
     Raises:
         DependencyError: MONAI is not installed.
@@ -57,12 +57,12 @@ def understand(folder: Path, *, trust_code: bool = False, spec: ModelSpec | None
 
 
 def _load_network(folder: Path, trust_code: bool) -> Any:
-    """The bundle's network where it is exported: that is another process, to which configurations do not cross."""
+    """Return the bundle's network, read again where it is exported: configurations cannot be sent to that other process."""
     return _use_bundle(folder, trust_code, lambda bundle: bundle.of_three_axes())
 
 
 def _use_bundle(folder: Path, trust_code: bool, use: Callable[[_Bundle], _T]) -> _T:
-    """What ``use`` makes of a bundle; what it stumbles over is said as an error of the bundle."""
+    """Return what ``use`` gives for a bundle; what it cannot read is raised as an error of the bundle."""
     folder = folder.resolve()
     path = next((folder / "configs" / name for name in _CONFIGS if (folder / "configs" / name).is_file()), None)
     if path is None or not (folder / "configs" / "metadata.json").is_file():
@@ -92,17 +92,17 @@ class _Bundle:
         self._notes: list[str] = []
 
     def import_network(self, spec: ModelSpec) -> ImportedModel:
-        """The network alone, for a description that is given."""
+        """Return the import of the network alone, with the user's description ``spec``."""
         network = self.network()
         return ImportedModel(spec, network, self._notes, original=lambda: self._original(spec, network), by_hand=True)
 
     def network(self) -> Callable[[], Any]:
-        """What makes the network."""
+        """Return the function that builds the network."""
         definition = self._definition()
         return self._network(definition, self._vista_classes(definition))
 
     def of_three_axes(self) -> Any:
-        """The network itself, (N, C, A0, A1, A2); one of slices takes one slice."""
+        """Return the network itself, on (N, C, A0, A1, A2); a network of slices takes one slice."""
         across = slice_axis(self._config.get("inferer")) if self._config.has("inferer") else None
         network = self.network()()
         return network if across is None else sliced(network, across, "The bundle's network")
@@ -154,7 +154,7 @@ class _Bundle:
     def _original(
         self, spec: ModelSpec, network: Callable[[], Any], post: Postprocessing | None = None
     ) -> MonaiPipeline:
-        """MONAI itself with this bundle."""
+        """Return MONAI's own pipeline for this bundle."""
         if post is None:
             definition = self._definition()
             vista = self._vista_classes(definition) is not None
@@ -187,7 +187,7 @@ class _Bundle:
     # The network
 
     def _definition(self) -> Definition | None:
-        """What the configuration calls its network; None where that is code of another kind."""
+        """Return the configuration's description of its network; None where that is code of another kind."""
         for name in _NETWORKS:
             if self._config.has(name):
                 return definition_of(self._config, self._config.raw(name))
@@ -248,7 +248,7 @@ class _Bundle:
         return _load_weights(module.to("cpu"), weights, "the bundle's network")
 
     def _function(self, text: str) -> Callable[[Any], Any]:
-        """A function of the bundle's code, which the user trusts, from its text."""
+        """Return a function of the bundle's code, which the user trusts, from its text."""
         function = _run(self._folder, self._path, text)
         if not callable(function):
             raise PackageError(f"The bundle's {text[:100]!r} is no function.", "Get the bundle again.")
@@ -323,7 +323,7 @@ class _Bundle:
 
 
 def _run(folder: Path, path: Path, text: str) -> Any:
-    """An expression as MONAI itself works it out, running the bundle's code, which the user trusts."""
+    """Return the value that MONAI itself gives an expression, by running the bundle's code, which the user trusts."""
     from monai.bundle import ConfigParser
 
     with _importable(folder):
@@ -366,7 +366,7 @@ def _make_vista(config: Config, definition: Definition, classes: list[int], weig
 
 
 def _cleaning_by_value(post: Postprocessing, labels: tuple[Label, ...]) -> tuple[Cleaning, ...]:
-    """The cleaning with the labels' values in the place of the numbers of classes."""
+    """Return the cleaning steps with the labels' values in place of the numbers of classes."""
     first = 1 if post.output.regions and post.output.activation == "sigmoid" else 0
     values = {label.channel + first: label.value for label in labels}
     return tuple(replace(step, labels=tuple(values[n] for n in step.labels if n in values)) for step in post.cleaning)

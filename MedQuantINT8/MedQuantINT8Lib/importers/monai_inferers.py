@@ -1,4 +1,4 @@
-"""MONAI's inferers as the window of model.json."""
+"""The translation of MONAI's inferers to the window of model.json."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def slice_axis(inferer: Any) -> int | None:
     """The tensor's spatial axis across which an inferer's resolved description goes slice by slice; None for one of three axes.
 
     Raises:
-        PackageError: it does, across an axis that a scan does not have.
+        PackageError: The inferer goes across an axis that a scan does not have.
     """
     if not isinstance(inferer, dict) or str(inferer.get("_target_")).rpartition(".")[2] != "SliceInferer":
         return None
@@ -47,7 +47,7 @@ def translate_inferer(inferer: Any, multiples: tuple[int, ...]) -> Window:
         multiples: what a patch's sides must be multiples of, as far as the network tells: two for a network of slices, else three.
 
     Raises:
-        PackageError: an inferer, an argument or a value that a window cannot say; named.
+        PackageError: An inferer, an argument or a value, which the message names, has no form in a window.
     """
     if not isinstance(inferer, dict) or not isinstance(inferer.get("_target_"), str):
         raise PackageError(f"The bundle's inferer is {str(inferer)[:80]!r}, not a description.", ADVICE)

@@ -1,4 +1,4 @@
-"""MONAI's intensity transforms as steps of model.json, argument by argument.
+"""The translation of MONAI's intensity transforms to steps of model.json, argument by argument.
 
 Arguments and defaults are those of MONAI 1.3 to 1.6 (``monai.transforms.intensity``).
 """
@@ -12,7 +12,7 @@ from ..models.spec import Normalization
 from .expression_evaluator import Unresolved
 from .monai_arguments import Arguments
 
-#: Types of whole numbers that hold every grey value of a scan: what is lost is the fraction.
+#: Types of whole numbers that hold every gray value of a scan: only the fraction is lost.
 _WHOLE = ("int16", "int32", "int64", "short", "int", "long")
 #: Functions of longer text are not read.
 _LONGEST = 500
@@ -154,7 +154,7 @@ def shiftintensityd(t: Arguments) -> list[Any]:
 
 
 def cast(t: Arguments) -> list[Any]:
-    """EnsureTyped, CastToTyped, ToTensord and LoadImaged: the type that voxels have from here on."""
+    """Translate the type that EnsureTyped, CastToTyped, ToTensord and LoadImaged give voxels from here on."""
     name = t.dtype("dtype")
     if name in _FLOAT:
         return []
@@ -164,7 +164,7 @@ def cast(t: Arguments) -> list[Any]:
 
 
 def lambdad(t: Arguments) -> list[Any]:
-    """A function that is plain: a sum, a product, clipping, or nothing."""
+    """Translate a plain function: a sum, a product, clipping, or nothing."""
     function = t.of_key("func") if not isinstance(t.get("func"), Unresolved) else t.get("func")
     t.only("inv_func")
     t.only("overwrite", True)
@@ -239,7 +239,7 @@ def _constant(node: ast.AST) -> float | None:
 
 
 def _line(node: ast.AST, name: str) -> tuple[float, float] | None:
-    """An expression as scale and shift of its variable; None if it is no straight line."""
+    """Return an expression as scale and shift of its variable; None if it is no straight line."""
     if isinstance(node, ast.Name):
         return (1.0, 0.0) if node.id == name else None
     if (number := _constant(node)) is not None:

@@ -1,4 +1,4 @@
-"""Reading of a bundle's metadata.json, which strangers write: what is no object, number or name is refused or left out."""
+"""Functions that read a bundle's metadata.json, which strangers write: what is no object, number or name is refused or left out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .monai_networks import MOST_CHANNELS
 
 
 def part(value: Any, name: str) -> dict[str, Any]:
-    """An object of the metadata; an empty one where there is none."""
+    """Return an object of the metadata; an empty one where there is none."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -65,6 +65,6 @@ def word_of(value: Any) -> str:
 
 
 def cite(references: Any) -> str:
-    """References in one line."""
+    """Return the references as one line of text."""
     items = references if isinstance(references, list) else [references]
     return "; ".join(word for reference in items if (word := word_of(reference)))

@@ -1,6 +1,6 @@
 """The network of a MONAI bundle from its description, without running the bundle's code.
 
-Only classes of MONAI and torch that are listed here are made, with arguments that are numbers, flags, plain words, containers of
+Only classes of MONAI and torch that are listed here are built, with arguments that are numbers, flags, plain words, containers of
 these, or other descriptions of such classes. Arguments that make a class fetch or read something (``pretrained``, addresses,
 paths) are refused, and sockets are closed meanwhile.
 """
@@ -71,7 +71,7 @@ class Definition:
 
     @property
     def listed(self) -> bool:
-        """Whether it is one of MONAI's networks that are made here."""
+        """Whether this is one of MONAI's networks that are built here."""
         return _is_monai(self.target) and self.name in _NETWORKS
 
     @property
@@ -184,7 +184,7 @@ def definition_of(config: Config, raw: Any) -> Definition | None:
     a call (``$monai.networks.nets.UNet(...)``). None where it is code of another kind.
 
     Raises:
-        PackageError: it is no description at all, or one that is turned off or only half made.
+        PackageError: it is no description at all, or one that is turned off or incomplete.
     """
     for _ in range(_MOST_HOPS):
         if isinstance(raw, dict):
@@ -259,10 +259,10 @@ def _without_moves(tree: ast.expr) -> ast.expr:
 
 
 def make(config: Config, definition: Definition) -> Any:
-    """The network, without weights.
+    """Build the network, without weights.
 
     Raises:
-        PackageError: a class or an argument that is not made here, or one that the class refuses; named.
+        PackageError: A class or an argument, which the message names, is not built here, or the class refuses it.
     """
     if not definition.listed:
         raise PackageError(
@@ -279,7 +279,7 @@ def make(config: Config, definition: Definition) -> Any:
             with torch.device("meta"):
                 weights = sum(p.numel() for p in cls(**arguments).parameters())
         except Exception:
-            # Some classes compute with their weights while they are made; then there is nothing to count beforehand.
+            # Some classes compute with their weights while they are built; then there is nothing to count beforehand.
             weights = 0
         if weights > _MOST_WEIGHTS:
             raise PackageError(
@@ -321,7 +321,7 @@ def _check_arguments(config: Config, definition: Definition) -> dict[str, Any]:
 
 
 def _argument(config: Config, value: Any, where: str) -> Any:
-    """An argument that may be given to a constructor; nested descriptions are made."""
+    """Return an argument that may be given to a constructor; nested descriptions are built."""
     import numpy as np
     import torch
 

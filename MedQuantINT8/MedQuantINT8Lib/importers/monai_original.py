@@ -1,6 +1,6 @@
-"""MONAI itself beside an import of a bundle: its transforms, inferer and postprocessing, as the bundle's configuration describes them.
+"""MONAI itself as the original of an imported bundle: its transforms, inferer and postprocessing, as the bundle's configuration describes them.
 
-Only classes that the import understands are made, with the arguments that were read as data; functions are those whose text is
+Only classes that the import understands are built, with the arguments that were read as data; functions are those whose text is
 understood (:mod:`.label_functions`, :mod:`.monai_intensity`), or, where the user trusts the bundle's code, its own.
 """
 
@@ -61,10 +61,10 @@ class BundleParts:
     Attributes:
         preprocessing, postprocessing: resolved descriptions of transforms.
         inferer: its resolved description.
-        network: makes the torch module with its weights, as the inferer takes it: of slices for one that goes slice by slice.
+        network: the function that builds the torch module with its weights, as the inferer takes it: of slices for one that goes slice by slice.
         spec: the import that is compared.
         final: whether the last transform gives label values, not numbers of classes or masks of regions.
-        run: makes a function of the bundle's code from its text, where the user trusts it.
+        run: returns a function of the bundle's code for its text, where the user trusts it.
     """
 
     preprocessing: Sequence[Any]
@@ -84,10 +84,10 @@ def _quietly() -> Iterator[None]:
 
 
 def monai_original(parts: BundleParts) -> MonaiPipeline:
-    """MONAI with a bundle.
+    """Return MONAI's pipeline for a bundle.
 
     Raises:
-        DependencyError: MONAI is not installed, or it cannot make a transform that the bundle describes.
+        DependencyError: MONAI is not installed, or it cannot build a transform that the bundle describes.
     """
     try:
         with _quietly():
@@ -118,13 +118,13 @@ def monai_original(parts: BundleParts) -> MonaiPipeline:
 
 
 class _Maker:
-    """Makes MONAI's objects from resolved descriptions."""
+    """A builder of MONAI's objects from resolved descriptions."""
 
     def __init__(self, run: Callable[[str], Callable[[Any], Any]] | None) -> None:
         self._run = run
 
     def transform(self, description: dict[str, Any], allowed: set[str], preprocessing: Any = None) -> Any:
-        """A transform, or None for one that does nothing here."""
+        """Build a transform; None for one that does nothing here."""
         import monai.transforms
 
         name = transform_name(description)
@@ -140,7 +140,7 @@ class _Maker:
         reader = str(arguments.get("reader")).rsplit(".", 1)[-1] if name == "LoadImaged" else ""
         no_itk = reader == "ITKReader" and importlib.util.find_spec("itk") is None
         if no_itk or reader in ("PydicomReader", "NumpyReader", "NrrdReader"):
-            # The made scans are NIfTI files, which MONAI reads by itself.
+            # The synthetic scans are NIfTI files, which MONAI reads by itself.
             arguments.pop("reader")
         return self.make(getattr(monai.transforms, name), arguments)
 
@@ -187,7 +187,7 @@ class _Maker:
 
 
 def _compile(text: str) -> Callable[[Any], Any]:
-    """A function whose text holds nothing but its variable, numbers, arithmetic, a comparison and clamp (it was looked through)."""
+    """Compile a function whose text holds nothing but its variable, numbers, arithmetic, a comparison and clamp (it was looked through)."""
     import torch
 
     names = {"__builtins__": {}, "torch": torch, "np": np, "numpy": np}
@@ -195,7 +195,7 @@ def _compile(text: str) -> Callable[[Any], Any]:
 
 
 def _wrap_for_tensors(function: LabelFunction) -> Callable[[Any], Any]:
-    """A function of single voxels on a tensor (C, n0, n1, n2)."""
+    """Return a function of single voxels as one that takes a tensor (C, n0, n1, n2)."""
     import torch
 
     def apply(x: Any) -> Any:
@@ -216,7 +216,7 @@ def _wrap_for_tensors(function: LabelFunction) -> Callable[[Any], Any]:
 
 
 def _find_constant_neighborhoods(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where the next voxels along each axis have the same value."""
+    """Return a mask of the voxels whose neighbors along each axis have the same value."""
     mask = np.ones(values.shape, bool)
     for axis in range(values.ndim):
         same = np.moveaxis(np.diff(values, axis=axis) == 0, axis, 0)
@@ -292,7 +292,7 @@ class MonaiPipeline:
         return self._values(prediction).transpose(2, 1, 0)
 
     def _values(self, prediction: NDArray[Any]) -> NDArray[Any]:
-        """MONAI's result (C, I, J, K) as label values, (I, J, K); -1 where it is no whole number."""
+        """Return MONAI's result (C, I, J, K) as label values, (I, J, K); -1 where it is no whole number."""
         spec = self.parts.spec
         if prediction.shape[0] == spec.output_channels and not (self.parts.final and prediction.shape[0] == 1):
             whole = np.isin(prediction, (0, 1))
@@ -332,7 +332,7 @@ class MonaiPipeline:
         return self._case[1]
 
     def _predict(self, volume: Volume) -> Any:
-        """The network's blended scores, a tensor (classes, I, J, K); None for an inferer of the bundle's own."""
+        """Return the network's blended scores, a tensor (classes, I, J, K); None for an inferer of the bundle's own."""
         if self.inferer is None:
             return None
         if self._prediction is None or self._prediction[0] is not volume:

@@ -47,12 +47,12 @@ def translate_postprocessing(
 
     Args:
         transforms: resolved descriptions.
-        channels: of the network's output, where they are known.
+        channels: how many channels the network's output has, where that is known.
         vista: the network is VISTA3D's with its fixed classes and a background channel before them.
-        run: makes a function of the bundle's code from its text, where the user trusts it.
+        run: returns a function of the bundle's code for its text, where the user trusts it.
 
     Raises:
-        PackageError: a transform, an argument or an order that model.json cannot say; named.
+        PackageError: A transform, an argument or an order, which the message names, has no form in model.json.
     """
     reader = _Reader(channels, vista, run)
     for transform in enabled(transforms):
@@ -72,7 +72,7 @@ def translate_postprocessing(
 
 
 class _Reader(Prediction):
-    """Reads transforms in their order and keeps what the prediction is by then."""
+    """A reader of transforms in their order, which keeps what the prediction is after each."""
 
     def __init__(self, channels: int | None, vista: bool, run: Callable[[str], Callable[[Any], Any]] | None) -> None:
         super().__init__(channels)
@@ -200,7 +200,7 @@ class _Reader(Prediction):
             )
         if self._resample is not None:
             raise PackageError("The bundle inverts its preprocessing twice, which is not understood.", ADVICE)
-        # What is decided voxel by voxel comes to the same before the nearest voxel is taken as after it.
+        # What is decided voxel by voxel is the same before the nearest voxel is chosen as after it.
         if arguments.flag("nearest_interp", True):
             self._resample = "labels"
         elif self.kind in ("scores", "probabilities"):

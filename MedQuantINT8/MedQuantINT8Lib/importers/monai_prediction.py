@@ -1,4 +1,4 @@
-"""What a bundle's postprocessing makes of the network's output, in model.json's terms; functions are understood by their values."""
+"""The meaning of a bundle's postprocessing in model.json's terms; functions are understood by their values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Postprocessing:
         output: activation, decision, thresholds, and what is resampled.
         cleaning: labels are numbers of classes (of regions: channel + 1), before ``values`` change them.
         values: the label value of each class (of regions: of each channel); None: their numbers as they are.
-        order: of regions, the channels in the order in which they are painted; None: as they come.
+        order: for regions, the channels in the order in which they are painted; None: in their own order.
         notes: what is not the same as in MONAI, in words.
     """
 
@@ -32,7 +32,7 @@ class Postprocessing:
 
 
 class Prediction:
-    """What becomes of the network's output, transform by transform, and what it says in model.json's terms in the end.
+    """The state of the network's output after each transform, which becomes fields of model.json after the last.
 
     ``kind`` is "scores" (of the network), "probabilities", "classes" (their numbers), "onehot" (a mask for each class) or "regions"
     (a mask for each channel, which may overlap).
@@ -51,7 +51,7 @@ class Prediction:
         self._notes: list[str] = []
 
     def result(self) -> Postprocessing:
-        """What the transforms that were read say together."""
+        """Return what the transforms that were read mean together."""
         if self.kind in ("scores", "probabilities"):
             regions = self._activation == "sigmoid"
             kind = "regions" if regions else "classes"

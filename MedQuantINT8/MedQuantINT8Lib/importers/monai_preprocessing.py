@@ -44,10 +44,10 @@ def translate_preprocessing(transforms: Sequence[Any], channels: int | None = No
     """Translate the transforms that run before the network.
 
     Args:
-        channels: how many the network has, where that is known.
+        channels: how many input channels the network has, where that is known.
 
     Raises:
-        PackageError: a transform, an argument of one, or an order that model.json cannot say; names it.
+        PackageError: A transform, an argument of one, or an order, which the message names, has no form in model.json.
     """
     active = enabled(transforms)
     names = [transform_name(transform) for transform in active]
@@ -96,7 +96,7 @@ def _concatenation(t: Arguments) -> None:
 
 
 class _Reader:
-    """Puts the steps of transforms together, in their order."""
+    """A reader that puts the steps of transforms together, in their order."""
 
     def __init__(self, channels: int | None) -> None:
         self._channels = channels
@@ -108,7 +108,7 @@ class _Reader:
         self.notes: list[str] = []
 
     def read(self, transform: dict[str, Any], name: str, keys: list[str], members: list[str]) -> None:
-        """One transform, for those of the channels' keys that it names."""
+        """Read one transform, for those of the channels' keys that it names."""
         steps_by_key = [_steps(transform, name, key) for key in keys]
         if name in ("EnsureTyped", "ToTensord", "FromMetaTensord") and (
             name == "FromMetaTensord" or not true(transform.get("track_meta", True))
@@ -138,7 +138,7 @@ class _Reader:
                 self._add(replace(step, over="channel", channels=(members.index(key),)), name)
 
     def _of_source(self, step: Any, transform: dict[str, Any], members: list[str]) -> Any:
-        """A crop with the channels that its source key names."""
+        """Return a crop with the channels that its source key names; another step as it is."""
         if not isinstance(step, Crop):
             return step
         source = str(transform.get("source_key", members[0]))

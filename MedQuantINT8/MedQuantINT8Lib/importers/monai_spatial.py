@@ -1,4 +1,4 @@
-"""MONAI's spatial transforms as steps of model.json: orientation, resampling, crops and paddings, argument by argument.
+"""The translation of MONAI's spatial transforms to steps of model.json: orientation, resampling, crops and paddings, argument by argument.
 
 Arguments and defaults are those of MONAI 1.3 to 1.6 (``monai.transforms.spatial`` and ``croppad``).
 """
@@ -42,14 +42,14 @@ _COMPARISONS = {ast.Gt: ">", ast.GtE: ">=", ast.Lt: "<", ast.LtE: "<=", ast.NotE
 
 @dataclass(frozen=True)
 class Orient:
-    """Turn the volume by flips and swaps."""
+    """The step that turns the volume by flips and swaps to the axis codes ``axcodes``."""
 
     axcodes: str
 
 
 @dataclass(frozen=True)
 class Resample:
-    """Resample to the spacing or size of ``geometry`` (its orientation is not looked at)."""
+    """The step that resamples to the spacing or size of ``geometry`` (its orientation is not looked at)."""
 
     geometry: Geometry
 
@@ -218,7 +218,7 @@ def is_plain_comparison(text: str) -> bool:
 
 
 def _comparison(text: str) -> tuple[str, float] | None:
-    """``lambda x: x > -900`` as ">" and -900."""
+    """Return the comparison and number of a function's text: ">" and -900 for ``lambda x: x > -900``; None for another text."""
     try:
         tree = ast.parse(text[:500], mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

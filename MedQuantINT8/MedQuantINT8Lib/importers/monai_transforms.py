@@ -1,4 +1,4 @@
-"""MONAI's transforms as the fields of model.json: before the network and after it."""
+"""The translation of MONAI's transforms before and after the network to the fields of model.json."""
 
 from .monai_postprocessing import translate_postprocessing
 from .monai_preprocessing import Preprocessing, translate_preprocessing

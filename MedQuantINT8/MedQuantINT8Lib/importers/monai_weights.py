@@ -1,4 +1,4 @@
-"""Which file holds the weights of a MONAI bundle's network: the one that its configuration names, and no other."""
+"""The file that holds the weights of a MONAI bundle's network: the one that its configuration names, and no other."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def find_weights(config: Config, folder: Path) -> Weights:
 
 
 def _file(folder: Path, name: str) -> Path:
-    """The file, or the TorchScript file that a bundle holds in its place."""
+    """Return the file of that name, or the TorchScript file that a bundle holds in its place."""
     try:
         return bundle_file(folder, name)
     except PackageError:
@@ -83,7 +83,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _by_loaders(config: Config) -> Iterator[tuple[str, str]]:
-    """Of checkpoint loaders, wherever they stand: among the handlers, or by themselves."""
+    """Yield path and key of the checkpoint loaders, wherever they stand: among the handlers, or by themselves."""
     for item in _descriptions(dict(config.values)):
         if str(item.get("_target_", "")).rpartition(".")[2] != "CheckpointLoader" or "load_path" not in item:
             continue
@@ -101,7 +101,7 @@ def _by_loaders(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _by_expressions(config: Config) -> Iterator[tuple[str, str]]:
-    """Of ``$@network.load_state_dict(torch.load(PATH)['KEY'])``, among what a configuration initializes, say."""
+    """Yield path and key of calls such as ``$@network.load_state_dict(torch.load(PATH)['KEY'])``, wherever they stand."""
     for text in _texts(dict(config.values)):
         if not text.startswith("$") or "load_state_dict" not in text:
             continue
