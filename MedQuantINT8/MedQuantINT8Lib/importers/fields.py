@@ -1,4 +1,4 @@
-"""Reading what another program wrote, field by field: a wrong type is named, and so is a field that nobody knows."""
+"""Fields of a file that another program wrote, read one by one: a wrong type is named, and so is a field that nobody knows."""
 
 from __future__ import annotations
 
@@ -31,37 +31,39 @@ class Fields:
     def __init__(self, value: Any, where: str, advice: str = "Get the file again, or correct it.") -> None:
         self.where, self.advice = where, advice
         self._value: Mapping[str, Any] = mapping(value, where)
-        self._read: set[str] = set()
+        self._names_read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         """Whether the field is given and is not null."""
         return self._value.get(name) is not None
 
-    def given(self, name: str) -> bool:
+    def holds(self, name: str) -> bool:
         """Whether the field stands there, null or not."""
         return name in self._value
 
     def get(self, name: str, parse: Parse[_T], default: Any = _MISSING) -> _T:
-        """A field; ``default`` where it is missing or null.
+        """The value of a field; ``default`` where it is missing or null.
 
         Raises:
             PackageError: it is missing and has no default, or is of the wrong type.
         """
-        self._read.add(name)
+        self._names_read.add(name)
         if self._value.get(name) is None:
             if default is _MISSING:
                 raise PackageError(f"{self.where}: {name!r} is missing.", self.advice)
-            found: _T = default
-            return found
+            fallback: _T = default
+            return fallback
         return parse(self._value[name], f"{self.where}: {name!r}")
 
     def ignore(self, *names: str) -> None:
         """Mark fields that change neither the network's input nor its labels."""
-        self._read.update(names)
+        self._names_read.update(names)
 
     def unread(self) -> dict[str, Any]:
-        """What nobody has read, nulls aside."""
-        return {name: value for name, value in self._value.items() if name not in self._read and value is not None}
+        """The fields that nobody has read, nulls aside."""
+        return {
+            name: value for name, value in self._value.items() if name not in self._names_read and value is not None
+        }
 
     def finish(self) -> None:
         """Refuse fields that nobody has read.
@@ -74,7 +76,7 @@ class Fields:
 
 
 def read_described(path: Path, what: str) -> Any:
-    """What a JSON file holds.
+    """The value that a JSON file holds.
 
     Raises:
         PackageError: no such file, or no JSON; ``what`` says what the folder should have been.
@@ -88,7 +90,7 @@ def read_described(path: Path, what: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut short."""
+    """The text of a value for a message, cut short."""
     text = "null" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -99,60 +101,64 @@ def wrong(where: str, value: Any, expected: str) -> PackageError:
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
-    """An object with names as keys."""
+    """The value as a dictionary; it must be an object with names as keys."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise wrong(where, value, "an object")
     return dict(value)
 
 
 def text(value: Any, where: str) -> str:
+    """The value, which must be text."""
     if not isinstance(value, str):
         raise wrong(where, value, "text")
     return value
 
 
 def flag(value: Any, where: str) -> bool:
+    """The value, which must be true or false."""
     if not isinstance(value, bool):
         raise wrong(where, value, "true or false")
     return value
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number; NumPy's are numbers too."""
+    """The value as a finite number; NumPy's are numbers too."""
     if isinstance(value, bool) or not (
         isinstance(value, int | float) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)
     ):
         raise wrong(where, value, "a number")
     try:
-        found = float(value)
+        result = float(value)
     except (OverflowError, TypeError, ValueError) as error:
         raise wrong(where, value, "a number") from error
-    if not math.isfinite(found):
+    if not math.isfinite(result):
         raise wrong(where, value, "a finite number")
-    return found
+    return result
 
 
 def positive(value: Any, where: str) -> float:
-    if (found := number(value, where)) <= 0:
+    """The value as a finite number above 0."""
+    if (result := number(value, where)) <= 0:
         raise wrong(where, value, "above 0")
-    return found
+    return result
 
 
 def whole(value: Any, where: str) -> int:
-    """A whole number of at least 0."""
-    if (found := number(value, where)) != int(found) or found < 0:
+    """The value as a whole number of at least 0."""
+    if (result := number(value, where)) != int(result) or result < 0:
         raise wrong(where, value, "a whole number of at least 0")
-    return int(found)
+    return int(result)
 
 
 def count(value: Any, where: str) -> int:
-    if (found := whole(value, where)) < 1:
+    """The value as a whole number of at least 1."""
+    if (result := whole(value, where)) < 1:
         raise wrong(where, value, "a whole number of at least 1")
-    return found
+    return result
 
 
 def each(parse: Parse[_T], length: int | None = None) -> Parse[list[_T]]:
-    """A list whose items ``parse`` reads, of ``length`` items if that is given."""
+    """A reader of lists whose items ``parse`` reads, of ``length`` items if that is given."""
 
     def read(value: Any, where: str) -> list[_T]:
         if not isinstance(value, list | tuple):
@@ -165,7 +171,7 @@ def each(parse: Parse[_T], length: int | None = None) -> Parse[list[_T]]:
 
 
 def choice(*allowed: Any) -> Parse[Any]:
-    """One of a few values, told apart by type as well: 1 is not true."""
+    """A reader of one of a few values, which differ by type as well: 1 is not true."""
 
     def read(value: Any, where: str) -> Any:
         for item in allowed:
@@ -177,10 +183,10 @@ def choice(*allowed: Any) -> Parse[Any]:
 
 
 def optional(parse: Parse[_T]) -> Parse[_T | None]:
-    """What ``parse`` reads, or null."""
+    """A reader of what ``parse`` reads, or null."""
     return lambda value, where: None if value is None else parse(value, where)
 
 
 def known(names: Iterable[str]) -> str:
-    """Names for a message."""
+    """The list of names for a message."""
     return ", ".join(names) or "none"

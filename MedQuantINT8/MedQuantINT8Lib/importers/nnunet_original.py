@@ -1,6 +1,6 @@
 """nnU-Net itself beside an import: its reader, preprocessor, sliding window and export with the same weights.
 
-On the processor and without mirroring, which an import leaves out as well. Checkpoints are read as data here too: nnU-Net's own
+It runs on the processor and without mirroring, which an import leaves out as well. Checkpoints are read as data here too: nnU-Net's own
 loading would run what is pickled in them.
 """
 
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from ..errors import DependencyError
 from ..imaging.volume import Volume, to_sitk
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
-from .nnunet_network import Architecture, checked_blocks
+from .nnunet_network import Architecture, check_blocks
 from .original_software import at_work
 
 
 @dataclass(frozen=True)
 class TrainedFold:
-    """What nnU-Net needs to segment with one fold.
+    """The files and settings that nnU-Net needs to segment with one fold.
 
     Attributes:
         plans, dataset: plans.json and dataset.json as they stand.
@@ -44,13 +44,13 @@ class TrainedFold:
 
 
 def nnunet_original(fold: TrainedFold) -> NnunetPipeline:
-    """nnU-Net with one fold.
+    """nnU-Net's own pipeline with one fold.
 
     Raises:
         DependencyError: nnunetv2 is not installed.
         PackageError, InputError: the network cannot be built of known blocks, or the weights do not fit it.
     """
-    arguments = checked_blocks(fold.architecture)
+    arguments = check_blocks(fold.architecture)
     with at_work("nnU-Net"):
         try:
             import torch
@@ -62,7 +62,7 @@ def nnunet_original(fold: TrainedFold) -> NnunetPipeline:
         network = get_network_from_plans(
             f"dynamic_network_architectures.architectures.unet.{fold.architecture.name}",
             arguments,
-            fold.architecture.imported,
+            fold.architecture.class_arguments,
             fold.channels,
             fold.outputs,
             allow_init=False,
@@ -85,7 +85,7 @@ def nnunet_original(fold: TrainedFold) -> NnunetPipeline:
 
 @dataclass
 class _Case:
-    """A scan on its way through nnU-Net: along nnU-Net's transposed axes."""
+    """A scan on its way through nnU-Net; its arrays lie along nnU-Net's transposed axes."""
 
     volume: Volume
     data: NDArray[np.float32]
@@ -106,19 +106,19 @@ class NnunetPipeline:
         return f"nnU-Net {version('nnunetv2')}"
 
     def prepare(self, volume: Volume) -> NDArray[np.float32]:
-        return self._untransposed(self._prepared(volume).data)
+        return self._restore_axes(self._prepare_case(volume).data)
 
     def scores(self, volume: Volume) -> NDArray[np.float32]:
-        return self._untransposed(self._predicted(volume).logits.float().numpy())
+        return self._restore_axes(self._predict_case(volume).logits.float().numpy())
 
     def labels(self, volume: Volume) -> NDArray[Any]:
         from nnunetv2.inference.export_prediction import (
             convert_predicted_logits_to_segmentation_with_correct_shape as to_labels,
         )
 
-        case, predictor = self._predicted(volume), self.predictor
+        case, predictor = self._predict_case(volume), self.predictor
         with at_work("nnU-Net"), tempfile.TemporaryDirectory(prefix="medquant-nnunet-") as scratch:
-            found = to_labels(
+            label_map = to_labels(
                 case.logits,
                 predictor.plans_manager,
                 predictor.configuration_manager,
@@ -127,16 +127,18 @@ class NnunetPipeline:
             )
             # Its reader may have turned the scan; its writer turns labels back.
             target = str(Path(scratch) / "labels.nii.gz")
-            predictor.plans_manager.image_reader_writer_class().write_seg(np.asarray(found), target, case.properties)
-            return _voxels(target)
+            predictor.plans_manager.image_reader_writer_class().write_seg(
+                np.asarray(label_map), target, case.properties
+            )
+            return _read_voxels(target)
 
-    def _prepared(self, volume: Volume) -> _Case:
+    def _prepare_case(self, volume: Volume) -> _Case:
         if self._case is None or self._case.volume is not volume:
             plans, configuration = self.predictor.plans_manager, self.predictor.configuration_manager
             with at_work("nnU-Net"), tempfile.TemporaryDirectory(prefix="medquant-nnunet-") as scratch:
                 files = [str(Path(scratch) / f"scan_{n:04}.nii.gz") for n in range(volume.channels)]
                 for channel, file in zip(volume.data, files, strict=True):
-                    _write(channel, volume, file)
+                    _write_channel(channel, volume, file)
                 image, properties = plans.image_reader_writer_class().read_images(files)
                 data, _, properties = configuration.preprocessor_class(verbose=False).run_case_npy(
                     image, None, properties, plans, configuration, self.predictor.dataset_json
@@ -144,27 +146,27 @@ class NnunetPipeline:
             self._case = _Case(volume, np.asarray(data, np.float32), properties)
         return self._case
 
-    def _predicted(self, volume: Volume) -> _Case:
+    def _predict_case(self, volume: Volume) -> _Case:
         import torch
 
-        case = self._prepared(volume)
+        case = self._prepare_case(volume)
         if case.logits is None:
             with at_work("nnU-Net"):
                 case.logits = self.predictor.predict_logits_from_preprocessed_data(torch.from_numpy(case.data))
         return case
 
-    def _untransposed(self, array: NDArray[Any]) -> NDArray[Any]:
-        """(C, nnU-Net's axes) to (C, K, J, I)."""
+    def _restore_axes(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The array (C, *nnU-Net's axes) with its axes in the order (C, K, J, I)."""
         return np.ascontiguousarray(array.transpose(0, *(1 + self.order.index(axis) for axis in range(3))))
 
 
-def _write(channel: NDArray[Any], volume: Volume, file: str) -> None:
+def _write_channel(channel: NDArray[Any], volume: Volume, file: str) -> None:
     import SimpleITK as sitk
 
     sitk.WriteImage(to_sitk(channel, volume.grid), file)
 
 
-def _voxels(file: str) -> NDArray[Any]:
+def _read_voxels(file: str) -> NDArray[Any]:
     import SimpleITK as sitk
 
     return sitk.GetArrayFromImage(sitk.ReadImage(file))

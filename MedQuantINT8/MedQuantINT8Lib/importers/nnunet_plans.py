@@ -57,11 +57,11 @@ _SPLINE, _TORCH, _NONE = "resample_data_or_seg_to_shape", "resample_torch_fornnu
 
 @dataclass(frozen=True)
 class Intensity:
-    """How one channel is normalized.
+    """The normalization of one channel.
 
     Attributes:
-        scheme: nnU-Net's class.
-        masked: statistics over the filled non-zero mask alone.
+        scheme: the name of nnU-Net's class.
+        masked: whether its statistics are those of the filled non-zero mask alone.
         properties: percentile_00_5, percentile_99_5, mean and std of the training's foreground, for CTNormalization.
     """
 
@@ -72,15 +72,15 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Plans:
-    """What plans.json says of one configuration, along nnU-Net's own (transposed) axes.
+    """One configuration of plans.json, along nnU-Net's own (transposed) axes.
 
     Attributes:
-        name: of the data set.
-        configuration: such as 3d_fullres.
+        name: the name of the data set.
+        configuration: its name, such as 3d_fullres.
         order: nnU-Net's axis n is axis order[n] of the array (K, J, I).
-        orientation: of the reader: "native" or "RAS".
-        reader: its name.
-        patch, spacing: along three axes; a configuration of slices (2D) has 1 and None (the scan's own) along the first.
+        orientation: the orientation that the reader gives: "native" or "RAS".
+        reader: the name of nnU-Net's reader.
+        patch, spacing: sides in voxels and spacing in millimeters along three axes; a configuration of slices (2D) has 1 and None (the scan's own) along the first.
         data, scores: how scans and class scores are resampled; None where nothing is.
     """
 
@@ -98,12 +98,12 @@ class Plans:
 
 
 def configurations(plans: Any) -> list[str]:
-    """Names of the configurations in plans.json."""
+    """The names of the configurations in plans.json."""
     return list(Fields(plans, "plans.json", _ADVICE).get("configurations", mapping))
 
 
 def read_plans(value: Any, configuration: str, channels: int) -> Plans:
-    """What plans.json says of a configuration for a network of ``channels`` input channels.
+    """The configuration of plans.json for a network of ``channels`` input channels.
 
     Raises:
         PackageError: names the field that is missing, of the wrong type or not understood.
@@ -122,21 +122,21 @@ def read_plans(value: Any, configuration: str, channels: int) -> Plans:
         raise PackageError(
             "plans.json: transpose_forward and transpose_backward do not belong together.", "Get the folder again."
         )
-    older = plans.get("foreground_intensity_properties_by_modality", mapping, {})
-    properties = plans.get("foreground_intensity_properties_per_channel", mapping, older)
-    settings = _inherited(plans.get("configurations", mapping), configuration)
+    older_properties = plans.get("foreground_intensity_properties_by_modality", mapping, {})
+    properties = plans.get("foreground_intensity_properties_per_channel", mapping, older_properties)
+    settings = _resolve_inheritance(plans.get("configurations", mapping), configuration)
     where = f"plans.json, configuration {configuration}"
-    read = Fields(settings, where, _ADVICE)
-    read.ignore(*_ABOUT_TRAINING_OF_CONFIGURATION)
-    axes = _axes(read, configuration)
-    patch, spacing = read.get("patch_size", each(count, axes)), read.get("spacing", each(positive, axes))
-    read.get("preprocessor_name", choice("DefaultPreprocessor"), "DefaultPreprocessor")
-    data, scores = _resampling(read, "data"), _resampling(read, "probabilities")
+    fields = Fields(settings, where, _ADVICE)
+    fields.ignore(*_ABOUT_TRAINING_OF_CONFIGURATION)
+    axes = _count_axes(fields, configuration)
+    patch, spacing = fields.get("patch_size", each(count, axes)), fields.get("spacing", each(positive, axes))
+    fields.get("preprocessor_name", choice("DefaultPreprocessor"), "DefaultPreprocessor")
+    data, scores = _read_resampling(fields, "data"), _read_resampling(fields, "probabilities")
     if (data is None) != (scores is None):
         raise PackageError(f"{where}: scans are resampled and class scores are not, or the other way about.", _ADVICE)
-    read.get("resampling_fn_seg", choice(_SPLINE, _TORCH, _NONE))  # labels are resampled when training alone
-    read.get("resampling_fn_seg_kwargs", mapping)
-    found = Plans(
+    fields.get("resampling_fn_seg", choice(_SPLINE, _TORCH, _NONE))  # labels are resampled when training alone
+    fields.get("resampling_fn_seg_kwargs", mapping)
+    result = Plans(
         name=plans.get("dataset_name", text, "nnunet"),
         configuration=configuration,
         order=order,
@@ -145,18 +145,18 @@ def read_plans(value: Any, configuration: str, channels: int) -> Plans:
         patch=patch if axes == 3 else list(with_slice_axis(patch, 0, 1)),
         # nnU-Net keeps the distance between slices, whichever axis is the first after transposing.
         spacing=[*spacing] if axes == 3 else list(with_slice_axis(spacing, 0, None)),
-        intensities=_intensities(read, properties, channels),
+        intensities=_read_intensities(fields, properties, channels),
         data=data,
         scores=scores,
-        architecture=architecture_of(read, axes),
+        architecture=architecture_of(fields, axes),
     )
-    read.finish()
+    fields.finish()
     plans.finish()
-    return found
+    return result
 
 
 def read_network(value: Any, configuration: str) -> tuple[Architecture, list[int]]:
-    """Only what a configuration's network is made of, and the order of its axes: the rest is described by somebody else.
+    """Only the architecture of a configuration's network and the order of its axes: the user describes the rest.
 
     Raises:
         PackageError: as :func:`read_plans`, for these parts.
@@ -165,78 +165,80 @@ def read_network(value: Any, configuration: str) -> tuple[Architecture, list[int
     order = plans.get("transpose_forward", each(whole, 3))
     if sorted(order) != [0, 1, 2]:
         raise PackageError(f"plans.json: transpose_forward {order} is no order of three axes.", "Get the folder again.")
-    settings = _inherited(plans.get("configurations", mapping), configuration)
-    read = Fields(settings, f"plans.json, configuration {configuration}", _ADVICE)
-    return architecture_of(read, _axes(read, configuration)), order
+    settings = _resolve_inheritance(plans.get("configurations", mapping), configuration)
+    fields = Fields(settings, f"plans.json, configuration {configuration}", _ADVICE)
+    return architecture_of(fields, _count_axes(fields, configuration)), order
 
 
-def _inherited(given: dict[str, Any], name: str) -> dict[str, Any]:
-    """A configuration with what it inherits."""
+def _resolve_inheritance(configurations_json: dict[str, Any], name: str) -> dict[str, Any]:
+    """The fields of a configuration, with those that it inherits."""
     chain: list[dict[str, Any]] = []
-    seen: list[str] = []
+    names: list[str] = []
     current: str | None = name
     while current is not None:
-        if current not in given:
+        if current not in configurations_json:
             raise PackageError(
-                f"plans.json has no configuration {current!r}.", f"It has: {known(given)}. Choose with --configuration."
+                f"plans.json has no configuration {current!r}.",
+                f"It has: {known(configurations_json)}. Choose with --configuration.",
             )
-        if current in seen:
+        if current in names:
             raise PackageError(
                 f"plans.json: the configuration {current!r} inherits from itself.", "Get the folder again."
             )
-        seen.append(current)
-        chain.append(mapping(given[current], f"plans.json, configuration {current}"))
+        names.append(current)
+        chain.append(mapping(configurations_json[current], f"plans.json, configuration {current}"))
         current = optional(text)(
             chain[-1].get("inherits_from"), f"plans.json, configuration {current}: 'inherits_from'"
         )
     return {key: value for part in reversed(chain) for key, value in part.items()}
 
 
-def _axes(read: Fields, name: str) -> int:
-    """How many axes a configuration's patch has: 3, or 2 where it works slice by slice."""
-    if "previous_stage" in read:
-        stage = read.get("previous_stage", text)
+def _count_axes(fields: Fields, name: str) -> int:
+    """The number of axes of a configuration's patch: 3, or 2 where it works slice by slice."""
+    if "previous_stage" in fields:
+        stage = fields.get("previous_stage", text)
         raise PackageError(
             f"The configuration {name} is a cascade: it needs the labels of {stage} as input.",
             f"Use 3d_fullres, or {stage} itself, with --configuration.",
         )
-    if (axes := len(read.get("patch_size", each(count)))) not in (2, 3):
+    if (axes := len(fields.get("patch_size", each(count)))) not in (2, 3):
         raise PackageError(
             f"The configuration {name} has a patch of {axes} sides.", "Choose another one, such as 3d_fullres."
         )
     return axes
 
 
-def _intensities(read: Fields, properties: dict[str, Any], channels: int) -> list[Intensity]:
-    schemes = read.get("normalization_schemes", each(text, channels))
-    masks = read.get("use_mask_for_norm", each(flag, channels))
-    found = []
+def _read_intensities(fields: Fields, properties: dict[str, Any], channels: int) -> list[Intensity]:
+    schemes = fields.get("normalization_schemes", each(text, channels))
+    masks = fields.get("use_mask_for_norm", each(flag, channels))
+    intensities = []
     for channel, (scheme, masked) in enumerate(zip(schemes, masks, strict=True)):
         if scheme not in _SCHEMES:
             raise PackageError(
-                f"{read.where}: the normalization {scheme} is not understood.", f"Understood are: {known(_SCHEMES)}."
+                f"{fields.where}: the normalization {scheme} is not understood.", f"Understood are: {known(_SCHEMES)}."
             )
         statistics = None
         if scheme == "CTNormalization":
             where = f"plans.json: intensity properties of channel {channel}"
-            given = Fields(properties.get(str(channel)), where, "Get the folder again.")
+            statistics_fields = Fields(properties.get(str(channel)), where, "Get the folder again.")
             statistics = {
-                name: given.get(name, number) for name in ("percentile_00_5", "percentile_99_5", "mean", "std")
+                name: statistics_fields.get(name, number)
+                for name in ("percentile_00_5", "percentile_99_5", "mean", "std")
             }
             if statistics["percentile_00_5"] >= statistics["percentile_99_5"]:
                 raise PackageError(f"{where}: percentile_00_5 is not below percentile_99_5.", "Get the folder again.")
-        found.append(Intensity(scheme, masked, statistics))
-    return found
+        intensities.append(Intensity(scheme, masked, statistics))
+    return intensities
 
 
-def _resampling(read: Fields, what: str) -> SplineResampling | None:
-    """How scans ("data") or class scores ("probabilities") are resampled."""
+def _read_resampling(fields: Fields, what: str) -> SplineResampling | None:
+    """The resampling of scans ("data") or class scores ("probabilities"); None where nothing is resampled."""
     name = f"resampling_fn_{what}"
-    function = read.get(name, text)
-    arguments = Fields(read.get(f"{name}_kwargs", mapping), f"{read.where}: {name}_kwargs", _ADVICE)
+    function = fields.get(name, text)
+    arguments = Fields(fields.get(f"{name}_kwargs", mapping), f"{fields.where}: {name}_kwargs", _ADVICE)
     if function not in (_SPLINE, _TORCH, _NONE):
         raise PackageError(
-            f"{read.where}: {name} {function} is not understood.", f"Understood are: {_SPLINE}, {_TORCH} and {_NONE}."
+            f"{fields.where}: {name} {function} is not understood.", f"Understood are: {_SPLINE}, {_TORCH} and {_NONE}."
         )
     if function == _NONE:
         arguments.finish()
@@ -252,7 +254,7 @@ def _resampling(read: Fields, what: str) -> SplineResampling | None:
         arguments.finish()
         return SplineResampling(1, 0, separate, threshold)
     # What is left out has the default of nnU-Net's function; null is a value of its own, and leaves it to the spacing.
-    separate = arguments.get("force_separate_z", flag, None if arguments.given("force_separate_z") else False)
+    separate = arguments.get("force_separate_z", flag, None if arguments.holds("force_separate_z") else False)
     order = arguments.get("order", choice(0, 1, 3), 3)
     order_z = arguments.get("order_z", choice(0, 1), 0)
     arguments.finish()

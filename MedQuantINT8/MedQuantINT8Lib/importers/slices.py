@@ -29,7 +29,7 @@ def sliced(network: Any, axis: int, name: str = "The network") -> Any:
         )
 
     class Sliced(nn.Module):
-        """Takes the axis across the slices away, and puts it back."""
+        """A network of slices that removes the axis across the slices, and restores it."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -44,5 +44,5 @@ def sliced(network: Any, axis: int, name: str = "The network") -> Any:
 
 def with_slice_axis(values: list[Any], axis: int, across: Any) -> tuple[Any, Any, Any]:
     """Two values of a slice's axes as three, with ``across`` at the axis across the slices."""
-    made = [*values[:axis], across, *values[axis:]]
-    return made[0], made[1], made[2]
+    triple = [*values[:axis], across, *values[axis:]]
+    return triple[0], triple[1], triple[2]
