@@ -125,7 +125,8 @@ def test_forms_that_are_taken_compute_what_they_did(form, expected, tmp_path):
     assert (facts.channels, facts.classes, facts.ending) == (1, 2, "logits") and note in " ".join(facts.notes)
     unknown = form == "float64 throughout"  # ONNX Runtime has no such convolution
     assert (
-        len(facts.compared) == 1 and ("not compared" if unknown else "equal to those of the file") in facts.compared[0]
+        len(facts.comparisons) == 1
+        and ("not compared" if unknown else "equal to those of the file") in facts.comparisons[0]
     )
     package = import_onnx(path, draft_for("net", 1, 2, (SIZE,) * 3), tmp_path / "package")
     x, scores = expected

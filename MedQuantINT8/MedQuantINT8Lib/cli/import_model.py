@@ -192,7 +192,7 @@ def _finish(args: argparse.Namespace, imported: list[ImportedModel], spec: Model
                     "spec": package.spec.to_json(),
                     "notes": item.notes,
                     "import": check,
-                    "network": item.compared,
+                    "network": item.comparisons,
                 }
             )
     checks = [item.check for item in imported if item.check is not None]
@@ -200,7 +200,7 @@ def _finish(args: argparse.Namespace, imported: list[ImportedModel], spec: Model
         args,
         written[0] if len(written) == 1 else {"packages": written},
         *described(imported[0].spec, imported[0].notes),
-        *(f"  network     {text}" for text in imported[0].compared),
+        *(f"  network     {text}" for text in imported[0].comparisons),
         *(f"  compared    {check.summary()}" if check.compared else f"  {check.summary()}" for check in checks),
         *(f"wrote {target}" for target in targets),
         f"next: medquant quantize {shlex.quote(str(targets[0]))} --calibrate SCANS",

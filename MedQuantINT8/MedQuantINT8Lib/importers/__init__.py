@@ -1,1 +1,1 @@
-"""Ways into a ModelPackage, one file each."""
+"""The importers, which turn networks of other programs into a ModelPackage; one file (or family of files) each."""

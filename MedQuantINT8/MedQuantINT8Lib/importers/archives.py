@@ -14,12 +14,12 @@ from ..zip_files import ZipLimits, checked_members, opened_zip, unpack_members
 
 @contextmanager
 def as_folder(source: Path, what: str) -> Iterator[Path]:
-    """A folder as it is, or a zip unpacked into a temporary one that is removed afterwards.
+    """The folder ``source`` as it is, or a zip unpacked into a temporary folder that is removed afterwards.
 
     A zip of a single folder gives that folder.
 
     Raises:
-        PackageError: nothing there, no zip, or one that may not be unpacked (see :mod:`..zip_files`).
+        PackageError: there is nothing, it is no zip, or one that may not be unpacked (see :mod:`..zip_files`).
         StorageError: the disk is full.
     """
     if source.is_dir():
@@ -30,8 +30,8 @@ def as_folder(source: Path, what: str) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix="medquant-import-"))
     try:
         _unpack(source, scratch)
-        inside = list(scratch.iterdir())
-        yield inside[0] if len(inside) == 1 and inside[0].is_dir() else scratch
+        entries = list(scratch.iterdir())
+        yield entries[0] if len(entries) == 1 and entries[0].is_dir() else scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

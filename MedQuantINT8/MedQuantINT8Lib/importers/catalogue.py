@@ -1,6 +1,6 @@
-"""The catalogue of public models (``Resources/Models.json``), and how one of them is installed.
+"""The catalog of public models (``Resources/Models.json``), and how one of them is installed.
 
-An entry says where weights and their licence are; nothing of a model is part of this project. What is installed is listed by
+An entry says where weights and their license are; nothing of a model is part of this project. What is installed is listed by
 :mod:`..models.installed`.
 """
 
@@ -26,13 +26,13 @@ from .download import Checksum, download
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """One public model.
+    """One public model of the catalog.
 
     Attributes:
         form: how it is imported: "onnx", "bundle", "nnunet" or "auto3dseg".
-        labels: structures it finds, the first few where there are many; ``structures`` is their number.
+        labels: the structures that it segments, the first few where there are many; ``structures`` is their number.
         url: where it can be downloaded, or None: then ``by_hand`` says how to get it.
-        needs_trust: it holds Python code that has to be run.
+        needs_trust: whether it holds Python code that has to be run.
         spec: its description, for forms that carry none.
     """
 
@@ -57,50 +57,50 @@ class CatalogueEntry:
 
 
 def entries() -> dict[str, CatalogueEntry]:
-    """All entries by name."""
+    """All entries of the catalog by name."""
     value = json.loads(resource("Models.json").read_text(encoding="utf-8"))
-    found = {}
+    entries_by_name = {}
     for row in value["models"]:
         fields = dict(row)
         digest = next(((a, fields.pop(a)) for a in ("sha256", "sha1") if fields.get(a)), None)
         fields.pop("sha256", None), fields.pop("sha1", None)
-        found[row["name"]] = CatalogueEntry(
+        entries_by_name[row["name"]] = CatalogueEntry(
             **{**fields, "labels": tuple(row["labels"]), "checksum": Checksum(*digest) if digest else None}
         )
-    return found
+    return entries_by_name
 
 
 def entry(name: str) -> CatalogueEntry:
-    """Raises :class:`InputError` for a name that the catalogue does not hold; says which are near."""
+    """The entry of that name; raises :class:`InputError` for a name that the catalog does not hold, and says which are similar."""
     import difflib
 
-    known = entries()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 3, 0.4)
-        hint = f"Did you mean {', '.join(near)}?" if near else "See: medquant models"
+    catalog = entries()
+    if name not in catalog:
+        suggestions = difflib.get_close_matches(name, catalog, 3, 0.4)
+        hint = f"Did you mean {', '.join(suggestions)}?" if suggestions else "See: medquant models"
         raise InputError(f"The catalog has no model {name!r}.", hint)
-    return known[name]
+    return catalog[name]
 
 
 def install(item: CatalogueEntry, source: Path | None, task: Task, *, trust_code: bool = False) -> list[ModelPackage]:
     """Download (or take from ``source``), import and keep a model.
 
     Args:
-        source: a file or folder that was got by hand, for machines without a network.
+        source: a file or folder that the user downloaded by hand, for machines without a network.
 
     Raises:
-        DownloadError, InputError, PackageError, StorageError: nothing half-made is kept, but a download can go on.
+        DownloadError, InputError, PackageError, StorageError: no half-written model is kept, but a download can go on.
     """
-    path = _downloaded(item, task) if source is None else _given(item, source)
-    with _as_imported(item, path) as place:
+    path = _download_source(item, task) if source is None else _check_source(item, source)
+    with _open_source(item, path) as place:
         imported = _understand(item, place, trust_code)
-        made = write_all(imported, models_root() / item.name, task)
+        packages = write_all(imported, models_root() / item.name, task)
     if source is None:
         path.unlink()
-    return made
+    return packages
 
 
-def _downloaded(item: CatalogueEntry, task: Task) -> Path:
+def _download_source(item: CatalogueEntry, task: Task) -> Path:
     if item.url is None:
         raise InputError(
             f"{item.name} cannot be downloaded by this program. {item.by_hand}", "Then give it with --from."
@@ -111,7 +111,7 @@ def _downloaded(item: CatalogueEntry, task: Task) -> Path:
     return path
 
 
-def _given(item: CatalogueEntry, source: Path) -> Path:
+def _check_source(item: CatalogueEntry, source: Path) -> Path:
     if not source.exists():
         raise InputError(f"There is nothing at {source}.", "Check --from.")
     if source.is_file() and item.checksum is not None:
@@ -119,7 +119,7 @@ def _given(item: CatalogueEntry, source: Path) -> Path:
     return source
 
 
-def _as_imported(item: CatalogueEntry, path: Path) -> AbstractContextManager[Path]:
+def _open_source(item: CatalogueEntry, path: Path) -> AbstractContextManager[Path]:
     single = item.form == "onnx" or path.suffix in (".pt", ".pth")
     return nullcontext(path) if single else as_folder(path, "model")
 
@@ -132,9 +132,11 @@ def _understand(item: CatalogueEntry, place: Path, trust_code: bool) -> list[Imp
     if item.form == "nnunet":
         return nnunet.understand(place)
     return (
-        [auto3dseg.understand(place)] if item.form == "auto3dseg" else [ImportedModel(_spec(item), place, by_hand=True)]
+        [auto3dseg.understand(place)]
+        if item.form == "auto3dseg"
+        else [ImportedModel(_parse_entry_spec(item), place, by_hand=True)]
     )
 
 
-def _spec(item: CatalogueEntry) -> ModelSpec:
+def _parse_entry_spec(item: CatalogueEntry) -> ModelSpec:
     return parse_spec(item.spec, f"Models.json: {item.name}")

@@ -12,12 +12,12 @@ from typing import Any
 
 from ..errors import InputError, PackageError
 
-#: Where checkpoints keep the weights, most telling name first.
+#: Keys under which checkpoints keep the weights, clearest name first.
 _PLACES = ("network_weights", "state_dict", "model_state_dict", "model", "net", "network", "weights")
 
 
 def read_checkpoint(path: str | os.PathLike[str], what: str = "checkpoint", *, mapped: bool = False) -> Any:
-    """What ``torch.save`` wrote: tensors, numbers, text and containers of them; NumPy's numbers are read as well.
+    """The content of a file that ``torch.save`` wrote: tensors, numbers, text and containers of them; NumPy's numbers are read as well.
 
     Args:
         mapped: leave the tensors in the file until they are used, to look at what stands beside them.
@@ -50,8 +50,8 @@ def read_checkpoint(path: str | os.PathLike[str], what: str = "checkpoint", *, m
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
-    return (telling or lines or [type(error).__name__])[0][:160].rstrip(".")
+    causes = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
+    return (causes or lines or [type(error).__name__])[0][:160].rstrip(".")
 
 
 @contextlib.contextmanager
@@ -64,12 +64,12 @@ def _numpy_numbers() -> Iterator[None]:
     core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
     dtypes = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")}
     # Written by NumPy 1 it is called numpy.core, by NumPy 2 numpy._core.
-    named = [
-        (getattr(core, made), f"numpy.{name}.multiarray.{made}")
+    functions = [
+        (getattr(core, function), f"numpy.{name}.multiarray.{function}")
         for name in ("core", "_core")
-        for made in ("scalar", "_reconstruct")
+        for function in ("scalar", "_reconstruct")
     ]
-    with torch.serialization.safe_globals([np.dtype, np.ndarray, *named, *dtypes]):
+    with torch.serialization.safe_globals([np.dtype, np.ndarray, *functions, *dtypes]):
         yield
 
 
@@ -77,23 +77,23 @@ def state_dict_of(checkpoint: Any, name: str) -> dict[str, Any]:
     """The weights in a checkpoint, wherever it keeps them, without the prefixes of parallel training.
 
     Raises:
-        PackageError: there are none.
+        PackageError: there are no weights.
     """
     import torch
 
-    found = checkpoint
+    weights = checkpoint
     for place in _PLACES:
-        if isinstance(found, dict) and isinstance(found.get(place), dict):
-            found = found[place]
+        if isinstance(weights, dict) and isinstance(weights.get(place), dict):
+            weights = weights[place]
             break
-    if not isinstance(found, dict) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, torch.Tensor) for v in weights.values()):
         raise PackageError(
             f"{name} holds no weights.", f"Expected tensors by name, or a dictionary with one of {', '.join(_PLACES)}."
         )
     for prefix in ("module.", "_orig_mod.", "net."):
-        if all(key.startswith(prefix) for key in found):
-            found = {key[len(prefix) :]: value for key, value in found.items()}
-    return found
+        if all(key.startswith(prefix) for key in weights):
+            weights = {key[len(prefix) :]: value for key, value in weights.items()}
+    return weights
 
 
 def load_weights(module: Any, weights: str | os.PathLike[str] | dict[str, Any]) -> None:
@@ -103,14 +103,14 @@ def load_weights(module: Any, weights: str | os.PathLike[str] | dict[str, Any]) 
         InputError: names that are missing or left over, or shapes that differ.
     """
     name = "the checkpoint" if isinstance(weights, dict) else Path(weights).name
-    found = weights if isinstance(weights, dict) else state_dict_of(read_checkpoint(weights), name)
+    state = weights if isinstance(weights, dict) else state_dict_of(read_checkpoint(weights), name)
     try:
-        missing, left = module.load_state_dict(found, strict=False)
+        missing, unexpected = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        wrong = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error)[:200])
-        raise InputError(f"{name} does not fit the network: {wrong}.", "Check the network's settings.") from error
-    if missing or left:
+        mismatch = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error)[:200])
+        raise InputError(f"{name} does not fit the network: {mismatch}.", "Check the network's settings.") from error
+    if missing or unexpected:
         raise InputError(
-            f"{name} does not fit the network: {len(missing)} weight(s) missing, {len(left)} left over, such as {[*missing, *left][0]}.",
+            f"{name} does not fit the network: {len(missing)} weight(s) missing, {len(unexpected)} left over, such as {[*missing, *unexpected][0]}.",
             "Check which network the weights belong to.",
         )

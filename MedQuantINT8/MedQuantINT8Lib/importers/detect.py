@@ -1,4 +1,4 @@
-"""Which form a model has that a user holds, and how it is brought in: for a window, where nobody types a form's name."""
+"""Import of a model whose form (package, bundle, nnU-Net, ...) is detected: for a window, where nobody types a form's name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .base import ImportedModel, write_all
 
 
 def install_own(source: Path, root: Path, task: Task, *, trust_code: bool = False) -> tuple[str, list[str]]:
-    """Bring a model that the user holds among the installed ones.
+    """Import a model of the user's own and add it to the installed ones.
 
     Args:
         source: a package, a MONAI bundle, a result folder of nnU-Net or an Auto3DSeg model, as folder or zip; or an ONNX file
@@ -22,7 +22,7 @@ def install_own(source: Path, root: Path, task: Task, *, trust_code: bool = Fals
         root: where installed models are kept.
 
     Returns:
-        Its name among the installed models, and what is not as in the original software.
+        Its name among the installed models, and notes on what is not as in the original software.
 
     Raises:
         InputError: it has no form that is known here, or a model of that name is installed.
@@ -31,7 +31,7 @@ def install_own(source: Path, root: Path, task: Task, *, trust_code: bool = Fals
     if not source.exists():
         raise InputError(f"There is nothing at {source}.", "Choose a file or folder.")
     if source.suffix.lower() == ".onnx":
-        return _keep([_onnx(source)], root, task)
+        return _keep([_understand_onnx(source)], root, task)
     if source.suffix.lower() in (".pt", ".pth"):
         from . import auto3dseg
 
@@ -55,7 +55,7 @@ def _is_package(source: Path) -> bool:
 
 def _keep_package(source: Path, root: Path) -> tuple[str, list[str]]:
     with ModelPackage.load(source) as package:
-        target = _free(root, package.spec.name)
+        target = _reserve_folder(root, package.spec.name)
         package.save(target / "package")
         return target.name, []
 
@@ -79,28 +79,28 @@ def _understand(folder: Path, trust_code: bool) -> list[ImportedModel]:
     )
 
 
-def _onnx(source: Path) -> ImportedModel:
-    for described in (source.with_suffix(".json"), source.with_name(source.stem + ".draft.json")):
-        if described.is_file():
+def _understand_onnx(source: Path) -> ImportedModel:
+    for description in (source.with_suffix(".json"), source.with_name(source.stem + ".draft.json")):
+        if description.is_file():
             try:
-                value = read_json(described)
+                value = read_json(description)
             except ValueError as error:
-                raise InputError(f"{described} is not valid JSON: {error}.", "Correct it.") from error
-            return ImportedModel(parse_spec(value, described.name), source, by_hand=True)
+                raise InputError(f"{description} is not valid JSON: {error}.", "Correct it.") from error
+            return ImportedModel(parse_spec(value, description.name), source, by_hand=True)
     raise InputError(
         f"{source.name} does not say how scans have to be prepared for it.",
         f"Write a description with: medquant import onnx {source.name} --output NAME, correct it, and save it beside the network as {source.stem}.json.",
     )
 
 
-def _keep(imported: list[ImportedModel], root: Path, task: Task) -> tuple[str, list[str]]:
-    name = imported[0].spec.name.rsplit("-", 1)[0] if len(imported) > 1 else imported[0].spec.name
-    target = _free(root, name)
-    write_all(imported, target, task)
-    return target.name, [note for item in imported for note in item.notes]
+def _keep(models: list[ImportedModel], root: Path, task: Task) -> tuple[str, list[str]]:
+    name = models[0].spec.name.rsplit("-", 1)[0] if len(models) > 1 else models[0].spec.name
+    target = _reserve_folder(root, name)
+    write_all(models, target, task)
+    return target.name, [note for model in models for note in model.notes]
 
 
-def _free(root: Path, name: str) -> Path:
+def _reserve_folder(root: Path, name: str) -> Path:
     target = root / name
     if target.exists():
         raise InputError(

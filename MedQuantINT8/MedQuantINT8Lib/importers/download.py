@@ -23,7 +23,7 @@ _TIMEOUT = 30
 
 
 class DownloadError(MedQuantError):
-    """A file that cannot be had, or is not what was expected."""
+    """A file cannot be downloaded, or is not the expected one."""
 
     exit_code = 7
 
@@ -36,7 +36,7 @@ class Checksum:
     value: str
 
     def check(self, path: Path, what: str) -> None:
-        """Raises :class:`DownloadError` if the file is another."""
+        """Compare the digest of a file; raises :class:`DownloadError` if it differs."""
         with open(path, "rb") as stream:
             digest = hashlib.new(self.algorithm, usedforsecurity=self.algorithm != "sha1")
             while chunk := stream.read(1 << 20):
@@ -48,8 +48,8 @@ class Checksum:
             )
 
 
-class _OnlyWeb(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to web addresses, and never from an encrypted one to one that is not."""
+class _WebRedirectHandler(urllib.request.HTTPRedirectHandler):
+    """A handler that follows redirects to web addresses, and never from an encrypted one to one that is not."""
 
     def redirect_request(self, request: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         before, after = urllib.parse.urlsplit(request.full_url).scheme, urllib.parse.urlsplit(newurl).scheme
@@ -61,7 +61,7 @@ class _OnlyWeb(urllib.request.HTTPRedirectHandler):
 
 
 def download(url: str, target: Path, task: Task, checksum: Checksum | None = None, wait: float = 1.0) -> None:
-    """Fetch ``url`` into ``target``; what an interrupted or cancelled call left is taken up again.
+    """Fetch ``url`` into ``target``; a download that was interrupted or canceled is resumed.
 
     Beside ``target``, while it is not whole: ``NAME.part`` and ``NAME.part.json`` with the server's mark of the version,
     so that parts of two versions are never put together.
@@ -72,7 +72,7 @@ def download(url: str, target: Path, task: Task, checksum: Checksum | None = Non
     Raises:
         Cancelled: within one chunk.
         DownloadError: no connection after several tries, a refusal, or a wrong checksum (the file is removed).
-        StorageError: the disk.
+        StorageError: the disk is full or cannot be written.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise DownloadError(f"{url} is no web address.", "Check the catalog.")
@@ -114,23 +114,23 @@ def download(url: str, target: Path, task: Task, checksum: Checksum | None = Non
 
 def _sleep(seconds: float, task: Task) -> None:
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
+    while (remaining := end - time.monotonic()) > 0:
         task.check()
-        time.sleep(min(0.1, left))
+        time.sleep(min(0.1, remaining))
 
 
 def _fetch(url: str, part: Path, mark: Path, task: Task) -> None:
-    """One connection: from where ``part`` ends, if the server still has the same version."""
-    have = part.stat().st_size if part.exists() else 0
-    version = _version(mark) if have else None
+    """Fetch over one connection, from where ``part`` ends if the server still has the same version."""
+    present_bytes = part.stat().st_size if part.exists() else 0
+    version = _version(mark) if present_bytes else None
     request = urllib.request.Request(url, headers={"User-Agent": "MedQuantINT8"})
-    if have and version:
-        request.add_header("Range", f"bytes={have}-")
+    if present_bytes and version:
+        request.add_header("Range", f"bytes={present_bytes}-")
         request.add_header("If-Range", version)
     try:
-        response = urllib.request.build_opener(_OnlyWeb).open(request, timeout=_TIMEOUT)
+        response = urllib.request.build_opener(_WebRedirectHandler).open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:
+        if error.code == 416 and present_bytes:
             # Nothing is left to send: the part may be whole, or another version's. Begin anew.
             part.unlink()
             mark.unlink(missing_ok=True)
@@ -139,9 +139,9 @@ def _fetch(url: str, part: Path, mark: Path, task: Task) -> None:
     with response, storage_errors(part):
         resumed = response.status == 206
         length = response.headers.get("Content-Length")
-        total = int(length) + (have if resumed else 0) if length else 0
+        total = int(length) + (present_bytes if resumed else 0) if length else 0
         mark.write_text(json.dumps({"version": response.headers.get("ETag") or response.headers.get("Last-Modified")}))
-        task.begin(total, have if resumed else 0)
+        task.begin(total, present_bytes if resumed else 0)
         with open(part, "ab" if resumed else "wb") as stream:
             while chunk := _read(response):
                 stream.write(chunk)
@@ -151,7 +151,7 @@ def _fetch(url: str, part: Path, mark: Path, task: Task) -> None:
 
 
 def _read(response: Any) -> bytes:
-    # Errors of the connection are told apart from those of the disk, which share the base class OSError.
+    # Errors of the connection are kept apart from those of the disk, which share the base class OSError.
     try:
         return bytes(response.read(_CHUNK))
     except http.client.IncompleteRead as error:

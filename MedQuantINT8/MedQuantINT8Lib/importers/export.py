@@ -1,4 +1,4 @@
-"""torch.nn.Module to ONNX, held against the module it came from."""
+"""Export of a torch.nn.Module to ONNX, compared with the module it came from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPSET = 19
 PARITY = 1e-3
 
 #: Warnings of torch's exporter that are understood, and why they do not matter here.
-_EXPLAINED = (
+_EXPLAINED_WARNINGS = (
     (r"torchvision is not installed", "none of torchvision's operators is in a 3D network"),
     (r"Exporting a model while it is in training mode", "evaluation mode is set right before"),
     (r"# ?'?dynamic_axes'? is not recommended|dynamic_axes", "the exporter's advice on an argument that is not used"),
@@ -46,7 +46,7 @@ _EXPLAINED = (
 
 @dataclass
 class ExportReport:
-    """An export and how far it is from the module.
+    """An export, and its difference from the module.
 
     Attributes:
         parity: relative error of ONNX Runtime's output against PyTorch's, at a batch of 1 and of 2.
@@ -77,7 +77,7 @@ def export_network(
     Args:
         module: (N, channels, *patch) to (N, classes, *patch), on the CPU.
         dynamic_spatial: leave the spatial sizes open.
-        check: run both and compare; leaves out seconds for large networks.
+        check: run both and compare; without it, seconds are saved for large networks.
 
     Raises:
         DependencyError: torch's exporter or ONNX Runtime is not installed.
@@ -86,7 +86,7 @@ def export_network(
     try:
         import onnxscript  # noqa: F401
         import torch
-        import torch.onnx._internal.exporter._registration  # its logger has to be there before it is listened to
+        import torch.onnx._internal.exporter._registration  # its logger has to exist before its messages are collected
     except ImportError as error:
         raise DependencyError(
             f"Networks cannot be exported: {error}.", "Install what is missing with: pip install 'medquantint8[import]'"
@@ -96,19 +96,19 @@ def export_network(
         module.eval()
     module, notes = as_float32(module)
     example = torch.randn(2, channels, *patch, generator=torch.Generator().manual_seed(0))
-    plain = _giving_a_tensor(module, example[:1])
-    if plain is not module:
+    traceable = _reduce_to_tensor(module, example[:1])
+    if traceable is not module:
         module, notes = (
-            plain,
+            traceable,
             [
                 *notes,
                 "the network gives several results, of which the first (of a dictionary: the class scores) is taken",
             ],
         )
-    began = time.perf_counter()
-    heard: list[str] = []
+    start = time.perf_counter()
+    messages: list[str] = []
     try:
-        with _listening(heard), torch.no_grad():
+        with _collect_messages(messages), torch.no_grad():
             torch.onnx.export(
                 module,
                 (example,),
@@ -117,7 +117,7 @@ def export_network(
                 output_names=[OUTPUT],
                 opset_version=OPSET,
                 verbose=False,
-                **_road(module, dynamic_spatial),
+                **_choose_exporter(module, dynamic_spatial),
             )
     except Exception as error:
         # torch.export raises dozens of types of its own; their first line says what it stumbled over.
@@ -126,22 +126,24 @@ def export_network(
             f"The network cannot be exported: {reason[:200]}.",
             "Export it to ONNX yourself and use: medquant import onnx",
         ) from error
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     with task.stage("comparing the export with PyTorch"):
-        parity = _parity(module, target, example) if check else float("nan")
+        parity = _measure_parity(module, target, example) if check else float("nan")
     if parity > PARITY:
         raise PackageError(
             f"The exported network computes something else than the original (relative error {parity:.2g}).",
             "Please report this with the network.",
         )
     unexplained = [
-        text for text in heard if not any(re.search(pattern, text, re.IGNORECASE) for pattern, _ in _EXPLAINED)
+        text
+        for text in messages
+        if not any(re.search(pattern, text, re.IGNORECASE) for pattern, _ in _EXPLAINED_WARNINGS)
     ]
     return ExportReport(target, parity, target.stat().st_size, seconds, unexplained, notes)
 
 
 def as_float32(module: Any) -> tuple[Any, list[str]]:
-    """The module with its weights in float32, and what was said of it: numbers of 16 bits are kept exactly."""
+    """The module with its weights in float32, and notes on the change: numbers of 16 bits are kept exactly."""
     import torch
 
     kinds = {
@@ -150,13 +152,13 @@ def as_float32(module: Any) -> tuple[Any, list[str]]:
     others = sorted(kinds - {"float32"})
     if not others:
         return module, []
-    kept = "are rounded to" if "float64" in others else "are kept exactly, as"
+    change = "are rounded to" if "float64" in others else "are kept exactly, as"
     with torch.no_grad():
-        return module.float(), [f"its {' and '.join(others)} weights {kept} float32, in which it computes here"]
+        return module.float(), [f"its {' and '.join(others)} weights {change} float32, in which it computes here"]
 
 
-def _giving_a_tensor(module: Any, example: Any) -> Any:
-    """TorchScript that gives a list, a tuple or a dictionary, traced so that it gives the class scores alone.
+def _reduce_to_tensor(module: Any, example: Any) -> Any:
+    """The module as it is, or TorchScript that gives a list, a tuple or a dictionary traced so that it gives the class scores alone.
 
     torch's exporters read either kind of program, not one inside the other.
     """
@@ -168,8 +170,8 @@ def _giving_a_tensor(module: Any, example: Any) -> Any:
         return module
     try:
         with torch.no_grad():
-            plain = isinstance(module(example), torch.Tensor)
-            if plain:
+            gives_tensor = isinstance(module(example), torch.Tensor)
+            if gives_tensor:
                 return module
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -182,7 +184,7 @@ def _giving_a_tensor(module: Any, example: Any) -> Any:
         ) from error
 
 
-def _road(module: Any, dynamic_spatial: bool) -> dict[str, Any]:
+def _choose_exporter(module: Any, dynamic_spatial: bool) -> dict[str, Any]:
     """The exporter's settings: TorchScript takes torch's older exporter, because torch.export does not read it."""
     import torch
 
@@ -194,7 +196,7 @@ def _road(module: Any, dynamic_spatial: bool) -> dict[str, Any]:
     return {"dynamo": True, "external_data": False, "dynamic_shapes": (shape,)}
 
 
-def _parity(module: Any, path: Path, example: Any) -> float:
+def _measure_parity(module: Any, path: Path, example: Any) -> float:
     import numpy as np
     import torch
 
@@ -205,38 +207,38 @@ def _parity(module: Any, path: Path, example: Any) -> float:
     for batch in (example[:1], example):
         with torch.no_grad():
             expected = module(batch).numpy()
-        got = run.run(None, {INPUT: batch.numpy()})[0]
-        worst = max(worst, float(np.linalg.norm(got - expected)) / max(float(np.linalg.norm(expected)), 1e-30))
+        scores = run.run(None, {INPUT: batch.numpy()})[0]
+        worst = max(worst, float(np.linalg.norm(scores - expected)) / max(float(np.linalg.norm(expected)), 1e-30))
     return worst
 
 
 @contextlib.contextmanager
-def _listening(heard: list[str]) -> Iterator[None]:
+def _collect_messages(messages: list[str]) -> Iterator[None]:
     """Collect what the exporter says through warnings and logging, and keep it off the screen."""
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(record.getMessage())
+            messages.append(record.getMessage())
 
     # By name, because torch gives handlers of their own to loggers below its first.
-    known = ("torch", "onnxscript", "onnx_ir")
-    names = {*known, *(name for name in logging.root.manager.loggerDict if name.split(".")[0] in known)}
+    roots = ("torch", "onnxscript", "onnx_ir")
+    names = {*roots, *(name for name in logging.root.manager.loggerDict if name.split(".")[0] in roots)}
     loggers = [logging.getLogger(name) for name in names]
     collector = Collector(logging.WARNING)
-    before = [(logger, logger.propagate, list(logger.handlers)) for logger in loggers]
+    previous = [(logger, logger.propagate, list(logger.handlers)) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [collector], False
     try:
         with (
-            warnings.catch_warnings(record=True) as caught,
+            warnings.catch_warnings(record=True) as warning_records,
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("always")
             yield
     finally:
-        for logger, propagate, handlers in before:
+        for logger, propagate, handlers in previous:
             logger.handlers, logger.propagate = handlers, propagate
-    heard.extend(
-        str(item.message) for item in caught if not issubclass(item.category, (ResourceWarning, ImportWarning))
+    messages.extend(
+        str(item.message) for item in warning_records if not issubclass(item.category, (ResourceWarning, ImportWarning))
     )

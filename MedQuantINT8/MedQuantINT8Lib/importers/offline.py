@@ -1,4 +1,4 @@
-"""Work that must not reach another machine: while foreign networks are made and their checkpoints read, sockets stay closed."""
+"""A guard for work that must not reach another machine: while foreign networks are built and their checkpoints read, sockets stay closed."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import Any
 
 from ..errors import PackageError
 
-_closed = threading.local()
+_sockets = threading.local()
 
 
 @contextmanager
 def closed_sockets() -> Iterator[None]:
-    """Let no code of this thread connect, send or look up a name.
+    """Keep code of this thread from connecting, sending or looking up a name.
 
     Raises:
-        PackageError: something in it tried to.
+        PackageError: the code tried to.
     """
     _install()
-    before, _closed.now = getattr(_closed, "now", False), True
+    previous, _sockets.closed = getattr(_sockets, "closed", False), True
     try:
         yield
     finally:
-        _closed.now = before
+        _sockets.closed = previous
 
 
 def _install() -> None:
-    """Put a look at the thread before what reaches out; once a process."""
+    """Guard the functions of :mod:`socket` that reach other machines; once a process."""
     if getattr(socket.getaddrinfo, "of_medquant", False):
         return
-    socket.getaddrinfo = _guarded(socket.getaddrinfo)
+    socket.getaddrinfo = _guard(socket.getaddrinfo)
     for name in ("connect", "connect_ex", "sendto"):
-        setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
+        setattr(socket.socket, name, _guard(getattr(socket.socket, name)))
 
 
-def _guarded(original: Callable[..., Any]) -> Any:
+def _guard(original: Callable[..., Any]) -> Any:
     def call(*args: Any, **keywords: Any) -> Any:
-        if getattr(_closed, "now", False):
+        if getattr(_sockets, "closed", False):
             raise PackageError("The network reaches for another machine while it is made.", "Do not use this file.")
         return original(*args, **keywords)
 

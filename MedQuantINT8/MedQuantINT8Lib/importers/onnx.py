@@ -1,4 +1,4 @@
-"""A plain ONNX file, with a description of its preprocessing, to a ModelPackage."""
+"""The importer of a plain ONNX file, which becomes a ModelPackage with a description of its preprocessing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..models.rewrites import with_folded_normalization
 from ..models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
 from ..progress import Task
 from . import onnx_forms as forms
-from .onnx_trial import Facts, Size, compare_with_original, made_patch, outputs_for, try_network
+from .onnx_trial import Facts, Size, compare_with_original, outputs_for, random_patch, try_network
 
 
 def import_onnx(
@@ -25,7 +25,7 @@ def import_onnx(
     """Bring a network into the form that engines take, run it, check it against its description, and write both as a package.
 
     Args:
-        proved: it comes from this program's own export, which compared it with its original.
+        proved: whether it comes from this program's own export, which compared it with its original.
 
     Raises:
         PackageError: no ONNX file, a network that is not understood (by what stands in the way), or one that does not fit
@@ -43,10 +43,10 @@ def import_onnx(
 def prepare_network(
     source: str | os.PathLike[str], target: Path, patch: Size | None, *, proved: bool = False, name: str = ""
 ) -> Facts:
-    """Bring a network into the form that engines take and write it to ``target``; returns what is known of it.
+    """Bring a network into the form that engines take and write it to ``target``; returns the facts that are known of it.
 
     Args:
-        patch: for sizes that the graph leaves open.
+        patch: the patch for sizes that the graph leaves open.
         proved: as for :func:`import_onnx`: it is run, but not compared with the file it came from.
 
     Raises:
@@ -55,32 +55,32 @@ def prepare_network(
     name = name or Path(source).name
     original = graph.load_network(source)
     with graph.damage(name):
-        model, facts = _prepared(original, patch, name, proved)
+        model, facts = _prepare(original, patch, name, proved)
         graph.require_onnx().save(model, str(target))
     return facts
 
 
-def _prepared(original: Any, patch: Size | None, name: str, proved: bool) -> tuple[Any, Facts]:
+def _prepare(original: Any, patch: Size | None, name: str, proved: bool) -> tuple[Any, Facts]:
     model = forms.with_one_input(forms.check_standard(original, name), name)
     model, notes = forms.as_float32(model, name)
     model = forms.at_known_opset(model, name)
-    model = forms.giving_scores(model)
-    model, more = forms.channels_first(model, name)
-    notes += more
+    model = forms.with_scores(model)
+    model, more_notes = forms.channels_first(model, name)
+    notes += more_notes
     size = _patch_of(model, patch, name)
-    runs = importlib.util.find_spec("onnxruntime") is not None
+    has_runtime = importlib.util.find_spec("onnxruntime") is not None
 
-    def shapes(several: Any) -> dict[str, list[int]]:
-        dims = graph.dims_of(several.graph.input[0])
-        found = outputs_for(several, made_patch(dims[1], size, max(1, dims[0])))
-        return {"": list(size), **{key: list(value.shape) for key, value in found.items()}}
+    def shapes(network: Any) -> dict[str, list[int]]:
+        dims = graph.dims_of(network.graph.input[0])
+        outputs = outputs_for(network, random_patch(dims[1], size, max(1, dims[0])))
+        return {"": list(size), **{key: list(value.shape) for key, value in outputs.items()}}
 
-    model, more = forms.with_one_output(model, shapes, name)
-    notes += more
+    model, more_notes = forms.with_one_output(model, shapes, name)
+    notes += more_notes
     batch = graph.dims_of(model.graph.input[0])[0]
     model = with_folded_normalization(forms.tidy(forms.with_open_sizes(model)))
     graph.name_nodes(model)
-    if not runs:
+    if not has_runtime:
         shape = graph.network_shape(model, name)
         facts = Facts(shape.channels, shape.classes, shape.spatial)
         notes.append("it was not run: ONNX Runtime is not installed")
@@ -100,7 +100,7 @@ def _prepared(original: Any, patch: Size | None, name: str, proved: bool) -> tup
                 "Export it with a batch of 1, or an open one.",
             )
         if not proved:
-            facts.compared.append(compare_with_original(original, model, size, name))
+            facts.comparisons.append(compare_with_original(original, model, size, name))
     if batch > 1:
         notes.append(f"its batch was fixed to {batch}, and is open here")
     facts.notes[:0] = notes
@@ -112,12 +112,12 @@ def _patch_of(model: Any, patch: Size | None, name: str) -> Size:
     dims = graph.dims_of(model.graph.input[0])[2:]
     if not all(dims) and patch is None:
         raise PackageError(f"{name} has dynamic spatial shapes.", "Give the patch size, such as --patch 96 96 96.")
-    a, b, c = (fixed or given for fixed, given in zip(dims, patch or (0, 0, 0), strict=True))
+    a, b, c = (fixed or side for fixed, side in zip(dims, patch or (0, 0, 0), strict=True))
     return a, b, c
 
 
 def check_fits(facts: Facts, spec: ModelSpec, name: str, *, by_hand: bool = True) -> None:
-    """Raise :class:`PackageError` where a network and its description disagree; says in the notes what becomes of its ending.
+    """Raise :class:`PackageError` where a network and its description disagree; the notes state what becomes of its ending.
 
     Args:
         by_hand: the description is somebody's own, and may not contradict the network's ending. One that was read from the
@@ -175,20 +175,20 @@ def check_sizes(shape: Facts, spec: ModelSpec, name: str) -> None:
             f"{name} has the fixed size {shape.spatial}, so it cannot take a whole volume in one piece.",
             "Set 'window.whole_volume' to false, or export it with dynamic spatial sizes.",
         )
-    for axis, (given, wanted) in enumerate(zip(shape.spatial, spec.window.patch_size, strict=True)):
-        if given and given != wanted:
+    for axis, (size, side) in enumerate(zip(shape.spatial, spec.window.patch_size, strict=True)):
+        if size and size != side:
             raise PackageError(
                 f"{name} takes {shape.spatial} voxels, but its description's patch size is {spec.window.patch_size}.",
                 "Correct 'window.patch_size'.",
             )
-        if not given and wanted % spec.window.multiples[axis]:
+        if not size and side % spec.window.multiples[axis]:
             raise PackageError(
-                f"{name}: the patch size {wanted} is no multiple of {spec.window.multiples[axis]}.", "Correct 'window'."
+                f"{name}: the patch size {side} is no multiple of {spec.window.multiples[axis]}.", "Correct 'window'."
             )
 
 
 def draft_spec(source: str | os.PathLike[str], patch: Size | None = None, *, task: Task | None = None) -> ModelSpec:
-    """A first description of a network, to be completed by hand: what the graph tells, defaults for the rest.
+    """A first description of a network, to be completed by hand: the facts that the graph shows, defaults for the rest.
 
     Raises:
         PackageError: spatial sizes that the graph leaves open and ``patch`` does not give.
@@ -199,8 +199,8 @@ def draft_spec(source: str | os.PathLike[str], patch: Size | None = None, *, tas
 
 
 def draft_of(facts: Facts, name: str, patch: Size | None) -> ModelSpec:
-    """A first description of a network that was run: as :func:`draft_for`, with what its ending tells of the output."""
-    a, b, c = (fixed or given for fixed, given in zip(facts.spatial, patch or (0, 0, 0), strict=True))
+    """A first description of a network that was run: as :func:`draft_for`, with the output's activation judged by its ending."""
+    a, b, c = (fixed or side for fixed, side in zip(facts.spatial, patch or (0, 0, 0), strict=True))
     softmax = facts.ending in ("softmax", "log_softmax") or (facts.ending == "logits" and facts.classes > 1)
     return draft_for(
         name, facts.channels, facts.classes, (a, b, c), Output("softmax" if softmax else "sigmoid", facts.activated)

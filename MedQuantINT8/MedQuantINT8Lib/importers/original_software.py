@@ -1,4 +1,4 @@
-"""Other software at work beside an import: silent, and with errors in our own words."""
+"""Calls into other software beside an import: they are silent, and their errors are errors of this program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def at_work(title: str) -> Iterator[None]:
         title: what messages call it.
 
     Raises:
-        OriginalFailed: it raised whatever it raises.
+        OriginalFailed: the software raised an error.
     """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import PackageError
-from .base import chosen_output
+from .base import select_scores
 
 
 def sliced(network: Any, axis: int, name: str = "The network") -> Any:
@@ -36,7 +36,7 @@ def sliced(network: Any, axis: int, name: str = "The network") -> Any:
             self.network = network
 
         def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = chosen_output(self.network(x.squeeze(axis + 2)), name)
+            y: Tensor = select_scores(self.network(x.squeeze(axis + 2)), name)
             return y.unsqueeze(axis + 2)
 
     return Sliced()

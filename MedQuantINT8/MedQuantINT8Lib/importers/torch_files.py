@@ -1,4 +1,4 @@
-"""TorchScript files, torch.export archives, and a Python class with a checkpoint.
+"""The importers of TorchScript files, torch.export archives, and a Python class with a checkpoint.
 
 All three are programs: they are run only with ``trust_code``. What they compute is exported to ONNX, which is data.
 """
@@ -19,13 +19,13 @@ from ..errors import InputError, PackageError
 from ..models.onnx_graph import reason_of
 from ..models.spec import ModelSpec
 from ..progress import Task
-from .base import ImportedModel, chosen_output, single_output
+from .base import ImportedModel, select_scores, single_output
 from .checkpoints import load_weights
 from .onnx import draft_of
-from .onnx_trial import Facts, Size, ending_of, made_patch
+from .onnx_trial import Facts, Size, ending_of, random_patch
 
 
-def _must_trust(path: Path, what: str, trust_code: bool) -> None:
+def _require_trust(path: Path, what: str, trust_code: bool) -> None:
     if not path.is_file():
         raise PackageError(f"There is no {what} at {path}.", "Check the path.")
     if not trust_code:
@@ -59,26 +59,26 @@ def load_exported(path: Path) -> Any:
 
 
 def load_class(path: Path, class_name: str, weights: Path | None, arguments: dict[str, Any]) -> Any:
-    """A class of a Python file, made with keyword arguments, with a checkpoint's weights.
+    """An object of a class in a Python file, created with keyword arguments, with a checkpoint's weights.
 
     Raises:
-        InputError: no such class, or one that does not take these arguments.
+        InputError: there is no such class, or one that does not take these arguments.
         PackageError: the file cannot be run.
     """
-    found = importlib.util.spec_from_file_location(f"medquant_user_{path.stem}", path)
-    if found is None or found.loader is None:
+    module_spec = importlib.util.spec_from_file_location(f"medquant_user_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
         raise PackageError(f"{path.name} is no Python file.", "Give the file that holds the class.")
-    module = importlib.util.module_from_spec(found)
+    module = importlib.util.module_from_spec(module_spec)
     # Its own modules lie beside it, as where it was written.
     sys.path.insert(0, str(path.resolve().parent))
     sys.modules[module.__name__] = module
     try:
-        found.loader.exec_module(module)
+        module_spec.loader.exec_module(module)
         network = getattr(module, class_name)(**arguments)
     except AttributeError as error:
         raise InputError(f"{path.name} has no class {class_name}: {error}.", "Check --class.") from error
     except Exception as error:
-        # A stranger's code raises what it likes.
+        # Foreign code raises any type of error.
         raise InputError(
             f"{class_name} of {path.name} cannot be made: {type(error).__name__}: {reason_of(error)}.",
             "Check the file and --arguments.",
@@ -88,8 +88,8 @@ def load_class(path: Path, class_name: str, weights: Path | None, arguments: dic
     return single_output(network.eval(), class_name)
 
 
-def drafted(load: Loader, name: str, channels: int, patch: Size, *, task: Task) -> ModelSpec:
-    """In the child: a first description of a module, from what two runs on made patches tell.
+def draft_description(load: Loader, name: str, channels: int, patch: Size, *, task: Task) -> ModelSpec:
+    """A first description of a module, judged by two runs on random patches; runs in the child process.
 
     Raises:
         PackageError: it does not take such a patch, or gives no class scores.
@@ -100,13 +100,13 @@ def drafted(load: Loader, name: str, channels: int, patch: Size, *, task: Task) 
 
     with task.stage("making the network"):
         module, _notes = as_float32(load())
-    found = []
+    scores = []
     with task.stage("trying the network", 2):
         for amplitude in (1.0, 1e3):
             try:
                 with torch.no_grad():
-                    output = chosen_output(
-                        module(torch.from_numpy(made_patch(channels, patch, amplitude=amplitude))), name
+                    output = select_scores(
+                        module(torch.from_numpy(random_patch(channels, patch, amplitude=amplitude))), name
                     )
             except (RuntimeError, ValueError, TypeError, AssertionError) as error:
                 reason = str(error).strip().splitlines()[-1][:160]
@@ -123,15 +123,15 @@ def drafted(load: Loader, name: str, channels: int, patch: Size, *, task: Task) 
                     f"{name} gives {tuple(output.shape[2:])} voxels of scores for a window of {patch}; it must give as many as it takes.",
                     "Give a network whose output has the size of its input.",
                 )
-            found.append(output.float().numpy())
+            scores.append(output.float().numpy())
             task.step()
-    facts = Facts(channels, int(output.shape[1]), patch, ending_of(found[0], found[1], ""))
+    facts = Facts(channels, int(output.shape[1]), patch, ending_of(scores[0], scores[1], ""))
     return draft_of(facts, name, patch)
 
 
 @dataclass(frozen=True)
 class Program:
-    """What is said on the command line of a network that is a program."""
+    """The settings of the command line for a network that is a program."""
 
     trust_code: bool
     channels: int
@@ -140,38 +140,38 @@ class Program:
 
     def imported_model(self, path: Path, load: Loader, name: str, task: Task) -> ImportedModel:
         """The network with its description, or with a draft of one."""
-        described = self.spec
-        if described is None:
+        spec = self.spec
+        if spec is None:
             if self.patch is None:
                 raise InputError(f"{path.name} does not say its patch size.", "Give it, such as --patch 96 96 96.")
-            described = run_in_child(
-                partial(drafted, load, name, self.channels, self.patch), task, f"The trial of {path.name}"
+            spec = run_in_child(
+                partial(draft_description, load, name, self.channels, self.patch), task, f"The trial of {path.name}"
             )
         return ImportedModel(
-            described, load, [] if self.spec else ["preprocessing and labels are guesses: correct them"], by_hand=True
+            spec, load, [] if self.spec else ["preprocessing and labels are guesses: correct them"], by_hand=True
         )
 
 
-def understand_torchscript(path: Path, given: Program, task: Task) -> ImportedModel:
-    """A TorchScript file (torch.jit.save), which is run in a process of its own.
+def understand_torchscript(path: Path, program: Program, task: Task) -> ImportedModel:
+    """The network of a TorchScript file (torch.jit.save), which is run in a process of its own.
 
     Raises:
-        PackageError: without ``trust_code``, no such file, or a damaged one.
-        InputError: no patch size.
+        PackageError: ``trust_code`` is not set, there is no such file, or it is damaged.
+        InputError: there is no patch size.
     """
-    _must_trust(path, "TorchScript file", given.trust_code)
-    return given.imported_model(path, partial(load_torchscript, path), path.stem, task)
+    _require_trust(path, "TorchScript file", program.trust_code)
+    return program.imported_model(path, partial(load_torchscript, path), path.stem, task)
 
 
-def understand_exported(path: Path, given: Program, task: Task) -> ImportedModel:
-    """An archive of torch.export (.pt2), which is run in a process of its own; raises as for TorchScript."""
-    _must_trust(path, "torch.export archive", given.trust_code)
-    return given.imported_model(path, partial(load_exported, path), path.stem, task)
+def understand_exported(path: Path, program: Program, task: Task) -> ImportedModel:
+    """The network of a torch.export archive (.pt2), which is run in a process of its own; raises as for TorchScript."""
+    _require_trust(path, "torch.export archive", program.trust_code)
+    return program.imported_model(path, partial(load_exported, path), path.stem, task)
 
 
 def understand_class(
-    path: Path, class_name: str, weights: Path | None, arguments: dict[str, Any], given: Program, task: Task
+    path: Path, class_name: str, weights: Path | None, arguments: dict[str, Any], program: Program, task: Task
 ) -> ImportedModel:
-    """A class in a Python file, made with keyword arguments, with the weights of a checkpoint; run in a process of its own."""
-    _must_trust(path, "Python file", given.trust_code)
-    return given.imported_model(path, partial(load_class, path, class_name, weights, arguments), class_name, task)
+    """The network of a class in a Python file, created with keyword arguments, with the weights of a checkpoint; run in a process of its own."""
+    _require_trust(path, "Python file", program.trust_code)
+    return program.imported_model(path, partial(load_class, path, class_name, weights, arguments), class_name, task)

@@ -1,6 +1,6 @@
 """The seven networks of the study (arXiv 2501.17343), at the study's sizes.
 
-Importing this module needs nothing; making a network needs torch and MONAI.
+Importing this module needs nothing; building a network needs torch and MONAI.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class StudyNetwork:
 
     Attributes:
         classes: output channels, background included.
-        engine_mb: size of the study's FP32 engine.
-        multiples: what each side of a patch must be a multiple of.
+        engine_mb: the size in MB of the study's FP32 engine.
+        multiples: the numbers that the sides of a patch must be multiples of.
         fixed_by: what ties an exported graph to one patch size; empty if the graph takes any of the multiples.
         note: what differs from the study's, and why.
-        build: makes the module for a patch size.
+        build: a function that builds the module for a patch size.
     """
 
     name: str
@@ -47,19 +47,19 @@ class StudyNetwork:
         return not self.fixed_by
 
 
-def _unet(patch: Size) -> Any:
+def _build_unet(patch: Size) -> Any:
     from monai.networks.nets import BasicUNet
 
     return BasicUNet(3, 1, 14, features=(32, 32, 64, 128, 256, 32), norm="batch", act="relu")
 
 
-def _transunet(patch: Size) -> Any:
+def _build_transunet(patch: Size) -> Any:
     from .transunet import TransUNet
 
     return TransUNet(1, 14, patch)
 
 
-def _nnunet(patch: Size) -> Any:
+def _build_nnunet(patch: Size) -> Any:
     from monai.networks.nets import DynUNet
 
     levels = 6
@@ -76,25 +76,25 @@ def _nnunet(patch: Size) -> Any:
     )
 
 
-def _swinunetr(patch: Size) -> Any:
+def _build_swinunetr(patch: Size) -> Any:
     from monai.networks.nets import SwinUNETR
 
     return SwinUNETR(in_channels=1, out_channels=105, feature_size=48)
 
 
-def _segresnet(patch: Size) -> Any:
+def _build_segresnet(patch: Size) -> Any:
     from monai.networks.nets import SegResNet
 
     return SegResNet(3, 48, 1, 105, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1))
 
 
-def _unest(patch: Size) -> Any:
+def _build_unest(patch: Size) -> Any:
     from .unest import UNesT
 
     return UNesT(1, 133, patch)
 
 
-def _vista3d(patch: Size) -> Any:
+def _build_vista3d(patch: Size) -> Any:
     from types import SimpleNamespace
 
     from monai.networks.nets.segresnet_ds import SegResNetDS2
@@ -102,7 +102,7 @@ def _vista3d(patch: Size) -> Any:
 
     from .vista3d import AutomaticVista3D
 
-    # The parts of MONAI's vista3d132 that the automatic road needs; its point head takes no 28 filters.
+    # The parts of MONAI's vista3d132 that the automatic mode needs; its point head takes no 28 filters.
     width = 28
     encoder = SegResNetDS2(3, width, 1, width, norm="instance", blocks_down=(1, 2, 2, 4, 4), dsdepth=1)
     parts = SimpleNamespace(image_encoder=encoder, class_head=ClassMappingClassify(512, width))
@@ -111,8 +111,8 @@ def _vista3d(patch: Size) -> Any:
 
 _POSITIONS = "its learned positions, one for each voxel of the patch"
 _NETWORKS = (
-    StudyNetwork("unet", "U-Net", "BTCV", 14, 23.11, (16, 16, 16), "", _unet),
-    StudyNetwork("transunet", "TransUNet", "BTCV", 14, 351.85, PATCH, _POSITIONS, _transunet),
+    StudyNetwork("unet", "U-Net", "BTCV", 14, 23.11, (16, 16, 16), "", _build_unet),
+    StudyNetwork("transunet", "TransUNet", "BTCV", 14, 351.85, PATCH, _POSITIONS, _build_transunet),
     StudyNetwork(
         "nnunet",
         "nnU-Net",
@@ -121,7 +121,7 @@ _NETWORKS = (
         107.84,
         (32, 32, 32),
         "",
-        _nnunet,
+        _build_nnunet,
         "nnU-Net's own plan for this patch (six levels, 32 to 320 filters, two convolutions a level) is 16 % larger than the "
         "study's engine, whose plan is not published",
     ),
@@ -133,10 +133,10 @@ _NETWORKS = (
         247.96,
         (32, 32, 32),
         "its shifted windows: torch's exporter writes down how many fit into the patch it sees",
-        _swinunetr,
+        _build_swinunetr,
     ),
-    StudyNetwork("segresnet", "SegResNet", "TotalSegmentator V2", 105, 170.44, (8, 8, 8), "", _segresnet),
-    StudyNetwork("unest", "UNesT", "Whole Brain", 133, 349.41, PATCH, _POSITIONS, _unest),
+    StudyNetwork("segresnet", "SegResNet", "TotalSegmentator V2", 105, 170.44, (8, 8, 8), "", _build_segresnet),
+    StudyNetwork("unest", "UNesT", "Whole Brain", 133, 349.41, PATCH, _POSITIONS, _build_unest),
     StudyNetwork(
         "vista3d",
         "VISTA3D",
@@ -145,7 +145,7 @@ _NETWORKS = (
         264.57,
         (16, 16, 16),
         "",
-        _vista3d,
+        _build_vista3d,
         "28 filters give the size of the study's engine; the released weights have 48 (785 MB). Automatic road with 104 "
         "fixed classes; point prompts and zero-shot classes are left out",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .lazy_classes import made_when_asked_for
+from .lazy_classes import make_lazy_getattr
 
 
 def _classes() -> tuple[type, ...]:
@@ -10,7 +10,7 @@ def _classes() -> tuple[type, ...]:
     from torch import Tensor, nn
 
     class ResidualBlock(nn.Module):
-        """Two 3x3x3 convolutions with instance normalisation and a shortcut (1x1x1 where the channels change)."""
+        """Two 3x3x3 convolutions with instance normalization and a shortcut (1x1x1 where the channels change)."""
 
         def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
             super().__init__()
@@ -33,7 +33,7 @@ def _classes() -> tuple[type, ...]:
             return self.activation(y + self.shortcut(x))
 
     class UpBlock(nn.Module):
-        """Twice the size by a transposed convolution, the skip connection beside it, a residual block."""
+        """A step of a decoder: twice the size by a transposed convolution, the skip connection beside it, a residual block."""
 
         def __init__(self, channels_in: int, channels_skip: int, channels_out: int) -> None:
             super().__init__()
@@ -63,7 +63,7 @@ def _classes() -> tuple[type, ...]:
             return self.out((weights @ v).transpose(-2, -3).reshape(*outer, tokens, channels))
 
     class TransformerLayer(nn.Module):
-        """Pre-norm transformer layer (Vaswani et al. 2017, as in ViT, Dosovitskiy et al. 2021)."""
+        """A pre-norm transformer layer (Vaswani et al. 2017, as in ViT, Dosovitskiy et al. 2021)."""
 
         def __init__(self, channels: int, heads: int, expansion: int = 4) -> None:
             super().__init__()
@@ -81,4 +81,4 @@ def _classes() -> tuple[type, ...]:
     return (ResidualBlock, UpBlock, SelfAttention, TransformerLayer)
 
 
-__getattr__ = made_when_asked_for(__name__, _classes)
+__getattr__ = make_lazy_getattr(__name__, _classes)

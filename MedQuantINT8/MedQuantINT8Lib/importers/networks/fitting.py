@@ -1,8 +1,8 @@
-"""A last layer that means something, on top of random weights.
+"""A fit of the last layer, which gives a network of random weights meaningful class scores.
 
-A network with random weights gives nearly the same score to every class, so that rounding decides most labels and nothing
-can be said of what quantization costs. Random features still tell structures apart; ridge regression from them to the
-labels of a made scan gives class scores with margins, in seconds and without training.
+A network with random weights gives nearly the same score to every class, so that rounding decides most labels and the cost
+of quantization cannot be measured. Random features still differ between structures; ridge regression from them to the
+labels of a synthetic scan gives class scores with margins, in seconds and without training.
 """
 
 from __future__ import annotations
@@ -28,51 +28,51 @@ def last_layer(module: nn.Module, classes: int) -> nn.Conv3d:
     """
     from torch import nn
 
-    found = [
-        m
-        for m in module.modules()
-        if isinstance(m, nn.Conv3d) and m.kernel_size == (1, 1, 1) and m.out_channels == classes
+    layers = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, nn.Conv3d) and layer.kernel_size == (1, 1, 1) and layer.out_channels == classes
     ]
-    if not found:
+    if not layers:
         raise ValueError(f"the network does not end in a 1x1x1 convolution to {classes} classes")
-    return found[-1]
+    return layers[-1]
 
 
 def fit_last_layer(module: nn.Module, image: NDArray[np.float32], labels: NDArray[np.integer], classes: int) -> None:
     """Set the last layer by least squares, in place.
 
     Args:
-        image: (C, A0, A1, A2), as the network takes it.
-        labels: (A0, A1, A2), values below ``classes``.
+        image: an array (C, A0, A1, A2), as the network takes it.
+        labels: an array (A0, A1, A2) of values below ``classes``.
     """
     import torch
     from torch import nn
 
     layer = last_layer(module, classes)
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    layer_inputs: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: layer_inputs.append(inputs[0]))
     try:
         with torch.no_grad():
             module(torch.from_numpy(image)[None])
     finally:
         hook.remove()
-    features = seen[0][0].flatten(1).double()
+    features = layer_inputs[0][0].flatten(1).double()
     features = torch.cat([features, torch.ones(1, features.shape[1], dtype=torch.float64)])
     target = torch.from_numpy(labels.reshape(-1).astype(np.int64))
     present = torch.unique(target)
-    wanted = torch.stack([(target == value).double() for value in present])
+    one_hot = torch.stack([(target == value).double() for value in present])
     # Rare structures weigh as much as common ones.
     weight = (1.0 / torch.bincount(target, minlength=classes).clamp(min=1).double())[target]
     gram = (features * weight) @ features.T
     scale = gram.diagonal().mean()
     solution = torch.linalg.solve(
-        gram + _RIDGE * scale * torch.eye(gram.shape[0], dtype=torch.float64), (features * weight) @ wanted.T
+        gram + _RIDGE * scale * torch.eye(gram.shape[0], dtype=torch.float64), (features * weight) @ one_hot.T
     )
-    full = torch.zeros(classes, gram.shape[0], dtype=torch.float64)
-    full[:, -1] = _ABSENT
-    full[present] = solution.T
+    solution_of_all = torch.zeros(classes, gram.shape[0], dtype=torch.float64)
+    solution_of_all[:, -1] = _ABSENT
+    solution_of_all[present] = solution.T
     with torch.no_grad():
-        layer.weight.copy_(full[:, :-1, None, None, None].float())
+        layer.weight.copy_(solution_of_all[:, :-1, None, None, None].float())
         if layer.bias is None:
             layer.bias = nn.Parameter(torch.zeros(classes))
-        layer.bias.copy_(full[:, -1].float())
+        layer.bias.copy_(solution_of_all[:, -1].float())

@@ -1,4 +1,4 @@
-"""Classes of a module that are made when one of them is first asked for, because their base classes are torch's."""
+"""Lazy classes of a module, which are defined at the first access to one of them, because their base classes are torch's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any
 
 
-def made_when_asked_for(module: str, make: Callable[[], Sequence[type]]) -> Callable[[str], Any]:
-    """A module's ``__getattr__``: it gives the classes that ``make`` returns, by their names. Importing the module loads no torch.
+def make_lazy_getattr(module: str, make: Callable[[], Sequence[type]]) -> Callable[[str], Any]:
+    """Make a module's ``__getattr__``, which gives the classes that ``make`` returns, by their names. Importing the module loads no torch.
 
     Args:
         module: the module's ``__name__``.

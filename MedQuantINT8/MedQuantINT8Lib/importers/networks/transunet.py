@@ -2,12 +2,12 @@
 
 After J. Chen et al., "TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation" (arXiv 2102.04306) and
 "3D TransUNet" (arXiv 2310.07781): the transformer sees the encoder's last feature map, one token a voxel, with learned
-positions; its output is laid back as a feature map from which the decoder climbs.
+positions; its output is laid back as a feature map from which the decoder goes up.
 """
 
 from __future__ import annotations
 
-from .lazy_classes import made_when_asked_for
+from .lazy_classes import make_lazy_getattr
 
 
 def _classes() -> tuple[type, ...]:
@@ -17,13 +17,13 @@ def _classes() -> tuple[type, ...]:
     from .blocks import ResidualBlock, TransformerLayer, UpBlock
 
     class TransUNet(nn.Module):
-        """3D TransUNet.
+        """The 3D TransUNet.
 
         Args:
             patch: spatial size of the input; each side a multiple of 2 to the number of ``features``. Learned positions tie
                 the network to it.
             features: channels of the convolutional levels, full size first.
-            hidden, layers, heads: of the transformer (ViT-B: 768, 12, 12).
+            hidden, layers, heads: channels, layers and heads of the transformer (ViT-B: 768, 12, 12).
         """
 
         def __init__(
@@ -63,7 +63,7 @@ def _classes() -> tuple[type, ...]:
             self.head = nn.Conv3d(features[0], classes, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            """(N, channels_in, *patch) to logits (N, classes, *patch)."""
+            """Map (N, channels_in, *patch) to logits (N, classes, *patch)."""
             skips = []
             for level in self.encoder:
                 x = level(x)
@@ -79,4 +79,4 @@ def _classes() -> tuple[type, ...]:
     return (TransUNet,)
 
 
-__getattr__ = made_when_asked_for(__name__, _classes)
+__getattr__ = make_lazy_getattr(__name__, _classes)

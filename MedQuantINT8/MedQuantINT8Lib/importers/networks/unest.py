@@ -3,14 +3,14 @@
 After X. Yu et al., "UNesT: Local Spatial Representation Learning with Hierarchical Transformer for Efficient Medical
 Segmentation" (arXiv 2209.14378), whose encoder is the nested transformer of Z. Zhang et al. (arXiv 2105.12723): the
 feature map is cut into blocks, attention runs inside each block, and between hierarchies the blocks are put together
-again and merged by convolution and pooling, which is where neighbouring blocks talk to each other.
+again and merged by convolution and pooling, which is where neighboring blocks exchange information.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .lazy_classes import made_when_asked_for
+from .lazy_classes import make_lazy_getattr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ Size = tuple[int, int, int]
 
 
 def to_blocks(x: Tensor, block: Size) -> Tensor:
-    """(N, C, D, H, W) to (N, blocks, tokens, C): ``block`` voxels a block, blocks and voxels in raster order."""
+    """Cut (N, C, D, H, W) into (N, blocks, tokens, C): ``block`` voxels a block, blocks and voxels in raster order."""
     n, c, d, h, w = x.shape
     a, b, e = block
     x = x.reshape(n, c, d // a, a, h // b, b, w // e, e).permute(0, 2, 4, 6, 3, 5, 7, 1)
@@ -27,7 +27,7 @@ def to_blocks(x: Tensor, block: Size) -> Tensor:
 
 
 def from_blocks(x: Tensor, block: Size, grid: Size) -> Tensor:
-    """The way back from :func:`to_blocks`; ``grid`` is the number of blocks along each axis."""
+    """The inverse of :func:`to_blocks`; ``grid`` is the number of blocks along each axis."""
     n, _, _, c = x.shape
     x = x.reshape(n, *grid, *block, c).permute(0, 7, 1, 4, 2, 5, 3, 6)
     return x.reshape(n, c, *(g * b for g, b in zip(grid, block, strict=True)))
@@ -40,7 +40,7 @@ def _classes() -> tuple[type, ...]:
     from .blocks import ResidualBlock, TransformerLayer, UpBlock
 
     class Merge(nn.Module):
-        """Block aggregation: convolution, layer normalisation over channels, max pooling to half the size."""
+        """Block aggregation: convolution, layer normalization over channels, max pooling to half the size."""
 
         def __init__(self, channels_in: int, channels_out: int) -> None:
             super().__init__()
@@ -75,7 +75,7 @@ def _classes() -> tuple[type, ...]:
 
         Args:
             patch: spatial size of the input; each side a multiple of 32. Learned positions tie the network to it.
-            widths, heads, layers: of the three hierarchies, finest first.
+            widths, heads, layers: channels, heads and layers of the three hierarchies, finest first.
             features: channels of the two finest decoder levels, full size first.
         """
 
@@ -121,7 +121,7 @@ def _classes() -> tuple[type, ...]:
             self.head = nn.Conv3d(features[0], classes, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            """(N, channels_in, *patch) to logits (N, classes, *patch)."""
+            """Map (N, channels_in, *patch) to logits (N, classes, *patch)."""
             image, maps = x, []
             x = self.embedding(x)
             for level, hierarchy in enumerate(self.hierarchies):
@@ -138,4 +138,4 @@ def _classes() -> tuple[type, ...]:
     return (Merge, Hierarchy, UNesT)
 
 
-__getattr__ = made_when_asked_for(__name__, _classes)
+__getattr__ = make_lazy_getattr(__name__, _classes)

@@ -1,10 +1,10 @@
-"""VISTA3D's automatic road as one static graph.
+"""VISTA3D's automatic mode as one static graph.
 
 VISTA3D (He et al., arXiv 2406.05285; MONAI's ``vista3d132``) takes an image and class prompts. For a fixed list of
 classes the prompts' embeddings are constants, and the comparison of each with every voxel is a 1x1x1 convolution. A
 background channel of zeros is added, so that "no class is above 0" is what an argmax over all channels gives.
 
-Left out: the interactive road (point prompts, their decoder and its patch-wise corrections) and zero-shot classes.
+Left out: the interactive mode (point prompts, their decoder and its patch-wise corrections) and zero-shot classes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .lazy_classes import made_when_asked_for
+from .lazy_classes import make_lazy_getattr
 
 
 def _classes() -> tuple[type, ...]:
@@ -20,7 +20,7 @@ def _classes() -> tuple[type, ...]:
     from torch import Tensor, nn
 
     class AutomaticVista3D(nn.Module):
-        """(N, C, *patch) to logits (N, 1 + len(classes), *patch), background first.
+        """A module from (N, C, *patch) to logits (N, 1 + len(classes), *patch), background first.
 
         Args:
             vista: MONAI's VISTA3D with its weights.
@@ -34,7 +34,7 @@ def _classes() -> tuple[type, ...]:
             with torch.no_grad():
                 embeddings = vista.class_head.class_embeddings(torch.as_tensor(list(classes)))
                 if vista.class_head.use_mlp:
-                    # The MLP's normalisation runs over each embedding by itself: (classes, 1, features).
+                    # The MLP's normalization runs over each embedding by itself: (classes, 1, features).
                     embeddings = vista.class_head.mlp(embeddings[:, None])[:, 0]
                 weight = torch.cat([torch.zeros_like(embeddings[:1]), embeddings])
             self.head = nn.Conv3d(weight.shape[1], weight.shape[0], 1, bias=False)
@@ -47,4 +47,4 @@ def _classes() -> tuple[type, ...]:
     return (AutomaticVista3D,)
 
 
-__getattr__ = made_when_asked_for(__name__, _classes)
+__getattr__ = make_lazy_getattr(__name__, _classes)
