@@ -38,7 +38,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check MedQuantINT8 Testing tools benchmarks experiments examples
 	$(BIN)/ruff format --check -q MedQuantINT8 Testing tools benchmarks experiments examples
 	$(BIN)/mypy
-	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.toml' '*.yml' '*.txt' '*.ui' '*.ipynb' '*.cff' '*.cu' '*.cuh' Makefile)
+	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.toml' '*.yml' '*.txt' '*.ui' '*.ipynb' '*.cff' '*.cu' '*.cuh' '*.html' Makefile)
 
 # The pages of docs/, into build/docs; a dead link is an error.
 docs: $(VENV)/.test

@@ -18,8 +18,8 @@ def scripts() -> list[str]:
 def resources() -> list[str]:
     kept = (".json", ".onnx", ".zip", ".txt", ".ui", ".png")
     paths = [path for path in (MODULE / "Resources").rglob("*") if path.suffix in kept]
-    # CUDA C that the engines compile at run time: texts to Python, which are copied and not byte-compiled.
-    paths += [path for path in (MODULE / "MedQuantINT8Lib").rglob("*") if path.suffix in (".cu", ".cuh")]
+    # CUDA C that the engines compile at run time, and the reports' templates: texts to Python, which are copied and not byte-compiled.
+    paths += [path for path in (MODULE / "MedQuantINT8Lib").rglob("*") if path.suffix in (".cu", ".cuh", ".html")]
     return sorted(path.relative_to(MODULE).as_posix() for path in paths)
 
 

@@ -6,15 +6,17 @@ import html
 import re
 import shutil
 import subprocess
+import sys
 from copy import deepcopy
 
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.evaluation.reports.pages import WIDEST_TABLE, table
+from MedQuantINT8Lib.cli.main import main
+from MedQuantINT8Lib.evaluation.reports import pages
+from MedQuantINT8Lib.evaluation.reports.pages import WIDEST_TABLE
 from MedQuantINT8Lib.evaluation.reports.pictures import comparison_slices, comparison_title, display_range
 from MedQuantINT8Lib.evaluation.reports.report import picture_json, report_html
-from MedQuantINT8Lib.evaluation.reports.summary import lost
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.models.spec import Label
 
@@ -110,14 +112,16 @@ def test_a_loss_is_said_to_be_one(report):
     worse = deepcopy(report)
     for pair in worse["agreement"]:
         pair["structures"][1]["dice"] = 0.7
-    assert "verdict bad" in lost(worse) and "INT8 differs from FP32" in lost(worse)
+    page = report_html(worse)
+    assert "verdict bad" in page and "INT8 differs from FP32" in page
     slower = {**report, "runs": [run("fp32", 1.0, 1.0), run("int8", 2.0, 2.0)]}
     assert re.findall(r"<b class='(\w*)'>", report_html(slower))[:2] == ["bad", "bad"]
     nothing = {
         **report,
         "agreement": [{**report["agreement"][0], "mean_dice": None, "structures": [row("liver", None, 0.0, 0.0)]}],
     }
-    assert "found any of the model's structures" in lost(nothing) and "verdict good" not in lost(nothing)
+    text = text_of(report_html(nothing))
+    assert "found any of the model's structures" in text and "INT8 segments as FP32 does" not in text
 
 
 def test_what_was_not_measured_is_left_out(report):
@@ -133,8 +137,9 @@ def test_no_table_is_wider_than_a_telephone(report):
     for attributes, head in re.findall(r"<table([^>]*)><tr class=head>(.*?)</tr>", page):
         assert head.count("<th") <= WIDEST_TABLE or "stack" in attributes
     assert "overflow-x" not in page and "white-space: nowrap" not in page
-    wide = table([str(n) for n in range(WIDEST_TABLE + 1)], [["x"] * (WIDEST_TABLE + 1)])
-    assert "class=stack" in wide and 'data-head="0"' in wide
+    pairs = [{**report["agreement"][0], "first": f"reader {n}"} for n in range(WIDEST_TABLE)]
+    wide = report_html({**report, "agreement": pairs}).split("By structure")[1].split("</table>")[0]
+    assert "<table class=stack>" in wide and 'data-head="Dice reader 0 – FP32"' in wide
 
 
 BROWSER = next(
@@ -178,3 +183,20 @@ def test_the_pictures_title_counts_what_differs():
     second = first.copy()
     second[0, 0, :3] = 1
     assert comparison_title("scan", first, second).endswith("3 of 100 (3.000 %)")
+
+
+def test_a_value_that_a_template_lacks_is_an_error():
+    from jinja2 import UndefinedError
+
+    with pytest.raises(UndefinedError, match="engine"):
+        pages.render("selftest.html", title="A title", passed=True)
+
+
+@pytest.mark.parametrize("command", ["compare demo SCAN --report OUT", "differences demo SCAN --output OUT", "demo --output OUT", "selftest --output OUT"])  # fmt: skip
+def test_without_jinja2_a_command_that_writes_a_page_stops_before_its_work(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    pages._environment.cache_clear()
+    words = {"SCAN": str(tmp_path / "scan.nii.gz"), "OUT": str(tmp_path / "out")}
+    (tmp_path / "scan.nii.gz").write_bytes(b"never read")
+    assert main([words.get(word, word) for word in command.split()]) != 0
+    assert "'jinja2'" in capsys.readouterr().err and not (tmp_path / "out" / "report.json").exists()

@@ -15,8 +15,8 @@ import tiny
 from MedQuantINT8Lib.imaging.nifti_file import write_nifti
 from places import LIBRARY
 
-#: What the build road alone may load.
-FOREIGN = ("MedQuantINT8Lib.importers", "MedQuantINT8Lib.quantization", "torch", "monai", "modelopt", "scipy")
+#: What the build road alone, and what writes pages, may load.
+FOREIGN = ("MedQuantINT8Lib.importers", "MedQuantINT8Lib.quantization", "torch", "monai", "modelopt", "scipy", "jinja2")
 
 _EVERY_MODULE = """
 import importlib, pkgutil

@@ -207,3 +207,17 @@ def test_markers_are_those_of_the_python_that_is_asked():
     assert dependencies._satisfied('no-such-thing>=1; sys_platform != "win32"', packages)
     assert not dependencies._satisfied('no-such-thing>=1; sys_platform == "win32"', packages)
     assert dependencies._satisfied("Made_Up>=1", packages) and not dependencies._satisfied("made-up[fast]", packages)
+
+
+def test_a_requirement_for_other_computers_is_neither_asked_for_nor_looked_for(monkeypatch):
+    group = dependencies.GROUPS["segment"]
+    marked = [line for line in group.lines() if ";" in line]
+    assert marked == ["archspec>=0.2.7; sys_platform != 'linux'"]
+    for platform, expected in (("win32", ["archspec>=0.2.7"]), ("darwin", ["archspec>=0.2.7"]), ("linux", [])):
+        packages = dependencies.Packages(
+            lambda name: None if name == "archspec" else ("9999", []), {"sys_platform": platform}
+        )
+        monkeypatch.setattr(dependencies, "_packages_of", lambda python, packages=packages: packages)
+        monkeypatch.setattr(dependencies, "_OWN", packages)
+        assert dependencies.missing(group, "another-python") == expected, platform
+        assert ("archspec" in group.modules()) == bool(expected) and "jinja2" in group.modules()

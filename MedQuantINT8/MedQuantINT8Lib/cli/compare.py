@@ -48,6 +48,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
     """Run every scan in FP32 and INT8, print what differs, and write the report."""
     from ..errors import InputError
     from ..evaluation.comparison import compare_scans
+    from ..evaluation.reports.pages import require_templates
     from ..evaluation.reports.report import REPORT_FILES, write_report
     from ..imaging.volume_files import scan_paths
     from ..models.package import ModelPackage
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
     model = packages_of(args, one=True)
     reports = [Path(args.report) / name for name in REPORT_FILES] if args.report else []
     if args.report:
+        require_templates()
         check_output_folder(
             args.report, REPORT_FILES, [model, *(p for s in (*args.scans, *(args.labels or [])) for p in scan_paths(s))]
         )

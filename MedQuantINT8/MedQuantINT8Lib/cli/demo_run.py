@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.agreement import agreement, mean_dice
+from ..evaluation.reports.pages import require_templates
 from ..evaluation.reports.pictures import comparison_slices, comparison_title
 from ..evaluation.reports.report import REPORT_FILES, agreement_json, picture_json, report_json, run_json, write_report
 from ..files import storage_errors
@@ -58,9 +59,10 @@ def run_demo(folder: Path, task: Task, scan: str | None = None) -> dict[str, Any
         scan: a file or DICOM folder to calibrate on and segment instead of synthetic abdomens.
 
     Raises:
-        DependencyError: ModelOpt or an engine is not installed.
+        DependencyError: ModelOpt, Jinja2 or an engine is not installed.
         InputError: the scan cannot be read.
     """
+    require_templates()
     began = time.perf_counter()
     with task.stage("making a scan" if scan is None else "reading"):
         case = _synthetic() if scan is None else _given_case(scan)

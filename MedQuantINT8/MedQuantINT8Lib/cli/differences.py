@@ -61,11 +61,13 @@ def add_parser(add: Add) -> None:
 
 def run(args: argparse.Namespace, task: Task) -> None:
     """Segment in FP32 and INT8, and write what differs into a folder."""
+    from ..evaluation.reports.pages import require_templates
     from ..files import split_paths
     from ..imaging.volume_files import scan_paths
     from ..outputs import check_output_folder
     from .overwriting import overwriting
 
+    require_templates()
     folder = Path(args.output)
     model = packages_of(args)
     check_output_folder(folder, FILES, [*split_paths(model), *scan_paths(args.scan)])

@@ -24,6 +24,8 @@ from ..progress import Task
 from ..system import machine
 from .agreement import dice
 from .datasets import Case, DataSet, label_map
+from .reports.evaluation_page import page
+from .reports.pages import require_templates
 from .statistics import mean_of, require_scipy, wilcoxon
 from .surface_distance import surface_agreement
 
@@ -55,6 +57,7 @@ def evaluate(
         InputError: model and data set have no structure in common.
     """
     require_scipy()
+    require_templates()
     labels = _shared(ensemble.first.spec.labels, data)
     values = {label.name.lower(): label.value for label in labels}
     rows: list[dict[str, Any]] = []
@@ -201,8 +204,6 @@ FILES = ("evaluation.json", "evaluation.csv", "evaluation.html")
 
 def write_results(value: dict[str, Any], folder: Path) -> None:
     """evaluation.json, evaluation.csv and evaluation.html."""
-    from .reports.evaluation_page import page
-
     write_json(folder / "evaluation.json", value)
     text = io.StringIO()
     writer = csv.DictWriter(

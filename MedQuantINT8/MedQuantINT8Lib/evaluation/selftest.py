@@ -28,7 +28,8 @@ from ..models.installed import DEMO, installed_models
 from ..models.package import ModelPackage
 from ..progress import Task
 from ..system import machine
-from .reports.pages import document, escaped, table
+from .reports.pages import require_templates
+from .reports.selftest_page import selftest_page
 from .study_tables import in_turn, scan_patch, study_package
 
 #: How far FP32 and FP16 results may be from ONNX Runtime's FP32: relative error of the output.
@@ -44,7 +45,9 @@ def run_selftest(engine: str, names: Sequence[str], folder: Path, task: Task) ->
     Raises:
         InputError: a network that is not known.
         EngineError: the engine cannot run here.
+        DependencyError: Jinja2 is not installed.
     """
+    require_templates()
     chosen = [n for name in names for n in (STUDY if name == "all" else [name])]
     if unknown := [name for name in chosen if name != DEMO and name not in STUDY]:
         raise InputError(f"There is no network {unknown[0]!r}.", f"Choose among demo, all, {', '.join(STUDY)}.")
@@ -69,7 +72,7 @@ def run_selftest(engine: str, names: Sequence[str], folder: Path, task: Task) ->
         "passed": all(row["passed"] for row in rows),
     }
     write_json(folder / "selftest.json", value)
-    write_text(folder / "selftest.html", _page(value))
+    write_text(folder / "selftest.html", selftest_page(value))
     return value
 
 
@@ -155,38 +158,3 @@ def lines_of(value: dict[str, Any]) -> list[str]:
             f"  {'PASS' if row['passed'] else 'FAIL'}  {row['network']:10} {row['precision']:5} {figures}  {row['reason']}".rstrip()
         )
     return lines
-
-
-def _page(value: dict[str, Any]) -> str:
-    head = [
-        "",
-        "Network",
-        "Precision",
-        "ms",
-        "p95 ms",
-        "engine MB",
-        "INT8 share",
-        "error against FP32",
-        "other labels",
-        "real against simulated",
-        "Why",
-    ]
-    body = []
-    for row in value["rows"]:
-        fidelity = row.get("fidelity")
-        figures = (
-            [f"{row['median_ms']:.2f}", f"{row['p95_ms']:.2f}", f"{row['engine_mb']:.1f}", f"{100 * row['int8_share']:.1f} %",
-             f"{row['relative_error']:.2g}", f"{100 * row['other_labels']:.3f} %", f"{fidelity['relative_error']:.4f}" if fidelity else "–"]
-            if "median_ms" in row
-            else ["–"] * 7
-        )  # fmt: skip
-        cells = ["PASS" if row["passed"] else "FAIL", row["network"], row["precision"], *figures, row["reason"]]
-        body.append([escaped(c) for c in cells])
-    described = value["machine"]
-    return document(
-        "MedQuantINT8 self-test",
-        f"<h1>Self-test: {'passed' if value['passed'] else 'failed'}</h1><p>{escaped(value['engine'])} {escaped(value['version'])} on "
-        f"{escaped(value['device'])}; {escaped(described['processor'])}, {escaped(described['system'])}, Python "
-        f"{escaped(described['python'])}; {value['date']}. Random weights (demo: trained); one patch, runs in turn.</p>"
-        + table(head, body, 3),
-    )

@@ -39,8 +39,9 @@ class Group:
         return [*lines, *([_TORCH] if self.torch else [])]
 
     def modules(self) -> dict[str, str]:
-        """Modules that have to be importable, each with the requirement that brings it; those that take longest to import last."""
-        requirement_of = {_MODULES.get(_name(line), _name(line).replace("-", "_")): line for line in self.lines()}
+        """Modules that have to be importable on this computer, each with the requirement that brings it; those that take longest to import last."""
+        needed = [line for line in self.lines() if _is_for(line, _OWN)]
+        requirement_of = {_MODULES.get(_name(line), _name(line).replace("-", "_")): line for line in needed}
         return dict(sorted(requirement_of.items(), key=lambda item: item[0].split(".")[0] in _HEAVY))
 
 
@@ -53,14 +54,14 @@ GROUPS = {
         "requirements-segment.txt",
         _("to run INT8 networks on this computer's processor"),
         _("about 90 MB to download"),
-        _("OpenVINO and ONNX: Apache-2.0; ONNX Runtime: MIT"),
+        _("OpenVINO, ONNX and archspec: Apache-2.0; ONNX Runtime: MIT; Jinja2: BSD-3-Clause"),
     ),
     "cuda_int8": Group(
         "requirements-cuda.txt",
         _("to run INT8 networks on this computer's NVIDIA graphics card with this extension's own kernels"),
         _("about 120 MB to download"),
         _(
-            "cuda-python and NVRTC: NVIDIA's proprietary licenses, which you accept by installing them; ONNX: Apache-2.0; ONNX Runtime: MIT"
+            "cuda-python and NVRTC: NVIDIA's proprietary licenses, which you accept by installing them; ONNX and archspec: Apache-2.0; ONNX Runtime: MIT; Jinja2: BSD-3-Clause"
         ),
     ),
     "tensorrt": Group(
@@ -69,7 +70,7 @@ GROUPS = {
         _("more than 1 GB to download"),
         _(
             "TensorRT and cuda-python: NVIDIA's proprietary licenses, which you accept by installing them "
-            "(https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/sla.html); ONNX: Apache-2.0; ONNX Runtime: MIT"
+            "(https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/sla.html); ONNX and archspec: Apache-2.0; ONNX Runtime: MIT; Jinja2: BSD-3-Clause"
         ),
     ),
     "tensorrt_rtx": Group(
@@ -77,7 +78,7 @@ GROUPS = {
         _("to run INT8 networks on this computer's GeForce or RTX graphics card"),
         _("about 170 MB to download"),
         _(
-            "TensorRT for RTX: NVIDIA's proprietary license, which you accept by installing it; ONNX: Apache-2.0; ONNX Runtime: MIT"
+            "TensorRT for RTX: NVIDIA's proprietary license, which you accept by installing it; ONNX and archspec: Apache-2.0; ONNX Runtime: MIT; Jinja2: BSD-3-Clause"
         ),
     ),
     "import": Group(
@@ -177,9 +178,9 @@ _OWN = Packages(_own, {})
 
 def _satisfied(line: str, packages: Packages = _OWN) -> bool:
     """Whether a requirement, with its extras, is met, or its marker says that it is for other computers."""
-    requirement = _requirement(line)
-    if requirement.marker is not None and not requirement.marker.evaluate(dict(packages.environment)):
+    if not _is_for(line, packages):
         return True
+    requirement = _requirement(line)
     package = packages.find(re.sub(r"[-_.]+", "-", requirement.name).lower())
     if package is None:
         return False
@@ -188,6 +189,12 @@ def _satisfied(line: str, packages: Packages = _OWN) -> bool:
         return False
     requirements = [needed for extra in requirement.extras for needed in _added_by(extra, stated, packages)]
     return all(_satisfied(needed, packages) for needed in requirements)
+
+
+def _is_for(line: str, packages: Packages) -> bool:
+    """Whether a requirement is for the computer of that Python, as far as its marker says."""
+    marker = _requirement(line).marker
+    return marker is None or marker.evaluate(dict(packages.environment))
 
 
 def _added_by(extra: str, stated: Sequence[str], packages: Packages) -> list[str]:

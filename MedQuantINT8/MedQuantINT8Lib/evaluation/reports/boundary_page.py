@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..boundary import SHOWN_REGIONS
-from .pages import document, escaped, table
+from .pages import Strong, Table, number, render
 
 
 def gains(report: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -36,26 +36,32 @@ def verdict(report: dict[str, Any]) -> str:
 
 
 def boundary_page(title: str, report: dict[str, Any]) -> str:
+    """The page of a boundary report, as :func:`..boundary.examine` gives it.
+
+    Raises:
+        DependencyError: Jinja2 is not installed.
+    """
     differences = report["differences"]
-    dice = "–" if report["mean_dice"] is None else f"{report['mean_dice']:.4f}"
     text = f"{differences['voxels']} voxels differ ({differences['ml']:.2f} ml)"
     if differences["boundary_share"] is not None:
         text += f", {100 * differences['boundary_share']:.1f} % of them within one voxel of a boundary"
     if differences["mean_margin"] is not None:
         text += f"; where they differ, FP32's label won by {differences['mean_margin']:.3f} in probability on average"
-    kind = "bad" if report["pointed_out"] else "good"
-    notes = "".join(f"<p class=bad>{escaped(note)}.</p>" for note in report["runs"]["int8"]["notes"])
-    return document(
-        title,
-        f"<h1>{escaped(title)}</h1><p class={kind}><b>{escaped(verdict(report))}</b></p><p>Mean Dice between the two: <b>{dice}</b>. {text}.</p>{notes}"
-        + table(["", "FP32", "INT8"], [list(row) for row in gains(report)])
-        + "<h2>Structures</h2>"
-        + table(
+    return render(
+        "boundary.html",
+        title=title,
+        kind="bad" if report["pointed_out"] else "good",
+        verdict=verdict(report),
+        dice=number(report["mean_dice"], 4),
+        text=text,
+        notes=report["runs"]["int8"]["notes"],
+        gains=Table(["", "FP32", "INT8"], gains(report)),
+        structures=Table(
             ["Structure", "Dice", "FP32, ml", "INT8, ml", "change, ml", "change, %"],
             [_structure(s) for s in report["structures"]],
-        )
-        + f"<h2>Where they differ</h2><p>The largest of {differences['region_count']} regions. The margin is the probability of FP32's label minus that of the next.</p>"
-        + table(
+        ),
+        region_count=differences["region_count"],
+        regions=Table(
             [
                 "ml",
                 "FP32",
@@ -71,28 +77,25 @@ def boundary_page(title: str, report: dict[str, Any]) -> str:
     )
 
 
-def _structure(s: dict[str, Any]) -> list[str]:
-    percent = "–" if s["change_percent"] is None else f"{s['change_percent']:+.1f}"
+def _structure(s: dict[str, Any]) -> list[str | Strong]:
     cells = [
-        escaped(s["name"]),
-        "–" if s["dice"] is None else f"{s['dice']:.4f}",
+        s["name"],
+        number(s["dice"], 4),
         f"{s['other_ml']:.2f}",
         f"{s['ml']:.2f}",
         f"{s['ml'] - s['other_ml']:+.2f}",
-        percent,
+        "–" if s["change_percent"] is None else f"{s['change_percent']:+.1f}",
     ]
-    return [f"<b class=bad>{cell}</b>" for cell in cells] if s["pointed_out"] else cells
+    return [Strong(cell, "bad") if s["pointed_out"] else cell for cell in cells]
 
 
 def _region(r: dict[str, Any]) -> list[str]:
-    where = ", ".join(f"{c:.1f}" for c in r["center_ras"])
-    margin = "–" if r["mean_margin"] is None else f"{r['mean_margin']:.3f}"
     return [
         f"{r['ml']:.3f}",
-        escaped(r["first"]),
-        escaped(r["second"]),
-        where,
+        r["first"],
+        r["second"],
+        ", ".join(f"{c:.1f}" for c in r["center_ras"]),
         str(r["depth_voxels"]),
         f"{100 * r['boundary_share']:.0f} %",
-        margin,
+        number(r["mean_margin"]),
     ]

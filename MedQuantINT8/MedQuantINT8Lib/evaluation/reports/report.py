@@ -14,8 +14,8 @@ from ...inference.pipeline import SegmentationRun
 from ...models.package import FP32, INT8, ModelPackage
 from ...system import machine, peak_memory
 from ..agreement import StructureAgreement, mean_dice
-from .pages import counted, document, escaped, table
-from .summary import by_precision, gained, lost, number, structures
+from .pages import Table, counted, number, render
+from .summary import by_precision, gained, lost, structures
 
 #: What a report is written as.
 REPORT_FILES = ("report.json", "report.html")
@@ -108,30 +108,31 @@ def picture_json(title: str, png: bytes) -> dict[str, str]:
 
 
 def report_html(report: dict[str, Any]) -> str:
-    """The report as one page that needs nothing else: gains, losses with pictures, structures; then the details, folded."""
+    """The report as one page that needs nothing else: gains, losses with pictures, structures; then the details, folded.
+
+    Raises:
+        DependencyError: Jinja2 is not installed.
+    """
     model = report["model"]
-    title = model["title"] or model["name"]
     scans = list(dict.fromkeys(run["scan"] for run in report["runs"]))
-    on = f" on {escaped(scans[0])}" if len(scans) == 1 else f" on {counted(len(scans), 'scan')}" if scans else ""
-    parts = [
-        f"<h1>{escaped(title)}</h1><p class=muted>INT8 beside FP32{on}; {escaped(report['created'].replace('T', ' '))}</p>",
-        gained(report),
-        lost(report),
-        _pictures(report["pictures"]),
-        structures(report["agreement"]),
-        _runs(report["runs"]),
-        _engines(report["runs"]),
-        _quantization(report),
-        _machine(report),
-        _model(model),
-    ]
-    return document(title, "".join(parts))
-
-
-def _pictures(pictures: list[dict[str, str]]) -> str:
-    return "".join(
-        f"<figure><img alt='{escaped(p['title'])}' src='data:image/png;base64,{p['png']}'><figcaption class=muted>{escaped(p['title'])}</figcaption></figure>"
-        for p in pictures
+    engines = {run["engine"]["name"]: run["engine"]["description"]["version"] for run in report["runs"]}
+    versions = {**report["calibration"].get("versions", {}), **engines}
+    return render(
+        "report.html",
+        title=model["title"] or model["name"],
+        on=f" on {scans[0]}" if len(scans) == 1 else f" on {counted(len(scans), 'scan')}" if scans else "",
+        created=report["created"].replace("T", " "),
+        gains=gained(report),
+        loss=lost(report),
+        pictures=report["pictures"],
+        structures=structures(report["agreement"]),
+        times=_times(report["runs"]),
+        engines=_engines(report["runs"]),
+        quantization=_quantization(report),
+        medquant_version=report["medquant_version"],
+        machine=report["machine"],
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+        model=model,
     )
 
 
@@ -139,10 +140,10 @@ def _ratio(first: float | None, second: float | None) -> str:
     return f"{first / second:.2f}" if first and second else "–"
 
 
-def _runs(runs: list[dict[str, Any]]) -> str:
-    """Where the time went, the mean over the scans: one row a stage, so that the table stays narrow."""
+def _times(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Where the time went, the mean over the scans: one row a stage, so that the table stays narrow; then notes and ``ranges``."""
     if not runs:
-        return ""
+        return None
     report = {"runs": runs}
     precisions = [p for p in ("fp32", "int8") if any(run["precision"] == p for run in runs)]
     stages = dict.fromkeys(stage for run in runs for stage in run["seconds"] if stage != "total")
@@ -159,13 +160,13 @@ def _runs(runs: list[dict[str, Any]]) -> str:
         values = by_precision(report, key)
         if values:
             last = [_ratio(values.get("fp32"), values.get("int8"))] if len(precisions) == 2 else []
-            rows.append([escaped(name), *(number(values.get(p), digits) for p in precisions), *last])
+            rows.append([name, *(number(values.get(p), digits) for p in precisions), *last])
     head = ["Seconds", *(p.upper() for p in precisions), *(["FP32 / INT8"] if len(precisions) == 2 else [])]
     notes = sorted({note for run in runs for note in run["notes"]})
     looked = [run for run in runs if run.get("ranges")]
     ranges = [
         [
-            escaped(r["scan"]),
+            r["scan"],
             _percent(r["ranges"]["input"]),
             str(r["ranges"]["windows"]),
             _percent(r["ranges"]["mean"]),
@@ -173,23 +174,12 @@ def _runs(runs: list[dict[str, Any]]) -> str:
         ]
         for r in looked
     ]
-    beyond = (
-        "<details><summary>Values beyond the calibrated ranges</summary>"
-        + table(
-            ["Scan", "of the input", "windows looked at", "of all tensors", "of the worst", "which is"],
-            ranges,
-            stack=True,
-        )
-        + "</details>"
-        if looked
-        else ""
-    )
-    return (
-        "<h2>Time by stage</h2>"
-        + table(head, rows)
-        + "".join(f"<p class=muted>{escaped(note)}.</p>" for note in notes)
-        + beyond
-    )
+    columns = ["Scan", "of the input", "windows looked at", "of all tensors", "of the worst", "which is"]
+    return {
+        "table": Table(head, rows),
+        "notes": notes,
+        "ranges": Table(columns, ranges, stack=True) if looked else None,
+    }
 
 
 def _percent(share: float | None) -> str:
@@ -198,87 +188,66 @@ def _percent(share: float | None) -> str:
 
 def _worst(ranges: dict[str, Any]) -> list[str]:
     worst = ranges["worst"][:1]
-    return [_percent(worst[0]["share"]), escaped(worst[0]["tensor"])] if worst else ["–", "–"]
+    return [_percent(worst[0]["share"]), worst[0]["tensor"]] if worst else ["–", "–"]
 
 
-def _engines(runs: list[dict[str, Any]]) -> str:
-    parts, seen = [], set()
+def _engines(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each engine and precision once: what of its work is in INT8, how near it comes to the simulation, and its layers."""
+    engines: dict[tuple[str, str], dict[str, Any]] = {}
     for run in runs:
-        engine = run["engine"]
-        if (engine["name"], run["precision"]) in seen:
-            continue
-        seen.add((engine["name"], run["precision"]))
-        description = engine["description"]
-        layers = [layer for layer in description["layers"] if layer["macs"]]
-        total = sum(layer["macs"] for layer in layers) or 1
-        good = "good" if description["verdict"] == "INT8" else "bad" if run["precision"] == "int8" else ""
-        text = (
-            f"<p><b>{escaped(engine['title'])}</b>, {run['precision']}: <span class='{good}'>{escaped(description['verdict'])}</span>, "
-            f"{100 * description['int8_mac_share']:.1f} % of multiply-accumulates in INT8.</p>"
-        )
-        if fidelity := engine.get("fidelity"):
-            text += (
-                f"<p>Real INT8 against the simulation in ONNX Runtime on {counted(fidelity['patches'], 'patch', 'patches')}: relative error {fidelity['relative_error']:.4f}, "
-                f"{100 * fidelity['label_disagreement']:.3f} % of voxels with another label (simulation against FP32: {fidelity['simulated_relative_error']:.4f}, "
-                f"{100 * fidelity['simulated_label_disagreement']:.3f} %).</p>"
-            )
-        if engine.get("note"):
-            text += f"<p class=bad>{escaped(engine['note'])}.</p>"
-        rows = [
-            [
-                escaped(layer["name"]),
-                escaped(layer["kind"]),
-                escaped(layer["precision"]),
-                escaped(layer["kernel"]),
-                f"{100 * layer['macs'] / total:.2f} %",
-            ]
-            for layer in layers
-        ]
-        parts.append(
-            text
-            + "<details><summary>Layers as the engine runs them</summary>"
-            + table(["Layer", "Kind", "Computes in", "Kernel", "Work"], rows, 4, stack=True)
-            + "</details>"
-        )
-    return "<h2>What really ran in INT8</h2>" + "".join(parts) if parts else ""
+        engines.setdefault((run["engine"]["name"], run["precision"]), run["engine"])
+    return [_engine(engine, precision) for (_, precision), engine in engines.items()]
 
 
-def _quantization(report: dict[str, Any]) -> str:
+def _engine(engine: dict[str, Any], precision: str) -> dict[str, Any]:
+    description = engine["description"]
+    layers = [layer for layer in description["layers"] if layer["macs"]]
+    total = sum(layer["macs"] for layer in layers) or 1
+    rows = [
+        [*(layer[key] for key in ("name", "kind", "precision", "kernel")), f"{100 * layer['macs'] / total:.2f} %"]
+        for layer in layers
+    ]
+    return {
+        "title": engine["title"],
+        "precision": precision,
+        "kind": "good" if description["verdict"] == "INT8" else "bad" if precision == "int8" else "",
+        "verdict": description["verdict"],
+        "int8_share": number(100 * description["int8_mac_share"], 1),
+        "fidelity": engine.get("fidelity"),
+        "note": engine.get("note"),
+        "layers": Table(["Layer", "Kind", "Computes in", "Kernel", "Work"], rows, 4, stack=True),
+    }
+
+
+def _quantization(report: dict[str, Any]) -> dict[str, Any] | None:
     quantization = report.get("quantization")
     if not quantization:
-        return ""
+        return None
     calibration = report["calibration"]
-    kept = [layer for layer in quantization["layers"] if not layer["quantized"]]
-    rows = [[escaped(layer["name"]), escaped(layer["op"]), escaped(layer["reason"])] for layer in kept]
-    warnings = "".join(f"<p class=bad>{escaped(warning)}</p>" for warning in calibration.get("warnings", []))
     guard = quantization["guard"]
-    times = guard.get("milliseconds") or []
-    # Packages of earlier versions have the times alone.
-    cost = guard.get("cost_ms", max(0.0, times[-1] - times[0]) if times else None)
-    speed = (
-        f"<p>{counted(len(guard['returned']), 'layer')} kept in float by the guard cost {cost:.1f} ms of {times[-1]:.1f} ms a window "
-        f"(agreement {number(guard['agreement_before'], 4)} before, {number(guard['agreement'], 4)} after).</p>"
-        if times
-        else ""
-    )
-    return (
-        f"<h2>Quantization</h2><p>Method {escaped(calibration.get('method'))}, {counted(calibration.get('patches_used') or 0, 'patch', 'patches')} from {counted(len(calibration.get('volumes', {})), 'volume')}. "
-        f"Agreement of simulated INT8 with FP32 on calibration patches: {number(guard['agreement'], 4) if guard['agreement'] is not None else 'unknown, FP32 found nothing in them'}.</p>{speed}{warnings}"
-        + (
-            table(["Kept in high precision", "Operator", "Why"], rows, 9, stack=True)
-            if rows
-            else "<p>Every convolution and matrix product is quantized.</p>"
-        )
-    )
+    agreement = guard["agreement"]
+    kept = [[layer["name"], layer["op"], layer["reason"]] for layer in quantization["layers"] if not layer["quantized"]]
+    return {
+        "method": calibration.get("method"),
+        "patches": counted(calibration.get("patches_used") or 0, "patch", "patches"),
+        "volumes": counted(len(calibration.get("volumes", {})), "volume"),
+        "agreement": "unknown, FP32 found nothing in them" if agreement is None else number(agreement, 4),
+        "guard": _guard(guard),
+        "warnings": calibration.get("warnings", []),
+        "kept": Table(["Kept in high precision", "Operator", "Why"], kept, 9, stack=True),
+    }
 
 
-def _machine(report: dict[str, Any]) -> str:
-    described = report["machine"]
-    versions = report["calibration"].get("versions", {})
-    engines = {run["engine"]["name"]: run["engine"]["description"]["version"] for run in report["runs"]}
-    text = ", ".join(f"{escaped(k)} {escaped(v)}" for k, v in {**versions, **engines}.items())
-    return f"<h2>Machine and versions</h2><p>MedQuantINT8 {escaped(report['medquant_version'])} on {escaped(described['processor'])}, {described['cores']} cores, {escaped(', '.join(described['features']))}; {escaped(described['system'])}; Python {escaped(described['python'])}.<br>{text}</p>"
-
-
-def _model(model: dict[str, Any]) -> str:
-    return f"<h2>The model</h2><p>{escaped(model['name'])} {escaped(model['version'])}, {escaped(model['modality'])}.<br>License: {escaped(model['license'])}.<br>Cite: {escaped(model['citation'] or '–')}<br>{escaped(model['source_url'])}</p>"
+def _guard(guard: dict[str, Any]) -> dict[str, Any] | None:
+    """What the layers that the guard kept in float cost, in milliseconds a window, and gain in agreement; None if it was not timed."""
+    times = guard.get("milliseconds")
+    if not times:
+        return None
+    return {
+        "layers": counted(len(guard["returned"]), "layer"),
+        # Packages of earlier versions have the times alone.
+        "cost": guard.get("cost_ms", max(0.0, times[-1] - times[0])),
+        "total": times[-1],
+        "before": guard["agreement_before"],
+        "after": guard["agreement"],
+    }

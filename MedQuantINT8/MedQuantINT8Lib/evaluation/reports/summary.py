@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from .pages import cards, counted, escaped, table
+from .pages import Strong, Table, counted, number
 
 #: From this mean Dice on, and this of the worst structure, INT8 is said to segment as FP32 does. The first is the agreement that
 #: ``medquant quantize`` asks for by default; the second is between what two readers, or one twice, agree on for small structures.
@@ -21,13 +21,8 @@ def by_precision(report: dict[str, Any], key: Any) -> dict[str, float]:
     return {precision: fmean(values) for precision, values in values_by_precision.items()}
 
 
-def number(value: float | None, digits: int = 3, unit: str = "") -> str:
-    """A number, or a dash for None."""
-    return "–" if value is None else f"{value:.{digits}f}{unit}"
-
-
-def gained(report: dict[str, Any]) -> str:
-    """Speed of the network, time of a scan, size of the file."""
+def gained(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Speed of the network, time of a scan, size of the file: number, what it is, and "good", "bad" or neither."""
     items: list[tuple[str, str, str]] = []
     call = by_precision(report, lambda run: run["latency_ms"].get("median"))
     if len(call) == 2:
@@ -49,22 +44,26 @@ def gained(report: dict[str, Any]) -> str:
     if small := sizes.get("int8_bytes"):
         text = f"the size: the network's file has {small / 1e6:.2f} MB instead of {sizes['fp32_bytes'] / 1e6:.2f} MB"
         items.append((f"{100 * small / sizes['fp32_bytes']:.0f} %", text, _kind(sizes["fp32_bytes"] / small)))
-    return "<h2>What INT8 gains</h2>" + cards(items) if items else ""
+    return items
 
 
 def _kind(ratio: float) -> str:
     return "good" if ratio >= 1.05 else "bad" if ratio < 0.95 else ""
 
 
-def lost(report: dict[str, Any]) -> str:
-    """In words: agreement with FP32, its worst structure, the largest change of a volume, and Dice with labels if there are any."""
+def lost(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Agreement with FP32, its worst structure, the largest change of a volume, and Dice with labels if there are any.
+
+    Returns:
+        what the page says in words; ``verdict`` alone where there is nothing to compare, and None where nothing was compared.
+    """
     pairs = [item for item in report["agreement"] if item["first"] == "int8" and item["second"] == "fp32"]
     if not pairs:
-        return ""
+        return None
     rows = [row for item in pairs for row in item["structures"] if row["dice"] is not None]
     if not rows:
-        text = "<p class=verdict>Neither FP32 nor INT8 found any of the model's structures: there is nothing to compare.</p>"
-        return "<h2>What INT8 loses</h2>" + text
+        verdict = "Neither FP32 nor INT8 found any of the model's structures: there is nothing to compare."
+        return {"verdict": verdict, "worst": ""}
     mean, worst = (
         fmean(item["mean_dice"] for item in pairs if item["mean_dice"] is not None),
         min(rows, key=lambda row: row["dice"]),
@@ -78,25 +77,27 @@ def lost(report: dict[str, Any]) -> str:
     changed = max(
         (row for row in rows if row["other_ml"]), key=lambda row: abs(row["ml"] / row["other_ml"] - 1), default=None
     )
-    text = (
-        f"<p class='verdict {'good' if same else 'bad'}'>{verdict}</p><p>Dice of INT8 with FP32 is <b>{mean:.3f}</b> on average; the worst of "
-        f"{counted(len({row['name'] for row in rows}), 'structure')} is <b>{escaped(worst['name'])}</b> with <b>{worst['dice']:.3f}</b>."
-    )
-    if changed:
-        text += f" The volume that changes most is that of {escaped(changed['name'])}: by {100 * abs(changed['ml'] / changed['other_ml'] - 1):.1f} %."
     truth = {
         item["first"]: item["mean_dice"]
         for item in report["agreement"]
         if item["second"] == "labels" and item["mean_dice"] is not None
     }
-    if {"fp32", "int8"} <= set(truth):
-        text += f" Dice with the labels given is {truth['fp32']:.3f} in FP32 and {truth['int8']:.3f} in INT8."
-    return "<h2>What INT8 loses</h2>" + text + "</p>"
+    return {
+        "verdict": verdict,
+        "same": same,
+        "mean": number(mean),
+        "structures": counted(len({row["name"] for row in rows}), "structure"),
+        "worst": worst["name"],
+        "worst_dice": number(worst["dice"]),
+        "changed": changed["name"] if changed else "",
+        "change": number(100 * abs(changed["ml"] / changed["other_ml"] - 1), 1) if changed else "",
+        "truth": truth if {"fp32", "int8"} <= set(truth) else None,
+    }
 
 
-def structures(agreements: list[dict[str, Any]]) -> str:
-    """A table a scan: Dice of each pair that was compared, and millilitres."""
-    parts = []
+def structures(agreements: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A table a scan: Dice of each pair that was compared, and millilitres; beside it the scan's ``name`` and what is ``absent`` from the mean."""
+    shown = []
     for scan in dict.fromkeys(item["scan"] for item in agreements):
         items = [item for item in agreements if item["scan"] == scan]
         volumes: dict[str, dict[str, float]] = {}
@@ -109,27 +110,22 @@ def structures(agreements: list[dict[str, Any]]) -> str:
             *(f"{_side(side)}, ml" for side in volumes),
         ]
         columns = [{row["name"]: row["dice"] for row in item["structures"]} for item in items]
-        rows = [
+        rows: list[list[str | Strong]] = [
             [
-                escaped(name),
+                name,
                 *(number(column.get(name)) for column in columns),
                 *(_ml(values[name]) for values in volumes.values()),
             ]
             for name in columns[0]
         ]
-        rows.append(["<b>mean</b>", *(number(item["mean_dice"]) for item in items), *("" for _ in volumes)])
+        rows.append([Strong("mean"), *(number(item["mean_dice"]) for item in items), *("" for _ in volumes)])
         absent = sorted({name for item in items for name in item.get("left_out", ())})
-        note = (
-            f"<p class=muted>Left out of the mean, because the labels do not have them: {escaped(', '.join(absent))}.</p>"
-            if absent
-            else ""
-        )
-        parts.append(f"<details open><summary>{escaped(scan)}</summary>{table(head, rows)}{note}</details>")
-    return "<h2>By structure</h2>" + "".join(parts) if parts else ""
+        shown.append({"name": scan, "table": Table(head, rows), "absent": ", ".join(absent)})
+    return shown
 
 
 def _side(name: str) -> str:
-    return {"int8": "INT8", "fp32": "FP32"}.get(name, escaped(name))
+    return {"int8": "INT8", "fp32": "FP32"}.get(name, name)
 
 
 def _ml(value: float) -> str:
