@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,9 @@ from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models.layers import weighted_layers
+from MedQuantINT8Lib.models.package import INT8
 from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.system import library_environment
 from places import LIBRARY
 
 #: Smaller than the demo network's windows, and of the same multiples.
@@ -187,7 +191,7 @@ class WrongBehindConcats(OpenVINOBackend):
 
 @pytest.mark.slow
 def test_a_wrong_engine_is_caught_and_rebuilt_without_the_layers_at_fault(int8_package, patches, own_cache):
-    register("wrong", "test_engines:WrongBehindConcats")
+    register("wrong", f"{__name__}:WrongBehindConcats")
     try:
         made = prepare(int8_package, backend("wrong"), BuildOptions("int8", PATCH), patches)
     finally:
@@ -573,3 +577,28 @@ def test_no_attribute_of_an_engine_is_looked_for_by_a_string():
     pattern = re.compile(rf"(getattr|hasattr)\([^()]*[\"']({names})[\"']")
     library = Path(base.__file__).parent.parent
     assert not [path.name for path in library.rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))]
+
+
+SIGNAL = """
+import gc, signal, sys
+from pathlib import Path
+from MedQuantINT8Lib.engines.base import BuildOptions
+from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
+network, folder = Path(sys.argv[1]), Path(sys.argv[2])
+options = BuildOptions("int8", tuple(map(int, sys.argv[3:])))
+OpenVINOBackend().build(network, folder, options)
+engines = [OpenVINOBackend().load(folder, options) for _ in range(2)]
+while engines:
+    engines.pop(0).close()
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_process_hears_signals_after_its_engines_are_gone(int8_package, tmp_path):
+    """OpenVINO frees the stack for signal handlers of a processor with AMX while it is in use; Ctrl-C was a segmentation fault."""
+    command = [sys.executable, "-c", SIGNAL, str(int8_package.folder / INT8), str(tmp_path), *map(str, PATCH)]
+    done = subprocess.run(command, capture_output=True, text=True, env=library_environment())
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import math
@@ -45,6 +46,16 @@ def silent_openvino() -> Any:
     return openvino
 
 
+@functools.cache
+def core() -> Any:
+    """Return the one ``openvino.Core`` of this process; it is never given up.
+
+    OpenVINO's plugin for processors with AMX gives the thread that makes it a stack for signal handlers, and frees that stack with the last network of its core
+    without telling the system. The next signal of the process, such as Ctrl-C, would then be a segmentation fault (OpenVINO 2025 and 2026).
+    """
+    return silent_openvino().Core()
+
+
 class OpenVINOBackend:
     name = "openvino"
     distribution = "openvino"
@@ -67,27 +78,23 @@ class OpenVINOBackend:
         return str(openvino.__version__) + ("+signed" if self._signed else "")
 
     def device_name(self, device: str) -> str:
-        openvino = silent_openvino()
-
-        return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+        return str(core().get_property("CPU", "FULL_DEVICE_NAME"))
 
     def weight_bits(self) -> int:
         """How many bits of a weight the INT8 kernels take here without overflowing: 8, or 7 without VNNI."""
-        return saturation.weight_bits(silent_openvino())
+        return saturation.weight_bits(core)
 
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
         from ..models import onnx_graph as graph
         from ..models import qdq, rewrites
 
-        openvino = silent_openvino()
         model = qdq.network_for(network, options.precision, options.high_precision, options.weight_bits)
         if options.precision == "int8" and not self._signed:
             model = qdq.as_unsigned(model)
         model = graph.fixed_shape(model, options.patch, options.batch)
         model = rewrites.with_padded_channels(model, _VECTOR, only_with="InstanceNormalization")
-        core = openvino.Core()
         try:
-            compiled = core.compile_model(_read(core, model), "CPU", _config(options))
+            compiled = core().compile_model(_read(core(), model), "CPU", _config(options))
         except RuntimeError as error:
             # What is wrong with the INT8 form alone leaves FP32; what is wrong with FP32 leaves another engine.
             kind = EngineError if options.precision == "int8" else UnsupportedNetwork
@@ -105,11 +112,10 @@ class OpenVINOBackend:
         from ..models import onnx_graph as graph
         from ..models import qdq
 
-        core = silent_openvino().Core()
         model = qdq.network_for(network, options.precision, options.high_precision, options.weight_bits)
-        network_model = _read(core, graph.fixed_shape(model, options.patch, options.batch))
+        network_model = _read(core(), graph.fixed_shape(model, options.patch, options.batch))
         try:
-            supported = core.query_model(network_model, "CPU")
+            supported = core().query_model(network_model, "CPU")
         except RuntimeError as error:
             raise UnsupportedNetwork(
                 f"OpenVINO cannot build this network: {_reason(error)}.", "Choose another engine with --engine."
@@ -122,10 +128,8 @@ class OpenVINOBackend:
             )
 
     def load(self, folder: Path, options: BuildOptions) -> OpenVINOEngine:
-        openvino = silent_openvino()
-
         try:
-            compiled = openvino.Core().import_model(io.BytesIO((folder / _FILE).read_bytes()), "CPU", _config(options))
+            compiled = core().import_model(io.BytesIO((folder / _FILE).read_bytes()), "CPU", _config(options))
         except RuntimeError as error:
             raise EngineError(
                 f"OpenVINO cannot load its engine: {_reason(error)}.", "Remove it with: medquant cache clear"

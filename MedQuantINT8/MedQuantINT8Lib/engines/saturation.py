@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,19 +28,18 @@ _CHANNELS, _SIDE = 16, 4
 
 
 @functools.cache
-def weight_bits(openvino: Any) -> int:
+def weight_bits(core: Callable[[], Any]) -> int:
     """8, or 7 where the kernels of this process would saturate.
 
     Args:
-        openvino: the module.
+        core: gives the process's ``openvino.Core``; it is asked for only where flags do not tell.
     """
     known = any(name in cpu_features() for name in _EXACT) and not any(name in os.environ for name in _LIMITS)
-    return 8 if known or not _saturates(openvino) else 7
+    return 8 if known or not _saturates(core()) else 7
 
 
-def _saturates(openvino: Any) -> bool:
+def _saturates(core: Any) -> bool:
     """Whether a convolution of the largest weights on the largest activations comes out wrong."""
-    core = openvino.Core()
     try:
         compiled = core.compile_model(
             core.read_model(_probe().SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
