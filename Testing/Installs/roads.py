@@ -148,7 +148,7 @@ def travel(road: Road, version: str, python: str, built: Path, folder: Path, new
     if road.requirements:
         lines = [
             line
-            for line in (RESOURCES / road.requirements).read_text().split()
+            for line in (RESOURCES / road.requirements).read_text().splitlines()
             if line.split(">")[0] not in road.left_out
         ]
         run([*pip, *constraints, *lines])

@@ -64,6 +64,8 @@ def test_an_install_that_did_nothing_is_noticed(lacking):
 
 
 def test_torch_comes_through_slicers_extension(lacking, monkeypatch):
+    # What is installed after the install is looked at as it is.
+    pytest.importorskip("modelopt", reason="this build of Slicer has no ModelOpt")
     monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
     with pytest.raises(DependencyError, match="PyTorch extension is not installed"):
         dependencies.ensure("build", lambda text: True, lambda lines: lacking.clear())
