@@ -22,11 +22,11 @@ PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytho
 demo: $(VENV)/.demo
 	$(BIN)/medquant demo --output demo-output
 
-# What a push has to pass: at most 15 minutes on two cores.
+# What a push has to pass: all but what takes minutes.
 test: $(VENV)/.test lint
 	$(PYTEST) --durations=25
 
-# While working: at most two minutes, without what takes over five seconds.
+# While working: without what takes over five seconds.
 test-fast: $(VENV)/.test
 	$(PYTEST) -m "not slow"
 
