@@ -1,88 +1,28 @@
-"""What makes INT8 networks, for Slicer's console and window: models are brought in, and calibrated on volume nodes.
+"""Making INT8 networks, for Slicer's console and window: models are calibrated on volume nodes, and their engines are built.
 
-A part of :class:`.logic.MedQuantINT8Logic`. All of it runs in a process of its own, which may use another Python than Slicer's.
+Calibrating runs in a process of its own, which may use another Python than Slicer's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..engines import cache
-from ..errors import InputError, MedQuantError
+from ..errors import InputError
 from ..imaging.volume_files import ReadOptions
-from ..models.installed import DEMO, installed_models, models_root, remove, resolve_one, size_of
-from ..models.package import peek
-from ..progress import ProgressEvent, Task
-from ..worker.client import WorkerClient
-from ..worker.jobs import BackgroundJob, wait_for
+from ..inference.engine_choice import EngineChoice
+from ..inference.segmenter import SegmentationOptions
+from ..models.installed import DEMO, models_root, resolve_one
+from ..worker.jobs import BackgroundJob
 from . import scene
 from .dependencies import GROUPS
-
-if TYPE_CHECKING:
-    from ..importers.catalogue import CatalogueEntry
-
-Progress = Callable[[ProgressEvent], None]
+from .logic_base import Progress, engine_choice
+from .model_logic import ModelLogic
 
 
-class BuildLogic:
-    """Brings models in, calibrates them, and tells what they take on the disk.
-
-    Args:
-        python, buildPython: the Python that segments, and the one that makes networks; None for the caller's own.
-    """
-
-    def __init__(self, python: str | None, buildPython: str | None) -> None:
-        self._python, self._buildPython = python, buildPython or python
-        self._builder: WorkerClient | None = None
-
-    def pythonOf(self, group: str) -> str | None:
-        """The Python that runs what a group of packages is for (a name of :data:`.dependencies.GROUPS`); None for the caller's own."""
-        return self._buildPython if group in ("build", "import") else self._python
-
-    def publicModels(self) -> list[CatalogueEntry]:
-        """Models of the catalogue that are not installed and can be downloaded."""
-        from ..importers.catalogue import entries
-
-        present = installed_models()
-        return [item for name, item in entries().items() if name not in present and item.url]
-
-    @staticmethod
-    def needsImport(source: str) -> bool:
-        """Whether bringing in a file or folder takes torch and MONAI: all but packages of our own and ONNX files."""
-        try:
-            peek(source)
-        except MedQuantError:
-            return not source.lower().endswith(".onnx")
-        return False
-
-    def installModel(
-        self,
-        name: str = "",
-        source: str = "",
-        trustCode: bool = False,
-        waitForCompletion: bool = True,
-        progress: Progress | None = None,
-    ) -> Any:
-        """Download a model of the catalogue by ``name``, or bring in one's own from a file or folder; its name.
-
-        Args:
-            trustCode: whether Python code that lies in a bundle may run.
-        """
-        # What turns PyTorch networks into ONNX needs torch, as quantizing does.
-        job = self._newBuilder().begin(
-            "install_model", [], name=name, source=source, trust_code=trustCode, imports=self._importsFor(name, source)
-        )
-        return self._result(BackgroundJob(job, lambda result: result.report["name"]), waitForCompletion, progress)
-
-    def _importsFor(self, name: str, source: str) -> dict[str, str]:
-        """Modules that bringing in a model takes, beside those of segmenting."""
-        from ..importers.catalogue import entries
-
-        entry = entries().get(name)
-        torch = self.needsImport(source) if not name else entry is not None and entry.form != "onnx"
-        return GROUPS["import"].modules() if torch else {}
+class BuildLogic(ModelLogic):
+    """Calibrates models, and builds their engines for this computer."""
 
     @staticmethod
     def ownCopyName(model: str) -> str:
@@ -153,45 +93,28 @@ class BuildLogic:
                 "There is no volume to calibrate on.", "Choose at least one scan like those you will segment."
             )
 
-    # ---- what lies on the disk
+    def buildEngine(
+        self,
+        model: str,
+        volumeNode: Any = None,
+        engine: str = "auto",
+        precision: str = "int8",
+        waitForCompletion: bool = True,
+        progress: Progress | None = None,
+        *,
+        device: str = EngineChoice.device,
+        options: SegmentationOptions = SegmentationOptions(),
+    ) -> Any:
+        """Build the engine of a model for this machine; with a volume it is compared with the simulation.
 
-    @staticmethod
-    def modelSizes() -> dict[str, int]:
-        """Bytes that each installed model takes, by its name; the demo model is part of the program and not among them."""
-        return {name: size_of(name) for name in installed_models() if name != DEMO}
+        Args:
+            device, options: as at :meth:`segment`; an engine is built for them.
 
-    @staticmethod
-    def removeModel(name: str) -> int:
-        """Remove an installed model; the bytes that became free.
-
-        Raises:
-            InputError: it is not installed, or is part of the program.
+        Returns:
+            The engine's own description: every layer with the precision it runs in.
         """
-        return remove(name)
-
-    @staticmethod
-    def engineBytes() -> int:
-        """Bytes of all engines that were built on this computer."""
-        return sum(entry.bytes for entry in cache.entries())
-
-    @staticmethod
-    def removeEngines(model: str | None = None) -> int:
-        """Remove the engines that were built on this computer, or those of one model; how many. They are built again when needed."""
-        return cache.clear(model)
-
-    def _result(self, job: Any, wait: bool, progress: Progress | None) -> Any:
-        return wait_for(job, Task(progress)) if wait else job
-
-    def _modelPath(self, model: str | None) -> str:
-        raise NotImplementedError
-
-    def _newBuilder(self) -> WorkerClient:
-        """A process of its own: what making networks loads would else stay in memory beside the engines."""
-        self._endBuilder()
-        self._builder = WorkerClient(self._buildPython)
-        return self._builder
-
-    def _endBuilder(self) -> None:
-        if self._builder is not None:
-            self._builder.close()
-            self._builder = None
+        volumes = [scene.volume_from_node(volumeNode)] if volumeNode is not None else []
+        path = resolve_one(self._modelPath(model))
+        choice = engine_choice(engine, precision, device)
+        job = self._client.begin("build", volumes, model=path, choice=asdict(choice), options=asdict(options))
+        return self._result(BackgroundJob(job, lambda result: result.report), waitForCompletion, progress)

@@ -1,0 +1,252 @@
+"""Segmenting, for Slicer's console and window: one volume node, all of a scene, a folder, a sequence; and taking it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..imaging.volume import Volume
+from ..imaging.volume_files import ReadOptions, result_names, scan_files
+from ..inference.engine_choice import EngineChoice
+from ..inference.segmenter import SegmentationOptions
+from ..models.spec import Label
+from ..worker.client import WorkerResult
+from ..worker.jobs import BackgroundJob, BatchJob, Pollable
+from . import scene, sequences
+from .logic_base import LogicBase, Progress, engine_choice
+from .undo import SegmentationUndo
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """Everything that a caller of :meth:`SegmentLogic.segment` chose, checked.
+
+    Attributes:
+        model: paths of the packages, joined by commas.
+        labels: the structures that are kept.
+        choice: the engine, its precision and its device.
+        options: how the sliding window is run.
+        replace: whether the segmentation node loses the segments that it has.
+        surface: whether the closed surface is made as well.
+    """
+
+    model: str
+    labels: tuple[Label, ...]
+    choice: EngineChoice
+    options: SegmentationOptions
+    replace: bool
+    surface: bool
+
+
+class SegmentLogic(LogicBase):
+    """Segments volume nodes, and takes the last segmentation back.
+
+    Args:
+        python: the Python that segments; None for the caller's own.
+    """
+
+    def __init__(self, python: str | None) -> None:
+        super().__init__(python)
+        self._undo = SegmentationUndo()
+
+    def segment(
+        self,
+        volumeNode: Any,
+        segmentationNode: Any = None,
+        model: str | None = None,
+        engine: str = "auto",
+        precision: str = "int8",
+        segments: Sequence[str] | None = None,
+        waitForCompletion: bool = True,
+        *,
+        device: str = EngineChoice.device,
+        replace: bool = False,
+        surface: bool = False,
+        options: SegmentationOptions = SegmentationOptions(),
+        progress: Progress | None = None,
+    ) -> Any:
+        """Segment a volume node.
+
+        Args:
+            volumeNode: a scalar volume node, or a list with one for each channel of the network.
+            segmentationNode: to put the result into; by default a new node. Its segments are kept unless ``replace``.
+            model: name of an installed model, or path of a package (several joined by commas are averaged).
+            engine: a name of :meth:`engines`, or "auto".
+            precision: "int8", "fp32", or "auto" for the faster of the two.
+            segments: names of the structures to keep; by default all.
+            waitForCompletion: if False, a job comes back at once; its ``value`` is the segmentation node.
+            device: a name of :meth:`devices`.
+            surface: make the closed surface as well.
+            progress: called with each report while waiting.
+
+        Returns:
+            The segmentation node, or the job. What the worker said of the run is in ``report``.
+
+        Raises:
+            InputError: no volume, no model, a structure that the model does not know.
+            MedQuantError: whatever goes wrong in the worker.
+        """
+        nodes = list(volumeNode) if isinstance(volumeNode, list | tuple) else [volumeNode]
+        volume = scene.volume_from_node(nodes[0], nodes[1:])
+        path = self._modelPath(model)
+        labels = self._labels(path, segments)
+        request = SegmentRequest(path, labels, engine_choice(engine, precision, device), options, replace, surface)
+        job = self._segmentJob(nodes[0], volume, segmentationNode, request)
+        return self._result(job, waitForCompletion, progress)
+
+    def _segmentJob(
+        self, volumeNode: Any, volume: Volume, segmentationNode: Any, request: SegmentRequest
+    ) -> BackgroundJob:
+        """Start the run in the worker; the job adds its result to the scene when it has come."""
+
+        def check() -> None:
+            self._stillThere(volumeNode, "The volume")
+            if segmentationNode is not None:
+                self._stillThere(segmentationNode, "The segmentation")
+
+        def finish(result: WorkerResult) -> Any:
+            self.report = result.report
+            voxels = {int(value): count for value, count in result.report["voxels"].items()}
+            with self._undo.changing(segmentationNode) as changed:
+                changed.node = scene.add_segmentation(
+                    result.labels,
+                    request.labels,
+                    volumeNode,
+                    segmentationNode,
+                    replace=request.replace,
+                    surface=request.surface,
+                    voxels=voxels,
+                )
+            return changed.node
+
+        job = self._client.submit(request.model, volume, request.choice, request.options)
+        return BackgroundJob(job, finish, check)
+
+    def process(
+        self, inputVolume: Any, outputSegmentation: Any, model: str, waitForCompletion: bool = True, **options: Any
+    ) -> Any:
+        """:meth:`segment` in the form of Slicer's module template."""
+        return self.segment(inputVolume, outputSegmentation, model, waitForCompletion=waitForCompletion, **options)
+
+    def segmentAll(
+        self, model: str, waitForCompletion: bool = True, progress: Progress | None = None, **options: Any
+    ) -> Any:
+        """Segment every scan of the scene (label maps are none); the segmentation nodes.
+
+        One that fails does not stop the rest; the job's ``failures`` tell which and why.
+        """
+        mrmlScene = scene.headless_scene()
+        nodes = [
+            mrmlScene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode")
+            for n in range(mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))
+        ]
+        scans = [node for node in nodes if not node.IsA("vtkMRMLLabelMapVolumeNode")]
+        if not scans:
+            raise InputError("The scene holds no volume.", "Load a scan first.")
+        self._labels(self._modelPath(model), options.get("segments"))
+        pieces = [
+            (node.GetName(), partial(self.segment, node, model=model, waitForCompletion=False, **options))
+            for node in scans
+        ]
+        return self._result(BatchJob(pieces), waitForCompletion, progress)
+
+    def segmentFolder(
+        self,
+        folder: str,
+        model: str,
+        output: str,
+        engine: str = "auto",
+        precision: str = "int8",
+        waitForCompletion: bool = True,
+        progress: Progress | None = None,
+        *,
+        segments: Sequence[str] | None = None,
+        device: str = EngineChoice.device,
+        options: SegmentationOptions = SegmentationOptions(),
+        reading: ReadOptions = ReadOptions(),
+    ) -> Any:
+        """Segment every scan file of a folder into ``output/NAME.seg.nrrd``; the paths that were written.
+
+        Nothing is loaded into the scene. Files that are there already are left out, so that a batch can go on. What engine,
+        precision, segments, device and options mean is said at :meth:`segment`. Scans whose names differ by their type alone
+        keep it in the name of their result.
+
+        Args:
+            reading: how the files are read, where they leave a choice.
+        """
+        scans = [path for path in scan_files(folder) if not path.name.lower().endswith(".seg.nrrd")]
+        if not scans:
+            raise InputError(f"There is no scan in {folder}.", "Choose a folder with NIfTI, NRRD or MetaImage files.")
+        path = self._modelPath(model)
+        wanted = None if segments is None else [label.name for label in self._labels(path, segments)]
+        request = {
+            "model": path, "choice": asdict(engine_choice(engine, precision, device)), "options": asdict(options), "segments": wanted, "reading": asdict(reading)
+        }  # fmt: skip
+        pieces: list[tuple[str, Callable[[], Pollable]]] = []
+        for scan, name in zip(scans, result_names(scans), strict=True):
+            target = Path(output) / f"{name}.seg.nrrd"
+            if not target.exists():
+                pieces.append((scan.name, partial(self._segmentFile, scan, target, request)))
+        return self._result(BatchJob(pieces), waitForCompletion, progress)
+
+    def segmentSequence(
+        self,
+        sequenceNode: Any,
+        model: str,
+        waitForCompletion: bool = True,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Any:
+        """Segment every frame of a sequence of volumes; the sequence node of the segmentations.
+
+        If a sequence browser plays the scan, it plays the segmentations with it.
+        """
+        frames = sequences.frames_of(sequenceNode)
+        self._labels(self._modelPath(model), options.get("segments"))
+        segmentations: list[Any] = []
+
+        def frame(number: int) -> Pollable:
+            mrmlScene = sequenceNode.GetScene()
+            frame_node = mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "frame")
+            frame_node.CopyContent(frames[number])
+            job = self.segment(frame_node, model=model, waitForCompletion=False, **options)
+            return sequences.FrameJob(
+                job, frame_node, sequenceNode, segmentations, sequenceNode.GetNthIndexValue(number)
+            )
+
+        batch = sequences.SequenceJob(
+            [(f"frame {n + 1}", partial(frame, n)) for n in range(len(frames))], sequenceNode, segmentations
+        )
+        return self._result(batch, waitForCompletion, progress)
+
+    def undo(self) -> Any | None:
+        """Take the last segmentation back; see :class:`.undo.SegmentationUndo`."""
+        return self._undo.undo()
+
+    @property
+    def canUndo(self) -> bool:
+        return self._undo.possible
+
+    # ---- within
+
+    def _segmentFile(self, scan: Path, target: Path, request: dict[str, Any]) -> Pollable:
+        job = self._client.begin("segment_file", [], scan=str(scan), output=str(target), **request)
+
+        def finish(result: WorkerResult) -> str:
+            self.report = result.report
+            return str(target)
+
+        return BackgroundJob(job, finish)
+
+    def _labels(self, path: str, segments: Sequence[str] | None) -> tuple[Label, ...]:
+        labels = self._spec(path).labels
+        if segments is None:
+            return labels
+        known = {label.name for label in labels}
+        if unknown := [name for name in segments if name not in known]:
+            raise InputError(f"The model does not know {unknown[0]!r}.", f"It finds: {', '.join(sorted(known))}.")
+        return tuple(label for label in labels if label.name in set(segments))
