@@ -36,7 +36,11 @@ def bundle(
 ) -> dict[str, Any]:
     version = more.pop("version", None)
     address = f"{_ZOO}/releases/download/hosting_storage_v1/{name}_v{version}.zip" if version else None
-    by_hand = "" if version else f"Get it with: python -m monai.bundle download {name} --bundle_dir FOLDER."
+    by_hand = (
+        ""
+        if version
+        else f"It is published as a folder of files, not as one file: python -m monai.bundle download {name} --bundle_dir FOLDER."
+    )
     return {
         "name": name,
         "title": title,
@@ -84,7 +88,7 @@ def total(
     }
 
 
-def onnx(name: str, title: str, task: str, network: str, source: str) -> dict[str, Any]:
+def onnx(name: str, title: str, task: str, network: str, source: str, weights: str) -> dict[str, Any]:
     spec = specs()[name]
     path = DATA / "networks" / f"{name}.onnx"
     return {
@@ -101,7 +105,7 @@ def onnx(name: str, title: str, task: str, network: str, source: str) -> dict[st
         "homepage": f"https://github.com/{source}",
         "citation": source,
         "url": None,
-        "by_hand": "Export the repository's network to ONNX (opset 17 or later).",
+        "by_hand": f"Its repository holds the weights as {weights}, not as ONNX: export them (opset 17 or later).",
         "size_bytes": path.stat().st_size if path.exists() else None,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None,
         "spec": spec.to_json(),
@@ -117,7 +121,7 @@ def models() -> list[dict[str, Any]]:
                "Tang et al., CVPR 2022; Hatamizadeh et al. 2022", version="0.3.9", sha1="90aad6320190c85d5e6e78d8023f2b2519ea4efc"),
         bundle("wholeBody_ct_segmentation", "104 structures of the whole body in CT", "TotalSegmentator", "CT", "SegResNet",
                ["spleen", "kidneys", "liver", "lungs", "vertebrae", "ribs", "muscles", "vessels"], 104,
-               "Wasserthal et al. 2023; Myronenko 2018"),
+               "Wasserthal et al. 2023; Myronenko 2018", version="0.1.9"),
         bundle("wholeBrainSeg_Large_UNEST_segmentation", "133 structures of the brain in T1 MR", "Whole Brain", "MR", "UNesT",
                ["cerebral cortex by region", "hippocampus", "thalamus", "cerebellum"], 133, "Yu et al., UNesT, arXiv 2209.14378",
                version="0.2.1", sha1="4445a597c63dd9e501b97f04909bf9181dc8808e", needs_trust=True),
@@ -130,15 +134,15 @@ def models() -> list[dict[str, Any]]:
         total(294, "part4_muscles", 1559, "Muscles and bones", ["humerus", "scapula", "clavicula", "femur", "hip", "gluteus"], 23),
         total(295, "part5_ribs", 1559, "Ribs", ["ribs", "sternum", "costal cartilages"], 26),
         total(297, "total_3mm", 1559, "All 117 structures at 3 mm, fast", ["all of TotalSegmentator's"], 117, "v2.0.4", "_v204"),
-        onnx("brain18_meshnet30", "18 tissues of the brain in T1 MR", "brainchop", "MeshNet", brainchop),
-        onnx("brain18_meshnet", "18 tissues of the brain in T1 MR, smaller", "brainchop", "MeshNet", brainchop),
-        onnx("brain3_meshnet20", "Grey and white matter in T1 MR", "brainchop", "MeshNet", brainchop),
-        onnx("brain3_meshnet5", "Grey and white matter in T1 MR, smallest", "brainchop", "MeshNet", brainchop),
-        onnx("brain_mask_mindgrab", "Brain mask in T1 MR", "brainchop", "MeshNet", brainchop),
-        onnx("brain_mask_deepbrain_v1", "Brain mask in T1 MR", "deepbrain", "U-Net", deepbrain),
-        onnx("brain_mask_deepbrain_v2", "Brain mask in T1 MR, larger", "deepbrain", "U-Net", deepbrain),
-        onnx("brain_torchio_4mm", "Brain mask in T1 MR at 4 mm", "torchio", "U-Net", "fepegar/torchio-data"),
-        onnx("abdomen_ct_obelisk", "8 abdominal organs in CT", "OBELISK", "U-Net", "mattiaspaul/OBELISK"),
+        onnx("brain18_meshnet30", "18 tissues of the brain in T1 MR", "brainchop", "MeshNet", brainchop, "a TensorFlow.js model"),
+        onnx("brain18_meshnet", "18 tissues of the brain in T1 MR, smaller", "brainchop", "MeshNet", brainchop, "a TensorFlow.js model"),
+        onnx("brain3_meshnet20", "Grey and white matter in T1 MR", "brainchop", "MeshNet", brainchop, "a TensorFlow.js model"),
+        onnx("brain3_meshnet5", "Grey and white matter in T1 MR, smallest", "brainchop", "MeshNet", brainchop, "a TensorFlow.js model"),
+        onnx("brain_mask_mindgrab", "Brain mask in T1 MR", "brainchop", "MeshNet", brainchop, "a TensorFlow.js model"),
+        onnx("brain_mask_deepbrain_v1", "Brain mask in T1 MR", "deepbrain", "U-Net", deepbrain, "a TensorFlow graph"),
+        onnx("brain_mask_deepbrain_v2", "Brain mask in T1 MR, larger", "deepbrain", "U-Net", deepbrain, "a TensorFlow graph"),
+        onnx("brain_torchio_4mm", "Brain mask in T1 MR at 4 mm", "torchio", "U-Net", "fepegar/torchio-data", "a PyTorch checkpoint"),
+        onnx("abdomen_ct_obelisk", "8 abdominal organs in CT", "OBELISK", "U-Net", "mattiaspaul/OBELISK", "a PyTorch checkpoint"),
     ]  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def models_schema() -> dict[str, object]:
         task=_NAME,
         modality=_NAME,
         network=_NAME,
-        form=_choice("onnx", "bundle", "nnunet", "auto3dseg"),
+        form=_choice("onnx", "bundle", "nnunet", "auto3dseg", "package"),
         structures=_COUNT,
         labels={"type": "array", "minItems": 1, "items": _NAME},
         license=_NAME,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
 import shutil
-import threading
 from dataclasses import replace
 
 import jsonschema
 import pytest
 
 import tiny
+import web_server
 from data_models import DATA
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import Cancelled, InputError
@@ -24,56 +23,10 @@ from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.resources import resource
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves ``content``; ``cut`` holds how many bytes each further answer sends before the connection breaks."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.version, self.cut, self.asked, self.fail, self.redirect = b"", '"1"', [], [], [], None
-
-    @property
-    def address(self):
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.0"
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        server = self.server
-        server.asked.append((self.path, self.headers.get("Range"), self.headers.get("If-Range")))
-        if self.path == "/moved" and server.redirect:
-            self.send_response(302)
-            self.send_header("Location", server.redirect)
-            self.end_headers()
-            return
-        if server.fail:
-            self.send_error(server.fail.pop(0))
-            return
-        start = 0
-        if (given := self.headers.get("Range")) and self.headers.get("If-Range") == server.version:
-            start = int(given.removeprefix("bytes=").rstrip("-"))
-        body = server.content[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("ETag", server.version)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: server.cut.pop(0)] if server.cut else body)
-
-
 @pytest.fixture
 def server(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    made = Server()
-    made.content = bytes(range(256)) * 4000
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    with web_server.running(monkeypatch) as running:
+        yield running
 
 
 @pytest.fixture
@@ -223,7 +176,7 @@ def test_a_model_is_installed_without_a_network(server, models, small_package, t
     (tmp_path / "by_hand.onnx").write_bytes(b"another")
     with pytest.raises(DownloadError, match=r"by_hand\.onnx is not the file"):
         catalogue.install(item, tmp_path / "by_hand.onnx", Task())
-    with pytest.raises(InputError, match="cannot be downloaded.*Export"):
+    with pytest.raises(InputError, match="cannot be downloaded.*export them"):
         catalogue.install(replace(item, url=None), None, Task())
     with pytest.raises(InputError, match="nothing at"):
         catalogue.install(item, tmp_path / "none.onnx", Task())

@@ -26,11 +26,19 @@ def add_parser(add: Add) -> None:
         "public models: list, show, get, remove",
         "models list spleen",
         "models show vista3d",
+        "models show demo --classes",
+        "models get liver.zip",
     )
     command.add_argument("action", nargs="?", choices=["list", "show", "get", "remove"], default="list")
-    name = command.add_argument("name", nargs="?", help="of the model; for list, words to look for")
+    name = command.add_argument(
+        "name",
+        nargs="?",
+        help="of the model; for list, words to look for; for get also a package: .zip, folder or web address",
+    )
     name.completer = complete_public  # type: ignore[attr-defined]
     command.add_argument("--from", dest="source", metavar="PATH", help="get: a file or folder that was got by hand")
+    command.add_argument("--sha256", metavar="HEX", help="get: what the digest of a package from the web has to be")
+    command.add_argument("--classes", action="store_true", help="show: value, name and coded term of every structure")
     command.add_argument("--accept-license", action="store_true", help="get: the license was read and is accepted")
     command.add_argument("--trust-code", action="store_true", help="get: run Python code that comes with the model")
     add_force(command)
@@ -39,23 +47,84 @@ def add_parser(add: Add) -> None:
 def run(args: argparse.Namespace, task: Task) -> None:
     """List, show, get or remove models."""
     from ..errors import InputError
-    from ..importers.catalogue import entry
+
+    actions = {
+        "list": lambda: _list(args),
+        "show": lambda: _show(args),
+        "get": lambda: _get(args, task),
+        "remove": lambda: _remove(args),
+    }
+    for option, action in (("source", "get"), ("sha256", "get"), ("classes", "show")):
+        if getattr(args, option) and args.action != action:
+            name = "from" if option == "source" else option
+            raise InputError(f"--{name} is for: medquant models {action}.", f"Leave it out with {args.action}.")
+    if args.action != "list" and not args.name:
+        raise InputError(
+            f"Which model is meant by {args.action}?", f"Give its name: medquant models {args.action} NAME"
+        )
+    actions[args.action]()
+
+
+def _remove(args: argparse.Namespace) -> None:
     from ..models.installed import remove
 
-    if args.action == "list":
-        _list(args)
-    elif not args.name:
-        raise InputError(f"Which model shall be {args.action}?", f"Give its name: medquant models {args.action} NAME")
-    elif args.action == "remove":
-        freed = remove(args.name)
-        print_result(
-            args, {"removed": args.name, "bytes": freed}, f"removed {args.name}: {freed / 1e6:.1f} MB are free again"
-        )
-    elif args.action == "show":
+    freed = remove(args.name)
+    print_result(
+        args, {"removed": args.name, "bytes": freed}, f"removed {args.name}: {freed / 1e6:.1f} MB are free again"
+    )
+
+
+def _show(args: argparse.Namespace) -> None:
+    from ..importers.catalogue import entries, entry
+    from ..models.installed import installed_models
+
+    known, present = entries(), installed_models()
+    if args.classes:
+        _show_classes(args, present)
+    elif args.name in known:
         item = entry(args.name)
-        print_result(args, _json(item), *_lines(item))
+        print_result(args, {**_json(item), "installed": args.name in present}, *_lines(item))
+    elif args.name in present:
+        row = _own(args.name, present[args.name][0])
+        print_result(args, row, *_package_lines(row))
     else:
-        _get(args, task)
+        entry(args.name)  # which says what names are similar
+
+
+def _show_classes(args: argparse.Namespace, present: dict[str, list[Path]]) -> None:
+    """Every structure of a model that is installed, or of a package: the label map's value, the name, and the coded term."""
+    from ..errors import InputError
+    from ..importers.catalogue import entries
+    from ..models.package import peek
+
+    if args.name in present:
+        path = present[args.name][0]
+    elif args.name in entries():
+        raise InputError(
+            f"{args.name} is not installed, and the catalog holds no whole list of its structures.",
+            f"Install it first: medquant models get {args.name}",
+        )
+    else:
+        path = Path(args.name)
+    spec, _files = peek(path)
+    rows = []
+    for label in spec.labels:
+        term = label.terminology.type if label.terminology else None
+        rows.append(
+            {
+                "value": label.value,
+                "name": label.name,
+                "color": list(label.color),
+                "code": f"{term.scheme} {term.value}" if term else None,
+                "meaning": term.meaning if term else None,
+            }
+        )
+    width = max(len(label.name) for label in spec.labels)
+    lines = [
+        f"{row['value']:5}  {row['name']:{width}}" + (f"  {row['code']} ({row['meaning']})" if row["code"] else "")
+        for row in rows
+    ]
+    print_result(args, {"name": args.name, "classes": rows}, *(line.rstrip() for line in lines))
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -107,8 +176,22 @@ def _own(name: str, path: Path) -> dict[str, Any]:
         "structures": len(spec.labels),
         "labels": [label.name for label in spec.labels],
         "license": spec.license,
+        "homepage": spec.source_url,
+        "citation": spec.citation,
         "installed": True,
     }
+
+
+def _package_lines(row: dict[str, Any]) -> list[str]:
+    """What is said of a package that the catalog does not hold."""
+    return [
+        f"{row['name']}: {row['title']}",
+        f"  {row['modality']}",
+        f"  finds     {', '.join(row['labels'])}",
+        f"  license   {row['license']}",
+        *([f"  cite      {row['citation']}"] if row["citation"] else []),
+        *([f"  from      {row['homepage']}"] if row["homepage"] else []),
+    ]
 
 
 def _json(item: CatalogueEntry) -> dict[str, Any]:
@@ -145,12 +228,17 @@ def _lines(item: CatalogueEntry) -> list[str]:
 
 def _get(args: argparse.Namespace, task: Task) -> None:
     from ..errors import InputError
-    from ..importers.catalogue import entry, install
+    from ..importers.catalogue import entries, entry, install
     from ..models.installed import models_root
     from ..outputs import check_output_package
     from .overwriting import overwriting
 
+    if args.name not in entries() and (_is_address(args.name) or Path(args.name).exists()):
+        _get_package(args, task)
+        return
     item = entry(args.name)
+    if args.sha256:
+        raise InputError("--sha256 is for a package from the web.", "The catalog holds the digests of its models.")
     if not args.json:
         say(*_lines(item))
     if not args.accept_license and not _agreed(args):
@@ -165,6 +253,52 @@ def _get(args: argparse.Namespace, task: Task) -> None:
         {"name": item.name, "packages": folders},
         f"installed {item.name} in {Path(folders[0]).parent}",
         f"next: medquant quantize {args.name if len(folders) == 1 else folders[0]} --calibrate SCANS",
+    )
+
+
+def _is_address(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def _get_package(args: argparse.Namespace, task: Task) -> None:
+    """Install a package that somebody published: a file, a folder, or one at a web address."""
+    from ..errors import InputError
+    from ..importers.catalogue import download_package, install_package
+    from ..importers.download import Checksum
+    from ..models.installed import models_root
+    from ..models.package import INT8, peek
+    from .overwriting import overwriting
+
+    if args.source or args.trust_code:
+        option = "--from" if args.source else "--trust-code"
+        raise InputError(f"{option} is for models of the catalog, and {args.name} is a package.", "Leave it out.")
+    address = _is_address(args.name)
+    if args.sha256 and not address:
+        raise InputError("--sha256 is for a package from the web.", "Leave it out.")
+    path = (
+        download_package(args.name, task, Checksum("sha256", args.sha256.lower()) if args.sha256 else None)
+        if address
+        else Path(args.name)
+    )
+    try:
+        spec, files = peek(path)
+        row = {**_own(spec.name, path), "int8": INT8 in files}
+        if not args.json:
+            say(*_package_lines(row))
+        if not args.accept_license and not _agreed(args):
+            raise InputError(f"The license of {spec.name} was not accepted.", "Read it, and give --accept-license.")
+        with overwriting(args, [models_root() / spec.name]):
+            package = install_package(path)
+    finally:
+        if address:
+            path.unlink(missing_ok=True)
+    print_result(
+        args,
+        {"name": spec.name, "packages": [str(package.folder)], "int8": row["int8"]},
+        f"installed {spec.name} in {package.folder.parent}",
+        f"next: medquant segment {spec.name} SCAN"
+        if row["int8"]
+        else f"next: medquant quantize {spec.name} --calibrate SCANS",
     )
 
 

@@ -8,7 +8,21 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from .. import __version__
-from . import build, cache, compare, demo, differences, doctor, evaluate, import_model, models, quantize, segment, study
+from . import (
+    build,
+    cache,
+    compare,
+    demo,
+    differences,
+    doctor,
+    evaluate,
+    import_model,
+    models,
+    package,
+    quantize,
+    segment,
+    study,
+)
 from .common import Formatter
 from .terminal import prepare_streams, warn
 
@@ -61,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_parser(add)
     differences.add_parser(add)
     models.add_parser(add)
+    package.add_parser(add)
     study.add_parsers(add)
     evaluate.add_parser(add)
     cache.add_parser(add)

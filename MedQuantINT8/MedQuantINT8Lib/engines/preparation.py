@@ -125,7 +125,7 @@ def prepare(
         engine.close()
         raise
     if fidelity.trusted:
-        entry = entry.update(fidelity=fidelity.to_json())
+        entry = entry.update(fidelity=fidelity.to_json(), int8_mac_share=engine.describe().int8_mac_share)
         return PreparedEngine(engine, backend, used, entry, fidelity, _note(used), (), cached)
     engine.close()
     return _with_fallback(package, backend, options, key, patches, fidelity, task)
@@ -237,7 +237,7 @@ def _with_fallback(
                 engine.close()
                 raise
         if fidelity.trusted:
-            entry = entry.update(fidelity=fidelity.to_json())
+            entry = entry.update(fidelity=fidelity.to_json(), int8_mac_share=engine.describe().int8_mac_share)
             return PreparedEngine(
                 engine, backend, safe, entry, fidelity, _note(safe, note), tuple(layers), cached=False
             )

@@ -6,17 +6,20 @@ An entry says where weights and their license are; nothing of a model is part of
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..models.installed import models_root
+from ..errors import InputError, PackageError
+from ..files import storage_errors
+from ..models.installed import DEMO, models_root
 from ..models.package import ModelPackage
 from ..models.spec import ModelSpec
 from ..models.spec_parser import parse_spec
+from ..outputs import check_output_package
 from ..progress import Task
 from ..resources import resource
 from .archives import as_folder
@@ -29,7 +32,7 @@ class CatalogueEntry:
     """One public model of the catalog.
 
     Attributes:
-        form: how it is imported: "onnx", "bundle", "nnunet" or "auto3dseg".
+        form: how it is imported: "onnx", "bundle", "nnunet", "auto3dseg", or "package" for one that needs no import.
         labels: the structures that it segments, the first few where there are many; ``structures`` is their number.
         url: where it can be downloaded, or None: then ``by_hand`` says how to get it.
         needs_trust: whether it holds Python code that has to be run.
@@ -92,12 +95,52 @@ def install(item: CatalogueEntry, source: Path | None, task: Task, *, trust_code
         DownloadError, InputError, PackageError, StorageError: no half-written model is kept, but a download can go on.
     """
     path = _download_source(item, task) if source is None else _check_source(item, source)
+    if item.form == "package":
+        packages = [install_package(path, item.name)]
+        if source is None:
+            path.unlink()
+        return packages
     with _open_source(item, path) as place:
         imported = _understand(item, place, trust_code)
         packages = write_all(imported, models_root() / item.name, task)
     if source is None:
         path.unlink()
     return packages
+
+
+def install_package(source: Path, name: str | None = None) -> ModelPackage:
+    """Install a package that somebody published, a folder or a zip, as the model ``name``: by default the name that it states.
+
+    Raises:
+        PackageError: a damaged package, or one that would take the name of the demo model.
+        StorageError: the models' folder cannot be written.
+    """
+    with ModelPackage.load(source) as package:
+        name = name or package.spec.name
+        if name == DEMO:
+            raise PackageError(
+                f"{source} calls itself {DEMO}, as the model does that comes with the program.",
+                "Ask whoever published it for another name.",
+            )
+        target = models_root() / name / "package"
+        check_output_package(target, [source])
+        with storage_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        package.save(target)
+    return ModelPackage.load(target)
+
+
+def download_package(url: str, task: Task, checksum: Checksum | None = None) -> Path:
+    """Download a package from a web address; returns the file, which whoever installs it removes.
+
+    Raises:
+        DownloadError: as :func:`download`.
+    """
+    # Of two addresses with the same last part neither may go on where the other was interrupted.
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.zip"
+    path = models_root() / ".downloads" / name
+    download(url, path, task, checksum)
+    return path
 
 
 def _download_source(item: CatalogueEntry, task: Task) -> Path:
