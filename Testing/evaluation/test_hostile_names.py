@@ -74,7 +74,9 @@ def an_evaluation():
     row = {"case": f"case {NAME}", "structure": f"structure {NAME}", "dice": 0.9, "ml": 10.0}
     return {
         "model": f"model {NAME}", "data": f"data {NAME}", "cases": [f"case {NAME}"], "tolerance_mm": 1.0, "machine": MACHINE,
-        "summary": {"overall": metrics, "structures": {f"structure {NAME}": metrics}, "worst": [f"structure {NAME}"]},
+        "summary": {"overall": metrics, "structures": {f"structure {NAME}": metrics}, "worst": [f"structure {NAME}"],
+                    "small": [f"structure {NAME}"],
+                    "agreement": {"structures": {f"structure {NAME}": interval}, "worst": None, "worst_small": {"name": f"structure {NAME}", "dice": 0.5}}},
         "rows": [{**row, "precision": "fp32"}, {**row, "precision": "int8", "dice": 0.8, "ml": 11.0}],
         "seconds": {"fp32": 2.0, "int8": 1.0}, "engine": {"fp32": engine("fp32"), "int8": engine("int8")},
     }  # fmt: skip

@@ -12,6 +12,7 @@ from data_models import ROOT, specs
 from MedQuantINT8Lib.cli import quantize
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
+from MedQuantINT8Lib.inference.structure_dice import PooledDice, StructureDice
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.spec import Label
@@ -19,7 +20,6 @@ from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import accuracy_guard as sensitivity
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget, Candidate, Measurement, guard
 from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
-from MedQuantINT8Lib.quantization.measurer import PooledDice
 from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
 from MedQuantINT8Lib.quantization.quantize import OPSET, QuantizationPolicy, policy_reasons
 from MedQuantINT8Lib.resources import resource
@@ -240,3 +240,31 @@ def test_bias_correction_takes_networks_of_older_opsets():
     means = [input_means(convolutions(weights, biases, opset=opset), patches(), SHAPE) for opset in (17, 19)]
     assert set(means[0]) == set(weights)
     assert all(np.allclose(means[0][name], means[1][name], rtol=1e-5) for name in weights)
+
+
+def test_the_budget_can_be_set_on_the_worst_structure():
+    lost = Measurement(0.99, 0.0, structures=(StructureDice("a", 1.0, 5.0, 5000), StructureDice("b", 0.95, 0.5, 500)))
+    assert Budget(0.99).excess(lost) == 0
+    assert Budget(0.99, worst_structure=0.97).excess(lost) == pytest.approx(0.02)
+    assert Budget(0.0, worst_structure=0.97).excess(Measurement(None, 0.0)) == 0
+
+
+def test_a_layer_goes_back_for_the_worst_structure_alone(monkeypatch):
+    """The mean holds all the way; a structure does not, until two layers are in float."""
+
+    class Judge(Scripted):
+        def measure(self, model, patches=None):
+            measurement = super().measure(model, patches)
+            worst = {3: 0.5, 2: 0.8, 1: 0.98, 0: 1.0}[len(qdq.layers_with_int8_weights(model))]
+            return replace(measurement, structures=(StructureDice("thalamus", worst, 6.0, 6000),))
+
+    monkeypatch.setattr(sensitivity, "Measurer", Judge({3: 1.0, 2: 1.0, 1: 1.0, 0: 1.0}))
+    weights, biases = random_weights()
+    fp32 = convolutions(weights, biases)
+    for least, layers in ((0.0, 0), (0.97, 2)):
+        _, result = guard(
+            Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99, worst_structure=least), Task()
+        )
+        assert len(result.returned) == layers and result.kept
+    assert result.to_json()["worst"] == {"name": "thalamus", "dice": 0.98}
+    assert any("thalamus 0.9800" in line for line in quantize._guard_lines(result))

@@ -159,6 +159,9 @@ def _error_for(code: int) -> type[MedQuantError]:
 
 
 def _comparison_lines(report: dict[str, Any]) -> list[str]:
+    """What was compared, as lines for people."""
+    from ..inference.structure_dice import WorstStructures
+
     sizes = report["sizes"]
     lines = [
         f"{'':32}{'FP32':>10}{'INT8':>10}{'ratio':>8}",
@@ -188,4 +191,6 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
             f" (left out, as the labels do not have them: {', '.join(item['left_out'])})" if item["left_out"] else ""
         )
         lines.append(f"{item['scan']}: {item['first']} against {item['second']}: mean Dice {mean}{left_out}")
+        if worst := WorstStructures.of_rows(item["structures"]).text:
+            lines.append(f"  {worst}")
     return lines

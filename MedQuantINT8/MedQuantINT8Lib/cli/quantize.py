@@ -58,6 +58,13 @@ def add_parser(add: Add) -> None:
         default=0.99,
         help="least Dice of simulated INT8 with FP32 on the scans; below it layers go back to float (default: %(default)s)",
     )
+    command.add_argument(
+        "--worst-structure",
+        type=share,
+        default=0.0,
+        metavar="DICE",
+        help="least Dice with FP32 of the structure that agrees least, such as 0.97 (default: not asked)",
+    )
     command.add_argument("--labels", nargs="+", help="label maps of the scans, one each, with the model's label values")
     command.add_argument(
         "--dice-lost",
@@ -90,7 +97,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
 
     calibration = CalibrationOptions(args.method, args.patches, args.percentile, args.foreground, args.air, args.seed)
     calibration.check()
-    budget = Budget(args.agreement, args.dice_lost, not args.no_fallback)
+    budget = Budget(args.agreement, args.dice_lost, not args.no_fallback, worst_structure=args.worst_structure)
     policy = QuantizationPolicy(first=args.keep_first, head=args.keep_head, keep=tuple(args.keep), budget=budget)
     model = packages_of(args, one=True)
     target = args.output or model
@@ -139,7 +146,7 @@ def _replaced_by_quantizing(target: Path, model: Path) -> list[Path]:
 
 def _guard_lines(result: Any) -> list[str]:
     """What the accuracy guard did, for people."""
-    lines = []
+    lines = [f"  {result.after.worst.text}"] if result.after.worst.text else []
     if result.dice_fp32 is not None:
         lines.append(
             f"mean Dice to the labels: FP32 {_dice(result.dice_fp32)}, INT8 {_dice(result.after.dice)} (simulated)"

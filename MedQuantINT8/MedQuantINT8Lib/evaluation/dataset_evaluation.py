@@ -19,6 +19,7 @@ from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import KeepingPool
 from ..inference.ensemble import Ensemble
 from ..inference.segmenter import SegmentationOptions
+from ..inference.structure_dice import SMALL_ML, WorstStructures
 from ..models.spec import Label
 from ..progress import Task
 from ..system import machine
@@ -51,7 +52,8 @@ def evaluate(
 
     Returns:
         ``rows`` (one a case, structure and precision; a metric is None where it is not defined: a structure that is absent in
-        both label maps counts as nothing, not as 0), ``summary`` and what they were measured with.
+        both label maps counts as nothing, not as 0), ``summary`` and what they were measured with. Rows of INT8 hold the
+        ``agreement`` with FP32's own segmentation, too.
 
     Raises:
         InputError: model and data set have no structure in common.
@@ -73,16 +75,21 @@ def evaluate(
                     f"{data.name}: the labels of {case.name} are {truth.shape} voxels, its scan {volume.data.shape[1:]}.",
                     "Check the files.",
                 )
+            maps: dict[str, Any] = {}
             for precision in PRECISIONS:
                 run = pipeline.segment(ensemble, volume, choice.beside(precision), options, Task(), pool=pool)
                 seconds[precision].append(run.seconds["total"])
                 engine[precision] = run.engine
+                maps[precision] = run.result.labels
                 rows += [
                     {
                         "case": case.name,
                         "structure": label.name,
                         "precision": precision,
                         **scores(run.result.labels == label.value, truth == label.value, volume, tolerance),
+                        "agreement": dice(maps["int8"] == label.value, maps["fp32"] == label.value)
+                        if precision == "int8"
+                        else None,
                     }
                     for label in labels
                 ]
@@ -159,7 +166,13 @@ def summary(rows: Sequence[dict[str, Any]], structures: Sequence[str]) -> dict[s
 
     # Sorted once: to look through all rows for each value would take the square of their number.
     values_by_key: dict[tuple[str, str | None, str, str], list[float]] = {}
+    volumes_by_name: dict[str, list[float]] = {name: [] for name in structures}
+    agreement_by_name: dict[str, list[float]] = {name: [] for name in structures}
     for row in rows:
+        if row.get("true_ml"):
+            volumes_by_name[row["structure"]].append(row["true_ml"])
+        if row.get("agreement") is not None:
+            agreement_by_name[row["structure"]].append(row["agreement"])
         for metric in METRICS:
             if row[metric] is not None:
                 for structure in (None, row["structure"]):
@@ -195,7 +208,22 @@ def summary(rows: Sequence[dict[str, Any]], structures: Sequence[str]) -> dict[s
         if metrics["dice"]["difference"]
     }
     worst = sorted(lost, key=lambda name: -lost[name])[:_WORST]
-    return {"overall": part(None), "structures": by_structure, "worst": worst}
+    # Of the label maps that hold the structure.
+    ml_by_name = {name: float(np.median(volumes)) if volumes else 0.0 for name, volumes in volumes_by_name.items()}
+    return {
+        "overall": part(None),
+        "structures": by_structure,
+        "worst": worst,
+        "small": [name for name in structures if 0 < ml_by_name[name] < SMALL_ML],
+        "agreement": _agreement(agreement_by_name, ml_by_name),
+    }
+
+
+def _agreement(values_by_name: dict[str, list[float]], ml_by_name: dict[str, float]) -> dict[str, Any]:
+    """Dice of INT8 with FP32 by structure, means over cases with intervals, and the structures that agree least."""
+    means = {name: interval for name, values in values_by_name.items() if (interval := mean_of(values))}
+    worst = WorstStructures.of((name, interval.mean, ml_by_name[name]) for name, interval in means.items())
+    return {"structures": {name: interval.to_json() for name, interval in means.items()}, **worst.to_json()}
 
 
 #: What is written into the folder of results.
@@ -207,7 +235,7 @@ def write_results(value: dict[str, Any], folder: Path) -> None:
     write_json(folder / "evaluation.json", value)
     text = io.StringIO()
     writer = csv.DictWriter(
-        text, ["case", "structure", "precision", "dice", "nsd", "hd95", "ml", "true_ml", "ml_difference"]
+        text, ["case", "structure", "precision", "dice", "nsd", "hd95", "ml", "true_ml", "ml_difference", "agreement"]
     )
     writer.writeheader()
     writer.writerows(value["rows"])
@@ -232,6 +260,18 @@ def lines_of(value: dict[str, Any]) -> list[str]:
         difference = values["difference"]
         lines.append(
             f"  {title:16} FP32 {_interval(values['fp32'])}  INT8 {_interval(values['int8'])}  FP32 - INT8 {difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f}){p}"
+        )
+    worst = value["summary"]["agreement"]
+    for key, title in (
+        ("worst", "INT8 agrees least with FP32 in"),
+        ("worst_small", f"of those below {SMALL_ML:g} ml in"),
+    ):
+        if worst[key]:
+            lines.append(f"  {title} {worst[key]['name']}: Dice {worst[key]['dice']:.4f}")
+    lost = value["summary"]["structures"][value["summary"]["worst"][0]]["dice"] if value["summary"]["worst"] else None
+    if lost:
+        lines.append(
+            f"  INT8 loses most in {value['summary']['worst'][0]}: Dice {lost['difference']['mean']:+.4f} ({lost['fp32']['mean']:.4f} in FP32)"
         )
     if value["left_out"]:
         lines.append(f"  left out, as no label map has them: {', '.join(value['left_out'])}")

@@ -24,8 +24,10 @@ from ..engines.preparation import prepare
 from ..errors import InputError, MedQuantError
 from ..files import write_json, write_text
 from ..importers.networks import STUDY
+from ..inference.structure_dice import PooledDice, WorstStructures, network_voxel_ml
 from ..models.installed import DEMO, installed_models
 from ..models.package import ModelPackage
+from ..models.spec import ModelSpec
 from ..progress import Task
 from ..system import machine
 from .reports.pages import require_templates
@@ -107,7 +109,8 @@ def _package(name: str, package: ModelPackage, backend: EngineBackend, task: Tas
     labels = labels_of(package.spec.output)
     for precision, item in prepared.items():
         distance = Distance(labels)
-        distance.add(np.array(item.engine.infer(batch)), expected)
+        output = np.array(item.engine.infer(batch))
+        distance.add(output, expected)
         described = item.describe()
         row: dict[str, Any] = {
             "network": name,
@@ -119,6 +122,7 @@ def _package(name: str, package: ModelPackage, backend: EngineBackend, task: Tas
             "verdict": described.verdict,
             "relative_error": distance.relative_error,
             "other_labels": distance.label_disagreement,
+            **_worst_structures(package.spec, labels(output), labels(expected)).to_json(),
             "fidelity": item.fidelity.to_json() if item.fidelity else None,
             "fallback_layers": list(item.fallback),
         }
@@ -127,6 +131,14 @@ def _package(name: str, package: ModelPackage, backend: EngineBackend, task: Tas
         rows.append(row)
         item.close()
     return rows
+
+
+def _worst_structures(spec: ModelSpec, ours: Any, theirs: Any) -> WorstStructures:
+    """The structures that agree least with FP32 in one patch, as labels or masks of it."""
+    names = {label.channel: label.name for label in spec.labels}
+    pooled = PooledDice(spec.output.activation == "softmax", names, network_voxel_ml(spec))
+    pooled.add(ours, theirs)
+    return WorstStructures.of((item.name, item.dice, item.ml) for item in pooled.structures)
 
 
 def _fault(precision: str, row: dict[str, Any]) -> str:
@@ -154,6 +166,8 @@ def lines_of(value: dict[str, Any]) -> list[str]:
             if "median_ms" in row
             else ""
         )
+        worst = row.get("worst") or row.get("worst_small")
+        figures += f"  worst structure {worst['name']} {worst['dice']:.3f}" if worst else ""
         lines.append(
             f"  {'PASS' if row['passed'] else 'FAIL'}  {row['network']:10} {row['precision']:5} {figures}  {row['reason']}".rstrip()
         )

@@ -38,16 +38,20 @@ class Budget:
         agreement: least mean Dice of simulated INT8 with FP32; 0 does not ask.
         dice_lost: the most that mean Dice to the labels may fall, where there are labels.
         fallback: whether layers may go back to float; if not, the loss is only measured.
+        worst_structure: least Dice with FP32 of the structure that agrees least; 0 does not ask.
     """
 
     agreement: float = 0.99
     dice_lost: float = 0.005
     fallback: bool = True
+    worst_structure: float = 0.0
 
     def excess(self, measurement: Measurement) -> float:
         """By how much a network exceeds the budget, in Dice; 0 where it holds."""
         short = 0.0 if measurement.agreement is None else self.agreement - measurement.agreement
-        return max(0.0, short) + max(0.0, measurement.dice_lost - self.dice_lost)
+        worst = measurement.worst_dice
+        lost_structure = 0.0 if worst is None else self.worst_structure - worst
+        return max(0.0, short) + max(0.0, measurement.dice_lost - self.dice_lost) + max(0.0, lost_structure)
 
 
 #: Said where there is nothing to judge INT8 by.
@@ -114,6 +118,8 @@ class GuardResult:
             "allowed_dice_lost": self.budget.dice_lost,
             "agreement_before": self.before.agreement,
             "agreement": self.agreement,
+            "structures": [item.to_json() for item in self.after.structures],
+            **self.after.worst.to_json(),
             "nothing_found": self.after.agreement is None,
             "relative_error": self.relative_error,
             "dice_to_labels": None

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from ..engines.fidelity import Distance, labels_of
 from ..engines.onnxruntime import session
+from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, network_voxel_ml
 from ..models import onnx_graph as graph
 from ..models.spec import ModelSpec
 
 Patch = NDArray[np.float32]
-_LEAST_VOXELS = 100
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,24 @@ class Measurement:
         relative_error: the relative error of the output.
         dice: mean Dice with the labels; None without labels, or where they show no structure.
         dice_fp32: FP32's mean Dice with the labels on the same patches.
+        structures: the agreement structure by structure.
     """
 
     agreement: float | None
     relative_error: float
     dice: float | None = None
     dice_fp32: float | None = None
+    structures: tuple[StructureDice, ...] = ()
+
+    @property
+    def worst(self) -> WorstStructures:
+        """The structures that agree least with FP32."""
+        return WorstStructures.of((item.name, item.dice, item.ml) for item in self.structures)
+
+    @property
+    def worst_dice(self) -> float | None:
+        """The least agreement of a structure of any size that counts in the mean; None where there is none."""
+        return min((item.dice for item in self.structures), default=None)
 
     @property
     def dice_lost(self) -> float:
@@ -45,14 +57,24 @@ class Measurer:
 
     Only the middle of each patch counts: near its border a network sees half of what is there, and the sliding window
     gives those voxels to the neighboring windows.
+
+    Args:
+        patches: (C, A0, A1, A2) each, all of one size.
+        references: the patches' labels, (A0, A1, A2) each, with the model's label values; or none.
+        voxel_ml: of the patches; by default what the model resamples to, if that is known.
     """
 
     def __init__(
-        self, fp32: Any, patches: Sequence[Patch], spec: ModelSpec, references: Sequence[NDArray[Any]]
+        self,
+        fp32: Any,
+        patches: Sequence[Patch],
+        spec: ModelSpec,
+        references: Sequence[NDArray[Any]] = (),
+        voxel_ml: float | None = None,
     ) -> None:
-        margins = [int(side * spec.window.overlap / 4) for side in patches[0].shape[1:]]
-        self._middle = tuple(slice(m, side - m) for m, side in zip(margins, patches[0].shape[1:], strict=True))
+        self._middle = middle_of(patches[0].shape[1:], spec.window.overlap)
         self._patches, self._spec = patches, spec
+        self._voxel_ml = network_voxel_ml(spec) if voxel_ml is None else voxel_ml
         self._references = [reference[self._middle] for reference in references]
         self._input = graph.network_shape(fp32).input_name
         self._labels = labels_of(spec.output)
@@ -65,13 +87,21 @@ class Measurer:
     def measure(self, candidate: Any, patches: int | None = None) -> Measurement:
         """Measure a network on all patches, or on the first ``patches`` of them."""
         outputs = self._outputs(candidate, "int8", patches or len(self._patches))
-        distance, agreement = Distance(self._labels), PooledDice(self._spec.output.activation == "softmax")
+        distance, agreement = Distance(self._labels), self._pooled()
         for output, expected in zip(outputs, self._expected, strict=False):
             distance.add(output, expected)
             agreement.add(self._labels(output), self._labels(expected))
         return Measurement(
-            agreement.value, distance.relative_error, self._dice(outputs), self._dice(self._expected[: len(outputs)])
+            agreement.value,
+            distance.relative_error,
+            self._dice(outputs),
+            self._dice(self._expected[: len(outputs)]),
+            tuple(agreement.structures),
         )
+
+    def _pooled(self) -> PooledDice:
+        names = {label.channel: label.name for label in self._spec.labels}
+        return PooledDice(self._spec.output.activation == "softmax", names, self._voxel_ml)
 
     def _dice(self, outputs: Sequence[NDArray[Any]]) -> float | None:
         """Return the mean Dice with the reference labels (A0, A1, A2), whose values are the model's label values."""
@@ -79,7 +109,7 @@ class Measurer:
             return None
         exclusive = self._spec.output.activation == "softmax"
         channels = {label.value: label.channel for label in self._spec.labels}
-        pooled = PooledDice(exclusive)
+        pooled = self._pooled()
         for output, reference in zip(outputs, self._references, strict=False):
             masks = {channel: reference == value for value, channel in channels.items()}
             if exclusive:
@@ -92,32 +122,7 @@ class Measurer:
         return pooled.value
 
 
-class PooledDice:
-    """The Dice of each structure over all patches together.
-
-    Structures that the reference finds in fewer than 100 voxels do not count: the patches do not hold them, and the few
-    stray voxels of a network at its margins would outweigh the others.
-    """
-
-    def __init__(self, exclusive: bool) -> None:
-        self._exclusive = exclusive
-        self._sums: dict[int, list[int]] = {}
-
-    def add(self, ours: NDArray[Any], theirs: NDArray[Any]) -> None:
-        if self._exclusive:
-            masks = [(c, ours == c, theirs == c) for c in np.union1d(np.unique(ours), np.unique(theirs)) if c > 0]
-        else:
-            masks = [(c, ours[:, c], theirs[:, c]) for c in range(ours.shape[1])]
-        for c, a, b in masks:
-            sums = self._sums.setdefault(int(c), [0, 0, 0])
-            sums[0] += 2 * int(np.logical_and(a, b).sum())
-            sums[1] += int(a.sum()) + int(b.sum())
-            sums[2] += int(b.sum())
-
-    @property
-    def value(self) -> float | None:
-        """The mean over the structures that the reference finds; None if it finds none."""
-        present = [sums for sums in self._sums.values() if sums[2]]
-        # Where all are small, as in a small network's patches, they are all there is.
-        large = [sums for sums in present if sums[2] >= _LEAST_VOXELS] or present
-        return float(np.mean([shared / total for shared, total, _ in large])) if large else None
+def middle_of(shape: Sequence[int], overlap: float) -> tuple[slice, ...]:
+    """The part of a patch that the sliding window takes mainly from it: a quarter of the overlap is left out at each side."""
+    margins = [int(side * overlap / 4) for side in shape]
+    return tuple(slice(m, side - m) for m, side in zip(margins, shape, strict=True))

@@ -45,6 +45,7 @@ class BuildLogic(ModelLogic):
         *,
         scans: Sequence[str] = (),
         fallback: bool = True,
+        worstStructure: float = 0.0,
         reading: ReadOptions = ReadOptions(),
         waitForCompletion: bool = True,
         progress: Progress | None = None,
@@ -56,6 +57,7 @@ class BuildLogic(ModelLogic):
             scans: files that are not loaded.
             reading: how these files are read, where they leave a choice.
             fallback: whether layers that INT8 cannot afford may go back to floating point.
+            worstStructure: the least Dice with FP32 of the structure that agrees least; 0 does not ask.
 
         Returns:
             What the quantization report says.
@@ -68,6 +70,7 @@ class BuildLogic(ModelLogic):
             "patches": patches,
             "agreement": agreement,
             "fallback": fallback,
+            "worst_structure": worstStructure,
             "reading": asdict(reading),
         }
         job = self._newBuilder().begin(

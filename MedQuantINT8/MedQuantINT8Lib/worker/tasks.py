@@ -119,7 +119,10 @@ def quantize(request: Request, volumes: list[Volume], context: TaskContext) -> T
             lambda p=p: read_volume(scan_paths(p), options=_reading(request)) for p in request["scans"]
         ]
         sampler = PatchSampler(sources, package.spec, patch, options, task=context.task)
-        policy = QuantizationPolicy(budget=Budget(request["agreement"], fallback=request["fallback"]))
+        budget = Budget(
+            request["agreement"], fallback=request["fallback"], worst_structure=request.get("worst_structure", 0.0)
+        )
+        policy = QuantizationPolicy(budget=budget)
         stopwatch = engine_stopwatch(package)
         quantized, report = quantize_package(
             package, sampler, request["output"], options, policy, context.task, stopwatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ...inference.structure_dice import SMALL_ML, WorstStructures
 from ..boundary import SHOWN_REGIONS
 from .pages import Strong, Table, number, render
 
@@ -16,6 +17,9 @@ def gains(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     def row(what: str, text: Callable[[dict[str, Any]], str]) -> tuple[str, str, str]:
         return what, text(first), text(second)
 
+    worst = WorstStructures.of_rows(report["structures"])
+    titles = ("least agreement, Dice", worst.large), (f"least agreement below {SMALL_ML:g} ml, Dice", worst.small)
+    least = [(title, "1", f"{found[1]:.4f} ({found[0]})") for title, found in titles if found]
     return [
         ("network file, MB", f"{files['fp32'] / 1e6:.1f}", f"{files['int8'] / 1e6:.1f}"),
         row("engine", lambda run: str(run["engine"]["title"])),
@@ -24,6 +28,7 @@ def gains(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         row("in the network, s", lambda run: f"{run['seconds'].get('network', 0.0):.1f}"),
         row("memory, GB", lambda run: f"{run['peak_memory_bytes'] / 1e9:.2f}" if run["peak_memory_bytes"] else "–"),
         row("work in INT8", lambda run: f"{100 * run['engine']['description']['int8_mac_share']:.0f} %"),
+        *least,
     ]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .pages import Table, render
+from ...inference.structure_dice import SMALL_ML
+from .pages import Strong, Table, render
 from .scatter import difference_plot, equality_plot
 
 
@@ -27,7 +28,8 @@ def page(value: dict[str, Any]) -> str:
         dice=equality_plot(dice, structures, "Dice, FP32", "Dice, INT8"),
         volumes=difference_plot(volumes, structures, "mean of both, ml", "INT8 - FP32, ml"),
         worst=summary["worst"],
-        structures=_structures(summary["structures"]),
+        structures=_structures(summary),
+        agreement=_agreement(summary["agreement"]),
         machine=value["machine"],
         seconds=value["seconds"],
         engine=value["engine"]["int8"],
@@ -57,14 +59,39 @@ def _overall(overall: dict[str, Any]) -> Table:
     return Table(["Mean over structures", "FP32", "INT8", "FP32 - INT8", "p"], rows)
 
 
-def _structures(structures: dict[str, Any]) -> Table:
-    rows = [
+def _structures(summary: dict[str, Any]) -> Table:
+    """The structures of at least 1 ml, and the smaller ones below a line of their own."""
+    structures, agreement = summary["structures"], summary["agreement"]["structures"]
+    small = [name for name in structures if name in summary["small"]]
+    large = [name for name in structures if name not in small]
+    head = [
+        "Structure",
+        "Dice FP32",
+        "Dice INT8",
+        "surface Dice FP32",
+        "surface Dice INT8",
+        "Dice lost",
+        "INT8 with FP32",
+    ]
+    rows: list[list[str | Strong]] = [
         [
             name,
-            *(_number(metrics[m][p]) for m in ("dice", "nsd") for p in ("fp32", "int8")),
-            _number(metrics["dice"]["difference"]),
+            *(_number(structures[name][m][p]) for m in ("dice", "nsd") for p in ("fp32", "int8")),
+            _number(structures[name]["dice"]["difference"]),
+            _number(agreement.get(name)),
         ]
-        for name, metrics in structures.items()
+        for name in (*large, *small)
     ]
-    head = ["Structure", "Dice FP32", "Dice INT8", "surface Dice FP32", "surface Dice INT8", "Dice lost"]
+    if small:
+        rows.insert(len(large), [Strong(f"below {SMALL_ML:g} ml"), *("" for _ in head[1:])])
     return Table(head, rows)
+
+
+def _agreement(agreement: dict[str, Any]) -> str:
+    """The structures in which INT8 agrees least with FP32, in a sentence; empty where nothing was found."""
+    parts = [
+        f"{where}{agreement[key]['name']} with Dice {agreement[key]['dice']:.4f}"
+        for key, where in (("worst", ""), ("worst_small", f"of those below {SMALL_ML:g} ml in "))
+        if agreement[key]
+    ]
+    return f"INT8 agrees least with FP32 in {', '.join(parts)}." if parts else ""

@@ -11,6 +11,7 @@ from typing import Any
 from ... import __version__
 from ...files import write_json, write_text
 from ...inference.pipeline import SegmentationRun
+from ...inference.structure_dice import WorstStructures
 from ...models.package import FP32, INT8, ModelPackage
 from ...system import machine, peak_memory
 from ..agreement import StructureAgreement, mean_dice
@@ -98,6 +99,7 @@ def agreement_json(
         "first": first,
         "second": second,
         "mean_dice": mean_dice(rows),
+        **WorstStructures.of((row.name, row.dice, max(row.ml, row.other_ml)) for row in rows).to_json(),
         "left_out": list(left_out),
         "structures": [row.to_json() for row in rows],
     }

@@ -16,6 +16,8 @@ _HEAD = (
     "INT8 share",
     "error against FP32",
     "other labels",
+    "worst structure",
+    "below 1 ml",
     "real against simulated",
     "Why",
 )
@@ -37,7 +39,7 @@ def _row(row: dict[str, Any]) -> list[str]:
         "PASS" if row["passed"] else "FAIL",
         row["network"],
         row["precision"],
-        *(_figures(row) if "median_ms" in row else ["–"] * 7),
+        *(_figures(row) if "median_ms" in row else ["–"] * 9),
         row["reason"],
     ]
 
@@ -51,5 +53,10 @@ def _figures(row: dict[str, Any]) -> list[str]:
         f"{100 * row['int8_share']:.1f} %",
         f"{row['relative_error']:.2g}",
         f"{100 * row['other_labels']:.3f} %",
+        *(_structure(row.get(key)) for key in ("worst", "worst_small")),
         number(fidelity["relative_error"] if fidelity else None, 4),
     ]
+
+
+def _structure(structure: dict[str, Any] | None) -> str:
+    return "–" if structure is None else f"{structure['name']} {structure['dice']:.3f}"

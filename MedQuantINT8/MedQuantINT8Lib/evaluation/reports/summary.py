@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
+from ...inference.structure_dice import SMALL_ML, WorstStructures
 from .pages import Strong, Table, counted, number
 
 #: From this mean Dice on, and this of the worst structure, INT8 is said to segment as FP32 does. The first is the agreement that
@@ -64,11 +65,10 @@ def lost(report: dict[str, Any]) -> dict[str, Any] | None:
     if not rows:
         verdict = "Neither FP32 nor INT8 found any of the model's structures: there is nothing to compare."
         return {"verdict": verdict, "worst": ""}
-    mean, worst = (
-        fmean(item["mean_dice"] for item in pairs if item["mean_dice"] is not None),
-        min(rows, key=lambda row: row["dice"]),
-    )
-    same = mean >= SAME_MEAN and worst["dice"] >= SAME_WORST
+    mean = fmean(item["mean_dice"] for item in pairs if item["mean_dice"] is not None)
+    worst = WorstStructures.of_rows(rows)
+    name, dice = worst.first or ("", 0.0)
+    same = mean >= SAME_MEAN and min(row["dice"] for row in rows) >= SAME_WORST
     verdict = (
         "Nothing that can be seen: INT8 segments as FP32 does."
         if same
@@ -87,8 +87,10 @@ def lost(report: dict[str, Any]) -> dict[str, Any] | None:
         "same": same,
         "mean": number(mean),
         "structures": counted(len({row["name"] for row in rows}), "structure"),
-        "worst": worst["name"],
-        "worst_dice": number(worst["dice"]),
+        "worst": name,
+        "worst_dice": number(dice),
+        "small": worst.small[0] if worst.small and worst.large else "",
+        "small_dice": number(worst.small[1]) if worst.small else "",
         "changed": changed["name"] if changed else "",
         "change": number(100 * abs(changed["ml"] / changed["other_ml"] - 1), 1) if changed else "",
         "truth": truth if {"fp32", "int8"} <= set(truth) else None,
@@ -96,7 +98,7 @@ def lost(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def structures(agreements: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A table a scan: Dice of each pair that was compared, and millilitres; beside it the scan's ``name`` and what is ``absent`` from the mean."""
+    """A table a scan: Dice of each pair that was compared, and millilitres; beside it the scan's ``name``, the ``worst`` structures and what is ``absent`` from the mean."""
     shown = []
     for scan in dict.fromkeys(item["scan"] for item in agreements):
         items = [item for item in agreements if item["scan"] == scan]
@@ -110,18 +112,36 @@ def structures(agreements: list[dict[str, Any]]) -> list[dict[str, Any]]:
             *(f"{_side(side)}, ml" for side in volumes),
         ]
         columns = [{row["name"]: row["dice"] for row in item["structures"]} for item in items]
+        large, small = _by_size(list(columns[0]), list(volumes.values()))
         rows: list[list[str | Strong]] = [
             [
                 name,
                 *(number(column.get(name)) for column in columns),
                 *(_ml(values[name]) for values in volumes.values()),
             ]
-            for name in columns[0]
+            for name in (*large, *small)
         ]
+        if small:
+            rows.insert(len(large), [Strong(f"below {SMALL_ML:g} ml"), *("" for _ in head[1:])])
         rows.append([Strong("mean"), *(number(item["mean_dice"]) for item in items), *("" for _ in volumes)])
         absent = sorted({name for item in items for name in item.get("left_out", ())})
-        shown.append({"name": scan, "table": Table(head, rows), "absent": ", ".join(absent)})
+        shown.append({"name": scan, "table": Table(head, rows), "worst": _worst(items), "absent": ", ".join(absent)})
     return shown
+
+
+def _by_size(names: list[str], volumes: list[dict[str, float]]) -> tuple[list[str], list[str]]:
+    """The names of the structures of at least 1 ml in one of the segmentations, or in none at all, and of the smaller ones."""
+    small = [name for name in names if 0 < max(values[name] for values in volumes) < SMALL_ML]
+    return [name for name in names if name not in small], small
+
+
+def _worst(items: list[dict[str, Any]]) -> list[str]:
+    """The structure that agrees least in each pair that was compared, in sentences."""
+    sentences = []
+    for item in items:
+        if text := WorstStructures.of_rows(item["structures"]).text:
+            sentences.append(f"{_side(item['first'])} – {_side(item['second'])}, {text}.")
+    return sentences
 
 
 def _side(name: str) -> str:
