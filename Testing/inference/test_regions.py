@@ -119,7 +119,7 @@ def test_what_is_resampled_decides_the_labels():
 class WindowOnGpu:
     """The GPU's sliding window in NumPy, as its kernels are described: scores are summed up, divided for regions, and reduced."""
 
-    def __init__(self, gpu, network, channels, classes, plan, window, batch):
+    def __init__(self, gpu, network, channels, classes, plan, window, batch, flips):
         self._infer, self._classes, self._plan, self._window = network.infer, classes, plan, window
 
     def run(self, data, reduction, task=None):
@@ -218,7 +218,9 @@ def test_cleaning_keeps_removes_and_fills():
     [
         ({"activation": "sigmoid", "thresholds": (0.5,)}, (), "1 thresholds for 3"),
         ({"resample": "logits"}, (Cleaning(where="network"),), "in network space"),
-        ({}, (Cleaning(connectivity=2),), "must be 1 or 3"),
+        ({}, (Cleaning(connectivity=4),), "must be 1, 2 or 3"),
+        ({}, (Cleaning(volume=3.0),), "'volume' only where the kind is remove_small"),
+        ({}, (Cleaning("remove_small", together=True, whole=True),), "'whole' only where"),
     ],
 )
 def test_descriptions_that_contradict_themselves_are_refused(output, cleaning, match):

@@ -175,13 +175,55 @@ def write_folder(
 
 
 def by_nnunet(
-    folder: Path, files: list[Path], folds: tuple[int | str, ...] = (0,), name: str = "checkpoint_final.pth"
+    folder: Path,
+    files: list[Path],
+    folds: tuple[int | str, ...] = (0,),
+    name: str = "checkpoint_final.pth",
+    *,
+    mirroring: bool = False,
+    previous: Path | None = None,
 ) -> Any:
-    """The label map (K, J, I) of nnU-Net's own predictor, without mirroring, on the processor."""
+    """The label map (K, J, I) of nnU-Net's own predictor, on the processor.
+
+    Args:
+        previous: the file with the previous stage's labels, for a cascade.
+    """
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    predictor = nnUNetPredictor(0.5, True, False, False, torch.device("cpu"), False, False, False)
+    predictor = nnUNetPredictor(0.5, True, mirroring, False, torch.device("cpu"), False, False, False)
     predictor.initialize_from_trained_model_folder(str(folder), folds, name)
-    image, properties = predictor.plans_manager.image_reader_writer_class().read_images([str(file) for file in files])
-    return predictor.predict_single_npy_array(image, properties, None, None, False)
+    reader = predictor.plans_manager.image_reader_writer_class()
+    image, properties = reader.read_images([str(file) for file in files])
+    labels = None if previous is None else reader.read_seg(str(previous))[0]
+    return predictor.predict_single_npy_array(image, properties, labels, None, False)
+
+
+def random_network(seed: int, channels: int = 1, outputs: int = 3, axes: int = 3) -> tuple[Any, dict[str, Any]]:
+    """A network of two levels with random weights, biases among them, and its plans' architecture."""
+    import torch
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    made = architecture()
+    made["arch_kwargs"] |= {
+        "n_stages": 2, "features_per_stage": [6, 8], "kernel_sizes": [[3] * axes] * 2, "strides": [[1] * axes, [2] * axes],
+        "n_conv_per_stage": [1, 1], "n_conv_per_stage_decoder": [1], "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    net = get_network_from_plans(
+        made["network_class_name"],
+        made["arch_kwargs"],
+        made["_kw_requires_import"],
+        channels,
+        outputs,
+        deep_supervision=False,
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn_like(parameter) / 3)
+        # No class wins everywhere.
+        for layer in net.decoder.seg_layers:
+            layer.weight -= layer.weight.mean(1, keepdim=True)
+            layer.bias.zero_()
+    return net.eval(), made

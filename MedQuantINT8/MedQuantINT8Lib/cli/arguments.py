@@ -57,6 +57,14 @@ def number(low: float, high: float, *, above: bool = False, below: bool = False)
     return parse
 
 
+def axes(text: str) -> tuple[int, ...]:
+    """A type for argparse: axes of the network's input, 0 to 2, joined by commas."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(name in ("0", "1", "2") for name in names) or len(set(names)) != len(names):
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not possible: give axes from 0 to 2, such as 0,2")
+    return tuple(sorted(map(int, names)))
+
+
 def device(text: str) -> str:
     """A type for argparse: where an engine runs (:mod:`..devices`)."""
     from ..devices import check_device

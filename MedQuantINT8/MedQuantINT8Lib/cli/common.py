@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..devices import DEVICES
-from .arguments import device, number, whole
+from .arguments import axes, device, number, whole
 
 if TYPE_CHECKING:
     from ..engines.base import Precision
@@ -132,6 +132,19 @@ def add_running_options(command: argparse.ArgumentParser, *, precision: bool = T
         help="windows a call; 0: one on a processor, what fits on a GPU (default: %(default)s)",
     )
     command.add_argument("--threads", type=whole(0, 1024), default=0, help="CPU threads; 0: all (default: %(default)s)")
+    mirroring = command.add_mutually_exclusive_group()
+    mirroring.add_argument(
+        "--mirroring",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="average over mirrored windows, along all axes that the model allows (default: as the model says, mostly not)",
+    )
+    mirroring.add_argument(
+        "--mirror-axes",
+        type=axes,
+        metavar="A,B",
+        help="mirror along these axes of the network's input alone, such as 0,2",
+    )
     command.add_argument("--skip-air", action="store_true", help="leave out windows that hold only air")
     command.add_argument(
         "--no-range-check",
@@ -158,6 +171,7 @@ def options_of(args: argparse.Namespace) -> SegmentationOptions:
         args.skip_air,
         memory,
         check_ranges=not args.no_range_check,
+        mirroring=args.mirroring if args.mirror_axes is None else args.mirror_axes,
     )
 
 

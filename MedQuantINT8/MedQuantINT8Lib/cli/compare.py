@@ -101,11 +101,14 @@ def _segment_in_own_process(
         ("--patch", args.patch),
         ("--overlap", [args.overlap] if args.overlap is not None else None),
         ("--memory", [args.memory] if args.memory else None),
+        ("--mirror-axes", [",".join(map(str, args.mirror_axes))] if args.mirror_axes else None),
     ):
         common += [name, *map(str, values)] if values else []
     for flag in ("skip_air", "no_range_check", "allow_gaps", "allow_tilt"):
         if getattr(args, flag):
             common.append("--" + flag.replace("_", "-"))
+    if args.mirroring is not None:
+        common.append("--mirroring" if args.mirroring else "--no-mirroring")
     common += ["--nifti-form", args.nifti_form]
     _run_command(["build", *common, "--scan", scan], task)
     return _run_command(["segment", *common[:1], scan, *common[1:], "--output", str(output)], task)

@@ -90,6 +90,7 @@ _WORDING_FIELDS = (
     "source_url",
     "modality",
     "cleaning",
+    "mirroring",
     "labels",
 )
 

@@ -56,8 +56,8 @@ class Training:
         if self.mirror_axes:
             axes = ", ".join(map(str, self.mirror_axes))
             notes.append(
-                f"nnU-Net mirrors scans along its axes {axes} and averages {2 ** len(self.mirror_axes)} results; "
-                "this is not done here, which is faster and slightly less accurate"
+                f"nnU-Net mirrors scans along its axes {axes} and averages {2 ** len(self.mirror_axes)} results; here "
+                "only when asked for (--mirroring), since it takes as many times as long"
             )
         else:
             notes.append("the training forbids mirroring, so nnU-Net does none either")

@@ -7,6 +7,7 @@ reduced to labels by small kernels (:mod:`.gpu_kernels`), the network runs betwe
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
 from .gpu_kernels import NAMES, source
+from .mirroring import Flip
 from .windows import WindowPlan, importance_map
 
 _THREADS = 256
@@ -61,6 +63,11 @@ def ring_bytes(plan: WindowPlan, classes: int) -> int:
 class GpuSlidingWindow:
     """Segments volumes of one plan.
 
+    Args:
+        batch: patches a call of the network, at most.
+        flips: the mirrored forms in which each window is run, by the axes along which it is reversed. Their scores are added, each turned
+            back, which decides as their mean does.
+
     Raises:
         GpuMemoryError: the buffers do not fit, also with one window at a time.
     """
@@ -74,7 +81,9 @@ class GpuSlidingWindow:
         plan: WindowPlan,
         window: Window,
         batch: int = 1,
+        flips: Sequence[Flip] = ((),),
     ) -> None:
+        self._flips = tuple(flips)
         self._gpu, self._network, self._plan, self._window = gpu, network, plan, window
         self._channels, self._classes = channels, classes
         # Another engine that was closed in the meantime may have left this thread without a GPU.
@@ -203,9 +212,9 @@ class GpuSlidingWindow:
         reduced_to = 0
         marks: list[Event] = []
         first_row = [window for window in plan.windows() if window[slow] == starts[0]]
-        with task.stage("segmenting", plan.count):
+        with task.stage("segmenting", plan.count * len(self._flips)):
             for number, begin in enumerate(starts):
-                row = [_moved(window, slow, begin) for window in first_row]
+                row = [(_moved(window, slow, begin), flip) for window in first_row for flip in self._flips]
                 for batch in _batched(row, self.batch):
                     self._cut(cut_kernel, source, batch, intensity)
                     self._network.enqueue(len(batch), self._patches, self._scores, self._stream)
@@ -226,7 +235,7 @@ class GpuSlidingWindow:
     def _cut(self, kernel: Any, source: DeviceBuffer, batch: Any, intensity: Intensity) -> None:
         plan = self._plan
         size = self._channels * int(np.prod(plan.patch))
-        for n, start in enumerate(batch):
+        for n, (start, flip) in enumerate(batch):
             first = [s - b for s, b in zip(start, plan.pad_before, strict=True)]
             kernel(
                 (min(4096, -(-size // _THREADS)), 1, 1),
@@ -234,7 +243,7 @@ class GpuSlidingWindow:
                 self._stream,
                 source,
                 ctypes.c_void_p(patch_address(self._patches, n)),
-                *map(ctypes.c_int, (self._channels, *plan.volume_shape, *plan.patch, *first)),
+                *map(ctypes.c_int, (self._channels, *plan.volume_shape, *plan.patch, *first, _bits(flip))),
                 *map(
                     ctypes.c_float,
                     (intensity.low, intensity.high, intensity.scale, intensity.offset, self._window.pad_value),
@@ -245,7 +254,7 @@ class GpuSlidingWindow:
         plan = self._plan
         voxels = int(np.prod(plan.patch))
         kernel = self._kernels[f"blend_{_TARGETS[self._network.dtype]}"]
-        for n, start in enumerate(batch):
+        for n, (start, flip) in enumerate(batch):
             kernel(
                 (-(-voxels // _THREADS), 1, 1),
                 (_THREADS, 1, 1),
@@ -254,7 +263,7 @@ class GpuSlidingWindow:
                 self._weights,
                 self._ring,
                 ctypes.c_void_p(total.pointer if total else 0),
-                *map(ctypes.c_int, (self._classes, int(sigmoid), *plan.patch, *start)),
+                *map(ctypes.c_int, (self._classes, int(sigmoid), _bits(flip), *plan.patch, *start)),
                 *map(ctypes.c_int, (self._slow, plan.patch[self._slow], plan.shape[self._u], plan.shape[self._v])),
             )
 
@@ -291,5 +300,10 @@ def _moved(window: tuple[int, int, int], axis: int, begin: int) -> tuple[int, in
     return start[0], start[1], start[2]
 
 
-def _batched(row: list[tuple[int, int, int]], size: int) -> list[list[tuple[int, int, int]]]:
+def _bits(flip: Flip) -> int:
+    """Return the axes of a flip as the kernels take them: a bit each."""
+    return sum(1 << axis for axis in flip)
+
+
+def _batched(row: list[tuple[tuple[int, int, int], Flip]], size: int) -> list[list[tuple[tuple[int, int, int], Flip]]]:
     return [row[n : n + size] for n in range(0, len(row), size)]

@@ -14,6 +14,7 @@ from ..imaging.volume import Volume
 from ..models.package import ModelPackage
 from ..models.spec import ModelSpec
 from ..system import available_memory
+from .mirroring import mirror_axes_of
 from .segmenter import SegmentationOptions, whole_volume_patch, window_of
 
 _GB = 1 << 30
@@ -32,7 +33,7 @@ class MemoryEstimate:
 
     Attributes:
         volume: the volume in network space, twice while it is resampled, and the label map.
-        engine: weights and the largest set of activations alive at once, for the batch.
+        engine: weights and the largest set of activations alive at once, for the batch; with mirroring, the reversed patches and their mean.
         blending: for class scores; less is possible, at the price of computing some windows twice.
     """
 
@@ -61,6 +62,8 @@ def estimate(package: ModelPackage, precision: str, volume: Volume, options: Seg
     path = package.onnx_path("int8" if precision == "int8" else "fp32")
     weights = int(_WEIGHT_COPIES * path.stat().st_size)
     activations = max(1, options.batch) * activation_bytes(path, path.stat().st_mtime, patch)
+    if mirror_axes_of(spec, options.mirroring):
+        activations += max(1, options.batch) * (len(spec.channels) + 2 * spec.output_channels) * int(np.prod(patch)) * 4
     allowed = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, available_memory() // 2)
     scores = spec.output_channels * voxels * 4
     return MemoryEstimate(
@@ -71,13 +74,16 @@ def estimate(package: ModelPackage, precision: str, volume: Volume, options: Seg
 
 
 def gpu_batch(package: ModelPackage, precision: str, options: SegmentationOptions, gpu_bytes: int) -> int:
-    """How many windows a call a GPU of that size takes beside weights and scores: at least one, at most :data:`MOST_WINDOWS`."""
+    """How many windows a call a GPU of that size takes beside weights and scores: at least one, at most :data:`MOST_WINDOWS`, or as many as a window
+    has mirrored forms."""
     spec, patch = package.spec, window_of(package.spec, options)[0]
     path = package.onnx_path("int8" if precision == "int8" else "fp32")
     # Both ends in FP32, twice, for copies beside the work; FP16 between them at most.
     ends = 2 * 4 * (len(spec.channels) + spec.output_channels) * int(np.prod(patch))
     window = ends + activation_bytes(path, path.stat().st_mtime, patch) // 2
-    return int(min(MOST_WINDOWS, max(1, (_GPU_SHARE * gpu_bytes - _WEIGHT_COPIES * path.stat().st_size) // window)))
+    # All mirrored forms of a window may go together.
+    most = max(MOST_WINDOWS, 1 << len(mirror_axes_of(spec, options.mirroring)))
+    return int(min(most, max(1, (_GPU_SHARE * gpu_bytes - _WEIGHT_COPIES * path.stat().st_size) // window)))
 
 
 def network_shape_of(volume: Volume, spec: ModelSpec) -> tuple[int, int, int]:

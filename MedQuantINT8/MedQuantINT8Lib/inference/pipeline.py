@@ -69,6 +69,7 @@ class SegmentationRun:
             "engine": self.engine,
             "notes": self.result.notes,
             "windows": self.result.windows,
+            "mirror_axes": list(self.result.mirror_axes),
             "latency_ms": self.latency_ms,
             "ranges": self.ranges,
             # Counted here, so that a window need not look through a hundred million voxels.
@@ -261,7 +262,7 @@ def _prepare_all(packages: Sequence[ModelPackage], *how: Any) -> list[PreparedEn
 def _latency(calls: list[float], result: SegmentationResult, batch: int) -> dict[str, float]:
     """Milliseconds of one call; their mean where calls overlap (on a GPU) and cannot be timed one by one."""
     if not calls:
-        number = -(-max(1, result.windows - result.skipped_windows) // batch)
+        number = -(-max(1, result.patches) // batch)
         mean = 1e3 * result.seconds["network"] / number
         return {"median": mean, "p95": mean, "calls": float(number)}
     return {

@@ -149,7 +149,8 @@ class ScoreReduction:
         spec, output = self.spec, self.spec.output
         if not self.path.resample_scores:
             # In network space arrays lie as the tensor does; parts and holes do not depend on the axes' order.
-            labels = cleaned(self._sink.labels, [step for step in spec.cleaning if step.where == "network"])
+            steps = [step for step in spec.cleaning if step.where == "network"]
+            labels = cleaned(self._sink.labels, steps, 1000 * network_input.grid.voxel_ml)
             return network_input.restore(labels, nearest={"labels": True, "masks": False}.get(output.resample or ""))
         scores = self._sink.scores
         # Thresholds of a softmax are of probabilities, whatever is resampled.

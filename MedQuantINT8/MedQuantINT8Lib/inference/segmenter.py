@@ -19,9 +19,10 @@ from ..imaging.volume import Volume
 from ..models.spec import ModelSpec, Window
 from ..progress import Task
 from ..system import available_memory
+from .mirroring import MirroredInference, MirroringChoice, flips_along, mirror_axes_of
 from .postprocessing import cleaned
 from .score_reduction import BlendingMemory, ScorePath, ScoreReduction
-from .sliding_window import InferBatch, Inference, SlidingWindow, SlidingWindowResult, slide
+from .sliding_window import InferBatch, Inference, SlidingWindow, SlidingWindowResult, as_inference, slide
 from .windows import WindowPlan, check_patch, plan_windows
 
 _GB = 1 << 30
@@ -39,6 +40,8 @@ class SegmentationOptions:
         memory_bytes: for blended scores; None takes half of what is free, at most 3 GB.
         check_ranges: look whether an INT8 run's scan leaves the calibrated ranges (:mod:`.range_check`).
         margins: also keep by how much each voxel's label won (:mod:`.margins`).
+        mirroring: average over mirrored windows (:mod:`.mirroring`): True along all axes that the model allows, False not at all, or
+            along these axes of the tensor; None does as the model says.
     """
 
     patch: tuple[int, int, int] | None = None
@@ -48,6 +51,7 @@ class SegmentationOptions:
     memory_bytes: int | None = None
     margins: bool = False
     check_ranges: bool = True
+    mirroring: MirroringChoice = None
 
 
 @dataclass
@@ -60,6 +64,7 @@ class SegmentationResult:
         seconds: by stage; "network" is the time inside the engine.
         notes: decisions a user should know, in words: what was resampled and why, what was skipped.
         margins: (K, J, I) as :mod:`.margins` keeps them, where they were asked for.
+        mirror_axes: of the tensor, along which windows were mirrored.
     """
 
     labels: NDArray[Any]
@@ -69,10 +74,16 @@ class SegmentationResult:
     skipped_windows: int
     notes: list[str] = field(default_factory=list)
     margins: NDArray[np.uint8] | None = None
+    mirror_axes: tuple[int, ...] = ()
 
     @property
     def skipped_share(self) -> float:
         return self.skipped_windows / max(1, self.windows)
+
+    @property
+    def patches(self) -> int:
+        """How many patches the network was given: each window that was not skipped, in all its mirrored forms."""
+        return (self.windows - self.skipped_windows) << len(self.mirror_axes)
 
 
 def window_of(spec: ModelSpec, options: SegmentationOptions) -> tuple[tuple[int, int, int], float]:
@@ -128,8 +139,10 @@ def segment(
     Raises:
         Cancelled: within one batch of windows after ``task.cancel()``.
         MedQuantError: not enough memory; says how much is missing.
+        InputError: mirroring that the model does not allow.
     """
     task = task or Task()
+    axes = mirror_axes_of(spec, options.mirroring)
     window = window_in_force(spec, options)
     plan = plan_for(network_input, spec, options)
     free = available_memory()
@@ -139,7 +152,7 @@ def segment(
     reduction = ScoreReduction(spec, plan.volume_shape, path, margins=options.margins)
     notes = [note for note in (memory.note, path.note) if note]
     batch, result = max(1, options.batch), None
-    gpu = _GpuWindow(engine, plan, window, reduction)
+    gpu = _GpuWindow(engine, plan, window, reduction, axes)
     if gpu.fits(options):
         result = gpu.run(network_input.data, batch, notes, task)
     if result is None:
@@ -147,22 +160,33 @@ def segment(
             plan,
             window,
             spec.output_channels,
-            batch_size=batch,
+            # The mirrored forms of a window go through the network together, as far as the batch goes.
+            batch_size=max(1, batch >> len(axes)),
             carried_dtype=memory.dtype,
             carried_bytes=memory.budget,
             normalized=reduction.normalized,
             skip_air=options.skip_air,
         )
         inference = _inference(engine, probabilities=path.by_window)
+        if axes:
+            inference = MirroredInference(as_inference(inference), axes, batch, task.check)
         result = slide(network_input.data, inference, reduction.receiver, sliding, task)
     with task.stage("restoring the grid"):
-        labels = cleaned(reduction.labels(network_input), [step for step in spec.cleaning if step.where == "scan"])
+        labels = cleaned(
+            reduction.labels(network_input),
+            [step for step in spec.cleaning if step.where == "scan"],
+            1000 * network_input.original.voxel_ml,
+        )
     if result.columns > 1:
         notes.append(
             f"run in {result.columns} columns to save memory: {result.windows} windows instead of {plan.count}"
         )
     if options.skip_air and result.skipped:
         notes.append(f"{result.skipped} of {result.windows} windows held only air and were skipped")
+    if axes:
+        notes.append(
+            f"each window was run in {1 << len(axes)} mirrored forms (tensor axes {', '.join(map(str, axes))}), whose scores were averaged"
+        )
     seconds = _seconds(task, result)
     margins = None
     if reduction.margins is not None:
@@ -170,7 +194,7 @@ def segment(
         seconds["blending"] = max(0.0, seconds["blending"] - reduction.margins.seconds)
         margins = network_input.restore(reduction.margins.margins)
     return SegmentationResult(
-        labels, network_input.original.ijk_to_ras, seconds, result.windows, result.skipped, notes, margins
+        labels, network_input.original.ijk_to_ras, seconds, result.windows, result.skipped, notes, margins, axes
     )
 
 
@@ -203,8 +227,11 @@ def _seconds(task: Task, result: SlidingWindowResult) -> dict[str, float]:
 class _GpuWindow:
     """The sliding window on the GPU, for an engine whose network lies there."""
 
-    def __init__(self, engine: Any, plan: WindowPlan, window: Window, reduction: ScoreReduction) -> None:
+    def __init__(
+        self, engine: Any, plan: WindowPlan, window: Window, reduction: ScoreReduction, mirror_axes: tuple[int, ...]
+    ) -> None:
         self._engine, self._plan, self._window, self._reduction = engine, plan, window, reduction
+        self._flips = flips_along(mirror_axes)
 
     def fits(self, options: SegmentationOptions) -> bool:
         """Whether the whole window can run where the network does: a network on a GPU, and labels (not scores) wanted, which the
@@ -232,7 +259,14 @@ class _GpuWindow:
         classes = self._reduction.spec.output_channels
         try:
             runner = GpuSlidingWindow(
-                self._engine.gpu, self._engine.gpu_network, data.shape[0], classes, self._plan, self._window, batch
+                self._engine.gpu,
+                self._engine.gpu_network,
+                data.shape[0],
+                classes,
+                self._plan,
+                self._window,
+                batch,
+                self._flips,
             )
         except GpuMemoryError as error:
             notes.append(f"blended on the processor: {error}")

@@ -36,14 +36,23 @@ __device__ half_t from_float<half_t>(float value) {
   return float_to_half(value);
 }
 
+// Where a voxel of a mirrored patch lies in the patch as it is: bit a of `flip` reverses axis a. It is its own inverse.
+__device__ void turn_back(int flip, int p0, int p1, int p2, int& x0, int& x1, int& x2) {
+  if (flip & 1) x0 = p0 - 1 - x0;
+  if (flip & 2) x1 = p1 - 1 - x1;
+  if (flip & 4) x2 = p2 - 1 - x2;
+}
+
 // A patch out of a volume: value -> clamp(value, low, high) * scale + offset; what lies outside the volume is `pad`.
 template <typename From, typename To>
 __device__ void cut_patch(const From* volume, To* patch, int channels, int n0, int n1, int n2, int p0, int p1, int p2,
-                          int s0, int s1, int s2, float low, float high, float scale, float offset, float pad) {
+                          int s0, int s1, int s2, int flip, float low, float high, float scale, float offset,
+                          float pad) {
   long long total = (long long)channels * p0 * p1 * p2;
   for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < total;
        i += (long long)gridDim.x * blockDim.x) {
     int x2 = i % p2, x1 = (i / p2) % p1, x0 = (i / ((long long)p2 * p1)) % p0, c = i / ((long long)p2 * p1 * p0);
+    turn_back(flip, p0, p1, p2, x0, x1, x2);
     int v0 = s0 + x0, v1 = s1 + x1, v2 = s2 + x2;
     float value = pad;
     if (v0 >= 0 && v0 < n0 && v1 >= 0 && v1 < n1 && v2 >= 0 && v2 < n2) {
@@ -56,9 +65,10 @@ __device__ void cut_patch(const From* volume, To* patch, int channels, int n0, i
 
 #define CUT(NAME, FROM, TO)                                                                                            \
   extern "C" __global__ void NAME(const FROM* volume, TO* patch, int channels, int n0, int n1, int n2, int p0, int p1, \
-                                  int p2, int s0, int s1, int s2, float low, float high, float scale, float offset,    \
-                                  float pad) {                                                                         \
-    cut_patch<FROM, TO>(volume, patch, channels, n0, n1, n2, p0, p1, p2, s0, s1, s2, low, high, scale, offset, pad);   \
+                                  int p2, int s0, int s1, int s2, int flip, float low, float high, float scale,        \
+                                  float offset, float pad) {                                                           \
+    cut_patch<FROM, TO>(volume, patch, channels, n0, n1, n2, p0, p1, p2, s0, s1, s2, flip, low, high, scale, offset,   \
+                        pad);                                                                                          \
   }
 CUT(cut_f32_f32, float, float)
 CUT(cut_i16_f32, short, float)
@@ -69,11 +79,12 @@ CUT(cut_i16_f16, short, half_t)
 CUT(cut_u16_f16, unsigned short, half_t)
 CUT(cut_u8_f16, unsigned char, half_t)
 
-// Add the weighted scores of one window to the ring. `sum` (one channel more, for the weights) may be null.
+// Add the weighted scores of one window, which may be mirrored, to the ring. `sum` (one channel more, for the weights)
+// may be null.
 template <typename From>
 __device__ void blend_window(const From* scores, const float* weights, float* ring, float* sum, int classes,
-                             int sigmoid, int p0, int p1, int p2, int s0, int s1, int s2, int slow, int depth, int nu,
-                             int nv) {
+                             int sigmoid, int flip, int p0, int p1, int p2, int s0, int s1, int s2, int slow, int depth,
+                             int nu, int nv) {
   long long voxels = (long long)p0 * p1 * p2;
   long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
   if (i >= voxels) return;
@@ -83,8 +94,10 @@ __device__ void blend_window(const From* scores, const float* weights, float* ri
   long long plane = (long long)nu * nv;
   long long place = (long long)(at[slow] % depth) * plane + (long long)u * nv + v;
   float weight = weights[i];
+  turn_back(flip, p0, p1, p2, x0, x1, x2);
+  long long turned = ((long long)x0 * p1 + x1) * p2 + x2;
   for (int c = 0; c < classes; ++c) {
-    float score = as_float(scores[c * voxels + i]);
+    float score = as_float(scores[c * voxels + turned]);
     if (sigmoid) score = 1.0f / (1.0f + expf(-fminf(fmaxf(score, -60.0f), 60.0f)));
     ring[c * depth * plane + place] += score * weight;
   }
@@ -93,9 +106,10 @@ __device__ void blend_window(const From* scores, const float* weights, float* ri
 
 #define BLEND(NAME, FROM)                                                                                           \
   extern "C" __global__ void NAME(const FROM* scores, const float* weights, float* ring, float* sum, int classes,   \
-                                  int sigmoid, int p0, int p1, int p2, int s0, int s1, int s2, int slow, int depth, \
-                                  int nu, int nv) {                                                                 \
-    blend_window<FROM>(scores, weights, ring, sum, classes, sigmoid, p0, p1, p2, s0, s1, s2, slow, depth, nu, nv);  \
+                                  int sigmoid, int flip, int p0, int p1, int p2, int s0, int s1, int s2, int slow,  \
+                                  int depth, int nu, int nv) {                                                      \
+    blend_window<FROM>(scores, weights, ring, sum, classes, sigmoid, flip, p0, p1, p2, s0, s1, s2, slow, depth, nu, \
+                       nv);                                                                                         \
   }
 BLEND(blend_f32, float)
 BLEND(blend_f16, half_t)

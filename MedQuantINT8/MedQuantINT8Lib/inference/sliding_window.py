@@ -62,6 +62,11 @@ class _Immediate:
         self._batch = None
 
 
+def as_inference(infer: InferBatch | Inference) -> Inference:
+    """Return a function as a network that is submitted to; one that is a network already as it is."""
+    return _Immediate(infer) if callable(infer) else infer
+
+
 @dataclass(frozen=True)
 class SlidingWindowResult:
     windows: int
@@ -122,7 +127,7 @@ def slide(
     columns = sliding.columns()
     count = sum(column.plan.count for column in columns)
     skipped, seconds = 0, 0.0
-    inference = _Immediate(infer) if callable(infer) else infer
+    inference = as_inference(infer)
     with Threads() as threads, task.stage("segmenting", count):
         try:
             for column in columns:

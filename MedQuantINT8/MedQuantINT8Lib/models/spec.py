@@ -14,6 +14,7 @@ from .colors import color_of
 from .records import AT_LEAST_ONE
 from .value_types import (
     NATIVE,
+    Axis,
     Byte,
     Connectivity,
     Count,
@@ -27,8 +28,8 @@ from .value_types import (
     Share,
 )
 
-SCHEMA_VERSION = "1.3"
-SUPPORTED_SCHEMA_VERSIONS = ("1.0", "1.1", "1.2", "1.3")
+SCHEMA_VERSION = "1.4"
+SUPPORTED_SCHEMA_VERSIONS = ("1.0", "1.1", "1.2", "1.3", "1.4")
 
 AxisOrder = Literal["IJK", "KJI"]
 Interpolation = Literal["linear", "bspline", "nearest", "nnunet", "area", "exact"]
@@ -267,6 +268,19 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Mirroring:
+    """Averaging over mirrored windows: a window is also run reversed along axes, and the scores, turned back, are averaged.
+
+    axes: of the tensor, along which a window may be reversed; with n of them a window is run 2 to the power of n times. None: it must
+        not be (the network knows left from right, say).
+    on: whether it is done where the user does not say.
+    """
+
+    axes: tuple[Axis, ...] = ()
+    on: bool = False
+
+
+@dataclass(frozen=True)
 class Output:
     """What the network's output channels mean.
 
@@ -304,12 +318,17 @@ class Output:
 class Cleaning:
     """What is done with the label map at its end.
 
-    kind: "largest" keeps of each structure its ``count`` largest parts; "remove_small" removes parts of fewer than ``size`` voxels;
-        "fill_holes" gives a structure what it encloses on all sides, whatever stood there.
+    kind: "largest" keeps of each structure its ``count`` largest parts; "remove_small" removes parts of fewer than ``size`` voxels, or
+        of less than ``volume``; "fill_holes" gives a structure what it encloses on all sides, whatever stood there.
     labels: values of the structures; none means all.
-    connectivity: how voxels of one part (for holes: of what is around them) touch: by faces (1), or by faces, edges and corners (3).
+    connectivity: how voxels of one part (for holes: of what is around them) touch: by faces (1), by faces and edges (2), or by faces,
+        edges and corners (3).
     together: the structures are one when parts are looked for ("largest" and "remove_small").
     where: on the grid of the scan, or in network space before labels or masks are resampled.
+    volume: cubic millimeters, which stand for ``size``; or None.
+    equal: of parts that are equally large, "largest" keeps the first ones up to ``count``, or (nnU-Net) all.
+    whole: "remove_small" compares a structure with all its parts, not part by part, unless the map holds no value above 1 (MONAI's
+        RemoveSmallObjects of a label map).
     """
 
     kind: CleaningKind = "largest"
@@ -319,6 +338,33 @@ class Cleaning:
     connectivity: Connectivity = 3
     together: bool = False
     where: Literal["scan", "network"] = "scan"
+    volume: NotNegative | None = None
+    equal: Literal["first", "all"] = "first"
+    whole: bool = False
+
+    def problem(self) -> str | None:
+        """Return which fields do not go together, or None."""
+        if self.whole and (self.kind != "remove_small" or self.together):
+            return "may have 'whole' only where the kind is remove_small and 'together' is false"
+        if self.volume is not None and self.kind != "remove_small":
+            return "may have 'volume' only where the kind is remove_small"
+        return None
+
+    def in_words(self, names: Mapping[int, str]) -> str:
+        """Return what the step does, with the names of the labels by their values."""
+        joined = " + ".join if self.together else ", ".join
+        of = joined(names.get(value, str(value)) for value in self.labels) or (
+            "all structures together" if self.together else "each structure"
+        )
+        touching = {1: "faces", 2: "faces and edges", 3: "faces, edges and corners"}[self.connectivity]
+        least = f"{self.size} voxels" if self.volume is None else f"{self.volume:g} mm3"
+        what = {
+            "largest": "keeps the largest part of" if self.count == 1 else f"keeps the {self.count} largest parts of",
+            "remove_small": f"removes {'what is' if self.whole else 'parts'} below {least} of",
+            "fill_holes": "fills holes of",
+        }[self.kind]
+        space = " in network space" if self.where == "network" else ""
+        return f"{what} {of} (voxels touch by {touching}){space}"
 
 
 @dataclass(frozen=True)
@@ -383,6 +429,7 @@ class ModelSpec:
     cleaning: tuple[Cleaning, ...] = ()
     order: tuple[Step, ...] = ()
     fits: tuple[Fit, ...] = ()
+    mirroring: Mirroring = field(default_factory=Mirroring)
 
     @property
     def steps(self) -> tuple[Step, ...]:

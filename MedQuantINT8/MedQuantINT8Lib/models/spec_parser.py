@@ -109,6 +109,11 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
         )
     if strangers := sorted(n for n in spec.crop.channels if n >= len(spec.channels)):
         raise _field_error(f"{where}: 'crop'", f"names the channel {strangers[0]}, which the model does not have")
+    axes = spec.mirroring.axes
+    if len(set(axes)) != len(axes) or any(spec.window.patch_size[axis] == 1 for axis in axes):
+        raise _field_error(
+            f"{where}: 'mirroring'", "names an axis twice, or one along which the window is one voxel long"
+        )
     _check_order(spec, where)
     for name, sizes in (("window", spec.window.patch_size), ("geometry", spec.geometry.size or (1,))):
         if math.prod(n or 1 for n in sizes) > _MOST_VOXELS:

@@ -34,7 +34,11 @@ NotNegative = Annotated[float, within(least=0)]
 Share = Annotated[float, within(least=0, below=1)]
 Probability = Annotated[float, within(least=0, most=1)]
 Count = Annotated[int, within(least=1)]
+#: An axis of the tensor.
+Axis = Annotated[int, Rule({"enum": [0, 1, 2]}, lambda value: None if value in (0, 1, 2) else "must be 0, 1 or 2")]
 Byte = Annotated[int, within(least=0, most=255)]
 #: A value of a label map; the parser looks at the largest of all labels at once.
 LabelValue = Annotated[int, within(least=1), Rule({"maximum": 65535})]
-Connectivity = Annotated[int, Rule({"enum": [1, 3]}, lambda value: None if value in (1, 3) else "must be 1 or 3")]
+Connectivity = Annotated[
+    int, Rule({"enum": [1, 2, 3]}, lambda value: None if value in (1, 2, 3) else "must be 1, 2 or 3")
+]

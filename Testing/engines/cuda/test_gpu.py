@@ -25,7 +25,7 @@ from MedQuantINT8Lib.inference.windows import plan_windows
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
 from places import LIBRARY
-from pointwise import POINTWISE, Pointwise, needs_gpu, on_the_processor
+from pointwise import POINTWISE, Lopsided, Pointwise, mirrored, needs_gpu, on_the_processor
 
 
 @pytest.fixture(scope="module")
@@ -341,6 +341,28 @@ def test_regions_of_probabilities(gpu):
     found = runner.run(volume, Reduction(values, 0.4))
     runner.close()
     assert (found != expected).mean() <= 1e-4 and len(np.unique(found)) == 4
+
+
+@needs_gpu
+@pytest.mark.parametrize("batch", [1, 8])
+def test_mirrored_windows_are_averaged(gpu, batch):
+    from types import SimpleNamespace
+
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Reduction
+    from MedQuantINT8Lib.inference.mirroring import flips_along
+
+    window = Window((16, 8, 12), overlap=0.5)
+    plan = plan_windows((30, 41, 22), window, (16, 8, 12))
+    volume = np.random.default_rng(2).normal(1, 1, (1, 30, 41, 22)).astype(np.float32)
+    network, values = Lopsided(gpu, 3), np.array([1, 2, 3], np.uint16)
+    expected = on_the_processor(
+        volume, SimpleNamespace(classes=3, infer=mirrored(network, (0, 1, 2))), plan, window, values
+    )
+    runner = GpuSlidingWindow(gpu, network, 1, 3, plan, window, batch, flips_along((0, 1, 2)))
+    labels = runner.run(volume, Reduction(values))
+    runner.close()
+    once = on_the_processor(volume, network, plan, window, values)
+    assert (labels != expected).mean() <= 1e-3 and (labels != once).mean() > 0.01
 
 
 def small(gpu, batch=2):
