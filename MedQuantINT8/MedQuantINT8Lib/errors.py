@@ -61,6 +61,12 @@ class DependencyError(MedQuantError):
     exit_code = 6
 
 
+class CasesFailed(MedQuantError):
+    """Some cases of many failed; the others are done."""
+
+    exit_code = 8
+
+
 class Cancelled(MedQuantError):
     """The user stopped the work; nothing half-made is left behind."""
 

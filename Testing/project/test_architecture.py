@@ -15,7 +15,7 @@ import MedQuantINT8Lib
 LIBRARY = Path(MedQuantINT8Lib.__file__).parent
 #: The folders, from the top down: each imports only itself and what stands behind it; the files beside the folders come last.
 FOLDERS = (
-    "cli", "slicer_module", "worker", "evaluation", "quantization", "importers", "inference", "engines", "imaging", "models", "",
+    "cli", "slicer_module", "worker", "cohort", "evaluation", "quantization", "importers", "inference", "engines", "imaging", "models", "",
 )  # fmt: skip
 #: Folders that know nothing of these, although they stand above them: an engine takes arrays, not volumes or windows.
 STRANGERS = {"engines": {"imaging"}}

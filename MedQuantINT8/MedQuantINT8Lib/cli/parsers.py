@@ -29,7 +29,8 @@ from .terminal import prepare_streams, warn
 _EXIT_CODES = """exit codes:
   0 done             1 failed    2 a scan or argument that cannot be used
   3 a bad package    4 no or wrong engine    5 cannot write
-  6 a package is not installed    7 a download failed    130 canceled
+  6 a package is not installed    7 a download failed
+  8 some cases of many failed        130 canceled
 
 {completion}
 

@@ -1,4 +1,4 @@
-"""``medquant segment``: segment a scan, from its file to a segmentation file."""
+"""``medquant segment``: segment a scan, from its file to a segmentation file; many scans are :mod:`.segment_cohort`'s."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .common import (
     packages_of,
     reader_of,
 )
+from .segment_cohort import add_cohort_options
 from .terminal import print_result
 
 if TYPE_CHECKING:
@@ -34,16 +35,21 @@ def add_parser(add: Add) -> None:
         add,
         "segment",
         run,
-        "segment a scan",
+        "segment a scan, or many",
         "segment demo scan.nii.gz",
         "segment spleen dicom_folder --output spleen.nii.gz --device cpu",
+        "segment spleen scans --output results --devices all",
     )
     add_model(command, "model package or installed model, or several joined by commas, whose class scores are averaged")
-    command.add_argument("scan", help=SCAN)
+    scans = command.add_argument(
+        "scans", nargs="+", metavar="SCAN", help=f"{SCAN}; several, a folder of them or a pattern need --output FOLDER"
+    )
+    # A list of cases stands for them.
+    scans.required = False
     command.add_argument(
         "--output",
         "-o",
-        help="X.seg.nrrd, or a label map as .nii.gz, .nrrd, .mha (default: beside the scan, under a free name)",
+        help="X.seg.nrrd, or a label map as .nii.gz, .nrrd, .mha (default: beside the scan, under a free name); a folder for many scans",
     )
     add_force(command)
     command.add_argument(
@@ -52,10 +58,23 @@ def add_parser(add: Add) -> None:
     )
     add_running_options(command)
     add_reading_options(command)
+    add_cohort_options(command)
 
 
 def run(args: argparse.Namespace, task: Task) -> None:
-    """Segment the scan, and say which structures were found and how."""
+    """Segment the scan, or the scans, and say which structures were found and how."""
+    from .segment_cohort import check_single, is_cohort, run_segment_cohort
+
+    args.scans = args.scans or []
+    if is_cohort(args):
+        run_segment_cohort(args, task)
+        return
+    check_single(args)
+    args.scan = args.scans[0]
+    _run_one(args, task)
+
+
+def _run_one(args: argparse.Namespace, task: Task) -> None:
     from ..files import split_paths
     from ..imaging.segmentation_files import check_output_path, output_files
     from ..imaging.volume_files import scan_paths

@@ -39,11 +39,17 @@ _OTHER_SCANS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 def read_dicom_folder(
-    folder: Path, series: str | None = None, *, allow_gaps: bool = False, allow_tilt: bool = False
+    folder: Path,
+    series: str | None = None,
+    *,
+    allow_gaps: bool = False,
+    allow_tilt: bool = False,
+    more_folders: Sequence[Path] = (),
 ) -> Volume:
     """Return the volume of a series in a folder (not in its sub-folders).
 
     Args:
+        more_folders: in which further files of the series lie.
         series: the series instance UID where there are several; with ``:N`` behind it the N-th stack of images in it, where
             one series holds several (passes over the same positions, or a localizer).
         allow_gaps: fill missing slices and uneven steps by interpolation.
@@ -54,6 +60,9 @@ def read_dicom_folder(
         InputError: no series, several to choose from, or one that is not a whole, even stack of gray images.
     """
     files, notes = _files(folder)
+    for other in more_folders:
+        other_files, other_notes = _files(other)
+        files, notes = [*files, *other_files], [*notes, *other_notes]
     by_series: dict[str, list[DicomFile]] = {}
     for file in files:
         by_series.setdefault(file.data.text(SERIES), []).append(file)

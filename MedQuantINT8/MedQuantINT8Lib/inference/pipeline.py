@@ -155,6 +155,7 @@ def segment(
     task: Task,
     read_seconds: float = 0.0,
     pool: EnginePool | None = None,
+    network_input: NetworkInput | None = None,
 ) -> SegmentationRun:
     """Segment a volume with a package, or the mean of several, on the chosen engine, which is built if it is not there yet.
 
@@ -163,17 +164,18 @@ def segment(
 
     Args:
         pool: gives engines that are loaded already, and keeps them afterwards; by default they are closed.
+        network_input: the volume in network space, where it was preprocessed ahead.
     """
 
     def attempt(wanted: EngineChoice) -> SegmentationRun:
         try:
-            return _segment(package, volume, wanted, options, task, read_seconds, pool)
+            return _segment(package, volume, wanted, options, task, read_seconds, pool, network_input)
         except GpuMemoryError:
             if pool is None or not len(pool):
                 raise
             # Engines that are kept for later runs take the memory that this one needs.
             pool.clear()
-            return _segment(package, volume, wanted, options, task, read_seconds, pool)
+            return _segment(package, volume, wanted, options, task, read_seconds, pool, network_input)
 
     run, notes = with_fallback(choice, attempt)
     run.result.notes[:0] = notes
@@ -188,6 +190,7 @@ def _segment(
     task: Task,
     read_seconds: float = 0.0,
     pool: EnginePool | None = None,
+    network_input: NetworkInput | None = None,
 ) -> SegmentationRun:
     engine_backend = choose_backend(choice.name, choice.precision, choice.device)
     ensemble = package if isinstance(package, Ensemble) else Ensemble([package])
@@ -219,7 +222,7 @@ def _segment(
 
     began = time.perf_counter()
     try:
-        result = segment_volume(volume, spec, make_engine, options, task)
+        result = segment_volume(volume, spec, make_engine, options, task, network_input)
         result.notes[:0] = [*volume.notes, *memory_notes]
         engine = _engine_report(engines[0])
         ranges = None

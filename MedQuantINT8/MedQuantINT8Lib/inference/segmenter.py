@@ -204,14 +204,20 @@ def segment_volume(
     make_engine: Callable[[NetworkInput], Engine],
     options: SegmentationOptions = SegmentationOptions(),
     task: Task | None = None,
+    network_input: NetworkInput | None = None,
 ) -> SegmentationResult:
-    """As :func:`segment`, from a volume; ``make_engine`` may look at the volume in network space."""
+    """As :func:`segment`, from a volume; ``make_engine`` may look at the volume in network space.
+
+    Args:
+        network_input: the volume, where somebody has preprocessed it already.
+    """
     task = task or Task()
     # A task may go on from volume to volume: what is told of this one is this one's.
     task.seconds.clear()
     began = time.perf_counter()
-    with task.stage("preprocessing"):
-        network_input = preprocess(volume, spec)
+    if network_input is None:
+        with task.stage("preprocessing"):
+            network_input = preprocess(volume, spec)
     engine = make_engine(network_input)
     result = segment(network_input, spec, engine, options, task)
     result.seconds["total"] = time.perf_counter() - began

@@ -1,0 +1,283 @@
+"""The part of ``medquant segment`` that takes many scans: a folder, a list, or several named one by one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import device, number, whole
+from .common import choice_of, options_of, packages_of
+from .terminal import say, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..cohort.journal import Record
+    from ..cohort.sources import Sources
+    from ..progress import Task
+
+#: Lines of what was left out that a terminal gets; the page has them all.
+_LEFT_OUT_LINES = 10
+
+
+def devices(text: str) -> tuple[str, ...]:
+    """A type for argparse: devices joined by commas, or "all"."""
+    if text == "all":
+        return ("all",)
+    return tuple(device(part) for part in text.split(","))
+
+
+def add_pool_options(command: argparse.ArgumentParser) -> None:
+    """Where many cases run; the same for every command that takes many."""
+    group = command.add_argument_group("many cases")
+    group.add_argument(
+        "--devices",
+        type=devices,
+        metavar="DEVICES",
+        help="a worker for each: gpu:0,gpu:1 or all (every GPU) or cpu (default: one worker on --device)",
+    )
+    group.add_argument(
+        "--workers",
+        type=whole(1, 256),
+        metavar="N",
+        help="workers in all, dealt out to the devices (default: one each)",
+    )
+    group.add_argument(
+        "--time-limit",
+        type=number(0, 10_000_000, above=True),
+        default=3600.0,
+        metavar="SECONDS",
+        help="give a case up after so long without progress, as on a stalled network drive (default: %(default)g)",
+    )
+
+
+def add_cohort_options(command: argparse.ArgumentParser) -> None:
+    """What ``medquant segment`` has for many scans."""
+    add_pool_options(command)
+    group = command.add_argument_group("many scans, with --output FOLDER")
+    group.add_argument(
+        "--list",
+        metavar="CASES.CSV",
+        help="cases from a CSV file with the heading id,image (a column for each channel; labels and series may follow)",
+    )
+    group.add_argument(
+        "--type", metavar="TYPE", help="of the outputs: seg.nrrd, nii.gz, nrrd or mha (default: seg.nrrd)"
+    )
+    group.add_argument(
+        "--bids", metavar="SUFFIX", help="of a BIDS folder: the suffix of each channel, such as T1w or T1w,FLAIR"
+    )
+    group.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="go on with the journal in the output folder (default: where there is one that fits)",
+    )
+
+
+def is_cohort(args: argparse.Namespace) -> bool:
+    """Whether many scans are meant: several, a list, a pattern, or a folder that is more than one DICOM series.
+
+    Raises:
+        InputError: there is neither a scan nor a list.
+    """
+    import glob
+
+    from ..errors import InputError
+    from ..files import there
+    from ..imaging.segmentation_files import LABEL_MAP_EXTENSIONS
+
+    if args.list is None and not args.scans:
+        raise InputError("No scan was given.", "Give a scan, a folder of scans, or --list CASES.CSV.")
+    if args.list is not None or len(args.scans) != 1:
+        return True
+    scan = args.scans[0]
+    if glob.has_magic(scan) and not there(scan):
+        return True
+    if not Path(scan).is_dir():
+        return False
+    names_file = args.output is not None and args.output.lower().endswith((".seg.nrrd", *LABEL_MAP_EXTENSIONS))
+    return not (args.series or names_file or _one_series(Path(scan)))
+
+
+def _one_series(folder: Path) -> bool:
+    """Whether a folder is one scan: it holds files of exactly one DICOM series, and neither scan files nor folders."""
+    from ..cohort.dicom_sources import DicomSearch
+    from ..imaging.volume_files import EXTENSIONS
+
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    if any(path.is_dir() or path.name.lower().endswith(EXTENSIONS) for path in files):
+        return False
+    search = DicomSearch(folder)
+    search.look(files, lambda: None)
+    return search.count <= 1
+
+
+def check_single(args: argparse.Namespace) -> None:
+    """Refuse what has no meaning for a single scan.
+
+    Raises:
+        InputError: an option for many scans was given.
+    """
+    from ..errors import InputError
+
+    options = ("devices", "workers", "type", "bids", "resume")
+    if given := [name for name in options if getattr(args, name) is not None]:
+        raise InputError(
+            f"--{given[0]} is for many scans, but one was given.", "Leave it out, or give a folder of scans."
+        )
+
+
+def worker_devices(args: argparse.Namespace) -> list[str]:
+    """The device of each worker.
+
+    Raises:
+        InputError: --device and --devices together, or --devices all without a GPU.
+    """
+    from ..engines.cuda.setup_hints import gpu_names
+    from ..errors import InputError
+
+    if args.devices and args.device != "auto":
+        raise InputError("--device and --devices were given.", "Give one of them.")
+    chosen = list(args.devices or (args.device,))
+    if chosen == ["all"]:
+        chosen = [name for name, _ in gpu_names()]
+        if not chosen:
+            raise InputError("--devices all: no NVIDIA GPU can be used here.", "Give --devices cpu.")
+    count = args.workers or len(chosen)
+    if count < len(chosen):
+        raise InputError(f"{count} worker(s) cannot keep {len(chosen)} devices.", "Give as many workers or more.")
+    return [chosen[n % len(chosen)] for n in range(count)]
+
+
+def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
+    """Segment every case that is not done yet, and write cohort.csv and cohort.html.
+
+    Raises:
+        CasesFailed: some cases could not be segmented.
+    """
+    from ..cohort.driver import CohortOptions, run_cohort
+    from ..cohort.local_pool import LocalPool
+    from ..cohort.pool import Order
+    from ..cohort.report import write_results
+    from ..cohort.segment_work import SegmentSettings, model_hash
+    from ..cohort.sources import SourceOptions, find_cases
+    from ..evaluation.reports.pages import require_templates
+    from ..imaging.volume_files import ReadOptions
+    from ..inference.ensemble import load_ensemble
+
+    folder, ending = _output_folder(args), _ending(args)
+    pool = LocalPool(worker_devices(args), args.time_limit)
+    model = packages_of(args)
+    require_templates()
+    with load_ensemble(model) as ensemble:
+        spec, digest = ensemble.first.spec, model_hash(ensemble)
+    suffixes = tuple(args.bids.split(",")) if args.bids else ()
+    with task.stage("looking for scans"):
+        search = SourceOptions(len(spec.channels), suffixes, args.series or "", (str(folder),), task.check)
+        sources = find_cases(args.scans, args.list, search)
+    reading = ReadOptions(None, args.allow_gaps, args.allow_tilt, args.nifti_form)
+    settings = SegmentSettings(
+        model, digest, choice_of(args), options_of(args), reading, str(folder.absolute()), ending
+    )
+    _say_left_out(args, sources)
+    result = run_cohort(
+        folder,
+        settings.plan,
+        Order("segment", settings.to_json()),
+        sources.cases,
+        pool,
+        task,
+        lambda record, already: _say_case(args, record, already),
+        CohortOptions(args.resume, args.force),
+    )
+    write_results(folder, f"{spec.title or spec.name}: {len(sources.cases)} cases", result, sources.skipped)
+    say_result(args, folder, result)
+
+
+def _output_folder(args: argparse.Namespace) -> Path:
+    from ..errors import InputError
+    from ..imaging.segmentation_files import LABEL_MAP_EXTENSIONS
+
+    if args.output is None:
+        raise InputError("Several scans need a folder for their outputs.", "Give --output FOLDER.")
+    folder = Path(args.output)
+    if (folder.exists() and not folder.is_dir()) or args.output.lower().endswith(LABEL_MAP_EXTENSIONS):
+        raise InputError(f"{folder} is no folder, and several scans need one.", "Give --output FOLDER.")
+    return folder
+
+
+def _ending(args: argparse.Namespace) -> str:
+    from ..errors import InputError
+    from ..imaging.segmentation_files import LABEL_MAP_EXTENSIONS
+
+    ending = f".{(args.type or 'seg.nrrd').lower().lstrip('.')}"
+    if ending not in (".seg.nrrd", *LABEL_MAP_EXTENSIONS):
+        raise InputError(
+            f"{args.type!r} is no type that a segmentation can be written as.",
+            f"Give seg.nrrd or one of {', '.join(kind[1:] for kind in LABEL_MAP_EXTENSIONS)}.",
+        )
+    if ending != ".seg.nrrd" and any(_same_folder(source, args.output) for source in args.scans):
+        raise InputError(
+            f"Label maps of type {ending[1:]} in {args.output} would be taken for scans by the next run.",
+            "Give another folder, or --type seg.nrrd.",
+        )
+    return ending
+
+
+def _same_folder(source: str, output: str) -> bool:
+    try:
+        return Path(source).samefile(output)
+    except (OSError, ValueError):
+        return False
+
+
+def _say_left_out(args: argparse.Namespace, sources: Sources) -> None:
+    for item in sources.skipped[:_LEFT_OUT_LINES]:
+        warn(f"note: left out {item.path}: {item.reason}")
+    if len(sources.skipped) > _LEFT_OUT_LINES:
+        warn(f"note: {len(sources.skipped) - _LEFT_OUT_LINES} more were left out; cohort.html lists them")
+
+
+def _say_case(args: argparse.Namespace, record: Record, already: bool) -> None:
+    import json
+
+    from .terminal import flush
+
+    if args.json:
+        say(json.dumps({**record, "already": already}))
+        flush()
+
+
+def say_result(args: argparse.Namespace, folder: Path, result: Any) -> None:
+    """Say how a cohort ended.
+
+    Raises:
+        CasesFailed: some cases failed.
+    """
+    from ..cohort.outliers import outliers
+    from ..cohort.report import CSV, PAGE, table_lines
+    from ..errors import CasesFailed
+
+    done = len(result.records) - len(result.failed)
+    lines = [
+        f"{done} of {len(result.records)} cases done" + (f" ({len(result.already)} before)" if result.already else "")
+    ]
+    if first := outliers(result.records):
+        lines.append(f"to look at first: {_listed([item.id for item in first])}")
+    lines += [f"note: {note}" for note in result.notes]
+    if result.failed:
+        lines += [f"failed: {len(result.failed)}", *table_lines(result.failed)]
+    lines.append(f"wrote {folder / CSV} and {folder / PAGE}")
+    if not args.json:
+        say(*lines)
+    if result.failed:
+        raise CasesFailed(
+            f"{len(result.failed)} of {len(result.records)} cases failed.",
+            "The same command repeats those alone.",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(names))
+    return ", ".join(distinct[:5]) + (f" and {len(distinct) - 5} more" if len(distinct) > 5 else "")

@@ -1,0 +1,319 @@
+"""Workers on this machine: a process for each device, which keeps its engine and takes one case after the other.
+
+A process of its own means that a case that ends its worker (a fault in a library, the system's hand for lack of memory) costs that case
+and no other. Cases that were on their way when a worker died are run again, one at a time; a case whose worker dies while nothing else
+is on its way is the one to blame.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import errors
+from ..errors import MedQuantError
+from ..scratch import owned_prefix
+from ..system import cpu_count, default_python, library_environment, module_arguments
+from .journal import Record
+from .pool import RETRIES, TIME_LIMIT, Order, failed
+from .work import IN_FLIGHT
+
+_POLL_SECONDS = 0.05
+_STDERR_LINES = 20
+_DEATHS_BEFORE_READY = 2
+
+
+@dataclass
+class _Flight:
+    """A case on its way: the stage that it is in, and when it last made progress."""
+
+    case: dict[str, Any]
+    stage: str = "waiting"
+    progress: tuple[int, int] = (0, 0)
+    since: float = field(default_factory=time.monotonic)
+
+
+class _Worker:
+    """One process; its events come with its number into a queue."""
+
+    def __init__(self, number: int, device: str, python: str, events: queue.SimpleQueue[Any]) -> None:
+        self.number, self.device = number, device
+        self._python, self._events = python, events
+        self.flights: dict[str, _Flight] = {}
+        self.ready = False
+        self.killed_for = ""
+        self.ended = True
+        self._process: subprocess.Popen[str] | None = None
+        self._scratch = ""
+        self._errors: deque[str] = deque(maxlen=_STDERR_LINES)
+
+    def start(self, kind: str, settings: dict[str, Any]) -> None:
+        self.ready, self.killed_for, self.ended = False, "", False
+        self._errors.clear()
+        self._scratch = tempfile.mkdtemp(prefix=owned_prefix("medquant-case"))
+        try:
+            self._process = subprocess.Popen(
+                [self._python, *module_arguments("MedQuantINT8Lib.cohort.process")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                env={**library_environment(), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._scratch)},
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except OSError as error:
+            self._clear_up()
+            raise MedQuantError(
+                f"A worker cannot be started with {self._python}: {error.strerror}.", "Choose another Python."
+            ) from error
+        process = self._process
+        listener = threading.Thread(target=self._listen, args=(process,), daemon=True)
+        complaints = threading.Thread(target=self._collect, args=(process,), daemon=True)
+        complaints.start()
+        listener.start()
+        self._send({"kind": kind, "settings": settings, "scratch": self._scratch})
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                with suppress(ValueError):
+                    self._events.put((self.number, json.loads(line)))
+        code = process.wait()
+        self._events.put((self.number, {"event": "died", "code": code}))
+
+    def _collect(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        with process.stderr:
+            self._errors.extend(line.rstrip() for line in process.stderr)
+
+    def give(self, case: dict[str, Any]) -> None:
+        self.flights[case["id"]] = _Flight(case)
+        self._send(case)
+
+    def _send(self, value: dict[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        # A worker that just died is heard of by its "died" event.
+        with suppress(OSError, ValueError):
+            self._process.stdin.write(json.dumps(value) + "\n")
+            self._process.stdin.flush()
+
+    def hear(self, event: dict[str, Any]) -> None:
+        """Note a stage and its progress."""
+        flight = self.flights.get(event["id"])
+        progress = (event["done"], event["total"])
+        if flight is not None and (flight.stage, flight.progress) != (event["stage"], progress):
+            flight.stage, flight.progress, flight.since = event["stage"], progress, time.monotonic()
+
+    def overdue(self, seconds: float) -> _Flight | None:
+        """A case in a stage without progress for so long; those that wait for another are none."""
+        moment = time.monotonic()
+        late = (f for f in self.flights.values() if f.stage != "waiting" and moment - f.since > seconds)
+        return next(late, None)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with suppress(OSError):
+                self._process.kill()
+
+    @property
+    def last_words(self) -> str:
+        return next((line for line in reversed(self._errors) if line.strip()), "")
+
+    def died(self) -> None:
+        """Clear up behind a process that has ended."""
+        self.ended, self.ready = True, False
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+        self._clear_up()
+
+    def _clear_up(self) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def end(self) -> None:
+        """Let an idle process end by itself, any other at once."""
+        if self._process is None or self.ended:
+            return
+        if self.flights or not self.ready:
+            self.kill()
+        else:
+            self._send({"quit": True})
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
+        self.died()
+
+
+class LocalPool:
+    """A pool of processes on this machine.
+
+    Args:
+        devices: of each worker, such as ["gpu:0", "gpu:1"] or ["cpu", "cpu"].
+        time_limit: seconds without progress after which a case is given up.
+        python: runs the workers, by default the caller's own.
+    """
+
+    def __init__(
+        self, devices: Sequence[str], time_limit: float = TIME_LIMIT, python: str | None = None, retries: int = RETRIES
+    ) -> None:
+        self._devices, self._time_limit, self._retries = list(devices), time_limit, retries
+        self._python = python or default_python()
+
+    def describe(self) -> dict[str, Any]:
+        return {"devices": self._devices}
+
+    def run(self, order: Order, cases: Sequence[dict[str, Any]], check: Callable[[], None]) -> Iterator[Record]:
+        """See :class:`.pool.CasePool`."""
+        run = _Run(order, cases, self._retries)
+        workers = [
+            _Worker(n, device, self._python, run.events) for n, device in enumerate(self._devices[: max(1, len(cases))])
+        ]
+        try:
+            while run.left:
+                check()
+                for worker in workers:
+                    if worker.ended and run.has_work:
+                        worker.start(order.kind, self._settings(order, worker.device))
+                    run.feed(worker)
+                    if (late := worker.overdue(self._time_limit)) is not None and not worker.killed_for:
+                        worker.killed_for = late.case["id"]
+                        worker.kill()
+                yield from run.events_of(workers, self._time_limit)
+        finally:
+            for worker in workers:
+                worker.end()
+
+    def _settings(self, order: Order, device: str) -> dict[str, Any]:
+        """The settings of a worker: its device, and its share of the processor where several run on it."""
+        choice = dict(order.settings["choice"], device=device)
+        beside = sum(other == device for other in self._devices)
+        if not choice.get("threads") and beside > 1 and not device.startswith("gpu"):
+            choice["threads"] = max(1, cpu_count() // beside)
+        return {**order.settings, "choice": choice}
+
+
+class _Run:
+    """The cases of one run: those that wait, those on their way, and those that are run alone because a worker died with them."""
+
+    def __init__(self, order: Order, cases: Sequence[dict[str, Any]], retries: int) -> None:
+        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._order, self._retries = order, retries
+        self._waiting = deque(cases)
+        self._suspects: deque[dict[str, Any]] = deque()
+        self._attempts: dict[str, int] = {}
+        self._open = len(cases)
+        self._deaths = 0
+
+    @property
+    def left(self) -> int:
+        return self._open
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._suspects)
+
+    def feed(self, worker: _Worker) -> None:
+        """Give a worker what it can take: cases up to its bound, or one suspect and nothing beside it."""
+        if worker.ended or not worker.ready or worker.killed_for:
+            return
+        if any(self._attempts.get(name) for name in worker.flights):
+            return
+        if self._suspects:
+            if not worker.flights:
+                worker.give(self._suspects.popleft())
+            return
+        while self._waiting and len(worker.flights) < IN_FLIGHT:
+            worker.give(self._waiting.popleft())
+
+    def events_of(self, workers: Sequence[_Worker], time_limit: float) -> Iterator[Record]:
+        """Handle what the workers said, and yield the records that came with it."""
+        try:
+            number, event = self.events.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            return
+        while True:
+            worker = workers[number]
+            if event["event"] == "ready":
+                worker.ready, self._deaths = True, 0
+            elif event["event"] == "stage":
+                worker.hear(event)
+            elif event["event"] == "unusable":
+                raise _error_from(event)
+            elif event["event"] == "end":
+                record = event["record"]
+                if worker.flights.pop(record["id"], None) is not None:
+                    self._open -= 1
+                    attempts = self._attempts.pop(record["id"], 0) + 1
+                    yield {**record, "attempts": attempts, "device": worker.device}
+            elif event["event"] == "died":
+                yield from self._died(worker, event["code"], time_limit)
+            try:
+                number, event = self.events.get_nowait()
+            except queue.Empty:
+                return
+
+    def _died(self, worker: _Worker, code: int, time_limit: float) -> Iterator[Record]:
+        """Give back the cases of a worker that is gone; yield those that are to blame for it."""
+        flights, blamed, ready = worker.flights, worker.killed_for, worker.ready
+        worker.flights = {}
+        worker.died()
+        if not ready:
+            self._deaths += 1
+            if self._deaths >= _DEATHS_BEFORE_READY:
+                raise MedQuantError(
+                    f"A worker ended before it was ready ({_how(code)}). {worker.last_words}".strip(),
+                    "Try the model on one scan: medquant segment MODEL SCAN.",
+                )
+        for name, flight in flights.items():
+            if name == blamed:
+                reason = f"There was no progress in {flight.stage} for {time_limit:g} s, so it was given up. Look at the disk, or give a longer --time-limit."
+            elif blamed:
+                # Ended for another case's sake.
+                self._waiting.appendleft(flight.case)
+                continue
+            elif len(flights) == 1:
+                reason = f"The case ended its worker in {flight.stage} ({_how(code)}). {worker.last_words}".strip()
+            else:
+                reason = ""
+            attempts = self._attempts.get(name, 0) + 1
+            if reason and (blamed or attempts > self._retries or self._attempts.get(name)):
+                self._open -= 1
+                self._attempts.pop(name, None)
+                yield {**failed(flight.case, flight.stage, reason, attempts), "device": worker.device}
+            else:
+                self._attempts[name] = attempts
+                self._suspects.append(flight.case)
+
+
+def _how(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"{name}, which may be for lack of memory" if name == "SIGKILL" else name
+
+
+def _error_from(event: dict[str, Any]) -> MedQuantError:
+    kind = getattr(errors, event["kind"], MedQuantError)
+    if not (isinstance(kind, type) and issubclass(kind, MedQuantError)):
+        kind = MedQuantError
+    return kind(event["message"], event["hint"])

@@ -1,0 +1,58 @@
+"""What a pool of workers is: it runs cases somewhere, and hands back a record for each, whatever happens to the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .journal import FAILED, Record, now
+
+#: How often a case is tried anew whose worker died for reasons that need not be the case's.
+RETRIES = 2
+#: Seconds without a sign of progress after which a case is given up.
+TIME_LIMIT = 3600.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a pool is asked for.
+
+    Attributes:
+        kind: of the work, by its name in :mod:`.works`.
+        settings: of the work, as JSON values; "choice" holds the engine's choice, whose device and threads the pool fills in.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+
+
+class CasePool(Protocol):
+    """Runs cases on workers that keep their engine."""
+
+    def run(self, order: Order, cases: Sequence[dict[str, Any]], check: Callable[[], None]) -> Iterator[Record]:
+        """Yield the record of each case as it ends, each case once.
+
+        Args:
+            check: called at least ten times a second; what it raises ends the workers.
+
+        Raises:
+            MedQuantError: no worker can be had, for a reason that concerns every case.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Where the cases run, as JSON values."""
+
+
+def failed(case: dict[str, Any], stage: str, reason: str, attempts: int) -> Record:
+    """The record of a case that no worker could end."""
+    return {
+        "id": case["id"],
+        "scan": case["channels"],
+        "state": FAILED,
+        "stage": stage,
+        "error": reason,
+        "attempts": attempts,
+        "seconds": {},
+        "ended": now(),
+    }
