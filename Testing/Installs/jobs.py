@@ -261,6 +261,12 @@ def evaluate() -> None:
     assert (HERE / "evaluation" / "evaluation.html").is_file()
 
 
+def viewer() -> None:
+    medquant("differences", "demo", scan(1000, "scan1000.nii.gz"), "--output", HERE / "differences")
+    page = (HERE / "differences" / "report.html").read_text(encoding="utf-8")
+    assert "viewer-canvas" in page and len(page) < 25_000_000
+
+
 def completion() -> None:
     """What the shell asks for, and is answered, while a command is typed."""
     line, answer = "medquant segment de", HERE / "answer"

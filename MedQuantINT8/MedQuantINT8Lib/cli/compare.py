@@ -22,6 +22,7 @@ from .terminal import print_result
 
 if TYPE_CHECKING:
     from ..errors import MedQuantError
+    from ..evaluation.reports.viewer import ViewerScan
     from ..models.package import ModelPackage
     from ..progress import Task
 
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
     with ModelPackage.load(model) as package, overwriting(args, reports):
         package.onnx_path("int8")
         reader = reader_of(args, task)
+        viewed: list[ViewerScan] | None = [] if args.report else None
         report = compare_scans(
             package,
             args.scans,
@@ -77,9 +79,10 @@ def run(args: argparse.Namespace, task: Task) -> None:
             lambda scan, precision, output: _segment_in_own_process(args, package, scan, precision, output, task),
             task,
             reader,
+            viewed,
         )
         if args.report:
-            write_report(report, Path(args.report))
+            write_report(report, Path(args.report), viewed or ())
     print_result(
         args,
         report,

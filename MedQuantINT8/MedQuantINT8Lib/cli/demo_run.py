@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,8 @@ from ..evaluation.agreement import agreement, mean_dice
 from ..evaluation.reports.pages import require_templates
 from ..evaluation.reports.pictures import comparison_slices, comparison_title
 from ..evaluation.reports.report import REPORT_FILES, agreement_json, picture_json, report_json, run_json, write_report
+from ..evaluation.reports.viewer import ViewerScan, viewer_module
+from ..evaluation.viewing import viewer_pair
 from ..files import storage_errors
 from ..imaging.phantom import demo_scan, make_phantom, phantom_spec
 from ..imaging.volume import Volume
@@ -77,7 +79,12 @@ def run_demo(folder: Path, task: Task, scan: str | None = None) -> dict[str, Any
         package, quantized = quantize_package(package, sampler, folder / "model.zip", options, task=task)
         runs = _segmented(package, case.volume, task)
         report, rows = _report(package, runs, case)
-        missing = _results(folder, package, case, runs["int8"], report, task)
+        viewed: list[ViewerScan] = []
+        if viewer_module():
+            fp32, int8 = runs["fp32"].result.labels, runs["int8"].result.labels
+            named = replace(case.volume, name=case.name)
+            viewed.append(viewer_pair(named, fp32, int8, package.spec.labels))
+        missing = _results(folder, package, case, runs["int8"], (report, viewed), task)
         package.close()
     first, second = runs["fp32"], runs["int8"]
     engine = second.engine["description"]
@@ -155,11 +162,19 @@ def _report(package: ModelPackage, runs: dict[str, Any], case: _Case) -> tuple[d
     return value, rows
 
 
-def _results(folder: Path, package: ModelPackage, case: _Case, run: Any, report: dict[str, Any], task: Task) -> str:
+def _results(
+    folder: Path,
+    package: ModelPackage,
+    case: _Case,
+    run: Any,
+    page: tuple[dict[str, Any], list[ViewerScan]],
+    task: Task,
+) -> str:
     """Write what was found; returns why there is no picture of a scene, or an empty string."""
     from ..imaging.segmentation_files import write_segmentation
 
     labels = package.spec.labels
+    report, viewed = page
     with task.stage("writing the results"):
         missing = (
             ""
@@ -178,7 +193,7 @@ def _results(folder: Path, package: ModelPackage, case: _Case, run: Any, report:
             save_picture(node, segmentation, folder / "picture.png")
             title = "INT8's segmentation in Slicer: slices and surfaces"
             report["pictures"].append(picture_json(title, (folder / "picture.png").read_bytes()))
-        write_report(report, folder)
+        write_report(report, folder, viewed)
     return missing
 
 

@@ -99,7 +99,11 @@ def _examine(args: argparse.Namespace, task: Task, folder: Path, model: str) -> 
     write_json(folder / "report.json", report)
     write_text(
         folder / "report.html",
-        boundary_page(f"{spec.title or spec.name}: FP32 beside INT8 on {Path(args.scan).name}", examination.report),
+        boundary_page(
+            f"{spec.title or spec.name}: FP32 beside INT8 on {Path(args.scan).name}",
+            examination.report,
+            examination.viewed(volume, spec.labels),
+        ),
     )
     differences = report["differences"]
     share = (

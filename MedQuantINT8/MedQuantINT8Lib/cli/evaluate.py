@@ -85,6 +85,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
     """Evaluate the model on the cases of a data set, and write the results into a folder."""
     from ..evaluation.dataset_evaluation import FILES, evaluate, lines_of, write_results
     from ..evaluation.datasets import files_of, read_dataset
+    from ..evaluation.viewing import WorstCases
     from ..files import split_paths
     from ..inference.ensemble import load_ensemble
     from ..outputs import check_output_folder
@@ -99,8 +100,9 @@ def run(args: argparse.Namespace, task: Task) -> None:
             member.onnx_path("int8")
         choice = choice_of(args, "int8")
         reader = reader_of(args, task)
-        value = evaluate(ensemble, data, cases, choice, options_of(args), args.tolerance, task, reader)
-        write_results(value, Path(args.output))
+        worst = WorstCases(ensemble.first.spec.labels)
+        value = evaluate(ensemble, data, cases, choice, options_of(args), args.tolerance, task, reader, worst)
+        write_results(value, Path(args.output), worst.scans)
     print_result(
         args,
         value,

@@ -26,6 +26,8 @@ from ..progress import Task
 from ..system import peak_memory, reset_peak_memory
 from .agreement import StructureAgreement, agreement, mean_dice
 from .differences import Differences, find_differences
+from .reports.viewer import ViewerScan, viewer_module
+from .viewing import viewer_pair
 
 #: A structure whose volume changes by more than this share of it is pointed out, in percent.
 VOLUME_CHANGE = 5.0
@@ -59,6 +61,12 @@ class Examination:
     int8: NDArray[Any]
     differences: Differences
     report: dict[str, Any]
+
+    def viewed(self, volume: Volume, labels: Sequence[Label]) -> ViewerScan | None:
+        """What the viewer of a page shows of it; None where no viewer is installed."""
+        return (
+            viewer_pair(volume, self.fp32, self.int8, labels, differences=self.differences) if viewer_module() else None
+        )
 
 
 def examine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +21,8 @@ from ..progress import Task
 from .agreement import agreement
 from .reports.pictures import comparison_slices, comparison_title
 from .reports.report import agreement_json, picture_json, report_json
+from .reports.viewer import MOST_BYTES, ViewerScan, viewer_module
+from .viewing import viewer_pair
 
 #: Segment a scan at a precision into a label map file; returns what ``medquant segment --json`` prints.
 RunScan = Callable[[str, str, Path], dict[str, Any]]
@@ -32,6 +35,7 @@ def compare_scans(
     run_scan: RunScan,
     task: Task,
     reader: Callable[[Any], Volume] = read_volume,
+    viewed: list[ViewerScan] | None = None,
 ) -> dict[str, Any]:
     """Run every scan in FP32 and INT8 and report.
 
@@ -40,6 +44,7 @@ def compare_scans(
     Args:
         reader: how scans and references are read.
         references: label maps with the model's label values, one a scan, or none.
+        viewed: gets what a page's viewer shows of each scan, where a viewer is installed.
 
     Raises:
         InputError: a reference that does not lie on its scan's grid, is no label map, or holds none of the model's structures.
@@ -78,6 +83,11 @@ def compare_scans(
                     )
             png = comparison_slices(volume, label_maps["fp32"], label_maps["int8"], labels)
             pictures.append(picture_json(comparison_title(name, label_maps["fp32"], label_maps["int8"]), png))
+            if viewed is not None and viewer_module():
+                named = replace(volume, name=name)
+                viewed.append(
+                    viewer_pair(named, label_maps["fp32"], label_maps["int8"], labels, MOST_BYTES // len(scans))
+                )
     return report_json(package, runs, agreements, pictures)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from .agreement import dice
 from .datasets import Case, DataSet, label_map
 from .reports.evaluation_page import page
 from .reports.pages import require_templates
+from .reports.viewer import ViewerScan
 from .statistics import mean_of, require_scipy, wilcoxon
 from .surface_distance import surface_agreement
+from .viewing import WorstCases
 
 PRECISIONS = ("fp32", "int8")
 METRICS = ("dice", "nsd", "hd95", "ml_difference")
@@ -44,10 +47,12 @@ def evaluate(
     tolerance: float,
     task: Task,
     reader: Callable[[Any], Volume] = read_volume,
+    worst: WorstCases | None = None,
 ) -> dict[str, Any]:
     """Run every case in FP32 and in INT8.
 
     Args:
+        worst: gets what a page's viewer shows of the cases that lose most.
         tolerance: of the normalised surface Dice, in millimetres.
 
     Returns:
@@ -94,6 +99,12 @@ def evaluate(
                     for label in labels
                 ]
                 task.check()
+            if worst is not None:
+                worst.offer(
+                    _dice_lost(rows, case.name),
+                    replace(volume, name=case.name),
+                    {**{p.upper(): label_map for p, label_map in maps.items()}, "labels": truth},
+                )
             task.step()
     pool.clear()
     rows, left_out = _annotated(rows, data)
@@ -114,6 +125,19 @@ def evaluate(
         "rows": rows,
         "summary": summary(rows, [label.name for label in labels]),
     }
+
+
+def _dice_lost(rows: Sequence[dict[str, Any]], case: str) -> float:
+    """By how much INT8's mean Dice is below FP32's in a case; 0 where there is no Dice."""
+    means = []
+    for precision in PRECISIONS:
+        values = [
+            row["dice"]
+            for row in rows
+            if row["case"] == case and row["precision"] == precision and row["dice"] is not None
+        ]
+        means.append(float(np.mean(values)) if values else 0.0)
+    return means[0] - means[1]
 
 
 def _shared(labels: Sequence[Label], data: DataSet) -> list[Label]:
@@ -230,8 +254,8 @@ def _agreement(values_by_name: dict[str, list[float]], ml_by_name: dict[str, flo
 FILES = ("evaluation.json", "evaluation.csv", "evaluation.html")
 
 
-def write_results(value: dict[str, Any], folder: Path) -> None:
-    """evaluation.json, evaluation.csv and evaluation.html."""
+def write_results(value: dict[str, Any], folder: Path, viewed: Sequence[ViewerScan] = ()) -> None:
+    """Write evaluation.json, evaluation.csv and evaluation.html, whose viewer shows the cases of ``viewed``."""
     write_json(folder / "evaluation.json", value)
     text = io.StringIO()
     writer = csv.DictWriter(
@@ -240,7 +264,7 @@ def write_results(value: dict[str, Any], folder: Path) -> None:
     writer.writeheader()
     writer.writerows(value["rows"])
     write_text(folder / "evaluation.csv", text.getvalue())
-    write_text(folder / "evaluation.html", page(value))
+    write_text(folder / "evaluation.html", page(value, viewed))
 
 
 def lines_of(value: dict[str, Any]) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ..evaluation.boundary import REGION_COLUMNS, region_labels, region_rows, regions_csv
 from ..evaluation.reports.boundary_page import boundary_page, gains, verdict
+from ..evaluation.reports.viewer import ViewerScan, viewer_module
+from ..evaluation.viewing import viewer_pair
 from ..files import write_json, write_text
 from ..models.spec import ModelSpec
 from . import scene
@@ -60,7 +62,14 @@ class Comparison:
             write_text(path, regions_csv(self.regions))
         else:
             title = f"{self.spec.title or self.spec.name}: FP32 beside INT8 on {self.volumeNode.GetName()}"
-            write_text(path, boundary_page(title, self.report))
+            write_text(path, boundary_page(title, self.report, self._viewed()))
+
+    def _viewed(self) -> ViewerScan | None:
+        """What the page's viewer shows; None where no viewer is installed."""
+        if not viewer_module():
+            return None
+        volume = replace(scene.volume_from_node(self.volumeNode), name=self.volumeNode.GetName())
+        return viewer_pair(volume, self.arrays[0], self.arrays[1], self.spec.labels)
 
 
 def add_differences(comparison: Comparison) -> Any | None:

@@ -8,6 +8,7 @@ from typing import Any
 from ...inference.structure_dice import SMALL_ML, WorstStructures
 from ..boundary import SHOWN_REGIONS
 from .pages import Strong, Table, number, render
+from .viewer import ViewerScan, viewer_values
 
 
 def gains(report: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -40,8 +41,11 @@ def verdict(report: dict[str, Any]) -> str:
     return f"No structure changes its volume by more than {limit:g} %."
 
 
-def boundary_page(title: str, report: dict[str, Any]) -> str:
+def boundary_page(title: str, report: dict[str, Any], viewed: ViewerScan | None = None) -> str:
     """The page of a boundary report, as :func:`..boundary.examine` gives it.
+
+    Args:
+        viewed: what the page's viewer shows.
 
     Raises:
         DependencyError: Jinja2 is not installed.
@@ -58,6 +62,7 @@ def boundary_page(title: str, report: dict[str, Any]) -> str:
         kind="bad" if report["pointed_out"] else "good",
         verdict=verdict(report),
         dice=number(report["mean_dice"], 4),
+        shown=viewer_values([viewed] if viewed else []),
         text=text,
         notes=report["runs"]["int8"]["notes"],
         gains=Table(["", "FP32", "INT8"], gains(report)),

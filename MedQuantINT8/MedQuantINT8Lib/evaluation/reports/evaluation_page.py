@@ -8,10 +8,14 @@ from typing import Any
 from ...inference.structure_dice import SMALL_ML
 from .pages import Strong, Table, render
 from .scatter import difference_plot, equality_plot
+from .viewer import ViewerScan, viewer_values
 
 
-def page(value: dict[str, Any]) -> str:
+def page(value: dict[str, Any], viewed: Sequence[ViewerScan] = ()) -> str:
     """The page of what :func:`..dataset_evaluation.evaluate` gives.
+
+    Args:
+        viewed: the cases that the page's viewer shows.
 
     Raises:
         DependencyError: Jinja2 is not installed.
@@ -28,6 +32,7 @@ def page(value: dict[str, Any]) -> str:
         dice=equality_plot(dice, structures, "Dice, FP32", "Dice, INT8"),
         volumes=difference_plot(volumes, structures, "mean of both, ml", "INT8 - FP32, ml"),
         worst=summary["worst"],
+        shown=viewer_values(viewed),
         structures=_structures(summary),
         agreement=_agreement(summary["agreement"]),
         machine=value["machine"],

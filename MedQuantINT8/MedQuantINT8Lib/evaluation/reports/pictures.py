@@ -23,7 +23,7 @@ def comparison_slices(volume: Volume, first: NDArray[Any], second: NDArray[Any],
     turn = axis_map(volume.grid, "RAS")
     scan, ours, theirs = (turn.apply(a) for a in (volume.data[0], first, second))
     spacing = turn.map_grid(volume.grid).spacing
-    box = _around((ours > 0) | (theirs > 0), (spacing[2], spacing[1], spacing[0]))
+    box = around((ours > 0) | (theirs > 0), (spacing[2], spacing[1], spacing[0]))
     low, high = display_range(scan)
     scan, ours, theirs = scan[box], ours[box], theirs[box]
     differs = ours != theirs
@@ -43,7 +43,7 @@ def comparison_slices(volume: Volume, first: NDArray[Any], second: NDArray[Any],
     return png(np.concatenate([rows[0], np.zeros_like(rows[0][:8]), rows[1]], axis=0))
 
 
-def _around(
+def around(
     mask: NDArray[np.bool_], spacing: tuple[float, float, float], margin: float = 30.0
 ) -> tuple[slice, slice, slice]:
     """The box of a mask with ``margin`` millimetres around, within the array; all of it where the mask is empty."""

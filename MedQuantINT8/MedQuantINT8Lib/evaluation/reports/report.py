@@ -17,6 +17,7 @@ from ...system import machine, peak_memory
 from ..agreement import StructureAgreement, mean_dice
 from .pages import Table, counted, number, render
 from .summary import by_precision, gained, lost, structures
+from .viewer import ViewerScan, viewer_values
 
 #: What a report is written as.
 REPORT_FILES = ("report.json", "report.html")
@@ -38,10 +39,14 @@ def run_json(scan: str, run: SegmentationRun) -> dict[str, Any]:
     }
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    """Write report.json and report.html into ``folder``."""
+def write_report(report: dict[str, Any], folder: Path, viewed: Sequence[ViewerScan] = ()) -> None:
+    """Write report.json and report.html into ``folder``.
+
+    Args:
+        viewed: the scans that the page's viewer shows.
+    """
     write_json(folder / "report.json", report)
-    write_text(folder / "report.html", report_html(report))
+    write_text(folder / "report.html", report_html(report, viewed))
 
 
 def report_json(
@@ -109,7 +114,7 @@ def picture_json(title: str, png: bytes) -> dict[str, str]:
     return {"title": title, "png": base64.b64encode(png).decode()}
 
 
-def report_html(report: dict[str, Any]) -> str:
+def report_html(report: dict[str, Any], viewed: Sequence[ViewerScan] = ()) -> str:
     """The report as one page that needs nothing else: gains, losses with pictures, structures; then the details, folded.
 
     Raises:
@@ -126,6 +131,7 @@ def report_html(report: dict[str, Any]) -> str:
         created=report["created"].replace("T", " "),
         gains=gained(report),
         loss=lost(report),
+        shown=viewer_values(viewed),
         pictures=report["pictures"],
         structures=structures(report["agreement"]),
         times=_times(report["runs"]),
