@@ -12,10 +12,12 @@ pytest.importorskip("slicer", reason="needs slicer-core")
 import SimpleITK as sitk
 
 import tiny
+from MedQuantINT8Lib.cohort.pool import failed
 from MedQuantINT8Lib.errors import InputError, MedQuantError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.slicer_module import scene as mrml
+from MedQuantINT8Lib.slicer_module import segment_logic
 from MedQuantINT8Lib.slicer_module.logic import MedQuantINT8Logic
 
 pytestmark = pytest.mark.slicer
@@ -76,21 +78,56 @@ def choices_of(logic):
 
 
 def test_device_engine_and_options_reach_the_worker(logic, node, model, tmp_path):
-    (tmp_path / "scans").mkdir()
-    sitk.WriteImage(sitk.GetImageFromArray(SCAN.data[0]), str(tmp_path / "scans" / "a.nrrd"))
     how = {"device": "gpu:1", "options": OPTIONS}
     logic.segment(node, model=model, engine="tensorrt", **how)
     logic.segmentAll(model, engine="tensorrt", **how)
-    logic.segmentFolder(str(tmp_path / "scans"), model, str(tmp_path / "out"), "tensorrt", segments=["bright"], **how)
     logic.buildEngine(model, node, "tensorrt", **how)
     logic.compare(node, model, "tensorrt", **how)
     logic.compareAll([node], model, "tensorrt", **how)
-    wanted = ["segment", "segment", "segment_file", "build", "compare", "compare"]
+    wanted = ["segment", "segment", "build", "compare", "compare"]
     assert choices_of(logic) == [(do, "tensorrt", "gpu:1", 0.3) for do in wanted]
-    assert (
-        logic._client.asked[2][1]["segments"] == ["bright"]
-        and logic._client.asked[2][1]["choice"]["precision"] == "int8"
-    )
+
+
+def test_they_reach_the_workers_of_a_folder(logic, model, tmp_path, monkeypatch):
+    orders, devices = [], []
+
+    class Pool:
+        def __init__(self, given, **_):
+            devices.extend(given)
+
+        def describe(self):
+            return {}
+
+        def run(self, order, cases, check):
+            orders.append(order)
+            return iter(failed(case, "network", "no such engine", 1) for case in cases)
+
+    monkeypatch.setattr(segment_logic, "LocalPool", Pool)
+    (tmp_path / "scans").mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(SCAN.data[0]), str(tmp_path / "scans" / "a.nrrd"))
+    how = {"device": "gpu:1", "options": OPTIONS, "segments": ["bright"], "workers": 2, "waitForCompletion": False}
+    job = logic.segmentFolder(str(tmp_path / "scans"), model, str(tmp_path / "out"), "tensorrt", type="mha", **how)
+    while not job.poll():
+        pass
+    assert [(f.name, str(f.error)) for f in job.failures] == [("a", "no such engine")] and job.value == []
+    settings = orders[0].settings
+    assert devices == ["gpu:1", "gpu:1"] and settings["choice"]["name"] == "tensorrt"
+    assert settings["structures"] == ("bright",) and settings["options"]["overlap"] == 0.3
+    assert settings["ending"] == ".mha" and settings["choice"]["precision"] == "int8"
+
+
+def test_a_folder_is_segmented_with_the_structures_that_were_asked_for(logic, model, tmp_path):
+    (tmp_path / "scans/below").mkdir(parents=True)
+    sitk.WriteImage(sitk.GetImageFromArray(SCAN.data[0]), str(tmp_path / "scans/below/a.nrrd"))
+    for segments, present in ((None, True), ([], False)):
+        out = tmp_path / f"out {present}"
+        written = logic.segmentFolder(str(tmp_path / "scans"), model, str(out), segments=segments)
+        assert written == [str(out / "below/a.seg.nrrd")]
+        image = sitk.ReadImage(written[0])
+        assert sitk.GetArrayFromImage(image).any() == present
+        assert ("Segment0_Name" in image.GetMetaDataKeys()) == present
+    assert logic.report["engine"]["title"] and logic.report["seconds"]["total"] > 0
+    assert logic.segmentFolder(str(tmp_path / "scans"), model, str(out), segments=[]) == []
 
 
 def test_choices_that_do_not_exist_are_refused_before_any_work(logic, node, model, tmp_path):

@@ -570,7 +570,7 @@ def test_all_volumes_and_a_folder(user, file_dialogs, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     user.click(user.ui.segmentFolderButton)
     user.watch()
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.seg.nrrd", "b.seg.nrrd"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.seg.nrrd")) == ["a.seg.nrrd", "b.seg.nrrd"]
 
 
 @pytest.mark.slow

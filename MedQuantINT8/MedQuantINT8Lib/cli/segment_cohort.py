@@ -156,43 +156,32 @@ def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
     Raises:
         CasesFailed: some cases could not be segmented.
     """
-    from ..cohort.driver import CohortOptions, run_cohort
+    from ..cohort.driver import CohortOptions
     from ..cohort.local_pool import LocalPool
-    from ..cohort.pool import Order
-    from ..cohort.report import write_results
-    from ..cohort.segment_work import SegmentSettings, model_hash
-    from ..cohort.sources import SourceOptions, find_cases
-    from ..evaluation.reports.pages import require_templates
+    from ..cohort.segment import CohortRequest, segment_cohort
     from ..imaging.volume_files import ReadOptions
-    from ..inference.ensemble import load_ensemble
 
-    folder, ending = _output_folder(args), _ending(args)
-    pool = LocalPool(worker_devices(args), args.time_limit)
-    model = packages_of(args)
-    require_templates()
-    with load_ensemble(model) as ensemble:
-        spec, digest = ensemble.first.spec, model_hash(ensemble)
-    suffixes = tuple(args.bids.split(",")) if args.bids else ()
-    with task.stage("looking for scans"):
-        search = SourceOptions(len(spec.channels), suffixes, args.series or "", (str(folder),), task.check)
-        sources = find_cases(args.scans, args.list, search)
-    reading = ReadOptions(None, args.allow_gaps, args.allow_tilt, args.nifti_form)
-    settings = SegmentSettings(
-        model, digest, choice_of(args), options_of(args), reading, str(folder.absolute()), ending
+    request = CohortRequest(
+        packages_of(args),
+        tuple(args.scans),
+        _output_folder(args),
+        choice_of(args),
+        options_of(args),
+        ReadOptions(args.series, args.allow_gaps, args.allow_tilt, args.nifti_form),
+        args.list,
+        args.type or "seg.nrrd",
+        suffixes=tuple(args.bids.split(",")) if args.bids else (),
+        resuming=CohortOptions(args.resume, args.force),
     )
-    _say_left_out(args, sources)
-    result = run_cohort(
-        folder,
-        settings.plan,
-        Order("segment", settings.to_json()),
-        sources.cases,
+    pool = LocalPool(worker_devices(args), args.time_limit)
+    result = segment_cohort(
+        request,
         pool,
         task,
         lambda record, already: _say_case(args, record, already),
-        CohortOptions(args.resume, args.force),
+        _say_left_out,
     )
-    write_results(folder, f"{spec.title or spec.name}: {len(sources.cases)} cases", result, sources.skipped)
-    say_result(args, folder, result)
+    say_result(args, request.folder, result)
 
 
 def _output_folder(args: argparse.Namespace) -> Path:
@@ -207,32 +196,7 @@ def _output_folder(args: argparse.Namespace) -> Path:
     return folder
 
 
-def _ending(args: argparse.Namespace) -> str:
-    from ..errors import InputError
-    from ..imaging.segmentation_files import LABEL_MAP_EXTENSIONS
-
-    ending = f".{(args.type or 'seg.nrrd').lower().lstrip('.')}"
-    if ending not in (".seg.nrrd", *LABEL_MAP_EXTENSIONS):
-        raise InputError(
-            f"{args.type!r} is no type that a segmentation can be written as.",
-            f"Give seg.nrrd or one of {', '.join(kind[1:] for kind in LABEL_MAP_EXTENSIONS)}.",
-        )
-    if ending != ".seg.nrrd" and any(_same_folder(source, args.output) for source in args.scans):
-        raise InputError(
-            f"Label maps of type {ending[1:]} in {args.output} would be taken for scans by the next run.",
-            "Give another folder, or --type seg.nrrd.",
-        )
-    return ending
-
-
-def _same_folder(source: str, output: str) -> bool:
-    try:
-        return Path(source).samefile(output)
-    except (OSError, ValueError):
-        return False
-
-
-def _say_left_out(args: argparse.Namespace, sources: Sources) -> None:
+def _say_left_out(sources: Sources) -> None:
     for item in sources.skipped[:_LEFT_OUT_LINES]:
         warn(f"note: left out {item.path}: {item.reason}")
     if len(sources.skipped) > _LEFT_OUT_LINES:

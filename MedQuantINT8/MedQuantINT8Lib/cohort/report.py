@@ -6,10 +6,10 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from ..errors import DependencyError
 from ..evaluation.reports.pages import Strong, Table, counted, number, render
 from ..files import write_text
 from .cases import Skipped
@@ -22,15 +22,19 @@ _WIDTH, _HEIGHT, _EDGE = 420, 26, 8
 _STAGES = ("hashing", "reading", "preprocessing", "network", "blending", "restoring the grid", "writing")
 
 
-def write_results(folder: Path, title: str, result: CohortResult, skipped: Sequence[Skipped]) -> None:
-    """Write ``cohort.csv`` and ``cohort.html``.
+def write_results(folder: Path, title: str, result: CohortResult, skipped: Sequence[Skipped]) -> CohortResult:
+    """Write ``cohort.csv`` and ``cohort.html``; the result, with a note where Jinja2 is missing and there is no page.
 
     Raises:
         StorageError: they cannot be written.
-        DependencyError: Jinja2 is not installed.
     """
     write_text(folder / CSV, csv_text(result.records))
-    write_text(folder / PAGE, page(title, result, skipped))
+    try:
+        text = page(title, result, skipped)
+    except DependencyError as error:
+        return replace(result, notes=(*result.notes, f"{PAGE} was not written: {error}"))
+    write_text(folder / PAGE, text)
+    return result
 
 
 def csv_text(records: Sequence[Record]) -> str:
@@ -172,13 +176,3 @@ def strips(records: Sequence[Record], odd: set[tuple[str, str]]) -> list[Strip]:
         median = place(values[len(values) // 2])
         result.append(Strip(name, dots, median, f"{values[0]:.3g} ml", f"{values[-1]:.3g} ml"))
     return result
-
-
-def result_json(result: CohortResult) -> dict[str, Any]:
-    """Counts of a cohort, as JSON values."""
-    return {
-        "cases": len(result.records),
-        "done": len(result.records) - len(result.failed),
-        "failed": len(result.failed),
-        "already": len(result.already),
-    }

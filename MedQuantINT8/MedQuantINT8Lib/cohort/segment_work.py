@@ -240,7 +240,7 @@ class SegmentWork:
         path = root / name
         with task.stage("writing"):
             write_segmentation(path, labels, run.result.ijk_to_ras, self._labels)
-        voxels = present_labels(labels, self._labels)
+        voxels = present_labels(labels, self._labels) if self._labels else {}
         ml = loaded.volume.grid.voxel_ml
         engine = run.engine
         seconds = {
@@ -297,6 +297,6 @@ def checked_ensemble(model: str, expected: str) -> Ensemble:
 
 def _kept(labels: Any, values: list[int]) -> Any:
     """A label map with 0 in place of every value that is not among ``values``."""
-    table = np.zeros(max(int(labels.max()), *values) + 1, labels.dtype)
+    table = np.zeros(max([int(labels.max()), *values]) + 1, labels.dtype)
     table[values] = values
     return table[labels]

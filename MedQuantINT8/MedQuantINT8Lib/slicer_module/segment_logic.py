@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..cohort.driver import CohortOptions
+from ..cohort.local_pool import LocalPool
+from ..cohort.segment import CohortRequest, checked_ending
 from ..errors import InputError
 from ..imaging.volume import Volume
-from ..imaging.volume_files import ReadOptions, result_names, scan_files
+from ..imaging.volume_files import ReadOptions
 from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
 from ..models.spec import Label
 from ..worker.client import WorkerResult
 from ..worker.jobs import BackgroundJob, BatchJob, Pollable
 from . import scene, sequences
+from .folder_job import FolderJob
 from .logic_base import LogicBase, Progress, engine_choice
 from .undo import SegmentationUndo
 
@@ -168,30 +172,42 @@ class SegmentLogic(LogicBase):
         device: str = EngineChoice.device,
         options: SegmentationOptions = SegmentationOptions(),
         reading: ReadOptions = ReadOptions(),
+        type: str = "seg.nrrd",
+        workers: int = 1,
+        force: bool = False,
     ) -> Any:
-        """Segment every scan file of a folder into ``output/NAME.seg.nrrd``; the paths that were written.
+        """Segment every scan of a folder and of those below it into files; the paths that were written.
 
-        Nothing is loaded into the scene. Files that are there already are left out, so that a batch can go on. What engine,
-        precision, segments, device and options mean is said at :meth:`segment`. Scans whose names differ by their type alone
-        keep it in the name of their result.
+        It does what ``medquant segment MODEL FOLDER --output OUTPUT`` does (docs/cohorts.md): DICOM series are found by their UID, results
+        are named by where the scans lie, a scan that fails does not stop the rest (the job's ``failures`` say which and why), and a run
+        that was stopped goes on where it was, by the journal in ``output``. Nothing is loaded into the scene. What engine, precision,
+        segments, device and options mean is said at :meth:`segment`.
 
         Args:
             reading: how the files are read, where they leave a choice.
+            type: of the outputs: "seg.nrrd", "nii.gz", "nrrd" or "mha".
+            workers: processes on the device, each with its own engine.
+            force: begin anew, and replace what lies in ``output``.
+
+        Raises:
+            InputError: no scan, no model, a structure that the model does not know, a journal of another run.
         """
-        scans = [path for path in scan_files(folder) if not path.name.lower().endswith(".seg.nrrd")]
-        if not scans:
-            raise InputError(f"There is no scan in {folder}.", "Choose a folder with NIfTI, NRRD or MetaImage files.")
         path = self._modelPath(model)
-        wanted = None if segments is None else [label.name for label in self._labels(path, segments)]
-        request = {
-            "model": path, "choice": asdict(engine_choice(engine, precision, device)), "options": asdict(options), "segments": wanted, "reading": asdict(reading)
-        }  # fmt: skip
-        pieces: list[tuple[str, Callable[[], Pollable]]] = []
-        for scan, name in zip(scans, result_names(scans), strict=True):
-            target = Path(output) / f"{name}.seg.nrrd"
-            if not target.exists():
-                pieces.append((scan.name, partial(self._segmentFile, scan, target, request)))
-        return self._result(BatchJob(pieces), waitForCompletion, progress)
+        wanted = None if segments is None else tuple(label.name for label in self._labels(path, segments))
+        request = CohortRequest(
+            path,
+            (str(folder),),
+            Path(output),
+            engine_choice(engine, precision, device),
+            options,
+            reading,
+            ending=type,
+            structures=wanted,
+            resuming=CohortOptions(force=force),
+        )
+        checked_ending(request)
+        job = FolderJob(request, LocalPool([device] * max(1, workers), python=self._python), self._report)
+        return self._result(job, waitForCompletion, progress)
 
     def segmentSequence(
         self,
@@ -233,14 +249,8 @@ class SegmentLogic(LogicBase):
 
     # ---- within
 
-    def _segmentFile(self, scan: Path, target: Path, request: dict[str, Any]) -> Pollable:
-        job = self._client.begin("segment_file", [], scan=str(scan), output=str(target), **request)
-
-        def finish(result: WorkerResult) -> str:
-            self.report = result.report
-            return str(target)
-
-        return BackgroundJob(job, finish)
+    def _report(self, report: dict[str, Any]) -> None:
+        self.report = report
 
     def _labels(self, path: str, segments: Sequence[str] | None) -> tuple[Label, ...]:
         labels = self._spec(path).labels

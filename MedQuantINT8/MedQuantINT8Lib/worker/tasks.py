@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.boundary import VOLUME_CHANGE, examine
-from ..files import split_paths
 from ..imaging.volume import Volume
 from ..imaging.volume_files import ReadOptions, read_volume, scan_paths
 from ..inference import pipeline
@@ -20,7 +18,6 @@ from ..inference.engine_pool import KeepingPool
 from ..inference.ensemble import Ensemble
 from ..inference.segmenter import SegmentationOptions
 from ..models.package import ModelPackage
-from ..models.spec import Label
 from ..outputs import check_output_package
 from ..progress import Task
 
@@ -66,31 +63,6 @@ def segment(request: Request, volumes: list[Volume], context: TaskContext) -> Ta
         context.ensemble(request["model"]), volumes[0], choice, _options(request), context.task, pool=context.pool
     )
     return TaskResult([run.result.labels], run.to_json())
-
-
-def segment_file(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
-    """Segment a scan file into a segmentation file; all structures, or those that ``segments`` names."""
-    from ..imaging.segmentation_files import check_output_path, write_segmentation
-
-    check_output_path(request["output"], [*split_paths(request["model"]), *scan_paths(request["scan"])])
-    with context.task.stage("reading"):
-        volume = read_volume(scan_paths(request["scan"]), options=_reading(request), check=context.task.check)
-    ensemble = context.ensemble(request["model"])
-    choice = EngineChoice(**request["choice"])
-    run = pipeline.segment(ensemble, volume, choice, _options(request), context.task, pool=context.pool)
-    wanted = request.get("segments")
-    labels = tuple(label for label in ensemble.first.spec.labels if wanted is None or label.name in wanted)
-    with context.task.stage("writing"):
-        write_segmentation(request["output"], _only(run.result.labels, labels), volume.ijk_to_ras, labels)
-    return TaskResult([], run.to_json())
-
-
-def _only(values: NDArray[Any], labels: Sequence[Label]) -> NDArray[Any]:
-    """A label map with 0 in place of what is not among the labels."""
-    kept = np.zeros(int(values.max()) + 1, values.dtype)
-    for label in labels:
-        kept[label.value : label.value + 1] = label.value
-    return kept[values]
 
 
 def compare(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
@@ -162,7 +134,6 @@ def install_model(request: Request, volumes: list[Volume], context: TaskContext)
 
 TASKS: dict[str, Callable[[Request, list[Volume], TaskContext], TaskResult]] = {
     "segment": segment,
-    "segment_file": segment_file,
     "compare": compare,
     "quantize": quantize,
     "build": build,
