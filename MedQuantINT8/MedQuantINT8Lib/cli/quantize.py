@@ -124,7 +124,8 @@ def run(args: argparse.Namespace, task: Task) -> None:
         args,
         {"package": str(target), "calibration": package.calibration(), "notes": reader.notes},
         f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "
-        f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {_dice(report.guard.agreement)} (simulated)",
+        f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {_agreement(report)} (simulated)",
+        *(f"  {line}" for line in report.held_out.lines()),
         *_guard_lines(report.guard),
         *(f"  in high precision: {layer.name}: {layer.reason}" for layer in float_layers),
         *(f"warning: {text}" for text in report.warnings),
@@ -146,7 +147,7 @@ def _replaced_by_quantizing(target: Path, model: Path) -> list[Path]:
 
 def _guard_lines(result: Any) -> list[str]:
     """What the accuracy guard did, for people."""
-    lines = [f"  {result.after.worst.text}"] if result.after.worst.text else []
+    lines = [f"  on calibration patches {result.after.worst.text}"] if result.after.worst.text else []
     if result.dice_fp32 is not None:
         lines.append(
             f"mean Dice to the labels: FP32 {_dice(result.dice_fp32)}, INT8 {_dice(result.after.dice)} (simulated)"
@@ -162,6 +163,15 @@ def _guard_lines(result: Any) -> list[str]:
             "warning: the budget does not hold: see 'guard' in calibration.json. Try --method, more scans, or --keep."
         )
     return lines
+
+
+def _agreement(report: Any) -> str:
+    """The agreement to trust, and of what it is."""
+    if report.agreement is None:
+        return _dice(report.guard.agreement)
+    if not report.held_out.held_out:
+        return f"{_dice(report.agreement)} on the calibration scan itself"
+    return f"{_dice(report.agreement)} on held-out scans, {_dice(report.guard.agreement)} on calibration patches"
 
 
 def _dice(value: float | None) -> str:

@@ -27,6 +27,8 @@ VolumeSource = Callable[[], Volume]
 
 #: The study (arXiv 2501.17343) calibrated on 20 to 200 cases.
 STUDY_VOLUMES = (20, 200)
+#: Parts of calibration that ranges can be had without: each scan in turn where there are no more, else groups of scans.
+MOST_FOLDS = 6
 #: Activations of all quantized tensors that are held at once while one patch is looked at.
 _GROUP_BYTES = 1 << 30
 
@@ -130,6 +132,8 @@ class PatchSampler:
         self._allotted = allotted(options, len(volumes))
         self.volume_hashes: dict[str, str] = {}
         self._seen: dict[str, str] = {}
+        #: The different volumes that gave patches, by hash, in the order in which they were seen.
+        self._different: list[str] = []
 
     @property
     def warnings(self) -> list[str]:
@@ -153,10 +157,45 @@ class PatchSampler:
         return dict(Counter(self._seen.values()))
 
     def __iter__(self) -> Iterator[Patch]:
+        return (patch for _, patch in self.by_volume())
+
+    def by_volume(self) -> Iterator[tuple[int, Patch]]:
+        """Yield each patch with the number of its volume, volume by volume."""
         for index, counts in enumerate(self._allotted):
             for sample in self._samples(index, None) if any(counts.values()) else ():
                 self._seen.setdefault(hashlib.sha256(sample.patch.data).hexdigest(), sample.kind)
-                yield sample.patch
+                volume_hash = self.volume_hashes[f"volume {index}"]
+                if volume_hash not in self._different:
+                    self._different.append(volume_hash)
+                yield index, sample.patch
+
+    @property
+    def volumes(self) -> int:
+        """How many volumes were given."""
+        return len(self._volumes)
+
+    @property
+    def different_volumes(self) -> int:
+        """How many volumes that differ have given patches so far; one that is given twice counts once."""
+        return len(self._different)
+
+    def fold(self, index: int) -> int | None:
+        """The part of calibration to which a volume's patches belong; None of a volume that gave none."""
+        volume_hash = self.volume_hashes.get(f"volume {index}")
+        return self._different.index(volume_hash) % MOST_FOLDS if volume_hash in self._different else None
+
+    def windows(self, index: int, count: int) -> tuple[list[Patch], float]:
+        """Windows of a volume around foreground, which calibration has not drawn, and the millilitres of their voxels."""
+        network_input = preprocess(self._read(index), self._spec)
+        samples = draw_samples(
+            network_input,
+            self.patch,
+            self._spec.window.pad_value,
+            {"foreground": count},
+            np.random.default_rng((self._options.seed, index, 1)),
+            self._find_foreground,
+        )
+        return [sample.patch for sample in samples], network_input.grid.voxel_ml
 
     def check_labels(self) -> None:
         """Read the label maps and refuse what is none of this model, before any work.
@@ -199,10 +238,14 @@ class PatchSampler:
     def _reference(self, index: int) -> Volume | None:
         return self._labels[index]() if self._labels else None
 
-    def _samples(self, index: int, reference: Volume | None) -> Iterator[Sample]:
+    def _read(self, index: int) -> Volume:
         self._task.check()
         volume = self._volumes[index]()
         self.volume_hashes[f"volume {index}"] = hashlib.sha256(np.ascontiguousarray(volume.data).data).hexdigest()
+        return volume
+
+    def _samples(self, index: int, reference: Volume | None) -> Iterator[Sample]:
+        volume = self._read(index)
         network_input = preprocess(volume, self._spec)
         labels = None
         if reference is not None:
@@ -271,6 +314,7 @@ def collect_histograms(
     """Histograms of the named tensors of an FP32 network over a stream of patches (C, A0, A1, A2).
 
     Tensors are looked at in groups of at most 1 GB, so memory depends neither on their number nor on that of patches.
+    Where the patches come from a sampler, the histograms have a part for each of its folds (:meth:`PatchSampler.fold`).
     """
     from ..engines.onnxruntime import session
     from ..models import onnx_graph as graph
@@ -282,7 +326,11 @@ def collect_histograms(
     sessions = [session(graph.with_outputs(fixed, group).SerializeToString(), "fp32") for group in groups]
     histograms = {name: ActivationHistogram() for name in tensors}
     with task.stage("calibrating", count):
-        for patch_values in patches:
+        last = None
+        for volume, patch_values in _with_volumes(patches):
+            if last is not None and volume != last:
+                _close_parts(histograms, patches, last)
+            last = volume
             if input_name in histograms:
                 histograms[input_name].add(patch_values)
             for group, run in zip(groups, sessions, strict=True):
@@ -290,7 +338,20 @@ def collect_histograms(
                     histograms[name].add(values)
                 task.check()
             task.step()
+        if last is not None:
+            _close_parts(histograms, patches, last)
     return histograms
+
+
+def _with_volumes(patches: Iterable[Patch]) -> Iterable[tuple[int | None, Patch]]:
+    return patches.by_volume() if isinstance(patches, PatchSampler) else ((None, patch) for patch in patches)
+
+
+def _close_parts(histograms: dict[str, ActivationHistogram], patches: Iterable[Patch], volume: int) -> None:
+    """Note what the histograms have counted of a volume as that of its fold."""
+    assert isinstance(patches, PatchSampler)
+    for histogram in histograms.values():
+        histogram.close_part(patches.fold(volume))
 
 
 def _groups(tensors: Sequence[str], shapes: dict[str, list[int]]) -> list[list[str]]:

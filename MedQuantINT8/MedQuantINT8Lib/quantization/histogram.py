@@ -7,6 +7,7 @@ and neighbouring bins are merged.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,21 @@ LEVELS = 127  # symmetric INT8: -127..127 of -128..127 are used, as ModelOpt and
 
 
 class ActivationHistogram:
-    """A histogram of absolute values."""
+    """A histogram of absolute values.
+
+    Attributes:
+        counts: of bins of equal width from 0 to ``limit``.
+        maximum: the largest value.
+        parts: the histogram's parts by name, as :meth:`close_part` ended them.
+    """
 
     def __init__(self, bins: int = BINS) -> None:
         self.counts: NDArray[np.int64] = np.zeros(bins, np.int64)
         self.limit = 0.0
         self.maximum = 0.0
+        self.parts: dict[Any, _Part] = {}
+        self._closed = _Part(self.counts.copy(), 0.0, 0.0)
+        self._part_maximum = 0.0
 
     def add(self, values: NDArray[Any]) -> None:
         """Count all values of an array of any shape."""
@@ -36,6 +46,7 @@ class ActivationHistogram:
                 "Check the network and its normalization with --precision fp32.",
             )
         self.maximum = max(self.maximum, largest)
+        self._part_maximum = max(self._part_maximum, largest)
         if largest == 0.0:
             self.counts[0] += flat.size
             return
@@ -53,9 +64,45 @@ class ActivationHistogram:
             np.minimum(index, self.counts.size - 1, out=index)
             self.counts += np.bincount(index, minlength=self.counts.size)
 
+    def close_part(self, name: Any) -> None:
+        """Note what was counted since the last part ended as a part of that name; parts of one name are one."""
+        new = _Part(self.counts - self._closed.counts_up_to(self.limit), self.limit, self._part_maximum)
+        self.parts[name] = self.parts[name].with_part(new) if name in self.parts else new
+        self._closed = _Part(self.counts.copy(), self.limit, self.maximum)
+        self._part_maximum = 0.0
+
+    def without(self, name: Any) -> ActivationHistogram:
+        """Return the histogram of all parts but one, as if that one's values had never been seen."""
+        rest = ActivationHistogram(self.counts.size)
+        rest.counts = self.counts - self.parts[name].counts_up_to(self.limit)
+        rest.limit = self.limit
+        others = (part.maximum for other, part in self.parts.items() if other != name)
+        rest.maximum = max([0.0, self._part_maximum, *others])
+        return rest
+
     @property
     def centers(self) -> NDArray[np.float64]:
         return (np.arange(self.counts.size, dtype=np.float64) + 0.5) * (self.limit / self.counts.size)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was counted of a part of the values; ``limit`` is that of the whole histogram at its end."""
+
+    counts: NDArray[np.int64]
+    limit: float
+    maximum: float
+
+    def counts_up_to(self, limit: float) -> NDArray[np.int64]:
+        """Return the counts in the bins of a histogram whose limit was doubled since."""
+        counts, own = self.counts, self.limit
+        while 0 < own < limit:
+            counts = np.concatenate([counts.reshape(-1, 2).sum(axis=1), np.zeros(counts.size // 2, np.int64)])
+            own *= 2
+        return counts
+
+    def with_part(self, later: _Part) -> _Part:
+        return _Part(self.counts_up_to(later.limit) + later.counts, later.limit, max(self.maximum, later.maximum))
 
 
 def max_range(histogram: ActivationHistogram) -> float:

@@ -35,6 +35,7 @@ from .calibration import (
     scales_from,
 )
 from .equalization import channel_maxima, equalized
+from .held_out import Calibrated, HeldOut, measure_held_out
 from .histogram import ActivationHistogram
 from .qdq_placement import place, require_quantizer
 
@@ -73,7 +74,8 @@ class QuantizationReport:
             why.
         int8_mac_share: share of multiply-accumulates between Q/DQ pairs.
         size_ratio: bytes of the INT8 network over bytes of FP32.
-        guard: agreement with FP32 before and after the fallback.
+        guard: agreement with FP32 before and after the fallback, on patches of the calibration scans.
+        held_out: the agreement on scans that the ranges do not come from.
     """
 
     layers: list[Layer]
@@ -81,7 +83,13 @@ class QuantizationReport:
     fp32_bytes: int
     int8_bytes: int
     guard: GuardResult
+    held_out: HeldOut
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def agreement(self) -> float | None:
+        """The agreement to report: on held-out scans, or on the calibration scan where there is one; None where nothing is found."""
+        return self.held_out.agreement
 
     @property
     def size_ratio(self) -> float:
@@ -95,6 +103,8 @@ class QuantizationReport:
             "size_ratio": self.size_ratio,
             "layers": [asdict(layer) for layer in self.layers],
             "guard": self.guard.to_json(),
+            "agreement": self.agreement,
+            "held_out": self.held_out.to_json(),
             "warnings": self.warnings,
         }
 
@@ -167,6 +177,7 @@ def _quantized(
     int8, guarded = guard(plain.candidate, patches, package.spec, policy.budget, task, references, stopwatch, equalize)
     form = forms.equalized if guarded.equalized and forms.equalized is not None else plain
     reasons = form.reasons | {name: f"the guard: {why}" for name, why in guarded.returned.items()}
+    held_out = measure_held_out(Calibrated(fp32, int8, form.histograms, calibration), sampler, package.spec, task)
     int8 = qdq.compacted(int8)
     if problems := qdq.check_int8(int8):
         raise PackageError(
@@ -184,7 +195,7 @@ def _quantized(
         graph.network_shape(fp32).input_name,
         {} if form is plain else {name: 127 * scale for name, scale in plain.scales.items()},
     )
-    return _write(package, int8, measured, guarded, reasons, target, sampler.patch)
+    return _write(package, int8, measured, (guarded, held_out), reasons, target, sampler.patch)
 
 
 @dataclass
@@ -301,11 +312,12 @@ def _write(
     package: ModelPackage,
     model: Any,
     measured: Calibration,
-    guarded: GuardResult,
+    agreements: tuple[GuardResult, HeldOut],
     reasons: dict[str, str],
     target: str | os.PathLike[str],
     patch: tuple[int, int, int],
 ) -> tuple[ModelPackage, QuantizationReport]:
+    guarded, held_out = agreements
     layers = weighted_layers(graph.inferred(model), reasons)
     report = QuantizationReport(
         layers,
@@ -313,7 +325,8 @@ def _write(
         package.onnx_path("fp32").stat().st_size,
         model.ByteSize(),
         guarded,
-        [*measured.warnings, *guarded.notes],
+        held_out,
+        [*measured.warnings, *guarded.notes, *filter(None, [held_out.warning(guarded.budget.agreement)])],
     )
     if report.int8_mac_share < LEAST_SHARE:
         report.warnings.append(

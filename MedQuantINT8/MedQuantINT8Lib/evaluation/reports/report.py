@@ -240,10 +240,35 @@ def _quantization(report: dict[str, Any]) -> dict[str, Any] | None:
         "patches": counted(calibration.get("patches_used") or 0, "patch", "patches"),
         "volumes": counted(len(calibration.get("volumes", {})), "volume"),
         "agreement": "unknown, FP32 found nothing in them" if agreement is None else number(agreement, 4),
+        "worst": WorstStructures.of_rows(guard.get("structures", ())).text,
+        # Packages of earlier versions hold no scan out.
+        "held_out": quantization.get("held_out", {}).get("lines", []),
+        "scans": _scans(quantization.get("held_out", {}).get("scans", [])),
         "guard": _guard(guard),
         "warnings": calibration.get("warnings", []),
         "kept": Table(["Kept in high precision", "Operator", "Why"], kept, 9, stack=True),
     }
+
+
+def _scans(scans: list[dict[str, Any]]) -> Table | None:
+    """The agreement scan by scan, with the structures that agree least; None where nothing was measured."""
+    if not scans:
+        return None
+    rows = [
+        [
+            scan["scan"],
+            number(scan["agreement"], 4),
+            number(scan["own_ranges"], 4),
+            *(_structure(scan[key]) for key in ("worst", "worst_small")),
+        ]
+        for scan in scans
+    ]
+    head = ["Scan", "ranges of the others", "with its own", "worst structure", "worst below 1 ml"]
+    return Table(head, rows, stack=True)
+
+
+def _structure(structure: dict[str, Any] | None) -> str:
+    return "–" if structure is None else f"{structure['name']} {structure['dice']:.3f}"
 
 
 def _guard(guard: dict[str, Any]) -> dict[str, Any] | None:

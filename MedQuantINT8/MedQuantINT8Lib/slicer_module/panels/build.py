@@ -237,17 +237,17 @@ class BuildPanel(WorkPanel):
 
 def _of_the_kept_network(report: dict[str, Any]) -> list[str]:
     """What is said of a quantized network, all of it counted on the network that was kept, after layers went back to float."""
-    layers, guard = report["layers"], report["guard"]
+    layers, guard, held_out = report["layers"], report["guard"], report["held_out"]
     float_layers = [layer["name"] for layer in layers if not layer["quantized"]]
     lines = [
-        _(
-            "{count} of {all} layers compute in INT8, {share} of the work; agreement with FP32 on the patches: {dice}"
-        ).format(
+        _("{count} of {all} layers compute in INT8, {share} of the work; agreement with FP32 {where}: {dice}").format(
             count=len(layers) - len(float_layers),
             all=len(layers),
             share=f"{100 * report['int8_mac_share']:.1f} %",
-            dice=_("unknown") if guard["agreement"] is None else f"{guard['agreement']:.4f}",
+            where=_("on held-out scans") if held_out["held_out"] else _("on the calibration scan itself"),
+            dice=_("unknown") if report["agreement"] is None else f"{report['agreement']:.4f}",
         ),
+        *held_out["lines"],
         _("file: {before} MB to {after} MB").format(
             before=f"{report['fp32_bytes'] / _MB:.1f}", after=f"{report['int8_bytes'] / _MB:.1f}"
         ),

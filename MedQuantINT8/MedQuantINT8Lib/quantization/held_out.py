@@ -1,0 +1,405 @@
+"""Agreement on scans that the ranges do not come from, how it moves from scan to scan, and how many scans would be enough.
+
+Each scan (where there are many: each group of scans) is held out in turn: the INT8 network gets the ranges that calibration gives
+without it, and is compared with FP32 on windows of that scan. Weights, biases and the layers in float are those of the
+package, so that a scan costs a few windows and not a quantization. On the same windows the network is measured with all ranges,
+too: what it loses there less is what calibrating on the scan has brought (:mod:`.scan_spread`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.fidelity import labels_of
+from ..engines.onnxruntime import session
+from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, mean_of
+from ..models import onnx_graph as graph
+from ..models.spec import ModelSpec
+from ..models.tensor_names import FreshNames
+from ..progress import Task
+from .calibration import CalibrationOptions, PatchSampler, scales_from
+from .histogram import ActivationHistogram
+from .measurer import Patch, middle_of
+from .scan_spread import MOST_ESTIMATED, TOLERANCE, EnoughScans, Spread
+
+#: Windows in all, at most of one scan, and scans that are looked at.
+MOST_WINDOWS, WINDOWS_A_SCAN, MOST_SCANS = 12, 4, 12
+#: From so many voxels on a window is large: one of each of three scans has to do.
+_LARGE_WINDOW, _FEW_SCANS = 1 << 21, 3
+
+
+@dataclass(frozen=True)
+class ScanAgreement:
+    """How INT8 agrees with FP32 on the windows of one scan.
+
+    Attributes:
+        volume: the number of the scan, from 0.
+        agreement: with ranges that do not come from it; None where FP32 finds nothing in the windows.
+        own_ranges: with the package's ranges, which come from it as well; None of a scan that gave calibration no patch.
+        structures: the agreement structure by structure.
+        windows: the agreement window by window, of those that show a structure.
+    """
+
+    volume: int
+    agreement: float | None
+    own_ranges: float | None
+    structures: tuple[StructureDice, ...]
+    windows: tuple[float, ...]
+
+    @property
+    def worst(self) -> WorstStructures:
+        return WorstStructures.of((item.name, item.dice, item.ml) for item in self.structures)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "scan": f"volume {self.volume}",
+            "agreement": self.agreement,
+            "own_ranges": self.own_ranges,
+            "structures": [item.to_json() for item in self.structures],
+            "windows": list(self.windows),
+            **self.worst.to_json(),
+        }
+
+
+@dataclass
+class HeldOut:
+    """The agreement that is reported of a quantization.
+
+    Attributes:
+        given: how many different scans calibration had.
+        held_out: whether the ranges came from other scans; otherwise the figures are of the calibration scan itself.
+        calibrated: how many scans the ranges came from while one (or a group) was held out.
+        score_error: by label name the root mean square of INT8's error of that class's score, over all windows.
+    """
+
+    given: int
+    held_out: bool
+    calibrated: int
+    scans: list[ScanAgreement] = field(default_factory=list)
+    score_error: dict[str, float] = field(default_factory=dict)
+    margin_error: float = 0.0
+
+    @property
+    def agreements(self) -> list[float]:
+        return [scan.agreement for scan in self.scans if scan.agreement is not None]
+
+    @property
+    def agreement(self) -> float | None:
+        """The mean over scans; None where FP32 finds nothing in any."""
+        return float(np.mean(self.agreements)) if self.agreements else None
+
+    @property
+    def spread(self) -> Spread | None:
+        return Spread.of(self.agreements) if self.agreements else None
+
+    @property
+    def structures(self) -> list[StructureDice]:
+        """Each structure's mean over the scans that show it; its volume is that of the scan that shows most of it."""
+        by_name: dict[str, list[StructureDice]] = {}
+        for scan in self.scans:
+            for item in scan.structures:
+                by_name.setdefault(item.name, []).append(item)
+        return [
+            StructureDice(
+                name,
+                float(np.mean([item.dice for item in items])),
+                max(item.ml for item in items),
+                sum(item.voxels for item in items),
+            )
+            for name, items in by_name.items()
+        ]
+
+    @property
+    def worst(self) -> WorstStructures:
+        return WorstStructures.of((item.name, item.dice, item.ml) for item in self.structures)
+
+    @property
+    def enough(self) -> EnoughScans | None:
+        """How many scans would be enough; None where no scan was held out."""
+        pairs = [
+            (scan.own_ranges, scan.agreement)
+            for scan in self.scans
+            if scan.own_ranges is not None and scan.agreement is not None
+        ]
+        if not self.held_out or not pairs:
+            return None
+        own, held_out = zip(*pairs, strict=True)
+        return EnoughScans.of(own, held_out, self.calibrated)
+
+    def lines(self) -> list[str]:
+        """What a user should know, in sentences."""
+        spread = self.spread
+        if spread is None:
+            return []
+        if not self.held_out:
+            return [
+                f"the agreement of {spread.mean:.4f} is of the calibration scan itself; give a second scan, and it is measured on scans that the ranges do not come from"
+            ]
+        count = len(self.agreements)
+        text = f"agreement on scans held out in turn: {spread.mean:.4f} on average over {count} scan{'s' if count > 1 else ''}"
+        if count > 1:
+            text += f", {spread.lowest:.4f} to {spread.highest:.4f}"
+        if spread.next_low is not None:
+            text += f"; the next scan is expected between {spread.next_low:.4f} and {spread.next_high:.4f} (95 %)"
+        lines = [text, *filter(None, [self.worst.text])]
+        if count > 1:
+            least = min(
+                (scan for scan in self.scans if scan.agreement is not None), key=lambda scan: scan.agreement or 0.0
+            )
+            lines.append(
+                f"scan {least.volume + 1} agrees least" + (f" ({least.worst.text})" if least.worst.text else "")
+            )
+        return [*lines, self._enough_line()]
+
+    def _enough_line(self) -> str:
+        enough = self.enough
+        assert enough is not None
+        loss = f"a scan loses {enough.excess:.4f} more where the ranges do not come from it"
+        if enough.scans is None:
+            return f"{loss}: more than {MOST_ESTIMATED} scans would be needed to make that {TOLERANCE}; look for what differs among them"
+        upper = "" if enough.at_most is None or enough.at_most == enough.scans else f", at most {enough.at_most}"
+        if enough.scans <= self.given:
+            return f"{loss}: the {self.given} scans are enough (estimated: {enough.scans}{upper})"
+        return f"{loss}: about {enough.scans} scans would be enough{upper}, with an agreement of {enough.expected:.4f} expected on a new one"
+
+    def warning(self, wanted: float) -> str:
+        """A sentence where a new scan is expected below the agreement that was asked for, or an empty string."""
+        if not self.held_out or self.agreement is None or self.agreement >= wanted:
+            return ""
+        return f"on scans that the ranges do not come from INT8 agrees with FP32 at {self.agreement:.4f}, less than the {wanted:g} that was asked for"
+
+    def to_json(self) -> dict[str, Any]:
+        spread = self.spread
+        return {
+            "held_out": self.held_out,
+            "given": self.given,
+            "calibrated": self.calibrated,
+            "agreement": self.agreement,
+            "spread": None if spread is None else vars(spread),
+            "structures": [item.to_json() for item in self.structures],
+            **self.worst.to_json(),
+            "enough": None if self.enough is None else self.enough.to_json(),
+            "scans": [scan.to_json() for scan in self.scans],
+            "score_error": self.score_error,
+            "margin_error": self.margin_error,
+            "lines": self.lines(),
+        }
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """An INT8 network with what its ranges came from.
+
+    Attributes:
+        fp32, int8: the networks; ``int8`` before its names are shortened.
+        histograms: of the quantized tensors, with a part for each fold.
+    """
+
+    fp32: Any
+    int8: Any
+    histograms: Mapping[str, ActivationHistogram]
+    options: CalibrationOptions
+
+
+def measure_held_out(network: Calibrated, sampler: PatchSampler, spec: ModelSpec, task: Task) -> HeldOut:
+    """Measure the agreement on windows of scans, with ranges that do not come from them where there are several scans."""
+    folds = {sampler.fold(index) for index in range(sampler.volumes)} - {None}
+    several = sampler.different_volumes > 1
+    networks = _Networks(network, sampler.patch)
+    largest = max((_size(sampler, fold) for fold in folds), default=1)
+    result = HeldOut(
+        sampler.different_volumes,
+        several and networks.scaled > 0,
+        sampler.different_volumes - largest if several else sampler.different_volumes,
+    )
+    chosen = _chosen(sampler)
+    comparison = _Comparison(networks, sampler, spec, several)
+    with task.stage("comparing on held-out scans" if several else "comparing on the scan", len(chosen)):
+        for index, count in chosen:
+            result.scans.append(comparison.scan(index, count))
+            task.step()
+    result.score_error, result.margin_error = comparison.errors.by_label(), comparison.errors.margin
+    return result
+
+
+def _size(sampler: PatchSampler, fold: int | None) -> int:
+    """How many different volumes belong to a fold."""
+    return len({sampler.volume_hashes[f"volume {n}"] for n in range(sampler.volumes) if sampler.fold(n) == fold})
+
+
+def _chosen(sampler: PatchSampler) -> list[tuple[int, int]]:
+    """The scans that are looked at, each once, and how many windows of each."""
+    seen: dict[str, int] = {}
+    for index in range(sampler.volumes):
+        # A scan that gave no patch was not read; it is another one for all that is known.
+        seen.setdefault(sampler.volume_hashes.get(f"volume {index}", f"not read {index}"), index)
+    indices = list(seen.values())
+    large = math.prod(sampler.patch) > _LARGE_WINDOW
+    most = _FEW_SCANS if large else MOST_SCANS
+    if len(indices) > most:
+        indices = [indices[round(n * (len(indices) - 1) / (most - 1))] for n in range(most)]
+    windows = 1 if large else max(1, min(WINDOWS_A_SCAN, MOST_WINDOWS // len(indices)))
+    return [(index, windows) for index in indices]
+
+
+class _Comparison:
+    """Compares INT8 with FP32 on the windows of one scan after the other.
+
+    Args:
+        several: whether scans are held out.
+    """
+
+    def __init__(self, networks: _Networks, sampler: PatchSampler, spec: ModelSpec, several: bool) -> None:
+        self._networks, self._sampler, self._several = networks, sampler, several
+        self._names = {label.channel: label.name for label in spec.labels}
+        self._exclusive, self._labels = spec.output.activation == "softmax", labels_of(spec.output)
+        self._middle: Any = (..., *middle_of(sampler.patch, spec.window.overlap))
+        self.errors = _ScoreErrors(spec)
+
+    def scan(self, index: int, count: int) -> ScanAgreement:
+        """Compare on so many windows of a scan."""
+        windows, voxel_ml = self._sampler.windows(index, count)
+        fold = self._sampler.fold(index) if self._several else None
+        held_out, own = (PooledDice(self._exclusive, self._names, voxel_ml) for _ in range(2))
+        by_window = []
+        for window in windows:
+            expected, output = (self._networks.run(which, window)[self._middle] for which in ("fp32", fold))
+            single = PooledDice(self._exclusive)
+            for pooled in (held_out, single):
+                pooled.add(self._labels(output), self._labels(expected))
+            if (value := single.value) is not None:
+                by_window.append(value)
+            self.errors.add(output, expected)
+            if fold is not None:
+                own.add(self._labels(self._networks.run(None, window)[self._middle]), self._labels(expected))
+        structures = tuple(held_out.structures)
+        agreement = mean_of(structures)
+        # A scan of several that gave no patch has no ranges of its own.
+        own_ranges = own.value if fold is not None else None if self._several else agreement
+        return ScanAgreement(index, agreement, own_ranges, structures, tuple(by_window))
+
+
+class _Networks:
+    """FP32, the INT8 network, and INT8 with the ranges of all folds but one, as sessions that are made when they are needed.
+
+    Attributes:
+        scaled: how many of the network's quantized tensors have ranges of their own in a fold.
+    """
+
+    def __init__(self, network: Calibrated, patch: tuple[int, int, int]) -> None:
+        self._network, self._patch = network, patch
+        self._sessions: dict[Any, Any] = {}
+        self._input = graph.network_shape(network.fp32).input_name
+        self.scaled = sum(name in network.histograms for name in _quantized_tensors(network.int8))
+
+    def run(self, which: int | str | None, window: Patch) -> NDArray[np.float32]:
+        """Run "fp32", the INT8 network (None), or the one without a fold on a window (C, A0, A1, A2); scores (1, classes, ...)."""
+        if which not in self._sessions:
+            # One fold at a time: scans of a fold come after each other only where there are few.
+            for old in [key for key in self._sessions if isinstance(key, int)]:
+                del self._sessions[old]
+            self._sessions[which] = self._session(which)
+        scores: NDArray[np.float32] = self._sessions[which].run(None, {self._input: window[None]})[0]
+        return scores
+
+    def _session(self, which: int | str | None) -> Any:
+        if which == "fp32":
+            return session(graph.fixed_shape(self._network.fp32, self._patch).SerializeToString(), "fp32")
+        model = self._network.int8
+        if isinstance(which, int):
+            model = rescaled(model, fold_ratios(self._network.histograms, which, self._network.options))
+        return session(graph.fixed_shape(model, self._patch).SerializeToString(), "int8")
+
+
+def fold_ratios(
+    histograms: Mapping[str, ActivationHistogram], fold: int, options: CalibrationOptions
+) -> dict[str, float]:
+    """Return each tensor's range without a fold over its range with all."""
+    with_parts = {name: histogram for name, histogram in histograms.items() if fold in histogram.parts}
+    rest = scales_from({name: histogram.without(fold) for name, histogram in with_parts.items()}, options)
+    whole = scales_from(with_parts, options)
+    # A tensor that is 0 in all other scans has no range of its own.
+    return {
+        name: rest[name] / whole[name]
+        for name, histogram in with_parts.items()
+        if histogram.without(fold).maximum > 0 and whole[name] > 0
+    }
+
+
+def rescaled(model: Any, ratios: Mapping[str, float]) -> Any:
+    """Return a copy whose quantized float tensors have scales that are multiplied by a ratio each."""
+    onnx = graph.require_onnx()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    network, fresh = graph.Graph(copy), FreshNames(copy)
+    names: dict[str, str] = {}
+    for node in network.nodes:
+        tensor = node.input[0]
+        if node.op_type != "QuantizeLinear" or network.is_constant(tensor) or tensor not in ratios:
+            continue
+        scale = network.array(node.input[1])
+        if scale is None:
+            continue
+        if tensor not in names:
+            names[tensor] = fresh(f"{tensor}_fold_scale")
+            array = (scale * np.float32(ratios[tensor])).astype(scale.dtype)
+            copy.graph.initializer.append(onnx.numpy_helper.from_array(array, names[tensor]))
+        node.input[1] = names[tensor]
+        for reader in network.readers.get(node.output[0], []):
+            if reader.op_type == "DequantizeLinear":
+                reader.input[1] = names[tensor]
+    return copy
+
+
+def _quantized_tensors(model: Any) -> Iterator[str]:
+    network = graph.Graph(model)
+    return (
+        node.input[0]
+        for node in network.nodes
+        if node.op_type == "QuantizeLinear" and not network.is_constant(node.input[0])
+    )
+
+
+class _ScoreErrors:
+    """Accumulates the errors of INT8's scores class by class, and of the margin by which its label wins."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._squares = np.zeros(spec.output_channels)
+        self._margin_squares, self._voxels = 0.0, 0
+        self._margin: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]] = (
+            _winning_margin if spec.output.activation == "softmax" else np.subtract
+        )
+
+    def add(self, output: NDArray[Any], expected: NDArray[Any]) -> None:
+        """Add the scores of a window, (1, classes, ...) each."""
+        axes = (0, *range(2, output.ndim))
+        self._squares += np.square(output - expected, dtype=np.float64).sum(axis=axes)
+        difference = self._margin(output, expected)
+        self._margin_squares += float(np.square(difference, dtype=np.float64).mean()) * output[0, 0].size
+        self._voxels += output[0, 0].size
+
+    def by_label(self) -> dict[str, float]:
+        """The root mean square error of each label's score."""
+        error = np.sqrt(self._squares / max(1, self._voxels))
+        return {label.name: float(error[label.channel]) for label in self._spec.labels}
+
+    @property
+    def margin(self) -> float:
+        """The root mean square error of the margin between the two largest scores, or of a score where each is for itself."""
+        return math.sqrt(self._margin_squares / max(1, self._voxels))
+
+
+def _winning_margin(output: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
+    """How far the margin between INT8's two largest scores is from that between the same classes in FP32."""
+    if output.shape[1] < 2:
+        return np.asarray(output - expected)
+    order = np.argpartition(output, -2, axis=1)[:, -2:]
+    ours, theirs = (np.take_along_axis(scores, order, 1) for scores in (output, expected))
+    return np.asarray((ours[:, 1] - ours[:, 0]) - (theirs[:, 1] - theirs[:, 0]))
