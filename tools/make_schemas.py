@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "MedQuantINT8"))
 
-from MedQuantINT8Lib.models import spec_parser
+from MedQuantINT8Lib.models import spec_parser, task
 from MedQuantINT8Lib.resources import resource
 
 _NUMBER, _TEXT = {"type": "number"}, {"type": "string"}
@@ -35,6 +35,14 @@ def model_schema() -> dict[str, object]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "MedQuantINT8 model package: model.json",
         **spec_parser.model_schema(),
+    }
+
+
+def task_schema() -> dict[str, object]:
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "MedQuantINT8 task: task.json",
+        **task.task_schema(),
     }
 
 
@@ -168,7 +176,12 @@ def models_schema() -> dict[str, object]:
     }
 
 
-SCHEMAS = {"model.schema.json": model_schema, "report.schema.json": report_schema, "models.schema.json": models_schema}
+SCHEMAS = {
+    "model.schema.json": model_schema,
+    "task.schema.json": task_schema,
+    "report.schema.json": report_schema,
+    "models.schema.json": models_schema,
+}
 
 if __name__ == "__main__":
     for name, make in SCHEMAS.items():

@@ -59,12 +59,16 @@ def check_output_folder(target: PathLike, names: Sequence[str], inputs: Iterable
 
 
 def check_output_package(
-    target: PathLike, inputs: Iterable[PathLike | None] = (), itself: PathLike | None = None
+    target: PathLike,
+    inputs: Iterable[PathLike | None] = (),
+    itself: PathLike | None = None,
+    description: str = "model.json",
 ) -> None:
     """Refuse a package (folder or .zip) that would take the place of an input, or of something that is no package.
 
     Args:
         itself: the package that is read, which may be written anew in its place.
+        description: the file that says that a folder is a package, which the output may then replace.
 
     Raises:
         InputError: an input is the output or lies in it, or the folder would take the place of a file.
@@ -85,7 +89,7 @@ def check_output_package(
                     f"The output {path} is a folder that holds the input {source}, which would be lost.",
                     "Choose another output.",
                 )
-        if any(path.iterdir()) and not (path / "model.json").exists():
+        if any(path.iterdir()) and not (path / description).exists():
             raise PackageError(
                 f"{path} is a folder with other things in it.", "Give a new folder or an existing package."
             )

@@ -17,7 +17,8 @@ import tiny
 from MedQuantINT8Lib.errors import DependencyError, InputError, MedQuantError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
-from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
+from MedQuantINT8Lib.inference.region_run import keep_structures
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, SegmentationResult
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.worker.client import WorkerClient, WorkerError, to_json
 from MedQuantINT8Lib.worker.jobs import BackgroundJob, BatchJob
@@ -171,6 +172,16 @@ def test_what_is_made_of_a_result_may_fail_in_any_way():
 
 def broken_start():
     return 1 / 0
+
+
+def test_a_file_gets_the_structures_that_were_asked_for():
+    for values in (np.zeros((4, 5, 6), np.uint8), np.zeros((2, 2, 2), np.uint8)):
+        values[:2] = np.arange(1, 3)[:, None, None]
+        values[-1] = 3 if len(values) > 2 else 2
+        result = SegmentationResult(values.copy(), np.eye(4), {}, 1, 0)
+        keep_structures(result, [tiny.Label(1, "one", 1), tiny.Label(3, "three", 3)])
+        np.testing.assert_array_equal(result.labels, np.where(np.isin(values, [1, 3]), values, 0))
+        assert result.labels.dtype == values.dtype
 
 
 LOADED = """

@@ -76,5 +76,44 @@ def device(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def region(text: str) -> tuple[float, float, float, float, float, float]:
+    """A type for argparse: a box in the patient, whose coordinates are said to be LPS or RAS; returned in RAS.
+
+    It is given as ``RAS:x0,x1,y0,y1,z0,z1`` or ``RAS:center=x,y,z,size=a,b,c``, in millimeters.
+    """
+    from ..errors import InputError
+    from ..imaging.region_of_interest import region_ras
+
+    system, _, limits = text.partition(":")
+    system = system.strip().upper()
+    try:
+        if system not in ("LPS", "RAS"):
+            raise ValueError("say whether it is in LPS or RAS, as in RAS:x0,x1,y0,y1,z0,z1")
+        return region_ras(_limits(limits), "LPS" if system == "LPS" else "RAS")
+    except (InputError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no box: {error}") from error
+
+
+def _limits(text: str) -> list[float]:
+    """Return (least, largest) along x, y and z from the six numbers of a box, or from its center and size."""
+    words = [word.strip() for word in text.split(",")]
+    names = [word.partition("=")[0].strip().lower() if "=" in word else "" for word in words]
+    by_center = len(words) == 6 and names[0] == "center" and names[3] == "size"
+    numbers = []
+    for position, word in enumerate(words):
+        if names[position] and not (by_center and position in (0, 3)):
+            raise ValueError("give x0,x1,y0,y1,z0,z1 or center=x,y,z,size=a,b,c")
+        try:
+            numbers.append(float(word.rpartition("=")[2]))
+        except ValueError:
+            raise ValueError(f"{word!r} is no number") from None
+    if len(numbers) != 6:
+        raise ValueError("it needs six numbers in millimeters")
+    if not by_center:
+        return numbers
+    center, size = numbers[:3], numbers[3:]
+    return [center[axis] + sign * size[axis] / 2 for axis in range(3) for sign in (-1, 1)]
+
+
 def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "...")

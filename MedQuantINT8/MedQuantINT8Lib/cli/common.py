@@ -6,17 +6,18 @@ Nothing of the library is imported here but when a command runs: every command's
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..devices import DEVICES
-from .arguments import axes, device, number, whole
+from .arguments import axes, device, number, region, whole
 
 if TYPE_CHECKING:
     from ..engines.base import Precision
     from ..imaging.volume_files import ScanReader
     from ..inference.engine_choice import EngineChoice
     from ..inference.segmenter import SegmentationOptions
+    from ..models.spec import Label
     from ..progress import Task
 
 #: What the help says of a model and of a scan.
@@ -159,8 +160,27 @@ def add_running_options(command: argparse.ArgumentParser, *, precision: bool = T
     )
 
 
-def options_of(args: argparse.Namespace) -> SegmentationOptions:
-    """How a scan is segmented, by the options of :func:`add_running_options`."""
+def add_region_options(command: argparse.ArgumentParser) -> None:
+    """Which structures of a scan are segmented, and where."""
+    command.add_argument(
+        "--structures",
+        metavar="NAMES",
+        help="only these, joined by commas; a task runs only the parts that have them (default: all)",
+    )
+    command.add_argument(
+        "--roi",
+        type=region,
+        metavar="BOX",
+        help="only in this box, in millimeters: RAS:x0,x1,y0,y1,z0,z1 or LPS:center=x,y,z,size=a,b,c",
+    )
+
+
+def options_of(args: argparse.Namespace, labels: Sequence[Label] = ()) -> SegmentationOptions:
+    """How a scan is segmented, by the options of :func:`add_running_options` and, where a command has them, :func:`add_region_options`.
+
+    Args:
+        labels: of the model, since a structure's name may hold a comma.
+    """
     from ..inference.segmenter import SegmentationOptions
 
     memory = int(args.memory * (1 << 30)) if args.memory is not None else None
@@ -172,7 +192,31 @@ def options_of(args: argparse.Namespace) -> SegmentationOptions:
         memory,
         check_ranges=not args.no_range_check,
         mirroring=args.mirroring if args.mirror_axes is None else args.mirror_axes,
+        structures=_structures_of(getattr(args, "structures", None), labels),
+        roi=getattr(args, "roi", None),
     )
+
+
+def _structures_of(text: str | None, labels: Sequence[Label]) -> tuple[str, ...] | None:
+    """Return the names in a text that joins them by commas; a comma in a label's name does not part it.
+
+    Raises:
+        InputError: there is no name in it.
+    """
+    from ..errors import InputError
+
+    if text is None:
+        return None
+    known = {label.name for label in labels}
+    names, parts = list[str](), text.split(",")
+    while parts:
+        # The longest run of parts that is a name; a part that is none stays alone, to be complained of.
+        count = next((n for n in range(len(parts), 0, -1) if ",".join(parts[:n]).strip() in known), 1)
+        names.append(",".join(parts[:count]).strip())
+        parts = parts[count:]
+    if not any(names):
+        raise InputError("--structures names nothing.", "Give names joined by commas, or leave it out for all.")
+    return tuple(dict.fromkeys(filter(None, names)))
 
 
 def reader_of(args: argparse.Namespace, task: Task) -> ScanReader:

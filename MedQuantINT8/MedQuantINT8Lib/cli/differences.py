@@ -15,6 +15,7 @@ from .common import (
     add_force,
     add_model,
     add_reading_options,
+    add_region_options,
     add_running_options,
     choice_of,
     options_of,
@@ -56,6 +57,7 @@ def add_parser(add: Add) -> None:
         help="point out structures that change by more (default: %(default)s)",
     )
     add_running_options(command, precision=False)
+    add_region_options(command)
     add_reading_options(command)
 
 
@@ -81,16 +83,17 @@ def _examine(args: argparse.Namespace, task: Task, folder: Path, model: str) -> 
     from ..files import write_json, write_text
     from ..imaging.segmentation_files import write_segmentation
     from ..imaging.volume_files import scan_paths
-    from ..inference.ensemble import load_ensemble
+    from ..inference.task_model import description_of, load_model, require_int8
 
-    with load_ensemble(model) as ensemble:
-        for package in ensemble.packages:
-            package.onnx_path("int8")
+    with load_model(model) as loaded:
+        require_int8(loaded)
         with task.stage("reading"):
             volume = reader_of(args, task)(scan_paths(args.scan))
         choice = choice_of(args, "int8")
-        examination = examine(ensemble, volume, choice, options_of(args), task, change=args.volume_change)
-        spec = ensemble.first.spec
+        examination = examine(
+            loaded, volume, choice, options_of(args, description_of(loaded).labels), task, change=args.volume_change
+        )
+        spec = description_of(loaded)
     folder.mkdir(parents=True, exist_ok=True)
     report = {"scan": Path(args.scan).name, "model": spec.name, **examination.report}
     numbers, labels = region_labels(examination.differences, examination.differences.numbers)

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
     from ..evaluation.datasets import files_of, read_dataset
     from ..evaluation.viewing import WorstCases
     from ..files import split_paths
-    from ..inference.ensemble import load_ensemble
+    from ..inference.task_model import labels_of, load_model, require_int8
     from ..outputs import check_output_folder
     from .overwriting import overwriting
 
@@ -95,13 +95,12 @@ def run(args: argparse.Namespace, task: Task) -> None:
     cases = data.of(args.split)[: args.cases or None]
     model = packages_of(args)
     check_output_folder(args.output, FILES, [*split_paths(model), args.data, *files_of(cases)])
-    with overwriting(args, [Path(args.output) / name for name in FILES]), load_ensemble(model) as ensemble:
-        for member in ensemble.packages:
-            member.onnx_path("int8")
+    with overwriting(args, [Path(args.output) / name for name in FILES]), load_model(model) as loaded:
+        require_int8(loaded)
         choice = choice_of(args, "int8")
         reader = reader_of(args, task)
-        worst = WorstCases(ensemble.first.spec.labels)
-        value = evaluate(ensemble, data, cases, choice, options_of(args), args.tolerance, task, reader, worst)
+        worst = WorstCases(labels_of(loaded))
+        value = evaluate(loaded, data, cases, choice, options_of(args), args.tolerance, task, reader, worst)
         write_results(value, Path(args.output), worst.scans)
     print_result(
         args,

@@ -159,14 +159,17 @@ def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
     from ..cohort.driver import CohortOptions
     from ..cohort.local_pool import LocalPool
     from ..cohort.segment import CohortRequest, segment_cohort
+    from ..files import split_paths
     from ..imaging.volume_files import ReadOptions
+    from ..models.task_package import describe
 
+    model = packages_of(args)
     request = CohortRequest(
-        packages_of(args),
+        model,
         tuple(args.scans),
         _output_folder(args),
         choice_of(args),
-        options_of(args),
+        options_of(args, describe(split_paths(model)[0]).labels),
         ReadOptions(args.series, args.allow_gaps, args.allow_tilt, args.nifti_form),
         args.list,
         args.type or "seg.nrrd",

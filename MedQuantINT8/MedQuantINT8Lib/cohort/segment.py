@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InputError
 from ..imaging.segmentation_files import LABEL_MAP_EXTENSIONS
 from ..imaging.volume_files import ReadOptions
 from ..inference.engine_choice import EngineChoice
-from ..inference.ensemble import load_ensemble
+from ..inference.region_run import chosen_labels
 from ..inference.segmenter import SegmentationOptions
+from ..inference.task_model import description_of, load_model
 from ..progress import Task
 from .driver import CohortOptions, CohortResult, run_cohort
 from .journal import Record
@@ -30,7 +31,7 @@ class CohortRequest:
         sources, list_file: where the scans are (:func:`.sources.find_cases`).
         folder: of the outputs.
         ending: of their names, such as "seg.nrrd".
-        structures: names of the structures that are kept; None for all.
+        structures: names of the structures that are segmented; None for those of the options, or all.
         reading: how scans are read; its series is the one to take of DICOM folders.
         suffixes: of the channels in a BIDS folder.
     """
@@ -67,17 +68,19 @@ def segment_cohort(
     """
     ending = checked_ending(request)
     folder = request.folder.absolute()
-    with load_ensemble(request.model) as ensemble:
-        spec, digest = ensemble.first.spec, model_hash(ensemble)
+    structures = request.options.structures if request.structures is None else request.structures
+    with load_model(request.model) as model:
+        spec = description_of(model)
+        chosen_labels(spec.labels, structures, spec.name)
+        digest = model_hash(model, structures)
     with task.stage("looking for scans"):
         series = request.reading.series or ""
         search = SourceOptions(len(spec.channels), request.suffixes, series, (str(folder),), task.check)
         sources = find_cases(request.sources, request.list_file, search)
     on_sources(sources)
     reading = ReadOptions(None, request.reading.allow_gaps, request.reading.allow_tilt, request.reading.nifti_form)
-    settings = SegmentSettings(
-        request.model, digest, request.choice, request.options, reading, str(folder), ending, request.structures
-    )
+    options = replace(request.options, structures=None)
+    settings = SegmentSettings(request.model, digest, request.choice, options, reading, str(folder), ending, structures)
     order = Order("segment", settings.to_json())
     result = run_cohort(folder, settings.plan, order, sources.cases, pool, task, on_case, request.resuming)
     return write_results(folder, f"{spec.title or spec.name}: {len(sources.cases)} cases", result, sources.skipped)

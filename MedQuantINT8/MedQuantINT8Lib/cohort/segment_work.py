@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from ..imaging.volume_files import ReadOptions, read_volume
 from ..inference import pipeline
 from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import KeepingPool
-from ..inference.ensemble import Ensemble, load_ensemble
+from ..inference.ensemble import Ensemble
+from ..inference.region_run import chosen_labels
 from ..inference.segmenter import SegmentationOptions
+from ..inference.task_model import LoadedModel, description_of, load_model
+from ..inference.task_plan import planned_ensembles
 from ..models.package import MODEL_JSON
 from ..outputs import data_files
 from ..progress import Task
@@ -98,12 +102,22 @@ def options_from(value: dict[str, Any]) -> SegmentationOptions:
     return SegmentationOptions(**values)
 
 
-def model_hash(ensemble: Ensemble) -> str:
-    """The SHA-256 of the packages of a model: of every file's hash and of the descriptions."""
+def model_hash(model: LoadedModel, structures: Sequence[str] | None = None) -> str:
+    """The SHA-256 of the packages of a model: of every file's hash and of the descriptions.
+
+    Args:
+        structures: that are wanted: of a task, the packages that give them count.
+    """
     import hashlib
     import json
 
-    parts = [[sorted(member.hashes.items()), sha256_file(member.folder / MODEL_JSON)] for member in ensemble.packages]
+    parts: list[Any] = [
+        [sorted(member.hashes.items()), sha256_file(member.folder / MODEL_JSON)]
+        for ensemble in planned_ensembles(model, structures)
+        for member in ensemble.packages
+    ]
+    if not isinstance(model, Ensemble):
+        parts.append(model.spec.to_json())
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -195,20 +209,20 @@ class SegmentWork:
         self._settings = settings
         choice = settings.choice
         choose_backend(choice.name, choice.precision, choice.device)
-        self._ensemble = checked_ensemble(settings.model, settings.model_hash)
-        self._labels = tuple(
-            label
-            for label in self._ensemble.first.spec.labels
-            if settings.structures is None or label.name in settings.structures
-        )
+        self._model = checked_model(settings.model, settings.model_hash, settings.structures)
+        description = description_of(self._model)
+        self._labels = chosen_labels(description.labels, settings.structures, description.name)
         self._pool = KeepingPool()
 
     def read(self, case: dict[str, Any], task: Task) -> CaseInput:
         """Read and preprocess the scan."""
         loaded = read_case(case, self._settings.reading, task)
+        if not isinstance(self._model, Ensemble) or self._settings.options.roi is not None:
+            # Each part of a task, and a region, is preprocessed when its turn comes.
+            return loaded
         began = time.perf_counter()
         with task.stage("preprocessing"):
-            loaded.network_input = preprocess(loaded.volume, self._ensemble.first.spec)
+            loaded.network_input = preprocess(loaded.volume, self._model.first.spec)
         loaded.record["seconds"]["preprocessing"] = time.perf_counter() - began
         return loaded
 
@@ -216,10 +230,10 @@ class SegmentWork:
         """Run the network, and bring the labels back onto the scan's grid."""
         settings = self._settings
         run = pipeline.segment(
-            self._ensemble,
+            self._model,
             loaded.volume,
             settings.choice,
-            settings.options,
+            replace(settings.options, structures=settings.structures),
             task,
             pool=self._pool,
             network_input=loaded.network_input,
@@ -231,7 +245,7 @@ class SegmentWork:
     def finish(self, result: tuple[CaseInput, pipeline.SegmentationRun], task: Task) -> Record:
         """Write the label map; what the journal says of the case."""
         loaded, run = result
-        settings, labels = self._settings, _kept(run.result.labels, [label.value for label in self._labels])
+        settings, labels = self._settings, run.result.labels
         began = time.perf_counter()
         root = Path(settings.output)
         if not root.is_dir():
@@ -245,7 +259,7 @@ class SegmentWork:
         engine = run.engine
         seconds = {
             **loaded.record["seconds"],
-            **{k: v for k, v in run.seconds.items() if k not in ("reading", "preprocessing", "total")},
+            **{k: v for k, v in run.seconds.items() if k not in (*loaded.record["seconds"], "total")},
             "writing": time.perf_counter() - began,
         }
         warnings = list(dict.fromkeys([*run.result.notes, *filter(None, [engine["note"]])]))
@@ -276,27 +290,20 @@ class SegmentWork:
     def close(self) -> None:
         """Close the engines and the packages."""
         self._pool.clear()
-        self._ensemble.__exit__(None, None, None)
+        self._model.__exit__(None, None, None)
 
 
-def checked_ensemble(model: str, expected: str) -> Ensemble:
-    """The packages of a model, loaded, if they are those that the run began with.
+def checked_model(model: str, expected: str, structures: Sequence[str] | None) -> LoadedModel:
+    """The packages of a model, or a task, loaded, if they are those that the run began with.
 
     Raises:
         PackageError: they are others.
     """
-    ensemble = load_ensemble(model)
-    if expected and model_hash(ensemble) != expected:
-        ensemble.__exit__(None, None, None)
+    loaded = load_model(model)
+    if expected and model_hash(loaded, structures) != expected:
+        loaded.__exit__(None, None, None)
         raise PackageError(
             f"The model {model} is not the one that the run began with (on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}).",
             "Give every machine the same packages, and leave them alone while a run goes on.",
         )
-    return ensemble
-
-
-def _kept(labels: Any, values: list[int]) -> Any:
-    """A label map with 0 in place of every value that is not among ``values``."""
-    table = np.zeros(max([int(labels.max()), *values]) + 1, labels.dtype)
-    table[values] = values
-    return table[labels]
+    return loaded

@@ -98,7 +98,11 @@ class EngineDescription:
     @property
     def verdict(self) -> str:
         """ "INT8" from 90 % of the multiply-accumulates on, "mixed" below, "not INT8" for none."""
-        share = self.int8_mac_share
+        return self.verdict_of(self.int8_mac_share)
+
+    @staticmethod
+    def verdict_of(share: float) -> str:
+        """Return the verdict on a share of multiply-accumulates in INT8."""
         return "INT8" if share >= 0.9 else "mixed" if share > 0 else "not INT8"
 
     def to_json(self) -> dict[str, Any]:

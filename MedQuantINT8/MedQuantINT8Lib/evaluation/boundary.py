@@ -19,8 +19,9 @@ from ..imaging.volume import Volume
 from ..inference import pipeline
 from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import EnginePool
-from ..inference.ensemble import Ensemble
+from ..inference.region_run import chosen_labels
 from ..inference.segmenter import SegmentationOptions
+from ..inference.task_model import LoadedModel, description_of, file_bytes
 from ..models.spec import Label
 from ..progress import Task
 from ..system import peak_memory, reset_peak_memory
@@ -70,7 +71,7 @@ class Examination:
 
 
 def examine(
-    ensemble: Ensemble,
+    model: LoadedModel,
     volume: Volume,
     choice: EngineChoice,
     options: SegmentationOptions,
@@ -84,7 +85,8 @@ def examine(
         pool: keeps engines that are loaded; it is cleared before each run, so that each is measured as it runs in daily use.
         change: in percent, from which on a structure's change of volume is pointed out.
     """
-    labels = ensemble.first.spec.labels
+    description = description_of(model)
+    labels = chosen_labels(description.labels, options.structures, description.name)
     maps: dict[str, NDArray[Any]] = {}
     reports: dict[str, Any] = {}
     margins = None
@@ -94,7 +96,7 @@ def examine(
         measured = reset_peak_memory()
         task.part = f"{precision.upper()}: "
         wanted = replace(options, margins=precision == "fp32")
-        run = pipeline.segment(ensemble, volume, choice.beside(precision), wanted, task, pool=pool)
+        run = pipeline.segment(model, volume, choice.beside(precision), wanted, task, pool=pool)
         maps[precision] = run.result.labels
         margins = run.result.margins if run.result.margins is not None else margins
         # Margins are for this report alone: no run in daily use spends time on them.
@@ -107,7 +109,7 @@ def examine(
     structures = [structure_json(row, change) for row in rows]
     report = {
         "runs": reports,
-        "model": {"file_bytes": {p: ensemble.first.onnx_path(p).stat().st_size for p in ("fp32", "int8")}},
+        "model": {"file_bytes": {p: file_bytes(model, p) for p in ("fp32", "int8")}},
         "mean_dice": mean_dice(rows),
         "structures": structures,
         "volume_change_percent": change,

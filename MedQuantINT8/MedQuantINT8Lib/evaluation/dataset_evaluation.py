@@ -18,9 +18,9 @@ from ..imaging.volume_files import read_volume
 from ..inference import pipeline
 from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import KeepingPool
-from ..inference.ensemble import Ensemble
 from ..inference.segmenter import SegmentationOptions
 from ..inference.structure_dice import SMALL_ML, WorstStructures
+from ..inference.task_model import LoadedModel, description_of
 from ..models.spec import Label
 from ..progress import Task
 from ..system import machine
@@ -39,7 +39,7 @@ _WORST = 10
 
 
 def evaluate(
-    ensemble: Ensemble,
+    model: LoadedModel,
     data: DataSet,
     cases: Sequence[Case],
     choice: EngineChoice,
@@ -65,7 +65,7 @@ def evaluate(
     """
     require_scipy()
     require_templates()
-    labels = _shared(ensemble.first.spec.labels, data)
+    labels = _shared(description_of(model).labels, data)
     values = {label.name.lower(): label.value for label in labels}
     rows: list[dict[str, Any]] = []
     seconds: dict[str, list[float]] = {p: [] for p in PRECISIONS}
@@ -82,7 +82,7 @@ def evaluate(
                 )
             maps: dict[str, Any] = {}
             for precision in PRECISIONS:
-                run = pipeline.segment(ensemble, volume, choice.beside(precision), options, Task(), pool=pool)
+                run = pipeline.segment(model, volume, choice.beside(precision), options, Task(), pool=pool)
                 seconds[precision].append(run.seconds["total"])
                 engine[precision] = run.engine
                 maps[precision] = run.result.labels
@@ -110,7 +110,7 @@ def evaluate(
     rows, left_out = _annotated(rows, data)
     labels = [label for label in labels if label.name not in left_out]
     return {
-        "model": ensemble.first.spec.name,
+        "model": description_of(model).name,
         "data": data.name,
         "cases": [case.name for case in cases],
         "tolerance_mm": tolerance,

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ..engines.preparation import PreparedEngine
 from ..errors import EngineError
+from ..system import available_memory
 
 #: Makes the engines of an ensemble, one a member.
 Make = Callable[[], list[PreparedEngine]]
@@ -28,6 +29,12 @@ class EnginePool(Protocol):
 
     def clear(self) -> None:
         """Close all engines that are kept."""
+
+    def reserve(self, count: int) -> None:
+        """A task uses so many sets of engines, one after the other: they may all be kept."""
+
+    def make_room(self, needed_bytes: int) -> None:
+        """Close engines, those that were used longest ago first, until so much memory is free or none is kept."""
 
     def __len__(self) -> int: ...
 
@@ -52,12 +59,18 @@ class SingleUsePool:
         engines, self._in_use = self._in_use, []
         _close_all(engines)
 
+    def reserve(self, count: int) -> None:
+        """Nothing is kept, however many there are."""
+
+    def make_room(self, needed_bytes: int) -> None:
+        """Nothing is kept that could be closed."""
+
     def __len__(self) -> int:
         return 0
 
 
 class KeepingPool:
-    """Keeps the engines that were used last, up to ``room`` sets of them."""
+    """Keeps the engines that were used last, up to ``room`` sets of them, or as many as the largest task needs that was run."""
 
     def __init__(self, room: int = 2) -> None:
         self._room = room
@@ -90,6 +103,13 @@ class KeepingPool:
     def clear(self) -> None:
         for key in list(self._kept):
             self._close(key)
+
+    def reserve(self, count: int) -> None:
+        self._room = max(self._room, count)
+
+    def make_room(self, needed_bytes: int) -> None:
+        while self._kept and available_memory() < needed_bytes:
+            self._close(next(iter(self._kept)))
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,19 @@ from ..engines.int8_or_float import prepare_faster
 from ..engines.preparation import PreparedEngine, prepare
 from ..errors import Cancelled, InputError, MedQuantError
 from ..imaging.patches import draw_samples
-from ..imaging.preprocessing import NetworkInput
+from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.volume import Volume
 from ..imaging.volume_files import read_volume
 from ..models.package import ModelPackage
+from ..models.spec import ModelSpec
 from ..progress import Task
 from .engine_choice import EngineChoice, with_fallback
-from .engine_pool import EnginePool, SingleUsePool
+from .engine_pool import EnginePool
 from .ensemble import Ensemble, MeanEngine
 from .memory_estimate import fitted, gpu_batch
 from .range_check import check_ranges
+from .region_run import box_notes, chosen_labels, keep_structures, run_in_region
+from .segmentation_run import SegmentationRun, latency_of
 from .segmenter import (
     SegmentationOptions,
     SegmentationResult,
@@ -39,42 +42,12 @@ from .segmenter import (
     segment_volume,
     window_of,
 )
+from .task_model import LoadedModel, description_of, labels_of
+from .task_runner import TaskContext, default_pool, run_task
+
+__all__ = ["SegmentationRun", "build", "patches_of", "segment"]
 
 Source = str | os.PathLike[str]
-
-
-@dataclass
-class SegmentationRun:
-    """A segmentation with everything that a report says of it.
-
-    Attributes:
-        seconds: by stage, from reading the scan to the label map; "total" is wall time.
-        engine: the engine's own report.
-        ranges: whether the scan left the calibrated ranges (:mod:`..inference.range_check`); None if that was not looked at.
-    """
-
-    volume: Volume
-    result: SegmentationResult
-    seconds: dict[str, float]
-    engine: dict[str, Any]
-    latency_ms: dict[str, float] = field(default_factory=dict)
-    network_input: NetworkInput | None = None
-    ranges: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything but the maps as JSON values."""
-        counts = np.bincount(self.result.labels.ravel())
-        return {
-            "seconds": self.seconds,
-            "engine": self.engine,
-            "notes": self.result.notes,
-            "windows": self.result.windows,
-            "mirror_axes": list(self.result.mirror_axes),
-            "latency_ms": self.latency_ms,
-            "ranges": self.ranges,
-            # Counted here, so that a window need not look through a hundred million voxels.
-            "voxels": {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value},
-        }
 
 
 def patches_of(
@@ -101,8 +74,6 @@ def build(
 def _build(
     package: ModelPackage, choice: EngineChoice, options: SegmentationOptions, scan: Source | Volume | None, task: Task
 ) -> PreparedEngine:
-    from ..imaging.preprocessing import preprocess
-
     engine_backend = choose_backend(choice.name, choice.precision, choice.device)
     _check_network(package, choice)
     options = _with_batch(options, package, engine_backend, choice)
@@ -148,7 +119,7 @@ def _prepare(
 
 
 def segment(
-    package: ModelPackage | Ensemble,
+    model: ModelPackage | LoadedModel,
     volume: Volume,
     choice: EngineChoice,
     options: SegmentationOptions,
@@ -157,49 +128,90 @@ def segment(
     pool: EnginePool | None = None,
     network_input: NetworkInput | None = None,
 ) -> SegmentationRun:
-    """Segment a volume with a package, or the mean of several, on the chosen engine, which is built if it is not there yet.
+    """Segment a volume with a package, the mean of several, or a task, on the chosen engine, which is built if it is not there yet.
 
     Where the engine was left to the program and a GPU's memory is too small, the processor does it; where the first choice has no kernel
     for something in the network, the next engine does. The notes say so.
 
     Args:
         pool: gives engines that are loaded already, and keeps them afterwards; by default they are closed.
-        network_input: the volume in network space, where it was preprocessed ahead.
+        network_input: the volume in network space, where it was preprocessed ahead for a single package or the mean of several.
     """
 
-    def attempt(wanted: EngineChoice) -> SegmentationRun:
-        try:
-            return _segment(package, volume, wanted, options, task, read_seconds, pool, network_input)
-        except GpuMemoryError:
-            if pool is None or not len(pool):
-                raise
-            # Engines that are kept for later runs take the memory that this one needs.
-            pool.clear()
-            return _segment(package, volume, wanted, options, task, read_seconds, pool, network_input)
+    loaded = Ensemble([model]) if isinstance(model, ModelPackage) else model
+    wanted = chosen_labels(labels_of(loaded), options.structures, description_of(loaded).name)
+    setting = _Setting(choice, task, pool)
 
-    run, notes = with_fallback(choice, attempt)
-    run.result.notes[:0] = notes
-    return run
+    def prepare(part: Volume, spec: ModelSpec) -> NetworkInput:
+        # A region of the volume is brought into network space by itself.
+        return preprocess(part, spec) if network_input is None or part is not volume else network_input
+
+    def run(part: Volume, inner: SegmentationOptions) -> SegmentationRun:
+        if isinstance(loaded, Ensemble):
+            segmentation = setting.run(loaded, part, replace(inner, structures=None), prepare)
+            if inner.structures is not None:
+                keep_structures(segmentation.result, wanted)
+            if part is not volume:
+                segmentation.result.notes += box_notes(loaded.first.spec, loaded.first.spec.name)
+            return segmentation
+        context = TaskContext(setting.run, choice.precision, default_pool(pool), task)
+        return run_task(loaded, part, inner, context)
+
+    began = time.perf_counter()
+    segmentation = run_in_region(volume, options, run)
+    segmentation.seconds["reading"] = read_seconds
+    segmentation.seconds["total"] = read_seconds + time.perf_counter() - began
+    return segmentation
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What every network of a run is run with."""
+
+    choice: EngineChoice
+    task: Task
+    pool: EnginePool | None
+
+    def run(
+        self,
+        ensemble: Ensemble,
+        volume: Volume,
+        options: SegmentationOptions,
+        prepare: Callable[[Volume, ModelSpec], NetworkInput] = preprocess,
+    ) -> SegmentationRun:
+        """Segment a volume with one network or the mean of several, on the first engine that can."""
+
+        def attempt(wanted: EngineChoice) -> SegmentationRun:
+            setting = replace(self, choice=wanted)
+            try:
+                return _segment(ensemble, volume, options, setting, prepare)
+            except GpuMemoryError:
+                if self.pool is None or not len(self.pool):
+                    raise
+                # Engines that are kept for later runs take the memory that this one needs.
+                self.pool.clear()
+                return _segment(ensemble, volume, options, setting, prepare)
+
+        run, notes = with_fallback(self.choice, attempt)
+        run.result.notes[:0] = notes
+        return run
 
 
 def _segment(
-    package: ModelPackage | Ensemble,
+    ensemble: Ensemble,
     volume: Volume,
-    choice: EngineChoice,
     options: SegmentationOptions,
-    task: Task,
-    read_seconds: float = 0.0,
-    pool: EnginePool | None = None,
-    network_input: NetworkInput | None = None,
+    setting: _Setting,
+    prepare: Callable[[Volume, ModelSpec], NetworkInput],
 ) -> SegmentationRun:
+    choice, task = setting.choice, setting.task
     engine_backend = choose_backend(choice.name, choice.precision, choice.device)
-    ensemble = package if isinstance(package, Ensemble) else Ensemble([package])
     spec = ensemble.first.spec
     for member in ensemble.packages:
         _check_network(member, choice)
     options = _with_batch(options, ensemble.first, engine_backend, choice)
     options, memory_notes = fitted(ensemble.first, choice.precision, volume, options)
-    pool = SingleUsePool() if pool is None else pool
+    pool = default_pool(setting.pool)
     engines: list[PreparedEngine] = []
     keys: list[Any] = []
     inputs: list[NetworkInput] = []
@@ -222,7 +234,7 @@ def _segment(
 
     began = time.perf_counter()
     try:
-        result = segment_volume(volume, spec, make_engine, options, task, network_input)
+        result = segment_volume(volume, spec, make_engine, options, task, prepare)
         result.notes[:0] = [*volume.notes, *memory_notes]
         engine = _engine_report(engines[0])
         ranges = None
@@ -238,10 +250,10 @@ def _segment(
         _end(pool.drop, keys)
         raise
     _end(pool.release, keys)
-    seconds = {"reading": read_seconds, **{k: v for k, v in result.seconds.items() if k != "total"}}
-    seconds["total"] = read_seconds + time.perf_counter() - began
-    latency = _latency(calls, result, max(1, options.batch))
-    return SegmentationRun(volume, result, seconds, engine, latency, inputs[0], ranges)
+    seconds = {"reading": 0.0, **{k: v for k, v in result.seconds.items() if k != "total"}}
+    seconds["total"] = time.perf_counter() - began
+    calls_ms = _calls_ms(calls, result, max(1, options.batch))
+    return SegmentationRun(volume, result, seconds, engine, latency_of(calls_ms), inputs[0], ranges, calls_ms)
 
 
 def _end(how: Callable[[Any], None], keys: list[Any]) -> None:
@@ -262,17 +274,12 @@ def _prepare_all(packages: Sequence[ModelPackage], *how: Any) -> list[PreparedEn
     return engines
 
 
-def _latency(calls: list[float], result: SegmentationResult, batch: int) -> dict[str, float]:
-    """Milliseconds of one call; their mean where calls overlap (on a GPU) and cannot be timed one by one."""
+def _calls_ms(calls: list[float], result: SegmentationResult, batch: int) -> list[float]:
+    """Return the milliseconds of each call; their mean where calls overlap (on a GPU) and cannot be timed one by one."""
     if not calls:
         number = -(-max(1, result.patches) // batch)
-        mean = 1e3 * result.seconds["network"] / number
-        return {"median": mean, "p95": mean, "calls": float(number)}
-    return {
-        "median": 1e3 * float(np.median(calls)),
-        "p95": 1e3 * float(np.percentile(calls, 95)),
-        "calls": float(len(calls)),
-    }
+        return [1e3 * result.seconds["network"] / number] * number
+    return [1e3 * call for call in calls]
 
 
 def _ranges(

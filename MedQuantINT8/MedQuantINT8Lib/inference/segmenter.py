@@ -14,6 +14,7 @@ from ..engines import Engine
 from ..engines.base import gpu_network_of, pipeline_of
 from ..errors import InputError
 from ..imaging.preprocessing import NetworkInput, preprocess
+from ..imaging.region_of_interest import Region
 from ..imaging.regions import logit_cut, probability_cut
 from ..imaging.volume import Volume
 from ..models.spec import ModelSpec, Window
@@ -42,6 +43,9 @@ class SegmentationOptions:
         margins: also keep by how much each voxel's label won (:mod:`.margins`).
         mirroring: average over mirrored windows (:mod:`.mirroring`): True along all axes that the model allows, False not at all, or
             along these axes of the tensor; None does as the model says.
+        structures: names of the structures that are wanted, the others being background; None for all. A task runs only the parts that
+            have them.
+        roi: the box that is segmented, everything outside being background: (least, largest) R, A, S in millimeters; None for all.
     """
 
     patch: tuple[int, int, int] | None = None
@@ -52,6 +56,8 @@ class SegmentationOptions:
     margins: bool = False
     check_ranges: bool = True
     mirroring: MirroringChoice = None
+    structures: tuple[str, ...] | None = None
+    roi: Region | None = None
 
 
 @dataclass
@@ -204,20 +210,20 @@ def segment_volume(
     make_engine: Callable[[NetworkInput], Engine],
     options: SegmentationOptions = SegmentationOptions(),
     task: Task | None = None,
-    network_input: NetworkInput | None = None,
+    prepare: Callable[[Volume, ModelSpec], NetworkInput] = preprocess,
 ) -> SegmentationResult:
-    """As :func:`segment`, from a volume; ``make_engine`` may look at the volume in network space.
+    """As :func:`segment`, from a volume.
 
     Args:
-        network_input: the volume, where somebody has preprocessed it already.
+        make_engine: may look at the volume in network space.
+        prepare: brings it there.
     """
     task = task or Task()
     # A task may go on from volume to volume: what is told of this one is this one's.
     task.seconds.clear()
     began = time.perf_counter()
-    if network_input is None:
-        with task.stage("preprocessing"):
-            network_input = preprocess(volume, spec)
+    with task.stage("preprocessing"):
+        network_input = prepare(volume, spec)
     engine = make_engine(network_input)
     result = segment(network_input, spec, engine, options, task)
     result.seconds["total"] = time.perf_counter() - began

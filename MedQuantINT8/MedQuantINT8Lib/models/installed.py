@@ -1,7 +1,7 @@
 """The models that are installed on this machine.
 
-An installed model is a package (or a package for each fold) in a folder of its own under :func:`models_root`; commands take the
-folder's name in place of a path.
+An installed model is a package (or a package for each fold) or a task in a folder of its own under :func:`models_root`; commands take
+the folder's name in place of a path.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, PackageError
 from ..files import split_paths, storage_errors
 from ..resources import resource
 from ..system import user_folder
-from .package import MODEL_JSON
+from .package import INT8, MODEL_JSON, peek
+from .task import TASK_JSON, Find, Part, TaskSpec
+from .task_package import is_task, peek_task
 
 
 def models_root() -> Path:
@@ -30,11 +33,14 @@ DEMO = "demo"
 
 
 def installed_models() -> dict[str, list[Path]]:
-    """Return installed models: their packages (one a fold) by the model's name; the demo model is always there."""
+    """Return installed models: their packages (one a fold), or the folder of a task, by the model's name; the demo model is always there."""
     root = models_root()
     models = {DEMO: [resource("demo.zip")]} if resource("demo.zip").exists() else {}
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        packages = sorted(p for p in folder.iterdir() if (p / "model.json").is_file()) if folder.is_dir() else []
+        if (folder / TASK_JSON).is_file():
+            models[folder.name] = [folder]
+            continue
+        packages = sorted(p for p in folder.iterdir() if (p / MODEL_JSON).is_file()) if folder.is_dir() else []
         if packages:
             models[folder.name] = packages
     return models
@@ -44,9 +50,14 @@ def resolve_one(model: str) -> str:
     """Resolve a model's name, as :func:`resolve` does, for what works on a single package.
 
     Raises:
-        InputError: the model is several packages.
+        InputError: the model is several packages, or a task.
     """
     paths = resolve(model)
+    if is_task(paths):
+        raise InputError(
+            f"{model} is a task of several networks, and this works on one network.",
+            "Give one of its packages or models; medquant models show NAME lists them.",
+        )
     if len(split_paths(paths)) > 1:
         raise InputError(f"{model} is several packages, one a fold.", f"Give one of {paths.replace(',', ', ')}.")
     return paths
@@ -65,6 +76,41 @@ def resolve(model: str) -> str:
     )
 
 
+def source_paths(spec: TaskSpec, source: Find | Part, folder: Path) -> list[Path]:
+    """Return the packages that a part, or a step of find, of the task in ``folder`` runs.
+
+    Raises:
+        InputError: an installed model that is not there.
+        PackageError: an installed model that is a task itself.
+    """
+    if source.installed is None:
+        return [folder / path for path in source.packages]
+    paths = installed_models().get(source.installed)
+    if paths is None:
+        raise InputError(
+            f"{source.name} of the task {spec.name} runs the model {source.installed}, which is not installed.",
+            f"Get it with: medquant models get {source.installed}",
+        )
+    if is_task(paths[0]):
+        raise PackageError(
+            f"{source.name} of the task {spec.name} runs {source.installed}, which is a task itself.",
+            "A task runs model packages only.",
+        )
+    return paths
+
+
+def holds_int8(paths: Sequence[Path]) -> bool:
+    """Return whether everything that an installed model runs holds an INT8 network; a task whose models are not all installed does not."""
+    if not is_task(paths[0]):
+        return INT8 in peek(paths[0])[1]
+    spec = peek_task(paths[0])
+    try:
+        sources = [path for source in spec.sources for path in source_paths(spec, source, paths[0])]
+    except (InputError, PackageError):
+        return False
+    return all(INT8 in peek(path)[1] for path in sources)
+
+
 def both_meant(model: str) -> str:
     """Return a note where a name stands for an installed model and for a package in the current folder; else an empty string."""
     models = installed_models()
@@ -79,7 +125,7 @@ def both_meant(model: str) -> str:
 
 def _is_package(path: str) -> bool:
     try:
-        return (Path(path) / MODEL_JSON).is_file() or zipfile.is_zipfile(path)
+        return (Path(path) / MODEL_JSON).is_file() or is_task(path) or zipfile.is_zipfile(path)
     except (OSError, ValueError):
         return False
 

@@ -444,7 +444,7 @@ class ModelSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the dictionary that model.json holds (without ``files``)."""
         value = {"schema": "medquant-model", "schema_version": SCHEMA_VERSION, **asdict(self)}
-        return _listed(value)
+        return as_lists(value)
 
 
 def usual_order(
@@ -461,7 +461,8 @@ def usual_order(
     return tuple(cut + space[:place] + normalize + space[place:])
 
 
-def _listed(value: Any) -> Any:
+def as_lists(value: Any) -> Any:
+    """Return nested dictionaries and tuples with lists in place of tuples, as JSON has them."""
     if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: as_lists(item) for key, item in value.items()}
+    return [as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -14,6 +14,7 @@ from ..evaluation.reports.viewer import ViewerScan, viewer_module
 from ..evaluation.viewing import viewer_pair
 from ..files import write_json, write_text
 from ..models.spec import ModelSpec
+from ..models.task import TaskSpec
 from . import scene
 
 
@@ -27,7 +28,7 @@ class Comparison:
     """
 
     volumeNode: Any
-    spec: ModelSpec
+    spec: ModelSpec | TaskSpec
     arrays: tuple[NDArray[Any], ...]
     report: dict[str, Any]
 

@@ -13,8 +13,9 @@ from ..errors import InputError
 from ..files import split_paths, there
 from ..inference.engine_choice import EngineChoice
 from ..models.installed import installed_models, resolve
-from ..models.package import peek
 from ..models.spec import ModelSpec
+from ..models.task import TaskSpec
+from ..models.task_package import describe
 from ..progress import ProgressEvent, Task
 from ..system import cpu_name
 from ..worker.client import WorkerClient
@@ -88,8 +89,8 @@ class LogicBase:
             )
         return path
 
-    def _spec(self, path: str) -> ModelSpec:
-        return peek(split_paths(path)[0])[0]
+    def _spec(self, path: str) -> ModelSpec | TaskSpec:
+        return describe(split_paths(path)[0])
 
     @staticmethod
     def _stillThere(node: Any, what: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
+from ..models.task import TaskSpec
 from .scene import dicom_modality
 
 #: A scan in Hounsfield units holds air (about -1000); magnitude images of MR are not below zero.
@@ -15,7 +16,7 @@ _AIR = -300.0
 _NAMES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PET", "PET": "PET"}
 
 
-def modality_warning(volumeNode: Any, volume: Volume, spec: ModelSpec) -> str:
+def modality_warning(volumeNode: Any, volume: Volume, spec: ModelSpec | TaskSpec) -> str:
     """A sentence if the scan seems to be of another modality than the model was made for; else an empty one.
 
     The DICOM header decides where the scan has one, otherwise the range of its values.

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..engines import cache
 from ..errors import MedQuantError
-from ..models.installed import DEMO, installed_models, remove, size_of
-from ..models.package import INT8, peek
+from ..models.installed import DEMO, holds_int8, installed_models, remove, size_of
+from ..models.task_package import describe, is_task
 from ..worker.client import WorkerClient
 from ..worker.jobs import BackgroundJob
 from .dependencies import GROUPS
@@ -33,10 +33,10 @@ class ModelLogic(LogicBase):
 
     @staticmethod
     def models() -> list[dict[str, Any]]:
-        """Installed models: name, title, modality, structures, channels, and whether they hold an INT8 network."""
+        """Installed models: name, title, modality, structures, channels, whether they hold an INT8 network, and whether they are a task."""
         descriptions = []
         for name, paths in installed_models().items():
-            spec, files = peek(paths[0])
+            spec = describe(paths[0])
             descriptions.append(
                 {
                     "name": name,
@@ -45,7 +45,8 @@ class ModelLogic(LogicBase):
                     "channels": [channel.name for channel in spec.channels],
                     "labels": [label.name for label in spec.labels],
                     "license": spec.license,
-                    "int8": INT8 in files,
+                    "int8": holds_int8(paths),
+                    "task": is_task(paths[0]),
                     "paths": [str(path) for path in paths],
                 }
             )
@@ -66,7 +67,7 @@ class ModelLogic(LogicBase):
     def needsImport(source: str) -> bool:
         """Whether bringing in a file or folder takes torch and MONAI: all but packages of our own and ONNX files."""
         try:
-            peek(source)
+            describe(source)
         except MedQuantError:
             return not source.lower().endswith(".onnx")
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace as changed_options
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ..worker.jobs import BackgroundJob, BatchJob, Pollable
 from . import scene, sequences
 from .folder_job import FolderJob
 from .logic_base import LogicBase, Progress, engine_choice
+from .region_nodes import region_of_interest
 from .undo import SegmentationUndo
 
 
@@ -33,7 +35,7 @@ class SegmentRequest:
         model: paths of the packages, joined by commas.
         labels: the structures that are kept.
         choice: the engine, its precision and its device.
-        options: how the sliding window is run.
+        options: how the sliding window is run, which structures are segmented, and in which box.
         replace: whether the segmentation node loses the segments that it has.
         surface: whether the closed surface is made as well.
     """
@@ -44,6 +46,17 @@ class SegmentRequest:
     options: SegmentationOptions
     replace: bool
     surface: bool
+
+
+def _chosen(
+    options: SegmentationOptions, labels: Sequence[Label] | None, roi: Any, volumeNode: Any = None
+) -> SegmentationOptions:
+    """Return the options with the structures and the box that the caller chose; what was not chosen stays as the options say."""
+    if labels is not None:
+        options = changed_options(options, structures=tuple(label.name for label in labels))
+    if roi is not None:
+        options = changed_options(options, roi=region_of_interest(roi, volumeNode))
+    return options
 
 
 class SegmentLogic(LogicBase):
@@ -72,20 +85,23 @@ class SegmentLogic(LogicBase):
         surface: bool = False,
         options: SegmentationOptions = SegmentationOptions(),
         progress: Progress | None = None,
+        roi: Any = None,
     ) -> Any:
         """Segment a volume node.
 
         Args:
             volumeNode: a scalar volume node, or a list with one for each channel of the network.
             segmentationNode: to put the result into; by default a new node. Its segments are kept unless ``replace``.
-            model: name of an installed model, or path of a package (several joined by commas are averaged).
+            model: name of an installed model or task, or path of a package or task (several packages joined by commas are averaged).
             engine: a name of :meth:`engines`, or "auto".
             precision: "int8", "fp32", or "auto" for the faster of the two.
-            segments: names of the structures to keep; by default all.
+            segments: names of the structures to segment; by default all. A task runs only the parts that have them.
             waitForCompletion: if False, a job comes back at once; its ``value`` is the segmentation node.
             device: a name of :meth:`devices`.
             surface: make the closed surface as well.
             progress: called with each report while waiting.
+            roi: the box that is segmented, outside of which is background: a markups ROI node, whose box along R, A and S is taken, or
+                six numbers in millimeters: the least and the largest R, A and S.
 
         Returns:
             The segmentation node, or the job. What the worker said of the run is in ``report``.
@@ -98,6 +114,7 @@ class SegmentLogic(LogicBase):
         volume = scene.volume_from_node(nodes[0], nodes[1:])
         path = self._modelPath(model)
         labels = self._labels(path, segments)
+        options = _chosen(options, None if segments is None else labels, roi, nodes[0])
         request = SegmentRequest(path, labels, engine_choice(engine, precision, device), options, replace, surface)
         job = self._segmentJob(nodes[0], volume, segmentationNode, request)
         return self._result(job, waitForCompletion, progress)
@@ -175,13 +192,14 @@ class SegmentLogic(LogicBase):
         type: str = "seg.nrrd",
         workers: int = 1,
         force: bool = False,
+        roi: Any = None,
     ) -> Any:
         """Segment every scan of a folder and of those below it into files; the paths that were written.
 
         It does what ``medquant segment MODEL FOLDER --output OUTPUT`` does (docs/cohorts.md): DICOM series are found by their UID, results
         are named by where the scans lie, a scan that fails does not stop the rest (the job's ``failures`` say which and why), and a run
         that was stopped goes on where it was, by the journal in ``output``. Nothing is loaded into the scene. What engine, precision,
-        segments, device and options mean is said at :meth:`segment`.
+        segments, device, options and roi mean is said at :meth:`segment`.
 
         Args:
             reading: how the files are read, where they leave a choice.
@@ -199,7 +217,7 @@ class SegmentLogic(LogicBase):
             (str(folder),),
             Path(output),
             engine_choice(engine, precision, device),
-            options,
+            _chosen(options, None, roi),
             reading,
             ending=type,
             structures=wanted,

@@ -16,17 +16,15 @@ import shutil
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import __version__
 from ..errors import MedQuantError
-from ..files import split_paths
 from ..imaging.volume import Volume
 from ..inference.engine_pool import KeepingPool
-from ..inference.ensemble import Ensemble, load_ensemble
+from ..inference.task_model import LoadedModel, load_model, stamps
 from ..progress import ProgressEvent, Task
 from .imports import check_imports
 from .shared_memory import SharedBlock, aligned
@@ -51,7 +49,7 @@ class Worker:
         self._block, self._idle_seconds, self._scratch = block, idle_seconds, scratch
         self._requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._pool = KeepingPool()
-        self._packages: dict[str, tuple[tuple[float, ...], Ensemble]] = {}
+        self._packages: dict[str, tuple[tuple[float, ...], LoadedModel]] = {}
         self._tasks: dict[Any, Task] = {}
         self._cancelled: set[Any] = set()
         self._lock = threading.Lock()
@@ -68,8 +66,8 @@ class Worker:
                 break
             self._handle(request)
         self._pool.clear()
-        for _, ensemble in self._packages.values():
-            ensemble.__exit__(None, None, None)
+        for _, model in self._packages.values():
+            model.__exit__(None, None, None)
         self._clear_up()
 
     def _clear_up(self) -> None:
@@ -169,7 +167,7 @@ class Worker:
             Volume(self._block.array(v["offset"], tuple(v["shape"]), v["dtype"]), np.array(v["ijk_to_ras"]), v["name"])
             for v in request["volumes"]
         ]
-        result = TASKS[request["do"]](request, volumes, TaskContext(self._ensemble, self._pool, task))
+        result = TASKS[request["do"]](request, volumes, TaskContext(self._model, self._pool, task))
         offset, arrays = request["answer_offset"], []
         for array in result.arrays:
             self._block.array(offset, array.shape, array.dtype)[...] = array
@@ -177,15 +175,15 @@ class Worker:
             offset += aligned(array.nbytes)
         return {"arrays": arrays, "report": result.report}
 
-    def _ensemble(self, paths: str) -> Ensemble:
-        """The packages, loaded and checked once, and again when their files change."""
-        stamps = tuple(_stamp(Path(path)) for path in split_paths(paths))
+    def _model(self, paths: str) -> LoadedModel:
+        """The packages or the task, loaded and checked once, and again when their files change."""
+        now = stamps(paths)
         known = self._packages.get(paths)
-        if known and known[0] == stamps:
+        if known and known[0] == now:
             return known[1]
-        ensemble = load_ensemble(paths)
-        self._packages[paths] = (stamps, ensemble)
-        return ensemble
+        model = load_model(paths)
+        self._packages[paths] = (now, model)
+        return model
 
     def _report_progress(self, number: Any, event: ProgressEvent) -> None:
         self._send(
@@ -212,11 +210,6 @@ class _Throttled:
         if event.stage != self._stage or now - self._last >= _PROGRESS_SECONDS:
             self._stage, self._last = event.stage, now
             self._listener(event)
-
-
-def _stamp(path: Path) -> float:
-    described = path / "model.json" if path.is_dir() else path
-    return described.stat().st_mtime if described.exists() else 0.0
 
 
 def main(arguments: list[str] | None = None) -> int:

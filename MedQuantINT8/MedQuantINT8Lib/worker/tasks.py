@@ -15,8 +15,8 @@ from ..imaging.volume_files import ReadOptions, read_volume, scan_paths
 from ..inference import pipeline
 from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import KeepingPool
-from ..inference.ensemble import Ensemble
 from ..inference.segmenter import SegmentationOptions
+from ..inference.task_model import LoadedModel
 from ..models.package import ModelPackage
 from ..outputs import check_output_package
 from ..progress import Task
@@ -29,12 +29,12 @@ class TaskContext:
     """What a task runs with.
 
     Attributes:
-        ensemble: loads the packages of a model by their paths, or finds them loaded.
+        model: loads a model (packages or a task) by its paths, or finds it loaded.
         pool: loaded engines.
         task: takes progress, and says whether the caller has canceled.
     """
 
-    ensemble: Callable[[str], Ensemble]
+    model: Callable[[str], LoadedModel]
     pool: KeepingPool
     task: Task
 
@@ -60,7 +60,7 @@ def segment(request: Request, volumes: list[Volume], context: TaskContext) -> Ta
     """Segment one volume with the model; one label map (K, J, I)."""
     choice = EngineChoice(**request["choice"])
     run = pipeline.segment(
-        context.ensemble(request["model"]), volumes[0], choice, _options(request), context.task, pool=context.pool
+        context.model(request["model"]), volumes[0], choice, _options(request), context.task, pool=context.pool
     )
     return TaskResult([run.result.labels], run.to_json())
 
@@ -69,7 +69,7 @@ def compare(request: Request, volumes: list[Volume], context: TaskContext) -> Ta
     """FP32 beside INT8: both label maps, and the regions where they differ, numbered from the largest (uint16)."""
     choice, change = EngineChoice(**request["choice"]), float(request.get("volume_change", VOLUME_CHANGE))
     examination = examine(
-        context.ensemble(request["model"]), volumes[0], choice, _options(request), context.task, context.pool, change
+        context.model(request["model"]), volumes[0], choice, _options(request), context.task, context.pool, change
     )
     return TaskResult([examination.fp32, examination.int8, examination.differences.numbers], examination.report)
 

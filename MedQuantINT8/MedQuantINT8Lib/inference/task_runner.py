@@ -1,0 +1,297 @@
+"""A task's run: what bounds the parts is found first, then the parts are run in turn and their label maps merged into one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..imaging.region_of_interest import (
+    Box,
+    at_least_two,
+    box_in_words,
+    box_json,
+    box_slices,
+    cut_volume,
+    mask_box,
+    whole_box,
+)
+from ..imaging.volume import Volume
+from ..models.spec import ModelSpec
+from ..models.task import Find, Part
+from ..progress import Task
+from .engine_pool import EnginePool, SingleUsePool
+from .ensemble import Ensemble
+from .margins import ONE
+from .memory_estimate import MemoryEstimate, estimate, fitted
+from .postprocessing import cleaned
+from .region_run import box_notes
+from .segmentation_run import SegmentationRun, latency_of
+from .segmenter import SegmentationOptions, SegmentationResult
+from .shared_preprocessing import SharedPreprocessing, preprocessing_key
+from .task_engine import merged_engine
+from .task_model import TaskModel
+from .task_plan import PlannedFind, PlannedPart, TaskPlan, plan_task
+
+#: Segments a volume with the packages of one part.
+RunPart = Callable[[Ensemble, Volume, SegmentationOptions, SharedPreprocessing], SegmentationRun]
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a task is run with.
+
+    Attributes:
+        run_part: segments with one part.
+        precision: that was asked for; "auto" counts as INT8 where memory is estimated.
+        pool: keeps loaded engines, or closes each when its part is done.
+        task: takes progress, and says whether the run shall stop.
+    """
+
+    run_part: RunPart
+    precision: str
+    pool: EnginePool
+    task: Task
+
+
+def run_task(model: TaskModel, volume: Volume, options: SegmentationOptions, context: TaskContext) -> SegmentationRun:
+    """Segment a volume with a task.
+
+    Args:
+        options: ``structures`` says which parts are run at all; everything else reaches every part.
+
+    Returns:
+        The merged label map on the volume's own grid, with each part's windows, seconds and engine.
+
+    Raises:
+        InputError: a structure that the task does not know, a model that is not installed, or too little memory for a part.
+        PackageError: a package that is damaged, or is not as the task says.
+    """
+    return _TaskRun(model, volume, options, context).run()
+
+
+class _TaskRun:
+    """One run of a task on one volume."""
+
+    def __init__(self, model: TaskModel, volume: Volume, options: SegmentationOptions, context: TaskContext) -> None:
+        self._model, self._volume, self._context = model, volume, context
+        self._options = replace(options, roi=None, structures=None)
+        self._plan: TaskPlan = plan_task(model, options.structures)
+        self._shared = SharedPreprocessing()
+        self._whole = whole_box(volume.grid)
+        #: Boxes of steps of find by name; None where nothing was found and the run stops.
+        self._boxes: dict[str, Box | None] = {}
+        self._cuts: dict[Box, Volume] = {}
+        self._runs: list[tuple[str, SegmentationRun]] = []
+        self._notes: list[str] = list(self._plan.notes)
+        self._reported_boxes: list[dict[str, Any]] = []
+        most = max(label.value for label in model.spec.labels)
+        self._labels: NDArray[Any] = np.zeros(volume.data.shape[1:], np.uint8 if most <= 255 else np.uint16)
+        self._margins = np.full(self._labels.shape, ONE, np.uint8) if options.margins else None
+        self._prefix = context.task.part
+
+    def run(self) -> SegmentationRun:
+        began = time.perf_counter()
+        self._prepare()
+        try:
+            for position, item in enumerate(self._plan.find):
+                self._find(item, self._next_spec(position))
+            for position, part in enumerate(self._plan.parts):
+                self._part(part, self._next_spec(len(self._plan.find) + position))
+        finally:
+            self._context.task.part = self._prefix
+        merging = time.perf_counter()
+        if self._model.spec.cleaning:
+            cleaned(self._labels, self._model.spec.cleaning)
+        seconds = self._seconds()
+        seconds["cleaning"] = time.perf_counter() - merging
+        seconds["total"] = time.perf_counter() - began
+        return self._result(seconds)
+
+    def _prepare(self) -> None:
+        """Load the packages that will be run, and tell how much memory the largest takes, before any work."""
+        sources = self._plan.sources
+        specs = {source.name: self._model.ensemble(source).first.spec for source in sources}
+        if self._options.mirroring is True and not any(spec.mirroring.axes for spec in specs.values()):
+            raise InputError(
+                f"No network of {self._model.spec.name} allows mirroring: none was trained for it.",
+                "Segment without mirroring.",
+            )
+        bounded = {item.part.name for item in self._plan.parts if item.within is not None}
+        for source in sources:
+            if source.name not in bounded:
+                # What a box bounds is looked at when the box is known.
+                fitted(self._model.ensemble(source).first, self._context.precision, self._volume, self._options)
+        needs = {source.name: self._memory(source, self._volume) for source in sources}
+        name = max(needs, key=lambda key: needs[key].total)
+        most = " at most" if name in bounded else ""
+        self._notes.append(f"networks are run in turn; the largest, {name}, takes{most} {needs[name].in_words()}")
+        self._context.pool.reserve(len(sources))
+
+    def _memory(self, source: Find | Part, volume: Volume) -> MemoryEstimate:
+        return estimate(self._model.ensemble(source).first, self._context.precision, volume, self._options)
+
+    def _next_spec(self, position: int) -> tuple[str | None, ModelSpec] | None:
+        """Return where the run after that position looks, and what it asks of its input; None for the last one."""
+        planned: tuple[PlannedFind | PlannedPart, ...] = (*self._plan.find, *self._plan.parts)
+        if position + 1 >= len(planned):
+            return None
+        item = planned[position + 1]
+        if isinstance(item, PlannedFind):
+            return item.step.within, self._model.ensemble(item.step).first.spec
+        return item.within, self._model.ensemble(item.part).first.spec
+
+    def _box_of(self, within: str | None) -> Box | None:
+        """Return the box of a step of find, or of the outer one where the step was not run; None where nothing was found."""
+        return self._whole if within is None else self._boxes[within]
+
+    def _segment(
+        self,
+        source: Find | Part,
+        within: str | None,
+        box: Box,
+        following: tuple[str | None, ModelSpec] | None,
+    ) -> SegmentationRun:
+        """Run one network on a box of the volume."""
+        ensemble = self._model.ensemble(source)
+        if box not in self._cuts:
+            # One cut at a time, so that what was preprocessed of it is known again.
+            self._cuts = {box: cut_volume(self._volume, box)}
+        part = self._cuts[box]
+        spec = ensemble.first.spec
+        self._shared.keep = following is not None and (
+            following[0] == within and preprocessing_key(following[1]) == preprocessing_key(spec)
+        )
+        self._context.task.part = f"{self._prefix}{source.name}: "
+        self._context.pool.make_room(self._memory(source, part).total)
+        wants_margins = self._options.margins and isinstance(source, Part)
+        options = replace(self._options, margins=wants_margins)
+        if options.mirroring is True and not spec.mirroring.axes:
+            options = replace(options, mirroring=False)
+            self._notes.append(f"{source.name} is not mirrored: its network was not trained for it")
+        run = self._context.run_part(ensemble, part, options, self._shared)
+        if box != self._whole:
+            self._notes += box_notes(spec, source.name)
+        self._notes += [f"{source.name}: {note}" for note in run.result.notes if note not in self._volume.notes]
+        self._runs.append((source.name, run))
+        return run
+
+    def _find(self, item: PlannedFind, following: tuple[str | None, ModelSpec] | None) -> None:
+        step = item.step
+        outer = self._box_of(step.within if step.within in self._boxes else None)
+        if outer is None:
+            self._boxes[step.name] = None
+            return
+        run = self._segment(step, step.within, outer, following)
+        labels = run.result.labels
+        present = np.bincount(labels.ravel(), minlength=65536)[: 1 + max(value.value for value in item.values)]
+        found = [value for value in item.values if present[value.value]]
+        names = ", ".join(value.name for value in found)
+        absent = [value.name for value in item.values if not present[value.value]]
+        if not found:
+            stops = step.nothing_found == "stop"
+            self._boxes[step.name] = None if stops else outer
+            what = "nothing else is run" if stops else "the whole scan is taken"
+            self._notes.insert(0, f"{step.name} found no {' and no '.join(absent)}: {what}")
+            self._reported_boxes.append({"name": step.name, "found": [], **box_json(outer, self._volume.grid)})
+            return
+        mask = np.isin(labels, [value.value for value in found])
+        inner = mask_box(mask, self._volume.grid.spacing, step.margin_mm)
+        i, j, k = ((start + a, start + b) for (start, _), (a, b) in zip(outer, inner, strict=True))
+        box = at_least_two((i, j, k), self._volume.grid.size)
+        self._boxes[step.name] = box
+        words = box_in_words(box, self._volume.grid)
+        self._notes.append(f"{step.name}: the box around {names} with {step.margin_mm:g} mm is {words}")
+        if absent and step.box_of == "chosen":
+            self._notes.append(f"{step.name} found no {' and no '.join(absent)}; the box is not drawn around it")
+        self._reported_boxes.append(
+            {"name": step.name, "found": [value.name for value in found], **box_json(box, self._volume.grid)}
+        )
+
+    def _part(self, item: PlannedPart, following: tuple[str | None, ModelSpec] | None) -> None:
+        box = self._box_of(item.within)
+        if box is None:
+            return
+        run = self._segment(item.part, item.within, box, following)
+        merge_labels(self._labels[box_slices(box)], run.result.labels, item.targets)
+        if self._margins is not None and run.result.margins is not None:
+            part = self._margins[box_slices(box)]
+            merge_margins(part, run.result.margins, run.result.labels, item.targets)
+        # Merged, and as large as the scan.
+        run.result.labels = run.result.labels[:0]
+        run.result.margins = None
+
+    def _seconds(self) -> dict[str, float]:
+        seconds: dict[str, float] = {}
+        for _, run in self._runs:
+            for stage, value in run.seconds.items():
+                if stage not in ("total", "reading"):
+                    seconds[stage] = seconds.get(stage, 0.0) + value
+        return seconds
+
+    def _result(self, seconds: dict[str, float]) -> SegmentationRun:
+        runs = self._runs
+        windows = sum(run.result.windows for _, run in runs)
+        skipped = sum(run.result.skipped_windows for _, run in runs)
+        notes = [*self._volume.notes, *self._notes]
+        result = SegmentationResult(
+            self._labels, self._volume.ijk_to_ras, seconds, windows, skipped, notes, self._margins
+        )
+        calls = [call for _, run in runs for call in run.calls_ms]
+        looked = [run.ranges for _, run in runs if run.ranges is not None]
+        parts = [
+            {
+                "name": name,
+                "windows": run.result.windows,
+                "skipped_share": run.result.skipped_share,
+                "mirror_axes": list(run.result.mirror_axes),
+                "seconds": run.seconds,
+                "latency_ms": run.latency_ms,
+                "ranges": run.ranges,
+                "engine": run.engine,
+            }
+            for name, run in runs
+        ]
+        return SegmentationRun(
+            self._volume,
+            result,
+            seconds,
+            merged_engine([(name, run.engine, run.result.windows) for name, run in runs]),
+            latency_of(calls),
+            ranges=max(looked, key=lambda ranges: ranges["input"] or 0.0) if looked else None,
+            calls_ms=calls,
+            parts=parts,
+            boxes=self._reported_boxes,
+        )
+
+
+def merge_labels(merged: NDArray[Any], labels: NDArray[Any], targets: dict[int, int]) -> None:
+    """Paint a part's label map over the merged one, in place: its background leaves what is there.
+
+    Args:
+        merged, labels: (K, J, I) of the same box.
+        targets: which value of ``merged`` each value of ``labels`` becomes; others are background.
+    """
+    table = np.zeros(1 + max(int(labels.max(initial=0)), *targets), merged.dtype)
+    for value, target in targets.items():
+        table[value] = target
+    painted = table[labels]
+    np.copyto(merged, painted, where=painted != 0)
+
+
+def merge_margins(
+    merged: NDArray[np.uint8], margins: NDArray[np.uint8], labels: NDArray[Any], targets: dict[int, int]
+) -> None:
+    """Note by how much a voxel's label won, in place: what a part paints has that part's margin; elsewhere the least of all counts."""
+    painted = np.isin(labels, list(targets))
+    np.copyto(merged, np.where(painted, margins, np.minimum(merged, margins)))
+
+
+def default_pool(pool: EnginePool | None) -> EnginePool:
+    """Return the pool, or one that closes each engine when its part is done."""
+    return SingleUsePool() if pool is None else pool

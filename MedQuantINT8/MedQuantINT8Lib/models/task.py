@@ -1,0 +1,272 @@
+"""``task.json``: several networks that segment a scan together, as typed Python.
+
+As with ``model.json`` (:mod:`.spec`), the parser and the published ``Resources/task.schema.json`` are derived from the annotations of
+these classes (:mod:`.records`). How a task lies on the disk is told in :mod:`.task_package`, how it is run in
+:mod:`..inference.task_runner`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+from ..errors import PackageError
+from .colors import color_of
+from .records import AT_LEAST_ONE, NOT_EMPTY, Rule, described_schema, parse_record, shown
+from .spec import Channel, Cleaning, Label, Terminology, as_lists
+from .value_types import Byte, FileName, LabelValue, Name, NotNegative
+
+TASK_JSON = "task.json"
+SCHEMA_VERSION = "1.0"
+SUPPORTED_SCHEMA_VERSIONS = ("1.0",)
+_SCHEMA = "medquant-task"
+_HINT = "Correct the task's task.json."
+#: What task.json holds beside the fields of :class:`TaskSpec`.
+_BESIDE = ("schema", "schema_version", "files")
+_PATH = "[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*"
+
+
+def _path_problem(text: str) -> str | None:
+    if re.fullmatch(_PATH, text):
+        return None
+    return f"is {shown(text)} but must be a path inside the task, of letters, digits, '.', '_' and '-' between slashes"
+
+
+#: The folder of a package inside the task, such as "packages/organs".
+PackagePath = Annotated[str, NOT_EMPTY, Rule({"pattern": f"^{_PATH}$"}, _path_problem)]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A structure of the task: ``value`` stands in the merged label map."""
+
+    value: LabelValue
+    name: Name
+    color: tuple[Byte, Byte, Byte] = (128, 174, 128)
+    terminology: Terminology | None = None
+
+    @classmethod
+    def left_out(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the color of the structure's value, for a description that gives none."""
+        return {"color": color_of(given["value"])}
+
+
+@dataclass(frozen=True)
+class NamedValue:
+    """The name that a value of a package's label map has in the task."""
+
+    value: LabelValue
+    name: Name
+
+
+@dataclass(frozen=True)
+class Find:
+    """A run before the parts: the box around what it segments bounds the parts that are ``within`` it.
+
+    packages: folders inside the task, each a model package; several are averaged, as the folds of one training.
+    installed: the name of an installed model, in place of ``packages``.
+    labels: names of the values of its label map; none means those that the package gives.
+    structures: whose union the box is drawn around, by these names; none means all.
+    box_of: "structures" in every run; or "chosen": those structures that the user chose, in a run of fewer than all. Runs of all
+        structures, and of one that this step does not know, then take the whole scan, and nothing is looked for.
+    margin_mm: by which the box is made larger on each side.
+    nothing_found: whether the run then ends with an empty label map ("stop"), or the parts take the whole scan ("whole_scan").
+    within: the name of an earlier step, in whose box this one looks.
+    """
+
+    name: FileName
+    packages: tuple[PackagePath, ...] = ()
+    installed: FileName | None = None
+    labels: tuple[NamedValue, ...] = ()
+    structures: tuple[Name, ...] = ()
+    box_of: Literal["structures", "chosen"] = "structures"
+    margin_mm: NotNegative = 0.0
+    nothing_found: Literal["stop", "whole_scan"] = "stop"
+    within: FileName | None = None
+
+    def problem(self) -> str | None:
+        """Return what is wrong with its source or its names, or None."""
+        return _source_problem(self) or _labels_problem(self.labels)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network (or the mean of several) that gives some of the task's structures.
+
+    packages, installed: as in a step of ``find``.
+    labels: which structure of the task each value of its label map becomes; values that are not named are background. None means that
+        each of the package's labels becomes the structure of its name.
+    within: the name of the step of ``find`` in whose box the part is run; None takes the whole scan.
+    """
+
+    name: FileName
+    packages: tuple[PackagePath, ...] = ()
+    installed: FileName | None = None
+    labels: tuple[NamedValue, ...] = ()
+    within: FileName | None = None
+
+    def problem(self) -> str | None:
+        """Return what is wrong with its source or its values, or None."""
+        return _source_problem(self) or _labels_problem(self.labels)
+
+
+def _source_problem(source: Find | Part) -> str | None:
+    if bool(source.packages) == (source.installed is not None):
+        return "needs 'packages' or 'installed', and not both"
+    if len(set(source.packages)) != len(source.packages):
+        return "names a package twice"
+    return None
+
+
+def _labels_problem(labels: Sequence[NamedValue]) -> str | None:
+    return "uses a value twice in 'labels'" if len({item.value for item in labels}) != len(labels) else None
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The whole of task.json, without the file hashes.
+
+    channels: what the user has to give; every package takes the same.
+    structures: of the merged label map.
+    find: steps that are run before the parts, in this order.
+    parts: networks whose label maps are merged.
+    merge_order: names of all parts in the order in which their structures are painted, where it is not that of ``parts``: a later
+        part paints over an earlier one.
+    cleaning: what is done with the merged label map at its end.
+    """
+
+    name: FileName
+    version: Name
+    modality: Name
+    channels: Annotated[tuple[Channel, ...], AT_LEAST_ONE]
+    structures: Annotated[tuple[Structure, ...], AT_LEAST_ONE]
+    parts: Annotated[tuple[Part, ...], AT_LEAST_ONE]
+    license: Name
+    find: tuple[Find, ...] = ()
+    merge_order: tuple[FileName, ...] = ()
+    cleaning: tuple[Cleaning, ...] = ()
+    citation: str = ""
+    source_url: str = ""
+    title: str = ""
+    description: str = ""
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """The structures as the labels of a model, for whatever writes or shows a label map; ``channel`` means nothing."""
+        return tuple(Label(s.value, s.name, s.value, s.color, s.terminology) for s in self.structures)
+
+    @property
+    def sources(self) -> tuple[Find | Part, ...]:
+        """Everything that runs a network: the steps of ``find``, then the parts."""
+        return (*self.find, *self.parts)
+
+    @property
+    def package_paths(self) -> tuple[str, ...]:
+        """The folders of all packages inside the task, each once."""
+        return tuple(dict.fromkeys(path for source in self.sources for path in source.packages))
+
+    @property
+    def installed_names(self) -> tuple[str, ...]:
+        """The installed models that the task runs, each once."""
+        return tuple(dict.fromkeys(source.installed for source in self.sources if source.installed))
+
+    def in_merge_order(self, parts: Iterable[Part]) -> list[Part]:
+        """Return parts in the order in which they are painted."""
+        order = self.merge_order or tuple(part.name for part in self.parts)
+        return sorted(parts, key=lambda part: order.index(part.name))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the dictionary that task.json holds (without ``files``)."""
+        return as_lists({"schema": _SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(self)})
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What says that a file is a task.json, and of which form."""
+
+    schema_version: str
+    schema: str
+
+
+def parse_task(value: Any, where: str = TASK_JSON) -> TaskSpec:
+    """Parse and validate what task.json holds.
+
+    Raises:
+        PackageError: names the field, what is wrong with it and what it may be.
+    """
+    is_object = isinstance(value, Mapping)
+    header = {key: value[key] for key in ("schema_version", "schema") if key in value} if is_object else value
+    parsed_header = parse_record(_Header, header, where, _HINT)
+    if parsed_header.schema != _SCHEMA or parsed_header.schema_version not in SUPPORTED_SCHEMA_VERSIONS:
+        raise PackageError(
+            f"{where}: schema version {shown(parsed_header.schema_version)} is not understood by this MedQuantINT8 "
+            f"(it knows {', '.join(SUPPORTED_SCHEMA_VERSIONS)}).",
+            "Update MedQuantINT8, or write the task for this version.",
+        )
+    spec = parse_record(TaskSpec, {key: item for key, item in value.items() if key not in _BESIDE}, where, _HINT)
+    if problem := _inconsistency(spec):
+        raise PackageError(f"{where}: {problem}.", _HINT)
+    return spec
+
+
+def _inconsistency(spec: TaskSpec) -> str | None:
+    """Return what is wrong between several fields, in words that begin with the field's name; None if nothing is."""
+    for what in ("value", "name"):
+        values = [getattr(structure, what) for structure in spec.structures]
+        if len(set(values)) != len(values):
+            return f"'structures' use a {what} twice"
+    # The parser looks at the largest value of all at once.
+    if max(structure.value for structure in spec.structures) > 65535:
+        return "'structures' have a value above 65535"
+    names = [source.name for source in spec.sources]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        return f"the name {shown(repeated)} is used twice among 'find' and 'parts'"
+    known = {structure.name for structure in spec.structures}
+    for part in spec.parts:
+        if stranger := next((item.name for item in part.labels if item.name not in known), None):
+            return f"the part {part.name} gives {shown(stranger)}, which is none of 'structures'"
+    return _find_problem(spec) or _merge_problem(spec)
+
+
+def _find_problem(spec: TaskSpec) -> str | None:
+    earlier: set[str] = set()
+    for step in spec.find:
+        if step.within is not None and step.within not in earlier:
+            return f"'within' of {step.name} is {shown(step.within)}, which is no earlier step of 'find'"
+        earlier.add(step.name)
+        given = {item.name for item in step.labels}
+        if step.labels and (stranger := next((name for name in step.structures if name not in given), None)):
+            return f"the step {step.name} looks for {shown(stranger)}, which is not among its 'labels'"
+    for part in spec.parts:
+        if part.within is not None and part.within not in earlier:
+            return f"'within' of {part.name} is {shown(part.within)}, which is no step of 'find'"
+    return None
+
+
+def _merge_problem(spec: TaskSpec) -> str | None:
+    if spec.merge_order and sorted(spec.merge_order) != sorted(part.name for part in spec.parts):
+        return "'merge_order' must name every part once"
+    values = {structure.value for structure in spec.structures}
+    if stranger := next((value for step in spec.cleaning for value in step.labels if value not in values), None):
+        return f"'cleaning' names the value {stranger}, which no structure has"
+    if any(step.where == "network" for step in spec.cleaning):
+        return "'cleaning' of a task is done on the grid of the scan, not in network space"
+    return None
+
+
+def task_schema() -> dict[str, Any]:
+    """Return the JSON Schema of task.json."""
+    schema = described_schema(TaskSpec)
+    digests = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+    return {
+        **schema,
+        "required": ["schema", "schema_version", *schema["required"]],
+        "properties": {
+            "schema": {"const": _SCHEMA},
+            "schema_version": {"enum": list(SUPPORTED_SCHEMA_VERSIONS)},
+            **schema["properties"],
+            "files": {"type": "object", "additionalProperties": digests},
+        },
+    }

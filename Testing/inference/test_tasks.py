@@ -1,0 +1,303 @@
+"""Tasks: several networks merged into one label map, in a box that another one finds, and of some structures alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from MedQuantINT8Lib.errors import InputError, PackageError
+from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.inference import pipeline
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
+from MedQuantINT8Lib.inference.engine_pool import KeepingPool
+from MedQuantINT8Lib.inference.ensemble import load_ensemble
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
+from MedQuantINT8Lib.inference.shared_preprocessing import SharedPreprocessing
+from MedQuantINT8Lib.inference.task_model import TaskModel, load_model
+from MedQuantINT8Lib.models.task import parse_task
+from MedQuantINT8Lib.models.task_package import TaskPackage, write_task
+from MedQuantINT8Lib.progress import Task
+from task_packages import bands, spotted, task_spec, three_parts
+
+CHOICE = EngineChoice("onnxruntime", "fp32", 1, "cpu")
+OPTIONS = SegmentationOptions(check_ranges=False)
+
+
+def segment(model, volume, options=OPTIONS, pool=None):
+    return pipeline.segment(model, volume, CHOICE, options, Task(), pool=pool)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The task of three parts."""
+    return three_parts(tmp_path_factory.mktemp("three"))
+
+
+def independent(together, volume):
+    """The label map of each part, run by itself."""
+    maps = {}
+    for name in ("dim", "bright", "brightest"):
+        with load_ensemble(str(together / "packages" / name)) as ensemble:
+            maps[name] = segment(ensemble, volume).result.labels
+    return maps
+
+
+def test_the_merged_map_is_that_of_independent_runs_merged_by_hand(together):
+    volume = spotted()
+    maps = independent(together, volume)
+    by_hand = np.zeros(volume.data.shape[1:], int)
+    # The values of the task by those of each part; a later part wins.
+    for name, values in (("dim", {1: 4, 2: 3}), ("bright", {1: 2, 2: 1}), ("brightest", {1: 5})):
+        for value, target in values.items():
+            by_hand[maps[name] == value] = target
+    with load_model(str(together)) as model:
+        run = segment(model, volume)
+    np.testing.assert_array_equal(run.result.labels, by_hand)
+    assert set(np.unique(by_hand)) == {0, 1, 2, 3, 4, 5}
+    assert [part["name"] for part in run.parts] == ["dim", "bright", "brightest"]
+    assert run.result.windows == sum(part["windows"] for part in run.parts)
+    # What the networks saw lies at two spacings, one of them coarser.
+    assert run.parts[2]["windows"] < run.parts[0]["windows"]
+    assert run.engine["bytes"] == sum(part["engine"]["bytes"] for part in run.parts)
+    assert run.latency_ms["calls"] == sum(part["latency_ms"]["calls"] for part in run.parts)
+
+
+def test_a_stated_order_decides_which_part_wins(together, tmp_path):
+    volume = spotted()
+    maps = independent(together, volume)
+    with TaskPackage.load(together) as package:
+        spec = replace(package.spec, merge_order=("brightest", "bright", "dim"))
+        packages = {path: package.folder / path for path in spec.package_paths}
+        write_task(tmp_path / "other way", spec, packages)
+    with load_model(str(tmp_path / "other way")) as model:
+        labels = segment(model, volume).result.labels
+    np.testing.assert_array_equal(labels == 3, maps["dim"] == 2)
+    np.testing.assert_array_equal(labels == 2, (maps["bright"] == 1) & (maps["dim"] == 0))
+
+
+def test_values_are_mapped_by_what_the_task_says_and_others_are_background(together, tmp_path):
+    volume = spotted()
+    maps = independent(together, volume)
+    parts = [
+        {"name": "dim", "packages": ["packages/dim"], "labels": [{"value": 2, "name": "matter"}]},
+        {"name": "bright", "packages": ["packages/bright"], "labels": [{"value": 1, "name": "matter"}]},
+    ]
+    spec = task_spec(["void", "matter"], parts)
+    write_task(tmp_path / "task", spec, {path: together / path for path in spec.package_paths})
+    with load_model(str(tmp_path / "task")) as model:
+        run = segment(model, volume)
+    np.testing.assert_array_equal(run.result.labels, np.where((maps["dim"] == 2) | (maps["bright"] == 1), 2, 0))
+    assert any("no part of together gives void" in note for note in run.result.notes)
+
+
+def test_a_package_that_is_not_as_the_task_says_is_refused_before_any_work(together, tmp_path):
+    for labels, said in (([{"value": 7, "name": "white"}], "value 7"), ([], "no structure of the task")):
+        parts = [{"name": "bright", "packages": ["packages/bright"], "labels": labels}]
+        spec = task_spec(["white"], parts)
+        with pytest.raises(PackageError, match=said):
+            write_task(tmp_path / "task", spec, {"packages/bright": together / "packages/bright"})
+        assert not (tmp_path / "task").exists()
+
+
+# ---- some structures alone
+
+
+def test_a_few_structures_take_at_most_a_third_of_the_windows(tmp_path):
+    """Three of many structures: only the parts that have them are run, and only in the box around them."""
+    names = [f"s{n}" for n in range(12)]
+    limits = np.linspace(0.05, 0.9, 12)
+    packages, parts = {}, []
+    for part in range(4):
+        own = dict(zip(names[3 * part : 3 * part + 3], limits[3 * part : 3 * part + 3], strict=True))
+        packages[f"packages/p{part}"] = bands(tmp_path, f"p{part}", own).folder
+        parts.append({"name": f"p{part}", "packages": [f"packages/p{part}"], "within": "where"})
+    everything = dict(zip(names, limits, strict=True))
+    packages["packages/coarse"] = bands(tmp_path, "coarse", everything, spacing=4.0).folder
+    find = [{"name": "where", "packages": ["packages/coarse"], "box_of": "chosen", "margin_mm": 2}]
+    write_task(tmp_path / "task", task_spec(names, parts, find=find), packages)
+    data = np.zeros((32, 32, 64), np.float32)
+    data[..., :] = np.linspace(0, 1, 64)
+    volume = Volume(data, np.eye(4), "ramp")
+    with load_model(str(tmp_path / "task")) as model:
+        whole = segment(model, volume)
+        few = segment(model, volume, replace(OPTIONS, structures=("s3", "s4", "s5")))
+    assert [part["name"] for part in whole.parts] == ["p0", "p1", "p2", "p3"]
+    assert [part["name"] for part in few.parts] == ["where", "p1"]
+    assert 0 < 3 * few.result.windows <= whole.result.windows
+    assert few.boxes[0]["found"] == ["s3", "s4", "s5"]
+    # What is chosen is as in the whole run, where no later part paints over it.
+    for value in (4, 5, 6):
+        mask = whole.result.labels == value
+        assert mask.any()
+        np.testing.assert_array_equal(few.result.labels[mask], value)
+    assert set(np.unique(few.result.labels)) == {0, 4, 5, 6}
+
+
+def test_parts_of_which_nothing_was_chosen_need_not_be_there(together, tmp_path):
+    parts = [
+        {"name": "dim", "packages": ["packages/dim"]},
+        {"name": "other", "installed": "nowhere", "labels": [{"value": 1, "name": "white"}]},
+    ]
+    spec = task_spec(["white", "grey", "shadow"], parts)
+    write_task(tmp_path / "task", spec, {"packages/dim": together / "packages/dim"})
+    with load_model(str(tmp_path / "task")) as model:
+        assert segment(model, spotted(), replace(OPTIONS, structures=("grey",))).result.labels.any()
+        with pytest.raises(InputError, match="other of the task together runs the model nowhere"):
+            segment(model, spotted())
+
+
+def test_a_structure_that_nothing_knows_is_refused_in_words(together):
+    wanted = replace(OPTIONS, structures=("grey", "liver"))
+    with load_model(str(together)) as model, pytest.raises(InputError, match="together does not know 'liver'"):
+        segment(model, spotted(), wanted)
+    with (
+        load_model(str(together / "packages/dim")) as model,
+        pytest.raises(InputError, match="dim does not know 'liver'"),
+    ):
+        segment(model, spotted(), wanted)
+
+
+def test_structures_of_a_single_package_are_those_of_the_whole_run(together):
+    with load_model(str(together / "packages/dim")) as model:
+        whole = segment(model, spotted()).result.labels
+        grey = segment(model, spotted(), replace(OPTIONS, structures=("grey",))).result.labels
+    np.testing.assert_array_equal(grey, np.where(whole == 2, 2, 0))
+
+
+# ---- find
+
+
+@pytest.fixture
+def finding(tmp_path):
+    """Makes a task that finds a bright spot and looks for what is dim around it."""
+
+    def make(**step) -> TaskModel:
+        packages = {
+            "packages/spot": bands(tmp_path, "spot", {"spot": 0.9}).folder,
+            "packages/dim": bands(tmp_path, "dim", {"grey": 0.3}).folder,
+        }
+        parts = [{"name": "dim", "packages": ["packages/dim"], "within": "spot"}]
+        find = [{"name": "spot", "packages": ["packages/spot"], "structures": ["spot"], "margin_mm": 3, **step}]
+        write_task(tmp_path / "task", task_spec(["grey"], parts, find=find), packages)
+        return load_model(str(tmp_path / "task"))
+
+    return make
+
+
+def scan_with_spot(spot: bool = True) -> Volume:
+    """Grey everywhere, with dark voxels here and there, and a bright block where ``spot`` says so; voxels of 1 x 2 x 1 mm."""
+    data = np.full((20, 24, 30), 0.5, np.float32)
+    data[::3, ::2, ::5] = 0.1
+    if spot:
+        data[8:12, 10:14, 14:20] = 1.0
+    return Volume(data, np.diag([1.0, 2.0, 1.0, 1.0]), "spot")
+
+
+def test_what_is_found_bounds_the_parts_and_the_box_is_reported(finding):
+    volume = scan_with_spot()
+    with finding() as model:
+        run = segment(model, volume)
+        whole = segment(model.ensemble(model.spec.parts[0]), volume).result.labels
+    (box,) = run.boxes
+    # The spot with 3 mm on each side: three voxels of 1 mm, two of 2 mm.
+    assert (box["start"], box["stop"]) == ([11, 8, 5], [23, 16, 15])
+    assert box["found"] == ["spot"] and box["size_mm"] == [12, 16, 10]
+    expected = np.zeros_like(whole)
+    expected[5:15, 8:16, 11:23] = whole[5:15, 8:16, 11:23]
+    np.testing.assert_array_equal(run.result.labels, expected)
+    assert any("the box around spot with 3 mm is 12 x 8 x 10 of 30 x 24 x 20 voxels" in n for n in run.result.notes)
+
+
+def test_where_nothing_is_found_the_run_says_so_and_stops(finding):
+    with finding() as model:
+        run = segment(model, scan_with_spot(spot=False))
+    assert not run.result.labels.any()
+    assert [part["name"] for part in run.parts] == ["spot"]
+    assert run.result.notes[0] == "spot found no spot: nothing else is run"
+
+
+def test_where_nothing_is_found_the_whole_scan_is_taken_if_the_task_says_so(finding):
+    volume = scan_with_spot(spot=False)
+    with finding(nothing_found="whole_scan") as model:
+        run = segment(model, volume)
+        whole = segment(model.ensemble(model.spec.parts[0]), volume).result.labels
+    np.testing.assert_array_equal(run.result.labels, whole)
+    assert run.result.notes[0] == "spot found no spot: the whole scan is taken"
+
+
+# ---- what parts share
+
+
+def test_parts_that_agree_share_one_preprocessing(together, monkeypatch):
+    counts = []
+    original = SharedPreprocessing.__call__
+
+    def call(self, volume, spec):
+        result = original(self, volume, spec)
+        counts.append(self.count)
+        return result
+
+    monkeypatch.setattr(SharedPreprocessing, "__call__", call)
+    with load_model(str(together)) as model:
+        segment(model, spotted())
+    # "dim" and "bright" are prepared alike, "brightest" has another spacing.
+    assert counts == [1, 1, 2]
+
+
+def test_engines_are_kept_between_runs_while_memory_allows(together, monkeypatch):
+    pool = KeepingPool()
+    with load_model(str(together)) as model:
+        first = segment(model, spotted(), pool=pool)
+        assert len(pool) == 3
+        second = segment(model, spotted(), pool=pool)
+        np.testing.assert_array_equal(first.result.labels, second.result.labels)
+        # With no memory to spare each makes room for the next.
+        monkeypatch.setattr("MedQuantINT8Lib.inference.engine_pool.available_memory", lambda: 0)
+        segment(model, spotted(), pool=pool)
+        assert len(pool) == 1
+    pool.clear()
+
+
+def test_the_memory_of_the_largest_part_is_told(together):
+    with load_model(str(together)) as model:
+        notes = segment(model, spotted()).result.notes
+    assert any(note.startswith("networks are run in turn; the largest, ") and "GB" in note for note in notes)
+
+
+def test_a_task_that_does_not_fit_is_refused_before_any_part_runs(together, monkeypatch):
+    monkeypatch.setattr("MedQuantINT8Lib.inference.memory_estimate.available_memory", lambda: 1)
+    runs = []
+    monkeypatch.setattr(pipeline, "_segment", lambda *a: runs.append(a))
+    with load_model(str(together)) as model, pytest.raises(InputError, match="only 0.0 GB are free"):
+        segment(model, spotted())
+    assert runs == []
+
+
+def test_margins_of_a_task_are_those_of_the_part_that_won(together):
+    volume, options = spotted(), replace(OPTIONS, margins=True)
+    with load_model(str(together)) as model:
+        run = segment(model, volume, options)
+    with load_ensemble(str(together / "packages" / "brightest")) as ensemble:
+        alone = segment(ensemble, volume, options).result
+    glow = run.result.labels == 5
+    np.testing.assert_array_equal(run.result.margins[glow], alone.margins[glow])
+
+
+def test_a_task_cannot_be_averaged_with_other_models(together):
+    with pytest.raises(InputError, match="cannot be averaged"):
+        load_model(f"{together},{together / 'packages/dim'}")
+
+
+def test_the_merged_map_is_cleaned_as_the_task_says(together, tmp_path):
+    with TaskPackage.load(together) as package:
+        packages = {path: package.folder / path for path in package.spec.package_paths}
+        spec = parse_task(package.spec.to_json() | {"cleaning": [{"kind": "largest", "labels": [5]}]})
+    write_task(tmp_path / "cleaned", spec, packages)
+    with load_model(str(together)) as model:
+        before = segment(model, spotted()).result.labels
+    with load_model(str(tmp_path / "cleaned")) as model:
+        after = segment(model, spotted()).result.labels
+    assert 0 < (after == 5).sum() < (before == 5).sum()
+    np.testing.assert_array_equal(after[before != 5], before[before != 5])
