@@ -83,10 +83,12 @@ def _show(args: argparse.Namespace) -> None:
         _show_classes(args, present)
     elif args.name in known:
         item = entry(args.name)
-        print_result(args, {**_json(item), "installed": args.name in present}, *_lines(item))
-    elif args.name in present:
-        row = _own(args.name, present[args.name][0])
-        print_result(args, row, *_package_lines(row))
+        run = _run_of(present[args.name][0]) if args.name in present else {}
+        value = {**_json(item), "installed": args.name in present, **run}
+        print_result(args, value, *_lines(item), *_run_lines(run))
+    elif args.name in present or _is_package(args.name):
+        row = _own(args.name, present.get(args.name, [Path(args.name)])[0])
+        print_result(args, {**row, "installed": args.name in present}, *_package_lines(row), *_run_lines(row))
     else:
         entry(args.name)  # which says what names are similar
 
@@ -179,7 +181,37 @@ def _own(name: str, path: Path) -> dict[str, Any]:
         "homepage": spec.source_url,
         "citation": spec.citation,
         "installed": True,
+        **_run_of(path),
     }
+
+
+def _is_package(name: str) -> bool:
+    from ..models.package import MODEL_JSON
+
+    return (Path(name) / MODEL_JSON).is_file() or (name.endswith(".zip") and Path(name).is_file())
+
+
+def _run_of(path: Path) -> dict[str, Any]:
+    """What a package says of its runs beside the network: mirroring, and what is done with the label map."""
+    from ..models.package import peek
+
+    spec, _files = peek(path)
+    names = {label.value: label.name for label in spec.labels}
+    return {
+        "mirroring": {"axes": list(spec.mirroring.axes), "on": spec.mirroring.on},
+        "cleaning": [step.in_words(names) for step in spec.cleaning],
+    }
+
+
+def _run_lines(run: dict[str, Any]) -> list[str]:
+    if not run:
+        return []
+    axes = ", ".join(map(str, run["mirroring"]["axes"]))
+    how = "as usual" if run["mirroring"]["on"] else "with --mirroring"
+    return [
+        *([f"  mirrors   along the axes {axes}, {how}"] if axes else []),
+        *(f"  then      {step}" for step in run["cleaning"]),
+    ]
 
 
 def _package_lines(row: dict[str, Any]) -> list[str]:

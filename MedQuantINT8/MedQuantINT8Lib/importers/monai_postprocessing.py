@@ -240,17 +240,25 @@ class _Reader(Prediction):
     def read_removesmallobjectsd(self, arguments: Arguments) -> None:
         self._needs_labels(arguments)
         size, independent = arguments.get("min_size", 64), arguments.flag("independent_channels", True)
-        arguments.only("by_measure", False)
+        by_measure = arguments.flag("by_measure", False)
+        # The voxels of what a bundle loads are known to MONAI, which then does not look at this.
         arguments.ignore("pixdim")
         if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size < 1 << 40:
             raise arguments.refusal("min_size", size)
-        if self.kind == "classes" and self._channels != 2 and independent:
-            # There it removes labels that are small as a whole, not parts.
-            raise arguments.refusal("independent_channels", True)
         connectivity = self._connectivity(arguments, 1)
-        self._clean(
-            Cleaning("remove_small", size=int(-(-size // 1)), connectivity=connectivity, together=not independent)
+        if self.kind == "onehot" and connectivity > 1:
+            # Channels are an axis like the others there, along which masks of different classes touch.
+            raise arguments.refusal("connectivity", connectivity)
+        step = Cleaning(
+            "remove_small",
+            size=0 if by_measure else int(-(-size // 1)),
+            volume=float(size) if by_measure else None,
+            connectivity=connectivity,
+            together=self.kind == "classes" and not independent,
+            # Of a map of several labels it compares each label as a whole.
+            whole=self.kind == "classes" and self._channels != 2 and independent,
         )
+        self._clean(step)
 
     def _needs_labels(self, arguments: Arguments) -> None:
         if self.kind in ("classes", "onehot") or (
@@ -277,7 +285,7 @@ class _Reader(Prediction):
     def _connectivity(self, arguments: Arguments, default: int) -> int:
         value = arguments.get("connectivity", default)
         value = 3 if value is None else value
-        if value not in (1, 3) or isinstance(value, bool):
+        if value not in (1, 2, 3) or isinstance(value, bool):
             raise arguments.refusal("connectivity", value)
         return int(value)
 

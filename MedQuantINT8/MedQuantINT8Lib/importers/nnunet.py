@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PackageError
-from ..models.spec import Channel, Crop, Geometry, Mirroring, ModelSpec, Normalization, Output, Window
+from ..models.spec import Channel, Cleaning, Crop, Geometry, Mirroring, ModelSpec, Normalization, Output, Window
 from . import nnunet_network
 from .base import ImportedModel
 from .fields import read_described
@@ -25,6 +25,7 @@ from .nnunet_dataset import Dataset, read_dataset
 from .nnunet_folds import Training, choose
 from .nnunet_original import TrainedFold, nnunet_original
 from .nnunet_plans import Intensity, Plans, configurations, read_network, read_plans
+from .nnunet_postprocessing import find_postprocessing, read_postprocessing
 
 
 def understand(
@@ -55,6 +56,12 @@ def understand(
     dataset_json = read_described(folder / "dataset.json", "result folder of nnU-Net v2")
     dataset = read_dataset(dataset_json)
     trainings, notes = choose(folder, folds)
+    postprocessing = find_postprocessing(folder, [training.fold for training in trainings])
+    cleaning: tuple[Cleaning, ...] = ()
+    if postprocessing is not None:
+        cleaning = read_postprocessing(postprocessing, [label.value for label in dataset.labels])
+        place = postprocessing.relative_to(folder)
+        notes.append(f"{place}: {_in_words(cleaning, dataset)}")
     models = []
     for training in trainings:
         name = _choose_configuration(folder, plans_json, training, configuration)
@@ -65,7 +72,7 @@ def understand(
             nnunet_network.build, architecture, len(dataset.channels), dataset.outputs, plans.order, training.path
         )
         mirroring = Mirroring(_mirror_axes(training, plans))
-        fold_spec = replace(spec, name=f"{spec.name}-fold{training.fold}", mirroring=mirroring)
+        fold_spec = replace(spec, name=f"{spec.name}-fold{training.fold}", mirroring=mirroring, cleaning=cleaning)
         fold = TrainedFold(
             plans_json,
             dataset_json,
@@ -75,6 +82,7 @@ def understand(
             len(dataset.channels),
             dataset.outputs,
             training.path,
+            postprocessing,
         )
         models.append(ImportedModel(fold_spec, network, [*notes, *training.notes()], partial(nnunet_original, fold)))
     return models
@@ -167,6 +175,12 @@ def _build_spec(plans: Plans, dataset: Dataset) -> ModelSpec:
         crop=Crop("nonzero"),
         normalize_in="input",
     )
+
+
+def _in_words(cleaning: Sequence[Cleaning], dataset: Dataset) -> str:
+    """What the postprocessing does, for a note."""
+    names = {label.value: label.name for label in dataset.labels}
+    return "; ".join(step.in_words(names) for step in cleaning) or "no postprocessing helped, so none is done"
 
 
 def _mirror_axes(training: Training, plans: Plans) -> tuple[int, ...]:

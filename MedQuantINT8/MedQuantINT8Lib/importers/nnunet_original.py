@@ -20,6 +20,7 @@ from ..errors import DependencyError
 from ..imaging.volume import Volume, to_sitk
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
 from .nnunet_network import Architecture, check_blocks
+from .nnunet_postprocessing import read_steps
 from .original_software import at_work
 
 
@@ -31,6 +32,7 @@ class TrainedFold:
         plans, dataset: plans.json and dataset.json as they stand.
         architecture: the network, its blocks known.
         order: nnU-Net's axis n is axis order[n] of (K, J, I).
+        postprocessing: the file that states it; None where there is none.
     """
 
     plans: dict[str, Any]
@@ -41,6 +43,7 @@ class TrainedFold:
     channels: int
     outputs: int
     weights: Path
+    postprocessing: Path | None = None
 
 
 def nnunet_original(fold: TrainedFold) -> NnunetPipeline:
@@ -80,7 +83,7 @@ def nnunet_original(fold: TrainedFold) -> NnunetPipeline:
             "nnUNetTrainer",
             None,
         )
-    return NnunetPipeline(predictor, fold.order)
+    return NnunetPipeline(predictor, fold.order, fold.postprocessing)
 
 
 @dataclass
@@ -99,6 +102,7 @@ class NnunetPipeline:
 
     predictor: Any
     order: list[int]
+    postprocessing: Path | None = None
     _case: _Case | None = field(default=None, repr=False)
 
     @property
@@ -125,12 +129,21 @@ class NnunetPipeline:
                 predictor.label_manager,
                 case.properties,
             )
+            label_map = self._postprocess(np.asarray(label_map))
             # Its reader may have turned the scan; its writer turns labels back.
             target = str(Path(scratch) / "labels.nii.gz")
-            predictor.plans_manager.image_reader_writer_class().write_seg(
-                np.asarray(label_map), target, case.properties
-            )
+            predictor.plans_manager.image_reader_writer_class().write_seg(label_map, target, case.properties)
             return _read_voxels(target)
+
+    def _postprocess(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """The label map after nnU-Net's own function with the arguments of the file, one step after the other."""
+        from nnunetv2.postprocessing.remove_connected_components import (
+            remove_all_but_largest_component_from_segmentation as keep_largest,
+        )
+
+        for arguments in [] if self.postprocessing is None else read_steps(self.postprocessing)[1]:
+            labels = keep_largest(labels, **arguments)
+        return labels
 
     def _prepare_case(self, volume: Volume) -> _Case:
         if self._case is None or self._case.volume is not volume:
