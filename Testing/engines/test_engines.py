@@ -414,7 +414,7 @@ def test_layers_at_fault_are_found_by_halving(monkeypatch, faults, most):
 
     monkeypatch.setattr(graph, "load_network", lambda path: None)
     monkeypatch.setattr(
-        layers, "weighted_layers", lambda model: [SimpleNamespace(name=n, quantized=True) for n in "abcdefgh"]
+        layers, "weighted_layers", lambda model: [SimpleNamespace(name=n, quantized=True, half="") for n in "abcdefgh"]
     )
     monkeypatch.setattr(onnxruntime, "OnnxRuntimeBackend", lambda: _Fake(set()))
     seen = []

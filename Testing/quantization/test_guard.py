@@ -15,6 +15,8 @@ from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.inference.structure_dice import PooledDice, StructureDice
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
+from MedQuantINT8Lib.models.halves import halved_layers
+from MedQuantINT8Lib.models.layers import weighted_layers
 from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import accuracy_guard as sensitivity
@@ -141,16 +143,17 @@ def test_it_ends_at_the_best_that_it_has_seen(monkeypatch, agreement, left, retu
     monkeypatch.setattr(sensitivity, "Measurer", Scripted(agreement))
     weights, biases = random_weights()
     fp32 = convolutions(weights, biases)
-    times = iter([3.0, 2.5, 2.0, 1.0])
+    times = iter([3.0, 1.0])
     made, result = guard(
         Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task(), stopwatch=lambda model: next(times)
     )
     assert len(qdq.layers_with_int8_weights(made)) == left
     assert result.after.agreement == agreement[left] >= result.before.agreement
-    assert len(result.returned) == returned and len(result.milliseconds) == returned + 1
+    assert len(result.returned) == returned and not result.halves
+    assert result.milliseconds == ([3.0, 1.0] if returned else []), "before and after, where something was done"
     assert result.kept == (agreement[left] >= 0.99)
-    assert result.cost_ms == 0.0, "times that fall from run to run are no negative costs"
-    assert "costs 0.0 ms" in "\n".join(quantize._guard_lines(result))
+    assert result.cost_ms == (0.0 if returned else None), "times that fall from run to run are no negative costs"
+    assert ("costs 0.0 ms" in "\n".join(quantize._guard_lines(result))) == bool(returned)
 
 
 @pytest.mark.parametrize(
@@ -268,3 +271,73 @@ def test_a_layer_goes_back_for_the_worst_structure_alone(monkeypatch):
         assert len(result.returned) == layers and result.kept
     assert result.to_json()["worst"] == {"name": "thalamus", "dice": 0.98}
     assert any("thalamus 0.9800" in line for line in quantize._guard_lines(result))
+
+
+class ByForm:
+    """A judge that tells a network by which layers are in INT8, and which of them in halves."""
+
+    def __init__(self, agreement):
+        self.agreement, self.measured = agreement, []
+
+    def __call__(self, fp32, given, spec, references):
+        return self
+
+    def measure(self, candidate, patches=None):
+        halves = set(halved_layers(graph.Graph(candidate)))
+        value = self.agreement(set(qdq.layers_with_int8_weights(candidate)) - halves, halves)
+        self.measured.append(patches)
+        return Measurement(value, 1 - value)
+
+
+def lost(costs, halved_costs):
+    """Agreement where each layer costs by itself: in plain INT8, and in halves."""
+    return lambda plain, halves: 1 - sum(costs[n] for n in plain) - sum(halved_costs[n] for n in halves)
+
+
+@pytest.mark.parametrize(
+    ("plain", "in_halves", "halves", "returned"),
+    [
+        ({"a": 0.001, "b": 0.03, "c": 0.02, "d": 0.004}, dict.fromkeys("abcd", 0.0), ["b", "c"], []),
+        ({"a": 0.001, "b": 0.03, "c": 0.001, "d": 0.001}, dict.fromkeys("abcd", 0.0), ["b"], []),
+        (dict.fromkeys("abcd", 0.01), dict.fromkeys("abcd", 0.002), ["a", "b", "c", "d"], []),
+        ({"a": 0.001, "b": 0.03, "c": 0.02, "d": 0.004}, {"a": 0, "b": 0, "c": 0.015, "d": 0}, ["b"], ["c"]),
+        (
+            {"a": 0.001, "b": 0.03, "c": 0.02, "d": 0.004},
+            {"a": 0.001, "b": 0.03, "c": 0.02, "d": 0.004},
+            [],
+            ["b", "c"],
+        ),
+    ],
+    ids=["the two that need them", "one", "all", "float where weights cost", "none where halves help nothing"],
+)
+def test_each_layer_gets_the_cheapest_that_holds(monkeypatch, plain, in_halves, halves, returned):
+    judge = ByForm(lost(plain, in_halves))
+    monkeypatch.setattr(sensitivity, "Measurer", judge)
+    fp32 = convolutions(*random_weights((1, 4, 4, 4, 2)))
+    made, result = guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task())
+    assert result.kept and sorted(result.halves) == halves and list(result.returned) == returned
+    assert set(halved_layers(graph.Graph(made))) == set(halves)
+    assert set(qdq.layers_with_int8_weights(made)) == set("abcd") - set(returned)
+    assert result.to_json()["halves"] == result.halves
+    lines = "\n".join(quantize._guard_lines(result))
+    assert (f"runs {len(halves)} layer(s) as two INT8 halves" in lines) == bool(halves)
+    assert (f"put {len(returned)} layer(s) back" in lines) == bool(returned)
+    assert len(judge.measured) < 20
+
+
+def test_an_input_of_too_wide_a_range_is_held_by_halves_without_a_layer_in_float():
+    """Raw intensities whose few bright voxels leave the others two steps; ranges as calibration saw them."""
+    weights, biases = random_weights((1, 8, 8, 2), 3)
+    biases["a"][:] = 0
+    fp32 = convolutions(weights, biases)
+    given = patches()
+    for patch in given:
+        patch[0, 0, 0, 0] = 100
+    ranges = {"x": 100.0, "a_relu": 3000.0, "b_relu": 30000.0}
+    int8 = quantized(fp32, {name: value / 127 for name, value in ranges.items()})
+    blind = guard(Candidate(fp32, int8, None, ranges), given, SPEC, Budget(0, fallback=False), Task())[1]
+    made, result = guard(Candidate(fp32, int8, None, ranges), given, SPEC, Budget(0.98), Task())
+    assert blind.agreement < 0.98 <= result.agreement and result.kept
+    assert result.halves and not result.returned and qdq.check_int8(made) == []
+    assert all(layer.quantized for layer in weighted_layers(made))
+    assert made.ByteSize() < int8.ByteSize() + 3000, "weights are stored once"

@@ -19,6 +19,7 @@ from MedQuantINT8Lib.models.package import ModelPackage
 from MedQuantINT8Lib.quantization import quantize
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget
 from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
+from MedQuantINT8Lib.quantization.ladder import HALVES_MARGIN
 from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, quantize_package
 from scans import PHANTOM_SIZE, PHANTOM_SPACING
 
@@ -175,7 +176,9 @@ def test_the_guard_equalizes_channels_or_puts_the_worst_layer_back(fp32_package,
     assert report.guard.agreement >= 0.95 and qdq.check_int8(graph.load_network(cured.onnx_path("int8"))) == []
     rows = cured.calibration()["tensors"]
     assert limits_of(cured) == {name: row["limit"] for name, row in rows.items()}
-    assert all(row["limit"] == pytest.approx(row["seen_maximum"], rel=0.02) for row in rows.values()), "FP32's units"
+    ratios = [row["limit"] / row["seen_maximum"] for row in rows.values()]
+    wider = HALVES_MARGIN if report.guard.halves else 1.0
+    assert all(min(abs(ratio - 1), abs(ratio - wider)) < 0.02 * wider for ratio in ratios), "FP32's units"
     monkeypatch.setattr(quantize, "equalized", lambda *_: None)
     guarded, report = quantize_package(
         package,
@@ -185,10 +188,11 @@ def test_the_guard_equalizes_channels_or_puts_the_worst_layer_back(fp32_package,
         QuantizationPolicy(budget=Budget(0.95)),
     )
     assert blind.guard.agreement < 0.95 <= report.guard.agreement
-    assert second.name in report.guard.returned
+    assert second.name in (report.guard.halves | report.guard.returned)
     assert len(report.guard.returned) < len(report.layers)
     assert qdq.check_int8(graph.load_network(guarded.onnx_path("int8"))) == []
-    assert "the guard" in next(layer.reason for layer in report.layers if layer.name == second.name)
+    spoiled = [layer for layer in report.layers if layer.name == second.name]
+    assert spoiled[0].half == "high" or "the guard" in spoiled[0].reason
 
 
 def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path, monkeypatch):
@@ -216,8 +220,8 @@ def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path, monkeypatch)
         strict,
         stopwatch=lambda model: timed.append(model) or float(len(timed)),
     )
-    assert report.guard.kept and report.guard.returned
-    assert report.guard.milliseconds == [float(n + 1) for n in range(len(report.guard.returned) + 1)]
+    assert report.guard.kept and (report.guard.halves or report.guard.returned)
+    assert report.guard.milliseconds == [1.0, 2.0]
     assert report.size_ratio <= 0.27
 
 

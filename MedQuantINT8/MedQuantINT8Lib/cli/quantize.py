@@ -127,6 +127,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
         f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {_agreement(report)} (simulated)",
         *(f"  {line}" for line in report.held_out.lines()),
         *_guard_lines(report.guard),
+        *_work_lines(report),
         *(f"  in high precision: {layer.name}: {layer.reason}" for layer in float_layers),
         *(f"warning: {text}" for text in report.warnings),
         *(f"note: {text}" for text in reader.notes),
@@ -152,9 +153,13 @@ def _guard_lines(result: Any) -> list[str]:
         lines.append(
             f"mean Dice to the labels: FP32 {_dice(result.dice_fp32)}, INT8 {_dice(result.after.dice)} (simulated)"
         )
-    if result.returned:
+    steps = [
+        f"runs {len(result.halves)} layer(s) as two INT8 halves" if result.halves else "",
+        f"put {len(result.returned)} layer(s) back to float" if result.returned else "",
+    ]
+    if any(steps):
         lines.append(
-            f"the guard put {len(result.returned)} layer(s) back to float: agreement {_dice(result.before.agreement)} before, {_dice(result.agreement)} after"
+            f"the guard {' and '.join(filter(None, steps))}: agreement {_dice(result.before.agreement)} before, {_dice(result.agreement)} after"
         )
     if result.cost_ms is not None:
         lines.append(f"  which costs {result.cost_ms:.1f} ms of {result.milliseconds[-1]:.1f} ms a window")
@@ -172,6 +177,17 @@ def _agreement(report: Any) -> str:
     if not report.held_out.held_out:
         return f"{_dice(report.agreement)} on the calibration scan itself"
     return f"{_dice(report.agreement)} on held-out scans, {_dice(report.guard.agreement)} on calibration patches"
+
+
+def _work_lines(report: Any) -> list[str]:
+    """How the work is shared where layers run as two INT8 halves, and which do, for people."""
+    if not report.guard.halves:
+        return []
+    work = {kind: f"{100 * share:.1f} %" for kind, share in report.to_json()["work"].items()}
+    return [
+        f"work of the network as it runs: {work['plain']} plain INT8, {work['halves']} in two INT8 halves, {work['float']} in float",
+        *(f"  in two INT8 halves: {name}: {why}" for name, why in report.guard.halves.items()),
+    ]
 
 
 def _dice(value: float | None) -> str:

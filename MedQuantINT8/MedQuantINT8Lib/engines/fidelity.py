@@ -162,7 +162,8 @@ class LayerSearch:
         self._task = task
         self._simulator: EngineBackend = OnnxRuntimeBackend()
         layers = weighted_layers(graph.load_network(networks.int8))
-        self.quantized = [layer.name for layer in layers if layer.quantized]
+        # A layer that runs as two INT8 halves goes by its own name, and both of them go back together.
+        self.quantized = [layer.name for layer in layers if layer.quantized and layer.half != "low"]
         self._measured: dict[tuple[str, ...], Fidelity] = {}
         exact = replace(options, precision="fp32", high_precision=())
         with _built(self._simulator, networks.fp32, exact) as reference:

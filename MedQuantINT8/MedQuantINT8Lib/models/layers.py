@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .halves import halved_layers
 from .onnx_graph import Graph
 
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -21,6 +22,8 @@ class Layer:
         macs: multiply-accumulates for one patch.
         quantized: activations and weights both pass through Q/DQ.
         reason: why it is not quantized; empty if it is.
+        half: "high" or "low" for the two products of a layer that runs as two INT8 halves (:mod:`.halves`); each is a layer
+            with work of its own, and the high one has the layer's name.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Layer:
     macs: int
     quantized: bool
     reason: str = ""
+    half: str = ""
 
 
 def weighted_layers(model: Any, reasons: dict[str, str] | None = None) -> list[Layer]:
@@ -36,14 +40,23 @@ def weighted_layers(model: Any, reasons: dict[str, str] | None = None) -> list[L
     ``model`` must have fixed shapes (:func:`fixed_shape`), or the multiply-accumulates are 0.
     """
     graph = Graph(model)
+    halves = {half.name: kind for pair in halved_layers(graph).values() for half, kind in pair.products()}
     layers = []
     for node in graph.nodes:
         if node.op_type not in WEIGHTED_OPS:
             continue
         quantized = all(is_dequantized(graph, name) for name in node.input[:2])
         reason = "" if quantized else (reasons or {}).get(node.name, "no Q/DQ pair was placed before it")
-        layers.append(Layer(node.name, node.op_type, _macs(graph, node), quantized, reason))
+        layers.append(Layer(node.name, node.op_type, _macs(graph, node), quantized, reason, halves.get(node.name, "")))
     return layers
+
+
+def work_shares(layers: Iterable[Layer]) -> dict[str, float]:
+    """Return the shares of multiply-accumulates of the network as it runs: in plain INT8, in INT8 halves, and in float."""
+    work = {"plain": 0, "halves": 0, "float": 0}
+    for layer in layers:
+        work["float" if not layer.quantized else "halves" if layer.half else "plain"] += layer.macs
+    return {kind: macs / max(1, sum(work.values())) for kind, macs in work.items()}
 
 
 def int8_share(layers: Iterable[Layer]) -> float:

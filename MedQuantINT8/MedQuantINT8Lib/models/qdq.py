@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PackageError
+from .halves import halved_layers, rejoin
 from .layers import WEIGHTED_OPS, is_dequantized
 from .onnx_graph import Graph, load_network, pruned, require_onnx
 from .tensor_names import FreshNames, rename_tensors, use_plain_names
@@ -122,6 +123,7 @@ def with_seven_bit_weights(model: Any) -> Any:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph, fresh = Graph(copy), FreshNames(copy)
+    halved: dict[tuple[str, int], str] = {}
     for node in list(copy.graph.node):
         if node.op_type not in WEIGHTED_OPS or not all(is_dequantized(graph, name) for name in node.input[:2]):
             continue
@@ -131,9 +133,13 @@ def with_seven_bit_weights(model: Any) -> Any:
         weight, scale = graph.array(dequantize.input[0]), graph.array(dequantize.input[1])
         # A matrix product's output channels are its weight's last axis.
         axis = CHANNEL_AXIS.get(node.op_type, weight.ndim - 1)
-        halved = np.moveaxis(_halve(np.moveaxis(weight, axis, 0)), 0, axis)
+        if (key := (node.input[1], axis)) in halved:
+            # Both products of a layer that runs as two INT8 halves have one weight.
+            node.input[1] = halved[key]
+            continue
+        half = np.moveaxis(_halve(np.moveaxis(weight, axis, 0)), 0, axis)
         names = [fresh(f"{node.name}_weight_7bit"), fresh(f"{node.name}_scale_7bit")]
-        for name, array in zip(names, (np.ascontiguousarray(halved), scale * np.float32(2)), strict=True):
+        for name, array in zip(names, (np.ascontiguousarray(half), scale * np.float32(2)), strict=True):
             copy.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         # The weight may be another layer's as well, and that one's in float.
         own_dequantize = onnx.NodeProto()
@@ -143,7 +149,7 @@ def with_seven_bit_weights(model: Any) -> Any:
             fresh(f"{node.name}_dequantized_7bit"),
         )
         own_dequantize.input[:2] = names
-        node.input[1] = own_dequantize.output[0]
+        node.input[1] = halved[key] = own_dequantize.output[0]
         position = next(n for n, other in enumerate(copy.graph.node) if other.output[0] == dequantize.output[0])
         copy.graph.node.insert(position, own_dequantize)
     return pruned(copy)
@@ -160,6 +166,8 @@ def _halve(weight: NDArray[np.int8]) -> NDArray[np.int8]:
 def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
     """Return a copy in which the named layers take float activations and float weights.
 
+    Layers that run as two INT8 halves (:mod:`.halves`) are one product again; they go by their own name, not by that of a half.
+
     Args:
         fp32: the network before quantization, to take the layers' weights from. Without it their weights stay stored
             as INT8 behind a DequantizeLinear, and only the activations' Q/DQ is taken away.
@@ -167,6 +175,7 @@ def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
     onnx = require_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    rejoin(copy, layers)
     graph, fresh = Graph(copy), FreshNames(copy)
     originals = {node.name: node for node in fp32.graph.node} if fp32 is not None else {}
     weights = Graph(fp32) if fp32 is not None else None
@@ -192,12 +201,17 @@ def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
 
 
 def layers_with_int8_weights(model: Any) -> list[str]:
-    """Return the names of convolutions and matrix products whose weights are stored as INT8, whatever they compute in."""
+    """Return the names of convolutions and matrix products whose weights are stored as INT8, whatever they compute in.
+
+    A layer that runs as two INT8 halves is named once.
+    """
     graph = Graph(model)
+    second = {halves.low.name for halves in halved_layers(graph).values()}
     return [
         node.name
         for node in graph.nodes
         if node.op_type in WEIGHTED_OPS
+        and node.name not in second
         and any(is_dequantized(graph, name) and graph.is_constant(name) for name in node.input[1:2])
     ]
 
@@ -210,6 +224,17 @@ def activation_tensors(model: Any) -> dict[str, list[str]]:
         if node.op_type == "QuantizeLinear" and not graph.is_constant(node.input[0]):
             tensors.setdefault(node.input[0], []).append(node.name)
     return tensors
+
+
+def activation_scales(model: Any) -> dict[str, float]:
+    """Return the largest scale that each float tensor is quantized with: that of the high half where a layer takes it in halves."""
+    graph = Graph(model)
+    scales: dict[str, float] = {}
+    for node in graph.nodes:
+        if node.op_type == "QuantizeLinear" and not graph.is_constant(node.input[0]):
+            scale = float(graph.array(node.input[1]))
+            scales[node.input[0]] = max(scale, scales.get(node.input[0], 0.0))
+    return scales
 
 
 def set_activation_scales(model: Any, scales: dict[str, float]) -> None:

@@ -338,7 +338,8 @@ def rescaled(model: Any, ratios: Mapping[str, float]) -> Any:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     network, fresh = graph.Graph(copy), FreshNames(copy)
-    names: dict[str, str] = {}
+    # By tensor and scale: a layer that takes its input in two INT8 halves has a scale of its own beside the plain one.
+    names: dict[tuple[str, str], str] = {}
     for node in network.nodes:
         tensor = node.input[0]
         if node.op_type != "QuantizeLinear" or network.is_constant(tensor) or tensor not in ratios:
@@ -346,14 +347,15 @@ def rescaled(model: Any, ratios: Mapping[str, float]) -> Any:
         scale = network.array(node.input[1])
         if scale is None:
             continue
-        if tensor not in names:
-            names[tensor] = fresh(f"{tensor}_fold_scale")
+        key = tensor, node.input[1]
+        if key not in names:
+            names[key] = fresh(f"{tensor}_fold_scale")
             array = (scale * np.float32(ratios[tensor])).astype(scale.dtype)
-            copy.graph.initializer.append(onnx.numpy_helper.from_array(array, names[tensor]))
-        node.input[1] = names[tensor]
+            copy.graph.initializer.append(onnx.numpy_helper.from_array(array, names[key]))
+        node.input[1] = names[key]
         for reader in network.readers.get(node.output[0], []):
             if reader.op_type == "DequantizeLinear":
-                reader.input[1] = names[tensor]
+                reader.input[1] = names[key]
     return copy
 
 

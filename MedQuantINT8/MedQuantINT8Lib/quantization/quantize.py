@@ -22,7 +22,7 @@ from ..files import write_json
 from ..imaging.patches import Patch
 from ..models import onnx_graph as graph
 from ..models import qdq
-from ..models.layers import Layer, int8_share, weighted_layers
+from ..models.layers import Layer, int8_share, weighted_layers, work_shares
 from ..models.package import CALIBRATION, FP32, INT8, ModelPackage
 from ..progress import Task
 from .accuracy_guard import Budget, Candidate, GuardResult, Stopwatch, guard
@@ -72,7 +72,8 @@ class QuantizationReport:
     Attributes:
         layers: every convolution and matrix product with its share of the work and, if it stayed in high precision,
             why.
-        int8_mac_share: share of multiply-accumulates between Q/DQ pairs.
+        int8_mac_share: share of multiply-accumulates between Q/DQ pairs, of the network as it runs: both products of a layer in halves
+            count.
         size_ratio: bytes of the INT8 network over bytes of FP32.
         guard: agreement with FP32 before and after the fallback, on patches of the calibration scans.
         held_out: the agreement on scans that the ranges do not come from.
@@ -98,6 +99,7 @@ class QuantizationReport:
     def to_json(self) -> dict[str, Any]:
         return {
             "int8_mac_share": self.int8_mac_share,
+            "work": work_shares(self.layers),
             "fp32_bytes": self.fp32_bytes,
             "int8_bytes": self.int8_bytes,
             "size_ratio": self.size_ratio,
@@ -178,6 +180,10 @@ def _quantized(
     form = forms.equalized if guarded.equalized and forms.equalized is not None else plain
     reasons = form.reasons | {name: f"the guard: {why}" for name, why in guarded.returned.items()}
     held_out = measure_held_out(Calibrated(fp32, int8, form.histograms, calibration), sampler, package.spec, task)
+    # A tensor that a layer takes in halves has a range of its own.
+    wider = {
+        name: scale / form.scales[name] for name, scale in qdq.activation_scales(int8).items() if name in form.scales
+    }
     int8 = qdq.compacted(int8)
     if problems := qdq.check_int8(int8):
         raise PackageError(
@@ -185,7 +191,7 @@ def _quantized(
         )
     measured = Calibration(
         calibration,
-        form.scales,
+        {name: scale * wider.get(name, 1.0) for name, scale in form.scales.items()},
         # A run looks at the tensors of FP32, whose channels are not equalized.
         {name: plain.histograms[name].maximum for name in form.scales},
         sampler.drawn,
@@ -193,7 +199,7 @@ def _quantized(
         sampler.warnings,
         _versions(),
         graph.network_shape(fp32).input_name,
-        {} if form is plain else {name: 127 * scale for name, scale in plain.scales.items()},
+        {} if form is plain else {name: 127 * scale * wider.get(name, 1.0) for name, scale in plain.scales.items()},
     )
     return _write(package, int8, measured, (guarded, held_out), reasons, target, sampler.patch)
 
@@ -222,7 +228,8 @@ class _Form:
 
     @property
     def candidate(self) -> Candidate:
-        return Candidate(self.fp32, self.int8, self.corrected)
+        ranges = {name: histogram.maximum for name, histogram in self.histograms.items()}
+        return Candidate(self.fp32, self.int8, self.corrected, ranges)
 
 
 @dataclass

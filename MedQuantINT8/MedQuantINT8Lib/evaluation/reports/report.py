@@ -247,6 +247,11 @@ def _quantization(report: dict[str, Any]) -> dict[str, Any] | None:
         "guard": _guard(guard),
         "warnings": calibration.get("warnings", []),
         "kept": Table(["Kept in high precision", "Operator", "Why"], kept, 9, stack=True),
+        # Packages of earlier versions have no halves.
+        "halves": Table(
+            ["Runs as two INT8 halves", "Why"], [list(item) for item in guard.get("halves", {}).items()], 9, stack=True
+        ),
+        "work": {kind: number(100 * share, 1) for kind, share in quantization.get("work", {}).items()},
     }
 
 
@@ -272,12 +277,12 @@ def _structure(structure: dict[str, Any] | None) -> str:
 
 
 def _guard(guard: dict[str, Any]) -> dict[str, Any] | None:
-    """What the layers that the guard kept in float cost, in milliseconds a window, and gain in agreement; None if it was not timed."""
+    """What the layers that the guard takes in two halves or kept in float cost, in milliseconds a window, and gain in agreement; None if it was not timed."""
     times = guard.get("milliseconds")
     if not times:
         return None
     return {
-        "layers": counted(len(guard["returned"]), "layer"),
+        "layers": counted(len(guard["returned"]) + len(guard.get("halves", {})), "layer"),
         # Packages of earlier versions have the times alone.
         "cost": guard.get("cost_ms", max(0.0, times[-1] - times[0])),
         "total": times[-1],

@@ -237,7 +237,9 @@ class BuildPanel(WorkPanel):
 
 def _of_the_kept_network(report: dict[str, Any]) -> list[str]:
     """What is said of a quantized network, all of it counted on the network that was kept, after layers went back to float."""
-    layers, guard, held_out = report["layers"], report["guard"], report["held_out"]
+    guard, held_out = report["guard"], report["held_out"]
+    # A layer that runs as two INT8 halves is one layer.
+    layers = [layer for layer in report["layers"] if layer.get("half") != "low"]
     float_layers = [layer["name"] for layer in layers if not layer["quantized"]]
     lines = [
         _("{count} of {all} layers compute in INT8, {share} of the work; agreement with FP32 {where}: {dice}").format(
@@ -257,6 +259,8 @@ def _of_the_kept_network(report: dict[str, Any]) -> list[str]:
             "{count} layers compute in floating point on weights stored as INT8: the file is small, but not faster there"
         )
         lines.append(text.format(count=as_int8))
+    if guard.get("halves"):
+        lines.append(_("as two INT8 halves, at twice the work each: {names}").format(names=", ".join(guard["halves"])))
     if float_layers:
         lines.append(_("in floating point: {names}").format(names=", ".join(float_layers)))
     return [*lines, *report["warnings"]]

@@ -1,0 +1,221 @@
+"""The ladder of a layer that 8 bits cannot hold: plain INT8, two INT8 halves, and float at last.
+
+Where INT8 loses more than the budget allows, every layer is measured once alone, all others in float. Then all layers are taken
+as two halves (:mod:`..models.halves`). If that holds the budget, or comes nearer to it, the fewest layers that need halves are
+searched by bisection, the one that costs most alone first. What is left is the rounding of weights, which halves of the input do
+not mend: layers go back to float, again the worst first, until the budget holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from ..models import qdq
+from ..models.halves import quantized_inputs, with_halves
+from ..progress import Task
+from .measurer import Measurement
+
+#: Size of the INT8 network over FP32's, up to which layers in float take their float weights with them.
+SIZE_LIMIT = 0.27
+#: Patches that are looked at first, and networks that are measured on all of them where the budget was never held.
+FEW, _FINALISTS = 2, 3
+#: The range of a tensor in halves over the largest magnitude of calibration: of 16 bits some may be spent on scans that go beyond.
+HALVES_MARGIN = 1.5
+
+
+class Measures(Protocol):
+    """The part of :class:`.measurer.Measurer` that is needed."""
+
+    def measure(self, candidate: Any, patches: int | None = None) -> Measurement:
+        """Measure a network on all patches, or on the first of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Base:
+    """The network in plain INT8 from which the ladder starts.
+
+    Attributes:
+        fp32: the same network before quantization.
+        ranges: largest magnitude of each quantized tensor; where one is missing, what its scale holds.
+    """
+
+    fp32: Any
+    int8: Any
+    ranges: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Point:
+    """A network that the search came by; :meth:`Ladder.build` makes it.
+
+    Attributes:
+        halved: layers that run as two halves.
+        returned: layers in float, in the order in which they went back.
+        stored: those of them whose weights are still stored as INT8.
+        complete: whether it was measured on all patches.
+    """
+
+    measurement: Measurement
+    halved: tuple[str, ...] = ()
+    returned: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
+    complete: bool = False
+
+
+class Ladder:
+    """Searches the cheapest network that holds a budget.
+
+    Args:
+        excess: by how much a measured network exceeds the budget; 0 where it holds.
+    """
+
+    def __init__(self, base: Base, measurer: Measures, excess: Callable[[Measurement], float], task: Task) -> None:
+        self._base, self._measurer, self._excess, self._task = base, measurer, excess, task
+        self._layers = qdq.layers_with_int8_weights(base.int8)
+        scales = qdq.activation_scales(base.int8)
+        self._scales = {
+            layer: HALVES_MARGIN * base.ranges[tensor] / 127 if base.ranges.get(tensor) else scales[tensor]
+            for layer, tensor in quantized_inputs(base.int8).items()
+        }
+        self.points: list[Point] = []
+        #: What each layer costs by itself, the one that costs most agreement first.
+        self.alone: dict[str, Measurement] = {}
+
+    def climb(self, start: Measurement) -> Point:
+        """Search, and return the best network that was seen.
+
+        Args:
+            start: the plain network's measurement on all patches.
+        """
+        plain = Point(start, complete=True)
+        self.points.append(plain)
+        self.alone = self._worst_first()
+        order = [name for name in self.alone if name in self._scales]
+        halved = self._try(order, plain) if order else plain
+        helps = halved is not plain and self._excess(halved.measurement) < self._excess(self._measure(plain, FEW))
+        if helps and self._holds(halved):
+            return self._fewest(halved, plain)
+        self._return_to_float(halved if helps else plain)
+        best = self._best()
+        return self._fewest(best, best) if best.returned and self._holds(best) else best
+
+    def _worst_first(self) -> dict[str, Measurement]:
+        alone = {}
+        with self._task.stage("finding the layers that INT8 cannot afford", len(self._layers)):
+            for name in self._layers:
+                # Quantized alone: put back alone, a bad layer hides behind the others, whose error has saturated already.
+                others = set(self._layers) - {name}
+                network = qdq.without_quantization(self._base.int8, others, self._base.fp32)
+                alone[name] = self._measurer.measure(network, 1)
+                self._task.step()
+        return dict(sorted(alone.items(), key=lambda item: _cost(item[1]), reverse=True))
+
+    def build(self, point: Point) -> Any:
+        """Make a point's network."""
+        whole = set(point.returned) - set(point.stored)
+        model = qdq.without_quantization(self._base.int8, whole, self._base.fp32)
+        model = qdq.without_quantization(model, set(point.stored))
+        return with_halves(model, {name: self._scales[name] for name in point.halved})
+
+    def _measure(self, point: Point, patches: int | None = None) -> Measurement:
+        return self._measurer.measure(self.build(point), patches)
+
+    def _complete(self, point: Point) -> Point:
+        """Measure a point on all patches, where it was measured on a few."""
+        if not point.complete:
+            point.measurement, point.complete = self._measure(point), True
+        return point
+
+    def _try(self, halved: Sequence[str], like: Point) -> Point:
+        """The network with these layers in halves and those of another point in float, measured on a few patches."""
+        point = replace(like, halved=tuple(halved), complete=False)
+        point.measurement = self._measure(point, FEW)
+        self.points.append(point)
+        return point
+
+    def _holds(self, point: Point) -> bool:
+        """Whether the network holds the budget on all patches; a few tell that one is not good enough, but not that it is."""
+        return self._excess(point.measurement) <= 0 and self._excess(self._complete(point).measurement) <= 0
+
+    def _fewest(self, whole: Point, like: Point) -> Point:
+        """The network with the fewest layers in halves, those first that cost most alone, that holds the budget as ``whole`` does.
+
+        Args:
+            like: what is in float.
+        """
+        order = [name for name in self.alone if name in whole.halved]
+        low, high = 0 if like.returned else 1, len(order)
+        tried = {high: whole}
+
+        def at(count: int) -> Point:
+            if count not in tried:
+                tried[count] = self._try(order[:count], like)
+            return tried[count]
+
+        with self._task.stage("finding the layers that need two INT8 halves", (high - low + 1).bit_length()):
+            while low < high:
+                middle = (low + high) // 2
+                if self._excess(at(middle).measurement) <= 0:
+                    high = middle
+                else:
+                    low = middle + 1
+                self._task.step()
+            step = 1
+            while high < len(order) and not self._holds(at(high)):
+                high, step = min(high + step, len(order)), 2 * step
+        return at(high)
+
+    def _return_to_float(self, start: Point) -> None:
+        """Put layers back to float one by one until the budget holds."""
+        fp32, layers = self._base.fp32, set(self._layers)
+        # Weights stored as INT8, everything computed in float: if even that is too coarse, size has to give way.
+        as_int8 = self._measurer.measure(qdq.without_quantization(self._base.int8, layers), FEW)
+        room = SIZE_LIMIT * fp32.ByteSize() if self._excess(as_int8) <= 0 else math.inf
+        point = start
+        with self._task.stage("putting layers back to float", len(layers)):
+            for name in self._float_order(start):
+                halved = tuple(layer for layer in point.halved if layer != name)
+                point = replace(point, halved=halved, returned=(*point.returned, name), complete=False)
+                if self.build(point).ByteSize() > room:
+                    point.stored = (*point.stored, name)
+                point.measurement = self._measure(point, FEW)
+                self.points.append(point)
+                self._task.step()
+                if self._holds(point):
+                    break
+
+    def _float_order(self, start: Point) -> list[str]:
+        """The layers, the one first that costs most agreement as it is at the start: in halves only its weights cost."""
+        if not start.halved:
+            return list(self.alone)
+        alone = dict(self.alone)
+        halves = self.build(start)
+        with self._task.stage("finding the layers whose weights INT8 cannot afford", len(start.halved)):
+            for name in start.halved:
+                network = qdq.without_quantization(halves, set(self._layers) - {name}, self._base.fp32)
+                alone[name] = self._measurer.measure(network, 1)
+                self._task.step()
+        return sorted(alone, key=lambda name: _cost(alone[name]), reverse=True)
+
+    def _best(self) -> Point:
+        """The last network if it holds the budget, else the one that misses it by least, measured on all patches; of equals the one with
+        fewest layers in float, then in halves."""
+        if self._holds(self.points[-1]):
+            return self.points[-1]
+
+        def rank(point: Point) -> tuple[float, int, int]:
+            return self._excess(point.measurement), len(point.returned), len(point.halved)
+
+        first, *others = self.points
+        finalists = sorted(others, key=rank)[:_FINALISTS]
+        return min([first, *map(self._complete, finalists)], key=rank)
+
+
+def _cost(measurement: Measurement) -> tuple[float, float]:
+    """How much a network loses, for ordering."""
+    agreement = 1.0 if measurement.agreement is None else measurement.agreement
+    return 1.0 - agreement, measurement.relative_error
