@@ -15,8 +15,9 @@ import pytest
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.evaluation.reports import pages
 from MedQuantINT8Lib.evaluation.reports.pages import WIDEST_TABLE
-from MedQuantINT8Lib.evaluation.reports.pictures import comparison_slices, comparison_title, display_range
+from MedQuantINT8Lib.evaluation.reports.pictures import comparison_slices, comparison_title
 from MedQuantINT8Lib.evaluation.reports.report import picture_json, report_html
+from MedQuantINT8Lib.imaging.pictures import display_range
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.models.spec import Label
 

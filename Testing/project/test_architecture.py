@@ -21,7 +21,7 @@ FOLDERS = (
 STRANGERS = {"engines": {"imaging"}}
 #: Packages that are large, optional, or there in Slicer alone: imported inside the function that needs them.
 HEAVY = {
-    "cuda", "ctk", "jinja2", "modelopt", "monai", "onnx", "onnxruntime", "openvino", "qt", "scipy", "SimpleITK", "slicer", "tensorrt", "torch", "vtk",
+    "cuda", "ctk", "highdicom", "jinja2", "modelopt", "monai", "onnx", "onnxruntime", "openvino", "pydicom", "qt", "scipy", "SimpleITK", "slicer", "tensorrt", "torch", "vtk",
 }  # fmt: skip
 #: Files that Slicer alone loads: the window, and the entry in the menu of the data tree.
 SLICER_ONLY = {

@@ -1,9 +1,10 @@
-"""``medquant segment``: segment a scan, from its file to a segmentation file; many scans are :mod:`.segment_cohort`'s."""
+"""``medquant segment``: segment a scan, from its file to segmentation files, measurements and pictures; many scans are :mod:`.segment_cohort`'s."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,10 @@ from .segment_cohort import add_cohort_options
 from .terminal import print_result
 
 if TYPE_CHECKING:
+    from ..inference.result_files import OutputOptions
+    from ..inference.segmenter import SegmentationOptions
     from ..inference.task_model import LoadedModel
+    from ..models.spec import Label
     from ..progress import Task
 
 
@@ -40,6 +44,7 @@ def add_parser(add: Add) -> None:
         "segment demo scan.nii.gz",
         "segment spleen dicom_folder --output spleen.nii.gz --device cpu",
         "segment spleen scans --output results --devices all",
+        "segment spleen dicom_folder --output spleen.dcm --output masks/",
         "segment total scan.nii.gz --structures liver,spleen",
     )
     add_model(
@@ -54,8 +59,22 @@ def add_parser(add: Add) -> None:
     command.add_argument(
         "--output",
         "-o",
-        help="X.seg.nrrd, or a label map as .nii.gz, .nrrd, .mha (default: beside the scan, under a free name); a folder for many scans",
+        action="append",
+        help="X.seg.nrrd, a label map as .nii.gz, .nrrd, .mha, a DICOM segmentation as .dcm, or a folder (ending in /) for one mask a structure; "
+        "may be given several times (default: X.seg.nrrd beside the scan, under a free name); for many scans a folder of segmentations",
     )
+    command.add_argument(
+        "--dicom-segmentation",
+        choices=["binary", "labelmap"],
+        help="the kind of .dcm: one bit for each structure, or one number a voxel, which fewer programs read (default: binary)",
+    )
+    command.add_argument(
+        "--statistics", metavar="FILE", help="volume, place and intensities of each structure, as .csv or .json"
+    )
+    command.add_argument(
+        "--margins", metavar="FILE", help="by how much each voxel's label won, 0 to 1, as .nii.gz, .nrrd, .mha"
+    )
+    command.add_argument("--picture", metavar="FILE", help="three slices with the structures in their colors, as .png")
     add_force(command)
     command.add_argument(
         "--series",
@@ -82,63 +101,77 @@ def run(args: argparse.Namespace, task: Task) -> None:
 
 def _run_one(args: argparse.Namespace, task: Task) -> None:
     from ..files import split_paths
-    from ..imaging.segmentation_files import check_output_path, output_files
     from ..imaging.volume_files import scan_paths
+    from ..inference.region_run import chosen_labels
     from ..inference.task_model import description_of, load_model
-    from .overwriting import overwriting, segmentation_beside
+    from .overwriting import overwriting
 
     model = packages_of(args)
-    inputs = [*split_paths(model), *scan_paths(args.scan)]
-    if args.output is not None:
-        check_output_path(args.output, inputs)
+    scan = scan_paths(args.scan)
     with load_model(model) as loaded:
-        output = (
-            Path(args.output)
-            if args.output is not None
-            else segmentation_beside(scan_paths(args.scan)[0], description_of(loaded).name)
-        )
-        if args.output is None:
-            check_output_path(output, inputs)
-        with overwriting(args, output_files(output)):
-            value, lines = _segment_to(output, loaded, args, task)
+        description = description_of(loaded)
+        options = options_of(args, description.labels)
+        labels = chosen_labels(description.labels, options.structures, description.name)
+        outputs = _outputs(args, description.name)
+        outputs.check(labels, [*split_paths(model), *scan], scan)
+        with overwriting(args, outputs.files(labels)):
+            value, lines = _segment_to(outputs, labels, loaded, options, args, task)
     print_result(args, value, *lines)
 
 
+def _outputs(args: argparse.Namespace, model: str) -> OutputOptions:
+    """Return the files that were asked for; without any segmentation among them one beside the scan."""
+    from ..imaging.volume_files import scan_paths
+    from ..inference.result_files import OutputOptions
+    from .overwriting import segmentation_beside
+
+    paths = args.output or [str(segmentation_beside(scan_paths(args.scan)[0], model))]
+    return OutputOptions(tuple(paths), args.dicom_segmentation, args.statistics, args.margins, args.picture)
+
+
 def _segment_to(
-    output: Path, model: LoadedModel, args: argparse.Namespace, task: Task
+    outputs: OutputOptions,
+    labels: tuple[Label, ...],
+    model: LoadedModel,
+    options: SegmentationOptions,
+    args: argparse.Namespace,
+    task: Task,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Segment and write the label map; what there is to say of it as JSON, and as lines for people."""
+    """Segment and write the files; what there is to say of it as JSON, and as lines for people."""
     from ..evaluation.reports.report import run_json
-    from ..imaging.segmentation_files import present_labels, write_segmentation
+    from ..imaging.segmentation_files import present_labels
     from ..imaging.volume_files import scan_paths
     from ..inference.pipeline import segment
-    from ..inference.region_run import chosen_labels
-    from ..inference.task_model import description_of
+    from ..inference.result_files import prepare, result_of, write_results
     from .overwriting import free_path
 
-    description = description_of(model)
-    options = options_of(args, description.labels)
-    labels = chosen_labels(description.labels, options.structures, description.name)
     began = time.perf_counter()
     with task.stage("reading"):
         volume = reader_of(args, task)(scan_paths(args.scan))
-    run = segment(model, volume, choice_of(args), options, task, time.perf_counter() - began)
+        source = prepare(outputs, volume, labels)
+    run = segment(model, volume, choice_of(args), outputs.with_margins(options), task, time.perf_counter() - began)
     began = time.perf_counter()
     with task.stage("writing"):
-        if args.output is None:
+        if not args.output:
             # Something may have got that name meanwhile.
-            output = free_path(output)
-        write_segmentation(output, run.result.labels, run.result.ijk_to_ras, labels)
+            outputs = replace(outputs, segmentations=(str(free_path(Path(outputs.segmentations[0]))),))
+        written, notes = write_results(outputs, result_of(run, model, labels, source), task)
+    run.result.notes += notes
     run.seconds["writing"] = time.perf_counter() - began
     run.seconds["total"] += run.seconds["writing"]
     voxels = present_labels(run.result.labels, labels)
     structures = [
         {"value": label.value, "name": label.name, "ml": voxels[label.value] * volume.grid.voxel_ml} for label in labels
     ]
-    value = {**run_json(args.scan, run), "output": str(output), "structures": structures}
+    value = {
+        **run_json(args.scan, run),
+        "output": written[0]["path"],
+        "outputs": written,
+        "structures": structures,
+    }
     engine = run.engine["description"]
     return value, [
-        f"wrote {output}: structures found: {sum(v > 0 for v in voxels.values())} of {len(voxels)}, {run.seconds['total']:.2f} s "
+        f"wrote {', '.join(entry['path'] for entry in written)}: structures found: {sum(v > 0 for v in voxels.values())} of {len(voxels)}, {run.seconds['total']:.2f} s "
         f"({run.seconds['network']:.2f} s in the network)",
         f"engine: {run.engine['title']}, {run.engine['precision']}: {engine['verdict']}, {100 * engine['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
         *choice_lines(run.engine["choice"]),

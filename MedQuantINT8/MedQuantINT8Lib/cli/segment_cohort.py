@@ -85,7 +85,7 @@ def is_cohort(args: argparse.Namespace) -> bool:
 
     from ..errors import InputError
     from ..files import there
-    from ..imaging.segmentation_files import LABEL_MAP_EXTENSIONS
+    from ..imaging.segmentation_files import SINGLE_EXTENSIONS
 
     if args.list is None and not args.scans:
         raise InputError("No scan was given.", "Give a scan, a folder of scans, or --list CASES.CSV.")
@@ -96,7 +96,7 @@ def is_cohort(args: argparse.Namespace) -> bool:
         return True
     if not Path(scan).is_dir():
         return False
-    names_file = args.output is not None and args.output.lower().endswith((".seg.nrrd", *LABEL_MAP_EXTENSIONS))
+    names_file = any(output.lower().endswith(SINGLE_EXTENSIONS) for output in args.output or [])
     return not (args.series or names_file or _one_series(Path(scan)))
 
 
@@ -189,12 +189,21 @@ def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
 
 def _output_folder(args: argparse.Namespace) -> Path:
     from ..errors import InputError
-    from ..imaging.segmentation_files import LABEL_MAP_EXTENSIONS
+    from ..imaging.segmentation_files import SINGLE_EXTENSIONS
 
-    if args.output is None:
+    single = ("dicom_segmentation", "statistics", "margins", "picture")
+    if given := [name for name in single if getattr(args, name, None) is not None]:
+        raise InputError(
+            f"--{given[0].replace('_', '-')} is for one scan, but many were given.", "Leave it out, or give one scan."
+        )
+    if not args.output:
         raise InputError("Several scans need a folder for their outputs.", "Give --output FOLDER.")
-    folder = Path(args.output)
-    if (folder.exists() and not folder.is_dir()) or args.output.lower().endswith(LABEL_MAP_EXTENSIONS):
+    if len(args.output) > 1:
+        raise InputError(
+            "Several scans are written into one folder, but several outputs were given.", "Give one --output FOLDER."
+        )
+    folder = Path(args.output[0])
+    if (folder.exists() and not folder.is_dir()) or args.output[0].lower().endswith(SINGLE_EXTENSIONS):
         raise InputError(f"{folder} is no folder, and several scans need one.", "Give --output FOLDER.")
     return folder
 

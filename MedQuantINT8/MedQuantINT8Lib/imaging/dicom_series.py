@@ -188,7 +188,8 @@ def _volume(
         step,
         origin,
     )
-    return Volume(data, LPS_FROM_RAS @ lps, name, tuple(notes))
+    paths = dict.fromkeys(str(image.file.path) for image in stack.images)
+    return Volume(data, LPS_FROM_RAS @ lps, name, tuple(notes), tuple(paths))
 
 
 def _choose_stack(images: list[DicomImage], name: str, stack_number: str, notes: list[str]) -> list[DicomImage]:

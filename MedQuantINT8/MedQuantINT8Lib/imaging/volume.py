@@ -73,12 +73,14 @@ class Volume:
         ijk_to_ras: 4x4 matrix from voxel indices (I, J, K) to millimeters in RAS. Slicer's ``GetIJKToRASMatrix``.
         name: what messages call it: a file or a node.
         notes: what the reader had to choose or mend, for whoever gets the result.
+        dicom_files: the files of the DICOM images that its first channel was read from, in no order; none for other scans.
     """
 
     data: NDArray[Any]
     ijk_to_ras: Matrix
     name: str = "volume"
     notes: tuple[str, ...] = ()
+    dicom_files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.data.ndim == 3:

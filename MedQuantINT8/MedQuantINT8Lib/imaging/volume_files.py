@@ -127,7 +127,11 @@ def read_volume(
             )
     data = first.data if len(volumes) == 1 else np.concatenate([v.data for v in volumes])
     return Volume(
-        data, first.ijk_to_ras, " + ".join(v.name for v in volumes), tuple(note for v in volumes for note in v.notes)
+        data,
+        first.ijk_to_ras,
+        " + ".join(v.name for v in volumes),
+        tuple(note for v in volumes for note in v.notes),
+        first.dicom_files,
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation.reports.pictures import display_range
 from ..files import replacing
+from ..imaging.pictures import display_range
 from .scene import require_slicer
 
 _SLICE_MANAGERS = (

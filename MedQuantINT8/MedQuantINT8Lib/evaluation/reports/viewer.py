@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...imaging.nifti_file import write_nifti
+from ...imaging.pictures import around, display_range
 from ...imaging.volume import Volume
 from ...models.spec import Label
-from .pictures import around, display_range
 
 #: What the volumes of a page may take in it, all scans together: with the viewer's program a page stays below 25 MB.
 MOST_BYTES = 21_000_000
