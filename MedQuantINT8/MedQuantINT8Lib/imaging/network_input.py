@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..thread_pool import Threads
+from .label_resampling import Axes, Decision, LabelResampling, Largest, LargestMask, Painted
 from .regions import Regions
-from .spatial_steps import Cut, Sampling, SpatialStep
+from .spatial_steps import Cut, Sampling, SpatialStep, Turn
 from .volume import Grid
 
 FloatArray = NDArray[np.float32]
@@ -78,6 +80,11 @@ class NetworkInput:
         values = np.unique(kji)
         if nearest or (nearest is None and len(values) > _SMOOTH_LABELS):
             return self._place(sampling.nearest(kji, back=True))
+        if axes := self.back_axes():
+            resampling = LabelResampling(axes, LargestMask(labels.dtype))
+            with Threads() as threads:
+                resampling.take(labels[None], 0, threads)
+            return self.place_resampled(resampling.result)
         # Nearest neighbor would move a surface by half a voxel where the grids are commensurate.
         return self._largest((sampling.back((kji == value).astype(np.float32)) for value in values), values)
 
@@ -91,6 +98,8 @@ class NetworkInput:
         Returns:
             Label map (K, J, I) on the original grid, dtype of ``values``.
         """
+        if axes := self.back_axes():
+            return self._resampled(scores, axes, Largest(values))
         return self._largest((self._back(score) for score in scores), values)
 
     def _largest(self, scores: Iterable[FloatArray], values: NDArray[Any]) -> NDArray[Any]:
@@ -106,7 +115,49 @@ class NetworkInput:
 
     def restore_regions(self, scores: NDArray[Any], regions: Regions) -> NDArray[Any]:
         """Return the label map (K, J, I) of regions' scores (C, A0, A1, A2), which are cut and painted on the original grid."""
+        if axes := self.back_axes():
+            marks = self._resampled(scores, axes, Painted(regions))
+            return regions.painted(marks) if regions.nested else marks
         return self._place(regions.paint(lambda channel: self._back(scores[channel])))
+
+    def back_axes(self) -> Axes | None:
+        """Return the interpolation that brings scores (A0, A1, A2) to the grid before resampling, along each axis of the tensor.
+
+        None where nothing was resampled, where that is a spline of a higher order, or where a part was cut out after it.
+        """
+        sampling = self.sampling
+        kji = sampling.back_axes() if sampling is not None else None
+        if sampling is None or kji is None:
+            return None
+        ijk = list(kji[::-1])
+        for step in self.steps[self.steps.index(sampling) + 1 :]:
+            if isinstance(step, Turn):
+                ijk = [
+                    ijk[axis].flipped() if flip else ijk[axis]
+                    for axis, flip in zip(step.axes.permutation, step.axes.flips, strict=True)
+                ]
+            elif isinstance(step, Cut):
+                if any(start > 0 or stop < axis.size for (start, stop), axis in zip(step.box, ijk, strict=True)):
+                    return None
+                ijk = [axis.within(-start, stop - start) for (start, stop), axis in zip(step.box, ijk, strict=True)]
+        a, b, c = ijk if self.axis_order == "IJK" else ijk[::-1]
+        return a, b, c
+
+    def place_resampled(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return an array with the tensor's axes that :meth:`back_axes` resampled, on the original grid (K, J, I)."""
+        sampling = self.sampling
+        assert sampling is not None
+        kji = self.to_kji(array)
+        for step in reversed(self.steps[self.steps.index(sampling) + 1 :]):
+            if isinstance(step, Turn):
+                kji = step.back(kji)
+        return self._place(kji)
+
+    def _resampled(self, scores: NDArray[Any], axes: Axes, decision: Decision) -> NDArray[Any]:
+        resampling = LabelResampling(axes, decision)
+        with Threads() as threads:
+            resampling.take(np.asarray(scores, np.float32), 0, threads)
+        return self.place_resampled(resampling.result)
 
     def _back(self, score: NDArray[Any]) -> FloatArray:
         """Return one class's scores (A0, A1, A2) on the grid before resampling, (K, J, I)."""

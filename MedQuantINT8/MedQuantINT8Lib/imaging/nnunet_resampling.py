@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.spec import Geometry, SplineResampling
+from .axis_interpolation import AxisInterpolation
 from .volume import Grid
 
 FloatArray = NDArray[np.float32]
@@ -47,6 +48,21 @@ class NnunetResampler:
     def backward(self, score: FloatArray, target: Grid) -> FloatArray:
         """Return the scores of one class (K, J, I) in network space on the grid that the scan came from."""
         return resize(score, target.size, self.scores, slice_axis(self.spacing, target.spacing, self.scores))
+
+    def backward_axes(self, source: Grid, target: Grid) -> tuple[AxisInterpolation, ...] | None:
+        """Return what :meth:`backward` does along K, J and I, from scores on ``source``; None where it is a spline of a higher order."""
+        across = slice_axis(self.spacing, target.spacing, self.scores)
+        axes = []
+        for axis in (2, 1, 0):
+            order = self.scores.order_z if axis == across else self.scores.order
+            old, new = source.size[axis], target.size[axis]
+            if order > 1 and old != new:
+                return None
+            if order == 0:
+                axes.append(AxisInterpolation.nearest(_nearest(old, new), old))
+            else:
+                axes.append(AxisInterpolation.linear(_positions(old, new), old))
+        return tuple(axes)
 
 
 def nnunet_resampler(geometry: Geometry, target: Grid) -> NnunetResampler | None:

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .axis_interpolation import AxisInterpolation
+
 FloatArray = NDArray[np.float32]
 #: "area" averages the voxels that a new one covers (adaptive average pooling); "corners" is "linear" with the outermost centers
 #: of both arrays in the same places; "exact" is "nearest" with centers of voxels rounded.
@@ -25,6 +27,11 @@ def resize(data: FloatArray, shape: tuple[int, int, int], way: Way) -> FloatArra
             weights = _weights(data.shape[axis], shape[axis], way)
             data = np.moveaxis(np.tensordot(weights, data, axes=(1, axis)), 0, axis)
     return np.ascontiguousarray(data, np.float32)
+
+
+def interpolation(old: int, new: int, way: Way) -> AxisInterpolation | None:
+    """Return what :func:`resize` does along one axis; None where more than two voxels count for a new one."""
+    return AxisInterpolation.of_weights(_weights(old, new, way))
 
 
 def smooth(data: FloatArray, sigmas: tuple[float, float, float]) -> FloatArray:

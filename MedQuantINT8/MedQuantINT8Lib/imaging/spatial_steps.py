@@ -9,16 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.spec import Geometry, Padding
+from .axis_interpolation import AxisInterpolation
 from .network_grid import sub_grid
 from .nnunet_resampling import NnunetResampler
-from .resizing import Way, smooth
+from .resizing import Way, interpolation, smooth
 from .resizing import resize as resize_array
-from .volume import AxisMap, Grid, resample, resample_by_slices
+from .volume import AxisMap, Grid, resample, resample_by_slices, slice_axis
 
 FloatArray = NDArray[np.float32]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 #: SciPy continues a scan by this many of its outermost voxels before it fits a spline.
 _SPLINE_BORDER = 12
+#: Axes of two grids are the same where a voxel at the far end is off by less than this share of a voxel.
+_ALONG_ONE_AXIS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,30 @@ class Sampling:
         if self.geometry.interpolation == "nnunet":
             return resample_by_slices(score, self.target, self.source, "linear")
         return resample(score, self.target, self.source, "linear")
+
+    def back_axes(self) -> tuple[AxisInterpolation, ...] | None:
+        """Return what :meth:`back` does along K, J and I; None where it cannot be said axis by axis, or is more than linear."""
+        if self.nnunet is not None:
+            return self.nnunet.backward_axes(self.target, self.source)
+        sizes = list(zip(self.target.size[::-1], self.source.size[::-1], strict=True))
+        if self.geometry.resize == "torch":
+            resized = [interpolation(old, new, self._way) for old, new in sizes]
+            return None if None in resized else tuple(axis for axis in resized if axis is not None)
+        to_target = np.linalg.inv(self.target.ijk_to_ras) @ self.source.ijk_to_ras
+        scale = np.diag(to_target)[:3]
+        beside = to_target[:3, :3] - np.diag(scale)
+        if np.abs(beside * self.source.size).max() > _ALONG_ONE_AXIS or (scale <= 0).any():
+            return None
+        across = slice_axis(self.target, self.source) if self.geometry.interpolation == "nnunet" else None
+        axes = []
+        for axis, (old, new) in zip((2, 1, 0), sizes, strict=True):
+            positions = to_target[axis, 3] + scale[axis] * np.arange(new)
+            if axis == across:
+                nearest = np.floor(np.clip(positions, 0, old - 1) + 0.5).astype(np.intp)
+                axes.append(AxisInterpolation.nearest(nearest, old))
+            else:
+                axes.append(AxisInterpolation.linear(positions, old))
+        return tuple(axes)
 
     def nearest(self, labels: NDArray[Any], *, back: bool = False) -> NDArray[Any]:
         """Return a label map (K, J, I) on the target, or from there on the source, by the nearest voxel."""

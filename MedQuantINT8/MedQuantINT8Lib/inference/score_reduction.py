@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MedQuantError
+from ..imaging.label_resampling import Axes, Decision, Largest, Painted
 from ..imaging.preprocessing import NetworkInput
 from ..imaging.regions import Regions, activate, logit_cut
 from ..models.spec import ModelSpec
 from .blending import ActivatingSink, LabelSink, RegionSink, ScoreSink, Sink
 from .margins import MarginSink
 from .postprocessing import cleaned
+from .resampling_sink import ResamplingSink
 from .windows import WindowPlan
 
 _GB = 1 << 30
@@ -28,6 +30,7 @@ class BlendingMemory:
         dtype: of carried scores: float32, or float16 where that would take more than ``budget``.
         budget: bytes that blended scores may take.
         needed: bytes that carried scores take, in as many columns as the budget asks for.
+        columns: in how many columns the volume is run.
         note: what the user should know of it, or an empty string.
     """
 
@@ -35,6 +38,7 @@ class BlendingMemory:
     budget: int
     needed: int
     note: str = ""
+    columns: int = 1
 
     @classmethod
     def within(cls, budget: int, free: int, plan: WindowPlan, classes: int) -> BlendingMemory:
@@ -56,7 +60,34 @@ class BlendingMemory:
                 f"Blending needs {needed / _GB:.1f} GB of memory, but only {free / _GB:.1f} GB are free.",
                 "Close other programs, or choose a smaller patch (--patch) or overlap (--overlap).",
             )
-        return cls(dtype, budget, needed, note)
+        return cls(dtype, budget, needed, note, len(columns))
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """How scores reach the scan's grid while windows are still blended.
+
+    Attributes:
+        axes: the interpolation along each axis of the tensor.
+        slowest: the axis along which slabs of finished scores follow one another.
+    """
+
+    axes: Axes
+    slowest: int
+
+    @classmethod
+    def of(cls, network_input: NetworkInput, memory: BlendingMemory, plan: WindowPlan, classes: int) -> Streamed | None:
+        """The way of a volume; None where its scores have to be kept first, or do not fit in slabs either."""
+        axes = network_input.back_axes()
+        if axes is None or memory.columns > 1:
+            return None
+        slowest = plan.order[0]
+        needed = ResamplingSink.bytes_needed(classes, plan.volume_shape, slowest, plan.longest_step(slowest))
+        return cls(axes, slowest) if needed + memory.needed <= memory.budget else None
+
+    def sink(self, shape: tuple[int, int, int], classes: int, rule: ScoreRule, values: NDArray[Any]) -> ResamplingSink:
+        """What takes the finished blocks."""
+        return ResamplingSink(shape, classes, self.axes, rule.decision(values), self.slowest, rule.prepare)
 
 
 @dataclass(frozen=True)
@@ -65,7 +96,8 @@ class ScorePath:
 
     Attributes:
         by_window: probabilities of each window by itself are blended, as packages had it that do not say what is resampled.
-        resample_scores: all scores are kept and brought to the scan's grid, not the labels.
+        resample_scores: scores are brought to the scan's grid, not the labels.
+        streamed: how they are, slab by slab while windows are blended; None where all of them are kept first.
         activates: finished blocks of logits become probabilities before they are reduced to labels.
         normalized: finished blocks are divided by the sum of the weights, for whatever is no argmax.
         note: how the result came to the scan's grid, or an empty string where the network works on that grid.
@@ -76,9 +108,10 @@ class ScorePath:
     activates: bool
     normalized: bool
     note: str = ""
+    streamed: Streamed | None = None
 
     @classmethod
-    def of(cls, spec: ModelSpec, network_input: NetworkInput, memory: BlendingMemory) -> ScorePath:
+    def of(cls, spec: ModelSpec, network_input: NetworkInput, memory: BlendingMemory, plan: WindowPlan) -> ScorePath:
         """The way that a model asks for, or labels instead of scores where scores would not fit into the memory."""
         output = spec.output
         by_window = output.activation == "sigmoid" and output.resample is None and not output.activated
@@ -88,7 +121,8 @@ class ScorePath:
             output.resample == "masks" and output.regions and not any(step.where == "network" for step in spec.cleaning)
         )
         wanted = network_input.resampled and (masks or output.resample not in ("masks", "labels"))
-        resample_scores = wanted and size + memory.needed <= memory.budget
+        streamed = Streamed.of(network_input, memory, plan, spec.output_channels) if wanted else None
+        resample_scores = wanted and (streamed is not None or size + memory.needed <= memory.budget)
         # Softmax does not change which class is the largest; sigmoids end at 1, where several may be equal.
         before_decision = output.regions or output.activation == "sigmoid"
         activates = before_decision and not by_window and not output.activated and not resample_scores
@@ -98,7 +132,55 @@ class ScorePath:
             activates,
             resample_scores or output.regions or activates,
             _how_resampled(resample_scores, wanted, spec, size) if network_input.resampled else "",
+            streamed,
         )
+
+
+@dataclass(frozen=True)
+class ScoreRule:
+    """What becomes of class scores before labels are made of them on the scan's grid.
+
+    Attributes:
+        activation: what makes probabilities of them; None where they stay as they are.
+        mask_cuts: of regions, above which a score counts as 1, else 0; None where scores stay as they are.
+        regions: with the cuts that hold on the scan's grid; None where the largest score decides.
+    """
+
+    activation: str | None
+    mask_cuts: dict[int, np.float32] | None
+    regions: Regions | None
+
+    @classmethod
+    def of(cls, spec: ModelSpec, regions: Regions | None) -> ScoreRule:
+        """The rule of a model whose scores are resampled."""
+        output = spec.output
+        # Thresholds of a softmax are of probabilities, whatever is resampled.
+        probabilities = output.resample in ("probabilities", "masks") or (
+            output.regions and output.activation == "softmax"
+        )
+        activation = output.activation if probabilities and not output.activated else None
+        if regions is None:
+            return cls(activation, None, None)
+        mask_cuts = None
+        if output.resample == "masks":
+            mask_cuts = dict(zip(regions.channels, regions.cuts, strict=True))
+            half = np.nextafter(np.float32(0.5), np.float32(0))
+            regions = replace(regions, cuts=np.full(len(regions.channels), half, np.float32))
+        if output.resample == "logits" and not output.activated and output.activation == "sigmoid":
+            cuts = np.array([logit_cut(output, channel) for channel in regions.channels], np.float32)
+            regions = replace(regions, cuts=cuts)
+        return cls(activation, mask_cuts, regions)
+
+    def prepare(self, scores: NDArray[Any]) -> None:
+        """Change scores (C, n0, n1, n2) in place."""
+        if self.activation is not None:
+            activate(scores, self.activation)
+        for channel, cut in (self.mask_cuts or {}).items():
+            scores[channel] = scores[channel] > cut
+
+    def decision(self, values: NDArray[Any]) -> Decision:
+        """What makes labels of prepared scores."""
+        return Largest(values) if self.regions is None else Painted(self.regions)
 
 
 class ScoreReduction:
@@ -113,11 +195,19 @@ class ScoreReduction:
         margins: keeps by how much each voxel's label won; None where that was not asked for.
     """
 
-    def __init__(self, spec: ModelSpec, shape: tuple[int, int, int], path: ScorePath, *, margins: bool = False) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        shape: tuple[int, int, int],
+        path: ScorePath,
+        *,
+        margins: bool = False,
+    ) -> None:
         self.spec, self.path = spec, path
         dtype = np.uint8 if max(label.value for label in spec.labels) < 256 else np.uint16
         self.values = _label_values(spec, dtype)
         self.regions = Regions.of(spec, dtype) if spec.output.regions else None
+        self._rule = ScoreRule.of(spec, self.regions)
         self._sink = self._sink_for(shape)
         self.margins = self._margin_sink(shape) if margins else None
         self.normalized = path.normalized or margins
@@ -125,6 +215,8 @@ class ScoreReduction:
         self.receiver: Sink = ActivatingSink(receiver, spec.output.activation) if path.activates else receiver
 
     def _sink_for(self, shape: tuple[int, int, int]) -> Any:
+        if self.path.streamed is not None:
+            return self.path.streamed.sink(shape, self.spec.output_channels, self._rule, self.values)
         if self.path.resample_scores:
             return ScoreSink(self.spec.output_channels, shape)
         return LabelSink(shape, self.values) if self.regions is None else RegionSink(shape, self.regions)
@@ -152,24 +244,16 @@ class ScoreReduction:
             steps = [step for step in spec.cleaning if step.where == "network"]
             labels = cleaned(self._sink.labels, steps, 1000 * network_input.grid.voxel_ml)
             return network_input.restore(labels, nearest={"labels": True, "masks": False}.get(output.resample or ""))
+        regions = self._rule.regions
+        if isinstance(self._sink, ResamplingSink):
+            resampled = self._sink.resampled
+            return network_input.place_resampled(
+                regions.painted(resampled) if regions is not None and regions.nested else resampled
+            )
         scores = self._sink.scores
-        # Thresholds of a softmax are of probabilities, whatever is resampled.
-        probabilities = output.resample in ("probabilities", "masks") or (
-            output.regions and output.activation == "softmax"
-        )
-        if probabilities and not output.activated:
-            activate(scores, output.activation)
-        if self.regions is None:
+        self._rule.prepare(scores)
+        if regions is None:
             return network_input.restore_from_scores(scores, self.values)
-        regions = self.regions
-        if output.resample == "masks":
-            for channel, cut in zip(regions.channels, regions.cuts, strict=True):
-                scores[channel] = scores[channel] > cut
-            half = np.nextafter(np.float32(0.5), np.float32(0))
-            regions = replace(regions, cuts=np.full(len(regions.channels), half, np.float32))
-        if output.resample == "logits" and not output.activated and output.activation == "sigmoid":
-            cuts = np.array([logit_cut(output, channel) for channel in regions.channels], np.float32)
-            regions = replace(regions, cuts=cuts)
         return network_input.restore_regions(scores, regions)
 
 

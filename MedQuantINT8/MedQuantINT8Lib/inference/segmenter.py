@@ -175,7 +175,7 @@ def segment(
     free = available_memory()
     budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, free // 2)
     memory = BlendingMemory.within(budget, free, plan, spec.output_channels)
-    path = ScorePath.of(spec, network_input, memory)
+    path = ScorePath.of(spec, network_input, memory, plan)
     reduction = ScoreReduction(spec, plan.volume_shape, path, margins=options.margins)
     notes = [note for note in (memory.note, path.note) if note]
     batch, result = max(1, options.batch), None

@@ -102,6 +102,11 @@ class WindowPlan:
         shape[axis] = _largest_overlap(self.starts[axis], self.patch[axis])
         return shape[0], shape[1], shape[2]
 
+    def longest_step(self, axis: int) -> int:
+        """The most voxels that become finished along ``axis`` at once."""
+        ends = [*self.starts[axis][1:], self.shape[axis]]
+        return max(end - start for start, end in zip(self.starts[axis], ends, strict=True))
+
     def carried_bytes(self, classes: int, itemsize: int) -> int:
         """Memory of the parts carried over along all three axes."""
         return classes * itemsize * sum(math.prod(self.carried_shape(axis)) for axis in range(3))
