@@ -175,15 +175,15 @@ def test_channels_are_equalized_before_a_layer_goes_back(monkeypatch, plain, oth
 
     def equalize():
         calls.append("asked")
-        return Candidate(fp32, second)
+        return Candidate(fp32, second, equalized=True)
 
     monkeypatch.setattr(sensitivity, "Measurer", ByNetwork)
-    made, result = guard(Candidate(fp32, first), patches(), SPEC, Budget(0.99), Task(), equalize=equalize)
+    made, result = guard(Candidate(fp32, first), patches(), SPEC, Budget(0.99), Task(), alternatives=[equalize])
     assert bool(calls) == asked and result.equalized == taken
     assert result.before.agreement == (other if taken else plain)
     assert (made is second) == taken and result.after.agreement >= result.before.agreement
     assert result.to_json()["channels_equalized"] == taken
-    _, result = guard(Candidate(fp32, first), patches(), SPEC, Budget(0.99), Task(), equalize=lambda: None)
+    _, result = guard(Candidate(fp32, first), patches(), SPEC, Budget(0.99), Task(), alternatives=[lambda: None])
     assert not result.equalized
 
 

@@ -16,7 +16,7 @@ from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.layers import int8_share, weighted_layers
 from MedQuantINT8Lib.models.package import ModelPackage
-from MedQuantINT8Lib.quantization import quantize
+from MedQuantINT8Lib.quantization import candidates
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget
 from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.quantization.ladder import HALVES_MARGIN
@@ -170,7 +170,7 @@ def test_the_guard_equalizes_channels_or_puts_the_worst_layer_back(fp32_package,
         sampler_for(package),
         tmp_path / "cured",
         CalibrationOptions(patches=2),
-        QuantizationPolicy(budget=Budget(0.95)),
+        QuantizationPolicy(budget=Budget(0.95), effort="fast"),
     )
     assert report.guard.equalized and report.guard.before.agreement >= blind.guard.agreement
     assert report.guard.agreement >= 0.95 and qdq.check_int8(graph.load_network(cured.onnx_path("int8"))) == []
@@ -179,13 +179,13 @@ def test_the_guard_equalizes_channels_or_puts_the_worst_layer_back(fp32_package,
     ratios = [row["limit"] / row["seen_maximum"] for row in rows.values()]
     wider = HALVES_MARGIN if report.guard.halves else 1.0
     assert all(min(abs(ratio - 1), abs(ratio - wider)) < 0.02 * wider for ratio in ratios), "FP32's units"
-    monkeypatch.setattr(quantize, "equalized", lambda *_: None)
+    monkeypatch.setattr(candidates, "equalized", lambda *_: None)
     guarded, report = quantize_package(
         package,
         sampler_for(package),
         tmp_path / "guarded",
         CalibrationOptions(patches=2),
-        QuantizationPolicy(budget=Budget(0.95)),
+        QuantizationPolicy(budget=Budget(0.95), effort="fast"),
     )
     assert blind.guard.agreement < 0.95 <= report.guard.agreement
     assert second.name in (report.guard.halves | report.guard.returned)
@@ -198,7 +198,7 @@ def test_the_guard_equalizes_channels_or_puts_the_worst_layer_back(fp32_package,
 def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path, monkeypatch):
     """With labels the budget counts what is lost to them; without a fallback the loss is only measured."""
     # Equalized channels would hold this budget without a layer in float.
-    monkeypatch.setattr("MedQuantINT8Lib.quantization.quantize.equalized", lambda *_: None)
+    monkeypatch.setattr("MedQuantINT8Lib.quantization.candidates.equalized", lambda *_: None)
     made = [make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING) for seed in (2001, 2002)]
     options = CalibrationOptions(patches=4)
     labels = [lambda m=m: Volume(m[1], m[0].ijk_to_ras, "labels") for m in made]
@@ -211,7 +211,9 @@ def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path, monkeypatch)
     assert measured.guard.dice_fp32 is not None and measured.guard.dice_fp32 > 0.7
     assert measured.guard.after.dice == measured.guard.before.dice and not measured.guard.returned
     timed = []
-    strict = QuantizationPolicy(budget=Budget(0, measured.guard.dice_fp32 - measured.guard.after.dice - 1e-6))
+    strict = QuantizationPolicy(
+        budget=Budget(0, measured.guard.dice_fp32 - measured.guard.after.dice - 1e-6), effort="fast"
+    )
     _, report = quantize_package(
         fp32_package,
         sampler,

@@ -76,6 +76,20 @@ def add_parser(add: Add) -> None:
         "--no-fallback", action="store_true", help="only measure the loss: no layer goes back to float"
     )
     command.add_argument(
+        "--effort",
+        choices=["fast", "normal", "best"],
+        default="normal",
+        help="how long may be tried: fast rounds weights to nearest, normal learns rounding where the agreement is too low, "
+        "best learns it in any case (default: %(default)s)",
+    )
+    command.add_argument(
+        "--weight-bits",
+        type=int,
+        choices=[8, 4],
+        default=8,
+        help="bits of the weights in the file; 4 are expanded to INT8 in an engine (default: %(default)s)",
+    )
+    command.add_argument(
         "--without-engine",
         action="store_true",
         help="quantize a network that no engine of this machine can run in INT8",
@@ -90,6 +104,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
     from ..outputs import check_output_package
     from ..quantization.accuracy_guard import Budget
     from ..quantization.calibration import CalibrationOptions
+    from ..quantization.effort import check_effort
     from ..quantization.pipeline import quantize
     from ..quantization.quantize import QuantizationPolicy
     from ..resources import resource
@@ -98,7 +113,15 @@ def run(args: argparse.Namespace, task: Task) -> None:
     calibration = CalibrationOptions(args.method, args.patches, args.percentile, args.foreground, args.air, args.seed)
     calibration.check()
     budget = Budget(args.agreement, args.dice_lost, not args.no_fallback, worst_structure=args.worst_structure)
-    policy = QuantizationPolicy(first=args.keep_first, head=args.keep_head, keep=tuple(args.keep), budget=budget)
+    policy = QuantizationPolicy(
+        first=args.keep_first,
+        head=args.keep_head,
+        keep=tuple(args.keep),
+        budget=budget,
+        effort=args.effort,
+        weight_bits=args.weight_bits,
+    )
+    check_effort(policy.effort, policy.weight_bits)
     model = packages_of(args, one=True)
     target = args.output or model
     inputs = [path for scan in (*args.calibrate, *(args.labels or [])) for path in scan_paths(scan)]
@@ -126,6 +149,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
         f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "
         f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {_agreement(report)} (simulated)",
         *(f"  {line}" for line in report.held_out.lines()),
+        *_rounding_lines(report),
         *_guard_lines(report.guard),
         *_work_lines(report),
         *(f"  in high precision: {layer.name}: {layer.reason}" for layer in float_layers),
@@ -144,6 +168,16 @@ def _replaced_by_quantizing(target: Path, model: Path) -> list[Path]:
         return [target] if INT8 in peek(target)[1] else []
     kept_names = {MODEL_JSON, *KNOWN_FILES} - {INT8, CALIBRATION}
     return [path for path in target.iterdir() if path.name not in kept_names]
+
+
+def _rounding_lines(report: Any) -> list[str]:
+    """What learned rounding did, for people."""
+    lines = []
+    if report.rounding is not None:
+        lines.append(f"  {report.rounding.sentence}")
+    if report.weight_bits == 4:
+        lines.append(f"  weights of 4 bits in {len(report.four_bit_layers)} layer(s), of 8 in the others")
+    return lines
 
 
 def _guard_lines(result: Any) -> list[str]:

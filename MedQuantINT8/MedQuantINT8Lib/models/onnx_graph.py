@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DependencyError, MedQuantError, PackageError
+from .four_bit import unpacked
 from .tensor_names import free_name
 
 
@@ -45,7 +46,7 @@ class NetworkShape:
 
 
 def load_network(path: str | os.PathLike[str]) -> Any:
-    """Read and check an ONNX file.
+    """Read and check an ONNX file; weights of 4 bits that :mod:`.four_bit` packed are INT8 in what is returned.
 
     Raises:
         PackageError: not an ONNX file, damaged, or with weights outside the file's own folder.
@@ -58,6 +59,7 @@ def load_network(path: str | os.PathLike[str]) -> Any:
         model = onnx.load(os.fspath(path))
         onnx.checker.check_model(model)
         _check_constants(model)
+        model = unpacked(model)
     if not model.graph.node:
         raise PackageError(f"{name} is no valid ONNX network: it has no operators.", "Export it again.")
     return model
@@ -102,12 +104,8 @@ def _check_constants(model: Any) -> None:
         if tensor.data_type == onnx.TensorProto.STRING or tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise ValueError(f"the constant {tensor.name!r} holds text, or lies in another file")
         count, bits = math.prod(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
-        if (
-            tensor.raw_data
-            and bits >= 8
-            and not _is_packed(tensor.data_type)
-            and len(tensor.raw_data) * 8 != count * bits
-        ):
+        length = (count * _packed_bits(tensor.data_type) + 7) // 8 or count * bits // 8
+        if tensor.raw_data and bits >= 8 and len(tensor.raw_data) != length:
             raise ValueError(
                 f"the constant {tensor.name!r} announces {count} numbers and holds {len(tensor.raw_data)} bytes"
             )
@@ -116,10 +114,14 @@ def _check_constants(model: Any) -> None:
         onnx.numpy_helper.to_array(tensor)
 
 
-def _is_packed(data_type: int) -> bool:
-    """Return whether several numbers share a byte."""
+#: Types of which several numbers share a byte, with their bits.
+_PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+
+
+def _packed_bits(data_type: int) -> int:
+    """Return the bits of one number of a type of which several share a byte; 0 for another type."""
     onnx = require_onnx()
-    return onnx.TensorProto.DataType.Name(data_type) in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+    return _PACKED_BITS.get(onnx.TensorProto.DataType.Name(data_type), 0)
 
 
 def opset_of(model: Any) -> int:

@@ -71,6 +71,7 @@ class GuardResult:
         milliseconds: of the real engine for one window, before and after layers were taken in halves or went back; empty if
             none was, or it was not measured.
         notes: what a user should know, in words.
+        source: of the candidate that was taken.
     """
 
     budget: Budget
@@ -83,6 +84,7 @@ class GuardResult:
     biases_corrected: bool = False
     equalized: bool = False
     notes: list[str] = field(default_factory=list)
+    source: Any = None
 
     @property
     def agreement(self) -> float | None:
@@ -145,12 +147,20 @@ class Candidate:
     Attributes:
         corrected: ``int8`` with corrected biases, which is taken if it is nearer to FP32; or None.
         ranges: largest magnitude of each quantized tensor in calibration, for the halves of it.
+        equalized: whether it was made of the network with equalized channels.
+        source: what the caller knows it by; the guard's result has that of the candidate that it took.
     """
 
     fp32: Any
     int8: Any
     corrected: Any = None
     ranges: Mapping[str, float] = field(default_factory=dict)
+    equalized: bool = False
+    source: Any = None
+
+
+#: Makes a candidate in another way; None where that way changes nothing.
+Alternative = Callable[[], Candidate | None]
 
 
 def guard(
@@ -161,7 +171,9 @@ def guard(
     task: Task,
     references: Sequence[NDArray[Any]] = (),
     stopwatch: Stopwatch | None = None,
-    equalize: Callable[[], Candidate | None] | None = None,
+    alternatives: Sequence[Alternative] = (),
+    *,
+    thorough: bool = False,
 ) -> tuple[Any, GuardResult]:
     """Return the INT8 network with as few layers in halves and in float as the budget needs, or the best that was seen if none holds it.
 
@@ -169,30 +181,33 @@ def guard(
         patches: (C, A0, A1, A2) each, all of one size.
         references: the patches' labels, (A0, A1, A2) each, with the model's label values; or none.
         stopwatch: times the real engine, to tell what layers in halves and in float cost.
-        equalize: makes the network anew with equalized channels, which compute the same in FP32. It is asked only where
-            the budget does not hold, before a layer is taken in halves or goes back to float; None where nothing can be equalized.
+        alternatives: make the INT8 network in other ways, such as with equalized channels or learned rounding. They are asked one
+            after the other while the budget does not hold, before a layer is taken in halves or goes back to float.
+        thorough: ask all of them, whether the budget holds or not and whether layers may go back to float or not.
     """
     measurer = Measurer(candidate.fp32, patches, spec, references)
     with task.stage("checking the agreement with FP32"):
         int8, measurement, helps = _better_biases(measurer, candidate)
-    result = GuardResult(budget, measurement, measurement, biases_corrected=helps)
+    result = GuardResult(budget, measurement, measurement, biases_corrected=helps, source=candidate.source)
     if measurement.agreement is None:
         result.notes.append(NOTHING_FOUND)
     if references and measurement.dice is None:
         result.notes.append(NOTHING_LABELLED)
-    if not budget.fallback or result.kept or not result.judged:
+    if not result.judged or not (thorough or budget.fallback):
         return int8, result
     start, taken = int8, candidate
-    other = equalize() if equalize is not None else None
-    if other is not None:
+    for alternative in alternatives:
+        other = alternative() if thorough or not result.kept else None
+        if other is None:
+            continue
         with task.stage("checking the agreement with FP32"):
             other_int8, other_measurement, other_helps = _better_biases(measurer, other)
         if _nearer(other_measurement, measurement, budget):
             start, taken, measurement = other_int8, other, other_measurement
             result.before = result.after = measurement
-            result.biases_corrected, result.equalized = other_helps, True
-            if result.kept:
-                return start, result
+            result.biases_corrected, result.equalized, result.source = other_helps, other.equalized, other.source
+    if result.kept or not budget.fallback:
+        return start, result
     ladder = Ladder(Base(taken.fp32, start, taken.ranges), measurer, budget.excess, task)
     best = ladder.climb(measurement)
     _note(result, ladder, best)
@@ -228,8 +243,14 @@ def _better_biases(measurer: Measurer, candidate: Candidate) -> tuple[Any, Measu
 
 
 def _nearer(first: Measurement, second: Measurement, budget: Budget) -> bool:
-    """Whether the first exceeds the budget by less, or of equals has the smaller error."""
-    return (budget.excess(first), first.relative_error) < (budget.excess(second), second.relative_error)
+    """Whether the first exceeds the budget by less; where both hold it, whether it agrees better, or as well with a smaller error."""
+    return _rank(first, budget) < _rank(second, budget)
+
+
+def _rank(measurement: Measurement, budget: Budget) -> tuple[float, float, float]:
+    excess = budget.excess(measurement)
+    agreement = 0.0 if excess > 0 else round(measurement.agreement or 0.0, 4)
+    return excess, -agreement, measurement.relative_error
 
 
 def _time(result: GuardResult, candidates: Sequence[Any], stopwatch: Stopwatch, task: Task) -> None:

@@ -10,34 +10,27 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..engines.fidelity import labels_of
 from ..engines.int8_or_float import LEAST_SHARE
 from ..errors import PackageError
 from ..files import write_json
-from ..imaging.patches import Patch
 from ..models import onnx_graph as graph
 from ..models import qdq
 from ..models.layers import Layer, int8_share, weighted_layers, work_shares
 from ..models.package import CALIBRATION, FP32, INT8, ModelPackage
 from ..progress import Task
-from .accuracy_guard import Budget, Candidate, GuardResult, Stopwatch, guard
-from .bias_correction import input_means, with_corrected_biases
-from .calibration import (
-    Calibration,
-    CalibrationOptions,
-    PatchSampler,
-    collect_histograms,
-    scales_from,
-)
-from .equalization import channel_maxima, equalized
+from .accuracy_guard import Budget, GuardResult, Stopwatch, guard
+from .calibration import Calibration, CalibrationOptions, PatchSampler
+from .candidates import FEW_PATCHES, Candidates, Forms
+from .effort import EFFORTS, Learning, check_effort, with_packed_weights
 from .held_out import Calibrated, HeldOut, measure_held_out
-from .histogram import ActivationHistogram
-from .qdq_placement import place, require_quantizer
+from .qdq_placement import require_quantizer
+from .rounding import RoundingReport
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,9 @@ class QuantizationPolicy:
         keep: layers (ONNX node names) to keep in high precision.
         budget: what INT8 may cost on the calibration patches. Where it costs more, layers go back to high precision,
             worst first.
+        effort: how long may be tried: "fast" rounds weights to nearest, "normal" learns rounding where the budget does not
+            hold, "best" learns it in any case.
+        weight_bits: 8, or 4 for weights that are packed in the file and are INT8 in an engine; activations have 8.
     """
 
     transposed: bool = False
@@ -63,6 +59,8 @@ class QuantizationPolicy:
     head: bool = False
     keep: tuple[str, ...] = ()
     budget: Budget = Budget()
+    effort: str = "normal"
+    weight_bits: int = 8
 
 
 @dataclass
@@ -77,6 +75,9 @@ class QuantizationReport:
         size_ratio: bytes of the INT8 network over bytes of FP32.
         guard: agreement with FP32 before and after the fallback, on patches of the calibration scans.
         held_out: the agreement on scans that the ranges do not come from.
+        effort, weight_bits: as asked for.
+        rounding: what learned rounding did; None where the network has plain rounding.
+        four_bit_layers: layers whose weights are stored in 4 bits.
     """
 
     layers: list[Layer]
@@ -86,6 +87,10 @@ class QuantizationReport:
     guard: GuardResult
     held_out: HeldOut
     warnings: list[str] = field(default_factory=list)
+    effort: str = "normal"
+    weight_bits: int = 8
+    rounding: RoundingReport | None = None
+    four_bit_layers: list[str] = field(default_factory=list)
 
     @property
     def agreement(self) -> float | None:
@@ -107,6 +112,10 @@ class QuantizationReport:
             "guard": self.guard.to_json(),
             "agreement": self.agreement,
             "held_out": self.held_out.to_json(),
+            "effort": self.effort,
+            "weight_bits": self.weight_bits,
+            "learned_rounding": None if self.rounding is None else self.rounding.to_json(),
+            "four_bit_layers": self.four_bit_layers,
             "warnings": self.warnings,
         }
 
@@ -134,6 +143,7 @@ def quantize_package(
         PackageError: a network that cannot be quantized, or a result that breaks the rules of :mod:`..models.onnx_graph`.
     """
     task = task or Task()
+    check_effort(policy.effort, policy.weight_bits)
     sampler.check_labels()
     quantizer = require_quantizer()
     with graph.damage(f"{package.spec.name}: {FP32}", "Import the network again.", "cannot be quantized"):
@@ -161,23 +171,36 @@ def _quantized(
         # ModelOpt raises it as well, and would name layers anew: the two networks are compared layer by layer.
         fp32 = graph.at_opset(fp32, OPSET, f"{package.spec.name}: {FP32}")
     graph.name_nodes(fp32)
-    forms = _Forms(package.spec.name, sampler, ways, quantizer, task)
+    forms = Forms(
+        package.spec.name,
+        sampler,
+        calibration,
+        lambda network: policy_reasons(network, policy),
+        policy.few_channels,
+        quantizer,
+        task,
+    )
     plain = forms.make(fp32)
-    compared = sampler.first_samples(_compared_patches(sampler.patch))
+    count = _compared_patches(sampler.patch)
+    compared = sampler.first_samples(count)
     patches = [sample.patch for sample in compared]
     references = [sample.labels for sample in compared if sample.labels is not None]
     plain.correct(patches)
-
-    def equalize() -> Candidate | None:
-        network = equalized(fp32, channel_maxima(fp32, patches, sampler.patch), sampler.patch)
-        if network is None:
-            return None
-        forms.equalized = forms.make(network)
-        forms.equalized.correct(patches)
-        return forms.equalized.candidate
-
-    int8, guarded = guard(plain.candidate, patches, package.spec, policy.budget, task, references, stopwatch, equalize)
-    form = forms.equalized if guarded.equalized and forms.equalized is not None else plain
+    effort = EFFORTS[policy.effort]
+    learning = Learning(sampler, effort, policy.weight_bits, count, labels_of(package.spec.output), task)
+    candidates = Candidates(forms, plain, patches, learning)
+    int8, guarded = guard(
+        candidates.first(),
+        patches,
+        package.spec,
+        policy.budget,
+        task,
+        references,
+        stopwatch,
+        candidates.alternatives(),
+        thorough=effort.always,
+    )
+    form, rounding = guarded.source
     reasons = form.reasons | {name: f"the guard: {why}" for name, why in guarded.returned.items()}
     held_out = measure_held_out(Calibrated(fp32, int8, form.histograms, calibration), sampler, package.spec, task)
     # A tensor that a layer takes in halves has a range of its own.
@@ -201,76 +224,21 @@ def _quantized(
         graph.network_shape(fp32).input_name,
         {} if form is plain else {name: 127 * scale * wider.get(name, 1.0) for name, scale in plain.scales.items()},
     )
-    return _write(package, int8, measured, (guarded, held_out), reasons, target, sampler.patch)
-
-
-@dataclass
-class _Form:
-    """A network with Q/DQ pairs and calibrated scales.
-
-    Attributes:
-        reasons: why layers stayed in high precision.
-        histograms: of the quantized tensors, in the network's own units.
-    """
-
-    fp32: Any
-    int8: Any
-    reasons: dict[str, str]
-    histograms: dict[str, ActivationHistogram]
-    scales: dict[str, float]
-    patch: tuple[int, int, int]
-    corrected: Any = None
-
-    def correct(self, patches: Sequence[Patch]) -> None:
-        """Make the form with corrected biases as well, by the first few patches."""
-        means = input_means(self.fp32, patches[:_FEW_PATCHES], self.patch)
-        self.corrected = with_corrected_biases(self.fp32, self.int8, means)
-
-    @property
-    def candidate(self) -> Candidate:
-        ranges = {name: histogram.maximum for name, histogram in self.histograms.items()}
-        return Candidate(self.fp32, self.int8, self.corrected, ranges)
-
-
-@dataclass
-class _Forms:
-    """Makes INT8 forms of a network: as it is, and with equalized channels."""
-
-    name: str
-    sampler: PatchSampler
-    ways: _Ways
-    quantizer: Any
-    task: Task
-    equalized: _Form | None = None
-
-    def make(self, fp32: Any) -> _Form:
-        """Place Q/DQ pairs and calibrate them."""
-        patch, policy = self.sampler.patch, self.ways.policy
-        reasons = policy_reasons(fp32, policy)
-        with self.task.stage("placing Q/DQ nodes"):
-            first = next(iter(self.sampler))
-            fixed = graph.fixed_shape(fp32, patch)
-            with_pairs = place(self.quantizer, fixed, first, reasons, few_channels=policy.few_channels)
-        tensors = list(qdq.activation_tensors(with_pairs))
-        if not tensors:
-            raise PackageError(
-                f"No layer of {self.name} can be quantized.", "See 'medquant quantize --verbose' for the reasons."
-            )
-        histograms = collect_histograms(fp32, tensors, self.sampler, len(self.sampler), patch, self.task)
-        scales = scales_from(histograms, self.ways.calibration)
-        qdq.set_activation_scales(with_pairs, scales)
-        return _Form(fp32, with_pairs, reasons, histograms, scales, patch)
+    report = QuantizationReport(
+        [], 0, 0, 0, guarded, held_out, effort=policy.effort, weight_bits=policy.weight_bits, rounding=rounding
+    )
+    return _write(package, int8, measured, report, reasons, target)
 
 
 def _compared_patches(patch: tuple[int, int, int]) -> int:
-    return COMPARED_PATCHES if math.prod(patch) <= _LARGE_PATCH else _FEW_PATCHES
+    return COMPARED_PATCHES if math.prod(patch) <= _LARGE_PATCH else FEW_PATCHES
 
 
 #: What ModelOpt raises older networks to.
 OPSET = 19
 #: Patches on which INT8 is compared with FP32, of as many volumes as there are. Two let a network pass that lost a structure on the next
 #: scan (docs/results/labelled.md); of patches that are whole volumes two have to do.
-COMPARED_PATCHES, _FEW_PATCHES, _LARGE_PATCH = 6, 2, 1 << 21
+COMPARED_PATCHES, _LARGE_PATCH = 6, 1 << 21
 #: Longest side of a calibration patch where the network is free in size: larger ones cost time and teach little.
 CALIBRATION_SIDE = 96
 
@@ -319,22 +287,16 @@ def _write(
     package: ModelPackage,
     model: Any,
     measured: Calibration,
-    agreements: tuple[GuardResult, HeldOut],
+    report: QuantizationReport,
     reasons: dict[str, str],
     target: str | os.PathLike[str],
-    patch: tuple[int, int, int],
 ) -> tuple[ModelPackage, QuantizationReport]:
-    guarded, held_out = agreements
-    layers = weighted_layers(graph.inferred(model), reasons)
-    report = QuantizationReport(
-        layers,
-        int8_share(layers),
-        package.onnx_path("fp32").stat().st_size,
-        model.ByteSize(),
-        guarded,
-        held_out,
-        [*measured.warnings, *guarded.notes, *filter(None, [held_out.warning(guarded.budget.agreement)])],
-    )
+    report.layers = weighted_layers(graph.inferred(model), reasons)
+    report.int8_mac_share = int8_share(report.layers)
+    report.fp32_bytes = package.onnx_path("fp32").stat().st_size
+    guarded = report.guard
+    expected = report.held_out.warning(guarded.budget.agreement)
+    report.warnings = [*measured.warnings, *guarded.notes, *([expected] if expected else [])]
     if report.int8_mac_share < LEAST_SHARE:
         report.warnings.append(
             f"INT8 is not worth it for this network: {100 * report.int8_mac_share:.1f} % of its multiply-accumulates run in INT8 within the budget; "
@@ -342,6 +304,8 @@ def _write(
         )
     # The package's network keeps the open shapes of the FP32 one: engines fix them for themselves.
     _open_shapes(model, package)
+    if report.weight_bits == 4:
+        model, report.four_bit_layers = with_packed_weights(model, f"{package.spec.name}: {INT8}")
     with TemporaryDirectory(prefix="medquant-quantize-") as scratch:
         folder = Path(scratch)
         # The size of the file as it is kept, in the package's own report as well.

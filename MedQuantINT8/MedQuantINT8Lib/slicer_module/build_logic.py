@@ -14,6 +14,7 @@ from ..imaging.volume_files import ReadOptions
 from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
 from ..models.installed import DEMO, models_root, resolve_one
+from ..quantization.effort import check_effort
 from ..worker.jobs import BackgroundJob
 from . import scene
 from .dependencies import GROUPS
@@ -46,6 +47,8 @@ class BuildLogic(ModelLogic):
         scans: Sequence[str] = (),
         fallback: bool = True,
         worstStructure: float = 0.0,
+        effort: str = "normal",
+        weightBits: int = 8,
         reading: ReadOptions = ReadOptions(),
         waitForCompletion: bool = True,
         progress: Progress | None = None,
@@ -58,11 +61,14 @@ class BuildLogic(ModelLogic):
             reading: how these files are read, where they leave a choice.
             fallback: whether layers that INT8 cannot afford may go back to floating point.
             worstStructure: the least Dice with FP32 of the structure that agrees least; 0 does not ask.
+            effort: how long may be tried: "fast", "normal" or "best".
+            weightBits: of the weights in the file: 8, or 4, which an engine expands to 8.
 
         Returns:
             What the quantization report says.
         """
         path = resolve_one(self._modelPath(model))
+        check_effort(effort, weightBits)
         self.checkScans(volumeNodes, scans)
         volumes = [scene.volume_from_node(node) for node in volumeNodes]
         request = {
@@ -71,6 +77,8 @@ class BuildLogic(ModelLogic):
             "agreement": agreement,
             "fallback": fallback,
             "worst_structure": worstStructure,
+            "effort": effort,
+            "weight_bits": weightBits,
             "reading": asdict(reading),
         }
         job = self._newBuilder().begin(

@@ -93,6 +93,7 @@ class Parameters:
     method = _Field("max")
     agreement = _Field(0.99)
     fallback = _Field(True)
+    effort = _Field("normal")
     buildEngine = _Field("auto")
 
     compareVolumes = _Nodes()

@@ -78,6 +78,7 @@ def quantize(request: Request, volumes: list[Volume], context: TaskContext) -> T
     """Calibrate a model on volumes and scan files, and write it with its INT8 network."""
     from ..quantization.accuracy_guard import Budget
     from ..quantization.calibration import CalibrationOptions, PatchSampler
+    from ..quantization.effort import check_effort
     from ..quantization.latency import engine_stopwatch
     from ..quantization.quantize import QuantizationPolicy, calibration_patch, quantize_package
 
@@ -94,7 +95,10 @@ def quantize(request: Request, volumes: list[Volume], context: TaskContext) -> T
         budget = Budget(
             request["agreement"], fallback=request["fallback"], worst_structure=request.get("worst_structure", 0.0)
         )
-        policy = QuantizationPolicy(budget=budget)
+        policy = QuantizationPolicy(
+            budget=budget, effort=request.get("effort", "normal"), weight_bits=request.get("weight_bits", 8)
+        )
+        check_effort(policy.effort, policy.weight_bits)
         stopwatch = engine_stopwatch(package)
         quantized, report = quantize_package(
             package, sampler, request["output"], options, policy, context.task, stopwatch

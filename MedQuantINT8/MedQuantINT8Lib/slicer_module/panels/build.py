@@ -118,6 +118,7 @@ class BuildPanel(WorkPanel):
                 p.agreement,
                 scans=self._scans(),
                 fallback=p.fallback,
+                effort=p.effort,
                 waitForCompletion=False,
             )
 

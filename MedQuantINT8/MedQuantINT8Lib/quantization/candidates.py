@@ -1,0 +1,144 @@
+"""The INT8 networks that the accuracy guard chooses from: as ModelOpt places its pairs, with equalized channels, with learned rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import PackageError
+from ..imaging.patches import Patch
+from ..models import onnx_graph as graph
+from ..models import qdq
+from ..progress import Task
+from .accuracy_guard import Alternative, Candidate
+from .bias_correction import input_means, with_corrected_biases
+from .calibration import CalibrationOptions, PatchSampler, collect_histograms, scales_from
+from .effort import Learning
+from .equalization import channel_maxima, equalized
+from .histogram import ActivationHistogram
+from .qdq_placement import place
+from .rounding import RoundingReport
+
+#: Patches that biases are corrected by.
+FEW_PATCHES = 2
+
+
+@dataclass
+class Form:
+    """A network with Q/DQ pairs and calibrated scales.
+
+    Attributes:
+        reasons: why layers stayed in high precision.
+        histograms: of the quantized tensors, in the network's own units.
+    """
+
+    fp32: Any
+    int8: Any
+    reasons: dict[str, str]
+    histograms: dict[str, ActivationHistogram]
+    scales: dict[str, float]
+    patch: tuple[int, int, int]
+    corrected: Any = None
+
+    def correct(self, patches: Sequence[Patch]) -> None:
+        """Make the form with corrected biases as well, by the first few patches."""
+        means = input_means(self.fp32, patches[:FEW_PATCHES], self.patch)
+        self.corrected = with_corrected_biases(self.fp32, self.int8, means)
+
+
+@dataclass
+class Forms:
+    """Makes INT8 forms of a network: as it is, and with equalized channels.
+
+    Attributes:
+        name: of the package, for messages.
+        reasons_for: gives the layers of a network that stay in high precision, and why.
+        few_channels: whether convolutions of few channels are quantized.
+        quantizer: ModelOpt's.
+    """
+
+    name: str
+    sampler: PatchSampler
+    calibration: CalibrationOptions
+    reasons_for: Callable[[Any], dict[str, str]]
+    few_channels: bool
+    quantizer: Any
+    task: Task
+
+    def make(self, fp32: Any) -> Form:
+        """Place Q/DQ pairs and calibrate them."""
+        patch = self.sampler.patch
+        reasons = self.reasons_for(fp32)
+        with self.task.stage("placing Q/DQ nodes"):
+            first = next(iter(self.sampler))
+            fixed = graph.fixed_shape(fp32, patch)
+            with_pairs = place(self.quantizer, fixed, first, reasons, few_channels=self.few_channels)
+        tensors = list(qdq.activation_tensors(with_pairs))
+        if not tensors:
+            raise PackageError(
+                f"No layer of {self.name} can be quantized.", "See 'medquant quantize --verbose' for the reasons."
+            )
+        histograms = collect_histograms(fp32, tensors, self.sampler, len(self.sampler), patch, self.task)
+        scales = scales_from(histograms, self.calibration)
+        qdq.set_activation_scales(with_pairs, scales)
+        return Form(fp32, with_pairs, reasons, histograms, scales, patch)
+
+
+@dataclass
+class Candidates:
+    """The networks that the guard chooses from; the source of each is its form, and the report of its rounding or None."""
+
+    forms: Forms
+    plain: Form
+    patches: Sequence[Patch]
+    learning: Learning
+    last_report: RoundingReport | None = None
+    _equalized: Form | None = None
+    _asked_for_equalized: bool = False
+
+    def first(self) -> Candidate:
+        return self._of(self.plain, learned=self.learning.weight_bits < 8)
+
+    def alternatives(self) -> list[Alternative]:
+        """The other ways, quick ones first."""
+        if not self.learning.possible:
+            return [self.with_equalized_channels]
+        if self.learning.weight_bits < 8:
+            return [self.with_more_bits, self.learned_of_equalized]
+        return [self.with_equalized_channels, self.learned, self.learned_of_equalized]
+
+    def with_equalized_channels(self) -> Candidate | None:
+        form = self._equalized_form()
+        return None if form is None else self._of(form, learned=False)
+
+    def learned(self) -> Candidate:
+        return self._of(self.plain, learned=True)
+
+    def learned_of_equalized(self) -> Candidate | None:
+        form = self._equalized_form()
+        return None if form is None else self._of(form, learned=True)
+
+    def with_more_bits(self) -> Candidate:
+        """Weights of 8 bits where those of 4 lose most."""
+        return self._of(self.plain, learned=True, before=self.last_report)
+
+    def _equalized_form(self) -> Form | None:
+        """The form with equalized channels; None where there is nothing to equalize."""
+        if not self._asked_for_equalized:
+            self._asked_for_equalized = True
+            fp32, patch = self.plain.fp32, self.plain.patch
+            network = equalized(fp32, channel_maxima(fp32, self.patches, patch), patch)
+            if network is not None:
+                self._equalized = self.forms.make(network)
+                self._equalized.correct(self.patches)
+        return self._equalized
+
+    def _of(self, form: Form, *, learned: bool, before: RoundingReport | None = None) -> Candidate:
+        is_equalized = form is not self.plain
+        ranges = {name: histogram.maximum for name, histogram in form.histograms.items()}
+        if not learned:
+            return Candidate(form.fp32, form.int8, form.corrected, ranges, is_equalized, (form, None))
+        network = self.learning.learned(form.fp32, form.int8, before)
+        self.last_report = network.report
+        return Candidate(form.fp32, network.model, None, ranges, is_equalized, (form, network.report))

@@ -1,0 +1,162 @@
+"""How long quantizing may try: which ways the accuracy guard has beside plain rounding, and with how many samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..models import onnx_graph as graph
+from ..models.four_bit import CHANGED_OPERATORS, OPSET, packed
+from ..models.layers import WEIGHTED_OPS
+from ..models.onnx_graph import Graph
+from ..progress import Task
+from ..system import available_memory
+from .calibration import PatchSampler
+from .rounding import RoundingOptions, RoundingReport, with_learned_rounding
+from .stepwise import peak_bytes
+
+Patch = NDArray[np.float32]
+
+#: Share of the free memory, and the most bytes, that patches on their way through both networks may take.
+_MEMORY_SHARE, _MOST_BYTES = 0.4, 4 << 30
+#: Share of a network's weights that keeps 8 bits where the rest gets 4: the smallest layers, which the file hardly notices; and
+#: where that loses too much, the layers that lose most.
+_SMALL_SHARE, _LARGE_SHARE = 0.02, 0.25
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much may be tried.
+
+    Attributes:
+        learns: whether rounding is learned where the budget does not hold.
+        always: whether it is learned in any case, and the best of all ways is taken.
+        patches: calibration patches that weights are learned on, where memory allows.
+        rounding: samples, and a bound on time.
+    """
+
+    learns: bool
+    always: bool = False
+    patches: int = 4
+    rounding: RoundingOptions = RoundingOptions()
+
+
+EFFORTS = {
+    "fast": Effort(learns=False),
+    "normal": Effort(learns=True, patches=4, rounding=RoundingOptions(samples=2.0, least_samples=4096, seconds=180)),
+    "best": Effort(
+        learns=True, always=True, patches=8, rounding=RoundingOptions(samples=4.0, least_samples=8192, seconds=300)
+    ),
+}
+#: Bits that weights can have.
+WEIGHT_BITS = (8, 4)
+
+
+def check_effort(effort: str, weight_bits: int) -> None:
+    """Raise :class:`InputError` for an effort or a number of bits that there is not, or that do not go together."""
+    if effort not in EFFORTS:
+        raise InputError(f"There is no effort {effort!r}.", f"Choose one of {', '.join(EFFORTS)}.")
+    if weight_bits not in WEIGHT_BITS:
+        raise InputError(f"Weights cannot have {weight_bits} bits.", "Choose 8 or 4.")
+    if weight_bits == 4 and not EFFORTS[effort].learns:
+        raise InputError(
+            "Weights of 4 bits need learned rounding, which the effort fast leaves out.", "Take normal or best."
+        )
+
+
+@dataclass(frozen=True)
+class LearnedNetwork:
+    """An INT8 network with learned rounding, and what was done."""
+
+    model: Any
+    report: RoundingReport
+
+
+class Learning:
+    """Learns the rounding of INT8 networks on calibration patches other than those that they are compared on.
+
+    Args:
+        compared: how many of the sampler's first patches networks are compared on.
+        labels: gives the label map of scores (:func:`..engines.fidelity.labels_of`).
+    """
+
+    def __init__(
+        self,
+        sampler: PatchSampler,
+        effort: Effort,
+        weight_bits: int,
+        compared: int,
+        labels: Callable[[NDArray[Any]], NDArray[Any]],
+        task: Task,
+    ) -> None:
+        self._sampler, self._effort, self._compared, self._labels, self._task = sampler, effort, compared, labels, task
+        self.weight_bits = weight_bits
+        self._patches: list[Patch] = []
+
+    @property
+    def possible(self) -> bool:
+        """Whether the effort allows learning."""
+        return self._effort.learns
+
+    def learned(self, fp32: Any, int8: Any, before: RoundingReport | None = None) -> LearnedNetwork:
+        """Return the network with learned rounding.
+
+        Args:
+            before: what learning weights of 4 bits has lost; those of the layers that lost most have 8 then.
+        """
+        eight = frozenset(_eight_bit_layers(fp32, before)) if self.weight_bits == 4 else frozenset()
+        options = replace(self._effort.rounding, weight_bits=self.weight_bits, eight_bits=eight)
+        patches = self._fitting_patches(fp32, int8)
+        model, report = with_learned_rounding(fp32, int8, patches, options, self._task, labels=self._labels)
+        return LearnedNetwork(model, report)
+
+    def _fitting_patches(self, fp32: Any, int8: Any) -> Sequence[Patch]:
+        """As many patches as memory allows; those that networks are compared on come last."""
+        if not self._patches:
+            samples = self._sampler.first_samples(self._compared + self._effort.patches)
+            patches = [sample.patch for sample in samples]
+            self._patches = (patches[self._compared :] + patches[: self._compared])[: self._effort.patches]
+        shape = self._patches[0].shape[1:]
+        each = sum(peak_bytes(graph.fixed_shape(model, shape)) for model in (fp32, int8))
+        allowed = min(_MOST_BYTES, int(_MEMORY_SHARE * available_memory()))
+        return self._patches[: max(1, allowed // max(1, each))]
+
+
+def _weight_counts(fp32: Any) -> dict[str, int]:
+    network = Graph(fp32)
+    return {
+        node.name: int(np.prod(network.initializers[node.input[1]].dims))
+        for node in network.nodes
+        if node.op_type in WEIGHTED_OPS and node.input[1] in network.initializers
+    }
+
+
+def _eight_bit_layers(fp32: Any, before: RoundingReport | None) -> list[str]:
+    """Layers whose weights keep 8 bits: the smallest, and, if that was not enough, those that lost most for each weight."""
+    counts = _weight_counts(fp32)
+    total, chosen, used = sum(counts.values()), [], 0
+    for name in sorted(counts, key=lambda name: counts[name]):
+        used += counts[name]
+        if used > _SMALL_SHARE * total:
+            break
+        chosen.append(name)
+    if before is not None:
+        used = 0
+        losses = {layer.name: layer.after / counts[layer.name] for layer in before.layers if layer.name in counts}
+        for name in sorted(losses, key=lambda name: -losses[name]):
+            if name not in chosen and used + counts[name] <= _LARGE_SHARE * total:
+                used += counts[name]
+                chosen.append(name)
+    return chosen
+
+
+def with_packed_weights(model: Any, opset_name: str) -> tuple[Any, list[str]]:
+    """Return an INT8 network with weights of 4 bits packed, and the layers that have them."""
+    if any(node.op_type in CHANGED_OPERATORS for node in model.graph.node) and graph.opset_of(model) < OPSET:
+        model = graph.at_opset(model, OPSET, opset_name)
+    return packed(model)

@@ -1,0 +1,385 @@
+"""Learned rounding: weights of an INT8 network chosen by what a layer computes of its inputs, not each by itself.
+
+Layer by layer, in the order of the network, with calibration patches and without labels. A layer's inputs X are those of the
+quantized network as far as it is learned, its targets Y what FP32 computes there (M. Nagel et al., "Up or Down? Adaptive Rounding
+for Post-Training Quantization", arXiv 2004.10568, call that asymmetric). At sampled output voxels both are matrices, and the
+layer's error is a quadratic form of its weights with the matrix H of the inputs' second moments. So there is no need to
+descend by gradients as AdaRound and BRECQ do:
+
+1. The best float weights W* for these inputs, pulled towards FP32's where the samples say little, solve a linear system.
+2. W* is rounded input by input, each taking on what the ones before it lost (E. Frantar et al., "GPTQ", arXiv 2210.17323, in
+   the form of J. Chee et al., "QuIP", arXiv 2307.13304, with one Cholesky factor).
+3. Single weights then move to the best value of the grid that the others leave them, some times over (K. Behdin et al.,
+   "QuantEase", arXiv 2309.01885); each move lowers the error.
+
+It is deterministic and takes seconds a layer on two cores. What was learned is kept for an output channel only where it is nearer to
+FP32 at voxels that were not learned from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.onnxruntime import session
+from ..models import onnx_graph as graph
+from ..models import rewrites
+from ..models.layers import WEIGHTED_OPS
+from ..models.onnx_graph import Graph
+from ..models.tensor_names import FreshNames
+from ..progress import Task
+from .layer_matrix import LayerMatrix
+from .quadratic_rounding import device, rounded
+from .stepwise import StepwiseRun, is_plain
+from .weight_grid import WeightGrid, eight_bit_grid, four_bit_grid
+
+Array = NDArray[Any]
+Patch = NDArray[np.float32]
+
+#: The share of samples that are kept to judge by.
+_KEPT_SHARE = 0.2
+#: Of the sampled inputs of one layer.
+_MOST_BYTES = 1 << 29
+
+
+@dataclass(frozen=True)
+class RoundingOptions:
+    """The options of learned rounding.
+
+    Attributes:
+        weight_bits: 8 or 4.
+        eight_bits: layers (node names) whose weights have 8 bits all the same.
+        samples: output voxels a layer, for each input of it; at least ``least_samples``.
+        focus: the share of them that lie where FP32's labels meet: the rest are mostly background, which decides nothing.
+        seconds: after which no further layer is begun; the rest stay rounded to nearest.
+    """
+
+    weight_bits: int = 8
+    eight_bits: frozenset[str] = frozenset()
+    samples: float = 2.0
+    least_samples: int = 4096
+    focus: float = 0.5
+    seconds: float = 600.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LearnedLayer:
+    """What learned rounding did to a layer.
+
+    Attributes:
+        bits: of its weights.
+        before, after: mean square error to FP32's output over its mean square about the mean, at voxels that were not learned
+            from, with weights rounded to nearest and as they are now.
+        channels: output channels that were changed.
+        samples: output voxels that it was learned from.
+    """
+
+    name: str
+    bits: int
+    before: float
+    after: float
+    channels: int
+    samples: int
+
+
+@dataclass
+class RoundingReport:
+    """What learned rounding did.
+
+    Attributes:
+        layers: in the order of the network.
+        left: layers that were not learned, and why.
+        seconds: that it took.
+        device: where it was computed.
+    """
+
+    layers: list[LearnedLayer] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    device: str = "cpu"
+
+    @property
+    def sentence(self) -> str:
+        """What was done, in words."""
+        before, after = (
+            float(np.mean([getattr(layer, name) for layer in self.layers] or [0.0])) for name in ("before", "after")
+        )
+        left = f"; {len(self.left)} stayed rounded to nearest" if self.left else ""
+        return (
+            f"learned how to round the weights of {len(self.layers)} layer(s) in {self.seconds:.0f} s{left}; "
+            f"their mean square error fell from {before:.2g} to {after:.2g} of the output's variance"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def with_learned_rounding(
+    fp32: Any,
+    int8: Any,
+    patches: Sequence[Patch],
+    options: RoundingOptions = RoundingOptions(),
+    task: Task | None = None,
+    *,
+    labels: Callable[[Array], Array] | None = None,
+) -> tuple[Any, RoundingReport]:
+    """Return a copy of an INT8 network with learned weights and biases, and what was done.
+
+    Args:
+        fp32: the network that it was made of; layers have the same names.
+        patches: (C, A0, A1, A2) each, all of one size.
+        labels: gives the label map of the network's scores (1, classes, A0, A1, A2); by default the class of the largest score.
+    """
+    return _Learner(fp32, int8, patches, options, task or Task()).learn(labels or _largest_score)
+
+
+def _largest_score(scores: Array) -> Array:
+    return np.asarray(scores.argmax(1))
+
+
+class _Learner:
+    def __init__(self, fp32: Any, int8: Any, patches: Sequence[Patch], options: RoundingOptions, task: Task) -> None:
+        shape = patches[0].shape[1:]
+        self._result = rewrites.copied(int8)
+        self._fp32, self._int8 = graph.fixed_shape(fp32, shape), graph.fixed_shape(int8, shape)
+        self._patches, self._options, self._task = patches, options, task
+        self._report = RoundingReport(device=str(device()))
+
+    def learn(self, labels: Callable[[Array], Array]) -> tuple[Any, RoundingReport]:
+        started = time.perf_counter()
+        layers = [node for node in self._int8.graph.node if node.op_type in WEIGHTED_OPS]
+        if not (is_plain(self._fp32) and is_plain(self._int8)):
+            self._report.left = {node.name: "the network has branches or loops" for node in layers}
+            return self._result, self._report
+        self._exact = StepwiseRun(self._fp32, "fp32", self._patches)
+        self._quantized = StepwiseRun(self._int8, "int8", self._patches)
+        self._borders = _borders(self._fp32, self._patches, labels)
+        with self._task.stage("learning how to round weights", len(layers)):
+            for number, node in enumerate(layers):
+                if time.perf_counter() - started > self._options.seconds:
+                    self._report.left |= {
+                        other.name: "the time that learning may take was over" for other in layers[number:]
+                    }
+                    break
+                reason = self._learn_layer(node, number)
+                if reason:
+                    self._report.left[node.name] = reason
+                self._task.step()
+        self._report.seconds = time.perf_counter() - started
+        return graph.pruned(self._result), self._report
+
+    def _learn_layer(self, node: Any, number: int) -> str:
+        """Learn one layer; why not, in words, where it stays as it is."""
+        network, exact = Graph(self._int8), Graph(self._fp32)
+        original = next((other for other in exact.nodes if other.name == node.name), None)
+        dequantize = network.producer.get(node.input[1])
+        if original is None or dequantize is None or dequantize.op_type != "DequantizeLinear":
+            return "its weight is not stored as INT8"
+        integers, scale = (network.array(name) for name in dequantize.input[:2])
+        weight = exact.array(original.input[1])
+        if integers is None or scale is None or weight is None or weight.shape != integers.shape:
+            return "its weight is not that of FP32"
+        if len(network.readers[node.input[1]]) > 1 or len(network.readers[dequantize.input[0]]) > 1:
+            return "another layer has the same weight"
+        layer = LayerMatrix.of(network, node, weight.shape)
+        if layer is None or scale.size not in (1, weight.shape[layer.channel_axis]):
+            return "an operator whose weights cannot be learned"
+        bias = self._bias(network, node, weight.shape[layer.channel_axis]) if layer.has_bias() else None
+        if bias is None and layer.has_bias():
+            return "its bias is no constant"
+        bits = 8 if node.name in self._options.eight_bits else self._options.weight_bits
+        columns, targets = self._samples(layer, node, original, number)
+        matrix = layer.matrix(weight).astype(np.float64)
+        start = _Start(
+            matrix, layer.matrix(integers), np.broadcast_to(scale.reshape(-1), len(matrix)), bias, layer.taps
+        )
+        result = [
+            _learn_group(part, columns[:, reads], targets[:, rows], bits)
+            for part, rows, reads in start.parts(layer.groups, columns.shape[1])
+        ]
+        self._write(layer, node, dequantize, result)
+        errors = np.concatenate([part.errors for part in result], 1)
+        self._report.layers.append(
+            LearnedLayer(
+                node.name,
+                bits,
+                float(errors[0].sum() / max(errors[2].sum(), 1e-30)),
+                float(errors[1].sum() / max(errors[2].sum(), 1e-30)),
+                int(sum(part.changed.sum() for part in result)),
+                len(columns),
+            )
+        )
+        return ""
+
+    def _samples(self, layer: LayerMatrix, node: Any, original: Any, number: int) -> tuple[Array, Array]:
+        """Columns of the quantized network's input at sampled outputs (samples, inputs), and FP32's outputs there."""
+        inputs = self._quantized.tensor(node.input[0])
+        outputs = self._exact.tensor(original.output[0])
+        width = int(np.prod(layer.shape)) // layer.shape[layer.channel_axis] * layer.groups
+        wanted = max(self._options.least_samples, int(self._options.samples * width / layer.groups))
+        wanted = min(wanted, _MOST_BYTES // (4 * width))
+        share = -(-wanted // len(self._patches))
+        random = np.random.default_rng((self._options.seed, number))
+        parts = []
+        for source, output, places in zip(inputs, outputs, self._borders, strict=True):
+            parts.append(layer.sample(source, output, self._chosen(layer, output, share, places, random)))
+        order = random.permutation(sum(len(columns) for columns, _ in parts))
+        return tuple(np.concatenate([part[n] for part in parts])[order] for n in (0, 1))  # type: ignore[return-value]
+
+    def _chosen(self, layer: LayerMatrix, output: Array, count: int, places: Array, random: Any) -> Array:
+        """Numbers of sampled outputs: a part of them where FP32's labels meet, the rest anywhere."""
+        available = layer.outputs(output)
+        focus = int(self._options.focus * count) if len(places) and output.ndim == 5 and output.shape[0] == 1 else 0
+        chosen = (
+            random.permutation(available)[: count - focus]
+            if available < 1 << 24
+            else random.integers(0, available, count - focus)
+        )
+        if not focus:
+            return chosen
+        size = np.array(output.shape[2:])
+        near = (places[random.integers(0, len(places), focus)] * size).astype(int)
+        near = np.clip(near, 0, size - 1)
+        return np.concatenate([chosen, np.ravel_multi_index(tuple(near.T), output.shape[2:])])
+
+    @staticmethod
+    def _bias(network: Graph, node: Any, channels: int) -> Array | None:
+        if len(node.input) < 3 or not node.input[2]:
+            return np.zeros(channels)
+        bias = network.array(node.input[2])
+        return None if bias is None else np.broadcast_to(bias.astype(np.float64).reshape(-1), channels)
+
+    def _write(self, layer: LayerMatrix, node: Any, dequantize: Any, result: list[_Learned]) -> None:
+        """Put the weights and the bias into both the network that is run on and the one that is returned."""
+        onnx = graph.require_onnx()
+        weight = layer.weight(np.concatenate([part.int8 for part in result]))
+        scale = np.concatenate([part.scale for part in result]).astype(np.float32)
+        bias = np.concatenate([part.bias for part in result]).astype(np.float32)
+        for model in (self._int8, self._result):
+            fresh = FreshNames(model)
+            own_node = next(other for other in model.graph.node if other.output[0] == node.output[0])
+            own = next(other for other in model.graph.node if other.output[0] == dequantize.output[0])
+            arrays = [weight, scale, np.zeros(scale.shape, np.int8)]
+            names = [fresh(f"{node.name}_learned_{part}") for part in ("weight", "scale", "zero")]
+            own.input[:] = names
+            del own.attribute[:]
+            own.attribute.append(onnx.helper.make_attribute("axis", layer.channel_axis))
+            if layer.has_bias():
+                names.append(fresh(f"{node.name}_learned_bias"))
+                arrays.append(bias)
+                del own_node.input[2:]
+                own_node.input.append(names[-1])
+            for name, array in zip(names, arrays, strict=True):
+                model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A layer before it is learned: FP32's matrix (output channels, inputs), and its INT8 form rounded to nearest.
+
+    Attributes:
+        bias: of the output channels; None for a layer that can have none.
+        taps: weights of an output channel that read the same input channel.
+    """
+
+    matrix: Array
+    integers: Array
+    scale: Array
+    bias: Array | None
+    taps: int
+
+    def parts(self, groups: int, columns: int) -> list[tuple[_Start, slice, slice]]:
+        """The groups of the layer, each with its output channels and the columns that it reads."""
+        rows, width = len(self.matrix) // groups, columns // groups
+        found = []
+        for group in range(groups):
+            own = slice(group * rows, (group + 1) * rows)
+            bias = None if self.bias is None else self.bias[own]
+            part = _Start(self.matrix[own], self.integers[own], self.scale[own], bias, self.taps)
+            found.append((part, own, slice(group * width, (group + 1) * width)))
+        return found
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """A layer after learning.
+
+    Attributes:
+        errors: (3, output channels): mean square error rounded to nearest, as it is now, and FP32's variance.
+        changed: output channels whose learned weights were taken.
+    """
+
+    int8: Array
+    scale: Array
+    bias: Array
+    errors: Array
+    changed: Array
+
+
+def _borders(fp32: Any, patches: Sequence[Patch], labels: Callable[[Array], Array]) -> list[Array]:
+    """For each patch, where FP32's labels meet: (places, 3), each from 0 to 1 along its axis."""
+    run = session(fp32.SerializeToString(), "fp32")
+    name = run.get_inputs()[0].name
+    found = []
+    for patch in patches:
+        label_maps = labels(run.run(None, {name: patch[None]})[0])
+        # One label map, or one of each structure where these may overlap.
+        label_maps = label_maps.reshape(-1, *label_maps.shape[-3:]).astype(np.int16)
+        border = np.zeros(label_maps.shape[1:], bool)
+        for axis in range(3):
+            differs = (np.diff(label_maps, axis=axis + 1) != 0).any(0)
+            for begin in (0, 1):
+                index = [slice(None)] * 3
+                index[axis] = slice(begin, label_maps.shape[axis + 1] - 1 + begin)
+                border[tuple(index)] |= differs
+        found.append((np.argwhere(border) + 0.5) / np.array(border.shape))
+    return found
+
+
+def _learn_group(start: _Start, columns: Array, targets: Array, bits: int) -> _Learned:
+    kept = max(1, int(_KEPT_SHARE * len(columns)))
+    judge_columns, judge_targets = columns[:kept], targets[:kept]
+    columns, targets = (columns[kept:], targets[kept:]) if len(columns) > kept else (columns, targets)
+    has_bias = start.bias is not None
+    means = (columns.mean(0, dtype=np.float64), targets.mean(0, dtype=np.float64))
+    if not has_bias:
+        means = (np.zeros_like(means[0]), np.zeros_like(means[1]))
+    importance = (columns.astype(np.float32) ** 2).mean(0, dtype=np.float64)
+    grids = _grids(start, importance, bits)
+    baseline = grids[0].nearest(start.matrix) if bits == 4 else start.integers.astype(np.int32)
+    centered = (columns - means[0].astype(np.float32), targets - means[1].astype(np.float32))
+    learned = rounded(start.matrix, *centered, grids[1])
+
+    def bias_of(values: Array) -> Array:
+        return means[1] - values @ means[0] if has_bias else np.zeros(len(values))
+
+    def error(values: Array, bias: Array) -> Array:
+        output = judge_columns @ values.T.astype(np.float32) + bias.astype(np.float32)
+        return np.asarray(((output - judge_targets) ** 2).mean(0, dtype=np.float64))
+
+    nearest_values, learned_values = baseline * grids[0].steps, learned * grids[1].steps
+    own_bias = start.bias if start.bias is not None else np.zeros(len(start.matrix))
+    errors = [error(nearest_values, own_bias), error(learned_values, bias_of(learned_values))]
+    better = errors[1] < errors[0]
+    int8 = np.where(better[:, None], grids[1].int8(learned), grids[0].int8(baseline))
+    scale = np.where(better, grids[1].scale, grids[0].scale)
+    bias = np.where(better, bias_of(learned_values), own_bias)
+    return _Learned(
+        int8, scale, bias, np.stack([errors[0], np.minimum(*errors), judge_targets.var(0, dtype=np.float64)]), better
+    )
+
+
+def _grids(start: _Start, importance: Array, bits: int) -> tuple[WeightGrid, WeightGrid]:
+    """The grid of the weights as they are, and that of the learned ones."""
+    if bits == 4:
+        grid = four_bit_grid(start.matrix, start.taps, importance)
+        return grid, grid
+    found = eight_bit_grid(start.matrix, start.scale, importance)
+    plain = WeightGrid(start.scale.astype(np.float32), found.factors, found.smallest, found.largest)
+    return plain, found

@@ -1,0 +1,223 @@
+"""Learned rounding: nearer to FP32 than rounding to nearest, and never further away than it began."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from MedQuantINT8Lib.errors import Cancelled, InputError
+from MedQuantINT8Lib.models import onnx_graph as graph
+from MedQuantINT8Lib.models import qdq
+from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.quantization.effort import check_effort
+from MedQuantINT8Lib.quantization.layer_matrix import LayerMatrix
+from MedQuantINT8Lib.quantization.rounding import RoundingOptions, with_learned_rounding
+from MedQuantINT8Lib.quantization.stepwise import StepwiseRun, peak_bytes
+from tiny import convolutions, quantized, random_weights, run
+
+SHAPE = (8, 8, 8)
+OPTIONS = RoundingOptions(least_samples=1500)
+
+
+def patches(count=4, channels=1, seed=0):
+    """Smooth patches: neighboring voxels are alike, as in scans."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.normal(size=(count, channels, 4, 4, 4)).repeat(2, 2).repeat(2, 3).repeat(2, 4)
+    return list((coarse + 0.1 * rng.normal(size=coarse.shape)).astype(np.float32))
+
+
+def networks(opset=19):
+    weights, biases = random_weights((1, 6, 6, 3), side=3)
+    weights = {n: w / np.sqrt(w[0].size) for n, w in weights.items()}
+    # One large weight in each output channel: the steps of the others are coarse.
+    for weight in weights.values():
+        weight[:, 0, 1, 1, 1] *= 30
+    fp32 = convolutions(weights, biases, opset=opset)
+    return fp32, quantized(fp32, {"x": 0.03, "a_relu": 0.1, "b_relu": 0.5})
+
+
+def error(fp32, other, given):
+    pairs = [(run(fp32, patch), run(other, patch)) for patch in given]
+    return np.sqrt(sum(((a - b) ** 2).sum() for a, b in pairs) / sum((a**2).sum() for a, _ in pairs))
+
+
+def nearest_four_bits(fp32, int8):
+    """The INT8 network with weights rounded to 15 steps of an output channel."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(int8)
+    found, exact = graph.Graph(copy), graph.Graph(fp32)
+    for node in fp32.graph.node:
+        if node.op_type == "Conv":
+            weight = exact.array(node.input[1])
+            scale = np.abs(weight).max((1, 2, 3, 4)) / 7
+            own = next(n for n in copy.graph.node if n.name == node.name)
+            names = found.producer[own.input[1]].input
+            rounded = np.rint(weight / scale[:, None, None, None, None]).astype(np.int8)
+            for name, array in zip(names[:2], (rounded, scale.astype(np.float32)), strict=True):
+                found.initializers[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
+    return copy
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_it_beats_rounding_to_nearest_on_patches_that_it_has_not_seen(bits):
+    fp32, int8 = networks()
+    learned, report = with_learned_rounding(fp32, int8, patches(), replace(OPTIONS, weight_bits=bits))
+    unseen = patches(3, seed=9)
+    before = int8 if bits == 8 else nearest_four_bits(fp32, int8)
+    assert error(fp32, learned, unseen) < (0.8 if bits == 8 else 0.4) * error(fp32, before, unseen)
+    assert qdq.check_int8(learned) == [] and not report.left
+    assert [layer.name for layer in report.layers] == ["a", "b", "c"]
+    assert all(layer.after <= layer.before and layer.bits == bits for layer in report.layers)
+
+
+def test_it_gives_the_same_weights_again():
+    fp32, int8 = networks()
+    first, second = (with_learned_rounding(fp32, int8, patches(), OPTIONS)[0] for _ in range(2))
+    assert first.SerializeToString() == second.SerializeToString()
+    other, _ = with_learned_rounding(fp32, int8, patches(), replace(OPTIONS, seed=1))
+    assert other.SerializeToString() != first.SerializeToString()
+
+
+def test_channels_that_cannot_be_bettered_stay_as_they_are():
+    """Weights that INT8 holds exactly, on inputs that it holds exactly: whatever else is learned is further away."""
+    weight = np.random.default_rng(0).integers(-127, 128, (3, 2, 1, 1, 1)).astype(np.float64)
+    weight[:, 0] = 127
+    fp32 = convolutions({"a": weight * 0.01}, {"a": np.zeros(3)})
+    int8 = quantized(fp32, 0.05)
+    given = [np.rint(np.clip(20 * p, -127, 127)).astype(np.float32) * np.float32(0.05) for p in patches(channels=2)]
+    learned, report = with_learned_rounding(fp32, int8, given, OPTIONS)
+    assert error(fp32, learned, given) <= error(fp32, int8, given) + 1e-6 and report.layers[0].after < 1e-8
+
+
+def test_layers_in_float_and_shared_weights_are_left_and_said():
+    fp32, _ = networks()
+    int8 = quantized(fp32, 0.03, {"a", "c"})
+    learned, report = with_learned_rounding(fp32, int8, patches(), OPTIONS)
+    assert list(report.left) == ["b"] and "not stored as INT8" in report.left["b"]
+    assert np.array_equal(graph.Graph(learned).array("b_weight"), graph.Graph(fp32).array("b_weight"))
+
+
+def test_time_that_is_over_leaves_the_rest_as_it_is():
+    fp32, int8 = networks()
+    learned, report = with_learned_rounding(fp32, int8, patches(), replace(OPTIONS, seconds=-1))
+    assert not report.layers and all("time" in why for why in report.left.values()) and len(report.left) == 3
+    assert np.array_equal(run(learned, patches()[0]), run(int8, patches()[0]))
+
+
+def test_it_reports_its_steps_and_can_be_canceled():
+    fp32, int8 = networks()
+    events = []
+
+    def cancel_later(event):
+        events.append(event)
+        if event.done == 1:
+            task.cancel()
+
+    task = Task(cancel_later)
+    with pytest.raises(Cancelled):
+        with_learned_rounding(fp32, int8, patches(), OPTIONS, task)
+    assert events[-1].total == 3 and "round" in events[-1].stage
+
+
+def conv(op, weight, size, **attributes):
+    """A network of one layer."""
+    node = onnx.helper.make_node(op, ["x", "w"], ["y"], name="a", **attributes)
+    channels = weight.shape[1] * attributes.get("group", 1) if op == "Conv" else weight.shape[0]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [node],
+            "one",
+            [onnx.helper.make_tensor_value_info("x", 1, [1, channels, *size])],
+            [onnx.helper.make_tensor_value_info("y", 1, None)],
+            [onnx.numpy_helper.from_array(weight.astype(np.float32), "w")],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 19)],
+        ir_version=9,
+    )
+    return model, node
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "attributes"),
+    [
+        ("Conv", (4, 3, 3, 3, 3), {"pads": [1] * 6}),
+        ("Conv", (4, 3, 3, 1, 2), {"strides": [2, 1, 2], "dilations": [2, 1, 1], "pads": [2, 0, 1, 1, 0, 0]}),
+        ("Conv", (4, 3, 3, 3, 3), {"auto_pad": "SAME_UPPER", "strides": [2, 2, 2]}),
+        ("Conv", (4, 3, 2, 2, 2), {"auto_pad": "SAME_LOWER"}),
+        ("Conv", (6, 2, 3, 3, 3), {"group": 3, "pads": [1] * 6}),
+        ("ConvTranspose", (3, 4, 2, 2, 2), {"strides": [2, 2, 2]}),
+        ("ConvTranspose", (3, 4, 3, 3, 3), {"strides": [2, 2, 2], "pads": [1] * 6, "output_padding": [1, 1, 1]}),
+    ],
+)
+def test_a_layer_is_the_product_of_its_matrix_with_its_columns(op, shape, attributes):
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=shape).astype(np.float32)
+    model, node = conv(op, weight, (6, 5, 7), **attributes)
+    layer = LayerMatrix.of(graph.Graph(model), node, shape)
+    source = rng.normal(size=(1, shape[0] if op == "ConvTranspose" else shape[1] * layer.groups, 6, 5, 7))
+    source = source.astype(np.float32)
+    output = run(model, source[0])
+    chosen = rng.permutation(layer.outputs(output))[:50]
+    columns, values = layer.sample(source, output, chosen)
+    matrix = layer.matrix(weight)
+    assert np.array_equal(layer.weight(matrix), weight)
+    width = matrix.shape[1]
+    rows = len(matrix) // layer.groups
+    for group in range(layer.groups):
+        own = slice(group * rows, (group + 1) * rows)
+        product = columns[:, group * width : (group + 1) * width] @ matrix[own].T
+        assert np.allclose(product, values[:, own], atol=1e-4)
+
+
+def test_a_network_run_piece_by_piece_computes_the_same():
+    fp32, int8 = networks()
+    for model, precision in ((fp32, "fp32"), (int8, "int8")):
+        given = patches(2)
+        stepwise = StepwiseRun(graph.fixed_shape(model, SHAPE), precision, given)
+        for name in ("a_relu", "b_out", "y"):
+            values = stepwise.tensor(name)
+        for value, patch in zip(values, given, strict=True):
+            assert np.allclose(value, run(model, patch), atol=1e-5)
+    assert peak_bytes(graph.fixed_shape(fp32, SHAPE)) == 4 * 2 * 6 * 8**3
+
+
+@pytest.mark.parametrize(
+    ("effort", "bits", "words"), [("slow", 8, "slow"), ("normal", 5, "5 bits"), ("fast", 4, "learned rounding")]
+)
+def test_what_does_not_go_together_is_refused(effort, bits, words):
+    with pytest.raises(InputError, match=words):
+        check_effort(effort, bits)
+
+
+@pytest.mark.slow
+def test_a_package_with_four_bits_is_half_of_int8_and_agrees_with_fp32(fp32_package, tmp_path):
+    """From scans to the file and the engine: what was asked for, and what was done, stands in the package."""
+    from MedQuantINT8Lib.engines import BuildOptions, backend
+    from MedQuantINT8Lib.imaging.phantom import make_phantom
+    from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
+    from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, quantize_package
+    from scans import PHANTOM_SIZE, PHANTOM_SPACING
+
+    options = CalibrationOptions(patches=4)
+    sources = [lambda seed=seed: make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING)[0] for seed in (2001, 2002)]
+    sampler = PatchSampler(sources, fp32_package.spec, (32, 48, 48), options)
+    made, report = quantize_package(
+        fp32_package, sampler, tmp_path / "package", options, QuantizationPolicy(weight_bits=4)
+    )
+    assert report.guard.kept and not report.guard.returned and report.size_ratio < 0.17
+    assert len(report.four_bit_layers) > 5 and report.rounding.layers
+    record = made.calibration()["quantization"]
+    assert (record["effort"], record["weight_bits"]) == ("normal", 4)
+    assert record["learned_rounding"]["layers"][0]["after"] <= record["learned_rounding"]["layers"][0]["before"]
+    assert record["int8_bytes"] == made.onnx_path("int8").stat().st_size
+    for engine in ("openvino", "onnxruntime"):
+        wanted = BuildOptions("int8", (32, 48, 48))
+        backend(engine).build(made.onnx_path("int8"), tmp_path, wanted)
+        loaded = backend(engine).load(tmp_path, wanted)
+        patch = next(iter(sampler))[None]
+        exact = run(graph.fixed_shape(graph.load_network(fp32_package.onnx_path("fp32")), (32, 48, 48)), patch[0])
+        assert (loaded.infer(patch).argmax(1) != exact.argmax(1)).mean() < 0.02
+        loaded.close()
