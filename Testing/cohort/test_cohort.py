@@ -8,14 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
 
 import tiny
-from cohorts import cases_of, lines_of, write_scan, write_scans
+from cohorts import cases_of, lines_of, wait_for, write_scan, write_scans
 from dicom_files import write_series
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.cohort.journal import JOURNAL
@@ -144,13 +143,6 @@ def started(*arguments):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_for(condition, process=None, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end and (process is None or process.poll() is None)
-        time.sleep(0.002)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX's")

@@ -12,7 +12,7 @@ import pytest
 from cohorts import cases_of
 from MedQuantINT8Lib.cohort.driver import CohortOptions, _check_journal
 from MedQuantINT8Lib.cohort.journal import JOURNAL, Journal, Plan, locked, start_over
-from MedQuantINT8Lib.errors import InputError
+from MedQuantINT8Lib.errors import InputError, StorageError
 
 PLAN = Plan("segment", {"model": "abc", "engine": "auto", "overlap": None})
 
@@ -65,6 +65,10 @@ def test_a_folder_that_went_gets_the_whole_journal_again(tmp_path):
     journal.add(record("a"))
     shutil.rmtree(tmp_path / "out")
     journal.add(record("b"))
+    with pytest.raises(StorageError, match="does not exist"):
+        journal.close()
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
     journal.close()
     assert list(Journal(tmp_path / "out").records) == ["a", "b"]
 

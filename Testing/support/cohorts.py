@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +42,33 @@ def lines_of(journal: Path) -> list[dict[str, Any]]:
 def cases_of(journal: Path) -> list[dict[str, Any]]:
     """The lines of cases in a journal."""
     return [value for value in lines_of(journal) if value["event"] == "case"]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
+    """Wait for something that a process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end and (process is None or process.poll() is None)
+        time.sleep(0.002)
+
+
+class Poison:
+    """A work whose cases called poison end their process."""
+
+    def __init__(self, settings):
+        pass
+
+    def read(self, case, task):
+        return case
+
+    def run(self, case, task):
+        if "poison" in case["id"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.02)
+        return case
+
+    def finish(self, case, task):
+        return {"ran": True}
+
+    def close(self):
+        pass

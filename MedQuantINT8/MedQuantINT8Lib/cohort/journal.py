@@ -127,6 +127,8 @@ class Journal:
             "cases": list(ids),
         }
         self._waiting.append(json.dumps(line))
+        with storage_errors(self.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._flush()
 
     def add(self, record: Record) -> None:
@@ -149,8 +151,8 @@ class Journal:
         if not self._waiting:
             return
         with storage_errors(self.path):
-            # Opened anew each time: the folder may have gone meanwhile, and come back on another disk.
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # Opened anew each time: the folder may have gone meanwhile, and come back empty. It is not made again: whoever
+            # took it away finds out, and nothing is written beside a disk that is not mounted any more.
             fresh = not self.path.exists()
             with open(self.path, "ab+") as stream:
                 stream.seek(0, os.SEEK_END)

@@ -8,6 +8,7 @@ is on its way is the one to blame.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import shutil
 import signal
@@ -72,6 +73,8 @@ class _Worker:
                 encoding="utf-8",
                 errors="replace",
                 env={**library_environment(), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._scratch)},
+                # A group of its own, so that it can be ended with the processes that it starts.
+                start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
         except OSError as error:
@@ -119,14 +122,19 @@ class _Worker:
             flight.stage, flight.progress, flight.since = event["stage"], progress, time.monotonic()
 
     def overdue(self, seconds: float) -> _Flight | None:
-        """A case in a stage without progress for so long; those that wait for another are none."""
+        """A case in a stage without progress for so long; one that waits is to blame only where all of them do."""
         moment = time.monotonic()
-        late = (f for f in self.flights.values() if f.stage != "waiting" and moment - f.since > seconds)
-        return next(late, None)
+        active = [flight for flight in self.flights.values() if flight.stage != "waiting"] or self.flights.values()
+        return next((flight for flight in active if moment - flight.since > seconds), None)
 
     def kill(self) -> None:
-        if self._process is not None:
-            with suppress(OSError):
+        """End the process, and those that read files for it."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        with suppress(OSError):
+            if os.name == "posix":
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
                 self._process.kill()
 
     @property

@@ -80,6 +80,9 @@ def main() -> int:
     # The caller is gone.
     if scratch := first.get("scratch"):
         shutil.rmtree(scratch, ignore_errors=True)
+    if os.name == "posix" and os.getpgrp() == os.getpid():
+        # With the processes that read files for this one.
+        os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)
 
 

@@ -216,6 +216,7 @@ class SegmentWork:
 
     def read(self, case: dict[str, Any], task: Task) -> CaseInput:
         """Read and preprocess the scan."""
+        self._check_output()
         loaded = read_case(case, self._settings.reading, task)
         if not isinstance(self._model, Ensemble) or self._settings.options.roi is not None:
             # Each part of a task, and a region, is preprocessed when its turn comes.
@@ -247,11 +248,9 @@ class SegmentWork:
         loaded, run = result
         settings, labels = self._settings, run.result.labels
         began = time.perf_counter()
-        root = Path(settings.output)
-        if not root.is_dir():
-            raise StorageError(f"The output folder {root} is gone.", "Bring it back, and run the command again.")
+        self._check_output()
         name = loaded.case["id"] + settings.ending
-        path = root / name
+        path = Path(settings.output) / name
         with task.stage("writing"):
             write_segmentation(path, labels, run.result.ijk_to_ras, self._labels)
         voxels = present_labels(labels, self._labels) if self._labels else {}
@@ -277,6 +276,13 @@ class SegmentWork:
         if loaded.reference is not None:
             record["dice"] = self._dice(labels, loaded)
         return record
+
+    def _check_output(self) -> None:
+        """Complain if the output folder is gone: it is not made again in the middle of a run."""
+        if not Path(self._settings.output).is_dir():
+            raise StorageError(
+                f"The output folder {self._settings.output} is gone.", "Bring it back, and run the command again."
+            )
 
     def _dice(self, labels: Any, loaded: CaseInput) -> dict[str, float | None]:
         from ..evaluation.agreement import agreement

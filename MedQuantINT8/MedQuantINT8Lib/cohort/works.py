@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,14 @@ WORKS: dict[str, Callable[[dict[str, Any]], Work]] = {"segment": _segment}
 def open_work(kind: str, settings: dict[str, Any]) -> Work:
     """Make a work from its settings.
 
+    Args:
+        kind: a name in :data:`WORKS`, or "module:function" of a program that brings a work of its own; every worker must be able to
+            import it.
+
     Raises:
         MedQuantError: the model or the engine cannot be used here.
     """
+    if ":" in kind:
+        module, _, name = kind.partition(":")
+        return getattr(importlib.import_module(module), name)(settings)
     return WORKS[kind](settings)
