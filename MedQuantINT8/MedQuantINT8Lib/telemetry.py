@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-#: Read by ONNX Runtime, and by the hub's client that ModelOpt brings, when they are imported.
-SILENT = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+#: Read by ONNX Runtime, by the hub's client that ModelOpt brings, and by Ray, when they are imported.
+SILENT = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def silence() -> None:

@@ -261,6 +261,14 @@ def evaluate() -> None:
     assert (HERE / "evaluation" / "evaluation.html").is_file()
 
 
+def cluster() -> None:
+    (HERE / "scans").mkdir(exist_ok=True)
+    for seed in (1000, 1001):
+        scan(seed, f"scans/{seed}.nii.gz")
+    medquant("segment", "demo", HERE / "scans", "--output", HERE / "cohort", "--cluster", "local")
+    assert len(list((HERE / "cohort").glob("*.seg.nrrd"))) == 2
+
+
 def viewer() -> None:
     medquant("differences", "demo", scan(1000, "scan1000.nii.gz"), "--output", HERE / "differences")
     page = (HERE / "differences" / "report.html").read_text(encoding="utf-8")

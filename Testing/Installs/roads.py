@@ -79,6 +79,7 @@ ROADS = (
     Road("quantize-alone", "quantize", ("quantize_alone",), _BUILD, torch=True),
     Road("import", "onnxruntime,import", ("import_bundle", "import_nnunet", "export"), _BUILD, torch=True),
     Road("evaluate", "openvino,onnxruntime,evaluate", ("nothing_heavy_is_installed", "evaluate")),
+    Road("cluster", "openvino,onnxruntime,cluster", ("nothing_heavy_is_installed", "cluster")),
     Road("viewer", "openvino,onnxruntime,viewer", ("nothing_heavy_is_installed", "viewer")),
     Road("completion", "completion", ("completion",)),
     Road("slicer", "openvino,onnxruntime,slicer", ("slicer_scene", "slicer_tests"), SEGMENT_PYTHONS[:2], also=_SLICER_TESTS),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..cohort.journal import Record
+    from ..cohort.pool import CasePool
     from ..cohort.sources import Sources
     from ..progress import Task
 
@@ -49,6 +50,18 @@ def add_pool_options(command: argparse.ArgumentParser) -> None:
         default=3600.0,
         metavar="SECONDS",
         help="give a case up after so long without progress, as on a stalled network drive (default: %(default)g)",
+    )
+    group.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="run on a Ray cluster: local (one on this machine), auto (the one it belongs to) or HOST:PORT; --workers counts on each node",
+    )
+    group.add_argument(
+        "--retries",
+        type=whole(0, 100),
+        default=2,
+        metavar="N",
+        help="run a case again whose worker or node was lost (default: %(default)s)",
     )
 
 
@@ -121,7 +134,7 @@ def check_single(args: argparse.Namespace) -> None:
     """
     from ..errors import InputError
 
-    options = ("devices", "workers", "type", "bids", "resume")
+    options = ("devices", "workers", "cluster", "type", "bids", "resume")
     if given := [name for name in options if getattr(args, name) is not None]:
         raise InputError(
             f"--{given[0]} is for many scans, but one was given.", "Leave it out, or give a folder of scans."
@@ -150,6 +163,29 @@ def worker_devices(args: argparse.Namespace) -> list[str]:
     return [chosen[n % len(chosen)] for n in range(count)]
 
 
+def pool_of(args: argparse.Namespace) -> CasePool:
+    """The workers that the options of :func:`add_pool_options` ask for.
+
+    Raises:
+        InputError: options that do not go together.
+        DependencyError: a cluster without Ray.
+    """
+    from ..errors import InputError
+
+    if args.cluster is None:
+        from ..cohort.local_pool import LocalPool
+
+        return LocalPool(worker_devices(args), args.time_limit, retries=args.retries)
+    from ..cohort.ray_pool import ClusterOptions, RayPool, check_address
+
+    if args.devices or args.device not in ("auto", "cpu", "gpu"):
+        raise InputError(
+            "On a cluster every GPU is used, or every processor.", "Give --device gpu, --device cpu or none of both."
+        )
+    options = ClusterOptions(check_address(args.cluster), args.workers or 0, args.retries, args.time_limit)
+    return RayPool(options, args.device)
+
+
 def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
     """Segment every case that is not done yet, and write cohort.csv and cohort.html.
 
@@ -157,7 +193,6 @@ def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
         CasesFailed: some cases could not be segmented.
     """
     from ..cohort.driver import CohortOptions
-    from ..cohort.local_pool import LocalPool
     from ..cohort.segment import CohortRequest, segment_cohort
     from ..files import split_paths
     from ..imaging.volume_files import ReadOptions
@@ -176,7 +211,7 @@ def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
         suffixes=tuple(args.bids.split(",")) if args.bids else (),
         resuming=CohortOptions(args.resume, args.force),
     )
-    pool = LocalPool(worker_devices(args), args.time_limit)
+    pool = pool_of(args)
     result = segment_cohort(
         request,
         pool,

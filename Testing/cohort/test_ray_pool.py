@@ -1,0 +1,231 @@
+"""Many machines: a local cluster of three nodes stands for them. No case is lost or run twice, whoever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import tiny
+from cohorts import cases_of, wait_for, write_scans
+from MedQuantINT8Lib import __version__
+from MedQuantINT8Lib.cli.main import main
+from MedQuantINT8Lib.cli.parsers import parser
+from MedQuantINT8Lib.cohort import packages
+from MedQuantINT8Lib.cohort.journal import JOURNAL
+from MedQuantINT8Lib.cohort.local_pool import LocalPool
+from MedQuantINT8Lib.cohort.packages import installed_on_node, packed
+from MedQuantINT8Lib.cohort.pool import Order
+from MedQuantINT8Lib.cohort.ray_pool import ClusterOptions, RayPool
+from MedQuantINT8Lib.cohort.ray_worker import CaseActor, NodeOrder
+from MedQuantINT8Lib.cohort.segment import CohortRequest, segment_cohort
+from MedQuantINT8Lib.cohort.segment_work import model_hash
+from MedQuantINT8Lib.errors import DependencyError, PackageError
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
+from MedQuantINT8Lib.inference.ensemble import load_ensemble
+from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.system import library_environment, module_arguments
+from places import ROOT
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.package(tmp_path_factory.mktemp("model")).folder)
+
+
+# ---- without Ray
+
+
+def digest_of(model):
+    with load_ensemble(model) as ensemble:
+        return model_hash(ensemble)
+
+
+def test_a_package_arrives_once_and_is_known_by_its_hash(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    digest, fetched = digest_of(model), []
+
+    def fetch():
+        fetched.append(1)
+        return packed(model)
+
+    first = installed_on_node(digest, fetch)
+    assert installed_on_node(digest, fetch) == first and len(fetched) == 1 and digest_of(first) == digest
+    # One that was damaged there is brought again.
+    (Path(first) / "model.int8.onnx").write_bytes(b"junk")
+    assert digest_of(installed_on_node(digest, fetch)) == digest and len(fetched) == 2
+    monkeypatch.setattr(packages, "packed", lambda _: [])
+    with pytest.raises(PackageError, match="arrived damaged"):
+        installed_on_node("0" * 64, fetch)
+
+
+def test_a_node_that_lacks_a_path_or_the_version_says_so(model, tmp_path):
+    settings = {"model": model, "model_hash": digest_of(model)}
+    for version, path, words in (("0.0", str(tmp_path), "version"), (None, str(tmp_path / "scans"), "does not see")):
+        answer = CaseActor(NodeOrder("segment", settings, version or __version__, (path,)), list).open()
+        assert words in answer["error"]["message"]
+
+
+def test_options_that_do_not_go_together_are_refused(model, tmp_path, capsys):
+    write_scans(tmp_path / "scans", 1)
+    command = ["segment", model, str(tmp_path / "scans"), "-o", str(tmp_path / "out"), "--cluster"]
+    for more, words in ((["local", "--device", "gpu:1"], "every GPU"), (["somewhere"], "is no cluster")):
+        assert main([*command, *more]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_without_ray_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(DependencyError, match="pip install ray"):
+        RayPool(ClusterOptions("local"))
+
+
+def test_the_examples_for_clusters_name_options_that_there_are():
+    """The scripts cannot run here; their form and the command in them are looked at."""
+    yaml = pytest.importorskip("yaml")
+    slurm = ROOT / "examples/cluster_slurm.sh"
+    bash = shutil.which("bash")
+    if bash is not None:
+        assert subprocess.run([bash, "-n", str(slurm)], capture_output=True).returncode == 0
+    job = yaml.safe_load((ROOT / "examples/cluster_kuberay.yaml").read_text())["spec"]
+    for text in (
+        job["entrypoint"],
+        slurm.read_text().replace("\\\n", " ").split("medquant segment", 1)[1].split("||")[0],
+    ):
+        words = shlex.split(text.removeprefix("medquant segment"))
+        assert parser().parse_args(["segment", *words]).cluster
+    groups = [job["rayClusterSpec"]["headGroupSpec"], *job["rayClusterSpec"]["workerGroupSpecs"]]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
+    assert "RAY_USAGE_STATS_ENABLED=0" in slurm.read_text()
+
+
+# ---- with Ray
+
+needs_ray = pytest.mark.skipif(
+    subprocess.run([sys.executable, "-c", "import ray"], capture_output=True).returncode != 0,
+    reason="needs ray (the extra cluster)",
+)
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Three nodes on this machine, and the driver connected to them."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(p for p in (*map(str, paths_of_tests()), os.environ.get("PYTHONPATH")) if p)
+    )
+    import ray
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1)
+    ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def paths_of_tests():
+    import MedQuantINT8Lib
+
+    return [Path(MedQuantINT8Lib.__file__).parents[1], Path(__file__).parents[1] / "support"]
+
+
+def request(model, tmp_path):
+    return CohortRequest(model, (str(tmp_path / "scans"),), tmp_path / "out", EngineChoice(device="cpu"))
+
+
+def run(model, tmp_path, on_case=lambda *_: None, **options):
+    return segment_cohort(request(model, tmp_path), RayPool(ClusterOptions("auto", **options)), Task(), on_case)
+
+
+def labels_of(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+@pytest.mark.slow
+@needs_ray
+def test_two_hundred_cases_with_a_node_lost_and_one_that_joins(cluster, model, tmp_path):
+    count = 200
+    write_scans(tmp_path / "scans", count)
+    ended = []
+
+    def on_case(record, already):
+        ended.append(record["id"])
+        if len(ended) == 20:
+            # In the middle of cases: what the node had is run by others.
+            cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+        if len(ended) == 60:
+            cluster.add_node(num_cpus=1, wait=False)
+
+    result = run(model, tmp_path, on_case)
+    assert not result.failed, result.failed[:2]
+    names = [f"s{n:04d}/ct" for n in range(count)]
+    # Every case has one line, and its labels are those of a single process.
+    assert sorted(line["id"] for line in cases_of(tmp_path / "out" / JOURNAL)) == names == sorted(ended)
+    other = CohortRequest(model, (str(tmp_path / "scans"),), tmp_path / "plain", EngineChoice(device="cpu"))
+    assert not segment_cohort(other, LocalPool(["cpu"]), Task()).failed
+    for name in names:
+        assert np.array_equal(
+            labels_of(tmp_path / f"out/{name}.seg.nrrd"), labels_of(tmp_path / f"plain/{name}.seg.nrrd")
+        )
+    assert not list((tmp_path / "out").glob(".cohort-*"))
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_poisoned_case_is_reported_after_its_retries_and_costs_no_other(cluster, model, tmp_path):
+    (tmp_path / "out").mkdir()
+    cases = [{"id": f"{'poison' if n == 7 else n}", "channels": [str(tmp_path)]} for n in range(20)]
+    settings = {
+        "model": model,
+        "model_hash": digest_of(model),
+        "choice": {"threads": 0},
+        "output": str(tmp_path / "out"),
+    }
+    order = Order("cohorts:Poison", settings)
+    records = {r["id"]: r for r in RayPool(ClusterOptions("auto", retries=1)).run(order, cases, lambda: None)}
+    assert len(records) == 20 and [name for name, r in records.items() if r["state"] == "failed"] == ["poison"]
+    assert records["poison"]["attempts"] == 2 and "lost 2 times" in records["poison"]["error"]
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_driver_that_is_killed_goes_on_where_it_stopped(model, tmp_path):
+    count = 40
+    write_scans(tmp_path / "scans", count)
+    out = tmp_path / "out"
+    command = ["segment", model, str(tmp_path / "scans"), "-o", str(out), "--cluster", "local"]
+    process = subprocess.Popen(
+        [sys.executable, *module_arguments("MedQuantINT8Lib.cli.main"), *command],
+        env=library_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: len(cases_of(out / JOURNAL)) >= 3, process, 120)
+    process.kill()
+    process.wait()
+    before = {line["id"] for line in cases_of(out / JOURNAL)}
+    assert 3 <= len(before) < count
+    # The journal is the same wherever cases run.
+    done = subprocess.run(
+        [sys.executable, *module_arguments("MedQuantINT8Lib.cli.main"), *command, "--json"],
+        env=library_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sum(json.loads(line)["already"] for line in done.stdout.splitlines()) == len(before)
+    assert sorted(line["id"] for line in cases_of(out / JOURNAL)) == [f"s{n:04d}/ct" for n in range(count)]
