@@ -1,4 +1,4 @@
-"""Slicer's ctest: the panel's tests (slicer_module/test_window.py) in the real application. See Testing/CMakeLists.txt."""
+"""Slicer's ctest: the panel's tests (slicer_module/test_window*.py) in the real application. See Testing/CMakeLists.txt."""
 
 import unittest
 from pathlib import Path
@@ -34,13 +34,19 @@ class Outcomes:
         return found if self.passed else [*found, "no test ran"]
 
 
-def run(tests: Path, *options: str) -> list[str]:
-    """Run a file of tests in this process; its problems."""
+def window_tests() -> list[Path]:
+    """The files of tests of the panel."""
+    folder = Path(__file__).resolve().parent / "slicer_module"
+    return [path for path in sorted(folder.glob("test_window*.py")) if path.name != "test_window_in_slicer.py"]
+
+
+def run(tests: list[Path], *options: str) -> list[str]:
+    """Run files of tests in this process; their problems."""
     import pytest
 
     outcomes = Outcomes()
     settings = Path(__file__).resolve().parent.parent / "pyproject.toml"
-    code = pytest.main([str(tests), "-q", "-p", "no:cacheprovider", "-c", str(settings), *options], [outcomes])
+    code = pytest.main([*map(str, tests), "-q", "-p", "no:cacheprovider", "-c", str(settings), *options], [outcomes])
     return outcomes.problems(code)
 
 
@@ -50,4 +56,4 @@ class WindowInSlicer(unittest.TestCase):
             import pytest  # noqa: F401
         except ImportError:
             self.skipTest('pytest is not installed in Slicer: slicer.util.pip_install("pytest")')
-        self.assertEqual(run(Path(__file__).resolve().parent / "slicer_module" / "test_window.py"), [])
+        self.assertEqual(run(window_tests()), [])

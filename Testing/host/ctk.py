@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from PySide6.QtCore import Property, Qt, Signal
+from PySide6.QtCore import Property, QEvent, Qt, Signal
 from PySide6.QtWidgets import QHBoxLayout, QLineEdit, QToolButton, QWidget
 
 
@@ -14,7 +14,9 @@ class ctkCollapsibleButton(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._collapsed = False
+        self._button: Any = None
         self._button = QToolButton(self)
+        self.setFocusPolicy(Qt.StrongFocus)
         self._button.setToolButtonStyle(Qt.ToolButtonTextBesideIcon)
         self._button.setStyleSheet("QToolButton { border: none; font-weight: bold; }")
         self._button.clicked.connect(lambda: self._setCollapsed(not self._collapsed))
@@ -47,6 +49,20 @@ class ctkCollapsibleButton(QWidget):
                 elif not self._collapsed and child.property("_folded"):
                     child.setProperty("_folded", False)
                     child.show()
+
+    def childEvent(self, event: Any) -> None:
+        if event.type() == QEvent.ChildAdded and isinstance(event.child(), QWidget):
+            event.child().installEventFilter(self)
+        super().childEvent(event)
+
+    def eventFilter(self, child: Any, event: Any) -> bool:
+        # As the real one: what is shown while the section is folded appears when it is unfolded.
+        if event.type() == QEvent.ShowToParent and self._collapsed and child is not self._button:
+            child.setProperty("_folded", True)
+            child.hide()
+        elif event.type() == QEvent.HideToParent and not self._collapsed:
+            child.setProperty("_folded", False)
+        return False
 
     def showEvent(self, event: Any) -> None:
         # The .ui file sets "collapsed" before the section has children.

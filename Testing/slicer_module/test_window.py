@@ -1,168 +1,40 @@
 """The module's real panel and .ui file over the real scene, driven as a person would: click, watch, cancel, look.
 
 The same tests run in Slicer's own application (WindowInSlicer.py) and in the stand-in of Testing/host; see docs/verification.md.
+What a section of the panel shows is tested beside, in the files test_window_*.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-pytest.importorskip("slicer", reason="needs slicer-core")
 import slicer
 
-pytest.importorskip("slicer" if hasattr(slicer, "app") else "PySide6", reason="needs PySide6")
-from places import HOST
-
-sys.path.insert(0, str(HOST))
-
-import window
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_labels
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.slicer_module import dependencies
 from MedQuantINT8Lib.slicer_module import scene as mrml
+from panel_user import read, slow_down, window  # first: it skips where there is no panel
 
 pytestmark = pytest.mark.slicer
-SECONDS = 120
 NO_SEQUENCES = "this build of Slicer has no Sequences module"
-
-
-def read(widget, name):
-    """A widget's Qt property, in PythonQt and PySide6 alike."""
-    return widget.property(name)
-
-
-@pytest.fixture(scope="module")
-def answers():
-    return window.install()
-
-
-@pytest.fixture
-def file_dialogs(user):
-    from MedQuantINT8Lib.slicer_module.panels import file_dialogs
-
-    return file_dialogs
-
-
-@pytest.fixture
-def user(answers, tmp_path, monkeypatch):
-    """A person before the module, with an empty scene."""
-    monkeypatch.setenv("MEDQUANT_MODELS", str(tmp_path / "models"))
-    answers.agree, answers.shown = True, []
-    person = User(answers)
-    yield person
-    person.leave()
-    views = person.scene.GetNumberOfNodesByClass("vtkMRMLSliceNode")
-    assert views == len(window.SLICE_VIEWS), "a slice node was made beside the application's own"
-
-
-class User:
-    """Clicks, and looks."""
-
-    def __init__(self, answers):
-        import qt
-
-        import MedQuantINT8
-
-        self.qt, self.scene, self.answers = qt, slicer.mrmlScene, answers
-        self.scene.Clear(0)
-        if window.in_stand_in():
-            # Slicer has made the module itself.
-            MedQuantINT8.MedQuantINT8(SimpleNamespace(path=MedQuantINT8.__file__))
-        # With a parent, as the application makes it.
-        self.parent = slicer.qMRMLWidget()
-        self.parent.setLayout(qt.QVBoxLayout())
-        self.widget = MedQuantINT8.MedQuantINT8Widget(self.parent)
-        self.widget.setup()
-        self.parent.resize(420, 1000)
-        self.parent.show()
-        self.look()
-
-    @property
-    def ui(self):
-        return self.widget.view.ui
-
-    @property
-    def view(self):
-        return self.widget.view
-
-    def leave(self):
-        self.widget.cleanup()
-        self.scene.Clear(0)
-        self.parent.deleteLater()
-        self.look()
-
-    def look(self):
-        slicer.app.processEvents()
-
-    def load(self, name="Scan", seed=2000, size=(84, 60, 64), spacing=4.0):
-        node = mrml.volume_node(make_phantom(seed, size, spacing)[0], name, self.scene)
-        self.look()
-        return node
-
-    def click(self, button):
-        assert read(button, "enabled"), f"{read(button, 'objectName')} is grey"
-        button.click()
-        self.look()
-
-    def watch(self, until=None, seconds=SECONDS):
-        """Look on until the work is done, or until something is seen; what the status said meanwhile."""
-        seen, end = [], time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.look()
-            text = (
-                read(self.ui.segmentStatusLabel, "text")
-                + read(self.ui.buildStatusLabel, "text")
-                + read(self.ui.compareStatusLabel, "text")
-            )
-            if text and (not seen or seen[-1] != text):
-                seen.append(text)
-            if until() if until else not self.view.runner.busy:
-                return seen
-            time.sleep(0.005)
-        raise AssertionError(f"still at work after {seconds} s: {seen[-3:]}")
-
-    def panels(self):
-        """The module's panels that live in the user's window, shown or hidden."""
-        return [child for child in self.parent.children() if read(child, "objectName") == "MedQuantINT8"]
-
-    def segmentations(self):
-        count = self.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
-        return [self.scene.GetNthNodeByClass(n, "vtkMRMLSegmentationNode") for n in range(count)]
-
-    def structures(self, node):
-        inside = node.GetSegmentation()
-        return [inside.GetNthSegment(n).GetName() for n in range(inside.GetNumberOfSegments())]
-
-    def errors(self):
-        return [text for kind, text in self.answers.shown if kind == "errorDisplay"]
-
-
-def slow_down(user):
-    """Make the next run long enough to act during it."""
-    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
-
-    logic = user.widget.logic.implementation
-    plain = logic.segment
-    logic.segment = lambda *a, **k: plain(*a, **{**k, "options": SegmentationOptions(overlap=0.9)})
-    return lambda: setattr(logic, "segment", plain)
 
 
 def test_the_active_volume_is_chosen_and_one_click_segments_it(user):
     node = user.load()
     assert user.ui.volumeSelector.currentNode() is node
-    assert "liver" in read(user.ui.modelInfoLabel, "text") and read(user.ui.segmentButton, "text") == "Segment"
+    assert (
+        read(user.ui.modelCombo, "currentText").startswith("Demo") and read(user.ui.segmentButton, "text") == "Segment"
+    )
     user.click(user.ui.segmentButton)
-    assert read(user.ui.segmentButton, "text") == "Cancel" and read(user.ui.segmentProgress, "visible")
+    assert read(user.ui.segmentButton, "text") == "Cancel" and read(user.ui.segmentWorkWidget, "visible")
     assert not read(user.ui.compareButton, "enabled")
     seen = user.watch()
     assert any("Segmenting" in text for text in seen) and "Done" in seen[-1] and "OpenVINO" in seen[-1]
@@ -190,7 +62,7 @@ def test_cancel_stops_and_a_second_click_works(user):
 @pytest.mark.slow
 def test_structures_output_and_undo(user):
     user.load()
-    user.click(user.ui.allClassesButton)
+    user.click(user.ui.noClassesButton)
     for n in range(read(user.ui.classList, "count")):
         item = user.ui.classList.item(n)
         if item.text() in ("liver", "spleen"):
@@ -231,9 +103,10 @@ def test_a_scan_of_another_modality_is_warned_of(user):
     mrml.volume_node(Volume(np.abs(make_phantom(2000, (40, 40, 40), 8.0)[0].data), np.eye(4), "T1"), "T1", user.scene)
     user.look()
     assert "made for CT" in read(user.ui.warningLabel, "text") and read(user.ui.warningLabel, "visible")
+    assert read(user.ui.warningsSection, "text") == "Warnings (1)"
     node = user.load("CT scan")
     user.ui.volumeSelector.setCurrentNodeID(node.GetID())
-    assert not read(user.ui.warningLabel, "visible")
+    assert not read(user.ui.warningsSection, "visible")
     node.SetAttribute("DICOM.Modality", "MR")
     user.view.segment.show()
     assert "is a MR scan" in read(user.ui.warningLabel, "text")
@@ -247,19 +120,6 @@ def test_voxels_that_come_after_the_node_are_looked_at(user):
     node.SetAndObserveImageData(full.GetImageData())
     user.look()
     assert "made for CT" in read(user.ui.warningLabel, "text")
-
-
-def test_models_are_found_by_words(user, int8_package, fp32_package):
-    int8_package.save(Path(os.environ["MEDQUANT_MODELS"]) / "phantom" / "package")
-    fp32_package.save(Path(os.environ["MEDQUANT_MODELS"]) / "raw" / "package")
-    user.view.show()
-    assert read(user.ui.modelList, "count") == 3
-    texts = [user.ui.modelList.item(n).text() for n in range(3)]
-    assert sum("no INT8 network yet" in text for text in texts) == 1
-    user.ui.modelSearchEdit.setText("ct LIVER")
-    assert read(user.ui.modelList, "count") == 3
-    user.ui.modelSearchEdit.setText("hippocampus")
-    assert read(user.ui.modelList, "count") == 0
 
 
 def test_a_network_of_two_channels_gets_two_selectors(user, fp32_package):
@@ -280,12 +140,12 @@ def test_a_network_of_two_channels_gets_two_selectors(user, fp32_package):
     write_json(folder / "model.json", {**spec.to_json(), "files": fp32_package.hashes})
     first, second = user.load("first"), user.load("second", 2001)
     user.view.segment.selectModel("two")
-    [(selector, label)] = user.view.segment._channelSelectors
+    [(selector, label)] = user.view.segment.channels.rows
     assert read(label, "text") == "T2"
     selector.setCurrentNodeID(second.GetID())
     assert user.view.segment.parameters.channels == [second] and user.view.segment.parameters.volume is first
     user.view.segment.selectModel("demo")
-    assert not user.view.segment._channelSelectors
+    assert not user.view.segment.channels
 
 
 def test_the_state_is_saved_with_the_scene_and_comes_back(user, tmp_path):
@@ -392,19 +252,19 @@ def test_dialogs_for_files_lie_over_the_panel_that_asks(user, file_dialogs, monk
 
     monkeypatch.setattr(file_dialogs, "qt", SimpleNamespace(QFileDialog=Dialogs()))
     view, ui = user.view, user.ui
-    for ask in (view.segment._pressFolder, view.build._importFile, view.build._importFolder, view.compare._save):
+    for ask in (view.segment._pressFolder, view.models._importFile, view.models._importFolder, view.compare._save):
         ask()
-    assert over == [ui.segmentSection, ui.buildSection, ui.buildSection, ui.compareSection]
+    assert over == [ui.segmentSection, ui.modelsSection, ui.modelsSection, ui.compareSection]
 
 
 def test_two_models_of_one_title_are_told_apart_by_their_names(user, fp32_package):
     for name in ("first", "second"):
         fp32_package.save(Path(os.environ["MEDQUANT_MODELS"]) / name / "package")
     user.view.show()
-    combo = user.ui.buildModelCombo
+    combos = (user.ui.modelCombo, user.ui.buildModelCombo)
     lists = (
         [user.ui.modelList.item(n).text() for n in range(read(user.ui.modelList, "count"))],
-        [combo.itemText(n) for n in range(read(combo, "count"))],
+        *([combo.itemText(n) for n in range(read(combo, "count"))] for combo in combos),
     )
     for texts in lists:
         assert len(set(texts)) == len(texts) and sum("(first)" in t or "(second)" in t for t in texts) == 2
@@ -415,12 +275,14 @@ def test_no_table_is_wider_than_the_panel(user, width):
     from MedQuantINT8Lib.slicer_module.panels.qt_compat import fill_table
 
     ui = user.ui
-    ui.compareSection.setProperty("collapsed", False)
+    user.parent.resize(width, 1000)
+    for section in (ui.compareSection, ui.structureSection, ui.summarySection):
+        section.setProperty("collapsed", False)
+    ui.compareDetails.setVisible(True)
     long_name = "left common carotid artery, proximal part"
     fill_table(ui.structureTable, [[long_name, "0.9876", "-1234.56"]], [f"{long_name}: 5 ml in FP32, 4 ml in INT8"])
     fill_table(ui.summaryTable, [["work in INT8", "0 %", "99 %"], ["time of one window, ms", "1234.5", "123.4"]])
     for table in (ui.structureTable, ui.summaryTable):
-        table.setMaximumWidth(width)
         user.look()
         columns = [table.columnWidth(n) for n in range(read(table, "columnCount"))]
         assert sum(columns) <= read(table, "width") <= width and min(columns) > 30, columns
@@ -507,7 +369,7 @@ def test_compare_shows_what_was_lost_and_leads_to_it(user, file_dialogs, tmp_pat
     view = user.scene.GetNodeByID("vtkMRMLSliceNodeRed")
     user.click(user.ui.compareButton)
     seen = user.watch()
-    assert any("FP32: segmenting" in text for text in seen) and any("INT8: segmenting" in text for text in seen)
+    assert any("FP32: Segmenting" in text for text in seen) and any("INT8: Segmenting" in text for text in seen)
     rows = [
         [user.ui.summaryTable.item(r, c).text() for c in range(3)]
         for r in range(read(user.ui.summaryTable, "rowCount"))
@@ -517,9 +379,11 @@ def test_compare_shows_what_was_lost_and_leads_to_it(user, file_dialogs, tmp_pat
     assert 0 < int8_mb < 0.3 * fp32_mb and summary["memory, GB"][1] != "–"
     share, percent = summary["work in INT8"][1].split()
     assert float(share) > 95 and percent == "%"
-    assert read(user.ui.structureTable, "rowCount") == len(phantom_labels()) and "Mean Dice 0.9" in read(
-        user.ui.compareResultLabel, "text"
-    )
+    assert read(user.ui.structureTable, "rowCount") == len(phantom_labels())
+    assert "0.9" in read(user.ui.diceLabel, "text") and "×" in read(user.ui.speedLabel, "text")
+    dices = [float(user.ui.structureTable.item(n, 1).text()) for n in range(len(phantom_labels()))]
+    worst = user.ui.structureTable.item(0, 0).text()
+    assert dices == sorted(dices) and f"Worst structure: {worst}" in read(user.ui.compareResultLabel, "text")
     assert read(user.ui.regionList, "count") > 3
     user.click(user.ui.showDifferencesButton)
     [differences] = user.segmentations()
@@ -637,35 +501,6 @@ def test_making_an_engine_without_scans_is_told_before_anything_is_installed(use
     assert f"There is no folder {tmp_path / 'none'}" in user.errors()[-1]
 
 
-def test_a_model_of_ones_own_is_brought_in(user, file_dialogs, int8_package, tmp_path, monkeypatch):
-    pytest.importorskip("torch", reason="this build of Slicer has no PyTorch, which a foreign zip is brought in with")
-    int8_package.save(tmp_path / "mine.zip")
-    monkeypatch.setattr(file_dialogs, "open_file", lambda *_a: str(tmp_path / "mine.zip"))
-    user.click(user.ui.importFileButton)
-    user.watch()
-    assert user.view.segment.parameters.model == int8_package.spec.name
-    needed = user.widget.logic.implementation.needsImport
-    assert not needed(str(tmp_path / "mine.zip")) and not needed("x.onnx") and needed(str(tmp_path / "bundle.zip"))
-    user.click(user.ui.importFileButton)
-    user.watch()
-    assert "is installed already" in user.errors()[-1]
-    (tmp_path / "scan.zip").write_bytes(b"no zip")
-    monkeypatch.setattr(file_dialogs, "open_file", lambda *_a: str(tmp_path / "scan.zip"))
-    user.click(user.ui.importFileButton)
-    user.watch()
-    assert "scan.zip" in user.errors()[-1]
-
-
-def test_a_download_asks_for_the_licence_first(user):
-    combo = user.ui.buildModelCombo
-    index = next(n for n in range(read(combo, "count")) if combo.itemData(n).startswith("get:"))
-    combo.setCurrentIndex(index)
-    assert read(user.ui.buildButton, "text") == "Download model"
-    user.answers.agree = False
-    user.click(user.ui.buildButton)
-    assert "License" in user.answers.shown[-1][1] and not user.view.runner.busy
-
-
 def test_the_module_reloads_and_nothing_of_the_old_panel_stays(user, monkeypatch):
     # Other tests go on with the library as they know it.
     for name in [n for n in sys.modules if n.startswith("MedQuantINT8Lib")]:
@@ -753,26 +588,6 @@ def test_another_module_stops_the_following_of_the_scan_and_coming_back_begins_i
         assert bool(looked_at) == follows
 
 
-def test_models_and_built_engines_are_removed_in_the_window(user, int8_package, tmp_path, monkeypatch):
-    from MedQuantINT8Lib.engines import cache
-    from MedQuantINT8Lib.models.installed import installed_models, models_root
-
-    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "cache"))
-    shutil.copytree(int8_package.folder, models_root() / "mine" / "package")
-    cache.make({"model_name": "mine"}, lambda folder: (folder / "engine").write_bytes(bytes(2_000_000)) and None)
-    user.view.show()
-    ui = user.ui
-    assert "mine (" in read(ui.storageModelCombo, "currentText") and "2.0 MB" in read(ui.storageStatusLabel, "text")
-    user.answers.agree = False
-    ui.removeModelButton.click()
-    assert "mine" in installed_models(), "it was removed though the user refused"
-    user.answers.agree = True
-    ui.removeModelButton.click()
-    assert "mine" not in installed_models() and not read(ui.removeModelButton, "enabled")
-    ui.removeEnginesButton.click()
-    assert not cache.entries() and not read(ui.removeEnginesButton, "enabled")
-
-
 def test_a_volume_is_segmented_from_its_context_menu(user):
     if not window.in_stand_in():
         pytest.skip("this build of Slicer has no context menu that a test could open")
@@ -791,10 +606,9 @@ def test_a_volume_is_segmented_from_its_context_menu(user):
         assert not subject_hierarchy.menu_of(nothing)
     [(_text, lines)] = subject_hierarchy.menu_of(item(second)).items()
     assert len(lines) == 1 and user.view.segment.parameters.volume is first
-    user.ui.modelSearchEdit.setText("no such model")
     next(iter(lines.values())).trigger()
     assert ("selectModule", "MedQuantINT8") in user.answers.shown and user.view.runner.busy
-    assert user.ui.volumeSelector.currentNode() is second and read(user.ui.modelList, "currentRow") == 0
+    assert user.ui.volumeSelector.currentNode() is second and read(user.ui.modelCombo, "currentIndex") == 0
     user.watch()
     assert not user.errors() and len(user.segmentations()) == 1
     [segmentation] = user.segmentations()

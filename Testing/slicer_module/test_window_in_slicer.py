@@ -29,12 +29,16 @@ def test_a_run_counts_only_if_tests_ran_and_what_was_left_out_is_named(text, tmp
     file.write_text(text)
     code = (
         f"import sys; sys.path.insert(0, {str(TESTING)!r}); from pathlib import Path; import WindowInSlicer;"
-        f"print(WindowInSlicer.run(Path({str(file)!r}), '--rootdir', {str(tmp_path)!r}, '--noconftest'))"
+        f"print(WindowInSlicer.run([Path({str(file)!r})], '--rootdir', {str(tmp_path)!r}, '--noconftest'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     problems = [text.replace("{file}", file.name) for text in FILES[text]]
     assert done.stdout.splitlines()[-1] == str(problems), done.stdout + done.stderr
 
 
-def test_the_panels_tests_are_found_where_the_ctest_looks():
-    assert (TESTING / "slicer_module" / "test_window.py").is_file()
+def test_the_panels_tests_are_found_where_the_ctest_looks(monkeypatch):
+    monkeypatch.syspath_prepend(str(TESTING))
+    import WindowInSlicer
+
+    names = [path.name for path in WindowInSlicer.window_tests()]
+    assert "test_window.py" in names and len(names) > 1 and "test_window_in_slicer.py" not in names

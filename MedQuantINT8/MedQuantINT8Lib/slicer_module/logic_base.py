@@ -21,6 +21,7 @@ from ..system import cpu_name
 from ..worker.client import WorkerClient
 from ..worker.jobs import wait_for
 from . import modality_check, scene
+from .load_gauge import Load, LoadGauge
 
 Progress = Callable[[ProgressEvent], None]
 PRECISIONS = ("auto", "int8", "fp16", "fp32")
@@ -53,6 +54,7 @@ class LogicBase:
         self._client = WorkerClient(python)
         #: What the worker reported of the last run.
         self.report: dict[str, Any] = {}
+        self._gauge: LoadGauge | None = None
 
     def engines(self) -> dict[str, Any]:
         """Engines by name: whether each can run here, and why not."""
@@ -70,6 +72,16 @@ class LogicBase:
     def engineTitles(self) -> list[tuple[str, str]]:
         """All engines this version knows, with titles; whether they can run is only found out when one is used."""
         return [(name, backend(name).title) for name in backend_names()]
+
+    def load(self) -> Load | None:
+        """What the worker takes now of memory, processor and graphics card; None while there is no worker."""
+        pid = self._client.description.get("pid") if self._client.alive else None
+        if not isinstance(pid, int):
+            self._gauge = None
+            return None
+        if self._gauge is None or self._gauge.pid != pid:
+            self._gauge = LoadGauge(pid)
+        return self._gauge.read()
 
     # ---- within
 

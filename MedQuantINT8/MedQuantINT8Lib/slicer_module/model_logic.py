@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..engines import cache
-from ..errors import MedQuantError
+from ..errors import MedQuantError, PackageError
 from ..models.installed import DEMO, holds_int8, installed_models, remove, size_of
 from ..models.task_package import describe, is_task
 from ..worker.client import WorkerClient
 from ..worker.jobs import BackgroundJob
 from .dependencies import GROUPS
 from .logic_base import LogicBase, Progress
+from .model_entries import ModelEntry, model_entries
 
 if TYPE_CHECKING:
     from ..importers.catalogue import CatalogueEntry
@@ -36,7 +37,11 @@ class ModelLogic(LogicBase):
         """Installed models: name, title, modality, structures, channels, whether they hold an INT8 network, and whether they are a task."""
         descriptions = []
         for name, paths in installed_models().items():
-            spec = describe(paths[0])
+            try:
+                spec = describe(paths[0])
+            except PackageError:
+                # The list of all models says what is wrong with it.
+                continue
             descriptions.append(
                 {
                     "name": name,
@@ -51,6 +56,11 @@ class ModelLogic(LogicBase):
                 }
             )
         return descriptions
+
+    @staticmethod
+    def modelEntries() -> list[ModelEntry]:
+        """Installed models, and those of the catalog that can be downloaded, as the window lists them."""
+        return model_entries()
 
     def pythonOf(self, group: str) -> str | None:
         """The Python that runs what a group of packages is for (a name of :data:`.dependencies.GROUPS`); None for the caller's own."""
@@ -87,16 +97,16 @@ class ModelLogic(LogicBase):
         """
         # What turns PyTorch networks into ONNX needs torch, as quantizing does.
         job = self._newBuilder().begin(
-            "install_model", [], name=name, source=source, trust_code=trustCode, imports=self._importsFor(name, source)
+            "install_model", [], name=name, source=source, trust_code=trustCode, imports=self.importsFor(name, source)
         )
         return self._result(BackgroundJob(job, lambda result: result.report["name"]), waitForCompletion, progress)
 
-    def _importsFor(self, name: str, source: str) -> dict[str, str]:
-        """Modules that bringing in a model takes, beside those of segmenting."""
+    def importsFor(self, name: str, source: str = "") -> dict[str, str]:
+        """Modules that bringing in a model takes, beside those of segmenting, each with the requirement that brings it."""
         from ..importers.catalogue import entries
 
         entry = entries().get(name)
-        torch = self.needsImport(source) if not name else entry is not None and entry.form != "onnx"
+        torch = self.needsImport(source) if not name else entry is not None and entry.form not in ("onnx", "package")
         return GROUPS["import"].modules() if torch else {}
 
     @staticmethod

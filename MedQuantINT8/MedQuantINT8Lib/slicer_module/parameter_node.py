@@ -79,6 +79,7 @@ class Parameters:
     volume = _Node()
     channels = _Nodes()
     output = _Node()
+    region = _Node()
     model = _Field("demo")
     engine = _Field("auto")
     precision = _Field("auto")
@@ -86,6 +87,7 @@ class Parameters:
     segments: _Field[list[str] | None] = _Field(None)
     surface = _Field(True)
     replace = _Field(False)
+    terminology = _Field("")
 
     calibrationVolumes = _Nodes()
     calibrationFolder = _Field("")

@@ -228,6 +228,7 @@ def add_segmentation(
     surface: bool = False,
     name: str = "",
     voxels: Mapping[int, int] | None = None,
+    terminology: str = "",
 ) -> Any:
     """Put a label map into a segmentation node.
 
@@ -241,6 +242,7 @@ def add_segmentation(
             transform, and the new segments are put where the volume lies. A new segment whose name is already taken gets a number.
         surface: make the closed surface, for the 3D view.
         voxels: how many voxels each value has, where that is known already: counting a large map holds up the window.
+        terminology: name of the list of terms that the segments are shown with (:func:`terminology_names`); empty for Slicer's own.
 
     Returns:
         The segmentation node.
@@ -271,7 +273,7 @@ def add_segmentation(
                 value_map = np.arange(max(voxels) + 1).astype(labels.dtype)
                 value_map[strangers] = 0
                 labels = value_map[labels]
-            _add_shared_labelmap(slicer, segmentation, labels, present, matrix)
+            _add_shared_labelmap(slicer, segmentation, labels, present, matrix, terminology)
         if surface:
             node.CreateClosedSurfaceRepresentation()
         if not keeping:
@@ -331,7 +333,12 @@ def show(segmentationNode: Any) -> None:
 
 
 def _add_shared_labelmap(
-    slicer: Any, segmentation: Any, labels: NDArray[Any], names: Sequence[Label], matrix: NDArray[np.float64]
+    slicer: Any,
+    segmentation: Any,
+    labels: NDArray[Any],
+    names: Sequence[Label],
+    matrix: NDArray[np.float64],
+    terminology: str,
 ) -> None:
     """All structures share one label map layer: a hundred structures would else be a hundred volumes."""
     oriented = slicer.vtkOrientedImageData()
@@ -347,7 +354,8 @@ def _add_shared_labelmap(
         used_names.add(segment.GetName())
         segment.SetColor(*(c / 255 for c in label.color))
         segment.SetLabelValue(label.value)
-        segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology_tag(label.terminology))
+        own_list, codes = terminology_tag(label.terminology).split("~", 1)
+        segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), f"{terminology or own_list}~{codes}")
         segment.AddRepresentation(binary, oriented)
         identifier = segment_id(label)
         segmentation.AddSegment(
@@ -356,6 +364,35 @@ def _add_shared_labelmap(
             if segmentation.GetSegment(identifier) is None
             else segmentation.GenerateUniqueSegmentID(identifier),
         )
+
+
+#: Lists of terms that every Slicer has.
+_TERMINOLOGIES = (
+    "Segmentation category and type - 3D Slicer General Anatomy list",
+    "Segmentation category and type - DICOM master list",
+)
+
+
+def terminology_names() -> list[str]:
+    """Names of the lists of terms that Slicer has loaded; its list of anatomy, which is used if nothing is said, comes first."""
+    import vtk
+
+    names = vtk.vtkStringArray()
+    modules: Any = getattr(require_slicer(), "modules", None)
+    if hasattr(modules, "terminologies"):
+        modules.terminologies.logic().GetLoadedTerminologyNames(names)
+    loaded = [names.GetValue(n) for n in range(names.GetNumberOfValues())]
+    return [*_TERMINOLOGIES, *(name for name in loaded if name not in _TERMINOLOGIES)]
+
+
+def check_terminology(name: str) -> None:
+    """Whether Slicer has loaded a list of terms of that name; an empty one stands for its own.
+
+    Raises:
+        InputError: it has not.
+    """
+    if name and name not in terminology_names():
+        raise InputError(f"Slicer has no terminology {name!r}.", f"Choose one of: {'; '.join(terminology_names())}.")
 
 
 def _free_name(name: str, used_names: set[str]) -> str:

@@ -22,8 +22,11 @@ from ..worker.client import WorkerResult
 from ..worker.jobs import BackgroundJob, BatchJob, Pollable
 from . import scene, sequences
 from .folder_job import FolderJob
+from .forecast import Forecast, forecast
 from .logic_base import LogicBase, Progress, engine_choice
 from .region_nodes import region_of_interest
+from .results import RunResult, run_result, voxel_ml
+from .run_records import keep_run
 from .undo import SegmentationUndo
 
 
@@ -38,6 +41,7 @@ class SegmentRequest:
         options: how the sliding window is run, which structures are segmented, and in which box.
         replace: whether the segmentation node loses the segments that it has.
         surface: whether the closed surface is made as well.
+        terminology: name of the list of terms that segments are shown with; empty for Slicer's own.
     """
 
     model: str
@@ -46,6 +50,7 @@ class SegmentRequest:
     options: SegmentationOptions
     replace: bool
     surface: bool
+    terminology: str = ""
 
 
 def _chosen(
@@ -69,6 +74,8 @@ class SegmentLogic(LogicBase):
     def __init__(self, python: str | None) -> None:
         super().__init__(python)
         self._undo = SegmentationUndo()
+        #: What the last run brought; None before the first.
+        self.result: RunResult | None = None
 
     def segment(
         self,
@@ -83,6 +90,7 @@ class SegmentLogic(LogicBase):
         device: str = EngineChoice.device,
         replace: bool = False,
         surface: bool = False,
+        terminology: str = "",
         options: SegmentationOptions = SegmentationOptions(),
         progress: Progress | None = None,
         roi: Any = None,
@@ -99,6 +107,7 @@ class SegmentLogic(LogicBase):
             waitForCompletion: if False, a job comes back at once; its ``value`` is the segmentation node.
             device: a name of :meth:`devices`.
             surface: make the closed surface as well.
+            terminology: a name of :meth:`terminologies`, in which Segment Editor shows the segments; the codes stay the model's.
             progress: called with each report while waiting.
             roi: the box that is segmented, outside of which is background: a markups ROI node, whose box along R, A and S is taken, or
                 six numbers in millimeters: the least and the largest R, A and S.
@@ -114,8 +123,10 @@ class SegmentLogic(LogicBase):
         volume = scene.volume_from_node(nodes[0], nodes[1:])
         path = self._modelPath(model)
         labels = self._labels(path, segments)
+        scene.check_terminology(terminology)
         options = _chosen(options, None if segments is None else labels, roi, nodes[0])
-        request = SegmentRequest(path, labels, engine_choice(engine, precision, device), options, replace, surface)
+        choice = engine_choice(engine, precision, device)
+        request = SegmentRequest(path, labels, choice, options, replace, surface, terminology)
         job = self._segmentJob(nodes[0], volume, segmentationNode, request)
         return self._result(job, waitForCompletion, progress)
 
@@ -141,7 +152,13 @@ class SegmentLogic(LogicBase):
                     replace=request.replace,
                     surface=request.surface,
                     voxels=voxels,
+                    terminology=request.terminology,
                 )
+            notes = list(result.report.get("notes", []))
+            self.result = run_result(changed.node, request.labels, voxels, voxel_ml(volumeNode), notes)
+            if request.options.roi is None and request.options.structures is None:
+                # A part of the work tells nothing of the whole.
+                keep_run(request.model, request.choice, result.report, int(volume.data[0].size))
             return changed.node
 
         job = self._client.submit(request.model, volume, request.choice, request.options)
@@ -257,8 +274,32 @@ class SegmentLogic(LogicBase):
         )
         return self._result(batch, waitForCompletion, progress)
 
+    @staticmethod
+    def terminologies() -> list[str]:
+        """Names of the lists of terms that Slicer has loaded; its own list of anatomy comes first."""
+        return scene.terminology_names()
+
+    def forecast(
+        self,
+        volumeNode: Any,
+        model: str,
+        engine: str = "auto",
+        precision: str = "int8",
+        *,
+        device: str = EngineChoice.device,
+        options: SegmentationOptions = SegmentationOptions(),
+    ) -> Forecast:
+        """What :meth:`segment` with these arguments will be, as far as it is known; nothing is started.
+
+        Raises:
+            InputError: no volume, no model.
+        """
+        volume = scene.volume_from_node(volumeNode)
+        return forecast(self._modelPath(model), volume, engine_choice(engine, precision, device), options)
+
     def undo(self) -> Any | None:
         """Take the last segmentation back; see :class:`.undo.SegmentationUndo`."""
+        self.result = None
         return self._undo.undo()
 
     @property

@@ -1,4 +1,4 @@
-"""The module's window: loads the .ui file, joins the three panels, and follows the scene."""
+"""The module's window: takes the loaded .ui file, joins the sections of the panel, and follows the scene."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .logic import MedQuantINT8Logic
 from .panels.build import BuildPanel
 from .panels.compare import ComparePanel
 from .panels.job_runner import JobRunner
+from .panels.models import ModelsPanel, ModelUser
 from .panels.segment import SegmentPanel
-from .panels.storage import StoragePanel
 from .parameter_node import Parameters
 
 
@@ -39,23 +39,23 @@ class ModuleView:
         # Questions go through this, so that a test can answer them.
         self.ask = lambda text: bool(slicer.util.confirmOkCancelDisplay(text, windowTitle=_("MedQuantINT8")))
         self.segment = SegmentPanel(self.ui, logic, parameters, self.runner, self._asked)
+        user = ModelUser(self._useModel, self._modelsChanged)
+        self.models = ModelsPanel(self.ui, logic, parameters, self.runner, self._asked, user)
         self.build = BuildPanel(self.ui, logic, parameters, self.runner, self._asked, self._modelReady)
         self.compare = ComparePanel(self.ui, logic, parameters, self.runner, self._asked)
-        self.storage = StoragePanel(self.ui, logic, self.runner, self._asked, self.show)
         self.show()
 
     def _asked(self, text: str) -> bool:
         return self.ask(text)
 
     @property
-    def _panels(self) -> tuple[SegmentPanel, BuildPanel, ComparePanel]:
-        return self.segment, self.build, self.compare
+    def _panels(self) -> tuple[SegmentPanel, ModelsPanel, BuildPanel, ComparePanel]:
+        return self.segment, self.models, self.build, self.compare
 
     def show(self) -> None:
         """Show what the parameter node says, and what is installed now."""
         for panel in self._panels:
             panel.show()
-        self.storage.show()
 
     def setParameterNode(self, node: Any) -> None:
         """Follow another parameter node: a scene was loaded."""
@@ -109,6 +109,21 @@ class ModuleView:
         self.segment.close()
         self._logic.close()
 
-    def _modelReady(self, name: str) -> None:
+    def _useModel(self, name: str) -> None:
+        """Segment with a model that was chosen in the list."""
         self.segment.selectModel(name)
+        self.ui.segmentSection.setProperty("collapsed", False)
+
+    def _modelsChanged(self, name: str) -> None:
+        """A model was installed (``name``) or removed: show what there is now."""
+        if name:
+            self.segment.selectModel(name)
+        self.show()
+        if name:
+            self.build.select(name)
+
+    def _modelReady(self, name: str) -> None:
+        """A model got its INT8 network."""
+        self.segment.selectModel(name)
+        self.models.select(name)
         self.build.show()

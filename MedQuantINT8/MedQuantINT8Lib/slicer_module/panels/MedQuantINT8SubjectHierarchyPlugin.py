@@ -53,7 +53,7 @@ class MedQuantINT8SubjectHierarchyPlugin(AbstractScriptedSubjectHierarchyPlugin)
         from MedQuantINT8Lib.slicer_module.logic import MedQuantINT8Logic
         from MedQuantINT8Lib.slicer_module.panels.base import distinct_titles
 
-        return distinct_titles(MedQuantINT8Logic.models())
+        return distinct_titles([m for m in MedQuantINT8Logic.modelEntries() if m.installed and not m.problem])
 
     @staticmethod
     def _segment(node: Any, model: str) -> None:

@@ -1,8 +1,8 @@
-"""What the three panels share: one piece of work at a time, its progress, its end and its errors."""
+"""What the sections of the panel share: one piece of work at a time, its progress, its end and its errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import slicer
@@ -12,6 +12,7 @@ from ...errors import MedQuantError
 from ...progress import ProgressEvent
 from ..dependencies import Ask, ensure
 from ..logic import MedQuantINT8Logic
+from ..model_entries import ModelEntry
 from ..parameter_node import Parameters
 from .job_runner import JobRunner, Listener, in_words, is_cancel, percent
 
@@ -128,10 +129,10 @@ class WorkPanel:
         self._status.setText(text)
 
 
-def distinct_titles(models: list[dict[str, Any]]) -> dict[str, str]:
-    """The title under which each model (as the logic lists it) is offered, by its name; the name follows where titles are the same."""
-    titles = [(model["title"], model["modality"]) for model in models]
+def distinct_titles(models: Sequence[ModelEntry]) -> dict[str, str]:
+    """The title under which each model is offered, by its name; the name follows where titles are the same."""
+    titles = [(model.title, model.modality) for model in models]
     return {
-        model["name"]: model["title"] if titles.count(title) == 1 else f"{model['title']} ({model['name']})"
+        model.name: model.title if titles.count(title) == 1 else f"{model.title} ({model.name})"
         for model, title in zip(models, titles, strict=True)
     }

@@ -1,7 +1,8 @@
-"""Panel "Make INT8 engine": a model, scans to calibrate on, a budget."""
+"""Section "Make INT8 engine": a model, scans to calibrate on, a budget; and what became of each layer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +11,50 @@ from slicer.i18n import tr as _
 from ...errors import InputError, MedQuantError
 from ...imaging.volume_files import scan_files
 from ...progress import ProgressEvent
-from ...quantization.calibration import METHODS
-from ..dependencies import Ask
+from ...quantization.calibration import METHODS, STUDY_VOLUMES
+from ..dependencies import GROUPS, Ask, missing
 from ..logic import MedQuantINT8Logic
+from ..model_entries import ModelEntry, layer_shares
 from ..parameter_node import Parameters
-from . import file_dialogs
 from .base import WorkPanel, distinct_titles
 from .job_runner import JobRunner
+from .layer_bar import show_layers
+from .model_icons import model_icon
 from .qt_compat import check_nodes, chosen, quiet_fill, read, silently
+from .stage_titles import stage_title
+from .theme import line_height, make_primary, make_quiet
 
 _MB = 1e6
+#: From so many scans on, the result need not be distrusted from the start.
+_SOME_SCANS = 5
+_LOG_LINES = 8
 
 
 class BuildPanel(WorkPanel):
-    """Connects the widgets of the second panel with the parameters and the logic.
+    """Connects the widgets of the section with the parameters and the logic.
 
     Args:
-        ready: called with a model's name after it got an INT8 network, or was installed.
+        ready: called with a model's name after it got an INT8 network.
     """
 
     def __init__(
-        self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask, ready: Any
+        self,
+        ui: Any,
+        logic: MedQuantINT8Logic,
+        parameters: Parameters,
+        runner: JobRunner,
+        ask: Ask,
+        ready: Callable[[str], None],
     ) -> None:
         super().__init__(ui, logic, parameters, runner, ask, ui.buildStatusLabel, ui.buildProgress)
         self._ready = ready
         self._stage = ""
+        self._models: list[ModelEntry] = []
+        make_primary(ui.buildButton)
+        for label in (ui.buildModelLabel, ui.scansLabel, ui.packagesLabel):
+            make_quiet(label)
+        ui.logText.setFixedHeight(_LOG_LINES * line_height(ui.logText))
         ui.buildModelCombo.currentTextChanged.connect(self._modelChosen)
-        ui.importFileButton.clicked.connect(self._importFile)
-        ui.importFolderButton.clicked.connect(self._importFolder)
         selector, folder = ui.calibrationSelector, ui.calibrationFolderEdit
         self._bind("calibrationVolumes", selector.checkedNodesChanged, lambda: list(selector.checkedNodes()))
         self._bind("calibrationFolder", folder.currentPathChanged, lambda: str(read(folder, "currentPath") or ""))
@@ -52,16 +69,17 @@ class BuildPanel(WorkPanel):
         """Show what the parameter node says."""
         ui, p = self._ui, self.parameters
         self._shown = False
-        models = self._logic.models()
-        titles = distinct_titles(models)
-        installed = [
-            (m["name"], titles[m["name"]] + ("" if m["int8"] else _(" (no INT8 network yet)"))) for m in models
+        self._models = [
+            e for e in self._logic.modelEntries() if e.installed and not e.problem and e.networks == 1 and not e.task
         ]
-        offered = [
-            (f"get:{e.name}", _("Download: {title} ({license})").format(title=e.title, license=e.license))
-            for e in self._logic.publicModels()
-        ]
-        quiet_fill(ui.buildModelCombo, installed + offered, chosen(ui.buildModelCombo) or p.model)
+        titles = distinct_titles(self._models)
+        quiet_fill(
+            ui.buildModelCombo,
+            [(m.name, f"{titles[m.name]} [{m.modality}]") for m in self._models],
+            chosen(ui.buildModelCombo) or p.model,
+        )
+        for number, model in enumerate(self._models):
+            ui.buildModelCombo.setItemIcon(number, model_icon(model))
         quiet_fill(ui.methodCombo, [(name, name) for name in METHODS], p.method)
         engines = [("auto", _("Automatic")), *self._logic.engineTitles()]
         quiet_fill(ui.buildEngineCombo, engines, p.buildEngine)
@@ -77,6 +95,13 @@ class BuildPanel(WorkPanel):
         super().suspend()
         check_nodes(self._ui.calibrationSelector, [])
 
+    def select(self, name: str) -> None:
+        """Choose the model that shall get an INT8 network."""
+        self.show()
+        index = next((n for n, model in enumerate(self._models) if model.name == name), -1)
+        if index >= 0:
+            self._ui.buildModelCombo.setCurrentIndex(index)
+
     def _modelChosen(self, _text: str) -> None:
         if self._shown:
             self._showButtons()
@@ -84,12 +109,62 @@ class BuildPanel(WorkPanel):
     def _showButtons(self) -> None:
         ui = self._ui
         working = self._working
-        download = chosen(ui.buildModelCombo).startswith("get:")
-        ui.buildButton.setText(_("Cancel") if working else _("Download model") if download else _("Make INT8 engine"))
+        ui.buildButton.setText(_("Cancel") if working else _("Make INT8 engine"))
         ui.buildButton.setEnabled(working or not self._runner.busy)
-        for button in (ui.importFileButton, ui.importFolderButton):
-            button.setEnabled(not self._runner.busy)
         ui.buildProgress.setVisible(working)
+        if self._shown and not working:
+            ui.buildModelLabel.setText(self._modelText())
+            ui.scansLabel.setText(self._scansText())
+            ui.packagesLabel.setText(self._packagesText())
+
+    # ---- what each step needs
+
+    def _modelText(self) -> str:
+        name = chosen(self._ui.buildModelCombo)
+        model = next((model for model in self._models if model.name == name), None)
+        if model is None:
+            return _("Install one, or import your own, under Models.")
+        if not model.int8:
+            return _("It has no INT8 network yet.")
+        if self._logic.ownCopyName(name) != name:
+            text = _("It is part of the program and stays as it is: what is made is installed as {name}.")
+            return text.format(name=self._logic.ownCopyName(name))
+        return _("It has an INT8 network, which is made anew.")
+
+    def _scansText(self) -> str:
+        """How many scans are chosen, and whether they are enough."""
+        try:
+            count = len(self.parameters.calibrationVolumes) + len(self._scans())
+        except MedQuantError as error:
+            return error.args[0]
+        least, most = STUDY_VOLUMES
+        if count == 0:
+            return _("None yet. One is needed; {least} or more are safe (the study used {least} to {most}).").format(
+                least=least, most=most
+            )
+        if count < _SOME_SCANS:
+            text = _(
+                "{count}: enough to make it, not to rely on it. Compare it with FP32 on other scans afterwards; {least} or more are safe."
+            )
+        elif count < least:
+            text = _(
+                "{count}: enough for most networks; {least} or more are safe. Compare it on scans that are not among them."
+            )
+        else:
+            text = _("{count}: enough. More bring nothing that could be measured.")
+        return text.format(count=count, least=least)
+
+    def _packagesText(self) -> str:
+        lacking = [
+            GROUPS[name].size
+            for name in ("segment", "build")
+            if self._logic.pythonOf(name) is None and missing(GROUPS[name])
+        ]
+        if lacking:
+            return _("NVIDIA ModelOpt and PyTorch are installed first: {size}. You are asked before.").format(
+                size="; ".join(lacking)
+            )
+        return _("What it needs is installed. It takes minutes on a processor; the window stays free meanwhile.")
 
     # ---- work
 
@@ -97,9 +172,6 @@ class BuildPanel(WorkPanel):
         if self._stopped():
             return
         name = chosen(self._ui.buildModelCombo)
-        if name.startswith("get:"):
-            self._download(name.removeprefix("get:"))
-            return
         p = self.parameters
         try:
             # Before anything is installed for it.
@@ -112,7 +184,7 @@ class BuildPanel(WorkPanel):
             return self._logic.calibrate(
                 p.calibrationVolumes,
                 name,
-                self._target(name),
+                self._logic.ownCopyPath(name),
                 p.method,
                 p.patches,
                 p.agreement,
@@ -133,68 +205,23 @@ class BuildPanel(WorkPanel):
             raise InputError(f"There is no folder {folder}.", "Choose another one.")
         return [str(p) for p in scan_files(folder)]
 
-    def _target(self, name: str) -> str | None:
-        """The demo model is part of the program: what is made of it becomes a model of its own."""
-        return self._logic.ownCopyPath(name)
-
-    def _download(self, name: str) -> None:
-        entry = next(item for item in self._logic.publicModels() if item.name == name)
-        size = f"{entry.size_bytes / _MB:.0f} MB" if entry.size_bytes else _("unknown size")
-        text = _(
-            "{title}\n\nFrom: {url} ({size})\nLicense: {license} ({license_url})\n{citation}\n\nDo you accept the license, and download it?"
-        )
-        shown = text.format(
-            title=entry.title,
-            url=entry.url,
-            size=size,
-            license=entry.license,
-            license_url=entry.license_url,
-            citation=entry.citation,
-        )
-        if self._ask(shown) and (not entry.needs_trust or self._trusts(entry.title)):
-            self._start(
-                lambda: self._logic.installModel(name, trustCode=entry.needs_trust, waitForCompletion=False),
-                lambda job: self._installed(job.value),
-                needs=() if entry.form == "onnx" else ("import",),
-            )
-
-    def _trusts(self, title: str) -> bool:
-        text = _(
-            "{title} holds Python code that has to be run on this computer, with your rights. Do you trust whoever made it?"
-        )
-        return self._ask(text.format(title=title))
-
-    def _importFile(self) -> None:
-        title = _("Model: package or bundle (.zip), ONNX, or model.pt of Auto3DSeg")
-        self._import(file_dialogs.open_file(self._ui.buildSection, title))
-
-    def _importFolder(self) -> None:
-        title = _("Model: package, MONAI bundle or result folder of nnU-Net")
-        self._import(file_dialogs.open_folder(self._ui.buildSection, title))
-
-    def _import(self, source: str) -> None:
-        if source:
-            self._start(
-                lambda: self._logic.installModel(source=source, waitForCompletion=False),
-                lambda job: self._installed(job.value),
-                needs=("import",) if self._logic.needsImport(source) else (),
-            )
-
-    def _start(self, start: Any, done: Any, *, fresh: bool = True, needs: tuple[str, ...] = ("build",)) -> None:
-        if self._begin(start, done, ("segment", *needs)):
+    def _start(self, start: Any, done: Any, *, fresh: bool = True) -> None:
+        if self._begin(start, done, ("segment", "build")):
             self._stage = ""
             if fresh:
                 self._ui.logText.clear()
+                show_layers(self._ui.buildBarLabel, self._ui.buildBarText, None)
 
     def _progressed(self, event: ProgressEvent) -> None:
         super()._progressed(event)
         if event.stage != self._stage:
             self._stage = event.stage
-            self._log(event.stage)
+            self._log(stage_title(event.stage))
 
     def _quantized(self, name: str, report: dict[str, Any]) -> None:
         for text in _of_the_kept_network(report):
             self._log(text)
+        show_layers(self._ui.buildBarLabel, self._ui.buildBarText, layer_shares(report))
         target = self._logic.ownCopyName(name)
         self._ready(target)
         volumes = self.parameters.calibrationVolumes
@@ -220,13 +247,7 @@ class BuildPanel(WorkPanel):
             text = _("real INT8 against the simulation: relative error {error}, {labels} of voxels with another label")
             labels = f"{100 * fidelity['label_disagreement']:.3f} %"
             self._log(text.format(error=f"{fidelity['relative_error']:.4f}", labels=labels))
-        self._ui.buildStatusLabel.setText(_("Done. The model is chosen in the panel above."))
-
-    def _installed(self, name: str) -> None:
-        self._ui.buildStatusLabel.setText(
-            _("Installed {name}. Choose scans, and make its INT8 engine.").format(name=name)
-        )
-        self._ready(name)
+        self._ui.buildStatusLabel.setText(_("Done. The model is chosen in the section Segment."))
 
     def _say(self, text: str) -> None:
         super()._say(text)

@@ -1,9 +1,10 @@
-"""Panel "Compare": FP32 beside INT8, and a list that leads to the places where they differ."""
+"""Section "Compare": the three numbers first, then the worst structure, then the places where FP32 and INT8 differ."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -17,10 +18,13 @@ from . import file_dialogs
 from .base import WorkPanel
 from .job_runner import JobRunner
 from .qt_compat import check_nodes, fill_table, read, set_columns
+from .theme import make_number, make_primary, show_rows
+
+_ROWS = 8
 
 
 class ComparePanel(WorkPanel):
-    """Connects the widgets of the third panel with the parameters and the logic."""
+    """Connects the widgets of the section with the parameters and the logic."""
 
     def __init__(self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask) -> None:
         super().__init__(ui, logic, parameters, runner, ask, ui.compareStatusLabel, ui.compareProgress)
@@ -35,6 +39,11 @@ class ComparePanel(WorkPanel):
         ui.saveReportButton.clicked.connect(self._save)
         set_columns(ui.summaryTable, ["", "FP32", "INT8"])
         set_columns(ui.structureTable, [_("Structure"), _("Dice"), _("Change, ml")])
+        make_primary(ui.compareButton)
+        for label in (ui.diceLabel, ui.speedLabel, ui.sizeLabel):
+            make_number(label)
+            label.setTextFormat(qt.Qt.RichText)
+        self._showResult()
 
     def show(self) -> None:
         """Show what the parameter node says."""
@@ -99,24 +108,31 @@ class ComparePanel(WorkPanel):
 
     def _showResult(self, _text: str = "") -> None:
         ui, comparison = self._ui, self._current
-        ui.regionList.blockSignals(True)
+        before = ui.regionList.blockSignals(True)
         ui.regionList.clear()
-        if comparison is None:
-            fill_table(ui.summaryTable, [])
-            fill_table(ui.structureTable, [])
-            ui.compareResultLabel.setText("")
-        else:
-            fill_table(ui.summaryTable, [list(row) for row in comparison.rows()])
-            fill_table(
-                ui.structureTable,
-                [_row(s) for s in comparison.structures],
-                [_volumes(s) for s in comparison.structures],
-            )
-            ui.compareResultLabel.setText(_summary(comparison))
+        structures = worst_first(comparison.structures) if comparison is not None else []
+        rows = comparison.rows() if comparison is not None else []
+        fill_table(ui.summaryTable, [[_quantity(row[0]), *row[1:]] for row in rows])
+        fill_table(ui.structureTable, [_row(s) for s in structures], [_volumes(s) for s in structures])
+        if comparison is not None:
             for region in comparison.regions[:SHOWN_REGIONS]:
                 ui.regionList.addItem(region_title(region))
+            for label, (number, caption) in zip(
+                (ui.diceLabel, ui.speedLabel, ui.sizeLabel), _numbers(comparison), strict=True
+            ):
+                label.setText(f"<b style='font-size: x-large'>{number}</b><br>{caption}")
+        ui.compareResultLabel.setText(_summary(comparison) if comparison is not None else "")
         ui.regionList.setCurrentRow(-1)
-        ui.regionList.blockSignals(False)
+        ui.regionList.blockSignals(before)
+        for table in (ui.structureTable, ui.summaryTable):
+            count = int(read(table, "rowCount"))
+            show_rows(table, count, _ROWS, int(read(table.horizontalHeader(), "height")))
+        show_rows(ui.regionList, int(read(ui.regionList, "count")), _ROWS)
+        for widget in (ui.numbersWidget, ui.compareResultLabel, ui.compareDetails):
+            widget.setVisible(comparison is not None)
+        ui.regionSection.setVisible(comparison is not None and bool(comparison.regions))
+        several = len(self.comparisons) > 1
+        ui.compareResultCombo.setVisible(several)
         self._showButtons()
 
     def _showDifferences(self) -> None:
@@ -177,17 +193,57 @@ def _volumes(structure: dict[str, Any]) -> str:
     return text.format(name=structure["name"], fp32=f"{structure['other_ml']:.2f}", int8=f"{structure['ml']:.2f}")
 
 
+def worst_first(structures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Structures by their Dice, the lowest first; those without one, which neither run found, come last."""
+    return sorted(structures, key=lambda s: (s["dice"] is None, s["dice"] if s["dice"] is not None else 0.0))
+
+
+def _numbers(comparison: Comparison) -> list[tuple[str, str]]:
+    """The three numbers that are looked at first: agreement, speed, size; each with what it is."""
+    dice = "–" if comparison.meanDice is None else f"{comparison.meanDice:.4f}"
+    fp32, int8 = (comparison.report["runs"][name]["seconds"].get("network", 0.0) for name in ("fp32", "int8"))
+    files = comparison.report["model"]["file_bytes"]
+    speed = f"{fp32 / int8:.1f} ×" if fp32 and int8 else "–"
+    size = f"{100 * files['int8'] / files['fp32']:.0f} %" if files["fp32"] else "–"
+    return [(dice, _("mean Dice with FP32")), (speed, _("as fast in the network")), (size, _("of FP32’s file"))]
+
+
+def _quantity(name: str) -> str:
+    """What a row of the table of both runs is about, in the application's language."""
+    titles = {
+        "network file, MB": _("network file, MB"),
+        "engine": _("engine"),
+        "engine, MB": _("engine, MB"),
+        "time, s": _("time, s"),
+        "in the network, s": _("in the network, s"),
+        "memory, GB": _("memory, GB"),
+        "work in INT8": _("work in INT8"),
+    }
+    return titles.get(name, name)
+
+
 def _summary(comparison: Comparison) -> str:
+    """The verdict: the structure that differs most, then how much differs and where."""
     differences = comparison.report["differences"]
     if not differences["voxels"]:
         return _("INT8 and FP32 are the same everywhere.")
-    dice = "–" if comparison.meanDice is None else f"{comparison.meanDice:.4f}"
-    text = _(
-        "Mean Dice {dice}. {ml} ml differ in {count} regions; {share} of it lies within one voxel of a boundary."
-    ).format(
-        dice=dice,
+    lines = []
+    worst = next((s for s in worst_first(comparison.structures) if s["dice"] is not None), None)
+    if worst is not None:
+        text = _("Worst structure: {name}, Dice {dice}, {change} ml.")
+        change = f"{worst['ml'] - worst['other_ml']:+.2f}"
+        lines.append(text.format(name=worst["name"], dice=f"{worst['dice']:.4f}", change=change))
+    text = _("{ml} ml differ in {count} regions; {share} of it lies within one voxel of a boundary.").format(
         ml=f"{differences['ml']:.2f}",
         count=differences["region_count"],
         share=f"{100 * differences['boundary_share']:.0f} %",
     )
-    return f"{text} {comparison.verdict}"
+    return "\n".join([*lines, text, _verdict(comparison)])
+
+
+def _verdict(comparison: Comparison) -> str:
+    names, limit = comparison.report["pointed_out"], f"{comparison.report['volume_change_percent']:g}"
+    if not names:
+        return _("No structure changes its volume by more than {limit} %.").format(limit=limit)
+    text = _("Structures that change their volume by more than {limit} % ({count}): {names}.")
+    return text.format(limit=limit, count=len(names), names=", ".join(names))

@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 from ...errors import Cancelled, MedQuantError
 from ...progress import ProgressEvent
 from ...worker.jobs import Pollable
+from .stage_titles import stage_title
 
 _INTERVAL_MS = 30
 
@@ -36,6 +37,8 @@ class JobRunner:
         self._listener: Listener | None = None
         self._reported: ProgressEvent | None = None
         self.changed: list[Callable[[], None]] = []
+        #: Called again and again while a job runs.
+        self.ticked: list[Callable[[], None]] = []
 
     @property
     def busy(self) -> bool:
@@ -55,7 +58,7 @@ class JobRunner:
         self.cancel()
         self._timer.stop()
         self._job = self._listener = None
-        self.changed = []
+        self.changed, self.ticked = [], []
 
     def _tick(self) -> None:
         if self._job is None or self._listener is None:
@@ -80,6 +83,9 @@ class JobRunner:
         elif job.progress is not None and job.progress is not self._reported:
             self._reported = job.progress
             listener.progress(job.progress)
+        if self.busy:
+            for call in list(self.ticked):
+                call()
 
     def _end(self) -> None:
         self._timer.stop()
@@ -98,8 +104,7 @@ def percent(event: ProgressEvent) -> int:
 
 def in_words(event: ProgressEvent) -> str:
     """What is happening, and for how long still."""
-    # A part's name, such as a volume's, is left as it is.
-    stage = event.stage if ": " in event.stage else event.stage[:1].upper() + event.stage[1:]
+    stage = stage_title(event.stage)
     if event.seconds_left is None:
         return f"{stage} …"
     return _("{stage}, {time} left").format(stage=stage, time=duration(event.seconds_left))

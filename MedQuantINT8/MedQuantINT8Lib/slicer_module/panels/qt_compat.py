@@ -70,6 +70,9 @@ def set_columns(table: Any, titles: list[str]) -> None:
     header.setMinimumSectionSize(30)
     header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
     header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
+    rows = table.verticalHeader()
+    rows.setMinimumSectionSize(1)
+    rows.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
 
 
 def fill_table(table: Any, rows: list[list[str]], tips: list[str] | None = None) -> None:

@@ -1,9 +1,9 @@
-"""Panel "Segment": a volume, a model, one button."""
+"""Section "Segment": a volume, a model, one button; what will happen, what happens, and what was found."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import qt
@@ -11,40 +11,63 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...errors import MedQuantError
+from ...progress import ProgressEvent
 from .. import sequences
-from ..dependencies import Ask
+from ..dependencies import GROUPS, Ask, missing
 from ..logic import MedQuantINT8Logic
+from ..model_entries import ModelEntry
 from ..parameter_node import Parameters
 from . import file_dialogs
 from .base import WorkPanel, distinct_titles
+from .channels import ChannelSelectors
+from .forecast_line import forecast_text
 from .job_runner import JobRunner, duration
+from .model_icons import model_icon
+from .progress_view import LoadView, StageList
 from .qt_compat import chosen, id_of, quiet_fill, read, silently
+from .result_table import ResultTable
+from .structures import StructureList
+from .theme import make_primary, make_quiet
 
 
 class SegmentPanel(WorkPanel):
-    """Connects the widgets of the first panel with the parameters and the logic."""
+    """Connects the widgets of the first section with the parameters and the logic."""
 
     def __init__(self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask) -> None:
         super().__init__(ui, logic, parameters, runner, ask, ui.segmentStatusLabel, ui.segmentProgress)
-        self._models: list[dict[str, Any]] = []
-        self._channelSelectors: list[Any] = []
+        self._models: list[ModelEntry] = []
         self._observed: tuple[Any, int] = (None, 0)
+        self._forecastIsDue = False
+        self.channels = ChannelSelectors(ui.channelsWidget, self._channelsChanged)
+        self._structures = StructureList(ui, self._structuresChanged)
+        self.results = ResultTable(ui)
+        self._stages = StageList(ui.stageLabel)
+        self.load = LoadView(ui, logic, runner)
+        make_primary(ui.segmentButton)
+        make_quiet(ui.forecastLabel)
         ui.volumeSelector.currentNodeIDChanged.connect(self._volumeChosen)
-        ui.modelSearchEdit.textChanged.connect(self._search)
-        ui.modelList.currentRowChanged.connect(self._modelChosen)
+        ui.modelCombo.currentTextChanged.connect(self._modelChosen)
         ui.segmentButton.clicked.connect(self._press)
         ui.segmentAllButton.clicked.connect(self._pressAll)
         ui.segmentFolderButton.clicked.connect(self._pressFolder)
         ui.segmentSequenceButton.clicked.connect(self._pressSequence)
         ui.undoButton.clicked.connect(self._undo)
-        self._bind("engine", ui.engineCombo.currentTextChanged, lambda: chosen(ui.engineCombo))
-        self._bind("precision", ui.precisionCombo.currentTextChanged, lambda: chosen(ui.precisionCombo))
-        self._bind("device", ui.deviceCombo.currentTextChanged, lambda: chosen(ui.deviceCombo))
+        for field, combo in self._combos().items():
+            self._bind(field, combo.currentTextChanged, partial(chosen, combo))
         self._bind("surface", ui.surfaceCheck.toggled, lambda: bool(read(ui.surfaceCheck, "checked")))
         self._bind("replace", ui.replaceCheck.toggled, lambda: bool(read(ui.replaceCheck, "checked")))
         self._bind("output", ui.outputSelector.currentNodeIDChanged, ui.outputSelector.currentNode)
-        ui.classList.itemChanged.connect(self._classesChanged)
-        ui.allClassesButton.clicked.connect(self._allClasses)
+        self._bind("region", ui.regionSelector.currentNodeIDChanged, ui.regionSelector.currentNode)
+
+    def _combos(self) -> dict[str, Any]:
+        """The combo boxes that show a field of the parameters, by its name."""
+        ui = self._ui
+        return {
+            "engine": ui.engineCombo,
+            "precision": ui.precisionCombo,
+            "device": ui.deviceCombo,
+            "terminology": ui.terminologyCombo,
+        }
 
     # ---- parameters to widgets
 
@@ -52,110 +75,64 @@ class SegmentPanel(WorkPanel):
         """Show what the parameter node says."""
         ui, p = self._ui, self.parameters
         self._shown = False
-        engines = [("auto", _("Automatic")), *self._logic.engineTitles()]
-        precisions = [("auto", _("Fastest (INT8 or FP32)")), ("int8", "INT8"), ("fp32", "FP32")]
-        quiet_fill(ui.engineCombo, engines, p.engine)
-        quiet_fill(ui.precisionCombo, precisions, p.precision)
-        quiet_fill(ui.deviceCombo, self._logic.devices(), p.device)
+        entries = {
+            "engine": [("auto", _("Automatic")), *self._logic.engineTitles()],
+            "precision": [("auto", _("Fastest (INT8 or FP32)")), ("int8", "INT8"), ("fp32", "FP32")],
+            "device": [
+                (name, _("Whatever is fastest") if name == "auto" else title) for name, title in self._logic.devices()
+            ],
+            "terminology": [("", _("Slicer’s own")), *((name, name) for name in self._logic.terminologies()[1:])],
+        }
+        for field, combo in self._combos().items():
+            quiet_fill(combo, entries[field], getattr(p, field))
         silently(ui.surfaceCheck, ui.surfaceCheck.setChecked, p.surface)
         silently(ui.replaceCheck, ui.replaceCheck.setChecked, p.replace)
         silently(ui.outputSelector, ui.outputSelector.setCurrentNodeID, id_of(p.output))
+        silently(ui.regionSelector, ui.regionSelector.setCurrentNodeID, id_of(p.region))
         if p.volume is None:
             p.volume = active_volume()
         silently(ui.volumeSelector, ui.volumeSelector.setCurrentNodeID, id_of(p.volume))
         self._observe(p.volume)
-        self._models = self._logic.models()
-        self._search(read(ui.modelSearchEdit, "text"))
+        self._models = [entry for entry in self._logic.modelEntries() if entry.installed and not entry.problem]
+        titles = distinct_titles(self._models)
+        quiet_fill(ui.modelCombo, [(m.name, f"{titles[m.name]} [{m.modality}]") for m in self._models], p.model)
+        for number, model in enumerate(self._models):
+            ui.modelCombo.setItemIcon(number, model_icon(model))
         self._shown = True
         self._showModel()
         self._showButtons()
 
-    def _search(self, text: str) -> None:
-        """List the models whose name, title, modality or structures hold every word of ``text``."""
-        words = text.lower().split()
-        fitting = [m for m in self._models if all(word in _searched(m) for word in words)]
-        items, titles = self._ui.modelList, distinct_titles(self._models)
-        before = items.blockSignals(True)
-        items.clear()
-        row = -1
-        for number, model in enumerate(fitting):
-            mark = "" if model["int8"] else _(" (no INT8 network yet)")
-            item = qt.QListWidgetItem(f"{titles[model['name']]}  [{model['modality']}]{mark}")
-            item.setData(qt.Qt.UserRole, model["name"])
-            item.setToolTip(", ".join(model["labels"]))
-            items.addItem(item)
-            if model["name"] == self.parameters.model:
-                row = number
-        items.setCurrentRow(row)
-        items.blockSignals(before)
+    def _modelChosen(self, _text: str) -> None:
+        if self._shown:
+            self._choose(chosen(self._ui.modelCombo))
 
-    def _modelChosen(self, row: int) -> None:
-        item = self._ui.modelList.item(row) if row >= 0 else None
-        if item is None:
-            return
-        name = item.data(qt.Qt.UserRole)
+    def _choose(self, name: str) -> None:
         if name != self.parameters.model:
             self.parameters.segments = None
             self.parameters.model = name
         self._showModel()
+        self._showButtons()
 
     @property
-    def _model(self) -> dict[str, Any] | None:
-        return next((m for m in self._models if m["name"] == self.parameters.model), None)
+    def _model(self) -> ModelEntry | None:
+        return next((model for model in self._models if model.name == self.parameters.model), None)
 
     def _showModel(self) -> None:
-        ui, model = self._ui, self._model
+        model = self._model
         if model is None:
-            ui.modelInfoLabel.setText(_("Choose a model."))
-            return
-        shown = ", ".join(model["labels"][:6]) + (" …" if len(model["labels"]) > 6 else "")
-        text = _("Structures ({count}): {names}. License: {license}")
-        ui.modelInfoLabel.setText(text.format(count=len(model["labels"]), names=shown, license=model["license"]))
-        before = ui.classList.blockSignals(True)
-        ui.classList.clear()
-        for name in model["labels"]:
-            item = qt.QListWidgetItem(name)
-            item.setFlags(qt.Qt.ItemIsUserCheckable | qt.Qt.ItemIsEnabled)
-            wanted = self.parameters.segments is None or name in self.parameters.segments
-            item.setCheckState(qt.Qt.Checked if wanted else qt.Qt.Unchecked)
-            ui.classList.addItem(item)
-        ui.classList.blockSignals(before)
-        self._showChannels(model["channels"])
+            self._structures.show([], [], [])
+        else:
+            self._structures.show(model.labels, model.colors, self.parameters.segments)
+        self.channels.show(model.channels if model is not None else (), self.parameters.channels)
         self._showAdvice()
 
-    def _showChannels(self, names: Sequence[str]) -> None:
-        """One selector for each channel beyond the first."""
-        while len(self._channelSelectors) >= len(names) and self._channelSelectors:
-            selector, label = self._channelSelectors.pop()
-            for widget in (selector, label):
-                self._ui.channelsWidget.layout().removeWidget(widget)
-                widget.deleteLater()
-        for number in range(len(self._channelSelectors) + 1, len(names)):
-            selector, label = slicer.qMRMLNodeComboBox(), qt.QLabel(names[number])
-            for name, value in (
-                ("nodeTypes", ["vtkMRMLScalarVolumeNode"]),
-                ("showChildNodeTypes", False),
-                ("noneEnabled", True),
-            ):
-                selector.setProperty(name, value)
-            for name in ("addEnabled", "removeEnabled"):
-                selector.setProperty(name, False)
-            selector.setMRMLScene(slicer.mrmlScene)
-            selector.setAccessibleName(names[number])
-            given = self.parameters.channels
-            if number - 1 < len(given):
-                selector.setCurrentNodeID(given[number - 1].GetID())
-            selector.currentNodeIDChanged.connect(self._channelsChanged)
-            self._ui.channelsWidget.layout().addWidget(label)
-            self._ui.channelsWidget.layout().addWidget(selector)
-            self._channelSelectors.append((selector, label))
-        self._ui.channelsWidget.setVisible(bool(self._channelSelectors))
+    def _channelsChanged(self, nodes: list[Any]) -> None:
+        if self._shown:
+            self.parameters.channels = nodes
 
-    def _channelsChanged(self, _id: str) -> None:
-        if not self._shown:
-            return
-        nodes = [selector.currentNode() for selector, _label in self._channelSelectors]
-        self.parameters.channels = [node for node in nodes if node is not None]
+    def _structuresChanged(self, names: list[str] | None) -> None:
+        self.parameters.segments = names
+        self._planForecast()
 
     def _showAdvice(self) -> None:
         """Warn where the scan seems to be of another kind than the model was made for."""
@@ -164,8 +141,35 @@ class SegmentPanel(WorkPanel):
             # What cannot be segmented at all is said at the click; a volume that is just being loaded has no voxels yet.
             with contextlib.suppress(MedQuantError):
                 text = self._logic.advise(self.parameters.volume, self.parameters.model)
-        self._ui.warningLabel.setText(text)
-        self._ui.warningLabel.setVisible(bool(text))
+        self.results.warn([text] if text else [])
+        self._planForecast()
+
+    def _planForecast(self) -> None:
+        """Tell what will happen, once the event loop comes round to it: several things may change at once."""
+        if not self._forecastIsDue:
+            self._forecastIsDue = True
+            qt.QTimer.singleShot(0, self._showForecast)
+
+    def _showForecast(self) -> None:
+        self._forecastIsDue = False
+        if self._shown:
+            self._ui.forecastLabel.setText(self._forecast())
+
+    def _forecast(self) -> str:
+        p = self.parameters
+        if p.volume is None or self._model is None:
+            return _("Choose a volume and a model.")
+        group = GROUPS[self._engineGroup]
+        if self._logic.pythonOf(self._engineGroup) is None and missing(group):
+            return _("Packages have to be installed first: {size}. You are asked before.").format(size=group.size)
+        try:
+            plan = self._logic.forecast(p.volume, p.model, p.engine, self._precision(), device=p.device)
+        except MedQuantError as error:
+            return error.args[0]
+        text = forecast_text(plan)
+        if plan.seconds is not None and (p.segments is not None or p.region is not None):
+            return _("At most: {text}").format(text=text)
+        return text
 
     def _showButtons(self) -> None:
         ui = self._ui
@@ -175,7 +179,10 @@ class SegmentPanel(WorkPanel):
         for button in (ui.segmentAllButton, ui.segmentFolderButton, ui.segmentSequenceButton):
             button.setEnabled(not self._runner.busy)
         ui.undoButton.setEnabled(self._logic.canUndo and not self._runner.busy)
-        ui.segmentProgress.setVisible(working)
+        ui.segmentWorkWidget.setVisible(working)
+        ui.forecastLabel.setVisible(not working)
+        if self._shown and not working:
+            self._planForecast()
 
     def _observe(self, volume: Any) -> None:
         """Follow the voxels of the volume: a loader may fill a node that is chosen already."""
@@ -192,6 +199,12 @@ class SegmentPanel(WorkPanel):
         super().suspend()
         self._observe(None)
 
+    def forget(self) -> None:
+        """Forget the result as well: its segments are gone."""
+        super().forget()
+        self._logic.result = None
+        self.results.show(None)
+
     def close(self) -> None:
         """Follow no volume any more."""
         self._observe(None)
@@ -206,23 +219,13 @@ class SegmentPanel(WorkPanel):
         self._showAdvice()
         self._showButtons()
 
-    def _classesChanged(self, _item: Any) -> None:
-        items = [self._ui.classList.item(n) for n in range(read(self._ui.classList, "count"))]
-        kept = [item.text() for item in items if item.checkState() == qt.Qt.Checked]
-        self.parameters.segments = None if len(kept) == len(items) else kept
-
-    def _allClasses(self) -> None:
-        """Choose all structures, or none if all are chosen."""
-        self.parameters.segments = [] if self.parameters.segments is None else None
-        self._showModel()
-
     # ---- work
 
     def _press(self) -> None:
         if self._stopped():
             return
         p = self.parameters
-        nodes = [p.volume, *p.channels] if self._channelSelectors else p.volume
+        nodes = [p.volume, *p.channels] if self.channels else p.volume
         self._start(lambda: self._logic.segment(nodes, p.output, waitForCompletion=False, **self._chosenOptions()))
 
     def _pressAll(self) -> None:
@@ -241,9 +244,8 @@ class SegmentPanel(WorkPanel):
         target = file_dialogs.open_folder(over, _("Folder for the segmentations")) if source else ""
         if target:
             # How a segmentation node is filled does not concern files.
-            options = {
-                name: value for name, value in self._chosenOptions().items() if name not in ("surface", "replace")
-            }
+            nodes_only = ("surface", "replace", "terminology")
+            options = {name: value for name, value in self._chosenOptions().items() if name not in nodes_only}
             self._start(lambda: self._logic.segmentFolder(source, output=target, waitForCompletion=False, **options))
 
     def _chosenOptions(self) -> dict[str, Any]:
@@ -256,19 +258,25 @@ class SegmentPanel(WorkPanel):
             "segments": p.segments,
             "surface": p.surface,
             "replace": p.replace,
+            "terminology": p.terminology,
+            "roi": p.region,
         }
 
     def _precision(self) -> str:
         """A model without an INT8 network can be run as it is, if the user leaves the choice to the program."""
         model = self._model
-        return (
-            "fp32"
-            if self.parameters.precision == "auto" and model is not None and not model["int8"]
-            else self.parameters.precision
-        )
+        without = model is not None and not model.int8
+        return "fp32" if self.parameters.precision == "auto" and without else self.parameters.precision
 
     def _start(self, start: Any) -> None:
-        self._begin(start, self._done, (self._engineGroup,))
+        self._stages.clear()
+        self._logic.result = None
+        if self._begin(start, self._done, (self._engineGroup,)):
+            self.results.show(None)
+
+    def _progressed(self, event: ProgressEvent) -> None:
+        super()._progressed(event)
+        self._stages.add(event)
 
     def _done(self, job: Any) -> None:
         failures = getattr(job, "failures", [])
@@ -278,21 +286,23 @@ class SegmentPanel(WorkPanel):
         report = self._logic.report
         engine = report.get("engine", {})
         reason = (engine.get("choice") or {}).get("reason", "")
-        notes = "; ".join(filter(None, [reason, *report.get("notes", [])]))
         text = _("Done in {time} ({engine}, {precision}).").format(
             time=duration(report.get("seconds", {}).get("total", 0)),
             engine=engine.get("title", ""),
             precision=engine.get("precision", "").upper(),
         )
-        self._say(f"{text} {notes}".strip())
+        self._say(f"{text} {reason}".strip())
+        self.results.show(self._logic.result)
 
     def _undo(self) -> None:
         self._logic.undo()
+        self.results.show(None)
         self._say(_("The last segmentation was taken back."))
         self._showButtons()
 
     def selectModel(self, name: str) -> None:
         """Choose a model that was made or installed a moment ago."""
+        self.parameters.segments = None
         self.parameters.model = name
         self.show()
 
@@ -304,8 +314,6 @@ class SegmentPanel(WorkPanel):
         if model != self.parameters.model:
             self.parameters.segments = None
         self.parameters.volume, self.parameters.model = volume, model
-        # A search that hides the model would choose another.
-        self._ui.modelSearchEdit.setText("")
         self.show()
         self._press()
 
@@ -326,7 +334,3 @@ def active_volume() -> Any | None:
         for n in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))
     ]
     return next((node for node in nodes if not node.IsA("vtkMRMLLabelMapVolumeNode")), None)
-
-
-def _searched(model: dict[str, Any]) -> str:
-    return " ".join([model["name"], model["title"], model["modality"], *model["labels"]]).lower()

@@ -1,0 +1,47 @@
+"""What the worker does, in the application's language."""
+
+from __future__ import annotations
+
+from slicer.i18n import tr as _
+
+
+def stage_title(stage: str) -> str:
+    """A stage in the application's language; one that is not known, as the worker calls it."""
+    part, separator, name = stage.rpartition(": ")
+    # A part's name, such as a volume's, is left as it is.
+    return f"{part}{separator}{_titles().get(name, name[:1].upper() + name[1:])}"
+
+
+def _titles() -> dict[str, str]:
+    """The stages by the names that the worker gives them."""
+    return {
+        "loading the packages": _("Loading the model"),
+        "reading": _("Reading"),
+        "preprocessing": _("Preprocessing"),
+        "preparing the engine": _("Preparing the engine"),
+        "building the engine": _("Building the engine"),
+        "rebuilding the engine": _("Rebuilding the engine"),
+        "comparing with the simulation": _("Comparing with the simulation"),
+        "looking for the layers at fault": _("Looking for the layers at fault"),
+        "timing INT8 against FP32": _("Timing INT8 against FP32"),
+        "choosing tiles": _("Choosing tiles"),
+        "timing kernels": _("Timing kernels"),
+        "compiling kernels": _("Compiling kernels"),
+        "planning": _("Planning"),
+        "segmenting": _("Segmenting"),
+        "restoring the grid": _("Restoring the grid"),
+        "looking at ranges": _("Looking at ranges"),
+        "looking for differences": _("Looking for differences"),
+        "writing": _("Writing"),
+        "trying the network": _("Trying the network"),
+        "calibrating": _("Calibrating"),
+        "placing Q/DQ nodes": _("Placing the quantization nodes"),
+        "making the network": _("Making the network"),
+        "checking the agreement with FP32": _("Checking the agreement with FP32"),
+        "finding the layers that INT8 cannot afford": _("Finding the layers that INT8 cannot afford"),
+        "putting layers back to float": _("Putting layers back to float"),
+        "timing what the layers cost": _("Timing what the layers cost"),
+        "exporting": _("Exporting"),
+        "comparing the export with PyTorch": _("Comparing the export with PyTorch"),
+        "comparing the import": _("Comparing the import"),
+    }
