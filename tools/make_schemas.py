@@ -146,7 +146,7 @@ def models_schema() -> dict[str, object]:
         task=_NAME,
         modality=_NAME,
         network=_NAME,
-        form=_choice("onnx", "bundle", "nnunet", "auto3dseg", "package"),
+        form=_choice("onnx", "bundle", "nnunet", "auto3dseg", "package", "task"),
         structures=_COUNT,
         labels={"type": "array", "minItems": 1, "items": _NAME},
         license=_NAME,
@@ -161,8 +161,8 @@ def models_schema() -> dict[str, object]:
         needs_trust={"type": "boolean"},
         spec={"type": "object"},
     )
-    # Where nothing can be downloaded, the entry says how it is got by hand.
-    item["if"] = {"properties": {"url": {"type": "null"}}}
+    # Where nothing can be downloaded, the entry says how it is got by hand; a task is got by the models that it runs.
+    item["if"] = {"properties": {"url": {"type": "null"}, "form": {"not": {"const": "task"}}}}
     item["then"] = {"required": ["by_hand"], "properties": {"by_hand": _NAME}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

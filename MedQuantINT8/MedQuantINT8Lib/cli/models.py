@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common import Add, add_command, add_force, complete_public
+from .model_lines import networks_of, own_row, package_lines, run_lines, run_of
 from .terminal import ask, print_result, say
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def _remove(args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     from ..importers.catalogue import entries, entry
+    from ..importers.catalogue_tasks import task_of
     from ..models.installed import installed_models
 
     known, present = entries(), installed_models()
@@ -83,12 +85,14 @@ def _show(args: argparse.Namespace) -> None:
         _show_classes(args, present)
     elif args.name in known:
         item = entry(args.name)
-        run = _run_of(present[args.name][0]) if args.name in present else {}
+        run = run_of(present[args.name][0]) if args.name in present else {}
+        if item.form == "task":
+            run["networks"] = networks_of(task_of(item), present)
         value = {**_json(item), "installed": args.name in present, **run}
-        print_result(args, value, *_lines(item), *_run_lines(run))
+        print_result(args, value, *_lines(item), *run_lines(run))
     elif args.name in present or _is_package(args.name):
-        row = _own(args.name, present.get(args.name, [Path(args.name)])[0])
-        print_result(args, {**row, "installed": args.name in present}, *_package_lines(row), *_run_lines(row))
+        row = own_row(args.name, present.get(args.name, [Path(args.name)])[0])
+        print_result(args, {**row, "installed": args.name in present}, *package_lines(row), *run_lines(row))
     else:
         entry(args.name)  # which says what names are similar
 
@@ -97,18 +101,21 @@ def _show_classes(args: argparse.Namespace, present: dict[str, list[Path]]) -> N
     """Every structure of a model that is installed, or of a package: the label map's value, the name, and the coded term."""
     from ..errors import InputError
     from ..importers.catalogue import entries
-    from ..models.package import peek
+    from ..importers.catalogue_tasks import task_of
+    from ..models.task_package import describe
 
+    item = entries().get(args.name)
     if args.name in present:
-        path = present[args.name][0]
-    elif args.name in entries():
+        spec = describe(present[args.name][0])
+    elif item is not None and item.form == "task":
+        spec = task_of(item)
+    elif item is not None:
         raise InputError(
             f"{args.name} is not installed, and the catalog holds no whole list of its structures.",
             f"Install it first: medquant models get {args.name}",
         )
     else:
-        path = Path(args.name)
-    spec, _files = peek(path)
+        spec = describe(args.name)
     rows = []
     for label in spec.labels:
         term = label.terminology.type if label.terminology else None
@@ -137,7 +144,7 @@ def _list(args: argparse.Namespace) -> None:
 
     known, present = entries(), installed_models()
     rows = [{**_json(item), "installed": name in present} for name, item in known.items()]
-    rows = [_own(name, paths[0]) for name, paths in present.items() if name not in known] + rows
+    rows = [own_row(name, paths[0]) for name, paths in present.items() if name not in known] + rows
     words = (args.name or "").lower()
     rows = [row for row in rows if words in json.dumps(row).lower()]
     print_result(
@@ -165,65 +172,11 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _own(name: str, path: Path) -> dict[str, Any]:
-    """A row for an installed model that is not of the catalogue: the demo, and the user's own."""
-    from ..models.package import peek
-
-    spec, _files = peek(path)
-    return {
-        "name": name,
-        "title": spec.title or spec.name,
-        "modality": spec.modality,
-        "network": "-",
-        "structures": len(spec.labels),
-        "labels": [label.name for label in spec.labels],
-        "license": spec.license,
-        "homepage": spec.source_url,
-        "citation": spec.citation,
-        "installed": True,
-        **_run_of(path),
-    }
-
-
 def _is_package(name: str) -> bool:
     from ..models.package import MODEL_JSON
+    from ..models.task_package import is_task
 
-    return (Path(name) / MODEL_JSON).is_file() or (name.endswith(".zip") and Path(name).is_file())
-
-
-def _run_of(path: Path) -> dict[str, Any]:
-    """What a package says of its runs beside the network: mirroring, and what is done with the label map."""
-    from ..models.package import peek
-
-    spec, _files = peek(path)
-    names = {label.value: label.name for label in spec.labels}
-    return {
-        "mirroring": {"axes": list(spec.mirroring.axes), "on": spec.mirroring.on},
-        "cleaning": [step.in_words(names) for step in spec.cleaning],
-    }
-
-
-def _run_lines(run: dict[str, Any]) -> list[str]:
-    if not run:
-        return []
-    axes = ", ".join(map(str, run["mirroring"]["axes"]))
-    how = "as usual" if run["mirroring"]["on"] else "with --mirroring"
-    return [
-        *([f"  mirrors   along the axes {axes}, {how}"] if axes else []),
-        *(f"  then      {step}" for step in run["cleaning"]),
-    ]
-
-
-def _package_lines(row: dict[str, Any]) -> list[str]:
-    """What is said of a package that the catalog does not hold."""
-    return [
-        f"{row['name']}: {row['title']}",
-        f"  {row['modality']}",
-        f"  finds     {', '.join(row['labels'])}",
-        f"  license   {row['license']}",
-        *([f"  cite      {row['citation']}"] if row["citation"] else []),
-        *([f"  from      {row['homepage']}"] if row["homepage"] else []),
-    ]
+    return (Path(name) / MODEL_JSON).is_file() or (name.endswith(".zip") and Path(name).is_file()) or is_task(name)
 
 
 def _json(item: CatalogueEntry) -> dict[str, Any]:
@@ -283,8 +236,11 @@ def _get(args: argparse.Namespace, task: Task) -> None:
     print_result(
         args,
         {"name": item.name, "packages": folders},
-        f"installed {item.name} in {Path(folders[0]).parent}",
-        f"next: medquant quantize {args.name if len(folders) == 1 else folders[0]} --calibrate SCANS",
+        f"installed {item.name} in {models_root() / item.name}",
+        *(
+            f"next: medquant quantize {name} --calibrate SCANS"
+            for name in item.needed or [args.name if len(folders) == 1 else folders[0]]
+        ),
     )
 
 
@@ -299,6 +255,7 @@ def _get_package(args: argparse.Namespace, task: Task) -> None:
     from ..importers.download import Checksum
     from ..models.installed import models_root
     from ..models.package import INT8, peek
+    from ..models.task_package import is_task
     from .overwriting import overwriting
 
     if args.source or args.trust_code:
@@ -313,10 +270,13 @@ def _get_package(args: argparse.Namespace, task: Task) -> None:
         else Path(args.name)
     )
     try:
+        if is_task(path):
+            _get_task(args, path)
+            return
         spec, files = peek(path)
-        row = {**_own(spec.name, path), "int8": INT8 in files}
+        row = {**own_row(spec.name, path), "int8": INT8 in files}
         if not args.json:
-            say(*_package_lines(row))
+            say(*package_lines(row))
         if not args.accept_license and not _agreed(args):
             raise InputError(f"The license of {spec.name} was not accepted.", "Read it, and give --accept-license.")
         with overwriting(args, [models_root() / spec.name]):
@@ -331,6 +291,32 @@ def _get_package(args: argparse.Namespace, task: Task) -> None:
         f"next: medquant segment {spec.name} SCAN"
         if row["int8"]
         else f"next: medquant quantize {spec.name} --calibrate SCANS",
+    )
+
+
+def _get_task(args: argparse.Namespace, path: Path) -> None:
+    """Install a task that somebody published."""
+    from ..errors import InputError
+    from ..importers.catalogue_tasks import install_own_task
+    from ..models.installed import models_root
+    from ..models.task_package import peek_task
+    from .overwriting import overwriting
+
+    name = peek_task(path).name
+    row = own_row(name, path)
+    if not args.json:
+        say(*package_lines(row), *run_lines(row))
+    if not args.accept_license and not _agreed(args):
+        raise InputError(f"The license of {name} was not accepted.", "Read it, and give --accept-license.")
+    with overwriting(args, [models_root() / name]):
+        install_own_task(path)
+    missing = [network["model"] for network in row["networks"] if not network["there"]]
+    print_result(
+        args,
+        {"name": name, "packages": [str(models_root() / name)], "missing": missing},
+        f"installed {name} in {models_root() / name}",
+        *(f"next: medquant models get {needed}" for needed in dict.fromkeys(missing)),
+        *([] if missing else [f"next: medquant segment {name} SCAN"]),
     )
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError, PackageError
 from ..files import storage_errors
-from ..models.installed import DEMO, models_root
+from ..models.installed import DEMO, installed_models, models_root
 from ..models.package import ModelPackage
 from ..models.spec import ModelSpec
 from ..models.spec_parser import parse_spec
@@ -24,39 +22,11 @@ from ..progress import Task
 from ..resources import resource
 from .archives import as_folder
 from .base import ImportedModel, write_all
+from .catalogue_entry import CatalogueEntry
+from .catalogue_tasks import install_task
 from .download import Checksum, download
 
-
-@dataclass(frozen=True)
-class CatalogueEntry:
-    """One public model of the catalog.
-
-    Attributes:
-        form: how it is imported: "onnx", "bundle", "nnunet", "auto3dseg", or "package" for one that needs no import.
-        labels: the structures that it segments, the first few where there are many; ``structures`` is their number.
-        url: where it can be downloaded, or None: then ``by_hand`` says how to get it.
-        needs_trust: whether it holds Python code that has to be run.
-        spec: its description, for forms that carry none.
-    """
-
-    name: str
-    title: str
-    task: str
-    modality: str
-    network: str
-    form: str
-    structures: int
-    labels: tuple[str, ...]
-    license: str
-    license_url: str
-    homepage: str
-    citation: str
-    url: str | None = None
-    by_hand: str = ""
-    size_bytes: int | None = None
-    checksum: Checksum | None = None
-    needs_trust: bool = False
-    spec: dict[str, Any] | None = field(default=None, repr=False)
+__all__ = ["CatalogueEntry", "can_download", "download_package", "entries", "entry", "install", "install_package"]
 
 
 def entries() -> dict[str, CatalogueEntry]:
@@ -85,15 +55,30 @@ def entry(name: str) -> CatalogueEntry:
     return catalog[name]
 
 
+def can_download(item: CatalogueEntry, known: dict[str, CatalogueEntry]) -> bool:
+    """Return whether a model, or everything that a task runs, has a public address."""
+    if item.form == "task":
+        return all(known[name].url is not None for name in item.needed)
+    return item.url is not None
+
+
 def install(item: CatalogueEntry, source: Path | None, task: Task, *, trust_code: bool = False) -> list[ModelPackage]:
     """Download (or take from ``source``), import and keep a model.
 
     Args:
-        source: a file or folder that the user downloaded by hand, for machines without a network.
+        source: a file or folder that the user downloaded by hand, for machines without a network; for a task, the folder with the files
+            of the models that it runs.
+
+    Returns:
+        The model's packages, one a fold; of a task, those of all the models that it runs.
 
     Raises:
         DownloadError, InputError, PackageError, StorageError: no half-written model is kept, but a download can go on.
     """
+    if item.form == "task":
+        with install_task(item, source, task, entries(), install):
+            present = installed_models()
+            return [ModelPackage.load(path) for name in item.needed for path in present[name]]
     path = _download_source(item, task) if source is None else _check_source(item, source)
     if item.form == "package":
         packages = [install_package(path, item.name)]

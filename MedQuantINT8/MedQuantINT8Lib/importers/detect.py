@@ -6,8 +6,10 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import read_json, storage_errors
+from ..models.installed import installed_models
 from ..models.package import MODEL_JSON, ModelPackage
 from ..models.spec_parser import parse_spec
+from ..models.task_package import TaskPackage, is_task
 from ..progress import Task
 from .archives import as_folder
 from .base import ImportedModel, write_all
@@ -17,7 +19,7 @@ def install_own(source: Path, root: Path, task: Task, *, trust_code: bool = Fals
     """Import a model of the user's own and add it to the installed ones.
 
     Args:
-        source: a package, a MONAI bundle, a result folder of nnU-Net or an Auto3DSeg model, as folder or zip; or an ONNX file
+        source: a package or a task, a MONAI bundle, a result folder of nnU-Net or an Auto3DSeg model, as folder or zip; or an ONNX file
             beside which a description (``NAME.draft.json`` or ``NAME.json``) lies.
         root: where installed models are kept.
 
@@ -36,6 +38,8 @@ def install_own(source: Path, root: Path, task: Task, *, trust_code: bool = Fals
         from . import auto3dseg
 
         return _keep([auto3dseg.understand(source)], root, task)
+    if is_task(source):
+        return _keep_task(source, root)
     if _is_package(source):
         return _keep_package(source, root)
     with as_folder(source, "model") as folder:
@@ -60,6 +64,15 @@ def _keep_package(source: Path, root: Path) -> tuple[str, list[str]]:
         return target.name, []
 
 
+def _keep_task(source: Path, root: Path) -> tuple[str, list[str]]:
+    with TaskPackage.load(source) as package:
+        target = _reserve_folder(root, package.spec.name)
+        package.save(target)
+        missing = [name for name in package.spec.installed_names if name not in installed_models()]
+    notes = [f"it runs {', '.join(missing)}, which has yet to be installed"] if missing else []
+    return target.name, notes
+
+
 def _understand(folder: Path, trust_code: bool) -> list[ImportedModel]:
     if metadata := next(folder.glob("**/configs/metadata.json"), None):
         from . import monai_bundle
@@ -75,7 +88,7 @@ def _understand(folder: Path, trust_code: bool) -> list[ImportedModel]:
         return [auto3dseg.understand(folder)]
     raise InputError(
         f"{folder.name} is no model that is known here.",
-        "Choose a model package, a MONAI bundle, a result folder of nnU-Net v2, an Auto3DSeg model or an ONNX file.",
+        "Choose a model package, a task, a MONAI bundle, a result folder of nnU-Net v2, an Auto3DSeg model or an ONNX file.",
     )
 
 

@@ -68,10 +68,10 @@ class ModelLogic(LogicBase):
 
     def publicModels(self) -> list[CatalogueEntry]:
         """Models of the catalogue that are not installed and can be downloaded."""
-        from ..importers.catalogue import entries
+        from ..importers.catalogue import can_download, entries
 
-        present = installed_models()
-        return [item for name, item in entries().items() if name not in present and item.url]
+        present, known = installed_models(), entries()
+        return [item for name, item in known.items() if name not in present and can_download(item, known)]
 
     @staticmethod
     def needsImport(source: str) -> bool:

@@ -34,6 +34,8 @@ def run_json(scan: str, run: SegmentationRun) -> dict[str, Any]:
         "skipped_share": run.result.skipped_share,
         "notes": run.result.notes,
         "ranges": run.ranges,
+        "parts": run.parts,
+        "boxes": run.boxes,
         "engine": run.engine,
         "peak_memory_bytes": peak_memory(),
     }

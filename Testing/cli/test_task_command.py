@@ -1,0 +1,188 @@
+"""Tasks, structures and regions as a user meets them: on the command line, and in the worker."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from MedQuantINT8Lib.cli.arguments import region
+from MedQuantINT8Lib.cli.main import main
+from MedQuantINT8Lib.imaging.volume import to_sitk
+from MedQuantINT8Lib.imaging.volume_files import read_volume
+from MedQuantINT8Lib.inference import pipeline
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
+from MedQuantINT8Lib.inference.task_model import load_model
+from MedQuantINT8Lib.models.task_package import TaskPackage
+from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.worker.client import WorkerClient
+from task_packages import spotted, three_parts
+
+CHOICE = EngineChoice("onnxruntime", "fp32", 1, "cpu")
+HOW = ("--engine", "onnxruntime", "--precision", "fp32", "--threads", "1")
+ROI = (4.0, 19.0, 2.0, 17.0, 4.0, 11.0)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """A task of three parts, in a folder with a space in its name."""
+    return three_parts(tmp_path_factory.mktemp("my tasks"))
+
+
+@pytest.fixture
+def scan(tmp_path):
+    volume = spotted()
+    path = tmp_path / "my scan.nrrd"
+    sitk.WriteImage(to_sitk(volume.data[0], volume.grid), str(path))
+    return path
+
+
+@pytest.fixture
+def medquant(capsys):
+    def run(*arguments):
+        code = main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def expected(together, **options):
+    with load_model(str(together)) as model:
+        return pipeline.segment(model, spotted(), CHOICE, SegmentationOptions(**options), Task()).result.labels
+
+
+def test_a_task_is_run_by_its_folder_its_zip_and_its_installed_name(medquant, together, scan, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDQUANT_MODELS", str(tmp_path / "models"))
+    with TaskPackage.load(together) as package:
+        package.save(tmp_path / "my task.zip")
+    code, _, err = medquant("models", "get", tmp_path / "my task.zip", "--accept-license", "-q")
+    assert code == 0, err
+    labels = expected(together)
+    for n, model in enumerate((together, together / "task.json", tmp_path / "my task.zip", "together")):
+        output = tmp_path / f"{n}.nii.gz"
+        code, out, err = medquant("segment", model, scan, "-o", output, "--json", *HOW)
+        assert code == 0, err
+        np.testing.assert_array_equal(read_volume(output).data[0], labels)
+        value = json.loads(out)
+        assert [part["name"] for part in value["parts"]] == ["dim", "bright", "brightest"]
+        assert [s["name"] for s in value["structures"]] == ["white", "light", "grey", "shadow", "glow"]
+    code, out, _ = medquant("models", "list", "together")
+    assert code == 0 and "* together" in out
+    code, out, _ = medquant("models", "show", "together")
+    assert code == 0 and "runs      brightest: packages/brightest" in out
+    assert medquant("models", "remove", "together")[0] == 0
+
+
+def test_structures_and_a_region(medquant, together, scan, tmp_path):
+    output = tmp_path / "out.seg.nrrd"
+    low, high = [-ROI[1], -ROI[3], ROI[4]], [-ROI[0], -ROI[2], ROI[5]]
+    center, size = (
+        [(a + b) / 2 for a, b in zip(low, high, strict=True)],
+        [b - a for a, b in zip(low, high, strict=True)],
+    )
+    box = f"LPS:center={','.join(map(str, center))},size={','.join(map(str, size))}"
+    code, out, err = medquant(
+        "segment", together, scan, "-o", output, "--json", "--structures", "glow, grey", "--roi", box, *HOW
+    )
+    assert code == 0, err
+    value = json.loads(out)
+    assert [part["name"] for part in value["parts"]] == ["dim", "brightest"]
+    assert value["boxes"][0]["name"] == "region of interest" and value["boxes"][0]["start"] == [4, 2, 4]
+    assert [s["name"] for s in value["structures"]] == ["grey", "glow"]
+    np.testing.assert_array_equal(
+        read_volume(output).data[0] > 0, expected(together, structures=("grey", "glow"), roi=ROI) > 0
+    )
+
+
+def test_what_cannot_be_is_one_line_and_nothing_is_written(medquant, together, scan, tmp_path):
+    output = tmp_path / "out.nii.gz"
+    for words, said in (
+        (["--structures", "liver"], "together does not know 'liver'"),
+        (["--structures", " , "], "names nothing"),
+        (["--roi", "RAS:900,910,0,5,0,5"], "holds no voxel of"),
+        (["--mirroring"], "No network of together allows mirroring"),
+    ):
+        code, _, err = medquant("segment", together, scan, "-o", output, *words, *HOW)
+        assert code == 2 and said in err and err.count("\n") == 1, err
+    shutil.copytree(together, tmp_path / "broken")
+    (tmp_path / "broken" / "packages" / "bright" / "model.onnx").write_bytes(b"x")
+    code, _, err = medquant("segment", tmp_path / "broken", scan, "-o", output, *HOW)
+    assert code == 3 and "damaged" in err and err.count("\n") == 1
+    for command in ("build", "compare", "quantize"):
+        more = {"build": [], "compare": [scan], "quantize": ["--calibrate", scan]}[command]
+        code, _, err = medquant(command, together, *more)
+        assert code == 2 and "is a task of several networks" in err, err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1,2,3,4,5,6", "XYZ:1,2,3,4,5,6", "RAS:1,2,3,4,5", "RAS:2,1,3,4,5,6", "RAS:a,2,3,4,5,6", "LPS:center=1,2,3", "RAS:nan,2,3,4,5,6",
+     "RAS:size=1,2,3,center=1,2,3", "RAS:center=1,2,3,size=4,-5,6"],
+)  # fmt: skip
+def test_a_box_that_is_none_is_refused_with_what_it_may_be(text):
+    import argparse
+
+    with pytest.raises(argparse.ArgumentTypeError, match="is no box"):
+        region(text)
+
+
+def test_differences_of_a_task_between_its_precisions(medquant, together, scan, tmp_path):
+    pytest.importorskip("jinja2", reason="writes a page")
+    code, out, err = medquant(
+        "differences",
+        together,
+        scan,
+        "-o",
+        tmp_path / "out",
+        "--json",
+        "--engine",
+        "onnxruntime",
+        "--structures",
+        "glow",
+    )
+    assert code == 0, err
+    value = json.loads(out)
+    assert [s["name"] for s in value["structures"]] == ["glow"]
+    assert [run["parts"][0]["name"] for run in value["runs"].values()] == ["brightest", "brightest"]
+
+
+def test_many_scans_with_a_task(medquant, together, scan, tmp_path):
+    (tmp_path / "scans").mkdir()
+    for name in ("a.nrrd", "b.nrrd"):
+        shutil.copy(scan, tmp_path / "scans" / name)
+    arguments = ("segment", together, tmp_path / "scans", "-o", tmp_path / "out", "--type", "nii.gz")
+    code, _, err = medquant(*arguments, "--structures", "glow,grey", "--roi", "RAS:4,19,2,17,4,11", "-q", *HOW)
+    assert code == 0, err
+    for name in ("a", "b"):
+        labels = read_volume(tmp_path / "out" / f"{name}.nii.gz").data[0]
+        np.testing.assert_array_equal(labels, expected(together, structures=("grey", "glow"), roi=ROI))
+    # Other structures are another run.
+    code, _, err = medquant(*arguments, "--structures", "grey", "-q", *HOW)
+    assert code == 2 and "structures" in err
+
+
+def test_the_worker_takes_a_task_with_every_choice(together, tmp_path):
+    copy = shutil.copytree(together, tmp_path / "copy")
+    options = SegmentationOptions(check_ranges=False)
+    with WorkerClient() as client:
+        result = client.segment(str(copy), spotted(), CHOICE, options, Task())
+        np.testing.assert_array_equal(result.labels, expected(together))
+        assert [part["name"] for part in result.report["parts"]] == ["dim", "bright", "brightest"]
+        # The engines of all three are kept.
+        assert client.ping()["engines"] == 3
+        chosen = replace(options, structures=("grey", "glow"), roi=ROI)
+        result = client.segment(str(copy), spotted(), CHOICE, chosen, Task())
+        np.testing.assert_array_equal(result.labels, expected(together, structures=("grey", "glow"), roi=ROI))
+        assert result.report["boxes"][0]["name"] == "region of interest"
+        # A task that was changed is read anew.
+        value = json.loads((copy / "task.json").read_text())
+        (copy / "task.json").write_text(json.dumps({**value, "merge_order": ["brightest", "bright", "dim"]}))
+        result = client.segment(str(copy), spotted(), CHOICE, options, Task())
+        assert not np.array_equal(result.labels, expected(together))
