@@ -12,6 +12,7 @@ from MedQuantINT8Lib.engines.cuda_int8.frontend.onnx_reader import read_network
 from MedQuantINT8Lib.engines.cuda_int8.plan.kernel_plan import KernelPlan
 from MedQuantINT8Lib.engines.cuda_int8.plan.planner import plan_network
 from MedQuantINT8Lib.models import onnx_graph as graph
+from MedQuantINT8Lib.models.halves import with_halves
 
 
 class Made:
@@ -376,6 +377,21 @@ def in_float() -> onnx.ModelProto:
     return m.finished(m.op("Sigmoid", m.conv(x, 8, 1, kernel=1, quantized=False)), 1)
 
 
+def halved():
+    """Layers whose input is two INT8 halves: at the input, after an activation, of a joined tensor, after pooling, and a transposed one."""
+    m = Made(2, seed=21)
+    x = m.op("Relu", m.conv("image", 2, 24))
+    y = m.op("Elu", m.conv(x, 24, 40), alpha=1.0)
+    z = m.op("Concat", x, y, axis=1)
+    z = m.op("LeakyRelu", m.conv(z, 64, 32), alpha=0.1)
+    down = m.conv(m.op("MaxPool", z, kernel_shape=(2, 2, 2), strides=(2, 2, 2)), 32, 32)
+    up = m.deconv(m.op("Relu", down), 32, 16, quantized=True)
+    model = m.finished(m.conv(up, 16, 3), 3)
+    graph.name_nodes(model)
+    layers = {node.name: 0.03 for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")}
+    return with_halves(model, layers)
+
+
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     made.__name__: made
     for made in (
@@ -392,6 +408,7 @@ NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
         shifted_windows,
         tokens,
         gated,
+        halved,
     )
 }
 #: Odd along some axes, even where a network halves and doubles.
@@ -401,6 +418,7 @@ SIZES = {
     "transposed": (12, 12, 24),
     "read_often": (10, 12, 16),
     "in_float": (10, 12, 8),
+    "halved": (10, 12, 8),
     "shifted_windows": (7, 6, 5),
     "tokens": (6, 5, 3),
 }

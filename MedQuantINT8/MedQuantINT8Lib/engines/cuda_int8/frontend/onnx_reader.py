@@ -44,7 +44,8 @@ def read_network(model: Any) -> Network:
     for node in reader.graph.nodes:
         reader.read(node)
     output = reader.plain(reader.graph.nodes[-1], reader.output)
-    nodes = _moved_norms(_quantized_first(_used(reader.nodes, output)), output)
+    nodes = _rests_of_parts(_used(reader.nodes, output), reader.shapes)
+    nodes = _moved_norms(_quantized_first(nodes), output)
     return Network(_used(nodes, output), reader.shapes, reader.input, output)
 
 
@@ -175,8 +176,9 @@ class _Reader(WindowReader):
         constant = [self.graph.is_constant(name) for name in (a, b)]
         if not any(constant):
             if sign < 0:
-                raise unsupported(node, "the difference of two tensors")
-            self._both(node, "add")
+                self._rest(node)
+            else:
+                self._both(node, "add")
             return
         index_map = self.settled(self.index_map(a if constant[1] else b))
         values = self._values(node, index_map, b if constant[1] else a)
@@ -189,6 +191,25 @@ class _Reader(WindowReader):
             self.through(node, "affine", index_map, node.output[0], scale=one, shift=sign * values)
         else:
             self.through(node, "affine", index_map, node.output[0], scale=sign * one, shift=values)
+
+    def _rest(self, node: Any) -> None:
+        """What rounding a tensor to INT8 leaves of it: the low half of a layer that runs as two (:mod:`...models.halves`).
+
+        It follows from the tensor alone, and is worked out where that is made, before anything is rounded to FP16.
+        """
+        whole, rounded = node.input[:2]
+        opened = self.graph.producer.get(rounded)
+        quantize = None if opened is None else self.graph.producer.get(opened.input[0])
+        if (
+            opened is None
+            or quantize is None
+            or (opened.op_type, quantize.op_type) != ("DequantizeLinear", "QuantizeLinear")
+            or self.tensor(quantize.input[0]) != self.tensor(whole)
+        ):
+            raise unsupported(node, "the difference of two tensors")
+        scale = float(np.asarray(self.array(opened.input[1])).reshape(()))
+        params = (scale, float(np.float32(1) / np.float32(scale)))
+        self.through(node, "act", self.index_map(whole), node.output[0], function="rest", params=params)
 
     def _mul(self, node: Any) -> None:
         a, b = node.input[:2]
@@ -271,6 +292,41 @@ class _Reader(WindowReader):
         if len(self.shape(node.input[0])) != 5 or rewrites.attributes(node).get("axis", -1) not in (1, -4):
             raise unsupported(node, "along another axis than that of channels")
         self.emit(node, "softmax", (node.input[0],))
+
+
+def _rests_of_parts(nodes: list[Node], shapes: dict[str, tuple[int, ...]]) -> list[Node]:
+    """The rest of a joined tensor as the join of its parts' rests, which are worked out where the parts are made."""
+    joins = {node.output: node for node in nodes if node.op == "concat"}
+    result: list[Node] = []
+    for node in nodes:
+        join = joins.get(node.inputs[0]) if node.op == "act" and node.values["function"] == "rest" else None
+        if join is None:
+            result.append(node)
+            continue
+        names = []
+        for number, part in enumerate(join.inputs):
+            name = f"{node.output}_{number}"
+            shapes[name] = shapes[part]
+            result.append(replace(node, inputs=(part,), output=name))
+            names.append(name)
+        result.append(replace(join, name=node.name, inputs=tuple(names), output=node.output, sources=node.sources))
+    return _once(result)
+
+
+def _once(nodes: list[Node]) -> list[Node]:
+    """Each rest of a tensor once, whoever reads it: with one reader it is worked out where the tensor is made."""
+    known: dict[tuple[Any, ...], str] = {}
+    renamed: dict[str, str] = {}
+    result = []
+    for node in nodes:
+        node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
+        if node.op == "act" and node.values["function"] == "rest":
+            first = known.setdefault((node.inputs, node.values["params"]), node.output)
+            if first != node.output:
+                renamed[node.output] = first
+                continue
+        result.append(node)
+    return result
 
 
 def _quantized_first(nodes: list[Node]) -> list[Node]:

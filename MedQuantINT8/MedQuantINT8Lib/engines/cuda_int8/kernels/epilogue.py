@@ -30,6 +30,8 @@ _ACTIVATIONS = {
     "mish": "x * tanhf(softplus(x))",
     "gelu": "0.5f * x * (1.0f + erff(x * 0.70710678118654752f))",
     "silu": "x * sigmoid(x)",
+    # What rounding to INT8 leaves.
+    "rest": "x - a * fminf(fmaxf(rintf(x * b), -128.0f), 127.0f)",
     "clip": "fminf(fmaxf(x, a), b)",
 }
 

@@ -48,9 +48,11 @@ class _Planner:
         self._rounded: dict[str, tuple[str, float]] = {}
         self._forms: dict[str, dict[Form, None]] = {}
         self._readers: dict[str, int] = {network.output: 1}
+        self._joins: dict[str, int] = {}
         for node in network.nodes:
             for name in node.inputs:
                 self._readers[name] = self._readers.get(name, 0) + (node.op != "quant")
+                self._joins[name] = self._joins.get(name, 0) + (node.op == "concat")
 
     def run(self) -> KernelPlan:
         network = self._network
@@ -195,6 +197,10 @@ class _Planner:
         self._extend(applied, Op("norm", norm=name), node)
 
     def _act(self, node: Node) -> None:
+        if node.values["function"] == "rest" and (open_step := self._open(node.inputs[0], beside_joins=True)):
+            # Only its rounded form is read: worked out where the whole value is, which a joined tensor may take as well.
+            self._extend(open_step, Op("act", function="rest", params=node.values["params"]), node)
+            return
         self._elementwise(node, Op("act", function=node.values["function"], params=node.values["params"]))
 
     def _prelu(self, node: Node) -> None:
@@ -296,14 +302,15 @@ class _Planner:
         open_step.step = replace(open_step.step, sources=tuple(dict.fromkeys((*open_step.step.sources, *node.sources))))
         self._where[node.output] = open_step
 
-    def _open(self, name: str) -> OpenStep | None:
-        """The step whose epilogue ends in this tensor, if nobody else reads it."""
+    def _open(self, name: str, *, beside_joins: bool = False) -> OpenStep | None:
+        """The step whose epilogue ends in this tensor, if nobody else reads it; with ``beside_joins`` nobody but joined tensors."""
         open_step = self._where.get(name)
+        others = self._joins.get(name, 0) if beside_joins else 0
         return (
             open_step
             if open_step is not None
             and open_step.value == name
-            and self._readers.get(name, 0) == 1
+            and self._readers.get(name, 0) - others == 1
             and open_step.step.kind != "input"
             else None
         )

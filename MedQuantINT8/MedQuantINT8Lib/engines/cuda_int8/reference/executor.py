@@ -214,6 +214,7 @@ ACTIVATIONS: dict[str, Callable[..., Values]] = {
     "mish": lambda v: v * np.tanh(_softplus(v)),
     "gelu": lambda v: np.float32(0.5) * v * (1 + _erf(v * np.float32(math.sqrt(0.5)))),
     "silu": lambda v: v * _sigmoid(v),
+    "rest": lambda v, scale, inverse: v - scale * np.clip(np.rint(v * inverse), -128, 127),
     "clip": lambda v, low, high: np.clip(v, low, high),
 }
 
