@@ -189,7 +189,6 @@ REFUSED = {
         "architecture": {**ARCHITECTURE, "arch_kwargs": {**ARCHITECTURE["arch_kwargs"], "strides": [[1, 1], [2, 2]]}},
     },
     "patch of 1 sides": {"patch_size": [32], "spacing": [1.0]},
-    "cascade.*3d_lowres": {"previous_stage": "3d_lowres"},
     "MyNormalization": {"normalization_schemes": ["MyNormalization"]},
     "'normalization_schemes' is .* list of 1": {"normalization_schemes": ["CTNormalization"] * 2},
     "'use_mask_for_norm'.* true or false": {"use_mask_for_norm": [1]},

@@ -96,7 +96,7 @@ def _time_patch(backend: EngineBackend) -> float:
         backend.build(package.onnx_path("int8"), Path(scratch), options)
         engine = backend.load(Path(scratch), options)
         try:
-            batch = np.zeros((1, len(package.spec.channels), *_PATCH), np.float32)
+            batch = np.zeros((1, package.spec.input_channels, *_PATCH), np.float32)
             times = []
             for _ in range(_ROUNDS):
                 began = time.perf_counter()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from .axis_interpolation import AxisInterpolation
 from .volume import Grid
 
 FloatArray = NDArray[np.float32]
+#: Resized masks that differ by less are equal: weights are 32-bit numbers.
+_EQUAL = 1e-6
 #: Taps on each side of the four that a cubic spline has: its prefilter has decayed to 1e-9 there.
 _REACH = 16
 #: Rows of a banded matrix that are multiplied at once.
@@ -33,17 +36,22 @@ class NnunetResampler:
     """How one scan goes to the network's grid and class scores come back.
 
     Attributes:
-        data, scores: the splines of the plans.
+        data, scores, labels: the splines of the plans, for scans, class scores and label maps.
         spacing: the network's spacing, millimeters along the scan's I, J and K, as the plans have it.
     """
 
     data: SplineResampling
     scores: SplineResampling
+    labels: SplineResampling
     spacing: tuple[float, float, float]
 
     def forward(self, values: FloatArray, source: Grid, size: tuple[int, int, int]) -> FloatArray:
         """Return a channel (K, J, I) on ``source`` with ``size`` voxels (I, J, K) instead."""
         return resize(values, size, self.data, slice_axis(source.spacing, self.spacing, self.data))
+
+    def forward_labels(self, labels: NDArray[Any], source: Grid, size: tuple[int, int, int]) -> NDArray[Any]:
+        """Return a label map (K, J, I) on ``source`` with ``size`` voxels (I, J, K) instead."""
+        return resize_labels(labels, size, self.labels, slice_axis(source.spacing, self.spacing, self.labels))
 
     def backward(self, score: FloatArray, target: Grid) -> FloatArray:
         """Return the scores of one class (K, J, I) in network space on the grid that the scan came from."""
@@ -76,7 +84,10 @@ def nnunet_resampler(geometry: Geometry, target: Grid) -> NnunetResampler | None
         i, j, k = (own if want is None else want for own, want in zip(target.spacing, model_spacing, strict=True))
         spacing = (i, j, k)
     return NnunetResampler(
-        geometry.spline or SplineResampling(3), geometry.score_spline or SplineResampling(1), spacing
+        geometry.spline or SplineResampling(3),
+        geometry.score_spline or SplineResampling(1),
+        geometry.label_spline or SplineResampling(1),
+        spacing,
     )
 
 
@@ -128,6 +139,58 @@ def resize(data: FloatArray, size: tuple[int, int, int], how: SplineResampling, 
         whole = tuple(axes) if z is not None else (0, 1, 2)
         np.clip(resized, data.min(axis=whole, keepdims=True), data.max(axis=whole, keepdims=True), out=resized)
     return resized if z is None else _along(resized, z, shape[z], how.order_z)
+
+
+def resize_labels(
+    labels: NDArray[Any], size: tuple[int, int, int], how: SplineResampling, across: int | None
+) -> NDArray[Any]:
+    """Return a label map (K, J, I) with ``size`` voxels along I, J and K instead, as nnU-Net resizes one.
+
+    Each value's mask is resized, and a voxel gets the value whose mask is largest there; of equal ones that of the nearest voxel, if it is
+    among them, else the smallest (batchgenerators from 0.25.5 on). Between slices that are resized one by one the nearest slice's label
+    is taken (order_z 0), or the largest value whose mask is more than half there.
+
+    Args:
+        labels: whole numbers; -1, too, is a value.
+    """
+    shape = (size[2], size[1], size[0])
+    if labels.shape == shape:
+        return labels
+    z = None if across is None else 2 - across
+    axes = [axis for axis in range(3) if axis != z and labels.shape[axis] != shape[axis]]
+    nearest = labels
+    for axis in axes:
+        nearest = np.take(nearest, _nearest(labels.shape[axis], shape[axis]), axis)
+    resized = nearest if how.order == 0 or not axes else _largest_mask(labels, nearest, axes, how.order)
+    if z is None or labels.shape[z] == shape[z]:
+        return resized
+    if how.order_z == 0:
+        return np.take(resized, _nearest(labels.shape[z], shape[z]), z)
+    result = np.zeros(shape, labels.dtype)
+    for value in np.unique(resized):
+        result[_along((resized == value).astype(np.float32), z, shape[z], how.order_z) > 0.5 + _EQUAL] = value
+    return result
+
+
+def _largest_mask(labels: NDArray[Any], nearest: NDArray[Any], axes: list[int], order: int) -> NDArray[Any]:
+    """Return the value whose mask, resized along some axes, is largest in each voxel.
+
+    Args:
+        nearest: the label map resized along these axes by the nearest voxel, which decides between equal masks.
+    """
+    best = np.full(nearest.shape, -np.inf, np.float32)
+    winner = np.zeros_like(nearest)
+    nearest_is_best = np.zeros(nearest.shape, bool)
+    for value in np.unique(labels):
+        mask: FloatArray = (labels == value).astype(np.float32)
+        for axis in axes:
+            mask = _along(mask, axis, nearest.shape[axis], order)
+        better, equal = mask > best + _EQUAL, np.abs(mask - best) <= _EQUAL
+        is_nearest = nearest == value
+        nearest_is_best = np.where(better, is_nearest, nearest_is_best | (equal & is_nearest))
+        winner[better] = value
+        np.maximum(best, mask, out=best)
+    return np.where(nearest_is_best, nearest, winner)
 
 
 def _along(data: FloatArray, axis: int, size: int, order: int) -> FloatArray:

@@ -31,9 +31,10 @@ def preprocess(volume: Volume, spec: ModelSpec) -> NetworkInput:
     """Bring a volume into network space.
 
     Raises:
-        InputError: a volume that :meth:`Volume.check` refuses, or one with nothing left after the foreground crop.
+        InputError: a volume that :meth:`Volume.check` refuses, one with nothing left after the foreground crop, or a channel that should be
+            a label map and is none.
     """
-    volume.check(channels=len(spec.channels))
+    volume.check(channels=len(spec.channels), label_maps=len(spec.channels) - spec.scans)
     preparation = _Preparation(volume, spec)
     for step in spec.steps:
         getattr(preparation, step)()
@@ -45,7 +46,8 @@ class _Preparation:
 
     def __init__(self, volume: Volume, spec: ModelSpec) -> None:
         self._volume, self._spec = volume, spec
-        self._channels: list[NDArray[Any]] = list(volume.data)
+        self._channels: list[NDArray[Any]] = list(volume.data[: spec.scans])
+        self._label_maps = [_label_map(values, volume) for values in volume.data[spec.scans :]]
         self._spatial_steps = list[SpatialStep]()
         self._inside: NDArray[np.bool_] | None = None
         self._normalizations, self._fits = iter(spec.normalization), iter(spec.fits)
@@ -66,20 +68,27 @@ class _Preparation:
         self._spatial_steps.append(cut)
         for n, channel in enumerate(self._channels):
             self._channels[n] = cut.forward(channel)
+        self._label_maps = [cut.forward(labels, 0) for labels in self._label_maps]
 
     def reorient(self) -> None:
         turn = Turn(self._grid, axis_map(self._grid, self._spec.geometry.orientation))
         self._spatial_steps.append(turn)
         self._channels = [turn.forward(channel) for channel in self._channels]
+        self._label_maps = [turn.forward(labels) for labels in self._label_maps]
 
     def resample(self) -> None:
         geometry = self._spec.geometry
         target = network_grid(self._grid, geometry)
         sampling = Sampling(self._grid, target, geometry, nnunet_resampler(geometry, target))
-        self._spatial_steps.append(sampling)
         # One after the other: each takes the place of the one that it comes from.
         for n in range(len(self._channels)):
             self._channels[n] = sampling.forward(self._channels[n].astype(np.float32, copy=False))
+        if self._label_maps and sampling.nnunet is not None:
+            # Background outside of the scan is a label of its own there, which masks of structures compete with.
+            outside = ~self._filled_nonzero()
+            self._label_maps = [np.where((labels == 0) & outside, -1, labels) for labels in self._label_maps]
+        self._label_maps = [sampling.forward_labels(labels) for labels in self._label_maps]
+        self._spatial_steps.append(sampling)
 
     def normalize(self) -> None:
         for n in range(len(self._channels)):
@@ -87,10 +96,16 @@ class _Preparation:
         step = next(self._normalizations)
         if self._inside is None and step.mask == "nonzero_filled":
             # Found in the scan as it came: what another channel became in the meantime is no longer 0 outside.
-            self._inside = filled_nonzero(
-                np.stack([self._apply_spatial_steps(channel) for channel in self._volume.data])
-            )
+            self._inside = self._filled_nonzero()
+            for labels in self._label_maps:
+                # nnU-Net marks what is background in both: a structure of the previous stage lies inside.
+                self._inside = self._inside | (labels > 0)
         normalize_channels(self._channels, step, self._inside)
+
+    def _filled_nonzero(self) -> NDArray[np.bool_]:
+        """Return where the scan holds anything, with the holes in it, after the steps in space, none of which resamples."""
+        scans = self._volume.data[: self._spec.scans]
+        return filled_nonzero(np.stack([self._apply_spatial_steps(channel) for channel in scans]))
 
     def _apply_spatial_steps(self, channel: NDArray[Any]) -> NDArray[Any]:
         """Return a channel of the scan after the steps in space, none of which resamples."""
@@ -100,9 +115,15 @@ class _Preparation:
 
     def result(self) -> NetworkInput:
         order = self._spec.geometry.axis_order
+        described = self._spec.channels[self._spec.scans :]
+        masks = [
+            labels == value
+            for labels, channel in zip(self._label_maps, described, strict=True)
+            for value in channel.one_hot
+        ]
         channels = [
             c.astype(np.float32, copy=False) if order == "KJI" else c.astype(np.float32, copy=False).swapaxes(0, 2)
-            for c in self._channels
+            for c in (*self._channels, *masks)
         ]
         data = np.stack(channels) if len(channels) > 1 else channels[0][None]
         data = np.ascontiguousarray(data, dtype=np.float32)
@@ -117,7 +138,7 @@ class _Preparation:
         channels = (
             self._channels
             if crop.look_at == "current"
-            else [self._apply_spatial_steps(channel) for channel in self._volume.data]
+            else [self._apply_spatial_steps(channel) for channel in self._volume.data[: self._spec.scans]]
         )
         for number, channel in enumerate(channels):
             if not crop.channels or number in crop.channels:
@@ -163,3 +184,14 @@ class _Preparation:
             before = 0 if fit.at_end else (target - length) // 2
             box.append((-before, target - before))
         return box[0], box[1], box[2]
+
+
+def _label_map(values: NDArray[Any], volume: Volume) -> NDArray[Any]:
+    """Return a channel (K, J, I) that is a label map, as whole numbers."""
+    labels = np.rint(values)
+    if (labels != values).any() or labels.min(initial=0) < 0 or labels.max(initial=0) > 65535:
+        raise InputError(
+            f"{volume.name} has a scan in the place of a label map: its last channel holds other values than 0, 1, 2 and so on.",
+            "Give the previous stage's label map as the last channel.",
+        )
+    return labels.astype(np.int32)

@@ -167,6 +167,12 @@ class Sampling:
                 axes.append(AxisInterpolation.linear(positions, old))
         return tuple(axes)
 
+    def forward_labels(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Return a label map (K, J, I) that is part of the network's input on the target."""
+        if self.nnunet is not None:
+            return self.nnunet.forward_labels(labels, self.source, self.target.size)
+        return self.nearest(labels)
+
     def nearest(self, labels: NDArray[Any], *, back: bool = False) -> NDArray[Any]:
         """Return a label map (K, J, I) on the target, or from there on the source, by the nearest voxel."""
         return resample(labels, *((self.target, self.source) if back else (self.source, self.target)), "nearest")

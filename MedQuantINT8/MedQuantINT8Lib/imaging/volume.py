@@ -98,8 +98,11 @@ class Volume:
         """The number of channels."""
         return int(self.data.shape[0])
 
-    def check(self, channels: int | None = None) -> None:
+    def check(self, channels: int | None = None, label_maps: int = 0) -> None:
         """Refuse what no network can answer for.
+
+        Args:
+            label_maps: how many of the last channels are label maps, which may be empty.
 
         Raises:
             InputError: wrong number of channels, one slice only, zero spacing, singular matrix, NaN or infinite voxels,
@@ -134,7 +137,7 @@ class Volume:
                     f"{where} has {count} voxel(s) that are NaN or infinite.",
                     "Replace them, for example by the value of air, and try again.",
                 )
-            if channel.min() == channel.max():
+            if channel.min() == channel.max() and index < self.channels - label_maps:
                 raise InputError(
                     f"{where} has the value {channel.flat[0]} everywhere: there is nothing to segment.",
                     "Choose another volume.",

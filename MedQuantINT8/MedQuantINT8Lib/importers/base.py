@@ -155,7 +155,7 @@ def _write_unchecked(model: ImportedModel, target: Path, task: Task, *, dynamic:
                 path,
                 name,
                 patch,
-                len(spec.channels),
+                spec.input_channels,
                 dynamic or spec.window.whole_volume,
             )
             # A recipe that was defined inside a function (a lambda) cannot be sent: it runs here, and cannot be interrupted.

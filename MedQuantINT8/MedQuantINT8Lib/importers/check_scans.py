@@ -69,7 +69,8 @@ def _make_scan(form: _Form, spec: ModelSpec, rng: np.random.Generator) -> Volume
     matrix[:3, 3] = (-37.25, 12.5, 80.75)
     grid = Grid((i, j, k), matrix)
     turn = axis_map(grid, form.orientation)
-    channels = [_channel((k, j, i), spec, number, form, rng) for number in range(len(spec.channels))]
+    channels = [_channel((k, j, i), spec, number, form, rng) for number in range(spec.scans)]
+    channels += [_label_map((k, j, i), channel.one_hot, rng) for channel in spec.channels[spec.scans :]]
     data = np.ascontiguousarray(turn.apply(np.stack(channels)))
     ijk_to_ras = turn.map_grid(grid).ijk_to_ras.astype(np.float32).astype(np.float64)
     return Volume(data, ijk_to_ras, f"synthetic scan ({form.name})")
@@ -133,6 +134,13 @@ def _channel(
             intensities[:, : j // 8 + number] = intensities[:, :, -(i // 9 + 1) :] = intensities[: k // 10 + 1] = 0
         intensities[k // 3 : k // 2, j // 3 + number : j // 2 + number, i // 2 : 2 * i // 3] = 0
     return intensities.astype(np.float32)
+
+
+def _label_map(shape: tuple[int, int, int], values: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draw a label map (K, J, I) of smooth structures beside each other, about half of it background."""
+    coarse = _stretch(rng.standard_normal([n // 5 + 3 for n in shape]), shape)
+    limits = np.quantile(coarse, np.linspace(0.5, 1, len(values) + 1)[:-1])
+    return np.array([0, *values], np.float32)[np.digitize(coarse, limits)]
 
 
 def _limits(spec: ModelSpec, number: int) -> tuple[float, float]:

@@ -69,7 +69,7 @@ def understand(
         spec = _build_spec(plans, dataset)
         architecture = plans.architecture.with_batch_norm() if training.batch_norm else plans.architecture
         network = partial(
-            nnunet_network.build, architecture, len(dataset.channels), dataset.outputs, plans.order, training.path
+            nnunet_network.build, architecture, spec.input_channels, dataset.outputs, plans.order, training.path
         )
         mirroring = Mirroring(_mirror_axes(training, plans))
         fold_spec = replace(spec, name=f"{spec.name}-fold{training.fold}", mirroring=mirroring, cleaning=cleaning)
@@ -79,10 +79,11 @@ def understand(
             name,
             architecture,
             plans.order,
-            len(dataset.channels),
+            spec.input_channels,
             dataset.outputs,
             training.path,
             postprocessing,
+            plans.previous is not None,
         )
         models.append(ImportedModel(fold_spec, network, [*notes, *training.notes()], partial(nnunet_original, fold)))
     return models
@@ -100,7 +101,7 @@ def _understand_networks(
         architecture, order = read_network(plans, _choose_configuration(folder, plans, training, configuration))
         architecture = architecture.with_batch_norm() if training.batch_norm else architecture
         network = partial(
-            nnunet_network.build, architecture, len(spec.channels), spec.output_channels, order, training.path
+            nnunet_network.build, architecture, spec.input_channels, spec.output_channels, order, training.path
         )
         notes = [*notes_of_choice, *training.notes(), f"described by hand, in place of: {error.args[0]}"]
         fold_spec = replace(spec, name=f"{spec.name}-fold{training.fold}")
@@ -144,11 +145,14 @@ def _build_spec(plans: Plans, dataset: Dataset) -> ModelSpec:
     name = re.sub(r"[^A-Za-z0-9._-]", "-", plans.name).lstrip("._-") or "nnunet"
     remarks = dataset.remarks
     resampled = plans.data is not None
+    channels = [Channel(channel) for channel in dataset.channels]
+    if plans.previous is not None:
+        channels.append(Channel(f"labels of {plans.previous}", dataset.foreground))
     return ModelSpec(
         name=name,
         version=remarks.get("release") or remarks.get("version") or "1",
         modality="CT" if dataset.channels[0].upper() == "CT" else dataset.channels[0],
-        channels=tuple(Channel(channel) for channel in dataset.channels),
+        channels=tuple(channels),
         geometry=Geometry(
             "KJI",
             plans.orientation,
@@ -158,6 +162,7 @@ def _build_spec(plans: Plans, dataset: Dataset) -> ModelSpec:
             tolerance=0.0,
             spline=plans.data,
             score_spline=plans.scores,
+            label_spline=plans.labels,
         ),
         normalization=_build_normalization(plans.intensities),
         window=Window(

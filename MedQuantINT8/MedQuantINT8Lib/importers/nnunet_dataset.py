@@ -26,12 +26,14 @@ class Dataset:
         channels: names of the input channels, in order.
         labels: the labels, each with its output channel of the network.
         regions: whether each output channel is a region of its own.
+        foreground: the values of all labels but background, also of those that are only parts of regions, ascending.
         remarks: license, reference, name, description, release as they stand.
     """
 
     channels: list[str]
     labels: tuple[Label, ...]
     regions: bool
+    foreground: tuple[int, ...]
     remarks: dict[str, str]
 
     @property
@@ -52,7 +54,7 @@ def read_dataset(value: Any) -> Dataset:
     if sorted(names) != sorted(map(str, range(len(names)))) or not names:
         raise PackageError(f"dataset.json: {channels_field!r} must name the channels 0, 1, 2 and so on.", _ADVICE)
     channels = [text(names[str(n)], f"dataset.json: channel {n}").strip() or f"channel {n}" for n in range(len(names))]
-    labels, regions = _read_labels(fields.get("labels", mapping), fields)
+    labels, regions, foreground = _read_labels(fields.get("labels", mapping), fields)
     fields.ignore("modality", "regions_class_order", *_REMARKS)
     remarks = {
         name: value.strip() for name, value in fields.unread().items() if isinstance(value, str) and value.strip()
@@ -62,7 +64,7 @@ def read_dataset(value: Any) -> Dataset:
             remarks[name] = str(remark)
     fields.ignore("release", "version", *(name for name, remark in fields.unread().items() if _is_text(remark)))
     fields.finish()
-    return Dataset(channels, labels, regions, remarks)
+    return Dataset(channels, labels, regions, foreground, remarks)
 
 
 def _is_text(value: Any) -> bool:
@@ -74,8 +76,8 @@ def _read_values(value: Any, where: str) -> int | list[int]:
     return each(whole)(value, where) if isinstance(value, list | tuple) else whole(value, where)
 
 
-def _read_labels(labels: dict[str, Any], fields: Fields) -> tuple[tuple[Label, ...], bool]:
-    """The labels with their output channels, and whether they are regions (more than one label in a list)."""
+def _read_labels(labels: dict[str, Any], fields: Fields) -> tuple[tuple[Label, ...], bool, tuple[int, ...]]:
+    """The labels with their output channels, whether they are regions (more than one label in a list), and all values but background's."""
     values = {name: _read_values(value, f"dataset.json: label {name!r}") for name, value in labels.items()}
     ignore_value = values.pop("ignore", None)
     all_values = sorted({value for item in values.values() for value in (item if isinstance(item, list) else [item])})
@@ -87,7 +89,7 @@ def _read_labels(labels: dict[str, Any], fields: Fields) -> tuple[tuple[Label, .
     if not foreground:
         raise PackageError("dataset.json names no labels.", "Get the folder again.")
     if any(isinstance(item, list) and len(item) > 1 for item in values.values()):
-        return _read_regions(list(foreground), fields), True
+        return _read_regions(list(foreground), fields), True, tuple(all_values[1:])
     if all_values != list(range(len(all_values))):
         # nnU-Net's network has a channel for each label and writes the channel's number, whatever the label was.
         raise PackageError(f"dataset.json: the labels are {all_values}, not 0, 1, 2 and so on.", _ADVICE)
@@ -96,7 +98,11 @@ def _read_labels(labels: dict[str, Any], fields: Fields) -> tuple[tuple[Label, .
         names_of_value.setdefault(item[0] if isinstance(item, list) else item, []).append(name)
     colors = palette(len(names_of_value))
     rows = enumerate(sorted(names_of_value.items()))
-    return tuple(Label(value, ", ".join(names), value, colors[n]) for n, (value, names) in rows), False
+    return (
+        tuple(Label(value, ", ".join(names), value, colors[n]) for n, (value, names) in rows),
+        False,
+        tuple(all_values[1:]),
+    )
 
 
 def _read_regions(names: list[str], fields: Fields) -> tuple[Label, ...]:

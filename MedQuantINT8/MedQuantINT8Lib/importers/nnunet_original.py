@@ -32,7 +32,9 @@ class TrainedFold:
         plans, dataset: plans.json and dataset.json as they stand.
         architecture: the network, its blocks known.
         order: nnU-Net's axis n is axis order[n] of (K, J, I).
+        channels: of the network's input.
         postprocessing: the file that states it; None where there is none.
+        cascade: the last channel of a scan is the previous stage's label map.
     """
 
     plans: dict[str, Any]
@@ -44,6 +46,7 @@ class TrainedFold:
     outputs: int
     weights: Path
     postprocessing: Path | None = None
+    cascade: bool = False
 
 
 def nnunet_original(fold: TrainedFold) -> NnunetPipeline:
@@ -83,7 +86,7 @@ def nnunet_original(fold: TrainedFold) -> NnunetPipeline:
             "nnUNetTrainer",
             None,
         )
-    return NnunetPipeline(predictor, fold.order, fold.postprocessing)
+    return NnunetPipeline(predictor, fold.order, fold.postprocessing, fold.cascade)
 
 
 @dataclass
@@ -103,6 +106,7 @@ class NnunetPipeline:
     predictor: Any
     order: list[int]
     postprocessing: Path | None = None
+    cascade: bool = False
     _case: _Case | None = field(default=None, repr=False)
 
     @property
@@ -152,12 +156,23 @@ class NnunetPipeline:
                 files = [str(Path(scratch) / f"scan_{n:04}.nii.gz") for n in range(volume.channels)]
                 for channel, file in zip(volume.data, files, strict=True):
                     _write_channel(channel, volume, file)
-                image, properties = plans.image_reader_writer_class().read_images(files)
-                data, _, properties = configuration.preprocessor_class(verbose=False).run_case_npy(
-                    image, None, properties, plans, configuration, self.predictor.dataset_json
+                reader = plans.image_reader_writer_class()
+                image, properties = reader.read_images(files[:-1] if self.cascade else files)
+                previous = reader.read_seg(files[-1])[0] if self.cascade else None
+                data, labels, properties = configuration.preprocessor_class(verbose=False).run_case_npy(
+                    image, previous, properties, plans, configuration, self.predictor.dataset_json
                 )
+                if self.cascade:
+                    data = self._with_labels(data, labels)
             self._case = _Case(volume, np.asarray(data, np.float32), properties)
         return self._case
+
+    def _with_labels(self, data: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+        """The network's input with the previous stage's labels as further channels, as nnU-Net appends them."""
+        from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+
+        values = self.predictor.label_manager.foreground_labels
+        return np.vstack((data, convert_labelmap_to_one_hot(labels[0], values, data.dtype)))
 
     def _predict_case(self, volume: Volume) -> _Case:
         import torch

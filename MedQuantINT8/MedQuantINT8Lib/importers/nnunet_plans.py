@@ -81,7 +81,9 @@ class Plans:
         orientation: the orientation that the reader gives: "native" or "RAS".
         reader: the name of nnU-Net's reader.
         patch, spacing: sides in voxels and spacing in millimeters along three axes; a configuration of slices (2D) has 1 and None (the scan's own) along the first.
-        data, scores: how scans and class scores are resampled; None where nothing is.
+        data, scores, labels: how scans, class scores and label maps are resampled; None where nothing is. Label maps are read for a cascade
+            alone.
+        previous: the configuration whose labels a cascade takes as input; None for any other.
     """
 
     name: str
@@ -95,6 +97,8 @@ class Plans:
     data: SplineResampling | None
     scores: SplineResampling | None
     architecture: Architecture
+    labels: SplineResampling | None = None
+    previous: str | None = None
 
 
 def configurations(plans: Any) -> list[str]:
@@ -134,8 +138,15 @@ def read_plans(value: Any, configuration: str, channels: int) -> Plans:
     data, scores = _read_resampling(fields, "data"), _read_resampling(fields, "probabilities")
     if (data is None) != (scores is None):
         raise PackageError(f"{where}: scans are resampled and class scores are not, or the other way about.", _ADVICE)
-    fields.get("resampling_fn_seg", choice(_SPLINE, _TORCH, _NONE))  # labels are resampled when training alone
-    fields.get("resampling_fn_seg_kwargs", mapping)
+    previous = fields.get("previous_stage", optional(text), None)
+    labels = None
+    if previous is None:
+        fields.get("resampling_fn_seg", choice(_SPLINE, _TORCH, _NONE))  # labels are resampled when training alone
+        fields.get("resampling_fn_seg_kwargs", mapping)
+    else:
+        labels = _read_label_resampling(fields)
+        if (data is None) != (labels is None):
+            raise PackageError(f"{where}: scans are resampled and label maps are not, or the other way about.", _ADVICE)
     result = Plans(
         name=plans.get("dataset_name", text, "nnunet"),
         configuration=configuration,
@@ -149,6 +160,8 @@ def read_plans(value: Any, configuration: str, channels: int) -> Plans:
         data=data,
         scores=scores,
         architecture=architecture_of(fields, axes),
+        labels=labels,
+        previous=previous,
     )
     fields.finish()
     plans.finish()
@@ -195,12 +208,6 @@ def _resolve_inheritance(configurations_json: dict[str, Any], name: str) -> dict
 
 def _count_axes(fields: Fields, name: str) -> int:
     """The number of axes of a configuration's patch: 3, or 2 where it works slice by slice."""
-    if "previous_stage" in fields:
-        stage = fields.get("previous_stage", text)
-        raise PackageError(
-            f"The configuration {name} is a cascade: it needs the labels of {stage} as input.",
-            f"Use 3d_fullres, or {stage} itself, with --configuration.",
-        )
     if (axes := len(fields.get("patch_size", each(count)))) not in (2, 3):
         raise PackageError(
             f"The configuration {name} has a patch of {axes} sides.", "Choose another one, such as 3d_fullres."
@@ -259,3 +266,39 @@ def _read_resampling(fields: Fields, what: str) -> SplineResampling | None:
     order_z = arguments.get("order_z", choice(0, 1), 0)
     arguments.finish()
     return SplineResampling(order, order_z, separate, threshold)
+
+
+def _read_label_resampling(fields: Fields) -> SplineResampling | None:
+    """How a cascade resamples the previous stage's label map; None where nothing is resampled."""
+    function = fields.get("resampling_fn_seg", text)
+    arguments = Fields(
+        fields.get("resampling_fn_seg_kwargs", mapping), f"{fields.where}: resampling_fn_seg_kwargs", _ADVICE
+    )
+    if function not in (_SPLINE, _NONE):
+        raise PackageError(
+            f"{fields.where}: resampling_fn_seg {function} of a cascade is not understood.",
+            f"Understood are: {_SPLINE} and {_NONE}.",
+        )
+    if function == _NONE:
+        arguments.finish()
+        return None
+    arguments.get("is_seg", choice(True))
+    threshold = arguments.get("separate_z_anisotropy_threshold", positive, 3.0)
+    separate = arguments.get("force_separate_z", flag, None if arguments.holds("force_separate_z") else False)
+    order = arguments.get("order", choice(0, 1, 3), 3)
+    order_z = arguments.get("order_z", choice(0, 1), 0)
+    arguments.finish()
+    return SplineResampling(order, order_z, separate, threshold)
+
+
+def previous_stage(value: Any, configuration: str) -> str | None:
+    """The configuration whose labels a cascade takes as input, or None for any other.
+
+    Raises:
+        PackageError: no such configuration.
+    """
+    configurations_json = mapping(mapping(value, "plans.json").get("configurations"), "plans.json: 'configurations'")
+    settings = _resolve_inheritance(configurations_json, configuration)
+    return optional(text)(
+        settings.get("previous_stage"), f"plans.json, configuration {configuration}: 'previous_stage'"
+    )

@@ -160,9 +160,9 @@ def check_ending(facts: Facts, spec: ModelSpec, name: str) -> None:
 
 def check_sizes(shape: Facts, spec: ModelSpec, name: str) -> None:
     """Raise :class:`PackageError` where a network's sizes and its description disagree."""
-    if shape.channels != len(spec.channels):
+    if shape.channels != spec.input_channels:
         raise PackageError(
-            f"{name} takes {shape.channels} channel(s), but its description names {len(spec.channels)}.",
+            f"{name} takes {shape.channels} channel(s), but its description names {spec.input_channels}.",
             "Correct 'channels'.",
         )
     if shape.classes != spec.output_channels:

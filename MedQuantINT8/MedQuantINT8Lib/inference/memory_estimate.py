@@ -63,11 +63,13 @@ def estimate(package: ModelPackage, precision: str, volume: Volume, options: Seg
     weights = int(_WEIGHT_COPIES * path.stat().st_size)
     activations = max(1, options.batch) * activation_bytes(path, path.stat().st_mtime, patch)
     if mirror_axes_of(spec, options.mirroring):
-        activations += max(1, options.batch) * (len(spec.channels) + 2 * spec.output_channels) * int(np.prod(patch)) * 4
+        activations += (
+            max(1, options.batch) * (spec.input_channels + 2 * spec.output_channels) * int(np.prod(patch)) * 4
+        )
     allowed = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, available_memory() // 2)
     scores = spec.output_channels * voxels * 4
     return MemoryEstimate(
-        2 * len(spec.channels) * voxels * 4 + voxels + int(np.prod(volume.data.shape[1:])) * 2,
+        2 * spec.input_channels * voxels * 4 + voxels + int(np.prod(volume.data.shape[1:])) * 2,
         weights + activations,
         min(scores, allowed),
     )
@@ -79,7 +81,7 @@ def gpu_batch(package: ModelPackage, precision: str, options: SegmentationOption
     spec, patch = package.spec, window_of(package.spec, options)[0]
     path = package.onnx_path("int8" if precision == "int8" else "fp32")
     # Both ends in FP32, twice, for copies beside the work; FP16 between them at most.
-    ends = 2 * 4 * (len(spec.channels) + spec.output_channels) * int(np.prod(patch))
+    ends = 2 * 4 * (spec.input_channels + spec.output_channels) * int(np.prod(patch))
     window = ends + activation_bytes(path, path.stat().st_mtime, patch) // 2
     # All mirrored forms of a window may go together.
     most = max(MOST_WINDOWS, 1 << len(mirror_axes_of(spec, options.mirroring)))

@@ -11,7 +11,14 @@ from ..models.spec import ModelSpec
 
 def preprocessing_key(spec: ModelSpec) -> tuple[Any, ...]:
     """Return what decides how a scan is brought into network space: two models with the same key see the same array."""
-    return (len(spec.channels), spec.steps, spec.geometry, spec.crop, spec.normalization, spec.fits)
+    return (
+        spec.channels if spec.input_channels > spec.scans else spec.scans,
+        spec.steps,
+        spec.geometry,
+        spec.crop,
+        spec.normalization,
+        spec.fits,
+    )
 
 
 class SharedPreprocessing:

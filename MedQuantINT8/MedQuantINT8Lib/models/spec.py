@@ -53,9 +53,15 @@ CleaningKind = Literal["largest", "remove_small", "fill_holes"]
 
 @dataclass(frozen=True)
 class Channel:
-    """One input channel: what the user has to give."""
+    """One input channel: what the user has to give.
+
+    one_hot: none for a scan. Else the channel is a label map of these values, such as the labels of a cascade's previous stage, and stands
+        for as many channels of the network's input: each is 1 where the map has its value, and 0 elsewhere. Label maps come after
+        scans; they are laid out as scans are, by nearest neighbor unless ``geometry`` says how, and are not normalized.
+    """
 
     name: Name
+    one_hot: tuple[Count, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,8 @@ class Geometry:
     size: voxels along the tensor's axes for networks that see the whole volume resized, or None (for all, or along an axis).
     interpolation: "nnunet" is a spline along each axis by outer edges, inside slices only (nearest between them) where voxels are
         more than three times as long along one axis as along the others; class scores follow the same rule on their way back.
-    spline, score_spline: for "nnunet", the splines of scans (cubic if None) and of class scores (linear if None).
+    spline, score_spline, label_spline: for "nnunet", the splines of scans (cubic if None), of class scores (linear if None) and of label
+        maps among the channels (linear if None: a voxel gets the largest of the values whose mask is at least half there).
     anchor: whether resampling keeps the center of the first voxel ("centers") or the outer edges ("edges",
         nnU-Net, TotalSegmentator). "monai" is what MONAI's Spacing does: the center of the first voxel, or, where the scan's axes are
         not exactly at right angles, the middle of the volume; "monai_extent" is the same with its scale_extent. With ``size`` or
@@ -223,6 +230,7 @@ class Geometry:
     reorient: Literal["first", "last"] = "first"
     spline: SplineResampling | None = None
     score_spline: SplineResampling | None = None
+    label_spline: SplineResampling | None = None
     tolerance_mm: NotNegative | None = None
     min_spacing: tuple[NotNegative | None, NotNegative | None, NotNegative | None] | None = None
     max_spacing: tuple[NotNegative | None, NotNegative | None, NotNegative | None] | None = None
@@ -435,6 +443,16 @@ class ModelSpec:
     def steps(self) -> tuple[Step, ...]:
         """The steps of preprocessing in their order."""
         return self.order or usual_order(self.geometry, self.crop, self.normalization, self.normalize_in)
+
+    @property
+    def scans(self) -> int:
+        """How many of the channels are scans; label maps come after them."""
+        return sum(not channel.one_hot for channel in self.channels)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's input: one for a scan, as many as values for a label map."""
+        return sum(len(channel.one_hot) or 1 for channel in self.channels)
 
     @property
     def output_channels(self) -> int:

@@ -87,6 +87,13 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
         raise _field_error(
             f"{where}: 'output'", f"has {len(spec.output.thresholds)} thresholds for {spec.output_channels} channels"
         )
+    kinds = [bool(channel.one_hot) for channel in spec.channels]
+    if kinds != sorted(kinds) or not spec.scans:
+        raise _field_error(
+            f"{where}: 'channels'", "must begin with a scan, and have label maps (one_hot) after all scans"
+        )
+    if any(len(set(channel.one_hot)) != len(channel.one_hot) for channel in spec.channels):
+        raise _field_error(f"{where}: 'channels'", "use a value twice in 'one_hot'")
     label_values = {label.value for label in spec.labels}
     if strangers := sorted({value for step in spec.cleaning for value in step.labels} - label_values):
         raise _field_error(f"{where}: 'cleaning'", f"names the label {strangers[0]}, which the model does not have")
@@ -96,9 +103,9 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
         )
     if max(label.value for label in spec.labels) > 65535:
         raise _field_error(f"{where}: 'labels'", "has a value above 65535")
-    if strangers := sorted({n for step in spec.normalization for n in step.channels if n >= len(spec.channels)}):
+    if strangers := sorted({n for step in spec.normalization for n in step.channels if n >= spec.scans}):
         raise _field_error(
-            f"{where}: 'normalization'", f"names the channel {strangers[0]}, which the model does not have"
+            f"{where}: 'normalization'", f"names the channel {strangers[0]}, which the model does not have as a scan"
         )
     geometry = spec.geometry
     if sum(value is not None for value in (geometry.spacing, geometry.size, geometry.longest)) > 1:
@@ -107,7 +114,7 @@ def _check_consistency(spec: ModelSpec, where: str) -> None:
         raise _field_error(
             f"{where}: 'geometry'", f"has the interpolation {geometry.interpolation}, which needs 'resize' to be torch"
         )
-    if strangers := sorted(n for n in spec.crop.channels if n >= len(spec.channels)):
+    if strangers := sorted(n for n in spec.crop.channels if n >= spec.scans):
         raise _field_error(f"{where}: 'crop'", f"names the channel {strangers[0]}, which the model does not have")
     axes = spec.mirroring.axes
     if len(set(axes)) != len(axes) or any(spec.window.patch_size[axis] == 1 for axis in axes):
