@@ -42,7 +42,7 @@ class Recorder:
             result=SimpleNamespace(labels=self.labels, arrays=(), report=report),
         )
 
-    def submit(self, model, volume, choice, options):
+    def submit(self, model, volume, choice, options, outputs):
         from dataclasses import asdict
 
         return self.begin("segment", [volume], model=model, choice=asdict(choice), options=asdict(options))

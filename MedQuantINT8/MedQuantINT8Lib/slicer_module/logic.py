@@ -10,13 +10,14 @@ from __future__ import annotations
 from .build_logic import BuildLogic
 from .compare_logic import CompareLogic
 from .logic_base import PRECISIONS, Progress
+from .measure_logic import MeasureLogic
 from .segment_logic import SegmentLogic, SegmentRequest
 
 __all__ = ["PRECISIONS", "MedQuantINT8Logic", "Progress", "SegmentRequest"]
 
 
-class MedQuantINT8Logic(SegmentLogic, CompareLogic, BuildLogic):
-    """Segments volume nodes with INT8 engines, makes such engines, and compares them with FP32.
+class MedQuantINT8Logic(SegmentLogic, MeasureLogic, CompareLogic, BuildLogic):
+    """Segments volume nodes with INT8 engines, measures what was found, makes such engines, and compares them with FP32.
 
     Args:
         python: the Python that segments; by default the caller's own.

@@ -6,6 +6,7 @@ With :mod:`.views` the only room that imports slicer. It works in Slicer and on 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from ..imaging.itk_file import check_written
 from ..imaging.segmentation_files import segment_id, terminology_tag
 from ..imaging.volume import Volume
 from ..models.spec import Label
+
+#: The attribute of a volume node that names the DICOM files that it was read from, as a JSON list. Slicer's own DICOM module names UIDs.
+DICOM_FILES = "MedQuantINT8.dicomFiles"
 
 
 def require_slicer() -> Any:
@@ -85,7 +89,11 @@ def load_volume_node(path: str | os.PathLike[str], scene: Any = None) -> Any:
     if Path(path).is_dir():
         from ..imaging.volume_files import read_volume
 
-        return volume_node(read_volume(path), Path(path).name, scene)
+        volume = read_volume(path)
+        node = volume_node(volume, Path(path).name, scene)
+        if volume.dicom_files:
+            node.SetAttribute(DICOM_FILES, json.dumps(volume.dicom_files))
+        return node
     logic = slicer.vtkSlicerVolumesLogic()
     logic.SetMRMLScene(scene)
     node = logic.AddArchetypeVolume(str(path), Path(path).name.split(".")[0], 0)
@@ -105,6 +113,19 @@ def volume_node(volume: Volume, name: str, scene: Any = None) -> Any:
     node = scene.AddNode(node)
     node.CreateDefaultDisplayNodes()
     return node
+
+
+def dicom_files(node: Any) -> tuple[str, ...]:
+    """The files of the DICOM images that a volume node was loaded from, by Slicer's DICOM database or by :func:`load_volume_node`; none where
+    neither knows of them."""
+    slicer = require_slicer()
+    if text := node.GetAttribute(DICOM_FILES):
+        files = [str(path) for path in json.loads(text)]
+    else:
+        database = getattr(slicer, "dicomDatabase", None)
+        uids = (node.GetAttribute("DICOM.instanceUIDs") or "").split()
+        files = [database.fileForInstance(uid) for uid in uids] if database is not None else []
+    return tuple(files) if all(path and Path(path).is_file() for path in files) else ()
 
 
 def volume_from_node(node: Any, others: Sequence[Any] = ()) -> Volume:

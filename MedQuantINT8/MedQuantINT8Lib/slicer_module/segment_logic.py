@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from dataclasses import replace as changed_options
+from dataclasses import replace as changed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..imaging.volume import Volume
 from ..imaging.volume_files import ReadOptions
 from ..inference.engine_choice import EngineChoice
+from ..inference.result_files import OutputOptions
 from ..inference.segmenter import SegmentationOptions
 from ..models.spec import Label
 from ..worker.client import WorkerResult
@@ -42,6 +43,7 @@ class SegmentRequest:
         replace: whether the segmentation node loses the segments that it has.
         surface: whether the closed surface is made as well.
         terminology: name of the list of terms that segments are shown with; empty for Slicer's own.
+        outputs: the files that are written as well.
     """
 
     model: str
@@ -51,6 +53,7 @@ class SegmentRequest:
     replace: bool
     surface: bool
     terminology: str = ""
+    outputs: OutputOptions = OutputOptions()
 
 
 def _chosen(
@@ -58,10 +61,17 @@ def _chosen(
 ) -> SegmentationOptions:
     """Return the options with the structures and the box that the caller chose; what was not chosen stays as the options say."""
     if labels is not None:
-        options = changed_options(options, structures=tuple(label.name for label in labels))
+        options = changed(options, structures=tuple(label.name for label in labels))
     if roi is not None:
-        options = changed_options(options, roi=region_of_interest(roi, volumeNode))
+        options = changed(options, roi=region_of_interest(roi, volumeNode))
     return options
+
+
+def _refuse_outputs(options: dict[str, Any]) -> None:
+    if options.get("outputs"):
+        raise InputError(
+            "Files of one name cannot hold the segmentations of several scans.", "Call segment() for each."
+        )
 
 
 class SegmentLogic(LogicBase):
@@ -94,6 +104,7 @@ class SegmentLogic(LogicBase):
         options: SegmentationOptions = SegmentationOptions(),
         progress: Progress | None = None,
         roi: Any = None,
+        outputs: OutputOptions = OutputOptions(),
     ) -> Any:
         """Segment a volume node.
 
@@ -111,9 +122,11 @@ class SegmentLogic(LogicBase):
             progress: called with each report while waiting.
             roi: the box that is segmented, outside of which is background: a markups ROI node, whose box along R, A and S is taken, or
                 six numbers in millimeters: the least and the largest R, A and S.
+            outputs: files to write as well (docs/outputs.md), checked before the work; what is there is replaced. A DICOM segmentation
+                needs a volume that was loaded from DICOM.
 
         Returns:
-            The segmentation node, or the job. What the worker said of the run is in ``report``.
+            The segmentation node, or the job. What the worker said of the run is in ``report``, with the files under "outputs".
 
         Raises:
             InputError: no volume, no model, a structure that the model does not know.
@@ -125,8 +138,10 @@ class SegmentLogic(LogicBase):
         labels = self._labels(path, segments)
         scene.check_terminology(terminology)
         options = _chosen(options, None if segments is None else labels, roi, nodes[0])
+        if outputs.needs_dicom:
+            volume = changed(volume, dicom_files=scene.dicom_files(nodes[0]))
         choice = engine_choice(engine, precision, device)
-        request = SegmentRequest(path, labels, choice, options, replace, surface, terminology)
+        request = SegmentRequest(path, labels, choice, options, replace, surface, terminology, outputs)
         job = self._segmentJob(nodes[0], volume, segmentationNode, request)
         return self._result(job, waitForCompletion, progress)
 
@@ -143,8 +158,8 @@ class SegmentLogic(LogicBase):
         def finish(result: WorkerResult) -> Any:
             self.report = result.report
             voxels = {int(value): count for value, count in result.report["voxels"].items()}
-            with self._undo.changing(segmentationNode) as changed:
-                changed.node = scene.add_segmentation(
+            with self._undo.changing(segmentationNode) as change:
+                change.node = scene.add_segmentation(
                     result.labels,
                     request.labels,
                     volumeNode,
@@ -155,13 +170,13 @@ class SegmentLogic(LogicBase):
                     terminology=request.terminology,
                 )
             notes = list(result.report.get("notes", []))
-            self.result = run_result(changed.node, request.labels, voxels, voxel_ml(volumeNode), notes)
+            self.result = run_result(change.node, request.labels, voxels, voxel_ml(volumeNode), notes)
             if request.options.roi is None and request.options.structures is None:
                 # A part of the work tells nothing of the whole.
                 keep_run(request.model, request.choice, result.report, int(volume.data[0].size))
-            return changed.node
+            return change.node
 
-        job = self._client.submit(request.model, volume, request.choice, request.options)
+        job = self._client.submit(request.model, volume, request.choice, request.options, request.outputs)
         return BackgroundJob(job, finish, check)
 
     def process(
@@ -177,6 +192,7 @@ class SegmentLogic(LogicBase):
 
         One that fails does not stop the rest; the job's ``failures`` tell which and why.
         """
+        _refuse_outputs(options)
         mrmlScene = scene.headless_scene()
         nodes = [
             mrmlScene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode")
@@ -256,6 +272,7 @@ class SegmentLogic(LogicBase):
 
         If a sequence browser plays the scan, it plays the segmentations with it.
         """
+        _refuse_outputs(options)
         frames = sequences.frames_of(sequenceNode)
         self._labels(self._modelPath(model), options.get("segments"))
         segmentations: list[Any] = []

@@ -21,6 +21,7 @@ from .. import __version__, errors
 from ..errors import Cancelled, EngineError, MedQuantError
 from ..imaging.volume import Volume
 from ..inference.engine_choice import EngineChoice
+from ..inference.result_files import OutputOptions
 from ..inference.segmenter import SegmentationOptions
 from ..progress import ProgressEvent, Task
 from ..scratch import owned_prefix
@@ -231,9 +232,21 @@ class WorkerClient:
         """Segment and wait; see :meth:`submit`."""
         return self.submit(model, volume, choice, options).wait(task)
 
-    def submit(self, model: str, volume: Volume, choice: EngineChoice, options: SegmentationOptions) -> Job:
-        """Have a volume segmented by the model (the path of a package, or several joined by commas); see :meth:`begin`."""
-        return self.begin("segment", [volume], model=model, choice=asdict(choice), options=asdict(options))
+    def submit(
+        self,
+        model: str,
+        volume: Volume,
+        choice: EngineChoice,
+        options: SegmentationOptions,
+        outputs: OutputOptions = OutputOptions(),
+    ) -> Job:
+        """Have a volume segmented by the model (the path of a package, or several joined by commas); see :meth:`begin`.
+
+        Args:
+            outputs: the files that the worker writes as well; the report names them.
+        """
+        values = {"outputs": outputs.to_json()} if outputs != OutputOptions() else {}
+        return self.begin("segment", [volume], model=model, choice=asdict(choice), options=asdict(options), **values)
 
     def begin(self, do: str, volumes: Sequence[Volume], **request: Any) -> Job:
         """Have one of :mod:`.tasks` done, and come back at once.
@@ -272,6 +285,7 @@ class WorkerClient:
                         "dtype": volume.data.dtype.str,
                         "ijk_to_ras": volume.ijk_to_ras.tolist(),
                         "name": volume.name,
+                        "dicom_files": list(volume.dicom_files),
                     }
                 )
                 offset += aligned(volume.data.nbytes)

@@ -164,7 +164,12 @@ class Worker:
             with task.stage("loading the packages"):
                 check_imports(modules, task.check)
         volumes = [
-            Volume(self._block.array(v["offset"], tuple(v["shape"]), v["dtype"]), np.array(v["ijk_to_ras"]), v["name"])
+            Volume(
+                self._block.array(v["offset"], tuple(v["shape"]), v["dtype"]),
+                np.array(v["ijk_to_ras"]),
+                v["name"],
+                dicom_files=tuple(v["dicom_files"]),
+            )
             for v in request["volumes"]
         ]
         result = TASKS[request["do"]](request, volumes, TaskContext(self._model, self._pool, task))

@@ -1,4 +1,4 @@
-"""What the resident worker can do: segment, compare, quantize, build. Plain functions from volumes to arrays and a report."""
+"""What the resident worker can do: segment, measure, compare, quantize, build. Plain functions from volumes to arrays and a report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..evaluation.boundary import VOLUME_CHANGE, examine
+from ..files import split_paths
+from ..imaging.measurements import measure as measure_structures
 from ..imaging.volume import Volume
 from ..imaging.volume_files import ReadOptions, read_volume, scan_paths
 from ..inference import pipeline
 from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import KeepingPool
+from ..inference.region_run import chosen_labels
+from ..inference.result_files import OutputOptions, prepare, result_of, write_results
 from ..inference.segmenter import SegmentationOptions
-from ..inference.task_model import LoadedModel
+from ..inference.task_model import LoadedModel, description_of
 from ..models.package import ModelPackage
+from ..models.spec import Label
 from ..outputs import check_output_package
 from ..progress import Task
 
@@ -57,12 +62,33 @@ def _reading(request: Request) -> ReadOptions:
 
 
 def segment(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
-    """Segment one volume with the model; one label map (K, J, I)."""
-    choice = EngineChoice(**request["choice"])
-    run = pipeline.segment(
-        context.model(request["model"]), volumes[0], choice, _options(request), context.task, pool=context.pool
-    )
-    return TaskResult([run.result.labels], run.to_json())
+    """Segment one volume with the model; one label map (K, J, I), and the files that ``outputs`` asks for."""
+    (volume,), choice = volumes, EngineChoice(**request["choice"])
+    model, options = context.model(request["model"]), _options(request)
+    outputs = OutputOptions.from_json(request.get("outputs", {}))
+    description = description_of(model)
+    labels = chosen_labels(description.labels, options.structures, description.name)
+    outputs.check(labels, [*split_paths(request["model"]), *volume.dicom_files])
+    source = prepare(outputs, volume, labels)
+    run = pipeline.segment(model, volume, choice, outputs.with_margins(options), context.task, pool=context.pool)
+    written: list[dict[str, Any]] = []
+    if outputs:
+        with context.task.stage("writing"):
+            written, notes = write_results(outputs, result_of(run, model, labels, source), context.task)
+        run.result.notes += notes
+    return TaskResult([run.result.labels], {**run.to_json(), "outputs": written})
+
+
+def measure(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
+    """Measure the structures of label maps on a scan: the first volume is the scan, ``labels`` has values and names for each of the others."""
+    scan, *label_maps = volumes
+    measurements = []
+    with context.task.stage("measuring", len(label_maps)):
+        for label_map, labels in zip(label_maps, request["labels"], strict=True):
+            values = [Label(item["value"], item["name"], item["value"]) for item in labels]
+            measurements += [item.to_json() for item in measure_structures(scan, label_map.data[0], values)]
+            context.task.step()
+    return TaskResult([], {"structures": measurements})
 
 
 def compare(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
@@ -138,6 +164,7 @@ def install_model(request: Request, volumes: list[Volume], context: TaskContext)
 
 TASKS: dict[str, Callable[[Request, list[Volume], TaskContext], TaskResult]] = {
     "segment": segment,
+    "measure": measure,
     "compare": compare,
     "quantize": quantize,
     "build": build,
