@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.inference import pipeline
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
-from MedQuantINT8Lib.inference.task_model import load_model
-from MedQuantINT8Lib.models.task_package import TaskPackage
+from MedQuantINT8Lib.inference.task_model import load_model, require_int8
+from MedQuantINT8Lib.models.installed import holds_int8
+from MedQuantINT8Lib.models.package import FP32, INT8, ModelPackage, write_package
+from MedQuantINT8Lib.models.task_package import TaskPackage, peek_task, write_task
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.worker.client import WorkerClient
 from task_packages import spotted, three_parts
@@ -114,8 +117,7 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(medquant, together, s
     (tmp_path / "broken" / "packages" / "bright" / "model.onnx").write_bytes(b"x")
     code, _, err = medquant("segment", tmp_path / "broken", scan, "-o", output, *HOW)
     assert code == 3 and "damaged" in err and err.count("\n") == 1
-    for command in ("build", "compare", "quantize"):
-        more = {"build": [], "compare": [scan], "quantize": ["--calibrate", scan]}[command]
+    for command, more in (("build", []), ("compare", [scan])):
         code, _, err = medquant(command, together, *more)
         assert code == 2 and "is a task of several networks" in err, err
     assert not output.exists()
@@ -186,3 +188,71 @@ def test_the_worker_takes_a_task_with_every_choice(together, tmp_path):
         (copy / "task.json").write_text(json.dumps({**value, "merge_order": ["brightest", "bright", "dim"]}))
         result = client.segment(str(copy), spotted(), CHOICE, options, Task())
         assert not np.array_equal(result.labels, expected(together))
+
+
+def without_int8(together, target, installed=None):
+    """The task with networks in FP32 alone; ``installed`` is the part that is an installed model."""
+    spec = peek_task(together)
+    places = {}
+    for path in spec.package_paths:
+        with ModelPackage.load(together / path) as package:
+            write_package(target.parent / "fp32" / path, package.spec, {FP32: package.folder / FP32})
+            places[path] = target.parent / "fp32" / path
+    if installed:
+        parts = [
+            replace(part, packages=(), installed=installed) if part.name == installed else part for part in spec.parts
+        ]
+        spec = replace(spec, parts=tuple(parts))
+        places.pop(f"packages/{installed}")
+    write_task(target, spec, places)
+    return target
+
+
+def test_every_network_of_a_task_is_quantized(medquant, together, scan, tmp_path, monkeypatch):
+    """What is done for each package is tested elsewhere; here that each gets it, and that the task is whole again."""
+    from MedQuantINT8Lib.cli import quantize
+
+    monkeypatch.setenv("MEDQUANT_MODELS", str(tmp_path / "models"))
+    task = without_int8(together, tmp_path / "task", installed="bright")
+    shutil.copytree(tmp_path / "fp32" / "packages" / "bright", tmp_path / "models" / "bright" / "package")
+    asked = []
+
+    def one(args, progress, choices, model, target):
+        name = Path(model).name
+        asked.append(name if name != "package" else Path(model).parent.name)
+        with ModelPackage.load(model) as package:
+            package.with_files(target, {INT8: together / "packages" / package.spec.name / INT8}).close()
+        return {"package": target}, [f"wrote {target}: quantized"]
+
+    monkeypatch.setattr(quantize, "_quantize", one)
+    assert not holds_int8([task])
+    code, _, err = medquant("quantize", task, "--calibrate", scan, "--output", tmp_path / "other")
+    assert code == 2 and "in place" in err
+    code, _, err = medquant("quantize", task, "--calibrate", scan, "--labels", scan)
+    assert code == 2 and "single network" in err and asked == []
+    code, out, err = medquant("quantize", task, "--calibrate", scan)
+    assert code == 0, err
+    assert asked == ["dim", "brightest", "bright"] and holds_int8([task])
+    assert f"wrote {task}/packages/dim: quantized" in out
+    with load_model(str(task)) as model:
+        require_int8(model)
+    # Into another place, the task itself staying as it is.
+    task = without_int8(together, tmp_path / "second" / "task")
+    code, _, err = medquant("quantize", task, "--calibrate", scan, "--output", tmp_path / "int8.zip")
+    assert code == 0, err
+    assert not holds_int8([task])
+    with load_model(str(tmp_path / "int8.zip")) as model:
+        require_int8(model)
+
+
+@pytest.mark.slow
+def test_a_task_is_really_quantized(medquant, together, scan, tmp_path):
+    pytest.importorskip("modelopt", reason="needs ModelOpt, which quantizes")
+    task = without_int8(together, tmp_path / "task")
+    arguments = ("quantize", task, "--calibrate", scan, "--without-engine", "--agreement", "0", "-q", "--patches", "2")
+    code, _, err = medquant(*arguments)
+    assert code == 0, err
+    code, _, err = medquant(
+        "segment", task, scan, "-o", tmp_path / "o.nii.gz", "--engine", "onnxruntime", "--precision", "int8"
+    )
+    assert code == 0, err

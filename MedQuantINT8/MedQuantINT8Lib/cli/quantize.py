@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from .terminal import print_result
 
 if TYPE_CHECKING:
     from ..progress import Task
+    from ..quantization.calibration import CalibrationOptions
+    from ..quantization.quantize import QuantizationPolicy
 
 
 def add_parser(add: Add) -> None:
@@ -97,18 +100,21 @@ def add_parser(add: Add) -> None:
     add_reading_options(command)
 
 
+@dataclass(frozen=True)
+class _Choices:
+    """How a package is quantized."""
+
+    calibration: CalibrationOptions
+    policy: QuantizationPolicy
+
+
 def run(args: argparse.Namespace, task: Task) -> None:
-    """Quantize the model, and say what stayed in float and how INT8 agrees with FP32."""
-    from ..errors import InputError
-    from ..imaging.volume_files import scan_paths
-    from ..outputs import check_output_package
+    """Quantize the model, or each network of a task, and say what stayed in float and how INT8 agrees with FP32."""
+    from ..models.task_package import is_task
     from ..quantization.accuracy_guard import Budget
     from ..quantization.calibration import CalibrationOptions
     from ..quantization.effort import check_effort
-    from ..quantization.pipeline import quantize
     from ..quantization.quantize import QuantizationPolicy
-    from ..resources import resource
-    from .overwriting import overwriting
 
     calibration = CalibrationOptions(args.method, args.patches, args.percentile, args.foreground, args.air, args.seed)
     calibration.check()
@@ -122,8 +128,29 @@ def run(args: argparse.Namespace, task: Task) -> None:
         weight_bits=args.weight_bits,
     )
     check_effort(policy.effort, policy.weight_bits)
+    choices = _Choices(calibration, policy)
+    model = packages_of(args)
+    if is_task(model):
+        from .quantize_task import quantize_task
+
+        print_result(args, *quantize_task(args, task, model, lambda *paths: _quantize(args, task, choices, *paths)))
+        return
     model = packages_of(args, one=True)
-    target = args.output or model
+    value, lines = _quantize(args, task, choices, model, args.output or model)
+    print_result(args, value, *lines)
+
+
+def _quantize(
+    args: argparse.Namespace, task: Task, choices: _Choices, model: str, target: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Quantize one package into ``target``; what there is to say of it as JSON, and as lines for people."""
+    from ..errors import InputError
+    from ..imaging.volume_files import scan_paths
+    from ..outputs import check_output_package
+    from ..quantization.pipeline import quantize
+    from ..resources import resource
+    from .overwriting import overwriting
+
     inputs = [path for scan in (*args.calibrate, *(args.labels or [])) for path in scan_paths(scan)]
     if Path(target).resolve() == resource("demo.zip").resolve():
         raise InputError("The demo model is part of the program, and stays as it is.", "Give --output.")
@@ -134,8 +161,8 @@ def run(args: argparse.Namespace, task: Task) -> None:
             model,
             [scan_paths(s) for s in args.calibrate],
             target,
-            calibration,
-            policy,
+            choices.calibration,
+            choices.policy,
             task,
             by_network=args.foreground_by == "network",
             labels=args.labels or [],
@@ -143,9 +170,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
             engine_required=not args.without_engine,
         )
     float_layers = [layer for layer in report.layers if not layer.quantized]
-    print_result(
-        args,
-        {"package": str(target), "calibration": package.calibration(), "notes": reader.notes},
+    return {"package": str(target), "calibration": package.calibration(), "notes": reader.notes}, [
         f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "
         f"{100 * report.int8_mac_share:.1f} % of multiply-accumulates in INT8, agreement with FP32 {_agreement(report)} (simulated)",
         *(f"  {line}" for line in report.held_out.lines()),
@@ -155,7 +180,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
         *(f"  in high precision: {layer.name}: {layer.reason}" for layer in float_layers),
         *(f"warning: {text}" for text in report.warnings),
         *(f"note: {text}" for text in reader.notes),
-    )
+    ]
 
 
 def _replaced_by_quantizing(target: Path, model: Path) -> list[Path]:

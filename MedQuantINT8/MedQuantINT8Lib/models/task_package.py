@@ -155,12 +155,15 @@ def describe(path: str | os.PathLike[str]) -> ModelSpec | TaskSpec:
     return peek_task(path) if is_task(path) else peek(path)[0]
 
 
-def write_task(target: str | os.PathLike[str], spec: TaskSpec, packages: Mapping[str, Path]) -> TaskPackage:
+def write_task(
+    target: str | os.PathLike[str], spec: TaskSpec, packages: Mapping[str, Path], itself: Path | None = None
+) -> TaskPackage:
     """Write a task from its description and its packages.
 
     Args:
         target: a folder or a ``.zip``.
         packages: the folder or zip of each package, by its path inside the task: exactly those that ``spec`` names.
+        itself: the task's folder that some of them come from, which may be written anew in its place.
 
     Returns:
         The task as it is loaded from there.
@@ -180,7 +183,8 @@ def write_task(target: str | os.PathLike[str], spec: TaskSpec, packages: Mapping
         with tempfile.TemporaryDirectory(prefix="medquant-task-") as scratch:
             write_task(Path(scratch) / "task", spec, packages).save(target)
         return TaskPackage.load(target)
-    check_output_package(target, packages.values(), description=TASK_JSON)
+    others = [path for path in packages.values() if itself is None or itself not in Path(path).parents]
+    check_output_package(target, others, itself, TASK_JSON)
     with replacing_folder(target) as folder:
         for path, source in packages.items():
             with ModelPackage.load(source) as package:
@@ -276,9 +280,8 @@ def merged_task(name: str, parts: Mapping[str, Sequence[Path]], **wording: str) 
 
 def with_packages(task: TaskPackage, target: str | os.PathLike[str], packages: Mapping[str, Path]) -> TaskPackage:
     """Write a copy of a task in which some packages, by their path inside the task, are replaced; :func:`write_task` says what is refused."""
-    return write_task(
-        target, task.spec, {path: task.folder / path for path in task.spec.package_paths} | dict(packages)
-    )
+    places = {path: task.folder / path for path in task.spec.package_paths} | dict(packages)
+    return write_task(target, task.spec, places, task.folder)
 
 
 def _read_json(path: Path, name: str) -> Any:

@@ -1,0 +1,74 @@
+"""``medquant quantize`` of a task: each network that it runs, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..progress import Task
+
+#: Quantizes the package at the first path into the second; what there is to say of it as JSON, and as lines for people.
+QuantizeOne = Callable[[str, str], tuple[dict[str, Any], list[str]]]
+
+
+def quantize_task(args: argparse.Namespace, task: Task, model: str, quantize_one: QuantizeOne) -> list[Any]:
+    """Quantize every network of a task: those inside it are written into the output, installed models get their INT8 network in place.
+
+    Returns:
+        What there is to say: a JSON value, then lines for people.
+
+    Raises:
+        InputError: an option that is for a single network, or a model that is not installed.
+    """
+    from ..errors import InputError
+    from ..imaging.volume_files import scan_paths
+    from ..models.installed import source_paths
+    from ..models.task import TASK_JSON
+    from ..models.task_package import TaskPackage, with_packages
+    from ..outputs import check_output_package
+    from .overwriting import overwriting
+
+    if args.labels:
+        raise InputError(
+            "--labels is for a single network: those of a task have label values of their own.", "Leave it out."
+        )
+    target = Path(args.output or model)
+    target = target.parent if target.name == TASK_JSON else target
+    with TaskPackage.load(model) as package, TemporaryDirectory(prefix="medquant-quantized-") as scratch:
+        spec = package.spec
+        if args.output and spec.installed_names:
+            raise InputError(
+                f"{spec.name} runs installed models, which get their INT8 network in place.", "Leave --output out."
+            )
+        installed = dict.fromkeys(
+            str(path)
+            for source in spec.sources
+            if source.installed is not None
+            for path in source_paths(spec, source, package.folder)
+        )
+        check_output_package(target, [p for scan in args.calibrate for p in scan_paths(scan)], model, TASK_JSON)
+        results, lines, inner = list[dict[str, Any]](), list[str](), dict[str, Path]()
+        before = task.part
+        try:
+            for path in spec.package_paths:
+                task.part = f"{before}{path}: "
+                inner[path] = Path(scratch) / path
+                value, text = quantize_one(str(package.folder / path), str(inner[path]))
+                results.append({**value, "package": f"{target}/{path}"})
+                lines += [line.replace(str(inner[path]), f"{target}/{path}") for line in text]
+            for path in installed:
+                task.part = f"{before}{Path(path).parent.name}: "
+                value, text = quantize_one(path, path)
+                results.append(value)
+                lines += text
+        finally:
+            task.part = before
+        if inner:
+            in_place = target.exists() and target.samefile(package.folder if target.is_dir() else model)
+            with overwriting(args, [] if in_place else [target]):
+                with_packages(package, target, inner)
+    return [{"task": str(target), "packages": results}, *lines]
