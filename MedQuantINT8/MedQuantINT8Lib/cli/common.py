@@ -153,6 +153,12 @@ def add_running_options(command: argparse.ArgumentParser, *, precision: bool = T
         help="do not look whether a scan leaves the ranges that INT8 was calibrated on",
     )
     command.add_argument(
+        "--check-share",
+        type=number(0, 1),
+        metavar="SHARE",
+        help="share of an INT8 run's windows that FP32 runs as well, to compare both, such as 0.05 (default: one of 50, at most 8, none beside a GPU)",
+    )
+    command.add_argument(
         "--memory",
         type=number(0, 100_000, above=True),
         metavar="GB",
@@ -191,6 +197,7 @@ def options_of(args: argparse.Namespace, labels: Sequence[Label] = ()) -> Segmen
         args.skip_air,
         memory,
         check_ranges=not args.no_range_check,
+        check_share=args.check_share,
         mirroring=args.mirroring if args.mirror_axes is None else args.mirror_axes,
         structures=_structures_of(getattr(args, "structures", None), labels),
         roi=getattr(args, "roi", None),

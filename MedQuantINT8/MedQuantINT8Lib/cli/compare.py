@@ -104,6 +104,7 @@ def _segment_in_own_process(
         ("--patch", args.patch),
         ("--overlap", [args.overlap] if args.overlap is not None else None),
         ("--memory", [args.memory] if args.memory else None),
+        ("--check-share", [args.check_share] if args.check_share is not None and precision == "int8" else None),
         ("--mirror-axes", [",".join(map(str, args.mirror_axes))] if args.mirror_axes else None),
     ):
         common += [name, *map(str, values)] if values else []

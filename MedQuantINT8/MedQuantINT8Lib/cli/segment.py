@@ -175,9 +175,23 @@ def _segment_to(
         f"({run.seconds['network']:.2f} s in the network)",
         f"engine: {run.engine['title']}, {run.engine['precision']}: {engine['verdict']}, {100 * engine['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
         *choice_lines(run.engine["choice"]),
+        *_second_look(run.ranges),
         *(
             f"note: {note}"
             for note in [*run.result.notes, *filter(None, [run.engine["note"]])]
             if note != (run.engine["choice"] or {}).get("reason")
         ),
+    ]
+
+
+def _second_look(ranges: dict[str, Any] | None) -> list[str]:
+    """What the windows have shown that FP32 has run as well; a warning about them is among the notes."""
+    look = (ranges or {}).get("second_look")
+    if ranges is None or look is None:
+        return []
+    agreement = "FP32 finds nothing in them" if look["agreement"] is None else f"agreement {look['agreement']:.4f}"
+    worst = f", worst: {look['worst']['name']} {look['worst']['dice']:.4f}" if look["worst"] else ""
+    share = f"{100 * ranges['share_of_time']:.1f} % of the time"
+    return [
+        f"second look in FP32: {look['windows']} window(s), {agreement}{worst} ({look['expected']:.4f} expected), {share}"
     ]

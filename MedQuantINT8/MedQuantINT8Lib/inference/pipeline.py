@@ -136,8 +136,11 @@ def segment(
     Args:
         pool: gives engines that are loaded already, and keeps them afterwards; by default they are closed.
         network_input: the volume in network space, where it was preprocessed ahead for a single package or the mean of several.
-    """
 
+    Raises:
+        InputError: choices that do not go together.
+    """
+    options.check()
     loaded = Ensemble([model]) if isinstance(model, ModelPackage) else model
     wanted = chosen_labels(labels_of(loaded), options.structures, description_of(loaded).name)
     setting = _Setting(choice, task, pool)
@@ -239,8 +242,7 @@ def _segment(
         engine = _engine_report(engines[0])
         ranges = None
         if options.check_ranges and engine["precision"] == "int8":
-            on_gpu = needs_gpu(engines[0].backend)
-            ranges = _ranges(ensemble.first, inputs[0], options, result, task, tensors=not on_gpu)
+            ranges = _ranges(ensemble.first, inputs[0], options, result, task, engines[0])
         if len(engines) > 1:
             engine["members"] = [_engine_report(item) for item in engines]
     except (Cancelled, InputError):
@@ -252,6 +254,8 @@ def _segment(
     _end(pool.release, keys)
     seconds = {"reading": 0.0, **{k: v for k, v in result.seconds.items() if k != "total"}}
     seconds["total"] = time.perf_counter() - began
+    if ranges is not None:
+        ranges["share_of_time"] = seconds["ranges"] / seconds["total"]
     calls_ms = _calls_ms(calls, result, max(1, options.batch))
     return SegmentationRun(volume, result, seconds, engine, latency_of(calls_ms), inputs[0], ranges, calls_ms)
 
@@ -288,18 +292,24 @@ def _ranges(
     options: SegmentationOptions,
     result: SegmentationResult,
     task: Task,
-    *,
-    tensors: bool,
+    prepared: PreparedEngine,
 ) -> dict[str, Any] | None:
+    """Look at the scan's ranges, and at some windows in FP32; beside a GPU only where that was asked for."""
     with task.stage("looking at ranges"):
         check = check_ranges(
-            package, network_input.data, plan_for(network_input, package.spec, options), tensors=tensors
+            package,
+            network_input.data,
+            plan_for(network_input, package.spec, options),
+            tensors=options.check_share is not None or not needs_gpu(prepared.backend),
+            infer=prepared.engine.infer,
+            share=options.check_share,
         )
     if check is None:
         return None
     result.seconds["ranges"] = check.seconds
-    if check.warning:
-        result.notes.insert(0, check.warning)
+    result.notes[:0] = check.warnings
+    if options.check_share and check.skipped:
+        result.notes.append(f"no window was run in FP32 as well: {check.skipped}")
     return check.to_json()
 
 

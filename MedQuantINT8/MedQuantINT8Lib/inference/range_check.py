@@ -1,15 +1,17 @@
 """Does a scan leave the ranges that INT8 was calibrated on?
 
 INT8 holds values up to 127 steps; what is larger is cut off. On scans like those of the calibration next to nothing is. On a scan of
-another kind it may be much, and the result can be wrong where FP32's would not be. So a run looks: at the input always, and at every
-quantized tensor on one of fifty windows. Which windows, and how many, follows from the scan and the run's plan alone, not from the time
-that anything took: equal runs give equal warnings.
+another kind it may be much, and the result can be wrong where FP32's would not be. So a run looks: at the input always, and on one of
+fifty windows at every quantized tensor and at what FP32 makes of the window (:mod:`.second_look`). Which windows, and how many, follows
+from the scan and the run's plan alone, not from the time that anything took: equal runs give equal warnings.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DependencyError, EngineError
-from ..models.package import ModelPackage
+from ..models.package import FP32, ModelPackage
 from ..system import available_memory
 from .memory_estimate import activation_bytes
+from .second_look import SecondLook, SecondLooker
+from .sliding_window import take_patch
 from .windows import WindowPlan
 
 #: Of so many windows one is looked at, up to :data:`MOST`: about a twentieth of an INT8 run's time on a processor.
@@ -46,6 +50,7 @@ class RangeCheck:
         windows: how many were.
         seconds: what it took.
         skipped: why no tensor was looked at, where it was to be.
+        second_look: INT8 beside FP32 on those windows; None where none was looked at.
     """
 
     input: float | None
@@ -53,6 +58,7 @@ class RangeCheck:
     windows: int = 0
     seconds: float = 0.0
     skipped: str = ""
+    second_look: SecondLook | None = None
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -77,6 +83,11 @@ class RangeCheck:
             else ""
         )
 
+    @property
+    def warnings(self) -> list[str]:
+        """All sentences for the user: of the second look first, which saw the result."""
+        return [text for text in (self.second_look.warning if self.second_look else "", self.warning) if text]
+
     def to_json(self) -> dict[str, Any]:
         most = sorted(self.tensors.items(), key=lambda item: -item[1])[:10]
         return {
@@ -87,11 +98,22 @@ class RangeCheck:
             "mean": self.mean if self.tensors else None,
             "worst": [{"tensor": name, "share": share} for name, share in most],
             "warning": self.warning,
+            "second_look": None if self.second_look is None else self.second_look.to_json(),
         }
 
 
+#: An INT8 engine: float32 (1, C, p0, p1, p2) to scores.
+Infer = Callable[[NDArray[np.float32]], Any]
+
+
 def check_ranges(
-    package: ModelPackage, data: NDArray[np.float32], plan: WindowPlan, *, tensors: bool = True
+    package: ModelPackage,
+    data: NDArray[np.float32],
+    plan: WindowPlan,
+    *,
+    tensors: bool = True,
+    infer: Infer | None = None,
+    share: float | None = None,
 ) -> RangeCheck | None:
     """Look at a volume in network space (C, n0, n1, n2).
 
@@ -99,25 +121,29 @@ def check_ranges(
         plan: of the run.
         tensors: whether to look at the network's tensors as well, which takes a window in FP32 on the processor for each that is looked
             at: beside a GPU that would be longer than the run.
+        infer: the run's INT8 engine, for the second look.
+        share: of the windows that are looked at; None leaves it to the program.
 
     Returns:
-        None if the package does not say what ranges it was calibrated on.
+        None if the package does not say what ranges it was calibrated on, and no share was asked for.
     """
     limits = limits_of(package)
-    if not limits:
+    if not limits and not share:
         return None
     began = time.perf_counter()
     check = RangeCheck(_input_share(package, data, limits))
-    if tensors and (count := windows_looked_at(plan)):
-        path = package.onnx_path("fp32")
-        _look(check, (path, path.stat().st_mtime, plan.patch), limits, data, plan, count)
+    if tensors and (count := windows_looked_at(plan, share)):
+        if package.has(FP32):
+            _look(check, _View(package, data, plan, limits, infer), count)
+        else:
+            check.skipped = "the package holds no FP32 network"
     check.seconds = time.perf_counter() - began
     return check
 
 
-def windows_looked_at(plan: WindowPlan) -> int:
-    """How many windows of a plan are looked at."""
-    return min(MOST, plan.count // EVERY)
+def windows_looked_at(plan: WindowPlan, share: float | None = None) -> int:
+    """How many windows of a plan are looked at: one of fifty, at most eight, or the share that was asked for, at least one."""
+    return min(MOST, plan.count // EVERY) if share is None else math.ceil(round(share * plan.count, 9))
 
 
 def limits_of(package: ModelPackage) -> dict[str, float]:
@@ -131,23 +157,42 @@ _Key = tuple[Path, float, tuple[int, int, int]]
 _PROBES: dict[_Key, Probe] = {}
 
 
-def _look(
-    check: RangeCheck, key: _Key, limits: dict[str, float], data: NDArray[np.float32], plan: WindowPlan, count: int
-) -> None:
+@dataclass(frozen=True)
+class _View:
+    """What is looked at: the run of a package on a volume in network space."""
+
+    package: ModelPackage
+    data: NDArray[np.float32]
+    plan: WindowPlan
+    limits: dict[str, float]
+    infer: Infer | None
+
+
+def _look(check: RangeCheck, view: _View, count: int) -> None:
+    path = view.package.onnx_path("fp32")
+    key = path, path.stat().st_mtime, view.plan.patch
     if 2 * activation_bytes(*key) > available_memory():
         check.skipped = "there is not enough free memory"
         return
     if key not in _PROBES:
         _PROBES.clear()
         try:
-            _PROBES[key] = Probe(key[0], key[2], limits)
+            _PROBES[key] = Probe(key[0], key[2], view.limits)
         except (DependencyError, EngineError) as error:
             # Without ONNX Runtime only the input is looked at.
             check.skipped = str(error)
             return
     probe = _PROBES[key]
-    shares = [probe.shares(_patch(data, plan, start)) for start in _starts(data, plan)[:count]]
+    looker = None if view.infer is None else SecondLooker(view.package, view.infer)
+    shares = []
+    for start in _starts(view.data, view.plan, count)[:count]:
+        patch = take_patch(view.data, view.plan, start, view.package.spec.window)
+        found, scores = probe.look(patch)
+        shares.append(found)
+        if looker is not None:
+            looker.add(patch, scores)
     check.windows = len(shares)
+    check.second_look = None if looker is None else looker.result()
     check.tensors = {name: float(np.mean([s[name] for s in shares])) for name in probe.tensors}
 
 
@@ -172,21 +217,26 @@ class Probe:
         tensor_names = {o for node in fixed.graph.node for o in node.output} | {fixed.graph.input[0].name}
         self.tensors = [name for name in limits if name in tensor_names]
         self._input = fixed.graph.input[0].name
-        self._run = session(
-            with_probes(fixed, {name: limits[name] for name in self.tensors}).SerializeToString(), "fp32"
-        )
+        self._output = fixed.graph.output[0].name
+        probed = with_probes(fixed, {name: limits[name] for name in self.tensors}) if self.tensors else fixed
+        self._run = session(probed.SerializeToString(), "fp32")
+
+    def look(self, patch: NDArray[np.float32]) -> tuple[dict[str, float], NDArray[np.float32]]:
+        """Return the share of values outside the calibrated range by tensor, for one patch (C, p0, p1, p2), and its scores (1, classes, ...)."""
+        wanted = [self._output, *([_SHARES] if self.tensors else [])]
+        scores, *values = self._run.run(wanted, {self._input: np.ascontiguousarray(patch[None], np.float32)})
+        return dict(zip(self.tensors, map(float, values[0] if values else ()), strict=True)), scores
 
     def shares(self, patch: NDArray[np.float32]) -> dict[str, float]:
-        """Return the share of values outside the calibrated range by tensor, for one patch (C, p0, p1, p2)."""
-        (values,) = self._run.run([_SHARES], {self._input: np.ascontiguousarray(patch[None], np.float32)})
-        return dict(zip(self.tensors, map(float, values), strict=True))
+        """Return the first part of :meth:`look`."""
+        return self.look(patch)[0]
 
 
 _SHARES = "medquant_shares"
 
 
 def with_probes(model: Any, limits: dict[str, float]) -> Any:
-    """A copy whose only output is the share of values beyond its limit, for each tensor: float32 (tensors,)."""
+    """A copy with one output more, the share of values beyond its limit for each tensor: float32 (tensors,)."""
     from ..models import onnx_graph as graph
 
     onnx = graph.require_onnx()
@@ -209,20 +259,19 @@ def with_probes(model: Any, limits: dict[str, float]) -> Any:
             body.node.append(helper.make_node(op, inputs, [f"{base}_{output}"], name=f"{base}_{output}", **attributes))
         ends.append(f"{base}_end")
     body.node.append(helper.make_node("Concat", ends, [_SHARES], name=_SHARES, axis=0))
-    del body.output[:]
     body.output.append(helper.make_tensor_value_info(_SHARES, kind.FLOAT, [len(ends)]))
     return graph.pruned(copy)
 
 
-def _starts(data: NDArray[np.float32], plan: WindowPlan) -> list[tuple[int, int, int]]:
-    """Windows of the plan, those with most to see first: by how much their values vary. The same for the same scan and plan."""
+def _starts(data: NDArray[np.float32], plan: WindowPlan, least: int = 0) -> list[tuple[int, int, int]]:
+    """At least so many windows of the plan, those with most to see first: by how much their values vary. The same for the same scan and plan."""
     windows = list(plan.windows())
     if len(windows) > 1:
         rng = np.random.default_rng(
             zlib.crc32(np.ascontiguousarray(data[:, :: 4 * _STRIDE, :: 4 * _STRIDE, :: 4 * _STRIDE]).tobytes())
         )
         # A look at every window would be a pass over the volume.
-        some = [windows[n] for n in rng.choice(len(windows), min(len(windows), _CANDIDATES), replace=False)]
+        some = [windows[n] for n in rng.choice(len(windows), min(len(windows), max(least, _CANDIDATES)), replace=False)]
         windows = sorted(
             some, key=lambda start: -float(_patch(data[:1], plan, start)[:, ::_STRIDE, ::_STRIDE, ::_STRIDE].std())
         )

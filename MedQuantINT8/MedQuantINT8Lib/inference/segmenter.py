@@ -46,6 +46,8 @@ class SegmentationOptions:
         structures: names of the structures that are wanted, the others being background; None for all. A task runs only the parts that
             have them.
         roi: the box that is segmented, everything outside being background: (least, largest) R, A, S in millimeters; None for all.
+        check_share: the share of an INT8 run's windows that are run in FP32 as well (:mod:`.second_look`); None leaves it to the
+            program: one of fifty, at most eight, and none beside a GPU.
     """
 
     patch: tuple[int, int, int] | None = None
@@ -58,6 +60,25 @@ class SegmentationOptions:
     mirroring: MirroringChoice = None
     structures: tuple[str, ...] | None = None
     roi: Region | None = None
+    check_share: float | None = None
+
+    def check(self) -> None:
+        """Refuse choices that go with no run.
+
+        Raises:
+            InputError: a share that is none, or one where nothing is to be looked at.
+        """
+        if self.check_share is None:
+            return
+        if not 0 <= self.check_share <= 1:
+            raise InputError(
+                f"A share of {self.check_share} of the windows is not possible.",
+                "Give one between 0 and 1, such as 0.05.",
+            )
+        if self.check_share and not self.check_ranges:
+            raise InputError(
+                "A second look was asked for together with none at all.", "Leave out --check-share or --no-range-check."
+            )
 
 
 @dataclass

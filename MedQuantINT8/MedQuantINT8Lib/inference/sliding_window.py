@@ -161,7 +161,7 @@ class _Pass:
         self.skipped, self.network_seconds = 0, 0.0
 
     def take(self, data: NDArray[np.float32], starts: list[tuple[int, int, int]]) -> None:
-        patches = [_take_patch(data, self._plan, start, self._window) for start in starts]
+        patches = [take_patch(data, self._plan, start, self._window) for start in starts]
         runs = [n for n, patch in enumerate(patches) if not self._is_air(patch)]
         self.skipped += len(patches) - len(runs)
         if runs:
@@ -207,9 +207,10 @@ def _batches(windows: Iterator[tuple[int, int, int]], size: int) -> Iterator[lis
         yield batch
 
 
-def _take_patch(
+def take_patch(
     data: NDArray[np.float32], plan: WindowPlan, start: tuple[int, int, int], window: Window
 ) -> NDArray[np.float32]:
+    """The window (C, p0, p1, p2) that begins at ``start``, padded as the model asks where it leaves the volume ``data`` (C, n0, n1, n2)."""
     begin = [s - before for s, before in zip(start, plan.pad_before, strict=True)]
     end = [b + p for b, p in zip(begin, plan.patch, strict=True)]
     inside = data[(slice(None), *(slice(max(b, 0), e) for b, e in zip(begin, end, strict=True)))]

@@ -263,7 +263,7 @@ class _TaskRun:
             seconds,
             merged_engine([(name, run.engine, run.result.windows) for name, run in runs]),
             latency_of(calls),
-            ranges=max(looked, key=lambda ranges: ranges["input"] or 0.0) if looked else None,
+            ranges=max(looked, key=_suspicion) if looked else None,
             calls_ms=calls,
             parts=parts,
             boxes=self._reported_boxes,
@@ -295,3 +295,9 @@ def merge_margins(
 def default_pool(pool: EnginePool | None) -> EnginePool:
     """Return the pool, or one that closes each engine when its part is done."""
     return SingleUsePool() if pool is None else pool
+
+
+def _suspicion(ranges: dict[str, Any]) -> tuple[bool, float]:
+    """What makes one network's look at its ranges the one to report: that it warns, and how much of the input lies beyond them."""
+    look = ranges.get("second_look") or {}
+    return bool(look.get("warning") or ranges.get("warning")), ranges["input"] or 0.0

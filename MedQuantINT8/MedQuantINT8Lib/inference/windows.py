@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +55,15 @@ def importance_map(
         profiles.append(np.exp(-(offset**2) / (2 * (share * size) ** 2)).astype(np.float32))
     weights = profiles[0][:, None, None] * profiles[1][None, :, None] * profiles[2][None, None, :]
     return np.maximum(weights, _LEAST_WEIGHT[placement]).astype(np.float32)
+
+
+def middle_of(shape: Sequence[int], overlap: float) -> tuple[slice, ...]:
+    """The part of a window that the blended result takes mainly from it: a quarter of the overlap is left out at each side.
+
+    Near its border a network sees half of what is there.
+    """
+    margins = [int(side * overlap / 4) for side in shape]
+    return tuple(slice(m, side - m) for m, side in zip(margins, shape, strict=True))
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from ..engines.fidelity import labels_of
 from ..engines.onnxruntime import session
 from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, mean_of
+from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
 from ..models.spec import ModelSpec
 from ..models.tensor_names import FreshNames
 from ..progress import Task
 from .calibration import CalibrationOptions, PatchSampler, scales_from
 from .histogram import ActivationHistogram
-from .measurer import Patch, middle_of
+from .measurer import Patch
 from .scan_spread import MOST_ESTIMATED, TOLERANCE, EnoughScans, Spread
 
 #: Windows in all, at most of one scan, and scans that are looked at.

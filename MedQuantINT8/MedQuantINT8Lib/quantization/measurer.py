@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..engines.fidelity import Distance, labels_of
 from ..engines.onnxruntime import session
 from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, network_voxel_ml
+from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
 from ..models.spec import ModelSpec
 
@@ -120,9 +121,3 @@ class Measurer:
             else:
                 pooled.add(self._labels(output), np.stack([masks[c] for c in sorted(masks)])[None])
         return pooled.value
-
-
-def middle_of(shape: Sequence[int], overlap: float) -> tuple[slice, ...]:
-    """The part of a patch that the sliding window takes mainly from it: a quarter of the overlap is left out at each side."""
-    margins = [int(side * overlap / 4) for side in shape]
-    return tuple(slice(m, side - m) for m, side in zip(margins, shape, strict=True))
