@@ -134,7 +134,8 @@ def test_where_it_cannot_be_done_it_is_said(package, monkeypatch):
 def test_what_is_expected_comes_from_the_package(package, fp32_package):
     found = Expected.of(package)
     assert found.agreement == 0.991 and found.deviation == pytest.approx(np.std([0.99, 0.992, 0.988, 0.994], ddof=1))
-    assert found.least(1) == pytest.approx(0.981) and Expected(0.95, 0.05).least(4) == pytest.approx(0.90)
+    assert found.least(1) == pytest.approx(0.981) and Expected(0.95, 0.02).least(4) == pytest.approx(0.93)
+    assert Expected(0.95, 0.4).least(1) == pytest.approx(0.92)
     assert Expected.of(fp32_package) == Expected()
 
 

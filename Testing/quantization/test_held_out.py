@@ -160,14 +160,6 @@ def test_where_nothing_is_found_there_is_no_figure():
     assert result.to_json()["agreement"] is None
 
 
-def test_errors_of_scores_are_the_root_mean_squares():
-    found = measured((10, 11))
-    assert set(found.score_error) == {"middle", "bright"} and found.score_error["bright"] > 0
-    # The second class's weight is twice the first one's, and so is its error.
-    assert found.score_error["bright"] == pytest.approx(2 * found.score_error["middle"], rel=0.2)
-    assert found.margin_error > 0
-
-
 @pytest.mark.parametrize("calibrated_on", [1, 2, 4, 9])
 def test_the_estimate_finds_the_number_of_scans_where_the_law_holds(calibrated_on):
     """Where what is lost falls as 0.02 / (n + 1), 19 scans bring it to 0.001."""

@@ -19,8 +19,9 @@ from ..models.spec import ModelSpec
 from .structure_dice import PooledDice, StructureDice, WorstStructures, mean_of, network_voxel_ml
 from .windows import middle_of
 
-#: A user is warned where the agreement is this much below the expected one, or more than two deviations of so many windows' mean.
-LEAST_LOSS = 0.01
+#: A user is warned where the agreement is this much below the expected one, or more than two deviations of so many windows' mean: but
+#: at the latest from the second figure on, since a window that shows little of a structure can be far off by a few voxels.
+LEAST_LOSS, MOST_LOSS = 0.01, 0.03
 #: What is expected of a package that does not say, with the deviation of a window.
 _USUAL, _USUAL_DEVIATION = 0.99, 0.01
 
@@ -51,7 +52,7 @@ class Expected:
 
     def least(self, windows: int) -> float:
         """The agreement of so many windows below which a user is warned."""
-        return self.agreement - max(LEAST_LOSS, 2 * self.deviation / max(1, windows) ** 0.5)
+        return self.agreement - min(MOST_LOSS, max(LEAST_LOSS, 2 * self.deviation / max(1, windows) ** 0.5))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ too: what it loses there less is what calibrating on the scan has brought (:mod:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,15 +76,12 @@ class HeldOut:
         given: how many different scans calibration had.
         held_out: whether the ranges came from other scans; otherwise the figures are of the calibration scan itself.
         calibrated: how many scans the ranges came from while one (or a group) was held out.
-        score_error: by label name the root mean square of INT8's error of that class's score, over all windows.
     """
 
     given: int
     held_out: bool
     calibrated: int
     scans: list[ScanAgreement] = field(default_factory=list)
-    score_error: dict[str, float] = field(default_factory=dict)
-    margin_error: float = 0.0
 
     @property
     def agreements(self) -> list[float]:
@@ -187,8 +184,6 @@ class HeldOut:
             **self.worst.to_json(),
             "enough": None if self.enough is None else self.enough.to_json(),
             "scans": [scan.to_json() for scan in self.scans],
-            "score_error": self.score_error,
-            "margin_error": self.margin_error,
             "lines": self.lines(),
         }
 
@@ -225,7 +220,6 @@ def measure_held_out(network: Calibrated, sampler: PatchSampler, spec: ModelSpec
         for index, count in chosen:
             result.scans.append(comparison.scan(index, count))
             task.step()
-    result.score_error, result.margin_error = comparison.errors.by_label(), comparison.errors.margin
     return result
 
 
@@ -261,7 +255,6 @@ class _Comparison:
         self._names = {label.channel: label.name for label in spec.labels}
         self._exclusive, self._labels = spec.output.activation == "softmax", labels_of(spec.output)
         self._middle: Any = (..., *middle_of(sampler.patch, spec.window.overlap))
-        self.errors = _ScoreErrors(spec)
 
     def scan(self, index: int, count: int) -> ScanAgreement:
         """Compare on so many windows of a scan."""
@@ -276,7 +269,6 @@ class _Comparison:
                 pooled.add(self._labels(output), self._labels(expected))
             if (value := single.value) is not None:
                 by_window.append(value)
-            self.errors.add(output, expected)
             if fold is not None:
                 own.add(self._labels(self._networks.run(None, window)[self._middle]), self._labels(expected))
         structures = tuple(held_out.structures)
@@ -367,42 +359,3 @@ def _quantized_tensors(model: Any) -> Iterator[str]:
         for node in network.nodes
         if node.op_type == "QuantizeLinear" and not network.is_constant(node.input[0])
     )
-
-
-class _ScoreErrors:
-    """Accumulates the errors of INT8's scores class by class, and of the margin by which its label wins."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self._spec = spec
-        self._squares = np.zeros(spec.output_channels)
-        self._margin_squares, self._voxels = 0.0, 0
-        self._margin: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]] = (
-            _winning_margin if spec.output.activation == "softmax" else np.subtract
-        )
-
-    def add(self, output: NDArray[Any], expected: NDArray[Any]) -> None:
-        """Add the scores of a window, (1, classes, ...) each."""
-        axes = (0, *range(2, output.ndim))
-        self._squares += np.square(output - expected, dtype=np.float64).sum(axis=axes)
-        difference = self._margin(output, expected)
-        self._margin_squares += float(np.square(difference, dtype=np.float64).mean()) * output[0, 0].size
-        self._voxels += output[0, 0].size
-
-    def by_label(self) -> dict[str, float]:
-        """The root mean square error of each label's score."""
-        error = np.sqrt(self._squares / max(1, self._voxels))
-        return {label.name: float(error[label.channel]) for label in self._spec.labels}
-
-    @property
-    def margin(self) -> float:
-        """The root mean square error of the margin between the two largest scores, or of a score where each is for itself."""
-        return math.sqrt(self._margin_squares / max(1, self._voxels))
-
-
-def _winning_margin(output: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
-    """How far the margin between INT8's two largest scores is from that between the same classes in FP32."""
-    if output.shape[1] < 2:
-        return np.asarray(output - expected)
-    order = np.argpartition(output, -2, axis=1)[:, -2:]
-    ours, theirs = (np.take_along_axis(scores, order, 1) for scores in (output, expected))
-    return np.asarray((ours[:, 1] - ours[:, 0]) - (theirs[:, 1] - theirs[:, 0]))
