@@ -20,9 +20,13 @@ from .common import (
     packages_of,
     reader_of,
 )
+from .segment_cohort import add_pool_options, pool_of, uses_pool
 from .terminal import print_result
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..evaluation.datasets import Case, DataSet
     from ..progress import Task
 
 
@@ -79,6 +83,7 @@ def add_parser(add: Add) -> None:
     add_force(command)
     add_running_options(command, precision=False)
     add_reading_options(command)
+    add_pool_options(command)
 
 
 def run(args: argparse.Namespace, task: Task) -> None:
@@ -97,6 +102,9 @@ def run(args: argparse.Namespace, task: Task) -> None:
     check_output_folder(args.output, FILES, [*split_paths(model), args.data, *files_of(cases)])
     with overwriting(args, [Path(args.output) / name for name in FILES]), load_model(model) as loaded:
         require_int8(loaded)
+        if uses_pool(args):
+            _run_pool(args, model, data, cases, task)
+            return
         choice = choice_of(args, "int8")
         reader = reader_of(args, task)
         worst = WorstCases(labels_of(loaded))
@@ -109,3 +117,46 @@ def run(args: argparse.Namespace, task: Task) -> None:
         *(f"  note: {text}" for text in reader.notes),
         f"  wrote {args.output}/evaluation.html, .csv, .json",
     )
+
+
+def _run_pool(args: argparse.Namespace, model: str, data: DataSet, cases: Sequence[Case], task: Task) -> None:
+    """Evaluate over many workers; a journal in the output folder lets the next run go on.
+
+    Raises:
+        CasesFailed: some cases could not be evaluated; the results are those of the others.
+    """
+    from ..cohort.driver import CohortOptions
+    from ..cohort.evaluate_work import EvaluateSettings, evaluate_cohort
+    from ..cohort.report import table_lines
+    from ..errors import CasesFailed
+    from ..evaluation.dataset_evaluation import lines_of, write_results
+    from ..evaluation.reports.pages import require_templates
+    from ..evaluation.statistics import require_scipy
+    from ..imaging.volume_files import ReadOptions
+
+    require_scipy()
+    require_templates()
+    reading = ReadOptions(None, args.allow_gaps, args.allow_tilt, args.nifti_form)
+
+    def settings(digest: str, labels: tuple[str, ...]) -> EvaluateSettings:
+        return EvaluateSettings(
+            model, digest, choice_of(args, "int8"), options_of(args), reading, str(Path(args.output).absolute()), data.name,
+            data.structures, labels, args.tolerance,
+        )  # fmt: skip
+
+    resuming = CohortOptions(force=args.force)
+    value, result = evaluate_cohort(model, data, cases, settings, pool_of(args), task, resuming)
+    write_results(value, Path(args.output), [])
+    warnings = dict.fromkeys(text for record in result.records for text in record.get("warnings", []))
+    print_result(
+        args,
+        value,
+        *lines_of(value),
+        *(f"  note: {text}" for text in (*result.notes, *warnings)),
+        *table_lines(result.failed),
+        f"  wrote {args.output}/evaluation.html, .csv, .json",
+    )
+    if result.failed:
+        raise CasesFailed(
+            f"{len(result.failed)} of {len(result.records)} cases failed.", "The same command repeats those alone."
+        )

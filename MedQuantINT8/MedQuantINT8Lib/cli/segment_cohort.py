@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 #: Lines of what was left out that a terminal gets; the page has them all.
 _LEFT_OUT_LINES = 10
+_POOL_OPTIONS = ("devices", "workers", "time_limit", "cluster", "retries")
 
 
 def devices(text: str) -> tuple[str, ...]:
@@ -47,9 +48,8 @@ def add_pool_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--time-limit",
         type=number(0, 10_000_000, above=True),
-        default=3600.0,
         metavar="SECONDS",
-        help="give a case up after so long without progress, as on a stalled network drive (default: %(default)g)",
+        help="give a case up after so long without progress, as on a stalled network drive (default: 3600)",
     )
     group.add_argument(
         "--cluster",
@@ -59,9 +59,8 @@ def add_pool_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--retries",
         type=whole(0, 100),
-        default=2,
         metavar="N",
-        help="run a case again whose worker or node was lost (default: %(default)s)",
+        help="run a case again whose worker or node was lost (default: 2)",
     )
 
 
@@ -134,10 +133,11 @@ def check_single(args: argparse.Namespace) -> None:
     """
     from ..errors import InputError
 
-    options = ("devices", "workers", "cluster", "type", "bids", "resume")
+    options = (*_POOL_OPTIONS, "type", "bids", "resume")
     if given := [name for name in options if getattr(args, name) is not None]:
         raise InputError(
-            f"--{given[0]} is for many scans, but one was given.", "Leave it out, or give a folder of scans."
+            f"--{given[0].replace('_', '-')} is for many scans, but one was given.",
+            "Leave it out, or give a folder of scans.",
         )
 
 
@@ -163,6 +163,11 @@ def worker_devices(args: argparse.Namespace) -> list[str]:
     return [chosen[n % len(chosen)] for n in range(count)]
 
 
+def uses_pool(args: argparse.Namespace) -> bool:
+    """Whether a command that can do without was asked for workers or a cluster: any option of :func:`add_pool_options` says so."""
+    return any(getattr(args, name) is not None for name in _POOL_OPTIONS)
+
+
 def pool_of(args: argparse.Namespace) -> CasePool:
     """The workers that the options of :func:`add_pool_options` ask for.
 
@@ -170,19 +175,22 @@ def pool_of(args: argparse.Namespace) -> CasePool:
         InputError: options that do not go together.
         DependencyError: a cluster without Ray.
     """
+    from ..cohort.pool import RETRIES, TIME_LIMIT
     from ..errors import InputError
 
+    time_limit = TIME_LIMIT if args.time_limit is None else args.time_limit
+    retries = RETRIES if args.retries is None else args.retries
     if args.cluster is None:
         from ..cohort.local_pool import LocalPool
 
-        return LocalPool(worker_devices(args), args.time_limit, retries=args.retries)
+        return LocalPool(worker_devices(args), time_limit, retries=retries)
     from ..cohort.ray_pool import ClusterOptions, RayPool, check_address
 
     if args.devices or args.device not in ("auto", "cpu", "gpu"):
         raise InputError(
             "On a cluster every GPU is used, or every processor.", "Give --device gpu, --device cpu or none of both."
         )
-    options = ClusterOptions(check_address(args.cluster), args.workers or 0, args.retries, args.time_limit)
+    options = ClusterOptions(check_address(args.cluster), args.workers or 0, retries, time_limit)
     return RayPool(options, args.device)
 
 

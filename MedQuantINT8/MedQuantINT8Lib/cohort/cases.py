@@ -27,6 +27,7 @@ class ScanCase:
         series: the series instance UID to read from the DICOM folders; ``UID:N`` for the N-th stack of it. Empty for files.
         labels: a reference label map, or empty.
         more_folders: further folders in which the files of the DICOM series lie.
+        masks: a mask file for each structure, in place of a label map: (name, path).
     """
 
     id: str
@@ -34,6 +35,7 @@ class ScanCase:
     series: str = ""
     labels: str = ""
     more_folders: tuple[str, ...] = ()
+    masks: tuple[tuple[str, str], ...] = ()
 
     @property
     def key(self) -> tuple[tuple[str, ...], str]:
@@ -43,7 +45,7 @@ class ScanCase:
     @property
     def paths(self) -> tuple[str, ...]:
         """Every file and folder that the case is read from."""
-        return (*self.channels, *self.more_folders, *filter(None, [self.labels]))
+        return (*self.channels, *self.more_folders, *filter(None, [self.labels]), *(path for _, path in self.masks))
 
 
 @dataclass(frozen=True)

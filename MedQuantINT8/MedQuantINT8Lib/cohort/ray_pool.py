@@ -419,6 +419,7 @@ def _absolute(case: dict[str, Any]) -> dict[str, Any]:
         "channels": [str(Path(path).absolute()) for path in case["channels"]],
         "more_folders": [str(Path(path).absolute()) for path in case.get("more_folders", ())],
         "labels": str(Path(case["labels"]).absolute()) if case.get("labels") else "",
+        "masks": [(name, str(Path(path).absolute())) for name, path in case.get("masks", ())],
     }
 
 

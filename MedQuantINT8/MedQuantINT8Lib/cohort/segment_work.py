@@ -128,7 +128,8 @@ def input_files(case: dict[str, Any]) -> list[Path]:
         InputError: a path that is not there.
     """
     paths: list[Path] = []
-    for text in (*case["channels"], *case.get("more_folders", ()), *filter(None, [case.get("labels")])):
+    masks = [path for _, path in case.get("masks", ())]
+    for text in (*case["channels"], *case.get("more_folders", ()), *filter(None, [case.get("labels")]), *masks):
         path = Path(text)
         if path.is_dir():
             paths += sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -180,13 +181,13 @@ def read_case(case: dict[str, Any], reading: ReadOptions, task: Task) -> CaseInp
         else:
             volume = read_volume(case["channels"], options=reading, check=task.check)
     reference = read_volume(case["labels"], options=reading, check=task.check) if case.get("labels") else None
-    _still_same(case, files, before)
+    still_same(case, files, before)
     seconds = {"hashing": hashed - began, "reading": time.perf_counter() - hashed}
     record: Record = {"input_sha256": digest, "input_files": before, "seconds": seconds}
     return CaseInput(case, record, volume, None, reference)
 
 
-def _still_same(case: dict[str, Any], files: list[Path], before: list[list[int]]) -> None:
+def still_same(case: dict[str, Any], files: list[Path], before: list[list[int]]) -> None:
     """Complain if a file was changed, added or taken away since."""
     now = input_files(case)
     changed = next((file for file, old, new in zip(files, before, stamps(now), strict=False) if old != new), None)

@@ -15,7 +15,13 @@ def _segment(settings: dict[str, Any]) -> Work:
     return SegmentWork(SegmentSettings.from_json(settings))
 
 
-WORKS: dict[str, Callable[[dict[str, Any]], Work]] = {"segment": _segment}
+def _evaluate(settings: dict[str, Any]) -> Work:
+    from .evaluate_work import EvaluateSettings, EvaluateWork
+
+    return EvaluateWork(EvaluateSettings.from_json(settings))
+
+
+WORKS: dict[str, Callable[[dict[str, Any]], Work]] = {"segment": _segment, "evaluate": _evaluate}
 
 
 def open_work(kind: str, settings: dict[str, Any]) -> Work:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import write_json, write_text
@@ -18,6 +19,7 @@ from ..imaging.volume_files import read_volume
 from ..inference import pipeline
 from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import KeepingPool
+from ..inference.segmentation_run import SegmentationRun
 from ..inference.segmenter import SegmentationOptions
 from ..inference.structure_dice import SMALL_ML, WorstStructures
 from ..inference.task_model import LoadedModel, description_of
@@ -65,65 +67,128 @@ def evaluate(
     """
     require_scipy()
     require_templates()
-    labels = _shared(description_of(model).labels, data)
-    values = {label.name.lower(): label.value for label in labels}
-    rows: list[dict[str, Any]] = []
-    seconds: dict[str, list[float]] = {p: [] for p in PRECISIONS}
+    labels = shared_labels(description_of(model).labels, data)
+    results: list[CaseScores] = []
     pool = KeepingPool()
-    engine: dict[str, Any] = {}
     with task.stage("evaluating", len(cases)):
         for case in cases:
-            volume = reader(case.image if len(case.image) > 1 else case.image[0])
-            truth = label_map(case, data, values, reader)
-            if truth.shape != volume.data.shape[1:]:
-                raise InputError(
-                    f"{data.name}: the labels of {case.name} are {truth.shape} voxels, its scan {volume.data.shape[1:]}.",
-                    "Check the files.",
-                )
-            maps: dict[str, Any] = {}
-            for precision in PRECISIONS:
-                run = pipeline.segment(model, volume, choice.beside(precision), options, Task(), pool=pool)
-                seconds[precision].append(run.seconds["total"])
-                engine[precision] = run.engine
-                maps[precision] = run.result.labels
-                rows += [
-                    {
-                        "case": case.name,
-                        "structure": label.name,
-                        "precision": precision,
-                        **scores(run.result.labels == label.value, truth == label.value, volume, tolerance),
-                        "agreement": dice(maps["int8"] == label.value, maps["fp32"] == label.value)
-                        if precision == "int8"
-                        else None,
-                    }
-                    for label in labels
-                ]
-                task.check()
+            scan = read_labeled(case, data, labels, reader)
+            runs = run_case(model, scan.volume, choice, options, pool, task.check)
+            results.append(score_case(scan, runs, labels, tolerance))
             if worst is not None:
                 worst.offer(
-                    _dice_lost(rows, case.name),
-                    replace(volume, name=case.name),
-                    {**{p.upper(): label_map for p, label_map in maps.items()}, "labels": truth},
+                    _dice_lost(results[-1].rows, case.name),
+                    replace(scan.volume, name=case.name),
+                    {**{p.upper(): run.result.labels for p, run in runs.items()}, "labels": scan.truth},
                 )
             task.step()
     pool.clear()
-    rows, left_out = _annotated(rows, data)
-    labels = [label for label in labels if label.name not in left_out]
+    return evaluation_json(description_of(model).name, data, labels, tolerance, results)
+
+
+@dataclass(frozen=True)
+class LabeledScan:
+    """A case that was read: its volume, and its labels (K, J, I) with the model's values."""
+
+    case: str
+    volume: Volume
+    truth: NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """What is known of a case: a row for each structure and precision; seconds and engine by precision."""
+
+    case: str
+    rows: list[dict[str, Any]]
+    seconds: dict[str, float]
+    engine: dict[str, dict[str, Any]]
+
+
+def read_labeled(
+    case: Case, data: DataSet, labels: Sequence[Label], reader: Callable[[Any], Volume] = read_volume
+) -> LabeledScan:
+    """Read the scan and the label map of a case.
+
+    Raises:
+        InputError: one cannot be read, or they do not fit each other.
+    """
+    volume = reader(case.image if len(case.image) > 1 else case.image[0])
+    truth = label_map(case, data, {label.name.lower(): label.value for label in labels}, reader)
+    if truth.shape != volume.data.shape[1:]:
+        raise InputError(
+            f"{data.name}: the labels of {case.name} are {truth.shape} voxels, its scan {volume.data.shape[1:]}.",
+            "Check the files.",
+        )
+    return LabeledScan(case.name, volume, truth)
+
+
+def run_case(
+    model: LoadedModel,
+    volume: Volume,
+    choice: EngineChoice,
+    options: SegmentationOptions,
+    pool: KeepingPool,
+    check: Callable[[], None],
+) -> dict[str, SegmentationRun]:
+    """Segment a scan in each precision.
+
+    Args:
+        check: called in between; what it raises ends the case.
+    """
+    runs: dict[str, SegmentationRun] = {}
+    for precision in PRECISIONS:
+        runs[precision] = pipeline.segment(model, volume, choice.beside(precision), options, Task(), pool=pool)
+        check()
+    return runs
+
+
+def score_case(
+    scan: LabeledScan, runs: Mapping[str, SegmentationRun], labels: Sequence[Label], tolerance: float
+) -> CaseScores:
+    """Hold the label maps of a case against its labels and, INT8's, against FP32's."""
+    maps = {precision: run.result.labels for precision, run in runs.items()}
+    rows = [
+        {
+            "case": scan.case,
+            "structure": label.name,
+            "precision": precision,
+            **scores(maps[precision] == label.value, scan.truth == label.value, scan.volume, tolerance),
+            "agreement": dice(maps["int8"] == label.value, maps["fp32"] == label.value)
+            if precision == "int8"
+            else None,
+        }
+        for precision in PRECISIONS
+        for label in labels
+    ]
+    engine = {
+        precision: {key: run.engine[key] for key in ("name", "bytes", "note", "fallback_layers", "fidelity")}
+        | {"int8_share": run.engine["description"]["int8_mac_share"]}
+        for precision, run in runs.items()
+    }
+    return CaseScores(scan.case, rows, {p: run.seconds["total"] for p, run in runs.items()}, engine)
+
+
+def evaluation_json(
+    model: str, data: DataSet, labels: Sequence[Label], tolerance: float, results: Sequence[CaseScores]
+) -> dict[str, Any]:
+    """Put the cases together, as :func:`evaluate` returns it.
+
+    Raises:
+        InputError: no structure of the model is in any label map.
+    """
+    rows, left_out = _annotated([row for result in results for row in result.rows], data)
     return {
-        "model": description_of(model).name,
+        "model": model,
         "data": data.name,
-        "cases": [case.name for case in cases],
+        "cases": [result.case for result in results],
         "tolerance_mm": tolerance,
         "machine": machine(),
-        "engine": {
-            p: {k: e[k] for k in ("name", "bytes", "note", "fallback_layers", "fidelity")}
-            | {"int8_share": e["description"]["int8_mac_share"]}
-            for p, e in engine.items()
-        },
-        "seconds": {p: float(np.median(s)) for p, s in seconds.items()},
+        "engine": results[-1].engine if results else {},
+        "seconds": {p: float(np.median([result.seconds[p] for result in results])) for p in PRECISIONS},
         "left_out": left_out,
         "rows": rows,
-        "summary": summary(rows, [label.name for label in labels]),
+        "summary": summary(rows, [label.name for label in labels if label.name not in left_out]),
     }
 
 
@@ -140,7 +205,7 @@ def _dice_lost(rows: Sequence[dict[str, Any]], case: str) -> float:
     return means[0] - means[1]
 
 
-def _shared(labels: Sequence[Label], data: DataSet) -> list[Label]:
+def shared_labels(labels: Sequence[Label], data: DataSet) -> list[Label]:
     names = {name.lower() for name in data.structures.values()}
     for case in data.cases:
         if not isinstance(case.label, Path):
