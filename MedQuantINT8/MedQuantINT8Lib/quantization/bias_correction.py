@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.onnxruntime import session
+from ..engines.float_session import float_session
 from ..models import onnx_graph as graph
 from ..models import rewrites
 from ..models.onnx_graph import Graph
@@ -36,7 +36,7 @@ def input_means(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, int]
     sums: dict[str, NDArray[np.float64]] = {}
     count = 0
     measuring, outputs = _with_means(fixed, wanted)
-    run = session(measuring.SerializeToString(), "fp32")
+    run = float_session(measuring.SerializeToString(), "fp32")
     for patch in patches:
         # An empty list of outputs would mean all of them.
         values = run.run(outputs, {input_name: patch[None]}) if wanted else []

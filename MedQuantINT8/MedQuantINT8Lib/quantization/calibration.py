@@ -316,14 +316,14 @@ def collect_histograms(
     Tensors are looked at in groups of at most 1 GB, so memory depends neither on their number nor on that of patches.
     Where the patches come from a sampler, the histograms have a part for each of its folds (:meth:`PatchSampler.fold`).
     """
-    from ..engines.onnxruntime import session
+    from ..engines.float_session import float_session
     from ..models import onnx_graph as graph
 
     fixed = graph.fixed_shape(model, patch)
     shapes = graph.Graph(fixed).shapes
     input_name = graph.network_shape(fixed).input_name
     groups = _groups([t for t in tensors if t != input_name], shapes)
-    sessions = [session(graph.with_outputs(fixed, group).SerializeToString(), "fp32") for group in groups]
+    sessions = [float_session(graph.with_outputs(fixed, group).SerializeToString(), "fp32") for group in groups]
     histograms = {name: ActivationHistogram() for name in tensors}
     with task.stage("calibrating", count):
         last = None

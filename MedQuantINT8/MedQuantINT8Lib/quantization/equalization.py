@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.onnxruntime import session
+from ..engines.float_session import float_session
 from ..models import onnx_graph as graph
 from ..models import rewrites
 from ..models.onnx_graph import Graph
@@ -186,7 +186,7 @@ def channel_maxima(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, i
         measuring.graph.node.append(onnx.helper.make_node("GlobalMaxPool", [magnitude], [outputs[-1]]))
         measuring.graph.output.append(onnx.helper.make_tensor_value_info(outputs[-1], onnx.TensorProto.FLOAT, None))
     maxima: dict[str, NDArray[np.float64]] = {}
-    run = session(measuring.SerializeToString(), "fp32")
+    run = float_session(measuring.SerializeToString(), "fp32")
     for patch in patches if wanted else ():
         for name, values in zip(wanted, run.run(outputs, {input_name: patch[None]}), strict=True):
             patch_maxima = values.reshape(values.shape[:2]).max(axis=0).astype(np.float64)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.fidelity import labels_of
-from ..engines.onnxruntime import session
+from ..engines.float_session import float_session
 from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, mean_of
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
@@ -303,11 +303,11 @@ class _Networks:
 
     def _session(self, which: int | str | None) -> Any:
         if which == "fp32":
-            return session(graph.fixed_shape(self._network.fp32, self._patch).SerializeToString(), "fp32")
+            return float_session(graph.fixed_shape(self._network.fp32, self._patch).SerializeToString(), "fp32")
         model = self._network.int8
         if isinstance(which, int):
             model = rescaled(model, fold_ratios(self._network.histograms, which, self._network.options))
-        return session(graph.fixed_shape(model, self._patch).SerializeToString(), "int8")
+        return float_session(graph.fixed_shape(model, self._patch).SerializeToString(), "int8")
 
 
 def fold_ratios(

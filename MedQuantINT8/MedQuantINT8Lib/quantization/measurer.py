@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.fidelity import Distance, labels_of
-from ..engines.onnxruntime import session
+from ..engines.float_session import float_session
 from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, network_voxel_ml
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
@@ -82,8 +82,11 @@ class Measurer:
         self._expected = self._outputs(fp32, "fp32", len(patches))
 
     def _outputs(self, model: Any, precision: str, count: int) -> list[NDArray[Any]]:
-        run = session(graph.fixed_shape(model, self._patches[0].shape[1:]).SerializeToString(), precision)
-        return [run.run(None, {self._input: patch[None]})[0][(..., *self._middle)] for patch in self._patches[:count]]
+        run = float_session(graph.fixed_shape(model, self._patches[0].shape[1:]).SerializeToString(), precision)
+        return [
+            run.run(None, {self._input: patch[None]})[0][(slice(None),) * 2 + self._middle]
+            for patch in self._patches[:count]
+        ]
 
     def measure(self, candidate: Any, patches: int | None = None) -> Measurement:
         """Measure a network on all patches, or on the first ``patches`` of them."""
