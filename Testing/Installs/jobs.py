@@ -115,6 +115,18 @@ def dicom() -> None:
     check_segmentation(HERE / "of-dicom.nii.gz")
 
 
+def dicom_segmentation() -> None:
+    """A DICOM segmentation of the series that :func:`dicom` has left, which refers to its images."""
+    import pydicom
+
+    folder = HERE / "series"
+    medquant("segment", "demo", folder, "--output", HERE / "of-dicom.dcm")
+    segmentation = pydicom.dcmread(HERE / "of-dicom.dcm")
+    assert segmentation.Modality == "SEG" and len(segmentation.SegmentSequence) >= 5 and segmentation.pixel_array.any()
+    references = segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert len(references) == len(list(folder.iterdir()))
+
+
 def quantize() -> None:
     medquant("quantize", "demo", "--calibrate", scan(), "--patches", 4, "--output", HERE / "quantized")
     said = medquant(
@@ -351,7 +363,7 @@ def tensorrt_rtx_cannot_run_here() -> None:
 
 
 JOBS = (
-    nothing_heavy_is_installed, segment, segment_without_openvino, segment_without_an_engine, dicom, quantize, quantize_alone, import_bundle,
+    nothing_heavy_is_installed, segment, segment_without_openvino, segment_without_an_engine, dicom, dicom_segmentation, quantize, quantize_alone, import_bundle,
     import_nnunet, export, evaluate, completion, slicer_scene, slicer_tests, cuda_cannot_run_here, tensorrt_cannot_run_here, tensorrt_rtx_cannot_run_here,
 )  # fmt: skip
 

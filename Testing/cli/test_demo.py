@@ -78,7 +78,7 @@ def test_it_runs_on_a_users_scan_and_without_slicer(tmp_path):
     report = checked_report(folder)
     assert [(a["scan"], a["first"], a["second"]) for a in report["agreement"]] == [("mine.nii.gz", "int8", "fp32")]
     assert (
-        len(report["pictures"]) == 1
+        len(report["pictures"]) == 2
         and list(report["calibration"]["volumes"])
         and {r["scan"] for r in report["runs"]} == {"mine.nii.gz"}
     )

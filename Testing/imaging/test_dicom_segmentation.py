@@ -271,11 +271,20 @@ def test_a_tilted_series_that_was_straightened_keeps_its_place(tmp_path):
 def test_what_is_not_dicom_or_cannot_be_referred_to_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="was not read from DICOM"):
         load_source(Volume(np.zeros((3, 4, 5)), np.eye(4)))
-    for keyword in ("FrameOfReferenceUID", "StudyInstanceUID", "SOPInstanceUID"):
+    for keyword, words in (
+        ("FrameOfReferenceUID", "frame of reference UID"),
+        ("StudyInstanceUID", "study instance UID"),
+    ):
         shutil.rmtree(tmp_path / "s", ignore_errors=True)
         series(tmp_path / "s", change=lambda data, number, keyword=keyword: delattr(data, keyword))
-        with pytest.raises(InputError, match=keyword):
+        with pytest.raises(InputError, match=words):
             load_source(read_volume(tmp_path / "s"))
+    # In the head of the file as well, by which it is found.
+    shutil.rmtree(tmp_path / "s")
+    files = series(tmp_path / "s", change=lambda data, number: delattr(data, "SOPInstanceUID"))
+    source = load_source(read_volume(tmp_path / "s"))
+    heads = [pydicom.dcmread(path).file_meta.MediaStorageSOPInstanceUID for path in files]
+    assert [image.SOPInstanceUID for image in source.images] == heads
     monkeypatch.setitem(__import__("sys").modules, "highdicom", None)
     with pytest.raises(DependencyError, match="highdicom"):
         dicom_source.require_highdicom()

@@ -19,12 +19,14 @@ from MedQuantINT8Lib.imaging.dicom_segmentation import Algorithm
 from MedQuantINT8Lib.imaging.measurements import measure
 from MedQuantINT8Lib.imaging.pictures import png, segmentation_picture
 from MedQuantINT8Lib.imaging.segmentation_files import mask_names, output_kind
-from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.imaging.volume import Volume, to_sitk
 from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.inference import result_files
 from MedQuantINT8Lib.inference.result_files import OutputOptions, Result, write_results
+from MedQuantINT8Lib.inference.task_model import labels_of, load_model
 from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.progress import Task
+from task_packages import spotted, three_parts
 
 LABELS = (Label(1, "liver", 1, (255, 0, 0)), Label(4, "left kidney", 2, (0, 255, 0)))
 MATRIX = np.array([[-1.5, 0, 0, 20], [0, -2, 0, 30], [0, 0, 3, -40], [0, 0, 0, 1.0]])
@@ -267,3 +269,40 @@ def test_the_command_writes_all_outputs_and_names_them(tmp_path, monkeypatch, ca
         capsys.readouterr()
         assert main([*command, *files]) == 2
         assert (tmp_path / "p.png").read_bytes() == b"mine" and "p.png" in capsys.readouterr().err
+
+
+def test_a_task_of_several_networks_gives_the_same_outputs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    task, volume = three_parts(tmp_path / "my tasks"), spotted()
+    sitk.WriteImage(to_sitk(volume.data[0], volume.grid), "scan.nrrd")
+    with load_model(str(task)) as model:
+        wanted = list(labels_of(model))[:2]
+    command = ["segment", str(task), "scan.nrrd", "--engine", "onnxruntime", "--precision", "fp32", "--json", "--quiet"]
+    names = ",".join(label.name for label in wanted)
+    assert (
+        main(
+            [
+                *command,
+                "--structures",
+                names,
+                "-o",
+                "o.nii.gz",
+                "-o",
+                "masks/",
+                "--margins",
+                "m.nrrd",
+                "--statistics",
+                "s.json",
+            ]
+        )
+        == 0
+    )
+    value = json.loads(capsys.readouterr().out)
+    assert value["outputs"][1]["files"] == mask_names(wanted)
+    labels, written = read_volume("o.nii.gz").data[0], json.loads((tmp_path / "s.json").read_text())
+    assert set(np.unique(labels)) <= {0, *(label.value for label in wanted)} and labels.any()
+    for label, name, structure in zip(wanted, mask_names(wanted), written["structures"], strict=True):
+        assert np.array_equal(read_volume(tmp_path / "masks" / name).data[0], labels == label.value)
+        assert structure["name"] == label.name and structure["voxels"] == (labels == label.value).sum()
+    assert written["network"].startswith("together 1+") and written["precision"] == "fp32"
+    assert read_volume("m.nrrd").data.shape == read_volume("scan.nrrd").data.shape

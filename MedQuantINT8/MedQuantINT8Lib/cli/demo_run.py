@@ -22,6 +22,7 @@ from ..evaluation.reports.viewer import ViewerScan, viewer_module
 from ..evaluation.viewing import viewer_pair
 from ..files import storage_errors
 from ..imaging.phantom import demo_scan, make_phantom, phantom_spec
+from ..imaging.pictures import segmentation_picture
 from ..imaging.volume import Volume
 from ..imaging.volume_files import read_volume
 from ..importers.onnx import import_onnx
@@ -157,7 +158,12 @@ def _report(package: ModelPackage, runs: dict[str, Any], case: _Case) -> tuple[d
         package,
         described,
         agreements,
-        [picture_json(comparison_title(case.name, label_maps["fp32"], label_maps["int8"]), picture)],
+        [
+            picture_json(comparison_title(case.name, label_maps["fp32"], label_maps["int8"]), picture),
+            picture_json(
+                f"{case.name}: what INT8 found", segmentation_picture(case.volume, label_maps["int8"], labels)
+            ),
+        ],
     )
     return value, rows
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import free_name
 from ..imaging.label_map_checks import check_same_place, in_words, label_values
+from ..imaging.pictures import segmentation_picture
 from ..imaging.volume import Volume
 from ..imaging.volume_files import read_volume, scan_paths
 from ..models.package import ModelPackage
@@ -83,6 +84,9 @@ def compare_scans(
                     )
             png = comparison_slices(volume, label_maps["fp32"], label_maps["int8"], labels)
             pictures.append(picture_json(comparison_title(name, label_maps["fp32"], label_maps["int8"]), png))
+            pictures.append(
+                picture_json(f"{name}: what INT8 found", segmentation_picture(volume, label_maps["int8"], labels))
+            )
             if viewed is not None and viewer_module():
                 named = replace(volume, name=name)
                 viewed.append(

@@ -131,13 +131,17 @@ def _read(path: str, *, whole: bool) -> Any:
 
 def _check(images: Sequence[Any], name: str) -> None:
     for image in images:
-        for keyword, words in _NEEDED.items():
-            if not image.get(keyword):
-                where = Path(str(getattr(image, "filename", name))).name
-                raise InputError(
-                    f"{name}: {where} has no {words} ({keyword}), which a DICOM segmentation refers to.",
-                    "Export the series again with it, or write .seg.nrrd or .nii.gz.",
-                )
+        # The head of the file repeats them; some programs that remove names empty the data set's own.
+        head = getattr(image, "file_meta", {})
+        for keyword in ("SOPClassUID", "SOPInstanceUID"):
+            if not image.get(keyword) and (uid := head.get(f"MediaStorage{keyword}")):
+                setattr(image, keyword, uid)
+        if missing := [words for keyword, words in _NEEDED.items() if not image.get(keyword)]:
+            where = Path(str(getattr(image, "filename", name))).name
+            raise InputError(
+                f"{name}: {where} has no {' and no '.join(missing)}, which a DICOM segmentation refers to.",
+                "Export the series again with its UIDs (replaced, not emptied), or write .seg.nrrd or .nii.gz.",
+            )
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
         if len({str(image.get(keyword)) for image in images}) > 1:
             raise InputError(

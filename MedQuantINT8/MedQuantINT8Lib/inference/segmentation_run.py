@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..imaging.preprocessing import NetworkInput
+from ..imaging.segmentation_files import label_counts
 from ..imaging.volume import Volume
 from .segmenter import SegmentationResult
 
@@ -39,7 +40,7 @@ class SegmentationRun:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the maps as JSON values."""
-        counts = np.bincount(self.result.labels.ravel())
+        counts = label_counts(self.result.labels)
         return {
             "seconds": self.seconds,
             "engine": self.engine,
