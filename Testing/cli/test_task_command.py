@@ -117,9 +117,10 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(medquant, together, s
     (tmp_path / "broken" / "packages" / "bright" / "model.onnx").write_bytes(b"x")
     code, _, err = medquant("segment", tmp_path / "broken", scan, "-o", output, *HOW)
     assert code == 3 and "damaged" in err and err.count("\n") == 1
-    for command, more in (("build", []), ("compare", [scan])):
-        code, _, err = medquant(command, together, *more)
-        assert code == 2 and "is a task of several networks" in err, err
+    code, _, err = medquant("compare", together, scan)
+    assert code == 2 and "is a task of several networks" in err, err
+    code, _, err = medquant("segment", "total", scan, "-o", output)
+    assert code == 2 and "The model total is not installed. Get it with: medquant models get total" in err
     assert not output.exists()
 
 
@@ -188,6 +189,16 @@ def test_the_worker_takes_a_task_with_every_choice(together, tmp_path):
         (copy / "task.json").write_text(json.dumps({**value, "merge_order": ["brightest", "bright", "dim"]}))
         result = client.segment(str(copy), spotted(), CHOICE, options, Task())
         assert not np.array_equal(result.labels, expected(together))
+
+
+def test_the_engine_of_every_network_is_built(medquant, together):
+    code, out, err = medquant("build", together, "--json", *HOW)
+    assert code == 0, err
+    built = json.loads(out)["networks"]
+    assert [network["network"] for network in built] == ["dim", "bright", "brightest"]
+    assert len({network["folder"] for network in built}) == 3
+    code, out, err = medquant("build", together / "packages/dim", *HOW)
+    assert code == 0 and out.startswith("found "), err
 
 
 def without_int8(together, target, installed=None):

@@ -34,11 +34,16 @@ def together(tmp_path_factory):
     return three_parts(tmp_path_factory.mktemp("three"))
 
 
+@pytest.fixture(autouse=True)
+def _empty_scene():
+    """Other tests find the scene as they left it."""
+    yield
+    mrml.headless_scene().Clear(0)
+
+
 @pytest.fixture
 def node():
-    made = mrml.volume_node(spotted(), "Scan")
-    yield made
-    made.GetScene().RemoveNode(made)
+    return mrml.volume_node(spotted(), "Scan")
 
 
 def roi_node(center, size, name="R"):
@@ -70,8 +75,10 @@ def test_an_installed_task_is_listed_and_named(logic, node, together, tmp_path, 
     (row,) = [row for row in logic.models() if row["name"] == "together"]
     assert row["task"] and row["int8"] and row["labels"] == ["white", "light", "grey", "shadow", "glow"]
     assert names(logic.segment(node, model="together", segments=["grey"], **HOW)) == ["grey"]
+    report = logic.buildEngine("together", **HOW)
+    assert [network["network"] for network in report["networks"]] == ["dim", "bright", "brightest"]
     with pytest.raises(InputError, match="is a task of several networks"):
-        logic.buildEngine("together")
+        logic.calibrate([node], "together")
 
 
 def test_a_region_node_or_six_numbers_bound_the_run(logic, node, together):

@@ -256,7 +256,23 @@ def packages_of(args: argparse.Namespace, *, one: bool = False) -> str:
 
     if note := both_meant(args.model):
         warn(f"note: {note}")
-    return (resolve_one if one else resolve)(args.model)
+    paths = (resolve_one if one else resolve)(args.model)
+    _check_installed(paths)
+    return paths
+
+
+def _check_installed(paths: str) -> None:
+    """Complain of a name of the catalog that stands for nothing on this machine."""
+    from ..errors import InputError
+    from ..files import split_paths, there
+
+    for path in split_paths(paths):
+        if there(path):
+            continue
+        from ..importers.catalogue import entries
+
+        if path in entries():
+            raise InputError(f"The model {path} is not installed.", f"Get it with: medquant models get {path}")
 
 
 def choice_lines(choice: dict[str, Any] | None) -> list[str]:

@@ -9,7 +9,7 @@ from types import TracebackType
 from ..errors import InputError
 from ..files import split_paths
 from ..models.installed import source_paths
-from ..models.package import MODEL_JSON, peek
+from ..models.package import MODEL_JSON, ModelPackage, peek
 from ..models.spec import Label, ModelSpec
 from ..models.task import TASK_JSON, Find, NamedValue, Part, TaskSpec
 from ..models.task_package import TaskPackage, check_source, is_task
@@ -97,6 +97,20 @@ def all_ensembles(model: LoadedModel) -> list[Ensemble]:
     if isinstance(model, Ensemble):
         return [model]
     return [model.ensemble(source) for source in model.spec.sources]
+
+
+def named_packages(model: LoadedModel) -> list[tuple[str, ModelPackage]]:
+    """Return every package of a model with a name for it: that of the task's part or step, or the package's own."""
+    if isinstance(model, Ensemble):
+        return [(package.spec.name, package) for package in model.packages]
+    named = list[tuple[str, ModelPackage]]()
+    for source in model.spec.sources:
+        packages = model.ensemble(source).packages
+        named += [
+            (source.name + (f" ({number} of {len(packages)})" if len(packages) > 1 else ""), package)
+            for number, package in enumerate(packages, 1)
+        ]
+    return named
 
 
 def require_int8(model: LoadedModel) -> None:

@@ -14,6 +14,7 @@ from ..imaging.volume_files import ReadOptions
 from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
 from ..models.installed import DEMO, models_root, resolve_one
+from ..models.task_package import is_task
 from ..quantization.effort import check_effort
 from ..worker.jobs import BackgroundJob
 from . import scene
@@ -122,10 +123,11 @@ class BuildLogic(ModelLogic):
             device, options: as at :meth:`segment`; an engine is built for them.
 
         Returns:
-            The engine's own description: every layer with the precision it runs in.
+            The engine's own description: every layer with the precision it runs in; of a task "networks", one for each of its networks.
         """
         volumes = [scene.volume_from_node(volumeNode)] if volumeNode is not None else []
-        path = resolve_one(self._modelPath(model))
+        path = self._modelPath(model)
+        path = path if is_task(path) else resolve_one(path)
         choice = engine_choice(engine, precision, device)
         job = self._client.begin("build", volumes, model=path, choice=asdict(choice), options=asdict(options))
         return self._result(BackgroundJob(job, lambda result: result.report), waitForCompletion, progress)

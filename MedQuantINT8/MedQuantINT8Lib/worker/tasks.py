@@ -20,9 +20,10 @@ from ..inference.engine_pool import KeepingPool
 from ..inference.region_run import chosen_labels
 from ..inference.result_files import OutputOptions, prepare, result_of, write_results
 from ..inference.segmenter import SegmentationOptions
-from ..inference.task_model import LoadedModel, description_of
+from ..inference.task_model import LoadedModel, description_of, load_model, named_packages
 from ..models.package import ModelPackage
 from ..models.spec import Label
+from ..models.task_package import is_task
 from ..outputs import check_output_package
 from ..progress import Task
 
@@ -134,18 +135,23 @@ def quantize(request: Request, volumes: list[Volume], context: TaskContext) -> T
 
 
 def build(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
-    """Build the engine of a model for this machine; with a volume it is compared with the simulation."""
+    """Build the engine of a model for this machine, or of each network of a task; with a volume it is compared with the simulation."""
     choice = EngineChoice(**request["choice"])
-    with ModelPackage.load(request["model"]) as package:
-        prepared = pipeline.build(package, choice, _options(request), volumes[0] if volumes else None, context.task)
-        report = {
-            **prepared.describe().to_json(),
-            "bytes": prepared.entry.bytes,
-            "note": prepared.note,
-            "fidelity": prepared.fidelity.to_json() if prepared.fidelity else None,
-        }
-        prepared.close()
-    return TaskResult([], report)
+    reports = []
+    with load_model(request["model"]) as model:
+        for name, package in named_packages(model):
+            prepared = pipeline.build(package, choice, _options(request), volumes[0] if volumes else None, context.task)
+            report = {
+                **prepared.describe().to_json(),
+                "bytes": prepared.entry.bytes,
+                "note": prepared.note,
+                "fidelity": prepared.fidelity.to_json() if prepared.fidelity else None,
+            }
+            prepared.close()
+            reports.append((name, report))
+    if is_task(request["model"]):
+        return TaskResult([], {"networks": [{"network": name, **report} for name, report in reports]})
+    return TaskResult([], reports[0][1])
 
 
 def install_model(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
