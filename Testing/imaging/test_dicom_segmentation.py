@@ -185,6 +185,7 @@ def test_headers_that_were_emptied_or_are_odd_are_no_obstacle(tmp_path):
     def change(data, number):
         data.PatientSex, data.PatientBirthDate, data.PatientName = "female", "unknown", "Doe"
         data.ImageOrientationPatient = [1, 0, 1e-7 * number, 0, 1, 0]
+        data.SliceThickness = None
         if number:
             del data.SliceThickness
 
@@ -194,6 +195,7 @@ def test_headers_that_were_emptied_or_are_odd_are_no_obstacle(tmp_path):
     volume = read_volume(tmp_path / "s")
     path, _ = written(tmp_path, volume, label_map_of(volume))
     data = pydicom.dcmread(path)
+    assert data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 2
     assert data.PatientSex == "" and not data.PatientBirthDate and data.PatientID == "" and data.StudyDate == ""
 
 
@@ -220,7 +222,7 @@ def test_values_without_a_label_are_left_out(tmp_path):
 
 def test_frames_of_one_multiframe_object_are_referred_to(tmp_path):
     def change(data):
-        data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness = "2"
+        del data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness
         patient(data)
 
     frames = np.random.default_rng(1).integers(0, 90, (5, 9, 11))

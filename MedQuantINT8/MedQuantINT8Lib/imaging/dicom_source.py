@@ -102,7 +102,7 @@ def load_source(volume: Volume) -> DicomSource:
     require_highdicom()
     images = [_read(path, whole=n == 0) for n, path in enumerate(volume.dicom_files)]
     _check(images, volume.name)
-    _complete(images)
+    _complete(images, volume.grid)
     frames = [position for image in images for position in _positions(image)]
     grid_positions = _grid_positions(volume.grid)
     order = _order(np.array(frames), grid_positions, volume.grid)
@@ -150,7 +150,7 @@ def _check(images: Sequence[Any], name: str) -> None:
             )
 
 
-def _complete(images: Sequence[Any]) -> None:
+def _complete(images: Sequence[Any], grid: Grid) -> None:
     """Bring headers into the form that highdicom asks for: nothing of type 2 missing, values that the standard knows, equal directions."""
     from pydicom.valuerep import DA, TM
 
@@ -170,9 +170,15 @@ def _complete(images: Sequence[Any]) -> None:
         for keyword in ("ImageOrientationPatient", "PixelSpacing"):
             if keyword in first:
                 setattr(image, keyword, first.get(keyword))
+    if not first.get("SliceThickness"):
+        # Unknown, which the standard allows and highdicom does not: the step between slices is what the volume has.
+        first.SliceThickness = f"{grid.spacing[2]:.8g}"
     for image in images:
         if "SharedFunctionalGroupsSequence" in image:
             _share_orientation(image)
+            measures = image.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence")
+            if measures and not measures[0].get("SliceThickness"):
+                measures[0].SliceThickness = f"{grid.spacing[2]:.8g}"
 
 
 def _share_orientation(image: Any) -> None:
