@@ -188,3 +188,16 @@ def test_the_search_for_layers_at_fault_names_a_layer_in_halves_once(tmp_path):
     networks = Networks(tmp_path / "int8.onnx", tmp_path / "fp32.onnx", labels_of(Output()))
     search = LayerSearch(OpenVINOBackend(), networks, BuildOptions("int8", SHAPE), patch(), Task())
     assert search.quantized == ["a", "b", "c"] and search.find() == []
+
+
+@pytest.mark.parametrize("with_biases", [True, False])
+def test_weights_and_biases_are_taken_over_by_name(with_biases):
+    weights, biases = random_weights((1, 8, 8, 2), 3)
+    fp32, other = (convolutions({n: f * w for n, w in weights.items()}, biases, SIZE) for f in (1, 3))
+    int8 = quantized(convolutions(weights, biases if with_biases else {}, SIZE), WIDE)
+    source = qdq.without_quantization(quantized(other, WIDE), set("abc"))
+    made = qdq.with_weights_of(int8, source)
+    onnx.checker.check_model(made, full_check=True)
+    assert qdq.check_int8(made) == [] and set(quantized_inputs(made)) == set("abc")
+    assert np.array_equal(run(qdq.without_quantization(made, set("abc")), patch()), run(source, patch()))
+    assert not np.array_equal(run(made, patch()), run(quantized(fp32, WIDE), patch()))

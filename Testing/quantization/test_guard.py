@@ -325,6 +325,29 @@ def test_each_layer_gets_the_cheapest_that_holds(monkeypatch, plain, in_halves, 
     assert len(judge.measured) < 20
 
 
+@pytest.mark.parametrize(("helps", "returned"), [(True, []), (False, ["c"])])
+def test_weights_are_learned_for_halves_before_a_layer_goes_back(monkeypatch, helps, returned):
+    weights, biases = random_weights((1, 4, 4, 4, 2))
+    fp32 = convolutions(weights, biases)
+    int8 = quantized(fp32)
+    doubled = quantized(convolutions({name: 2 * weight for name, weight in weights.items()}, biases))
+    costs = lost({"a": 0.001, "b": 0.03, "c": 0.03, "d": 0.004}, {"a": 0, "b": 0, "c": 0.015, "d": 0})
+    learned_costs = lost({"a": 0.001, "b": 0.03, "c": 0.03, "d": 0.004}, {"a": 0, "b": 0, "c": 0.005, "d": 0})
+
+    class Judge(ByForm):
+        def measure(self, candidate, patches=None):
+            stored = {i.name: i for i in candidate.graph.initializer}
+            self.agreement = learned_costs if helps and any("_taken" in name for name in stored) else costs
+            return super().measure(candidate, patches)
+
+    monkeypatch.setattr(sensitivity, "Measurer", Judge(costs))
+    exact = Candidate(fp32, qdq.with_weights_of(int8, doubled), source="learned")
+    start = Candidate(fp32, int8, source="plain", exact=lambda: exact)
+    made, result = guard(start, patches(), SPEC, Budget(0.99), Task())
+    assert result.kept and list(result.returned) == returned and result.source == ("learned" if helps else "plain")
+    assert set(halved_layers(graph.Graph(made))) == ({"b", "c"} if helps else {"b"})
+
+
 def test_an_input_of_too_wide_a_range_is_held_by_halves_without_a_layer_in_float():
     """Raw intensities whose few bright voxels leave the others two steps; ranges as calibration saw them."""
     weights, biases = random_weights((1, 8, 8, 2), 3)

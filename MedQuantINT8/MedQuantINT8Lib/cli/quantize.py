@@ -240,10 +240,18 @@ def _agreement(report: Any) -> str:
 
 def _work_lines(report: Any) -> list[str]:
     """How the work is shared where layers run as two INT8 halves, and which do, for people."""
+    lines = (
+        [
+            f"convolutions of a concatenation that run as one for each part, whose ranges are very unlike: {', '.join(report.split)}"
+        ]
+        if report.split
+        else []
+    )
     if not report.guard.halves:
-        return []
+        return lines
     work = {kind: f"{100 * share:.1f} %" for kind, share in report.to_json()["work"].items()}
     return [
+        *lines,
         f"work of the network as it runs: {work['plain']} plain INT8, {work['halves']} in two INT8 halves, {work['float']} in float",
         *(f"  in two INT8 halves: {name}: {why}" for name, why in report.guard.halves.items()),
     ]

@@ -40,12 +40,14 @@ class Halves:
         high, low: the nodes of its two products; ``high`` has the layer's name and bias.
         total: the Add of both.
         source: the float tensor that is quantized in halves.
+        rest: what the high half leaves of it.
     """
 
     high: Any
     low: Any
     total: Any
     source: str
+    rest: str
 
     def products(self) -> tuple[tuple[Any, str], tuple[Any, str]]:
         """Return the two nodes, each with what it is: "high" or "low"."""
@@ -71,7 +73,7 @@ def _halves(graph: Graph, total: Any) -> Halves | None:
     subtraction = graph.producer.get(rest)
     if not source or subtraction is None or subtraction.op_type != "Sub":
         return None
-    return Halves(high, low, total, source) if list(subtraction.input) == [source, high.input[0]] else None
+    return Halves(high, low, total, source, rest) if list(subtraction.input) == [source, high.input[0]] else None
 
 
 def _quantized(graph: Graph, name: str) -> str:

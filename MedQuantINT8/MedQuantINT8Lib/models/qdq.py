@@ -200,6 +200,37 @@ def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
     return pruned(copy)
 
 
+def with_weights_of(model: Any, other: Any) -> Any:
+    """Return a copy of an INT8 network whose layers have the stored weights and biases of the layers of the same name in another."""
+    onnx = require_onnx()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph, source, fresh = Graph(copy), Graph(other), FreshNames(copy)
+    theirs = {node.name: node for node in source.nodes if node.op_type in WEIGHTED_OPS}
+
+    def constant(name: str, array: Any) -> str:
+        new_name = fresh(name)
+        copy.graph.initializer.append(onnx.numpy_helper.from_array(array, new_name))
+        return new_name
+
+    for node in graph.nodes:
+        twin = theirs.get(node.name)
+        if twin is None or node.op_type != twin.op_type:
+            continue
+        if not all(
+            is_dequantized(g, n.input[1]) and g.is_constant(n.input[1]) for g, n in ((graph, node), (source, twin))
+        ):
+            continue
+        own, new = graph.producer[node.input[1]], source.producer[twin.input[1]]
+        own.input[:] = [constant(f"{node.name}_{n}_taken", source.array(name)) for n, name in enumerate(new.input)]
+        del own.attribute[:]
+        own.attribute.extend(new.attribute)
+        if len(twin.input) > 2 and twin.input[2] and (bias := source.array(twin.input[2])) is not None:
+            del node.input[2:]
+            node.input.append(constant(f"{node.name}_bias_taken", bias))
+    return pruned(copy)
+
+
 def layers_with_int8_weights(model: Any) -> list[str]:
     """Return the names of convolutions and matrix products whose weights are stored as INT8, whatever they compute in.
 
@@ -285,12 +316,31 @@ def compacted(model: Any) -> Any:
         for suffix, name in zip(("w", "s", "z"), node.input, strict=False):
             if name in initializers and name not in short and name not in outputs:
                 short[name] = fresh(f"{suffix}{number}")
+    for number, halves in enumerate(halved_layers(Graph(copy)).values()):
+        short |= {halves.high.output[0]: fresh(f"h{number}"), halves.low.output[0]: fresh(f"l{number}")}
+        short.setdefault(halves.rest, fresh(f"r{number}"))
+    for number, node in enumerate(n for n in copy.graph.node if n.op_type in WEIGHTED_OPS):
+        for name in node.input[2:]:
+            if name in initializers and name not in outputs:
+                short.setdefault(name, fresh(f"b{number}"))
+        _remove_defaults(node)
     # Given once, not followed from name to name: a network may hold a tensor of its own that is called "q0".
     rename_tensors(copy, short)
     for node in copy.graph.node:
         if node.op_type not in WEIGHTED_OPS:
             node.name = ""
     return pruned(copy)
+
+
+def _remove_defaults(node: Any) -> None:
+    """Remove attributes of a convolution that say what holds without them, in place."""
+    if node.op_type not in CHANNEL_AXIS:
+        return
+    for number, attribute in reversed(list(enumerate(node.attribute))):
+        if (attribute.name == "group" and attribute.i == 1) or (
+            attribute.name in ("strides", "dilations") and set(attribute.ints) == {1}
+        ):
+            del node.attribute[number]
 
 
 def _merged_constants(model: Any) -> dict[str, str]:

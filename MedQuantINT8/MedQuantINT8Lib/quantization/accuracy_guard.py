@@ -149,6 +149,7 @@ class Candidate:
         ranges: largest magnitude of each quantized tensor in calibration, for the halves of it.
         equalized: whether it was made of the network with equalized channels.
         source: what the caller knows it by; the guard's result has that of the candidate that it took.
+        exact: makes the candidate whose weights are rounded for exact inputs, for layers in halves; or None.
     """
 
     fp32: Any
@@ -157,6 +158,7 @@ class Candidate:
     ranges: Mapping[str, float] = field(default_factory=dict)
     equalized: bool = False
     source: Any = None
+    exact: Callable[[], Candidate] | None = None
 
 
 #: Makes a candidate in another way; None where that way changes nothing.
@@ -208,9 +210,22 @@ def guard(
             result.biases_corrected, result.equalized, result.source = other_helps, other.equalized, other.source
     if result.kept or not budget.fallback:
         return start, result
-    ladder = Ladder(Base(taken.fp32, start, taken.ranges), measurer, budget.excess, task)
+    learned: list[Candidate] = []
+
+    def learn() -> Any:
+        assert taken.exact is not None
+        learned.append(taken.exact())
+        return learned[0].int8
+
+    nearest = None if start is taken.int8 else taken.int8
+    base = Base(taken.fp32, start, taken.ranges, nearest, learn if taken.exact is not None else None)
+    ladder = Ladder(base, measurer, budget.excess, task)
     best = ladder.climb(measurement)
     _note(result, ladder, best)
+    if best.network != "int8":
+        result.biases_corrected = False
+    if best.network == "learned":
+        result.source = learned[0].source
     model = ladder.build(best)
     if stopwatch is not None and (best.halved or best.returned):
         _time(result, [start, model], stopwatch, task)

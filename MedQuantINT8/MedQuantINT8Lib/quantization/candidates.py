@@ -137,8 +137,20 @@ class Candidates:
     def _of(self, form: Form, *, learned: bool, before: RoundingReport | None = None) -> Candidate:
         is_equalized = form is not self.plain
         ranges = {name: histogram.maximum for name, histogram in form.histograms.items()}
+        exact = (lambda: self._for_exact_inputs(form)) if self._learns_again else None
         if not learned:
-            return Candidate(form.fp32, form.int8, form.corrected, ranges, is_equalized, (form, None))
+            return Candidate(form.fp32, form.int8, form.corrected, ranges, is_equalized, (form, None), exact)
         network = self.learning.learned(form.fp32, form.int8, before)
         self.last_report = network.report
-        return Candidate(form.fp32, network.model, None, ranges, is_equalized, (form, network.report))
+        return Candidate(form.fp32, network.model, None, ranges, is_equalized, (form, network.report), exact)
+
+    @property
+    def _learns_again(self) -> bool:
+        return self.learning.possible and self.learning.weight_bits == 8
+
+    def _for_exact_inputs(self, form: Form) -> Candidate:
+        """The form with rounding that is learned where every input is exact, which inputs in two INT8 halves all but are."""
+        float_inputs = qdq.without_quantization(form.int8, set(qdq.layers_with_int8_weights(form.int8)))
+        network = self.learning.learned(form.fp32, float_inputs)
+        int8 = qdq.with_weights_of(form.int8, network.model)
+        return Candidate(form.fp32, int8, source=(form, network.report))

@@ -3,7 +3,8 @@
 Where INT8 loses more than the budget allows, every layer is measured once alone, all others in float. Then all layers are taken
 as two halves (:mod:`..models.halves`). If that holds the budget, or comes nearer to it, the fewest layers that need halves are
 searched by bisection, the one that costs most alone first. What is left is the rounding of weights, which halves of the input do
-not mend: layers go back to float, again the worst first, until the budget holds.
+not mend: it is learned for inputs that are exact, as halves all but are. Where that does not hold the budget either, layers go back to
+float, again the worst first.
 """
 
 from __future__ import annotations
@@ -41,11 +42,20 @@ class Base:
     Attributes:
         fp32: the same network before quantization.
         ranges: largest magnitude of each quantized tensor; where one is missing, what its scale holds.
+        nearest: ``int8`` with biases as they were, where it has corrected ones: what makes up for the errors of plain inputs may be an
+            error of its own behind halves; or None.
+        learn: makes ``int8`` with weights that are rounded for exact inputs; or None.
     """
 
     fp32: Any
     int8: Any
     ranges: Mapping[str, float] = field(default_factory=dict)
+    nearest: Any = None
+    learn: Callable[[], Any] | None = None
+
+
+#: The networks that are tried in halves, one after the other: those of :class:`Base`.
+_NETWORKS = ("int8", "nearest", "learned")
 
 
 @dataclass
@@ -56,6 +66,7 @@ class Point:
         halved: layers that run as two halves.
         returned: layers in float, in the order in which they went back.
         stored: those of them whose weights are still stored as INT8.
+        network: whose weights and biases it has, by its name in :data:`_NETWORKS`.
         complete: whether it was measured on all patches.
     """
 
@@ -63,6 +74,7 @@ class Point:
     halved: tuple[str, ...] = ()
     returned: tuple[str, ...] = ()
     stored: tuple[str, ...] = ()
+    network: str = "int8"
     complete: bool = False
 
 
@@ -81,6 +93,7 @@ class Ladder:
             layer: HALVES_MARGIN * base.ranges[tensor] / 127 if base.ranges.get(tensor) else scales[tensor]
             for layer, tensor in quantized_inputs(base.int8).items()
         }
+        self._networks = {"int8": base.int8, "nearest": base.nearest}
         self.points: list[Point] = []
         #: What each layer costs by itself, the one that costs most agreement first.
         self.alone: dict[str, Measurement] = {}
@@ -95,11 +108,19 @@ class Ladder:
         self.points.append(plain)
         self.alone = self._worst_first()
         order = [name for name in self.alone if name in self._scales]
-        halved = self._try(order, plain) if order else plain
-        helps = halved is not plain and self._excess(halved.measurement) < self._excess(self._measure(plain, FEW))
-        if helps and self._holds(halved):
-            return self._fewest(halved, plain)
-        self._return_to_float(halved if helps else plain)
+        plain_excess = self._excess(self._measure(plain, FEW))
+        halved, helps = plain, False
+        for network in _NETWORKS if order else ():
+            # Learning takes minutes: only where halves are of use.
+            if (network == "learned" and not helps) or not self._make(network):
+                continue
+            other = self._try(order, replace(plain, network=network))
+            if self._excess(other.measurement) >= (self._excess(halved.measurement) if helps else plain_excess):
+                continue
+            halved, helps = other, True
+            if self._holds(halved):
+                return self._fewest(halved, replace(plain, network=network))
+        self._return_to_float(halved)
         best = self._best()
         return self._fewest(best, best) if best.returned and self._holds(best) else best
 
@@ -117,9 +138,15 @@ class Ladder:
     def build(self, point: Point) -> Any:
         """Make a point's network."""
         whole = set(point.returned) - set(point.stored)
-        model = qdq.without_quantization(self._base.int8, whole, self._base.fp32)
+        model = qdq.without_quantization(self._networks[point.network], whole, self._base.fp32)
         model = qdq.without_quantization(model, set(point.stored))
         return with_halves(model, {name: self._scales[name] for name in point.halved})
+
+    def _make(self, network: str) -> bool:
+        """Make one of the networks that are tried in halves; whether there is one."""
+        if network not in self._networks:
+            self._networks[network] = self._base.learn() if self._base.learn is not None else None
+        return self._networks[network] is not None
 
     def _measure(self, point: Point, patches: int | None = None) -> Measurement:
         return self._measurer.measure(self.build(point), patches)
@@ -173,7 +200,7 @@ class Ladder:
         """Put layers back to float one by one until the budget holds."""
         fp32, layers = self._base.fp32, set(self._layers)
         # Weights stored as INT8, everything computed in float: if even that is too coarse, size has to give way.
-        as_int8 = self._measurer.measure(qdq.without_quantization(self._base.int8, layers), FEW)
+        as_int8 = self._measurer.measure(qdq.without_quantization(self._networks[start.network], layers), FEW)
         room = SIZE_LIMIT * fp32.ByteSize() if self._excess(as_int8) <= 0 else math.inf
         point = start
         with self._task.stage("putting layers back to float", len(layers)):

@@ -27,6 +27,7 @@ from ..progress import Task
 from .accuracy_guard import Budget, GuardResult, Stopwatch, guard
 from .calibration import Calibration, CalibrationOptions, PatchSampler
 from .candidates import FEW_PATCHES, Candidates, Forms
+from .concat_split import split_unlike
 from .effort import EFFORTS, Learning, check_effort, with_packed_weights
 from .held_out import Calibrated, HeldOut, measure_held_out
 from .qdq_placement import require_quantizer
@@ -75,6 +76,7 @@ class QuantizationReport:
         size_ratio: bytes of the INT8 network over bytes of FP32.
         guard: agreement with FP32 before and after the fallback, on patches of the calibration scans.
         held_out: the agreement on scans that the ranges do not come from.
+        split: convolutions of concatenations that run as one for each part, whose ranges are very unlike.
         effort, weight_bits: as asked for.
         rounding: what learned rounding did; None where the network has plain rounding.
         four_bit_layers: layers whose weights are stored in 4 bits.
@@ -87,6 +89,7 @@ class QuantizationReport:
     guard: GuardResult
     held_out: HeldOut
     warnings: list[str] = field(default_factory=list)
+    split: list[str] = field(default_factory=list)
     effort: str = "normal"
     weight_bits: int = 8
     rounding: RoundingReport | None = None
@@ -110,6 +113,7 @@ class QuantizationReport:
             "size_ratio": self.size_ratio,
             "layers": [asdict(layer) for layer in self.layers],
             "guard": self.guard.to_json(),
+            "split": self.split,
             "agreement": self.agreement,
             "held_out": self.held_out.to_json(),
             "effort": self.effort,
@@ -171,6 +175,14 @@ def _quantized(
         # ModelOpt raises it as well, and would name layers anew: the two networks are compared layer by layer.
         fp32 = graph.at_opset(fp32, OPSET, f"{package.spec.name}: {FP32}")
     graph.name_nodes(fp32)
+    split = split_unlike(
+        fp32,
+        [sample.patch for sample in sampler.first_samples(FEW_PATCHES)],
+        sampler.patch,
+        policy_reasons(fp32, policy),
+    )
+    tensors = graph.Graph(fp32)
+    fp32 = fp32 if split is None else split.model
     forms = Forms(
         package.spec.name,
         sampler,
@@ -214,7 +226,12 @@ def _quantized(
         )
     measured = Calibration(
         calibration,
-        {name: scale * wider.get(name, 1.0) for name, scale in form.scales.items()},
+        # What a split convolution reads may be no tensor of the package's FP32, in which a run looks.
+        {
+            name: scale * wider.get(name, 1.0)
+            for name, scale in form.scales.items()
+            if name in tensors.producer or name in tensors.readers
+        },
         # A run looks at the tensors of FP32, whose channels are not equalized.
         {name: plain.histograms[name].maximum for name in form.scales},
         sampler.drawn,
@@ -225,7 +242,16 @@ def _quantized(
         {} if form is plain else {name: 127 * scale * wider.get(name, 1.0) for name, scale in plain.scales.items()},
     )
     report = QuantizationReport(
-        [], 0, 0, 0, guarded, held_out, effort=policy.effort, weight_bits=policy.weight_bits, rounding=rounding
+        [],
+        0,
+        0,
+        0,
+        guarded,
+        held_out,
+        split=[] if split is None else split.layers,
+        effort=policy.effort,
+        weight_bits=policy.weight_bits,
+        rounding=rounding,
     )
     return _write(package, int8, measured, report, reasons, target)
 
