@@ -1,0 +1,135 @@
+"""Pretrained networks that resist INT8, each quantized as a user would and compared with FP32 on a scan that was kept apart.
+
+    python experiments/resisting.py [NAME ...] [--effort fast|normal|best]
+
+Each row is two commands in processes of their own: ``medquant quantize`` with the product's own budget (agreement 0.99), and
+``medquant compare`` on scans that calibration never saw, with labels where there are some. Writes docs/results/resisting.json and
+.md; rows that are there are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "Testing" / "support"), str(ROOT / "MedQuantINT8")]
+
+from data_models import DATA, specs  # noqa: E402
+from real_networks import Case, _labelled, cases, medquant, quantized_package, row  # noqa: E402
+
+TARGET = ROOT / "docs" / "results" / "resisting.json"
+#: Networks whose case is that of another one, but for the file and the description.
+_LIKE = {
+    "brain18_meshnet": "brain18_meshnet30",
+    "brain18_meshnet (labeled scan)": "brain18_meshnet30 (labeled scan)",
+    "brain3_meshnet5": "brain3_meshnet20",
+}
+
+
+def all_cases(scratch: Path) -> dict[str, Case]:
+    """The cases of the table of pretrained networks and those that it lacks, all with the product's own budget and ranges."""
+    known = cases(scratch)
+    for name, other in _LIKE.items():
+        stem = name.split(" ")[0]
+        like = known[other]
+        spec = replace(specs()[stem], normalization=like.spec.normalization) if "labeled" in name else specs()[stem]
+        known[name] = replace(like, network=DATA / "networks" / f"{stem}.onnx", spec=spec)
+    few = {name: ("--patches", "6") if "mesh" in name or "mindgrab" in name else () for name in known}
+    others = [_labelled(scratch, case)[0] for case in ("1001", "1003")]
+    return {
+        name: replace(case, options=few[name], calibrate=others if "labeled" in name else case.calibrate)
+        for name, case in known.items()
+    }
+
+
+def measured(name: str, case: Case, effort: str, scratch: Path) -> dict[str, Any]:
+    folder = scratch / "package of one row"
+    folder.mkdir()
+    began = time.perf_counter()
+    package, quantized = quantized_package(replace(case, options=(*case.options, "--effort", effort)), folder)
+    seconds = time.perf_counter() - began
+    labels = ["--labels", *map(str, case.labels)] if case.labels else []
+    report = medquant("compare", package, *map(str, case.scans), *labels)
+    calibration = quantized["calibration"]
+    quantization = calibration["quantization"]
+    return {
+        "effort": effort,
+        "seconds": seconds,
+        "row": row(report, calibration),
+        "worst": [a.get("worst") for a in report["agreement"] if (a["first"], a["second"]) == ("int8", "fp32")],
+        "work": quantization["work"],
+        "int8_mac_share": quantization["int8_mac_share"],
+        "halves": list(quantization["guard"]["halves"]),
+        "returned": list(quantization["guard"]["returned"]),
+        "split": quantization["split"],
+        "patches": [quantization["guard"]["agreement_before"], quantization["guard"]["agreement"]],
+        "held_out": quantization["agreement"],
+    }
+
+
+def _f(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def page(value: dict[str, Any]) -> str:
+    machine = value["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in next(iter(value["rows"].values()))["row"]["versions"].items())
+    lines = [
+        "# Networks that resist INT8",
+        "",
+        "Made by `experiments/resisting.py`; do not edit. Each network is quantized with the product's own budget (agreement 0.99 with FP32) and compared with FP32 on scans that",
+        f"calibration did not see. {machine['processor']}, {machine['cores']} cores; {versions}; {value['date']}.",
+        "",
+        "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures.",
+        "",
+        "| network | effort | work in plain INT8 | in halves | in float | agreement on patches before, after | on held-out scans | on the scan | Dice lost to labels | layers in halves | in float | split | file | quantized in s |",
+        "| --- | --- |" + " ---: |" * 12,
+    ]
+    for name, r in value["rows"].items():
+        work, measured_row = r["work"], r["row"]
+        lost = None if measured_row["dice_fp32"] is None else measured_row["dice_fp32"] - measured_row["dice_int8"]
+        cells = [
+            name,
+            r["effort"],
+            *(f"{100 * work[kind]:.1f} %" for kind in ("plain", "halves", "float")),
+            ", ".join(_f(v) for v in r["patches"]),
+            _f(r["held_out"]),
+            _f(measured_row["agreement"]),
+            "–" if lost is None else f"{lost:+.4f}",
+            *(str(len(r[kind])) for kind in ("halves", "returned", "split")),
+            _f(measured_row["size_ratio"], 3),
+            f"{r['seconds']:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    from MedQuantINT8Lib.system import machine
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="networks (default: all)")
+    parser.add_argument("--effort", choices=("fast", "normal", "best"), default="normal")
+    args = parser.parse_args()
+    rows = json.loads(TARGET.read_text())["rows"] if TARGET.exists() else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        known = all_cases(Path(scratch))
+        for name in args.names or known:
+            with tempfile.TemporaryDirectory() as own:
+                rows[name] = measured(name, known[name], args.effort, Path(own))
+            print(name, json.dumps(rows[name])[:400], flush=True)
+            value = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "rows": rows}
+            TARGET.write_text(json.dumps(value, indent=1) + "\n")
+            TARGET.with_suffix(".md").write_text(page(value))
+
+
+if __name__ == "__main__":
+    main()
