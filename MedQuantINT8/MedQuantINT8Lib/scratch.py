@@ -42,7 +42,9 @@ def _start_time(process: int) -> int | None:
     if sys.platform.startswith("linux"):
         try:
             # The name in parentheses may hold spaces.
-            return int(Path(f"/proc/{process}/stat").read_bytes().rsplit(b")", 1)[1].split()[19])
+            fields = Path(f"/proc/{process}/stat").read_bytes().rsplit(b")", 1)[1].split()
+            # One that has ended and that nobody has asked about, as where a container's first process does not, lives no more.
+            return None if fields[0] in (b"Z", b"X") else int(fields[19])
         except FileNotFoundError:
             return None
         except (OSError, IndexError, ValueError):

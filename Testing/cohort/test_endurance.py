@@ -25,6 +25,7 @@ from MedQuantINT8Lib.imaging.volume_files import ReadOptions
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.ensemble import load_ensemble
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
+from MedQuantINT8Lib.scratch import owner_is_dead
 from MedQuantINT8Lib.system import library_environment, module_arguments
 
 
@@ -132,3 +133,17 @@ def test_a_worker_that_stalls_is_given_up_and_the_others_go_on(model, tmp_path):
     assert sorted(line["id"] for line in lines) == [f"s{n:04d}/ct" for n in range(count)]
     assert next(line["error"] for line in lines if line["state"] == "failed").startswith("There was no progress in ")
     assert f"{count - 1} of {count} cases done" in said
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes as Linux does")
+def test_a_process_that_ended_and_was_not_waited_for_owns_nothing(tmp_path):
+    code = "from MedQuantINT8Lib.scratch import owned_prefix; print(owned_prefix('x'), flush=True)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=library_environment()
+    )
+    try:
+        name = process.stdout.readline().strip()
+        wait_for(lambda: Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z")
+        assert owner_is_dead(name)
+    finally:
+        process.communicate()

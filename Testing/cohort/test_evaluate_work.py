@@ -1,4 +1,4 @@
-"""``medquant evaluate`` over workers gives what it gives without them, case by case; a case that fails is told."""
+"""``medquant evaluate`` and ``medquant compare`` over workers give what they give without them; a case that fails is told."""
 
 from __future__ import annotations
 
@@ -61,3 +61,21 @@ def test_a_case_that_fails_is_left_out_and_told(model, data, tmp_path, capsys):
     code, value = run(model, data, tmp_path / "out", "--workers", "1")
     assert code == 8 and value["cases"] == ["case: 0/a", "case: 2/a"]
     assert "cannot be read" in value["failed"]["case_ 1/a"] and "1 of 3 cases failed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_compare_over_workers_gives_the_same_agreement(model, data, tmp_path, capsys):
+    scans, labels = ([str(tmp_path / f"{n}{kind}.nii.gz") for n in range(2)] for kind in ("", "-labels"))
+    command = ["compare", model, *scans, "--labels", *labels, "--engine", "onnxruntime", "--report"]
+    assert main([*command, str(tmp_path / "plain")]) == 0
+    assert main([*command, str(tmp_path / "out"), "--workers", "2"]) == 0
+    plain, pooled = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("plain", "out"))
+    assert pooled["agreement"] == plain["agreement"]
+    assert [(r["scan"], r["precision"]) for r in pooled["runs"]] == [(r["scan"], r["precision"]) for r in plain["runs"]]
+    assert [p["title"] for p in pooled["pictures"]] == [p["title"] for p in plain["pictures"]]
+    assert len(cases_of(tmp_path / "out/cohort.jsonl")) == 2
+    capsys.readouterr()
+    (tmp_path / "0.nii.gz").write_bytes(b"junk")
+    assert main([*command, str(tmp_path / "out"), "--workers", "1"]) == 8
+    assert "1 of 2 cases failed" in capsys.readouterr().err
+    assert main(["compare", model, *scans, "--workers", "2"]) == 2

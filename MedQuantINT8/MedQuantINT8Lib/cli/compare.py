@@ -15,13 +15,14 @@ from .common import (
     add_reading_options,
     add_running_options,
     choice_of,
+    options_of,
     packages_of,
     reader_of,
 )
+from .segment_cohort import add_pool_options, pool_of, uses_pool
 from .terminal import print_result
 
 if TYPE_CHECKING:
-    from ..errors import MedQuantError
     from ..evaluation.reports.viewer import ViewerScan
     from ..models.package import ModelPackage
     from ..progress import Task
@@ -43,6 +44,7 @@ def add_parser(add: Add) -> None:
     add_force(command)
     add_running_options(command, precision=False)
     add_reading_options(command)
+    add_pool_options(command)
 
 
 def run(args: argparse.Namespace, task: Task) -> None:
@@ -68,8 +70,13 @@ def run(args: argparse.Namespace, task: Task) -> None:
         check_output_folder(
             args.report, REPORT_FILES, [model, *(p for s in (*args.scans, *(args.labels or [])) for p in scan_paths(s))]
         )
+    if uses_pool(args) and not args.report:
+        raise InputError("Workers need a folder for their journal.", "Give --report FOLDER.")
     with ModelPackage.load(model) as package, overwriting(args, reports):
         package.onnx_path("int8")
+        if uses_pool(args):
+            _run_pool(args, package, model, task)
+            return
         reader = reader_of(args, task)
         viewed: list[ViewerScan] | None = [] if args.report else None
         report = compare_scans(
@@ -92,77 +99,85 @@ def run(args: argparse.Namespace, task: Task) -> None:
     )
 
 
+def _run_pool(args: argparse.Namespace, package: ModelPackage, model: str, task: Task) -> None:
+    """Compare over many workers; a journal in the folder of the report lets the next run go on.
+
+    Raises:
+        CasesFailed: some scans could not be compared; the report is of the others.
+    """
+    from ..cohort.compare_work import CompareSettings, compare_cohort
+    from ..cohort.driver import CohortOptions
+    from ..cohort.report import table_lines
+    from ..cohort.segment_work import model_hash
+    from ..errors import CasesFailed
+    from ..evaluation.reports.report import write_report
+    from ..imaging.volume_files import ReadOptions
+    from ..inference.ensemble import Ensemble
+
+    settings = CompareSettings(
+        model,
+        model_hash(Ensemble([package])),
+        choice_of(args, "int8"),
+        options_of(args),
+        ReadOptions(None, args.allow_gaps, args.allow_tilt, args.nifti_form),
+        str(Path(args.report).absolute()),
+        tuple(_flags(args)),
+    )
+    resuming = CohortOptions(force=args.force)
+    report, result = compare_cohort(package, args.scans, args.labels or [], settings, pool_of(args), task, resuming)
+    write_report(report, Path(args.report), ())
+    warnings = dict.fromkeys(text for record in result.records for text in record.get("warnings", []))
+    print_result(
+        args,
+        report,
+        *_comparison_lines(report),
+        *(f"note: {text}" for text in (*result.notes, *warnings)),
+        *table_lines(result.failed),
+        f"wrote {Path(args.report) / 'report.html'}",
+    )
+    if result.failed:
+        raise CasesFailed(
+            f"{len(result.failed)} of {len(result.records)} cases failed.", "The same command repeats those alone."
+        )
+
+
 def _segment_in_own_process(
     args: argparse.Namespace, package: ModelPackage, scan: str, precision: str, output: Path, task: Task
 ) -> dict[str, Any]:
     """Segment in a process of its own, so that its time and peak memory are those of a user's command."""
+    from ..evaluation.own_process import segment_commands
+
     choice = choice_of(args, "int8").beside(precision)
-    common = [str(package.folder), "--engine", choice.name, "--precision", precision, "--device", choice.device]
+    build, segment = segment_commands(str(package.folder), scan, choice, _flags(args), output)
+    _run_command(build, task)
+    return _run_command(segment, task)
+
+
+def _flags(args: argparse.Namespace) -> list[str]:
+    """The arguments of this command that those for one scan take, too, beside engine, precision and device."""
+    flags: list[str] = []
     for name, values in (
         ("--batch", [args.batch]),
         ("--threads", [args.threads]),
         ("--patch", args.patch),
         ("--overlap", [args.overlap] if args.overlap is not None else None),
         ("--memory", [args.memory] if args.memory else None),
-        ("--check-share", [args.check_share] if args.check_share is not None and precision == "int8" else None),
         ("--mirror-axes", [",".join(map(str, args.mirror_axes))] if args.mirror_axes else None),
     ):
-        common += [name, *map(str, values)] if values else []
+        flags += [name, *map(str, values)] if values else []
     for flag in ("skip_air", "no_range_check", "allow_gaps", "allow_tilt"):
         if getattr(args, flag):
-            common.append("--" + flag.replace("_", "-"))
+            flags.append("--" + flag.replace("_", "-"))
     if args.mirroring is not None:
-        common.append("--mirroring" if args.mirroring else "--no-mirroring")
-    common += ["--nifti-form", args.nifti_form]
-    _run_command(["build", *common, "--scan", scan], task)
-    return _run_command(["segment", *common[:1], scan, *common[1:], "--output", str(output)], task)
+        flags.append("--mirroring" if args.mirroring else "--no-mirroring")
+    return [*flags, "--nifti-form", args.nifti_form]
 
 
 def _run_command(arguments: list[str], task: Task) -> dict[str, Any]:
-    """Run ``medquant`` in a process of its own; what it prints with ``--json``.
+    """Run ``medquant`` in a process of its own; what it prints with ``--json``; errors as :func:`..evaluation.own_process.run_command`."""
+    from ..evaluation.own_process import run_command
 
-    Raises:
-        MedQuantError: the error that the process ended with.
-    """
-    import json
-    import subprocess
-    import sys
-    import tempfile
-    import time
-
-    from ..system import library_environment, module_arguments
-
-    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            [sys.executable, *module_arguments("MedQuantINT8Lib.cli.main"), *arguments, "--json"],
-            stdout=output,
-            stderr=errors,
-            env=library_environment(),
-        )
-        try:
-            while process.poll() is None:
-                task.check()
-                time.sleep(0.02)
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-        output.seek(0)
-        errors.seek(0)
-        if process.returncode:
-            message = (errors.read().strip().splitlines() or ["the run ended without a word"])[-1].removeprefix(
-                "medquant: "
-            )
-            raise _error_for(process.returncode)(message)
-        return json.loads(output.read().strip().splitlines()[-1])
-
-
-def _error_for(code: int) -> type[MedQuantError]:
-    """The kind of error that ends a process with this exit code."""
-    from ..errors import Cancelled, EngineError, MedQuantError
-
-    kinds = {kind.exit_code: kind for kind in MedQuantError.__subclasses__()}
-    return Cancelled if code == Cancelled.exit_code else kinds.get(code, EngineError)
+    return run_command(arguments, task.check)
 
 
 def _comparison_lines(report: dict[str, Any]) -> list[str]:

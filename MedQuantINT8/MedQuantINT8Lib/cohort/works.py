@@ -21,7 +21,13 @@ def _evaluate(settings: dict[str, Any]) -> Work:
     return EvaluateWork(EvaluateSettings.from_json(settings))
 
 
-WORKS: dict[str, Callable[[dict[str, Any]], Work]] = {"segment": _segment, "evaluate": _evaluate}
+def _compare(settings: dict[str, Any]) -> Work:
+    from .compare_work import CompareSettings, CompareWork
+
+    return CompareWork(CompareSettings.from_json(settings))
+
+
+WORKS: dict[str, Callable[[dict[str, Any]], Work]] = {"segment": _segment, "evaluate": _evaluate, "compare": _compare}
 
 
 def open_work(kind: str, settings: dict[str, Any]) -> Work:
