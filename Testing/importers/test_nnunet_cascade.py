@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
+import nnunet_folders
+from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import InputError, PackageError
 from MedQuantINT8Lib.imaging.nnunet_resampling import resize_labels
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
-from MedQuantINT8Lib.imaging.volume import Volume
-from MedQuantINT8Lib.importers import nnunet
+from MedQuantINT8Lib.imaging.volume import Volume, to_sitk
+from MedQuantINT8Lib.importers import base, nnunet
 from MedQuantINT8Lib.importers.check_scans import make_synthetic_scans
+from MedQuantINT8Lib.importers.import_check import ImportCheck
+from MedQuantINT8Lib.importers.nnunet_task import find_task, understand_task, write_imported_task
+from MedQuantINT8Lib.models.package import ModelPackage, peek
 from MedQuantINT8Lib.models.spec import SplineResampling
 from MedQuantINT8Lib.models.spec_parser import parse_spec
+from MedQuantINT8Lib.models.task import parse_task
+from MedQuantINT8Lib.models.task_package import TaskPackage, check_source, note_package, peek_task
+from MedQuantINT8Lib.progress import Task
 from nnunet_folders import checkpoint, dataset, plans, random_network, write_folder
 
 REGIONS = {"labels": {"background": 0, "all": [1, 2, 3], "two": [2, 3], "one": [3]}, "regions_class_order": [1, 2, 3]}
@@ -120,3 +132,119 @@ def test_label_maps_resampled_another_way_are_refused(tmp_path):
     ):
         with pytest.raises(PackageError, match=message):
             nnunet.understand(cascade_folders(tmp_path, **changes)[CASCADE])
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory):
+    """Result folders of both stages, and the task that they are imported as, by the command."""
+    root = tmp_path_factory.mktemp("cascade")
+    folders = cascade_folders(root / "results", transpose=(1, 2, 0))
+    with pytest.MonkeyPatch.context() as patch:
+        # What each network is compared with is tested above and elsewhere.
+        patch.setattr(base, "_compare_with_original", lambda *_: ImportCheck.not_compared("a test"))
+        assert main(["import", "nnunet", str(root / "results"), "-o", str(root / "task"), "-q"]) == 0
+    return folders, root / "task"
+
+
+def test_both_stages_are_one_task_with_the_labels_of_nnunets_predictor(cascade, tmp_path, capsys):
+    folders, task = cascade
+    file, previous, output = (tmp_path / name for name in ("case_0000.nii.gz", "previous.nii.gz", "labels.nii.gz"))
+    values = np.random.default_rng(3).normal(0, 100, (21, 24, 26)).astype(np.float32)
+    volume = Volume(values, np.diag([-4.5, -4.1, 5.3, 1.0]), "noise")
+    sitk.WriteImage(to_sitk(volume.data[0], volume.grid), str(file))
+    first = nnunet_folders.by_nnunet(folders[LOWRES], [file])
+    sitk.WriteImage(to_sitk(first, volume.grid), str(previous))
+    theirs = nnunet_folders.by_nnunet(folders[CASCADE], [file], previous=previous)
+    how = ["-o", str(output), "--force", "-q", "--engine", "onnxruntime", "--precision", "fp32"]
+    assert main(["segment", str(task), str(file), *how]) == 0
+    ours = sitk.GetArrayFromImage(sitk.ReadImage(str(output)))
+    assert np.mean(ours == theirs) > 0.99 and len(np.unique(theirs)) > 2
+    # The second stage alone takes the label map as its last channel, and what it holds matters.
+    package = str(task / "packages" / CASCADE)
+    assert main(["segment", package, f"{file},{previous}", *how]) == 0
+    assert np.mean(sitk.GetArrayFromImage(sitk.ReadImage(str(output))) == theirs) > 0.99
+    sitk.WriteImage(to_sitk(np.zeros_like(first), volume.grid), str(previous))
+    assert main(["segment", package, f"{file},{previous}", *how]) == 0
+    assert np.mean(sitk.GetArrayFromImage(sitk.ReadImage(str(output))) == theirs) < 0.95
+    assert main(["segment", package, str(file), *how]) == 2
+    assert "1 channel(s), but the network needs 2" in capsys.readouterr().err
+
+
+def test_a_task_says_which_part_takes_which_labels(cascade):
+    spec = peek_task(cascade[1])
+    assert [(step.name, step.within) for step in spec.find] == [(LOWRES, None)]
+    assert [(part.name, part.previous) for part in spec.parts] == [(CASCADE, LOWRES)]
+    assert [s.name for s in spec.structures] == ["a", "b", "c"] and len(spec.channels) == 1
+    for changes, message in (
+        ({"previous": "magic"}, "'previous' of 3d_cascade_fullres is 'magic'"),
+        ({"previous": None}, "has no 'previous' that gives one"),
+    ):
+        value = spec.to_json()
+        value["parts"][0] |= changes
+        with pytest.raises(PackageError, match=message):
+            check_source(parse_task(value), parse_task(value).parts[0], [peek(cascade[1] / "packages" / CASCADE)[0]])
+
+
+def test_a_task_notes_that_a_package_of_it_was_written_anew(cascade, tmp_path):
+    task = tmp_path / "a task"
+    shutil.copytree(cascade[1], task)
+    path = task / "packages" / LOWRES
+    (tmp_path / "README.md").write_text("quantized, say")
+    with ModelPackage.load(path) as package:
+        package.with_files(path, {"README.md": tmp_path / "README.md"})
+    with pytest.raises(PackageError, match="damaged or was changed"):
+        TaskPackage.load(task)
+    assert note_package(path) == task.resolve() and TaskPackage.load(task).spec.name
+    assert note_package(tmp_path / "a task") is None
+
+
+def test_a_second_stage_is_calibrated_with_the_labels_of_the_first(cascade, tmp_path, monkeypatch):
+    from MedQuantINT8Lib.cli import quantize
+
+    scans_of = {}
+
+    def quantize_one(args, task, choices, model, target, scans):
+        shutil.copytree(model, target)
+        scans_of[Path(model).name] = scans
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(scans[0].split(",")[1])) if "," in scans[0] else None
+        assert labels is None or (set(np.unique(labels)) <= {0, 1, 2, 3} and labels.any())
+        return {}, []
+
+    monkeypatch.setattr(quantize, "_quantize", quantize_one)
+    values = np.random.default_rng(3).normal(0, 100, (21, 24, 26)).astype(np.float32)
+    volume, file = Volume(values, np.diag([-4.5, -4.1, 5.3, 1.0]), "noise"), tmp_path / "scan.nii.gz"
+    sitk.WriteImage(to_sitk(volume.data[0], volume.grid), str(file))
+    command = ["quantize", str(cascade[1]), "--calibrate", str(file), "-o", str(tmp_path / "quantized"), "-q"]
+    assert main(command) == 0
+    assert scans_of[LOWRES] == [str(file)] and scans_of[CASCADE][0].startswith(f"{file},")
+
+
+def test_trainings_are_chosen_by_what_is_there(tmp_path, capsys):
+    folders = cascade_folders(tmp_path / "results")
+    task = find_task(folders[CASCADE])
+    assert task.name == "Dataset001_Phantom" and task.parts[0].previous.folder == folders[LOWRES]
+    assert find_task(folders[LOWRES]) is None and find_task(tmp_path / "results", LOWRES) is None
+    assert find_task(tmp_path / "results", CASCADE).parts[0].stage.folder == folders[CASCADE]
+    # A third training of the data set leaves open which is meant.
+    shutil.copytree(folders[LOWRES], folders[LOWRES].with_name(f"{TRAINER}3d_fullres"))
+    with pytest.raises(PackageError, match="holds several trainings"):
+        find_task(tmp_path / "results")
+    for option in (["--draft", "x.json"], ["--patch", "8", "8", "8"]):
+        assert main(["import", "nnunet", str(folders[CASCADE]), "-o", str(tmp_path / "t"), *option]) == 2
+        assert f"{option[0]} is for one network" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_data_sets_become_one_task_whose_structures_are_merged(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_compare_with_original", lambda *_: ImportCheck.not_compared("a test"))
+    for number, labels in ((1, {"background": 0, "a": 1}), (2, {"background": 0, "b": 1, "c": 2})):
+        net, made = random_network(number, 1, len(labels))
+        plan = plans(architecture=made, patch_size=[8, 12, 16])
+        place = f"Dataset00{number}_Part/{TRAINER}3d_fullres"
+        write_folder(
+            tmp_path / "both", plan, dataset(labels=labels), {"fold_0/checkpoint_final.pth": checkpoint(net)}, place
+        )
+    task = understand_task(find_task(tmp_path / "both"))
+    with write_imported_task(task, tmp_path / "task.zip", Task()) as package:
+        assert [part.name for part in package.spec.parts] == ["Dataset001_Part", "Dataset002_Part"]
+        assert [(s.value, s.name) for s in package.spec.structures] == [(1, "a"), (2, "b"), (3, "c")]

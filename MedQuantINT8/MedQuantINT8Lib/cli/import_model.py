@@ -12,6 +12,7 @@ from .terminal import print_result
 
 if TYPE_CHECKING:
     from ..importers.base import ImportedModel
+    from ..importers.nnunet_task import ImportedTask
     from ..models.spec import Geometry, ModelSpec
     from ..progress import Task
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 FORMS = {
     "onnx": "an ONNX file (weights in files beside it are taken along)",
     "bundle": "a MONAI bundle, folder or zip",
-    "nnunet": "a result folder of nnU-Net v2 (plans.json, fold_N), or its zip",
+    "nnunet": "a result folder of nnU-Net v2 (plans.json, fold_N), or its zip; a cascade, or several data sets, as a task",
     "auto3dseg": "model.pt of MONAI Auto3DSeg, or the folder or zip it lies in",
     "torchscript": "a TorchScript file (needs --trust-code)",
     "export": "an archive of torch.export, .pt2 (needs --trust-code)",
@@ -78,14 +79,74 @@ def run(args: argparse.Namespace, task: Task) -> None:
 
     spec = parse_spec(json_file(args.spec), args.spec) if args.spec else None
     source = Path(args.network)
+    if args.form == "nnunet":
+        _run_nnunet(args, source, spec, task)
+        return
     check_output_package(args.output, _inputs(args))
-    if args.form in ("bundle", "nnunet", "auto3dseg") and not (
-        args.form == "auto3dseg" and source.suffix in (".pt", ".pth")
-    ):
+    if args.form in ("bundle", "auto3dseg") and not (args.form == "auto3dseg" and source.suffix in (".pt", ".pth")):
         with as_folder(source, FORMS[args.form]) as folder:
             _finish(args, _understand(args, folder, spec, task), spec, task)
     else:
         _finish(args, _understand(args, source, spec, task), spec, task)
+
+
+def _run_nnunet(args: argparse.Namespace, source: Path, spec: ModelSpec | None, task: Task) -> None:
+    """Import one training as a package (one a fold), a cascade or several data sets as a task."""
+    from ..importers.archives import as_folder
+    from ..importers.nnunet_task import check_alone, find_task
+    from ..models.task import TASK_JSON
+    from ..outputs import check_output_package
+
+    with as_folder(source, FORMS["nnunet"]) as folder:
+        imported = find_task(folder, args.configuration)
+        if imported is None:
+            check_output_package(args.output, _inputs(args))
+            _finish(args, _understand(args, folder, spec, task), spec, task)
+            return
+        check_alone(imported, spec=args.spec, draft=args.draft, patch=args.patch)
+        check_output_package(args.output, _inputs(args), description=TASK_JSON)
+        _finish_task(args, imported, task)
+
+
+def _finish_task(args: argparse.Namespace, imported: ImportedTask, task: Task) -> None:
+    """Write the task, and print what was understood of each network."""
+    import shlex
+
+    from ..importers.nnunet_task import understand_task, write_imported_task
+    from .overwriting import overwriting
+
+    target = Path(args.output)
+    understand_task(imported, args.folds)
+    with overwriting(args, [target]), write_imported_task(imported, target, task, dynamic=args.dynamic) as package:
+        value, names = package.spec.to_json(), [label.name for label in package.spec.labels]
+        networks = list(package.spec.package_paths)
+    checks = [item.check for item in imported.models if item.check is not None]
+    print_result(
+        args,
+        {
+            "task": str(target),
+            "spec": value,
+            "notes": {item.spec.name: item.notes for item in imported.models},
+            "import": [check.to_json() for check in checks],
+        },
+        f"{imported.name}: {len(names)} structure(s): {', '.join(names[:8])}" + (" and more" if len(names) > 8 else ""),
+        *(
+            f"  {part.name} takes the labels of {part.previous.configuration} as input"
+            for part in imported.parts
+            if part.previous is not None
+        ),
+        *(
+            line
+            for item, check in zip(imported.models, checks, strict=True)
+            for line in (
+                f"  {item.spec.name}",
+                *(f"    note      {note}" for note in item.notes),
+                f"    {'compared  ' if check.compared else ''}{check.summary()}",
+            )
+        ),
+        f"wrote {target} with {len(networks)} package(s): {', '.join(networks)}",
+        f"next: medquant quantize {shlex.quote(str(target))} --calibrate SCANS",
+    )
 
 
 def _inputs(args: argparse.Namespace) -> list[str | None]:
@@ -294,9 +355,8 @@ def _decided(spec: ModelSpec) -> list[str]:
         )
     if output.resample is not None:
         lines.append(f"  way back    {output.resample} are resampled to the scan's grid")
-    for step in spec.cleaning:
-        which = "all structures" if not step.labels else f"label(s) {', '.join(map(str, step.labels))}"
-        lines.append(f"  cleaning    {step.kind.replace('_', ' ')}, {which}")
+    names = {label.value: label.name for label in spec.labels}
+    lines += [f"  cleaning    {step.in_words(names)}" for step in spec.cleaning]
     return lines
 
 

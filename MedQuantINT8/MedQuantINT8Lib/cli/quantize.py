@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,17 +142,23 @@ def run(args: argparse.Namespace, task: Task) -> None:
 
 
 def _quantize(
-    args: argparse.Namespace, task: Task, choices: _Choices, model: str, target: str
+    args: argparse.Namespace, task: Task, choices: _Choices, model: str, target: str, scans: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Quantize one package into ``target``; what there is to say of it as JSON, and as lines for people."""
+    """Quantize one package into ``target``; what there is to say of it as JSON, and as lines for people.
+
+    Args:
+        scans: to calibrate on, in place of those of the command.
+    """
     from ..errors import InputError
     from ..imaging.volume_files import scan_paths
+    from ..models.task_package import note_package
     from ..outputs import check_output_package
     from ..quantization.pipeline import quantize
     from ..resources import resource
     from .overwriting import overwriting
 
-    inputs = [path for scan in (*args.calibrate, *(args.labels or [])) for path in scan_paths(scan)]
+    scans = args.calibrate if scans is None else scans
+    inputs = [path for scan in (*scans, *(args.labels or [])) for path in scan_paths(scan)]
     if Path(target).resolve() == resource("demo.zip").resolve():
         raise InputError("The demo model is part of the program, and stays as it is.", "Give --output.")
     check_output_package(target, inputs, itself=model)
@@ -159,7 +166,7 @@ def _quantize(
     with overwriting(args, _replaced_by_quantizing(Path(target), Path(model))):
         package, report = quantize(
             model,
-            [scan_paths(s) for s in args.calibrate],
+            [scan_paths(s) for s in scans],
             target,
             choices.calibration,
             choices.policy,
@@ -169,6 +176,7 @@ def _quantize(
             reader=reader,
             engine_required=not args.without_engine,
         )
+        note_package(target)
     float_layers = [layer for layer in report.layers if not layer.quantized]
     return {"package": str(target), "calibration": package.calibration(), "notes": reader.notes}, [
         f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "

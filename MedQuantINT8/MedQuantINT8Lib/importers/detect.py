@@ -13,6 +13,7 @@ from ..models.task_package import TaskPackage, is_task
 from ..progress import Task
 from .archives import as_folder
 from .base import ImportedModel, write_all
+from .nnunet_task import ImportedTask, find_task, understand_task, write_imported_task
 
 
 def install_own(source: Path, root: Path, task: Task, *, trust_code: bool = False) -> tuple[str, list[str]]:
@@ -43,6 +44,8 @@ def install_own(source: Path, root: Path, task: Task, *, trust_code: bool = Fals
     if _is_package(source):
         return _keep_package(source, root)
     with as_folder(source, "model") as folder:
+        if imported := find_task(folder) if next(folder.glob("**/plans.json"), None) else None:
+            return _keep_imported_task(understand_task(imported), root, task)
         return _keep(_understand(folder, trust_code), root, task)
 
 
@@ -111,6 +114,12 @@ def _keep(models: list[ImportedModel], root: Path, task: Task) -> tuple[str, lis
     target = _reserve_folder(root, name)
     write_all(models, target, task)
     return target.name, [note for model in models for note in model.notes]
+
+
+def _keep_imported_task(imported: ImportedTask, root: Path, task: Task) -> tuple[str, list[str]]:
+    target = _reserve_folder(root, imported.name)
+    write_imported_task(imported, target, task).close()
+    return target.name, [note for model in imported.models for note in model.notes]
 
 
 def _reserve_folder(root: Path, name: str) -> Path:

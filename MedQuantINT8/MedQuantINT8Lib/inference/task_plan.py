@@ -112,6 +112,8 @@ def _with_find(model: TaskModel, parts: list[PlannedPart], chosen: set[str] | No
         planned[name] = PlannedFind(step, tuple(item for item in named if wanted is None or item.name in wanted))
         return name
 
+    for item in parts:
+        plan(item.part.previous)
     bounded = tuple(PlannedPart(item.part, item.targets, plan(item.within)) for item in parts)
     order = [step.name for step in model.spec.find]
     find = tuple(planned[name] for name in sorted(planned, key=order.index))

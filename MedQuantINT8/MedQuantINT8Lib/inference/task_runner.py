@@ -87,6 +87,8 @@ class _TaskRun:
         #: Boxes of steps of find by name; None where nothing was found and the run stops.
         self._boxes: dict[str, Box | None] = {}
         self._cuts: dict[Box, Volume] = {}
+        #: Label maps (K, J, I) of the whole volume by the step that gave them, for the parts that take them as input.
+        self._stages: dict[str, NDArray[Any]] = {}
         self._runs: list[tuple[str, SegmentationRun]] = []
         self._notes: list[str] = list(self._plan.notes)
         self._reported_boxes: list[dict[str, Any]] = []
@@ -163,6 +165,8 @@ class _TaskRun:
             # One cut at a time, so that what was preprocessed of it is known again.
             self._cuts = {box: cut_volume(self._volume, box)}
         part = self._cuts[box]
+        if isinstance(source, Part) and source.previous is not None:
+            part = with_label_map(part, self._stages[source.previous][box_slices(box)])
         spec = ensemble.first.spec
         self._shared.keep = following is not None and (
             following[0] == within and preprocessing_key(following[1]) == preprocessing_key(spec)
@@ -186,9 +190,18 @@ class _TaskRun:
         outer = self._box_of(step.within if step.within in self._boxes else None)
         if outer is None:
             self._boxes[step.name] = None
+            self._stages[step.name] = np.zeros_like(self._labels)
             return
         run = self._segment(step, step.within, outer, following)
         labels = run.result.labels
+        if any(planned.part.previous == step.name for planned in self._plan.parts):
+            self._stages[step.name] = np.zeros(self._labels.shape, labels.dtype)
+            self._stages[step.name][box_slices(outer)] = labels
+        looked_in = {planned.step.within for planned in self._plan.find} | {part.within for part in self._plan.parts}
+        if step.name not in looked_in:
+            # A cascade's first stage: nobody looks in the box around what it found.
+            self._boxes[step.name] = outer
+            return
         present = np.bincount(labels.ravel(), minlength=65536)[: 1 + max(value.value for value in item.values)]
         found = [value for value in item.values if present[value.value]]
         names = ", ".join(value.name for value in found)
@@ -268,6 +281,13 @@ class _TaskRun:
             parts=parts,
             boxes=self._reported_boxes,
         )
+
+
+def with_label_map(volume: Volume, labels: NDArray[Any]) -> Volume:
+    """Return a volume with a label map (K, J, I) on its grid as a further channel, the last."""
+    dtype = np.result_type(volume.data.dtype, labels.dtype)
+    data = np.concatenate([volume.data.astype(dtype, copy=False), labels[None].astype(dtype, copy=False)])
+    return Volume(data, volume.ijk_to_ras, volume.name, volume.notes)
 
 
 def merge_labels(merged: NDArray[Any], labels: NDArray[Any], targets: dict[int, int]) -> None:

@@ -99,6 +99,8 @@ class Part:
     labels: which structure of the task each value of its label map becomes; values that are not named are background. None means that
         each of the package's labels becomes the structure of its name.
     within: the name of the step of ``find`` in whose box the part is run; None takes the whole scan.
+    previous: the name of the step of ``find`` whose label map is the last channel of the part's input, as a cascade's second stage takes
+        that of the first; None for a part that takes the scan alone.
     """
 
     name: FileName
@@ -106,6 +108,7 @@ class Part:
     installed: FileName | None = None
     labels: tuple[NamedValue, ...] = ()
     within: FileName | None = None
+    previous: FileName | None = None
 
     def problem(self) -> str | None:
         """Return what is wrong with its source or its values, or None."""
@@ -242,6 +245,10 @@ def _find_problem(spec: TaskSpec) -> str | None:
     for part in spec.parts:
         if part.within is not None and part.within not in earlier:
             return f"'within' of {part.name} is {shown(part.within)}, which is no step of 'find'"
+        if part.previous is not None and part.previous not in earlier:
+            return f"'previous' of {part.name} is {shown(part.previous)}, which is no step of 'find'"
+        if any(step.name == part.previous and step.box_of == "chosen" for step in spec.find):
+            return f"'previous' of {part.name} is {shown(part.previous)}, which is not run every time"
     return None
 
 

@@ -211,9 +211,16 @@ def check_source(spec: TaskSpec, source: Find | Part, packages: Sequence[ModelSp
     """
     where = f"{source.name} of the task {spec.name}"
     first = packages[0]
-    if len(first.channels) != len(spec.channels):
+    previous = isinstance(source, Part) and source.previous is not None
+    if first.scans == len(spec.channels) and len(first.channels) - first.scans != int(previous):
         raise PackageError(
-            f"{where} takes {len(first.channels)} channel(s), but the task gives {len(spec.channels)}.",
+            f"{where} takes {len(first.channels) - first.scans} label map(s) beside the scan, but "
+            + ("its 'previous' gives one." if previous else "it has no 'previous' that gives one."),
+            "Correct the task's task.json.",
+        )
+    if first.scans != len(spec.channels):
+        raise PackageError(
+            f"{where} takes {first.scans} channel(s), but the task gives {len(spec.channels)}.",
             "Correct the task's task.json.",
         )
     values = {label.value for label in first.labels}
@@ -236,7 +243,12 @@ def check_source(spec: TaskSpec, source: Find | Part, packages: Sequence[ModelSp
     return named
 
 
-def merged_task(name: str, parts: Mapping[str, Sequence[Path]], **wording: str) -> tuple[TaskSpec, dict[str, Path]]:
+def merged_task(
+    name: str,
+    parts: Mapping[str, Sequence[Path]],
+    previous: Mapping[str, tuple[str, Sequence[Path]]] | None = None,
+    **wording: str,
+) -> tuple[TaskSpec, dict[str, Path]]:
     """Return a task that merges packages by the names of their labels, the later part winning, and where its packages lie.
 
     Structures get the values 1, 2, ... in the order in which they come; a name that several parts give is one structure.
@@ -244,6 +256,7 @@ def merged_task(name: str, parts: Mapping[str, Sequence[Path]], **wording: str) 
     Args:
         name: of the task.
         parts: the packages of each part (several are averaged, as the folds of one training), by the part's name.
+        previous: of parts that are a cascade's second stage, the name and the packages of the first, by the part's name.
         wording: fields of :class:`TaskSpec` that hold text (title, description, license, citation, source_url, version, modality), in
             place of those of the first part.
 
@@ -251,7 +264,7 @@ def merged_task(name: str, parts: Mapping[str, Sequence[Path]], **wording: str) 
         PackageError: no package, one that cannot be read, or parts with different channels.
     """
     structures: dict[str, Structure] = {}
-    task_parts, places = list[Part](), dict[str, Path]()
+    task_parts, find, places = list[Part](), list[Find](), dict[str, Path]()
     first: ModelSpec | None = None
     for part, sources in parts.items():
         spec = peek(sources[0])[0]
@@ -259,23 +272,50 @@ def merged_task(name: str, parts: Mapping[str, Sequence[Path]], **wording: str) 
         for label in spec.labels:
             structure = Structure(len(structures) + 1, label.name, label.color, label.terminology)
             structures.setdefault(label.name, structure)
-        paths = tuple(f"packages/{part}" + (f"-{n}" if len(sources) > 1 else "") for n in range(len(sources)))
-        places.update(zip(paths, sources, strict=True))
-        task_parts.append(Part(part, paths))
+        stage, stage_sources = (previous or {}).get(part, (None, ()))
+        if stage is not None:
+            find.append(Find(stage, _inner_paths(stage, stage_sources, places), nothing_found="whole_scan"))
+        task_parts.append(Part(part, _inner_paths(part, sources, places), previous=stage))
     if first is None:
         raise PackageError(f"The task {name} has no part.", "Give at least one package.")
     texts = {key: getattr(first, key) for key in ("version", "modality", "license", "citation", "source_url")}
     spec_fields: dict[str, Any] = {**texts, **wording}
     task = TaskSpec(
         name=name,
-        channels=first.channels,
+        channels=first.channels[: first.scans],
+        find=tuple(find),
         structures=tuple(structures.values()),
         parts=tuple(task_parts),
         **spec_fields,
     )
-    for step in task.parts:
+    for step in task.sources:
         check_source(task, step, [peek(places[path])[0] for path in step.packages])
     return task, places
+
+
+def note_package(package: str | os.PathLike[str]) -> Path | None:
+    """Note in a task that one of its packages was written anew, by quantizing it say; return the task's folder.
+
+    None where the package lies in no task that names it.
+    """
+    folder = Path(package).resolve()
+    for task in folder.parents:
+        if not (task / TASK_JSON).is_file():
+            continue
+        value = _read_json(task / TASK_JSON, str(task / TASK_JSON))
+        name = f"{folder.relative_to(task).as_posix()}/{MODEL_JSON}"
+        if isinstance(value, dict) and name in (value.get("files") or {}):
+            value["files"][name] = sha256_file(folder / MODEL_JSON)
+            write_json(task / TASK_JSON, value)
+            return task
+    return None
+
+
+def _inner_paths(name: str, sources: Sequence[Path], places: dict[str, Path]) -> tuple[str, ...]:
+    """Return where the packages of a part lie in the task, and note there where they lie now."""
+    paths = tuple(f"packages/{name}" + (f"-{n}" if len(sources) > 1 else "") for n in range(len(sources)))
+    places.update(zip(paths, sources, strict=True))
+    return paths
 
 
 def with_packages(task: TaskPackage, target: str | os.PathLike[str], packages: Mapping[str, Path]) -> TaskPackage:

@@ -23,7 +23,7 @@ from ..inference.segmenter import SegmentationOptions
 from ..inference.task_model import LoadedModel, description_of, load_model, named_packages
 from ..models.package import ModelPackage
 from ..models.spec import Label
-from ..models.task_package import is_task
+from ..models.task_package import is_task, note_package
 from ..outputs import check_output_package
 from ..progress import Task
 
@@ -131,6 +131,7 @@ def quantize(request: Request, volumes: list[Volume], context: TaskContext) -> T
             package, sampler, request["output"], options, policy, context.task, stopwatch
         )
         quantized.close()
+        note_package(request["output"])
     return TaskResult([], report.to_json())
 
 
