@@ -1,10 +1,10 @@
 """How many scans, and which method: the study's open question 3, on the hippocampus set. Writes docs/results/calibration.json and .md.
 
-    python experiments/calibration.py WEIGHTS [--data DIR] [--networks NAME ...]
+    python experiments/calibration.py WEIGHTS [--data DIR] [--networks NAME ...] [--counts N ...] [--cases N]
     python experiments/calibration.py WEIGHTS --sampling [--networks NAME ...]
 
-WEIGHTS is what train.py wrote; by default one convolutional network (U-Net) and one transformer (UNesT). The whole network is quantized, nothing is put back by the guard; INT8 is real, in OpenVINO; figures come from
-the test split. Whole scans are smaller than the networks' patch, so that each gives one; --sampling cuts patches of 32 x 32 x 32 instead,
+WEIGHTS is what train.py wrote; by default all seven networks. The whole network is quantized, nothing is put back by the guard; INT8 is real, in OpenVINO; figures come from
+the test split, with 95 % bootstrap intervals of the mean over its cases. Whole scans are smaller than the networks' patch, so that each gives one; --sampling cuts patches of 32 x 32 x 32 instead,
 anywhere, around foreground, or mixed as the product's default does (U-Net alone: the transformers are exported for one size).
 """
 
@@ -15,6 +15,8 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +28,33 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "Testing" / "support"), str(ROOT / 
 
 from evaluate import package  # noqa: E402
 from hippocampus import FOLDER, case_names, files  # noqa: E402
-from scaled import PATCH  # noqa: E402
+from scaled import PATCH, SCALED  # noqa: E402
 
 TARGET = ROOT / "docs" / "results" / "calibration.json"
-COUNTS = (1, 5, 20, 50, 100)
+COUNTS = (1, 5, 20)
 METHODS = ("max", "entropy", "percentile", "mse")
 #: Shares of patches around foreground, and in air.
 STRATEGIES = {"anywhere": (0.0, 0.0), "foreground": (1.0, 0.0), "mixed": (0.6, 0.1)}
-SMALL, SMALL_COUNTS = (32, 32, 32), (1, 5, 20, 50, 100, 200)
+SMALL, SMALL_COUNTS = (32, 32, 32), (5, 20, 100)
 
 
-def whole_scans(train: list[Any], spec: Any) -> dict[tuple[str, int], Any]:
+def whole_scans(train: list[Any], spec: Any, counts: Sequence[int]) -> dict[tuple[str, int], Any]:
     """A patch a scan, by strategy and count."""
     from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
 
     return {
         ("whole scans", n): PatchSampler([lambda v=v: v for v in train[:n]], spec, PATCH, CalibrationOptions(patches=n))
-        for n in COUNTS
+        for n in counts
     }
 
 
-def small_patches(train: list[Any], spec: Any) -> dict[tuple[str, int], Any]:
+def small_patches(train: list[Any], spec: Any, counts: Sequence[int]) -> dict[tuple[str, int], Any]:
     """Small patches out of as many scans as there are patches, at most all."""
     from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
 
     made = {}
     for strategy, (foreground, air) in STRATEGIES.items():
-        for n in SMALL_COUNTS:
+        for n in counts:
             options = CalibrationOptions(patches=n, foreground=foreground, air=air)
             made[strategy, n] = PatchSampler([lambda v=v: v for v in train[:n]], spec, SMALL, options)
     return made
@@ -63,15 +65,15 @@ def study(
 ) -> dict[str, Any]:
     from MedQuantINT8Lib.engines import BuildOptions, backend
     from MedQuantINT8Lib.evaluation.agreement import agreement, mean_dice
+    from MedQuantINT8Lib.evaluation.statistics import mean_of
     from MedQuantINT8Lib.imaging.preprocessing import preprocess
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
     from MedQuantINT8Lib.models import onnx_graph as graph
     from MedQuantINT8Lib.models import qdq
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.quantization.bias_correction import with_corrected_biases
     from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, collect_histograms, scales_from
     from MedQuantINT8Lib.quantization.qdq_placement import place
-    from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, input_means, policy_reasons, require_quantizer
+    from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, policy_reasons, require_quantizer
 
     with tempfile.TemporaryDirectory() as scratch:
         made = package(name, weights, Path(scratch))
@@ -99,28 +101,35 @@ def study(
         rows = []
         for (strategy, count), sampler in samplers.items():
             histograms = collect_histograms(fp32, tensors, sampler, len(sampler), patch, Task())
-            means = input_means(fp32, [sample.patch for sample in sampler.first_samples(2)], patch)
             for method in METHODS:
                 network = graph.require_onnx().ModelProto()
                 network.CopyFrom(placed)
                 qdq.set_activation_scales(network, scales_from(histograms, CalibrationOptions(method, count)))
-                forms = {"plain": network}
-                if patch == PATCH:
-                    forms["biases corrected"] = with_corrected_biases(fp32, network, means)
-                best: dict[str, Any] = {}
-                for form, model in forms.items():
-                    if model is None:
-                        continue
-                    path = Path(scratch) / "int8.onnx"
-                    path.write_bytes(qdq.compacted(model).SerializeToString())
-                    values = score(path, "int8")
-                    best[form] = {
-                        "dice": float(np.mean(values)),
-                        "lost": float(np.mean(np.array(exact) - np.array(values))),
-                    }
-                rows.append({"strategy": strategy, "scans": count, "method": method, **best})
-                print(name, strategy, count, method, {k: round(v["lost"], 4) for k, v in best.items()}, flush=True)
+                path = Path(scratch) / "int8.onnx"
+                path.write_bytes(qdq.compacted(network).SerializeToString())
+                lost = mean_of([a - b for a, b in zip(exact, score(path, "int8"), strict=True)])
+                assert lost is not None
+                row = {"strategy": strategy, "scans": count, "method": method, "drawn": sampler.drawn}
+                rows.append({**row, "lost": lost.mean, "low": lost.low, "high": lost.high})
+                print(name, rows[-1], flush=True)
     return {"network": name, "cases": len(test), "fp32_dice": float(np.mean(exact)), "rows": rows}
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    return "–" if row is None else f"{row['lost']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+
+
+def _table(study_of: dict[str, Any], first: str, keys: Sequence[str]) -> list[str]:
+    """The rows of a network's table: ``keys`` name what a line is of, and each method has a column."""
+    lines = [
+        f"| {first} | " + " | ".join(METHODS) + " |",
+        "| " + " | ".join(["---:"] * (len(keys) + len(METHODS))) + " |",
+    ]
+    for values in dict.fromkeys(tuple(row[key] for key in keys) for row in study_of["rows"]):
+        by_method = {row["method"]: row for row in study_of["rows"] if tuple(row[key] for key in keys) == values}
+        cells = [*map(str, values), *(_cell(by_method.get(method)) for method in METHODS)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def page(value: dict[str, Any]) -> str:
@@ -131,44 +140,22 @@ def page(value: dict[str, Any]) -> str:
         "# How many scans to calibrate on, and by which method",
         "",
         "Made by `experiments/calibration.py`; do not edit. Narrowed networks trained on the hippocampus set (see trained.md), the whole network in real INT8",
-        "(OpenVINO), no layer put back. Dice lost against FP32, mean over the test cases; negative: INT8 is better by chance. In brackets: with corrected biases.",
-        "Where tables give another FP32 Dice, they were made with weights of another training of the same network.",
+        "(OpenVINO), no layer put back. Dice lost against FP32, mean over the test cases with its 95 % bootstrap interval (cases drawn with replacement); negative: INT8",
+        "is better. An interval that holds 0 says that nothing was measured.",
         f"Machine: {machine['processor']}, {machine['cores']} cores; {value['date']}.",
     ]
     for study_of in value.get("networks", []):
-        lines += [
-            "",
-            f"## {STUDY[study_of['network']].title}: FP32 Dice {study_of['fp32_dice']:.4f} on {study_of['cases']} cases",
-            "",
-        ]
-        lines += ["| scans | " + " | ".join(METHODS) + " |", "| ---: |" + " ---: |" * len(METHODS)]
-        for count in COUNTS:
-            cells = []
-            for method in METHODS:
-                row = next(r for r in study_of["rows"] if r["scans"] == count and r["method"] == method)
-                corrected = row.get("biases corrected")
-                cells.append(f"{row['plain']['lost']:+.4f}" + (f" ({corrected['lost']:+.4f})" if corrected else ""))
-            lines.append(f"| {count} | {' | '.join(cells)} |")
+        title = (
+            f"## {STUDY[study_of['network']].title}: FP32 Dice {study_of['fp32_dice']:.4f} on {study_of['cases']} cases"
+        )
+        lines += ["", title, "", *_table(study_of, "scans", ["scans"])]
     for study_of in value.get("sampling", []):
+        lines += ["", f"## {STUDY[study_of['network']].title}, patches of 32 x 32 x 32: where they lie", ""]
         lines += [
-            "",
-            f"## {STUDY[study_of['network']].title}, patches of 32 x 32 x 32 from 100 scans: where they lie",
+            f'FP32 Dice {study_of["fp32_dice"]:.4f} on {study_of["cases"]} cases. Shares hold over all scans together; "mixed" is 60 % around foreground, 10 % in air, the rest anywhere.',
             "",
         ]
-        lines += [
-            "Entropy loses nothing here, where patches hold tissue throughout; above, most of a patch is padding around a small scan, and the histograms it works on are full of it.",
-            "",
-        ]
-        lines += [f"FP32 Dice {study_of['fp32_dice']:.4f} on {study_of['cases']} cases.", ""]
-        lines += ["| patches | lie | " + " | ".join(METHODS) + " |", "| ---: | --- |" + " ---: |" * len(METHODS)]
-        for count in SMALL_COUNTS:
-            for strategy in STRATEGIES:
-                found = {
-                    r["method"]: r["plain"]["lost"]
-                    for r in study_of["rows"]
-                    if r["scans"] == count and r["strategy"] == strategy
-                }
-                lines.append(f"| {count} | {strategy} | " + " | ".join(f"{found[m]:+.4f}" for m in METHODS) + " |")
+        lines += _table(study_of, "patches | lie", ["scans", "strategy"])
     return "\n".join(lines) + "\n"
 
 
@@ -179,12 +166,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")
     parser.add_argument("--networks", nargs="+")
+    parser.add_argument("--counts", nargs="+", type=int, help="scans, or small patches (default: 1 5 20, or 5 20 100)")
     parser.add_argument("--sampling", action="store_true", help="where small patches should lie")
     parser.add_argument("--cases", type=int, default=60, help="test cases (default: %(default)s)")
     parser.add_argument("--data", default=str(FOLDER))
     args = parser.parse_args()
     folder = Path(args.data)
-    train = [read_volume(files(case, folder)[0]) for case in case_names("train", folder)[: max(COUNTS)]]
+    train = [read_volume(files(case, folder)[0]) for case in case_names("train", folder)[: max(SMALL_COUNTS)]]
     pairs = [files(case, folder) for case in case_names("test", folder)[: args.cases]]
     test, truth = (
         [read_volume(image) for image, _ in pairs],
@@ -192,9 +180,10 @@ def main() -> None:
     )
     value = json.loads(TARGET.read_text()) if TARGET.exists() else {}
     part, samplers = ("sampling", small_patches) if args.sampling else ("networks", whole_scans)
+    counts = args.counts or (SMALL_COUNTS if args.sampling else COUNTS)
     made = {r["network"]: r for r in value.get(part, [])}
-    for name in args.networks or (["unet"] if args.sampling else ["unet", "unest"]):
-        made[name] = study(name, Path(args.weights), samplers, train, test, truth)
+    for name in args.networks or (["unet"] if args.sampling else list(SCALED)):
+        made[name] = study(name, Path(args.weights), partial(samplers, counts=counts), train, test, truth)
         value |= {"machine": machine(), "date": time.strftime("%Y-%m-%d"), part: list(made.values())}
         TARGET.write_text(json.dumps(value, indent=1) + "\n")
         TARGET.with_suffix(".md").write_text(page(value))
