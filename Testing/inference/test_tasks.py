@@ -227,6 +227,46 @@ def test_where_nothing_is_found_the_whole_scan_is_taken_if_the_task_says_so(find
     assert run.result.notes[0] == "spot found no spot: the whole scan is taken"
 
 
+def test_a_step_that_is_not_run_hands_its_own_box_on(tmp_path):
+    """The body is found every time, the organ only where not all structures are asked for: then its box lies in the body's."""
+    packages = {
+        "packages/body": bands(tmp_path, "body", {"body": 0.3}).folder,
+        "packages/organ": bands(tmp_path, "organ", {"light": 0.6, "bright": 0.9}).folder,
+    }
+    find = [
+        {"name": "body", "packages": ["packages/body"]},
+        {"name": "organ", "packages": ["packages/organ"], "within": "body", "box_of": "chosen", "margin_mm": 1},
+    ]
+    parts = [{"name": "all", "packages": ["packages/organ"], "within": "organ"}]
+    write_task(tmp_path / "task", task_spec(["light", "bright"], parts, find=find), packages)
+    data = np.zeros((20, 20, 20), np.float32)
+    data[4:16, 4:16, 4:16] = 0.4
+    data[6:9, 6:9, 6:9], data[10:13, 10:13, 10:13] = 0.7, 1.0
+    volume = Volume(data, np.eye(4), "body")
+    with load_model(str(tmp_path / "task")) as model:
+        whole = segment(model, volume)
+        bright = segment(model, volume, replace(OPTIONS, structures=("bright",)))
+    assert [(box["name"], box["start"]) for box in whole.boxes] == [("body", [4, 4, 4])]
+    assert [(box["name"], box["start"]) for box in bright.boxes] == [("body", [4, 4, 4]), ("organ", [9, 9, 9])]
+    np.testing.assert_array_equal(bright.result.labels == 2, data == 1.0)
+    np.testing.assert_array_equal(whole.result.labels == 1, data == np.float32(0.7))
+
+
+def test_nothing_as_large_as_the_scan_is_kept_of_a_part_that_is_done(together, monkeypatch):
+    runs = []
+    original = pipeline._Setting.run
+
+    def run(self, *arguments):
+        runs.append(original(self, *arguments))
+        return runs[-1]
+
+    monkeypatch.setattr(pipeline._Setting, "run", run)
+    with load_model(str(together)) as model:
+        segment(model, spotted())
+    assert len(runs) == 3
+    assert all(run.network_input is None and run.result.labels.size == 0 for run in runs)
+
+
 # ---- what parts share
 
 

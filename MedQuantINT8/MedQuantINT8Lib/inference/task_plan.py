@@ -18,10 +18,12 @@ class PlannedFind:
 
     Attributes:
         values: of its label map, around which the box is drawn, with their names.
+        within: the step in whose box it looks; None takes the whole scan.
     """
 
     step: Find
     values: tuple[NamedValue, ...]
+    within: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def _with_find(model: TaskModel, parts: list[PlannedPart], chosen: set[str] | No
             unknown = sorted(wanted - {item.name for item in named})
             notes.append(f"{name} does not know {', '.join(unknown)}: the parts take the whole scan")
             return outer
-        planned[name] = PlannedFind(step, tuple(item for item in named if wanted is None or item.name in wanted))
+        values = tuple(item for item in named if wanted is None or item.name in wanted)
+        planned[name] = PlannedFind(step, values, outer)
         return name
 
     for item in parts:

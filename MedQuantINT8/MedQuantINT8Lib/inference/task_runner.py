@@ -38,6 +38,8 @@ from .task_engine import merged_engine
 from .task_model import TaskModel
 from .task_plan import PlannedFind, PlannedPart, TaskPlan, plan_task
 
+#: Stands for a label map that was merged, or looked at, and let go of.
+_NOTHING: NDArray[Any] = np.zeros((0, 0, 0), np.uint8)
 #: Segments a volume with the packages of one part.
 RunPart = Callable[[Ensemble, Volume, SegmentationOptions, SharedPreprocessing], SegmentationRun]
 
@@ -145,7 +147,7 @@ class _TaskRun:
             return None
         item = planned[position + 1]
         if isinstance(item, PlannedFind):
-            return item.step.within, self._model.ensemble(item.step).first.spec
+            return item.within, self._model.ensemble(item.step).first.spec
         return item.within, self._model.ensemble(item.part).first.spec
 
     def _box_of(self, within: str | None) -> Box | None:
@@ -183,21 +185,23 @@ class _TaskRun:
             self._notes += box_notes(spec, source.name)
         self._notes += [f"{source.name}: {note}" for note in run.result.notes if note not in self._volume.notes]
         self._runs.append((source.name, run))
+        # As large as the scan, and of no use to the parts that follow.
+        run.network_input = None
         return run
 
     def _find(self, item: PlannedFind, following: tuple[str | None, ModelSpec] | None) -> None:
         step = item.step
-        outer = self._box_of(step.within if step.within in self._boxes else None)
+        outer = self._box_of(item.within)
         if outer is None:
             self._boxes[step.name] = None
             self._stages[step.name] = np.zeros_like(self._labels)
             return
-        run = self._segment(step, step.within, outer, following)
-        labels = run.result.labels
+        run = self._segment(step, item.within, outer, following)
+        labels, run.result.labels = run.result.labels, _NOTHING
         if any(planned.part.previous == step.name for planned in self._plan.parts):
             self._stages[step.name] = np.zeros(self._labels.shape, labels.dtype)
             self._stages[step.name][box_slices(outer)] = labels
-        looked_in = {planned.step.within for planned in self._plan.find} | {part.within for part in self._plan.parts}
+        looked_in = {planned.within for planned in self._plan.find} | {part.within for part in self._plan.parts}
         if step.name not in looked_in:
             # A cascade's first stage: nobody looks in the box around what it found.
             self._boxes[step.name] = outer
@@ -236,8 +240,7 @@ class _TaskRun:
             part = self._margins[box_slices(box)]
             merge_margins(part, run.result.margins, run.result.labels, item.targets)
         # Merged, and as large as the scan.
-        run.result.labels = run.result.labels[:0]
-        run.result.margins = None
+        run.result.labels, run.result.margins = _NOTHING, None
 
     def _seconds(self) -> dict[str, float]:
         seconds: dict[str, float] = {}
