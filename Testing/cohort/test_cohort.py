@@ -101,6 +101,7 @@ def test_other_options_and_foreign_files_are_refused_before_any_work(medquant, m
     for wrong, words in (
         (["segment", model, tmp_path / "scans"], "Give --output FOLDER"),
         (["segment", model], "No scan was given"),
+        (["segment", model, tmp_path / "scans", "-o", f"{model}/out"], "lies in the model"),
         ([*command, "--type", "jpg"], "no type"),
         ([*command, "--devices", "gpu:0", "--device", "cpu"], "Give one of them"),
         (["segment", model, tmp_path / "scans/s0000/ct.nii.gz", "--workers", "2"], "is for many scans"),

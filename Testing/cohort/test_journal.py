@@ -75,6 +75,7 @@ def test_a_folder_that_went_gets_the_whole_journal_again(tmp_path):
 
 def test_another_plan_is_refused_in_words(tmp_path):
     journal = begun(tmp_path, "a")
+    journal.add(record("a"))
     _check_journal(journal, PLAN, CohortOptions())
     other = Plan("segment", {"model": "abc", "engine": "openvino", "overlap": 0.5})
     with pytest.raises(InputError, match="engine auto then, openvino now; overlap null then, 0.5 now"):
@@ -87,6 +88,15 @@ def test_another_plan_is_refused_in_words(tmp_path):
         _check_journal(Journal(tmp_path / "new"), PLAN, CohortOptions(resume=True))
     start_over(tmp_path)
     assert Journal(tmp_path).plan is None and (tmp_path / "cohort-1.jsonl").exists()
+
+
+def test_a_run_that_ended_before_its_first_case_binds_nobody(tmp_path):
+    journal = begun(tmp_path, "a")
+    other = Plan("segment", {"model": "abc", "engine": "openvino", "overlap": None})
+    _check_journal(journal, other, CohortOptions())
+    journal.begin(other, ["a"], {})
+    again = Journal(tmp_path)
+    assert again.plan == other and again.claimed == {"a"}
 
 
 def test_what_is_no_journal_is_refused(tmp_path):

@@ -117,6 +117,10 @@ def _check_journal(journal: Journal, plan: Plan, options: CohortOptions) -> None
             "Choose another output, or give --force to begin anew.",
         )
     if differences := journal.plan.differences(plan):
+        if not journal.records:
+            # A run that ended before its first case, as for want of an engine, binds nobody.
+            journal.forget()
+            return
         raise InputError(
             f"The journal {journal.path} is of another run: {'; '.join(differences)}.",
             "Choose another output, run as then, or give --force to begin anew.",

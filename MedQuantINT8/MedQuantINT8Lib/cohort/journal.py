@@ -131,6 +131,16 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._flush()
 
+    def forget(self) -> None:
+        """Let the next run begin the journal anew; outputs that were claimed stay the journal's.
+
+        Raises:
+            StorageError: the file cannot be removed.
+        """
+        with storage_errors(self.path):
+            self.path.unlink(missing_ok=True)
+        self.plan, self.records, self._lines = None, {}, []
+
     def add(self, record: Record) -> None:
         """Write a case's line. What cannot be written now, as on a full disk, is written with the next line or by :meth:`close`."""
         line = {"event": "case", **record}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import split_paths
 from ..imaging.segmentation_files import LABEL_MAP_EXTENSIONS
 from ..imaging.volume_files import ReadOptions
 from ..inference.engine_choice import EngineChoice
@@ -68,6 +69,9 @@ def segment_cohort(
     """
     ending = checked_ending(request)
     folder = request.folder.absolute()
+    for path in split_paths(request.model):
+        if Path(path).is_dir() and folder.resolve().is_relative_to(Path(path).resolve()):
+            raise InputError(f"The output {request.folder} lies in the model {path}.", "Choose another output folder.")
     structures = request.options.structures if request.structures is None else request.structures
     with load_model(request.model) as model:
         spec = description_of(model)
