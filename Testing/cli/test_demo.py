@@ -41,7 +41,8 @@ def test_the_demo_goes_from_scan_to_report(tmp_path, capsys):
     from MedQuantINT8Lib.slicer_module import scene as mrml
 
     assert main(["demo", "--output", str(tmp_path / "out")]) == 0
-    assert "mean Dice" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "mean Dice" in text and "least agreement" in text and "unknown" not in text
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "model.zip",
         "picture.png",
@@ -53,6 +54,7 @@ def test_the_demo_goes_from_scan_to_report(tmp_path, capsys):
     pairs = {(a["first"], a["second"]): a for a in report["agreement"]}
     assert pairs["fp32", "labels"]["mean_dice"] > 0.98 and pairs["int8", "labels"]["mean_dice"] > 0.98
     assert pairs["int8", "fp32"]["mean_dice"] > 0.995
+    assert pairs["fp32", "labels"]["mean_dice"] - pairs["int8", "labels"]["mean_dice"] <= 0.002
     assert all(min(row["dice"] for row in pair["structures"]) > 0.95 for pair in pairs.values())
     assert "Nothing that can be seen" in (tmp_path / "out" / "report.html").read_text()
     node = mrml.load_segmentation(tmp_path / "out" / "segmentation.seg.nrrd")

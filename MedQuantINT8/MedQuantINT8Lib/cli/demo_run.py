@@ -29,6 +29,7 @@ from ..importers.onnx import import_onnx
 from ..inference import pipeline
 from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
+from ..inference.structure_dice import WorstStructures
 from ..models.package import ModelPackage
 from ..progress import Task
 from ..quantization.calibration import CalibrationOptions, PatchSampler
@@ -98,6 +99,7 @@ def run_demo(folder: Path, task: Task, scan: str | None = None) -> dict[str, Any
         f"engine            {second.engine['title']}: {engine['verdict']}, {100 * engine['int8_mac_share']:.1f} % of multiply-accumulates in INT8",
         f"one call          {first.latency_ms['median']:.1f} ms in FP32, {second.latency_ms['median']:.1f} ms in INT8",
         dice,
+        f"least agreement   {_least(rows['fp32'])}",
         *([f"note              {_TRAINED_ON}"] if scan is not None else []),
         *([f"no picture.png    {missing}"] if missing else []),
         f"wrote             {', '.join(str(folder / name) for name in files)} in {time.perf_counter() - began:.0f} s",
@@ -135,6 +137,12 @@ def _given_case(scan: str) -> _Case:
     volume = read_volume(scan)
     volume.check(channels=len(phantom_spec().channels))
     return _Case(Path(scan).name, volume, [lambda: volume])
+
+
+def _least(rows: Any) -> str:
+    """The structures in which INT8 agrees least with FP32, in words."""
+    worst = WorstStructures.of((row.name, row.dice, max(row.ml, row.other_ml)) for row in rows)
+    return worst.text.removeprefix("worst: ") or "unknown (no structure was found)"
 
 
 def _dice(rows: Any) -> str:
