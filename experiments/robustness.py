@@ -5,7 +5,7 @@
 
 WEIGHTS is what train.py wrote. Writes docs/results/robustness.json and .md. Calibrated on 20 training scans as they are; then the test
 scans are changed as another scanner, sequence or grid would change them, and FP32 and real INT8 (OpenVINO) are held against the manual
-labels. INT4 is simulated (ONNX Runtime, each output channel's weights rounded to 15 steps, activations FP32): no speed is claimed for it. --cost measures what looking at the ranges adds to runs.
+labels. --cost measures what looking at the ranges adds to runs. What weights of 4 bits lose is measured by four_bits.py, on the same page.
 """
 
 from __future__ import annotations
@@ -89,22 +89,16 @@ def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MEDQUANT_CACHE"] = f"{scratch}/engines"
         made, _ = quantized(name, weights, Path(scratch), calibration)
-        engines, sizes = {}, {}
+        engines = {}
         for engine, precision in (
             ("openvino", "fp32"),
             ("openvino", "int8"),
             ("onnxruntime", "fp32"),
             ("onnxruntime", "int8"),
-            ("onnxruntime", "int4"),
         ):
             folder = Path(tempfile.mkdtemp(dir=scratch))
-            path = made.onnx_path("int8" if precision == "int8" else "fp32")
-            if precision == "int4":
-                path = Path(scratch) / "int4.onnx"
-                sizes["int4"] = four_bit(made.onnx_path("fp32"), path)
-            # Rounded weights are plain FP32 numbers.
-            wanted = BuildOptions("int8" if precision == "int8" else "fp32", PATCH)
-            backend(engine).build(path, folder, wanted)
+            wanted = BuildOptions(precision, PATCH)
+            backend(engine).build(made.onnx_path(precision), folder, wanted)
             engines[engine, precision] = backend(engine).load(folder, wanted)
         probe = Probe(made.onnx_path("fp32"), PATCH, limits_of(made))
 
@@ -153,7 +147,7 @@ def study(name: str, weights: Path, cases: int) -> dict[str, Any]:
                 "other_labels": float(np.mean(same)) if same else None,
                 "ms": _milliseconds(engines[key], batch),
             }
-        sizes |= {p: made.onnx_path(p).stat().st_size for p in ("fp32", "int8")}
+        sizes = {p: made.onnx_path(p).stat().st_size for p in ("fp32", "int8")}
         for engine in engines.values():
             engine.close()
     return {"network": name, "cases": len(test), "shifts": shifts, "engines": portability, "bytes": sizes}
@@ -207,40 +201,6 @@ def cost(weights: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def four_bit(source: Path, target: Path) -> int:
-    """Write the network with the weights of its convolutions and matrix products rounded to -7..7; its size with 4 bits a weight, in bytes."""
-    import onnx
-
-    from MedQuantINT8Lib.models import onnx_graph as graph
-
-    model = graph.load_network(source)
-    arrays = {i.name: i for i in model.graph.initializer}
-    saved = 0
-    for node in model.graph.node:
-        if (
-            node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-            or len(node.input) < 2
-            or node.input[1] not in arrays
-        ):
-            continue
-        held = arrays[node.input[1]]
-        values = onnx.numpy_helper.to_array(held)
-        if values.ndim < 2:
-            continue
-        # The axis of output channels: first for convolutions, second for transposed ones, last for a matrix on the right.
-        axis = {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, values.ndim - 1)
-        others = tuple(n for n in range(values.ndim) if n != axis)
-        scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 7, 1e-12)
-        held.CopyFrom(
-            onnx.numpy_helper.from_array(
-                (np.clip(np.rint(values / scale), -7, 7) * scale).astype(np.float32), held.name
-            )
-        )
-        saved += int(values.size * 3.5) - 4 * scale.size
-    target.write_bytes(model.SerializeToString())
-    return target.stat().st_size - saved
-
-
 def centre(data: np.ndarray) -> np.ndarray:
     """A patch of the network's size around the middle."""
     starts = [max(0, (n - p) // 2) for n, p in zip(data.shape[1:], PATCH, strict=True)]
@@ -271,6 +231,35 @@ def _by_shift(rows: list[dict[str, Any]], cell: Callable[[dict[str, Any], dict[s
     ]
     for number, first in enumerate(rows[0]["shifts"]):
         lines.append(f"| {first['shift']} | {' | '.join(cell(r['shifts'][number], r) for r in rows)} |")
+    return lines
+
+
+def _four_bit_lines(value: dict[str, Any]) -> list[str]:
+    from MedQuantINT8Lib.importers.networks import STUDY
+
+    rows = value.get("four_bits", [])
+    if not rows:
+        return []
+    lines = [
+        "",
+        "## Weights of 4 bits",
+        "",
+        f"Made by `experiments/four_bits.py` ({value['four_bits_date']}); the networks were trained anew for it. Packages of `medquant quantize --weight-bits 4`: weights of 4 bits learned on "
+        f"calibration patches, activations INT8, run by OpenVINO as INT8; mean Dice to manual labels over {rows[0]['cases']} test cases. To nearest: each output channel's weights rounded to "
+        "15 steps, activations FP32. The whole file counts. Seconds are those of learning on two cores (SwinUNETR: eight).",
+        "",
+        "| network | Dice FP32 | Dice INT8 | Dice 4 bits | INT8 loses | 4 bits lose | 4 bits to nearest lose | work in INT8 | file INT8 / FP32 | file 4 bits / FP32 | learning, s |",
+        "| --- |" + " ---: |" * 10,
+    ]
+    for r in rows:
+        fp32, int8, int4 = (r[k]["dice"] for k in ("fp32", "int8", "int4"))
+        sizes = [r[k]["bytes"] / r["fp32"]["bytes"] for k in ("int8", "int4")]
+        lines.append(
+            f"| {STUDY[r['network']].title} | {fp32:.4f} | {int8:.4f} | {int4:.4f} | {fp32 - int8:+.4f} | {fp32 - int4:+.4f} | {fp32 - r['nearest']['dice']:+.4f} "
+            f"| {100 * r['int4']['int8_share']:.1f} % | {sizes[0]:.3f} | {sizes[1]:.3f} | {r['int4']['learning_s']:.0f} |"
+        )
+    if missing := [STUDY[n].title for n in SCALED if n not in {r["network"] for r in rows}]:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
     return lines
 
 
@@ -308,20 +297,7 @@ def page(value: dict[str, Any]) -> str:
             lines.append(
                 f"| {' x '.join(map(str, c['size'][::-1]))} | {c['windows']} | {first[0]} / {later[0]} | {first[1]:.3f} / {later[1]:.3f} | {c['without_s']:.2f} | {c['with_s']:.2f} |"
             )
-    lines += [
-        "",
-        "## Weights of 4 bits, simulated (activations FP32)",
-        "",
-        "| network | Dice FP32 | Dice INT8 | Dice INT4 weights | INT4 loses | file INT8 / FP32 | file INT4 / FP32 |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for r in rows:
-        fp32, int8, int4 = (r["engines"][k]["dice"] for k in ("openvino-fp32", "openvino-int8", "onnxruntime-int4"))
-        sizes = r["bytes"]
-        lines.append(
-            f"| {STUDY[r['network']].title} | {fp32:.4f} | {int8:.4f} | {int4:.4f} | {fp32 - int4:+.4f} "
-            f"| {sizes['int8'] / sizes['fp32']:.3f} | {sizes['int4'] / sizes['fp32']:.3f} |"
-        )
+    lines += _four_bit_lines(value)
     lines += [
         "",
         "## The same INT8 package in two engines",

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,15 +111,17 @@ def window_pictures() -> None:
     import slicer
 
     import MedQuantINT8
-    from MedQuantINT8Lib.slicer_module.sample_data import show_scan
     from MedQuantINT8Lib.slicer_module.views import save_picture
 
     icon(qt)
-    MedQuantINT8.MedQuantINT8(SimpleNamespace(path=MedQuantINT8.__file__))
+    MedQuantINT8.MedQuantINT8(type("Parent", (), {})())
     widget = MedQuantINT8.MedQuantINT8Widget()
     widget.setup()
     widget.parent.show()
-    node = show_scan()
+    slicer.app.startup()
+    import SampleData
+
+    node = SampleData.samples[0]["customDownloader"](None)
     ui, runner = widget.view.ui, widget.view.runner
 
     def newest_segmentation() -> Any:

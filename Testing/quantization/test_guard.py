@@ -187,6 +187,32 @@ def test_channels_are_equalized_before_a_layer_goes_back(monkeypatch, plain, oth
     assert not result.equalized
 
 
+@pytest.mark.parametrize(("learned", "taken"), [(0.985, False), (0.995, True)])
+def test_learned_weights_are_taken_only_where_no_layer_has_to_change(monkeypatch, learned, taken):
+    """They make up for errors of activations, which a layer in halves or in float does not have."""
+    fp32 = convolutions(*random_weights())
+    first, second = quantized(fp32, 0.05), quantized(fp32, 0.06)
+
+    class ByNetwork:
+        def __init__(self, *_):
+            pass
+
+        def measure(self, candidate, patches=None):
+            value = {id(first): 0.97, id(second): learned}.get(id(candidate), 0.999)
+            return Measurement(value, 1 - value)
+
+    monkeypatch.setattr(sensitivity, "Measurer", ByNetwork)
+    plain = Candidate(fp32, first, source="plain")
+    candidate = Candidate(fp32, second, source="learned", compensates=True)
+    made, result = guard(plain, patches(), SPEC, Budget(0.99), Task(), alternatives=[lambda: candidate])
+    assert result.source == ("learned" if taken else "plain") and result.kept
+    assert (made is second) == taken == (not (result.halves or result.returned))
+    # Where no layer may change, a thorough search takes the nearer one.
+    budget = Budget(0.99, fallback=False)
+    _, result = guard(plain, patches(), SPEC, budget, Task(), alternatives=[lambda: candidate], thorough=True)
+    assert result.source == "learned"
+
+
 def test_where_fp32_finds_nothing_nothing_is_claimed():
     weights, biases = random_weights()
     biases["c"] = np.array([1e6, 0.0])

@@ -172,6 +172,36 @@ def test_a_layer_is_the_product_of_its_matrix_with_its_columns(op, shape, attrib
         assert np.allclose(product, values[:, own], atol=1e-4)
 
 
+def test_products_of_tensors_with_five_axes_are_sampled_as_rows():
+    """Attention networks multiply (1, A0, A1, A2, channels): its second axis is no channel, and the borders' places do not apply."""
+    rng = np.random.default_rng(0)
+    make, array = onnx.helper.make_node, onnx.numpy_helper.from_array
+    weight = rng.normal(size=(3, 4)).astype(np.float32)
+
+    def network(nodes, constants):
+        ends = [onnx.helper.make_tensor_value_info(n, 1, [1, c, *SHAPE]) for n, c in (("x", 3), ("y", 4))]
+        graph_of = onnx.helper.make_graph(nodes, "n", ends[:1], ends[1:], constants)
+        return onnx.helper.make_model(graph_of, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
+
+    before, after = (
+        make("Transpose", ["x"], ["last"], perm=[0, 2, 3, 4, 1]),
+        make("Transpose", ["p"], ["y"], perm=[0, 4, 1, 2, 3]),
+    )
+    fp32 = network([before, make("MatMul", ["last", "w"], ["p"], name="product"), after], [array(weight, "w")])
+    scale = (np.abs(weight).max(0) / 127).astype(np.float32)
+    stored = [
+        array(np.rint(weight / scale).astype(np.int8), "q"),
+        array(scale, "s"),
+        array(np.zeros(4, np.int8), "z"),
+    ]
+    dequantize = make("DequantizeLinear", ["q", "s", "z"], ["d"], axis=1)
+    int8 = network([before, dequantize, make("MatMul", ["last", "d"], ["p"], name="product"), after], stored)
+    given = patches(channels=3)
+    learned, report = with_learned_rounding(fp32, int8, given, replace(OPTIONS, weight_bits=4))
+    assert not report.left and report.layers[0].after <= report.layers[0].before
+    assert error(fp32, learned, given) < 0.2
+
+
 def test_a_network_run_piece_by_piece_computes_the_same():
     fp32, int8 = networks()
     for model, precision in ((fp32, "fp32"), (int8, "int8")):

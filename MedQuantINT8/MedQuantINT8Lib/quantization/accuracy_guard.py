@@ -150,6 +150,8 @@ class Candidate:
         equalized: whether it was made of the network with equalized channels.
         source: what the caller knows it by; the guard's result has that of the candidate that it took.
         exact: makes the candidate whose weights are rounded for exact inputs, for layers in halves; or None.
+        compensates: whether its weights were learned to make up for errors of INT8 activations. Where layers then run in halves or in
+            float, those errors are gone and such weights are worse than plain ones: it is taken only as it is.
     """
 
     fp32: Any
@@ -159,6 +161,7 @@ class Candidate:
     equalized: bool = False
     source: Any = None
     exact: Callable[[], Candidate] | None = None
+    compensates: bool = False
 
 
 #: Makes a candidate in another way; None where that way changes nothing.
@@ -204,6 +207,8 @@ def guard(
             continue
         with task.stage("checking the agreement with FP32"):
             other_int8, other_measurement, other_helps = _better_biases(measurer, other)
+        if other.compensates and budget.fallback and budget.excess(other_measurement) > 0:
+            continue
         if _nearer(other_measurement, measurement, budget):
             start, taken, measurement = other_int8, other, other_measurement
             result.before = result.after = measurement

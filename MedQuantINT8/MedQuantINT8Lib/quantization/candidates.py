@@ -142,7 +142,10 @@ class Candidates:
             return Candidate(form.fp32, form.int8, form.corrected, ranges, is_equalized, (form, None), exact)
         network = self.learning.learned(form.fp32, form.int8, before)
         self.last_report = network.report
-        return Candidate(form.fp32, network.model, None, ranges, is_equalized, (form, network.report), exact)
+        # Weights of 4 bits are learned in any case: there are no plain ones to begin with.
+        compensates = self.learning.weight_bits == 8
+        source = form, network.report
+        return Candidate(form.fp32, network.model, None, ranges, is_equalized, source, exact, compensates)
 
     @property
     def _learns_again(self) -> bool:

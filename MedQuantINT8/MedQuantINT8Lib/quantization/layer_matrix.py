@@ -78,10 +78,10 @@ class LayerMatrix:
         return output.size // self._channels(output)
 
     def _channels(self, output: Array) -> int:
-        return int(output.shape[1] if self._is_convolution else output.shape[-1])
+        return int(output.shape[1] if self.is_convolution else output.shape[-1])
 
     @property
-    def _is_convolution(self) -> bool:
+    def is_convolution(self) -> bool:
         return bool(self.node.op_type in ("Conv", "ConvTranspose"))
 
     def sample(self, source: Array, output: Array, chosen: Array) -> tuple[Array, Array]:
@@ -96,7 +96,7 @@ class LayerMatrix:
             (chosen, groups * inputs of a group) and (chosen, output channels), float32.
         """
         channels = self._channels(output)
-        if not self._is_convolution:
+        if not self.is_convolution:
             return source.reshape(-1, source.shape[-1])[chosen], output.reshape(-1, channels)[chosen]
         # Slices and windows may lie along the batch.
         place = np.stack(np.unravel_index(chosen, (output.shape[0], *output.shape[2:])), 1)

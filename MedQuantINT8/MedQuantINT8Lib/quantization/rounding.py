@@ -235,7 +235,11 @@ class _Learner:
     def _chosen(self, layer: LayerMatrix, output: Array, count: int, places: Array, random: Any) -> Array:
         """Numbers of sampled outputs: a part of them where FP32's labels meet, the rest anywhere."""
         available = layer.outputs(output)
-        focus = int(self._options.focus * count) if len(places) and output.ndim == 5 and output.shape[0] == 1 else 0
+        focus = (
+            int(self._options.focus * count)
+            if len(places) and layer.is_convolution and output.ndim == 5 and output.shape[0] == 1
+            else 0
+        )
         chosen = (
             random.permutation(available)[: count - focus]
             if available < 1 << 24

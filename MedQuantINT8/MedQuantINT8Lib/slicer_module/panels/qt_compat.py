@@ -66,8 +66,6 @@ def set_columns(table: Any, titles: list[str]) -> None:
     """Give a table its columns: the first takes the width that the others leave, so that the table is as wide as the panel."""
     table.setColumnCount(len(titles))
     table.setHorizontalHeaderLabels(titles)
-    # A name that is cut is whole where the pointer rests on it.
-    table.setWordWrap(False)
     header = table.horizontalHeader()
     header.setMinimumSectionSize(30)
     header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
@@ -88,6 +86,4 @@ def fill_table(table: Any, rows: list[list[str]], tips: list[str] | None = None)
         for c, text in enumerate(row):
             item = qt.QTableWidgetItem(text)
             item.setToolTip(tips[r] if tips else "  ".join(row))
-            if c:
-                item.setTextAlignment(int(qt.Qt.AlignRight) | int(qt.Qt.AlignVCenter))
             table.setItem(r, c, item)
