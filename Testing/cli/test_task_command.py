@@ -228,7 +228,7 @@ def test_every_network_of_a_task_is_quantized(medquant, together, scan, tmp_path
     shutil.copytree(tmp_path / "fp32" / "packages" / "bright", tmp_path / "models" / "bright" / "package")
     asked = []
 
-    def one(args, progress, choices, model, target):
+    def one(args, progress, choices, model, target, scans=None):
         name = Path(model).name
         asked.append(name if name != "package" else Path(model).parent.name)
         with ModelPackage.load(model) as package:
