@@ -158,7 +158,8 @@ def labels_of(path):
 @needs_ray
 def test_two_hundred_cases_with_a_node_lost_and_one_that_joins(cluster, model, tmp_path):
     count = 200
-    write_scans(tmp_path / "scans", count)
+    # Large enough that the lost node has cases on their way when it goes.
+    write_scans(tmp_path / "scans", count, 40)
     ended = []
 
     def on_case(record, already):
@@ -171,6 +172,7 @@ def test_two_hundred_cases_with_a_node_lost_and_one_that_joins(cluster, model, t
 
     result = run(model, tmp_path, on_case)
     assert not result.failed, result.failed[:2]
+    assert any(record["attempts"] > 1 for record in result.records)
     names = [f"s{n:04d}/ct" for n in range(count)]
     # Every case has one line, and its labels are those of a single process.
     assert sorted(line["id"] for line in cases_of(tmp_path / "out" / JOURNAL)) == names == sorted(ended)

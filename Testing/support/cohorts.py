@@ -23,9 +23,9 @@ def write_scan(path: Path, seed: int = 0, size: int = 16) -> Path:
     return path
 
 
-def write_scans(folder: Path, count: int) -> list[Path]:
+def write_scans(folder: Path, count: int, size: int = 16) -> list[Path]:
     """Write scans in TotalSegmentator's layout."""
-    return [write_scan(folder / f"s{n:04d}" / "ct.nii.gz", n) for n in range(count)]
+    return [write_scan(folder / f"s{n:04d}" / "ct.nii.gz", n, size) for n in range(count)]
 
 
 def lines_of(journal: Path) -> list[dict[str, Any]]:
