@@ -61,7 +61,7 @@ def _make_scan(form: _Form, spec: ModelSpec, rng: np.random.Generator) -> Volume
     voxel = np.array(form.voxel) * _spacing_ras(spec)
     size = np.array(form.extent) * _patch_ras(spec) / np.array(form.voxel)
     size *= min(1.0, (_MOST_VOXELS / float(np.prod(size))) ** (1 / 3))
-    i, j, k = (max(9, int(n) | 1) for n in size)
+    i, j, k = (_undisputed(max(9, int(n) | 1), side) for n, side in zip(size, form.voxel, strict=True))
     matrix = np.eye(4)
     matrix[:3, :3] = _rotation(form.degrees) * voxel
     if form.noise:
@@ -74,6 +74,13 @@ def _make_scan(form: _Form, spec: ModelSpec, rng: np.random.Generator) -> Volume
     data = np.ascontiguousarray(turn.apply(np.stack(channels)))
     ijk_to_ras = turn.map_grid(grid).ijk_to_ras.astype(np.float32).astype(np.float64)
     return Volume(data, ijk_to_ras, f"synthetic scan ({form.name})")
+
+
+def _undisputed(count: int, side: float) -> int:
+    """Return so many voxels or a few more: not so many that they make a half in the network's voxels, which rounds either way."""
+    while abs(count * side % 1 - 0.5) < 0.02:
+        count += 2
+    return count
 
 
 def _patch_ras(spec: ModelSpec) -> NDArray[np.float64]:
