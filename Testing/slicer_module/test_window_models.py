@@ -77,6 +77,18 @@ def test_a_download_asks_for_the_licence_first(user):
     assert "License" in question and "https://" in question and not user.view.runner.busy
 
 
+def test_a_task_of_several_networks_is_one_entry_and_names_all_that_it_downloads(user):
+    choose(user, "liver_vessels 2 networks")
+    assert not listed(user), "numbers of networks are no words"
+    choose(user, "liver_vessels near download")
+    [text] = listed(user)
+    assert "2 networks" in text and "2 structures" in text
+    user.answers.agree = False
+    user.click(user.ui.modelButton)
+    question = user.answers.shown[-1][1]
+    assert question.count("From: https://") == 2 and question.count("License: ") >= 1 and "None" not in question
+
+
 def test_the_button_takes_the_chosen_model_to_the_section_segment(user, fp32_package):
     fp32_package.save(Path(os.environ["MEDQUANT_MODELS"]) / "mine" / "package")
     user.view.show()

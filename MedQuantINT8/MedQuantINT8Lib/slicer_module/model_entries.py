@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ class ModelEntry:
         networks: how many it is made of.
         task: whether they are the parts of a task, rather than the folds of one training.
         offer: the entry of the catalog that installs it, or a newer version of it; None where there is none.
+        downloads: what the offer fetches: itself, or the models that a task runs and that are not installed.
         problem: why an installed model cannot be used, or an empty text.
     """
 
@@ -61,6 +62,7 @@ class ModelEntry:
     homepage: str = ""
     paths: tuple[str, ...] = ()
     offer: CatalogueEntry | None = None
+    downloads: tuple[CatalogueEntry, ...] = ()
     problem: str = ""
 
     @property
@@ -92,12 +94,20 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def model_entries() -> list[ModelEntry]:
     """All models: those that are installed, then those that can be downloaded."""
-    from ..importers.catalogue import entries
+    from ..importers.catalogue import can_download, entries
 
     catalog = entries()
+    offers = {name: item for name, item in catalog.items() if can_download(item, catalog)}
     installed = installed_models()
-    present = [_installed(name, paths, catalog.get(name)) for name, paths in installed.items()]
-    return present + [_offered(item) for name, item in catalog.items() if name not in installed and item.url]
+
+    def downloads(item: CatalogueEntry | None) -> tuple[CatalogueEntry, ...]:
+        if item is None or item.form != "task":
+            return () if item is None else (item,)
+        return tuple(catalog[name] for name in item.needed if name not in installed)
+
+    present = [_installed(name, paths, offers.get(name)) for name, paths in installed.items()]
+    others = [_offered(item) for name, item in offers.items() if name not in installed]
+    return [replace(entry, downloads=downloads(entry.offer)) for entry in present + others]
 
 
 def _installed(name: str, paths: Sequence[Path], offer: CatalogueEntry | None) -> ModelEntry:
@@ -125,7 +135,7 @@ def _installed(name: str, paths: Sequence[Path], offer: CatalogueEntry | None) -
         citation=spec.citation,
         homepage=spec.source_url,
         paths=tuple(map(str, paths)),
-        offer=offer if offer is not None and offer.url else None,
+        offer=offer,
     )
 
 
@@ -159,6 +169,8 @@ def _offered(item: CatalogueEntry) -> ModelEntry:
         installed=False,
         int8=False,
         version=offered_version(item),
+        networks=len(item.needed) if item.form == "task" else 1,
+        task=item.form == "task",
         description=item.task,
         citation=item.citation,
         homepage=item.homepage,

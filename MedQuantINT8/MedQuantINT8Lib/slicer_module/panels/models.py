@@ -184,21 +184,22 @@ class ModelsPanel(WorkPanel):
         """Install a model of the catalog, or install it again; its license is shown first."""
         offer = entry.offer
         assert offer is not None
-        lines = [
-            entry.title,
-            "",
-            _("From: {url} ({size})").format(url=offer.url, size=_megabytes(offer.size_bytes)),
-            _("License: {license} ({license_url})").format(license=offer.license, license_url=offer.license_url),
-            offer.citation,
-            "",
-        ]
+        lines = [entry.title, ""]
+        for item in entry.downloads:
+            lines.append(_("From: {url} ({size})").format(url=item.url, size=_megabytes(item.size_bytes)))
+        if not entry.downloads:
+            lines.append(_("All networks that it runs are installed: nothing is downloaded."))
+        for text, url in dict.fromkeys((item.license, item.license_url) for item in (*entry.downloads, offer)):
+            lines.append(_("License: {license} ({license_url})").format(license=text, license_url=url))
+        lines += [offer.citation, ""]
         if entry.installed and entry.int8:
             lines += [_("What was calibrated here is replaced: its INT8 network has to be made again."), ""]
         lines.append(_("Do you accept the license, and download it?"))
-        if self._ask("\n".join(lines)) and (not offer.needs_trust or self._trusts(entry.title)):
+        trust = any(item.needs_trust for item in (*entry.downloads, offer))
+        if self._ask("\n".join(lines)) and (not trust or self._trusts(entry.title)):
             needs = ("import",) if self._logic.importsFor(entry.name) else ()
             self._start(
-                lambda: self._logic.installModel(entry.name, trustCode=offer.needs_trust, waitForCompletion=False),
+                lambda: self._logic.installModel(entry.name, trustCode=trust, waitForCompletion=False),
                 needs,
             )
 
@@ -229,8 +230,12 @@ class ModelsPanel(WorkPanel):
         self._ui.modelSearchEdit.setText("")
         self._user.changed(name)
         entry = self._entry
-        ready = entry is not None and entry.int8
-        text = _("Installed {name}.") if ready else _("Installed {name}: make its INT8 network in the section below.")
+        if entry is not None and entry.int8:
+            text = _("Installed {name}.")
+        elif entry is not None and entry.task:
+            text = _("Installed {name}. Make the INT8 networks of the models that it runs in the section below.")
+        else:
+            text = _("Installed {name}: make its INT8 network in the section below.")
         self._say(text.format(name=name))
 
     def _remove(self) -> None:
