@@ -24,6 +24,7 @@ _FP32 = ("--engine", "onnxruntime", "--precision", "fp32")
 COMMANDS = {
     "doctor": [()],
     "models": [()],
+    "package": [("demo", "--output", "OUT.zip", "--card")],
     "networks": [()],
     "cache": [("list",), ("clear",)],
     "import": [("onnx", "NETWORK", "--spec", "SPEC", "--output", "OUT")],
@@ -42,7 +43,7 @@ COMMANDS = {
 }
 #: The demo does all that quantize, build, segment and compare do; what takes minutes under the watcher is left to ``make test-all``.
 LONG = {"demo", "reproduce"}
-QUICK = {"doctor", "models", "networks", "cache"}
+QUICK = {"doctor", "models", "package", "networks", "cache"}
 
 
 def cases():
@@ -85,7 +86,11 @@ def test_no_command_asks_for_or_connects_to_an_address(made, tmp_path, command, 
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
-    out = {"OUT": str(tmp_path / "out"), "OUT.nii.gz": str(tmp_path / "out.nii.gz")}
+    out = {
+        "OUT": str(tmp_path / "out"),
+        "OUT.nii.gz": str(tmp_path / "out.nii.gz"),
+        "OUT.zip": str(tmp_path / "out.zip"),
+    }
     given = [{**made, **out}.get(argument, argument) for argument in arguments]
     home, trace = tmp_path / "home", tmp_path / "trace"
     home.mkdir()
