@@ -37,6 +37,7 @@ class MedQuantINT8(ScriptedLoadableModule):
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
         slicer.app.connect("startupCompleted()", registerContextMenu)
+        slicer.app.connect("startupCompleted()", registerSettings)
 
 
 def registerSampleData() -> None:
@@ -69,6 +70,13 @@ def registerContextMenu() -> None:
         panels = Path(__file__).parent / "MedQuantINT8Lib" / "slicer_module" / "panels"
         # The application keeps the plugin from now on.
         plugin.setPythonSource(str(panels / "MedQuantINT8SubjectHierarchyPlugin.py"))
+
+
+def registerSettings() -> None:
+    """Add the module's page to the Application Settings."""
+    from MedQuantINT8Lib.slicer_module.panels.settings_page import add_settings_page
+
+    add_settings_page(_("Fast 3D Segmentation (INT8)"))
 
 
 class MedQuantINT8Widget(ScriptedLoadableModuleWidget, VTKObservationMixin):

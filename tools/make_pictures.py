@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,17 +112,15 @@ def window_pictures() -> None:
     import slicer
 
     import MedQuantINT8
+    from MedQuantINT8Lib.slicer_module.sample_data import show_scan
     from MedQuantINT8Lib.slicer_module.views import save_picture
 
     icon(qt)
-    MedQuantINT8.MedQuantINT8(type("Parent", (), {})())
+    MedQuantINT8.MedQuantINT8(SimpleNamespace(path=MedQuantINT8.__file__))
     widget = MedQuantINT8.MedQuantINT8Widget()
     widget.setup()
     widget.parent.show()
-    slicer.app.startup()
-    import SampleData
-
-    node = SampleData.samples[0]["customDownloader"](None)
+    node = show_scan()
     ui, runner = widget.view.ui, widget.view.runner
 
     def newest_segmentation() -> Any:

@@ -1,4 +1,4 @@
-"""The two widgets of CTK that the .ui file uses."""
+"""The widgets of CTK that the module uses."""
 
 from __future__ import annotations
 
@@ -102,3 +102,26 @@ class ctkPathLineEdit(QWidget):
         self._edit.setText(path)
 
     currentPath = Property(str, _get, _set, notify=currentPathChanged)
+
+
+class ctkSettingsPanel(QWidget):
+    """A page of the application's settings: widgets whose properties are kept under a name."""
+
+    settings: Any = None
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._bound: dict[str, tuple[Any, str]] = {}
+
+    def registerProperty(self, key: str, widget: Any, name: str, signal: str) -> None:
+        """Show what is kept; a signal that the widget lacks is an error, as it is one in the application."""
+        assert hasattr(widget, signal.lstrip("2").split("(")[0]), signal
+        self._bound[key] = (widget, name)
+        kept = ctkSettingsPanel.settings.value(key)
+        if kept is not None:
+            widget.setProperty(name, kept)
+
+    def applySettings(self) -> None:
+        """The user has pressed OK."""
+        for key, (widget, name) in self._bound.items():
+            ctkSettingsPanel.settings.setValue(key, widget.property(name))

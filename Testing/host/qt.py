@@ -37,3 +37,10 @@ for _module in (QtCore, QtGui, QtWidgets):
     for _name, _class in vars(_module).items():
         if isinstance(_class, type) and issubclass(_class, QtCore.QObject):
             globals()[_name] = WrapperClass(_class)
+
+
+class QDialog(QtWidgets.QDialog):
+    """With the name that PythonQt has for running it."""
+
+    def exec_(self) -> int:
+        return int(self.exec())

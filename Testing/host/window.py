@@ -31,6 +31,30 @@ class Answers:
         return show
 
 
+class _KeptSettings(dict[str, Any]):
+    """QSettings as a dictionary: numbers come back as texts, as they do from a file."""
+
+    def value(self, key: str) -> Any:
+        return self.get(key)
+
+    def setValue(self, key: str, value: Any) -> None:
+        self[key] = str(value)
+
+
+class _SettingsDialog:
+    """The Application Settings: pages by their title."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, Any] = {}
+
+    def addPanel(self, title: str, page: Any) -> None:
+        self.pages[title] = page
+
+
+#: Translates the module's texts, its .ui file's among them; a test puts another in its place.
+language: dict[str, Any] = {"tr": lambda text: text}
+
+
 class _App:
     """The little of slicer.app that a scripted module touches."""
 
@@ -39,6 +63,7 @@ class _App:
 
     def __init__(self) -> None:
         self.connected: list[tuple[str, Any]] = []
+        self._settings, self._dialog = _KeptSettings(), _SettingsDialog()
 
     def processEvents(self) -> None:
         from PySide6.QtWidgets import QApplication
@@ -53,6 +78,16 @@ class _App:
 
     def translate(self, _context: str, text: str) -> str:
         return text
+
+    def userSettings(self) -> Any:
+        """What the application keeps; of this process alone."""
+        return self._settings
+
+    def settingsDialog(self) -> Any:
+        return self._dialog
+
+    def commandOptions(self) -> Any:
+        return types.SimpleNamespace(noMainWindow=False)
 
     def start_up(self) -> None:
         """As after the application has started."""
@@ -102,6 +137,7 @@ def install() -> Any:
     for name in ("qMRMLWidget", "qMRMLNodeComboBox", "qMRMLCheckableNodeComboBox"):
         setattr(slicer, name, getattr(qmrml, name))
     slicer.app = _App()
+    ctk.ctkSettingsPanel.settings = slicer.app.userSettings()
     answers = Answers()
     util = slicer.util
     for name in ("errorDisplay", "warningDisplay", "infoDisplay", "confirmOkCancelDisplay"):
@@ -109,9 +145,10 @@ def install() -> Any:
     util.loadUI = _load_ui(ctk, qmrml)
     util.childWidgetVariables = _children
     util.pip_install = lambda _text: None
+    util.mainWindow = lambda: None
     util.setSliceViewerLayers = lambda background=None, fit=False: answers.viewed.append(background)
     _add_slice_views(slicer, scene)
-    _add_module("slicer.i18n", tr=lambda text: text, translate=lambda _context, text: text)
+    _add_module("slicer.i18n", tr=lambda text: language["tr"](text), translate=lambda _context, text: text)
     _add_module("slicer.packaging", pip_ensure=lambda *_a, **_k: None)
     _add_module("slicer.ScriptedLoadableModule", **_scripted(slicer, qt))
     import sample_data
@@ -184,7 +221,6 @@ def _add_module(name: str, **contents: Any) -> None:
 
 
 def _load_ui(ctk: Any, qmrml: Any) -> Any:
-    from PySide6.QtCore import QFile
     from PySide6.QtUiTools import QUiLoader
     from PySide6.QtWidgets import QWidget
 
@@ -198,9 +234,7 @@ def _load_ui(ctk: Any, qmrml: Any) -> Any:
             qmrml.qMRMLCheckableNodeComboBox,
         ):
             loader.registerCustomWidget(cls)
-        file = QFile(path)
-        assert file.open(QFile.ReadOnly), path
-        widget = loader.load(file)
+        widget = loader.load(_translated(path))
         assert widget is not None, loader.errorString()
         # The loader cannot connect signals of Python's own classes; the .ui file's connections are made here.
         import xml.etree.ElementTree as tree
@@ -212,6 +246,26 @@ def _load_ui(ctk: Any, qmrml: Any) -> Any:
         return widget
 
     return load
+
+
+def _translated(path: str) -> Any:
+    """The .ui file with its texts translated, as Slicer's loader does by its own catalog."""
+    import xml.etree.ElementTree as tree
+
+    from PySide6.QtCore import QBuffer
+
+    content = tree.parse(path)
+    for prop in content.iter("property"):
+        for text in prop.findall("string"):
+            if text.text and text.get("notr") != "true":
+                text.text = language["tr"](text.text)
+    # The loader cannot connect signals of Python's own classes; they are connected by hand.
+    for connections in content.getroot().findall("connections"):
+        content.getroot().remove(connections)
+    buffer = QBuffer()
+    buffer.setData(tree.tostring(content.getroot()))
+    assert buffer.open(QBuffer.ReadOnly), path
+    return buffer
 
 
 def _children(root: Any) -> Any:

@@ -10,7 +10,14 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from MedQuantINT8Lib.errors import DependencyError
-from MedQuantINT8Lib.slicer_module import dependencies
+from MedQuantINT8Lib.slicer_module import dependencies, installation
+from MedQuantINT8Lib.slicer_module.installation import Consent, Installer
+
+
+def ensure(name, agree, install=None, ask=pytest.fail, **options):
+    """Install a group, where ``agree`` is asked with the words of the question."""
+    installer = Installer(lambda question: Consent(bool(agree(question.text()))), ask, install)
+    return installation.ensure([name], installer, **options)
 
 
 @pytest.fixture
@@ -33,12 +40,12 @@ def test_only_what_is_lacking_is_installed_and_only_if_the_user_agrees(lacking):
         asked.append(text)
         return True
 
-    assert dependencies.ensure("segment", agree, install)
+    assert ensure("segment", agree, install)
     assert installed == ["openvino>=2025.2"] and "about 90 MB" in asked[0] and "Apache-2.0" in asked[0]
-    assert not dependencies.ensure("segment", agree, install) and len(asked) == 1
+    assert not ensure("segment", agree, install) and len(asked) == 1
     lacking.add("openvino")
     with pytest.raises(DependencyError, match="Nothing was installed; openvino"):
-        dependencies.ensure("segment", lambda text: False, install)
+        ensure("segment", lambda text: False, install)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +61,13 @@ def test_pip_that_fails_is_told_with_what_to_look_at(lacking, fault, words):
         raise fault
 
     with pytest.raises(DependencyError, match=words) as told:
-        dependencies.ensure("segment", lambda text: True, install)
+        ensure("segment", lambda text: True, install)
     assert "proxy" in str(told.value) and "space on the disk" in str(told.value)
 
 
 def test_an_install_that_did_nothing_is_noticed(lacking):
     with pytest.raises(DependencyError, match="openvino could not be installed"):
-        dependencies.ensure("segment", lambda text: True, lambda lines: None)
+        ensure("segment", lambda text: True, lambda lines: None)
 
 
 def test_torch_comes_through_slicers_extension(lacking, monkeypatch):
@@ -68,7 +75,7 @@ def test_torch_comes_through_slicers_extension(lacking, monkeypatch):
     pytest.importorskip("modelopt", reason="this build of Slicer has no ModelOpt")
     monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
     with pytest.raises(DependencyError, match="PyTorch extension is not installed"):
-        dependencies.ensure("build", lambda text: True, lambda lines: lacking.clear())
+        ensure("build", lambda text: True, lambda lines: lacking.clear(), ask=lambda text: False)
     called = []
     utils = ModuleType("PyTorchUtils")
 
@@ -80,7 +87,7 @@ def test_torch_comes_through_slicers_extension(lacking, monkeypatch):
 
     utils.PyTorchUtilsLogic = Logic
     monkeypatch.setitem(sys.modules, "PyTorchUtils", utils)
-    assert dependencies.ensure("build", lambda text: True, lambda lines: None)
+    assert ensure("build", lambda text: True, lambda lines: None)
     assert called[0]["torchVersionRequirement"] == ">=2.8"
 
 
@@ -94,12 +101,45 @@ def test_slicers_package_manager_is_used_and_an_older_slicers_pip_otherwise(lack
     )
     monkeypatch.setitem(sys.modules, "slicer", slicer)
     monkeypatch.setitem(sys.modules, "slicer.packaging", manager)
-    assert dependencies.ensure("segment", lambda text: True)
+    assert ensure("segment", lambda text: True)
     assert calls[-1] == (["openvino>=2025.2"], {"prompt_install": False, "requester": "MedQuantINT8"})
     lacking.add("openvino")
     monkeypatch.setitem(sys.modules, "slicer.packaging", None)
-    assert dependencies.ensure("segment", lambda text: True)
+    assert ensure("segment", lambda text: True)
     assert calls[-1] == "openvino>=2025.2"
+
+
+def test_several_groups_are_one_question_with_the_folder_that_is_written(lacking):
+    asked = []
+
+    def consent(question):
+        asked.append(question)
+        return Consent(False)
+
+    with pytest.raises(DependencyError, match="Nothing was installed"):
+        installation.ensure(["segment", "build", "segment"], Installer(consent, pytest.fail))
+    [question] = asked
+    assert "openvino>=2025.2" in question.packages and len(set(question.packages)) == len(question.packages)
+    assert len(question.purposes) == len(question.sizes) == 2 and "site-packages" in question.target.replace(
+        "dist-", "site-"
+    )
+    assert question.target in question.text() and " and " in question.text()
+
+
+def test_without_a_network_packages_come_from_a_folder_of_wheels(lacking, monkeypatch, tmp_path):
+    calls = []
+    slicer = ModuleType("slicer")
+    slicer.util = SimpleNamespace(pip_install=lambda arguments: (calls.append(arguments), lacking.clear()))
+    monkeypatch.setitem(sys.modules, "slicer", slicer)
+    installer = Installer(lambda question: Consent(True, str(tmp_path)), pytest.fail)
+    with pytest.raises(DependencyError, match="holds no Python packages") as told:
+        installation.ensure(["segment"], installer)
+    assert "pip download" in str(told.value) and not calls
+    (tmp_path / "openvino-2026.1-py3-none-any.whl").write_bytes(b"")
+    assert installation.ensure(["segment", "build"], installer)
+    [arguments] = calls
+    assert arguments[:3] == ["--no-index", "--find-links", str(tmp_path)] and "openvino>=2025.2" in arguments
+    assert any(line.startswith("torch") for line in arguments), "torch comes from the folder, too"
 
 
 def test_versions_are_compared_by_number():
@@ -159,9 +199,8 @@ def test_slicers_pytorch_extension_is_offered_at_the_click_that_needs_it(lacking
         sys.modules, "slicer", SimpleNamespace(app=SimpleNamespace(extensionsManagerModel=lambda: manager))
     )
     monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
-    answers = iter([True, agreed])
     with pytest.raises(DependencyError, match=words):
-        dependencies.ensure("build", lambda text: next(answers), lambda lines: None)
+        ensure("build", lambda text: True, lambda lines: None, ask=lambda text: agreed)
     assert installed == (["PyTorch"] if agreed else [])
 
 
@@ -176,7 +215,7 @@ def test_questions_and_errors_are_in_the_applications_language(monkeypatch):
     monkeypatch.setattr(dependencies, "_satisfied", lambda line: False)
     asked = []
     with pytest.raises(DependencyError, match="NOTHING WAS INSTALLED"):
-        dependencies.ensure("segment", lambda text: bool(asked.append(text)))
+        ensure("segment", lambda text: bool(asked.append(text)))
     assert "INSTALL NOW?" in asked[0]
 
 
@@ -196,10 +235,10 @@ def test_another_python_is_asked_what_it_has_and_nothing_is_installed_there(tmp_
     bare.chmod(0o755)
     assert not dependencies.missing(dependencies.GROUPS["segment"], sys.executable)
     with pytest.raises(DependencyError, match="bare-python lacks packages") as told:
-        dependencies.ensure("build", pytest.fail, pytest.fail, python=str(bare))
+        ensure("build", pytest.fail, pytest.fail, python=lambda _name: str(bare))
     assert f"{bare} -m pip install 'onnx>=" in str(told.value) and "onnxscript>=" in str(told.value)
     with pytest.raises(DependencyError, match="cannot be asked"):
-        dependencies.ensure("build", pytest.fail, pytest.fail, python=str(tmp_path / "none"))
+        ensure("build", pytest.fail, pytest.fail, python=lambda _name: str(tmp_path / "none"))
 
 
 def test_markers_are_those_of_the_python_that_is_asked():

@@ -19,6 +19,7 @@ sys.path.insert(0, str(HOST))
 import window
 from MedQuantINT8Lib.imaging.phantom import make_phantom
 from MedQuantINT8Lib.slicer_module import scene as mrml
+from MedQuantINT8Lib.slicer_module.installation import Consent
 
 SECONDS = 120
 
@@ -46,9 +47,14 @@ class User:
         self.parent.setLayout(qt.QVBoxLayout())
         self.widget = MedQuantINT8.MedQuantINT8Widget(self.parent)
         self.widget.setup()
+        self.widget.view.consent = self._consent
         self.parent.resize(400, 1000)
         self.parent.show()
         self.look()
+
+    def _consent(self, question):
+        self.answers.shown.append(("consent", question.text()))
+        return Consent(self.answers.agree)
 
     @property
     def ui(self):

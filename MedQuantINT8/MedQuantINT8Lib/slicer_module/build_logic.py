@@ -19,7 +19,7 @@ from ..quantization.effort import check_effort
 from ..worker.jobs import BackgroundJob
 from . import scene
 from .dependencies import GROUPS
-from .logic_base import Progress, engine_choice
+from .logic_base import Progress
 from .model_logic import ModelLogic
 
 
@@ -128,6 +128,8 @@ class BuildLogic(ModelLogic):
         volumes = [scene.volume_from_node(volumeNode)] if volumeNode is not None else []
         path = self._modelPath(model)
         path = path if is_task(path) else resolve_one(path)
-        choice = engine_choice(engine, precision, device)
-        job = self._client.begin("build", volumes, model=path, choice=asdict(choice), options=asdict(options))
+        choice = self._choice(engine, precision, device)
+        job = self._client.begin(
+            "build", volumes, model=path, choice=asdict(choice), options=asdict(self.settings.options(options))
+        )
         return self._result(BackgroundJob(job, lambda result: result.report), waitForCompletion, progress)

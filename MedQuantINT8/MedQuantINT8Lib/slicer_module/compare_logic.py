@@ -15,7 +15,7 @@ from ..worker.client import WorkerResult
 from ..worker.jobs import BackgroundJob, BatchJob
 from . import scene
 from .comparison import Comparison, add_differences, add_table
-from .logic_base import LogicBase, Progress, engine_choice
+from .logic_base import LogicBase, Progress
 
 
 class CompareLogic(LogicBase):
@@ -44,9 +44,14 @@ class CompareLogic(LogicBase):
         volume = scene.volume_from_node(volumeNode)
         path = self._modelPath(model)
         spec = self._spec(path)
-        choice = engine_choice(engine, "int8", device)
+        choice = self._choice(engine, "int8", device)
         job = self._client.begin(
-            "compare", [volume], model=path, choice=asdict(choice), options=asdict(options), volume_change=volumeChange
+            "compare",
+            [volume],
+            model=path,
+            choice=asdict(choice),
+            options=asdict(self.settings.options(options)),
+            volume_change=volumeChange,
         )
 
         def finish(result: WorkerResult) -> Comparison:

@@ -1,4 +1,4 @@
-"""Python packages that a road needs: asked for at the click, with size and license, and only what the chosen road takes."""
+"""Python packages that a road needs, with size and license, and which of them are missing; :mod:`.installation` installs them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from ..errors import DependencyError
@@ -41,7 +40,7 @@ class Group:
     def modules(self) -> dict[str, str]:
         """Modules that have to be importable on this computer, each with the requirement that brings it; those that take longest to import last."""
         needed = [line for line in self.lines() if _is_for(line, _OWN)]
-        requirement_of = {_MODULES.get(_name(line), _name(line).replace("-", "_")): line for line in needed}
+        requirement_of = {_MODULES.get(name_of(line), name_of(line).replace("-", "_")): line for line in needed}
         return dict(sorted(requirement_of.items(), key=lambda item: item[0].split(".")[0] in _HEAVY))
 
 
@@ -96,9 +95,6 @@ GROUPS = {
         torch=True,
     ),
 }
-
-Ask = Callable[[str], bool]
-Install = Callable[[list[str]], None]
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ def _packages_of(python: str) -> Packages:
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         text = _("The Python {python} cannot be asked what it has installed: {reason}.")
         raise DependencyError(
-            text.format(python=python, reason=_last_line(error)), _("Name another Python, or none.")
+            text.format(python=python, reason=last_line(error)), _("Name another Python, or none.")
         ) from error
     return Packages(answer["found"].get, answer["environment"])
 
@@ -180,20 +176,20 @@ def _satisfied(line: str, packages: Packages = _OWN) -> bool:
     """Whether a requirement, with its extras, is met, or its marker says that it is for other computers."""
     if not _is_for(line, packages):
         return True
-    requirement = _requirement(line)
-    package = packages.find(re.sub(r"[-_.]+", "-", requirement.name).lower())
+    wanted = parsed(line)
+    package = packages.find(re.sub(r"[-_.]+", "-", wanted.name).lower())
     if package is None:
         return False
     version, stated = package
-    if not _contains(requirement.specifier, version):
+    if not _contains(wanted.specifier, version):
         return False
-    requirements = [needed for extra in requirement.extras for needed in _added_by(extra, stated, packages)]
+    requirements = [needed for extra in wanted.extras for needed in _added_by(extra, stated, packages)]
     return all(_satisfied(needed, packages) for needed in requirements)
 
 
 def _is_for(line: str, packages: Packages) -> bool:
     """Whether a requirement is for the computer of that Python, as far as its marker says."""
-    marker = _requirement(line).marker
+    marker = parsed(line).marker
     return marker is None or marker.evaluate(dict(packages.environment))
 
 
@@ -201,7 +197,7 @@ def _added_by(extra: str, stated: Sequence[str], packages: Packages) -> list[str
     """The requirements that an extra adds to those that a package has without it."""
     added = []
     for line in stated:
-        marker = _requirement(line).marker
+        marker = parsed(line).marker
         with_it, without = ({**packages.environment, "extra": name} for name in (extra, ""))
         if marker is not None and marker.evaluate(with_it) and not marker.evaluate(without):
             added.append(_without_marker(line))
@@ -233,143 +229,28 @@ def _packaging(module: str) -> Any:
         return importlib.import_module(f"pip._vendor.packaging.{module}")
 
 
-def _requirement(line: str) -> Any:
+def parsed(line: str) -> Any:
     """Parse a line of a requirements file."""
     return _packaging("requirements").Requirement(line)
 
 
 def _without_marker(line: str) -> str:
-    requirement = _requirement(line)
-    requirement.marker = None
-    return str(requirement)
+    wanted = parsed(line)
+    wanted.marker = None
+    return str(wanted)
 
 
-def _name(line: str) -> str:
+def name_of(line: str) -> str:
     """Return the name of the package that a requirement is for."""
-    return str(_requirement(line).name)
+    return str(parsed(line).name)
 
 
-def ensure(
-    name: str,
-    ask: Ask,
-    install: Install | None = None,
-    install_torch: Callable[[], None] | None = None,
-    *,
-    python: str | None = None,
-) -> bool:
-    """Install what a road needs, if the user agrees.
-
-    Args:
-        ask: shows the text and returns whether the user agreed.
-        install, install_torch: by default Slicer's own ways.
-        python: the Python that does the work, where it is not Slicer's own: nothing is installed there.
-
-    Returns:
-        Whether anything was installed.
-
-    Raises:
-        DependencyError: the user refused, or it could not be installed, or another Python lacks it; says what is missing.
-    """
-    group = GROUPS[name]
-    lacking = missing(group, python)
-    if not lacking:
-        return False
-    if python is not None:
-        text = _("{python} lacks packages {purpose}: {packages}.")
-        hint = _("Install them there: {python} -m pip install {quoted}")
-        raise DependencyError(
-            text.format(python=python, purpose=group.purpose, packages=_names(lacking)),
-            hint.format(python=python, quoted=" ".join(f"'{line}'" for line in lacking)),
-        )
-    question = _(
-        "MedQuantINT8 needs Python packages {purpose}:\n\n{packages}\n\n{size}.\nLicenses: {license}.\n\n"
-        "They are installed into Slicer's own Python. Install now?"
-    )
-    if not ask(
-        question.format(purpose=group.purpose, packages=", ".join(lacking), size=group.size, license=group.license)
-    ):
-        text = _("Nothing was installed; {packages} would be needed.")
-        raise DependencyError(text.format(packages=_names(lacking)), _("Press the button again to be asked again."))
-    try:
-        if any(_name(line) == "torch" for line in lacking):
-            (install_torch or partial(_install_torch, ask))()
-        others = [line for line in lacking if _name(line) != "torch"]
-        if others:
-            (install or _install)(others)
-    except DependencyError:
-        raise
-    except Exception as error:
-        # pip fails in many ways (no network, a proxy, a full disk, no rights), each with an exception of its own.
-        raise DependencyError(
-            _("The packages could not be installed: {reason}").format(reason=_last_line(error)),
-            _("Check the network and the proxy (https_proxy) and the space on the disk, then press the button again."),
-        ) from error
-    importlib.invalidate_caches()
-    if still := missing(group):
-        text = _("{packages} could not be installed.").format(packages=_names(still))
-        raise DependencyError(text, _("Look at the Python console for pip's own words."))
-    return True
+def names_of(lines: list[str]) -> str:
+    """The names of the packages that requirements are for, joined by commas."""
+    return ", ".join(map(name_of, lines))
 
 
-def _names(lines: list[str]) -> str:
-    return ", ".join(map(_name, lines))
-
-
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """What an exception says last, which is what matters of pip's many lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]
-
-
-def _install(lines: list[str]) -> None:
-    """Through Slicer's package manager (5.11 and later), or pip on an older Slicer."""
-    import slicer
-
-    try:
-        # A submodule of Slicer, not the attribute: it is loaded on demand.
-        import slicer.packaging as manager
-    except ImportError:
-        manager = None
-    ensure_packages: Any = getattr(manager, "pip_ensure", None)
-    if ensure_packages is None:
-        slicer.util.pip_install(" ".join(lines))
-        return
-    # The user has agreed already, to more than pip would tell.
-    ensure_packages([_requirement(line) for line in lines], prompt_install=False, requester="MedQuantINT8")
-
-
-def _install_torch(ask: Ask) -> None:
-    """PyTorch by Slicer's PyTorch extension, which picks the right build; where the extension is missing, it is offered."""
-    try:
-        import PyTorchUtils
-    except ImportError as error:
-        _offer_extension(ask)
-        text = _("PyTorch is needed to make INT8 networks, and Slicer's PyTorch extension is not installed.")
-        hint = _(
-            "Install the PyTorch extension from the Extensions Manager and restart Slicer, or name another Python that has torch."
-        )
-        raise DependencyError(text, hint) from error
-    if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=">=2.8") is None:
-        raise DependencyError(
-            _("PyTorch could not be installed."), _("Install it with the PyTorch extension's own module.")
-        )
-
-
-def _offer_extension(ask: Ask) -> None:
-    """Install Slicer's PyTorch extension, if the user agrees and this Slicer has an Extensions Manager.
-
-    Raises:
-        DependencyError: it was installed; Slicer has to be restarted before it can be used.
-    """
-    import slicer
-
-    manager_of = getattr(getattr(slicer, "app", None), "extensionsManagerModel", None)
-    if manager_of is None or not ask(
-        _("PyTorch is installed by Slicer's PyTorch extension, which is not there yet. Install the extension now?")
-    ):
-        return
-    manager = manager_of()
-    manager.interactive = False  # the user has just agreed
-    if manager.installExtensionFromServer("PyTorch", False):
-        raise DependencyError(
-            _("The PyTorch extension was installed."), _("Restart Slicer, then press the button again.")
-        )

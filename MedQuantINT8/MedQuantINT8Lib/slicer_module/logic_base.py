@@ -22,6 +22,7 @@ from ..worker.client import WorkerClient
 from ..worker.jobs import wait_for
 from . import modality_check, scene
 from .load_gauge import Load, LoadGauge
+from .settings import Folders, Settings
 
 Progress = Callable[[ProgressEvent], None]
 PRECISIONS = ("auto", "int8", "fp16", "fp32")
@@ -55,6 +56,8 @@ class LogicBase:
         #: What the worker reported of the last run.
         self.report: dict[str, Any] = {}
         self._gauge: LoadGauge | None = None
+        self.settings = Settings()
+        self._folders = Folders()
 
     def engines(self) -> dict[str, Any]:
         """Engines by name: whether each can run here, and why not."""
@@ -72,6 +75,17 @@ class LogicBase:
     def engineTitles(self) -> list[tuple[str, str]]:
         """All engines this version knows, with titles; whether they can run is only found out when one is used."""
         return [(name, backend(name).title) for name in backend_names()]
+
+    def applySettings(self, settings: Settings) -> None:
+        """Use the settings from now on. Call it while nothing runs: where folders changed, the worker ends."""
+        self.settings = settings
+        if self._folders.apply(settings):
+            # It is started again, with the new folders, when it is needed.
+            self._client.close()
+            self._client = WorkerClient(self._python)
+
+    def _choice(self, engine: str, precision: str, device: str) -> EngineChoice:
+        return self.settings.choice(engine_choice(engine, precision, device))
 
     def load(self) -> Load | None:
         """What the worker takes now of memory, processor and graphics card; None while there is no worker."""

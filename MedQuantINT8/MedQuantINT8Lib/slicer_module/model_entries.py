@@ -211,7 +211,8 @@ def layer_shares(report: dict[str, Any]) -> LayerShares | None:
     for layer in layers:
         kind = _kind(layer, returned)
         work[kind] += float(layer.get("macs") or 0)
-        counts[kind] += 1
+        # The two products of a layer in halves are one layer.
+        counts[kind] += layer.get("half") != "low"
         if kind in ("by_rule", "by_guard"):
             lines.append((str(layer["name"]), str(layer.get("reason", ""))))
     total = sum(work.values())
@@ -222,7 +223,7 @@ def layer_shares(report: dict[str, Any]) -> LayerShares | None:
 
 def _kind(layer: dict[str, Any], returned: Any) -> str:
     if layer.get("quantized"):
-        return "halves" if layer.get("halves") else "int8"
+        return "halves" if layer.get("half") else "int8"
     return "by_guard" if layer["name"] in returned else "by_rule"
 
 

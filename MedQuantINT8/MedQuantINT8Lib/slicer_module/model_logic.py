@@ -30,7 +30,7 @@ class ModelLogic(LogicBase):
 
     def _setBuildPython(self, python: str | None) -> None:
         """Let that Python make networks; None for the one that segments."""
-        self._buildPython = python or self._python
+        self._buildPython = python
 
     @staticmethod
     def models() -> list[dict[str, Any]]:
@@ -64,7 +64,12 @@ class ModelLogic(LogicBase):
 
     def pythonOf(self, group: str) -> str | None:
         """The Python that runs what a group of packages is for (a name of :data:`.dependencies.GROUPS`); None for the caller's own."""
-        return self._buildPython if group in ("build", "import") else self._python
+        return self._pythonOfBuilder if group in ("build", "import") else self._python
+
+    @property
+    def _pythonOfBuilder(self) -> str | None:
+        """That of the constructor, or of the settings, or the one that segments."""
+        return self._buildPython or self.settings.buildPython or self._python
 
     def publicModels(self) -> list[CatalogueEntry]:
         """Models of the catalogue that are not installed and can be downloaded."""
@@ -138,7 +143,7 @@ class ModelLogic(LogicBase):
     def _newBuilder(self) -> WorkerClient:
         """A process of its own: what making networks loads would else stay in memory beside the engines."""
         self._endBuilder()
-        self._builder = WorkerClient(self._buildPython)
+        self._builder = WorkerClient(self._pythonOfBuilder)
         return self._builder
 
     def _endBuilder(self) -> None:

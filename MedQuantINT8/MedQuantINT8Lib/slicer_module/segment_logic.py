@@ -24,7 +24,7 @@ from ..worker.jobs import BackgroundJob, BatchJob, Pollable
 from . import scene, sequences
 from .folder_job import FolderJob
 from .forecast import Forecast, forecast
-from .logic_base import LogicBase, Progress, engine_choice
+from .logic_base import LogicBase, Progress
 from .region_nodes import region_of_interest
 from .results import RunResult, run_result, voxel_ml
 from .run_records import keep_run
@@ -137,10 +137,10 @@ class SegmentLogic(LogicBase):
         path = self._modelPath(model)
         labels = self._labels(path, segments)
         scene.check_terminology(terminology)
-        options = _chosen(options, None if segments is None else labels, roi, nodes[0])
+        options = self.settings.options(_chosen(options, None if segments is None else labels, roi, nodes[0]))
         if outputs.needs_dicom:
             volume = changed(volume, dicom_files=scene.dicom_files(nodes[0]))
-        choice = engine_choice(engine, precision, device)
+        choice = self._choice(engine, precision, device)
         request = SegmentRequest(path, labels, choice, options, replace, surface, terminology, outputs)
         job = self._segmentJob(nodes[0], volume, segmentationNode, request)
         return self._result(job, waitForCompletion, progress)
@@ -249,8 +249,8 @@ class SegmentLogic(LogicBase):
             path,
             (str(folder),),
             Path(output),
-            engine_choice(engine, precision, device),
-            _chosen(options, None, roi),
+            self._choice(engine, precision, device),
+            self.settings.options(_chosen(options, None, roi)),
             reading,
             ending=type,
             structures=wanted,
@@ -312,7 +312,7 @@ class SegmentLogic(LogicBase):
             InputError: no volume, no model.
         """
         volume = scene.volume_from_node(volumeNode)
-        return forecast(self._modelPath(model), volume, engine_choice(engine, precision, device), options)
+        return forecast(self._modelPath(model), volume, self._choice(engine, precision, device), options)
 
     def undo(self) -> Any | None:
         """Take the last segmentation back; see :class:`.undo.SegmentationUndo`."""

@@ -9,12 +9,15 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from .installation import Consent, Installer, InstallQuestion
 from .logic import MedQuantINT8Logic
 from .panels.build import BuildPanel
 from .panels.compare import ComparePanel
 from .panels.job_runner import JobRunner
 from .panels.models import ModelsPanel, ModelUser
+from .panels.packages_dialog import ask_consent
 from .panels.segment import SegmentPanel
+from .panels.settings_page import read_settings
 from .parameter_node import Parameters
 
 
@@ -38,6 +41,7 @@ class ModuleView:
         parameters = Parameters(parameterNode)
         # Questions go through this, so that a test can answer them.
         self.ask = lambda text: bool(slicer.util.confirmOkCancelDisplay(text, windowTitle=_("MedQuantINT8")))
+        self.consent = ask_consent
         self.segment = SegmentPanel(self.ui, logic, parameters, self.runner, self._asked)
         user = ModelUser(self._useModel, self._modelsChanged)
         self.models = ModelsPanel(self.ui, logic, parameters, self.runner, self._asked, user)
@@ -48,12 +52,21 @@ class ModuleView:
     def _asked(self, text: str) -> bool:
         return self.ask(text)
 
+    def _consented(self, question: InstallQuestion) -> Consent:
+        return self.consent(question)
+
     @property
     def _panels(self) -> tuple[SegmentPanel, ModelsPanel, BuildPanel, ComparePanel]:
         return self.segment, self.models, self.build, self.compare
 
     def show(self) -> None:
-        """Show what the parameter node says, and what is installed now."""
+        """Show what the parameter node and the application's settings say, and what is installed now."""
+        settings = read_settings()
+        if not self.runner.busy:
+            self._logic.applySettings(settings)
+        installer = Installer(self._consented, self._asked, wheels=settings.wheelsFolder)
+        for panel in self._panels:
+            panel.installer = installer
         for panel in self._panels:
             panel.show()
 

@@ -10,11 +10,12 @@ from slicer.i18n import tr as _
 
 from ...errors import MedQuantError
 from ...progress import ProgressEvent
-from ..dependencies import Ask, ensure
+from ..installation import Ask, Installer, ensure
 from ..logic import MedQuantINT8Logic
 from ..model_entries import ModelEntry
 from ..parameter_node import Parameters
 from .job_runner import JobRunner, Listener, in_words, is_cancel, percent
+from .packages_dialog import ask_consent
 
 
 class WorkPanel:
@@ -39,6 +40,8 @@ class WorkPanel:
         self._ui, self._logic, self._runner, self._ask = ui, logic, runner, ask
         self._status, self._progress = status, progress
         self.parameters = parameters
+        #: Who is asked before packages are installed.
+        self.installer = Installer(ask_consent, ask)
         #: Whether the work that runs is this panel's.
         self._mine = False
         #: Whether the widgets show the parameters; until then their changes are not the user's.
@@ -97,8 +100,7 @@ class WorkPanel:
     def _begin(self, start: Any, done: Any, groups: tuple[str, ...]) -> bool:
         """Make sure of the packages, start a job and follow it; whether it was started."""
         try:
-            for group in groups:
-                ensure(group, self._ask, python=self._logic.pythonOf(group))
+            ensure(groups, self.installer, self._logic.pythonOf)
             job = start()
         except MedQuantError as error:
             self._failed(error)

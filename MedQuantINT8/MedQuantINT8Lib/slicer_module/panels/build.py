@@ -12,7 +12,8 @@ from ...errors import InputError, MedQuantError
 from ...imaging.volume_files import scan_files
 from ...progress import ProgressEvent
 from ...quantization.calibration import METHODS, STUDY_VOLUMES
-from ..dependencies import GROUPS, Ask, missing
+from ..dependencies import GROUPS, missing
+from ..installation import Ask
 from ..logic import MedQuantINT8Logic
 from ..model_entries import ModelEntry, layer_shares
 from ..parameter_node import Parameters
@@ -49,6 +50,8 @@ class BuildPanel(WorkPanel):
         super().__init__(ui, logic, parameters, runner, ask, ui.buildStatusLabel, ui.buildProgress)
         self._ready = ready
         self._stage = ""
+        #: What the scans themselves say of how many are enough.
+        self._heldOut: list[str] = []
         self._models: list[ModelEntry] = []
         make_primary(ui.buildButton)
         for label in (ui.buildModelLabel, ui.scansLabel, ui.packagesLabel):
@@ -61,6 +64,7 @@ class BuildPanel(WorkPanel):
         self._bind("patches", ui.patchesSpin.editingFinished, lambda: int(read(ui.patchesSpin, "value")))
         self._bind("agreement", ui.agreementSpin.editingFinished, lambda: float(read(ui.agreementSpin, "value")))
         self._bind("method", ui.methodCombo.currentTextChanged, lambda: chosen(ui.methodCombo))
+        self._bind("effort", ui.effortCombo.currentTextChanged, lambda: chosen(ui.effortCombo))
         self._bind("buildEngine", ui.buildEngineCombo.currentTextChanged, lambda: chosen(ui.buildEngineCombo))
         self._bind("fallback", ui.fallbackCheck.toggled, lambda: bool(read(ui.fallbackCheck, "checked")))
         ui.buildButton.clicked.connect(self._press)
@@ -81,6 +85,12 @@ class BuildPanel(WorkPanel):
         for number, model in enumerate(self._models):
             ui.buildModelCombo.setItemIcon(number, model_icon(model))
         quiet_fill(ui.methodCombo, [(name, name) for name in METHODS], p.method)
+        efforts = [
+            ("fast", _("Fast: rounding alone")),
+            ("normal", _("Normal")),
+            ("best", _("Best: everything is tried")),
+        ]
+        quiet_fill(ui.effortCombo, efforts, p.effort)
         engines = [("auto", _("Automatic")), *self._logic.engineTitles()]
         quiet_fill(ui.buildEngineCombo, engines, p.buildEngine)
         silently(ui.patchesSpin, ui.patchesSpin.setValue, p.patches)
@@ -222,6 +232,7 @@ class BuildPanel(WorkPanel):
         for text in _of_the_kept_network(report):
             self._log(text)
         show_layers(self._ui.buildBarLabel, self._ui.buildBarText, layer_shares(report))
+        self._heldOut = list(report["held_out"]["lines"])
         target = self._logic.ownCopyName(name)
         self._ready(target)
         volumes = self.parameters.calibrationVolumes
@@ -247,7 +258,8 @@ class BuildPanel(WorkPanel):
             text = _("real INT8 against the simulation: relative error {error}, {labels} of voxels with another label")
             labels = f"{100 * fidelity['label_disagreement']:.3f} %"
             self._log(text.format(error=f"{fidelity['relative_error']:.4f}", labels=labels))
-        self._ui.buildStatusLabel.setText(_("Done. The model is chosen in the section Segment."))
+        done = _("Done. The model is chosen in the section Segment.")
+        self._ui.buildStatusLabel.setText("\n".join([done, *self._heldOut]))
 
     def _say(self, text: str) -> None:
         super()._say(text)

@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 from ...errors import MedQuantError
 from ...evaluation.boundary import SHOWN_REGIONS, region_title
 from ..comparison import Comparison
-from ..dependencies import Ask
+from ..installation import Ask
 from ..logic import MedQuantINT8Logic
 from ..parameter_node import Parameters
 from . import file_dialogs
@@ -112,7 +112,8 @@ class ComparePanel(WorkPanel):
         ui.regionList.clear()
         structures = worst_first(comparison.structures) if comparison is not None else []
         rows = comparison.rows() if comparison is not None else []
-        fill_table(ui.summaryTable, [[_quantity(row[0]), *row[1:]] for row in rows])
+        table = [[_quantity(row[0]), *map(_value, row[1:])] for row in rows]
+        fill_table(ui.summaryTable, table, ["  ".join(row) for row in rows])
         fill_table(ui.structureTable, [_row(s) for s in structures], [_volumes(s) for s in structures])
         if comparison is not None:
             for region in comparison.regions[:SHOWN_REGIONS]:
@@ -126,7 +127,7 @@ class ComparePanel(WorkPanel):
         ui.regionList.blockSignals(before)
         for table in (ui.structureTable, ui.summaryTable):
             count = int(read(table, "rowCount"))
-            show_rows(table, count, _ROWS, int(read(table.horizontalHeader(), "height")))
+            show_rows(table, count, _ROWS, int(read(table.horizontalHeader(), "sizeHint").height()))
         show_rows(ui.regionList, int(read(ui.regionList, "count")), _ROWS)
         for widget in (ui.numbersWidget, ui.compareResultLabel, ui.compareDetails):
             widget.setVisible(comparison is not None)
@@ -209,17 +210,23 @@ def _numbers(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _quantity(name: str) -> str:
-    """What a row of the table of both runs is about, in the application's language."""
+    """What a row of the table of both runs is about, in the application's language and short."""
     titles = {
-        "network file, MB": _("network file, MB"),
+        "network file, MB": _("file, MB"),
         "engine": _("engine"),
         "engine, MB": _("engine, MB"),
         "time, s": _("time, s"),
-        "in the network, s": _("in the network, s"),
+        "in the network, s": _("network, s"),
         "memory, GB": _("memory, GB"),
-        "work in INT8": _("work in INT8"),
+        "work in INT8": _("in INT8"),
+        "least agreement, Dice": _("worst Dice"),
     }
     return titles.get(name, name)
+
+
+def _value(text: str) -> str:
+    """A value without the remark in brackets that follows it, which stands in the tip."""
+    return text.split(" (")[0]
 
 
 def _summary(comparison: Comparison) -> str:

@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 from ..model_entries import LayerShares
 from .theme import BAR_COLORS, line_height
 
-_WIDTH = 1000
+_WIDTH, _HEIGHT = 1000, 16
 
 
 def show_layers(bar: Any, text: Any, shares: LayerShares | None) -> None:
@@ -24,6 +24,9 @@ def show_layers(bar: Any, text: Any, shares: LayerShares | None) -> None:
     if shares is None:
         text.setText("")
         return
+    # The picture is as wide as the panel, not the panel as wide as the picture.
+    bar.setMinimumWidth(1)
+    bar.setSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Fixed)
     bar.setPixmap(_picture(shares))
     bar.setFixedHeight(max(12, line_height(text) * 3 // 4))
     words = _words(shares)
@@ -35,12 +38,12 @@ def show_layers(bar: Any, text: Any, shares: LayerShares | None) -> None:
 
 
 def _picture(shares: LayerShares) -> Any:
-    picture = qt.QPixmap(_WIDTH, 1)
+    picture = qt.QPixmap(_WIDTH, _HEIGHT)
     painter = qt.QPainter(picture)
     start = 0.0
     for kind, color in BAR_COLORS.items():
         share = getattr(shares, kind)
-        painter.fillRect(qt.QRect(round(start), 0, _WIDTH, 1), qt.QColor(*color))
+        painter.fillRect(qt.QRect(round(start), 0, _WIDTH, _HEIGHT), qt.QColor(*color))
         start += _WIDTH * share
         if start >= _WIDTH - 0.5:
             break

@@ -10,7 +10,7 @@ import qt
 from slicer.i18n import tr as _
 
 from ...errors import MedQuantError
-from ..dependencies import Ask
+from ..installation import Ask
 from ..logic import MedQuantINT8Logic
 from ..model_entries import ModelEntry, calibration_of, layer_shares, offered_version
 from ..parameter_node import Parameters
@@ -103,7 +103,7 @@ class ModelsPanel(WorkPanel):
             item = qt.QListWidgetItem(f"{titles[entry.name]}\n{_facts(entry)}")
             item.setIcon(model_icon(entry))
             item.setData(qt.Qt.UserRole, entry.name)
-            item.setToolTip(", ".join(entry.labels))
+            item.setToolTip(": ".join(filter(None, [entry.modality, ", ".join(entry.labels)])))
             items.addItem(item)
             if entry.name == self._name:
                 row = number
@@ -284,13 +284,14 @@ def _state(entry: ModelEntry) -> str:
 
 
 def _facts(entry: ModelEntry) -> str:
-    """The second line of a model in the list."""
+    """The second line of a model in the list; its picture tells the modality."""
     structures = _("1 structure") if entry.structures == 1 else _("{count} structures").format(count=entry.structures)
     # A license may go on with remarks, which stand in the details.
     license_name = entry.license.split(" (")[0].split(";")[0]
-    parts = [entry.modality, structures, _size(entry), license_name, _state(entry)]
+    size = "" if entry.size_bytes is None else _size(entry)
+    parts = [structures, size, license_name, _state(entry)]
     if entry.networks > 1:
-        parts.insert(2, _("{count} networks").format(count=entry.networks))
+        parts.insert(1, _("{count} networks").format(count=entry.networks))
     return " · ".join(filter(None, parts))
 
 

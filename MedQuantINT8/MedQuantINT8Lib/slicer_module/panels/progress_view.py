@@ -16,6 +16,8 @@ from .theme import make_quiet
 
 _GB = 1e9
 _SECONDS_BETWEEN_LOOKS = 0.5
+#: Stages that are shown, the last ones.
+_STAGES = 4
 
 
 class StageList:
@@ -42,9 +44,10 @@ class StageList:
                 # Back from a stage within it.
                 del self._stages[self._stages.index(event.stage) :]
             self._stages.append(event.stage)
-            titles = [stage_title(stage) for stage in self._stages[-4:]]
-            done = [f"✓ {title}" for title in titles[:-1]]
-            self._label.setText("   ".join([*done, f"▸ {titles[-1]}"]))
+            titles = [stage_title(stage) for stage in self._stages[-_STAGES:]]
+            marked = [*(f"✓ {title}" for title in titles[:-1]), f"▸ {titles[-1]}"]
+            # A line breaks between stages, not within one.
+            self._label.setText("   ".join(text.replace(" ", "\u00a0") for text in marked))
 
 
 class LoadView:

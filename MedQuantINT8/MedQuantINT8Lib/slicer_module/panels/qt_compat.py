@@ -66,6 +66,8 @@ def set_columns(table: Any, titles: list[str]) -> None:
     """Give a table its columns: the first takes the width that the others leave, so that the table is as wide as the panel."""
     table.setColumnCount(len(titles))
     table.setHorizontalHeaderLabels(titles)
+    # A name that is cut is whole where the pointer rests on it.
+    table.setWordWrap(False)
     header = table.horizontalHeader()
     header.setMinimumSectionSize(30)
     header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
@@ -86,4 +88,6 @@ def fill_table(table: Any, rows: list[list[str]], tips: list[str] | None = None)
         for c, text in enumerate(row):
             item = qt.QTableWidgetItem(text)
             item.setToolTip(tips[r] if tips else "  ".join(row))
+            if c:
+                item.setTextAlignment(int(qt.Qt.AlignRight) | int(qt.Qt.AlignVCenter))
             table.setItem(r, c, item)

@@ -61,7 +61,7 @@ class ResultTable:
     def _showWarnings(self) -> None:
         texts = [*self._before, *self._after]
         self._ui.warningLabel.setText("\n\n".join(texts))
-        self._ui.warningsSection.setProperty("text", _("Warnings ({count})").format(count=len(texts)))
+        self._ui.warningsSection.setProperty("text", _("Warnings and notes ({count})").format(count=len(texts)))
         self._ui.warningsSection.setVisible(bool(texts))
 
     def _jump(self, row: int) -> None:
@@ -74,4 +74,4 @@ class ResultTable:
 
 
 def _header(table: Any) -> int:
-    return int(read(table.horizontalHeader(), "height"))
+    return int(read(table.horizontalHeader(), "sizeHint").height())

@@ -13,7 +13,8 @@ from slicer.i18n import tr as _
 from ...errors import MedQuantError
 from ...progress import ProgressEvent
 from .. import sequences
-from ..dependencies import GROUPS, Ask, missing
+from ..dependencies import GROUPS, missing
+from ..installation import Ask
 from ..logic import MedQuantINT8Logic
 from ..model_entries import ModelEntry
 from ..parameter_node import Parameters

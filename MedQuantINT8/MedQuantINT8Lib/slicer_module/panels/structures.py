@@ -12,7 +12,7 @@ from ..model_entries import Color
 from ..structure_groups import matching, structure_groups
 from .model_icons import color_icon
 from .qt_compat import chosen, quiet_fill, read
-from .theme import show_rows
+from .theme import line_height, show_rows
 
 _ROWS = 12
 
@@ -29,6 +29,8 @@ class StructureList:
         self._ui, self._changed = ui, changed
         self._names: list[str] = []
         self._wanted: set[str] = set()
+        side = line_height(ui.classList)
+        ui.classList.setIconSize(qt.QSize(side, side))
         ui.structureSearchEdit.textChanged.connect(self._filter)
         ui.structureGroupCombo.currentTextChanged.connect(self._filter)
         ui.classList.itemChanged.connect(self._toggled)
