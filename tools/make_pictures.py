@@ -150,6 +150,7 @@ def window_pictures() -> None:
             str(ICONS / "SyntheticAbdomen.png")
         )
         ui.segmentSection.setProperty("collapsed", True)
+        ui.structureSection.setProperty("collapsed", True)
         ui.compareSection.setProperty("collapsed", False)
         ui.compareButton.click()
         look(qt, lambda: runner.busy)

@@ -198,7 +198,7 @@ def test_settings_stand_in_the_applications_settings_and_reach_the_work(user, tm
     )
     node = user.load(size=(16, 16, 16))
     logic.segment(node, model="demo", waitForCompletion=False)
-    choice, options = asked
+    choice, options = asked[:2]
     assert choice.threads == 1 and options.memory_bytes == int(2.5 * (1 << 30))
     kept.clear()
     user.widget.enter()
