@@ -152,6 +152,7 @@ COMPOSED = {
     "has func = $lambda",
     "No module named",
     "has no checkpoint_final.pth",
+    "has no study instance UID",
     "checkpoint_best.pth was taken",
 }
 
