@@ -2,7 +2,7 @@
 
     python experiments/resisting.py [NAME ...] [--effort fast|normal|best]
 
-Each row is two commands in processes of their own: ``medquant quantize`` with the product's own budget (agreement 0.99), and
+Each row is two commands in processes of their own: ``medquant quantize`` with the product's own budget (agreement 0.99) and ``--transposed``, and
 ``medquant compare`` on scans that calibration never saw, with labels where there are some. Writes docs/results/resisting.json and
 .md; rows that are there are kept.
 """
@@ -54,7 +54,9 @@ def measured(name: str, case: Case, effort: str, scratch: Path) -> dict[str, Any
     folder = scratch / "package of one row"
     folder.mkdir()
     began = time.perf_counter()
-    package, quantized = quantized_package(replace(case, options=(*case.options, "--effort", effort)), folder)
+    package, quantized = quantized_package(
+        replace(case, options=(*case.options, "--effort", effort, "--transposed")), folder
+    )
     seconds = time.perf_counter() - began
     labels = ["--labels", *map(str, case.labels)] if case.labels else []
     report = medquant("compare", package, *map(str, case.scans), *labels)
@@ -85,7 +87,7 @@ def page(value: dict[str, Any]) -> str:
     lines = [
         "# Networks that resist INT8",
         "",
-        "Made by `experiments/resisting.py`; do not edit. Each network is quantized with the product's own budget (agreement 0.99 with FP32) and compared with FP32 on scans that",
+        "Made by `experiments/resisting.py`; do not edit. Each network is quantized with the product's own budget (agreement 0.99 with FP32) and `--transposed`, and compared with FP32 on scans that",
         f"calibration did not see. {machine['processor']}, {machine['cores']} cores; {versions}; {value['date']}.",
         "",
         "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures.",

@@ -16,6 +16,7 @@ from MedQuantINT8Lib.models.halves import LOW, halved_layers, quantized_inputs, 
 from MedQuantINT8Lib.models.layers import int8_share, weighted_layers, work_shares
 from MedQuantINT8Lib.models.spec import Output
 from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.quantization import qdq_placement as placement
 from MedQuantINT8Lib.quantization.held_out import rescaled
 from tiny import convolutions, quantized, random_weights, run
 
@@ -201,3 +202,58 @@ def test_weights_and_biases_are_taken_over_by_name(with_biases):
     assert qdq.check_int8(made) == [] and set(quantized_inputs(made)) == set("abc")
     assert np.array_equal(run(qdq.without_quantization(made, set("abc")), patch()), run(source, patch()))
     assert not np.array_equal(run(made, patch()), run(quantized(fp32, WIDE), patch()))
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_openvino_computes_quantized_transposed_convolutions_in_int8(tmp_path, halves):
+    """Their pairs stay signed beside those that become UINT8; also where a convolution reads the same tensor, and in halves."""
+    random = np.random.default_rng(0)
+    arrays = {
+        "a weight": random.normal(size=(16, 1, 3, 3, 3)),
+        "up weight": random.normal(size=(16, 16, 2, 2, 2)),
+        "b weight": random.normal(size=(16, 16, 1, 1, 1)),
+        "c weight": random.normal(size=(4, 32, 3, 3, 3)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "a weight"], ["a"], name="a", kernel_shape=[3] * 3, pads=[1] * 6),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("ConvTranspose", ["r", "up weight"], ["u"], name="up", strides=[2] * 3, kernel_shape=[2] * 3),
+        helper.make_node("Conv", ["r", "b weight"], ["b"], name="b"),
+        helper.make_node(
+            "ConvTranspose", ["b", "up weight"], ["v"], name="up 2", strides=[2] * 3, kernel_shape=[2] * 3
+        ),
+        helper.make_node("Concat", ["u", "v"], ["w"], name="concat", axis=1),
+        helper.make_node("Conv", ["w", "c weight"], ["y"], name="c", kernel_shape=[3] * 3, pads=[1] * 6),
+    ]
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, s, s, s]) for n, c, s in (("x", 1, 12), ("y", 4, 24))
+    ]
+    constants = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()]
+    made = helper.make_graph(nodes, "up", ends[:1], ends[1:], constants)
+    fp32 = helper.make_model(made, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    int8 = placed(fp32, {"a", "up", "b", "up 2", "c"})
+    ranges = {"x": 4.0, "r": 20.0, "b": 90.0, "w": 400.0}
+    qdq.set_activation_scales(int8, {name: ranges[name] / 127 for name in qdq.activation_tensors(int8)})
+    if halves:
+        int8 = with_halves(int8, {name: ranges[tensor] / 127 for name, tensor in quantized_inputs(int8).items()})
+    onnx.checker.check_model(int8, full_check=True)
+    assert qdq.check_int8(int8) == [] and int8_share(weighted_layers(graph.inferred(int8))) == 1.0
+    path = tmp_path / "network.onnx"
+    onnx.save(qdq.compacted(int8), str(path))
+    backend, options = OpenVINOBackend(), BuildOptions("int8", SHAPE)
+    backend.build(path, tmp_path, options)
+    engine = backend.load(tmp_path, options)
+    products = [layer for layer in engine.describe().layers if layer.macs]
+    assert {layer.name for layer in products if not layer.int8} == set() and len(products) == 5 * (1 + halves)
+    assert error(engine.infer(patch()[None]).copy(), run(qdq.network_for(path, "int8", ()), patch())) < 0.02
+    engine.close()
+
+
+def placed(model, names):
+    """A copy with Q/DQ pairs before all of the named layers, transposed convolutions too, their scales open."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    placement._quantize_convolutions(copy, names)
+    placement._store_transposed_weights(copy)
+    placement._quantize_transposed_inputs(copy, names)
+    return copy

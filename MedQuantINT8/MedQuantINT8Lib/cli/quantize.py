@@ -54,6 +54,11 @@ def add_parser(add: Add) -> None:
     command.add_argument("--air", type=share, default=0.1, help="share of patches in air (default: %(default)s)")
     command.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of the draw (default: %(default)s)")
     command.add_argument("--keep", nargs="*", default=[], metavar="LAYER", help="layers to keep in high precision")
+    command.add_argument(
+        "--transposed",
+        action="store_true",
+        help="quantize the inputs of transposed convolutions too, which OpenVINO then runs in INT8",
+    )
     command.add_argument("--keep-first", action="store_true", help="keep the first convolution in high precision")
     command.add_argument("--keep-head", action="store_true", help="keep the last convolution in high precision")
     command.add_argument(
@@ -121,6 +126,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
     calibration.check()
     budget = Budget(args.agreement, args.dice_lost, not args.no_fallback, worst_structure=args.worst_structure)
     policy = QuantizationPolicy(
+        transposed=args.transposed,
         first=args.keep_first,
         head=args.keep_head,
         keep=tuple(args.keep),

@@ -114,21 +114,23 @@ def with_halves(model: Any, scales: Mapping[str, float]) -> Any:
     halved = halved_layers(graph)
     sources = {name: source for name, source in quantized_inputs(copy).items() if name in scales and name not in halved}
     shared = {source: max(scales[n] for n, s in sources.items() if s == source) for source in sources.values()}
-    dequantized_halves: dict[str, tuple[str, str]] = {}
+    # Transposed convolutions share with each other alone: see as_unsigned.
+    dequantized_halves: dict[tuple[str, bool], tuple[str, str]] = {}
     nodes: list[Any] = []
     for node in copy.graph.node:
         if node.name not in sources:
             nodes.append(node)
             continue
         source = sources[node.name]
-        if source not in dequantized_halves:
-            new_nodes, dequantized_halves[source] = _make_halves(copy, source, shared[source], fresh)
+        key = source, node.op_type == "ConvTranspose"
+        if key not in dequantized_halves:
+            new_nodes, dequantized_halves[key] = _make_halves(copy, source, shared[source], fresh)
             nodes += new_nodes
-        node.input[0] = dequantized_halves[source][0]
+        node.input[0] = dequantized_halves[key][0]
         low = onnx.NodeProto()
         low.CopyFrom(node)
         low.name = node.name + LOW
-        low.input[0] = dequantized_halves[source][1]
+        low.input[0] = dequantized_halves[key][1]
         del low.input[2:]
         total, parts = node.output[0], [fresh(f"{node.name}_high_product"), fresh(f"{node.name}_low_product")]
         node.output[0], low.output[0] = parts

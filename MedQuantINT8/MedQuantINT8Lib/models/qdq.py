@@ -71,15 +71,19 @@ def as_unsigned(model: Any) -> Any:
     """Return the same INT8 network with activations as UINT8 and zero point 128.
 
     Every integer is the old one plus 128, so the network computes the same numbers. OpenVINO needs it: its low
-    precision passes lose the scale of a *signed* quantized Concat (see Testing/engines/test_engines.py).
+    precision passes lose the scale of a *signed* quantized Concat (see Testing/engines/test_engines.py). Pairs that only transposed
+    convolutions read stay signed: OpenVINO has INT8 kernels for these without a zero point alone.
     """
     onnx = require_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph, fresh = Graph(copy), FreshNames(copy)
     renamed: dict[str, str] = {}
+    signed = _read_by_transposed(graph)
     for node in copy.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or graph.is_constant(node.input[0]):
+            continue
+        if node.output[0] in signed:
             continue
         old = node.input[2]
         if old not in renamed:
@@ -89,6 +93,21 @@ def as_unsigned(model: Any) -> Any:
         node.input[2] = renamed[old]
     del copy.graph.value_info[:]
     return copy
+
+
+def _read_by_transposed(graph: Graph) -> set[str]:
+    """Return the outputs of QuantizeLinear and DequantizeLinear nodes whose values only transposed convolutions multiply."""
+    outputs: set[str] = set()
+    for node in graph.nodes:
+        if node.op_type != "QuantizeLinear":
+            continue
+        dequantized = [reader.output[0] for reader in graph.readers.get(node.output[0], [])]
+        readers = [reader for name in dequantized for reader in graph.readers.get(name, [])]
+        operators = {reader.op_type for reader in readers}
+        # What a high half leaves is its input less the half itself.
+        if "ConvTranspose" in operators and operators <= {"ConvTranspose", "Sub"}:
+            outputs |= {node.output[0], *dequantized}
+    return outputs
 
 
 def network_for(

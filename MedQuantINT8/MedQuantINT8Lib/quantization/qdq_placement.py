@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import DependencyError, PackageError
 from ..models import onnx_graph as graph
-from ..models.layers import weighted_layers
+from ..models.layers import is_dequantized, weighted_layers
 from ..models.tensor_names import FreshNames, free_name, rename_tensors, tensor_names, use_plain_names
 
 Patch = NDArray[np.float32]
@@ -93,9 +93,10 @@ def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, 
     left_out = {layer.name for layer in weighted_layers(with_pairs) if not layer.quantized} - set(reasons)
     if few_channels:
         left_out -= _quantize_convolutions(with_pairs, left_out)
+    _store_transposed_weights(with_pairs)
+    left_out -= _quantize_transposed_inputs(with_pairs, left_out)
     for name in left_out:
         reasons[name] = "ModelOpt leaves it out: too few channels, or no constant weight"
-    _store_transposed_weights(with_pairs)
     _store_tables(with_pairs)
     return with_pairs
 
@@ -217,6 +218,35 @@ def _store_transposed_weights(model: Any) -> None:
         and next((a.i for a in node.attribute if a.name == "group"), 1) == 1
     }
     _store_weights(model, names, axis=1)
+
+
+def _quantize_transposed_inputs(model: Any, names: set[str]) -> set[str]:
+    """Put a Q/DQ pair of its own before each of the named transposed convolutions whose weights are stored as INT8, in place; returns
+    which were done.
+
+    A pair is shared with no other operator: an engine may need another form of it (:func:`..models.qdq.as_unsigned`). The
+    scales are placeholders until calibration sets them.
+    """
+    onnx = graph.require_onnx()
+    network, fresh = graph.Graph(model), FreshNames(model)
+    names_done: set[str] = set()
+    for node in list(model.graph.node):
+        if node.name not in names or node.op_type != "ConvTranspose" or not is_dequantized(network, node.input[1]):
+            continue
+        source = node.input[0]
+        scale, zero, integers, values = (
+            fresh(f"{node.name}_input_{part}") for part in ("scale", "zero", "int8", "values")
+        )
+        for name, array in ((scale, np.float32(1)), (zero, np.int8(0))):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(array), name))
+        position = next(n for n, other in enumerate(model.graph.node) if other.output[0] == node.output[0])
+        pair = (("QuantizeLinear", source, integers), ("DequantizeLinear", integers, values))
+        for offset, (kind, name, output) in enumerate(pair):
+            made = onnx.helper.make_node(kind, [name, scale, zero], [output], name=f"{node.name}_input_{kind}")
+            model.graph.node.insert(position + offset, made)
+        node.input[0] = values
+        names_done.add(node.name)
+    return names_done
 
 
 #: Values from which a table is worth storing in 16 bits.

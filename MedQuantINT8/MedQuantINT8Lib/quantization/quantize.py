@@ -39,7 +39,8 @@ class QuantizationPolicy:
     """The policy of a quantization: which layers stay in high precision.
 
     Attributes:
-        transposed: quantize transposed convolutions too (engines run them in float; default no).
+        transposed: quantize the inputs of transposed convolutions too, which OpenVINO runs in INT8 then (default no: what other
+            engines make of them is not measured).
         attention: quantize products of two activations too: queries with keys, weights with values (OpenVINO runs them in
             float whatever the graph says, so that quantizing them would only add error and passes; default no).
             LayerNormalization, softmax and GELU are always in float: no engine has INT8 for them.
