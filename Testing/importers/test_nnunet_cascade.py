@@ -86,7 +86,7 @@ def test_the_input_of_a_cascade_is_nnunets(name, tmp_path):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours[:1], theirs[:1], atol=2e-3 * theirs[:1].std())
         # A mask that is exactly half there may be rounded to either side.
-        assert np.mean(ours[1:] != theirs[1:]) < 2e-3, volume.name
+        assert np.mean(ours[1:] != theirs[1:]) < 4e-3, volume.name
         assert all(theirs[1 + n].any() for n in range(3))
 
 

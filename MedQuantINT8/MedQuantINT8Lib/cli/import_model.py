@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FORMS = {
     "onnx": "an ONNX file (weights in files beside it are taken along)",
     "bundle": "a MONAI bundle, folder or zip",
-    "nnunet": "a result folder of nnU-Net v2 (plans.json, fold_N), or its zip; a cascade, or several data sets, as a task",
+    "nnunet": "a result folder of nnU-Net v2, or its zip; a cascade as a task",
     "auto3dseg": "model.pt of MONAI Auto3DSeg, or the folder or zip it lies in",
     "torchscript": "a TorchScript file (needs --trust-code)",
     "export": "an archive of torch.export, .pt2 (needs --trust-code)",
