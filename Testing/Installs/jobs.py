@@ -364,7 +364,7 @@ def tensorrt_rtx_cannot_run_here() -> None:
 
 JOBS = (
     nothing_heavy_is_installed, segment, segment_without_openvino, segment_without_an_engine, dicom, dicom_segmentation, quantize, quantize_alone, import_bundle,
-    import_nnunet, export, evaluate, completion, slicer_scene, slicer_tests, cuda_cannot_run_here, tensorrt_cannot_run_here, tensorrt_rtx_cannot_run_here,
+    import_nnunet, export, evaluate, cluster, viewer, completion, slicer_scene, slicer_tests, cuda_cannot_run_here, tensorrt_cannot_run_here, tensorrt_rtx_cannot_run_here,
 )  # fmt: skip
 
 

@@ -255,3 +255,13 @@ def test_every_module_can_be_imported_from_the_wheel(tmp_path):
         assert texts and texts == {
             p.relative_to(site / "MedQuantINT8Lib") for p in (site / "MedQuantINT8Lib").rglob(pattern)
         }
+
+
+def test_every_job_of_every_way_to_install_is_known():
+    """A road that names a job which jobs.py does not know fails only where it is run, after its environment was made."""
+    folder = ROOT / "Testing" / "Installs"
+    jobs = set(re.findall(r"\b\w+\b", (folder / "jobs.py").read_text().partition("\nJOBS = (")[2].partition(")")[0]))
+    roads = (folder / "roads.py").read_text().partition("\nROADS = (")[2].partition("\n)")[0]
+    lists = re.findall(r'Road\("[^"]+", "[^"]*", \(([^)]*)\)', roads)
+    wanted = {name for names in lists for name in re.findall(r'"(\w+)"', names)}
+    assert len(wanted) > 10 and wanted <= jobs

@@ -127,6 +127,8 @@ def test_several_groups_are_one_question_with_the_folder_that_is_written(lacking
 
 
 def test_without_a_network_packages_come_from_a_folder_of_wheels(lacking, monkeypatch, tmp_path):
+    # What is installed after the install is looked at as it is.
+    pytest.importorskip("modelopt", reason="this build of Slicer has no ModelOpt")
     calls = []
     slicer = ModuleType("slicer")
     slicer.util = SimpleNamespace(pip_install=lambda arguments: (calls.append(arguments), lacking.clear()))
