@@ -276,7 +276,8 @@ def evaluate() -> None:
 def cluster() -> None:
     (HERE / "scans").mkdir(exist_ok=True)
     for seed in (1000, 1001):
-        scan(seed, f"scans/{seed}.nii.gz")
+        path = scan(seed, f"{seed}.nii.gz")
+        path.rename(HERE / "scans" / path.name)
     medquant("segment", "demo", HERE / "scans", "--output", HERE / "cohort", "--cluster", "local")
     assert len(list((HERE / "cohort").glob("*.seg.nrrd"))) == 2
 
