@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PackageError
-from .records import described_schema, parse_record, shown
+from .records import file_schema, parse_record, shown
 from .spec import NATIVE, SUPPORTED_SCHEMA_VERSIONS, ModelSpec
 
 #: A patch of more voxels is no description of a network.
@@ -53,18 +53,7 @@ class _Header:
 
 def model_schema() -> dict[str, Any]:
     """Return the JSON Schema of model.json."""
-    schema = described_schema(ModelSpec)
-    digests = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-    return {
-        **schema,
-        "required": ["schema", "schema_version", *schema["required"]],
-        "properties": {
-            "schema": {"const": _SCHEMA},
-            "schema_version": {"enum": list(SUPPORTED_SCHEMA_VERSIONS)},
-            **schema["properties"],
-            "files": {"type": "object", "required": ["model.onnx"], "additionalProperties": digests},
-        },
-    }
+    return file_schema(ModelSpec, _SCHEMA, SUPPORTED_SCHEMA_VERSIONS, {"required": ["model.onnx"]})
 
 
 def _field_error(where: str, problem: str) -> PackageError:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from ..errors import PackageError
 from .colors import color_of
-from .records import AT_LEAST_ONE, NOT_EMPTY, Rule, described_schema, parse_record, shown
+from .records import AT_LEAST_ONE, NOT_EMPTY, Rule, file_schema, parse_record, shown
 from .spec import Channel, Cleaning, Label, Terminology, as_lists
 from .value_types import Byte, FileName, LabelValue, Name, NotNegative
 
@@ -265,15 +265,4 @@ def _merge_problem(spec: TaskSpec) -> str | None:
 
 def task_schema() -> dict[str, Any]:
     """Return the JSON Schema of task.json."""
-    schema = described_schema(TaskSpec)
-    digests = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-    return {
-        **schema,
-        "required": ["schema", "schema_version", *schema["required"]],
-        "properties": {
-            "schema": {"const": _SCHEMA},
-            "schema_version": {"enum": list(SUPPORTED_SCHEMA_VERSIONS)},
-            **schema["properties"],
-            "files": {"type": "object", "additionalProperties": digests},
-        },
-    }
+    return file_schema(TaskSpec, _SCHEMA, SUPPORTED_SCHEMA_VERSIONS, {})
