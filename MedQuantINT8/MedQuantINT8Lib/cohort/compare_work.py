@@ -20,7 +20,7 @@ from .cases import ScanCase, safe_id, with_unique_ids
 from .driver import CohortOptions, CohortResult, run_cohort
 from .journal import DONE, Plan, Record, input_hash, stamps
 from .pool import CasePool, Order
-from .segment_work import checked_model, input_files, options_from, shared_values, still_same
+from .segment_work import checked_model, input_files, shared_arguments, shared_values, still_same
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,7 @@ class CompareSettings:
     @staticmethod
     def from_json(value: dict[str, Any]) -> CompareSettings:
         return CompareSettings(
-            value["model"],
-            value["model_hash"],
-            EngineChoice(**value["choice"]),
-            options_from(value["options"]),
-            ReadOptions(**value["reading"]),
-            value["output"],
+            *shared_arguments(value),
             tuple(value["flags"]),
         )
 

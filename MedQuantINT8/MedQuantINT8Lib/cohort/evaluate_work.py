@@ -31,7 +31,7 @@ from .cases import ScanCase, safe_id, with_unique_ids
 from .driver import CohortOptions, CohortResult, run_cohort
 from .journal import DONE, Plan, Record, input_hash, stamps
 from .pool import CasePool, Order
-from .segment_work import checked_model, input_files, model_hash, options_from, shared_values, still_same
+from .segment_work import checked_model, input_files, model_hash, shared_arguments, shared_values, still_same
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,7 @@ class EvaluateSettings:
     @staticmethod
     def from_json(value: dict[str, Any]) -> EvaluateSettings:
         return EvaluateSettings(
-            value["model"],
-            value["model_hash"],
-            EngineChoice(**value["choice"]),
-            options_from(value["options"]),
-            ReadOptions(**value["reading"]),
-            value["output"],
+            *shared_arguments(value),
             value["data"],
             {int(number): name for number, name in value["values"]},
             tuple(value["labels"]),

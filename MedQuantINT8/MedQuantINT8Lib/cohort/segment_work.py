@@ -61,12 +61,7 @@ class SegmentSettings:
     def from_json(value: dict[str, Any]) -> SegmentSettings:
         structures = value["structures"]
         return SegmentSettings(
-            value["model"],
-            value["model_hash"],
-            EngineChoice(**value["choice"]),
-            options_from(value["options"]),
-            ReadOptions(**value["reading"]),
-            value["output"],
+            *shared_arguments(value),
             value["ending"],
             None if structures is None else tuple(structures),
         )
@@ -75,6 +70,20 @@ class SegmentSettings:
     def plan(self) -> Plan:
         """What a journal has to be of, so that its cases count."""
         return Plan("segment", {**shared_values(self), "type": self.ending, "structures": _listed(self.structures)})
+
+
+def shared_arguments(
+    value: dict[str, Any],
+) -> tuple[str, str, EngineChoice, SegmentationOptions, ReadOptions, str]:
+    """The first six arguments of every kind of settings, from their JSON values: ``model`` to ``output``."""
+    return (
+        value["model"],
+        value["model_hash"],
+        EngineChoice(**value["choice"]),
+        options_from(value["options"]),
+        ReadOptions(**value["reading"]),
+        value["output"],
+    )
 
 
 def shared_values(settings: Any) -> dict[str, Any]:
