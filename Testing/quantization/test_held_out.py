@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.imaging.volume import Volume
@@ -101,6 +102,14 @@ def test_ranges_without_a_scan_are_those_of_the_others():
         assert len(pair) == 2 and all(
             model.array(node.input[1]) == pytest.approx(largest / 127, rel=1e-5) for node in pair
         )
+
+
+def test_constants_that_are_nodes_are_no_tensors_to_rescale():
+    """An exporter may write constants as nodes, which have no inputs."""
+    found, _ = calibrated((10, 20))
+    constant = helper.make_node("Constant", [], ["never_read"], value_float=1.0)
+    found.int8.graph.node.insert(0, constant)
+    assert "x_fold_scale" in {tensor.name for tensor in rescaled(found.int8, {"x": 0.5}).graph.initializer}
 
 
 def test_a_scan_beyond_the_others_ranges_loses_when_it_is_held_out_and_only_then():

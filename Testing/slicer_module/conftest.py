@@ -11,6 +11,17 @@ def answers():
     return panel_user.window.install()
 
 
+@pytest.fixture(autouse=True)
+def _empty_scene(request):
+    """What one test leaves in the application's scene is nothing that the next one sees: every volume of it may be segmented."""
+    yield
+    if request.node.get_closest_marker("slicer"):
+        import slicer
+
+        if getattr(slicer, "mrmlScene", None) is not None:
+            slicer.mrmlScene.Clear(0)
+
+
 @pytest.fixture
 def user(answers, tmp_path, monkeypatch):
     """A person before the module, with an empty scene."""

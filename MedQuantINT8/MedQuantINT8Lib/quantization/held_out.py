@@ -334,9 +334,10 @@ def rescaled(model: Any, ratios: Mapping[str, float]) -> Any:
     # By tensor and scale: a layer that takes its input in two INT8 halves has a scale of its own beside the plain one.
     names: dict[tuple[str, str], str] = {}
     for node in network.nodes:
-        tensor = node.input[0]
-        if node.op_type != "QuantizeLinear" or network.is_constant(tensor) or tensor not in ratios:
+        # A constant node has no input.
+        if node.op_type != "QuantizeLinear" or network.is_constant(node.input[0]) or node.input[0] not in ratios:
             continue
+        tensor = node.input[0]
         scale = network.array(node.input[1])
         if scale is None:
             continue
