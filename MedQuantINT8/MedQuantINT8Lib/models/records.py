@@ -12,7 +12,7 @@ import functools
 import inspect
 import types
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -266,23 +266,3 @@ def _plain_schema(kind: Any) -> dict[str, Any]:
     if kind is int:
         return {"type": "integer", "minimum": 0}
     return {"type": {str: "string", bool: "boolean", float: "number"}[kind]}
-
-
-def file_schema(kind: type, schema: str, versions: Sequence[str], files: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON Schema of a file that holds a record: which schema and version it says it follows, and the SHA-256 of other files.
-
-    Args:
-        files: what else holds of the list of hashes, such as names that are required.
-    """
-    described = described_schema(kind)
-    digests = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-    return {
-        **described,
-        "required": ["schema", "schema_version", *described["required"]],
-        "properties": {
-            "schema": {"const": schema},
-            "schema_version": {"enum": list(versions)},
-            **described["properties"],
-            "files": {"type": "object", **files, "additionalProperties": digests},
-        },
-    }

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PackageError
-from .records import file_schema, parse_record, shown
-from .spec import NATIVE, SUPPORTED_SCHEMA_VERSIONS, ModelSpec
+from .record_files import file_schema, parse_file
+from .spec import MODEL_FORM, NATIVE, ModelSpec
 
 #: A patch of more voxels is no description of a network.
 _MOST_VOXELS = 1 << 31
-_HINT = "Correct the package's model.json."
-_SCHEMA = "medquant-model"
-#: What model.json holds beside the fields of :class:`ModelSpec`.
-_BESIDE = ("schema", "schema_version", "files")
 
 
 def parse_spec(value: Any, where: str = "model.json") -> ModelSpec:
@@ -25,39 +19,18 @@ def parse_spec(value: Any, where: str = "model.json") -> ModelSpec:
     Raises:
         PackageError: names the field, what is wrong with it and what it may be.
     """
-    header = (
-        {key: value[key] for key in ("schema_version", "schema") if key in value}
-        if isinstance(value, Mapping)
-        else value
-    )
-    parsed_header = parse_record(_Header, header, where, _HINT)
-    if parsed_header.schema != _SCHEMA or parsed_header.schema_version not in SUPPORTED_SCHEMA_VERSIONS:
-        raise PackageError(
-            f"{where}: schema version {shown(parsed_header.schema_version)} is not understood by this MedQuantINT8 "
-            f"(it knows {', '.join(SUPPORTED_SCHEMA_VERSIONS)}).",
-            "Update MedQuantINT8, or export the package for this version.",
-        )
-    fields = {key: item for key, item in value.items() if key not in _BESIDE}
-    spec = parse_record(ModelSpec, fields, where, _HINT)
+    spec = parse_file(ModelSpec, MODEL_FORM, value, where)
     _check_consistency(spec, where)
     return spec
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What says that a file is a model.json, and of which form."""
-
-    schema_version: str
-    schema: str
-
-
 def model_schema() -> dict[str, Any]:
     """Return the JSON Schema of model.json."""
-    return file_schema(ModelSpec, _SCHEMA, SUPPORTED_SCHEMA_VERSIONS, {"required": ["model.onnx"]})
+    return file_schema(ModelSpec, MODEL_FORM, {"required": ["model.onnx"]})
 
 
 def _field_error(where: str, problem: str) -> PackageError:
-    return PackageError(f"{where} {problem}.", _HINT)
+    return PackageError(f"{where} {problem}.", MODEL_FORM.hint)
 
 
 def _check_consistency(spec: ModelSpec, where: str) -> None:

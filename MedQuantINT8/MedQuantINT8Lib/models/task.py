@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ..errors import PackageError
 from .colors import color_of
-from .records import AT_LEAST_ONE, NOT_EMPTY, Rule, file_schema, parse_record, shown
-from .spec import Channel, Cleaning, Label, Terminology, as_lists
+from .input_spec import Channel
+from .output_spec import Cleaning, Label, Terminology
+from .record_files import FileForm, file_schema, parse_file, record_json
+from .records import AT_LEAST_ONE, NOT_EMPTY, Rule, shown
 from .value_types import Byte, FileName, LabelValue, Name, NotNegative
 
 TASK_JSON = "task.json"
-SCHEMA_VERSION = "1.0"
-SUPPORTED_SCHEMA_VERSIONS = ("1.0",)
-_SCHEMA = "medquant-task"
-_HINT = "Correct the task's task.json."
-#: What task.json holds beside the fields of :class:`TaskSpec`.
-_BESIDE = ("schema", "schema_version", "files")
+TASK_FORM = FileForm(
+    "medquant-task",
+    ("1.0",),
+    hint="Correct the task's task.json.",
+    update_hint="Update MedQuantINT8, or write the task for this version.",
+)
 _PATH = "[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*"
 
 
@@ -182,15 +184,7 @@ class TaskSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the dictionary that task.json holds (without ``files``)."""
-        return as_lists({"schema": _SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(self)})
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What says that a file is a task.json, and of which form."""
-
-    schema_version: str
-    schema: str
+        return record_json(self, TASK_FORM)
 
 
 def parse_task(value: Any, where: str = TASK_JSON) -> TaskSpec:
@@ -199,18 +193,9 @@ def parse_task(value: Any, where: str = TASK_JSON) -> TaskSpec:
     Raises:
         PackageError: names the field, what is wrong with it and what it may be.
     """
-    is_object = isinstance(value, Mapping)
-    header = {key: value[key] for key in ("schema_version", "schema") if key in value} if is_object else value
-    parsed_header = parse_record(_Header, header, where, _HINT)
-    if parsed_header.schema != _SCHEMA or parsed_header.schema_version not in SUPPORTED_SCHEMA_VERSIONS:
-        raise PackageError(
-            f"{where}: schema version {shown(parsed_header.schema_version)} is not understood by this MedQuantINT8 "
-            f"(it knows {', '.join(SUPPORTED_SCHEMA_VERSIONS)}).",
-            "Update MedQuantINT8, or write the task for this version.",
-        )
-    spec = parse_record(TaskSpec, {key: item for key, item in value.items() if key not in _BESIDE}, where, _HINT)
+    spec = parse_file(TaskSpec, TASK_FORM, value, where)
     if problem := _inconsistency(spec):
-        raise PackageError(f"{where}: {problem}.", _HINT)
+        raise PackageError(f"{where}: {problem}.", TASK_FORM.hint)
     return spec
 
 
@@ -265,4 +250,4 @@ def _merge_problem(spec: TaskSpec) -> str | None:
 
 def task_schema() -> dict[str, Any]:
     """Return the JSON Schema of task.json."""
-    return file_schema(TaskSpec, _SCHEMA, SUPPORTED_SCHEMA_VERSIONS, {})
+    return file_schema(TaskSpec, TASK_FORM, {})
