@@ -85,13 +85,15 @@ def total(
         "homepage": _TOTAL,
         "citation": "Wasserthal et al., TotalSegmentator, Radiology: Artificial Intelligence 2023; Isensee et al., nnU-Net, Nature Methods 2021",
         "url": f"{_TOTAL}/releases/download/{release}-weights/{file}.zip",
+        "resampling": "totalsegmentator",
     }
 
 
 def near(name: str, file: str, title: str, labels: list[str], release: str = "v2.0.0") -> dict[str, Any]:
     """The network of one of TotalSegmentator's tasks that look in a box."""
     address = f"{_TOTAL}/releases/download/{release}-weights/{file}.zip"
-    return {**total(0, name, 0, title, labels, len(labels)), "url": address}
+    # TotalSegmentator leaves resampling to nnU-Net here.
+    return {**total(0, name, 0, title, labels, len(labels)), "url": address, "resampling": "nnunet"}
 
 
 #: What TotalSegmentator's five networks find, in the order of their label values; the values of the whole are numbered in this order, too.

@@ -159,6 +159,7 @@ def models_schema() -> dict[str, object]:
         sha256=digest,
         sha1=digest,
         needs_trust={"type": "boolean"},
+        resampling=_choice("nnunet", "totalsegmentator"),
         spec={"type": "object"},
     )
     # Where nothing can be downloaded, the entry says how it is got by hand; a task is got by the models that it runs.

@@ -146,6 +146,11 @@ def add_running_options(command: argparse.ArgumentParser, *, precision: bool = T
         metavar="A,B",
         help="mirror along these axes of the network's input alone, such as 0,2",
     )
+    command.add_argument(
+        "--resample",
+        choices=["logits", "probabilities", "masks", "labels"],
+        help="what is resampled to the scan's grid, labels by the nearest voxel (default: as the model says)",
+    )
     command.add_argument("--skip-air", action="store_true", help="leave out windows that hold only air")
     command.add_argument(
         "--no-range-check",
@@ -200,6 +205,7 @@ def options_of(args: argparse.Namespace, labels: Sequence[Label] = ()) -> Segmen
         check_share=args.check_share,
         mirroring=args.mirroring if args.mirror_axes is None else args.mirror_axes,
         structures=_structures_of(getattr(args, "structures", None), labels),
+        resample=args.resample,
         roi=getattr(args, "roi", None),
     )
 

@@ -162,6 +162,7 @@ def _flags(args: argparse.Namespace) -> list[str]:
         ("--patch", args.patch),
         ("--overlap", [args.overlap] if args.overlap is not None else None),
         ("--memory", [args.memory] if args.memory else None),
+        ("--resample", [args.resample] if args.resample else None),
         ("--mirror-axes", [",".join(map(str, args.mirror_axes))] if args.mirror_axes else None),
     ):
         flags += [name, *map(str, values)] if values else []

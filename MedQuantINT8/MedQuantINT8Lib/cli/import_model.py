@@ -64,6 +64,11 @@ def add_parser(add: Add) -> None:
         "--configuration", help="nnunet: such as 3d_fullres (default: what the checkpoint was trained for)"
     )
     command.add_argument(
+        "--resampling",
+        choices=["nnunet", "totalsegmentator"],
+        help="nnunet: who resamples scans and labels (default: TotalSegmentator for networks that it publishes, else nnU-Net)",
+    )
+    command.add_argument(
         "--channels", type=whole(1, 1024), default=1, help="torchscript, export, python: input channels (default: 1)"
     )
     command.add_argument("--class", dest="class_name", help="python: name of the class")
@@ -73,10 +78,16 @@ def add_parser(add: Add) -> None:
 
 def run(args: argparse.Namespace, task: Task) -> None:
     """Import the network, or write a draft of its description."""
+    from ..errors import InputError
     from ..importers.archives import as_folder
     from ..models.spec_parser import parse_spec
     from ..outputs import check_output_package
 
+    if args.resampling and (args.spec or args.form != "nnunet"):
+        raise InputError(
+            "--resampling is for nnU-Net's folders, and is part of what --spec describes.",
+            "Leave out --resampling" + (" or --spec." if args.spec else "."),
+        )
     spec = parse_spec(json_file(args.spec), args.spec) if args.spec else None
     source = Path(args.network)
     if args.form == "nnunet":
@@ -116,7 +127,7 @@ def _finish_task(args: argparse.Namespace, imported: ImportedTask, task: Task) -
     from .overwriting import overwriting
 
     target = Path(args.output)
-    understand_task(imported, args.folds)
+    understand_task(imported, args.folds, args.resampling)
     with overwriting(args, [target]), write_imported_task(imported, target, task, dynamic=args.dynamic) as package:
         value, names = package.spec.to_json(), [label.name for label in package.spec.labels]
         networks = list(package.spec.package_paths)
@@ -168,7 +179,9 @@ def _understand(args: argparse.Namespace, source: Path, spec: ModelSpec | None, 
     if args.form == "nnunet":
         from ..importers import nnunet
 
-        return nnunet.understand(source, folds=args.folds, configuration=args.configuration, spec=spec)
+        return nnunet.understand(
+            source, folds=args.folds, configuration=args.configuration, spec=spec, resampling=args.resampling
+        )
     if args.form == "auto3dseg":
         from ..importers import auto3dseg
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.spec import Geometry
+from .corner_zoom import zoomed_size
 from .monai_grid import monai_grid
 from .nnunet_resampling import network_size
 from .volume import Grid
@@ -30,6 +31,8 @@ def network_grid(grid: Grid, geometry: Geometry) -> Grid:
         return monai_grid(grid, new_spacing, by_extent=geometry.anchor == "monai_extent", diagonal=geometry.diagonal)
     if unchanged.all():
         return grid
+    if geometry.anchor == "corners":
+        return _between_centers(grid, np.array(zoomed_size(grid.size, grid.spacing, tuple(new_spacing))))
     # The extent between the outermost centers is kept, or the extent between the outer edges (nnU-Net).
     edges = geometry.anchor == "edges"
     if edges:
@@ -74,8 +77,16 @@ def _resized(grid: Grid, geometry: Geometry) -> Grid:
         )
     new_size = np.maximum(new_size, 1)
     if geometry.anchor == "corners":
-        return _grid_along(grid, new_size, old_spacing * (old_size - 1) / np.maximum(new_size - 1, 1), edges=False)
+        return _between_centers(grid, new_size)
     return _grid_along(grid, new_size, old_spacing * old_size / new_size, edges=True)
+
+
+def _between_centers(grid: Grid, size: NDArray[Any]) -> Grid:
+    """Return the grid of ``size`` voxels whose outermost centers are those of ``grid``."""
+    spacing = np.array(grid.spacing) * (np.array(grid.size) - 1) / np.maximum(size - 1, 1)
+    # A single voxel has no second center: its side stays what it is, as a grid needs one.
+    spacing = np.where(spacing > 0, spacing, np.array(grid.spacing))
+    return _grid_along(grid, size, spacing, edges=False)
 
 
 def _grid_along(grid: Grid, size: NDArray[Any], spacing: NDArray[np.float64], edges: bool) -> Grid:

@@ -24,9 +24,11 @@ FloatArray = NDArray[np.float32]
 #: Resized masks that differ by less are equal: weights are 32-bit numbers.
 _EQUAL = 1e-6
 #: Taps on each side of the four that a cubic spline has: its prefilter has decayed to 1e-9 there.
-_REACH = 16
+REACH = 16
 #: Rows of a banded matrix that are multiplied at once.
 _BLOCK = 64
+#: A block of rows of a banded matrix: rows begin to end, and the columns low to high that count, with their weights.
+Band = tuple[int, int, int, int, FloatArray]
 #: Spacings that differ by less are the same: matrices of oblique scans carry the noise of a multiplication.
 _SAME = 1e-7
 
@@ -200,8 +202,13 @@ def _along(data: FloatArray, axis: int, size: int, order: int) -> FloatArray:
         return data
     if order == 0:
         return np.take(data, _nearest(old, size), axis)
+    return along_bands(data, axis, size, _bands(old, size, order))
+
+
+def along_bands(data: FloatArray, axis: int, size: int, bands: list[Band]) -> FloatArray:
+    """Return ``data`` (K, J, I) multiplied along one axis by the matrix (size, old) that ``bands`` hold."""
     result = np.empty((*data.shape[:axis], size, *data.shape[axis + 1 :]), np.float32)
-    for begin, end, low, high, matrix in _bands(old, size, order):
+    for begin, end, low, high, matrix in bands:
         if axis == 0:
             np.matmul(matrix, data[low:high].reshape(high - low, -1), out=result[begin:end].reshape(end - begin, -1))
         elif axis == 1:
@@ -221,18 +228,22 @@ def _nearest(old: int, size: int) -> NDArray[np.intp]:
 
 
 @lru_cache(maxsize=32)
-def _bands(old: int, size: int, order: int) -> list[tuple[int, int, int, int, FloatArray]]:
-    """Return the matrix (size, old) of one axis in blocks of rows: rows begin to end, and the columns low to high that count."""
+def _bands(old: int, size: int, order: int) -> list[Band]:
+    """Return the matrix (size, old) of one axis in blocks of rows."""
     positions = _positions(old, size)
     if order == 1:
         positions = np.clip(positions, 0, old - 1)
     first = np.floor(positions).astype(int)
-    weights = _linear(positions - first) if order == 1 else _cubic(positions - first)
-    start = first if order == 1 else first - 1 - _REACH
-    taps = np.clip(start[:, None] + np.arange(weights.shape[1]), 0, old - 1)
+    weights = _linear(positions - first) if order == 1 else cubic_weights(positions - first)
+    start = first if order == 1 else first - 1 - REACH
+    return in_bands(np.clip(start[:, None] + np.arange(weights.shape[1]), 0, old - 1), weights)
+
+
+def in_bands(taps: NDArray[np.intp], weights: NDArray[np.float64]) -> list[Band]:
+    """Return a matrix in blocks of rows, from the columns ``taps`` (rows, n) that count in each row and their weights (rows, n)."""
     bands = []
-    for begin in range(0, size, _BLOCK):
-        end = min(begin + _BLOCK, size)
+    for begin in range(0, len(taps), _BLOCK):
+        end = min(begin + _BLOCK, len(taps))
         low, high = int(taps[begin:end].min()), int(taps[begin:end].max()) + 1
         matrix = np.zeros((end - begin, high - low))
         np.add.at(matrix, (np.arange(end - begin)[:, None], taps[begin:end] - low), weights[begin:end])
@@ -244,8 +255,8 @@ def _linear(offset: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([1 - offset, offset], axis=1)
 
 
-def _cubic(offset: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the weights of the voxels from ``_REACH`` + 1 before to ``_REACH`` + 2 behind: the cubic B-spline after its prefilter.
+def cubic_weights(offset: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weights (n, taps) of the voxels from ``REACH`` + 1 before to ``REACH`` + 2 behind: the cubic B-spline after its prefilter.
 
     The prefilter is the inverse of (1, 4, 1) / 6, a sum of powers of its pole (Unser, IEEE Signal Processing Magazine 1999).
     """
@@ -255,7 +266,7 @@ def _cubic(offset: NDArray[np.float64]) -> NDArray[np.float64]:
         / 6
     )
     pole = np.sqrt(3.0) - 2
-    prefilter = pole ** np.abs(np.arange(-_REACH, _REACH + 1))
+    prefilter = pole ** np.abs(np.arange(-REACH, REACH + 1))
     prefilter /= prefilter.sum()
     weights = np.zeros((len(offset), len(prefilter) + 3))
     for tap in range(4):

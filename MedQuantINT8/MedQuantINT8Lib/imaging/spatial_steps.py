@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.spec import Geometry, Padding
+from . import corner_zoom
 from .axis_interpolation import AxisInterpolation
 from .network_grid import sub_grid
 from .nnunet_resampling import NnunetResampler
@@ -120,6 +121,8 @@ class Sampling:
             return self.nnunet.forward(values, self.source, self.target.size)
         if geometry.resize == "torch":
             return self._resized(values)
+        if self._zooms and geometry.interpolation == "bspline":
+            return corner_zoom.cubic(values.astype(np.float32, copy=False), self.target.size)
         if geometry.interpolation == "nnunet":
             return resample_by_slices(values, self.source, self.target, "bspline")
         by_scipy = geometry.interpolation == "bspline" and geometry.anchor in ("monai", "monai_extent")
@@ -175,7 +178,16 @@ class Sampling:
 
     def nearest(self, labels: NDArray[Any], *, back: bool = False) -> NDArray[Any]:
         """Return a label map (K, J, I) on the target, or from there on the source, by the nearest voxel."""
-        return resample(labels, *((self.target, self.source) if back else (self.source, self.target)), "nearest")
+        source, target = (self.target, self.source) if back else (self.source, self.target)
+        if self._zooms:
+            # By whole numbers: where a new voxel lies halfway between two, a last bit of millimeters would choose.
+            return corner_zoom.nearest(labels, target.size)
+        return resample(labels, source, target, "nearest")
+
+    @property
+    def _zooms(self) -> bool:
+        """Whether the outermost centers of both grids are the same."""
+        return self.geometry.anchor == "corners" and self.geometry.spacing is not None
 
     @property
     def _way(self) -> Way:

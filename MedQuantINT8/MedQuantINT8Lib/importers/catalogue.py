@@ -158,7 +158,7 @@ def _understand(item: CatalogueEntry, place: Path, trust_code: bool) -> list[Imp
     if item.form == "bundle":
         return [monai_bundle.understand(place, trust_code=trust_code)]
     if item.form == "nnunet":
-        return nnunet.understand(place)
+        return nnunet.understand(place, resampling=item.resampling)
     return (
         [auto3dseg.understand(place)]
         if item.form == "auto3dseg"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .download import Checksum
+
+if TYPE_CHECKING:
+    from .totalsegmentator import Resampling
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class CatalogueEntry:
         labels: the structures that it segments, the first few where there are many; ``structures`` is their number.
         url: where it can be downloaded, or None: then ``by_hand`` says how to get it.
         needs_trust: whether it holds Python code that has to be run.
+        resampling: for nnU-Net's networks, how a scan reaches the network and labels come back (:func:`.nnunet.understand`).
         spec: its description, for forms that carry none; for "task", what task.json says.
     """
 
@@ -38,6 +42,7 @@ class CatalogueEntry:
     size_bytes: int | None = None
     checksum: Checksum | None = None
     needs_trust: bool = False
+    resampling: Resampling | None = None
     spec: dict[str, Any] | None = field(default=None, repr=False)
 
     @property

@@ -4,13 +4,13 @@ The network is built by nnU-Net's own ``dynamic-network-architectures`` from pla
 Preprocessing follows nnU-Net: voxels as its reader lays them out, crop to non-zero, normalization, cubic resampling by
 outer edges, slice by slice where voxels are anisotropic. 2D configurations run slice by slice, across nnU-Net's first axis.
 Class scores are blended and resampled as the network gives them. The package allows the axes along which the training mirrored, and
-leaves mirroring off: it costs eight times the time.
+leaves mirroring off: it costs eight times the time. For the networks that TotalSegmentator resamples for, see :mod:`.totalsegmentator`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,19 @@ from ..models.spec import Channel, Cleaning, Crop, Geometry, Mirroring, ModelSpe
 from . import nnunet_network
 from .base import ImportedModel
 from .fields import read_described
+from .import_check import OriginalPipeline
 from .nnunet_dataset import Dataset, read_dataset
 from .nnunet_folds import Training, choose
 from .nnunet_original import TrainedFold, nnunet_original
 from .nnunet_plans import Intensity, Plans, configurations, read_network, read_plans
 from .nnunet_postprocessing import find_postprocessing, read_postprocessing
+from .totalsegmentator import (
+    NOTE,
+    Resampling,
+    published_data_set,
+    resampled_as_totalsegmentator,
+    totalsegmentator_original,
+)
 
 
 def understand(
@@ -34,6 +42,7 @@ def understand(
     folds: Sequence[int | str] | None = None,
     configuration: str | None = None,
     spec: ModelSpec | None = None,
+    resampling: Resampling | None = None,
 ) -> list[ImportedModel]:
     """Read a result folder: plans.json, dataset.json and fold_N/checkpoint_final.pth; one result a fold.
 
@@ -41,14 +50,18 @@ def understand(
         folds: the folds to import, by number or "all"; every numbered one if None.
         configuration: such as "3d_fullres"; by default what the checkpoint was trained for, else what the folder's name says.
         spec: the user's own description: what it replaces need not be understood.
+        resampling: how a scan reaches the network and labels come back; by default as nnU-Net does it, or as TotalSegmentator does for
+            the networks that it publishes.
 
     Raises:
         PackageError: a part that is missing, or a plan that is not understood.
-        InputError: a fold that is not there.
+        InputError: a fold that is not there, or a network that TotalSegmentator cannot resample for.
     """
     if spec is not None:
         try:
-            return understand(folder, folds=folds, configuration=configuration)
+            zooms = spec.geometry.anchor == "corners"
+            resampling = "totalsegmentator" if zooms else resampling
+            return understand(folder, folds=folds, configuration=configuration, resampling=resampling)
         except PackageError as error:
             return _understand_networks(folder, folds, configuration, spec, error)
     folder = _find_result_folder(folder, configuration)
@@ -73,6 +86,7 @@ def understand(
         )
         mirroring = Mirroring(_mirror_axes(training, plans))
         fold_spec = replace(spec, name=f"{spec.name}-fold{training.fold}", mirroring=mirroring, cleaning=cleaning)
+        fold_notes = [*notes, *training.notes()]
         fold = TrainedFold(
             plans_json,
             dataset_json,
@@ -85,7 +99,13 @@ def understand(
             postprocessing,
             plans.previous is not None,
         )
-        models.append(ImportedModel(fold_spec, network, [*notes, *training.notes()], partial(nnunet_original, fold)))
+        original: Callable[[], OriginalPipeline] = partial(nnunet_original, fold)
+        data_set = published_data_set(folder, plans.name)
+        if resampling == "totalsegmentator" or (resampling is None and data_set is not None):
+            fold_spec = resampled_as_totalsegmentator(fold_spec, data_set or plans.name)
+            original = partial(totalsegmentator_original, fold, fold_spec)
+            fold_notes.append(NOTE)
+        models.append(ImportedModel(fold_spec, network, fold_notes, original))
     return models
 
 

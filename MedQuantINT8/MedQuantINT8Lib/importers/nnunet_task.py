@@ -17,6 +17,7 @@ from . import nnunet
 from .base import ImportedModel, write
 from .fields import read_described
 from .nnunet_plans import configurations, previous_stage
+from .totalsegmentator import Resampling
 
 
 @dataclass
@@ -135,11 +136,15 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-") or "nnunet"
 
 
-def understand_task(imported: ImportedTask, folds: Sequence[int | str] | None = None) -> ImportedTask:
-    """Read the networks of a task that :func:`find_task` found; errors as :func:`.nnunet.understand`."""
+def understand_task(
+    imported: ImportedTask, folds: Sequence[int | str] | None = None, resampling: Resampling | None = None
+) -> ImportedTask:
+    """Read the networks of a task that :func:`find_task` found; arguments and errors as :func:`.nnunet.understand`."""
     for part in imported.parts:
         for stage in part.stages:
-            stage.models = nnunet.understand(stage.folder, folds=folds, configuration=stage.configuration)
+            stage.models = nnunet.understand(
+                stage.folder, folds=folds, configuration=stage.configuration, resampling=resampling
+            )
         if part.previous is not None:
             for model in part.previous.models:
                 if model.spec.cleaning:

@@ -40,6 +40,7 @@ from .segmenter import (
     patch_for,
     plan_for,
     segment_volume,
+    spec_in_force,
     window_of,
 )
 from .task_model import LoadedModel, description_of, labels_of
@@ -209,7 +210,7 @@ def _segment(
 ) -> SegmentationRun:
     choice, task = setting.choice, setting.task
     engine_backend = choose_backend(choice.name, choice.precision, choice.device)
-    spec = ensemble.first.spec
+    spec = spec_in_force(ensemble.first.spec, options)
     for member in ensemble.packages:
         _check_network(member, choice)
     options = _with_batch(options, ensemble.first, engine_backend, choice)

@@ -111,8 +111,19 @@ class ScorePath:
     streamed: Streamed | None = None
 
     @classmethod
-    def of(cls, spec: ModelSpec, network_input: NetworkInput, memory: BlendingMemory, plan: WindowPlan) -> ScorePath:
-        """The way that a model asks for, or labels instead of scores where scores would not fit into the memory."""
+    def of(
+        cls,
+        spec: ModelSpec,
+        network_input: NetworkInput,
+        memory: BlendingMemory,
+        plan: WindowPlan,
+        asked: str = "the model",
+    ) -> ScorePath:
+        """The way that a model asks for, or labels instead of scores where scores would not fit into the memory.
+
+        Args:
+            asked: who asks for the way, for its note.
+        """
         output = spec.output
         by_window = output.activation == "sigmoid" and output.resample is None and not output.activated
         size = spec.output_channels * int(np.prod(network_input.data.shape[1:])) * 4
@@ -131,7 +142,7 @@ class ScorePath:
             resample_scores,
             activates,
             resample_scores or output.regions or activates,
-            _how_resampled(resample_scores, wanted, spec, size) if network_input.resampled else "",
+            _how_resampled(resample_scores, wanted, spec, size, asked) if network_input.resampled else "",
             streamed,
         )
 
@@ -257,15 +268,16 @@ class ScoreReduction:
         return network_input.restore_regions(scores, regions)
 
 
-def _how_resampled(by_scores: bool, wanted: bool, spec: ModelSpec, size: int) -> str:
+def _how_resampled(by_scores: bool, wanted: bool, spec: ModelSpec, size: int, asked: str) -> str:
+    asked = f"as {asked} {'ask' if asked == 'you' else 'asks'}"
     if by_scores and spec.output.resample == "masks":
-        return "regions' masks were resampled to the scan's grid, as the model asks"
+        return f"regions' masks were resampled to the scan's grid, {asked}"
     if by_scores:
         return "class scores were resampled to the scan's grid before the largest was chosen"
     if wanted:
         return f"labels, not class scores, were resampled to the scan's grid: the scores would take {size / _GB:.1f} GB"
     way = "masks by linear interpolation" if spec.output.resample == "masks" else "nearest neighbor"
-    return f"labels were resampled to the scan's grid, as the model asks: {way}"
+    return f"labels were resampled to the scan's grid, {asked}: {way}"
 
 
 def _label_values(spec: ModelSpec, dtype: Any) -> NDArray[Any]:

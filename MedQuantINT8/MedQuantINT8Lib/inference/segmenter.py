@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.region_of_interest import Region
 from ..imaging.regions import logit_cut, probability_cut
 from ..imaging.volume import Volume
+from ..models.output_spec import Resampled
 from ..models.spec import ModelSpec, Window
 from ..progress import Task
 from ..system import available_memory
@@ -46,6 +47,8 @@ class SegmentationOptions:
         structures: names of the structures that are wanted, the others being background; None for all. A task runs only the parts that
             have them.
         roi: the box that is segmented, everything outside being background: (least, largest) R, A, S in millimeters; None for all.
+        resample: what is brought to the scan's grid, in place of what the model says (:class:`..models.spec.Output`): "logits",
+            "probabilities", "masks" or "labels"; None does as the model says.
         check_share: the share of an INT8 run's windows that are run in FP32 as well (:mod:`.second_look`); None leaves it to the
             program: one of fifty, at most eight, and none beside a GPU.
     """
@@ -61,13 +64,19 @@ class SegmentationOptions:
     structures: tuple[str, ...] | None = None
     roi: Region | None = None
     check_share: float | None = None
+    resample: Resampled | None = None
 
     def check(self) -> None:
         """Refuse choices that go with no run.
 
         Raises:
-            InputError: a share that is none, or one where nothing is to be looked at.
+            InputError: a share that is none, one where nothing is to be looked at, or something that cannot be resampled.
         """
+        if self.resample not in (None, *get_args(Resampled)):
+            raise InputError(
+                f"{self.resample!r} is nothing that can be resampled.",
+                f"Give one of {', '.join(get_args(Resampled))}.",
+            )
         if self.check_share is None:
             return
         if not 0 <= self.check_share <= 1:
@@ -111,6 +120,22 @@ class SegmentationResult:
     def patches(self) -> int:
         """How many patches the network was given: each window that was not skipped, in all its mirrored forms."""
         return (self.windows - self.skipped_windows) << len(self.mirror_axes)
+
+
+def spec_in_force(spec: ModelSpec, options: SegmentationOptions) -> ModelSpec:
+    """Return the model's description with what the user wants to be resampled.
+
+    Raises:
+        InputError: the model cleans label maps in network space, and scores were asked for.
+    """
+    if options.resample is None or options.resample == spec.output.resample:
+        return spec
+    if options.resample not in ("masks", "labels") and any(step.where == "network" for step in spec.cleaning):
+        raise InputError(
+            f"{spec.name} cleans its label map before that is resampled, so its {options.resample} cannot be resampled.",
+            "Resample labels or masks, or leave it as the model says.",
+        )
+    return replace(spec, output=replace(spec.output, resample=options.resample))
 
 
 def window_of(spec: ModelSpec, options: SegmentationOptions) -> tuple[tuple[int, int, int], float]:
@@ -169,13 +194,14 @@ def segment(
         InputError: mirroring that the model does not allow.
     """
     task = task or Task()
+    spec = spec_in_force(spec, options)
     axes = mirror_axes_of(spec, options.mirroring)
     window = window_in_force(spec, options)
     plan = plan_for(network_input, spec, options)
     free = available_memory()
     budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, free // 2)
     memory = BlendingMemory.within(budget, free, plan, spec.output_channels)
-    path = ScorePath.of(spec, network_input, memory, plan)
+    path = ScorePath.of(spec, network_input, memory, plan, asked="you" if options.resample else "the model")
     reduction = ScoreReduction(spec, plan.volume_shape, path, margins=options.margins)
     notes = [note for note in (memory.note, path.note) if note]
     batch, result = max(1, options.batch), None

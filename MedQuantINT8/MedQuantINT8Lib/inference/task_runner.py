@@ -32,7 +32,7 @@ from .memory_estimate import MemoryEstimate, estimate, fitted
 from .postprocessing import cleaned
 from .region_run import box_notes
 from .segmentation_run import SegmentationRun, latency_of
-from .segmenter import SegmentationOptions, SegmentationResult
+from .segmenter import SegmentationOptions, SegmentationResult, spec_in_force
 from .shared_preprocessing import SharedPreprocessing, preprocessing_key
 from .task_engine import merged_engine
 from .task_model import TaskModel
@@ -126,6 +126,8 @@ class _TaskRun:
                 f"No network of {self._model.spec.name} allows mirroring: none was trained for it.",
                 "Segment without mirroring.",
             )
+        for spec in specs.values():
+            spec_in_force(spec, self._options)
         bounded = {item.part.name for item in self._plan.parts if item.within is not None}
         for source in sources:
             if source.name not in bounded:

@@ -176,8 +176,8 @@ class Geometry:
         more than three times as long along one axis as along the others; class scores follow the same rule on their way back.
     spline, score_spline, label_spline: for "nnunet", the splines of scans (cubic if None), of class scores (linear if None) and of label
         maps among the channels (linear if None: a voxel gets the largest of the values whose mask is at least half there).
-    anchor: whether resampling keeps the center of the first voxel ("centers") or the outer edges ("edges",
-        nnU-Net, TotalSegmentator). "monai" is what MONAI's Spacing does: the center of the first voxel, or, where the scan's axes are
+    anchor: whether resampling keeps the center of the first voxel ("centers"), the outer edges ("edges", nnU-Net), or the centers of the
+        outermost voxels ("corners", SciPy's zoom and TotalSegmentator: as many voxels as the spacing asks for, rounded). "monai" is what MONAI's Spacing does: the center of the first voxel, or, where the scan's axes are
         not exactly at right angles, the middle of the volume; "monai_extent" is the same with its scale_extent. With ``size`` or
         ``longest`` it is the edges, or, with "corners", the centers of the outermost voxels.
     tolerance_mm: stands for ``tolerance``, in millimeters (MONAI: 0.001); or None.
