@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import nnunet_folders
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import InputError, PackageError
-from MedQuantINT8Lib.imaging.nnunet_resampling import resize_labels
+from MedQuantINT8Lib.imaging.nnunet_resampling import NnunetResampler, resize_labels, slice_axis
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume import Volume, to_sitk
 from MedQuantINT8Lib.importers import base, nnunet
@@ -75,8 +75,53 @@ CASES = {
 }
 
 
+def exactly_along(values, axis, size):
+    """Whole numbers resized linearly along an axis between the same outer edges, times 2 * size: nothing is rounded."""
+    old, parts = values.shape[axis], 2 * size
+    places = np.clip(old * (2 * np.arange(size) + 1) - size, 0, (old - 1) * parts)
+    low = places // parts
+    weight = np.expand_dims(places - low * parts, [n for n in range(values.ndim) if n != axis])
+    high = np.minimum(low + 1, old - 1)
+    return np.take(values, low, axis) * (parts - weight) + np.take(values, high, axis) * weight
+
+
+def ties(labels, size, how, across):
+    """Where a resized label map (K, J, I) has masks that are equal, or a mask of exactly one half, in whole numbers.
+
+    The last bit of a floating point number decides there, and ours and nnU-Net's are not multiplied in the same order.
+    """
+    shape = size[::-1]
+    z = None if across is None else 2 - across
+    scores = []
+    for value in np.unique(labels):
+        score = (labels == value).astype(np.int64)
+        for axis in (n for n in range(3) if n != z):
+            score = exactly_along(score, axis, shape[axis])
+        scores.append(score)
+    best = np.max(scores, axis=0)
+    tied = np.sum(np.stack(scores) == best, axis=0) > 1
+    if how.order == 0:
+        # The nearest voxel is taken, and no masks are compared.
+        tied[...] = False
+    if z is None:
+        return tied
+    touched = exactly_along(tied.astype(np.int64), z, shape[z]) > 0
+    winner = np.argmax(scores, axis=0)
+    halves = [exactly_along((winner == n).astype(np.int64), z, shape[z]) == shape[z] for n in range(len(scores))]
+    return touched | (np.any(halves, axis=0) & (how.order_z == 1))
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_the_input_of_a_cascade_is_nnunets(name, tmp_path):
+def test_the_input_of_a_cascade_is_nnunets(name, tmp_path, monkeypatch):
+    resized = []
+
+    def noting(resampler, labels, source, size):
+        across = slice_axis(source.spacing, resampler.spacing, resampler.labels)
+        resized.append(ties(labels, size, resampler.labels, across))
+        return forward_labels(resampler, labels, source, size)
+
+    forward_labels = NnunetResampler.forward_labels
+    monkeypatch.setattr(NnunetResampler, "forward_labels", noting)
     model = nnunet.understand(cascade_folders(tmp_path, **CASES[name])[CASCADE])[0]
     spec = parse_spec(model.spec.to_json())
     assert spec.channels[-1].one_hot == (1, 2, 3) and spec.input_channels == 4 and spec.scans == 1
@@ -85,8 +130,11 @@ def test_the_input_of_a_cascade_is_nnunets(name, tmp_path):
         ours, theirs = preprocess(volume, spec).data, original.prepare(volume)
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours[:1], theirs[:1], atol=2e-3 * theirs[:1].std())
-        # A mask that is exactly half there may be rounded to either side.
-        assert np.mean(ours[1:] != theirs[1:]) < 4e-3, volume.name
+        # Nothing differs but what equal masks leave to the last bit, as 13 of 6300 values of the oblique scan.
+        tied = resized.pop()
+        differs = ours[1:] != theirs[1:]
+        assert not np.any(differs & ~tied), volume.name
+        assert np.mean(tied) < 0.2, volume.name
         assert all(theirs[1 + n].any() for n in range(3))
 
 
