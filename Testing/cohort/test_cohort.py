@@ -84,6 +84,15 @@ def test_the_next_run_repeats_what_failed_changed_or_is_damaged(medquant, model,
     assert code == 0 and "(5 before)" in said
 
 
+def test_a_wrong_order_and_one_output_for_many_scans_are_refused(medquant, model, tmp_path):
+    write_scans(tmp_path / "scans", 2)
+    code, _, said = medquant("segment", tmp_path / "scans", model, "-o", tmp_path / "out")
+    assert code == 2 and f"{model} is: the model comes first" in said
+    code, _, said = medquant("segment", model, tmp_path / "scans", "-o", tmp_path / "out.nii.gz")
+    assert code == 2 and "--output FOLDER for all that are in it" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scans"]
+
+
 def test_other_options_and_foreign_files_are_refused_before_any_work(medquant, model, tmp_path):
     write_scans(tmp_path / "scans", 2)
     out = tmp_path / "out"

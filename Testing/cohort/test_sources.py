@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -131,3 +133,34 @@ def test_the_output_folder_and_segmentations_are_not_searched(tmp_path):
     write_scan(tmp_path / "a.nii.gz")
     touch(tmp_path / "out/a.nii.gz", tmp_path / "b.seg.nrrd", tmp_path / ".hidden.nii.gz", tmp_path / ".x/c.nii.gz")
     assert ids(tmp_path, leave_out=(str(tmp_path / "out"),)) == ["a"]
+
+
+def test_label_maps_that_an_earlier_run_wrote_are_no_scans(tmp_path):
+    touch(
+        tmp_path / "1/ct.nii.gz",
+        tmp_path / "old/1/ct.nii.gz",
+        tmp_path / "old/again/2.nii.gz",
+        tmp_path / "old/3.nii.gz",
+    )
+    lines = {"cohort.jsonl": "1/ct.nii.gz", "cohort-1.jsonl": "again/2.nii.gz", "other.jsonl": "3.nii.gz"}
+    for name, output in lines.items():
+        (tmp_path / "old" / name).write_text('{"event": "run"}\n' + json.dumps({"output": output}) + '\n{"cut o')
+    found = find_cases([str(tmp_path)], None, SourceOptions())
+    assert [case.id for case in found.cases] == ["1/ct", "old/3"]
+    assert {item.reason for item in found.skipped} == {"it is the output of an earlier run"}
+    # Nor are segmentations, by a pattern or in a BIDS folder.
+    touch(
+        tmp_path / "1/ct.seg.nrrd", *(tmp_path / f"bids/sub-1/anat/sub-1_T1w{end}" for end in (".nii.gz", ".seg.nrrd"))
+    )
+    assert ids(tmp_path / "1/*") == ["ct"]
+    found = find_cases([str(tmp_path / "bids")], None, SourceOptions())
+    assert [case.channels[0].endswith(".nii.gz") for case in found.cases] == [True]
+    assert [item.reason for item in found.skipped] == ["it is a segmentation"]
+
+
+def test_a_list_that_cannot_be_read_is_refused_in_words(tmp_path):
+    with pytest.raises(InputError, match="There is no list at"):
+        read_list(tmp_path / "none.csv", 1)
+    (tmp_path / "bad.csv").write_bytes(b"id,image\n\xff,a.nii\n")
+    with pytest.raises(InputError, match="it is not in UTF-8"):
+        read_list(tmp_path / "bad.csv", 1)

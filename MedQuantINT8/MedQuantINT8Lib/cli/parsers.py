@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         prepare_streams()
-        warn(f"{message}. See: {self.prog} --help")
+        warn(f"{message.rstrip('.')}. See: {self.prog} --help")
         sys.exit(2)
 
 

@@ -125,6 +125,17 @@ def _one_series(folder: Path) -> bool:
     return search.count <= 1
 
 
+def _no_series(folder: Path) -> bool:
+    """Whether a folder holds scan files or folders, and no file of a DICOM series."""
+    from ..cohort.dicom_sources import DicomSearch
+    from ..imaging.volume_files import EXTENSIONS
+
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    search = DicomSearch(folder)
+    search.look(files, lambda: None)
+    return search.count == 0 and any(path.is_dir() or path.name.lower().endswith(EXTENSIONS) for path in files)
+
+
 def check_single(args: argparse.Namespace) -> None:
     """Refuse what has no meaning for a single scan.
 
@@ -138,6 +149,12 @@ def check_single(args: argparse.Namespace) -> None:
         raise InputError(
             f"--{given[0].replace('_', '-')} is for many scans, but one was given.",
             "Leave it out, or give a folder of scans.",
+        )
+    folder = Path(args.scans[0])
+    if folder.is_dir() and not args.series and _no_series(folder):
+        raise InputError(
+            f"{folder} holds scans, or folders, but is no DICOM series, and {args.output[0]} is for one scan.",
+            "Give one scan, or --output FOLDER for all that are in it.",
         )
 
 

@@ -43,7 +43,9 @@ def bids_cases(folder: Path, channels: int, suffixes: Sequence[str]) -> tuple[li
         if not path.is_file() or not name.endswith(EXTENSIONS) or name.startswith("."):
             continue
         match = _NAME.fullmatch(scan_name(path))
-        if path.parent.name in _SERIES_FOLDERS:
+        if name.endswith(".seg.nrrd"):
+            skipped.append(Skipped(str(path), "it is a segmentation"))
+        elif path.parent.name in _SERIES_FOLDERS:
             skipped.append(Skipped(str(path), f"{path.parent.name} is no anatomical scan"))
         elif match is None:
             skipped.append(Skipped(str(path), "its name is none of BIDS"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ from ..errors import InputError, StorageError
 from ..files import sha256_file, storage_errors
 
 JOURNAL, LOCK = "cohort.jsonl", ".cohort.lock"
+#: The journal, and those that were set aside when a run began anew.
+_JOURNALS = re.compile(r"cohort(-\d+)?\.jsonl")
 #: The form of the lines; another one is refused.
 FORMAT = 1
 #: What a case ends as. A failed case is repeated by the next run.
@@ -54,6 +57,9 @@ class Plan:
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
+    if re.fullmatch(r"[0-9a-f]{64}", text):
+        # A hash says that something is another one, and no more.
+        return f"{text[:8]}..."
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -183,6 +189,23 @@ class Journal:
                     raise
         self._lines += self._waiting
         self._waiting = []
+
+
+def outputs_told_of(folder: Path, names: Sequence[str]) -> set[str]:
+    """Return the real paths of the outputs that the journals in a folder tell of, those that were set aside among them.
+
+    Args:
+        names: of the files in the folder.
+    """
+    paths = set()
+    for name in names:
+        if not _JOURNALS.fullmatch(name):
+            continue
+        with suppress(OSError):
+            for line in (folder / name).read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, KeyError, TypeError):
+                    paths.add(os.path.realpath(folder / json.loads(line)["output"]))
+    return paths
 
 
 def start_over(folder: str | os.PathLike[str]) -> None:

@@ -19,6 +19,7 @@ from ..imaging.volume_files import EXTENSIONS, scan_name, scan_paths
 from .bids import bids_cases, is_bids
 from .cases import ScanCase, Skipped, safe_id, with_unique_ids
 from .dicom_sources import DicomSearch
+from .journal import outputs_told_of
 
 #: Folders that hold label maps beside scans, by the public data sets: nnU-Net and the Decathlon, TotalSegmentator, BTCV.
 _LABEL_FOLDERS = re.compile(r"(labels?(tr|ts|val)?|segmentations?)", re.IGNORECASE)
@@ -113,6 +114,8 @@ def _from_pattern(pattern: str, options: SourceOptions) -> tuple[list[ScanCase],
             new, left = _Search(path, options, root).run()
             cases += new
             skipped += left
+        elif path.name.lower().endswith(".seg.nrrd"):
+            skipped.append(Skipped(str(path), "it is a segmentation"))
         elif path.name.lower().endswith(EXTENSIONS):
             cases.append(ScanCase(safe_id(*path.relative_to(root).parts[:-1], scan_name(path)), (str(path),)))
         else:
@@ -126,6 +129,8 @@ class _Search:
     def __init__(self, folder: Path, options: SourceOptions, root: Path | None = None) -> None:
         self._folder, self._options, self._root = folder, options, root or folder
         self._leave_out = {os.path.realpath(path) for path in options.leave_out}
+        #: Label maps that earlier runs wrote here, by the journals that lie among the scans.
+        self._outputs: set[str] = set()
         self._cases: list[ScanCase] = []
         self._skipped: list[Skipped] = []
 
@@ -134,12 +139,15 @@ class _Search:
         for place, folders, files in os.walk(self._folder, onerror=self._unreadable, followlinks=False):
             self._options.check()
             folders[:] = sorted(name for name in folders if self._enters(Path(place), name))
+            self._outputs |= outputs_told_of(Path(place), files)
             scans, others = [], []
             for name in sorted(files):
                 if name.startswith("."):
                     continue
                 if name.lower().endswith(".seg.nrrd"):
                     self._skipped.append(Skipped(os.path.join(place, name), "it is a segmentation"))  # noqa: PTH118
+                elif self._outputs and os.path.realpath(Path(place, name)) in self._outputs:
+                    self._skipped.append(Skipped(str(Path(place, name)), "it is the output of an earlier run"))
                 elif name.lower().endswith(EXTENSIONS):
                     scans.append(Path(place, name))
                 else:
@@ -215,8 +223,11 @@ def read_list(path: str | os.PathLike[str], channels: int) -> list[ScanCase]:
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"There is no list at {file}.", "Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The list {file} cannot be read: {error}.", "Give a CSV file in UTF-8.") from error
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not in UTF-8"
+        raise InputError(f"The list {file} cannot be read: {reason}.", "Give a CSV file in UTF-8.") from error
     lines = text.splitlines()
     delimiter = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]

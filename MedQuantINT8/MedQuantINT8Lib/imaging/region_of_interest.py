@@ -39,7 +39,7 @@ def region_ras(limits: Sequence[float], system: System) -> Region:
         if not low < high:
             raise InputError(
                 f"The region of interest goes from {name} = {low:g} to {high:g} mm: nothing is in it.",
-                "Give the smaller number first.",
+                "Give the smaller number first, and a size above 0.",
             )
     return (x0, x1, y0, y1, z0, z1) if system == "RAS" else (-x1, -x0, -y1, -y0, z0, z1)
 

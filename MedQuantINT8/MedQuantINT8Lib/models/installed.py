@@ -123,6 +123,11 @@ def both_meant(model: str) -> str:
     return ""
 
 
+def names_model(text: str) -> bool:
+    """Return whether a text names an installed model, or a package or task on the disk."""
+    return text in installed_models() or _is_package(text)
+
+
 def _is_package(path: str) -> bool:
     try:
         return (Path(path) / MODEL_JSON).is_file() or is_task(path) or zipfile.is_zipfile(path)
