@@ -124,8 +124,10 @@ def _run_pool(args: argparse.Namespace, package: ModelPackage, model: str, task:
         tuple(_flags(args)),
     )
     resuming = CohortOptions(force=args.force)
-    report, result = compare_cohort(package, args.scans, args.labels or [], settings, pool_of(args), task, resuming)
-    write_report(report, Path(args.report), ())
+    report, result, viewed = compare_cohort(
+        package, args.scans, args.labels or [], settings, pool_of(args), task, resuming
+    )
+    write_report(report, Path(args.report), viewed)
     warnings = dict.fromkeys(text for record in result.records for text in record.get("warnings", []))
     print_result(
         args,

@@ -145,8 +145,8 @@ def _run_pool(args: argparse.Namespace, model: str, data: DataSet, cases: Sequen
         )  # fmt: skip
 
     resuming = CohortOptions(force=args.force)
-    value, result = evaluate_cohort(model, data, cases, settings, pool_of(args), task, resuming)
-    write_results(value, Path(args.output), [])
+    value, result, viewed = evaluate_cohort(model, data, cases, settings, pool_of(args), task, resuming)
+    write_results(value, Path(args.output), viewed)
     warnings = dict.fromkeys(text for record in result.records for text in record.get("warnings", []))
     print_result(
         args,

@@ -10,6 +10,8 @@ from typing import Any
 from ..errors import InputError
 from ..evaluation.comparison import ScanComparison, check_reference, compare_scan, comparison_json, distinct_names
 from ..evaluation.own_process import run_command, segment_commands
+from ..evaluation.reports.viewer import ViewerScan
+from ..evaluation.viewing import viewer_pair
 from ..imaging.volume_files import ReadOptions, ScanReader, scan_paths
 from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
@@ -21,6 +23,7 @@ from .driver import CohortOptions, CohortResult, run_cohort
 from .journal import DONE, Plan, Record, input_hash, stamps
 from .pool import CasePool, Order
 from .segment_work import checked_model, input_files, shared_arguments, shared_values, still_same
+from .viewed import CASE_BYTES, ViewedCases, ViewedWriter
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class CompareWork:
         # Loaded to know its labels, and that it is the one that the run began with; engines lie in the processes.
         with checked_model(settings.model, settings.model_hash, None) as model:
             self._labels = labels_of(model)
+        self._viewed = ViewedWriter(settings.output)
 
     def read(self, case: dict[str, Any], task: Task) -> tuple[dict[str, Any], Record]:
         """Look whether the reference fits the scan."""
@@ -88,7 +92,15 @@ class CompareWork:
         scan = ",".join(case["channels"])
         compared = compare_scan(case["id"], scan, case["labels"] or None, self._labels, run_scan, reader, task.check)
         notes = [note for note in reader.notes if note not in record["warnings"]]
-        return {**record, "warnings": [*record["warnings"], *notes], "comparison": asdict(compared.scan)}
+        maps, mean = compared.label_maps, compared.scan.agreements[0]["mean_dice"]
+        viewed = self._viewed.offer(
+            case["id"],
+            0.0 if mean is None else 1.0 - mean,
+            lambda: viewer_pair(compared.volume, maps["fp32"], maps["int8"], self._labels, CASE_BYTES),
+        )
+        notes += filter(None, [viewed.pop("viewer_warning", "")])
+        comparison = asdict(compared.scan)
+        return {**record, **viewed, "warnings": [*record["warnings"], *notes], "comparison": comparison}
 
     def finish(self, result: Record, task: Task) -> Record:
         """What the journal says of the scan."""
@@ -106,14 +118,14 @@ def compare_cohort(
     pool: CasePool,
     task: Task,
     resuming: CohortOptions = CohortOptions(),
-) -> tuple[dict[str, Any], CohortResult]:
+) -> tuple[dict[str, Any], CohortResult, list[ViewerScan]]:
     """Compare scans over the workers of a pool, with a journal in the folder of the report.
 
     Args:
         scans, references: as :func:`..evaluation.comparison.compare_scans` takes them.
 
     Returns:
-        The report of the scans that could be compared; and how each scan ended.
+        The report of the scans that could be compared; how each scan ended; and what the page's viewer shows of the worst.
 
     Raises:
         InputError: no scan could be compared.
@@ -131,7 +143,8 @@ def compare_cohort(
     )
     # The reader of one scan takes its first channel for the picture, as without workers.
     order = Order("compare", asdict(settings))
-    result = run_cohort(Path(settings.output), settings.plan, order, cases, pool, task, options=resuming)
+    worst = ViewedCases(settings.output)
+    result = run_cohort(Path(settings.output), settings.plan, order, cases, pool, task, worst.take, resuming)
     compared = []
     for name, record in zip(names, result.records, strict=True):
         if record["state"] == DONE:
@@ -139,7 +152,8 @@ def compare_cohort(
     if not compared:
         first = result.failed[0]
         raise InputError(f"No scan could be compared. {first['id']}: {first['error']}", "See cohort.jsonl.")
-    return comparison_json(package, compared), result
+    viewed = worst.scans({case.id: name for case, name in zip(cases, names, strict=True)})
+    return comparison_json(package, compared), result, viewed
 
 
 def _named(comparison: ScanComparison, case: str, name: str) -> ScanComparison:

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..evaluation.dataset_evaluation import (
     CaseScores,
     LabeledScan,
+    dice_lost,
     evaluation_json,
     read_labeled,
     run_case,
@@ -20,6 +21,8 @@ from ..evaluation.dataset_evaluation import (
     shared_labels,
 )
 from ..evaluation.datasets import Case, DataSet
+from ..evaluation.reports.viewer import ViewerScan
+from ..evaluation.viewing import viewer_case
 from ..imaging.volume_files import ReadOptions, ScanReader
 from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import KeepingPool
@@ -32,6 +35,7 @@ from .driver import CohortOptions, CohortResult, run_cohort
 from .journal import DONE, Plan, Record, input_hash, stamps
 from .pool import CasePool, Order
 from .segment_work import checked_model, input_files, model_hash, shared_arguments, shared_values, still_same
+from .viewed import ViewedCases, ViewedWriter
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class EvaluateWork:
         self._model = checked_model(settings.model, settings.model_hash, None)
         self._labels = [label for label in labels_of(self._model) if label.name in settings.labels]
         self._pool = KeepingPool()
+        self._viewed = ViewedWriter(settings.output)
 
     def read(self, case: dict[str, Any], task: Task) -> tuple[dict[str, Any], Record, LabeledScan]:
         """Read the scan and its labels."""
@@ -117,8 +122,17 @@ class EvaluateWork:
         record, scan, runs = result
         began = time.perf_counter()
         scored = score_case(scan, runs, self._labels, self._settings.tolerance)
+        maps = {**{p.upper(): run.result.labels for p, run in runs.items()}, "labels": scan.truth}
+        viewed = self._viewed.offer(
+            scan.case,
+            dice_lost(scored.rows, scan.case),
+            lambda: viewer_case(scan.volume, maps, labels_of(self._model)),
+        )
+        if "viewer_warning" in viewed:
+            record = {**record, "warnings": [*record["warnings"], viewed.pop("viewer_warning")]}
         return {
             **record,
+            **viewed,
             "engine": {"name": scored.engine["int8"]["name"], "precision": "int8"},
             "rows": scored.rows,
             "by_precision": {"seconds": scored.seconds, "engine": scored.engine},
@@ -139,14 +153,15 @@ def evaluate_cohort(
     pool: CasePool,
     task: Task,
     resuming: CohortOptions = CohortOptions(),
-) -> tuple[dict[str, Any], CohortResult]:
+) -> tuple[dict[str, Any], CohortResult, list[ViewerScan]]:
     """Evaluate a data set over the workers of a pool, with a journal in the folder of the results.
 
     Args:
         settings: makes the settings of the model's hash and the structures that are scored.
 
     Returns:
-        What :func:`..evaluation.dataset_evaluation.evaluate` returns, of the cases that could be run; and how each case ended.
+        What :func:`..evaluation.dataset_evaluation.evaluate` returns, of the cases that could be run; how each case ended; and what the
+        page's viewer shows of the worst.
 
     Raises:
         InputError: model and data set have nothing in common, or no case could be run.
@@ -157,7 +172,8 @@ def evaluate_cohort(
         name = description_of(loaded).name
     scans = with_unique_ids([_scan_case(case) for case in cases])
     order = Order("evaluate", own.to_json())
-    result = run_cohort(Path(own.output), own.plan, order, scans, pool, task, options=resuming)
+    worst = ViewedCases(own.output)
+    result = run_cohort(Path(own.output), own.plan, order, scans, pool, task, worst.take, resuming)
     scored = [
         _scores(case, record) for case, record in zip(cases, result.records, strict=True) if record["state"] == DONE
     ]
@@ -166,7 +182,8 @@ def evaluate_cohort(
         raise InputError(f"No case could be evaluated. {first['id']}: {first['error']}", "See cohort.jsonl.")
     value = evaluation_json(name, data, labels, own.tolerance, scored)
     value["failed"] = {record["id"]: record["error"] for record in result.failed}
-    return value, result
+    names = {scan.id: case.name for scan, case in zip(scans, cases, strict=True)}
+    return value, result, worst.scans(names)
 
 
 def _scan_case(case: Case) -> ScanCase:

@@ -77,7 +77,7 @@ def evaluate(
             results.append(score_case(scan, runs, labels, tolerance))
             if worst is not None:
                 worst.offer(
-                    _dice_lost(results[-1].rows, case.name),
+                    dice_lost(results[-1].rows, case.name),
                     replace(scan.volume, name=case.name),
                     {**{p.upper(): run.result.labels for p, run in runs.items()}, "labels": scan.truth},
                 )
@@ -192,7 +192,7 @@ def evaluation_json(
     }
 
 
-def _dice_lost(rows: Sequence[dict[str, Any]], case: str) -> float:
+def dice_lost(rows: Sequence[dict[str, Any]], case: str) -> float:
     """By how much INT8's mean Dice is below FP32's in a case; 0 where there is no Dice."""
     means = []
     for precision in PRECISIONS:

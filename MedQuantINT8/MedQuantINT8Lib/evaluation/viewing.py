@@ -30,6 +30,13 @@ def viewer_pair(
     return viewer_scan(volume, {"FP32": fp32, "INT8": int8}, labels, places, most_bytes)
 
 
+def viewer_case(volume: Volume, label_maps: Mapping[str, NDArray[Any]], labels: Sequence[Label]) -> ViewerScan:
+    """What a page's viewer shows of one of :data:`MOST_CASES` cases: "FP32", "INT8" and "labels", (K, J, I) each."""
+    differences = find_differences(label_maps["FP32"], label_maps["INT8"], labels, volume.grid)
+    places = region_places(differences.to_json()["regions"])
+    return viewer_scan(volume, label_maps, labels, places, MOST_BYTES // MOST_CASES)
+
+
 class WorstCases:
     """Gathers the cases in which INT8 loses most against FP32, as a page's viewer shows them; none where no viewer is installed."""
 
@@ -51,7 +58,5 @@ class WorstCases:
         """
         if not viewer_module() or (len(self._kept) == MOST_CASES and lost <= self._kept[-1][0]):
             return
-        differences = find_differences(label_maps["FP32"], label_maps["INT8"], self._labels, volume.grid)
-        places = region_places(differences.to_json()["regions"])
-        scan = viewer_scan(volume, label_maps, self._labels, places, MOST_BYTES // MOST_CASES)
+        scan = viewer_case(volume, label_maps, self._labels)
         self._kept = sorted([*self._kept, (lost, scan)], key=lambda item: -item[0])[:MOST_CASES]
