@@ -32,6 +32,7 @@ class qMRMLNodeComboBox(QWidget):
             "nodeTypes": [],
             "showChildNodeTypes": True,
             "noneEnabled": False,
+            "noneDisplay": "None",
             "addEnabled": True,
             "removeEnabled": True,
         }
@@ -92,7 +93,7 @@ class qMRMLNodeComboBox(QWidget):
         self._combo.blockSignals(True)
         self._combo.clear()
         if self._values["noneEnabled"]:
-            self._combo.addItem("None", "")
+            self._combo.addItem(self._values["noneDisplay"], "")
         for node in self._nodes():
             self._combo.addItem(node.GetName(), node.GetID())
         # As the real one does, the first node is chosen where none was.
@@ -120,6 +121,7 @@ class qMRMLNodeComboBox(QWidget):
     nodeTypes = _value("nodeTypes", "QStringList")
     showChildNodeTypes = _value("showChildNodeTypes", bool)
     noneEnabled = _value("noneEnabled", bool)
+    noneDisplay = _value("noneDisplay", str)
     addEnabled = _value("addEnabled", bool)
     removeEnabled = _value("removeEnabled", bool)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,31 @@ def start_up() -> None:
 
     if in_stand_in():
         slicer.app.start_up()
+
+
+def keeping() -> Callable[[], None]:
+    """What puts the application back to how it is now, but for the scene: settings, what waits for its start, and panels that are to go.
+
+    In Slicer itself nothing: a test changes none of these there.
+    """
+    import slicer
+
+    if not in_stand_in():
+        return lambda: None
+    connected, settings = list(slicer.app.connected), dict(slicer.app.userSettings())
+
+    def put_back() -> None:
+        from PySide6.QtCore import QCoreApplication, QEvent
+
+        slicer.app.connected = connected
+        kept = slicer.app.userSettings()
+        kept.clear()
+        kept.update(settings)
+        slicer.app.settingsDialog().pages.clear()
+        # What is to be deleted goes when the event loop ends, which that of a test never does.
+        QCoreApplication.sendPostedEvents(None, QEvent.DeferredDelete)
+
+    return put_back
 
 
 def in_stand_in() -> bool:

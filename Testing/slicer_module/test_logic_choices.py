@@ -88,6 +88,57 @@ def test_device_engine_and_options_reach_the_worker(logic, node, model, tmp_path
     assert choices_of(logic) == [(do, "tensorrt", "gpu:1", 0.3) for do in wanted]
 
 
+QUANTIZING = {
+    "method": "entropy",
+    "patches": 3,
+    "agreement": 0.9,
+    "fallback": False,
+    "worstStructure": 0.8,
+    "effort": "best",
+    "weightBits": 4,
+    "transposed": True,
+}
+#: What the worker calls them.
+AT_THE_WORKER = {"worstStructure": "worst_structure", "weightBits": "weight_bits"}
+
+
+def test_every_choice_of_quantizing_reaches_the_worker(logic, node, model, tmp_path, monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(logic, "_newBuilder", lambda: recorder)
+    logic.calibrate([node], model, str(tmp_path / "int8"), **QUANTIZING, waitForCompletion=False)
+    ((do, request),) = recorder.asked
+    assert do == "quantize" and request["output"] == str(tmp_path / "int8")
+    assert {name: request[AT_THE_WORKER.get(name, name)] for name in QUANTIZING} == QUANTIZING
+    with pytest.raises(InputError, match="4 bits need learned rounding"):
+        logic.calibrate([node], model, effort="fast", weightBits=4)
+    with pytest.raises(InputError, match="demo model is part of the program"):
+        logic.calibrate([node], "demo")
+    assert len(recorder.asked) == 1
+
+
+def test_the_worker_quantizes_as_it_was_asked(model, tmp_path, monkeypatch):
+    from MedQuantINT8Lib.progress import Task
+    from MedQuantINT8Lib.quantization import quantize
+    from MedQuantINT8Lib.worker import tasks
+
+    asked = []
+
+    def note(package, sampler, target, calibration, policy, *_rest):
+        asked.append((calibration, policy))
+        package.save(target)
+        return package, SimpleNamespace(to_json=dict)
+
+    monkeypatch.setattr(quantize, "quantize_package", note)
+    request = {AT_THE_WORKER.get(name, name): value for name, value in QUANTIZING.items()}
+    request |= {"model": model, "output": str(tmp_path / "int8"), "scans": []}
+    tasks.quantize(request, [SCAN], SimpleNamespace(task=Task()))
+    ((calibration, policy),) = asked
+    assert (calibration.method, calibration.patches) == ("entropy", 3)
+    assert policy.transposed and (policy.effort, policy.weight_bits) == ("best", 4)
+    budget = policy.budget
+    assert (budget.agreement, budget.fallback, budget.worst_structure) == (0.9, False, 0.8)
+
+
 def test_they_reach_the_workers_of_a_folder(logic, model, tmp_path, monkeypatch):
     orders, devices = [], []
 

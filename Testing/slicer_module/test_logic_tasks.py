@@ -77,8 +77,22 @@ def test_an_installed_task_is_listed_and_named(logic, node, together, tmp_path, 
     assert names(logic.segment(node, model="together", segments=["grey"], **HOW)) == ["grey"]
     report = logic.buildEngine("together", **HOW)
     assert [network["network"] for network in report["networks"]] == ["dim", "bright", "brightest"]
-    with pytest.raises(InputError, match="is a task of several networks"):
-        logic.calibrate([node], "together")
+    assert logic.networksOf("together") == ["dim", "bright", "brightest"]
+
+
+@pytest.mark.slow
+def test_a_task_is_made_int8_each_network_in_turn(logic, node, together, tmp_path, monkeypatch):
+    pytest.importorskip("modelopt", reason="needs NVIDIA ModelOpt")
+    monkeypatch.setenv("MEDQUANT_MODELS", str(tmp_path / "models"))
+    shutil.copytree(together, tmp_path / "models" / "together")
+    stages = []
+    report = logic.calibrate(
+        [node], "together", patches=2, effort="fast", agreement=0.0, progress=lambda event: stages.append(event.stage)
+    )
+    assert [network["network"] for network in report["networks"]] == ["dim", "bright", "brightest"]
+    assert all(network["layers"] and network["held_out"]["lines"] is not None for network in report["networks"])
+    assert {"dim (1 of 3): calibrating", "brightest (3 of 3): calibrating"} <= set(stages)
+    assert names(logic.segment(node, model="together", engine="onnxruntime", precision="int8"))
 
 
 def test_a_region_node_or_six_numbers_bound_the_run(logic, node, together):

@@ -7,11 +7,14 @@ import os
 import numpy as np
 import pytest
 
+from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.imaging.phantom import make_phantom
+from MedQuantINT8Lib.imaging.region_of_interest import extent
+from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.resources import resource
-from MedQuantINT8Lib.slicer_module.forecast import forecast
+from MedQuantINT8Lib.slicer_module.forecast import forecast, seen_part
 from MedQuantINT8Lib.slicer_module.load_gauge import LoadGauge
 from MedQuantINT8Lib.slicer_module.run_records import find_run, keep_run
 from MedQuantINT8Lib.slicer_module.settings import KEYS, Folders, Settings
@@ -60,6 +63,43 @@ def test_a_larger_scan_takes_longer_and_more_memory(volume):
     larger = make_phantom(2000, (112, 96, 100), 5.0)[0]
     small, large = (forecast(DEMO, v, EngineChoice(), SegmentationOptions()) for v in (volume, larger))
     assert large.seconds > 2 * small.seconds and large.memory_bytes > small.memory_bytes > 0
+
+
+def test_a_region_is_forecast_by_its_own_size(volume):
+    pytest.importorskip("onnx")
+    box = extent(volume.grid)
+    half = (box[0], (box[0] + box[1]) / 2, (box[2] + box[3]) / 2, box[3], box[4], box[5])
+    whole, part = SegmentationOptions(), SegmentationOptions(roi=half)
+    assert forecast(DEMO, volume, EngineChoice(), part).seconds is None
+    keep_run(DEMO, EngineChoice(), REPORT, int(volume.data[0].size))
+    full, less = (forecast(DEMO, volume, EngineChoice(), options) for options in (whole, part))
+    assert less.seconds < full.seconds and less.memory_bytes < full.memory_bytes and not less.at_most
+    seen = seen_part(volume, part)
+    assert seen.data[0].size == pytest.approx(volume.data[0].size / 4, rel=0.1)
+    # A run in a region tells of regions, and nothing of whole scans.
+    keep_run(DEMO, EngineChoice(), {**REPORT, "windows": 1}, int(seen.data[0].size), part)
+    assert forecast(DEMO, volume, EngineChoice(), part).seconds > less.seconds
+    assert forecast(DEMO, volume, EngineChoice(), whole) == full
+    with pytest.raises(InputError, match="holds no voxel"):
+        forecast(DEMO, volume, EngineChoice(), SegmentationOptions(roi=(900, 910, 0, 1, 0, 1)))
+
+
+def test_runs_of_another_kind_tell_nothing_of_usual_ones(volume):
+    voxels = int(volume.data[0].size)
+    checked = SegmentationOptions(check_share=1.0)
+    keep_run(DEMO, EngineChoice(), REPORT, voxels, checked)
+    assert forecast(DEMO, volume, EngineChoice(), SegmentationOptions()).seconds is None
+    assert forecast(DEMO, volume, EngineChoice(), checked).seconds is not None
+    usual = SegmentationOptions(overlap=0.7, memory_bytes=5, structures=("liver",))
+    keep_run(DEMO, EngineChoice(), REPORT, voxels)
+    assert forecast(DEMO, volume, EngineChoice(), usual).seconds is not None, "the number of windows tells the rest"
+
+
+def test_memory_is_that_of_the_scan_with_its_spacing(volume):
+    pytest.importorskip("onnx")
+    finer = Volume(volume.data, volume.ijk_to_ras @ np.diag([0.5, 0.5, 0.5, 1]), "finer")
+    coarse, fine = (forecast(DEMO, v, EngineChoice(), SegmentationOptions()).memory_bytes for v in (volume, finer))
+    assert fine < coarse, "half the spacing is an eighth of the body"
 
 
 def test_a_record_of_another_state_of_the_model_is_not_used(volume, tmp_path):

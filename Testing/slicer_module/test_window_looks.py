@@ -12,6 +12,7 @@ from MedQuantINT8Lib.slicer_module.dependencies import GROUPS
 from MedQuantINT8Lib.slicer_module.installation import Consent, InstallQuestion
 from MedQuantINT8Lib.slicer_module.settings import KEYS
 from panel_user import read, window  # first: it skips where there is no panel
+from places import LIBRARY
 
 pytestmark = pytest.mark.slicer
 #: What takes input, by Qt's own word: the classes that Python knows do not inherit from each other in Slicer.
@@ -79,6 +80,25 @@ def test_every_text_can_be_translated(answers, tmp_path, monkeypatch):
         assert not untranslated, "\n".join(sorted(untranslated))
     finally:
         user.leave()
+
+
+def test_every_stage_has_a_title_that_can_be_translated(answers, monkeypatch):
+    """What the library calls its stages is English; the panel shows them in the application's language."""
+    if not window.in_stand_in():
+        pytest.skip("this build of Slicer has no made-up language")
+    from MedQuantINT8Lib.slicer_module.panels.stage_titles import stage_title
+
+    monkeypatch.setitem(window.language, "tr", lambda text: f"⟦{text}⟧")
+    stages = {
+        name
+        for path in (LIBRARY / "MedQuantINT8Lib").rglob("*.py")
+        for call in re.findall(r"\.stage\(([^\n]*)", path.read_text(encoding="utf-8"))
+        for name in re.findall(r'"([^"{]+)"', call)
+    }
+    assert len(stages) > 30 and "segmenting" in stages
+    assert not [name for name in sorted(stages) if "⟦" not in stage_title(name)]
+    assert stage_title("Scan (1 of 2): segmenting") == "Scan (1 of 2): ⟦Segmenting⟧"
+    assert stage_title("downloading a.zip") == "⟦Downloading a.zip⟧"
 
 
 def test_everything_that_takes_input_has_a_name_and_a_tip(user):

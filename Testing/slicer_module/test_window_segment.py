@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -43,7 +44,59 @@ def test_what_will_happen_is_said_before_and_what_is_not_known_is_not_made_up(us
     assert text.startswith("INT8 on OpenVINO (CPU), about ") and "unknown" not in text
     user.ui.classList.item(0).setCheckState(user.qt.Qt.Unchecked)
     user.look()
-    assert read(user.ui.forecastLabel, "text").startswith("At most: ")
+    assert read(user.ui.forecastLabel, "text") == text, "one network computes all structures, whichever are kept"
+    user.ui.classList.item(0).setCheckState(user.qt.Qt.Checked)
+    # A share of windows that FP32 runs as well makes it another kind of run.
+    choose(user.ui.checkShareCombo, "1")
+    user.look()
+    assert "time unknown" in read(user.ui.forecastLabel, "text")
+    choose(user.ui.checkShareCombo, "")
+    user.look()
+    assert read(user.ui.forecastLabel, "text") == text
+
+
+def test_a_region_that_is_moved_is_forecast_anew(user, tmp_path, monkeypatch):
+    if not hasattr(slicer, "vtkMRMLMarkupsROINode"):
+        pytest.skip("this build of Slicer has no Markups module")
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "cache"))
+    user.load(spacing=2.0, size=(128, 96, 96))
+    region = user.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Region")
+    user.look()
+    user.ui.regionSelector.setCurrentNodeID(region.GetID())
+    user.look()
+    assert "'Region' is empty" in read(user.ui.forecastLabel, "text"), "it was not placed yet"
+    seen = []
+    node = user.view.segment.parameters.volume
+    bounds = [0.0] * 6
+    node.GetRASBounds(bounds)
+    center = [(low + high) / 2 for low, high in zip(bounds[::2], bounds[1::2], strict=True)]
+    for side in (400, 60):
+        region.SetCenter(*center)
+        region.SetSize(side, side, side)
+        user.look()
+        seen.append(read(user.ui.forecastLabel, "text"))
+    region.SetCenter(5000, 5000, 5000)
+    user.look()
+    assert "holds no voxel" in read(user.ui.forecastLabel, "text")
+    numbers = [float(re.search(r"([\d.]+)\u00a0GB", text)[1]) for text in seen]
+    assert numbers[1] < numbers[0], seen
+
+
+def test_the_share_that_is_checked_in_fp32_reaches_the_logic(user, monkeypatch):
+    user.load(size=(16, 16, 16))
+    shares = []
+    monkeypatch.setattr(
+        user.widget.logic.implementation, "segment", lambda *_n, **how: shares.append(how["options"].check_share)
+    )
+    monkeypatch.setattr(user.view.segment, "_begin", lambda start, *_rest: bool(start()))
+    for name in ("0.05", "0", "1", ""):
+        choose(user.ui.checkShareCombo, name)
+        user.click(user.ui.segmentButton)
+    assert shares == [0.05, 0.0, 1.0, None]
+    # A scene may come from anywhere.
+    user.view.segment.parameters.checkShare = "all"
+    user.click(user.ui.segmentButton)
+    assert shares[-1] is None
 
 
 def test_stages_time_and_load_are_shown_while_it_runs_and_the_result_leads_to_its_place(user):

@@ -38,6 +38,7 @@ class User:
         import MedQuantINT8
 
         self.qt, self.scene, self.answers = qt, slicer.mrmlScene, answers
+        self._after_test = window.keeping()
         self.scene.Clear(0)
         if window.in_stand_in():
             # Slicer has made the module itself.
@@ -69,6 +70,7 @@ class User:
         self.scene.Clear(0)
         self.parent.deleteLater()
         self.look()
+        self._after_test()
 
     def look(self):
         slicer.app.processEvents()

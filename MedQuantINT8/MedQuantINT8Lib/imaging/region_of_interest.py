@@ -52,24 +52,38 @@ def region_box(grid: Grid, region: Region, name: str = "The scan") -> Box:
     Raises:
         InputError: no voxel's center lies in the region; says where the scan lies.
     """
+    found = outer_box(grid, region, name)
+    inside = inside_region(grid, region, found)
+    if not inside.any():
+        raise _outside(grid, region, name)
+    # On an oblique grid the region's corners reach further than its voxels.
+    slices = bounding_box(inside)
+    i, j, k = ((start + part.start, start + part.stop) for (start, _), part in zip(found, slices[::-1], strict=True))
+    return i, j, k
+
+
+def outer_box(grid: Grid, region: Region, name: str = "The scan") -> Box:
+    """Return the box of voxels, (start, stop) along I, J, K, around the corners of a region, without a look at any voxel.
+
+    On a grid along the axes of the patient it is that of :func:`region_box`; on an oblique one it is larger.
+
+    Raises:
+        InputError: the box is empty; says where the scan lies.
+    """
     corners = np.array([[r, a, s, 1.0] for r in region[:2] for a in region[2:4] for s in region[4:]])
     indices = (corners @ np.linalg.inv(grid.ijk_to_ras).T)[:, :3]
     box = []
     for axis, size in enumerate(grid.size):
         start = max(0, math.ceil(indices[:, axis].min() - _TOLERANCE))
         stop = min(size, math.floor(indices[:, axis].max() + _TOLERANCE) + 1)
-        box.append((start, max(start, stop)))
-    found = (box[0], box[1], box[2])
-    if all(stop > start for start, stop in found):
-        inside = inside_region(grid, region, found)
-        if inside.any():
-            # On an oblique grid the region's corners reach further than its voxels.
-            slices = bounding_box(inside)
-            i, j, k = (
-                (start + part.start, start + part.stop) for (start, _), part in zip(found, slices[::-1], strict=True)
-            )
-            return i, j, k
-    raise InputError(
+        if stop <= start:
+            raise _outside(grid, region, name)
+        box.append((start, stop))
+    return box[0], box[1], box[2]
+
+
+def _outside(grid: Grid, region: Region, name: str) -> InputError:
+    return InputError(
         f"The region of interest ({_in_words(region)}) holds no voxel of {name}, which lies in {_in_words(extent(grid))}.",
         "Give a region inside the scan, and say rightly whether it is in LPS or RAS.",
     )

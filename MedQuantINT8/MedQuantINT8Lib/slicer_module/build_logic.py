@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..imaging.volume_files import ReadOptions
 from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
-from ..models.installed import DEMO, models_root, resolve_one
-from ..models.task_package import is_task
+from ..models.installed import DEMO, models_root
 from ..quantization.effort import check_effort
+from ..quantization.task_networks import networks_of
+from ..resources import resource
 from ..worker.jobs import BackgroundJob
 from . import scene
 from .dependencies import GROUPS
@@ -50,6 +52,7 @@ class BuildLogic(ModelLogic):
         worstStructure: float = 0.0,
         effort: str = "normal",
         weightBits: int = 8,
+        transposed: bool = False,
         reading: ReadOptions = ReadOptions(),
         waitForCompletion: bool = True,
         progress: Progress | None = None,
@@ -57,6 +60,8 @@ class BuildLogic(ModelLogic):
         """Quantize a model on volume nodes and scan files, and write it with its INT8 network.
 
         Args:
+            model: name of an installed model or task, or path of a package or task. Of several networks, as of a task or of the folds
+                of one training, each is quantized in turn, and all are put in place when the last one is done.
             output: package to write; by default the model itself gets its INT8 network.
             scans: files that are not loaded.
             reading: how these files are read, where they leave a choice.
@@ -64,11 +69,15 @@ class BuildLogic(ModelLogic):
             worstStructure: the least Dice with FP32 of the structure that agrees least; 0 does not ask.
             effort: how long may be tried: "fast", "normal" or "best".
             weightBits: of the weights in the file: 8, or 4, which an engine expands to 8.
+            transposed: whether transposed convolutions are quantized too, which OpenVINO runs in INT8 then.
 
         Returns:
-            What the quantization report says.
+            What the quantization report says; of several networks "networks", one for each, with its name as "network".
         """
-        path = resolve_one(self._modelPath(model))
+        path = self._modelPath(model)
+        networks_of(path)
+        if Path(output or path).resolve() == resource("demo.zip").resolve():
+            raise InputError("The demo model is part of the program, and stays as it is.", "Give another output.")
         check_effort(effort, weightBits)
         self.checkScans(volumeNodes, scans)
         volumes = [scene.volume_from_node(node) for node in volumeNodes]
@@ -80,6 +89,7 @@ class BuildLogic(ModelLogic):
             "worst_structure": worstStructure,
             "effort": effort,
             "weight_bits": weightBits,
+            "transposed": transposed,
             "reading": asdict(reading),
         }
         job = self._newBuilder().begin(
@@ -92,6 +102,14 @@ class BuildLogic(ModelLogic):
             **request,
         )
         return self._result(BackgroundJob(job, lambda result: result.report), waitForCompletion, progress)
+
+    def networksOf(self, model: str) -> list[str]:
+        """Names of the networks that making a model INT8 quantizes: one, or those of a task or of an ensemble, in turn.
+
+        Raises:
+            InputError: no such model, or a task that runs a model that is not installed.
+        """
+        return [network.name for network in networks_of(self._modelPath(model))]
 
     @staticmethod
     def checkScans(volumeNodes: Sequence[Any], scans: Sequence[str]) -> None:
@@ -123,11 +141,10 @@ class BuildLogic(ModelLogic):
             device, options: as at :meth:`segment`; an engine is built for them.
 
         Returns:
-            The engine's own description: every layer with the precision it runs in; of a task "networks", one for each of its networks.
+            The engine's own description: every layer with the precision it runs in; of several networks "networks", one for each.
         """
         volumes = [scene.volume_from_node(volumeNode)] if volumeNode is not None else []
         path = self._modelPath(model)
-        path = path if is_task(path) else resolve_one(path)
         choice = self._choice(engine, precision, device)
         job = self._client.begin(
             "build", volumes, model=path, choice=asdict(choice), options=asdict(self.settings.options(options))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..engines import backend, backend_names
 from ..errors import MedQuantError
 from ..files import parse_json, split_paths
+from ..imaging.region_of_interest import at_least_two, cut_volume, outer_box
 from ..imaging.volume import Volume
 from ..inference.engine_choice import EngineChoice
 from ..inference.memory_estimate import estimate, network_shape_of
@@ -22,6 +23,9 @@ from ..models.task import TaskSpec
 from ..models.task_package import describe, is_task, peek_task
 from .run_records import RunRecord, find_run, keep_number, kept_number, model_stamp
 
+#: Of a voxel of the label map, at most.
+_LABEL_BYTES = 2
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -30,7 +34,8 @@ class Forecast:
     Attributes:
         engine: title of the engine, or an empty text where the program will choose it.
         precision: "int8", "fp16" or "fp32", or an empty text where the program will choose it.
-        seconds: by the last run with this model on this computer; None before the first.
+        seconds: by the last run of the same kind with this model on this computer; None before the first.
+        at_most: whether it may be less: of a task only the parts that have the chosen structures are run.
         memory_bytes: beside the scan itself, from the sizes of network and scan; None where they cannot be looked at.
     """
 
@@ -38,6 +43,7 @@ class Forecast:
     precision: str
     seconds: float | None
     memory_bytes: int | None
+    at_most: bool = False
 
 
 def forecast(paths: str, volume: Volume, choice: EngineChoice, options: SegmentationOptions) -> Forecast:
@@ -45,17 +51,36 @@ def forecast(paths: str, volume: Volume, choice: EngineChoice, options: Segmenta
 
     Args:
         paths: of the model's packages, joined by commas.
+
+    Raises:
+        InputError: a region of interest that lies outside of the scan.
     """
-    record = find_run(paths, choice)
+    seen = seen_part(volume, options)
+    record = find_run(paths, choice, options)
+    if record is None and options.roi is not None:
+        record = find_run(paths, choice, replace(options, roi=None))
     packages = [Path(path) for path in split_paths(paths)]
     spec = describe(packages[0])
     precision = choice.precision if record is None else record.precision
     if precision == "auto":
         precision = "" if holds_int8(packages) else "fp32"
     title = record.engine if record is not None else _title(choice.name)
-    return Forecast(
-        title, precision, _seconds(record, volume, spec, options), _memory(paths, volume, precision, options)
-    )
+    seconds, memory = _seconds(record, seen, spec, options), _memory(paths, seen, precision, options)
+    if memory is not None:
+        # The label map has the size of the whole scan.
+        memory += _LABEL_BYTES * (int(volume.data[0].size) - int(seen.data[0].size))
+    return Forecast(title, precision, seconds, memory, isinstance(spec, TaskSpec) and options.structures is not None)
+
+
+def seen_part(volume: Volume, options: SegmentationOptions) -> Volume:
+    """Return the part of a volume that the network is given, about: the box around the region of interest, or the whole.
+
+    Raises:
+        InputError: a region of interest that lies outside of the volume.
+    """
+    if options.roi is None:
+        return volume
+    return cut_volume(volume, at_least_two(outer_box(volume.grid, options.roi, volume.name), volume.grid.size))
 
 
 def _title(name: str) -> str:
@@ -81,7 +106,10 @@ def _memory(paths: str, volume: Volume, precision: str, options: SegmentationOpt
     """Bytes that the run needs, of the largest package; kept, since looking at a large network takes a moment."""
     if importlib.util.find_spec("onnx") is None:
         return None
-    key = json.dumps(["memory", model_stamp(paths), precision, volume.data.shape, repr(options)])
+    asked = replace(options, roi=None, structures=None)
+    key = json.dumps(
+        ["memory", model_stamp(paths), precision, volume.data.shape, list(volume.grid.spacing), repr(asked)]
+    )
     known = kept_number(key)
     if known is not None:
         return known

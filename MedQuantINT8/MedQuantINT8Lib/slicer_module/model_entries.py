@@ -221,6 +221,20 @@ def layer_shares(report: dict[str, Any]) -> LayerShares | None:
     return LayerShares(**{kind: value / total for kind, value in work.items()}, layers=tuple(lines), counts=counts)
 
 
+def shares_of_all(networks: Sequence[dict[str, Any]]) -> LayerShares | None:
+    """Sum up the reports of one network or of several, a window of each; of several, a layer's name follows its network's."""
+    if len(networks) == 1:
+        return layer_shares(networks[0])
+    layers = list[dict[str, Any]]()
+    returned = dict[str, Any]()
+    for report in networks:
+        name = str(report.get("network", ""))
+        layers += [{**layer, "name": f"{name}: {layer['name']}"} for layer in report.get("layers", [])]
+        put_back = report.get("guard", {}).get("returned", {})
+        returned |= {f"{name}: {layer}": put_back[layer] for layer in put_back}
+    return layer_shares({"layers": layers, "guard": {"returned": returned}})
+
+
 def _kind(layer: dict[str, Any], returned: Any) -> str:
     if layer.get("quantized"):
         return "halves" if layer.get("half") else "int8"

@@ -88,6 +88,7 @@ class Parameters:
     surface = _Field(True)
     replace = _Field(False)
     terminology = _Field("")
+    checkShare = _Field("")
 
     calibrationVolumes = _Nodes()
     calibrationFolder = _Field("")
@@ -96,6 +97,9 @@ class Parameters:
     agreement = _Field(0.99)
     fallback = _Field(True)
     effort = _Field("normal")
+    weightBits = _Field(8)
+    worstStructure = _Field(0.0)
+    transposed = _Field(False)
     buildEngine = _Field("auto")
 
     compareVolumes = _Nodes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..engines.cache import cache_root
 from ..errors import StorageError
 from ..files import read_json, split_paths, write_json
 from ..inference.engine_choice import EngineChoice
+from ..inference.segmenter import SegmentationOptions
 from ..models.package import MODEL_JSON
 from ..models.task import TASK_JSON
 from ..system import cpu_count, cpu_name
@@ -18,6 +19,8 @@ from ..system import cpu_count, cpu_name
 _FILE = "runs.json"
 #: Records that are kept; the oldest go first.
 _MOST = 500
+#: Options that make no kind of their own: the number of windows tells the overlap, and structures are chosen after the network.
+_NO_KIND = ("overlap", "memory_bytes", "structures", "roi")
 #: Stages of a run that only a first run has: an engine is built, chosen or compared.
 _ONCE = (
     "preparing the engine",
@@ -42,7 +45,7 @@ class RunRecord:
         windows: how many windows were computed.
         network_seconds: in the network, for all of them.
         other_seconds: everything else that a run does each time.
-        voxels: of the scan.
+        voxels: of the scan, or of the part of it that was segmented.
     """
 
     engine: str
@@ -74,9 +77,23 @@ def model_stamp(paths: str) -> str:
     return " ".join(stamps)
 
 
-def _key(paths: str, choice: EngineChoice) -> str:
+def _key(paths: str, choice: EngineChoice, options: SegmentationOptions) -> str:
     wanted = f"{choice.name} {choice.precision} {choice.device} {choice.threads}"
-    return f"{model_stamp(paths)} | {wanted} | {cpu_name()} {cpu_count()}"
+    return f"{model_stamp(paths)} | {wanted}{_kind(options)} | {cpu_name()} {cpu_count()}"
+
+
+def _kind(options: SegmentationOptions) -> str:
+    """The kind of run, as a part of a record's name: runs of another kind take another time for each window or voxel.
+
+    What a run in a region takes beside the network hardly shrinks with the region, so it tells nothing of whole scans.
+    """
+    usual = SegmentationOptions()
+    others = [
+        f"{item.name}={getattr(options, item.name)}"
+        for item in fields(options)
+        if item.name not in _NO_KIND and getattr(options, item.name) != getattr(usual, item.name)
+    ]
+    return "".join(f" {text}" for text in [*others, *(["region"] if options.roi is not None else [])])
 
 
 def _read() -> dict[str, Any]:
@@ -93,19 +110,27 @@ def _write(content: dict[str, Any]) -> None:
         write_json(cache_root() / _FILE, dict(list(content.items())[-_MOST:]))
 
 
-def find_run(paths: str, choice: EngineChoice) -> RunRecord | None:
-    """The last run of these packages with this choice on this computer, or None."""
+def find_run(
+    paths: str, choice: EngineChoice, options: SegmentationOptions = SegmentationOptions()
+) -> RunRecord | None:
+    """The last run of this kind of these packages with this choice on this computer, or None."""
     try:
-        return RunRecord(**_read()[_key(paths, choice)])
+        return RunRecord(**_read()[_key(paths, choice, options)])
     except (KeyError, TypeError):
         return None
 
 
-def keep_run(paths: str, choice: EngineChoice, report: dict[str, Any], voxels: int) -> RunRecord | None:
+def keep_run(
+    paths: str,
+    choice: EngineChoice,
+    report: dict[str, Any],
+    voxels: int,
+    options: SegmentationOptions = SegmentationOptions(),
+) -> RunRecord | None:
     """Keep what a run took, as the worker reported it; None where the report does not tell.
 
     Args:
-        voxels: of the scan.
+        voxels: of the scan, or of the part of it that was segmented.
     """
     try:
         engine, seconds = report["engine"], report["seconds"]
@@ -118,7 +143,7 @@ def keep_run(paths: str, choice: EngineChoice, report: dict[str, Any], voxels: i
     except (KeyError, TypeError, ValueError):
         return None
     content = _read()
-    key = _key(paths, choice)
+    key = _key(paths, choice, options)
     content.pop(key, None)
     _write({**content, key: asdict(record)})
     return record

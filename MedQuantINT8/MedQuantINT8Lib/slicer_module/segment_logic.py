@@ -19,11 +19,12 @@ from ..inference.engine_choice import EngineChoice
 from ..inference.result_files import OutputOptions
 from ..inference.segmenter import SegmentationOptions
 from ..models.spec import Label
+from ..models.task_package import is_task
 from ..worker.client import WorkerResult
 from ..worker.jobs import BackgroundJob, BatchJob, Pollable
 from . import scene, sequences
 from .folder_job import FolderJob
-from .forecast import Forecast, forecast
+from .forecast import Forecast, forecast, seen_part
 from .logic_base import LogicBase, Progress
 from .region_nodes import region_of_interest
 from .results import RunResult, run_result, voxel_ml
@@ -171,9 +172,10 @@ class SegmentLogic(LogicBase):
                 )
             notes = list(result.report.get("notes", []))
             self.result = run_result(change.node, request.labels, voxels, voxel_ml(volumeNode), notes)
-            if request.options.roi is None and request.options.structures is None:
-                # A part of the work tells nothing of the whole.
-                keep_run(request.model, request.choice, result.report, int(volume.data[0].size))
+            if request.options.structures is None or not is_task(request.model):
+                # Of a task, a part of the work tells nothing of the whole.
+                seen = int(seen_part(volume, request.options).data[0].size)
+                keep_run(request.model, request.choice, result.report, seen, request.options)
             return change.node
 
         job = self._client.submit(request.model, volume, request.choice, request.options, request.outputs)
@@ -303,16 +305,20 @@ class SegmentLogic(LogicBase):
         engine: str = "auto",
         precision: str = "int8",
         *,
+        segments: Sequence[str] | None = None,
         device: str = EngineChoice.device,
         options: SegmentationOptions = SegmentationOptions(),
+        roi: Any = None,
     ) -> Forecast:
         """What :meth:`segment` with these arguments will be, as far as it is known; nothing is started.
 
         Raises:
-            InputError: no volume, no model.
+            InputError: no volume, no model, a structure that the model does not know, a region that was not placed or lies outside.
         """
-        volume = scene.volume_from_node(volumeNode)
-        return forecast(self._modelPath(model), volume, self._choice(engine, precision, device), options)
+        volume, path = scene.volume_from_node(volumeNode), self._modelPath(model)
+        labels = None if segments is None else self._labels(path, segments)
+        asked = self.settings.options(_chosen(options, labels, roi, volumeNode))
+        return forecast(path, volume, self._choice(engine, precision, device), asked)
 
     def undo(self) -> Any | None:
         """Take the last segmentation back; see :class:`.undo.SegmentationUndo`."""

@@ -46,7 +46,8 @@ class ModuleView:
         user = ModelUser(self._useModel, self._modelsChanged)
         self.models = ModelsPanel(self.ui, logic, parameters, self.runner, self._asked, user)
         self.build = BuildPanel(self.ui, logic, parameters, self.runner, self._asked, self._modelReady)
-        self.compare = ComparePanel(self.ui, logic, parameters, self.runner, self._asked)
+        self.compare = ComparePanel(self.ui, logic, parameters, self.runner, self._asked, lambda: self.segment.model)
+        self.segment.followers.append(self.compare.plan)
         self.show()
 
     def _asked(self, text: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,37 +102,44 @@ def compare(request: Request, volumes: list[Volume], context: TaskContext) -> Ta
 
 
 def quantize(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
-    """Calibrate a model on volumes and scan files, and write it with its INT8 network."""
+    """Calibrate a model on volumes and scan files, and write it with its INT8 network; of several networks, with that of each."""
     from ..quantization.accuracy_guard import Budget
     from ..quantization.calibration import CalibrationOptions, PatchSampler
     from ..quantization.effort import check_effort
     from ..quantization.latency import engine_stopwatch
     from ..quantization.quantize import QuantizationPolicy, calibration_patch, quantize_package
+    from ..quantization.task_networks import ScanSource, has_several, quantize_networks
 
-    check_output_package(
-        request["output"], [path for scan in request["scans"] for path in scan_paths(scan)], itself=request["model"]
-    )
     options = CalibrationOptions(request["method"], request["patches"])
-    with ModelPackage.load(request["model"]) as package:
-        patch = calibration_patch(package)
-        sources = [lambda v=v: v for v in volumes] + [
-            lambda p=p: read_volume(scan_paths(p), options=_reading(request)) for p in request["scans"]
-        ]
-        sampler = PatchSampler(sources, package.spec, patch, options, task=context.task)
-        budget = Budget(
-            request["agreement"], fallback=request["fallback"], worst_structure=request.get("worst_structure", 0.0)
-        )
-        policy = QuantizationPolicy(
-            budget=budget, effort=request.get("effort", "normal"), weight_bits=request.get("weight_bits", 8)
-        )
-        check_effort(policy.effort, policy.weight_bits)
-        stopwatch = engine_stopwatch(package)
-        quantized, report = quantize_package(
-            package, sampler, request["output"], options, policy, context.task, stopwatch
-        )
-        quantized.close()
-        note_package(request["output"])
-    return TaskResult([], report.to_json())
+    budget = Budget(
+        request["agreement"], fallback=request["fallback"], worst_structure=request.get("worst_structure", 0.0)
+    )
+    policy = QuantizationPolicy(
+        transposed=request.get("transposed", False),
+        budget=budget,
+        effort=request.get("effort", "normal"),
+        weight_bits=request.get("weight_bits", 8),
+    )
+    check_effort(policy.effort, policy.weight_bits)
+    sources: list[ScanSource] = [lambda v=v: v for v in volumes]  # type: ignore[misc]
+    for scan in request["scans"]:
+        sources.append(lambda p=scan: read_volume(scan_paths(p), options=_reading(request)))  # type: ignore[misc]
+
+    def quantize_one(model: str, target: str, scans: Sequence[ScanSource]) -> dict[str, Any]:
+        with ModelPackage.load(model) as package:
+            sampler = PatchSampler(scans, package.spec, calibration_patch(package), options, task=context.task)
+            stopwatch = engine_stopwatch(package)
+            quantized, report = quantize_package(package, sampler, target, options, policy, context.task, stopwatch)
+            quantized.close()
+        return report.to_json()
+
+    model, target = request["model"], request["output"]
+    if has_several(model):
+        return TaskResult([], {"networks": quantize_networks(model, target, sources, quantize_one, context.task)})
+    check_output_package(target, [path for scan in request["scans"] for path in scan_paths(scan)], itself=model)
+    report = quantize_one(model, target, sources)
+    note_package(target)
+    return TaskResult([], report)
 
 
 def build(request: Request, volumes: list[Volume], context: TaskContext) -> TaskResult:
@@ -150,7 +157,7 @@ def build(request: Request, volumes: list[Volume], context: TaskContext) -> Task
             }
             prepared.close()
             reports.append((name, report))
-    if is_task(request["model"]):
+    if is_task(request["model"]) or len(reports) > 1:
         return TaskResult([], {"networks": [{"network": name, **report} for name, report in reports]})
     return TaskResult([], reports[0][1])
 

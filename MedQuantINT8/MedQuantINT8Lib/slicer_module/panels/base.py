@@ -15,7 +15,9 @@ from ..logic import MedQuantINT8Logic
 from ..model_entries import ModelEntry
 from ..parameter_node import Parameters
 from .job_runner import JobRunner, Listener, in_words, is_cancel, percent
+from .model_icons import model_icon
 from .packages_dialog import ask_consent
+from .qt_compat import chosen, enable, quiet_fill, read
 
 
 class WorkPanel:
@@ -70,7 +72,7 @@ class WorkPanel:
 
     def forget(self) -> None:
         """The scene is gone, and with it what the status line told of it."""
-        self._status.setText("")
+        self._say("")
 
     def show(self) -> None:
         """Show what the parameter node says; from now on the widgets' changes are the user's."""
@@ -106,14 +108,14 @@ class WorkPanel:
             self._failed(error)
             return False
         self._mine = True
-        self._status.setText(_("Starting …"))
+        self._say(_("Starting …"))
         self._progress.setValue(0)
         self._runner.start(job, Listener(self._progressed, lambda job: self._ended(done, job), self._failed))
         return True
 
     def _progressed(self, event: ProgressEvent) -> None:
         self._progress.setValue(percent(event))
-        self._status.setText(in_words(event))
+        self._showStatus(in_words(event))
 
     def _ended(self, done: Any, job: Any) -> None:
         self._mine = False
@@ -128,13 +130,52 @@ class WorkPanel:
             slicer.util.errorDisplay(str(error), windowTitle="MedQuantINT8")
 
     def _say(self, text: str) -> None:
+        self._showStatus(text)
+
+    def _showStatus(self, text: str) -> None:
+        """Show a text in the status line, which takes no room while there is none."""
         self._status.setText(text)
+        self._status.setVisible(bool(text))
+
+    @property
+    def _hindrance(self) -> str:
+        """Why nothing can be started now; an empty text where it can."""
+        return _("Something is at work: wait for it, or cancel it.") if self._runner.busy else ""
+
+    def _enable(self, *widgets: Any, hindrance: str = "") -> None:
+        """Enable widgets that start or change something, unless something is at work or something else hinders them, which their tips say then."""
+        for widget in widgets:
+            enable(widget, self._hindrance or hindrance)
+
+    def _showWorkButton(self, button: Any, title: str) -> None:
+        """Show the section's main button: it starts the work, and cancels it while it runs."""
+        button.setText(_("Cancel") if self._working else title)
+        enable(button, "" if self._working else self._hindrance)
+
+
+def fill_models(combo: Any, models: Sequence[ModelEntry], current: str) -> None:
+    """Offer models in a combo box, with their pictures; what a narrow panel cuts is whole where the pointer rests."""
+    titles = distinct_titles(models)
+    quiet_fill(combo, [(model.name, f"{titles[model.name]} [{model.modality}]") for model in models], current)
+    for number, model in enumerate(models):
+        combo.setItemIcon(number, model_icon(model))
+    show_whole_title(combo)
+
+
+def show_whole_title(combo: Any) -> None:
+    """Let the tip of a combo box begin with the title that it shows, which may be cut."""
+    tip = read(combo, "ownTip")
+    if tip is None:
+        tip = read(combo, "toolTip")
+        combo.setProperty("ownTip", tip)
+    title = read(combo, "currentText") if chosen(combo) else ""
+    combo.setToolTip("\n".join(filter(None, [title, tip])))
 
 
 def distinct_titles(models: Sequence[ModelEntry]) -> dict[str, str]:
-    """The title under which each model is offered, by its name; the name follows where titles are the same."""
+    """The title under which each model is offered, by its name; the name comes first where titles are the same: a narrow panel cuts the end."""
     titles = [(model.title, model.modality) for model in models]
     return {
-        model.name: model.title if titles.count(title) == 1 else f"{model.title} ({model.name})"
+        model.name: model.title if titles.count(title) == 1 else f"{model.name}: {model.title}"
         for model, title in zip(models, titles, strict=True)
     }

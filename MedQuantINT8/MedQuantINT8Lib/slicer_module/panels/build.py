@@ -12,15 +12,15 @@ from ...errors import InputError, MedQuantError
 from ...imaging.volume_files import scan_files
 from ...progress import ProgressEvent
 from ...quantization.calibration import METHODS, STUDY_VOLUMES
+from ...quantization.effort import check_effort
 from ..dependencies import GROUPS, missing
 from ..installation import Ask
 from ..logic import MedQuantINT8Logic
-from ..model_entries import ModelEntry, layer_shares
+from ..model_entries import ModelEntry, shares_of_all
 from ..parameter_node import Parameters
-from .base import WorkPanel, distinct_titles
+from .base import WorkPanel, fill_models, show_whole_title
 from .job_runner import JobRunner
 from .layer_bar import show_layers
-from .model_icons import model_icon
 from .qt_compat import check_nodes, chosen, quiet_fill, read, silently
 from .stage_titles import stage_title
 from .theme import line_height, make_primary, make_quiet
@@ -66,6 +66,10 @@ class BuildPanel(WorkPanel):
         self._bind("method", ui.methodCombo.currentTextChanged, lambda: chosen(ui.methodCombo))
         self._bind("effort", ui.effortCombo.currentTextChanged, lambda: chosen(ui.effortCombo))
         self._bind("buildEngine", ui.buildEngineCombo.currentTextChanged, lambda: chosen(ui.buildEngineCombo))
+        self._bind("weightBits", ui.weightBitsCombo.currentTextChanged, lambda: int(chosen(ui.weightBitsCombo) or 8))
+        worst = ui.worstStructureSpin
+        self._bind("worstStructure", worst.editingFinished, lambda: float(read(worst, "value")))
+        self._bind("transposed", ui.transposedCheck.toggled, lambda: bool(read(ui.transposedCheck, "checked")))
         self._bind("fallback", ui.fallbackCheck.toggled, lambda: bool(read(ui.fallbackCheck, "checked")))
         ui.buildButton.clicked.connect(self._press)
 
@@ -73,17 +77,8 @@ class BuildPanel(WorkPanel):
         """Show what the parameter node says."""
         ui, p = self._ui, self.parameters
         self._shown = False
-        self._models = [
-            e for e in self._logic.modelEntries() if e.installed and not e.problem and e.networks == 1 and not e.task
-        ]
-        titles = distinct_titles(self._models)
-        quiet_fill(
-            ui.buildModelCombo,
-            [(m.name, f"{titles[m.name]} [{m.modality}]") for m in self._models],
-            chosen(ui.buildModelCombo) or p.model,
-        )
-        for number, model in enumerate(self._models):
-            ui.buildModelCombo.setItemIcon(number, model_icon(model))
+        self._models = [entry for entry in self._logic.modelEntries() if entry.installed and not entry.problem]
+        fill_models(ui.buildModelCombo, self._models, chosen(ui.buildModelCombo) or p.model)
         quiet_fill(ui.methodCombo, [(name, name) for name in METHODS], p.method)
         efforts = [
             ("fast", _("Fast: rounding alone")),
@@ -93,6 +88,10 @@ class BuildPanel(WorkPanel):
         quiet_fill(ui.effortCombo, efforts, p.effort)
         engines = [("auto", _("Automatic")), *self._logic.engineTitles()]
         quiet_fill(ui.buildEngineCombo, engines, p.buildEngine)
+        bits = [("8", _("8 bits")), ("4", _("4 bits: half the file"))]
+        quiet_fill(ui.weightBitsCombo, bits, str(p.weightBits))
+        silently(ui.worstStructureSpin, ui.worstStructureSpin.setValue, p.worstStructure)
+        silently(ui.transposedCheck, ui.transposedCheck.setChecked, p.transposed)
         silently(ui.patchesSpin, ui.patchesSpin.setValue, p.patches)
         silently(ui.agreementSpin, ui.agreementSpin.setValue, p.agreement)
         silently(ui.fallbackCheck, ui.fallbackCheck.setChecked, p.fallback)
@@ -113,14 +112,14 @@ class BuildPanel(WorkPanel):
             self._ui.buildModelCombo.setCurrentIndex(index)
 
     def _modelChosen(self, _text: str) -> None:
+        show_whole_title(self._ui.buildModelCombo)
         if self._shown:
             self._showButtons()
 
     def _showButtons(self) -> None:
         ui = self._ui
         working = self._working
-        ui.buildButton.setText(_("Cancel") if working else _("Make INT8 engine"))
-        ui.buildButton.setEnabled(working or not self._runner.busy)
+        self._showWorkButton(ui.buildButton, _("Make INT8 engine"))
         ui.buildProgress.setVisible(working)
         if self._shown and not working:
             ui.buildModelLabel.setText(self._modelText())
@@ -134,12 +133,25 @@ class BuildPanel(WorkPanel):
         model = next((model for model in self._models if model.name == name), None)
         if model is None:
             return _("Install one, or import your own, under Models.")
+        if model.task or model.networks > 1:
+            return self._networksText(name, model.int8)
         if not model.int8:
             return _("It has no INT8 network yet.")
         if self._logic.ownCopyName(name) != name:
             text = _("It is part of the program and stays as it is: what is made is installed as {name}.")
             return text.format(name=self._logic.ownCopyName(name))
         return _("It has an INT8 network, which is made anew.")
+
+    def _networksText(self, name: str, int8: bool) -> str:
+        """How many networks a task or an ensemble has; all get their INT8 network together."""
+        try:
+            count = len(self._logic.networksOf(name))
+        except MedQuantError as error:
+            return f"{error}"
+        if int8:
+            return _("Its {count} networks have INT8, which is made anew, one after the other.").format(count=count)
+        text = _("It runs {count} networks: each is made INT8 in turn. A run that is canceled leaves all as they are.")
+        return text.format(count=count)
 
     def _scansText(self) -> str:
         """How many scans are chosen, and whether they are enough."""
@@ -185,6 +197,8 @@ class BuildPanel(WorkPanel):
         p = self.parameters
         try:
             # Before anything is installed for it.
+            self._logic.networksOf(name)
+            check_effort(p.effort, p.weightBits)
             self._logic.checkScans(p.calibrationVolumes, self._scans())
         except MedQuantError as error:
             self._failed(error)
@@ -201,6 +215,9 @@ class BuildPanel(WorkPanel):
                 scans=self._scans(),
                 fallback=p.fallback,
                 effort=p.effort,
+                weightBits=p.weightBits,
+                worstStructure=p.worstStructure,
+                transposed=p.transposed,
                 waitForCompletion=False,
             )
 
@@ -229,10 +246,15 @@ class BuildPanel(WorkPanel):
             self._log(stage_title(event.stage))
 
     def _quantized(self, name: str, report: dict[str, Any]) -> None:
-        for text in _of_the_kept_network(report):
-            self._log(text)
-        show_layers(self._ui.buildBarLabel, self._ui.buildBarText, layer_shares(report))
-        self._heldOut = list(report["held_out"]["lines"])
+        networks = report.get("networks", [report])
+        self._heldOut = []
+        for network in networks:
+            # Of a model of several networks, each line says of which it is.
+            prefix = f"{network['network']}: " if "network" in network else ""
+            for text in _of_the_kept_network(network):
+                self._log(f"{prefix}{text}")
+            self._heldOut += [f"{prefix}{line}" for line in network["held_out"]["lines"]]
+        show_layers(self._ui.buildBarLabel, self._ui.buildBarText, shares_of_all(networks))
         target = self._logic.ownCopyName(name)
         self._ready(target)
         volumes = self.parameters.calibrationVolumes
@@ -246,20 +268,22 @@ class BuildPanel(WorkPanel):
         )
 
     def _built(self, report: dict[str, Any]) -> None:
+        for network in report.get("networks", [report]):
+            self._logEngine(network, f"{network['network']}: " if "network" in network else "")
+        done = _("Done. The model is chosen in the section Segment.")
+        self._showStatus("\n".join([done, *self._heldOut]))
+
+    def _logEngine(self, report: dict[str, Any], prefix: str) -> None:
+        """Note what an engine is, and how near its results are to the simulation's."""
         share = f"{100 * report['int8_mac_share']:.1f} %"
-        self._log(
-            _("{engine}: {verdict}, {share} of the work in INT8").format(
-                engine=report["engine"], verdict=report["verdict"], share=share
-            )
-        )
+        text = _("{engine}: {verdict}, {share} of the work in INT8")
+        self._log(prefix + text.format(engine=report["engine"], verdict=report["verdict"], share=share))
         if report["note"]:
-            self._log(report["note"])
+            self._log(prefix + report["note"])
         if fidelity := report["fidelity"]:
             text = _("real INT8 against the simulation: relative error {error}, {labels} of voxels with another label")
             labels = f"{100 * fidelity['label_disagreement']:.3f} %"
-            self._log(text.format(error=f"{fidelity['relative_error']:.4f}", labels=labels))
-        done = _("Done. The model is chosen in the section Segment.")
-        self._ui.buildStatusLabel.setText("\n".join([done, *self._heldOut]))
+            self._log(prefix + text.format(error=f"{fidelity['relative_error']:.4f}", labels=labels))
 
     def _say(self, text: str) -> None:
         super()._say(text)

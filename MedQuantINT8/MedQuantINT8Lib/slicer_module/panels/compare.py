@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import qt
@@ -13,21 +14,35 @@ from ...evaluation.boundary import SHOWN_REGIONS, region_title
 from ..comparison import Comparison
 from ..installation import Ask
 from ..logic import MedQuantINT8Logic
+from ..model_entries import ModelEntry
 from ..parameter_node import Parameters
 from . import file_dialogs
 from .base import WorkPanel
 from .job_runner import JobRunner
-from .qt_compat import check_nodes, fill_table, read, set_columns
-from .theme import make_number, make_primary, show_rows
+from .qt_compat import check_nodes, enable, fill_table, read, set_columns
+from .theme import make_number, make_primary, make_quiet, show_rows
 
 _ROWS = 8
 
 
 class ComparePanel(WorkPanel):
-    """Connects the widgets of the section with the parameters and the logic."""
+    """Connects the widgets of the section with the parameters and the logic.
 
-    def __init__(self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask) -> None:
+    Args:
+        model: gives the model that was chosen, in the section Segment; None where there is none.
+    """
+
+    def __init__(
+        self,
+        ui: Any,
+        logic: MedQuantINT8Logic,
+        parameters: Parameters,
+        runner: JobRunner,
+        ask: Ask,
+        model: Callable[[], ModelEntry | None],
+    ) -> None:
         super().__init__(ui, logic, parameters, runner, ask, ui.compareStatusLabel, ui.compareProgress)
+        self._model = model
         self.comparisons: list[Comparison] = []
         self._differences: dict[int, Any] = {}
         selector = ui.compareSelector
@@ -40,6 +55,7 @@ class ComparePanel(WorkPanel):
         set_columns(ui.summaryTable, ["", "FP32", "INT8"])
         set_columns(ui.structureTable, [_("Structure"), _("Dice"), _("Change, ml")])
         make_primary(ui.compareButton)
+        make_quiet(ui.comparePlanLabel)
         for label in (ui.diceLabel, ui.speedLabel, ui.sizeLabel):
             make_number(label)
             label.setTextFormat(qt.Qt.RichText)
@@ -66,11 +82,28 @@ class ComparePanel(WorkPanel):
     def _showButtons(self) -> None:
         ui = self._ui
         working = self._working
-        ui.compareButton.setText(_("Cancel") if working else _("Compare FP32 with INT8"))
-        ui.compareButton.setEnabled(working or not self._runner.busy)
+        self._showWorkButton(ui.compareButton, _("Compare FP32 with INT8"))
         ui.compareProgress.setVisible(working)
+        ui.comparePlanLabel.setVisible(not working)
+        missing = "" if self._current is not None else _("Nothing was compared yet.")
         for button in (ui.showDifferencesButton, ui.saveReportButton):
-            button.setEnabled(self._current is not None and not working)
+            enable(button, missing or (self._hindrance if working else ""))
+        if self._shown and not working:
+            ui.comparePlanLabel.setText(self._planText())
+
+    def plan(self) -> None:
+        """Say what will be compared, after another volume or model was chosen."""
+        self._showButtons()
+
+    def _planText(self) -> str:
+        """What a click will compare: volumes and model, where they were chosen."""
+        p, model = self.parameters, self._model()
+        if model is None or not (p.compareVolumes or p.volume):
+            return _("Choose a volume and a model in the section Segment.")
+        if not model.int8:
+            return _("{model} has no INT8 network yet: make one above.").format(model=model.title)
+        volumes = ", ".join(node.GetName() for node in p.compareVolumes) or p.volume.GetName()
+        return _("{model}, on {volumes}").format(model=model.title, volumes=volumes)
 
     # ---- work
 

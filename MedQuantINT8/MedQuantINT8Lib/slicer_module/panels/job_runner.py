@@ -112,9 +112,13 @@ def in_words(event: ProgressEvent) -> str:
 
 def duration(seconds: float) -> str:
     seconds = max(0, round(seconds))
-    if seconds < 60:
-        return _("{seconds} s").format(seconds=seconds)
-    return _("{minutes} min {seconds} s").format(minutes=seconds // 60, seconds=seconds % 60)
+    text = _("{seconds} s") if seconds < 60 else _("{minutes} min {rest} s")
+    return unbroken(text.format(seconds=seconds, minutes=seconds // 60, rest=seconds % 60))
+
+
+def unbroken(text: str) -> str:
+    """A number with its unit, which no line is broken within."""
+    return text.replace(" ", "\u00a0")
 
 
 def is_cancel(error: MedQuantError) -> bool:

@@ -12,14 +12,14 @@ from slicer.i18n import tr as _
 from ...errors import MedQuantError
 from ..installation import Ask
 from ..logic import MedQuantINT8Logic
-from ..model_entries import ModelEntry, calibration_of, layer_shares, offered_version
+from ..model_entries import ModelEntry, calibration_of, offered_version, shares_of_all
 from ..parameter_node import Parameters
 from . import file_dialogs
 from .base import WorkPanel, distinct_titles
 from .job_runner import JobRunner
 from .layer_bar import show_layers
 from .model_icons import model_icon
-from .qt_compat import read
+from .qt_compat import enable, read
 from .theme import line_height, make_primary, make_quiet, show_rows
 
 _MB = 1e6
@@ -131,19 +131,22 @@ class ModelsPanel(WorkPanel):
     def _showModel(self) -> None:
         ui, entry = self._ui, self._entry
         ui.modelInfoLabel.setText(_details(entry) if entry is not None else _("Choose a model."))
-        report = calibration_of(entry.paths[0]) if entry is not None and entry.int8 and entry.paths else None
-        show_layers(ui.modelBarLabel, ui.modelBarText, layer_shares((report or {}).get("quantization") or {}))
+        paths = entry.paths if entry is not None and entry.int8 and not entry.task else ()
+        reports = [(calibration_of(path) or {}).get("quantization") or {} for path in paths]
+        show_layers(ui.modelBarLabel, ui.modelBarText, shares_of_all(reports) if reports else None)
         self._showButtons()
 
     def _showButtons(self) -> None:
-        ui, entry, idle = self._ui, self._entry, not self._runner.busy
+        ui, entry = self._ui, self._entry
         if self._working:
             ui.modelButton.setText(_("Cancel"))
         elif entry is None or entry.installed:
             ui.modelButton.setText(_("Use this model"))
         else:
             ui.modelButton.setText(_("Install ({size})").format(size=_size(entry)))
-        ui.modelButton.setEnabled(self._working or (idle and entry is not None and not entry.problem))
+        missing = _("Choose a model in the list.") if entry is None else ""
+        damaged = _("The model is damaged: remove it, and install it again.") if entry and entry.problem else ""
+        enable(ui.modelButton, "" if self._working else self._hindrance or missing or damaged)
         offer = entry.offer if entry is not None and entry.installed else None
         ui.updateModelButton.setVisible(offer is not None)
         if entry is not None and offer is not None:
@@ -151,15 +154,13 @@ class ModelsPanel(WorkPanel):
             newer = entry.newer_version
             text = _("U&pdate to {version} ({size})") if newer else _("Install a&gain ({size})")
             ui.updateModelButton.setText(text.format(version=newer, size=size))
-        ui.updateModelButton.setEnabled(idle)
         removable = entry is not None and entry.removable
         ui.removeModelButton.setVisible(removable)
         if entry is not None and removable:
             ui.removeModelButton.setText(_("Remo&ve ({size})").format(size=_size(entry)))
-        ui.removeModelButton.setEnabled(idle)
-        ui.removeEnginesButton.setEnabled(idle and self._logic.engineBytes() > 0)
-        for button in (ui.importFileButton, ui.importFolderButton):
-            button.setEnabled(idle)
+        self._enable(ui.updateModelButton, ui.removeModelButton, ui.importFileButton, ui.importFolderButton)
+        built = "" if self._logic.engineBytes() > 0 else _("No engine was built on this computer yet.")
+        self._enable(ui.removeEnginesButton, hindrance=built)
         ui.modelsProgress.setVisible(self._working)
 
     # ---- work
@@ -233,7 +234,7 @@ class ModelsPanel(WorkPanel):
         if entry is not None and entry.int8:
             text = _("Installed {name}.")
         elif entry is not None and entry.task:
-            text = _("Installed {name}. Make the INT8 networks of the models that it runs in the section below.")
+            text = _("Installed {name}: make the INT8 networks that it runs in the section below.")
         else:
             text = _("Installed {name}: make its INT8 network in the section below.")
         self._say(text.format(name=name))

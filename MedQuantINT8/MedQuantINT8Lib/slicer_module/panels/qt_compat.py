@@ -40,6 +40,20 @@ def silently(widget: Any, call: Any, *arguments: Any) -> None:
     widget.blockSignals(before)
 
 
+def enable(widget: Any, hindrance: str = "") -> None:
+    """Enable a widget; or disable it and say where the pointer rests on it what hinders it.
+
+    Args:
+        hindrance: a sentence; an empty text enables the widget and gives it the tip that it had.
+    """
+    tip = read(widget, "enabledTip")
+    if tip is None:
+        tip = read(widget, "toolTip")
+        widget.setProperty("enabledTip", tip)
+    widget.setEnabled(not hindrance)
+    widget.setToolTip(hindrance or tip)
+
+
 def check_nodes(selector: Any, nodes: list[Any]) -> None:
     """Check these nodes of a checkable node selector, and uncheck all others, without its signals telling anyone."""
     wanted = {node.GetID() for node in nodes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ...errors import MedQuantError
+from ...inference.segmenter import SegmentationOptions
 from ...progress import ProgressEvent
 from .. import sequences
 from ..dependencies import GROUPS, missing
@@ -19,16 +21,18 @@ from ..logic import MedQuantINT8Logic
 from ..model_entries import ModelEntry
 from ..parameter_node import Parameters
 from . import file_dialogs
-from .base import WorkPanel, distinct_titles
+from .base import WorkPanel, fill_models, show_whole_title
 from .channels import ChannelSelectors
 from .forecast_line import forecast_text
 from .job_runner import JobRunner, duration
-from .model_icons import model_icon
 from .progress_view import LoadView, StageList
-from .qt_compat import chosen, id_of, quiet_fill, read, silently
+from .qt_compat import chosen, enable, id_of, quiet_fill, read, silently
 from .result_table import ResultTable
 from .structures import StructureList
 from .theme import make_primary, make_quiet
+
+#: Shares of the windows of an INT8 run that FP32 runs as well, by the names that the parameters keep; "" leaves it to the program.
+_CHECK_SHARES = {"": None, "0": 0.0, "0.05": 0.05, "0.2": 0.2, "1": 1.0}
 
 
 class SegmentPanel(WorkPanel):
@@ -37,8 +41,11 @@ class SegmentPanel(WorkPanel):
     def __init__(self, ui: Any, logic: MedQuantINT8Logic, parameters: Parameters, runner: JobRunner, ask: Ask) -> None:
         super().__init__(ui, logic, parameters, runner, ask, ui.segmentStatusLabel, ui.segmentProgress)
         self._models: list[ModelEntry] = []
-        self._observed: tuple[Any, int] = (None, 0)
+        #: The nodes that are followed, and the tags of their observers: the volume's voxels, the region's place.
+        self._observed: list[tuple[Any, int]] = []
         self._forecastIsDue = False
+        #: Called when another volume or model was chosen.
+        self.followers: list[Callable[[], None]] = []
         self.channels = ChannelSelectors(ui.channelsWidget, self._channelsChanged)
         self._structures = StructureList(ui, self._structuresChanged)
         self.results = ResultTable(ui)
@@ -59,6 +66,7 @@ class SegmentPanel(WorkPanel):
         self._bind("replace", ui.replaceCheck.toggled, lambda: bool(read(ui.replaceCheck, "checked")))
         self._bind("output", ui.outputSelector.currentNodeIDChanged, ui.outputSelector.currentNode)
         self._bind("region", ui.regionSelector.currentNodeIDChanged, ui.regionSelector.currentNode)
+        ui.regionSelector.currentNodeIDChanged.connect(lambda *_arguments: self._observe() if self._shown else None)
 
     def _combos(self) -> dict[str, Any]:
         """The combo boxes that show a field of the parameters, by its name."""
@@ -68,6 +76,7 @@ class SegmentPanel(WorkPanel):
             "precision": ui.precisionCombo,
             "device": ui.deviceCombo,
             "terminology": ui.terminologyCombo,
+            "checkShare": ui.checkShareCombo,
         }
 
     # ---- parameters to widgets
@@ -83,6 +92,7 @@ class SegmentPanel(WorkPanel):
                 (name, _("Whatever is fastest") if name == "auto" else title) for name, title in self._logic.devices()
             ],
             "terminology": [("", _("Slicer’s own")), *((name, name) for name in self._logic.terminologies()[1:])],
+            "checkShare": [(name, _share_title(share)) for name, share in _CHECK_SHARES.items()],
         }
         for field, combo in self._combos().items():
             quiet_fill(combo, entries[field], getattr(p, field))
@@ -93,12 +103,9 @@ class SegmentPanel(WorkPanel):
         if p.volume is None:
             p.volume = active_volume()
         silently(ui.volumeSelector, ui.volumeSelector.setCurrentNodeID, id_of(p.volume))
-        self._observe(p.volume)
+        self._observe()
         self._models = [entry for entry in self._logic.modelEntries() if entry.installed and not entry.problem]
-        titles = distinct_titles(self._models)
-        quiet_fill(ui.modelCombo, [(m.name, f"{titles[m.name]} [{m.modality}]") for m in self._models], p.model)
-        for number, model in enumerate(self._models):
-            ui.modelCombo.setItemIcon(number, model_icon(model))
+        fill_models(ui.modelCombo, self._models, p.model)
         self._shown = True
         self._showModel()
         self._showButtons()
@@ -108,6 +115,7 @@ class SegmentPanel(WorkPanel):
             self._choose(chosen(self._ui.modelCombo))
 
     def _choose(self, name: str) -> None:
+        show_whole_title(self._ui.modelCombo)
         if name != self.parameters.model:
             self.parameters.segments = None
             self.parameters.model = name
@@ -115,11 +123,12 @@ class SegmentPanel(WorkPanel):
         self._showButtons()
 
     @property
-    def _model(self) -> ModelEntry | None:
+    def model(self) -> ModelEntry | None:
+        """The model that was chosen; None where it is not installed."""
         return next((model for model in self._models if model.name == self.parameters.model), None)
 
     def _showModel(self) -> None:
-        model = self._model
+        model = self.model
         if model is None:
             self._structures.show([], [], [])
         else:
@@ -138,7 +147,7 @@ class SegmentPanel(WorkPanel):
     def _showAdvice(self) -> None:
         """Warn where the scan seems to be of another kind than the model was made for."""
         text = ""
-        if self.parameters.volume is not None and self._model is not None:
+        if self.parameters.volume is not None and self.model is not None:
             # What cannot be segmented at all is said at the click; a volume that is just being loaded has no voxels yet.
             with contextlib.suppress(MedQuantError):
                 text = self._logic.advise(self.parameters.volume, self.parameters.model)
@@ -155,50 +164,60 @@ class SegmentPanel(WorkPanel):
         self._forecastIsDue = False
         if self._shown:
             self._ui.forecastLabel.setText(self._forecast())
+            for call in self.followers:
+                call()
 
     def _forecast(self) -> str:
         p = self.parameters
-        if p.volume is None or self._model is None:
+        if p.volume is None or self.model is None:
             return _("Choose a volume and a model.")
         group = GROUPS[self._engineGroup]
         if self._logic.pythonOf(self._engineGroup) is None and missing(group):
             return _("Packages have to be installed first: {size}. You are asked before.").format(size=group.size)
         try:
-            plan = self._logic.forecast(p.volume, p.model, p.engine, self._precision(), device=p.device)
+            plan = self._logic.forecast(
+                p.volume,
+                p.model,
+                p.engine,
+                self._precision(),
+                segments=p.segments,
+                device=p.device,
+                options=self._options(),
+                roi=p.region,
+            )
         except MedQuantError as error:
             return error.args[0]
-        text = forecast_text(plan)
-        if plan.seconds is not None and (p.segments is not None or p.region is not None):
-            return _("At most: {text}").format(text=text)
-        return text
+        return forecast_text(plan)
 
     def _showButtons(self) -> None:
         ui = self._ui
         working = self._working
-        ui.segmentButton.setText(_("Cancel") if working else _("Segment"))
-        ui.segmentButton.setEnabled(working or not self._runner.busy)
-        for button in (ui.segmentAllButton, ui.segmentFolderButton, ui.segmentSequenceButton):
-            button.setEnabled(not self._runner.busy)
-        ui.undoButton.setEnabled(self._logic.canUndo and not self._runner.busy)
+        self._showWorkButton(ui.segmentButton, _("Segment"))
+        self._enable(ui.segmentAllButton, ui.segmentFolderButton, ui.segmentSequenceButton)
+        undone = "" if self._logic.canUndo else _("There is no segmentation to take back.")
+        self._enable(ui.undoButton, hindrance=undone)
+        new = _("A new segmentation holds nothing that could be replaced: choose an output first.")
+        enable(ui.replaceCheck, "" if self.parameters.output is not None else new)
         ui.segmentWorkWidget.setVisible(working)
         ui.forecastLabel.setVisible(not working)
         if self._shown and not working:
             self._planForecast()
 
-    def _observe(self, volume: Any) -> None:
-        """Follow the voxels of the volume: a loader may fill a node that is chosen already."""
-        node, tag = self._observed
-        if node is not None:
-            node.RemoveObserver(tag)
-        if volume is None:
-            self._observed = (None, 0)
-        else:
+    def _observe(self) -> None:
+        """Follow the voxels of the volume, since a loader may fill a node that is chosen already, and the place of the region."""
+        self.close()
+        volume, region = self.parameters.volume, self.parameters.region
+        if volume is not None:
             event = slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent
-            self._observed = (volume, volume.AddObserver(event, lambda *_arguments: self._showAdvice()))
+            self._observed.append((volume, volume.AddObserver(event, lambda *_arguments: self._showAdvice())))
+        if region is not None:
+            for event in ("ModifiedEvent", getattr(region, "PointModifiedEvent", None)):
+                if event is not None:
+                    self._observed.append((region, region.AddObserver(event, lambda *_: self._planForecast())))
 
     def suspend(self) -> None:
         super().suspend()
-        self._observe(None)
+        self.close()
 
     def forget(self) -> None:
         """Forget the result as well: its segments are gone."""
@@ -207,8 +226,10 @@ class SegmentPanel(WorkPanel):
         self.results.show(None)
 
     def close(self) -> None:
-        """Follow no volume any more."""
-        self._observe(None)
+        """Follow no node any more."""
+        for node, tag in self._observed:
+            node.RemoveObserver(tag)
+        self._observed = []
 
     # ---- widgets to parameters
 
@@ -216,7 +237,7 @@ class SegmentPanel(WorkPanel):
         if not self._shown:
             return
         self.parameters.volume = self._ui.volumeSelector.currentNode()
-        self._observe(self.parameters.volume)
+        self._observe()
         self._showAdvice()
         self._showButtons()
 
@@ -261,11 +282,15 @@ class SegmentPanel(WorkPanel):
             "replace": p.replace,
             "terminology": p.terminology,
             "roi": p.region,
+            "options": self._options(),
         }
+
+    def _options(self) -> SegmentationOptions:
+        return SegmentationOptions(check_share=_CHECK_SHARES.get(self.parameters.checkShare))
 
     def _precision(self) -> str:
         """A model without an INT8 network can be run as it is, if the user leaves the choice to the program."""
-        model = self._model
+        model = self.model
         without = model is not None and not model.int8
         return "fp32" if self.parameters.precision == "auto" and without else self.parameters.precision
 
@@ -317,6 +342,12 @@ class SegmentPanel(WorkPanel):
         self.parameters.volume, self.parameters.model = volume, model
         self.show()
         self._press()
+
+
+def _share_title(share: float | None) -> str:
+    if share is None:
+        return _("Automatic: a few windows")
+    return _("{share} of the windows").format(share=f"{100 * share:g} %") if share else _("None")
 
 
 def active_volume() -> Any | None:

@@ -9,7 +9,13 @@ def stage_title(stage: str) -> str:
     """A stage in the application's language; one that is not known, as the worker calls it."""
     part, separator, name = stage.rpartition(": ")
     # A part's name, such as a volume's, is left as it is.
-    return f"{part}{separator}{_titles().get(name, name[:1].upper() + name[1:])}"
+    return f"{part}{separator}{_titles().get(name) or _named(name)}"
+
+
+def _named(name: str) -> str:
+    """The title of a stage that names what it works on, or of one that is not known."""
+    word, _space, rest = name.partition(" ")
+    return _("Downloading {file}").format(file=rest) if word == "downloading" else name[:1].upper() + name[1:]
 
 
 def _titles() -> dict[str, str]:
@@ -44,4 +50,17 @@ def _titles() -> dict[str, str]:
         "exporting": _("Exporting"),
         "comparing the export with PyTorch": _("Comparing the export with PyTorch"),
         "comparing the import": _("Comparing the import"),
+        "comparing on held-out scans": _("Comparing on held-out scans"),
+        "comparing on the scan": _("Comparing on the scan"),
+        "comparing": _("Comparing"),
+        "evaluating": _("Evaluating"),
+        "finding the layers that need two INT8 halves": _("Finding the layers that need two INT8 halves"),
+        "finding the layers whose weights INT8 cannot afford": _("Finding the layers whose weights INT8 cannot afford"),
+        "learning how to round weights": _("Learning how to round weights"),
+        "looking at what is done": _("Looking at what is done"),
+        "looking for scans": _("Looking for scans"),
+        "making a scan": _("Making a scan"),
+        "measuring": _("Measuring"),
+        "networks": _("Networks"),
+        "writing the results": _("Writing the results"),
     }
