@@ -119,7 +119,8 @@ def test_what_is_resampled_decides_the_labels():
 class WindowOnGpu:
     """The GPU's sliding window in NumPy, as its kernels are described: scores are summed up, divided for regions, and reduced."""
 
-    def __init__(self, gpu, network, channels, classes, plan, window, batch, flips):
+    def __init__(self, gpu, network, channels, classes, plan, window, batch, flips, grid_labels):
+        assert grid_labels is None
         self._infer, self._classes, self._plan, self._window = network.infer, classes, plan, window
 
     def run(self, data, reduction, task=None):

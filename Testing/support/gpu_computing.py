@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+import kernels_on_processor
 from gpu_stand_in import ContextDriver
 from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.engines.cuda.compiler import Compiler
@@ -78,6 +79,13 @@ def array_at(buffer, count):
     return np.frombuffer((ctypes.c_char * buffer.nbytes).from_address(buffer.pointer), buffer.dtype)[
         : int(np.prod(shape))
     ].reshape(shape)
+
+
+def install_kernels(monkeypatch):
+    """:func:`install`, with kernels beside the network's compiled for the processor (kernels_on_processor.py)."""
+    driver = install(monkeypatch)
+    monkeypatch.setattr(cuda.Gpu, "kernels", lambda gpu, source, names: kernels_on_processor.kernels(source, names))
+    return driver
 
 
 def install(monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..thread_pool import Threads
+from .array_layout import ArrayLayout
 from .label_resampling import Axes, Decision, LabelResampling, Largest, LargestMask, Painted
 from .regions import Regions
 from .spatial_steps import Cut, Sampling, SpatialStep, Turn
@@ -152,6 +153,17 @@ class NetworkInput:
             if isinstance(step, Turn):
                 kji = step.back(kji)
         return self._place(kji)
+
+    def resampled_layout(self) -> ArrayLayout:
+        """Return how what :meth:`back_axes` resamples lies in the array (K, J, I) on the original grid."""
+        sampling = self.sampling
+        assert sampling is not None
+        number = self.steps.index(sampling)
+        layout = ArrayLayout.of(self.original.size, self.steps[:number])
+        for step in self.steps[number + 1 :]:
+            if isinstance(step, Turn):
+                layout = layout.after(step)
+        return layout
 
     def _resampled(self, scores: NDArray[Any], axes: Axes, decision: Decision) -> NDArray[Any]:
         resampling = LabelResampling(axes, decision)

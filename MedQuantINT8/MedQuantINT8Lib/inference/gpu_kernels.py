@@ -1,7 +1,9 @@
-"""The kernels of the sliding window on the GPU: sliding_window.cu, and the names of its functions."""
+"""The kernels of the sliding window on the GPU and of what comes before and after it: the CUDA C of this folder, and its functions' names."""
 
 from __future__ import annotations
 
+import hashlib
+from functools import cache
 from pathlib import Path
 
 from ..engines.cuda.source_files import cuda_text
@@ -13,8 +15,39 @@ NAMES = (
     "blend_f16",
     "reduce_planes",
 )
+#: Scores to labels on the scan's grid; one function for each kind of label map (``uint8`` or ``uint16``).
+RESAMPLING_NAMES = ("prepare_planes", "resample_u8", "resample_u16", "clear_planes")
+#: One function for each kind of network.
+CHECK_NAMES = ("score_f32", "score_f16")
+_HERE = Path(__file__).parent
 
 
 def source() -> str:
-    """Return the CUDA C text of all kernels."""
-    return cuda_text(Path(__file__).parent / "sliding_window.cu")
+    """Return the CUDA C text of the sliding window's kernels."""
+    return cuda_text(_HERE / "sliding_window.cu")
+
+
+def resampling_source() -> str:
+    """Return the CUDA C text of the kernels that take scores to the scan's grid."""
+    return cuda_text(_HERE / "score_resampling.cu")
+
+
+def check_source() -> str:
+    """Return the CUDA C text of the network with which the way through the GPU is checked."""
+    return cuda_text(_HERE / "road_check.cu")
+
+
+@cache
+def road_version() -> str:
+    """Return a digest of all that decides how scans and scores go through a GPU: another state of it is checked anew."""
+    imaging = [_HERE.parent / "imaging" / f"{name}.py" for name in ("array_layout", "axis_interpolation")]
+    compiling = [_HERE.parent / "engines" / "cuda" / name for name in ("compiler.py", "source_files.py")]
+    digest = hashlib.sha256()
+    for path in [*road_files(), *imaging, *compiling]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def road_files() -> list[Path]:
+    """Return this folder's CUDA C, and the Python that launches it."""
+    return sorted(path for pattern in ("*.cu", "*.cuh", "gpu_*.py") for path in _HERE.glob(pattern))

@@ -1,7 +1,8 @@
 """The sliding window on the GPU: the volume goes up, the label map comes down, and nothing in between.
 
-The same plan of windows and the same weights as on the processor (:mod:`.windows`); patches are cut, normalised, blended and
-reduced to labels by small kernels (:mod:`.gpu_kernels`), the network runs between them in the same stream.
+The same plan of windows and the same weights as on the processor (:mod:`.windows`); patches are cut, normalized, blended and
+reduced to labels by small kernels (:mod:`.gpu_kernels`), the network runs between them in the same stream. Labels are those of
+network space, or, resampled from the blended scores, those of the scan's grid (:mod:`.gpu_label_resampling`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.base import GpuNetwork
-from ..engines.cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, patch_address
+from ..engines.cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
 from ..engines.cuda.interop import borrowed, is_on_gpu
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
-from .gpu_kernels import NAMES, source
+from .gpu_kernels import NAMES, RESAMPLING_NAMES, resampling_source, source
+from .gpu_label_resampling import GpuLabelResampling, GridLabels
 from .mirroring import Flip
 from .windows import WindowPlan, importance_map
 
@@ -43,7 +45,7 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Reduction:
-    """How scores become labels: ``values`` of each channel; a threshold makes them regions of probabilities.
+    """How scores become labels of network space: ``values`` of each channel; a threshold makes them regions of probabilities.
 
     sigmoid: regions only: the network gives logits, not probabilities.
     """
@@ -67,6 +69,7 @@ class GpuSlidingWindow:
         batch: patches a call of the network, at most.
         flips: the mirrored forms in which each window is run, by the axes along which it is reversed. Their scores are added, each turned
             back, which decides as their mean does.
+        grid_labels: brings scores to the scan's grid, where labels are made of them; None makes labels of network space.
 
     Raises:
         GpuMemoryError: the buffers do not fit, also with one window at a time.
@@ -82,8 +85,9 @@ class GpuSlidingWindow:
         window: Window,
         batch: int = 1,
         flips: Sequence[Flip] = ((),),
+        grid_labels: GridLabels | None = None,
     ) -> None:
-        self._flips = tuple(flips)
+        self._flips, self._grid_labels = tuple(flips), grid_labels
         self._gpu, self._network, self._plan, self._window = gpu, network, plan, window
         self._channels, self._classes = channels, classes
         # Another engine that was closed in the meantime may have left this thread without a GPU.
@@ -93,6 +97,7 @@ class GpuSlidingWindow:
         self._slow = plan.order[0]
         self._u, self._v = (axis for axis in range(3) if axis != self._slow)
         self._buffers: list[Any] = []
+        self._resampling: GpuLabelResampling | None = None
         self.batch = self._allocate(batch)
 
     def _allocate(self, batch: int) -> int:
@@ -102,9 +107,16 @@ class GpuSlidingWindow:
                 patch = self._plan.patch
                 nu, nv = self._plan.shape[self._u], self._plan.shape[self._v]
                 self._weights = self._hold((patch), np.float32)
-                self._ring = self._hold((self._classes, patch[self._slow], nu, nv), np.float32)
+                # Between the last finished plane and the next one lie new voxels that are still to come.
+                depth = patch[self._slow] + (self._grid_labels is not None)
+                self._ring = self._hold((self._classes, depth, nu, nv), np.float32)
                 self._patches = self._hold((batch, self._channels, *patch), self._network.dtype)
                 self._scores = self._hold((batch, self._classes, *patch), self._network.dtype)
+                if self._grid_labels is not None:
+                    kernels = self._gpu.kernels(resampling_source(), RESAMPLING_NAMES)
+                    self._resampling = GpuLabelResampling(
+                        self._gpu, kernels, self._ring, self._plan, self._grid_labels, self._stream
+                    )
                 break
             except GpuMemoryError:
                 self._release()
@@ -124,6 +136,8 @@ class GpuSlidingWindow:
         return buffer
 
     def _release(self) -> None:
+        if self._resampling is not None:
+            self._resampling.close()
         for buffer in self._buffers:
             buffer.free()
         self._buffers = []
@@ -136,14 +150,15 @@ class GpuSlidingWindow:
     def run(
         self,
         volume: NDArray[Any] | DeviceBuffer,
-        reduction: Reduction,
+        reduction: Reduction | None = None,
         intensity: Intensity = Intensity(),
         task: Task | None = None,
-    ) -> NDArray[np.uint16]:
-        """Segment (C, n0, n1, n2) float32, int16, uint16 or uint8; labels (n0, n1, n2).
+    ) -> NDArray[Any]:
+        """Segment (C, n0, n1, n2) float32, int16, uint16 or uint8; labels (n0, n1, n2), or (K, J, I) of the scan's grid.
 
         Args:
             volume: an array, or one that is on the GPU already (a buffer, a torch or CuPy array; it is not copied).
+            reduction: how labels of network space are made; needed where no grid's labels were asked for.
 
         Raises:
             Cancelled: within a few windows after ``task.cancel()``; the object can be used again.
@@ -162,18 +177,18 @@ class GpuSlidingWindow:
         buffers: list[Any] = []
         try:
             source = self._source(volume, buffers)
-            labels = self._gpu.allocate(self._plan.volume_shape, np.uint16)
-            values = self._gpu.allocate(reduction.values.shape, np.uint16)
-            buffers += [labels, values]
-            values.upload(reduction.values, self._stream)
-            total = None
-            if reduction.threshold is not None:
-                total = self._gpu.allocate(self._ring.shape[1:], np.float32)
-                buffers.append(total)
-                total.zero(self._stream)
-            self._slide(source, kind, labels, values, total, reduction, intensity, task)
+            receiver: GpuLabelResampling | _NetworkLabels
+            if self._resampling is not None:
+                receiver = self._resampling
+            else:
+                assert reduction is not None
+                receiver = _NetworkLabels(self._gpu, self._kernels, self._ring, self._plan, reduction, self._stream)
+                buffers += receiver.buffers
+            labels = receiver.labels()
+            buffers.append(labels)
+            self._slide(source, kind, labels, receiver, intensity, task)
             # Straight to where they stay: to pin memory for so many would take longer than the driver's own detour.
-            result = np.empty(self._plan.volume_shape, np.uint16)
+            result = np.empty(labels.shape, labels.dtype)
             labels.download(result, self._stream)
             self._stream.synchronize()
             return result
@@ -184,6 +199,8 @@ class GpuSlidingWindow:
             self._stream.synchronize()
             raise
         finally:
+            if self._resampling is not None:
+                self._resampling.reset()
             for buffer in buffers:
                 buffer.free()
 
@@ -200,9 +217,7 @@ class GpuSlidingWindow:
         source: DeviceBuffer,
         kind: str,
         labels: DeviceBuffer,
-        values: DeviceBuffer,
-        total: DeviceBuffer | None,
-        reduction: Reduction,
+        receiver: GpuLabelResampling | _NetworkLabels,
         intensity: Intensity,
         task: Task,
     ) -> None:
@@ -218,7 +233,7 @@ class GpuSlidingWindow:
                 for batch in _batched(row, self.batch):
                     self._cut(cut_kernel, source, batch, intensity)
                     self._network.enqueue(len(batch), self._patches, self._scores, self._stream)
-                    self._blend(batch, total, total is not None and reduction.sigmoid)
+                    self._blend(batch, receiver.total, receiver.sigmoid)
                     marks.append(Event(self._gpu).record(self._stream))
                     if len(marks) > _AHEAD:
                         first = marks.pop(0)
@@ -226,7 +241,7 @@ class GpuSlidingWindow:
                         first.free()
                     task.step(len(batch))
                 finished_to = starts[number + 1] if number + 1 < len(starts) else plan.shape[slow]
-                self._reduce(labels, values, total, reduction, reduced_to, finished_to)
+                receiver.finish(labels, reduced_to, finished_to)
                 reduced_to = finished_to
             for mark in marks:
                 mark.wait()
@@ -264,33 +279,59 @@ class GpuSlidingWindow:
                 self._ring,
                 ctypes.c_void_p(total.pointer if total else 0),
                 *map(ctypes.c_int, (self._classes, int(sigmoid), _bits(flip), *plan.patch, *start)),
-                *map(ctypes.c_int, (self._slow, plan.patch[self._slow], plan.shape[self._u], plan.shape[self._v])),
+                *map(ctypes.c_int, (self._slow, *self._ring.shape[1:])),
             )
 
-    def _reduce(
+
+class _NetworkLabels:
+    """Makes labels of network space of the ring's finished planes.
+
+    Attributes:
+        total: the sum of the weights of each voxel of the ring; None where the largest score decides.
+        sigmoid: whether probabilities are blended.
+        buffers: what the caller frees.
+    """
+
+    def __init__(
         self,
-        labels: DeviceBuffer,
-        values: DeviceBuffer,
-        total: DeviceBuffer | None,
+        gpu: Gpu,
+        kernels: dict[str, Any],
+        ring: DeviceBuffer,
+        plan: WindowPlan,
         reduction: Reduction,
-        begin: int,
-        end: int,
+        stream: Stream,
     ) -> None:
-        plan = self._plan
-        nu, nv = plan.shape[self._u], plan.shape[self._v]
-        depth = plan.patch[self._slow]
-        # A ring holds `depth` planes; the last step may finish as many, never more.
-        self._kernels["reduce_planes"](
+        self._gpu, self._kernel, self._ring, self._plan = gpu, kernels["reduce_planes"], ring, plan
+        self._reduction, self._stream = reduction, stream
+        self._values = gpu.allocate(reduction.values.shape, np.uint16)
+        self._values.upload(reduction.values, stream)
+        self.buffers = [self._values]
+        self.total: DeviceBuffer | None = None
+        if reduction.threshold is not None:
+            self.total = gpu.allocate(ring.shape[1:], np.float32)
+            self.buffers.append(self.total)
+            self.total.zero(stream)
+        self.sigmoid = self.total is not None and reduction.sigmoid
+
+    def labels(self) -> DeviceBuffer:
+        """Return memory for the labels (n0, n1, n2) of the whole volume; the caller frees it."""
+        return self._gpu.allocate(self._plan.volume_shape, np.uint16)
+
+    def finish(self, labels: DeviceBuffer, begin: int, end: int) -> None:
+        """Make labels of the planes from ``begin`` to ``end`` - 1. The last step may finish as many as a window is long, never more."""
+        plan, slow = self._plan, self._plan.order[0]
+        classes, depth, nu, nv = self._ring.shape
+        self._kernel(
             (-(-nu * nv * (end - begin) // _THREADS), 1, 1),
             (_THREADS, 1, 1),
             self._stream,
             self._ring,
-            ctypes.c_void_p(total.pointer if total else 0),
-            values,
+            ctypes.c_void_p(self.total.pointer if self.total else 0),
+            self._values,
             labels,
-            ctypes.c_int(self._classes),
-            ctypes.c_float(reduction.threshold or 0.0),
-            *map(ctypes.c_int, (self._slow, depth, nu, nv, begin, end, *plan.pad_before, *plan.volume_shape)),
+            ctypes.c_int(classes),
+            ctypes.c_float(self._reduction.threshold or 0.0),
+            *map(ctypes.c_int, (slow, depth, nu, nv, begin, end, *plan.pad_before, *plan.volume_shape)),
         )
 
 

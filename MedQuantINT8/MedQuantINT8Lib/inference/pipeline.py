@@ -30,6 +30,7 @@ from ..progress import Task
 from .engine_choice import EngineChoice, with_fallback
 from .engine_pool import EnginePool
 from .ensemble import Ensemble, MeanEngine
+from .gpu_road_check import EngineVerdicts
 from .memory_estimate import fitted, gpu_batch
 from .range_check import check_ranges
 from .region_run import box_notes, chosen_labels, keep_structures, run_in_region
@@ -234,7 +235,7 @@ def _segment(
             )
         )
         inputs.append(network_input)
-        return _Timed(MeanEngine([item.engine for item in engines]), calls)
+        return _Timed(MeanEngine([item.engine for item in engines]), calls, EngineVerdicts(engines[0]))
 
     began = time.perf_counter()
     try:
@@ -337,10 +338,10 @@ class _LazyPatches(Sequence[Any]):
 
 
 class _Timed:
-    """An engine that notes how long each call takes."""
+    """An engine that notes how long each call takes, and knows where is kept how far its GPU is trusted."""
 
-    def __init__(self, engine: Any, calls: list[float]) -> None:
-        self._engine, self._calls = engine, calls
+    def __init__(self, engine: Any, calls: list[float], road_verdicts: EngineVerdicts) -> None:
+        self._engine, self._calls, self.road_verdicts = engine, calls, road_verdicts
 
     def infer(self, batch: Any) -> Any:
         began = time.perf_counter()

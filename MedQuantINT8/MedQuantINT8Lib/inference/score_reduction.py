@@ -96,19 +96,23 @@ class ScorePath:
 
     Attributes:
         by_window: probabilities of each window by itself are blended, as packages had it that do not say what is resampled.
-        resample_scores: scores are brought to the scan's grid, not the labels.
+        scores_wanted: the model asks for scores, not labels, to be brought to the scan's grid.
+        resample_scores: they are, since memory allows it.
         streamed: how they are, slab by slab while windows are blended; None where all of them are kept first.
         activates: finished blocks of logits become probabilities before they are reduced to labels.
         normalized: finished blocks are divided by the sum of the weights, for whatever is no argmax.
         note: how the result came to the scan's grid, or an empty string where the network works on that grid.
+        scores_note: what is said in its place where scores are resampled on a GPU, whatever the computer's memory allows.
     """
 
     by_window: bool
+    scores_wanted: bool
     resample_scores: bool
     activates: bool
     normalized: bool
     note: str = ""
     streamed: Streamed | None = None
+    scores_note: str = ""
 
     @classmethod
     def of(
@@ -139,11 +143,13 @@ class ScorePath:
         activates = before_decision and not by_window and not output.activated and not resample_scores
         return cls(
             by_window,
+            wanted,
             resample_scores,
             activates,
             resample_scores or output.regions or activates,
             _how_resampled(resample_scores, wanted, spec, size, asked) if network_input.resampled else "",
             streamed,
+            _how_resampled(True, wanted, spec, size, asked),
         )
 
 
@@ -203,6 +209,7 @@ class ScoreReduction:
         regions: the regions that are painted, or None where the largest score decides.
         receiver: where the sliding window gives its blocks.
         normalized: whether these have to be divided by the sum of the weights.
+        rule: what becomes of scores that are resampled.
         margins: keeps by how much each voxel's label won; None where that was not asked for.
     """
 
@@ -218,7 +225,8 @@ class ScoreReduction:
         dtype = np.uint8 if max(label.value for label in spec.labels) < 256 else np.uint16
         self.values = _label_values(spec, dtype)
         self.regions = Regions.of(spec, dtype) if spec.output.regions else None
-        self._rule = ScoreRule.of(spec, self.regions)
+        self.rule = ScoreRule.of(spec, self.regions)
+        self._grid_labels: NDArray[Any] | None = None
         self._sink = self._sink_for(shape)
         self.margins = self._margin_sink(shape) if margins else None
         self.normalized = path.normalized or margins
@@ -227,7 +235,7 @@ class ScoreReduction:
 
     def _sink_for(self, shape: tuple[int, int, int]) -> Any:
         if self.path.streamed is not None:
-            return self.path.streamed.sink(shape, self.spec.output_channels, self._rule, self.values)
+            return self.path.streamed.sink(shape, self.spec.output_channels, self.rule, self.values)
         if self.path.resample_scores:
             return ScoreSink(self.spec.output_channels, shape)
         return LabelSink(shape, self.values) if self.regions is None else RegionSink(shape, self.regions)
@@ -247,22 +255,28 @@ class ScoreReduction:
         """Take over a label map (n0, n1, n2) in network space that was made elsewhere, as if it had come in blocks."""
         self._sink.labels[...] = labels
 
+    def take_grid_labels(self, labels: NDArray[Any]) -> None:
+        """Take over a label map (K, J, I) on the scan's own grid that was made elsewhere."""
+        self._grid_labels = labels
+
     def labels(self, network_input: NetworkInput) -> NDArray[Any]:
         """The label map (K, J, I) on the scan's own grid, once all blocks have come."""
         spec, output = self.spec, self.spec.output
+        if self._grid_labels is not None:
+            return self._grid_labels
         if not self.path.resample_scores:
             # In network space arrays lie as the tensor does; parts and holes do not depend on the axes' order.
             steps = [step for step in spec.cleaning if step.where == "network"]
             labels = cleaned(self._sink.labels, steps, 1000 * network_input.grid.voxel_ml)
             return network_input.restore(labels, nearest={"labels": True, "masks": False}.get(output.resample or ""))
-        regions = self._rule.regions
+        regions = self.rule.regions
         if isinstance(self._sink, ResamplingSink):
             resampled = self._sink.resampled
             return network_input.place_resampled(
                 regions.painted(resampled) if regions is not None and regions.nested else resampled
             )
         scores = self._sink.scores
-        self._rule.prepare(scores)
+        self.rule.prepare(scores)
         if regions is None:
             return network_input.restore_from_scores(scores, self.values)
         return network_input.restore_regions(scores, regions)

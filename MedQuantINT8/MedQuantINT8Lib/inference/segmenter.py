@@ -11,17 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import Engine
-from ..engines.base import gpu_network_of, pipeline_of
+from ..engines.base import pipeline_of
+from ..engines.cuda.device import GpuMemoryError
 from ..errors import InputError
 from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.region_of_interest import Region
-from ..imaging.regions import logit_cut, probability_cut
 from ..imaging.volume import Volume
 from ..models.output_spec import Resampled
 from ..models.spec import ModelSpec, Window
 from ..progress import Task
 from ..system import available_memory
-from .mirroring import MirroredInference, MirroringChoice, flips_along, mirror_axes_of
+from .gpu_road import GpuRoad
+from .gpu_road_check import CheckEngine, check_patch_size, doubt_of
+from .mirroring import MirroredInference, MirroringChoice, mirror_axes_of
 from .postprocessing import cleaned
 from .score_reduction import BlendingMemory, ScorePath, ScoreReduction
 from .sliding_window import InferBatch, Inference, SlidingWindow, SlidingWindowResult, as_inference, slide
@@ -193,7 +195,18 @@ def segment(
         MedQuantError: not enough memory; says how much is missing.
         InputError: mirroring that the model does not allow.
     """
-    task = task or Task()
+    return _segment(network_input, spec, engine, options, task or Task(), None)
+
+
+def _segment(
+    network_input: NetworkInput,
+    spec: ModelSpec,
+    engine: Engine,
+    options: SegmentationOptions,
+    task: Task,
+    on_gpu: bool | None,
+) -> SegmentationResult:
+    """As :func:`segment`; ``on_gpu`` says whether what can run on the engine's GPU does, None that it does where it is trusted."""
     spec = spec_in_force(spec, options)
     axes = mirror_axes_of(spec, options.mirroring)
     window = window_in_force(spec, options)
@@ -203,12 +216,21 @@ def segment(
     memory = BlendingMemory.within(budget, free, plan, spec.output_channels)
     path = ScorePath.of(spec, network_input, memory, plan, asked="you" if options.resample else "the model")
     reduction = ScoreReduction(spec, plan.volume_shape, path, margins=options.margins)
-    notes = [note for note in (memory.note, path.note) if note]
+    notes: list[str] = []
     batch, result = max(1, options.batch), None
-    gpu = _GpuWindow(engine, plan, window, reduction, axes)
-    if gpu.fits(options):
-        result = gpu.run(network_input.data, batch, notes, task)
-    if result is None:
+    road = GpuRoad(engine, network_input, plan, window, reduction, axes)
+    if on_gpu is not False and road.fits(skip_air=options.skip_air, margins=options.margins):
+        doubt = doubt_of(engine, spec, _segment_to_check) if road.resamples and on_gpu is None else ""
+        if doubt:
+            notes.append(f"warning: scores were not resampled on the GPU: {doubt}")
+        else:
+            result = road.run(batch, notes, task)
+            if result is None and on_gpu:
+                raise GpuMemoryError("The GPU has not enough free memory to segment its test volume.")
+    if result is not None:
+        notes[:0] = [note for note in (path.scores_note if road.resamples else path.note,) if note]
+    else:
+        notes[:0] = [note for note in (memory.note, path.note) if note]
         sliding = SlidingWindow(
             plan,
             window,
@@ -251,6 +273,18 @@ def segment(
     )
 
 
+def _segment_to_check(volume: Volume, spec: ModelSpec, engine: CheckEngine, on_gpu: bool) -> NDArray[Any]:
+    """Return the labels (K, J, I) of a test volume; see :mod:`.gpu_road_check`."""
+    network_input = preprocess(volume, spec)
+    if network_input.back_axes() is None:
+        raise InputError("the test volume would not be resampled by this model")
+    engine.look_at(network_input.data)
+    patch = check_patch_size(network_input.data.shape[1:], spec)
+    spec = replace(spec, window=replace(spec.window, patch_size=patch))
+    options = SegmentationOptions(batch=2, mirroring=False)
+    return _segment(network_input, spec, engine, options, Task(), on_gpu).labels
+
+
 def segment_volume(
     volume: Volume,
     spec: ModelSpec,
@@ -281,75 +315,6 @@ def _seconds(task: Task, result: SlidingWindowResult) -> dict[str, float]:
     seconds = dict(task.seconds)
     segmenting = seconds.pop("segmenting", 0.0)
     return {**seconds, "network": result.network_seconds, "blending": max(0.0, segmenting - result.network_seconds)}
-
-
-class _GpuWindow:
-    """The sliding window on the GPU, for an engine whose network lies there."""
-
-    def __init__(
-        self, engine: Any, plan: WindowPlan, window: Window, reduction: ScoreReduction, mirror_axes: tuple[int, ...]
-    ) -> None:
-        self._engine, self._plan, self._window, self._reduction = engine, plan, window, reduction
-        self._flips = flips_along(mirror_axes)
-
-    def fits(self, options: SegmentationOptions) -> bool:
-        """Whether the whole window can run where the network does: a network on a GPU, and labels (not scores) wanted, which the
-        kernels there can make: the class of the largest score, or sigmoid regions of one threshold painted in the channels' order."""
-        output, regions = self._reduction.spec.output, self._reduction.regions
-        on_gpu = gpu_network_of(self._engine) is not None
-        if not on_gpu or self._reduction.path.resample_scores or options.skip_air or options.margins:
-            return False
-        padded = any(n < p for n, p in zip(self._plan.volume_shape, self._plan.patch, strict=True))
-        if padded and self._window.padding != "constant":
-            return False
-        if regions is None:
-            return output.activation == "softmax" or output.activated
-        same = len(set(output.thresholds)) <= 1 and list(regions.channels) == sorted(regions.channels)
-        return same and not regions.nested and (output.activation == "sigmoid" or output.activated)
-
-    def run(self, data: NDArray[np.float32], batch: int, notes: list[str], task: Task) -> SlidingWindowResult | None:
-        """Run all windows of ``data`` (C, n0, n1, n2); the reduction takes the labels over. A line for the user goes to ``notes``.
-
-        None if the GPU's memory is too small for the scores: then they are blended in the computer's.
-        """
-        from ..engines.cuda.device import GpuMemoryError
-        from .gpu_sliding_window import GpuSlidingWindow
-
-        classes = self._reduction.spec.output_channels
-        try:
-            runner = GpuSlidingWindow(
-                self._engine.gpu,
-                self._engine.gpu_network,
-                data.shape[0],
-                classes,
-                self._plan,
-                self._window,
-                batch,
-                self._flips,
-            )
-        except GpuMemoryError as error:
-            notes.append(f"blended on the processor: {error}")
-            return None
-        began = time.perf_counter()
-        try:
-            labels = runner.run(data, self._gpu_reduction(), task=task)
-        finally:
-            runner.close()
-        self._reduction.take_labels(labels)
-        notes.append("windows were cut, blended and reduced to labels on the GPU")
-        return SlidingWindowResult(self._plan.count, 0, "float32", 1, time.perf_counter() - began)
-
-    def _gpu_reduction(self) -> Any:
-        from .gpu_sliding_window import Reduction
-
-        reduction, output = self._reduction, self._reduction.spec.output
-        values, by_window = reduction.values.astype(np.uint16), reduction.path.by_window
-        if reduction.regions is None:
-            return Reduction(values, None, False)
-        channel = reduction.regions.channels[0]
-        if by_window or output.activated:
-            return Reduction(values, float(probability_cut(output, channel)), by_window)
-        return Reduction(values, logit_cut(output, channel), False)
 
 
 def _inference(engine: Any, *, probabilities: bool) -> InferBatch | Inference:

@@ -52,7 +52,8 @@ def test_the_engines_version_follows_every_file_that_decides_about_a_kernel(monk
 
 def test_every_text_is_used_and_no_kernel_includes_a_file():
     """By the networks of the tests, for the two generations whose products differ."""
-    sources = [gpu_kernels.source(), kernel_text("widen.cu")]
+    sources = [getattr(gpu_kernels, name)() for name in dir(gpu_kernels) if name.endswith("source")]
+    sources.append(kernel_text("widen.cu"))
     for name, network in NETWORKS.items():
         plan = plan_of(network(), size_of(name))
         for machine in (Machine((8, 0), 108), Machine((9, 0), 132)):

@@ -1,0 +1,185 @@
+"""Blended class scores on a GPU to labels on the scan's grid, plane by plane, so that scores of that grid never exist.
+
+The rules are the processor's (:class:`.score_reduction.ScoreRule`, :mod:`..imaging.label_resampling`), the arithmetic is that of
+score_resampling.cu; labels are equal but where two scores are equal up to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
+from ..imaging.array_layout import ArrayLayout
+from ..imaging.label_resampling import Axes
+from .windows import WindowPlan
+
+_THREADS = 256
+_ACTIVATIONS = {None: 0, "sigmoid": 1, "softmax": 2}
+_LABELS = {"uint8": "u8", "uint16": "u16"}
+
+
+@dataclass(frozen=True)
+class GridLabels:
+    """How blended scores become labels on the scan's grid.
+
+    Attributes:
+        axes: the interpolation along each axis of the tensor.
+        layout: how the resampled volume lies in the scan's own array.
+        axis_order: of the tensor, "IJK" or "KJI".
+        values: uint8 or uint16 (n,): the label of each channel, or of each region.
+        channels: the channel of each region, in the order in which they are painted; None where the largest score decides.
+        cuts: float32 (n,): above which a score lies in a region.
+        activation: what makes probabilities of blended scores: "sigmoid", "softmax", or None.
+        mask_cuts: channels that become 1 above a number and 0 elsewhere before they are interpolated.
+        by_window: each window's probabilities of a sigmoid are blended, not its scores.
+    """
+
+    axes: Axes
+    layout: ArrayLayout
+    axis_order: str
+    values: NDArray[Any]
+    channels: tuple[int, ...] | None = None
+    cuts: NDArray[np.float32] | None = None
+    activation: str | None = None
+    mask_cuts: dict[int, np.float32] = field(default_factory=dict)
+    by_window: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The label map's shape, (K, J, I)."""
+        i, j, k = self.layout.whole
+        return k, j, i
+
+
+class GpuLabelResampling:
+    """Takes finished planes of the sliding window's ring of scores; see :class:`.gpu_sliding_window.GpuSlidingWindow`.
+
+    Args:
+        ring: scores (classes, depth, u, v), one plane deeper than a window.
+
+    Raises:
+        GpuMemoryError: the sum of the weights does not fit.
+    """
+
+    def __init__(
+        self, gpu: Gpu, kernels: dict[str, Any], ring: DeviceBuffer, plan: WindowPlan, rule: GridLabels, stream: Stream
+    ) -> None:
+        self._gpu, self._kernels, self._ring, self._stream, self.rule = gpu, kernels, ring, stream, rule
+        self._buffers: list[DeviceBuffer] = []
+        self._tables: dict[str, DeviceBuffer] = {}
+        self._size = plan.shape[plan.order[0]]
+        #: The sum of the weights of each voxel of the ring.
+        self.total = gpu.allocate(ring.shape[1:], np.float32)
+        self._buffers.append(self.total)
+        try:
+            self._upload(plan)
+        except BaseException:
+            self.close()
+            raise
+        self.reset()
+
+    def _upload(self, plan: WindowPlan) -> None:
+        rule, slow = self.rule, plan.order[0]
+        order = (slow, *(axis for axis in range(3) if axis != slow))
+        laid, (first, steps) = rule.layout.along(rule.axis_order), rule.layout.steps(rule.axis_order)
+        self._new: list[int] = []
+        for name, axis in zip("wuv", order, strict=True):
+            # What a crop has left outside of the scan's array is not computed.
+            inside = slice(laid[axis].low, laid[axis].high)
+            low = (rule.axes[axis].low[inside] + plan.pad_before[axis]).astype(np.int32)
+            share = rule.axes[axis].share[inside].astype(np.float32)
+            self._new.append(len(low))
+            self._table(f"low_{name}", low)
+            self._table(f"share_{name}", share)
+            if axis == slow:
+                self._last_needed = low + (share > 0)
+            first += laid[axis].low * steps[axis]
+        self._first, self._steps = first, tuple(steps[axis] for axis in order)
+        self._table("values", rule.values)
+        if rule.channels is not None:
+            self._table("channels", np.array(rule.channels, np.int32))
+            self._table("cuts", np.asarray(rule.cuts, np.float32))
+        if rule.mask_cuts:
+            cuts = np.full(self._ring.shape[0], np.nan, np.float32)
+            for channel, cut in rule.mask_cuts.items():
+                cuts[channel] = cut
+            self._table("mask_cuts", cuts)
+
+    def _table(self, name: str, array: NDArray[Any]) -> None:
+        buffer = self._gpu.allocate(array.shape, array.dtype)
+        self._buffers.append(buffer)
+        buffer.upload(array, self._stream)
+        self._tables[name] = buffer
+
+    def reset(self) -> None:
+        """Begin a volume: no plane is finished yet."""
+        self.total.zero(self._stream)
+        self._next = self._cleared = 0
+
+    def labels(self) -> DeviceBuffer:
+        """Return a label map (K, J, I) of background on the scan's grid, for :meth:`finish`; the caller frees it."""
+        labels = self._gpu.allocate(self.rule.shape, self.rule.values.dtype)
+        labels.zero(self._stream)
+        return labels
+
+    def finish(self, labels: DeviceBuffer, begin: int, end: int) -> None:
+        """Decide every label whose scores are finished, now that the planes from ``begin`` to ``end`` - 1 are."""
+        rule, classes = self.rule, self._ring.shape[0]
+        _, depth, nu, nv = self._ring.shape
+        plane = nu * nv
+        activation, cuts = _ACTIVATIONS[rule.activation], self._address("mask_cuts")
+        places = _ints(depth, nu, nv, begin, end)
+        self._run(
+            "prepare_planes", plane * (end - begin), self._ring, self.total, cuts, *_ints(classes, activation), *places
+        )
+        ready = int(np.searchsorted(self._last_needed, end))
+        if ready > self._next:
+            self._run(
+                f"resample_{_LABELS[str(rule.values.dtype)]}",
+                (ready - self._next) * self._new[1] * self._new[2],
+                self._ring,
+                labels,
+                self._tables["values"],
+                self._address("channels"),
+                self._address("cuts"),
+                ctypes.c_int(len(rule.values)),
+                *(self._tables[f"{kind}_{axis}"] for axis in "wuv" for kind in ("low", "share")),
+                *_ints(self._next, ready, *self._new[1:], depth, nu, nv),
+                *map(ctypes.c_longlong, (self._first, *self._steps)),
+            )
+            self._next = ready
+        # New voxels between the last finished plane and the next one are still to come.
+        free = end if end == self._size else end - 1
+        if free > self._cleared:
+            places = _ints(classes, depth, nu, nv, self._cleared, free)
+            self._run("clear_planes", plane * (free - self._cleared), self._ring, *places)
+            self._cleared = free
+
+    def _address(self, name: str) -> ctypes.c_void_p:
+        table = self._tables.get(name)
+        return ctypes.c_void_p(table.pointer if table else 0)
+
+    @property
+    def sigmoid(self) -> bool:
+        """Whether probabilities are blended, not scores."""
+        return self.rule.by_window
+
+    def _run(self, name: str, items: int, *arguments: Any) -> None:
+        if items < 1:
+            return
+        self._kernels[name]((-(-items // _THREADS), 1, 1), (_THREADS, 1, 1), self._stream, *arguments)
+
+    def close(self) -> None:
+        for buffer in self._buffers:
+            buffer.free()
+        self._buffers = []
+
+
+def _ints(*values: int) -> Sequence[ctypes.c_int]:
+    return [ctypes.c_int(value) for value in values]

@@ -1,0 +1,131 @@
+"""The way of a volume through the GPU that its network lies on: what of the segment road runs there, and when."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from ..engines.base import gpu_network_of
+from ..imaging.preprocessing import NetworkInput
+from ..imaging.regions import logit_cut, probability_cut
+from ..models.spec import Window
+from ..progress import Task
+from .mirroring import flips_along
+from .score_reduction import ScoreReduction
+from .sliding_window import SlidingWindowResult
+from .windows import WindowPlan
+
+
+class GpuRoad:
+    """The sliding window on the GPU, for an engine whose network lies there, and the way of its scores to the scan's grid.
+
+    Attributes:
+        resamples: whether labels are made on the scan's grid, of scores that are resampled there.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        network_input: NetworkInput,
+        plan: WindowPlan,
+        window: Window,
+        reduction: ScoreReduction,
+        mirror_axes: tuple[int, ...],
+    ) -> None:
+        self._engine, self._network_input, self._plan, self._window = engine, network_input, plan, window
+        self._reduction, self._flips = reduction, flips_along(mirror_axes)
+        regions = reduction.regions
+        self.resamples = (
+            gpu_network_of(engine) is not None
+            and reduction.path.scores_wanted
+            and not (regions is not None and regions.nested)
+            and network_input.back_axes() is not None
+        )
+
+    def fits(self, *, skip_air: bool, margins: bool) -> bool:
+        """Whether the whole window can run where the network does: a network on a GPU, and labels (not scores) wanted, which the
+        kernels there can make: on the scan's grid, or, in network space, the class of the largest score, or sigmoid regions of one
+        threshold painted in the channels' order."""
+        output, regions = self._reduction.spec.output, self._reduction.regions
+        if gpu_network_of(self._engine) is None or skip_air or margins:
+            return False
+        padded = any(n < p for n, p in zip(self._plan.volume_shape, self._plan.patch, strict=True))
+        if padded and self._window.padding != "constant":
+            return False
+        if self.resamples:
+            return True
+        if self._reduction.path.resample_scores:
+            return False
+        if regions is None:
+            return output.activation == "softmax" or output.activated
+        same = len(set(output.thresholds)) <= 1 and list(regions.channels) == sorted(regions.channels)
+        return same and not regions.nested and (output.activation == "sigmoid" or output.activated)
+
+    def run(self, batch: int, notes: list[str], task: Task) -> SlidingWindowResult | None:
+        """Run all windows of the volume; the reduction takes the labels over. A line for the user goes to ``notes``.
+
+        None if the GPU's memory is too small for the scores: then they are blended in the computer's.
+        """
+        from ..engines.cuda.device import GpuMemoryError
+        from .gpu_sliding_window import GpuSlidingWindow
+
+        data = self._network_input.data
+        try:
+            runner = GpuSlidingWindow(
+                self._engine.gpu,
+                self._engine.gpu_network,
+                data.shape[0],
+                self._reduction.spec.output_channels,
+                self._plan,
+                self._window,
+                batch,
+                self._flips,
+                self._grid_labels() if self.resamples else None,
+            )
+        except GpuMemoryError as error:
+            notes.append(f"blended on the processor: {error}")
+            return None
+        began = time.perf_counter()
+        try:
+            labels = runner.run(data, None if self.resamples else self._network_labels(), task=task)
+        finally:
+            runner.close()
+        if self.resamples:
+            self._reduction.take_grid_labels(labels)
+            notes.append("windows were cut and blended, and scores resampled to the scan's grid, on the GPU")
+        else:
+            self._reduction.take_labels(labels)
+            notes.append("windows were cut, blended and reduced to labels on the GPU")
+        return SlidingWindowResult(self._plan.count, 0, "float32", 1, time.perf_counter() - began)
+
+    def _network_labels(self) -> Any:
+        from .gpu_sliding_window import Reduction
+
+        reduction, output = self._reduction, self._reduction.spec.output
+        values, by_window = reduction.values.astype(np.uint16), reduction.path.by_window
+        if reduction.regions is None:
+            return Reduction(values, None, False)
+        channel = reduction.regions.channels[0]
+        if by_window or output.activated:
+            return Reduction(values, float(probability_cut(output, channel)), by_window)
+        return Reduction(values, logit_cut(output, channel), False)
+
+    def _grid_labels(self) -> Any:
+        from .gpu_label_resampling import GridLabels
+
+        reduction, rule = self._reduction, self._reduction.rule
+        axes, regions = self._network_input.back_axes(), rule.regions
+        assert axes is not None
+        return GridLabels(
+            axes,
+            self._network_input.resampled_layout(),
+            self._network_input.axis_order,
+            reduction.values if regions is None else regions.values,
+            None if regions is None else regions.channels,
+            None if regions is None else regions.cuts,
+            rule.activation,
+            rule.mask_cuts or {},
+            reduction.path.by_window,
+        )

@@ -1,0 +1,281 @@
+"""Scores to labels on the scan's grid by the GPU's kernels, run on the processor over a stand-in driver of two GPUs, beside the processor's way."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import gpu_computing
+import kernels_on_processor
+import nvrtc_at_hand
+from MedQuantINT8Lib.engines import cache
+from MedQuantINT8Lib.engines.cuda import device as cuda
+from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
+from MedQuantINT8Lib.errors import Cancelled, EngineError
+from MedQuantINT8Lib.imaging.array_layout import ArrayLayout
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
+from MedQuantINT8Lib.imaging.spatial_steps import Cut, Turn
+from MedQuantINT8Lib.imaging.volume import Grid, axis_map
+from MedQuantINT8Lib.inference import gpu_kernels, gpu_road_check, segmenter
+from MedQuantINT8Lib.inference.gpu_road import GpuRoad
+from MedQuantINT8Lib.inference.gpu_road_check import CheckEngine, ProcessVerdicts, check_patch_size, check_volume
+from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
+from MedQuantINT8Lib.inference.score_reduction import BlendingMemory, ScorePath, ScoreReduction
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
+from MedQuantINT8Lib.inference.windows import plan_windows
+from MedQuantINT8Lib.progress import Task
+from road_models import ROADS, road_spec
+from scans import GEOMETRIES
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    if kernels_on_processor.COMPILER is None:
+        pytest.skip("needs a C++ compiler")
+    monkeypatch.setattr(gpu_road_check, "_OF_THIS_PROCESS", ProcessVerdicts())
+    return gpu_computing.install_kernels(monkeypatch)
+
+
+class Engine(CheckEngine):
+    """The network of the check, with counted calls."""
+
+    def __init__(self, gpu, dtype, spec):
+        super().__init__(gpu, dtype, spec)
+        self.on_gpu, self.on_processor, self.fail_at = 0, 0, None
+
+    def enqueue(self, batch, source, target, stream):
+        self.on_gpu += 1
+        if self.on_gpu == self.fail_at:
+            raise EngineError("The network failed.")
+        super().enqueue(batch, source, target, stream)
+
+    def infer(self, batch):
+        self.on_processor += 1
+        return super().infer(batch)
+
+
+def run(engine, volume, spec, **options):
+    network_input = preprocess(volume, spec)
+    engine.look_at(network_input.data)
+    patch = check_patch_size(network_input.data.shape[1:], spec)
+    spec = replace(spec, window=replace(spec.window, patch_size=patch))
+    return segmenter.segment(network_input, spec, engine, SegmentationOptions(batch=2, **options))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", list(ROADS))
+def test_labels_on_the_scan_s_grid_are_the_processor_s(driver, name, dtype):
+    spec = road_spec(name)
+    volume = replace(check_volume(spec), ijk_to_ras=GEOMETRIES["oblique and flipped"])
+    # On one and on the other of two GPUs.
+    with cuda.Gpu(int(dtype == "float16")) as gpu:
+        engine = Engine(gpu, dtype, spec)
+        there = run(engine, volume, spec)
+        assert engine.on_gpu and not engine.on_processor
+        assert any("scores resampled to the scan's grid, on the GPU" in note for note in there.notes), there.notes
+        plain = Engine(gpu, dtype, spec)
+        plain.gpu_network = None
+        here = run(plain, volume, spec)
+        assert plain.on_processor and not plain.on_gpu
+    assert there.labels.dtype == here.labels.dtype and there.labels.shape == volume.data.shape[1:]
+    assert len(np.unique(here.labels)) >= 3 and (there.labels != here.labels).mean() < 2e-4
+    assert not driver.memory
+
+
+def test_the_interpolation_is_the_processor_s_at_every_place_that_a_crop_leaves():
+    """Labels of scores that are one voxel's own number say which voxel, and from which side."""
+    grid = Grid((5, 6, 7), GEOMETRIES["sagittal"])
+    steps = [Cut(grid, ((1, 5), (-2, 6), (3, 9)))]
+    steps.append(Turn(steps[-1].target, axis_map(steps[-1].target, "PIR")))
+    steps.append(Cut(steps[-1].target, ((0, 3), (1, 4), (-1, 5))))
+    steps.append(Turn(steps[-1].target, axis_map(steps[-1].target, "LAS")))
+    whole = np.arange(1, 1 + 5 * 6 * 7, dtype=np.int32).reshape(7, 6, 5)
+    cut = whole
+    for step in steps:
+        cut = step.forward(cut)
+    layout = ArrayLayout.of(grid.size, tuple(steps))
+    assert tuple(axis.size for axis in layout.axes) == cut.shape[::-1] == steps[-1].target.size
+    for order in ("KJI", "IJK"):
+        first, steps_in_memory = layout.steps(order)
+        axes, tensor = layout.along(order), cut if order == "KJI" else cut.swapaxes(0, 2)
+        inside = np.zeros(tensor.shape, bool)
+        for index in np.ndindex(*tensor.shape):
+            if all(axis.low <= n < axis.high for n, axis in zip(index, axes, strict=True)):
+                place = first + sum(n * step for n, step in zip(index, steps_in_memory, strict=True))
+                assert whole.ravel()[place] == tensor[index]
+                inside[index] = True
+        # What a cut pads and another one leaves is outside as well.
+        assert inside.any() and not tensor[~inside].any()
+
+
+@pytest.mark.skipif(nvrtc_at_hand.library() is None, reason="NVRTC is not installed")
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)], ids=str)
+def test_the_kernels_compile_for_every_generation(capability, monkeypatch, tmp_path):
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
+    sources = [getattr(gpu_kernels, name)() for name in dir(gpu_kernels) if name.endswith("source")]
+    binaries = nvrtc_at_hand.compiler(capability).binaries(sources)
+    assert len(binaries) >= 3 and all(binary[:4] == b"\x7fELF" for binary in binaries)
+
+
+@pytest.fixture
+def verdicts():
+    return ProcessVerdicts()
+
+
+def with_verdicts(engine, verdicts):
+    engine.road_verdicts = verdicts
+    return engine
+
+
+def test_a_gpu_is_compared_with_the_processor_once(driver, verdicts, monkeypatch):
+    spec, compared = road_spec("MONAI's"), []
+    real = gpu_road_check._compared
+    monkeypatch.setattr(gpu_road_check, "_compared", lambda *a: compared.append(real(*a)) or compared[-1])
+    with cuda.Gpu(0) as gpu:
+        for _ in range(2):
+            result = run(with_verdicts(Engine(gpu, "float32", spec), verdicts), check_volume(spec), spec)
+            assert any("on the GPU" in note for note in result.notes)
+        assert len(compared) == 1 and compared[0].difference < 2e-4 and not compared[0].doubt
+        # Another type of scores, and another description of the model, are not what was compared.
+        run(with_verdicts(Engine(gpu, "float16", spec), verdicts), check_volume(spec), spec)
+        run(with_verdicts(Engine(gpu, "float32", spec), verdicts), check_volume(spec), road_spec("linear by centers"))
+    assert len(compared) == 3
+
+
+BROKEN = {
+    "a share of the wrong neighbor": ("at.plane_share = share_w[w]", "at.plane_share = 1.0f - share_w[w]"),
+    "planes that are not cleared": (
+        "ring[c * depth * plane + place] = 0.0f",
+        "ring[c * depth * plane + place] *= 0.5f",
+    ),
+    "weights that are not divided by": ("scores[c * step] / weight", "scores[c * step]"),
+    "the last of equal ones, with a margin": ("score > best)", "score > best - 0.5f)"),
+}
+
+
+@pytest.mark.parametrize("fault", list(BROKEN))
+def test_a_gpu_that_computes_otherwise_is_left_with_a_warning_that_names_the_difference(
+    fault, driver, verdicts, monkeypatch
+):
+    right = gpu_kernels.resampling_source()
+    assert right.count(BROKEN[fault][0]) == 1
+    monkeypatch.setattr(
+        "MedQuantINT8Lib.inference.gpu_sliding_window.resampling_source", lambda: right.replace(*BROKEN[fault])
+    )
+    spec = road_spec("nnU-Net")
+    with cuda.Gpu(0) as gpu:
+        engine = with_verdicts(Engine(gpu, "float32", spec), verdicts)
+        result = run(engine, check_volume(spec), spec)
+        again = run(engine, check_volume(spec), spec)
+        assert engine.on_processor and not engine.on_gpu
+    (warning,) = [note for note in result.notes if note.startswith("warning")]
+    share = re.search(r"([\d.e+]+) % got another label there than on the processor \(at most 0.1 % may\)", warning)
+    assert share and float(share[1]) > 0.1 and warning in again.notes
+    assert not any("on the GPU" in note for note in result.notes if note is not warning)
+
+
+def test_the_verdict_is_kept_with_the_engine_s_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path))
+    parts = {"model_name": "m"}
+    prepared = SimpleNamespace(entry=cache.make(parts, lambda folder: None))
+    kept = gpu_road_check.EngineVerdicts(prepared)
+    assert kept.read("k") is None
+    kept.keep("k", gpu_road_check.Verdict(0.25))
+    for entry in (prepared.entry, cache.find(parts)):
+        read = gpu_road_check.EngineVerdicts(SimpleNamespace(entry=entry))
+        assert read.read("k") == gpu_road_check.Verdict(0.25) and read.read("other") is None
+    assert "25 %" in read.read("k").doubt
+
+
+def test_what_the_check_cannot_do_is_said(driver, verdicts, monkeypatch):
+    spec = road_spec("MONAI's")
+    volume = check_volume(spec)
+    monkeypatch.setattr(gpu_road_check, "check_volume", lambda spec: replace(volume, data=volume.data * 0 + 1))
+    with cuda.Gpu(0) as gpu:
+        engine = with_verdicts(Engine(gpu, "float32", spec), verdicts)
+        result = run(engine, volume, spec)
+        assert any("the check failed" in note and "the same" not in note for note in result.notes), result.notes
+
+        def full(*arguments):
+            raise GpuMemoryError("The GPU has not enough free memory to hold 5 MB more.")
+
+        # For want of memory nothing is kept, and the next run asks again.
+        engine.road_verdicts = ProcessVerdicts()
+        with monkeypatch.context() as patch:
+            patch.setattr(gpu_road_check, "_compared", full)
+            assert any("not enough free memory" in note for note in run(engine, volume, spec).notes)
+        assert not engine.road_verdicts._known
+
+
+def small(gpu, spec):
+    engine = Engine(gpu, "float32", spec)
+    network_input = preprocess(check_volume(spec), spec)
+    engine.look_at(network_input.data)
+    patch = check_patch_size(network_input.data.shape[1:], spec)
+    plan = plan_windows(network_input.data.shape[1:], spec.window, patch)
+    path = ScorePath.of(spec, network_input, BlendingMemory.within(1 << 30, 1 << 30, plan, spec.output_channels), plan)
+    reduction = ScoreReduction(spec, plan.volume_shape, path)
+    labels = GpuRoad(engine, network_input, plan, spec.window, reduction, ())._grid_labels()
+    runner = GpuSlidingWindow(gpu, engine, 1, spec.output_channels, plan, spec.window, 2, grid_labels=labels)
+    return engine, runner, network_input.data
+
+
+@pytest.mark.parametrize("name", ["MONAI's", "cropped, many labels"])
+def test_a_run_that_fails_or_is_cancelled_leaves_everything_usable(driver, name):
+    with cuda.Gpu(0) as gpu:
+        engine, runner, data = small(gpu, road_spec(name))
+        before = len(driver.memory)
+        expected = runner.run(data)
+        engine.fail_at = engine.on_gpu + 3
+        with pytest.raises(EngineError, match="network failed"):
+            runner.run(data)
+        assert np.array_equal(runner.run(data), expected)
+        task = Task(lambda event: task.cancel() if event.done > 5 else None)
+        with pytest.raises(Cancelled):
+            runner.run(data, task=task)
+        assert np.array_equal(runner.run(data), expected) and len(driver.memory) == before
+        runner.close()
+
+
+def test_scores_that_the_gpu_has_no_room_for_are_blended_by_the_processor(driver, monkeypatch):
+    spec = road_spec("MONAI's")
+    real, limit = cuda.Gpu.allocate, []
+
+    def allocate(gpu, shape, dtype):
+        if limit and int(np.prod(shape)) * np.dtype(dtype).itemsize > limit[0]:
+            raise GpuMemoryError("The GPU has not enough free memory to hold scores.")
+        return real(gpu, shape, dtype)
+
+    monkeypatch.setattr(cuda.Gpu, "allocate", allocate)
+    with cuda.Gpu(0) as gpu:
+        engine = Engine(gpu, "float32", spec)
+        expected = run(engine, check_volume(spec), spec)
+        limit.append(100_000)
+        result = run(engine, check_volume(spec), spec)
+        assert any("blended on the processor" in note for note in result.notes) and engine.on_processor
+    assert (result.labels != expected.labels).mean() < 2e-4
+
+
+def test_scores_too_large_for_the_computer_are_resampled_on_the_gpu_all_the_same(driver):
+    """Where the processor would bring labels, not scores, to the scan's grid for want of memory."""
+    spec = road_spec("cropped, many labels")
+    with cuda.Gpu(0) as gpu:
+        engine = Engine(gpu, "float32", spec)
+        result = run(engine, check_volume(spec), spec, memory_bytes=4_000_000)
+        expected = run(engine, check_volume(spec), spec)
+    assert np.array_equal(result.labels, expected.labels)
+    assert not any("labels, not class scores" in note or "16-bit" in note for note in result.notes)
+
+
+def test_nested_regions_margins_and_skipped_air_stay_with_the_processor(driver):
+    spec = road_spec("regions")
+    nested = replace(spec, output=replace(spec.output, paint="nested"))
+    with cuda.Gpu(0) as gpu:
+        for model, options in ((nested, {}), (spec, {"margins": True}), (spec, {"skip_air": True})):
+            engine = Engine(gpu, "float32", model)
+            run(engine, check_volume(model), model, **options)
+            assert engine.on_processor and not engine.on_gpu
