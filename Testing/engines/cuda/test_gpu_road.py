@@ -1,0 +1,89 @@
+"""The way of a volume through a real GPU beside the processor's: every geometry and kind of output, large scans, many runs. Skips without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from MedQuantINT8Lib.engines.cuda import device as cuda
+from MedQuantINT8Lib.imaging.preprocessing import preprocess
+from MedQuantINT8Lib.imaging.volume import Volume
+from MedQuantINT8Lib.inference import segmenter
+from MedQuantINT8Lib.inference.gpu_road_check import CheckEngine, ProcessVerdicts, check_patch_size, check_volume
+from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
+from MedQuantINT8Lib.models.spec import Geometry
+from pointwise import needs_gpu
+from road_models import ROADS, road_spec
+from scans import GEOMETRIES
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    with cuda.Gpu() as opened:
+        yield opened
+
+
+def segmented(gpu, dtype, spec, volume, *, there, patch=None, mirroring=None):
+    """The labels of a volume by the network of the check: on the GPU, or with its scores on the processor."""
+    engine = CheckEngine(gpu, dtype, spec)
+    engine.road_verdicts = ProcessVerdicts()
+    network_input = preprocess(volume, spec)
+    engine.look_at(network_input.data)
+    if not there:
+        engine.gpu_network = None
+    window = replace(spec.window, patch_size=patch or check_patch_size(network_input.data.shape[1:], spec))
+    options = SegmentationOptions(batch=3, mirroring=mirroring)
+    result = segmenter.segment(network_input, replace(spec, window=window), engine, options)
+    assert any("on the GPU" in note for note in result.notes) == there, result.notes
+    assert not any(note.startswith("warning") for note in result.notes), result.notes
+    engine.close()
+    return result.labels
+
+
+@needs_gpu
+@pytest.mark.parametrize("geometry", ["axial", "flipped", "oblique and flipped", "sagittal"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", list(ROADS))
+def test_a_gpu_gives_the_processor_s_labels(gpu, name, dtype, geometry):
+    spec = road_spec(name)
+    volume = replace(check_volume(spec), ijk_to_ras=GEOMETRIES[geometry])
+    there, here = (segmented(gpu, dtype, spec, volume, there=on_gpu) for on_gpu in (True, False))
+    assert there.dtype == here.dtype and len(np.unique(here)) >= 3 and (there != here).mean() < 2e-4
+
+
+@needs_gpu
+def test_a_scan_of_many_voxels_and_classes(gpu):
+    """Places in the ring and in the label map of more than a few million voxels."""
+    spec = road_spec("cropped, many labels")
+    spec = replace(spec, geometry=Geometry("KJI", "LPS", spacing=(1.5, 1.5, 1.5)))
+    small = check_volume(spec).data[0]
+    data = np.kron(small, np.ones((8, 6, 6), np.int16))[:300, :320, :400]
+    volume = Volume(data[None], np.diag([-0.9, -0.9, 1.0, 1.0]))
+    there, here = (
+        segmented(gpu, "float16", spec, volume, there=on_gpu, patch=(96, 96, 96)) for on_gpu in (True, False)
+    )
+    assert len(np.unique(here)) > 10 and (there != here).mean() < 2e-4
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["MONAI's", "regions by window"])
+def test_mirrored_windows_are_averaged_before_they_are_resampled(gpu, name):
+    spec = road_spec(name)
+    spec = replace(spec, mirroring=replace(spec.mirroring, axes=(0, 2)))
+    there, here = (
+        segmented(gpu, "float16", spec, check_volume(spec), there=on_gpu, mirroring=True) for on_gpu in (True, False)
+    )
+    assert (there != here).mean() < 2e-4
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_two_hundred_runs_take_no_memory_and_agree(gpu):
+    spec = road_spec("nnU-Net by slices")
+    expected = segmented(gpu, "float16", spec, check_volume(spec), there=True)
+    before = gpu.free_bytes
+    for _ in range(200):
+        assert np.array_equal(segmented(gpu, "float16", spec, check_volume(spec), there=True), expected)
+    assert gpu.free_bytes >= before - (1 << 21)
