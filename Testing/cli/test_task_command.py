@@ -21,7 +21,8 @@ from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.task_model import load_model, require_int8
 from MedQuantINT8Lib.models.installed import holds_int8
 from MedQuantINT8Lib.models.package import FP32, INT8, ModelPackage, write_package
-from MedQuantINT8Lib.models.task_package import TaskPackage, peek_task, write_task
+from MedQuantINT8Lib.models.task_package import TaskPackage, peek_task
+from MedQuantINT8Lib.models.task_writing import write_task
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.worker.client import WorkerClient
 from task_packages import spotted, three_parts

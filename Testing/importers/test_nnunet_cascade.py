@@ -22,8 +22,9 @@ from MedQuantINT8Lib.importers.nnunet_task import find_task, understand_task, wr
 from MedQuantINT8Lib.models.package import ModelPackage, peek
 from MedQuantINT8Lib.models.spec import SplineResampling
 from MedQuantINT8Lib.models.spec_parser import parse_spec
-from MedQuantINT8Lib.models.task import parse_task
-from MedQuantINT8Lib.models.task_package import TaskPackage, check_source, note_package, peek_task
+from MedQuantINT8Lib.models.task import check_source, parse_task
+from MedQuantINT8Lib.models.task_package import TaskPackage, peek_task
+from MedQuantINT8Lib.models.task_writing import note_package
 from MedQuantINT8Lib.progress import Task
 from nnunet_folders import checkpoint, dataset, plans, random_network, write_folder
 

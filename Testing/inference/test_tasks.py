@@ -17,7 +17,8 @@ from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.shared_preprocessing import SharedPreprocessing
 from MedQuantINT8Lib.inference.task_model import TaskModel, load_model
 from MedQuantINT8Lib.models.task import parse_task
-from MedQuantINT8Lib.models.task_package import TaskPackage, write_task
+from MedQuantINT8Lib.models.task_package import TaskPackage
+from MedQuantINT8Lib.models.task_writing import write_task
 from MedQuantINT8Lib.progress import Task
 from task_packages import bands, spotted, task_spec, three_parts
 

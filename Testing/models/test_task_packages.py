@@ -14,7 +14,8 @@ from MedQuantINT8Lib.errors import InputError, PackageError
 from MedQuantINT8Lib.models.installed import holds_int8, installed_models, resolve, resolve_one
 from MedQuantINT8Lib.models.package import ModelPackage
 from MedQuantINT8Lib.models.task import TASK_JSON, parse_task
-from MedQuantINT8Lib.models.task_package import TaskPackage, describe, is_task, merged_task, peek_task, write_task
+from MedQuantINT8Lib.models.task_package import TaskPackage, describe, is_task, peek_task
+from MedQuantINT8Lib.models.task_writing import merged_task, write_task
 from MedQuantINT8Lib.resources import resource
 from task_packages import three_parts
 

@@ -10,7 +10,7 @@ from MedQuantINT8Lib.errors import PackageError
 from MedQuantINT8Lib.files import parse_json, read_json
 from MedQuantINT8Lib.importers.expressions import _parse_file
 from MedQuantINT8Lib.importers.fields import read_described
-from MedQuantINT8Lib.models.package import parsed_json
+from MedQuantINT8Lib.models.package_files import parsed_json
 from MedQuantINT8Lib.slicer_module.parameter_node import _Field
 
 DEEP = "[" * 200_000

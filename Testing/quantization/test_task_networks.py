@@ -12,7 +12,8 @@ from MedQuantINT8Lib.errors import Cancelled, InputError
 from MedQuantINT8Lib.inference.task_model import load_model, require_int8
 from MedQuantINT8Lib.models.installed import holds_int8, installed_models
 from MedQuantINT8Lib.models.package import FP32, INT8, ModelPackage, write_package
-from MedQuantINT8Lib.models.task_package import peek_task, write_task
+from MedQuantINT8Lib.models.task_package import peek_task
+from MedQuantINT8Lib.models.task_writing import write_task
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import task_networks
 from MedQuantINT8Lib.quantization.task_networks import networks_of, quantize_networks

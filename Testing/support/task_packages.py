@@ -13,7 +13,7 @@ from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.models.package import FP32, INT8, ModelPackage, write_package
 from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Output, Window
 from MedQuantINT8Lib.models.task import TaskSpec, parse_task
-from MedQuantINT8Lib.models.task_package import write_task
+from MedQuantINT8Lib.models.task_writing import write_task
 from tiny import convolutions, quantized
 
 PATCH = 8

@@ -391,7 +391,7 @@ def _limits(step: Any) -> str:
 def json_file(path: str) -> Any:
     """What a JSON file given on the command line holds; raises :class:`InputError`."""
     from ..errors import InputError, PackageError
-    from ..models.package import parsed_json
+    from ..models.package_files import parsed_json
 
     try:
         return parsed_json(Path(path).read_bytes(), path, "Correct it.")

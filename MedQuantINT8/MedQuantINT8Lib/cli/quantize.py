@@ -157,7 +157,7 @@ def _quantize(
     """
     from ..errors import InputError
     from ..imaging.volume_files import scan_paths
-    from ..models.task_package import note_package
+    from ..models.task_writing import note_package
     from ..outputs import check_output_package
     from ..quantization.pipeline import quantize
     from ..resources import resource

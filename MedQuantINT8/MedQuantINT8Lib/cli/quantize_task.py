@@ -29,7 +29,8 @@ def quantize_task(args: argparse.Namespace, task: Task, model: str, quantize_one
     from ..imaging.volume_files import scan_paths
     from ..models.installed import source_paths
     from ..models.task import TASK_JSON
-    from ..models.task_package import TaskPackage, with_packages
+    from ..models.task_package import TaskPackage
+    from ..models.task_writing import with_packages
     from ..outputs import check_output_package
     from .overwriting import overwriting
 

@@ -9,7 +9,8 @@ from ..errors import InputError
 from ..models.installed import DEMO, installed_models, models_root
 from ..models.package import ModelPackage
 from ..models.task import TaskSpec, parse_task
-from ..models.task_package import TaskPackage, write_task
+from ..models.task_package import TaskPackage
+from ..models.task_writing import write_task
 from ..progress import Task
 from .catalogue_entry import CatalogueEntry
 

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import InputError, PackageError
-from ..models.task_package import TaskPackage, merged_task, write_task
+from ..models.task_package import TaskPackage
+from ..models.task_writing import merged_task, write_task
 from ..progress import Task
 from . import nnunet
 from .base import ImportedModel, write

@@ -11,8 +11,8 @@ from ..files import split_paths
 from ..models.installed import source_paths
 from ..models.package import MODEL_JSON, ModelPackage, peek
 from ..models.spec import Label, ModelSpec
-from ..models.task import TASK_JSON, Find, NamedValue, Part, TaskSpec
-from ..models.task_package import TaskPackage, check_source, is_task
+from ..models.task import TASK_JSON, Find, NamedValue, Part, TaskSpec, check_source
+from ..models.task_package import TaskPackage, is_task
 from .ensemble import Ensemble, load_ensemble
 
 

@@ -9,15 +9,23 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import PackageError
-from ..files import finish_interrupted, parse_json, replacing, replacing_folder, sha256_file, there, write_json
+from ..files import finish_interrupted, replacing_folder, sha256_file, there, write_json
 from ..outputs import check_output_package
 from ..zip_files import ZipLimits, checked_members, opened_zip, read_member, unpack_members
+from .package_files import (
+    MAX_JSON_BYTES,
+    UnpackedFiles,
+    check_hashes,
+    copy_files,
+    load_unpacked,
+    parsed_json,
+    read_description,
+)
 from .spec import ModelSpec
 from .spec_parser import parse_spec
 
@@ -29,26 +37,14 @@ CALIBRATION = "calibration.json"
 IMPORT = "import.json"
 #: What a package may hold beside model.json; anything else in it is refused.
 KNOWN_FILES = (FP32, INT8, CALIBRATION, IMPORT, "LICENSE", "README.md")
-MAX_JSON_BYTES = 8 << 20
 MAX_UNPACKED_BYTES = 8 << 30
 _LIMITS = ZipLimits(64, MAX_UNPACKED_BYTES)
-_ADVICE = "Get the package again."
+_HINT = "Get the package again."
 
 
 @dataclass(frozen=True)
-class ModelPackage:
-    """A validated package that lies unpacked in ``folder``.
-
-    Attributes:
-        folder: where the files are. For a package that came as a zip, a temporary folder that :meth:`close` removes.
-        spec: what model.json says.
-        hashes: SHA-256 of every file, as model.json lists them and as they were found.
-    """
-
-    folder: Path
-    spec: ModelSpec
-    hashes: dict[str, str]
-    temporary: bool = False
+class ModelPackage(UnpackedFiles[ModelSpec]):
+    """A validated package: what model.json says, and SHA-256 of every file that it lists."""
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> ModelPackage:
@@ -71,26 +67,7 @@ class ModelPackage:
             )
         if source.name == MODEL_JSON:
             source = source.parent
-        if source.is_dir():
-            return _load_folder(source, str(source), temporary=False)
-        folder = Path(tempfile.mkdtemp(prefix="medquant-package-"))
-        try:
-            _unpack(source, folder)
-            return _load_folder(folder, str(source), temporary=True)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-    def __enter__(self) -> ModelPackage:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Remove the folder if it is a temporary one, into which a zip was unpacked."""
-        if self.temporary:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        return load_unpacked(source, "medquant-package-", _load_folder, _unpack)
 
     def has(self, name: str) -> bool:
         """Return whether the package lists a file of that name."""
@@ -112,23 +89,15 @@ class ModelPackage:
 
     def calibration(self) -> dict[str, Any] | None:
         """Return what calibration.json says, or None for a package that was not quantized."""
-        return _read_json(self.folder / CALIBRATION) if self.has(CALIBRATION) else None
+        return read_description(self.folder / CALIBRATION) if self.has(CALIBRATION) else None
 
     def import_check(self) -> dict[str, Any] | None:
         """Return what import.json says of the import (:class:`..importers.import_check.ImportCheck`), or None where there is none."""
-        return _read_json(self.folder / IMPORT) if self.has(IMPORT) else None
+        return read_description(self.folder / IMPORT) if self.has(IMPORT) else None
 
     def save(self, target: str | os.PathLike[str]) -> None:
         """Write the package, whole or not at all, as a ``.zip`` or a folder."""
-        target = Path(target)
-        if target.suffix == ".zip":
-            with replacing(target) as path, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-                for name in (MODEL_JSON, *sorted(self.hashes)):
-                    archive.write(self.folder / name, name)
-        else:
-            with replacing_folder(target) as folder:
-                for name in (MODEL_JSON, *sorted(self.hashes)):
-                    shutil.copyfile(self.folder / name, folder / name)
+        copy_files(self.folder, (MODEL_JSON, *sorted(self.hashes)), Path(target))
 
     def with_files(self, target: str | os.PathLike[str], files: dict[str, Path]) -> ModelPackage:
         """Return a copy of this package at ``target`` (a folder or zip; may be its own) with ``files`` added or replaced."""
@@ -148,9 +117,9 @@ def peek(path: str | os.PathLike[str]) -> tuple[ModelSpec, tuple[str, ...]]:
     source = Path(path)
     name = f"{source}: {MODEL_JSON}"
     if source.is_dir() and (source / MODEL_JSON).is_file():
-        value = _read_json(source / MODEL_JSON, name)
+        value = read_description(source / MODEL_JSON, name)
     elif source.is_file():
-        with opened_zip(source, _ADVICE) as archive:
+        with opened_zip(source, _HINT) as archive:
             entries = [e for e, path in checked_members(archive, source, _LIMITS) if path.name == MODEL_JSON]
             if not entries:
                 raise PackageError(f"{source} is no model package.", "Give a package folder or .zip.")
@@ -186,34 +155,15 @@ def write_package(target: str | os.PathLike[str], spec: ModelSpec, files: dict[s
         value = spec.to_json()
         value["files"] = {name: sha256_file(folder / name) for name in sorted(files)}
         write_json(folder / MODEL_JSON, value)
-        _load_folder(folder, str(target), temporary=False)
+        _load_folder(folder, str(target))
 
 
-def _read_json(path: Path, name: str = "") -> Any:
-    name = name or str(path)
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise PackageError(f"{name} is too large to be a description.", "Ask whoever made the package.")
-    return parsed_json(path.read_bytes(), name)
-
-
-def parsed_json(content: bytes, name: str, advice: str = "Ask whoever made the package.") -> Any:
-    """Return what JSON text holds; NaN and infinities are refused, as JSON has none.
-
-    Raises:
-        PackageError: no JSON, or nested too deep for anything that is meant.
-    """
-    try:
-        return parse_json(content, finite=True)
-    except ValueError as error:
-        raise PackageError(f"{name} is not valid JSON: {error}.", advice) from error
-
-
-def _load_folder(folder: Path, name: str, *, temporary: bool) -> ModelPackage:
+def _load_folder(folder: Path, name: str, temporary: bool = False) -> ModelPackage:
     if not (folder / MODEL_JSON).is_file():
         raise PackageError(
             f"{name} is no model package: it has no {MODEL_JSON}.", "Make one with: medquant import onnx"
         )
-    value = _read_json(folder / MODEL_JSON, f"{name}: {MODEL_JSON}")
+    value = read_description(folder / MODEL_JSON, f"{name}: {MODEL_JSON}")
     spec = parse_spec(value, f"{name}: {MODEL_JSON}")
     files = value.get("files")
     if (
@@ -229,21 +179,13 @@ def _load_folder(folder: Path, name: str, *, temporary: bool) -> ModelPackage:
             f"{name}: 'files' names {foreign[0]!r}, which a package may not hold.",
             f"It may hold {', '.join(KNOWN_FILES)}.",
         )
-    for file, expected in files.items():
-        path = folder / file
-        if path.is_symlink() or not path.is_file():
-            raise PackageError(f"{name}: the file {file} is missing.", "Get the package again.")
-        if sha256_file(path) != expected:
-            raise PackageError(
-                f"{name}: {file} is damaged or was changed (its SHA-256 is not the one in {MODEL_JSON}).",
-                "Get the package again.",
-            )
+    check_hashes(folder, files, name, MODEL_JSON, _HINT)
     return ModelPackage(folder, spec, dict(files), temporary)
 
 
 def _unpack(source: Path, folder: Path) -> None:
     """Unpack a zip flat: only known names, no links, no nested or climbing paths, bounded size."""
-    with opened_zip(source, _ADVICE) as archive:
+    with opened_zip(source, _HINT) as archive:
         members = checked_members(archive, source, _LIMITS)
         # A zip of a folder has one common first part; it is taken off.
         roots = {path.parts[0] for _, path in members if len(path.parts) > 1}

@@ -18,6 +18,7 @@ from .input_spec import Channel
 from .output_spec import Cleaning, Label, Terminology
 from .record_files import FileForm, file_schema, parse_file, record_json
 from .records import AT_LEAST_ONE, NOT_EMPTY, Rule, shown
+from .spec import ModelSpec
 from .value_types import Byte, FileName, LabelValue, Name, NotNegative
 
 TASK_JSON = "task.json"
@@ -246,6 +247,49 @@ def _merge_problem(spec: TaskSpec) -> str | None:
     if any(step.where == "network" for step in spec.cleaning):
         return "'cleaning' of a task is done on the grid of the scan, not in network space"
     return None
+
+
+def check_source(spec: TaskSpec, source: Find | Part, packages: Sequence[ModelSpec]) -> tuple[NamedValue, ...]:
+    """Compare what a task says of a part, or of a step of find, with the packages that it runs.
+
+    Returns:
+        The names of the values of their label map: for a part, those of the task's structures.
+
+    Raises:
+        PackageError: another number of channels, or a value or name that the packages do not have.
+    """
+    where = f"{source.name} of the task {spec.name}"
+    first = packages[0]
+    previous = isinstance(source, Part) and source.previous is not None
+    if first.scans == len(spec.channels) and len(first.channels) - first.scans != int(previous):
+        raise PackageError(
+            f"{where} takes {len(first.channels) - first.scans} label map(s) beside the scan, but "
+            + ("its 'previous' gives one." if previous else "it has no 'previous' that gives one."),
+            "Correct the task's task.json.",
+        )
+    if first.scans != len(spec.channels):
+        raise PackageError(
+            f"{where} takes {first.scans} channel(s), but the task gives {len(spec.channels)}.",
+            "Correct the task's task.json.",
+        )
+    values = {label.value for label in first.labels}
+    if stranger := next((item for item in source.labels if item.value not in values), None):
+        raise PackageError(
+            f"{where} names the value {stranger.value} ({stranger.name}), which its model {first.name} does not give.",
+            "Correct the task's task.json, or install the model that belongs to it.",
+        )
+    named = source.labels or tuple(NamedValue(label.value, label.name) for label in first.labels)
+    known = {item.name for item in named} if isinstance(source, Find) else {s.name for s in spec.structures}
+    asked = source.structures if isinstance(source, Find) else tuple(item.name for item in named)
+    if unknown := next((name for name in asked if name not in known), None):
+        raise PackageError(
+            f"{where} needs {unknown!r}, which "
+            + (
+                f"its model {first.name} does not find." if isinstance(source, Find) else "is no structure of the task."
+            ),
+            "Correct the task's task.json, or install the model that belongs to it.",
+        )
+    return named
 
 
 def task_schema() -> dict[str, Any]:

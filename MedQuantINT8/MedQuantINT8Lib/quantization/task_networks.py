@@ -21,7 +21,8 @@ from ..inference.task_model import TaskModel
 from ..models.installed import source_paths
 from ..models.package import ModelPackage
 from ..models.task import TASK_JSON, Find, TaskSpec
-from ..models.task_package import TaskPackage, is_task, note_package, peek_task, with_packages
+from ..models.task_package import TaskPackage, is_task, peek_task
+from ..models.task_writing import note_package, with_packages
 from ..outputs import check_output_package
 from ..progress import Task
 

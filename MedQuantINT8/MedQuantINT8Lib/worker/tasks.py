@@ -23,7 +23,8 @@ from ..inference.segmenter import SegmentationOptions
 from ..inference.task_model import LoadedModel, description_of, load_model, named_packages
 from ..models.package import ModelPackage
 from ..models.spec import Label
-from ..models.task_package import is_task, note_package
+from ..models.task_package import is_task
+from ..models.task_writing import note_package
 from ..outputs import check_output_package
 from ..progress import Task
 
