@@ -10,6 +10,7 @@ import numpy as np
 
 from .halves import halved_layers
 from .onnx_graph import Graph
+from .weight_halves import layers_with_weight_halves
 
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
@@ -22,8 +23,8 @@ class Layer:
         macs: multiply-accumulates for one patch.
         quantized: activations and weights both pass through Q/DQ.
         reason: why it is not quantized; empty if it is.
-        half: "high" or "low" for the two products of a layer that runs as two INT8 halves (:mod:`.halves`); each is a layer
-            with work of its own, and the high one has the layer's name.
+        half: "high" or "low" for the two products of a layer that runs as two INT8 halves (:mod:`.halves`, :mod:`.weight_halves`); each
+            is a layer with work of its own, and the high one has the layer's name.
     """
 
     name: str
@@ -41,6 +42,8 @@ def weighted_layers(model: Any, reasons: dict[str, str] | None = None) -> list[L
     """
     graph = Graph(model)
     halves = {half.name: kind for pair in halved_layers(graph).values() for half, kind in pair.products()}
+    for pair in layers_with_weight_halves(graph).values():
+        halves |= {pair.layer.name: "high", pair.rest.name: "low"}
     layers = []
     for node in graph.nodes:
         if node.op_type not in WEIGHTED_OPS:

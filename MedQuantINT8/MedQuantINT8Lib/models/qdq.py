@@ -19,6 +19,7 @@ from .halves import halved_layers, rejoin
 from .layers import WEIGHTED_OPS, is_dequantized
 from .onnx_graph import Graph, load_network, pruned, require_onnx
 from .tensor_names import FreshNames, rename_tensors, use_plain_names
+from .weight_halves import REST, drop_rests, layers_with_weight_halves, quantized_rest
 
 #: Axis of the output channel in the weight of each operator.
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}
@@ -136,13 +137,16 @@ def with_seven_bit_weights(model: Any) -> Any:
     """Return a copy whose quantized layers have weights from -64 to 64: half as large, of twice the scale.
 
     An odd weight lies in the middle between two halves. Along an output channel the odd ones go up and down in turn, so
-    that their errors do not move the channel's mean. Layers that compute in float keep their weights.
+    that their errors do not move the channel's mean. Layers that compute in float keep their weights. Where weights are two halves, the
+    second half takes on what the first loses.
     """
     onnx = require_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph, fresh = Graph(copy), FreshNames(copy)
     halved: dict[tuple[str, int], str] = {}
+    rests = {pair.rest.name: pair.layer.name for pair in layers_with_weight_halves(graph).values()}
+    lost: dict[str, NDArray[Any]] = {}
     for node in list(copy.graph.node):
         if node.op_type not in WEIGHTED_OPS or not all(is_dequantized(graph, name) for name in node.input[:2]):
             continue
@@ -156,9 +160,18 @@ def with_seven_bit_weights(model: Any) -> Any:
             # Both products of a layer that runs as two INT8 halves have one weight.
             node.input[1] = halved[key]
             continue
-        half = np.moveaxis(_halve(np.moveaxis(weight, axis, 0)), 0, axis)
+        half, new_scale = np.moveaxis(_halve(np.moveaxis(weight, axis, 0)), 0, axis), scale * np.float32(2)
+        steps = scale.astype(np.float64).reshape(
+            [-1 if n == axis and scale.size > 1 else 1 for n in range(weight.ndim)]
+        )
+        if node.name in rests.values():
+            lost[node.name] = (weight.astype(np.float64) - 2.0 * half) * steps
+        elif rests.get(node.name) in lost:
+            rest = weight * steps + lost[rests[node.name]]
+            half, new_scale = quantized_rest(rest, axis, per_channel=scale.size > 1, largest=64)
+            new_scale = new_scale.reshape(scale.shape)
         names = [fresh(f"{node.name}_weight_7bit"), fresh(f"{node.name}_scale_7bit")]
-        for name, array in zip(names, (np.ascontiguousarray(half), scale * np.float32(2)), strict=True):
+        for name, array in zip(names, (np.ascontiguousarray(half), new_scale), strict=True):
             copy.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         # The weight may be another layer's as well, and that one's in float.
         own_dequantize = onnx.NodeProto()
@@ -185,7 +198,8 @@ def _halve(weight: NDArray[np.int8]) -> NDArray[np.int8]:
 def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
     """Return a copy in which the named layers take float activations and float weights.
 
-    Layers that run as two INT8 halves (:mod:`.halves`) are one product again; they go by their own name, not by that of a half.
+    Layers that run as two INT8 halves (:mod:`.halves`) are one product again; they go by their own name, not by that of a half. So do those
+    whose weights are two halves (:mod:`.weight_halves`): the rest goes with its layer.
 
     Args:
         fp32: the network before quantization, to take the layers' weights from. Without it their weights stay stored
@@ -195,6 +209,9 @@ def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     rejoin(copy, layers)
+    if fp32 is not None:
+        drop_rests(copy, layers)
+    layers = layers | {name + REST for name in layers}
     graph, fresh = Graph(copy), FreshNames(copy)
     originals = {node.name: node for node in fp32.graph.node} if fp32 is not None else {}
     weights = Graph(fp32) if fp32 is not None else None
@@ -253,10 +270,11 @@ def with_weights_of(model: Any, other: Any) -> Any:
 def layers_with_int8_weights(model: Any) -> list[str]:
     """Return the names of convolutions and matrix products whose weights are stored as INT8, whatever they compute in.
 
-    A layer that runs as two INT8 halves is named once.
+    A layer whose input or weights are two INT8 halves is named once.
     """
     graph = Graph(model)
     second = {halves.low.name for halves in halved_layers(graph).values()}
+    second |= {halves.rest.name for halves in layers_with_weight_halves(graph).values()}
     return [
         node.name
         for node in graph.nodes
@@ -338,6 +356,8 @@ def compacted(model: Any) -> Any:
     for number, halves in enumerate(halved_layers(Graph(copy)).values()):
         short |= {halves.high.output[0]: fresh(f"h{number}"), halves.low.output[0]: fresh(f"l{number}")}
         short.setdefault(halves.rest, fresh(f"r{number}"))
+    for number, pair in enumerate(layers_with_weight_halves(Graph(copy)).values()):
+        short |= {pair.product: fresh(f"p{number}"), pair.rest.output[0]: fresh(f"e{number}")}
     for number, node in enumerate(n for n in copy.graph.node if n.op_type in WEIGHTED_OPS):
         for name in node.input[2:]:
             if name in initializers and name not in outputs:
