@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 
 import pytest
 import slicer
@@ -12,7 +13,7 @@ from MedQuantINT8Lib.slicer_module.dependencies import GROUPS
 from MedQuantINT8Lib.slicer_module.installation import Consent, InstallQuestion
 from MedQuantINT8Lib.slicer_module.settings import KEYS
 from panel_user import read, window  # first: it skips where there is no panel
-from places import LIBRARY
+from places import LIBRARY, ROOT
 
 pytestmark = pytest.mark.slicer
 #: What takes input, by Qt's own word: the classes that Python knows do not inherit from each other in Slicer.
@@ -247,3 +248,23 @@ def test_one_dialog_says_what_how_large_which_license_and_where_to(user, tmp_pat
     dialog.installButton.click()
     assert dialog.answer() == Consent(True, str(tmp_path))
     dialog.dialog.deleteLater()
+
+
+def test_the_opened_panel_takes_the_room_that_its_page_says(user):
+    """docs/results/panels.md, for what is this module's own: what can be seen without a click, and how wide it is."""
+    if not window.in_stand_in():
+        pytest.skip("the page's figures are the stand-in's")
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import panels
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    user.load(size=(16, 16, 16))
+    shown = {read(widget, "objectName") for widget in panels.shown_inputs(user.parent)}
+    assert shown == {"volumeSelector", "modelCombo", "browseButton", "segmentButton"}
+    assert user.parent.minimumSizeHint().width() <= panels.WIDTH
+    text = (ROOT / "docs/results/panels.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| what takes input"))
+    assert row.split("|")[2].strip() == str(len(shown))
+    for panel in panels.OTHERS.values():
+        assert all(file in text for file in panel.files)
