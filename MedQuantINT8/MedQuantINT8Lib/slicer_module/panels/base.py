@@ -50,6 +50,7 @@ class WorkPanel:
         self._shown = False
         self._writers: dict[str, Callable[[], None]] = {}
         runner.changed.append(self._showButtons)
+        self._showStatus("")
 
     def _bind(self, field: str, signal: Any, value: Callable[[], Any]) -> None:
         """Let a widget's signal write the widget's own field of the parameters, and no other.

@@ -239,7 +239,8 @@ def _numbers(comparison: Comparison) -> list[tuple[str, str]]:
     files = comparison.report["model"]["file_bytes"]
     speed = f"{fp32 / int8:.1f} ×" if fp32 and int8 else "–"
     size = f"{100 * files['int8'] / files['fp32']:.0f} %" if files["fp32"] else "–"
-    return [(dice, _("mean Dice with FP32")), (speed, _("as fast in the network")), (size, _("of FP32’s file"))]
+    fast = _("as fast in the network") if fp32 and int8 else _("speed not measured")
+    return [(dice, _("mean Dice with FP32")), (speed, fast), (size, _("of FP32’s file"))]
 
 
 def _quantity(name: str) -> str:
