@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
+from .blas_threads import begin_single, end_single
 from .system import cpu_count
 
 #: Above this, memory and not arithmetic is the limit.
@@ -23,6 +24,7 @@ class Threads:
     def __enter__(self) -> Threads:
         if self._count > 1:
             self._pool = ThreadPoolExecutor(self._count, "blending")
+            begin_single()
         return self
 
     def __exit__(
@@ -31,6 +33,7 @@ class Threads:
         if self._pool:
             self._pool.shutdown()
             self._pool = None
+            end_single()
 
     def share(self, run: Callable[[range], None], items: int) -> None:
         """Call ``run`` on ranges that together are ``range(items)``, and wait for all of them."""

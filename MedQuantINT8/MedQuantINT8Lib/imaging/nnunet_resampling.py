@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.spec import Geometry, SplineResampling
+from ..thread_pool import Threads
 from .axis_interpolation import AxisInterpolation
 from .volume import Grid
 
@@ -208,13 +209,22 @@ def _along(data: FloatArray, axis: int, size: int, order: int) -> FloatArray:
 def along_bands(data: FloatArray, axis: int, size: int, bands: list[Band]) -> FloatArray:
     """Return ``data`` (K, J, I) multiplied along one axis by the matrix (size, old) that ``bands`` hold."""
     result = np.empty((*data.shape[:axis], size, *data.shape[axis + 1 :]), np.float32)
-    for begin, end, low, high, matrix in bands:
-        if axis == 0:
-            np.matmul(matrix, data[low:high].reshape(high - low, -1), out=result[begin:end].reshape(end - begin, -1))
-        elif axis == 1:
-            np.matmul(matrix, data[:, low:high], out=result[:, begin:end])
-        else:
-            np.matmul(data[..., low:high], matrix.T, out=result[..., begin:end])
+    # Shared out along an axis that stays as it is.
+    beside = 1 if axis == 0 else 0
+
+    def run(items: range) -> None:
+        part = (slice(None),) * beside + (slice(items.start, items.stop),)
+        source, target = data[part], result[part]
+        for begin, end, low, high, matrix in bands:
+            if axis == 0:
+                target[begin:end] = np.tensordot(matrix, source[low:high], 1)
+            elif axis == 1:
+                np.matmul(matrix, source[:, low:high], out=target[:, begin:end])
+            else:
+                np.matmul(source[..., low:high], matrix.T, out=target[..., begin:end])
+
+    with Threads() as threads:
+        threads.share(run, data.shape[beside])
     return result
 
 
