@@ -2,7 +2,7 @@
 
     python experiments/resisting.py [NAME ...] [--effort fast|normal|best]
 
-Each row is two commands in processes of their own: ``medquant quantize`` with the product's own budget (agreement 0.99) and ``--transposed``, and
+Each row is two commands in processes of their own: ``medquant quantize`` with the product's own budget (agreement 0.99), and
 ``medquant compare`` on scans that calibration never saw, with labels where there are some. Writes docs/results/resisting.json and
 .md; rows that are there are kept.
 """
@@ -31,6 +31,7 @@ _LIKE = {
     "brain18_meshnet": "brain18_meshnet30",
     "brain18_meshnet (labeled scan)": "brain18_meshnet30 (labeled scan)",
     "brain3_meshnet5": "brain3_meshnet20",
+    "head_hippodeep": "brain_torchio_4mm",
 }
 
 
@@ -54,9 +55,7 @@ def measured(name: str, case: Case, effort: str, scratch: Path) -> dict[str, Any
     folder = scratch / "package of one row"
     folder.mkdir()
     began = time.perf_counter()
-    package, quantized = quantized_package(
-        replace(case, options=(*case.options, "--effort", effort, "--transposed")), folder
-    )
+    package, quantized = quantized_package(replace(case, options=(*case.options, "--effort", effort)), folder)
     seconds = time.perf_counter() - began
     labels = ["--labels", *map(str, case.labels)] if case.labels else []
     report = medquant("compare", package, *map(str, case.scans), *labels)
@@ -81,19 +80,28 @@ def _f(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def _worst(structures: list[dict[str, Any] | None]) -> str:
+    """The structure that agrees least with FP32 on any of the scans."""
+    known = [structure for structure in structures if structure]
+    if not known:
+        return "–"
+    least = min(known, key=lambda structure: structure["dice"])
+    return f"{least['name']} {least['dice']:.4f}"
+
+
 def page(value: dict[str, Any]) -> str:
     machine = value["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in next(iter(value["rows"].values()))["row"]["versions"].items())
     lines = [
         "# Networks that resist INT8",
         "",
-        "Made by `experiments/resisting.py`; do not edit. Each network is quantized with the product's own budget (agreement 0.99 with FP32) and `--transposed`, and compared with FP32 on scans that",
+        "Made by `experiments/resisting.py`; do not edit. Each network is quantized with the product's own budget (agreement 0.99 with FP32), and compared with FP32 on scans that",
         f"calibration did not see. {machine['processor']}, {machine['cores']} cores; {versions}; {value['date']}.",
         "",
         "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures.",
         "",
-        "| network | effort | work in plain INT8 | in halves | in float | agreement on patches before, after | on held-out scans | on the scan | Dice lost to labels | layers in halves | in float | split | file | quantized in s |",
-        "| --- | --- |" + " ---: |" * 12,
+        "| network | effort | work in plain INT8 | in halves | in float | agreement on patches before, after | on held-out scans | on the scan | worst structure | Dice lost to labels | layers in halves | in float | split | file | one window, FP32 / INT8 | quantized in s |",
+        "| --- | --- |" + " ---: |" * 5 + " --- |" + " ---: |" * 7,
     ]
     for name, r in value["rows"].items():
         work, measured_row = r["work"], r["row"]
@@ -105,9 +113,11 @@ def page(value: dict[str, Any]) -> str:
             ", ".join(_f(v) for v in r["patches"]),
             _f(r["held_out"]),
             _f(measured_row["agreement"]),
+            _worst(r["worst"]),
             "–" if lost is None else f"{lost:+.4f}",
             *(str(len(r[kind])) for kind in ("halves", "returned", "split")),
             _f(measured_row["size_ratio"], 3),
+            " / ".join(f"{measured_row[precision]['latency_ms']:.0f} ms" for precision in ("fp32", "int8")),
             f"{r['seconds']:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")

@@ -358,7 +358,7 @@ def test_weights_are_learned_for_halves_before_a_layer_goes_back(monkeypatch, he
     int8 = quantized(fp32)
     doubled = quantized(convolutions({name: 2 * weight for name, weight in weights.items()}, biases))
     costs = lost({"a": 0.001, "b": 0.03, "c": 0.03, "d": 0.004}, {"a": 0, "b": 0, "c": 0.015, "d": 0})
-    learned_costs = lost({"a": 0.001, "b": 0.03, "c": 0.03, "d": 0.004}, {"a": 0, "b": 0, "c": 0.005, "d": 0})
+    learned_costs = lost({"a": 0.001, "b": 0.03, "c": 0.03, "d": 0.004}, {"a": 0, "b": 0, "c": 0.002, "d": 0})
 
     class Judge(ByForm):
         def measure(self, candidate, patches=None):
@@ -390,3 +390,52 @@ def test_an_input_of_too_wide_a_range_is_held_by_halves_without_a_layer_in_float
     assert result.halves and not result.returned and qdq.check_int8(made) == []
     assert all(layer.quantized for layer in weighted_layers(made))
     assert made.ByteSize() < int8.ByteSize() + 3000, "weights are stored once"
+
+
+@pytest.mark.parametrize(
+    ("plain", "in_halves", "halves", "asked"),
+    [
+        ({"a": 0.001, "b": 0.4, "c": 0.002, "d": 0.001}, dict.fromkeys("abcd", 0.0), ["b"], 0),
+        ({"a": 0.001, "b": 0.03, "c": 0.002, "d": 0.001}, dict.fromkeys("abcd", 0.0), ["b"], 1),
+        (dict.fromkeys("abcd", 0.2), dict.fromkeys("abcd", 0.001), ["a", "b", "c", "d"], 1),
+    ],
+    ids=["one layer is hopeless", "none is", "all are, and learning might need no halves"],
+)
+def test_minutes_of_learning_are_not_spent_on_an_input_that_8_bits_cannot_hold(
+    monkeypatch, plain, in_halves, halves, asked
+):
+    monkeypatch.setattr(sensitivity, "Measurer", ByForm(lost(plain, in_halves)))
+    fp32 = convolutions(*random_weights((1, 4, 4, 4, 2)))
+    calls = []
+
+    def learn():
+        calls.append("asked")
+        return Candidate(fp32, quantized(fp32, 0.06), compensates=True)
+
+    _, result = guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task(), learned=[learn])
+    assert result.kept and sorted(result.halves) == halves and len(calls) == asked and not result.returned
+
+
+@pytest.mark.parametrize(
+    ("in_halves", "halves", "source"),
+    [(0.0, ["b"], "plain"), (0.009, [], "learned")],
+    ids=["halves leave a margin", "neither does"],
+)
+def test_a_cure_leaves_a_margin_where_it_can(monkeypatch, in_halves, halves, source):
+    """Learned rounding that only just holds the budget is taken where halves do not hold it with a margin."""
+    fp32 = convolutions(*random_weights((1, 4, 4, 4, 2)))
+    first, second = quantized(fp32, 0.05), quantized(fp32, 0.06)
+    judge = ByForm(lost({"a": 0.001, "b": 0.02, "c": 0.001, "d": 0.001}, dict.fromkeys("abcd", in_halves)))
+
+    class Judge(ByForm):
+        def measure(self, candidate, patches=None):
+            return Measurement(0.9905, 0.01) if candidate is second else judge.measure(candidate, patches)
+
+    monkeypatch.setattr(sensitivity, "Measurer", Judge(judge.agreement))
+    candidate = Candidate(fp32, second, source="learned", compensates=True)
+    plain = Candidate(fp32, first, source="plain")
+    made, result = guard(plain, patches(), SPEC, Budget(0.99), Task(), learned=[lambda: candidate])
+    assert result.kept and sorted(result.halves) == halves and result.source == source and not result.returned
+    assert (made is second) == (source == "learned") and result.after.agreement == pytest.approx(
+        0.997 if halves else 0.9905
+    )

@@ -56,8 +56,9 @@ def add_parser(add: Add) -> None:
     command.add_argument("--keep", nargs="*", default=[], metavar="LAYER", help="layers to keep in high precision")
     command.add_argument(
         "--transposed",
-        action="store_true",
-        help="quantize the inputs of transposed convolutions too, which OpenVINO then runs in INT8",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="quantize the inputs of transposed convolutions too (default: yes)",
     )
     command.add_argument("--keep-first", action="store_true", help="keep the first convolution in high precision")
     command.add_argument("--keep-head", action="store_true", help="keep the last convolution in high precision")

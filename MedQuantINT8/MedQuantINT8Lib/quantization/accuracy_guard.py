@@ -43,13 +43,25 @@ class Budget:
     fallback: bool = True
     worst_structure: float = 0.0
 
-    def excess(self, measurement: Measurement) -> float:
-        """By how much a network exceeds the budget, in Dice; 0 where it holds."""
-        short = 0.0 if measurement.agreement is None else self.agreement - measurement.agreement
+    def excess(self, measurement: Measurement, margin: float = 0.0) -> float:
+        """By how much a network exceeds the budget, in Dice; 0 where it holds.
+
+        Args:
+            margin: the part of the agreement's budget that is to be left over.
+        """
+        least = self.agreement + margin * (1 - self.agreement) if self.agreement > 0 else 0.0
+        short = 0.0 if measurement.agreement is None else least - measurement.agreement
         worst = measurement.worst_dice
         lost_structure = 0.0 if worst is None else self.worst_structure - worst
         return max(0.0, short) + max(0.0, measurement.dice_lost - self.dice_lost) + max(0.0, lost_structure)
 
+
+#: Dice beyond the budget that a single layer loses where its input is the cause: rounding its weights otherwise makes up for less.
+HOPELESS = 0.05
+
+#: The part of the agreement's budget that a cure leaves over where it can: on a scan that was never seen a network agrees a little less than
+#: on the patches that it was chosen by.
+MARGIN = 0.2
 
 #: Said where there is nothing to judge INT8 by.
 NOTHING_FOUND = "FP32 finds no structure in the calibration patches that were compared, so nothing is known of what INT8 loses; calibrate on scans that show the structures"
@@ -178,6 +190,7 @@ def guard(
     stopwatch: Stopwatch | None = None,
     alternatives: Sequence[Alternative] = (),
     *,
+    learned: Sequence[Alternative] = (),
     thorough: bool = False,
 ) -> tuple[Any, GuardResult]:
     """Return the INT8 network with as few layers in halves and in float as the budget needs, or the best that was seen if none holds it.
@@ -186,55 +199,135 @@ def guard(
         patches: (C, A0, A1, A2) each, all of one size.
         references: the patches' labels, (A0, A1, A2) each, with the model's label values; or none.
         stopwatch: times the real engine, to tell what layers in halves and in float cost.
-        alternatives: make the INT8 network in other ways, such as with equalized channels or learned rounding. They are asked one
-            after the other while the budget does not hold, before a layer is taken in halves or goes back to float.
+        alternatives: make the INT8 network in other ways, such as with equalized channels. They are asked one after the other while the
+            budget does not hold, before a layer is taken in halves or goes back to float.
+        learned: the same with learned rounding, which takes minutes. Where a layer loses by itself what no rounding makes up for, halves
+            are tried first, and these are asked only where halves do not hold the budget, or hold it with most layers in halves.
         thorough: ask all of them, whether the budget holds or not and whether layers may go back to float or not.
     """
     measurer = Measurer(candidate.fp32, patches, spec, references)
-    with task.stage("checking the agreement with FP32"):
-        int8, measurement, helps = _better_biases(measurer, candidate)
-    result = GuardResult(budget, measurement, measurement, biases_corrected=helps, source=candidate.source)
-    if measurement.agreement is None:
+    search = _Search(measurer, budget, task, candidate)
+    result = search.result
+    if search.measurement.agreement is None:
         result.notes.append(NOTHING_FOUND)
-    if references and measurement.dice is None:
+    if references and search.measurement.dice is None:
         result.notes.append(NOTHING_LABELLED)
     if not result.judged or not (thorough or budget.fallback):
-        return int8, result
-    start, taken = int8, candidate
-    for alternative in alternatives:
-        other = alternative() if thorough or not result.kept else None
-        if other is None:
-            continue
-        with task.stage("checking the agreement with FP32"):
-            other_int8, other_measurement, other_helps = _better_biases(measurer, other)
-        if other.compensates and budget.fallback and budget.excess(other_measurement) > 0:
-            continue
-        if _nearer(other_measurement, measurement, budget):
-            start, taken, measurement = other_int8, other, other_measurement
-            result.before = result.after = measurement
-            result.biases_corrected, result.equalized, result.source = other_helps, other.equalized, other.source
-    if result.kept or not budget.fallback:
-        return start, result
-    learned: list[Candidate] = []
-
-    def learn() -> Any:
-        assert taken.exact is not None
-        learned.append(taken.exact())
-        return learned[0].int8
-
-    nearest = None if start is taken.int8 else taken.int8
-    base = Base(taken.fp32, start, taken.ranges, nearest, learn if taken.exact is not None else None)
-    ladder = Ladder(base, measurer, budget.excess, task)
-    best = ladder.climb(measurement)
-    _note(result, ladder, best)
-    if best.network != "int8":
-        result.biases_corrected = False
-    if best.network == "learned":
-        result.source = learned[0].source
-    model = ladder.build(best)
-    if stopwatch is not None and (best.halved or best.returned):
-        _time(result, [start, model], stopwatch, task)
+        return search.start, result
+    search.ask(alternatives, thorough=thorough)
+    if not search.settled and learned and (thorough or not search.cure_by_few_halves()):
+        search.ask(learned, thorough=thorough)
+    if search.settled or not budget.fallback:
+        return search.start, result
+    point = search.climb()
+    if point is None:
+        return search.start, result
+    model = search.take(point)
+    if stopwatch is not None and (point.halved or point.returned):
+        _time(result, [search.start, model], stopwatch, task)
     return model, result
+
+
+class _Search:
+    """The way to the network that holds the budget.
+
+    Attributes:
+        start: the plain INT8 network that is nearest to FP32 so far.
+        measurement: of it, on all patches.
+        settled: whether there is nothing to search: it holds the budget as it came, or with the margin.
+    """
+
+    def __init__(self, measurer: Measurer, budget: Budget, task: Task, candidate: Candidate) -> None:
+        self._measurer, self._budget, self._task = measurer, budget, task
+        with task.stage("checking the agreement with FP32"):
+            self.start, self.measurement, helps = _better_biases(measurer, candidate)
+        self._candidate = candidate
+        self._ladder: Ladder | None = None
+        self._climbed: Point | None = None
+        self._exact: list[Candidate] = []
+        #: Holds the budget without the margin, with weights that halves would spoil.
+        self._reserve: tuple[Any, Measurement, Candidate] | None = None
+        self.result = GuardResult(
+            budget, self.measurement, self.measurement, biases_corrected=helps, source=candidate.source
+        )
+        self.settled = self.result.kept
+
+    def ask(self, alternatives: Sequence[Alternative], *, thorough: bool) -> None:
+        """Ask other ways one after the other, and take those that come nearer to FP32."""
+        for alternative in alternatives:
+            other = alternative() if thorough or not self.settled else None
+            if other is None:
+                continue
+            with self._task.stage("checking the agreement with FP32"):
+                int8, measurement, helps = _better_biases(self._measurer, other)
+            if other.compensates and self._budget.fallback and not self._aimed(measurement):
+                if self._budget.excess(measurement) <= 0 and (
+                    self._reserve is None or _nearer(measurement, self._reserve[1], self._budget)
+                ):
+                    self._reserve = int8, measurement, other
+                continue
+            if _nearer(measurement, self.measurement, self._budget):
+                self._start_from(int8, measurement, other, helps)
+            self.settled = self.settled or self._aimed(self.measurement)
+
+    def _aimed(self, measurement: Measurement) -> bool:
+        return self._budget.excess(measurement, MARGIN) <= 0
+
+    def _start_from(self, int8: Any, measurement: Measurement, candidate: Candidate, helps: bool) -> None:
+        self.start, self._candidate, self.measurement = int8, candidate, measurement
+        self._ladder = self._climbed = None
+        self.result.before = self.result.after = measurement
+        self.result.biases_corrected = helps
+        self.result.equalized, self.result.source = candidate.equalized, candidate.source
+
+    @property
+    def ladder(self) -> Ladder:
+        """The ladder of the network that is nearest so far."""
+        if self._ladder is None:
+            candidate, exact = self._candidate, self._candidate.exact
+            self._exact = []
+
+            def learn() -> Any:
+                assert exact is not None
+                self._exact.append(exact())
+                return self._exact[0].int8
+
+            nearest = None if self.start is candidate.int8 else candidate.int8
+            base = Base(candidate.fp32, self.start, candidate.ranges, nearest, learn if exact is not None else None)
+            self._ladder = Ladder(base, self._measurer, self._budget.excess, self._task, MARGIN)
+        return self._ladder
+
+    def cure_by_few_halves(self) -> bool:
+        """Climb the ladder where a layer by itself loses what learned rounding does not make up for.
+
+        Returns:
+            Whether it was climbed, and at most half of the layers in halves hold the budget.
+        """
+        if not self._budget.fallback or all(
+            self._budget.excess(alone) <= HOPELESS for alone in self.ladder.alone.values()
+        ):
+            return False
+        self._climbed = self.ladder.climb(self.measurement)
+        few = 2 * len(self._climbed.halved) <= len(self.ladder.alone)
+        return few and not self._climbed.returned and self._budget.excess(self._climbed.measurement) <= 0
+
+    def climb(self) -> Point | None:
+        """The best network on the ladder; None where a network that needs none is as good, which is the start then."""
+        point = self._climbed or self.ladder.climb(self.measurement, to_float=self._reserve is None)
+        if self._reserve is not None and not (self._aimed(point.measurement) and not point.returned):
+            int8, measurement, candidate = self._reserve
+            self._start_from(int8, measurement, candidate, helps=False)
+            return None
+        return point
+
+    def take(self, point: Point) -> Any:
+        """Write down what was chosen, and make it."""
+        _note(self.result, self.ladder, point)
+        if point.network != "int8":
+            self.result.biases_corrected = False
+        if point.network == "learned":
+            self.result.source = self._exact[0].source
+        return self.ladder.build(point)
 
 
 def _note(result: GuardResult, ladder: Ladder, best: Point) -> None:

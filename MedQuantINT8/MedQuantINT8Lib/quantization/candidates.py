@@ -101,12 +101,15 @@ class Candidates:
         return self._of(self.plain, learned=self.learning.weight_bits < 8)
 
     def alternatives(self) -> list[Alternative]:
-        """The other ways, quick ones first."""
-        if not self.learning.possible:
-            return [self.with_equalized_channels]
+        """The other ways that take no minutes, or that weights of 4 bits need."""
         if self.learning.weight_bits < 8:
             return [self.with_more_bits, self.learned_of_equalized]
-        return [self.with_equalized_channels, self.learned, self.learned_of_equalized]
+        return [self.with_equalized_channels]
+
+    def learned_alternatives(self) -> list[Alternative]:
+        """The ways with learned rounding of weights of 8 bits; none where the effort leaves them out."""
+        possible = self.learning.possible and self.learning.weight_bits == 8
+        return [self.learned, self.learned_of_equalized] if possible else []
 
     def with_equalized_channels(self) -> Candidate | None:
         form = self._equalized_form()

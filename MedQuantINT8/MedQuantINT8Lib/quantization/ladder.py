@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from ..models import qdq
@@ -82,11 +83,15 @@ class Ladder:
     """Searches the cheapest network that holds a budget.
 
     Args:
-        excess: by how much a measured network exceeds the budget; 0 where it holds.
+        excess: by how much a measured network exceeds the budget less a margin, a part of it; 0 where it holds.
+        margin: what halves leave over of the budget, where they can. No layer goes to float for it.
     """
 
-    def __init__(self, base: Base, measurer: Measures, excess: Callable[[Measurement], float], task: Task) -> None:
-        self._base, self._measurer, self._excess, self._task = base, measurer, excess, task
+    def __init__(
+        self, base: Base, measurer: Measures, excess: Callable[[Measurement, float], float], task: Task, margin: float
+    ) -> None:
+        self._base, self._measurer, self._budget_excess, self._task = base, measurer, excess, task
+        self._margin, self._target = margin, margin
         self._layers = qdq.layers_with_int8_weights(base.int8)
         scales = qdq.activation_scales(base.int8)
         self._scales = {
@@ -94,21 +99,35 @@ class Ladder:
             for layer, tensor in quantized_inputs(base.int8).items()
         }
         self._networks = {"int8": base.int8, "nearest": base.nearest}
+        self._plain_on_few: Measurement | None = None
         self.points: list[Point] = []
-        #: What each layer costs by itself, the one that costs most agreement first.
-        self.alone: dict[str, Measurement] = {}
 
-    def climb(self, start: Measurement) -> Point:
+    def climb(self, start: Measurement, *, to_float: bool = True) -> Point:
         """Search, and return the best network that was seen.
 
         Args:
             start: the plain network's measurement on all patches.
+            to_float: whether layers may go back to float.
         """
         plain = Point(start, complete=True)
         self.points.append(plain)
-        self.alone = self._worst_first()
+        halved = plain
+        for target in (self._margin, 0.0) if self._margin else (0.0,):
+            self._target = target
+            if self._excess(start) <= 0:
+                return plain
+            halved, best = self._in_halves(plain)
+            if best is not None:
+                return best
+        if to_float:
+            self._return_to_float(halved)
+        best = self._best()
+        return self._fewest(best, best) if best.returned and self._holds(best) else best
+
+    def _in_halves(self, plain: Point) -> tuple[Point, Point | None]:
+        """The network with all layers in halves that is nearest to the target, or the plain one; and that with the fewest that holds it."""
         order = [name for name in self.alone if name in self._scales]
-        plain_excess = self._excess(self._measure(plain, FEW))
+        plain_excess = self._excess(self._measured(plain))
         halved, helps = plain, False
         for network in _NETWORKS if order else ():
             # Learning takes minutes: only where halves are of use.
@@ -119,12 +138,21 @@ class Ladder:
                 continue
             halved, helps = other, True
             if self._holds(halved):
-                return self._fewest(halved, replace(plain, network=network))
-        self._return_to_float(halved)
-        best = self._best()
-        return self._fewest(best, best) if best.returned and self._holds(best) else best
+                return halved, self._fewest(halved, replace(plain, network=network))
+        return halved, None
 
-    def _worst_first(self) -> dict[str, Measurement]:
+    def _excess(self, measurement: Measurement) -> float:
+        return self._budget_excess(measurement, self._target)
+
+    def _measured(self, plain: Point) -> Measurement:
+        """The plain network's measurement on a few patches, as others are measured first."""
+        if self._plain_on_few is None:
+            self._plain_on_few = self._measure(plain, FEW)
+        return self._plain_on_few
+
+    @cached_property
+    def alone(self) -> dict[str, Measurement]:
+        """What each layer costs by itself, on one patch; the one that costs most agreement first."""
         alone = {}
         with self._task.stage("finding the layers that INT8 cannot afford", len(self._layers)):
             for name in self._layers:
@@ -159,6 +187,9 @@ class Ladder:
 
     def _try(self, halved: Sequence[str], like: Point) -> Point:
         """The network with these layers in halves and those of another point in float, measured on a few patches."""
+        for known in self.points:
+            if (known.halved, known.returned, known.network) == (tuple(halved), like.returned, like.network):
+                return known
         point = replace(like, halved=tuple(halved), complete=False)
         point.measurement = self._measure(point, FEW)
         self.points.append(point)

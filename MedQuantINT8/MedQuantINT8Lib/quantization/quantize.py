@@ -39,8 +39,8 @@ class QuantizationPolicy:
     """The policy of a quantization: which layers stay in high precision.
 
     Attributes:
-        transposed: quantize the inputs of transposed convolutions too, which OpenVINO runs in INT8 then (default no: what other
-            engines make of them is not measured).
+        transposed: quantize the inputs of transposed convolutions too (default yes): OpenVINO and CUDA INT8 run them in INT8,
+            TensorRT those whose kernel is their stride; the others it is given in float.
         attention: quantize products of two activations too: queries with keys, weights with values (OpenVINO runs them in
             float whatever the graph says, so that quantizing them would only add error and passes; default no).
             LayerNormalization, softmax and GELU are always in float: no engine has INT8 for them.
@@ -54,7 +54,7 @@ class QuantizationPolicy:
         weight_bits: 8, or 4 for weights that are packed in the file and are INT8 in an engine; activations have 8.
     """
 
-    transposed: bool = False
+    transposed: bool = True
     attention: bool = False
     few_channels: bool = True
     first: bool = False
@@ -211,6 +211,7 @@ def _quantized(
         references,
         stopwatch,
         candidates.alternatives(),
+        learned=candidates.learned_alternatives(),
         thorough=effort.always,
     )
     form, rounding = guarded.source
@@ -304,9 +305,7 @@ def policy_reasons(model: Any, policy: QuantizationPolicy) -> dict[str, str]:
             reasons.setdefault(node.name, "a product of two activations (attention): INT8 brings nothing")
     for layer in layers:
         if layer.op == "ConvTranspose" and not policy.transposed:
-            reasons.setdefault(
-                layer.name, "a transposed convolution: engines run it in float (weights are stored as INT8)"
-            )
+            reasons.setdefault(layer.name, "a transposed convolution, kept by request (its weights are stored as INT8)")
     return reasons
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...models import onnx_graph as graph
-from ...models import rewrites
+from ...models import qdq, rewrites
 
 #: Operators that stay in FP32: sums over a whole volume, and what is the ratio of two of them.
 KEPT_IN_FLOAT = ("ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt", "Exp", "Softmax", "LayerNormalization")
@@ -26,7 +26,15 @@ def lowered(model: Any, precision: str) -> Any:
     """The network for one precision: "fp32" as it is, "fp16" and "int8" with everything else in half precision."""
     if precision == "fp32":
         return rewrites.copied(model)
-    return with_half(with_norms_written_out(rewrites.with_pointwise_deconvolutions(model)))
+    model = rewrites.with_pointwise_deconvolutions(model)
+    return with_half(with_norms_written_out(_with_float_deconvolutions(model)))
+
+
+def _with_float_deconvolutions(model: Any) -> Any:
+    """A copy whose transposed convolutions take float inputs: TensorRT has no INT8 for those that no pointwise convolution can stand for, so
+    that a Q/DQ pair before them is an error and two kernels for nothing."""
+    names = {node.name for node in model.graph.node if node.op_type == "ConvTranspose"}
+    return qdq.without_quantization(model, names) if names else model
 
 
 def with_norms_written_out(model: Any) -> Any:
