@@ -46,6 +46,7 @@ class BuildOptions:
         threads: CPU threads, 0 for the backend's own choice.
         high_precision: layers (ONNX node names) to run in float although the network quantizes them.
         weight_bits: 8, or 7 where the engine's INT8 kernels overflow with more on this processor.
+        zero_points: whether INT8 activations that are bounded below get zero points of their own (:mod:`..models.one_sided`).
     """
 
     precision: Precision
@@ -55,6 +56,7 @@ class BuildOptions:
     threads: int = 0
     high_precision: tuple[str, ...] = ()
     weight_bits: int = 8
+    zero_points: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -191,6 +193,13 @@ class LimitsWeights(Protocol):
 
     def weight_bits(self) -> int:
         """How many bits of a weight they take on this machine without overflowing: 7 or 8."""
+
+
+@runtime_checkable
+class HasZeroPoints(Protocol):
+    """A backend that says whether its INT8 activations may have zero points. One that does not say takes symmetric ones alone."""
+
+    zero_points: bool
 
 
 @runtime_checkable

@@ -47,7 +47,9 @@ class OnnxRuntimeBackend:
         from ..models import qdq
 
         model = graph.fixed_shape(
-            qdq.network_for(network, options.precision, options.high_precision, options.weight_bits),
+            qdq.network_for(
+                network, options.precision, options.high_precision, options.weight_bits, options.zero_points
+            ),
             options.patch,
             batch=None,
         )

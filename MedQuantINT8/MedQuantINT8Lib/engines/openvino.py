@@ -65,6 +65,7 @@ class OpenVINOBackend:
     def __init__(self, *, signed_activations: bool = False) -> None:
         """``signed_activations`` leaves out the rewrite to UINT8: only for the tests of what it mends."""
         self._signed = signed_activations
+        self.zero_points = not signed_activations
 
     def unavailable(self) -> str:
         # Looked up, not imported: asking which engines there are must not load them all.
@@ -88,7 +89,9 @@ class OpenVINOBackend:
         from ..models import onnx_graph as graph
         from ..models import qdq, rewrites
 
-        model = qdq.network_for(network, options.precision, options.high_precision, options.weight_bits)
+        model = qdq.network_for(
+            network, options.precision, options.high_precision, options.weight_bits, options.zero_points
+        )
         if options.precision == "int8" and not self._signed:
             model = qdq.as_unsigned(model)
         model = graph.fixed_shape(model, options.patch, options.batch)
@@ -112,7 +115,9 @@ class OpenVINOBackend:
         from ..models import onnx_graph as graph
         from ..models import qdq
 
-        model = qdq.network_for(network, options.precision, options.high_precision, options.weight_bits)
+        model = qdq.network_for(
+            network, options.precision, options.high_precision, options.weight_bits, options.zero_points
+        )
         network_model = _read(core(), graph.fixed_shape(model, options.patch, options.batch))
         try:
             supported = core().query_model(network_model, "CPU")

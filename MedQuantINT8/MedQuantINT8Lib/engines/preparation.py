@@ -16,7 +16,16 @@ from ..models import onnx_graph as graph
 from ..models.package import ModelPackage
 from ..progress import Task
 from . import cache
-from .base import BuildOptions, Engine, EngineBackend, EngineDescription, LimitsWeights, ReportsBuild, device_of
+from .base import (
+    BuildOptions,
+    Engine,
+    EngineBackend,
+    EngineDescription,
+    HasZeroPoints,
+    LimitsWeights,
+    ReportsBuild,
+    device_of,
+)
 from .choices import Choice
 from .fidelity import Fidelity, LayerSearch, Networks, Patch, compare, labels_of
 from .registry import unavailable_reason
@@ -97,8 +106,9 @@ def prepare(
         EngineError: the network cannot be built, or stays wrong with the layers at fault in high precision.
     """
     task = task or Task()
-    bits = _weight_bits(backend) if options.precision == "int8" else 8
-    options = replace(options, device=device_of(backend, options.device), weight_bits=bits)
+    options = replace(options, device=device_of(backend, options.device))
+    if options.precision == "int8":
+        options = replace(options, weight_bits=_weight_bits(backend), zero_points=_zero_points(backend))
     key = engine_key(package, backend, options)
     with task.stage("preparing the engine"):
         entry = cache.find(key)
@@ -134,6 +144,11 @@ def prepare(
 def _weight_bits(backend: EngineBackend) -> int:
     """How many bits of a weight the backend's INT8 kernels take on this machine."""
     return backend.weight_bits() if isinstance(backend, LimitsWeights) else 8
+
+
+def _zero_points(backend: EngineBackend) -> bool:
+    """Whether the backend's INT8 activations may have zero points."""
+    return isinstance(backend, HasZeroPoints) and backend.zero_points
 
 
 def _note(options: BuildOptions, note: str = "") -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import PackageError
 from .halves import halved_layers, rejoin
 from .layers import WEIGHTED_OPS, is_dequantized
+from .one_sided import with_one_sided_ranges
 from .onnx_graph import Graph, load_network, pruned, require_onnx
 from .tensor_names import FreshNames, rename_tensors, use_plain_names
 from .weight_halves import REST, drop_rests, layers_with_weight_halves, quantized_rest
@@ -69,7 +70,7 @@ def _check_weight(graph: Graph, node: Any, scale: Any, onnx: Any) -> list[str]:
 
 
 def as_unsigned(model: Any) -> Any:
-    """Return the same INT8 network with activations as UINT8 and zero point 128.
+    """Return the same INT8 network with activations as UINT8 and zero point 128; those that are UINT8 already stay as they are.
 
     Every integer is the old one plus 128, so the network computes the same numbers. OpenVINO needs it: its low
     precision passes lose the scale of a *signed* quantized Concat (see Testing/engines/test_engines.py). Pairs that only transposed
@@ -84,7 +85,7 @@ def as_unsigned(model: Any) -> Any:
     for node in copy.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or graph.is_constant(node.input[0]):
             continue
-        if node.output[0] in signed:
+        if node.output[0] in signed or graph.array(node.input[2]).dtype == np.uint8:
             continue
         old = node.input[2]
         if old not in renamed:
@@ -112,7 +113,11 @@ def _read_by_transposed(graph: Graph) -> set[str]:
 
 
 def network_for(
-    path: str | os.PathLike[str], precision: str, high_precision: Collection[str], weight_bits: int = 8
+    path: str | os.PathLike[str],
+    precision: str,
+    high_precision: Collection[str],
+    weight_bits: int = 8,
+    zero_points: bool = False,
 ) -> Any:
     """Return a network as an engine is to build it: read, checked, and with the layers that stay in high precision put back to float.
 
@@ -120,6 +125,7 @@ def network_for(
 
     Args:
         weight_bits: 8, or 7 for an engine whose kernels overflow with more (:func:`with_seven_bit_weights`).
+        zero_points: whether the engine's activations may have zero points (:func:`.one_sided.with_one_sided_ranges`).
 
     Raises:
         PackageError: not an ONNX file, damaged, or with weights outside the file's own folder.
@@ -130,6 +136,8 @@ def network_for(
         return model
     if high_precision:
         model = without_quantization(model, set(high_precision))
+    if zero_points:
+        model = with_one_sided_ranges(model)
     return with_seven_bit_weights(model) if weight_bits == 7 else model
 
 
