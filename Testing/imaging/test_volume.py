@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from MedQuantINT8Lib.errors import InputError
-from MedQuantINT8Lib.imaging.volume import Volume, axis_map, resample, to_sitk
+from MedQuantINT8Lib.imaging.volume import Grid, Volume, axis_map, resample, to_sitk
 from MedQuantINT8Lib.imaging.volume_files import read_volume
 from scans import GEOMETRIES, orthogonal
 
@@ -200,3 +200,17 @@ def test_what_no_network_can_answer_for_is_refused():
     with pytest.raises(InputError, match=r"1 channel.* needs 2"):
         Volume(good, np.eye(4)).check(channels=2)
     Volume(good[:2], np.eye(4)).check()
+
+
+def test_half_a_voxel_beyond_the_border_the_other_axes_are_still_interpolated():
+    """Where a grid of half the spacing ends: the nearest voxel along one axis is no reason to take it along all of them."""
+    values = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    source, target = Grid((5, 4, 3), np.diag([2.0, 2.0, 2.0, 1.0])), Grid((10, 8, 6), np.eye(4))
+    expected = values
+    for axis in range(3):
+        places = np.minimum(np.arange(2 * values.shape[axis]) / 2, values.shape[axis] - 1)
+        low = np.floor(places).astype(int)
+        share = np.expand_dims(places - low, [n for n in range(3) if n != axis])
+        high = np.minimum(low + 1, values.shape[axis] - 1)
+        expected = np.take(expected, low, axis) * (1 - share) + np.take(expected, high, axis) * share
+    np.testing.assert_allclose(resample(values, source, target, "linear"), expected, atol=1e-5)

@@ -253,8 +253,9 @@ def _with_border(
     )
     source_corners = corners @ to_source.T[:, :3]
     last = np.array(data.shape[::-1]) - 1
-    # Up to half a voxel beyond, SimpleITK's own answer is the border; zeros are blended in from the outermost centers on.
-    room = 0.5 if outside == "border" else 1e-5
+    # Up to half a voxel beyond, SimpleITK's own answer is the border, but not at half a voxel itself, where a grid of half the spacing ends;
+    # zeros are blended in from the outermost centers on.
+    room = 0.499 if outside == "border" else 1e-5
     before = np.clip(np.ceil(-source_corners.min(axis=0) - room), 0, 2).astype(int)
     after = np.clip(np.ceil(source_corners.max(axis=0) - last - room), 0, 2).astype(int)
     if not (before.any() or after.any()):
