@@ -16,6 +16,7 @@ from MedQuantINT8Lib.inference.ensemble import load_ensemble
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.shared_preprocessing import SharedPreprocessing
 from MedQuantINT8Lib.inference.task_model import TaskModel, load_model
+from MedQuantINT8Lib.models.spec import Mirroring
 from MedQuantINT8Lib.models.task import parse_task
 from MedQuantINT8Lib.models.task_package import TaskPackage
 from MedQuantINT8Lib.models.task_writing import write_task
@@ -342,3 +343,55 @@ def test_the_merged_map_is_cleaned_as_the_task_says(together, tmp_path):
         after = segment(model, spotted()).result.labels
     assert 0 < (after == 5).sum() < (before == 5).sum()
     np.testing.assert_array_equal(after[before != 5], before[before != 5])
+
+
+def test_a_task_removes_parts_by_their_volume_in_cubic_millimeters(together, tmp_path):
+    """Voxels of 8 mm3: parts of fewer than nine voxels go where 72 mm3 are asked for."""
+    volume = spotted(matrix=np.diag([2.0, 2.0, 2.0, 1.0]))
+    results = {}
+    for name, cleaning in (("volume", {"volume": 72}), ("size", {"size": 9})):
+        with TaskPackage.load(together) as package:
+            packages = {path: package.folder / path for path in package.spec.package_paths}
+            step = {"kind": "remove_small", "labels": [5], **cleaning}
+            spec = parse_task(package.spec.to_json() | {"cleaning": [step]})
+        write_task(tmp_path / name, spec, packages)
+        with load_model(str(tmp_path / name)) as model:
+            results[name] = segment(model, volume).result.labels
+    with load_model(str(together)) as model:
+        before = segment(model, volume).result.labels
+    np.testing.assert_array_equal(results["volume"], results["size"])
+    assert (results["volume"] != before).any()
+
+
+def test_a_part_averages_packages_of_different_spacing(tmp_path):
+    limits = {"low": 0.3, "high": 0.7}
+    made = {
+        f"packages/{name}": bands(tmp_path, name, limits, spacing=spacing).folder
+        for name, spacing in (("fine", None), ("coarse", 2.0))
+    }
+    spec = task_spec(["low", "high"], [{"name": "mean", "packages": list(made)}])
+    write_task(tmp_path / "task", spec, made)
+    with load_model(str(tmp_path / "task")) as model, load_ensemble(",".join(map(str, made.values()))) as ensemble:
+        ours, alone = segment(model, spotted()), segment(ensemble, spotted())
+    np.testing.assert_array_equal(ours.result.labels, alone.result.labels)
+    assert any("the probabilities of fine and coarse were averaged" in note for note in ours.result.notes)
+    other = bands(tmp_path, "other", {"low": 0.3, "other": 0.7}, spacing=3.0)
+    with pytest.raises(PackageError, match="mean of the task together runs other and fine, which cannot be averaged"):
+        write_task(
+            tmp_path / "bad",
+            task_spec(["low", "high"], [{"name": "mean", "packages": ["packages/fine", "packages/other"]}]),
+            {"packages/fine": made["packages/fine"], "packages/other": other.folder},
+        )
+
+
+def test_axes_that_a_later_part_does_not_allow_are_refused_before_any_is_run(tmp_path, monkeypatch):
+    made = {
+        f"packages/{name}": bands(tmp_path, name, {name: 0.5}, mirroring=Mirroring(axes)).folder
+        for name, axes in (("first", (0, 1)), ("second", (1,)))
+    }
+    parts = [{"name": name, "packages": [f"packages/{name}"]} for name in ("first", "second")]
+    write_task(tmp_path / "task", task_spec(["first", "second"], parts), made)
+    with load_model(str(tmp_path / "task")) as model:
+        monkeypatch.setattr(pipeline, "_segment", lambda *_: pytest.fail("a network was run"))
+        with pytest.raises(InputError, match="second does not allow mirroring along axis 0"):
+            segment(model, spotted(), SegmentationOptions(mirroring=(0,)))

@@ -61,7 +61,8 @@ def add_parser(add: Add) -> None:
         help="nnunet: folds by number, or all for fold_all (default: every number; one package each)",
     )
     command.add_argument(
-        "--configuration", help="nnunet: such as 3d_fullres (default: what the checkpoint was trained for)"
+        "--configuration",
+        help="nnunet: such as 3d_fullres (default: what the checkpoint was trained for); several of one data set, such as 2d,3d_fullres, become a task that averages them",
     )
     command.add_argument(
         "--resampling",
@@ -145,6 +146,11 @@ def _finish_task(args: argparse.Namespace, imported: ImportedTask, task: Task) -
             f"  {part.name} takes the labels of {part.previous.configuration} as input"
             for part in imported.parts
             if part.previous is not None
+        ),
+        *(
+            f"  {' and '.join(stage.configuration for stage in part.stages)} are averaged by probabilities on the scan's grid"
+            for part in imported.parts
+            if part.averaged
         ),
         *(
             line

@@ -96,7 +96,11 @@ def shared_values(settings: Any) -> dict[str, Any]:
         "model": settings.model_hash,
         "engine": settings.choice.name,
         "precision": settings.choice.precision,
-        **{k.replace("_", " "): v for k, v in options.items() if k not in ("memory_bytes", "batch", "margins")},
+        **{
+            k.replace("_", " "): v
+            for k, v in options.items()
+            if k not in ("memory_bytes", "batch", "margins", "probabilities")
+        },
         **{k.replace("_", " "): v for k, v in asdict(settings.reading).items()},
     }
 

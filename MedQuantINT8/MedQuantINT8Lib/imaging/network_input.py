@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +164,30 @@ class NetworkInput:
             if isinstance(step, Turn):
                 layout = layout.after(step)
         return layout
+
+    def restore_probabilities(
+        self,
+        scores: NDArray[Any],
+        prepare: Callable[[NDArray[Any]], None] | None,
+        finish: Callable[[NDArray[Any]], None],
+    ) -> FloatArray:
+        """Return class scores (C, A0, A1, A2) on the original grid, (C, K, J, I), float32.
+
+        Args:
+            prepare: changes scores in network space in place, before they are resampled.
+            finish: changes them (C, K, J, I) in place once they are resampled, before what was cropped away is put around them as 0.
+        """
+        if prepare is not None:
+            prepare(scores)
+        resampled = np.stack([self._back(score) for score in scores])
+        finish(resampled)
+        placed = [self._place(channel) for channel in resampled]
+        return np.stack(placed) if any(a is not b for a, b in zip(placed, resampled, strict=True)) else resampled
+
+    def cropped(self) -> NDArray[np.bool_]:
+        """Return which voxels (K, J, I) of the original grid no step before resampling has left out."""
+        i, j, k = self.oriented.size
+        return self._place(np.ones((k, j, i), bool))
 
     def _resampled(self, scores: NDArray[Any], axes: Axes, decision: Decision) -> NDArray[Any]:
         resampling = LabelResampling(axes, decision)

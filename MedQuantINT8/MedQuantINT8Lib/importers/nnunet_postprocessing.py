@@ -19,6 +19,8 @@ from .pickled_values import PickledName, read_pickled
 _LARGEST = "remove_all_but_largest_component_from_segmentation"
 _MODULE = "nnunetv2.postprocessing.remove_connected_components"
 _ADVICE = "Use nnU-Net itself for this network, or take the file away and clean the labels yourself."
+#: The first that is there counts.
+POSTPROCESSING_FILES = ("postprocessing.json", "postprocessing.pkl")
 _FOLDER = re.compile(r"crossval_results_folds_([0-9_]+|all)")
 
 
@@ -31,15 +33,12 @@ def find_postprocessing(folder: Path, folds: Sequence[int | str]) -> Path | None
     found: list[tuple[tuple[int, int], Path]] = []
     wanted = "_".join(str(fold) for fold in sorted(folds, key=str))
     for place in (folder, *sorted(folder.glob("crossval_results_folds_*"))):
-        file = next((place / name for name in _NAMES if (place / name).is_file()), None)
+        file = next((place / name for name in POSTPROCESSING_FILES if (place / name).is_file()), None)
         match = _FOLDER.fullmatch(place.name)
         if file is not None:
             rank = 2 if place == folder else int(match is not None and match.group(1) == wanted)
             found.append(((rank, len(place.name)), file))
     return max(found, key=lambda item: item[0])[1] if found else None
-
-
-_NAMES = ("postprocessing.json", "postprocessing.pkl")
 
 
 def read_postprocessing(file: Path, values: Iterable[int]) -> tuple[Cleaning, ...]:

@@ -14,6 +14,7 @@ from ..engines import Engine, EngineDescription
 from ..engines.base import BatchPipeline, GpuNetwork, gpu_network_of, gpu_of, pipeline_of
 from ..errors import InputError
 from ..files import split_paths
+from ..models.averaging import averaging_problem
 from ..models.package import ModelPackage
 
 if TYPE_CHECKING:
@@ -21,20 +22,34 @@ if TYPE_CHECKING:
 
 
 class Ensemble:
-    """Packages that are run on the same windows. One package is an ensemble as well.
+    """Packages whose class scores are averaged. One package is an ensemble as well.
+
+    Packages that prepare a scan alike are run on the same windows, where their scores are averaged. Others, as nnU-Net's configurations of
+    one data set, are averaged by their probabilities on the scan's grid (:mod:`.configurations`).
+
+    Attributes:
+        packages: all of them.
+        groups: the packages that are run together, one tuple for each way to prepare a scan.
 
     Raises:
-        InputError: packages that prepare their input differently or have other labels.
+        InputError: packages that have other channels or labels, or whose outputs cannot be averaged.
     """
 
     def __init__(self, packages: Sequence[ModelPackage]) -> None:
         self.packages = tuple(packages)
-        first = self.packages[0]
-        for other in self.packages[1:]:
-            if replace(other.spec, name=first.spec.name, version=first.spec.version) != first.spec:
+        groups: list[list[ModelPackage]] = []
+        for package in self.packages:
+            group = next((group for group in groups if _described_alike(package, group[0])), None)
+            if group is None:
+                groups.append([package])
+            else:
+                group.append(package)
+        self.groups = tuple(map(tuple, groups))
+        for other in (group[0] for group in self.groups[1:]):
+            if reason := averaging_problem(self.first.spec, other.spec):
                 raise InputError(
-                    f"{other.spec.name} and {first.spec.name} cannot be averaged: their descriptions differ.",
-                    "Give packages of one task, such as the folds of one training.",
+                    f"{other.spec.name} and {self.first.spec.name} cannot be averaged: {reason}.",
+                    "Give packages of one task, such as the folds of one training, or nnU-Net's configurations of one data set.",
                 )
 
     @property
@@ -49,6 +64,10 @@ class Ensemble:
     ) -> None:
         for package in self.packages:
             package.close()
+
+
+def _described_alike(one: ModelPackage, other: ModelPackage) -> bool:
+    return replace(one.spec, name=other.spec.name, version=other.spec.version) == other.spec
 
 
 def load_ensemble(paths: str) -> Ensemble:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..imaging.regions import activate
+from ..models.spec import ModelSpec
 from .blending import Array, Sink
 
 #: A margin of 1 as it is kept, in 8 bits.
@@ -54,6 +55,15 @@ class MarginSink:
         self.margins[index] = np.rint(margins * ONE)
         self.seconds += time.perf_counter() - began
         self._inner(start, block)
+
+
+def margins_of(probabilities: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.uint8]:
+    """Return the margins (K, J, I) of a model's probabilities (C, K, J, I), as they are kept."""
+    output = spec.output
+    if output.regions:
+        thresholds = output.thresholds or (output.threshold,) * spec.output_channels
+        return np.rint(_regions(probabilities, thresholds) * ONE).astype(np.uint8)
+    return np.rint(_classes(probabilities, True) * ONE).astype(np.uint8)
 
 
 def _classes(block: Array, probabilities: bool) -> NDArray[np.float32]:

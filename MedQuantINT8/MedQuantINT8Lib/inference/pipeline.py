@@ -27,6 +27,7 @@ from ..imaging.volume_files import read_volume
 from ..models.package import ModelPackage
 from ..models.spec import ModelSpec
 from ..progress import Task
+from .configurations import check_mirroring, segment_by_mean
 from .engine_choice import EngineChoice, with_fallback
 from .engine_pool import EnginePool
 from .ensemble import Ensemble, MeanEngine
@@ -44,6 +45,7 @@ from .segmenter import (
     spec_in_force,
     window_of,
 )
+from .shared_preprocessing import preprocessing_key
 from .task_model import LoadedModel, description_of, labels_of
 from .task_runner import TaskContext, default_pool, run_task
 
@@ -148,8 +150,11 @@ def segment(
     setting = _Setting(choice, task, pool)
 
     def prepare(part: Volume, spec: ModelSpec) -> NetworkInput:
-        # A region of the volume is brought into network space by itself.
-        return preprocess(part, spec) if network_input is None or part is not volume else network_input
+        # A region of the volume is brought into network space by itself, and so it is for another network of a mean.
+        if network_input is None or part is not volume or not isinstance(loaded, Ensemble):
+            return preprocess(part, spec)
+        same = preprocessing_key(spec) == preprocessing_key(loaded.first.spec)
+        return network_input if same else preprocess(part, spec)
 
     def run(part: Volume, inner: SegmentationOptions) -> SegmentationRun:
         if isinstance(loaded, Ensemble):
@@ -185,6 +190,11 @@ class _Setting:
         prepare: Callable[[Volume, ModelSpec], NetworkInput] = preprocess,
     ) -> SegmentationRun:
         """Segment a volume with one network or the mean of several, on the first engine that can."""
+        if len(ensemble.groups) > 1:
+            check_mirroring(ensemble, options)
+            return segment_by_mean(
+                ensemble, volume, options, lambda group, inner: self.run(group, volume, inner, prepare)
+            )
 
         def attempt(wanted: EngineChoice) -> SegmentationRun:
             setting = replace(self, choice=wanted)

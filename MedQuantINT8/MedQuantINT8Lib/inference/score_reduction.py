@@ -129,7 +129,7 @@ class ScorePath:
             asked: who asks for the way, for its note.
         """
         output = spec.output
-        by_window = output.activation == "sigmoid" and output.resample is None and not output.activated
+        by_window = _by_window(spec)
         size = spec.output_channels * int(np.prod(network_input.data.shape[1:])) * 4
         # Masks of regions that may overlap cannot be told from a label map; masks of classes can.
         masks = (
@@ -151,6 +151,11 @@ class ScorePath:
             streamed,
             _how_resampled(True, wanted, spec, size, asked),
         )
+
+    @classmethod
+    def of_all_scores(cls, spec: ModelSpec) -> ScorePath:
+        """The way of scores that are all kept, for :meth:`ScoreReduction.probabilities`."""
+        return cls(_by_window(spec), scores_wanted=True, resample_scores=True, activates=False, normalized=True)
 
 
 @dataclass(frozen=True)
@@ -280,6 +285,45 @@ class ScoreReduction:
         if regions is None:
             return network_input.restore_from_scores(scores, self.values)
         return network_input.restore_regions(scores, regions)
+
+    def probabilities(self, network_input: NetworkInput) -> NDArray[np.float32]:
+        """The probability of each channel on the scan's own grid, (C, K, J, I), once all blocks have come (:meth:`ScorePath.of_all_scores`).
+
+        What was cropped away has those of a voxel in which nothing is: 1 for the background of a softmax, 0 for all others.
+        """
+        output = self.spec.output
+
+        def probable(scores: NDArray[Any]) -> None:
+            if not (output.activated or self.path.by_window):
+                activate(scores, output.activation)
+
+        before = output.resample == "probabilities" or not network_input.resampled
+        probabilities = network_input.restore_probabilities(
+            self._sink.scores, probable if before else None, (lambda _: None) if before else probable
+        )
+        if self.regions is None and output.activation == "softmax":
+            probabilities[0][~network_input.cropped()] = 1
+        return probabilities
+
+    def labels_of(self, probabilities: NDArray[np.float32]) -> NDArray[Any]:
+        """The label map (K, J, I) of probabilities (C, K, J, I)."""
+        return labels_of(self.spec, probabilities)
+
+
+def _by_window(spec: ModelSpec) -> bool:
+    """Whether probabilities of each window by itself are blended."""
+    output = spec.output
+    return output.activation == "sigmoid" and output.resample is None and not output.activated
+
+
+def labels_of(spec: ModelSpec, probabilities: NDArray[np.float32]) -> NDArray[Any]:
+    """Return a model's label map (K, J, I) of the probabilities of its output channels (C, K, J, I): the largest, or regions painted."""
+    dtype = np.uint8 if max(label.value for label in spec.labels) < 256 else np.uint16
+    if spec.output.regions:
+        return Regions.of(spec, dtype).paint(lambda channel: probabilities[channel])
+    sink = LabelSink(probabilities.shape[1:], _label_values(spec, dtype))
+    sink((0, 0, 0), probabilities)
+    return sink.labels
 
 
 def _how_resampled(by_scores: bool, wanted: bool, spec: ModelSpec, size: int, asked: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,3 +64,41 @@ def latency_of(calls_ms: list[float]) -> dict[str, float]:
         "p95": float(np.percentile(calls_ms, 95)),
         "calls": float(len(calls_ms)),
     }
+
+
+def parts_json(runs: Sequence[tuple[str, SegmentationRun]]) -> list[dict[str, Any]]:
+    """Return what a report says of each network of a run, by its name."""
+    return [
+        {
+            "name": name,
+            "windows": run.result.windows,
+            "skipped_share": run.result.skipped_share,
+            "mirror_axes": list(run.result.mirror_axes),
+            "seconds": run.seconds,
+            "latency_ms": run.latency_ms,
+            "ranges": run.ranges,
+            "engine": run.engine,
+        }
+        for name, run in runs
+    ]
+
+
+def summed_seconds(runs: Sequence[tuple[str, SegmentationRun]]) -> dict[str, float]:
+    """Return the seconds of each stage, those of all runs together; not of reading, and no total."""
+    seconds: dict[str, float] = {}
+    for _, run in runs:
+        for stage, value in run.seconds.items():
+            if stage not in ("total", "reading"):
+                seconds[stage] = seconds.get(stage, 0.0) + value
+    return seconds
+
+
+def worst_ranges(runs: Sequence[tuple[str, SegmentationRun]]) -> dict[str, Any] | None:
+    """Return the look at ranges that is to be reported: one that warns, and of these where most of the input lies beyond them."""
+    looked = [run.ranges for _, run in runs if run.ranges is not None]
+    return max(looked, key=_suspicion) if looked else None
+
+
+def _suspicion(ranges: dict[str, Any]) -> tuple[bool, float]:
+    look = ranges.get("second_look") or {}
+    return bool(look.get("warning") or ranges.get("warning")), ranges["input"] or 0.0

@@ -53,6 +53,7 @@ class SegmentationOptions:
             "probabilities", "masks" or "labels"; None does as the model says.
         check_share: the share of an INT8 run's windows that are run in FP32 as well (:mod:`.second_look`); None leaves it to the
             program: one of fifty, at most eight, and none beside a GPU.
+        probabilities: also keep the probability of each class on the scan's grid, for a mean over networks that prepare it differently.
     """
 
     patch: tuple[int, int, int] | None = None
@@ -67,6 +68,7 @@ class SegmentationOptions:
     roi: Region | None = None
     check_share: float | None = None
     resample: Resampled | None = None
+    probabilities: bool = False
 
     def check(self) -> None:
         """Refuse choices that go with no run.
@@ -103,6 +105,7 @@ class SegmentationResult:
         notes: decisions a user should know, in words: what was resampled and why, what was skipped.
         margins: (K, J, I) as :mod:`.margins` keeps them, where they were asked for.
         mirror_axes: of the tensor, along which windows were mirrored.
+        probabilities: of each output channel, (C, K, J, I) in float32, where they were asked for.
     """
 
     labels: NDArray[Any]
@@ -113,6 +116,7 @@ class SegmentationResult:
     notes: list[str] = field(default_factory=list)
     margins: NDArray[np.uint8] | None = None
     mirror_axes: tuple[int, ...] = ()
+    probabilities: NDArray[np.float32] | None = None
 
     @property
     def skipped_share(self) -> float:
@@ -214,12 +218,17 @@ def _segment(
     free = available_memory()
     budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, free // 2)
     memory = BlendingMemory.within(budget, free, plan, spec.output_channels)
-    path = ScorePath.of(spec, network_input, memory, plan, asked="you" if options.resample else "the model")
+    path = (
+        ScorePath.of_all_scores(spec)
+        if options.probabilities
+        else ScorePath.of(spec, network_input, memory, plan, asked="you" if options.resample else "the model")
+    )
     reduction = ScoreReduction(spec, plan.volume_shape, path, margins=options.margins)
     notes: list[str] = []
     batch, result = max(1, options.batch), None
     road = GpuRoad(engine, network_input, plan, window, reduction, axes)
-    if on_gpu is not False and road.fits(skip_air=options.skip_air, margins=options.margins):
+    wants_scores = options.margins or options.probabilities
+    if on_gpu is not False and road.fits(skip_air=options.skip_air, margins=wants_scores):
         doubt = doubt_of(engine, spec, _segment_to_check) if road.resamples and on_gpu is None else ""
         if doubt:
             notes.append(f"warning: scores were not resampled on the GPU: {doubt}")
@@ -246,9 +255,12 @@ def _segment(
         if axes:
             inference = MirroredInference(as_inference(inference), axes, batch, task.check)
         result = slide(network_input.data, inference, reduction.receiver, sliding, task)
+    probabilities = None
     with task.stage("restoring the grid"):
+        if options.probabilities:
+            probabilities = reduction.probabilities(network_input)
         labels = cleaned(
-            reduction.labels(network_input),
+            reduction.labels(network_input) if probabilities is None else reduction.labels_of(probabilities),
             [step for step in spec.cleaning if step.where == "scan"],
             1000 * network_input.original.voxel_ml,
         )
@@ -269,7 +281,15 @@ def _segment(
         seconds["blending"] = max(0.0, seconds["blending"] - reduction.margins.seconds)
         margins = network_input.restore(reduction.margins.margins)
     return SegmentationResult(
-        labels, network_input.original.ijk_to_ras, seconds, result.windows, result.skipped, notes, margins, axes
+        labels,
+        network_input.original.ijk_to_ras,
+        seconds,
+        result.windows,
+        result.skipped,
+        notes,
+        margins,
+        axes,
+        probabilities,
     )
 
 

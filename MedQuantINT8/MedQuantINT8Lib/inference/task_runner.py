@@ -25,13 +25,14 @@ from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
 from ..models.task import Find, Part
 from ..progress import Task
+from .configurations import allows_mirroring, check_mirroring
 from .engine_pool import EnginePool, SingleUsePool
 from .ensemble import Ensemble
 from .margins import ONE
 from .memory_estimate import MemoryEstimate, estimate, fitted
 from .postprocessing import cleaned
 from .region_run import box_notes
-from .segmentation_run import SegmentationRun, latency_of
+from .segmentation_run import SegmentationRun, latency_of, parts_json, summed_seconds, worst_ranges
 from .segmenter import SegmentationOptions, SegmentationResult, spec_in_force
 from .shared_preprocessing import SharedPreprocessing, preprocessing_key
 from .task_engine import merged_engine
@@ -111,8 +112,8 @@ class _TaskRun:
             self._context.task.part = self._prefix
         merging = time.perf_counter()
         if self._model.spec.cleaning:
-            cleaned(self._labels, self._model.spec.cleaning)
-        seconds = self._seconds()
+            cleaned(self._labels, self._model.spec.cleaning, 1000 * self._volume.grid.voxel_ml)
+        seconds = summed_seconds(self._runs)
         seconds["cleaning"] = time.perf_counter() - merging
         seconds["total"] = time.perf_counter() - began
         return self._result(seconds)
@@ -120,14 +121,16 @@ class _TaskRun:
     def _prepare(self) -> None:
         """Load the packages that will be run, and tell how much memory the largest takes, before any work."""
         sources = self._plan.sources
-        specs = {source.name: self._model.ensemble(source).first.spec for source in sources}
-        if self._options.mirroring is True and not any(spec.mirroring.axes for spec in specs.values()):
+        ensembles = {source.name: self._model.ensemble(source) for source in sources}
+        for ensemble in ensembles.values():
+            check_mirroring(ensemble, self._options)
+        if self._options.mirroring is True and not any(map(allows_mirroring, ensembles.values())):
             raise InputError(
                 f"No network of {self._model.spec.name} allows mirroring: none was trained for it.",
                 "Segment without mirroring.",
             )
-        for spec in specs.values():
-            spec_in_force(spec, self._options)
+        for group in (group for ensemble in ensembles.values() for group in ensemble.groups):
+            spec_in_force(group[0].spec, self._options)
         bounded = {item.part.name for item in self._plan.parts if item.within is not None}
         for source in sources:
             if source.name not in bounded:
@@ -137,7 +140,7 @@ class _TaskRun:
         name = max(needs, key=lambda key: needs[key].total)
         most = " at most" if name in bounded else ""
         self._notes.append(f"networks are run in turn; the largest, {name}, takes{most} {needs[name].in_words()}")
-        self._context.pool.reserve(len(sources))
+        self._context.pool.reserve(sum(len(ensemble.groups) for ensemble in ensembles.values()))
 
     def _memory(self, source: Find | Part, volume: Volume) -> MemoryEstimate:
         return estimate(self._model.ensemble(source).first, self._context.precision, volume, self._options)
@@ -179,7 +182,7 @@ class _TaskRun:
         self._context.pool.make_room(self._memory(source, part).total)
         wants_margins = self._options.margins and isinstance(source, Part)
         options = replace(self._options, margins=wants_margins)
-        if options.mirroring is True and not spec.mirroring.axes:
+        if options.mirroring is True and not allows_mirroring(ensemble):
             options = replace(options, mirroring=False)
             self._notes.append(f"{source.name} is not mirrored: its network was not trained for it")
         run = self._context.run_part(ensemble, part, options, self._shared)
@@ -244,14 +247,6 @@ class _TaskRun:
         # Merged, and as large as the scan.
         run.result.labels, run.result.margins = _NOTHING, None
 
-    def _seconds(self) -> dict[str, float]:
-        seconds: dict[str, float] = {}
-        for _, run in self._runs:
-            for stage, value in run.seconds.items():
-                if stage not in ("total", "reading"):
-                    seconds[stage] = seconds.get(stage, 0.0) + value
-        return seconds
-
     def _result(self, seconds: dict[str, float]) -> SegmentationRun:
         runs = self._runs
         windows = sum(run.result.windows for _, run in runs)
@@ -261,29 +256,15 @@ class _TaskRun:
             self._labels, self._volume.ijk_to_ras, seconds, windows, skipped, notes, self._margins
         )
         calls = [call for _, run in runs for call in run.calls_ms]
-        looked = [run.ranges for _, run in runs if run.ranges is not None]
-        parts = [
-            {
-                "name": name,
-                "windows": run.result.windows,
-                "skipped_share": run.result.skipped_share,
-                "mirror_axes": list(run.result.mirror_axes),
-                "seconds": run.seconds,
-                "latency_ms": run.latency_ms,
-                "ranges": run.ranges,
-                "engine": run.engine,
-            }
-            for name, run in runs
-        ]
         return SegmentationRun(
             self._volume,
             result,
             seconds,
             merged_engine([(name, run.engine, run.result.windows) for name, run in runs]),
             latency_of(calls),
-            ranges=max(looked, key=_suspicion) if looked else None,
+            ranges=worst_ranges(runs),
             calls_ms=calls,
-            parts=parts,
+            parts=parts_json(runs),
             boxes=self._reported_boxes,
         )
 
@@ -320,9 +301,3 @@ def merge_margins(
 def default_pool(pool: EnginePool | None) -> EnginePool:
     """Return the pool, or one that closes each engine when its part is done."""
     return SingleUsePool() if pool is None else pool
-
-
-def _suspicion(ranges: dict[str, Any]) -> tuple[bool, float]:
-    """What makes one network's look at its ranges the one to report: that it warns, and how much of the input lies beyond them."""
-    look = ranges.get("second_look") or {}
-    return bool(look.get("warning") or ranges.get("warning")), ranges["input"] or 0.0

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from ..errors import PackageError
+from .averaging import averaging_problem
 from .colors import color_of
 from .input_spec import Channel
 from .output_spec import Cleaning, Label, Terminology
@@ -68,7 +69,7 @@ class NamedValue:
 class Find:
     """A run before the parts: the box around what it segments bounds the parts that are ``within`` it.
 
-    packages: folders inside the task, each a model package; several are averaged, as the folds of one training.
+    packages: folders inside the task, each a model package; several are averaged, as the folds of one training or as configurations that prepare a scan differently.
     installed: the name of an installed model, in place of ``packages``.
     labels: names of the values of its label map; none means those that the package gives.
     structures: whose union the box is drawn around, by these names; none means all.
@@ -272,6 +273,14 @@ def check_source(spec: TaskSpec, source: Find | Part, packages: Sequence[ModelSp
             f"{where} takes {first.scans} channel(s), but the task gives {len(spec.channels)}.",
             "Correct the task's task.json.",
         )
+    for other in packages[1:]:
+        if replace(other, name=first.name, version=first.version) != first and (
+            reason := averaging_problem(first, other)
+        ):
+            raise PackageError(
+                f"{where} runs {other.name} and {first.name}, which cannot be averaged: {reason}.",
+                "Give a part packages of one training, or nnU-Net's configurations of one data set.",
+            )
     values = {label.value for label in first.labels}
     if stranger := next((item for item in source.labels if item.value not in values), None):
         raise PackageError(
