@@ -139,7 +139,8 @@ def measure(count: int, seconds: float, workers: Sequence[int], ray: bool) -> di
             took = pooled(place(f"pool{number}"), used, LocalPool(["cpu"] * number))
             rows.append({"where": f"{number} worker(s)", "workers": number, "cases": len(used) - 1, "seconds": took})
         if ray:
-            from MedQuantINT8Lib.cohort.ray_pool import ClusterOptions, RayPool
+            from MedQuantINT8Lib.cohort.ray_cluster import ClusterOptions
+            from MedQuantINT8Lib.cohort.ray_pool import RayPool
 
             took = pooled(place("ray"), cases[: count + 1], RayPool(ClusterOptions("local")))
             rows.append({"where": "Ray, 1 worker", "workers": 1, "cases": count, "seconds": took})

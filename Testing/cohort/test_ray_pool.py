@@ -24,7 +24,8 @@ from MedQuantINT8Lib.cohort.journal import JOURNAL
 from MedQuantINT8Lib.cohort.local_pool import LocalPool
 from MedQuantINT8Lib.cohort.packages import installed_on_node, packed
 from MedQuantINT8Lib.cohort.pool import Order
-from MedQuantINT8Lib.cohort.ray_pool import ClusterOptions, RayPool
+from MedQuantINT8Lib.cohort.ray_cluster import ClusterOptions
+from MedQuantINT8Lib.cohort.ray_pool import RayPool
 from MedQuantINT8Lib.cohort.ray_worker import CaseActor, NodeOrder
 from MedQuantINT8Lib.cohort.segment import CohortRequest, segment_cohort
 from MedQuantINT8Lib.cohort.segment_work import model_hash

@@ -20,8 +20,9 @@ from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.region_run import keep_structures
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, SegmentationResult
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.worker.client import WorkerClient, WorkerError, to_json
+from MedQuantINT8Lib.worker.client import WorkerClient, to_json
 from MedQuantINT8Lib.worker.jobs import BackgroundJob, BatchJob
+from MedQuantINT8Lib.worker.submitted_job import WorkerError
 from places import LIBRARY
 
 SCAN = Volume(np.random.default_rng(0).random((12, 10, 9)).astype(np.float32), np.eye(4), "scan")

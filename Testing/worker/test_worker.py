@@ -22,8 +22,9 @@ from MedQuantINT8Lib.inference import pipeline
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.worker.client import WorkerClient, WorkerError
+from MedQuantINT8Lib.worker.client import WorkerClient
 from MedQuantINT8Lib.worker.shared_memory import SharedBlock
+from MedQuantINT8Lib.worker.submitted_job import WorkerError
 from places import LIBRARY
 
 OPTIONS = SegmentationOptions()

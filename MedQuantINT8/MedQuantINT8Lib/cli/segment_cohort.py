@@ -201,7 +201,8 @@ def pool_of(args: argparse.Namespace) -> CasePool:
         from ..cohort.local_pool import LocalPool
 
         return LocalPool(worker_devices(args), time_limit, retries=retries)
-    from ..cohort.ray_pool import ClusterOptions, RayPool, check_address
+    from ..cohort.ray_cluster import ClusterOptions, check_address
+    from ..cohort.ray_pool import RayPool
 
     if args.devices or args.device not in ("auto", "cpu", "gpu"):
         raise InputError(

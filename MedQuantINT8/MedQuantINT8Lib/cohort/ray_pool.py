@@ -1,31 +1,27 @@
 """Workers on the nodes of a Ray cluster: an actor for each device keeps its engine, and cases are calls of it.
 
 Ray moves work between machines and says who is gone; everything else is this project's: the driver hands out cases, writes the journal,
-runs again what a lost node had, and gives new nodes work. Nothing is reported to Ray's makers, and no dashboard is started.
+runs again what a lost node had, and gives new nodes work.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import tempfile
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import __version__, errors
-from ..errors import DependencyError, EngineError, MedQuantError
+from ..errors import EngineError, MedQuantError
 from ..files import split_paths, storage_errors
-from ..scratch import owned_prefix, owner_is_dead
 from .journal import Record
 from .packages import packed
-from .pool import RETRIES, TIME_LIMIT, Order, failed
+from .pool import Order, failed
+from .ray_cluster import Cluster, ClusterOptions
 from .ray_worker import CaseActor, NodeOrder
 from .work import IN_FLIGHT
 
@@ -37,25 +33,47 @@ _MOST_STARTS = 3
 #: How long a cluster may be without any node that takes part.
 _PATIENCE_SECONDS = 120.0
 _SEEN_PATHS = 3
-_OWNER = "owner"
 
 
-@dataclass(frozen=True)
-class ClusterOptions:
-    """Which cluster, and how it is used.
+class RayPool:
+    """A pool of actors on a Ray cluster.
 
-    Attributes:
-        address: "local" for one on this machine, which ends with the run; "auto" for the one that this machine belongs to; else
-            the address of its head, such as "10.0.0.1:6379".
-        workers: on each node; 0 for one a GPU, or one a node without.
-        retries: how often a case is run again whose worker or node was lost.
-        time_limit: seconds without progress after which a case is given up.
+    Args:
+        device: "cpu" for processors alone; else GPUs are used where the cluster has them.
+
+    Raises:
+        DependencyError: Ray is not installed.
     """
 
-    address: str
-    workers: int = 0
-    retries: int = RETRIES
-    time_limit: float = TIME_LIMIT
+    def __init__(self, options: ClusterOptions, device: str = "auto") -> None:
+        self._options, self._cluster = options, Cluster(options, device)
+        self.notes: list[str] = []
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`.pool.CasePool`."""
+        return {"cluster": self._options.address, "ray": self._cluster.ray.__version__}
+
+    def run(self, order: Order, cases: Sequence[dict[str, Any]], check: Callable[[], None]) -> Iterator[Record]:
+        """See :class:`.pool.CasePool`."""
+        with self._cluster.joined(), _marker(Path(order.settings["output"])) as marker:
+            run = _Run(self._cluster, self._options, order, [_absolute(case) for case in cases], marker)
+            try:
+                yield from run.records(check)
+            finally:
+                self.notes += run.notes
+
+
+@contextmanager
+def _marker(folder: Path) -> Iterator[Path]:
+    """Yield a file in the output folder, which only nodes see that mount it."""
+    path = folder / f".cohort-{uuid.uuid4().hex[:12]}"
+    with storage_errors(path):
+        path.write_bytes(b"")
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            path.unlink()
 
 
 @dataclass
@@ -82,94 +100,15 @@ class _Node:
     unfit: MedQuantError | None = None
 
 
-class RayPool:
-    """A pool of actors on a Ray cluster.
-
-    Args:
-        device: "cpu" for processors alone; else GPUs are used where the cluster has them.
-
-    Raises:
-        DependencyError: Ray is not installed.
-    """
-
-    def __init__(self, options: ClusterOptions, device: str = "auto") -> None:
-        self._options, self._device = options, device
-        self._ray = require_ray()
-        self._scratch: Path | None = None
-        self.notes: list[str] = []
-
-    def describe(self) -> dict[str, Any]:
-        return {"cluster": self._options.address, "ray": self._ray.__version__}
-
-    def run(self, order: Order, cases: Sequence[dict[str, Any]], check: Callable[[], None]) -> Iterator[Record]:
-        """See :class:`.pool.CasePool`."""
-        ray = self._ray
-        own = not ray.is_initialized()
-        if own:
-            self._connect()
-        marker: Path | None = None
-        try:
-            marker = self._marker(order)
-            yield from _Run(self, order, [_absolute(case) for case in cases], marker).records(check)
-        finally:
-            if marker is not None:
-                with suppress(OSError):
-                    marker.unlink()
-            if own:
-                ray.shutdown()
-                if self._scratch is not None:
-                    shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def _connect(self) -> None:
-        address = self._options.address
-        how: dict[str, Any] = {
-            "logging_level": "ERROR",
-            "log_to_driver": False,
-            "namespace": f"medquant-{uuid.uuid4()}",
-        }
-        if address == "local":
-            # Reachable from this machine alone.
-            self._scratch = _short_folder()
-            how |= {
-                "address": "local",
-                "include_dashboard": False,
-                "_node_ip_address": "127.0.0.1",
-                "_temp_dir": str(self._scratch),
-            }
-        else:
-            how["address"] = address
-        try:
-            self._ray.init(**how)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            first = (str(error).strip().splitlines() or ["no answer"])[0]
-            raise EngineError(
-                f"There is no Ray cluster at {address}: {first}",
-                "Start one (docs/clusters.md), or give --cluster local.",
-            ) from error
-
-    def _marker(self, order: Order) -> Path:
-        """A file in the output folder that only nodes see which mount it."""
-        path = Path(order.settings["output"]) / f".cohort-{uuid.uuid4().hex[:12]}"
-        with storage_errors(path):
-            path.write_bytes(b"")
-        return path
-
-    def devices_of(self, node: dict[str, Any]) -> list[str]:
-        """The device of each actor that a node can keep."""
-        gpus = int(node["Resources"].get("GPU", 0))
-        if gpus and self._device != "cpu":
-            return ["gpu:0"] * (self._options.workers or gpus)
-        if self._device.startswith("gpu") or not node["Resources"].get("CPU"):
-            return []
-        return ["cpu"] * (self._options.workers or 1)
-
-
 class _Run:
     """The cases of one run on the cluster."""
 
-    def __init__(self, pool: RayPool, order: Order, cases: Sequence[dict[str, Any]], marker: Path) -> None:
-        self._pool, self._ray, self._order = pool, pool._ray, order
-        self._options = pool._options
+    def __init__(
+        self, cluster: Cluster, options: ClusterOptions, order: Order, cases: Sequence[dict[str, Any]], marker: Path
+    ) -> None:
+        self._cluster, self._ray, self._options = cluster, cluster.ray, options
+        #: Which nodes took no part, and why.
+        self.notes: list[str] = []
         self._waiting = deque(cases)
         self._suspects: deque[dict[str, Any]] = deque()
         self._attempts: dict[str, int] = {}
@@ -190,6 +129,7 @@ class _Run:
         self._order = Order(order.kind, {**order.settings, "model": ",".join(model)})
 
     def records(self, check: Callable[[], None]) -> Iterator[Record]:
+        """Yield the record of each case as it ends, and end the actors; see :meth:`.pool.CasePool.run`."""
         try:
             while self._open:
                 check()
@@ -210,12 +150,12 @@ class _Run:
         if time.monotonic() - self._looked < _NODES_SECONDS:
             return
         self._looked = time.monotonic()
-        alive = [node for node in self._ray.nodes() if node["Alive"]]
+        alive = self._cluster.living_nodes()
         for description in alive:
             node = self._nodes.setdefault(description["NodeID"], _Node())
             if node.unfit is not None or not (self._waiting or self._suspects):
                 continue
-            devices = self._pool.devices_of(description)
+            devices = self._cluster.devices_of(description)
             running = [actor for actor in self._actors if actor.node == description["NodeID"]]
             for device in devices[len(running) :]:
                 if node.starts >= _MOST_STARTS:
@@ -325,7 +265,7 @@ class _Run:
         kind = getattr(errors, error["kind"], MedQuantError)
         actor.gone = True
         self._nodes[actor.node].unfit = kind(error["message"], error["hint"])
-        self._pool.notes.append(f"{answer['host']} took no part: {error['message']}")
+        self.notes.append(f"{answer['host']} took no part: {error['message']}")
         with suppress(Exception):
             self._ray.kill(actor.handle)
 
@@ -343,7 +283,7 @@ class _Run:
         actor.gone = True
         flights = list(actor.flights.values())
         actor.flights = {}
-        lives = any(node["Alive"] and node["NodeID"] == actor.node for node in self._ray.nodes())
+        lives = any(node["NodeID"] == actor.node for node in self._cluster.living_nodes())
         for case in flights:
             name = case["id"]
             attempts = self._attempts.get(name, 0) + 1
@@ -378,36 +318,6 @@ class _Fetch:
         return ray.get(self._reference[0])
 
 
-def _short_folder() -> Path:
-    """A temporary folder with a short path, as names of sockets lie in it; what a killed run left is removed first."""
-    place = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
-    for path in place.glob("mq-*"):
-        with suppress(OSError, UnicodeDecodeError):
-            if owner_is_dead((path / _OWNER).read_text(encoding="utf-8")):
-                shutil.rmtree(path, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix="mq-", dir=place))
-    (folder / _OWNER).write_text(owned_prefix("ray"), encoding="utf-8")
-    return folder
-
-
-def require_ray() -> Any:
-    """Return Ray, silenced.
-
-    Raises:
-        DependencyError: it is not installed.
-    """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise DependencyError(
-            "The Python package 'ray', which runs cases on a cluster, is not installed.", "pip install ray"
-        ) from error
-    return ray
-
-
 def _look_seconds(options: ClusterOptions) -> float:
     return min(_STALLED_SECONDS, options.time_limit / 2)
 
@@ -427,14 +337,3 @@ def _short(error: Exception) -> str:
     """The first sentence of Ray's words, which take a page."""
     words = " ".join(str(error).split())
     return words[:200]
-
-
-def check_address(address: str) -> str:
-    """Return the address of a cluster if it can be one.
-
-    Raises:
-        InputError: it cannot.
-    """
-    if not re.fullmatch(r"local|auto|[\w.\-\[\]:]+:\d+", address):
-        raise errors.InputError(f"{address!r} is no cluster.", "Give local, auto or HOST:PORT.")
-    return address

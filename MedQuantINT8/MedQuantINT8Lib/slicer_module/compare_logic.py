@@ -11,8 +11,8 @@ from ..errors import InputError
 from ..evaluation.boundary import VOLUME_CHANGE
 from ..inference.engine_choice import EngineChoice
 from ..inference.segmenter import SegmentationOptions
-from ..worker.client import WorkerResult
 from ..worker.jobs import BackgroundJob, BatchJob
+from ..worker.submitted_job import WorkerResult
 from . import scene
 from .comparison import Comparison, add_differences, add_table
 from .logic_base import LogicBase, Progress

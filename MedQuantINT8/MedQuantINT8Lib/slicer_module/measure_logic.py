@@ -8,8 +8,8 @@ from typing import Any
 from ..errors import InputError
 from ..imaging.measurements import Measurement, columns, rows
 from ..imaging.volume import Volume
-from ..worker.client import WorkerResult
 from ..worker.jobs import BackgroundJob
+from ..worker.submitted_job import WorkerResult
 from . import scene
 from .logic_base import LogicBase, Progress
 

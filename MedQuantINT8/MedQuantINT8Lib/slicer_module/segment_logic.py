@@ -20,8 +20,8 @@ from ..inference.result_files import OutputOptions
 from ..inference.segmenter import SegmentationOptions
 from ..models.spec import Label
 from ..models.task_package import is_task
-from ..worker.client import WorkerResult
 from ..worker.jobs import BackgroundJob, BatchJob, Pollable
+from ..worker.submitted_job import WorkerResult
 from . import scene, sequences
 from .folder_job import FolderJob
 from .forecast import Forecast, forecast, seen_part

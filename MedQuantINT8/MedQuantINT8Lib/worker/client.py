@@ -1,9 +1,10 @@
-"""The caller's side of :mod:`.process`: starts it, hands it volumes, reports its progress, restarts it after a crash."""
+"""The caller's side of :mod:`.process`: starts it, hands it volumes, restarts it after a crash. What it does is a :class:`.submitted_job.Job`."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import json
 import queue
 import shutil
@@ -12,121 +13,25 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from numpy.typing import NDArray
-
-from .. import __version__, errors
-from ..errors import Cancelled, EngineError, MedQuantError
+from .. import __version__
+from ..errors import Cancelled, MedQuantError
 from ..imaging.volume import Volume
 from ..inference.engine_choice import EngineChoice
 from ..inference.result_files import OutputOptions
 from ..inference.segmenter import SegmentationOptions
-from ..progress import ProgressEvent, Task
+from ..progress import Task
 from ..scratch import owned_prefix
 from ..system import default_python, library_environment, module_arguments
 from .messages import code_in_words, to_json
 from .shared_memory import SharedBlock, aligned
+from .submitted_job import POLL_SECONDS, Job, WorkerError, WorkerResult
 
 _START_SECONDS = 60.0
 _END_SECONDS = 7.0
-_POLL_SECONDS = 0.05
-_YIELD_SECONDS = 0.002
 _LAST_WORDS_SECONDS = 2.0
-
-
-class WorkerError(MedQuantError):
-    """The worker could not be started, or ended by itself."""
-
-    exit_code = 8
-
-
-@dataclass(frozen=True)
-class WorkerResult:
-    """What a task gave: arrays (the caller's own copies), and what the worker says of them."""
-
-    arrays: tuple[NDArray[Any], ...]
-    report: dict[str, Any]
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        """The label map of a segmentation, (K, J, I) on the volume's own grid."""
-        return self.arrays[0]
-
-
-class Job:
-    """Something that the worker does. :meth:`poll` from a timer, or :meth:`wait`."""
-
-    def __init__(self, client: WorkerClient, number: int) -> None:
-        self._client, self.number = client, number
-        self.process: subprocess.Popen[str] | None = None
-        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.cancelled = False
-        self.progress: ProgressEvent | None = None
-        self.result: WorkerResult | None = None
-        self.error: MedQuantError | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.result is not None or self.error is not None
-
-    def cancel(self) -> None:
-        """Ask the worker to stop; it does within one window."""
-        self.cancelled = True
-        self._client._send({"do": "cancel", "target": self.number}, quiet=True)
-
-    def receive(self, event: dict[str, Any]) -> None:
-        self._events.put(event)
-
-    def poll(self, wait: float = _YIELD_SECONDS) -> bool:
-        """Handle what the worker said; whether the job is done.
-
-        It always waits a moment for news: an application whose event loop keeps the interpreter's lock would else give the
-        threads that listen to the worker no turn.
-        """
-        while not self.done:
-            try:
-                event = self._events.get(timeout=wait)
-            except queue.Empty:
-                break
-            wait = 0.0001
-            self._handle(event)
-        return self.done
-
-    def wait(self, task: Task) -> WorkerResult:
-        """Wait, pass progress on to ``task`` and its cancel on to the worker.
-
-        Raises:
-            MedQuantError: what went wrong in the worker, as the same error here.
-        """
-        asked = False
-        while not self.poll(_POLL_SECONDS):
-            if self.progress is not None:
-                task.report(self.progress)
-                self.progress = None
-            if task.cancelled and not asked:
-                self.cancel()
-                asked = True
-        if self.error is not None:
-            raise self.error
-        assert self.result is not None
-        return self.result
-
-    def _handle(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "progress":
-            self.progress = ProgressEvent(event["stage"], event["done"], event["total"], event["seconds_left"])
-        elif kind == "result":
-            self.result = WorkerResult(event["arrays"], event["report"])
-        elif kind == "error":
-            cls = getattr(errors, event["kind"], None)
-            known = isinstance(cls, type) and issubclass(cls, MedQuantError)
-            self.error = cls(event["message"], event["hint"]) if known else EngineError(event["message"], event["hint"])  # type: ignore[misc]
-        elif kind == "failed":
-            self.error = event["error"]
-        elif kind == "ended":
-            self.error = WorkerError(event["message"], "It is started again with the next segmentation.")
 
 
 class _Connection:
@@ -262,7 +167,7 @@ class WorkerClient:
             raise WorkerError("The worker is still at work.", "Wait for it, or cancel it.")
         with self._lock:
             self._number += 1
-            job = Job(self, self._number)
+            job = Job(self._number, functools.partial(self._send, quiet=True))
             self._jobs = {**{other.number: other for other in before}, job.number: job}
         threading.Thread(target=self._hand_over, args=(job, before, do, list(volumes), request), daemon=True).start()
         return job
@@ -271,7 +176,7 @@ class WorkerClient:
         try:
             for other in before:
                 # Cancelled, and left by its caller; the memory is its own until it has stopped.
-                while not other.poll(_POLL_SECONDS):
+                while not other.poll(POLL_SECONDS):
                     pass
             self.start()
             job.process = self._process

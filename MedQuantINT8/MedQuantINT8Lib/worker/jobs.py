@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ..errors import Cancelled, MedQuantError
 from ..progress import ProgressEvent, Task
-from .client import Job, WorkerResult
+from .submitted_job import Job, WorkerResult
 
 _POLL_SECONDS = 0.02
 
