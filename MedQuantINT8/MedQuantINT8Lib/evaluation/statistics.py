@@ -27,8 +27,8 @@ class Interval:
         return asdict(self)
 
 
-def mean_of(values: Sequence[float], seed: int = 0) -> Interval | None:
-    """The mean of values with its interval; None for no values, and with one case the interval is that case."""
+def mean_of(values: Sequence[float]) -> Interval | None:
+    """Return the mean of values with its interval; None for no values, and with one case the interval is that case."""
     data = np.asarray(values, np.float64)
     if not data.size:
         return None
@@ -38,9 +38,8 @@ def mean_of(values: Sequence[float], seed: int = 0) -> Interval | None:
     from scipy.stats import bootstrap
 
     # The argument's name since SciPy 1.15, "rng", is unknown to 1.10.
-    drawn = np.random.default_rng(seed)
     limits = bootstrap(
-        (data,), np.mean, n_resamples=_RESAMPLES, method="percentile", random_state=drawn
+        (data,), np.mean, n_resamples=_RESAMPLES, method="percentile", random_state=np.random.default_rng(0)
     ).confidence_interval
     return Interval(mean, float(limits.low), float(limits.high), int(data.size))
 

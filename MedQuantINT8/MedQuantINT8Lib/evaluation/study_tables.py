@@ -35,7 +35,6 @@ from ..quantization.calibration import CalibrationOptions, PatchSampler
 from ..system import machine
 from .agreement import dice
 
-TABLES = ("networks", "sizes")
 _CALIBRATION_SEEDS, _SCAN_SEED, _FITTING_SEED = (1, 3), 2, 4
 _SCAN_SIZE, _SCAN_SPACING = (240, 220, 210), 2.2
 _ROUNDS = 5

@@ -14,13 +14,11 @@ from .foreground_mask import zscore_inside
 FloatArray = NDArray[np.float32]
 
 
-def normalize(
-    values: FloatArray, steps: Sequence[Normalization], inside: NDArray[np.bool_] | None = None
-) -> FloatArray:
-    """Apply steps to one channel, float32, any shape; statistics are over the array given."""
+def normalize(values: FloatArray, steps: Sequence[Normalization]) -> FloatArray:
+    """Return one channel, float32 of any shape, after steps; statistics are those of the array given."""
     channels = [values]
     for step in steps:
-        normalize_channels(channels, replace(step, channels=()), inside)
+        normalize_channels(channels, replace(step, channels=()))
     return channels[0]
 
 

@@ -231,30 +231,26 @@ def paint_bowel(canvas: Canvas, body: Body) -> None:
     canvas.paint(everywhere, region & (loops > 0.5), content)
     for side, back, top in ((1, 0.0, -55.0), (-1, -16.0, -4.0)):
         center, radius = side * (104 + rng.normal(0, 3)), rng.uniform(16, 21)
-        where, axes = canvas.block((center - 40, -70, -1e4), (center + 40, 70, top + 8 * rng.normal()))
-        u, v, w = axes
+        where, (u, v, w) = canvas.block((center - 40, -70, -1e4), (center + 40, 70, top + 8 * rng.normal()))
         _colon(
             canvas,
             body,
             where,
-            axes,
             ((u - center - 5 * np.sin(w / 24)) / radius) ** 2
             + ((v - back) / (radius + 3)) ** 2
             + 0.16 * np.sin(w / 5.5),
         )
     height, radius = -42 + 6 * rng.normal(), rng.uniform(15, 19)
-    where, axes = canvas.block((-105, 10, -110), (105, 100, 10))
-    u, v, w = axes
+    where, (u, v, w) = canvas.block((-105, 10, -110), (105, 100, 10))
     _colon(
         canvas,
         body,
         where,
-        axes,
         ((w - height - 0.002 * u**2) / radius) ** 2 + ((v - 62 + 0.002 * u**2) / radius) ** 2 + 0.16 * np.sin(u / 5.5),
     )
 
 
-def _colon(canvas: Canvas, body: Body, where: tuple[slice, slice, slice], axes: Axes, tube: Array) -> None:
+def _colon(canvas: Canvas, body: Body, where: tuple[slice, slice, slice], tube: Array) -> None:
     inside = body.cavity[where]
     canvas.paint(where, inside & (tube < 1), 40.0)
     stool = 25 + 70 * soft_noise(canvas.rng, inside.shape, 14)

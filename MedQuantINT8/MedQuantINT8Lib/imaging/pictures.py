@@ -17,6 +17,8 @@ _DISAGREEMENT = (255, 0, 64)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: How much of the label's color a painted voxel has; the rest is the scan.
 _OPACITY = 0.45
+#: Around what a picture shows, and how high or wide it becomes.
+_MARGIN_MM, _PIXELS = 30.0, 330
 
 
 class SlicePainter:
@@ -112,14 +114,17 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def around(
-    mask: NDArray[np.bool_], spacing: tuple[float, float, float], margin: float = 30.0
-) -> tuple[slice, slice, slice]:
-    """Return the box of a mask with ``margin`` millimeters around, within the array; all of it where the mask is empty."""
+def around(mask: NDArray[np.bool_], spacing: tuple[float, float, float]) -> tuple[slice, slice, slice]:
+    """Return the box of a mask with 30 mm around, within the array; all of it where the mask is empty.
+
+    Args:
+        mask: (K, J, I).
+        spacing: millimeters along K, J and I.
+    """
     box = []
     for axis in range(3):
         inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        more = int(margin / spacing[axis])
+        more = int(_MARGIN_MM / spacing[axis])
         box.append(slice(max(0, int(inside[0]) - more), int(inside[-1]) + 1 + more) if inside.size else slice(None))
     return box[0], box[1], box[2]
 
@@ -138,10 +143,14 @@ def _paint(
     return picture.astype(np.uint8)
 
 
-def _scaled(picture: NDArray[np.uint8], up: float, across: float, target: int = 330) -> NDArray[np.uint8]:
-    """Return a picture scaled by nearest neighbors to square pixels, about ``target`` high or wide."""
+def _scaled(picture: NDArray[np.uint8], up: float, across: float) -> NDArray[np.uint8]:
+    """Return a picture scaled by nearest neighbors to square pixels.
+
+    Args:
+        up, across: millimeters from row to row and from column to column.
+    """
     height, width = picture.shape[0] * up, picture.shape[1] * across
-    scale = target / max(height, width)
+    scale = _PIXELS / max(height, width)
     rows = np.minimum((np.arange(max(1, round(height * scale))) / (up * scale)).astype(int), picture.shape[0] - 1)
     columns = np.minimum((np.arange(max(1, round(width * scale))) / (across * scale)).astype(int), picture.shape[1] - 1)
     return picture[rows][:, columns]

@@ -198,9 +198,6 @@ class AxisMap:
         return Grid((i, j, k), matrix)
 
 
-UNTURNED = AxisMap((0, 1, 2), (False, False, False))
-
-
 def axis_map(grid: Grid, orientation: str) -> AxisMap:
     """Return the reorientation that brings ``grid`` as near as flips and swaps can to ``orientation`` (such as "RAS")."""
     axes = nearest_axes(grid.ijk_to_ras)

@@ -46,14 +46,14 @@ _FORMS = (
 )
 
 
-def make_synthetic_scans(spec: ModelSpec, seed: int = 0) -> list[Volume]:
+def make_synthetic_scans(spec: ModelSpec) -> list[Volume]:
     """Make scans for a network, each named by what it is: turned, oblique, of odd sizes, with holes of zeros, negative, small.
 
     Their sizes follow the network's patch and spacing, so that a sliding window has work to do; gray values follow the limits of its
     normalization and leave them on both sides. Each channel has another brightness. The data is float32; matrices are numbers that
     float32 holds, so that a NIfTI file keeps them.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return [_make_scan(form, spec, rng) for form in _FORMS]
 
 

@@ -69,7 +69,6 @@ def export_network(
     channels: int = 1,
     *,
     dynamic_spatial: bool = False,
-    check: bool = True,
     task: Task | None = None,
 ) -> ExportReport:
     """Export a network with a dynamic batch, and open spatial sizes if asked, and compare the two.
@@ -77,7 +76,6 @@ def export_network(
     Args:
         module: (N, channels, *patch) to (N, classes, *patch), on the CPU.
         dynamic_spatial: leave the spatial sizes open.
-        check: run both and compare; without it, seconds are saved for large networks.
 
     Raises:
         DependencyError: torch's exporter or ONNX Runtime is not installed.
@@ -128,7 +126,7 @@ def export_network(
         ) from error
     seconds = time.perf_counter() - start
     with task.stage("comparing the export with PyTorch"):
-        parity = _measure_parity(module, target, example) if check else float("nan")
+        parity = _measure_parity(module, target, example)
     if parity > PARITY:
         raise PackageError(
             f"The exported network computes something else than the original (relative error {parity:.2g}).",

@@ -33,6 +33,8 @@ class Config:
         folder: where files are that macros (``%other.json::key``) name.
         budget: what may be spent on it.
         functions: functions by dotted name (``torch.device``) that expressions may call besides the harmless ones.
+
+    Attributes:
         trusted: runs an expression (without its $) as code, where the user trusts the bundle; its value is used if it is plain.
     """
 
@@ -42,9 +44,8 @@ class Config:
         folder: Path,
         budget: Budget | None = None,
         functions: Mapping[str, Callable[..., Any]] | None = None,
-        trusted: Callable[[str], Any] | None = None,
     ) -> None:
-        self.trusted = trusted
+        self.trusted: Callable[[str], Any] | None = None
         self._value, self._folder = value, folder
         self.budget = budget or Budget("The configuration")
         self._functions = {**FUNCTIONS, **(functions or {})}

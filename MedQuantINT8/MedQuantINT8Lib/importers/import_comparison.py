@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,7 @@ _MEMORY_SHARE = 0.3
 _CACHE_BYTES = 512 << 20
 
 
-def compare_import(
-    spec: ModelSpec,
-    network: Path,
-    original: OriginalPipeline,
-    task: Task | None = None,
-    scans: Sequence[Volume] | None = None,
-) -> ImportCheck:
+def compare_import(spec: ModelSpec, network: Path, original: OriginalPipeline, task: Task | None = None) -> ImportCheck:
     """Run the segment road (FP32 in ONNX Runtime) and the original on synthetic scans and compare input, scores and labels.
 
     The network runs on as many scans as fit into :data:`SECONDS`, the one with the fewest windows first; the network's input is
@@ -46,14 +39,12 @@ def compare_import(
 
     Args:
         network: the package's FP32 ONNX file.
-        scans: the scans to compare on, in place of the synthetic ones.
 
     Raises:
         Cancelled: ``task`` was cancelled.
     """
     task = task or Task()
-    if scans is None:
-        scans = make_synthetic_scans(spec)
+    scans = make_synthetic_scans(spec)
     with task.stage("comparing the import", len(scans)):
         pipeline = _ImportPipeline(spec, network)
         # The cheapest scan is run first: it tells how long the others take.

@@ -78,7 +78,6 @@ class _Reader(Prediction):
         super().__init__(channels)
         self._vista, self._run = vista, run
         self._copies: set[str] = set()
-        self._saves_resampled = True
 
     # Transforms of other entries
 

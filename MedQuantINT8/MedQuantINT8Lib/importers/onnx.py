@@ -19,13 +19,8 @@ from . import onnx_forms as forms
 from .onnx_trial import Facts, Size, compare_with_original, outputs_for, random_patch, try_network
 
 
-def import_onnx(
-    source: str | os.PathLike[str], spec: ModelSpec, target: str | os.PathLike[str], *, proved: bool = False
-) -> ModelPackage:
+def import_onnx(source: str | os.PathLike[str], spec: ModelSpec, target: str | os.PathLike[str]) -> ModelPackage:
     """Bring a network into the form that engines take, run it, check it against its description, and write both as a package.
-
-    Args:
-        proved: whether it comes from this program's own export, which compared it with its original.
 
     Raises:
         PackageError: no ONNX file, a network that is not understood (by what stands in the way), or one that does not fit
@@ -35,7 +30,7 @@ def import_onnx(
     name = Path(source).name
     with TemporaryDirectory(prefix="medquant-import-") as scratch:
         path = Path(scratch) / FP32
-        check_fits(prepare_network(source, path, spec.window.patch_size, proved=proved), spec, name)
+        check_fits(prepare_network(source, path, spec.window.patch_size), spec, name)
         write_package(target, spec, {FP32: path})
     return ModelPackage.load(target)
 
@@ -47,7 +42,7 @@ def prepare_network(
 
     Args:
         patch: the patch for sizes that the graph leaves open.
-        proved: as for :func:`import_onnx`: it is run, but not compared with the file it came from.
+        proved: whether it comes from this program's own export, which compared it with its original: it is run, but not compared again.
 
     Raises:
         PackageError: as for :func:`import_onnx`; sizes that the graph leaves open and ``patch`` does not give.
@@ -65,7 +60,7 @@ def _prepare(original: Any, patch: Size | None, name: str, proved: bool) -> tupl
     model, notes = forms.as_float32(model, name)
     model = forms.at_known_opset(model, name)
     model = forms.with_scores(model)
-    model, more_notes = forms.channels_first(model, name)
+    model, more_notes = forms.channels_first(model)
     notes += more_notes
     size = _patch_of(model, patch, name)
     has_runtime = importlib.util.find_spec("onnxruntime") is not None
@@ -188,7 +183,7 @@ def check_sizes(shape: Facts, spec: ModelSpec, name: str) -> None:
 
 
 def draft_spec(source: str | os.PathLike[str], patch: Size | None = None, *, task: Task | None = None) -> ModelSpec:
-    """A first description of a network, to be completed by hand: the facts that the graph shows, defaults for the rest.
+    """Return a first description of a network, to be completed by hand: the facts that the graph shows, defaults for the rest.
 
     Raises:
         PackageError: spatial sizes that the graph leaves open and ``patch`` does not give.

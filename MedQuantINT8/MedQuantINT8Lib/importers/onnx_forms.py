@@ -205,8 +205,8 @@ def at_known_opset(model: Any, name: str) -> Any:
     return model
 
 
-def channels_first(model: Any, name: str) -> tuple[Any, list[str]]:
-    """The network taking and giving (N, C, A0, A1, A2), where its first and last steps are transpositions from and to channels last."""
+def channels_first(model: Any) -> tuple[Any, list[str]]:
+    """Return the network taking and giving (N, C, A0, A1, A2), where its first and last steps are transpositions from and to channels last."""
     topology = graph.Graph(model)
     notes = []
     value = model.graph.input[0]

@@ -176,8 +176,8 @@ class ActivatingSink:
 class ScoreSink:
     """Keeps all scores, for resampling before the argmax."""
 
-    def __init__(self, classes: int, shape: tuple[int, int, int], dtype: DTypeLike = np.float32) -> None:
-        self.scores = np.zeros((classes, *shape), dtype)
+    def __init__(self, classes: int, shape: tuple[int, int, int]) -> None:
+        self.scores = np.zeros((classes, *shape), np.float32)
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
         index = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))

@@ -70,10 +70,10 @@ class SingleUsePool:
 
 
 class KeepingPool:
-    """Keeps the engines that were used last, up to ``room`` sets of them, or as many as the largest task needs that was run."""
+    """Keeps the engines that were used last, up to two sets of them, or as many as the largest task needs that was run."""
 
-    def __init__(self, room: int = 2) -> None:
-        self._room = room
+    def __init__(self) -> None:
+        self._room = 2
         self._kept: dict[Hashable, list[PreparedEngine]] = {}
         self._used = time.monotonic()
 

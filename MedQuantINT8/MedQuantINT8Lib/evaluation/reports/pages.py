@@ -54,13 +54,13 @@ class Table:
         return self.stack or len(self.head) > WIDEST_TABLE
 
 
-def number(value: float | None, digits: int = 3, unit: str = "") -> str:
-    """A number, or a dash for None."""
-    return "–" if value is None else f"{value:.{digits}f}{unit}"
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number as text, or a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """ "1 window", "2 windows": a number with the word in its form."""
+    """Return a number with its word in the right form: "1 window", "2 windows"."""
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 

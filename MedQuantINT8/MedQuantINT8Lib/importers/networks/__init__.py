@@ -164,8 +164,8 @@ def study_network(name: str) -> StudyNetwork:
     return STUDY[name]
 
 
-def make(name: str | StudyNetwork, weights: str | None = None, *, patch: Size = PATCH, seed: int = 0) -> nn.Module:
-    """A network (of the study, by its name) in evaluation mode, with random weights (of a fixed seed) or those of a checkpoint.
+def make(name: str | StudyNetwork, weights: str | None = None, *, seed: int = 0) -> nn.Module:
+    """Return a network (of the study, by its name) in evaluation mode, with random weights (of a fixed seed) or those of a checkpoint.
 
     Args:
         weights: a file with a state dictionary, read without running code.
@@ -179,7 +179,7 @@ def make(name: str | StudyNetwork, weights: str | None = None, *, patch: Size = 
         import torch
 
         torch.manual_seed(seed)
-        module = network.build(patch)
+        module = network.build(PATCH)
     except ImportError as error:
         raise DependencyError(
             f"{network.title} cannot be made: {str(error).splitlines()[0]}.",
