@@ -115,16 +115,16 @@ def test_abdomen_ct_agrees_with_fp32_and_with_the_labels(tmp_path):
     scan = cut(read_volume(DATA / "ct" / "abdomen_3mm.nii.gz"), box)
     labels = cut(read_volume(DATA / "ct" / "abdomen_3mm_labels_totalsegmentator.nii.gz"), box).data[0]
     name = "abdomen_ct_obelisk"
-    dice, _, found = both(
+    dice, report, found = both(
         DATA / "networks" / f"{name}.onnx",
         specs()[name],
         [read_volume(DATA / "ct" / "thorax_cta_1.5mm.nii.gz")],
         scan,
         tmp_path,
-        CalibrationOptions("entropy", patches=1),
-        QuantizationPolicy(first=True, budget=Budget(0.97)),
+        CalibrationOptions(patches=1),
     )
-    assert dice >= 0.98
+    assert dice >= 0.985 and not report.guard.returned
+    assert found["int8"].engine["description"]["int8_mac_share"] > 0.95
     reference = np.zeros(labels.shape, np.uint8)
     for ours, theirs in OBELISK_TO_TOTAL.items():
         reference[labels == theirs] = ours
@@ -156,6 +156,7 @@ def test_hippocampus_keeps_its_dice_in_int8(tmp_path):
             scores[precision].append(
                 mean_dice(agreement(run.result.labels, labels.data[0].astype(np.uint8), spec.labels))
             )
-    assert np.mean(scores["agreement"]) >= 0.97
+    assert np.mean(scores["agreement"]) >= 0.985
     assert np.mean(scores["fp32"]) > 0.83
-    assert abs(np.mean(scores["fp32"]) - np.mean(scores["int8"])) < 0.01
+    assert np.mean(scores["fp32"]) - np.mean(scores["int8"]) < 0.004
+    assert found["int8"].engine["description"]["int8_mac_share"] > 0.99

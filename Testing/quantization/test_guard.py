@@ -18,8 +18,10 @@ from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.halves import halved_layers
 from MedQuantINT8Lib.models.layers import weighted_layers
 from MedQuantINT8Lib.models.spec import Label
+from MedQuantINT8Lib.models.weight_halves import layers_with_weight_halves
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import accuracy_guard as sensitivity
+from MedQuantINT8Lib.quantization import ladder
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget, Candidate, Measurement, guard
 from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
 from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
@@ -439,3 +441,38 @@ def test_a_cure_leaves_a_margin_where_it_can(monkeypatch, in_halves, halves, sou
     assert (made is second) == (source == "learned") and result.after.agreement == pytest.approx(
         0.997 if halves else 0.9905
     )
+
+
+class ByWeights(ByForm):
+    """The same where the cost of a layer whose weights are halves is another one."""
+
+    def __init__(self, agreement, refined_costs):
+        super().__init__(agreement)
+        self.refined_costs = refined_costs
+
+    def measure(self, candidate, patches=None):
+        network = graph.Graph(candidate)
+        refined, halves = set(layers_with_weight_halves(network)), set(halved_layers(network))
+        others = set(qdq.layers_with_int8_weights(candidate)) - refined
+        value = self.agreement(others - halves, others & halves) - sum(self.refined_costs[n] for n in refined)
+        return Measurement(value, 1 - value)
+
+
+@pytest.mark.parametrize(
+    ("room", "helps", "halves", "returned"),
+    [(10.0, True, ["b", "c"], []), (10.0, False, ["b"], ["c"]), (0.0, True, ["b"], ["c"])],
+    ids=["weights are halves where they cost", "float where that helps nothing", "float where the file has no room"],
+)
+def test_weights_become_halves_before_a_layer_goes_back(monkeypatch, room, helps, halves, returned):
+    plain = {"a": 0.001, "b": 0.03, "c": 0.02, "d": 0.001}
+    in_halves = {"a": 0, "b": 0, "c": 0.02, "d": 0}
+    judge = ByWeights(lost(plain, in_halves), dict.fromkeys("abcd", 0.0) if helps else plain | {"b": 0.0})
+    monkeypatch.setattr(sensitivity, "Measurer", judge)
+    monkeypatch.setattr(ladder, "SIZE_LIMIT", room)
+    fp32 = convolutions(*random_weights((1, 4, 4, 4, 2), 3))
+    made, result = guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task())
+    assert result.kept and sorted(result.halves) == halves and list(result.returned) == returned
+    weights = set(layers_with_weight_halves(graph.Graph(made)))
+    assert weights == ({"c"} if helps and room else set()) and qdq.check_int8(made) == []
+    assert all("weights are halves" in result.halves[name] for name in weights)
+    assert all(layer.quantized for layer in weighted_layers(made)) == (not returned)

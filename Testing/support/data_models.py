@@ -128,13 +128,16 @@ def specs() -> dict[str, ModelSpec]:
         "brain_mask_deepbrain_v2": _mr(
             "brain_mask_deepbrain_v2", deepbrain, by_maximum, whole, _BRAIN_LABEL, "iitzco/deepbrain", probability
         ),
-        # Its own program takes these of the four maps; the whole head fills the cube, from the center of the outermost voxels on.
+        # Its own program names the first three maps; the whole head fills the cube, from the center of the outermost voxels on.
         "head_hippodeep": _mr(
             "head_hippodeep",
             Geometry("IJK", "LAS", size=(64, 64, 64), anchor="corners"),
             Normalization("zscore"),
             Window((64, 64, 64), overlap=0.0),
-            tuple(replace(label, channel=label.channel - 1) for label in _labels("intracranial", "cortex", "cerebrum")),
+            tuple(
+                replace(label, channel=label.channel - 1)
+                for label in _labels("intracranial", "cortex", "cerebrum", "map 3")
+            ),
             "bthyreau/hippodeep_pytorch",
             probability,
         ),

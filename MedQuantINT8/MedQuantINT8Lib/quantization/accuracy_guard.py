@@ -2,7 +2,8 @@
 
 Simulated INT8 is compared with FP32, and with labels where there are some, on patches of calibration scans. Where it loses more
 than the budget allows, the cheapest cure that holds the budget is taken: corrected biases and equalized channels, which cost
-nothing; then two INT8 halves for the layers that need them, which cost as much work again; float at last (:mod:`.ladder`).
+nothing; then two INT8 halves for the layers that need them, of the input or of the weights, which cost as much work again; float at last
+(:mod:`.ladder`).
 Where nothing holds the budget, the best network that was seen is taken, which may be the one that it began with.
 
 A layer that goes back takes its float weights with it while the file stays within 0.27 of FP32's. Beyond that it computes
@@ -75,7 +76,7 @@ class GuardResult:
 
     Attributes:
         before, after: measured before and after layers were taken in halves or went back.
-        halves: layers that run as two INT8 halves, with what was measured.
+        halves: layers whose input or weights are two INT8 halves, with what was measured.
         returned: layers that went back to float, in that order, with what was measured.
         stored_as_int8: those of the returned layers whose weights are still stored as INT8.
         biases_corrected: whether correcting the biases brought INT8 nearer to FP32.
@@ -223,7 +224,7 @@ def guard(
     if point is None:
         return search.start, result
     model = search.take(point)
-    if stopwatch is not None and (point.halved or point.returned):
+    if stopwatch is not None and (point.halved or point.refined or point.returned):
         _time(result, [search.start, model], stopwatch, task)
     return model, result
 
@@ -339,7 +340,11 @@ def _note(result: GuardResult, ladder: Ladder, best: Point) -> None:
         return f"quantized alone it gives agreement {agreement}, relative error {alone.relative_error:.3g}"
 
     result.after = best.measurement
-    result.halves = {name: why(name) for name in ladder.alone if name in best.halved}
+    parts = dict.fromkeys(best.halved, "") | {
+        name: "; its input and its weights are halves" if name in best.halved else "; its weights are halves"
+        for name in best.refined
+    }
+    result.halves = {name: why(name) + parts[name] for name in ladder.alone if name in parts}
     result.returned = {name: why(name) for name in best.returned}
     result.stored_as_int8 = list(best.stored)
 

@@ -3,8 +3,9 @@
 Where INT8 loses more than the budget allows, every layer is measured once alone, all others in float. Then all layers are taken
 as two halves (:mod:`..models.halves`). If that holds the budget, or comes nearer to it, the fewest layers that need halves are
 searched by bisection, the one that costs most alone first. What is left is the rounding of weights, which halves of the input do
-not mend: it is learned for inputs that are exact, as halves all but are. Where that does not hold the budget either, layers go back to
-float, again the worst first.
+not mend: it is learned for inputs that are exact, as halves all but are. Where that does not hold the budget either, the weights of
+the fewest layers become two halves (:mod:`..models.weight_halves`), as far as the file stays small. What is left goes back to float,
+again the worst first.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any, Protocol
 
 from ..models import qdq
 from ..models.halves import quantized_inputs, with_halves
+from ..models.weight_halves import with_weight_halves
 from ..progress import Task
 from .measurer import Measurement
 
-#: Size of the INT8 network over FP32's, up to which layers in float take their float weights with them.
+#: Size of the INT8 network over FP32's, up to which weights are two halves, and layers in float take their float weights with them.
 SIZE_LIMIT = 0.27
 #: Patches that are looked at first, and networks that are measured on all of them where the budget was never held.
 FEW, _FINALISTS = 2, 3
@@ -64,7 +66,8 @@ class Point:
     """A network that the search came by; :meth:`Ladder.build` makes it.
 
     Attributes:
-        halved: layers that run as two halves.
+        halved: layers whose input is two halves.
+        refined: layers whose weights are two halves.
         returned: layers in float, in the order in which they went back.
         stored: those of them whose weights are still stored as INT8.
         network: whose weights and biases it has, by its name in :data:`_NETWORKS`.
@@ -73,6 +76,7 @@ class Point:
 
     measurement: Measurement
     halved: tuple[str, ...] = ()
+    refined: tuple[str, ...] = ()
     returned: tuple[str, ...] = ()
     stored: tuple[str, ...] = ()
     network: str = "int8"
@@ -120,7 +124,11 @@ class Ladder:
             if best is not None:
                 return best
         if to_float:
-            self._return_to_float(halved)
+            order = self._weights_order(halved)
+            refined = self._refine(halved, order)
+            if refined.refined and self._holds(refined):
+                return self._fewest(refined, refined)
+            self._return_to_float(refined, order)
         best = self._best()
         return self._fewest(best, best) if best.returned and self._holds(best) else best
 
@@ -168,7 +176,8 @@ class Ladder:
         whole = set(point.returned) - set(point.stored)
         model = qdq.without_quantization(self._networks[point.network], whole, self._base.fp32)
         model = qdq.without_quantization(model, set(point.stored))
-        return with_halves(model, {name: self._scales[name] for name in point.halved})
+        model = with_halves(model, {name: self._scales[name] for name in point.halved})
+        return with_weight_halves(model, self._base.fp32, point.refined) if point.refined else model
 
     def _make(self, network: str) -> bool:
         """Make one of the networks that are tried in halves; whether there is one."""
@@ -188,7 +197,8 @@ class Ladder:
     def _try(self, halved: Sequence[str], like: Point) -> Point:
         """The network with these layers in halves and those of another point in float, measured on a few patches."""
         for known in self.points:
-            if (known.halved, known.returned, known.network) == (tuple(halved), like.returned, like.network):
+            same = (known.refined, known.returned, known.network) == (like.refined, like.returned, like.network)
+            if same and known.halved == tuple(halved):
                 return known
         point = replace(like, halved=tuple(halved), complete=False)
         point.measurement = self._measure(point, FEW)
@@ -203,10 +213,10 @@ class Ladder:
         """The network with the fewest layers in halves, those first that cost most alone, that holds the budget as ``whole`` does.
 
         Args:
-            like: what is in float.
+            like: what is in float, and whose weights are halves.
         """
         order = [name for name in self.alone if name in whole.halved]
-        low, high = 0 if like.returned else 1, len(order)
+        low, high = 0 if like.returned or like.refined else 1, len(order)
         tried = {high: whole}
 
         def at(count: int) -> Point:
@@ -227,17 +237,47 @@ class Ladder:
                 high, step = min(high + step, len(order)), 2 * step
         return at(high)
 
-    def _return_to_float(self, start: Point) -> None:
-        """Put layers back to float one by one until the budget holds."""
+    def _refine(self, start: Point, order: Sequence[str]) -> Point:
+        """The network whose weights are two halves in the fewest layers that hold the budget; in as many as the file has room for, if that
+        comes nearer to it; else the one at the start."""
+        fitting: tuple[str, ...] = ()
+        limit = SIZE_LIMIT * self._base.fp32.ByteSize()
+        for name in order:
+            if self.build(replace(start, refined=(*fitting, name))).ByteSize() <= limit:
+                fitting += (name,)
+        if not fitting:
+            return start
+        before = self._excess(start.measurement if start.halved else self._measured(start))
+        low, high = 1, len(fitting)
+
+        def at(count: int) -> Point:
+            return self._try(start.halved, replace(start, refined=fitting[:count]))
+
+        with self._task.stage("finding the layers whose weights need two INT8 halves", high.bit_length() + 1):
+            after = self._excess(at(high).measurement)
+            if after > 0:
+                return at(high) if after < before else start
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (low, middle) if self._excess(at(middle).measurement) <= 0 else (middle + 1, high)
+                self._task.step()
+            while high < len(fitting) and not self._holds(at(high)):
+                high += 1
+        return at(high)
+
+    def _return_to_float(self, start: Point, order: Sequence[str]) -> None:
+        """Put layers back to float one by one, in this order, until the budget holds."""
         fp32, layers = self._base.fp32, set(self._layers)
         # Weights stored as INT8, everything computed in float: if even that is too coarse, size has to give way.
         as_int8 = self._measurer.measure(qdq.without_quantization(self._networks[start.network], layers), FEW)
         room = SIZE_LIMIT * fp32.ByteSize() if self._excess(as_int8) <= 0 else math.inf
         point = start
         with self._task.stage("putting layers back to float", len(layers)):
-            for name in self._float_order(start):
+            for name in order:
                 halved = tuple(layer for layer in point.halved if layer != name)
-                point = replace(point, halved=halved, returned=(*point.returned, name), complete=False)
+                refined = tuple(layer for layer in point.refined if layer != name)
+                returned = (*point.returned, name)
+                point = replace(point, halved=halved, refined=refined, returned=returned, complete=False)
                 if self.build(point).ByteSize() > room:
                     point.stored = (*point.stored, name)
                 point.measurement = self._measure(point, FEW)
@@ -246,7 +286,7 @@ class Ladder:
                 if self._holds(point):
                     break
 
-    def _float_order(self, start: Point) -> list[str]:
+    def _weights_order(self, start: Point) -> list[str]:
         """The layers, the one first that costs most agreement as it is at the start: in halves only its weights cost."""
         if not start.halved:
             return list(self.alone)
@@ -266,7 +306,7 @@ class Ladder:
             return self.points[-1]
 
         def rank(point: Point) -> tuple[float, int, int]:
-            return self._excess(point.measurement), len(point.returned), len(point.halved)
+            return self._excess(point.measurement), len(point.returned), len(point.halved) + len(point.refined)
 
         first, *others = self.points
         finalists = sorted(others, key=rank)[:_FINALISTS]

@@ -56,6 +56,9 @@ def _titles() -> dict[str, str]:
         "evaluating": _("Evaluating"),
         "finding the layers that need two INT8 halves": _("Finding the layers that need two INT8 halves"),
         "finding the layers whose weights INT8 cannot afford": _("Finding the layers whose weights INT8 cannot afford"),
+        "finding the layers whose weights need two INT8 halves": _(
+            "Finding the layers whose weights need two INT8 halves"
+        ),
         "learning how to round weights": _("Learning how to round weights"),
         "looking at what is done": _("Looking at what is done"),
         "looking for scans": _("Looking for scans"),
