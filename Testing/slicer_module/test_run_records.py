@@ -65,12 +65,13 @@ def test_a_larger_scan_takes_longer_and_more_memory(volume):
     assert large.seconds > 2 * small.seconds and large.memory_bytes > small.memory_bytes > 0
 
 
-def test_a_region_is_forecast_by_its_own_size(volume):
+def test_a_region_is_forecast_by_its_own_size(volume, tmp_path):
     pytest.importorskip("onnx")
     box = extent(volume.grid)
     half = (box[0], (box[0] + box[1]) / 2, (box[2] + box[3]) / 2, box[3], box[4], box[5])
     whole, part = SegmentationOptions(), SegmentationOptions(roi=half)
     assert forecast(DEMO, volume, EngineChoice(), part).seconds is None
+    assert not (tmp_path / "runs.json").exists(), "a region that is dragged keeps nothing"
     keep_run(DEMO, EngineChoice(), REPORT, int(volume.data[0].size))
     full, less = (forecast(DEMO, volume, EngineChoice(), options) for options in (whole, part))
     assert less.seconds < full.seconds and less.memory_bytes < full.memory_bytes and not less.at_most

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from MedQuantINT8Lib.models.task_package import peek_task
+from MedQuantINT8Lib.models.task_writing import write_task
 from MedQuantINT8Lib.slicer_module import dependencies
 from MedQuantINT8Lib.slicer_module.model_entries import shares_of_all
 from panel_user import read  # first: it skips where there is no panel
@@ -108,10 +111,6 @@ def test_a_task_is_offered_and_each_of_its_networks_is_told_of(user, asked, tmp_
 
 
 def test_a_task_whose_models_are_not_all_installed_says_which(user, asked, tmp_path):
-    from dataclasses import replace
-
-    from MedQuantINT8Lib.models.task_package import peek_task, write_task
-
     spec = peek_task(three_parts(tmp_path / "three"))
     parts = [replace(part, packages=(), installed=f"{part.name}-model") for part in spec.parts]
     write_task(Path(os.environ["MEDQUANT_MODELS"]) / "together", replace(spec, parts=tuple(parts)), {})

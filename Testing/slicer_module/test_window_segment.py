@@ -73,11 +73,11 @@ def test_a_region_that_is_moved_is_forecast_anew(user, tmp_path, monkeypatch):
     for side in (400, 60):
         region.SetCenter(*center)
         region.SetSize(side, side, side)
-        user.look()
+        before = read(user.ui.forecastLabel, "text")
+        user.watch(lambda before=before: read(user.ui.forecastLabel, "text") != before)
         seen.append(read(user.ui.forecastLabel, "text"))
     region.SetCenter(5000, 5000, 5000)
-    user.look()
-    assert "holds no voxel" in read(user.ui.forecastLabel, "text")
+    user.watch(lambda: "holds no voxel" in read(user.ui.forecastLabel, "text"))
     numbers = [float(re.search(r"([\d.]+)\u00a0GB", text)[1]) for text in seen]
     assert numbers[1] < numbers[0], seen
 

@@ -117,7 +117,9 @@ def _memory(paths: str, volume: Volume, precision: str, options: SegmentationOpt
         needed = max(_estimate(path, volume, precision, options) for path in _packages(paths))
     except MedQuantError:
         return None
-    keep_number(key, needed)
+    if options.roi is None:
+        # A region that is dragged has a hundred sizes, which would push out what is worth to be kept.
+        keep_number(key, needed)
     return needed
 
 

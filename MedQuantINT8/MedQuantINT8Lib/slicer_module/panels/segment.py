@@ -34,6 +34,9 @@ from .theme import make_primary, make_quiet
 #: Shares of the windows of an INT8 run that FP32 runs as well, by the names that the parameters keep; "" leaves it to the program.
 _CHECK_SHARES = {"": None, "0": 0.0, "0.05": 0.05, "0.2": 0.2, "1": 1.0}
 
+#: A region that is dragged moves with every turn of the event loop.
+_WHILE_DRAGGED_MS = 150
+
 
 class SegmentPanel(WorkPanel):
     """Connects the widgets of the first section with the parameters and the logic."""
@@ -154,11 +157,11 @@ class SegmentPanel(WorkPanel):
         self.results.warn([text] if text else [])
         self._planForecast()
 
-    def _planForecast(self) -> None:
+    def _planForecast(self, milliseconds: int = 0) -> None:
         """Tell what will happen, once the event loop comes round to it: several things may change at once."""
         if not self._forecastIsDue:
             self._forecastIsDue = True
-            qt.QTimer.singleShot(0, self._showForecast)
+            qt.QTimer.singleShot(milliseconds, self._showForecast)
 
     def _showForecast(self) -> None:
         self._forecastIsDue = False
@@ -213,7 +216,9 @@ class SegmentPanel(WorkPanel):
         if region is not None:
             for event in ("ModifiedEvent", getattr(region, "PointModifiedEvent", None)):
                 if event is not None:
-                    self._observed.append((region, region.AddObserver(event, lambda *_: self._planForecast())))
+                    self._observed.append(
+                        (region, region.AddObserver(event, lambda *_: self._planForecast(_WHILE_DRAGGED_MS)))
+                    )
 
     def suspend(self) -> None:
         super().suspend()
