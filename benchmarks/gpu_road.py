@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def ours(folder: Path) -> dict[str, Any]:
     from cuda_int8 import FOURTEEN, with_weights
     from MedQuantINT8Lib.engines.base import BuildOptions
     from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
+    from MedQuantINT8Lib.imaging.preprocessing import preprocess
     from MedQuantINT8Lib.imaging.volume import Volume
+    from MedQuantINT8Lib.inference.gpu_preparation import deferred
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment_volume
     from MedQuantINT8Lib.models.spec import Geometry, Label, Normalization, Output, Window
     from road_models import road_spec
@@ -73,7 +76,8 @@ def ours(folder: Path) -> dict[str, Any]:
     )
 
     def run() -> dict[str, Any]:
-        result = segment_volume(volume, spec, lambda _: engine, SegmentationOptions(batch=BATCH))
+        options = SegmentationOptions(batch=BATCH)
+        result = segment_volume(volume, spec, lambda _: engine, options, prepare=partial(deferred, prepare=preprocess))
         return {"stages": result.seconds, "notes": result.notes, "windows": result.windows}
 
     row = {"ours": "CUDA INT8", "gpu": engine.gpu.info.name, "classes": classes, **timed(run)}

@@ -21,6 +21,7 @@ from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.spatial_steps import Cut, Turn
 from MedQuantINT8Lib.imaging.volume import Grid, axis_map
 from MedQuantINT8Lib.inference import gpu_kernels, gpu_road_check, segmenter
+from MedQuantINT8Lib.inference.gpu_preparation import deferred
 from MedQuantINT8Lib.inference.gpu_road import GpuRoad
 from MedQuantINT8Lib.inference.gpu_road_check import CheckEngine, ProcessVerdicts, check_patch_size, check_volume
 from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
@@ -58,12 +59,14 @@ class Engine(CheckEngine):
         return super().infer(batch)
 
 
-def run(engine, volume, spec, **options):
+def run(engine, volume, spec, task=None, **options):
     network_input = preprocess(volume, spec)
     engine.look_at(network_input.data)
     patch = check_patch_size(network_input.data.shape[1:], spec)
     spec = replace(spec, window=replace(spec.window, patch_size=patch))
-    return segmenter.segment(network_input, spec, engine, SegmentationOptions(batch=2, **options))
+    if engine.gpu_network is not None:
+        network_input = deferred(volume, spec, preprocess)
+    return segmenter.segment(network_input, spec, engine, SegmentationOptions(batch=2, **options), task)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -77,6 +80,8 @@ def test_labels_on_the_scan_s_grid_are_the_processor_s(driver, name, dtype):
         there = run(engine, volume, spec)
         assert engine.on_gpu and not engine.on_processor
         assert any("scores resampled to the scan's grid, on the GPU" in note for note in there.notes), there.notes
+        prepared = any("brought to network space on the GPU" in note for note in there.notes)
+        assert prepared == (name != "turned last")
         plain = Engine(gpu, dtype, spec)
         plain.gpu_network = None
         here = run(plain, volume, spec)
@@ -155,6 +160,34 @@ BROKEN = {
     "weights that are not divided by": ("scores[c * step] / weight", "scores[c * step]"),
     "the last of equal ones, with a margin": ("score > best)", "score > best - 0.5f)"),
 }
+
+
+NEXT_VOXEL = ("from[t * inner]", "from[t * inner + (inner > 1)]")
+OFF_BY_LITTLE = ("(value - a) / b, 0.0f), 1.0f)", "(value - a) / b, 0.0f), 1.0f) + 0.02f")
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("nnU-Net", NEXT_VOXEL), ("nnU-Net", OFF_BY_LITTLE), ("not resampled", OFF_BY_LITTLE)]
+)
+def test_a_gpu_that_prepares_scans_otherwise_gets_them_from_the_processor(name, fault, driver, verdicts, monkeypatch):
+    right = gpu_kernels.preparation_source()
+    assert right.count(fault[0]) == 1
+    broken = right.replace(*fault)
+    monkeypatch.setattr("MedQuantINT8Lib.inference.gpu_arrays.preparation_source", lambda: broken)
+    spec = road_spec("nnU-Net")
+    if name == "not resampled":
+        spec = replace(spec, geometry=replace(spec.geometry, spacing=None, interpolation="linear"))
+    with cuda.Gpu(0) as gpu:
+        engine = with_verdicts(Engine(gpu, "float32", spec), verdicts)
+        result = run(engine, check_volume(spec), spec)
+        # Where nothing is resampled, the network's windows stay on the GPU, as they always did.
+        assert bool(engine.on_gpu) == (name == "not resampled")
+        plain = Engine(gpu, "float32", spec)
+        plain.gpu_network = None
+        expected = run(plain, check_volume(spec), spec)
+    assert (result.labels != expected.labels).mean() < 2e-4
+    assert [note for note in result.notes if re.match(r"warning: .* % got another label", note)], result.notes
+    assert not any("brought to network space on the GPU" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("fault", list(BROKEN))
@@ -241,6 +274,34 @@ def test_a_run_that_fails_or_is_cancelled_leaves_everything_usable(driver, name)
         runner.close()
 
 
+@pytest.mark.parametrize("stage", ["preprocessing", "segmenting"])
+def test_a_run_that_is_cancelled_frees_the_scan(driver, stage):
+    spec = road_spec("MONAI's")
+    with cuda.Gpu(0) as gpu:
+        engine = Engine(gpu, "float32", spec)
+        run(engine, check_volume(spec), spec)
+        before = len(driver.memory)
+        task = Task(lambda event: task.cancel() if event.stage == stage else None)
+        with pytest.raises(Cancelled):
+            run(engine, check_volume(spec), spec, task)
+        assert len(driver.memory) == before
+
+
+def test_data_that_is_looked_at_afterwards_comes_down_once(driver):
+    spec = road_spec("MONAI's")
+    volume = check_volume(spec)
+
+    def never(*arguments):
+        raise AssertionError("the processor did it")
+
+    with cuda.Gpu(0) as gpu:
+        network_input = deferred(volume, spec, never)
+        network_input.wanted_later()
+        network_input.on_gpu(gpu).free()
+    expected = preprocess(volume, spec).data
+    np.testing.assert_allclose(network_input.data, expected, rtol=0, atol=2e-5)
+
+
 def test_scores_that_the_gpu_has_no_room_for_are_blended_by_the_processor(driver, monkeypatch):
     spec = road_spec("MONAI's")
     real, limit = cuda.Gpu.allocate, []
@@ -254,7 +315,7 @@ def test_scores_that_the_gpu_has_no_room_for_are_blended_by_the_processor(driver
     with cuda.Gpu(0) as gpu:
         engine = Engine(gpu, "float32", spec)
         expected = run(engine, check_volume(spec), spec)
-        limit.append(100_000)
+        limit.append(60_000)
         result = run(engine, check_volume(spec), spec)
         assert any("blended on the processor" in note for note in result.notes) and engine.on_processor
     assert (result.labels != expected.labels).mean() < 2e-4

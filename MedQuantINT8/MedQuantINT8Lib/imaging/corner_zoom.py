@@ -47,12 +47,12 @@ def cubic(data: FloatArray, size: tuple[int, int, int]) -> FloatArray:
     # The axis that loses most goes first.
     for axis in sorted(range(3), key=lambda axis: shape[axis] / data.shape[axis]):
         if data.shape[axis] != shape[axis]:
-            data = along_bands(data, axis, shape[axis], _bands(data.shape[axis], shape[axis]))
+            data = along_bands(data, axis, shape[axis], bands(data.shape[axis], shape[axis]))
     return data
 
 
 @lru_cache(maxsize=32)
-def _bands(old: int, new: int) -> list[Band]:
+def bands(old: int, new: int) -> list[Band]:
     """Return the matrix (new, old) of one axis in blocks of rows."""
     places = positions(old, new)
     first = np.floor(places).astype(int)

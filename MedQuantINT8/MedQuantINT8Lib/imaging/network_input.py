@@ -40,6 +40,11 @@ class NetworkInput:
     steps: tuple[SpatialStep, ...] = ()
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of ``data``, which need not be there yet."""
+        return self.data.shape
+
+    @property
     def sampling(self) -> Sampling | None:
         """The step that resampled, if one did."""
         return next((step for step in self.steps if isinstance(step, Sampling) and step.changes), None)

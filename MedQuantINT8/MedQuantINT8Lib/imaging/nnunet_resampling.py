@@ -30,6 +30,7 @@ REACH = 16
 _BLOCK = 64
 #: A block of rows of a banded matrix: rows begin to end, and the columns low to high that count, with their weights.
 Band = tuple[int, int, int, int, FloatArray]
+AxisBands = list[Band]
 #: Spacings that differ by less are the same: matrices of oblique scans carry the noise of a multiplication.
 _SAME = 1e-7
 
@@ -235,6 +236,13 @@ def _positions(old: int, size: int) -> NDArray[np.float64]:
 
 def _nearest(old: int, size: int) -> NDArray[np.intp]:
     return np.floor(np.clip(_positions(old, size), 0, old - 1) + 0.5).astype(np.intp)
+
+
+def axis_bands(old: int, size: int, order: int) -> AxisBands:
+    """Return the matrix (size, old) that an axis is resized by: a spline of order 0 (the nearest voxel), 1 or 3."""
+    if order == 0:
+        return in_bands(_nearest(old, size)[:, None], np.ones((size, 1)))
+    return _bands(old, size, order)
 
 
 @lru_cache(maxsize=32)

@@ -34,23 +34,33 @@ def preprocess(volume: Volume, spec: ModelSpec) -> NetworkInput:
         InputError: a volume that :meth:`Volume.check` refuses, one with nothing left after the foreground crop, or a channel that should be
             a label map and is none.
     """
-    volume.check(channels=len(spec.channels), label_maps=len(spec.channels) - spec.scans)
-    preparation = _Preparation(volume, spec)
+    preparation = Preparation(volume, spec)
+    preparation.check_volume()
+    preparation.read_label_maps()
     for step in spec.steps:
         getattr(preparation, step)()
     return preparation.result()
 
 
-class _Preparation:
+class Preparation:
     """A volume on its way to network space, with a method for each step of a model."""
 
     def __init__(self, volume: Volume, spec: ModelSpec) -> None:
         self._volume, self._spec = volume, spec
         self._channels: list[NDArray[Any]] = list(volume.data[: spec.scans])
-        self._label_maps = [_label_map(values, volume) for values in volume.data[spec.scans :]]
+        self._label_maps: list[NDArray[Any]] = []
         self._spatial_steps = list[SpatialStep]()
         self._inside: NDArray[np.bool_] | None = None
         self._normalizations, self._fits = iter(spec.normalization), iter(spec.fits)
+
+    def check_volume(self) -> None:
+        """Refuse a volume that no network can answer for; errors as :meth:`Volume.check`."""
+        channels, scans = len(self._spec.channels), self._spec.scans
+        self._volume.check(channels=channels, label_maps=channels - scans)
+
+    def read_label_maps(self) -> None:
+        """Take the channels that are label maps; raises :class:`InputError` for one that is none."""
+        self._label_maps = [_label_map(values, self._volume) for values in self._volume.data[self._spec.scans :]]
 
     @property
     def _grid(self) -> Grid:
@@ -71,15 +81,22 @@ class _Preparation:
         self._label_maps = [cut.forward(labels, 0) for labels in self._label_maps]
 
     def reorient(self) -> None:
-        turn = Turn(self._grid, axis_map(self._grid, self._spec.geometry.orientation))
-        self._spatial_steps.append(turn)
+        turn = self._turn_grid()
         self._channels = [turn.forward(channel) for channel in self._channels]
         self._label_maps = [turn.forward(labels) for labels in self._label_maps]
 
-    def resample(self) -> None:
+    def _turn_grid(self) -> Turn:
+        turn = Turn(self._grid, axis_map(self._grid, self._spec.geometry.orientation))
+        self._spatial_steps.append(turn)
+        return turn
+
+    def _sampling(self) -> Sampling:
         geometry = self._spec.geometry
         target = network_grid(self._grid, geometry)
-        sampling = Sampling(self._grid, target, geometry, nnunet_resampler(geometry, target))
+        return Sampling(self._grid, target, geometry, nnunet_resampler(geometry, target))
+
+    def resample(self) -> None:
+        sampling = self._sampling()
         # One after the other: each takes the place of the one that it comes from.
         for n in range(len(self._channels)):
             self._channels[n] = sampling.forward(self._channels[n].astype(np.float32, copy=False))

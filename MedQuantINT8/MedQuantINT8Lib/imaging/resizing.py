@@ -24,14 +24,14 @@ def resize(data: FloatArray, shape: tuple[int, int, int], way: Way) -> FloatArra
     # The axis that loses most goes first.
     for axis in sorted(range(3), key=lambda a: shape[a] / data.shape[a]):
         if data.shape[axis] != shape[axis]:
-            weights = _weights(data.shape[axis], shape[axis], way)
+            weights = axis_weights(data.shape[axis], shape[axis], way)
             data = np.moveaxis(np.tensordot(weights, data, axes=(1, axis)), 0, axis)
     return np.ascontiguousarray(data, np.float32)
 
 
 def interpolation(old: int, new: int, way: Way) -> AxisInterpolation | None:
     """Return what :func:`resize` does along one axis; None where more than two voxels count for a new one."""
-    return AxisInterpolation.of_weights(_weights(old, new, way))
+    return AxisInterpolation.of_weights(axis_weights(old, new, way))
 
 
 def smooth(data: FloatArray, sigmas: tuple[float, float, float]) -> FloatArray:
@@ -48,7 +48,7 @@ def smooth(data: FloatArray, sigmas: tuple[float, float, float]) -> FloatArray:
 
 
 @lru_cache(maxsize=64)
-def _weights(old: int, new: int, way: Way) -> FloatArray:
+def axis_weights(old: int, new: int, way: Way) -> FloatArray:
     """Return the share (new, old) that each old voxel has in each new one."""
     places = np.arange(new)
     weights = np.zeros((new, old))

@@ -121,7 +121,7 @@ class Sampling:
             return self.nnunet.forward(values, self.source, self.target.size)
         if geometry.resize == "torch":
             return self._resized(values)
-        if self._zooms and geometry.interpolation == "bspline":
+        if self.zooms and geometry.interpolation == "bspline":
             return corner_zoom.cubic(values.astype(np.float32, copy=False), self.target.size)
         if geometry.interpolation == "nnunet":
             return resample_by_slices(values, self.source, self.target, "bspline")
@@ -141,7 +141,7 @@ class Sampling:
             return self.nnunet.backward(score, self.source)
         if self.geometry.resize == "torch":
             i, j, k = self.source.size
-            return resize_array(score, (k, j, i), self._way)
+            return resize_array(score, (k, j, i), self.way)
         if self.geometry.interpolation == "nnunet":
             return resample_by_slices(score, self.target, self.source, "linear")
         return resample(score, self.target, self.source, "linear")
@@ -152,23 +152,34 @@ class Sampling:
             return self.nnunet.backward_axes(self.target, self.source)
         sizes = list(zip(self.target.size[::-1], self.source.size[::-1], strict=True))
         if self.geometry.resize == "torch":
-            resized = [interpolation(old, new, self._way) for old, new in sizes]
+            resized = [interpolation(old, new, self.way) for old, new in sizes]
             return None if None in resized else tuple(axis for axis in resized if axis is not None)
-        to_target = np.linalg.inv(self.target.ijk_to_ras) @ self.source.ijk_to_ras
-        scale = np.diag(to_target)[:3]
-        beside = to_target[:3, :3] - np.diag(scale)
-        if np.abs(beside * self.source.size).max() > _ALONG_ONE_AXIS or (scale <= 0).any():
+        to_target = self.along_axes(self.target, self.source)
+        if to_target is None:
             return None
         across = slice_axis(self.target, self.source) if self.geometry.interpolation == "nnunet" else None
         axes = []
         for axis, (old, new) in zip((2, 1, 0), sizes, strict=True):
-            positions = to_target[axis, 3] + scale[axis] * np.arange(new)
+            first, step = to_target[axis]
+            positions = first + step * np.arange(new, dtype=np.float64)
             if axis == across:
                 nearest = np.floor(np.clip(positions, 0, old - 1) + 0.5).astype(np.intp)
                 axes.append(AxisInterpolation.nearest(nearest, old))
             else:
                 axes.append(AxisInterpolation.linear(positions, old))
         return tuple(axes)
+
+    def along_axes(self, old: Grid, new: Grid) -> list[tuple[float, float]] | None:
+        """Return where the first voxel of ``new`` lies among those of ``old``, and how far the next one from it, along I, J and K.
+
+        None where the axes of the two do not run along each other.
+        """
+        to_old = np.linalg.inv(old.ijk_to_ras) @ new.ijk_to_ras
+        steps = np.diag(to_old)[:3]
+        beside = to_old[:3, :3] - np.diag(steps)
+        if np.abs(beside * new.size).max() > _ALONG_ONE_AXIS or (steps <= 0).any():
+            return None
+        return [(float(to_old[axis, 3]), float(steps[axis])) for axis in range(3)]
 
     def forward_labels(self, labels: NDArray[Any]) -> NDArray[Any]:
         """Return a label map (K, J, I) that is part of the network's input on the target."""
@@ -179,18 +190,19 @@ class Sampling:
     def nearest(self, labels: NDArray[Any], *, back: bool = False) -> NDArray[Any]:
         """Return a label map (K, J, I) on the target, or from there on the source, by the nearest voxel."""
         source, target = (self.target, self.source) if back else (self.source, self.target)
-        if self._zooms:
+        if self.zooms:
             # By whole numbers: where a new voxel lies halfway between two, a last bit of millimeters would choose.
             return corner_zoom.nearest(labels, target.size)
         return resample(labels, source, target, "nearest")
 
     @property
-    def _zooms(self) -> bool:
+    def zooms(self) -> bool:
         """Whether the outermost centers of both grids are the same."""
         return self.geometry.anchor == "corners" and self.geometry.spacing is not None
 
     @property
-    def _way(self) -> Way:
+    def way(self) -> Way:
+        """How an array is resized, where ``geometry.resize`` is "torch"."""
         way = self.geometry.interpolation
         return "corners" if way == "linear" and self.geometry.anchor == "corners" else way  # type: ignore[return-value]
 
@@ -199,7 +211,7 @@ class Sampling:
         if self.geometry.anti_aliasing and self.changes:
             a, b, c = (max(0.0, (old / new - 1) / 2) for old, new in zip(values.shape, (k, j, i), strict=True))
             values = smooth(values, (a, b, c))
-        return resize_array(values, (k, j, i), self._way)
+        return resize_array(values, (k, j, i), self.way)
 
 
 SpatialStep = Cut | Turn | Sampling

@@ -17,6 +17,16 @@ NAMES = (
 )
 #: Scores to labels on the scan's grid; one function for each kind of label map (``uint8`` or ``uint16``).
 RESAMPLING_NAMES = ("prepare_planes", "resample_u8", "resample_u16", "clear_planes")
+#: A scan to network space; the first for each kind of voxel.
+PREPARATION_NAMES = (
+    *(f"lay_out_{kind}" for kind in ("i8", "u8", "i16", "u16", "i32", "u32", "f32", "f64")),
+    "weigh_axis",
+    "find_extremes",
+    "clip_slices",
+    "sum_values",
+    "count_ranks",
+    "change_values",
+)
 #: One function for each kind of network.
 CHECK_NAMES = ("score_f32", "score_f16")
 _HERE = Path(__file__).parent
@@ -32,6 +42,11 @@ def resampling_source() -> str:
     return cuda_text(_HERE / "score_resampling.cu")
 
 
+def preparation_source() -> str:
+    """Return the CUDA C text of the kernels that bring a scan to network space."""
+    return cuda_text(_HERE / "scan_preparation.cu")
+
+
 def check_source() -> str:
     """Return the CUDA C text of the network with which the way through the GPU is checked."""
     return cuda_text(_HERE / "road_check.cu")
@@ -40,7 +55,8 @@ def check_source() -> str:
 @cache
 def road_version() -> str:
     """Return a digest of all that decides how scans and scores go through a GPU: another state of it is checked anew."""
-    imaging = [_HERE.parent / "imaging" / f"{name}.py" for name in ("array_layout", "axis_interpolation")]
+    names = ("array_layout", "axis_interpolation", "sampling_weights")
+    imaging = [_HERE.parent / "imaging" / f"{name}.py" for name in names]
     compiling = [_HERE.parent / "engines" / "cuda" / name for name in ("compiler.py", "source_files.py")]
     digest = hashlib.sha256()
     for path in [*road_files(), *imaging, *compiling]:

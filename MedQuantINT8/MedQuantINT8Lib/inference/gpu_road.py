@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..engines.base import gpu_network_of
+from ..engines.cuda.device import DeviceBuffer, GpuMemoryError
 from ..imaging.preprocessing import NetworkInput
 from ..imaging.regions import logit_cut, probability_cut
 from ..models.spec import Window
 from ..progress import Task
+from .gpu_preparation import DeferredInput
 from .mirroring import flips_along
 from .score_reduction import ScoreReduction
 from .sliding_window import SlidingWindowResult
@@ -19,9 +21,10 @@ from .windows import WindowPlan
 
 
 class GpuRoad:
-    """The sliding window on the GPU, for an engine whose network lies there, and the way of its scores to the scan's grid.
+    """The sliding window on the GPU, for an engine whose network lies there, the scan's way to network space and its scores' way back.
 
     Attributes:
+        prepares: whether the scan goes up as it lies in memory and is brought to network space there.
         resamples: whether labels are made on the scan's grid, of scores that are resampled there.
     """
 
@@ -36,6 +39,7 @@ class GpuRoad:
     ) -> None:
         self._engine, self._network_input, self._plan, self._window = engine, network_input, plan, window
         self._reduction, self._flips = reduction, flips_along(mirror_axes)
+        self.prepares = gpu_network_of(engine) is not None and isinstance(network_input, DeferredInput)
         regions = reduction.regions
         self.resamples = (
             gpu_network_of(engine) is not None
@@ -68,15 +72,13 @@ class GpuRoad:
 
         None if the GPU's memory is too small for the scores: then they are blended in the computer's.
         """
-        from ..engines.cuda.device import GpuMemoryError
         from .gpu_sliding_window import GpuSlidingWindow
 
-        data = self._network_input.data
         try:
             runner = GpuSlidingWindow(
                 self._engine.gpu,
                 self._engine.gpu_network,
-                data.shape[0],
+                self._network_input.shape[0],
                 self._reduction.spec.output_channels,
                 self._plan,
                 self._window,
@@ -87,11 +89,17 @@ class GpuRoad:
         except GpuMemoryError as error:
             notes.append(f"blended on the processor: {error}")
             return None
-        began = time.perf_counter()
+        buffer = None
         try:
+            if self.prepares:
+                buffer = self._prepared(notes, task)
+            began = time.perf_counter()
+            data = self._network_input.data if buffer is None else buffer
             labels = runner.run(data, None if self.resamples else self._network_labels(), task=task)
         finally:
             runner.close()
+            if buffer is not None:
+                buffer.free()
         if self.resamples:
             self._reduction.take_grid_labels(labels)
             notes.append("windows were cut and blended, and scores resampled to the scan's grid, on the GPU")
@@ -99,6 +107,24 @@ class GpuRoad:
             self._reduction.take_labels(labels)
             notes.append("windows were cut, blended and reduced to labels on the GPU")
         return SlidingWindowResult(self._plan.count, 0, "float32", 1, time.perf_counter() - began)
+
+    def _prepared(self, notes: list[str], task: Task) -> DeviceBuffer | None:
+        """Return the scan in network space on the GPU, or None where its memory is too small for that."""
+        assert isinstance(self._network_input, DeferredInput)
+        buffer = None
+        try:
+            with task.stage("preprocessing"):
+                buffer = self._network_input.on_gpu(self._engine.gpu)
+        except GpuMemoryError as error:
+            notes.append(f"brought to network space on the processor: {error}")
+            return None
+        except BaseException:
+            # Cancelled when it was there already.
+            if buffer is not None:
+                buffer.free()
+            raise
+        notes.append("the scan was brought to network space on the GPU")
+        return buffer
 
     def _network_labels(self) -> Any:
         from .gpu_sliding_window import Reduction

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from .configurations import check_mirroring, segment_by_mean
 from .engine_choice import EngineChoice, with_fallback
 from .engine_pool import EnginePool
 from .ensemble import Ensemble, MeanEngine
+from .gpu_preparation import DeferredInput, deferred
 from .gpu_road_check import EngineVerdicts
 from .memory_estimate import fitted, gpu_batch
 from .range_check import check_ranges
@@ -147,7 +149,7 @@ def segment(
     options.check()
     loaded = Ensemble([model]) if isinstance(model, ModelPackage) else model
     wanted = chosen_labels(labels_of(loaded), options.structures, description_of(loaded).name)
-    setting = _Setting(choice, task, pool)
+    setting = _Setting(choice, task, pool, network_input is not None)
 
     def prepare(part: Volume, spec: ModelSpec) -> NetworkInput:
         # A region of the volume is brought into network space by itself, and so it is for another network of a mean.
@@ -176,11 +178,12 @@ def segment(
 
 @dataclass(frozen=True)
 class _Setting:
-    """What every network of a run is run with."""
+    """What every network of a run is run with; ``prepared`` says that the volume is in network space already."""
 
     choice: EngineChoice
     task: Task
     pool: EnginePool | None
+    prepared: bool = False
 
     def run(
         self,
@@ -226,6 +229,9 @@ def _segment(
         _check_network(member, choice)
     options = _with_batch(options, ensemble.first, engine_backend, choice)
     options, memory_notes = fitted(ensemble.first, choice.precision, volume, options)
+    # What is there already need not be computed once more.
+    on_gpu = needs_gpu(engine_backend) and not setting.prepared
+    preparation = partial(deferred, prepare=prepare) if on_gpu else prepare
     pool = default_pool(setting.pool)
     engines: list[PreparedEngine] = []
     keys: list[Any] = []
@@ -233,6 +239,8 @@ def _segment(
     calls: list[float] = []
 
     def make_engine(network_input: NetworkInput) -> Any:
+        if isinstance(network_input, DeferredInput) and options.check_ranges and choice.precision != "fp32":
+            network_input.wanted_later()
         patch = patch_for(network_input, spec, options)
         # Drawing patches costs a pass over the volume: only where the engine has yet to be compared with the simulation.
         patches = _LazyPatches(lambda: patches_of(network_input, ensemble.first, patch))
@@ -249,7 +257,7 @@ def _segment(
 
     began = time.perf_counter()
     try:
-        result = segment_volume(volume, spec, make_engine, options, task, prepare)
+        result = segment_volume(volume, spec, make_engine, options, task, preparation)
         result.notes[:0] = [*volume.notes, *memory_notes]
         engine = _engine_report(engines[0])
         ranges = None

@@ -130,7 +130,7 @@ class ScorePath:
         """
         output = spec.output
         by_window = _by_window(spec)
-        size = spec.output_channels * int(np.prod(network_input.data.shape[1:])) * 4
+        size = spec.output_channels * int(np.prod(network_input.shape[1:])) * 4
         # Masks of regions that may overlap cannot be told from a label map; masks of classes can.
         masks = (
             output.resample == "masks" and output.regions and not any(step.where == "network" for step in spec.cleaning)

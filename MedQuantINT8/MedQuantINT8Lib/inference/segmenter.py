@@ -21,6 +21,7 @@ from ..models.output_spec import Resampled
 from ..models.spec import ModelSpec, Window
 from ..progress import Task
 from ..system import available_memory
+from .gpu_preparation import DeferredInput, deferred
 from .gpu_road import GpuRoad
 from .gpu_road_check import CheckEngine, check_patch_size, doubt_of
 from .mirroring import MirroredInference, MirroringChoice, mirror_axes_of
@@ -173,7 +174,7 @@ def whole_volume_patch(shape: tuple[int, int, int], spec: ModelSpec) -> tuple[in
 def patch_for(network_input: NetworkInput, spec: ModelSpec, options: SegmentationOptions) -> tuple[int, int, int]:
     """The patch size that this volume is run with."""
     if spec.window.whole_volume and options.patch is None:
-        a, b, c = network_input.data.shape[1:]
+        a, b, c = network_input.shape[1:]
         return whole_volume_patch((a, b, c), spec)
     return window_of(spec, options)[0]
 
@@ -181,7 +182,7 @@ def patch_for(network_input: NetworkInput, spec: ModelSpec, options: Segmentatio
 def plan_for(network_input: NetworkInput, spec: ModelSpec, options: SegmentationOptions) -> WindowPlan:
     """Return the plan of a run: where its windows lie."""
     window = window_in_force(spec, options)
-    a, b, c = network_input.data.shape[1:]
+    a, b, c = network_input.shape[1:]
     return plan_windows((a, b, c), window, patch_for(network_input, spec, options))
 
 
@@ -229,10 +230,11 @@ def _segment(
     road = GpuRoad(engine, network_input, plan, window, reduction, axes)
     wants_scores = options.margins or options.probabilities
     if on_gpu is not False and road.fits(skip_air=options.skip_air, margins=wants_scores):
-        doubt = doubt_of(engine, spec, _segment_to_check) if road.resamples and on_gpu is None else ""
-        if doubt:
-            notes.append(f"warning: scores were not resampled on the GPU: {doubt}")
-        else:
+        checked = on_gpu is None and (road.resamples or road.prepares)
+        if doubt := doubt_of(engine, spec, _segment_to_check) if checked else "":
+            notes.append(f"warning: nothing was resampled or normalized on the GPU: {doubt}")
+            road.prepares = False
+        if not doubt or not road.resamples:
             result = road.run(batch, notes, task)
             if result is None and on_gpu:
                 raise GpuMemoryError("The GPU has not enough free memory to segment its test volume.")
@@ -296,10 +298,12 @@ def _segment(
 def _segment_to_check(volume: Volume, spec: ModelSpec, engine: CheckEngine, on_gpu: bool) -> NDArray[Any]:
     """Return the labels (K, J, I) of a test volume; see :mod:`.gpu_road_check`."""
     network_input = preprocess(volume, spec)
-    if network_input.back_axes() is None:
-        raise InputError("the test volume would not be resampled by this model")
     engine.look_at(network_input.data)
-    patch = check_patch_size(network_input.data.shape[1:], spec)
+    if on_gpu:
+        network_input = deferred(volume, spec, preprocess)
+        if network_input.back_axes() is None and not isinstance(network_input, DeferredInput):
+            raise InputError("the test volume would not be resampled by this model")
+    patch = check_patch_size(network_input.shape[1:], spec)
     spec = replace(spec, window=replace(spec.window, patch_size=patch))
     options = SegmentationOptions(batch=2, mirroring=False)
     return _segment(network_input, spec, engine, options, Task(), on_gpu).labels

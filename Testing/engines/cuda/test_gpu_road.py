@@ -11,9 +11,10 @@ from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference import segmenter
+from MedQuantINT8Lib.inference.gpu_preparation import deferred
 from MedQuantINT8Lib.inference.gpu_road_check import CheckEngine, ProcessVerdicts, check_patch_size, check_volume
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
-from MedQuantINT8Lib.models.spec import Geometry
+from MedQuantINT8Lib.models.spec import Geometry, Normalization
 from pointwise import needs_gpu
 from road_models import ROADS, road_spec
 from scans import GEOMETRIES
@@ -31,9 +32,11 @@ def segmented(gpu, dtype, spec, volume, *, there, patch=None, mirroring=None):
     engine.road_verdicts = ProcessVerdicts()
     network_input = preprocess(volume, spec)
     engine.look_at(network_input.data)
-    if not there:
+    if there:
+        network_input = deferred(volume, spec, preprocess)
+    else:
         engine.gpu_network = None
-    window = replace(spec.window, patch_size=patch or check_patch_size(network_input.data.shape[1:], spec))
+    window = replace(spec.window, patch_size=patch or check_patch_size(network_input.shape[1:], spec))
     options = SegmentationOptions(batch=3, mirroring=mirroring)
     result = segmenter.segment(network_input, replace(spec, window=window), engine, options)
     assert any("on the GPU" in note for note in result.notes) == there, result.notes
@@ -51,6 +54,25 @@ def test_a_gpu_gives_the_processor_s_labels(gpu, name, dtype, geometry):
     volume = replace(check_volume(spec), ijk_to_ras=GEOMETRIES[geometry])
     there, here = (segmented(gpu, dtype, spec, volume, there=on_gpu) for on_gpu in (True, False))
     assert there.dtype == here.dtype and len(np.unique(here)) >= 3 and (there != here).mean() < 2e-4
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["MONAI's", "nnU-Net", "nnU-Net by slices", "torch", "padded afterwards", "zoomed"])
+def test_a_scan_in_network_space_is_the_processor_s(gpu, name):
+    zoomed = Geometry("KJI", "RAS", spacing=(1.5, 1.5, 1.5), anchor="corners", interpolation="bspline")
+    spec = road_spec("linear by centers" if name == "zoomed" else name)
+    steps = (Normalization("clip_percentile", low=0.5, high=99.5), Normalization("zscore", mask="nonzero"))
+    spec = replace(spec, normalization=steps, geometry=zoomed if name == "zoomed" else spec.geometry)
+    if spec.order:
+        spec = replace(spec, order=(*spec.order[:-1], "normalize", spec.order[-1]))
+    expected = preprocess(check_volume(spec), spec).data
+    buffer, stream = deferred(check_volume(spec), spec, preprocess).on_gpu(gpu), gpu.stream()
+    array = np.empty(buffer.shape, buffer.dtype)
+    buffer.download(array, stream)
+    stream.synchronize()
+    buffer.free()
+    stream.free()
+    np.testing.assert_allclose(array, expected, rtol=0, atol=3e-5 * np.ptp(expected))
 
 
 @needs_gpu

@@ -9,7 +9,10 @@ import pytest
 import SimpleITK as sitk
 
 import gpu_computing
+import kernels_on_processor
 from MedQuantINT8Lib.cli.main import main
+from MedQuantINT8Lib.engines import cache
+from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.imaging.phantom import make_phantom
 from MedQuantINT8Lib.imaging.volume import to_sitk
 from MedQuantINT8Lib.inference import engine_choice
@@ -33,9 +36,10 @@ def scan_of(folder, spacing):
     return folder / "scan.nii.gz"
 
 
-def segmented(package, scan, engine):
+def segmented(package, scan, engine, *options):
     found = scan.with_name(f"{engine}.nii.gz")
-    assert main(["segment", str(package.folder), str(scan), "--output", str(found), "--engine", engine, *SMALL]) == 0
+    command = ["segment", str(package.folder), str(scan), "--output", str(found), "--engine", engine]
+    assert main([*command, *SMALL, *options]) == 0
     return sitk.GetArrayFromImage(sitk.ReadImage(found))
 
 
@@ -45,6 +49,22 @@ def test_a_scan_is_segmented_at_the_first_try_and_at_the_second(int8_package, dr
     scan = scan_of(tmp_path, 2.2)
     first = segmented(int8_package, scan, "cuda_int8")
     np.testing.assert_array_equal(first, segmented(int8_package, scan, "cuda_int8"))
+    assert len(np.unique(first)) > 2 and (first == segmented(int8_package, scan, "onnxruntime")).mean() > 0.995
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(kernels_on_processor.COMPILER is None, reason="needs a C++ compiler")
+def test_a_scan_goes_up_and_its_labels_come_down(int8_package, driver, tmp_path, monkeypatch, capsys):
+    """With kernels that compute: nothing else crosses the bus, and what the check of the GPU found is kept with the engine."""
+    monkeypatch.setattr(cuda.Gpu, "kernels", lambda gpu, source, names: kernels_on_processor.kernels(source, names))
+    scan = scan_of(tmp_path, 2.2)
+    for _ in range(2):
+        first = segmented(int8_package, scan, "cuda_int8", "--json")
+        notes = json.loads(capsys.readouterr().out)["notes"]
+        assert any("brought to network space on the GPU" in note for note in notes), notes
+        assert any("resampled to the scan's grid, on the GPU" in note for note in notes), notes
+    (entry,) = (entry for entry in cache.entries() if "gpu_road" in entry.record)
+    assert entry.record["gpu_road"]["difference"] < 2e-4 and not entry.record["gpu_road"]["problem"]
     assert len(np.unique(first)) > 2 and (first == segmented(int8_package, scan, "onnxruntime")).mean() > 0.995
 
 
