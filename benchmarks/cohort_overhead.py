@@ -55,7 +55,8 @@ class TimedWork:
 
 
 def settings_for(model: Path, output: Path, seconds: float) -> dict[str, Any]:
-    from MedQuantINT8Lib.cohort.segment_work import SegmentSettings, model_hash
+    from MedQuantINT8Lib.cohort.case_settings import model_hash
+    from MedQuantINT8Lib.cohort.segment_work import SegmentSettings
     from MedQuantINT8Lib.imaging.volume_files import ReadOptions
     from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions

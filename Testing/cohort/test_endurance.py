@@ -16,10 +16,11 @@ import cohorts
 import tiny
 from cohorts import cases_of, wait_for, write_scan, write_scans
 from MedQuantINT8Lib.cohort import segment_work
+from MedQuantINT8Lib.cohort.case_settings import model_hash
 from MedQuantINT8Lib.cohort.journal import JOURNAL
 from MedQuantINT8Lib.cohort.local_pool import LocalPool
 from MedQuantINT8Lib.cohort.pool import Order
-from MedQuantINT8Lib.cohort.segment_work import SegmentSettings, SegmentWork, model_hash
+from MedQuantINT8Lib.cohort.segment_work import SegmentSettings, SegmentWork
 from MedQuantINT8Lib.cohort.work import StagedWorker
 from MedQuantINT8Lib.imaging.volume_files import ReadOptions
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice

@@ -20,6 +20,7 @@ from MedQuantINT8Lib import __version__
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.cli.parsers import parser
 from MedQuantINT8Lib.cohort import packages
+from MedQuantINT8Lib.cohort.case_settings import model_hash
 from MedQuantINT8Lib.cohort.journal import JOURNAL
 from MedQuantINT8Lib.cohort.local_pool import LocalPool
 from MedQuantINT8Lib.cohort.packages import installed_on_node, packed
@@ -28,7 +29,6 @@ from MedQuantINT8Lib.cohort.ray_cluster import ClusterOptions
 from MedQuantINT8Lib.cohort.ray_pool import RayPool
 from MedQuantINT8Lib.cohort.ray_worker import CaseActor, NodeOrder
 from MedQuantINT8Lib.cohort.segment import CohortRequest, segment_cohort
-from MedQuantINT8Lib.cohort.segment_work import model_hash
 from MedQuantINT8Lib.errors import DependencyError, PackageError
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.ensemble import load_ensemble

@@ -105,10 +105,10 @@ def _run_pool(args: argparse.Namespace, package: ModelPackage, model: str, task:
     Raises:
         CasesFailed: some scans could not be compared; the report is of the others.
     """
+    from ..cohort.case_settings import model_hash
     from ..cohort.compare_work import CompareSettings, compare_cohort
     from ..cohort.driver import CohortOptions
     from ..cohort.report import table_lines
-    from ..cohort.segment_work import model_hash
     from ..errors import CasesFailed
     from ..evaluation.reports.report import write_report
     from ..imaging.volume_files import ReadOptions

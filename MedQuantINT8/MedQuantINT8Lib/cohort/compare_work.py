@@ -12,47 +12,38 @@ from ..evaluation.comparison import ScanComparison, check_reference, compare_sca
 from ..evaluation.own_process import run_command, segment_commands
 from ..evaluation.reports.viewer import ViewerScan
 from ..evaluation.viewing import viewer_pair
-from ..imaging.volume_files import ReadOptions, ScanReader, scan_paths
-from ..inference.engine_choice import EngineChoice
-from ..inference.segmenter import SegmentationOptions
+from ..imaging.volume_files import ScanReader, scan_paths
 from ..inference.task_model import labels_of
 from ..models.package import ModelPackage
 from ..progress import Task
+from .case_files import unchanged_files
+from .case_settings import CaseSettings, checked_model
 from .cases import ScanCase, safe_id, with_unique_ids
 from .driver import CohortOptions, CohortResult, run_cohort
-from .journal import DONE, Plan, Record, input_hash, stamps
+from .journal import DONE, Plan, Record
 from .pool import CasePool, Order
-from .segment_work import checked_model, input_files, shared_arguments, shared_values, still_same
 from .viewed import CASE_BYTES, ViewedCases, ViewedWriter
 
 
 @dataclass(frozen=True)
-class CompareSettings:
-    """What all scans of a comparison share; as :class:`.segment_work.SegmentSettings`.
+class CompareSettings(CaseSettings):
+    """What all scans of a comparison share.
 
     Attributes:
         flags: arguments of the commands that segment a scan, beside engine, precision and device.
     """
 
-    model: str
-    model_hash: str
-    choice: EngineChoice
-    options: SegmentationOptions
-    reading: ReadOptions
-    output: str
     flags: tuple[str, ...]
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> CompareSettings:
-        return CompareSettings(
-            *shared_arguments(value),
-            tuple(value["flags"]),
-        )
+        """Return the settings from their JSON values."""
+        return CompareSettings(*CaseSettings.shared_arguments(value), tuple(value["flags"]))
 
     @property
     def plan(self) -> Plan:
         """What a journal has to be of, so that its cases count."""
-        return Plan("compare", shared_values(self))
+        return Plan("compare", self.shared_plan)
 
 
 class CompareWork:
@@ -67,14 +58,11 @@ class CompareWork:
 
     def read(self, case: dict[str, Any], task: Task) -> tuple[dict[str, Any], Record]:
         """Look whether the reference fits the scan."""
-        files = input_files(case)
-        before = stamps(files)
-        digest = input_hash(files)
         reader = ScanReader(self._settings.reading, task.check)
-        if case["labels"]:
-            check_reference(case["channels"][0], case["labels"], self._labels, reader)
-        still_same(case, files, before)
-        return case, {"input_sha256": digest, "input_files": before, "warnings": reader.notes}
+        with unchanged_files(case) as record:
+            if case["labels"]:
+                check_reference(case["channels"][0], case["labels"], self._labels, reader)
+        return case, {**record, "warnings": reader.notes}
 
     def run(self, loaded: tuple[dict[str, Any], Record], task: Task) -> Record:
         """Run both precisions, and compare."""
@@ -142,7 +130,7 @@ def compare_cohort(
         ]
     )
     # The reader of one scan takes its first channel for the picture, as without workers.
-    order = Order("compare", asdict(settings))
+    order = Order("compare", settings.to_json())
     worst = ViewedCases(settings.output)
     result = run_cohort(Path(settings.output), settings.plan, order, cases, pool, task, worst.take, resuming)
     compared = []

@@ -14,10 +14,10 @@ from ..files import finish_interrupted, sha256_file, storage_errors
 from ..imaging.volume_files import scan_name
 from ..progress import Task
 from ..system import machine
+from .case_files import input_files, input_hash, stamps
 from .cases import ScanCase
-from .journal import DONE, FAILED, JOURNAL, Journal, Plan, Record, input_hash, locked, stamps, start_over
+from .journal import DONE, FAILED, JOURNAL, Journal, Plan, Record, locked, start_over
 from .pool import CasePool, Order
-from .segment_work import input_files
 
 _HASHING_THREADS = 4
 

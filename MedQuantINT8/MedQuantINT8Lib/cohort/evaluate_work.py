@@ -23,24 +23,23 @@ from ..evaluation.dataset_evaluation import (
 from ..evaluation.datasets import Case, DataSet
 from ..evaluation.reports.viewer import ViewerScan
 from ..evaluation.viewing import viewer_case
-from ..imaging.volume_files import ReadOptions, ScanReader
-from ..inference.engine_choice import EngineChoice
+from ..imaging.volume_files import ScanReader
 from ..inference.engine_pool import KeepingPool
 from ..inference.segmentation_run import SegmentationRun
-from ..inference.segmenter import SegmentationOptions
 from ..inference.task_model import description_of, labels_of, load_model
 from ..progress import Task
+from .case_files import unchanged_files
+from .case_settings import CaseSettings, checked_model, model_hash
 from .cases import ScanCase, safe_id, with_unique_ids
 from .driver import CohortOptions, CohortResult, run_cohort
-from .journal import DONE, Plan, Record, input_hash, stamps
+from .journal import DONE, Plan, Record
 from .pool import CasePool, Order
-from .segment_work import checked_model, input_files, model_hash, shared_arguments, shared_values, still_same
 from .viewed import ViewedCases, ViewedWriter
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
-    """What all cases of an evaluation share; as :class:`.segment_work.SegmentSettings`.
+class EvaluateSettings(CaseSettings):
+    """What all cases of an evaluation share.
 
     Attributes:
         data: name of the data set, for messages.
@@ -49,25 +48,21 @@ class EvaluateSettings:
         tolerance: of the surface Dice, in millimeters.
     """
 
-    model: str
-    model_hash: str
-    choice: EngineChoice
-    options: SegmentationOptions
-    reading: ReadOptions
-    output: str
     data: str
     values: Mapping[int, str]
     labels: tuple[str, ...]
     tolerance: float
 
     def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values, as they travel to a worker."""
         # Keys of JSON objects are texts.
         return {**asdict(self), "values": [[value, name] for value, name in self.values.items()]}
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> EvaluateSettings:
+        """Return the settings from their JSON values."""
         return EvaluateSettings(
-            *shared_arguments(value),
+            *CaseSettings.shared_arguments(value),
             value["data"],
             {int(number): name for number, name in value["values"]},
             tuple(value["labels"]),
@@ -78,7 +73,7 @@ class EvaluateSettings:
     def plan(self) -> Plan:
         """What a journal has to be of, so that its cases count."""
         own = {"data set": self.data, "structures": list(self.labels), "tolerance": self.tolerance}
-        return Plan("evaluate", {**shared_values(self), **own})
+        return Plan("evaluate", {**self.shared_plan, **own})
 
 
 class EvaluateWork:
@@ -95,18 +90,14 @@ class EvaluateWork:
 
     def read(self, case: dict[str, Any], task: Task) -> tuple[dict[str, Any], Record, LabeledScan]:
         """Read the scan and its labels."""
-        files = input_files(case)
-        before = stamps(files)
-        digest = input_hash(files)
         data = DataSet(self._settings.data, (), dict(self._settings.values))
         masks = {name: Path(path) for name, path in case["masks"]}
         labels: Path | dict[str, Path] = masks or Path(case["labels"])
         own = Case(case["id"], tuple(map(Path, case["channels"])), labels)
         reader = ScanReader(self._settings.reading, task.check)
-        with task.stage("reading"):
+        with unchanged_files(case) as record, task.stage("reading"):
             scan = read_labeled(own, data, self._labels, reader)
-        still_same(case, files, before)
-        return case, {"input_sha256": digest, "input_files": before, "warnings": reader.notes}, scan
+        return case, {**record, "warnings": reader.notes}, scan
 
     def run(
         self, loaded: tuple[dict[str, Any], Record, LabeledScan], task: Task

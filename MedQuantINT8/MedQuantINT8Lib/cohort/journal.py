@@ -18,7 +18,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError, StorageError
-from ..files import sha256_file, storage_errors
+from ..files import storage_errors
 
 JOURNAL, LOCK = "cohort.jsonl", ".cohort.lock"
 #: The journal, and those that were set aside when a run began anew.
@@ -257,22 +257,3 @@ def locked(folder: Path) -> Iterator[None]:
 def now() -> str:
     """The time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def stamps(files: Sequence[Path]) -> list[list[int]]:
-    """Size and time of change of each file.
-
-    Raises:
-        OSError: one is not there.
-    """
-    return [[status.st_size, status.st_mtime_ns] for status in (file.stat() for file in files)]
-
-
-def input_hash(files: Sequence[Path]) -> str:
-    """The SHA-256 of all files of a case, in their order; names do not count."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(bytes.fromhex(sha256_file(file)))
-    return digest.hexdigest()

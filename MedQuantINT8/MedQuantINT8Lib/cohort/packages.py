@@ -11,7 +11,7 @@ from ..inference.ensemble import load_ensemble
 from ..models.package import MODEL_JSON
 from ..models.task_package import is_task
 from ..system import user_folder
-from .segment_work import model_hash
+from .case_settings import model_hash
 
 #: The files of each package of a model, by name.
 Packed = list[dict[str, bytes]]
@@ -39,7 +39,7 @@ def installed_on_node(digest: str, fetch: Callable[[], Packed | None]) -> str:
     """Return the paths (joined by commas) of the packages of this hash on this machine; they are fetched if they are not there yet.
 
     Args:
-        digest: :func:`.segment_work.model_hash` of the packages.
+        digest: :func:`.case_settings.model_hash` of the packages.
         fetch: brings their files.
 
     Raises:

@@ -15,11 +15,12 @@ from ..inference.region_run import chosen_labels
 from ..inference.segmenter import SegmentationOptions
 from ..inference.task_model import description_of, load_model
 from ..progress import Task
+from .case_settings import model_hash
 from .driver import CohortOptions, CohortResult, run_cohort
 from .journal import Record
 from .pool import CasePool, Order
 from .report import write_results
-from .segment_work import SegmentSettings, model_hash
+from .segment_work import SegmentSettings
 from .sources import SourceOptions, Sources, find_cases
 
 

@@ -1,67 +1,50 @@
-"""Segmenting a case: the settings that all cases share, and the work with its three stages."""
+"""``medquant segment`` of many scans: what all cases share, and what a worker does with one, in three stages."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..engines import choose_backend
-from ..errors import InputError, PackageError, StorageError
+from ..errors import StorageError
 from ..files import sha256_file
 from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.segmentation_files import output_files, present_labels, write_segmentation
 from ..imaging.volume import Volume
 from ..imaging.volume_files import ReadOptions, read_volume
 from ..inference import pipeline
-from ..inference.engine_choice import EngineChoice
 from ..inference.engine_pool import KeepingPool
 from ..inference.ensemble import Ensemble
 from ..inference.region_run import chosen_labels
-from ..inference.segmenter import SegmentationOptions
-from ..inference.task_model import LoadedModel, description_of, load_model
-from ..inference.task_plan import planned_ensembles
-from ..models.package import MODEL_JSON
-from ..outputs import data_files
+from ..inference.task_model import description_of
 from ..progress import Task
-from .journal import Plan, Record, input_hash, stamps
+from .case_files import unchanged_files
+from .case_settings import CaseSettings, checked_model
+from .journal import Plan, Record
 
 
 @dataclass(frozen=True)
-class SegmentSettings:
+class SegmentSettings(CaseSettings):
     """What all cases of a cohort share.
 
     Attributes:
-        model: the packages' paths, joined by commas.
-        model_hash: of the packages' files (:func:`model_hash`); a worker that finds another is refused.
-        choice, options, reading: as for one scan.
-        output: the folder of the outputs.
-        ending: of their names, such as ".seg.nrrd".
+        ending: of the outputs' names, such as ".seg.nrrd".
         structures: names of the structures that are kept; None for all.
     """
 
-    model: str
-    model_hash: str
-    choice: EngineChoice
-    options: SegmentationOptions
-    reading: ReadOptions
-    output: str
     ending: str = ".seg.nrrd"
     structures: tuple[str, ...] | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @staticmethod
     def from_json(value: dict[str, Any]) -> SegmentSettings:
+        """Return the settings from their JSON values."""
         structures = value["structures"]
         return SegmentSettings(
-            *shared_arguments(value),
+            *CaseSettings.shared_arguments(value),
             value["ending"],
             None if structures is None else tuple(structures),
         )
@@ -69,90 +52,11 @@ class SegmentSettings:
     @property
     def plan(self) -> Plan:
         """What a journal has to be of, so that its cases count."""
-        return Plan("segment", {**shared_values(self), "type": self.ending, "structures": _listed(self.structures)})
-
-
-def shared_arguments(
-    value: dict[str, Any],
-) -> tuple[str, str, EngineChoice, SegmentationOptions, ReadOptions, str]:
-    """The first six arguments of every kind of settings, from their JSON values: ``model`` to ``output``."""
-    return (
-        value["model"],
-        value["model_hash"],
-        EngineChoice(**value["choice"]),
-        options_from(value["options"]),
-        ReadOptions(**value["reading"]),
-        value["output"],
-    )
-
-
-def shared_values(settings: Any) -> dict[str, Any]:
-    """What decides the labels, whatever is done with them: the model, the engine and how the network and the scans are treated.
-
-    Threads, memory and devices are none of it: a run may go on elsewhere.
-    """
-    options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings.options).items()}
-    return {
-        "model": settings.model_hash,
-        "engine": settings.choice.name,
-        "precision": settings.choice.precision,
-        **{
-            k.replace("_", " "): v
-            for k, v in options.items()
-            if k not in ("memory_bytes", "batch", "margins", "probabilities")
-        },
-        **{k.replace("_", " "): v for k, v in asdict(settings.reading).items()},
-    }
+        return Plan("segment", {**self.shared_plan, "type": self.ending, "structures": _listed(self.structures)})
 
 
 def _listed(names: tuple[str, ...] | None) -> list[str] | str:
     return "all" if names is None else sorted(names)
-
-
-def options_from(value: dict[str, Any]) -> SegmentationOptions:
-    """Options from their JSON values."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    return SegmentationOptions(**values)
-
-
-def model_hash(model: LoadedModel, structures: Sequence[str] | None = None) -> str:
-    """The SHA-256 of the packages of a model: of every file's hash and of the descriptions.
-
-    Args:
-        structures: that are wanted: of a task, the packages that give them count.
-    """
-    import hashlib
-    import json
-
-    parts: list[Any] = [
-        [sorted(member.hashes.items()), sha256_file(member.folder / MODEL_JSON)]
-        for ensemble in planned_ensembles(model, structures)
-        for member in ensemble.packages
-    ]
-    if not isinstance(model, Ensemble):
-        parts.append(model.spec.to_json())
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def input_files(case: dict[str, Any]) -> list[Path]:
-    """Every file that a case is read from, its label map included; of a DICOM folder the files in it.
-
-    Raises:
-        InputError: a path that is not there.
-    """
-    paths: list[Path] = []
-    masks = [path for _, path in case.get("masks", ())]
-    for text in (*case["channels"], *case.get("more_folders", ()), *filter(None, [case.get("labels")]), *masks):
-        path = Path(text)
-        if path.is_dir():
-            paths += sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        elif path.is_file():
-            paths += [path, *(data_files(path) if path.name.lower().endswith((".mhd", ".nhdr")) else [])]
-        else:
-            raise InputError(
-                f"There is no scan at {path}." if not path.exists() else f"{path} is no file.", "Check it."
-            )
-    return paths
 
 
 @dataclass
@@ -173,42 +77,30 @@ def read_case(case: dict[str, Any], reading: ReadOptions, task: Task) -> CaseInp
         InputError: it cannot be read, or changed while it was.
     """
     began = time.perf_counter()
-    files = input_files(case)
-    before = stamps(files)
-    digest = input_hash(files)
-    hashed = time.perf_counter()
-    if case.get("series"):
-        reading = replace(reading, series=case["series"])
-    with task.stage("reading"):
-        if case.get("more_folders"):
-            from ..imaging.dicom_series import read_dicom_folder
-
-            folders = [Path(case["channels"][0]), *map(Path, case["more_folders"])]
-            volume = read_dicom_folder(
-                folders[0],
-                reading.series,
-                allow_gaps=reading.allow_gaps,
-                allow_tilt=reading.allow_tilt,
-                more_folders=folders[1:],
-            )
-        else:
-            volume = read_volume(case["channels"], options=reading, check=task.check)
-    reference = read_volume(case["labels"], options=reading, check=task.check) if case.get("labels") else None
-    still_same(case, files, before)
-    seconds = {"hashing": hashed - began, "reading": time.perf_counter() - hashed}
-    record: Record = {"input_sha256": digest, "input_files": before, "seconds": seconds}
+    with unchanged_files(case) as record:
+        hashed = time.perf_counter()
+        if case.get("series"):
+            reading = replace(reading, series=case["series"])
+        with task.stage("reading"):
+            volume = _read_volume(case, reading, task)
+        reference = read_volume(case["labels"], options=reading, check=task.check) if case.get("labels") else None
+    record["seconds"] = {"hashing": hashed - began, "reading": time.perf_counter() - hashed}
     return CaseInput(case, record, volume, None, reference)
 
 
-def still_same(case: dict[str, Any], files: list[Path], before: list[list[int]]) -> None:
-    """Complain if a file was changed, added or taken away since."""
-    now = input_files(case)
-    changed = next((file for file, old, new in zip(files, before, stamps(now), strict=False) if old != new), None)
-    if now != files or changed is not None:
-        raise InputError(
-            f"{changed or case['channels'][0]} changed while it was read.",
-            "Wait until whatever writes it has ended, and run the command again.",
-        )
+def _read_volume(case: dict[str, Any], reading: ReadOptions, task: Task) -> Volume:
+    """Read the scan of a case; a DICOM series may lie in several folders."""
+    if not case.get("more_folders"):
+        return read_volume(case["channels"], options=reading, check=task.check)
+    from ..imaging.dicom_series import read_dicom_folder
+
+    return read_dicom_folder(
+        Path(case["channels"][0]),
+        reading.series,
+        allow_gaps=reading.allow_gaps,
+        allow_tilt=reading.allow_tilt,
+        more_folders=[Path(folder) for folder in case["more_folders"]],
+    )
 
 
 class SegmentWork:
@@ -311,19 +203,3 @@ class SegmentWork:
         """Close the engines and the packages."""
         self._pool.clear()
         self._model.__exit__(None, None, None)
-
-
-def checked_model(model: str, expected: str, structures: Sequence[str] | None) -> LoadedModel:
-    """The packages of a model, or a task, loaded, if they are those that the run began with.
-
-    Raises:
-        PackageError: they are others.
-    """
-    loaded = load_model(model)
-    if expected and model_hash(loaded, structures) != expected:
-        loaded.__exit__(None, None, None)
-        raise PackageError(
-            f"The model {model} is not the one that the run began with (on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}).",
-            "Give every machine the same packages, and leave them alone while a run goes on.",
-        )
-    return loaded
