@@ -71,7 +71,8 @@ def study(
     from MedQuantINT8Lib.models import onnx_graph as graph
     from MedQuantINT8Lib.models import qdq
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, collect_histograms, scales_from
+    from MedQuantINT8Lib.quantization.activation_ranges import collect_histograms, scales_from
+    from MedQuantINT8Lib.quantization.calibration import CalibrationOptions
     from MedQuantINT8Lib.quantization.qdq_placement import place
     from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, policy_reasons, require_quantizer
 

@@ -32,12 +32,9 @@ def study() -> list[dict[str, Any]]:
     from MedQuantINT8Lib.models import onnx_graph as graph
     from MedQuantINT8Lib.models import qdq
     from MedQuantINT8Lib.progress import Task
-    from MedQuantINT8Lib.quantization.calibration import (
-        CalibrationOptions,
-        PatchSampler,
-        collect_histograms,
-        scales_from,
-    )
+    from MedQuantINT8Lib.quantization.activation_ranges import collect_histograms, scales_from
+    from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
+    from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
     from MedQuantINT8Lib.quantization.held_out import Calibrated, measure_held_out
     from MedQuantINT8Lib.quantization.measurer import Measurer
     from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
@@ -71,7 +68,9 @@ def study() -> list[dict[str, Any]]:
             int8 = graph.require_onnx().ModelProto()
             int8.CopyFrom(placed)
             qdq.set_activation_scales(int8, scales_from(histograms, options))
-            said = measure_held_out(Calibrated(fp32, int8, histograms, options), calibration, spec, Task())
+            said = measure_held_out(
+                Calibrated(Fp32Network(fp32, patch), int8, histograms, options), calibration, spec, Task()
+            )
             seen = [value for m in measurers if (value := m.measure(int8).agreement) is not None]
             enough = said.enough
             rows.append(

@@ -14,13 +14,13 @@ from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.progress import Task
+from MedQuantINT8Lib.quantization.activation_ranges import collect_histograms, scales_from
 from MedQuantINT8Lib.quantization.calibration import (
     MOST_FOLDS,
     CalibrationOptions,
     PatchSampler,
-    collect_histograms,
-    scales_from,
 )
+from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
 from MedQuantINT8Lib.quantization.held_out import Calibrated, fold_ratios, measure_held_out, rescaled
 from MedQuantINT8Lib.quantization.histogram import ActivationHistogram
 from MedQuantINT8Lib.quantization.scan_spread import TOLERANCE, EnoughScans, Spread
@@ -58,7 +58,7 @@ def calibrated(peaks, method="max", patches=None):
     tensors = list(qdq.activation_tensors(quantized(fp32)))
     histograms = collect_histograms(fp32, tensors, sampler, len(sampler), PATCH, Task())
     int8 = quantized(fp32, scales_from(histograms, options))
-    return Calibrated(fp32, int8, histograms, options), sampler
+    return Calibrated(Fp32Network(fp32, PATCH), int8, histograms, options), sampler
 
 
 def measured(*given, **how):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..errors import Cancelled
 from ..models.spec import ModelSpec
 from ..progress import Task
+from .fp32_network import Fp32Network
 from .ladder import Base, Ladder, Point
 from .measurer import Measurement, Measurer, Patch
 
@@ -158,6 +159,7 @@ class Candidate:
     """An INT8 network with the FP32 network that it was made of.
 
     Attributes:
+        network: ``fp32`` with what is known of it on patches, where there is such a thing.
         corrected: ``int8`` with corrected biases, which is taken if it is nearer to FP32; or None.
         ranges: largest magnitude of each quantized tensor in calibration, for the halves of it.
         equalized: whether it was made of the network with equalized channels.
@@ -175,6 +177,7 @@ class Candidate:
     source: Any = None
     exact: Callable[[], Candidate] | None = None
     compensates: bool = False
+    network: Fp32Network | None = None
 
 
 #: Makes a candidate in another way; None where that way changes nothing.
@@ -206,7 +209,7 @@ def guard(
             are tried first, and these are asked only where halves do not hold the budget, or hold it with most layers in halves.
         thorough: ask all of them, whether the budget holds or not and whether layers may go back to float or not.
     """
-    measurer = Measurer(candidate.fp32, patches, spec, references)
+    measurer = Measurer(candidate.network or candidate.fp32, patches, spec, references)
     search = _Search(measurer, budget, task, candidate)
     result = search.result
     if search.measurement.agreement is None:

@@ -14,52 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.float_session import float_session
 from ..models import onnx_graph as graph
 from ..models import rewrites
 from ..models.onnx_graph import Graph
 from ..models.tensor_names import FreshNames
+from .fp32_network import Fp32Network
 
 Patch = NDArray[np.float32]
 
 
 def input_means(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, int]) -> dict[str, NDArray[np.float64]]:
-    """Mean of each input channel of every convolution of an FP32 network, by the convolution's name.
+    """Return the mean of each input channel of every convolution of an FP32 network, by the convolution's name.
 
     Args:
         patches: (C, *shape) each.
     """
-    fixed = graph.fixed_shape(fp32, shape)
-    nodes = [node for node in fixed.graph.node if node.op_type == "Conv"]
-    input_name = graph.network_shape(fixed).input_name
-    wanted = sorted({node.input[0] for node in nodes} - {input_name})
-    sums: dict[str, NDArray[np.float64]] = {}
-    count = 0
-    measuring, outputs = _with_means(fixed, wanted)
-    run = float_session(measuring.SerializeToString(), "fp32")
-    for patch in patches:
-        # An empty list of outputs would mean all of them.
-        values = run.run(outputs, {input_name: patch[None]}) if wanted else []
-        patch_means = {input_name: patch.mean(axis=(1, 2, 3))}
-        patch_means |= {name: v.reshape(v.shape[:2]).mean(axis=0) for name, v in zip(wanted, values, strict=True)}
-        for name, mean in patch_means.items():
-            sums[name] = sums.get(name, np.zeros(mean.size)) + mean
-        count += 1
-    return {node.name: sums[node.input[0]] / max(count, 1) for node in nodes}
-
-
-def _with_means(model: Any, tensors: list[str]) -> tuple[Any, list[str]]:
-    """The network with the tensors' channel means as further outputs, and their names: the tensors themselves would fill the memory."""
-    onnx = graph.require_onnx()
-    copy = rewrites.copied(model)
-    fresh = FreshNames(copy)
-    outputs = []
-    for name in tensors:
-        outputs.append(fresh(f"{name}_channel_mean"))
-        # Whatever the number of spatial axes: those of networks that work slice by slice have two.
-        copy.graph.node.append(onnx.helper.make_node("GlobalAveragePool", [name], [outputs[-1]]))
-        copy.graph.output.append(onnx.helper.make_tensor_value_info(outputs[-1], onnx.TensorProto.FLOAT, None))
-    return copy, outputs
+    return Fp32Network(fp32, shape).input_means(patches)
 
 
 def with_corrected_biases(fp32: Any, int8: Any, means: dict[str, NDArray[np.float64]]) -> Any:

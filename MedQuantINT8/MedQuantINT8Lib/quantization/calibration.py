@@ -1,4 +1,4 @@
-"""Calibration: representative patches out of real volumes, and activation ranges from them.
+"""Calibration: representative patches out of real volumes. Ranges are taken from them by :mod:`.activation_ranges`.
 
 There is no road without data: random numbers are never used in place of patches.
 """
@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..imaging.label_map_checks import check_label_values, check_same_place, in_words
 from ..imaging.patches import KINDS, ForegroundFinder, Patch, Sample, draw_samples, foreground_by_intensity
-from ..imaging.preprocessing import preprocess
+from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
 from ..progress import Task
-from .histogram import METHODS, ActivationHistogram, activation_range
+from .histogram import METHODS
 
 VolumeSource = Callable[[], Volume]
 
@@ -29,8 +31,8 @@ VolumeSource = Callable[[], Volume]
 STUDY_VOLUMES = (20, 200)
 #: Parts of calibration that ranges can be had without: each scan in turn where there are no more, else groups of scans.
 MOST_FOLDS = 6
-#: Activations of all quantized tensors that are held at once while one patch is looked at.
-_GROUP_BYTES = 1 << 30
+#: Of the patches that are kept once they are drawn, and of the last volume, so that scans are read once.
+_KEPT_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def allotted(options: CalibrationOptions, volumes: int) -> list[dict[str, int]]:
 class PatchSampler:
     """Draws patches from volumes, one volume in memory at a time.
 
-    Iterating twice gives the same patches. ``volume_hashes`` is filled as volumes are seen.
+    Iterating twice gives the same patches. The last volume and up to 512 MB of patches are kept, so that a scan is read and
+    preprocessed once where they fit. ``volume_hashes`` is filled as volumes are seen.
 
     Args:
         labels: label maps of the volumes, with the model's label values; or none.
@@ -134,6 +137,9 @@ class PatchSampler:
         self._seen: dict[str, str] = {}
         #: The different volumes that gave patches, by hash, in the order in which they were seen.
         self._different: list[str] = []
+        self._last: tuple[int, NetworkInput, NDArray[Any] | None] | None = None
+        self._kept: dict[int, list[Sample]] = {}
+        self._kept_bytes = 0
 
     @property
     def warnings(self) -> list[str]:
@@ -162,7 +168,7 @@ class PatchSampler:
     def by_volume(self) -> Iterator[tuple[int, Patch]]:
         """Yield each patch with the number of its volume, volume by volume."""
         for index, counts in enumerate(self._allotted):
-            for sample in self._samples(index, None) if any(counts.values()) else ():
+            for sample in self._samples(index) if any(counts.values()) else ():
                 self._seen.setdefault(hashlib.sha256(sample.patch.data).hexdigest(), sample.kind)
                 volume_hash = self.volume_hashes[f"volume {index}"]
                 if volume_hash not in self._different:
@@ -186,7 +192,7 @@ class PatchSampler:
 
     def windows(self, index: int, count: int) -> tuple[list[Patch], float]:
         """Windows of a volume around foreground, which calibration has not drawn, and the millilitres of their voxels."""
-        network_input = preprocess(self._read(index), self._spec)
+        network_input, _ = self._network_input(index)
         samples = draw_samples(
             network_input,
             self.patch,
@@ -229,38 +235,55 @@ class PatchSampler:
         for n, index, _ in first_places:
             counts_by_volume[index] = max(counts_by_volume.get(index, 0), n + 1)
         by_volume = {
-            index: list(itertools.islice(self._samples(index, self._reference(index)), most))
-            for index, most in counts_by_volume.items()
+            index: list(itertools.islice(self._samples(index), most)) for index, most in counts_by_volume.items()
         }
         # A volume that is no larger than a patch gives one, however many were asked of it.
         return [by_volume[index][n] for n, index, _ in first_places if n < len(by_volume[index])]
 
-    def _reference(self, index: int) -> Volume | None:
-        return self._labels[index]() if self._labels else None
-
-    def _read(self, index: int) -> Volume:
+    def _network_input(self, index: int) -> tuple[NetworkInput, NDArray[Any] | None]:
+        """A volume in network space and its label values there, or None; the last one is kept unless it is very large."""
         self._task.check()
+        if self._last is not None and self._last[0] == index:
+            return self._last[1:]
+        # The one before goes first: two may be more than there is room for.
+        self._last = None
         volume = self._volumes[index]()
         self.volume_hashes[f"volume {index}"] = hashlib.sha256(np.ascontiguousarray(volume.data).data).hexdigest()
-        return volume
-
-    def _samples(self, index: int, reference: Volume | None) -> Iterator[Sample]:
-        volume = self._read(index)
-        network_input = preprocess(volume, self._spec)
-        labels = None
-        if reference is not None:
+        network_input, labels = preprocess(volume, self._spec), None
+        if self._labels:
+            reference = self._labels[index]()
             check_same_place(reference, volume)
             labels = network_input.labels_in_network_space(np.rint(reference.data[0]).astype(np.int32))
-        rng = np.random.default_rng((self._options.seed, index))
-        yield from draw_samples(
+        if network_input.data.nbytes <= _KEPT_BYTES:
+            self._last = index, network_input, labels
+        return network_input, labels
+
+    def _samples(self, index: int) -> Iterable[Sample]:
+        """The samples of a volume, with labels where there are some; they are kept while all that are kept are few enough."""
+        if index not in self._kept:
+            samples = self._drawn(index)
+            size = 4 * math.prod(self.patch) * (len(self._spec.channels) + bool(self._labels))
+            self._kept_bytes += size * sum(self._allotted[index].values())
+            if self._kept_bytes > _KEPT_BYTES:
+                return samples
+            self._kept[index] = list(samples)
+        return self._kept[index]
+
+    def _drawn(self, index: int) -> Iterator[Sample]:
+        network_input, labels = self._network_input(index)
+        samples = draw_samples(
             network_input,
             self.patch,
             self._spec.window.pad_value,
             self._allotted[index],
-            rng,
+            np.random.default_rng((self._options.seed, index)),
             self._find_foreground,
             labels,
         )
+        for sample in samples:
+            # A view would keep the whole label map alive.
+            own = None if sample.labels is None else np.ascontiguousarray(sample.labels)
+            yield replace(sample, labels=own)
 
 
 @dataclass
@@ -301,72 +324,3 @@ class Calibration:
                 for name, scale in self.scales.items()
             },
         }
-
-
-def collect_histograms(
-    model: Any,
-    tensors: Sequence[str],
-    patches: Iterable[Patch],
-    count: int,
-    patch: tuple[int, int, int],
-    task: Task,
-) -> dict[str, ActivationHistogram]:
-    """Histograms of the named tensors of an FP32 network over a stream of patches (C, A0, A1, A2).
-
-    Tensors are looked at in groups of at most 1 GB, so memory depends neither on their number nor on that of patches.
-    Where the patches come from a sampler, the histograms have a part for each of its folds (:meth:`PatchSampler.fold`).
-    """
-    from ..engines.float_session import float_session
-    from ..models import onnx_graph as graph
-
-    fixed = graph.fixed_shape(model, patch)
-    shapes = graph.Graph(fixed).shapes
-    input_name = graph.network_shape(fixed).input_name
-    groups = _groups([t for t in tensors if t != input_name], shapes)
-    sessions = [float_session(graph.with_outputs(fixed, group).SerializeToString(), "fp32") for group in groups]
-    histograms = {name: ActivationHistogram() for name in tensors}
-    with task.stage("calibrating", count):
-        last = None
-        for volume, patch_values in _with_volumes(patches):
-            if last is not None and volume != last:
-                _close_parts(histograms, patches, last)
-            last = volume
-            if input_name in histograms:
-                histograms[input_name].add(patch_values)
-            for group, run in zip(groups, sessions, strict=True):
-                for name, values in zip(group, run.run(group, {input_name: patch_values[None]}), strict=True):
-                    histograms[name].add(values)
-                task.check()
-            task.step()
-        if last is not None:
-            _close_parts(histograms, patches, last)
-    return histograms
-
-
-def _with_volumes(patches: Iterable[Patch]) -> Iterable[tuple[int | None, Patch]]:
-    return patches.by_volume() if isinstance(patches, PatchSampler) else ((None, patch) for patch in patches)
-
-
-def _close_parts(histograms: dict[str, ActivationHistogram], patches: Iterable[Patch], volume: int) -> None:
-    """Note what the histograms have counted of a volume as that of its fold."""
-    assert isinstance(patches, PatchSampler)
-    for histogram in histograms.values():
-        histogram.close_part(patches.fold(volume))
-
-
-def _groups(tensors: Sequence[str], shapes: dict[str, list[int]]) -> list[list[str]]:
-    groups: list[list[str]] = []
-    room = 0
-    for name in tensors:
-        size = 4 * int(np.prod(shapes.get(name) or [0]))
-        if not groups or size > room:
-            groups.append([])
-            room = _GROUP_BYTES
-        groups[-1].append(name)
-        room -= size
-    return groups
-
-
-def scales_from(histograms: dict[str, ActivationHistogram], options: CalibrationOptions) -> dict[str, float]:
-    """INT8 scale of each tensor: its range over 127."""
-    return {name: activation_range(h, options.method, options.percentile) / 127 for name, h in histograms.items()}

@@ -12,10 +12,12 @@ from ..models import onnx_graph as graph
 from ..models import qdq
 from ..progress import Task
 from .accuracy_guard import Alternative, Candidate
-from .bias_correction import input_means, with_corrected_biases
-from .calibration import CalibrationOptions, PatchSampler, collect_histograms, scales_from
+from .activation_ranges import histograms_for, scales_from
+from .bias_correction import with_corrected_biases
+from .calibration import CalibrationOptions, PatchSampler
 from .effort import Learning
-from .equalization import channel_maxima, equalized
+from .equalization import equalized
+from .fp32_network import Fp32Network
 from .histogram import ActivationHistogram
 from .qdq_placement import place
 from .rounding import RoundingReport
@@ -29,21 +31,26 @@ class Form:
     """A network with Q/DQ pairs and calibrated scales.
 
     Attributes:
+        network: the FP32 network, with what is known of it on patches.
         reasons: why layers stayed in high precision.
         histograms: of the quantized tensors, in the network's own units.
     """
 
-    fp32: Any
+    network: Fp32Network
     int8: Any
     reasons: dict[str, str]
     histograms: dict[str, ActivationHistogram]
     scales: dict[str, float]
-    patch: tuple[int, int, int]
     corrected: Any = None
+
+    @property
+    def fp32(self) -> Any:
+        """The FP32 network itself."""
+        return self.network.model
 
     def correct(self, patches: Sequence[Patch]) -> None:
         """Make the form with corrected biases as well, by the first few patches."""
-        means = input_means(self.fp32, patches[:FEW_PATCHES], self.patch)
+        means = self.network.input_means(patches[:FEW_PATCHES])
         self.corrected = with_corrected_biases(self.fp32, self.int8, means)
 
 
@@ -66,9 +73,9 @@ class Forms:
     quantizer: Any
     task: Task
 
-    def make(self, fp32: Any) -> Form:
+    def make(self, network: Fp32Network) -> Form:
         """Place Q/DQ pairs and calibrate them."""
-        patch = self.sampler.patch
+        fp32, patch = network.model, network.shape
         reasons = self.reasons_for(fp32)
         with self.task.stage("placing Q/DQ nodes"):
             first = next(iter(self.sampler))
@@ -79,10 +86,10 @@ class Forms:
             raise PackageError(
                 f"No layer of {self.name} can be quantized.", "See 'medquant quantize --verbose' for the reasons."
             )
-        histograms = collect_histograms(fp32, tensors, self.sampler, len(self.sampler), patch, self.task)
+        histograms = histograms_for(network, tensors, self.sampler, self.calibration, self.task)
         scales = scales_from(histograms, self.calibration)
         qdq.set_activation_scales(with_pairs, scales)
-        return Form(fp32, with_pairs, reasons, histograms, scales, patch)
+        return Form(network, with_pairs, reasons, histograms, scales)
 
 
 @dataclass
@@ -130,10 +137,10 @@ class Candidates:
         """The form with equalized channels; None where there is nothing to equalize."""
         if not self._asked_for_equalized:
             self._asked_for_equalized = True
-            fp32, patch = self.plain.fp32, self.plain.patch
-            network = equalized(fp32, channel_maxima(fp32, self.patches, patch), patch)
-            if network is not None:
-                self._equalized = self.forms.make(network)
+            plain = self.plain.network
+            fp32 = equalized(plain.model, plain.channel_maxima(self.patches), plain.shape)
+            if fp32 is not None:
+                self._equalized = self.forms.make(Fp32Network(fp32, plain.shape))
                 self._equalized.correct(self.patches)
         return self._equalized
 
@@ -142,7 +149,8 @@ class Candidates:
         ranges = {name: histogram.maximum for name, histogram in form.histograms.items()}
         exact = (lambda: self._for_exact_inputs(form)) if self._learns_again else None
         if not learned:
-            return Candidate(form.fp32, form.int8, form.corrected, ranges, is_equalized, (form, None), exact)
+            plain, known = (form, None), form.network
+            return Candidate(form.fp32, form.int8, form.corrected, ranges, is_equalized, plain, exact, network=known)
         network = self.learning.learned(form.fp32, form.int8, before)
         self.last_report = network.report
         # Weights of 4 bits are learned in any case: there are no plain ones to begin with.

@@ -19,7 +19,7 @@ from ..models import onnx_graph as graph
 from ..models import rewrites
 from ..models.onnx_graph import Graph
 from ..models.tensor_names import FreshNames
-from .equalization import channel_maxima
+from .fp32_network import Fp32Network
 
 Patch = NDArray[np.float32]
 #: What stands behind a layer's name, with a number, in the names of the convolutions of its second part and so on.
@@ -36,20 +36,18 @@ class SplitNetwork:
     layers: list[str]
 
 
-def split_unlike(
-    fp32: Any, patches: Sequence[Patch], shape: tuple[int, int, int], whole: Collection[str] = ()
-) -> SplitNetwork | None:
+def split_unlike(fp32: Fp32Network, patches: Sequence[Patch], whole: Collection[str] = ()) -> SplitNetwork | None:
     """Split the convolutions of concatenations whose parts' ranges on the patches are unlike; None where there are none.
 
     Args:
-        patches: (C, *shape) each.
+        patches: (C, A0, A1, A2) each, of the network's shape.
         whole: layers that stay as they are.
     """
-    network = Graph(fp32)
+    network = Graph(fp32.model)
     concatenations = {name for node in network.nodes if node.op_type == "Concat" for name in node.output}
     if not any(node.op_type == "Conv" and node.input[0] in concatenations for node in network.nodes):
         return None
-    model = with_split_concatenations(fp32, channel_maxima(fp32, patches, shape), shape, whole)
+    model = with_split_concatenations(fp32.model, fp32.channel_maxima(patches), fp32.shape, whole)
     if model is None:
         return None
     names = {node.name for node in model.graph.node}
@@ -64,7 +62,7 @@ def with_split_concatenations(
     The first convolution keeps the layer's name and bias; the others have "/part2" and so on behind it.
 
     Args:
-        maxima: the largest magnitude of each channel of the convolutions' inputs (:func:`.equalization.channel_maxima`).
+        maxima: the largest magnitude of each channel of the convolutions' inputs (:meth:`.fp32_network.Fp32Network.channel_maxima`).
         shape: of a patch.
         whole: layers that stay as they are.
     """

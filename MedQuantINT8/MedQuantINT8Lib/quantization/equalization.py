@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.float_session import float_session
 from ..models import onnx_graph as graph
 from ..models import rewrites
 from ..models.onnx_graph import Graph
 from ..models.tensor_names import FreshNames
+from .fp32_network import Fp32Network
 
 Patch = NDArray[np.float32]
 #: One channel of a tensor.
@@ -167,38 +167,19 @@ class _Groups:
 
 
 def channel_maxima(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, int]) -> dict[str, NDArray[np.float64]]:
-    """The largest magnitude of each channel of each tensor that a convolution reads, by the tensor's name.
+    """Return the largest magnitude of each channel of each tensor that a convolution reads, by the tensor's name.
 
     Args:
         patches: (C, *shape) each.
     """
-    onnx = graph.require_onnx()
-    fixed = graph.fixed_shape(fp32, shape)
-    input_name = graph.network_shape(fixed).input_name
-    wanted = sorted({node.input[0] for node in fixed.graph.node if node.op_type == "Conv"} - {input_name})
-    measuring = rewrites.copied(fixed)
-    fresh = FreshNames(measuring)
-    outputs = []
-    for name in wanted:
-        magnitude = fresh(f"{name}_magnitude")
-        outputs.append(fresh(f"{name}_channel_maximum"))
-        measuring.graph.node.append(onnx.helper.make_node("Abs", [name], [magnitude]))
-        measuring.graph.node.append(onnx.helper.make_node("GlobalMaxPool", [magnitude], [outputs[-1]]))
-        measuring.graph.output.append(onnx.helper.make_tensor_value_info(outputs[-1], onnx.TensorProto.FLOAT, None))
-    maxima: dict[str, NDArray[np.float64]] = {}
-    run = float_session(measuring.SerializeToString(), "fp32")
-    for patch in patches if wanted else ():
-        for name, values in zip(wanted, run.run(outputs, {input_name: patch[None]}), strict=True):
-            patch_maxima = values.reshape(values.shape[:2]).max(axis=0).astype(np.float64)
-            maxima[name] = np.maximum(maxima.get(name, 0.0), patch_maxima)
-    return maxima
+    return Fp32Network(fp32, shape).channel_maxima(patches)
 
 
 def equalized(fp32: Any, maxima: dict[str, NDArray[np.float64]], shape: tuple[int, int, int]) -> Any:
     """A copy of the network that computes the same, with channels of like ranges; None where there is nothing to change.
 
     Args:
-        maxima: of each channel of the tensors that are to be quantized (:func:`channel_maxima`).
+        maxima: of each channel of the tensors that are to be quantized (:meth:`.fp32_network.Fp32Network.channel_maxima`).
     """
     named_copy = rewrites.copied(fp32)
     fixed = graph.fixed_shape(named_copy, shape)

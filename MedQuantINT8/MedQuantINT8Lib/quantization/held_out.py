@@ -17,14 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.fidelity import labels_of
-from ..engines.float_session import float_session
+from ..engines.float_session import FloatSession, float_session
 from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, mean_of
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
 from ..models.spec import ModelSpec
 from ..models.tensor_names import FreshNames
 from ..progress import Task
-from .calibration import CalibrationOptions, PatchSampler, scales_from
+from .activation_ranges import scales_from
+from .calibration import CalibrationOptions, PatchSampler
+from .fp32_network import Fp32Network
 from .histogram import ActivationHistogram
 from .measurer import Patch
 from .scan_spread import MOST_ESTIMATED, TOLERANCE, EnoughScans, Spread
@@ -193,11 +195,12 @@ class Calibrated:
     """An INT8 network with what its ranges came from.
 
     Attributes:
-        fp32, int8: the networks; ``int8`` before its names are shortened.
+        fp32: the FP32 network, with what is known of it on patches.
+        int8: the INT8 network before its names are shortened.
         histograms: of the quantized tensors, with a part for each fold.
     """
 
-    fp32: Any
+    fp32: Fp32Network
     int8: Any
     histograms: Mapping[str, ActivationHistogram]
     options: CalibrationOptions
@@ -279,7 +282,7 @@ class _Comparison:
 
 
 class _Networks:
-    """FP32, the INT8 network, and INT8 with the ranges of all folds but one, as sessions that are made when they are needed.
+    """FP32, the INT8 network, and INT8 with the ranges of all folds but one, in sessions that are loaded when they are needed.
 
     Attributes:
         scaled: how many of the network's quantized tensors have ranges of their own in a fold.
@@ -288,11 +291,13 @@ class _Networks:
     def __init__(self, network: Calibrated, patch: tuple[int, int, int]) -> None:
         self._network, self._patch = network, patch
         self._sessions: dict[Any, Any] = {}
-        self._input = graph.network_shape(network.fp32).input_name
+        self._input = graph.network_shape(network.int8).input_name
         self.scaled = sum(name in network.histograms for name in _quantized_tensors(network.int8))
 
     def run(self, which: int | str | None, window: Patch) -> NDArray[np.float32]:
         """Run "fp32", the INT8 network (None), or the one without a fold on a window (C, A0, A1, A2); scores (1, classes, ...)."""
+        if which == "fp32":
+            return self._network.fp32.scores(window)
         if which not in self._sessions:
             # One fold at a time: scans of a fold come after each other only where there are few.
             for old in [key for key in self._sessions if isinstance(key, int)]:
@@ -301,9 +306,7 @@ class _Networks:
         scores: NDArray[np.float32] = self._sessions[which].run(None, {self._input: window[None]})[0]
         return scores
 
-    def _session(self, which: int | str | None) -> Any:
-        if which == "fp32":
-            return float_session(graph.fixed_shape(self._network.fp32, self._patch).SerializeToString(), "fp32")
+    def _session(self, which: int | str | None) -> FloatSession:
         model = self._network.int8
         if isinstance(which, int):
             model = rescaled(model, fold_ratios(self._network.histograms, which, self._network.options))

@@ -64,6 +64,11 @@ class ActivationHistogram:
             np.minimum(index, self.counts.size - 1, out=index)
             self.counts += np.bincount(index, minlength=self.counts.size)
 
+    def add_maximum(self, largest: float) -> None:
+        """Take note of the largest magnitude of an array whose values are not counted; only the method "max" can do with that."""
+        self.maximum = max(self.maximum, largest)
+        self._part_maximum = max(self._part_maximum, largest)
+
     def close_part(self, name: Any) -> None:
         """Note what was counted since the last part ended as a part of that name; parts of one name are one."""
         new = _Part(self.counts - self._closed.counts_up_to(self.limit), self.limit, self._part_maximum)

@@ -15,6 +15,7 @@ from ..inference.structure_dice import PooledDice, StructureDice, WorstStructure
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
 from ..models.spec import ModelSpec
+from .fp32_network import Fp32Network
 
 Patch = NDArray[np.float32]
 
@@ -60,6 +61,7 @@ class Measurer:
     gives those voxels to the neighboring windows.
 
     Args:
+        fp32: the network to compare with, or what is known of it on patches.
         patches: (C, A0, A1, A2) each, all of one size.
         references: the patches' labels, (A0, A1, A2) each, with the model's label values; or none.
         voxel_ml: of the patches; by default what the model resamples to, if that is known.
@@ -77,9 +79,14 @@ class Measurer:
         self._patches, self._spec = patches, spec
         self._voxel_ml = network_voxel_ml(spec) if voxel_ml is None else voxel_ml
         self._references = [reference[self._middle] for reference in references]
-        self._input = graph.network_shape(fp32).input_name
         self._labels = labels_of(spec.output)
-        self._expected = self._outputs(fp32, "fp32", len(patches))
+        known = fp32 if isinstance(fp32, Fp32Network) else None
+        self._input = graph.network_shape(fp32 if known is None else known.model).input_name
+        self._expected = (
+            self._outputs(fp32, "fp32", len(patches))
+            if known is None
+            else [known.scores(patch)[(slice(None),) * 2 + self._middle] for patch in patches]
+        )
 
     def _outputs(self, model: Any, precision: str, count: int) -> list[NDArray[Any]]:
         run = float_session(graph.fixed_shape(model, self._patches[0].shape[1:]).SerializeToString(), precision)

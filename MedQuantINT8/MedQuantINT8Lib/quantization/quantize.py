@@ -29,6 +29,7 @@ from .calibration import Calibration, CalibrationOptions, PatchSampler
 from .candidates import FEW_PATCHES, Candidates, Forms
 from .concat_split import split_unlike
 from .effort import EFFORTS, Learning, check_effort, with_packed_weights
+from .fp32_network import Fp32Network
 from .held_out import Calibrated, HeldOut, measure_held_out
 from .qdq_placement import require_quantizer
 from .rounding import RoundingReport
@@ -176,14 +177,18 @@ def _quantized(
         # ModelOpt raises it as well, and would name layers anew: the two networks are compared layer by layer.
         fp32 = graph.at_opset(fp32, OPSET, f"{package.spec.name}: {FP32}")
     graph.name_nodes(fp32)
-    split = split_unlike(
-        fp32,
-        [sample.patch for sample in sampler.first_samples(FEW_PATCHES)],
-        sampler.patch,
-        policy_reasons(fp32, policy),
-    )
+    with task.stage("reading the scans"):
+        count = _compared_patches(sampler.patch)
+        compared = sampler.first_samples(count)
+        patches = [sample.patch for sample in compared]
+        references = [sample.labels for sample in compared if sample.labels is not None]
+    network = Fp32Network(fp32, sampler.patch)
+    split = split_unlike(network, patches[:FEW_PATCHES], policy_reasons(fp32, policy))
     tensors = graph.Graph(fp32)
-    fp32 = fp32 if split is None else split.model
+    if split is not None:
+        fp32 = split.model
+        network = Fp32Network(fp32, sampler.patch)
+    network.keep_scores(patches)
     forms = Forms(
         package.spec.name,
         sampler,
@@ -193,11 +198,7 @@ def _quantized(
         quantizer,
         task,
     )
-    plain = forms.make(fp32)
-    count = _compared_patches(sampler.patch)
-    compared = sampler.first_samples(count)
-    patches = [sample.patch for sample in compared]
-    references = [sample.labels for sample in compared if sample.labels is not None]
+    plain = forms.make(network)
     plain.correct(patches)
     effort = EFFORTS[policy.effort]
     learning = Learning(sampler, effort, policy.weight_bits, count, labels_of(package.spec.output), task)
@@ -216,7 +217,7 @@ def _quantized(
     )
     form, rounding = guarded.source
     reasons = form.reasons | {name: f"the guard: {why}" for name, why in guarded.returned.items()}
-    held_out = measure_held_out(Calibrated(fp32, int8, form.histograms, calibration), sampler, package.spec, task)
+    held_out = measure_held_out(Calibrated(network, int8, form.histograms, calibration), sampler, package.spec, task)
     # A tensor that a layer takes in halves has a range of its own.
     wider = {
         name: scale / form.scales[name] for name, scale in qdq.activation_scales(int8).items() if name in form.scales

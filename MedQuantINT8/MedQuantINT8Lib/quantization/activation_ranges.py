@@ -1,0 +1,123 @@
+"""Ranges of the quantized tensors of an FP32 network over calibration patches, and the INT8 scales that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..engines.float_session import float_session
+from ..imaging.patches import Patch
+from ..models import onnx_graph as graph
+from ..progress import Task
+from ..system import available_memory
+from .calibration import CalibrationOptions, PatchSampler
+from .fp32_network import Fp32Network
+from .histogram import ActivationHistogram, activation_range
+
+#: Activations of quantized tensors that are held at once while one patch is looked at: at least so many bytes, and this share of
+#: the free memory up to so many. Each further group runs the network once more.
+_LEAST_GROUP, _MOST_GROUP, _MEMORY_SHARE = 1 << 30, 4 << 30, 0.25
+
+
+def histograms_for(
+    network: Fp32Network, tensors: Sequence[str], sampler: PatchSampler, options: CalibrationOptions, task: Task
+) -> dict[str, ActivationHistogram]:
+    """Return what the method of calibration needs to know of each tensor: its histogram, or its largest magnitude alone."""
+    if options.method == "max":
+        return collect_maxima(network, tensors, sampler, len(sampler), task)
+    return collect_histograms(network.model, tensors, sampler, len(sampler), network.shape, task)
+
+
+def collect_maxima(
+    network: Fp32Network, tensors: Sequence[str], patches: Iterable[Patch], count: int, task: Task
+) -> dict[str, ActivationHistogram]:
+    """Histograms that know nothing but the largest magnitude, over a stream of patches (C, A0, A1, A2); each is run once.
+
+    Where the patches come from a sampler, the histograms have a part for each of its folds (:meth:`PatchSampler.fold`).
+    """
+    histograms = {name: ActivationHistogram() for name in tensors}
+    with task.stage("calibrating", count):
+        last = None
+        for volume, patch in _with_volumes(patches):
+            if last is not None and volume != last:
+                _close_parts(histograms, patches, last)
+            last = volume
+            statistics = network.statistics(patch, tensors)
+            for name, histogram in histograms.items():
+                histogram.add_maximum(statistics[name].maximum)
+            task.step()
+        if last is not None:
+            _close_parts(histograms, patches, last)
+    return histograms
+
+
+def collect_histograms(
+    model: Any,
+    tensors: Sequence[str],
+    patches: Iterable[Patch],
+    count: int,
+    patch: tuple[int, int, int],
+    task: Task,
+) -> dict[str, ActivationHistogram]:
+    """Histograms of the named tensors of an FP32 network over a stream of patches (C, A0, A1, A2).
+
+    Tensors are looked at in groups that fit the free memory, which depends neither on their number nor on that of patches.
+    Where the patches come from a sampler, the histograms have a part for each of its folds (:meth:`PatchSampler.fold`).
+    """
+    fixed = graph.fixed_shape(model, patch)
+    shapes = graph.Graph(fixed).shapes
+    input_name = graph.network_shape(fixed).input_name
+    groups = _groups([t for t in tensors if t != input_name], shapes, _group_bytes())
+    sessions = [float_session(graph.with_outputs(fixed, group).SerializeToString(), "fp32") for group in groups]
+    histograms = {name: ActivationHistogram() for name in tensors}
+    with task.stage("calibrating", count):
+        last = None
+        for volume, patch_values in _with_volumes(patches):
+            if last is not None and volume != last:
+                _close_parts(histograms, patches, last)
+            last = volume
+            if input_name in histograms:
+                histograms[input_name].add(patch_values)
+            for group, run in zip(groups, sessions, strict=True):
+                for name, values in zip(group, run.run(group, {input_name: patch_values[None]}), strict=True):
+                    histograms[name].add(values)
+                task.check()
+            task.step()
+        if last is not None:
+            _close_parts(histograms, patches, last)
+    return histograms
+
+
+def _with_volumes(patches: Iterable[Patch]) -> Iterable[tuple[int | None, Patch]]:
+    return patches.by_volume() if isinstance(patches, PatchSampler) else ((None, patch) for patch in patches)
+
+
+def _close_parts(histograms: dict[str, ActivationHistogram], patches: Iterable[Patch], volume: int) -> None:
+    """Note what the histograms have counted of a volume as that of its fold."""
+    assert isinstance(patches, PatchSampler)
+    for histogram in histograms.values():
+        histogram.close_part(patches.fold(volume))
+
+
+def _group_bytes() -> int:
+    return min(_MOST_GROUP, max(_LEAST_GROUP, int(_MEMORY_SHARE * available_memory())))
+
+
+def _groups(tensors: Sequence[str], shapes: dict[str, list[int]], most: int) -> list[list[str]]:
+    groups: list[list[str]] = []
+    room = 0
+    for name in tensors:
+        size = 4 * int(np.prod(shapes.get(name) or [0]))
+        if not groups or size > room:
+            groups.append([])
+            room = most
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+def scales_from(histograms: dict[str, ActivationHistogram], options: CalibrationOptions) -> dict[str, float]:
+    """INT8 scale of each tensor: its range over 127."""
+    return {name: activation_range(h, options.method, options.percentile) / 127 for name, h in histograms.items()}

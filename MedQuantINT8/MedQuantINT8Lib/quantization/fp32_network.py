@@ -1,0 +1,231 @@
+"""An FP32 network on calibration patches: what its tensors hold and the scores that it gives, each patch run once.
+
+Calibration asks for the largest magnitude of every quantized tensor, channel equalization for that of every channel, bias correction for
+the channels' means, and the accuracy guard for the scores. All of them come out of one run of a patch, and are kept. Tensors are
+reduced inside the network, so that none of them is copied out of the runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.float_session import FloatSession, float_session
+from ..errors import InputError
+from ..imaging.patches import Patch
+from ..models import onnx_graph as graph
+from ..models import rewrites
+from ..models.onnx_graph import Graph
+from ..models.tensor_names import FreshNames
+
+#: Operators whose first input is a map of channels.
+_MAP_READERS = ("Conv", "ConvTranspose")
+#: Sides of boxes that maps are pooled over, the best first: the first that divides the map's own side is taken.
+_SIDES = (4, 3, 5, 2, 7)
+#: Values of tensors that are no maps that a runtime gives out in one run.
+_MOST_VALUES = 1 << 28
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """What a tensor held on one patch.
+
+    Attributes:
+        maxima: the largest magnitude of each channel, float64 (channels,); of a tensor that is no map of channels one value.
+        means: the mean of each channel, likewise.
+    """
+
+    maxima: NDArray[np.float64]
+    means: NDArray[np.float64]
+
+    @property
+    def maximum(self) -> float:
+        """The largest magnitude of all."""
+        return float(self.maxima.max(initial=0.0))
+
+
+def not_finite() -> InputError:
+    """Return what is raised where a network gives values that are not finite."""
+    return InputError(
+        "The network gave values that are not finite on the calibration scans.",
+        "Check the network and its normalization with --precision fp32.",
+    )
+
+
+class Fp32Network:
+    """Runs an FP32 network on patches and remembers what came out.
+
+    Statistics are kept of every patch, scores only of those that were asked for with :meth:`keep_scores`: scores of many classes are
+    larger than the patch.
+
+    Args:
+        model: with node names. What its convolutions read is measured, and what is asked for beside it.
+        shape: (A0, A1, A2) of the patches.
+    """
+
+    def __init__(self, model: Any, shape: tuple[int, int, int]) -> None:
+        self.model, self.shape = model, shape
+        self._fixed = graph.fixed_shape(model, shape)
+        self._input = graph.network_shape(self._fixed).input_name
+        self._output = self._fixed.graph.output[0].name
+        self._session: FloatSession | None = None
+        self._measured = {node.input[0] for node in self._fixed.graph.node if node.op_type == "Conv"} - {self._input}
+        self._measuring: _Measuring | None = None
+        self._statistics: dict[bytes, dict[str, TensorStatistics]] = {}
+        self._kept: set[bytes] = set()
+        self._scores: dict[bytes, NDArray[np.float32]] = {}
+
+    def keep_scores(self, patches: Iterable[Patch]) -> None:
+        """Keep the scores of these patches, (C, A0, A1, A2) each, from their first run on."""
+        self._kept |= {_digest(patch) for patch in patches}
+
+    def statistics(self, patch: Patch, tensors: Sequence[str] | None = None) -> Mapping[str, TensorStatistics]:
+        """Return what the network's input, and the inputs of its convolutions, hold on a patch (C, A0, A1, A2), by tensor.
+
+        Args:
+            tensors: further ones that are needed.
+
+        Raises:
+            InputError: values that are not finite.
+        """
+        if missing := set(tensors or ()) - self._measured - {self._input}:
+            self._measured |= missing
+            self._session = self._measuring = None
+            self._statistics.clear()
+        key = _digest(patch)
+        if key not in self._statistics:
+            self._run(patch, key)
+        return self._statistics[key]
+
+    def scores(self, patch: Patch) -> NDArray[np.float32]:
+        """Return the network's output (1, classes, A0, A1, A2) on a patch (C, A0, A1, A2)."""
+        key = _digest(patch)
+        if key in self._scores:
+            return self._scores[key]
+        scores: NDArray[np.float32] = self._loaded().run([self._output], {self._input: patch[None]})[0]
+        if key in self._kept:
+            self._scores[key] = scores
+        return scores
+
+    def channel_maxima(self, patches: Iterable[Patch]) -> dict[str, NDArray[np.float64]]:
+        """Return the largest magnitude of each channel of each tensor that a convolution reads, the network's input left out."""
+        names = {node.input[0] for node in self._convolutions()} - {self._input}
+        maxima: dict[str, NDArray[np.float64]] = {}
+        for patch in patches:
+            statistics = self.statistics(patch)
+            for name in names:
+                maxima[name] = np.maximum(maxima.get(name, 0.0), statistics[name].maxima)
+        return maxima
+
+    def input_means(self, patches: Iterable[Patch]) -> dict[str, NDArray[np.float64]]:
+        """Return the mean of each input channel of every convolution, by the convolution's name."""
+        by_patch = [self.statistics(patch) for patch in patches]
+        return {
+            node.name: np.mean([statistics[node.input[0]].means for statistics in by_patch], axis=0)
+            for node in self._convolutions()
+        }
+
+    def _convolutions(self) -> list[Any]:
+        return [node for node in self._fixed.graph.node if node.op_type == "Conv"]
+
+    def _loaded(self) -> FloatSession:
+        if self._session is None:
+            self._measuring = _Measuring(self._fixed, self._measured)
+            self._session = float_session(self._measuring.model.SerializeToString(), "fp32")
+        return self._session
+
+    def _run(self, patch: Patch, key: bytes) -> None:
+        run = self._loaded()
+        assert self._measuring is not None
+        kept = key in self._kept and key not in self._scores
+        names = [name for names in self._measuring.outputs.values() for name in names]
+        names += [self._output] if kept else []
+        # An empty list of outputs would mean all of them.
+        results = run.run(names, {self._input: patch[None]}) if names else []
+        values = dict(zip(names, results, strict=True))
+        if kept:
+            self._scores[key] = values[self._output]
+        of_input = _statistics(*(function(patch[None], axis=(2, 3, 4)) for function in (np.max, np.min, np.mean)))
+        self._statistics[key] = {self._input: of_input, **self._measuring.statistics(values)}
+
+
+def _digest(patch: Patch) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(patch).data).digest()
+
+
+def _statistics(largest: NDArray[Any], smallest: NDArray[Any], means: NDArray[Any]) -> TensorStatistics:
+    """Statistics of a tensor from the extremes and means of equal parts of it, (slices, channels, ...) each, or (1,) of the whole."""
+    if not all(np.isfinite(values).all() for values in (largest, smallest, means)):
+        raise not_finite()
+    axes = tuple(n for n in range(largest.ndim) if n != 1) if largest.ndim > 1 else ()
+    maxima = np.maximum(largest.max(axis=axes), -smallest.min(axis=axes))
+    return TensorStatistics(maxima.astype(np.float64), means.mean(axis=axes, dtype=np.float64))
+
+
+class _Measuring:
+    """A network that gives statistics of its tensors as further outputs.
+
+    What a convolution reads is pooled by maximum, minimum and mean over equal boxes that fill it, which costs a runtime next to nothing, and
+    NumPy does the rest; reducing it at once costs as much as the network itself. Of any other tensor the runtime gives the
+    values, as far as they fit the memory, and else reduces it.
+
+    Attributes:
+        outputs: of the network, by tensor: three of each, or the tensor alone.
+    """
+
+    def __init__(self, model: Any, tensors: Iterable[str]) -> None:
+        self.model = rewrites.copied(model)
+        self._network, self._fresh = Graph(self.model), FreshNames(self.model)
+        self._room = _MOST_VALUES
+        self.outputs = {name: self._measured(name) for name in sorted(tensors)}
+        present = {value.name for value in self.model.graph.output}
+        for name in (name for names in self.outputs.values() for name in names if name not in present):
+            self._value(name)
+
+    def statistics(self, values: Mapping[str, NDArray[Any]]) -> dict[str, TensorStatistics]:
+        """Return the statistics of each tensor from the values of all outputs."""
+        return {name: self._of(name, [values[output] for output in outputs]) for name, outputs in self.outputs.items()}
+
+    def _of(self, name: str, values: Sequence[NDArray[Any]]) -> TensorStatistics:
+        if len(values) == 1:
+            (whole,) = values
+            return _statistics(*(np.reshape(value, (1,)) for value in (whole.max(), whole.min(), whole.mean())))
+        largest, negative, means = (np.atleast_1d(value) for value in values)
+        return _statistics(largest, -negative, means)
+
+    def _measured(self, name: str) -> list[str]:
+        """Add what measures a tensor; the names of the outputs."""
+        shape = self._network.shapes.get(name) or []
+        if any(n.op_type in _MAP_READERS and n.input[0] == name for n in self._network.readers.get(name, [])):
+            if len(shape) < 3 or not all(shape):
+                return self._three(name, "GlobalMaxPool", "GlobalAveragePool")
+            boxes = [next((side for side in _SIDES if size % side == 0), 1) for size in shape[2:]]
+            return self._three(name, "MaxPool", "AveragePool", kernel_shape=boxes, strides=boxes)
+        if 0 < math.prod(shape or [0]) <= self._room:
+            self._room -= math.prod(shape)
+            return [name]
+        return self._three(name, "ReduceMax", "ReduceMean", keepdims=0)
+
+    def _three(self, name: str, maximum: str, mean: str, **options: Any) -> list[str]:
+        negative = self._node("Neg", [name])
+        return [
+            self._node(maximum, [name], **options),
+            self._node(maximum, [negative], **options),
+            self._node(mean, [name], **options),
+        ]
+
+    def _node(self, operator: str, inputs: Sequence[str], **options: Any) -> str:
+        onnx = graph.require_onnx()
+        output: str = self._fresh(f"{inputs[0]}_{operator}")
+        self.model.graph.node.append(onnx.helper.make_node(operator, inputs, [output], **options))
+        return output
+
+    def _value(self, name: str) -> None:
+        onnx = graph.require_onnx()
+        self.model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
