@@ -17,7 +17,7 @@ from MedQuantINT8Lib.errors import InputError, MedQuantError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.slicer_module import scene as mrml
-from MedQuantINT8Lib.slicer_module import segment_logic
+from MedQuantINT8Lib.slicer_module import segment_logic, segmentation_nodes
 from MedQuantINT8Lib.slicer_module.logic import MedQuantINT8Logic
 
 pytestmark = pytest.mark.slicer
@@ -203,13 +203,13 @@ def test_choices_that_do_not_exist_are_refused_before_any_work(logic, node, mode
 def test_a_segmentation_that_fails_leaves_the_node_as_it_was(logic, node, model, monkeypatch):
     found = logic.segment(node, model=model)
     assert found.GetSegmentation().GetNumberOfSegments() == 1
-    real = mrml._add_shared_labelmap
+    real = segmentation_nodes._add_shared_labelmap
 
     def broken(*how):
         real(*how)
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(mrml, "_add_shared_labelmap", broken)
+    monkeypatch.setattr(segmentation_nodes, "_add_shared_labelmap", broken)
     nodes = node.GetScene().GetNumberOfNodes()
     for replace in (True, False):
         with pytest.raises(MedQuantError, match="no memory"):
@@ -221,7 +221,7 @@ def test_a_segmentation_that_fails_leaves_the_node_as_it_was(logic, node, model,
     with pytest.raises(MedQuantError, match="no memory"):
         logic.segment(node, model=model)
     assert node.GetScene().GetNumberOfNodes() == nodes
-    monkeypatch.setattr(mrml, "_add_shared_labelmap", real)
+    monkeypatch.setattr(segmentation_nodes, "_add_shared_labelmap", real)
     assert logic.undo() is None and found.GetScene() is None and not logic.canUndo
 
 

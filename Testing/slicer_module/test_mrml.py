@@ -14,6 +14,7 @@ from MedQuantINT8Lib.imaging.segmentation_files import terminology_tag, write_se
 from MedQuantINT8Lib.imaging.volume import Volume  # noqa: E402
 from MedQuantINT8Lib.models.spec import Geometry, Label  # noqa: E402
 from MedQuantINT8Lib.slicer_module import scene as mrml  # noqa: E402
+from MedQuantINT8Lib.slicer_module import volume_nodes  # noqa: E402
 from scans import GEOMETRIES, spec_with  # noqa: E402
 from slicer_nodes import centroid_in_slicer, names, segments  # noqa: E402
 
@@ -85,10 +86,10 @@ def test_resampling_equals_slicers_own(scene, geometry, blob):
     volume, _ = blob(geometry)
     network_input = preprocess(volume, spec_with(geometry=Geometry("KJI", "RAS", spacing=(1.6, 1.2, 1.4))))
     source, reference, output = (slicer.vtkOrientedImageData() for _ in range(3))
-    source.ShallowCopy(mrml._image_data(volume.data[0].astype(np.float32)))
-    source.SetImageToWorldMatrix(mrml._vtk_matrix(geometry))
-    reference.ShallowCopy(mrml._image_data(np.zeros(network_input.grid.size[::-1], np.float32)))
-    reference.SetImageToWorldMatrix(mrml._vtk_matrix(network_input.grid.ijk_to_ras))
+    source.ShallowCopy(volume_nodes.image_data(volume.data[0].astype(np.float32)))
+    source.SetImageToWorldMatrix(volume_nodes.vtk_matrix(geometry))
+    reference.ShallowCopy(volume_nodes.image_data(np.zeros(network_input.grid.size[::-1], np.float32)))
+    reference.SetImageToWorldMatrix(volume_nodes.vtk_matrix(network_input.grid.ijk_to_ras))
     assert slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
         source, reference, output, True
     )

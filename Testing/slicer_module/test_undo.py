@@ -13,6 +13,7 @@ from MedQuantINT8Lib.errors import InputError  # noqa: E402
 from MedQuantINT8Lib.imaging.volume import Volume  # noqa: E402
 from MedQuantINT8Lib.models.spec import Label  # noqa: E402
 from MedQuantINT8Lib.slicer_module import scene as mrml  # noqa: E402
+from MedQuantINT8Lib.slicer_module import segmentation_nodes, volume_nodes  # noqa: E402
 from MedQuantINT8Lib.slicer_module.undo import SegmentationUndo  # noqa: E402
 from scans import GEOMETRIES  # noqa: E402
 from slicer_nodes import centroid_in_slicer, names  # noqa: E402
@@ -56,12 +57,12 @@ def shift(scene, millimetres, angle=0.0):
 def in_world(node, segment_id):
     """Centre of a segment in the world, the node's transform applied."""
     centre = np.append(centroid_in_slicer(node, segment_id), 1)
-    return (mrml._to_world(node.GetParentTransformNode()) @ centre)[:3]
+    return (segmentation_nodes.to_world(node.GetParentTransformNode()) @ centre)[:3]
 
 
 def true_centre(node):
     ijk = np.append(np.argwhere(mask()).mean(axis=0)[::-1], 1)
-    return (mrml._to_world(node.GetParentTransformNode()) @ mrml.ijk_to_ras(node) @ ijk)[:3]
+    return (segmentation_nodes.to_world(node.GetParentTransformNode()) @ mrml.ijk_to_ras(node) @ ijk)[:3]
 
 
 def ids(node):
@@ -191,6 +192,6 @@ def test_sheared_and_left_handed_volumes_keep_their_structures(scene):
     sheared[1, 2] = 0.5
     for matrix in (sheared, left):
         node = node_of(scene, np.zeros(SHAPE, np.float32))
-        node.SetIJKToRASMatrix(mrml._vtk_matrix(matrix))
+        node.SetIJKToRASMatrix(volume_nodes.vtk_matrix(matrix))
         result = mrml.add_segmentation(mask(), LABELS, node)
         assert np.allclose(in_world(result, "Segment_1"), true_centre(node), atol=1e-3)
