@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from cohorts import write_scan
 from dicom_files import write_series
 from MedQuantINT8Lib.cohort.cases import ScanCase, safe_id, with_unique_ids
+from MedQuantINT8Lib.cohort.ray_cluster import check_address
 from MedQuantINT8Lib.cohort.sources import SourceOptions, find_cases, read_list
 from MedQuantINT8Lib.errors import InputError
 
@@ -164,3 +166,26 @@ def test_a_list_that_cannot_be_read_is_refused_in_words(tmp_path):
     (tmp_path / "bad.csv").write_bytes(b"id,image\n\xff,a.nii\n")
     with pytest.raises(InputError, match="it is not in UTF-8"):
         read_list(tmp_path / "bad.csv", 1)
+
+
+def test_what_is_asked_of_folders_of_another_kind_is_refused(tmp_path):
+    write_scan(tmp_path / "scans/a.nii.gz")
+    with pytest.raises(InputError, match="are for BIDS folders, and no source is one"):
+        ids(tmp_path / "scans", suffixes=("T1w",))
+    with pytest.raises(InputError, match=r"There is no DICOM series 1\.2\.3"):
+        ids(tmp_path / "scans", series="1.2.3")
+
+
+def test_a_cluster_that_does_not_answer_is_refused_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        # Bound, but nobody listens.
+        with pytest.raises(InputError, match=f"Nothing answers at 127.0.0.1:{port}: "):
+            check_address(f"127.0.0.1:{port}")
+        free.listen()
+        assert check_address(f"127.0.0.1:{port}")
+    for address in ("127.0.0.1:99999", "no such host:1"):
+        with pytest.raises(InputError):
+            check_address(address)
+    assert check_address("auto") == "auto"

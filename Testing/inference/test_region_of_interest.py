@@ -12,8 +12,10 @@ from MedQuantINT8Lib.imaging.region_of_interest import region_box, region_ras
 from MedQuantINT8Lib.imaging.volume import Grid
 from MedQuantINT8Lib.inference import pipeline
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
+from MedQuantINT8Lib.inference.region_run import chosen_labels
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.task_model import load_model
+from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.progress import Task
 from scans import GEOMETRIES
 from task_packages import bands, spotted, three_parts
@@ -146,3 +148,17 @@ def test_intensities_that_come_from_the_box_are_told_of(package, tmp_path):
     assert any("normalizes intensities by the voxels of the box alone" in note for note in notes)
     notes = pipeline.segment(package, spotted(), CHOICE, options, Task()).result.notes
     assert not any("normalizes" in note for note in notes)
+
+
+def test_a_structure_that_is_not_known_is_answered_with_what_is_meant():
+    labels = [Label(n, name, n) for n, name in enumerate(("liver", "kidney_left", "kidney_right"), 1)]
+    with pytest.raises(InputError, match="Perhaps liver is meant. It finds: kidney_left, kidney_right, liver"):
+        chosen_labels(labels, ["Liver"], "organs")
+    with pytest.raises(InputError, match="Perhaps kidney_left is meant"):
+        chosen_labels(labels, ["kidney left"], "organs")
+    many = [Label(n, f"rib {n}", n) for n in range(1, 118)]
+    with pytest.raises(
+        InputError, match="It finds 117, such as rib 1, rib 10, rib 100; medquant models show"
+    ) as caught:
+        chosen_labels(many, ["heart"], "all")
+    assert "Perhaps" not in str(caught.value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from ..scratch import owned_prefix, owner_is_dead
 from .pool import RETRIES, TIME_LIMIT
 
 _OWNER = "owner"
+#: How long a cluster's head may take to answer; Ray itself asks for minutes where nobody does.
+_ANSWER_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,23 @@ class ClusterOptions:
 
 
 def check_address(address: str) -> str:
-    """Return the address of a cluster if it can be one.
+    """Return the address of a cluster if it can be one, and something answers there.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot, or nothing does.
     """
     if not re.fullmatch(r"local|auto|[\w.\-\[\]:]+:\d+", address):
         raise InputError(f"{address!r} is no cluster.", "Give local, auto or HOST:PORT.")
+    if ":" in address:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(
+                f"Nothing answers at {address}: {reason}.",
+                "Start the cluster (docs/clusters.md), correct the address, or give --cluster local.",
+            ) from error
     return address
 
 

@@ -74,6 +74,12 @@ def find_cases(sources: Sequence[str], list_file: str | None, options: SourceOpt
         skipped += left
     if list_file is not None:
         cases += read_list(list_file, options.channels)
+    if options.suffixes and not any(is_bids(Path(source)) for source in sources if Path(source).is_dir()):
+        raise InputError(
+            f"Suffixes ({', '.join(options.suffixes)}) are for BIDS folders, and no source is one.", "Leave --bids out."
+        )
+    if options.series and not any(case.series for case in cases):
+        raise InputError(f"There is no DICOM series {options.series}.", "Check the UID, or leave --series out for all.")
     distinct: dict[object, ScanCase] = {}
     for case in cases:
         if distinct.setdefault(case.key, case) is not case:

@@ -267,7 +267,11 @@ class _Reader(Prediction):
             if onehot is not None and true(onehot) != (self.kind == "onehot"):
                 raise arguments.refusal("is_onehot", onehot)
             return
-        what = "regions that may overlap" if self.kind == "regions" else self.kind
+        what = (
+            "regions that may overlap, each by itself, while a voxel of the label map here has one of them"
+            if self.kind == "regions"
+            else self.kind
+        )
         raise PackageError(f"The bundle's {arguments.name} works on {what}, which is not understood.", ADVICE)
 
     def _applied_labels(self, arguments: Arguments) -> tuple[int, ...]:

@@ -46,7 +46,11 @@ class MemoryEstimate:
         return self.volume + self.engine + self.blending
 
     def in_words(self) -> str:
-        return f"about {self.total / _GB:.1f} GB ({self.engine / _GB:.1f} GB of them for the engine)"
+        return f"about {_in_words(self.total)} ({_in_words(self.engine)} of them for the engine)"
+
+
+def _in_words(size: int) -> str:
+    return f"{size / _GB:.1f} GB" if size >= _GB // 10 else f"{max(1, round(size / (1 << 20)))} MB"
 
 
 def estimate(package: ModelPackage, precision: str, volume: Volume, options: SegmentationOptions) -> MemoryEstimate:

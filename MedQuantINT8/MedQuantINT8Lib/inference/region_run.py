@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -33,6 +34,8 @@ _FROM_VOXELS = {
     "clip_percentile": (),
     "spread": (),
 }
+#: Of a model's structures, so many are listed where one is not known.
+_MOST_NAMES = 20
 
 
 def run_in_region(
@@ -100,8 +103,18 @@ def chosen_labels(labels: Sequence[Label], structures: Sequence[str] | None, nam
         return tuple(labels)
     known = {label.name for label in labels}
     if unknown := next((wanted for wanted in structures if wanted not in known), None):
-        raise InputError(f"{name} does not know {unknown!r}.", f"It finds: {', '.join(sorted(known))}.")
+        raise InputError(f"{name} does not know {unknown!r}.", _known_in_words(unknown, sorted(known)))
     return tuple(label for label in labels if label.name in set(structures))
+
+
+def _known_in_words(unknown: str, known: Sequence[str]) -> str:
+    """Say what was perhaps meant, and what there is: all of it, or where it is listed."""
+    plain = {text.casefold().replace("_", " "): text for text in known}
+    close = difflib.get_close_matches(unknown.casefold().replace("_", " "), plain, 3, 0.7)
+    meant = f"Perhaps {' or '.join(plain[text] for text in close)} is meant. " if close else ""
+    if len(known) <= _MOST_NAMES:
+        return f"{meant}It finds: {', '.join(known)}."
+    return f"{meant}It finds {len(known)}, such as {', '.join(known[:3])}; medquant models show NAME --classes lists those of an installed model."
 
 
 def keep_structures(result: SegmentationResult, labels: Sequence[Label]) -> None:
