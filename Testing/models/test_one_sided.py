@@ -111,3 +111,10 @@ def test_openvino_runs_them_in_int8_and_is_nearer_to_fp32(tmp_path):
     expected, got = run(fp32, patch()), engine.infer(patch()[None]).copy()
     engine.close()
     assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 0.8 * error(int8, fp32)
+
+
+@pytest.mark.parametrize(("factors", "least"), [((1.0, 4.0), -4.0), ((1.0, -1.0), None)])
+def test_a_scale_for_each_channel_moves_the_bound(factors, least):
+    scales = numpy_helper.from_array(np.array(factors, np.float32).reshape(1, 2, 1, 1, 1), "scales")
+    nodes = [helper.make_node("Elu", ["x"], ["a"]), helper.make_node("Mul", ["a", "scales"], ["y"])]
+    assert least_value(network(*nodes, constants=[scales]), "y") == least

@@ -444,35 +444,50 @@ def test_a_cure_leaves_a_margin_where_it_can(monkeypatch, in_halves, halves, sou
 
 
 class ByWeights(ByForm):
-    """The same where the cost of a layer whose weights are halves is another one."""
+    """The same where the cost of a layer whose weights are halves is another one; ``as_int8`` is the agreement with all layers in float and
+    weights stored as INT8."""
 
-    def __init__(self, agreement, refined_costs):
+    def __init__(self, agreement, refined_costs, as_int8):
         super().__init__(agreement)
-        self.refined_costs = refined_costs
+        self.refined_costs, self.as_int8 = refined_costs, as_int8
 
     def measure(self, candidate, patches=None):
         network = graph.Graph(candidate)
+        in_int8 = {layer.name for layer in weighted_layers(candidate) if layer.quantized}
+        if not in_int8 and qdq.layers_with_int8_weights(candidate):
+            return Measurement(self.as_int8, 1 - self.as_int8)
         refined, halves = set(layers_with_weight_halves(network)), set(halved_layers(network))
-        others = set(qdq.layers_with_int8_weights(candidate)) - refined
+        others = (set(qdq.layers_with_int8_weights(candidate)) & in_int8) - refined
         value = self.agreement(others - halves, others & halves) - sum(self.refined_costs[n] for n in refined)
         return Measurement(value, 1 - value)
 
 
 @pytest.mark.parametrize(
-    ("room", "helps", "halves", "returned"),
-    [(10.0, True, ["b", "c"], []), (10.0, False, ["b"], ["c"]), (0.0, True, ["b"], ["c"])],
-    ids=["weights are halves where they cost", "float where that helps nothing", "float where the file has no room"],
+    ("room", "as_int8", "helps", "halves", "returned"),
+    [
+        (10.0, 1.0, True, ["b", "c"], []),
+        (10.0, 1.0, False, ["b"], ["c"]),
+        (0.0, 1.0, True, ["b"], ["c"]),
+        (0.0, 0.98, True, ["b", "c"], []),
+    ],
+    ids=[
+        "weights are halves where they cost",
+        "float where that helps nothing",
+        "float where the file has no room",
+        "a file may grow where INT8 weights alone do not hold the budget",
+    ],
 )
-def test_weights_become_halves_before_a_layer_goes_back(monkeypatch, room, helps, halves, returned):
+def test_weights_become_halves_before_a_layer_goes_back(monkeypatch, room, as_int8, helps, halves, returned):
     plain = {"a": 0.001, "b": 0.03, "c": 0.02, "d": 0.001}
     in_halves = {"a": 0, "b": 0, "c": 0.02, "d": 0}
-    judge = ByWeights(lost(plain, in_halves), dict.fromkeys("abcd", 0.0) if helps else plain | {"b": 0.0})
+    refined_costs = dict.fromkeys("abcd", 0.0) if helps else plain | {"b": 0.0}
+    judge = ByWeights(lost(plain, in_halves), refined_costs, as_int8)
     monkeypatch.setattr(sensitivity, "Measurer", judge)
     monkeypatch.setattr(ladder, "SIZE_LIMIT", room)
     fp32 = convolutions(*random_weights((1, 4, 4, 4, 2), 3))
     made, result = guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task())
     assert result.kept and sorted(result.halves) == halves and list(result.returned) == returned
     weights = set(layers_with_weight_halves(graph.Graph(made)))
-    assert weights == ({"c"} if helps and room else set()) and qdq.check_int8(made) == []
+    assert weights == ({"c"} if "c" in halves else set()) and qdq.check_int8(made) == []
     assert all("weights are halves" in result.halves[name] for name in weights)
     assert all(layer.quantized for layer in weighted_layers(made)) == (not returned)

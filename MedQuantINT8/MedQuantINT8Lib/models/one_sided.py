@@ -75,6 +75,8 @@ def _of_node(graph: Graph, node: Any, known: dict[str, float | None]) -> float |
         return _BOUNDED[kind]
     if kind in ("Elu", "Celu"):
         return -abs(float(settings.get("alpha", 1.0)))
+    if kind == "Mul":
+        return _of_product(graph, node, known)
     if kind == "Concat":
         parts = [_least(graph, name, known) for name in node.input]
         return None if None in parts else min(part for part in parts if part is not None)
@@ -86,6 +88,15 @@ def _of_node(graph: Graph, node: Any, known: dict[str, float | None]) -> float |
         source = _least(graph, node.input[0], known)
         return source if source is None or kind in _MOVES else min(0.0, source)
     return None
+
+
+def _of_product(graph: Graph, node: Any, known: dict[str, float | None]) -> float | None:
+    """The bound of a tensor times a constant above 0, such as a scale for each channel."""
+    constants = [name for name in node.input if graph.is_constant(name)]
+    if len(constants) != 1 or (factors := graph.array(constants[0])) is None or not (factors > 0).all():
+        return None
+    source = _least(graph, next(name for name in node.input if name != constants[0]), known)
+    return None if source is None else source * float(factors.max() if source < 0 else factors.min())
 
 
 def with_one_sided_ranges(model: Any) -> Any:

@@ -4,7 +4,8 @@ After M. Nagel et al., "Data-Free Quantization Through Weight Equalization and B
 activations' ranges measured as in G. Xiao et al., "SmoothQuant" (arXiv 2211.10438). What makes a channel is divided by a
 factor, and the convolutions that read it multiply their weights by it. Between them may stand whatever lets a positive
 factor through: ReLU, leaky ReLU, PReLU, pooling, resizing, concatenation, addition. Behind a normalization its own
-scale and shift are divided. An ELU, a GELU or another curve lets no factor through; channels behind one stay as they are.
+scale and shift are divided. An ELU, a GELU or another curve lets no factor through; channels behind one stay as they are here, and are
+scaled by a multiplication of their own (:mod:`.channel_scales`).
 
 Factors are powers of two, so that nothing is rounded: FP32's output stays the same to the last bit, as long as no value
 leaves the range of floating point.

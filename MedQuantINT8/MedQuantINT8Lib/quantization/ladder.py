@@ -4,7 +4,8 @@ Where INT8 loses more than the budget allows, every layer is measured once alone
 as two halves (:mod:`..models.halves`). If that holds the budget, or comes nearer to it, the fewest layers that need halves are
 searched by bisection, the one that costs most alone first. What is left is the rounding of weights, which halves of the input do
 not mend: it is learned for inputs that are exact, as halves all but are. Where that does not hold the budget either, the weights of
-the fewest layers become two halves (:mod:`..models.weight_halves`), as far as the file stays small. What is left goes back to float,
+the fewest layers become two halves (:mod:`..models.weight_halves`), as far as the file stays small: it may grow only where INT8 weights
+by themselves, all else in float, do not hold the budget. What is left goes back to float,
 again the worst first.
 """
 
@@ -104,6 +105,7 @@ class Ladder:
         }
         self._networks = {"int8": base.int8, "nearest": base.nearest}
         self._plain_on_few: Measurement | None = None
+        self._rooms: dict[str, float] = {}
         self.points: list[Point] = []
 
     def climb(self, start: Measurement, *, to_float: bool = True) -> Point:
@@ -241,7 +243,7 @@ class Ladder:
         """The network whose weights are two halves in the fewest layers that hold the budget; in as many as the file has room for, if that
         comes nearer to it; else the one at the start."""
         fitting: tuple[str, ...] = ()
-        limit = SIZE_LIMIT * self._base.fp32.ByteSize()
+        limit = self._room(start.network)
         for name in order:
             if self.build(replace(start, refined=(*fitting, name))).ByteSize() <= limit:
                 fitting += (name,)
@@ -267,12 +269,8 @@ class Ladder:
 
     def _return_to_float(self, start: Point, order: Sequence[str]) -> None:
         """Put layers back to float one by one, in this order, until the budget holds."""
-        fp32, layers = self._base.fp32, set(self._layers)
-        # Weights stored as INT8, everything computed in float: if even that is too coarse, size has to give way.
-        as_int8 = self._measurer.measure(qdq.without_quantization(self._networks[start.network], layers), FEW)
-        room = SIZE_LIMIT * fp32.ByteSize() if self._excess(as_int8) <= 0 else math.inf
-        point = start
-        with self._task.stage("putting layers back to float", len(layers)):
+        room, point = self._room(start.network), start
+        with self._task.stage("putting layers back to float", len(self._layers)):
             for name in order:
                 halved = tuple(layer for layer in point.halved if layer != name)
                 refined = tuple(layer for layer in point.refined if layer != name)
@@ -285,6 +283,15 @@ class Ladder:
                 self._task.step()
                 if self._holds(point):
                     break
+
+    def _room(self, network: str) -> float:
+        """The most bytes that the network may have."""
+        if network not in self._rooms:
+            # Weights stored as INT8, everything computed in float: if even that is too coarse, size has to give way.
+            as_int8 = qdq.without_quantization(self._networks[network], set(self._layers))
+            holds = self._excess(self._measurer.measure(as_int8, FEW)) <= 0
+            self._rooms[network] = SIZE_LIMIT * self._base.fp32.ByteSize() if holds else math.inf
+        return self._rooms[network]
 
     def _weights_order(self, start: Point) -> list[str]:
         """The layers, the one first that costs most agreement as it is at the start: in halves only its weights cost."""

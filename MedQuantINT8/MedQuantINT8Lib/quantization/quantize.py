@@ -26,7 +26,7 @@ from ..models.package import CALIBRATION, FP32, INT8, ModelPackage
 from ..progress import Task
 from .accuracy_guard import Budget, GuardResult, Stopwatch, guard
 from .calibration import Calibration, CalibrationOptions, PatchSampler
-from .candidates import FEW_PATCHES, Candidates, Forms
+from .candidates import FEW_PATCHES, Candidates, Form, Forms
 from .concat_split import split_unlike
 from .effort import EFFORTS, Learning, check_effort, with_packed_weights
 from .fp32_network import Fp32Network
@@ -219,8 +219,11 @@ def _quantized(
     reasons = form.reasons | {name: f"the guard: {why}" for name, why in guarded.returned.items()}
     held_out = measure_held_out(Calibrated(network, int8, form.histograms, calibration), sampler, package.spec, task)
     # A tensor that a layer takes in halves has a range of its own.
+    own_names = _names_before_scaling(form, plain)
     wider = {
-        name: scale / form.scales[name] for name, scale in qdq.activation_scales(int8).items() if name in form.scales
+        own_names[name]: scale / form.scales[name]
+        for name, scale in qdq.activation_scales(int8).items()
+        if name in form.scales
     }
     int8 = qdq.compacted(int8)
     if problems := qdq.check_int8(int8):
@@ -232,11 +235,11 @@ def _quantized(
         # What a split convolution reads may be no tensor of the package's FP32, in which a run looks.
         {
             name: scale * wider.get(name, 1.0)
-            for name, scale in form.scales.items()
+            for name, scale in ((own_names[tensor], scale) for tensor, scale in form.scales.items())
             if name in tensors.producer or name in tensors.readers
         },
         # A run looks at the tensors of FP32, whose channels are not equalized.
-        {name: plain.histograms[name].maximum for name in form.scales},
+        {name: plain.histograms[name].maximum for name in own_names.values()},
         sampler.drawn,
         sampler.volume_hashes,
         sampler.warnings,
@@ -257,6 +260,12 @@ def _quantized(
         rounding=rounding,
     )
     return _write(package, int8, measured, report, reasons, target)
+
+
+def _names_before_scaling(form: Form, plain: Form) -> dict[str, str]:
+    """The form's quantized tensors, each with the name of that of the plain form that it is, or whose channels it has scaled."""
+    network = graph.Graph(form.fp32)
+    return {name: name if name in plain.histograms else str(network.producer[name].input[0]) for name in form.scales}
 
 
 def _compared_patches(patch: tuple[int, int, int]) -> int:

@@ -1,0 +1,138 @@
+"""Scales for each channel behind an ELU or a GELU: FP32 stays the same to the last bit, INT8 comes nearer, and engines run it in INT8."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from data_models import specs
+from MedQuantINT8Lib.engines.base import BuildOptions
+from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
+from MedQuantINT8Lib.models import onnx_graph as graph
+from MedQuantINT8Lib.models import qdq
+from MedQuantINT8Lib.quantization.channel_scales import channel_ranges, with_channel_scales
+from tiny import quantized, run
+
+SHAPE = (8, 8, 8)
+WIDTH = 8
+UNEVEN = np.logspace(-1.5, 1.5, WIDTH)
+
+
+def patches(count=2, channels=1, shape=SHAPE):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(channels, *shape)).astype(np.float32) for _ in range(count)]
+
+
+def network(sizes=UNEVEN, opset=20, curve="Elu", skip=False):
+    """Three convolutions with a curve between them; the channels of both tensors between have these sizes."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (WIDTH, 1, 3, 3, 3), "b": (WIDTH, WIDTH, 3, 3, 3), "c": (2, WIDTH, 1, 1, 1)}
+    weights = {name: rng.normal(size=shape) / np.sqrt(np.prod(shape[1:])) for name, shape in shapes.items()}
+    for maker, reader in ("ab", "bc"):
+        weights[maker] *= np.asarray(sizes).reshape(-1, 1, 1, 1, 1)
+        weights[reader] /= np.asarray(sizes).reshape(1, -1, 1, 1, 1)
+    nodes, source = [], "x"
+    for name in "abc":
+        side = shapes[name][2]
+        target = "y" if name == "c" else f"{name}_out"
+        nodes.append(helper.make_node("Conv", [source, f"{name}_w"], [target], name=name, pads=[side // 2] * 6))
+        if name != "c":
+            source = f"{name}_curve"
+            nodes.append(helper.make_node(curve, [target], [source], name=source))
+        if name == "b" and skip:
+            nodes.append(helper.make_node("Add", ["a_curve", "b_curve"], ["sum"], name="skip"))
+            source = "sum"
+    constants = [numpy_helper.from_array(w.astype(np.float32), f"{n}_w") for n, w in weights.items()]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, *SHAPE]) for n, c in (("x", 1), ("y", 2))]
+    made = helper.make_graph(nodes, "curves", ends[:1], ends[1:], constants)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def scaled(model):
+    return with_channel_scales(model, channel_ranges(model, patches(), SHAPE), SHAPE)
+
+
+def in_int8(model):
+    scales = {name: r.maximum.max() / 127 for name, r in channel_ranges(model, patches(), SHAPE).items()}
+    return quantized(model, {"x": float(max(np.abs(p).max() for p in patches())) / 127, **scales})
+
+
+def error(output, expected):
+    return float(np.linalg.norm(output - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("curve", ["Elu", "Gelu", "Softplus"])
+def test_fp32_is_the_same_to_the_last_bit_and_int8_is_nearer(curve):
+    model = network(curve=curve)
+    other = scaled(model)
+    onnx.checker.check_model(other, full_check=True)
+    exact = run(model, patches()[0])
+    assert np.array_equal(exact, run(other, patches()[0]))
+    assert error(run(in_int8(other), patches()[0]), exact) < 0.5 * error(run(in_int8(model), patches()[0]), exact)
+
+
+def test_factors_are_powers_of_two_that_even_channels_out():
+    model = network()
+    other = graph.Graph(scaled(model))
+    multiplications = [node for node in other.nodes if node.op_type == "Mul"]
+    assert [node.input[0] for node in multiplications] == ["a_curve", "b_curve"]
+    for node in multiplications:
+        factors = other.array(node.input[1]).reshape(-1)
+        assert np.array_equal(np.exp2(np.rint(np.log2(factors))), factors) and len(set(factors)) > 2
+    before, after = (channel_ranges(m, patches(), SHAPE) for m in (model, scaled(model)))
+    spread = [r.maximum.max() / r.maximum.min() for r in (before["b_curve"], after["b_curve_scaled"])]
+    assert spread[1] < 0.3 * spread[0]
+
+
+def test_even_channels_stay_as_they_are():
+    assert scaled(network(np.ones(WIDTH))) is None
+
+
+def test_what_others_read_keeps_its_values():
+    model = network(skip=True)
+    other = scaled(model)
+    assert next(list(node.input) for node in other.graph.node if node.name == "skip") == ["a_curve", "b_curve"]
+    assert [node.input[0] for node in other.graph.node if node.op_type == "Mul"] == ["a_curve", "sum"]
+    assert np.array_equal(run(model, patches()[0]), run(other, patches()[0]))
+
+
+def test_a_convolution_in_groups_stays_as_it_is():
+    model = network()
+    for node in model.graph.node:
+        if node.name == "b":
+            node.attribute.append(helper.make_attribute("group", WIDTH))
+            weight = next(i for i in model.graph.initializer if i.name == "b_w")
+            array = numpy_helper.to_array(weight)[:, :1].copy()
+            weight.CopyFrom(numpy_helper.from_array(array, "b_w"))
+    other = scaled(model)
+    assert [n.input[0] for n in other.graph.node if n.op_type == "Mul"] == ["b_curve"]
+
+
+def test_openvino_runs_all_convolutions_in_int8_and_right(tmp_path):
+    int8 = in_int8(scaled(network(opset=19)))
+    path = tmp_path / "network.onnx"
+    onnx.save(qdq.compacted(int8), str(path))
+    backend, options = OpenVINOBackend(), BuildOptions("int8", SHAPE)
+    backend.build(path, tmp_path, options)
+    engine = backend.load(tmp_path, options)
+    products = [layer for layer in engine.describe().layers if layer.macs]
+    assert len(products) == 3 and all(layer.int8 for layer in products)
+    assert error(engine.infer(patches()[0][None]), run(int8, patches()[0])) < 0.02
+    engine.close()
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", [n for n in specs() if "mesh" in n or "mindgrab" in n])
+def test_real_networks_compute_the_same_to_the_last_bit(name, data):
+    fp32 = graph.load_network(data / "networks" / f"{name}.onnx")
+    graph.name_nodes(fp32)
+    shape = (16, 16, 16)
+    given = patches(1, 1, shape)
+    other = with_channel_scales(fp32, channel_ranges(fp32, given, shape), shape)
+    assert other is not None
+    fixed = [graph.fixed_shape(model, shape) for model in (fp32, other)]
+    assert np.array_equal(*(run(model, given[0]) for model in fixed))
