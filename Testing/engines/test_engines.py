@@ -564,7 +564,6 @@ def test_a_mean_of_engines_gives_away_a_single_engines_network_alone():
 
     for engines, expected in (
         ([OnGpu()], ("the GPU", "the network", "the pipeline")),
-        ([OnGpu(), OnGpu()], ("the GPU", None, None)),
         ([OnProcessor()], (None, None, None)),
     ):
         mean = MeanEngine(engines)

@@ -21,6 +21,8 @@ from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.spatial_steps import Cut, Turn
 from MedQuantINT8Lib.imaging.volume import Grid, axis_map
 from MedQuantINT8Lib.inference import gpu_kernels, gpu_road_check, segmenter
+from MedQuantINT8Lib.inference.ensemble import MeanEngine
+from MedQuantINT8Lib.inference.gpu_mean import MeanNetwork
 from MedQuantINT8Lib.inference.gpu_preparation import deferred
 from MedQuantINT8Lib.inference.gpu_road import GpuRoad
 from MedQuantINT8Lib.inference.gpu_road_check import CheckEngine, ProcessVerdicts, check_patch_size, check_volume
@@ -44,15 +46,15 @@ def driver(monkeypatch):
 class Engine(CheckEngine):
     """The network of the check, with counted calls."""
 
-    def __init__(self, gpu, dtype, spec):
-        super().__init__(gpu, dtype, spec)
+    def __init__(self, gpu, dtype, spec, averages=False):
+        super().__init__(gpu, dtype, spec, averages)
         self.on_gpu, self.on_processor, self.fail_at = 0, 0, None
 
-    def enqueue(self, batch, source, target, stream):
+    def enqueue_share(self, share, batch, source, target, stream):
         self.on_gpu += 1
         if self.on_gpu == self.fail_at:
             raise EngineError("The network failed.")
-        super().enqueue(batch, source, target, stream)
+        super().enqueue_share(share, batch, source, target, stream)
 
     def infer(self, batch):
         self.on_processor += 1
@@ -209,6 +211,61 @@ def test_a_gpu_that_computes_otherwise_is_left_with_a_warning_that_names_the_dif
     share = re.search(r"([\d.e+]+) % got another label there than on the processor \(at most 0.1 % may\)", warning)
     assert share and float(share[1]) > 0.1 and warning in again.notes
     assert not any("on the GPU" in note for note in result.notes if note is not warning)
+
+
+MEANS = {
+    "MONAI's": {},
+    "regions by window": {},
+    "not resampled": {"geometry": replace(road_spec("MONAI's").geometry, spacing=None)},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", list(MEANS))
+def test_the_mean_of_several_networks_is_made_on_the_gpu(name, dtype, driver, verdicts):
+    spec = replace(road_spec("MONAI's" if name == "not resampled" else name), **MEANS[name])
+    labels = {}
+    with cuda.Gpu(0) as gpu:
+        for how in ("GPU", "processor", "one"):
+            engine = with_verdicts(Engine(gpu, dtype, spec, averages=how != "one"), verdicts)
+            if how == "processor":
+                engine.gpu_network = None
+            labels[how] = run(engine, check_volume(spec), spec)
+            assert bool(engine.on_gpu) == (how != "processor") and bool(engine.on_processor) == (how == "processor")
+            engine.close()
+        assert not [buffer for buffer in gpu._buffers.values() if len(buffer.shape) == 5]
+    here, there, one = (labels[how].labels for how in ("processor", "GPU", "one"))
+    assert (here != there).mean() < 2e-4 and len(np.unique(here)) >= 3
+    if name == "regions by window":
+        assert (one != there).mean() > 0.01
+    assert not any(note.startswith("warning") for note in labels["GPU"].notes), labels["GPU"].notes
+
+
+def test_a_mean_that_a_gpu_computes_otherwise_is_made_on_the_processor(driver, verdicts, monkeypatch):
+    right = gpu_kernels.mean_source()
+    assert right.count("sums[i] + sum") == 1
+    monkeypatch.setattr(
+        "MedQuantINT8Lib.inference.gpu_mean.mean_source", lambda: right.replace("sums[i] + sum", "sums[i]")
+    )
+    spec = road_spec("regions")
+    spec = replace(spec, geometry=replace(spec.geometry, spacing=None))
+    with cuda.Gpu(0) as gpu:
+        engine = with_verdicts(Engine(gpu, "float32", spec, averages=True), verdicts)
+        result = run(engine, check_volume(spec), spec)
+        assert engine.on_processor and not engine.on_gpu
+    assert any(note.startswith("warning") and "got another label" in note for note in result.notes)
+
+
+def test_networks_of_two_gpus_or_of_none_meet_on_the_processor(driver):
+    spec = road_spec("MONAI's")
+    with cuda.Gpu(0) as first, cuda.Gpu(0) as again, cuda.Gpu(1) as second:
+        one, other, far = (Engine(gpu, "float16", spec) for gpu in (first, again, second))
+        wide, here = Engine(first, "float32", spec), Engine(first, "float16", spec)
+        here.gpu_network = None
+        assert isinstance(MeanEngine([one, other]).gpu_network, MeanNetwork)
+        assert MeanEngine([one]).gpu_network is one
+        for members in ([one, far], [one, wide], [one, here], [here, one]):
+            assert MeanEngine(members).gpu_network is None
 
 
 def test_the_verdict_is_kept_with_the_engine_s_files(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..files import split_paths
 from ..models.averaging import averaging_problem
 from ..models.package import ModelPackage
+from .gpu_mean import MeanNetwork
 
 if TYPE_CHECKING:
     from ..engines.cuda.device import Gpu
@@ -92,6 +93,7 @@ class MeanEngine:
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._engines = tuple(engines)
+        self._mean = MeanNetwork.of(self._engines) if len(self._engines) > 1 else None
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         first, *others = self._engines
@@ -106,8 +108,8 @@ class MeanEngine:
 
     @property
     def gpu_network(self) -> GpuNetwork | None:
-        """A single engine's network on a GPU, for the sliding window there; None for several, whose scores meet here."""
-        return gpu_network_of(self._engines[0]) if len(self._engines) == 1 else None
+        """The network on a GPU, for the sliding window there: a single engine's, or the mean of several that lie on one GPU; else None."""
+        return gpu_network_of(self._engines[0]) if len(self._engines) == 1 else self._mean
 
     @property
     def gpu(self) -> Gpu | None:
@@ -115,7 +117,7 @@ class MeanEngine:
 
     @property
     def pipeline(self) -> BatchPipeline | None:
-        """Return what ``gpu_network`` returns, but for the sliding window on the processor."""
+        """A single engine's pipeline, for the sliding window on the processor; None for several, whose scores meet there."""
         return pipeline_of(self._engines[0]) if len(self._engines) == 1 else None
 
     def describe(self) -> EngineDescription:

@@ -28,6 +28,7 @@ PREPARATION_NAMES = (
     "change_values",
 )
 #: One function for each kind of network.
+MEAN_NAMES = ("add_scores_f32", "add_scores_f16")
 CHECK_NAMES = ("score_f32", "score_f16")
 _HERE = Path(__file__).parent
 
@@ -45,6 +46,11 @@ def resampling_source() -> str:
 def preparation_source() -> str:
     """Return the CUDA C text of the kernels that bring a scan to network space."""
     return cuda_text(_HERE / "scan_preparation.cu")
+
+
+def mean_source() -> str:
+    """Return the CUDA C text of the mean of several networks' scores."""
+    return cuda_text(_HERE / "mean_scores.cu")
 
 
 def check_source() -> str:

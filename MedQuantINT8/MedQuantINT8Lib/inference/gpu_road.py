@@ -13,6 +13,7 @@ from ..imaging.preprocessing import NetworkInput
 from ..imaging.regions import logit_cut, probability_cut
 from ..models.spec import Window
 from ..progress import Task
+from .gpu_mean import MeanNetwork
 from .gpu_preparation import DeferredInput
 from .mirroring import flips_along
 from .score_reduction import ScoreReduction
@@ -25,6 +26,7 @@ class GpuRoad:
 
     Attributes:
         prepares: whether the scan goes up as it lies in memory and is brought to network space there.
+        averages: whether the scores of several networks meet there.
         resamples: whether labels are made on the scan's grid, of scores that are resampled there.
     """
 
@@ -40,9 +42,10 @@ class GpuRoad:
         self._engine, self._network_input, self._plan, self._window = engine, network_input, plan, window
         self._reduction, self._flips = reduction, flips_along(mirror_axes)
         self.prepares = gpu_network_of(engine) is not None and isinstance(network_input, DeferredInput)
-        regions = reduction.regions
+        regions, self._network = reduction.regions, gpu_network_of(engine)
+        self.averages = isinstance(self._network, MeanNetwork)
         self.resamples = (
-            gpu_network_of(engine) is not None
+            self._network is not None
             and reduction.path.scores_wanted
             and not (regions is not None and regions.nested)
             and network_input.back_axes() is not None
@@ -53,7 +56,7 @@ class GpuRoad:
         kernels there can make: on the scan's grid, or, in network space, the class of the largest score, or sigmoid regions of one
         threshold painted in the channels' order."""
         output, regions = self._reduction.spec.output, self._reduction.regions
-        if gpu_network_of(self._engine) is None or skip_air or margins:
+        if self._network is None or skip_air or margins:
             return False
         padded = any(n < p for n, p in zip(self._plan.volume_shape, self._plan.patch, strict=True))
         if padded and self._window.padding != "constant":
@@ -74,10 +77,11 @@ class GpuRoad:
         """
         from .gpu_sliding_window import GpuSlidingWindow
 
+        assert self._network is not None
         try:
             runner = GpuSlidingWindow(
                 self._engine.gpu,
-                self._engine.gpu_network,
+                self._network,
                 self._network_input.shape[0],
                 self._reduction.spec.output_channels,
                 self._plan,
@@ -98,6 +102,8 @@ class GpuRoad:
             labels = runner.run(data, None if self.resamples else self._network_labels(), task=task)
         finally:
             runner.close()
+            if isinstance(self._network, MeanNetwork):
+                self._network.release()
             if buffer is not None:
                 buffer.free()
         if self.resamples:

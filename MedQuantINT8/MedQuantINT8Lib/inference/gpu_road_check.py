@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from ..imaging.network_grid import along_ijk
 from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
 from .gpu_kernels import CHECK_NAMES, check_source, road_version
+from .gpu_mean import MeanNetwork
 
 #: The share of voxels that may get another label: where two scores are equal up to rounding.
 MOST_DIFFERENT = 1e-3
@@ -69,6 +70,14 @@ class Verdicts(Protocol):
     def keep(self, key: str, verdict: Verdict) -> None: ...
 
 
+@runtime_checkable
+class KnowsVerdicts(Protocol):
+    """An engine that knows where verdicts of its GPU are kept; None keeps them until the process ends."""
+
+    @property
+    def road_verdicts(self) -> Verdicts | None: ...
+
+
 class EngineVerdicts:
     """Verdicts kept in the record of an engine's files, which are those of one network on one kind of GPU."""
 
@@ -110,13 +119,15 @@ def doubt_of(engine: Any, spec: ModelSpec, segment: Segments) -> str:
     """
     gpu, network = gpu_of(engine), gpu_network_of(engine)
     assert gpu is not None and network is not None
-    verdicts: Verdicts = getattr(engine, "road_verdicts", None) or _OF_THIS_PROCESS
-    parts = [road_version(), gpu.info.title, network.dtype, spec.to_json()]
+    kept = engine.road_verdicts if isinstance(engine, KnowsVerdicts) else None
+    verdicts: Verdicts = _OF_THIS_PROCESS if kept is None else kept
+    averages = isinstance(network, MeanNetwork)
+    parts = [road_version(), gpu.info.title, network.dtype, averages, spec.to_json()]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
     verdict = verdicts.read(key)
     if verdict is None:
         try:
-            verdict = _compared(gpu, network.dtype, spec, segment)
+            verdict = _compared(gpu, network.dtype, spec, segment, averages)
         except GpuMemoryError as error:
             return str(error)
         except (GpuError, InputError) as error:
@@ -125,12 +136,12 @@ def doubt_of(engine: Any, spec: ModelSpec, segment: Segments) -> str:
     return verdict.doubt
 
 
-def _compared(gpu: Gpu, dtype: str, spec: ModelSpec, segment: Segments) -> Verdict:
+def _compared(gpu: Gpu, dtype: str, spec: ModelSpec, segment: Segments, averages: bool) -> Verdict:
     volume = check_volume(spec)
     spec = replace(
         spec, cleaning=(), window=replace(spec.window, multiples=(1, 1, 1), whole_volume=False, air_threshold=None)
     )
-    engine = CheckEngine(gpu, dtype, spec)
+    engine = CheckEngine(gpu, dtype, spec, averages)
     try:
         there, here = segment(volume, spec, engine, True), segment(volume, spec, engine, False)
     finally:
@@ -176,11 +187,16 @@ def check_patch_size(shape: tuple[int, ...], spec: ModelSpec) -> tuple[int, int,
 
 
 class CheckEngine:
-    """The network of road_check.cu as an engine, on the GPU and computed here."""
+    """The network of road_check.cu as an engine, on the GPU and computed here.
 
-    def __init__(self, gpu: Gpu, dtype: str, spec: ModelSpec) -> None:
+    Args:
+        averages: it is the mean of two such networks.
+    """
+
+    def __init__(self, gpu: Gpu, dtype: str, spec: ModelSpec, averages: bool = False) -> None:
         self.gpu, self.dtype, self._spec = gpu, dtype, spec
-        self.gpu_network = self
+        self._parts = [_CheckNetwork(self, share) for share in ((1.0, 0.25) if averages else (1.0,))]
+        self.gpu_network: Any = MeanNetwork(gpu, self._parts) if averages else self
         gpu.enter()
         self._kernel = gpu.kernels(check_source(), CHECK_NAMES)["score_f16" if dtype == "float16" else "score_f32"]
         self._centers: NDArray[np.float32] | None = None
@@ -210,6 +226,12 @@ class CheckEngine:
         stream.free()
 
     def enqueue(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
+        self.enqueue_share(1.0, batch, source, target, stream)
+
+    def enqueue_share(
+        self, share: float, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream
+    ) -> None:
+        """As :meth:`enqueue`, with a slope that is less steep."""
         assert self._table is not None
         channels, voxels = source.shape[1], int(np.prod(source.shape[2:]))
         self._kernel(
@@ -220,7 +242,7 @@ class CheckEngine:
             target,
             self._table,
             ctypes.c_float(float(self._height)),
-            ctypes.c_float(float(self._slope)),
+            ctypes.c_float(float(self._slope * np.float32(share))),
             ctypes.c_int(channels),
             ctypes.c_int(target.shape[1]),
             ctypes.c_longlong(voxels),
@@ -228,12 +250,20 @@ class CheckEngine:
         )
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        first, *others = (self._scores(batch, part.share) for part in self._parts)
+        for scores in others:
+            first += scores
+        first /= len(self._parts)
+        return first
+
+    def _scores(self, batch: NDArray[np.float32], share: float) -> NDArray[np.float32]:
         assert self._centers is not None
         rounded = batch.astype(self.dtype).astype(np.float32)
         total = np.zeros((len(batch), *batch.shape[2:]), np.float32)
         for channel in range(batch.shape[1]):
             total += rounded[:, channel]
-        scores = [self._height - self._slope * np.square(total - center) for center in self._centers]
+        slope = self._slope * np.float32(share)
+        scores = [self._height - slope * np.square(total - center) for center in self._centers]
         return np.stack(scores, axis=1).astype(self.dtype).astype(np.float32)
 
     def describe(self) -> Any:
@@ -243,3 +273,13 @@ class CheckEngine:
         if self._table is not None:
             self._table.free()
             self._table = None
+
+
+class _CheckNetwork:
+    """One of the networks of a :class:`CheckEngine`, with a share of its slope."""
+
+    def __init__(self, engine: CheckEngine, share: float) -> None:
+        self._engine, self.share, self.dtype = engine, share, engine.dtype
+
+    def enqueue(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
+        self._engine.enqueue_share(self.share, batch, source, target, stream)

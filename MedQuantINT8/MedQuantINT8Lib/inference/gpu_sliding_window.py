@@ -23,6 +23,7 @@ from ..models.spec import Window
 from ..progress import Task
 from .gpu_kernels import NAMES, RESAMPLING_NAMES, resampling_source, source
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
+from .gpu_mean import MeanNetwork
 from .mirroring import Flip
 from .windows import WindowPlan, importance_map
 
@@ -111,7 +112,9 @@ class GpuSlidingWindow:
                 depth = patch[self._slow] + (self._grid_labels is not None)
                 self._ring = self._hold((self._classes, depth, nu, nv), np.float32)
                 self._patches = self._hold((batch, self._channels, *patch), self._network.dtype)
-                self._scores = self._hold((batch, self._classes, *patch), self._network.dtype)
+                network = self._network
+                scores_dtype = network.scores_dtype if isinstance(network, MeanNetwork) else network.dtype
+                self._scores = self._hold((batch, self._classes, *patch), scores_dtype)
                 if self._grid_labels is not None:
                     kernels = self._gpu.kernels(resampling_source(), RESAMPLING_NAMES)
                     self._resampling = GpuLabelResampling(
@@ -268,7 +271,7 @@ class GpuSlidingWindow:
     def _blend(self, batch: Any, total: DeviceBuffer | None, sigmoid: bool) -> None:
         plan = self._plan
         voxels = int(np.prod(plan.patch))
-        kernel = self._kernels[f"blend_{_TARGETS[self._network.dtype]}"]
+        kernel = self._kernels[f"blend_{_TARGETS[str(self._scores.dtype)]}"]
         for n, (start, flip) in enumerate(batch):
             kernel(
                 (-(-voxels // _THREADS), 1, 1),

@@ -358,7 +358,7 @@ class _LazyPatches(Sequence[Any]):
 class _Timed:
     """An engine that notes how long each call takes, and knows where is kept how far its GPU is trusted."""
 
-    def __init__(self, engine: Any, calls: list[float], road_verdicts: EngineVerdicts) -> None:
+    def __init__(self, engine: Any, calls: list[float], road_verdicts: EngineVerdicts | None = None) -> None:
         self._engine, self._calls, self.road_verdicts = engine, calls, road_verdicts
 
     def infer(self, batch: Any) -> Any:

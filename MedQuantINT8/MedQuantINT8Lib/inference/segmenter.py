@@ -21,6 +21,7 @@ from ..models.output_spec import Resampled
 from ..models.spec import ModelSpec, Window
 from ..progress import Task
 from ..system import available_memory
+from .gpu_mean import MeanNetwork
 from .gpu_preparation import DeferredInput, deferred
 from .gpu_road import GpuRoad
 from .gpu_road_check import CheckEngine, check_patch_size, doubt_of
@@ -230,11 +231,11 @@ def _segment(
     road = GpuRoad(engine, network_input, plan, window, reduction, axes)
     wants_scores = options.margins or options.probabilities
     if on_gpu is not False and road.fits(skip_air=options.skip_air, margins=wants_scores):
-        checked = on_gpu is None and (road.resamples or road.prepares)
+        checked = on_gpu is None and (road.resamples or road.prepares or road.averages)
         if doubt := doubt_of(engine, spec, _segment_to_check) if checked else "":
-            notes.append(f"warning: nothing was resampled or normalized on the GPU: {doubt}")
+            notes.append(f"warning: nothing was resampled, normalized or averaged on the GPU: {doubt}")
             road.prepares = False
-        if not doubt or not road.resamples:
+        if not doubt or not (road.resamples or road.averages):
             result = road.run(batch, notes, task)
             if result is None and on_gpu:
                 raise GpuMemoryError("The GPU has not enough free memory to segment its test volume.")
@@ -301,7 +302,8 @@ def _segment_to_check(volume: Volume, spec: ModelSpec, engine: CheckEngine, on_g
     engine.look_at(network_input.data)
     if on_gpu:
         network_input = deferred(volume, spec, preprocess)
-        if network_input.back_axes() is None and not isinstance(network_input, DeferredInput):
+        mean = isinstance(engine.gpu_network, MeanNetwork)
+        if network_input.back_axes() is None and not mean and not isinstance(network_input, DeferredInput):
             raise InputError("the test volume would not be resampled by this model")
     patch = check_patch_size(network_input.shape[1:], spec)
     spec = replace(spec, window=replace(spec.window, patch_size=patch))

@@ -26,9 +26,9 @@ def gpu():
         yield opened
 
 
-def segmented(gpu, dtype, spec, volume, *, there, patch=None, mirroring=None):
+def segmented(gpu, dtype, spec, volume, *, there, patch=None, mirroring=None, averages=False):
     """The labels of a volume by the network of the check: on the GPU, or with its scores on the processor."""
-    engine = CheckEngine(gpu, dtype, spec)
+    engine = CheckEngine(gpu, dtype, spec, averages)
     engine.road_verdicts = ProcessVerdicts()
     network_input = preprocess(volume, spec)
     engine.look_at(network_input.data)
@@ -96,6 +96,17 @@ def test_mirrored_windows_are_averaged_before_they_are_resampled(gpu, name):
     spec = replace(spec, mirroring=replace(spec.mirroring, axes=(0, 2)))
     there, here = (
         segmented(gpu, "float16", spec, check_volume(spec), there=on_gpu, mirroring=True) for on_gpu in (True, False)
+    )
+    assert (there != here).mean() < 2e-4
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["MONAI's", "regions by window"])
+def test_the_mean_of_several_networks(gpu, name, dtype):
+    spec = road_spec(name)
+    there, here = (
+        segmented(gpu, dtype, spec, check_volume(spec), there=on_gpu, averages=True) for on_gpu in (True, False)
     )
     assert (there != here).mean() < 2e-4
 
