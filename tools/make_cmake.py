@@ -11,13 +11,13 @@ MODULE = Path(__file__).resolve().parent.parent / "MedQuantINT8"
 
 
 def scripts() -> list[str]:
-    found = [p.relative_to(MODULE).as_posix() for p in MODULE.rglob("*.py")]
-    return ["MedQuantINT8.py", *sorted(name for name in found if name != "MedQuantINT8.py"), "MedQuantINT8Lib/py.typed"]
+    paths = [p.relative_to(MODULE).as_posix() for p in MODULE.rglob("*.py")]
+    return ["MedQuantINT8.py", *sorted(name for name in paths if name != "MedQuantINT8.py"), "MedQuantINT8Lib/py.typed"]
 
 
 def resources() -> list[str]:
-    kept = (".json", ".onnx", ".zip", ".txt", ".ui", ".png")
-    paths = [path for path in (MODULE / "Resources").rglob("*") if path.suffix in kept]
+    suffixes = (".json", ".onnx", ".zip", ".txt", ".ui", ".png")
+    paths = [path for path in (MODULE / "Resources").rglob("*") if path.suffix in suffixes]
     # CUDA C that the engines compile at run time, and the reports' templates: texts to Python, which are copied and not byte-compiled.
     paths += [path for path in (MODULE / "MedQuantINT8Lib").rglob("*") if path.suffix in (".cu", ".cuh", ".html")]
     return sorted(path.relative_to(MODULE).as_posix() for path in paths)

@@ -113,7 +113,7 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.rate, weight_decay=1e-4)
     while len(patients) < args.batch:
         time.sleep(0.1)
-    began, step, told = time.time(), 0, 0.0
+    began, step, reported = time.time(), 0, 0.0
     print(f"first patients are there; {device}", flush=True)
     while (share := (time.time() - began) / (60 * args.minutes)) < 1:
         for group in optimizer.param_groups:
@@ -132,17 +132,19 @@ def train(args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         step += 1
-        if time.time() - told > 20:
-            told = time.time()
-            print(f"step {step}, {told - began:.0f} s, {len(patients)} patients, loss {loss.item():.4f}", flush=True)
+        if time.time() - reported > 20:
+            reported = time.time()
+            print(
+                f"step {step}, {reported - began:.0f} s, {len(patients)} patients, loss {loss.item():.4f}", flush=True
+            )
     stop.set()
     network.eval()
-    found = {
+    results = {
         "steps": step, "patients": len(patients), "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "minutes": round((time.time() - began) / 60, 1), **_evaluate(network, validation.get(), names, device, torch),
     }  # fmt: skip
-    print(json.dumps(found, indent=1))
-    torch.save({"state": {k: v.cpu() for k, v in network.state_dict().items()}, "found": found}, args.output)
+    print(json.dumps(results, indent=1))
+    torch.save({"state": {k: v.cpu() for k, v in network.state_dict().items()}, "found": results}, args.output)
     pool.terminate()
 
 
@@ -186,12 +188,12 @@ def _evaluate(network: Any, patients: list[Any], names: list[str], device: str, 
     for image, label, _ in patients:
         pads = [n for size in reversed(image.shape) for n in (0, -size % 16)]
         x = torch.nn.functional.pad(torch.from_numpy(image).to(device).float(), pads)[None, None]
-        found = {}
+        labels = {}
         for network.rounded in (False, True):
             with torch.no_grad():
-                found[network.rounded] = network(x).argmax(1)[0][tuple(slice(0, n) for n in image.shape)].cpu().numpy()
-        rows["truth"].append(_dice(found[False], label, len(names)))
-        rows["rounded"].append(_dice(found[True], found[False], len(names)))
+                labels[network.rounded] = network(x).argmax(1)[0][tuple(slice(0, n) for n in image.shape)].cpu().numpy()
+        rows["truth"].append(_dice(labels[False], label, len(names)))
+        rows["rounded"].append(_dice(labels[True], labels[False], len(names)))
     network.rounded = False
     return {
         key: {

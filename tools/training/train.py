@@ -127,12 +127,14 @@ def _evaluate(network, images, labels, cases, classes, torch) -> list[float]:
     with torch.no_grad():
         for n in cases:
             crop = tuple(slice(0, s // 4 * 4) for s in images[n].shape)
-            found = network(images[n][crop][None, None]).argmax(1)[0]
+            predicted = network(images[n][crop][None, None]).argmax(1)[0]
             truth = labels[n][crop]
             rows.append(
                 [
                     float(
-                        2 * ((found == c) & (truth == c)).sum() / max(1, int((found == c).sum() + (truth == c).sum()))
+                        2
+                        * ((predicted == c) & (truth == c)).sum()
+                        / max(1, int((predicted == c).sum() + (truth == c).sum()))
                     )
                     for c in range(1, classes)
                 ]
@@ -178,10 +180,10 @@ def write_onnx(network, path, patch) -> None:
     onnx.save(model, path)
     with torch.no_grad():
         expected = network(example).numpy()
-    found = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+    predicted = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
         None, {"image": example.numpy()}
     )[0]
-    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    error = float(np.linalg.norm(predicted - expected) / np.linalg.norm(expected))
     print(f"{path}: {Path(path).stat().st_size / 1e3:.0f} kB, relative difference from PyTorch {error:.2g}")
     if error > 1e-3:
         raise SystemExit("the exported network differs from PyTorch")

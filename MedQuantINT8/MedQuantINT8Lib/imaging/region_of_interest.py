@@ -52,13 +52,13 @@ def region_box(grid: Grid, region: Region, name: str = "The scan") -> Box:
     Raises:
         InputError: no voxel's center lies in the region; says where the scan lies.
     """
-    found = outer_box(grid, region, name)
-    inside = inside_region(grid, region, found)
+    outer = outer_box(grid, region, name)
+    inside = inside_region(grid, region, outer)
     if not inside.any():
         raise _outside(grid, region, name)
     # On an oblique grid the region's corners reach further than its voxels.
     slices = bounding_box(inside)
-    i, j, k = ((start + part.start, start + part.stop) for (start, _), part in zip(found, slices[::-1], strict=True))
+    i, j, k = ((start + part.start, start + part.stop) for (start, _), part in zip(outer, slices[::-1], strict=True))
     return i, j, k
 
 

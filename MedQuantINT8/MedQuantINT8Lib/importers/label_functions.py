@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .expression_evaluator import dotted_name
+from .lambdas import only_argument, parsed_function
 
 #: More regions have too many combinations to be tried.
 MOST_REGIONS = 12
@@ -60,24 +61,14 @@ class LabelFunction:
     def __init__(self, text: str) -> None:
         if len(text) > _LONGEST:
             raise NotUnderstood(text[:60])
-        try:
-            tree = ast.parse(text.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise NotUnderstood(text) from error
-        if sum(1 for _ in ast.walk(tree)) > _MOST_NODES:
+        tree = parsed_function(text.strip())
+        if tree is None or sum(1 for _ in ast.walk(tree)) > _MOST_NODES:
             raise NotUnderstood(text)
         self.text = text
         if isinstance(tree, ast.Lambda):
-            arguments = tree.args
-            if (
-                len(arguments.args) != 1
-                or arguments.vararg
-                or arguments.kwonlyargs
-                or arguments.kwarg
-                or arguments.defaults
-            ):
+            if (argument := only_argument(tree)) is None:
                 raise NotUnderstood(text)
-            self._name, self._body = arguments.args[0].arg, tree.body
+            self._name, self._body = argument, tree.body
         elif dotted_name(tree) in ("torch.sigmoid", "torch.nn.functional.sigmoid", "torch.special.expit"):
             self._name, self._body = "x", ast.parse("torch.sigmoid(x)", mode="eval").body
         else:

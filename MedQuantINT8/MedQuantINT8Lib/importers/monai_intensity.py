@@ -10,6 +10,7 @@ from typing import Any
 
 from ..models.spec import Normalization
 from .expression_evaluator import Unresolved
+from .lambdas import only_argument, parsed_function
 from .monai_arguments import Arguments
 
 #: Types of whole numbers that hold every gray value of a scan: only the fraction is lost.
@@ -182,23 +183,10 @@ def is_plain_function(text: str) -> bool:
 
 
 def _parse_function(text: str) -> list[Normalization] | None:
-    try:
-        tree = ast.parse(text, mode="eval").body if len(text) <= _LONGEST else None
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = parsed_function(text) if len(text) <= _LONGEST else None
+    if not isinstance(tree, ast.Lambda) or (argument := only_argument(tree)) is None:
         return None
-    if not isinstance(tree, ast.Lambda):
-        return None
-    arguments = tree.args
-    if (
-        len(arguments.args) != 1
-        or arguments.defaults
-        or arguments.vararg
-        or arguments.kwonlyargs
-        or arguments.kwarg
-        or arguments.posonlyargs
-    ):
-        return None
-    return _plain_function(tree.body, arguments.args[0].arg)
+    return _plain_function(tree.body, argument)
 
 
 def _plain_function(body: ast.AST, name: str) -> list[Normalization] | None:

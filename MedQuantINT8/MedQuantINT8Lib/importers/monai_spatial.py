@@ -11,6 +11,7 @@ from typing import Any
 
 from ..models.spec import NATIVE, Crop, Fit, Geometry
 from .expression_evaluator import Unresolved
+from .lambdas import only_argument, parsed_function
 from .monai_arguments import Arguments
 
 _SPLINES = {
@@ -219,24 +220,11 @@ def is_plain_comparison(text: str) -> bool:
 
 def _comparison(text: str) -> tuple[str, float] | None:
     """Return the comparison and number of a function's text: ">" and -900 for ``lambda x: x > -900``; None for another text."""
-    try:
-        tree = ast.parse(text[:500], mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+    tree = parsed_function(text[:500])
     if not (isinstance(tree, ast.Lambda) and isinstance(tree.body, ast.Compare)):
         return None
-    arguments = tree.args
-    if (
-        len(arguments.args) != 1
-        or arguments.defaults
-        or arguments.vararg
-        or arguments.kwonlyargs
-        or arguments.kwarg
-        or arguments.posonlyargs
-    ):
-        return None
-    body = tree.body
-    if not (isinstance(body.left, ast.Name) and body.left.id == tree.args.args[0].arg and len(body.ops) == 1):
+    body, argument = tree.body, only_argument(tree)
+    if not (isinstance(body.left, ast.Name) and body.left.id == argument and len(body.ops) == 1):
         return None
     comparison = _COMPARISONS.get(type(body.ops[0]))
     try:

@@ -153,11 +153,11 @@ def _choose_mean(results: list[Path], names: list[str]) -> ImportedPart:
 def _find_mean_postprocessing(stages: Sequence[Stage]) -> Path | None:
     """Find what nnUNetv2_find_best_configuration noted for an ensemble of trainings; for several sets of folds that of the most."""
     wanted = {stage.folder.name for stage in stages}
-    found = list[Path]()
+    files = list[Path]()
     for folder in sorted((stages[0].folder.parent / "ensembles").glob("ensemble___*")):
         if set(folder.name.split("___")[1:-1]) == wanted:
-            found += [folder / name for name in POSTPROCESSING_FILES if (folder / name).is_file()][:1]
-    return max(found, key=lambda file: len(file.parent.name)) if found else None
+            files += [folder / name for name in POSTPROCESSING_FILES if (folder / name).is_file()][:1]
+    return max(files, key=lambda file: len(file.parent.name)) if files else None
 
 
 def _find_previous(cascade: Path, name: str) -> Stage | None:

@@ -226,8 +226,8 @@ def _find_problem(spec: TaskSpec) -> str | None:
         if step.within is not None and step.within not in earlier:
             return f"'within' of {step.name} is {shown(step.within)}, which is no earlier step of 'find'"
         earlier.add(step.name)
-        given = {item.name for item in step.labels}
-        if step.labels and (stranger := next((name for name in step.structures if name not in given), None)):
+        names = {item.name for item in step.labels}
+        if step.labels and (stranger := next((name for name in step.structures if name not in names), None)):
             return f"the step {step.name} looks for {shown(stranger)}, which is not among its 'labels'"
     for part in spec.parts:
         if part.within is not None and part.within not in earlier:
