@@ -19,6 +19,7 @@ from MedQuantINT8Lib.models.package import ModelPackage
 from MedQuantINT8Lib.quantization import candidates
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget
 from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
+from MedQuantINT8Lib.quantization.input_halves import INPUT_MARGIN
 from MedQuantINT8Lib.quantization.ladder import HALVES_MARGIN
 from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, policy_reasons, quantize_package
 from scans import PHANTOM_SIZE, PHANTOM_SPACING
@@ -183,8 +184,8 @@ def test_the_guard_equalizes_channels_or_puts_the_worst_layer_back(fp32_package,
     rows = cured.calibration()["tensors"]
     assert limits_of(cured) == {name: row["limit"] for name, row in rows.items()}
     ratios = [row["limit"] / row["seen_maximum"] for row in rows.values()]
-    wider = HALVES_MARGIN if report.guard.halves else 1.0
-    assert all(min(abs(ratio - 1), abs(ratio - wider)) < 0.02 * wider for ratio in ratios), "FP32's units"
+    margins = (1.0, HALVES_MARGIN, INPUT_MARGIN) if report.guard.halves else (1.0,)
+    assert all(min(abs(ratio / margin - 1) for margin in margins) < 0.02 for ratio in ratios), "FP32's units"
     monkeypatch.setattr(candidates, "equalized", lambda *_: None)
     monkeypatch.setattr(candidates, "with_channel_scales", lambda *_: None)
     guarded, report = quantize_package(

@@ -22,6 +22,7 @@ from ..errors import Cancelled
 from ..models.spec import ModelSpec
 from ..progress import Task
 from .fp32_network import Fp32Network
+from .input_halves import wanted_error, with_input_halves
 from .ladder import Base, Ladder, Point
 from .measurer import Measurement, Measurer, Patch
 
@@ -221,13 +222,12 @@ def guard(
     search.ask(alternatives, thorough=thorough)
     if not search.settled and learned and (thorough or not search.cure_by_few_halves()):
         search.ask(learned, thorough=thorough)
-    if search.settled or not budget.fallback:
+    if not budget.fallback:
         return search.start, result
-    point = search.climb()
-    if point is None:
-        return search.start, result
-    model = search.take(point)
-    if stopwatch is not None and (point.halved or point.refined or point.returned):
+    point = None if search.settled else search.climb()
+    model = search.start if point is None else search.take(point)
+    model = search.with_input_halves(model, spec, patches[0].shape[1:])
+    if stopwatch is not None and (result.halves or result.returned):
         _time(result, [search.start, model], stopwatch, task)
     return model, result
 
@@ -332,6 +332,21 @@ class _Search:
         if point.network == "learned":
             self.result.source = self._exact[0].source
         return self.ladder.build(point)
+
+    def with_input_halves(self, model: Any, spec: ModelSpec, shape: tuple[int, ...]) -> Any:
+        """The network with its input in two halves where that costs little and does no harm on the patches; else as it is."""
+        other, layers = with_input_halves(model, self._candidate.ranges, shape)
+        if not layers:
+            return model
+        before = self.result.after
+        after = self._measurer.measure(other)
+        worse = self._budget.excess(after) > self._budget.excess(before)
+        if worse or after.relative_error > wanted_error(spec, before.relative_error):
+            return model
+        why = f"the input, for scans that go beyond calibration: relative error {before.relative_error:.3g} without, {after.relative_error:.3g} with it"
+        self.result.after = after
+        self.result.halves = dict.fromkeys(layers, why) | self.result.halves
+        return other
 
 
 def _note(result: GuardResult, ladder: Ladder, best: Point) -> None:

@@ -19,8 +19,10 @@ from typing import Any, Protocol
 
 from ..models import qdq
 from ..models.halves import quantized_inputs, with_halves
+from ..models.onnx_graph import network_shape
 from ..models.weight_halves import with_weight_halves
 from ..progress import Task
+from .input_halves import INPUT_MARGIN
 from .measurer import Measurement
 
 #: Size of the INT8 network over FP32's, up to which weights are two halves, and layers in float take their float weights with them.
@@ -99,8 +101,11 @@ class Ladder:
         self._margin, self._target = margin, margin
         self._layers = qdq.layers_with_int8_weights(base.int8)
         scales = qdq.activation_scales(base.int8)
+        margins = {network_shape(base.int8).input_name: INPUT_MARGIN}
         self._scales = {
-            layer: HALVES_MARGIN * base.ranges[tensor] / 127 if base.ranges.get(tensor) else scales[tensor]
+            layer: margins.get(tensor, HALVES_MARGIN) * base.ranges[tensor] / 127
+            if base.ranges.get(tensor)
+            else scales[tensor]
             for layer, tensor in quantized_inputs(base.int8).items()
         }
         self._networks = {"int8": base.int8, "nearest": base.nearest}
