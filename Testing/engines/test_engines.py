@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,9 @@ def test_openvino_runs_int8_and_says_so_layer_by_layer(int8_package, patches):
     made = prepare(int8_package, backend("openvino"), BuildOptions("int8", PATCH), patches)
     description = made.describe()
     assert description.verdict == "INT8" and description.int8_mac_share > 0.95
+    # It is asked for at every scan.
+    assert made.describe() is description
+    assert description.to_json()["layers"][0] == asdict(description.layers[0])
     convolutions = [layer for layer in description.layers if layer.kind == "Convolution"]
     assert all(layer.int8 and "I8" in layer.kernel for layer in convolutions)
     deconvolutions = [layer for layer in description.layers if layer.kind == "Deconvolution"]

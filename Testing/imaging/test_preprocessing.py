@@ -127,3 +127,35 @@ def test_two_voxel_thin_volumes_come_back(size):
         Volume(data, GEOMETRIES["oblique"]), spec_with(geometry=Geometry("KJI", "RAS", spacing=(1.0, 1.0, 1.0)))
     )
     assert network_input.restore(np.ones(network_input.data.shape[1:], np.uint8)).shape == size[::-1]
+
+
+def test_foreground_is_found_from_the_outside_as_over_the_whole_volume():
+    from MedQuantINT8Lib.imaging.preprocessing import _extent
+
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        channels = [(rng.random((70, 40, 33)) > 0.99999).astype(np.int16) for _ in range(2)]
+        mask = (channels[0] > 0) | (channels[1] > 0)
+        for axis in range(3):
+            hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+            expected = (int(hits[0]), int(hits[-1]) + 1) if hits.size else None
+            assert _extent(channels, axis, lambda part: part > 0) == expected
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Normalization("nnunet_ct", -900, 900, 12.0, 250.0),
+        Normalization("window", low=-160, high=240),
+        Normalization("truncate"),
+    ],
+    ids=lambda step: step.kind,
+)
+def test_a_large_scan_is_normalized_plane_by_plane_to_the_same_numbers(step):
+    from MedQuantINT8Lib.imaging.intensity import normalize
+
+    scan = np.random.default_rng(0).integers(-1000, 1500, (70, 128, 130)).astype(np.int16)
+    planes = np.stack([normalize(plane.astype(np.float32), [step]) for plane in scan])
+    whole = normalize(scan, [step])
+    assert whole.dtype == np.float32
+    np.testing.assert_array_equal(whole, planes)

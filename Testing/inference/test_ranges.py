@@ -87,6 +87,15 @@ def test_a_run_of_few_windows_looks_at_the_input_alone(int8_package, phantom):
     assert found.to_json()["mean"] is None and found.warning == ""
 
 
+def test_the_calibration_is_read_once_for_all_scans_of_a_package(int8_package, phantom, monkeypatch):
+    first = checked(int8_package, phantom[0])
+    monkeypatch.setattr(type(int8_package), "calibration", lambda package: pytest.fail("it was read again"))
+    assert checked(int8_package, phantom[0]).input == first.input
+    limits = ranges.limits_of(int8_package)
+    limits.clear()
+    assert ranges.limits_of(int8_package)
+
+
 def test_how_many_windows_are_looked_at_follows_from_the_plan():
     def count(*shape):
         return ranges.windows_looked_at(plan_windows(shape, Window((16, 16, 16), overlap=0.0), (16, 16, 16)))

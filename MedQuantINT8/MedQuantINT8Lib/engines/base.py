@@ -114,7 +114,8 @@ class EngineDescription:
             "device": self.device,
             "verdict": self.verdict,
             "int8_mac_share": self.int8_mac_share,
-            "layers": [asdict(layer) for layer in self.layers],
+            # Not by asdict, which copies each value by itself: a run says this once a case.
+            "layers": [dict(vars(layer)) for layer in self.layers],
         }
 
 

@@ -186,6 +186,7 @@ class OpenVINOEngine:
         self._compiled, self._options = compiled, options
         self._request = compiled.create_infer_request()
         self._shape = tuple(compiled.input(0).shape)
+        self._description: EngineDescription | None = None
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         count = batch.shape[0]
@@ -196,6 +197,12 @@ class OpenVINOEngine:
         return result[:count]
 
     def describe(self) -> EngineDescription:
+        # What was compiled does not change: asking for it takes longer than a small network's call.
+        if self._description is None:
+            self._description = self._describe()
+        return self._description
+
+    def _describe(self) -> EngineDescription:
         openvino = silent_openvino()
 
         layers = []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..models.spec import Normalization
+from ..thread_pool import Threads
 from .foreground_mask import zscore_inside
 
 FloatArray = NDArray[np.float32]
@@ -23,14 +25,18 @@ def normalize(values: FloatArray, steps: Sequence[Normalization]) -> FloatArray:
 
 
 def normalize_channels(
-    channels: list[FloatArray], step: Normalization, inside: NDArray[np.bool_] | None = None
+    channels: list[NDArray[Any]], step: Normalization, inside: NDArray[np.bool_] | None = None
 ) -> None:
-    """Apply one step to the channels of a volume that it is for, in place of the arrays in the list.
+    """Apply one step to the channels of a volume that it is for, in place of the arrays in the list; they become float32.
 
     Args:
+        channels: (K, J, I) each, of any numeric type.
         inside: for the mask "nonzero_filled", which a step of it needs: see :func:`.foreground_mask.filled_nonzero`.
     """
     numbers = [n for n in range(len(channels)) if not step.channels or n in step.channels]
+    if step.kind not in _POINTWISE:
+        for n in numbers:
+            channels[n] = channels[n].astype(np.float32, copy=False)
     if step.over == "all" and len(numbers) > 1:
         step = _with_statistics([channels[n] for n in numbers], step)
     for n in numbers:
@@ -71,7 +77,28 @@ def _percents(step: Normalization) -> tuple[float, float]:
     return step.low or 0.0, step.high if step.high is not None else 100.0
 
 
-def _apply(values: FloatArray, step: Normalization) -> FloatArray:
+#: Steps that look at one voxel at a time, whatever the others are.
+_POINTWISE = ("window", "nnunet_ct", "linear", "sigmoid", "tanh", "clip", "threshold", "truncate")
+#: Voxels from which on such a step is shared out among threads, plane by plane: a plane's intermediate values stay in the cache.
+_SHARED_VOXELS = 1 << 20
+
+
+def _apply(values: NDArray[Any], step: Normalization) -> FloatArray:
+    """Apply one step to an array of any numeric type; the result may be the array itself."""
+    if step.kind not in _POINTWISE or values.ndim < 2 or values.size < _SHARED_VOXELS:
+        return _applied(values.astype(np.float32, copy=False), step)
+    result = np.empty(values.shape, np.float32)
+
+    def run(planes: range) -> None:
+        for plane in planes:
+            result[plane] = _applied(values[plane].astype(np.float32, copy=False), step)
+
+    with Threads() as threads:
+        threads.share(run, len(values))
+    return result
+
+
+def _applied(values: FloatArray, step: Normalization) -> FloatArray:
     if step.kind == "zscore":
         return _zscore(values, step)
     if step.kind == "nnunet_ct":

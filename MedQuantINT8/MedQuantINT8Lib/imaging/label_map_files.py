@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StorageError
-from .nifti_file import is_nifti, write_nifti
+from .nifti_file import compression_strategy, is_nifti, write_nifti
 from .volume import LPS_FROM_RAS, Matrix
 
 _COMPRESSION = 4
@@ -135,7 +135,7 @@ def _compress(data: NDArray[Any], window: int) -> Iterator[bytes]:
     content = (
         np.ascontiguousarray(data.astype(data.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
     )
-    packer = zlib.compressobj(_COMPRESSION, zlib.DEFLATED, window)
+    packer = zlib.compressobj(_COMPRESSION, zlib.DEFLATED, window, strategy=compression_strategy(data))
     for begin in range(0, len(content), _CHUNK):
         yield packer.compress(content[begin : begin + _CHUNK])
     yield packer.flush()

@@ -173,11 +173,16 @@ def write_nifti(path: Path, data: NDArray[Any], matrix: Matrix) -> None:
             stream.write(header)
             stream.write(content)
             return
-        packer = zlib.compressobj(_COMPRESSION, zlib.DEFLATED, 31)
+        packer = zlib.compressobj(_COMPRESSION, zlib.DEFLATED, 31, strategy=compression_strategy(data))
         stream.write(packer.compress(header))
         for begin in range(0, len(content), _MOST_UNPACKED):
             stream.write(packer.compress(content[begin : begin + _MOST_UNPACKED]))
         stream.write(packer.flush())
+
+
+def compression_strategy(data: NDArray[Any]) -> int:
+    """Return zlib's strategy for voxels: runs of equal ones where each is a byte, as in label maps, which takes half the time."""
+    return zlib.Z_RLE if data.dtype.itemsize == 1 else zlib.Z_DEFAULT_STRATEGY
 
 
 def _header(shape: tuple[int, ...], code: int, bits: int, matrix: Matrix) -> bytes:

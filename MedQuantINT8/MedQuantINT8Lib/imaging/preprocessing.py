@@ -7,6 +7,7 @@ reverse (:class:`.network_input.NetworkInput`); without resampling it is exact.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -108,8 +109,6 @@ class Preparation:
         self._spatial_steps.append(sampling)
 
     def normalize(self) -> None:
-        for n in range(len(self._channels)):
-            self._channels[n] = self._channels[n].astype(np.float32, copy=False)
         step = next(self._normalizations)
         if self._inside is None and step.mask == "nonzero_filled":
             # Found in the scan as it came: what another channel became in the meantime is no longer 0 outside.
@@ -151,28 +150,25 @@ class Preparation:
         crop, size = self._spec.crop, self._grid.size
         compare = _COMPARE["!=" if crop.kind == "nonzero" else crop.comparison]
         threshold = 0.0 if crop.kind == "nonzero" else crop.threshold
-        mask = np.zeros(self._channels[0].shape, bool)
         channels = (
             self._channels
             if crop.look_at == "current"
             else [self._apply_spatial_steps(channel) for channel in self._volume.data[: self._spec.scans]]
         )
-        for number, channel in enumerate(channels):
-            if not crop.channels or number in crop.channels:
-                mask |= compare(channel, threshold)
+        wanted = [channel for number, channel in enumerate(channels) if not crop.channels or number in crop.channels]
         margins = along_ijk(crop.margins or (crop.margin,) * 3, self._spec.geometry)
         multiples = along_ijk(crop.multiples, self._spec.geometry)
         box = []
         for axis, (length, margin, multiple) in enumerate(zip(size, margins, multiples, strict=True)):
-            hits = np.flatnonzero(np.any(mask, axis=tuple(a for a in range(3) if a != 2 - axis)))
-            if hits.size == 0:
+            extent = _extent(wanted, 2 - axis, lambda part: compare(part, threshold))
+            if extent is None:
                 condition = "different from 0" if crop.kind == "nonzero" else f"{crop.comparison} {threshold:g}"
                 condition = f"above {threshold:g}" if condition.startswith("> ") else condition
                 raise InputError(
                     f"{self._volume.name} has no voxel {condition}: nothing is left after the foreground crop.",
                     "Choose another volume or another model.",
                 )
-            start, stop = int(hits[0]) - margin, int(hits[-1]) + 1 + margin
+            start, stop = extent[0] - margin, extent[1] + margin
             if crop.beyond == "cut":
                 start, stop = max(0, start), min(length, stop)
             more = (start - stop) % multiple
@@ -201,6 +197,36 @@ class Preparation:
             before = 0 if fit.at_end else (target - length) // 2
             box.append((-before, target - before))
         return box[0], box[1], box[2]
+
+
+#: Planes that are looked at together when foreground is looked for from the outside.
+_PLANES = 32
+
+
+def _extent(
+    channels: list[NDArray[Any]], axis: int, is_foreground: Callable[[NDArray[Any]], NDArray[np.bool_]]
+) -> tuple[int, int] | None:
+    """Return the first plane along an axis of (K, J, I) that has foreground in any channel, and the one behind the last; None without any.
+
+    Planes are looked at from both ends: most scans have foreground in the outermost ones.
+    """
+    size = channels[0].shape[axis]
+    others = tuple(a for a in range(3) if a != axis)
+
+    def hits(begin: int, end: int) -> NDArray[np.intp]:
+        index = (slice(None),) * axis + (slice(begin, end),)
+        found = [np.any(is_foreground(channel[index]), axis=others) for channel in channels]
+        return begin + np.flatnonzero(np.any(found, axis=0))
+
+    for begin in range(0, size, _PLANES):
+        if (first := hits(begin, min(begin + _PLANES, size))).size:
+            break
+    else:
+        return None
+    for end in range(size, 0, -_PLANES):
+        if (last := hits(max(0, end - _PLANES), end)).size:
+            break
+    return int(first[0]), int(last[-1]) + 1
 
 
 def _label_map(values: NDArray[Any], volume: Volume) -> NDArray[Any]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DependencyError, EngineError
-from ..models.package import FP32, ModelPackage
+from ..models.package import CALIBRATION, FP32, ModelPackage
 from ..system import available_memory
 from .memory_estimate import activation_bytes
 from .second_look import SecondLook, SecondLooker
@@ -148,8 +148,23 @@ def windows_looked_at(plan: WindowPlan, share: float | None = None) -> int:
 
 def limits_of(package: ModelPackage) -> dict[str, float]:
     """The largest magnitude that INT8 holds of each quantized tensor, as calibration.json says it."""
-    tensors = (package.calibration() or {}).get("tensors", {})
-    return {name: float(row.get("limit", 127 * float(row["scale"]))) for name, row in tensors.items()}
+    return dict(_calibrated(package)[0])
+
+
+#: What was read of the calibration that was looked at last: it is asked for at every scan.
+_CALIBRATED: dict[tuple[str, Path], tuple[dict[str, float], str]] = {}
+
+
+def _calibrated(package: ModelPackage) -> tuple[dict[str, float], str]:
+    """The limits by tensor, and the name of the input, as calibration.json has them."""
+    key = package.hashes.get(CALIBRATION, ""), package.folder
+    if key not in _CALIBRATED:
+        calibration = package.calibration() or {}
+        tensors = calibration.get("tensors", {})
+        limits = {name: float(row.get("limit", 127 * float(row["scale"]))) for name, row in tensors.items()}
+        _CALIBRATED.clear()
+        _CALIBRATED[key] = limits, str(calibration.get("input", ""))
+    return _CALIBRATED[key]
 
 
 _Key = tuple[Path, float, tuple[int, int, int]]
@@ -197,7 +212,7 @@ def _look(check: RangeCheck, view: _View, count: int) -> None:
 
 
 def _input_share(package: ModelPackage, data: NDArray[np.float32], limits: dict[str, float]) -> float | None:
-    name = (package.calibration() or {}).get("input", "")
+    name = _calibrated(package)[1]
     if name not in limits:
         return None
     part = data[:, ::_STRIDE, ::_STRIDE, ::_STRIDE]

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ def window_starts(size: int, patch: int, overlap: float, placement: str = "monai
     return [min(n * step, size - patch) for n in range(count)]
 
 
+#: Windows up to so many voxels have their importance map kept from run to run.
+_KEPT_VOXELS = 1 << 22
 #: The smallest weight of a Gaussian: MONAI's, and what nnU-Net's 16-bit map has left for its corners.
 _LEAST_WEIGHT = {"monai": 1e-3, "nnunet": 6e-9}
 
@@ -45,8 +48,18 @@ def importance_map(
 ) -> NDArray[np.float32]:
     """Weight of each voxel of a window: 1, or a Gaussian whose standard deviation along an axis is ``sigma`` times the patch.
 
-    MONAI's has its peak in the middle, nnU-Net's at voxel size // 2.
+    MONAI's has its peak in the middle, nnU-Net's at voxel size // 2. The array may be shared, and cannot be written to.
     """
+    # A window as large as a scan is not kept: its map may take more memory than all else.
+    build = _kept_importance if math.prod(patch) <= _KEPT_VOXELS else _importance
+    weights: NDArray[np.float32] = build(patch, blend, placement, sigma)
+    weights.flags.writeable = False
+    return weights
+
+
+def _importance(
+    patch: tuple[int, int, int], blend: str, placement: str, sigma: tuple[float, float, float]
+) -> NDArray[np.float32]:
     if blend == "constant":
         return np.ones(patch, np.float32)
     profiles = []
@@ -55,6 +68,9 @@ def importance_map(
         profiles.append(np.exp(-(offset**2) / (2 * (share * size) ** 2)).astype(np.float32))
     weights = profiles[0][:, None, None] * profiles[1][None, :, None] * profiles[2][None, None, :]
     return np.maximum(weights, _LEAST_WEIGHT[placement]).astype(np.float32)
+
+
+_kept_importance = lru_cache(maxsize=2)(_importance)
 
 
 def middle_of(shape: Sequence[int], overlap: float) -> tuple[slice, ...]:
