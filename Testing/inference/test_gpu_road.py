@@ -81,7 +81,8 @@ def test_labels_on_the_scan_s_grid_are_the_processor_s(driver, name, dtype):
         engine = Engine(gpu, dtype, spec)
         there = run(engine, volume, spec)
         assert engine.on_gpu and not engine.on_processor
-        assert any("scores resampled to the scan's grid, on the GPU" in note for note in there.notes), there.notes
+        how = "these brought to" if "brought back" in name else "scores resampled to"
+        assert any(f"{how} the scan's grid, on the GPU" in note for note in there.notes), there.notes
         prepared = any("brought to network space on the GPU" in note for note in there.notes)
         assert prepared == (name != "turned last")
         plain = Engine(gpu, dtype, spec)
@@ -162,6 +163,21 @@ BROKEN = {
     "weights that are not divided by": ("scores[c * step] / weight", "scores[c * step]"),
     "the last of equal ones, with a margin": ("score > best)", "score > best - 0.5f)"),
 }
+
+
+def test_labels_that_a_gpu_places_otherwise_are_placed_by_the_processor(driver, verdicts, monkeypatch):
+    right = gpu_kernels.resampling_source()
+    assert right.count("from_1[x1]) * n2") == 1
+    broken = right.replace("from_1[x1]) * n2", "from_1[x1 / 2]) * n2")
+    monkeypatch.setattr("MedQuantINT8Lib.inference.gpu_label_placing.resampling_source", lambda: broken)
+    spec = road_spec("labels brought back")
+    with cuda.Gpu(0) as gpu:
+        result = run(with_verdicts(Engine(gpu, "float32", spec), verdicts), check_volume(spec), spec)
+        plain = Engine(gpu, "float32", spec)
+        plain.gpu_network = None
+        expected = run(plain, check_volume(spec), spec)
+    assert (result.labels != expected.labels).mean() < 2e-4
+    assert any(note.startswith("warning") and "got another label" in note for note in result.notes)
 
 
 NEXT_VOXEL = ("from[t * inner]", "from[t * inner + (inner > 1)]")

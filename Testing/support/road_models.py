@@ -33,6 +33,14 @@ ROADS = {
         "geometry": Geometry("KJI", "RAS", spacing=(2.0, 1.5, 1.7)), "fits": (Fit("pad_multiple", (16, 16, 16)),),
         "order": ("reorient", "resample", "normalize", "fit"),
     },
+    "labels brought back": {
+        "geometry": Geometry("KJI", "LPS", spacing=(2.5, 1.5, 1.5), anchor="corners", interpolation="bspline"),
+        "output": Output("softmax", resample="labels"), "crop": Crop("nonzero", margin=1),
+    },
+    "many labels brought back": {
+        "geometry": Geometry("IJK", "RAS", spacing=(1.5, 1.1, 1.7), anchor="corners", interpolation="bspline"),
+        "labels": (*_labels(5), Label(700, "last", 6)), "output": Output("softmax", resample="labels"),
+    },
     "regions": {"geometry": Geometry("IJK", "RAS", spacing=(1.5, 1.2, 2.0), anchor="monai"), **_REGIONS},
     "regions by window": {
         "geometry": Geometry("KJI", "RAS", spacing=(1.5, 1.2, 2.0)), **_REGIONS, "output": Output("sigmoid", thresholds=(0.5, 0.4, 0.7, 0.2)),

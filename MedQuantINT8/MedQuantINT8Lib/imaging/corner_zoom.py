@@ -37,8 +37,13 @@ def nearest(labels: NDArray[Any], size: tuple[int, int, int]) -> NDArray[Any]:
     """Return a label map (K, J, I) with ``size`` voxels along I, J and K by the nearest voxel, the latter of two that are equally near."""
     for axis, new in enumerate(reversed(size)):
         if (old := labels.shape[axis]) != new:
-            labels = np.take(labels, np.floor(positions(old, new) + 0.5).astype(np.intp), axis)
+            labels = np.take(labels, nearest_indices(old, new), axis)
     return labels
+
+
+def nearest_indices(old: int, new: int) -> NDArray[np.intp]:
+    """Return the nearest old voxel of each new one, (new,); the latter of two that are equally near."""
+    return np.floor(positions(old, new) + 0.5).astype(np.intp)
 
 
 def cubic(data: FloatArray, size: tuple[int, int, int]) -> FloatArray:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..thread_pool import Threads
 from .array_layout import ArrayLayout
+from .axis_interpolation import AxisInterpolation
 from .label_resampling import Axes, Decision, LabelResampling, Largest, LargestMask, Painted
 from .regions import Regions
 from .spatial_steps import Cut, Sampling, SpatialStep, Turn
@@ -132,8 +133,19 @@ class NetworkInput:
         None where nothing was resampled, where that is a spline of a higher order, or where a part was cut out after it.
         """
         sampling = self.sampling
-        kji = sampling.back_axes() if sampling is not None else None
-        if sampling is None or kji is None:
+        return None if sampling is None else self._after(sampling, sampling.back_axes())
+
+    def nearest_back_axes(self) -> Axes | None:
+        """Return what brings labels (A0, A1, A2) to the grid before resampling by the nearest voxel, as :meth:`back_axes`.
+
+        None where nothing was resampled, where a part was cut out after it, or where what is nearest cannot be said axis by axis.
+        """
+        sampling = self.sampling
+        return None if sampling is None else self._after(sampling, sampling.nearest_back_axes())
+
+    def _after(self, sampling: Sampling, kji: tuple[AxisInterpolation, ...] | None) -> Axes | None:
+        """Return the interpolation along K, J and I of the resampled grid along each axis of the tensor, after all later steps."""
+        if kji is None:
             return None
         ijk = list(kji[::-1])
         for step in self.steps[self.steps.index(sampling) + 1 :]:

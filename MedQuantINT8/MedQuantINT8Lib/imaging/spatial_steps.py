@@ -169,6 +169,13 @@ class Sampling:
                 axes.append(AxisInterpolation.linear(positions, old))
         return tuple(axes)
 
+    def nearest_back_axes(self) -> tuple[AxisInterpolation, ...] | None:
+        """Return what :meth:`nearest` does on its way back along K, J and I; None where millimeters, not whole numbers, say which voxel is nearest."""
+        if not self.zooms:
+            return None
+        sizes = zip(self.target.size[::-1], self.source.size[::-1], strict=True)
+        return tuple(AxisInterpolation.nearest(corner_zoom.nearest_indices(old, new), old) for old, new in sizes)
+
     def along_axes(self, old: Grid, new: Grid) -> list[tuple[float, float]] | None:
         """Return where the first voxel of ``new`` lies among those of ``old``, and how far the next one from it, along I, J and K.
 

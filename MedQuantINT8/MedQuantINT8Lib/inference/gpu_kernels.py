@@ -16,7 +16,7 @@ NAMES = (
     "reduce_planes",
 )
 #: Scores to labels on the scan's grid; one function for each kind of label map (``uint8`` or ``uint16``).
-RESAMPLING_NAMES = ("prepare_planes", "resample_u8", "resample_u16", "clear_planes")
+RESAMPLING_NAMES = ("prepare_planes", "resample_u8", "resample_u16", "clear_planes", "place_u8", "place_u16")
 #: A scan to network space; the first for each kind of voxel.
 PREPARATION_NAMES = (
     *(f"lay_out_{kind}" for kind in ("i8", "u8", "i16", "u16", "i32", "u32", "f32", "f64")),

@@ -28,6 +28,7 @@ class GpuRoad:
         prepares: whether the scan goes up as it lies in memory and is brought to network space there.
         averages: whether the scores of several networks meet there.
         resamples: whether labels are made on the scan's grid, of scores that are resampled there.
+        places: whether labels of network space are brought to the scan's grid there, by the nearest voxel.
     """
 
     def __init__(
@@ -49,6 +50,12 @@ class GpuRoad:
             and reduction.path.scores_wanted
             and not (regions is not None and regions.nested)
             and network_input.back_axes() is not None
+        )
+
+        nearest = reduction.spec.output.resample == "labels" and not self.resamples
+        cleaned = any(step.where == "network" for step in reduction.spec.cleaning)
+        self.places = (
+            self._network is not None and nearest and not cleaned and network_input.nearest_back_axes() is not None
         )
 
     def fits(self, *, skip_air: bool, margins: bool) -> bool:
@@ -109,6 +116,11 @@ class GpuRoad:
         if self.resamples:
             self._reduction.take_grid_labels(labels)
             notes.append("windows were cut and blended, and scores resampled to the scan's grid, on the GPU")
+        elif self.places:
+            self._reduction.take_grid_labels(labels)
+            notes.append(
+                "windows were cut, blended and reduced to labels, and these brought to the scan's grid, on the GPU"
+            )
         else:
             self._reduction.take_labels(labels)
             notes.append("windows were cut, blended and reduced to labels on the GPU")
@@ -133,16 +145,22 @@ class GpuRoad:
         return buffer
 
     def _network_labels(self) -> Any:
+        from .gpu_label_placing import NearestLabels
         from .gpu_sliding_window import Reduction
 
         reduction, output = self._reduction, self._reduction.spec.output
         values, by_window = reduction.values.astype(np.uint16), reduction.path.by_window
+        nearest = None
+        if self.places:
+            axes, layout = self._network_input.nearest_back_axes(), self._network_input.resampled_layout()
+            assert axes is not None
+            nearest = NearestLabels(axes, layout, self._network_input.axis_order, reduction.values.dtype)
         if reduction.regions is None:
-            return Reduction(values, None, False)
+            return Reduction(values, None, False, nearest)
         channel = reduction.regions.channels[0]
         if by_window or output.activated:
-            return Reduction(values, float(probability_cut(output, channel)), by_window)
-        return Reduction(values, logit_cut(output, channel), False)
+            return Reduction(values, float(probability_cut(output, channel)), by_window, nearest)
+        return Reduction(values, logit_cut(output, channel), False, nearest)
 
     def _grid_labels(self) -> Any:
         from .gpu_label_resampling import GridLabels

@@ -22,6 +22,7 @@ from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
 from .gpu_kernels import NAMES, RESAMPLING_NAMES, resampling_source, source
+from .gpu_label_placing import NearestLabels
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
 from .gpu_mean import MeanNetwork
 from .mirroring import Flip
@@ -49,11 +50,13 @@ class Reduction:
     """How scores become labels of network space: ``values`` of each channel; a threshold makes them regions of probabilities.
 
     sigmoid: regions only: the network gives logits, not probabilities.
+    nearest: brings the labels to the scan's grid; None leaves them in network space.
     """
 
     values: NDArray[np.uint16]
     threshold: float | None = None
     sigmoid: bool = True
+    nearest: NearestLabels | None = None
 
 
 def ring_bytes(plan: WindowPlan, classes: int) -> int:
@@ -190,6 +193,9 @@ class GpuSlidingWindow:
             labels = receiver.labels()
             buffers.append(labels)
             self._slide(source, kind, labels, receiver, intensity, task)
+            if self._resampling is None and reduction is not None and reduction.nearest is not None:
+                labels = reduction.nearest.placed(self._gpu, labels, self._stream)
+                buffers.append(labels)
             # Straight to where they stay: to pin memory for so many would take longer than the driver's own detour.
             result = np.empty(labels.shape, labels.dtype)
             labels.download(result, self._stream)

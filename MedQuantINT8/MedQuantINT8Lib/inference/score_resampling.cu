@@ -114,3 +114,28 @@ extern "C" __global__ void clear_planes(float* ring, int classes, int depth, int
   long long place = (begin + i / plane) % depth * plane + i % plane;
   for (int c = 0; c < classes; ++c) ring[c * depth * plane + place] = 0.0f;
 }
+
+// Labels of network space (n0, n1, n2) on the scan's grid: each new voxel has the label of one old one, from_0 and so on
+// saying which along each axis. It goes to `to` + its place times the steps.
+template <typename T>
+__device__ void place_labels(const unsigned short* labels, T* target, const int* from_0, const int* from_1,
+                             const int* from_2, int new_0, int new_1, int new_2, int n1, int n2, long long to,
+                             long long step_0, long long step_1, long long step_2) {
+  long long total = (long long)new_0 * new_1 * new_2;
+  for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < total;
+       i += (long long)gridDim.x * blockDim.x) {
+    int x2 = i % new_2, x1 = (i / new_2) % new_1, x0 = i / ((long long)new_2 * new_1);
+    long long place = ((long long)from_0[x0] * n1 + from_1[x1]) * n2 + from_2[x2];
+    target[to + x0 * step_0 + x1 * step_1 + x2 * step_2] = (T)labels[place];
+  }
+}
+extern "C" __global__ void place_u8(const unsigned short* labels, unsigned char* target, const int* from_0,
+                                    const int* from_1, const int* from_2, int new_0, int new_1, int new_2, int n1,
+                                    int n2, long long to, long long step_0, long long step_1, long long step_2) {
+  place_labels(labels, target, from_0, from_1, from_2, new_0, new_1, new_2, n1, n2, to, step_0, step_1, step_2);
+}
+extern "C" __global__ void place_u16(const unsigned short* labels, unsigned short* target, const int* from_0,
+                                     const int* from_1, const int* from_2, int new_0, int new_1, int new_2, int n1,
+                                     int n2, long long to, long long step_0, long long step_1, long long step_2) {
+  place_labels(labels, target, from_0, from_1, from_2, new_0, new_1, new_2, n1, n2, to, step_0, step_1, step_2);
+}

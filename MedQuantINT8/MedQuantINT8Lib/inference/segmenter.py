@@ -231,10 +231,10 @@ def _segment(
     road = GpuRoad(engine, network_input, plan, window, reduction, axes)
     wants_scores = options.margins or options.probabilities
     if on_gpu is not False and road.fits(skip_air=options.skip_air, margins=wants_scores):
-        checked = on_gpu is None and (road.resamples or road.prepares or road.averages)
+        checked = on_gpu is None and (road.resamples or road.places or road.prepares or road.averages)
         if doubt := doubt_of(engine, spec, _segment_to_check) if checked else "":
             notes.append(f"warning: nothing was resampled, normalized or averaged on the GPU: {doubt}")
-            road.prepares = False
+            road.prepares = road.places = False
         if not doubt or not (road.resamples or road.averages):
             result = road.run(batch, notes, task)
             if result is None and on_gpu:
