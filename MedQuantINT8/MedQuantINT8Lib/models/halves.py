@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from .onnx_graph import Graph, pruned, remove, require_onnx
+from .onnx_graph import Graph, pruned, remove, require_onnx, with_nodes
 from .tensor_names import FreshNames
 
 #: What stands behind a layer's name in the name of its second product.
@@ -135,16 +135,7 @@ def with_halves(model: Any, scales: Mapping[str, float]) -> Any:
         total, parts = node.output[0], [fresh(f"{node.name}_high_product"), fresh(f"{node.name}_low_product")]
         node.output[0], low.output[0] = parts
         nodes += [node, low, onnx.helper.make_node("Add", parts, [total], name=f"{node.name}/halves")]
-    nodes = [_copied(node) for node in nodes]
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
-    return pruned(copy)
-
-
-def _copied(node: Any) -> Any:
-    copy = type(node)()
-    copy.CopyFrom(node)
-    return copy
+    return with_nodes(copy, nodes)
 
 
 def _make_halves(model: Any, source: str, scale: float, fresh: FreshNames) -> tuple[list[Any], tuple[str, str]]:

@@ -355,6 +355,22 @@ def pruned(model: Any) -> Any:
     return model
 
 
+def copied_node(node: Any) -> Any:
+    """Return a copy of a node, which no graph holds."""
+    copy = type(node)()
+    copy.CopyFrom(node)
+    return copy
+
+
+def with_nodes(model: Any, nodes: Iterable[Any]) -> Any:
+    """Put nodes, which may be some of its own, in place of a model's, and prune it as :func:`pruned` does; returns the model."""
+    # Copied first: a graph's nodes go when it is emptied.
+    copies = [copied_node(node) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return pruned(model)
+
+
 def remove(field: Any, numbers: list[int]) -> None:
     """Take entries, by number in rising order, out of a repeated field. To put what is left into it anew would copy all of that, weights too."""
     for number in reversed(numbers):

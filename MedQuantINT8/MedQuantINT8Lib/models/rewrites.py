@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .onnx_graph import Graph, name_nodes, pruned, require_onnx
+from .onnx_graph import Graph, name_nodes, pruned, require_onnx, with_nodes
 
 #: Operators whose output channel c depends on input channel c alone, on the same axis.
 _CHANNEL_WISE = {
@@ -282,9 +282,7 @@ def with_pointwise_deconvolutions(model: Any) -> Any:
             helper.make_node("Transpose", [f"{name}_places"], [f"{name}_moved"], name=f"{name}_Transpose", perm=order),
             helper.make_node("Reshape", [f"{name}_moved", target], list(node.output), name=f"{name}_Reshape_back"),
         ]
-    del copy.graph.node[:]
-    copy.graph.node.extend(new_nodes)
-    return pruned(copy)
+    return with_nodes(copy, new_nodes)
 
 
 def with_folded_normalization(model: Any) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .halves import halved_layers
-from .onnx_graph import Graph, pruned, remove, require_onnx
+from .onnx_graph import Graph, copied_node, pruned, remove, require_onnx, with_nodes
 from .tensor_names import FreshNames
 
 #: What stands behind a layer's name in the name of the product of the rest of its weights.
@@ -96,16 +96,7 @@ def with_weight_halves(model: Any, fp32: Any, layers: Collection[str]) -> Any:
                 end[-1],
                 onnx.helper.make_node("Add", [product, end[-1].output[0]], [output], name=f"{end[-1].name}/sum"),
             ]
-    kept = [_copied(node) for node in nodes]
-    del copy.graph.node[:]
-    copy.graph.node.extend(kept)
-    return pruned(copy)
-
-
-def _copied(node: Any) -> Any:
-    copy = type(node)()
-    copy.CopyFrom(node)
-    return copy
+    return with_nodes(copy, nodes)
 
 
 def _rest(
@@ -131,10 +122,10 @@ def _rest(
     arrays = (rest, rest_scale.reshape(scale.shape), np.zeros(scale.shape, np.int8))
     for name, array in zip(names, arrays, strict=False):
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
-    dequantized = _copied(dequantize)
+    dequantized = copied_node(dequantize)
     dequantized.name, dequantized.output[0] = f"{node.name}_rest_DequantizeLinear", names[3]
     dequantized.input[:] = names[:3]
-    product = _copied(node)
+    product = copied_node(node)
     product.name, product.input[1], product.output[0] = node.name + REST, names[3], fresh(f"{node.name}_rest_product")
     del product.input[2:]
     return [dequantized, product]

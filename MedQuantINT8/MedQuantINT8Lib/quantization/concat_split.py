@@ -76,16 +76,7 @@ def with_split_concatenations(
         nodes += _split(copy, network, node, groups, fresh) if len(groups) > 1 else [node]
     if len(nodes) == len(copy.graph.node):
         return None
-    nodes = [_copied(node) for node in nodes]
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
-    return graph.pruned(copy)
-
-
-def _copied(node: Any) -> Any:
-    copy = type(node)()
-    copy.CopyFrom(node)
-    return copy
+    return graph.with_nodes(copy, nodes)
 
 
 def _groups(
@@ -143,7 +134,7 @@ def _split(
         name = fresh(f"{node.name}_part{number}_weight")
         columns = np.concatenate([weight[:, start:end] for _, start, end in group], axis=1)
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(columns), name))
-        part = _copied(node)
+        part = graph.copied_node(node)
         part.name = node.name + suffix
         part.input[0], part.input[1] = source, name
         if number > 1:

@@ -57,10 +57,7 @@ def with_norms_written_out(model: Any) -> Any:
             and all(n in arrays for n in node.input[1:])
         )
         nodes += _written_out(node, arrays, copy.graph, ranks[node.input[0]], opset) if known else [node]
-    clones = [_cloned(node) for node in nodes]
-    del copy.graph.node[:]
-    copy.graph.node.extend(clones)
-    return graph.pruned(copy)
+    return graph.with_nodes(copy, nodes)
 
 
 def _written_out(node: Any, arrays: dict[str, Any], body: Any, rank: int, opset: int) -> list[Any]:
@@ -158,7 +155,7 @@ class _Half:
         return False
 
     def _convert(self, node: Any, renamed: dict[str, str], floats: set[str]) -> None:
-        node = _cloned(node)
+        node = graph.copied_node(node)
         node.input[:] = [renamed.get(name, name) for name in node.input]
         stays = (node.name or node.output[0]) in self._float_names
         fixed = _FLOAT_INPUTS.get(node.op_type, ())
@@ -219,9 +216,3 @@ class _Half:
     def _cast(self, source: str, target: str, *, half: bool) -> None:
         to = self._onnx.TensorProto.FLOAT16 if half else self._onnx.TensorProto.FLOAT
         self._nodes.append(self._onnx.helper.make_node("Cast", [source], [target], name=f"cast_{target}", to=to))
-
-
-def _cloned(node: Any) -> Any:
-    clone = type(node)()
-    clone.CopyFrom(node)
-    return clone
