@@ -618,7 +618,7 @@ def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, pha
     collect = engine.pipeline.collect
     engine.pipeline.collect = lambda: (seen.append(len(engine.pipeline._busy)), collect())[1]
     options = SegmentationOptions(skip_air=True, batch=2)
-    found = segment_volume(volume, spec, lambda _input: _Timed(MeanEngine([engine]), []), options)
+    found = segment_volume(volume, spec, lambda _input: _Timed(MeanEngine([engine]), [], SimpleNamespace()), options)
     plain = SimpleNamespace(infer=lambda batch: np.concatenate([batch + 1, -batch], axis=1))
     expected = segment_volume(volume, spec, lambda _input: plain, options)
     calls = pipeline._calls_ms([], found, 2)
