@@ -16,7 +16,7 @@ _NAME = re.compile(r"(sub-[^_]+(?:_[^_]+-[^_]+)*)_([A-Za-z0-9]+)")
 
 
 def is_bids(folder: Path) -> bool:
-    """Whether a folder is laid out as BIDS: it holds folders ``sub-*`` with scans whose names begin with theirs."""
+    """Return whether a folder is laid out as BIDS: it holds folders ``sub-*`` with scans whose names begin with theirs."""
     return any(
         path.name.lower().endswith(EXTENSIONS)
         for subject in sorted(folder.glob("sub-*"))
@@ -26,7 +26,7 @@ def is_bids(folder: Path) -> bool:
 
 
 def bids_cases(folder: Path, channels: int, suffixes: Sequence[str]) -> tuple[list[ScanCase], list[Skipped]]:
-    """The cases of a BIDS folder.
+    """Return the cases of a BIDS folder.
 
     Args:
         channels: how many the model takes.

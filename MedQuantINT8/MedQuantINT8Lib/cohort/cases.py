@@ -98,7 +98,7 @@ def with_unique_ids(cases: Sequence[ScanCase]) -> list[ScanCase]:
 
 
 def _choices(case: ScanCase) -> list[str]:
-    """Names for a case, from the shortest on: its own, with the folders above, and each of them with the file's type."""
+    """Return names for a case, from the shortest on: its own, with the folders above, and each of them with the file's type."""
     first = Path(case.channels[0]).absolute()
     tail = case.id.rpartition("/")[2]
     typed = first.name if tail == safe_part(scan_name(first)) and not first.is_dir() else ""

@@ -91,7 +91,7 @@ class CompareWork:
         return {**record, **viewed, "warnings": [*record["warnings"], *notes], "comparison": comparison}
 
     def finish(self, result: Record, task: Task) -> Record:
-        """What the journal says of the scan."""
+        """Return what the journal says of the scan."""
         return result
 
     def close(self) -> None:
@@ -145,7 +145,7 @@ def compare_cohort(
 
 
 def _named(comparison: ScanComparison, case: str, name: str) -> ScanComparison:
-    """A comparison under the report's name of its scan, which may hold what no case's name does."""
+    """Return a comparison under the report's name of its scan, which may hold what no case's name does."""
     if case == name:
         return comparison
     pictures = [{**picture, "title": picture["title"].replace(case, name, 1)} for picture in comparison.pictures]

@@ -100,7 +100,7 @@ class DicomSearch:
                 self._damaged.append(Skipped(str(path), "damaged: it is no DICOM file in spite of its name"))
 
     def result(self) -> tuple[list[ScanCase], list[Skipped]]:
-        """The series that are scans as cases, and the others."""
+        """Return the series that are scans as cases, and the others."""
         cases: list[ScanCase] = []
         skipped = list(self._damaged)
         wanted, _, stack = self._only.partition(":")
@@ -134,7 +134,7 @@ class DicomSearch:
 
 
 def _may_be_dicom(path: Path) -> bool:
-    """Whether a file is worth its header being read: by its name, or by its first bytes."""
+    """Return whether a file is worth its header being read: by its name, or by its first bytes."""
     if path.suffix.lower() in _SUFFIXES or not path.suffix or path.suffix[1:].isdigit():
         return True
     try:

@@ -128,7 +128,7 @@ def _check_journal(journal: Journal, plan: Plan, options: CohortOptions) -> None
 
 
 def _done_before(journal: Journal, cases: Sequence[ScanCase], notes: list[str], task: Task) -> set[str]:
-    """The cases that are done and still whole: the same scan, and the output as it was written."""
+    """Return the cases that are done and still whole: the same scan, and the output as it was written."""
     ended = [case for case in cases if journal.records.get(case.id, {}).get("state") == DONE]
     if not ended:
         return set()

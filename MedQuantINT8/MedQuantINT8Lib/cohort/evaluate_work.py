@@ -188,6 +188,6 @@ def _scan_case(case: Case) -> ScanCase:
 
 
 def _scores(case: Case, record: Record) -> CaseScores:
-    """The scores of a case out of its record, by the data set's own name of it."""
+    """Return the scores of a case out of its record, by the data set's own name of it."""
     rows = [{**row, "case": case.name} for row in record["rows"]]
     return CaseScores(case.name, rows, record["by_precision"]["seconds"], record["by_precision"]["engine"])

@@ -44,7 +44,7 @@ class Plan:
     values: Mapping[str, Any]
 
     def differences(self, other: Plan) -> list[str]:
-        """What differs, in words: of this plan "then", of the other "now"."""
+        """Return what differs, in words: of this plan "then", of the other "now"."""
         if self.kind != other.kind:
             return [f"it holds cases of medquant {self.kind}"]
         keys = sorted({*self.values, *other.values})
@@ -255,5 +255,5 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

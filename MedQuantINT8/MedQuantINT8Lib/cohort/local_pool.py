@@ -122,7 +122,7 @@ class _Worker:
             flight.stage, flight.progress, flight.since = event["stage"], progress, time.monotonic()
 
     def overdue(self, seconds: float) -> _Flight | None:
-        """A case in a stage without progress for so long; one that waits is to blame only where all of them do."""
+        """Return a case in a stage without progress for so long; one that waits is to blame only where all of them do."""
         moment = time.monotonic()
         active = [flight for flight in self.flights.values() if flight.stage != "waiting"] or self.flights.values()
         return next((flight for flight in active if moment - flight.since > seconds), None)
@@ -208,7 +208,7 @@ class LocalPool:
                 worker.end()
 
     def _settings(self, order: Order, device: str) -> dict[str, Any]:
-        """The settings of a worker: its device, and its share of the processor where several run on it."""
+        """Return the settings of a worker: its device, and its share of the processor where several run on it."""
         choice = dict(order.settings["choice"], device=device)
         beside = sum(other == device for other in self._devices)
         if not choice.get("threads") and beside > 1 and not device.startswith("gpu"):
@@ -310,7 +310,7 @@ class _Run:
 
 
 def _how(code: int) -> str:
-    """How a process ended, in words."""
+    """Return how a process ended, in words."""
     if code >= 0:
         return f"exit code {code}"
     try:

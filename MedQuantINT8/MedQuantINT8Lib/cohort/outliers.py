@@ -53,7 +53,7 @@ class Distribution:
 
 
 def volumes(records: Sequence[Record]) -> dict[str, list[tuple[str, float]]]:
-    """The id and volume of every done case by structure, in the order of the model."""
+    """Return the id and volume of every done case by structure, in the order of the model."""
     result: dict[str, list[tuple[str, float]]] = {}
     for record in records:
         if record["state"] == DONE:
@@ -63,7 +63,7 @@ def volumes(records: Sequence[Record]) -> dict[str, list[tuple[str, float]]]:
 
 
 def distributions(records: Sequence[Record]) -> list[Distribution]:
-    """The volumes of each structure."""
+    """Return the volumes of each structure."""
     rows = []
     for name, pairs in volumes(records).items():
         present = [ml for _, ml in pairs if ml > 0]
@@ -73,7 +73,7 @@ def distributions(records: Sequence[Record]) -> list[Distribution]:
 
 
 def outliers(records: Sequence[Record]) -> list[Outlier]:
-    """The cases to look at first, the farthest out first within each kind."""
+    """Return the cases to look at first, the farthest out first within each kind."""
     found: list[tuple[tuple[int, float], Outlier]] = []
     for name, pairs in volumes(records).items():
         present = np.array([ml for _, ml in pairs if ml > 0])

@@ -63,7 +63,7 @@ def installed_on_node(digest: str, fetch: Callable[[], Packed | None]) -> str:
 
 
 def _whole(root: Path, digest: str) -> str | None:
-    """The paths of the packages in a folder, if they are there and have this hash."""
+    """Return the paths of the packages in a folder, if they are there and have this hash."""
     if not root.is_dir():
         return None
     paths = ",".join(str(path) for path in sorted(root.iterdir(), key=lambda path: path.name))

@@ -41,11 +41,11 @@ class CasePool(Protocol):
         """
 
     def describe(self) -> dict[str, Any]:
-        """Where the cases run, as JSON values."""
+        """Return where the cases run, as JSON values."""
 
 
 def failed(case: dict[str, Any], stage: str, reason: str, attempts: int) -> Record:
-    """The record of a case that no worker could end."""
+    """Return the record of a case that no worker could end."""
     return {
         "id": case["id"],
         "scan": case["channels"],

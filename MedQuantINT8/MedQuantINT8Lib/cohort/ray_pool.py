@@ -270,7 +270,7 @@ class _Run:
             self._ray.kill(actor.handle)
 
     def _unexpected(self, actor: _Actor, reference: Any, error: Exception) -> Any:
-        """A call that Ray could not make: the case's failure, or the node's."""
+        """Return what stands for the answer of a call that Ray could not make: a record of the case's failure, or the node's error."""
         words = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         if reference == actor.opening:
             return {"host": actor.node[:8], "error": {"kind": "EngineError", "message": words, "hint": ""}}
@@ -323,7 +323,7 @@ def _look_seconds(options: ClusterOptions) -> float:
 
 
 def _absolute(case: dict[str, Any]) -> dict[str, Any]:
-    """A case with paths that mean the same on every node."""
+    """Return a case with paths that mean the same on every node."""
     return {
         **case,
         "channels": [str(Path(path).absolute()) for path in case["channels"]],
@@ -334,6 +334,6 @@ def _absolute(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(error: Exception) -> str:
-    """The first sentence of Ray's words, which take a page."""
+    """Return the first sentence of Ray's words, which take a page."""
     words = " ".join(str(error).split())
     return words[:200]

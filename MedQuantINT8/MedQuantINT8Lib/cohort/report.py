@@ -38,7 +38,7 @@ def write_results(folder: Path, title: str, result: CohortResult, skipped: Seque
 
 
 def csv_text(records: Sequence[Record]) -> str:
-    """A row a case: how it ended, where, how long it took, milliliters of each structure, Dice where there were labels."""
+    """Return a row a case: how it ended, where, how long it took, milliliters of each structure, Dice where there were labels."""
     structures = list(volumes(records))
     scored = list(dict.fromkeys(name for record in records for name in record.get("dice", {})))
     text = io.StringIO()
@@ -66,13 +66,13 @@ def csv_text(records: Sequence[Record]) -> str:
 
 
 def table_lines(records: Sequence[Record]) -> list[str]:
-    """The cases that failed, a line each, for a terminal."""
+    """Return the cases that failed, a line each, for a terminal."""
     width = max((len(record["id"]) for record in records), default=0)
     return [f"  {record['id']:<{width}}  {record.get('stage', '')}: {record['error']}" for record in records]
 
 
 def page(title: str, result: CohortResult, skipped: Sequence[Skipped]) -> str:
-    """The page of a cohort.
+    """Return the page of a cohort.
 
     Raises:
         DependencyError: Jinja2 is not installed.
@@ -107,7 +107,7 @@ def page(title: str, result: CohortResult, skipped: Sequence[Skipped]) -> str:
 
 
 def _clean(text: str) -> str:
-    """A text without what UTF-8 cannot hold, as names of files may have it."""
+    """Return a text without what UTF-8 cannot hold, as names of files may have it."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -155,7 +155,7 @@ class Strip:
 
 
 def strips(records: Sequence[Record], odd: set[tuple[str, str]]) -> list[Strip]:
-    """A strip for each structure that any case has.
+    """Return a strip for each structure that any case has.
 
     Args:
         odd: id and structure of those that stand out.

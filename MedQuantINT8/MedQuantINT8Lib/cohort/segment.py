@@ -92,7 +92,7 @@ def segment_cohort(
 
 
 def checked_ending(request: CohortRequest) -> str:
-    """The ending of the outputs' names, with its dot.
+    """Return the ending of the outputs' names, with its dot.
 
     Raises:
         InputError: no segmentation is written as that, or the outputs would be taken for scans by the next run.

@@ -107,7 +107,7 @@ def _from_source(source: str, options: SourceOptions) -> tuple[list[ScanCase], l
 
 
 def _from_pattern(pattern: str, options: SourceOptions) -> tuple[list[ScanCase], list[Skipped]]:
-    """The cases of a pattern, named by their paths below the last folder that holds no ``*``."""
+    """Return the cases of a pattern, named by their paths below the last folder that holds no ``*``."""
     paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (the pattern may be absolute)
     if not paths:
         raise InputError(f"Nothing matches {pattern}.", "Check the pattern; quote it, so that the shell leaves it.")

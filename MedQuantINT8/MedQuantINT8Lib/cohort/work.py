@@ -99,7 +99,7 @@ class StagedWorker:
 
 
 def in_words(error: BaseException) -> str:
-    """An error as one line for the journal and the table."""
+    """Return an error as one line for the journal and the table."""
     if isinstance(error, MedQuantError):
         return one_line(error)
     if isinstance(error, MemoryError):

@@ -64,7 +64,7 @@ class Examination:
     report: dict[str, Any]
 
     def viewed(self, volume: Volume, labels: Sequence[Label]) -> ViewerScan | None:
-        """What the viewer of a page shows of it; None where no viewer is installed."""
+        """Return what the viewer of a page shows of it; None where no viewer is installed."""
         return (
             viewer_pair(volume, self.fp32, self.int8, labels, differences=self.differences) if viewer_module() else None
         )
@@ -120,7 +120,7 @@ def examine(
 
 
 def structure_json(row: StructureAgreement, change: float) -> dict[str, Any]:
-    """A structure with its change of volume from FP32 (``other_ml``) to INT8 (``ml``); None where FP32 has none of it."""
+    """Return a structure with its change of volume from FP32 (``other_ml``) to INT8 (``ml``); None where FP32 has none of it."""
     percent = 100 * (row.ml - row.other_ml) / row.other_ml if row.other_ml else None
     new = percent is None and row.ml > 0
     return {
@@ -135,7 +135,7 @@ def region_title(region: dict[str, Any]) -> str:
 
 
 def region_labels(differences: Differences | dict[str, Any], numbers: NDArray[Any]) -> tuple[NDArray[Any], list[Label]]:
-    """The numbered map and a label for each of the largest regions; the smaller ones become one."""
+    """Return the numbered map and a label for each of the largest regions; the smaller ones become one."""
     summary = differences if isinstance(differences, dict) else differences.to_json()
     shown = summary["regions"][:SHOWN_REGIONS]
     labels = [Label(r["number"], region_title(r), r["number"], _color(n)) for n, r in enumerate(shown)]
@@ -152,7 +152,7 @@ def _color(rank: int) -> tuple[int, int, int]:
 
 
 def region_rows(regions: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A row of :data:`REGION_COLUMNS` for each region."""
+    """Return a row of :data:`REGION_COLUMNS` for each region."""
     return [
         [
             f"{r['ml']:.4f}",

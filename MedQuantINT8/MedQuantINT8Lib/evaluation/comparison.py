@@ -137,7 +137,7 @@ def comparison_json(package: ModelPackage, results: Sequence[ScanComparison]) ->
 
 
 def distinct_names(scans: Sequence[str]) -> list[str]:
-    """A name for each scan that no other one has: the file's, with as many of its folders as it takes; a number where even the paths are the same."""
+    """Return a name for each scan that no other one has: the file's, with as many of its folders as it takes; a number where even the paths are the same."""
     parts = [Path(scan).parts if Path(scan).exists() else (scan,) for scan in scans]
     names: list[str] = []
     for own in parts:

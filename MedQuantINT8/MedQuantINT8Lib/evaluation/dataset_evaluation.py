@@ -220,7 +220,7 @@ def shared_labels(labels: Sequence[Label], data: DataSet) -> list[Label]:
 
 
 def _annotated(rows: list[dict[str, Any]], data: DataSet) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows without structures that no label map of the data set holds, and those structures: nobody drew them.
+    """Return the rows without structures that no label map of the data set holds, and those structures: nobody drew them.
 
     Raises:
         InputError: no structure of the model is in any label map.
@@ -236,7 +236,7 @@ def _annotated(rows: list[dict[str, Any]], data: DataSet) -> tuple[list[dict[str
 
 
 def scores(mask: Any, truth: Any, volume: Any, tolerance: float) -> dict[str, float | None]:
-    """All metrics of one structure in one case; volumes in millilitres."""
+    """Return all metrics of one structure in one case; volumes in millilitres."""
     i, j, k = volume.grid.spacing
     surface = surface_agreement(mask, truth, (k, j, i), tolerance)
     ml, true_ml = (float(each.sum()) * volume.grid.voxel_ml for each in (mask, truth))

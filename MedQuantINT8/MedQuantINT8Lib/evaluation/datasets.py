@@ -63,7 +63,7 @@ class DataSet:
 
 
 def files_of(cases: Sequence[Case]) -> list[Path]:
-    """Every file that the cases are read from."""
+    """Return every file that the cases are read from."""
     paths: list[Path] = []
     for case in cases:
         paths += [*case.image, *([case.label] if isinstance(case.label, Path) else case.label.values())]
@@ -71,7 +71,7 @@ def files_of(cases: Sequence[Case]) -> list[Path]:
 
 
 def read_dataset(path: Path, form: str = "auto") -> DataSet:
-    """A data set from its JSON file or folder.
+    """Return a data set from its JSON file or folder.
 
     Raises:
         InputError: it has no form that is known, a file is missing, or a case is in two splits.
@@ -184,7 +184,7 @@ _SIGNS = ("_", "-", ".")
 
 
 def _only(name: str, scans: list[Path], label: Path) -> Path:
-    """The one scan of a label map.
+    """Return the one scan of a label map.
 
     Raises:
         InputError: there is none, or there are several.
@@ -239,7 +239,7 @@ FORMS: dict[str, Callable[[Path], DataSet]] = {
 def label_map(
     case: Case, data: DataSet, values: Mapping[str, int], reader: Callable[[Any], Volume] = read_volume
 ) -> NDArray[np.uint16]:
-    """The case's labels (K, J, I) with the model's values.
+    """Return the case's labels (K, J, I) with the model's values.
 
     Args:
         reader: how the files are read.

@@ -54,7 +54,7 @@ def run_command(arguments: Sequence[str], check: Callable[[], None]) -> dict[str
 
 
 def error_for(code: int) -> type[MedQuantError]:
-    """The kind of error that ends a process with this exit code."""
+    """Return the kind of error that ends a process with this exit code."""
     kinds = {kind.exit_code: kind for kind in MedQuantError.__subclasses__()}
     return Cancelled if code == Cancelled.exit_code else kinds.get(code, EngineError)
 
@@ -62,7 +62,7 @@ def error_for(code: int) -> type[MedQuantError]:
 def segment_commands(
     model: str, scan: str, choice: EngineChoice, flags: Sequence[str], output: Path
 ) -> tuple[list[str], list[str]]:
-    """The commands that build an engine for a scan and segment it.
+    """Return the commands that build an engine for a scan and segment it.
 
     Args:
         choice: its precision is one of a run, not "auto".

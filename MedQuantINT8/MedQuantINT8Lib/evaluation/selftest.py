@@ -134,7 +134,7 @@ def _package(name: str, package: ModelPackage, backend: EngineBackend, task: Tas
 
 
 def _worst_structures(spec: ModelSpec, ours: Any, theirs: Any) -> WorstStructures:
-    """The structures that agree least with FP32 in one patch, as labels or masks of it."""
+    """Return the structures that agree least with FP32 in one patch, as labels or masks of it."""
     names = {label.channel: label.name for label in spec.labels}
     pooled = PooledDice(spec.output.activation == "softmax", names, network_voxel_ml(spec))
     pooled.add(ours, theirs)
@@ -142,7 +142,7 @@ def _worst_structures(spec: ModelSpec, ours: Any, theirs: Any) -> WorstStructure
 
 
 def _fault(precision: str, row: dict[str, Any]) -> str:
-    """Why a row fails, or an empty string."""
+    """Return why a row fails, or an empty string."""
     if precision != "int8":
         limit = TOLERANCE[precision]
         return (

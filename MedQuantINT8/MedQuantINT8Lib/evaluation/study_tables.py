@@ -43,7 +43,7 @@ _LARGER = ((96, 96, 96), (128, 128, 128), (160, 160, 160))
 
 
 def study_spec(network: StudyNetwork) -> ModelSpec:
-    """A description that serves synthetic CT scans: the study's windows, structures without names."""
+    """Return a description that serves synthetic CT scans: the study's windows, structures without names."""
     return replace(
         draft_for(network.name, 1, network.classes, PATCH),
         modality="CT",
@@ -93,7 +93,7 @@ def _scan(seed: int) -> Volume:
 
 
 def _labelled_patch(spec: ModelSpec) -> tuple[Any, Any]:
-    """The middle of a synthetic scan in network space, (1, *PATCH), and its labels."""
+    """Return the middle of a synthetic scan in network space, (1, *PATCH), and its labels."""
     volume, truth = make_phantom(_FITTING_SEED, _SCAN_SIZE, _SCAN_SPACING)
     network_input = preprocess(volume, spec)
     labels = network_input.labels_in_network_space(truth.astype(np.int32))
@@ -101,7 +101,7 @@ def _labelled_patch(spec: ModelSpec) -> tuple[Any, Any]:
 
 
 def scan_patch(spec: ModelSpec, patch: tuple[int, int, int] = PATCH) -> Any:
-    """A patch (1, 1, *patch) from the middle of a synthetic scan that was not used for calibration."""
+    """Return a patch (1, 1, *patch) from the middle of a synthetic scan that was not used for calibration."""
     return _middle(preprocess(make_phantom(_SCAN_SEED, _SCAN_SIZE, _SCAN_SPACING)[0], spec).data, patch)[None]
 
 
@@ -228,7 +228,7 @@ _TITLES = {"networks": "The study's seven networks at its size", "sizes": "Large
 
 
 def page(value: dict[str, Any]) -> list[str]:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     described = value["machine"]
     lines = [
         f"Made by `medquant reproduce --table {value['table']}`; {described['processor']}, {described['cores']} cores "

@@ -24,14 +24,14 @@ def viewer_pair(
     most_bytes: int = MOST_BYTES,
     differences: Differences | None = None,
 ) -> ViewerScan:
-    """What a page's viewer shows of a scan in FP32 and INT8 (label maps (K, J, I)): both, and the regions that differ as places."""
+    """Return what a page's viewer shows of a scan in FP32 and INT8 (label maps (K, J, I)): both, and the regions that differ as places."""
     regions = differences or find_differences(fp32, int8, labels, volume.grid)
     places = region_places(regions.to_json()["regions"])
     return viewer_scan(volume, {"FP32": fp32, "INT8": int8}, labels, places, most_bytes)
 
 
 def viewer_case(volume: Volume, label_maps: Mapping[str, NDArray[Any]], labels: Sequence[Label]) -> ViewerScan:
-    """What a page's viewer shows of one of :data:`MOST_CASES` cases: "FP32", "INT8" and "labels", (K, J, I) each."""
+    """Return what a page's viewer shows of one of :data:`MOST_CASES` cases: "FP32", "INT8" and "labels", (K, J, I) each."""
     differences = find_differences(label_maps["FP32"], label_maps["INT8"], labels, volume.grid)
     places = region_places(differences.to_json()["regions"])
     return viewer_scan(volume, label_maps, labels, places, MOST_BYTES // MOST_CASES)

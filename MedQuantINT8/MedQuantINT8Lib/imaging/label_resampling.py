@@ -38,10 +38,10 @@ class Decision(Protocol):
     dtype: Any
 
     def bounds(self, scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]]) -> Any:
-        """What is known of each block of ``scores`` (C, n0, n1, n2) without interpolating."""
+        """Return what is known of each block of ``scores`` (C, n0, n1, n2) without interpolating."""
 
     def decide(self, scores: FloatArray, bounds: Any, index: tuple[int, int, int], block: _Block) -> Any:
-        """The values of the new voxels of one block: an array, or one value for all."""
+        """Return the values of the new voxels of one block: an array, or one value for all."""
 
 
 class Largest:
@@ -55,7 +55,7 @@ class Largest:
         self.values, self.dtype = values, values.dtype
 
     def bounds(self, scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]]) -> NDArray[np.bool_]:
-        """Whether each class can win somewhere in each block, (C, blocks along the axes)."""
+        """Return whether each class can win somewhere in each block, (C, blocks along the axes)."""
         high, low = block_extremes(scores, blocks)
         return possible_winners(high, low)
 

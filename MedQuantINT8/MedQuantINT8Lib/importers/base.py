@@ -130,7 +130,7 @@ def _copy_int8_files(package: ModelPackage, target: Path, scratch: Path, *, forc
 
 
 def _strip_wording(spec: ModelSpec) -> dict[str, Any]:
-    """The part of a description that a calibration depends on."""
+    """Return the part of a description that a calibration depends on."""
     value = {key: part for key, part in spec.to_json().items() if key not in (*_WORDING_FIELDS, "schema_version")}
     return {**value, "labels": [(label.value, label.channel) for label in spec.labels]}
 
@@ -247,7 +247,7 @@ def write_all(models: Sequence[ImportedModel], folder: Path, task: Task) -> list
 
 
 def single_output(module: Any, name: str) -> Any:
-    """The module with only its class scores as output.
+    """Return the module with only its class scores as output.
 
     These are the first of a list or tuple (deep supervision gives several), or the known name of a dictionary.
 

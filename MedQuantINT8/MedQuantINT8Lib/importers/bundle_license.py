@@ -13,7 +13,7 @@ _NOT_COMMERCIAL = re.compile(r"non-?\s?commercial", re.IGNORECASE)
 
 
 def license_of(folder: Path, default: str) -> str:
-    """The licenses that a bundle's files name, weights first: those of LICENSE (its part for weights, where it has one), further
+    """Return the licenses that a bundle's files name, weights first: those of LICENSE (its part for weights, where it has one), further
     license files, docs/README.md where it speaks of the weights, and docs/data_license.txt.
 
     Args:
@@ -47,7 +47,7 @@ def license_of(folder: Path, default: str) -> str:
 
 
 def _title(lines: list[str]) -> str:
-    """The first line that names a license, without headings that only say what it is for."""
+    """Return the first line that names a license, without headings that only say what it is for."""
     titles = (
         line
         for line in lines
@@ -74,7 +74,7 @@ def _list_further_files(folder: Path) -> list[Path]:
 
 
 def _sentence_of_readme(text: str) -> str:
-    """The sentence of a README that says under which license the weights are."""
+    """Return the sentence of a README that says under which license the weights are."""
     for line in text.splitlines():
         for sentence in re.split(r"(?<=[.!])\s", line.strip(" #*->")):
             if re.search(r"weights?\b", sentence, re.IGNORECASE) and re.search(

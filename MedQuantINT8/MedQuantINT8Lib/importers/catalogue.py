@@ -30,7 +30,7 @@ __all__ = ["CatalogueEntry", "can_download", "download_package", "entries", "ent
 
 
 def entries() -> dict[str, CatalogueEntry]:
-    """All entries of the catalog by name."""
+    """Return all entries of the catalog by name."""
     value = json.loads(resource("Models.json").read_text(encoding="utf-8"))
     entries_by_name = {}
     for row in value["models"]:
@@ -44,7 +44,7 @@ def entries() -> dict[str, CatalogueEntry]:
 
 
 def entry(name: str) -> CatalogueEntry:
-    """The entry of that name; raises :class:`InputError` for a name that the catalog does not hold, and says which are similar."""
+    """Return the entry of that name; raises :class:`InputError` for a name that the catalog does not hold, and says which are similar."""
     import difflib
 
     catalog = entries()

@@ -151,7 +151,7 @@ def _label_map(shape: tuple[int, int, int], values: tuple[int, ...], rng: np.ran
 
 
 def _limits(spec: ModelSpec, number: int) -> tuple[float, float]:
-    """The range of gray values in which the network sees differences."""
+    """Return the range of gray values in which the network sees differences."""
     for step in spec.normalization:
         if step.kind in ("window", "nnunet_ct") and step.low is not None and step.high is not None:
             return step.low, step.high

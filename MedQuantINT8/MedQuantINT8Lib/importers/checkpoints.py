@@ -17,7 +17,7 @@ _PLACES = ("network_weights", "state_dict", "model_state_dict", "model", "net", 
 
 
 def read_checkpoint(path: str | os.PathLike[str], what: str = "checkpoint", *, mapped: bool = False) -> Any:
-    """The content of a file that ``torch.save`` wrote: tensors, numbers, text and containers of them; NumPy's numbers are read as well.
+    """Return the content of a file that ``torch.save`` wrote: tensors, numbers, text and containers of them; NumPy's numbers are read as well.
 
     Args:
         mapped: leave the tensors in the file until they are used, to look at what stands beside them.
@@ -74,7 +74,7 @@ def _numpy_numbers() -> Iterator[None]:
 
 
 def state_dict_of(checkpoint: Any, name: str) -> dict[str, Any]:
-    """The weights in a checkpoint, wherever it keeps them, without the prefixes of parallel training.
+    """Return the weights in a checkpoint, wherever it keeps them, without the prefixes of parallel training.
 
     Raises:
         PackageError: there are no weights.

@@ -141,7 +141,7 @@ def export_network(
 
 
 def as_float32(module: Any) -> tuple[Any, list[str]]:
-    """The module with its weights in float32, and notes on the change: numbers of 16 bits are kept exactly."""
+    """Return the module with its weights in float32, and notes on the change: numbers of 16 bits are kept exactly."""
     import torch
 
     kinds = {
@@ -156,7 +156,7 @@ def as_float32(module: Any) -> tuple[Any, list[str]]:
 
 
 def _reduce_to_tensor(module: Any, example: Any) -> Any:
-    """The module as it is, or TorchScript that gives a list, a tuple or a dictionary traced so that it gives the class scores alone.
+    """Return the module as it is, or TorchScript that gives a list, a tuple or a dictionary traced so that it gives the class scores alone.
 
     torch's exporters read either kind of program, not one inside the other.
     """
@@ -183,7 +183,7 @@ def _reduce_to_tensor(module: Any, example: Any) -> Any:
 
 
 def _choose_exporter(module: Any, dynamic_spatial: bool) -> dict[str, Any]:
-    """The exporter's settings: TorchScript takes torch's older exporter, because torch.export does not read it."""
+    """Return the exporter's settings: TorchScript takes torch's older exporter, because torch.export does not read it."""
     import torch
 
     axes = (2, 3, 4) if dynamic_spatial else ()

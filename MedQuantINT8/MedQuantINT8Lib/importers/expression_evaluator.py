@@ -127,7 +127,7 @@ class Unresolved:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a number, a text, a flag, nothing, or a container of these."""
+    """Return whether a value is a number, a text, a flag, nothing, or a container of these."""
     if isinstance(value, list | tuple | set):
         return all(map(is_plain, value))
     if isinstance(value, dict):
@@ -191,7 +191,7 @@ class Evaluator:
         raise self._refusal()
 
     def _attribute(self, node: ast.Attribute) -> Any:
-        """The names of number types, as text: ``torch.float32``, ``np.uint8``."""
+        """Return the names of number types, as text: ``torch.float32``, ``np.uint8``."""
         module, _, name = (dotted_name(node) or "").rpartition(".")
         if module in ("torch", "np", "numpy") and name in _DTYPES:
             return name

@@ -70,7 +70,7 @@ class Config:
         return self._value
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The resolved value of a top-level entry.
+        """Return the resolved value of a top-level entry.
 
         Raises:
             NotAConstant: it needs code to be run.
@@ -146,7 +146,7 @@ class Config:
         return value
 
     def macro(self, text: str) -> Any:
-        """What a macro (without its %) is replaced by: the text of another entry, or of another file of the bundle."""
+        """Return what a macro (without its %) is replaced by: the text of another entry, or of another file of the bundle."""
         self.budget.step()
         name, separator, key = text.partition("::")
         if not name.endswith((".json", ".yaml", ".yml")):
@@ -163,7 +163,7 @@ class Config:
         )
 
     def tree_of(self, text: str) -> tuple[ast.expr, dict[str, str]]:
-        """An expression (without its $) as a syntax tree, and which of its names stand for which references.
+        """Return an expression (without its $) as a syntax tree, and which of its names stand for which references.
 
         Raises:
             NotAConstant: it is no expression.
@@ -184,7 +184,7 @@ class Config:
             raise NotAConstant(f"${text}") from error
 
     def evaluate(self, text: str) -> Any:
-        """The value of an expression (without its $).
+        """Return the value of an expression (without its $).
 
         Raises:
             NotAConstant: it needs code.
@@ -206,7 +206,7 @@ class Config:
             return value
 
     def value_of(self, tree: ast.expr, names: Mapping[str, str], text: str) -> Any:
-        """The value of a part of an expression, as :meth:`tree_of` gives it."""
+        """Return the value of a part of an expression, as :meth:`tree_of` gives it."""
         try:
             return Evaluator(
                 text, lambda name: self._lookup(names[name]), set(names), self._functions, self.budget
@@ -218,7 +218,7 @@ class Config:
 
 
 def _parse_file(path: Path, budget: Budget) -> dict[str, Any]:
-    """What a configuration file holds; raises :class:`PackageError`."""
+    """Return what a configuration file holds; raises :class:`PackageError`."""
     try:
         if path.stat().st_size > (largest := _LARGEST_FILES.get(path.suffix, 0)):
             raise PackageError(

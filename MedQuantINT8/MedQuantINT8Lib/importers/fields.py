@@ -34,15 +34,15 @@ class Fields:
         self._names_read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        """Whether the field is given and is not null."""
+        """Return whether the field is given and is not null."""
         return self._value.get(name) is not None
 
     def holds(self, name: str) -> bool:
-        """Whether the field stands there, null or not."""
+        """Return whether the field stands there, null or not."""
         return name in self._value
 
     def get(self, name: str, parse: Parse[_T], default: Any = _MISSING) -> _T:
-        """The value of a field; ``default`` where it is missing or null.
+        """Return the value of a field; ``default`` where it is missing or null.
 
         Raises:
             PackageError: it is missing and has no default, or is of the wrong type.
@@ -60,7 +60,7 @@ class Fields:
         self._names_read.update(names)
 
     def unread(self) -> dict[str, Any]:
-        """The fields that nobody has read, nulls aside."""
+        """Return the fields that nobody has read, nulls aside."""
         return {
             name: value for name, value in self._value.items() if name not in self._names_read and value is not None
         }
@@ -76,7 +76,7 @@ class Fields:
 
 
 def read_described(path: Path, what: str) -> Any:
-    """The value that a JSON file holds.
+    """Return the value that a JSON file holds.
 
     Raises:
         PackageError: no such file, or no JSON; ``what`` says what the folder should have been.
@@ -90,39 +90,39 @@ def read_described(path: Path, what: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """The text of a value for a message, cut short."""
+    """Return the text of a value for a message, cut short."""
     text = "null" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def wrong(where: str, value: Any, expected: str) -> PackageError:
-    """The error for a value of the wrong type."""
+    """Return the error for a value of the wrong type."""
     return PackageError(f"{where} is {shown(value)}, but must be {expected}.", "Get the file again, or correct it.")
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
-    """The value as a dictionary; it must be an object with names as keys."""
+    """Return the value as a dictionary; it must be an object with names as keys."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise wrong(where, value, "an object")
     return dict(value)
 
 
 def text(value: Any, where: str) -> str:
-    """The value, which must be text."""
+    """Return the value, which must be text."""
     if not isinstance(value, str):
         raise wrong(where, value, "text")
     return value
 
 
 def flag(value: Any, where: str) -> bool:
-    """The value, which must be true or false."""
+    """Return the value, which must be true or false."""
     if not isinstance(value, bool):
         raise wrong(where, value, "true or false")
     return value
 
 
 def number(value: Any, where: str) -> float:
-    """The value as a finite number; NumPy's are numbers too."""
+    """Return the value as a finite number; NumPy's are numbers too."""
     if isinstance(value, bool) or not (
         isinstance(value, int | float) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)
     ):
@@ -137,28 +137,28 @@ def number(value: Any, where: str) -> float:
 
 
 def positive(value: Any, where: str) -> float:
-    """The value as a finite number above 0."""
+    """Return the value as a finite number above 0."""
     if (result := number(value, where)) <= 0:
         raise wrong(where, value, "above 0")
     return result
 
 
 def whole(value: Any, where: str) -> int:
-    """The value as a whole number of at least 0."""
+    """Return the value as a whole number of at least 0."""
     if (result := number(value, where)) != int(result) or result < 0:
         raise wrong(where, value, "a whole number of at least 0")
     return int(result)
 
 
 def count(value: Any, where: str) -> int:
-    """The value as a whole number of at least 1."""
+    """Return the value as a whole number of at least 1."""
     if (result := whole(value, where)) < 1:
         raise wrong(where, value, "a whole number of at least 1")
     return result
 
 
 def each(parse: Parse[_T], length: int | None = None) -> Parse[list[_T]]:
-    """A reader of lists whose items ``parse`` reads, of ``length`` items if that is given."""
+    """Return a reader of lists whose items ``parse`` reads, of ``length`` items if that is given."""
 
     def read(value: Any, where: str) -> list[_T]:
         if not isinstance(value, list | tuple):
@@ -171,7 +171,7 @@ def each(parse: Parse[_T], length: int | None = None) -> Parse[list[_T]]:
 
 
 def choice(*allowed: Any) -> Parse[Any]:
-    """A reader of one of a few values, which differ by type as well: 1 is not true."""
+    """Return a reader of one of a few values, which differ by type as well: 1 is not true."""
 
     def read(value: Any, where: str) -> Any:
         for item in allowed:
@@ -183,10 +183,10 @@ def choice(*allowed: Any) -> Parse[Any]:
 
 
 def optional(parse: Parse[_T]) -> Parse[_T | None]:
-    """A reader of what ``parse`` reads, or null."""
+    """Return a reader of what ``parse`` reads, or null."""
     return lambda value, where: None if value is None else parse(value, where)
 
 
 def known(names: Iterable[str]) -> str:
-    """The list of names for a message."""
+    """Return the list of names for a message."""
     return ", ".join(names) or "none"

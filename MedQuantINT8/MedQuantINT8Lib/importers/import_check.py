@@ -32,14 +32,14 @@ class OriginalPipeline(Protocol):
     def title(self) -> str: ...
 
     def prepare(self, volume: Volume) -> NDArray[np.float32]:
-        """The network's input for a scan: float32 (C, A0, A1, A2), axes in the tensor's order."""
+        """Return the network's input for a scan: float32 (C, A0, A1, A2), axes in the tensor's order."""
 
     def scores(self, volume: Volume) -> NDArray[np.float32] | None:
         """Class scores of the scan as the network gives them, blended over its windows, before any activation that the network
         does not hold: float32 (classes, A0, A1, A2) in network space; None where the software has none."""
 
     def labels(self, volume: Volume) -> NDArray[Any] | None:
-        """The label map on the scan's own grid, (K, J, I), with the package's label values, signed; -1 where the software gives no
+        """Return the label map on the scan's own grid, (K, J, I), with the package's label values, signed; -1 where the software gives no
         label; None where it gives no label map. Asked for after :meth:`scores`."""
 
 
@@ -129,7 +129,7 @@ class ImportCheck:
         return f"with {self.original} on {len(self.scans)} synthetic scan(s): {', '.join(parts) or 'nothing'}{tail}"
 
     def to_json(self) -> dict[str, Any]:
-        """What import.json holds; infinite differences become null with their words."""
+        """Return what import.json holds; infinite differences become null with their words."""
         value = asdict(self)
         value["scans"] = [
             {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in scan.items()}

@@ -158,7 +158,7 @@ class _ImportPipeline:
         return 0 if isinstance(network_input, str) else plan_for(network_input, self.spec, SegmentationOptions()).count
 
     def affords(self, network_input: NetworkInput) -> bool:
-        """Whether the network may run on this scan as well, by time and memory."""
+        """Return whether the network may run on this scan as well, by time and memory."""
         plan = plan_for(network_input, self.spec, SegmentationOptions())
         needed = 4 * self.spec.output_channels * 4 * int(np.prod(np.maximum(plan.volume_shape, plan.patch)))
         fits = (

@@ -75,7 +75,7 @@ class LabelFunction:
             raise NotUnderstood(text)
 
     def whole(self) -> Activation | Argmax | None:
-        """The function, if all of it is an activation or an argmax."""
+        """Return the function, if all of it is an activation or an argmax."""
         body = self._body
         while (inner := _strip_conversion(body)) is not None:
             body = inner
@@ -100,7 +100,7 @@ class LabelFunction:
         return None
 
     def cuts(self, channels: int) -> dict[int, tuple[float, bool]]:
-        """The threshold of each channel that the function compares, and whether the threshold itself counts as inside.
+        """Return the threshold of each channel that the function compares, and whether the threshold itself counts as inside.
 
         Raises:
             NotUnderstood: it uses a channel otherwise than by comparing it with one number.
@@ -125,7 +125,7 @@ class LabelFunction:
         return []
 
     def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
-        """The function of an array (channels, voxels).
+        """Return the function of an array (channels, voxels).
 
         Raises:
             NotUnderstood: something in its text is not known here; nothing of it is run.
@@ -202,7 +202,7 @@ def paint_order(table: Sequence[int], channels: int) -> list[tuple[int, int]]:
 
 
 def combinations(channels: int) -> NDArray[np.float32]:
-    """All combinations of regions, float32 (channels, 2 ** channels): bit ``c`` of a column's number is row ``c``."""
+    """Return all combinations of regions, float32 (channels, 2 ** channels): bit ``c`` of a column's number is row ``c``."""
     if channels > MOST_REGIONS:
         raise NotUnderstood(f"{channels} regions have too many combinations")
     return np.array([bits[::-1] for bits in itertools.product((0.0, 1.0), repeat=channels)], np.float32).T
@@ -222,7 +222,7 @@ def _number(node: ast.expr) -> float | None:
 
 
 def _index(node: ast.expr) -> Any:
-    """A channel, a list of channels or a slice of them; anything else raises :class:`NotUnderstood`."""
+    """Return a channel, a list of channels or a slice of them; anything else raises :class:`NotUnderstood`."""
     try:
         value = None if isinstance(node, ast.Slice) else ast.literal_eval(node)
         if isinstance(node, ast.Slice):

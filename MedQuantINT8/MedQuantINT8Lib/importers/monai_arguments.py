@@ -15,7 +15,7 @@ TRUST = "If you trust where it comes from, give --trust-code; else describe the 
 
 
 def transform_name(transform: Any) -> str:
-    """The name of a described transform in one form: Spacingd for Spacingd, SpacingD and SpacingDict.
+    """Return the name of a described transform in one form: Spacingd for Spacingd, SpacingD and SpacingDict.
 
     Raises:
         PackageError: it is no description, but code.
@@ -29,17 +29,17 @@ def transform_name(transform: Any) -> str:
 
 
 def enabled(transforms: Sequence[Any]) -> list[dict[str, Any]]:
-    """The transforms without those that ``_disabled_`` turns off."""
+    """Return the transforms without those that ``_disabled_`` turns off."""
     return [t for t in transforms if not (isinstance(t, dict) and true(t.get("_disabled_")))]
 
 
 def true(value: Any) -> bool:
-    """Whether a flag is on, which bundles write as true and as "True"."""
+    """Return whether a flag is on, which bundles write as true and as "True"."""
     return value.strip().lower() == "true" if isinstance(value, str) else bool(value)
 
 
 def first(value: Any) -> Any:
-    """The first item of a list, or the value itself."""
+    """Return the first item of a list, or the value itself."""
     return value[0] if isinstance(value, list | tuple) else value
 
 
@@ -64,17 +64,17 @@ class Arguments:
         self._index = self.keys.index(key) if key in self.keys else 0
 
     def __contains__(self, name: str) -> bool:
-        """Whether an argument is given and is not null."""
+        """Return whether an argument is given and is not null."""
         self._known_names.add(name)
         return self._arguments.get(name) is not None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The argument as it stands, or ``default`` where it is not given."""
+        """Return the argument as it stands, or ``default`` where it is not given."""
         self._known_names.add(name)
         return self._arguments.get(name, default)
 
     def of_key(self, name: str, default: Any = None) -> Any:
-        """The argument of this key: its item where there is one for each key, else the value itself."""
+        """Return the argument of this key: its item where there is one for each key, else the value itself."""
         value = self.get(name, default)
         if isinstance(value, list | tuple) and len(value) > 0:
             if len(value) not in (1, len(self.keys)):
@@ -83,11 +83,11 @@ class Arguments:
         return value
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """The argument of this key as true or false."""
+        """Return the argument of this key as true or false."""
         return true(self.of_key(name, default))
 
     def number(self, name: str, default: float | None = None) -> float:
-        """The argument as a number; :class:`PackageError` where it is none."""
+        """Return the argument as a number; :class:`PackageError` where it is none."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.refusal(name, value)
@@ -102,7 +102,7 @@ class Arguments:
             raise self.refusal(name, value)
 
     def dtype(self, name: str) -> str:
-        """A type of numbers by its name, such as float32 (the type where the argument is left out or null)."""
+        """Return a type of numbers by its name, such as float32 (the type where the argument is left out or null)."""
         value = self.of_key(name)
         value = value.text if isinstance(value, Unresolved) else value
         if value is None:
@@ -116,7 +116,7 @@ class Arguments:
         self._known_names.update(names)
 
     def refusal(self, name: str, value: Any) -> PackageError:
-        """The error that names the transform, the argument and its value."""
+        """Return the error that names the transform, the argument and its value."""
         advice = TRUST if isinstance(value, Unresolved) else ADVICE
         return PackageError(f"The bundle's {self.name} has {name} = {_show(value)}, which is not understood.", advice)
 
@@ -132,6 +132,6 @@ class Arguments:
 
 
 def _show(value: Any) -> str:
-    """A value for a message; one that only code could give by its text."""
+    """Return a value for a message; one that only code could give by its text."""
     text = getattr(value, "text", None) if isinstance(value, Unresolved) else repr(value)
     return "an expression that is code" if text is None else str(text)[:80]

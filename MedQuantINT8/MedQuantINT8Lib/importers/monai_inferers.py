@@ -27,7 +27,7 @@ _WHOLE = 96
 
 
 def slice_axis(inferer: Any) -> int | None:
-    """The tensor's spatial axis across which an inferer's resolved description goes slice by slice; None for one of three axes.
+    """Return the tensor's spatial axis across which an inferer's resolved description goes slice by slice; None for one of three axes.
 
     Raises:
         PackageError: The inferer goes across an axis that a scan does not have.
@@ -41,7 +41,7 @@ def slice_axis(inferer: Any) -> int | None:
 
 
 def translate_inferer(inferer: Any, multiples: tuple[int, ...]) -> Window:
-    """The window of an inferer's resolved description; one that goes slice by slice is one voxel long across the slices.
+    """Return the window of an inferer's resolved description; one that goes slice by slice is one voxel long across the slices.
 
     Args:
         multiples: what a patch's sides must be multiples of, as far as the network tells: two for a network of slices, else three.
@@ -122,7 +122,7 @@ def _sliding(
 
 
 def _of_slices(arguments: Arguments, across: int) -> tuple[int, int, int]:
-    """The window of an inferer of slices, whose roi_size has the two sides of a slice."""
+    """Return the window of an inferer of slices, whose roi_size has the two sides of a slice."""
     roi = arguments.get("roi_size")
     # Windows have one size for all scans, so that a side that a scan would decide (-1) is refused here as well.
     whole = isinstance(roi, list | tuple) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in roi)

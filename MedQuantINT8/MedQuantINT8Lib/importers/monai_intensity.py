@@ -178,7 +178,7 @@ def lambdad(t: Arguments) -> list[Any]:
 
 
 def is_plain_function(text: str) -> bool:
-    """Whether a function's text holds nothing but its variable, numbers, arithmetic and clamping: running it does no harm."""
+    """Return whether a function's text holds nothing but its variable, numbers, arithmetic and clamping: running it does no harm."""
     return _parse_function(text) is not None
 
 

@@ -20,12 +20,12 @@ def part(value: Any, name: str) -> dict[str, Any]:
 
 
 def first_part(parts: dict[str, Any], name: str) -> dict[str, Any]:
-    """The part of that name, or the first one."""
+    """Return the part of that name, or the first one."""
     return part(parts.get(name) or next(iter(parts.values()), None), name)
 
 
 def numbered_names(pred: dict[str, Any]) -> dict[int, str]:
-    """Names by number, from ``channel_def`` or ``label_def``, which say either a name for each number or a number for each name."""
+    """Return names by number, from ``channel_def`` or ``label_def``, which say either a name for each number or a number for each name."""
     for key in ("channel_def", "label_def"):
         definition = pred.get(key)
         if isinstance(definition, list):
@@ -48,7 +48,7 @@ def _is_number(value: Any) -> bool:
 
 
 def channel_count(value: Any, what: str) -> int:
-    """A number of channels; raises :class:`PackageError`, which says ``what`` it is of, for anything else."""
+    """Return a number of channels; raises :class:`PackageError`, which says ``what`` it is of, for anything else."""
     if not _is_number(value) or not 0 < int(value) <= MOST_CHANNELS:
         raise PackageError(
             f"metadata.json has {str(value)[:40]!r} as {what}.",

@@ -128,7 +128,7 @@ class Definition:
 
 
 def safe_functions(folder: Path) -> dict[str, Any]:
-    """What expressions of a bundle may call besides arithmetic: devices (there is only the processor here), and checkpoints of the
+    """Return what expressions of a bundle may call besides arithmetic: devices (there is only the processor here), and checkpoints of the
     bundle itself, read as data."""
 
     checkpoints: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def safe_functions(folder: Path) -> dict[str, Any]:
 
 
 def bundle_file(folder: Path, name: str) -> Path:
-    """A file of a bundle by the path that its configuration gives.
+    """Return a file of a bundle by the path that its configuration gives.
 
     Raises:
         PackageError: it is not there, or lies outside of the bundle.
@@ -180,7 +180,7 @@ def bundle_file(folder: Path, name: str) -> Path:
 
 
 def definition_of(config: Config, raw: Any) -> Definition | None:
-    """What a raw value of a configuration describes: a ``_target_``, a reference to one, such a reference with ``.to(device)``, or
+    """Return what a raw value of a configuration describes: a ``_target_``, a reference to one, such a reference with ``.to(device)``, or
     a call (``$monai.networks.nets.UNet(...)``). None where it is code of another kind.
 
     Raises:
@@ -368,7 +368,7 @@ def _is_part(target: str) -> bool:
 
 
 def _class_of(target: str) -> Any:
-    """The class or function of a listed name; None for anything else."""
+    """Return the class or function of a listed name; None for anything else."""
     try:
         from monai.networks import nets
         from torch import nn

@@ -370,6 +370,6 @@ class _Reader(Prediction):
 
 
 def _text_of(value: Any) -> str:
-    """A function's text without its $; empty for anything else."""
+    """Return a function's text without its $; empty for anything else."""
     text = value.text if isinstance(value, Unresolved) else value
     return text[1:].strip() if isinstance(text, str) and text.startswith("$") else ""

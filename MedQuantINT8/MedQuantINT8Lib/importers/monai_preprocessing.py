@@ -66,14 +66,14 @@ def translate_preprocessing(transforms: Sequence[Any], channels: int | None = No
 
 
 def image_keys(transforms: Sequence[Any]) -> tuple[str, list[str]]:
-    """The key that the network reads, and the keys of its channels before they are joined."""
+    """Return the key that the network reads, and the keys of its channels before they are joined."""
     active = enabled(transforms)
     image, members, _ = _members(active, [transform_name(transform) for transform in active])
     return image, members
 
 
 def _members(transforms: list[dict[str, Any]], names: list[str]) -> tuple[str, list[str], int | None]:
-    """The key that the network reads, the keys of its channels, and which transform joins them."""
+    """Return the key that the network reads, the keys of its channels, and which transform joins them."""
     keys = [Arguments(transform).keys for transform in transforms]
     places = [n for n, name in enumerate(names) if name == "ConcatItemsd"]
     if len(places) > 1:
@@ -209,7 +209,7 @@ class _Reader:
 
 
 def _steps(transform: dict[str, Any], name: str, key: str) -> list[Any]:
-    """The steps of one transform for one key.
+    """Return the steps of one transform for one key.
 
     Raises:
         PackageError: the transform or one of its arguments is not understood.

@@ -214,7 +214,7 @@ def _selection(t: Arguments) -> tuple[str, str, float]:
 
 
 def is_plain_comparison(text: str) -> bool:
-    """Whether a function's text holds nothing but a comparison of its variable with a number: running it does no harm."""
+    """Return whether a function's text holds nothing but a comparison of its variable with a number: running it does no harm."""
     return _comparison(text) is not None
 
 

@@ -48,7 +48,7 @@ class Weights:
 
 
 def find_weights(config: Config, folder: Path) -> Weights:
-    """The weights that a bundle's configuration names.
+    """Return the weights that a bundle's configuration names.
 
     Raises:
         PackageError: they are missing or lie outside of the bundle, two files are named, or there are none.
@@ -146,7 +146,7 @@ def _is_network(value: Any) -> bool:
 
 
 def _descriptions(value: Any) -> Iterator[dict[str, Any]]:
-    """All dictionaries with a ``_target_`` in a configuration."""
+    """Yield all dictionaries with a ``_target_`` in a configuration."""
     if isinstance(value, dict):
         if "_target_" in value:
             yield value

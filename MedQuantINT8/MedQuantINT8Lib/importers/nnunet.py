@@ -112,7 +112,7 @@ def understand(
 def _understand_networks(
     folder: Path, folds: Sequence[int | str] | None, configuration: str | None, spec: ModelSpec, error: PackageError
 ) -> list[ImportedModel]:
-    """The networks alone, for the description ``spec`` of the user; ``error`` says what else was not understood."""
+    """Return the networks alone, for the description ``spec`` of the user; ``error`` says what else was not understood."""
     folder = _find_result_folder(folder, configuration)
     plans = read_described(folder / "plans.json", "result folder of nnU-Net v2")
     trainings, notes_of_choice = choose(folder, folds)
@@ -130,7 +130,7 @@ def _understand_networks(
 
 
 def _find_result_folder(folder: Path, configuration: str | None) -> Path:
-    """The folder with plans.json; archives hold it as DATASET/TRAINER__PLANS__CONFIGURATION."""
+    """Return the folder with plans.json; archives hold it as DATASET/TRAINER__PLANS__CONFIGURATION."""
     if (folder / "plans.json").is_file():
         return folder
     folders = sorted(path.parent for path in folder.rglob("plans.json"))
@@ -203,13 +203,13 @@ def _build_spec(plans: Plans, dataset: Dataset) -> ModelSpec:
 
 
 def _in_words(cleaning: Sequence[Cleaning], dataset: Dataset) -> str:
-    """What the postprocessing does, for a note."""
+    """Return what the postprocessing does, for a note."""
     names = {label.value: label.name for label in dataset.labels}
     return "; ".join(step.in_words(names) for step in cleaning) or "no postprocessing helped, so none is done"
 
 
 def _mirror_axes(training: Training, plans: Plans) -> tuple[int, ...]:
-    """The axes K, J, I of the array along which the training allows mirroring: nnU-Net counts along its transposed axes, 2D
+    """Return the axes K, J, I of the array along which the training allows mirroring: nnU-Net counts along its transposed axes, 2D
     configurations within a slice.
 
     Raises:
@@ -234,7 +234,7 @@ def _restore_axes(values: Sequence[Any], order: list[int]) -> tuple[Any, Any, An
 
 
 def _build_normalization(channels: list[Intensity]) -> tuple[Normalization, ...]:
-    """The normalization steps of all channels; a step that all channels share is written once, for all."""
+    """Return the normalization steps of all channels; a step that all channels share is written once, for all."""
     steps = [_build_step(channel) for channel in channels]
     if all(step == steps[0] for step in steps):
         return () if steps[0] is None else (steps[0],)

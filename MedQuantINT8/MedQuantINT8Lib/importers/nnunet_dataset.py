@@ -43,7 +43,7 @@ class Dataset:
 
 
 def read_dataset(value: Any) -> Dataset:
-    """The channels, labels and remarks that dataset.json states.
+    """Return the channels, labels and remarks that dataset.json states.
 
     Raises:
         PackageError: names what is missing, of the wrong type, or against nnU-Net's own rules.
@@ -72,12 +72,12 @@ def _is_text(value: Any) -> bool:
 
 
 def _read_values(value: Any, where: str) -> int | list[int]:
-    """The value of a label, or the values of a region's labels."""
+    """Return the value of a label, or the values of a region's labels."""
     return each(whole)(value, where) if isinstance(value, list | tuple) else whole(value, where)
 
 
 def _read_labels(labels: dict[str, Any], fields: Fields) -> tuple[tuple[Label, ...], bool, tuple[int, ...]]:
-    """The labels with their output channels, whether they are regions (more than one label in a list), and all values but background's."""
+    """Return the labels with their output channels, whether they are regions (more than one label in a list), and all values but background's."""
     values = {name: _read_values(value, f"dataset.json: label {name!r}") for name, value in labels.items()}
     ignore_value = values.pop("ignore", None)
     all_values = sorted({value for item in values.values() for value in (item if isinstance(item, list) else [item])})
@@ -106,7 +106,7 @@ def _read_labels(labels: dict[str, Any], fields: Fields) -> tuple[tuple[Label, .
 
 
 def _read_regions(names: list[str], fields: Fields) -> tuple[Label, ...]:
-    """The regions, which are painted one over the other in the order of dataset.json, each with its value of regions_class_order."""
+    """Return the regions, which are painted one over the other in the order of dataset.json, each with its value of regions_class_order."""
     order = fields.get("regions_class_order", each(whole))
     if len(order) != len(names):
         raise PackageError(

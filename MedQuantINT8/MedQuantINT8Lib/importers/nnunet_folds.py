@@ -49,7 +49,7 @@ class Training:
         return self.trainer == _BATCH_NORM
 
     def notes(self) -> list[str]:
-        """The notes that a user has to read about this training."""
+        """Return the notes that a user has to read about this training."""
         notes = []
         if self.path.name == _BEST:
             notes.append(f"fold {self.fold} has no {_FINAL}: {_BEST} was taken, the state that did best while training")
@@ -72,7 +72,7 @@ class Training:
 
 
 def choose(folder: Path, folds: Sequence[int | str] | None) -> tuple[list[Training], list[str]]:
-    """The trainings to import, and notes on what was left out.
+    """Return the trainings to import, and notes on what was left out.
 
     Args:
         folds: fold numbers or "all"; None takes every numbered fold, as nnU-Net does, else the training on all cases.

@@ -47,7 +47,7 @@ class Architecture:
         return total if self.axes == 3 else list(with_slice_axis(total, 0, 1))
 
     def with_batch_norm(self) -> Architecture:
-        """The same network as nnU-Net's trainer for batch normalization builds it."""
+        """Return the same network as nnU-Net's trainer for batch normalization builds it."""
         changes = {
             "norm_op": f"torch.nn.modules.batchnorm.BatchNorm{self.axes}d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},
@@ -56,7 +56,7 @@ class Architecture:
 
 
 def architecture_of(fields: Fields, axes: int = 3) -> Architecture:
-    """The network of a configuration; plans older than 2.4 state it in other fields.
+    """Return the network of a configuration; plans older than 2.4 state it in other fields.
 
     Args:
         axes: the number of axes of the configuration's patch, 2 for one that works on slices.
@@ -142,7 +142,7 @@ def check_blocks(architecture: Architecture) -> dict[str, Any]:
 
 
 def build(architecture: Architecture, channels: int, classes: int, order: list[int], weights: Path) -> Any:
-    """The module with its weights, which takes and gives (N, C, K, J, I); a network of slices one slice, across nnU-Net's axis 0.
+    """Return the module with its weights, which takes and gives (N, C, K, J, I); a network of slices one slice, across nnU-Net's axis 0.
 
     Args:
         order: nnU-Net's axis n is axis order[n] of (K, J, I).

@@ -140,7 +140,7 @@ class NnunetPipeline:
             return _read_voxels(target)
 
     def _postprocess(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """The label map after nnU-Net's own function with the arguments of the file, one step after the other."""
+        """Return the label map after nnU-Net's own function with the arguments of the file, one step after the other."""
         from nnunetv2.postprocessing.remove_connected_components import (
             remove_all_but_largest_component_from_segmentation as keep_largest,
         )
@@ -168,7 +168,7 @@ class NnunetPipeline:
         return self._case
 
     def _with_labels(self, data: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
-        """The network's input with the previous stage's labels as further channels, as nnU-Net appends them."""
+        """Return the network's input with the previous stage's labels as further channels, as nnU-Net appends them."""
         from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
         values = self.predictor.label_manager.foreground_labels
@@ -184,7 +184,7 @@ class NnunetPipeline:
         return case
 
     def _restore_axes(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array (C, *nnU-Net's axes) with its axes in the order (C, K, J, I)."""
+        """Return the array (C, *nnU-Net's axes) with its axes in the order (C, K, J, I)."""
         return np.ascontiguousarray(array.transpose(0, *(1 + self.order.index(axis) for axis in range(3))))
 
 

@@ -102,12 +102,12 @@ class Plans:
 
 
 def configurations(plans: Any) -> list[str]:
-    """The names of the configurations in plans.json."""
+    """Return the names of the configurations in plans.json."""
     return list(Fields(plans, "plans.json", _ADVICE).get("configurations", mapping))
 
 
 def read_plans(value: Any, configuration: str, channels: int) -> Plans:
-    """The configuration of plans.json for a network of ``channels`` input channels.
+    """Return the configuration of plans.json for a network of ``channels`` input channels.
 
     Raises:
         PackageError: names the field that is missing, of the wrong type or not understood.
@@ -184,7 +184,7 @@ def read_network(value: Any, configuration: str) -> tuple[Architecture, list[int
 
 
 def _resolve_inheritance(configurations_json: dict[str, Any], name: str) -> dict[str, Any]:
-    """The fields of a configuration, with those that it inherits."""
+    """Return the fields of a configuration, with those that it inherits."""
     chain: list[dict[str, Any]] = []
     names: list[str] = []
     current: str | None = name
@@ -207,7 +207,7 @@ def _resolve_inheritance(configurations_json: dict[str, Any], name: str) -> dict
 
 
 def _count_axes(fields: Fields, name: str) -> int:
-    """The number of axes of a configuration's patch: 3, or 2 where it works slice by slice."""
+    """Return the number of axes of a configuration's patch: 3, or 2 where it works slice by slice."""
     if (axes := len(fields.get("patch_size", each(count)))) not in (2, 3):
         raise PackageError(
             f"The configuration {name} has a patch of {axes} sides.", "Choose another one, such as 3d_fullres."
@@ -239,7 +239,7 @@ def _read_intensities(fields: Fields, properties: dict[str, Any], channels: int)
 
 
 def _read_resampling(fields: Fields, what: str) -> SplineResampling | None:
-    """The resampling of scans ("data") or class scores ("probabilities"); None where nothing is resampled."""
+    """Return the resampling of scans ("data") or class scores ("probabilities"); None where nothing is resampled."""
     name = f"resampling_fn_{what}"
     function = fields.get(name, text)
     arguments = Fields(fields.get(f"{name}_kwargs", mapping), f"{fields.where}: {name}_kwargs", _ADVICE)
@@ -269,7 +269,7 @@ def _read_resampling(fields: Fields, what: str) -> SplineResampling | None:
 
 
 def _read_label_resampling(fields: Fields) -> SplineResampling | None:
-    """How a cascade resamples the previous stage's label map; None where nothing is resampled."""
+    """Return how a cascade resamples the previous stage's label map; None where nothing is resampled."""
     function = fields.get("resampling_fn_seg", text)
     arguments = Fields(
         fields.get("resampling_fn_seg_kwargs", mapping), f"{fields.where}: resampling_fn_seg_kwargs", _ADVICE
@@ -292,7 +292,7 @@ def _read_label_resampling(fields: Fields) -> SplineResampling | None:
 
 
 def previous_stage(value: Any, configuration: str) -> str | None:
-    """The configuration whose labels a cascade takes as input, or None for any other.
+    """Return the configuration whose labels a cascade takes as input, or None for any other.
 
     Raises:
         PackageError: no such configuration.

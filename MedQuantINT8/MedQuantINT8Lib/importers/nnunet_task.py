@@ -173,7 +173,7 @@ def _plans(folder: Path) -> Any:
 
 
 def _configuration_of(folder: Path, configuration: str | None) -> str:
-    """The configuration that a result folder's name states, or the only one of its plans."""
+    """Return the configuration that a result folder's name states, or the only one of its plans."""
     names, last = configurations(_plans(folder)), folder.name.split("__")[-1]
     if configuration is not None:
         return configuration

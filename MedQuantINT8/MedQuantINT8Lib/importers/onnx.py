@@ -103,7 +103,7 @@ def _prepare(original: Any, patch: Size | None, name: str, proved: bool) -> tupl
 
 
 def _patch_of(model: Any, patch: Size | None, name: str) -> Size:
-    """The patch that a network is run on: the sizes it fixes, else those that are given."""
+    """Return the patch that a network is run on: the sizes it fixes, else those that are given."""
     dims = graph.dims_of(model.graph.input[0])[2:]
     if not all(dims) and patch is None:
         raise PackageError(f"{name} has dynamic spatial shapes.", "Give the patch size, such as --patch 96 96 96.")
@@ -194,7 +194,7 @@ def draft_spec(source: str | os.PathLike[str], patch: Size | None = None, *, tas
 
 
 def draft_of(facts: Facts, name: str, patch: Size | None) -> ModelSpec:
-    """A first description of a network that was run: as :func:`draft_for`, with the output's activation judged by its ending."""
+    """Return a first description of a network that was run: as :func:`draft_for`, with the output's activation judged by its ending."""
     a, b, c = (fixed or side for fixed, side in zip(facts.spatial, patch or (0, 0, 0), strict=True))
     softmax = facts.ending in ("softmax", "log_softmax") or (facts.ending == "logits" and facts.classes > 1)
     return draft_for(
@@ -203,7 +203,7 @@ def draft_of(facts: Facts, name: str, patch: Size | None) -> ModelSpec:
 
 
 def draft_for(name: str, channels: int, classes: int, patch: Size, output: Output | None = None) -> ModelSpec:
-    """A first description of a network of which only the shapes are known, and perhaps what its output means."""
+    """Return a first description of a network of which only the shapes are known, and perhaps what its output means."""
     output = output or Output("softmax" if classes > 1 else "sigmoid")
     softmax = output.activation == "softmax"
     colors = palette(classes)

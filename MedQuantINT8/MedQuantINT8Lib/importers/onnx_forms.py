@@ -35,7 +35,7 @@ _TO_LAST, _TO_FIRST = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]
 
 
 def check_standard(model: Any, name: str) -> Any:
-    """The network with its own functions written out, if it is made of what this program understands.
+    """Return the network with its own functions written out, if it is made of what this program understands.
 
     Raises:
         PackageError: control flow, foreign operators, random numbers, quantization or training, each by the node's name.
@@ -86,7 +86,7 @@ def _check_node(node: Any, where: str) -> None:
 
 
 def with_one_input(model: Any, name: str) -> Any:
-    """The network without inputs that nothing reads, and without its weights among the inputs.
+    """Return the network without inputs that nothing reads, and without its weights among the inputs.
 
     Raises:
         PackageError: it has not exactly one input of five axes, or one that is not floating point.
@@ -133,7 +133,7 @@ def _other_floats() -> tuple[int, ...]:
 
 
 def as_float32(model: Any, name: str) -> tuple[Any, list[str]]:
-    """The network computing in float32 throughout, and notes on the change.
+    """Return the network computing in float32 throughout, and notes on the change.
 
     Numbers of 16 bits are kept exactly; numbers of 64 bits are rounded.
 
@@ -198,7 +198,7 @@ def _remove_empty_casts(model: Any) -> None:
 
 
 def at_known_opset(model: Any, name: str) -> Any:
-    """The network at an opset that engines and ModelOpt know."""
+    """Return the network at an opset that engines and ModelOpt know."""
     version = min(max(graph.opset_of(model), OPSET), NEWEST_OPSET)
     model = graph.at_opset(model, version, name)
     model.ir_version = min(max(model.ir_version, 8), _NEWEST_IR)
@@ -286,7 +286,7 @@ Shapes = Callable[[Any], dict[str, list[int]]]
 
 
 def with_one_output(model: Any, shapes: Shapes, name: str) -> tuple[Any, list[str]]:
-    """The network with the one output that has the size of its input.
+    """Return the network with the one output that has the size of its input.
 
     Args:
         shapes: a function that gives the shapes of a network's outputs for the patch, by name; it is called where there are several.
@@ -311,7 +311,7 @@ def with_one_output(model: Any, shapes: Shapes, name: str) -> tuple[Any, list[st
 
 
 def with_open_sizes(model: Any) -> Any:
-    """The network with its batch open at both ends; every size that is open has a symbol of its own.
+    """Return the network with its batch open at both ends; every size that is open has a symbol of its own.
 
     Exporters leave sizes open by 0, by -1 or by nothing, and name two axes by one symbol that are not the same.
     """
@@ -326,7 +326,7 @@ def with_open_sizes(model: Any) -> Any:
 
 
 def tidy(model: Any) -> Any:
-    """The network without Identity nodes, notes of its exporter and unread parts, each node with a name of its own.
+    """Return the network without Identity nodes, notes of its exporter and unread parts, each node with a name of its own.
 
     An Identity between the input and an output stays: outputs have to be computed by a node.
     """

@@ -74,13 +74,13 @@ class Facts:
 
 
 def random_patch(channels: int, patch: Size, batch: int = 1, amplitude: float = 1.0) -> NDArray[np.float32]:
-    """A patch of normally distributed voxels (batch, channels, *patch): no air, no symmetry, the same ones each time."""
+    """Return a patch of normally distributed voxels (batch, channels, *patch): no air, no symmetry, the same ones each time."""
     rng = np.random.default_rng(20_26)
     return (amplitude * rng.standard_normal((batch, channels, *patch))).astype(np.float32)
 
 
 def outputs_for(model: Any, image: Array) -> dict[str, Array]:
-    """All outputs of a network, by name, as ONNX Runtime computes them.
+    """Return all outputs of a network, by name, as ONNX Runtime computes them.
 
     Raises:
         EngineError: it cannot be loaded.
@@ -100,7 +100,7 @@ def outputs_for(model: Any, image: Array) -> dict[str, Array]:
 
 
 def activation_before(model: Any) -> str:
-    """The activation at the end of the graph that keeps its output between 0 and 1, in words; empty where there is none."""
+    """Return the activation at the end of the graph that keeps its output between 0 and 1, in words; empty where there is none."""
     topology = graph.Graph(model)
     return _find_activation(topology, model.graph.output[0].name, 64) if model.graph.output else ""
 
@@ -124,7 +124,7 @@ def _find_activation(topology: graph.Graph, name: str, depth: int) -> str:
 
 
 def _is_written_softmax(topology: graph.Graph, node: Any) -> bool:
-    """Whether a node divides an Exp by its own ReduceSum, by Div or by Reciprocal and Mul."""
+    """Return whether a node divides an Exp by its own ReduceSum, by Div or by Reciprocal and Mul."""
     if node.op_type not in ("Div", "Mul"):
         return False
     for exp, other in (node.input, reversed(node.input)):
@@ -148,7 +148,7 @@ def _is_written_softmax(topology: graph.Graph, node: Any) -> bool:
 
 
 def ending_of(scores: Array, amplified_scores: Array | None, activation: str) -> Ending:
-    """The ending of a network, judged by its output.
+    """Return the ending of a network, judged by its output.
 
     Args:
         scores: (N, classes, A0, A1, A2) for one input.
@@ -171,7 +171,7 @@ def _is_bounded(scores: Array) -> bool:
 
 
 def _varies(results: list[Array]) -> bool:
-    """Whether the scores depend on the voxels at all: those of a network without weights are between 0 and 1 as well."""
+    """Return whether the scores depend on the voxels at all: those of a network without weights are between 0 and 1 as well."""
     return any(float(np.ptp(s[:, c])) > 1e-3 for s in results for c in range(s.shape[1]))
 
 
@@ -261,7 +261,7 @@ def _write_output_shape(model: Any, facts: Facts) -> None:
 
 
 def relative_error(scores: Array, expected: Array) -> float:
-    """The norm of the difference over the norm of the expected values."""
+    """Return the norm of the difference over the norm of the expected values."""
     expected = expected.astype(np.float64)
     return float(np.linalg.norm(scores.astype(np.float64) - expected)) / max(float(np.linalg.norm(expected)), 1e-30)
 

@@ -9,7 +9,7 @@ from .base import select_scores
 
 
 def sliced(network: Any, axis: int, name: str = "The network") -> Any:
-    """A module (N, C, A0, A1, A2), one voxel long along ``axis``, around a network of slices (N, C, B0, B1).
+    """Return a module (N, C, A0, A1, A2), one voxel long along ``axis``, around a network of slices (N, C, B0, B1).
 
     Args:
         network: a torch module, not TorchScript.

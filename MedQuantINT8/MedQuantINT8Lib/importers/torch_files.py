@@ -39,7 +39,7 @@ Loader = Callable[[], Any]
 
 
 def load_torchscript(path: Path) -> Any:
-    """The module of a TorchScript file; raises :class:`PackageError`."""
+    """Return the module of a TorchScript file; raises :class:`PackageError`."""
     import torch
 
     try:
@@ -49,7 +49,7 @@ def load_torchscript(path: Path) -> Any:
 
 
 def load_exported(path: Path) -> Any:
-    """The module of an archive of torch.export; raises :class:`PackageError`."""
+    """Return the module of an archive of torch.export; raises :class:`PackageError`."""
     import torch
 
     try:
@@ -59,7 +59,7 @@ def load_exported(path: Path) -> Any:
 
 
 def load_class(path: Path, class_name: str, weights: Path | None, arguments: dict[str, Any]) -> Any:
-    """An object of a class in a Python file, created with keyword arguments, with a checkpoint's weights.
+    """Return an object of a class in a Python file, created with keyword arguments, with a checkpoint's weights.
 
     Raises:
         InputError: there is no such class, or one that does not take these arguments.
@@ -89,7 +89,7 @@ def load_class(path: Path, class_name: str, weights: Path | None, arguments: dic
 
 
 def draft_description(load: Loader, name: str, channels: int, patch: Size, *, task: Task) -> ModelSpec:
-    """A first description of a module, judged by two runs on random patches; runs in the child process.
+    """Return a first description of a module, judged by two runs on random patches; runs in the child process.
 
     Raises:
         PackageError: it does not take such a patch, or gives no class scores.
@@ -139,7 +139,7 @@ class Program:
     spec: ModelSpec | None
 
     def imported_model(self, path: Path, load: Loader, name: str, task: Task) -> ImportedModel:
-        """The network with its description, or with a draft of one."""
+        """Return the network with its description, or with a draft of one."""
         spec = self.spec
         if spec is None:
             if self.patch is None:
@@ -153,7 +153,7 @@ class Program:
 
 
 def understand_torchscript(path: Path, program: Program, task: Task) -> ImportedModel:
-    """The network of a TorchScript file (torch.jit.save), which is run in a process of its own.
+    """Return the network of a TorchScript file (torch.jit.save), which is run in a process of its own.
 
     Raises:
         PackageError: ``trust_code`` is not set, there is no such file, or it is damaged.
@@ -164,7 +164,7 @@ def understand_torchscript(path: Path, program: Program, task: Task) -> Imported
 
 
 def understand_exported(path: Path, program: Program, task: Task) -> ImportedModel:
-    """The network of a torch.export archive (.pt2), which is run in a process of its own; raises as for TorchScript."""
+    """Return the network of a torch.export archive (.pt2), which is run in a process of its own; raises as for TorchScript."""
     _require_trust(path, "torch.export archive", program.trust_code)
     return program.imported_model(path, partial(load_exported, path), path.stem, task)
 
@@ -172,6 +172,6 @@ def understand_exported(path: Path, program: Program, task: Task) -> ImportedMod
 def understand_class(
     path: Path, class_name: str, weights: Path | None, arguments: dict[str, Any], program: Program, task: Task
 ) -> ImportedModel:
-    """The network of a class in a Python file, created with keyword arguments, with the weights of a checkpoint; run in a process of its own."""
+    """Return the network of a class in a Python file, created with keyword arguments, with the weights of a checkpoint; run in a process of its own."""
     _require_trust(path, "Python file", program.trust_code)
     return program.imported_model(path, partial(load_class, path, class_name, weights, arguments), class_name, task)

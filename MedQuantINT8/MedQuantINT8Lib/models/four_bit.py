@@ -99,7 +99,7 @@ def _raise_opset(model: Any) -> None:
 
 
 def _layer_of(node: Any, constants: dict[str, Any], readers: dict[str, list[Any]]) -> Any:
-    """The layer that reads an INT8 weight through this DequantizeLinear; None where it is none, or where layers of two kinds do."""
+    """Return the layer that reads an INT8 weight through this DequantizeLinear; None where it is none, or where layers of two kinds do."""
     import onnx
 
     if node.op_type != "DequantizeLinear" or node.input[0] not in constants or node.input[1] not in constants:
@@ -119,7 +119,7 @@ def _axis(layer: Any) -> int | None:
 
 
 def _parts(node: Any, layer: Any, constants: dict[str, Any]) -> tuple[Array, Array, Array, int] | None:
-    """The integers (output channels, inputs), the groups' factors (output channels, groups), the scale and the axis of the output
+    """Return the integers (output channels, inputs), the groups' factors (output channels, groups), the scale and the axis of the output
     channels of a weight that fits into 4 bits; None of another."""
     import onnx
 
@@ -229,7 +229,7 @@ def unpacked(model: Any) -> Any:
 
 
 def _chain(node: Any, readers: dict[str, list[Any]]) -> list[Any]:
-    """The Reshape behind the blocks' DequantizeLinear, and the Transpose behind that where there is one."""
+    """Return the Reshape behind the blocks' DequantizeLinear, and the Transpose behind that where there is one."""
     chain: list[Any] = []
     for kind in ("Reshape", "Transpose"):
         following = readers.get((chain[-1] if chain else node).output[0], [])

@@ -102,7 +102,7 @@ def with_weight_halves(model: Any, fp32: Any, layers: Collection[str]) -> Any:
 def _rest(
     model: Any, graph: Graph, node: Any, weight: NDArray[np.float32] | None, fresh: FreshNames
 ) -> list[Any] | None:
-    """The DequantizeLinear of what rounding leaves of a layer's weights, and its product; None for a layer of another form."""
+    """Return the DequantizeLinear of what rounding leaves of a layer's weights, and its product; None for a layer of another form."""
     onnx = require_onnx()
     source, dequantize = graph.producer.get(node.input[0]), graph.producer.get(node.input[1])
     if source is None or dequantize is None or weight is None:

@@ -221,7 +221,7 @@ class WorkerClient:
         return list(self._connection.errors)
 
     def ping(self, seconds: float = 5.0) -> dict[str, Any]:
-        """What the worker says of itself.
+        """Return what the worker says of itself.
 
         Raises:
             WorkerError: it does not run or does not answer.

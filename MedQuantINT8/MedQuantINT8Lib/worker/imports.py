@@ -37,7 +37,7 @@ def check_imports(modules: Mapping[str, str], check: Callable[[], None] = lambda
 
 
 def _lacking(error: Exception, module: str) -> str:
-    """The package that another one imports and that is not there; empty where that was not the reason."""
+    """Return the package that another one imports and that is not there; empty where that was not the reason."""
     name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
     top = name.split(".")[0]
     return "" if top == module.split(".")[0] else top

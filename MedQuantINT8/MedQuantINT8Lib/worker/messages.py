@@ -13,7 +13,7 @@ from ..errors import InputError
 
 
 def to_json(request: dict[str, Any]) -> str:
-    """A message of one line. NumPy's numbers, which options may hold, are numbers.
+    """Return a message of one line. NumPy's numbers, which options may hold, are numbers.
 
     Raises:
         InputError: a value that cannot be told to another process; names it.
@@ -37,7 +37,7 @@ def to_json(request: dict[str, Any]) -> str:
 
 
 def code_in_words(code: int) -> str:
-    """The exit code of a process in words; a negative one is the signal that ended it."""
+    """Return the exit code of a process in words; a negative one is the signal that ended it."""
     if code >= 0:
         return f"exit code {code}"
     try:

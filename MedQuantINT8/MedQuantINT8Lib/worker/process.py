@@ -181,7 +181,7 @@ class Worker:
         return {"arrays": arrays, "report": result.report}
 
     def _model(self, paths: str) -> LoadedModel:
-        """The packages or the task, loaded and checked once, and again when their files change."""
+        """Return the packages or the task, loaded and checked once, and again when their files change."""
         now = stamps(paths)
         known = self._packages.get(paths)
         if known and known[0] == now:

@@ -38,7 +38,7 @@ class SharedBlock:
         return () if sys.platform == "win32" else (self._descriptor,)
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A view of the block; the block grows to hold it. Views made before a growth stay valid."""
+        """Return a view of the block; the block grows to hold it. Views made before a growth stay valid."""
         kind = np.dtype(dtype)
         end = offset + int(np.prod(shape)) * kind.itemsize
         if end > self._size:

@@ -12,7 +12,7 @@ from .viewer import ViewerScan, viewer_values
 
 
 def gains(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What is gained and lost: what, FP32, INT8; in words."""
+    """Return what is gained and lost: what, FP32, INT8; in words."""
     files, first, second = report["model"]["file_bytes"], *(report["runs"][p] for p in ("fp32", "int8"))
 
     def row(what: str, text: Callable[[dict[str, Any]], str]) -> tuple[str, str, str]:
@@ -34,7 +34,7 @@ def gains(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """What there is to look at, in a sentence."""
+    """Return what there is to look at, in a sentence."""
     names, limit = report["pointed_out"], report["volume_change_percent"]
     if names:
         return f"Structures that change their volume by more than {limit:g} % ({len(names)}): {', '.join(names)}."
@@ -42,7 +42,7 @@ def verdict(report: dict[str, Any]) -> str:
 
 
 def boundary_page(title: str, report: dict[str, Any], viewed: ViewerScan | None = None) -> str:
-    """The page of a boundary report, as :func:`..boundary.examine` gives it.
+    """Return the page of a boundary report, as :func:`..boundary.examine` gives it.
 
     Args:
         viewed: what the page's viewer shows.

@@ -12,7 +12,7 @@ from .viewer import ViewerScan, viewer_values
 
 
 def page(value: dict[str, Any], viewed: Sequence[ViewerScan] = ()) -> str:
-    """The page of what :func:`..dataset_evaluation.evaluate` gives.
+    """Return the page of what :func:`..dataset_evaluation.evaluate` gives.
 
     Args:
         viewed: the cases that the page's viewer shows.
@@ -65,7 +65,7 @@ def _overall(overall: dict[str, Any]) -> Table:
 
 
 def _structures(summary: dict[str, Any]) -> Table:
-    """The structures of at least 1 ml, and the smaller ones below a line of their own."""
+    """Return the structures of at least 1 ml, and the smaller ones below a line of their own."""
     structures, agreement = summary["structures"], summary["agreement"]["structures"]
     small = [name for name in structures if name in summary["small"]]
     large = [name for name in structures if name not in small]
@@ -93,7 +93,7 @@ def _structures(summary: dict[str, Any]) -> Table:
 
 
 def _agreement(agreement: dict[str, Any]) -> str:
-    """The structures in which INT8 agrees least with FP32, in a sentence; empty where nothing was found."""
+    """Return the structures in which INT8 agrees least with FP32, in a sentence; empty where nothing was found."""
     parts = [
         f"{where}{agreement[key]['name']} with Dice {agreement[key]['dice']:.4f}"
         for key, where in (("worst", ""), ("worst_small", f"of those below {SMALL_ML:g} ml in "))

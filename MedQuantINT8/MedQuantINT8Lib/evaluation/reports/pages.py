@@ -65,7 +65,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of a template in ``templates/``.
+    """Return a page of a template in ``templates/``.
 
     Args:
         values: what the template names, as texts, numbers and :class:`Table`; a name that is missing is an error.

@@ -24,7 +24,7 @@ REPORT_FILES = ("report.json", "report.html")
 
 
 def run_json(scan: str, run: SegmentationRun) -> dict[str, Any]:
-    """A run as the report and ``medquant segment --json`` show it; its peak of memory is that of this process."""
+    """Return a run as the report and ``medquant segment --json`` show it; its peak of memory is that of this process."""
     return {
         "scan": Path(scan).name,
         "precision": run.engine["precision"],
@@ -54,7 +54,7 @@ def write_report(report: dict[str, Any], folder: Path, viewed: Sequence[ViewerSc
 def report_json(
     package: ModelPackage, runs: list[dict[str, Any]], agreements: list[dict[str, Any]], pictures: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """The report of a package's runs.
+    """Return the report of a package's runs.
 
     Args:
         runs: what ``medquant segment --json`` gives, one for each scan and precision.
@@ -117,7 +117,7 @@ def picture_json(title: str, png: bytes) -> dict[str, str]:
 
 
 def report_html(report: dict[str, Any], viewed: Sequence[ViewerScan] = ()) -> str:
-    """The report as one page that needs nothing else: gains, losses with pictures, structures; then the details, folded.
+    """Return the report as one page that needs nothing else: gains, losses with pictures, structures; then the details, folded.
 
     Raises:
         DependencyError: Jinja2 is not installed.
@@ -151,7 +151,7 @@ def _ratio(first: float | None, second: float | None) -> str:
 
 
 def _times(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Where the time went, the mean over the scans: one row a stage, so that the table stays narrow; then notes and ``ranges``."""
+    """Return where the time went, the mean over the scans: one row a stage, so that the table stays narrow; then notes and ``ranges``."""
     if not runs:
         return None
     report = {"runs": runs}
@@ -211,7 +211,7 @@ def _worst(ranges: dict[str, Any]) -> list[str]:
 
 
 def _engines(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each engine and precision once: what of its work is in INT8, how near it comes to the simulation, and its layers."""
+    """Return each engine and precision once: what of its work is in INT8, how near it comes to the simulation, and its layers."""
     engines: dict[tuple[str, str], dict[str, Any]] = {}
     for run in runs:
         engines.setdefault((run["engine"]["name"], run["precision"]), run["engine"])
@@ -267,7 +267,7 @@ def _quantization(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _scans(scans: list[dict[str, Any]]) -> Table | None:
-    """The agreement scan by scan, with the structures that agree least; None where nothing was measured."""
+    """Return the agreement scan by scan, with the structures that agree least; None where nothing was measured."""
     if not scans:
         return None
     rows = [
@@ -288,7 +288,7 @@ def _structure(structure: dict[str, Any] | None) -> str:
 
 
 def _guard(guard: dict[str, Any]) -> dict[str, Any] | None:
-    """What the layers that the guard takes in two halves or kept in float cost, in milliseconds a window, and gain in agreement; None if it was not timed."""
+    """Return what the layers that the guard takes in two halves or kept in float cost, in milliseconds a window, and gain in agreement; None if it was not timed."""
     times = guard.get("milliseconds")
     if not times:
         return None

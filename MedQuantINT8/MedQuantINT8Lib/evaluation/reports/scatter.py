@@ -63,7 +63,7 @@ class _Axes:
     vertical: tuple[float, float]
 
     def place(self, a: float, b: float) -> tuple[float, float]:
-        """Where a point of values stands, in pixels."""
+        """Return where a point of values stands, in pixels."""
         u = (a - self.horizontal[0]) / (self.horizontal[1] - self.horizontal[0] or 1)
         v = (b - self.vertical[0]) / (self.vertical[1] - self.vertical[0] or 1)
         return _MARGIN + u * (_SIDE - _MARGIN - 8), (_SIDE - _MARGIN) - v * (_SIDE - _MARGIN - 8)
@@ -72,7 +72,7 @@ class _Axes:
         return Line(*self.place(*a), *self.place(*b), dash)
 
     def level(self, value: float) -> Line:
-        """A dashed line over the whole width."""
+        """Return a dashed line over the whole width."""
         return self.line((self.horizontal[0], value), (self.horizontal[1], value), "4 3")
 
     def frame(self) -> list[Line]:

@@ -24,7 +24,7 @@ _HEAD = (
 
 
 def selftest_page(value: dict[str, Any]) -> str:
-    """The page of what :func:`..selftest.run_selftest` gives.
+    """Return the page of what :func:`..selftest.run_selftest` gives.
 
     Raises:
         DependencyError: Jinja2 is not installed.

@@ -14,7 +14,7 @@ SAME_MEAN, SAME_WORST = 0.99, 0.95
 
 
 def by_precision(report: dict[str, Any], key: Any) -> dict[str, float]:
-    """The mean of a figure over the scans, for each precision that was run; None is left out."""
+    """Return the mean of a figure over the scans, for each precision that was run; None is left out."""
     values_by_precision: dict[str, list[float]] = {}
     for run in report["runs"]:
         if (value := key(run)) is not None:
@@ -98,7 +98,7 @@ def lost(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def structures(agreements: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A table a scan: Dice of each pair that was compared, and millilitres; beside it the scan's ``name``, the ``worst`` structures and what is ``absent`` from the mean."""
+    """Return a table a scan: Dice of each pair that was compared, and millilitres; beside it the scan's ``name``, the ``worst`` structures and what is ``absent`` from the mean."""
     shown = []
     for scan in dict.fromkeys(item["scan"] for item in agreements):
         items = [item for item in agreements if item["scan"] == scan]
@@ -130,13 +130,13 @@ def structures(agreements: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _by_size(names: list[str], volumes: list[dict[str, float]]) -> tuple[list[str], list[str]]:
-    """The names of the structures of at least 1 ml in one of the segmentations, or in none at all, and of the smaller ones."""
+    """Return the names of the structures of at least 1 ml in one of the segmentations, or in none at all, and of the smaller ones."""
     small = [name for name in names if 0 < max(values[name] for values in volumes) < SMALL_ML]
     return [name for name in names if name not in small], small
 
 
 def _worst(items: list[dict[str, Any]]) -> list[str]:
-    """The structure that agrees least in each pair that was compared, in sentences."""
+    """Return the structure that agrees least in each pair that was compared, in sentences."""
     sentences = []
     for item in items:
         if text := WorstStructures.of_rows(item["structures"]).text:

@@ -142,7 +142,7 @@ def region_places(regions: Sequence[Mapping[str, Any]]) -> list[Place]:
 
 
 def viewer_values(scans: Sequence[ViewerScan]) -> dict[str, Any] | None:
-    """What the template of a viewer shows; None where there is no scan, or no viewer installed."""
+    """Return what the template of a viewer shows; None where there is no scan, or no viewer installed."""
     module = viewer_module()
     if not scans or module is None:
         return None
@@ -167,7 +167,7 @@ def viewer_values(scans: Sequence[ViewerScan]) -> dict[str, Any] | None:
 
 
 def _small(label_map: NDArray[Any]) -> NDArray[Any]:
-    """The same values in as few bytes as they need."""
+    """Return the same values in as few bytes as they need."""
     return label_map.astype(np.uint8 if label_map.max(initial=0) < 256 else np.uint16)
 
 

@@ -154,7 +154,7 @@ STUDY = {network.name: network for network in _NETWORKS}
 
 
 def study_network(name: str) -> StudyNetwork:
-    """The network of that name.
+    """Return the network of that name.
 
     Raises:
         InputError: there is none.

@@ -21,7 +21,7 @@ _ABSENT = -1.0
 
 
 def last_layer(module: nn.Module, classes: int) -> nn.Conv3d:
-    """The last 1x1x1 convolution that gives the class scores.
+    """Return the last 1x1x1 convolution that gives the class scores.
 
     Raises:
         ValueError: the network has none.

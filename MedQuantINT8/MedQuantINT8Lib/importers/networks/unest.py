@@ -27,7 +27,7 @@ def to_blocks(x: Tensor, block: Size) -> Tensor:
 
 
 def from_blocks(x: Tensor, block: Size, grid: Size) -> Tensor:
-    """The inverse of :func:`to_blocks`; ``grid`` is the number of blocks along each axis."""
+    """Return the inverse of :func:`to_blocks`; ``grid`` is the number of blocks along each axis."""
     n, _, _, c = x.shape
     x = x.reshape(n, *grid, *block, c).permute(0, 7, 1, 4, 2, 5, 3, 6)
     return x.reshape(n, c, *(g * b for g, b in zip(grid, block, strict=True)))
