@@ -13,6 +13,7 @@ from MedQuantINT8Lib.engines.cuda_int8.plan.kernel_plan import KernelPlan
 from MedQuantINT8Lib.engines.cuda_int8.plan.planner import plan_network
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models.halves import with_halves
+from MedQuantINT8Lib.models.weight_halves import with_weight_halves
 
 
 class Made:
@@ -392,6 +393,27 @@ def halved():
     return with_halves(model, layers)
 
 
+def refined():
+    """Layers whose weights are two INT8 halves, one with its input in halves as well, behind curves with a scale for each channel."""
+    m = Made(2, seed=22)
+    x = m.op("Elu", m.conv("image", 2, 24), alpha=1.0)
+    x = m.op("Mul", x, m.constant(np.exp2(np.arange(24) % 4).astype(np.float32).reshape(1, 24, 1, 1, 1)))
+    y = m.op("Elu", m.conv(x, 24, 40), alpha=1.0)
+    y = m.op("Mul", y, m.constant(np.exp2(-(np.arange(40) % 3)).astype(np.float32).reshape(1, 40, 1, 1, 1)))
+    model = m.finished(m.conv(y, 40, 3), 3)
+    graph.name_nodes(model)
+    network, exact = graph.Graph(model), onnx.ModelProto()
+    exact.CopyFrom(model)
+    layers = [node for node in exact.graph.node if node.op_type == "Conv"]
+    for node in layers:
+        integers, scale = (network.array(name) for name in network.producer[node.input[1]].input[:2])
+        weight = (integers + m.rng.uniform(-0.5, 0.5, integers.shape)) * scale.reshape(-1, 1, 1, 1, 1)
+        node.input[1] = f"{node.name} exact"
+        exact.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), node.input[1]))
+    names = [node.name for node in layers]
+    return with_weight_halves(with_halves(model, {names[1]: 0.03}), exact, names)
+
+
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     made.__name__: made
     for made in (
@@ -409,6 +431,7 @@ NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
         tokens,
         gated,
         halved,
+        refined,
     )
 }
 #: Odd along some axes, even where a network halves and doubles.

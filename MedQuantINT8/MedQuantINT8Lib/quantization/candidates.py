@@ -143,7 +143,7 @@ class Candidates:
             through = plain.model if fp32 is None else fp32
             # What lets no factor through, and what the square root left uneven.
             ranges = channel_ranges(through, self.patches[:FEW_PATCHES], plain.shape)
-            scaled = with_channel_scales(through, ranges, plain.shape)
+            scaled = with_channel_scales(through, ranges)
             fp32 = fp32 if scaled is None else scaled
             if fp32 is not None:
                 self._equalized = self.forms.make(Fp32Network(fp32, plain.shape))

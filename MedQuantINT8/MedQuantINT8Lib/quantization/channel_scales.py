@@ -104,17 +104,15 @@ class _Reader:
     taps: int
 
 
-def with_channel_scales(fp32: Any, ranges: Mapping[str, ChannelRange], shape: tuple[int, int, int]) -> Any:
+def with_channel_scales(fp32: Any, ranges: Mapping[str, ChannelRange]) -> Any:
     """Return a copy of the network that computes the same, in which convolutions read tensors of like channels; None where there is nothing to gain.
 
     Args:
         ranges: of the channels of tensors that convolutions read (:func:`channel_ranges`).
-        shape: of a patch.
     """
     onnx = graph.require_onnx()
     copy = rewrites.copied(fp32)
     network, fresh = Graph(copy), FreshNames(copy)
-    widths = Graph(graph.fixed_shape(copy, shape)).shapes
     scaled: dict[str, tuple[str, NDArray[np.float32]]] = {}
     behind: dict[str, list[Any]] = {}
     for name, of_channels in ranges.items():
@@ -125,7 +123,8 @@ def with_channel_scales(fp32: Any, ranges: Mapping[str, ChannelRange], shape: tu
         if factors is None:
             continue
         inverse, output = fresh(f"{name}_channel_scales"), fresh(f"{name}_scaled")
-        values = (1 / factors).reshape(1, -1, *[1] * (len(widths[name]) - 2)).astype(np.float32)
+        axes = network.array(nodes[0].input[1]).ndim - 2
+        values = (1 / factors).reshape(1, -1, *[1] * axes).astype(np.float32)
         copy.graph.initializer.append(onnx.numpy_helper.from_array(values, inverse))
         multiplication = onnx.helper.make_node("Mul", [name, inverse], [output], name=f"{output}_Mul")
         behind.setdefault(network.producer[name].output[0], []).append(multiplication)
