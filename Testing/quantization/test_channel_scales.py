@@ -10,9 +10,15 @@ from onnx import TensorProto, helper, numpy_helper
 from data_models import specs
 from MedQuantINT8Lib.engines.base import BuildOptions
 from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
+from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
+from MedQuantINT8Lib.importers.onnx import import_onnx
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
+from MedQuantINT8Lib.quantization.accuracy_guard import Budget
+from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.quantization.channel_scales import channel_ranges, with_channel_scales
+from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, quantize_package
+from scans import PHANTOM_SIZE, PHANTOM_SPACING
 from tiny import quantized, run
 
 SHAPE = (8, 8, 8)
@@ -25,10 +31,10 @@ def patches(count=2, channels=1, shape=SHAPE):
     return [rng.normal(size=(channels, *shape)).astype(np.float32) for _ in range(count)]
 
 
-def network(sizes=UNEVEN, opset=20, curve="Elu", skip=False):
+def network(sizes=UNEVEN, opset=20, curve="Elu", skip=False, outputs=2, sides=SHAPE):
     """Three convolutions with a curve between them; the channels of both tensors between have these sizes."""
     rng = np.random.default_rng(0)
-    shapes = {"a": (WIDTH, 1, 3, 3, 3), "b": (WIDTH, WIDTH, 3, 3, 3), "c": (2, WIDTH, 1, 1, 1)}
+    shapes = {"a": (WIDTH, 1, 3, 3, 3), "b": (WIDTH, WIDTH, 3, 3, 3), "c": (outputs, WIDTH, 1, 1, 1)}
     weights = {name: rng.normal(size=shape) / np.sqrt(np.prod(shape[1:])) for name, shape in shapes.items()}
     for maker, reader in ("ab", "bc"):
         weights[maker] *= np.asarray(sizes).reshape(-1, 1, 1, 1, 1)
@@ -45,7 +51,7 @@ def network(sizes=UNEVEN, opset=20, curve="Elu", skip=False):
             nodes.append(helper.make_node("Add", ["a_curve", "b_curve"], ["sum"], name="skip"))
             source = "sum"
     constants = [numpy_helper.from_array(w.astype(np.float32), f"{n}_w") for n, w in weights.items()]
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, *SHAPE]) for n, c in (("x", 1), ("y", 2))]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, *sides]) for n, c in (("x", 1), ("y", outputs))]
     made = helper.make_graph(nodes, "curves", ends[:1], ends[1:], constants)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
@@ -127,6 +133,23 @@ def test_openvino_computes_the_multiplication_within_its_convolutions(tmp_path):
         kinds.append([layer.kind for layer in layers])
         engine.close()
     assert kinds[0] == kinds[1], "no step more"
+
+
+def test_quantize_takes_scaled_channels_and_records_ranges_of_fp32s_own_tensors(tmp_path):
+    """A network of uneven channels behind an ELU, to whose tensors a run looks for values beyond INT8's range."""
+    spec, small = phantom_spec(), (16, 16, 16)
+    model = network(outputs=len(spec.labels) + 1, sides=("D", "H", "W"))
+    onnx.save(model, str(tmp_path / "uneven.onnx"))
+    package = import_onnx(tmp_path / "uneven.onnx", spec, tmp_path / "package")
+    options = CalibrationOptions(patches=2)
+    sources = [lambda: make_phantom(2001, PHANTOM_SIZE, PHANTOM_SPACING)[0]]
+    policy = QuantizationPolicy(budget=Budget(0.999), effort="fast")
+    sampler = PatchSampler(sources, spec, small, options)
+    made, report = quantize_package(package, sampler, tmp_path / "int8", options, policy)
+    assert report.guard.equalized and qdq.check_int8(graph.load_network(made.onnx_path("int8"))) == []
+    rows = made.calibration()["tensors"]
+    assert set(rows) == {"x", "a_curve", "b_curve"}
+    assert all(row["limit"] >= 0.98 * row["seen_maximum"] > 0 for row in rows.values()), "FP32's units"
 
 
 @pytest.mark.data
