@@ -15,7 +15,7 @@ import nvrtc_at_hand
 from MedQuantINT8Lib.engines import cache
 from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
-from MedQuantINT8Lib.errors import Cancelled, EngineError
+from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
 from MedQuantINT8Lib.imaging.array_layout import ArrayLayout
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.spatial_steps import Cut, Turn
@@ -290,6 +290,8 @@ def test_the_verdict_is_kept_with_the_engine_s_files(tmp_path, monkeypatch):
     prepared = SimpleNamespace(entry=cache.make(parts, lambda folder: None))
     kept = gpu_road_check.EngineVerdicts(prepared)
     assert kept.read("k") is None
+    prepared.entry.record["gpu_road"] = {"key": "k", "difference": "much"}
+    assert kept.read("k") is None
     kept.keep("k", gpu_road_check.Verdict(0.25))
     for entry in (prepared.entry, cache.find(parts)):
         read = gpu_road_check.EngineVerdicts(SimpleNamespace(entry=entry))
@@ -309,12 +311,20 @@ def test_what_the_check_cannot_do_is_said(driver, verdicts, monkeypatch):
         def full(*arguments):
             raise GpuMemoryError("The GPU has not enough free memory to hold 5 MB more.")
 
-        # For want of memory nothing is kept, and the next run asks again.
+        def nothing_compiles(*arguments):
+            raise DependencyError("NVIDIA's run-time compiler is not installed.")
+
+        # For want of memory or of a compiler nothing is kept, and the next run asks again.
         engine.road_verdicts = ProcessVerdicts()
         with monkeypatch.context() as patch:
             patch.setattr(gpu_road_check, "_compared", full)
             assert any("not enough free memory" in note for note in run(engine, volume, spec).notes)
-        assert not engine.road_verdicts._known
+        flat = replace(spec, geometry=replace(spec.geometry, spacing=None))
+        for model in (spec, flat):
+            with monkeypatch.context() as patch:
+                patch.setattr(cuda.Gpu, "kernels", nothing_compiles)
+                assert any("compiler is not installed" in note for note in run(engine, volume, model).notes)
+        assert not engine.road_verdicts._known and not engine.on_gpu
 
 
 def small(gpu, spec):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from ..engines.base import Engine, GpuNetwork, gpu_network_of, gpu_of
-from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
+from ..engines.cuda.device import DeviceBuffer, Gpu, Kernel, Stream
 from .gpu_kernels import MEAN_NAMES, mean_source
 
 _THREADS, _MOST_BLOCKS = 256, 8192
@@ -27,6 +27,7 @@ class MeanNetwork:
         self._gpu, self._networks = gpu, tuple(networks)
         self.dtype = self._networks[0].dtype
         self._scratch: DeviceBuffer | None = None
+        self._kernel: Kernel | None = None
 
     @classmethod
     def of(cls, engines: Sequence[Engine]) -> MeanNetwork | None:
@@ -48,15 +49,15 @@ class MeanNetwork:
         if self._scratch is None or self._scratch.nbytes * target.dtype.itemsize < target.nbytes * self._itemsize:
             self.release()
             self._scratch = self._gpu.allocate(target.shape, self.dtype)
-        kernel = self._gpu.kernels(mean_source(), MEAN_NAMES)[
-            f"add_scores_{'f16' if self.dtype == 'float16' else 'f32'}"
-        ]
+        if self._kernel is None:
+            name = f"add_scores_{'f16' if self.dtype == 'float16' else 'f32'}"
+            self._kernel = self._gpu.kernels(mean_source(), MEAN_NAMES)[name]
         total = batch * math.prod(target.shape[1:])
         blocks = min(_MOST_BLOCKS, -(-total // _THREADS))
         for number, network in enumerate(self._networks):
             network.enqueue(batch, source, self._scratch, stream)
             counts = (ctypes.c_int(number), ctypes.c_int(len(self._networks)), ctypes.c_longlong(total))
-            kernel((blocks, 1, 1), (_THREADS, 1, 1), stream, self._scratch, target, *counts)
+            self._kernel((blocks, 1, 1), (_THREADS, 1, 1), stream, self._scratch, target, *counts)
 
     @property
     def _itemsize(self) -> int:

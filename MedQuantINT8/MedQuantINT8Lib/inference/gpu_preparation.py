@@ -22,6 +22,7 @@ from ..imaging.sampling_weights import AxisWeights, forward_weights
 from ..imaging.spatial_steps import Cut, SpatialStep
 from ..imaging.volume import Volume
 from ..models.spec import ModelSpec, Normalization
+from ..progress import Task
 from .gpu_arrays import SOURCES, GpuArrays
 
 _NO_LIMIT = 3e38
@@ -101,6 +102,14 @@ class DeferredInput(NetworkInput):
             return buffer
         finally:
             arrays.close()
+
+
+def data_of(network_input: NetworkInput, task: Task) -> NDArray[np.float32]:
+    """Return a volume in network space (C, A0, A1, A2); what a GPU does not do after all is done now, and counts as preprocessing."""
+    if not isinstance(network_input, DeferredInput):
+        return network_input.data
+    with task.stage("preprocessing"):
+        return network_input.data
 
 
 def deferred(volume: Volume, spec: ModelSpec, prepare: Callable[[Volume, ModelSpec], NetworkInput]) -> NetworkInput:

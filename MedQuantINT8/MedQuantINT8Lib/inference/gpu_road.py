@@ -9,12 +9,13 @@ import numpy as np
 
 from ..engines.base import gpu_network_of
 from ..engines.cuda.device import DeviceBuffer, GpuMemoryError
+from ..errors import DependencyError
 from ..imaging.preprocessing import NetworkInput
 from ..imaging.regions import logit_cut, probability_cut
 from ..models.spec import Window
 from ..progress import Task
 from .gpu_mean import MeanNetwork
-from .gpu_preparation import DeferredInput
+from .gpu_preparation import DeferredInput, data_of
 from .mirroring import flips_along
 from .score_reduction import ScoreReduction
 from .sliding_window import SlidingWindowResult
@@ -80,7 +81,8 @@ class GpuRoad:
     def run(self, batch: int, notes: list[str], task: Task) -> SlidingWindowResult | None:
         """Run all windows of the volume; the reduction takes the labels over. A line for the user goes to ``notes``.
 
-        None if the GPU's memory is too small for the scores: then they are blended in the computer's.
+        None if the GPU's memory is too small for the scores, or there is no compiler for its kernels: then they are blended in the
+        computer's memory.
         """
         from .gpu_sliding_window import GpuSlidingWindow
 
@@ -97,15 +99,16 @@ class GpuRoad:
                 self._flips,
                 self._grid_labels() if self.resamples else None,
             )
-        except GpuMemoryError as error:
+        except (GpuMemoryError, DependencyError) as error:
+            # Engines that compile nothing themselves run without NVIDIA's run-time compiler.
             notes.append(f"blended on the processor: {error}")
             return None
         buffer = None
         try:
             if self.prepares:
                 buffer = self._prepared(notes, task)
+            data = data_of(self._network_input, task) if buffer is None else buffer
             began = time.perf_counter()
-            data = self._network_input.data if buffer is None else buffer
             labels = runner.run(data, None if self.resamples else self._network_labels(), task=task)
         finally:
             runner.close()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..engines.base import gpu_network_of, gpu_of
 from ..engines.cuda.device import DeviceBuffer, Gpu, GpuError, GpuMemoryError, Stream
 from ..engines.preparation import PreparedEngine
-from ..errors import InputError
+from ..errors import DependencyError, InputError
 from ..imaging.network_grid import along_ijk
 from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
@@ -88,7 +88,8 @@ class EngineVerdicts:
         record = self._prepared.entry.record.get(_RECORD)
         if not isinstance(record, dict) or record.get("key") != key:
             return None
-        return Verdict(float(record["difference"]), str(record["problem"]))
+        difference, problem = record.get("difference"), record.get("problem")
+        return Verdict(difference, problem) if isinstance(difference, float) and isinstance(problem, str) else None
 
     def keep(self, key: str, verdict: Verdict) -> None:
         self._prepared.entry = self._prepared.entry.update(**{_RECORD: {"key": key, **asdict(verdict)}})
@@ -115,7 +116,7 @@ Segments = Callable[[Volume, ModelSpec, Any, bool], NDArray[Any]]
 def doubt_of(engine: Any, spec: ModelSpec, segment: Segments) -> str:
     """Return why an engine's GPU is not trusted with a model's scores, or an empty string where it is; checked once.
 
-    A GPU whose memory is too small for the check is not trusted for now, and nothing is kept.
+    A GPU whose memory is too small for the check, or for whose kernels there is no compiler, is not trusted for now, and nothing is kept.
     """
     gpu, network = gpu_of(engine), gpu_network_of(engine)
     assert gpu is not None and network is not None
@@ -128,7 +129,7 @@ def doubt_of(engine: Any, spec: ModelSpec, segment: Segments) -> str:
     if verdict is None:
         try:
             verdict = _compared(gpu, network.dtype, spec, segment, averages)
-        except GpuMemoryError as error:
+        except (GpuMemoryError, DependencyError) as error:
             return str(error)
         except (GpuError, InputError) as error:
             verdict = Verdict(1.0, f"the check failed: {error}")

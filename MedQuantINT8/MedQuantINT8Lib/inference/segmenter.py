@@ -22,7 +22,7 @@ from ..models.spec import ModelSpec, Window
 from ..progress import Task
 from ..system import available_memory
 from .gpu_mean import MeanNetwork
-from .gpu_preparation import DeferredInput, deferred
+from .gpu_preparation import DeferredInput, data_of, deferred
 from .gpu_road import GpuRoad
 from .gpu_road_check import CheckEngine, check_patch_size, doubt_of
 from .mirroring import MirroredInference, MirroringChoice, mirror_axes_of
@@ -257,7 +257,7 @@ def _segment(
         inference = _inference(engine, probabilities=path.by_window)
         if axes:
             inference = MirroredInference(as_inference(inference), axes, batch, task.check)
-        result = slide(network_input.data, inference, reduction.receiver, sliding, task)
+        result = slide(data_of(network_input, task), inference, reduction.receiver, sliding, task)
     probabilities = None
     with task.stage("restoring the grid"):
         if options.probabilities:
