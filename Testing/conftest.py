@@ -135,3 +135,16 @@ def phantom_file(phantom, tmp_path):
     path = tmp_path / "scan.nrrd"
     sitk.WriteImage(image, str(path))
     return path
+
+
+@pytest.fixture
+def medquant(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: exit code, what it printed, and what it said beside that."""
+    from MedQuantINT8Lib.cli.main import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -32,16 +32,6 @@ def scan(tmp_path_factory, phantom):
     return path
 
 
-@pytest.fixture
-def medquant(capsys):
-    def run(*arguments):
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 def test_segment_writes_what_slicer_reads_and_tells_what_ran(medquant, int8_package, scan, tmp_path):
     code, out, err = medquant("segment", int8_package.folder, scan, "-o", tmp_path / "out.seg.nrrd", "--json")
     assert code == 0 and err == ""

@@ -12,7 +12,6 @@ import pytest
 import SimpleITK as sitk
 
 from MedQuantINT8Lib.cli.arguments import region
-from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.imaging.volume import to_sitk
 from MedQuantINT8Lib.imaging.volume_files import read_volume
 from MedQuantINT8Lib.inference import pipeline
@@ -44,16 +43,6 @@ def scan(tmp_path):
     path = tmp_path / "my scan.nrrd"
     sitk.WriteImage(to_sitk(volume.data[0], volume.grid), str(path))
     return path
-
-
-@pytest.fixture
-def medquant(capsys):
-    def run(*arguments):
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def expected(together, **options):

@@ -16,7 +16,6 @@ import SimpleITK as sitk
 import tiny
 from cohorts import cases_of, lines_of, wait_for, write_scan, write_scans
 from dicom_files import write_series
-from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.cohort.journal import JOURNAL
 from MedQuantINT8Lib.system import library_environment, module_arguments
 
@@ -24,16 +23,6 @@ from MedQuantINT8Lib.system import library_environment, module_arguments
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return str(tiny.package(tmp_path_factory.mktemp("model")).folder)
-
-
-@pytest.fixture
-def medquant(capsys):
-    def run(*arguments):
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def labels_of(path):

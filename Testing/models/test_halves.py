@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from coarse_networks import SHAPE, SIZE, WIDE, error, network, patch
 from MedQuantINT8Lib.engines.base import BuildOptions
 from MedQuantINT8Lib.engines.fidelity import LayerSearch, Networks, labels_of
 from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
@@ -19,26 +20,6 @@ from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import qdq_placement as placement
 from MedQuantINT8Lib.quantization.held_out import rescaled
 from tiny import convolutions, quantized, random_weights, run
-
-SIZE = 12
-SHAPE = (SIZE,) * 3
-#: A range of this scale holds every tensor of the networks below.
-WIDE = 0.5
-
-
-def network(widths=(1, 16, 16, 4)):
-    """A network of three convolutions, and the same in INT8 with scales far too coarse for it."""
-    weights, biases = random_weights(widths, 3)
-    fp32 = convolutions({name: weight / 10 for name, weight in weights.items()}, biases, SIZE)
-    return fp32, quantized(fp32, WIDE)
-
-
-def patch(seed=0):
-    return np.random.default_rng(seed).normal(size=(1, *SHAPE)).astype(np.float32)
-
-
-def error(output, expected):
-    return float(np.linalg.norm(output - expected) / np.linalg.norm(expected))
 
 
 def halved(model, layers="abc"):
