@@ -43,7 +43,7 @@ INFERER = {
 
 
 class Shifting(torch.nn.Module):
-    """Scores that depend on neighbours: a wrong voxel shows."""
+    """Scores that depend on neighbors: a wrong voxel shows."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()

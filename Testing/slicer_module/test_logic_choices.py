@@ -143,6 +143,8 @@ def test_they_reach_the_workers_of_a_folder(logic, model, tmp_path, monkeypatch)
     orders, devices = [], []
 
     class Pool:
+        notes = ()
+
         def __init__(self, given, **_):
             devices.extend(given)
 

@@ -45,9 +45,9 @@ def volume(scene, name, geometry="axial", transform=None):
     return node
 
 
-def shift(scene, millimetres, angle=0.0):
+def shift(scene, millimeters, angle=0.0):
     transform = vtk.vtkTransform()
-    transform.Translate(millimetres, 0, 0)
+    transform.Translate(millimeters, 0, 0)
     transform.RotateZ(angle)
     node = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "shift")
     node.SetMatrixTransformToParent(transform.GetMatrix())

@@ -9,7 +9,7 @@ import numpy as np
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.models.spec import ModelSpec
 
-#: Voxels along I, J, K and their millimetres of the tests' scans: all eleven structures in eight windows of the demo network.
+#: Voxels along I, J, K and their millimeters of the tests' scans: all eleven structures in eight windows of the demo network.
 PHANTOM_SIZE, PHANTOM_SPACING = (84, 64, 72), 4.0
 
 OBLIQUE = np.array([[0.80, -0.52, 0.40, -40.0], [0.55, 1.30, -0.30, 12.0], [-0.21, 0.48, 2.70, 77.0], [0, 0, 0, 1.0]])

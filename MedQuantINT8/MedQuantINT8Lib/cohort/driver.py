@@ -98,7 +98,7 @@ def run_cohort(
             finish_interrupted(place)
     records = tuple(journal.records[case.id] for case in cases)
     engines = sorted({f"{r['engine']['name']} {r['engine']['precision']}" for r in records if r.get("engine")})
-    notes += getattr(pool, "notes", [])
+    notes += pool.notes
     if len(engines) > 1:
         notes.append(f"the cases were run by several engines: {', '.join(engines)}")
     return CohortResult(records, frozenset(done), tuple(notes))

@@ -182,8 +182,10 @@ class LocalPool:
     ) -> None:
         self._devices, self._time_limit, self._retries = list(devices), time_limit, retries
         self._python = python or default_python()
+        self.notes: list[str] = []
 
     def describe(self) -> dict[str, Any]:
+        """See :class:`.pool.CasePool`."""
         return {"devices": self._devices}
 
     def run(self, order: Order, cases: Sequence[dict[str, Any]], check: Callable[[], None]) -> Iterator[Record]:

@@ -28,7 +28,13 @@ class Order:
 
 
 class CasePool(Protocol):
-    """Runs cases on workers that keep their engine."""
+    """Runs cases on workers that keep their engine.
+
+    Attributes:
+        notes: what a user should know of the workers after a run, such as which machine took no part.
+    """
+
+    notes: list[str]
 
     def run(self, order: Order, cases: Sequence[dict[str, Any]], check: Callable[[], None]) -> Iterator[Record]:
         """Yield the record of each case as it ends, each case once.

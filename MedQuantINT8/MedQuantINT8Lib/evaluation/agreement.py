@@ -19,7 +19,7 @@ class StructureAgreement:
 
     Attributes:
         dice: None where the structure is absent in both, or where the reference does not have it: there is nothing to agree on.
-        ml, other_ml: volumes in millilitres.
+        ml, other_ml: volumes in milliliters.
     """
 
     value: int

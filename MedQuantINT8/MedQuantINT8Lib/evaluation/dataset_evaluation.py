@@ -55,7 +55,7 @@ def evaluate(
 
     Args:
         worst: gets what a page's viewer shows of the cases that lose most.
-        tolerance: of the normalised surface Dice, in millimetres.
+        tolerance: of the normalized surface Dice, in millimeters.
 
     Returns:
         ``rows`` (one a case, structure and precision; a metric is None where it is not defined: a structure that is absent in
@@ -236,7 +236,7 @@ def _annotated(rows: list[dict[str, Any]], data: DataSet) -> tuple[list[dict[str
 
 
 def scores(mask: Any, truth: Any, volume: Any, tolerance: float) -> dict[str, float | None]:
-    """Return all metrics of one structure in one case; volumes in millilitres."""
+    """Return all metrics of one structure in one case; volumes in milliliters."""
     i, j, k = volume.grid.spacing
     surface = surface_agreement(mask, truth, (k, j, i), tolerance)
     ml, true_ml = (float(each.sum()) * volume.grid.voxel_ml for each in (mask, truth))

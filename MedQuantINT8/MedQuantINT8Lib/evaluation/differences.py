@@ -24,11 +24,11 @@ MOST_REGIONS = 200
 
 @dataclass(frozen=True)
 class Region:
-    """Voxels that touch (26 neighbours) and differ.
+    """Voxels that touch (26 neighbors) and differ.
 
     Attributes:
         number: its value in the map of differences; 1 is the largest.
-        center_ras: the voxel of the region that lies deepest in it, in millimetres.
+        center_ras: the voxel of the region that lies deepest in it, in millimeters.
         first, second: the structure that most of its voxels have in either segmentation; "background" where none.
         boundary_share: of its voxels, those within one voxel of a boundary of the first segmentation.
         depth_voxels: how far its deepest voxel lies from such a boundary, in voxels; 0 is on it.
@@ -160,7 +160,7 @@ def _distance_from_boundary(labels: NDArray[Any], box: tuple[slice, slice, slice
 
 
 def _chessboard(edge: NDArray[np.bool_], most: int) -> NDArray[np.uint8]:
-    """Steps (26 neighbours) to the nearest true voxel, at most ``most``."""
+    """Steps (26 neighbors) to the nearest true voxel, at most ``most``."""
     distance = np.where(edge, 0, most).astype(np.uint8)
     reached = edge
     for step in range(1, most):

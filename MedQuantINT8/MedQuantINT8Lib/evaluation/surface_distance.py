@@ -1,6 +1,6 @@
-"""Distances between the surfaces of two masks: HD95 and the normalised surface Dice.
+"""Distances between the surfaces of two masks: HD95 and the normalized surface Dice.
 
-A surface is the voxels of a mask that have one of 6 neighbours outside it; distances are between voxel centres, in millimetres,
+A surface is the voxels of a mask that have one of 6 neighbors outside it; distances are between voxel centers, in millimeters,
 to the nearest surface voxel of the other mask. So MONAI defines its ``compute_hausdorff_distance`` (percentile 95) and
 ``compute_surface_dice`` (without sub-voxels), with which these agree.
 """
@@ -19,7 +19,7 @@ Spacing = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class SurfaceAgreement:
-    """``hd95`` in millimetres; ``nsd`` from 0 to 1: the share of both surfaces that lies within the tolerance of the other."""
+    """``hd95`` in millimeters; ``nsd`` from 0 to 1: the share of both surfaces that lies within the tolerance of the other."""
 
     hd95: float
     nsd: float
@@ -31,8 +31,8 @@ def surface_agreement(
     """Compare two masks (K, J, I); None if one of them is empty, since there is then no surface to measure from.
 
     Args:
-        spacing_kji: millimetres along K, J, I.
-        tolerance: millimetres.
+        spacing_kji: millimeters along K, J, I.
+        tolerance: millimeters.
     """
     if not first.any() or not second.any():
         return None

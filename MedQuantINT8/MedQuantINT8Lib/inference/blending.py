@@ -145,7 +145,7 @@ class LabelSink:
 
 
 class RegionSink:
-    """Reduces finished, normalised probabilities to regions, and these to labels (:mod:`..imaging.regions`)."""
+    """Reduces finished, normalized probabilities to regions, and these to labels (:mod:`..imaging.regions`)."""
 
     def __init__(self, shape: tuple[int, int, int], regions: Regions) -> None:
         self._regions = regions
@@ -163,7 +163,7 @@ class RegionSink:
 
 
 class ActivatingSink:
-    """Turns finished, normalised blocks of logits into probabilities before it hands them on."""
+    """Turns finished, normalized blocks of logits into probabilities before it hands them on."""
 
     def __init__(self, inner: Sink, activation: str) -> None:
         self._inner, self._activation = inner, activation

@@ -21,7 +21,7 @@ ONE = 255
 
 
 class MarginSink:
-    """Notes the margins of finished, normalised blocks before it hands them on.
+    """Notes the margins of finished, normalized blocks before it hands them on.
 
     Args:
         inner: what makes labels of the blocks.

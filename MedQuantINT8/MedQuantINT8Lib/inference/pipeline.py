@@ -59,7 +59,7 @@ Source = str | os.PathLike[str]
 def patches_of(
     network_input: NetworkInput, package: ModelPackage, patch: tuple[int, int, int], count: int = 2
 ) -> list[Any]:
-    """Patches of a volume in network space, centred on foreground, for comparing engines."""
+    """Patches of a volume in network space, centered on foreground, for comparing engines."""
     rng = np.random.default_rng(0)
     samples = draw_samples(network_input, patch, package.spec.window.pad_value, {"foreground": count}, rng)
     return [sample.patch for sample in samples]

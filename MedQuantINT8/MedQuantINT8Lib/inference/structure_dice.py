@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..models.spec import ModelSpec
 
-#: Structures of less than this are listed apart, in millilitres.
+#: Structures of less than this are listed apart, in milliliters.
 SMALL_ML = 1.0
 #: A structure that the reference finds in fewer voxels does not count in a mean over patches.
 LEAST_VOXELS = 100
@@ -52,7 +52,7 @@ class WorstStructures:
 
     @classmethod
     def of(cls, structures: Iterable[tuple[str, float | None, float]]) -> WorstStructures:
-        """Find them among structures given by name, Dice (None is left out) and millilitres (0: not known, which counts as large)."""
+        """Find them among structures given by name, Dice (None is left out) and milliliters (0: not known, which counts as large)."""
         rows = [(name, dice, 0 < ml < SMALL_ML) for name, dice, ml in structures if dice is not None]
         large, small = (
             min(
@@ -148,6 +148,6 @@ def mean_of(structures: Sequence[StructureDice]) -> float | None:
 
 
 def network_voxel_ml(spec: ModelSpec) -> float:
-    """The millilitres of a voxel in network space; 0 where they depend on the scan."""
+    """The milliliters of a voxel in network space; 0 where they depend on the scan."""
     sides = [side for side in spec.geometry.spacing or () if side]
     return math.prod(sides) / 1000 if len(sides) == 3 else 0.0

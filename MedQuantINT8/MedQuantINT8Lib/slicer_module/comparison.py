@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def structures(self) -> list[dict[str, Any]]:
-        """Dice and millilitres of each: ``name``, ``dice``, ``ml`` (INT8), ``other_ml`` (FP32)."""
+        """Dice and milliliters of each: ``name``, ``dice``, ``ml`` (INT8), ``other_ml`` (FP32)."""
         return list(self.report["structures"])
 
     @property

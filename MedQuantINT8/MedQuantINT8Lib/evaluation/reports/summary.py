@@ -98,7 +98,7 @@ def lost(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def structures(agreements: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a table a scan: Dice of each pair that was compared, and millilitres; beside it the scan's ``name``, the ``worst`` structures and what is ``absent`` from the mean."""
+    """Return a table a scan: Dice of each pair that was compared, and milliliters; beside it the scan's ``name``, the ``worst`` structures and what is ``absent`` from the mean."""
     shown = []
     for scan in dict.fromkeys(item["scan"] for item in agreements):
         items = [item for item in agreements if item["scan"] == scan]
