@@ -93,6 +93,13 @@ def test_the_share_that_is_checked_in_fp32_reaches_the_logic(user, monkeypatch):
         choose(user.ui.checkShareCombo, name)
         user.click(user.ui.segmentButton)
     assert shares == [0.05, 0.0, 1.0, None]
+    choose(user.ui.checkShareCombo, "0.2")
+    choose(user.ui.precisionCombo, "fp32")
+    assert not read(user.ui.checkShareCombo, "enabled") and "Only INT8" in read(user.ui.checkShareCombo, "toolTip")
+    user.click(user.ui.segmentButton)
+    assert shares[-1] is None
+    choose(user.ui.precisionCombo, "auto")
+    assert read(user.ui.checkShareCombo, "enabled")
     # A scene may come from anywhere.
     user.view.segment.parameters.checkShare = "all"
     user.click(user.ui.segmentButton)

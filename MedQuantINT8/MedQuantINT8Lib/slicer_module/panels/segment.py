@@ -199,6 +199,8 @@ class SegmentPanel(WorkPanel):
         self._enable(ui.segmentAllButton, ui.segmentFolderButton, ui.segmentSequenceButton)
         undone = "" if self._logic.canUndo else _("There is no segmentation to take back.")
         self._enable(ui.undoButton, hindrance=undone)
+        float_run = _("Only INT8 runs are checked in FP32.") if self._precision() == "fp32" else ""
+        enable(ui.checkShareCombo, float_run)
         new = _("A new segmentation holds nothing that could be replaced: choose an output first.")
         enable(ui.replaceCheck, "" if self.parameters.output is not None else new)
         ui.segmentWorkWidget.setVisible(working)
@@ -291,7 +293,8 @@ class SegmentPanel(WorkPanel):
         }
 
     def _options(self) -> SegmentationOptions:
-        return SegmentationOptions(check_share=_CHECK_SHARES.get(self.parameters.checkShare))
+        share = None if self._precision() == "fp32" else _CHECK_SHARES.get(self.parameters.checkShare)
+        return SegmentationOptions(check_share=share)
 
     def _precision(self) -> str:
         """A model without an INT8 network can be run as it is, if the user leaves the choice to the program."""
