@@ -268,3 +268,36 @@ def test_the_opened_panel_takes_the_room_that_its_page_says(user):
     assert row.split("|")[2].strip() == str(len(shown))
     for panel in panels.OTHERS.values():
         assert all(file in text for file in panel.files)
+
+
+def test_text_that_wraps_pushes_what_is_below_it_down_and_covers_nothing(user):
+    """A section is as high as its contents at this width: a list was covered by the button below it where a verdict took more lines."""
+    if not window.in_stand_in():
+        pytest.skip("this build of Slicer has no geometry that a test may compare")
+    ui = user.ui
+    for name, section in vars(ui).items():
+        if name.endswith("Section"):
+            section.setProperty("collapsed", name not in ("compareSection", "regionSection"))
+    ui.comparePlanLabel.setText(
+        "A model with a long title, on a volume with a name that is long as well, and on another one"
+    )
+    for label in (ui.diceLabel, ui.speedLabel, ui.sizeLabel):
+        label.setText("<b style='font-size: x-large'>25</b><br>mean Dice with FP32, and more")
+    ui.compareResultLabel.setText("Worst structure: gallbladder.\n" + "A verdict that takes more than a line. " * 5)
+    ui.regionList.addItems([str(n) for n in range(40)])
+    ui.regionList.setFixedHeight(120)
+    for widget in (ui.numbersWidget, ui.compareResultLabel, ui.compareDetails, ui.regionSection):
+        widget.setVisible(True)
+    user.parent.resize(400, 1400)
+    for _ in range(8):
+        # What a widget needs goes up through the layouts, a level a turn of the event loop.
+        user.look()
+    section = ui.compareSection
+    assert section.height() >= section.heightForWidth(section.width())
+    bottom = ui.regionList.geometry().bottom()
+    assert bottom < ui.showDifferencesButton.geometry().top(), "the button lies over the list"
+    assert ui.showDifferencesButton.geometry().bottom() < ui.regionBody.height()
+    heights = [ui.compareSection.height(), ui.segmentSection.height()]
+    user.parent.resize(400, 1800)
+    user.look()
+    assert heights == [ui.compareSection.height(), ui.segmentSection.height()], "sections do not stretch"
