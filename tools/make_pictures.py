@@ -70,7 +70,9 @@ def look(qt: Any, until: Any) -> None:
 def screenshot(qt: Any, panel: Any, views: Any, path: Path) -> None:
     """The panel on the left, the views on the right, as in Slicer; a panel that would be cut is an error."""
     panel.resize(PANEL, HEIGHT)
-    qt.QApplication.processEvents()
+    for _ in range(20):
+        # What a widget needs goes up through the layouts, a level a turn of the event loop.
+        qt.QApplication.processEvents()
     if (panel.width(), panel.height()) != (PANEL, HEIGHT):
         raise SystemExit(
             f"The panel needs {panel.width()} x {panel.height()} pixels: it does not fit {PANEL} x {HEIGHT}."
