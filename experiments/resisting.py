@@ -98,7 +98,7 @@ def page(value: dict[str, Any]) -> str:
         "Made by `experiments/resisting.py`; do not edit. Each network is quantized with the product's own budget (agreement 0.99 with FP32), and compared with FP32 on scans that",
         f"calibration did not see. {machine['processor']}, {machine['cores']} cores; {versions}; {value['date']}.",
         "",
-        "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures. Other work may have run beside, so that times say little.",
+        "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures. Other work may have run beside, so that times say little. The maps of head_hippodeep overlap: of the first, a label map shows a thin shell.",
         "",
         "| network | effort | work in plain INT8 | in halves | in float | agreement on patches before, after | on held-out scans | on the scan | worst structure | Dice lost to labels | layers in halves | in float | split | file | one window, FP32 / INT8 | quantized in s |",
         "| --- | --- |" + " ---: |" * 6 + " --- |" + " ---: |" * 7,
