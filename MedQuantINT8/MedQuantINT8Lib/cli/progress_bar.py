@@ -31,8 +31,8 @@ class Bar:
         if event.total:
             share = event.done / event.total
             text = f"{event.stage} [{'█' * round(share * _WIDTH):<{_WIDTH}}] {100 * share:3.0f} %  {event.done}/{event.total}"
-            if event.seconds_left is not None:
-                text += f"  {duration(event.seconds_left)} left"
+        if event.seconds_left is not None:
+            text += f"  {duration(event.seconds_left)} left"
         sys.stderr.write(f"\r\x1b[2K{printable(text)}")
         sys.stderr.flush()
 

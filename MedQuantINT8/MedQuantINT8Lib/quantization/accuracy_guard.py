@@ -243,8 +243,7 @@ class _Search:
 
     def __init__(self, measurer: Measurer, budget: Budget, task: Task, candidate: Candidate) -> None:
         self._measurer, self._budget, self._task = measurer, budget, task
-        with task.stage("checking the agreement with FP32"):
-            self.start, self.measurement, helps = _better_biases(measurer, candidate)
+        self.start, self.measurement, helps = _better_biases(measurer, candidate, task)
         self._candidate = candidate
         self._ladder: Ladder | None = None
         self._climbed: Point | None = None
@@ -262,8 +261,7 @@ class _Search:
             other = alternative() if thorough or not self.settled else None
             if other is None:
                 continue
-            with self._task.stage("checking the agreement with FP32"):
-                int8, measurement, helps = _better_biases(self._measurer, other)
+            int8, measurement, helps = _better_biases(self._measurer, other, self._task)
             if other.compensates and self._budget.fallback and not self._aimed(measurement):
                 if self._budget.excess(measurement) <= 0 and (
                     self._reserve is None or _nearer(measurement, self._reserve[1], self._budget)
@@ -367,12 +365,14 @@ def _note(result: GuardResult, ladder: Ladder, best: Point) -> None:
     result.stored_as_int8 = list(best.stored)
 
 
-def _better_biases(measurer: Measurer, candidate: Candidate) -> tuple[Any, Measurement, bool]:
+def _better_biases(measurer: Measurer, candidate: Candidate, task: Task) -> tuple[Any, Measurement, bool]:
     """The INT8 network with the biases that bring it nearer to FP32, what it measures, and whether they are the corrected ones."""
-    measurement = measurer.measure(candidate.int8)
-    if candidate.corrected is None:
-        return candidate.int8, measurement, False
-    better = measurer.measure(candidate.corrected)
+    networks = 1 if candidate.corrected is None else 2
+    with task.stage("checking the agreement with FP32", networks * measurer.patches):
+        measurement = measurer.measure(candidate.int8, task=task)
+        if candidate.corrected is None:
+            return candidate.int8, measurement, False
+        better = measurer.measure(candidate.corrected, task=task)
     if better.relative_error < measurement.relative_error and (better.agreement or 0) >= (measurement.agreement or 0):
         return candidate.corrected, better, True
     return candidate.int8, measurement, False

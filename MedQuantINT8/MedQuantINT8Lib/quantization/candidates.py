@@ -162,7 +162,8 @@ class Candidates:
         # Weights of 4 bits are learned in any case: there are no plain ones to begin with.
         compensates = self.learning.weight_bits == 8
         source = form, network.report
-        return Candidate(form.fp32, network.model, None, ranges, is_equalized, source, exact, compensates)
+        known = form.network
+        return Candidate(form.fp32, network.model, None, ranges, is_equalized, source, exact, compensates, known)
 
     @property
     def _learns_again(self) -> bool:

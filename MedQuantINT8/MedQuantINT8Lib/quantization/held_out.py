@@ -219,11 +219,29 @@ def measure_held_out(network: Calibrated, sampler: PatchSampler, spec: ModelSpec
     )
     chosen = _chosen(sampler)
     comparison = _Comparison(networks, sampler, spec, several)
-    with task.stage("comparing on held-out scans" if several else "comparing on the scan", len(chosen)):
+    with task.stage(stage_name(several=several), sum(count for _, count in chosen)):
         for index, count in chosen:
-            result.scans.append(comparison.scan(index, count))
-            task.step()
+            result.scans.append(comparison.scan(index, count, task))
     return result
+
+
+def stage_name(*, several: bool) -> str:
+    """Return the name of the stage that :func:`measure_held_out` is, with several scans or with one."""
+    return "comparing on held-out scans" if several else "comparing on the scan"
+
+
+def expected_runs(sampler: PatchSampler) -> int:
+    """Return how many runs of a network the comparison takes if all scans differ, before any of them is read."""
+    scans, windows = _scans_and_windows(sampler.volumes, sampler.patch)
+    return scans * windows * (3 if sampler.volumes > 1 else 2)
+
+
+def _scans_and_windows(scans: int, patch: tuple[int, int, int]) -> tuple[int, int]:
+    """How many scans of so many are looked at, and how many windows of each."""
+    if math.prod(patch) > _LARGE_WINDOW:
+        return min(scans, _FEW_SCANS), 1
+    scans = min(scans, MOST_SCANS)
+    return scans, max(1, min(WINDOWS_A_SCAN, MOST_WINDOWS // scans))
 
 
 def _size(sampler: PatchSampler, fold: int | None) -> int:
@@ -238,11 +256,9 @@ def _chosen(sampler: PatchSampler) -> list[tuple[int, int]]:
         # A scan that gave no patch was not read; it is another one for all that is known.
         seen.setdefault(sampler.volume_hashes.get(f"volume {index}", f"not read {index}"), index)
     indices = list(seen.values())
-    large = math.prod(sampler.patch) > _LARGE_WINDOW
-    most = _FEW_SCANS if large else MOST_SCANS
+    most, windows = _scans_and_windows(len(indices), sampler.patch)
     if len(indices) > most:
         indices = [indices[round(n * (len(indices) - 1) / (most - 1))] for n in range(most)]
-    windows = 1 if large else max(1, min(WINDOWS_A_SCAN, MOST_WINDOWS // len(indices)))
     return [(index, windows) for index in indices]
 
 
@@ -259,8 +275,8 @@ class _Comparison:
         self._exclusive, self._labels = spec.output.activation == "softmax", labels_of(spec.output)
         self._middle: Any = (..., *middle_of(sampler.patch, spec.window.overlap))
 
-    def scan(self, index: int, count: int) -> ScanAgreement:
-        """Compare on so many windows of a scan."""
+    def scan(self, index: int, count: int, task: Task) -> ScanAgreement:
+        """Compare on so many windows of a scan, each a step of the task; a scan no larger than a window has one."""
         windows, voxel_ml = self._sampler.windows(index, count)
         fold = self._sampler.fold(index) if self._several else None
         held_out, own = (PooledDice(self._exclusive, self._names, voxel_ml) for _ in range(2))
@@ -274,6 +290,8 @@ class _Comparison:
                 by_window.append(value)
             if fold is not None:
                 own.add(self._labels(self._networks.run(None, window)[self._middle]), self._labels(expected))
+            task.step()
+        task.step(count - len(windows))
         structures = tuple(held_out.structures)
         agreement = mean_of(structures)
         # A scan of several that gave no patch has no ranges of its own.

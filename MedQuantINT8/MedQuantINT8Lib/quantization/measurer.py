@@ -15,6 +15,7 @@ from ..inference.structure_dice import PooledDice, StructureDice, WorstStructure
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
 from ..models.spec import ModelSpec
+from ..progress import Task
 from .fp32_network import Fp32Network
 
 Patch = NDArray[np.float32]
@@ -65,6 +66,9 @@ class Measurer:
         patches: (C, A0, A1, A2) each, all of one size.
         references: the patches' labels, (A0, A1, A2) each, with the model's label values; or none.
         voxel_ml: of the patches; by default what the model resamples to, if that is known.
+
+    Attributes:
+        patches: how many there are.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Measurer:
     ) -> None:
         self._middle = middle_of(patches[0].shape[1:], spec.window.overlap)
         self._patches, self._spec = patches, spec
+        self.patches = len(patches)
         self._voxel_ml = network_voxel_ml(spec) if voxel_ml is None else voxel_ml
         self._references = [reference[self._middle] for reference in references]
         self._labels = labels_of(spec.output)
@@ -88,16 +93,22 @@ class Measurer:
             else [known.scores(patch)[(slice(None),) * 2 + self._middle] for patch in patches]
         )
 
-    def _outputs(self, model: Any, precision: str, count: int) -> list[NDArray[Any]]:
+    def _outputs(self, model: Any, precision: str, count: int, task: Task | None = None) -> list[NDArray[Any]]:
         run = float_session(graph.fixed_shape(model, self._patches[0].shape[1:]).SerializeToString(), precision)
-        return [
-            run.run(None, {self._input: patch[None]})[0][(slice(None),) * 2 + self._middle]
-            for patch in self._patches[:count]
-        ]
+        outputs = []
+        for patch in self._patches[:count]:
+            outputs.append(run.run(None, {self._input: patch[None]})[0][(slice(None),) * 2 + self._middle])
+            if task is not None:
+                task.step()
+        return outputs
 
-    def measure(self, candidate: Any, patches: int | None = None) -> Measurement:
-        """Measure a network on all patches, or on the first ``patches`` of them."""
-        outputs = self._outputs(candidate, "int8", patches or len(self._patches))
+    def measure(self, candidate: Any, patches: int | None = None, task: Task | None = None) -> Measurement:
+        """Measure a network on all patches, or on the first ``patches`` of them.
+
+        Args:
+            task: is told of each patch.
+        """
+        outputs = self._outputs(candidate, "int8", patches or len(self._patches), task)
         distance, agreement = Distance(self._labels), self._pooled()
         for output, expected in zip(outputs, self._expected, strict=False):
             distance.add(output, expected)

@@ -30,7 +30,7 @@ from .candidates import FEW_PATCHES, Candidates, Form, Forms
 from .concat_split import split_unlike
 from .effort import EFFORTS, Learning, check_effort, with_packed_weights
 from .fp32_network import Fp32Network
-from .held_out import Calibrated, HeldOut, measure_held_out
+from .held_out import Calibrated, HeldOut, expected_runs, measure_held_out, stage_name
 from .qdq_placement import require_quantizer
 from .rounding import RoundingReport
 
@@ -177,7 +177,7 @@ def _quantized(
         # ModelOpt raises it as well, and would name layers anew: the two networks are compared layer by layer.
         fp32 = graph.at_opset(fp32, OPSET, f"{package.spec.name}: {FP32}")
     graph.name_nodes(fp32)
-    with task.stage("reading the scans"):
+    with task.stage("reading"):
         count = _compared_patches(sampler.patch)
         compared = sampler.first_samples(count)
         patches = [sample.patch for sample in compared]
@@ -189,6 +189,7 @@ def _quantized(
         fp32 = split.model
         network = Fp32Network(fp32, sampler.patch)
     network.keep_scores(patches)
+    task.plan(_plan(sampler, calibration, len(patches)))
     forms = Forms(
         package.spec.name,
         sampler,
@@ -266,6 +267,20 @@ def _names_before_scaling(form: Form, plain: Form) -> dict[str, str]:
     """The form's quantized tensors, each with the name of that of the plain form that it is, or whose channels it has scaled."""
     network = graph.Graph(form.fp32)
     return {name: name if name in plain.histograms else str(network.producer[name].input[0]) for name in form.scales}
+
+
+def _plan(sampler: PatchSampler, calibration: CalibrationOptions, compared: int) -> dict[str, float]:
+    """The stages of quantizing and the runs of a network that each of them takes, where the budget holds at once.
+
+    What the guard does where it does not hold depends on the network; its stages then add their own time.
+    """
+    # Methods other than "max" count the values of every tensor, which takes about as long again.
+    calibrating = len(sampler) * (1.0 if calibration.method == "max" else 2.0)
+    return {
+        "calibrating": calibrating,
+        "checking the agreement with FP32": 2.0 * compared,
+        stage_name(several=sampler.volumes > 1): float(expected_runs(sampler)),
+    }
 
 
 def _compared_patches(patch: tuple[int, int, int]) -> int:
