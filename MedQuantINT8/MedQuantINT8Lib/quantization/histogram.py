@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from ..errors import InputError
 
 BINS = 8192
+#: Values that are counted at once: they and their bins stay in the cache.
+_PIECE = 1 << 16
 LEVELS = 127  # symmetric INT8: -127..127 of -128..127 are used, as ModelOpt and TensorRT do
 
 
@@ -57,12 +59,18 @@ class ActivationHistogram:
                 [self.counts.reshape(-1, 2).sum(axis=1), np.zeros(self.counts.size // 2, np.int64)]
             )
             self.limit *= 2
-        factor = np.float32(self.counts.size / self.limit)
-        for begin in range(0, flat.size, 1 << 22):
-            # In pieces that stay in the cache: a whole activation map would be written to memory three times.
-            index = (np.abs(flat[begin : begin + (1 << 22)]) * factor).astype(np.int32)
-            np.minimum(index, self.counts.size - 1, out=index)
-            self.counts += np.bincount(index, minlength=self.counts.size)
+        factor, bins = np.float32(self.counts.size / self.limit), self.counts.size
+        scaled, index = np.empty(_PIECE, np.float32), np.empty(_PIECE, np.intp)
+        for begin in range(0, flat.size, _PIECE):
+            piece = flat[begin : begin + _PIECE]
+            count = piece.size
+            np.multiply(piece, factor, out=scaled[:count])
+            np.abs(scaled[:count], out=scaled[:count])
+            np.copyto(index[:count], scaled[:count], casting="unsafe")
+            # The limit itself falls into a bin of its own, which is the last one's.
+            counts = np.bincount(index[:count], minlength=bins + 1)
+            counts[bins - 1] += counts[bins]
+            self.counts += counts[:bins]
 
     def add_maximum(self, largest: float) -> None:
         """Take note of the largest magnitude of an array whose values are not counted; only the method "max" can do with that."""
