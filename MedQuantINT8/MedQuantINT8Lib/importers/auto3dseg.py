@@ -32,8 +32,9 @@ from ..models.spec import (
 )
 from .auto3dseg_config import Auto3DSegConfig, find_config, read_config, read_network
 from .auto3dseg_original import Auto3DSegModel, auto3dseg_original
-from .base import ImportedModel, single_output
+from .base import ImportedModel
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
+from .class_scores import single_output
 
 _OVERLAP = 0.625
 _MARGIN = 10

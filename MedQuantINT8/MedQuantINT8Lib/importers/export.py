@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DependencyError, PackageError
 from ..progress import Task
+from .class_scores import single_output
 
 if TYPE_CHECKING:
     from torch import nn
@@ -161,8 +162,6 @@ def _reduce_to_tensor(module: Any, example: Any) -> Any:
     torch's exporters read either kind of program, not one inside the other.
     """
     import torch
-
-    from .base import single_output
 
     if not isinstance(module, torch.jit.ScriptModule):
         return module

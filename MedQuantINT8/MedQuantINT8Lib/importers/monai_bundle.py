@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 from ..errors import PackageError
 from ..models.colors import palette
 from ..models.spec import Channel, Cleaning, Label, ModelSpec, Window
-from .base import ImportedModel, single_output
+from .base import ImportedModel
 from .bundle_license import license_of
+from .class_scores import single_output
 from .expression_evaluator import NotAConstant
 from .expressions import Config
 from .monai_inferers import slice_axis, translate_inferer

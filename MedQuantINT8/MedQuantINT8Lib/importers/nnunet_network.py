@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DependencyError, PackageError
-from .base import single_output
 from .checkpoints import load_weights, read_checkpoint, state_dict_of
+from .class_scores import single_output
 from .fields import Fields, Parse, choice, count, each, known, mapping, text
 from .slices import sliced, with_slice_axis
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import PackageError
-from .base import select_scores
+from .class_scores import select_scores
 
 
 def sliced(network: Any, axis: int, name: str = "The network") -> Any:

@@ -19,8 +19,9 @@ from ..errors import InputError, PackageError
 from ..models.onnx_graph import reason_of
 from ..models.spec import ModelSpec
 from ..progress import Task
-from .base import ImportedModel, select_scores, single_output
+from .base import ImportedModel
 from .checkpoints import load_weights
+from .class_scores import select_scores, single_output
 from .onnx import draft_of
 from .onnx_trial import Facts, Size, ending_of, random_patch
 
