@@ -144,6 +144,9 @@ def test_a_network_of_two_channels_gets_two_selectors(user, fp32_package):
     assert read(label, "text") == "T2"
     selector.setCurrentNodeID(second.GetID())
     assert user.view.segment.parameters.channels == [second] and user.view.segment.parameters.volume is first
+    user.view.segment.channels.close()
+    user.load("third", 2002, size=(16, 16, 16))
+    assert selector.nodeCount() == 0, "a selector of a panel that is gone follows the scene"
     user.view.segment.selectModel("demo")
     assert not user.view.segment.channels
 

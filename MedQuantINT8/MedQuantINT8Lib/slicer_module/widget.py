@@ -119,6 +119,7 @@ class ModuleView:
             panel.suspend()
         # The application keeps the widgets of a panel that was reloaded; they would go on following the scene.
         self._root.setMRMLScene(None)
+        self.segment.channels.close()
         self.runner.close()
         self.segment.close()
         self._logic.close()

@@ -42,7 +42,9 @@ class ChannelSelectors:
             nodes: that are chosen, from the second channel on.
         """
         while len(self.rows) >= len(names) and self.rows:
-            for widget in self.rows.pop():
+            row = self.rows.pop()
+            row[0].setMRMLScene(None)
+            for widget in row:
                 self._widget.layout().removeWidget(widget)
                 widget.deleteLater()
         for number in range(len(self.rows) + 1, len(names)):
@@ -59,6 +61,12 @@ class ChannelSelectors:
             self._widget.layout().addWidget(selector)
             self.rows.append((selector, label))
         self._widget.setVisible(bool(self.rows))
+
+    def close(self) -> None:
+        """Follow the scene no more: a panel that was reloaded lives on, and its root widget reaches only what the .ui file holds."""
+        for selector, _label in self.rows:
+            selector.currentNodeIDChanged.disconnect(self._tell)
+            selector.setMRMLScene(None)
 
     def _tell(self, _id: str) -> None:
         nodes = [selector.currentNode() for selector, _label in self.rows]
