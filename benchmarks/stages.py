@@ -84,7 +84,7 @@ def watch(stopwatch: Stopwatch) -> None:
     from MedQuantINT8Lib.inference.blending import LabelSink
     from MedQuantINT8Lib.inference.resampling_sink import ResamplingSink
 
-    steps = preprocessing._Preparation
+    steps = preprocessing.Preparation
     for place, name, stage in (
         (steps, "crop", "reorienting and cropping"),
         (steps, "reorient", "reorienting and cropping"),
@@ -231,7 +231,7 @@ def page(record: dict[str, Any]) -> str:
         "# Where the time of a segmentation goes",
         "",
         "Made by `benchmarks/stages.py`; do not edit. From the file to the written label map, in one process with the engine loaded; medians.",
-        f"Machine: {record['machine']}. Each cell: wall time / processor time of all threads, in milliseconds. Share: of processor time, everything but the network.",
+        f"Machine: {record['machine']['processor']}, {record['machine']['cores']} cores ({', '.join(record['machine']['features'])}), Python {record['machine']['python']}. Each cell: wall time / processor time of all threads, in milliseconds. Share: of processor time, everything but the network.",
     ]
     if record.get("note"):
         lines += ["", f"Note on this run: {record['note']}"]
@@ -277,10 +277,11 @@ def main() -> None:
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             record["rows"][name] = json.loads(done.stdout.splitlines()[-1])
             print(name, f"{100 * share_beside(record['rows'][name]):.1f} % beside the network", file=sys.stderr)
-    record["rows"] = {name: record["rows"][name] for name in ROWS if name in record["rows"]}
-    record |= {"machine": machine(), "note": args.note or record.get("note", "")}
-    file.write_text(json.dumps(record, indent=2) + "\n")
-    PAGE.with_suffix(".md").write_text(page(record))
+            # After each row: what was measured is not lost where a later one fails.
+            record["rows"] = {known: record["rows"][known] for known in ROWS if known in record["rows"]}
+            record |= {"machine": machine(), "note": args.note or record.get("note", "")}
+            file.write_text(json.dumps(record, indent=2) + "\n")
+            PAGE.with_suffix(".md").write_text(page(record))
 
 
 if __name__ == "__main__":
