@@ -67,6 +67,14 @@ def test_statistics_are_those_of_the_tensors(shape, opset):
     assert of_input.maximum == np.abs(given).max() and np.isclose(of_input.means[0], given.mean())
 
 
+def test_maps_are_pooled_in_boxes_since_reducing_them_at_once_takes_as_long_as_the_network():
+    measuring = fp32_network._Measuring(graph.fixed_shape(network(), (9, 10, 11)), ["a_relu"])
+    pools = [node for node in measuring.model.graph.node if "Pool" in node.op_type]
+    assert [node.op_type for node in pools] == ["MaxPool", "MaxPool", "AveragePool"]
+    assert all(list(node.attribute[0].ints) == [3, 5, 1] for node in pools)
+    assert not any("Reduce" in node.op_type or "Global" in node.op_type for node in measuring.model.graph.node)
+
+
 @pytest.mark.parametrize("room", [1 << 20, 0])
 def test_a_tensor_that_is_no_map_is_measured_as_a_whole(monkeypatch, room):
     monkeypatch.setattr(fp32_network, "_MOST_VALUES", room)

@@ -182,6 +182,8 @@ class _Measuring:
     def __init__(self, model: Any, tensors: Iterable[str]) -> None:
         self.model = rewrites.copied(model)
         self._network, self._fresh = Graph(self.model), FreshNames(self.model)
+        # The copy has no noted shapes.
+        self._shapes = Graph(model).shapes
         self._room = _MOST_VALUES
         self.outputs = {name: self._measured(name) for name in sorted(tensors)}
         present = {value.name for value in self.model.graph.output}
@@ -201,7 +203,7 @@ class _Measuring:
 
     def _measured(self, name: str) -> list[str]:
         """Add what measures a tensor; the names of the outputs."""
-        shape = self._network.shapes.get(name) or []
+        shape = self._shapes.get(name) or []
         if any(n.op_type in _MAP_READERS and n.input[0] == name for n in self._network.readers.get(name, [])):
             if len(shape) < 3 or not all(shape):
                 return self._three(name, "GlobalMaxPool", "GlobalAveragePool")
