@@ -112,7 +112,7 @@ def main() -> int:
             onnx = Path(folder) / "network.onnx"
             # The ONNX file is compared with the module before it is accepted.
             export_network(trained(), onnx, spec.window.patch_size)
-            package = import_onnx(onnx, spec, Path(folder) / "package", proved=True)
+            package = import_onnx(onnx, spec, Path(folder) / "package")
             # Scans like those that will be segmented; each is read only when its patches are drawn.
             scans = [partial(scan, seed) for seed in (10, 11, 12)]
             options = CalibrationOptions(method="max", patches=8)

@@ -75,14 +75,16 @@ class Task:
         self.check()
         outer = (self._stage, self._done, self._total, self._started, self._steps_before)
         self._stage, self._done, self._total, self._started, self._steps_before = name, 0, total, time.perf_counter(), 0
-        work = self._plan.begin(name)
+        # A stage ends in the plan in which it began, also where another was made meanwhile.
+        plan = self._plan
+        work = plan.begin(name)
         self._report()
         try:
             yield
         finally:
             seconds = time.perf_counter() - self._started
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-            self._plan.end(work, seconds)
+            plan.end(work, seconds)
             self._stage, self._done, self._total, self._started, self._steps_before = outer
         self.check()
 

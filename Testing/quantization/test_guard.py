@@ -120,13 +120,15 @@ def test_int8_and_fp32_are_compared_on_the_same_patches(monkeypatch):
 class Scripted:
     """A judge whose measurements are given: by how many layers of a network are still quantized."""
 
+    patches = 6
+
     def __init__(self, agreement):
         self.agreement = agreement
 
     def __call__(self, fp32, given, spec, references):
         return self
 
-    def measure(self, candidate, patches=None):
+    def measure(self, candidate, patches=None, task=None):
         value = self.agreement[len(qdq.layers_with_int8_weights(candidate))]
         return Measurement(value, 1 - value if value is not None else 0.5)
 
@@ -168,10 +170,12 @@ def test_channels_are_equalized_before_a_layer_goes_back(monkeypatch, plain, oth
     calls = []
 
     class ByNetwork:
+        patches = 6
+
         def __init__(self, *_):
             pass
 
-        def measure(self, candidate, patches=None):
+        def measure(self, candidate, patches=None, task=None):
             value = {id(first): plain, id(second): other}.get(id(candidate), 0.98)
             return Measurement(value, 1 - value)
 
@@ -196,10 +200,12 @@ def test_learned_weights_are_taken_only_where_no_layer_has_to_change(monkeypatch
     first, second = quantized(fp32, 0.05), quantized(fp32, 0.06)
 
     class ByNetwork:
+        patches = 6
+
         def __init__(self, *_):
             pass
 
-        def measure(self, candidate, patches=None):
+        def measure(self, candidate, patches=None, task=None):
             value = {id(first): 0.97, id(second): learned}.get(id(candidate), 0.999)
             return Measurement(value, 1 - value)
 
@@ -284,7 +290,7 @@ def test_a_layer_goes_back_for_the_worst_structure_alone(monkeypatch):
     """The mean holds all the way; a structure does not, until two layers are in float."""
 
     class Judge(Scripted):
-        def measure(self, model, patches=None):
+        def measure(self, model, patches=None, task=None):
             measurement = super().measure(model, patches)
             worst = {3: 0.5, 2: 0.8, 1: 0.98, 0: 1.0}[len(qdq.layers_with_int8_weights(model))]
             return replace(measurement, structures=(StructureDice("thalamus", worst, 6.0, 6000),))
@@ -304,13 +310,15 @@ def test_a_layer_goes_back_for_the_worst_structure_alone(monkeypatch):
 class ByForm:
     """A judge that tells a network by which layers are in INT8, and which of them in halves."""
 
+    patches = 6
+
     def __init__(self, agreement):
         self.agreement, self.measured = agreement, []
 
     def __call__(self, fp32, given, spec, references):
         return self
 
-    def measure(self, candidate, patches=None):
+    def measure(self, candidate, patches=None, task=None):
         halves = set(halved_layers(graph.Graph(candidate)))
         value = self.agreement(set(qdq.layers_with_int8_weights(candidate)) - halves, halves)
         self.measured.append(patches)
@@ -363,7 +371,7 @@ def test_weights_are_learned_for_halves_before_a_layer_goes_back(monkeypatch, he
     learned_costs = lost({"a": 0.001, "b": 0.03, "c": 0.03, "d": 0.004}, {"a": 0, "b": 0, "c": 0.002, "d": 0})
 
     class Judge(ByForm):
-        def measure(self, candidate, patches=None):
+        def measure(self, candidate, patches=None, task=None):
             stored = {i.name: i for i in candidate.graph.initializer}
             self.agreement = learned_costs if helps and any("_taken" in name for name in stored) else costs
             return super().measure(candidate, patches)
@@ -430,7 +438,7 @@ def test_a_cure_leaves_a_margin_where_it_can(monkeypatch, in_halves, halves, sou
     judge = ByForm(lost({"a": 0.001, "b": 0.02, "c": 0.001, "d": 0.001}, dict.fromkeys("abcd", in_halves)))
 
     class Judge(ByForm):
-        def measure(self, candidate, patches=None):
+        def measure(self, candidate, patches=None, task=None):
             return Measurement(0.9905, 0.01) if candidate is second else judge.measure(candidate, patches)
 
     monkeypatch.setattr(sensitivity, "Measurer", Judge(judge.agreement))
@@ -451,7 +459,7 @@ class ByWeights(ByForm):
         super().__init__(agreement)
         self.refined_costs, self.as_int8 = refined_costs, as_int8
 
-    def measure(self, candidate, patches=None):
+    def measure(self, candidate, patches=None, task=None):
         network = graph.Graph(candidate)
         in_int8 = {layer.name for layer in weighted_layers(candidate) if layer.quantized}
         if not in_int8 and qdq.layers_with_int8_weights(candidate):

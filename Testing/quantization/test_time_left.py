@@ -99,3 +99,15 @@ def test_quantizing_says_the_time_left_within_a_factor_of_two(clock, monkeypatch
     assert len(said) > 15 and clock.now > 60
     for left, actual in said:
         assert left is not None and actual / 2 <= left <= 2 * actual + 4, (left, actual)
+
+
+def test_a_plan_that_is_made_inside_of_a_stage_leaves_the_stage_whole():
+    """A study quantizes networks in turn, each with a plan of its own, within one stage of its own."""
+    task = Task()
+    with task.stage("networks", 2):
+        for _ in range(2):
+            task.plan({"calibrating": 3.0})
+            with task.stage("calibrating", 1):
+                task.step()
+            task.step()
+    assert set(task.seconds) == {"networks", "calibrating"}
