@@ -9,10 +9,11 @@ import onnx
 import pytest
 
 from MedQuantINT8Lib.errors import Cancelled, InputError
+from MedQuantINT8Lib.imaging.patches import Sample
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.quantization.effort import check_effort
+from MedQuantINT8Lib.quantization.effort import EFFORTS, Learning, check_effort
 from MedQuantINT8Lib.quantization.layer_matrix import LayerMatrix
 from MedQuantINT8Lib.quantization.rounding import RoundingOptions, with_learned_rounding
 from MedQuantINT8Lib.quantization.stepwise import StepwiseRun, peak_bytes
@@ -251,3 +252,33 @@ def test_a_package_with_four_bits_is_half_of_int8_and_agrees_with_fp32(fp32_pack
         exact = run(graph.fixed_shape(graph.load_network(fp32_package.onnx_path("fp32")), (32, 48, 48)), patch[0])
         assert (loaded.infer(patch).argmax(1) != exact.argmax(1)).mean() < 0.02
         loaded.close()
+
+
+@pytest.mark.parametrize(
+    ("drawn", "bits", "apart", "expected"),
+    [
+        (9, 8, True, [6, 7, 8]),
+        (20, 8, True, [6, 7, 8, 9]),
+        (6, 8, True, []),
+        (4, 8, True, []),
+        (4, 4, True, [0, 1, 2, 3]),
+        (4, 8, False, [0, 1, 2, 3]),
+        (7, 8, False, [6, 0, 1, 2]),
+    ],
+)
+def test_weights_are_not_learned_on_the_patches_that_they_are_judged_by(drawn, bits, apart, expected, monkeypatch):
+    """Six patches are compared. Of whole volumes (not apart) and with 4 bits, which need learning, they are learned on if there are no others."""
+    given = [np.full((1, *SHAPE), number, np.float32) for number in range(drawn)]
+
+    class Sampler:
+        def first_samples(self, count):
+            return [Sample(patch, None) for patch in given[:count]]
+
+    def learn(fp32, int8, patches, *_, **how):
+        return int8, [int(patch.flat[0]) for patch in patches]
+
+    monkeypatch.setattr("MedQuantINT8Lib.quantization.effort.with_learned_rounding", learn)
+    learning = Learning(Sampler(), EFFORTS["normal"], bits, 6, lambda scores: scores, Task(), apart=apart)
+    assert learning.possible == bool(expected) and learning.lacks_patches == (not expected)
+    if expected:
+        assert learning.learned(*networks()).report == expected

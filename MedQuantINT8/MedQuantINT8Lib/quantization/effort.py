@@ -82,6 +82,9 @@ class Learning:
 
     Args:
         compared: how many of the sampler's first patches networks are compared on.
+        apart: whether weights of 8 bits are never learned on those. Weights that were learned on few patches agree there and nowhere
+            else, which nothing would show. Of patches that are whole volumes there are seldom more, and each has many more voxels than
+            are learned on.
         labels: gives the label map of scores (:func:`..engines.fidelity.labels_of`).
     """
 
@@ -93,15 +96,22 @@ class Learning:
         compared: int,
         labels: Callable[[NDArray[Any]], NDArray[Any]],
         task: Task,
+        *,
+        apart: bool,
     ) -> None:
         self._sampler, self._effort, self._compared, self._labels, self._task = sampler, effort, compared, labels, task
-        self.weight_bits = weight_bits
+        self.weight_bits, self._apart = weight_bits, apart and weight_bits == 8
         self._patches: list[Patch] = []
 
     @property
     def possible(self) -> bool:
-        """Whether the effort allows learning."""
-        return self._effort.learns
+        """Whether the effort allows learning, and there are patches to learn on."""
+        return self._effort.learns and not self.lacks_patches
+
+    @property
+    def lacks_patches(self) -> bool:
+        """Whether rounding would be learned if more patches were drawn than networks are compared on."""
+        return self._effort.learns and self._apart and not self._learned_on()
 
     def learned(self, fp32: Any, int8: Any, before: RoundingReport | None = None) -> LearnedNetwork:
         """Return the network with learned rounding.
@@ -116,15 +126,21 @@ class Learning:
         return LearnedNetwork(model, report)
 
     def _fitting_patches(self, fp32: Any, int8: Any) -> Sequence[Patch]:
-        """As many patches as memory allows; those that networks are compared on come last."""
+        """As many patches as memory allows."""
+        patches = self._learned_on()
+        shape = patches[0].shape[1:]
+        each = sum(peak_bytes(graph.fixed_shape(model, shape)) for model in (fp32, int8))
+        allowed = min(_MOST_BYTES, int(_MEMORY_SHARE * available_memory()))
+        return patches[: max(1, allowed // max(1, each))]
+
+    def _learned_on(self) -> Sequence[Patch]:
+        """The patches to learn on; those that networks are compared on come last, or not at all."""
         if not self._patches:
             samples = self._sampler.first_samples(self._compared + self._effort.patches)
             patches = [sample.patch for sample in samples]
-            self._patches = (patches[self._compared :] + patches[: self._compared])[: self._effort.patches]
-        shape = self._patches[0].shape[1:]
-        each = sum(peak_bytes(graph.fixed_shape(model, shape)) for model in (fp32, int8))
-        allowed = min(_MOST_BYTES, int(_MEMORY_SHARE * available_memory()))
-        return self._patches[: max(1, allowed // max(1, each))]
+            others = patches[self._compared :]
+            self._patches = others if self._apart else (others + patches[: self._compared])[: self._effort.patches]
+        return self._patches
 
 
 def _weight_counts(fp32: Any) -> dict[str, int]:

@@ -202,7 +202,8 @@ def _quantized(
     plain = forms.make(network)
     plain.correct(patches)
     effort = EFFORTS[policy.effort]
-    learning = Learning(sampler, effort, policy.weight_bits, count, labels_of(package.spec.output), task)
+    labels = labels_of(package.spec.output)
+    learning = Learning(sampler, effort, policy.weight_bits, count, labels, task, apart=count == COMPARED_PATCHES)
     candidates = Candidates(forms, plain, patches, learning)
     int8, guarded = guard(
         candidates.first(),
@@ -216,6 +217,10 @@ def _quantized(
         learned=candidates.learned_alternatives(),
         thorough=effort.always,
     )
+    if not guarded.kept and learning.lacks_patches:
+        guarded.notes.append(
+            f"rounding was not learned, as all patches were needed to compare networks on; draw more than {count} (--patches)"
+        )
     form, rounding = guarded.source
     reasons = form.reasons | {name: f"the guard: {why}" for name, why in guarded.returned.items()}
     held_out = measure_held_out(Calibrated(network, int8, form.histograms, calibration), sampler, package.spec, task)
