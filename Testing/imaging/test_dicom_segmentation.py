@@ -312,9 +312,11 @@ def test_the_pixels_of_all_structures_are_never_in_memory_at_once(tmp_path):
     write_series(tmp_path / "s", pixels, [(0, 0, 0), (0, 0, 2)], patient)
     volume = read_volume(tmp_path / "s")
     source = load_source(volume)
+    peak(2)  # What is imported and kept at the first time is not counted.
     few, _ = peak(2)
-    many, size = peak(120)
-    assert size > 120 * 64 * 1024 and many - few < size / 3
+    many, size = peak(240)
+    # Python's collector may leave one more copy of the scan's two images (4 MB) for a while.
+    assert size > 240 * 64 * 1024 and many - few < size / 3
 
 
 def test_dciodvfy_finds_no_error(tmp_path):
