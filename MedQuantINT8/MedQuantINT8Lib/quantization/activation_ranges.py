@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,11 @@ def collect_maxima(
     """
     histograms = {name: ActivationHistogram() for name in tensors}
     with task.stage("calibrating", count):
-        last = None
-        for volume, patch in _with_volumes(patches):
-            if last is not None and volume != last:
-                _close_parts(histograms, patches, last)
-            last = volume
+        for patch in _in_parts(histograms, patches):
             statistics = network.statistics(patch, tensors)
             for name, histogram in histograms.items():
                 histogram.add_maximum(statistics[name].maximum)
             task.step()
-        if last is not None:
-            _close_parts(histograms, patches, last)
     return histograms
 
 
@@ -73,11 +68,7 @@ def collect_histograms(
     sessions = [float_session(graph.with_outputs(fixed, group).SerializeToString(), "fp32") for group in groups]
     histograms = {name: ActivationHistogram() for name in tensors}
     with task.stage("calibrating", count):
-        last = None
-        for volume, patch_values in _with_volumes(patches):
-            if last is not None and volume != last:
-                _close_parts(histograms, patches, last)
-            last = volume
+        for patch_values in _in_parts(histograms, patches):
             if input_name in histograms:
                 histograms[input_name].add(patch_values)
             for group, run in zip(groups, sessions, strict=True):
@@ -85,20 +76,19 @@ def collect_histograms(
                     histograms[name].add(values)
                 task.check()
             task.step()
-        if last is not None:
-            _close_parts(histograms, patches, last)
     return histograms
 
 
-def _with_volumes(patches: Iterable[Patch]) -> Iterable[tuple[int | None, Patch]]:
-    return patches.by_volume() if isinstance(patches, PatchSampler) else ((None, patch) for patch in patches)
-
-
-def _close_parts(histograms: dict[str, ActivationHistogram], patches: Iterable[Patch], volume: int) -> None:
-    """Note what the histograms have counted of a volume as that of its fold."""
-    assert isinstance(patches, PatchSampler)
-    for histogram in histograms.values():
-        histogram.close_part(patches.fold(volume))
+def _in_parts(histograms: dict[str, ActivationHistogram], patches: Iterable[Patch]) -> Iterator[Patch]:
+    """Yield the patches; what was counted of each volume of a sampler is noted as a part of the histograms, that of its fold."""
+    if not isinstance(patches, PatchSampler):
+        yield from patches
+        return
+    for volume, group in itertools.groupby(patches.by_volume(), lambda pair: pair[0]):
+        for _, patch in group:
+            yield patch
+        for histogram in histograms.values():
+            histogram.close_part(patches.fold(volume))
 
 
 def _group_bytes() -> int:

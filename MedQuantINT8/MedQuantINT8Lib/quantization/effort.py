@@ -101,7 +101,7 @@ class Learning:
     ) -> None:
         self._sampler, self._effort, self._compared, self._labels, self._task = sampler, effort, compared, labels, task
         self.weight_bits, self._apart = weight_bits, apart and weight_bits == 8
-        self._patches: list[Patch] = []
+        self._patches: list[Patch] | None = None
 
     @property
     def possible(self) -> bool:
@@ -135,7 +135,7 @@ class Learning:
 
     def _learned_on(self) -> Sequence[Patch]:
         """The patches to learn on; those that networks are compared on come last, or not at all."""
-        if not self._patches:
+        if self._patches is None:
             samples = self._sampler.first_samples(self._compared + self._effort.patches)
             patches = [sample.patch for sample in samples]
             others = patches[self._compared :]
