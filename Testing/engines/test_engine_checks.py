@@ -10,12 +10,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 from MedQuantINT8Lib.engines import BuildOptions, choices
-from MedQuantINT8Lib.engines.base import UnsupportedNetwork
+from MedQuantINT8Lib.engines.base import UnsupportedNetwork, form_of
 from MedQuantINT8Lib.engines.int8_or_float import LEAST_SHARE, prepare_faster
 from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
 from MedQuantINT8Lib.engines.registry import choose_backend
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice, with_fallback
+from MedQuantINT8Lib.models.engine_form import SYMMETRIC
 from MedQuantINT8Lib.models.package import CALIBRATION
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import latency
@@ -100,6 +101,8 @@ def test_an_engine_that_lacks_an_operator_gives_way_to_one_that_does_not(resampl
     monkeypatch.setattr(latency, "usable_backends", lambda precision: [OpenVINOBackend(), TinyBackend()])
     stopwatch = engine_stopwatch(resampling)
     assert stopwatch(quantized(resampling_network())) > 0
+    assert stopwatch.form == form_of(TinyBackend()) == SYMMETRIC
+    assert form_of(OpenVINOBackend()).zero_points and not form_of(OpenVINOBackend(signed_activations=True)).zero_points
 
 
 def test_auto_runs_it_on_the_next_engine(resampling):

@@ -10,11 +10,13 @@ import pytest
 
 from data_models import ROOT, specs
 from MedQuantINT8Lib.cli import quantize
+from MedQuantINT8Lib.engines.float_session import float_session
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.inference.structure_dice import PooledDice, StructureDice
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
+from MedQuantINT8Lib.models.engine_form import SYMMETRIC, EngineForm
 from MedQuantINT8Lib.models.halves import halved_layers
 from MedQuantINT8Lib.models.layers import weighted_layers
 from MedQuantINT8Lib.models.spec import Label
@@ -120,15 +122,15 @@ def test_int8_and_fp32_are_compared_on_the_same_patches(monkeypatch):
 class Scripted:
     """A judge whose measurements are given: by how many layers of a network are still quantized."""
 
-    patches = 6
+    patches, form = 6, SYMMETRIC
 
     def __init__(self, agreement):
         self.agreement = agreement
 
-    def __call__(self, fp32, given, spec, references):
+    def __call__(self, fp32, given, spec, references, form):
         return self
 
-    def measure(self, candidate, patches=None, task=None):
+    def measure(self, candidate, patches=None, task=None, form=None):
         value = self.agreement[len(qdq.layers_with_int8_weights(candidate))]
         return Measurement(value, 1 - value if value is not None else 0.5)
 
@@ -170,12 +172,12 @@ def test_channels_are_equalized_before_a_layer_goes_back(monkeypatch, plain, oth
     calls = []
 
     class ByNetwork:
-        patches = 6
+        patches, form = 6, SYMMETRIC
 
-        def __init__(self, *_):
+        def __init__(self, *_, form):
             pass
 
-        def measure(self, candidate, patches=None, task=None):
+        def measure(self, candidate, patches=None, task=None, form=None):
             value = {id(first): plain, id(second): other}.get(id(candidate), 0.98)
             return Measurement(value, 1 - value)
 
@@ -200,12 +202,12 @@ def test_learned_weights_are_taken_only_where_no_layer_has_to_change(monkeypatch
     first, second = quantized(fp32, 0.05), quantized(fp32, 0.06)
 
     class ByNetwork:
-        patches = 6
+        patches, form = 6, SYMMETRIC
 
-        def __init__(self, *_):
+        def __init__(self, *_, form):
             pass
 
-        def measure(self, candidate, patches=None, task=None):
+        def measure(self, candidate, patches=None, task=None, form=None):
             value = {id(first): 0.97, id(second): learned}.get(id(candidate), 0.999)
             return Measurement(value, 1 - value)
 
@@ -290,7 +292,7 @@ def test_a_layer_goes_back_for_the_worst_structure_alone(monkeypatch):
     """The mean holds all the way; a structure does not, until two layers are in float."""
 
     class Judge(Scripted):
-        def measure(self, model, patches=None, task=None):
+        def measure(self, model, patches=None, task=None, form=None):
             measurement = super().measure(model, patches)
             worst = {3: 0.5, 2: 0.8, 1: 0.98, 0: 1.0}[len(qdq.layers_with_int8_weights(model))]
             return replace(measurement, structures=(StructureDice("thalamus", worst, 6.0, 6000),))
@@ -310,15 +312,15 @@ def test_a_layer_goes_back_for_the_worst_structure_alone(monkeypatch):
 class ByForm:
     """A judge that tells a network by which layers are in INT8, and which of them in halves."""
 
-    patches = 6
+    patches, form = 6, SYMMETRIC
 
     def __init__(self, agreement):
         self.agreement, self.measured = agreement, []
 
-    def __call__(self, fp32, given, spec, references):
+    def __call__(self, fp32, given, spec, references, form):
         return self
 
-    def measure(self, candidate, patches=None, task=None):
+    def measure(self, candidate, patches=None, task=None, form=None):
         halves = set(halved_layers(graph.Graph(candidate)))
         value = self.agreement(set(qdq.layers_with_int8_weights(candidate)) - halves, halves)
         self.measured.append(patches)
@@ -371,7 +373,7 @@ def test_weights_are_learned_for_halves_before_a_layer_goes_back(monkeypatch, he
     learned_costs = lost({"a": 0.001, "b": 0.03, "c": 0.03, "d": 0.004}, {"a": 0, "b": 0, "c": 0.002, "d": 0})
 
     class Judge(ByForm):
-        def measure(self, candidate, patches=None, task=None):
+        def measure(self, candidate, patches=None, task=None, form=None):
             stored = {i.name: i for i in candidate.graph.initializer}
             self.agreement = learned_costs if helps and any("_taken" in name for name in stored) else costs
             return super().measure(candidate, patches)
@@ -389,7 +391,7 @@ def test_an_input_of_too_wide_a_range_is_held_by_halves_without_a_layer_in_float
     weights, biases = random_weights((1, 8, 8, 2), 3)
     biases["a"][:] = 0
     fp32 = convolutions(weights, biases)
-    given = patches()
+    given = patches(12)
     for patch in given:
         patch[0, 0, 0, 0] = 100
     ranges = {"x": 100.0, "a_relu": 3000.0, "b_relu": 30000.0}
@@ -438,7 +440,7 @@ def test_a_cure_leaves_a_margin_where_it_can(monkeypatch, in_halves, halves, sou
     judge = ByForm(lost({"a": 0.001, "b": 0.02, "c": 0.001, "d": 0.001}, dict.fromkeys("abcd", in_halves)))
 
     class Judge(ByForm):
-        def measure(self, candidate, patches=None, task=None):
+        def measure(self, candidate, patches=None, task=None, form=None):
             return Measurement(0.9905, 0.01) if candidate is second else judge.measure(candidate, patches)
 
     monkeypatch.setattr(sensitivity, "Measurer", Judge(judge.agreement))
@@ -459,7 +461,7 @@ class ByWeights(ByForm):
         super().__init__(agreement)
         self.refined_costs, self.as_int8 = refined_costs, as_int8
 
-    def measure(self, candidate, patches=None, task=None):
+    def measure(self, candidate, patches=None, task=None, form=None):
         network = graph.Graph(candidate)
         in_int8 = {layer.name for layer in weighted_layers(candidate) if layer.quantized}
         if not in_int8 and qdq.layers_with_int8_weights(candidate):
@@ -499,3 +501,55 @@ def test_weights_become_halves_before_a_layer_goes_back(monkeypatch, room, as_in
     assert weights == ({"c"} if "c" in halves else set()) and qdq.check_int8(made) == []
     assert all("weights are halves" in result.halves[name] for name in weights)
     assert all(layer.quantized for layer in weighted_layers(made)) == (not returned)
+
+
+def ranged():
+    """FP32 of two ReLUs, INT8 of what the first gives in the range that three patches need, and those patches."""
+    fp32 = convolutions(*random_weights((1, 8, 8, 2), 3))
+    given = patches(12)
+    loaded = float_session(graph.with_outputs(fp32, ["a_relu"]).SerializeToString(), "fp32")
+    reached = max(float(loaded.run(["a_relu"], {"x": patch[None]})[0].max()) for patch in given)
+    return fp32, quantized(fp32, {"a_relu": reached / 127}, {"b"}), given
+
+
+def test_what_is_measured_is_the_form_that_the_engine_computes():
+    """Behind a ReLU an engine with zero points has twice the steps; the other kind's figure is reported beside it."""
+    fp32, int8, given = ranged()
+    budget = Budget(0, fallback=False)
+    both = {
+        zero_points: guard(
+            Candidate(fp32, int8), given, SPEC, budget, Task(), thorough=True, form=EngineForm(zero_points)
+        )[1]
+        for zero_points in (False, True)
+    }
+    assert both[True].relative_error < 0.8 * both[False].relative_error
+    for zero_points, result in both.items():
+        other = both[not zero_points]
+        assert result.other_form == EngineForm(not zero_points)
+        assert result.in_other_form.relative_error == pytest.approx(other.relative_error)
+        written = result.to_json()
+        assert written["form"]["zero_points"] == zero_points and written["agreement"] == result.agreement
+        assert written["other_form"]["agreement"] == other.agreement
+    # A budget that only one of both holds, told where the network is made for that one.
+    between = (both[True].agreement + both[False].agreement) / 2
+    _, told = guard(Candidate(fp32, int8), given, SPEC, Budget(between), Task(), form=EngineForm(True))
+    assert told.kept and any(
+        "symmetric activations" in note and f"{both[False].agreement:.4f}" in note for note in told.notes
+    )
+
+
+def test_a_network_without_bounded_activations_has_one_form():
+    fp32, _, given = ranged()
+    single = quantized(fp32, 0.05, {"a"})
+    result = guard(Candidate(fp32, single), given, SPEC, Budget(0.0), Task(), form=EngineForm(True))[1]
+    assert result.other_form is None and result.to_json()["other_form"] is None
+
+
+def test_seven_bits_of_weights_are_measured_where_they_run():
+    fp32, int8, given = ranged()
+    budget = Budget(0, fallback=False)
+    eight, seven = (
+        guard(Candidate(fp32, int8), given, SPEC, budget, Task(), form=EngineForm(weight_bits=bits))[1]
+        for bits in (8, 7)
+    )
+    assert seven.relative_error > eight.relative_error and "7 bits" in seven.form.title

@@ -12,6 +12,7 @@ from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
+from MedQuantINT8Lib.models.engine_form import SYMMETRIC, EngineForm
 from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization.activation_ranges import collect_histograms, scales_from
@@ -197,3 +198,19 @@ def test_the_spread_is_students():
     assert found.low == pytest.approx(0.99 - 4.303 * 0.01 / np.sqrt(3), abs=1e-4) and found.high == 1.0
     assert found.next_low == pytest.approx(0.99 - 4.303 * 0.01 * np.sqrt(4 / 3), abs=1e-4)
     assert Spread.of([0.9]).deviation is None and Spread.of([0.9, 0.95]).next_low is None
+
+
+def test_the_figure_is_of_the_form_that_the_engine_computes():
+    """What is quantized has no negative values: the steps of an engine with zero points are half as wide."""
+    found, sampler = calibrated([5, 6, 7])
+    graph_of = found.int8.graph
+    for node in [n for n in graph_of.node if n.op_type == "QuantizeLinear"]:
+        relu = helper.make_node("Relu", [node.input[0]], ["positive"], name="positive")
+        position = list(graph_of.node).index(node)
+        graph_of.node.insert(position, relu)
+        graph_of.node[position + 1].input[0] = "positive"
+    found = replace(found, histograms=dict(zip(["positive"], found.histograms.values(), strict=True)))
+    symmetric, zero_points = (
+        measure_held_out(replace(found, form=form), sampler, SPEC, Task()) for form in (SYMMETRIC, EngineForm(True))
+    )
+    assert zero_points.held_out and zero_points.agreement > symmetric.agreement

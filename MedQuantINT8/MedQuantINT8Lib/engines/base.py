@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
+from ..models.engine_form import EngineForm
 
 if TYPE_CHECKING:
     from .cuda.device import DeviceBuffer, Gpu, Stream
@@ -242,6 +243,12 @@ def distribution_of(backend: EngineBackend) -> str:
 def float_precision_of(backend: EngineBackend) -> Precision:
     """The precision that INT8 is compared with in a backend: FP32, or the most exact that it has."""
     return "fp32" if "fp32" in precisions_of(backend) else "fp16"
+
+
+def form_of(backend: EngineBackend) -> EngineForm:
+    """The form of INT8 networks that a backend computes on this machine."""
+    zero_points = isinstance(backend, HasZeroPoints) and backend.zero_points
+    return EngineForm(zero_points, backend.weight_bits() if isinstance(backend, LimitsWeights) else 8)
 
 
 def runs_on(backend: EngineBackend, device: str) -> bool:

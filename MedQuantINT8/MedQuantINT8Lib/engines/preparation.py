@@ -21,10 +21,9 @@ from .base import (
     Engine,
     EngineBackend,
     EngineDescription,
-    HasZeroPoints,
-    LimitsWeights,
     ReportsBuild,
     device_of,
+    form_of,
 )
 from .choices import Choice
 from .fidelity import Fidelity, LayerSearch, Networks, Patch, compare, labels_of
@@ -108,7 +107,7 @@ def prepare(
     task = task or Task()
     options = replace(options, device=device_of(backend, options.device))
     if options.precision == "int8":
-        options = replace(options, weight_bits=_weight_bits(backend), zero_points=_zero_points(backend))
+        options = replace(options, **form_of(backend).to_json())
     key = engine_key(package, backend, options)
     with task.stage("preparing the engine"):
         entry = cache.find(key)
@@ -139,16 +138,6 @@ def prepare(
         return PreparedEngine(engine, backend, used, entry, fidelity, _note(used), (), cached)
     engine.close()
     return _with_fallback(package, backend, options, key, patches, fidelity, task)
-
-
-def _weight_bits(backend: EngineBackend) -> int:
-    """How many bits of a weight the backend's INT8 kernels take on this machine."""
-    return backend.weight_bits() if isinstance(backend, LimitsWeights) else 8
-
-
-def _zero_points(backend: EngineBackend) -> bool:
-    """Whether the backend's INT8 activations may have zero points."""
-    return isinstance(backend, HasZeroPoints) and backend.zero_points
 
 
 def _note(options: BuildOptions, note: str = "") -> str:

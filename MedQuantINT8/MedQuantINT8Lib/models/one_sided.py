@@ -100,7 +100,7 @@ def _of_product(graph: Graph, node: Any, known: dict[str, float | None]) -> floa
 
 
 def with_one_sided_ranges(model: Any) -> Any:
-    """Return a copy in which activations that are bounded below are UINT8 of a zero point of their own.
+    """Return a copy in which activations that are bounded below are UINT8 of a zero point of their own; the model itself where there are none.
 
     The others stay as they are, and so do those of layers that run as two INT8 halves and those that transposed convolutions read
     (OpenVINO has INT8 kernels for these without a zero point alone).
@@ -135,5 +135,7 @@ def with_one_sided_ranges(model: Any) -> Any:
             )
         for quantized in (node, *readers):
             quantized.input[1:3] = names[key]
+    if not names:
+        return model
     del copy.graph.value_info[:]
     return copy

@@ -136,6 +136,11 @@ def network_for(
         return model
     if high_precision:
         model = without_quantization(model, set(high_precision))
+    return as_run(model, zero_points=zero_points, weight_bits=weight_bits)
+
+
+def as_run(model: Any, *, zero_points: bool, weight_bits: int) -> Any:
+    """Return an INT8 network with the activations and weights that an engine computes (:class:`.engine_form.EngineForm`)."""
     if zero_points:
         model = with_one_sided_ranges(model)
     return with_seven_bit_weights(model) if weight_bits == 7 else model

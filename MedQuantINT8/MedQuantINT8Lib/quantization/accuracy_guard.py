@@ -13,50 +13,23 @@ in float with weights stored as INT8 (one scale an output channel loses little),
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ..errors import Cancelled
+from ..models.engine_form import SYMMETRIC, EngineForm
 from ..models.spec import ModelSpec
 from ..progress import Task
 from .fp32_network import Fp32Network
+from .guard_result import Budget, GuardResult
 from .input_halves import wanted_error, with_input_halves
 from .ladder import Base, Ladder, Point
 from .measurer import Measurement, Measurer, Patch
 
 #: The real engine's milliseconds for one patch of a candidate network.
 Stopwatch = Callable[[Any], float]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The budget of a quantization: what INT8 may cost.
-
-    Attributes:
-        agreement: least mean Dice of simulated INT8 with FP32; 0 does not ask.
-        dice_lost: the most that mean Dice to the labels may fall, where there are labels.
-        fallback: whether layers may go back to float; if not, the loss is only measured.
-        worst_structure: least Dice with FP32 of the structure that agrees least; 0 does not ask.
-    """
-
-    agreement: float = 0.99
-    dice_lost: float = 0.005
-    fallback: bool = True
-    worst_structure: float = 0.0
-
-    def excess(self, measurement: Measurement, margin: float = 0.0) -> float:
-        """By how much a network exceeds the budget, in Dice; 0 where it holds.
-
-        Args:
-            margin: the part of the agreement's budget that is to be left over.
-        """
-        least = self.agreement + margin * (1 - self.agreement) if self.agreement > 0 else 0.0
-        short = 0.0 if measurement.agreement is None else least - measurement.agreement
-        worst = measurement.worst_dice
-        lost_structure = 0.0 if worst is None else self.worst_structure - worst
-        return max(0.0, short) + max(0.0, measurement.dice_lost - self.dice_lost) + max(0.0, lost_structure)
 
 
 #: Dice beyond the budget that a single layer loses where its input is the cause: rounding its weights otherwise makes up for less.
@@ -69,90 +42,10 @@ MARGIN = 0.2
 #: Said where there is nothing to judge INT8 by.
 NOTHING_FOUND = "FP32 finds no structure in the calibration patches that were compared, so nothing is known of what INT8 loses; calibrate on scans that show the structures"
 
+#: Engines that compute with zero points, and those that compute without.
+OTHER_ENGINES = {True: "engines on the processor (OpenVINO)", False: "engines on an NVIDIA GPU"}
+
 NOTHING_LABELLED = "the labels show no structure in the calibration patches that were compared, so nothing is known of the Dice that INT8 loses to them"
-
-
-@dataclass
-class GuardResult:
-    """The result of the guard: what INT8 costs, and what was done about it.
-
-    Attributes:
-        before, after: measured before and after layers were taken in halves or went back.
-        halves: layers whose input or weights are two INT8 halves, with what was measured.
-        returned: layers that went back to float, in that order, with what was measured.
-        stored_as_int8: those of the returned layers whose weights are still stored as INT8.
-        biases_corrected: whether correcting the biases brought INT8 nearer to FP32.
-        equalized: whether channels were equalized, because that brought INT8 nearer to FP32.
-        milliseconds: of the real engine for one window, before and after layers were taken in halves or went back; empty if
-            none was, or it was not measured.
-        notes: what a user should know, in words.
-        source: of the candidate that was taken.
-    """
-
-    budget: Budget
-    before: Measurement
-    after: Measurement
-    halves: dict[str, str] = field(default_factory=dict)
-    returned: dict[str, str] = field(default_factory=dict)
-    stored_as_int8: list[str] = field(default_factory=list)
-    milliseconds: list[float] = field(default_factory=list)
-    biases_corrected: bool = False
-    equalized: bool = False
-    notes: list[str] = field(default_factory=list)
-    source: Any = None
-
-    @property
-    def agreement(self) -> float | None:
-        return self.after.agreement
-
-    @property
-    def relative_error(self) -> float:
-        return self.after.relative_error
-
-    @property
-    def dice_fp32(self) -> float | None:
-        """FP32's mean Dice with the labels, on the patches that INT8's was measured on; None without labels."""
-        return self.after.dice_fp32
-
-    @property
-    def judged(self) -> bool:
-        """Whether the patches showed anything to judge INT8 by."""
-        return self.after.agreement is not None or self.after.dice is not None
-
-    @property
-    def kept(self) -> bool:
-        """Whether the budget holds; False as well where there was nothing to judge by."""
-        return self.judged and self.budget.excess(self.after) <= 0
-
-    @property
-    def cost_ms(self) -> float | None:
-        """What the layers in halves and in float cost on the real engine; times differ from run to run, and a cost below 0 is none."""
-        return max(0.0, self.milliseconds[-1] - self.milliseconds[0]) if self.milliseconds else None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "wanted_agreement": self.budget.agreement,
-            "allowed_dice_lost": self.budget.dice_lost,
-            "agreement_before": self.before.agreement,
-            "agreement": self.agreement,
-            "structures": [item.to_json() for item in self.after.structures],
-            **self.after.worst.to_json(),
-            "nothing_found": self.after.agreement is None,
-            "relative_error": self.relative_error,
-            "dice_to_labels": None
-            if self.dice_fp32 is None
-            else {"fp32": self.dice_fp32, "before": self.before.dice, "after": self.after.dice},
-            "halves": self.halves,
-            "returned": self.returned,
-            "returned_stored_as_int8": self.stored_as_int8,
-            "milliseconds": self.milliseconds,
-            "cost_ms": self.cost_ms,
-            "notes": self.notes,
-            "biases_corrected": self.biases_corrected,
-            "channels_equalized": self.equalized,
-            "kept": self.kept,
-            "budget": asdict(self.budget),
-        }
 
 
 @dataclass(frozen=True)
@@ -197,6 +90,7 @@ def guard(
     *,
     learned: Sequence[Alternative] = (),
     thorough: bool = False,
+    form: EngineForm = SYMMETRIC,
 ) -> tuple[Any, GuardResult]:
     """Return the INT8 network with as few layers in halves and in float as the budget needs, or the best that was seen if none holds it.
 
@@ -209,8 +103,10 @@ def guard(
         learned: the same with learned rounding, which takes minutes. Where a layer loses by itself what no rounding makes up for, halves
             are tried first, and these are asked only where halves do not hold the budget, or hold it with most layers in halves.
         thorough: ask all of them, whether the budget holds or not and whether layers may go back to float or not.
+        form: of the engine that will run the network: what holds the budget in that form is taken. What it loses in the other one is
+            measured and reported.
     """
-    measurer = Measurer(candidate.network or candidate.fp32, patches, spec, references)
+    measurer = Measurer(candidate.network or candidate.fp32, patches, spec, references, form=form)
     search = _Search(measurer, budget, task, candidate)
     result = search.result
     if search.measurement.agreement is None:
@@ -219,17 +115,35 @@ def guard(
         result.notes.append(NOTHING_LABELLED)
     if not result.judged or not (thorough or budget.fallback):
         return search.start, result
+    model = _searched(search, spec, patches[0].shape[1:], (alternatives, learned), thorough=thorough)
+    _measure_other_form(measurer, model, result, task)
+    if stopwatch is not None and budget.fallback and (result.halves or result.returned):
+        _time(result, [search.start, model], stopwatch, task)
+    return model, result
+
+
+def _searched(
+    search: _Search,
+    spec: ModelSpec,
+    shape: tuple[int, ...],
+    ways: tuple[Sequence[Alternative], Sequence[Alternative]],
+    *,
+    thorough: bool,
+) -> Any:
+    """The network that the search ends at.
+
+    Args:
+        ways: alternatives, and those with learned rounding.
+    """
+    alternatives, learned = ways
     search.ask(alternatives, thorough=thorough)
     if not search.settled and learned and (thorough or not search.cure_by_few_halves()):
         search.ask(learned, thorough=thorough)
-    if not budget.fallback:
-        return search.start, result
+    if not search.result.budget.fallback:
+        return search.start
     point = None if search.settled else search.climb()
     model = search.start if point is None else search.take(point)
-    model = search.with_input_halves(model, spec, patches[0].shape[1:])
-    if stopwatch is not None and (result.halves or result.returned):
-        _time(result, [search.start, model], stopwatch, task)
-    return model, result
+    return search.with_input_halves(model, spec, shape)
 
 
 class _Search:
@@ -251,7 +165,12 @@ class _Search:
         #: Holds the budget without the margin, with weights that halves would spoil.
         self._reserve: tuple[Any, Measurement, Candidate] | None = None
         self.result = GuardResult(
-            budget, self.measurement, self.measurement, biases_corrected=helps, source=candidate.source
+            budget,
+            self.measurement,
+            self.measurement,
+            biases_corrected=helps,
+            source=candidate.source,
+            form=measurer.form,
         )
         self.settled = self.result.kept
 
@@ -387,6 +306,21 @@ def _rank(measurement: Measurement, budget: Budget) -> tuple[float, float, float
     excess = budget.excess(measurement)
     agreement = 0.0 if excess > 0 else round(measurement.agreement or 0.0, 4)
     return excess, -agreement, measurement.relative_error
+
+
+def _measure_other_form(measurer: Measurer, model: Any, result: GuardResult, task: Task) -> None:
+    """Measure what the network loses with zero points where it will run without, and the other way round."""
+    if replace(SYMMETRIC, zero_points=True).activations_of(model) is model:
+        return
+    form = replace(measurer.form, zero_points=not measurer.form.zero_points)
+    with task.stage("checking the agreement of other engines", measurer.patches):
+        result.other_form, result.in_other_form = form, measurer.measure(model, task=task, form=form)
+    if result.kept and result.budget.excess(result.in_other_form) > 0:
+        agreement = result.in_other_form.agreement
+        figure = "unknown" if agreement is None else f"{agreement:.4f}"
+        result.notes.append(
+            f"{OTHER_ENGINES[form.zero_points]} compute this network with {form.title}: agreement {figure} on the same patches"
+        )
 
 
 def _time(result: GuardResult, candidates: Sequence[Any], stopwatch: Stopwatch, task: Task) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..models import onnx_graph as graph
+from ..models.engine_form import SYMMETRIC, EngineForm
 from ..models.four_bit import CHANGED_OPERATORS, OPSET, packed
 from ..models.layers import WEIGHTED_OPS
 from ..models.onnx_graph import Graph
@@ -86,6 +87,7 @@ class Learning:
             else, which nothing would show. Of patches that are whole volumes there are seldom more, and each has many more voxels than
             are learned on.
         labels: gives the label map of scores (:func:`..engines.fidelity.labels_of`).
+        form: of the engine that will run the networks.
     """
 
     def __init__(
@@ -98,9 +100,10 @@ class Learning:
         task: Task,
         *,
         apart: bool,
+        form: EngineForm = SYMMETRIC,
     ) -> None:
         self._sampler, self._effort, self._compared, self._labels, self._task = sampler, effort, compared, labels, task
-        self.weight_bits, self._apart = weight_bits, apart and weight_bits == 8
+        self.weight_bits, self._apart, self._form = weight_bits, apart and weight_bits == 8, form
         self._patches: list[Patch] | None = None
 
     @property
@@ -122,7 +125,9 @@ class Learning:
         eight = frozenset(_eight_bit_layers(fp32, before)) if self.weight_bits == 4 else frozenset()
         options = replace(self._effort.rounding, weight_bits=self.weight_bits, eight_bits=eight)
         patches = self._fitting_patches(fp32, int8)
-        model, report = with_learned_rounding(fp32, int8, patches, options, self._task, labels=self._labels)
+        model, report = with_learned_rounding(
+            fp32, int8, patches, options, self._task, labels=self._labels, form=self._form
+        )
         return LearnedNetwork(model, report)
 
     def _fitting_patches(self, fp32: Any, int8: Any) -> Sequence[Patch]:

@@ -21,6 +21,7 @@ from ..engines.float_session import FloatSession, float_session
 from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, mean_of
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
+from ..models.engine_form import SYMMETRIC, EngineForm
 from ..models.spec import ModelSpec
 from ..models.tensor_names import FreshNames
 from ..progress import Task
@@ -198,12 +199,14 @@ class Calibrated:
         fp32: the FP32 network, with what is known of it on patches.
         int8: the INT8 network before its names are shortened.
         histograms: of the quantized tensors, with a part for each fold.
+        form: that the network is simulated in: that of the engine that will run it.
     """
 
     fp32: Fp32Network
     int8: Any
     histograms: Mapping[str, ActivationHistogram]
     options: CalibrationOptions
+    form: EngineForm = SYMMETRIC
 
 
 def measure_held_out(network: Calibrated, sampler: PatchSampler, spec: ModelSpec, task: Task) -> HeldOut:
@@ -328,6 +331,7 @@ class _Networks:
         model = self._network.int8
         if isinstance(which, int):
             model = rescaled(model, fold_ratios(self._network.histograms, which, self._network.options))
+        model = self._network.form.of(model)
         return float_session(graph.fixed_shape(model, self._patch).SerializeToString(), "int8")
 
 

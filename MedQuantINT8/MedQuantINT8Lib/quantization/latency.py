@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from ..engines.base import BuildOptions, ChecksNetwork, EngineBackend, UnsupportedNetwork
+from ..engines.base import BuildOptions, ChecksNetwork, EngineBackend, UnsupportedNetwork, form_of
 from ..engines.registry import usable_backends
 from ..models import onnx_graph as graph
+from ..models.engine_form import EngineForm
 from ..models.package import ModelPackage
 
 #: Calls of an engine that are timed; the first is not counted.
 _TIMED_CALLS = 6
 
 
-def engine_stopwatch(package: ModelPackage, *, required: bool = True) -> Callable[[Any], float] | None:
-    """Times INT8 forms of a package's network on the real engine of this machine, in milliseconds for one window.
+@dataclass(frozen=True)
+class EngineStopwatch:
+    """Times INT8 networks on the real engine of this machine, in milliseconds for one window, and says in which form it computes them.
+
+    Attributes:
+        backends: engines that can build the network in FP32, best first; the first that can in INT8 is timed.
+        patch: of the window.
+    """
+
+    backends: Sequence[EngineBackend]
+    patch: tuple[int, int, int]
+
+    @property
+    def form(self) -> EngineForm:
+        """The form that the best engine computes."""
+        return form_of(self.backends[0])
+
+    def __call__(self, model: Any) -> float:
+        return _milliseconds(model, self.backends, self.patch)
+
+
+def engine_stopwatch(package: ModelPackage, *, required: bool = True) -> EngineStopwatch | None:
+    """Times INT8 networks made of a package's on the real engine of this machine, in milliseconds for one window.
 
     Engines that cannot build the network are found here, in seconds, before anything is calibrated for them.
 
@@ -46,7 +69,7 @@ def engine_stopwatch(package: ModelPackage, *, required: bool = True) -> Callabl
         except UnsupportedNetwork as error:
             refusals.append(error)
     if able:
-        return lambda model: _milliseconds(model, able, patch)
+        return EngineStopwatch(able, patch)
     if refusals and required:
         raise UnsupportedNetwork(
             f"No engine of this machine runs {package.spec.name} in INT8: {' '.join(str(e.args[0]) for e in refusals)}",
@@ -61,11 +84,11 @@ def _milliseconds(model: Any, backends: Sequence[EngineBackend], patch: tuple[in
     Raises:
         UnsupportedNetwork: none can; the last one's reason.
     """
-    options = BuildOptions("int8", patch)
     with TemporaryDirectory(prefix="medquant-timing-") as scratch:
         network = Path(scratch) / "network.onnx"
         network.write_bytes(model.SerializeToString())
         for number, backend in enumerate(backends):
+            options = BuildOptions("int8", patch, **form_of(backend).to_json())
             try:
                 backend.build(network, Path(scratch), options)
                 break

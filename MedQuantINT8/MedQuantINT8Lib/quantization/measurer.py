@@ -14,6 +14,7 @@ from ..engines.float_session import float_session
 from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, network_voxel_ml
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
+from ..models.engine_form import SYMMETRIC, EngineForm
 from ..models.spec import ModelSpec
 from ..progress import Task
 from .fp32_network import Fp32Network
@@ -66,9 +67,11 @@ class Measurer:
         patches: (C, A0, A1, A2) each, all of one size.
         references: the patches' labels, (A0, A1, A2) each, with the model's label values; or none.
         voxel_ml: of the patches; by default what the model resamples to, if that is known.
+        form: that candidates are simulated in: that of the engine that will run them.
 
     Attributes:
         patches: how many there are.
+        form: as given.
     """
 
     def __init__(
@@ -78,9 +81,10 @@ class Measurer:
         spec: ModelSpec,
         references: Sequence[NDArray[Any]] = (),
         voxel_ml: float | None = None,
+        form: EngineForm = SYMMETRIC,
     ) -> None:
         self._middle = middle_of(patches[0].shape[1:], spec.window.overlap)
-        self._patches, self._spec = patches, spec
+        self._patches, self._spec, self.form = patches, spec, form
         self.patches = len(patches)
         self._voxel_ml = network_voxel_ml(spec) if voxel_ml is None else voxel_ml
         self._references = [reference[self._middle] for reference in references]
@@ -102,13 +106,21 @@ class Measurer:
                 task.step()
         return outputs
 
-    def measure(self, candidate: Any, patches: int | None = None, task: Task | None = None) -> Measurement:
+    def measure(
+        self,
+        candidate: Any,
+        patches: int | None = None,
+        task: Task | None = None,
+        form: EngineForm | None = None,
+    ) -> Measurement:
         """Measure a network on all patches, or on the first ``patches`` of them.
 
         Args:
             task: is told of each patch.
+            form: another one than the measurer's.
         """
-        outputs = self._outputs(candidate, "int8", patches or len(self._patches), task)
+        model = (self.form if form is None else form).of(candidate)
+        outputs = self._outputs(model, "int8", patches or len(self._patches), task)
         distance, agreement = Distance(self._labels), self._pooled()
         for output, expected in zip(outputs, self._expected, strict=False):
             distance.add(output, expected)

@@ -21,6 +21,7 @@ from ..errors import PackageError
 from ..files import write_json
 from ..models import onnx_graph as graph
 from ..models import qdq
+from ..models.engine_form import SYMMETRIC
 from ..models.layers import Layer, int8_share, weighted_layers, work_shares
 from ..models.package import CALIBRATION, FP32, INT8, ModelPackage
 from ..progress import Task
@@ -31,6 +32,7 @@ from .concat_split import split_unlike
 from .effort import EFFORTS, Learning, check_effort, with_packed_weights
 from .fp32_network import Fp32Network
 from .held_out import Calibrated, HeldOut, expected_runs, measure_held_out, stage_name
+from .latency import EngineStopwatch
 from .qdq_placement import require_quantizer
 from .rounding import RoundingReport
 
@@ -141,7 +143,8 @@ def quantize_package(
 
     Args:
         stopwatch: times the real engine on a candidate network, to tell what each layer costs that goes back to float.
-            What it times should be the windows that will run.
+            What it times should be the windows that will run. Where it says in which form its engine computes
+            (:class:`.latency.EngineStopwatch`), INT8 is measured and rounding learned in that form; else in the package's own.
 
     Raises:
         DependencyError: ModelOpt is not installed.
@@ -203,7 +206,17 @@ def _quantized(
     plain.correct(patches)
     effort = EFFORTS[policy.effort]
     labels = labels_of(package.spec.output)
-    learning = Learning(sampler, effort, policy.weight_bits, count, labels, task, apart=count == COMPARED_PATCHES)
+    form_of_engine = stopwatch.form if isinstance(stopwatch, EngineStopwatch) else SYMMETRIC
+    learning = Learning(
+        sampler,
+        effort,
+        policy.weight_bits,
+        count,
+        labels,
+        task,
+        apart=count == COMPARED_PATCHES,
+        form=form_of_engine,
+    )
     candidates = Candidates(forms, plain, patches, learning)
     int8, guarded = guard(
         candidates.first(),
@@ -216,6 +229,7 @@ def _quantized(
         candidates.alternatives(),
         learned=candidates.learned_alternatives(),
         thorough=effort.always,
+        form=form_of_engine,
     )
     if not guarded.kept and learning.lacks_patches:
         guarded.notes.append(
@@ -223,7 +237,8 @@ def _quantized(
         )
     form, rounding = guarded.source
     reasons = form.reasons | {name: f"the guard: {why}" for name, why in guarded.returned.items()}
-    held_out = measure_held_out(Calibrated(network, int8, form.histograms, calibration), sampler, package.spec, task)
+    calibrated = Calibrated(network, int8, form.histograms, calibration, form_of_engine)
+    held_out = measure_held_out(calibrated, sampler, package.spec, task)
     # A tensor that a layer takes in halves has a range of its own.
     own_names = _names_before_scaling(form, plain)
     wider = {

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from ..engines.onnxruntime import session
 from ..models import onnx_graph as graph
 from ..models import rewrites
+from ..models.engine_form import SYMMETRIC, EngineForm
 from ..models.layers import WEIGHTED_OPS
 from ..models.onnx_graph import Graph
 from ..models.tensor_names import FreshNames
@@ -128,6 +129,7 @@ def with_learned_rounding(
     task: Task | None = None,
     *,
     labels: Callable[[Array], Array] | None = None,
+    form: EngineForm = SYMMETRIC,
 ) -> tuple[Any, RoundingReport]:
     """Return a copy of an INT8 network with learned weights and biases, and what was done.
 
@@ -135,8 +137,10 @@ def with_learned_rounding(
         fp32: the network that it was made of; layers have the same names.
         patches: (C, A0, A1, A2) each, all of one size.
         labels: gives the label map of the network's scores (1, classes, A0, A1, A2); by default the class of the largest score.
+        form: of the engine that will run the network, whose activations weights make up for.
     """
-    return _Learner(fp32, int8, patches, options, task or Task()).learn(labels or _largest_score)
+    learner = _Learner(fp32, int8, patches, options, task or Task(), form)
+    return learner.learn(labels or _largest_score)
 
 
 def _largest_score(scores: Array) -> Array:
@@ -144,10 +148,19 @@ def _largest_score(scores: Array) -> Array:
 
 
 class _Learner:
-    def __init__(self, fp32: Any, int8: Any, patches: Sequence[Patch], options: RoundingOptions, task: Task) -> None:
+    def __init__(
+        self,
+        fp32: Any,
+        int8: Any,
+        patches: Sequence[Patch],
+        options: RoundingOptions,
+        task: Task,
+        form: EngineForm,
+    ) -> None:
         shape = patches[0].shape[1:]
         self._result = rewrites.copied(int8)
-        self._fp32, self._int8 = graph.fixed_shape(fp32, shape), graph.fixed_shape(int8, shape)
+        self._fp32 = graph.fixed_shape(fp32, shape)
+        self._int8 = graph.fixed_shape(form.activations_of(int8), shape)
         self._patches, self._options, self._task = patches, options, task
         self._report = RoundingReport(device=str(device()))
 
