@@ -11,9 +11,10 @@ pytest.importorskip("slicer", reason="needs slicer-core")
 
 import SimpleITK as sitk
 
+import gpu_computing
 import tiny
 from MedQuantINT8Lib.cohort.pool import failed
-from MedQuantINT8Lib.errors import InputError, MedQuantError
+from MedQuantINT8Lib.errors import EngineError, InputError, MedQuantError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.slicer_module import scene as mrml
@@ -167,6 +168,29 @@ def test_they_reach_the_workers_of_a_folder(logic, model, tmp_path, monkeypatch)
     assert devices == ["gpu:1", "gpu:1"] and settings["choice"]["name"] == "tensorrt"
     assert settings["structures"] == ("bright",) and settings["options"]["overlap"] == 0.3
     assert settings["ending"] == ".mha" and settings["choice"]["precision"] == "int8"
+
+
+def test_a_folder_gets_workers_on_each_of_several_gpus(logic, model, tmp_path, monkeypatch):
+    gpu_computing.install(monkeypatch, count=3)
+    monkeypatch.setattr(segment_logic, "FolderJob", lambda request, pool, report: pool.describe()["devices"])
+    how = {"waitForCompletion": False, "type": "mha"}
+    for device, workers, expected in (
+        ("gpu:all", 1, ["gpu:0", "gpu:1", "gpu:2"]),
+        ("gpu:2,0", 2, ["gpu:2", "gpu:0", "gpu:2", "gpu:0"]),
+        ("cpu", 2, ["cpu", "cpu"]),
+    ):
+        job = logic.segmentFolder(str(tmp_path), model, str(tmp_path / "out"), device=device, workers=workers, **how)
+        assert job == expected
+    with pytest.raises(EngineError, match="no GPU number 5"):
+        logic.segmentFolder(str(tmp_path), model, str(tmp_path / "out"), device="gpu:0,5", **how)
+
+
+def test_several_gpus_are_a_device_of_their_own(logic, monkeypatch):
+    for count in (0, 1, 2):
+        gpus = [(f"gpu:{n}", f"card {n}") for n in range(count)]
+        monkeypatch.setattr("MedQuantINT8Lib.slicer_module.logic_base.gpu_names", lambda gpus=gpus: gpus)
+        names = [name for name, _ in logic.devices()]
+        assert names == ["auto", "cpu", *(name for name, _ in gpus), *(["gpu:all"] if count > 1 else [])]
 
 
 def test_a_folder_is_segmented_with_the_structures_that_were_asked_for(logic, model, tmp_path):

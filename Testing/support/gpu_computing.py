@@ -19,8 +19,8 @@ from MedQuantINT8Lib.engines.cuda_int8.runtime.network import CudaInt8Network
 
 
 class ComputingDriver(ContextDriver):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, count=2):
+        super().__init__(count)
         self._graphs, self._recording = [], None
 
     def needing(self, name):
@@ -42,6 +42,16 @@ class ComputingDriver(ContextDriver):
         return (0,)
 
     cuMemcpyDtoHAsync = cuMemcpyHtoDAsync
+
+    def cuMemcpyDtoDAsync(self, to, source, size, stream):
+        assert self.owner(to) == self.owner(source) == self.current - 100, "memory of another GPU"
+        return self.cuMemcpyHtoDAsync(to, source, size, stream)
+
+    def cuMemcpyPeerAsync(self, to, to_context, source, source_context, size, stream):
+        assert (to_context, source_context) == (100 + self.owner(to), 100 + self.owner(source))
+        assert to_context == self.current != source_context
+        self.calls.append("cuMemcpyPeerAsync")
+        return self.cuMemcpyHtoDAsync(to, source, size, stream)
 
     def cuMemsetD8Async(self, to, value, size, stream):
         ctypes.memset(to, value, size)
@@ -81,16 +91,16 @@ def array_at(buffer, count):
     ].reshape(shape)
 
 
-def install_kernels(monkeypatch):
+def install_kernels(monkeypatch, count=2):
     """:func:`install`, with kernels beside the network's compiled for the processor (kernels_on_processor.py)."""
-    driver = install(monkeypatch)
+    driver = install(monkeypatch, count)
     monkeypatch.setattr(cuda.Gpu, "kernels", lambda gpu, source, names: kernels_on_processor.kernels(source, names))
     return driver
 
 
-def install(monkeypatch):
-    """Put it in the real one's place; gives the driver."""
-    driver, weights = ComputingDriver(), {}
+def install(monkeypatch, count=2):
+    """Put it in the real one's place, as so many GPUs; gives the driver."""
+    driver, weights = ComputingDriver(count), {}
 
     def key(plan):
         return tuple((step.name, step.kind, step.int8) for step in plan.steps)

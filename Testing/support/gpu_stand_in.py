@@ -70,7 +70,7 @@ class Driver:
 
 
 class ContextDriver(Driver):
-    """Two GPUs, of which the primary context, per thread, must be current for what needs one, as with the real driver."""
+    """Several GPUs (two, unless a test asks for more), of which the primary context, per thread, must be current for what needs one, as with the real driver."""
 
     NEEDING = (
         "cuMemAlloc",
@@ -83,9 +83,11 @@ class ContextDriver(Driver):
     )
     INVALID_CONTEXT = 201
 
-    def __init__(self):
+    def __init__(self, count=2):
         super().__init__()
-        self.holders, self.memory, self._threads = {0: 0, 1: 0}, {}, threading.local()
+        self.holders, self.memory, self._threads = dict.fromkeys(range(count), 0), {}, threading.local()
+        #: The GPU that each allocation lies on.
+        self.owners = {}
 
     def __getattr__(self, name):
         if name not in self.NEEDING:
@@ -140,8 +142,16 @@ class ContextDriver(Driver):
 
     def allocated(self, size, flags=0):
         memory = ctypes.create_string_buffer(max(size, 1))
-        self.memory[ctypes.addressof(memory)] = memory
-        return 0, ctypes.addressof(memory)
+        address = ctypes.addressof(memory)
+        self.memory[address], self.owners[address] = memory, self.current - 100
+        return 0, address
+
+    def owner(self, address):
+        """The GPU whose memory an address lies in; None for no address of any."""
+        for begin, memory in list(self.memory.items()):
+            if begin <= address < begin + len(memory):
+                return self.owners[begin]
+        return None
 
 
 class Buffer:

@@ -245,10 +245,14 @@ def choice_of(args: argparse.Namespace, precision: Precision | None = None) -> E
 
     Args:
         precision: of a command that takes none from the user.
+
+    Raises:
+        EngineError: a GPU that is not there.
+        DependencyError: several GPUs, and cuda-python or the driver is missing.
     """
     from ..inference.engine_choice import EngineChoice
 
-    return EngineChoice(args.engine, precision or args.precision, args.threads, args.device)
+    return EngineChoice(args.engine, precision or args.precision, args.threads, args.device).checked()
 
 
 def packages_of(args: argparse.Namespace, *, one: bool = False) -> str:

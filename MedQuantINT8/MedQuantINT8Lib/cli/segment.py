@@ -164,11 +164,12 @@ def _segment_to(
     from ..inference.result_files import prepare, result_of, write_results
     from .overwriting import free_path
 
+    choice = choice_of(args)
     began = time.perf_counter()
     with task.stage("reading"):
         volume = reader_of(args, task)(scan_paths(args.scan))
         source = prepare(outputs, volume, labels)
-    run = segment(model, volume, choice_of(args), outputs.with_margins(options), task, time.perf_counter() - began)
+    run = segment(model, volume, choice, outputs.with_margins(options), task, time.perf_counter() - began)
     began = time.perf_counter()
     with task.stage("writing"):
         if not args.output:

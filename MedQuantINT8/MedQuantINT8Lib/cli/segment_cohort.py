@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..devices import single_devices
 from .arguments import device, number, whole
 from .common import choice_of, options_of, packages_of
 from .terminal import say, warn
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from ..cohort.sources import Sources
     from ..progress import Task
 
+#: Commas between devices, not between the numbers of one.
+_EACH_DEVICE = re.compile(r",(?![0-9])")
 #: Lines of what was left out that a terminal gets; the page has them all.
 _LEFT_OUT_LINES = 10
 _POOL_OPTIONS = ("devices", "workers", "time_limit", "cluster", "retries")
@@ -27,7 +31,9 @@ def devices(text: str) -> tuple[str, ...]:
     """A type for argparse: devices joined by commas, or "all"."""
     if text == "all":
         return ("all",)
-    return tuple(device(part) for part in text.split(","))
+    # gpu:0,1 is gpu:0,gpu:1.
+    parts = [part for name in _EACH_DEVICE.split(text) for part in single_devices(device(name))]
+    return tuple("all" if part == "gpu:all" else part for part in parts)
 
 
 def add_pool_options(command: argparse.ArgumentParser) -> None:
@@ -37,7 +43,7 @@ def add_pool_options(command: argparse.ArgumentParser) -> None:
         "--devices",
         type=devices,
         metavar="DEVICES",
-        help="a worker for each: gpu:0,gpu:1 or all (every GPU) or cpu (default: one worker on --device)",
+        help="a worker for each: gpu:0,1 or all (every GPU) or cpu (default: a worker for each device of --device)",
     )
     group.add_argument(
         "--workers",
@@ -158,22 +164,45 @@ def check_single(args: argparse.Namespace) -> None:
         )
 
 
+def check_gpus(devices: Sequence[str]) -> None:
+    """Look whether GPUs that were named by their numbers are there; without cuda-python the engine that does without it will say so.
+
+    Raises:
+        EngineError: one is not there, or is too old.
+    """
+    from contextlib import suppress
+
+    from ..engines.cuda.device import choose_gpu
+    from ..errors import DependencyError
+
+    for name in devices:
+        if name.startswith("gpu:"):
+            with suppress(DependencyError):
+                choose_gpu(name)
+
+
 def worker_devices(args: argparse.Namespace) -> list[str]:
     """The device of each worker.
 
     Raises:
         InputError: --device and --devices together, or --devices all without a GPU.
+        EngineError: a GPU that is not there.
     """
     from ..engines.cuda.setup_hints import gpu_names
+    from ..engines.cuda.several import gpus_of
     from ..errors import InputError
 
     if args.devices and args.device != "auto":
         raise InputError("--device and --devices were given.", "Give one of them.")
-    chosen = list(args.devices or (args.device,))
-    if chosen == ["all"]:
+    chosen = list(args.devices or gpus_of(args.device))
+    if "all" in chosen:
+        if len(chosen) > 1:
+            raise InputError("--devices: all GPUs, and one by itself, were given.", "Give one of both.")
         chosen = [name for name, _ in gpu_names()]
         if not chosen:
             raise InputError("--devices all: no NVIDIA GPU can be used here.", "Give --devices cpu.")
+    elif args.devices:
+        check_gpus(chosen)
     count = args.workers or len(chosen)
     if count < len(chosen):
         raise InputError(f"{count} worker(s) cannot keep {len(chosen)} devices.", "Give as many workers or more.")

@@ -13,6 +13,7 @@ ChoosesPrecisions    ``precisions``: which it computes in                  :func
 NamesDistribution    ``distribution``: the package that brings it          :func:`distribution_of`
 ReportsBuild         ``build_with``: builds with progress                  isinstance
 ResidesOnGpu         ``gpu``, ``gpu_network``: its network takes buffers   :func:`gpu_of`, :func:`gpu_network_of`
+SpreadsOverGpus      ``on_each_gpu``: the engine on each of several GPUs     :func:`on_each_gpu`
 PipelinesBatches     ``pipeline``: batches under way at the same time      :func:`pipeline_of`
 ===================  ====================================================  ==========================
 """
@@ -302,6 +303,18 @@ class ResidesOnGpu(Protocol):
     def gpu_network(self) -> GpuNetwork | None: ...
 
 
+@runtime_checkable
+class SpreadsOverGpus(Protocol):
+    """The same network on each of several GPUs.
+
+    Attributes:
+        on_each_gpu: an engine for each; what is not spread is done by the first.
+    """
+
+    @property
+    def on_each_gpu(self) -> tuple[Engine, ...]: ...
+
+
 class BatchPipeline(Protocol):
     """A network that works while the caller goes on: batches are submitted, and their scores collected in the same order.
 
@@ -342,6 +355,11 @@ def gpu_of(engine: Engine) -> Gpu | None:
 def gpu_network_of(engine: Engine) -> GpuNetwork | None:
     """An engine's network as one whose input and output lie on the GPU, or None."""
     return engine.gpu_network if isinstance(engine, ResidesOnGpu) else None
+
+
+def on_each_gpu(engine: Engine) -> tuple[Any, ...]:
+    """An engine on each GPU that it is spread over; alone where it is on one, or on none."""
+    return engine.on_each_gpu if isinstance(engine, SpreadsOverGpus) else (engine,)
 
 
 def pipeline_of(engine: Engine) -> BatchPipeline | None:

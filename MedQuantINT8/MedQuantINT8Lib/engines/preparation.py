@@ -79,7 +79,8 @@ def engine_key(package: ModelPackage, backend: EngineBackend, options: BuildOpti
         "engine": backend.name,
         "engine_version": backend.version(),
         "device": backend.device_name(options.device),
-        "options": _jsonable(options.to_json()),
+        # Files are those of a kind of GPU, which "device" names, not of the one among several.
+        "options": _jsonable(replace(options, device=options.device.partition(":")[0]).to_json()),
         "format": 4,
     }
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from ..engines.base import Precision, UnsupportedNetwork, needs_gpu, precisions_of, runs_on
-from ..engines.cuda.device import GpuError
+from ..devices import names_several
+from ..engines.base import Precision, UnsupportedNetwork, device_of, needs_gpu, precisions_of, runs_on
+from ..engines.cuda.device import GpuError, choose_gpu
+from ..engines.cuda.several import gpus_of
 from ..engines.registry import backend, backend_names, choose_backend, choose_instead, unavailable_reason
-from ..errors import EngineError
+from ..errors import DependencyError, EngineError
 
 T = TypeVar("T")
 
@@ -22,13 +25,36 @@ class EngineChoice:
         name: a backend's, or "auto".
         precision: "auto" is INT8 unless FP32 is faster here.
         threads: of the processor; 0 for all.
-        device: "auto" for any, "cpu" for the processor alone, "gpu" for the NVIDIA GPU with most free memory, "gpu:1" for the second.
+        device: "auto" for any, "cpu" for the processor alone, "gpu" for the NVIDIA GPU with most free memory, "gpu:1" for the second,
+            "gpu:0,1" or "gpu:all" for several together.
     """
 
     name: str = "auto"
     precision: Precision | Literal["auto"] = "int8"
     threads: int = 0
     device: str = "auto"
+
+    def checked(self) -> EngineChoice:
+        """Return the choice with the GPUs that "gpu:all" stands for by their numbers; a choice of one GPU, or of none, is itself.
+
+        Raises:
+            EngineError: a GPU that is not there, or is too old; an engine that does not run on that device.
+            DependencyError: several GPUs, and cuda-python or the driver is missing.
+        """
+        if self.name != "auto":
+            device_of(backend(self.name), self.device)
+        if not names_several(self.device):
+            if ":" in self.device:
+                # Engines that do without cuda-python say themselves which GPUs there are.
+                with contextlib.suppress(DependencyError):
+                    choose_gpu(self.device)
+            return self
+        numbers = ",".join(name.partition(":")[2] for name in gpus_of(self.device))
+        return replace(self, device=f"gpu:{numbers}")
+
+    def on_each_gpu(self) -> list[EngineChoice]:
+        """Return the choice for each of its GPUs alone; itself where it is of one device. Raises as :meth:`checked`."""
+        return [replace(self, device=name) for name in gpus_of(self.device)]
 
     def beside(self, precision: str) -> EngineChoice:
         """For a run that another is held against. FP32 that the engine (or no engine of that device) computes is left to what "auto" takes for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Hashable
 from typing import Protocol
@@ -40,24 +41,23 @@ class EnginePool(Protocol):
 
 
 class SingleUsePool:
-    """Closes engines after each run."""
+    """Closes engines after each run. Several threads may use it, each with keys of its own."""
 
     def __init__(self) -> None:
-        self._in_use: list[PreparedEngine] = []
+        self._in_use: dict[Hashable, list[PreparedEngine]] = {}
 
     def acquire(self, key: Hashable, make: Make) -> list[PreparedEngine]:
-        self._in_use = make()
-        return self._in_use
+        engines = self._in_use[key] = make()
+        return engines
 
     def release(self, key: Hashable) -> None:
-        self.clear()
+        _close_all(self._in_use.pop(key, []))
 
     def drop(self, key: Hashable) -> None:
-        self.clear()
+        self.release(key)
 
     def clear(self) -> None:
-        engines, self._in_use = self._in_use, []
-        _close_all(engines)
+        """Nothing is kept beside what is in use."""
 
     def reserve(self, count: int) -> None:
         """Nothing is kept, however many there are."""
@@ -70,28 +70,45 @@ class SingleUsePool:
 
 
 class KeepingPool:
-    """Keeps the engines that were used last, up to two sets of them, or as many as the largest task needs that was run."""
+    """Keeps the engines that were used last, up to two sets of them, or as many as the largest task needs that was run.
+
+    Several threads may use it, each with keys of its own. What one of them uses is not closed for another's sake.
+    """
 
     def __init__(self) -> None:
         self._room = 2
         self._kept: dict[Hashable, list[PreparedEngine]] = {}
+        self._in_use: set[Hashable] = set()
         self._used = time.monotonic()
+        self._lock = threading.RLock()
 
     def acquire(self, key: Hashable, make: Make) -> list[PreparedEngine]:
-        if key not in self._kept:
+        with self._lock:
+            self._in_use.add(key)
+            if key in self._kept:
+                self._kept[key] = self._kept.pop(key)
+                return self._kept[key]
             # Room is made first: two large engines at once may be one too many for the memory.
-            while len(self._kept) >= self._room:
-                self._close(next(iter(self._kept)))
-            self._kept[key] = make()
-        self._kept[key] = self._kept.pop(key)
-        return self._kept[key]
+            self._close_while(lambda: len(self._kept) >= self._room)
+        try:
+            engines = make()
+        except BaseException:
+            self._in_use.discard(key)
+            raise
+        with self._lock:
+            self._kept[key] = engines
+        return engines
 
     def release(self, key: Hashable) -> None:
-        self._used = time.monotonic()
+        with self._lock:
+            self._in_use.discard(key)
+            self._used = time.monotonic()
 
     def drop(self, key: Hashable) -> None:
-        if key in self._kept:
-            self._close(key)
+        with self._lock:
+            self._in_use.discard(key)
+            if key in self._kept:
+                self._close(key)
 
     def free_after(self, idle_seconds: float) -> bool:
         """Close all engines if none was used for so long; whether any was closed."""
@@ -101,18 +118,22 @@ class KeepingPool:
         return True
 
     def clear(self) -> None:
-        for key in list(self._kept):
-            self._close(key)
+        self._close_while(lambda: True)
 
     def reserve(self, count: int) -> None:
         self._room = max(self._room, count)
 
     def make_room(self, needed_bytes: int) -> None:
-        while self._kept and available_memory() < needed_bytes:
-            self._close(next(iter(self._kept)))
+        self._close_while(lambda: available_memory() < needed_bytes)
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def _close_while(self, more: Callable[[], bool]) -> None:
+        """Close engines that nobody uses, those that were used longest ago first, for as long as that is wanted."""
+        with self._lock:
+            while more() and (key := next((key for key in self._kept if key not in self._in_use), None)) is not None:
+                self._close(key)
 
     def _close(self, key: Hashable) -> None:
         _close_all(self._kept.pop(key))

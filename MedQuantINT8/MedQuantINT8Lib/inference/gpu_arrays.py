@@ -14,6 +14,7 @@ from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
 from ..imaging.array_layout import ArrayLayout
 from ..imaging.sampling_weights import AxisWeights
 from .gpu_kernels import PREPARATION_NAMES, preparation_source
+from .gpu_team import TeamMember
 
 _THREADS = 256
 #: Blocks of kernels whose threads take one voxel after the other.
@@ -35,9 +36,14 @@ SOURCES = {
 
 
 class GpuArrays:
-    """Works on arrays of one GPU, in one stream. Every array that it gives is freed with it, unless it was freed or handed over before."""
+    """Works on arrays of one GPU, in one stream. Every array that it gives is freed with it, unless it was freed or handed over before.
 
-    def __init__(self, gpu: Gpu) -> None:
+    Args:
+        member: of a team of GPUs that all get the same scan: each brings a share of it up, and the others' from their memory.
+    """
+
+    def __init__(self, gpu: Gpu, member: TeamMember | None = None) -> None:
+        self._member = member
         gpu.enter()
         self._gpu = gpu
         self._kernels = gpu.kernels(preparation_source(), PREPARATION_NAMES)
@@ -72,6 +78,14 @@ class GpuArrays:
     def upload(self, array: NDArray[Any]) -> DeviceBuffer:
         buffer = self.allocate(array.shape, array.dtype)
         buffer.upload(array, self.stream)
+        return buffer
+
+    def upload_scan(self, array: NDArray[Any]) -> DeviceBuffer:
+        """As :meth:`upload`, for what every GPU of a team gets."""
+        if self._member is None:
+            return self.upload(array)
+        buffer = self.allocate(array.shape, array.dtype)
+        self._member.upload(buffer, array, self.stream)
         return buffer
 
     def lay_out(

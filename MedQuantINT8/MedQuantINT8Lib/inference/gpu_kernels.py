@@ -14,6 +14,7 @@ NAMES = (
     "blend_f32",
     "blend_f16",
     "reduce_planes",
+    "merge_labels",
 )
 #: Scores to labels on the scan's grid; one function for each kind of label map (``uint8`` or ``uint16``).
 RESAMPLING_NAMES = ("prepare_planes", "resample_u8", "resample_u16", "clear_planes", "place_u8", "place_u16")

@@ -122,6 +122,11 @@ class GpuLabelResampling:
         self.total.zero(self._stream)
         self._next = self._cleared = 0
 
+    def resume(self, finished: int) -> None:
+        """Go on where another GPU has finished the planes before ``finished``, with that one's ring and sum of weights."""
+        self._next = int(np.searchsorted(self._last_needed, finished))
+        self._cleared = max(0, finished - 1)
+
     def labels(self) -> DeviceBuffer:
         """Return a label map (K, J, I) of background on the scan's grid, for :meth:`finish`; the caller frees it."""
         labels = self._gpu.allocate(self.rule.shape, self.rule.values.dtype)

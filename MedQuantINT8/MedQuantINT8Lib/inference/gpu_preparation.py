@@ -24,6 +24,7 @@ from ..imaging.volume import Volume
 from ..models.spec import ModelSpec, Normalization
 from ..progress import Task
 from .gpu_arrays import SOURCES, GpuArrays
+from .gpu_team import TeamMember
 
 _NO_LIMIT = 3e38
 #: Kinds of normalization by the number that scan_preparation.cu knows them by.
@@ -85,16 +86,19 @@ class DeferredInput(NetworkInput):
         """Say that ``data`` is asked for when the volume was segmented."""
         self.__dict__["keep"] = True
 
-    def on_gpu(self, gpu: Gpu) -> DeviceBuffer:
+    def on_gpu(self, gpu: Gpu, member: TeamMember | None = None) -> DeviceBuffer:
         """Return ``data`` on a GPU, computed there; the caller frees it.
+
+        Args:
+            member: where several GPUs do it at the same time: the first of them keeps what is asked for later on.
 
         Raises:
             GpuMemoryError: it does not fit.
         """
-        arrays = GpuArrays(gpu)
+        arrays = GpuArrays(gpu, member)
         try:
             buffer = self.__dict__["_plan"].run(arrays, self.__dict__["_volume"].data, self.shape, self.axis_order)
-            if self.keep and "data" not in self.__dict__:
+            if self.keep and "data" not in self.__dict__ and (member is None or member.number == 0):
                 array = np.empty(buffer.shape, buffer.dtype)
                 buffer.download(array, arrays.stream)
                 arrays.stream.synchronize()
@@ -214,7 +218,7 @@ class GpuPreparation(Preparation):
         return arrays.hand_over(target)
 
     def _run_channel(self, arrays: GpuArrays, channel: NDArray[Any], number: int) -> DeviceBuffer:
-        array = arrays.upload(channel)
+        array = arrays.upload_scan(channel)
         raw = True
         for work in self._work:
             if isinstance(work, Normalization) and work.channels and number not in work.channels:

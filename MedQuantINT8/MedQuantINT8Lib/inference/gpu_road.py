@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..engines.base import gpu_network_of
+from ..engines.base import gpu_network_of, on_each_gpu
 from ..engines.cuda.device import DeviceBuffer, GpuMemoryError
 from ..errors import DependencyError
 from ..imaging.preprocessing import NetworkInput
@@ -20,6 +22,9 @@ from .mirroring import flips_along
 from .score_reduction import ScoreReduction
 from .sliding_window import SlidingWindowResult
 from .windows import WindowPlan
+
+if TYPE_CHECKING:
+    from .gpu_team import GpuTeam, TeamMember
 
 
 class GpuRoad:
@@ -43,6 +48,9 @@ class GpuRoad:
     ) -> None:
         self._engine, self._network_input, self._plan, self._window = engine, network_input, plan, window
         self._reduction, self._flips = reduction, flips_along(mirror_axes)
+        # No more GPUs than there are windows.
+        engines = on_each_gpu(engine)
+        self._engines = engines[: plan.count * len(self._flips)]
         self.prepares = gpu_network_of(engine) is not None and isinstance(network_input, DeferredInput)
         regions, self._network = reduction.regions, gpu_network_of(engine)
         self.averages = isinstance(self._network, MeanNetwork)
@@ -84,9 +92,88 @@ class GpuRoad:
         None if the GPU's memory is too small for the scores, or there is no compiler for its kernels: then they are blended in the
         computer's memory.
         """
+        labels = None
+        began = time.perf_counter()
+        if len(self._engines) > 1:
+            labels, began = self._run_spread(batch, notes, task)
+        if labels is None:
+            labels, began = self._run_on_one(batch, notes, task)
+        if labels is None:
+            return None
+        if self.resamples:
+            self._reduction.take_grid_labels(labels)
+            notes.append("windows were cut and blended, and scores resampled to the scan's grid, on the GPU")
+        elif self.places:
+            self._reduction.take_grid_labels(labels)
+            notes.append(
+                "windows were cut, blended and reduced to labels, and these brought to the scan's grid, on the GPU"
+            )
+        else:
+            self._reduction.take_labels(labels)
+            notes.append("windows were cut, blended and reduced to labels on the GPU")
+        return SlidingWindowResult(self._plan.count, 0, "float32", 1, time.perf_counter() - began)
+
+    def _run_spread(self, batch: int, notes: list[str], task: Task) -> tuple[NDArray[Any] | None, float]:
+        """Return the labels that several GPUs have made together, and when their windows began; None where one of them has not the memory."""
+        from .gpu_spread import SpreadSettings, SpreadSlidingWindow
+        from .gpu_team import GpuTeam
+
+        networks = [gpu_network_of(engine) for engine in self._engines]
+        team = GpuTeam([engine.gpu for engine in self._engines])
+        channels, classes = self._network_input.shape[0], self._reduction.spec.output_channels
+        grid_labels = self._grid_labels() if self.resamples else None
+        settings = SpreadSettings(channels, classes, self._plan, self._window, batch, tuple(self._flips), grid_labels)
+        names = ", ".join(f"gpu:{engine.gpu.info.index}" for engine in self._engines)
+        prepared: list[DeviceBuffer] = []
+        began = time.perf_counter()
+        try:
+            runner = SpreadSlidingWindow(team, [network for network in networks if network is not None], settings)
+            try:
+                if self.prepares:
+                    prepared = self._prepared_by(team, task)
+                began = time.perf_counter()
+                data: list[Any] = [*prepared] or [data_of(self._network_input, task)] * len(team)
+                labels = runner.run(data, None if self.resamples else self._network_labels(), task)
+            finally:
+                runner.close()
+        except (GpuMemoryError, DependencyError) as error:
+            notes.append(f"windows were not spread over {names}: {error}")
+            return None, began
+        finally:
+            for engine, network in zip(self._engines, networks, strict=True):
+                engine.gpu.enter()
+                if isinstance(network, MeanNetwork):
+                    network.release()
+            _free(prepared)
+        if prepared:
+            notes.append("the scan was brought to network space on each GPU")
+        shares = " and ".join(map(str, runner.windows))
+        notes.append(f"windows were spread over {names}: {shares}")
+        return labels, began
+
+    def _prepared_by(self, team: GpuTeam, task: Task) -> list[DeviceBuffer]:
+        """Return the scan in network space on each GPU of a team."""
+        network_input = self._network_input
+        assert isinstance(network_input, DeferredInput)
+        buffers: list[DeviceBuffer] = []
+
+        def prepare(member: TeamMember) -> DeviceBuffer:
+            buffers.append(network_input.on_gpu(member.gpu, member))
+            return buffers[-1]
+
+        try:
+            with task.stage("preprocessing"):
+                return team.run(prepare)
+        except BaseException:
+            _free(buffers)
+            raise
+
+    def _run_on_one(self, batch: int, notes: list[str], task: Task) -> tuple[NDArray[Any] | None, float]:
+        """Return the labels that one GPU has made, and when its windows began; None where it has not the memory, or there is no compiler."""
         from .gpu_sliding_window import GpuSlidingWindow
 
         assert self._network is not None
+        began = time.perf_counter()
         try:
             runner = GpuSlidingWindow(
                 self._engine.gpu,
@@ -102,7 +189,7 @@ class GpuRoad:
         except (GpuMemoryError, DependencyError) as error:
             # Engines that compile nothing themselves run without NVIDIA's run-time compiler.
             notes.append(f"blended on the processor: {error}")
-            return None
+            return None, began
         buffer = None
         try:
             if self.prepares:
@@ -116,18 +203,7 @@ class GpuRoad:
                 self._network.release()
             if buffer is not None:
                 buffer.free()
-        if self.resamples:
-            self._reduction.take_grid_labels(labels)
-            notes.append("windows were cut and blended, and scores resampled to the scan's grid, on the GPU")
-        elif self.places:
-            self._reduction.take_grid_labels(labels)
-            notes.append(
-                "windows were cut, blended and reduced to labels, and these brought to the scan's grid, on the GPU"
-            )
-        else:
-            self._reduction.take_labels(labels)
-            notes.append("windows were cut, blended and reduced to labels on the GPU")
-        return SlidingWindowResult(self._plan.count, 0, "float32", 1, time.perf_counter() - began)
+        return labels, began
 
     def _prepared(self, notes: list[str], task: Task) -> DeviceBuffer | None:
         """Return the scan in network space on the GPU, or None where its memory is too small for that."""
@@ -182,3 +258,10 @@ class GpuRoad:
             rule.mask_cuts or {},
             reduction.path.by_window,
         )
+
+
+def _free(buffers: Sequence[DeviceBuffer]) -> None:
+    """Free buffers of several GPUs."""
+    for buffer in buffers:
+        buffer.gpu.enter()
+        buffer.free()

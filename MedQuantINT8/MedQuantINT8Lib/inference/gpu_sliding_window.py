@@ -8,7 +8,7 @@ network space, or, resampled from the blended scores, those of the scan's grid (
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..engines.base import GpuNetwork
 from ..engines.cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
 from ..engines.cuda.interop import borrowed, is_on_gpu
+from ..engines.cuda.several import copy_between
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
@@ -31,6 +32,8 @@ from .windows import WindowPlan, importance_map
 _THREADS = 256
 _SOURCES = {"float32": "f32", "int16": "i16", "uint16": "u16", "uint8": "u8"}
 _TARGETS = {"float32": "f32", "float16": "f16"}
+#: Where a window begins, and the axes along which it is mirrored.
+FlippedWindow = tuple[tuple[int, int, int], Flip]
 #: How many windows may be under way before the host waits: enough to keep the GPU busy, few enough for a quick cancel.
 _AHEAD = 8
 
@@ -57,6 +60,19 @@ class Reduction:
     threshold: float | None = None
     sigmoid: bool = True
     nearest: NearestLabels | None = None
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """Windows of one row, or of a part of it.
+
+    Attributes:
+        windows: where each begins, and how it is mirrored.
+        finished: the planes, (first, last + 1), that no window after these touches; None where the row goes on.
+    """
+
+    windows: Sequence[FlippedWindow]
+    finished: tuple[int, int] | None
 
 
 def ring_bytes(plan: WindowPlan, classes: int) -> int:
@@ -97,11 +113,14 @@ class GpuSlidingWindow:
         # Another engine that was closed in the meantime may have left this thread without a GPU.
         gpu.enter()
         self._kernels = gpu.kernels(source(), NAMES)
-        self._stream = gpu.stream()
+        self.stream = gpu.stream()
         self._slow = plan.order[0]
         self._u, self._v = (axis for axis in range(3) if axis != self._slow)
         self._buffers: list[Any] = []
         self._resampling: GpuLabelResampling | None = None
+        #: Makes the labels of the run that goes on.
+        self.receiver: GpuLabelResampling | NetworkLabels | None = None
+        self.merge_labels = self._kernels["merge_labels"]
         self.batch = self._allocate(batch)
 
     def _allocate(self, batch: int) -> int:
@@ -113,15 +132,15 @@ class GpuSlidingWindow:
                 self._weights = self._hold((patch), np.float32)
                 # Between the last finished plane and the next one lie new voxels that are still to come.
                 depth = patch[self._slow] + (self._grid_labels is not None)
-                self._ring = self._hold((self._classes, depth, nu, nv), np.float32)
+                self.ring = self._hold((self._classes, depth, nu, nv), np.float32)
                 self._patches = self._hold((batch, self._channels, *patch), self._network.dtype)
                 network = self._network
                 scores_dtype = network.scores_dtype if isinstance(network, MeanNetwork) else network.dtype
-                self._scores = self._hold((batch, self._classes, *patch), scores_dtype)
+                self.scores = self._hold((batch, self._classes, *patch), scores_dtype)
                 if self._grid_labels is not None:
                     kernels = self._gpu.kernels(resampling_source(), RESAMPLING_NAMES)
                     self._resampling = GpuLabelResampling(
-                        self._gpu, kernels, self._ring, self._plan, self._grid_labels, self._stream
+                        self._gpu, kernels, self.ring, self._plan, self._grid_labels, self.stream
                     )
                 break
             except GpuMemoryError:
@@ -130,10 +149,10 @@ class GpuSlidingWindow:
                     raise
                 batch //= 2
         self._weights.upload(
-            importance_map(patch, self._window.blend, self._window.placement, self._window.sigma), self._stream
+            importance_map(patch, self._window.blend, self._window.placement, self._window.sigma), self.stream
         )
-        self._ring.zero(self._stream)
-        self._stream.synchronize()
+        self.ring.zero(self.stream)
+        self.stream.synchronize()
         return batch
 
     def _hold(self, shape: tuple[int, ...], dtype: Any) -> DeviceBuffer:
@@ -151,7 +170,7 @@ class GpuSlidingWindow:
     def close(self) -> None:
         self._gpu.enter()
         self._release()
-        self._stream.free()
+        self.stream.free()
 
     def run(
         self,
@@ -170,91 +189,134 @@ class GpuSlidingWindow:
             Cancelled: within a few windows after ``task.cancel()``; the object can be used again.
         """
         task = task or Task()
+        buffers: list[Any] = []
+        try:
+            source = self.source_of(volume, buffers)
+            receiver = self.receiver_of(reduction, buffers)
+            labels = receiver.labels()
+            buffers.append(labels)
+            parts = row_parts(self._plan, self._flips)
+            with task.stage("segmenting", self._plan.count * len(self._flips)):
+                self.slide(source, labels, receiver, parts, task.step, intensity)
+            if self._resampling is None and reduction is not None and reduction.nearest is not None:
+                labels = reduction.nearest.placed(self._gpu, labels, self.stream)
+                buffers.append(labels)
+            # Straight to where they stay: to pin memory for so many would take longer than the driver's own detour.
+            result = np.empty(labels.shape, labels.dtype)
+            labels.download(result, self.stream)
+            self.stream.synchronize()
+            return result
+        except BaseException:
+            self.forget()
+            raise
+        finally:
+            self.end(buffers)
+
+    def forget(self) -> None:
+        """Let go of a run that failed: what is under way must end before its memory goes, and the next run begins with an empty ring."""
+        self.stream.synchronize()
+        self.ring.zero(self.stream)
+        self.stream.synchronize()
+
+    def end(self, buffers: Sequence[DeviceBuffer]) -> None:
+        """Be ready for the next run; buffers of this one are freed."""
+        if self._resampling is not None:
+            self._resampling.reset()
+        for buffer in buffers:
+            buffer.free()
+
+    def source_of(
+        self,
+        volume: NDArray[Any] | DeviceBuffer,
+        buffers: list[Any],
+        upload: Callable[[DeviceBuffer, NDArray[Any], Stream], None] = DeviceBuffer.upload,
+    ) -> DeviceBuffer:
+        """Return a volume (C, n0, n1, n2) on the GPU, of a type that can be cut; what has to be freed after the run goes to ``buffers``.
+
+        Args:
+            upload: brings an array into a buffer.
+        """
         self._gpu.enter()
         if is_on_gpu(volume):
-            volume = borrowed(self._gpu, volume, self._stream)
-        kind = _SOURCES.get(str(volume.dtype))
-        if kind is None:
+            volume = borrowed(self._gpu, volume, self.stream)
+        if str(volume.dtype) not in _SOURCES:
             if isinstance(volume, DeviceBuffer):
                 raise EngineError(
                     f"A volume of {volume.dtype} cannot be cut on the GPU.", "Give float32, int16, uint16 or uint8."
                 )
-            volume, kind = np.ascontiguousarray(volume, np.float32), "f32"
-        buffers: list[Any] = []
-        try:
-            source = self._source(volume, buffers)
-            receiver: GpuLabelResampling | _NetworkLabels
-            if self._resampling is not None:
-                receiver = self._resampling
-            else:
-                assert reduction is not None
-                receiver = _NetworkLabels(self._gpu, self._kernels, self._ring, self._plan, reduction, self._stream)
-                buffers += receiver.buffers
-            labels = receiver.labels()
-            buffers.append(labels)
-            self._slide(source, kind, labels, receiver, intensity, task)
-            if self._resampling is None and reduction is not None and reduction.nearest is not None:
-                labels = reduction.nearest.placed(self._gpu, labels, self._stream)
-                buffers.append(labels)
-            # Straight to where they stay: to pin memory for so many would take longer than the driver's own detour.
-            result = np.empty(labels.shape, labels.dtype)
-            labels.download(result, self._stream)
-            self._stream.synchronize()
-            return result
-        except BaseException:
-            # What is under way must end before its memory goes, and the next run begins with an empty ring.
-            self._stream.synchronize()
-            self._ring.zero(self._stream)
-            self._stream.synchronize()
-            raise
-        finally:
-            if self._resampling is not None:
-                self._resampling.reset()
-            for buffer in buffers:
-                buffer.free()
-
-    def _source(self, volume: NDArray[Any] | DeviceBuffer, buffers: list[Any]) -> DeviceBuffer:
+            volume = np.ascontiguousarray(volume, np.float32)
         if isinstance(volume, DeviceBuffer):
             return volume
         buffer = self._gpu.allocate(volume.shape, volume.dtype)
         buffers.append(buffer)
-        buffer.upload(volume, self._stream)
+        upload(buffer, volume, self.stream)
         return buffer
 
-    def _slide(
+    def receiver_of(self, reduction: Reduction | None, buffers: list[Any]) -> GpuLabelResampling | NetworkLabels:
+        """Return what makes labels of finished planes; what has to be freed after the run goes to ``buffers``."""
+        if self._resampling is not None:
+            self.receiver = self._resampling
+            return self._resampling
+        assert reduction is not None
+        receiver = NetworkLabels(self._gpu, self._kernels, self.ring, self._plan, reduction, self.stream)
+        buffers += receiver.buffers
+        self.receiver = receiver
+        return receiver
+
+    def slide(
         self,
         source: DeviceBuffer,
-        kind: str,
         labels: DeviceBuffer,
-        receiver: GpuLabelResampling | _NetworkLabels,
-        intensity: Intensity,
-        task: Task,
+        receiver: GpuLabelResampling | NetworkLabels,
+        parts: Sequence[RowPart],
+        step: Callable[[int], None],
+        intensity: Intensity = Intensity(),
+        store: DeviceBuffer | None = None,
     ) -> None:
-        plan, slow = self._plan, self._slow
-        starts = plan.starts[slow]
-        cut_kernel = self._kernels[f"cut_{kind}_{_TARGETS[self._network.dtype]}"]
-        reduced_to = 0
+        """Run the windows of some parts of rows, blend them and make labels of what they finish.
+
+        Args:
+            step: told of each batch, by its number of windows.
+            store: takes the scores of the windows one after the other; they are not blended, and no labels are made.
+        """
+        cut_kernel = self._kernels[f"cut_{_SOURCES[str(source.dtype)]}_{_TARGETS[self._network.dtype]}"]
         marks: list[Event] = []
-        first_row = [window for window in plan.windows() if window[slow] == starts[0]]
-        with task.stage("segmenting", plan.count * len(self._flips)):
-            for number, begin in enumerate(starts):
-                row = [(_moved(window, slow, begin), flip) for window in first_row for flip in self._flips]
-                for batch in _batched(row, self.batch):
-                    self._cut(cut_kernel, source, batch, intensity)
-                    self._network.enqueue(len(batch), self._patches, self._scores, self._stream)
-                    self._blend(batch, receiver.total, receiver.sigmoid)
-                    marks.append(Event(self._gpu).record(self._stream))
-                    if len(marks) > _AHEAD:
-                        first = marks.pop(0)
-                        first.wait()
-                        first.free()
-                    task.step(len(batch))
-                finished_to = starts[number + 1] if number + 1 < len(starts) else plan.shape[slow]
-                receiver.finish(labels, reduced_to, finished_to)
-                reduced_to = finished_to
-            for mark in marks:
-                mark.wait()
-                mark.free()
+        stored, size = 0, self.scores.nbytes // self.batch
+        for part in parts:
+            for batch in _batched(part.windows, self.batch):
+                self._cut(cut_kernel, source, batch, intensity)
+                self._network.enqueue(len(batch), self._patches, self.scores, self.stream)
+                if store is None:
+                    self._blend(batch, self.scores, 0, receiver)
+                else:
+                    copy_between(self.scores, store, self.stream, 0, size * len(batch), size * stored)
+                    stored += len(batch)
+                marks.append(Event(self._gpu).record(self.stream))
+                if len(marks) > _AHEAD:
+                    first = marks.pop(0)
+                    first.wait()
+                    first.free()
+                step(len(batch))
+            if store is None and part.finished is not None:
+                receiver.finish(labels, *part.finished)
+        for mark in marks:
+            mark.wait()
+            mark.free()
+
+    def blend_stored(
+        self,
+        labels: DeviceBuffer,
+        receiver: GpuLabelResampling | NetworkLabels,
+        parts: Sequence[RowPart],
+        store: DeviceBuffer,
+    ) -> None:
+        """Blend windows whose scores :meth:`slide` has stored, and make labels of what they finish."""
+        stored = 0
+        for part in parts:
+            self._blend(part.windows, store, stored, receiver)
+            stored += len(part.windows)
+            if part.finished is not None:
+                receiver.finish(labels, *part.finished)
 
     def _cut(self, kernel: Any, source: DeviceBuffer, batch: Any, intensity: Intensity) -> None:
         plan = self._plan
@@ -264,7 +326,7 @@ class GpuSlidingWindow:
             kernel(
                 (min(4096, -(-size // _THREADS)), 1, 1),
                 (_THREADS, 1, 1),
-                self._stream,
+                self.stream,
                 source,
                 ctypes.c_void_p(patch_address(self._patches, n)),
                 *map(ctypes.c_int, (self._channels, *plan.volume_shape, *plan.patch, *first, _bits(flip))),
@@ -274,25 +336,32 @@ class GpuSlidingWindow:
                 ),
             )
 
-    def _blend(self, batch: Any, total: DeviceBuffer | None, sigmoid: bool) -> None:
-        plan = self._plan
+    def _blend(
+        self,
+        batch: Sequence[FlippedWindow],
+        scores: DeviceBuffer,
+        first: int,
+        receiver: GpuLabelResampling | NetworkLabels,
+    ) -> None:
+        """Blend windows whose scores are those of a buffer from the number ``first`` on."""
+        plan, total, sigmoid = self._plan, receiver.total, receiver.sigmoid
         voxels = int(np.prod(plan.patch))
-        kernel = self._kernels[f"blend_{_TARGETS[str(self._scores.dtype)]}"]
+        kernel = self._kernels[f"blend_{_TARGETS[str(scores.dtype)]}"]
         for n, (start, flip) in enumerate(batch):
             kernel(
                 (-(-voxels // _THREADS), 1, 1),
                 (_THREADS, 1, 1),
-                self._stream,
-                ctypes.c_void_p(patch_address(self._scores, n)),
+                self.stream,
+                ctypes.c_void_p(patch_address(scores, first + n)),
                 self._weights,
-                self._ring,
+                self.ring,
                 ctypes.c_void_p(total.pointer if total else 0),
                 *map(ctypes.c_int, (self._classes, int(sigmoid), _bits(flip), *plan.patch, *start)),
-                *map(ctypes.c_int, (self._slow, *self._ring.shape[1:])),
+                *map(ctypes.c_int, (self._slow, *self.ring.shape[1:])),
             )
 
 
-class _NetworkLabels:
+class NetworkLabels:
     """Makes labels of network space of the ring's finished planes.
 
     Attributes:
@@ -322,6 +391,9 @@ class _NetworkLabels:
             self.total.zero(stream)
         self.sigmoid = self.total is not None and reduction.sigmoid
 
+    def resume(self, finished: int) -> None:
+        """Go on where another GPU has finished the planes before ``finished``: all that this takes is in the ring."""
+
     def labels(self) -> DeviceBuffer:
         """Return memory for the labels (n0, n1, n2) of the whole volume; the caller frees it."""
         return self._gpu.allocate(self._plan.volume_shape, np.uint16)
@@ -344,6 +416,26 @@ class _NetworkLabels:
         )
 
 
+def row_parts(plan: WindowPlan, flips: Sequence[Flip], first: int = 0, stop: int | None = None) -> list[RowPart]:
+    """Return the windows from number ``first`` to ``stop`` - 1, in the order in which they are blended, row by row along the slowest axis."""
+    slow = plan.order[0]
+    starts = plan.starts[slow]
+    first_row = [window for window in plan.windows() if window[slow] == starts[0]]
+    size = len(first_row) * len(flips)
+    stop = size * len(starts) if stop is None else stop
+    parts: list[RowPart] = []
+    for number, begin in enumerate(starts):
+        low, high = max(first - number * size, 0), min(stop - number * size, size)
+        if low >= high:
+            continue
+        row = [(_moved(window, slow, begin), flip) for window in first_row for flip in flips]
+        # A row finishes what the next one does not reach.
+        end = starts[number + 1] if number + 1 < len(starts) else plan.shape[slow]
+        finished = (starts[number] if number else 0, end) if high == size else None
+        parts.append(RowPart(row[low:high], finished))
+    return parts
+
+
 def _moved(window: tuple[int, int, int], axis: int, begin: int) -> tuple[int, int, int]:
     start = list(window)
     start[axis] = begin
@@ -355,5 +447,5 @@ def _bits(flip: Flip) -> int:
     return sum(1 << axis for axis in flip)
 
 
-def _batched(row: list[tuple[tuple[int, int, int], Flip]], size: int) -> list[list[tuple[tuple[int, int, int], Flip]]]:
+def _batched(row: Sequence[FlippedWindow], size: int) -> list[Sequence[FlippedWindow]]:
     return [row[n : n + size] for n in range(0, len(row), size)]

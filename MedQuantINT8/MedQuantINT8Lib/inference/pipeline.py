@@ -48,6 +48,7 @@ from .segmenter import (
     window_of,
 )
 from .shared_preprocessing import preprocessing_key
+from .spread_engine import SpreadEngine
 from .task_model import LoadedModel, description_of, labels_of
 from .task_runner import TaskContext, default_pool, run_task
 
@@ -72,7 +73,7 @@ def build(
 
     Where the engine was left to the program, others are tried as in :func:`segment`; the note says so.
     """
-    prepared, notes = with_fallback(choice, lambda wanted: _build(package, wanted, options, scan, task))
+    prepared, notes = with_fallback(choice.checked(), lambda wanted: _build(package, wanted, options, scan, task))
     prepared.note = "; ".join([*notes, *filter(None, [prepared.note])])
     return prepared
 
@@ -89,7 +90,16 @@ def _build(
         network_input = preprocess(scan if isinstance(scan, Volume) else read_volume(scan), package.spec)
         patch = patch_for(network_input, package.spec, options)
         patches = patches_of(network_input, package, patch)
-    return _prepare(package, engine_backend, choice, options, patch, patches, task)
+    first, *others = choice.on_each_gpu()
+    prepared = _prepare(package, engine_backend, first, options, patch, patches, task)
+    try:
+        for other in others:
+            # Of another kind of GPU an engine has other files.
+            _prepare(package, engine_backend, other, options, patch, patches, task).close()
+    except BaseException:
+        prepared.close()
+        raise
+    return prepared
 
 
 def _with_batch(
@@ -101,12 +111,12 @@ def _with_batch(
     batch = 1
     if needs_gpu(engine_backend) and not package.spec.window.whole_volume:
         try:
-            gpu = cuda.choose_gpu(choice.device)
+            total = min(cuda.choose_gpu(one.device).total_bytes for one in choice.on_each_gpu())
         except MedQuantError:
             # An engine that does without cuda-python tells nothing of the GPU's memory.
             return replace(options, batch=batch)
         # By all the memory that the GPU has: an engine is built for a batch, and what is free changes from run to run.
-        batch = gpu_batch(package, choice.precision, options, gpu.total_bytes)
+        batch = gpu_batch(package, choice.precision, options, total)
     return replace(options, batch=batch)
 
 
@@ -147,6 +157,7 @@ def segment(
         InputError: choices that do not go together.
     """
     options.check()
+    choice = choice.checked()
     loaded = Ensemble([model]) if isinstance(model, ModelPackage) else model
     wanted = chosen_labels(labels_of(loaded), options.structures, description_of(loaded).name)
     setting = _Setting(choice, task, pool, network_input is not None)
@@ -233,7 +244,8 @@ def _segment(
     on_gpu = needs_gpu(engine_backend) and not setting.prepared
     preparation = partial(deferred, prepare=prepare) if on_gpu else prepare
     pool = default_pool(setting.pool)
-    engines: list[PreparedEngine] = []
+    #: Of each GPU, the engines of the ensemble; one set where it is one device.
+    sets: list[list[PreparedEngine]] = []
     keys: list[Any] = []
     inputs: list[NetworkInput] = []
     calls: list[float] = []
@@ -245,20 +257,23 @@ def _segment(
         # Drawing patches costs a pass over the volume: only where the engine has yet to be compared with the simulation.
         patches = _LazyPatches(lambda: patches_of(network_input, ensemble.first, patch))
         hashes = tuple(tuple(sorted(member.hashes.items())) for member in ensemble.packages)
-        keys.append((hashes, engine_backend.name, choice, patch, options.batch))
-        engines.extend(
-            pool.acquire(
-                keys[0],
-                lambda: _prepare_all(ensemble.packages, engine_backend, choice, options, patch, patches, task),
-            )
-        )
+        choices = choice.on_each_gpu()
+        pool.reserve(len(choices))
+        for one in choices:
+            keys.append((hashes, engine_backend.name, one, patch, options.batch))
+            make = partial(_prepare_all, ensemble.packages, engine_backend, one, options, patch, patches, task)
+            sets.append(pool.acquire(keys[-1], make))
         inputs.append(network_input)
-        return _Timed(MeanEngine([item.engine for item in engines]), calls, EngineVerdicts(engines[0]))
+        timed = [
+            _Timed(MeanEngine([item.engine for item in engines]), calls, EngineVerdicts(engines[0])) for engines in sets
+        ]
+        return timed[0] if len(timed) == 1 else SpreadEngine(timed)
 
     began = time.perf_counter()
     try:
         result = segment_volume(volume, spec, make_engine, options, task, preparation)
         result.notes[:0] = [*volume.notes, *memory_notes]
+        engines = sets[0]
         engine = _engine_report(engines[0])
         ranges = None
         if options.check_ranges and engine["precision"] == "int8":

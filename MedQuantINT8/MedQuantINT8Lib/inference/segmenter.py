@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import Engine
-from ..engines.base import pipeline_of
+from ..engines.base import on_each_gpu, pipeline_of
 from ..engines.cuda.device import GpuMemoryError
 from ..errors import InputError
 from ..imaging.preprocessing import NetworkInput, preprocess
@@ -232,7 +232,7 @@ def _segment(
     wants_scores = options.margins or options.probabilities
     if on_gpu is not False and road.fits(skip_air=options.skip_air, margins=wants_scores):
         checked = on_gpu is None and (road.resamples or road.places or road.prepares or road.averages)
-        if doubt := doubt_of(engine, spec, _segment_to_check) if checked else "":
+        if doubt := _doubt_of_any(engine, spec) if checked else "":
             notes.append(f"warning: nothing was resampled, normalized or averaged on the GPU: {doubt}")
             road.prepares = road.places = False
         if not doubt or not (road.resamples or road.averages):
@@ -294,6 +294,11 @@ def _segment(
         axes,
         probabilities,
     )
+
+
+def _doubt_of_any(engine: Engine, spec: ModelSpec) -> str:
+    """Return why one of an engine's GPUs is not trusted with a model's scores, or an empty string where all are."""
+    return next(filter(None, (doubt_of(one, spec, _segment_to_check) for one in on_each_gpu(engine))), "")
 
 
 def _segment_to_check(volume: Volume, spec: ModelSpec, engine: CheckEngine, on_gpu: bool) -> NDArray[Any]:

@@ -122,3 +122,10 @@ extern "C" __global__ void reduce_planes(float* ring, float* sum, const unsigned
   if (x0 >= 0 && x0 < n0 && x1 >= 0 && x1 < n1 && x2 >= 0 && x2 < n2)
     labels[((long long)x0 * n1 + x1) * n2 + x2] = label;
 }
+
+// Labels that several GPUs have made, each of its own voxels and 0 elsewhere, become one map, byte by byte.
+extern "C" __global__ void merge_labels(unsigned char* labels, const unsigned char* other, long long count) {
+  for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < count;
+       i += (long long)gridDim.x * blockDim.x)
+    labels[i] |= other[i];
+}

@@ -70,7 +70,9 @@ class LogicBase:
 
     def devices(self) -> list[tuple[str, str]]:
         """Where engines can run: name for ``device=``, and what it is."""
-        return [("auto", "whatever is fastest"), ("cpu", cpu_name()), *gpu_names()]
+        gpus = gpu_names()
+        together = [("gpu:all", f"all {len(gpus)} GPUs together")] if len(gpus) > 1 else []
+        return [("auto", "whatever is fastest"), ("cpu", cpu_name()), *gpus, *together]
 
     def engineTitles(self) -> list[tuple[str, str]]:
         """All engines this version knows, with titles; whether they can run is only found out when one is used."""

@@ -12,6 +12,7 @@ from typing import Any
 from ..cohort.driver import CohortOptions
 from ..cohort.local_pool import LocalPool
 from ..cohort.segment import CohortRequest, checked_ending
+from ..engines.cuda.several import gpus_of
 from ..errors import InputError
 from ..imaging.volume import Volume
 from ..imaging.volume_files import ReadOptions
@@ -239,11 +240,12 @@ class SegmentLogic(LogicBase):
         Args:
             reading: how the files are read, where they leave a choice.
             type: of the outputs: "seg.nrrd", "nii.gz", "nrrd" or "mha".
-            workers: processes on the device, each with its own engine.
+            workers: processes on the device, each with its own engine; on each of its GPUs where it is several.
             force: begin anew, and replace what lies in ``output``.
 
         Raises:
             InputError: no scan, no model, a structure that the model does not know, a journal of another run.
+            EngineError: one of several GPUs is not there.
         """
         path = self._modelPath(model)
         wanted = None if segments is None else tuple(label.name for label in self._labels(path, segments))
@@ -259,7 +261,8 @@ class SegmentLogic(LogicBase):
             resuming=CohortOptions(force=force),
         )
         checked_ending(request)
-        job = FolderJob(request, LocalPool([device] * max(1, workers), python=self._python), self._report)
+        devices = [one for _ in range(max(1, workers)) for one in gpus_of(device)]
+        job = FolderJob(request, LocalPool(devices, python=self._python), self._report)
         return self._result(job, waitForCompletion, progress)
 
     def segmentSequence(

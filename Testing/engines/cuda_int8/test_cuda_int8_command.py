@@ -69,6 +69,45 @@ def test_a_scan_goes_up_and_its_labels_come_down(int8_package, driver, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(kernels_on_processor.COMPILER is None, reason="needs a C++ compiler")
+def test_windows_of_a_scan_are_spread_over_two_gpus(int8_package, driver, tmp_path, monkeypatch, capsys):
+    """The labels are those of one GPU, and the engine's files are built once for GPUs of one kind."""
+    monkeypatch.setattr(cuda.Gpu, "kernels", lambda gpu, source, names: kernels_on_processor.kernels(source, names))
+    scan, found = scan_of(tmp_path, 2.2), {}
+    for device in ("gpu:1", "gpu:all"):
+        labels = segmented(int8_package, scan, "cuda_int8", "--json", "--device", device)
+        report = json.loads(capsys.readouterr().out)
+        found[device] = labels, report["engine"]["cached"], [note for note in report["notes"] if "spread" in note]
+    assert len(np.unique(found["gpu:1"][0])) > 2
+    assert [cached for _, cached, _ in found.values()] == [False, True]
+    np.testing.assert_array_equal(found["gpu:all"][0], found["gpu:1"][0])
+    (note,) = found["gpu:all"][2]
+    assert note.startswith("windows were spread over gpu:0, gpu:1: ") and not found["gpu:1"][2]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "gpu:0,7"], "There is no GPU number 7."),
+        (["--device", "gpu:7"], "There is no GPU number 7."),
+        (["--device", "gpu:0,1", "--engine", "openvino"], "runs on the processor alone, not on the device gpu:0,1"),
+        (["--device", "gpu:0,0"], "names a GPU twice"),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused_before_any_work(int8_package, driver, tmp_path, capsys, options, words):
+    # The scan is none: whoever read it would say so.
+    scan = tmp_path / "scan.nii.gz"
+    scan.write_bytes(b"no scan")
+    command = ["segment", str(int8_package.folder), str(scan), "--output", str(tmp_path / "labels.nii.gz"), *options]
+    try:
+        assert main([*command, *SMALL]) != 0
+    except SystemExit as end:
+        assert end.code
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error and not (tmp_path / "labels.nii.gz").exists()
+
+
+@pytest.mark.slow
 def test_so_is_one_whose_labels_are_blended_on_the_gpu(int8_package, driver, tmp_path):
     # The window's kernels do nothing here; what is asked of the driver is right, or it fails.
     scan = scan_of(

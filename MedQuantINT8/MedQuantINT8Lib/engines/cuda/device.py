@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ...devices import names_several
 from ...errors import EngineError
 from ...progress import Task
 from .compiler import Compiler
@@ -131,6 +132,8 @@ def choose_gpu(device: str) -> GpuInfo:
     known = gpus()
     if not known:
         raise EngineError("There is no NVIDIA GPU here, or its driver is missing.", "Choose the device cpu.")
+    if names_several(device):
+        raise EngineError(f"One GPU is wanted here, not the device {device}.", "Choose the device gpu, or gpu:0.")
     if ":" in device:
         wanted = device.partition(":")[2]
         fitting = [info for info in known if str(info.index) == wanted]
@@ -196,6 +199,11 @@ class Gpu:
         gone = int(current) == int(self._context) and not in_use
         checked(self.driver.cuCtxSetCurrent(self.driver.CUcontext(0) if gone else current), "leave the GPU")
         self._context = None
+
+    @property
+    def context(self) -> Any:
+        """The driver's handle of its context."""
+        return self._context
 
     @property
     def free_bytes(self) -> int:
@@ -268,6 +276,11 @@ class DeviceBuffer:
         gpu._buffers[self.pointer] = self
 
     @property
+    def gpu(self) -> Gpu:
+        """Where it lies."""
+        return self._gpu
+
+    @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {
             "shape": self.shape,
@@ -277,12 +290,12 @@ class DeviceBuffer:
             "strides": None,
         }
 
-    def upload(self, array: NDArray[Any], stream: Stream, *, keep: bool = True) -> None:
-        """Copy from the computer; ``array`` is held until the stream is next waited for, unless the caller keeps it."""
+    def upload(self, array: NDArray[Any], stream: Stream, *, keep: bool = True, to: int = 0) -> None:
+        """Copy from the computer, to byte ``to`` on; ``array`` is held until the stream is next waited for, unless the caller keeps it."""
         array = np.ascontiguousarray(array, self.dtype)
-        assert array.nbytes <= self.nbytes
+        assert to + array.nbytes <= self.nbytes
         checked(
-            self._gpu.driver.cuMemcpyHtoDAsync(self.pointer, array.ctypes.data, array.nbytes, stream.handle),
+            self._gpu.driver.cuMemcpyHtoDAsync(self.pointer + to, array.ctypes.data, array.nbytes, stream.handle),
             "copy to the GPU",
         )
         if keep:

@@ -1,0 +1,307 @@
+"""The windows of one volume spread over several GPUs, each with the network: the labels are those of one GPU, bit by bit.
+
+Windows are blended in one order, whatever the number of GPUs, since sums of floats follow their order. Each GPU runs a run of windows that
+follow each other. The first blends its own at once. The others keep the scores of theirs until the one before has blended its last window,
+take over its ring of planes, and go on from there; so what one after the other does is blending alone, a small part of the work. A GPU makes
+the labels of the planes that it finishes; at the end each merges, and brings down, a share of the label map.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.base import GpuNetwork
+from ..engines.cuda.device import DeviceBuffer, GpuMemoryError
+from ..engines.cuda.several import copy_between
+from ..models.spec import Window
+from ..progress import Task
+from .gpu_label_resampling import GpuLabelResampling, GridLabels
+from .gpu_sliding_window import GpuSlidingWindow, NetworkLabels, Reduction, RowPart, row_parts
+from .gpu_team import GpuTeam, TeamMember
+from .mirroring import Flip
+from .windows import WindowPlan
+
+_THREADS, _MOST_BLOCKS = 256, 8192
+#: What scores may take that wait for their turn: a share of a GPU's free memory, and no more bytes than these.
+_STORED_SHARE, _MOST_STORED = 0.5, 4 << 30
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Windows that follow each other, which one GPU runs.
+
+    Attributes:
+        number: its place in the order in which they are blended; it is run by the GPU of that number, from the first on again after the last.
+        parts: the windows by rows.
+        finished: the planes before this one are finished when the chunk begins.
+    """
+
+    number: int
+    parts: list[RowPart]
+    finished: int
+
+    @property
+    def windows(self) -> int:
+        return sum(len(part.windows) for part in self.parts)
+
+
+def chunks_of(plan: WindowPlan, flips: Sequence[Flip], gpus: int, most: int) -> list[Chunk]:
+    """Return the windows of a plan, cut into as many chunks as there are GPUs, or a multiple of that where a chunk has room for ``most``."""
+    total = plan.count * len(flips)
+    count = gpus * max(1, -(-total // (gpus * max(1, most))))
+    chunks, finished = [], 0
+    for number in range(count):
+        parts = row_parts(plan, flips, total * number // count, total * (number + 1) // count)
+        chunks.append(Chunk(number, parts, finished))
+        finished = max([finished, *(part.finished[1] for part in parts if part.finished is not None)])
+    return chunks
+
+
+@dataclass(frozen=True)
+class SpreadSettings:
+    """What every GPU is told of the windows; see :class:`.gpu_sliding_window.GpuSlidingWindow`."""
+
+    channels: int
+    classes: int
+    plan: WindowPlan
+    window: Window
+    batch: int
+    flips: tuple[Flip, ...]
+    grid_labels: GridLabels | None
+
+
+class SpreadSlidingWindow:
+    """Segments one volume on several GPUs.
+
+    Args:
+        networks: the same network on each GPU, in the team's order.
+
+    Attributes:
+        windows: how many windows each GPU has run, counted as they were.
+
+    Raises:
+        GpuMemoryError: the buffers do not fit on one of them.
+    """
+
+    def __init__(self, team: GpuTeam, networks: Sequence[GpuNetwork], settings: SpreadSettings) -> None:
+        self._team, self._settings = team, settings
+        self.windows = [0] * len(team)
+        self._runners: dict[int, GpuSlidingWindow] = {}
+
+        def open_runner(member: TeamMember) -> None:
+            s = settings
+            runner = GpuSlidingWindow(
+                member.gpu,
+                networks[member.number],
+                s.channels,
+                s.classes,
+                s.plan,
+                s.window,
+                s.batch,
+                s.flips,
+                s.grid_labels,
+            )
+            self._runners[member.number] = runner
+
+        try:
+            team.run(open_runner)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for runner in self._runners.values():
+            runner.close()
+        self._runners = {}
+
+    def _room(self) -> int:
+        """Return for how many windows each GPU has room beside what is there."""
+        rooms = []
+        for member in self._team.members:
+            runner, index = self._runners[member.number], member.gpu.info.index
+            beside = sum(other.gpu.info.index == index for other in self._team.members)
+            member.gpu.enter()
+            stored = min(_MOST_STORED, int(_STORED_SHARE * member.gpu.free_bytes) // beside)
+            rooms.append(stored * runner.batch // max(1, runner.scores.nbytes))
+        return min(rooms)
+
+    def run(
+        self,
+        volumes: Sequence[NDArray[Any] | DeviceBuffer],
+        reduction: Reduction | None = None,
+        task: Task | None = None,
+    ) -> NDArray[Any]:
+        """Return the labels, as :meth:`.gpu_sliding_window.GpuSlidingWindow.run` on one GPU.
+
+        Args:
+            volumes: the volume (C, n0, n1, n2) on each GPU, or the same array of the computer's memory for each.
+
+        Raises:
+            GpuMemoryError: a GPU has no room for the scores of a single window more.
+            Cancelled: within a few windows after ``task.cancel()``.
+        """
+        task = task or Task()
+        settings = self._settings
+        room = self._room()
+        if room < 1:
+            raise GpuMemoryError("The GPU has not enough free memory to hold scores that wait for another GPU's.")
+        chunks = chunks_of(settings.plan, settings.flips, len(self._team), room)
+        result = _Result()
+        buffers: list[list[DeviceBuffer]] = [[] for _ in self._team.members]
+
+        def work(member: TeamMember) -> None:
+            self._share(member, volumes[member.number], reduction, chunks, result, buffers[member.number])
+
+        try:
+            with task.stage("segmenting", settings.plan.count * len(settings.flips)):
+                self._team.run(work, task.step)
+        except BaseException:
+            for number, runner in self._runners.items():
+                self._team.members[number].gpu.enter()
+                runner.forget()
+            raise
+        finally:
+            # Not before all have ended: they copy from each other's memory.
+            for number, runner in self._runners.items():
+                self._team.members[number].gpu.enter()
+                runner.end(buffers[number])
+        assert result.labels is not None
+        return result.labels
+
+    def _share(
+        self,
+        member: TeamMember,
+        volume: NDArray[Any] | DeviceBuffer,
+        reduction: Reduction | None,
+        chunks: Sequence[Chunk],
+        result: _Result,
+        buffers: list[DeviceBuffer],
+    ) -> None:
+        """Do what one GPU does."""
+        runner, team = self._runners[member.number], self._team
+        source = runner.source_of(volume, buffers, member.upload)
+        receiver = runner.receiver_of(reduction, buffers)
+        labels = receiver.labels()
+        buffers.append(labels)
+        if isinstance(receiver, NetworkLabels):
+            labels.zero(runner.stream)
+        most = max(chunk.windows for chunk in chunks[1:])
+        store = None
+        for chunk in chunks[member.number :: len(team)]:
+            if chunk.number == 0:
+                runner.ring.zero(runner.stream)
+            elif store is None:
+                store = member.gpu.allocate((max(1, most), *runner.scores.shape[1:]), runner.scores.dtype)
+                buffers.append(store)
+            own = store if chunk.number else None
+            runner.slide(source, labels, receiver, chunk.parts, partial(self._step, member), store=own)
+            if own is not None:
+                self._take_over(member, chunk, receiver)
+                runner.blend_stored(labels, receiver, chunk.parts, own)
+            runner.stream.synchronize()
+            team.ended(chunk.number)
+        self._bring_down(member, labels, reduction, result, buffers)
+
+    def _step(self, member: TeamMember, count: int) -> None:
+        self.windows[member.number] += count
+        self._team.step(count)
+
+    def _take_over(self, member: TeamMember, chunk: Chunk, receiver: GpuLabelResampling | NetworkLabels) -> None:
+        """Wait until the chunk before is blended, and go on with its planes."""
+        self._team.wait_for(chunk.number - 1)
+        runner, before = self._runners[member.number], self._runners[(chunk.number - 1) % len(self._team)]
+        copy_between(before.ring, runner.ring, runner.stream)
+        if receiver.total is not None:
+            assert before.receiver is not None and before.receiver.total is not None
+            copy_between(before.receiver.total, receiver.total, runner.stream)
+        receiver.resume(chunk.finished)
+
+    def _bring_down(
+        self,
+        member: TeamMember,
+        labels: DeviceBuffer,
+        reduction: Reduction | None,
+        result: _Result,
+        buffers: list[Any],
+    ) -> None:
+        """Merge this GPU's share of the label map, and copy it to where all of it stays."""
+        team, runner = self._team, self._runners[member.number]
+        member.shared = labels
+        nearest = None if reduction is None or self._settings.grid_labels is not None else reduction.nearest
+        team.meet()
+        # Which voxel of network space a voxel of the scan's grid takes its label from is anywhere in the map.
+        low, high = (0, labels.nbytes) if nearest is not None else member.share_of(labels.nbytes)
+        self._merge(member, labels, low, high, buffers, aside=nearest is not None)
+        if nearest is not None:
+            labels = nearest.placed(member.gpu, labels, runner.stream)
+            buffers.append(labels)
+            low, high = member.share_of(labels.nbytes)
+        flat = result.flat(labels)
+        labels.download(flat[low:high], runner.stream, low)
+        runner.stream.synchronize()
+        # The others copy from this one's memory.
+        team.meet()
+
+    def _merge(
+        self, member: TeamMember, labels: DeviceBuffer, low: int, high: int, buffers: list[Any], *, aside: bool
+    ) -> None:
+        """Add what the other GPUs have made of bytes ``low`` to ``high`` - 1 of the label map.
+
+        Args:
+            aside: the others look at these bytes of this one's map as well, so that they must not change before all have.
+        """
+        runner = self._runners[member.number]
+        others = [other for other in self._team.members if other is not member]
+        scratch = member.gpu.allocate((len(others) if aside else 1, max(1, high - low)), np.uint8)
+        buffers.append(scratch)
+        for place, other in enumerate(others):
+            assert other.shared is not None
+            to = place * (high - low) if aside else 0
+            copy_between(other.shared, scratch, runner.stream, low, high - low, to)
+            if not aside:
+                self._add(runner, labels, low, scratch, 0, high - low)
+        if aside:
+            runner.stream.synchronize()
+            self._team.meet()
+            for place in range(len(others)):
+                self._add(runner, labels, low, scratch, place * (high - low), high - low)
+
+    @staticmethod
+    def _add(
+        runner: GpuSlidingWindow, labels: DeviceBuffer, low: int, other: DeviceBuffer, first: int, count: int
+    ) -> None:
+        if count:
+            runner.merge_labels(
+                (min(_MOST_BLOCKS, -(-count // _THREADS)), 1, 1),
+                (_THREADS, 1, 1),
+                runner.stream,
+                ctypes.c_void_p(labels.pointer + low),
+                ctypes.c_void_p(other.pointer + first),
+                ctypes.c_longlong(count),
+            )
+
+
+class _Result:
+    """The label map in the computer's memory; made by the first that has something to put there."""
+
+    def __init__(self) -> None:
+        self.labels: NDArray[Any] | None = None
+        self._lock = threading.Lock()
+
+    def flat(self, labels: DeviceBuffer) -> NDArray[np.uint8]:
+        """Return its bytes."""
+        with self._lock:
+            if self.labels is None:
+                self.labels = np.empty(labels.shape, labels.dtype)
+        assert math.prod(self.labels.shape) * self.labels.itemsize == labels.nbytes
+        flat: NDArray[np.uint8] = self.labels.reshape(-1).view(np.uint8)
+        return flat
