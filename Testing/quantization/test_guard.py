@@ -477,14 +477,14 @@ class ByWeights(ByForm):
     [
         (10.0, 1.0, True, ["b", "c"], []),
         (10.0, 1.0, False, ["b"], ["c"]),
-        (0.0, 1.0, True, ["b"], ["c"]),
-        (0.0, 0.98, True, ["b", "c"], []),
+        (0.0, 1.0, True, ["b", "c"], []),
+        (0.0, 1.0, False, ["b"], ["c"]),
     ],
     ids=[
         "weights are halves where they cost",
         "float where that helps nothing",
-        "float where the file has no room",
-        "a file may grow where INT8 weights alone do not hold the budget",
+        "the file grows before a layer goes back",
+        "float where a larger file helps nothing",
     ],
 )
 def test_weights_become_halves_before_a_layer_goes_back(monkeypatch, room, as_int8, helps, halves, returned):

@@ -4,9 +4,8 @@ Where INT8 loses more than the budget allows, every layer is measured once alone
 as two halves (:mod:`..models.halves`). If that holds the budget, or comes nearer to it, the fewest layers that need halves are
 searched by bisection, the one that costs most alone first. What is left is the rounding of weights, which halves of the input do
 not mend: it is learned for inputs that are exact, as halves all but are. Where that does not hold the budget either, the weights of
-the fewest layers become two halves (:mod:`..models.weight_halves`), as far as the file stays small: it may grow only where INT8 weights
-by themselves, all else in float, do not hold the budget. What is left goes back to float,
-again the worst first.
+the fewest layers become two halves (:mod:`..models.weight_halves`), as far as the file stays small, and where that is not enough in a
+larger file: INT8 in halves is faster than float. What is left goes back to float, again the worst first.
 """
 
 from __future__ import annotations
@@ -132,7 +131,7 @@ class Ladder:
                 return best
         if to_float:
             order = self._weights_order(halved)
-            refined = self._refine(halved, order)
+            refined = self._refined(halved, order)
             if refined.refined and self._holds(refined):
                 return self._fewest(refined, refined)
             self._return_to_float(refined, order)
@@ -244,13 +243,30 @@ class Ladder:
                 high, step = min(high + step, len(order)), 2 * step
         return at(high)
 
-    def _refine(self, start: Point, order: Sequence[str]) -> Point:
-        """The network whose weights are two halves in the fewest layers that hold the budget; in as many as the file has room for, if that
-        comes nearer to it; else the one at the start."""
+    def _refined(self, start: Point, order: Sequence[str]) -> Point:
+        """The network whose weights are two halves in the fewest layers that hold the target, in a small file if that does, else in a larger
+        one, and else the budget; if none does, what of a small file comes nearest to the budget."""
+        small = SIZE_LIMIT * self._base.fp32.ByteSize()
+        nearest = start
+        for target in (self._margin, 0.0) if self._margin else (0.0,):
+            self._target = target
+            for limit in (small, math.inf):
+                refined = self._refine(start, order, limit)
+                if refined.refined and self._holds(refined):
+                    return refined
+                nearest = refined if limit == small else nearest
+        return nearest
+
+    def _refine(self, start: Point, order: Sequence[str], limit: float) -> Point:
+        """The network whose weights are two halves in the fewest layers that hold the target; in as many as the file has room for, if that
+        comes nearer to it; else the one at the start.
+
+        Args:
+            limit: the most bytes of the file.
+        """
         fitting: tuple[str, ...] = ()
-        limit = self._room(start.network)
         for name in order:
-            if self.build(replace(start, refined=(*fitting, name))).ByteSize() <= limit:
+            if math.isinf(limit) or self.build(replace(start, refined=(*fitting, name))).ByteSize() <= limit:
                 fitting += (name,)
         if not fitting:
             return start
