@@ -28,6 +28,8 @@ from gpu_networks import TIMED  # noqa: E402
 os.environ["CUDA_CACHE_DISABLE"] = "1"
 #: nnU-Net's network with 14 classes, for the whole volume.
 FOURTEEN = "nnunet14"
+#: One part of TotalSegmentator's "total": nnU-Net's network with 25 classes (gpu_road.py).
+TOTAL = "total25"
 ROUNDS, STEP_RUNS = 30, 10
 
 
@@ -41,6 +43,11 @@ def make_network(name: str, folder: Path) -> None:
             from networks import quantized, torch_networks
 
             package = quantized(torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"], name, Path(scratch))
+        elif name == TOTAL:
+            from gpu_road_peer import nnunet
+            from networks import quantized
+
+            package = quantized(nnunet(25), name, Path(scratch))
         else:
             package, _ = study_package(TIMED[name], Path(scratch), Task())
         keep_network(package.onnx_path("int8"), folder / f"{name}.onnx")
@@ -269,7 +276,7 @@ def torch_volume() -> dict[str, Any]:
 def main() -> None:
     verb, folder, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     if verb == "networks":
-        for name in names or (*TIMED, FOURTEEN):
+        for name in names or (*TIMED, FOURTEEN, TOTAL):
             make_network(name, folder)
             print(name, flush=True)
     elif verb == "time":

@@ -1,14 +1,14 @@
 """A scan in memory to labels in memory, all on one GPU: CUDA INT8 with this project's road beside the same network in PyTorch.
 
-    python benchmarks/cuda_int8.py networks FOLDER nnunet14   # any machine with the build road: the INT8 network
-    python benchmarks/gpu_road.py ours FOLDER                 # a machine with a GPU and onnx; prints a JSON line
-    python benchmarks/gpu_road.py torch                       # the same with torch and MONAI
+    python benchmarks/cuda_int8.py networks FOLDER total25    # any machine with the build road: the INT8 network
+    python benchmarks/gpu_road.py ours FOLDER [PARTS]         # a machine with a GPU and onnx; prints a JSON line
+    python benchmarks/gpu_road.py torch                       # the same with torch and MONAI (gpu_road_peer.py)
+    python benchmarks/gpu_road.py both FOLDER                 # both in one process, turn and turn about
     python benchmarks/gpu_road.py back                        # scores to labels alone: 25 and 118 classes, no network; needs cuda-python
 
-512 x 512 x 400 voxels of 0.8 mm as int16, resampled to 1.5 mm and back, windows of 128^3 half over each other, 14 classes, random weights.
-PyTorch: float16, channels-last, compiled where it compiles; trilinear ``interpolate`` both ways, class by class on the way back, which is
-what fits; nothing but scan and labels crosses the bus. Each is run a few times; the first run, which compiles, builds and checks, is left
-out.
+512 x 512 x 400 voxels of 0.8 x 0.8 x 1 mm as int16, resampled to 1.5 mm (273 x 273 x 267) and back by linear interpolation, windows of
+128^3 half over each other, nnU-Net's network with 25 classes, random weights: one part of TotalSegmentator's "total". With PARTS such
+networks are run in turn and their labels merged. Each is run a few times; the first run, which compiles, builds and checks, is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "Testing" / "support"), str(ROOT / "MedQuantINT8")]
-SHAPE, SPACING, TARGET, PATCH, BATCH, ROUNDS = (400, 512, 512), 0.8, 1.5, (128, 128, 128), 4, 6
+#: Along (K, J, I).
+SHAPE, SPACING, TARGET = (400, 512, 512), (1.0, 0.8, 0.8), 1.5
+PATCH, BATCH, ROUNDS, CLASSES = (128, 128, 128), 4, 6, 25
 LOW, HIGH = -160.0, 400.0
 
 
@@ -47,114 +49,129 @@ def timed(run: Any) -> dict[str, Any]:
     return {"seconds": statistics.median(times), "least": min(times), "most": max(times), **stages}
 
 
-def ours(folder: Path) -> dict[str, Any]:
-    """CUDA INT8 by the segment road."""
-    from cuda_int8 import FOURTEEN, with_weights
-    from MedQuantINT8Lib.engines.base import BuildOptions
-    from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
-    from MedQuantINT8Lib.imaging.preprocessing import preprocess
-    from MedQuantINT8Lib.imaging.volume import Volume
-    from MedQuantINT8Lib.inference.gpu_preparation import deferred
-    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment_volume
-    from MedQuantINT8Lib.models.spec import Geometry, Label, Normalization, Output, Window
-    from road_models import road_spec
+class Ours:
+    """CUDA INT8 by the segment road: a scan in memory to labels in memory, the engines loaded.
 
-    volume = Volume(scan()[None], np.diag([-SPACING, -SPACING, SPACING, 1.0]))
-    options = BuildOptions("int8", PATCH, batch=BATCH, device="gpu")
-    with tempfile.TemporaryDirectory() as scratch:
-        network = with_weights(folder / f"{FOURTEEN}.onnx", Path(scratch) / "network.onnx")
-        CudaInt8Backend().build(network, Path(scratch), options)
-        engine = CudaInt8Backend().load(Path(scratch), options)
-    classes = engine.gpu_network.plan.classes
-    spec = replace(
-        road_spec("linear by centers"),
-        geometry=Geometry("KJI", "LPS", spacing=(TARGET,) * 3),
-        normalization=(Normalization("window", low=LOW, high=HIGH),),
-        labels=tuple(Label(n, f"s{n}", n) for n in range(1, classes)),
-        output=Output(),
-        window=Window(PATCH, overlap=0.5),
-    )
+    Args:
+        parts: networks that are run in turn, their labels merged as a task's are.
+    """
 
-    def run() -> dict[str, Any]:
-        options = SegmentationOptions(batch=BATCH)
-        result = segment_volume(volume, spec, lambda _: engine, options, prepare=partial(deferred, prepare=preprocess))
+    def __init__(self, folder: Path, parts: int = 1) -> None:
+        from cuda_int8 import TOTAL, with_weights
+        from MedQuantINT8Lib.engines.base import BuildOptions
+        from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
+        from MedQuantINT8Lib.imaging.volume import Volume
+        from MedQuantINT8Lib.models.input_spec import SplineResampling
+        from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
+
+        k, j, i = SPACING
+        self._volume = Volume(scan()[None], np.diag([-i, -j, k, 1.0]))
+        options = BuildOptions("int8", PATCH, batch=BATCH, device="gpu")
+        with tempfile.TemporaryDirectory() as scratch:
+            network = with_weights(folder / f"{TOTAL}.onnx", Path(scratch) / "network.onnx")
+            CudaInt8Backend().build(network, Path(scratch), options)
+            self.engines = [CudaInt8Backend().load(Path(scratch), options) for _ in range(parts)]
+        self.classes = self.engines[0].gpu_network.plan.classes
+        self._spec = ModelSpec(
+            name=TOTAL,
+            version="1",
+            modality="CT",
+            channels=(Channel("CT"),),
+            license="Apache-2.0",
+            geometry=Geometry(
+                "KJI",
+                "native",
+                spacing=(TARGET,) * 3,
+                anchor="edges",
+                interpolation="nnunet",
+                spline=SplineResampling(order=1),
+            ),
+            normalization=(Normalization("window", low=LOW, high=HIGH),),
+            labels=tuple(Label(n, f"s{n}", n) for n in range(1, self.classes)),
+            output=Output(),
+            window=Window(PATCH, overlap=0.5),
+        )
+
+    def run(self) -> dict[str, Any]:
+        from MedQuantINT8Lib.imaging.preprocessing import preprocess
+        from MedQuantINT8Lib.inference.gpu_preparation import deferred
+        from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment_volume
+        from MedQuantINT8Lib.inference.task_runner import merge_labels
+
+        merged = None
+        for number, engine in enumerate(self.engines):
+            result = segment_volume(
+                self._volume,
+                self._spec,
+                lambda _, engine=engine: engine,
+                SegmentationOptions(batch=BATCH),
+                prepare=partial(deferred, prepare=preprocess),
+            )
+            if len(self.engines) > 1:
+                merged = np.zeros_like(result.labels) if merged is None else merged
+                first = 1 + number * (self.classes - 1)
+                merge_labels(merged, result.labels, {n: first + n - 1 for n in range(1, self.classes)})
         return {"stages": result.seconds, "notes": result.notes, "windows": result.windows}
 
-    row = {"ours": "CUDA INT8", "gpu": engine.gpu.info.name, "classes": classes, **timed(run)}
-    engine.close()
+    def close(self) -> None:
+        for engine in self.engines:
+            engine.close()
+
+
+def ours(folder: Path, parts: int = 1) -> dict[str, Any]:
+    road = Ours(folder, parts)
+    about = {"ours": "CUDA INT8", "gpu": road.engines[0].gpu.info.name, "classes": road.classes, "parts": parts}
+    row = about | timed(road.run)
+    road.close()
     return row
 
 
-def peer() -> dict[str, Any]:
-    """The same network in PyTorch, everything on the GPU."""
+def peer_road() -> tuple[Any, dict[str, Any]]:
+    """The same in PyTorch, everything on the GPU, and how it runs."""
     import torch
-    from torch.nn.functional import interpolate
 
-    from MedQuantINT8Lib.inference.windows import importance_map, plan_windows
-    from MedQuantINT8Lib.models.spec import Window
-    from networks import torch_networks
+    from gpu_road_peer import TorchRoad, fastest_network
 
-    torch.backends.cudnn.benchmark = True
-    module = torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"].cuda().eval().requires_grad_(False)
-    module = module.half().to(memory_format=torch.channels_last_3d)
-    probe = torch.zeros(BATCH, 1, *PATCH, device="cuda", dtype=torch.float16).to(memory_format=torch.channels_last_3d)
-    network, mode = torch.compile(module, mode="reduce-overhead", dynamic=False), "compiled, recorded"
-    with torch.inference_mode():
-        try:
-            network(probe)
-        except Exception as error:
-            network, mode = module, f"not compiled: {type(error).__name__}"
-        classes = int(network(probe).shape[1])
-    size = tuple(round((n - 1) * SPACING / TARGET + 1) for n in SHAPE)
-    plan = plan_windows(size, Window(PATCH, overlap=0.5), PATCH)
-    weights = torch.from_numpy(importance_map(PATCH, "gaussian")).cuda()
-    volume = torch.from_numpy(scan())
-    starts = list(plan.windows())
+    network = fastest_network(CLASSES, PATCH)
+    size = tuple(round(n * s / TARGET) for n, s in zip(SHAPE, SPACING, strict=True))
+    road = TorchRoad(
+        network["call"], CLASSES, size, PATCH, network["batch"], (LOW, HIGH), channels_last=network["channels_last"]
+    )
+    about = {
+        "peer": f"PyTorch {torch.__version__}, {network['mode']}",
+        "gpu": torch.cuda.get_device_name(),
+        "classes": CLASSES,
+        "windows": road.plan.count,
+        "window_ms": network["ms"],
+        "way_back_ms": road.choose_way_back(SHAPE),
+    }
+    return road, about
 
-    def run() -> dict[str, Any]:
-        marks = [time.perf_counter()]
 
-        def mark() -> None:
-            torch.cuda.synchronize()
-            marks.append(time.perf_counter())
+def peer() -> dict[str, Any]:
+    road, about = peer_road()
+    volume = scan()
+    return about | timed(lambda: {"stages": road.run(volume)[1]})
 
-        with torch.inference_mode():
-            x = volume.cuda(non_blocking=True).float()[None, None]
-            x = (interpolate(x, size, mode="trilinear", align_corners=False).clamp(LOW, HIGH) - LOW) / (HIGH - LOW)
-            x = x.half()
-            mark()
-            scores = torch.zeros(classes, *size, device="cuda")
-            total = torch.zeros(size, device="cuda")
-            for first in range(0, len(starts), BATCH):
-                some = starts[first : first + BATCH]
-                places = [tuple(slice(s, s + p) for s, p in zip(start, PATCH, strict=True)) for start in some]
-                batch = torch.stack([x[0, :, a, b, c] for a, b, c in places])
-                if len(some) < BATCH:
-                    batch = torch.cat([batch, batch.new_zeros(BATCH - len(some), 1, *PATCH)])
-                found = network(batch.to(memory_format=torch.channels_last_3d))
-                for n, (a, b, c) in enumerate(places):
-                    scores[:, a, b, c] += found[n].float() * weights
-                    total[a, b, c] += weights
-            scores /= total
-            mark()
-            best, labels = None, None
-            for number in range(classes):
-                finer = interpolate(scores[None, number : number + 1], SHAPE, mode="trilinear", align_corners=False)[
-                    0, 0
-                ]
-                if best is None:
-                    best, labels = finer, torch.zeros(SHAPE, dtype=torch.uint8, device="cuda")
-                else:
-                    labels.masked_fill_(finer > best, number)
-                    torch.maximum(best, finer, out=best)
-            mark()
-            labels.cpu()
-            mark()
-        names = ("scan up, resampled, normalized", "windows", "back and argmax", "labels down")
-        return {"stages": dict(zip(names, np.diff(marks).tolist(), strict=True))}
 
-    gpu = torch.cuda.get_device_name()
-    return {"peer": f"PyTorch {torch.__version__}, {mode}", "gpu": gpu, "windows": plan.count, **timed(run)}
+def both(folder: Path) -> Iterator[dict[str, Any]]:
+    """How PyTorch's runs, the two turn and turn about, and ours with five parts: PyTorch's five are five times its one."""
+    road, about = peer_road()
+    yield {"road_peer": about}
+    volume, mine = scan(), Ours(folder)
+    times: dict[str, list[float]] = {"ours": [], "torch": []}
+    stages: dict[str, Any] = {}
+    for number in range(ROUNDS + 1):
+        for name, run in (("torch", lambda: {"stages": road.run(volume)[1]}), ("ours", mine.run)):
+            began = time.perf_counter()
+            stages[name] = run()
+            if number:
+                times[name].append(time.perf_counter() - began)
+    mine.close()
+    seconds = {name: statistics.median(found) for name, found in times.items()}
+    ratio = seconds["torch"] / seconds["ours"]
+    yield {"road": about, "seconds": seconds, "times": times, "ratio": ratio, "details": stages}
+    yield ours(folder, 5)
 
 
 def back() -> dict[str, Any]:
@@ -197,13 +214,17 @@ def back() -> dict[str, Any]:
 
 def main() -> None:
     what, *rest = sys.argv[1:] or ["help"]
+    rows: Iterable[dict[str, Any]]
     if what == "ours" and rest:
-        found = ours(Path(rest[0]))
+        rows = [ours(Path(rest[0]), *map(int, rest[1:2]))]
+    elif what == "both" and rest:
+        rows = both(Path(rest[0]))
     elif what in ("torch", "back"):
-        found = peer() if what == "torch" else back()
+        rows = [peer() if what == "torch" else back()]
     else:
         sys.exit(__doc__)
-    print(json.dumps({"date": time.strftime("%Y-%m-%d"), "voxels": SHAPE, **found}))
+    for row in rows:
+        print(json.dumps({"date": time.strftime("%Y-%m-%d"), "voxels": SHAPE, **row}), flush=True)
 
 
 if __name__ == "__main__":
