@@ -30,6 +30,8 @@ os.environ["CUDA_CACHE_DISABLE"] = "1"
 FOURTEEN = "nnunet14"
 #: One part of TotalSegmentator's "total": nnU-Net's network with 25 classes (gpu_road.py).
 TOTAL = "total25"
+#: MLPerf's 3D U-Net: nnU-Net's plain network with ReLU and 3 classes (mlperf_kits19.py).
+KITS = "kits19"
 ROUNDS, STEP_RUNS = 30, 10
 
 
@@ -43,11 +45,12 @@ def make_network(name: str, folder: Path) -> None:
             from networks import quantized, torch_networks
 
             package = quantized(torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"], name, Path(scratch))
-        elif name == TOTAL:
+        elif name in (TOTAL, KITS):
             from gpu_road_peer import nnunet
             from networks import quantized
 
-            package = quantized(nnunet(25), name, Path(scratch))
+            module = nnunet(25) if name == TOTAL else nnunet(3, "relu")
+            package = quantized(module, name, Path(scratch))
         else:
             package, _ = study_package(TIMED[name], Path(scratch), Task())
         keep_network(package.onnx_path("int8"), folder / f"{name}.onnx")
@@ -276,7 +279,7 @@ def torch_volume() -> dict[str, Any]:
 def main() -> None:
     verb, folder, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     if verb == "networks":
-        for name in names or (*TIMED, FOURTEEN, TOTAL):
+        for name in names or (*TIMED, FOURTEEN, TOTAL, KITS):
             make_network(name, folder)
             print(name, flush=True)
     elif verb == "time":

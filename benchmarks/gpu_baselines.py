@@ -368,7 +368,7 @@ def main() -> None:
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     deadline, modes = time.time() + given.seconds, given.modes.split(",")
     if unknown := [name for name in (*given.names, *modes) if name not in TIMED and name not in MODES]:
         parser.error(f"unknown: {', '.join(unknown)}; networks are {', '.join(TIMED)}, modes {', '.join(MODES)}")

@@ -24,8 +24,8 @@ FORMS = ((True, 4), (True, 1), (False, 4))
 ROUNDS = 5
 
 
-def nnunet(classes: int) -> Any:
-    """nnU-Net's plain network of six levels, as TotalSegmentator's plans have it, random weights."""
+def nnunet(classes: int, activation: str = "leakyrelu") -> Any:
+    """nnU-Net's plain network of six levels, as TotalSegmentator's plans have it, random weights; MLPerf's has "relu"."""
     import torch
     from monai.networks.nets import DynUNet
 
@@ -41,6 +41,8 @@ def nnunet(classes: int) -> Any:
         filters=[32, 64, 128, 256, 320, 320],
         res_block=False,
         deep_supervision=False,
+        act_name=(activation, {"inplace": True}),
+        trans_bias=True,
     )
 
 
