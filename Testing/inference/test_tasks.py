@@ -8,7 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from MedQuantINT8Lib.errors import InputError, PackageError
+import gpu_computing
+import kernels_on_processor
+from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
+from MedQuantINT8Lib.errors import Cancelled, EngineError, InputError, PackageError
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference import pipeline
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
@@ -396,3 +399,63 @@ def test_axes_that_a_later_part_does_not_allow_are_refused_before_any_is_run(tmp
         monkeypatch.setattr(pipeline, "_segment", lambda *_: pytest.fail("a network was run"))
         with pytest.raises(InputError, match="second does not allow mirroring along axis 0"):
             segment(model, spotted(), SegmentationOptions(mirroring=(0,)))
+
+
+@pytest.mark.skipif(kernels_on_processor.COMPILER is None, reason="needs a C++ compiler")
+class TestOnSeveralGpus:
+    """Parts on GPUs that are none, by a network in NumPy; see gpu_computing.py."""
+
+    @pytest.fixture
+    def driver(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "cache"))
+        return gpu_computing.install_kernels(monkeypatch)
+
+    @staticmethod
+    def run(folder, device, task=None, pool=None, volume=None):
+        choice = EngineChoice("cuda_int8", "fp16", device=device)
+        with load_model(str(folder)) as model:
+            return pipeline.segment(model, volume or spotted(), choice, OPTIONS, task or Task(), pool=pool)
+
+    def test_each_part_runs_on_one_gpu_and_the_last_on_all(self, together, driver):
+        one, events = self.run(together, "gpu:1"), []
+        several = self.run(together, "gpu:all", Task(events.append))
+        np.testing.assert_array_equal(several.result.labels, one.result.labels)
+        assert set(np.unique(one.result.labels)) == {0, 1, 2, 3, 4, 5}
+        # In the task's order, whichever ended first, and nothing is counted twice.
+        for what in ("name", "windows"):
+            assert [part[what] for part in several.parts] == [part[what] for part in one.parts]
+        assert "2 parts were run on 2 GPUs, each on one of them" in several.result.notes
+        spread = [note for note in several.result.notes if "windows were spread over gpu:0, gpu:1" in note]
+        assert len(spread) == 1 and spread[0].startswith("brightest: ")
+        assert not any("each on one" in note or "spread" in note for note in one.result.notes)
+        assert any(event.stage == "dim: segmenting" for event in events)
+        assert not driver.memory
+
+    def test_a_process_that_stays_loads_each_network_once(self, together, driver, monkeypatch):
+        pool, loads = KeepingPool(), []
+        load = CudaInt8Backend.load
+        monkeypatch.setattr(
+            CudaInt8Backend, "load", lambda *arguments: loads.append(arguments[2].device) or load(*arguments)
+        )
+        labels = [self.run(together, "gpu:0,1", pool=pool).result.labels for _ in range(2)]
+        np.testing.assert_array_equal(*labels)
+        assert sorted(loads) == ["gpu:0", "gpu:0", "gpu:1", "gpu:1"] and len(pool) == 4
+        pool.clear()
+        assert not len(pool) and not driver.memory
+
+    def test_a_part_that_fails_or_a_cancelled_task_ends_all(self, together, driver, monkeypatch):
+        real = pipeline._segment
+
+        def fails(ensemble, volume, options, setting, prepare):
+            if setting.choice.device == "gpu:1":
+                raise EngineError("The card fell out.")
+            return real(ensemble, volume, options, setting, prepare)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "_segment", fails)
+            with pytest.raises(EngineError, match="fell out"):
+                self.run(together, "gpu:0,1")
+        task = Task(lambda event: task.cancel() if event.stage.endswith("segmenting") else None)
+        with pytest.raises(Cancelled):
+            self.run(together, "gpu:0,1", task)
+        assert not driver.memory

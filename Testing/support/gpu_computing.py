@@ -103,7 +103,9 @@ def install(monkeypatch, count=2):
     driver, weights = ComputingDriver(count), {}
 
     def key(plan):
-        return tuple((step.name, step.kind, step.int8) for step in plan.steps)
+        raw = {step.weights for step in plan.steps}
+        rest = sorted((name, np.asarray(array).tobytes()) for name, array in plan.arrays.items() if name not in raw)
+        return tuple((step.name, step.kind, step.int8) for step in plan.steps), tuple(rest)
 
     def planned(network, options):
         plan = plan_of_network(network, options)

@@ -177,7 +177,7 @@ def segment(
             if part is not volume:
                 segmentation.result.notes += box_notes(loaded.first.spec, loaded.first.spec.name)
             return segmentation
-        context = TaskContext(setting.run, choice.precision, default_pool(pool), task)
+        context = TaskContext(setting.run, choice.precision, default_pool(pool), task, setting.on_each_gpu())
         return run_task(loaded, part, inner, context)
 
     began = time.perf_counter()
@@ -195,6 +195,14 @@ class _Setting:
     task: Task
     pool: EnginePool | None
     prepared: bool = False
+
+    def on_each_gpu(self) -> tuple[Callable[[Task], Any], ...]:
+        """Return, where the choice is of several GPUs, what gives :meth:`run` on each of them alone, with a task of its own."""
+        choices = self.choice.on_each_gpu()
+        return tuple(partial(self._alone, choice) for choice in choices) if len(choices) > 1 else ()
+
+    def _alone(self, choice: EngineChoice, task: Task) -> Any:
+        return replace(self, choice=choice, task=task).run
 
     def run(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,9 +24,9 @@ from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
 from ..models.task import Find, Part
 from ..progress import Task
+from ..thread_pool import Threads
 from .configurations import allows_mirroring, check_mirroring
 from .engine_pool import EnginePool, SingleUsePool
-from .ensemble import Ensemble
 from .margins import ONE
 from .memory_estimate import MemoryEstimate, estimate, fitted
 from .postprocessing import cleaned
@@ -36,13 +35,12 @@ from .segmentation_run import SegmentationRun, latency_of, parts_json, summed_se
 from .segmenter import SegmentationOptions, SegmentationResult, spec_in_force
 from .shared_preprocessing import SharedPreprocessing, preprocessing_key
 from .task_engine import merged_engine
+from .task_gpus import OnOneGpu, PartRun, PartsOnGpus, RunPart
 from .task_model import TaskModel
 from .task_plan import PlannedFind, PlannedPart, TaskPlan, plan_task
 
 #: Stands for a label map that was merged, or looked at, and let go of.
 _NOTHING: NDArray[Any] = np.zeros((0, 0, 0), np.uint8)
-#: Segments a volume with the packages of one part.
-RunPart = Callable[[Ensemble, Volume, SegmentationOptions, SharedPreprocessing], SegmentationRun]
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,14 @@ class TaskContext:
         precision: that was asked for; "auto" counts as INT8 where memory is estimated.
         pool: keeps loaded engines, or closes each when its part is done.
         task: takes progress, and says whether the run shall stop.
+        gpus: where several GPUs are used, what runs a part on each alone. ``run_part`` then spreads a part's windows over all.
     """
 
     run_part: RunPart
     precision: str
     pool: EnginePool
     task: Task
+    gpus: tuple[OnOneGpu, ...] = ()
 
 
 def run_task(model: TaskModel, volume: Volume, options: SegmentationOptions, context: TaskContext) -> SegmentationRun:
@@ -106,8 +106,11 @@ class _TaskRun:
         try:
             for position, item in enumerate(self._plan.find):
                 self._find(item, self._next_spec(position))
+            # Each on a GPU by itself is faster than spread over all; those that are left over are spread.
+            beside = self._parts_beside()
             for position, part in enumerate(self._plan.parts):
-                self._part(part, self._next_spec(len(self._plan.find) + position))
+                if position >= beside:
+                    self._part(part, self._next_spec(len(self._plan.find) + position))
         finally:
             self._context.task.part = self._prefix
         merging = time.perf_counter()
@@ -140,7 +143,8 @@ class _TaskRun:
         name = max(needs, key=lambda key: needs[key].total)
         most = " at most" if name in bounded else ""
         self._notes.append(f"networks are run in turn; the largest, {name}, takes{most} {needs[name].in_words()}")
-        self._context.pool.reserve(sum(len(ensemble.groups) for ensemble in ensembles.values()))
+        gpus = max(1, len(self._context.gpus))
+        self._context.pool.reserve(gpus * sum(len(ensemble.groups) for ensemble in ensembles.values()))
 
     def _memory(self, source: Find | Part, volume: Volume) -> MemoryEstimate:
         return estimate(self._model.ensemble(source).first, self._context.precision, volume, self._options)
@@ -167,6 +171,18 @@ class _TaskRun:
         following: tuple[str | None, ModelSpec] | None,
     ) -> SegmentationRun:
         """Run one network on a box of the volume."""
+        spec = self._model.ensemble(source).first.spec
+        self._shared.keep = following is not None and (
+            following[0] == within and preprocessing_key(following[1]) == preprocessing_key(spec)
+        )
+        self._context.task.part = f"{self._prefix}{source.name}: "
+        part = self._part_run(source, box)
+        run = self._context.run_part(part.ensemble, part.volume, part.options, self._shared)
+        self._note(source, box, run)
+        return run
+
+    def _part_run(self, source: Find | Part, box: Box) -> PartRun:
+        """Return what one network is run on, and how; makes room in memory for it."""
         ensemble = self._model.ensemble(source)
         if box not in self._cuts:
             # One cut at a time, so that what was preprocessed of it is known again.
@@ -174,25 +190,22 @@ class _TaskRun:
         part = self._cuts[box]
         if isinstance(source, Part) and source.previous is not None:
             part = with_label_map(part, self._stages[source.previous][box_slices(box)])
-        spec = ensemble.first.spec
-        self._shared.keep = following is not None and (
-            following[0] == within and preprocessing_key(following[1]) == preprocessing_key(spec)
-        )
-        self._context.task.part = f"{self._prefix}{source.name}: "
         self._context.pool.make_room(self._memory(source, part).total)
         wants_margins = self._options.margins and isinstance(source, Part)
         options = replace(self._options, margins=wants_margins)
         if options.mirroring is True and not allows_mirroring(ensemble):
             options = replace(options, mirroring=False)
             self._notes.append(f"{source.name} is not mirrored: its network was not trained for it")
-        run = self._context.run_part(ensemble, part, options, self._shared)
+        return PartRun(source.name, ensemble, part, options)
+
+    def _note(self, source: Find | Part, box: Box, run: SegmentationRun) -> None:
+        """Keep what a report says of a run."""
         if box != self._whole:
-            self._notes += box_notes(spec, source.name)
+            self._notes += box_notes(self._model.ensemble(source).first.spec, source.name)
         self._notes += [f"{source.name}: {note}" for note in run.result.notes if note not in self._volume.notes]
         self._runs.append((source.name, run))
         # As large as the scan, and of no use to the parts that follow.
         run.network_input = None
-        return run
 
     def _find(self, item: PlannedFind, following: tuple[str | None, ModelSpec] | None) -> None:
         step = item.step
@@ -235,11 +248,31 @@ class _TaskRun:
             {"name": step.name, "found": [value.name for value in found], **box_json(box, self._volume.grid)}
         )
 
+    def _parts_beside(self) -> int:
+        """Run as many parts as go up evenly on several GPUs, each on one of them; how many of the plan's parts that were."""
+        gpus = len(self._context.gpus)
+        count = len(self._plan.parts) // gpus * gpus if gpus > 1 else 0
+        boxes = [(item, self._box_of(item.within)) for item in self._plan.parts[:count]]
+        planned = [(item, box) for item, box in boxes if box is not None]
+        if planned:
+            parts = [self._part_run(item.part, box) for item, box in planned]
+
+            def take(number: int, run: SegmentationRun) -> None:
+                item, box = planned[number]
+                self._note(item.part, box, run)
+                self._merge(item, box, run)
+
+            PartsOnGpus(self._context.gpus, self._context.task).run(parts, take)
+            self._notes.append(f"{len(parts)} parts were run on {gpus} GPUs, each on one of them")
+        return count
+
     def _part(self, item: PlannedPart, following: tuple[str | None, ModelSpec] | None) -> None:
         box = self._box_of(item.within)
-        if box is None:
-            return
-        run = self._segment(item.part, item.within, box, following)
+        if box is not None:
+            self._merge(item, box, self._segment(item.part, item.within, box, following))
+
+    def _merge(self, item: PlannedPart, box: Box, run: SegmentationRun) -> None:
+        """Paint what a part found into the label map of the whole."""
         merge_labels(self._labels[box_slices(box)], run.result.labels, item.targets)
         if self._margins is not None and run.result.margins is not None:
             part = self._margins[box_slices(box)]
@@ -283,11 +316,19 @@ def merge_labels(merged: NDArray[Any], labels: NDArray[Any], targets: dict[int, 
         merged, labels: (K, J, I) of the same box.
         targets: which value of ``merged`` each value of ``labels`` becomes; others are background.
     """
-    table = np.zeros(1 + max(int(labels.max(initial=0)), *targets), merged.dtype)
+    largest = np.iinfo(labels.dtype).max if labels.itemsize <= 2 else int(labels.max(initial=0))
+    table = np.zeros(1 + max(largest, *targets), merged.dtype)
     for value, target in targets.items():
         table[value] = target
-    painted = table[labels]
-    np.copyto(merged, painted, where=painted != 0)
+
+    def paint(planes: range) -> None:
+        # Plane by plane, so that what lies in between stays in the processor's cache.
+        for plane in planes:
+            painted = table.take(labels[plane])
+            np.copyto(merged[plane], painted, where=painted != 0)
+
+    with Threads() as threads:
+        threads.share(paint, len(labels))
 
 
 def merge_margins(

@@ -1,0 +1,140 @@
+"""Parts of a task on several GPUs at the same time: each part on one of them, in a thread of its own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ..imaging.volume import Volume
+from ..progress import ProgressEvent, Task
+from .ensemble import Ensemble
+from .segmentation_run import SegmentationRun
+from .segmenter import SegmentationOptions
+from .shared_preprocessing import SharedPreprocessing
+
+#: Segments a volume with the packages of one part.
+RunPart = Callable[[Ensemble, Volume, SegmentationOptions, SharedPreprocessing], SegmentationRun]
+#: Gives what runs a part on one GPU alone and reports to a task of its own.
+OnOneGpu = Callable[[Task], RunPart]
+_CHECK_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class PartRun:
+    """A part that is to be run on a volume; ``name`` stands before its stages."""
+
+    name: str
+    ensemble: Ensemble
+    volume: Volume
+    options: SegmentationOptions
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What came of a part: a run, or why there is none."""
+
+    position: int
+    run: SegmentationRun | None = None
+    error: BaseException | None = None
+
+
+class PartsOnGpus:
+    """Runs parts, each always on the GPU of its turn, so that a process that stays loads each network once.
+
+    Args:
+        gpus: what runs a part on each GPU.
+        task: takes the progress of the first of the parts under way, and says whether all shall stop.
+    """
+
+    def __init__(self, gpus: Sequence[OnOneGpu], task: Task) -> None:
+        self._gpus, self._task = tuple(gpus), task
+
+    def run(self, parts: Sequence[PartRun], take: Callable[[int, SegmentationRun], None]) -> None:
+        """Run all parts; ``take`` is called in this thread with the number and the run of each, in the parts' order.
+
+        Raises:
+            Cancelled: the task was cancelled.
+            BaseException: what the first part that failed has raised; the others were stopped.
+        """
+        # No GPU is more than one part ahead of what was taken: label maps are as large as the scan.
+        room = threading.Semaphore(2 * len(self._gpus))
+        events: queue.SimpleQueue[_Ended | tuple[int, ProgressEvent]] = queue.SimpleQueue()
+        tasks = [Task() for _ in parts]
+        for number, own in enumerate(tasks):
+            own = tasks[number] = Task(_forward(events, number))
+            own.part = f"{self._task.part}{parts[number].name}: "
+        threads = [
+            threading.Thread(
+                target=self._work, args=(gpu, number, parts, tasks, events, room), name=f"parts-{number}", daemon=True
+            )
+            for number, gpu in enumerate(self._gpus)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            self._collect(len(parts), events, room, take)
+        except BaseException:
+            for own in tasks:
+                own.cancel()
+            for _ in parts:
+                room.release()
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+
+    def _work(
+        self,
+        gpu: OnOneGpu,
+        number: int,
+        parts: Sequence[PartRun],
+        tasks: Sequence[Task],
+        events: queue.SimpleQueue[Any],
+        room: threading.Semaphore,
+    ) -> None:
+        """Run the parts of one GPU, one after the other."""
+        for position in range(number, len(parts), len(self._gpus)):
+            room.acquire()
+            part = parts[position]
+            try:
+                tasks[position].check()
+                run = gpu(tasks[position])(part.ensemble, part.volume, part.options, SharedPreprocessing())
+                # As large as the scan, and of no use to anybody.
+                run.network_input = None
+                events.put(_Ended(position, run))
+            except BaseException as error:
+                events.put(_Ended(position, error=error))
+                return
+
+    def _collect(
+        self,
+        count: int,
+        events: queue.SimpleQueue[Any],
+        room: threading.Semaphore,
+        take: Callable[[int, SegmentationRun], None],
+    ) -> None:
+        waiting: dict[int, SegmentationRun] = {}
+        taken = 0
+        while taken < count:
+            self._task.check()
+            with suppress(queue.Empty):
+                event = events.get(timeout=_CHECK_SECONDS)
+                if isinstance(event, _Ended):
+                    if event.error is not None:
+                        raise event.error
+                    assert event.run is not None
+                    waiting[event.position] = event.run
+                elif event[0] == taken:
+                    self._task.report(event[1])
+            while taken in waiting:
+                take(taken, waiting.pop(taken))
+                taken += 1
+                room.release()
+
+
+def _forward(events: queue.SimpleQueue[Any], number: int) -> Callable[[ProgressEvent], None]:
+    return lambda event: events.put((number, event))
