@@ -553,3 +553,33 @@ def test_seven_bits_of_weights_are_measured_where_they_run():
         for bits in (8, 7)
     )
     assert seven.relative_error > eight.relative_error and "7 bits" in seven.form.title
+
+
+@pytest.mark.parametrize(
+    ("held_out", "halves", "asked"),
+    [
+        ([0.995], ["a"], 1),
+        ([0.985, 0.991], ["a", "b"], 2),
+        ([0.985, 0.986, 0.987], ["a", "b", "c"], 3),
+        ([0.985, 0.98, 0.98], ["a"], 3),
+        ([None], ["a"], 1),
+    ],
+    ids=["it holds there too", "it holds at the second search", "the best of all", "the first was the best", "unknown"],
+)
+def test_what_misses_the_budget_on_held_out_scans_is_searched_again(monkeypatch, held_out, halves, asked):
+    """Patches show agreement enough with one layer in halves; scans that calibration did not see may not."""
+    plain = {"a": 0.02, "b": 0.004, "c": 0.0015, "d": 0.0001}
+    monkeypatch.setattr(sensitivity, "Measurer", ByForm(lost(plain, dict.fromkeys("abcd", 0.0))))
+    fp32 = convolutions(*random_weights((1, 4, 4, 4, 2)))
+    figures = iter(held_out)
+    verified = []
+
+    def verify(model, source):
+        verified.append((set(halved_layers(graph.Graph(model))), source))
+        return next(figures)
+
+    candidate = Candidate(fp32, quantized(fp32), source="plain")
+    made, result = guard(candidate, patches(), SPEC, Budget(0.99), Task(), verify=verify)
+    assert set(halved_layers(graph.Graph(made))) == set(halves) and sorted(result.halves) == halves
+    assert len(verified) == asked and all(source == "plain" for _, source in verified)
+    assert result.kept and not result.returned

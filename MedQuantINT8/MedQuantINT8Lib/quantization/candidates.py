@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import PackageError
@@ -103,6 +103,8 @@ class Candidates:
     learning: Learning
     last_report: RoundingReport | None = None
     _equalized: Form | None = None
+    _learned: dict[int, Candidate] = field(default_factory=dict)
+    _exact: dict[int, Candidate] = field(default_factory=dict)
     _asked_for_equalized: bool = False
 
     def first(self) -> Candidate:
@@ -124,11 +126,17 @@ class Candidates:
         return None if form is None else self._of(form, learned=False)
 
     def learned(self) -> Candidate:
-        return self._of(self.plain, learned=True)
+        return self._learned_once(self.plain)
 
     def learned_of_equalized(self) -> Candidate | None:
         form = self._equalized_form()
-        return None if form is None else self._of(form, learned=True)
+        return None if form is None else self._learned_once(form)
+
+    def _learned_once(self, form: Form) -> Candidate:
+        """The form with learned rounding; it takes minutes, and the guard may ask for it again."""
+        if id(form) not in self._learned:
+            self._learned[id(form)] = self._of(form, learned=True)
+        return self._learned[id(form)]
 
     def with_more_bits(self) -> Candidate:
         """Weights of 8 bits where those of 4 lose most."""
@@ -153,7 +161,7 @@ class Candidates:
     def _of(self, form: Form, *, learned: bool, before: RoundingReport | None = None) -> Candidate:
         is_equalized = form is not self.plain
         ranges = {name: histogram.maximum for name, histogram in form.histograms.items()}
-        exact = (lambda: self._for_exact_inputs(form)) if self._learns_again else None
+        exact = (lambda: self._exact_once(form)) if self._learns_again else None
         if not learned:
             plain, known = (form, None), form.network
             return Candidate(form.fp32, form.int8, form.corrected, ranges, is_equalized, plain, exact, network=known)
@@ -168,6 +176,11 @@ class Candidates:
     @property
     def _learns_again(self) -> bool:
         return self.learning.possible and self.learning.weight_bits == 8
+
+    def _exact_once(self, form: Form) -> Candidate:
+        if id(form) not in self._exact:
+            self._exact[id(form)] = self._for_exact_inputs(form)
+        return self._exact[id(form)]
 
     def _for_exact_inputs(self, form: Form) -> Candidate:
         """The form with rounding that is learned where every input is exact, which inputs in two INT8 halves all but are."""

@@ -31,7 +31,8 @@ from .candidates import FEW_PATCHES, Candidates, Form, Forms
 from .concat_split import split_unlike
 from .effort import EFFORTS, Learning, check_effort, with_packed_weights
 from .fp32_network import Fp32Network
-from .held_out import Calibrated, HeldOut, expected_runs, measure_held_out, stage_name
+from .held_out import HeldOut, expected_runs, stage_name
+from .held_out_comparison import HeldOutComparison
 from .latency import EngineStopwatch
 from .qdq_placement import require_quantizer
 from .rounding import RoundingReport
@@ -218,6 +219,7 @@ def _quantized(
         form=form_of_engine,
     )
     candidates = Candidates(forms, plain, patches, learning)
+    comparison = HeldOutComparison(network, calibration, sampler, package.spec, form_of_engine, task)
     int8, guarded = guard(
         candidates.first(),
         patches,
@@ -230,6 +232,7 @@ def _quantized(
         learned=candidates.learned_alternatives(),
         thorough=effort.always,
         form=form_of_engine,
+        verify=comparison.agreement if policy.budget.agreement > 0 else None,
     )
     if not guarded.kept and learning.lacks_patches:
         guarded.notes.append(
@@ -237,8 +240,7 @@ def _quantized(
         )
     form, rounding = guarded.source
     reasons = form.reasons | {name: f"the guard: {why}" for name, why in guarded.returned.items()}
-    calibrated = Calibrated(network, int8, form.histograms, calibration, form_of_engine)
-    held_out = measure_held_out(calibrated, sampler, package.spec, task)
+    held_out = comparison.of(int8, form)
     # A tensor that a layer takes in halves has a range of its own.
     own_names = _names_before_scaling(form, plain)
     wider = {
