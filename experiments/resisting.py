@@ -86,21 +86,28 @@ def own_masks(package: str, case: Case) -> dict[str, float] | None:
 
     A label map shows of masks that overlap only what no later one covers: of a head with the brain inside a shell.
     """
-    if case.spec.output.activation == "softmax" or len(case.spec.labels) < 2:
+    from MedQuantINT8Lib.inference.engine_choice import EngineChoice
+    from MedQuantINT8Lib.inference.pipeline import segment
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
+    from MedQuantINT8Lib.models.package import ModelPackage
+    from MedQuantINT8Lib.progress import Task
+
+    output = case.spec.output
+    if output.activation == "softmax" or len(case.spec.labels) < 2:
         return None
     found: dict[str, list[float]] = {}
-    for label in case.spec.labels:
+    with ModelPackage.load(package) as loaded:
         for scan in case.scans:
-            masks = []
+            volume, masks = read_volume(scan), []
             for precision in ("fp32", "int8"):
-                with tempfile.TemporaryDirectory() as scratch:
-                    file = Path(scratch) / "mask.nrrd"
-                    choice = ("--precision", precision, "--structures", label.name)
-                    medquant("segment", package, str(scan), *choice, "--output", str(file))
-                    masks.append(read_volume(file).data[0] > 0)
-            total = int(masks[0].sum()) + int(masks[1].sum())
-            if total:
-                found.setdefault(label.name, []).append(2 * int((masks[0] & masks[1]).sum()) / total)
+                options = SegmentationOptions(probabilities=True)
+                run = segment(loaded, volume, EngineChoice(precision=precision), options, Task())
+                assert run.result.probabilities is not None
+                masks.append(run.result.probabilities > output.threshold)
+            for label in case.spec.labels:
+                first, second = (mask[label.channel] for mask in masks)
+                if total := int(first.sum()) + int(second.sum()):
+                    found.setdefault(label.name, []).append(2 * int((first & second).sum()) / total)
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 

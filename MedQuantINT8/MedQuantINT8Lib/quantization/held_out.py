@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.fidelity import labels_of
 from ..engines.float_session import FloatSession, float_session
-from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, mean_of
+from ..inference.structure_dice import StructureDice, WorstStructures, mean_of
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
 from ..models.engine_form import SYMMETRIC, EngineForm
@@ -31,6 +30,7 @@ from .fp32_network import Fp32Network
 from .histogram import ActivationHistogram
 from .measurer import Patch
 from .scan_spread import MOST_ESTIMATED, TOLERANCE, EnoughScans, Spread
+from .score_agreement import ScoreAgreement
 
 #: Windows in all, at most of one scan, and scans that are looked at.
 MOST_WINDOWS, WINDOWS_A_SCAN, MOST_SCANS = 12, 4, 12
@@ -273,26 +273,24 @@ class _Comparison:
     """
 
     def __init__(self, networks: _Networks, sampler: PatchSampler, spec: ModelSpec, several: bool) -> None:
-        self._networks, self._sampler, self._several = networks, sampler, several
-        self._names = {label.channel: label.name for label in spec.labels}
-        self._exclusive, self._labels = spec.output.activation == "softmax", labels_of(spec.output)
+        self._networks, self._sampler, self._spec, self._several = networks, sampler, spec, several
         self._middle: Any = (..., *middle_of(sampler.patch, spec.window.overlap))
 
     def scan(self, index: int, count: int, task: Task) -> ScanAgreement:
         """Compare on so many windows of a scan, each a step of the task; a scan no larger than a window has one."""
         windows, voxel_ml = self._sampler.windows(index, count)
         fold = self._sampler.fold(index) if self._several else None
-        held_out, own = (PooledDice(self._exclusive, self._names, voxel_ml) for _ in range(2))
+        held_out, own = (ScoreAgreement(self._spec, voxel_ml) for _ in range(2))
         by_window = []
         for window in windows:
             expected, output = (self._networks.run(which, window)[self._middle] for which in ("fp32", fold))
-            single = PooledDice(self._exclusive)
+            single = ScoreAgreement(self._spec)
             for pooled in (held_out, single):
-                pooled.add(self._labels(output), self._labels(expected))
+                pooled.add(output, expected)
             if (value := single.value) is not None:
                 by_window.append(value)
             if fold is not None:
-                own.add(self._labels(self._networks.run(None, window)[self._middle]), self._labels(expected))
+                own.add(self._networks.run(None, window)[self._middle], expected)
             task.step()
         task.step(count - len(windows))
         structures = tuple(held_out.structures)

@@ -18,6 +18,7 @@ from ..models.engine_form import SYMMETRIC, EngineForm
 from ..models.spec import ModelSpec
 from ..progress import Task
 from .fp32_network import Fp32Network
+from .score_agreement import ScoreAgreement
 
 Patch = NDArray[np.float32]
 
@@ -27,7 +28,7 @@ class Measurement:
     """The measurement of a simulated INT8 network on the compared patches.
 
     Attributes:
-        agreement: mean Dice with FP32 over structures; None where FP32 finds nothing in the patches.
+        agreement: mean Dice with FP32 over structures (:class:`.score_agreement.ScoreAgreement`); None where FP32 finds nothing in the patches.
         relative_error: the relative error of the output.
         dice: mean Dice with the labels; None without labels, or where they show no structure.
         dice_fp32: FP32's mean Dice with the labels on the same patches.
@@ -121,10 +122,10 @@ class Measurer:
         """
         model = (self.form if form is None else form).of(candidate)
         outputs = self._outputs(model, "int8", patches or len(self._patches), task)
-        distance, agreement = Distance(self._labels), self._pooled()
+        distance, agreement = Distance(self._labels), ScoreAgreement(self._spec, self._voxel_ml)
         for output, expected in zip(outputs, self._expected, strict=False):
             distance.add(output, expected)
-            agreement.add(self._labels(output), self._labels(expected))
+            agreement.add(output, expected)
         return Measurement(
             agreement.value,
             distance.relative_error,
