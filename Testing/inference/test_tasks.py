@@ -443,6 +443,18 @@ class TestOnSeveralGpus:
         pool.clear()
         assert not len(pool) and not driver.memory
 
+    def test_a_run_that_is_cancelled_when_an_engine_is_loaded_closes_it(self, together, driver, monkeypatch):
+        task, load = Task(), CudaInt8Backend.load
+
+        def loads(*arguments):
+            task.cancel()
+            return load(*arguments)
+
+        monkeypatch.setattr(CudaInt8Backend, "load", loads)
+        with pytest.raises(Cancelled):
+            self.run(together, "gpu:0", task)
+        assert not driver.memory
+
     def test_a_part_that_fails_or_a_cancelled_task_ends_all(self, together, driver, monkeypatch):
         real = pipeline._segment
 

@@ -110,13 +110,14 @@ def prepare(
     if options.precision == "int8":
         options = replace(options, **form_of(backend).to_json())
     key = engine_key(package, backend, options)
-    with task.stage("preparing the engine"):
+    with _closed_on_failure() as loaded, task.stage("preparing the engine"):
         entry = cache.find(key)
         cached = entry is not None
         if entry is None:
             entry = _build(package, backend, options, key, task)
         used = replace(options, high_precision=tuple(entry.record.get("high_precision", options.high_precision)))
         engine = backend.load(entry.folder, used)
+        loaded.append(engine)
     if options.precision != "int8" or not backend.real_int8:
         return PreparedEngine(engine, backend, used, entry, None, "", (), cached)
     if recorded := entry.record.get("fidelity"):
@@ -139,6 +140,18 @@ def prepare(
         return PreparedEngine(engine, backend, used, entry, fidelity, _note(used), (), cached)
     engine.close()
     return _with_fallback(package, backend, options, key, patches, fidelity, task)
+
+
+@contextmanager
+def _closed_on_failure() -> Iterator[list[Engine]]:
+    """Close the engines of the list if what follows fails; a task that was cancelled says so at the end of a stage, when they are loaded."""
+    loaded: list[Engine] = []
+    try:
+        yield loaded
+    except BaseException:
+        for engine in loaded:
+            engine.close()
+        raise
 
 
 def _note(options: BuildOptions, note: str = "") -> str:
@@ -233,14 +246,11 @@ def _with_fallback(
         layers = [name for name in search.quantized if name in {*layers, *culprits}]
         safe = replace(options, high_precision=tuple(sorted({*options.high_precision, *layers})))
         note = f"{problem}; {len(layers)} layer(s) were put back to high precision"
-        with task.stage("rebuilding the engine"):
+        with _closed_on_failure() as loaded, task.stage("rebuilding the engine"):
             entry = _build(package, backend, safe, key, task, fallback=layers, note=note)
             engine = backend.load(entry.folder, safe)
-            try:
-                fidelity = _compare(package, engine, safe, _compared(patches))
-            except BaseException:
-                engine.close()
-                raise
+            loaded.append(engine)
+            fidelity = _compare(package, engine, safe, _compared(patches))
         if fidelity.trusted:
             entry = entry.update(fidelity=fidelity.to_json(), int8_mac_share=engine.describe().int8_mac_share)
             return PreparedEngine(
