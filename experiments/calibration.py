@@ -61,8 +61,17 @@ def small_patches(train: list[Any], spec: Any, counts: Sequence[int]) -> dict[tu
 
 
 def study(
-    name: str, weights: Path, make_samplers: Any, train: list[Any], test: list[Any], truth: list[Any]
+    name: str,
+    weights: Path,
+    make_samplers: Any,
+    scans: tuple[list[Any], list[Any], list[Any]],
+    known: list[dict[str, Any]],
 ) -> dict[str, Any]:
+    """A network's rows: those that are known, and those that are missing.
+
+    Args:
+        scans: to calibrate on, to test on, and the labels of these.
+    """
     from MedQuantINT8Lib.engines import BuildOptions, backend
     from MedQuantINT8Lib.evaluation.agreement import agreement, mean_dice
     from MedQuantINT8Lib.evaluation.statistics import mean_of
@@ -76,6 +85,8 @@ def study(
     from MedQuantINT8Lib.quantization.qdq_placement import place
     from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, policy_reasons, require_quantizer
 
+    train, test, truth = scans
+    done = {(row["strategy"], row["scans"], row["method"]) for row in known}
     with tempfile.TemporaryDirectory() as scratch:
         made = package(name, weights, Path(scratch))
         fp32 = graph.load_network(made.onnx_path("fp32"))
@@ -99,10 +110,14 @@ def study(
             require_quantizer(), graph.fixed_shape(fp32, patch), first, policy_reasons(fp32, QuantizationPolicy())
         )
         tensors = list(qdq.activation_tensors(placed))
-        rows = []
+        rows = list(known)
         for (strategy, count), sampler in samplers.items():
+            if all((strategy, count, method) in done for method in METHODS):
+                continue
             histograms = collect_histograms(fp32, tensors, sampler, len(sampler), patch, Task())
             for method in METHODS:
+                if (strategy, count, method) in done:
+                    continue
                 network = graph.require_onnx().ModelProto()
                 network.CopyFrom(placed)
                 qdq.set_activation_scales(network, scales_from(histograms, CalibrationOptions(method, count)))
@@ -170,6 +185,7 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, help="scans, or small patches (default: 1 5 20, or 5 20 100)")
     parser.add_argument("--sampling", action="store_true", help="where small patches should lie")
     parser.add_argument("--cases", type=int, default=60, help="test cases (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="forget rows that are there")
     parser.add_argument("--data", default=str(FOLDER))
     args = parser.parse_args()
     folder = Path(args.data)
@@ -184,7 +200,11 @@ def main() -> None:
     counts = args.counts or (SMALL_COUNTS if args.sampling else COUNTS)
     made = {r["network"]: r for r in value.get(part, [])}
     for name in args.networks or (["unet"] if args.sampling else list(SCALED)):
-        made[name] = study(name, Path(args.weights), partial(samplers, counts=counts), train, test, truth)
+        # Rows on other cases say nothing beside these.
+        before = made.get(name, {})
+        known = [] if args.fresh or before.get("cases") != len(test) else before["rows"]
+        make = partial(samplers, counts=counts)
+        made[name] = study(name, Path(args.weights), make, (train, test, truth), known)
         value |= {"machine": machine(), "date": time.strftime("%Y-%m-%d"), part: list(made.values())}
         TARGET.write_text(json.dumps(value, indent=1) + "\n")
         TARGET.with_suffix(".md").write_text(page(value))

@@ -66,7 +66,7 @@ def add_parser(add: Add) -> None:
         "--agreement",
         type=share,
         default=0.99,
-        help="least Dice of simulated INT8 with FP32 on the scans; below it layers go back to float (default: %(default)s)",
+        help="least Dice of simulated INT8 with FP32 on the scans; below it layers run as two INT8 halves, and last in float (default: %(default)s)",
     )
     command.add_argument(
         "--worst-structure",
@@ -83,7 +83,9 @@ def add_parser(add: Add) -> None:
         help="most mean Dice to --labels that INT8 may lose (default: %(default)s)",
     )
     command.add_argument(
-        "--no-fallback", action="store_true", help="only measure the loss: no layer goes back to float"
+        "--no-fallback",
+        action="store_true",
+        help="only measure the loss: no layer is taken in halves or goes back to float",
     )
     command.add_argument(
         "--effort",

@@ -65,7 +65,7 @@ class BuildLogic(ModelLogic):
             output: package to write; by default the model itself gets its INT8 network.
             scans: files that are not loaded.
             reading: how these files are read, where they leave a choice.
-            fallback: whether layers that INT8 cannot afford may go back to floating point.
+            fallback: whether layers that INT8 cannot afford may be taken in two halves or go back to floating point.
             worstStructure: the least Dice with FP32 of the structure that agrees least; 0 does not ask.
             effort: how long may be tried: "fast", "normal" or "best".
             weightBits: of the weights in the file: 8, or 4, which an engine expands to 8.
