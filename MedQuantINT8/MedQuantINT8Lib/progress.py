@@ -50,6 +50,11 @@ class Task:
         """
         self._plan = _Plan(dict(work))
 
+    def skip(self, *stages: str) -> None:
+        """Say that planned stages will not come; one that has begun is none of them."""
+        for stage in stages:
+            self._plan.waiting.pop(stage, None)
+
     def cancel(self) -> None:
         """Ask the work to stop at its next :meth:`step` or :meth:`check`; may be called from any thread."""
         self._cancelled.set()

@@ -68,11 +68,59 @@ def test_statistics_are_those_of_the_tensors(shape, opset):
 
 
 def test_maps_are_pooled_in_boxes_since_reducing_them_at_once_takes_as_long_as_the_network():
-    measuring = fp32_network._Measuring(graph.fixed_shape(network(), (9, 10, 11)), ["a_relu"])
+    measuring = fp32_network._Measuring(graph.fixed_shape(network(), (9, 10, 11)), ["a_relu"], {})
     pools = [node for node in measuring.model.graph.node if "Pool" in node.op_type]
-    assert [node.op_type for node in pools] == ["MaxPool", "MaxPool", "AveragePool"]
+    assert [node.op_type for node in pools] == ["MaxPool", "AveragePool"]
     assert all(list(node.attribute[0].ints) == [3, 5, 1] for node in pools)
     assert not any("Reduce" in node.op_type or "Global" in node.op_type for node in measuring.model.graph.node)
+
+
+def normalized_network(width):
+    """Three convolutions with normalizations between them, of a width that is no multiple of a vector."""
+    rng = np.random.default_rng(3)
+    model = convolutions(
+        {
+            "a": rng.normal(size=(width, 1, 3, 3, 3)),
+            "b": rng.normal(size=(width, width, 3, 3, 3)),
+            "c": rng.normal(size=(2, width, 1, 1, 1)),
+        },
+        {"a": np.zeros(width), "b": np.zeros(width), "c": np.zeros(2)},
+    )
+    for name in ("one", "zero"):
+        values = np.full(width, float(name == "one"), np.float32) + (0.3 if name == "zero" else 0)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.name in ("a", "b"):
+            before = node.output[0]
+            node.output[0] = f"{before}_raw"
+            nodes.append(
+                helper.make_node(
+                    "InstanceNormalization", [f"{before}_raw", "one", "zero"], [before], name=f"{node.name}_in"
+                )
+            )
+    return graph.with_nodes(model, nodes)
+
+
+def test_channels_that_are_filled_in_for_full_vectors_are_not_counted():
+    model, shape, width = normalized_network(5), (8, 8, 8), 5
+    known, given = Fp32Network(model, shape), patch(4, shape)
+    assert any(tuple(initializer.dims[:2]) == (16, 16) for initializer in known._fixed.graph.initializer), (
+        "nothing was filled in"
+    )
+    statistics = known.statistics(given)
+    names = {node.input[0] for node in model.graph.node if node.op_type == "Conv"} - {model.graph.input[0].name}
+    assert len(names) == 2
+    for name in names:
+        exact = values(model, name, given)[0]
+        assert statistics[name].maxima.shape == (width,)
+        assert np.allclose(statistics[name].maxima, np.abs(exact).max(axis=(1, 2, 3)), rtol=1e-4)
+        assert np.allclose(statistics[name].means, exact.mean(axis=(1, 2, 3)), rtol=1e-3, atol=1e-5)
+    counted = collect_histograms(model, sorted(names), [given], 1, shape, Task())
+    assert all(histogram.counts.sum() == width * 8**3 for histogram in counted.values())
+    scores = values(model, model.graph.output[0].name, given)
+    assert np.allclose(known.scores(given), scores, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("room", [1 << 20, 0])

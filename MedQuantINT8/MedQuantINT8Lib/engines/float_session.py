@@ -15,11 +15,28 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..models import onnx_graph as graph
+from ..models import rewrites
 from .onnxruntime import session
+from .openvino import VECTOR
 
 _SINGLE_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
 #: Without it OpenVINO would run what lies between Q/DQ pairs in INT8, which is no simulation.
 _AS_WRITTEN = {"LP_TRANSFORMS_MODE": "NO"}
+
+
+def with_full_vectors(model: Any) -> Any:
+    """Return a network that computes the same, whose normalizations see widths that OpenVINO computes in full vectors.
+
+    The filled channels are 0 and nothing reads them; tensors keep their names. A network of 15 channels takes three quarters of the time.
+
+    Args:
+        model: of fixed, inferred shapes, before any of its inner tensors is made an output: those stay as they are.
+    """
+    padded = rewrites.with_padded_channels(model, VECTOR, only_with="InstanceNormalization")
+    if padded is not model:
+        graph.infer(padded)
+    return padded
 
 
 class FloatSession(Protocol):

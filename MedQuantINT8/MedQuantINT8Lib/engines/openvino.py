@@ -21,7 +21,7 @@ from .base import BuildOptions, EngineDescription, LayerRecord, UnsupportedNetwo
 _FILE = "network.blob"
 #: Channels that OpenVINO's normalization takes at once. Where a width is no multiple, the fused kernel behind an INT8
 #: convolution falls back to single values: 13 times slower for 15 channels at 96^3 (benchmarks/rewrites.py).
-_VECTOR = 16
+VECTOR = 16
 _INT8_TYPES = ("u8", "i8")
 _MAC_KINDS = ("Convolution", "Deconvolution", "MatMul", "FullyConnected")
 
@@ -95,7 +95,7 @@ class OpenVINOBackend:
         if options.precision == "int8" and not self._signed:
             model = qdq.as_unsigned(model)
         model = graph.fixed_shape(model, options.patch, options.batch)
-        model = rewrites.with_padded_channels(model, _VECTOR, only_with="InstanceNormalization")
+        model = rewrites.with_padded_channels(model, VECTOR, only_with="InstanceNormalization")
         try:
             compiled = core().compile_model(_read(core(), model), "CPU", _config(options))
         except RuntimeError as error:

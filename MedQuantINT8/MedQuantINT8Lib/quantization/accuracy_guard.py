@@ -42,6 +42,11 @@ MARGIN = 0.2
 #: they add to the part that was missed there.
 MORE_SEARCHES, MOST_MARGIN, _ADDED = 2, 0.9, 0.1
 
+#: The stages of a guard whose budget holds at once: each runs INT8 on all patches, the first once or twice.
+AGREEMENT_STAGE = "checking the agreement with FP32"
+INPUT_STAGE = "checking the agreement with the input in halves"
+OTHER_FORM_STAGE = "checking the agreement of other engines"
+
 #: Said where there is nothing to judge INT8 by.
 NOTHING_FOUND = "FP32 finds no structure in the calibration patches that were compared, so nothing is known of what INT8 loses; calibrate on scans that show the structures"
 
@@ -300,7 +305,8 @@ class _Search:
         if not layers:
             return model
         before = self.result.after
-        after = self._measurer.measure(other)
+        with self._task.stage(INPUT_STAGE, self._measurer.patches):
+            after = self._measurer.measure(other, task=self._task)
         worse = self._budget.excess(after) > self._budget.excess(before)
         if worse or after.relative_error > wanted_error(spec, before.relative_error):
             return model
@@ -331,7 +337,7 @@ def _note(result: GuardResult, ladder: Ladder, best: Point) -> None:
 def _better_biases(measurer: Measurer, candidate: Candidate, task: Task) -> tuple[Any, Measurement, bool]:
     """The INT8 network with the biases that bring it nearer to FP32, what it measures, and whether they are the corrected ones."""
     networks = 1 if candidate.corrected is None else 2
-    with task.stage("checking the agreement with FP32", networks * measurer.patches):
+    with task.stage(AGREEMENT_STAGE, networks * measurer.patches):
         measurement = measurer.measure(candidate.int8, task=task)
         if candidate.corrected is None:
             return candidate.int8, measurement, False
@@ -357,7 +363,7 @@ def _measure_other_form(measurer: Measurer, model: Any, result: GuardResult, tas
     if replace(SYMMETRIC, zero_points=True).activations_of(model) is model:
         return
     form = replace(measurer.form, zero_points=not measurer.form.zero_points)
-    with task.stage("checking the agreement of other engines", measurer.patches):
+    with task.stage(OTHER_FORM_STAGE, measurer.patches):
         result.other_form, result.in_other_form = form, measurer.measure(model, task=task, form=form)
     if result.kept and result.budget.excess(result.in_other_form) > 0:
         agreement = result.in_other_form.agreement

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engines.float_session import float_session
+from ..engines.float_session import float_session, with_full_vectors
 from ..imaging.patches import Patch
 from ..models import onnx_graph as graph
 from ..progress import Task
@@ -63,6 +63,8 @@ def collect_histograms(
     """
     fixed = graph.fixed_shape(model, patch)
     shapes = graph.Graph(fixed).shapes
+    widths = {name: sizes[1] for name, sizes in shapes.items() if len(sizes) > 2 and sizes[1]}
+    fixed = with_full_vectors(fixed)
     input_name = graph.network_shape(fixed).input_name
     groups = _groups([t for t in tensors if t != input_name], shapes, _group_bytes())
     sessions = [float_session(graph.with_outputs(fixed, group).SerializeToString(), "fp32") for group in groups]
@@ -73,7 +75,8 @@ def collect_histograms(
                 histograms[input_name].add(patch_values)
             for group, run in zip(groups, sessions, strict=True):
                 for name, values in zip(group, run.run(group, {input_name: patch_values[None]}), strict=True):
-                    histograms[name].add(values)
+                    # Channels that were filled in hold zeros, which are none of the network's values.
+                    histograms[name].add(values[:, : widths.get(name)] if values.ndim > 2 else values)
                 task.check()
             task.step()
     return histograms

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.float_session import FloatSession, float_session
+from ..engines.float_session import FloatSession, float_session, with_full_vectors
 from ..errors import InputError
 from ..imaging.patches import Patch
 from ..models import onnx_graph as graph
@@ -71,7 +71,9 @@ class Fp32Network:
 
     def __init__(self, model: Any, shape: tuple[int, int, int]) -> None:
         self.model, self.shape = model, shape
-        self._fixed = graph.fixed_shape(model, shape)
+        fixed = graph.fixed_shape(model, shape)
+        self._widths = {name: sizes[1] for name, sizes in Graph(fixed).shapes.items() if len(sizes) > 2 and sizes[1]}
+        self._fixed = with_full_vectors(fixed)
         self._input = graph.network_shape(self._fixed).input_name
         self._output = self._fixed.graph.output[0].name
         self._session: FloatSession | None = None
@@ -136,7 +138,7 @@ class Fp32Network:
 
     def _loaded(self) -> FloatSession:
         if self._session is None:
-            self._measuring = _Measuring(self._fixed, self._measured)
+            self._measuring = _Measuring(self._fixed, self._measured, self._widths)
             self._session = float_session(self._measuring.model.SerializeToString(), "fp32")
         return self._session
 
@@ -151,7 +153,7 @@ class Fp32Network:
         values = dict(zip(names, results, strict=True))
         if kept:
             self._scores[key] = values[self._output]
-        of_input = _statistics(*(function(patch[None], axis=(2, 3, 4)) for function in (np.max, np.min, np.mean)))
+        of_input = _statistics(np.abs(patch[None]).max(axis=(2, 3, 4)), patch[None].mean(axis=(2, 3, 4)))
         self._statistics[key] = {self._input: of_input, **self._measuring.statistics(values)}
 
 
@@ -159,28 +161,30 @@ def _digest(patch: Patch) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(patch).data).digest()
 
 
-def _statistics(largest: NDArray[Any], smallest: NDArray[Any], means: NDArray[Any]) -> TensorStatistics:
-    """Statistics of a tensor from the extremes and means of equal parts of it, (slices, channels, ...) each, or (1,) of the whole."""
-    if not all(np.isfinite(values).all() for values in (largest, smallest, means)):
+def _statistics(maxima: NDArray[Any], means: NDArray[Any]) -> TensorStatistics:
+    """Statistics of a tensor from the largest magnitudes and means of equal parts of it, (slices, channels, ...) each, or (1,) of the whole."""
+    if not all(np.isfinite(values).all() for values in (maxima, means)):
         raise not_finite()
-    axes = tuple(n for n in range(largest.ndim) if n != 1) if largest.ndim > 1 else ()
-    maxima = np.maximum(largest.max(axis=axes), -smallest.min(axis=axes))
-    return TensorStatistics(maxima.astype(np.float64), means.mean(axis=axes, dtype=np.float64))
+    axes = tuple(n for n in range(maxima.ndim) if n != 1) if maxima.ndim > 1 else ()
+    return TensorStatistics(maxima.max(axis=axes).astype(np.float64), means.mean(axis=axes, dtype=np.float64))
 
 
 class _Measuring:
     """A network that gives statistics of its tensors as further outputs.
 
-    What a convolution reads is pooled by maximum, minimum and mean over equal boxes that fill it, which costs a runtime next to nothing, and
+    What a convolution reads is pooled by largest magnitude and mean over equal boxes that fill it, which costs a runtime next to nothing, and
     NumPy does the rest; reducing it at once costs as much as the network itself. Of any other tensor the runtime gives the
     values, as far as they fit the memory, and else reduces it.
 
+    Args:
+        widths: how many channels of a tensor count; those behind them were filled in.
+
     Attributes:
-        outputs: of the network, by tensor: three of each, or the tensor alone.
+        outputs: of the network, by tensor: two of each, or the tensor alone.
     """
 
-    def __init__(self, model: Any, tensors: Iterable[str]) -> None:
-        self.model = rewrites.copied(model)
+    def __init__(self, model: Any, tensors: Iterable[str], widths: Mapping[str, int]) -> None:
+        self.model, self._widths = rewrites.copied(model), widths
         self._network, self._fresh = Graph(self.model), FreshNames(self.model)
         # The copy has no noted shapes.
         self._shapes = Graph(model).shapes
@@ -195,32 +199,27 @@ class _Measuring:
         return {name: self._of(name, [values[output] for output in outputs]) for name, outputs in self.outputs.items()}
 
     def _of(self, name: str, values: Sequence[NDArray[Any]]) -> TensorStatistics:
+        values = [value[:, : self._widths.get(name)] if value.ndim > 2 else np.atleast_1d(value) for value in values]
         if len(values) == 1:
             (whole,) = values
-            return _statistics(*(np.reshape(value, (1,)) for value in (whole.max(), whole.min(), whole.mean())))
-        largest, negative, means = (np.atleast_1d(value) for value in values)
-        return _statistics(largest, -negative, means)
+            return _statistics(np.reshape(np.abs(whole).max(), (1,)), np.reshape(whole.mean(), (1,)))
+        return _statistics(*values)
 
     def _measured(self, name: str) -> list[str]:
         """Add what measures a tensor; the names of the outputs."""
         shape = self._shapes.get(name) or []
         if any(n.op_type in _MAP_READERS and n.input[0] == name for n in self._network.readers.get(name, [])):
             if len(shape) < 3 or not all(shape):
-                return self._three(name, "GlobalMaxPool", "GlobalAveragePool")
+                return self._two(name, "GlobalMaxPool", "GlobalAveragePool")
             boxes = [next((side for side in _SIDES if size % side == 0), 1) for size in shape[2:]]
-            return self._three(name, "MaxPool", "AveragePool", kernel_shape=boxes, strides=boxes)
+            return self._two(name, "MaxPool", "AveragePool", kernel_shape=boxes, strides=boxes)
         if 0 < math.prod(shape or [0]) <= self._room:
             self._room -= math.prod(shape)
             return [name]
-        return self._three(name, "ReduceMax", "ReduceMean", keepdims=0)
+        return self._two(name, "ReduceMax", "ReduceMean", keepdims=0)
 
-    def _three(self, name: str, maximum: str, mean: str, **options: Any) -> list[str]:
-        negative = self._node("Neg", [name])
-        return [
-            self._node(maximum, [name], **options),
-            self._node(maximum, [negative], **options),
-            self._node(mean, [name], **options),
-        ]
+    def _two(self, name: str, maximum: str, mean: str, **options: Any) -> list[str]:
+        return [self._node(maximum, [self._node("Abs", [name])], **options), self._node(mean, [name], **options)]
 
     def _node(self, operator: str, inputs: Sequence[str], **options: Any) -> str:
         onnx = graph.require_onnx()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.float_session import FloatSession, float_session
+from ..engines.float_session import FloatSession, float_session, with_full_vectors
 from ..inference.structure_dice import StructureDice, WorstStructures, mean_of
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
@@ -330,7 +330,7 @@ class _Networks:
         if isinstance(which, int):
             model = rescaled(model, fold_ratios(self._network.histograms, which, self._network.options))
         model = self._network.form.of(model)
-        return float_session(graph.fixed_shape(model, self._patch).SerializeToString(), "int8")
+        return float_session(with_full_vectors(graph.fixed_shape(model, self._patch)).SerializeToString(), "int8")
 
 
 def fold_ratios(

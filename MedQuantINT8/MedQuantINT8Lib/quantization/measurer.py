@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.fidelity import Distance, labels_of
-from ..engines.float_session import float_session
+from ..engines.float_session import float_session, with_full_vectors
 from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, network_voxel_ml
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
@@ -99,7 +99,8 @@ class Measurer:
         )
 
     def _outputs(self, model: Any, precision: str, count: int, task: Task | None = None) -> list[NDArray[Any]]:
-        run = float_session(graph.fixed_shape(model, self._patches[0].shape[1:]).SerializeToString(), precision)
+        fixed = with_full_vectors(graph.fixed_shape(model, self._patches[0].shape[1:]))
+        run = float_session(fixed.SerializeToString(), precision)
         outputs = []
         for patch in self._patches[:count]:
             outputs.append(run.run(None, {self._input: patch[None]})[0][(slice(None),) * 2 + self._middle])

@@ -25,7 +25,7 @@ from ..models.engine_form import SYMMETRIC
 from ..models.layers import Layer, int8_share, weighted_layers, work_shares
 from ..models.package import CALIBRATION, FP32, INT8, ModelPackage
 from ..progress import Task
-from .accuracy_guard import Budget, GuardResult, Stopwatch, guard
+from .accuracy_guard import AGREEMENT_STAGE, INPUT_STAGE, OTHER_FORM_STAGE, Budget, GuardResult, Stopwatch, guard
 from .calibration import Calibration, CalibrationOptions, PatchSampler
 from .candidates import FEW_PATCHES, Candidates, Form, Forms
 from .concat_split import split_unlike
@@ -234,6 +234,8 @@ def _quantized(
         form=form_of_engine,
         verify=comparison.agreement if policy.budget.agreement > 0 else None,
     )
+    # What there was nothing to measure of.
+    task.skip(INPUT_STAGE, OTHER_FORM_STAGE)
     if not guarded.kept and learning.lacks_patches:
         guarded.notes.append(
             f"rounding was not learned, as all patches were needed to compare networks on; draw more than {count} (--patches)"
@@ -300,7 +302,9 @@ def _plan(sampler: PatchSampler, calibration: CalibrationOptions, compared: int)
     calibrating = len(sampler) * (1.0 if calibration.method == "max" else 2.0)
     return {
         "calibrating": calibrating,
-        "checking the agreement with FP32": 2.0 * compared,
+        AGREEMENT_STAGE: 2.0 * compared,
+        INPUT_STAGE: float(compared),
+        OTHER_FORM_STAGE: float(compared),
         stage_name(several=sampler.volumes > 1): float(expected_runs(sampler)),
     }
 
