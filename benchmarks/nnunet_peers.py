@@ -31,8 +31,8 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "MedQuantINT8")]
 CLASSES, TARGET, PATCH, BATCH = 25, 1.5, (128, 128, 128), 4
 #: Along (K, J, I), in mm.
 SPACING = (1.0, 0.8, 0.8)
-#: Voxels (K, J, I) of the scan: a quarter of 512 x 512 x 400 for the GPU, since nnU-Net resamples each class on the processor.
-GPU_SHAPE, CPU_SHAPE = (256, 320, 320), (128, 160, 160)
+#: Voxels (K, J, I) of the scan: an eighth of 512 x 512 x 400 for the GPU, since nnU-Net resamples each class on the processor.
+GPU_SHAPE, CPU_SHAPE = (200, 256, 256), (128, 160, 160)
 LOW, HIGH, MEAN, STD = -1004.0, 1588.0, -50.0, 503.0
 LEVELS, FILTERS = 6, [32, 64, 128, 256, 320, 320]
 

@@ -203,3 +203,13 @@ def test_a_scan_that_does_not_fit_leaves_nothing_behind(gpu, monkeypatch):
     )
     with pytest.raises(cuda.GpuMemoryError):
         deferred(volume, spec, preprocess).on_gpu(gpu)
+
+
+@pytest.mark.parametrize("name", ["linear by centers", "MONAI's", "cropped, many labels", "nnU-Net"])
+def test_linear_interpolation_goes_in_one_pass(gpu, name, monkeypatch):
+    spec = road_spec(name)
+    passes, plain = [], GpuArrays.resample_laid_out
+    monkeypatch.setattr(GpuArrays, "resample_laid_out", lambda *given: (passes.append(plain(*given)), passes[-1])[1])
+    buffer = deferred(check_volume(spec), spec, preprocess).on_gpu(gpu)
+    buffer.free()
+    assert [found is not None for found in passes] == [name != "nnU-Net"]

@@ -22,6 +22,8 @@ _MOST_BLOCKS = 8192
 #: Threads that look at a whole array, and at one slice, for its smallest and largest value or its sum.
 _LANES, _SLICE_LANES = 16384, 256
 _RANKS = 1 << 16
+#: Voxels that one is made of at most where all axes are resampled in one pass.
+_MOST_TAPS = 27
 #: Voxels of a scan as they lie in memory.
 SOURCES = {
     "int8": "i8",
@@ -131,6 +133,44 @@ class GpuArrays:
             if step.clip is not None and limits is not None:
                 self._clip(array, limits, None if clip == "whole" else step.clip)
         return array
+
+    def resample_laid_out(
+        self, source: DeviceBuffer, layout: ArrayLayout, weights: Sequence[AxisWeights]
+    ) -> DeviceBuffer | None:
+        """Return what a layout names of an array (K, J, I), resampled along all axes in one pass; None where that does not go.
+
+        It goes where nothing is padded or clipped and a voxel is made of few others: linear interpolation to a grid that is not much coarser.
+        """
+        axes, (first, steps) = layout.along("KJI"), layout.steps("KJI")
+        padded = any(axis.low > 0 or axis.high < axis.size for axis in axes)
+        by_axis = {step.axis: step for step in weights}
+        if padded or len(by_axis) < len(weights) or any(step.clip is not None for step in weights):
+            return None
+        if math.prod(step.weights.shape[1] for step in weights) > _MOST_TAPS:
+            return None
+        tables = []
+        for number, axis in enumerate(axes):
+            step = by_axis.get(number)
+            starts = np.arange(axis.size, dtype=np.int32) if step is None else step.starts
+            shares = np.ones((axis.size, 1), np.float32) if step is None else step.weights
+            tables.append((self.upload(starts), self.upload(shares)))
+        shape = [starts.shape[0] for starts, _ in tables]
+        target = self.allocate(shape)
+        self._run(
+            f"weigh_axes_{SOURCES[str(source.dtype)]}",
+            math.prod(shape),
+            source,
+            target,
+            *(starts for starts, _ in tables),
+            *(shares for _, shares in tables),
+            *(ctypes.c_int(shares.shape[1]) for _, shares in tables),
+            *map(ctypes.c_int, shape),
+            *map(ctypes.c_longlong, (first, *steps)),
+        )
+        for pair in tables:
+            for table in pair:
+                self.free(table)
+        return target
 
     def _weigh(self, array: DeviceBuffer, step: AxisWeights) -> DeviceBuffer:
         shape, axis = array.shape, step.axis

@@ -18,9 +18,13 @@ NAMES = (
 )
 #: Scores to labels on the scan's grid; one function for each kind of label map (``uint8`` or ``uint16``).
 RESAMPLING_NAMES = ("prepare_planes", "resample_u8", "resample_u16", "clear_planes", "place_u8", "place_u16")
-#: A scan to network space; the first for each kind of voxel.
+#: A scan to network space; the first two for each kind of voxel.
 PREPARATION_NAMES = (
-    *(f"lay_out_{kind}" for kind in ("i8", "u8", "i16", "u16", "i32", "u32", "f32", "f64")),
+    *(
+        f"{name}_{kind}"
+        for name in ("lay_out", "weigh_axes")
+        for kind in ("i8", "u8", "i16", "u16", "i32", "u32", "f32", "f64")
+    ),
     "weigh_axis",
     "find_extremes",
     "clip_slices",
@@ -30,6 +34,15 @@ PREPARATION_NAMES = (
 )
 #: One function for each kind of network.
 MEAN_NAMES = ("add_scores_f32", "add_scores_f16")
+#: Parts of structures; one function for each kind of label map.
+COMPONENT_NAMES = (
+    "mark_parts",
+    *(
+        f"{name}_{kind}"
+        for name in ("start_runs", "join_runs", "measure_parts", "list_parts", "erase_parts")
+        for kind in ("u8", "u16")
+    ),
+)
 CHECK_NAMES = ("score_f32", "score_f16")
 _HERE = Path(__file__).parent
 
@@ -52,6 +65,11 @@ def preparation_source() -> str:
 def mean_source() -> str:
     """Return the CUDA C text of the mean of several networks' scores."""
     return cuda_text(_HERE / "mean_scores.cu")
+
+
+def components_source() -> str:
+    """Return the CUDA C text of the parts of structures."""
+    return cuda_text(_HERE / "connected_components.cu")
 
 
 def check_source() -> str:

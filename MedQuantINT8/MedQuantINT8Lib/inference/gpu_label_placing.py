@@ -12,6 +12,7 @@ import numpy as np
 from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
 from ..imaging.array_layout import ArrayLayout
 from ..imaging.label_resampling import Axes
+from .gpu_cleaning import GpuCleaning
 from .gpu_kernels import RESAMPLING_NAMES, resampling_source
 
 _THREADS, _MOST_BLOCKS = 256, 8192
@@ -26,18 +27,27 @@ class NearestLabels:
         layout: how the resampled volume lies in the scan's own array.
         axis_order: of the tensor, "IJK" or "KJI".
         dtype: of the labels: uint8 or uint16.
+        cleaning: what is done with the labels before; None leaves them as they are.
     """
 
     axes: Axes
     layout: ArrayLayout
     axis_order: str
     dtype: Any
+    cleaning: GpuCleaning | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The label map's shape, (K, J, I)."""
+        i, j, k = self.layout.whole
+        return k, j, i
 
     def placed(self, gpu: Gpu, labels: DeviceBuffer, stream: Stream) -> DeviceBuffer:
         """Return labels (n0, n1, n2), uint16, on the scan's grid (K, J, I), 0 where a crop has left nothing; the caller frees it."""
         kernel = gpu.kernels(resampling_source(), RESAMPLING_NAMES)[f"place_u{8 * np.dtype(self.dtype).itemsize}"]
-        i, j, k = self.layout.whole
-        target = gpu.allocate((k, j, i), self.dtype)
+        if self.cleaning is not None:
+            self.cleaning.clean_all(gpu, labels, stream)
+        target = gpu.allocate(self.shape, self.dtype)
         tables: list[DeviceBuffer] = []
         try:
             target.zero(stream)

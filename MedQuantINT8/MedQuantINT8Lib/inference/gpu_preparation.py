@@ -219,8 +219,11 @@ class GpuPreparation(Preparation):
 
     def _run_channel(self, arrays: GpuArrays, channel: NDArray[Any], number: int) -> DeviceBuffer:
         array = arrays.upload_scan(channel)
-        raw = True
-        for work in self._work:
+        raw, works = True, list(self._work)
+        if (one_pass := _resampled_at_once(arrays, array, works)) is not None:
+            arrays.free(array)
+            array, raw = one_pass, False
+        for work in works:
             if isinstance(work, Normalization) and work.channels and number not in work.channels:
                 continue
             if raw and not isinstance(work, _LayOut):
@@ -232,6 +235,18 @@ class GpuPreparation(Preparation):
             else:
                 _normalize(arrays, array, work)
         return _laid_out(arrays, array, _LayOut(ArrayLayout.of(_size(array), ()), 0.0)) if raw else array
+
+
+def _resampled_at_once(arrays: GpuArrays, array: DeviceBuffer, works: list[_Work]) -> DeviceBuffer | None:
+    """Return a channel as it lies in memory laid out and resampled in one pass, and take these steps out of ``works``; None if they are not its first."""
+    layouts = 1 if works and isinstance(works[0], _LayOut) else 0
+    if len(works) <= layouts or not isinstance(resample := works[layouts], _Resample):
+        return None
+    layout = works[0].layout if isinstance(works[0], _LayOut) else ArrayLayout.of(_size(array), ())
+    result = arrays.resample_laid_out(array, layout, resample.weights)
+    if result is not None:
+        del works[: layouts + 1]
+    return result
 
 
 def _size(array: DeviceBuffer) -> tuple[int, int, int]:

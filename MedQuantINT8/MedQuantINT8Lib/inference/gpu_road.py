@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.base import gpu_network_of, on_each_gpu
-from ..engines.cuda.device import DeviceBuffer, GpuMemoryError
+from ..engines.cuda.device import DeviceBuffer, Gpu, GpuMemoryError, Stream
 from ..errors import DependencyError
 from ..imaging.preprocessing import NetworkInput
 from ..imaging.regions import logit_cut, probability_cut
-from ..models.spec import Window
+from ..models.spec import Cleaning, Window
 from ..progress import Task
+from .gpu_cleaning import GpuCleaning, done_there
 from .gpu_mean import MeanNetwork
 from .gpu_preparation import DeferredInput, data_of
 from .mirroring import flips_along
@@ -35,7 +37,10 @@ class GpuRoad:
         averages: whether the scores of several networks meet there.
         resamples: whether labels are made on the scan's grid, of scores that are resampled there.
         places: whether labels of network space are brought to the scan's grid there, by the nearest voxel.
+        cleaned: how many steps of the cleaning on the scan's grid were done there, from the first one on, once it was run.
     """
+
+    cleaned = 0
 
     def __init__(
         self,
@@ -62,9 +67,12 @@ class GpuRoad:
         )
 
         nearest = reduction.spec.output.resample == "labels" and not self.resamples
-        cleaned = any(step.where == "network" for step in reduction.spec.cleaning)
+        steps = [step for step in reduction.spec.cleaning if step.where == "network"]
         self.places = (
-            self._network is not None and nearest and not cleaned and network_input.nearest_back_axes() is not None
+            self._network is not None
+            and nearest
+            and all(map(done_there, steps))
+            and network_input.nearest_back_axes() is not None
         )
 
     def fits(self, *, skip_air: bool, margins: bool) -> bool:
@@ -111,6 +119,8 @@ class GpuRoad:
         else:
             self._reduction.take_labels(labels)
             notes.append("windows were cut, blended and reduced to labels on the GPU")
+        if self.cleaned:
+            notes.append("parts of structures were looked for on the GPU")
         return SlidingWindowResult(self._plan.count, 0, "float32", 1, time.perf_counter() - began)
 
     def _run_spread(self, batch: int, notes: list[str], task: Task) -> tuple[NDArray[Any] | None, float]:
@@ -196,7 +206,8 @@ class GpuRoad:
                 buffer = self._prepared(notes, task)
             data = data_of(self._network_input, task) if buffer is None else buffer
             began = time.perf_counter()
-            labels = runner.run(data, None if self.resamples else self._network_labels(), task=task)
+            reduction = None if self.resamples else self._network_labels()
+            labels = runner.run(data, reduction, task=task, finish=self._clean if self._steps_there() else None)
         finally:
             runner.close()
             if isinstance(self._network, MeanNetwork):
@@ -204,6 +215,17 @@ class GpuRoad:
             if buffer is not None:
                 buffer.free()
         return labels, began
+
+    def _steps_there(self) -> list[Cleaning]:
+        """Return the steps of the cleaning on the scan's grid, from the first one on, that are done on the GPU."""
+        if not (self.resamples or self.places):
+            return []
+        steps = [step for step in self._reduction.spec.cleaning if step.where == "scan"]
+        return list(takewhile(done_there, steps))
+
+    def _clean(self, gpu: Gpu, labels: DeviceBuffer, stream: Stream) -> None:
+        voxel_mm3 = 1000 * self._network_input.original.voxel_ml
+        self.cleaned = GpuCleaning(self._steps_there(), voxel_mm3).clean(gpu, labels, stream)
 
     def _prepared(self, notes: list[str], task: Task) -> DeviceBuffer | None:
         """Return the scan in network space on the GPU, or None where its memory is too small for that."""
@@ -233,7 +255,10 @@ class GpuRoad:
         if self.places:
             axes, layout = self._network_input.nearest_back_axes(), self._network_input.resampled_layout()
             assert axes is not None
-            nearest = NearestLabels(axes, layout, self._network_input.axis_order, reduction.values.dtype)
+            steps = [step for step in reduction.spec.cleaning if step.where == "network"]
+            cleaning = GpuCleaning(steps, 1000 * self._network_input.grid.voxel_ml) if steps else None
+            order, dtype = self._network_input.axis_order, reduction.values.dtype
+            nearest = NearestLabels(axes, layout, order, dtype, cleaning)
         if reduction.regions is None:
             return Reduction(values, None, False, nearest)
         channel = reduction.regions.channels[0]

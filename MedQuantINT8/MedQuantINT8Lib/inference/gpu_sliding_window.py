@@ -8,6 +8,7 @@ network space, or, resampled from the blended scores, those of the scan's grid (
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,28 @@ def ring_bytes(plan: WindowPlan, classes: int) -> int:
     slow = plan.order[0]
     others = [n for axis, n in enumerate(plan.shape) if axis != slow]
     return 4 * classes * plan.patch[slow] * int(np.prod(others))
+
+
+class Landing:
+    """Where labels come down to: memory that the system hands over while the GPU works, which takes as long as the copy itself.
+
+    Args:
+        like: has the shape and the type of the labels.
+    """
+
+    def __init__(self, like: DeviceBuffer | NearestLabels) -> None:
+        self._array = np.empty(like.shape, like.dtype)
+        # It holds the array until it has ended, also when nobody asks for that any more.
+        self._thread = threading.Thread(target=self._touch, name="landing", daemon=True)
+        self._thread.start()
+
+    def _touch(self) -> None:
+        # A call of ctypes lets other threads go on.
+        ctypes.memset(self._array.ctypes.data, 0, self._array.nbytes)
+
+    def array(self) -> NDArray[Any]:
+        self._thread.join()
+        return self._array
 
 
 class GpuSlidingWindow:
@@ -178,12 +201,14 @@ class GpuSlidingWindow:
         reduction: Reduction | None = None,
         intensity: Intensity = Intensity(),
         task: Task | None = None,
+        finish: Callable[[Gpu, DeviceBuffer, Stream], object] | None = None,
     ) -> NDArray[Any]:
         """Segment (C, n0, n1, n2) float32, int16, uint16 or uint8; labels (n0, n1, n2), or (K, J, I) of the scan's grid.
 
         Args:
             volume: an array, or one that is on the GPU already (a buffer, a torch or CuPy array; it is not copied).
             reduction: how labels of network space are made; needed where no grid's labels were asked for.
+            finish: does something with the labels, in place, before they come down.
 
         Raises:
             Cancelled: within a few windows after ``task.cancel()``; the object can be used again.
@@ -195,14 +220,18 @@ class GpuSlidingWindow:
             receiver = self.receiver_of(reduction, buffers)
             labels = receiver.labels()
             buffers.append(labels)
+            nearest = None if reduction is None or self._resampling is not None else reduction.nearest
+            landing = Landing(labels) if nearest is None else Landing(nearest)
             parts = row_parts(self._plan, self._flips)
             with task.stage("segmenting", self._plan.count * len(self._flips)):
                 self.slide(source, labels, receiver, parts, task.step, intensity)
-            if self._resampling is None and reduction is not None and reduction.nearest is not None:
-                labels = reduction.nearest.placed(self._gpu, labels, self.stream)
+            if nearest is not None:
+                labels = nearest.placed(self._gpu, labels, self.stream)
                 buffers.append(labels)
+            if finish is not None:
+                finish(self._gpu, labels, self.stream)
             # Straight to where they stay: to pin memory for so many would take longer than the driver's own detour.
-            result = np.empty(labels.shape, labels.dtype)
+            result = landing.array()
             labels.download(result, self.stream)
             self.stream.synchronize()
             return result

@@ -21,8 +21,7 @@ def cleaned(labels: NDArray[Any], steps: Sequence[Cleaning], voxel_mm3: float = 
     """
     for step in steps:
         values = step.labels or tuple(int(v) for v in np.flatnonzero(np.bincount(labels.ravel())) if v)
-        # A whole number of voxels stays one, whatever rounding has done to their volume.
-        least = step.size if step.volume is None else int(np.ceil(step.volume / voxel_mm3 * (1 - 1e-9)))
+        least = least_voxels(step, voxel_mm3)
         if step.kind == "fill_holes":
             for value in values:
                 _fill_holes(labels, value, step.connectivity)
@@ -34,6 +33,12 @@ def cleaned(labels: NDArray[Any], steps: Sequence[Cleaning], voxel_mm3: float = 
             for value in values:
                 _remove_parts(labels, labels == value, step, least)
     return labels
+
+
+def least_voxels(step: Cleaning, voxel_mm3: float) -> int:
+    """Return how many voxels a part has at least that "remove_small" leaves."""
+    # A whole number of voxels stays one, whatever rounding has done to their volume.
+    return step.size if step.volume is None else int(np.ceil(step.volume / voxel_mm3 * (1 - 1e-9)))
 
 
 def _remove_small_structures(labels: NDArray[Any], values: Sequence[int], least: int) -> None:

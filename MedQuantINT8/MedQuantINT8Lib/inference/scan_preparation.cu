@@ -45,6 +45,46 @@ extern "C" __global__ void weigh_axis(const float* source, float* target, const 
   }
 }
 
+// All three axes at once, of an array that is read as `lay_out` reads it, for weights of few taps: nothing is stored between the axes.
+template <typename From>
+__device__ void weigh_axes(const From* source, float* target, const int* starts0, const int* starts1, const int* starts2,
+                           const float* weights0, const float* weights1, const float* weights2, int taps0, int taps1,
+                           int taps2, int n0, int n1, int n2, long long first, long long s0, long long s1, long long s2) {
+  long long total = (long long)n0 * n1 * n2;
+  for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < total;
+       i += (long long)gridDim.x * blockDim.x) {
+    int x2 = i % n2, x1 = (i / n2) % n1, x0 = i / ((long long)n2 * n1);
+    const From* from = source + first + starts0[x0] * s0 + starts1[x1] * s1 + starts2[x2] * s2;
+    float sum = 0.0f;
+    for (int a = 0; a < taps0; ++a) {
+      float plane = 0.0f;
+      for (int b = 0; b < taps1; ++b) {
+        float row = 0.0f;
+        for (int c = 0; c < taps2; ++c) row += weights2[x2 * taps2 + c] * (float)from[a * s0 + b * s1 + c * s2];
+        plane += weights1[x1 * taps1 + b] * row;
+      }
+      sum += weights0[x0 * taps0 + a] * plane;
+    }
+    target[i] = sum;
+  }
+}
+#define WEIGH_AXES(NAME, FROM)                                                                                         \
+  extern "C" __global__ void NAME(const FROM* source, float* target, const int* starts0, const int* starts1,           \
+                                  const int* starts2, const float* weights0, const float* weights1,                    \
+                                  const float* weights2, int taps0, int taps1, int taps2, int n0, int n1, int n2,      \
+                                  long long first, long long s0, long long s1, long long s2) {                         \
+    weigh_axes<FROM>(source, target, starts0, starts1, starts2, weights0, weights1, weights2, taps0, taps1, taps2, n0, \
+                     n1, n2, first, s0, s1, s2);                                                                       \
+  }
+WEIGH_AXES(weigh_axes_i8, signed char)
+WEIGH_AXES(weigh_axes_u8, unsigned char)
+WEIGH_AXES(weigh_axes_i16, short)
+WEIGH_AXES(weigh_axes_u16, unsigned short)
+WEIGH_AXES(weigh_axes_i32, int)
+WEIGH_AXES(weigh_axes_u32, unsigned int)
+WEIGH_AXES(weigh_axes_f32, float)
+WEIGH_AXES(weigh_axes_f64, double)
+
 // Smallest and largest value of each slice of (outer, slices, inner), as `lanes` threads a slice see them.
 extern "C" __global__ void find_extremes(const float* values, float* lows, float* highs, int slices, long long outer,
                                          long long inner, int lanes) {

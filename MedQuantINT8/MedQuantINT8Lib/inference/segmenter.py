@@ -264,7 +264,7 @@ def _segment(
             probabilities = reduction.probabilities(network_input)
         labels = cleaned(
             reduction.labels(network_input) if probabilities is None else reduction.labels_of(probabilities),
-            [step for step in spec.cleaning if step.where == "scan"],
+            [step for step in spec.cleaning if step.where == "scan"][road.cleaned :],
             1000 * network_input.original.voxel_ml,
         )
     if result.columns > 1:
