@@ -21,6 +21,7 @@ from ..inference.structure_dice import StructureDice, WorstStructures, mean_of
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
 from ..models.engine_form import SYMMETRIC, EngineForm
+from ..models.single_products import with_single_products
 from ..models.spec import ModelSpec
 from ..models.tensor_names import FreshNames
 from ..progress import Task
@@ -329,7 +330,7 @@ class _Networks:
         model = self._network.int8
         if isinstance(which, int):
             model = rescaled(model, fold_ratios(self._network.histograms, which, self._network.options))
-        model = self._network.form.of(model)
+        model = with_single_products(self._network.form.of(model))
         return float_session(with_full_vectors(graph.fixed_shape(model, self._patch)).SerializeToString(), "int8")
 
 

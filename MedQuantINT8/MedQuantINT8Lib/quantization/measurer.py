@@ -15,6 +15,7 @@ from ..inference.structure_dice import PooledDice, StructureDice, WorstStructure
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
 from ..models.engine_form import SYMMETRIC, EngineForm
+from ..models.single_products import with_single_products
 from ..models.spec import ModelSpec
 from ..progress import Task
 from .fp32_network import Fp32Network
@@ -121,7 +122,7 @@ class Measurer:
             task: is told of each patch.
             form: another one than the measurer's.
         """
-        model = (self.form if form is None else form).of(candidate)
+        model = with_single_products((self.form if form is None else form).of(candidate))
         outputs = self._outputs(model, "int8", patches or len(self._patches), task)
         distance, agreement = Distance(self._labels), ScoreAgreement(self._spec, self._voxel_ml)
         for output, expected in zip(outputs, self._expected, strict=False):
