@@ -122,7 +122,7 @@ def test_labels_are_those_of_one_gpu(driver, name):
     note = next(note for note in result.notes if "spread over" in note)
     shares = [engine.windows for engine in engines]
     assert note == f"windows were spread over gpu:0, gpu:2: {shares[0]} and {shares[1]}" and min(shares) > 0
-    assert abs(shares[0] - shares[1]) <= 1 and sum(shares) == one[0].windows == result.windows
+    assert 0 <= shares[1] - shares[0] <= max(1, 0.15 * shares[1]) and sum(shares) == one[0].windows == result.windows
     assert "cuMemcpyPeerAsync" in driver.calls and not driver.memory
     assert not any(note.startswith("warning") for note in result.notes), result.notes
 
@@ -250,9 +250,8 @@ def test_chunks_hold_every_window_once_in_the_order_of_blending(gpus, most):
     plan = plan_windows((40, 25, 31), Window((16, 16, 16), overlap=0.5), (16, 16, 16))
     flips = ((), (0,))
     chunks = chunks_of(plan, flips, gpus, most)
-    assert len(chunks) % gpus == 0 and all(
-        chunk.windows <= max(most, -(-2 * plan.count // len(chunks))) for chunk in chunks
-    )
+    assert len(chunks) % gpus == 0
+    assert all(chunk.windows <= max(most, -(-2 * plan.count // len(chunks))) for chunk in chunks)
     windows = [window for chunk in chunks for part in chunk.parts for window in part.windows]
     assert windows == [(window, flip) for window in plan.windows() for flip in flips]
     planes = [part.finished for chunk in chunks for part in chunk.parts if part.finished is not None]

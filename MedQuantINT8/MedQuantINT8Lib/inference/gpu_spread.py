@@ -9,6 +9,7 @@ the labels of the planes that it finishes; at the end each merges, and brings do
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import threading
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from .mirroring import Flip
 from .windows import WindowPlan
 
 _THREADS, _MOST_BLOCKS = 256, 8192
+#: By which share of a chunk the first is smaller, and the last larger.
+_LATER = 0.06
 #: What scores may take that wait for their turn: a share of a GPU's free memory, and no more bytes than these.
 _STORED_SHARE, _MOST_STORED = 0.5, 4 << 30
 
@@ -43,11 +46,13 @@ class Chunk:
         number: its place in the order in which they are blended; it is run by the GPU of that number, from the first on again after the last.
         parts: the windows by rows.
         finished: the planes before this one are finished when the chunk begins.
+        reached: no window before the chunk touches this plane, or a later one.
     """
 
     number: int
     parts: list[RowPart]
     finished: int
+    reached: int
 
     @property
     def windows(self) -> int:
@@ -56,14 +61,27 @@ class Chunk:
 
 def chunks_of(plan: WindowPlan, flips: Sequence[Flip], gpus: int, most: int) -> list[Chunk]:
     """Return the windows of a plan, cut into as many chunks as there are GPUs, or a multiple of that where a chunk has room for ``most``."""
-    total = plan.count * len(flips)
+    total, slow = plan.count * len(flips), plan.order[0]
     count = gpus * max(1, -(-total // (gpus * max(1, most))))
-    chunks, finished = [], 0
-    for number in range(count):
-        parts = row_parts(plan, flips, total * number // count, total * (number + 1) // count)
-        chunks.append(Chunk(number, parts, finished))
-        finished = max([finished, *(part.finished[1] for part in parts if part.finished is not None)])
+    chunks: list[Chunk] = []
+    finished = reached = 0
+    for number, (first, stop) in enumerate(itertools.pairwise(_borders(total, count, later=count == gpus))):
+        parts = row_parts(plan, flips, first, stop)
+        chunks.append(Chunk(number, parts, finished, reached))
+        for part in parts:
+            reached = part.windows[0][0][slow] + plan.patch[slow]
+            finished = finished if part.finished is None else part.finished[1]
     return chunks
+
+
+def _borders(total: int, count: int, *, later: bool) -> list[int]:
+    """Return where each of some chunks begins, and the end of the last.
+
+    Args:
+        later: those that wait for another's planes meanwhile get a little more.
+    """
+    weights = np.linspace(1 - _LATER, 1 + _LATER, count) if later and count > 1 else np.ones(count)
+    return [0, *(round(total * share) for share in np.cumsum(weights) / weights.sum())]
 
 
 @dataclass(frozen=True)
@@ -219,7 +237,14 @@ class SpreadSlidingWindow:
         """Wait until the chunk before is blended, and go on with its planes."""
         self._team.wait_for(chunk.number - 1)
         runner, before = self._runners[member.number], self._runners[(chunk.number - 1) % len(self._team)]
-        copy_between(before.ring, runner.ring, runner.stream)
+        runner.ring.zero(runner.stream)
+        # The last finished plane is looked at once more where new voxels lie behind it.
+        kept = 1 if self._settings.grid_labels is not None and chunk.finished else 0
+        classes, depth, *sides = runner.ring.shape
+        plane = math.prod(sides) * runner.ring.dtype.itemsize
+        for low, high in _in_ring(chunk.finished - kept, chunk.reached, depth):
+            for first in range(low * plane, classes * depth * plane, depth * plane):
+                copy_between(before.ring, runner.ring, runner.stream, first, (high - low) * plane, first)
         if receiver.total is not None:
             assert before.receiver is not None and before.receiver.total is not None
             copy_between(before.receiver.total, receiver.total, runner.stream)
@@ -288,6 +313,16 @@ class SpreadSlidingWindow:
                 ctypes.c_void_p(other.pointer + first),
                 ctypes.c_longlong(count),
             )
+
+
+def _in_ring(first: int, stop: int, depth: int) -> list[tuple[int, int]]:
+    """Return where planes ``first`` to ``stop`` - 1 lie in a ring of so many, as ranges."""
+    assert stop - first <= depth
+    if stop <= first:
+        return []
+    begin, length = first % depth, stop - first
+    ends = min(begin + length, depth)
+    return [(begin, ends), *([(0, begin + length - depth)] if begin + length > depth else [])]
 
 
 class _Result:
