@@ -16,7 +16,7 @@ from MedQuantINT8Lib.models.engine_form import SYMMETRIC, EngineForm
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization.effort import EFFORTS, Learning, check_effort
 from MedQuantINT8Lib.quantization.layer_matrix import LayerMatrix
-from MedQuantINT8Lib.quantization.rounding import RoundingOptions, with_learned_rounding
+from MedQuantINT8Lib.quantization.rounding import RoundingOptions, RoundingReport, with_learned_rounding
 from MedQuantINT8Lib.quantization.stepwise import StepwiseRun, peak_bytes
 from tiny import convolutions, quantized, random_weights, run
 
@@ -276,13 +276,13 @@ def test_weights_are_not_learned_on_the_patches_that_they_are_judged_by(drawn, b
             return [Sample(patch, None) for patch in given[:count]]
 
     def learn(fp32, int8, patches, *_, **how):
-        return int8, [int(patch.flat[0]) for patch in patches]
+        return int8, RoundingReport(left={f"patch {int(patch.flat[0])}": "" for patch in patches})
 
     monkeypatch.setattr("MedQuantINT8Lib.quantization.effort.with_learned_rounding", learn)
     learning = Learning(Sampler(), EFFORTS["normal"], bits, 6, lambda scores: scores, Task(), apart=apart)
     assert learning.possible == bool(expected) and learning.lacks_patches == (not expected)
     if expected:
-        assert learning.learned(*networks()).report == expected
+        assert list(learning.learned(*networks()).report.left) == [f"patch {number}" for number in expected]
 
 
 def test_weights_are_learned_for_the_activations_of_the_engine_that_runs_them():
@@ -297,3 +297,31 @@ def test_weights_are_learned_for_the_activations_of_the_engine_that_runs_them():
         assert qdq.check_int8(model) == [], "the package's network stays symmetric"
     unseen = patches(3, seed=9)
     assert error(fp32, form.of(learned[form]), unseen) < 0.8 * error(fp32, form.of(int8), unseen)
+
+
+def test_all_networks_together_have_a_bound_on_learning(monkeypatch):
+    """The second network gets what the first has left, and the third nothing."""
+    allowed = []
+
+    def learn(fp32, int8, given, options, task, **_):
+        allowed.append(options.seconds)
+        return int8, RoundingReport(seconds=250.0)
+
+    class Sampler:
+        def first_samples(self, count):
+            return [Sample(np.zeros((1, *SHAPE), np.float32), "whole") for _ in range(count)]
+
+    monkeypatch.setattr("MedQuantINT8Lib.quantization.effort.with_learned_rounding", learn)
+    for bits, expected in ((8, [300.0, 230.0, 0.0]), (4, [300.0] * 3)):
+        allowed.clear()
+        learning = Learning(Sampler(), EFFORTS["best"], bits, 6, lambda scores: scores, Task(), apart=True)
+        for _ in range(3):
+            learning.learned(*networks())
+        assert allowed == expected and learning.out_of_time == (bits == 8)
+
+
+def test_a_network_without_time_stays_rounded_to_nearest():
+    fp32, int8 = networks()
+    learned, report = with_learned_rounding(fp32, int8, patches(), replace(OPTIONS, seconds=0.0))
+    assert not report.layers and set(report.left) == {"a", "b", "c"}
+    assert error(int8, learned, patches()) == 0

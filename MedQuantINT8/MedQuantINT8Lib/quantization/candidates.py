@@ -130,7 +130,7 @@ class Candidates:
 
     def learned_of_equalized(self) -> Candidate | None:
         form = self._equalized_form()
-        return None if form is None else self._learned_once(form)
+        return None if form is None or self.learning.out_of_time else self._learned_once(form)
 
     def _learned_once(self, form: Form) -> Candidate:
         """The form with learned rounding; it takes minutes, and the guard may ask for it again."""

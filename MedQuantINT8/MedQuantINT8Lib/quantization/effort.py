@@ -38,20 +38,31 @@ class Effort:
         learns: whether rounding is learned where the budget does not hold.
         always: whether it is learned in any case, and the best of all ways is taken.
         patches: calibration patches that weights are learned on, where memory allows.
-        rounding: samples, and a bound on time.
+        rounding: samples, and a bound on the time that one network takes.
+        seconds: that learning takes over all networks that it is tried on; those after it stay rounded to nearest.
     """
 
     learns: bool
     always: bool = False
     patches: int = 4
     rounding: RoundingOptions = RoundingOptions()
+    seconds: float = 600.0
 
 
 EFFORTS = {
     "fast": Effort(learns=False),
-    "normal": Effort(learns=True, patches=4, rounding=RoundingOptions(samples=2.0, least_samples=4096, seconds=180)),
+    "normal": Effort(
+        learns=True,
+        patches=4,
+        rounding=RoundingOptions(samples=2.0, least_samples=4096, seconds=180),
+        seconds=360,
+    ),
     "best": Effort(
-        learns=True, always=True, patches=8, rounding=RoundingOptions(samples=4.0, least_samples=8192, seconds=300)
+        learns=True,
+        always=True,
+        patches=8,
+        rounding=RoundingOptions(samples=4.0, least_samples=8192, seconds=300),
+        seconds=480,
     ),
 }
 #: Bits that weights can have.
@@ -105,6 +116,7 @@ class Learning:
         self._sampler, self._effort, self._compared, self._labels, self._task = sampler, effort, compared, labels, task
         self.weight_bits, self._apart, self._form = weight_bits, apart and weight_bits == 8, form
         self._patches: list[Patch] | None = None
+        self._seconds = 0.0
 
     @property
     def possible(self) -> bool:
@@ -116,6 +128,11 @@ class Learning:
         """Whether rounding would be learned if more patches were drawn than networks are compared on."""
         return self._effort.learns and self._apart and not self._learned_on()
 
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the networks so far have taken the time that learning may take; weights of 4 bits have to be learned all the same."""
+        return self.weight_bits == 8 and self._seconds >= self._effort.seconds
+
     def learned(self, fp32: Any, int8: Any, before: RoundingReport | None = None) -> LearnedNetwork:
         """Return the network with learned rounding.
 
@@ -124,10 +141,14 @@ class Learning:
         """
         eight = frozenset(_eight_bit_layers(fp32, before)) if self.weight_bits == 4 else frozenset()
         options = replace(self._effort.rounding, weight_bits=self.weight_bits, eight_bits=eight)
+        if self.weight_bits == 8:
+            # Weights of 4 bits are learned in any case: rounded to nearest they are of no use.
+            options = replace(options, seconds=min(options.seconds, max(0.0, self._effort.seconds - self._seconds)))
         patches = self._fitting_patches(fp32, int8)
         model, report = with_learned_rounding(
             fp32, int8, patches, options, self._task, labels=self._labels, form=self._form
         )
+        self._seconds += report.seconds
         return LearnedNetwork(model, report)
 
     def _fitting_patches(self, fp32: Any, int8: Any) -> Sequence[Patch]:
