@@ -48,7 +48,7 @@ class Networks:
 
         setting, policy, options = self.setting, QuantizationPolicy(), CalibrationOptions(patches=len(self.patches))
         network = Fp32Network(fp32, setting.patch)
-        if (int8 := _with_pairs(fp32, setting.patch)) is not None:
+        if (int8 := with_pairs(fp32, setting.patch)) is not None:
             histograms = histograms_for(network, list(qdq.activation_tensors(int8)), setting.sampler, options, Task())
             scales = scales_from(histograms, options)
             qdq.set_activation_scales(int8, scales)
@@ -140,7 +140,7 @@ class Networks:
         return with_weight_halves(int8, form.fp32, qdq.layers_with_int8_weights(int8))
 
 
-def _with_pairs(fp32: Any, patch: tuple[int, int, int]) -> Any:
+def with_pairs(fp32: Any, patch: tuple[int, int, int]) -> Any:
     """The network with Q/DQ pairs at every convolution, where the product has them as well; None of a network with matrix products.
 
     It needs no ModelOpt, which a machine with a GPU may lack.
