@@ -51,7 +51,7 @@ def test_the_details_show_what_became_of_each_layer(user):
     choose(user, "demo installed")
     text = read(user.ui.modelInfoLabel, "text")
     assert "Structures (11): liver" in text and "License: Apache-2.0" in text
-    assert read(user.ui.modelBarLabel, "visible") and "INT8: 98" in read(user.ui.modelBarText, "text")
+    assert read(user.ui.modelBarLabel, "visible") and "INT8: 100" in read(user.ui.modelBarText, "text")
     choose(user, "download")
     assert not read(user.ui.modelBarLabel, "visible") and "Install (" in read(user.ui.modelButton, "text")
 

@@ -179,11 +179,10 @@ def test_the_real_compiler_places_the_work_in_int8(rtx, int8_package):
         )
         for precision in ("int8", "fp16", "fp32")
     }
-    assert found["int8"]["verdict"] == "INT8" and found["int8"]["share"] > 0.95
-    # What stays are the transposed convolutions, rewritten as pointwise ones.
+    # All of it, the transposed convolutions as well: their kernel is their stride.
     network = graph.load_network(int8_package.onnx_path("int8")).graph
-    transposed = {node.name for node in network.node if node.op_type == "ConvTranspose"}
-    assert transposed and {name.split("_myl")[0] for name, *_ in found["int8"]["not_int8"]} == transposed
+    assert any(node.op_type == "ConvTranspose" for node in network.node)
+    assert found["int8"]["verdict"] == "INT8" and found["int8"]["share"] == 1.0 and not found["int8"]["not_int8"]
     assert found["fp16"]["share"] == found["fp32"]["share"] == 0 and found["fp32"]["verdict"] == "not INT8"
     for row in found.values():
         assert row["macs"] == row["all_macs"] and row["events"] >= 2

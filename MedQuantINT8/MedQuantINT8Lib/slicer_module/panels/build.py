@@ -170,10 +170,12 @@ class BuildPanel(WorkPanel):
             )
         elif count < least:
             text = _(
-                "{count}: enough for most networks; {least} or more are safe. Compare it on scans that are not among them."
+                "{count}: often enough; the report says how many would be. {least} or more are safe. Compare it on scans that are not among them."
             )
         else:
-            text = _("{count}: enough. More bring nothing that could be measured.")
+            text = _(
+                "{count}: as many as the study used. The report says how far the agreement moves from scan to scan."
+            )
         return text.format(count=count, least=least)
 
     def _packagesText(self) -> str:
