@@ -404,6 +404,32 @@ def test_scores_that_the_gpu_has_no_room_for_are_blended_by_the_processor(driver
     assert (result.labels != expected.labels).mean() < 2e-4
 
 
+@pytest.mark.parametrize("name", ["MONAI's", "labels brought back", "regions"])
+@pytest.mark.parametrize("what", ["the scan", "labels"])
+def test_a_scan_or_labels_that_the_gpu_has_no_room_for_go_by_the_processor(driver, monkeypatch, name, what):
+    spec = road_spec(name)
+    real, refuses, refused = cuda.Gpu.allocate, [], []
+
+    def allocate(gpu, shape, dtype):
+        voxels, integers = int(np.prod(shape)), np.dtype(dtype).kind in "iu"
+        scan = voxels > 20_000 and not integers and len(shape) == 4 and shape[0] == 1
+        labels = voxels > 20_000 and integers and len(shape) == 3 and np.dtype(dtype) != np.int16
+        if refuses and (scan if what == "the scan" else labels):
+            refused.append(shape)
+            raise GpuMemoryError("The GPU has not enough free memory for it.")
+        return real(gpu, shape, dtype)
+
+    monkeypatch.setattr(cuda.Gpu, "allocate", allocate)
+    with cuda.Gpu(0) as gpu:
+        expected = run(Engine(gpu, "float32", spec), check_volume(spec), spec)
+        refuses.append(True)
+        engine = Engine(gpu, "float32", spec)
+        result = run(engine, check_volume(spec), spec)
+    assert refused and any("on the processor: The GPU has not enough" in note for note in result.notes)
+    assert engine.on_processor and (result.labels != expected.labels).mean() < 2e-4
+    assert not driver.memory
+
+
 def test_scores_too_large_for_the_computer_are_resampled_on_the_gpu_all_the_same(driver):
     """Where the processor would bring labels, not scores, to the scan's grid for want of memory."""
     spec = road_spec("cropped, many labels")

@@ -208,6 +208,10 @@ class GpuRoad:
             began = time.perf_counter()
             reduction = None if self.resamples else self._network_labels()
             labels = runner.run(data, reduction, task=task, finish=self._clean if self._steps_there() else None)
+        except GpuMemoryError as error:
+            # There was room for the scores, and none for the scan or its labels beside them.
+            notes.append(f"blended on the processor: {error}")
+            return None, began
         finally:
             runner.close()
             if isinstance(self._network, MeanNetwork):
