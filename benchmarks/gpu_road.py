@@ -4,6 +4,7 @@
     python benchmarks/gpu_road.py ours FOLDER [PARTS]         # a machine with a GPU and onnx; prints a JSON line
     python benchmarks/gpu_road.py torch                       # the same with torch and MONAI (gpu_road_peer.py)
     python benchmarks/gpu_road.py both FOLDER                 # both in one process, turn and turn about
+    python benchmarks/gpu_road.py parts                       # the largest part of each of 25 structures kept; needs cuda-python
     python benchmarks/gpu_road.py back                        # scores to labels alone: 25 and 118 classes, no network; needs cuda-python
 
 512 x 512 x 400 voxels of 0.8 x 0.8 x 1 mm as int16, resampled to 1.5 mm (273 x 273 x 267) and back by linear interpolation, windows of
@@ -212,6 +213,40 @@ def back() -> dict[str, Any]:
         return {"back": rows, "to": SHAPE, "gpu": gpu.info.name}
 
 
+def parts() -> dict[str, Any]:
+    """The largest part of each structure kept in a label map of the scan's size on the GPU, and on the processor for an eighth of it."""
+    from MedQuantINT8Lib.engines.cuda import device as cuda
+    from MedQuantINT8Lib.inference.gpu_cleaning import GpuCleaning
+    from MedQuantINT8Lib.inference.postprocessing import cleaned
+    from MedQuantINT8Lib.models.spec import Cleaning
+
+    k, j, i = (np.arange(n, dtype=np.float32) for n in SHAPE)
+    waves = np.sin(k / 31)[:, None, None] + np.sin(j / 27)[None, :, None] + np.cos(i / 33)[None, None, :]
+    labels = np.digitize(waves, np.linspace(-2.8, 2.8, CLASSES)).astype(np.uint8)
+    # Specks, as networks leave them.
+    places = np.random.default_rng(0).integers(0, labels.size, 20_000)
+    labels.reshape(-1)[places] = places % CLASSES
+    steps = [Cleaning()]
+    with cuda.Gpu() as gpu:
+        stream, buffer = gpu.stream(), gpu.allocate(labels.shape, labels.dtype)
+
+        def run() -> dict[str, Any]:
+            buffer.upload(labels, stream)
+            stream.synchronize()
+            began = time.perf_counter()
+            assert GpuCleaning(steps, 1.0).clean(gpu, buffer, stream) == len(steps)
+            return {"parts_ms": 1e3 * (time.perf_counter() - began)}
+
+        row = {"parts_of": CLASSES - 1, "gpu": gpu.info.name, **timed(run)}
+        result = np.empty_like(labels)
+        buffer.download(result, stream)
+        stream.synchronize()
+    eighth = tuple(slice(0, n // 2) for n in SHAPE)
+    began = time.perf_counter()
+    cleaned(labels[eighth].copy(), steps)
+    return row | {"eighth_on_processor_s": time.perf_counter() - began, "changed": int((result != labels).sum())}
+
+
 def main() -> None:
     what, *rest = sys.argv[1:] or ["help"]
     rows: Iterable[dict[str, Any]]
@@ -219,8 +254,8 @@ def main() -> None:
         rows = [ours(Path(rest[0]), *map(int, rest[1:2]))]
     elif what == "both" and rest:
         rows = both(Path(rest[0]))
-    elif what in ("torch", "back"):
-        rows = [peer() if what == "torch" else back()]
+    elif what in ("torch", "back", "parts"):
+        rows = [{"torch": peer, "back": back, "parts": parts}[what]()]
     else:
         sys.exit(__doc__)
     for row in rows:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
+from ..engines.cuda.staging import staging_of
 from ..imaging.array_layout import ArrayLayout
 from ..imaging.sampling_weights import AxisWeights
 from .gpu_kernels import PREPARATION_NAMES, preparation_source
@@ -84,10 +85,11 @@ class GpuArrays:
 
     def upload_scan(self, array: NDArray[Any]) -> DeviceBuffer:
         """As :meth:`upload`, for what every GPU of a team gets."""
-        if self._member is None:
-            return self.upload(array)
         buffer = self.allocate(array.shape, array.dtype)
-        self._member.upload(buffer, array, self.stream)
+        if self._member is None:
+            staging_of(self._gpu).upload(buffer, array, self.stream)
+        else:
+            self._member.upload(buffer, array, self.stream)
         return buffer
 
     def lay_out(

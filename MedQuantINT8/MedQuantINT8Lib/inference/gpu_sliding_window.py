@@ -20,6 +20,7 @@ from ..engines.base import GpuNetwork
 from ..engines.cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
 from ..engines.cuda.interop import borrowed, is_on_gpu
 from ..engines.cuda.several import copy_between
+from ..engines.cuda.staging import staging_of
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
@@ -230,10 +231,8 @@ class GpuSlidingWindow:
                 buffers.append(labels)
             if finish is not None:
                 finish(self._gpu, labels, self.stream)
-            # Straight to where they stay: to pin memory for so many would take longer than the driver's own detour.
             result = landing.array()
-            labels.download(result, self.stream)
-            self.stream.synchronize()
+            staging_of(self._gpu).download(result, labels, self.stream)
             return result
         except BaseException:
             self.forget()

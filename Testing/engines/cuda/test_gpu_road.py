@@ -11,10 +11,12 @@ from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference import segmenter
+from MedQuantINT8Lib.inference.gpu_cleaning import GpuCleaning
 from MedQuantINT8Lib.inference.gpu_preparation import deferred
 from MedQuantINT8Lib.inference.gpu_road_check import CheckEngine, ProcessVerdicts, check_patch_size, check_volume
+from MedQuantINT8Lib.inference.postprocessing import cleaned
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
-from MedQuantINT8Lib.models.spec import Geometry, Normalization
+from MedQuantINT8Lib.models.spec import Cleaning, Geometry, Normalization
 from pointwise import needs_gpu
 from road_models import ROADS, road_spec
 from scans import GEOMETRIES
@@ -109,6 +111,37 @@ def test_the_mean_of_several_networks(gpu, name, dtype):
         segmented(gpu, dtype, spec, check_volume(spec), there=on_gpu, averages=True) for on_gpu in (True, False)
     )
     assert (there != here).mean() < 2e-4
+
+
+def parts(shape, values, dtype):
+    """Blobs and single voxels of some structures, in parts of all sizes."""
+    rng = np.random.default_rng(3)
+    waves = sum(np.sin(rng.uniform(0.1, 0.5) * axis + rng.uniform(0, 6)) for axis in np.indices(shape, np.float32))
+    labels = np.digitize(waves, np.linspace(-1.5, 2.2, len(values) + 1))
+    labels[rng.random(shape) < 0.01] = 1
+    return np.array([0, *values, 0], dtype)[labels]
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", ["largest", "remove_small"])
+@pytest.mark.parametrize("connectivity", [1, 2, 3])
+def test_parts_of_structures_are_the_processor_s(gpu, connectivity, kind):
+    for dtype, values in (("uint8", range(1, 9)), ("uint16", (1, 2, 300, 301))):
+        labels = parts((90, 130, 150), values, dtype)
+        steps = [
+            Cleaning(kind, connectivity=connectivity, count=2, size=9),
+            Cleaning(kind, labels=(1, 2), together=True, connectivity=connectivity, size=40, equal="all"),
+        ]
+        stream, buffer = gpu.stream(), gpu.allocate(labels.shape, labels.dtype)
+        buffer.upload(labels, stream)
+        assert GpuCleaning(steps, 1.0).clean(gpu, buffer, stream) == len(steps)
+        result = np.empty_like(labels)
+        buffer.download(result, stream)
+        stream.synchronize()
+        buffer.free()
+        stream.free()
+        assert (result != labels).any()
+        np.testing.assert_array_equal(result, cleaned(labels.copy(), steps))
 
 
 @needs_gpu

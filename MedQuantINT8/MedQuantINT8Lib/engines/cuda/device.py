@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,7 @@ class Gpu:
         self._compiler = Compiler(self.nvrtc, self.info.capability)
         self._modules: dict[str, Any] = {}
         self._buffers: dict[int, DeviceBuffer] = {}
+        self._closers: list[Callable[[], None]] = []
         self.enter()
 
     def enter(self) -> None:
@@ -189,6 +190,8 @@ class Gpu:
         self._compiler.stop()
         current = checked(self.driver.cuCtxGetCurrent(), "look who uses it")
         self.enter()
+        while self._closers:
+            self._closers.pop()()
         for buffer in list(self._buffers.values()):
             buffer.free()
         for module in self._modules.values():
@@ -204,6 +207,10 @@ class Gpu:
     def context(self) -> Any:
         """The driver's handle of its context."""
         return self._context
+
+    def when_closed(self, run: Callable[[], None]) -> None:
+        """Have something called when it is closed, before its memory goes."""
+        self._closers.append(run)
 
     @property
     def free_bytes(self) -> int:
