@@ -9,17 +9,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 import gpu_computing
 import kernels_on_processor
 from MedQuantINT8Lib.cli import arguments, segment_cohort
+from MedQuantINT8Lib.cohort.segment_work import SegmentSettings, SegmentWork
 from MedQuantINT8Lib.devices import check_device, single_devices
 from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.engines.cuda.device import DeviceBuffer, GpuMemoryError
 from MedQuantINT8Lib.engines.cuda.several import gpus_of
 from MedQuantINT8Lib.errors import Cancelled, EngineError, InputError
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
+from MedQuantINT8Lib.imaging.volume_files import ReadOptions
 from MedQuantINT8Lib.inference import gpu_road_check, gpu_spread, segmenter
+from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.gpu_preparation import deferred
 from MedQuantINT8Lib.inference.gpu_road_check import CheckEngine, ProcessVerdicts, check_patch_size, check_volume
 from MedQuantINT8Lib.inference.gpu_spread import chunks_of
@@ -30,6 +34,7 @@ from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
 from road_models import ROADS, road_spec
 from scans import GEOMETRIES
+from task_packages import bands, spotted
 
 
 class OwnMemoryKernel:
@@ -290,3 +295,31 @@ def test_many_scans_get_a_worker_on_each(driver):
             workers(*words)
     with pytest.raises(InputError, match="all GPUs, and one by itself"):
         workers("--devices", "gpu:all,gpu:0")
+
+
+def test_a_worker_of_many_scans_leaves_preprocessing_to_its_gpu(driver, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "cache"))
+    model = str(bands(tmp_path, "one", {"grey": 0.4}, spacing=2.0).folder)
+    (tmp_path / "out").mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(spotted().data[0]), str(tmp_path / "a.nrrd"))
+    case = {"id": "a", "channels": [str(tmp_path / "a.nrrd")], "more_folders": [], "labels": "", "masks": []}
+    records = {}
+    for choice in (
+        EngineChoice("cuda_int8", "fp16", device="gpu:1"),
+        EngineChoice("onnxruntime", "fp32", device="cpu"),
+    ):
+        options = SegmentationOptions(check_ranges=False)
+        settings = SegmentSettings(
+            model, "", choice, options, ReadOptions(), str(tmp_path / "out"), f"{choice.name}.mha"
+        )
+        work = SegmentWork(settings)
+        loaded = work.read(case, Task())
+        assert (loaded.network_input is None) == (choice.name == "cuda_int8")
+        records[choice.name] = work.finish(work.run(loaded, Task()), Task())
+        work.close()
+    labels = [
+        sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / record["output"]))) for record in records.values()
+    ]
+    assert np.array_equal(*labels) and labels[0].any()
+    assert any("brought to network space on the GPU" in note for note in records["cuda_int8"]["warnings"])
+    assert all(record["seconds"]["preprocessing"] > 0 for record in records.values()) and not driver.memory

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..engines import choose_backend
+from ..engines.base import needs_gpu
 from ..errors import StorageError
 from ..files import sha256_file
 from ..imaging.preprocessing import NetworkInput, preprocess
@@ -114,18 +115,18 @@ class SegmentWork:
     def __init__(self, settings: SegmentSettings) -> None:
         self._settings = settings
         choice = settings.choice
-        choose_backend(choice.name, choice.precision, choice.device)
+        self._on_gpu = needs_gpu(choose_backend(choice.name, choice.precision, choice.device))
         self._model = checked_model(settings.model, settings.model_hash, settings.structures)
         description = description_of(self._model)
         self._labels = chosen_labels(description.labels, settings.structures, description.name)
         self._pool = KeepingPool()
 
     def read(self, case: dict[str, Any], task: Task) -> CaseInput:
-        """Read and preprocess the scan."""
+        """Read the scan, and preprocess it where the processor does that."""
         self._check_output()
         loaded = read_case(case, self._settings.reading, task)
-        if not isinstance(self._model, Ensemble) or self._settings.options.roi is not None:
-            # Each part of a task, and a region, is preprocessed when its turn comes.
+        if self._on_gpu or not isinstance(self._model, Ensemble) or self._settings.options.roi is not None:
+            # A scan goes up to a GPU as it lies in memory; each part of a task, and a region, is preprocessed when its turn comes.
             return loaded
         began = time.perf_counter()
         with task.stage("preprocessing"):

@@ -1,0 +1,507 @@
+"""Several GPUs beside one, in one run: one scan, a task of several parts, a cohort, and Ray's local cluster with a worker killed.
+
+    python benchmarks/cuda_int8.py networks FOLDER nnunet14                   # any machine with the build road: the INT8 network
+    python benchmarks/several_gpus.py run FOLDER RESULT.json [--gpus 0,1]     # a machine with the GPUs; onnx, SimpleITK, cuda-python
+    python benchmarks/several_gpus.py page RESULT.json                        # writes docs/results/several_gpus.json and .md
+
+(a) 512 x 512 x 400 voxels of 0.8 x 0.8 x 1 mm in memory to labels in memory, resampled to 1.5 mm and back, windows of 128^3 half over each
+other, by ``pipeline.segment`` with the engines loaded. (b) The same scan by a task of four such networks. One GPU and all of them, turn and
+turn about; the first run of each, which builds and checks, is left out. What crosses the bus, and how long that takes, is counted in a run of
+its own. (c) ``medquant segment`` of a folder of scans with a worker on each GPU. (d) The same on Ray's local cluster, once more with a worker
+killed when a third of the cases are done. Labels are compared with those of one GPU everywhere. Weights are random: the comparison of engines
+with the simulation is left out, and says so in the engine's note.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "Testing" / "support"), str(ROOT / "MedQuantINT8")]
+RESULTS = ROOT / "docs" / "results"
+#: Along (K, J, I).
+SHAPE, SPACING, TARGET, PATCH = (400, 512, 512), (1.0, 0.8, 0.8), 1.5, 128
+PARTS, ROUNDS, CASES, RETRIES = 4, 5, 40, 2
+
+
+@dataclass
+class Setup:
+    """What is run, and on what."""
+
+    folder: Path
+    engine: str
+    gpus: list[str]
+    shape: tuple[int, int, int]
+    patch: int
+    rounds: int
+    cases: int
+    until: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def together(self) -> str:
+        return "cpu" if self.gpus == ["cpu"] else "gpu:" + ",".join(name.partition(":")[2] for name in self.gpus)
+
+    @property
+    def left(self) -> float:
+        return self.until - time.monotonic()
+
+
+def scan(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """A made-up scan (K, J, I): blocks of like voxels in noise, so that label maps are packed as those of organs are."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(-160, 400, [-(-side // 32) for side in shape]).astype(np.int16)
+    coarse = np.kron(blocks, np.ones((32, 32, 32), np.int16))[tuple(slice(side) for side in shape)]
+    return coarse + rng.integers(-20, 20, (1, *shape[1:])).astype(np.int16)
+
+
+def package(setup: Setup, network: Path, name: str, seed: int) -> Path:
+    """Write a model package of an INT8 network with random weights."""
+    import onnx
+
+    from cuda_int8 import int8_weights
+    from MedQuantINT8Lib.models.package import FP32, INT8, write_package
+    from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
+
+    model, rng = onnx.load(network), np.random.default_rng(seed)
+    for tensor in int8_weights(model):
+        tensor.raw_data = rng.integers(-127, 128, tuple(tensor.dims)).astype(np.int8).tobytes()
+    path = setup.folder / f"{name}.onnx"
+    onnx.save(model, path)
+    classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    spec = ModelSpec(
+        name=name,
+        version="1",
+        modality="CT",
+        channels=(Channel("CT"),),
+        license="Apache-2.0",
+        geometry=Geometry("KJI", "LPS", spacing=(TARGET,) * 3),
+        normalization=(Normalization("window", low=-160.0, high=400.0),),
+        labels=tuple(Label(n, f"s{n}", n) for n in range(1, classes)),
+        output=Output(),
+        window=Window((setup.patch,) * 3, overlap=0.5),
+    )
+    # A package holds an FP32 network; nothing here runs it.
+    write_package(setup.folder / name, spec, {FP32: path, INT8: path})
+    return setup.folder / name
+
+
+def task_of(setup: Setup, packages: list[Path]) -> Path:
+    """Write a task whose parts are these packages; each structure is one of the task's own."""
+    from MedQuantINT8Lib.models.package import ModelPackage
+    from MedQuantINT8Lib.models.task_writing import write_task
+    from task_packages import task_spec
+
+    names: list[Any] = []
+    parts: list[dict[str, Any]] = []
+    for path in packages:
+        with ModelPackage.load(path) as one:
+            own = [{"value": label.value, "name": f"{path.name} {label.name}"} for label in one.spec.labels]
+        names += [label["name"] for label in own]
+        parts.append({"name": path.name, "packages": [f"packages/{path.name}"], "labels": own})
+    spec = task_spec(names, parts, modality="CT", channels=[{"name": "CT"}])
+    write_task(setup.folder / "task", spec, {f"packages/{path.name}": path for path in packages})
+    return setup.folder / "task"
+
+
+def build(setup: Setup, paths: list[Path]) -> float:
+    """Build the engines; seconds."""
+    from MedQuantINT8Lib.engines import cache
+    from MedQuantINT8Lib.inference.engine_choice import EngineChoice
+    from MedQuantINT8Lib.inference.pipeline import build as build_engine
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
+    from MedQuantINT8Lib.models.package import ModelPackage
+    from MedQuantINT8Lib.progress import Task
+
+    began = time.perf_counter()
+    for path in paths:
+        with ModelPackage.load(path) as one:
+            choice = EngineChoice(setup.engine, "int8", device=setup.gpus[0])
+            build_engine(one, choice, SegmentationOptions(), None, Task()).close()
+    nothing = dict.fromkeys(
+        ("relative_error", "label_disagreement", "simulated_relative_error", "simulated_label_disagreement"), 0.0
+    )
+    for entry in cache.entries():
+        entry.update(
+            fidelity={"patches": 0, **nothing, "real_relative_error": 0.0, "real_label_disagreement": 0.0},
+            note="not compared with the simulation in this benchmark: weights are random",
+        )
+    return time.perf_counter() - began
+
+
+class Counter:
+    """Counts, per GPU, what crosses the bus and how long that takes, and the most memory that was allocated at once."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, float]] = {}
+        self._lock = threading.Lock()
+
+    def row(self, index: int) -> dict[str, float]:
+        keys = ("bytes_up", "seconds_up", "bytes_down", "seconds_down", "bytes_from_gpus", "seconds_from_gpus")
+        return self.rows.setdefault(index, dict.fromkeys((*keys, "allocated", "most_allocated"), 0))
+
+    def add(self, index: int, what: str, size: int, seconds: float) -> None:
+        with self._lock:
+            self.row(index)[f"bytes_{what}"] += size
+            self.row(index)[f"seconds_{what}"] += seconds
+
+    def allocate(self, index: int, size: int) -> None:
+        with self._lock:
+            row = self.row(index)
+            row["allocated"] += size
+            row["most_allocated"] = max(row["most_allocated"], row["allocated"])
+
+
+@contextmanager
+def counted(counter: Counter) -> Iterator[None]:
+    """Count what this process's GPUs allocate, and what is copied; each copy is waited for, so that its time is its own."""
+    from MedQuantINT8Lib.engines.cuda.device import DeviceBuffer
+    from MedQuantINT8Lib.inference import gpu_spread, gpu_team
+
+    create, free = DeviceBuffer.__init__, DeviceBuffer.free
+    upload, download, between = DeviceBuffer.upload, DeviceBuffer.download, gpu_spread.copy_between
+
+    def timed(gpu: Any, stream: Any, what: str, size: int, copy: Callable[[], None]) -> None:
+        stream.synchronize()
+        began = time.perf_counter()
+        copy()
+        stream.synchronize()
+        counter.add(gpu.info.index, what, size, time.perf_counter() - began)
+
+    def created(self: Any, gpu: Any, shape: Any, dtype: Any) -> None:
+        create(self, gpu, shape, dtype)
+        counter.allocate(gpu.info.index, self.nbytes)
+
+    def freed(self: Any) -> None:
+        if self.pointer:
+            counter.allocate(self.gpu.info.index, -self.nbytes)
+        free(self)
+
+    def up(self: Any, array: Any, stream: Any, **how: Any) -> None:
+        timed(self.gpu, stream, "up", array.nbytes, lambda: upload(self, array, stream, **how))
+
+    def down(self: Any, array: Any, stream: Any, offset: int = 0) -> None:
+        timed(self.gpu, stream, "down", array.nbytes, lambda: download(self, array, stream, offset))
+
+    def across(source: Any, target: Any, stream: Any, first: int = 0, size: int | None = None, to: int = 0) -> None:
+        count = source.nbytes - first if size is None else size
+        timed(target.gpu, stream, "from_gpus", count, lambda: between(source, target, stream, first, size, to))
+
+    patches = [(DeviceBuffer, "__init__", created), (DeviceBuffer, "free", freed), (DeviceBuffer, "upload", up)]
+    patches += [
+        (DeviceBuffer, "download", down),
+        (gpu_spread, "copy_between", across),
+        (gpu_team, "copy_between", across),
+    ]
+    before = [getattr(where, name) for where, name, _ in patches]
+    for where, name, new in patches:
+        setattr(where, name, new)
+    try:
+        yield
+    finally:
+        for (where, name, _), old in zip(patches, before, strict=True):
+            setattr(where, name, old)
+
+
+def in_memory(setup: Setup, model: Path, what: str) -> dict[str, Any]:
+    """One scan, or a task of several parts, on one GPU and on all."""
+    from MedQuantINT8Lib.imaging.volume import Volume
+    from MedQuantINT8Lib.inference.engine_choice import EngineChoice
+    from MedQuantINT8Lib.inference.engine_pool import KeepingPool
+    from MedQuantINT8Lib.inference.pipeline import segment
+    from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
+    from MedQuantINT8Lib.inference.task_model import load_model
+    from MedQuantINT8Lib.progress import Task
+
+    k, j, i = SPACING
+    volume = Volume(scan(setup.shape)[None], np.diag([-i, -j, k, 1.0]))
+    devices = {"one": setup.gpus[0], "all": setup.together}
+    pool = KeepingPool()
+    options = SegmentationOptions(check_ranges=False)
+    row: dict[str, Any] = {"what": what, "voxels": setup.shape, "gpus": setup.gpus}
+    with load_model(str(model)) as loaded:
+
+        def run(name: str) -> Any:
+            choice = EngineChoice(setup.engine, "int8", device=devices[name])
+            return segment(loaded, volume, choice, options, Task(), pool=pool)
+
+        # The pool has room for the engines of both.
+        pool.reserve(len(setup.gpus) * 2 * PARTS)
+        labels, times = {}, {name: [] for name in devices}
+        for number in range(setup.rounds + 1):
+            for name in devices:
+                began = time.perf_counter()
+                result = run(name)
+                if number:
+                    times[name].append(time.perf_counter() - began)
+                    row[f"stages_{name}"] = result.seconds
+                else:
+                    labels[name] = result.result.labels
+                    row[f"notes_{name}"], row["windows"] = result.result.notes, result.result.windows
+        for name in devices:
+            row[name] = {
+                "seconds": statistics.median(times[name]),
+                "least": min(times[name]),
+                "most": max(times[name]),
+            }
+        row["other_labels"] = int((labels["one"] != labels["all"]).sum())
+        row["distinct_labels"] = len(np.unique(labels["one"]))
+        row["faster"] = row["one"]["seconds"] / row["all"]["seconds"]
+        for name in devices:
+            pool.clear()
+            counter = Counter()
+            with counted(counter):
+                run(name)
+                # Loading took the weights up; they are none of a run's copies.
+                for gpu in counter.rows.values():
+                    gpu.update({key: 0 for key in gpu if "allocated" not in key})
+                began = time.perf_counter()
+                run(name)
+            row[f"counted_{name}"] = {"seconds": time.perf_counter() - began, "gpus": counter.rows}
+            pool.clear()
+    return row
+
+
+def write_scans(setup: Setup) -> Path:
+    """Write the scans of the cohort, uncompressed."""
+    import SimpleITK as sitk
+
+    folder = setup.folder / "scans"
+    folder.mkdir()
+    k, j, i = SPACING
+    base = scan(setup.options["cohort_shape"], 1)
+    for number in range(setup.cases):
+        image = sitk.GetImageFromArray(np.roll(base, 7 * number, axis=2) + np.int16(number))
+        image.SetSpacing((i, j, k))
+        sitk.WriteImage(image, str(folder / f"case{number:02}.nrrd"), useCompression=False)
+    return folder
+
+
+def cohort(
+    setup: Setup, model: Path, scans: Path, name: str, *options: str, kill: str = "", **more: str
+) -> dict[str, Any]:
+    """Run ``medquant segment`` on the scans.
+
+    Args:
+        kill: end the first process below the command whose command line has these words, when a third of the cases are done.
+        more: environment variables.
+    """
+    output = setup.folder / f"out {name}"
+    command = [sys.executable, "-m", "MedQuantINT8Lib.cli", "segment", str(model), str(scans), "--output", str(output)]
+    command += ["--engine", setup.engine, "--precision", "int8", "--no-range-check", "--json", *options]
+    paths = [str(ROOT / "MedQuantINT8"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
+    began, times, records, killed = time.perf_counter(), [], [], []
+    with (setup.folder / f"{name}.err").open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        watchdog = threading.Timer(max(5.0, setup.left), process.terminate)
+        watchdog.start()
+        for line in process.stdout or ():
+            if not line.startswith("{"):
+                continue
+            records.append(json.loads(line))
+            times.append(time.perf_counter() - began)
+            if kill and not killed and len(records) >= setup.cases // 3:
+                killed = _kill_one(process.pid, kill)
+        code = process.wait()
+        watchdog.cancel()
+    took = time.perf_counter() - began
+    if code or not records:
+        words = (setup.folder / f"{name}.err").read_text()[-1500:]
+        return {"what": name, "failed": f"exit {code}: {words}", "cases": len(records), "seconds": took}
+    done = [record for record in records if record["state"] == "done"]
+    stages = {
+        key: round(statistics.median(r["seconds"].get(key, 0.0) for r in done), 3)
+        for key in sorted({k for r in done for k in r["seconds"]})
+    }
+    workers = 1 if name.endswith("one") else len(setup.gpus)
+    return {
+        "what": name,
+        "seconds": took,
+        "to_first": times[0],
+        # Between the first case of each worker and the last case: without the start of the processes.
+        "seconds_a_case": (times[-1] - times[workers - 1]) / max(1, len(times) - workers),
+        "cases": len(records),
+        "distinct": len({record["id"] for record in records}),
+        "done": len(done),
+        "attempts": sorted(record["attempts"] for record in done)[-3:],
+        "killed": killed,
+        "by_device": {d: sum(r["device"] == d for r in done) for d in sorted({r["device"] for r in done})},
+        "stages": stages,
+        "engines": sorted({r["engine"]["name"] for r in done}),
+        "warnings": sorted({w for r in done for w in r["warnings"]})[:12],
+        "labels": {r["id"]: next(iter(r["output_sha256"].values())) for r in done},
+    }
+
+
+def _kill_one(parent: int, words: str) -> list[str]:
+    """End one worker that this command started; what it was."""
+    import psutil
+
+    for process in psutil.Process(parent).children(recursive=True):
+        line = " ".join(process.cmdline())
+        if words in line:
+            os.kill(process.pid, signal.SIGKILL)
+            return [line[:80]]
+    return []
+
+
+def compared(rows: dict[str, dict[str, Any]]) -> None:
+    """Say of each cohort how many cases have other labels than on one GPU, and leave the hashes out."""
+    expected = rows["one"].get("labels", {})
+    for row in rows.values():
+        labels = row.pop("labels", None)
+        if labels is not None:
+            row["cases_with_other_labels"] = sum(labels.get(name) != digest for name, digest in expected.items())
+
+
+def many(setup: Setup, model: Path, kinds: str) -> dict[str, Any]:
+    """The cohort by this project's workers and by Ray's."""
+    began = time.perf_counter()
+    scans = write_scans(setup)
+    result: dict[str, Any] = {"writing_scans": time.perf_counter() - began, "voxels": setup.options["cohort_shape"]}
+    rows: dict[str, dict[str, Any]] = {}
+    devices = ",".join(setup.gpus)
+    visible = setup.gpus[0].partition(":")[2]
+
+    def run(key: str, *options: str, **how: str) -> None:
+        if setup.left < 10:
+            rows[key] = {"failed": "no time was left"}
+            return
+        rows[key] = cohort(setup, model, scans, key, *options, **how)
+        print(key, {k: v for k, v in rows[key].items() if k not in ("labels", "warnings")}, flush=True)
+
+    run("one", "--devices", setup.gpus[0])
+    run("all", "--devices", devices)
+    if "d" in kinds:
+        try:
+            import ray
+
+            result["ray"] = ray.__version__
+        except ImportError as error:
+            result["ray"] = f"not run: {error}"
+            run("all, one worker killed", "--devices", devices, kill="MedQuantINT8Lib.cohort.process")
+        else:
+            on = "cpu" if setup.gpus[0] == "cpu" else "gpu"
+            run("ray, all", "--cluster", "local", "--device", on)
+            run("ray, one worker killed", "--cluster", "local", "--device", on, kill="ray::CaseActor")
+            run("ray, one", "--cluster", "local", "--device", on, CUDA_VISIBLE_DEVICES=visible)
+    compared(rows)
+    for one, other in (("one", "all"), ("ray, one", "ray, all"), ("ray, one", "ray, one worker killed")):
+        if all("seconds_a_case" in rows.get(key, {}) for key in (one, other)):
+            rows[other]["faster"] = rows[one]["seconds"] / rows[other]["seconds"]
+            rows[other]["faster_after_start"] = rows[one]["seconds_a_case"] / rows[other]["seconds_a_case"]
+    return {**result, "rows": rows}
+
+
+def link(setup: Setup) -> dict[str, Any]:
+    """Which GPUs there are, and whether they copy from each other without a detour."""
+    from MedQuantINT8Lib.engines.cuda import device as cuda
+    from MedQuantINT8Lib.engines.cuda.several import connect, copy_between
+
+    indices = [int(name.partition(":")[2]) for name in setup.gpus]
+    infos = [info for info in cuda.gpus() if info.index in indices]
+    found: dict[str, Any] = {"gpus": [info.title for info in infos], "bytes": [info.total_bytes for info in infos]}
+    if len(infos) < 2:
+        return found
+    one, other = cuda.Gpu(indices[0]), cuda.Gpu(indices[1])
+    connect([one, other])
+    access = cuda.checked(one.driver.cuDeviceCanAccessPeer(one.device, other.device), "look for a link")
+    other.enter()
+    there, stream = other.allocate((1 << 28,), np.uint8), other.stream()
+    one.enter()
+    here, times = one.allocate((1 << 28,), np.uint8), []
+    other.enter()
+    for _ in range(4):
+        began = time.perf_counter()
+        copy_between(here, there, stream)
+        stream.synchronize()
+        times.append(time.perf_counter() - began)
+    stream.free()
+    one.close()
+    other.close()
+    return {**found, "peer_access": bool(access), "gb_a_second": (1 << 28) / min(times) / 1e9}
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from MedQuantINT8Lib.system import machine
+
+    with tempfile.TemporaryDirectory(prefix="several gpus ") as scratch:
+        os.environ["MEDQUANT_CACHE"] = str(Path(scratch) / "cache")
+        gpus = ["cpu"] if arguments.gpus == "cpu" else [f"gpu:{n}" for n in arguments.gpus.split(",")]
+        shape = tuple(arguments.shape)
+        setup = Setup(
+            Path(scratch), arguments.engine, gpus, shape, arguments.patch, arguments.rounds, arguments.cases,
+            time.monotonic() + arguments.seconds, {"cohort_shape": tuple(arguments.cohort_shape)},
+        )  # fmt: skip
+        result: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "network": arguments.network}
+        network = Path(arguments.folder) / f"{arguments.network}.onnx"
+        if gpus != ["cpu"]:
+            result["link"] = link(setup)
+            print(result["link"], flush=True)
+        count = PARTS if "b" in arguments.only else 1
+        packages = [package(setup, network, f"part{n}", n) for n in range(count)]
+        result["build_seconds"] = build(setup, packages)
+        print("built in", round(result["build_seconds"], 1), "s", flush=True)
+
+        def keep(key: str, value: Any) -> None:
+            result[key] = value
+            Path(arguments.result).write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
+
+        if "a" in arguments.only:
+            keep("scan", in_memory(setup, packages[0], "one scan"))
+            print({k: v for k, v in result["scan"].items() if not k.startswith("counted")}, flush=True)
+        if "b" in arguments.only:
+            keep("task", in_memory(setup, task_of(setup, packages), f"a task of {PARTS} parts"))
+            print({k: v for k, v in result["task"].items() if not k.startswith("counted")}, flush=True)
+        if "c" in arguments.only or "d" in arguments.only:
+            keep("cohort", many(setup, packages[0], arguments.only))
+        keep("network_bytes", network.stat().st_size)
+    return result
+
+
+def main() -> None:
+    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = command.add_subparsers(dest="do", required=True)
+    runs = kinds.add_parser("run")
+    runs.add_argument("folder")
+    runs.add_argument("result")
+    runs.add_argument("--network", default="nnunet14")
+    runs.add_argument("--engine", default="cuda_int8")
+    runs.add_argument("--gpus", default="0,1", help="their numbers")
+    runs.add_argument("--only", default="abcd", help="which of a, b, c and d")
+    runs.add_argument("--shape", type=int, nargs=3, default=SHAPE)
+    runs.add_argument("--cohort-shape", type=int, nargs=3, default=(300, 512, 512))
+    runs.add_argument("--patch", type=int, default=PATCH)
+    runs.add_argument("--rounds", type=int, default=ROUNDS)
+    runs.add_argument("--cases", type=int, default=CASES)
+    runs.add_argument("--seconds", type=float, default=290.0, help="leave out what is not begun by then")
+    pages = kinds.add_parser("page")
+    pages.add_argument("result")
+    arguments = command.parse_args()
+    if arguments.do == "run":
+        run(arguments)
+    else:
+        from several_gpus_page import write_page
+
+        write_page(json.loads(Path(arguments.result).read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()

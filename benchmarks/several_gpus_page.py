@@ -1,0 +1,138 @@
+"""The page of benchmarks/several_gpus.py: docs/results/several_gpus.json and .md, and their line in mkdocs.yml."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, NAV, AFTER = "results/several_gpus.md", "      - On several GPUs: results/several_gpus.md\n", "results/gpu.md\n"
+#: What the issue asks for.
+BARS = {"one scan": 1.7, "a task": 1.7, "all": 1.9, "ray, all": 1.85}
+
+
+def write_page(result: dict[str, Any], docs: Path = ROOT / "docs") -> None:
+    """Write the page of a run, its figures, and a line in the site's contents."""
+    (docs / "results" / "several_gpus.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (docs / PAGE).write_text(page(result), encoding="utf-8")
+    contents = docs.parent / "mkdocs.yml"
+    text = contents.read_text(encoding="utf-8")
+    if PAGE not in text:
+        assert text.count(AFTER) == 1
+        contents.write_text(text.replace(AFTER, AFTER + NAV), encoding="utf-8")
+
+
+def page(result: dict[str, Any]) -> str:
+    """Return the page of a run."""
+    link = result.get("link", {})
+    lines = [
+        "# On several GPUs",
+        "",
+        "Made by `benchmarks/several_gpus.py`; do not edit.",
+        f"Machine: {_machine(result['machine'])}; {len(link.get('gpus', []))} x {(link.get('gpus') or ['?'])[0]}; {result['date']}.",
+        "",
+        *_link(link),
+        f'CUDA INT8, network `{result["network"]}` with random weights; one GPU and all of them in one run. What was asked for is behind "at least".',
+        "",
+    ]
+    for key in ("scan", "task"):
+        if key in result:
+            lines += _in_memory(result[key])
+    if "cohort" in result:
+        lines += _cohort(result["cohort"])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _machine(machine: Any) -> str:
+    if isinstance(machine, dict):
+        return ", ".join(
+            f"{value}" for key, value in machine.items() if isinstance(value, (str, int)) and key != "host"
+        )
+    return str(machine)
+
+
+def _link(link: dict[str, Any]) -> list[str]:
+    if "peer_access" not in link:
+        return []
+    how = "directly" if link["peer_access"] else "by way of the computer's memory"
+    return [f"The first two GPUs copy from each other {how}, {link['gb_a_second']:.0f} GB/s in one direction.", ""]
+
+
+def _in_memory(row: dict[str, Any]) -> list[str]:
+    voxels = " x ".join(map(str, row["voxels"][::-1]))
+    bar = next(value for name, value in BARS.items() if row["what"].startswith(name))
+    other = row["other_labels"]
+    same = (
+        "equal to those of one GPU in every voxel"
+        if not other
+        else f"{other} voxels have another label than on one GPU"
+    )
+    lines = [
+        f"## {row['what'].capitalize()}",
+        "",
+        f"{voxels} voxels in memory to labels in memory, engines loaded, {row['windows']} windows; median (least to most) of the runs after the first. Labels: {same}.",
+        "",
+        "| | s | times faster |",
+        "| --- | ---: | ---: |",
+        f"| one GPU | {_seconds(row['one'])} | |",
+        f"| {len(row['gpus'])} GPUs | {_seconds(row['all'])} | {row['faster']:.2f} (at least {bar}) |",
+        "",
+        "Memory, and what crosses the bus, counted where it happens, in a run of its own in which each copy is waited for; its share is of that run's time.",
+        "",
+        "| | GPU | memory allocated at once, most, GB | up, MB | down, MB | GB/s up | GB/s down | bus's share of the time | from other GPUs, MB | GB/s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for key, name in (("counted_one", "one GPU"), ("counted_all", f"{len(row['gpus'])} GPUs")):
+        total = row[key]["seconds"]
+        for index, gpu in sorted(row[key]["gpus"].items(), key=lambda item: int(item[0])):
+            share = (gpu["seconds_up"] + gpu["seconds_down"]) / total
+            lines.append(
+                f"| {name} | {index} | {gpu['most_allocated'] / 1e9:.2f} | {gpu['bytes_up'] / 1e6:.0f} | {gpu['bytes_down'] / 1e6:.0f} | "
+                f"{_rate(gpu, 'up')} | {_rate(gpu, 'down')} | {100 * share:.0f} % | {gpu['bytes_from_gpus'] / 1e6:.0f} | {_rate(gpu, 'from_gpus')} |"
+            )
+    notes = [note for note in row["notes_all"] if "GPU" in note or "gpu:" in note]
+    return [*lines, "", "The program's notes: " + "; ".join(notes) + ".", ""]
+
+
+def _seconds(times: dict[str, float]) -> str:
+    return f"{times['seconds']:.3f} ({times['least']:.3f} to {times['most']:.3f})"
+
+
+def _rate(gpu: dict[str, float], what: str) -> str:
+    return f"{gpu[f'bytes_{what}'] / gpu[f'seconds_{what}'] / 1e9:.1f}" if gpu[f"seconds_{what}"] else "–"
+
+
+def _cohort(cohort: dict[str, Any]) -> list[str]:
+    voxels = " x ".join(map(str, cohort["voxels"][::-1]))
+    rows = cohort["rows"]
+    cases = max(row.get("cases", 0) for row in rows.values())
+    lines = [
+        "## Many scans",
+        "",
+        f"{cases} scans of {voxels} voxels, uncompressed, from their files to label maps in files by `medquant segment`, a process on each GPU. The whole command, start of its processes "
+        "included, and seconds a case from the first case of each worker to the last. Each case is counted once if it stands once in the journal and is done.",
+        "",
+        "| | s | times faster | s a case after the start | times faster | cases done | distinct | other labels than on one GPU | a case's attempts, most |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in rows.items():
+        if "failed" in row:
+            lines.append(f"| {name} | not done: {row['failed'].strip().splitlines()[-1][:120]} | | | | | | | |")
+            continue
+        bar = f" (at least {BARS[name]})" if name in BARS else ""
+        faster, after = row.get("faster"), row.get("faster_after_start")
+        lines.append(
+            f"| {name} | {row['seconds']:.1f} | {f'{faster:.2f}{bar}' if faster else ''} | {row['seconds_a_case']:.3f} | {f'{after:.2f}' if after else ''} | {row['done']} | "
+            f"{row['distinct']} | {row['cases_with_other_labels']} | {max(row['attempts'])} |"
+        )
+    lines += ["", "Stages of a case, median seconds (each runs beside the others', of other cases):", ""]
+    for name in ("one", "all"):
+        if "stages" in rows.get(name, {}):
+            stages = {key: value for key, value in rows[name]["stages"].items() if value >= 0.001}
+            lines.append(f"- {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in stages.items()) + ".")
+    killed = [f"{name}: {row['killed'][0]}" for name, row in rows.items() if row.get("killed")]
+    if killed:
+        lines += ["", f"Killed when a third of the cases were done: {'; '.join(killed)}."]
+    lines += ["", f"Ray: {cohort['ray']}." if "ray" in cohort else ""]
+    return lines
