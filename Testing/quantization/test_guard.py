@@ -583,3 +583,21 @@ def test_what_misses_the_budget_on_held_out_scans_is_searched_again(monkeypatch,
     assert set(halved_layers(graph.Graph(made))) == set(halves) and sorted(result.halves) == halves
     assert len(verified) == asked and all(source == "plain" for _, source in verified)
     assert result.kept and not result.returned
+
+
+@pytest.mark.parametrize(
+    ("classes", "act_range", "form"),
+    [(60, 1.0, EngineForm(zero_points=True)), (30, 8.0, SYMMETRIC)],
+    ids=["many classes", "ranges far too wide"],
+)
+def test_a_network_of_many_classes_holds_the_budget_without_a_layer_in_float(classes, act_range, form):
+    """Scores of random weights lie close together, and each of many small structures counts: plain INT8 misses the budget."""
+    weights, biases = random_weights((1, 12, 12, classes), 3)
+    fp32 = convolutions({name: weight / np.sqrt(weight[0].size) for name, weight in weights.items()}, biases)
+    spec = replace(SPEC, labels=tuple(Label(n, f"structure {n}", n) for n in range(1, classes)))
+    given = patches(3)
+    ranges = {name: act_range * value for name, value in (("x", 4.0), ("a_relu", 4.0), ("b_relu", 5.0))}
+    int8 = quantized(fp32, {name: value / 127 for name, value in ranges.items()})
+    made, result = guard(Candidate(fp32, int8, None, ranges), given, spec, Budget(0.99), Task(), form=form)
+    assert result.before.agreement < 0.99 and result.kept and not result.returned
+    assert qdq.check_int8(made) == [] and all(layer.quantized for layer in weighted_layers(made))
