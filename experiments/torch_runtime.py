@@ -1,0 +1,127 @@
+"""ONNX networks run by torch, on a GPU if it sees one, with the interface of an ONNX Runtime session.
+
+For experiments on whole heads, which a processor simulates in minutes each. It computes Q/DQ pairs as they are written, in single precision without TF32, and knows
+the operators of MeshNets and their like.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch.nn import functional
+
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class TorchSession:
+    """A loaded network.
+
+    Args:
+        model: serialized, of fixed shapes.
+        precision: of ONNX Runtime's sessions; both kinds are computed as written.
+    """
+
+    def __init__(self, model: bytes, precision: str = "fp32") -> None:
+        loaded = onnx.load_model_from_string(model)
+        self._constants = {i.name: _tensor(numpy_helper.to_array(i)) for i in loaded.graph.initializer}
+        self._nodes = list(loaded.graph.node)
+        self._inputs = [value.name for value in loaded.graph.input if value.name not in self._constants]
+        self._outputs = [value.name for value in loaded.graph.output]
+
+    def get_inputs(self) -> Sequence[Any]:
+        """Return the inputs, which know their names."""
+        return [onnx.ValueInfoProto(name=name) for name in self._inputs]
+
+    def run(self, names: Sequence[str] | None, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the named outputs, or all of them in their order."""
+        wanted = self._outputs if names is None else list(names)
+        values = self._computed(wanted, {name: _tensor(value) for name, value in inputs.items()})
+        return [values[name].cpu().numpy() for name in wanted]
+
+    def labels(self, volume: np.ndarray) -> np.ndarray:
+        """Return the class of the largest score of a volume (C, A0, A1, A2); the scores stay where they are."""
+        values = self._computed(self._outputs, {self._inputs[0]: _tensor(volume[None].astype(np.float32))})
+        return values[self._outputs[0]].argmax(1)[0].to(torch.int16).cpu().numpy()
+
+    @torch.no_grad()
+    def _computed(self, wanted: Sequence[str], inputs: dict[str, Any]) -> dict[str, Any]:
+        needed, nodes = set(wanted), []
+        for node in reversed(self._nodes):
+            if needed.intersection(node.output):
+                nodes.append(node)
+                needed.update(name for name in node.input if name)
+        readers = Counter(name for node in nodes for name in node.input) + Counter(wanted)
+        values = self._constants | inputs
+        for node in reversed(nodes):
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            values[node.output[0]] = _OPERATORS[node.op_type](attributes, *(values.get(name) for name in node.input))
+            readers.subtract(node.input)
+            for name in node.input:
+                if name not in self._constants and readers[name] <= 0:
+                    values.pop(name, None)
+        return values
+
+
+def _tensor(array: np.ndarray) -> Any:
+    return torch.from_numpy(np.array(array)).to(DEVICE)
+
+
+def _quantize(_: dict[str, Any], x: Any, scale: Any, zero: Any) -> Any:
+    low, high = (0, 255) if zero.dtype == torch.uint8 else (-128, 127)
+    return torch.clamp(torch.round(x / scale) + zero.float(), low, high).to(zero.dtype)
+
+
+def _dequantize(attributes: dict[str, Any], x: Any, scale: Any, zero: Any = None) -> Any:
+    if scale.numel() > 1:
+        shape = [1] * x.dim()
+        shape[attributes.get("axis", 1)] = -1
+        scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
+    return (x.float() if zero is None else x.float() - zero.float()) * scale
+
+
+def _convolution(attributes: dict[str, Any], x: Any, weight: Any, bias: Any = None) -> Any:
+    axes = weight.dim() - 2
+    pads = list(attributes.get("pads", [0] * 2 * axes))
+    assert axes == 3 and pads[:axes] == pads[axes:], "only 3D convolutions of equal margins"
+    strides, dilations = attributes.get("strides", [1] * axes), attributes.get("dilations", [1] * axes)
+    return functional.conv3d(x, weight, bias, strides, pads[:axes], dilations, attributes.get("group", 1))
+
+
+def _pool(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda a, x: function(x, a["kernel_shape"], a.get("strides", [1] * 3))
+
+
+def _spatial(x: Any) -> tuple[int, ...]:
+    return tuple(range(2, x.dim()))
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+    "Conv": _convolution,
+    "Relu": lambda a, x: functional.relu(x),
+    "Elu": lambda a, x: functional.elu(x, a.get("alpha", 1.0)),
+    "InstanceNormalization": lambda a, x, scale, bias: functional.instance_norm(
+        x, weight=scale, bias=bias, eps=a.get("epsilon", 1e-5)
+    ),
+    "Add": lambda a, x, y: x + y,
+    "Sub": lambda a, x, y: x - y,
+    "Mul": lambda a, x, y: x * y,
+    "Div": lambda a, x, y: x / y,
+    "Erf": lambda a, x: torch.erf(x),
+    "Neg": lambda a, x: -x,
+    "Abs": lambda a, x: x.abs(),
+    "Constant": lambda a: _tensor(numpy_helper.to_array(a["value"])),
+    "Cast": lambda a, x: x.float(),
+    "MaxPool": _pool(functional.max_pool3d),
+    "AveragePool": _pool(functional.avg_pool3d),
+    "GlobalMaxPool": lambda a, x: x.amax(_spatial(x), keepdim=True),
+    "GlobalAveragePool": lambda a, x: x.mean(_spatial(x), keepdim=True),
+}
