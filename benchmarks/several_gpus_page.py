@@ -44,12 +44,8 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _machine(machine: Any) -> str:
-    if isinstance(machine, dict):
-        return ", ".join(
-            f"{value}" for key, value in machine.items() if isinstance(value, (str, int)) and key != "host"
-        )
-    return str(machine)
+def _machine(machine: dict[str, Any]) -> str:
+    return f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}"
 
 
 def _link(link: dict[str, Any]) -> list[str]:

@@ -205,6 +205,35 @@ def test_a_poisoned_case_is_reported_after_its_retries_and_costs_no_other(cluste
 
 @pytest.mark.slow
 @needs_ray
+def test_each_worker_has_a_gpu_of_its_own_and_what_a_killed_one_had_is_run_again(model, tmp_path, monkeypatch):
+    """Over GPUs that Ray is told of, and that are none."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths_of_tests())))
+    import ray
+
+    (tmp_path / "out").mkdir()
+    cases = [{"id": "deadly" if n == 4 else str(n), "channels": [str(tmp_path)]} for n in range(16)]
+    settings = {
+        "model": model,
+        "model_hash": digest_of(model),
+        "choice": {"threads": 0},
+        "output": str(tmp_path / "out"),
+    }
+    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        pool = RayPool(ClusterOptions("auto"), "gpu")
+        records = list(pool.run(Order("cohorts:OnGpu", settings), cases, lambda: None))
+    finally:
+        ray.shutdown()
+    assert sorted(record["id"] for record in records) == sorted(case["id"] for case in cases)
+    assert all(record["state"] == "done" and record["device"] == "gpu:0" for record in records)
+    assert {record["gpu"] for record in records} == {"0", "1"}
+    (deadly,) = (record for record in records if record["id"] == "deadly")
+    assert deadly["attempts"] == 2
+
+
+@pytest.mark.slow
+@needs_ray
 def test_a_driver_that_is_killed_goes_on_where_it_stopped(model, tmp_path):
     count = 40
     write_scans(tmp_path / "scans", count)
