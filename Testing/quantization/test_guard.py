@@ -530,6 +530,8 @@ def test_what_is_measured_is_the_form_that_the_engine_computes():
         written = result.to_json()
         assert written["form"]["zero_points"] == zero_points and written["agreement"] == result.agreement
         assert written["other_form"]["agreement"] == other.agreement
+        line = next(line for line in quantize._guard_lines(result) if "measured with" in line)
+        assert line.index(result.form.title) < line.index(other.form.title) and f"{other.agreement:.4f}" in line
     # A budget that only one of both holds, told where the network is made for that one.
     between = (both[True].agreement + both[False].agreement) / 2
     _, told = guard(Candidate(fp32, int8), given, SPEC, Budget(between), Task(), form=EngineForm(True))

@@ -225,6 +225,10 @@ def _rounding_lines(report: Any) -> list[str]:
 def _guard_lines(result: Any) -> list[str]:
     """What the accuracy guard did, for people."""
     lines = [f"  on calibration patches {result.after.worst.text}"] if result.after.worst.text else []
+    if result.in_other_form is not None:
+        lines.append(
+            f"  measured with {result.form.title}; with {result.other_form.title}, as engines of another kind compute it, the agreement is {_dice(result.in_other_form.agreement)}"
+        )
     if result.dice_fp32 is not None:
         lines.append(
             f"mean Dice to the labels: FP32 {_dice(result.dice_fp32)}, INT8 {_dice(result.after.dice)} (simulated)"
