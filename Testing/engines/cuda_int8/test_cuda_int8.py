@@ -153,6 +153,31 @@ def test_a_first_layer_that_is_normalised_is_done_again_instead_of_kept(monkeypa
     assert away.max() <= 1 and (away > 0).mean() < 0.01
 
 
+def test_scales_and_shifts_that_follow_one_another_are_one(monkeypatch):
+    m = Made(1)
+    x = m.conv("image", 1, 16)
+    # GroupNorm as torch writes it; then a scale of its own, before a value that others read.
+    grouped = m.op("Reshape", x, m.constant(np.array([0, 4, -1], np.int64)))
+    ones, zeros = m.constant(np.ones(4, np.float32)), m.constant(np.zeros(4, np.float32))
+    x = m.op("Reshape", m.op("InstanceNormalization", grouped, ones, zeros), m.op("Shape", x))
+    for op in ("Mul", "Add", "Mul"):
+        x = m.op(op, x, m.constant(m.rng.uniform(0.5, 1.5, (16, 1, 1, 1)).astype(np.float32)))
+    y = m.conv(m.op("Relu", x), 16, 16)
+    y = m.op("Mul", m.op("Relu", y), m.constant(m.rng.uniform(0.5, 1.5, (16, 1, 1, 1)).astype(np.float32)))
+    model = m.finished(m.conv(y, 16, 2, kernel=1), 2)
+    plan = plan_of(model, (8, 8, 8))
+    applied = next(step for step in plan.steps if any(op.kind == "norm" for op in step.ops))
+    assert [op.kind for op in applied.ops if op.kind != "store"] == ["affine", "norm", "act"]
+    # Not past an activation.
+    assert any([op.kind for op in step.ops][:3] == ["affine", "act", "affine"] for step in plan.steps)
+    monkeypatch.setattr(planner, "merged", lambda plan: plan)
+    apart = plan_of(model, (8, 8, 8))
+    assert sum(len(step.ops) for step in apart.steps) == sum(len(step.ops) for step in plan.steps) + 3
+    data = np.random.default_rng(4).normal(size=(1, 1, 8, 8, 8)).astype(np.float32)
+    found, expected = ReferenceExecutor(plan).run(data), ReferenceExecutor(apart).run(data)
+    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
+
+
 def test_a_first_layer_that_others_read_too_is_kept():
     m = Made(1)
     first = m.conv("image", 1, 16)

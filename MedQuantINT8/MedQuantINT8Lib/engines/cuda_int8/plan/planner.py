@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...base import UnsupportedNetwork
 from ..frontend.nodes import Network, Node
 from .kernel_plan import Attention, Buffer, Geometry, KernelPlan, Layout, Norm, Op, Size, Step, View
+from .merging import merged
 from .open_step import HALF, Form, OpenStep, closed
 from .recompute import recomputed
 from .resize_tables import resize_tables
@@ -62,7 +63,7 @@ class _Planner:
             getattr(self, f"_{node.op}")(node)
         self._insert(network.output, Op("output"))
         self._finish()
-        return recomputed(self._plan)
+        return merged(recomputed(self._plan))
 
     # What each node becomes.
 
