@@ -58,6 +58,22 @@ class Driver:
         # Kernels that are launched later seem slower.
         return 0, float(len(self.calls))
 
+    def CUlaunchAttribute(self):
+        return SimpleNamespace(id=None, value=SimpleNamespace())
+
+    def CUlaunchConfig(self):
+        return SimpleNamespace()
+
+    def cuLaunchKernelEx(self, configuration, function, arguments, extra):
+        """As cuLaunchKernel; what is noted names the attributes as well."""
+        c = configuration
+        assert c.numAttrs == len(c.attrs)
+        grid, block = (c.gridDimX, c.gridDimY, c.gridDimZ), (c.blockDimX, c.blockDimY, c.blockDimZ)
+        launched = self.cuLaunchKernel(function, *grid, *block, c.sharedMemBytes, c.hStream, arguments, extra)
+        if self.launches:
+            self.launches[-1].attributes = {attribute.id: vars(attribute.value) for attribute in c.attrs}
+        return launched
+
     def cuLaunchKernel(self, function, gx, gy, gz, bx, by, bz, shared, stream, arguments, extra):
         address = ctypes.c_uint64.from_address(arguments).value
         params = np.frombuffer(ctypes.string_at(address, PARAMS.itemsize), PARAMS)[0].copy()

@@ -681,6 +681,54 @@ def test_tuning_takes_the_fastest_tile_and_frees_what_it_held(stand_in):
     assert not gpu.buffers and not gpu.streams and not gpu.events
 
 
+def test_kernels_that_may_begin_early_are_started_so_but_for_the_first_of_each_part():
+    plan, gpu = plan_of(NETWORKS["normalized"](), (24, 24, 24)), StandInGpu()
+    network, launches = CudaInt8Network(gpu, plan, 3, parts=2), gpu.driver.launches
+    shapes = (3, 1, 24, 24, 24), (3, plan.classes, 24, 24, 24)
+    source, target = (gpu.allocate(shape, np.float16) for shape in shapes)
+    stream, told = gpu.stream(), []
+    for early in (False, True):
+        network.early = early
+        launches.clear()
+        network.enqueue(3, source, target, stream)
+        told.append([(one.grid, one.block, one.shared, one.stream, bytes(one.params)) for one in launches])
+        attributes = [getattr(one, "attributes", None) for one in launches]
+        expected = {
+            "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION": {"programmaticStreamSerializationAllowed": 1}
+        }
+        assert attributes == [None] * 2 + [expected if early else None] * (len(launches) - 2)
+    assert told[0] == told[1] and len(launches) == 2 * len(plan.steps)
+    network.close()
+
+
+def test_each_kernel_waits_for_the_one_before_it_once_and_first():
+    plans = [
+        plan_of(NETWORKS[name](), size_of(name)) for name in ("shifted_windows", "normalized", "read_often", "gated")
+    ]
+    every = [program for plan in plans for program in programs(plan, H100, 1)]
+    kinds = {program.step.kind for program in every}
+    assert kinds >= {"conv", "attention", "layernorm", "normalize", "elementwise", "maxpool", "resize", "move", "input"}
+    for program in every:
+        _, body = program.source.split('extern "C" __global__', 1)
+        assert body.count("AWAIT_LAST()") == 1, program.step.kind
+        before = body.split("AWAIT_LAST()")[0]
+        # What is read before is no other kernel's work: weights, and the numbers of a normalization.
+        assert "p.source" not in before and "p.partials" not in before and "keep_constants" not in before
+
+
+def test_a_network_begins_kernels_early_where_that_is_faster(monkeypatch):
+    plan, gpu = plan_of(NETWORKS["normalized"](), (24, 24, 24)), StandInGpu()
+    tilings = {step.name: candidates(step, H100, 1)[0] for step in plan.steps if step.weights}
+    # In the stand-in what is timed later seems slower.
+    assert tuning.early_pays(gpu, plan, 2, tilings, 2) is False
+    times = iter([5.0, 4.0] * 20)
+    monkeypatch.setattr(gpu.driver, "cuEventElapsedTime", lambda *arguments: (0, next(times)))
+    assert tuning.early_pays(gpu, plan, 2, tilings, 2) is True
+    assert not gpu.buffers and not gpu.streams and not gpu.events
+    older = StandInGpu(capability=(8, 6))
+    assert tuning.early_pays(older, plan, 2, {}, 2) is False and not older.driver.launches
+
+
 def test_a_cancelled_build_stops_before_it_times_kernels(stand_in, tmp_path):
     from MedQuantINT8Lib.errors import Cancelled
     from MedQuantINT8Lib.progress import Task

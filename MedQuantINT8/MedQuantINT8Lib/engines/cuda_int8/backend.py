@@ -21,13 +21,13 @@ from ..cuda.device import DeviceBuffer, Gpu, GpuError, Stream
 from ..cuda.driver import nvrtc_version
 from ..cuda.engine import GpuEngine
 from .plan.kernel_plan import KernelPlan
-from .runtime.autotuning import from_json, to_json, tuned
+from .runtime.autotuning import early_pays, from_json, to_json, tuned
 from .runtime.network import BATCH_PARTS, CudaInt8Network
 from .runtime.program import Program
 from .tiling.weight_order import arranged_weights
 
 VERSION = "1"
-_TILES, _WEIGHTS = "tiles.json", "weights.npz"
+_TILES, _LAUNCHES, _WEIGHTS = "tiles.json", "launches.json", "weights.npz"
 
 
 class CudaInt8Backend:
@@ -82,7 +82,13 @@ class CudaInt8Backend:
             tilings = from_json(plan, json.loads((folder / _TILES).read_text(encoding="utf-8")))
             with np.load(folder / _WEIGHTS, allow_pickle=False) as weights:
                 network = CudaInt8Network(
-                    gpu, plan, options.batch, tilings, lambda tiling: weights[tiling.step.weights], parts=BATCH_PARTS
+                    gpu,
+                    plan,
+                    options.batch,
+                    tilings,
+                    lambda tiling: weights[tiling.step.weights],
+                    parts=BATCH_PARTS,
+                    early=json.loads((folder / _LAUNCHES).read_text(encoding="utf-8"))["early"],
                 )
             return CudaInt8Engine(gpu, network, options)
         except BaseException:
@@ -95,7 +101,9 @@ def _build_plan(gpu: Gpu, plan: KernelPlan, folder: Path, batch: int, task: Task
     tiles = to_json(tuned(gpu, plan, batch, task))
     write_json(folder / _TILES, tiles)
     # Weights in the order of the chosen tiles: putting them in order takes longer than reading them.
-    tilings = list(from_json(plan, tiles).values())
+    chosen = from_json(plan, tiles)
+    write_json(folder / _LAUNCHES, {"early": early_pays(gpu, plan, batch, chosen, BATCH_PARTS)})
+    tilings = list(chosen.values())
     with ThreadPoolExecutor() as pool:
         arranged = pool.map(partial(arranged_weights, plan), tilings)
         np.savez(folder / _WEIGHTS, **{t.step.weights: weights for t, weights in zip(tilings, arranged, strict=True)})  # type: ignore[arg-type]

@@ -68,8 +68,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
   };
 #endif
   if (KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(0), p, kind, first);
-  keep_constants(p, n);
   note_halo();
+  // Weights and the table of the halo are no other kernel's work.
+  AWAIT_LAST();
+  keep_constants(p, n);
   __syncthreads();
   int kept[MINE];
   begin_filling(kept, p, n, tile_origin(tile_index, p0, p1, p2));
@@ -210,6 +212,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
     send_scores(p, scores, n, s.o1);
 #endif
   }
+  BEGIN_NEXT();
 #if STAGES_OUTPUT
   end_scores();
 #endif

@@ -5,6 +5,7 @@
 #define WANTED(c, i) (DENSE || channel_of((c) + (i)) >= 0)
 // LANES threads share a voxel, eight slots each at a time.
 extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
+  AWAIT_LAST();
   const int n = blockIdx.y, lane = threadIdx.x % LANES;
   const i64 voxel = (i64)blockIdx.x * ROWS + threadIdx.x / LANES;
   const bool mine = voxel < VOXELS;

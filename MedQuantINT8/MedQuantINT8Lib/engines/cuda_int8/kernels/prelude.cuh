@@ -4,6 +4,16 @@
 // INT8 8. Multiply-adds are fused only where it is said (__fmaf_rn), so that the reference in NumPy comes to the same
 // bits.
 
+// On compute capability 9.0 and later a kernel may begin before the one before it ends (programmatic dependent launch), if
+// it is started so (runtime/batch_part.py). Before a kernel looks at what others write, or writes itself, it waits until
+// the one before it is over: AWAIT_LAST. BEGIN_NEXT says that the next one may begin, as soon as all blocks have said so.
+#if __CUDA_ARCH__ >= 900
+#define AWAIT_LAST() asm volatile("griddepcontrol.wait;" ::: "memory")
+#define BEGIN_NEXT() asm volatile("griddepcontrol.launch_dependents;" ::: "memory")
+#else
+#define AWAIT_LAST()
+#define BEGIN_NEXT()
+#endif
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
@@ -46,19 +56,20 @@ __device__ __forceinline__ u32 rounded(float value) {
   return (u32)r & 255u;
 }
 __device__ __forceinline__ float signed_byte(u32 word, int n) { return (float)(signed char)(word >> (8 * n)); }
+// Volatile, so that no read is moved to before AWAIT_LAST.
 __device__ __forceinline__ vec16 read16(const void* p) {
   vec16 r;
-  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
   return r;
 }
 __device__ __forceinline__ vec8 read8(const void* p) {
   vec8 r;
-  asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(r.x), "=r"(r.y) : "l"(p));
+  asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(r.x), "=r"(r.y) : "l"(p));
   return r;
 }
 __device__ __forceinline__ u32 read4(const void* p) {
   u32 r;
-  asm("ld.global.nc.u32 %0, [%1];" : "=r"(r) : "l"(p));
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(r) : "l"(p));
   return r;
 }
 __device__ __forceinline__ void four_floats(float* v, vec16 r) {

@@ -25,6 +25,8 @@ _GUESSES = ((0.1, 6), (0.03, 4), (0.0075, 3), (0.0, 1))
 _FIRST_GUESSES = 2
 #: How often a launch is timed.
 _ROUNDS, _RUNS = 3, 8
+#: How often a network is timed in each of two ways, and the compute capability from which on a kernel can begin before the one before it ends.
+_NETWORK_ROUNDS, _EARLY_CAPABILITY = 11, (9, 0)
 
 
 def tuned(gpu: Gpu, plan: KernelPlan, batch: int, task: Task | None = None) -> dict[str, Tile]:
@@ -127,6 +129,45 @@ def _milliseconds(
         finally:
             graph.free()
     return min(times)
+
+
+def early_pays(gpu: Gpu, plan: KernelPlan, batch: int, tilings: dict[str, Tiling], parts: int) -> bool:
+    """Whether a network is faster if each kernel may begin before the one before it ends, by its own time with and without.
+
+    Raises:
+        GpuMemoryError: the network does not fit.
+    """
+    if gpu.info.capability < _EARLY_CAPABILITY:
+        return False
+    network = CudaInt8Network(gpu, plan, batch, tilings, weights=partial(_any_order, plan), parts=parts)
+    stream, begin, end = gpu.stream(), gpu.event(), gpu.event()
+    times: dict[bool, list[float]] = {False: [], True: []}
+    graphs: list[CapturedGraph] = []
+    try:
+        source = network.memory.hold((batch, plan.channels, *plan.size), np.float16)
+        target = network.memory.hold((batch, plan.classes, *plan.size), np.float16)
+        source.zero(stream)
+        for part in network.parts:
+            part.activations.zero(stream)
+        for early in times:
+            network.early = early
+            graphs.append(CapturedGraph(gpu, stream, partial(network.put, batch, source, target)))
+            graphs[-1].launch(0)
+        for _ in range(_NETWORK_ROUNDS):
+            for early, graph in zip(times, graphs, strict=True):
+                begin.record(stream)
+                graph.launch(0)
+                end.record(stream)
+                end.wait()
+                times[early].append(end.milliseconds_since(begin))
+    finally:
+        stream.synchronize()
+        for graph in graphs:
+            graph.free()
+        for thing in (stream, begin, end):
+            thing.free()
+        network.close()
+    return float(np.median(times[True])) < float(np.median(times[False]))
 
 
 def to_json(tiles: dict[str, Tile]) -> dict[str, Any]:

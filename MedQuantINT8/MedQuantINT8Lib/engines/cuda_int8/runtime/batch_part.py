@@ -71,10 +71,33 @@ class Launch:
         self._what, self._params, self._name = (function, *grid, threads, 1, 1, shared), params, name
         self._arguments = np.array([params.ctypes.data], np.uint64)
         self._address = int(self._arguments.ctypes.data)
+        self._early: Any = None
 
-    def put(self, gpu: Gpu, stream: Stream) -> None:
-        """Put the kernel into a stream."""
-        checked(gpu.driver.cuLaunchKernel(*self._what, stream.handle, self._address, 0), f"start {self._name}")
+    def put(self, gpu: Gpu, stream: Stream, early: bool = False) -> None:
+        """Put the kernel into a stream.
+
+        Args:
+            early: it may begin before the kernel before it ends, whose work it waits for by itself.
+        """
+        if early:
+            if self._early is None:
+                self._early = _early_configuration(gpu.driver, self._what)
+            self._early.hStream = stream.handle
+            launched = gpu.driver.cuLaunchKernelEx(self._early, self._what[0], self._address, 0)
+        else:
+            launched = gpu.driver.cuLaunchKernel(*self._what, stream.handle, self._address, 0)
+        checked(launched, f"start {self._name}")
+
+
+def _early_configuration(driver: Any, what: tuple[Any, ...]) -> Any:
+    """How a kernel is started before the one before it ends (programmatic dependent launch)."""
+    attribute, configuration = driver.CUlaunchAttribute(), driver.CUlaunchConfig()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    _, configuration.gridDimX, configuration.gridDimY, configuration.gridDimZ = what[:4]
+    configuration.blockDimX, configuration.blockDimY, configuration.blockDimZ, configuration.sharedMemBytes = what[4:]
+    configuration.attrs, configuration.numAttrs = [attribute], 1
+    return configuration
 
 
 class BatchPart:

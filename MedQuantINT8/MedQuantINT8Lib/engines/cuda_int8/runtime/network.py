@@ -31,6 +31,7 @@ class CudaInt8Network:
         chosen: tilings of convolutions by the name of their step.
         weights: gives those of a convolution in the order of its tiling; by default they are put in order here, from the plan's.
         parts: parts of a batch that run side by side.
+        early: whether each kernel may begin before the one before it ends.
         poison: fill all memory with this byte before each run, so that what no kernel writes shows (for tests).
 
     Raises:
@@ -47,10 +48,11 @@ class CudaInt8Network:
         chosen: dict[str, Tiling] | None = None,
         weights: Callable[[Tiling], NDArray[np.uint8]] | None = None,
         parts: int = 1,
+        early: bool = False,
         poison: int | None = None,
     ) -> None:
         self._weights = weights or partial(arranged_weights, plan)
-        self.gpu, self.plan, self.batch, self._poison = gpu, plan, batch, poison
+        self.gpu, self.plan, self.batch, self.early, self._poison = gpu, plan, batch, early, poison
         self.memory = Memory(gpu)
         self._scores: DeviceBuffer | None = None
         self._widen: Any = None
@@ -116,16 +118,20 @@ class CudaInt8Network:
                 self._scores = self.memory.hold((self.batch, self.plan.classes, *self.plan.size), np.float16)
                 self._widen = self.gpu.compiled([kernel_text("widen.cu")], "run")[0]
             scores = self._scores
-        key = batch, source.pointer, source.dtype, target.pointer, target.dtype
-        if key not in self._launches:
-            # Callers have one or two sizes of batches.
-            self._launches = dict(list(self._launches.items())[-3:]) | {key: self._new_launches(batch, source, scores)}
-        self._side_by_side(self._launches[key], stream)
+        self.put(batch, source, scores, stream)
         if scores is not target:
             params = np.zeros((), PARAMS)
             count = batch * self.plan.classes * int(np.prod(self.plan.size))
             params["source"], params["output"], params["ptr"][0] = scores.pointer, target.pointer, count
             Launch(self._widen, (-(-count // 512), 1, 1), 256, 0, params, "widen").put(self.gpu, stream)
+
+    def put(self, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
+        """Put all kernels of a run into a stream; scores in float16."""
+        key = batch, source.pointer, source.dtype, target.pointer
+        if key not in self._launches:
+            # Callers have one or two sizes of batches.
+            self._launches = dict(list(self._launches.items())[-3:]) | {key: self._new_launches(batch, source, target)}
+        self._side_by_side(self._launches[key], stream)
 
     def _new_launches(self, batch: int, source: DeviceBuffer, target: DeviceBuffer) -> list[list[Launch]]:
         """The kernels of a run, in order, for each part of the batch."""
@@ -153,9 +159,10 @@ class CudaInt8Network:
                     "clear memory",
                 )
         # A kernel of each in turn: where nothing is recorded, one part's launches would keep the others waiting.
-        for kernels in zip(*launches, strict=True):
+        for number, kernels in enumerate(zip(*launches, strict=True)):
             for launch, own in zip(kernels, streams, strict=True):
-                launch.put(self.gpu, own)
+                # Before the first lies what is not of this network, which may know nothing of those that begin early.
+                launch.put(self.gpu, own, self.early and number > 0)
         for other, done in beside:
             done.record(other)
             stream.wait_for(done)
