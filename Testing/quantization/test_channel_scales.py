@@ -17,6 +17,7 @@ from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget
 from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.quantization.channel_scales import channel_ranges, with_channel_scales
+from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
 from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, quantize_package
 from scans import PHANTOM_SIZE, PHANTOM_SPACING
 from tiny import quantized, run
@@ -59,11 +60,11 @@ def network(sizes=UNEVEN, opset=20, curve="Elu", skip=False, outputs=2, sides=SH
 
 
 def scaled(model):
-    return with_channel_scales(model, channel_ranges(model, patches(), SHAPE))
+    return with_channel_scales(model, channel_ranges(Fp32Network(model, SHAPE), patches()))
 
 
 def in_int8(model):
-    scales = {name: r.maximum.max() / 127 for name, r in channel_ranges(model, patches(), SHAPE).items()}
+    scales = {name: r.maximum.max() / 127 for name, r in channel_ranges(Fp32Network(model, SHAPE), patches()).items()}
     return quantized(model, {"x": float(max(np.abs(p).max() for p in patches())) / 127, **scales})
 
 
@@ -89,7 +90,7 @@ def test_factors_are_powers_of_two_that_even_channels_out():
     for node in multiplications:
         factors = other.array(node.input[1]).reshape(-1)
         assert np.array_equal(np.exp2(np.rint(np.log2(factors))), factors) and len(set(factors)) > 2
-    before, after = (channel_ranges(m, patches(), SHAPE) for m in (model, scaled(model)))
+    before, after = (channel_ranges(Fp32Network(m, SHAPE), patches()) for m in (model, scaled(model)))
     spread = [r.maximum.max() / r.maximum.min() for r in (before["b_curve"], after["b_curve_scaled"])]
     assert spread[1] < 0.3 * spread[0]
 
@@ -159,7 +160,7 @@ def test_real_networks_compute_the_same_to_the_last_bit(name, data):
     graph.name_nodes(fp32)
     shape = (16, 16, 16)
     given = patches(1, 1, shape)
-    other = with_channel_scales(fp32, channel_ranges(fp32, given, shape))
+    other = with_channel_scales(fp32, channel_ranges(Fp32Network(fp32, shape), given))
     assert other is not None
     fixed = [graph.fixed_shape(model, shape) for model in (fp32, other)]
     assert np.array_equal(*(run(model, given[0]) for model in fixed))

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from data_models import ROOT, specs
 from MedQuantINT8Lib.models import onnx_graph as graph
-from MedQuantINT8Lib.quantization.equalization import channel_maxima, equalized
+from MedQuantINT8Lib.quantization.equalization import channel_maxima, equalized, equalized_network
+from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
 from tiny import convolutions, quantized, random_weights, run
 
 SHAPE = (8, 8, 8)
@@ -56,7 +57,23 @@ def made_equal(model):
     if other is not None:
         onnx.checker.check_model(other)
         assert all(np.array_equal(run(model, patch), run(other, patch)) for patch in given), "to the last bit"
+        check_known(equalized_network(Fp32Network(model, SHAPE), given), other, given)
     return other
+
+
+def check_known(derived, other, given):
+    """What is known of a scaled network by the plain one's runs is what it holds itself."""
+    own = Fp32Network(other, SHAPE)
+    for patch in given:
+        found, exact = derived.statistics(patch), own.statistics(patch)
+        assert found.keys() == exact.keys()
+        for name, statistics in exact.items():
+            assert np.allclose(found[name].maxima, statistics.maxima, rtol=1e-5)
+            assert np.allclose(found[name].means, statistics.means, rtol=1e-3, atol=1e-6 * statistics.maximum)
+        assert np.allclose(derived.scores(patch), own.scores(patch), rtol=1e-4, atol=1e-5)
+    squares = own.mean_squares(given)
+    for name, found_squares in derived.mean_squares(given).items():
+        assert np.allclose(found_squares, squares[name], rtol=1e-4)
 
 
 def ranges(model, name):

@@ -13,7 +13,8 @@ from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import fp32_network
 from MedQuantINT8Lib.quantization.activation_ranges import collect_histograms, collect_maxima
-from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
+from MedQuantINT8Lib.quantization.equalization import equalized_network
+from MedQuantINT8Lib.quantization.fp32_network import Fp32Network, ScaledTensors
 from tiny import convolutions
 
 
@@ -161,3 +162,29 @@ def test_values_that_are_not_finite_are_an_error():
     given[0, 3, 3, 3] = np.nan
     with pytest.raises(InputError, match="not finite on the calibration scans"):
         Fp32Network(network(), (8, 8, 8)).statistics(given)
+
+
+def test_a_network_of_scaled_channels_is_known_without_a_run(runs):
+    rng, shape = np.random.default_rng(5), (8, 8, 8)
+    uneven = rng.normal(size=(4, 1, 3, 3, 3)) * np.array([100, 1, 1, 0.1]).reshape(4, 1, 1, 1, 1)
+    model = convolutions({"a": uneven, "b": rng.normal(size=(3, 4, 3, 3, 3))}, {"a": np.zeros(4), "b": np.zeros(3)})
+    given = [patch(seed, shape) for seed in range(3)]
+    plain = Fp32Network(model, shape)
+    collect_maxima(plain, [inner(model)], given, 3, Task())
+    equal = equalized_network(plain, given)
+    assert equal is not None and len(runs) == 3
+    found = collect_maxima(equal, [inner(model)], given, 3, Task())[inner(model)].maximum
+    assert len(runs) == 3
+    exact = max(np.abs(values(equal.model, inner(model), one)).max() for one in given)
+    assert np.isclose(found, exact, rtol=1e-5)
+
+
+def test_a_scaled_tensor_of_which_the_whole_alone_is_known_is_measured_anew(runs):
+    model, shape, given = network(), (8, 8, 8), patch(1, (8, 8, 8))
+    name = inner(model)
+    plain = Fp32Network(model, shape)
+    before = next(node.output[0] for node in model.graph.node if node.name == "a")
+    divisors = {before: (before, np.array([2.0, 1.0, 1.0, 1.0]))}
+    scaled = Fp32Network(model, shape, ScaledTensors(plain, divisors))
+    assert scaled.statistics(given, [before]).keys() >= {before, name}
+    assert any(outputs and before in outputs for outputs in runs)

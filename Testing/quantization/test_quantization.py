@@ -186,8 +186,8 @@ def test_the_guard_equalizes_channels_or_puts_the_worst_layer_back(fp32_package,
     ratios = [row["limit"] / row["seen_maximum"] for row in rows.values()]
     margins = (1.0, HALVES_MARGIN, INPUT_MARGIN) if report.guard.halves else (1.0,)
     assert all(min(abs(ratio / margin - 1) for margin in margins) < 0.02 for ratio in ratios), "FP32's units"
-    monkeypatch.setattr(candidates, "equalized", lambda *_: None)
-    monkeypatch.setattr(candidates, "with_channel_scales", lambda *_: None)
+    monkeypatch.setattr(candidates, "equalized_network", lambda *_: None)
+    monkeypatch.setattr(candidates, "scaled_network", lambda *_: None)
     guarded, report = quantize_package(
         package,
         sampler_for(package),
@@ -207,7 +207,7 @@ def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path, monkeypatch)
     """With labels the budget counts what is lost to them; without a fallback the loss is only measured."""
     # Equalized channels would hold this budget without a layer in float.
     monkeypatch.setattr("MedQuantINT8Lib.quantization.candidates.equalized", lambda *_: None)
-    monkeypatch.setattr("MedQuantINT8Lib.quantization.candidates.with_channel_scales", lambda *_: None)
+    monkeypatch.setattr("MedQuantINT8Lib.quantization.candidates.scaled_network", lambda *_: None)
     made = [make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING) for seed in (2001, 2002)]
     options = CalibrationOptions(patches=4)
     labels = [lambda m=m: Volume(m[1], m[0].ijk_to_ras, "labels") for m in made]

@@ -15,9 +15,9 @@ from .accuracy_guard import Alternative, Candidate
 from .activation_ranges import histograms_for, scales_from
 from .bias_correction import with_corrected_biases
 from .calibration import CalibrationOptions, PatchSampler
-from .channel_scales import channel_ranges, with_channel_scales
+from .channel_scales import scaled_network
 from .effort import Learning
-from .equalization import equalized
+from .equalization import equalized_network
 from .fp32_network import Fp32Network
 from .histogram import ActivationHistogram
 from .qdq_placement import place
@@ -147,14 +147,11 @@ class Candidates:
         if not self._asked_for_equalized:
             self._asked_for_equalized = True
             plain = self.plain.network
-            fp32 = equalized(plain.model, plain.channel_maxima(self.patches), plain.shape)
-            through = plain.model if fp32 is None else fp32
+            equal = equalized_network(plain, self.patches)
             # What lets no factor through, and what the square root left uneven.
-            ranges = channel_ranges(through, self.patches[:FEW_PATCHES], plain.shape)
-            scaled = with_channel_scales(through, ranges)
-            fp32 = fp32 if scaled is None else scaled
-            if fp32 is not None:
-                self._equalized = self.forms.make(Fp32Network(fp32, plain.shape))
+            network = scaled_network(equal or plain, self.patches[:FEW_PATCHES]) or equal
+            if network is not None:
+                self._equalized = self.forms.make(network)
                 self._equalized.correct(self.patches)
         return self._equalized
 

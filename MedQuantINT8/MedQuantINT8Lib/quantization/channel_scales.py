@@ -13,20 +13,20 @@ al., arXiv 2211.10438, takes the square root of the ratio of both ranges instead
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.float_session import float_session
 from ..imaging.patches import Patch
 from ..models import onnx_graph as graph
 from ..models import rewrites
 from ..models.onnx_graph import Graph
 from ..models.tensor_names import FreshNames
 from .equalization import MOST_POWER
+from .fp32_network import Fp32Network, ScaledTensors
 
 Array = NDArray[np.float64]
 
@@ -55,38 +55,14 @@ class ChannelRange:
     mean_square: NDArray[np.float64]
 
 
-def channel_ranges(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, int]) -> dict[str, ChannelRange]:
+def channel_ranges(network: Fp32Network, patches: Sequence[Patch]) -> dict[str, ChannelRange]:
     """Return what the channels of each tensor hold that a convolution reads, but for the network's input, by the tensor's name.
 
     Args:
-        patches: (C, *shape) each.
+        patches: (C, A0, A1, A2) each, of the network's shape.
     """
-    onnx = graph.require_onnx()
-    fixed = graph.fixed_shape(fp32, shape)
-    input_name = graph.network_shape(fixed).input_name
-    wanted = sorted({node.input[0] for node in fixed.graph.node if node.op_type == "Conv"} - {input_name})
-    measuring = rewrites.copied(fixed)
-    fresh = FreshNames(measuring)
-    outputs = []
-    for name in wanted:
-        # The tensors themselves would fill the memory.
-        for kind, inputs, pool in (("Abs", [name], "GlobalMaxPool"), ("Mul", [name, name], "GlobalAveragePool")):
-            of_voxels = fresh(f"{name}_{kind}")
-            outputs.append(fresh(f"{name}_channel_{pool}"))
-            measuring.graph.node.append(onnx.helper.make_node(kind, inputs, [of_voxels]))
-            measuring.graph.node.append(onnx.helper.make_node(pool, [of_voxels], [outputs[-1]]))
-            measuring.graph.output.append(onnx.helper.make_tensor_value_info(outputs[-1], onnx.TensorProto.FLOAT, None))
-    measured: dict[str, list[NDArray[np.float64]]] = {name: [] for name in wanted}
-    run = float_session(measuring.SerializeToString(), "fp32")
-    for patch in patches if wanted else ():
-        values = [v.reshape(v.shape[:2]).astype(np.float64) for v in run.run(outputs, {input_name: patch[None]})]
-        for name, largest, square in zip(wanted, values[::2], values[1::2], strict=True):
-            measured[name].append(np.stack([largest.max(axis=0), square.mean(axis=0)]))
-    return {
-        name: ChannelRange(np.max([v[0] for v in values], axis=0), np.mean([v[1] for v in values], axis=0))
-        for name, values in measured.items()
-        if values
-    }
+    maxima, squares = network.channel_maxima(patches), network.mean_squares(patches)
+    return {name: ChannelRange(maxima[name], square) for name, square in squares.items()}
 
 
 @dataclass(frozen=True)
@@ -104,12 +80,28 @@ class _Reader:
     taps: int
 
 
+def scaled_network(network: Fp32Network, patches: Sequence[Patch]) -> Fp32Network | None:
+    """Return the network with channel scales by what it holds on the patches; None where there is nothing to gain."""
+    model, factors = _with_channel_scales(network.model, channel_ranges(network, patches))
+    if model is None:
+        return None
+    sources = {output: (name, divisors.astype(np.float64)) for name, (output, divisors) in factors.items()}
+    return Fp32Network(model, network.shape, ScaledTensors(network, sources))
+
+
 def with_channel_scales(fp32: Any, ranges: Mapping[str, ChannelRange]) -> Any:
     """Return a copy of the network that computes the same, in which convolutions read tensors of like channels; None where there is nothing to gain.
 
     Args:
         ranges: of the channels of tensors that convolutions read (:func:`channel_ranges`).
     """
+    return _with_channel_scales(fp32, ranges)[0]
+
+
+def _with_channel_scales(
+    fp32: Any, ranges: Mapping[str, ChannelRange]
+) -> tuple[Any, dict[str, tuple[str, NDArray[np.float32]]]]:
+    """The copy, or None; and by scaled tensor, the tensor behind it and what its channels are divided by."""
     onnx = graph.require_onnx()
     copy = rewrites.copied(fp32)
     network, fresh = Graph(copy), FreshNames(copy)
@@ -130,7 +122,7 @@ def with_channel_scales(fp32: Any, ranges: Mapping[str, ChannelRange]) -> Any:
         behind.setdefault(network.producer[name].output[0], []).append(multiplication)
         scaled[name] = output, factors.astype(np.float32)
     if not scaled:
-        return None
+        return None, {}
     nodes = []
     for node in copy.graph.node:
         if node.op_type == "Conv" and node.input[0] in scaled:
@@ -144,7 +136,7 @@ def with_channel_scales(fp32: Any, ranges: Mapping[str, ChannelRange]) -> Any:
     kept = [_copied(node) for node in nodes]
     del copy.graph.node[:]
     copy.graph.node.extend(kept)
-    return graph.pruned(copy)
+    return graph.pruned(copy), scaled
 
 
 def _copied(node: Any) -> Any:

@@ -24,7 +24,7 @@ from ..models import onnx_graph as graph
 from ..models import rewrites
 from ..models.onnx_graph import Graph
 from ..models.tensor_names import FreshNames
-from .fp32_network import Fp32Network
+from .fp32_network import Fp32Network, ScaledTensors
 
 Patch = NDArray[np.float32]
 #: One channel of a tensor.
@@ -97,6 +97,15 @@ class _Groups:
 
     def all(self) -> dict[Channel, _Group]:
         return self._groups
+
+    def divisors(self, factors: dict[Channel, float]) -> dict[str, NDArray[np.float64]]:
+        """What the channels of each tensor are divided by, (channels,), where it is not 1, from the factors of their groups."""
+        names = [name for node in self._graph.nodes for name in node.output if self._width(name)]
+        found = {
+            name: np.array([factors.get(self._sets.find((name, channel)), 1.0) for channel in range(self._width(name))])
+            for name in names
+        }
+        return {name: of_channels for name, of_channels in found.items() if (of_channels != 1.0).any()}
 
     def _width(self, name: str) -> int:
         shape = self._graph.shapes.get(name) or ()
@@ -176,17 +185,33 @@ def channel_maxima(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, i
     return Fp32Network(fp32, shape).channel_maxima(patches)
 
 
+def equalized_network(network: Fp32Network, patches: Iterable[Patch]) -> Fp32Network | None:
+    """The network with channels of like ranges, by what it holds on the patches; None where there is nothing to change."""
+    model, divisors = _equalized(network.model, network.channel_maxima(patches), network.shape)
+    if model is None:
+        return None
+    sources = {name: (name, of_channels) for name, of_channels in divisors.items()}
+    return Fp32Network(model, network.shape, ScaledTensors(network, sources))
+
+
 def equalized(fp32: Any, maxima: dict[str, NDArray[np.float64]], shape: tuple[int, int, int]) -> Any:
     """A copy of the network that computes the same, with channels of like ranges; None where there is nothing to change.
 
     Args:
         maxima: of each channel of the tensors that are to be quantized (:meth:`.fp32_network.Fp32Network.channel_maxima`).
     """
+    return _equalized(fp32, maxima, shape)[0]
+
+
+def _equalized(
+    fp32: Any, maxima: dict[str, NDArray[np.float64]], shape: tuple[int, int, int]
+) -> tuple[Any, dict[str, NDArray[np.float64]]]:
+    """The copy, or None; and by tensor, what its channels are divided by."""
     named_copy = rewrites.copied(fp32)
     fixed = graph.fixed_shape(named_copy, shape)
     if any(attribute.HasField("g") or attribute.graphs for node in fixed.graph.node for attribute in node.attribute):
         # The bodies of branches and loops may read any tensor.
-        return None
+        return None, {}
     groups = _Groups(fixed)
     columns = _weight_columns(fixed)
     factors = {
@@ -195,7 +220,10 @@ def equalized(fp32: Any, maxima: dict[str, NDArray[np.float64]], shape: tuple[in
         if not group.fixed and group.readers
     }
     scaled_groups = {root: (groups.all()[root], factor) for root, factor in factors.items() if factor != 1.0}
-    return _with_factors(named_copy, list(scaled_groups.values())) if scaled_groups else None
+    if not scaled_groups:
+        return None, {}
+    divisors = groups.divisors({root: factor for root, (_, factor) in scaled_groups.items()})
+    return _with_factors(named_copy, list(scaled_groups.values())), divisors
 
 
 def _weight_columns(model: Any) -> dict[str, NDArray[np.float64]]:

@@ -50,6 +50,19 @@ class TensorStatistics:
         return float(self.maxima.max(initial=0.0))
 
 
+@dataclass(frozen=True)
+class ScaledTensors:
+    """How the tensors of a network come from those of another, which computes the same with other channels' scales.
+
+    Attributes:
+        network: the other.
+        sources: by tensor, the other's tensor and what its channels are divided by, (channels,). What is not named is the same in both.
+    """
+
+    network: Fp32Network
+    sources: Mapping[str, tuple[str, NDArray[np.float64]]]
+
+
 def not_finite() -> InputError:
     """Return what is raised where a network gives values that are not finite."""
     return InputError(
@@ -67,13 +80,16 @@ class Fp32Network:
     Args:
         model: with node names. What its convolutions read is measured, and what is asked for beside it.
         shape: (A0, A1, A2) of the patches.
+        scaled: what the network was made of by scaling channels with powers of two. What is known of that one on a patch is then known
+            of this one too, and no patch is run again.
     """
 
-    def __init__(self, model: Any, shape: tuple[int, int, int]) -> None:
-        self.model, self.shape = model, shape
+    def __init__(self, model: Any, shape: tuple[int, int, int], scaled: ScaledTensors | None = None) -> None:
+        self.model, self.shape, self._scaled = model, shape, scaled
         fixed = graph.fixed_shape(model, shape)
         self._widths = {name: sizes[1] for name, sizes in Graph(fixed).shapes.items() if len(sizes) > 2 and sizes[1]}
         self._fixed = with_full_vectors(fixed)
+        self._tensors = {name for node in fixed.graph.node for name in node.output}
         self._input = graph.network_shape(self._fixed).input_name
         self._output = self._fixed.graph.output[0].name
         self._session: FloatSession | None = None
@@ -101,12 +117,14 @@ class Fp32Network:
             self._session = self._measuring = None
             self._statistics.clear()
         key = _digest(patch)
-        if key not in self._statistics:
+        if key not in self._statistics and not self._derive(patch, key):
             self._run(patch, key)
         return self._statistics[key]
 
     def scores(self, patch: Patch) -> NDArray[np.float32]:
         """Return the network's output (1, classes, A0, A1, A2) on a patch (C, A0, A1, A2)."""
+        if self._scaled is not None:
+            return self._scaled.network.scores(patch)
         key = _digest(patch)
         if key in self._scores:
             return self._scores[key]
@@ -117,7 +135,7 @@ class Fp32Network:
 
     def channel_maxima(self, patches: Iterable[Patch]) -> dict[str, NDArray[np.float64]]:
         """Return the largest magnitude of each channel of each tensor that a convolution reads, the network's input left out."""
-        names = {node.input[0] for node in self._convolutions()} - {self._input}
+        names = self._maps()
         maxima: dict[str, NDArray[np.float64]] = {}
         for patch in patches:
             statistics = self.statistics(patch)
@@ -133,8 +151,56 @@ class Fp32Network:
             for node in self._convolutions()
         }
 
+    def mean_squares(self, patches: Iterable[Patch]) -> dict[str, NDArray[np.float64]]:
+        """Return the mean square of each channel of each tensor that a convolution reads, the network's input left out; runs the patches."""
+        names = self._maps()
+        if self._scaled is not None:
+            squares = self._scaled.network.mean_squares(patches)
+            sources = {name: self._source(name) for name in names}
+            if all(source in squares for source, _ in sources.values()):
+                return {name: squares[source] / divisors**2 for name, (source, divisors) in sources.items()}
+        measuring = _Measuring(self._fixed, names, self._widths, squares=True)
+        run = float_session(measuring.model.SerializeToString(), "fp32")
+        outputs = [output for outputs in measuring.outputs.values() for output in outputs]
+        by_patch = [
+            measuring.statistics(dict(zip(outputs, run.run(outputs, {self._input: patch[None]}), strict=True)))
+            for patch in (patches if outputs else ())
+        ]
+        return {name: np.mean([of_patch[name].means for of_patch in by_patch], axis=0) for name in names if by_patch}
+
     def _convolutions(self) -> list[Any]:
         return [node for node in self._fixed.graph.node if node.op_type == "Conv"]
+
+    def _maps(self) -> set[str]:
+        """The tensors that convolutions read, but for the network's input."""
+        return {node.input[0] for node in self._convolutions()} - {self._input}
+
+    def _source(self, name: str) -> tuple[str, NDArray[np.float64]]:
+        """The tensor of the other network that a tensor is, and what its channels are divided by."""
+        assert self._scaled is not None
+        return self._scaled.sources.get(name) or (name, np.ones(1))
+
+    def _derive(self, patch: Patch, key: bytes) -> bool:
+        """Take a patch's statistics from the network that this one was made of; whether that tells all of them."""
+        if self._scaled is None:
+            return False
+        other = self._scaled.network
+        sources = {name: self._source(name) for name in (*self._measured, self._input)}
+        if not all(other.knows(source) for source, _ in sources.values()):
+            return False
+        found = other.statistics(patch, [source for source, _ in sources.values()])
+        # One value of a whole tensor says nothing of its channels.
+        if any(divisors.size not in (1, found[source].maxima.size) for source, divisors in sources.values()):
+            return False
+        self._statistics[key] = {
+            name: TensorStatistics(found[source].maxima / divisors, found[source].means / divisors)
+            for name, (source, divisors) in sources.items()
+        }
+        return True
+
+    def knows(self, name: str) -> bool:
+        """Whether the network has a tensor of that name."""
+        return name == self._input or name in self._tensors
 
     def _loaded(self) -> FloatSession:
         if self._session is None:
@@ -178,13 +244,14 @@ class _Measuring:
 
     Args:
         widths: how many channels of a tensor count; those behind them were filled in.
+        squares: the means are those of the squares.
 
     Attributes:
         outputs: of the network, by tensor: two of each, or the tensor alone.
     """
 
-    def __init__(self, model: Any, tensors: Iterable[str], widths: Mapping[str, int]) -> None:
-        self.model, self._widths = rewrites.copied(model), widths
+    def __init__(self, model: Any, tensors: Iterable[str], widths: Mapping[str, int], *, squares: bool = False) -> None:
+        self.model, self._widths, self._squares = rewrites.copied(model), widths, squares
         self._network, self._fresh = Graph(self.model), FreshNames(self.model)
         # The copy has no noted shapes.
         self._shapes = Graph(model).shapes
@@ -219,7 +286,8 @@ class _Measuring:
         return self._two(name, "ReduceMax", "ReduceMean", keepdims=0)
 
     def _two(self, name: str, maximum: str, mean: str, **options: Any) -> list[str]:
-        return [self._node(maximum, [self._node("Abs", [name])], **options), self._node(mean, [name], **options)]
+        largest = self._node(maximum, [self._node("Abs", [name])], **options)
+        return [largest, self._node(mean, [self._node("Mul", [name, name]) if self._squares else name], **options)]
 
     def _node(self, operator: str, inputs: Sequence[str], **options: Any) -> str:
         onnx = graph.require_onnx()
