@@ -449,3 +449,5 @@ METHODS: dict[str, Callable[[Networks], Any]] = {
     "together: inputs and weights in halves": lambda n: n.weight_halves(n.plain, n.halves(n.plain, n.plain.int8)),
     "together: split, channels scaled, inputs and weights in halves": _all_together,
 }
+#: Methods that run the network some hundred times.
+SLOW = ("ranges by error of the scores",)
