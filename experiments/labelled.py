@@ -34,7 +34,6 @@ sys.path[:0] = [
 from data_models import DATA, specs  # noqa: E402
 from method_networks import with_pairs  # noqa: E402
 from real_networks import _labelled, cases  # noqa: E402
-from torch_session import TorchSession, use_torch  # noqa: E402
 
 TARGET = ROOT / "docs" / "results" / "labelled.json"
 #: The Dice that a network may lose.
@@ -122,6 +121,7 @@ def simulated_row(name: str, case: str, agreement: float) -> dict[str, Any]:
     from MedQuantINT8Lib.quantization.accuracy_guard import Budget
     from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
     from MedQuantINT8Lib.quantization.latency import EngineStopwatch
+    from torch_runtime import use_torch
 
     use_torch()
     candidates.place = lambda _, model, patch, reasons, few_channels=True: with_pairs(model, patch.shape[1:])
@@ -178,7 +178,9 @@ class TorchEngine:
     """An engine for a run of :func:`..inference.segmenter.segment`."""
 
     def __init__(self, model: Any) -> None:
-        self._session = TorchSession(model)
+        from torch_runtime import TorchSession
+
+        self._session = TorchSession(model.SerializeToString())
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         return np.asarray(self._session.run(None, {self._session.get_inputs()[0].name: batch})[0])

@@ -31,7 +31,6 @@ from hippocampus import case_names, files  # noqa: E402
 from method_networks import METHODS, SLOW, Networks  # noqa: E402
 from resisting import all_cases  # noqa: E402
 from scaled import PATCH, SCALED  # noqa: E402
-from torch_session import use_torch  # noqa: E402
 
 TARGET = ROOT / "docs" / "results" / "methods.json"
 #: Networks that want stripped brains are measured on those of the labeled scans.
@@ -239,6 +238,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.torch:
+        from torch_runtime import use_torch
+
         use_torch()
     target: Path = args.target
     own: dict[str, Any] = {}

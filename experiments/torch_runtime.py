@@ -1,7 +1,7 @@
 """ONNX networks run by torch, on a GPU if it sees one, with the interface of an ONNX Runtime session.
 
 For experiments on whole heads, which a processor simulates in minutes each. It computes Q/DQ pairs as they are written, in single precision without TF32, and knows
-the operators of MeshNets and their like.
+the operators of the pretrained networks and their like.
 """
 
 from __future__ import annotations
@@ -89,9 +89,39 @@ def _dequantize(attributes: dict[str, Any], x: Any, scale: Any, zero: Any = None
 def _convolution(attributes: dict[str, Any], x: Any, weight: Any, bias: Any = None) -> Any:
     axes = weight.dim() - 2
     pads = list(attributes.get("pads", [0] * 2 * axes))
-    assert axes == 3 and pads[:axes] == pads[axes:], "only 3D convolutions of equal margins"
+    assert axes == 3, "only 3D convolutions"
+    if pads[:axes] != pads[axes:]:
+        x = functional.pad(x, [n for axis in reversed(range(axes)) for n in (pads[axis], pads[axis + axes])])
+        pads = [0] * 2 * axes
     strides, dilations = attributes.get("strides", [1] * axes), attributes.get("dilations", [1] * axes)
     return functional.conv3d(x, weight, bias, strides, pads[:axes], dilations, attributes.get("group", 1))
+
+
+def _transposed(attributes: dict[str, Any], x: Any, weight: Any, bias: Any = None) -> Any:
+    pads = list(attributes.get("pads", [0] * 6))
+    assert pads[:3] == pads[3:], "only transposed convolutions of equal margins"
+    strides, more = attributes.get("strides", [1] * 3), attributes.get("output_padding", [0] * 3)
+    dilations = attributes.get("dilations", [1] * 3)
+    return functional.conv_transpose3d(x, weight, bias, strides, pads[:3], more, attributes.get("group", 1), dilations)
+
+
+def _slice(attributes: dict[str, Any], x: Any, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Any:
+    assert steps is None or bool((steps == 1).all()), "only slices of neighbors"
+    index = [slice(None)] * x.dim()
+    for axis, start, end in zip(range(len(starts)) if axes is None else axes.tolist(), starts, ends, strict=True):
+        index[axis] = slice(int(start), int(end))
+    return x[tuple(index)]
+
+
+def _resize(attributes: dict[str, Any], x: Any, region: Any = None, scales: Any = None, sizes: Any = None) -> Any:
+    if sizes is None:
+        size = [int(n * float(factor)) for n, factor in zip(x.shape[2:], scales[2:], strict=True)]
+    else:
+        size = [int(n) for n in sizes[2:]]
+    if attributes.get("mode", b"nearest") == b"nearest":
+        return functional.interpolate(x, size=size, mode="nearest")
+    corners = attributes.get("coordinate_transformation_mode") == b"align_corners"
+    return functional.interpolate(x, size=size, mode="trilinear", align_corners=corners)
 
 
 def _pool(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,6 +148,17 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "Erf": lambda a, x: torch.erf(x),
     "Neg": lambda a, x: -x,
     "Abs": lambda a, x: x.abs(),
+    "ConvTranspose": _transposed,
+    "LeakyRelu": lambda a, x: functional.leaky_relu(x, a.get("alpha", 0.01)),
+    "PRelu": lambda a, x, slope: torch.where(x < 0, x * slope, x),
+    "Sigmoid": lambda a, x: x.sigmoid(),
+    "Round": lambda a, x: x.round(),
+    "Clip": lambda a, x, low, high: x.clamp(float(low), float(high)),
+    "Identity": lambda a, x: x,
+    "Concat": lambda a, *x: torch.cat(x, a["axis"]),
+    "Shape": lambda a, x: torch.tensor(x.shape, device=DEVICE),
+    "Slice": _slice,
+    "Resize": _resize,
     "Constant": lambda a: _tensor(numpy_helper.to_array(a["value"])),
     "Cast": lambda a, x: x.float(),
     "MaxPool": _pool(functional.max_pool3d),
@@ -125,3 +166,20 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "GlobalMaxPool": lambda a, x: x.amax(_spatial(x), keepdim=True),
     "GlobalAveragePool": lambda a, x: x.mean(_spatial(x), keepdim=True),
 }
+
+
+def use_torch() -> None:
+    """Let what quantizes networks run them by torch from now on."""
+    from MedQuantINT8Lib.quantization import (
+        activation_ranges,
+        channel_scales,
+        fp32_network,
+        measurer,
+        rounding,
+        stepwise,
+    )
+
+    for module in (activation_ranges, channel_scales, fp32_network, measurer):
+        module.float_session = TorchSession
+    for other in (rounding, stepwise):
+        other.session = TorchSession
