@@ -156,7 +156,10 @@ def measure(setting: Setting, rows: dict[str, Any], save: Callable[[], None]) ->
         save()
 
 
-def _cell(row: dict[str, Any] | None) -> str:
+def _cell(rows: dict[str, Any], method: str) -> str:
+    if method not in rows:
+        return ""
+    row = rows[method]
     return "–" if not row or row["agreement"] is None else f"{row['agreement']:.4f} ({row['worst']:.4f})"
 
 
@@ -174,7 +177,7 @@ def page(value: dict[str, Any]) -> str:
         "agrees least. All layers of a network are treated the same way, INT8 is simulated, and no guard chooses; what the guard makes of it layer by layer, with real engines, stands in",
         f"[Networks that resist INT8](resisting.md). Plain is symmetric INT8, weights rounded to nearest, ranges the largest magnitudes of {PATCHES} patches. Trained networks are measured on {TRAINED_WINDOWS} test",
         f"scans. Pretrained ones are calibrated on one or two scans and measured on one window of another scan, that with most tissue: {_SIDE} voxels a side, or the network's own size; of the 18-class networks",
-        f"it is a stripped brain. A dash: the method finds nothing to change. {value['date']}.",
+        f"it is a stripped brain. A dash: the method finds nothing to change; empty: not measured. {value['date']}.",
     ]
     for title, names in groups.items():
         if not names:
@@ -182,7 +185,7 @@ def page(value: dict[str, Any]) -> str:
         titles = [STUDY[n].title if n in STUDY else n.removeprefix("brain_mask_") for n in names]
         lines += ["", f"## {title}", "", "| method | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(names)]
         for method in METHODS:
-            cells = [_cell(value["rows"][name].get(method)) for name in names]
+            cells = [_cell(value["rows"][name], method) for name in names]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n" + _findings(value)
 
