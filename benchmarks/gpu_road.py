@@ -94,24 +94,29 @@ class Ours:
         )
 
     def run(self) -> dict[str, Any]:
-        from MedQuantINT8Lib.imaging.preprocessing import preprocess
-        from MedQuantINT8Lib.inference.gpu_preparation import deferred
+        """As a task's run goes: its parts share the scan on the GPU, and each is merged while the next one is run."""
         from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment_volume
-        from MedQuantINT8Lib.inference.task_runner import merge_labels
+        from MedQuantINT8Lib.inference.shared_preprocessing import SharedPreprocessing
+        from MedQuantINT8Lib.inference.task_runner import Merging, merge_labels
 
-        merged = None
+        shared, merging, merged = SharedPreprocessing(), Merging(), None
         for number, engine in enumerate(self.engines):
+            shared.keep = number + 1 < len(self.engines)
             result = segment_volume(
                 self._volume,
                 self._spec,
                 lambda _, engine=engine: engine,
                 SegmentationOptions(batch=BATCH),
-                prepare=partial(deferred, prepare=preprocess),
+                prepare=shared.deferred,
             )
             if len(self.engines) > 1:
                 merged = np.zeros_like(result.labels) if merged is None else merged
                 first = 1 + number * (self.classes - 1)
-                merge_labels(merged, result.labels, {n: first + n - 1 for n in range(1, self.classes)})
+                targets = {n: first + n - 1 for n in range(1, self.classes)}
+                merging.add(partial(merge_labels, merged, result.labels, targets))
+        merging.end()
+        merging.close()
+        shared.close()
         return {"stages": result.seconds, "notes": result.notes, "windows": result.windows}
 
     def close(self) -> None:

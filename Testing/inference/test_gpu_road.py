@@ -14,6 +14,7 @@ import kernels_on_processor
 import nvrtc_at_hand
 from MedQuantINT8Lib.engines import cache
 from MedQuantINT8Lib.engines.cuda import device as cuda
+from MedQuantINT8Lib.engines.cuda import transfers
 from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
 from MedQuantINT8Lib.errors import Cancelled, DependencyError, EngineError
 from MedQuantINT8Lib.imaging.array_layout import ArrayLayout
@@ -30,6 +31,7 @@ from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
 from MedQuantINT8Lib.inference.score_reduction import BlendingMemory, ScorePath, ScoreReduction
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.windows import plan_windows
+from MedQuantINT8Lib.models.spec import Geometry
 from MedQuantINT8Lib.progress import Task
 from road_models import ROADS, road_spec
 from scans import GEOMETRIES
@@ -370,6 +372,42 @@ def test_a_run_that_is_cancelled_frees_the_scan(driver, stage):
         assert len(driver.memory) == before
 
 
+@pytest.mark.parametrize("geometry", list(GEOMETRIES))
+@pytest.mark.parametrize("name", ["by slices", "MONAI's", "cropped, many labels", "labels brought back", "flat"])
+def test_planes_of_a_large_label_map_come_down_while_others_are_made(driver, monkeypatch, name, geometry):
+    other = {"flat": Geometry("KJI", "RAS"), "by slices": Geometry("KJI", "RAS", spacing=(1.0, 3.0, 4.0))}
+    spec = road_spec("MONAI's" if name in other else name)
+    spec = replace(spec, geometry=other.get(name, spec.geometry))
+    volume = replace(check_volume(spec), ijk_to_ras=GEOMETRIES[geometry])
+    with cuda.Gpu(0) as gpu:
+        expected = run(Engine(gpu, "float32", spec), volume, spec).labels
+    monkeypatch.setattr(transfers, "LARGE", 1)
+    monkeypatch.setattr(transfers, "_PIECE", 999)
+    begun = []
+    real = transfers.Transfers.begin_download
+    monkeypatch.setattr(
+        transfers.Transfers, "begin_download", lambda *arguments: begun.append(arguments) or real(*arguments)
+    )
+    with cuda.Gpu(0) as gpu:
+        assert np.array_equal(run(Engine(gpu, "float32", spec), volume, spec).labels, expected)
+    if name == "by slices" and geometry in ("axial", "flipped"):
+        assert len(begun) > 2
+
+
+def test_a_run_that_is_cancelled_waits_for_planes_on_their_way(driver, monkeypatch):
+    monkeypatch.setattr(transfers, "LARGE", 1)
+    spec = replace(road_spec("MONAI's"), geometry=Geometry("KJI", "RAS", spacing=(1.0, 3.0, 4.0)))
+    with cuda.Gpu(0) as gpu:
+        _, runner, data = small(gpu, spec)
+        expected = runner.run(data)
+        before = len(driver.memory)
+        task = Task(lambda event: task.cancel() if event.done > 5 else None)
+        with pytest.raises(Cancelled):
+            runner.run(data, task=task)
+        assert np.array_equal(runner.run(data), expected) and len(driver.memory) == before
+        runner.close()
+
+
 def test_data_that_is_looked_at_afterwards_comes_down_once(driver):
     spec = road_spec("MONAI's")
     volume = check_volume(spec)
@@ -377,12 +415,40 @@ def test_data_that_is_looked_at_afterwards_comes_down_once(driver):
     def never(*arguments):
         raise AssertionError("the processor did it")
 
-    with cuda.Gpu(0) as gpu:
-        network_input = deferred(volume, spec, never)
-        network_input.wanted_later()
-        network_input.on_gpu(gpu).free()
     expected = preprocess(volume, spec).data
-    np.testing.assert_allclose(network_input.data, expected, rtol=0, atol=2e-5)
+    for stride in (1, 4):
+        with cuda.Gpu(0) as gpu:
+            network_input = deferred(volume, spec, never)
+            network_input.wanted_later(stride)
+            network_input.give_back(network_input.on_gpu(gpu))
+            assert not driver.memory
+        np.testing.assert_allclose(network_input.every(4), expected[:, ::4, ::4, ::4], rtol=0, atol=2e-5)
+        if stride == 1:
+            np.testing.assert_allclose(network_input.data, expected, rtol=0, atol=2e-5)
+
+
+def test_a_scan_that_is_shared_stays_on_the_gpu_until_it_is_let_go(driver):
+    spec = road_spec("MONAI's")
+    network_input = deferred(check_volume(spec), spec, preprocess)
+    network_input.share()
+    with cuda.Gpu(0) as gpu:
+        first = network_input.on_gpu(gpu)
+        network_input.give_back(first)
+        with cuda.Gpu(0) as other:
+            assert network_input.on_gpu(other) is first and first.pointer in driver.memory
+        # Another GPU has no part in it.
+        with cuda.Gpu(1) as second:
+            buffer = network_input.on_gpu(second)
+            assert buffer is not first
+            network_input.give_back(buffer)
+        network_input.give_back(first)
+    # The GPU that held it was left.
+    with cuda.Gpu(0) as gpu:
+        again = network_input.on_gpu(gpu)
+        assert again.pointer in driver.memory
+        network_input.let_go()
+        network_input.give_back(again)
+        assert not driver.memory
 
 
 def test_scores_that_the_gpu_has_no_room_for_are_blended_by_the_processor(driver, monkeypatch):

@@ -52,7 +52,7 @@ def test_shares_are_those_of_the_tensors(int8_package):
 def checked(package, volume, **how):
     network_input = preprocess(volume, package.spec)
     plan = plan_for(network_input, package.spec, SegmentationOptions())
-    return ranges.check_ranges(package, network_input.data, plan, **how)
+    return ranges.check_ranges(package, network_input, plan, **how)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from MedQuantINT8Lib.inference.ensemble import load_ensemble
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.shared_preprocessing import SharedPreprocessing
 from MedQuantINT8Lib.inference.task_model import TaskModel, load_model
+from MedQuantINT8Lib.inference.task_runner import Merging, merge_labels
 from MedQuantINT8Lib.models.spec import Mirroring
 from MedQuantINT8Lib.models.task import parse_task
 from MedQuantINT8Lib.models.task_package import TaskPackage
@@ -471,3 +472,38 @@ class TestOnSeveralGpus:
         with pytest.raises(Cancelled):
             self.run(together, "gpu:0,1", task)
         assert not driver.memory
+
+
+@pytest.mark.parametrize(
+    ("labels_of", "merged_of"), [(np.uint8, np.uint8), (np.uint8, np.uint16), (np.uint16, np.uint16)]
+)
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {1: 1, 2: 2, 3: 3},
+        {1: 101, 2: 102, 3: 103},
+        {1: 9, 2: 4, 3: 200},
+        {2: 7},
+        {1: 2, 2: 1, 3: 3},
+    ],
+)
+def test_a_part_is_painted_over_what_is_there_and_its_background_is_not(labels_of, merged_of, targets):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (5, 6, 7)).astype(labels_of)
+    merged = rng.integers(0, 256, labels.shape).astype(merged_of)
+    expected = merged.copy()
+    for value, target in targets.items():
+        expected[labels == value] = target
+    merge_labels(merged, labels, targets)
+    assert merged.dtype == merged_of and np.array_equal(merged, expected)
+    merge_labels(merged, np.zeros_like(labels), targets)
+    assert np.array_equal(merged, expected)
+
+
+def test_a_merge_that_fails_is_not_lost():
+    merging = Merging()
+    merging.add(lambda: None)
+    merging.add(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        merging.end()
+    merging.close()

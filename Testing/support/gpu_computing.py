@@ -37,6 +37,8 @@ class ComputingDriver(ContextDriver):
         del self.memory[pointer]
         return (0,)
 
+    cuMemFreeHost = cuMemFree
+
     def cuMemcpyHtoDAsync(self, to, source, size, stream):
         ctypes.memmove(to, source, size)
         return (0,)

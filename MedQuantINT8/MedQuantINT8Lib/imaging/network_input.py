@@ -45,6 +45,10 @@ class NetworkInput:
         """The shape of ``data``, which need not be there yet."""
         return self.data.shape
 
+    def every(self, stride: int) -> FloatArray:
+        """Return every so many voxels of ``data`` along each axis, (C, n0, n1, n2)."""
+        return self.data[:, ::stride, ::stride, ::stride]
+
     @property
     def sampling(self) -> Sampling | None:
         """The step that resampled, if one did."""

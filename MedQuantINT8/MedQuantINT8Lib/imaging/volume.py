@@ -137,7 +137,8 @@ class Volume:
                     f"{where} has {count} voxel(s) that are NaN or infinite.",
                     "Replace them, for example by the value of air, and try again.",
                 )
-            if channel.min() == channel.max() and index < self.channels - label_maps:
+            # Slice by slice: nearly always the first few differ already.
+            if index < self.channels - label_maps and all((plane == channel.flat[0]).all() for plane in channel):
                 raise InputError(
                     f"{where} has the value {channel.flat[0]} everywhere: there is nothing to segment.",
                     "Choose another volume.",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
-from ..engines.cuda.staging import staging_of
+from ..engines.cuda.transfers import download, upload
 from ..imaging.array_layout import ArrayLayout
 from ..imaging.sampling_weights import AxisWeights
 from .gpu_kernels import PREPARATION_NAMES, preparation_source
@@ -87,7 +87,7 @@ class GpuArrays:
         """As :meth:`upload`, for what every GPU of a team gets."""
         buffer = self.allocate(array.shape, array.dtype)
         if self._member is None:
-            staging_of(self._gpu).upload(buffer, array, self.stream)
+            upload(buffer, array, self.stream)
         else:
             self._member.upload(buffer, array, self.stream)
         return buffer
@@ -265,6 +265,29 @@ class GpuArrays:
         total = math.prod(array.shape)
         values = map(ctypes.c_float, (a, b, c))
         self._run("change_values", total, array, ctypes.c_int(kind), *values, ctypes.c_longlong(total))
+
+    def downloaded(self, buffer: DeviceBuffer) -> NDArray[Any]:
+        """Return an array as it is now."""
+        array = np.empty(buffer.shape, buffer.dtype)
+        download(buffer, array, self.stream)
+        return array
+
+    def every(self, array: DeviceBuffer, stride: int) -> NDArray[np.float32]:
+        """Return every so many voxels along each axis of an array (C, n0, n1, n2) of float32."""
+        channels, n0, n1, n2 = array.shape
+        sizes = [-(-n // stride) for n in (n0, n1, n2)]
+        target, count = self.allocate((channels, *sizes)), math.prod(sizes)
+        for channel in range(channels):
+            self._run(
+                "lay_out_f32",
+                count,
+                array,
+                ctypes.c_void_p(target.pointer + 4 * count * channel),
+                *map(ctypes.c_int, (*sizes, 0, 0, 0, *sizes)),
+                *map(ctypes.c_longlong, (channel * n0 * n1 * n2, stride * n1 * n2, stride * n2, stride)),
+                ctypes.c_float(0.0),
+            )
+        return self._downloaded(target)
 
     def _downloaded(self, buffer: DeviceBuffer) -> NDArray[Any]:
         """Return a small array, and free it."""

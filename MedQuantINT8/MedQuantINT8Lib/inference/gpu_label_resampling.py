@@ -133,8 +133,13 @@ class GpuLabelResampling:
         labels.zero(self._stream)
         return labels
 
-    def finish(self, labels: DeviceBuffer, begin: int, end: int) -> None:
-        """Decide every label whose scores are finished, now that the planes from ``begin`` to ``end`` - 1 are."""
+    def finish(self, labels: DeviceBuffer, begin: int, end: int) -> tuple[int, int] | None:
+        """Decide every label whose scores are finished, now that the planes from ``begin`` to ``end`` - 1 are.
+
+        Returns:
+            Which planes of the label map along its first axis are whole by that, (first, last + 1); None where planes run otherwise, or
+            none is.
+        """
         rule, classes = self.rule, self._ring.shape[0]
         _, depth, nu, nv = self._ring.shape
         plane = nu * nv
@@ -143,7 +148,7 @@ class GpuLabelResampling:
         self._run(
             "prepare_planes", plane * (end - begin), self._ring, self.total, cuts, *_ints(classes, activation), *places
         )
-        ready = int(np.searchsorted(self._last_needed, end))
+        ready, planes = int(np.searchsorted(self._last_needed, end)), None
         if ready > self._next:
             self._run(
                 f"resample_{_LABELS[str(rule.values.dtype)]}",
@@ -158,6 +163,7 @@ class GpuLabelResampling:
                 *_ints(self._next, ready, *self._new[1:], depth, nu, nv),
                 *map(ctypes.c_longlong, (self._first, *self._steps)),
             )
+            planes = self._planes(self._next, ready)
             self._next = ready
         # New voxels between the last finished plane and the next one are still to come.
         free = end if end == self._size else end - 1
@@ -165,6 +171,15 @@ class GpuLabelResampling:
             places = _ints(classes, depth, nu, nv, self._cleared, free)
             self._run("clear_planes", plane * (free - self._cleared), self._ring, *places)
             self._cleared = free
+        return planes
+
+    def _planes(self, first: int, stop: int) -> tuple[int, int] | None:
+        """Return where new voxels from ``first`` to ``stop`` - 1 along the slowest axis lie along the label map's first axis."""
+        _, j, i = self.rule.shape
+        if abs(self._steps[0]) != j * i:
+            return None
+        ends = [(self._first + n * self._steps[0]) // (j * i) for n in (first, stop - 1)]
+        return min(ends), max(ends) + 1
 
     def _address(self, name: str) -> ctypes.c_void_p:
         table = self._tables.get(name)

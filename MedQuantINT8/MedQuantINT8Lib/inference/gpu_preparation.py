@@ -58,10 +58,12 @@ class DeferredInput(NetworkInput):
 
     Attributes:
         shape: (C, A0, A1, A2) of ``data``.
-        keep: whether ``data`` is asked for later on, so that it comes down from the GPU once it is there.
+        keep: of how many voxels along each axis one is asked for later on, so that these come down from the GPU once they are there; 1 for
+            all, 0 for none.
+        shared: whether what a GPU brought to network space stays there for the next network; see :meth:`share`.
     """
 
-    keep = False
+    keep, shared = 0, False
 
     def __init__(
         self, volume: Volume, plan: GpuPreparation, compute: Callable[[], NDArray[np.float32]], axis_order: str
@@ -82,12 +84,37 @@ class DeferredInput(NetworkInput):
         channels = int(self.__dict__["_volume"].data.shape[0])
         return (channels, i, j, k) if self.axis_order == "IJK" else (channels, k, j, i)
 
-    def wanted_later(self) -> None:
-        """Say that ``data`` is asked for when the volume was segmented."""
-        self.__dict__["keep"] = True
+    def wanted_later(self, stride: int = 1) -> None:
+        """Say that ``data``, or :meth:`every` so many of its voxels, is asked for when the volume was segmented."""
+        self.__dict__["keep"] = stride
+
+    def every(self, stride: int) -> NDArray[np.float32]:
+        """As :meth:`.network_input.NetworkInput.every`, of what came down from the GPU, if that was wanted."""
+        sample: NDArray[np.float32] | None = self.__dict__.get("_samples", {}).get(stride)
+        return super().every(stride) if sample is None or "data" in self.__dict__ else sample
+
+    def share(self, shared: bool = True) -> None:
+        """Say whether what a GPU brings to network space stays there, when it is given back, for the networks that ask for it next."""
+        self.__dict__["shared"] = shared
+
+    def let_go(self) -> None:
+        """Free what was kept for other networks."""
+        self.share(False)
+        if "_resident" in self.__dict__:
+            self.give_back(self.__dict__["_resident"])
+
+    def give_back(self, buffer: DeviceBuffer) -> None:
+        """Free a buffer of :meth:`on_gpu`, unless it is kept for the next network."""
+        if buffer is self.__dict__.get("_resident"):
+            if self.shared:
+                return
+            del self.__dict__["_resident"]
+        if buffer.pointer:
+            buffer.gpu.enter()
+            buffer.free()
 
     def on_gpu(self, gpu: Gpu, member: TeamMember | None = None) -> DeviceBuffer:
-        """Return ``data`` on a GPU, computed there; the caller frees it.
+        """Return ``data`` on a GPU, computed there; it ends with :meth:`give_back`.
 
         Args:
             member: where several GPUs do it at the same time: the first of them keeps what is asked for later on.
@@ -95,17 +122,34 @@ class DeferredInput(NetworkInput):
         Raises:
             GpuMemoryError: it does not fit.
         """
+        resident: DeviceBuffer | None = self.__dict__.get("_resident")
+        # An engine that was closed in the meantime has freed its GPU's memory.
+        if member is None and resident is not None and resident.pointer and resident.gpu.info.index == gpu.info.index:
+            return resident
         arrays = GpuArrays(gpu, member)
         try:
             buffer = self.__dict__["_plan"].run(arrays, self.__dict__["_volume"].data, self.shape, self.axis_order)
-            if self.keep and "data" not in self.__dict__ and (member is None or member.number == 0):
-                array = np.empty(buffer.shape, buffer.dtype)
-                buffer.download(array, arrays.stream)
-                arrays.stream.synchronize()
-                self.__dict__["data"] = array
-            return buffer
+            if member is None or member.number == 0:
+                self._keep_what_is_wanted(buffer, arrays)
         finally:
             arrays.close()
+        if self.shared and member is None:
+            former = self.__dict__.get("_resident")
+            self.__dict__["_resident"] = buffer
+            if former is not None:
+                self.give_back(former)
+                gpu.enter()
+        return buffer
+
+    def _keep_what_is_wanted(self, buffer: DeviceBuffer, arrays: GpuArrays) -> None:
+        """Bring down what is asked for later on."""
+        samples: dict[int, NDArray[np.float32]] = self.__dict__.setdefault("_samples", {})
+        if not self.keep or "data" in self.__dict__ or self.keep in samples:
+            return
+        if self.keep == 1:
+            self.__dict__["data"] = arrays.downloaded(buffer)
+        else:
+            samples[self.keep] = arrays.every(buffer, self.keep)
 
 
 def data_of(network_input: NetworkInput, task: Task) -> NDArray[np.float32]:

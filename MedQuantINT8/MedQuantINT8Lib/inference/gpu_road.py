@@ -217,7 +217,7 @@ class GpuRoad:
             if isinstance(self._network, MeanNetwork):
                 self._network.release()
             if buffer is not None:
-                buffer.free()
+                self._give_back(buffer)
         return labels, began
 
     def _steps_there(self) -> list[Cleaning]:
@@ -244,10 +244,14 @@ class GpuRoad:
         except BaseException:
             # Cancelled when it was there already.
             if buffer is not None:
-                buffer.free()
+                self._give_back(buffer)
             raise
         notes.append("the scan was brought to network space on the GPU")
         return buffer
+
+    def _give_back(self, buffer: DeviceBuffer) -> None:
+        assert isinstance(self._network_input, DeferredInput)
+        self._network_input.give_back(buffer)
 
     def _network_labels(self) -> Any:
         from .gpu_label_placing import NearestLabels

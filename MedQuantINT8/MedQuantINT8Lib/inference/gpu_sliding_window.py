@@ -7,6 +7,7 @@ network space, or, resampled from the blended scores, those of the scan's grid (
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from ..engines.base import GpuNetwork
 from ..engines.cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
 from ..engines.cuda.interop import borrowed, is_on_gpu
 from ..engines.cuda.several import copy_between
-from ..engines.cuda.staging import staging_of
+from ..engines.cuda.transfers import Download, download, is_large, transfers_of, upload
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
@@ -216,25 +217,37 @@ class GpuSlidingWindow:
         """
         task = task or Task()
         buffers: list[Any] = []
+        nearest = None if self._resampling is not None or reduction is None else reduction.nearest
+        planes: _PlanesDown | None = None
         try:
             source = self.source_of(volume, buffers)
             receiver = self.receiver_of(reduction, buffers)
             labels = receiver.labels()
             buffers.append(labels)
-            nearest = None if reduction is None or self._resampling is not None else reduction.nearest
-            landing = Landing(labels) if nearest is None else Landing(nearest)
+            landing: Landing | None = None
+            if nearest is None and finish is None:
+                planes = _PlanesDown(labels, self.stream)
+            else:
+                landing = Landing(labels if nearest is None else nearest)
             parts = row_parts(self._plan, self._flips)
             with task.stage("segmenting", self._plan.count * len(self._flips)):
-                self.slide(source, labels, receiver, parts, task.step, intensity)
+                self.slide(
+                    source, labels, receiver, parts, task.step, intensity, take=None if planes is None else planes.begin
+                )
+                if planes is not None:
+                    return planes.end()
             if nearest is not None:
                 labels = nearest.placed(self._gpu, labels, self.stream)
                 buffers.append(labels)
             if finish is not None:
                 finish(self._gpu, labels, self.stream)
+            assert landing is not None
             result = landing.array()
-            staging_of(self._gpu).download(result, labels, self.stream)
+            download(labels, result, self.stream)
             return result
         except BaseException:
+            if planes is not None:
+                planes.forget()
             self.forget()
             raise
         finally:
@@ -257,7 +270,7 @@ class GpuSlidingWindow:
         self,
         volume: NDArray[Any] | DeviceBuffer,
         buffers: list[Any],
-        upload: Callable[[DeviceBuffer, NDArray[Any], Stream], None] = DeviceBuffer.upload,
+        upload: Callable[[DeviceBuffer, NDArray[Any], Stream], None] = upload,
     ) -> DeviceBuffer:
         """Return a volume (C, n0, n1, n2) on the GPU, of a type that can be cut; what has to be freed after the run goes to ``buffers``.
 
@@ -300,12 +313,14 @@ class GpuSlidingWindow:
         step: Callable[[int], None],
         intensity: Intensity = Intensity(),
         store: DeviceBuffer | None = None,
+        take: Callable[[int, int], None] | None = None,
     ) -> None:
         """Run the windows of some parts of rows, blend them and make labels of what they finish.
 
         Args:
             step: told of each batch, by its number of windows.
             store: takes the scores of the windows one after the other; they are not blended, and no labels are made.
+            take: told of planes of the label map, (first, last + 1) along its first axis, that are made from here on in the stream.
         """
         cut_kernel = self._kernels[f"cut_{_SOURCES[str(source.dtype)]}_{_TARGETS[self._network.dtype]}"]
         marks: list[Event] = []
@@ -326,7 +341,9 @@ class GpuSlidingWindow:
                     first.free()
                 step(len(batch))
             if store is None and part.finished is not None:
-                receiver.finish(labels, *part.finished)
+                planes = receiver.finish(labels, *part.finished)
+                if take is not None and planes is not None:
+                    take(*planes)
         for mark in marks:
             mark.wait()
             mark.free()
@@ -426,8 +443,12 @@ class NetworkLabels:
         """Return memory for the labels (n0, n1, n2) of the whole volume; the caller frees it."""
         return self._gpu.allocate(self._plan.volume_shape, np.uint16)
 
-    def finish(self, labels: DeviceBuffer, begin: int, end: int) -> None:
-        """Make labels of the planes from ``begin`` to ``end`` - 1. The last step may finish as many as a window is long, never more."""
+    def finish(self, labels: DeviceBuffer, begin: int, end: int) -> tuple[int, int] | None:
+        """Make labels of the planes from ``begin`` to ``end`` - 1. The last step may finish as many as a window is long, never more.
+
+        Returns:
+            Which planes of the label map along its first axis are whole by that, (first, last + 1); None where planes run otherwise.
+        """
         plan, slow = self._plan, self._plan.order[0]
         classes, depth, nu, nv = self._ring.shape
         self._kernel(
@@ -442,6 +463,51 @@ class NetworkLabels:
             ctypes.c_float(self._reduction.threshold or 0.0),
             *map(ctypes.c_int, (slow, depth, nu, nv, begin, end, *plan.pad_before, *plan.volume_shape)),
         )
+        if slow:
+            return None
+        low, high = (min(max(0, n - plan.pad_before[0]), plan.volume_shape[0]) for n in (begin, end))
+        return (low, high) if low < high else None
+
+
+class _PlanesDown:
+    """Brings planes of a label map down while windows that finish others are still run."""
+
+    def __init__(self, labels: DeviceBuffer, stream: Stream) -> None:
+        self._labels, self._stream = labels, stream
+        self._result = np.empty(labels.shape, labels.dtype)
+        self._under_way: list[Download] = []
+        self._begun = np.zeros(labels.shape[0], bool)
+
+    def begin(self, first: int, stop: int) -> None:
+        """Bring down planes from ``first`` to ``stop`` - 1, whose labels are made by what is in the stream; a small map waits for its end."""
+        if not is_large(self._labels):
+            return
+        plane = self._labels.nbytes // self._labels.shape[0]
+        transfers = transfers_of(self._labels.gpu)
+        self._under_way.append(
+            transfers.begin_download(self._labels, self._result[first:stop], self._stream, first * plane)
+        )
+        self._begun[first:stop] = True
+
+    def end(self) -> NDArray[Any]:
+        """Return the label map, once all of it is here."""
+        if not self._begun.any():
+            download(self._labels, self._result, self._stream)
+            return self._result
+        edges = np.flatnonzero(np.diff(np.concatenate(([1], self._begun, [1]))))
+        for first, stop in edges.reshape(-1, 2).tolist():
+            self.begin(first, stop)
+        for some in self._under_way:
+            some.wait()
+        self._under_way = []
+        return self._result
+
+    def forget(self) -> None:
+        """Wait for what is under way, whatever comes of it: it uses memory that goes next."""
+        for some in self._under_way:
+            with contextlib.suppress(EngineError):
+                some.wait()
+        self._under_way = []
 
 
 def row_parts(plan: WindowPlan, flips: Sequence[Flip], first: int = 0, stop: int | None = None) -> list[RowPart]:

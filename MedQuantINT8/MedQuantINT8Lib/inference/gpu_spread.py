@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..engines.base import GpuNetwork
 from ..engines.cuda.device import DeviceBuffer, GpuMemoryError
 from ..engines.cuda.several import copy_between
+from ..engines.cuda.transfers import download
 from ..models.spec import Window
 from ..progress import Task
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
@@ -271,8 +272,7 @@ class SpreadSlidingWindow:
             buffers.append(labels)
             low, high = member.share_of(labels.nbytes)
         flat = result.flat(labels)
-        labels.download(flat[low:high], runner.stream, low)
-        runner.stream.synchronize()
+        download(labels, flat[low:high], runner.stream, low)
         # The others copy from this one's memory.
         team.meet()
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
 from ..engines.cuda.several import connect, copy_between
+from ..engines.cuda.transfers import upload
 
 T = TypeVar("T")
 
@@ -149,7 +150,7 @@ class TeamMember:
             array = array.reshape(-1)
         size = buffer.nbytes // max(1, len(array))
         low, high = self.share_of(len(array))
-        buffer.upload(array[low:high], stream, to=low * size)
+        upload(buffer, array[low:high], stream, to=low * size)
         self.exchange(buffer, stream, [_bytes(other.share_of(len(array)), size) for other in self.team.members])
 
     def exchange(self, buffer: DeviceBuffer, stream: Stream, shares: Sequence[tuple[int, int]]) -> None:

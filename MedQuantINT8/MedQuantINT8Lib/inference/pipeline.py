@@ -35,7 +35,7 @@ from .ensemble import Ensemble, MeanEngine
 from .gpu_preparation import DeferredInput, deferred
 from .gpu_road_check import EngineVerdicts
 from .memory_estimate import fitted, gpu_batch
-from .range_check import check_ranges
+from .range_check import STRIDE, check_ranges
 from .region_run import box_notes, chosen_labels, keep_structures, run_in_region
 from .segmentation_run import SegmentationRun, latency_of
 from .segmenter import (
@@ -47,7 +47,7 @@ from .segmenter import (
     spec_in_force,
     window_of,
 )
-from .shared_preprocessing import preprocessing_key
+from .shared_preprocessing import SharedPreprocessing, preprocessing_key
 from .spread_engine import SpreadEngine
 from .task_model import LoadedModel, description_of, labels_of
 from .task_runner import TaskContext, default_pool, run_task
@@ -250,7 +250,7 @@ def _segment(
     options, memory_notes = fitted(ensemble.first, choice.precision, volume, options)
     # What is there already need not be computed once more.
     on_gpu = needs_gpu(engine_backend) and not setting.prepared
-    preparation = partial(deferred, prepare=prepare) if on_gpu else prepare
+    preparation = _deferring(prepare) if on_gpu else prepare
     pool = default_pool(setting.pool)
     #: Of each GPU, the engines of the ensemble; one set where it is one device.
     sets: list[list[PreparedEngine]] = []
@@ -260,7 +260,7 @@ def _segment(
 
     def make_engine(network_input: NetworkInput) -> Any:
         if isinstance(network_input, DeferredInput) and options.check_ranges and choice.precision != "fp32":
-            network_input.wanted_later()
+            network_input.wanted_later(STRIDE if options.check_share is None else 1)
         patch = patch_for(network_input, spec, options)
         # Drawing patches costs a pass over the volume: only where the engine has yet to be compared with the simulation.
         patches = _LazyPatches(lambda: patches_of(network_input, ensemble.first, patch))
@@ -303,6 +303,11 @@ def _segment(
     return SegmentationRun(volume, result, seconds, engine, latency_of(calls_ms), inputs[0], ranges, calls_ms)
 
 
+def _deferring(prepare: Callable[[Volume, ModelSpec], NetworkInput]) -> Callable[[Volume, ModelSpec], NetworkInput]:
+    """What works out how a volume comes to network space, and leaves it to the GPU where that can."""
+    return prepare.deferred if isinstance(prepare, SharedPreprocessing) else partial(deferred, prepare=prepare)
+
+
 def _end(how: Callable[[Any], None], keys: list[Any]) -> None:
     for key in keys:
         how(key)
@@ -341,7 +346,7 @@ def _ranges(
     with task.stage("looking at ranges"):
         check = check_ranges(
             package,
-            network_input.data,
+            network_input,
             plan_for(network_input, package.spec, options),
             tensors=options.check_share is not None or not needs_gpu(prepared.backend),
             infer=prepared.engine.infer,

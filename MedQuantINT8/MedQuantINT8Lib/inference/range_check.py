@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DependencyError, EngineError
+from ..imaging.network_input import NetworkInput
 from ..models.package import CALIBRATION, FP32, ModelPackage
 from ..system import available_memory
 from .memory_estimate import activation_bytes
@@ -35,7 +36,7 @@ _CANDIDATES = 32
 #: Scans of the calibration's kind stay far below both (docs/results/robustness.md).
 WORST, MEAN = 0.01, 0.001
 #: Steps between the voxels of the input that are looked at.
-_STRIDE = 4
+STRIDE = 4
 #: Values are beyond a range that they exceed by more than rounding.
 _ROUNDING = 1.001
 
@@ -108,14 +109,14 @@ Infer = Callable[[NDArray[np.float32]], Any]
 
 def check_ranges(
     package: ModelPackage,
-    data: NDArray[np.float32],
+    network_input: NetworkInput,
     plan: WindowPlan,
     *,
     tensors: bool = True,
     infer: Infer | None = None,
     share: float | None = None,
 ) -> RangeCheck | None:
-    """Look at a volume in network space (C, n0, n1, n2).
+    """Look at a volume in network space: at every few voxels, and at windows of it where tensors are looked at.
 
     Args:
         plan: of the run.
@@ -131,10 +132,10 @@ def check_ranges(
     if not limits and not share:
         return None
     began = time.perf_counter()
-    check = RangeCheck(_input_share(package, data, limits))
+    check = RangeCheck(_input_share(package, network_input, limits))
     if tensors and (count := windows_looked_at(plan, share)):
         if package.has(FP32):
-            _look(check, _View(package, data, plan, limits, infer), count)
+            _look(check, _View(package, network_input.data, plan, limits, infer), count)
         else:
             check.skipped = "the package holds no FP32 network"
     check.seconds = time.perf_counter() - began
@@ -211,12 +212,11 @@ def _look(check: RangeCheck, view: _View, count: int) -> None:
     check.tensors = {name: float(np.mean([s[name] for s in shares])) for name in probe.tensors}
 
 
-def _input_share(package: ModelPackage, data: NDArray[np.float32], limits: dict[str, float]) -> float | None:
+def _input_share(package: ModelPackage, network_input: NetworkInput, limits: dict[str, float]) -> float | None:
     name = _calibrated(package)[1]
     if name not in limits:
         return None
-    part = data[:, ::_STRIDE, ::_STRIDE, ::_STRIDE]
-    return float((np.abs(part) > _ROUNDING * limits[name]).mean())
+    return float((np.abs(network_input.every(STRIDE)) > _ROUNDING * limits[name]).mean())
 
 
 class Probe:
@@ -283,12 +283,12 @@ def _starts(data: NDArray[np.float32], plan: WindowPlan, least: int = 0) -> list
     windows = list(plan.windows())
     if len(windows) > 1:
         rng = np.random.default_rng(
-            zlib.crc32(np.ascontiguousarray(data[:, :: 4 * _STRIDE, :: 4 * _STRIDE, :: 4 * _STRIDE]).tobytes())
+            zlib.crc32(np.ascontiguousarray(data[:, :: 4 * STRIDE, :: 4 * STRIDE, :: 4 * STRIDE]).tobytes())
         )
         # A look at every window would be a pass over the volume.
         some = [windows[n] for n in rng.choice(len(windows), min(len(windows), max(least, _CANDIDATES)), replace=False)]
         windows = sorted(
-            some, key=lambda start: -float(_patch(data[:1], plan, start)[:, ::_STRIDE, ::_STRIDE, ::_STRIDE].std())
+            some, key=lambda start: -float(_patch(data[:1], plan, start)[:, ::STRIDE, ::STRIDE, ::STRIDE].std())
         )
     return windows
 

@@ -184,7 +184,8 @@ def plan_for(network_input: NetworkInput, spec: ModelSpec, options: Segmentation
     """Return the plan of a run: where its windows lie."""
     window = window_in_force(spec, options)
     a, b, c = network_input.shape[1:]
-    return plan_windows((a, b, c), window, patch_for(network_input, spec, options))
+    slices = 0 if network_input.axis_order == "KJI" else 2
+    return plan_windows((a, b, c), window, patch_for(network_input, spec, options), slices)
 
 
 def segment(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
+from .gpu_preparation import DeferredInput, deferred
 
 
 def preprocessing_key(spec: ModelSpec) -> tuple[Any, ...]:
@@ -38,13 +41,33 @@ class SharedPreprocessing:
 
     def __call__(self, volume: Volume, spec: ModelSpec) -> NetworkInput:
         """Return the volume in network space; errors as :func:`..imaging.preprocessing.preprocess`."""
+        return self._by(preprocess, volume, spec)
+
+    def deferred(self, volume: Volume, spec: ModelSpec) -> NetworkInput:
+        """As :func:`.gpu_preparation.deferred`; what a GPU has brought to network space stays there for the next model."""
+        return self._by(partial(deferred, prepare=preprocess), volume, spec)
+
+    def close(self) -> None:
+        """Let go of what was kept."""
+        self._drop()
+
+    def _by(self, how: Callable[[Volume, ModelSpec], NetworkInput], volume: Volume, spec: ModelSpec) -> NetworkInput:
         key = preprocessing_key(spec)
         network_input = self._network_input
         if network_input is None or volume is not self._volume or key != self._key:
             # The one that is kept goes first: two at once may be one too many for the memory.
-            self._network_input = None
-            network_input = preprocess(volume, spec)
+            network_input = None
+            self._drop()
+            network_input = how(volume, spec)
             self.count += 1
+        if isinstance(network_input, DeferredInput):
+            network_input.share(self.keep)
+        # What a GPU holds is freed when the last model gives it back.
         self._volume, self._key = (volume, key) if self.keep else (None, ())
         self._network_input = network_input if self.keep else None
         return network_input
+
+    def _drop(self) -> None:
+        if isinstance(self._network_input, DeferredInput):
+            self._network_input.let_go()
+        self._volume, self._key, self._network_input = None, (), None

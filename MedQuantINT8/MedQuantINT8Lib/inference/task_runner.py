@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +41,8 @@ from .task_gpus import OnOneGpu, PartRun, PartsOnGpus, RunPart
 from .task_model import TaskModel
 from .task_plan import PlannedFind, PlannedPart, TaskPlan, plan_task
 
+#: Slices that are merged at a time, and threads that do it beside the next part's run.
+_SLICES, _MERGING = 8, 2
 #: Stands for a label map that was merged, or looked at, and let go of.
 _NOTHING: NDArray[Any] = np.zeros((0, 0, 0), np.uint8)
 
@@ -86,6 +90,7 @@ class _TaskRun:
         self._options = replace(options, roi=None, structures=None)
         self._plan: TaskPlan = plan_task(model, options.structures)
         self._shared = SharedPreprocessing()
+        self._merging = Merging()
         self._whole = whole_box(volume.grid)
         #: Boxes of steps of find by name; None where nothing was found and the run stops.
         self._boxes: dict[str, Box | None] = {}
@@ -111,7 +116,10 @@ class _TaskRun:
             for position, part in enumerate(self._plan.parts):
                 if position >= beside:
                     self._part(part, self._next_spec(len(self._plan.find) + position))
+            self._merging.end()
         finally:
+            self._merging.close()
+            self._shared.close()
             self._context.task.part = self._prefix
         merging = time.perf_counter()
         if self._model.spec.cleaning:
@@ -272,13 +280,13 @@ class _TaskRun:
             self._merge(item, box, self._segment(item.part, item.within, box, following))
 
     def _merge(self, item: PlannedPart, box: Box, run: SegmentationRun) -> None:
-        """Paint what a part found into the label map of the whole."""
-        merge_labels(self._labels[box_slices(box)], run.result.labels, item.targets)
-        if self._margins is not None and run.result.margins is not None:
-            part = self._margins[box_slices(box)]
-            merge_margins(part, run.result.margins, run.result.labels, item.targets)
-        # Merged, and as large as the scan.
+        """Paint what a part found into the label map of the whole, while the next part is run."""
+        labels, margins, merged = run.result.labels, run.result.margins, self._labels[box_slices(box)]
+        # As large as the scan.
         run.result.labels, run.result.margins = _NOTHING, None
+        if self._margins is not None and margins is not None:
+            merge_margins(self._margins[box_slices(box)], margins, labels, item.targets)
+        self._merging.add(lambda: merge_labels(merged, labels, item.targets))
 
     def _result(self, seconds: dict[str, float]) -> SegmentationRun:
         runs = self._runs
@@ -302,6 +310,28 @@ class _TaskRun:
         )
 
 
+class Merging:
+    """Merges label maps, one after the other in a thread of its own, while the next part is run."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "merging")
+        self._last: Future[None] | None = None
+
+    def add(self, merge: Callable[[], None]) -> None:
+        """Begin to merge one, once the one before is: no more than one waits, since each is as large as the scan."""
+        self.end()
+        self._last = self._thread.submit(merge)
+
+    def end(self) -> None:
+        """Wait until all are merged; raises what a merge has raised."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            last.result()
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
 def with_label_map(volume: Volume, labels: NDArray[Any]) -> Volume:
     """Return a volume with a label map (K, J, I) on its grid as a further channel, the last."""
     dtype = np.result_type(volume.data.dtype, labels.dtype)
@@ -316,19 +346,28 @@ def merge_labels(merged: NDArray[Any], labels: NDArray[Any], targets: dict[int, 
         merged, labels: (K, J, I) of the same box.
         targets: which value of ``merged`` each value of ``labels`` becomes; others are background.
     """
-    largest = np.iinfo(labels.dtype).max if labels.itemsize <= 2 else int(labels.max(initial=0))
-    table = np.zeros(1 + max(largest, *targets), merged.dtype)
+    largest, dtype = int(labels.max(initial=0)), merged.dtype
+    table = np.zeros(1 + max(largest, *targets), dtype)
     for value, target in targets.items():
         table[value] = target
+    # Parts of a task mostly number their structures on, from where the last one ended: to add is faster than to look up.
+    shifts = {target - value for value, target in enumerate(table[1 : largest + 1].tolist(), 1)}
+    shift = dtype.type(shifts.pop()) if len(shifts) == 1 and min(shifts) >= 0 else None
 
     def paint(planes: range) -> None:
-        # Plane by plane, so that what lies in between stays in the processor's cache.
-        for plane in planes:
-            painted = table.take(labels[plane])
-            np.copyto(merged[plane], painted, where=painted != 0)
+        # Few slices at a time: they stay in the processor's cache, and calls are few, since each waits for Python's lock.
+        for first in range(planes.start, planes.stop, _SLICES):
+            some = slice(first, min(first + _SLICES, planes.stop))
+            part, below = labels[some], merged[some]
+            painted = table.take(part) if shift is None else part.astype(dtype, copy=False) + shift
+            mask = ((painted if shift is None else part) != 0).astype(dtype)
+            painted *= mask
+            below *= dtype.type(1) - mask
+            below += painted
 
-    with Threads() as threads:
-        threads.share(paint, len(labels))
+    if largest:
+        with Threads(_MERGING) as threads:
+            threads.share(paint, len(labels))
 
 
 def merge_margins(

@@ -194,11 +194,23 @@ class Column:
         return data[tuple(index)]
 
 
+#: An axis that is longer by less than this factor is little longer.
+_LITTLE = 1.1
+
+
 def _largest_overlap(starts: list[int], patch: int) -> int:
     return max((patch - (after - before) for before, after in itertools.pairwise(starts)), default=0)
 
 
-def plan_windows(shape: tuple[int, int, int], window: Window, patch: tuple[int, int, int]) -> WindowPlan:
+def plan_windows(
+    shape: tuple[int, int, int], window: Window, patch: tuple[int, int, int], slices: int = 0
+) -> WindowPlan:
+    """Return where the windows of a volume (n0, n1, n2) lie.
+
+    Args:
+        slices: the axis along which the scan's slices follow each other in memory. It streams where another is little longer: planes that
+            are finished are then whole slices.
+    """
     padded = tuple(max(size, p) for size, p in zip(shape, patch, strict=True))
     before = tuple((large - small) // 2 for large, small in zip(padded, shape, strict=True))
     overlaps = window.overlaps or (window.overlap,) * 3
@@ -206,7 +218,7 @@ def plan_windows(shape: tuple[int, int, int], window: Window, patch: tuple[int, 
         window_starts(size, p, overlap, window.placement)
         for size, p, overlap in zip(padded, patch, overlaps, strict=True)
     )
-    order = tuple(sorted(range(3), key=lambda axis: -padded[axis]))
+    order = tuple(sorted(range(3), key=lambda axis: -padded[axis] * (_LITTLE if axis == slices else 1.0)))
     return WindowPlan(shape, padded, before, patch, starts, order)  # type: ignore[arg-type]
 
 

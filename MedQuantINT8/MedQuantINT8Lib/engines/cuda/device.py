@@ -300,13 +300,17 @@ class DeviceBuffer:
     def upload(self, array: NDArray[Any], stream: Stream, *, keep: bool = True, to: int = 0) -> None:
         """Copy from the computer, to byte ``to`` on; ``array`` is held until the stream is next waited for, unless the caller keeps it."""
         array = np.ascontiguousarray(array, self.dtype)
-        assert to + array.nbytes <= self.nbytes
+        self.upload_bytes(array, stream, to)
+        if keep:
+            stream.keep(array)
+
+    def upload_bytes(self, array: NDArray[Any], stream: Stream, to: int = 0) -> None:
+        """Copy a contiguous array's bytes to byte ``to`` on, whatever its type; the caller keeps it until they are there."""
+        assert array.flags.c_contiguous and to + array.nbytes <= self.nbytes
         checked(
             self._gpu.driver.cuMemcpyHtoDAsync(self.pointer + to, array.ctypes.data, array.nbytes, stream.handle),
             "copy to the GPU",
         )
-        if keep:
-            stream.keep(array)
 
     def download(self, array: NDArray[Any], stream: Stream, offset: int = 0) -> None:
         """Copy to the computer, from ``offset`` bytes on; ``array`` must be contiguous."""
