@@ -21,9 +21,9 @@ def available_memory() -> int:
 
 def _free_by_os() -> int:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        _, found, rest = _read("/proc/meminfo").partition(b"MemAvailable:")
+        if found:
+            return int(rest.split(maxsplit=1)[0]) * 1024
     except OSError:
         pass
     if sys.platform == "win32":
@@ -36,11 +36,16 @@ def _free_by_os() -> int:
 
 def _free_in_container() -> list[int]:
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return [] if limit == "max" else [int(limit) - used]
+        limit = _read("/sys/fs/cgroup/memory.max").strip()
+        return [] if limit == b"max" else [int(limit) - int(_read("/sys/fs/cgroup/memory.current"))]
     except (OSError, ValueError):
         return []
+
+
+def _read(path: str) -> bytes:
+    """A small file of the system; asked several times a run, so without a buffer and a decoder."""
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
 def _windows_available() -> int:
