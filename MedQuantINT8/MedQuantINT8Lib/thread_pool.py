@@ -18,7 +18,7 @@ class Threads:
     """Shares out ranges of equal items; use as a context. Outside of it, work runs in the caller's thread."""
 
     def __init__(self, count: int | None = None) -> None:
-        self._count = min(MOST, count or cpu_count(), cpu_count())
+        self._count = min(MOST, count or cpu_count())
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Threads:
