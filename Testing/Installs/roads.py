@@ -82,6 +82,7 @@ ROADS = (
     Road("cluster", "openvino,onnxruntime,cluster", ("nothing_heavy_is_installed", "cluster")),
     Road("viewer", "openvino,onnxruntime,viewer", ("nothing_heavy_is_installed", "viewer")),
     Road("dicom", "openvino,onnxruntime,dicom", ("nothing_heavy_is_installed", "dicom", "dicom_segmentation")),
+    Road("gzip", "openvino,onnxruntime,gzip", _SEGMENT),
     Road("completion", "completion", ("completion",)),
     Road("slicer", "openvino,onnxruntime,slicer", ("slicer_scene", "slicer_tests"), SEGMENT_PYTHONS[:2], also=_SLICER_TESTS),
     Road("cuda", "openvino,onnxruntime,cuda", ("cuda_cannot_run_here",)),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
+import sys
 from pathlib import Path
 
 import nibabel
@@ -12,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from MedQuantINT8Lib.errors import InputError, MedQuantError
+from MedQuantINT8Lib.imaging.nifti_file import decompress
 from MedQuantINT8Lib.imaging.volume import Grid, Volume
 from MedQuantINT8Lib.imaging.volume_files import ReadOptions, read_volume
 from scans import orthogonal
@@ -246,3 +249,26 @@ def test_a_volume_with_voxels_that_are_no_numbers_is_refused(tmp_path):
     with pytest.raises(InputError, match="1 voxel"):
         read_volume(tmp_path / "nan.nii.gz").check()
     assert isinstance(read_volume(tmp_path / "nan.nii.gz"), Volume)
+
+
+@pytest.mark.parametrize("module", ["isal", "zlib"])
+def test_either_module_unpacks_and_refuses_the_same(monkeypatch, module):
+    """isal, where it is installed, in place of zlib: members, padding, a cut, a wrong check sum, damage."""
+    if module == "zlib":
+        monkeypatch.setitem(sys.modules, "isal", None)
+    else:
+        pytest.importorskip("isal", reason="needs isal, which unpacks in half the time")
+    content = np.random.default_rng(1).integers(0, 40, 5_000_000).astype(np.uint8).tobytes()
+    packed = gzip.compress(content[:3_000_000]) + gzip.compress(content[3_000_000:])
+
+    def unpacked(data: bytes) -> bytes:
+        return b"".join(decompress(io.BytesIO(data), "scan.nii.gz"))
+
+    assert unpacked(packed) == content == unpacked(packed + bytes(600))
+    damaged = bytearray(packed)
+    damaged[len(packed) // 4 : len(packed) // 4 + 200] = bytes(200)
+    wrong_sum = bytearray(packed)
+    wrong_sum[-8] ^= 1
+    for data, message in ((packed[:-9], "cut off"), (wrong_sum, "damaged"), (damaged, "damaged|cut off")):
+        with pytest.raises(InputError, match=message):
+            unpacked(bytes(data))
