@@ -1,8 +1,7 @@
-"""The CUDA INT8 engine on a GPU against PyTorch, side by side: milliseconds a call at 96^3, batch 1 and 4, and a whole volume.
+"""The CUDA INT8 engine on a GPU, step by step: milliseconds a call at 96^3, batch 1 and 4. Beside PyTorch: gpu_baselines.py.
 
     python benchmarks/cuda_int8.py networks FOLDER [NAME ...]  # any machine with the build road: INT8 networks, without their weights
     python benchmarks/cuda_int8.py time FOLDER [NAME ...]      # a machine with a GPU and onnx; prints a JSON line each
-    python benchmarks/cuda_int8.py volume FOLDER               # the same with torch and MONAI: 512 x 512 x 400, 14 classes, nnU-Net
 
 Networks get random weights of the same shape: time does not depend on values.
 """
@@ -26,8 +25,6 @@ from gpu_networks import TIMED  # noqa: E402
 
 # NVIDIA's compiler keeps what it has compiled as well.
 os.environ["CUDA_CACHE_DISABLE"] = "1"
-#: nnU-Net's network with 14 classes, for the whole volume.
-FOURTEEN = "nnunet14"
 #: One part of TotalSegmentator's "total": nnU-Net's network with 25 classes (gpu_road.py).
 TOTAL = "total25"
 #: MLPerf's 3D U-Net: nnU-Net's plain network with ReLU and 3 classes (mlperf_kits19.py).
@@ -41,11 +38,7 @@ def make_network(name: str, folder: Path) -> None:
     from MedQuantINT8Lib.progress import Task
 
     with tempfile.TemporaryDirectory() as scratch:
-        if name == FOURTEEN:
-            from networks import quantized, torch_networks
-
-            package = quantized(torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"], name, Path(scratch))
-        elif name in (TOTAL, KITS):
+        if name in (TOTAL, KITS):
             from gpu_road_peer import nnunet
             from networks import quantized
 
@@ -195,100 +188,15 @@ def row(name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def volume(folder: Path) -> dict[str, Any]:
-    """512 x 512 x 400 and a scan of a KiTS case's size, from int16 in the computer's memory to labels."""
-    from MedQuantINT8Lib.engines.base import BuildOptions
-    from MedQuantINT8Lib.engines.cuda.device import Gpu
-    from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
-    from MedQuantINT8Lib.importers.networks import PATCH
-    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity, Reduction
-    from MedQuantINT8Lib.inference.windows import plan_windows
-    from MedQuantINT8Lib.models.spec import Window
-
-    window, options = Window(PATCH, overlap=0.5), BuildOptions("int8", PATCH, batch=4, device="gpu")
-    result: dict[str, Any] = {"volumes": [], "network": FOURTEEN}
-    with Gpu() as gpu, tempfile.TemporaryDirectory() as scratch:
-        result["gpu"] = gpu.info.name
-        CudaInt8Backend().build(
-            with_weights(folder / f"{FOURTEEN}.onnx", Path(scratch) / "network.onnx"), Path(scratch), options
-        )
-        free = gpu.free_bytes
-        engine = CudaInt8Backend().load(Path(scratch), options)
-        network = engine.gpu_network
-        assert network is not None
-        classes = network.plan.classes
-        for what, shape in (
-            ("512 x 512 x 400", (400, 512, 512)),
-            ("KiTS case at 1.5 mm, 240 x 240 x 160", (160, 240, 240)),
-        ):
-            windows = plan_windows(shape, window, PATCH)
-            scan = np.random.default_rng(0).integers(-1000, 2000, (1, *shape)).astype(np.int16)
-            runner = GpuSlidingWindow(network.gpu, network, 1, classes, windows, window, 4)
-            times = []
-            for _ in range(4):
-                began = time.perf_counter()
-                runner.run(
-                    scan, Reduction(np.arange(classes, dtype=np.uint16)), Intensity(-160, 400, 1 / 560, 160 / 560)
-                )
-                times.append(time.perf_counter() - began)
-            result["volumes"].append(
-                {
-                    "what": what,
-                    "windows": windows.count,
-                    "seconds": statistics.median(times[1:]),
-                    "gpu_gb": (free - gpu.free_bytes) / 1e9,
-                }
-            )
-            runner.close()
-        engine.close()
-    return result
-
-
-def torch_volume() -> dict[str, Any]:
-    """What MONAI's sliding window with the same network in PyTorch (autocast FP16, volume and scores on the GPU) takes."""
-    import torch
-    from monai.inferers import sliding_window_inference
-
-    from networks import torch_networks
-
-    module = torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"].cuda().eval()
-    scan = torch.randint(-1000, 2000, (1, 1, 400, 512, 512), dtype=torch.int16)
-    torch.backends.cudnn.benchmark = True
-    times = []
-    for _ in range(2):
-        torch.cuda.reset_peak_memory_stats()
-        began = time.perf_counter()
-        with torch.no_grad(), torch.autocast("cuda", torch.float16):
-            x = (scan.cuda().float().clamp(-160, 400) + 160) / 560
-            labels = (
-                sliding_window_inference(
-                    x, (96, 96, 96), 4, module, 0.5, mode="gaussian", sw_device="cuda", device="cuda"
-                )
-                .argmax(1)
-                .to(torch.uint8)
-                .cpu()
-            )
-        times.append(time.perf_counter() - began)
-    return {
-        "torch_volume_s": times[-1],
-        "torch_gpu_gb": torch.cuda.max_memory_allocated() / 1e9,
-        "labels": list(labels.shape),
-    }
-
-
 def main() -> None:
     verb, folder, names = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     if verb == "networks":
-        for name in names or (*TIMED, FOURTEEN, TOTAL, KITS):
+        for name in names or (*TIMED, TOTAL, KITS):
             make_network(name, folder)
             print(name, flush=True)
-    elif verb == "time":
+    else:
         for name in names:
             print(json.dumps(row(name, folder)), flush=True)
-    else:
-        value = volume(folder)
-        print(json.dumps(value), flush=True)
-        print(json.dumps({**value, **torch_volume()}), flush=True)
 
 
 if __name__ == "__main__":

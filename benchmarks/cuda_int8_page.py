@@ -7,62 +7,62 @@ import math
 from pathlib import Path
 from typing import Any
 
+from gpu_baselines import MODES
 from gpu_networks import TIMED
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 #: Dense INT8 of tensor cores in TOP/s, and memory in GB/s, by the maker's data sheets.
 ROOFS = {"NVIDIA H100 80GB HBM3": (1979, 3352), "NVIDIA H200": (1979, 4800)}
-MODES = {
-    "fp32": "FP32",
-    "tf32": "TF32",
-    "autocast_fp16": "autocast FP16",
-    "fp16_channels_last": "FP16 channels-last",
-    "compiled_autocast_fp16": "torch.compile",
-}
-#: The mode that, like this engine, has its kernels recorded.
-RECORDED = "graphed_autocast_fp16"
 
 
 def best_of_torch(row: dict[str, Any]) -> tuple[str, float]:
-    """PyTorch's fastest mode that starts its kernels one by one, and its milliseconds."""
+    """PyTorch's fastest mode of all that were timed, by its title, and its milliseconds."""
     times = {mode: row[mode]["median_ms"] for mode in MODES if "median_ms" in row.get(mode, {})}
+    beside = row["beside"]
+    times[beside["mode"]] = beside["torch"]["median_ms"]
     mode = min(times, key=lambda m: times[m])
-    return MODES[mode], times[mode]
+    return MODES[mode].title, times[mode]
 
 
-def one_run(value: dict[str, Any], name: str) -> bool:
-    """Whether a network's rows of both sides were measured on one day and kind of GPU."""
-    sides = value["cuda_int8"][name], value["baselines"][name]
-    return len({(side.get("date"), side["gpu"]) for side in sides}) == 1
+def timed_networks(value: dict[str, Any]) -> list[str]:
+    """The networks that were timed beside PyTorch in one process, at batch 1 at least."""
+    return [name for name in TIMED if "beside" in value["baselines"].get(name, {}).get("batch_1", {})]
+
+
+def ratios(value: dict[str, Any], against: str = "best") -> list[float]:
+    """How many times faster than PyTorch's best mode, or its FP32, each network is, at each batch that was timed."""
+    found = []
+    for name in timed_networks(value):
+        for batch in (1, 4):
+            row = value["baselines"][name].get(f"batch_{batch}", {})
+            if "beside" not in row or (against == "fp32" and "median_ms" not in row.get("fp32", {})):
+                continue
+            theirs = best_of_torch(row)[1] if against == "best" else row["fp32"]["median_ms"]
+            found.append(theirs / row["beside"]["int8"]["median_ms"])
+    return found
 
 
 def table(value: dict[str, Any]) -> list[str]:
-    """CUDA INT8 against PyTorch."""
-    rows = [(n, value["cuda_int8"][n]) for n in TIMED if n in value.get("cuda_int8", {})]
-    if not rows:
-        return []
+    """CUDA INT8 against PyTorch, timed turn and turn about."""
     lines = [
-        "| network | batch | CUDA INT8 ms, median (p95) | PyTorch FP32 ms | times faster | PyTorch's best ms | times faster | torch.compile with CUDA graphs ms | times faster | INT8 share of multiply-accumulates | GPU memory MB |",
-        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| network | batch | CUDA INT8 ms, median (p95) | PyTorch FP32 ms | times faster | PyTorch's best ms | times faster | INT8 share of multiply-accumulates | GPU memory MB |",
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
-    for name, ours in rows:
-        apart = "" if one_run(value, name) else " *"
+    for name in timed_networks(value):
         for batch in (1, 4):
-            mine, torch = ours[f"batch_{batch}"], value["baselines"][name][f"batch_{batch}"]
-            mode, best = best_of_torch(torch)
-            fp32, recorded = torch["fp32"]["median_ms"], torch.get(RECORDED, {}).get("median_ms")
-            cells = [
-                f"{fp32:.1f} | {fp32 / mine['median_ms']:.1f}",
-                f"{best:.2f} ({mode}){apart} | {best / mine['median_ms']:.1f}",
-            ]
-            cells.append("– | –" if recorded is None else f"{recorded:.2f} | {recorded / mine['median_ms']:.1f}")
+            row = value["baselines"][name].get(f"batch_{batch}", {})
+            if "beside" not in row:
+                continue
+            beside = row["beside"]
+            mine, (mode, best) = beside["int8"], best_of_torch(row)
+            fp32 = row.get("fp32", {}).get("median_ms")
+            single = "– | –" if fp32 is None else f"{fp32:.1f} | {fp32 / mine['median_ms']:.1f}"
             lines.append(
-                f"| {TIMED[name].title} | {batch} | {mine['median_ms']:.2f} ({mine['p95_ms']:.2f}) | {' | '.join(cells)} | {100 * ours['int8_mac_share']:.1f} % | {mine['mb']:.0f} |"
+                f"| {TIMED[name].title} | {batch} | {mine['median_ms']:.2f} ({mine['p95_ms']:.2f}) | {single} "
+                f"| {best:.2f} ({mode}) | {best / mine['median_ms']:.1f} | {100 * beside['int8_mac_share']:.1f} % | {beside['mb']:.0f} |"
             )
-    if any(not one_run(value, name) for name, _ in rows):
-        lines += ["", "\\* The two sides were timed on different days or GPUs."]
-    return lines
+    return lines if len(lines) > 2 else []
 
 
 def roofs(value: dict[str, Any]) -> list[str]:
@@ -100,47 +100,43 @@ def study(value: dict[str, Any]) -> list[str]:
         "| network | FP32 file MB | INT8 file MB | times smaller | PyTorch FP32 ms | CUDA INT8 ms | times faster |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name in STUDY:
-        files, ours = sizes.get(name), value["cuda_int8"].get(name)
-        fp32 = value["baselines"].get(name, {}).get("batch_1", {}).get("fp32", {}).get("median_ms")
+    for name in (n for n in STUDY if n in timed_networks(value)):
+        files, row = sizes.get(name), value["baselines"][name]["batch_1"]
+        fp32, ours = row.get("fp32", {}).get("median_ms"), row["beside"]["int8"]["median_ms"]
         if files is None or fp32 is None:
             continue
-        speed = (
-            f"{ours['batch_1']['median_ms']:.2f} | {fp32 / ours['batch_1']['median_ms']:.1f}"
-            if ours
-            else "not timed | –"
-        )
         lines.append(
-            f"| {STUDY[name].title} | {files['fp32_mb']:.1f} | {files['int8_mb']:.1f} | {files['fp32_mb'] / files['int8_mb']:.1f} | {fp32:.1f} | {speed} |"
+            f"| {STUDY[name].title} | {files['fp32_mb']:.1f} | {files['int8_mb']:.1f} | {files['fp32_mb'] / files['int8_mb']:.1f} | {fp32:.1f} | {ours:.2f} | {fp32 / ours:.1f} |"
         )
     return lines
 
 
 def section(value: dict[str, Any]) -> list[str]:
     """Of gpu.md."""
-    if not value.get("cuda_int8"):
+    if not timed_networks(value):
         return []
-    first = next(iter(value["cuda_int8"].values()))
-    torch = next(iter(value["baselines"].values()))["torch"]
-    if first["gpu"] not in ROOFS:
+    first = value["baselines"][timed_networks(value)[0]]
+    steps = next(iter(value["cuda_int8"].values()))
+    if steps["gpu"] not in ROOFS:
         raise SystemExit(
-            f"What a {first['gpu']} can do at most is not known here: add it to ROOFS in {Path(__file__).name}."
+            f"What a {steps['gpu']} can do at most is not known here: add it to ROOFS in {Path(__file__).name}."
         )
-    compute, memory = ROOFS[first["gpu"]]
+    compute, memory = ROOFS[steps["gpu"]]
     lines = [
-        "## CUDA INT8, the engine of this project",
+        "## CUDA INT8, the engine of this project, beside PyTorch's best",
         "",
-        f"Made by `benchmarks/cuda_int8.py` and `gpu_baselines.py`, {first['date']}. {first['gpu']}, PyTorch {torch}; networks of the study's size, random weights, 96 x 96 x 96, recorded",
-        "calls, FP16 at both ends. Each network was timed beside PyTorch, one after the other on one machine; SwinUNETR's pair on another of its kind. A batch runs as two parts side by side. The",
-        "best of PyTorch is the fastest of its modes that start their kernels one by one (FP32, TF32, autocast FP16,",
-        "FP16 channels-last, torch.compile over autocast FP16); with CUDA graphs they are recorded as here.",
+        f"Made by `benchmarks/gpu_baselines.py`, {first['date']}. {first['gpu']}, PyTorch {first['torch']}; networks of the study's size, random weights, 96 x 96 x 96, FP16 at both ends. Each",
+        "network runs in one process with PyTorch, turn and turn about, calls recorded on both sides. PyTorch's best is the fastest of all modes that were timed",
+        "([below](#what-a-gpu-user-has-in-pytorch-the-figures-to-beat)); every ratio on these pages and in README is against it unless it says FP32. A batch of four runs as two parts side by side.",
         "",
         *table(value),
         "",
-        "The study's table (FP32 against INT8: size, latency) with this engine:",
+        "The study's table (FP32 against INT8: size, latency) with this engine. The study's own 2.05 to 2.66 compares TensorRT in INT8 with TensorRT in FP32; these times compare this engine",
+        "with PyTorch in FP32, another baseline, so that the two are not to be held against each other.",
         "",
         *study(value),
         "",
+        f"How near the chip's limits it is was looked at on an {steps['gpu']}, {steps['date']} (`benchmarks/cuda_int8.py`), before the kernels of today.",
         f"Roofs are {compute} TOP/s (dense INT8) and the memory's {memory / 1000:.1f} TB/s. A step's time is its own, repeated. Why these cost most: the product of 64 rows and N columns takes the tensor",
         "cores N / 2 cycles and shared memory 16 + N / 4 (measured: 24 cycles for 32 columns, 28 for 48, 48 for 96), so that up to 48 columns shared memory decides; rows in registers, where they",
         "serve several taps, take 16 cycles for 32 columns. A convolution of 48 to 48 channels at 96^3 cannot take less than 61 us so. The last layer writes 105 classes in FP16, 186 MB; a residual",
@@ -148,30 +144,81 @@ def section(value: dict[str, Any]) -> list[str]:
         "48 columns and more; two teams of threads at the tensor cores at once (a convolution of 32 to 32 channels 57 to 64 us instead of 54); rounding to INT8 by adding a large number instead of the",
         "conversion, which has few units (1.17 ms of SegResNet with 32 filters become 1.20); statistics of small tensors by the kernel that applies them instead of one of their own (nnU-Net 0.88 ms",
         "instead of 0.89); four parts of a batch side by side instead of two (nnU-Net 2.91 ms instead of 2.89, TransUNet 2.87 instead of 2.68; one part: 3.05 and 2.75); a compiler that optimizes",
-        "less (-Ofast-compile=mid: built a second sooner, fourteen times slower). On an NVIDIA H200, earlier that day and before batches ran in parts, nnU-Net took 0.87 ms with one patch and 2.89 with",
-        "four, 3.96 and 3.71 times faster than PyTorch's best there. Build: in a new process, from the ONNX file to the engine's files,",
+        "less (-Ofast-compile=mid: built a second sooner, fourteen times slower). Build: in a new process, from the ONNX file to the engine's files,",
         "kernels of one to six tilings a layer compiled on 16 cores and timed, no kernel kept from before by this program or NVIDIA's; load: all of it from the cache.",
         "",
         *roofs(value),
         "",
     ]
-    for volume in (value.get("cuda_int8_volume") or {}).get("volumes", []):
-        seconds = volume["seconds"]
-        lines.append(
-            f"- {volume['what']}, 14 classes, nnU-Net's network in windows of 96^3 half over each other ({volume['windows']}), int16 up, labels down: {seconds:.2f} s "
-            f"({1 / seconds:.1f} a second), {volume['gpu_gb']:.2f} GB of the GPU's memory."
-        )
-    if "torch_volume_s" in (value.get("cuda_int8_volume") or {}):
-        volume = value["cuda_int8_volume"]
-        lines.append(
-            f"- The first of these by MONAI's sliding window around the same network in PyTorch (autocast FP16, batch 4, volume and scores on the GPU, second of two runs): "
-            f"{volume['torch_volume_s']:.2f} s, {volume['torch_gpu_gb']:.1f} GB."
-        )
     if fidelity := value.get("cuda_int8_fidelity"):
-        lines += ["", *_fidelity(fidelity)]
+        lines += ["", "## The engine beside the simulation of its network", "", *_fidelity(fidelity)]
     if real := value.get("cuda_int8_real"):
         lines += ["", *_real(real)]
-    return [*lines, ""]
+    return [*lines, "", *whole_jobs(value)]
+
+
+def whole_jobs(value: dict[str, Any]) -> list[str]:
+    """From a scan in memory to labels in memory, beside the strongest way that PyTorch has, nnU-Net's and TotalSegmentator's own, and MLPerf's benchmark."""
+    lines: list[str] = []
+    if road := value.get("road"):
+        peer, seconds = road["road"], road["seconds"]
+        stages = road["details"]["torch"]["stages"]
+        lines += [
+            "## A whole job: scan in memory to labels in memory",
+            "",
+            f"{peer['gpu']}, {road['date']}, `benchmarks/gpu_road.py`: one part of TotalSegmentator's \"total\" (nnU-Net's network, {peer['classes']} classes, {peer['windows']} windows of 128^3), 512 x 512 x 400 as int16 resampled to",
+            "273 x 273 x 267 and back, engine loaded. PyTorch's side keeps everything on the GPU and is the strongest that could be made: half precision, blended in half precision as nnU-Net does it,",
+            f"the fastest network mode of those tried ({peer['peer']}), and a compiled pass that interpolates all classes and takes the largest. Both in one process, turn and turn about:",
+            "",
+            "| | seconds, median |",
+            "| --- | ---: |",
+            f"| CUDA INT8 by this project's road | {seconds['ours']:.3f} |",
+            f"| PyTorch, everything on the GPU | {seconds['torch']:.3f} ({', '.join(f'{name} {second:.3f}' for name, second in stages.items())}) |",
+            f"| times faster | {road['ratio']:.2f} |",
+        ]
+        if five := value.get("road_parts"):
+            lines.append(
+                f"| {five['parts']} parts in one run, their labels merged, CUDA INT8 | {five['seconds']:.2f} |"
+            )
+        lines += [
+            "",
+            "A test holds the labels of the two ways to each other (`Testing/inference/test_gpu_road_peer.py`).",
+            "",
+        ]
+    if parts := value.get("parts"):
+        lines += [
+            f"Keeping the largest part of each of {parts['parts_of']} structures in a label map of that size takes {parts['parts_ms']:.0f} ms on the GPU, with the processor's labels; the processor takes",
+            f"{parts['eighth_on_processor_s']:.1f} s for an eighth of it (`benchmarks/gpu_road.py parts`).",
+            "",
+        ]
+    if peers := value.get("nnunet_peers"):
+        about = next(iter(peers.values()))
+        k, j, i = about["voxels"]
+        lines += [
+            f"What a user of nnU-Net and TotalSegmentator waits for, on the same GPU with 16 processor cores (`benchmarks/nnunet_peers.py`; nnUNetPredictor's defaults; {i} x {j} x {k} voxels, an eighth of",
+            "the scan above, since nnU-Net resamples each class on the processor; one plan, random weights, one run):",
+            "",
+            "| | seconds |",
+            "| --- | ---: |",
+            *(f"| {name} | {_seconds(row)} |" for name, row in peers.items()),
+            "",
+        ]
+    if kits := value.get("kits19"):
+        lines += [
+            "## MLPerf's 3D U-Net on KiTS19",
+            "",
+            f"{kits['gpu']}, {kits['date']}, `benchmarks/mlperf_kits19.py`: the benchmark's network (32 to 320 channels, instance normalization, ReLU, 3 classes; random weights), windows of 128^3 half over each other,",
+            f"Gaussian blending, {kits['kits19']} cases from preprocessed arrays in the computer's memory to labels there: **{kits['cases_a_second']:.1f} cases a second** ({kits['windows']} windows, {kits['window_ms']:.2f} ms each with all that belongs",
+            f"to it; {100 * kits['int8_mac_share']:.1f} % of the work in INT8). Submissions report {kits['submitted']} a second for each H200. What differs: heights and widths are those of the {kits['kits19']} cases, but KiTS19 does not publish how many slices",
+            "each has, so that the depth is the data set's published median (412 mm; case 0 its own); weights are random, so that no accuracy is claimed; cases ran one after the other, without MLPerf's",
+            "load generator.",
+            "",
+        ]
+    return lines
+
+
+def _seconds(row: dict[str, Any]) -> str:
+    return row["error"].split(":")[0] if "error" in row else f"{row['seconds']:.2f}"
 
 
 def _fidelity(rows: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """Writes docs/results/gpu.json and gpu.md from what the GPU benchmarks printed: python gpu_page.py FILE ...
 
-Each FILE holds lines of JSON, from gpu_baselines.py, gpu_window.py, cuda_int8.py or experiments/cuda_real.py.
+Each FILE holds lines of JSON, from gpu_baselines.py, gpu_road.py, nnunet_peers.py, mlperf_kits19.py, gpu_window.py,
+cuda_int8.py or experiments/cuda_real.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ KEPT = 12
 
 
 def page(value: dict[str, Any]) -> str:
-    from cuda_int8_page import MODES, RECORDED, section
+    from cuda_int8_page import section
+    from gpu_baselines import MODES
     from gpu_networks import TIMED
 
     lines = [
@@ -45,24 +47,53 @@ def page(value: dict[str, Any]) -> str:
             "",
         ]
     rows = [value["baselines"][n] for n in TIMED if n in value.get("baselines", {})]
+    # What was timed on another GPU stands in the JSON file alone.
+    rows = [row for row in rows if row["gpu"] == rows[0]["gpu"]]
     if rows:
+        modes = [
+            mode
+            for mode in MODES
+            if any("median_ms" in r.get(f"batch_{b}", {}).get(mode, {}) for r in rows for b in (1, 4))
+        ]
         lines += [
             "## What a GPU user has in PyTorch: the figures to beat",
             "",
-            f"{rows[0]['gpu']}, PyTorch {rows[0]['torch']}; networks of the study's size, random weights, 96 x 96 x 96; milliseconds a call, median (95th percentile) of 20.",
+            f"{rows[0]['gpu']}, PyTorch {rows[0]['torch']}; networks of the study's size, random weights, 96 x 96 x 96; milliseconds a call, median (95th percentile) of 20. Recorded is `torch.compile`",
+            'with mode "reduce-overhead". A dash is a mode that was not run for a network; where it cannot run there, the error stands.',
             "",
-            "| network | batch | FP32 | TF32 | autocast FP16 | FP16 channels-last | torch.compile, autocast FP16 | with CUDA graphs |",
-            "| --- | ---: |" + " ---: |" * 6,
+            f"| network | batch | {' | '.join(MODES[mode].title for mode in modes)} |",
+            "| --- | ---: |" + " ---: |" * len(modes),
         ]
         for r in rows:
             for batch in (1, 4):
-                cells = [_cell(r[f"batch_{batch}"].get(mode)) for mode in (*MODES, RECORDED)]
-                lines.append(f"| {TIMED[r['network']].title} | {batch} | {' | '.join(cells)} |")
+                if found := r.get(f"batch_{batch}"):
+                    cells = [_cell(found.get(mode)) for mode in modes]
+                    lines.append(f"| {TIMED[r['network']].title} | {batch} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def add_baselines(known: dict[str, Any], row: dict[str, Any]) -> None:
+    """Add what was timed of a network to what is known of it from the same GPU and version of PyTorch; of others nothing is kept."""
+    before = known.get(row["network"], {})
+    if any(before.get(key) != row[key] for key in ("gpu", "torch", "date")):
+        known[row["network"]] = row
+        return
+    for batch in (key for key in row if key.startswith("batch_")):
+        there = before.setdefault(batch, {})
+        beside = [found["beside"] for found in (there, row[batch]) if "beside" in found]
+        there.update({mode: found for mode, found in row[batch].items() if not found_out(found)})
+        if beside:
+            # The faster of PyTorch's modes, each of which was timed beside the engine.
+            there["beside"] = min(beside, key=lambda found: found["torch"]["median_ms"])
+
+
+def found_out(found: Any) -> bool:
+    """Whether there was no time for a mode."""
+    return isinstance(found, dict) and "left_out" in found
+
+
 def _cell(found: dict[str, Any] | None) -> str:
-    if not found:
+    if not found or found_out(found):
         return "–"
     return found["error"].split(":")[0] if "error" in found else f"{found['median_ms']:.1f} ({found['p95_ms']:.1f})"
 
@@ -81,12 +112,24 @@ def main() -> None:
                 value.setdefault("cuda_int8", {})[row["cuda_int8"]] = row
             elif "cuda_real" in row:
                 value.setdefault("cuda_int8_real", {})[row["cuda_real"]] = row
-            elif "volumes" in row:
-                value["cuda_int8_volume"] = row
+            elif "kits19" in row:
+                value["kits19"] = row
+            elif "road" in row:
+                value["road"] = row
+            elif "road_peer" in row:
+                continue
+            elif "ours" in row:
+                value["road_parts" if row["parts"] > 1 else "road_ours"] = row
+            elif "parts_of" in row:
+                value["parts"] = row
+            elif "nnunet_peer" in row:
+                value.setdefault("nnunet_peers", {})[row["nnunet_peer"]] = row
             elif "network" in row:
-                value["baselines"][row["network"]] = row
+                add_baselines(value["baselines"], row)
             else:
                 value["window"] = row
+    # A smaller job than the benchmark whose name it had.
+    value.pop("cuda_int8_volume", None)
     value["date"] = time.strftime("%Y-%m-%d")
     TARGET.write_text(json.dumps(value, indent=1) + "\n")
     TARGET.with_suffix(".md").write_text(page(value))

@@ -20,7 +20,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "Testing" / "support"), str(HERE.parent / "MedQuantINT8")]
 
-from cuda_int8_page import table  # noqa: E402
+from cuda_int8_page import table, timed_networks  # noqa: E402
 from data_models import BRAIN18, DATA, OBELISK_TO_TOTAL, ROOT, hippocampus_spec, specs  # noqa: E402
 from MedQuantINT8Lib.imaging.volume_files import read_volume  # noqa: E402
 from MedQuantINT8Lib.models.spec import ModelSpec, Normalization  # noqa: E402
@@ -253,7 +253,7 @@ def page(results: dict[str, dict]) -> str:
         )
     gpu = RESULTS.with_name("gpu.json")
     if gpu.exists() and (compared := table(value := json.loads(gpu.read_text()))):
-        cards = ", ".join(sorted({row["gpu"] for row in value["cuda_int8"].values()}))
+        cards = ", ".join(sorted({value["baselines"][name]["gpu"] for name in timed_networks(value)}))
         lines += [
             "",
             "## On an NVIDIA GPU: CUDA INT8 against PyTorch",
