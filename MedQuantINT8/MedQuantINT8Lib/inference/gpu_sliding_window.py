@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ..engines.cuda.transfers import Download, download, is_large, transfers_of,
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
+from .gpu_blending import BLENDED_AT_ONCE, FlippedWindow, box_around, near_windows
 from .gpu_kernels import NAMES, RESAMPLING_NAMES, resampling_source, source
 from .gpu_label_placing import NearestLabels
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
@@ -35,8 +37,6 @@ from .windows import WindowPlan, importance_map
 _THREADS = 256
 _SOURCES = {"float32": "f32", "int16": "i16", "uint16": "u16", "uint8": "u8"}
 _TARGETS = {"float32": "f32", "float16": "f16"}
-#: Where a window begins, and the axes along which it is mirrored.
-FlippedWindow = tuple[tuple[int, int, int], Flip]
 #: How many windows may be under way before the host waits: enough to keep the GPU busy, few enough for a quick cancel.
 _AHEAD = 8
 
@@ -390,20 +390,23 @@ class GpuSlidingWindow:
     ) -> None:
         """Blend windows whose scores are those of a buffer from the number ``first`` on."""
         plan, total, sigmoid = self._plan, receiver.total, receiver.sigmoid
-        voxels = int(np.prod(plan.patch))
         kernel = self._kernels[f"blend_{_TARGETS[str(scores.dtype)]}"]
-        for n, (start, flip) in enumerate(batch):
+        for group in near_windows(batch, plan.patch):
+            begin, size = box_around([start for start, _ in group], plan.patch)
+            places = [number for start, flip in group for number in (*start, _bits(flip))]
             kernel(
-                (-(-voxels // _THREADS), 1, 1),
+                (-(-math.prod(size) // _THREADS), 1, 1),
                 (_THREADS, 1, 1),
                 self.stream,
-                ctypes.c_void_p(patch_address(scores, first + n)),
+                ctypes.c_void_p(patch_address(scores, first)),
                 self._weights,
                 self.ring,
                 ctypes.c_void_p(total.pointer if total else 0),
-                *map(ctypes.c_int, (self._classes, int(sigmoid), _bits(flip), *plan.patch, *start)),
-                *map(ctypes.c_int, (self._slow, *self.ring.shape[1:])),
+                *map(ctypes.c_int, (self._classes, int(sigmoid), len(group))),
+                *map(ctypes.c_int, places + [0] * (4 * BLENDED_AT_ONCE - len(places))),
+                *map(ctypes.c_int, (*plan.patch, *begin, *size, self._slow, *self.ring.shape[1:])),
             )
+            first += len(group)
 
 
 class NetworkLabels:

@@ -49,37 +49,80 @@ CUT(cut_i16_f16, short, half_t)
 CUT(cut_u16_f16, unsigned short, half_t)
 CUT(cut_u8_f16, unsigned char, half_t)
 
-// Add the weighted scores of one window, which may be mirrored, to the ring. `sum` (one channel more, for the weights)
-// may be null.
+// Add the weighted scores of up to four windows that lie near each other, which may be mirrored, to the ring, in their
+// order: a voxel's sums are read and written once for all of them. A thread has a voxel of the box around them, from b
+// on and e long; s is where each window begins. `sum` (one channel more, for the weights) may be null.
+#define AT_ONCE 4
+// Classes whose sums a thread reads before it writes any of them.
+#define CLASSES_AT_ONCE 4
+struct Window {
+  int s0, s1, s2, flip;
+};
 template <typename From>
-__device__ void blend_window(const From* scores, const float* weights, float* ring, float* sum, int classes,
-                             int sigmoid, int flip, int p0, int p1, int p2, int s0, int s1, int s2, int slow, int depth,
-                             int nu, int nv) {
-  long long voxels = (long long)p0 * p1 * p2;
+__device__ void blend_windows(const From* scores, const float* weights, float* ring, float* sum, int classes,
+                              int sigmoid, int count, const Window* windows, int p0, int p1, int p2, int b0, int b1,
+                              int b2, int e0, int e1, int e2, int slow, int depth, int nu, int nv) {
   long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-  if (i >= voxels) return;
-  int x2 = i % p2, x1 = (i / p2) % p1, x0 = i / ((long long)p2 * p1);
-  int at[3] = {s0 + x0, s1 + x1, s2 + x2};
+  if (i >= (long long)e0 * e1 * e2) return;
+  int at[3] = {b0 + (int)(i / ((long long)e2 * e1)), b1 + (int)(i / e2 % e1), b2 + (int)(i % e2)};
   int u = slow == 0 ? at[1] : at[0], v = slow == 2 ? at[1] : at[2];
-  long long plane = (long long)nu * nv;
+  long long plane = (long long)nu * nv, voxels = (long long)p0 * p1 * p2;
   long long place = (long long)(at[slow] % depth) * plane + (long long)u * nv + v;
-  float weight = weights[i];
-  turn_back(flip, p0, p1, p2, x0, x1, x2);
-  long long turned = ((long long)x0 * p1 + x1) * p2 + x2;
-  for (int c = 0; c < classes; ++c) {
-    float score = as_float(scores[c * voxels + turned]);
-    if (sigmoid) score = 1.0f / (1.0f + expf(-fminf(fmaxf(score, -60.0f), 60.0f)));
-    ring[c * depth * plane + place] += score * weight;
+  const From* from[AT_ONCE];
+  float weight[AT_ONCE];
+  bool has[AT_ONCE], any = false;
+#pragma unroll
+  for (int n = 0; n < AT_ONCE; ++n) {
+    int x0 = at[0] - windows[n].s0, x1 = at[1] - windows[n].s1, x2 = at[2] - windows[n].s2;
+    has[n] = n < count && x0 >= 0 && x0 < p0 && x1 >= 0 && x1 < p1 && x2 >= 0 && x2 < p2;
+    from[n] = scores;
+    weight[n] = 0.0f;
+    if (!has[n]) continue;
+    any = true;
+    weight[n] = weights[((long long)x0 * p1 + x1) * p2 + x2];
+    turn_back(windows[n].flip, p0, p1, p2, x0, x1, x2);
+    from[n] = scores + (n * (long long)classes * voxels + ((long long)x0 * p1 + x1) * p2 + x2);
   }
-  if (sum) sum[place] += weight;
+  if (!any) return;
+  for (int first = 0; first < classes; first += CLASSES_AT_ONCE) {
+    float total[CLASSES_AT_ONCE];
+#pragma unroll
+    for (int k = 0; k < CLASSES_AT_ONCE; ++k)
+      if (first + k < classes) total[k] = ring[(first + k) * depth * plane + place];
+#pragma unroll
+    for (int n = 0; n < AT_ONCE; ++n) {
+      if (!has[n]) continue;
+#pragma unroll
+      for (int k = 0; k < CLASSES_AT_ONCE; ++k) {
+        if (first + k >= classes) continue;
+        float score = as_float(from[n][(first + k) * voxels]);
+        if (sigmoid) score = 1.0f / (1.0f + expf(-fminf(fmaxf(score, -60.0f), 60.0f)));
+        total[k] += score * weight[n];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < CLASSES_AT_ONCE; ++k)
+      if (first + k < classes) ring[(first + k) * depth * plane + place] = total[k];
+  }
+  if (sum) {
+    float total = sum[place];
+#pragma unroll
+    for (int n = 0; n < AT_ONCE; ++n)
+      if (has[n]) total += weight[n];
+    sum[place] = total;
+  }
 }
 
-#define BLEND(NAME, FROM)                                                                                           \
-  extern "C" __global__ void NAME(const FROM* scores, const float* weights, float* ring, float* sum, int classes,   \
-                                  int sigmoid, int flip, int p0, int p1, int p2, int s0, int s1, int s2, int slow,  \
-                                  int depth, int nu, int nv) {                                                      \
-    blend_window<FROM>(scores, weights, ring, sum, classes, sigmoid, flip, p0, p1, p2, s0, s1, s2, slow, depth, nu, \
-                       nv);                                                                                         \
+#define BLEND(NAME, FROM)                                                                                              \
+  extern "C" __global__ void NAME(const FROM* scores, const float* weights, float* ring, float* sum, int classes,      \
+                                  int sigmoid, int count, int s00, int s01, int s02, int flip0, int s10, int s11,      \
+                                  int s12, int flip1, int s20, int s21, int s22, int flip2, int s30, int s31, int s32, \
+                                  int flip3, int p0, int p1, int p2, int b0, int b1, int b2, int e0, int e1, int e2,   \
+                                  int slow, int depth, int nu, int nv) {                                               \
+    const Window windows[AT_ONCE] = {                                                                                  \
+        {s00, s01, s02, flip0}, {s10, s11, s12, flip1}, {s20, s21, s22, flip2}, {s30, s31, s32, flip3}};               \
+    blend_windows<FROM>(scores, weights, ring, sum, classes, sigmoid, count, windows, p0, p1, p2, b0, b1, b2, e0, e1,  \
+                        e2, slow, depth, nu, nv);                                                                      \
   }
 BLEND(blend_f32, float)
 BLEND(blend_f16, half_t)

@@ -40,23 +40,19 @@ __device__ __forceinline__ float power2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
-__device__ __forceinline__ void keep(u32 to, vec16 r) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r.x), "r"(r.y), "r"(r.z), "r"(r.w) : "memory");
-}
-__device__ __forceinline__ void keep(u32 to, vec8 r) {
-  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(r.x), "r"(r.y) : "memory");
-}
+// Channels of a token to shared memory, without a register between; zeros where there is nothing.
+__device__ __forceinline__ void copy_unit(u32 to, const void* from, bool there) {
 #if HEAD % 8
-typedef vec8 Unit;
-__device__ __forceinline__ Unit read_unit(const void* p) { return read8(p); }
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(there ? 8 : 0) : "memory");
 #else
-typedef vec16 Unit;
-__device__ __forceinline__ Unit read_unit(const void* p) { return read16(p); }
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 #endif
+}
 __device__ __forceinline__ i64 voxel_of(const Params& p, int window, int token) {
   return HAS_ROWS ? (i64)__ldg((const int*)p.ptr[TABLES] + window * TOKENS + token) : (i64)window * TOKENS + token;
 }
 extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_constant__ Params p) {
+  BEGIN_NEXT(1);
   AWAIT_LAST();
   const int window = blockIdx.x / HEADS, head = blockIdx.x % HEADS, n = blockIdx.z;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
@@ -69,15 +65,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
   const unsigned short* source = (const unsigned short*)p.source + (i64)n * VOXELS * PITCH + head * HEAD;
   for (int i = threadIdx.x; i < KEYS * (DEEP / UNIT); i += WARPS * 32) {
     const int token = i / (DEEP / UNIT), at = i % (DEEP / UNIT) * UNIT;
-    Unit k = {}, v = {};
-    if (token < TOKENS && at < HEAD) {
-      const unsigned short* from = source + voxel_of(p, window, token) * PITCH + at;
-      k = read_unit(from + START_K);
-      v = read_unit(from + START_V);
-    }
-    keep(shared_address(keys + token * ROW + at), k);
-    keep(shared_address(values + token * ROW + at), v);
+    const bool there = token < TOKENS && at < HEAD;
+    const unsigned short* from = source + (there ? voxel_of(p, window, token) * PITCH + at : 0);
+    copy_unit(shared_address(keys + token * ROW + at), from + START_K, there);
+    copy_unit(shared_address(values + token * ROW + at), from + START_V, there);
   }
+  asm volatile("cp.async.commit_group;");
 #if HAS_REGIONS
   // Most windows are one region.
   const int* all = (const int*)p.ptr[TABLES + 2] + window * TOKENS;
@@ -86,8 +79,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
     regions[i] = __ldg(all + i);
     other |= regions[i] != __ldg(all);
   }
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
   const bool several = __syncthreads_or(other);
 #else
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
   __syncthreads();
 #endif
   const u32 keys_at = shared_address(keys) + (((lane >> 4) * 8 + (lane & 7)) * ROW + (lane >> 3 & 1) * 8) * 2;
@@ -217,6 +212,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
     }
     __syncwarp();
   }
+  BEGIN_NEXT(4);
   // Voxels that fill up a group belong to no window.
   if (window == 0 && blockIdx.y == 0 && warp == 0)
     for (int i = lane; i < (VOXELS - (i64)WINDOWS * TOKENS) * parts; i += 32) {

@@ -2,9 +2,12 @@
 
 #define GROUPS (WIDTH / 8)
 #define CHUNKS ((GROUPS + LANES - 1) / LANES)
+// Numbers by channel that a thread has room for before it knows what to do with them.
+#define FETCHES_AHEAD (CHUNKS <= 3)
 #define WANTED(c, i) (DENSE || channel_of((c) + (i)) >= 0)
 // LANES threads share a voxel, eight slots each at a time.
 extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
+  BEGIN_NEXT(1);
   AWAIT_LAST();
   const int n = blockIdx.y, lane = threadIdx.x % LANES;
   const i64 voxel = (i64)blockIdx.x * ROWS + threadIdx.x / LANES;
@@ -21,6 +24,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
         if (WANTED(c, i)) sum += v[k][i];
     }
   }
+#if FETCHES_AHEAD
+  // What becomes scale and shift is on its way while sums are added up.
+  float gamma[CHUNKS][8], beta[CHUNKS][8];
+#pragma unroll
+  for (int k = 0; k < CHUNKS; ++k) {
+    const int c = min((k * LANES + lane) * 8, WIDTH - 8);
+    read_floats<8>(gamma[k], (const float*)p.ptr[TABLES] + c);
+    read_floats<8>(beta[k], (const float*)p.ptr[TABLES + 1] + c);
+  }
+#endif
 #pragma unroll
   for (int apart = LANES / 2; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffff, sum, apart);
   const float mean = sum / CHANNELS;
@@ -35,17 +48,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
   }
 #pragma unroll
   for (int apart = LANES / 2; apart > 0; apart /= 2) square += __shfl_xor_sync(0xffffffff, square, apart);
+  BEGIN_NEXT(4);
   if (!mine) return;
   const float by = rsqrtf(square / CHANNELS + EPSILON);
 #pragma unroll
   for (int k = 0; k < CHUNKS; ++k) {
     const int c = (k * LANES + lane) * 8;
     if (c < WIDTH) {
-      float w[8], gamma[8], beta[8];
-      read_floats<8>(gamma, (const float*)p.ptr[TABLES] + c);
-      read_floats<8>(beta, (const float*)p.ptr[TABLES + 1] + c);
+      float w[8];
+#if !FETCHES_AHEAD
+      float gamma[CHUNKS][8], beta[CHUNKS][8];
+      read_floats<8>(gamma[k], (const float*)p.ptr[TABLES] + c);
+      read_floats<8>(beta[k], (const float*)p.ptr[TABLES + 1] + c);
+#endif
 #pragma unroll
-      for (int i = 0; i < 8; ++i) w[i] = row >= 0 && WANTED(c, i) ? (v[k][i] - mean) * by * gamma[i] + beta[i] : 0.0f;
+      for (int i = 0; i < 8; ++i)
+        w[i] = row >= 0 && WANTED(c, i) ? (v[k][i] - mean) * by * gamma[k][i] + beta[k][i] : 0.0f;
       Epilogue<8> epilogue(p, n, c);
       epilogue.apply(w, (int)voxel EXTRA(, , nullptr));
     }

@@ -19,10 +19,12 @@ def layernorm_source(plan: KernelPlan, step: Step, epilogue: EpilogueSource) -> 
     assert step.source is not None
     groups = step.layout.width // 8
     lanes = min(32, 1 << (groups - 1).bit_length())
-    rows = 256 // lanes
+    # Few voxels are spread over many multiprocessors.
+    threads = 256 if step.voxels * lanes >= 256 * _BUSY else 64
+    rows = threads // lanes
     defined: dict[str, object] = {
         **source_definitions(plan, step),
-        "THREADS": 256,
+        "THREADS": threads,
         "LANES": lanes,
         "ROWS": rows,
         "CHANNELS": f"{step.layout.channels}.0f",
@@ -33,7 +35,7 @@ def layernorm_source(plan: KernelPlan, step: Step, epilogue: EpilogueSource) -> 
         "TABLES": len(epilogue.pointers),
     }
     source = kernel_text("prelude.cuh") + definitions(defined) + epilogue.text
-    return source + kernel_text("read_source.cuh", "layernorm.cu"), (-(-step.voxels // rows), 256)
+    return source + kernel_text("read_source.cuh", "layernorm.cu"), (-(-step.voxels // rows), threads)
 
 
 def attention_source(plan: KernelPlan, step: Step, epilogue: EpilogueSource) -> tuple[str, int]:
