@@ -52,7 +52,7 @@ __device__ __forceinline__ i64 voxel_of(const Params& p, int window, int token) 
   return HAS_ROWS ? (i64)__ldg((const int*)p.ptr[TABLES] + window * TOKENS + token) : (i64)window * TOKENS + token;
 }
 extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_constant__ Params p) {
-  BEGIN_NEXT(1);
+  BEGIN_NEXT();
   AWAIT_LAST();
   const int window = blockIdx.x / HEADS, head = blockIdx.x % HEADS, n = blockIdx.z;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
@@ -212,7 +212,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
     }
     __syncwarp();
   }
-  BEGIN_NEXT(4);
   // Voxels that fill up a group belong to no window.
   if (window == 0 && blockIdx.y == 0 && warp == 0)
     for (int i = lane; i < (VOXELS - (i64)WINDOWS * TOKENS) * parts; i += 32) {

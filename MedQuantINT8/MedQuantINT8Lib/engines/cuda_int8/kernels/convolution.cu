@@ -67,9 +67,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
     for (int row = 0; row < HELD_ROWS; ++row) fetch_row(rows, row);
   };
 #endif
-  if (KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(0), p, kind, first);
+  if (KEEPS_WEIGHTS) {
+    fill_weights(WEIGHTS_AT(0), p, kind, first);
+  } else {
+#pragma unroll
+    for (int step = 0; step < STAGES; ++step)
+      if (step < total) fill_weights(WEIGHTS_AT(step), p, kind, first + step % each);
+  }
   note_halo();
-  // Weights and the table of the halo are no other kernel's work.
+  // Weights and the table of the halo are no other kernel's work: the first are under way by now.
   AWAIT_LAST();
   keep_constants(p, n);
   __syncthreads();
@@ -78,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, LEAST_BLOCKS) run(const __
   // What a step multiplies; of weights that are kept, nothing more.
   const auto fill = [&](int step) {
     const int stage = STAGES == 2 ? step & 1 : 0, round = first + step % each;
-    if (!KEEPS_WEIGHTS) fill_weights(WEIGHTS_AT(stage), p, kind, round);
+    if (!KEEPS_WEIGHTS && step >= STAGES) fill_weights(WEIGHTS_AT(stage), p, kind, round);
     const auto origin = [&](int step) {
       return tile_origin(tile_index + min(step, total - 1) / each * TILE_STRIDE, p0, p1, p2);
     };

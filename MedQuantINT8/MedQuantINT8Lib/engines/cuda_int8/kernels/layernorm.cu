@@ -7,7 +7,7 @@
 #define WANTED(c, i) (DENSE || channel_of((c) + (i)) >= 0)
 // LANES threads share a voxel, eight slots each at a time.
 extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
-  BEGIN_NEXT(1);
+  BEGIN_NEXT();
   AWAIT_LAST();
   const int n = blockIdx.y, lane = threadIdx.x % LANES;
   const i64 voxel = (i64)blockIdx.x * ROWS + threadIdx.x / LANES;
@@ -48,7 +48,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant_
   }
 #pragma unroll
   for (int apart = LANES / 2; apart > 0; apart /= 2) square += __shfl_xor_sync(0xffffffff, square, apart);
-  BEGIN_NEXT(4);
   if (!mine) return;
   const float by = rsqrtf(square / CHANNELS + EPSILON);
 #pragma unroll

@@ -20,6 +20,7 @@ extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ Pa
   // What becomes scale and shift is on its way while sums are added up.
   const int mine = SLOT(min((int)threadIdx.x, MEMBERS - 1));
   const float gamma = __ldg((const float*)p.ptr[1] + mine), beta = __ldg((const float*)p.ptr[2] + mine);
+  BEGIN_NEXT();
   AWAIT_LAST();
   double sum = 0.0, square = 0.0;
 #pragma unroll 4

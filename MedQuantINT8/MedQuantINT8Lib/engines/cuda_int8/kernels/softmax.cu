@@ -1,6 +1,7 @@
 // Softmax over the channels of a voxel, in three passes over them.
 
 extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Params p) {
+  BEGIN_NEXT();
   AWAIT_LAST();
   const int n = blockIdx.y;
   i64 voxel = (i64)blockIdx.x * THREADS + threadIdx.x;

@@ -3,6 +3,7 @@
 #include "prelude.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) run(const __grid_constant__ Params p) {
+  BEGIN_NEXT();
   AWAIT_LAST();
   const i64 i = ((i64)blockIdx.x * 256 + threadIdx.x) * 2;
   const i64 count = (i64)p.ptr[0];

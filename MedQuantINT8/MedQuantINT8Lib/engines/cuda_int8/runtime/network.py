@@ -88,14 +88,14 @@ class CudaInt8Network:
 
     def _ready(self, program: Program, function: Any) -> None:
         program.function = function
-        if program.shared:
-            attributes = self.gpu.driver.CUfunction_attribute
-            # All that is not shared memory would be cache, of which these kernels need little.
-            for attribute, value in (
-                (attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, program.shared),
-                (attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
-            ):
-                checked(self.gpu.driver.cuFuncSetAttribute(function, attribute, value), "set a kernel's memory")
+        attributes = self.gpu.driver.CUfunction_attribute
+        # All that is not shared memory would be cache, of which these kernels need little; a multiprocessor that divides its memory anew has to be
+        # empty first.
+        for attribute, value in (
+            (attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, program.shared),
+            (attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
+        ):
+            checked(self.gpu.driver.cuFuncSetAttribute(function, attribute, value), "set a kernel's memory")
 
     def _constants(self, stream: Stream) -> Constants:
         raw = {step.weights for step in self.plan.steps}
