@@ -140,7 +140,7 @@ def section(value: dict[str, Any]) -> list[str]:
         f"Roofs are {compute} TOP/s (dense INT8) and the memory's {memory / 1000:.1f} TB/s. A step's time is its own, repeated. Why these cost most: the product of 64 rows and N columns takes the tensor",
         "cores N / 2 cycles and shared memory 16 + N / 4 (measured: 24 cycles for 32 columns, 28 for 48, 48 for 96), so that up to 48 columns shared memory decides; rows in registers, where they",
         "serve several taps, take 16 cycles for 32 columns. A convolution of 48 to 48 channels at 96^3 cannot take less than 61 us so. The last layer writes 105 classes in FP16, 186 MB; a residual",
-        "adds 170 MB. Attention of 343 tokens needs a power of two for each of 121 million scores, 33 us alone. Tried and not faster: beginning a kernel while the last one ends; rows in registers for",
+        "adds 170 MB. Attention of 343 tokens needs a power of two for each of 121 million scores, 33 us alone. Tried and not faster: rows in registers for",
         "48 columns and more; two teams of threads at the tensor cores at once (a convolution of 32 to 32 channels 57 to 64 us instead of 54); rounding to INT8 by adding a large number instead of the",
         "conversion, which has few units (1.17 ms of SegResNet with 32 filters become 1.20); statistics of small tensors by the kernel that applies them instead of one of their own (nnU-Net 0.88 ms",
         "instead of 0.89); four parts of a batch side by side instead of two (nnU-Net 2.91 ms instead of 2.89, TransUNet 2.87 instead of 2.68; one part: 3.05 and 2.75); a compiler that optimizes",
