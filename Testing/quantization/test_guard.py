@@ -603,3 +603,24 @@ def test_a_network_of_many_classes_holds_the_budget_without_a_layer_in_float(cla
     made, result = guard(Candidate(fp32, int8, None, ranges), given, spec, Budget(0.99), Task(), form=form)
     assert result.before.agreement < 0.99 and result.kept and not result.returned
     assert qdq.check_int8(made) == [] and all(layer.quantized for layer in weighted_layers(made))
+
+
+@pytest.mark.parametrize(
+    ("held_out", "refined"),
+    [([0.995], {"b"}), ([0.985, 0.995], {"b", "c"})],
+    ids=["a small file that holds the budget is enough", "held-out scans ask for more"],
+)
+def test_a_file_grows_for_the_margin_only_where_held_out_scans_miss_the_budget(monkeypatch, held_out, refined):
+    """Halves of weights in one layer fit a small file and hold 0.99; the margin takes those of another one."""
+    plain = dict.fromkeys("abcd", 0.05)
+    in_halves = {"a": 0.0, "b": 0.02, "c": 0.009, "d": 0.0}
+    judge = ByWeights(lost(plain, in_halves), dict.fromkeys("abcd", 0.0), 1.0)
+    monkeypatch.setattr(sensitivity, "Measurer", judge)
+    fp32 = convolutions(*random_weights((1, 4, 4, 4, 2), 3))
+    small = ladder.Point(Measurement(0.0, 1.0), tuple("abcd"), ("b",))
+    monkeypatch.setattr(ladder.Ladder, "_limits", property(lambda self: (self.size(small), float("inf"))))
+    figures = iter(held_out)
+    candidate = Candidate(fp32, quantized(fp32))
+    made, result = guard(candidate, patches(), SPEC, Budget(0.99), Task(), verify=lambda *_: next(figures))
+    assert result.kept and not result.returned
+    assert set(layers_with_weight_halves(graph.Graph(made))) == refined

@@ -277,13 +277,15 @@ class _Search:
             self._budget.excess(alone) <= HOPELESS for alone in self.ladder.alone.values()
         ):
             return False
-        self._climbed = self.ladder.climb(self.measurement)
+        self._climbed = self.ladder.climb(self.measurement, strict=self._retried)
         few = 2 * len(self._climbed.halved) <= len(self.ladder.alone)
         return few and not self._climbed.returned and self._budget.excess(self._climbed.measurement) <= 0
 
     def climb(self) -> Point | None:
         """The best network on the ladder; None where a network that needs none is as good, which is the start then."""
-        point = self._climbed or self.ladder.climb(self.measurement, to_float=self._reserve is None)
+        point = self._climbed or self.ladder.climb(
+            self.measurement, to_float=self._reserve is None, strict=self._retried
+        )
         if self._reserve is not None and not (self._aimed(point.measurement) and not point.returned):
             int8, measurement, candidate = self._reserve
             self._start_from(int8, measurement, candidate, helps=False)

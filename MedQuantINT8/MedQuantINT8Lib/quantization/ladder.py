@@ -11,7 +11,7 @@ larger file: INT8 in halves is faster than float. What is left goes back to floa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -110,31 +110,35 @@ class Ladder:
         self._networks = {"int8": base.int8, "nearest": base.nearest}
         self._plain_on_few: Measurement | None = None
         self._rooms: dict[str, float] = {}
+        self._orders: dict[tuple[tuple[str, ...], str], list[str]] = {}
         self.points: list[Point] = []
 
-    def climb(self, start: Measurement, *, to_float: bool = True) -> Point:
+    def climb(self, start: Measurement, *, to_float: bool = True, strict: bool = False) -> Point:
         """Search, and return the best network that was seen.
 
         Args:
             start: the plain network's measurement on all patches.
-            to_float: whether layers may go back to float.
+            to_float: whether weights may become halves, and layers go back to float.
+            strict: leave the margin over at any cost in INT8, before a network is taken that leaves over less.
         """
         plain = Point(start, complete=True)
         self.points.append(plain)
         halved = plain
-        for target in (self._margin, 0.0) if self._margin else (0.0,):
+        targets = (self._margin, 0.0) if self._margin else (0.0,)
+        for target in targets:
             self._target = target
             if self._excess(start) <= 0:
                 return plain
             halved, best = self._in_halves(plain)
+            if best is None and strict and to_float:
+                best = self._refined(halved, ((target, limit) for limit in self._limits))
             if best is not None:
                 return best
         if to_float:
+            if best := self._refined(halved, ((target, limit) for limit in self._limits for target in targets)):
+                return best
             order = self._weights_order(halved)
-            refined = self._refined(halved, order)
-            if refined.refined and self._holds(refined):
-                return self._fewest(refined, refined)
-            self._return_to_float(refined, order)
+            self._return_to_float(self._refine(halved, order, self._limits[0]), order)
         best = self._best()
         return self._fewest(best, best) if best.returned and self._holds(best) else best
 
@@ -184,6 +188,10 @@ class Ladder:
         model = qdq.without_quantization(model, set(point.stored))
         model = with_halves(model, {name: self._scales[name] for name in point.halved})
         return with_weight_halves(model, self._base.fp32, point.refined) if point.refined else model
+
+    def size(self, point: Point) -> int:
+        """Return the bytes of a point's network as a package keeps it."""
+        return int(qdq.compacted(self.build(point)).ByteSize())
 
     def _make(self, network: str) -> bool:
         """Make one of the networks that are tried in halves; whether there is one."""
@@ -243,19 +251,24 @@ class Ladder:
                 high, step = min(high + step, len(order)), 2 * step
         return at(high)
 
-    def _refined(self, start: Point, order: Sequence[str]) -> Point:
-        """The network whose weights are two halves in the fewest layers that hold the target, in a small file if that does, else in a larger
-        one, and else the budget; if none does, what of a small file comes nearest to the budget."""
-        small = SIZE_LIMIT * self._base.fp32.ByteSize()
-        nearest = start
-        for target in (self._margin, 0.0) if self._margin else (0.0,):
-            self._target = target
-            for limit in (small, math.inf):
-                refined = self._refine(start, order, limit)
-                if refined.refined and self._holds(refined):
-                    return refined
-                nearest = refined if limit == small else nearest
-        return nearest
+    @property
+    def _limits(self) -> tuple[float, float]:
+        """The bytes that a small file may have, and a larger one."""
+        return SIZE_LIMIT * self._base.fp32.ByteSize(), math.inf
+
+    def _refined(self, start: Point, aims: Iterable[tuple[float, float]]) -> Point | None:
+        """The network whose weights are two halves in the fewest layers that reach an aim, the first that can be reached, and whose input is
+        in the fewest; None if none can.
+
+        Args:
+            aims: targets, each with the most bytes of the file.
+        """
+        order = self._weights_order(start)
+        for self._target, limit in aims:
+            refined = self._refine(start, order, limit)
+            if refined.refined and self._holds(refined):
+                return self._fewest(refined, refined)
+        return None
 
     def _refine(self, start: Point, order: Sequence[str], limit: float) -> Point:
         """The network whose weights are two halves in the fewest layers that hold the target; in as many as the file has room for, if that
@@ -266,7 +279,7 @@ class Ladder:
         """
         fitting: tuple[str, ...] = ()
         for name in order:
-            if math.isinf(limit) or self.build(replace(start, refined=(*fitting, name))).ByteSize() <= limit:
+            if math.isinf(limit) or self.size(replace(start, refined=(*fitting, name))) <= limit:
                 fitting += (name,)
         if not fitting:
             return start
@@ -297,7 +310,7 @@ class Ladder:
                 refined = tuple(layer for layer in point.refined if layer != name)
                 returned = (*point.returned, name)
                 point = replace(point, halved=halved, refined=refined, returned=returned, complete=False)
-                if self.build(point).ByteSize() > room:
+                if self.size(point) > room:
                     point.stored = (*point.stored, name)
                 point.measurement = self._measure(point, FEW)
                 self.points.append(point)
@@ -318,6 +331,11 @@ class Ladder:
         """The layers, the one first that costs most agreement as it is at the start: in halves only its weights cost."""
         if not start.halved:
             return list(self.alone)
+        if (start.halved, start.network) not in self._orders:
+            self._orders[start.halved, start.network] = self._measured_order(start)
+        return self._orders[start.halved, start.network]
+
+    def _measured_order(self, start: Point) -> list[str]:
         alone = dict(self.alone)
         halves = self.build(start)
         with self._task.stage("finding the layers whose weights INT8 cannot afford", len(start.halved)):
