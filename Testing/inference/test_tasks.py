@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from MedQuantINT8Lib.inference.engine_pool import KeepingPool
 from MedQuantINT8Lib.inference.ensemble import load_ensemble
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.shared_preprocessing import SharedPreprocessing
+from MedQuantINT8Lib.inference.task_gpus import PartRun, PartsOnGpus
 from MedQuantINT8Lib.inference.task_model import TaskModel, load_model
 from MedQuantINT8Lib.inference.task_runner import Merging, merge_labels
 from MedQuantINT8Lib.models.spec import Mirroring
@@ -431,6 +434,26 @@ class TestOnSeveralGpus:
         assert not any("each on one" in note or "spread" in note for note in one.result.notes)
         assert any(event.stage == "dim: segmenting" for event in events)
         assert not driver.memory
+
+    def test_a_gpu_that_is_slow_holds_nobody_up_for_ever(self):
+        """Parts are taken in their order, also where one GPU is far ahead of the other."""
+
+        def on(slow):
+            def run(name, volume, options, shared):
+                time.sleep(0.02 if slow else 0)
+                return SimpleNamespace(name=name, network_input=None)
+
+            return lambda task: run
+
+        names = [f"part{n}" for n in range(12)]
+        spec = SimpleNamespace(
+            channels=1, input_channels=1, scans=1, steps=(), geometry=0, crop=0, normalization=(), fits=()
+        )
+        ensembles = [SimpleNamespace(first=SimpleNamespace(spec=spec)) for _ in names]
+        parts = [PartRun(name, ensemble, spotted(), OPTIONS) for name, ensemble in zip(names, ensembles, strict=True)]
+        taken = []
+        PartsOnGpus([on(False), on(True)], Task()).run(parts, lambda number, run: taken.append((number, run.name)))
+        assert taken == [(n, ensemble) for n, ensemble in enumerate(ensembles)]
 
     def test_a_process_that_stays_loads_each_network_once(self, together, driver, monkeypatch):
         pool, loads = KeepingPool(), []

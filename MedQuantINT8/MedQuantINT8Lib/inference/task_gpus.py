@@ -14,7 +14,7 @@ from ..progress import ProgressEvent, Task
 from .ensemble import Ensemble
 from .segmentation_run import SegmentationRun
 from .segmenter import SegmentationOptions
-from .shared_preprocessing import SharedPreprocessing
+from .shared_preprocessing import SharedPreprocessing, preprocessing_key
 
 #: Segments a volume with the packages of one part.
 RunPart = Callable[[Ensemble, Volume, SegmentationOptions, SharedPreprocessing], SegmentationRun]
@@ -60,8 +60,9 @@ class PartsOnGpus:
             Cancelled: the task was cancelled.
             BaseException: what the first part that failed has raised; the others were stopped.
         """
-        # No GPU is more than one part ahead of what was taken: label maps are as large as the scan.
-        room = threading.Semaphore(2 * len(self._gpus))
+        # No GPU is more than one part ahead of what was taken: label maps are as large as the scan. Each has room of its own, so that none
+        # takes that of the one whose part is to be taken next.
+        rooms = [threading.Semaphore(2) for _ in self._gpus]
         events: queue.SimpleQueue[_Ended | tuple[int, ProgressEvent]] = queue.SimpleQueue()
         tasks = [Task() for _ in parts]
         for number, own in enumerate(tasks):
@@ -69,19 +70,22 @@ class PartsOnGpus:
             own.part = f"{self._task.part}{parts[number].name}: "
         threads = [
             threading.Thread(
-                target=self._work, args=(gpu, number, parts, tasks, events, room), name=f"parts-{number}", daemon=True
+                target=self._work,
+                args=(gpu, number, parts, tasks, events, rooms[number]),
+                name=f"parts-{number}",
+                daemon=True,
             )
             for number, gpu in enumerate(self._gpus)
         ]
         for thread in threads:
             thread.start()
         try:
-            self._collect(len(parts), events, room, take)
+            self._collect(len(parts), events, rooms, take)
         except BaseException:
             for own in tasks:
                 own.cancel()
-            for _ in parts:
-                room.release()
+            for room in rooms:
+                room.release(len(parts))
             raise
         finally:
             for thread in threads:
@@ -96,25 +100,29 @@ class PartsOnGpus:
         events: queue.SimpleQueue[Any],
         room: threading.Semaphore,
     ) -> None:
-        """Run the parts of one GPU, one after the other."""
-        for position in range(number, len(parts), len(self._gpus)):
-            room.acquire()
-            part = parts[position]
-            try:
+        """Run the parts of one GPU, one after the other; a scan that the next of them takes as well stays there."""
+        own = range(number, len(parts), len(self._gpus))
+        shared = SharedPreprocessing()
+        try:
+            for position in own:
+                room.acquire()
+                part = parts[position]
+                shared.keep = position + own.step in own and _alike(part, parts[position + own.step])
                 tasks[position].check()
-                run = gpu(tasks[position])(part.ensemble, part.volume, part.options, SharedPreprocessing())
+                run = gpu(tasks[position])(part.ensemble, part.volume, part.options, shared)
                 # As large as the scan, and of no use to anybody.
                 run.network_input = None
                 events.put(_Ended(position, run))
-            except BaseException as error:
-                events.put(_Ended(position, error=error))
-                return
+        except BaseException as error:
+            events.put(_Ended(position, error=error))
+        finally:
+            shared.close()
 
     def _collect(
         self,
         count: int,
         events: queue.SimpleQueue[Any],
-        room: threading.Semaphore,
+        rooms: Sequence[threading.Semaphore],
         take: Callable[[int, SegmentationRun], None],
     ) -> None:
         waiting: dict[int, SegmentationRun] = {}
@@ -132,8 +140,14 @@ class PartsOnGpus:
                     self._task.report(event[1])
             while taken in waiting:
                 take(taken, waiting.pop(taken))
+                rooms[taken % len(rooms)].release()
                 taken += 1
-                room.release()
+
+
+def _alike(one: PartRun, other: PartRun) -> bool:
+    """Whether two parts take the same scan in the same form."""
+    keys = [preprocessing_key(part.ensemble.first.spec) for part in (one, other)]
+    return one.volume is other.volume and keys[0] == keys[1]
 
 
 def _forward(events: queue.SimpleQueue[Any], number: int) -> Callable[[ProgressEvent], None]:
