@@ -26,6 +26,7 @@ from MedQuantINT8Lib.quantization import accuracy_guard as sensitivity
 from MedQuantINT8Lib.quantization import ladder
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget, Candidate, Measurement, guard
 from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
+from MedQuantINT8Lib.quantization.measurer import Measurer
 from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
 from MedQuantINT8Lib.quantization.quantize import OPSET, QuantizationPolicy, policy_reasons
 from MedQuantINT8Lib.resources import resource
@@ -279,6 +280,43 @@ def test_bias_correction_takes_networks_of_older_opsets():
     means = [input_means(convolutions(weights, biases, opset=opset), patches(), SHAPE) for opset in (17, 19)]
     assert set(means[0]) == set(weights)
     assert all(np.allclose(means[0][name], means[1][name], rtol=1e-5) for name in weights)
+
+
+def normalized(weights, biases):
+    """Convolutions with an InstanceNormalization behind all but the last."""
+    model = convolutions(weights, biases)
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type == "Conv" and node.output[0] != model.graph.output[0].name:
+            before, width = node.output[0], len(weights[node.name])
+            for name, value in (("scale", 1.0), ("shift", 0.1)):
+                array = np.full(width, value, np.float32)
+                model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{node.name}_{name}"))
+            node.output[0] = f"{before}_raw"
+            inputs = [f"{before}_raw", f"{node.name}_scale", f"{node.name}_shift"]
+            nodes.append(onnx.helper.make_node("InstanceNormalization", inputs, [before], name=f"{node.name}_in"))
+    return graph.with_nodes(model, nodes)
+
+
+def test_biases_that_only_the_output_shows_are_measured_without_a_run(monkeypatch):
+    """A mean that is normalized away is not corrected; the last bias shifts the output of the network that was measured before."""
+    weights, biases = random_weights(side=3)
+    fp32 = normalized(weights, biases)
+    int8 = quantized(fp32)
+    corrected = with_corrected_biases(fp32, int8, input_means(fp32, patches(), SHAPE))
+    assert [i.name for i in corrected.graph.initializer if "corrected_bias" in i.name] == [
+        f"{list(weights)[-1]}_corrected_bias"
+    ]
+    alone = Measurer(fp32, patches(), SPEC).measure(corrected)
+    measurer = Measurer(fp32, patches(), SPEC)
+    first = measurer.measure(int8)
+    monkeypatch.setattr(measurer, "_outputs", None)
+    second = measurer.measure(corrected)
+    assert second.relative_error == pytest.approx(alone.relative_error, rel=1e-4) and second.agreement == pytest.approx(
+        alone.agreement
+    )
+    assert second.relative_error != first.relative_error
 
 
 def test_the_budget_can_be_set_on_the_worst_structure():

@@ -32,14 +32,56 @@ def input_means(fp32: Any, patches: Iterable[Patch], shape: tuple[int, int, int]
     return Fp32Network(fp32, shape).input_means(patches)
 
 
+def output_shift(model: Any, other: Any) -> NDArray[np.float64] | None:
+    """Return what the second network's output has more than the first's, (classes,), where only the bias of the last convolution differs.
+
+    None where the output is none of a convolution's, or something else differs.
+    """
+    first, second = Graph(model), Graph(other)
+    head = second.producer.get(other.graph.output[0].name)
+    old = first.producer.get(model.graph.output[0].name)
+    if head is None or old is None or head.op_type != "Conv" or len(first.nodes) != len(second.nodes):
+        return None
+    biases = [
+        network.array(node.input[2]) if len(node.input) > 2 else np.zeros(1)
+        for network, node in ((first, old), (second, head))
+    ]
+    of_biases = {*old.input[2:], *head.input[2:]}
+    if (
+        any(bias is None for bias in biases)
+        or list(old.input[:2]) != list(head.input[:2])
+        or list(old.attribute) != list(head.attribute)
+    ):
+        return None
+    if any(a != b for a, b in zip(first.nodes, second.nodes, strict=True) if a.name != old.name):
+        return None
+    constants = [{n: i for n, i in network.initializers.items() if n not in of_biases} for network in (first, second)]
+    if constants[0].keys() != constants[1].keys() or any(i != constants[1][n] for n, i in constants[0].items()):
+        return None
+    shift: NDArray[np.float64] = np.subtract(biases[1], biases[0], dtype=np.float64)
+    return shift
+
+
 def with_corrected_biases(fp32: Any, int8: Any, means: dict[str, NDArray[np.float64]]) -> Any:
-    """A copy of the INT8 network whose convolutions' biases make up for the rounding of their weights."""
+    """A copy of the INT8 network whose convolutions' biases make up for the rounding of their weights; None where no bias counts.
+
+    What an InstanceNormalization alone reads has its mean taken off anyway.
+    """
     onnx = graph.require_onnx()
     copy = rewrites.copied(int8)
     network, exact, fresh = Graph(copy), Graph(fp32), FreshNames(copy)
     originals = {node.name: node for node in fp32.graph.node}
+    outputs = {value.name for value in copy.graph.output}
+    corrected = False
     for node in copy.graph.node:
         if node.op_type != "Conv" or node.name not in means or rewrites.attributes(node).get("group", 1) != 1:
+            continue
+        readers = network.readers.get(node.output[0], [])
+        if (
+            readers
+            and node.output[0] not in outputs
+            and all(reader.op_type == "InstanceNormalization" for reader in readers)
+        ):
             continue
         dequantize = network.producer.get(node.input[1])
         weight = exact.array(originals[node.name].input[1])
@@ -55,4 +97,5 @@ def with_corrected_biases(fp32: Any, int8: Any, means: dict[str, NDArray[np.floa
             node.input[2] = name
         else:
             node.input.append(name)
-    return graph.pruned(copy)
+        corrected = True
+    return graph.pruned(copy) if corrected else None
