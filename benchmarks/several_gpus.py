@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import statistics
@@ -149,40 +150,64 @@ class Counter:
     """Counts, per GPU, what crosses the bus and how long that takes, and the most memory that was allocated at once."""
 
     def __init__(self) -> None:
-        self.rows: dict[int, dict[str, float]] = {}
         self._lock = threading.Lock()
+        self._bytes: dict[tuple[int, str], int] = {}
+        self._times: dict[tuple[int, str], list[tuple[float, float]]] = {}
+        self._allocated: dict[int, int] = {}
+        self._most: dict[int, int] = {}
 
-    def row(self, index: int) -> dict[str, float]:
-        keys = ("bytes_up", "seconds_up", "bytes_down", "seconds_down", "bytes_from_gpus", "seconds_from_gpus")
-        return self.rows.setdefault(index, dict.fromkeys((*keys, "allocated", "most_allocated"), 0))
-
-    def add(self, index: int, what: str, size: int, seconds: float) -> None:
+    def add(self, index: int, what: str, size: int, began: float, ended: float) -> None:
         with self._lock:
-            self.row(index)[f"bytes_{what}"] += size
-            self.row(index)[f"seconds_{what}"] += seconds
+            key = index, what
+            self._bytes[key] = self._bytes.get(key, 0) + size
+            self._times.setdefault(key, []).append((began, ended))
 
     def allocate(self, index: int, size: int) -> None:
         with self._lock:
-            row = self.row(index)
-            row["allocated"] += size
-            row["most_allocated"] = max(row["most_allocated"], row["allocated"])
+            self._allocated[index] = self._allocated.get(index, 0) + size
+            self._most[index] = max(self._most.get(index, 0), self._allocated[index])
+
+    def forget_copies(self) -> None:
+        with self._lock:
+            self._bytes, self._times = {}, {}
+
+    def rows(self) -> dict[int, dict[str, float]]:
+        """Return the figures of each GPU; copies that run at the same time on several threads count once."""
+        rows = {}
+        for index, most in sorted(self._most.items()):
+            row: dict[str, float] = {"most_allocated": most}
+            for what in ("up", "down", "from_gpus"):
+                row[f"bytes_{what}"] = self._bytes.get((index, what), 0)
+                row[f"seconds_{what}"] = _covered(self._times.get((index, what), []))
+            rows[index] = row
+        return rows
+
+
+def _covered(times: list[tuple[float, float]]) -> float:
+    """Return how long at least one of some spans of time lasted."""
+    total, reached = 0.0, -math.inf
+    for began, ended in sorted(times):
+        total += max(0.0, ended - max(began, reached))
+        reached = max(reached, ended)
+    return total
 
 
 @contextmanager
 def counted(counter: Counter) -> Iterator[None]:
-    """Count what this process's GPUs allocate, and what is copied; each copy is waited for, so that its time is its own."""
+    """Count what this process's GPUs allocate, and what is copied; each copy waits for what is before it, and is waited for."""
     from MedQuantINT8Lib.engines.cuda.device import DeviceBuffer
     from MedQuantINT8Lib.inference import gpu_spread, gpu_team
 
     create, free = DeviceBuffer.__init__, DeviceBuffer.free
-    upload, download, between = DeviceBuffer.upload, DeviceBuffer.download, gpu_spread.copy_between
+    upload, pinned, download = DeviceBuffer.upload, DeviceBuffer.upload_bytes, DeviceBuffer.download
+    between = gpu_spread.copy_between
 
     def timed(gpu: Any, stream: Any, what: str, size: int, copy: Callable[[], None]) -> None:
         stream.synchronize()
         began = time.perf_counter()
         copy()
         stream.synchronize()
-        counter.add(gpu.info.index, what, size, time.perf_counter() - began)
+        counter.add(gpu.info.index, what, size, began, time.perf_counter())
 
     def created(self: Any, gpu: Any, shape: Any, dtype: Any) -> None:
         create(self, gpu, shape, dtype)
@@ -196,6 +221,9 @@ def counted(counter: Counter) -> Iterator[None]:
     def up(self: Any, array: Any, stream: Any, **how: Any) -> None:
         timed(self.gpu, stream, "up", array.nbytes, lambda: upload(self, array, stream, **how))
 
+    def up_pinned(self: Any, array: Any, stream: Any, to: int = 0) -> None:
+        timed(self.gpu, stream, "up", array.nbytes, lambda: pinned(self, array, stream, to))
+
     def down(self: Any, array: Any, stream: Any, offset: int = 0) -> None:
         timed(self.gpu, stream, "down", array.nbytes, lambda: download(self, array, stream, offset))
 
@@ -203,8 +231,11 @@ def counted(counter: Counter) -> Iterator[None]:
         count = source.nbytes - first if size is None else size
         timed(target.gpu, stream, "from_gpus", count, lambda: between(source, target, stream, first, size, to))
 
-    patches = [(DeviceBuffer, "__init__", created), (DeviceBuffer, "free", freed), (DeviceBuffer, "upload", up)]
-    patches += [
+    patches: list[tuple[Any, str, Any]] = [
+        (DeviceBuffer, "__init__", created),
+        (DeviceBuffer, "free", freed),
+        (DeviceBuffer, "upload", up),
+        (DeviceBuffer, "upload_bytes", up_pinned),
         (DeviceBuffer, "download", down),
         (gpu_spread, "copy_between", across),
         (gpu_team, "copy_between", across),
@@ -269,11 +300,10 @@ def in_memory(setup: Setup, model: Path, what: str) -> dict[str, Any]:
             with counted(counter):
                 run(name)
                 # Loading took the weights up; they are none of a run's copies.
-                for gpu in counter.rows.values():
-                    gpu.update({key: 0 for key in gpu if "allocated" not in key})
+                counter.forget_copies()
                 began = time.perf_counter()
                 run(name)
-            row[f"counted_{name}"] = {"seconds": time.perf_counter() - began, "gpus": counter.rows}
+                row[f"counted_{name}"] = {"seconds": time.perf_counter() - began, "gpus": counter.rows()}
             pool.clear()
     return row
 
