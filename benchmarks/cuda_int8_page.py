@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpu_baselines import MODES
 from gpu_networks import TIMED
 
@@ -17,12 +19,19 @@ ROOFS = {"NVIDIA H100 80GB HBM3": (1979, 3352), "NVIDIA H200": (1979, 4800)}
 
 
 def best_of_torch(row: dict[str, Any]) -> tuple[str, float]:
-    """PyTorch's fastest mode of all that were timed, by its title, and its milliseconds."""
+    """PyTorch's fastest mode of all that were timed, alone or beside the engine, by its title, and its milliseconds."""
     times = {mode: row[mode]["median_ms"] for mode in MODES if "median_ms" in row.get(mode, {})}
     beside = row["beside"]
-    times[beside["mode"]] = beside["torch"]["median_ms"]
+    times[beside["mode"]] = min(times.get(beside["mode"], np.inf), beside["torch"]["median_ms"])
     mode = min(times, key=lambda m: times[m])
     return MODES[mode].title, times[mode]
+
+
+def _not_run(value: dict[str, Any]) -> str:
+    """The modes that no network was timed in, in words."""
+    rows = [value["baselines"][name].get(f"batch_{batch}", {}) for name in timed_networks(value) for batch in (1, 4)]
+    left = [mode.title for name, mode in MODES.items() if not any("median_ms" in row.get(name, {}) for row in rows)]
+    return " and ".join([", ".join(left[:-1]), *left[-1:]]) if len(left) > 1 else "".join(left)
 
 
 def timed_networks(value: dict[str, Any]) -> list[str]:
@@ -128,6 +137,7 @@ def section(value: dict[str, Any]) -> list[str]:
         f"Made by `benchmarks/gpu_baselines.py`, {first['date']}. {first['gpu']}, PyTorch {first['torch']}; networks of the study's size, random weights, 96 x 96 x 96, FP16 at both ends. Each",
         "network runs in one process with PyTorch, turn and turn about, calls recorded on both sides. PyTorch's best is the fastest of all modes that were timed",
         "([below](#what-a-gpu-user-has-in-pytorch-the-figures-to-beat)); every ratio on these pages and in README is against it unless it says FP32. A batch of four runs as two parts side by side.",
+        f"Of the modes that `benchmarks/gpu_baselines.py` knows, {_not_run(value)} were not run for want of time on the GPU; what cannot run is named below.",
         "",
         *table(value),
         "",
@@ -195,12 +205,14 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
         about = next(iter(peers.values()))
         k, j, i = about["voxels"]
         lines += [
-            f"What a user of nnU-Net and TotalSegmentator waits for, on the same GPU with 16 processor cores (`benchmarks/nnunet_peers.py`; nnUNetPredictor's defaults; {i} x {j} x {k} voxels, an eighth of",
+            f"What a user of nnU-Net and TotalSegmentator waits for, on the same GPU (`benchmarks/nnunet_peers.py`; nnUNetPredictor's defaults; {i} x {j} x {k} voxels, an eighth of",
             "the scan above, since nnU-Net resamples each class on the processor; one plan, random weights, one run):",
             "",
             "| | seconds |",
             "| --- | ---: |",
             *(f"| {name} | {_seconds(row)} |" for name, row in peers.items()),
+            "",
+            "Processor cores were shared with jobs on other GPUs of the machine. The predictor with mirroring was not reached; on a processor alone: `benchmarks/nnunet_peers.py cpu`.",
             "",
         ]
     if kits := value.get("kits19"):
@@ -218,7 +230,7 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
 
 
 def _seconds(row: dict[str, Any]) -> str:
-    return row["error"].split(":")[0] if "error" in row else f"{row['seconds']:.2f}"
+    return row["error"].split(":")[0] if "error" in row else f"{row['seconds']:.{1 if row['seconds'] > 1 else 3}f}"
 
 
 def _fidelity(rows: dict[str, Any]) -> list[str]:
