@@ -31,7 +31,7 @@ def _not_run(value: dict[str, Any]) -> str:
     """The modes that no network was timed in, in words."""
     rows = [value["baselines"][name].get(f"batch_{batch}", {}) for name in timed_networks(value) for batch in (1, 4)]
     left = [mode.title for name, mode in MODES.items() if not any("median_ms" in row.get(name, {}) for row in rows)]
-    return " and ".join([", ".join(left[:-1]), *left[-1:]]) if len(left) > 1 else "".join(left)
+    return "; ".join(left)
 
 
 def timed_networks(value: dict[str, Any]) -> list[str]:
@@ -137,7 +137,7 @@ def section(value: dict[str, Any]) -> list[str]:
         f"Made by `benchmarks/gpu_baselines.py`, {first['date']}. {first['gpu']}, PyTorch {first['torch']}; networks of the study's size, random weights, 96 x 96 x 96, FP16 at both ends. Each",
         "network runs in one process with PyTorch, turn and turn about, calls recorded on both sides. PyTorch's best is the fastest of all modes that were timed",
         "([below](#what-a-gpu-user-has-in-pytorch-the-figures-to-beat)); every ratio on these pages and in README is against it unless it says FP32. A batch of four runs as two parts side by side.",
-        f"Of the modes that `benchmarks/gpu_baselines.py` knows, {_not_run(value)} were not run for want of time on the GPU; what cannot run is named below.",
+        f"Of the modes that `benchmarks/gpu_baselines.py` knows, these were not run for want of time on the GPU: {_not_run(value)}. What cannot run is named below.",
         "",
         *table(value),
         "",
