@@ -30,16 +30,6 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT / "Testing" / "support"), str(ROOT / "MedQuantINT8"), str(HERE)]
 
-from MedQuantINT8Lib.engines import float_session, onnxruntime  # noqa: E402
-
-
-def _float_session(model: bytes, precision: str) -> torch_runtime.TorchSession:
-    return torch_runtime.TorchSession(model, precision)
-
-
-# Before anything imports them by name.
-onnxruntime.session, float_session.float_session = torch_runtime.TorchSession, _float_session  # type: ignore[assignment]
-
 from MedQuantINT8Lib.quantization import qdq_placement  # noqa: E402
 
 
@@ -236,6 +226,7 @@ def page(value: dict[str, Any]) -> str:
 def main() -> None:
     import torch
 
+    torch_runtime.use_torch()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks (default: all that are there)")
     parser.add_argument("--effort", choices=("fast", "normal", "best"), default="normal")

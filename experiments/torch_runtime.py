@@ -174,12 +174,13 @@ def use_torch() -> None:
         activation_ranges,
         channel_scales,
         fp32_network,
+        held_out,
         measurer,
         rounding,
         stepwise,
     )
 
-    for module in (activation_ranges, channel_scales, fp32_network, measurer):
+    for module in (activation_ranges, channel_scales, fp32_network, held_out, measurer):
         module.float_session = TorchSession
     for other in (rounding, stepwise):
         other.session = TorchSession
