@@ -5,7 +5,8 @@
     python benchmarks/several_gpus.py page RESULT.json                        # writes docs/results/several_gpus.json and .md
 
 (a) 512 x 512 x 400 voxels of 0.8 x 0.8 x 1 mm in memory to labels in memory, resampled to 1.5 mm and back, windows of 128^3 half over each
-other, by ``pipeline.segment`` with the engines loaded. (b) The same scan by a task of four such networks. One GPU and all of them, turn and
+other, by ``pipeline.segment`` with the engines loaded. The same at the scan's own spacing, which is four
+to five times the work. (b) The first of these by a task of four such networks. One GPU and all of them, turn and
 turn about; the first run of each, which builds and checks, is left out. What crosses the bus, and how long that takes, is counted in a run of
 its own. (c) ``medquant segment`` of a folder of scans with a worker on each GPU. (d) The same on Ray's local cluster, once more with a worker
 killed when a third of the cases are done. Labels are compared with those of one GPU everywhere. Weights are random: the comparison of engines
@@ -72,8 +73,8 @@ def scan(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     return coarse + rng.integers(-20, 20, (1, *shape[1:])).astype(np.int16)
 
 
-def package(setup: Setup, network: Path, name: str, seed: int) -> Path:
-    """Write a model package of an INT8 network with random weights."""
+def package(setup: Setup, network: Path, name: str, seed: int, spacing: float | None = TARGET) -> Path:
+    """Write a model package of an INT8 network with random weights; without a spacing scans are not resampled."""
     import onnx
 
     from cuda_int8 import int8_weights
@@ -92,15 +93,16 @@ def package(setup: Setup, network: Path, name: str, seed: int) -> Path:
         modality="CT",
         channels=(Channel("CT"),),
         license="Apache-2.0",
-        geometry=Geometry("KJI", "LPS", spacing=(TARGET,) * 3),
+        geometry=Geometry("KJI", "LPS", None if spacing is None else (spacing,) * 3),
         normalization=(Normalization("window", low=-160.0, high=400.0),),
         labels=tuple(Label(n, f"s{n}", n) for n in range(1, classes)),
         output=Output(),
         window=Window((setup.patch,) * 3, overlap=0.5),
     )
     # A package holds an FP32 network; nothing here runs it.
-    write_package(setup.folder / name, spec, {FP32: path, INT8: path})
-    return setup.folder / name
+    target = setup.folder / (name if spacing is not None else f"{name} not resampled")
+    write_package(target, spec, {FP32: path, INT8: path})
+    return target
 
 
 def task_of(setup: Setup, packages: list[Path]) -> Path:
@@ -497,6 +499,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if "a" in arguments.only:
             keep("scan", in_memory(setup, packages[0], "one scan"))
             print({k: v for k, v in result["scan"].items() if not k.startswith("counted")}, flush=True)
+            whole = package(setup, network, "part0", 0, None)
+            keep("whole", in_memory(setup, whole, "one scan, not resampled"))
+            print({k: v for k, v in result["whole"].items() if not k.startswith("counted")}, flush=True)
         if "b" in arguments.only:
             keep("task", in_memory(setup, task_of(setup, packages), f"a task of {PARTS} parts"))
             print({k: v for k, v in result["task"].items() if not k.startswith("counted")}, flush=True)

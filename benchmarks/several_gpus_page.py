@@ -36,7 +36,7 @@ def page(result: dict[str, Any]) -> str:
         f'CUDA INT8, network `{result["network"]}` with random weights; one GPU and all of them in one run. What was asked for is behind "at least".',
         "",
     ]
-    for key in ("scan", "task"):
+    for key in ("scan", "whole", "task"):
         if key in result:
             lines += _in_memory(result[key])
     if "cohort" in result:

@@ -26,6 +26,7 @@ from ..imaging.volume import Volume
 from ..models.spec import ModelSpec
 from ..models.task import Find, Part
 from ..progress import Task
+from ..system import cpu_count
 from ..thread_pool import Threads
 from .configurations import allows_mirroring, check_mirroring
 from .engine_pool import EnginePool, SingleUsePool
@@ -286,7 +287,10 @@ class _TaskRun:
         run.result.labels, run.result.margins = _NOTHING, None
         if self._margins is not None and margins is not None:
             merge_margins(self._margins[box_slices(box)], margins, labels, item.targets)
-        self._merging.add(lambda: merge_labels(merged, labels, item.targets))
+        # Label maps of several GPUs come faster than few threads merge them.
+        gpus = len(self._context.gpus)
+        threads = min(cpu_count(), 4 * gpus) if gpus > 1 else _MERGING
+        self._merging.add(lambda: merge_labels(merged, labels, item.targets, threads))
 
     def _result(self, seconds: dict[str, float]) -> SegmentationRun:
         runs = self._runs
@@ -339,12 +343,13 @@ def with_label_map(volume: Volume, labels: NDArray[Any]) -> Volume:
     return Volume(data, volume.ijk_to_ras, volume.name, volume.notes)
 
 
-def merge_labels(merged: NDArray[Any], labels: NDArray[Any], targets: dict[int, int]) -> None:
+def merge_labels(merged: NDArray[Any], labels: NDArray[Any], targets: dict[int, int], threads: int = _MERGING) -> None:
     """Paint a part's label map over the merged one, in place: its background leaves what is there.
 
     Args:
         merged, labels: (K, J, I) of the same box.
         targets: which value of ``merged`` each value of ``labels`` becomes; others are background.
+        threads: that share the slices.
     """
     largest, dtype = int(labels.max(initial=0)), merged.dtype
     table = np.zeros(1 + max(largest, *targets), dtype)
@@ -366,8 +371,8 @@ def merge_labels(merged: NDArray[Any], labels: NDArray[Any], targets: dict[int, 
             below += painted
 
     if largest:
-        with Threads(_MERGING) as threads:
-            threads.share(paint, len(labels))
+        with Threads(threads) as shared:
+            shared.share(paint, len(labels))
 
 
 def merge_margins(
