@@ -19,6 +19,7 @@ def absorbed(networks: Any, deviations: float | None) -> Any:
     """High biases go into the next layers' biases, as far as the channel never falls below 0, or by so many deviations below its mean."""
     from MedQuantINT8Lib.models import onnx_graph as graph
     from MedQuantINT8Lib.models import rewrites
+    from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
 
     network = graph.Graph(networks.fp32)
     places = {}
@@ -60,7 +61,7 @@ def absorbed(networks: Any, deviations: float | None) -> Any:
     fp32 = graph.pruned(copy)
     if deviations is None:
         networks.about["absorbed_fp32"] = _agreement(networks, fp32)
-    return networks.form(fp32).int8
+    return networks.form(Fp32Network(fp32, networks.setting.patch)).int8
 
 
 def _plain(network: Any, node: Any) -> bool:

@@ -35,20 +35,18 @@ class Networks:
         self.setting, self.about = setting, dict[str, Any]()
         self.patches = [sample.patch for sample in setting.sampler.first_samples(len(setting.sampler))]
 
-    def form(self, fp32: Any) -> Any:
+    def form(self, network: Any) -> Any:
         """A network with Q/DQ pairs and ranges that are the largest magnitudes."""
         from MedQuantINT8Lib.models import qdq
         from MedQuantINT8Lib.progress import Task
         from MedQuantINT8Lib.quantization.activation_ranges import histograms_for, scales_from
         from MedQuantINT8Lib.quantization.calibration import CalibrationOptions
         from MedQuantINT8Lib.quantization.candidates import Form, Forms
-        from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
         from MedQuantINT8Lib.quantization.qdq_placement import require_quantizer
         from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, policy_reasons
 
         setting, policy, options = self.setting, QuantizationPolicy(), CalibrationOptions(patches=len(self.patches))
-        network = Fp32Network(fp32, setting.patch)
-        if (int8 := with_pairs(fp32, setting.patch)) is not None:
+        if (int8 := with_pairs(network.model, setting.patch)) is not None:
             histograms = histograms_for(network, list(qdq.activation_tensors(int8)), setting.sampler, options, Task())
             scales = scales_from(histograms, options)
             qdq.set_activation_scales(int8, scales)
@@ -66,45 +64,45 @@ class Networks:
 
     @cached_property
     def plain(self) -> Any:
-        return self.form(self.fp32)
+        from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
+
+        return self.form(Fp32Network(self.fp32, self.setting.patch))
 
     @cached_property
     def equalized(self) -> Any:
-        from MedQuantINT8Lib.quantization.equalization import equalized
+        from MedQuantINT8Lib.quantization.equalization import equalized_network
 
-        known = self.plain.network
-        network = equalized(self.fp32, known.channel_maxima(self.patches), known.shape)
+        network = equalized_network(self.plain.network, self.patches)
         return None if network is None else self.form(network)
 
     @cached_property
     def scaled(self) -> Any:
         """Channels with scales of their own: those that equalization reaches, then the others."""
-        from MedQuantINT8Lib.quantization.channel_scales import channel_ranges, with_channel_scales
+        from MedQuantINT8Lib.quantization.channel_scales import scaled_network
 
-        through = self.fp32 if self.equalized is None else self.equalized.fp32
-        ranges = channel_ranges(through, self.patches[:_FEW], self.setting.patch)
-        network = with_channel_scales(through, ranges)
+        through = self.plain if self.equalized is None else self.equalized
+        network = scaled_network(through.network, self.patches[:_FEW])
         return self.equalized if network is None else self.form(network)
 
     @cached_property
     def best_scaled(self) -> Any:
         """The network with channels scaled and concatenations split, as far as it has such."""
-        from MedQuantINT8Lib.quantization.channel_scales import channel_ranges, with_channel_scales
-        from MedQuantINT8Lib.quantization.equalization import equalized
-        from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
+        from MedQuantINT8Lib.quantization.channel_scales import scaled_network
+        from MedQuantINT8Lib.quantization.equalization import equalized_network
 
-        network = self.fp32 if self.split is None else self.split.fp32
-        known = Fp32Network(network, self.setting.patch)
-        network = equalized(network, known.channel_maxima(self.patches), known.shape) or network
-        ranges = channel_ranges(network, self.patches[:_FEW], self.setting.patch)
-        return self.form(with_channel_scales(network, ranges) or network)
+        if self.split is None:
+            return self.scaled or self.plain
+        equal = equalized_network(self.split.network, self.patches)
+        network = scaled_network(equal or self.split.network, self.patches[:_FEW]) or equal
+        return self.split if network is None else self.form(network)
 
     @cached_property
     def split(self) -> Any:
         from MedQuantINT8Lib.quantization.concat_split import split_unlike
+        from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
 
         split = split_unlike(self.plain.network, self.patches[:_FEW])
-        return None if split is None else self.form(split.model)
+        return None if split is None else self.form(Fp32Network(split.model, self.setting.patch))
 
     def corrected(self, form: Any) -> Any:
         form.correct(self.patches)

@@ -179,6 +179,9 @@ def page(value: dict[str, Any]) -> str:
         f"scans. Pretrained ones are calibrated on one or two scans and measured on one window of another scan, that with most tissue: {_SIDE} voxels a side, or the network's own size; of the 18-class networks",
         f"it is a stripped brain. A dash: the method finds nothing to change; empty: not measured. {value['date']}.",
     ]
+    missing = [name for name in (*SCALED, *specs()) if name not in value["rows"]]
+    if missing:
+        lines += ["", f"Not measured so far: {', '.join(missing)}."]
     for title, names in groups.items():
         if not names:
             continue
@@ -196,37 +199,35 @@ def _findings(value: dict[str, Any]) -> str:
     lines = ["", "## What each does to the error", ""]
     lines += [
         "Over all networks that a method changes: the part of plain INT8's relative error of the scores that is left (median, least, most), and how many networks agree better with FP32 than in plain INT8.",
+        "Ranges by error of the scores look at them only where labels meet, and clip what is far from there.",
         "",
         "| method | networks | error left, median | least | most | agree better |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
+    better_of: dict[str, tuple[int, int]] = {}
     for method in list(METHODS)[1:]:
         pairs = [(r["plain"], r[method]) for r in rows.values() if r.get("plain") and r.get(method)]
         if not pairs:
             continue
         left = [new["error"] / max(old["error"], 1e-12) for old, new in pairs]
         better = sum((new["agreement"] or 0) > (old["agreement"] or 0) for old, new in pairs)
+        better_of[method] = better, len(pairs)
         lines.append(
             f"| {method} | {len(pairs)} | {np.median(left):.2f} | {min(left):.2f} | {max(left):.2f} | {better} |"
         )
-    absorbed = {n: r["about"] for n, r in rows.items() if "absorbed" in r.get("about", {})}
-    if absorbed:
-        counts = [(n, *a["absorbed"]) for n, a in absorbed.items()]
-        lines += [
-            "",
-            "## High biases",
-            "",
-            "Where a channel lies above 0 before its ReLU (leaky ReLU, PReLU, ELU) on all calibration patches, its least value can go into the next layers' biases, and nothing changes but at borders where "
-            "these layers fill up with zeros; three deviations below the mean bound what is clipped otherwise. Channels that lie so high:",
-            "",
-            "| network | channels | never clipped | three deviations above 0 | agreement of FP32 with itself, absorbed |",
-            "| --- | ---: | ---: | ---: | ---: |",
-        ]
-        for name, channels, never, deviations in counts:
-            itself = absorbed[name].get("absorbed_fp32")
-            lines.append(
-                f"| {name} | {channels} | {never} | {deviations} | {'–' if itself is None else f'{itself:.4f}'} |"
-            )
+    counts = [r["about"]["absorbed"] for r in rows.values() if "absorbed" in r.get("about", {})]
+    channels, never, deviations = (sum(c[n] for c in counts) for n in range(3))
+    windows, scores = (
+        better_of.get(f"ranges {what}", (0, 0)) for what in ("from all windows of the scans", "by error of the scores")
+    )
+    lines += [
+        "",
+        "## What is not in the product",
+        "",
+        f"- **High biases absorbed** into the next layers. Where a channel lies above 0 before its ReLU (leaky ReLU, PReLU, ELU) on all calibration patches, its least value can go into the next layers' biases, exactly but for borders that are filled up with zeros. Of {channels} such channels of {len(counts)} networks {never} never fall to 0, and {deviations} lie three deviations above it{': there is nothing to absorb' if not never + deviations else ''}.",
+        f"- **Ranges from all windows** of the scans instead of a few patches: {windows[0]} of {windows[1]} networks agree better; a wider range is a coarser one.",
+        f"- **Ranges by the error of the scores**: each tensor's range is that of least square error of the network's output where FP32's labels meet, when it alone is quantized: {scores[0]} of {scores[1]} networks agree better. It runs the network some hundred times, and what a range has to give up for its largest values, halves and scales for each channel keep.",
+    ]
     return "\n".join(lines) + "\n"
 
 

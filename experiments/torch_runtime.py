@@ -170,17 +170,9 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
 
 def use_torch() -> None:
     """Let what quantizes networks run them by torch from now on."""
-    from MedQuantINT8Lib.quantization import (
-        activation_ranges,
-        channel_scales,
-        fp32_network,
-        held_out,
-        measurer,
-        rounding,
-        stepwise,
-    )
+    from MedQuantINT8Lib.quantization import activation_ranges, fp32_network, held_out, measurer, rounding, stepwise
 
-    for module in (activation_ranges, channel_scales, fp32_network, held_out, measurer):
+    for module in (activation_ranges, fp32_network, held_out, measurer):
         module.float_session = TorchSession
     for other in (rounding, stepwise):
         other.session = TorchSession
