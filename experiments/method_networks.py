@@ -32,8 +32,9 @@ class Networks:
         network = setting.network
         self.fp32 = graph.at_opset(network, OPSET, setting.name) if graph.opset_of(network) < OPSET else network
         graph.name_nodes(self.fp32)
-        self.setting, self.about = setting, dict[str, Any]()
+        self.setting = setting
         self.patches = [sample.patch for sample in setting.sampler.first_samples(len(setting.sampler))]
+        self.about: dict[str, Any] = {"patches": len(self.patches), "windows": len(setting.windows)}
 
     def form(self, network: Any) -> Any:
         """A network with Q/DQ pairs and ranges that are the largest magnitudes."""

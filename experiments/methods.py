@@ -179,6 +179,10 @@ def page(value: dict[str, Any]) -> str:
         f"scans. Pretrained ones are calibrated on one or two scans and measured on one window of another scan, that with most tissue: {_SIDE} voxels a side, or the network's own size; of the 18-class networks",
         f"it is a stripped brain. A dash: the method finds nothing to change; empty: not measured. {value['date']}.",
     ]
+    for name in groups["The seven trained networks"]:
+        about = value["rows"][name]["about"]
+        if (numbers := (about.get("patches"), about.get("windows"))) not in ((None, None), (PATCHES, TRAINED_WINDOWS)):
+            lines += ["", f"{STUDY[name].title}: {numbers[0]} patches, {numbers[1]} test scans."]
     missing = [name for name in (*SCALED, *specs()) if name not in value["rows"]]
     if missing:
         lines += ["", f"Not measured so far: {', '.join(missing)}."]
