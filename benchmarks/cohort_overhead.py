@@ -203,7 +203,7 @@ def page(value: dict[str, Any]) -> str:
             )
     lines += [
         "",
-        "That many workers read at once has to be borne by the file system and the processors: the model leaves both out. Two GPUs on one host, and a cluster of real machines, were not measured.",
+        "That many workers read at once has to be borne by the file system and the processors: the model leaves both out. Two GPUs on one host stand on [a page of their own](several_gpus.md); a cluster of real machines was not measured.",
     ]
     return "\n".join(lines) + "\n"
 
