@@ -206,7 +206,7 @@ def test_the_guard_equalizes_channels_or_puts_the_worst_layer_back(fp32_package,
 def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path, monkeypatch):
     """With labels the budget counts what is lost to them; without a fallback the loss is only measured."""
     # Equalized channels would hold this budget without a layer in float.
-    monkeypatch.setattr("MedQuantINT8Lib.quantization.candidates.equalized", lambda *_: None)
+    monkeypatch.setattr("MedQuantINT8Lib.quantization.candidates.equalized_network", lambda *_: None)
     monkeypatch.setattr("MedQuantINT8Lib.quantization.candidates.scaled_network", lambda *_: None)
     made = [make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING) for seed in (2001, 2002)]
     options = CalibrationOptions(patches=4)
