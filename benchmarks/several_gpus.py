@@ -2,7 +2,7 @@
 
     python benchmarks/cuda_int8.py networks FOLDER nnunet14                   # any machine with the build road: the INT8 network
     python benchmarks/several_gpus.py run FOLDER RESULT.json [--gpus 0,1]     # a machine with the GPUs; onnx, SimpleITK, cuda-python
-    python benchmarks/several_gpus.py page RESULT.json                        # writes docs/results/several_gpus.json and .md
+    python benchmarks/several_gpus.py page RESULT.json [LATER.json ...]       # writes docs/results/several_gpus.json and .md
 
 (a) 512 x 512 x 400 voxels of 0.8 x 0.8 x 1 mm in memory to labels in memory, resampled to 1.5 mm and back, windows of 128^3 half over each
 other, by ``pipeline.segment`` with the engines loaded. The same at the scan's own spacing, which is four
@@ -528,14 +528,17 @@ def main() -> None:
     runs.add_argument("--cases", type=int, default=CASES)
     runs.add_argument("--seconds", type=float, default=290.0, help="leave out what is not begun by then")
     pages = kinds.add_parser("page")
-    pages.add_argument("result")
+    pages.add_argument("results", nargs="+", help="what a later one has stands for the same of an earlier one")
     arguments = command.parse_args()
     if arguments.do == "run":
         run(arguments)
     else:
         from several_gpus_page import write_page
 
-        write_page(json.loads(Path(arguments.result).read_text(encoding="utf-8")))
+        result: dict[str, Any] = {}
+        for path in arguments.results:
+            result |= json.loads(Path(path).read_text(encoding="utf-8"))
+        write_page(result)
 
 
 if __name__ == "__main__":
