@@ -123,7 +123,9 @@ class WindowOnGpu:
         assert grid_labels is None
         self._infer, self._classes, self._plan, self._window = network.infer, classes, plan, window
 
-    def run(self, data, reduction, task=None):
+    def run(self, data, reduction, task=None, finish=None):
+        assert finish is None
+
         def infer(batch):
             scores = self._infer(batch)
             return 1 / (1 + np.exp(-scores)) if reduction.sigmoid else scores
