@@ -142,7 +142,7 @@ def section(value: dict[str, Any]) -> list[str]:
         *table(value),
         "",
         "The study's table (FP32 against INT8: size, latency) with this engine. The study's own 2.05 to 2.66 compares TensorRT in INT8 with TensorRT in FP32; these times compare this engine",
-        "with PyTorch in FP32, another baseline, so that the two are not to be held against each other.",
+        "with PyTorch in FP32, another baseline, so that the two are not to be compared.",
         "",
         *study(value),
         "",
@@ -221,9 +221,9 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
             "",
             f"{kits['gpu']}, {kits['date']}, `benchmarks/mlperf_kits19.py`: the benchmark's network (32 to 320 channels, instance normalization, ReLU, 3 classes; random weights), windows of 128^3 half over each other,",
             f"Gaussian blending, {kits['kits19']} cases from preprocessed arrays in the computer's memory to labels there: **{kits['cases_a_second']:.1f} cases a second** ({kits['windows']} windows, {kits['window_ms']:.2f} ms each with all that belongs",
-            f"to it; {100 * kits['int8_mac_share']:.1f} % of the work in INT8). Submissions report {kits['submitted']} a second for each H200. What differs: heights and widths are those of the {kits['kits19']} cases, but KiTS19 does not publish how many slices",
-            "each has, so that the depth is the data set's published median (412 mm; case 0 its own); weights are random, so that no accuracy is claimed; cases ran one after the other, without MLPerf's",
-            "load generator.",
+            f"to it; {100 * kits['int8_mac_share']:.1f} % of the work in INT8). NVIDIA's submission to round 4.1 reports {kits['submitted']} a second for each of 8 H200s. What differs: heights and widths are those of the {kits['kits19']} cases, but KiTS19's list of cases does not say how many slices",
+            "each has, so that the depth is assumed: 412 mm, the median of the training cases by the challenge's winners (128 slices of 3.22 mm after resampling, arXiv 1908.02182; case 0 has its own); weights",
+            "are random, so that no accuracy is claimed; cases ran one after the other, without MLPerf's load generator and without its 43rd case, a copy of another. It is no result of MLPerf.",
             "",
         ]
     return lines

@@ -1,17 +1,18 @@
-"""MLPerf Inference's 3D U-Net on KiTS19, on its own terms: its 42 cases' shapes through CUDA INT8, preprocessed input in memory, labels out.
+"""MLPerf Inference's 3D U-Net on KiTS19, without its weights, data and load generator: its 42 cases' shapes through CUDA INT8, preprocessed input in memory, labels out.
 
     python benchmarks/cuda_int8.py networks FOLDER kits19   # any machine with the build road: the INT8 network
     python benchmarks/mlperf_kits19.py FOLDER               # a machine with a GPU and onnx; prints a JSON line
     python benchmarks/mlperf_kits19.py shapes               # the cases' shapes and windows
 
 The network is the benchmark's: six levels of 32 to 320 channels, instance normalization, ReLU, 3 classes (random weights); windows of 128^3
-half over each other, Gaussian blending, argmax. Preprocessing and scoring are not timed, as there.
+half over each other, Gaussian blending, argmax. Preprocessing and scoring are not timed, as there. MLPerf's 43rd case is a copy of case 185, and left out.
 
 Shapes. MLPerf resamples to 1.6 x 1.2 x 1.2 mm, cuts or pads each side to a multiple of 64, and to 128 at least. Height and width follow from
-the pixel widths that KiTS19 publishes for each case (data/kits.json; 512 x 512 pixels). It does not publish how many slices a case has, so
-that the depth is the data set's own, 412 mm: the median of nnU-Net's fingerprint of KiTS19 (128 slices of 3.22 mm). The number of windows grows in
-proportion to the depth, so that their sum is right if the 42 cases are as deep as the data set on average; the mean size of a preprocessed
-case in MLPerf Storage (146.6 MB, 5 bytes a voxel) says the same, 403 mm. Case 0 is known: 611 slices of 0.5 mm.
+the pixel widths that KiTS19 publishes for each case (data/kits.json; 512 x 512 pixels). That does not say how many slices a case has, so
+that the depth is assumed: 412 mm, the median of the training cases by F. Isensee and K. Maier-Hein (arXiv 1908.02182: 128 slices of 3.22 mm
+after resampling). The number of windows grows in proportion to the depth, so that their sum is right if the 42 cases are as deep on
+average. MLPerf Storage says about the same of the 168 cases of training: 146.6 MB each on average (record_length of unet3d), which at 5 bytes a
+voxel and the widths here are 403 mm. Case 0 is known: 611 slices of 0.5 mm.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ PIXELS = {
     162: 0.55078125, 169: 0.755, 171: 0.759765625, 176: 0.9765625, 185: 0.912109, 187: 0.625, 189: 0.7421875, 198: 0.732421875,
     203: 0.63671875, 206: 0.970703125, 207: 0.75390625,
 }  # fmt: skip
-#: Millimeters from the first to the last slice: of the data set's median case, and of those that are known.
+#: Millimeters from the first to the last slice: assumed, and of the cases that are known.
 DEPTH, KNOWN_DEPTHS = 412.0, {0: 305.5}
 SPACING, SIDE, STEP, PATCH, BATCH, ROUNDS = (1.6, 1.2, 1.2), 512, 64, (128, 128, 128), 4, 3
-#: Samples a second and GPU of the submissions with H200 (Offline).
+#: Samples a second and GPU of NVIDIA's submission to MLPerf Inference 4.1 with 8 H200s (3d-unet-99.9, Offline: 54.7136).
 SUBMITTED = 6.84
 Size = tuple[int, int, int]
 
@@ -65,6 +66,7 @@ def shapes() -> dict[int, Size]:
 
 
 def windows_of(shape: Size) -> int:
+    """How many windows a case of that shape has."""
     return int(np.prod([(side - patch) // STEP + 1 for side, patch in zip(shape, PATCH, strict=True)]))
 
 

@@ -52,12 +52,23 @@ def _said(result: dict[str, Any]) -> list[str]:
         for row in (result.get(key) for key in ("scan", "whole", "task"))
         if row and row["faster"] < _bar(row)
     ]
+    rows = result.get("cohort", {}).get("rows", {})
+    many = [
+        f"{name} ({row['faster_after_start']:.2f} times faster after the start)"
+        for name, row in rows.items()
+        if name in BARS and row.get("faster") and row["faster"] < BARS[name] and row.get("faster_after_start")
+    ]
+    of_many = [
+        f"Many scans below the aim, by the whole command with the start of its processes: {'; '.join(many)}.",
+        "",
+    ]
     if not below:
-        return []
+        return of_many if many else []
     return [
         f"Below the aim: {', '.join(below)}. What is done by one GPU after the other, or by the processor, does not become shorter with more of them: windows are blended in one order, so that labels "
         "are equal bit by bit, and label maps of a task's parts are merged by the processor. How much each of these takes was not measured.",
         "",
+        *(of_many if many else []),
     ]
 
 

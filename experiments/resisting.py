@@ -54,6 +54,7 @@ def all_cases(scratch: Path) -> dict[str, Case]:
 
 
 def measured(name: str, case: Case, effort: str, scratch: Path) -> dict[str, Any]:
+    """The figures of a network that is quantized and compared with FP32."""
     folder = scratch / "package of one row"
     folder.mkdir()
     began = time.perf_counter()
@@ -138,7 +139,7 @@ def page(value: dict[str, Any]) -> str:
         "Made by `experiments/resisting.py`; do not edit. Each network is quantized with the product's own budget (agreement 0.99 with FP32), and compared with FP32 on scans that",
         f"calibration did not see. {machine['processor']}, {machine['cores']} cores; {versions}; {value['date']}.",
         "",
-        "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures. Other work may have run beside, so that times say little. Patches and held-out scans are measured in the form that OpenVINO runs, with zero points; the symmetric form is that of engines of a GPU. The maps of head_hippodeep overlap: of the first, a label map shows a thin shell; by its own masks each map is compared whole.",
+        'Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard\'s cures. Other work may have run beside, so that times say little. Rows with "same" in the column of the symmetric form were measured in that form on patches and held-out scans, before INT8 was measured in the form that runs; the others in the form that OpenVINO runs, with zero points (a dash: no tensor has one). Engines of a GPU compute the symmetric form. The scan is always real INT8 in OpenVINO. The maps of head_hippodeep overlap: of the first, a label map shows a thin shell; by its own masks each map is compared whole.',
         "",
         "| network | effort | work in plain INT8 | in halves | in float | agreement on patches before, after | in symmetric form | on held-out scans | on the scan | worst structure | by its own masks | Dice lost to labels | layers in halves | in float | split | file | one window, FP32 / INT8 | quantized in s |",
         "| --- | --- |" + " ---: |" * 7 + " --- |" + " ---: |" * 8,
@@ -151,7 +152,7 @@ def page(value: dict[str, Any]) -> str:
             r["effort"],
             *(f"{100 * work[kind]:.1f} %" for kind in ("plain", "halves", "float")),
             ", ".join(_f(v) for v in r["patches"]),
-            _f((r.get("other_form") or {}).get("agreement")),
+            _f((r["other_form"] or {}).get("agreement")) if "other_form" in r else "same",
             _f(r["held_out"]),
             _f(measured_row["agreement"]),
             _worst(r["worst"]),

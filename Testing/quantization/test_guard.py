@@ -625,6 +625,36 @@ def test_what_misses_the_budget_on_held_out_scans_is_searched_again(monkeypatch,
     assert result.kept and not result.returned
 
 
+def test_a_budget_of_nothing_is_searched_once(monkeypatch):
+    monkeypatch.setattr(sensitivity, "Measurer", ByForm(lost(dict.fromkeys("abcd", 0.0), {})))
+    fp32, asked = convolutions(*random_weights((1, 4, 4, 4, 2))), []
+    verify = lambda model, _: asked.append(model) or 0.999  # noqa: E731
+    guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(1.0), Task(), verify=verify)
+    assert len(asked) == 1
+
+
+def test_a_second_search_reports_nothing_of_what_the_first_found(monkeypatch):
+    monkeypatch.setattr(sensitivity, "Measurer", ByForm(lost(dict.fromkeys("abcd", 0.0), {})))
+    fp32 = convolutions(*random_weights((1, 4, 4, 4, 2)))
+    first, sources = quantized(fp32), []
+
+    def searched(search, *_, **__):
+        if sources:
+            return search.start
+        search.result.halves, search.result.returned, search.result.source = {"a": "why"}, {"b": "why"}, "learned"
+        return first
+
+    def verify(model, source):
+        sources.append(source)
+        return 0.98 if model is first else 0.995
+
+    monkeypatch.setattr(sensitivity, "_searched", searched)
+    candidate = Candidate(fp32, quantized(fp32), source="plain")
+    made, result = guard(candidate, patches(), SPEC, Budget(0.99), Task(), verify=verify)
+    assert made is candidate.int8 and sources == ["learned", "plain"]
+    assert (result.halves, result.returned, result.source) == ({}, {}, "plain")
+
+
 @pytest.mark.parametrize(
     ("classes", "act_range", "form"),
     [(60, 1.0, EngineForm(zero_points=True)), (30, 8.0, SYMMETRIC)],

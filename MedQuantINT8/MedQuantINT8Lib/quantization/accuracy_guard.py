@@ -174,7 +174,7 @@ class _Search:
 
     def __init__(self, measurer: Measurer, budget: Budget, task: Task, candidate: Candidate) -> None:
         self._measurer, self._budget, self._task = measurer, budget, task
-        self.start, self.measurement, helps = _better_biases(measurer, candidate, task)
+        self.start, self.measurement, self._biases_help = _better_biases(measurer, candidate, task)
         self._candidate = candidate
         self._ladder: Ladder | None = None
         self._climbed: Point | None = None
@@ -186,7 +186,7 @@ class _Search:
             budget,
             self.measurement,
             self.measurement,
-            biases_corrected=helps,
+            biases_corrected=self._biases_help,
             source=candidate.source,
             form=measurer.form,
         )
@@ -235,20 +235,28 @@ class _Search:
 
     def _more_margin(self, agreement: float) -> bool:
         """Leave more of the budget over, by what was missed on held-out scans; whether anything was, and more can be left over."""
-        missed = self._budget.agreement - agreement
-        if missed <= 0 or not self._budget.fallback or self._margin >= MOST_MARGIN:
+        missed, allowed = self._budget.agreement - agreement, 1 - self._budget.agreement
+        # Of a budget of nothing no part can be left over.
+        if missed <= 0 or allowed <= 0 or not self._budget.fallback or self._margin >= MOST_MARGIN:
             return False
-        self._margin = min(MOST_MARGIN, self._margin + missed / (1 - self._budget.agreement) + _ADDED)
+        self._margin = min(MOST_MARGIN, self._margin + missed / allowed + _ADDED)
         self._ladder = self._climbed = self._reserve = None
         self._retried, self.settled = True, self._aimed(self.measurement)
+        self._write_down_start()
         return True
 
     def _start_from(self, int8: Any, measurement: Measurement, candidate: Candidate, helps: bool) -> None:
-        self.start, self._candidate, self.measurement = int8, candidate, measurement
+        self.start, self._candidate, self.measurement, self._biases_help = int8, candidate, measurement, helps
         self._ladder = self._climbed = None
-        self.result.before = self.result.after = measurement
-        self.result.biases_corrected = helps
-        self.result.equalized, self.result.source = candidate.equalized, candidate.source
+        self._write_down_start()
+
+    def _write_down_start(self) -> None:
+        """Write down the network that the search starts from, with nothing of what an earlier search has found."""
+        result, candidate = self.result, self._candidate
+        result.before = result.after = self.measurement
+        result.biases_corrected, result.equalized = self._biases_help, candidate.equalized
+        result.source = candidate.source
+        result.halves, result.returned, result.stored_as_int8 = {}, {}, []
 
     @property
     def ladder(self) -> Ladder:

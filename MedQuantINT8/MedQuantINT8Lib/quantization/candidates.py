@@ -108,6 +108,7 @@ class Candidates:
     _asked_for_equalized: bool = False
 
     def first(self) -> Candidate:
+        """The network as it is; weights of 4 bits are learned."""
         return self._of(self.plain, learned=self.learning.weight_bits < 8)
 
     def alternatives(self) -> list[Alternative]:
@@ -122,13 +123,16 @@ class Candidates:
         return [self.learned, self.learned_of_equalized] if possible else []
 
     def with_equalized_channels(self) -> Candidate | None:
+        """The network with equalized channels; None where there is nothing to equalize."""
         form = self._equalized_form()
         return None if form is None else self._of(form, learned=False)
 
     def learned(self) -> Candidate:
+        """The network with learned rounding."""
         return self._learned_once(self.plain)
 
     def learned_of_equalized(self) -> Candidate | None:
+        """The network with equalized channels and learned rounding; None where there is nothing to equalize, or no time left."""
         form = self._equalized_form()
         return None if form is None or self.learning.out_of_time else self._learned_once(form)
 
