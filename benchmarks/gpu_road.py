@@ -186,7 +186,8 @@ def back() -> dict[str, Any]:
     from MedQuantINT8Lib.imaging.array_layout import ArrayLayout
     from MedQuantINT8Lib.imaging.axis_interpolation import AxisInterpolation
     from MedQuantINT8Lib.inference.gpu_label_resampling import GridLabels
-    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Reduction
+    from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
     from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
     from pointwise import Pointwise

@@ -65,7 +65,8 @@ def overlap(gpu: Any) -> dict[str, Any]:
 
 def main() -> None:
     from MedQuantINT8Lib.engines.cuda import device as cuda
-    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity, Reduction, ring_bytes
+    from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity, ring_bytes
     from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
     from pointwise import Pointwise

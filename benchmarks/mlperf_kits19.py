@@ -75,7 +75,8 @@ def cases(folder: Path) -> dict[str, Any]:
     from cuda_int8 import KITS, with_weights
     from MedQuantINT8Lib.engines.base import BuildOptions
     from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
-    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Reduction
+    from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
     from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
 

@@ -15,7 +15,8 @@ from MedQuantINT8Lib.errors import Cancelled, InputError, PackageError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference import segmenter
-from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Reduction
+from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
+from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
 from MedQuantINT8Lib.inference.mirroring import MirroredInference, flips_along, mirror_axes_of
 from MedQuantINT8Lib.inference.sliding_window import as_inference
 from MedQuantINT8Lib.inference.windows import plan_windows

@@ -255,7 +255,7 @@ class GpuRoad:
 
     def _network_labels(self) -> Any:
         from .gpu_label_placing import NearestLabels
-        from .gpu_sliding_window import Reduction
+        from .gpu_network_labels import Reduction
 
         reduction, output = self._reduction, self._reduction.spec.output
         values, by_window = reduction.values.astype(np.uint16), reduction.path.by_window

@@ -7,10 +7,8 @@ network space, or, resampled from the blended scores, those of the scan's grid (
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +20,18 @@ from ..engines.base import GpuNetwork
 from ..engines.cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
 from ..engines.cuda.interop import borrowed, is_on_gpu
 from ..engines.cuda.several import copy_between
-from ..engines.cuda.transfers import Download, download, is_large, transfers_of, upload
+from ..engines.cuda.transfers import download, upload
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
 from .gpu_blending import BLENDED_AT_ONCE, FlippedWindow, box_around, near_windows
 from .gpu_kernels import NAMES, RESAMPLING_NAMES, resampling_source, source
-from .gpu_label_placing import NearestLabels
+from .gpu_label_download import Landing, PlanesDown
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
 from .gpu_mean import MeanNetwork
+from .gpu_network_labels import NetworkLabels, Reduction
 from .mirroring import Flip
+from .window_rows import RowPart, batched, row_parts
 from .windows import WindowPlan, importance_map
 
 _THREADS = 256
@@ -51,60 +51,11 @@ class Intensity:
     offset: float = 0.0
 
 
-@dataclass(frozen=True)
-class Reduction:
-    """How scores become labels of network space: ``values`` of each channel; a threshold makes them regions of probabilities.
-
-    sigmoid: regions only: the network gives logits, not probabilities.
-    nearest: brings the labels to the scan's grid; None leaves them in network space.
-    """
-
-    values: NDArray[np.uint16]
-    threshold: float | None = None
-    sigmoid: bool = True
-    nearest: NearestLabels | None = None
-
-
-@dataclass(frozen=True)
-class RowPart:
-    """Windows of one row, or of a part of it.
-
-    Attributes:
-        windows: where each begins, and how it is mirrored.
-        finished: the planes, (first, last + 1), that no window after these touches; None where the row goes on.
-    """
-
-    windows: Sequence[FlippedWindow]
-    finished: tuple[int, int] | None
-
-
 def ring_bytes(plan: WindowPlan, classes: int) -> int:
     """Memory of the planes that scores are added up in."""
     slow = plan.order[0]
     others = [n for axis, n in enumerate(plan.shape) if axis != slow]
     return 4 * classes * plan.patch[slow] * int(np.prod(others))
-
-
-class Landing:
-    """Where labels come down to: memory that the system hands over while the GPU works, which takes as long as the copy itself.
-
-    Args:
-        like: has the shape and the type of the labels.
-    """
-
-    def __init__(self, like: DeviceBuffer | NearestLabels) -> None:
-        self._array = np.empty(like.shape, like.dtype)
-        # It holds the array until it has ended, also when nobody asks for that any more.
-        self._thread = threading.Thread(target=self._touch, name="landing", daemon=True)
-        self._thread.start()
-
-    def _touch(self) -> None:
-        # A call of ctypes lets other threads go on.
-        ctypes.memset(self._array.ctypes.data, 0, self._array.nbytes)
-
-    def array(self) -> NDArray[Any]:
-        self._thread.join()
-        return self._array
 
 
 class GpuSlidingWindow:
@@ -218,7 +169,7 @@ class GpuSlidingWindow:
         task = task or Task()
         buffers: list[Any] = []
         nearest = None if self._resampling is not None or reduction is None else reduction.nearest
-        planes: _PlanesDown | None = None
+        planes: PlanesDown | None = None
         try:
             source = self.source_of(volume, buffers)
             receiver = self.receiver_of(reduction, buffers)
@@ -226,7 +177,7 @@ class GpuSlidingWindow:
             buffers.append(labels)
             landing: Landing | None = None
             if nearest is None and finish is None:
-                planes = _PlanesDown(labels, self.stream)
+                planes = PlanesDown(labels, self.stream)
             else:
                 landing = Landing(labels if nearest is None else nearest)
             parts = row_parts(self._plan, self._flips)
@@ -326,7 +277,7 @@ class GpuSlidingWindow:
         marks: list[Event] = []
         stored, size = 0, self.scores.nbytes // self.batch
         for part in parts:
-            for batch in _batched(part.windows, self.batch):
+            for batch in batched(part.windows, self.batch):
                 self._cut(cut_kernel, source, batch, intensity)
                 self._network.enqueue(len(batch), self._patches, self.scores, self.stream)
                 if store is None:
@@ -409,140 +360,6 @@ class GpuSlidingWindow:
             first += len(group)
 
 
-class NetworkLabels:
-    """Makes labels of network space of the ring's finished planes.
-
-    Attributes:
-        total: the sum of the weights of each voxel of the ring; None where the largest score decides.
-        sigmoid: whether probabilities are blended.
-        buffers: what the caller frees.
-    """
-
-    def __init__(
-        self,
-        gpu: Gpu,
-        kernels: dict[str, Any],
-        ring: DeviceBuffer,
-        plan: WindowPlan,
-        reduction: Reduction,
-        stream: Stream,
-    ) -> None:
-        self._gpu, self._kernel, self._ring, self._plan = gpu, kernels["reduce_planes"], ring, plan
-        self._reduction, self._stream = reduction, stream
-        self._values = gpu.allocate(reduction.values.shape, np.uint16)
-        self._values.upload(reduction.values, stream)
-        self.buffers = [self._values]
-        self.total: DeviceBuffer | None = None
-        if reduction.threshold is not None:
-            self.total = gpu.allocate(ring.shape[1:], np.float32)
-            self.buffers.append(self.total)
-            self.total.zero(stream)
-        self.sigmoid = self.total is not None and reduction.sigmoid
-
-    def resume(self, finished: int) -> None:
-        """Go on where another GPU has finished the planes before ``finished``: all that this takes is in the ring."""
-
-    def labels(self) -> DeviceBuffer:
-        """Return memory for the labels (n0, n1, n2) of the whole volume; the caller frees it."""
-        return self._gpu.allocate(self._plan.volume_shape, np.uint16)
-
-    def finish(self, labels: DeviceBuffer, begin: int, end: int) -> tuple[int, int] | None:
-        """Make labels of the planes from ``begin`` to ``end`` - 1. The last step may finish as many as a window is long, never more.
-
-        Returns:
-            Which planes of the label map along its first axis are whole by that, (first, last + 1); None where planes run otherwise.
-        """
-        plan, slow = self._plan, self._plan.order[0]
-        classes, depth, nu, nv = self._ring.shape
-        self._kernel(
-            (-(-nu * nv * (end - begin) // _THREADS), 1, 1),
-            (_THREADS, 1, 1),
-            self._stream,
-            self._ring,
-            ctypes.c_void_p(self.total.pointer if self.total else 0),
-            self._values,
-            labels,
-            ctypes.c_int(classes),
-            ctypes.c_float(self._reduction.threshold or 0.0),
-            *map(ctypes.c_int, (slow, depth, nu, nv, begin, end, *plan.pad_before, *plan.volume_shape)),
-        )
-        if slow:
-            return None
-        low, high = (min(max(0, n - plan.pad_before[0]), plan.volume_shape[0]) for n in (begin, end))
-        return (low, high) if low < high else None
-
-
-class _PlanesDown:
-    """Brings planes of a label map down while windows that finish others are still run."""
-
-    def __init__(self, labels: DeviceBuffer, stream: Stream) -> None:
-        self._labels, self._stream = labels, stream
-        self._result = np.empty(labels.shape, labels.dtype)
-        self._under_way: list[Download] = []
-        self._begun = np.zeros(labels.shape[0], bool)
-
-    def begin(self, first: int, stop: int) -> None:
-        """Bring down planes from ``first`` to ``stop`` - 1, whose labels are made by what is in the stream; a small map waits for its end."""
-        if not is_large(self._labels):
-            return
-        plane = self._labels.nbytes // self._labels.shape[0]
-        transfers = transfers_of(self._labels.gpu)
-        self._under_way.append(
-            transfers.begin_download(self._labels, self._result[first:stop], self._stream, first * plane)
-        )
-        self._begun[first:stop] = True
-
-    def end(self) -> NDArray[Any]:
-        """Return the label map, once all of it is here."""
-        if not self._begun.any():
-            download(self._labels, self._result, self._stream)
-            return self._result
-        edges = np.flatnonzero(np.diff(np.concatenate(([1], self._begun, [1]))))
-        for first, stop in edges.reshape(-1, 2).tolist():
-            self.begin(first, stop)
-        for some in self._under_way:
-            some.wait()
-        self._under_way = []
-        return self._result
-
-    def forget(self) -> None:
-        """Wait for what is under way, whatever comes of it: it uses memory that goes next."""
-        for some in self._under_way:
-            with contextlib.suppress(EngineError):
-                some.wait()
-        self._under_way = []
-
-
-def row_parts(plan: WindowPlan, flips: Sequence[Flip], first: int = 0, stop: int | None = None) -> list[RowPart]:
-    """Return the windows from number ``first`` to ``stop`` - 1, in the order in which they are blended, row by row along the slowest axis."""
-    slow = plan.order[0]
-    starts = plan.starts[slow]
-    first_row = [window for window in plan.windows() if window[slow] == starts[0]]
-    size = len(first_row) * len(flips)
-    stop = size * len(starts) if stop is None else stop
-    parts: list[RowPart] = []
-    for number, begin in enumerate(starts):
-        low, high = max(first - number * size, 0), min(stop - number * size, size)
-        if low >= high:
-            continue
-        row = [(_moved(window, slow, begin), flip) for window in first_row for flip in flips]
-        # A row finishes what the next one does not reach.
-        end = starts[number + 1] if number + 1 < len(starts) else plan.shape[slow]
-        finished = (starts[number] if number else 0, end) if high == size else None
-        parts.append(RowPart(row[low:high], finished))
-    return parts
-
-
-def _moved(window: tuple[int, int, int], axis: int, begin: int) -> tuple[int, int, int]:
-    start = list(window)
-    start[axis] = begin
-    return start[0], start[1], start[2]
-
-
 def _bits(flip: Flip) -> int:
     """Return the axes of a flip as the kernels take them: a bit each."""
     return sum(1 << axis for axis in flip)
-
-
-def _batched(row: Sequence[FlippedWindow], size: int) -> list[Sequence[FlippedWindow]]:
-    return [row[n : n + size] for n in range(0, len(row), size)]

@@ -27,9 +27,11 @@ from ..engines.cuda.transfers import download
 from ..models.spec import Window
 from ..progress import Task
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
-from .gpu_sliding_window import GpuSlidingWindow, NetworkLabels, Reduction, RowPart, row_parts
+from .gpu_network_labels import NetworkLabels, Reduction
+from .gpu_sliding_window import GpuSlidingWindow
 from .gpu_team import GpuTeam, TeamMember
 from .mirroring import Flip
+from .window_rows import RowPart, row_parts
 from .windows import WindowPlan
 
 _THREADS, _MOST_BLOCKS = 256, 8192

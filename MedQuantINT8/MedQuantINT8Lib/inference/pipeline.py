@@ -34,6 +34,7 @@ from .engine_pool import EnginePool
 from .ensemble import Ensemble, MeanEngine
 from .gpu_preparation import DeferredInput, deferred
 from .gpu_road_check import EngineVerdicts
+from .lazy_patches import LazyPatches
 from .memory_estimate import fitted, gpu_batch
 from .range_check import STRIDE, check_ranges
 from .region_run import box_notes, chosen_labels, keep_structures, run_in_region
@@ -51,6 +52,7 @@ from .shared_preprocessing import SharedPreprocessing, preprocessing_key
 from .spread_engine import SpreadEngine
 from .task_model import LoadedModel, description_of, labels_of
 from .task_runner import TaskContext, default_pool, run_task
+from .timed_engine import TimedEngine
 
 __all__ = ["SegmentationRun", "build", "patches_of", "segment"]
 
@@ -263,7 +265,7 @@ def _segment(
             network_input.wanted_later(STRIDE if options.check_share is None else 1)
         patch = patch_for(network_input, spec, options)
         # Drawing patches costs a pass over the volume: only where the engine has yet to be compared with the simulation.
-        patches = _LazyPatches(lambda: patches_of(network_input, ensemble.first, patch))
+        patches = LazyPatches(lambda: patches_of(network_input, ensemble.first, patch))
         hashes = tuple(tuple(sorted(member.hashes.items())) for member in ensemble.packages)
         choices = choice.on_each_gpu()
         pool.reserve(len(choices))
@@ -273,7 +275,8 @@ def _segment(
             sets.append(pool.acquire(keys[-1], make))
         inputs.append(network_input)
         timed = [
-            _Timed(MeanEngine([item.engine for item in engines]), calls, EngineVerdicts(engines[0])) for engines in sets
+            TimedEngine(MeanEngine([item.engine for item in engines]), calls, EngineVerdicts(engines[0]))
+            for engines in sets
         ]
         return timed[0] if len(timed) == 1 else SpreadEngine(timed)
 
@@ -359,59 +362,6 @@ def _ranges(
     if options.check_share and check.skipped:
         result.notes.append(f"no window was run in FP32 as well: {check.skipped}")
     return check.to_json()
-
-
-class _LazyPatches(Sequence[Any]):
-    """Patches that are drawn when they are first looked at; always counts as given."""
-
-    def __init__(self, draw: Callable[[], list[Any]]) -> None:
-        self._draw = draw
-        self._patches: list[Any] | None = None
-
-    def _all(self) -> list[Any]:
-        if self._patches is None:
-            self._patches = self._draw()
-        return self._patches
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __len__(self) -> int:
-        return len(self._all())
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._all()[index]
-
-
-class _Timed:
-    """An engine that notes how long each call takes, and knows where is kept how far its GPU is trusted."""
-
-    def __init__(self, engine: Any, calls: list[float], road_verdicts: EngineVerdicts | None = None) -> None:
-        self._engine, self._calls, self.road_verdicts = engine, calls, road_verdicts
-
-    def infer(self, batch: Any) -> Any:
-        began = time.perf_counter()
-        result = self._engine.infer(batch)
-        self._calls.append(time.perf_counter() - began)
-        return result
-
-    @property
-    def gpu_network(self) -> Any:
-        return self._engine.gpu_network
-
-    @property
-    def gpu(self) -> Any:
-        return self._engine.gpu
-
-    @property
-    def pipeline(self) -> Any:
-        return self._engine.pipeline
-
-    def describe(self) -> Any:
-        return self._engine.describe()
-
-    def close(self) -> None:
-        self._engine.close()
 
 
 def _check_network(package: ModelPackage, choice: EngineChoice) -> None:

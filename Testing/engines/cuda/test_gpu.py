@@ -305,7 +305,8 @@ def test_what_was_begun_is_compiled_once_and_what_nobody_asks_for_is_given_up(mo
 @pytest.mark.parametrize("dtype", ["float32", "int16"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_same_labels_as_on_the_processor(gpu, case, dtype, batch):
-    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity, Reduction
+    from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity
 
     shape, patch, overlap = CASES[case]
     window = Window(patch, overlap=overlap)
@@ -329,7 +330,8 @@ def test_the_same_labels_as_on_the_processor(gpu, case, dtype, batch):
 
 @needs_gpu
 def test_regions_of_probabilities(gpu):
-    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Reduction
+    from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
 
     window = Window((16, 16, 16), overlap=0.5)
     plan = plan_windows((30, 41, 22), window, (16, 16, 16))
@@ -348,7 +350,8 @@ def test_regions_of_probabilities(gpu):
 def test_mirrored_windows_are_averaged(gpu, batch):
     from types import SimpleNamespace
 
-    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Reduction
+    from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
     from MedQuantINT8Lib.inference.mirroring import flips_along
 
     window = Window((16, 8, 12), overlap=0.5)
@@ -366,7 +369,8 @@ def test_mirrored_windows_are_averaged(gpu, batch):
 
 
 def small(gpu, batch=2):
-    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Reduction
+    from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
 
     window = Window((16, 16, 16), overlap=0.5)
     plan = plan_windows((40, 40, 40), window, (16, 16, 16))

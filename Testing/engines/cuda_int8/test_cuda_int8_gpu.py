@@ -237,7 +237,8 @@ def test_the_engine_is_built_loaded_and_agrees_with_the_simulation(name, tmp_pat
 
 
 def test_the_sliding_window_on_the_gpu_takes_it(tmp_path, monkeypatch):
-    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Reduction
+    from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
     from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
     from pointwise import on_the_processor

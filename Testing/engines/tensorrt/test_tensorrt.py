@@ -595,8 +595,8 @@ def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, pha
     from MedQuantINT8Lib.imaging.volume import Volume
     from MedQuantINT8Lib.inference import pipeline
     from MedQuantINT8Lib.inference.ensemble import MeanEngine
-    from MedQuantINT8Lib.inference.pipeline import _Timed
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment_volume
+    from MedQuantINT8Lib.inference.timed_engine import TimedEngine
     from MedQuantINT8Lib.models.spec import Label, Normalization, Output, Window
 
     engine, _ = scripted
@@ -617,7 +617,9 @@ def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, pha
     collect = engine.pipeline.collect
     engine.pipeline.collect = lambda: (seen.append(len(engine.pipeline._busy)), collect())[1]
     options = SegmentationOptions(skip_air=True, batch=2)
-    found = segment_volume(volume, spec, lambda _input: _Timed(MeanEngine([engine]), [], SimpleNamespace()), options)
+    found = segment_volume(
+        volume, spec, lambda _input: TimedEngine(MeanEngine([engine]), [], SimpleNamespace()), options
+    )
     plain = SimpleNamespace(infer=lambda batch: np.concatenate([batch + 1, -batch], axis=1))
     expected = segment_volume(volume, spec, lambda _input: plain, options)
     calls = pipeline._calls_ms([], found, 2)

@@ -1,0 +1,79 @@
+"""Label maps on their way from a GPU to the computer's memory, while the GPU still works."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.cuda.device import DeviceBuffer, Stream
+from ..engines.cuda.transfers import Download, download, is_large, transfers_of
+from ..errors import EngineError
+from .gpu_label_placing import NearestLabels
+
+
+class Landing:
+    """Where labels come down to: memory that the system hands over while the GPU works, which takes as long as the copy itself.
+
+    Args:
+        like: has the shape and the type of the labels.
+    """
+
+    def __init__(self, like: DeviceBuffer | NearestLabels) -> None:
+        self._array = np.empty(like.shape, like.dtype)
+        # It holds the array until it has ended, also when nobody asks for that any more.
+        self._thread = threading.Thread(target=self._touch, name="landing", daemon=True)
+        self._thread.start()
+
+    def _touch(self) -> None:
+        # A call of ctypes lets other threads go on.
+        ctypes.memset(self._array.ctypes.data, 0, self._array.nbytes)
+
+    def array(self) -> NDArray[Any]:
+        self._thread.join()
+        return self._array
+
+
+class PlanesDown:
+    """Brings planes of a label map down while windows that finish others are still run."""
+
+    def __init__(self, labels: DeviceBuffer, stream: Stream) -> None:
+        self._labels, self._stream = labels, stream
+        self._result = np.empty(labels.shape, labels.dtype)
+        self._under_way: list[Download] = []
+        self._begun = np.zeros(labels.shape[0], bool)
+
+    def begin(self, first: int, stop: int) -> None:
+        """Bring down planes from ``first`` to ``stop`` - 1, whose labels are made by what is in the stream; a small map waits for its end."""
+        if not is_large(self._labels):
+            return
+        plane = self._labels.nbytes // self._labels.shape[0]
+        transfers = transfers_of(self._labels.gpu)
+        self._under_way.append(
+            transfers.begin_download(self._labels, self._result[first:stop], self._stream, first * plane)
+        )
+        self._begun[first:stop] = True
+
+    def end(self) -> NDArray[Any]:
+        """Return the label map, once all of it is here."""
+        if not self._begun.any():
+            download(self._labels, self._result, self._stream)
+            return self._result
+        edges = np.flatnonzero(np.diff(np.concatenate(([1], self._begun, [1]))))
+        for first, stop in edges.reshape(-1, 2).tolist():
+            self.begin(first, stop)
+        for some in self._under_way:
+            some.wait()
+        self._under_way = []
+        return self._result
+
+    def forget(self) -> None:
+        """Wait for what is under way, whatever comes of it: it uses memory that goes next."""
+        for some in self._under_way:
+            with contextlib.suppress(EngineError):
+                some.wait()
+        self._under_way = []

@@ -1,0 +1,93 @@
+"""Labels of network space, made on a GPU of the sliding window's blended scores."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
+from .gpu_label_placing import NearestLabels
+from .windows import WindowPlan
+
+_THREADS = 256
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How scores become labels of network space: ``values`` of each channel; a threshold makes them regions of probabilities.
+
+    sigmoid: regions only: the network gives logits, not probabilities.
+    nearest: brings the labels to the scan's grid; None leaves them in network space.
+    """
+
+    values: NDArray[np.uint16]
+    threshold: float | None = None
+    sigmoid: bool = True
+    nearest: NearestLabels | None = None
+
+
+class NetworkLabels:
+    """Makes labels of network space of the ring's finished planes.
+
+    Attributes:
+        total: the sum of the weights of each voxel of the ring; None where the largest score decides.
+        sigmoid: whether probabilities are blended.
+        buffers: what the caller frees.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        kernels: dict[str, Any],
+        ring: DeviceBuffer,
+        plan: WindowPlan,
+        reduction: Reduction,
+        stream: Stream,
+    ) -> None:
+        self._gpu, self._kernel, self._ring, self._plan = gpu, kernels["reduce_planes"], ring, plan
+        self._reduction, self._stream = reduction, stream
+        self._values = gpu.allocate(reduction.values.shape, np.uint16)
+        self._values.upload(reduction.values, stream)
+        self.buffers = [self._values]
+        self.total: DeviceBuffer | None = None
+        if reduction.threshold is not None:
+            self.total = gpu.allocate(ring.shape[1:], np.float32)
+            self.buffers.append(self.total)
+            self.total.zero(stream)
+        self.sigmoid = self.total is not None and reduction.sigmoid
+
+    def resume(self, finished: int) -> None:
+        """Go on where another GPU has finished the planes before ``finished``: all that this takes is in the ring."""
+
+    def labels(self) -> DeviceBuffer:
+        """Return memory for the labels (n0, n1, n2) of the whole volume; the caller frees it."""
+        return self._gpu.allocate(self._plan.volume_shape, np.uint16)
+
+    def finish(self, labels: DeviceBuffer, begin: int, end: int) -> tuple[int, int] | None:
+        """Make labels of the planes from ``begin`` to ``end`` - 1. The last step may finish as many as a window is long, never more.
+
+        Returns:
+            Which planes of the label map along its first axis are whole by that, (first, last + 1); None where planes run otherwise.
+        """
+        plan, slow = self._plan, self._plan.order[0]
+        classes, depth, nu, nv = self._ring.shape
+        self._kernel(
+            (-(-nu * nv * (end - begin) // _THREADS), 1, 1),
+            (_THREADS, 1, 1),
+            self._stream,
+            self._ring,
+            ctypes.c_void_p(self.total.pointer if self.total else 0),
+            self._values,
+            labels,
+            ctypes.c_int(classes),
+            ctypes.c_float(self._reduction.threshold or 0.0),
+            *map(ctypes.c_int, (slow, depth, nu, nv, begin, end, *plan.pad_before, *plan.volume_shape)),
+        )
+        if slow:
+            return None
+        low, high = (min(max(0, n - plan.pad_before[0]), plan.volume_shape[0]) for n in (begin, end))
+        return (low, high) if low < high else None
