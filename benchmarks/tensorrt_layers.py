@@ -68,7 +68,7 @@ def page(value: dict[str, Any]) -> str:
     lines = [
         "# The seven networks as a TensorRT compiler places them",
         "",
-        "Made by `benchmarks/tensorrt_layers.py`; do not edit. Parsed and built by the TensorRT-RTX 1.7 library through `engines/tensorrt.py` under the",
+        "Made by `benchmarks/tensorrt_layers.py`; do not edit. Parsed and built by the TensorRT-RTX 1.7 library through `engines/tensorrt/` under the",
         f"bindings of TensorRT 11.4, without a GPU: nothing ran, and no time is told. 96 x 96 x 96, batch open; {value['date']}.",
         "",
         "| network | INT8 share of multiply-accumulates | verdict | plan MB INT8 / FP16 / FP32 | layers INT8 / FP16 / FP32 | MB read and written a patch, INT8 / FP16 / FP32 |",

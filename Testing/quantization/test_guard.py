@@ -593,6 +593,9 @@ def test_seven_bits_of_weights_are_measured_where_they_run():
         for bits in (8, 7)
     )
     assert seven.relative_error > eight.relative_error and "7 bits" in seven.form.title
+    # Engines of another kind compute 8 bits.
+    told = guard(Candidate(fp32, int8), given, SPEC, Budget(0), Task(), form=EngineForm(True, 7))[1]
+    assert told.form.weight_bits == 7 and told.other_form == SYMMETRIC
 
 
 @pytest.mark.parametrize(

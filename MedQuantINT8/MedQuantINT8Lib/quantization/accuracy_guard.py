@@ -372,7 +372,8 @@ def _measure_other_form(measurer: Measurer, model: Any, result: GuardResult, tas
     """Measure what the network loses with zero points where it will run without, and the other way round."""
     if replace(SYMMETRIC, zero_points=True).activations_of(model) is model:
         return
-    form = replace(measurer.form, zero_points=not measurer.form.zero_points)
+    # Weights of 7 bits are those of this machine's engine, not of another kind.
+    form = EngineForm(not measurer.form.zero_points)
     with task.stage(OTHER_FORM_STAGE, measurer.patches):
         result.other_form, result.in_other_form = form, measurer.measure(model, task=task, form=form)
     if result.kept and result.budget.excess(result.in_other_form) > 0:
