@@ -1,7 +1,7 @@
-"""The strongest way of a scan to labels that PyTorch has on one GPU: resampling, windows, blending, the way back, all of it there.
+"""A scan to labels by PyTorch on one GPU, as fast as was found by trying: resampling, windows, blending, the way back, all of it there.
 
 Nothing but scan and labels crosses the bus. The network runs in the fastest mode and batch that were found by trying; windows are blended
-in half precision, as nnU-Net's own predictor does it, and scores go back to the scan's grid in one compiled pass where that is faster than
+in half precision, as nnU-Net's own predictor does it, labels come down by a plain copy, and scores go back to the scan's grid in one compiled pass where that is faster than
 class by class. What this project's road does beside it (benchmarks/gpu_road.py) is the same work: a test compares the labels.
 """
 
@@ -148,7 +148,7 @@ class TorchRoad:
         return x.clamp_(low, high).sub_(low).div_(high - low).to(self._dtype)[0]
 
     def _blended(self, x: Any) -> Any:
-        """The weighted mean of all windows' scores; its division is left out, since it changes no voxel's largest class."""
+        """The weighted mean of all windows' scores."""
         import torch
 
         scores = torch.zeros(self._classes, *self._size, device=self._device, dtype=self._dtype)
