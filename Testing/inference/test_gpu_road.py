@@ -23,6 +23,7 @@ from MedQuantINT8Lib.imaging.spatial_steps import Cut, Turn
 from MedQuantINT8Lib.imaging.volume import Grid, axis_map
 from MedQuantINT8Lib.inference import gpu_kernels, gpu_road_check, segmenter
 from MedQuantINT8Lib.inference.ensemble import MeanEngine
+from MedQuantINT8Lib.inference.gpu_arrays import GpuArrays
 from MedQuantINT8Lib.inference.gpu_mean import MeanNetwork
 from MedQuantINT8Lib.inference.gpu_preparation import deferred
 from MedQuantINT8Lib.inference.gpu_road import GpuRoad
@@ -30,6 +31,7 @@ from MedQuantINT8Lib.inference.gpu_road_check import CheckEngine, ProcessVerdict
 from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
 from MedQuantINT8Lib.inference.score_reduction import BlendingMemory, ScorePath, ScoreReduction
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
+from MedQuantINT8Lib.inference.shared_preprocessing import SharedPreprocessing
 from MedQuantINT8Lib.inference.windows import plan_windows
 from MedQuantINT8Lib.models.spec import Geometry
 from MedQuantINT8Lib.progress import Task
@@ -382,7 +384,7 @@ def test_planes_of_a_large_label_map_come_down_while_others_are_made(driver, mon
     with cuda.Gpu(0) as gpu:
         expected = run(Engine(gpu, "float32", spec), volume, spec).labels
     monkeypatch.setattr(transfers, "LARGE", 1)
-    monkeypatch.setattr(transfers, "_PIECE", 999)
+    monkeypatch.setattr(transfers, "_CHUNK", 999)
     begun = []
     real = transfers.Transfers.begin_download
     monkeypatch.setattr(
@@ -420,7 +422,7 @@ def test_data_that_is_looked_at_afterwards_comes_down_once(driver):
         with cuda.Gpu(0) as gpu:
             network_input = deferred(volume, spec, never)
             network_input.wanted_later(stride)
-            network_input.give_back(network_input.on_gpu(gpu))
+            network_input.release(network_input.on_gpu(gpu))
             assert not driver.memory
         np.testing.assert_allclose(network_input.every(4), expected[:, ::4, ::4, ::4], rtol=0, atol=2e-5)
         if stride == 1:
@@ -433,21 +435,54 @@ def test_a_scan_that_is_shared_stays_on_the_gpu_until_it_is_let_go(driver):
     network_input.share()
     with cuda.Gpu(0) as gpu:
         first = network_input.on_gpu(gpu)
-        network_input.give_back(first)
-        with cuda.Gpu(0) as other:
-            assert network_input.on_gpu(other) is first and first.pointer in driver.memory
-        # Another GPU has no part in it.
-        with cuda.Gpu(1) as second:
-            buffer = network_input.on_gpu(second)
-            assert buffer is not first
-            network_input.give_back(buffer)
-        network_input.give_back(first)
+        network_input.release(first)
+        # Another engine on that GPU takes it over: the one before may be closed while it is used.
+        other = cuda.Gpu(0)
+        assert network_input.on_gpu(other) is first
+    assert first.pointer in driver.memory
+    network_input.release(first)
+    # Another GPU has no part in it.
+    with cuda.Gpu(1) as second:
+        buffer = network_input.on_gpu(second)
+        assert buffer is not first and not first.pointer
+        network_input.release(buffer)
+    other.enter()
+    other.close()
     # The GPU that held it was left.
     with cuda.Gpu(0) as gpu:
         again = network_input.on_gpu(gpu)
         assert again.pointer in driver.memory
         network_input.let_go()
-        network_input.give_back(again)
+        network_input.release(again)
+        assert not driver.memory
+
+
+def test_a_shared_scan_is_freed_where_the_last_run_ends_before_it_asks_for_it(driver):
+    spec = road_spec("MONAI's")
+    volume, shared = check_volume(spec), SharedPreprocessing()
+    with cuda.Gpu(0) as gpu:
+        shared.keep = True
+        first = shared.deferred(volume, spec)
+        first.release(first.on_gpu(gpu))
+        shared.keep = False
+        assert shared.deferred(volume, spec) is first and driver.memory
+        # It was cancelled here.
+        shared.close()
+        assert not driver.memory
+
+
+def test_a_scan_of_which_nothing_more_can_come_down_is_freed(driver, monkeypatch):
+    spec = road_spec("MONAI's")
+    network_input = deferred(check_volume(spec), spec, preprocess)
+    network_input.wanted_later(4)
+
+    def fails(*_):
+        raise GpuMemoryError("There is no room.")
+
+    monkeypatch.setattr(GpuArrays, "every", fails)
+    with cuda.Gpu(0) as gpu:
+        with pytest.raises(GpuMemoryError):
+            network_input.on_gpu(gpu)
         assert not driver.memory
 
 

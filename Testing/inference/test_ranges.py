@@ -96,6 +96,16 @@ def test_the_calibration_is_read_once_for_all_scans_of_a_package(int8_package, p
     assert ranges.limits_of(int8_package)
 
 
+def test_another_thread_may_look_at_another_package_meanwhile(int8_package, phantom, monkeypatch, every):
+    class Forgetful(dict):
+        def __setitem__(self, key, value):
+            self.clear()
+
+    for kept in ("_CALIBRATED", "_PROBES"):
+        monkeypatch.setattr(ranges, kept, Forgetful())
+    assert checked(int8_package, phantom[0]).tensors
+
+
 def test_how_many_windows_are_looked_at_follows_from_the_plan():
     def count(*shape):
         return ranges.windows_looked_at(plan_windows(shape, Window((16, 16, 16), overlap=0.0), (16, 16, 16)))

@@ -13,7 +13,7 @@ ChoosesPrecisions    ``precisions``: which it computes in                  :func
 NamesDistribution    ``distribution``: the package that brings it          :func:`distribution_of`
 ReportsBuild         ``build_with``: builds with progress                  isinstance
 ResidesOnGpu         ``gpu``, ``gpu_network``: its network takes buffers   :func:`gpu_of`, :func:`gpu_network_of`
-SpreadsOverGpus      ``on_each_gpu``: the engine on each of several GPUs     :func:`on_each_gpu`
+SpreadsOverGpus      ``on_each_gpu``: the engine on each of several GPUs   :func:`on_each_gpu`
 PipelinesBatches     ``pipeline``: batches under way at the same time      :func:`pipeline_of`
 ===================  ====================================================  ==========================
 """
@@ -253,12 +253,12 @@ def form_of(backend: EngineBackend) -> EngineForm:
 
 
 def runs_on(backend: EngineBackend, device: str) -> bool:
-    """Whether a backend runs on a device of that name: "auto" is any, "cpu" the processor, "gpu" and "gpu:N" an NVIDIA GPU."""
+    """Whether a backend runs on a device of that name: "auto" is any, "cpu" the processor, any other NVIDIA GPUs."""
     return device == "auto" or (device == "cpu") != needs_gpu(backend)
 
 
 def device_of(backend: EngineBackend, device: str) -> str:
-    """The device in the backend's own words: "cpu" for those of the processor; "gpu" or "gpu:N" for those of NVIDIA GPUs.
+    """The device in the backend's own words: "cpu" for those of the processor; "gpu", "gpu:N" or several for those of NVIDIA GPUs.
 
     Raises:
         EngineError: the backend does not run on that device.

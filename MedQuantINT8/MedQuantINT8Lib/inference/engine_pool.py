@@ -121,7 +121,8 @@ class KeepingPool:
         self._close_while(lambda: True)
 
     def reserve(self, count: int) -> None:
-        self._room = max(self._room, count)
+        with self._lock:
+            self._room = max(self._room, count)
 
     def make_room(self, needed_bytes: int) -> None:
         self._close_while(lambda: available_memory() < needed_bytes)

@@ -94,16 +94,21 @@ class DeferredInput(NetworkInput):
         return super().every(stride) if sample is None or "data" in self.__dict__ else sample
 
     def share(self, shared: bool = True) -> None:
-        """Say whether what a GPU brings to network space stays there, when it is given back, for the networks that ask for it next."""
+        """Say whether what a GPU brings to network space stays there, when it is released, for the networks that ask for it next."""
         self.__dict__["shared"] = shared
+
+    @property
+    def resides(self) -> bool:
+        """Whether what a GPU brought to network space is there still."""
+        return "_resident" in self.__dict__
 
     def let_go(self) -> None:
         """Free what was kept for other networks."""
         self.share(False)
-        if "_resident" in self.__dict__:
-            self.give_back(self.__dict__["_resident"])
+        if self.resides:
+            self.release(self.__dict__["_resident"])
 
-    def give_back(self, buffer: DeviceBuffer) -> None:
+    def release(self, buffer: DeviceBuffer) -> None:
         """Free a buffer of :meth:`on_gpu`, unless it is kept for the next network."""
         if buffer is self.__dict__.get("_resident"):
             if self.shared:
@@ -114,7 +119,7 @@ class DeferredInput(NetworkInput):
             buffer.free()
 
     def on_gpu(self, gpu: Gpu, member: TeamMember | None = None) -> DeviceBuffer:
-        """Return ``data`` on a GPU, computed there; it ends with :meth:`give_back`.
+        """Return ``data`` on a GPU, computed there; it ends with :meth:`release`.
 
         Args:
             member: where several GPUs do it at the same time: the first of them keeps what is asked for later on.
@@ -123,21 +128,25 @@ class DeferredInput(NetworkInput):
             GpuMemoryError: it does not fit.
         """
         resident: DeviceBuffer | None = self.__dict__.get("_resident")
-        # An engine that was closed in the meantime has freed its GPU's memory.
-        if member is None and resident is not None and resident.pointer and resident.gpu.info.index == gpu.info.index:
+        # An engine that was closed in the meantime has freed its GPU's memory; one that is closed from now on must not.
+        if member is None and resident is not None and resident.change_owner(gpu):
             return resident
         arrays = GpuArrays(gpu, member)
         try:
             buffer = self.__dict__["_plan"].run(arrays, self.__dict__["_volume"].data, self.shape, self.axis_order)
-            if member is None or member.number == 0:
-                self._keep_what_is_wanted(buffer, arrays)
+            try:
+                if member is None or member.number == 0:
+                    self._keep_what_is_wanted(buffer, arrays)
+            except BaseException:
+                buffer.free()
+                raise
         finally:
             arrays.close()
         if self.shared and member is None:
             former = self.__dict__.get("_resident")
             self.__dict__["_resident"] = buffer
             if former is not None:
-                self.give_back(former)
+                self.release(former)
                 gpu.enter()
         return buffer
 

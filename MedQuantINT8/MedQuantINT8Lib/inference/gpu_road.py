@@ -168,8 +168,9 @@ class GpuRoad:
         buffers: list[DeviceBuffer] = []
 
         def prepare(member: TeamMember) -> DeviceBuffer:
-            buffers.append(network_input.on_gpu(member.gpu, member))
-            return buffers[-1]
+            buffer = network_input.on_gpu(member.gpu, member)
+            buffers.append(buffer)
+            return buffer
 
         try:
             with task.stage("preprocessing"):
@@ -211,13 +212,14 @@ class GpuRoad:
         except GpuMemoryError as error:
             # There was room for the scores, and none for the scan or its labels beside them.
             notes.append(f"blended on the processor: {error}")
+            self.cleaned = 0
             return None, began
         finally:
             runner.close()
             if isinstance(self._network, MeanNetwork):
                 self._network.release()
             if buffer is not None:
-                self._give_back(buffer)
+                self._release(buffer)
         return labels, began
 
     def _steps_there(self) -> list[Cleaning]:
@@ -244,14 +246,14 @@ class GpuRoad:
         except BaseException:
             # Cancelled when it was there already.
             if buffer is not None:
-                self._give_back(buffer)
+                self._release(buffer)
             raise
         notes.append("the scan was brought to network space on the GPU")
         return buffer
 
-    def _give_back(self, buffer: DeviceBuffer) -> None:
+    def _release(self, buffer: DeviceBuffer) -> None:
         assert isinstance(self._network_input, DeferredInput)
-        self._network_input.give_back(buffer)
+        self._network_input.release(buffer)
 
     def _network_labels(self) -> Any:
         from .gpu_label_placing import NearestLabels

@@ -97,7 +97,11 @@ class GpuSlidingWindow:
         #: Makes the labels of the run that goes on.
         self.receiver: GpuLabelResampling | NetworkLabels | None = None
         self.merge_labels = self._kernels["merge_labels"]
-        self.batch = self._allocate(batch)
+        try:
+            self.batch = self._allocate(batch)
+        except BaseException:
+            self.close()
+            raise
 
     def _allocate(self, batch: int) -> int:
         """Buffers for the largest batch that fits; halved until it does."""
@@ -276,28 +280,31 @@ class GpuSlidingWindow:
         cut_kernel = self._kernels[f"cut_{_SOURCES[str(source.dtype)]}_{_TARGETS[self._network.dtype]}"]
         marks: list[Event] = []
         stored, size = 0, self.scores.nbytes // self.batch
-        for part in parts:
-            for batch in batched(part.windows, self.batch):
-                self._cut(cut_kernel, source, batch, intensity)
-                self._network.enqueue(len(batch), self._patches, self.scores, self.stream)
-                if store is None:
-                    self._blend(batch, self.scores, 0, receiver)
-                else:
-                    copy_between(self.scores, store, self.stream, 0, size * len(batch), size * stored)
-                    stored += len(batch)
-                marks.append(Event(self._gpu).record(self.stream))
-                if len(marks) > _AHEAD:
-                    first = marks.pop(0)
-                    first.wait()
-                    first.free()
-                step(len(batch))
-            if store is None and part.finished is not None:
-                planes = receiver.finish(labels, *part.finished)
-                if take is not None and planes is not None:
-                    take(*planes)
-        for mark in marks:
-            mark.wait()
-            mark.free()
+        try:
+            for part in parts:
+                for batch in batched(part.windows, self.batch):
+                    self._cut(cut_kernel, source, batch, intensity)
+                    self._network.enqueue(len(batch), self._patches, self.scores, self.stream)
+                    if store is None:
+                        self._blend(batch, self.scores, 0, receiver)
+                    else:
+                        copy_between(self.scores, store, self.stream, 0, size * len(batch), size * stored)
+                        stored += len(batch)
+                    marks.append(Event(self._gpu).record(self.stream))
+                    if len(marks) > _AHEAD:
+                        first = marks.pop(0)
+                        first.wait()
+                        first.free()
+                    step(len(batch))
+                if store is None and part.finished is not None:
+                    planes = receiver.finish(labels, *part.finished)
+                    if take is not None and planes is not None:
+                        take(*planes)
+            for mark in marks:
+                mark.wait()
+        finally:
+            for mark in marks:
+                mark.free()
 
     def blend_stored(
         self,

@@ -159,13 +159,16 @@ _CALIBRATED: dict[tuple[str, Path], tuple[dict[str, float], str]] = {}
 def _calibrated(package: ModelPackage) -> tuple[dict[str, float], str]:
     """The limits by tensor, and the name of the input, as calibration.json has them."""
     key = package.hashes.get(CALIBRATION, ""), package.folder
-    if key not in _CALIBRATED:
+    # Parts of a task on several GPUs look at the same time, each at its own package.
+    known = _CALIBRATED.get(key)
+    if known is None:
         calibration = package.calibration() or {}
         tensors = calibration.get("tensors", {})
         limits = {name: float(row.get("limit", 127 * float(row["scale"]))) for name, row in tensors.items()}
+        known = limits, str(calibration.get("input", ""))
         _CALIBRATED.clear()
-        _CALIBRATED[key] = limits, str(calibration.get("input", ""))
-    return _CALIBRATED[key]
+        _CALIBRATED[key] = known
+    return known
 
 
 _Key = tuple[Path, float, tuple[int, int, int]]
@@ -190,15 +193,15 @@ def _look(check: RangeCheck, view: _View, count: int) -> None:
     if 2 * activation_bytes(*key) > available_memory():
         check.skipped = "there is not enough free memory"
         return
-    if key not in _PROBES:
+    probe = _PROBES.get(key)
+    if probe is None:
         _PROBES.clear()
         try:
-            _PROBES[key] = Probe(key[0], key[2], view.limits)
+            probe = _PROBES[key] = Probe(key[0], key[2], view.limits)
         except (DependencyError, EngineError) as error:
             # Without ONNX Runtime only the input is looked at.
             check.skipped = str(error)
             return
-    probe = _PROBES[key]
     looker = None if view.infer is None else SecondLooker(view.package, view.infer)
     shares = []
     for start in _starts(view.data, view.plan, count)[:count]:

@@ -60,11 +60,13 @@ class SharedPreprocessing:
             self._drop()
             network_input = how(volume, spec)
             self.count += 1
+        resides = False
         if isinstance(network_input, DeferredInput):
             network_input.share(self.keep)
-        # What a GPU holds is freed when the last model gives it back.
+            resides = network_input.resides
         self._volume, self._key = (volume, key) if self.keep else (None, ())
-        self._network_input = network_input if self.keep else None
+        # The last model releases what a GPU holds, unless its run ends before it asks for that.
+        self._network_input = network_input if self.keep or resides else None
         return network_input
 
     def _drop(self) -> None:

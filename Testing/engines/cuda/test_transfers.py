@@ -13,13 +13,13 @@ from MedQuantINT8Lib.engines.cuda import transfers
 from MedQuantINT8Lib.engines.cuda.driver import GpuError
 from pointwise import needs_gpu
 
-_PIECE = 1000
+_CHUNK = 1000
 
 
 @pytest.fixture
 def driver(monkeypatch):
-    monkeypatch.setattr(transfers, "_PIECE", _PIECE)
-    monkeypatch.setattr(transfers, "LARGE", 2 * _PIECE)
+    monkeypatch.setattr(transfers, "_CHUNK", _CHUNK)
+    monkeypatch.setattr(transfers, "LARGE", 2 * _CHUNK)
     return gpu_computing.install(monkeypatch)
 
 
@@ -35,7 +35,7 @@ def there_and_back(gpu, array, offset):
     assert np.array_equal(part, array) and np.array_equal(whole[offset:], array.view(np.uint8))
 
 
-@pytest.mark.parametrize("size", [1, _PIECE - 1, 2 * _PIECE, 2 * _PIECE + 1, 57 * _PIECE + 3])
+@pytest.mark.parametrize("size", [1, _CHUNK - 1, 2 * _CHUNK, 2 * _CHUNK + 1, 57 * _CHUNK + 3])
 @pytest.mark.parametrize("offset", [0, 12])
 def test_every_byte_arrives(driver, size, offset):
     with cuda.Gpu(0) as gpu:
@@ -54,7 +54,7 @@ def test_arrays_that_are_not_contiguous_are_uploaded_in_their_order(driver):
 
 
 def test_many_threads_share_the_pinned_memory(driver):
-    arrays = [np.random.default_rng(n).integers(0, 256, 30 * _PIECE + n).astype(np.uint8) for n in range(6)]
+    arrays = [np.random.default_rng(n).integers(0, 256, 30 * _CHUNK + n).astype(np.uint8) for n in range(6)]
     errors = []
     with cuda.Gpu(0) as gpu:
 
@@ -75,7 +75,7 @@ def test_many_threads_share_the_pinned_memory(driver):
 
 @pytest.mark.parametrize("call", ["cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"])
 def test_a_copy_that_fails_is_an_error_and_the_next_one_works(driver, monkeypatch, call):
-    array = np.random.default_rng(0).integers(0, 256, 20 * _PIECE).astype(np.uint8)
+    array = np.random.default_rng(0).integers(0, 256, 20 * _CHUNK).astype(np.uint8)
     with cuda.Gpu(0) as gpu:
         with monkeypatch.context() as patch:
             patch.setattr(driver, call, lambda *arguments: (700,), raising=False)

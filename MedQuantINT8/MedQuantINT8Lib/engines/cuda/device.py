@@ -192,8 +192,8 @@ class Gpu:
         self.enter()
         while self._closers:
             self._closers.pop()()
-        for buffer in list(self._buffers.values()):
-            buffer.free()
+        while self._buffers:
+            self._buffers.popitem()[1]._free()
         for module in self._modules.values():
             checked(self.driver.cuModuleUnload(module), "unload kernels")
         self._modules = {}
@@ -323,11 +323,23 @@ class DeviceBuffer:
     def zero(self, stream: Stream) -> None:
         checked(self._gpu.driver.cuMemsetD8Async(self.pointer, 0, self.nbytes, stream.handle), "clear memory")
 
+    def change_owner(self, gpu: Gpu) -> bool:
+        """Let it be freed with another object of the same GPU; False where it lies on another GPU, or was freed."""
+        pointer = self.pointer
+        if not pointer or self._gpu.info.index != gpu.info.index or self._gpu._buffers.pop(pointer, None) is None:
+            return False
+        self._gpu = gpu
+        gpu._buffers[pointer] = self
+        return True
+
     def free(self) -> None:
-        if self.pointer:
-            self._gpu._buffers.pop(self.pointer, None)
-            checked(self._gpu.driver.cuMemFree(self.pointer), "free memory")
-            self.pointer = 0
+        # Whoever takes it out frees it: another thread may close the GPU meanwhile.
+        if self.pointer and self._gpu._buffers.pop(self.pointer, None) is not None:
+            self._free()
+
+    def _free(self) -> None:
+        pointer, self.pointer = self.pointer, 0
+        checked(self._gpu.driver.cuMemFree(pointer), "free memory")
 
 
 def patch_address(buffer: DeviceBuffer, number: int) -> int:

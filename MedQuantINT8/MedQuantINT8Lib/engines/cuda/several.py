@@ -8,8 +8,8 @@ from ...devices import names_several, single_devices
 from ...errors import EngineError
 from .device import DeviceBuffer, Gpu, Stream, checked, choose_gpu, gpus
 
-#: The driver's words for "it was done before".
-_ALREADY = 704
+#: The driver's words for "it was done before", and for "it has links to as many as it can".
+_ALREADY, _TOO_MANY = 704, 711
 
 
 def gpus_of(device: str) -> list[str]:
@@ -40,7 +40,7 @@ def connect(gpus: Sequence[Gpu]) -> None:
                 continue
             if checked(gpu.driver.cuDeviceCanAccessPeer(gpu.device, other.device), "look for a link between GPUs"):
                 result = gpu.driver.cuCtxEnablePeerAccess(other.context, 0)
-                if int(result[0]) != _ALREADY:
+                if int(result[0]) not in (_ALREADY, _TOO_MANY):
                     checked(result, "open the link between GPUs")
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ...system import cpu_count
 from .device import DeviceBuffer, Event, Gpu, PinnedBuffer, Stream
 
-#: Bytes of a piece, how many are under way, and the size from which on an array is cut into pieces.
-_PIECE, _PIECES, LARGE = 4 << 20, 8, 16 << 20
+#: Bytes of a chunk, how many are under way, and the size from which on an array is cut into chunks.
+_CHUNK, _CHUNKS, LARGE = 4 << 20, 8, 16 << 20
 _MOST_THREADS = 6
 
 
@@ -43,12 +43,12 @@ class Transfers:
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
         gpu.enter()
-        self._pieces: list[PinnedBuffer] = []
+        self._chunks: list[PinnedBuffer] = []
         self._free: SimpleQueue[PinnedBuffer] = SimpleQueue()
         try:
-            for _ in range(_PIECES):
-                self._pieces.append(gpu.pinned((_PIECE,), np.uint8))
-                self._free.put(self._pieces[-1])
+            for _ in range(_CHUNKS):
+                self._chunks.append(gpu.pinned((_CHUNK,), np.uint8))
+                self._free.put(self._chunks[-1])
         except BaseException:
             self._release()
             raise
@@ -61,26 +61,26 @@ class Transfers:
         self._release()
 
     def _release(self) -> None:
-        for piece in self._pieces:
-            piece.free()
-        self._pieces = []
+        for chunk in self._chunks:
+            chunk.free()
+        self._chunks = []
 
     def upload(self, buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, to: int = 0) -> None:
         """Copy an array to byte ``to`` of a buffer and what follows; returns when the array is no longer needed."""
         data = _bytes(np.ascontiguousarray(array, buffer.dtype))
 
         def copy(begin: int) -> None:
-            part = data[begin : begin + _PIECE]
-            piece = self._free.get()
+            part = data[begin : begin + _CHUNK]
+            chunk = self._free.get()
             try:
-                pinned = piece.array[: len(part)]
+                pinned = chunk.array[: len(part)]
                 np.copyto(pinned, part)
                 buffer.upload_bytes(pinned, stream, to + begin)
                 _wait(self._gpu, stream)
             finally:
-                self._free.put(piece)
+                self._free.put(chunk)
 
-        _end([self._threads.submit(copy, begin) for begin in range(0, len(data), _PIECE)])
+        _end([self._threads.submit(copy, begin) for begin in range(0, len(data), _CHUNK)])
 
     def begin_download(self, buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, offset: int = 0) -> Download:
         """Begin to copy a buffer's bytes from ``offset`` on into a contiguous array, behind what is in the stream now."""
@@ -90,17 +90,17 @@ class Transfers:
         data = _bytes(array)
 
         def copy(begin: int) -> None:
-            part = data[begin : begin + _PIECE]
-            piece = self._free.get()
+            part = data[begin : begin + _CHUNK]
+            chunk = self._free.get()
             try:
-                pinned = piece.array[: len(part)]
+                pinned = chunk.array[: len(part)]
                 buffer.download(pinned, own, offset + begin)
                 _wait(self._gpu, own)
                 np.copyto(part, pinned)
             finally:
-                self._free.put(piece)
+                self._free.put(chunk)
 
-        jobs = [self._threads.submit(copy, begin) for begin in range(0, len(data), _PIECE)]
+        jobs = [self._threads.submit(copy, begin) for begin in range(0, len(data), _CHUNK)]
         return Download(jobs, own, filled)
 
 
@@ -148,8 +148,10 @@ class Download:
 def _wait(gpu: Gpu, stream: Stream) -> None:
     """Wait for what is in a stream now, not for what others put there afterwards."""
     mark = Event(gpu).record(stream)
-    mark.wait()
-    mark.free()
+    try:
+        mark.wait()
+    finally:
+        mark.free()
 
 
 def _end(jobs: list[Future[None]]) -> None:
