@@ -293,7 +293,7 @@ def test_many_scans_get_a_worker_on_each(driver):
     for words in (("--devices", "gpu:0,gpu:9"), ("--device", "gpu:9,0")):
         with pytest.raises(EngineError, match="no GPU number 9"):
             workers(*words)
-    with pytest.raises(InputError, match="all GPUs, and one by itself"):
+    with pytest.raises(InputError, match="all GPUs, and a device by itself"):
         workers("--devices", "gpu:all,gpu:0")
 
 

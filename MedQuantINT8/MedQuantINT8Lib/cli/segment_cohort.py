@@ -197,7 +197,7 @@ def worker_devices(args: argparse.Namespace) -> list[str]:
     chosen = list(args.devices or gpus_of(args.device))
     if "all" in chosen:
         if len(chosen) > 1:
-            raise InputError("--devices: all GPUs, and one by itself, were given.", "Give one of both.")
+            raise InputError("--devices: all GPUs, and a device by itself, were given.", "Give one of both.")
         chosen = [name for name, _ in gpu_names()]
         if not chosen:
             raise InputError("--devices all: no NVIDIA GPU can be used here.", "Give --devices cpu.")
