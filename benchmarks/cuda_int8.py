@@ -29,6 +29,8 @@ os.environ["CUDA_CACHE_DISABLE"] = "1"
 TOTAL = "total25"
 #: MLPerf's 3D U-Net: nnU-Net's plain network with ReLU and 3 classes (mlperf_kits19.py).
 KITS = "kits19"
+#: nnU-Net's network with 14 classes (several_gpus.py).
+FOURTEEN = "nnunet14"
 ROUNDS, STEP_RUNS = 30, 10
 
 
@@ -38,11 +40,14 @@ def make_network(name: str, folder: Path) -> None:
     from MedQuantINT8Lib.progress import Task
 
     with tempfile.TemporaryDirectory() as scratch:
-        if name in (TOTAL, KITS):
+        if name in (TOTAL, KITS, FOURTEEN):
             from gpu_road_peer import nnunet
-            from networks import quantized
+            from networks import quantized, torch_networks
 
-            module = nnunet(25) if name == TOTAL else nnunet(3, "relu")
+            if name == FOURTEEN:
+                module = torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"]
+            else:
+                module = nnunet(25) if name == TOTAL else nnunet(3, "relu")
             package = quantized(module, name, Path(scratch))
         else:
             package, _ = study_package(TIMED[name], Path(scratch), Task())
