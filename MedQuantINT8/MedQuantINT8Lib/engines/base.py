@@ -228,7 +228,7 @@ class NamesDistribution(Protocol):
 
 def needs_gpu(backend: EngineBackend) -> bool:
     """Whether a backend runs on NVIDIA GPUs alone (:class:`ChoosesDevice`); otherwise it runs on the processor alone."""
-    return bool(getattr(backend, "needs_gpu", False))
+    return isinstance(backend, ChoosesDevice) and backend.needs_gpu
 
 
 def precisions_of(backend: EngineBackend) -> tuple[Precision, ...]:
@@ -347,25 +347,19 @@ class PipelinesBatches(Protocol):
     def pipeline(self) -> BatchPipeline | None: ...
 
 
-# These are asked several times a run; matching an engine against a protocol takes as long as a small scan's blending.
-
-
 def gpu_of(engine: Engine) -> Gpu | None:
     """The GPU that an engine's network resides on (:class:`ResidesOnGpu`), or None."""
-    gpu: Gpu | None = getattr(engine, "gpu", None)
-    return gpu
+    return engine.gpu if isinstance(engine, ResidesOnGpu) else None
 
 
 def gpu_network_of(engine: Engine) -> GpuNetwork | None:
     """An engine's network as one whose input and output lie on the GPU (:class:`ResidesOnGpu`), or None."""
-    network: GpuNetwork | None = getattr(engine, "gpu_network", None)
-    return network
+    return engine.gpu_network if isinstance(engine, ResidesOnGpu) else None
 
 
 def on_each_gpu(engine: Engine) -> tuple[Any, ...]:
     """An engine on each GPU that it is spread over (:class:`SpreadsOverGpus`); alone where it is on one, or on none."""
-    engines: tuple[Any, ...] | None = getattr(engine, "on_each_gpu", None)
-    return (engine,) if engines is None else engines
+    return engine.on_each_gpu if isinstance(engine, SpreadsOverGpus) else (engine,)
 
 
 def pipeline_of(engine: Engine) -> BatchPipeline | None:
@@ -374,5 +368,4 @@ def pipeline_of(engine: Engine) -> BatchPipeline | None:
     Raises:
         GpuMemoryError: its buffers do not fit.
     """
-    pipeline: BatchPipeline | None = getattr(engine, "pipeline", None)
-    return pipeline
+    return engine.pipeline if isinstance(engine, PipelinesBatches) else None
