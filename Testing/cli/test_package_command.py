@@ -34,8 +34,10 @@ def models(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def published(tmp_path, capsys):
+def published(tmp_path, capsys, monkeypatch):
     """A zip with an INT8 network and a card."""
+    # Other tests compare engines of the same network, and a card tells of all that lie in the cache.
+    monkeypatch.setenv("MEDQUANT_CACHE", str(tmp_path / "engines"))
     tiny.package(tmp_path / "own")
     target = tmp_path / "for others" / "tiny.zip"
     arguments = ["--card", "--training-data", "three scans | of <nobody>"]
