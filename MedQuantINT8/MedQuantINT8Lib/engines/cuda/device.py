@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from ...devices import names_several
 from ...errors import EngineError
 from ...progress import Task
+from .block_cache import BlockCache
 from .compiler import Compiler
 from .driver import GpuError, GpuMemoryError, bindings, checked, start_driver
 
@@ -40,6 +42,8 @@ __all__ = [
     "patch_address",
 ]
 
+_caches: dict[tuple[int, int], BlockCache] = {}
+_caches_lock = threading.Lock()
 #: The driver's words for "there is no GPU" and for a driver older than the bindings.
 _NO_DEVICE, _OLD_DRIVER = 100, (35, 803, 804)
 #: The oldest generation whose tensor cores multiply INT8 in 3D kernels (Ampere).
@@ -158,6 +162,15 @@ def free_memory(index: int) -> int:
         return gpu.free_bytes
 
 
+def _blocks_of(driver: Any, info: GpuInfo) -> BlockCache:
+    """Return the blocks of a GPU that wait for their next use: one cache for all of a process that have opened it."""
+    key = id(driver), info.index
+    with _caches_lock:
+        if key not in _caches:
+            _caches[key] = BlockCache(driver, info.total_bytes)
+        return _caches[key]
+
+
 class Gpu:
     """A GPU in use: its primary context, which other libraries (torch, TensorRT) share, made current in this thread."""
 
@@ -170,6 +183,9 @@ class Gpu:
         self._compiler = Compiler(self.nvrtc, self.info.capability)
         self._modules: dict[str, Any] = {}
         self._buffers: dict[int, DeviceBuffer] = {}
+        #: Freed blocks that wait for their next use; shared with all other objects of this GPU.
+        self.blocks = _blocks_of(self.driver, self.info)
+        self._has_allocated = False
         self._closers: list[Callable[[], None]] = []
         self.enter()
 
@@ -194,6 +210,9 @@ class Gpu:
             self._closers.pop()()
         while self._buffers:
             self._buffers.popitem()[1]._free()
+        if self._has_allocated:
+            # Whoever closes an engine wants its memory back.
+            self.blocks.empty()
         for module in self._modules.values():
             checked(self.driver.cuModuleUnload(module), "unload kernels")
         self._modules = {}
@@ -214,7 +233,8 @@ class Gpu:
 
     @property
     def free_bytes(self) -> int:
-        return int(checked(self.driver.cuMemGetInfo(), "read the free memory")[0])
+        """Bytes that are free, or will be when they are asked for."""
+        return int(checked(self.driver.cuMemGetInfo(), "read the free memory")[0]) + self.blocks.nbytes
 
     def allocate(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceBuffer:
         """Memory on the GPU for an array; freed by its ``free()``, or with this object.
@@ -222,6 +242,7 @@ class Gpu:
         Raises:
             GpuMemoryError: there is not enough.
         """
+        self._has_allocated = True
         return DeviceBuffer(self, tuple(shape), np.dtype(dtype))
 
     def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> PinnedBuffer:
@@ -279,7 +300,7 @@ class DeviceBuffer:
     def __init__(self, gpu: Gpu, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._gpu, self.shape, self.dtype = gpu, shape, dtype
         self.nbytes = int(np.prod(shape)) * dtype.itemsize
-        self.pointer = int(checked(gpu.driver.cuMemAlloc(max(1, self.nbytes)), f"hold {self.nbytes / 1e6:.0f} MB more"))
+        self.pointer = gpu.blocks.allocate(self.nbytes, f"hold {self.nbytes / 1e6:.0f} MB more")
         gpu._buffers[self.pointer] = self
 
     @property
@@ -339,7 +360,7 @@ class DeviceBuffer:
 
     def _free(self) -> None:
         pointer, self.pointer = self.pointer, 0
-        checked(self._gpu.driver.cuMemFree(pointer), "free memory")
+        self._gpu.blocks.free(pointer, self.nbytes)
 
 
 def patch_address(buffer: DeviceBuffer, number: int) -> int:
