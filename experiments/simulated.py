@@ -16,7 +16,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ from MedQuantINT8Lib.models import onnx_graph as graph  # noqa: E402
 from MedQuantINT8Lib.models.engine_form import SYMMETRIC, EngineForm  # noqa: E402
 from MedQuantINT8Lib.models.package import FP32, ModelPackage, write_package  # noqa: E402
 from MedQuantINT8Lib.models.spec import ModelSpec, Normalization  # noqa: E402
-from MedQuantINT8Lib.progress import Task  # noqa: E402
+from MedQuantINT8Lib.progress import ProgressEvent, Task  # noqa: E402
 from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler  # noqa: E402
 from MedQuantINT8Lib.quantization.latency import EngineStopwatch  # noqa: E402
 from MedQuantINT8Lib.quantization.quantize import (  # noqa: E402
@@ -92,6 +92,18 @@ class _NoClock(EngineStopwatch):
         return 0.0
 
 
+class _Stages:
+    """Prints each stage as it begins: of a run that is stopped the last one is known."""
+
+    def __init__(self) -> None:
+        self._stage, self._began = "", time.perf_counter()
+
+    def __call__(self, event: ProgressEvent) -> None:
+        if event.stage != self._stage:
+            self._stage = event.stage
+            print(f"{time.perf_counter() - self._began:.0f} s: {event.stage}", flush=True)
+
+
 @dataclass(frozen=True)
 class Case:
     """A network, what it is calibrated on, and a scan with labels or without that is segmented."""
@@ -119,7 +131,7 @@ def case_of(name: str, folder: Path) -> Case:
     others, apart = [stripped(case) for case in stand_ins.TRAINED_ON], stand_ins.KEPT_APART
     if name in stand_ins.STAND_INS:
         network = stand_ins.STAND_INS[name]
-        groups, spec = stand_ins.structures(network), stand_ins.spec_of(name, network)
+        groups, spec = stand_ins.structures(network), stand_ins.spec_of(network)
         file = folder / f"{name}.onnx"
     else:
         stem = name.removesuffix(_LABELED)
@@ -130,23 +142,26 @@ def case_of(name: str, folder: Path) -> Case:
     return Case(file, spec, others, stripped(apart), lambda: stand_ins.classes_of_case(apart, groups))
 
 
-def measured(name: str, case: Case, effort: str) -> dict[str, Any]:
-    """Quantize a case and compare INT8 with FP32, and both with labels, on its scan."""
+def measured(case: Case, effort: str) -> Iterator[dict[str, Any]]:
+    """Quantize a case, and compare INT8 with FP32, and both with labels, on its scan; the row comes after each of both."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         write_package(Path(scratch) / "fp32", case.spec, {FP32: case.network})
         package, options = ModelPackage.load(Path(scratch) / "fp32"), CalibrationOptions(patches=PATCHES)
         sampler = PatchSampler(case.calibrate, case.spec, calibration_patch(package), options)
         policy = QuantizationPolicy(effort=effort)
+        task = Task(_Stages())
         quantized, report = quantize_package(
-            package, sampler, Path(scratch) / "int8", options, policy, Task(), _NoClock()
+            package, sampler, Path(scratch) / "int8", options, policy, task, _NoClock()
         )
         seconds = time.perf_counter() - began
         int8, fp32 = graph.load_network(quantized.onnx_path("int8")), graph.load_network(case.network)
     value = report.to_json()
     row = {key: value[key] for key in ("work", "int8_mac_share", "size_ratio", "agreement", "guard")}
     row["learned"] = value["learned_rounding"] and len(value["learned_rounding"]["layers"])
-    return {"effort": effort, "seconds": seconds, **row, **_on_the_scan(case, fp32, int8)}
+    row = {"effort": effort, "seconds": seconds, **row}
+    yield row
+    yield row | _on_the_scan(case, fp32, int8)
 
 
 def _on_the_scan(case: Case, fp32: Any, int8: Any) -> dict[str, Any]:
@@ -202,17 +217,17 @@ def page(value: dict[str, Any]) -> str:
         "| --- | --- |" + " ---: |" * 6 + " --- |" + " ---: |" * 6,
     ]
     for name, row in value["rows"].items():
-        guard, scan = row["guard"], row["scan"]
-        known = scan.get("dice_fp32") is not None
+        guard, scan = row["guard"], row.get("scan")
+        known = scan is not None and scan.get("dice_fp32") is not None
         cells = [
             name,
             row["effort"],
             *(f"{100 * row['work'][kind]:.1f} %" for kind in ("plain", "halves", "float")),
             f"{guard['agreement_before']:.4f}, {guard['agreement']:.4f}",
             f"{row['agreement']:.4f}",
-            f"{scan['agreement']:.4f}",
-            f"{scan['worst'][0]} {scan['worst'][1]:.4f}",
-            f"{row['scan_symmetric']['agreement']:.4f}",
+            f"{scan['agreement']:.4f}" if scan else "–",
+            f"{scan['worst'][0]} {scan['worst'][1]:.4f}" if scan else "–",
+            f"{row['scan_symmetric']['agreement']:.4f}" if scan else "–",
             f"{scan['dice_fp32']:.4f}" if known else "–",
             f"{scan['dice_fp32'] - scan['dice_int8']:+.4f}" if known else "–",
             str(len(guard["halves"])),
@@ -245,11 +260,14 @@ def main() -> None:
         device = other["device"]
     for name in () if args.page else args.names or NAMES:
         case = case_of(name, args.stand_ins)
-        if case.network.exists():
-            known["rows"][name] = measured(name, case, args.effort)
-            print(name, json.dumps(known["rows"][name])[:300], flush=True)
+        if not case.network.exists():
+            print(f"{name}: {case.network} is not there", flush=True)
+            continue
         known |= {"device": device, "date": time.strftime("%Y-%m-%d")}
-        target.write_text(json.dumps(known, indent=1) + "\n")
+        for row in measured(case, args.effort):
+            known["rows"][name] = row
+            target.write_text(json.dumps(known, indent=1) + "\n")
+            print(name, json.dumps(row)[:300], flush=True)
     if not args.output:
         value = {"device": device, "date": time.strftime("%Y-%m-%d")} | known
         value["rows"] = {name: value["rows"][name] for name in NAMES if name in value["rows"]}

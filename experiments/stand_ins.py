@@ -76,11 +76,12 @@ def structures(network: StandIn) -> list[list[int]]:
     return sorted(groups.values(), key=size, reverse=True)[: network.classes - 1]
 
 
-def spec_of(name: str, network: StandIn) -> ModelSpec:
+def spec_of(network: StandIn) -> ModelSpec:
     """Return how a stand-in wants its input, and its classes."""
     labels = tuple(Label(n, f"class {n}", n, (200, 7 * n % 256, 13 * n % 256)) for n in range(1, network.classes))
     normalization = (Normalization("percentile", low=0, high=99.9),)
-    return replace(specs()["brain18_meshnet30"], name=name, labels=labels, normalization=normalization)
+    plain = f"stand-in-{network.classes}"
+    return replace(specs()["brain18_meshnet30"], name=plain, labels=labels, normalization=normalization)
 
 
 def scan_of_case(case: str) -> Volume:
@@ -111,7 +112,7 @@ def _with_margin(volume: Volume) -> Volume:
 def trained(name: str, seconds: float) -> Any:
     """Return the network as ONNX after so many seconds of training."""
     network = STAND_INS[name]
-    spec, groups = spec_of(name, network), structures(network)
+    spec, groups = spec_of(network), structures(network)
     data = []
     for case in TRAINED_ON:
         network_input = preprocess(scan_of_case(case), spec)

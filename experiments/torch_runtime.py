@@ -168,11 +168,59 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
 }
 
 
+class TorchDistance:
+    """As :class:`MedQuantINT8Lib.engines.fidelity.Distance`, computed by torch: of many classes NumPy takes seconds for each patch.
+
+    Args:
+        labels: gives the labels of scores.
+    """
+
+    def __init__(self, labels: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._labels = labels
+        self._squares = self._reference = 0.0
+        self._other = self._voxels = 0
+
+    def add(self, output: np.ndarray, reference: np.ndarray) -> None:
+        """Count the scores (N, channels, A0, A1, A2) of one patch."""
+        ours, theirs = _tensor(output), _tensor(reference)
+        self._squares += float((ours - theirs).double().square().sum())
+        self._reference += float(theirs.double().square().sum())
+        found, expected = self._labels(output), self._labels(reference)
+        self._other += int((found != expected).sum())
+        self._voxels += found.size
+
+    @property
+    def relative_error(self) -> float:
+        """The norm of the difference over that of the reference."""
+        return float(np.sqrt(self._squares / max(self._reference, 1e-30)))
+
+
+def torch_labels_of(output: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """As :func:`MedQuantINT8Lib.engines.fidelity.labels_of`, with the class of the largest score found by torch."""
+    from MedQuantINT8Lib.engines.fidelity import labels_of
+
+    if output.activation != "softmax":
+        return labels_of(output)
+    return lambda scores: _tensor(scores).argmax(1).cpu().numpy()
+
+
 def use_torch() -> None:
-    """Let what quantizes networks run them by torch from now on."""
-    from MedQuantINT8Lib.quantization import activation_ranges, fp32_network, held_out, measurer, rounding, stepwise
+    """Let what quantizes networks run them, and compare their scores, by torch from now on."""
+    from MedQuantINT8Lib.quantization import (
+        activation_ranges,
+        fp32_network,
+        held_out,
+        measurer,
+        quantize,
+        rounding,
+        score_agreement,
+        stepwise,
+    )
 
     for module in (activation_ranges, fp32_network, held_out, measurer):
         module.float_session = TorchSession
     for other in (rounding, stepwise):
         other.session = TorchSession
+    for user in (measurer, quantize, score_agreement):
+        user.labels_of = torch_labels_of
+    measurer.Distance = TorchDistance
