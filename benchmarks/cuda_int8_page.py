@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gpu_baselines import MODES
 from gpu_networks import TIMED
+from torch_modes import MODES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -21,8 +21,8 @@ KEPT = 12
 
 def page(value: dict[str, Any]) -> str:
     from cuda_int8_page import section
-    from gpu_baselines import MODES
     from gpu_networks import TIMED
+    from torch_modes import MODES
 
     lines = [
         "# On an NVIDIA GPU",
