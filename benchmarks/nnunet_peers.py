@@ -1,7 +1,7 @@
 """What a user of nnU-Net and of TotalSegmentator waits for, beside this project: one plan, random weights, a scan in memory to labels.
 
     python benchmarks/nnunet_peers.py gpu FOLDER   # a machine with a GPU; FOLDER as cuda_int8.py networks makes it (total25)
-    python benchmarks/nnunet_peers.py cpu [VOXELS] # any machine with the build road: the same on the processor, OpenVINO in INT8
+    python benchmarks/nnunet_peers.py cpu FOLDER [NAME ...]  # the same on the processor, OpenVINO in INT8; only rows whose name holds a NAME
 
 Needs nnunetv2, and TotalSegmentator for its resampling. Prints a JSON line for each of:
 
@@ -15,11 +15,14 @@ The plan: 1.5 mm, patches of 128^3 half over each other, CT normalization, Plain
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +34,9 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "MedQuantINT8")]
 CLASSES, TARGET, PATCH, BATCH = 25, 1.5, (128, 128, 128), 4
 #: Along (K, J, I), in mm.
 SPACING = (1.0, 0.8, 0.8)
-#: Voxels (K, J, I) of the scan: an eighth of 512 x 512 x 400 for the GPU, since nnU-Net resamples each class on the processor.
-GPU_SHAPE, CPU_SHAPE = (200, 256, 256), (128, 160, 160)
+#: Voxels (K, J, I) of the scan: an eighth of 512 x 512 x 400 for the GPU, since nnU-Net resamples each class on the processor; for the
+#: processor a quarter, four windows of the network, of which mirroring makes 32 patches.
+GPU_SHAPE, CPU_SHAPE = (200, 256, 256), (288, 360, 240)
 LOW, HIGH, MEAN, STD = -1004.0, 1588.0, -50.0, 503.0
 LEVELS, FILTERS = 6, [32, 64, 128, 256, 320, 320]
 
@@ -181,7 +185,9 @@ def specs() -> dict[str, Any]:
     }
 
 
-def by_this_project(engine: Any, spec: Any, volume: np.ndarray, *, mirroring: bool = False) -> Callable[[], Any]:
+def by_this_project(
+    device: str, engine: Any, spec: Any, volume: np.ndarray, *, mirroring: bool = False
+) -> Callable[[], Any]:
     from dataclasses import replace
 
     from MedQuantINT8Lib.imaging.preprocessing import preprocess
@@ -194,7 +200,7 @@ def by_this_project(engine: Any, spec: Any, volume: np.ndarray, *, mirroring: bo
     given = Volume(volume[None], np.diag([-i, -j, k, 1.0]))
     if mirroring:
         spec = replace(spec, mirroring=Mirroring((0, 1, 2)))
-    options = SegmentationOptions(batch=BATCH, mirroring=mirroring)
+    options = SegmentationOptions(batch=BATCH if device == "cuda" else 1, mirroring=mirroring)
     prepare = partial(deferred, prepare=preprocess)
     return lambda: segment_volume(given, spec, lambda _: engine, options, prepare=prepare)
 
@@ -219,46 +225,63 @@ def engine_for(device: str, folder: Path | None, scratch: Path) -> Any:
     return backend.load(built, options)
 
 
-def rows(device: str, folder: Path | None, shape: tuple[int, int, int]) -> Iterator[dict[str, Any]]:
+def rows(device: str, folder: Path | None, shape: tuple[int, int, int], names: list[str]) -> Iterator[dict[str, Any]]:
+    """A row for each way whose name holds one of ``names``, or for all, as they come."""
     volume = scan(shape)
     about = {"device": device, "voxels": list(shape), "spacing": list(SPACING), "classes": CLASSES}
-    with tempfile.TemporaryDirectory() as scratch:
-        engine = engine_for(device, folder, Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+
+        @functools.cache
+        def engine() -> Any:
+            return stack.enter_context(closing(engine_for(device, folder, Path(scratch))))
+
+        def ours(spec: Any, **options: Any) -> Callable[[], Any]:
+            return by_this_project(device, engine(), spec, volume, **options)
+
         ways: list[tuple[str, Callable[[], Callable[[], Any]], int]] = []
         for name, spec in specs().items():
-            ways.append((f"this project, {name}", partial(by_this_project, engine, spec, volume), 4))
-        mirrored = partial(by_this_project, engine, specs()["nnU-Net's plan"], volume, mirroring=True)
+            ways.append((f"this project, {name}", partial(ours, spec), 4))
+        few = 1 if device == "cuda" else 2
         ways += [
-            ("this project, nnU-Net's plan, mirroring", mirrored, 4),
+            ("this project, nnU-Net's plan, mirroring", partial(ours, specs()["nnU-Net's plan"], mirroring=True), 4),
             ("TotalSegmentator's steps", partial(by_totalsegmentator, device, volume), 2),
-            ("nnU-Net's predictor, no mirroring", partial(by_nnunet, device, volume, mirroring=False), 1),
+            ("nnU-Net's predictor, no mirroring", partial(by_nnunet, device, volume, mirroring=False), few),
             ("nnU-Net's predictor, mirroring", partial(by_nnunet, device, volume, mirroring=True), 1),
         ]
         for name, make, rounds in ways:
+            if names and not any(word in name for word in names):
+                continue
             try:
                 run = make()
-                times = []
+                times, processor = [], []
                 for _ in range(rounds):
-                    began = time.perf_counter()
+                    began, cpu = time.perf_counter(), time.process_time()
                     run()
                     times.append(time.perf_counter() - began)
+                    processor.append(time.process_time() - cpu)
                 # The first run of several builds, compiles or searches.
-                yield {"nnunet_peer": name, **about, "seconds": float(np.median(times[1:] or times)), "times": times}
+                yield {
+                    "nnunet_peer": name,
+                    **about,
+                    "seconds": float(np.median(times[1:] or times)),
+                    "times": times,
+                    "processor_seconds": float(np.median(processor[1:] or processor)),
+                }
             except Exception as error:
                 yield {"nnunet_peer": name, **about, "error": f"{type(error).__name__}: {error}"[:300]}
-        engine.close()
 
 
 def main() -> None:
-    what, *rest = sys.argv[1:] or ["help"]
-    if what == "gpu" and len(rest) == 1:
-        found = rows("cuda", Path(rest[0]), GPU_SHAPE)
-    elif what == "cpu" and len(rest) < 2:
-        side = int(rest[0]) if rest else 0
-        found = rows("cpu", None, (side, side, side) if side else CPU_SHAPE)
-    else:
-        sys.exit(__doc__)
-    for row in found:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("device", choices=("gpu", "cpu"))
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="networks without weights; by default the network is quantized first"
+    )
+    parser.add_argument("names", nargs="*", help="words of the rows that are measured")
+    parser.add_argument("--voxels", type=int, nargs=3, help="(K, J, I) of the scan")
+    args = parser.parse_args()
+    shape = tuple(args.voxels) if args.voxels else GPU_SHAPE if args.device == "gpu" else CPU_SHAPE
+    for row in rows("cuda" if args.device == "gpu" else "cpu", args.folder, shape, args.names):
         print(json.dumps(row), flush=True)
 
 

@@ -3,7 +3,8 @@
     python benchmarks/quantizing_speed.py                        all cases, each in a process of its own
     python benchmarks/quantizing_speed.py mindgrab               only that one; the other rows are kept
     python benchmarks/quantizing_speed.py --library OTHER/MedQuantINT8 --as before
-    python benchmarks/quantizing_speed.py --page                 only the page
+    python benchmarks/quantizing_speed.py --output FILE.json     into a record of its own, such as of one of several runs side by side
+    python benchmarks/quantizing_speed.py --page [--merge FILE.json ...]   only the page, with what such records hold
 
 mindgrab is quantized on one head of 137 x 137 x 93 voxels (``MEDQUANT_DATA``), U-Net and nnU-Net of the study's size with random
 weights, whose last layer is fitted to a synthetic scan, on two synthetic scans; 20 patches of 96^3 each, effort normal. What lies between two stages is counted with the first. With ``--library``
@@ -161,6 +162,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TITLES)}")
     parser.add_argument("--library", type=Path, default=OWN_LIBRARY, help="folder that holds MedQuantINT8Lib")
     parser.add_argument("--as", dest="which", choices=("now", "before"), default="now")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the record; its page lies beside it")
+    parser.add_argument("--merge", nargs="+", type=Path, default=[], help="records of other runs")
     parser.add_argument("--page", action="store_true", help="write the page of what was measured before")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -170,13 +173,17 @@ def main() -> None:
         sys.path[:0] = [str(HERE.parent / "Testing" / "support"), str(args.library)]
         print(json.dumps(measure(args.names[0])))
         return
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
+    for file in args.merge:
+        for which, rows in json.loads(file.read_text(encoding="utf-8")).items():
+            results.setdefault(which, {}).update(rows)
+        args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for name in () if args.page else args.names or TITLES:
         command = [sys.executable, __file__, name, "--measure", "--library", str(args.library.resolve())]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results.setdefault(args.which, {})[name] = json.loads(done.stdout.splitlines()[-1])
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    RESULTS.with_suffix(".md").write_text(page(results), encoding="utf-8")
+        args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    args.output.with_suffix(".md").write_text(page(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -252,6 +252,27 @@ def counted(counter: Counter) -> Iterator[None]:
             setattr(where, name, old)
 
 
+def timeline_of(gpus: list[str], run: Callable[[], Any]) -> dict[str, Any]:
+    """Run once more, and return what each thread and each GPU did when; nothing without GPUs."""
+    from MedQuantINT8Lib.engines.cuda.device import Gpu
+    from several_gpus_timeline import printed, recorded
+
+    if gpus == ["cpu"]:
+        return {}
+    opened = [Gpu(int(name.partition(":")[2])) for name in gpus]
+    with recorded() as timeline:
+        timeline.start(opened)
+        began = time.perf_counter()
+        run()
+        took = time.perf_counter() - began
+        result = {"seconds": took, **timeline.result()}
+    for gpu in opened:
+        gpu.enter()
+        gpu.close()
+    printed(", ".join(gpus), result, took)
+    return result
+
+
 def in_memory(setup: Setup, model: Path, what: str) -> dict[str, Any]:
     """One scan, or a task of several parts, on one GPU and on all."""
     from MedQuantINT8Lib.imaging.volume import Volume
@@ -296,6 +317,8 @@ def in_memory(setup: Setup, model: Path, what: str) -> dict[str, Any]:
         row["other_labels"] = int((labels["one"] != labels["all"]).sum())
         row["distinct_labels"] = len(np.unique(labels["one"]))
         row["faster"] = row["one"]["seconds"] / row["all"]["seconds"]
+        for name, numbers in (("one", setup.gpus[:1]), ("all", setup.gpus)):
+            row[f"timeline_{name}"] = timeline_of(numbers, lambda name=name: run(name))
         for name in devices:
             pool.clear()
             counter = Counter()
