@@ -63,10 +63,17 @@ def overlap(gpu: Any) -> dict[str, Any]:
     }
 
 
+def ring_bytes(plan: Any, classes: int) -> int:
+    """Memory of the planes that scores are added up in."""
+    slow = plan.order[0]
+    others = [n for axis, n in enumerate(plan.shape) if axis != slow]
+    return 4 * classes * plan.patch[slow] * int(np.prod(others))
+
+
 def main() -> None:
     from MedQuantINT8Lib.engines.cuda import device as cuda
     from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
-    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity, ring_bytes
+    from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow, Intensity
     from MedQuantINT8Lib.inference.windows import plan_windows
     from MedQuantINT8Lib.models.spec import Window
     from pointwise import Pointwise

@@ -92,7 +92,7 @@ class ContextDriver(Driver):
         "cuMemAlloc",
         "cuMemHostAlloc",
         "cuMemGetInfo",
-        "cuStreamCreate",
+        "cuStreamCreateWithPriority",
         "cuEventCreate",
         "cuGraphInstantiate",
         "cuModuleLoadData",
@@ -190,8 +190,8 @@ class Buffer:
 class Queue:
     """A stream: notes what waits for what, by how many launches there were."""
 
-    def __init__(self, gpu, handle):
-        self._gpu, self.handle = gpu, handle
+    def __init__(self, gpu, handle, urgent=False):
+        self._gpu, self.handle, self.urgent = gpu, handle, urgent
         self.waited = []
 
     def wait_for(self, event):
@@ -258,9 +258,9 @@ class StandInGpu:
         self.sources += sources
         return list(range(len(sources)))
 
-    def stream(self):
+    def stream(self, *, urgent=False):
         self._handles += 1
-        self.streams.append(Queue(self, self._handles))
+        self.streams.append(Queue(self, self._handles, urgent))
         return self.streams[-1]
 
     def event(self):

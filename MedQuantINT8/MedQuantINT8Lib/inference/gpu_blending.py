@@ -1,16 +1,37 @@
-"""Which windows the GPU blends at once: a voxel's sums are read and written once for all of them."""
+"""Which windows the GPU blends at once, so that a voxel's sums are read and written once for all of them; where their scores lie until then."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+from ..engines.cuda.device import DeviceBuffer, Event
 from .mirroring import Flip
 
 #: Where a window begins, and the axes along which it is mirrored.
 FlippedWindow = tuple[tuple[int, int, int], Flip]
 #: How many windows the kernel blends at once (AT_ONCE in sliding_window.cu).
 BLENDED_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class ScorePlace:
+    """Where a batch's scores lie, (batch, classes, *patch).
+
+    Attributes:
+        computed: recorded when the network has written them.
+        taken: recorded when they were blended, or copied, and may be written over.
+    """
+
+    scores: DeviceBuffer
+    computed: Event
+    taken: Event
+
+    def free(self) -> None:
+        """Free all but the scores."""
+        self.computed.free()
+        self.taken.free()
 
 
 def near_windows(windows: Sequence[FlippedWindow], patch: tuple[int, int, int]) -> Iterator[list[FlippedWindow]]:

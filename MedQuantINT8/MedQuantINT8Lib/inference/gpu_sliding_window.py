@@ -1,13 +1,14 @@
 """The sliding window on the GPU: the volume goes up, the label map comes down, and nothing in between.
 
 The same plan of windows and the same weights as on the processor (:mod:`.windows`); patches are cut, normalized, blended and
-reduced to labels by small kernels (:mod:`.gpu_kernels`), the network runs between them in the same stream. Labels are those of
+reduced to labels by small kernels (:mod:`.gpu_kernels`). The network of one batch runs beside the blending of the one before. Labels are those of
 network space, or, resampled from the blended scores, those of the scan's grid (:mod:`.gpu_label_resampling`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from ..engines.cuda.transfers import download, upload
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
-from .gpu_blending import BLENDED_AT_ONCE, FlippedWindow, box_around, near_windows
+from .gpu_blending import BLENDED_AT_ONCE, FlippedWindow, ScorePlace, box_around, near_windows
 from .gpu_kernels import NAMES, RESAMPLING_NAMES, resampling_source, source
 from .gpu_label_download import Landing, PlanesDown
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
@@ -39,6 +40,8 @@ _SOURCES = {"float32": "f32", "int16": "i16", "uint16": "u16", "uint8": "u8"}
 _TARGETS = {"float32": "f32", "float16": "f16"}
 #: How many windows may be under way before the host waits: enough to keep the GPU busy, few enough for a quick cancel.
 _AHEAD = 8
+#: Places of scores that the network and blending take in turn.
+_SCORE_PLACES = 2
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,6 @@ class Intensity:
     high: float = 3e38
     scale: float = 1.0
     offset: float = 0.0
-
-
-def ring_bytes(plan: WindowPlan, classes: int) -> int:
-    """Memory of the planes that scores are added up in."""
-    slow = plan.order[0]
-    others = [n for axis, n in enumerate(plan.shape) if axis != slow]
-    return 4 * classes * plan.patch[slow] * int(np.prod(others))
 
 
 class GpuSlidingWindow:
@@ -90,6 +86,9 @@ class GpuSlidingWindow:
         gpu.enter()
         self._kernels = gpu.kernels(source(), NAMES)
         self.stream = gpu.stream()
+        # Its kernels go first, and those that blend the windows before fill what they leave free.
+        self._network_stream = gpu.stream(urgent=True)
+        self._places: list[ScorePlace] = []
         self._slow = plan.order[0]
         self._u, self._v = (axis for axis in range(3) if axis != self._slow)
         self._buffers: list[Any] = []
@@ -104,7 +103,11 @@ class GpuSlidingWindow:
             raise
 
     def _allocate(self, batch: int) -> int:
-        """Buffers for the largest batch that fits; halved until it does."""
+        """Buffers for the largest batch that fits; halved until it does.
+
+        Scores have two places in turn, so that one batch is blended while the next is run; one where memory is short.
+        """
+        places = min(_SCORE_PLACES, -(-self._plan.count * len(self._flips) // batch))
         while True:
             try:
                 patch = self._plan.patch
@@ -116,7 +119,9 @@ class GpuSlidingWindow:
                 self._patches = self._hold((batch, self._channels, *patch), self._network.dtype)
                 network = self._network
                 scores_dtype = network.scores_dtype if isinstance(network, MeanNetwork) else network.dtype
-                self.scores = self._hold((batch, self._classes, *patch), scores_dtype)
+                for _ in range(places):
+                    scores = self._hold((batch, self._classes, *patch), scores_dtype)
+                    self._places.append(ScorePlace(scores, self._gpu.event(), self._gpu.event()))
                 if self._grid_labels is not None:
                     kernels = self._gpu.kernels(resampling_source(), RESAMPLING_NAMES)
                     self._resampling = GpuLabelResampling(
@@ -125,9 +130,12 @@ class GpuSlidingWindow:
                 break
             except GpuMemoryError:
                 self._release()
-                if batch == 1:
+                if places > 1:
+                    places = 1
+                elif batch == 1:
                     raise
-                batch //= 2
+                else:
+                    batch //= 2
         self._weights.upload(
             importance_map(patch, self._window.blend, self._window.placement, self._window.sigma), self.stream
         )
@@ -143,14 +151,23 @@ class GpuSlidingWindow:
     def _release(self) -> None:
         if self._resampling is not None:
             self._resampling.close()
+        for place in self._places:
+            place.free()
+        self._places = []
         for buffer in self._buffers:
             buffer.free()
         self._buffers = []
+
+    @property
+    def scores(self) -> DeviceBuffer:
+        """The first place of scores, (batch, classes, *patch)."""
+        return self._places[0].scores
 
     def close(self) -> None:
         self._gpu.enter()
         self._release()
         self.stream.free()
+        self._network_stream.free()
 
     def run(
         self,
@@ -210,6 +227,7 @@ class GpuSlidingWindow:
 
     def forget(self) -> None:
         """Let go of a run that failed: what is under way must end before its memory goes, and the next run begins with an empty ring."""
+        self._network_stream.synchronize()
         self.stream.synchronize()
         self.ring.zero(self.stream)
         self.stream.synchronize()
@@ -280,16 +298,24 @@ class GpuSlidingWindow:
         cut_kernel = self._kernels[f"cut_{_SOURCES[str(source.dtype)]}_{_TARGETS[self._network.dtype]}"]
         marks: list[Event] = []
         stored, size = 0, self.scores.nbytes // self.batch
+        places = itertools.cycle(self._places)
+        # The volume, and what other runs have left in the buffers, are of the stream that blends.
+        for place in self._places:
+            place.taken.record(self.stream)
         try:
             for part in parts:
                 for batch in batched(part.windows, self.batch):
+                    place = next(places)
+                    self._network_stream.wait_for(place.taken)
                     self._cut(cut_kernel, source, batch, intensity)
-                    self._network.enqueue(len(batch), self._patches, self.scores, self.stream)
+                    self._network.enqueue(len(batch), self._patches, place.scores, self._network_stream)
+                    self.stream.wait_for(place.computed.record(self._network_stream))
                     if store is None:
-                        self._blend(batch, self.scores, 0, receiver)
+                        self._blend(batch, place.scores, 0, receiver)
                     else:
-                        copy_between(self.scores, store, self.stream, 0, size * len(batch), size * stored)
+                        copy_between(place.scores, store, self.stream, 0, size * len(batch), size * stored)
                         stored += len(batch)
+                    place.taken.record(self.stream)
                     marks.append(Event(self._gpu).record(self.stream))
                     if len(marks) > _AHEAD:
                         first = marks.pop(0)
@@ -329,7 +355,7 @@ class GpuSlidingWindow:
             kernel(
                 (min(4096, -(-size // _THREADS)), 1, 1),
                 (_THREADS, 1, 1),
-                self.stream,
+                self._network_stream,
                 source,
                 ctypes.c_void_p(patch_address(self._patches, n)),
                 *map(ctypes.c_int, (self._channels, *plan.volume_shape, *plan.patch, *first, _bits(flip))),

@@ -46,6 +46,8 @@ _caches: dict[tuple[int, int], BlockCache] = {}
 _caches_lock = threading.Lock()
 #: The driver's words for "there is no GPU" and for a driver older than the bindings.
 _NO_DEVICE, _OLD_DRIVER = 100, (35, 803, 804)
+#: The driver's priority of streams: a smaller number goes first, and 0 is the last that there is.
+_URGENT = -1
 #: The oldest generation whose tensor cores multiply INT8 in 3D kernels (Ampere).
 LEAST_CAPABILITY = (8, 0)
 
@@ -249,8 +251,8 @@ class Gpu:
         """Memory of the computer that the GPU copies from and to by itself."""
         return PinnedBuffer(self, tuple(shape), np.dtype(dtype))
 
-    def stream(self) -> Stream:
-        return Stream(self)
+    def stream(self, *, urgent: bool = False) -> Stream:
+        return Stream(self, urgent=urgent)
 
     def event(self) -> Event:
         return Event(self)
@@ -410,12 +412,17 @@ class Event:
 
 
 class Stream:
-    """A queue of work that neither waits for the default stream nor makes it wait."""
+    """A queue of work that neither waits for the default stream nor makes it wait.
 
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
+    Args:
+        urgent: where kernels of several streams could run, blocks of this one's begin before those of streams that are not urgent.
+    """
+
+    def __init__(self, gpu: Gpu, *, urgent: bool = False) -> None:
+        self._gpu, self.urgent = gpu, urgent
         flag = gpu.driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        self.handle = checked(gpu.driver.cuStreamCreate(flag), "make a stream")
+        priority = _URGENT if urgent else 0
+        self.handle = checked(gpu.driver.cuStreamCreateWithPriority(flag, priority), "make a stream")
         self._kept: list[Any] = []
 
     def keep(self, thing: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cuda.device import DeviceBuffer, Gpu, Stream, checked
+from ...cuda.device import DeviceBuffer, Event, Gpu, Stream, checked
 from ..kernels import kernel_text
 from ..plan.kernel_plan import KernelPlan
 from ..tiling.tiling import Tiling
@@ -57,15 +57,15 @@ class CudaInt8Network:
         self._scores: DeviceBuffer | None = None
         self._widen: Any = None
         self._launches: dict[tuple[Any, ...], list[list[Launch]]] = {}
+        #: Of each part but the first, whose work is put into the caller's stream; by whether that is urgent.
+        self._beside: dict[bool, list[tuple[Stream, Event]]] = {}
         gpu.enter()
         self.programs = programs(plan, machine_of(gpu), batch, chosen)
         for program, function in zip(
             self.programs, gpu.compiled([p.source for p in self.programs], "run"), strict=True
         ):
             self._ready(program, function)
-        # The first part's work is put into the caller's stream.
         counts = _parts(batch, parts)
-        self._beside = [(gpu.stream(), gpu.event()) for _ in counts[1:]]
         self._begun = gpu.event()
         stream = gpu.stream()
         try:
@@ -129,8 +129,8 @@ class CudaInt8Network:
         """Put all kernels of a run into a stream; scores in float16."""
         key = batch, source.pointer, source.dtype, target.pointer
         if key not in self._launches:
-            # Callers have one or two sizes of batches.
-            self._launches = dict(list(self._launches.items())[-3:]) | {key: self._new_launches(batch, source, target)}
+            # Callers have one or two sizes of batches, and one or two buffers for scores.
+            self._launches = dict(list(self._launches.items())[-7:]) | {key: self._new_launches(batch, source, target)}
         self._side_by_side(self._launches[key], stream)
 
     def _new_launches(self, batch: int, source: DeviceBuffer, target: DeviceBuffer) -> list[list[Launch]]:
@@ -144,7 +144,7 @@ class CudaInt8Network:
         ]
 
     def _side_by_side(self, launches: list[list[Launch]], stream: Stream) -> None:
-        beside = self._beside[: len(launches) - 1]
+        beside = self._streams_beside(stream)[: len(launches) - 1]
         streams = [stream, *(other for other, _ in beside)]
         if beside:
             self._begun.record(stream)
@@ -166,6 +166,14 @@ class CudaInt8Network:
         for other, done in beside:
             done.record(other)
             stream.wait_for(done)
+
+    def _streams_beside(self, stream: Stream) -> list[tuple[Stream, Event]]:
+        """Return the streams of all parts but the first, as urgent as that one's."""
+        if stream.urgent not in self._beside:
+            self._beside[stream.urgent] = [
+                (self.gpu.stream(urgent=stream.urgent), self.gpu.event()) for _ in self.parts[1:]
+            ]
+        return self._beside[stream.urgent]
 
     def launch(self, number: int, batch: int, source: DeviceBuffer, target: DeviceBuffer, stream: Stream) -> None:
         """One step of a run, for as many patches as the first part has room for."""
@@ -199,7 +207,7 @@ class CudaInt8Network:
 
     def close(self) -> None:
         self.memory.free()
-        for thing in (self._begun, *(one for pair in self._beside for one in pair)):
+        for thing in (self._begun, *(one for pairs in self._beside.values() for pair in pairs for one in pair)):
             thing.free()
 
 

@@ -1,0 +1,96 @@
+"""The sliding window on the GPU over a stand-in driver whose streams do their work in any order that events allow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gpu_ordering
+import kernels_on_processor
+from MedQuantINT8Lib.engines.cuda import device as cuda
+from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
+from MedQuantINT8Lib.imaging.array_layout import ArrayLayout
+from MedQuantINT8Lib.imaging.axis_interpolation import AxisInterpolation
+from MedQuantINT8Lib.inference.gpu_label_resampling import GridLabels
+from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
+from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
+from MedQuantINT8Lib.inference.mirroring import flips_along
+from MedQuantINT8Lib.inference.windows import plan_windows
+from MedQuantINT8Lib.models.spec import Window
+from pointwise import Lopsided
+
+SHAPE, FINER, PATCH, CLASSES = (11, 12, 13), (17, 15, 14), (6, 6, 6), 4
+ORDERS = [(0, True), (0, False), *((seed, None) for seed in range(5))]
+
+
+def window_on(gpu, *, resampled, batch=2, flips=((),)):
+    window = Window(PATCH, overlap=0.5)
+    plan = plan_windows(SHAPE, window, PATCH)
+    axes = [AxisInterpolation.linear(o / n * (np.arange(n) + 0.5) - 0.5, o) for o, n in zip(SHAPE, FINER, strict=True)]
+    layout, values = ArrayLayout.of((FINER[2], FINER[1], FINER[0]), ()), np.arange(CLASSES, dtype=np.uint8)
+    grid = GridLabels((axes[0], axes[1], axes[2]), layout, "KJI", values) if resampled else None
+    return GpuSlidingWindow(gpu, Lopsided(gpu, CLASSES), 1, CLASSES, plan, window, batch, flips, grid)
+
+
+def labels_of(resampled, flips=((),), batch=2, runs=1):
+    volume = np.random.default_rng(0).uniform(0, CLASSES, (1, *SHAPE)).astype(np.float32)
+    with cuda.Gpu(0) as gpu:
+        runner = window_on(gpu, resampled=resampled, batch=batch, flips=flips)
+        reduction = Reduction(np.arange(CLASSES, dtype=np.uint16))
+        found = [runner.run(volume, reduction) for _ in range(runs)]
+        runner.close()
+    assert all(np.array_equal(found[0], labels) for labels in found)
+    return found[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    if kernels_on_processor.COMPILER is None:
+        pytest.skip("needs a C++ compiler")
+
+
+@pytest.mark.parametrize("resampled", [True, False])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_labels_are_the_same_in_every_order_that_events_allow(monkeypatch, resampled, mirrored):
+    flips, found = flips_along((0, 2) if mirrored else ()), []
+    for seed, urgent_first in ORDERS:
+        driver = gpu_ordering.install(monkeypatch, seed, urgent_first)
+        found.append(labels_of(resampled, flips, runs=2))
+        assert not driver.memory
+    assert all(np.array_equal(found[0], labels) for labels in found) and len(np.unique(found[0])) == CLASSES
+
+
+@pytest.mark.parametrize("which", ["urgent", "other"])
+def test_a_wait_that_is_missing_shows(monkeypatch, which):
+    gpu_ordering.install(monkeypatch, 0, None)
+    right = labels_of(True)
+    real = cuda.Stream.wait_for
+    monkeypatch.setattr(
+        cuda.Stream, "wait_for", lambda self, event: None if self.urgent == (which == "urgent") else real(self, event)
+    )
+    wrong = 0
+    for seed, urgent_first in ORDERS:
+        gpu_ordering.install(monkeypatch, seed, urgent_first)
+        wrong += not np.array_equal(labels_of(True), right)
+    assert wrong
+
+
+def test_one_place_for_scores_where_memory_is_short(monkeypatch):
+    gpu_ordering.install(monkeypatch, 0, None)
+    expected = labels_of(True)
+    for least in (1, 2):
+        gpu_ordering.install(monkeypatch, 1, None)
+        real, shapes = cuda.Gpu.allocate, []
+
+        def allocate(gpu, shape, dtype, least=least, real=real, shapes=shapes):
+            # Room for so many windows' scores in all.
+            if tuple(shape[1:]) == (CLASSES, *PATCH):
+                held = sum(b.shape[0] for b in gpu._buffers.values() if tuple(b.shape[1:]) == (CLASSES, *PATCH))
+                if held + shape[0] > least:
+                    raise GpuMemoryError("The GPU has not enough free memory.")
+                shapes.append(shape[0])
+            return real(gpu, shape, dtype)
+
+        with monkeypatch.context() as inner:
+            inner.setattr(cuda.Gpu, "allocate", allocate)
+            assert np.array_equal(labels_of(True), expected) and shapes[-1] == least
