@@ -78,7 +78,8 @@ def _study() -> list[str]:
 def _pretrained() -> list[str]:
     """Pretrained networks on real scans; those that were measured with the guard's present cures as these left them."""
     lines = []
-    for name, entry in {**_read("results"), **_read("resisting")["rows"]}.items():
+    resisting = {name: entry for name, entry in _read("resisting")["rows"].items() if entry["effort"] == "normal"}
+    for name, entry in {**_read("results"), **resisting}.items():
         row = entry["row"]
         lines.append(
             _row(

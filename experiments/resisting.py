@@ -1,10 +1,11 @@
 """Pretrained networks that resist INT8, each quantized as a user would and compared with FP32 on a scan that was kept apart.
 
-    python experiments/resisting.py [NAME ...] [--effort fast|normal|best]
+    python experiments/resisting.py [NAME ...] [--effort fast|normal|best] [--target FILE.json]
+    python experiments/resisting.py --page FILE.json ...
 
 Each row is two commands in processes of their own: ``medquant quantize`` with the product's own budget (agreement 0.99), and
 ``medquant compare`` on scans that calibration never saw, with labels where there are some. Writes docs/results/resisting.json and
-.md; rows that are there are kept.
+.md, or the JSON file of --target and a page beside it; rows that are there are kept. Rows of different efforts stand beside each other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,23 +55,24 @@ def all_cases(scratch: Path) -> dict[str, Case]:
     }
 
 
-def measured(name: str, case: Case, effort: str, scratch: Path) -> dict[str, Any]:
-    """The figures of a network that is quantized and compared with FP32."""
+def row_key(name: str, effort: str) -> str:
+    """The name of a network's row: rows of an effort that is not the normal one stand beside the normal ones."""
+    return name if effort == "normal" else f"{name} --effort {effort}"
+
+
+def measured(case: Case, effort: str, scratch: Path, save: Callable[[dict[str, Any]], None]) -> None:
+    """Give ``save`` the figures of a network once it is quantized, and all of them once it is compared with FP32."""
     folder = scratch / "package of one row"
     folder.mkdir()
     began = time.perf_counter()
     package, quantized = quantized_package(replace(case, options=(*case.options, "--effort", effort)), folder)
     seconds = time.perf_counter() - began
     labels = ["--labels", *map(str, case.labels)] if case.labels else []
-    report = medquant("compare", package, *map(str, case.scans), *labels)
-    masks = own_masks(package, case)
     calibration = quantized["calibration"]
     quantization = calibration["quantization"]
-    return {
+    figures = {
         "effort": effort,
         "seconds": seconds,
-        "row": row(report, calibration),
-        "worst": [a.get("worst") for a in report["agreement"] if (a["first"], a["second"]) == ("int8", "fp32")],
         "work": quantization["work"],
         "int8_mac_share": quantization["int8_mac_share"],
         "halves": list(quantization["guard"]["halves"]),
@@ -78,8 +81,16 @@ def measured(name: str, case: Case, effort: str, scratch: Path) -> dict[str, Any
         "patches": [quantization["guard"]["agreement_before"], quantization["guard"]["agreement"]],
         "held_out": quantization["agreement"],
         "other_form": quantization["guard"]["other_form"],
-        "own_masks": masks,
     }
+    save(figures)
+    labels = ["--labels", *map(str, case.labels)] if case.labels else []
+    report = medquant("compare", package, *map(str, case.scans), *labels)
+    figures |= {
+        "row": row(report, calibration),
+        "worst": [a.get("worst") for a in report["agreement"] if (a["first"], a["second"]) == ("int8", "fp32")],
+    }
+    save(figures)
+    save(figures | {"own_masks": own_masks(package, case)})
 
 
 def own_masks(package: str, case: Case) -> dict[str, float] | None:
@@ -131,28 +142,48 @@ def _worst(structures: list[dict[str, Any] | None]) -> str:
 
 
 def page(value: dict[str, Any]) -> str:
-    machine = value["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in next(iter(value["rows"].values()))["row"]["versions"].items())
+    complete = {name: r for name, r in value["rows"].items() if "row" in r}
+    machines = {r["row"]["machine"]["processor"] + f", {r['row']['machine']['cores']} cores" for r in complete.values()}
+    versions = {
+        ", ".join(
+            [
+                *(f"{name} {version}" for name, version in r["row"]["versions"].items()),
+                f"{r['row']['int8']['engine']} {r['row']['int8']['engine_version']}",
+            ]
+        )
+        for r in complete.values()
+    }
     lines = [
         "# Networks that resist INT8",
         "",
         "Made by `experiments/resisting.py`; do not edit. Each network is quantized with the product's own budget (agreement 0.99 with FP32), and compared with FP32 on scans that",
-        f"calibration did not see. {machine['processor']}, {machine['cores']} cores; {versions}; {value['date']}.",
+        f"calibration did not see. {'; '.join(sorted(machines))}; {'; '.join(sorted(versions))}; {value['date']}.",
         "",
-        'Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard\'s cures. Other work may have run beside, so that times say little. Rows with "same" in the column of the symmetric form were measured in that form on patches and held-out scans, before INT8 was measured in the form that runs; the others in the form that OpenVINO runs, with zero points (a dash: no tensor has one). Engines of a GPU compute the symmetric form. The scan is always real INT8 in OpenVINO. The maps of head_hippodeep overlap: of the first, a label map shows a thin shell; by its own masks each map is compared whole.',
-        "",
-        "| network | effort | work in plain INT8 | in halves | in float | agreement on patches before, after | in symmetric form | on held-out scans | on the scan | worst structure | by its own masks | Dice lost to labels | layers in halves | in float | split | file | one window, FP32 / INT8 | quantized in s |",
-        "| --- | --- |" + " ---: |" * 7 + " --- |" + " ---: |" * 8,
+        "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures. Each row had two cores of its own while others were made",
+        "beside it on the same processor, so that they shared its caches and memory. Agreement on patches and on held-out scans is that of the form that OpenVINO runs, with zero points; the column",
+        "of the symmetric form, which engines of a GPU compute, has a dash where no tensor has a zero point. The scan is always real INT8 in OpenVINO. The maps of head_hippodeep overlap: of the",
+        "first, a label map shows a thin shell; by its own masks each map is compared whole.",
     ]
-    for name, r in value["rows"].items():
+    for effort in ("normal", "best", "fast"):
+        rows = {name: r for name, r in complete.items() if r["effort"] == effort}
+        if rows:
+            lines += ["", f"## With `--effort {effort}`", "", *_table(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: dict[str, Any]) -> list[str]:
+    lines = [
+        "| network | work in plain INT8 | in halves | in float | agreement on patches before, after | in symmetric form | on held-out scans | on the scan | worst structure | by its own masks | Dice lost to labels | layers in halves | in float | split | file | one window, FP32 / INT8 | quantized in s |",
+        "| --- |" + " ---: |" * 7 + " --- |" + " ---: |" * 8,
+    ]
+    for name, r in rows.items():
         work, measured_row = r["work"], r["row"]
         lost = None if measured_row["dice_fp32"] is None else measured_row["dice_fp32"] - measured_row["dice_int8"]
         cells = [
-            name,
-            r["effort"],
+            name.split(" --effort")[0],
             *(f"{100 * work[kind]:.1f} %" for kind in ("plain", "halves", "float")),
             ", ".join(_f(v) for v in r["patches"]),
-            _f((r["other_form"] or {}).get("agreement")) if "other_form" in r else "same",
+            _f((r["other_form"] or {}).get("agreement")),
             _f(r["held_out"]),
             _f(measured_row["agreement"]),
             _worst(r["worst"]),
@@ -164,26 +195,43 @@ def page(value: dict[str, Any]) -> str:
             f"{r['seconds']:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main() -> None:
-    from MedQuantINT8Lib.system import machine
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks (default: all)")
     parser.add_argument("--effort", choices=("fast", "normal", "best"), default="normal")
+    parser.add_argument("--target", type=Path, default=TARGET, help="the JSON file (default: %(default)s)")
+    parser.add_argument(
+        "--page", nargs="*", type=Path, metavar="JSON", help="take in the rows of other files, and measure nothing"
+    )
     args = parser.parse_args()
-    rows = json.loads(TARGET.read_text())["rows"] if TARGET.exists() else {}
+    target: Path = args.target
+    rows = json.loads(target.read_text())["rows"] if target.exists() else {}
+
+    def save() -> None:
+        value = {"date": time.strftime("%Y-%m-%d"), "rows": rows}
+        target.write_text(json.dumps(value, indent=1) + "\n")
+        target.with_suffix(".md").write_text(page(value))
+
+    if args.page is not None:
+        for path in args.page:
+            rows |= {name: r for name, r in json.loads(path.read_text())["rows"].items() if "row" in r}
+        save()
+        return
     with tempfile.TemporaryDirectory() as scratch:
         known = all_cases(Path(scratch))
         for name in args.names or known:
+            key = row_key(name, args.effort)
+
+            def keep(figures: dict[str, Any], key: str = key) -> None:
+                rows[key] = figures
+                print(key, json.dumps(figures)[:400], flush=True)
+                save()
+
             with tempfile.TemporaryDirectory() as own:
-                rows[name] = measured(name, known[name], args.effort, Path(own))
-            print(name, json.dumps(rows[name])[:400], flush=True)
-            value = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "rows": rows}
-            TARGET.write_text(json.dumps(value, indent=1) + "\n")
-            TARGET.with_suffix(".md").write_text(page(value))
+                measured(known[name], args.effort, Path(own), keep)
 
 
 if __name__ == "__main__":
