@@ -17,6 +17,7 @@ from MedQuantINT8Lib.cli import arguments, segment_cohort
 from MedQuantINT8Lib.cohort.segment_work import SegmentSettings, SegmentWork
 from MedQuantINT8Lib.devices import check_device, single_devices
 from MedQuantINT8Lib.engines.cuda import device as cuda
+from MedQuantINT8Lib.engines.cuda import transfers
 from MedQuantINT8Lib.engines.cuda.device import DeviceBuffer, GpuMemoryError
 from MedQuantINT8Lib.engines.cuda.several import gpus_of
 from MedQuantINT8Lib.errors import Cancelled, EngineError, InputError
@@ -130,6 +131,33 @@ def test_labels_are_those_of_one_gpu(driver, name):
     assert 0 <= shares[1] - shares[0] <= max(1, 0.15 * shares[1]) and sum(shares) == one[0].windows == result.windows
     assert "cuMemcpyPeerAsync" in driver.calls and not driver.memory
     assert not any(note.startswith("warning") for note in result.notes), result.notes
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (0, 0, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "by_planes"), [("cropped, many labels", True), ("MONAI's", False), ("regions by window", True)]
+)
+def test_planes_of_a_large_map_come_down_from_the_gpu_that_makes_them(driver, monkeypatch, name, by_planes, numbers):
+    spec = road_spec(name)
+    volume = check_volume(spec)
+    if name == "regions by window":
+        # In network space; the first axis is the longest.
+        volume = replace(volume, data=np.concatenate([volume.data] * 2, axis=1))
+        spec = replace(spec, geometry=replace(spec.geometry, spacing=None), output=replace(spec.output, thresholds=()))
+    one = opened([1], spec)
+    expected = run(one, volume, spec)
+    closed(one)
+    shares, real = [], gpu_spread.SpreadSlidingWindow._bring_down
+    monkeypatch.setattr(transfers, "LARGE", 1)
+    monkeypatch.setattr(
+        gpu_spread.SpreadSlidingWindow, "_bring_down", lambda *how: shares.append(how[1].number) or real(*how)
+    )
+    engines = opened(numbers, spec)
+    result = run(engines, volume, spec)
+    closed(engines)
+    assert np.array_equal(result.labels, expected.labels) and len(np.unique(result.labels)) >= 3
+    assert sorted(shares) == ([] if by_planes else list(range(len(numbers))))
+    assert not driver.memory
 
 
 NOT_RESAMPLED = {"softmax": "MONAI's", "regions": "regions by window"}

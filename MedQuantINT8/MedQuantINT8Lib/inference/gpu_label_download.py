@@ -39,11 +39,15 @@ class Landing:
 
 
 class PlanesDown:
-    """Brings planes of a label map down while windows that finish others are still run."""
+    """Brings planes of a label map down while windows that finish others are still run.
 
-    def __init__(self, labels: DeviceBuffer, stream: Stream) -> None:
+    Args:
+        into: where they come down to, where other GPUs bring other planes of the same map there.
+    """
+
+    def __init__(self, labels: DeviceBuffer, stream: Stream, into: NDArray[Any] | None = None) -> None:
         self._labels, self._stream = labels, stream
-        self._result = np.empty(labels.shape, labels.dtype)
+        self._result = np.empty(labels.shape, labels.dtype) if into is None else into
         self._under_way: list[Download] = []
         self._begun = np.zeros(labels.shape[0], bool)
 
@@ -66,10 +70,14 @@ class PlanesDown:
         edges = np.flatnonzero(np.diff(np.concatenate(([1], self._begun, [1]))))
         for first, stop in edges.reshape(-1, 2).tolist():
             self.begin(first, stop)
+        self.wait()
+        return self._result
+
+    def wait(self) -> None:
+        """Wait until the planes that were begun are here."""
         for some in self._under_way:
             some.wait()
         self._under_way = []
-        return self._result
 
     def forget(self) -> None:
         """Wait for what is under way, whatever comes of it: it uses memory that goes next."""

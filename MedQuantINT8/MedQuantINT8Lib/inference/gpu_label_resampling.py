@@ -173,10 +173,16 @@ class GpuLabelResampling:
             self._cleared = free
         return planes
 
+    @property
+    def by_planes(self) -> bool:
+        """Whether planes of the label map along its first axis are made one after the other."""
+        _, j, i = self.rule.shape
+        return abs(self._steps[0]) == j * i
+
     def _planes(self, first: int, stop: int) -> tuple[int, int] | None:
         """Return where new voxels from ``first`` to ``stop`` - 1 along the slowest axis lie along the label map's first axis."""
         _, j, i = self.rule.shape
-        if abs(self._steps[0]) != j * i:
+        if not self.by_planes:
             return None
         ends = [(self._first + n * self._steps[0]) // (j * i) for n in (first, stop - 1)]
         return min(ends), max(ends) + 1

@@ -60,6 +60,11 @@ class NetworkLabels:
             self.total.zero(stream)
         self.sigmoid = self.total is not None and reduction.sigmoid
 
+    @property
+    def by_planes(self) -> bool:
+        """Whether planes of the label map along its first axis are made one after the other."""
+        return self._plan.order[0] == 0
+
     def resume(self, finished: int) -> None:
         """Go on where another GPU has finished the planes before ``finished``: all that this takes is in the ring."""
 
@@ -87,7 +92,7 @@ class NetworkLabels:
             ctypes.c_float(self._reduction.threshold or 0.0),
             *map(ctypes.c_int, (slow, depth, nu, nv, begin, end, *plan.pad_before, *plan.volume_shape)),
         )
-        if slow:
+        if not self.by_planes:
             return None
         low, high = (min(max(0, n - plan.pad_before[0]), plan.volume_shape[0]) for n in (begin, end))
         return (low, high) if low < high else None

@@ -338,14 +338,17 @@ class GpuSlidingWindow:
         receiver: GpuLabelResampling | NetworkLabels,
         parts: Sequence[RowPart],
         store: DeviceBuffer,
+        take: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Blend windows whose scores :meth:`slide` has stored, and make labels of what they finish."""
+        """Blend windows whose scores :meth:`slide` has stored, and make labels of what they finish; ``take`` as there."""
         stored = 0
         for part in parts:
             self._blend(part.windows, store, stored, receiver)
             stored += len(part.windows)
             if part.finished is not None:
-                receiver.finish(labels, *part.finished)
+                planes = receiver.finish(labels, *part.finished)
+                if take is not None and planes is not None:
+                    take(*planes)
 
     def _cut(self, kernel: Any, source: DeviceBuffer, batch: Any, intensity: Intensity) -> None:
         plan = self._plan

@@ -3,7 +3,8 @@
 Windows are blended in one order, whatever the number of GPUs, since sums of floats follow their order. Each GPU runs a run of windows that
 follow each other. The first blends its own at once. The others keep the scores of theirs until the one before has blended its last window,
 take over its ring of planes, and go on from there; so what one after the other does is blending alone, a small part of the work. A GPU makes
-the labels of the planes that it finishes; at the end each merges, and brings down, a share of the label map.
+the labels of the planes that it finishes, and brings them down meanwhile; where its planes are none of the label map's, each merges, and brings
+down, a share of that map at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import ctypes
 import itertools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,9 +24,11 @@ from numpy.typing import NDArray
 from ..engines.base import GpuNetwork
 from ..engines.cuda.device import DeviceBuffer, GpuMemoryError
 from ..engines.cuda.several import copy_between
-from ..engines.cuda.transfers import download
+from ..engines.cuda.transfers import download, is_large
 from ..models.spec import Window
 from ..progress import Task
+from .gpu_label_download import PlanesDown
+from .gpu_label_placing import NearestLabels
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
 from .gpu_network_labels import NetworkLabels, Reduction
 from .gpu_sliding_window import GpuSlidingWindow
@@ -211,13 +214,39 @@ class SpreadSlidingWindow:
         buffers: list[DeviceBuffer],
     ) -> None:
         """Do what one GPU does."""
-        runner, team = self._runners[member.number], self._team
+        runner = self._runners[member.number]
         source = runner.source_of(volume, buffers, member.upload)
         receiver = runner.receiver_of(reduction, buffers)
         labels = receiver.labels()
         buffers.append(labels)
         if isinstance(receiver, NetworkLabels):
             labels.zero(runner.stream)
+        nearest = None if reduction is None or self._settings.grid_labels is not None else reduction.nearest
+        if nearest is None and receiver.by_planes and is_large(labels):
+            # Each plane is made by one GPU, which brings it down itself, beside later windows.
+            planes = PlanesDown(labels, runner.stream, result.zeros(labels))
+            try:
+                self._run_chunks(member, source, labels, chunks, buffers, planes.begin)
+                planes.wait()
+            finally:
+                planes.forget()
+        else:
+            self._run_chunks(member, source, labels, chunks, buffers, None)
+            self._bring_down(member, labels, nearest, result, buffers)
+
+    def _run_chunks(
+        self,
+        member: TeamMember,
+        source: DeviceBuffer,
+        labels: DeviceBuffer,
+        chunks: Sequence[Chunk],
+        buffers: list[DeviceBuffer],
+        take: Callable[[int, int], None] | None,
+    ) -> None:
+        """Run the windows of one GPU; ``take`` is told of planes of the label map that are made from here on in its stream."""
+        runner, team = self._runners[member.number], self._team
+        receiver = runner.receiver
+        assert receiver is not None
         most = max(chunk.windows for chunk in chunks[1:])
         store = None
         for chunk in chunks[member.number :: len(team)]:
@@ -227,13 +256,13 @@ class SpreadSlidingWindow:
                 store = member.gpu.allocate((max(1, most), *runner.scores.shape[1:]), runner.scores.dtype)
                 buffers.append(store)
             own = store if chunk.number else None
-            runner.slide(source, labels, receiver, chunk.parts, partial(self._step, member), store=own)
+            step = partial(self._step, member)
+            runner.slide(source, labels, receiver, chunk.parts, step, store=own, take=take)
             if own is not None:
                 self._take_over(member, chunk, receiver)
-                runner.blend_stored(labels, receiver, chunk.parts, own)
+                runner.blend_stored(labels, receiver, chunk.parts, own, take)
             runner.stream.synchronize()
             team.ended(chunk.number)
-        self._bring_down(member, labels, reduction, result, buffers)
 
     def _step(self, member: TeamMember, count: int) -> None:
         self.windows[member.number] += count
@@ -260,14 +289,13 @@ class SpreadSlidingWindow:
         self,
         member: TeamMember,
         labels: DeviceBuffer,
-        reduction: Reduction | None,
+        nearest: NearestLabels | None,
         result: _Result,
         buffers: list[Any],
     ) -> None:
         """Merge this GPU's share of the label map, and copy it to where all of it stays."""
         team, runner = self._team, self._runners[member.number]
         member.shared = labels
-        nearest = None if reduction is None or self._settings.grid_labels is not None else reduction.nearest
         team.meet()
         # Which voxel of network space a voxel of the scan's grid takes its label from is anywhere in the map.
         low, high = (0, labels.nbytes) if nearest is not None else member.share_of(labels.nbytes)
@@ -337,11 +365,15 @@ class _Result:
         self.labels: NDArray[Any] | None = None
         self._lock = threading.Lock()
 
-    def flat(self, labels: DeviceBuffer) -> NDArray[np.uint8]:
-        """Return its bytes."""
+    def zeros(self, labels: DeviceBuffer) -> NDArray[Any]:
+        """Return all of it, background where nothing was put yet."""
         with self._lock:
             if self.labels is None:
-                self.labels = np.empty(labels.shape, labels.dtype)
-        assert math.prod(self.labels.shape) * self.labels.itemsize == labels.nbytes
-        flat: NDArray[np.uint8] = self.labels.reshape(-1).view(np.uint8)
+                self.labels = np.zeros(labels.shape, labels.dtype)
+        assert self.labels.shape == labels.shape and self.labels.dtype == labels.dtype
+        return self.labels
+
+    def flat(self, labels: DeviceBuffer) -> NDArray[np.uint8]:
+        """Return its bytes."""
+        flat: NDArray[np.uint8] = self.zeros(labels).reshape(-1).view(np.uint8)
         return flat
