@@ -73,13 +73,29 @@ def scan(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     return coarse + rng.integers(-20, 20, (1, *shape[1:])).astype(np.int16)
 
 
-def package(setup: Setup, network: Path, name: str, seed: int, spacing: float | None = TARGET) -> Path:
-    """Write a model package of an INT8 network with random weights; without a spacing scans are not resampled."""
+def package(
+    setup: Setup, network: Path, name: str, seed: int, spacing: float | None = TARGET, mirrored: bool = False
+) -> Path:
+    """Write a model package of an INT8 network with random weights.
+
+    Args:
+        spacing: in mm; without one scans are not resampled.
+        mirrored: whether each window is run in eight mirrored forms, as nnU-Net does unless it is told not to.
+    """
     import onnx
 
     from cuda_int8 import int8_weights
     from MedQuantINT8Lib.models.package import FP32, INT8, write_package
-    from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window
+    from MedQuantINT8Lib.models.spec import (
+        Channel,
+        Geometry,
+        Label,
+        Mirroring,
+        ModelSpec,
+        Normalization,
+        Output,
+        Window,
+    )
 
     model, rng = onnx.load(network), np.random.default_rng(seed)
     for tensor in int8_weights(model):
@@ -98,9 +114,10 @@ def package(setup: Setup, network: Path, name: str, seed: int, spacing: float | 
         labels=tuple(Label(n, f"s{n}", n) for n in range(1, classes)),
         output=Output(),
         window=Window((setup.patch,) * 3, overlap=0.5),
+        mirroring=Mirroring((0, 1, 2), on=True) if mirrored else Mirroring(),
     )
     # A package holds an FP32 network; nothing here runs it.
-    target = setup.folder / (name if spacing is not None else f"{name} not resampled")
+    target = setup.folder / (name + " mirrored" * mirrored + " not resampled" * (spacing is None))
     write_package(target, spec, {FP32: path, INT8: path})
     return target
 
@@ -494,6 +511,10 @@ def link(setup: Setup) -> dict[str, Any]:
     return {**found, "peer_access": bool(access), "gb_a_second": (1 << 28) / min(times) / 1e9}
 
 
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith(("counted", "timeline", "notes"))}
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from MedQuantINT8Lib.system import machine
 
@@ -521,13 +542,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
         if "a" in arguments.only:
             keep("scan", in_memory(setup, packages[0], "one scan"))
-            print({k: v for k, v in result["scan"].items() if not k.startswith("counted")}, flush=True)
+            print(_shown(result["scan"]), flush=True)
+            mirrored = package(setup, network, "part0", 0, mirrored=True)
+            keep("mirrored", in_memory(setup, mirrored, "one scan, with nnU-Net's mirroring"))
+            print(_shown(result["mirrored"]), flush=True)
             whole = package(setup, network, "part0", 0, None)
             keep("whole", in_memory(setup, whole, "one scan, not resampled"))
-            print({k: v for k, v in result["whole"].items() if not k.startswith("counted")}, flush=True)
+            print(_shown(result["whole"]), flush=True)
         if "b" in arguments.only:
             keep("task", in_memory(setup, task_of(setup, packages), f"a task of {PARTS} parts"))
-            print({k: v for k, v in result["task"].items() if not k.startswith("counted")}, flush=True)
+            print(_shown(result["task"]), flush=True)
         if "c" in arguments.only or "d" in arguments.only:
             keep("cohort", many(setup, packages[0], arguments.only))
         keep("network_bytes", network.stat().st_size)

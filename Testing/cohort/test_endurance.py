@@ -15,7 +15,7 @@ import pytest
 import cohorts
 import tiny
 from cohorts import cases_of, wait_for, write_scan, write_scans
-from MedQuantINT8Lib.cohort import segment_work
+from MedQuantINT8Lib.cohort import local_pool, segment_work
 from MedQuantINT8Lib.cohort.case_settings import model_hash
 from MedQuantINT8Lib.cohort.journal import JOURNAL
 from MedQuantINT8Lib.cohort.local_pool import LocalPool
@@ -148,3 +148,30 @@ def test_a_process_that_ended_and_was_not_waited_for_owns_nothing(tmp_path):
         assert owner_is_dead(name)
     finally:
         process.communicate()
+
+
+def test_workers_that_were_begun_early_are_those_that_run_and_none_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(cohorts.__file__).parent))
+    pool, started = LocalPool(["cpu", "cpu", "cpu"]), []
+    real = local_pool._Process.__init__
+
+    def noted(process, *how):
+        real(process, *how)
+        started.append(process)
+
+    monkeypatch.setattr(local_pool._Process, "__init__", noted)
+    pool.begin("cohorts:Poison")
+    assert [process.popen.poll() for process in started] == [None] * 3
+    cases = [{"id": str(n), "channels": [str(tmp_path)]} for n in range(2)]
+    records = list(pool.run(Order("cohorts:Poison", {"choice": {}}), cases, lambda: None))
+    # Two had a case each, the third none.
+    assert sorted(record["id"] for record in records) == ["0", "1"] and len(started) == 3
+    assert all(process.popen.poll() is not None and not Path(process.scratch).exists() for process in started)
+    # One that is never run ends with the pool, and one whose caller is gone by itself.
+    pool.begin("cohorts:Poison")
+    pool.close()
+    assert all(process.popen.poll() is not None and not Path(process.scratch).exists() for process in started)
+    lonely = local_pool._Process(sys.executable, "segment", "gpu:0")
+    lonely.popen.stdin.close()
+    assert lonely.popen.wait(60) == 0
+    lonely.abandon()

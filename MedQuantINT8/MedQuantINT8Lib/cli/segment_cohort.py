@@ -247,6 +247,19 @@ def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
     Raises:
         CasesFailed: some cases could not be segmented.
     """
+    folder = _output_folder(args)
+    pool = pool_of(args)
+    # The workers load their libraries while this process loads its own, and looks for the cases.
+    pool.begin("segment")
+    try:
+        result = _segmented(args, folder, pool, task)
+    finally:
+        pool.close()
+    say_result(args, folder, result)
+
+
+def _segmented(args: argparse.Namespace, folder: Path, pool: CasePool, task: Task) -> Any:
+    """Segment every case; the result of the cohort."""
     from ..cohort.driver import CohortOptions
     from ..cohort.segment import CohortRequest, segment_cohort
     from ..files import split_paths
@@ -257,7 +270,7 @@ def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
     request = CohortRequest(
         model,
         tuple(args.scans),
-        _output_folder(args),
+        folder,
         choice_of(args),
         options_of(args, describe(split_paths(model)[0]).labels),
         ReadOptions(args.series, args.allow_gaps, args.allow_tilt, args.nifti_form),
@@ -266,15 +279,13 @@ def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
         suffixes=tuple(args.bids.split(",")) if args.bids else (),
         resuming=CohortOptions(args.resume, args.force),
     )
-    pool = pool_of(args)
-    result = segment_cohort(
+    return segment_cohort(
         request,
         pool,
         task,
         lambda record, already: _say_case(args, record, already),
         _say_left_out,
     )
-    say_result(args, request.folder, result)
 
 
 def _output_folder(args: argparse.Namespace) -> Path:

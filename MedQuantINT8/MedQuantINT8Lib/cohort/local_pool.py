@@ -45,6 +45,59 @@ class _Flight:
     since: float = field(default_factory=time.monotonic)
 
 
+class _Process:
+    """A worker's process, from its start on; it loads its libraries, and waits for the first line.
+
+    Raises:
+        MedQuantError: there is no such Python.
+    """
+
+    def __init__(self, python: str, kind: str, device: str) -> None:
+        self.scratch = tempfile.mkdtemp(prefix=owned_prefix("medquant-case"))
+        try:
+            self.popen = subprocess.Popen(
+                [python, *module_arguments("MedQuantINT8Lib.cohort.process"), kind, device],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                env={**library_environment(), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self.scratch)},
+                # A group of its own, so that it can be ended with the processes that it starts.
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except OSError as error:
+            self.clear_up()
+            raise MedQuantError(
+                f"A worker cannot be started with {python}: {error.strerror}.", "Choose another Python."
+            ) from error
+
+    def kill(self) -> None:
+        """End the process, and those that read files for it."""
+        if self.popen.poll() is not None:
+            return
+        with suppress(OSError):
+            if os.name == "posix":
+                os.killpg(self.popen.pid, signal.SIGKILL)
+            else:
+                self.popen.kill()
+
+    def abandon(self) -> None:
+        """End a process that was given nothing to do."""
+        self.kill()
+        self.popen.wait()
+        for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        self.clear_up()
+
+    def clear_up(self) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
 class _Worker:
     """One process; its events come with its number into a queue."""
 
@@ -55,39 +108,20 @@ class _Worker:
         self.ready = False
         self.killed_for = ""
         self.ended = True
-        self._process: subprocess.Popen[str] | None = None
-        self._scratch = ""
+        self._process: _Process | None = None
         self._errors: deque[str] = deque(maxlen=_STDERR_LINES)
 
-    def start(self, kind: str, settings: dict[str, Any]) -> None:
+    def start(self, kind: str, settings: dict[str, Any], begun: _Process | None = None) -> None:
+        """Start it, or go on with a process that was begun before."""
         self.ready, self.killed_for, self.ended = False, "", False
         self._errors.clear()
-        self._scratch = tempfile.mkdtemp(prefix=owned_prefix("medquant-case"))
-        try:
-            self._process = subprocess.Popen(
-                [self._python, *module_arguments("MedQuantINT8Lib.cohort.process")],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                env={**library_environment(), **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._scratch)},
-                # A group of its own, so that it can be ended with the processes that it starts.
-                start_new_session=True,
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
-        except OSError as error:
-            self._clear_up()
-            raise MedQuantError(
-                f"A worker cannot be started with {self._python}: {error.strerror}.", "Choose another Python."
-            ) from error
-        process = self._process
-        listener = threading.Thread(target=self._listen, args=(process,), daemon=True)
-        complaints = threading.Thread(target=self._collect, args=(process,), daemon=True)
+        self._process = _Process(self._python, kind, self.device) if begun is None else begun
+        popen = self._process.popen
+        listener = threading.Thread(target=self._listen, args=(popen,), daemon=True)
+        complaints = threading.Thread(target=self._collect, args=(popen,), daemon=True)
         complaints.start()
         listener.start()
-        self._send({"kind": kind, "settings": settings, "scratch": self._scratch})
+        self._send({"kind": kind, "settings": settings, "scratch": self._process.scratch})
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -108,11 +142,11 @@ class _Worker:
         self._send(case)
 
     def _send(self, value: dict[str, Any]) -> None:
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None and self._process.popen.stdin is not None
         # A worker that just died is heard of by its "died" event.
         with suppress(OSError, ValueError):
-            self._process.stdin.write(json.dumps(value) + "\n")
-            self._process.stdin.flush()
+            self._process.popen.stdin.write(json.dumps(value) + "\n")
+            self._process.popen.stdin.flush()
 
     def hear(self, event: dict[str, Any]) -> None:
         """Note a stage and its progress."""
@@ -129,13 +163,8 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process, and those that read files for it."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        with suppress(OSError):
-            if os.name == "posix":
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
+        if self._process is not None:
+            self._process.kill()
 
     @property
     def last_words(self) -> str:
@@ -144,13 +173,12 @@ class _Worker:
     def died(self) -> None:
         """Clear up behind a process that has ended."""
         self.ended, self.ready = True, False
-        if self._process is not None and self._process.stdin is not None:
+        if self._process is None:
+            return
+        if self._process.popen.stdin is not None:
             with suppress(OSError):
-                self._process.stdin.close()
-        self._clear_up()
-
-    def _clear_up(self) -> None:
-        shutil.rmtree(self._scratch, ignore_errors=True)
+                self._process.popen.stdin.close()
+        self._process.clear_up()
 
     def end(self) -> None:
         """Let an idle process end by itself, any other at once."""
@@ -161,10 +189,10 @@ class _Worker:
         else:
             self._send({"quit": True})
         try:
-            self._process.wait(10)
+            self._process.popen.wait(10)
         except subprocess.TimeoutExpired:
             self.kill()
-            self._process.wait()
+            self._process.popen.wait()
         self.died()
 
 
@@ -183,6 +211,19 @@ class LocalPool:
         self._devices, self._time_limit, self._retries = list(devices), time_limit, retries
         self._python = python or default_python()
         self.notes: list[str] = []
+        #: Processes by their worker's number.
+        self._begun: dict[int, _Process] = {}
+
+    def begin(self, kind: str) -> None:
+        """See :class:`.pool.CasePool`."""
+        for number, device in enumerate(self._devices):
+            if number not in self._begun:
+                self._begun[number] = _Process(self._python, kind, device)
+
+    def close(self) -> None:
+        """See :class:`.pool.CasePool`."""
+        while self._begun:
+            self._begun.popitem()[1].abandon()
 
     def describe(self) -> dict[str, Any]:
         """See :class:`.pool.CasePool`."""
@@ -199,7 +240,8 @@ class LocalPool:
                 check()
                 for worker in workers:
                     if worker.ended and run.has_work:
-                        worker.start(order.kind, self._settings(order, worker.device))
+                        begun = self._begun.pop(worker.number, None)
+                        worker.start(order.kind, self._settings(order, worker.device), begun)
                     run.feed(worker)
                     if (late := worker.overdue(self._time_limit)) is not None and not worker.killed_for:
                         worker.killed_for = late.case["id"]
@@ -208,6 +250,7 @@ class LocalPool:
         finally:
             for worker in workers:
                 worker.end()
+            self.close()
 
     def _settings(self, order: Order, device: str) -> dict[str, Any]:
         """Return the settings of a worker: its device, and its share of the processor where several run on it."""

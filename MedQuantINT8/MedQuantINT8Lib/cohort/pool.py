@@ -36,6 +36,12 @@ class CasePool(Protocol):
 
     notes: list[str]
 
+    def begin(self, kind: str) -> None:
+        """Start what takes long and needs no case yet, for works of this kind; :meth:`run` goes on with it, :meth:`close` ends it."""
+
+    def close(self) -> None:
+        """End what was begun, where it was not run."""
+
     def run(self, order: Order, cases: Sequence[dict[str, Any]], check: Callable[[], None]) -> Iterator[Record]:
         """Yield the record of each case as it ends, each case once.
 

@@ -1,4 +1,4 @@
-"""A worker's process: ``python -m MedQuantINT8Lib.cohort.process``. JSON lines: cases on standard input, events on standard output.
+"""A worker's process: ``python -m MedQuantINT8Lib.cohort.process [KIND DEVICE]``, which name the libraries to load at once. JSON lines: cases on standard input, events on standard output.
 
 The first line says what is done with cases, and where what is temporary lies. The process ends with its caller: when its input closes,
 it leaves at once, whatever it does; files are put in place whole or not at all. The caller's side is :mod:`.local_pool`.
@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from ..errors import MedQuantError
 from .work import IN_FLIGHT, StagedWorker, in_words
-from .works import open_work
+from .works import load_libraries, open_work
 
 _PROGRESS_SECONDS = 0.5
 
@@ -54,7 +54,13 @@ def main() -> int:
     # Libraries that print must not mix with the events.
     os.dup2(own.fileno(), 1)
     events = _Events(sys.stdout)
-    first = json.loads(sys.stdin.readline())
+    # The caller may still be looking for its cases.
+    if len(sys.argv) > 2:
+        load_libraries(*sys.argv[1:3])
+    line = sys.stdin.readline()
+    if not line:
+        return 0
+    first = json.loads(line)
     try:
         worker = StagedWorker(lambda: open_work(first["kind"], first["settings"]), events.stage)
     except MedQuantError as error:

@@ -49,6 +49,12 @@ class RayPool:
         self._options, self._cluster = options, Cluster(options, device)
         self.notes: list[str] = []
 
+    def begin(self, kind: str) -> None:
+        """Nothing is begun: a cluster is joined when its cases are known."""
+
+    def close(self) -> None:
+        """Nothing was begun."""
+
     def describe(self) -> dict[str, Any]:
         """See :class:`.pool.CasePool`."""
         return {"cluster": self._options.address, "ray": self._cluster.ray.__version__}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from ..errors import MedQuantError
 from .work import Work
 
 
@@ -28,6 +30,21 @@ def _compare(settings: dict[str, Any]) -> Work:
 
 
 WORKS: dict[str, Callable[[dict[str, Any]], Work]] = {"segment": _segment, "evaluate": _evaluate, "compare": _compare}
+
+
+#: Where the works' libraries come from.
+_MODULES = {name: f"{__package__}.{name}_work" for name in WORKS}
+
+
+def load_libraries(kind: str, device: str = "") -> None:
+    """Load what a work needs before it is opened: its modules, and the driver of a GPU. What fails here fails again, in words, where it is used."""
+    with suppress(Exception):
+        importlib.import_module(_MODULES.get(kind, kind.partition(":")[0]))
+    if device.startswith("gpu"):
+        from ..engines.cuda.device import gpus
+
+        with suppress(MedQuantError):
+            gpus()
 
 
 def open_work(kind: str, settings: dict[str, Any]) -> Work:
