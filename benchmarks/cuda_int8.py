@@ -48,7 +48,7 @@ def make_network(name: str, folder: Path) -> None:
                 module = torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"]
             else:
                 module = nnunet(25) if name == TOTAL else nnunet(3, "relu")
-            package = quantized(module, name, Path(scratch))
+            package = quantized(module, name, Path(scratch), classes={TOTAL: 25, KITS: 3, FOURTEEN: 14}[name])
         else:
             package, _ = study_package(TIMED[name], Path(scratch), Task())
         keep_network(package.onnx_path("int8"), folder / f"{name}.onnx")

@@ -44,7 +44,7 @@ def torch_networks() -> dict[str, Any]:
     }
 
 
-def benchmark_spec(name: str) -> ModelSpec:
+def benchmark_spec(name: str, classes: int = 14) -> ModelSpec:
     return ModelSpec(
         name=name,
         version="1",
@@ -54,12 +54,12 @@ def benchmark_spec(name: str) -> ModelSpec:
         normalization=(Normalization("window", low=-160, high=400),),
         window=Window(PATCH),
         output=Output(),
-        labels=tuple(Label(n, f"structure {n}", n) for n in range(1, 14)),
+        labels=tuple(Label(n, f"structure {n}", n) for n in range(1, classes)),
         license="Apache-2.0",
     )
 
 
-def quantized(network: Any, name: str, folder: Path, patches: int = 2) -> ModelPackage:
+def quantized(network: Any, name: str, folder: Path, patches: int = 2, classes: int = 14) -> ModelPackage:
     """Export, import and quantize on a made scan, with no guard: random weights have no structures to agree on."""
     import torch
 
@@ -78,7 +78,7 @@ def quantized(network: Any, name: str, folder: Path, patches: int = 2) -> ModelP
         external_data=False,
         verbose=False,
     )
-    package = import_onnx(path, benchmark_spec(name), folder / name)
+    package = import_onnx(path, benchmark_spec(name, classes), folder / name)
     options = CalibrationOptions(patches=patches)
     sampler = PatchSampler([lambda: make_phantom(1)[0]], package.spec, PATCH, options)
     return quantize_package(package, sampler, folder / f"{name}.int8", options, QuantizationPolicy(budget=Budget(0)))[0]

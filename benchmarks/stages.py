@@ -214,7 +214,7 @@ def nnunet(spacing: float, classes: int) -> Callable[[Path], Path]:
 
             name = f"nnunet{classes}"
             if not (folder / f"{name}.int8").exists():
-                quantized(network(classes), name, folder)
+                quantized(network(classes), name, folder, classes=classes)
             with ModelPackage.load(folder / f"{name}.int8") as source:
                 spec = replace(
                     source.spec,
