@@ -25,16 +25,22 @@ Sink = Callable[[tuple[int, int, int], Array], None]
 _Index = tuple[slice, slice, slice]
 
 
+#: Bytes of a window that are blended at a time: they stay in a core's own cache through all steps.
+_SLAB_BYTES = 1 << 20
+
+
 @dataclass(frozen=True)
 class _Cut:
-    """How the window at one start is cut along one axis: indices into one channel (n0, n1, n2).
+    """How a slab of a window is cut along one axis: indices into one channel (n0, n1, n2).
 
     Attributes:
-        head, carried_in: the window's part that earlier windows reach into, and where what they left is carried.
+        axis: the axis along which it is cut.
+        head, carried_in: the slab's part that earlier windows reach into, and where what they left is carried.
         tail, carried_out: the part that later windows reach into, and where it is left for them.
         finished: the part that no later window touches.
     """
 
+    axis: int
     head: _Index | None
     carried_in: _Index
     tail: _Index | None
@@ -42,11 +48,26 @@ class _Cut:
     finished: _Index
 
 
+@dataclass(frozen=True)
+class _Slab:
+    """Planes of a window along the tensor's first axis, which are blended together.
+
+    Attributes:
+        planes: of the window.
+        cuts: from the fastest axis to the slowest: what an axis finishes is what the next slower one is given.
+        ready: the planes of the finished block that come of it; None where there are none.
+    """
+
+    planes: slice
+    cuts: list[_Cut]
+    ready: slice | None
+
+
 class OverlapAdd:
     """Adds overlapping windows that arrive in the plan's raster order and hands on what is finished.
 
-    A channel's stream is independent of the others'. Channels are therefore taken one by one, so that a channel of a
-    window stays in the processor's cache through all steps, and are shared out among threads.
+    A channel's stream is independent of the others'. Channels are therefore taken one by one, in slabs that stay in a
+    core's cache through all steps, and are shared out among threads.
 
     Args:
         weights: float32 (p0, p1, p2), multiplied into every window.
@@ -64,25 +85,30 @@ class OverlapAdd:
     ) -> None:
         self._plan, self._sink, self._channels, self._weights, self._threads = plan, sink, channels, weights, threads
         self._carried = [np.zeros((channels, *plan.carried_shape(axis)), dtype) for axis in range(3)]
+        patch = plan.patch
+        self._step = min(patch[0], max(1, _SLAB_BYTES // (4 * patch[1] * patch[2])))
 
     def add(self, start: tuple[int, int, int], block: Array) -> None:
         """Add the scores (channels, p0, p1, p2) of the window at ``start``; ``block`` is left as it is."""
-        cuts = self._cuts(start)
         size = [end - begin for begin, end in (self._finished(axis, start[axis]) for axis in range(3))]
+        slabs = [self._slab(start, first) for first in range(0, self._plan.patch[0], self._step)]
         ready = np.empty((self._channels, *size), np.float32)
 
         def run(channels: range) -> None:
-            scratch = np.empty(self._plan.patch, np.float32)
+            scratch = np.empty((self._step, *self._plan.patch[1:]), np.float32)
             for channel in channels:
-                part = np.multiply(block[channel], self._weights, out=scratch)
-                for axis, cut in cuts:
-                    carried = self._carried[axis][channel]
-                    if cut.head is not None:
-                        part[cut.head] += carried[cut.carried_in]
-                    if cut.tail is not None:
-                        carried[cut.carried_out] = part[cut.tail]
-                    part = part[cut.finished]
-                ready[channel] = part
+                for slab in slabs:
+                    scores, weights = block[channel, slab.planes], self._weights[slab.planes]
+                    part = np.multiply(scores, weights, out=scratch[: len(scores)])
+                    for cut in slab.cuts:
+                        carried = self._carried[cut.axis][channel]
+                        if cut.head is not None:
+                            part[cut.head] += carried[cut.carried_in]
+                        if cut.tail is not None:
+                            carried[cut.carried_out] = part[cut.tail]
+                        part = part[cut.finished]
+                    if slab.ready is not None:
+                        ready[channel, slab.ready] = part
 
         self._threads.share(run, self._channels)
         self._sink(start, ready)
@@ -92,10 +118,14 @@ class OverlapAdd:
         following = starts.index(begin) + 1
         return begin, starts[following] if following < len(starts) else self._plan.shape[axis]
 
-    def _cuts(self, start: tuple[int, int, int]) -> list[tuple[int, _Cut]]:
-        """From the fastest axis to the slowest: what an axis finishes is what the next slower one is given."""
+    def _slab(self, start: tuple[int, int, int], first: int) -> _Slab:
+        """The planes from ``first`` on of the window at ``start``."""
+        last = min(first + self._step, self._plan.patch[0])
         cuts = []
-        place: list[slice] = [slice(None)] * 3
+        # Where the slab lies in what is carried along an axis: slower axes are one window long there, faster ones the volume.
+        place: list[slice] = [slice(first, last), slice(None), slice(None)]
+        # Planes of the slab that are not cut off yet; the window's own numbers along the other axes.
+        planes = last - first
         for axis in reversed(self._plan.order):
             begin, end = self._finished(axis, start[axis])
             finished, patch = end - begin, self._plan.patch[axis]
@@ -103,26 +133,32 @@ class OverlapAdd:
             number = starts.index(begin)
             before = starts[number - 1] + patch - begin if number else 0
             after = patch - finished if number + 1 < len(starts) else 0
+            low, high = (first, first + planes) if axis == 0 else (0, patch)
 
-            def along(low: int, high: int, others: list[slice], axis: int = axis) -> _Index:
-                index = [*others[:axis], slice(low, high), *others[axis + 1 :]]
+            def along(begin: int, end: int, others: list[slice], axis: int = axis) -> _Index:
+                index = [*others[:axis], slice(begin, end), *others[axis + 1 :]]
                 return index[0], index[1], index[2]
 
             whole = [slice(None)] * 3
+            head, tail = min(high, max(low, before)), min(high, max(low, finished))
             cuts.append(
-                (
+                _Cut(
                     axis,
-                    _Cut(
-                        along(0, before, whole) if before > 0 else None,
-                        along(0, max(before, 0), place),
-                        along(finished, patch, whole) if after > 0 else None,
-                        along(0, max(after, 0), place),
-                        along(0, finished, whole),
-                    ),
+                    along(0, head - low, whole) if head > low else None,
+                    along(low, head, place),
+                    along(tail - low, high - low, whole) if after > 0 and high > tail else None,
+                    along(tail - finished, high - finished, place),
+                    along(0, tail - low, whole),
                 )
             )
-            place[axis] = slice(begin, end)
-        return cuts
+            if axis == 0:
+                planes = tail - first
+                if not planes:
+                    return _Slab(slice(first, last), cuts, None)
+                place[0] = slice(begin + first, begin + tail)
+            else:
+                place[axis] = slice(begin, end)
+        return _Slab(slice(first, last), cuts, slice(first, first + planes))
 
 
 class LabelSink:
