@@ -81,6 +81,7 @@ def measured(case: Case, effort: str, scratch: Path, save: Callable[[dict[str, A
         "patches": [quantization["guard"]["agreement_before"], quantization["guard"]["agreement"]],
         "held_out": quantization["agreement"],
         "other_form": quantization["guard"]["other_form"],
+        "notes": quantization["guard"].get("notes", []),
     }
     save(figures)
     labels = ["--labels", *map(str, case.labels)] if case.labels else []

@@ -26,9 +26,11 @@ from MedQuantINT8Lib.quantization import accuracy_guard as sensitivity
 from MedQuantINT8Lib.quantization import ladder
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget, Candidate, Measurement, guard
 from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
+from MedQuantINT8Lib.quantization.effort import EFFORTS
 from MedQuantINT8Lib.quantization.measurer import Measurer
 from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
 from MedQuantINT8Lib.quantization.quantize import OPSET, QuantizationPolicy, policy_reasons
+from MedQuantINT8Lib.quantization.search_time import SearchTime
 from MedQuantINT8Lib.resources import resource
 from tiny import convolutions, quantized, random_weights, run
 
@@ -695,3 +697,68 @@ def test_a_file_grows_for_the_margin_only_where_held_out_scans_miss_the_budget(m
     made, result = guard(candidate, patches(), SPEC, Budget(0.99), Task(), verify=lambda *_: next(figures))
     assert result.kept and not result.returned
     assert set(layers_with_weight_halves(graph.Graph(made))) == refined
+
+
+#: A network's layers, each a letter; and the time of a search that is over as it begins.
+NAMES = "abcdefgh"
+OVER = 0.0
+
+
+def eight_layers():
+    return convolutions(*random_weights((1, *[4] * 7, 2)))
+
+
+def searched(monkeypatch, costs, in_halves, seconds, **options):
+    judge = ByForm(lost(costs, in_halves))
+    monkeypatch.setattr(sensitivity, "Measurer", judge)
+    fp32 = eight_layers()
+    time = SearchTime(seconds)
+    made, result = guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task(), time=time, **options)
+    assert time.shortened == any("what this effort has" in note for note in result.notes)
+    return made, result
+
+
+@pytest.mark.parametrize(("seconds", "halves"), [(1e6, ["a"]), (OVER, list(NAMES))], ids=["in time", "over"])
+def test_layers_in_halves_are_not_searched_any_further(monkeypatch, seconds, halves):
+    costs = dict.fromkeys(NAMES, 0.0002) | {"a": 0.03}
+    made, result = searched(monkeypatch, costs, dict.fromkeys(NAMES, 0.0), seconds)
+    assert result.kept and not result.returned and sorted(result.halves) == halves
+    assert set(halved_layers(graph.Graph(made))) == set(halves)
+
+
+@pytest.mark.parametrize(("seconds", "returned"), [(1e6, 6), (OVER, 7)], ids=["in time", "over"])
+def test_layers_go_back_in_larger_steps_until_the_budget_holds(monkeypatch, seconds, returned):
+    """One layer, three and seven instead of one after the other: where halves help nothing, the budget holds all the same."""
+    costs = dict.fromkeys(NAMES, 0.0035)
+    made, result = searched(monkeypatch, costs, costs, seconds)
+    assert result.kept and len(result.returned) == len(set(result.returned))
+    assert set(qdq.layers_with_int8_weights(made)) == set(NAMES) - set(result.returned)
+    assert len(result.returned) == returned
+
+
+def test_no_other_way_is_asked_and_no_second_search_is_made(monkeypatch):
+    asked = []
+    options = {
+        "alternatives": [lambda: asked.append("equalized")],
+        "learned": [lambda: asked.append("learned")],
+        "verify": lambda *_: asked.append("held out") or 0.98,
+    }
+    costs, free = dict.fromkeys(NAMES, 0.01), dict.fromkeys(NAMES, 0.0)
+    _, result = searched(monkeypatch, costs, free, OVER, thorough=True, **options)
+    assert result.kept and asked == ["held out"]
+    asked.clear()
+    searched(monkeypatch, costs, free, 1e6, thorough=True, **options)
+    assert asked[:3] == ["equalized", "learned", "held out"] and asked.count("held out") > 1
+
+
+def test_nothing_is_said_of_a_search_that_needed_no_time(monkeypatch):
+    costs = dict.fromkeys(NAMES, 0.0)
+    _, result = searched(monkeypatch, costs, costs, OVER)
+    assert result.kept and not result.notes
+
+
+def test_each_effort_ends_within_fifteen_minutes():
+    """What follows the search is measured in docs/results/resisting.md; a search has the most of the time."""
+    seconds = [EFFORTS[name].search_seconds for name in ("fast", "normal", "best")]
+    assert seconds == sorted(seconds) and seconds[0] > 0 and seconds[-1] <= 0.8 * 900
+    assert np.all([effort.seconds <= effort.search_seconds for effort in EFFORTS.values() if effort.learns])

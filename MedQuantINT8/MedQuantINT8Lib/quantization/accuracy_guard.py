@@ -25,8 +25,9 @@ from ..progress import Task
 from .fp32_network import Fp32Network
 from .guard_result import Budget, GuardResult
 from .input_halves import wanted_error, with_input_halves
-from .ladder import Base, Ladder, Point
+from .ladder import Base, Goal, Ladder, Point
 from .measurer import Measurement, Measurer, Patch
+from .search_time import SearchTime
 
 #: The real engine's milliseconds for one patch of a candidate network.
 Stopwatch = Callable[[Any], float]
@@ -52,6 +53,9 @@ NOTHING_FOUND = "FP32 finds no structure in the calibration patches that were co
 
 #: Engines that compute with zero points, and those that compute without.
 OTHER_ENGINES = {True: "engines on the processor (OpenVINO)", False: "engines on an NVIDIA GPU"}
+
+#: Said where the search has left something out.
+SHORTENED = "after {:.0f} minutes, which is what this effort has, the search took the first network that it could: fewer layers in halves or in float may do"
 
 NOTHING_LABELLED = "the labels show no structure in the calibration patches that were compared, so nothing is known of the Dice that INT8 loses to them"
 
@@ -102,6 +106,7 @@ def guard(
     thorough: bool = False,
     form: EngineForm = SYMMETRIC,
     verify: Verify | None = None,
+    time: SearchTime | None = None,
 ) -> tuple[Any, GuardResult]:
     """Return the INT8 network with as few layers in halves and in float as the budget needs, or the best that was seen if none holds it.
 
@@ -118,9 +123,12 @@ def guard(
             measured and reported.
         verify: measures what was found on held-out scans. Where it misses the budget there, which patches of calibration do not show, it is
             searched again with more of the budget left over, and the best by this measure is taken.
+        time: that the search has; by default as much as it takes. When it is over, no other way is asked any more, and the ladder is
+            climbed in the largest steps.
     """
     measurer = Measurer(candidate.network or candidate.fp32, patches, spec, references, form=form)
-    search = _Search(measurer, budget, task, candidate)
+    time = time or SearchTime()
+    search = _Search(measurer, budget, task, candidate, time)
     result = search.result
     if search.measurement.agreement is None:
         result.notes.append(NOTHING_FOUND)
@@ -133,6 +141,8 @@ def guard(
         return _searched(search, spec, patches[0].shape[1:], (alternatives, learned), thorough=thorough)
 
     model = find() if verify is None else search.verified(find, verify)
+    if time.shortened:
+        result.notes.append(SHORTENED.format(time.seconds / 60))
     _measure_other_form(measurer, model, result, task)
     if stopwatch is not None and budget.fallback and (result.halves or result.returned):
         _time(result, [search.start, model], stopwatch, task)
@@ -172,8 +182,8 @@ class _Search:
         settled: whether there is nothing to search: it holds the budget as it came, or with the margin.
     """
 
-    def __init__(self, measurer: Measurer, budget: Budget, task: Task, candidate: Candidate) -> None:
-        self._measurer, self._budget, self._task = measurer, budget, task
+    def __init__(self, measurer: Measurer, budget: Budget, task: Task, candidate: Candidate, time: SearchTime) -> None:
+        self._measurer, self._budget, self._task, self._time = measurer, budget, task, time
         self.start, self.measurement, self._biases_help = _better_biases(measurer, candidate, task)
         self._candidate = candidate
         self._ladder: Ladder | None = None
@@ -195,7 +205,8 @@ class _Search:
     def ask(self, alternatives: Sequence[Alternative], *, thorough: bool) -> None:
         """Ask other ways one after the other, and take those that come nearer to FP32."""
         for alternative in alternatives:
-            other = alternative() if thorough or not self.settled else None
+            wanted = (thorough or not self.settled) and not self._time.is_over()
+            other = alternative() if wanted else None
             if other is None:
                 continue
             int8, measurement, helps = _better_biases(self._measurer, other, self._task)
@@ -224,8 +235,9 @@ class _Search:
         agreement = verify(model, self.result.source)
         best, result = (model, agreement), replace(self.result)
         for _ in range(MORE_SEARCHES):
-            if agreement is None or not self._more_margin(agreement):
+            if agreement is None or not self._misses(agreement) or self._time.is_over():
                 break
+            self._leave_more_over(agreement)
             model = find()
             agreement = verify(model, self.result.source)
             if agreement is not None and agreement > (best[1] or 0.0):
@@ -233,17 +245,19 @@ class _Search:
         vars(self.result).update(vars(result))
         return best[0]
 
-    def _more_margin(self, agreement: float) -> bool:
-        """Leave more of the budget over, by what was missed on held-out scans; whether anything was, and more can be left over."""
-        missed, allowed = self._budget.agreement - agreement, 1 - self._budget.agreement
+    def _misses(self, agreement: float) -> bool:
+        """Whether the agreement misses the budget on held-out scans, and more of it can be left over."""
         # Of a budget of nothing no part can be left over.
-        if missed <= 0 or allowed <= 0 or not self._budget.fallback or self._margin >= MOST_MARGIN:
-            return False
+        fails = agreement < self._budget.agreement < 1
+        return fails and self._budget.fallback and self._margin < MOST_MARGIN
+
+    def _leave_more_over(self, agreement: float) -> None:
+        """Leave more of the budget over, by what was missed on held-out scans, and search anew."""
+        missed, allowed = self._budget.agreement - agreement, 1 - self._budget.agreement
         self._margin = min(MOST_MARGIN, self._margin + missed / allowed + _ADDED)
         self._ladder = self._climbed = self._reserve = None
         self._retried, self.settled = True, self._aimed(self.measurement)
         self._write_down_start()
-        return True
 
     def _start_from(self, int8: Any, measurement: Measurement, candidate: Candidate, helps: bool) -> None:
         self.start, self._candidate, self.measurement, self._biases_help = int8, candidate, measurement, helps
@@ -272,7 +286,8 @@ class _Search:
 
             nearest = None if self.start is candidate.int8 else candidate.int8
             base = Base(candidate.fp32, self.start, candidate.ranges, nearest, learn if exact is not None else None)
-            self._ladder = Ladder(base, self._measurer, self._budget.excess, self._task, self._margin)
+            goal = Goal(self._budget.excess, self._margin, self._time)
+            self._ladder = Ladder(base, self._measurer, goal, self._task)
         return self._ladder
 
     def cure_by_few_halves(self) -> bool:

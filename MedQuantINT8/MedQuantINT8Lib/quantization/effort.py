@@ -40,6 +40,7 @@ class Effort:
         patches: calibration patches that weights are learned on, where memory allows.
         rounding: samples, and a bound on the time that one network takes.
         seconds: that learning takes over all networks that it is tried on; those after it stay rounded to nearest.
+        search_seconds: that quantizing takes before the guard takes the first network that holds the budget.
     """
 
     learns: bool
@@ -47,10 +48,11 @@ class Effort:
     patches: int = 4
     rounding: RoundingOptions = RoundingOptions()
     seconds: float = 600.0
+    search_seconds: float = 600.0
 
 
 EFFORTS = {
-    "fast": Effort(learns=False),
+    "fast": Effort(learns=False, search_seconds=300),
     "normal": Effort(
         learns=True,
         patches=4,
@@ -63,6 +65,7 @@ EFFORTS = {
         patches=8,
         rounding=RoundingOptions(samples=4.0, least_samples=8192, seconds=300),
         seconds=480,
+        search_seconds=720,
     ),
 }
 #: Bits that weights can have.

@@ -23,6 +23,7 @@ from ..models.weight_halves import with_weight_halves
 from ..progress import Task
 from .input_halves import INPUT_MARGIN
 from .measurer import Measurement
+from .search_time import SearchTime
 
 #: Size of the INT8 network over FP32's, up to which weights are two halves, and layers in float take their float weights with them.
 SIZE_LIMIT = 0.27
@@ -85,19 +86,27 @@ class Point:
     complete: bool = False
 
 
-class Ladder:
-    """Searches the cheapest network that holds a budget.
+@dataclass(frozen=True)
+class Goal:
+    """What a search is for.
 
-    Args:
+    Attributes:
         excess: by how much a measured network exceeds the budget less a margin, a part of it; 0 where it holds.
         margin: what halves leave over of the budget, where they can. No layer goes to float for it.
+        time: that the search has. When it is over, the fewest layers are searched no further, and nothing is learned.
     """
 
-    def __init__(
-        self, base: Base, measurer: Measures, excess: Callable[[Measurement, float], float], task: Task, margin: float
-    ) -> None:
-        self._base, self._measurer, self._budget_excess, self._task = base, measurer, excess, task
-        self._margin, self._target = margin, margin
+    excess: Callable[[Measurement, float], float]
+    margin: float
+    time: SearchTime = field(default_factory=SearchTime)
+
+
+class Ladder:
+    """Searches the cheapest network that holds a budget."""
+
+    def __init__(self, base: Base, measurer: Measures, goal: Goal, task: Task) -> None:
+        self._base, self._measurer, self._budget_excess, self._task = base, measurer, goal.excess, task
+        self._margin, self._target, self._time = goal.margin, goal.margin, goal.time
         self._layers = qdq.layers_with_int8_weights(base.int8)
         scales = qdq.activation_scales(base.int8)
         margins = {network_shape(base.int8).input_name: INPUT_MARGIN}
@@ -149,7 +158,9 @@ class Ladder:
         halved, helps = plain, False
         for network in _NETWORKS if order else ():
             # Learning takes minutes: only where halves are of use.
-            if (network == "learned" and not helps) or not self._make(network):
+            if network == "learned" and (not helps or self._time.is_over()):
+                continue
+            if not self._make(network):
                 continue
             other = self._try(order, replace(plain, network=network))
             if self._excess(other.measurement) >= (self._excess(halved.measurement) if helps else plain_excess):
@@ -239,7 +250,7 @@ class Ladder:
             return tried[count]
 
         with self._task.stage("finding the layers that need two INT8 halves", (high - low + 1).bit_length()):
-            while low < high:
+            while low < high and not self._time.is_over():
                 middle = (low + high) // 2
                 if self._excess(at(middle).measurement) <= 0:
                     high = middle
@@ -248,6 +259,7 @@ class Ladder:
                 self._task.step()
             step = 1
             while high < len(order) and not self._holds(at(high)):
+                step = len(order) if self._time.is_over() else step
                 high, step = min(high + step, len(order)), 2 * step
         return at(high)
 
@@ -293,28 +305,33 @@ class Ladder:
             after = self._excess(at(high).measurement)
             if after > 0:
                 return at(high) if after < before else start
-            while low < high:
+            while low < high and not self._time.is_over():
                 middle = (low + high) // 2
                 low, high = (low, middle) if self._excess(at(middle).measurement) <= 0 else (middle + 1, high)
                 self._task.step()
             while high < len(fitting) and not self._holds(at(high)):
-                high += 1
+                high = len(fitting) if self._time.is_over() else high + 1
         return at(high)
 
     def _return_to_float(self, start: Point, order: Sequence[str]) -> None:
-        """Put layers back to float one by one, in this order, until the budget holds."""
+        """Put layers back to float in this order, until the budget holds: one by one, or twice as many each time when the time is over."""
         room, point = self._room(start.network), start
+        step, next_measured = 1, 1
         with self._task.stage("putting layers back to float", len(self._layers)):
-            for name in order:
+            for count, name in enumerate(order, start=1):
                 halved = tuple(layer for layer in point.halved if layer != name)
                 refined = tuple(layer for layer in point.refined if layer != name)
                 returned = (*point.returned, name)
                 point = replace(point, halved=halved, refined=refined, returned=returned, complete=False)
                 if self.size(point) > room:
                     point.stored = (*point.stored, name)
+                self._task.step()
+                if count < min(next_measured, len(order)):
+                    continue
+                step = 2 * step if self._time.is_over() else 1
+                next_measured += step
                 point.measurement = self._measure(point, FEW)
                 self.points.append(point)
-                self._task.step()
                 if self._holds(point):
                     break
 
@@ -329,7 +346,7 @@ class Ladder:
 
     def _weights_order(self, start: Point) -> list[str]:
         """The layers, the one first that costs most agreement as it is at the start: in halves only its weights cost."""
-        if not start.halved:
+        if not start.halved or ((start.halved, start.network) not in self._orders and self._time.is_over()):
             return list(self.alone)
         if (start.halved, start.network) not in self._orders:
             self._orders[start.halved, start.network] = self._measured_order(start)

@@ -36,6 +36,7 @@ from .held_out_comparison import HeldOutComparison
 from .latency import EngineStopwatch
 from .qdq_placement import require_quantizer
 from .rounding import RoundingReport
+from .search_time import SearchTime
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ def _quantized(
     task: Task,
 ) -> tuple[ModelPackage, QuantizationReport]:
     calibration, policy, stopwatch = ways.calibration, ways.policy, ways.stopwatch
+    effort = EFFORTS[policy.effort]
+    time = SearchTime(effort.search_seconds)
     fp32 = graph.load_network(package.onnx_path("fp32"))
     if graph.opset_of(fp32) < OPSET:
         # ModelOpt raises it as well, and would name layers anew: the two networks are compared layer by layer.
@@ -205,7 +208,6 @@ def _quantized(
     )
     plain = forms.make(network)
     plain.correct(patches)
-    effort = EFFORTS[policy.effort]
     labels = labels_of(package.spec.output)
     form_of_engine = stopwatch.form if isinstance(stopwatch, EngineStopwatch) else SYMMETRIC
     learning = Learning(
@@ -233,6 +235,7 @@ def _quantized(
         thorough=effort.always,
         form=form_of_engine,
         verify=comparison.agreement if policy.budget.agreement > 0 else None,
+        time=time,
     )
     # What there was nothing to measure of.
     task.skip(INPUT_STAGE, OTHER_FORM_STAGE)
