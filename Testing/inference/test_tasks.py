@@ -512,8 +512,10 @@ class TestOnSeveralGpus:
 )
 def test_a_part_is_painted_over_what_is_there_and_its_background_is_not(labels_of, merged_of, targets):
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 4, (5, 6, 7)).astype(labels_of)
+    labels = rng.integers(0, 6, (25, 6, 7)).astype(labels_of)
+    labels[:9] = 0
     merged = rng.integers(0, 256, labels.shape).astype(merged_of)
+    merged[8:17] = 1
     expected = merged.copy()
     for value, target in targets.items():
         expected[labels == value] = target

@@ -351,8 +351,9 @@ def merge_labels(merged: NDArray[Any], labels: NDArray[Any], targets: dict[int, 
         targets: which value of ``merged`` each value of ``labels`` becomes; others are background.
         threads: that share the slices.
     """
-    largest, dtype = int(labels.max(initial=0)), merged.dtype
-    table = np.zeros(1 + max(largest, *targets), dtype)
+    dtype, largest = merged.dtype, max(targets, default=0)
+    # A look at all labels takes as long as to merge them.
+    table = np.zeros(256 if labels.dtype == np.uint8 else 1 + max(largest, int(labels.max(initial=0))), dtype)
     for value, target in targets.items():
         table[value] = target
     # Parts of a task mostly number their structures on, from where the last one ended: to add is faster than to look up.
@@ -364,15 +365,22 @@ def merge_labels(merged: NDArray[Any], labels: NDArray[Any], targets: dict[int, 
         for first in range(planes.start, planes.stop, _SLICES):
             some = slice(first, min(first + _SLICES, planes.stop))
             part, below = labels[some], merged[some]
-            painted = table.take(part) if shift is None else part.astype(dtype, copy=False) + shift
-            mask = ((painted if shift is None else part) != 0).astype(dtype)
-            painted *= mask
-            below *= dtype.type(1) - mask
+            most = int(part.max(initial=0))
+            if not most:
+                continue
+            added = shift is not None and most <= largest
+            painted = part.astype(dtype, copy=False) + shift if added else table.take(part)
+            mask = np.not_equal(part if added else painted, 0)
+            painted *= mask.view(np.uint8)
+            if added and int(below.max()) <= int(shift):  # type: ignore[arg-type]
+                # All that lies below has smaller numbers.
+                np.maximum(below, painted, out=below)
+                continue
+            below *= np.logical_not(mask, out=mask).view(np.uint8)
             below += painted
 
-    if largest:
-        with Threads(threads) as shared:
-            shared.share(paint, len(labels))
+    with Threads(threads) as shared:
+        shared.share(paint, len(labels))
 
 
 def merge_margins(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from .device import Gpu, Stream, checked
+
+_NEVER_SEEN: Any = object()
 
 
 class CapturedGraph:
@@ -30,23 +32,10 @@ class CapturedGraph:
         checked(self._gpu.driver.cuGraphLaunch(self._executable, self._stream.handle), "replay its work")
 
     def _record(self, key: Any) -> None:
-        driver, stream = self._gpu.driver, self._stream
         self.free()
-        self._enqueue(stream)
-        stream.synchronize()
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        checked(driver.cuStreamBeginCapture(stream.handle, mode), "record its work")
-        try:
-            self._enqueue(stream)
-        except BaseException:
-            # A capture that is left open would make every later call fail.
-            driver.cuStreamEndCapture(stream.handle)
-            raise
-        graph = checked(driver.cuStreamEndCapture(stream.handle), "record its work")
-        try:
-            self._executable = checked(driver.cuGraphInstantiate(graph, 0), "prepare what was recorded")
-        finally:
-            checked(driver.cuGraphDestroy(graph), "free what was recorded")
+        self._enqueue(self._stream)
+        self._stream.synchronize()
+        self._executable = recorded(self._gpu, self._stream, self._enqueue)
         self._key = key
         self.captures += 1
 
@@ -54,3 +43,63 @@ class CapturedGraph:
         if self._executable is not None:
             checked(self._gpu.driver.cuGraphExecDestroy(self._executable), "free what was recorded")
             self._executable = None
+
+
+def recorded(gpu: Gpu, stream: Stream, enqueue: Callable[[Stream], None]) -> Any:
+    """Record what ``enqueue`` puts into a stream, in place of doing it; the driver's handle of what ``cuGraphLaunch`` replays."""
+    driver = gpu.driver
+    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    checked(driver.cuStreamBeginCapture(stream.handle, mode), "record its work")
+    try:
+        enqueue(stream)
+    except BaseException:
+        # A capture that is left open would make every later call fail.
+        driver.cuStreamEndCapture(stream.handle)
+        raise
+    graph = checked(driver.cuStreamEndCapture(stream.handle), "record its work")
+    try:
+        return checked(driver.cuGraphInstantiate(graph, 0), "prepare what was recorded")
+    finally:
+        checked(driver.cuGraphDestroy(graph), "free what was recorded")
+
+
+class RecordedGraphs:
+    """Work of several shapes and addresses that comes again and again: it is recorded when it comes for the second time, and replayed then.
+
+    To start the kernels of a network one by one takes Python a millisecond, and longer beside other threads.
+
+    Args:
+        most: how many are kept; those that were used longest ago go.
+    """
+
+    def __init__(self, gpu: Gpu, most: int) -> None:
+        self._gpu, self._most = gpu, most
+        self._known: dict[Hashable, Any] = {}
+
+    def put(self, key: Hashable, stream: Stream, enqueue: Callable[[Stream], None]) -> None:
+        """Put work into a stream; ``key`` says which shapes, addresses and kind of stream it is of."""
+        driver = self._gpu.driver
+        if int(checked(driver.cuStreamIsCapturing(stream.handle), "look whether work is recorded")):
+            # Somebody records all that comes.
+            enqueue(stream)
+            return
+        executable = self._known.pop(key, _NEVER_SEEN)
+        if executable is _NEVER_SEEN:
+            executable = None
+            enqueue(stream)
+        else:
+            if executable is None:
+                executable = recorded(self._gpu, stream, enqueue)
+            checked(driver.cuGraphLaunch(executable, stream.handle), "replay its work")
+        self._known[key] = executable
+        while len(self._known) > self._most:
+            self._free(self._known.pop(next(iter(self._known))))
+
+    def _free(self, executable: Any) -> None:
+        # One that is under way ends before it goes.
+        if executable is not None:
+            checked(self._gpu.driver.cuGraphExecDestroy(executable), "free what was recorded")
+
+    def free(self) -> None:
+        while self._known:
+            self._free(self._known.popitem()[1])

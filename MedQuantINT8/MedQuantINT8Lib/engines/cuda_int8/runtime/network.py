@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...cuda.device import DeviceBuffer, Event, Gpu, Stream, checked
+from ...cuda.graph_capture import RecordedGraphs
 from ..kernels import kernel_text
 from ..plan.kernel_plan import KernelPlan
 from ..tiling.tiling import Tiling
@@ -22,6 +23,9 @@ from .program import PARAMS, Program, machine_of, programs
 #: Parts of a batch that an engine runs side by side: while kernels of one wait for memory, or end on a few processors, those of the other multiply
 #: (two to nine percent of eight networks' time with four patches; four parts are slower where layers have few voxels).
 BATCH_PARTS = 2
+
+#: Runs whose kernels are kept, with their parameters: callers have one or two sizes of batches, and one or two buffers for scores.
+_MOST_KNOWN = 8
 
 
 class CudaInt8Network:
@@ -57,6 +61,7 @@ class CudaInt8Network:
         self._scores: DeviceBuffer | None = None
         self._widen: Any = None
         self._launches: dict[tuple[Any, ...], list[list[Launch]]] = {}
+        self._recorded = RecordedGraphs(gpu, _MOST_KNOWN)
         #: Of each part but the first, whose work is put into the caller's stream; by whether that is urgent.
         self._beside: dict[bool, list[tuple[Stream, Event]]] = {}
         gpu.enter()
@@ -118,7 +123,11 @@ class CudaInt8Network:
                 self._scores = self.memory.hold((self.batch, self.plan.classes, *self.plan.size), np.float16)
                 self._widen = self.gpu.compiled([kernel_text("widen.cu")], "run")[0]
             scores = self._scores
-        self.put(batch, source, scores, stream)
+        if self._poison is None:
+            key = batch, source.pointer, source.dtype, scores.pointer, self.early, stream.urgent
+            self._recorded.put(key, stream, partial(self.put, batch, source, scores))
+        else:
+            self.put(batch, source, scores, stream)
         if scores is not target:
             params = np.zeros((), PARAMS)
             count = batch * self.plan.classes * int(np.prod(self.plan.size))
@@ -129,8 +138,8 @@ class CudaInt8Network:
         """Put all kernels of a run into a stream; scores in float16."""
         key = batch, source.pointer, source.dtype, target.pointer
         if key not in self._launches:
-            # Callers have one or two sizes of batches, and one or two buffers for scores.
-            self._launches = dict(list(self._launches.items())[-7:]) | {key: self._new_launches(batch, source, target)}
+            known = list(self._launches.items())[1 - _MOST_KNOWN :]
+            self._launches = dict(known) | {key: self._new_launches(batch, source, target)}
         self._side_by_side(self._launches[key], stream)
 
     def _new_launches(self, batch: int, source: DeviceBuffer, target: DeviceBuffer) -> list[list[Launch]]:
@@ -206,6 +215,7 @@ class CudaInt8Network:
         return self.memory.bytes
 
     def close(self) -> None:
+        self._recorded.free()
         self.memory.free()
         for thing in (self._begun, *(one for pairs in self._beside.values() for pair in pairs for one in pair)):
             thing.free()
