@@ -159,13 +159,13 @@ def test_a_gpu_is_compared_with_the_processor_once(driver, verdicts, monkeypatch
 
 
 BROKEN = {
-    "a share of the wrong neighbor": ("at.plane_share = share_w[w]", "at.plane_share = 1.0f - share_w[w]"),
+    "a share of the wrong neighbor": ("share[k] = share_w[w]", "share[k] = 1.0f - share_w[w]"),
     "planes that are not cleared": (
         "ring[c * depth * plane + place] = 0.0f",
         "ring[c * depth * plane + place] *= 0.5f",
     ),
-    "weights that are not divided by": ("scores[c * step] / weight", "scores[c * step]"),
-    "the last of equal ones, with a margin": ("score > best)", "score > best - 0.5f)"),
+    "weights that are not divided by": ("read[k] / weight", "read[k]"),
+    "the last of equal ones, with a margin": ("score > best[k])", "score > best[k] - 0.5f)"),
 }
 
 

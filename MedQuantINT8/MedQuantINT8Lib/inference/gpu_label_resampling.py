@@ -20,6 +20,8 @@ from ..imaging.label_resampling import Axes
 from .windows import WindowPlan
 
 _THREADS = 256
+#: How many planes of labels a thread makes (PLANES_AT_ONCE in score_resampling.cu).
+_PLANES_AT_ONCE = 4
 _ACTIVATIONS = {None: 0, "sigmoid": 1, "softmax": 2}
 _LABELS = {"uint8": "u8", "uint16": "u16"}
 
@@ -152,7 +154,7 @@ class GpuLabelResampling:
         if ready > self._next:
             self._run(
                 f"resample_{_LABELS[str(rule.values.dtype)]}",
-                (ready - self._next) * self._new[1] * self._new[2],
+                -(-(ready - self._next) // _PLANES_AT_ONCE) * self._new[1] * self._new[2],
                 self._ring,
                 labels,
                 self._tables["values"],
