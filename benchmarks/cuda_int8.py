@@ -41,13 +41,12 @@ def make_network(name: str, folder: Path) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         if name in (TOTAL, KITS, FOURTEEN):
-            from gpu_road_peer import nnunet
-            from networks import quantized, torch_networks
+            from networks import quantized, torch_networks, totalsegmentator
 
             if name == FOURTEEN:
                 module = torch_networks()["nnU-Net-like (DynUNet, InstanceNorm)"]
             else:
-                module = nnunet(25) if name == TOTAL else nnunet(3, "relu")
+                module = totalsegmentator(25) if name == TOTAL else totalsegmentator(3, "relu")
             package = quantized(module, name, Path(scratch), classes={TOTAL: 25, KITS: 3, FOURTEEN: 14}[name])
         else:
             package, _ = study_package(TIMED[name], Path(scratch), Task())

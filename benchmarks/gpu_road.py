@@ -32,6 +32,8 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "Testing" / "support"), str
 SHAPE, SPACING, TARGET = (400, 512, 512), (1.0, 0.8, 0.8), 1.5
 PATCH, BATCH, ROUNDS, CLASSES = (128, 128, 128), 4, 6, 25
 LOW, HIGH = -160.0, 400.0
+#: After so many no other form of PyTorch's network is tried.
+PEER_SECONDS = 45.0
 
 
 def scan() -> np.ndarray:
@@ -138,7 +140,7 @@ def peer_road() -> tuple[Any, dict[str, Any]]:
 
     from gpu_road_peer import TorchRoad, fastest_network
 
-    network = fastest_network(CLASSES, PATCH)
+    network = fastest_network(CLASSES, PATCH, PEER_SECONDS)
     size = tuple(round(n * s / TARGET) for n, s in zip(SHAPE, SPACING, strict=True))
     road = TorchRoad(
         network["call"], CLASSES, size, PATCH, network["batch"], (LOW, HIGH), channels_last=network["channels_last"]
@@ -149,7 +151,7 @@ def peer_road() -> tuple[Any, dict[str, Any]]:
         "classes": CLASSES,
         "windows": road.plan.count,
         "window_ms": network["ms"],
-        "way_back_ms": road.choose_way_back(SHAPE),
+        "tried_ms": road.choose(SHAPE),
     }
     return road, about
 

@@ -1,12 +1,14 @@
 """A scan to labels by PyTorch on one GPU, as fast as was found by trying: resampling, windows, blending, the way back, all of it there.
 
-Nothing but scan and labels crosses the bus. The network runs in the fastest mode and batch that were found by trying; windows are blended
-in half precision, as nnU-Net's own predictor does it, labels come down by a plain copy, and scores go back to the scan's grid in one compiled pass where that is faster than
-class by class. What this project's road does beside it (benchmarks/gpu_road.py) is the same work: a test compares the labels.
+Nothing but scan and labels crosses the bus, in pieces through pinned memory; labels stay in the pinned memory that they come down to. The
+network runs in the fastest mode and batch of those that are tried. Windows are blended in half precision, as nnU-Net's own predictor does
+it, in scores that lie by class or by voxel, and scores go back to the scan's grid class by class or all at once, compiled: whatever is
+faster. What this project's road does beside it (benchmarks/gpu_road.py) is the same work: a test compares the labels.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,31 +21,11 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "MedQuantINT8")]
 Size = tuple[int, int, int]
-#: What is tried: whether the network lies channels-last, and windows a call.
-FORMS = ((True, 4), (True, 1), (False, 4))
+#: What is tried: whether the network lies channels-last, windows a call, and whether its weights are constants to the compiler.
+FORMS = ((True, 4, False), (True, 8, False), (True, 16, False), (True, 8, True), (True, 1, False), (False, 4, False))
 ROUNDS = 5
-
-
-def nnunet(classes: int, activation: str = "leakyrelu") -> Any:
-    """nnU-Net's plain network of six levels, as TotalSegmentator's plans have it, random weights; MLPerf's has "relu"."""
-    import torch
-    from monai.networks.nets import DynUNet
-
-    torch.manual_seed(0)
-    levels = 6
-    return DynUNet(
-        3,
-        1,
-        classes,
-        kernel_size=[3] * levels,
-        strides=[1] + [2] * (levels - 1),
-        upsample_kernel_size=[2] * (levels - 1),
-        filters=[32, 64, 128, 256, 320, 320],
-        res_block=False,
-        deep_supervision=False,
-        act_name=(activation, {"inplace": True}),
-        trans_bias=True,
-    )
+#: Pieces in which a scan goes up, and labels come down.
+PIECES = 16
 
 
 class TorchRoad:
@@ -57,7 +39,8 @@ class TorchRoad:
 
     Attributes:
         plan: where windows lie.
-        labels_of: takes scores (classes, K, J, I) and the scan's shape, and gives labels; see :meth:`choose_way_back`.
+        scores_by_voxel: whether the scores of a voxel lie together, not those of a class; see :meth:`choose`.
+        labels_of: takes scores (classes, K, J, I) and the scan's shape, and gives labels; see :meth:`choose`.
     """
 
     def __init__(
@@ -85,28 +68,42 @@ class TorchRoad:
         self._weights = torch.from_numpy(np.array(importance_map(patch, "gaussian"))).to(device, self._dtype)
         starts = [tuple(start) for start in self.plan.windows()]
         self._batches = [starts[first : first + batch] for first in range(0, len(starts), batch)]
+        self.scores_by_voxel = False
         self.labels_of: Callable[[Any, Size], Any] = labels_by_class
+        self._pinned: dict[str, Any] = {}
 
-    def choose_way_back(self, shape: Size) -> dict[str, float]:
-        """Take the faster way from scores to labels, and return the milliseconds of each."""
+    def choose(self, shape: Size) -> dict[str, float]:
+        """Take the fastest order of scores in memory, together with the fastest way from scores to labels; the milliseconds of each."""
         import torch
 
-        scores = torch.randn(self._classes, *self._size, device=self._device, dtype=self._dtype)
-        compiled = torch.compile(labels_at_once, dynamic=False)
         ways = {
             "class by class": labels_by_class,
             "class by class, compiled": _compiled_by_class(),
-            "at once, compiled": compiled,
+            "at once, compiled": torch.compile(labels_at_once, dynamic=False),
         }
-        times = {}
-        for name, way in ways.items():
-            try:
-                way(scores, shape)
-                times[name] = 1e3 * min(self._seconds(lambda way=way: way(scores, shape)) for _ in range(ROUNDS))
-            except Exception as error:
-                print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:120]}", file=sys.stderr)
-        self.labels_of = ways[min(times, key=lambda name: times[name])]
+        x = torch.randn(1, *self._size, device=self._device, dtype=self._dtype)
+        times: dict[str, float] = {}
+        best, chosen = float("inf"), (False, ways["class by class"])
+        with torch.inference_mode():
+            for by_voxel in (False, True):
+                order, self.scores_by_voxel = "by voxel" if by_voxel else "by class", by_voxel
+                times[f"windows, scores {order}"] = windows = self._milliseconds(lambda: self._blended(x), 2)
+                scores = self._blended(x)
+                for name, way in ways.items():
+                    name = f"back, scores {order}, {name}"
+                    try:
+                        times[name] = back = self._milliseconds(lambda way=way, scores=scores: way(scores, shape))
+                    except Exception as error:
+                        print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:120]}", file=sys.stderr)
+                        continue
+                    if windows + back < best:
+                        best, chosen = windows + back, (by_voxel, way)
+        self.scores_by_voxel, self.labels_of = chosen
         return times
+
+    def _milliseconds(self, call: Callable[[], Any], rounds: int = ROUNDS) -> float:
+        """Return the least of some calls, the first left out."""
+        return 1e3 * min([self._seconds(call) for _ in range(rounds + 1)][1:])
 
     def _seconds(self, call: Callable[[], Any]) -> float:
         import torch
@@ -118,7 +115,7 @@ class TorchRoad:
         return time.perf_counter() - began
 
     def run(self, scan: NDArray[Any]) -> tuple[NDArray[np.uint8], dict[str, float]]:
-        """Return the labels, and the seconds of each stage."""
+        """Return the labels, which stay as they are until the next run, and the seconds of each stage."""
         import torch
 
         marks = [time.perf_counter()]
@@ -129,16 +126,48 @@ class TorchRoad:
             marks.append(time.perf_counter())
 
         with torch.inference_mode():
-            x = self._prepared(torch.from_numpy(scan).to(self._device))
+            x = self._prepared(self._up(scan))
             mark()
             scores = self._blended(x)
             mark()
             labels = self.labels_of(scores, tuple(scan.shape))
             mark()
-            result = labels.cpu().numpy()
+            result = self._down(labels)
             mark()
         names = ("scan up, resampled, normalized", "windows", "back and argmax", "labels down")
         return result, dict(zip(names, np.diff(marks).tolist(), strict=True))
+
+    def _up(self, scan: NDArray[Any]) -> Any:
+        """Copy a scan to the GPU, while the next piece is copied to pinned memory."""
+        import torch
+
+        source = torch.from_numpy(scan)
+        if self._device == "cpu":
+            return source
+        pinned, target = self._pinned_like(source), torch.empty_like(source, device=self._device)
+        for piece in _pieces(len(source)):
+            pinned[piece].copy_(source[piece])
+            target[piece].copy_(pinned[piece], non_blocking=True)
+        return target
+
+    def _down(self, labels: Any) -> NDArray[np.uint8]:
+        import torch
+
+        if self._device == "cpu":
+            return labels.numpy()
+        pinned = self._pinned_like(labels)
+        pinned.copy_(labels, non_blocking=True)
+        torch.cuda.synchronize()
+        return pinned.numpy()
+
+    def _pinned_like(self, array: Any) -> Any:
+        """Return pinned memory for an array, the same for all of its type and shape."""
+        import torch
+
+        key = f"{array.dtype} {tuple(array.shape)}"
+        if key not in self._pinned:
+            self._pinned[key] = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
+        return self._pinned[key]
 
     def _prepared(self, scan: Any) -> Any:
         from torch.nn.functional import interpolate
@@ -147,11 +176,17 @@ class TorchRoad:
         x = interpolate(scan.float()[None, None], self._size, mode="trilinear", align_corners=False)
         return x.clamp_(low, high).sub_(low).div_(high - low).to(self._dtype)[0]
 
+    @property
+    def _scores_shape(self) -> tuple[int, ...]:
+        return (*self._size, self._classes) if self.scores_by_voxel else (self._classes, *self._size)
+
     def _blended(self, x: Any) -> Any:
         """The weighted mean of all windows' scores."""
         import torch
 
-        scores = torch.zeros(self._classes, *self._size, device=self._device, dtype=self._dtype)
+        scores = torch.zeros(self._scores_shape, device=self._device, dtype=self._dtype)
+        if self.scores_by_voxel:
+            scores = scores.permute(3, 0, 1, 2)
         total = torch.zeros(self._size, device=self._device, dtype=self._dtype)
         for starts in self._batches:
             places = [tuple(slice(s, s + p) for s, p in zip(start, self._patch, strict=True)) for start in starts]
@@ -164,6 +199,12 @@ class TorchRoad:
                 scores[:, a, b, c].addcmul_(found[number], self._weights)
                 total[a, b, c] += self._weights
         return scores.div_(total)
+
+
+def _pieces(count: int) -> list[slice]:
+    """Cut so many things into pieces of about the same size."""
+    ends = np.linspace(0, count, PIECES + 1).round().astype(int).tolist()
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
 def labels_by_class(scores: Any, shape: Sequence[int]) -> Any:
@@ -206,36 +247,44 @@ def labels_at_once(scores: Any, shape: Sequence[int]) -> Any:
     return finer.argmax(0).to(torch.uint8)
 
 
-def fastest_network(classes: int, patch: Size, compiled_modes: Sequence[str] = ("reduce-overhead",)) -> dict[str, Any]:
-    """nnU-Net's network in the mode and batch whose window takes least, and what every one takes.
+def fastest_network(classes: int, patch: Size, seconds: float = 600.0) -> dict[str, Any]:
+    """nnU-Net's network in the form whose window takes least, compiled and recorded ("reduce-overhead"), and what every one takes.
+
+    Args:
+        seconds: no other form is begun after so many.
 
     Returns:
         ``call``, ``batch``, ``channels_last`` and ``mode`` of the fastest; ``ms``: of a window in each.
     """
     import torch
 
+    from networks import totalsegmentator
+
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     best: dict[str, Any] = {}
     milliseconds: dict[str, float | str] = {}
+    began = time.perf_counter()
     # Each form is compiled by itself, all from one function.
     torch._dynamo.config.recompile_limit = 64
-    for mode in compiled_modes:
-        for channels_last, batch in FORMS:
-            name = f"{'channels-last' if channels_last else 'contiguous'}, {mode}, batch {batch}"
-            layout = torch.channels_last_3d if channels_last else torch.contiguous_format
-            module = nnunet(classes).cuda().eval().requires_grad_(False).half().to(memory_format=layout)
-            x = torch.randn(batch, 1, *patch, device="cuda", dtype=torch.float16).contiguous(memory_format=layout)
-            call = torch.compile(module, mode=mode, dynamic=False)
-            try:
-                times = _event_milliseconds(call, x)
-            except Exception as error:
-                milliseconds[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
-                continue
-            milliseconds[name] = times / batch
-            if not best or times / batch < best["window_ms"]:
-                best = {"call": call, "batch": batch, "channels_last": channels_last, "mode": name}
-                best["window_ms"] = times / batch
+    for channels_last, batch, frozen in FORMS:
+        name = f"{'channels-last' if channels_last else 'contiguous'}, recorded{', frozen' * frozen}, batch {batch}"
+        if time.perf_counter() - began > seconds:
+            milliseconds[name] = "left out for want of time"
+            continue
+        layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+        module = totalsegmentator(classes).cuda().eval().requires_grad_(False).half().to(memory_format=layout)
+        x = torch.randn(batch, 1, *patch, device="cuda", dtype=torch.float16).contiguous(memory_format=layout)
+        compiler = torch._TorchCompileInductorWrapper("reduce-overhead", {"freezing": True} if frozen else None, False)
+        call = torch.compile(module, backend=compiler, dynamic=False)
+        try:
+            window = _event_milliseconds(call, x) / batch
+        except Exception as error:
+            milliseconds[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+            continue
+        milliseconds[name] = window
+        if not best or window < best["window_ms"]:
+            best = {"call": call, "batch": batch, "channels_last": channels_last, "mode": name, "window_ms": window}
     return best | {"ms": milliseconds}
 
 

@@ -18,29 +18,50 @@ from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSa
 PATCH = (96, 96, 96)
 
 
+def nnunet(classes: int, activation: str = "leakyrelu", *, transposed_bias: bool = False) -> Any:
+    """nnU-Net's plain network of six levels, random weights.
+
+    Args:
+        transposed_bias: transposed convolutions have a bias, as in TotalSegmentator's plans.
+    """
+    from monai.networks.nets import DynUNet
+
+    levels = 6
+    return DynUNet(
+        3,
+        1,
+        classes,
+        kernel_size=[3] * levels,
+        strides=[1] + [2] * (levels - 1),
+        upsample_kernel_size=[2] * (levels - 1),
+        filters=[32, 64, 128, 256, 320, 320],
+        res_block=False,
+        deep_supervision=False,
+        act_name=(activation, {"inplace": True}),
+        trans_bias=transposed_bias,
+    )
+
+
+def totalsegmentator(classes: int, activation: str = "leakyrelu") -> Any:
+    """nnU-Net's network as TotalSegmentator's plans have it, the same random weights each time; MLPerf's has "relu"."""
+    import torch
+
+    torch.manual_seed(0)
+    return nnunet(classes, activation, transposed_bias=True)
+
+
 def torch_networks() -> dict[str, Any]:
     """U-Net as in its paper's 3D form (MONAI BasicUNet with BatchNorm), MONAI's residual UNet, and nnU-Net's plain one."""
     import torch
-    from monai.networks.nets import BasicUNet, DynUNet, UNet
+    from monai.networks.nets import BasicUNet, UNet
 
     torch.manual_seed(0)
-    levels = 6
     return {
         "U-Net (BasicUNet, BatchNorm)": BasicUNet(
             3, 1, 14, features=(32, 64, 128, 256, 512, 32), norm="batch", act="relu", upsample="deconv"
         ),
         "residual U-Net (MONAI UNet)": UNet(3, 1, 14, (32, 64, 128, 256), (2, 2, 2), num_res_units=2, norm="batch"),
-        "nnU-Net-like (DynUNet, InstanceNorm)": DynUNet(
-            3,
-            1,
-            14,
-            kernel_size=[3] * levels,
-            strides=[1] + [2] * (levels - 1),
-            upsample_kernel_size=[2] * (levels - 1),
-            filters=[32, 64, 128, 256, 320, 320],
-            res_block=False,
-            deep_supervision=False,
-        ),
+        "nnU-Net-like (DynUNet, InstanceNorm)": nnunet(14),
     }
 
 

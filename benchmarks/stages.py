@@ -209,12 +209,11 @@ def nnunet(spacing: float, classes: int) -> Callable[[Path], Path]:
     def package(folder: Path) -> Path:
         target = folder / f"nnunet-{spacing:g}"
         if not target.exists():
-            from gpu_road_peer import nnunet as network
-            from networks import quantized
+            from networks import quantized, totalsegmentator
 
             name = f"nnunet{classes}"
             if not (folder / f"{name}.int8").exists():
-                quantized(network(classes), name, folder, classes=classes)
+                quantized(totalsegmentator(classes), name, folder, classes=classes)
             with ModelPackage.load(folder / f"{name}.int8") as source:
                 spec = replace(
                     source.spec,

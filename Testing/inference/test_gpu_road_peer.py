@@ -28,8 +28,9 @@ class Scores:
         """It is no engine of a package."""
 
 
+@pytest.mark.parametrize("by_voxel", [True, False], ids=["scores by voxel", "scores by class"])
 @pytest.mark.parametrize("by_class", [True, False], ids=["class by class", "at once"])
-def test_pytorch_s_road_gives_the_labels_of_this_project_s(by_class, monkeypatch):
+def test_pytorch_s_road_gives_the_labels_of_this_project_s(by_class, by_voxel, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     sys.modules.pop("gpu_road_peer", None)
     import gpu_road_peer
@@ -54,7 +55,19 @@ def test_pytorch_s_road_gives_the_labels_of_this_project_s(by_class, monkeypatch
         network, CLASSES, (16, 21, 19), PATCH, 2, (-160.0, 400.0), device="cpu", dtype=torch.float32
     )
     road.labels_of = gpu_road_peer.labels_by_class if by_class else gpu_road_peer.labels_at_once
+    road.scores_by_voxel = by_voxel
     labels, seconds = road.run(scan)
     assert road.plan.count == expected.windows and list(seconds)[1] == "windows"
     assert labels.shape == expected.labels.shape and len(np.unique(labels)) == CLASSES
     assert (labels != expected.labels).mean() < 1e-3
+
+
+def test_pieces_are_all_of_a_scan(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    sys.modules.pop("gpu_road_peer", None)
+    import gpu_road_peer
+
+    for count in (1, 7, 400):
+        assert np.concatenate([np.arange(count)[piece] for piece in gpu_road_peer._pieces(count)]).tolist() == list(
+            range(count)
+        )
