@@ -43,7 +43,7 @@ def network(*nodes, constants=()):
 def test_the_graph_shows_how_low_values_go(nodes, least):
     names = ["x", *(f"t{n}" for n in range(len(nodes) - 1)), "y"]
     made = [helper.make_node(kind, [names[n]], [names[n + 1]], **a) for n, (kind, a) in enumerate(nodes)]
-    assert least_value(network(*made), "y") == least and least_value(network(*made), "x") is None
+    assert least_value(network(*made), "y", {}) == least and least_value(network(*made), "x", {}) is None
 
 
 @pytest.mark.parametrize(("mode", "least"), [("linear", -1.0), ("nearest", -1.0), ("cubic", None)])
@@ -54,7 +54,7 @@ def test_concatenations_and_resizing(mode, least):
     whole = helper.make_node("Concat", ["a", "u"], ["y"], axis=1)
     open_part = helper.make_node("Concat", ["a", "x"], ["z"], axis=1)
     made = network(*nodes, up, whole, open_part, constants=[scales])
-    assert least_value(made, "y") == least and least_value(made, "z") is None
+    assert least_value(made, "y", {}) == least and least_value(made, "z", {}) is None
 
 
 def networks():
@@ -117,4 +117,4 @@ def test_openvino_runs_them_in_int8_and_is_nearer_to_fp32(tmp_path):
 def test_a_scale_for_each_channel_moves_the_bound(factors, least):
     scales = numpy_helper.from_array(np.array(factors, np.float32).reshape(1, 2, 1, 1, 1), "scales")
     nodes = [helper.make_node("Elu", ["x"], ["a"]), helper.make_node("Mul", ["a", "scales"], ["y"])]
-    assert least_value(network(*nodes, constants=[scales]), "y") == least
+    assert least_value(network(*nodes, constants=[scales]), "y", {}) == least

@@ -60,7 +60,7 @@ def network(sizes=UNEVEN, opset=20, curve="Elu", skip=False, outputs=2, sides=SH
 
 
 def scaled(model):
-    return with_channel_scales(model, channel_ranges(Fp32Network(model, SHAPE), patches()))
+    return with_channel_scales(model, channel_ranges(Fp32Network(model, SHAPE), patches()))[0]
 
 
 def in_int8(model):
@@ -160,7 +160,7 @@ def test_real_networks_compute_the_same_to_the_last_bit(name, data):
     graph.name_nodes(fp32)
     shape = (16, 16, 16)
     given = patches(1, 1, shape)
-    other = with_channel_scales(fp32, channel_ranges(Fp32Network(fp32, shape), given))
+    other = with_channel_scales(fp32, channel_ranges(Fp32Network(fp32, shape), given))[0]
     assert other is not None
     fixed = [graph.fixed_shape(model, shape) for model in (fp32, other)]
     assert np.array_equal(*(run(model, given[0]) for model in fixed))

@@ -56,12 +56,12 @@ _MOVES = frozenset(
 _MEANS = frozenset(("AveragePool", "GlobalAveragePool"))
 
 
-def least_value(graph: Graph, name: str) -> float | None:
-    """Return a bound below which no value of a float tensor lies, as the graph alone shows it; None where it shows none."""
-    return _least(graph, name, {})
+def least_value(graph: Graph, name: str, known: dict[str, float | None]) -> float | None:
+    """Return a bound below which no value of a float tensor lies, as the graph alone shows it; None where it shows none.
 
-
-def _least(graph: Graph, name: str, known: dict[str, float | None]) -> float | None:
+    Args:
+        known: the bounds of tensors that were asked for before; this one's is added.
+    """
     if name not in known:
         known[name] = _of_node(graph, graph.producer.get(name), known)
     return known[name]
@@ -78,14 +78,14 @@ def _of_node(graph: Graph, node: Any, known: dict[str, float | None]) -> float |
     if kind == "Mul":
         return _of_product(graph, node, known)
     if kind == "Concat":
-        parts = [_least(graph, name, known) for name in node.input]
+        parts = [least_value(graph, name, known) for name in node.input]
         return None if None in parts else min(part for part in parts if part is not None)
     if kind == "Resize":
         interpolates = settings.get("mode", b"nearest") in (b"nearest", b"linear")
-        source = _least(graph, node.input[0], known) if interpolates else None
+        source = least_value(graph, node.input[0], known) if interpolates else None
         return None if source is None else min(0.0, source)
     if kind in _MOVES or kind in _MEANS:
-        source = _least(graph, node.input[0], known)
+        source = least_value(graph, node.input[0], known)
         return source if source is None or kind in _MOVES else min(0.0, source)
     return None
 
@@ -95,7 +95,7 @@ def _of_product(graph: Graph, node: Any, known: dict[str, float | None]) -> floa
     constants = [name for name in node.input if graph.is_constant(name)]
     if len(constants) != 1 or (factors := graph.array(constants[0])) is None or not (factors > 0).all():
         return None
-    source = _least(graph, next(name for name in node.input if name != constants[0]), known)
+    source = least_value(graph, next(name for name in node.input if name != constants[0]), known)
     return None if source is None else source * float(factors.max() if source < 0 else factors.min())
 
 
@@ -119,7 +119,7 @@ def with_one_sided_ranges(model: Any) -> Any:
         if any(n.op_type == "ConvTranspose" for r in readers for n in graph.readers.get(r.output[0], [])):
             continue
         scale, zero = (graph.array(name) for name in node.input[1:3])
-        least = _least(graph, node.input[0], known)
+        least = least_value(graph, node.input[0], known)
         if least is None or zero.dtype != np.int8 or zero.any() or scale.size != 1:
             continue
         below, above = max(0.0, -least), _LARGEST * float(scale.reshape(-1)[0])

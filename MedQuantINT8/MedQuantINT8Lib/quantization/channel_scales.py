@@ -82,26 +82,24 @@ class _Reader:
 
 def scaled_network(network: Fp32Network, patches: Sequence[Patch]) -> Fp32Network | None:
     """Return the network with channel scales by what it holds on the patches; None where there is nothing to gain."""
-    model, factors = _with_channel_scales(network.model, channel_ranges(network, patches))
+    model, factors = with_channel_scales(network.model, channel_ranges(network, patches))
     if model is None:
         return None
     sources = {output: (name, divisors.astype(np.float64)) for name, (output, divisors) in factors.items()}
     return Fp32Network(model, network.shape, ScaledTensors(network, sources))
 
 
-def with_channel_scales(fp32: Any, ranges: Mapping[str, ChannelRange]) -> Any:
-    """Return a copy of the network that computes the same, in which convolutions read tensors of like channels; None where there is nothing to gain.
+def with_channel_scales(
+    fp32: Any, ranges: Mapping[str, ChannelRange]
+) -> tuple[Any, dict[str, tuple[str, NDArray[np.float32]]]]:
+    """Return a copy of the network that computes the same, in which convolutions read tensors of like channels.
 
     Args:
         ranges: of the channels of tensors that convolutions read (:func:`channel_ranges`).
+
+    Returns:
+        The copy, or None where there is nothing to gain; and by tensor that is divided, the result and what its channels are divided by.
     """
-    return _with_channel_scales(fp32, ranges)[0]
-
-
-def _with_channel_scales(
-    fp32: Any, ranges: Mapping[str, ChannelRange]
-) -> tuple[Any, dict[str, tuple[str, NDArray[np.float32]]]]:
-    """The copy, or None; and by scaled tensor, the tensor behind it and what its channels are divided by."""
     onnx = graph.require_onnx()
     copy = rewrites.copied(fp32)
     network, fresh = Graph(copy), FreshNames(copy)
