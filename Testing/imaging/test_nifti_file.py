@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from MedQuantINT8Lib.errors import InputError, MedQuantError
 from MedQuantINT8Lib.imaging.nifti_file import decompress
+from MedQuantINT8Lib.imaging.segmentation_files import write_segmentation
 from MedQuantINT8Lib.imaging.volume import Grid, Volume
 from MedQuantINT8Lib.imaging.volume_files import ReadOptions, read_volume
 from scans import orthogonal
@@ -272,3 +273,18 @@ def test_either_module_unpacks_and_refuses_the_same(monkeypatch, module):
     for data, message in ((packed[:-9], "cut off"), (wrong_sum, "damaged"), (damaged, "damaged|cut off")):
         with pytest.raises(InputError, match=message):
             unpacked(bytes(data))
+
+
+@pytest.mark.parametrize("module", ["isal", "zlib"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("name", ["labels.nii.gz", "labels.seg.nrrd", "labels.mha", "labels.mhd"])
+def test_either_module_packs_label_maps_that_itk_reads(monkeypatch, tmp_path, module, dtype, name):
+    if module == "zlib":
+        monkeypatch.setitem(sys.modules, "isal", None)
+    else:
+        pytest.importorskip("isal", reason="needs isal, which packs label maps in an eighth of the time")
+    labels = np.zeros((70, 150, 160), dtype)
+    labels[10:40, 20:100, 30:90] = 3
+    labels[20:30, 50:60, 40:120] = np.random.default_rng(0).integers(0, 118, (10, 10, 80))
+    write_segmentation(tmp_path / name, labels, np.diag([1.0, 1.0, 2.0, 1.0]), ())
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / name))), labels)

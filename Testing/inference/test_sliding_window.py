@@ -9,6 +9,7 @@ import pytest
 
 from MedQuantINT8Lib.errors import Cancelled, InputError
 from MedQuantINT8Lib.imaging.regions import Regions
+from MedQuantINT8Lib.inference import blending
 from MedQuantINT8Lib.inference.blending import LabelSink, RegionSink, ScoreSink
 from MedQuantINT8Lib.inference.sliding_window import SlidingWindow, slide
 from MedQuantINT8Lib.inference.windows import check_patch, importance_map, plan_windows, window_starts
@@ -59,6 +60,19 @@ def test_blending_equals_monais(network, shape, patch, overlap, blend):
     labels = LabelSink(shape, np.arange(5, dtype=np.uint8))
     slide(data, infer, labels, SlidingWindow(plan, window, 5, batch_size=2))
     assert np.array_equal(labels.labels, expected.argmax(0))
+
+
+@pytest.mark.parametrize(("shape", "patch", "overlap"), SHAPES)
+@pytest.mark.parametrize("planes", [1, 5])
+def test_slabs_of_a_window_give_the_same_as_all_of_it(network, shape, patch, overlap, planes, monkeypatch):
+    data = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+    window = Window(patch, overlap=overlap)
+    plan = plan_windows(shape, window, patch)
+    whole, in_slabs = ScoreSink(5, shape), ScoreSink(5, shape)
+    slide(data, network[1], whole, SlidingWindow(plan, window, 5))
+    monkeypatch.setattr(blending, "_SLAB_BYTES", 4 * planes * patch[1] * patch[2])
+    slide(data, network[1], in_slabs, SlidingWindow(plan, window, 5))
+    assert np.array_equal(whole.scores, in_slabs.scores)
 
 
 @pytest.mark.parametrize(("shape", "patch", "overlap"), SHAPES)

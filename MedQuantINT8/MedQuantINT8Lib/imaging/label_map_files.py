@@ -6,7 +6,6 @@ every byte that cannot be written is an :class:`OSError`, and a sheared grid kee
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StorageError
-from .nifti_file import compression_strategy, is_nifti, write_nifti
+from .deflate import little_endian_bytes, packer
+from .nifti_file import is_nifti, write_nifti
 from .volume import LPS_FROM_RAS, Matrix
 
-_COMPRESSION = 4
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _NRRD_TYPES = {
     "u1": "unsigned char",
     "i1": "signed char",
@@ -132,13 +131,10 @@ def _format_type(types: Mapping[str, str], labels: NDArray[Any], path: Path) -> 
 
 
 def _compress(data: NDArray[Any], window: int) -> Iterator[bytes]:
-    content = (
-        np.ascontiguousarray(data.astype(data.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
-    )
-    packer = zlib.compressobj(_COMPRESSION, zlib.DEFLATED, window, strategy=compression_strategy(data))
+    content, packing = little_endian_bytes(data), packer(data, window)
     for begin in range(0, len(content), _CHUNK):
-        yield packer.compress(content[begin : begin + _CHUNK])
-    yield packer.flush()
+        yield packing.compress(content[begin : begin + _CHUNK])
+    yield packing.flush()
 
 
 def _numbers(values: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -14,15 +13,16 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, StorageError
 from ..system import available_memory
+from .deflate import inflating, little_endian_bytes, packer
 from .nifti_header import HEADER_BYTES, TYPES, Matrix, NiftiForm, NiftiHeader, matrix_of, parse_header
 
 _CHUNK = 1 << 20
-_MOST_UNPACKED = 1 << 24
+#: Unpacked at a time: what stays in a core's own cache until it is put in its place.
+_MOST_UNPACKED = 1 << 20
 #: Deflate cannot pack more tightly than this.
 _HIGHEST_RATIO = 1032
 #: What may follow the voxels; more than this is no scan but a file that fills the memory.
 _MOST_BEHIND = 64 << 20
-_COMPRESSION = 4
 
 
 def read_nifti(path: Path, form: NiftiForm = "auto") -> tuple[NDArray[Any], Matrix, list[str]]:
@@ -105,22 +105,13 @@ def _plain(stream: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _inflate() -> Any:
-    """The module that unpacks: isal takes half of zlib's time, where it is installed; a CT of 512 x 512 x 400 takes zlib a second or more."""
-    try:
-        from isal import isal_zlib
-    except ImportError:
-        return zlib
-    return isal_zlib
-
-
 def decompress(stream: IO[bytes], name: str) -> Iterator[bytes]:
     """Yield the content of a gzip file of one or several members; zeros behind them are padding.
 
     Raises:
         InputError: not whole, or other than its check sum says.
     """
-    inflate = _inflate()
+    inflate = inflating()
     unpacker, chunk, complete = inflate.decompressobj(31), b"", False
     try:
         while True:
@@ -175,24 +166,17 @@ def write_nifti(path: Path, data: NDArray[Any], matrix: Matrix) -> None:
             "Choose .nrrd instead.",
         )
     header = _header(data.shape, code, 8 * data.dtype.itemsize, matrix)
-    content = (
-        np.ascontiguousarray(data.astype(data.dtype.newbyteorder("<"), copy=False)).reshape(-1).view(np.uint8).data
-    )
+    content = little_endian_bytes(data)
     with open(path, "wb") as stream:
         if not path.name.lower().endswith(".gz"):
             stream.write(header)
             stream.write(content)
             return
-        packer = zlib.compressobj(_COMPRESSION, zlib.DEFLATED, 31, strategy=compression_strategy(data))
-        stream.write(packer.compress(header))
-        for begin in range(0, len(content), _MOST_UNPACKED):
-            stream.write(packer.compress(content[begin : begin + _MOST_UNPACKED]))
-        stream.write(packer.flush())
-
-
-def compression_strategy(data: NDArray[Any]) -> int:
-    """Return zlib's strategy for voxels: runs of equal ones where each is a byte, as in label maps, which takes half the time."""
-    return zlib.Z_RLE if data.dtype.itemsize == 1 else zlib.Z_DEFAULT_STRATEGY
+        packing = packer(data, 31)
+        stream.write(packing.compress(header))
+        for begin in range(0, len(content), _CHUNK):
+            stream.write(packing.compress(content[begin : begin + _CHUNK]))
+        stream.write(packing.flush())
 
 
 def _header(shape: tuple[int, ...], code: int, bits: int, matrix: Matrix) -> bytes:
