@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,11 +47,24 @@ def run_command(arguments: Sequence[str], check: Callable[[], None]) -> dict[str
         output.seek(0)
         errors.seek(0)
         if process.returncode:
-            message = (errors.read().strip().splitlines() or ["the run ended without a word"])[-1].removeprefix(
-                "medquant: "
-            )
-            raise error_for(process.returncode)(message)
+            last = (errors.read().strip().splitlines() or ["the run ended without a word"])[-1]
+            if process.returncode < 0 and process.returncode not in (-signal.SIGINT, -signal.SIGTERM):
+                raise _ended_by_signal(arguments[0], -process.returncode, last)
+            raise error_for(process.returncode)(last.removeprefix("medquant: "))
         return json.loads(output.read().strip().splitlines()[-1])
+
+
+def _ended_by_signal(command: str, number: int, last: str) -> EngineError:
+    """What a command's end by a signal is called: of a library below Python, which says no more than a few words, if any."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    reason = "the system ended it, which may be for lack of memory" if name == "SIGKILL" else last
+    return EngineError(
+        f"'medquant {command}' in a process of its own was ended by {name}: {reason}.",
+        f"Run 'medquant {command}' alone; if it ends so too, choose another engine with --engine, or less memory with --memory.",
+    )
 
 
 def error_for(code: int) -> type[MedQuantError]:
