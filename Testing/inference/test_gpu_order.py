@@ -15,6 +15,7 @@ from MedQuantINT8Lib.inference.gpu_label_resampling import GridLabels
 from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
 from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
 from MedQuantINT8Lib.inference.mirroring import flips_along
+from MedQuantINT8Lib.inference.window_rows import RowPart
 from MedQuantINT8Lib.inference.windows import plan_windows
 from MedQuantINT8Lib.models.spec import Window
 from pointwise import Lopsided
@@ -94,3 +95,9 @@ def test_one_place_for_scores_where_memory_is_short(monkeypatch):
         with monkeypatch.context() as inner:
             inner.setattr(cuda.Gpu, "allocate", allocate)
             assert np.array_equal(labels_of(True), expected) and shapes[-1] == least
+
+
+def test_the_last_planes_are_finished_in_pieces():
+    assert RowPart([], (3, 13)).finished_in(4) == [(3, 5), (5, 8), (8, 10), (10, 13)]
+    assert RowPart([], (3, 5)).finished_in(4) == [(3, 4), (4, 5)]
+    assert RowPart([], (3, 13)).finished_in(1) == [(3, 13)] and RowPart([], None).finished_in(4) == []

@@ -51,3 +51,8 @@ def box_around(starts: Sequence[tuple[int, int, int]], patch: tuple[int, int, in
     """Return where the box around some windows begins and how long it is, by axis."""
     begin = [min(axis) for axis in zip(*starts, strict=True)]
     return begin, [max(axis) + p - b for axis, p, b in zip(zip(*starts, strict=True), patch, begin, strict=True)]
+
+
+def flip_bits(flip: Flip) -> int:
+    """Return the axes of a flip as the kernels take them: a bit each."""
+    return sum(1 << axis for axis in flip)

@@ -25,7 +25,7 @@ from ..engines.cuda.transfers import download, upload
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
-from .gpu_blending import BLENDED_AT_ONCE, FlippedWindow, ScorePlace, box_around, near_windows
+from .gpu_blending import BLENDED_AT_ONCE, FlippedWindow, ScorePlace, box_around, flip_bits, near_windows
 from .gpu_kernels import NAMES, RESAMPLING_NAMES, resampling_source, source
 from .gpu_label_download import Landing, PlanesDown
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
@@ -42,6 +42,8 @@ _TARGETS = {"float32": "f32", "float16": "f16"}
 _AHEAD = 8
 #: Places of scores that the network and blending take in turn.
 _SCORE_PLACES = 2
+#: Pieces in which the last planes of a label map are made.
+_LAST_PIECES = 4
 
 
 @dataclass(frozen=True)
@@ -322,10 +324,8 @@ class GpuSlidingWindow:
                         first.wait()
                         first.free()
                     step(len(batch))
-                if store is None and part.finished is not None:
-                    planes = receiver.finish(labels, *part.finished)
-                    if take is not None and planes is not None:
-                        take(*planes)
+                if store is None:
+                    _finish(part, labels, receiver, take, last=part is parts[-1])
             for mark in marks:
                 mark.wait()
         finally:
@@ -345,10 +345,7 @@ class GpuSlidingWindow:
         for part in parts:
             self._blend(part.windows, store, stored, receiver)
             stored += len(part.windows)
-            if part.finished is not None:
-                planes = receiver.finish(labels, *part.finished)
-                if take is not None and planes is not None:
-                    take(*planes)
+            _finish(part, labels, receiver, take, last=part is parts[-1])
 
     def _cut(self, kernel: Any, source: DeviceBuffer, batch: Any, intensity: Intensity) -> None:
         plan = self._plan
@@ -361,7 +358,7 @@ class GpuSlidingWindow:
                 self._network_stream,
                 source,
                 ctypes.c_void_p(patch_address(self._patches, n)),
-                *map(ctypes.c_int, (self._channels, *plan.volume_shape, *plan.patch, *first, _bits(flip))),
+                *map(ctypes.c_int, (self._channels, *plan.volume_shape, *plan.patch, *first, flip_bits(flip))),
                 *map(
                     ctypes.c_float,
                     (intensity.low, intensity.high, intensity.scale, intensity.offset, self._window.pad_value),
@@ -380,7 +377,7 @@ class GpuSlidingWindow:
         kernel = self._kernels[f"blend_{_TARGETS[str(scores.dtype)]}"]
         for group in near_windows(batch, plan.patch):
             begin, size = box_around([start for start, _ in group], plan.patch)
-            places = [number for start, flip in group for number in (*start, _bits(flip))]
+            places = [number for start, flip in group for number in (*start, flip_bits(flip))]
             kernel(
                 (-(-math.prod(size) // _THREADS), 1, 1),
                 (_THREADS, 1, 1),
@@ -396,6 +393,20 @@ class GpuSlidingWindow:
             first += len(group)
 
 
-def _bits(flip: Flip) -> int:
-    """Return the axes of a flip as the kernels take them: a bit each."""
-    return sum(1 << axis for axis in flip)
+def _finish(
+    part: RowPart,
+    labels: DeviceBuffer,
+    receiver: GpuLabelResampling | NetworkLabels,
+    take: Callable[[int, int], None] | None,
+    *,
+    last: bool,
+) -> None:
+    """Make labels of the planes that a part finishes; ``take`` as in :meth:`GpuSlidingWindow.slide`.
+
+    Args:
+        last: nothing is run after it, so that planes come down beside the labels of the next ones alone.
+    """
+    for begin, end in part.finished_in(_LAST_PIECES if last and take is not None else 1):
+        planes = receiver.finish(labels, begin, end)
+        if take is not None and planes is not None:
+            take(*planes)

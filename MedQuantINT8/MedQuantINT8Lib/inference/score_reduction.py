@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -212,8 +213,7 @@ class ScoreReduction:
         spec, path: the model, and the way its scores go.
         values: the label value of each output channel.
         regions: the regions that are painted, or None where the largest score decides.
-        receiver: where the sliding window gives its blocks.
-        normalized: whether these have to be divided by the sum of the weights.
+        normalized: whether blocks have to be divided by the sum of the weights.
         rule: what becomes of scores that are resampled.
         margins: keeps by how much each voxel's label won; None where that was not asked for.
     """
@@ -232,13 +232,20 @@ class ScoreReduction:
         self.regions = Regions.of(spec, dtype) if spec.output.regions else None
         self.rule = ScoreRule.of(spec, self.regions)
         self._grid_labels: NDArray[Any] | None = None
-        self._sink = self._sink_for(shape)
+        self._shape = shape
         self.margins = self._margin_sink(shape) if margins else None
         self.normalized = path.normalized or margins
-        receiver: Sink = self._sink if self.margins is None else self.margins
-        self.receiver: Sink = ActivatingSink(receiver, spec.output.activation) if path.activates else receiver
 
-    def _sink_for(self, shape: tuple[int, int, int]) -> Any:
+    @cached_property
+    def receiver(self) -> Sink:
+        """Where the sliding window gives its blocks."""
+        receiver: Sink = self._sink if self.margins is None else self.margins
+        return ActivatingSink(receiver, self.spec.output.activation) if self.path.activates else receiver
+
+    @cached_property
+    def _sink(self) -> Any:
+        """What takes blocks; its memory is asked for only where scores come to the processor."""
+        shape = self._shape
         if self.path.streamed is not None:
             return self.path.streamed.sink(shape, self.spec.output_channels, self.rule, self.values)
         if self.path.resample_scores:

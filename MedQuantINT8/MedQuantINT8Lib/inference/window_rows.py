@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,15 @@ class RowPart:
 
     windows: Sequence[FlippedWindow]
     finished: tuple[int, int] | None
+
+    def finished_in(self, pieces: int) -> list[tuple[int, int]]:
+        """Return the finished planes cut into so many pieces, or fewer where there are fewer planes; none where the row goes on."""
+        if self.finished is None:
+            return []
+        begin, end = self.finished
+        pieces = max(1, min(pieces, end - begin))
+        borders = [begin + (end - begin) * number // pieces for number in range(pieces + 1)]
+        return list(itertools.pairwise(borders))
 
 
 def row_parts(plan: WindowPlan, flips: Sequence[Flip], first: int = 0, stop: int | None = None) -> list[RowPart]:
