@@ -241,12 +241,12 @@ def rows(device: str, folder: Path | None, shape: tuple[int, int, int], names: l
         ways: list[tuple[str, Callable[[], Callable[[], Any]], int]] = []
         for name, spec in specs().items():
             ways.append((f"this project, {name}", partial(ours, spec), 4))
-        few = 1 if device == "cuda" else 2
+        mirrored = 2 if device == "cuda" else 1
         ways += [
             ("this project, nnU-Net's plan, mirroring", partial(ours, specs()["nnU-Net's plan"], mirroring=True), 4),
             ("TotalSegmentator's steps", partial(by_totalsegmentator, device, volume), 2),
-            ("nnU-Net's predictor, no mirroring", partial(by_nnunet, device, volume, mirroring=False), few),
-            ("nnU-Net's predictor, mirroring", partial(by_nnunet, device, volume, mirroring=True), 1),
+            ("nnU-Net's predictor, no mirroring", partial(by_nnunet, device, volume, mirroring=False), 2),
+            ("nnU-Net's predictor, mirroring", partial(by_nnunet, device, volume, mirroring=True), mirrored),
         ]
         for name, make, rounds in ways:
             if names and not any(word in name for word in names):
