@@ -29,6 +29,8 @@ Axes = tuple[AxisInterpolation, AxisInterpolation, AxisInterpolation]
 STEP = 10
 #: What is rounded off in interpolating: two scores that are nearer than this share of them are not told apart by their bounds.
 _ROUNDING = 1e-5
+#: Classes whose extremes are looked for together.
+_CLASSES = 4
 _Block = tuple[Piece, Piece, Piece]
 
 
@@ -37,7 +39,7 @@ class Decision(Protocol):
 
     dtype: Any
 
-    def bounds(self, scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]]) -> Any:
+    def bounds(self, scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]], threads: Threads) -> Any:
         """Return what is known of each block of ``scores`` (C, n0, n1, n2) without interpolating."""
 
     def decide(self, scores: FloatArray, bounds: Any, index: tuple[int, int, int], block: _Block) -> Any:
@@ -54,9 +56,11 @@ class Largest:
     def __init__(self, values: NDArray[Any]) -> None:
         self.values, self.dtype = values, values.dtype
 
-    def bounds(self, scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]]) -> NDArray[np.bool_]:
+    def bounds(
+        self, scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]], threads: Threads
+    ) -> NDArray[np.bool_]:
         """Return whether each class can win somewhere in each block, (C, blocks along the axes)."""
-        high, low = block_extremes(scores, blocks)
+        high, low = block_extremes(scores, blocks, threads)
         return possible_winners(high, low)
 
     def decide(self, scores: FloatArray, bounds: Any, index: tuple[int, int, int], block: _Block) -> Any:
@@ -85,9 +89,9 @@ class Painted:
         self.dtype = regions.mark_type if regions.nested else regions.values.dtype
         self._channels = list(regions.channels)
 
-    def bounds(self, scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]]) -> Any:
+    def bounds(self, scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]], threads: Threads) -> Any:
         """Of each region and block: 1 where all of the block lies in the region, -1 where nothing does, else 0."""
-        high, low = block_extremes(scores, blocks)
+        high, low = block_extremes(scores, blocks, threads)
         high, low = high[self._channels], low[self._channels]
         cuts = self.regions.cuts[:, None, None, None]
         margin = _ROUNDING * np.maximum(np.abs(high), np.abs(low))
@@ -123,7 +127,7 @@ class LabelResampling:
         self._decision = decision
         self._pieces = tuple(axis.pieces(STEP) for axis in axes)
         self._next = 0
-        self.result = np.zeros([axis.new_size for axis in axes], decision.dtype)
+        self.result = np.empty([axis.new_size for axis in axes], decision.dtype)
 
     @property
     def first_needed(self) -> int:
@@ -147,7 +151,7 @@ class LabelResampling:
             Piece(piece.new, slice(piece.old.start - first, piece.old.stop - first), piece.weights) for piece in ready
         ]
         blocks = (shifted, self._pieces[1], self._pieces[2])
-        bounds = self._decision.bounds(scores, blocks)
+        bounds = self._decision.bounds(scores, blocks, threads)
         indices = list(itertools.product(*(range(len(pieces)) for pieces in blocks)))
 
         def run(numbers: range) -> None:
@@ -170,9 +174,25 @@ def interpolated(scores: NDArray[Any], block: Sequence[Piece]) -> FloatArray:
 
 
 def block_extremes(
-    scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]]
+    scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]], threads: Threads
 ) -> tuple[FloatArray, FloatArray]:
     """Return the largest and the smallest score of each class (C, n0, n1, n2) among the old voxels of each block."""
+    shape = len(scores), *(len(pieces) for pieces in blocks)
+    highest, lowest = np.empty(shape, np.float32), np.empty(shape, np.float32)
+
+    def run(classes: range) -> None:
+        # A few classes at a time: what is left of them along one axis stays in a core's cache for the next.
+        for begin in range(classes.start, classes.stop, _CLASSES):
+            some = slice(begin, min(begin + _CLASSES, classes.stop))
+            highest[some], lowest[some] = _extremes(scores[some], blocks)
+
+    threads.share(run, len(scores))
+    return highest, lowest
+
+
+def _extremes(
+    scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]]
+) -> tuple[FloatArray, FloatArray]:
     high = low = scores
     for axis, pieces in enumerate(blocks, 1):
         index: list[Any] = [slice(None)] * 4
@@ -202,7 +222,9 @@ class LargestMask:
     def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
 
-    def bounds(self, scores: NDArray[Any], blocks: tuple[list[Piece], list[Piece], list[Piece]]) -> None:
+    def bounds(
+        self, scores: NDArray[Any], blocks: tuple[list[Piece], list[Piece], list[Piece]], threads: Threads
+    ) -> None:
         return None
 
     def decide(self, scores: NDArray[Any], bounds: Any, index: tuple[int, int, int], block: _Block) -> Any:

@@ -20,7 +20,7 @@ from ..thread_pool import Threads
 from .windows import WindowPlan
 
 Array = NDArray[np.floating]
-#: Take a finished block of scores (classes, n0, n1, n2) that starts at a voxel of the volume.
+#: Take a finished block of scores (classes, n0, n1, n2) that starts at a voxel of the volume; its memory is the next block's as well.
 Sink = Callable[[tuple[int, int, int], Array], None]
 _Index = tuple[slice, slice, slice]
 
@@ -84,15 +84,18 @@ class OverlapAdd:
         threads: Threads,
     ) -> None:
         self._plan, self._sink, self._channels, self._weights, self._threads = plan, sink, channels, weights, threads
-        self._carried = [np.zeros((channels, *plan.carried_shape(axis)), dtype) for axis in range(3)]
+        # What is carried is written before it is read.
+        self._carried = [np.empty((channels, *plan.carried_shape(axis)), dtype) for axis in range(3)]
         patch = plan.patch
+        largest = [max(end - begin for begin, end in self._ends(axis)) for axis in range(3)]
+        self._ready = np.empty(channels * int(np.prod(largest)), np.float32)
         self._step = min(patch[0], max(1, _SLAB_BYTES // (4 * patch[1] * patch[2])))
 
     def add(self, start: tuple[int, int, int], block: Array) -> None:
         """Add the scores (channels, p0, p1, p2) of the window at ``start``; ``block`` is left as it is."""
         size = [end - begin for begin, end in (self._finished(axis, start[axis]) for axis in range(3))]
         slabs = [self._slab(start, first) for first in range(0, self._plan.patch[0], self._step)]
-        ready = np.empty((self._channels, *size), np.float32)
+        ready = self._ready[: self._channels * int(np.prod(size))].reshape(self._channels, *size)
 
         def run(channels: range) -> None:
             scratch = np.empty((self._step, *self._plan.patch[1:]), np.float32)
@@ -112,6 +115,10 @@ class OverlapAdd:
 
         self._threads.share(run, self._channels)
         self._sink(start, ready)
+
+    def _ends(self, axis: int) -> list[tuple[int, int]]:
+        """First and last voxel along an axis of what each window finishes."""
+        return [self._finished(axis, begin) for begin in self._plan.starts[axis]]
 
     def _finished(self, axis: int, begin: int) -> tuple[int, int]:
         starts = self._plan.starts[axis]
@@ -165,7 +172,7 @@ class LabelSink:
     """Reduces finished blocks to a label map by argmax, the first class winning ties."""
 
     def __init__(self, shape: tuple[int, int, int], values: NDArray[np.unsignedinteger]) -> None:
-        self.labels = np.zeros(shape, values.dtype)
+        self.labels = np.empty(shape, values.dtype)
         self._values = values
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
@@ -185,7 +192,7 @@ class RegionSink:
 
     def __init__(self, shape: tuple[int, int, int], regions: Regions) -> None:
         self._regions = regions
-        self._labels = np.zeros(shape, regions.mark_type if regions.nested else regions.values.dtype)
+        self._labels = np.empty(shape, regions.mark_type if regions.nested else regions.values.dtype)
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
         target = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))
@@ -213,7 +220,7 @@ class ScoreSink:
     """Keeps all scores, for resampling before the argmax."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int]) -> None:
-        self.scores = np.zeros((classes, *shape), np.float32)
+        self.scores = np.empty((classes, *shape), np.float32)
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
         index = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))
