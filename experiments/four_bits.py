@@ -1,11 +1,11 @@
 """Weights of 4 bits beside INT8 on the trained networks: the Dice lost and the files' sizes, for docs/results/robustness.md.
 
-    python experiments/four_bits.py WEIGHTS [--cases N] [--networks NAME ...] [--effort normal|best]
+    python experiments/four_bits.py WEIGHTS [--cases N] [--networks NAME ...] [--effort normal|best] [--only PART ...] [--keep-seconds]
 
 WEIGHTS is what train.py wrote. Each network is calibrated on 20 training scans and quantized twice as `medquant quantize` does it, with
 weights of 8 bits (rounded to nearest, no layer put back) and of 4 (learned; the guard may do what it does). Both run in OpenVINO on test
 scans, and so does FP32; beside them weights of 4 bits that are rounded to nearest, one scale an output channel, activations FP32. Writes the
-key four_bits of robustness.json, and the page.
+key four_bits of robustness.json, and the page. With --only, the other parts of a row stay as they are there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import os
 import sys
 import tempfile
 import time
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,11 @@ from hippocampus import case_names, files  # noqa: E402
 from robustness import TARGET, page  # noqa: E402
 from scaled import PATCH, SCALED  # noqa: E402
 
+#: Parts of a row: networks that are measured.
+PARTS = ("fp32", "nearest", "int8", "int4")
 
-def study(name: str, weights: Path, cases: int, effort: str) -> dict[str, Any]:
+
+def study(name: str, weights: Path, cases: int, effort: str, parts: Sequence[str] = PARTS) -> dict[str, Any]:
     from MedQuantINT8Lib.evaluation.agreement import agreement, mean_dice
     from MedQuantINT8Lib.imaging.preprocessing import preprocess
     from MedQuantINT8Lib.imaging.volume_files import read_volume
@@ -67,18 +72,22 @@ def study(name: str, weights: Path, cases: int, effort: str) -> dict[str, Any]:
             "int8": QuantizationPolicy(budget=Budget(fallback=False), effort="fast"),
             "int4": QuantizationPolicy(effort=effort, weight_bits=4),
         }
-        row["fp32"] = {"dice": dice(made.onnx_path("fp32"), "fp32"), "bytes": made.onnx_path("fp32").stat().st_size}
-        rounded = Path(scratch) / "rounded.onnx"
-        rounded_to_nearest(made.onnx_path("fp32"), rounded)
-        row["nearest"] = {"dice": dice(rounded, "fp32")}
+        if "fp32" in parts:
+            row["fp32"] = {"dice": dice(made.onnx_path("fp32"), "fp32"), **_sizes(made.onnx_path("fp32"))}
+        if "nearest" in parts:
+            rounded = Path(scratch) / "rounded.onnx"
+            rounded_to_nearest(made.onnx_path("fp32"), rounded)
+            row["nearest"] = {"dice": dice(rounded, "fp32")}
         for key, policy in policies.items():
+            if key not in parts:
+                continue
             sampler = PatchSampler([lambda v=v: v for v in scans], made.spec, PATCH, options)
             began = time.perf_counter()
             quantized, report = quantize_package(made, sampler, Path(scratch) / key, options, policy)
             row[key] = {
                 "seconds": time.perf_counter() - began,
                 "dice": dice(quantized.onnx_path("int8"), "int8"),
-                "bytes": report.int8_bytes,
+                **_sizes(quantized.onnx_path("int8")),
                 "agreement": report.agreement,
                 "int8_share": report.int8_mac_share,
                 "four_bit_layers": len(report.four_bit_layers),
@@ -87,6 +96,12 @@ def study(name: str, weights: Path, cases: int, effort: str) -> dict[str, Any]:
                 "learning_s": report.rounding.seconds if report.rounding else 0.0,
             }
     return row
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """The bytes of a file as it lies in a package's folder, and in a zip."""
+    content = path.read_bytes()
+    return {"bytes": len(content), "zipped": len(zlib.compress(content))}
 
 
 def _engine(path: Path, precision: str, folder: Path) -> Any:
@@ -127,12 +142,20 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(SCALED), default=list(SCALED))
     parser.add_argument("--cases", type=int, default=20, help="test cases (default: %(default)s)")
     parser.add_argument("--effort", choices=["normal", "best"], default="normal")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure (default: all)")
+    parser.add_argument(
+        "--keep-seconds", action="store_true", help="keep the time of learning, where other work runs beside"
+    )
     args = parser.parse_args()
     for name in args.networks:
-        row = study(name, Path(args.weights), args.cases, args.effort)
-        print(json.dumps(row), flush=True)
+        row = study(name, Path(args.weights), args.cases, args.effort, args.only)
         value = json.loads(TARGET.read_text())
-        rows = {r["network"]: r for r in value.get("four_bits", [])} | {name: row}
+        rows = {r["network"]: r for r in value.get("four_bits", [])}
+        known = rows.get(name, {})
+        if args.keep_seconds and "int4" in row and "int4" in known:
+            row["int4"] |= {key: known["int4"][key] for key in ("seconds", "learning_s")}
+        rows[name] = known | row
+        print(json.dumps(row), flush=True)
         value["four_bits"] = [rows[n] for n in SCALED if n in rows]
         value["four_bits_date"] = time.strftime("%Y-%m-%d")
         TARGET.write_text(json.dumps(value, indent=1) + "\n")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .packed_constants import pack_constants, unpack_constants
 from .tensor_names import FreshNames
 
 Array = NDArray[Any]
@@ -74,6 +75,7 @@ def packed(model: Any) -> tuple[Any, list[str]]:
     if not layers:
         return copy, []
     _set_nodes(copy, new_nodes)
+    pack_constants(copy)
     _raise_opset(copy)
     return copy, layers
 
@@ -206,6 +208,7 @@ def unpacked(model: Any) -> Any:
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    unpack_constants(copy)
     constants = {constant.name: constant for constant in copy.graph.initializer}
     producers = {name: node for node in copy.graph.node for name in node.output}
     readers: dict[str, list[Any]] = {}

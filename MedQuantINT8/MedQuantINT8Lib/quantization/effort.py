@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from ..models.engine_form import SYMMETRIC, EngineForm
 from ..models.four_bit import CHANGED_OPERATORS, OPSET, packed
 from ..models.layers import WEIGHTED_OPS
 from ..models.onnx_graph import Graph
+from ..models.packed_constants import round_constants
 from ..progress import Task
 from ..system import available_memory
 from .calibration import PatchSampler
@@ -145,13 +147,18 @@ class Learning:
         eight = frozenset(_eight_bit_layers(fp32, before)) if self.weight_bits == 4 else frozenset()
         options = replace(self._effort.rounding, weight_bits=self.weight_bits, eight_bits=eight)
         if self.weight_bits == 8:
-            # Weights of 4 bits are learned in any case: rounded to nearest they are of no use.
             options = replace(options, seconds=min(options.seconds, max(0.0, self._effort.seconds - self._seconds)))
+        else:
+            # Weights of 4 bits are learned in any case: rounded to nearest they are of no use, and left at 8 bits not what was asked for.
+            options = replace(options, seconds=math.inf)
         patches = self._fitting_patches(fp32, int8)
         model, report = with_learned_rounding(
             fp32, int8, patches, options, self._task, labels=self._labels, form=self._form
         )
         self._seconds += report.seconds
+        if self.weight_bits == 4:
+            # Here, so that whatever judges the network judges it with them.
+            round_constants(model)
         return LearnedNetwork(model, report)
 
     def _fitting_patches(self, fp32: Any, int8: Any) -> Sequence[Patch]:
