@@ -27,6 +27,18 @@ def best_of_torch(row: dict[str, Any]) -> tuple[str, float]:
     return MODES[mode].title, times[mode]
 
 
+def days_of(rows: list[dict[str, Any]], what: str = "") -> str:
+    """The first and the last day on which something of the rows was timed: all, or what is named."""
+    days = {
+        found.get("date", row["date"])
+        for row in rows
+        for batch in (1, 4)
+        for name, found in row.get(f"batch_{batch}", {}).items()
+        if isinstance(found, dict) and what in ("", name)
+    }
+    return " to ".join(sorted({min(days), max(days)}))
+
+
 def _not_run(value: dict[str, Any]) -> str:
     """The modes that no network was timed in, in words."""
     rows = [value["baselines"][name].get(f"batch_{batch}", {}) for name in timed_networks(value) for batch in (1, 4)]
@@ -125,6 +137,7 @@ def section(value: dict[str, Any]) -> list[str]:
     if not timed_networks(value):
         return []
     first = value["baselines"][timed_networks(value)[0]]
+    days = days_of([value["baselines"][name] for name in timed_networks(value)], "beside")
     steps = next(iter(value["cuda_int8"].values()))
     if steps["gpu"] not in ROOFS:
         raise SystemExit(
@@ -134,10 +147,11 @@ def section(value: dict[str, Any]) -> list[str]:
     lines = [
         "## CUDA INT8, the engine of this project, beside PyTorch's best",
         "",
-        f"Made by `benchmarks/gpu_baselines.py`, {first['date']}. {first['gpu']}, PyTorch {first['torch']}; networks of the study's size, random weights, 96 x 96 x 96, FP16 at both ends. Each",
+        f"Made by `benchmarks/gpu_baselines.py`, {days}. {first['gpu']}, PyTorch {first['torch']}; networks of the study's size, random weights, 96 x 96 x 96, FP16 at both ends. Each",
         "network runs in one process with PyTorch, turn and turn about, calls recorded on both sides. PyTorch's best is the fastest of all modes that were timed",
         "([below](#what-a-gpu-user-has-in-pytorch-the-figures-to-beat)); every ratio on these pages and in README is against it unless it says FP32. A batch of four runs as two parts side by side.",
-        f"Of the modes that `benchmarks/gpu_baselines.py` knows, these were not run for want of time on the GPU: {_not_run(value)}. What cannot run is named below.",
+        f"Of the modes that `benchmarks/gpu_baselines.py` knows, these were not run for want of time on the GPU: {_not_run(value)}. What cannot run is named below."
+        * bool(_not_run(value)),
         "",
         *table(value),
         "",

@@ -20,7 +20,7 @@ KEPT = 12
 
 
 def page(value: dict[str, Any]) -> str:
-    from cuda_int8_page import section
+    from cuda_int8_page import days_of, section
     from gpu_networks import TIMED
     from torch_modes import MODES
 
@@ -58,8 +58,8 @@ def page(value: dict[str, Any]) -> str:
         lines += [
             "## What a GPU user has in PyTorch: the figures to beat",
             "",
-            f"{rows[0]['gpu']}, PyTorch {rows[0]['torch']}; networks of the study's size, random weights, 96 x 96 x 96; milliseconds a call, median (95th percentile) of 20. Recorded is `torch.compile`",
-            'with mode "reduce-overhead". A dash is a mode that was not run for a network; where it cannot run there, the error stands.',
+            f"{rows[0]['gpu']}, PyTorch {rows[0]['torch']}, {days_of(rows)}; networks of the study's size, random weights, 96 x 96 x 96; milliseconds a call, median (95th percentile) of 20. Recorded is `torch.compile`",
+            'with mode "reduce-overhead"; max-autotune is recorded as well, and frozen means that weights are constants to the compiler. A dash is a mode that was not run for a network; where it cannot run there, the error stands.',
             "",
             f"| network | batch | {' | '.join(MODES[mode].title for mode in modes)} |",
             "| --- | ---: |" + " ---: |" * len(modes),
@@ -73,18 +73,22 @@ def page(value: dict[str, Any]) -> str:
 
 
 def add_baselines(known: dict[str, Any], row: dict[str, Any]) -> None:
-    """Add what was timed of a network to what is known of it from the same GPU and version of PyTorch; of others nothing is kept."""
+    """Add what was timed of a network to what is known of it from the same GPU and version of PyTorch; of others nothing is kept.
+
+    A later run's times of a mode replace earlier ones, as do its times beside the engine, which may have become faster meanwhile.
+    """
     before = known.get(row["network"], {})
-    if any(before.get(key) != row[key] for key in ("gpu", "torch", "date")):
+    for one in (before, row):
+        for batch in (key for key in one if key.startswith("batch_")):
+            for found in one[batch].values():
+                if isinstance(found, dict) and not found_out(found):
+                    found.setdefault("date", one["date"])
+    if any(before.get(key) != row[key] for key in ("gpu", "torch")):
         known[row["network"]] = row
         return
+    before["date"] = row["date"]
     for batch in (key for key in row if key.startswith("batch_")):
-        there = before.setdefault(batch, {})
-        beside = [found["beside"] for found in (there, row[batch]) if "beside" in found]
-        there.update({mode: found for mode, found in row[batch].items() if not found_out(found)})
-        if beside:
-            # The faster of PyTorch's modes, each of which was timed beside the engine.
-            there["beside"] = min(beside, key=lambda found: found["torch"]["median_ms"])
+        before.setdefault(batch, {}).update({mode: found for mode, found in row[batch].items() if not found_out(found)})
 
 
 def found_out(found: Any) -> bool:

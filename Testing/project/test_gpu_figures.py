@@ -31,7 +31,7 @@ def row(gpu="NVIDIA H200", **batch):
     return {"network": "unet", "gpu": gpu, "torch": "2.11", "date": "2026-11-29", "batch_1": batch}
 
 
-def test_runs_of_one_day_are_put_together_and_the_fastest_mode_counts():
+def test_runs_are_put_together_and_the_fastest_mode_counts():
     import cuda_int8_page
     import gpu_page
 
@@ -44,14 +44,28 @@ def test_runs_of_one_day_are_put_together_and_the_fastest_mode_counts():
         fp16_channels_last_recorded=milliseconds(2.0), fp16_recorded={"left_out": True}, tf32=milliseconds(8.0),
         beside=beside("fp16_channels_last_recorded", 2.2, 0.5),
     )  # fmt: skip
+    second["date"] = "2026-11-30"
     for found in (first, second):
         gpu_page.add_baselines(known, found)
     batch = known["unet"]["batch_1"]
-    assert batch["fp16_recorded"] == milliseconds(3.0) and batch["tf32"] == milliseconds(8.0)
+    assert batch["fp16_recorded"] == milliseconds(3.0) | {"date": "2026-11-29"}
+    assert batch["tf32"] == milliseconds(8.0) | {"date": "2026-11-30"}
+    assert cuda_int8_page.days_of([known["unet"]]) == "2026-11-29 to 2026-11-30"
+    assert cuda_int8_page.days_of([known["unet"]], "beside") == "2026-11-30"
     assert batch["beside"]["mode"] == "fp16_channels_last_recorded"
     assert cuda_int8_page.best_of_torch(batch) == ("FP16 channels-last, recorded", 2.0)
     assert cuda_int8_page.ratios({"baselines": known}) == [pytest.approx(4.0)]
     assert cuda_int8_page.ratios({"baselines": known}, "fp32") == [pytest.approx(28.0)]
+
+
+def test_what_is_timed_beside_the_engine_later_counts_even_if_pytorch_was_slower_then():
+    import gpu_page
+
+    known = {}
+    for found in (beside("fp16_recorded", 2.0, 0.5), beside("fp16_recorded", 2.1, 0.4)):
+        gpu_page.add_baselines(known, row(beside=found))
+    gpu_page.add_baselines(known, row(fp32=milliseconds(9.0)))
+    assert known["unet"]["batch_1"]["beside"]["int8"] == milliseconds(0.4)
 
 
 def test_a_mode_that_was_faster_than_the_one_beside_the_engine_counts():
