@@ -2,11 +2,13 @@
 //
 // It never writes its scores: a block keeps the keys and values of one window and head in shared memory, and each of
 // its warps takes sixteen queries over all of them, with a running maximum and sum (the online softmax of arXiv
-// 1805.02867, tiled as in arXiv 2205.14135).
+// 1805.02867, tiled as in arXiv 2205.14135). Where windows and heads are few, KEY_PARTS warps share the keys of sixteen
+// queries, and the first of them puts together what they came to.
 
 #define LOG2E 1.44269504f
 #define KEYS ((TOKENS + 31) / 32 * 32)
 #define TILES ((TOKENS + 15) / 16)
+#define PART_KEYS ((KEYS / 32 + KEY_PARTS - 1) / KEY_PARTS * 32)
 // Rows lie 16 bytes farther apart than they are long, so that ldmatrix meets no bank twice.
 #define ROW (DEEP + 8)
 // Channels that are read and stored at once; those of a head are filled up with zeros to whole sixteens.
@@ -48,6 +50,12 @@ __device__ __forceinline__ void copy_unit(u32 to, const void* from, bool there) 
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 #endif
 }
+#if KEY_PARTS > 1
+// Warps that share queries.
+__device__ __forceinline__ void parts_meet(int warp) {
+  asm volatile("bar.sync %0, %1;" ::"r"(warp / KEY_PARTS + 1), "n"(KEY_PARTS * 32) : "memory");
+}
+#endif
 __device__ __forceinline__ i64 voxel_of(const Params& p, int window, int token) {
   return HAS_ROWS ? (i64)__ldg((const int*)p.ptr[TABLES] + window * TOKENS + token) : (i64)window * TOKENS + token;
 }
@@ -62,6 +70,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
   unsigned short* values = keys + KEYS * ROW;
   float* staged = (float*)(values + KEYS * ROW) + warp * 16 * DEEP;
   int* regions = (int*)((float*)(values + KEYS * ROW) + WARPS * 16 * DEEP);
+#if KEY_PARTS > 1
+  // Of a part's sixteen queries the largest score, and the sum.
+  float* part_rows = (float*)(regions + (HAS_REGIONS ? TOKENS : 0));
+#endif
+  const int key_part = warp % KEY_PARTS;
   const unsigned short* source = (const unsigned short*)p.source + (i64)n * VOXELS * PITCH + head * HEAD;
   for (int i = threadIdx.x; i < KEYS * (DEEP / UNIT); i += WARPS * 32) {
     const int token = i / (DEEP / UNIT), at = i % (DEEP / UNIT) * UNIT;
@@ -87,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
 #endif
   const u32 keys_at = shared_address(keys) + (((lane >> 4) * 8 + (lane & 7)) * ROW + (lane >> 3 & 1) * 8) * 2;
   const u32 values_at = shared_address(values) + (((lane >> 3 & 1) * 8 + (lane & 7)) * ROW + (lane >> 4) * 8) * 2;
-  for (int tile = blockIdx.y * WARPS + warp; tile < TILES; tile += gridDim.y * WARPS) {
+  for (int tile = (blockIdx.y * WARPS + warp) / KEY_PARTS; tile < TILES; tile += gridDim.y * WARPS / KEY_PARTS) {
     const int rows[2] = {tile * 16 + g, tile * 16 + g + 8};
 #if HAS_BIAS
     const unsigned short* bias[2];
@@ -114,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
     for (int i = 0; i < DEEP / 8; ++i)
 #pragma unroll
       for (int k = 0; k < 4; ++k) o[i][k] = 0.0f;
-    for (int first = 0; first < KEYS; first += 32) {
+    for (int first = key_part * PART_KEYS; first < min(KEYS, (key_part + 1) * PART_KEYS); first += 32) {
       float s[4][4];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
@@ -194,6 +207,48 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) run(const __grid_consta
     for (int r = 0; r < 2; ++r) {
       total[r] += __shfl_xor_sync(0xffffffff, total[r], 1);
       total[r] += __shfl_xor_sync(0xffffffff, total[r], 2);
+    }
+#if KEY_PARTS > 1
+    // As soon as the parts have met, the first of them adds to its own what the others left.
+    if (key_part > 0) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (q == 0) {
+          part_rows[(warp * 16 + g + r * 8) * 2] = largest[r];
+          part_rows[(warp * 16 + g + r * 8) * 2 + 1] = total[r];
+        }
+#pragma unroll
+        for (int i = 0; i < DEEP / 8; ++i)
+#pragma unroll
+          for (int k = 0; k < 2; ++k) staged[(g + r * 8) * DEEP + i * 8 + q * 2 + k] = o[i][2 * r + k];
+      }
+    }
+    parts_meet(warp);
+    if (key_part > 0) {
+      // What it left has been read.
+      parts_meet(warp);
+      continue;
+    }
+#pragma unroll
+    for (int part = 1; part < KEY_PARTS; ++part)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float* other = part_rows + ((warp + part) * 16 + g + r * 8) * 2;
+        const float now = fmaxf(largest[r], other[0]), less = power2((largest[r] - now) * LOG2E),
+                    its = power2((other[0] - now) * LOG2E);
+        largest[r] = now;
+        total[r] = total[r] * less + other[1] * its;
+#pragma unroll
+        for (int i = 0; i < DEEP / 8; ++i)
+#pragma unroll
+          for (int k = 0; k < 2; ++k)
+            o[i][2 * r + k] = o[i][2 * r + k] * less +
+                              staged[part * 16 * DEEP + (g + r * 8) * DEEP + i * 8 + q * 2 + k] * its;
+      }
+    parts_meet(warp);
+#endif
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int i = 0; i < DEEP / 8; ++i)
 #pragma unroll

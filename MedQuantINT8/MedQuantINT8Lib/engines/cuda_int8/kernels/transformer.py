@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..plan.kernel_plan import KernelPlan, Step
+from ..plan.kernel_plan import Attention, KernelPlan, Step
 from . import definitions, kernel_text
 from .elementwise import Grid, source_definitions
 from .epilogue import EpilogueSource
@@ -45,6 +45,7 @@ def attention_source(plan: KernelPlan, step: Step, epilogue: EpilogueSource) -> 
     rows, bias, regions = step.tables
     defined: dict[str, object] = {
         "WARPS": _WARPS,
+        "KEY_PARTS": _key_parts(a),
         "TOKENS": a.tokens,
         "HEADS": a.heads,
         "HEAD": a.width,
@@ -62,6 +63,8 @@ def attention_source(plan: KernelPlan, step: Step, epilogue: EpilogueSource) -> 
     }
     keys = -(-a.tokens // 32) * 32
     shared = keys * (_deep(a.width) + 8) * 2 * 2 + _WARPS * 16 * _deep(a.width) * 4 + (a.tokens * 4 if regions else 0)
+    if _key_parts(a) > 1:
+        shared += _WARPS * 16 * 2 * 4
     return kernel_text("prelude.cuh") + definitions(defined) + epilogue.text + kernel_text("attention.cu"), shared
 
 
@@ -70,8 +73,14 @@ def attention_grid(step: Step, batch: int) -> tuple[int, int, int]:
     assert step.attention is not None
     a = step.attention
     pairs = a.windows * a.heads
-    most = -(-a.tokens // (16 * _WARPS))
+    most = -(-a.tokens * _key_parts(a) // (16 * _WARPS))
     return pairs, min(most, max(1, -(-_BUSY // (pairs * batch)))), batch
+
+
+def _key_parts(attention: Attention) -> int:
+    """Warps that share the keys of sixteen queries: several where windows and heads are few, and keys enough."""
+    blocks = attention.windows * attention.heads * -(-attention.tokens // (16 * _WARPS))
+    return 2 if blocks < _BUSY // 4 and attention.tokens > 32 else 1
 
 
 def _deep(width: int) -> int:
