@@ -1,6 +1,6 @@
 """CUDA C without a GPU: kernels whose threads do not meet, compiled by the system's C++ compiler and run thread by thread.
 
-The two conversions of half precision, which are written in the GPU's own assembler, are replaced by the compiler's own; atomic additions
+What is written in the GPU's own assembler (the two conversions of half precision, reciprocals and powers of two) is replaced by C++; atomic additions
 are plain ones, since one thread runs after the other.
 """
 
@@ -43,6 +43,8 @@ template <typename... A> struct Launch<void(A...)> {
 _CONVERSIONS = {
     r'asm\("cvt\.f32\.f16[^;]*;[^;]*;': "f = medquant_widened(value.bits);",
     r'asm\("cvt\.rn\.f16\.f32[^;]*;[^;]*;': "h.bits = medquant_narrowed(value);",
+    r'asm\("rcp\.approx[^"]*" : "=f"\((\w+)\) : "f"\((.*)\)\);': r"\1 = 1.0f / (\2);",
+    r'asm\("ex2\.approx[^"]*" : "=f"\((\w+)\) : "f"\((.*)\)\);': r"\1 = exp2f(\2);",
 }
 
 

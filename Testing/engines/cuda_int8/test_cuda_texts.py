@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import fnmatch
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import kernels_on_processor
 import make_cmake
 from cuda_networks import NETWORKS, plan_of, size_of
 from MedQuantINT8Lib.engines.cuda.source_files import cuda_text
@@ -77,3 +81,17 @@ def test_params_have_the_same_fields_in_cuda_c_and_in_python():
     shapes = {name: program.PARAMS.fields[name][0].shape for name in program.PARAMS.names}
     assert [(name, (int(count),) if count else ()) for name, count in fields] == list(shapes.items())
     assert shapes["ptr"] == shapes["f"] == (POINTERS,) and program.PARAMS.itemsize % 16 == 0
+
+
+@pytest.mark.skipif(kernels_on_processor.COMPILER is None, reason="no C++ compiler")
+def test_gelu_is_what_the_error_function_gives():
+    function = re.search(r"__device__ __forceinline__ float gelu.*?\n}\n", kernel_text("prelude.cuh"), re.DOTALL)
+    assert function is not None
+    source = "#define __forceinline__ inline\n#define __fmaf_rn fmaf\n" + function[0]
+    source += 'extern "C" __global__ void run(float* x) { x[threadIdx.x] = gelu(x[threadIdx.x]); }\n'
+    kernel = kernels_on_processor.kernels(source, ["run"])["run"]
+    values = np.concatenate([np.linspace(-12, 12, 1019), [0.0, 1e-30, -1e-6, 1e4, -1e4]]).astype(np.float32)
+    found = values.copy()
+    kernel((1, 1, 1), (len(found), 1, 1), None, ctypes.c_void_p(found.ctypes.data))
+    expected = [value / 2 * math.erfc(-value / math.sqrt(2)) for value in values.astype(np.float64)]
+    np.testing.assert_allclose(found, expected, rtol=2e-7, atol=4e-7)

@@ -28,7 +28,7 @@ _ACTIVATIONS = {
     "hardsigmoid": "fminf(fmaxf(a * x + b, 0.0f), 1.0f)",
     "hardswish": "x * fminf(fmaxf(x / 6.0f + 0.5f, 0.0f), 1.0f)",
     "mish": "x * tanhf(softplus(x))",
-    "gelu": "0.5f * x * (1.0f + erff(x * 0.70710678118654752f))",
+    "gelu": "gelu(x)",
     "silu": "x * sigmoid(x)",
     # What rounding to INT8 leaves.
     "rest": "x - a * fminf(fmaxf(rintf(x * b), -128.0f), 127.0f)",
