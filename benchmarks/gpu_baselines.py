@@ -8,7 +8,7 @@ CUDA events) of every mode of torch_modes.py, or why a network does not run in i
 timed turn and turn about in one process (not with ``--alone``). Modes that the seconds did not suffice for are named as left out.
 
 Networks are compiled beside each other (all, or so many ``--at-once``), a process each and batch; whoever runs something on the GPU has
-it alone. What PyTorch compiles is kept only where TORCHINDUCTOR_CACHE_DIR says so.
+it alone. What is compiled is kept only where TORCHINDUCTOR_CACHE_DIR and MEDQUANT_CACHE say so.
 """
 
 from __future__ import annotations
@@ -210,9 +210,9 @@ def run_all(plan: Plan) -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        # No kernel is kept from before, by this program, by NVIDIA's or, unless its folder is named, by PyTorch's.
+        # No kernel is kept from before by NVIDIA's compiler, nor, unless their folders are named, by this program and PyTorch.
         os.environ |= {
-            "MEDQUANT_CACHE": folder,
+            "MEDQUANT_CACHE": os.environ.get("MEDQUANT_CACHE", folder),
             "CUDA_CACHE_DISABLE": "1",
             "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(scratch / "inductor")),
             "TORCHINDUCTOR_COMPILE_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 8)),
