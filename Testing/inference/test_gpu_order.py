@@ -11,6 +11,7 @@ from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
 from MedQuantINT8Lib.imaging.array_layout import ArrayLayout
 from MedQuantINT8Lib.imaging.axis_interpolation import AxisInterpolation
+from MedQuantINT8Lib.inference.gpu_kept_rows import rows_kept
 from MedQuantINT8Lib.inference.gpu_label_resampling import GridLabels
 from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
 from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
@@ -24,19 +25,21 @@ SHAPE, FINER, PATCH, CLASSES = (11, 12, 13), (17, 15, 14), (6, 6, 6), 4
 ORDERS = [(0, True), (0, False), *((seed, None) for seed in range(5))]
 
 
-def window_on(gpu, *, resampled, batch=2, flips=((),)):
+def window_on(gpu, *, resampled, batch=2, flips=((),), keep_rows=False):
     window = Window(PATCH, overlap=0.5)
     plan = plan_windows(SHAPE, window, PATCH)
     axes = [AxisInterpolation.linear(o / n * (np.arange(n) + 0.5) - 0.5, o) for o, n in zip(SHAPE, FINER, strict=True)]
     layout, values = ArrayLayout.of((FINER[2], FINER[1], FINER[0]), ()), np.arange(CLASSES, dtype=np.uint8)
     grid = GridLabels((axes[0], axes[1], axes[2]), layout, "KJI", values) if resampled else None
-    return GpuSlidingWindow(gpu, Lopsided(gpu, CLASSES), 1, CLASSES, plan, window, batch, flips, grid)
+    network = Lopsided(gpu, CLASSES)
+    return GpuSlidingWindow(gpu, network, 1, CLASSES, plan, window, batch, flips, grid, keep_rows=keep_rows)
 
 
-def labels_of(resampled, flips=((),), batch=2, runs=1):
+def labels_of(resampled, flips=((),), batch=2, runs=1, keep_rows=False):
     volume = np.random.default_rng(0).uniform(0, CLASSES, (1, *SHAPE)).astype(np.float32)
     with cuda.Gpu(0) as gpu:
-        runner = window_on(gpu, resampled=resampled, batch=batch, flips=flips)
+        runner = window_on(gpu, resampled=resampled, batch=batch, flips=flips, keep_rows=keep_rows)
+        assert keep_rows == (runner._rows is not None)
         reduction = Reduction(np.arange(CLASSES, dtype=np.uint16))
         found = [runner.run(volume, reduction) for _ in range(runs)]
         runner.close()
@@ -61,18 +64,43 @@ def test_labels_are_the_same_in_every_order_that_events_allow(monkeypatch, resam
     assert all(np.array_equal(found[0], labels) for labels in found) and len(np.unique(found[0])) == CLASSES
 
 
-@pytest.mark.parametrize("which", ["urgent", "other"])
+def test_kept_rows_give_the_labels_of_the_ring_in_every_order_that_events_allow(monkeypatch):
+    expected = None
+    for seed, urgent_first in ORDERS:
+        driver = gpu_ordering.install(monkeypatch, seed, urgent_first)
+        expected = labels_of(True) if expected is None else expected
+        for batch in (2, 9):
+            assert np.array_equal(labels_of(True, batch=batch, runs=2, keep_rows=True), expected)
+        assert not driver.memory
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("shape", [(11, 12, 13), (13, 11, 9), (7, 12, 8), (6, 6, 30)])
+def test_rows_are_kept_for_as_long_as_a_plane_is_made_of_them(shape, overlap):
+    plan = plan_windows(shape, Window(PATCH, overlap=overlap), PATCH)
+    slow = plan.order[0]
+    starts, kept = plan.starts[slow], rows_kept(plan)
+    for row, start in enumerate(starts):
+        # Planes that this row finishes, and the next, which is run meanwhile, may not write over.
+        touched = [other for other in range(row + 1) if starts[other] + PATCH[slow] > (start if row else 0)]
+        assert len(touched) + (row + 1 < len(starts)) <= kept or kept == len(starts)
+        assert touched == list(range(touched[0], row + 1))
+
+
+@pytest.mark.parametrize("which", ["urgent", "other", "other by rows", "urgent by rows"])
 def test_a_wait_that_is_missing_shows(monkeypatch, which):
     gpu_ordering.install(monkeypatch, 0, None)
     right = labels_of(True)
     real = cuda.Stream.wait_for
     monkeypatch.setattr(
-        cuda.Stream, "wait_for", lambda self, event: None if self.urgent == (which == "urgent") else real(self, event)
+        cuda.Stream,
+        "wait_for",
+        lambda self, event: None if self.urgent == which.startswith("urgent") else real(self, event),
     )
     wrong = 0
     for seed, urgent_first in ORDERS:
         gpu_ordering.install(monkeypatch, seed, urgent_first)
-        wrong += not np.array_equal(labels_of(True), right)
+        wrong += not np.array_equal(labels_of(True, keep_rows="rows" in which), right)
     assert wrong
 
 

@@ -21,7 +21,7 @@ from MedQuantINT8Lib.imaging.array_layout import ArrayLayout
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.spatial_steps import Cut, Turn
 from MedQuantINT8Lib.imaging.volume import Grid, axis_map
-from MedQuantINT8Lib.inference import gpu_kernels, gpu_road_check, segmenter
+from MedQuantINT8Lib.inference import gpu_kernels, gpu_road_check, gpu_sliding_window, segmenter
 from MedQuantINT8Lib.inference.ensemble import MeanEngine
 from MedQuantINT8Lib.inference.gpu_arrays import GpuArrays
 from MedQuantINT8Lib.inference.gpu_mean import MeanNetwork
@@ -77,7 +77,7 @@ def run(engine, volume, spec, task=None, **options):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", list(ROADS))
-def test_labels_on_the_scan_s_grid_are_the_processor_s(driver, name, dtype):
+def test_labels_on_the_scan_s_grid_are_the_processor_s(driver, name, dtype, monkeypatch):
     spec = road_spec(name)
     volume = replace(check_volume(spec), ijk_to_ras=GEOMETRIES["oblique and flipped"])
     # On one and on the other of two GPUs.
@@ -89,6 +89,9 @@ def test_labels_on_the_scan_s_grid_are_the_processor_s(driver, name, dtype):
         assert any(f"{how} the scan's grid, on the GPU" in note for note in there.notes), there.notes
         prepared = any("brought to network space on the GPU" in note for note in there.notes)
         assert prepared == (name != "turned last")
+        # Added up in a ring, as where memory is short.
+        monkeypatch.setattr(gpu_sliding_window, "fits", lambda *arguments: False)
+        assert np.array_equal(run(engine, volume, spec).labels, there.labels)
         plain = Engine(gpu, dtype, spec)
         plain.gpu_network = None
         here = run(plain, volume, spec)
@@ -164,7 +167,9 @@ BROKEN = {
         "ring[c * depth * plane + place] = 0.0f",
         "ring[c * depth * plane + place] *= 0.5f",
     ),
-    "weights that are not divided by": ("read[k] / weight", "read[k]"),
+    "weights that are not divided by": ("read[k] / weight,", "read[k],"),
+    "kept scores that are not divided": ("total[k] / weight_sum", "total[k]"),
+    "a voxel beside the one": ("(inner - start_i[n]) * step_i", "(inner - start_i[n]) / 2 * 2 * step_i"),
     "the last of equal ones, with a margin": ("score > best[k])", "score > best[k] - 0.5f)"),
 }
 
@@ -218,6 +223,9 @@ def test_a_gpu_that_computes_otherwise_is_left_with_a_warning_that_names_the_dif
 ):
     right = gpu_kernels.resampling_source()
     assert right.count(BROKEN[fault][0]) == 1
+    if fault in ("planes that are not cleared", "weights that are not divided by"):
+        # Of the ring, which is taken where memory is short.
+        monkeypatch.setattr(gpu_sliding_window, "fits", lambda *arguments: False)
     monkeypatch.setattr(
         "MedQuantINT8Lib.inference.gpu_sliding_window.resampling_source", lambda: right.replace(*BROKEN[fault])
     )

@@ -17,7 +17,16 @@ NAMES = (
     "merge_labels",
 )
 #: Scores to labels on the scan's grid; one function for each kind of label map (``uint8`` or ``uint16``).
-RESAMPLING_NAMES = ("prepare_planes", "resample_u8", "resample_u16", "clear_planes", "place_u8", "place_u16")
+RESAMPLING_NAMES = (
+    "prepare_planes",
+    "gather_f32",
+    "gather_f16",
+    "resample_u8",
+    "resample_u16",
+    "clear_planes",
+    "place_u8",
+    "place_u16",
+)
 #: A scan to network space; the first two for each kind of voxel.
 PREPARATION_NAMES = (
     *(

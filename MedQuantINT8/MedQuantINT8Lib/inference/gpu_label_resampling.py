@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
 from ..imaging.array_layout import ArrayLayout
 from ..imaging.label_resampling import Axes
+from .gpu_kept_rows import KeptRows
 from .windows import WindowPlan
 
 _THREADS = 256
@@ -64,14 +65,23 @@ class GpuLabelResampling:
 
     Args:
         ring: scores (classes, depth, u, v), one plane deeper than a window.
+        rows: keeps the windows' scores until planes are finished; None where they are added up in the ring.
 
     Raises:
         GpuMemoryError: the sum of the weights does not fit.
     """
 
     def __init__(
-        self, gpu: Gpu, kernels: dict[str, Any], ring: DeviceBuffer, plan: WindowPlan, rule: GridLabels, stream: Stream
+        self,
+        gpu: Gpu,
+        kernels: dict[str, Any],
+        ring: DeviceBuffer,
+        plan: WindowPlan,
+        rule: GridLabels,
+        stream: Stream,
+        rows: KeptRows | None = None,
     ) -> None:
+        self._rows = rows
         self._gpu, self._kernels, self._ring, self._stream, self.rule = gpu, kernels, ring, stream, rule
         self._buffers: list[DeviceBuffer] = []
         self._tables: dict[str, DeviceBuffer] = {}
@@ -146,10 +156,12 @@ class GpuLabelResampling:
         _, depth, nu, nv = self._ring.shape
         plane = nu * nv
         activation, cuts = _ACTIVATIONS[rule.activation], self._address("mask_cuts")
-        places = _ints(depth, nu, nv, begin, end)
-        self._run(
-            "prepare_planes", plane * (end - begin), self._ring, self.total, cuts, *_ints(classes, activation), *places
-        )
+        if self._rows is not None:
+            ways = int(self.sigmoid), activation
+            self._rows.gather(self._kernels, self._ring, cuts, ways, (begin, end))
+        else:
+            places, sizes = _ints(depth, nu, nv, begin, end), _ints(classes, activation)
+            self._run("prepare_planes", plane * (end - begin), self._ring, self.total, cuts, *sizes, *places)
         ready, planes = int(np.searchsorted(self._last_needed, end)), None
         if ready > self._next:
             self._run(
@@ -169,7 +181,7 @@ class GpuLabelResampling:
             self._next = ready
         # New voxels between the last finished plane and the next one are still to come.
         free = end if end == self._size else end - 1
-        if free > self._cleared:
+        if free > self._cleared and self._rows is None:
             places = _ints(classes, depth, nu, nv, self._cleared, free)
             self._run("clear_planes", plane * (free - self._cleared), self._ring, *places)
             self._cleared = free

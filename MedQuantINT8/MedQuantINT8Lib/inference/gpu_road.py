@@ -196,6 +196,7 @@ class GpuRoad:
                 batch,
                 self._flips,
                 self._grid_labels() if self.resamples else None,
+                keep_rows=True,
             )
         except (GpuMemoryError, DependencyError) as error:
             # Engines that compile nothing themselves run without NVIDIA's run-time compiler.

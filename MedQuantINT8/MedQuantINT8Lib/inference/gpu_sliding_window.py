@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.base import GpuNetwork
-from ..engines.cuda.device import DeviceBuffer, Event, Gpu, GpuMemoryError, Stream, patch_address
+from ..engines.cuda.device import DeviceBuffer, Gpu, GpuMemoryError, Stream, patch_address
 from ..engines.cuda.interop import borrowed, is_on_gpu
 from ..engines.cuda.several import copy_between
 from ..engines.cuda.transfers import download, upload
@@ -26,11 +26,13 @@ from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
 from .gpu_blending import BLENDED_AT_ONCE, FlippedWindow, ScorePlace, box_around, flip_bits, near_windows
+from .gpu_kept_rows import KeptRows, fits
 from .gpu_kernels import NAMES, RESAMPLING_NAMES, resampling_source, source
 from .gpu_label_download import Landing, PlanesDown
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
 from .gpu_mean import MeanNetwork
 from .gpu_network_labels import NetworkLabels, Reduction
+from .gpu_pace import Pace
 from .mirroring import Flip
 from .window_rows import RowPart, batched, row_parts
 from .windows import WindowPlan, importance_map
@@ -38,8 +40,6 @@ from .windows import WindowPlan, importance_map
 _THREADS = 256
 _SOURCES = {"float32": "f32", "int16": "i16", "uint16": "u16", "uint8": "u8"}
 _TARGETS = {"float32": "f32", "float16": "f16"}
-#: How many windows may be under way before the host waits: enough to keep the GPU busy, few enough for a quick cancel.
-_AHEAD = 8
 #: Places of scores that the network and blending take in turn.
 _SCORE_PLACES = 2
 #: Pieces in which the last planes of a label map are made.
@@ -64,6 +64,8 @@ class GpuSlidingWindow:
         flips: the mirrored forms in which each window is run, by the axes along which it is reversed. Their scores are added, each turned
             back, which decides as their mean does.
         grid_labels: brings scores to the scan's grid, where labels are made of them; None makes labels of network space.
+        keep_rows: scores are kept by rows of windows where there is memory for that, and the windows are run in one go, from the first to
+            the last.
 
     Raises:
         GpuMemoryError: the buffers do not fit, also with one window at a time.
@@ -80,6 +82,8 @@ class GpuSlidingWindow:
         batch: int = 1,
         flips: Sequence[Flip] = ((),),
         grid_labels: GridLabels | None = None,
+        *,
+        keep_rows: bool = False,
     ) -> None:
         self._flips, self._grid_labels = tuple(flips), grid_labels
         self._gpu, self._network, self._plan, self._window = gpu, network, plan, window
@@ -91,6 +95,8 @@ class GpuSlidingWindow:
         # Its kernels go first, and those that blend the windows before fill what they leave free.
         self._network_stream = gpu.stream(urgent=True)
         self._places: list[ScorePlace] = []
+        self._rows: KeptRows | None = None
+        self._keep_rows = keep_rows and grid_labels is not None and len(self._flips) == 1
         self._slow = plan.order[0]
         self._u, self._v = (axis for axis in range(3) if axis != self._slow)
         self._buffers: list[Any] = []
@@ -121,18 +127,23 @@ class GpuSlidingWindow:
                 self._patches = self._hold((batch, self._channels, *patch), self._network.dtype)
                 network = self._network
                 scores_dtype = network.scores_dtype if isinstance(network, MeanNetwork) else network.dtype
-                for _ in range(places):
+                if self._keep_rows and fits(self._gpu, self._plan, self._classes, scores_dtype):
+                    kept = (self._gpu, self._plan, self._classes, scores_dtype, self._weights, self.stream)
+                    self._rows = KeptRows(*kept)
+                for _ in range(places if self._rows is None else 0):
                     scores = self._hold((batch, self._classes, *patch), scores_dtype)
                     self._places.append(ScorePlace(scores, self._gpu.event(), self._gpu.event()))
                 if self._grid_labels is not None:
                     kernels = self._gpu.kernels(resampling_source(), RESAMPLING_NAMES)
                     self._resampling = GpuLabelResampling(
-                        self._gpu, kernels, self.ring, self._plan, self._grid_labels, self.stream
+                        self._gpu, kernels, self.ring, self._plan, self._grid_labels, self.stream, self._rows
                     )
                 break
             except GpuMemoryError:
                 self._release()
-                if places > 1:
+                if self._keep_rows:
+                    self._keep_rows = False
+                elif places > 1:
                     places = 1
                 elif batch == 1:
                     raise
@@ -153,6 +164,9 @@ class GpuSlidingWindow:
     def _release(self) -> None:
         if self._resampling is not None:
             self._resampling.close()
+        if self._rows is not None:
+            self._rows.free()
+            self._rows = None
         for place in self._places:
             place.free()
         self._places = []
@@ -297,9 +311,11 @@ class GpuSlidingWindow:
             store: takes the scores of the windows one after the other; they are not blended, and no labels are made.
             take: told of planes of the label map, (first, last + 1) along its first axis, that are made from here on in the stream.
         """
-        cut_kernel = self._kernels[f"cut_{_SOURCES[str(source.dtype)]}_{_TARGETS[self._network.dtype]}"]
-        marks: list[Event] = []
-        stored, size = 0, self.scores.nbytes // self.batch
+        if self._rows is not None:
+            assert store is None
+            self._slide_by_rows(self._rows, source, labels, receiver, parts, step, intensity, take)
+            return
+        stored, size, pace = 0, self.scores.nbytes // self.batch, Pace(self._gpu)
         places = itertools.cycle(self._places)
         # The volume, and what other runs have left in the buffers, are of the stream that blends.
         for place in self._places:
@@ -309,8 +325,7 @@ class GpuSlidingWindow:
                 for batch in batched(part.windows, self.batch):
                     place = next(places)
                     self._network_stream.wait_for(place.taken)
-                    self._cut(cut_kernel, source, batch, intensity)
-                    self._network.enqueue(len(batch), self._patches, place.scores, self._network_stream)
+                    self._run_windows(source, batch, intensity, place.scores)
                     self.stream.wait_for(place.computed.record(self._network_stream))
                     if store is None:
                         self._blend(batch, place.scores, 0, receiver)
@@ -318,19 +333,57 @@ class GpuSlidingWindow:
                         copy_between(place.scores, store, self.stream, 0, size * len(batch), size * stored)
                         stored += len(batch)
                     place.taken.record(self.stream)
-                    marks.append(Event(self._gpu).record(self.stream))
-                    if len(marks) > _AHEAD:
-                        first = marks.pop(0)
-                        first.wait()
-                        first.free()
+                    pace.mark(self.stream)
                     step(len(batch))
                 if store is None:
                     _finish(part, labels, receiver, take, last=part is parts[-1])
-            for mark in marks:
-                mark.wait()
+            pace.end()
         finally:
-            for mark in marks:
-                mark.free()
+            pace.free()
+
+    def _slide_by_rows(
+        self,
+        rows: KeptRows,
+        source: DeviceBuffer,
+        labels: DeviceBuffer,
+        receiver: GpuLabelResampling | NetworkLabels,
+        parts: Sequence[RowPart],
+        step: Callable[[int], None],
+        intensity: Intensity,
+        take: Callable[[int, int], None] | None,
+    ) -> None:
+        """As :meth:`slide`, with scores that are kept until all of a row are there."""
+        pace = Pace(self._gpu)
+        # Of the last two rows: their planes are made, so that what these took alone may be written over.
+        finished, computed = [self._gpu.event(), self._gpu.event()], self._gpu.event()
+        for event in finished:
+            event.record(self.stream)
+        try:
+            for row, part in enumerate(parts):
+                if row < 2 or not rows.all:
+                    self._network_stream.wait_for(finished[row % 2])
+                done = 0
+                for batch in batched(part.windows, self.batch):
+                    self._run_windows(source, batch, intensity, rows.place(row, done, len(batch)))
+                    done += len(batch)
+                    pace.mark(self._network_stream)
+                    step(len(batch))
+                self.stream.wait_for(computed.record(self._network_stream))
+                _finish(part, labels, receiver, take, last=part is parts[-1])
+                finished[row % 2].record(self.stream)
+            pace.end()
+        finally:
+            pace.free()
+            for event in (*finished, computed):
+                event.free()
+
+    def _run_windows(
+        self, source: DeviceBuffer, batch: Sequence[FlippedWindow], intensity: Intensity, scores: DeviceBuffer
+    ) -> None:
+        """Cut windows out of the volume and put the network's run into its stream."""
+        kernel = self._kernels[f"cut_{_SOURCES[str(source.dtype)]}_{_TARGETS[self._network.dtype]}"]
+        self._cut(kernel, source, batch, intensity)
+        self._network.enqueue(len(batch), self._patches, scores, self._network_stream)
 
     def blend_stored(
         self,

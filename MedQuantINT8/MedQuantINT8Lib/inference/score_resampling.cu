@@ -5,36 +5,20 @@
 // one plane more than a window is long: the last finished plane stays until the next one is finished, because a new
 // voxel lies between two of them.
 
+#include "half_precision.cuh"
+
 // Classes whose scores a thread reads before it writes any of them: they are on their way together.
 #define CLASSES_AT_ONCE 8
 
-// Planes [begin, end), which no later window touches: divided by the sum of the weights, which is cleared, then turned
-// into what is interpolated. activation: 0 none, 1 sigmoid, 2 softmax. `cuts` may be null; a class whose cut is a
-// number becomes 1 above it and 0 elsewhere.
-extern "C" __global__ void prepare_planes(float* ring, float* sum, const float* cuts, int classes, int activation,
-                                          int depth, int nu, int nv, int begin, int end) {
-  long long plane = (long long)nu * nv;
-  long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-  if (i >= plane * (end - begin)) return;
-  long long place = (begin + i / plane) % depth * plane + i % plane, step = depth * plane;
-  float weight = sum[place], largest = -3.4e38f, total = 0.0f;
-  sum[place] = 0.0f;
-  float* scores = ring + place;
-  for (int first = 0; first < classes; first += CLASSES_AT_ONCE) {
-    float read[CLASSES_AT_ONCE];
-#pragma unroll
-    for (int k = 0; k < CLASSES_AT_ONCE; ++k)
-      if (first + k < classes) read[k] = scores[(first + k) * step];
-#pragma unroll
-    for (int k = 0; k < CLASSES_AT_ONCE; ++k) {
-      if (first + k >= classes) continue;
-      float score = read[k] / weight;
-      if (activation == 1) score = 1.0f / (1.0f + expf(-fminf(fmaxf(score, -60.0f), 60.0f)));
-      if (score > largest) largest = score;
-      scores[(first + k) * step] = score;
-    }
-  }
+// What is made of a blended score before scores are interpolated. activation: 0 none, 1 sigmoid, 2 softmax, which
+// begins with the largest and is ended by activate_all.
+__device__ float activated(float score, int activation) {
+  return activation == 1 ? 1.0f / (1.0f + expf(-fminf(fmaxf(score, -60.0f), 60.0f))) : score;
+}
+__device__ void activate_all(float* scores, const float* cuts, int classes, int activation, float largest,
+                             long long step) {
   if (activation == 2) {
+    float total = 0.0f;
     for (int c = 0; c < classes; ++c) {
       float power = expf(scores[c * step] - largest);
       scores[c * step] = power;
@@ -47,18 +31,109 @@ extern "C" __global__ void prepare_planes(float* ring, float* sum, const float* 
       if (cuts[c] == cuts[c]) scores[c * step] = scores[c * step] > cuts[c] ? 1.0f : 0.0f;
 }
 
-// A new voxel within an old plane: between two lines and two voxels, each with its share of the second.
+// Planes [begin, end), which no later window touches: divided by the sum of the weights, which is cleared, then turned
+// into what is interpolated. activation: 0 none, 1 sigmoid, 2 softmax. `cuts` may be null; a class whose cut is a
+// number becomes 1 above it and 0 elsewhere.
+extern "C" __global__ void prepare_planes(float* ring, float* sum, const float* cuts, int classes, int activation,
+                                          int depth, int nu, int nv, int begin, int end) {
+  long long plane = (long long)nu * nv;
+  long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+  if (i >= plane * (end - begin)) return;
+  long long place = (begin + i / plane) % depth * plane + i % plane, step = depth * plane;
+  float weight = sum[place], largest = -3.4e38f;
+  sum[place] = 0.0f;
+  float* scores = ring + place;
+  for (int first = 0; first < classes; first += CLASSES_AT_ONCE) {
+    float read[CLASSES_AT_ONCE];
+#pragma unroll
+    for (int k = 0; k < CLASSES_AT_ONCE; ++k)
+      if (first + k < classes) read[k] = scores[(first + k) * step];
+#pragma unroll
+    for (int k = 0; k < CLASSES_AT_ONCE; ++k) {
+      if (first + k >= classes) continue;
+      float score = activated(read[k] / weight, activation);
+      if (score > largest) largest = score;
+      scores[(first + k) * step] = score;
+    }
+  }
+  activate_all(scores, cuts, classes, activation, largest, step);
+}
+
+// The same of windows whose scores were kept, not blended: window number n of row r in place (r mod rows) * per_row +
+// n. Sums are those of blending one window after the other, to the bit. The windows of a row lie in the order of two
+// axes; `swapped` says that the outer one is v. Which windows touch a coordinate, from the first to the one before
+// `stop`, and where each begins stand in tables of each axis: w, outer, inner.
+template <typename From>
+__device__ void gather_windows(const From* scores, const float* weights, float* ring, const float* cuts, int classes,
+                               int sigmoid, int activation, const int* start_w, const int* first_w, const int* stop_w,
+                               const int* start_o, const int* first_o, const int* stop_o, const int* start_i,
+                               const int* first_i, const int* stop_i, int rows, int per_row, int per_outer, int voxels,
+                               int step_w, int step_o, int step_i, int swapped, int depth, int nu, int nv, int begin,
+                               int end) {
+  long long plane = (long long)nu * nv, i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+  if (i >= plane * (end - begin)) return;
+  int w = begin + (int)(i / plane), at = (int)(i % plane), u = at / nv, v = at % nv;
+  int outer = swapped ? v : u, inner = swapped ? u : v;
+  const int r0 = first_w[w], r1 = stop_w[w], o0 = first_o[outer], o1 = stop_o[outer], i0 = first_i[inner],
+            i1 = stop_i[inner];
+  float* target = ring + (w % depth * plane + at);
+  long long step = depth * plane;
+  float weight_sum = 0.0f, largest = -3.4e38f;
+  for (int first = 0; first < classes; first += CLASSES_AT_ONCE) {
+    float total[CLASSES_AT_ONCE];
+#pragma unroll
+    for (int k = 0; k < CLASSES_AT_ONCE; ++k) total[k] = 0.0f;
+    for (int r = r0; r < r1; ++r)
+      for (int o = o0; o < o1; ++o)
+        for (int n = i0; n < i1; ++n) {
+          int inside = (w - start_w[r]) * step_w + (outer - start_o[o]) * step_o + (inner - start_i[n]) * step_i;
+          float weight = weights[inside];
+          long long place = r % rows * per_row + o * per_outer + n;
+          const From* from = scores + ((place * classes + first) * voxels + inside);
+          if (first == 0) weight_sum += weight;
+#pragma unroll
+          for (int k = 0; k < CLASSES_AT_ONCE; ++k) {
+            if (first + k >= classes) continue;
+            float score = as_float(from[(long long)k * voxels]);
+            if (sigmoid) score = activated(score, 1);
+            total[k] += score * weight;
+          }
+        }
+#pragma unroll
+    for (int k = 0; k < CLASSES_AT_ONCE; ++k) {
+      if (first + k >= classes) continue;
+      float score = activated(total[k] / weight_sum, activation);
+      if (score > largest) largest = score;
+      target[(first + k) * step] = score;
+    }
+  }
+  activate_all(target, cuts, classes, activation, largest, step);
+}
+
+#define GATHER(NAME, FROM)                                                                                             \
+  extern "C" __global__ void NAME(const FROM* scores, const float* weights, float* ring, const float* cuts,            \
+                                  int classes, int sigmoid, int activation, const int* start_w, const int* first_w,    \
+                                  const int* stop_w, const int* start_o, const int* first_o, const int* stop_o,        \
+                                  const int* start_i, const int* first_i, const int* stop_i, int rows, int per_row,    \
+                                  int per_outer, int voxels, int step_w, int step_o, int step_i, int swapped,          \
+                                  int depth, int nu, int nv, int begin, int end) {                                     \
+    gather_windows<FROM>(scores, weights, ring, cuts, classes, sigmoid, activation, start_w, first_w, stop_w, start_o, \
+                         first_o, stop_o, start_i, first_i, stop_i, rows, per_row, per_outer, voxels, step_w, step_o,  \
+                         step_i, swapped, depth, nu, nv, begin, end);                                                  \
+  }
+GATHER(gather_f32, float)
+GATHER(gather_f16, half_t)
+
+// A new voxel within an old plane: where its four neighbors lie, and the shares of the second line and of the second
+// voxel of each.
 struct Neighbors {
-  long long near_line, far_line;
-  int near_voxel, far_voxel;
+  int near_near, near_far, far_near, far_far;
   float line_share, voxel_share;
 };
-__device__ float along_line(const float* line, const Neighbors& at) {
-  return line[at.near_voxel] * (1.0f - at.voxel_share) + line[at.far_voxel] * at.voxel_share;
-}
 __device__ float in_plane(const float* plane, const Neighbors& at) {
-  return along_line(plane + at.near_line, at) * (1.0f - at.line_share) +
-         along_line(plane + at.far_line, at) * at.line_share;
+  float near = plane[at.near_near] * (1.0f - at.voxel_share) + plane[at.near_far] * at.voxel_share;
+  float far = plane[at.far_near] * (1.0f - at.voxel_share) + plane[at.far_far] * at.voxel_share;
+  return near * (1.0f - at.line_share) + far * at.line_share;
 }
 
 // New planes [begin, end) of labels. low and share: of each new voxel along w, u and v the first of its two old voxels
@@ -80,11 +155,12 @@ __device__ void resample_labels(const float* ring, T* labels, const T* values, c
   long long plane = (long long)nu * nv, step = depth * plane;
   Neighbors at;
   at.line_share = share_u[u], at.voxel_share = share_v[v];
-  at.near_line = (long long)low_u[u] * nv;
-  at.far_line = (long long)(low_u[u] + (at.line_share > 0.0f)) * nv;
-  at.near_voxel = low_v[v];
-  at.far_voxel = low_v[v] + (at.voxel_share > 0.0f);
+  int near_line = low_u[u] * nv, far_line = (low_u[u] + (at.line_share > 0.0f)) * nv;
+  int near_voxel = low_v[v], far_voxel = low_v[v] + (at.voxel_share > 0.0f);
+  at.near_near = near_line + near_voxel, at.near_far = near_line + far_voxel;
+  at.far_near = far_line + near_voxel, at.far_far = far_line + far_voxel;
   int low[PLANES_AT_ONCE];
+  long long near_plane[PLANES_AT_ONCE], far_plane[PLANES_AT_ONCE];
   float share[PLANES_AT_ONCE], best[PLANES_AT_ONCE];
   T label[PLANES_AT_ONCE];
 #pragma unroll
@@ -92,6 +168,7 @@ __device__ void resample_labels(const float* ring, T* labels, const T* values, c
     // Planes after the last are its own once more.
     int w = first + k < end ? first + k : end - 1;
     low[k] = low_w[w], share[k] = share_w[w];
+    near_plane[k] = low[k] % depth * plane, far_plane[k] = (low[k] + 1) % depth * plane;
     best[k] = 0.0f, label[k] = channels ? (T)0 : values[0];
   }
   for (int c = 0; c < count; ++c) {
@@ -102,11 +179,11 @@ __device__ void resample_labels(const float* ring, T* labels, const T* values, c
 #pragma unroll
     for (int k = 0; k < PLANES_AT_ONCE; ++k) {
       if (k == 0 || low[k] != low[k - 1]) {
-        near = has_far && low[k] == low[k - 1] + 1 ? far : in_plane(scores + low[k] % depth * plane, at);
+        near = has_far && low[k] == low[k - 1] + 1 ? far : in_plane(scores + near_plane[k], at);
         has_far = false;
       }
       if (share[k] > 0.0f && !has_far) {
-        far = in_plane(scores + (low[k] + 1) % depth * plane, at);
+        far = in_plane(scores + far_plane[k], at);
         has_far = true;
       }
       float score = near * (1.0f - share[k]) + (share[k] > 0.0f ? far : near) * share[k];

@@ -31,6 +31,7 @@ __all__ = [
     "GpuInfo",
     "GpuMemoryError",
     "Kernel",
+    "PartBuffer",
     "PinnedBuffer",
     "Stream",
     "bindings",
@@ -363,6 +364,18 @@ class DeviceBuffer:
     def _free(self) -> None:
         pointer, self.pointer = self.pointer, 0
         self._gpu.blocks.free(pointer, self.nbytes)
+
+
+class PartBuffer(DeviceBuffer):
+    """Some of a buffer's patches, (count, C, *patch), from number ``first`` on; it is not freed by itself."""
+
+    def __init__(self, whole: DeviceBuffer, first: int, count: int) -> None:
+        self._gpu, self._whole, self.pointer = whole.gpu, whole, patch_address(whole, first)
+        self.shape, self.dtype = (count, *whole.shape[1:]), whole.dtype
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+
+    def free(self) -> None:
+        """It ends with the whole."""
 
 
 def patch_address(buffer: DeviceBuffer, number: int) -> int:

@@ -24,8 +24,8 @@ from .program import PARAMS, Program, machine_of, programs
 #: (two to nine percent of eight networks' time with four patches; four parts are slower where layers have few voxels).
 BATCH_PARTS = 2
 
-#: Runs whose kernels are kept, with their parameters: callers have one or two sizes of batches, and one or two buffers for scores.
-_MOST_KNOWN = 8
+#: Runs whose kernels are kept, with their parameters: callers have one or two sizes of batches, and a place for the scores of each batch of some rows.
+_MOST_KNOWN = 64
 
 
 class CudaInt8Network:
