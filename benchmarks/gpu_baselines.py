@@ -35,6 +35,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "MedQuantINT8")]
 from gpu_networks import TIMED  # noqa: E402
 from torch_modes import (  # noqa: E402
     MODES,
+    QUEUED,
     ROUNDS,
     WAITING,
     WARM,
@@ -46,7 +47,7 @@ from torch_modes import (  # noqa: E402
     torch_milliseconds,
 )
 
-TURNS = 3
+TURNS, QUEUED_ROUNDS = 3, 4
 BATCHES = (1, 4)
 #: Seconds that a process leaves for the comparison in turns and for its end.
 RESERVE = 15
@@ -73,14 +74,16 @@ class Int8Network:
         self.int8_macs = sum(step.macs for step in plan.steps if step.int8)
         self.bytes = network.bytes
 
-    def milliseconds(self, rounds: int = ROUNDS) -> list[float]:
+    def milliseconds(self, rounds: int = ROUNDS, queued: int = 1) -> list[float]:
+        """As :func:`torch_modes.torch_milliseconds`."""
         times = []
         for _ in range(rounds):
             self._begin.record(self._stream)
-            self._graph.launch(0)
+            for _ in range(queued):
+                self._graph.launch(0)
             self._end.record(self._stream)
             self._end.wait()
-            times.append(float(self._end.milliseconds_since(self._begin)))
+            times.append(float(self._end.milliseconds_since(self._begin)) / queued)
         return times
 
     def close(self) -> None:
@@ -89,15 +92,18 @@ class Int8Network:
 
 
 def in_turns(call: Callable[[], Any], int8: Int8Network) -> dict[str, Any]:
-    """PyTorch and CUDA INT8, turn and turn about."""
-    torch_times, int8_times = [], []
+    """PyTorch and CUDA INT8, turn and turn about: call by call, and several calls queued."""
+    torch_times: dict[int, list[float]] = {1: [], QUEUED: []}
+    int8_times: dict[int, list[float]] = {1: [], QUEUED: []}
     torch_milliseconds(call, WARM), int8.milliseconds(WARM)
     for _ in range(TURNS):
-        torch_times += torch_milliseconds(call)
-        int8_times += int8.milliseconds()
-    torch_summary, int8_summary = summary(torch_times), summary(int8_times)
+        for queued, rounds in ((1, ROUNDS), (QUEUED, QUEUED_ROUNDS)):
+            torch_times[queued] += torch_milliseconds(call, rounds, queued)
+            int8_times[queued] += int8.milliseconds(rounds, queued)
+    torch_summary, int8_summary = summary(torch_times[1]), summary(int8_times[1])
     ratio = torch_summary["median_ms"] / int8_summary["median_ms"]
-    return {"torch": torch_summary, "int8": int8_summary, "ratio": ratio}
+    together = {"calls": QUEUED, "torch": summary(torch_times[QUEUED]), "int8": summary(int8_times[QUEUED])}
+    return {"torch": torch_summary, "int8": int8_summary, "ratio": ratio, "queued": together}
 
 
 def measure(

@@ -17,6 +17,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "MedQuantINT8")]
 from gpu_networks import TIMED  # noqa: E402
 
 ROUNDS, WARM = 20, 4
+#: Calls that are queued where a call is not timed by itself.
+QUEUED = 10
 #: Priority (the system's "nice") of those that compile and wait.
 WAITING = 10
 
@@ -100,18 +102,24 @@ def at_priority(nice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
-def torch_milliseconds(call: Callable[[], Any], rounds: int = ROUNDS) -> list[float]:
-    """Milliseconds of each of some calls."""
+def torch_milliseconds(call: Callable[[], Any], rounds: int = ROUNDS, queued: int = 1) -> list[float]:
+    """Milliseconds of a call, measured some times.
+
+    Args:
+        queued: calls between two events. One by one, what Python does for a call is part of its time; queued, it is hidden where
+            the GPU's work takes longer.
+    """
     import torch
 
     times = []
     for _ in range(rounds):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
-        call()
+        for _ in range(queued):
+            call()
         end.record()
         torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end))
+        times.append(begin.elapsed_time(end) / queued)
     return times
 
 

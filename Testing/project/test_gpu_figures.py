@@ -68,6 +68,16 @@ def test_what_is_timed_beside_the_engine_later_counts_even_if_pytorch_was_slower
     assert known["unet"]["batch_1"]["beside"]["int8"] == milliseconds(0.4)
 
 
+def test_calls_that_were_queued_have_a_ratio_of_their_own():
+    import cuda_int8_page
+
+    value = row(beside=beside("fp16_recorded", 2.0, 0.5))
+    head, _, plain = cuda_int8_page.table({"baselines": {"unet": value}})
+    assert plain.count("|") == head.count("|") and "| – | – | 100.0 % |" in plain
+    value["batch_1"]["beside"]["queued"] = {"calls": 10, "torch": milliseconds(1.2), "int8": milliseconds(0.4)}
+    assert "| 4.0 | 1.20, 0.40 | 3.0 | 100.0 % |" in cuda_int8_page.table({"baselines": {"unet": value}})[2]
+
+
 def test_a_mode_that_was_faster_than_the_one_beside_the_engine_counts():
     import cuda_int8_page
 
