@@ -88,6 +88,7 @@ class OpenVINOBackend:
     def build(self, network: Path, folder: Path, options: BuildOptions) -> None:
         from ..models import onnx_graph as graph
         from ..models import qdq, rewrites
+        from ..models.explicit_padding import with_explicit_padding
 
         model = qdq.network_for(
             network, options.precision, options.high_precision, options.weight_bits, options.zero_points
@@ -96,6 +97,8 @@ class OpenVINOBackend:
             model = qdq.as_unsigned(model)
         model = graph.fixed_shape(model, options.patch, options.batch)
         model = rewrites.with_padded_channels(model, VECTOR, only_with="InstanceNormalization")
+        if options.precision == "int8":
+            model = with_explicit_padding(model)
         try:
             compiled = core().compile_model(_read(core(), model), "CPU", _config(options))
         except RuntimeError as error:
