@@ -8,13 +8,17 @@ import pytest
 import gpu_ordering
 import kernels_on_processor
 from MedQuantINT8Lib.engines.cuda import device as cuda
+from MedQuantINT8Lib.engines.cuda import transfers
 from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
 from MedQuantINT8Lib.imaging.array_layout import ArrayLayout
 from MedQuantINT8Lib.imaging.axis_interpolation import AxisInterpolation
+from MedQuantINT8Lib.inference import gpu_spread
 from MedQuantINT8Lib.inference.gpu_kept_rows import rows_kept
 from MedQuantINT8Lib.inference.gpu_label_resampling import GridLabels
 from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
 from MedQuantINT8Lib.inference.gpu_sliding_window import GpuSlidingWindow
+from MedQuantINT8Lib.inference.gpu_spread import SpreadSettings, SpreadSlidingWindow
+from MedQuantINT8Lib.inference.gpu_team import GpuTeam
 from MedQuantINT8Lib.inference.mirroring import flips_along
 from MedQuantINT8Lib.inference.window_rows import RowPart
 from MedQuantINT8Lib.inference.windows import plan_windows
@@ -129,3 +133,41 @@ def test_the_last_planes_are_finished_in_pieces():
     assert RowPart([], (3, 13)).finished_in(4) == [(3, 5), (5, 8), (8, 10), (10, 13)]
     assert RowPart([], (3, 5)).finished_in(4) == [(3, 4), (4, 5)]
     assert RowPart([], (3, 13)).finished_in(1) == [(3, 13)] and RowPart([], None).finished_in(4) == []
+
+
+def labels_of_two(resampled):
+    shape, patch = (15, 14, 13), PATCH
+    window = Window(patch, overlap=0.5)
+    plan = plan_windows(shape, window, patch)
+    axes = [AxisInterpolation.linear(o / n * (np.arange(n) + 0.5) - 0.5, o) for o, n in zip(shape, FINER, strict=True)]
+    layout, values = ArrayLayout.of((FINER[2], FINER[1], FINER[0]), ()), np.arange(CLASSES, dtype=np.uint8)
+    grid = GridLabels((axes[0], axes[1], axes[2]), layout, "KJI", values) if resampled else None
+    volume = np.random.default_rng(0).uniform(0, CLASSES, (1, *shape)).astype(np.float32)
+    reduction, found = Reduction(np.arange(CLASSES, dtype=np.uint16)), []
+    gpus = [cuda.Gpu(0), cuda.Gpu(1)]
+    gpus[0].enter()
+    one = GpuSlidingWindow(gpus[0], Lopsided(gpus[0], CLASSES), 1, CLASSES, plan, window, 2, ((),), grid)
+    found.append(one.run(volume, reduction))
+    one.close()
+    settings = SpreadSettings(1, CLASSES, plan, window, 2, ((),), grid)
+    several = SpreadSlidingWindow(GpuTeam(gpus), [Lopsided(gpu, CLASSES) for gpu in gpus], settings)
+    found += [several.run([volume, volume], reduction) for _ in range(2)]
+    assert sum(several.windows) == 2 * plan.count and min(several.windows) > 0.9 * plan.count
+    several.close()
+    for gpu in gpus:
+        gpu.enter()
+        gpu.close()
+    return found
+
+
+@pytest.mark.parametrize("way", ["strips", "one after the other"])
+@pytest.mark.parametrize("resampled", [True, False])
+def test_two_gpus_give_the_labels_of_one_in_every_order_that_events_allow(monkeypatch, resampled, way):
+    monkeypatch.setattr(transfers, "LARGE", 1)
+    if way != "strips":
+        monkeypatch.setattr(gpu_spread, "strips_of", lambda *_: None)
+    for seed, urgent_first in ORDERS[:4]:
+        driver = gpu_ordering.install(monkeypatch, seed, urgent_first)
+        one, *others = labels_of_two(resampled)
+        assert all(np.array_equal(one, labels) for labels in others) and len(np.unique(one)) == CLASSES
+        assert not driver.memory

@@ -30,7 +30,7 @@ from MedQuantINT8Lib.inference.gpu_road_check import CheckEngine, ProcessVerdict
 from MedQuantINT8Lib.inference.gpu_spread import chunks_of
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.spread_engine import SpreadEngine
-from MedQuantINT8Lib.inference.windows import plan_windows
+from MedQuantINT8Lib.inference.windows import plan_windows, window_starts
 from MedQuantINT8Lib.models.spec import Window
 from MedQuantINT8Lib.progress import Task
 from road_models import ROADS, road_spec
@@ -88,12 +88,12 @@ class Engine(CheckEngine):
         return super().infer(batch)
 
 
-def run(engines, volume, spec, task=None, **options):
+def run(engines, volume, spec, task=None, patch=None, **options):
     """Segment with an engine on each GPU."""
     network_input = preprocess(volume, spec)
     for engine in engines:
         engine.look_at(network_input.data)
-    patch = check_patch_size(network_input.data.shape[1:], spec)
+    patch = patch or check_patch_size(network_input.data.shape[1:], spec)
     spec = replace(spec, window=replace(spec.window, patch_size=patch))
     engine = engines[0] if len(engines) == 1 else SpreadEngine(engines)
     if engine.gpu_network is not None:
@@ -157,6 +157,40 @@ def test_planes_of_a_large_map_come_down_from_the_gpu_that_makes_them(driver, mo
     closed(engines)
     assert np.array_equal(result.labels, expected.labels) and len(np.unique(result.labels)) >= 3
     assert sorted(shares) == ([] if by_planes else list(range(len(numbers))))
+    assert not driver.memory
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["rows come down", "merged"])
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 0, 2)], ids=str)
+@pytest.mark.parametrize("name", ["cropped, many labels", "MONAI's", "regions by window", "softmax"])
+def test_strips_of_planes_give_the_labels_of_one_gpu(driver, monkeypatch, name, numbers, large):
+    spec = road_spec("MONAI's" if name == "softmax" else name)
+    if name == "softmax":
+        spec = replace(spec, geometry=replace(spec.geometry, spacing=None))
+    volume = replace(check_volume(spec), ijk_to_ras=GEOMETRIES["oblique and flipped"])
+    shape = preprocess(volume, spec).data.shape[1:]
+    # Windows along each axis that can be dealt out evenly.
+    overlap, placement, share = spec.window.overlap, spec.window.placement, len(numbers)
+    patch = tuple(
+        next(p for p in range(4, size) if len(window_starts(size, p, overlap, placement)) in (share, 2 * share))
+        for size in shape
+    )
+    one = opened([1], spec)
+    expected = run(one, volume, spec, patch=patch)
+    closed(one)
+    rows = []
+    real = gpu_spread.SpreadSlidingWindow._strip_rows
+    monkeypatch.setattr(gpu_spread.SpreadSlidingWindow, "_strip_rows", lambda *how: rows.append(real(*how)) or rows[-1])
+    monkeypatch.setattr(transfers, "LARGE", 1 if large else 1 << 40)
+    engines = opened(numbers, spec)
+    result = run(engines, volume, spec, patch=patch)
+    counts = [engine.windows for engine in engines]
+    closed(engines)
+    assert np.array_equal(result.labels, expected.labels) and len(np.unique(result.labels)) >= 3
+    (rows,) = rows
+    assert rows is not None and sum(counts) == one[0].windows and len(set(counts)) == 1
+    # Only what reaches over a border is received.
+    assert all(0 < len(row.received) < len(row.blended) for own in rows for row in own)
     assert not driver.memory
 
 

@@ -42,11 +42,18 @@ class PlanesDown:
     """Brings planes of a label map down while windows that finish others are still run.
 
     Args:
-        into: where they come down to, where other GPUs bring other planes of the same map there.
+        into: where they come down to, where other GPUs bring other parts of the same map there.
+        rows: which rows of the planes come down, (first, last + 1); None for all.
     """
 
-    def __init__(self, labels: DeviceBuffer, stream: Stream, into: NDArray[Any] | None = None) -> None:
-        self._labels, self._stream = labels, stream
+    def __init__(
+        self,
+        labels: DeviceBuffer,
+        stream: Stream,
+        into: NDArray[Any] | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        self._labels, self._stream, self._rows = labels, stream, rows
         self._result = np.empty(labels.shape, labels.dtype) if into is None else into
         self._under_way: list[Download] = []
         self._begun = np.zeros(labels.shape[0], bool)
@@ -57,6 +64,14 @@ class PlanesDown:
             return
         plane = self._labels.nbytes // self._labels.shape[0]
         transfers = transfers_of(self._labels.gpu)
+        if self._rows is not None:
+            low, high = self._rows
+            part, row = self._result[first:stop, low:high], plane // self._labels.shape[1]
+            if part.size:
+                self._under_way.append(
+                    transfers.begin_download_of_rows(self._labels, part, self._stream, first * plane + low * row, plane)
+                )
+            return
         self._under_way.append(
             transfers.begin_download(self._labels, self._result[first:stop], self._stream, first * plane)
         )

@@ -18,6 +18,7 @@ from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
 from ..imaging.array_layout import ArrayLayout
 from ..imaging.label_resampling import Axes
 from .gpu_kept_rows import KeptRows
+from .gpu_strips import Strip
 from .windows import WindowPlan
 
 _THREADS = 256
@@ -66,6 +67,7 @@ class GpuLabelResampling:
     Args:
         ring: scores (classes, depth, u, v), one plane deeper than a window.
         rows: keeps the windows' scores until planes are finished; None where they are added up in the ring.
+        strip: the lines along u that the ring holds; None for all.
 
     Raises:
         GpuMemoryError: the sum of the weights does not fit.
@@ -80,9 +82,11 @@ class GpuLabelResampling:
         rule: GridLabels,
         stream: Stream,
         rows: KeptRows | None = None,
+        strip: Strip | None = None,
     ) -> None:
         self._rows = rows
         self._gpu, self._kernels, self._ring, self._stream, self.rule = gpu, kernels, ring, stream, rule
+        self._strip = strip
         self._buffers: list[DeviceBuffer] = []
         self._tables: dict[str, DeviceBuffer] = {}
         self._size = plan.shape[plan.order[0]]
@@ -106,6 +110,10 @@ class GpuLabelResampling:
             inside = slice(laid[axis].low, laid[axis].high)
             low = (rule.axes[axis].low[inside] + plan.pad_before[axis]).astype(np.int32)
             share = rule.axes[axis].share[inside].astype(np.float32)
+            if name == "u" and self._strip is not None:
+                begin, stop = np.searchsorted(low, (self._strip.first, self._strip.stop)).tolist()
+                low, share = low[begin:stop] - np.int32(self._strip.first), share[begin:stop]
+                first += begin * steps[axis]
             self._new.append(len(low))
             self._table(f"low_{name}", low)
             self._table(f"share_{name}", share)
@@ -192,6 +200,17 @@ class GpuLabelResampling:
         """Whether planes of the label map along its first axis are made one after the other."""
         _, j, i = self.rule.shape
         return abs(self._steps[0]) == j * i
+
+    @property
+    def rows(self) -> tuple[int, int] | None:
+        """Which rows of a plane of the label map, (first, last + 1) along its second axis, the strip's lines are; None where they are no rows."""
+        _, j, i = self.rule.shape
+        step = self._steps[1]
+        if self._strip is None or not self.by_planes or abs(step) != i:
+            return None
+        begin = self._first // i % j
+        ends = [begin, begin + (self._new[1] - 1) * (1 if step > 0 else -1)]
+        return (min(ends), max(ends) + 1) if self._new[1] else (0, 0)
 
     def _planes(self, first: int, stop: int) -> tuple[int, int] | None:
         """Return where new voxels from ``first`` to ``stop`` - 1 along the slowest axis lie along the label map's first axis."""

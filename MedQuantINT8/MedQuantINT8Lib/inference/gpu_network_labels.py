@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
 from .gpu_label_placing import NearestLabels
+from .gpu_strips import Strip, lines_axis
 from .windows import WindowPlan
 
 _THREADS = 256
@@ -47,9 +48,10 @@ class NetworkLabels:
         plan: WindowPlan,
         reduction: Reduction,
         stream: Stream,
+        strip: Strip | None = None,
     ) -> None:
         self._gpu, self._kernel, self._ring, self._plan = gpu, kernels["reduce_planes"], ring, plan
-        self._reduction, self._stream = reduction, stream
+        self._reduction, self._stream, self._strip = reduction, stream, strip
         self._values = gpu.allocate(reduction.values.shape, np.uint16)
         self._values.upload(reduction.values, stream)
         self.buffers = [self._values]
@@ -64,6 +66,15 @@ class NetworkLabels:
     def by_planes(self) -> bool:
         """Whether planes of the label map along its first axis are made one after the other."""
         return self._plan.order[0] == 0
+
+    @property
+    def rows(self) -> tuple[int, int] | None:
+        """Which rows of a plane of the label map, (first, last + 1) along its second axis, the strip's lines are; None where they are no rows."""
+        if self._strip is None or not self.by_planes:
+            return None
+        before, size = self._plan.pad_before[1], self._plan.volume_shape[1]
+        first, stop = (min(max(0, line - before), size) for line in (self._strip.first, self._strip.stop))
+        return first, stop
 
     def resume(self, finished: int) -> None:
         """Go on where another GPU has finished the planes before ``finished``: all that this takes is in the ring."""
@@ -80,6 +91,9 @@ class NetworkLabels:
         """
         plan, slow = self._plan, self._plan.order[0]
         classes, depth, nu, nv = self._ring.shape
+        before = list(plan.pad_before)
+        if self._strip is not None:
+            before[lines_axis(plan)] -= self._strip.first
         self._kernel(
             (-(-nu * nv * (end - begin) // _THREADS), 1, 1),
             (_THREADS, 1, 1),
@@ -90,7 +104,7 @@ class NetworkLabels:
             labels,
             ctypes.c_int(classes),
             ctypes.c_float(self._reduction.threshold or 0.0),
-            *map(ctypes.c_int, (slow, depth, nu, nv, begin, end, *plan.pad_before, *plan.volume_shape)),
+            *map(ctypes.c_int, (slow, depth, nu, nv, begin, end, *before, *plan.volume_shape)),
         )
         if not self.by_planes:
             return None

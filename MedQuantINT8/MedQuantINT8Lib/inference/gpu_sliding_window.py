@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from .gpu_label_resampling import GpuLabelResampling, GridLabels
 from .gpu_mean import MeanNetwork
 from .gpu_network_labels import NetworkLabels, Reduction
 from .gpu_pace import Pace
+from .gpu_strips import Strip
 from .mirroring import Flip
 from .window_rows import RowPart, batched, row_parts
 from .windows import WindowPlan, importance_map
@@ -66,6 +67,7 @@ class GpuSlidingWindow:
         grid_labels: brings scores to the scan's grid, where labels are made of them; None makes labels of network space.
         keep_rows: scores are kept by rows of windows where there is memory for that, and the windows are run in one go, from the first to
             the last.
+        strip: the lines of the planes that are blended here (:mod:`.gpu_strips`); None for all.
 
     Raises:
         GpuMemoryError: the buffers do not fit, also with one window at a time.
@@ -84,8 +86,9 @@ class GpuSlidingWindow:
         grid_labels: GridLabels | None = None,
         *,
         keep_rows: bool = False,
+        strip: Strip | None = None,
     ) -> None:
-        self._flips, self._grid_labels = tuple(flips), grid_labels
+        self._flips, self._grid_labels, self._strip = tuple(flips), grid_labels, strip
         self._gpu, self._network, self._plan, self._window = gpu, network, plan, window
         self._channels, self._classes = channels, classes
         # Another engine that was closed in the meantime may have left this thread without a GPU.
@@ -95,8 +98,9 @@ class GpuSlidingWindow:
         # Its kernels go first, and those that blend the windows before fill what they leave free.
         self._network_stream = gpu.stream(urgent=True)
         self._places: list[ScorePlace] = []
+        self._next_place: Iterator[ScorePlace] = iter(())
         self._rows: KeptRows | None = None
-        self._keep_rows = keep_rows and grid_labels is not None and len(self._flips) == 1
+        self._keep_rows = keep_rows and strip is None and grid_labels is not None and len(self._flips) == 1
         self._slow = plan.order[0]
         self._u, self._v = (axis for axis in range(3) if axis != self._slow)
         self._buffers: list[Any] = []
@@ -120,6 +124,8 @@ class GpuSlidingWindow:
             try:
                 patch = self._plan.patch
                 nu, nv = self._plan.shape[self._u], self._plan.shape[self._v]
+                if self._strip is not None:
+                    nu = self._strip.end - self._strip.first
                 self._weights = self._hold((patch), np.float32)
                 # Between the last finished plane and the next one lie new voxels that are still to come.
                 depth = patch[self._slow] + (self._grid_labels is not None)
@@ -136,7 +142,14 @@ class GpuSlidingWindow:
                 if self._grid_labels is not None:
                     kernels = self._gpu.kernels(resampling_source(), RESAMPLING_NAMES)
                     self._resampling = GpuLabelResampling(
-                        self._gpu, kernels, self.ring, self._plan, self._grid_labels, self.stream, self._rows
+                        self._gpu,
+                        kernels,
+                        self.ring,
+                        self._plan,
+                        self._grid_labels,
+                        self.stream,
+                        self._rows,
+                        self._strip,
                     )
                 break
             except GpuMemoryError:
@@ -149,6 +162,7 @@ class GpuSlidingWindow:
                     raise
                 else:
                     batch //= 2
+        self._next_place = itertools.cycle(self._places)
         self._weights.upload(
             importance_map(patch, self._window.blend, self._window.placement, self._window.sigma), self.stream
         )
@@ -288,7 +302,7 @@ class GpuSlidingWindow:
             self.receiver = self._resampling
             return self._resampling
         assert reduction is not None
-        receiver = NetworkLabels(self._gpu, self._kernels, self.ring, self._plan, reduction, self.stream)
+        receiver = NetworkLabels(self._gpu, self._kernels, self.ring, self._plan, reduction, self.stream, self._strip)
         buffers += receiver.buffers
         self.receiver = receiver
         return receiver
@@ -316,19 +330,13 @@ class GpuSlidingWindow:
             self._slide_by_rows(self._rows, source, labels, receiver, parts, step, intensity, take)
             return
         stored, size, pace = 0, self.scores.nbytes // self.batch, Pace(self._gpu)
-        places = itertools.cycle(self._places)
-        # The volume, and what other runs have left in the buffers, are of the stream that blends.
-        for place in self._places:
-            place.taken.record(self.stream)
+        self.begin()
         try:
             for part in parts:
                 for batch in batched(part.windows, self.batch):
-                    place = next(places)
-                    self._network_stream.wait_for(place.taken)
-                    self._run_windows(source, batch, intensity, place.scores)
-                    self.stream.wait_for(place.computed.record(self._network_stream))
+                    place = self.compute(source, batch, intensity)
                     if store is None:
-                        self._blend(batch, place.scores, 0, receiver)
+                        self.blend(batch, place.scores, 0, receiver)
                     else:
                         copy_between(place.scores, store, self.stream, 0, size * len(batch), size * stored)
                         stored += len(batch)
@@ -336,10 +344,29 @@ class GpuSlidingWindow:
                     pace.mark(self.stream)
                     step(len(batch))
                 if store is None:
-                    _finish(part, labels, receiver, take, last=part is parts[-1])
+                    finish_part(part, labels, receiver, take, last=part is parts[-1])
             pace.end()
         finally:
             pace.free()
+
+    def begin(self) -> None:
+        """Begin to run windows, by :meth:`compute`."""
+        # The volume, and what other runs have left in the buffers, are of the stream that blends.
+        for place in self._places:
+            place.taken.record(self.stream)
+
+    def compute(
+        self, source: DeviceBuffer, batch: Sequence[FlippedWindow], intensity: Intensity = Intensity()
+    ) -> ScorePlace:
+        """Run the network for a batch of windows; work that is put into :attr:`stream` from here on finds their scores in the place that is given.
+
+        The caller records the place's ``taken`` behind what it does with them.
+        """
+        place = next(self._next_place)
+        self._network_stream.wait_for(place.taken)
+        self._run_windows(source, batch, intensity, place.scores)
+        self.stream.wait_for(place.computed.record(self._network_stream))
+        return place
 
     def _slide_by_rows(
         self,
@@ -369,7 +396,7 @@ class GpuSlidingWindow:
                     pace.mark(self._network_stream)
                     step(len(batch))
                 self.stream.wait_for(computed.record(self._network_stream))
-                _finish(part, labels, receiver, take, last=part is parts[-1])
+                finish_part(part, labels, receiver, take, last=part is parts[-1])
                 finished[row % 2].record(self.stream)
             pace.end()
         finally:
@@ -396,9 +423,9 @@ class GpuSlidingWindow:
         """Blend windows whose scores :meth:`slide` has stored, and make labels of what they finish; ``take`` as there."""
         stored = 0
         for part in parts:
-            self._blend(part.windows, store, stored, receiver)
+            self.blend(part.windows, store, stored, receiver)
             stored += len(part.windows)
-            _finish(part, labels, receiver, take, last=part is parts[-1])
+            finish_part(part, labels, receiver, take, last=part is parts[-1])
 
     def _cut(self, kernel: Any, source: DeviceBuffer, batch: Any, intensity: Intensity) -> None:
         plan = self._plan
@@ -418,7 +445,7 @@ class GpuSlidingWindow:
                 ),
             )
 
-    def _blend(
+    def blend(
         self,
         batch: Sequence[FlippedWindow],
         scores: DeviceBuffer,
@@ -428,9 +455,21 @@ class GpuSlidingWindow:
         """Blend windows whose scores are those of a buffer from the number ``first`` on."""
         plan, total, sigmoid = self._plan, receiver.total, receiver.sigmoid
         kernel = self._kernels[f"blend_{_TARGETS[str(scores.dtype)]}"]
+        shift = [0, 0, 0]
+        if self._strip is not None:
+            shift[self._u] = self._strip.first
         for group in near_windows(batch, plan.patch):
             begin, size = box_around([start for start, _ in group], plan.patch)
-            places = [number for start, flip in group for number in (*start, flip_bits(flip))]
+            if self._strip is not None:
+                low, high = self._strip.first, self._strip.end
+                begin[self._u], end = max(low, begin[self._u]), min(high, begin[self._u] + size[self._u])
+                size[self._u] = end - begin[self._u]
+            begin = [b - s for b, s in zip(begin, shift, strict=True)]
+            places = [
+                number
+                for start, flip in group
+                for number in (*(a - s for a, s in zip(start, shift, strict=True)), flip_bits(flip))
+            ]
             kernel(
                 (-(-math.prod(size) // _THREADS), 1, 1),
                 (_THREADS, 1, 1),
@@ -446,7 +485,7 @@ class GpuSlidingWindow:
             first += len(group)
 
 
-def _finish(
+def finish_part(
     part: RowPart,
     labels: DeviceBuffer,
     receiver: GpuLabelResampling | NetworkLabels,

@@ -1,6 +1,7 @@
 """The windows of one volume spread over several GPUs, each with the network: the labels are those of one GPU, bit by bit.
 
-Windows are blended in one order, whatever the number of GPUs, since sums of floats follow their order. Each GPU runs a run of windows that
+Windows are blended in one order, whatever the number of GPUs, since sums of floats follow their order. Where windows can be dealt out evenly,
+each GPU has a strip of every plane (:mod:`.gpu_strips`), and none waits for another's blending. Else each GPU runs a run of windows that
 follow each other. The first blends its own at once. The others keep the scores of theirs until the one before has blended its last window,
 take over its ring of planes, and go on from there; so what one after the other does is blending alone, a small part of the work. A GPU makes
 the labels of the planes that it finishes, and brings them down meanwhile; where its planes are none of the label map's, each merges, and brings
@@ -30,8 +31,11 @@ from ..progress import Task
 from .gpu_label_download import PlanesDown
 from .gpu_label_placing import NearestLabels
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
+from .gpu_mean import MeanNetwork
 from .gpu_network_labels import NetworkLabels, Reduction
 from .gpu_sliding_window import GpuSlidingWindow
+from .gpu_strip_run import StripRun, most_kept
+from .gpu_strips import StripRow, strip_rows, strips_of
 from .gpu_team import GpuTeam, TeamMember
 from .mirroring import Flip
 from .window_rows import RowPart, row_parts
@@ -120,6 +124,10 @@ class SpreadSlidingWindow:
         self._team, self._settings = team, settings
         self.windows = [0] * len(team)
         self._runners: dict[int, GpuSlidingWindow] = {}
+        self._strips: dict[int, StripRun] = {}
+        #: Of each GPU, what it does in its strip; None where the windows are dealt out one after the other.
+        self._rows = self._strip_rows(networks[0])
+        strips = strips_of(settings.plan, len(team)) if self._rows else None
 
         def open_runner(member: TeamMember) -> None:
             s = settings
@@ -133,6 +141,7 @@ class SpreadSlidingWindow:
                 s.batch,
                 s.flips,
                 s.grid_labels,
+                strip=None if strips is None else strips[member.number],
             )
             self._runners[member.number] = runner
 
@@ -141,6 +150,27 @@ class SpreadSlidingWindow:
         except BaseException:
             self.close()
             raise
+
+    def _strip_rows(self, network: GpuNetwork) -> list[list[StripRow]] | None:
+        """Return the rows of each GPU's strip, or None where there are no strips, or their scores take too much memory."""
+        settings = self._settings
+        strips = strips_of(settings.plan, len(self._team))
+        if strips is None:
+            return None
+        rows = strip_rows(settings.plan, settings.flips, strips)
+        itemsize = np.dtype(network.scores_dtype if isinstance(network, MeanNetwork) else network.dtype).itemsize
+        window = settings.classes * math.prod(settings.plan.patch) * itemsize
+        for member, own in zip(self._team.members, rows, strict=True):
+            if window * most_kept(own) > self._stored_bytes(member):
+                return None
+        return rows
+
+    def _stored_bytes(self, member: TeamMember) -> int:
+        """Return how much memory scores may take that wait."""
+        index = member.gpu.info.index
+        beside = sum(other.gpu.info.index == index for other in self._team.members)
+        member.gpu.enter()
+        return min(_MOST_STORED, int(_STORED_SHARE * member.gpu.free_bytes) // beside)
 
     def close(self) -> None:
         runners, self._runners = self._runners, {}
@@ -156,10 +186,8 @@ class SpreadSlidingWindow:
         """Return for how many windows each GPU has room beside what is there."""
         rooms = []
         for member in self._team.members:
-            runner, index = self._runners[member.number], member.gpu.info.index
-            beside = sum(other.gpu.info.index == index for other in self._team.members)
-            member.gpu.enter()
-            stored = min(_MOST_STORED, int(_STORED_SHARE * member.gpu.free_bytes) // beside)
+            runner = self._runners[member.number]
+            stored = self._stored_bytes(member)
             rooms.append(stored * runner.batch // max(1, runner.scores.nbytes))
         return min(rooms)
 
@@ -180,10 +208,12 @@ class SpreadSlidingWindow:
         """
         task = task or Task()
         settings = self._settings
-        room = self._room()
-        if room < 1:
-            raise GpuMemoryError("The GPU has not enough free memory to hold scores that wait for another GPU's.")
-        chunks = chunks_of(settings.plan, settings.flips, len(self._team), room)
+        chunks: list[Chunk] = []
+        if self._rows is None:
+            room = self._room()
+            if room < 1:
+                raise GpuMemoryError("The GPU has not enough free memory to hold scores that wait for another GPU's.")
+            chunks = chunks_of(settings.plan, settings.flips, len(self._team), room)
         result = _Result()
         buffers: list[list[DeviceBuffer]] = [[] for _ in self._team.members]
 
@@ -200,6 +230,9 @@ class SpreadSlidingWindow:
             raise
         finally:
             # Not before all have ended: they copy from each other's memory.
+            strips, self._strips = self._strips, {}
+            for strip in strips.values():
+                strip.close()
             self._team.run(lambda member: self._runners[member.number].end(buffers[member.number]))
         assert result.labels is not None
         return result.labels
@@ -222,17 +255,39 @@ class SpreadSlidingWindow:
         if isinstance(receiver, NetworkLabels):
             labels.zero(runner.stream)
         nearest = None if reduction is None or self._settings.grid_labels is not None else reduction.nearest
-        if nearest is None and receiver.by_planes and is_large(labels):
-            # Each plane is made by one GPU, which brings it down itself, beside later windows.
-            planes = PlanesDown(labels, runner.stream, result.zeros(labels))
+        whole = self._rows is None or receiver.rows is not None
+        if nearest is None and receiver.by_planes and whole and is_large(labels):
+            # Each plane, or each row of it, is made by one GPU, which brings it down itself, beside later windows.
+            planes = PlanesDown(labels, runner.stream, result.zeros(labels), receiver.rows)
             try:
-                self._run_chunks(member, source, labels, chunks, buffers, planes.begin)
+                self._run_windows(member, source, labels, chunks, buffers, planes.begin)
                 planes.wait()
             finally:
                 planes.forget()
         else:
-            self._run_chunks(member, source, labels, chunks, buffers, None)
+            self._run_windows(member, source, labels, chunks, buffers, None)
             self._bring_down(member, labels, nearest, result, buffers)
+
+    def _run_windows(
+        self,
+        member: TeamMember,
+        source: DeviceBuffer,
+        labels: DeviceBuffer,
+        chunks: Sequence[Chunk],
+        buffers: list[DeviceBuffer],
+        take: Callable[[int, int], None] | None,
+    ) -> None:
+        """Run the windows of one GPU; ``take`` is told of planes of the label map that are made from here on in its stream."""
+        if self._rows is None:
+            self._run_chunks(member, source, labels, chunks, buffers, take)
+            return
+        runner = self._runners[member.number]
+        assert runner.receiver is not None
+        strip = self._strips[member.number] = StripRun(member, runner, self._rows[member.number], buffers)
+        # Every GPU looks at the others' memory and events.
+        self._team.meet()
+        others = [self._strips[number] for number in range(len(self._team))]
+        strip.run(others, source, labels, runner.receiver, partial(self._step, member), take)
 
     def _run_chunks(
         self,
@@ -243,7 +298,7 @@ class SpreadSlidingWindow:
         buffers: list[DeviceBuffer],
         take: Callable[[int, int], None] | None,
     ) -> None:
-        """Run the windows of one GPU; ``take`` is told of planes of the label map that are made from here on in its stream."""
+        """Run those of one GPU that follow each other; as :meth:`_run_windows`."""
         runner, team = self._runners[member.number], self._team
         receiver = runner.receiver
         assert receiver is not None

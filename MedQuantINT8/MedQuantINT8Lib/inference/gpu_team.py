@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ class GpuTeam:
 
     def _begin(self) -> None:
         self._barrier = threading.Barrier(len(self.members))
-        self._turns: dict[int, threading.Event] = {}
+        self._turns: dict[Hashable, threading.Event] = {}
         self._errors: list[BaseException] = []
         self._steps: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
@@ -97,20 +97,20 @@ class GpuTeam:
         """Wait until every member is here."""
         self._barrier.wait()
 
-    def _turn(self, number: int) -> threading.Event:
+    def _turn(self, name: Hashable) -> threading.Event:
         with self._lock:
-            turn = self._turns.setdefault(number, threading.Event())
+            turn = self._turns.setdefault(name, threading.Event())
             if self._errors:
                 turn.set()
             return turn
 
-    def ended(self, number: int) -> None:
+    def ended(self, name: Hashable) -> None:
         """Say that a piece of work that another member waits for is done, and all that its GPU had to do for it."""
-        self._turn(number).set()
+        self._turn(name).set()
 
-    def wait_for(self, number: int) -> None:
+    def wait_for(self, name: Hashable) -> None:
         """Wait until a piece of work is done."""
-        self._turn(number).wait()
+        self._turn(name).wait()
         self.check()
 
     def check(self) -> None:

@@ -84,9 +84,7 @@ class Transfers:
 
     def begin_download(self, buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, offset: int = 0) -> Download:
         """Begin to copy a buffer's bytes from ``offset`` on into a contiguous array, behind what is in the stream now."""
-        filled = Event(self._gpu).record(stream)
-        own = self._gpu.stream()
-        own.wait_for(filled)
+        filled, own = self._behind(stream)
         data = _bytes(array)
 
         def copy(begin: int) -> None:
@@ -102,6 +100,39 @@ class Transfers:
 
         jobs = [self._threads.submit(copy, begin) for begin in range(0, len(data), _CHUNK)]
         return Download(jobs, own, filled)
+
+    def begin_download_of_rows(
+        self, buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, offset: int, pitch: int
+    ) -> Download:
+        """As :meth:`begin_download`, of pieces of a buffer that lie ``pitch`` bytes from each other; each goes to a contiguous ``array[n]``."""
+        filled, own = self._behind(stream)
+        size = array[0].nbytes
+        at_once = max(1, _CHUNK // size)
+
+        def copy(begin: int) -> None:
+            some = array[begin : begin + at_once]
+            if size > _CHUNK:
+                buffer.download(some[0], own, offset + begin * pitch)
+                _wait(self._gpu, own)
+                return
+            chunk = self._free.get()
+            try:
+                for number in range(len(some)):
+                    piece = chunk.array[number * size : (number + 1) * size]
+                    buffer.download(piece, own, offset + (begin + number) * pitch)
+                _wait(self._gpu, own)
+                np.copyto(some, chunk.array[: len(some) * size].view(array.dtype).reshape(some.shape))
+            finally:
+                self._free.put(chunk)
+
+        return Download([self._threads.submit(copy, begin) for begin in range(0, len(array), at_once)], own, filled)
+
+    def _behind(self, stream: Stream) -> tuple[Event, Stream]:
+        """Return a stream whose work begins after what is in another one now, and the event that it waits for."""
+        filled = Event(self._gpu).record(stream)
+        own = self._gpu.stream()
+        own.wait_for(filled)
+        return filled, own
 
 
 def is_large(array: NDArray[Any] | DeviceBuffer) -> bool:
