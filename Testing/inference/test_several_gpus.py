@@ -20,6 +20,7 @@ from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.engines.cuda import transfers
 from MedQuantINT8Lib.engines.cuda.device import DeviceBuffer, GpuMemoryError
 from MedQuantINT8Lib.engines.cuda.several import gpus_of
+from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
 from MedQuantINT8Lib.errors import Cancelled, EngineError, InputError
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume_files import ReadOptions
@@ -385,3 +386,13 @@ def test_a_worker_of_many_scans_leaves_preprocessing_to_its_gpu(driver, tmp_path
     assert np.array_equal(*labels) and labels[0].any()
     assert any("brought to network space on the GPU" in note for note in records["cuda_int8"]["warnings"])
     assert all(record["seconds"]["preprocessing"] > 0 for record in records.values()) and not driver.memory
+    # Another worker loads the engine, which is there by now, before its first case is read.
+    loads, load = [], CudaInt8Backend.load
+    monkeypatch.setattr(CudaInt8Backend, "load", lambda *how: loads.append(how) or load(*how))
+    work = SegmentWork(replace(settings, choice=EngineChoice("cuda_int8", "fp16", device="gpu:1")))
+    work.warm_up()
+    assert len(loads) == 1
+    work.run(work.read(case, Task()), Task())
+    assert len(loads) == 1
+    work.close()
+    assert not driver.memory

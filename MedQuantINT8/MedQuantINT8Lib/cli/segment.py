@@ -88,13 +88,14 @@ def add_parser(add: Add) -> None:
 
 def run(args: argparse.Namespace, task: Task) -> None:
     """Segment the scan, or the scans, and say which structures were found and how."""
-    from .segment_cohort import check_single, is_cohort, run_segment_cohort
+    from .segment_cohort import begun_workers, check_single, is_cohort, run_segment_cohort
 
     args.scans = args.scans or []
-    _check_order(args)
-    if is_cohort(args):
-        run_segment_cohort(args, task)
-        return
+    with begun_workers(args) as pool:
+        _check_order(args)
+        if is_cohort(args):
+            run_segment_cohort(args, pool, task)
+            return
     check_single(args)
     args.scan = args.scans[0]
     _run_one(args, task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from .common import choice_of, options_of, packages_of
 from .terminal import say, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..cohort.journal import Record
     from ..cohort.pool import CasePool
@@ -214,8 +215,11 @@ def uses_pool(args: argparse.Namespace) -> bool:
     return any(getattr(args, name) is not None for name in _POOL_OPTIONS)
 
 
-def pool_of(args: argparse.Namespace) -> CasePool:
+def pool_of(args: argparse.Namespace, devices: list[str] | None = None) -> CasePool:
     """The workers that the options of :func:`add_pool_options` ask for.
+
+    Args:
+        devices: of each worker, where they are known.
 
     Raises:
         InputError: options that do not go together.
@@ -224,12 +228,10 @@ def pool_of(args: argparse.Namespace) -> CasePool:
     from ..cohort.pool import RETRIES, TIME_LIMIT
     from ..errors import InputError
 
+    if args.cluster is None:
+        return _local_pool(args, worker_devices(args) if devices is None else devices)
     time_limit = TIME_LIMIT if args.time_limit is None else args.time_limit
     retries = RETRIES if args.retries is None else args.retries
-    if args.cluster is None:
-        from ..cohort.local_pool import LocalPool
-
-        return LocalPool(worker_devices(args), time_limit, retries=retries)
     from ..cohort.ray_cluster import ClusterOptions, check_address
     from ..cohort.ray_pool import RayPool
 
@@ -241,14 +243,24 @@ def pool_of(args: argparse.Namespace) -> CasePool:
     return RayPool(options, args.device)
 
 
-def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
+def _local_pool(args: argparse.Namespace, devices: list[str]) -> CasePool:
+    from ..cohort.local_pool import LocalPool
+    from ..cohort.pool import RETRIES, TIME_LIMIT
+
+    time_limit = TIME_LIMIT if args.time_limit is None else args.time_limit
+    return LocalPool(devices, time_limit, retries=RETRIES if args.retries is None else args.retries)
+
+
+def run_segment_cohort(args: argparse.Namespace, pool: CasePool | None, task: Task) -> None:
     """Segment every case that is not done yet, and write cohort.csv and cohort.html.
 
     Raises:
         CasesFailed: some cases could not be segmented.
     """
     folder = _output_folder(args)
-    pool = pool_of(args)
+    devices = None if args.cluster is not None else worker_devices(args)
+    if pool is None:
+        pool = pool_of(args, devices)
     # The workers load their libraries while this process loads its own, and looks for the cases.
     pool.begin("segment")
     try:
@@ -256,6 +268,27 @@ def run_segment_cohort(args: argparse.Namespace, task: Task) -> None:
     finally:
         pool.close()
     say_result(args, folder, result)
+
+
+@contextmanager
+def begun_workers(args: argparse.Namespace) -> Iterator[CasePool | None]:
+    """Yield workers that were begun at once where their devices are named, before anything else is looked at; else None."""
+    named = args.devices or ()
+    if (
+        not named
+        or "all" in named
+        or args.device != "auto"
+        or args.cluster is not None
+        or (args.workers or 256) < len(named)
+    ):
+        yield None
+        return
+    pool = _local_pool(args, [named[n % len(named)] for n in range(args.workers or len(named))])
+    pool.begin("segment")
+    try:
+        yield pool
+    finally:
+        pool.close()
 
 
 def _segmented(args: argparse.Namespace, folder: Path, pool: CasePool, task: Task) -> Any:

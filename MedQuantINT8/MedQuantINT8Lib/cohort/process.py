@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 from ..errors import MedQuantError
+from ..imaging.reading_process import keep_reader_ahead
 from .work import IN_FLIGHT, StagedWorker, in_words
 from .works import load_libraries, open_work
 
@@ -55,6 +56,7 @@ def main() -> int:
     os.dup2(own.fileno(), 1)
     events = _Events(sys.stdout)
     # The caller may still be looking for its cases.
+    keep_reader_ahead()
     if len(sys.argv) > 2:
         load_libraries(*sys.argv[1:3])
     line = sys.stdin.readline()

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError, MedQuantError
+from ..imaging.reading_process import keep_reader_ahead
 from ..scratch import own_temporary_folder
 from .packages import Packed, installed_on_node
 from .work import StagedWorker
@@ -62,6 +63,7 @@ class CaseActor:
         try:
             self._check()
             self._temporary.enter_context(own_temporary_folder())
+            keep_reader_ahead()
             settings = self._order.settings
             if self._order.carried:
                 settings = {**settings, "model": installed_on_node(settings["model_hash"], self._fetch)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..engines import choose_backend
 from ..engines.base import needs_gpu
-from ..errors import StorageError
+from ..errors import MedQuantError, StorageError
 from ..files import sha256_file
 from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.segmentation_files import output_files, present_labels, write_segmentation
@@ -120,6 +121,12 @@ class SegmentWork:
         description = description_of(self._model)
         self._labels = chosen_labels(description.labels, settings.structures, description.name)
         self._pool = KeepingPool()
+
+    def warm_up(self) -> None:
+        """Load the engine while the first case is read. What fails here is said of that case."""
+        if self._settings.options.roi is None:
+            with suppress(MedQuantError):
+                pipeline.load_ahead(self._model, self._settings.choice, self._settings.options, self._pool)
 
     def read(self, case: dict[str, Any], task: Task) -> CaseInput:
         """Read the scan, and preprocess it where the processor does that."""

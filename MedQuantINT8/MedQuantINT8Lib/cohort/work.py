@@ -24,7 +24,8 @@ StageListener = Callable[[str, str, int, int], None]
 class Work(Protocol):
     """What a worker does with cases; it is made once a worker, and keeps what is loaded.
 
-    All values are JSON. ``read``, ``run`` and ``finish`` are called by three threads, each always by the same.
+    All values are JSON. ``read``, ``run`` and ``finish`` are called by three threads, each always by the same. One that has a method
+    ``warm_up`` loads there what its first case needs, in the thread of ``run``.
     """
 
     def read(self, case: dict[str, Any], task: Task) -> Any:
@@ -55,6 +56,9 @@ class StagedWorker:
         self._listener = listener
         self._reading, self._network, self._writing = (ThreadPoolExecutor(1, name) for name in ("read", "run", "write"))
         self._work = self._network.submit(open_work).result()
+        # The first case waits for it, but is read meanwhile.
+        if (warm_up := getattr(self._work, "warm_up", None)) is not None:
+            self._network.submit(warm_up)
 
     def run(self, case: dict[str, Any]) -> Record:
         """Run one case; never raises: a case that fails says so in its record."""

@@ -142,6 +142,17 @@ def prepare(
     return _with_fallback(package, backend, options, key, patches, fidelity, task)
 
 
+def is_prepared(package: ModelPackage, backend: EngineBackend, options: BuildOptions) -> bool:
+    """Whether :func:`prepare` would load an engine that was built, and compared where it has to be, before."""
+    options = replace(options, device=device_of(backend, options.device))
+    if options.precision == "int8":
+        options = replace(options, **form_of(backend).to_json())
+    entry = cache.find(engine_key(package, backend, options))
+    if entry is None:
+        return False
+    return options.precision != "int8" or not backend.real_int8 or bool(entry.record.get("fidelity"))
+
+
 @contextmanager
 def _closed_on_failure() -> Iterator[list[Engine]]:
     """Close the engines of the list if what follows fails; a task that was cancelled says so at the end of a stage, when they are loaded."""

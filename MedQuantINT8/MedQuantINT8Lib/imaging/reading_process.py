@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -78,14 +79,73 @@ def read_apart(
         "memory": memory,
         "seconds": _SECONDS + size // _BYTES_A_SECOND,
     }
-    with _target() as (target, number, inherited):
-        answer = _ask({**request, "target": target}, inherited, name, check)
+    with _reader() as (process, target, number):
+        answer = _ask(process, {**request, "target": target}, name, check)
         if "error" in answer:
             raise InputError(
                 f"{names[answer['number']]} cannot be read: {answer['error']}.",
                 "The file may be cut off or of another type; copy it again.",
             )
         return ReadApart(_arrays(number, answer["arrays"]), answer["arrays"], answer["warnings"])
+
+
+class _ReaderAhead:
+    """A reader that was started before there is anything to read, with the memory that it puts voxels into."""
+
+    def __init__(self) -> None:
+        self.number = os.memfd_create("medquant-voxels")
+        try:
+            self.process = _started((self.number,), "ahead")
+        except BaseException:
+            os.close(self.number)
+            raise
+
+
+_ahead: list[_ReaderAhead] = []
+_keeps_ahead = False
+_lock = threading.Lock()
+
+
+def keep_reader_ahead() -> None:
+    """Have a reader wait for the next file from now on: it takes longer to load its libraries than to read a scan. For processes that read many."""
+    global _keeps_ahead
+    if hasattr(os, "memfd_create"):
+        _keeps_ahead = True
+        _start_ahead()
+
+
+def _start_ahead() -> None:
+    # One that cannot be started is started when it is needed, and fails then.
+    with suppress(OSError):
+        reader = _ReaderAhead()
+        with _lock:
+            _ahead.append(reader)
+
+
+def _taken_ahead() -> _ReaderAhead | None:
+    """Return the reader that waits, if it lives."""
+    with _lock:
+        reader = _ahead.pop() if _ahead else None
+    if reader is not None and reader.process.poll() is not None:
+        os.close(reader.number)
+        return None
+    return reader
+
+
+@contextmanager
+def _reader() -> Iterator[tuple[subprocess.Popen[bytes], str, int]]:
+    """Yield a reader that waits for its request, and a file for the voxels: the name that the reader opens, and its number here."""
+    reader = _taken_ahead()
+    if _keeps_ahead:
+        _start_ahead()
+    if reader is not None:
+        try:
+            yield reader.process, f"/proc/self/fd/{reader.number}", reader.number
+        finally:
+            os.close(reader.number)
+        return
+    with _target() as (target, number, inherited):
+        yield _started(inherited), target, number
 
 
 @contextmanager
@@ -108,12 +168,14 @@ def _target() -> Iterator[tuple[str, int, tuple[int, ...]]]:
                 Path(file.name).unlink()
 
 
-def _ask(
-    request: dict[str, Any], inherited: tuple[int, ...], name: str, check: Callable[[], None] | None
-) -> dict[str, Any]:
-    executable = sys.executable if "python" in Path(sys.executable or "").name.lower() else default_python()
-    process = subprocess.Popen(
-        [executable, *_READER],
+def _executable() -> str:
+    return sys.executable if "python" in Path(sys.executable or "").name.lower() else default_python()
+
+
+def _started(inherited: tuple[int, ...], *arguments: str) -> subprocess.Popen[bytes]:
+    """Start a reader, which waits for its request."""
+    return subprocess.Popen(
+        [_executable(), *_READER, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -122,6 +184,11 @@ def _ask(
         pass_fds=inherited,
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
     )
+
+
+def _ask(
+    process: subprocess.Popen[bytes], request: dict[str, Any], name: str, check: Callable[[], None] | None
+) -> dict[str, Any]:
     assert process.stdin is not None and process.stdout is not None
     try:
         with process.stdout, suppress(BrokenPipeError):
@@ -143,7 +210,7 @@ def _ask(
         raise Cancelled()
     if process.returncode == 1:
         raise StorageError(
-            f"{name} could not be read in a process of its own with {executable}.",
+            f"{name} could not be read in a process of its own with {_executable()}.",
             "SimpleITK is missing there, or there is not enough memory.",
         )
     reasons = {

@@ -19,7 +19,7 @@ from ..engines.base import EngineBackend, Precision, needs_gpu
 from ..engines.cuda import device as cuda
 from ..engines.cuda.device import GpuMemoryError
 from ..engines.int8_or_float import prepare_faster
-from ..engines.preparation import PreparedEngine, prepare
+from ..engines.preparation import PreparedEngine, is_prepared, prepare
 from ..errors import Cancelled, InputError, MedQuantError
 from ..imaging.patches import draw_samples
 from ..imaging.preprocessing import NetworkInput, preprocess
@@ -54,7 +54,7 @@ from .task_model import LoadedModel, description_of, labels_of
 from .task_runner import TaskContext, default_pool, run_task
 from .timed_engine import TimedEngine
 
-__all__ = ["SegmentationRun", "build", "patches_of", "segment"]
+__all__ = ["SegmentationRun", "build", "load_ahead", "patches_of", "segment"]
 
 Source = str | os.PathLike[str]
 
@@ -189,6 +189,39 @@ def segment(
     return segmentation
 
 
+def load_ahead(model: LoadedModel, choice: EngineChoice, options: SegmentationOptions, pool: EnginePool) -> bool:
+    """Load into a pool what the first scan of several will be run with, where it is known before: the engines of one network, or of the mean of
+    several with the same input, which were built before, on one GPU. Whether they were loaded.
+
+    Raises:
+        MedQuantError: as :func:`segment` would.
+    """
+    choice = choice.checked()
+    if not isinstance(model, Ensemble) or len(model.groups) > 1 or choice.precision == "auto":
+        return False
+    spec, (one, *others) = model.first.spec, choice.on_each_gpu()
+    engine_backend = choose_backend(choice.name, choice.precision, choice.device)
+    if others or spec.window.whole_volume or not needs_gpu(engine_backend):
+        return False
+    options = _with_batch(options, model.first, engine_backend, choice)
+    patch = window_of(spec_in_force(spec, options), options)[0]
+    build = BuildOptions(choice.precision, patch, options.batch, one.device, one.threads)
+    if not all(is_prepared(member, engine_backend, build) for member in model.packages):
+        return False
+    key = _engines_key(model, engine_backend, one, patch, options.batch)
+    pool.acquire(key, lambda: _prepare_all(model.packages, engine_backend, one, options, patch, (), Task()))
+    pool.release(key)
+    return True
+
+
+def _engines_key(
+    ensemble: Ensemble, engine_backend: EngineBackend, choice: EngineChoice, patch: tuple[int, int, int], batch: int
+) -> Any:
+    """Return what a pool knows the engines of an ensemble on one device by."""
+    hashes = tuple(tuple(sorted(member.hashes.items())) for member in ensemble.packages)
+    return hashes, engine_backend.name, choice, patch, batch
+
+
 @dataclass(frozen=True)
 class _Setting:
     """What every network of a run is run with; ``prepared`` says that the volume is in network space already."""
@@ -266,11 +299,10 @@ def _segment(
         patch = patch_for(network_input, spec, options)
         # Drawing patches costs a pass over the volume: only where the engine has yet to be compared with the simulation.
         patches = LazyPatches(lambda: patches_of(network_input, ensemble.first, patch))
-        hashes = tuple(tuple(sorted(member.hashes.items())) for member in ensemble.packages)
         choices = choice.on_each_gpu()
         pool.reserve(len(choices))
         for one in choices:
-            keys.append((hashes, engine_backend.name, one, patch, options.batch))
+            keys.append(_engines_key(ensemble, engine_backend, one, patch, options.batch))
             make = partial(_prepare_all, ensemble.packages, engine_backend, one, options, patch, patches, task)
             sets.append(pool.acquire(keys[-1], make))
         inputs.append(network_input)
