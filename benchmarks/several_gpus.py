@@ -215,7 +215,7 @@ def _covered(times: list[tuple[float, float]]) -> float:
 def counted(counter: Counter) -> Iterator[None]:
     """Count what this process's GPUs allocate, and what is copied; each copy waits for what is before it, and is waited for."""
     from MedQuantINT8Lib.engines.cuda.device import DeviceBuffer
-    from MedQuantINT8Lib.inference import gpu_spread, gpu_team
+    from MedQuantINT8Lib.inference import gpu_spread, gpu_strip_run, gpu_team
 
     create, free = DeviceBuffer.__init__, DeviceBuffer.free
     upload, pinned, download = DeviceBuffer.upload, DeviceBuffer.upload_bytes, DeviceBuffer.download
@@ -247,6 +247,9 @@ def counted(counter: Counter) -> Iterator[None]:
         timed(self.gpu, stream, "down", array.nbytes, lambda: download(self, array, stream, offset))
 
     def across(source: Any, target: Any, stream: Any, first: int = 0, size: int | None = None, to: int = 0) -> None:
+        if source.gpu.info.index == target.gpu.info.index:
+            between(source, target, stream, first, size, to)
+            return
         count = source.nbytes - first if size is None else size
         timed(target.gpu, stream, "from_gpus", count, lambda: between(source, target, stream, first, size, to))
 
@@ -258,6 +261,7 @@ def counted(counter: Counter) -> Iterator[None]:
         (DeviceBuffer, "download", down),
         (gpu_spread, "copy_between", across),
         (gpu_team, "copy_between", across),
+        (gpu_strip_run, "copy_between", across),
     ]
     before = [getattr(where, name) for where, name, _ in patches]
     for where, name, new in patches:
@@ -472,8 +476,8 @@ def many(setup: Setup, model: Path, kinds: str) -> dict[str, Any]:
         else:
             on = "cpu" if setup.gpus[0] == "cpu" else "gpu"
             run("ray, all", "--cluster", "local", "--device", on)
-            run("ray, one worker killed", "--cluster", "local", "--device", on, kill="ray::CaseActor")
             run("ray, one", "--cluster", "local", "--device", on, CUDA_VISIBLE_DEVICES=visible)
+            run("ray, one worker killed", "--cluster", "local", "--device", on, kill="ray::CaseActor")
     compared(rows)
     for one, other in (("one", "all"), ("ray, one", "ray, all"), ("ray, one", "ray, one worker killed")):
         if all("seconds_a_case" in rows.get(key, {}) for key in (one, other)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def page(result: dict[str, Any]) -> str:
         "",
         *_said(result),
     ]
-    for key in ("scan", "whole", "task"):
+    for key in ("scan", "mirrored", "whole", "task"):
         if key in result:
             lines += _in_memory(result[key])
     if "cohort" in result:
@@ -49,7 +50,7 @@ def _said(result: dict[str, Any]) -> list[str]:
     """Return sentences on what the figures mean, by what they are."""
     below = [
         row["what"]
-        for row in (result.get(key) for key in ("scan", "whole", "task"))
+        for row in (result.get(key) for key in ("scan", "mirrored", "whole", "task"))
         if row and row["faster"] < _bar(row)
     ]
     rows = result.get("cohort", {}).get("rows", {})
@@ -65,8 +66,8 @@ def _said(result: dict[str, Any]) -> list[str]:
     if not below:
         return of_many if many else []
     return [
-        f"Below the aim: {', '.join(below)}. What is done by one GPU after the other, or by the processor, does not become shorter with more of them: windows are blended in one order, so that labels "
-        "are equal bit by bit, and label maps of a task's parts are merged by the processor. How much each of these takes was not measured.",
+        f"Below the aim: {', '.join(below)}. Where the time of each goes stands below it: what does not become shorter with more GPUs is the scan's way over the bus, which the computer's own "
+        "copies into pinned memory bound, what Python does before and after the windows, and, of a task, the merging of label maps by the processor.",
         "",
         *(of_many if many else []),
     ]
@@ -124,8 +125,55 @@ def _in_memory(row: dict[str, Any]) -> list[str]:
                 f"| {name} | {index} | {gpu['most_allocated'] / 1e9:.2f} | {_megabytes(gpu, 'up')} | {_megabytes(gpu, 'down')} | "
                 f"{_rate(gpu, 'up')} | {_rate(gpu, 'down')} | {share} | {_megabytes(gpu, 'from_gpus')} | {_rate(gpu, 'from_gpus')} |"
             )
+    lines += _timeline(row)
     notes = [note for note in row["notes_all"] if "GPU" in note or "gpu:" in note]
     return [*lines, "", "The program's notes: " + "; ".join(notes) + ".", ""]
+
+
+def _timeline(row: dict[str, Any]) -> list[str]:
+    """Return what the threads that drive the GPUs do, and what the GPUs are busy with."""
+    columns: dict[str, tuple[dict[str, float], dict[str, Any]]] = {}
+    for key in ("timeline_one", "timeline_all"):
+        timeline = row.get(key)
+        if not timeline:
+            return []
+        drivers = [name for name in sorted(timeline["threads"]) if name.startswith(("gpu-", "parts-"))] or [
+            "MainThread"
+        ]
+        for number, (thread, gpu) in enumerate(zip(drivers, sorted(timeline["gpus"].items()), strict=False)):
+            title = "one GPU" if key == "timeline_one" else f"{number + 1} of {len(drivers)}"
+            columns[title] = timeline["threads"][thread], gpu[1]
+        if merging := timeline["threads"].get("merging_0"):
+            columns[f"merging, {'one GPU' if key == 'timeline_one' else 'all'}"] = merging, {}
+    what = [name for name in _longest(threads for threads, _ in columns.values()) if not name.endswith(", calls")]
+    busy = _longest({name: values["ms"] for name, values in gpus.items()} for _, gpus in columns.values())
+    took = " and ".join(f"{1e3 * row[key]['seconds']:.0f}" for key in ("timeline_one", "timeline_all"))
+    lines = [
+        "",
+        f"Where the time goes, in a run of its own of each ({took} ms in all) whose calls are timed: what each thread does that drives a GPU, ms, then what its GPU is busy with, some of it at the same time.",
+        "",
+        f"| | {' | '.join(columns)} |",
+        f"| --- |{' ---: |' * len(columns)}",
+    ]
+    for name in what:
+        lines.append(f"| {name} | {' | '.join(_ms(threads.get(name)) for threads, _ in columns.values())} |")
+    for name in busy:
+        cells = [_ms(gpus[name]["ms"] if name in gpus else None) for _, gpus in columns.values()]
+        lines.append(f"| GPU: {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _longest(rows: Iterable[dict[str, float]]) -> list[str]:
+    """Return what takes half a millisecond in any row, the longest first."""
+    most: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            most[name] = max(most.get(name, 0.0), value)
+    return [name for name, value in sorted(most.items(), key=lambda item: -item[1]) if value >= 0.5]
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None or value < 0.05 else f"{value:.1f}"
 
 
 def _seconds(times: dict[str, float]) -> str:
@@ -150,17 +198,17 @@ def _cohort(cohort: dict[str, Any]) -> list[str]:
         f"{cases} scans of {voxels} voxels, uncompressed, from their files to label maps in files by `medquant segment`, a process on each GPU. The whole command, start of its processes "
         "included, and seconds a case from the first case of each worker to the last. Each case is counted once if it stands once in the journal and is done.",
         "",
-        "| | s | times faster | s a case after the start | times faster | cases done | distinct | other labels than on one GPU | a case's attempts, most |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| | s | times faster | s to the first case | s a case after the start | times faster | cases done | distinct | other labels than on one GPU | a case's attempts, most |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in rows.items():
         if "failed" in row:
-            lines.append(f"| {name} | not done: {row['failed'].strip().splitlines()[-1][:120]} | | | | | | | |")
+            lines.append(f"| {name} | not done: {row['failed'].strip().splitlines()[-1][:120]} | | | | | | | | |")
             continue
         bar = f" (at least {BARS[name]})" if name in BARS else ""
         faster, after = row.get("faster"), row.get("faster_after_start")
         lines.append(
-            f"| {name} | {row['seconds']:.1f} | {f'{faster:.2f}{bar}' if faster else ''} | {row['seconds_a_case']:.3f} | {f'{after:.2f}' if after else ''} | {row['done']} | "
+            f"| {name} | {row['seconds']:.1f} | {f'{faster:.2f}{bar}' if faster else ''} | {row['to_first']:.1f} | {row['seconds_a_case']:.3f} | {f'{after:.2f}' if after else ''} | {row['done']} | "
             f"{row['distinct']} | {row['cases_with_other_labels']} | {max(row['attempts'])} |"
         )
     lines += ["", "Stages of a case, median seconds (each runs beside the others', of other cases):", ""]

@@ -289,7 +289,7 @@ class _TaskRun:
             merge_margins(self._margins[box_slices(box)], margins, labels, item.targets)
         # Label maps of several GPUs come faster than few threads merge them.
         gpus = len(self._context.gpus)
-        threads = min(cpu_count(), 4 * gpus) if gpus > 1 else _MERGING
+        threads = min(cpu_count(), 8 * gpus) if gpus > 1 else _MERGING
         self._merging.add(lambda: merge_labels(merged, labels, item.targets, threads))
 
     def _result(self, seconds: dict[str, float]) -> SegmentationRun:
