@@ -144,7 +144,7 @@ def _worst(structures: list[dict[str, Any] | None]) -> str:
 
 def page(value: dict[str, Any]) -> str:
     complete = {name: r for name, r in value["rows"].items() if "row" in r}
-    machines = {r["row"]["machine"]["processor"] + f", {r['row']['machine']['cores']} cores" for r in complete.values()}
+    machines = {r["row"]["machine"]["processor"] for r in complete.values()}
     versions = {
         ", ".join(
             [
@@ -160,8 +160,8 @@ def page(value: dict[str, Any]) -> str:
         "Made by `experiments/resisting.py`; do not edit. Each network is quantized with the product's own budget (agreement 0.99 with FP32), and compared with FP32 on scans that",
         f"calibration did not see. {'; '.join(sorted(machines))}; {'; '.join(sorted(versions))}; {value['date']}.",
         "",
-        "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures. Each row had two cores of its own while others were made",
-        "beside it on the same processor, so that they shared its caches and memory. Agreement on patches and on held-out scans is that of the form that OpenVINO runs, with zero points; the column",
+        "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures. Each row had cores of its own, as many as the last column says, while",
+        "others were made beside it on the same processor: they shared its caches and memory. Agreement on patches and on held-out scans is that of the form that OpenVINO runs, with zero points; the column",
         "of the symmetric form, which engines of a GPU compute, has a dash where no tensor has a zero point. The scan is always real INT8 in OpenVINO. The maps of head_hippodeep overlap: of the",
         "first, a label map shows a thin shell; by its own masks each map is compared whole.",
     ]
@@ -169,19 +169,29 @@ def page(value: dict[str, Any]) -> str:
         rows = {name: r for name, r in complete.items() if r["effort"] == effort}
         if rows:
             lines += ["", f"## With `--effort {effort}`", "", *_table(rows)]
+            lines += ["", *notes] if (notes := _notes(rows)) else []
     return "\n".join(lines) + "\n"
+
+
+def _notes(rows: dict[str, Any]) -> list[str]:
+    """What the guard said of a network beside its figures, as a list."""
+    return [f"- **{_title(name)}**: {note}." for name, r in rows.items() for note in r.get("notes", ())]
+
+
+def _title(key: str) -> str:
+    return key.split(" --effort")[0]
 
 
 def _table(rows: dict[str, Any]) -> list[str]:
     lines = [
-        "| network | work in plain INT8 | in halves | in float | agreement on patches before, after | in symmetric form | on held-out scans | on the scan | worst structure | by its own masks | Dice lost to labels | layers in halves | in float | split | file | one window, FP32 / INT8 | quantized in s |",
+        "| network | work in plain INT8 | in halves | in float | agreement on patches before, after | in symmetric form | on held-out scans | on the scan | worst structure | by its own masks | Dice lost to labels | layers in halves | in float | split | file | one window, FP32 / INT8 | quantized in s, on cores |",
         "| --- |" + " ---: |" * 7 + " --- |" + " ---: |" * 8,
     ]
     for name, r in rows.items():
         work, measured_row = r["work"], r["row"]
         lost = None if measured_row["dice_fp32"] is None else measured_row["dice_fp32"] - measured_row["dice_int8"]
         cells = [
-            name.split(" --effort")[0],
+            _title(name),
             *(f"{100 * work[kind]:.1f} %" for kind in ("plain", "halves", "float")),
             ", ".join(_f(v) for v in r["patches"]),
             _f((r["other_form"] or {}).get("agreement")),
@@ -193,7 +203,7 @@ def _table(rows: dict[str, Any]) -> list[str]:
             *(str(len(r[kind])) for kind in ("halves", "returned", "split")),
             _f(measured_row["size_ratio"], 3),
             " / ".join(f"{measured_row[precision]['latency_ms']:.0f} ms" for precision in ("fp32", "int8")),
-            f"{r['seconds']:.0f}",
+            f"{r['seconds']:.0f}, {measured_row['machine']['cores']}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
