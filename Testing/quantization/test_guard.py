@@ -605,11 +605,19 @@ def test_seven_bits_of_weights_are_measured_where_they_run():
     [
         ([0.995], ["a"], 1),
         ([0.985, 0.991], ["a", "b"], 2),
+        ([0.9902, 0.991], ["a"], 2),
         ([0.985, 0.986, 0.987], ["a", "b", "c"], 3),
         ([0.985, 0.98, 0.98], ["a"], 3),
         ([None], ["a"], 1),
     ],
-    ids=["it holds there too", "it holds at the second search", "the best of all", "the first was the best", "unknown"],
+    ids=[
+        "it holds there too",
+        "it holds at the second search",
+        "it all but missed",
+        "the best of all",
+        "the first was the best",
+        "unknown",
+    ],
 )
 def test_what_misses_the_budget_on_held_out_scans_is_searched_again(monkeypatch, held_out, halves, asked):
     """Patches show agreement enough with one layer in halves; scans that calibration did not see may not."""

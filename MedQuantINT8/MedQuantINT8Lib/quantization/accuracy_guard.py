@@ -42,6 +42,8 @@ MARGIN = 0.2
 #: Searches for a network that holds on held-out scans as well, after the first; the largest part of the budget that they leave over, and what
 #: they add to the part that was missed there.
 MORE_SEARCHES, MOST_MARGIN, _ADDED = 2, 0.9, 0.1
+#: The part of the budget that is left over on held-out scans, where it can be: one that just holds there is missed on every other new scan.
+HELD_OUT_MARGIN = 0.05
 
 #: The stages of a guard whose budget holds at once: each runs INT8 on all patches, the first once or twice.
 AGREEMENT_STAGE = "checking the agreement with FP32"
@@ -246,14 +248,15 @@ class _Search:
         return best[0]
 
     def _misses(self, agreement: float) -> bool:
-        """Whether the agreement misses the budget on held-out scans, and more of it can be left over."""
+        """Whether the agreement on held-out scans misses the budget or all but does, and more of it can be left over."""
         # Of a budget of nothing no part can be left over.
-        fails = agreement < self._budget.agreement < 1
+        wanted = self._budget.agreement + HELD_OUT_MARGIN * (1 - self._budget.agreement)
+        fails = agreement < wanted and self._budget.agreement < 1
         return fails and self._budget.fallback and self._margin < MOST_MARGIN
 
     def _leave_more_over(self, agreement: float) -> None:
         """Leave more of the budget over, by what was missed on held-out scans, and search anew."""
-        missed, allowed = self._budget.agreement - agreement, 1 - self._budget.agreement
+        missed, allowed = max(0.0, self._budget.agreement - agreement), 1 - self._budget.agreement
         self._margin = min(MOST_MARGIN, self._margin + missed / allowed + _ADDED)
         self._ladder = self._climbed = self._reserve = None
         self._retried, self.settled = True, self._aimed(self.measurement)
