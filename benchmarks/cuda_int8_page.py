@@ -202,8 +202,9 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
             "",
             f"{peer['gpu']}, {road['date']}, `benchmarks/gpu_road.py`: one part of TotalSegmentator's \"total\" (nnU-Net's network, {peer['classes']} classes, {peer['windows']} windows of 128^3), 512 x 512 x 400 as int16 resampled to",
             "273 x 273 x 267 and back, engine loaded. PyTorch's side keeps everything on the GPU and is the fastest that was tried: half precision, blended in half precision as nnU-Net does it,",
-            f"the fastest network mode of those tried ({peer['peer']}), and a compiled pass that interpolates all classes and takes the largest. Its scan and labels",
-            "cross the bus by plain copies; pinned memory, which this project's road uses, was not tried there. Both in one process, turn and turn about:",
+            f"the fastest network mode of those tried ({peer['peer']}), scores in the order in memory that is faster, and a compiled pass that interpolates all classes and takes the largest.",
+            "Its scan goes up in pieces through pinned memory, and its labels stay in the pinned memory that they come down to, while this project's come down to an array of their own. Both in one",
+            "process, turn and turn about:",
             "",
             "| | seconds, median |",
             "| --- | ---: |",
@@ -217,6 +218,7 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
             )
         lines += [
             "",
+            f"What was tried of PyTorch's, in milliseconds; of a window by the network: {_tried(peer['window_ms'])}; of a scan: {_tried(peer.get('tried_ms', {}))}.",
             "A test holds the labels of the two ways to each other (`Testing/inference/test_gpu_road_peer.py`).",
             "",
         ]
@@ -237,7 +239,7 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
             "| --- | ---: |",
             *(f"| {name} | {_seconds(row)} |" for name, row in peers.items()),
             "",
-            "Processor cores were shared with jobs on other GPUs of the machine. The predictor with mirroring was not reached; on a processor alone: `benchmarks/nnunet_peers.py cpu`.",
+            "Processor cores were shared with jobs on other GPUs of the machine, and rows ran beside each other, each in a process of its own. On a processor alone: `benchmarks/nnunet_peers.py cpu`.",
             "",
         ]
     if kits := value.get("kits19"):
@@ -252,6 +254,11 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
             "",
         ]
     return lines
+
+
+def _tried(found: dict[str, Any]) -> str:
+    """Milliseconds of each way, or why there are none."""
+    return ", ".join(f"{name} {ms if isinstance(ms, str) else format(ms, '.3g')}" for name, ms in found.items()) or "-"
 
 
 def _seconds(row: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ SHAPE, SPACING, TARGET = (400, 512, 512), (1.0, 0.8, 0.8), 1.5
 PATCH, BATCH, ROUNDS, CLASSES = (128, 128, 128), 4, 6, 25
 LOW, HIGH = -160.0, 400.0
 #: After so many no other form of PyTorch's network is tried.
-PEER_SECONDS = 45.0
+PEER_SECONDS = 30.0
 
 
 def scan() -> np.ndarray:
