@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kernels_on_processor
+from MedQuantINT8Lib.inference import gpu_kernels, gpu_label_resampling
 from MedQuantINT8Lib.inference.gpu_blending import BLENDED_AT_ONCE, box_around, near_windows
 from MedQuantINT8Lib.inference.gpu_kernels import source
 
@@ -69,3 +70,8 @@ def test_windows_are_grouped_while_the_box_around_them_is_no_larger_than_they_ar
     forms = [((0, 2, 2), flip) for flip in ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))]
     assert [len(group) for group in near_windows(forms, PATCH)] == [4, 4]
     assert list(near_windows([], PATCH)) == []
+
+
+def test_numbers_that_kernels_and_launches_share_are_the_same():
+    assert f"#define AT_ONCE {BLENDED_AT_ONCE}\n" in gpu_kernels.source()
+    assert f"#define PLANES_AT_ONCE {gpu_label_resampling._PLANES_AT_ONCE}\n" in gpu_kernels.resampling_source()

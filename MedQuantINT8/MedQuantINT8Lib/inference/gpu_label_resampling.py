@@ -23,7 +23,7 @@ from .windows import WindowPlan
 
 _THREADS = 256
 #: How many planes of labels a thread makes (PLANES_AT_ONCE in score_resampling.cu).
-_PLANES_AT_ONCE = 4
+_PLANES_AT_ONCE = 2
 _ACTIVATIONS = {None: 0, "sigmoid": 1, "softmax": 2}
 _LABELS = {"uint8": "u8", "uint16": "u16"}
 

@@ -70,14 +70,15 @@ __device__ void gather_windows(const From* scores, const float* weights, float* 
                                const int* first_i, const int* stop_i, int rows, int per_row, int per_outer, int voxels,
                                int step_w, int step_o, int step_i, int swapped, int depth, int nu, int nv, int begin,
                                int end) {
-  long long plane = (long long)nu * nv, i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-  if (i >= plane * (end - begin)) return;
-  int w = begin + (int)(i / plane), at = (int)(i % plane), u = at / nv, v = at % nv;
+  int plane = nu * nv;
+  unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= (unsigned)(plane * (end - begin))) return;
+  int w = begin + i / plane, at = i % plane, u = at / nv, v = at % nv;
   int outer = swapped ? v : u, inner = swapped ? u : v;
   const int r0 = first_w[w], r1 = stop_w[w], o0 = first_o[outer], o1 = stop_o[outer], i0 = first_i[inner],
             i1 = stop_i[inner];
-  float* target = ring + (w % depth * plane + at);
-  long long step = depth * plane;
+  long long step = (long long)depth * plane;
+  float* target = ring + ((long long)(w % depth) * plane + at);
   float weight_sum = 0.0f, largest = -3.4e38f;
   for (int first = 0; first < classes; first += CLASSES_AT_ONCE) {
     float total[CLASSES_AT_ONCE];
@@ -140,18 +141,18 @@ __device__ float in_plane(const float* plane, const Neighbors& at) {
 // and the share of the second. Without `channels` the label of the largest of `count` classes, the first of equal ones;
 // else `count` regions, each above its cut, later ones over earlier ones. A label goes to `to` + the new voxel's place
 // times the steps, which lay it on the scan's own grid. A thread makes the labels of several new planes that follow
-// each other: what they need of an old plane is interpolated once.
-#define PLANES_AT_ONCE 4
+// each other, which lie between the same old ones, or nearly.
+#define PLANES_AT_ONCE 2
 template <typename T>
 __device__ void resample_labels(const float* ring, T* labels, const T* values, const int* channels, const float* cuts,
                                 int count, const int* low_w, const float* share_w, const int* low_u,
                                 const float* share_u, const int* low_v, const float* share_v, int begin, int end,
                                 int new_u, int new_v, int depth, int nu, int nv, long long to, long long step_w,
                                 long long step_u, long long step_v) {
-  long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-  int groups = (end - begin + PLANES_AT_ONCE - 1) / PLANES_AT_ONCE;
-  if (i >= (long long)groups * new_u * new_v) return;
-  int v = i % new_v, u = (i / new_v) % new_u, first = begin + i / ((long long)new_v * new_u) * PLANES_AT_ONCE;
+  unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+  unsigned groups = (end - begin + PLANES_AT_ONCE - 1) / PLANES_AT_ONCE;
+  if (i >= groups * new_u * new_v) return;
+  int v = i % new_v, u = i / new_v % new_u, first = begin + i / (unsigned)(new_v * new_u) * PLANES_AT_ONCE;
   long long plane = (long long)nu * nv, step = depth * plane;
   Neighbors at;
   at.line_share = share_u[u], at.voxel_share = share_v[v];
@@ -159,34 +160,31 @@ __device__ void resample_labels(const float* ring, T* labels, const T* values, c
   int near_voxel = low_v[v], far_voxel = low_v[v] + (at.voxel_share > 0.0f);
   at.near_near = near_line + near_voxel, at.near_far = near_line + far_voxel;
   at.far_near = far_line + near_voxel, at.far_far = far_line + far_voxel;
-  int low[PLANES_AT_ONCE];
-  long long near_plane[PLANES_AT_ONCE], far_plane[PLANES_AT_ONCE];
+  const float* near_plane[PLANES_AT_ONCE];
+  const float* far_plane[PLANES_AT_ONCE];
   float share[PLANES_AT_ONCE], best[PLANES_AT_ONCE];
   T label[PLANES_AT_ONCE];
 #pragma unroll
   for (int k = 0; k < PLANES_AT_ONCE; ++k) {
     // Planes after the last are its own once more.
-    int w = first + k < end ? first + k : end - 1;
-    low[k] = low_w[w], share[k] = share_w[w];
-    near_plane[k] = low[k] % depth * plane, far_plane[k] = (low[k] + 1) % depth * plane;
+    int w = first + k < end ? first + k : end - 1, low = low_w[w];
+    share[k] = share_w[w];
+    near_plane[k] = ring + low % depth * plane, far_plane[k] = ring + (low + (share[k] > 0.0f)) % depth * plane;
     best[k] = 0.0f, label[k] = channels ? (T)0 : values[0];
   }
   for (int c = 0; c < count; ++c) {
-    const float* scores = ring + (channels ? channels[c] : c) * step;
-    float cut = channels ? cuts[c] : 0.0f, near = 0.0f, far = 0.0f;
+    long long shift = (channels ? channels[c] : c) * step;
+    float cut = channels ? cuts[c] : 0.0f;
     T value = values[c];
-    bool has_far = false;
+    float near[PLANES_AT_ONCE], far[PLANES_AT_ONCE];
 #pragma unroll
     for (int k = 0; k < PLANES_AT_ONCE; ++k) {
-      if (k == 0 || low[k] != low[k - 1]) {
-        near = has_far && low[k] == low[k - 1] + 1 ? far : in_plane(scores + near_plane[k], at);
-        has_far = false;
-      }
-      if (share[k] > 0.0f && !has_far) {
-        far = in_plane(scores + far_plane[k], at);
-        has_far = true;
-      }
-      float score = near * (1.0f - share[k]) + (share[k] > 0.0f ? far : near) * share[k];
+      near[k] = in_plane(near_plane[k] + shift, at);
+      far[k] = in_plane(far_plane[k] + shift, at);
+    }
+#pragma unroll
+    for (int k = 0; k < PLANES_AT_ONCE; ++k) {
+      float score = near[k] * (1.0f - share[k]) + far[k] * share[k];
       if (channels ? score > cut : c == 0 || score > best[k]) {
         best[k] = score;
         label[k] = value;
