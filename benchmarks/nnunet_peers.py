@@ -3,6 +3,8 @@
     python benchmarks/nnunet_peers.py gpu FOLDER   # a machine with a GPU; FOLDER as cuda_int8.py networks makes it (total25)
     python benchmarks/nnunet_peers.py cpu FOLDER [NAME ...]  # the same on the processor, OpenVINO in INT8; only rows whose name holds a NAME
 
+    python benchmarks/nnunet_peers.py page FILE.jsonl ...   # what a processor's rows were written to, into docs/results/nnunet_peers.json and its page
+
 Needs nnunetv2, and TotalSegmentator for its resampling. Prints a JSON line for each of:
 
 - nnU-Net's own predictor (``nnUNetPredictor`` with its defaults, mirroring on and off): cubic resampling in, windows, linear resampling of
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -31,6 +34,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "MedQuantINT8")]
+RESULTS = ROOT / "docs" / "results" / "nnunet_peers.json"
 CLASSES, TARGET, PATCH, BATCH = 25, 1.5, (128, 128, 128), 4
 #: Along (K, J, I), in mm.
 SPACING = (1.0, 0.8, 0.8)
@@ -227,8 +231,11 @@ def engine_for(device: str, folder: Path | None, scratch: Path) -> Any:
 
 def rows(device: str, folder: Path | None, shape: tuple[int, int, int], names: list[str]) -> Iterator[dict[str, Any]]:
     """A row for each way whose name holds one of ``names``, or for all, as they come."""
+    from MedQuantINT8Lib.system import cpu_count, cpu_name
+
     volume = scan(shape)
     about = {"device": device, "voxels": list(shape), "spacing": list(SPACING), "classes": CLASSES}
+    about |= {"processor": cpu_name(), "cores": cpu_count(), "load_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
 
         @functools.cache
@@ -242,8 +249,9 @@ def rows(device: str, folder: Path | None, shape: tuple[int, int, int], names: l
         for name, spec in specs().items():
             ways.append((f"this project, {name}", partial(ours, spec), 4))
         mirrored = 2 if device == "cuda" else 1
+        plan = specs()["nnU-Net's plan"]
         ways += [
-            ("this project, nnU-Net's plan, mirroring", partial(ours, specs()["nnU-Net's plan"], mirroring=True), 4),
+            ("this project, nnU-Net's plan, mirroring", partial(ours, plan, mirroring=True), 2 * mirrored),
             ("TotalSegmentator's steps", partial(by_totalsegmentator, device, volume), 2),
             ("nnU-Net's predictor, no mirroring", partial(by_nnunet, device, volume, mirroring=False), 2),
             ("nnU-Net's predictor, mirroring", partial(by_nnunet, device, volume, mirroring=True), mirrored),
@@ -271,15 +279,57 @@ def rows(device: str, folder: Path | None, shape: tuple[int, int, int], names: l
                 yield {"nnunet_peer": name, **about, "error": f"{type(error).__name__}: {error}"[:300]}
 
 
+def row_lines(files: list[Path]) -> Iterator[dict[str, Any]]:
+    """The rows of records, from lines among which libraries may have written of their own."""
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if line.startswith("{"):
+                yield json.loads(line)
+
+
+def write_page(files: list[Path]) -> None:
+    """Put rows of a processor into the record, and write its page."""
+    record = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    record |= {row["nnunet_peer"]: row for row in row_lines(files) if row["device"] == "cpu" and "seconds" in row}
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    RESULTS.with_suffix(".md").write_text(page(record), encoding="utf-8")
+
+
+def page(record: dict[str, dict[str, Any]]) -> str:
+    """The page of the documentation."""
+    first = next(iter(record.values()))
+    k, j, i = first["voxels"]
+    lines = [
+        "# Beside nnU-Net and TotalSegmentator on a processor",
+        "",
+        "Written by `benchmarks/nnunet_peers.py`, which says what is measured: a scan in memory to labels in memory, one plan of nnU-Net (1.5 mm, patches of 128^3 half over each",
+        f"other, {first['classes']} classes, PlainConvUNet of six levels), random weights, {first['cores']} cores of {first['processor']}. The scan has {i} x {j} x {k} voxels of 0.8 x 0.8 x 1 mm, a quarter of",
+        "512 x 512 x 400, for all of them: four windows, 32 patches with mirroring. nnU-Net and TotalSegmentator's steps run PyTorch in FP32, which is what they do on a processor; this project",
+        "runs INT8 in OpenVINO. With random weights every class may win anywhere, so that this project's way back to the scan's grid is at its slowest; that of the others does not depend on it.",
+        f"The median of the runs after the first, but for the predictor with mirroring, which was run once. Load of the whole machine before: {first['load_before']:.0f}; its other cores did other work.",
+        "",
+        "| way | seconds | processor seconds |",
+        "| --- | ---: | ---: |",
+    ]
+    for name in sorted(
+        record, key=lambda name: ("mirroring" in name and "no mirroring" not in name, record[name]["seconds"])
+    ):
+        lines.append(f"| {name} | {record[name]['seconds']:.1f} | {record[name]['processor_seconds']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("device", choices=("gpu", "cpu"))
+    parser.add_argument("device", choices=("gpu", "cpu", "page"))
     parser.add_argument(
         "folder", type=Path, nargs="?", help="networks without weights; by default the network is quantized first"
     )
     parser.add_argument("names", nargs="*", help="words of the rows that are measured")
     parser.add_argument("--voxels", type=int, nargs=3, help="(K, J, I) of the scan")
     args = parser.parse_args()
+    if args.device == "page":
+        write_page([args.folder, *map(Path, args.names)])
+        return
     shape = tuple(args.voxels) if args.voxels else GPU_SHAPE if args.device == "gpu" else CPU_SHAPE
     for row in rows("cuda" if args.device == "gpu" else "cpu", args.folder, shape, args.names):
         print(json.dumps(row), flush=True)

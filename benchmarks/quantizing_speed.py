@@ -126,6 +126,7 @@ def page(results: dict[str, Any]) -> str:
         "Written by `benchmarks/quantizing_speed.py`, which says what is measured. Processor seconds are those of the process on all its cores. Where the load of the",
         "machine before a run is above its cores, other work ran beside it: processor seconds can be compared then, seconds on the clock cannot.",
         "",
+        *([results["note"], ""] if "note" in results else []),
         "| network | library | seconds | bar | processor seconds | memory, GB | said after the first patch, s | it took, s | agreement | load before |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--as", dest="which", choices=("now", "before"), default="now")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the record; its page lies beside it")
     parser.add_argument("--merge", nargs="+", type=Path, default=[], help="records of other runs")
+    parser.add_argument("--note", help="what whoever reads the page should know of these runs")
     parser.add_argument("--page", action="store_true", help="write the page of what was measured before")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -175,8 +177,12 @@ def main() -> None:
         return
     results = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
     for file in args.merge:
-        for which, rows in json.loads(file.read_text(encoding="utf-8")).items():
-            results.setdefault(which, {}).update(rows)
+        record = json.loads(file.read_text(encoding="utf-8"))
+        for which in ("before", "now"):
+            results.setdefault(which, {}).update(record.get(which, {}))
+        args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if args.note is not None:
+        results["note"] = args.note
         args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for name in () if args.page else args.names or TITLES:
         command = [sys.executable, __file__, name, "--measure", "--library", str(args.library.resolve())]
