@@ -216,6 +216,13 @@ def _cohort(cohort: dict[str, Any]) -> list[str]:
         if "stages" in rows.get(name, {}):
             stages = {key: value for key, value in rows[name]["stages"].items() if value >= 0.001}
             lines.append(f"- {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in stages.items()) + ".")
+    fewer = [
+        f"{name}: {row['cases']}"
+        for name, row in rows.items()
+        if row.get("cases", cases) < cases and "failed" not in row
+    ]
+    if fewer:
+        lines += ["", f"Of fewer scans, the first of them: {'; '.join(fewer)}."]
     killed = [f"{name}: {row['killed'][0]}" for name, row in rows.items() if row.get("killed")]
     if killed:
         lines += ["", f"Ended with SIGKILL when a third of the cases were done: {'; '.join(killed)}."]
