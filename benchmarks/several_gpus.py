@@ -176,6 +176,7 @@ class Counter:
         self._times: dict[tuple[int, str], list[tuple[float, float]]] = {}
         self._allocated: dict[int, int] = {}
         self._most: dict[int, int] = {}
+        self._waiting: dict[int, int] = {}
 
     def add(self, index: int, what: str, size: int, began: float, ended: float) -> None:
         with self._lock:
@@ -188,6 +189,11 @@ class Counter:
             self._allocated[index] = self._allocated.get(index, 0) + size
             self._most[index] = max(self._most.get(index, 0), self._allocated[index])
 
+    def keep(self, index: int, size: int) -> None:
+        """Note how much freed memory waits for its next use."""
+        with self._lock:
+            self._waiting[index] = max(self._waiting.get(index, 0), size)
+
     def forget_copies(self) -> None:
         with self._lock:
             self._bytes, self._times = {}, {}
@@ -196,7 +202,7 @@ class Counter:
         """Return the figures of each GPU; copies that run at the same time on several threads count once."""
         rows = {}
         for index, most in sorted(self._most.items()):
-            row: dict[str, float] = {"most_allocated": most}
+            row: dict[str, float] = {"most_allocated": most, "most_waiting": self._waiting.get(index, 0)}
             for what in ("up", "down", "from_gpus"):
                 row[f"bytes_{what}"] = self._bytes.get((index, what), 0)
                 row[f"seconds_{what}"] = _covered(self._times.get((index, what), []))
@@ -238,6 +244,7 @@ def counted(counter: Counter) -> Iterator[None]:
         if self.pointer:
             counter.allocate(self.gpu.info.index, -self.nbytes)
         free(self)
+        counter.keep(self.gpu.info.index, self.gpu.blocks.nbytes)
 
     def up(self: Any, array: Any, stream: Any, **how: Any) -> None:
         timed(self.gpu, stream, "up", array.nbytes, lambda: upload(self, array, stream, **how))
@@ -465,7 +472,9 @@ def many(setup: Setup, model: Path, kinds: str) -> dict[str, Any]:
     result: dict[str, Any] = {"writing_scans": time.perf_counter() - began, "voxels": setup.options["cohort_shape"]}
     rows: dict[str, dict[str, Any]] = {}
     devices = ",".join(setup.gpus)
-    visible = setup.gpus[0].partition(":")[2]
+    number = setup.gpus[0].partition(":")[2]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    visible = given.split(",")[int(number)] if given and number else number
 
     def run(key: str, *options: str, scans: Path = scans, **how: str) -> None:
         if setup.left < 10:

@@ -109,8 +109,8 @@ def _in_memory(row: dict[str, Any]) -> list[str]:
         "",
         "Memory, and what crosses the bus, counted where it happens, in a run of its own in which each copy is waited for; its share is of that run's time.",
         "",
-        "| | GPU | memory allocated at once, most, GB | up, MB | down, MB | GB/s up | GB/s down | bus's share of the time | from other GPUs, MB | GB/s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| | GPU | memory allocated at once, most, GB | freed memory that waits, most, GB | up, MB | down, MB | GB/s up | GB/s down | bus's share of the time | from other GPUs, MB | GB/s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for key, name in (("counted_one", "one GPU"), ("counted_all", f"{len(row['gpus'])} GPUs")):
         total = row[key]["seconds"]
@@ -122,7 +122,7 @@ def _in_memory(row: dict[str, Any]) -> list[str]:
                 else f"{100 * sum(known) / total:.0f} % (down alone)"
             )
             lines.append(
-                f"| {name} | {index} | {gpu['most_allocated'] / 1e9:.2f} | {_megabytes(gpu, 'up')} | {_megabytes(gpu, 'down')} | "
+                f"| {name} | {index} | {gpu['most_allocated'] / 1e9:.2f} | {gpu.get('most_waiting', 0) / 1e9:.2f} | {_megabytes(gpu, 'up')} | {_megabytes(gpu, 'down')} | "
                 f"{_rate(gpu, 'up')} | {_rate(gpu, 'down')} | {share} | {_megabytes(gpu, 'from_gpus')} | {_rate(gpu, 'from_gpus')} |"
             )
     lines += _timeline(row)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,9 @@ _SOURCES = {"float32": "f32", "int16": "i16", "uint16": "u16", "uint8": "u8"}
 _TARGETS = {"float32": "f32", "float16": "f16"}
 #: Places of scores that the network and blending take in turn.
 _SCORE_PLACES = 2
+#: Of each GPU, importance maps by what they are of: so many, and none of more voxels.
+_importance_maps: WeakKeyDictionary[Gpu, dict[Any, DeviceBuffer]] = WeakKeyDictionary()
+_MAPS_KEPT, _KEPT_VOXELS = 4, 1 << 23
 #: Pieces in which the last planes of a label map are made.
 _LAST_PIECES = 4
 
@@ -126,7 +130,7 @@ class GpuSlidingWindow:
                 nu, nv = self._plan.shape[self._u], self._plan.shape[self._v]
                 if self._strip is not None:
                     nu = self._strip.end - self._strip.first
-                self._weights = self._hold((patch), np.float32)
+                self._weights = self._importance()
                 # Between the last finished plane and the next one lie new voxels that are still to come.
                 depth = patch[self._slow] + (self._grid_labels is not None)
                 self.ring = self._hold((self._classes, depth, nu, nv), np.float32)
@@ -163,12 +167,24 @@ class GpuSlidingWindow:
                 else:
                     batch //= 2
         self._next_place = itertools.cycle(self._places)
-        self._weights.upload(
-            importance_map(patch, self._window.blend, self._window.placement, self._window.sigma), self.stream
-        )
         self.ring.zero(self.stream)
         self.stream.synchronize()
         return batch
+
+    def _importance(self) -> DeviceBuffer:
+        """Return the importance map of a window; the first ones that a GPU is asked for stay there until it is closed."""
+        key = (self._plan.patch, self._window.blend, self._window.placement, self._window.sigma)
+        known = _importance_maps.setdefault(self._gpu, {})
+        if key in known:
+            return known[key]
+        kept = len(known) < _MAPS_KEPT and math.prod(self._plan.patch) <= _KEPT_VOXELS
+        buffer = self._gpu.allocate(self._plan.patch, np.float32) if kept else self._hold(self._plan.patch, np.float32)
+        buffer.upload(importance_map(*key), self.stream)
+        self.stream.synchronize()
+        if kept:
+            self._gpu.when_closed(buffer.free)
+            known[key] = buffer
+        return buffer
 
     def _hold(self, shape: tuple[int, ...], dtype: Any) -> DeviceBuffer:
         buffer = self._gpu.allocate(shape, dtype)

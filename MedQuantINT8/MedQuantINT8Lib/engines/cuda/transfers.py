@@ -21,6 +21,8 @@ from .device import DeviceBuffer, Event, Gpu, PinnedBuffer, Stream
 #: Bytes of a chunk, how many are under way, and the size from which on an array is cut into chunks.
 _CHUNK, _CHUNKS, LARGE = 4 << 20, 8, 16 << 20
 _MOST_THREADS = 6
+#: More copies than these at a time, for all GPUs together, are slower on the whole: they wait for the computer's memory.
+_copying = threading.BoundedSemaphore(_MOST_THREADS)
 
 
 _known: WeakKeyDictionary[Gpu, Transfers] = WeakKeyDictionary()
@@ -74,7 +76,8 @@ class Transfers:
             chunk = self._free.get()
             try:
                 pinned = chunk.array[: len(part)]
-                np.copyto(pinned, part)
+                with _copying:
+                    np.copyto(pinned, part)
                 buffer.upload_bytes(pinned, stream, to + begin)
                 _wait(self._gpu, stream)
             finally:
@@ -94,7 +97,8 @@ class Transfers:
                 pinned = chunk.array[: len(part)]
                 buffer.download(pinned, own, offset + begin)
                 _wait(self._gpu, own)
-                np.copyto(part, pinned)
+                with _copying:
+                    np.copyto(part, pinned)
             finally:
                 self._free.put(chunk)
 
@@ -121,7 +125,8 @@ class Transfers:
                     piece = chunk.array[number * size : (number + 1) * size]
                     buffer.download(piece, own, offset + (begin + number) * pitch)
                 _wait(self._gpu, own)
-                np.copyto(some, chunk.array[: len(some) * size].view(array.dtype).reshape(some.shape))
+                with _copying:
+                    np.copyto(some, chunk.array[: len(some) * size].view(array.dtype).reshape(some.shape))
             finally:
                 self._free.put(chunk)
 
