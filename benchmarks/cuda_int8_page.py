@@ -202,9 +202,8 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
             "",
             f"{peer['gpu']}, {road['date']}, `benchmarks/gpu_road.py`: one part of TotalSegmentator's \"total\" (nnU-Net's network, {peer['classes']} classes, {peer['windows']} windows of 128^3), 512 x 512 x 400 as int16 resampled to",
             "273 x 273 x 267 and back, engine loaded. PyTorch's side keeps everything on the GPU and is the fastest that was tried: half precision, blended in half precision as nnU-Net does it,",
-            f"the fastest network mode of those tried ({peer['peer']}), scores in the order in memory that is faster, and a compiled pass that interpolates all classes and takes the largest.",
-            "Its scan goes up in pieces through pinned memory, and its labels stay in the pinned memory that they come down to, while this project's come down to an array of their own. Both in one",
-            "process, turn and turn about:",
+            f"the fastest network mode of those tried ({peer['peer']}), and a compiled pass that interpolates all classes and takes the largest. {_copies(peer)}",
+            "Both in one process, turn and turn about:",
             "",
             "| | seconds, median |",
             "| --- | ---: |",
@@ -218,7 +217,7 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
             )
         lines += [
             "",
-            f"What was tried of PyTorch's, in milliseconds; of a window by the network: {_tried(peer['window_ms'])}; of a scan: {_tried(peer.get('tried_ms', {}))}.",
+            *([f"What was tried of PyTorch's, in milliseconds: {_tried(peer)}."] if "tried_ms" in peer else []),
             "A test holds the labels of the two ways to each other (`Testing/inference/test_gpu_road_peer.py`).",
             "",
         ]
@@ -239,7 +238,8 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
             "| --- | ---: |",
             *(f"| {name} | {_seconds(row)} |" for name, row in peers.items()),
             "",
-            "Processor cores were shared with jobs on other GPUs of the machine, and rows ran beside each other, each in a process of its own. On a processor alone: `benchmarks/nnunet_peers.py cpu`.",
+            "Processor cores were shared with jobs on other GPUs of the machine, and rows ran beside each other, each in a process of its own. nnU-Net's predictor resamples",
+            "the probabilities of each class on one core, which is nearly all of its time, with mirroring and without. On a processor alone: `benchmarks/nnunet_peers.py cpu`.",
             "",
         ]
     if kits := value.get("kits19"):
@@ -256,9 +256,18 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _tried(found: dict[str, Any]) -> str:
-    """Milliseconds of each way, or why there are none."""
-    return ", ".join(f"{name} {ms if isinstance(ms, str) else format(ms, '.3g')}" for name, ms in found.items()) or "-"
+def _copies(peer: dict[str, Any]) -> str:
+    """How PyTorch's scan and labels cross the bus."""
+    if "tried_ms" not in peer:
+        return "Its scan and labels cross the bus by plain copies; pinned memory, which this project's road uses, was not tried there."
+    return "Its scan goes up in pieces through pinned memory, and its labels stay in the pinned memory that they come down to; this project's come down to an array of their own."
+
+
+def _tried(peer: dict[str, Any]) -> str:
+    """Milliseconds of each form of the network, of a window, and of each order of scores, of a scan; or why there are none."""
+    windows = {f"a window, {name}": ms for name, ms in peer["window_ms"].items()}
+    found = windows | {f"a scan, {name}": ms for name, ms in peer["tried_ms"].items()}
+    return "; ".join(f"{name} {ms if isinstance(ms, str) else format(ms, '.3g')}" for name, ms in found.items())
 
 
 def _seconds(row: dict[str, Any]) -> str:
