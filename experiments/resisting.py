@@ -161,7 +161,7 @@ def page(value: dict[str, Any]) -> str:
         f"calibration did not see. {'; '.join(sorted(machines))}; {'; '.join(sorted(versions))}; {value['date']}.",
         "",
         "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures. Each row had cores of its own, as many as the last column says, while",
-        "others were made beside it on the same processor: they shared its caches and memory. Agreement on patches and on held-out scans is that of the form that OpenVINO runs, with zero points; the column",
+        "others were made beside it on the same processor: they shared its caches and memory; its time includes the import. Agreement on patches and on held-out scans is that of the form that OpenVINO runs, with zero points; the column",
         "of the symmetric form, which engines of a GPU compute, has a dash where no tensor has a zero point. The scan is always real INT8 in OpenVINO. The maps of head_hippodeep overlap: of the",
         "first, a label map shows a thin shell; by its own masks each map is compared whole.",
     ]
