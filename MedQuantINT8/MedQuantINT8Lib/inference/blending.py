@@ -26,7 +26,7 @@ _Index = tuple[slice, slice, slice]
 
 
 #: Bytes of a window that are blended at a time: they stay in a core's own cache through all steps.
-_SLAB_BYTES = 1 << 20
+_SLAB_BYTES = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class OverlapAdd:
     """Adds overlapping windows that arrive in the plan's raster order and hands on what is finished.
 
     A channel's stream is independent of the others'. Channels are therefore taken one by one, in slabs that stay in a
-    core's cache through all steps, and are shared out among threads.
+    core's cache through all steps, and are shared out among threads. Slabs come in the order of their planes, since what a
+    later one leaves behind may lie where an earlier one finds what is carried.
 
     Args:
         weights: float32 (p0, p1, p2), multiplied into every window.
@@ -99,10 +100,11 @@ class OverlapAdd:
 
         def run(channels: range) -> None:
             scratch = np.empty((self._step, *self._plan.patch[1:]), np.float32)
-            for channel in channels:
-                for slab in slabs:
-                    scores, weights = block[channel, slab.planes], self._weights[slab.planes]
-                    part = np.multiply(scores, weights, out=scratch[: len(scores)])
+            # Channel by channel within a slab: its weights stay in the cache, too.
+            for slab in slabs:
+                weights = self._weights[slab.planes]
+                for channel in channels:
+                    part = np.multiply(block[channel, slab.planes], weights, out=scratch[: len(weights)])
                     for cut in slab.cuts:
                         carried = self._carried[cut.axis][channel]
                         if cut.head is not None:
