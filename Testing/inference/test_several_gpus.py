@@ -255,10 +255,11 @@ def cancelled_in(stage):
     return task
 
 
+@pytest.mark.parametrize("numbers", [[0, 1], [0, 1, 2]], ids=["one after the other", "strips"])
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_run_that_fails_or_is_cancelled_on_one_gpu_ends_on_all(driver, failing):
+def test_a_run_that_fails_or_is_cancelled_on_one_gpu_ends_on_all(driver, failing, numbers):
     spec = road_spec("MONAI's")
-    engines = opened([0, 1], spec)
+    engines = opened(numbers, spec)
     expected = run(engines, check_volume(spec), spec)
     before = len(driver.memory)
     engines[failing].fail_at = engines[failing].windows + 3
