@@ -7,11 +7,9 @@ network space, or, resampled from the blended scores, those of the scan's grid (
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.base import GpuNetwork
-from ..engines.cuda.device import DeviceBuffer, Gpu, GpuMemoryError, Stream, patch_address
+from ..engines.cuda.device import DeviceBuffer, Gpu, GpuMemoryError, Stream
 from ..engines.cuda.interop import borrowed, is_on_gpu
 from ..engines.cuda.several import copy_between
 from ..engines.cuda.transfers import download, upload
 from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
-from .gpu_blending import BLENDED_AT_ONCE, FlippedWindow, ScorePlace, box_around, flip_bits, near_windows
+from .gpu_blending import FlippedWindow, ScorePlace
 from .gpu_kept_rows import KeptRows, fits
 from .gpu_kernels import NAMES, RESAMPLING_NAMES, resampling_source, source
 from .gpu_label_download import Landing, PlanesDown
@@ -35,13 +33,11 @@ from .gpu_mean import MeanNetwork
 from .gpu_network_labels import NetworkLabels, Reduction
 from .gpu_pace import Pace
 from .gpu_strips import Strip
+from .gpu_window_kernels import SOURCES, Blended, Intensity, WindowKernels
 from .mirroring import Flip
 from .window_rows import RowPart, batched, row_parts
 from .windows import WindowPlan, importance_map
 
-_THREADS = 256
-_SOURCES = {"float32": "f32", "int16": "i16", "uint16": "u16", "uint8": "u8"}
-_TARGETS = {"float32": "f32", "float16": "f16"}
 #: Places of scores that the network and blending take in turn.
 _SCORE_PLACES = 2
 #: Of each GPU, importance maps by what they are of: so many, and none of more voxels.
@@ -49,16 +45,6 @@ _importance_maps: WeakKeyDictionary[Gpu, dict[Any, DeviceBuffer]] = WeakKeyDicti
 _MAPS_KEPT, _KEPT_VOXELS = 4, 1 << 23
 #: Pieces in which the last planes of a label map are made.
 _LAST_PIECES = 4
-
-
-@dataclass(frozen=True)
-class Intensity:
-    """What the cut does to a value: clamp to ``low`` and ``high``, times ``scale``, plus ``offset``."""
-
-    low: float = -3e38
-    high: float = 3e38
-    scale: float = 1.0
-    offset: float = 0.0
 
 
 class GpuSlidingWindow:
@@ -98,6 +84,7 @@ class GpuSlidingWindow:
         # Another engine that was closed in the meantime may have left this thread without a GPU.
         gpu.enter()
         self._kernels = gpu.kernels(source(), NAMES)
+        self._windows = WindowKernels(self._kernels, plan, window, channels, classes, strip)
         self.stream = gpu.stream()
         # Its kernels go first, and those that blend the windows before fill what they leave free.
         self._network_stream = gpu.stream(urgent=True)
@@ -299,7 +286,7 @@ class GpuSlidingWindow:
         self._gpu.enter()
         if is_on_gpu(volume):
             volume = borrowed(self._gpu, volume, self.stream)
-        if str(volume.dtype) not in _SOURCES:
+        if str(volume.dtype) not in SOURCES:
             if isinstance(volume, DeviceBuffer):
                 raise EngineError(
                     f"A volume of {volume.dtype} cannot be cut on the GPU.", "Give float32, int16, uint16 or uint8."
@@ -424,8 +411,7 @@ class GpuSlidingWindow:
         self, source: DeviceBuffer, batch: Sequence[FlippedWindow], intensity: Intensity, scores: DeviceBuffer
     ) -> None:
         """Cut windows out of the volume and put the network's run into its stream."""
-        kernel = self._kernels[f"cut_{_SOURCES[str(source.dtype)]}_{_TARGETS[self._network.dtype]}"]
-        self._cut(kernel, source, batch, intensity)
+        self._windows.cut(source, self._patches, batch, intensity, self._network_stream)
         self._network.enqueue(len(batch), self._patches, scores, self._network_stream)
 
     def blend_stored(
@@ -443,24 +429,6 @@ class GpuSlidingWindow:
             stored += len(part.windows)
             finish_part(part, labels, receiver, take, last=part is parts[-1])
 
-    def _cut(self, kernel: Any, source: DeviceBuffer, batch: Any, intensity: Intensity) -> None:
-        plan = self._plan
-        size = self._channels * int(np.prod(plan.patch))
-        for n, (start, flip) in enumerate(batch):
-            first = [s - b for s, b in zip(start, plan.pad_before, strict=True)]
-            kernel(
-                (min(4096, -(-size // _THREADS)), 1, 1),
-                (_THREADS, 1, 1),
-                self._network_stream,
-                source,
-                ctypes.c_void_p(patch_address(self._patches, n)),
-                *map(ctypes.c_int, (self._channels, *plan.volume_shape, *plan.patch, *first, flip_bits(flip))),
-                *map(
-                    ctypes.c_float,
-                    (intensity.low, intensity.high, intensity.scale, intensity.offset, self._window.pad_value),
-                ),
-            )
-
     def blend(
         self,
         batch: Sequence[FlippedWindow],
@@ -469,36 +437,8 @@ class GpuSlidingWindow:
         receiver: GpuLabelResampling | NetworkLabels,
     ) -> None:
         """Blend windows whose scores are those of a buffer from the number ``first`` on."""
-        plan, total, sigmoid = self._plan, receiver.total, receiver.sigmoid
-        kernel = self._kernels[f"blend_{_TARGETS[str(scores.dtype)]}"]
-        shift = [0, 0, 0]
-        if self._strip is not None:
-            shift[self._u] = self._strip.first
-        for group in near_windows(batch, plan.patch):
-            begin, size = box_around([start for start, _ in group], plan.patch)
-            if self._strip is not None:
-                low, high = self._strip.first, self._strip.end
-                begin[self._u], end = max(low, begin[self._u]), min(high, begin[self._u] + size[self._u])
-                size[self._u] = end - begin[self._u]
-            begin = [b - s for b, s in zip(begin, shift, strict=True)]
-            places = [
-                number
-                for start, flip in group
-                for number in (*(a - s for a, s in zip(start, shift, strict=True)), flip_bits(flip))
-            ]
-            kernel(
-                (-(-math.prod(size) // _THREADS), 1, 1),
-                (_THREADS, 1, 1),
-                self.stream,
-                ctypes.c_void_p(patch_address(scores, first)),
-                self._weights,
-                self.ring,
-                ctypes.c_void_p(total.pointer if total else 0),
-                *map(ctypes.c_int, (self._classes, int(sigmoid), len(group))),
-                *map(ctypes.c_int, places + [0] * (4 * BLENDED_AT_ONCE - len(places))),
-                *map(ctypes.c_int, (*plan.patch, *begin, *size, self._slow, *self.ring.shape[1:])),
-            )
-            first += len(group)
+        into = Blended(self.ring, self._weights, receiver.total, receiver.sigmoid)
+        self._windows.blend(batch, scores, first, into, self.stream)
 
 
 def finish_part(

@@ -59,6 +59,8 @@ extern "C" __global__ void prepare_planes(float* ring, float* sum, const float* 
   activate_all(scores, cuts, classes, activation, largest, step);
 }
 
+// Classes that are gathered at once: as many as take no more registers than few do.
+#define GATHERED_AT_ONCE 16
 // The same of windows whose scores were kept, not blended: window number n of row r in place (r mod rows) * per_row +
 // n. Sums are those of blending one window after the other, to the bit. The windows of a row lie in the order of two
 // axes; `swapped` says that the outer one is v. Which windows touch a coordinate, from the first to the one before
@@ -80,10 +82,10 @@ __device__ void gather_windows(const From* scores, const float* weights, float* 
   long long step = (long long)depth * plane;
   float* target = ring + ((long long)(w % depth) * plane + at);
   float weight_sum = 0.0f, largest = -3.4e38f;
-  for (int first = 0; first < classes; first += CLASSES_AT_ONCE) {
-    float total[CLASSES_AT_ONCE];
+  for (int first = 0; first < classes; first += GATHERED_AT_ONCE) {
+    float total[GATHERED_AT_ONCE];
 #pragma unroll
-    for (int k = 0; k < CLASSES_AT_ONCE; ++k) total[k] = 0.0f;
+    for (int k = 0; k < GATHERED_AT_ONCE; ++k) total[k] = 0.0f;
     for (int r = r0; r < r1; ++r)
       for (int o = o0; o < o1; ++o)
         for (int n = i0; n < i1; ++n) {
@@ -93,7 +95,7 @@ __device__ void gather_windows(const From* scores, const float* weights, float* 
           const From* from = scores + ((place * classes + first) * voxels + inside);
           if (first == 0) weight_sum += weight;
 #pragma unroll
-          for (int k = 0; k < CLASSES_AT_ONCE; ++k) {
+          for (int k = 0; k < GATHERED_AT_ONCE; ++k) {
             if (first + k >= classes) continue;
             float score = as_float(from[(long long)k * voxels]);
             if (sigmoid) score = activated(score, 1);
@@ -101,7 +103,7 @@ __device__ void gather_windows(const From* scores, const float* weights, float* 
           }
         }
 #pragma unroll
-    for (int k = 0; k < CLASSES_AT_ONCE; ++k) {
+    for (int k = 0; k < GATHERED_AT_ONCE; ++k) {
       if (first + k >= classes) continue;
       float score = activated(total[k] / weight_sum, activation);
       if (score > largest) largest = score;
