@@ -38,7 +38,10 @@ CALLS: dict[str, list[tuple[str, str, str]]] = {
         ("inference.gpu_sliding_window", "", "copy_between"),
         ("inference.gpu_strip_run", "", "copy_between"),
     ],
-    "the scan's way to the GPU": [("engines.cuda.transfers", "Transfers", "upload")],
+    "the scan's way to the GPU": [
+        ("engines.cuda.transfers", "Transfers", "upload"),
+        ("inference.gpu_team", "TeamMember", "upload"),
+    ],
     "the scan's way to network space": [("inference.gpu_preparation", "DeferredInput", "on_gpu")],
     "opening the sliding window": [("inference.gpu_sliding_window", "GpuSlidingWindow", "__init__")],
     "closing the sliding window": [("inference.gpu_sliding_window", "GpuSlidingWindow", "close")],

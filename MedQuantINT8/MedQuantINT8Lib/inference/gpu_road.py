@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from .sliding_window import SlidingWindowResult
 from .windows import WindowPlan
 
 if TYPE_CHECKING:
+    from .gpu_spread import SpreadSlidingWindow
     from .gpu_team import GpuTeam, TeamMember
 
 
@@ -137,10 +139,11 @@ class GpuRoad:
         prepared: list[DeviceBuffer] = []
         began = time.perf_counter()
         try:
-            runner = SpreadSlidingWindow(team, [network for network in networks if network is not None], settings)
+            known = [network for network in networks if network is not None]
+            runner = SpreadSlidingWindow(team, known, settings, opened=not self.prepares)
             try:
                 if self.prepares:
-                    prepared = self._prepared_by(team, task)
+                    prepared = self._prepared_by(team, runner, task)
                 began = time.perf_counter()
                 data: list[Any] = [*prepared] or [data_of(self._network_input, task)] * len(team)
                 labels = runner.run(data, None if self.resamples else self._network_labels(), task)
@@ -161,15 +164,17 @@ class GpuRoad:
         notes.append(f"windows were spread over {names}: {shares}")
         return labels, began
 
-    def _prepared_by(self, team: GpuTeam, task: Task) -> list[DeviceBuffer]:
-        """Return the scan in network space on each GPU of a team."""
+    def _prepared_by(self, team: GpuTeam, runner: SpreadSlidingWindow, task: Task) -> list[DeviceBuffer]:
+        """Return the scan in network space on each GPU of a team; buffers of the windows are allocated while it goes up."""
         network_input = self._network_input
         assert isinstance(network_input, DeferredInput)
         buffers: list[DeviceBuffer] = []
 
         def prepare(member: TeamMember) -> DeviceBuffer:
+            member.meanwhile = partial(runner.open_on, member)
             buffer = network_input.on_gpu(member.gpu, member)
             buffers.append(buffer)
+            runner.open_on(member)
             return buffer
 
         try:

@@ -112,6 +112,7 @@ class SpreadSlidingWindow:
 
     Args:
         networks: the same network on each GPU, in the team's order.
+        opened: whether its buffers are allocated at once; else :meth:`open_on` is called for every member before it runs.
 
     Attributes:
         windows: how many windows each GPU has run, counted as they were.
@@ -120,36 +121,45 @@ class SpreadSlidingWindow:
         GpuMemoryError: the buffers do not fit on one of them.
     """
 
-    def __init__(self, team: GpuTeam, networks: Sequence[GpuNetwork], settings: SpreadSettings) -> None:
-        self._team, self._settings = team, settings
+    def __init__(
+        self, team: GpuTeam, networks: Sequence[GpuNetwork], settings: SpreadSettings, *, opened: bool = True
+    ) -> None:
+        self._team, self._settings, self._networks = team, settings, tuple(networks)
         self.windows = [0] * len(team)
         self._runners: dict[int, GpuSlidingWindow] = {}
         self._strips: dict[int, StripRun] = {}
         #: Of each GPU, what it does in its strip; None where the windows are dealt out one after the other.
         self._rows = self._strip_rows(networks[0])
         strips = strips_of(settings.plan, len(team)) if self._rows else None
+        self._strip_of = [None] * len(team) if strips is None else strips
+        if opened:
+            try:
+                team.run(self.open_on)
+            except BaseException:
+                self.close()
+                raise
 
-        def open_runner(member: TeamMember) -> None:
-            s = settings
-            runner = GpuSlidingWindow(
-                member.gpu,
-                networks[member.number],
-                s.channels,
-                s.classes,
-                s.plan,
-                s.window,
-                s.batch,
-                s.flips,
-                s.grid_labels,
-                strip=None if strips is None else strips[member.number],
-            )
-            self._runners[member.number] = runner
+    def open_on(self, member: TeamMember) -> None:
+        """Allocate the buffers of one GPU, where that was not done yet.
 
-        try:
-            team.run(open_runner)
-        except BaseException:
-            self.close()
-            raise
+        Raises:
+            GpuMemoryError: they do not fit.
+        """
+        if member.number in self._runners:
+            return
+        s = self._settings
+        self._runners[member.number] = GpuSlidingWindow(
+            member.gpu,
+            self._networks[member.number],
+            s.channels,
+            s.classes,
+            s.plan,
+            s.window,
+            s.batch,
+            s.flips,
+            s.grid_labels,
+            strip=self._strip_of[member.number],
+        )
 
     def _strip_rows(self, network: GpuNetwork) -> list[list[StripRow]] | None:
         """Return the rows of each GPU's strip, or None where there are no strips, or their scores take too much memory."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..engines.cuda.device import DeviceBuffer, Gpu, Stream
 from ..engines.cuda.several import connect, copy_between
-from ..engines.cuda.transfers import upload
+from ..engines.cuda.transfers import begin_upload
 
 T = TypeVar("T")
 
@@ -135,6 +135,8 @@ class TeamMember:
         self.team, self.number, self.gpu = team, number, gpu
         #: What the other members copy from.
         self.shared: DeviceBuffer | None = None
+        #: What is done once, while the member's share of an array goes up.
+        self.meanwhile: Callable[[], object] | None = None
 
     def share_of(self, size: int) -> tuple[int, int]:
         """Return the first of ``size`` things that this member does, and the one after its last."""
@@ -150,7 +152,13 @@ class TeamMember:
             array = array.reshape(-1)
         size = buffer.nbytes // max(1, len(array))
         low, high = self.share_of(len(array))
-        upload(buffer, array[low:high], stream, to=low * size)
+        end = begin_upload(buffer, array[low:high], stream, to=low * size)
+        try:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile is not None:
+                meanwhile()
+        finally:
+            end()
         self.exchange(buffer, stream, [_bytes(other.share_of(len(array)), size) for other in self.team.members])
 
     def exchange(self, buffer: DeviceBuffer, stream: Stream, shares: Sequence[tuple[int, int]]) -> None:

@@ -7,6 +7,7 @@ its resampling on the GPU. To pin the arrays themselves would take longer still.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
@@ -69,6 +70,12 @@ class Transfers:
 
     def upload(self, buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, to: int = 0) -> None:
         """Copy an array to byte ``to`` of a buffer and what follows; returns when the array is no longer needed."""
+        self.begin_upload(buffer, array, stream, to)()
+
+    def begin_upload(
+        self, buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, to: int = 0
+    ) -> Callable[[], None]:
+        """As :meth:`upload`, which what is given waits for the end of."""
         data = _bytes(np.ascontiguousarray(array, buffer.dtype))
 
         def copy(begin: int) -> None:
@@ -83,7 +90,8 @@ class Transfers:
             finally:
                 self._free.put(chunk)
 
-        _end([self._threads.submit(copy, begin) for begin in range(0, len(data), _CHUNK)])
+        jobs = [self._threads.submit(copy, begin) for begin in range(0, len(data), _CHUNK)]
+        return lambda: _end(jobs)
 
     def begin_download(self, buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, offset: int = 0) -> Download:
         """Begin to copy a buffer's bytes from ``offset`` on into a contiguous array, behind what is in the stream now."""
@@ -151,6 +159,14 @@ def upload(buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, to: int = 
         buffer.upload(array, stream, to=to)
     else:
         transfers_of(buffer.gpu).upload(buffer, array, stream, to)
+
+
+def begin_upload(buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, to: int = 0) -> Callable[[], None]:
+    """As :func:`upload`; what is given waits until the array is no longer needed."""
+    if is_large(array):
+        return transfers_of(buffer.gpu).begin_upload(buffer, array, stream, to)
+    buffer.upload(array, stream, to=to)
+    return lambda: None
 
 
 def download(buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, offset: int = 0) -> None:
