@@ -246,8 +246,8 @@ def _four_bit_lines(value: dict[str, Any]) -> list[str]:
         "",
         f"Made by `experiments/four_bits.py` ({value['four_bits_date']}); the networks were trained anew for it. Packages of `medquant quantize --weight-bits 4`: weights of 4 bits learned on "
         f"calibration patches, activations INT8, run by OpenVINO as INT8; mean Dice to manual labels over {rows[0]['cases']} test cases. To nearest: each output channel's weights rounded to "
-        "15 steps, activations FP32. The whole file counts, as it lies in a package's folder; in a `.zip`, beside FP32's whole file in a folder and FP32's in a `.zip`, it is smaller: networks that are trained for "
-        "minutes have many weights that are next to nothing. Seconds are those of learning on two cores (SwinUNETR: eight).",
+        "15 steps, activations FP32. The whole file counts, as it lies in a package's folder. In a `.zip` it is smaller, above all where training of minutes left "
+        "many weights next to nothing: the columns compare it with FP32's file as it is, and with FP32's in a `.zip`. Seconds are those of learning on two cores (SwinUNETR: eight).",
         "",
         "| network | Dice FP32 | Dice INT8 | Dice 4 bits | INT8 loses | 4 bits lose | 4 bits to nearest lose | work in INT8 | file INT8 / FP32 | file 4 bits / FP32 | in a zip: 4 bits / FP32's file | / FP32 in a zip | learning, s |",
         "| --- |" + " ---: |" * 12,
@@ -259,6 +259,8 @@ def _four_bit_lines(value: dict[str, Any]) -> list[str]:
             f"| {STUDY[r['network']].title} | {fp32:.4f} | {int8:.4f} | {int4:.4f} | {fp32 - int8:+.4f} | {fp32 - int4:+.4f} | {fp32 - r['nearest']['dice']:+.4f} "
             f"| {100 * r['int4']['int8_share']:.1f} % | {sizes[0]:.3f} | {sizes[1]:.3f} | {' | '.join(_in_a_zip(r))} | {r['int4']['learning_s']:.0f} |"
         )
+    if before := [STUDY[r["network"]].title for r in rows if "zipped" not in r["int4"]]:
+        lines += ["", f"Measured before constants that are no weights were packed as well: {', '.join(before)}."]
     if missing := [STUDY[n].title for n in SCALED if n not in {r["network"] for r in rows}]:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
     return lines
