@@ -61,7 +61,7 @@ CALLS: dict[str, list[tuple[str, str, str]]] = {
 #: What a GPU is busy with, by (module, owner or empty, function, where its stream is: an argument's name or an attribute of the first).
 ON_GPU: dict[str, list[tuple[str, str, str, str]]] = {
     "network": [("engines.cuda_int8.runtime.network", "CudaInt8Network", "enqueue", "stream")],
-    "cutting": [("inference.gpu_sliding_window", "GpuSlidingWindow", "_cut", "._network_stream")],
+    "cutting": [("inference.gpu_window_kernels", "WindowKernels", "cut", "5")],
     "blending": [("inference.gpu_sliding_window", "GpuSlidingWindow", "blend", ".stream")],
     "labels": [("inference.gpu_label_resampling", "GpuLabelResampling", "finish", "._stream")],
     "copies": [
