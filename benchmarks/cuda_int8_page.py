@@ -159,7 +159,8 @@ def section(value: dict[str, Any]) -> list[str]:
         f"Made by `benchmarks/gpu_baselines.py`, {days}. {first['gpu']}, PyTorch {first['torch']}; networks of the study's size, random weights, 96 x 96 x 96, FP16 at both ends. Each",
         "network runs in one process with PyTorch, turn and turn about, calls recorded on both sides. PyTorch's best is the fastest of all modes that were timed",
         "([below](#what-a-gpu-user-has-in-pytorch-the-figures-to-beat)); every ratio on these pages and in README is against it unless it says FP32. A batch of four runs as two parts side by side. Each call is timed by itself, with what the caller's",
-        "processor does for it; where ten calls are queued (of the mode that is fastest beside the engine), the GPU's work hides most of that.",
+        "processor does for it; where ten calls are queued (of the mode that is fastest beside the engine), the GPU's work hides most of that. Rows without such calls are",
+        "of the earlier day, with its kernels.",
         f"Of the modes that `benchmarks/gpu_baselines.py` knows, these were not run for want of time on the GPU: {_not_run(value)}. What cannot run is named below."
         * bool(_not_run(value)),
         "",
