@@ -261,7 +261,7 @@ def _copies(peer: dict[str, Any]) -> str:
     """How PyTorch's scan and labels cross the bus."""
     if "tried_ms" not in peer:
         return "Its scan and labels cross the bus by plain copies; pinned memory, which this project's road uses, was not tried there."
-    return "Its scan goes up in pieces through pinned memory, and its labels stay in the pinned memory that they come down to; this project's come down to an array of their own."
+    return "Its scan goes up by a plain copy or in pieces through pinned memory, whatever is faster, and its labels stay in the pinned memory that they come down to; this project's come down to an array of their own."
 
 
 def _tried(peer: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """A scan to labels by PyTorch on one GPU, as fast as was found by trying: resampling, windows, blending, the way back, all of it there.
 
-Nothing but scan and labels crosses the bus, in pieces through pinned memory; labels stay in the pinned memory that they come down to. The
-network runs in the fastest mode and batch of those that are tried. Windows are blended in half precision, as nnU-Net's own predictor does
+Nothing but scan and labels crosses the bus: the scan by a plain copy or in pieces through pinned memory, whatever is faster, labels into
+pinned memory, where they stay. The network runs in the fastest mode and batch of those that are tried. Windows are blended in half precision, as nnU-Net's own predictor does
 it, in scores that lie by class or by voxel, and scores go back to the scan's grid class by class or all at once, compiled: whatever is
 faster. What this project's road does beside it (benchmarks/gpu_road.py) is the same work: a test compares the labels.
 """
@@ -12,6 +12,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ Size = tuple[int, int, int]
 #: What is tried: whether the network lies channels-last, windows a call, and whether its weights are constants to the compiler.
 FORMS = ((True, 4, False), (True, 4, True), (True, 8, False), (True, 1, False), (False, 4, False), (True, 16, False))
 ROUNDS = 5
-#: Pieces in which a scan goes up, and labels come down.
-PIECES = 16
+#: Pieces in which a scan goes up, and threads that copy them to pinned memory.
+PIECES, COPYING = 48, 6
 
 
 class TorchRoad:
@@ -40,6 +41,7 @@ class TorchRoad:
     Attributes:
         plan: where windows lie.
         scores_by_voxel: whether the scores of a voxel lie together, not those of a class; see :meth:`choose`.
+        pinned_up: whether a scan goes up through pinned memory, not by a plain copy; see :meth:`choose`.
         labels_of: takes scores (classes, K, J, I) and the scan's shape, and gives labels; see :meth:`choose`.
     """
 
@@ -70,10 +72,12 @@ class TorchRoad:
         self._batches = [starts[first : first + batch] for first in range(0, len(starts), batch)]
         self.scores_by_voxel = False
         self.labels_of: Callable[[Any, Size], Any] = labels_by_class
+        self.pinned_up = False
         self._pinned: dict[str, Any] = {}
+        self._threads = ThreadPoolExecutor(COPYING)
 
     def choose(self, shape: Size) -> dict[str, float]:
-        """Take the fastest order of scores in memory, together with the fastest way from scores to labels; the milliseconds of each."""
+        """Take the fastest way of a scan to the GPU, and order of scores in memory together with the way to labels; the milliseconds of each."""
         import torch
 
         compiled = torch.compile(labels_at_once, dynamic=False)
@@ -83,6 +87,12 @@ class TorchRoad:
         }
         x = torch.randn(1, *self._size, device=self._device, dtype=self._dtype)
         times: dict[str, float] = {}
+        scan = np.ones(shape, np.int16)
+        plain, pinned = "scan up, plain copy", "scan up, pinned pieces"
+        for name in (plain, pinned):
+            self.pinned_up = name == pinned
+            times[name] = self._milliseconds(lambda: self._up(scan))
+        self.pinned_up = times[pinned] < times[plain]
         # Class by class, 73 ms on an H200 and 17 ms compiled, is for GPUs on which the other ways do not compile.
         best, chosen = float("inf"), (False, labels_by_class)
         with torch.inference_mode():
@@ -139,15 +149,23 @@ class TorchRoad:
         return result, dict(zip(names, np.diff(marks).tolist(), strict=True))
 
     def _up(self, scan: NDArray[Any]) -> Any:
-        """Copy a scan to the GPU, while the next piece is copied to pinned memory."""
+        """Copy a scan to the GPU."""
         import torch
 
         source = torch.from_numpy(scan)
         if self._device == "cpu":
             return source
+        if not self.pinned_up:
+            return source.to(self._device)
         pinned, target = self._pinned_like(source), torch.empty_like(source, device=self._device)
-        for piece in _pieces(len(source)):
-            pinned[piece].copy_(source[piece])
+
+        def copy(piece: slice) -> None:
+            # NumPy's copy lets other threads go on; torch's own, on all cores, waits for those that others keep busy.
+            np.copyto(pinned[piece].numpy(), scan[piece])
+
+        # A piece is under way while the next ones are copied to pinned memory.
+        for piece, done in [(piece, self._threads.submit(copy, piece)) for piece in _pieces(len(source))]:
+            done.result()
             target[piece].copy_(pinned[piece], non_blocking=True)
         return target
 
