@@ -37,6 +37,7 @@ def page(result: dict[str, Any]) -> str:
         f'CUDA INT8, network `{result["network"]}` with random weights; one GPU and all of them in one run. What is aimed at is behind "at least".',
         "",
         *_said(result),
+        *([result["note"], ""] if result.get("note") else []),
     ]
     for key in ("scan", "mirrored", "whole", "task"):
         if key in result:
@@ -106,6 +107,19 @@ def _in_memory(row: dict[str, Any]) -> list[str]:
         "| --- | ---: | ---: |",
         f"| one GPU | {_seconds(row['one'])} | |",
         f"| {len(row['gpus'])} GPUs | {_seconds(row['all'])} | {row['faster']:.2f} (at least {bar}) |",
+    ]
+    lines += ["", row["note"]] if row.get("note") else []
+    lines += _memory(row)
+    lines += _timeline(row)
+    notes = [note for note in row["notes_all"] if "GPU" in note or "gpu:" in note]
+    return [*lines, "", "The program's notes: " + "; ".join(notes) + ".", ""]
+
+
+def _memory(row: dict[str, Any]) -> list[str]:
+    """Return what of each GPU's memory was used, and what crossed the bus; nothing where that was not counted."""
+    if "counted_one" not in row:
+        return []
+    lines = [
         "",
         "Memory, and what crosses the bus, counted where it happens, in a run of its own in which each copy is waited for; its share is of that run's time.",
         "",
@@ -122,12 +136,10 @@ def _in_memory(row: dict[str, Any]) -> list[str]:
                 else f"{100 * sum(known) / total:.0f} % (down alone)"
             )
             lines.append(
-                f"| {name} | {index} | {gpu['most_allocated'] / 1e9:.2f} | {gpu.get('most_waiting', 0) / 1e9:.2f} | {_megabytes(gpu, 'up')} | {_megabytes(gpu, 'down')} | "
+                f"| {name} | {index} | {gpu['most_allocated'] / 1e9:.2f} | {_waiting(gpu)} | {_megabytes(gpu, 'up')} | {_megabytes(gpu, 'down')} | "
                 f"{_rate(gpu, 'up')} | {_rate(gpu, 'down')} | {share} | {_megabytes(gpu, 'from_gpus')} | {_rate(gpu, 'from_gpus')} |"
             )
-    lines += _timeline(row)
-    notes = [note for note in row["notes_all"] if "GPU" in note or "gpu:" in note]
-    return [*lines, "", "The program's notes: " + "; ".join(notes) + ".", ""]
+    return lines
 
 
 def _timeline(row: dict[str, Any]) -> list[str]:
@@ -184,6 +196,10 @@ def _megabytes(gpu: dict[str, float], what: str) -> str:
     return f"{gpu[f'bytes_{what}'] / 1e6:.0f}" if f"bytes_{what}" in gpu else "not counted"
 
 
+def _waiting(gpu: dict[str, float]) -> str:
+    return f"{gpu['most_waiting'] / 1e9:.2f}" if "most_waiting" in gpu else "not counted"
+
+
 def _rate(gpu: dict[str, float], what: str) -> str:
     return f"{gpu[f'bytes_{what}'] / gpu[f'seconds_{what}'] / 1e9:.1f}" if gpu.get(f"seconds_{what}") else "–"
 
@@ -211,6 +227,7 @@ def _cohort(cohort: dict[str, Any]) -> list[str]:
             f"| {name} | {row['seconds']:.1f} | {f'{faster:.2f}{bar}' if faster else ''} | {row['to_first']:.1f} | {row['seconds_a_case']:.3f} | {f'{after:.2f}' if after else ''} | {row['done']} | "
             f"{row['distinct']} | {row['cases_with_other_labels']} | {max(row['attempts'])} |"
         )
+    lines += ["", cohort["note"]] if cohort.get("note") else []
     lines += ["", "Stages of a case, median seconds (each runs beside the others', of other cases):", ""]
     for name in ("one", "all"):
         if "stages" in rows.get(name, {}):
