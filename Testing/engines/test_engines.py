@@ -16,7 +16,7 @@ import pytest
 
 from MedQuantINT8Lib.engines import BuildOptions, backend, backend_names, base, cache, choose_backend, register
 from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
-from MedQuantINT8Lib.engines.preparation import prepare
+from MedQuantINT8Lib.engines.preparation import engine_key, prepare
 from MedQuantINT8Lib.errors import EngineError, PackageError, StorageError
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
@@ -291,6 +291,14 @@ def test_cache_lists_and_clears_by_model(own_cache):
         cache.make({"model_name": name, "n": len(cache.entries())}, lambda folder: {})
     assert [e.record["key"]["model_name"] for e in cache.entries()] == ["a", "a", "b"]
     assert cache.clear("a") == 2 and cache.clear() == 1 and cache.entries() == []
+
+
+def test_engines_without_padded_inputs_of_dilated_layers_are_built_anew(fp32_package, own_cache):
+    """Format 4 had no such inputs: an engine of a dilated network may end the process, and what is found is not built."""
+    key = engine_key(fp32_package, backend("openvino"), BuildOptions("fp32", PATCH))
+    for earlier in range(1, 5):
+        cache.make({**key, "format": earlier}, lambda folder: {})
+    assert cache.find(key) is None
 
 
 def test_an_entry_holds_its_key_and_build_time(fp32_package, own_cache):

@@ -38,6 +38,8 @@ _LARGE_PATCH = 1 << 20
 SEARCHED_SHARES = (1.0, 0.5, 0.25)
 #: Layers that a message names.
 _NAMED = 8
+#: Raised where engines that were built before have to be built anew: since 5 dilated INT8 convolutions read inputs with their padding in place.
+FORMAT = 5
 
 
 @dataclass
@@ -74,14 +76,14 @@ def engine_key(package: ModelPackage, backend: EngineBackend, options: BuildOpti
     return {
         "model_name": package.spec.name,
         "model": sha256_file(package.onnx_path(options.precision)),
-        # What this project makes of a network before an engine sees it changes with its version.
+        # What this project makes of a network before an engine sees it changes with its version and its format.
         "medquant": __version__,
         "engine": backend.name,
         "engine_version": backend.version(),
         "device": backend.device_name(options.device),
         # Files are those of a kind of GPU, which "device" names, not of the one among several.
         "options": _jsonable(replace(options, device=options.device.partition(":")[0]).to_json()),
-        "format": 4,
+        "format": FORMAT,
     }
 
 
