@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import PackageError
+from MedQuantINT8Lib.importers import onnx_trial
 from MedQuantINT8Lib.importers.onnx import draft_for, draft_spec, import_onnx, prepare_network
 from MedQuantINT8Lib.importers.onnx_trial import ending_of
 from MedQuantINT8Lib.models import onnx_graph as graph
@@ -316,3 +317,31 @@ def test_a_package_of_an_old_opset_that_import_did_not_make_is_quantized(tmp_pat
     ), capsys.readouterr().err
     assert ModelPackage.load(tmp_path / "old").has(INT8)
     assert json.loads((tmp_path / "old" / "calibration.json").read_text())["patches_used"] == 2
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["open", "a batch of one inside"])
+def test_a_large_window_is_run_as_seldom_as_can_be(tmp_path, monkeypatch, ties):
+    """Once in the file as it came and once in the form that engines take; two windows a call are tried in small ones first."""
+    shapes = []
+    outputs_for = onnx_trial.outputs_for
+
+    def counted(network, image):
+        shapes.append(image.shape)
+        return outputs_for(network, image)
+
+    monkeypatch.setattr(onnx_trial, "outputs_for", counted)
+    axes = ["n", 1, "a", "b", "c"]
+    nodes = [node("Reshape", "y1 s", "y", allowzero=0)] if ties else []
+    source = save(
+        tmp_path / "net.onnx",
+        [node("Conv", "x w b", "y1" if ties else "y", pads=[1] * 6), *nodes],
+        x=axes,
+        y=["n", 2, "a", "b", "c"],
+        more={"s": np.array([1, 0, 0, 0, -1])} if ties else {},
+    )
+    facts = prepare_network(source, tmp_path / "prepared.onnx", (64, 64, 64))
+    small, large = (32, 32, 32), (64, 64, 64)
+    assert facts.one_window == ties
+    tried = [(1, 1, *large), (1, 1, *small), (2, 1, *small), *([(2, 1, *large)] if ties else []), (1, 1, *large)]
+    assert shapes == tried
+    assert "scores equal to those of the file as it came" in facts.comparisons[0]

@@ -81,7 +81,7 @@ def _prepare(original: Any, patch: Size | None, name: str, proved: bool) -> tupl
         notes.append("it was not run: ONNX Runtime is not installed")
     else:
         try:
-            facts = try_network(model, size, name, batches=not proved)
+            facts, scores = try_network(model, size, name, batches=not proved)
         except PackageError as error:
             if batch > 1 and "does not run" in error.args[0]:
                 raise PackageError(
@@ -95,7 +95,7 @@ def _prepare(original: Any, patch: Size | None, name: str, proved: bool) -> tupl
                 "Export it with a batch of 1, or an open one.",
             )
         if not proved:
-            facts.comparisons.append(compare_with_original(original, model, size, name))
+            facts.comparisons.append(compare_with_original(original, model, scores, name))
     if batch > 1:
         notes.append(f"its batch was fixed to {batch}, and is open here")
     facts.notes[:0] = notes
