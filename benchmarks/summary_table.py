@@ -107,6 +107,8 @@ def _labelled() -> list[str]:
         share = sum(case["int8_mac_share"] for case in cases) / len(cases)
         dice = [sum(case["dice"][precision] for case in cases) / len(cases) for precision in ("fp32", "int8")]
         title = f"{name.replace('_', ' ')}, {len(cases)} labeled brains"
+        if any(case.get("simulated") for case in cases):
+            title += ", simulated"
         lines.append(_row(title, f"{100 * share:.0f} %", *["–"] * 6, *map(_number, dice)))
     return lines
 

@@ -247,7 +247,7 @@ def _all_networks(value: dict[str, Any]) -> list[str]:
         rows.append([STUDY[r["network"]].title, f"{r['cases']} hippocampi", "manual", dice["fp32"]["mean"], dice["int8"]["mean"], d["mean"], d["low"], d["high"], 100 * r["int8_share"]])  # fmt: skip
     for name, r in json.loads(TARGET.with_name("resisting.json").read_text())["rows"].items():
         one = r["row"]
-        if one["dice_fp32"] is None:
+        if one["dice_fp32"] is None or r["effort"] != "normal":
             continue
         kind = "another network's" if "obelisk" in name else "manual"
         rows.append([name, f"{one['scans']} scan(s)", kind, one["dice_fp32"], one["dice_int8"], one["dice_fp32"] - one["dice_int8"], None, None, 100 * r["int8_mac_share"]])  # fmt: skip
@@ -258,15 +258,14 @@ def _all_networks(value: dict[str, Any]) -> list[str]:
         lost = [r["dice"]["fp32"] - r["dice"]["int8"] for r in own]
         fp32, int8 = (float(np.mean([r["dice"][p] for r in own])) for p in ("fp32", "int8"))
         share = 100 * float(np.mean([r["int8_mac_share"] for r in own]))
-        rows.append(
-            [name, f"{len(own)} brains", "manual", fp32, int8, float(np.mean(lost)), min(lost), max(lost), share]
-        )
+        scans = f"{len(own)} brains" + (", simulated" if any(r.get("simulated") for r in own) else "")
+        rows.append([name, scans, "manual", fp32, int8, float(np.mean(lost)), min(lost), max(lost), share])
     simulated = TARGET.with_name("simulated.json")
     for key, r in json.loads(simulated.read_text())["rows"].items() if simulated.exists() else ():
         scan = r.get("scan", {})
         if r["effort"] == "normal" and scan.get("dice_fp32") is not None:
             title = key.rpartition(", ")[0]
-            rows.append([title, "1 brain", "manual", scan["dice_fp32"], scan["dice_int8"], scan["dice_fp32"] - scan["dice_int8"], None, None, 100 * r["int8_mac_share"]])  # fmt: skip
+            rows.append([title, "1 brain, simulated", "manual", scan["dice_fp32"], scan["dice_int8"], scan["dice_fp32"] - scan["dice_int8"], None, None, 100 * r["int8_mac_share"]])  # fmt: skip
     lines = [
         f"A network loses nothing that counts here where the mean Dice to the labels falls by at most {BAR:g}, which is shown where the 95 % interval (bootstrap over the scans) ends below that. Of two or",
         "three scans there is no such interval: the least and the most that one of them loses stand there. Lost: FP32 minus INT8; negative: INT8 is better.",

@@ -261,6 +261,11 @@ def _four_bit_lines(value: dict[str, Any]) -> list[str]:
         )
     if before := [STUDY[r["network"]].title for r in rows if "zipped" not in r["int4"]]:
         lines += ["", f"Measured before constants that are no weights were packed as well: {', '.join(before)}."]
+    if before := [STUDY[r["network"]].title for r in rows if "zipped" in r["int4"] and "zipped" not in r["int8"]]:
+        lines += [
+            "",
+            f"Of {', '.join(before)} INT8's own columns and the seconds are from before the inputs of transposed convolutions ran in INT8, which they do in the networks of 4 bits.",
+        ]
     if missing := [STUDY[n].title for n in SCALED if n not in {r["network"] for r in rows}]:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
     return lines

@@ -201,6 +201,35 @@ def test_the_table_of_results_is_that_of_the_measured_pages():
     assert f"{min(ratios):.1f} to {max(ratios):.1f} times faster than FP32" in text_of(ROOT / "README.md")
 
 
+def test_the_words_of_the_page_of_results_have_the_measured_figures():
+    """The tables and sentences of docs/results/index.md that no script writes."""
+    page = text_of(DOCS / "results" / "index.md")
+    resisting = json.loads(text_of(DOCS / "results" / "resisting.json"))["rows"]
+    titles = {
+        "hippocampus U-Net, ": "hippocampus U-Net",
+        "brain mask, torchio": "brain_torchio_4mm",
+        "brain mask, deepbrain v2": "brain_mask_deepbrain_v2",
+        "abdominal CT, OBELISK": "abdomen_ct_obelisk",
+    }
+    for title, name in titles.items():
+        row = resisting[name]["row"]
+        ratio = row["fp32"]["latency_ms"] / row["int8"]["latency_ms"]
+        line = next(line for line in page.splitlines() if line.startswith(f"| {title}"))
+        assert f"| {ratio:.1f} | 100 % |" in line and f"| {row['agreement']:.3f} " in line, line
+    kits19 = json.loads(text_of(DOCS / "results" / "gpu.json"))["kits19"]
+    assert f"{kits19['cases_a_second']:.1f} cases a second" in page
+
+
+def test_the_page_of_networks_against_labels_is_that_of_the_figures_of_today(monkeypatch):
+    """Mended by: python experiments/labelled.py --page. It has figures of other pages, which are measured anew at other times."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import labelled
+
+    results = DOCS / "results"
+    assert text_of(results / "labelled.md") == labelled.page(json.loads(text_of(results / "labelled.json")))
+
+
 def imports_of(code):
     return [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
 
