@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import ctypes
 import itertools
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +31,7 @@ from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.gpu_preparation import deferred
 from MedQuantINT8Lib.inference.gpu_road_check import CheckEngine, ProcessVerdicts, check_patch_size, check_volume
 from MedQuantINT8Lib.inference.gpu_spread import chunks_of
+from MedQuantINT8Lib.inference.gpu_team import GpuTeam
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.spread_engine import SpreadEngine
 from MedQuantINT8Lib.inference.windows import plan_windows, window_starts
@@ -397,3 +400,26 @@ def test_a_worker_of_many_scans_leaves_preprocessing_to_its_gpu(driver, tmp_path
     assert len(loads) == 1
     work.close()
     assert not driver.memory
+
+
+def test_ctrl_c_in_a_program_that_uses_several_gpus_waits_until_all_have_ended(monkeypatch):
+    gpu_computing.install(monkeypatch)
+    gpus, ended = [cuda.Gpu(0), cuda.Gpu(1)], []
+
+    def work(member):
+        member.team.meet()
+        if member.number == 0:
+            _thread.interrupt_main()
+        try:
+            for _ in range(2000):
+                time.sleep(0.005)
+                member.team.check()
+        finally:
+            time.sleep(0.05)
+            ended.append(member.number)
+
+    with pytest.raises(KeyboardInterrupt):
+        GpuTeam(gpus).run(work)
+    assert sorted(ended) == [0, 1]
+    for gpu in gpus:
+        gpu.close()

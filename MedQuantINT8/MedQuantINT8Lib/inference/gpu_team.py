@@ -68,20 +68,22 @@ class GpuTeam:
             threading.Thread(target=run, args=(member,), name=f"gpu-{member.number}", daemon=True)
             for member in self.members
         ]
-        for thread in threads:
-            thread.start()
         running = len(threads)
-        while running:
-            count = self._steps.get()
-            if count is None:
-                running -= 1
-            elif not self._errors:
-                try:
+        try:
+            for thread in threads:
+                thread.start()
+            while running:
+                count = self._steps.get()
+                if count is None:
+                    running -= 1
+                elif not self._errors:
                     step(count)
-                except BaseException as error:
-                    self._fail(error)
+        except BaseException as error:
+            # Also Ctrl-C in a program that uses this one: memory goes when all have ended, and not before.
+            self._fail(error)
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
         if self._errors:
             raise self._errors[0]
         return [results[number] for number in range(len(self.members))]
