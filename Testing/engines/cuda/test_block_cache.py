@@ -146,3 +146,14 @@ def test_a_buffer_is_freed_once(driver):
     buffer.free()
     assert gpu.blocks.nbytes == 2 * MB
     gpu.close()
+
+
+def test_what_another_object_has_allocated_is_gone_with_the_last_that_owned_it(driver):
+    one, other = cuda.Gpu(0), cuda.Gpu(0)
+    buffer = one.allocate((MB,), np.uint8)
+    assert buffer.change_owner(other)
+    one.close()
+    other.enter()
+    buffer.free()
+    other.close()
+    assert other.blocks.nbytes == 0 and not driver.memory

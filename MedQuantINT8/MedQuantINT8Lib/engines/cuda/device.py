@@ -354,6 +354,7 @@ class DeviceBuffer:
             return False
         self._gpu = gpu
         gpu._buffers[pointer] = self
+        gpu._has_allocated = True
         return True
 
     def free(self) -> None:
