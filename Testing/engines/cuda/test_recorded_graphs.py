@@ -10,13 +10,17 @@ from MedQuantINT8Lib.engines.cuda.graph_capture import RecordedGraphs
 from MedQuantINT8Lib.errors import EngineError
 
 
+class OutOfMemory(int):
+    name = "CUDA_ERROR_OUT_OF_MEMORY"
+
+
 class Driver:
     """Streams that do, or record, what is put into them."""
 
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=2)
 
     def __init__(self):
-        self.done, self.recording, self.executables, self.refuses = [], None, {}, False
+        self.done, self.recording, self.executables, self.full = [], None, {}, False
 
     def do(self, work):
         (self.done if self.recording is None else self.recording).append(work)
@@ -33,6 +37,8 @@ class Driver:
         return 0, graph
 
     def cuGraphInstantiate(self, graph, flags):
+        if self.full:
+            return OutOfMemory(2), 0
         handle = len(self.done) + 1000
         self.executables[handle] = graph
         return 0, handle
@@ -95,3 +101,13 @@ def test_a_failure_ends_the_recording(driver, graphs):
     assert driver.recording is None
     graphs.put("a", STREAM, lambda _: driver.do("a"))
     assert driver.done == ["a", "a"]
+
+
+def test_where_there_is_no_memory_for_a_recording_the_work_is_done_all_the_same(driver, graphs):
+    driver.full = True
+    for _ in range(3):
+        graphs.put("a", STREAM, lambda _: driver.do("a"))
+    assert driver.done == ["a"] * 3 and driver.recording is None
+    driver.full = False
+    graphs.put("a", STREAM, lambda _: driver.do("a"))
+    assert driver.done[3:] == ["replayed a"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
-from .device import Gpu, Stream, checked
+from .device import Gpu, GpuMemoryError, Stream, checked
 
 _NEVER_SEEN: Any = object()
 
@@ -89,8 +90,13 @@ class RecordedGraphs:
             enqueue(stream)
         else:
             if executable is None:
-                executable = recorded(self._gpu, stream, enqueue)
-            checked(driver.cuGraphLaunch(executable, stream.handle), "replay its work")
+                # Where there is no memory for a recording, the work itself needs none more.
+                with suppress(GpuMemoryError):
+                    executable = recorded(self._gpu, stream, enqueue)
+            if executable is None:
+                enqueue(stream)
+            else:
+                checked(driver.cuGraphLaunch(executable, stream.handle), "replay its work")
         self._known[key] = executable
         while len(self._known) > self._most:
             self._free(self._known.pop(next(iter(self._known))))
