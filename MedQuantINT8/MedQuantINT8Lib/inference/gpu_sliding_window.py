@@ -161,7 +161,7 @@ class GpuSlidingWindow:
     def _importance(self) -> DeviceBuffer:
         """Return the importance map of a window; the first ones that a GPU is asked for stay there until it is closed."""
         key = (self._plan.patch, self._window.blend, self._window.placement, self._window.sigma)
-        known = _importance_maps.setdefault(self._gpu, {})
+        known = _maps_of(self._gpu)
         if key in known:
             return known[key]
         kept = len(known) < _MAPS_KEPT and math.prod(self._plan.patch) <= _KEPT_VOXELS
@@ -439,6 +439,19 @@ class GpuSlidingWindow:
         """Blend windows whose scores are those of a buffer from the number ``first`` on."""
         into = Blended(self.ring, self._weights, receiver.total, receiver.sigmoid)
         self._windows.blend(batch, scores, first, into, self.stream)
+
+
+def _maps_of(gpu: Gpu) -> dict[Any, DeviceBuffer]:
+    """Return the importance maps that are kept on a GPU until it is closed."""
+
+    def forget() -> None:
+        # They hold on to it.
+        _importance_maps.pop(gpu, None)
+
+    if gpu not in _importance_maps:
+        _importance_maps[gpu] = {}
+        gpu.when_closed(forget)
+    return _importance_maps[gpu]
 
 
 def finish_part(
