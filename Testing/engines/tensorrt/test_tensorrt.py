@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+import gpu_computing
 import tensorrt_at_hand as at_hand
 from MedQuantINT8Lib.engines import BuildOptions, backend
 from MedQuantINT8Lib.engines.cuda import device as cuda
@@ -632,6 +633,29 @@ def test_a_context_that_does_not_fit_is_told(scripted):
     script = SimpleNamespace(create_execution_context=lambda: None)
     with pytest.raises(cuda.GpuMemoryError, match="not enough free memory for this engine"):
         TensorRTEngine(engine._trt, None, script, HostGpu(), BuildOptions("int8", (4, 4, 4)), {}, "Scripted")
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_blocks_that_wait_for_their_next_use_go_before_tensorrt_needs_memory(monkeypatch, tmp_path, built):
+    gpu_computing.install(monkeypatch)
+    (tmp_path / "engine.plan").write_bytes(b"plan")
+    left = []
+
+    def reached(*_how):
+        left.append(other.blocks.nbytes)
+        raise EngineError("It was reached.")
+
+    for name, value in (("tensorrt_module", lambda: None), ("check_note", lambda *_: None), ("note_of", lambda *_: {})):
+        monkeypatch.setattr(tensorrt, name, value)
+    for name in ("listening", "prepared"):
+        monkeypatch.setattr(tensorrt, name, reached)
+    with cuda.Gpu(0) as other:
+        other.allocate((1 << 22,), np.uint8).free()
+        assert other.blocks.nbytes
+        road, options = tensorrt.TensorRTBackend(), BuildOptions("int8", (4, 4, 4), device="gpu:0")
+        with pytest.raises(EngineError, match="It was reached"):
+            road.build(tmp_path / "network.onnx", tmp_path, options) if built else road.load(tmp_path, options)
+    assert left == [0]
 
 
 def test_builders_and_parsers_that_fail_say_why():

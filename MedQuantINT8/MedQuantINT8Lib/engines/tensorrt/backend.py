@@ -123,6 +123,8 @@ class TensorRTBackend:
         trt = tensorrt_module()
         info = cuda.choose_gpu(options.device)
         with cuda.Gpu(info.index) as gpu:
+            # TensorRT allocates by itself, and would not get what waits here for its next use.
+            gpu.blocks.empty()
             workspace = int(gpu.free_bytes * _WORKSPACE_SHARE)
             model, macs = prepared(network, options)
             plan = build_plan(trt, model, options, workspace, _cache_file(trt, info), task)
@@ -134,6 +136,7 @@ class TensorRTBackend:
         check_note(folder / _PLAN, note_of(trt, info, options))
         gpu = cuda.Gpu(info.index)
         try:
+            gpu.blocks.empty()
             with listening(trt) as log:
                 runtime = started(trt.Runtime, log)
                 engine = runtime.deserialize_cuda_engine((folder / _PLAN).read_bytes())
