@@ -22,6 +22,7 @@ from MedQuantINT8Lib.cohort.local_pool import LocalPool
 from MedQuantINT8Lib.cohort.pool import Order
 from MedQuantINT8Lib.cohort.segment_work import SegmentSettings, SegmentWork
 from MedQuantINT8Lib.cohort.work import StagedWorker
+from MedQuantINT8Lib.errors import MedQuantError
 from MedQuantINT8Lib.imaging.volume_files import ReadOptions
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.ensemble import load_ensemble
@@ -175,3 +176,18 @@ def test_workers_that_were_begun_early_are_those_that_run_and_none_is_left(tmp_p
     lonely.popen.stdin.close()
     assert lonely.popen.wait(60) == 0
     lonely.abandon()
+
+
+def test_where_one_worker_cannot_be_begun_none_is_left(monkeypatch):
+    pool, started, real = LocalPool(["cpu", "cpu"]), [], local_pool._Process.__init__
+
+    def second_fails(process, *how):
+        if started:
+            raise MedQuantError("A worker cannot be started.")
+        real(process, *how)
+        started.append(process)
+
+    monkeypatch.setattr(local_pool._Process, "__init__", second_fails)
+    with pytest.raises(MedQuantError, match="cannot be started"):
+        pool.begin("segment")
+    assert started[0].popen.poll() is not None and not Path(started[0].scratch).exists()

@@ -216,9 +216,13 @@ class LocalPool:
 
     def begin(self, kind: str) -> None:
         """See :class:`.pool.CasePool`."""
-        for number, device in enumerate(self._devices):
-            if number not in self._begun:
-                self._begun[number] = _Process(self._python, kind, device)
+        try:
+            for number, device in enumerate(self._devices):
+                if number not in self._begun:
+                    self._begun[number] = _Process(self._python, kind, device)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """See :class:`.pool.CasePool`."""
