@@ -75,6 +75,15 @@ def test_slabs_of_a_window_give_the_same_as_all_of_it(network, shape, patch, ove
     assert np.array_equal(whole.scores, in_slabs.scores)
 
 
+@pytest.mark.parametrize("placement", ["monai", "nnunet"])
+@pytest.mark.parametrize(("patch", "overlap"), [(2, 0.625), (3, 0.75), (8, 0.9), (8, 0.5)])
+def test_no_window_is_run_twice(patch, overlap, placement):
+    """A window's step is a voxel at least: two that begin at the same voxel would be blended as one."""
+    for size in range(patch, 30):
+        starts = window_starts(size, patch, overlap, placement)
+        assert starts == sorted(set(starts)) and (starts[0], starts[-1]) == (0, size - patch)
+
+
 @pytest.mark.parametrize(("shape", "patch", "overlap"), SHAPES)
 def test_half_precision_carry_changes_next_to_nothing(network, shape, patch, overlap):
     data = np.random.default_rng(0).random((1, *shape)).astype(np.float32)

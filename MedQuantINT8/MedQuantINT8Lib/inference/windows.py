@@ -27,7 +27,8 @@ def window_starts(size: int, patch: int, overlap: float, placement: str = "monai
         # Slice by slice: one voxel overlaps nothing, and none is run twice.
         return list(range(size))
     if placement == "nnunet":
-        count = math.ceil((size - patch) / (patch * (1 - overlap))) + 1
+        # Steps of less than a voxel would run windows twice, which the blending takes for one.
+        count = math.ceil((size - patch) / max(1, patch * (1 - overlap))) + 1
         return [int(np.round((size - patch) / (count - 1) * n)) for n in range(count)]
     step = max(1, int(patch * (1 - overlap)))
     count = math.ceil((size - patch) / step) + 1
