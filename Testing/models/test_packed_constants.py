@@ -103,6 +103,18 @@ def test_tables_of_16_bits_are_rounded_too():
     assert model.ByteSize() < 1.2 * positions.size
 
 
+def test_a_cast_of_16_bits_to_another_type_stays():
+    model = network({"numbers": np.arange(200)})
+    model.graph.initializer[0].CopyFrom(array(np.arange(200, dtype=np.float16), "half"))
+    # In a file, attributes stand in any order: here saturate comes first, and is 1, as FLOAT is.
+    model.graph.node.insert(0, make("Cast", ["half"], ["numbers"], to=onnx.TensorProto.INT64, saturate=1))
+    assert [a.name for a in model.graph.node[0].attribute] == ["saturate", "to"]
+    packed_constants.round_constants(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Cast", "Identity"]
+    assert arrays_of(model)["half"].dtype == np.float16
+
+
 def test_minus_zero_and_numbers_that_are_not_finite_are_kept():
     odd = np.array([0.0, -0.0] * 100, np.float32)
     infinite = np.full(300, np.inf, np.float32)

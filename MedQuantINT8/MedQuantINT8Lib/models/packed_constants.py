@@ -115,7 +115,7 @@ def _widen_halves(model: Any) -> None:
         if node.op_type == "Cast"
         and node.input[0] in constants
         and constants[node.input[0]].data_type == onnx.TensorProto.FLOAT16
-        and node.attribute[0].i == onnx.TensorProto.FLOAT
+        and _target(node) == onnx.TensorProto.FLOAT
     ]
     for number in reversed(casts):
         node = model.graph.node[number]
@@ -242,10 +242,15 @@ def unpack_constants(model: Any) -> None:
     _drop_unread(model)
 
 
+def _target(cast: Any) -> int:
+    """The type that a Cast gives; its attributes may stand in any order."""
+    return next((int(a.i) for a in cast.attribute if a.name == "to"), 0)
+
+
 def _cast_back(node: Any, constants: dict[str, Any]) -> Array | None:
     import onnx
 
-    kind = next((a.i for a in node.attribute if a.name == "to"), 0)
+    kind = _target(node)
     if kind not in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32):
         return None
     values = onnx.numpy_helper.to_array(constants[node.input[0]])
