@@ -344,3 +344,11 @@ def test_damaged_choices_are_as_none(package):
         choices.forget_failures()
         kept = choices.keep(package, tiny.TinyBackend(), "cpu", choices.Choice("int8", "because"))
         assert choices.find(package, tiny.TinyBackend(), "cpu") == kept and kept.decided
+
+
+def test_a_choice_by_engines_of_an_earlier_format_counts_no_more(package, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(choices, "FORMAT", choices.FORMAT - 1)
+        choices.keep(package, tiny.TinyBackend(), "cpu", choices.Choice("fp32", "FP32, because INT8 is slower here"))
+        assert choices.find(package, tiny.TinyBackend(), "cpu")
+    assert choices.find(package, tiny.TinyBackend(), "cpu") is None

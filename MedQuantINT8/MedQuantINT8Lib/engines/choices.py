@@ -14,7 +14,7 @@ from .. import __version__
 from ..files import read_json, write_json
 from ..models.package import FP32, INT8, ModelPackage
 from .base import EngineBackend, Precision
-from .cache import cache_root, key_of
+from .cache import FORMAT, cache_root, key_of
 
 _FILE = "choices.json"
 
@@ -44,7 +44,8 @@ def _key(package: ModelPackage, backend: EngineBackend, device: str) -> str:
     """Not by patch, batch or threads: a choice that follows them would change labels with them."""
     networks = {name: package.hashes.get(name) for name in (FP32, INT8)}
     engine = [backend.name, backend.version(), backend.device_name(device)]
-    return key_of({"model_name": package.spec.name, "networks": networks, "engine": engine, "medquant": __version__})
+    program = {"medquant": __version__, "format": FORMAT}
+    return key_of({"model_name": package.spec.name, "networks": networks, "engine": engine, **program})
 
 
 def _read() -> dict[str, Any]:

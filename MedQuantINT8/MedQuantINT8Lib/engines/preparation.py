@@ -38,8 +38,6 @@ _LARGE_PATCH = 1 << 20
 SEARCHED_SHARES = (1.0, 0.5, 0.25)
 #: Layers that a message names.
 _NAMED = 8
-#: Raised where engines that were built before have to be built anew: since 5 dilated INT8 convolutions read inputs with their padding in place.
-FORMAT = 5
 
 
 @dataclass
@@ -83,7 +81,7 @@ def engine_key(package: ModelPackage, backend: EngineBackend, options: BuildOpti
         "device": backend.device_name(options.device),
         # Files are those of a kind of GPU, which "device" names, not of the one among several.
         "options": _jsonable(replace(options, device=options.device.partition(":")[0]).to_json()),
-        "format": FORMAT,
+        "format": cache.FORMAT,
     }
 
 

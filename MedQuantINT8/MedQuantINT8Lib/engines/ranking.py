@@ -19,7 +19,7 @@ from ..errors import Cancelled, MedQuantError
 from ..files import read_json, write_json
 from ..resources import resource
 from .base import BuildOptions, EngineBackend
-from .cache import cache_root
+from .cache import FORMAT, cache_root
 
 _ROUNDS = 5
 _PATCH = (64, 64, 64)
@@ -48,7 +48,9 @@ def milliseconds(backends: Sequence[EngineBackend]) -> dict[str, float]:
     times = {}
     for backend in backends:
         try:
-            key = f"{backend.name} {backend.version()} of {__version__} on {backend.device_name('gpu')}"
+            key = (
+                f"{backend.name} {backend.version()} of {__version__}, format {FORMAT}, on {backend.device_name('gpu')}"
+            )
         except MedQuantError:
             # A GPU that cannot even be asked is no place to run on; it is asked again the next time.
             times[backend.name] = _FAILED
