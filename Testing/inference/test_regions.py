@@ -119,7 +119,7 @@ def test_what_is_resampled_decides_the_labels():
 class WindowOnGpu:
     """The GPU's sliding window in NumPy, as its kernels are described: scores are summed up, divided for regions, and reduced."""
 
-    def __init__(self, gpu, network, channels, classes, plan, window, batch, flips, grid_labels):
+    def __init__(self, gpu, network, channels, classes, plan, window, batch, flips, grid_labels, *, keep_rows):
         assert grid_labels is None
         self._infer, self._classes, self._plan, self._window = network.infer, classes, plan, window
 

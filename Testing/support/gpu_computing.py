@@ -5,6 +5,8 @@ run with CUDA INT8. Contexts must be current where the real driver asks for one;
 from __future__ import annotations
 
 import ctypes
+import itertools
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +23,8 @@ from MedQuantINT8Lib.engines.cuda_int8.runtime.network import CudaInt8Network
 class ComputingDriver(ContextDriver):
     def __init__(self, count=2):
         super().__init__(count)
-        self._graphs, self._recording = [], None
+        # What one thread records is not seen by another, as with the mode that is asked for.
+        self._graphs, self._thread, self._numbers = {}, threading.local(), itertools.count(1)
 
     def needing(self, name):
         return {
@@ -65,19 +68,21 @@ class ComputingDriver(ContextDriver):
 
     def do(self, work):
         """What a kernel would: now, or whenever what is being recorded is replayed."""
-        if self._recording is None:
+        recording = getattr(self._thread, "recording", None)
+        if recording is None:
             work()
         else:
-            self._recording.append(work)
+            recording.append(work)
 
     def cuStreamBeginCapture(self, stream, mode):
-        self._recording = []
+        self._thread.recording = []
         return (0,)
 
     def cuStreamEndCapture(self, stream):
-        self._graphs.append(self._recording)
-        self._recording = None
-        return 0, len(self._graphs) - 1
+        graph = next(self._numbers)
+        self._graphs[graph] = self._thread.recording
+        self._thread.recording = None
+        return 0, graph
 
     def cuGraphLaunch(self, graph, stream):
         for work in self._graphs[graph]:

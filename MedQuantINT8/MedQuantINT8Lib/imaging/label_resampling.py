@@ -127,7 +127,7 @@ class LabelResampling:
         self._decision = decision
         self._pieces = tuple(axis.pieces(STEP) for axis in axes)
         self._next = 0
-        self.result = np.empty([axis.new_size for axis in axes], decision.dtype)
+        self.result = np.zeros([axis.new_size for axis in axes], decision.dtype)
 
     @property
     def first_needed(self) -> int:

@@ -86,7 +86,7 @@ class OverlapAdd:
     ) -> None:
         self._plan, self._sink, self._channels, self._weights, self._threads = plan, sink, channels, weights, threads
         # What is carried is written before it is read.
-        self._carried = [np.empty((channels, *plan.carried_shape(axis)), dtype) for axis in range(3)]
+        self._carried = [np.zeros((channels, *plan.carried_shape(axis)), dtype) for axis in range(3)]
         patch = plan.patch
         largest = [max(end - begin for begin, end in self._ends(axis)) for axis in range(3)]
         self._ready = np.empty(channels * int(np.prod(largest)), np.float32)
@@ -174,7 +174,7 @@ class LabelSink:
     """Reduces finished blocks to a label map by argmax, the first class winning ties."""
 
     def __init__(self, shape: tuple[int, int, int], values: NDArray[np.unsignedinteger]) -> None:
-        self.labels = np.empty(shape, values.dtype)
+        self.labels = np.zeros(shape, values.dtype)
         self._values = values
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
@@ -194,7 +194,7 @@ class RegionSink:
 
     def __init__(self, shape: tuple[int, int, int], regions: Regions) -> None:
         self._regions = regions
-        self._labels = np.empty(shape, regions.mark_type if regions.nested else regions.values.dtype)
+        self._labels = np.zeros(shape, regions.mark_type if regions.nested else regions.values.dtype)
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
         target = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))
@@ -222,7 +222,7 @@ class ScoreSink:
     """Keeps all scores, for resampling before the argmax."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int]) -> None:
-        self.scores = np.empty((classes, *shape), np.float32)
+        self.scores = np.zeros((classes, *shape), np.float32)
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
         index = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))

@@ -37,7 +37,7 @@ class MarginSink:
         activation: str | None,
         thresholds: Sequence[float] | None = None,
     ) -> None:
-        self.margins = np.empty(shape, np.uint8)
+        self.margins = np.zeros(shape, np.uint8)
         self._inner, self._activation, self._thresholds = inner, activation, thresholds
         self.seconds = 0.0
 
