@@ -85,7 +85,6 @@ class OverlapAdd:
         threads: Threads,
     ) -> None:
         self._plan, self._sink, self._channels, self._weights, self._threads = plan, sink, channels, weights, threads
-        # What is carried is written before it is read.
         self._carried = [np.zeros((channels, *plan.carried_shape(axis)), dtype) for axis in range(3)]
         patch = plan.patch
         largest = [max(end - begin for begin, end in self._ends(axis)) for axis in range(3)]
