@@ -10,6 +10,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "Testing" / "support"), str(HERE.parent / "MedQuantINT8")]
 
 from MedQuantINT8Lib.imaging.phantom import make_phantom  # noqa: E402
+from MedQuantINT8Lib.importers.networks.nnunet import plain_nnunet  # noqa: E402
 from MedQuantINT8Lib.importers.onnx import import_onnx  # noqa: E402
 from MedQuantINT8Lib.models.package import ModelPackage  # noqa: E402
 from MedQuantINT8Lib.models.spec import Channel, Geometry, Label, ModelSpec, Normalization, Output, Window  # noqa: E402
@@ -18,36 +19,12 @@ from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSa
 PATCH = (96, 96, 96)
 
 
-def nnunet(classes: int, activation: str = "leakyrelu", *, transposed_bias: bool = False) -> Any:
-    """nnU-Net's plain network of six levels, random weights.
-
-    Args:
-        transposed_bias: transposed convolutions have a bias, as in TotalSegmentator's plans.
-    """
-    from monai.networks.nets import DynUNet
-
-    levels = 6
-    return DynUNet(
-        3,
-        1,
-        classes,
-        kernel_size=[3] * levels,
-        strides=[1] + [2] * (levels - 1),
-        upsample_kernel_size=[2] * (levels - 1),
-        filters=[32, 64, 128, 256, 320, 320],
-        res_block=False,
-        deep_supervision=False,
-        act_name=(activation, {"inplace": True}),
-        trans_bias=transposed_bias,
-    )
-
-
 def totalsegmentator(classes: int, activation: str = "leakyrelu") -> Any:
     """nnU-Net's network as TotalSegmentator's plans have it, the same random weights each time; MLPerf's has "relu"."""
     import torch
 
     torch.manual_seed(0)
-    return nnunet(classes, activation, transposed_bias=True)
+    return plain_nnunet(classes, activation=activation, transposed_bias=True)
 
 
 def torch_networks() -> dict[str, Any]:
@@ -61,7 +38,7 @@ def torch_networks() -> dict[str, Any]:
             3, 1, 14, features=(32, 64, 128, 256, 512, 32), norm="batch", act="relu", upsample="deconv"
         ),
         "residual U-Net (MONAI UNet)": UNet(3, 1, 14, (32, 64, 128, 256), (2, 2, 2), num_res_units=2, norm="batch"),
-        "nnU-Net-like (DynUNet, InstanceNorm)": nnunet(14),
+        "nnU-Net-like (DynUNet, InstanceNorm)": plain_nnunet(14),
     }
 
 

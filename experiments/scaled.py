@@ -22,12 +22,9 @@ def _transunet(classes: int) -> Any:
 
 
 def _nnunet(classes: int) -> Any:
-    from monai.networks.nets import DynUNet
+    from MedQuantINT8Lib.importers.networks.nnunet import plain_nnunet
 
-    levels = 5
-    return DynUNet(
-        3, 1, classes, [3] * levels, [1] + [2] * (levels - 1), [2] * (levels - 1), filters=[16, 32, 64, 96, 128]
-    )
+    return plain_nnunet(classes, filters=[16, 32, 64, 96, 128])
 
 
 def _swinunetr(classes: int) -> Any:

@@ -16,6 +16,7 @@ from MedQuantINT8Lib.importers.export import export_network
 from MedQuantINT8Lib.importers.networks import STUDY, make, study_network
 from MedQuantINT8Lib.importers.networks.blocks import SelfAttention
 from MedQuantINT8Lib.importers.networks.fitting import fit_last_layer, last_layer
+from MedQuantINT8Lib.importers.networks.nnunet import plain_nnunet
 from MedQuantINT8Lib.importers.networks.transunet import TransUNet
 from MedQuantINT8Lib.importers.networks.unest import UNesT, from_blocks, to_blocks
 from MedQuantINT8Lib.importers.networks.vista3d import AutomaticVista3D
@@ -33,6 +34,15 @@ def test_networks_have_the_studys_size(name):
         megabytes -= sum(p.numel() for p in module.encoder.up_layers.parameters()) * 4 / 1e6
     assert megabytes == pytest.approx(network.engine_mb, rel=0.17 if "16 %" in network.note else 0.05)
     assert last_layer(module, network.classes).out_channels == network.classes
+
+
+def test_the_plain_nnunet_has_the_classes_levels_and_layers_that_are_asked_for():
+    network = plain_nnunet(7, (4, 8, 16), activation="relu", transposed_bias=True)
+    assert network(torch.randn(1, 1, 16, 8, 8)).shape == (1, 7, 16, 8, 8)
+    kinds = {type(layer) for layer in network.modules()}
+    assert torch.nn.ReLU in kinds and torch.nn.LeakyReLU not in kinds
+    ups = [layer for layer in network.modules() if isinstance(layer, torch.nn.ConvTranspose3d)]
+    assert [layer.out_channels for layer in ups] == [8, 4] and all(layer.bias is not None for layer in ups)
 
 
 @pytest.mark.parametrize("name", SMALL)

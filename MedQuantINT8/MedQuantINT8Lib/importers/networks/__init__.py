@@ -60,20 +60,9 @@ def _build_transunet(patch: Size) -> Any:
 
 
 def _build_nnunet(patch: Size) -> Any:
-    from monai.networks.nets import DynUNet
+    from .nnunet import plain_nnunet
 
-    levels = 6
-    return DynUNet(
-        3,
-        1,
-        105,
-        kernel_size=[3] * levels,
-        strides=[1] + [2] * (levels - 1),
-        upsample_kernel_size=[2] * (levels - 1),
-        filters=[32, 64, 128, 256, 320, 320],
-        res_block=False,
-        deep_supervision=False,
-    )
+    return plain_nnunet(105)
 
 
 def _build_swinunetr(patch: Size) -> Any:
