@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import shutil
@@ -15,11 +16,12 @@ import pytest
 import cohorts
 import tiny
 from cohorts import cases_of, wait_for, write_scan, write_scans
+from MedQuantINT8Lib.cli.pool_options import MOST_WORKERS, most_cases
 from MedQuantINT8Lib.cohort import local_pool, segment_work
 from MedQuantINT8Lib.cohort.case_settings import model_hash
 from MedQuantINT8Lib.cohort.journal import JOURNAL
 from MedQuantINT8Lib.cohort.local_pool import LocalPool
-from MedQuantINT8Lib.cohort.pool import Order
+from MedQuantINT8Lib.cohort.pool import Order, can_take
 from MedQuantINT8Lib.cohort.segment_work import SegmentSettings, SegmentWork
 from MedQuantINT8Lib.cohort.work import StagedWorker
 from MedQuantINT8Lib.errors import MedQuantError
@@ -151,25 +153,72 @@ def test_a_process_that_ended_and_was_not_waited_for_owns_nothing(tmp_path):
         process.communicate()
 
 
-def test_workers_that_were_begun_early_are_those_that_run_and_none_is_left(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(cohorts.__file__).parent))
-    pool, started = LocalPool(["cpu", "cpu", "cpu"]), []
-    real = local_pool._Process.__init__
+def processes_of(monkeypatch):
+    """A list to which every process of a worker comes that is started from now on."""
+    started, real = [], local_pool._Process.__init__
 
     def noted(process, *how):
         real(process, *how)
         started.append(process)
 
     monkeypatch.setattr(local_pool._Process, "__init__", noted)
-    pool.begin("cohorts:Poison")
-    assert [process.popen.poll() for process in started] == [None] * 3
+    return started
+
+
+def test_there_are_no_more_workers_than_cases_and_each_has_one_of_few(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(cohorts.__file__).parent))
+    monkeypatch.setattr(local_pool, "cpu_count", lambda: 8)
+    started, settings = processes_of(monkeypatch), []
+    real = local_pool._Worker.start
+    monkeypatch.setattr(
+        local_pool._Worker,
+        "start",
+        lambda worker, kind, how, begun: (settings.append(how), real(worker, kind, how, begun)),
+    )
+    pool = LocalPool(["cpu"] * 64)
+    assert pool.describe(2) == {"devices": ["cpu", "cpu"]} and pool.describe(0) == {"devices": []}
     cases = [{"id": str(n), "channels": [str(tmp_path)]} for n in range(2)]
     records = list(pool.run(Order("cohorts:Poison", {"choice": {}}), cases, lambda: None))
-    # Two had a case each, the third none.
-    assert sorted(record["id"] for record in records) == ["0", "1"] and len(started) == 3
+    assert len(records) == len(started) == 2
+    assert pool.notes == ["2 of 64 workers ran, as there were 2 cases to run"]
+    # Half of the processor each.
+    assert [how["choice"]["threads"] for how in settings] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "own", "idle", "takes"),
+    [(0, 0, 0, False), (1, 0, 1, True), (1, 1, 1, False), (2, 1, 1, True), (9, 2, 0, True), (9, 3, 0, False)],
+)
+def test_a_worker_leaves_a_case_to_those_that_have_none(waiting, own, idle, takes):
+    assert can_take(waiting, own, idle) is takes
+
+
+def test_the_number_of_cases_is_bounded_by_that_of_files(tmp_path):
+    for name in ("a b.nii.gz", "below/c.mha", "below/d.mha"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def bound(*scans, table=None):
+        return most_cases(argparse.Namespace(scans=list(map(str, scans)), list=table))
+
+    assert bound(tmp_path) == 3 and bound(tmp_path / "a b.nii.gz") == 1
+    assert bound(tmp_path / "below", tmp_path / "a b.nii.gz", "missing.nrrd") == 4
+    assert bound(tmp_path / "*.mha") == bound(table="cases.csv") == MOST_WORKERS
+
+
+def test_workers_that_were_begun_early_are_those_that_run_and_none_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(cohorts.__file__).parent))
+    pool, started = LocalPool(["cpu", "gpu:0", "cpu"]), processes_of(monkeypatch)
+    pool.begin("cohorts:Poison", 2)
+    # One for each device, as it is not known yet how many cases there are.
+    assert [process.popen.poll() for process in started] == [None] * 2
+    cases = [{"id": str(n), "channels": [str(tmp_path)]} for n in range(3)]
+    records = list(pool.run(Order("cohorts:Poison", {"choice": {}}), cases, lambda: None))
+    assert sorted(record["id"] for record in records) == ["0", "1", "2"] and len(started) == 3 and not pool.notes
     assert all(process.popen.poll() is not None and not Path(process.scratch).exists() for process in started)
     # One that is never run ends with the pool, and one whose caller is gone by itself.
-    pool.begin("cohorts:Poison")
+    pool.begin("cohorts:Poison", 1)
+    assert len(started) == 4
     pool.close()
     assert all(process.popen.poll() is not None and not Path(process.scratch).exists() for process in started)
     lonely = local_pool._Process(sys.executable, "segment", "gpu:0")
@@ -179,7 +228,7 @@ def test_workers_that_were_begun_early_are_those_that_run_and_none_is_left(tmp_p
 
 
 def test_where_one_worker_cannot_be_begun_none_is_left(monkeypatch):
-    pool, started, real = LocalPool(["cpu", "cpu"]), [], local_pool._Process.__init__
+    pool, started, real = LocalPool(["cpu", "gpu:0"]), [], local_pool._Process.__init__
 
     def second_fails(process, *how):
         if started:
@@ -189,5 +238,5 @@ def test_where_one_worker_cannot_be_begun_none_is_left(monkeypatch):
 
     monkeypatch.setattr(local_pool._Process, "__init__", second_fails)
     with pytest.raises(MedQuantError, match="cannot be started"):
-        pool.begin("segment")
+        pool.begin("segment", 2)
     assert started[0].popen.poll() is not None and not Path(started[0].scratch).exists()

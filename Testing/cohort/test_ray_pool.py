@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from cohorts import cases_of, wait_for, write_scans
 from MedQuantINT8Lib import __version__
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.cli.parsers import parser
-from MedQuantINT8Lib.cohort import packages
+from MedQuantINT8Lib.cohort import packages, ray_pool
 from MedQuantINT8Lib.cohort.case_settings import model_hash
 from MedQuantINT8Lib.cohort.journal import JOURNAL
 from MedQuantINT8Lib.cohort.local_pool import LocalPool
@@ -29,7 +30,7 @@ from MedQuantINT8Lib.cohort.ray_cluster import ClusterOptions
 from MedQuantINT8Lib.cohort.ray_pool import RayPool
 from MedQuantINT8Lib.cohort.ray_worker import CaseActor, NodeOrder
 from MedQuantINT8Lib.cohort.segment import CohortRequest, segment_cohort
-from MedQuantINT8Lib.errors import DependencyError, PackageError
+from MedQuantINT8Lib.errors import DependencyError, EngineError, PackageError
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.ensemble import load_ensemble
 from MedQuantINT8Lib.progress import Task
@@ -87,6 +88,56 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DependencyError, match="pip install ray"):
         RayPool(ClusterOptions("local"))
+
+
+class StandInCluster:
+    """A cluster of nodes that have so many processors, without Ray."""
+
+    def __init__(self, workers, *nodes):
+        self.ray = types.SimpleNamespace(put=lambda value: value)
+        self._workers, self._nodes = workers, nodes
+
+    def living_nodes(self):
+        return [{"NodeID": name, "NodeManagerHostname": name, "Resources": {}} for name in self._nodes]
+
+    def devices_of(self, node):
+        return ["cpu"] * self._workers
+
+
+def run_on_stand_in(monkeypatch, model, workers, cases, *nodes):
+    """A run whose actors are those that :meth:`_Run._start` was asked for, and how many it saw on a node."""
+    started = []
+
+    def start(run, node, device, count):
+        started.append((node["NodeID"], count))
+        return ray_pool._Actor(None, node["NodeID"], device, None)
+
+    monkeypatch.setattr(ray_pool, "_NODES_SECONDS", 0.0)
+    monkeypatch.setattr(ray_pool._Run, "_start", start)
+    channels = [{"id": str(n), "channels": ["missing.nrrd"]} for n in range(cases)]
+    order = Order("segment", {"model": model})
+    run = ray_pool._Run(StandInCluster(workers, *nodes), ClusterOptions("local"), order, channels, Path("marker"))
+    run._look_at_nodes()
+    return run, started
+
+
+def test_a_node_gets_as_many_actors_as_it_can_keep_and_there_are_cases(monkeypatch, model):
+    _, started = run_on_stand_in(monkeypatch, model, 8, 20, "a", "b")
+    assert started == [("a", 8)] * 8 + [("b", 8)] * 8
+    _, started = run_on_stand_in(monkeypatch, model, 64, 2, "a", "b")
+    assert started == [("a", 2)] * 2
+
+
+def test_a_node_whose_actors_end_at_once_is_left(monkeypatch, model):
+    run, started = run_on_stand_in(monkeypatch, model, 2, 9, "a")
+    for _ in range(6):
+        assert run._nodes["a"].unfit is None
+        list(run._lost(run._actors.pop(), RuntimeError("gone")))
+        run._look_at_nodes()
+    run._actors.clear()
+    with pytest.raises(EngineError, match="Workers on a end at once"):
+        run._look_at_nodes()
+    assert len(started) == 7
 
 
 def test_the_examples_for_clusters_name_options_that_there_are():

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 import gpu_computing
 import kernels_on_processor
-from MedQuantINT8Lib.cli import arguments, segment_cohort
+from MedQuantINT8Lib.cli import arguments, pool_options
 from MedQuantINT8Lib.cohort.segment_work import SegmentSettings, SegmentWork
 from MedQuantINT8Lib.devices import check_device, single_devices
 from MedQuantINT8Lib.engines.cuda import device as cuda
@@ -351,8 +351,8 @@ def test_many_scans_get_a_worker_on_each(driver):
     def workers(*words):
         command = argparse.ArgumentParser()
         command.add_argument("--device", type=arguments.device, default="auto")
-        segment_cohort.add_pool_options(command)
-        return segment_cohort.worker_devices(command.parse_args(words))
+        pool_options.add_pool_options(command)
+        return pool_options.worker_devices(command.parse_args(words))
 
     assert workers("--devices", "gpu:0,2") == workers("--device", "gpu:0,2") == ["gpu:0", "gpu:2"]
     assert workers("--devices", "gpu:1,gpu:0,cpu") == ["gpu:1", "gpu:0", "cpu"] and workers() == ["auto"]

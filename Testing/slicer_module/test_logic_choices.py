@@ -149,7 +149,7 @@ def test_they_reach_the_workers_of_a_folder(logic, model, tmp_path, monkeypatch)
         def __init__(self, given, **_):
             devices.extend(given)
 
-        def describe(self):
+        def describe(self, cases):
             return {}
 
         def run(self, order, cases, check):
@@ -172,7 +172,7 @@ def test_they_reach_the_workers_of_a_folder(logic, model, tmp_path, monkeypatch)
 
 def test_a_folder_gets_workers_on_each_of_several_gpus(logic, model, tmp_path, monkeypatch):
     gpu_computing.install(monkeypatch, count=3)
-    monkeypatch.setattr(segment_logic, "FolderJob", lambda request, pool, report: pool.describe()["devices"])
+    monkeypatch.setattr(segment_logic, "FolderJob", lambda request, pool, report: pool.describe(9)["devices"])
     how = {"waitForCompletion": False, "type": "mha"}
     for device, workers, expected in (
         ("gpu:all", 1, ["gpu:0", "gpu:1", "gpu:2"]),

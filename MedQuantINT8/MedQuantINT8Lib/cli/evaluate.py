@@ -20,7 +20,7 @@ from .common import (
     packages_of,
     reader_of,
 )
-from .segment_cohort import add_pool_options, pool_of, uses_pool
+from .pool_options import add_pool_options, pool_of, uses_pool
 from .terminal import print_result
 
 if TYPE_CHECKING:

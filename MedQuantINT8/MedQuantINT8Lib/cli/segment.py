@@ -88,7 +88,8 @@ def add_parser(add: Add) -> None:
 
 def run(args: argparse.Namespace, task: Task) -> None:
     """Segment the scan, or the scans, and say which structures were found and how."""
-    from .segment_cohort import begun_workers, check_single, is_cohort, run_segment_cohort
+    from .pool_options import begun_workers
+    from .segment_cohort import check_single, is_cohort, run_segment_cohort
 
     args.scans = args.scans or []
     with begun_workers(args) as pool:

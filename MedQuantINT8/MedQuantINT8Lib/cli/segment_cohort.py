@@ -3,72 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import re
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..devices import single_devices
-from .arguments import device, number, whole
 from .common import choice_of, options_of, packages_of
+from .pool_options import POOL_OPTIONS, add_pool_options, most_cases, pool_of, worker_devices
 from .terminal import say, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ..cohort.journal import Record
     from ..cohort.pool import CasePool
     from ..cohort.sources import Sources
     from ..progress import Task
 
-#: Commas between devices, not between the numbers of one.
-_EACH_DEVICE = re.compile(r",(?![0-9])")
 #: Lines of what was left out that a terminal gets; the page has them all.
 _LEFT_OUT_LINES = 10
-_POOL_OPTIONS = ("devices", "workers", "time_limit", "cluster", "retries")
-
-
-def devices(text: str) -> tuple[str, ...]:
-    """A type for argparse: devices joined by commas, or "all"."""
-    if text == "all":
-        return ("all",)
-    # gpu:0,1 is gpu:0,gpu:1.
-    parts = [part for name in _EACH_DEVICE.split(text) for part in single_devices(device(name))]
-    return tuple("all" if part == "gpu:all" else part for part in parts)
-
-
-def add_pool_options(command: argparse.ArgumentParser) -> None:
-    """Where many cases run; the same for every command that takes many."""
-    group = command.add_argument_group("many cases")
-    group.add_argument(
-        "--devices",
-        type=devices,
-        metavar="DEVICES",
-        help="a worker for each: gpu:0,1 or all (every GPU) or cpu (default: a worker for each device of --device)",
-    )
-    group.add_argument(
-        "--workers",
-        type=whole(1, 256),
-        metavar="N",
-        help="workers in all, dealt out to the devices (default: one each)",
-    )
-    group.add_argument(
-        "--time-limit",
-        type=number(0, 10_000_000, above=True),
-        metavar="SECONDS",
-        help="give a case up after so long without progress, as on a stalled network drive (default: 3600)",
-    )
-    group.add_argument(
-        "--cluster",
-        metavar="ADDRESS",
-        help="run on a Ray cluster: local (one on this machine), auto (the one it belongs to) or HOST:PORT; --workers counts on each node",
-    )
-    group.add_argument(
-        "--retries",
-        type=whole(0, 100),
-        metavar="N",
-        help="run a case again whose worker or node was lost (default: 2)",
-    )
 
 
 def add_cohort_options(command: argparse.ArgumentParser) -> None:
@@ -151,7 +102,7 @@ def check_single(args: argparse.Namespace) -> None:
     """
     from ..errors import InputError
 
-    options = (*_POOL_OPTIONS, "type", "bids", "resume")
+    options = (*POOL_OPTIONS, "type", "bids", "resume")
     if given := [name for name in options if getattr(args, name) is not None]:
         raise InputError(
             f"--{given[0].replace('_', '-')} is for many scans, but one was given.",
@@ -165,92 +116,6 @@ def check_single(args: argparse.Namespace) -> None:
         )
 
 
-def check_gpus(devices: Sequence[str]) -> None:
-    """Look whether GPUs that were named by their numbers are there; without cuda-python the engine that does without it will say so.
-
-    Raises:
-        EngineError: one is not there, or is too old.
-    """
-    from contextlib import suppress
-
-    from ..engines.cuda.device import choose_gpu
-    from ..errors import DependencyError
-
-    for name in devices:
-        if name.startswith("gpu:"):
-            with suppress(DependencyError):
-                choose_gpu(name)
-
-
-def worker_devices(args: argparse.Namespace) -> list[str]:
-    """The device of each worker.
-
-    Raises:
-        InputError: --device and --devices together, or --devices all without a GPU.
-        EngineError: a GPU that is not there.
-    """
-    from ..engines.cuda.setup_hints import gpu_names
-    from ..engines.cuda.several import gpus_of
-    from ..errors import InputError
-
-    if args.devices and args.device != "auto":
-        raise InputError("--device and --devices were given.", "Give one of them.")
-    chosen = list(args.devices or gpus_of(args.device))
-    if "all" in chosen:
-        if len(chosen) > 1:
-            raise InputError("--devices: all GPUs, and a device by itself, were given.", "Give one of both.")
-        chosen = [name for name, _ in gpu_names()]
-        if not chosen:
-            raise InputError("--devices all: no NVIDIA GPU can be used here.", "Give --devices cpu.")
-    elif args.devices:
-        check_gpus(chosen)
-    count = args.workers or len(chosen)
-    if count < len(chosen):
-        raise InputError(f"{count} worker(s) cannot keep {len(chosen)} devices.", "Give as many workers or more.")
-    return [chosen[n % len(chosen)] for n in range(count)]
-
-
-def uses_pool(args: argparse.Namespace) -> bool:
-    """Whether a command that can do without was asked for workers or a cluster: any option of :func:`add_pool_options` says so."""
-    return any(getattr(args, name) is not None for name in _POOL_OPTIONS)
-
-
-def pool_of(args: argparse.Namespace, devices: list[str] | None = None) -> CasePool:
-    """The workers that the options of :func:`add_pool_options` ask for.
-
-    Args:
-        devices: of each worker, where they are known.
-
-    Raises:
-        InputError: options that do not go together.
-        DependencyError: a cluster without Ray.
-    """
-    from ..cohort.pool import RETRIES, TIME_LIMIT
-    from ..errors import InputError
-
-    if args.cluster is None:
-        return _local_pool(args, worker_devices(args) if devices is None else devices)
-    time_limit = TIME_LIMIT if args.time_limit is None else args.time_limit
-    retries = RETRIES if args.retries is None else args.retries
-    from ..cohort.ray_cluster import ClusterOptions, check_address
-    from ..cohort.ray_pool import RayPool
-
-    if args.devices or args.device not in ("auto", "cpu", "gpu"):
-        raise InputError(
-            "On a cluster every GPU is used, or every processor.", "Give --device gpu, --device cpu or none of both."
-        )
-    options = ClusterOptions(check_address(args.cluster), args.workers or 0, retries, time_limit)
-    return RayPool(options, args.device)
-
-
-def _local_pool(args: argparse.Namespace, devices: list[str]) -> CasePool:
-    from ..cohort.local_pool import LocalPool
-    from ..cohort.pool import RETRIES, TIME_LIMIT
-
-    time_limit = TIME_LIMIT if args.time_limit is None else args.time_limit
-    return LocalPool(devices, time_limit, retries=RETRIES if args.retries is None else args.retries)
-
-
 def run_segment_cohort(args: argparse.Namespace, pool: CasePool | None, task: Task) -> None:
     """Segment every case that is not done yet, and write cohort.csv and cohort.html.
 
@@ -262,33 +127,12 @@ def run_segment_cohort(args: argparse.Namespace, pool: CasePool | None, task: Ta
     if pool is None:
         pool = pool_of(args, devices)
     # The workers load their libraries while this process loads its own, and looks for the cases.
-    pool.begin("segment")
+    pool.begin("segment", most_cases(args))
     try:
         result = _segmented(args, folder, pool, task)
     finally:
         pool.close()
     say_result(args, folder, result)
-
-
-@contextmanager
-def begun_workers(args: argparse.Namespace) -> Iterator[CasePool | None]:
-    """Yield workers that were begun at once where their devices are named, before anything else is looked at; else None."""
-    named = args.devices or ()
-    if (
-        not named
-        or "all" in named
-        or args.device != "auto"
-        or args.cluster is not None
-        or (args.workers or 256) < len(named)
-    ):
-        yield None
-        return
-    pool = _local_pool(args, [named[n % len(named)] for n in range(args.workers or len(named))])
-    pool.begin("segment")
-    try:
-        yield pool
-    finally:
-        pool.close()
 
 
 def _segmented(args: argparse.Namespace, folder: Path, pool: CasePool, task: Task) -> Any:

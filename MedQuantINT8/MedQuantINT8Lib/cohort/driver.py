@@ -82,10 +82,10 @@ def run_cohort(
         notes: list[str] = []
         done = _done_before(journal, cases, notes, task)
         _check_outputs(folder, journal, order, cases, force=options.force)
-        journal.begin(plan, [case.id for case in cases], {"where": pool.describe(), "machine": machine()})
+        todo = [asdict(case) for case in cases if case.id not in done]
+        journal.begin(plan, [case.id for case in cases], {"where": pool.describe(len(todo)), "machine": machine()})
         for name in done:
             on_case(journal.records[name], True)
-        todo = [asdict(case) for case in cases if case.id not in done]
         with task.stage("segmenting", len(cases)):
             task.begin(len(cases), len(done))
             for record in pool.run(order, todo, task.check) if todo else ():

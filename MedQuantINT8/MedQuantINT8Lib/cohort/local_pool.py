@@ -27,8 +27,7 @@ from ..errors import MedQuantError
 from ..scratch import owned_prefix
 from ..system import cpu_count, default_python, library_environment, module_arguments
 from .journal import Record
-from .pool import RETRIES, TIME_LIMIT, Order, failed
-from .work import IN_FLIGHT
+from .pool import RETRIES, TIME_LIMIT, Order, can_take, failed
 
 _POLL_SECONDS = 0.05
 _STDERR_LINES = 20
@@ -197,7 +196,7 @@ class _Worker:
 
 
 class LocalPool:
-    """A pool of processes on this machine.
+    """A pool of processes on this machine, of which not more are started than there are cases.
 
     Args:
         devices: of each worker, such as ["gpu:0", "gpu:1"] or ["cpu", "cpu"].
@@ -214,12 +213,15 @@ class LocalPool:
         #: Processes by their worker's number.
         self._begun: dict[int, _Process] = {}
 
-    def begin(self, kind: str) -> None:
-        """See :class:`.pool.CasePool`."""
+    def begin(self, kind: str, most: int) -> None:
+        """Start one process for each device, of so many at most; see :class:`.pool.CasePool`.
+
+        More of one device wait for :meth:`run`, as a folder of many files may be a single case.
+        """
         try:
-            for number, device in enumerate(self._devices):
+            for number in [self._devices.index(device) for device in dict.fromkeys(self._devices)][:most]:
                 if number not in self._begun:
-                    self._begun[number] = _Process(self._python, kind, device)
+                    self._begun[number] = _Process(self._python, kind, self._devices[number])
         except BaseException:
             self.close()
             raise
@@ -229,24 +231,28 @@ class LocalPool:
         while self._begun:
             self._begun.popitem()[1].abandon()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, cases: int) -> dict[str, Any]:
         """See :class:`.pool.CasePool`."""
-        return {"devices": self._devices}
+        return {"devices": self._devices[:cases]}
 
     def run(self, order: Order, cases: Sequence[dict[str, Any]], check: Callable[[], None]) -> Iterator[Record]:
         """See :class:`.pool.CasePool`."""
         run = _Run(order, cases, self._retries)
-        workers = [
-            _Worker(n, device, self._python, run.events) for n, device in enumerate(self._devices[: max(1, len(cases))])
-        ]
+        devices = self._devices[: len(cases)]
+        if len(devices) < len(self._devices):
+            count, asked = len(devices), len(self._devices)
+            self.notes.append(
+                f"{count} of {asked} workers ran, as there {'was 1 case' if count == 1 else f'were {count} cases'} to run"
+            )
+        workers = [_Worker(n, device, self._python, run.events) for n, device in enumerate(devices)]
         try:
             while run.left:
                 check()
                 for worker in workers:
                     if worker.ended and run.has_work:
                         begun = self._begun.pop(worker.number, None)
-                        worker.start(order.kind, self._settings(order, worker.device), begun)
-                    run.feed(worker)
+                        worker.start(order.kind, _settings(order, worker.device, devices), begun)
+                    run.feed(worker, workers)
                     if (late := worker.overdue(self._time_limit)) is not None and not worker.killed_for:
                         worker.killed_for = late.case["id"]
                         worker.kill()
@@ -256,13 +262,14 @@ class LocalPool:
                 worker.end()
             self.close()
 
-    def _settings(self, order: Order, device: str) -> dict[str, Any]:
-        """Return the settings of a worker: its device, and its share of the processor where several run on it."""
-        choice = dict(order.settings["choice"], device=device)
-        beside = sum(other == device for other in self._devices)
-        if not choice.get("threads") and beside > 1 and not device.startswith("gpu"):
-            choice["threads"] = max(1, cpu_count() // beside)
-        return {**order.settings, "choice": choice}
+
+def _settings(order: Order, device: str, devices: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a worker: its device, and its share of the processor where several of ``devices`` are that."""
+    choice = dict(order.settings["choice"], device=device)
+    beside = sum(other == device for other in devices)
+    if not choice.get("threads") and beside > 1 and not device.startswith("gpu"):
+        choice["threads"] = max(1, cpu_count() // beside)
+    return {**order.settings, "choice": choice}
 
 
 class _Run:
@@ -285,8 +292,8 @@ class _Run:
     def has_work(self) -> bool:
         return bool(self._waiting or self._suspects)
 
-    def feed(self, worker: _Worker) -> None:
-        """Give a worker what it can take: cases up to its bound, or one suspect and nothing beside it."""
+    def feed(self, worker: _Worker, workers: Sequence[_Worker]) -> None:
+        """Give a worker what it can take beside the others: cases up to its bound, or one suspect and nothing beside it."""
         if worker.ended or not worker.ready or worker.killed_for:
             return
         if any(self._attempts.get(name) for name in worker.flights):
@@ -295,7 +302,8 @@ class _Run:
             if not worker.flights:
                 worker.give(self._suspects.popleft())
             return
-        while self._waiting and len(worker.flights) < IN_FLIGHT:
+        idle = sum(not (other is worker or other.ended or other.flights) for other in workers)
+        while can_take(len(self._waiting), len(worker.flights), idle):
             worker.give(self._waiting.popleft())
 
     def events_of(self, workers: Sequence[_Worker], time_limit: float) -> Iterator[Record]:

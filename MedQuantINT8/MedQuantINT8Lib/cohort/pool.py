@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .journal import FAILED, Record, now
+from .work import IN_FLIGHT
 
 #: How often a case is tried anew whose worker died for reasons that need not be the case's.
 RETRIES = 2
@@ -36,8 +37,12 @@ class CasePool(Protocol):
 
     notes: list[str]
 
-    def begin(self, kind: str) -> None:
-        """Start what takes long and needs no case yet, for works of this kind; :meth:`run` goes on with it, :meth:`close` ends it."""
+    def begin(self, kind: str, most: int) -> None:
+        """Start what takes long and needs no case yet, for works of this kind; :meth:`run` goes on with it, :meth:`close` ends it.
+
+        Args:
+            most: the cases that there can be; not more workers are started.
+        """
 
     def close(self) -> None:
         """End what was begun, where it was not run."""
@@ -52,8 +57,19 @@ class CasePool(Protocol):
             MedQuantError: no worker can be had, for a reason that concerns every case.
         """
 
-    def describe(self) -> dict[str, Any]:
-        """Return where the cases run, as JSON values."""
+    def describe(self, cases: int) -> dict[str, Any]:
+        """Return where so many cases run, as JSON values."""
+
+
+def can_take(waiting: int, own: int, idle: int) -> bool:
+    """Whether a worker takes one more case: as many as it can have on their way, but none that another is free for.
+
+    Args:
+        waiting: cases that no worker has yet.
+        own: cases that this worker has on their way.
+        idle: other workers that have none.
+    """
+    return waiting > 0 and own < IN_FLIGHT and (own == 0 or waiting > idle)
 
 
 def failed(case: dict[str, Any], stage: str, reason: str, attempts: int) -> Record:

@@ -20,7 +20,7 @@ from ..errors import EngineError, MedQuantError
 from ..files import split_paths, storage_errors
 from .journal import Record
 from .packages import packed
-from .pool import Order, failed
+from .pool import Order, can_take, failed
 from .ray_cluster import Cluster, ClusterOptions
 from .ray_worker import CaseActor, NodeOrder
 from .work import IN_FLIGHT
@@ -28,8 +28,8 @@ from .work import IN_FLIGHT
 #: Seconds between looks at the nodes of the cluster, and at cases without progress.
 _NODES_SECONDS, _STALLED_SECONDS = 1.0, 10.0
 _WAIT_SECONDS = 0.1
-#: How often an actor is made anew on a node that lives, without a case done in between.
-_MOST_STARTS = 3
+#: How many actors of a node that lives may be lost, for each that it can keep, without a case done in between.
+_MOST_LOSSES = 3
 #: How long a cluster may be without any node that takes part.
 _PATIENCE_SECONDS = 120.0
 _SEEN_PATHS = 3
@@ -49,13 +49,13 @@ class RayPool:
         self._options, self._cluster = options, Cluster(options, device)
         self.notes: list[str] = []
 
-    def begin(self, kind: str) -> None:
+    def begin(self, kind: str, most: int) -> None:
         """Nothing is begun: a cluster is joined when its cases are known."""
 
     def close(self) -> None:
         """Nothing was begun."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, cases: int) -> dict[str, Any]:
         """See :class:`.pool.CasePool`."""
         return {"cluster": self._options.address, "ray": self._cluster.ray.__version__}
 
@@ -100,9 +100,9 @@ class _Actor:
 
 @dataclass
 class _Node:
-    """A node of the cluster: how often actors were started there in vain, and why it is not used."""
+    """A node of the cluster: how many actors were lost there since a case was done, and why it is not used."""
 
-    starts: int = 0
+    losses: int = 0
     unfit: MedQuantError | None = None
 
 
@@ -119,7 +119,7 @@ class _Run:
         self._suspects: deque[dict[str, Any]] = deque()
         self._attempts: dict[str, int] = {}
         self._alone: set[str] = set()
-        self._open = len(cases)
+        self._open = self._cases = len(cases)
         self._actors: list[_Actor] = []
         self._nodes: dict[str, _Node] = {}
         self._looked = 0.0
@@ -161,13 +161,15 @@ class _Run:
             node = self._nodes.setdefault(description["NodeID"], _Node())
             if node.unfit is not None or not (self._waiting or self._suspects):
                 continue
-            devices = self._cluster.devices_of(description)
+            devices = self._cluster.devices_of(description)[: self._cases]
             running = [actor for actor in self._actors if actor.node == description["NodeID"]]
+            if devices and node.losses >= _MOST_LOSSES * len(devices):
+                node.unfit = EngineError(f"Workers on {description['NodeManagerHostname']} end at once.")
+                continue
             for device in devices[len(running) :]:
-                if node.starts >= _MOST_STARTS:
-                    node.unfit = EngineError(f"Workers on {description['NodeManagerHostname']} end at once.")
+                if len(self._actors) >= self._open:
+                    # Not more actors than cases.
                     break
-                node.starts += 1
                 self._actors.append(self._start(description, device, len(devices)))
         if any(actor.ready for actor in self._actors):
             self._since_ready = time.monotonic()
@@ -216,7 +218,8 @@ class _Run:
                 self._alone.add(case["id"])
                 actor.flights[actor.handle.run.remote(case)] = case
             return
-        while self._waiting and len(actor.flights) < IN_FLIGHT:
+        idle = sum(not (other is actor or other.gone or other.flights) for other in self._actors)
+        while can_take(len(self._waiting), len(actor.flights), idle):
             case = self._waiting.popleft()
             actor.flights[actor.handle.run.remote(case)] = case
 
@@ -259,7 +262,7 @@ class _Run:
                 self._ray.kill(actor.handle)
         else:
             case = actor.flights.pop(reference)
-            self._nodes[actor.node].starts = 0
+            self._nodes[actor.node].losses = 0
             self._alone.discard(case["id"])
             self._open -= 1
             yield {**value, "attempts": self._attempts.pop(case["id"], 0) + 1, "device": actor.device}
@@ -287,6 +290,7 @@ class _Run:
     def _lost(self, actor: _Actor, error: Exception) -> Iterator[Record]:
         """Run the cases of a lost actor again, at most so many times; yield those that were tried often enough."""
         actor.gone = True
+        self._nodes[actor.node].losses += 1
         flights = list(actor.flights.values())
         actor.flights = {}
         lives = any(node["NodeID"] == actor.node for node in self._cluster.living_nodes())
