@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,28 +96,34 @@ class Ours:
 
     def run(self) -> dict[str, Any]:
         """As a task's run goes: its parts share the scan on the GPU, and each is merged while the next one is run."""
+        from MedQuantINT8Lib.imaging.region_of_interest import whole_box
         from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment_volume
         from MedQuantINT8Lib.inference.shared_preprocessing import SharedPreprocessing
-        from MedQuantINT8Lib.inference.task_runner import Merging, merge_labels
+        from MedQuantINT8Lib.inference.task_merging import MergedLabels
 
-        shared, merging, merged = SharedPreprocessing(), Merging(), None
-        for number, engine in enumerate(self.engines):
-            shared.keep = number + 1 < len(self.engines)
-            result = segment_volume(
-                self._volume,
-                self._spec,
-                lambda _, engine=engine: engine,
-                SegmentationOptions(batch=BATCH),
-                prepare=shared.deferred,
-            )
-            if len(self.engines) > 1:
-                merged = np.zeros_like(result.labels) if merged is None else merged
-                first = 1 + number * (self.classes - 1)
-                targets = {n: first + n - 1 for n in range(1, self.classes)}
-                merging.add(partial(merge_labels, merged, result.labels, targets))
-        merging.end()
-        merging.close()
-        shared.close()
+        shared, several = SharedPreprocessing(), len(self.engines) > 1
+        # One byte a voxel holds the structures of all parts of the benchmark.
+        merged, box = MergedLabels(self._volume.data.shape[1:], np.uint8), whole_box(self._volume.grid)
+        try:
+            for number, engine in enumerate(self.engines):
+                shared.keep = number + 1 < len(self.engines)
+                result = segment_volume(
+                    self._volume,
+                    self._spec,
+                    lambda _, engine=engine: engine,
+                    SegmentationOptions(batch=BATCH),
+                    prepare=shared.deferred,
+                    keeper=merged if several else None,
+                )
+                if several:
+                    first = 1 + number * (self.classes - 1)
+                    targets = {n: first + n - 1 for n in range(1, self.classes)}
+                    merged.paint(result.labels if result.on_gpu is None else result.on_gpu, box, targets)
+            if several:
+                merged.end()
+        finally:
+            merged.close()
+            shared.close()
         return {"stages": result.seconds, "notes": result.notes, "windows": result.windows}
 
     def close(self) -> None:

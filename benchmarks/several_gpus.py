@@ -583,6 +583,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
         if "a" in arguments.only:
             measure("scan", lambda: packages[0], "one scan")
+        if "m" in arguments.only:
             measure("mirrored", partial(built, mirrored=True), "one scan, with nnU-Net's mirroring")
         if "w" in arguments.only:
             measure("whole", partial(built, spacing=None), "one scan, not resampled")
@@ -605,8 +606,8 @@ def main() -> None:
     runs.add_argument("--gpus", default="0,1", help="their numbers")
     runs.add_argument(
         "--only",
-        default="abcd",
-        help="which of a, b, c, d and w, which is (a) at the scan's own spacing, not resampled",
+        default="ambcd",
+        help="which of a, b, c, d, m, which is (a) with mirroring, and w, which is (a) at the scan's own spacing, not resampled",
     )
     runs.add_argument("--shape", type=int, nargs=3, default=SHAPE)
     runs.add_argument("--cohort-shape", type=int, nargs=3, default=(300, 512, 512))

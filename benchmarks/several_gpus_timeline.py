@@ -54,8 +54,11 @@ CALLS: dict[str, list[tuple[str, str, str]]] = {
     "labels of finished planes": [("inference.gpu_label_resampling", "GpuLabelResampling", "finish")],
     "the labels' way down": [("inference.gpu_spread", "SpreadSlidingWindow", "_bring_down")],
     "memory for the labels": [("inference.gpu_spread", "_Result", "flat")],
-    "merging parts": [("inference.task_runner", "", "merge_labels")],
-    "waiting for the merging": [("inference.task_runner", "Merging", "end")],
+    "merging parts": [
+        ("inference.task_merging", "", "merge_labels"),
+        ("inference.gpu_label_merging", "GpuMerging", "paint"),
+    ],
+    "waiting for the merging": [("inference.task_merging", "Merging", "end")],
     "all else": [("inference.pipeline", "", "segment_volume"), ("inference.pipeline", "", "run_in_region")],
 }
 #: What a GPU is busy with, by (module, owner or empty, function, where its stream is: an argument's name or an attribute of the first).

@@ -16,9 +16,9 @@ from MedQuantINT8Lib.importers.catalogue_tasks import install_task, task_of
 from MedQuantINT8Lib.inference import pipeline
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.ensemble import load_ensemble
+from MedQuantINT8Lib.inference.label_merging import merge_labels
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.task_model import load_model
-from MedQuantINT8Lib.inference.task_runner import merge_labels
 from MedQuantINT8Lib.models.installed import installed_models
 from MedQuantINT8Lib.progress import Task
 from task_packages import bands, spotted

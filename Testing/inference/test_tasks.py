@@ -19,11 +19,12 @@ from MedQuantINT8Lib.inference import pipeline
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.engine_pool import KeepingPool
 from MedQuantINT8Lib.inference.ensemble import load_ensemble
+from MedQuantINT8Lib.inference.label_merging import merge_labels
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.shared_preprocessing import SharedPreprocessing
 from MedQuantINT8Lib.inference.task_gpus import PartRun, PartsOnGpus
+from MedQuantINT8Lib.inference.task_merging import Merging
 from MedQuantINT8Lib.inference.task_model import TaskModel, load_model
-from MedQuantINT8Lib.inference.task_runner import Merging, merge_labels
 from MedQuantINT8Lib.models.spec import Mirroring
 from MedQuantINT8Lib.models.task import parse_task
 from MedQuantINT8Lib.models.task_package import TaskPackage
@@ -435,11 +436,32 @@ class TestOnSeveralGpus:
         assert any(event.stage == "dim: segmenting" for event in events)
         assert not driver.memory
 
+    def test_parts_that_come_to_the_scan_s_grid_on_a_gpu_are_merged_there(self, driver, tmp_path, monkeypatch):
+        limits = {"low": 0.2, "middle": 0.4, "high": 0.6, "top": 0.8}
+        packages = {
+            f"packages/{name}": bands(tmp_path, name, {name: limit}, spacing=2.0).folder
+            for name, limit in limits.items()
+        }
+        parts = [{"name": name, "packages": [f"packages/{name}"]} for name in limits]
+        write_task(tmp_path / "task", task_spec(list(limits), parts), packages)
+        volume = spotted()
+        choice = EngineChoice("onnxruntime", "fp32", device="cpu")
+        with load_model(str(tmp_path / "task")) as model:
+            expected = pipeline.segment(model, volume, choice, OPTIONS, Task()).result.labels
+        assert set(np.unique(expected)) == {0, 1, 2, 3, 4}
+        monkeypatch.setattr(
+            "MedQuantINT8Lib.inference.task_merging.merge_labels", lambda *_: pytest.fail("merged here")
+        )
+        for device in ("gpu:1", "gpu:all"):
+            labels = self.run(tmp_path / "task", device, volume=volume).result.labels
+            assert labels.dtype == expected.dtype and (labels != expected).mean() < 2e-3
+        assert not driver.memory
+
     def test_a_gpu_that_is_slow_holds_nobody_up_for_ever(self):
         """Parts are taken in their order, also where one GPU is far ahead of the other."""
 
         def on(slow):
-            def run(name, volume, options, shared):
+            def run(name, volume, options, shared, keeper):
                 time.sleep(0.02 if slow else 0)
                 return SimpleNamespace(name=name, network_input=None)
 
@@ -482,10 +504,10 @@ class TestOnSeveralGpus:
     def test_a_part_that_fails_or_a_cancelled_task_ends_all(self, together, driver, monkeypatch):
         real = pipeline._segment
 
-        def fails(ensemble, volume, options, setting, prepare):
+        def fails(ensemble, volume, options, setting, *more):
             if setting.choice.device == "gpu:1":
                 raise EngineError("The card fell out.")
-            return real(ensemble, volume, options, setting, prepare)
+            return real(ensemble, volume, options, setting, *more)
 
         with monkeypatch.context() as patch:
             patch.setattr(pipeline, "_segment", fails)

@@ -53,6 +53,8 @@ COMPONENT_NAMES = (
     ),
 )
 CHECK_NAMES = ("score_f32", "score_f16")
+#: A part's labels painted over a task's; one function for each kind of either label map.
+MERGING_NAMES = tuple(f"paint_{source}_{target}" for source in ("u8", "u16") for target in ("u8", "u16"))
 _HERE = Path(__file__).parent
 
 
@@ -79,6 +81,11 @@ def mean_source() -> str:
 def components_source() -> str:
     """Return the CUDA C text of the parts of structures."""
     return cuda_text(_HERE / "connected_components.cu")
+
+
+def merging_source() -> str:
+    """Return the CUDA C text of the merging of a task's parts."""
+    return cuda_text(_HERE / "label_merging.cu")
 
 
 def check_source() -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,17 @@ if TYPE_CHECKING:
     from .gpu_team import GpuTeam, TeamMember
 
 
+#: In place of a label map that stays on the GPU.
+_ELSEWHERE: NDArray[Any] = np.zeros((0, 0, 0), np.uint8)
+
+
+class LabelKeeper(Protocol):
+    """Takes over label maps on the GPU that made them."""
+
+    def keep(self, labels: DeviceBuffer) -> bool:
+        """Take over a label map (K, J, I) that is whole; False leaves it to the caller, who frees it."""
+
+
 class GpuRoad:
     """The sliding window on the GPU, for an engine whose network lies there, the scan's way to network space and its scores' way back.
 
@@ -40,9 +51,11 @@ class GpuRoad:
         resamples: whether labels are made on the scan's grid, of scores that are resampled there.
         places: whether labels of network space are brought to the scan's grid there, by the nearest voxel.
         cleaned: how many steps of the cleaning on the scan's grid were done there, from the first one on, once it was run.
+        kept: the label map on the scan's grid where the keeper took it over, in place of its coming down.
     """
 
     cleaned = 0
+    kept: DeviceBuffer | None = None
 
     def __init__(
         self,
@@ -52,7 +65,9 @@ class GpuRoad:
         window: Window,
         reduction: ScoreReduction,
         mirror_axes: tuple[int, ...],
+        keeper: LabelKeeper | None = None,
     ) -> None:
+        self._keeper = keeper
         self._engine, self._network_input, self._plan, self._window = engine, network_input, plan, window
         self._reduction, self._flips = reduction, flips_along(mirror_axes)
         # No more GPUs than there are windows.
@@ -214,7 +229,13 @@ class GpuRoad:
             data = data_of(self._network_input, task) if buffer is None else buffer
             began = time.perf_counter()
             reduction = None if self.resamples else self._network_labels()
-            labels = runner.run(data, reduction, task=task, finish=self._clean if self._steps_there() else None)
+            labels = runner.run(
+                data,
+                reduction,
+                task=task,
+                finish=self._clean if self._steps_there() else None,
+                keep=self._keep if self._keeper is not None and (self.resamples or self.places) else None,
+            )
         except GpuMemoryError as error:
             # There was room for the scores, and none for the scan or its labels beside them.
             notes.append(f"blended on the processor: {error}")
@@ -226,7 +247,15 @@ class GpuRoad:
                 self._network.release()
             if buffer is not None:
                 self._release(buffer)
-        return labels, began
+        return _ELSEWHERE if labels is None else labels, began
+
+    def _keep(self, labels: DeviceBuffer) -> bool:
+        """Offer a label map on the scan's grid to the keeper; one that the processor still has to clean comes down."""
+        steps = sum(step.where == "scan" for step in self._reduction.spec.cleaning)
+        if self._keeper is None or self.cleaned < steps or not self._keeper.keep(labels):
+            return False
+        self.kept = labels
+        return True
 
     def _steps_there(self) -> list[Cleaning]:
         """Return the steps of the cleaning on the scan's grid, from the first one on, that are done on the GPU."""

@@ -209,13 +209,15 @@ class GpuSlidingWindow:
         intensity: Intensity = Intensity(),
         task: Task | None = None,
         finish: Callable[[Gpu, DeviceBuffer, Stream], object] | None = None,
-    ) -> NDArray[Any]:
+        keep: Callable[[DeviceBuffer], bool] | None = None,
+    ) -> NDArray[Any] | None:
         """Segment (C, n0, n1, n2) float32, int16, uint16 or uint8; labels (n0, n1, n2), or (K, J, I) of the scan's grid.
 
         Args:
             volume: an array, or one that is on the GPU already (a buffer, a torch or CuPy array; it is not copied).
             reduction: how labels of network space are made; needed where no grid's labels were asked for.
             finish: does something with the labels, in place, before they come down.
+            keep: is offered the labels when they are whole; what it takes over does not come down, and None is returned.
 
         Raises:
             Cancelled: within a few windows after ``task.cancel()``; the object can be used again.
@@ -230,9 +232,9 @@ class GpuSlidingWindow:
             labels = receiver.labels()
             buffers.append(labels)
             landing: Landing | None = None
-            if nearest is None and finish is None:
+            if nearest is None and finish is None and keep is None:
                 planes = PlanesDown(labels, self.stream)
-            else:
+            elif keep is None:
                 landing = Landing(labels if nearest is None else nearest)
             parts = row_parts(self._plan, self._flips)
             with task.stage("segmenting", self._plan.count * len(self._flips)):
@@ -246,8 +248,12 @@ class GpuSlidingWindow:
                 buffers.append(labels)
             if finish is not None:
                 finish(self._gpu, labels, self.stream)
-            assert landing is not None
-            result = landing.array()
+            if keep is not None:
+                self.stream.synchronize()
+                if keep(labels):
+                    buffers.remove(labels)
+                    return None
+            result = (landing or Landing(labels)).array()
             download(labels, result, self.stream)
             return result
         except BaseException:

@@ -33,6 +33,7 @@ from .engine_choice import EngineChoice, with_fallback
 from .engine_pool import EnginePool
 from .ensemble import Ensemble, MeanEngine
 from .gpu_preparation import DeferredInput, deferred
+from .gpu_road import LabelKeeper
 from .gpu_road_check import EngineVerdicts
 from .lazy_patches import LazyPatches
 from .memory_estimate import fitted, gpu_batch
@@ -245,8 +246,13 @@ class _Setting:
         volume: Volume,
         options: SegmentationOptions,
         prepare: Callable[[Volume, ModelSpec], NetworkInput] = preprocess,
+        keeper: LabelKeeper | None = None,
     ) -> SegmentationRun:
-        """Segment a volume with one network or the mean of several, on the first engine that can."""
+        """Segment a volume with one network or the mean of several, on the first engine that can.
+
+        Args:
+            keeper: as :func:`.segmenter.segment` takes it, for a label map that a GPU makes of one network, or of several that meet there.
+        """
         if len(ensemble.groups) > 1:
             check_mirroring(ensemble, options)
             return segment_by_mean(
@@ -256,13 +262,13 @@ class _Setting:
         def attempt(wanted: EngineChoice) -> SegmentationRun:
             setting = replace(self, choice=wanted)
             try:
-                return _segment(ensemble, volume, options, setting, prepare)
+                return _segment(ensemble, volume, options, setting, prepare, keeper)
             except GpuMemoryError:
                 if self.pool is None or not len(self.pool):
                     raise
                 # Engines that are kept for later runs take the memory that this one needs.
                 self.pool.clear()
-                return _segment(ensemble, volume, options, setting, prepare)
+                return _segment(ensemble, volume, options, setting, prepare, keeper)
 
         run, notes = with_fallback(self.choice, attempt)
         run.result.notes[:0] = notes
@@ -275,6 +281,7 @@ def _segment(
     options: SegmentationOptions,
     setting: _Setting,
     prepare: Callable[[Volume, ModelSpec], NetworkInput],
+    keeper: LabelKeeper | None,
 ) -> SegmentationRun:
     choice, task = setting.choice, setting.task
     engine_backend = choose_backend(choice.name, choice.precision, choice.device)
@@ -314,7 +321,7 @@ def _segment(
 
     began = time.perf_counter()
     try:
-        result = segment_volume(volume, spec, make_engine, options, task, preparation)
+        result = segment_volume(volume, spec, make_engine, options, task, preparation, keeper)
         result.notes[:0] = [*volume.notes, *memory_notes]
         engines = sets[0]
         engine = _engine_report(engines[0])

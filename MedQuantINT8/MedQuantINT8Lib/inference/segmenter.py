@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..engines import Engine
 from ..engines.base import on_each_gpu, pipeline_of
-from ..engines.cuda.device import GpuMemoryError
+from ..engines.cuda.device import DeviceBuffer, GpuMemoryError
 from ..errors import InputError
 from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.region_of_interest import Region
@@ -23,7 +23,7 @@ from ..progress import Task
 from ..system import available_memory
 from .gpu_mean import MeanNetwork
 from .gpu_preparation import DeferredInput, data_of, deferred
-from .gpu_road import GpuRoad
+from .gpu_road import GpuRoad, LabelKeeper
 from .gpu_road_check import CheckEngine, check_patch_size, doubt_of
 from .mirroring import MirroredInference, MirroringChoice, mirror_axes_of
 from .postprocessing import cleaned
@@ -108,6 +108,7 @@ class SegmentationResult:
         margins: (K, J, I) as :mod:`.margins` keeps them, where they were asked for.
         mirror_axes: of the tensor, along which windows were mirrored.
         probabilities: of each output channel, (C, K, J, I) in float32, where they were asked for.
+        on_gpu: the label map (K, J, I) where a keeper took it over on the GPU that made it; ``labels`` is empty then.
     """
 
     labels: NDArray[Any]
@@ -119,6 +120,7 @@ class SegmentationResult:
     margins: NDArray[np.uint8] | None = None
     mirror_axes: tuple[int, ...] = ()
     probabilities: NDArray[np.float32] | None = None
+    on_gpu: DeviceBuffer | None = None
 
     @property
     def skipped_share(self) -> float:
@@ -194,15 +196,19 @@ def segment(
     engine: Engine,
     options: SegmentationOptions = SegmentationOptions(),
     task: Task | None = None,
+    keeper: LabelKeeper | None = None,
 ) -> SegmentationResult:
     """Segment a preprocessed volume.
+
+    Args:
+        keeper: takes over a label map that a GPU made on the scan's grid, in place of its coming down.
 
     Raises:
         Cancelled: within one batch of windows after ``task.cancel()``.
         MedQuantError: not enough memory; says how much is missing.
         InputError: mirroring that the model does not allow.
     """
-    return _segment(network_input, spec, engine, options, task or Task(), None)
+    return _segment(network_input, spec, engine, options, task or Task(), None, keeper)
 
 
 def _segment(
@@ -212,6 +218,7 @@ def _segment(
     options: SegmentationOptions,
     task: Task,
     on_gpu: bool | None,
+    keeper: LabelKeeper | None = None,
 ) -> SegmentationResult:
     """As :func:`segment`; ``on_gpu`` says whether what can run on the engine's GPU does, None that it does where it is trusted."""
     spec = spec_in_force(spec, options)
@@ -229,7 +236,7 @@ def _segment(
     reduction = ScoreReduction(spec, plan.volume_shape, path, margins=options.margins)
     notes: list[str] = []
     batch, result = max(1, options.batch), None
-    road = GpuRoad(engine, network_input, plan, window, reduction, axes)
+    road = GpuRoad(engine, network_input, plan, window, reduction, axes, keeper)
     wants_scores = options.margins or options.probabilities
     if on_gpu is not False and road.fits(skip_air=options.skip_air, margins=wants_scores):
         checked = on_gpu is None and (road.resamples or road.places or road.prepares or road.averages)
@@ -294,6 +301,7 @@ def _segment(
         margins,
         axes,
         probabilities,
+        road.kept,
     )
 
 
@@ -324,6 +332,7 @@ def segment_volume(
     options: SegmentationOptions = SegmentationOptions(),
     task: Task | None = None,
     prepare: Callable[[Volume, ModelSpec], NetworkInput] = preprocess,
+    keeper: LabelKeeper | None = None,
 ) -> SegmentationResult:
     """As :func:`segment`, from a volume.
 
@@ -338,7 +347,7 @@ def segment_volume(
     with task.stage("preprocessing"):
         network_input = prepare(volume, spec)
     engine = make_engine(network_input)
-    result = segment(network_input, spec, engine, options, task)
+    result = segment(network_input, spec, engine, options, task, keeper)
     result.seconds["total"] = time.perf_counter() - began
     return result
 

@@ -12,12 +12,16 @@ from typing import Any
 from ..imaging.volume import Volume
 from ..progress import ProgressEvent, Task
 from .ensemble import Ensemble
+from .gpu_road import LabelKeeper
 from .segmentation_run import SegmentationRun
 from .segmenter import SegmentationOptions
 from .shared_preprocessing import SharedPreprocessing, preprocessing_key
 
-#: Segments a volume with the packages of one part.
-RunPart = Callable[[Ensemble, Volume, SegmentationOptions, SharedPreprocessing], SegmentationRun]
+#: Segments a volume with the packages of one part; a keeper takes over a label map that a GPU made.
+RunPart = Callable[
+    [Ensemble, Volume, SegmentationOptions, SharedPreprocessing, LabelKeeper | None],
+    SegmentationRun,
+]
 #: Gives what runs a part on one GPU alone and reports to a task of its own.
 OnOneGpu = Callable[[Task], RunPart]
 _CHECK_SECONDS = 0.1
@@ -25,12 +29,13 @@ _CHECK_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class PartRun:
-    """A part that is to be run on a volume; ``name`` stands before its stages."""
+    """A part that is to be run on a volume; ``name`` stands before its stages, and ``keeper`` takes over a label map that a GPU made."""
 
     name: str
     ensemble: Ensemble
     volume: Volume
     options: SegmentationOptions
+    keeper: LabelKeeper | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class PartsOnGpus:
                 part = parts[position]
                 shared.keep = position + own.step in own and _alike(part, parts[position + own.step])
                 tasks[position].check()
-                run = gpu(tasks[position])(part.ensemble, part.volume, part.options, shared)
+                run = gpu(tasks[position])(part.ensemble, part.volume, part.options, shared, part.keeper)
                 # As large as the scan, and of no use to anybody.
                 run.network_input = None
                 events.put(_Ended(position, run))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,9 +25,9 @@ from ..models.spec import ModelSpec
 from ..models.task import Find, Part
 from ..progress import Task
 from ..system import cpu_count
-from ..thread_pool import Threads
 from .configurations import allows_mirroring, check_mirroring
 from .engine_pool import EnginePool, SingleUsePool
+from .label_merging import THREADS, merge_margins
 from .margins import ONE
 from .memory_estimate import MemoryEstimate, estimate, fitted
 from .postprocessing import cleaned
@@ -39,11 +37,10 @@ from .segmenter import SegmentationOptions, SegmentationResult, spec_in_force
 from .shared_preprocessing import SharedPreprocessing, preprocessing_key
 from .task_engine import merged_engine
 from .task_gpus import OnOneGpu, PartRun, PartsOnGpus, RunPart
+from .task_merging import MergedLabels
 from .task_model import TaskModel
 from .task_plan import PlannedFind, PlannedPart, TaskPlan, plan_task
 
-#: Slices that are merged at a time, and threads that do it beside the next part's run.
-_SLICES, _MERGING = 8, 2
 #: Stands for a label map that was merged, or looked at, and let go of.
 _NOTHING: NDArray[Any] = np.zeros((0, 0, 0), np.uint8)
 
@@ -91,7 +88,6 @@ class _TaskRun:
         self._options = replace(options, roi=None, structures=None)
         self._plan: TaskPlan = plan_task(model, options.structures)
         self._shared = SharedPreprocessing()
-        self._merging = Merging()
         self._whole = whole_box(volume.grid)
         #: Boxes of steps of find by name; None where nothing was found and the run stops.
         self._boxes: dict[str, Box | None] = {}
@@ -102,8 +98,13 @@ class _TaskRun:
         self._notes: list[str] = list(self._plan.notes)
         self._reported_boxes: list[dict[str, Any]] = []
         most = max(label.value for label in model.spec.labels)
-        self._labels: NDArray[Any] = np.zeros(volume.data.shape[1:], np.uint8 if most <= 255 else np.uint16)
-        self._margins = np.full(self._labels.shape, ONE, np.uint8) if options.margins else None
+        k, j, i = volume.data.shape[1:]
+        self._shape, self._dtype = (k, j, i), np.uint8 if most <= 255 else np.uint16
+        # Label maps of several GPUs come faster than few threads merge them.
+        gpus = len(context.gpus)
+        threads = min(cpu_count(), 8 * gpus) if gpus > 1 else THREADS
+        self._merged = MergedLabels(self._shape, self._dtype, threads)
+        self._margins = np.full(self._shape, ONE, np.uint8) if options.margins else None
         self._prefix = context.task.part
 
     def run(self) -> SegmentationRun:
@@ -117,18 +118,18 @@ class _TaskRun:
             for position, part in enumerate(self._plan.parts):
                 if position >= beside:
                     self._part(part, self._next_spec(len(self._plan.find) + position))
-            self._merging.end()
+            labels = self._merged.end()
         finally:
-            self._merging.close()
+            self._merged.close()
             self._shared.close()
             self._context.task.part = self._prefix
         merging = time.perf_counter()
         if self._model.spec.cleaning:
-            cleaned(self._labels, self._model.spec.cleaning, 1000 * self._volume.grid.voxel_ml)
+            cleaned(labels, self._model.spec.cleaning, 1000 * self._volume.grid.voxel_ml)
         seconds = summed_seconds(self._runs)
         seconds["cleaning"] = time.perf_counter() - merging
         seconds["total"] = time.perf_counter() - began
-        return self._result(seconds)
+        return self._result(labels, seconds)
 
     def _prepare(self) -> None:
         """Load the packages that will be run, and tell how much memory the largest takes, before any work."""
@@ -186,7 +187,7 @@ class _TaskRun:
         )
         self._context.task.part = f"{self._prefix}{source.name}: "
         part = self._part_run(source, box)
-        run = self._context.run_part(part.ensemble, part.volume, part.options, self._shared)
+        run = self._context.run_part(part.ensemble, part.volume, part.options, self._shared, part.keeper)
         self._note(source, box, run)
         return run
 
@@ -205,7 +206,7 @@ class _TaskRun:
         if options.mirroring is True and not allows_mirroring(ensemble):
             options = replace(options, mirroring=False)
             self._notes.append(f"{source.name} is not mirrored: its network was not trained for it")
-        return PartRun(source.name, ensemble, part, options)
+        return PartRun(source.name, ensemble, part, options, self._merged if isinstance(source, Part) else None)
 
     def _note(self, source: Find | Part, box: Box, run: SegmentationRun) -> None:
         """Keep what a report says of a run."""
@@ -221,12 +222,12 @@ class _TaskRun:
         outer = self._box_of(item.within)
         if outer is None:
             self._boxes[step.name] = None
-            self._stages[step.name] = np.zeros_like(self._labels)
+            self._stages[step.name] = np.zeros(self._shape, self._dtype)
             return
         run = self._segment(step, item.within, outer, following)
         labels, run.result.labels = run.result.labels, _NOTHING
         if any(planned.part.previous == step.name for planned in self._plan.parts):
-            self._stages[step.name] = np.zeros(self._labels.shape, labels.dtype)
+            self._stages[step.name] = np.zeros(self._shape, labels.dtype)
             self._stages[step.name][box_slices(outer)] = labels
         looked_in = {planned.within for planned in self._plan.find} | {part.within for part in self._plan.parts}
         if step.name not in looked_in:
@@ -281,25 +282,21 @@ class _TaskRun:
             self._merge(item, box, self._segment(item.part, item.within, box, following))
 
     def _merge(self, item: PlannedPart, box: Box, run: SegmentationRun) -> None:
-        """Paint what a part found into the label map of the whole, while the next part is run."""
-        labels, margins, merged = run.result.labels, run.result.margins, self._labels[box_slices(box)]
+        """Paint what a part found into the label map of the whole; on the processor that is done while the next part is run."""
+        result = run.result
+        if self._margins is not None and result.margins is not None:
+            merge_margins(self._margins[box_slices(box)], result.margins, result.labels, item.targets)
+        labels = result.labels if result.on_gpu is None else result.on_gpu
         # As large as the scan.
-        run.result.labels, run.result.margins = _NOTHING, None
-        if self._margins is not None and margins is not None:
-            merge_margins(self._margins[box_slices(box)], margins, labels, item.targets)
-        # Label maps of several GPUs come faster than few threads merge them.
-        gpus = len(self._context.gpus)
-        threads = min(cpu_count(), 8 * gpus) if gpus > 1 else _MERGING
-        self._merging.add(lambda: merge_labels(merged, labels, item.targets, threads))
+        result.labels, result.margins, result.on_gpu = _NOTHING, None, None
+        self._merged.paint(labels, box, item.targets)
 
-    def _result(self, seconds: dict[str, float]) -> SegmentationRun:
+    def _result(self, labels: NDArray[Any], seconds: dict[str, float]) -> SegmentationRun:
         runs = self._runs
         windows = sum(run.result.windows for _, run in runs)
         skipped = sum(run.result.skipped_windows for _, run in runs)
         notes = [*self._volume.notes, *self._notes]
-        result = SegmentationResult(
-            self._labels, self._volume.ijk_to_ras, seconds, windows, skipped, notes, self._margins
-        )
+        result = SegmentationResult(labels, self._volume.ijk_to_ras, seconds, windows, skipped, notes, self._margins)
         calls = [call for _, run in runs for call in run.calls_ms]
         return SegmentationRun(
             self._volume,
@@ -314,81 +311,11 @@ class _TaskRun:
         )
 
 
-class Merging:
-    """Merges label maps, one after the other in a thread of its own, while the next part is run."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "merging")
-        self._last: Future[None] | None = None
-
-    def add(self, merge: Callable[[], None]) -> None:
-        """Begin to merge one, once the one before is: no more than one waits, since each is as large as the scan."""
-        self.end()
-        self._last = self._thread.submit(merge)
-
-    def end(self) -> None:
-        """Wait until all are merged; raises what a merge has raised."""
-        if self._last is not None:
-            last, self._last = self._last, None
-            last.result()
-
-    def close(self) -> None:
-        self._thread.shutdown()
-
-
 def with_label_map(volume: Volume, labels: NDArray[Any]) -> Volume:
     """Return a volume with a label map (K, J, I) on its grid as a further channel, the last."""
     dtype = np.result_type(volume.data.dtype, labels.dtype)
     data = np.concatenate([volume.data.astype(dtype, copy=False), labels[None].astype(dtype, copy=False)])
     return Volume(data, volume.ijk_to_ras, volume.name, volume.notes)
-
-
-def merge_labels(merged: NDArray[Any], labels: NDArray[Any], targets: dict[int, int], threads: int = _MERGING) -> None:
-    """Paint a part's label map over the merged one, in place: its background leaves what is there.
-
-    Args:
-        merged, labels: (K, J, I) of the same box.
-        targets: which value of ``merged`` each value of ``labels`` becomes; others are background.
-        threads: that share the slices.
-    """
-    dtype, largest = merged.dtype, max(targets, default=0)
-    # A look at all labels takes as long as to merge them.
-    table = np.zeros(256 if labels.dtype == np.uint8 else 1 + max(largest, int(labels.max(initial=0))), dtype)
-    for value, target in targets.items():
-        table[value] = target
-    # Parts of a task mostly number their structures on, from where the last one ended: to add is faster than to look up.
-    shifts = {target - value for value, target in enumerate(table[1 : largest + 1].tolist(), 1)}
-    shift = dtype.type(shifts.pop()) if len(shifts) == 1 and min(shifts) >= 0 else None
-
-    def paint(planes: range) -> None:
-        # Few slices at a time: they stay in the processor's cache, and calls are few, since each waits for Python's lock.
-        for first in range(planes.start, planes.stop, _SLICES):
-            some = slice(first, min(first + _SLICES, planes.stop))
-            part, below = labels[some], merged[some]
-            most = int(part.max(initial=0))
-            if not most:
-                continue
-            added = shift is not None and most <= largest
-            painted = part.astype(dtype, copy=False) + shift if added else table.take(part)
-            mask = np.not_equal(part if added else painted, 0)
-            painted *= mask.view(np.uint8)
-            if added and int(below.max()) <= int(shift):  # type: ignore[arg-type]
-                # All that lies below has smaller numbers.
-                np.maximum(below, painted, out=below)
-                continue
-            below *= np.logical_not(mask, out=mask).view(np.uint8)
-            below += painted
-
-    with Threads(threads) as shared:
-        shared.share(paint, len(labels))
-
-
-def merge_margins(
-    merged: NDArray[np.uint8], margins: NDArray[np.uint8], labels: NDArray[Any], targets: dict[int, int]
-) -> None:
-    """Note by how much a voxel's label won, in place: what a part paints has that part's margin; elsewhere the least of all counts."""
-    painted = np.isin(labels, list(targets))
-    np.copyto(merged, np.where(painted, margins, np.minimum(merged, margins)))
 
 
 def default_pool(pool: EnginePool | None) -> EnginePool:

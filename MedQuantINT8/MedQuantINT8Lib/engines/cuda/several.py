@@ -31,6 +31,13 @@ def gpus_of(device: str) -> list[str]:
     return usable
 
 
+def reaches(gpu: Gpu, other: Gpu) -> bool:
+    """Whether a GPU reads the memory of another one directly, once both are connected; itself it always does."""
+    if gpu.info.index == other.info.index:
+        return True
+    return bool(checked(gpu.driver.cuDeviceCanAccessPeer(gpu.device, other.device), "look for a link between GPUs"))
+
+
 def connect(gpus: Sequence[Gpu]) -> None:
     """Let GPUs read each other's memory directly, where they can; copies take a detour through the computer's memory where they cannot."""
     for gpu in gpus:
@@ -38,7 +45,7 @@ def connect(gpus: Sequence[Gpu]) -> None:
         for other in gpus:
             if other.info.index == gpu.info.index:
                 continue
-            if checked(gpu.driver.cuDeviceCanAccessPeer(gpu.device, other.device), "look for a link between GPUs"):
+            if reaches(gpu, other):
                 result = gpu.driver.cuCtxEnablePeerAccess(other.context, 0)
                 if int(result[0]) not in (_ALREADY, _TOO_MANY):
                     checked(result, "open the link between GPUs")
