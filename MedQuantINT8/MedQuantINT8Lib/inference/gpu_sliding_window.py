@@ -87,7 +87,7 @@ class GpuSlidingWindow:
         self._windows = WindowKernels(self._kernels, plan, window, channels, classes, strip)
         self.stream = gpu.stream()
         # Its kernels go first, and those that blend the windows before fill what they leave free.
-        self._network_stream = gpu.stream(urgent=True)
+        self.network_stream = gpu.stream(urgent=True)
         self._places: list[ScorePlace] = []
         self._next_place: Iterator[ScorePlace] = iter(())
         self._rows: KeptRows | None = None
@@ -200,7 +200,7 @@ class GpuSlidingWindow:
         self._gpu.enter()
         self._release()
         self.stream.free()
-        self._network_stream.free()
+        self.network_stream.free()
 
     def run(
         self,
@@ -266,7 +266,7 @@ class GpuSlidingWindow:
 
     def forget(self) -> None:
         """Let go of a run that failed: what is under way must end before its memory goes, and the next run begins with an empty ring."""
-        self._network_stream.synchronize()
+        self.network_stream.synchronize()
         self.stream.synchronize()
         self.ring.zero(self.stream)
         self.stream.synchronize()
@@ -372,10 +372,14 @@ class GpuSlidingWindow:
         The caller records the place's ``taken`` behind what it does with them.
         """
         place = next(self._next_place)
-        self._network_stream.wait_for(place.taken)
+        self.network_stream.wait_for(place.taken)
         self._run_windows(source, batch, intensity, place.scores)
-        self.stream.wait_for(place.computed.record(self._network_stream))
+        self.stream.wait_for(place.computed.record(self.network_stream))
         return place
+
+    def compute_into(self, source: DeviceBuffer, batch: Sequence[FlippedWindow], scores: DeviceBuffer) -> None:
+        """As :meth:`compute`, into other memory, which the work in :attr:`network_stream` before has to leave free."""
+        self._run_windows(source, batch, Intensity(), scores)
 
     def _slide_by_rows(
         self,
@@ -397,14 +401,14 @@ class GpuSlidingWindow:
         try:
             for row, part in enumerate(parts):
                 if row < 2 or not rows.all:
-                    self._network_stream.wait_for(finished[row % 2])
+                    self.network_stream.wait_for(finished[row % 2])
                 done = 0
                 for batch in batched(part.windows, self.batch):
                     self._run_windows(source, batch, intensity, rows.place(row, done, len(batch)))
                     done += len(batch)
-                    pace.mark(self._network_stream)
+                    pace.mark(self.network_stream)
                     step(len(batch))
-                self.stream.wait_for(computed.record(self._network_stream))
+                self.stream.wait_for(computed.record(self.network_stream))
                 finish_part(part, labels, receiver, take, last=part is parts[-1])
                 finished[row % 2].record(self.stream)
             pace.end()
@@ -417,8 +421,8 @@ class GpuSlidingWindow:
         self, source: DeviceBuffer, batch: Sequence[FlippedWindow], intensity: Intensity, scores: DeviceBuffer
     ) -> None:
         """Cut windows out of the volume and put the network's run into its stream."""
-        self._windows.cut(source, self._patches, batch, intensity, self._network_stream)
-        self._network.enqueue(len(batch), self._patches, scores, self._network_stream)
+        self._windows.cut(source, self._patches, batch, intensity, self.network_stream)
+        self._network.enqueue(len(batch), self._patches, scores, self.network_stream)
 
     def blend_stored(
         self,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..engines.cuda.device import DeviceBuffer, Event, Stream
+from ..engines.cuda.device import DeviceBuffer, Event, PartBuffer, Stream
 from ..engines.cuda.several import copy_between
+from .gpu_blending import FlippedWindow
 from .gpu_label_resampling import GpuLabelResampling
 from .gpu_network_labels import NetworkLabels
 from .gpu_pace import Pace
@@ -29,12 +30,14 @@ class _KeptRow:
     """Where the scores of a row lie, one window after the other.
 
     Attributes:
+        computed: recorded when the network has written those of this GPU's own windows.
         stored: recorded when those are there that other GPUs need.
         received: recorded when those of other GPUs are there.
         blended: recorded when all were blended.
     """
 
     scores: DeviceBuffer
+    computed: Event
     stored: Event
     received: Event
     blended: Event
@@ -57,7 +60,7 @@ class StripRun:
         for _ in range(ROWS_KEPT):
             scores = gpu.allocate((most, *runner.scores.shape[1:]), runner.scores.dtype)
             buffers.append(scores)
-            self.kept.append(_KeptRow(scores, gpu.event(), gpu.event(), gpu.event()))
+            self.kept.append(_KeptRow(scores, *(gpu.event() for _ in range(4))))
 
     def close(self) -> None:
         """Free all but the buffers; every GPU has ended."""
@@ -65,7 +68,7 @@ class StripRun:
         self._exchange.synchronize()
         self._exchange.free()
         for kept in self.kept:
-            for event in (kept.stored, kept.received, kept.blended):
+            for event in (kept.computed, kept.stored, kept.received, kept.blended):
                 event.free()
 
     def run(
@@ -85,6 +88,9 @@ class StripRun:
         runner = self._runner
         runner.ring.zero(runner.stream)
         runner.begin()
+        for kept in self.kept:
+            # The volume is of the stream that blends.
+            kept.blended.record(runner.stream)
         pace = Pace(self._member.gpu)
         try:
             for number, row in enumerate(self._rows):
@@ -112,26 +118,41 @@ class StripRun:
     ) -> None:
         """Run this GPU's own windows of a row, and keep their scores."""
         runner, team, me = self._runner, self._member.team, self._member.number
-        size = kept.scores.nbytes // kept.scores.shape[0]
+        # The network writes where scores are kept once what lay there before was blended, and was taken.
+        runner.network_stream.wait_for(kept.blended)
         if number >= ROWS_KEPT:
             for taker in row.takers:
-                # Those of the row that lay here before were taken.
                 team.wait_for(("received", taker, number - ROWS_KEPT))
-                runner.stream.wait_for(others[taker].kept[number % ROWS_KEPT].received)
-        done, told = 0, not row.shared
+                received = others[taker].kept[number % ROWS_KEPT].received
+                runner.network_stream.wait_for(received)
+                runner.stream.wait_for(received)
+        done, told, shared_there = 0, not row.shared, True
         for first in range(0, len(row.run), runner.batch):
             batch = row.run[first : first + runner.batch]
-            place = runner.compute(source, [window for window, _ in batch])
-            for position, (_, to) in enumerate(batch):
-                copy_between(place.scores, kept.scores, runner.stream, size * position, size, size * to)
-            place.taken.record(runner.stream)
+            there = self._run_batch(batch, kept, source)
             done += len(batch)
-            if not told and done >= row.shared:
-                kept.stored.record(runner.stream)
-                team.ended(("stored", me, number))
-                told = True
-            pace.mark(runner.stream)
+            if not told:
+                shared_there = shared_there and there
+                if done >= row.shared:
+                    kept.stored.record(runner.network_stream if shared_there else runner.stream)
+                    team.ended(("stored", me, number))
+                    told = True
+            pace.mark(runner.network_stream if there else runner.stream)
             step(len(batch))
+        runner.stream.wait_for(kept.computed.record(runner.network_stream))
+
+    def _run_batch(self, batch: Sequence[tuple[FlippedWindow, int]], kept: _KeptRow, source: DeviceBuffer) -> bool:
+        """Run some windows, each with the place of its scores; whether the network writes them there itself, as it does where the places follow each other."""
+        runner, windows, places = self._runner, [window for window, _ in batch], [place for _, place in batch]
+        if places == list(range(places[0], places[0] + len(places))):
+            runner.compute_into(source, windows, PartBuffer(kept.scores, places[0], len(places)))
+            return True
+        size = kept.scores.nbytes // kept.scores.shape[0]
+        scores = runner.compute(source, windows)
+        for position, place in enumerate(places):
+            copy_between(scores.scores, kept.scores, runner.stream, size * position, size, size * place)
+        scores.taken.record(runner.stream)
+        return False
 
     def _receive(self, number: int, row: StripRow, kept: _KeptRow, others: Sequence[StripRun]) -> None:
         """Copy the scores that other GPUs have of windows which reach into this one's strip."""

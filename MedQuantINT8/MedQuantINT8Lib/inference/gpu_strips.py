@@ -46,8 +46,30 @@ def strips_of(plan: WindowPlan, gpus: int) -> list[Strip] | None:
     if gpus < 2 or len(starts) < gpus or len(starts) < _BALANCED * gpus * -(-len(starts) // gpus):
         return None
     firsts = _first_windows(len(starts), gpus)
-    cuts = [0, *((starts[n] + starts[n - 1] + length) // 2 for n in firsts[1:]), size]
+    middles = [0, *((starts[n] + starts[n - 1] + length) // 2 for n in firsts[1:]), size]
+    cuts = [0, *(_cut(starts, length, first, middles[n : n + 3]) for n, first in enumerate(firsts[1:])), size]
     return [Strip(low, high, min(high + 1, size)) for low, high in itertools.pairwise(cuts)]
+
+
+def _cut(starts: Sequence[int], length: int, first: int, middles: Sequence[int]) -> int:
+    """Return the line from which on the next GPU's strip is, so that few windows reach over it: scores of these are copied.
+
+    Args:
+        first: the number of the next GPU's first window.
+        middles: the lines in the middle of what the last window before a cut and the first one after it share, of the cut before, of this one and
+            of the next one; no cut is nearer to another one's than to its own.
+    """
+    before, middle, after = middles
+    lowest = max(middle - (middle - before - 1) // 2, min(starts[first], middle))
+    highest = min(middle + (after - middle - 1) // 2, max(starts[first - 1] + length, middle))
+
+    def cost(cut: int) -> tuple[int, int, int]:
+        # A strip's scores end one line behind it.
+        received = sum(start <= cut for start in starts[first:])
+        given = sum(start + length > cut for start in starts[:first])
+        return max(received, given), received + given, abs(cut - middle)
+
+    return min(range(lowest, highest + 1), key=cost)
 
 
 def _first_windows(count: int, gpus: int) -> list[int]:
