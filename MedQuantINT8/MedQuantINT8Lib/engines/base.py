@@ -15,6 +15,7 @@ ReportsBuild         ``build_with``: builds with progress                  isins
 ResidesOnGpu         ``gpu``, ``gpu_network``: its network takes buffers   :func:`gpu_of`, :func:`gpu_network_of`
 SpreadsOverGpus      ``on_each_gpu``: the engine on each of several GPUs   :func:`on_each_gpu`
 PipelinesBatches     ``pipeline``: batches under way at the same time      :func:`pipeline_of`
+HasHead              ``head``, ``infer_features``: all but the last layer  :func:`head_of`
 ===================  ====================================================  ==========================
 """
 
@@ -31,6 +32,7 @@ from ..errors import EngineError
 from ..models.engine_form import EngineForm
 
 if TYPE_CHECKING:
+    from ..models.pointwise_head import PointwiseHead
     from .cuda.device import DeviceBuffer, Gpu, Stream
 
 Precision = Literal["int8", "fp16", "fp32"]
@@ -345,6 +347,26 @@ class PipelinesBatches(Protocol):
 
     @property
     def pipeline(self) -> BatchPipeline | None: ...
+
+
+@runtime_checkable
+class HasHead(Protocol):
+    """An engine that can leave its network's last layer to whoever blends windows.
+
+    Attributes:
+        head: the last layer, which :meth:`infer` applies to each window; None where the network cannot do without.
+    """
+
+    @property
+    def head(self) -> PointwiseHead | None: ...
+
+    def infer_features(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As :meth:`Engine.infer`, to (n, features, A0, A1, A2): what the head is applied to."""
+
+
+def head_of(engine: Engine) -> PointwiseHead | None:
+    """The last layer that an engine can leave out (:class:`HasHead`), or None."""
+    return engine.head if isinstance(engine, HasHead) else None
 
 
 def gpu_of(engine: Engine) -> Gpu | None:

@@ -22,8 +22,9 @@ from ..files import read_json, sha256_file, storage_errors, write_json
 from ..scratch import leftovers, new_folder, remove_folder
 from ..system import cache_folder
 
-#: Raised where engines that were built before have to be built, timed and chosen anew: since 5 dilated INT8 convolutions read inputs with their padding in place.
-FORMAT = 5
+#: Raised where engines that were built before have to be built, timed and chosen anew: since 5 dilated INT8 convolutions read inputs with their padding
+#: in place, since 6 a wide last layer is apart from the network (:mod:`..models.pointwise_head`).
+FORMAT = 6
 _RECORD = "engine.json"
 _BUILDING = ".building"
 _STALE_SECONDS = 24 * 3600

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
+from ..models.pointwise_head import PointwiseHead
 from . import saturation
 from .base import BuildOptions, EngineDescription, LayerRecord, UnsupportedNetwork
 
@@ -89,6 +90,7 @@ class OpenVINOBackend:
         from ..models import onnx_graph as graph
         from ..models import qdq, rewrites
         from ..models.explicit_padding import with_explicit_padding
+        from ..models.pointwise_head import without_head
 
         model = qdq.network_for(
             network, options.precision, options.high_precision, options.weight_bits, options.zero_points
@@ -99,6 +101,7 @@ class OpenVINOBackend:
         model = rewrites.with_padded_channels(model, VECTOR, only_with="InstanceNormalization")
         if options.precision == "int8":
             model = with_explicit_padding(model)
+        model, head = without_head(model)
         try:
             compiled = core().compile_model(_read(core(), model), "CPU", _config(options))
         except RuntimeError as error:
@@ -108,6 +111,8 @@ class OpenVINOBackend:
                 f"OpenVINO cannot build this network: {_reason(error)}.", "Choose another engine with --engine."
             ) from error
         (folder / _FILE).write_bytes(compiled.export_model().getvalue())
+        if head is not None:
+            head.save(folder)
 
     def check(self, network: Path, options: BuildOptions) -> None:
         """Ask whether each operator has a kernel, without compiling the network.
@@ -142,7 +147,7 @@ class OpenVINOBackend:
             raise EngineError(
                 f"OpenVINO cannot load its engine: {_reason(error)}.", "Remove it with: medquant cache clear"
             ) from error
-        return OpenVINOEngine(compiled, options)
+        return OpenVINOEngine(compiled, options, PointwiseHead.load(folder))
 
 
 def _read(core: Any, model: Any) -> Any:
@@ -185,13 +190,32 @@ def _reason(error: Exception) -> str:
 
 
 class OpenVINOEngine:
-    def __init__(self, compiled: Any, options: BuildOptions) -> None:
-        self._compiled, self._options = compiled, options
+    """A compiled network.
+
+    Attributes:
+        head: its last layer where that is not part of what was compiled (:class:`.base.HasHead`); else None.
+    """
+
+    def __init__(self, compiled: Any, options: BuildOptions, head: PointwiseHead | None = None) -> None:
+        self._compiled, self._options, self.head = compiled, options, head
         self._request = compiled.create_infer_request()
         self._shape = tuple(compiled.input(0).shape)
         self._description: EngineDescription | None = None
+        self._scores: NDArray[np.float32] | None = None
 
     def infer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        result = self.infer_features(batch)
+        if self.head is None:
+            return result
+        shape = (self._shape[0], self.head.classes, *result.shape[2:])
+        if self._scores is None or self._scores.shape != shape:
+            self._scores = np.empty(shape, np.float32)
+        for features, scores in zip(result, self._scores, strict=False):
+            self.head.scores(features.reshape(len(features), -1), scores.reshape(len(scores), -1))
+        return self._scores[: len(result)]
+
+    def infer_features(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run a batch up to the head; the whole network where it has none apart from it."""
         count = batch.shape[0]
         if count < self._shape[0]:
             padding = np.zeros((self._shape[0] - count, *batch.shape[1:]), np.float32)
@@ -224,10 +248,23 @@ class OpenVINOEngine:
             layers.append(
                 LayerRecord(node.get_friendly_name(), kind, precision, kernel, macs, int8=int8, sources=sources)
             )
+        if self.head is not None:
+            voxels = math.prod(self._compiled.output(0).shape[2:]) * self._shape[0]
+            layers.append(
+                LayerRecord(
+                    self.head.name,
+                    "Convolution",
+                    "f32",
+                    "matrix product with blended features",
+                    self.head.weights.size * voxels,
+                    int8=False,
+                    sources=(self.head.name,),
+                )
+            )
         return EngineDescription("openvino", openvino.__version__, "CPU", tuple(layers))
 
     def close(self) -> None:
-        self._request = self._compiled = None
+        self._request = self._compiled = self._scores = None
 
 
 def _text(value: Any) -> str:

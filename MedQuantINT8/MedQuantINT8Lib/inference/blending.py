@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -23,6 +23,17 @@ Array = NDArray[np.floating]
 #: Take a finished block of scores (classes, n0, n1, n2) that starts at a voxel of the volume; its memory is the next block's as well.
 Sink = Callable[[tuple[int, int, int], Array], None]
 _Index = tuple[slice, slice, slice]
+
+
+@runtime_checkable
+class KeepsScores(Protocol):
+    """A sink that keeps scores: they may be written where it keeps them, which saves a block's memory and a copy of it."""
+
+    def room(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> Array:
+        """Where the scores (classes, n0, n1, n2) of the next block go."""
+
+    def filled(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> None:
+        """Take what was written into the room of a block."""
 
 
 #: Bytes of a window that are blended at a time: they stay in a core's own cache through all steps.
@@ -224,5 +235,12 @@ class ScoreSink:
         self.scores = np.zeros((classes, *shape), np.float32)
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
-        index = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))
-        self.scores[(slice(None), *index)] = block
+        self.room(start, (block.shape[1], block.shape[2], block.shape[3]))[...] = block
+
+    def room(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> Array:
+        """Where the scores of a block go."""
+        index = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
+        return self.scores[(slice(None), *index)]
+
+    def filled(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> None:
+        """Nothing is left to do once they are there."""

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import Engine, EngineDescription
-from ..engines.base import BatchPipeline, GpuNetwork, gpu_network_of, gpu_of, pipeline_of
+from ..engines.base import BatchPipeline, GpuNetwork, HasHead, gpu_network_of, gpu_of, head_of, pipeline_of
 from ..errors import InputError
 from ..files import split_paths
 from ..models.averaging import averaging_problem
 from ..models.package import ModelPackage
+from ..models.pointwise_head import PointwiseHead
 from .gpu_mean import MeanNetwork
 
 if TYPE_CHECKING:
@@ -105,6 +106,17 @@ class MeanEngine:
                 result += engine.infer(batch)
             result /= len(self._engines)
         return result
+
+    @property
+    def head(self) -> PointwiseHead | None:
+        """The last layer of a single engine, which blending may apply in its place; None for several, whose scores are averaged."""
+        return head_of(self._engines[0]) if len(self._engines) == 1 else None
+
+    def infer_features(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the last layer is applied to, where :attr:`head` is one."""
+        (engine,) = self._engines
+        assert isinstance(engine, HasHead)
+        return engine.infer_features(batch)
 
     @property
     def gpu_network(self) -> GpuNetwork | None:

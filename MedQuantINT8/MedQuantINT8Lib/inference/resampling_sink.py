@@ -49,18 +49,34 @@ class ResamplingSink:
 
     def __call__(self, start: tuple[int, int, int], block: NDArray[Any]) -> None:
         self._prepare(block)
-        part = block.transpose(0, *(1 + axis for axis in self._turn))
+        size = (block.shape[1], block.shape[2], block.shape[3])
+        self.room(start, size)[...] = block
+        self._filled_with(start, size)
+
+    def room(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> NDArray[np.float32]:
+        """Where the scores (classes, n0, n1, n2) of the next block go, for whoever writes them there instead of giving the block."""
         begin, *place = (start[axis] for axis in self._turn)
-        end = begin + part.shape[1]
-        if end > self._first + self._scores.shape[1]:
-            self._make_room(end)
-        self._scores[
+        planes, *section = (size[axis] for axis in self._turn)
+        if begin + planes > self._first + self._scores.shape[1]:
+            self._make_room(begin + planes)
+        part = self._scores[
             :,
-            begin - self._first : end - self._first,
-            place[0] : place[0] + part.shape[2],
-            place[1] : place[1] + part.shape[3],
-        ] = part
-        self._filled += part.shape[2] * part.shape[3]
+            begin - self._first : begin - self._first + planes,
+            place[0] : place[0] + section[0],
+            place[1] : place[1] + section[1],
+        ]
+        back = np.argsort(self._turn)
+        return part.transpose(0, *(1 + int(axis) for axis in back))
+
+    def filled(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> None:
+        """Take what was written into the room of a block."""
+        self._prepare(self.room(start, size))
+        self._filled_with(start, size)
+
+    def _filled_with(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> None:
+        slowest, *others = self._turn
+        end = start[slowest] + size[slowest]
+        self._filled += size[others[0]] * size[others[1]]
         if self._filled == self._section[0] * self._section[1]:
             self._filled = 0
             with Threads() as threads:

@@ -130,7 +130,7 @@ class ScorePath:
             asked: who asks for the way, for its note.
         """
         output = spec.output
-        by_window = _by_window(spec)
+        by_window = blends_probabilities(spec)
         size = spec.output_channels * int(np.prod(network_input.shape[1:])) * 4
         # Masks of regions that may overlap cannot be told from a label map; masks of classes can.
         masks = (
@@ -156,7 +156,9 @@ class ScorePath:
     @classmethod
     def of_all_scores(cls, spec: ModelSpec) -> ScorePath:
         """The way of scores that are all kept, for :meth:`ScoreReduction.probabilities`."""
-        return cls(_by_window(spec), scores_wanted=True, resample_scores=True, activates=False, normalized=True)
+        return cls(
+            blends_probabilities(spec), scores_wanted=True, resample_scores=True, activates=False, normalized=True
+        )
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,7 @@ class ScoreReduction:
         return labels_of(self.spec, probabilities)
 
 
-def _by_window(spec: ModelSpec) -> bool:
+def blends_probabilities(spec: ModelSpec) -> bool:
     """Whether probabilities of each window by itself are blended."""
     output = spec.output
     return output.activation == "sigmoid" and output.resample is None and not output.activated

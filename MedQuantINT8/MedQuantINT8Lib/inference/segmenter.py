@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import Engine
-from ..engines.base import on_each_gpu, pipeline_of
+from ..engines.base import HasHead, head_of, on_each_gpu, pipeline_of
 from ..engines.cuda.device import DeviceBuffer, GpuMemoryError
 from ..errors import InputError
 from ..imaging.preprocessing import NetworkInput, preprocess
 from ..imaging.region_of_interest import Region
 from ..imaging.volume import Volume
 from ..models.output_spec import Resampled
+from ..models.pointwise_head import PointwiseHead
 from ..models.spec import ModelSpec, Window
 from ..progress import Task
 from ..system import available_memory
@@ -25,9 +26,10 @@ from .gpu_mean import MeanNetwork
 from .gpu_preparation import DeferredInput, data_of, deferred
 from .gpu_road import GpuRoad, LabelKeeper
 from .gpu_road_check import CheckEngine, check_patch_size, doubt_of
+from .head_sink import HeadSink
 from .mirroring import MirroredInference, MirroringChoice, mirror_axes_of
 from .postprocessing import cleaned
-from .score_reduction import BlendingMemory, ScorePath, ScoreReduction
+from .score_reduction import BlendingMemory, ScorePath, ScoreReduction, blends_probabilities
 from .sliding_window import InferBatch, Inference, SlidingWindow, SlidingWindowResult, as_inference, slide
 from .windows import WindowPlan, check_patch, plan_windows
 
@@ -227,7 +229,9 @@ def _segment(
     plan = plan_for(network_input, spec, options)
     free = available_memory()
     budget = options.memory_bytes if options.memory_bytes is not None else min(3 * _GB, free // 2)
-    memory = BlendingMemory.within(budget, free, plan, spec.output_channels)
+    head = _head_apart(engine, spec, options)
+    channels = spec.output_channels if head is None else head.features
+    memory = BlendingMemory.within(budget, free, plan, channels)
     path = (
         ScorePath.of_all_scores(spec)
         if options.probabilities
@@ -254,18 +258,20 @@ def _segment(
         sliding = SlidingWindow(
             plan,
             window,
-            spec.output_channels,
+            channels,
             # The mirrored forms of a window go through the network together, as far as the batch goes.
             batch_size=max(1, batch >> len(axes)),
             carried_dtype=memory.dtype,
             carried_bytes=memory.budget,
-            normalized=reduction.normalized,
+            normalized=reduction.normalized or head is not None,
             skip_air=options.skip_air,
         )
-        inference = _inference(engine, probabilities=path.by_window)
+        inference, receiver = _inference(engine, probabilities=path.by_window), reduction.receiver
+        if head is not None and isinstance(engine, HasHead):
+            inference, receiver = engine.infer_features, HeadSink(head, receiver, plan.order[0])
         if axes:
             inference = MirroredInference(as_inference(inference), axes, batch, task.check)
-        result = slide(data_of(network_input, task), inference, reduction.receiver, sliding, task)
+        result = slide(data_of(network_input, task), inference, receiver, sliding, task)
     probabilities = None
     with task.stage("restoring the grid"):
         if options.probabilities:
@@ -356,6 +362,15 @@ def _seconds(task: Task, result: SlidingWindowResult) -> dict[str, float]:
     seconds = dict(task.seconds)
     segmenting = seconds.pop("segmenting", 0.0)
     return {**seconds, "network": result.network_seconds, "blending": max(0.0, segmenting - result.network_seconds)}
+
+
+def _head_apart(engine: Engine, spec: ModelSpec, options: SegmentationOptions) -> PointwiseHead | None:
+    """The network's last layer, where features are blended and it is applied to the result; None where scores are blended.
+
+    Air that is not run counts as scores of zero, which are no features' scores; and probabilities of windows are no linear map.
+    """
+    head = None if options.skip_air or blends_probabilities(spec) else head_of(engine)
+    return head if head is not None and head.classes == spec.output_channels else None
 
 
 def _inference(engine: Any, *, probabilities: bool) -> InferBatch | Inference:

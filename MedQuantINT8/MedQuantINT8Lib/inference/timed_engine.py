@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+from ..engines.base import head_of
 from .gpu_road_check import EngineVerdicts
 
 
@@ -15,10 +17,20 @@ class TimedEngine:
         self._engine, self._calls, self.road_verdicts = engine, calls, road_verdicts
 
     def infer(self, batch: Any) -> Any:
+        return self._timed(self._engine.infer, batch)
+
+    def infer_features(self, batch: Any) -> Any:
+        return self._timed(self._engine.infer_features, batch)
+
+    def _timed(self, infer: Callable[[Any], Any], batch: Any) -> Any:
         began = time.perf_counter()
-        result = self._engine.infer(batch)
+        result = infer(batch)
         self._calls.append(time.perf_counter() - began)
         return result
+
+    @property
+    def head(self) -> Any:
+        return head_of(self._engine)
 
     @property
     def gpu_network(self) -> Any:
