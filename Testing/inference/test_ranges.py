@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from MedQuantINT8Lib.cli.main import main
+from MedQuantINT8Lib.engines import float_session
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.evaluation.reports.report import _times
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
@@ -198,3 +201,21 @@ def test_the_report_and_the_command_show_it(int8_package, phantom_file, tmp_path
     assert found["input"] == pytest.approx(0, abs=0.01) and found["warning"] == ""
     assert main([*arguments, "--no-range-check"]) == 0
     assert json.loads(capsys.readouterr().out)["ranges"] is None
+
+
+def test_without_a_runtime_for_fp32_only_the_input_is_looked_at(int8_package, phantom, monkeypatch, every):
+    monkeypatch.setattr(float_session.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    found = checked(int8_package, phantom[0])
+    assert found.windows == 0 and not found.tensors and found.input is not None
+    assert found.skipped.startswith("The Python package 'onnxruntime' is not installed.")
+
+
+def test_one_probe_serves_several_threads(int8_package):
+    probe = ranges.Probe(int8_package.onnx_path("fp32"), PATCH, ranges.limits_of(int8_package))
+    patches = [np.full((1, *PATCH), value, np.float32) for value in np.linspace(0, 40, 6)]
+    alone = [probe.look(patch) for patch in patches]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(probe.look, patches))
+    for (shares, scores), (expected_shares, expected) in zip(together, alone, strict=True):
+        assert shares == expected_shares and np.array_equal(scores, expected)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError
+from ..errors import DependencyError, EngineError
 from .base import BuildOptions, EngineDescription, LayerRecord
 
 _FILE = "network.onnx"
@@ -66,9 +66,15 @@ def session(model: bytes, precision: str, threads: int = 0) -> Any:
     """An ONNX Runtime session on the CPU; "int8" is computed exactly as the graph is written.
 
     Raises:
+        DependencyError: ONNX Runtime is not installed.
         EngineError: an operator that ONNX Runtime lacks.
     """
-    import onnxruntime as ort
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise DependencyError(
+            "The Python package 'onnxruntime' is not installed.", "Install it with: pip install onnxruntime"
+        ) from error
 
     # On Windows its makers' builds report usage unless told not to.
     ort.disable_telemetry_events()

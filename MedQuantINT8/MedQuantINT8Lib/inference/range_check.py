@@ -9,6 +9,7 @@ from the scan and the run's plan alone, not from the time that anything took: eq
 from __future__ import annotations
 
 import math
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -199,7 +200,7 @@ def _look(check: RangeCheck, view: _View, count: int) -> None:
         try:
             probe = _PROBES[key] = Probe(key[0], key[2], view.limits)
         except (DependencyError, EngineError) as error:
-            # Without ONNX Runtime only the input is looked at.
+            # Without a runtime for FP32 only the input is looked at.
             check.skipped = str(error)
             return
     looker = None if view.infer is None else SecondLooker(view.package, view.infer)
@@ -226,7 +227,7 @@ class Probe:
     """An FP32 network that tells the share of values beyond a limit, for each of its tensors."""
 
     def __init__(self, path: Path, patch: tuple[int, int, int], limits: dict[str, float]) -> None:
-        from ..engines.onnxruntime import session
+        from ..engines.float_session import float_session
         from ..models import onnx_graph as graph
 
         model = graph.load_network(path)
@@ -237,12 +238,15 @@ class Probe:
         self._input = fixed.graph.input[0].name
         self._output = fixed.graph.output[0].name
         probed = with_probes(fixed, {name: limits[name] for name in self.tensors}) if self.tensors else fixed
-        self._run = session(probed.SerializeToString(), "fp32")
+        self._session = float_session(probed.SerializeToString(), "fp32")
+        # A session runs one patch at a time; parts of a task and requests of a server share the probe of their package.
+        self._alone = threading.Lock()
 
     def look(self, patch: NDArray[np.float32]) -> tuple[dict[str, float], NDArray[np.float32]]:
         """Return the share of values outside the calibrated range by tensor, for one patch (C, p0, p1, p2), and its scores (1, classes, ...)."""
         wanted = [self._output, *([_SHARES] if self.tensors else [])]
-        scores, *values = self._run.run(wanted, {self._input: np.ascontiguousarray(patch[None], np.float32)})
+        with self._alone:
+            scores, *values = self._session.run(wanted, {self._input: np.ascontiguousarray(patch[None], np.float32)})
         return dict(zip(self.tensors, map(float, values[0] if values else ()), strict=True)), scores
 
     def shares(self, patch: NDArray[np.float32]) -> dict[str, float]:

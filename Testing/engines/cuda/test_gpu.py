@@ -590,7 +590,7 @@ def test_the_segment_road_takes_the_gpus_window_and_gives_the_same(gpu, activati
         there.labels.dtype == here.labels.dtype and (there.labels != here.labels).mean() <= 1e-4 and there.labels.any()
     )
 
-    def full(*_arguments):
+    def full(*_arguments, **_options):
         raise cuda.GpuMemoryError("The GPU has not enough free memory to hold scores.")
 
     monkeypatch.setattr(gpu_window, "GpuSlidingWindow", full)

@@ -82,8 +82,8 @@ def test_runs_leave_nothing_on_the_gpu_and_agree(monkeypatch):
     def counted(cls):
         create, free = cls.__init__, cls.free
 
-        def created(self, *arguments):
-            create(self, *arguments)
+        def created(self, *arguments, **options):
+            create(self, *arguments, **options)
             opened[cls.__name__] += 1
             self.counts = True
 
