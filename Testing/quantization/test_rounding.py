@@ -16,6 +16,8 @@ from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.engine_form import SYMMETRIC, EngineForm
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization.effort import EFFORTS, Learning, check_effort
+from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
+from MedQuantINT8Lib.quantization.label_borders import label_borders, largest_score
 from MedQuantINT8Lib.quantization.layer_matrix import LayerMatrix
 from MedQuantINT8Lib.quantization.rounding import RoundingOptions, RoundingReport, with_learned_rounding
 from MedQuantINT8Lib.quantization.stepwise import StepwiseRun, peak_bytes
@@ -283,7 +285,10 @@ def test_weights_are_not_learned_on_the_patches_that_they_are_judged_by(drawn, b
     learning = Learning(Sampler(), EFFORTS["normal"], bits, 6, lambda scores: scores, Task(), apart=apart)
     assert learning.possible == bool(expected) and learning.lacks_patches == (not expected)
     if expected:
-        assert list(learning.learned(*networks()).report.left) == [f"patch {number}" for number in expected]
+        fp32, int8 = networks()
+        assert list(learning.learned(Fp32Network(fp32, SHAPE), int8).report.left) == [
+            f"patch {number}" for number in expected
+        ]
 
 
 def test_weights_are_learned_for_the_activations_of_the_engine_that_runs_them():
@@ -314,12 +319,37 @@ def test_all_networks_together_have_a_bound_on_learning(monkeypatch):
             return [Sample(np.zeros((1, *SHAPE), np.float32), "whole") for _ in range(count)]
 
     monkeypatch.setattr("MedQuantINT8Lib.quantization.effort.with_learned_rounding", learn)
+    fp32, int8 = networks()
     for bits, expected in ((8, [300.0, 230.0, 0.0]), (4, [math.inf] * 3)):
         allowed.clear()
         learning = Learning(Sampler(), EFFORTS["best"], bits, 6, lambda scores: scores, Task(), apart=True)
         for _ in range(3):
-            learning.learned(*networks())
+            learning.learned(Fp32Network(fp32, SHAPE), int8)
         assert allowed == expected and learning.out_of_time == (bits == 8)
+
+
+def test_what_fp32_computes_is_run_once_for_all_networks_that_are_learned(monkeypatch):
+    """Where the labels meet is the same for the network, its form with equalized channels, and weights for exact inputs."""
+    given, places = [np.full((1, *SHAPE), number, np.float32) for number in range(2)], []
+
+    class Sampler:
+        def first_samples(self, count):
+            return [Sample(patch, None) for patch in given]
+
+    def learn(fp32, int8, given, options, task, *, borders, form):
+        places.append([borders(patch) for patch in given])
+        return int8, RoundingReport()
+
+    monkeypatch.setattr("MedQuantINT8Lib.quantization.effort.with_learned_rounding", learn)
+    fp32, int8 = networks()
+    network = Fp32Network(fp32, SHAPE)
+    learning = Learning(Sampler(), EFFORTS["normal"], 8, 0, lambda scores: scores.argmax(1), Task(), apart=False)
+    learning.learned(network, int8)
+    monkeypatch.setattr(network, "scores", None)
+    learning.learned(network, int8)
+    first, second = places
+    assert all(a is b for a, b in zip(first, second, strict=True))
+    assert np.array_equal(first[1], label_borders(run(fp32, given[1]), largest_score))
 
 
 def test_a_network_without_time_stays_rounded_to_nearest():

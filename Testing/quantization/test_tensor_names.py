@@ -9,6 +9,7 @@ import pytest
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq, tensor_names
 from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
+from MedQuantINT8Lib.quantization.qdq_placement import place
 from tiny import convolutions, quantized, random_weights, run
 
 PATCH = np.random.default_rng(5).normal(size=(1, 8, 8, 8)).astype(np.float32)
@@ -170,3 +171,23 @@ def test_modelopt_is_not_led_astray_by_names(tmp_path):
         qdq.set_activation_scales(placed, {names.get(n, n.replace(" ", "_")): s for n, s in SCALES.items()})
         answers.append(run(qdq.compacted(placed), PATCH))
     assert np.array_equal(*answers)
+
+
+def test_modelopt_computes_on_the_cores_of_this_process(monkeypatch):
+    """A session of ONNX Runtime that is told nothing takes all cores of the machine, whatever the process is bound to."""
+    import shutil
+
+    import onnxruntime
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    original, threads = onnxruntime.InferenceSession, []
+
+    def quantizer(source, output_path, **_):
+        for options in ((), (onnxruntime.SessionOptions(),)):
+            session = onnxruntime.InferenceSession(source, *options, providers=["CPUExecutionProvider"])
+            threads.append(session.get_session_options().intra_op_num_threads)
+        shutil.copy(source, output_path)
+
+    model = graph.fixed_shape(convolutions(*random_weights()), (8, 8, 8))
+    place(quantizer, model, np.zeros((1, 8, 8, 8), np.float32), {})
+    assert threads == [1, 1] and onnxruntime.InferenceSession is original

@@ -166,7 +166,7 @@ class Candidates:
         if not learned:
             plain, known = (form, None), form.network
             return Candidate(form.fp32, form.int8, form.corrected, ranges, is_equalized, plain, exact, network=known)
-        network = self.learning.learned(form.fp32, form.int8, before)
+        network = self.learning.learned(form.network, form.int8, before)
         self.last_report = network.report
         # Weights of 4 bits are learned in any case: there are no plain ones to begin with.
         compensates = self.learning.weight_bits == 8
@@ -186,6 +186,6 @@ class Candidates:
     def _for_exact_inputs(self, form: Form) -> Candidate:
         """The form with rounding that is learned where every input is exact, which inputs in two INT8 halves all but are."""
         float_inputs = qdq.without_quantization(form.int8, set(qdq.layers_with_int8_weights(form.int8)))
-        network = self.learning.learned(form.fp32, float_inputs)
+        network = self.learning.learned(form.network, float_inputs)
         int8 = qdq.with_weights_of(form.int8, network.model)
         return Candidate(form.fp32, int8, source=(form, network.report))

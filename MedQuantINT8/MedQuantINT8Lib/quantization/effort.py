@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from ..models.packed_constants import round_constants
 from ..progress import Task
 from ..system import available_memory
 from .calibration import PatchSampler
+from .fp32_network import Fp32Network
+from .label_borders import label_borders
 from .rounding import RoundingOptions, RoundingReport, with_learned_rounding
 from .stepwise import peak_bytes
 
@@ -122,6 +125,8 @@ class Learning:
         self.weight_bits, self._apart, self._form = weight_bits, apart and weight_bits == 8, form
         self._patches: list[Patch] | None = None
         self._seconds = 0.0
+        #: By the identity of the patches, which are kept.
+        self._borders: dict[int, NDArray[Any]] = {}
 
     @property
     def possible(self) -> bool:
@@ -138,12 +143,14 @@ class Learning:
         """Whether the networks so far have taken the time that learning may take; weights of 4 bits have to be learned all the same."""
         return self.weight_bits == 8 and self._seconds >= self._effort.seconds
 
-    def learned(self, fp32: Any, int8: Any, before: RoundingReport | None = None) -> LearnedNetwork:
-        """Return the network with learned rounding.
+    def learned(self, network: Fp32Network, int8: Any, before: RoundingReport | None = None) -> LearnedNetwork:
+        """Return the INT8 network with learned rounding.
 
         Args:
+            network: the FP32 network that it was made of.
             before: what learning weights of 4 bits has lost; those of the layers that lost most have 8 then.
         """
+        fp32 = network.model
         eight = frozenset(_eight_bit_layers(fp32, before)) if self.weight_bits == 4 else frozenset()
         options = replace(self._effort.rounding, weight_bits=self.weight_bits, eight_bits=eight)
         if self.weight_bits == 8:
@@ -152,14 +159,21 @@ class Learning:
             # Weights of 4 bits are learned in any case: rounded to nearest they are of no use, and left at 8 bits not what was asked for.
             options = replace(options, seconds=math.inf)
         patches = self._fitting_patches(fp32, int8)
+        borders = partial(self._borders_of, network)
         model, report = with_learned_rounding(
-            fp32, int8, patches, options, self._task, labels=self._labels, form=self._form
+            fp32, int8, patches, options, self._task, borders=borders, form=self._form
         )
         self._seconds += report.seconds
         if self.weight_bits == 4:
             # Here, so that whatever judges the network judges it with them.
             round_constants(model)
         return LearnedNetwork(model, report)
+
+    def _borders_of(self, network: Fp32Network, patch: Patch) -> NDArray[Any]:
+        """The places of a patch where FP32's labels meet; all forms of a network compute the same in FP32, so that it is run once."""
+        if id(patch) not in self._borders:
+            self._borders[id(patch)] = label_borders(network.scores(patch), self._labels)
+        return self._borders[id(patch)]
 
     def _fitting_patches(self, fp32: Any, int8: Any) -> Sequence[Patch]:
         """As many patches as memory allows."""

@@ -103,12 +103,12 @@ class LayerMatrix:
         taps = np.stack(np.unravel_index(np.arange(self.taps), self.shape[2:]), 1)
         read = self._read_by_transposed if self.node.op_type == "ConvTranspose" else self._read_by
         inside, index = read(place[:, 1:], taps, source.shape[2:], output.shape[2:])
-        # One value more, 0, for what lies outside.
         flat = np.moveaxis(source, 1, 0).reshape(source.shape[1], -1)
-        flat = np.concatenate([flat, np.zeros((flat.shape[0], 1), flat.dtype)], 1)
-        index = np.where(inside, index + place[:, :1] * math.prod(source.shape[2:]), flat.shape[1] - 1)
-        columns = np.ascontiguousarray(flat[:, index].transpose(1, 0, 2)).reshape(len(chosen), -1)
-        return columns, np.moveaxis(output, 1, -1).reshape(-1, channels)[chosen]
+        values = flat[:, index + place[:, :1] * math.prod(source.shape[2:])]
+        values[:, ~inside] = 0
+        columns = np.ascontiguousarray(values.transpose(1, 0, 2)).reshape(len(chosen), -1)
+        # Channels first is how they lie: only the chosen ones are copied.
+        return columns, np.ascontiguousarray(np.moveaxis(output, 1, 0).reshape(channels, -1)[:, chosen].T)
 
     def _read_by(
         self, positions: Array, taps: Array, size: tuple[int, ...], output: tuple[int, ...]

@@ -66,7 +66,7 @@ def place(quantizer: Any, model: Any, patch: Patch, reasons: dict[str, str], *, 
         source, result = Path(scratch) / "network.onnx", Path(scratch) / "int8.onnx"
         onnx.save(plain, str(source))
         try:
-            with _quiet():
+            with _quiet(), _own_cores():
                 quantizer(
                     str(source),
                     quantize_mode="int8",
@@ -305,6 +305,30 @@ def _store_weights(model: Any, names: set[str], axis: int) -> None:
         )
         node.input[1] = dequantized
     graph.pruned(model)
+
+
+@contextlib.contextmanager
+def _own_cores() -> Iterator[None]:
+    """Let the ONNX Runtime sessions that ModelOpt makes compute on the cores that this process may use.
+
+    A session that is not told how many takes all cores of the machine, and pins a thread to each of them whatever the process is bound to.
+    """
+    import onnxruntime
+
+    original = onnxruntime.InferenceSession
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+
+    class OwnCores(original):  # type: ignore[misc,valid-type]
+        def __init__(self, model: Any, sess_options: Any = None, *args: Any, **named: Any) -> None:
+            options = onnxruntime.SessionOptions() if sess_options is None else sess_options
+            options.intra_op_num_threads = options.intra_op_num_threads or cores
+            super().__init__(model, options, *args, **named)
+
+    onnxruntime.InferenceSession = OwnCores
+    try:
+        yield
+    finally:
+        onnxruntime.InferenceSession = original
 
 
 @contextlib.contextmanager

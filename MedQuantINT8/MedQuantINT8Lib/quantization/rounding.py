@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.onnxruntime import session
+from ..engines.float_session import float_session
 from ..models import onnx_graph as graph
 from ..models import rewrites
 from ..models.engine_form import SYMMETRIC, EngineForm
@@ -34,16 +34,15 @@ from ..models.layers import WEIGHTED_OPS
 from ..models.onnx_graph import Graph
 from ..models.tensor_names import FreshNames
 from ..progress import Task
+from .group_rounding import LayerStart, LearnedGroup, learn_group
+from .label_borders import label_borders, largest_score
 from .layer_matrix import LayerMatrix
-from .quadratic_rounding import device, rounded
+from .quadratic_rounding import device
 from .stepwise import StepwiseRun, is_plain
-from .weight_grid import WeightGrid, eight_bit_grid, four_bit_grid
 
 Array = NDArray[Any]
 Patch = NDArray[np.float32]
 
-#: The share of samples that are kept to judge by.
-_KEPT_SHARE = 0.2
 #: Of the sampled inputs of one layer.
 _MOST_BYTES = 1 << 29
 
@@ -128,7 +127,7 @@ def with_learned_rounding(
     options: RoundingOptions = RoundingOptions(),
     task: Task | None = None,
     *,
-    labels: Callable[[Array], Array] | None = None,
+    borders: Callable[[Patch], Array] | None = None,
     form: EngineForm = SYMMETRIC,
 ) -> tuple[Any, RoundingReport]:
     """Return a copy of an INT8 network with learned weights and biases, and what was done.
@@ -136,15 +135,12 @@ def with_learned_rounding(
     Args:
         fp32: the network that it was made of; layers have the same names.
         patches: (C, A0, A1, A2) each, all of one size.
-        labels: gives the label map of the network's scores (1, classes, A0, A1, A2); by default the class of the largest score.
+        borders: gives the places of a patch where FP32's labels meet (:func:`.label_borders.label_borders`); by default those of the class
+            of the largest score, for which the network is run.
         form: of the engine that will run the network, whose activations weights make up for.
     """
     learner = _Learner(fp32, int8, patches, options, task or Task(), form)
-    return learner.learn(labels or _largest_score)
-
-
-def _largest_score(scores: Array) -> Array:
-    return np.asarray(scores.argmax(1))
+    return learner.learn(borders)
 
 
 class _Learner:
@@ -164,7 +160,7 @@ class _Learner:
         self._patches, self._options, self._task = patches, options, task
         self._report = RoundingReport(device=str(device()))
 
-    def learn(self, labels: Callable[[Array], Array]) -> tuple[Any, RoundingReport]:
+    def learn(self, borders: Callable[[Patch], Array] | None) -> tuple[Any, RoundingReport]:
         started = time.perf_counter()
         layers = [node for node in self._int8.graph.node if node.op_type in WEIGHTED_OPS]
         if not (is_plain(self._fp32) and is_plain(self._int8)):
@@ -172,7 +168,7 @@ class _Learner:
             return self._result, self._report
         self._exact = StepwiseRun(self._fp32, "fp32", self._patches)
         self._quantized = StepwiseRun(self._int8, "int8", self._patches)
-        self._borders = _borders(self._fp32, self._patches, labels)
+        self._borders = [(borders or self._borders_of)(patch) for patch in self._patches]
         with self._task.stage("learning how to round weights", len(layers)):
             for number, node in enumerate(layers):
                 if time.perf_counter() - started > self._options.seconds:
@@ -186,6 +182,12 @@ class _Learner:
                 self._task.step()
         self._report.seconds = time.perf_counter() - started
         return graph.pruned(self._result), self._report
+
+    def _borders_of(self, patch: Patch) -> Array:
+        """The places where the network's own labels meet on a patch."""
+        run = float_session(self._fp32.SerializeToString(), "fp32")
+        scores = run.run(None, {graph.network_shape(self._fp32).input_name: patch[None]})[0]
+        return label_borders(scores, largest_score)
 
     def _learn_layer(self, node: Any, number: int) -> str:
         """Learn one layer; why not, in words, where it stays as it is."""
@@ -209,11 +211,11 @@ class _Learner:
         bits = 8 if node.name in self._options.eight_bits else self._options.weight_bits
         columns, targets = self._samples(layer, node, original, number)
         matrix = layer.matrix(weight).astype(np.float64)
-        start = _Start(
+        start = LayerStart(
             matrix, layer.matrix(integers), np.broadcast_to(scale.reshape(-1), len(matrix)), bias, layer.taps
         )
         result = [
-            _learn_group(part, columns[:, reads], targets[:, rows], bits)
+            learn_group(part, columns[:, reads], targets[:, rows], bits)
             for part, rows, reads in start.parts(layer.groups, columns.shape[1])
         ]
         self._write(layer, node, dequantize, result)
@@ -272,7 +274,7 @@ class _Learner:
         bias = network.array(node.input[2])
         return None if bias is None else np.broadcast_to(bias.astype(np.float64).reshape(-1), channels)
 
-    def _write(self, layer: LayerMatrix, node: Any, dequantize: Any, result: list[_Learned]) -> None:
+    def _write(self, layer: LayerMatrix, node: Any, dequantize: Any, result: list[LearnedGroup]) -> None:
         """Put the weights and the bias into both the network that is run on and the one that is returned."""
         onnx = graph.require_onnx()
         weight = layer.weight(np.concatenate([part.int8 for part in result]))
@@ -294,109 +296,3 @@ class _Learner:
                 own_node.input.append(names[-1])
             for name, array in zip(names, arrays, strict=True):
                 model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
-
-
-@dataclass(frozen=True)
-class _Start:
-    """A layer before it is learned: FP32's matrix (output channels, inputs), and its INT8 form rounded to nearest.
-
-    Attributes:
-        bias: of the output channels; None for a layer that can have none.
-        taps: weights of an output channel that read the same input channel.
-    """
-
-    matrix: Array
-    integers: Array
-    scale: Array
-    bias: Array | None
-    taps: int
-
-    def parts(self, groups: int, columns: int) -> list[tuple[_Start, slice, slice]]:
-        """The groups of the layer, each with its output channels and the columns that it reads."""
-        rows, width = len(self.matrix) // groups, columns // groups
-        found = []
-        for group in range(groups):
-            own = slice(group * rows, (group + 1) * rows)
-            bias = None if self.bias is None else self.bias[own]
-            part = _Start(self.matrix[own], self.integers[own], self.scale[own], bias, self.taps)
-            found.append((part, own, slice(group * width, (group + 1) * width)))
-        return found
-
-
-@dataclass(frozen=True)
-class _Learned:
-    """A layer after learning.
-
-    Attributes:
-        errors: (3, output channels): mean square error rounded to nearest, as it is now, and FP32's variance.
-        changed: output channels whose learned weights were taken.
-    """
-
-    int8: Array
-    scale: Array
-    bias: Array
-    errors: Array
-    changed: Array
-
-
-def _borders(fp32: Any, patches: Sequence[Patch], labels: Callable[[Array], Array]) -> list[Array]:
-    """For each patch, where FP32's labels meet: (places, 3), each from 0 to 1 along its axis."""
-    run = session(fp32.SerializeToString(), "fp32")
-    name = run.get_inputs()[0].name
-    found = []
-    for patch in patches:
-        label_maps = labels(run.run(None, {name: patch[None]})[0])
-        # One label map, or one of each structure where these may overlap.
-        label_maps = label_maps.reshape(-1, *label_maps.shape[-3:]).astype(np.int16)
-        border = np.zeros(label_maps.shape[1:], bool)
-        for axis in range(3):
-            differs = (np.diff(label_maps, axis=axis + 1) != 0).any(0)
-            for begin in (0, 1):
-                index = [slice(None)] * 3
-                index[axis] = slice(begin, label_maps.shape[axis + 1] - 1 + begin)
-                border[tuple(index)] |= differs
-        found.append((np.argwhere(border) + 0.5) / np.array(border.shape))
-    return found
-
-
-def _learn_group(start: _Start, columns: Array, targets: Array, bits: int) -> _Learned:
-    kept = max(1, int(_KEPT_SHARE * len(columns)))
-    judge_columns, judge_targets = columns[:kept], targets[:kept]
-    columns, targets = (columns[kept:], targets[kept:]) if len(columns) > kept else (columns, targets)
-    has_bias = start.bias is not None
-    means = (columns.mean(0, dtype=np.float64), targets.mean(0, dtype=np.float64))
-    if not has_bias:
-        means = (np.zeros_like(means[0]), np.zeros_like(means[1]))
-    importance = (columns.astype(np.float32) ** 2).mean(0, dtype=np.float64)
-    grids = _grids(start, importance, bits)
-    baseline = grids[0].nearest(start.matrix) if bits == 4 else start.integers.astype(np.int32)
-    centered = (columns - means[0].astype(np.float32), targets - means[1].astype(np.float32))
-    learned = rounded(start.matrix, *centered, grids[1])
-
-    def bias_of(values: Array) -> Array:
-        return means[1] - values @ means[0] if has_bias else np.zeros(len(values))
-
-    def error(values: Array, bias: Array) -> Array:
-        output = judge_columns @ values.T.astype(np.float32) + bias.astype(np.float32)
-        return np.asarray(((output - judge_targets) ** 2).mean(0, dtype=np.float64))
-
-    nearest_values, learned_values = baseline * grids[0].steps, learned * grids[1].steps
-    own_bias = start.bias if start.bias is not None else np.zeros(len(start.matrix))
-    errors = [error(nearest_values, own_bias), error(learned_values, bias_of(learned_values))]
-    better = errors[1] < errors[0]
-    int8 = np.where(better[:, None], grids[1].int8(learned), grids[0].int8(baseline))
-    scale = np.where(better, grids[1].scale, grids[0].scale)
-    bias = np.where(better, bias_of(learned_values), own_bias)
-    return _Learned(
-        int8, scale, bias, np.stack([errors[0], np.minimum(*errors), judge_targets.var(0, dtype=np.float64)]), better
-    )
-
-
-def _grids(start: _Start, importance: Array, bits: int) -> tuple[WeightGrid, WeightGrid]:
-    """The grid of the weights as they are, and that of the learned ones."""
-    if bits == 4:
-        grid = four_bit_grid(start.matrix, start.taps, importance)
-        return grid, grid
-    found = eight_bit_grid(start.matrix, start.scale, importance)
-    plain = WeightGrid(start.scale.astype(np.float32), found.factors, found.smallest, found.largest)
-    return plain, found

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.onnxruntime import session
+from ..engines.float_session import float_session
 from ..models import onnx_graph as graph
 from ..models.onnx_graph import Graph
 
@@ -56,7 +56,7 @@ class StepwiseRun:
         new = {output for node in nodes for output in node.output if output and not self._graph.is_constant(output)}
         wanted = sorted(tensor for tensor in new if tensor == name or self._is_read_later(tensor))
         inputs = sorted({tensor for node in nodes for tensor in node.input if tensor in self._values[0]})
-        run = session(self._piece(nodes, inputs, wanted).SerializeToString(), self._precision)
+        run = float_session(self._piece(nodes, inputs, wanted).SerializeToString(), self._precision)
         for values in self._values:
             results = run.run(wanted, {tensor: values[tensor] for tensor in inputs})
             values.update(zip(wanted, results, strict=True))
