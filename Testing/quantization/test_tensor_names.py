@@ -150,7 +150,7 @@ def test_bodies_of_branches_read_what_was_renamed():
 
 @pytest.mark.slow
 def test_modelopt_is_not_led_astray_by_names(tmp_path):
-    from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
+    from MedQuantINT8Lib.quantization.qdq_placement import require_quantizer
 
     weights, biases = random_weights((1, 16, 16, 2), 3)
     answers = []
