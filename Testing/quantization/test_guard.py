@@ -770,3 +770,32 @@ def test_each_effort_ends_within_fifteen_minutes():
     seconds = [EFFORTS[name].search_seconds for name in ("fast", "normal", "best")]
     assert seconds == sorted(seconds) and seconds[0] > 0 and seconds[-1] <= 0.8 * 900
     assert np.all([effort.seconds <= effort.search_seconds for effort in EFFORTS.values() if effort.learns])
+
+
+def test_a_network_that_was_measured_on_a_few_patches_runs_on_the_others_alone(monkeypatch):
+    """What was measured counts as it is: the result is that of a run on all patches."""
+    weights, biases = random_weights()
+    fp32 = convolutions(weights, biases)
+    networks, runs = (
+        [quantized(fp32), with_corrected_biases(fp32, quantized(fp32), input_means(fp32, patches(), SHAPE))],
+        [],
+    )
+
+    def loading(model, precision):
+        loaded = float_session(model, precision)
+
+        class Counted:
+            def run(self, *arguments):
+                runs.append(precision)
+                return loaded.run(*arguments)
+
+        return Counted()
+
+    whole = [Measurer(fp32, patches(), SPEC).measure(network) for network in networks]
+    monkeypatch.setattr("MedQuantINT8Lib.quantization.measurer.float_session", loading)
+    measurer = Measurer(fp32, patches(), SPEC)
+    runs.clear()
+    few = [measurer.measure(network, 1) for network in networks]
+    assert few != whole
+    assert [measurer.measure(network) for network in networks] == whole and len(runs) == 2 * 3
+    assert [measurer.measure(network, 1) for network in networks] == few and len(runs) == 2 * 3

@@ -9,7 +9,7 @@ import pytest
 
 from MedQuantINT8Lib.imaging.phantom import phantom_spec
 from MedQuantINT8Lib.models.spec import Label, Output
-from MedQuantINT8Lib.quantization.score_agreement import ScoreAgreement
+from MedQuantINT8Lib.quantization.score_agreement import ScoreAgreement, largest_classes
 
 HEAD, BRAIN = (Label(1, "head", 0), Label(2, "brain", 1))
 REGIONS = replace(phantom_spec(), labels=(HEAD, BRAIN), output=Output("sigmoid", activated=True))
@@ -53,3 +53,10 @@ def test_classes_are_compared_as_they_are():
     agreement = ScoreAgreement(spec)
     agreement.add(scores, scores[:, ::-1])
     assert agreement.value == 0.0 and [item.name for item in agreement.structures] == ["bright"]
+
+
+@pytest.mark.parametrize("classes", [2, 14, 300])
+def test_of_equal_scores_the_first_class_is_taken_as_everywhere(classes):
+    scores = np.random.default_rng(classes).integers(0, 5, (2, classes, 6, 5, 4)).astype(np.float32)
+    labels = largest_classes(scores)
+    assert np.array_equal(labels, scores.argmax(1)) and labels.dtype.itemsize == (1 if classes < 256 else 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,9 @@ from ..models import onnx_graph as graph
 from ..models import rewrites
 from ..models.onnx_graph import Graph
 from ..models.tensor_names import FreshNames
+
+#: Slices of A0, A1, A2 of a patch; none for all of it.
+Region = tuple[slice, ...]
 
 #: Operators whose first input is a map of channels.
 _MAP_READERS = ("Conv", "ConvTranspose")
@@ -96,12 +100,18 @@ class Fp32Network:
         self._measured = {node.input[0] for node in self._fixed.graph.node if node.op_type == "Conv"} - {self._input}
         self._measuring: _Measuring | None = None
         self._statistics: dict[bytes, dict[str, TensorStatistics]] = {}
+        self._seconds: list[float] = []
         self._kept: set[bytes] = set()
+        self._region: Region = ()
         self._scores: dict[bytes, NDArray[np.float32]] = {}
 
-    def keep_scores(self, patches: Iterable[Patch]) -> None:
-        """Keep the scores of these patches, (C, A0, A1, A2) each, from their first run on."""
-        self._kept |= {_digest(patch) for patch in patches}
+    def keep_scores(self, patches: Iterable[Patch], region: Region = ()) -> None:
+        """Keep the scores of these patches, (C, A0, A1, A2) each, from their first run on.
+
+        Args:
+            region: the part of A0, A1, A2 that counts; by default all of it.
+        """
+        self._kept, self._region, self._scores = {_digest(patch) for patch in patches}, region, {}
 
     def statistics(self, patch: Patch, tensors: Sequence[str] | None = None) -> Mapping[str, TensorStatistics]:
         """Return what the network's input, and the inputs of its convolutions, hold on a patch (C, A0, A1, A2), by tensor.
@@ -121,17 +131,30 @@ class Fp32Network:
             self._run(patch, key)
         return self._statistics[key]
 
-    def scores(self, patch: Patch) -> NDArray[np.float32]:
-        """Return the network's output (1, classes, A0, A1, A2) on a patch (C, A0, A1, A2)."""
+    def scores(self, patch: Patch, region: Region = ()) -> NDArray[np.float32]:
+        """Return the network's output (1, classes, A0, A1, A2) on a patch (C, A0, A1, A2), or a region of A0, A1, A2 of it."""
         if self._scaled is not None:
-            return self._scaled.network.scores(patch)
+            return self._scaled.network.scores(patch, region)
         key = _digest(patch)
-        if key in self._scores:
+        if key in self._scores and region == self._region:
             return self._scores[key]
-        scores: NDArray[np.float32] = self._loaded().run([self._output], {self._input: patch[None]})[0]
+        scores: NDArray[np.float32] = self._timed_run([self._output], patch)[0]
         if key in self._kept:
-            self._scores[key] = scores
-        return scores
+            self._scores[key] = _part(scores, self._region)
+        return _part(scores, region)
+
+    @property
+    def seconds_a_run(self) -> float:
+        """The median time that a patch took in this network; 0 before the first one."""
+        if self._scaled is not None:
+            return self._scaled.network.seconds_a_run
+        return float(np.median(self._seconds)) if self._seconds else 0.0
+
+    def _timed_run(self, names: Sequence[str], patch: Patch) -> list[NDArray[Any]]:
+        session, began = self._loaded(), time.perf_counter()
+        values = session.run(names, {self._input: patch[None]})
+        self._seconds.append(time.perf_counter() - began)
+        return values
 
     def channel_maxima(self, patches: Iterable[Patch]) -> dict[str, NDArray[np.float64]]:
         """Return the largest magnitude of each channel of each tensor that a convolution reads, the network's input left out."""
@@ -209,18 +232,23 @@ class Fp32Network:
         return self._session
 
     def _run(self, patch: Patch, key: bytes) -> None:
-        run = self._loaded()
+        self._loaded()
         assert self._measuring is not None
         kept = key in self._kept and key not in self._scores
         names = [name for names in self._measuring.outputs.values() for name in names]
         names += [self._output] if kept else []
         # An empty list of outputs would mean all of them.
-        results = run.run(names, {self._input: patch[None]}) if names else []
+        results = self._timed_run(names, patch) if names else []
         values = dict(zip(names, results, strict=True))
         if kept:
-            self._scores[key] = values[self._output]
+            self._scores[key] = _part(values[self._output], self._region)
         of_input = _statistics(np.abs(patch[None]).max(axis=(2, 3, 4)), patch[None].mean(axis=(2, 3, 4)))
         self._statistics[key] = {self._input: of_input, **self._measuring.statistics(values)}
+
+
+def _part(scores: NDArray[np.float32], region: Region) -> NDArray[np.float32]:
+    """A copy of the region where there is one: a view would keep all scores alive."""
+    return scores[(slice(None), slice(None), *region)].copy() if region else scores
 
 
 def _digest(patch: Patch) -> bytes:

@@ -8,6 +8,7 @@ too: what it loses there less is what calibrating on the scan has brought (:mod:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -201,6 +202,7 @@ class Calibrated:
         int8: the INT8 network before its names are shortened.
         histograms: of the quantized tensors, with a part for each fold.
         form: that the network is simulated in: that of the engine that will run it.
+        fp32_labels: what FP32 gives on windows, by their digest; it fills up, and serves the next INT8 network of the same FP32.
     """
 
     fp32: Fp32Network
@@ -208,6 +210,7 @@ class Calibrated:
     histograms: Mapping[str, ActivationHistogram]
     options: CalibrationOptions
     form: EngineForm = SYMMETRIC
+    fp32_labels: dict[bytes, NDArray[Any]] = field(default_factory=dict)
 
 
 def measure_held_out(network: Calibrated, sampler: PatchSampler, spec: ModelSpec, task: Task) -> HeldOut:
@@ -222,7 +225,7 @@ def measure_held_out(network: Calibrated, sampler: PatchSampler, spec: ModelSpec
         sampler.different_volumes - largest if several else sampler.different_volumes,
     )
     chosen = _chosen(sampler)
-    comparison = _Comparison(networks, sampler, spec, several)
+    comparison = _Comparison(networks, sampler, spec, several, network.fp32_labels)
     with task.stage(stage_name(several=several), sum(count for _, count in chosen)):
         for index, count in chosen:
             result.scans.append(comparison.scan(index, count, task))
@@ -271,10 +274,19 @@ class _Comparison:
 
     Args:
         several: whether scans are held out.
+        fp32_labels: as in :class:`Calibrated`.
     """
 
-    def __init__(self, networks: _Networks, sampler: PatchSampler, spec: ModelSpec, several: bool) -> None:
+    def __init__(
+        self,
+        networks: _Networks,
+        sampler: PatchSampler,
+        spec: ModelSpec,
+        several: bool,
+        fp32_labels: dict[bytes, NDArray[Any]],
+    ) -> None:
         self._networks, self._sampler, self._spec, self._several = networks, sampler, spec, several
+        self._fp32_labels = fp32_labels
         self._middle: Any = (..., *middle_of(sampler.patch, spec.window.overlap))
 
     def scan(self, index: int, count: int, task: Task) -> ScanAgreement:
@@ -284,14 +296,15 @@ class _Comparison:
         held_out, own = (ScoreAgreement(self._spec, voxel_ml) for _ in range(2))
         by_window = []
         for window in windows:
-            expected, output = (self._networks.run(which, window)[self._middle] for which in ("fp32", fold))
+            expected = self._expected(window, held_out)
+            labels = held_out.labels(self._run(fold, window))
             single = ScoreAgreement(self._spec)
             for pooled in (held_out, single):
-                pooled.add(output, expected)
+                pooled.add_labels(labels, expected)
             if (value := single.value) is not None:
                 by_window.append(value)
             if fold is not None:
-                own.add(self._networks.run(None, window)[self._middle], expected)
+                own.add_labels(own.labels(self._run(None, window)), expected)
             task.step()
         task.step(count - len(windows))
         structures = tuple(held_out.structures)
@@ -299,6 +312,16 @@ class _Comparison:
         # A scan of several that gave no patch has no ranges of its own.
         own_ranges = own.value if fold is not None else None if self._several else agreement
         return ScanAgreement(index, agreement, own_ranges, structures, tuple(by_window))
+
+    def _expected(self, window: Patch, agreement: ScoreAgreement) -> NDArray[Any]:
+        """FP32's labels of a window, which are the same for every INT8 network."""
+        known, key = self._fp32_labels, hashlib.sha256(window.data).digest()
+        if key not in known:
+            known[key] = agreement.labels(self._run("fp32", window))
+        return known[key]
+
+    def _run(self, which: int | str | None, window: Patch) -> NDArray[np.float32]:
+        return self._networks.run(which, window)[self._middle]
 
 
 class _Networks:

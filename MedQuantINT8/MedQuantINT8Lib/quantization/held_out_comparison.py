@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from numpy.typing import NDArray
+
 from ..models.engine_form import EngineForm
 from ..models.spec import ModelSpec
 from ..progress import Task
@@ -30,13 +32,14 @@ class HeldOutComparison:
     form: EngineForm
     task: Task
     _known: list[tuple[Any, HeldOut]] = field(default_factory=list)
+    _fp32_labels: dict[bytes, NDArray[Any]] = field(default_factory=dict)
 
     def of(self, int8: Any, form: Form) -> HeldOut:
         """Return the agreement of a network that was made of a form."""
         for model, known in self._known:
             if model is int8:
                 return known
-        calibrated = Calibrated(self.network, int8, form.histograms, self.options, self.form)
+        calibrated = Calibrated(self.network, int8, form.histograms, self.options, self.form, self._fp32_labels)
         self._known.append((int8, measure_held_out(calibrated, self.sampler, self.spec, self.task)))
         return self._known[-1][1]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.fidelity import Distance, labels_of
 from ..engines.float_session import float_session, with_full_vectors
 from ..inference.structure_dice import PooledDice, StructureDice, WorstStructures, network_voxel_ml
 from ..inference.windows import middle_of
@@ -23,6 +25,9 @@ from .fp32_network import Fp32Network
 from .score_agreement import ScoreAgreement
 
 Patch = NDArray[np.float32]
+
+#: Of the outputs that are remembered, of the networks that were measured last.
+_MOST_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,34 @@ class Measurement:
         return 0.0 if self.dice is None or self.dice_fp32 is None else self.dice_fp32 - self.dice
 
 
+def _sum_of_squares(scores: NDArray[np.float32], other: NDArray[np.float32] | None = None) -> float:
+    """The sum of the squares of scores (1, classes, ...), or of their differences, added up in double precision class by class."""
+    total = 0.0
+    for channel in range(scores.shape[1]):
+        values = scores[:, channel] if other is None else scores[:, channel] - other[:, channel]
+        flat = values.astype(np.float64).ravel()
+        total += float(flat @ flat)
+    return total
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What FP32 gives in the middle of a patch, once for all candidates.
+
+    Attributes:
+        scores: (1, classes, ...).
+        labels: of them, as :class:`.score_agreement.ScoreAgreement` takes them.
+    """
+
+    scores: NDArray[np.float32]
+    labels: NDArray[Any]
+
+    @cached_property
+    def power(self) -> float:
+        """The sum of the scores' squares."""
+        return _sum_of_squares(self.scores)
+
+
 class Measurer:
     """Measures candidate networks against FP32, and labels, on fixed patches.
 
@@ -90,25 +123,44 @@ class Measurer:
         self._patches, self._spec, self.form = patches, spec, form
         self.patches = len(patches)
         self._last: tuple[Any, list[NDArray[Any]]] | None = None
+        self._known: OrderedDict[bytes, list[NDArray[Any]]] = OrderedDict()
         self._voxel_ml = network_voxel_ml(spec) if voxel_ml is None else voxel_ml
         self._references = [reference[self._middle] for reference in references]
-        self._labels = labels_of(spec.output)
+        self._labels = ScoreAgreement(spec).labels
         known = fp32 if isinstance(fp32, Fp32Network) else None
         self._input = graph.network_shape(fp32 if known is None else known.model).input_name
-        self._expected = (
+        expected = (
             self._outputs(fp32, "fp32", len(patches))
             if known is None
-            else [known.scores(patch)[(slice(None),) * 2 + self._middle] for patch in patches]
+            else [known.scores(patch, self._middle) for patch in patches]
         )
+        self._expected = [_Reference(scores, self._labels(scores)) for scores in expected]
 
     def _outputs(self, model: Any, precision: str, count: int, task: Task | None = None) -> list[NDArray[Any]]:
-        fixed = with_full_vectors(graph.fixed_shape(model, self._patches[0].shape[1:]))
-        run = float_session(fixed.SerializeToString(), precision)
-        outputs = []
-        for patch in self._patches[:count]:
-            outputs.append(run.run(None, {self._input: patch[None]})[0][(slice(None),) * 2 + self._middle])
+        """The outputs in the middle of the first patches; a network that was run on some of them is run on the others alone."""
+        data = with_full_vectors(graph.fixed_shape(model, self._patches[0].shape[1:])).SerializeToString()
+        outputs = self._remembered(hashlib.sha256(data).digest())
+        if task is not None and outputs:
+            task.step(min(count, len(outputs)))
+        run = float_session(data, precision) if len(outputs) < count else None
+        for patch in self._patches[len(outputs) : count]:
+            assert run is not None
+            scores = run.run(None, {self._input: patch[None]})[0]
+            # A view would keep the scores of the whole patch alive.
+            outputs.append(np.array(scores[(slice(None), slice(None), *self._middle)]))
             if task is not None:
                 task.step()
+        return outputs[:count]
+
+    def _remembered(self, key: bytes) -> list[NDArray[Any]]:
+        """The list of the outputs of a network, to be added to; those of the networks before the last few are forgotten."""
+        outputs = self._known.setdefault(key, [])
+        self._known.move_to_end(key)
+        while (
+            len(self._known) > 1
+            and sum(array.nbytes for known in self._known.values() for array in known) > _MOST_BYTES
+        ):
+            self._known.popitem(last=False)
         return outputs
 
     def _shifted(self, model: Any, count: int, task: Task | None) -> list[NDArray[Any]]:
@@ -140,15 +192,18 @@ class Measurer:
         count = patches or len(self._patches)
         outputs = self._shifted(model, count, task) or self._outputs(model, "int8", count, task)
         self._last = model, outputs
-        distance, agreement = Distance(self._labels), ScoreAgreement(self._spec, self._voxel_ml)
-        for output, expected in zip(outputs, self._expected, strict=False):
-            distance.add(output, expected)
-            agreement.add(output, expected)
+        agreement = ScoreAgreement(self._spec, self._voxel_ml)
+        squares = power = 0.0
+        labels = [self._labels(output) for output in outputs]
+        for output, ours, expected in zip(outputs, labels, self._expected, strict=False):
+            squares += _sum_of_squares(output, expected.scores)
+            power += expected.power
+            agreement.add_labels(ours, expected.labels)
         return Measurement(
             agreement.value,
-            distance.relative_error,
-            self._dice(outputs),
-            self._dice(self._expected[: len(outputs)]),
+            float(np.sqrt(squares / max(power, 1e-30))),
+            self._dice(labels),
+            self._dice([expected.labels for expected in self._expected[: len(outputs)]]),
             tuple(agreement.structures),
         )
 
@@ -156,20 +211,20 @@ class Measurer:
         names = {label.channel: label.name for label in self._spec.labels}
         return PooledDice(self._spec.output.activation == "softmax", names, self._voxel_ml)
 
-    def _dice(self, outputs: Sequence[NDArray[Any]]) -> float | None:
-        """Return the mean Dice with the reference labels (A0, A1, A2), whose values are the model's label values."""
+    def _dice(self, labels: Sequence[NDArray[Any]]) -> float | None:
+        """Return the mean Dice of networks' labels with the reference labels (A0, A1, A2), whose values are the model's label values."""
         if not self._references:
             return None
         exclusive = self._spec.output.activation == "softmax"
         channels = {label.value: label.channel for label in self._spec.labels}
         pooled = self._pooled()
-        for output, reference in zip(outputs, self._references, strict=False):
+        for ours, reference in zip(labels, self._references, strict=False):
             masks = {channel: reference == value for value, channel in channels.items()}
             if exclusive:
                 theirs = np.zeros(reference.shape, np.int64)
                 for channel, mask in masks.items():
                     theirs[mask] = channel
-                pooled.add(self._labels(output), theirs[None])
+                pooled.add(ours, theirs[None])
             else:
-                pooled.add(self._labels(output), np.stack([masks[c] for c in sorted(masks)])[None])
+                pooled.add(ours, np.stack([masks[c] for c in sorted(masks)])[None])
         return pooled.value

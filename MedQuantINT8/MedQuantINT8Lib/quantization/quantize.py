@@ -19,6 +19,7 @@ from ..engines.fidelity import labels_of
 from ..engines.int8_or_float import LEAST_SHARE
 from ..errors import PackageError
 from ..files import write_json
+from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
 from ..models import qdq
 from ..models.engine_form import SYMMETRIC
@@ -195,7 +196,7 @@ def _quantized(
     if split is not None:
         fp32 = split.model
         network = Fp32Network(fp32, sampler.patch)
-    network.keep_scores(patches)
+    network.keep_scores(patches, middle_of(sampler.patch, package.spec.window.overlap))
     task.plan(_plan(sampler, calibration, len(patches)))
     forms = Forms(
         package.spec.name,
