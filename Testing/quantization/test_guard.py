@@ -23,11 +23,12 @@ from MedQuantINT8Lib.models.spec import Label
 from MedQuantINT8Lib.models.weight_halves import layers_with_weight_halves
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import accuracy_guard as sensitivity
-from MedQuantINT8Lib.quantization import ladder
-from MedQuantINT8Lib.quantization.accuracy_guard import Budget, Candidate, Measurement, guard
+from MedQuantINT8Lib.quantization import guard_search, ladder
+from MedQuantINT8Lib.quantization.accuracy_guard import Budget, Candidate, guard
 from MedQuantINT8Lib.quantization.bias_correction import input_means, with_corrected_biases
 from MedQuantINT8Lib.quantization.effort import EFFORTS
-from MedQuantINT8Lib.quantization.measurer import Measurer
+from MedQuantINT8Lib.quantization.guard_result import GuardResult
+from MedQuantINT8Lib.quantization.measurer import Measurement, Measurer
 from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
 from MedQuantINT8Lib.quantization.quantize import OPSET, QuantizationPolicy, policy_reasons
 from MedQuantINT8Lib.quantization.search_time import SearchTime
@@ -153,9 +154,8 @@ def test_it_ends_at_the_best_that_it_has_seen(monkeypatch, agreement, left, retu
     weights, biases = random_weights()
     fp32 = convolutions(weights, biases)
     times = iter([3.0, 1.0])
-    made, result = guard(
-        Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task(), stopwatch=lambda model: next(times)
-    )
+    made, result = guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task())
+    sensitivity.time_layers(result, lambda model: next(times), Task())
     assert len(qdq.layers_with_int8_weights(made)) == left
     assert result.after.agreement == agreement[left] >= result.before.agreement
     assert len(result.returned) == returned and not result.halves
@@ -273,7 +273,8 @@ def test_an_engine_that_cannot_be_timed_loses_nothing(monkeypatch):
     def broken(model):
         raise EngineError("no kernel for GridSample")
 
-    _, result = guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task(), stopwatch=broken)
+    _, result = guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task())
+    sensitivity.time_layers(result, broken, Task())
     assert result.kept and result.cost_ms is None and "GridSample" in result.notes[0]
 
 
@@ -313,7 +314,7 @@ def test_biases_that_only_the_output_shows_are_measured_without_a_run(monkeypatc
     alone = Measurer(fp32, patches(), SPEC).measure(corrected)
     measurer = Measurer(fp32, patches(), SPEC)
     first = measurer.measure(int8)
-    monkeypatch.setattr(measurer, "_outputs", None)
+    monkeypatch.setattr("MedQuantINT8Lib.quantization.measurer.float_session", None)
     second = measurer.measure(corrected)
     assert second.relative_error == pytest.approx(alone.relative_error, rel=1e-4) and second.agreement == pytest.approx(
         alone.agreement
@@ -450,8 +451,9 @@ def test_an_input_of_too_wide_a_range_is_held_by_halves_without_a_layer_in_float
         ({"a": 0.001, "b": 0.4, "c": 0.002, "d": 0.001}, dict.fromkeys("abcd", 0.0), ["b"], 0),
         ({"a": 0.001, "b": 0.03, "c": 0.002, "d": 0.001}, dict.fromkeys("abcd", 0.0), ["b"], 1),
         (dict.fromkeys("abcd", 0.2), dict.fromkeys("abcd", 0.001), ["a", "b", "c", "d"], 1),
+        ({"a": 0.03, "b": 0.03, "c": 0.003, "d": 0.003}, dict.fromkeys("abcd", 0.0), ["a", "b"], 0),
     ],
-    ids=["one layer is hopeless", "none is", "all are, and learning might need no halves"],
+    ids=["one layer is hopeless", "none is", "all are, and learning might need no halves", "two together are"],
 )
 def test_minutes_of_learning_are_not_spent_on_an_input_that_8_bits_cannot_hold(
     monkeypatch, plain, in_halves, halves, asked
@@ -757,6 +759,76 @@ def test_no_other_way_is_asked_and_no_second_search_is_made(monkeypatch):
     asked.clear()
     searched(monkeypatch, costs, free, 1e6, thorough=True, **options)
     assert asked[:3] == ["equalized", "learned", "held out"] and asked.count("held out") > 1
+
+
+@pytest.mark.parametrize(("measured", "order"), [(0, "ahbgcfde"), (3, "hbacdefg"), (8, "hbacdefg")])
+def test_layers_are_measured_from_the_ends_of_the_network_while_there_is_time(monkeypatch, measured, order):
+    """Those that were not come last, and what is said of them is that they were not."""
+    costs = dict.fromkeys(NAMES, 0.001) | {"h": 0.02, "b": 0.01}
+    time = SearchTime(1e6)
+
+    class Judge(ByForm):
+        def measure(self, candidate, patches=None, task=None, form=None):
+            if len(self.measured) + 1 == measured:
+                time.limit(0)
+            return super().measure(candidate, patches)
+
+    fp32, judge = eight_layers(), Judge(lost(costs, costs))
+    if not measured:
+        time.limit(0)
+    goal = ladder.Goal(Budget(0.99).excess, 0.2, time)
+    searching = ladder.Ladder(ladder.Base(fp32, quantized(fp32)), judge, goal, Task())
+    known = "".join(searching.alone)
+    assert len(known) == measured and set(known) == set("ahbgcfde"[:measured])
+    expected = order if measured != 3 else "hba" + "gcfde"
+    assert "".join(searching.order) == expected and searching.layers == 8
+    assert time.left_out == ([ladder.LAYERS_ALONE] if measured < 8 else [])
+    result = GuardResult(Budget(), Measurement(0.9, 0.1), Measurement(0.9, 0.1))
+    guard_search._note(result, searching, ladder.Point(Measurement(1.0, 0.0), tuple(NAMES)))
+    assert sum("want of time" in why for why in result.halves.values()) == 8 - measured
+
+
+@pytest.mark.parametrize(
+    ("few", "everything", "taken", "runs"),
+    [
+        ((0.96, 0.2, 0.95, 0.3), (0.95, 0.2, 0.99, 0.1), "plain", [2, 2, None]),
+        ((0.95, 0.3, 0.96, 0.2), (0.99, 0.1, 0.95, 0.2), "corrected", [2, 2, None]),
+        ((0.96, 0.3, 0.95, 0.2), (0.95, 0.3, 0.96, 0.2), "corrected", [2, 2, None, None]),
+        ((0.96, 0.3, 0.95, 0.2), (0.96, 0.3, 0.95, 0.2), "plain", [2, 2, None, None]),
+    ],
+    ids=["behind in error", "ahead in both", "two voices, ahead in the end", "two voices, behind in the end"],
+)
+def test_biases_that_are_behind_on_a_few_patches_are_not_measured_on_the_others(few, everything, taken, runs):
+    measured = []
+
+    class Judge:
+        patches = 6
+
+        def measure(self, candidate, patches=None, task=None, form=None):
+            measured.append(patches)
+            values, at = few if patches else everything, 2 * (candidate == "corrected")
+            return Measurement(values[at], values[at + 1])
+
+    candidate = Candidate(None, "plain", "corrected")
+    network, measurement, helps = guard_search._better_biases(Judge(), candidate, Task())
+    assert network == taken and helps == (taken == "corrected") and measured == runs
+    at = 2 * helps
+    assert (measurement.agreement, measurement.relative_error) == everything[at : at + 2]
+
+
+def test_a_network_that_runs_slowly_has_more_time_than_one_of_the_usual_size():
+    """Four minutes in all on two cores for the study's U-Net, whose run takes 1.3 s there; what comes after the search is taken off."""
+    effort = EFFORTS["normal"]
+    assert effort.seconds_after_calibration(1.3, 50) == effort.seconds_in_all - 50 * 1.3
+    assert effort.seconds_after_calibration(10, 50) == (effort.runs_in_all - 50) * 10
+    assert EFFORTS["best"].seconds_after_calibration(10, 50) == np.inf
+    time = SearchTime(600)
+    time.limit(100)
+    time.limit(200)
+    assert 99 < time.left <= 100 and not time.is_over("anything") and not time.shortened
+    time.limit(-5)
+    assert time.left == 0 and time.is_over("other ways") and time.is_over("other ways")
+    assert time.left_out == ["other ways"]
 
 
 def test_nothing_is_said_of_a_search_that_needed_no_time(monkeypatch):

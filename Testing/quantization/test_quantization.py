@@ -15,7 +15,7 @@ from MedQuantINT8Lib.inference.range_check import limits_of
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.layers import int8_share, weighted_layers
-from MedQuantINT8Lib.models.package import ModelPackage
+from MedQuantINT8Lib.models.package import INT8, ModelPackage
 from MedQuantINT8Lib.quantization import candidates
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget
 from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
@@ -220,17 +220,19 @@ def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path, monkeypatch)
     assert measured.guard.dice_fp32 is not None and measured.guard.dice_fp32 > 0.7
     assert measured.guard.after.dice == measured.guard.before.dice and not measured.guard.returned
     timed = []
+
+    def stopwatch(model):
+        """An engine that fails natively ends the process: the network lies there by now."""
+        with ModelPackage.load(tmp_path / "b") as written:
+            assert written.has(INT8) and written.calibration()["quantization"]["guard"]["milliseconds"] == []
+        timed.append(model)
+        return float(len(timed))
+
     strict = QuantizationPolicy(
         budget=Budget(0, measured.guard.dice_fp32 - measured.guard.after.dice - 1e-6), effort="fast"
     )
-    _, report = quantize_package(
-        fp32_package,
-        sampler,
-        tmp_path / "b",
-        options,
-        strict,
-        stopwatch=lambda model: timed.append(model) or float(len(timed)),
-    )
+    package, report = quantize_package(fp32_package, sampler, tmp_path / "b", options, strict, stopwatch=stopwatch)
+    assert package.calibration()["quantization"]["guard"]["milliseconds"] == [1.0, 2.0]
     assert report.guard.kept and (report.guard.halves or report.guard.returned)
     assert report.guard.milliseconds == [1.0, 2.0]
     assert report.size_ratio <= 0.27

@@ -12,8 +12,8 @@ in float with weights stored as INT8 (one scale an output channel loses little),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -22,32 +22,16 @@ from ..errors import Cancelled
 from ..models.engine_form import SYMMETRIC, EngineForm
 from ..models.spec import ModelSpec
 from ..progress import Task
-from .fp32_network import Fp32Network
 from .guard_result import Budget, GuardResult
-from .input_halves import wanted_error, with_input_halves
-from .ladder import Base, Goal, Ladder, Point
-from .measurer import Measurement, Measurer, Patch
+from .guard_search import Alternative, Candidate, Search, Verify
+from .measurer import Measurer, Patch
 from .search_time import SearchTime
 
 #: The real engine's milliseconds for one patch of a candidate network.
 Stopwatch = Callable[[Any], float]
 
 
-#: Dice beyond the budget that a single layer loses where its input is the cause: rounding its weights otherwise makes up for less.
-HOPELESS = 0.05
-
-#: The part of the agreement's budget that a cure leaves over where it can: on a scan that was never seen a network agrees a little less than
-#: on the patches that it was chosen by.
-MARGIN = 0.2
-#: Searches for a network that holds on held-out scans as well, after the first; the largest part of the budget that they leave over, and what
-#: they add to the part that was missed there.
-MORE_SEARCHES, MOST_MARGIN, _ADDED = 2, 0.9, 0.1
-#: The part of the budget that is left over on held-out scans, where it can be: one that just holds there is missed on every other new scan.
-HELD_OUT_MARGIN = 0.05
-
-#: The stages of a guard whose budget holds at once: each runs INT8 on all patches, the first once or twice.
-AGREEMENT_STAGE = "checking the agreement with FP32"
-INPUT_STAGE = "checking the agreement with the input in halves"
+#: Run INT8 on all patches in the form of engines of another kind.
 OTHER_FORM_STAGE = "checking the agreement of other engines"
 
 #: Said where there is nothing to judge INT8 by.
@@ -57,41 +41,9 @@ NOTHING_FOUND = "FP32 finds no structure in the calibration patches that were co
 OTHER_ENGINES = {True: "engines on the processor (OpenVINO)", False: "engines on an NVIDIA GPU"}
 
 #: Said where the search has left something out.
-SHORTENED = "after {:.0f} minutes, which is what this effort has, the search took the first network that it could: fewer layers in halves or in float may do"
+SHORTENED = "after {:.1f} minutes, which is what this effort has, the search took the first network that it could; not tried for want of time: {}"
 
 NOTHING_LABELLED = "the labels show no structure in the calibration patches that were compared, so nothing is known of the Dice that INT8 loses to them"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An INT8 network with the FP32 network that it was made of.
-
-    Attributes:
-        network: ``fp32`` with what is known of it on patches, where there is such a thing.
-        corrected: ``int8`` with corrected biases, which is taken if it is nearer to FP32; or None.
-        ranges: largest magnitude of each quantized tensor in calibration, for the halves of it.
-        equalized: whether it was made of the network with equalized channels.
-        source: what the caller knows it by; the guard's result has that of the candidate that it took.
-        exact: makes the candidate whose weights are rounded for exact inputs, for layers in halves; or None.
-        compensates: whether its weights were learned to make up for errors of INT8 activations. Where layers then run in halves or in
-            float, those errors are gone and such weights are worse than plain ones: it is taken only as it is.
-    """
-
-    fp32: Any
-    int8: Any
-    corrected: Any = None
-    ranges: Mapping[str, float] = field(default_factory=dict)
-    equalized: bool = False
-    source: Any = None
-    exact: Callable[[], Candidate] | None = None
-    compensates: bool = False
-    network: Fp32Network | None = None
-
-
-#: Makes a candidate in another way; None where that way changes nothing.
-Alternative = Callable[[], Candidate | None]
-#: The agreement of a network, made of the candidate of this source, on scans that its ranges do not come from; None where it is unknown.
-Verify = Callable[[Any, Any], float | None]
 
 
 def guard(
@@ -101,7 +53,6 @@ def guard(
     budget: Budget,
     task: Task,
     references: Sequence[NDArray[Any]] = (),
-    stopwatch: Stopwatch | None = None,
     alternatives: Sequence[Alternative] = (),
     *,
     learned: Sequence[Alternative] = (),
@@ -115,11 +66,10 @@ def guard(
     Args:
         patches: (C, A0, A1, A2) each, all of one size.
         references: the patches' labels, (A0, A1, A2) each, with the model's label values; or none.
-        stopwatch: times the real engine, to tell what layers in halves and in float cost.
         alternatives: make the INT8 network in other ways, such as with equalized channels. They are asked one after the other while the
             budget does not hold, before a layer is taken in halves or goes back to float.
-        learned: the same with learned rounding, which takes minutes. Where a layer loses by itself what no rounding makes up for, halves
-            are tried first, and these are asked only where halves do not hold the budget, or hold it with most layers in halves.
+        learned: the same with learned rounding, which takes minutes. Where the network, or a layer of it by itself, loses what no rounding
+            makes up for, halves are tried first, and these are asked only where halves do not hold the budget, or hold it with most layers in halves.
         thorough: ask all of them, whether the budget holds or not and whether layers may go back to float or not.
         form: of the engine that will run the network: what holds the budget in that form is taken. What it loses in the other one is
             measured and reported.
@@ -130,7 +80,7 @@ def guard(
     """
     measurer = Measurer(candidate.network or candidate.fp32, patches, spec, references, form=form)
     time = time or SearchTime()
-    search = _Search(measurer, budget, task, candidate, time)
+    search = Search(measurer, budget, task, candidate, time)
     result = search.result
     if search.measurement.agreement is None:
         result.notes.append(NOTHING_FOUND)
@@ -144,15 +94,15 @@ def guard(
 
     model = find() if verify is None else search.verified(find, verify)
     if time.shortened:
-        result.notes.append(SHORTENED.format(time.seconds / 60))
+        result.notes.append(SHORTENED.format(time.seconds / 60, ", ".join(time.left_out)))
     _measure_other_form(measurer, model, result, task)
-    if stopwatch is not None and budget.fallback and (result.halves or result.returned):
-        _time(result, [search.start, model], stopwatch, task)
+    if budget.fallback and (result.halves or result.returned):
+        result.to_be_timed = [search.start, model]
     return model, result
 
 
 def _searched(
-    search: _Search,
+    search: Search,
     spec: ModelSpec,
     shape: tuple[int, ...],
     ways: tuple[Sequence[Alternative], Sequence[Alternative]],
@@ -175,217 +125,6 @@ def _searched(
     return search.with_input_halves(model, spec, shape)
 
 
-class _Search:
-    """The way to the network that holds the budget.
-
-    Attributes:
-        start: the plain INT8 network that is nearest to FP32 so far.
-        measurement: of it, on all patches.
-        settled: whether there is nothing to search: it holds the budget as it came, or with the margin.
-    """
-
-    def __init__(self, measurer: Measurer, budget: Budget, task: Task, candidate: Candidate, time: SearchTime) -> None:
-        self._measurer, self._budget, self._task, self._time = measurer, budget, task, time
-        self.start, self.measurement, self._biases_help = _better_biases(measurer, candidate, task)
-        self._candidate = candidate
-        self._ladder: Ladder | None = None
-        self._climbed: Point | None = None
-        self._exact: list[Candidate] = []
-        self._margin, self._retried = MARGIN, False
-        #: Holds the budget without the margin, with weights that halves would spoil.
-        self._reserve: tuple[Any, Measurement, Candidate] | None = None
-        self.result = GuardResult(
-            budget,
-            self.measurement,
-            self.measurement,
-            biases_corrected=self._biases_help,
-            source=candidate.source,
-            form=measurer.form,
-        )
-        self.settled = self.result.kept
-
-    def ask(self, alternatives: Sequence[Alternative], *, thorough: bool) -> None:
-        """Ask other ways one after the other, and take those that come nearer to FP32."""
-        for alternative in alternatives:
-            wanted = (thorough or not self.settled) and not self._time.is_over()
-            other = alternative() if wanted else None
-            if other is None:
-                continue
-            int8, measurement, helps = _better_biases(self._measurer, other, self._task)
-            if other.compensates and self._budget.fallback and not self._aimed(measurement):
-                if (
-                    not self._retried
-                    and self._budget.excess(measurement) <= 0
-                    and (self._reserve is None or _nearer(measurement, self._reserve[1], self._budget))
-                ):
-                    self._reserve = int8, measurement, other
-                continue
-            if _nearer(measurement, self.measurement, self._budget):
-                self._start_from(int8, measurement, other, helps)
-            self.settled = self.settled or self._aimed(self.measurement)
-
-    def _aimed(self, measurement: Measurement) -> bool:
-        return self._budget.excess(measurement, self._margin) <= 0
-
-    def verified(self, find: Callable[[], Any], verify: Verify) -> Any:
-        """The network that holds the budget on held-out scans as well, or comes nearest to it.
-
-        Args:
-            find: searches a network with the margin at hand.
-        """
-        model = find()
-        agreement = verify(model, self.result.source)
-        best, result = (model, agreement), replace(self.result)
-        for _ in range(MORE_SEARCHES):
-            if agreement is None or not self._misses(agreement) or self._time.is_over():
-                break
-            self._leave_more_over(agreement)
-            model = find()
-            agreement = verify(model, self.result.source)
-            if agreement is not None and agreement > (best[1] or 0.0):
-                best, result = (model, agreement), replace(self.result)
-        vars(self.result).update(vars(result))
-        return best[0]
-
-    def _misses(self, agreement: float) -> bool:
-        """Whether the agreement on held-out scans misses the budget or all but does, and more of it can be left over."""
-        # Of a budget of nothing no part can be left over.
-        wanted = self._budget.agreement + HELD_OUT_MARGIN * (1 - self._budget.agreement)
-        fails = agreement < wanted and self._budget.agreement < 1
-        return fails and self._budget.fallback and self._margin < MOST_MARGIN
-
-    def _leave_more_over(self, agreement: float) -> None:
-        """Leave more of the budget over, by what was missed on held-out scans, and search anew."""
-        missed, allowed = max(0.0, self._budget.agreement - agreement), 1 - self._budget.agreement
-        self._margin = min(MOST_MARGIN, self._margin + missed / allowed + _ADDED)
-        self._ladder = self._climbed = self._reserve = None
-        self._retried, self.settled = True, self._aimed(self.measurement)
-        self._write_down_start()
-
-    def _start_from(self, int8: Any, measurement: Measurement, candidate: Candidate, helps: bool) -> None:
-        self.start, self._candidate, self.measurement, self._biases_help = int8, candidate, measurement, helps
-        self._ladder = self._climbed = None
-        self._write_down_start()
-
-    def _write_down_start(self) -> None:
-        """Write down the network that the search starts from, with nothing of what an earlier search has found."""
-        result, candidate = self.result, self._candidate
-        result.before = result.after = self.measurement
-        result.biases_corrected, result.equalized = self._biases_help, candidate.equalized
-        result.source = candidate.source
-        result.halves, result.returned, result.stored_as_int8 = {}, {}, []
-
-    @property
-    def ladder(self) -> Ladder:
-        """The ladder of the network that is nearest so far."""
-        if self._ladder is None:
-            candidate, exact = self._candidate, self._candidate.exact
-            self._exact = []
-
-            def learn() -> Any:
-                assert exact is not None
-                self._exact.append(exact())
-                return self._exact[0].int8
-
-            nearest = None if self.start is candidate.int8 else candidate.int8
-            base = Base(candidate.fp32, self.start, candidate.ranges, nearest, learn if exact is not None else None)
-            goal = Goal(self._budget.excess, self._margin, self._time)
-            self._ladder = Ladder(base, self._measurer, goal, self._task)
-        return self._ladder
-
-    def cure_by_few_halves(self) -> bool:
-        """Climb the ladder where a layer by itself loses what learned rounding does not make up for.
-
-        Returns:
-            Whether it was climbed, and at most half of the layers in halves hold the budget.
-        """
-        if not self._budget.fallback or all(
-            self._budget.excess(alone) <= HOPELESS for alone in self.ladder.alone.values()
-        ):
-            return False
-        self._climbed = self.ladder.climb(self.measurement, strict=self._retried)
-        few = 2 * len(self._climbed.halved) <= len(self.ladder.alone)
-        return few and not self._climbed.returned and self._budget.excess(self._climbed.measurement) <= 0
-
-    def climb(self) -> Point | None:
-        """The best network on the ladder; None where a network that needs none is as good, which is the start then."""
-        point = self._climbed or self.ladder.climb(
-            self.measurement, to_float=self._reserve is None, strict=self._retried
-        )
-        if self._reserve is not None and not (self._aimed(point.measurement) and not point.returned):
-            int8, measurement, candidate = self._reserve
-            self._start_from(int8, measurement, candidate, helps=False)
-            return None
-        return point
-
-    def take(self, point: Point) -> Any:
-        """Write down what was chosen, and make it."""
-        _note(self.result, self.ladder, point)
-        if point.network != "int8":
-            self.result.biases_corrected = False
-        if point.network == "learned":
-            self.result.source = self._exact[0].source
-        return self.ladder.build(point)
-
-    def with_input_halves(self, model: Any, spec: ModelSpec, shape: tuple[int, ...]) -> Any:
-        """The network with its input in two halves where that costs little and does no harm on the patches; else as it is."""
-        other, layers = with_input_halves(model, self._candidate.ranges, shape)
-        if not layers:
-            return model
-        before = self.result.after
-        with self._task.stage(INPUT_STAGE, self._measurer.patches):
-            after = self._measurer.measure(other, task=self._task)
-        worse = self._budget.excess(after) > self._budget.excess(before)
-        if worse or after.relative_error > wanted_error(spec, before.relative_error):
-            return model
-        why = f"the input, for scans that go beyond calibration: relative error {before.relative_error:.3g} without, {after.relative_error:.3g} with it"
-        self.result.after = after
-        self.result.halves = dict.fromkeys(layers, why) | self.result.halves
-        return other
-
-
-def _note(result: GuardResult, ladder: Ladder, best: Point) -> None:
-    """Write down what the network is that was taken, and why."""
-
-    def why(name: str) -> str:
-        alone = ladder.alone[name]
-        agreement = "unknown" if alone.agreement is None else f"{alone.agreement:.4f}"
-        return f"quantized alone it gives agreement {agreement}, relative error {alone.relative_error:.3g}"
-
-    result.after = best.measurement
-    parts = dict.fromkeys(best.halved, "") | {
-        name: "; its input and its weights are halves" if name in best.halved else "; its weights are halves"
-        for name in best.refined
-    }
-    result.halves = {name: why(name) + parts[name] for name in ladder.alone if name in parts}
-    result.returned = {name: why(name) for name in best.returned}
-    result.stored_as_int8 = list(best.stored)
-
-
-def _better_biases(measurer: Measurer, candidate: Candidate, task: Task) -> tuple[Any, Measurement, bool]:
-    """The INT8 network with the biases that bring it nearer to FP32, what it measures, and whether they are the corrected ones."""
-    networks = 1 if candidate.corrected is None else 2
-    with task.stage(AGREEMENT_STAGE, networks * measurer.patches):
-        measurement = measurer.measure(candidate.int8, task=task)
-        if candidate.corrected is None:
-            return candidate.int8, measurement, False
-        better = measurer.measure(candidate.corrected, task=task)
-    if better.relative_error < measurement.relative_error and (better.agreement or 0) >= (measurement.agreement or 0):
-        return candidate.corrected, better, True
-    return candidate.int8, measurement, False
-
-
-def _nearer(first: Measurement, second: Measurement, budget: Budget) -> bool:
-    """Whether the first exceeds the budget by less; where both hold it, whether it agrees better, or as well with a smaller error."""
-    return _rank(first, budget) < _rank(second, budget)
-
-
-def _rank(measurement: Measurement, budget: Budget) -> tuple[float, float, float]:
-    excess = budget.excess(measurement)
-    agreement = 0.0 if excess > 0 else round(measurement.agreement or 0.0, 4)
-    return excess, -agreement, measurement.relative_error
-
-
 def _measure_other_form(measurer: Measurer, model: Any, result: GuardResult, task: Task) -> None:
     """Measure what the network loses with zero points where it will run without, and the other way round."""
     if replace(SYMMETRIC, zero_points=True).activations_of(model) is model:
@@ -402,15 +141,23 @@ def _measure_other_form(measurer: Measurer, model: Any, result: GuardResult, tas
         )
 
 
-def _time(result: GuardResult, candidates: Sequence[Any], stopwatch: Stopwatch, task: Task) -> None:
-    """Time what layers in halves and in float cost. An engine that cannot be timed is no reason to lose the network that was made."""
+def time_layers(result: GuardResult, stopwatch: Stopwatch, task: Task) -> bool:
+    """Time the real engine before and after layers were taken in halves or went back, if any was; whether there is anything new to report.
+
+    An engine that cannot be timed is no reason to lose the network that was made. One that ends the process by a fault of its own is none
+    either, if the network was written before.
+    """
+    networks, result.to_be_timed = result.to_be_timed, []
+    if not networks:
+        return False
     try:
-        with task.stage("timing what the layers cost", len(candidates)):
-            for candidate in candidates:
-                result.milliseconds.append(stopwatch(candidate))
+        with task.stage("timing what the layers cost", len(networks)):
+            for network in networks:
+                result.milliseconds.append(stopwatch(network))
                 task.step()
     except Cancelled:
         raise
     except Exception as error:
         result.milliseconds = []
         result.notes.append(f"what the layers in halves and in float cost was not measured: {error}")
+    return True

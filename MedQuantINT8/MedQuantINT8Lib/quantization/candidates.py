@@ -11,7 +11,6 @@ from ..imaging.patches import Patch
 from ..models import onnx_graph as graph
 from ..models import qdq
 from ..progress import Task
-from .accuracy_guard import Alternative, Candidate
 from .activation_ranges import histograms_for, scales_from
 from .bias_correction import with_corrected_biases
 from .calibration import CalibrationOptions, PatchSampler
@@ -19,6 +18,7 @@ from .channel_scales import scaled_network
 from .effort import Learning
 from .equalization import equalized_network
 from .fp32_network import Fp32Network
+from .guard_search import Alternative, Candidate
 from .histogram import ActivationHistogram
 from .qdq_placement import place
 from .rounding import RoundingReport

@@ -24,6 +24,7 @@ from .calibration import PatchSampler
 from .fp32_network import Fp32Network
 from .label_borders import label_borders
 from .rounding import RoundingOptions, RoundingReport, with_learned_rounding
+from .search_time import SearchTime
 from .stepwise import peak_bytes
 
 Patch = NDArray[np.float32]
@@ -46,6 +47,8 @@ class Effort:
         rounding: samples, and a bound on the time that one network takes.
         seconds: that learning takes over all networks that it is tried on; those after it stay rounded to nearest.
         search_seconds: that quantizing takes before the guard takes the first network that holds the budget.
+        seconds_in_all: that are left from calibration to the end of quantizing, or the time of so many runs of the network as
+            ``runs_in_all`` says where that is more; what comes after the search is taken off.
     """
 
     learns: bool
@@ -54,6 +57,17 @@ class Effort:
     rounding: RoundingOptions = RoundingOptions()
     seconds: float = 600.0
     search_seconds: float = 600.0
+    seconds_in_all: float = math.inf
+    runs_in_all: float = math.inf
+
+    def seconds_after_calibration(self, seconds_a_run: float, runs_after: float) -> float:
+        """How long the search may go on from where the network is calibrated.
+
+        Args:
+            seconds_a_run: of the network on a patch.
+            runs_after: how many runs what comes after the search takes.
+        """
+        return max(self.seconds_in_all, self.runs_in_all * seconds_a_run) - runs_after * seconds_a_run
 
 
 EFFORTS = {
@@ -63,6 +77,8 @@ EFFORTS = {
         patches=4,
         rounding=RoundingOptions(samples=2.0, least_samples=4096, seconds=180),
         seconds=360,
+        seconds_in_all=185,
+        runs_in_all=100,
     ),
     "best": Effort(
         learns=True,
@@ -107,6 +123,7 @@ class Learning:
             are learned on.
         labels: gives the label map of scores (:func:`..engines.fidelity.labels_of`).
         form: of the engine that will run the networks.
+        time: that the search has; learning ends with it.
     """
 
     def __init__(
@@ -120,7 +137,9 @@ class Learning:
         *,
         apart: bool,
         form: EngineForm = SYMMETRIC,
+        time: SearchTime | None = None,
     ) -> None:
+        self._time = time or SearchTime()
         self._sampler, self._effort, self._compared, self._labels, self._task = sampler, effort, compared, labels, task
         self.weight_bits, self._apart, self._form = weight_bits, apart and weight_bits == 8, form
         self._patches: list[Patch] | None = None
@@ -154,7 +173,8 @@ class Learning:
         eight = frozenset(_eight_bit_layers(fp32, before)) if self.weight_bits == 4 else frozenset()
         options = replace(self._effort.rounding, weight_bits=self.weight_bits, eight_bits=eight)
         if self.weight_bits == 8:
-            options = replace(options, seconds=min(options.seconds, max(0.0, self._effort.seconds - self._seconds)))
+            left = min(max(0.0, self._effort.seconds - self._seconds), self._time.left)
+            options = replace(options, seconds=min(options.seconds, left))
         else:
             # Weights of 4 bits are learned in any case: rounded to nearest they are of no use, and left at 8 bits not what was asked for.
             options = replace(options, seconds=math.inf)

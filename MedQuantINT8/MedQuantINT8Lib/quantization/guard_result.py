@@ -56,6 +56,7 @@ class GuardResult:
         form: that INT8 was simulated in: that of the engine that will run it.
         other_form: another form, that engines of another kind compute; None where both are the same network.
         in_other_form: measured in that form, on the same patches.
+        to_be_timed: the networks before and after layers were taken in halves or went back, until they were timed.
     """
 
     budget: Budget
@@ -72,6 +73,7 @@ class GuardResult:
     form: EngineForm = SYMMETRIC
     other_form: EngineForm | None = None
     in_other_form: Measurement | None = None
+    to_be_timed: list[Any] = field(default_factory=list)
 
     @property
     def agreement(self) -> float | None:

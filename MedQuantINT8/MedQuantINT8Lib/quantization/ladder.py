@@ -33,6 +33,15 @@ FEW, _FINALISTS = 2, 3
 HALVES_MARGIN = 1.5
 
 
+#: What is not tried when the time is over, in words.
+LAYERS_ALONE = "measuring each layer by itself"
+WEIGHTS_ALONE = "measuring each layer's weights by themselves"
+LEARNED_FOR_HALVES = "learning how weights are rounded behind halves"
+FEWER_HALVES = "fewer layers in halves"
+FEWER_WEIGHT_HALVES = "fewer layers whose weights are halves"
+FEWER_IN_FLOAT = "fewer layers in float"
+
+
 class Measures(Protocol):
     """The part of :class:`.measurer.Measurer` that is needed."""
 
@@ -153,12 +162,12 @@ class Ladder:
 
     def _in_halves(self, plain: Point) -> tuple[Point, Point | None]:
         """The network with all layers in halves that is nearest to the target, or the plain one; and that with the fewest that holds it."""
-        order = [name for name in self.alone if name in self._scales]
+        order = [name for name in self.order if name in self._scales]
         plain_excess = self._excess(self._measured(plain))
         halved, helps = plain, False
         for network in _NETWORKS if order else ():
             # Learning takes minutes: only where halves are of use.
-            if network == "learned" and (not helps or self._time.is_over()):
+            if network == "learned" and (not helps or self._time.is_over(LEARNED_FOR_HALVES)):
                 continue
             if not self._make(network):
                 continue
@@ -181,16 +190,36 @@ class Ladder:
 
     @cached_property
     def alone(self) -> dict[str, Measurement]:
-        """What each layer costs by itself, on one patch; the one that costs most agreement first."""
+        """What each layer costs by itself, on one patch; the one that costs most agreement first. Layers for which no time was left are
+        missing: those in the middle of the network, which cost least as a rule."""
         alone = {}
         with self._task.stage("finding the layers that INT8 cannot afford", len(self._layers)):
-            for name in self._layers:
-                # Quantized alone: put back alone, a bad layer hides behind the others, whose error has saturated already.
-                others = set(self._layers) - {name}
-                network = qdq.without_quantization(self._base.int8, others, self._base.fp32)
-                alone[name] = self._measurer.measure(network, 1)
-                self._task.step()
-        return dict(sorted(alone.items(), key=lambda item: _cost(item[1]), reverse=True))
+            for name in _from_the_ends(self._layers):
+                if self._time.is_over(LAYERS_ALONE):
+                    break
+                alone[name] = self._measured_alone(self._base.int8, name)
+        # Of layers that cost the same the first in the network comes first.
+        in_order = [(name, alone[name]) for name in self._layers if name in alone]
+        return dict(sorted(in_order, key=lambda item: _cost(item[1]), reverse=True))
+
+    def _measured_alone(self, model: Any, name: str) -> Measurement:
+        """What a network costs in which this layer alone is quantized: put back alone, a bad layer hides behind the others, whose error has
+        saturated already."""
+        network = qdq.without_quantization(model, set(self._layers) - {name}, self._base.fp32)
+        measurement = self._measurer.measure(network, 1)
+        self._task.step()
+        return measurement
+
+    @property
+    def layers(self) -> int:
+        """How many layers are quantized."""
+        return len(self._layers)
+
+    @cached_property
+    def order(self) -> list[str]:
+        """All layers, the one that costs most by itself first; last those that were not measured, from the ends of the network inwards."""
+        alone = self.alone
+        return [*alone, *(name for name in _from_the_ends(self._layers) if name not in alone)]
 
     def build(self, point: Point) -> Any:
         """Make a point's network."""
@@ -240,7 +269,7 @@ class Ladder:
         Args:
             like: what is in float, and whose weights are halves.
         """
-        order = [name for name in self.alone if name in whole.halved]
+        order = [name for name in self.order if name in whole.halved]
         low, high = 0 if like.returned or like.refined else 1, len(order)
         tried = {high: whole}
 
@@ -250,7 +279,7 @@ class Ladder:
             return tried[count]
 
         with self._task.stage("finding the layers that need two INT8 halves", (high - low + 1).bit_length()):
-            while low < high and not self._time.is_over():
+            while low < high and not self._time.is_over(FEWER_HALVES):
                 middle = (low + high) // 2
                 if self._excess(at(middle).measurement) <= 0:
                     high = middle
@@ -259,7 +288,7 @@ class Ladder:
                 self._task.step()
             step = 1
             while high < len(order) and not self._holds(at(high)):
-                step = len(order) if self._time.is_over() else step
+                step = len(order) if self._time.is_over(FEWER_HALVES) else step
                 high, step = min(high + step, len(order)), 2 * step
         return at(high)
 
@@ -305,12 +334,12 @@ class Ladder:
             after = self._excess(at(high).measurement)
             if after > 0:
                 return at(high) if after < before else start
-            while low < high and not self._time.is_over():
+            while low < high and not self._time.is_over(FEWER_WEIGHT_HALVES):
                 middle = (low + high) // 2
                 low, high = (low, middle) if self._excess(at(middle).measurement) <= 0 else (middle + 1, high)
                 self._task.step()
             while high < len(fitting) and not self._holds(at(high)):
-                high = len(fitting) if self._time.is_over() else high + 1
+                high = len(fitting) if self._time.is_over(FEWER_WEIGHT_HALVES) else high + 1
         return at(high)
 
     def _return_to_float(self, start: Point, order: Sequence[str]) -> None:
@@ -328,7 +357,7 @@ class Ladder:
                 self._task.step()
                 if count < min(next_measured, len(order)):
                     continue
-                step = 2 * step if self._time.is_over() else 1
+                step = 2 * step if self._time.is_over(FEWER_IN_FLOAT) else 1
                 next_measured += step
                 point.measurement = self._measure(point, FEW)
                 self.points.append(point)
@@ -346,9 +375,10 @@ class Ladder:
 
     def _weights_order(self, start: Point) -> list[str]:
         """The layers, the one first that costs most agreement as it is at the start: in halves only its weights cost."""
-        if not start.halved or ((start.halved, start.network) not in self._orders and self._time.is_over()):
-            return list(self.alone)
-        if (start.halved, start.network) not in self._orders:
+        known = (start.halved, start.network) in self._orders
+        if not start.halved or (not known and self._time.is_over(WEIGHTS_ALONE)):
+            return self.order
+        if not known:
             self._orders[start.halved, start.network] = self._measured_order(start)
         return self._orders[start.halved, start.network]
 
@@ -357,10 +387,11 @@ class Ladder:
         halves = self.build(start)
         with self._task.stage("finding the layers whose weights INT8 cannot afford", len(start.halved)):
             for name in start.halved:
-                network = qdq.without_quantization(halves, set(self._layers) - {name}, self._base.fp32)
-                alone[name] = self._measurer.measure(network, 1)
-                self._task.step()
-        return sorted(alone, key=lambda name: _cost(alone[name]), reverse=True)
+                if self._time.is_over(WEIGHTS_ALONE):
+                    break
+                alone[name] = self._measured_alone(halves, name)
+        rest = [name for name in self.order if name not in alone]
+        return [*sorted(alone, key=lambda name: _cost(alone[name]), reverse=True), *rest]
 
     def _best(self) -> Point:
         """The last network if it holds the budget, else the one that misses it by least, measured on all patches; of equals the one with
@@ -374,6 +405,12 @@ class Ladder:
         first, *others = self.points
         finalists = sorted(others, key=rank)[:_FINALISTS]
         return min([first, *map(self._complete, finalists)], key=rank)
+
+
+def _from_the_ends(layers: Sequence[str]) -> list[str]:
+    """The layers from both ends of the network inwards: the first and the last ones cost most as a rule."""
+    last = len(layers) - 1
+    return [layers[n] for n in sorted(range(len(layers)), key=lambda n: (min(n, last - n), n))]
 
 
 def _cost(measurement: Measurement) -> tuple[float, float]:

@@ -140,8 +140,9 @@ class Measurer:
         """The outputs in the middle of the first patches; a network that was run on some of them is run on the others alone."""
         data = with_full_vectors(graph.fixed_shape(model, self._patches[0].shape[1:])).SerializeToString()
         outputs = self._remembered(hashlib.sha256(data).digest())
-        if task is not None and outputs:
-            task.step(min(count, len(outputs)))
+        done = len(outputs)
+        if done < count and len(shifted := self._shifted(model, count)) == count:
+            outputs[:] = shifted
         run = float_session(data, precision) if len(outputs) < count else None
         for patch in self._patches[len(outputs) : count]:
             assert run is not None
@@ -150,28 +151,26 @@ class Measurer:
             outputs.append(np.array(scores[(slice(None), slice(None), *self._middle)]))
             if task is not None:
                 task.step()
+        if task is not None and run is None:
+            task.step(max(0, count - done))
+        self._last = model, outputs
         return outputs[:count]
 
     def _remembered(self, key: bytes) -> list[NDArray[Any]]:
         """The list of the outputs of a network, to be added to; those of the networks before the last few are forgotten."""
         outputs = self._known.setdefault(key, [])
         self._known.move_to_end(key)
-        while (
-            len(self._known) > 1
-            and sum(array.nbytes for known in self._known.values() for array in known) > _MOST_BYTES
-        ):
+        while len(self._known) > 1 and sum(a.nbytes for known in self._known.values() for a in known) > _MOST_BYTES:
             self._known.popitem(last=False)
         return outputs
 
-    def _shifted(self, model: Any, count: int, task: Task | None) -> list[NDArray[Any]]:
+    def _shifted(self, model: Any, count: int) -> list[NDArray[Any]]:
         """The outputs of a network that differs from the last one in the last bias alone; none where it differs otherwise."""
         if self._last is None or len(self._last[1]) < count:
             return []
         shift = output_shift(self._last[0], model)
         if shift is None:
             return []
-        if task is not None:
-            task.step(count)
         added = shift.astype(np.float32).reshape(1, -1, 1, 1, 1)
         return [output + added for output in self._last[1][:count]]
 
@@ -190,8 +189,7 @@ class Measurer:
         """
         model = with_single_products((self.form if form is None else form).of(candidate))
         count = patches or len(self._patches)
-        outputs = self._shifted(model, count, task) or self._outputs(model, "int8", count, task)
-        self._last = model, outputs
+        outputs = self._outputs(model, "int8", count, task)
         agreement = ScoreAgreement(self._spec, self._voxel_ml)
         squares = power = 0.0
         labels = [self._labels(output) for output in outputs]

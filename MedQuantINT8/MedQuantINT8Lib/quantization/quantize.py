@@ -7,36 +7,33 @@ ModelOpt knows only two methods for INT8 and takes any other word for "max". Wha
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass
 from typing import Any
 
 from ..engines.fidelity import labels_of
-from ..engines.int8_or_float import LEAST_SHARE
 from ..errors import PackageError
-from ..files import write_json
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
 from ..models import qdq
 from ..models.engine_form import SYMMETRIC
-from ..models.layers import Layer, int8_share, weighted_layers, work_shares
-from ..models.package import CALIBRATION, FP32, INT8, ModelPackage
+from ..models.layers import weighted_layers
+from ..models.package import FP32, ModelPackage
 from ..progress import Task
-from .accuracy_guard import AGREEMENT_STAGE, INPUT_STAGE, OTHER_FORM_STAGE, Budget, GuardResult, Stopwatch, guard
+from .accuracy_guard import OTHER_FORM_STAGE, Stopwatch, guard, time_layers
 from .calibration import Calibration, CalibrationOptions, PatchSampler
 from .candidates import FEW_PATCHES, Candidates, Form, Forms
 from .concat_split import split_unlike
-from .effort import EFFORTS, Learning, check_effort, with_packed_weights
+from .effort import EFFORTS, Learning, check_effort
 from .fp32_network import Fp32Network
-from .held_out import HeldOut, expected_runs, stage_name
+from .guard_result import Budget
+from .guard_search import AGREEMENT_STAGE, INPUT_STAGE
+from .held_out import expected_runs, stage_name
 from .held_out_comparison import HeldOutComparison
 from .latency import EngineStopwatch
 from .qdq_placement import require_quantizer
-from .rounding import RoundingReport
+from .quantized_package import QuantizationReport, versions, with_report, write_quantized
 from .search_time import SearchTime
 
 
@@ -71,66 +68,6 @@ class QuantizationPolicy:
     weight_bits: int = 8
 
 
-@dataclass
-class QuantizationReport:
-    """The report of a quantization: what became of each layer.
-
-    Attributes:
-        layers: every convolution and matrix product with its share of the work and, if it stayed in high precision,
-            why.
-        int8_mac_share: share of multiply-accumulates between Q/DQ pairs, of the network as it runs: both products of a layer in halves
-            count.
-        size_ratio: bytes of the INT8 network over bytes of FP32.
-        guard: agreement with FP32 before and after the fallback, on patches of the calibration scans.
-        held_out: the agreement on scans that the ranges do not come from.
-        split: convolutions of concatenations that run as one for each part, whose ranges are very unlike.
-        effort, weight_bits: as asked for.
-        rounding: what learned rounding did; None where the network has plain rounding.
-        four_bit_layers: layers whose weights are stored in 4 bits.
-    """
-
-    layers: list[Layer]
-    int8_mac_share: float
-    fp32_bytes: int
-    int8_bytes: int
-    guard: GuardResult
-    held_out: HeldOut
-    warnings: list[str] = field(default_factory=list)
-    split: list[str] = field(default_factory=list)
-    effort: str = "normal"
-    weight_bits: int = 8
-    rounding: RoundingReport | None = None
-    four_bit_layers: list[str] = field(default_factory=list)
-
-    @property
-    def agreement(self) -> float | None:
-        """The agreement to report: on held-out scans, or on the calibration scan where there is one; None where nothing is found."""
-        return self.held_out.agreement
-
-    @property
-    def size_ratio(self) -> float:
-        return self.int8_bytes / self.fp32_bytes
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "int8_mac_share": self.int8_mac_share,
-            "work": work_shares(self.layers),
-            "fp32_bytes": self.fp32_bytes,
-            "int8_bytes": self.int8_bytes,
-            "size_ratio": self.size_ratio,
-            "layers": [asdict(layer) for layer in self.layers],
-            "guard": self.guard.to_json(),
-            "split": self.split,
-            "agreement": self.agreement,
-            "held_out": self.held_out.to_json(),
-            "effort": self.effort,
-            "weight_bits": self.weight_bits,
-            "learned_rounding": None if self.rounding is None else self.rounding.to_json(),
-            "four_bit_layers": self.four_bit_layers,
-            "warnings": self.warnings,
-        }
-
-
 def quantize_package(
     package: ModelPackage,
     sampler: PatchSampler,
@@ -142,7 +79,8 @@ def quantize_package(
 ) -> tuple[ModelPackage, QuantizationReport]:
     """Quantize a package's FP32 network and write the package, with both networks, to ``target``.
 
-    Nothing is written before everything is done and proved.
+    Nothing is written before everything is done and proved; what the layers in halves and in float cost on the real engine is timed after
+    that, and then added to the report.
 
     Args:
         stopwatch: times the real engine on a candidate network, to tell what each layer costs that goes back to float.
@@ -220,7 +158,11 @@ def _quantized(
         task,
         apart=count == COMPARED_PATCHES,
         form=form_of_engine,
+        time=time,
     )
+    if policy.weight_bits == 8:
+        runs_after = expected_runs(sampler) + _RUNS_AT_THE_END * len(patches)
+        time.limit(effort.seconds_after_calibration(network.seconds_a_run, runs_after))
     candidates = Candidates(forms, plain, patches, learning)
     comparison = HeldOutComparison(network, calibration, sampler, package.spec, form_of_engine, task)
     int8, guarded = guard(
@@ -230,7 +172,6 @@ def _quantized(
         policy.budget,
         task,
         references,
-        stopwatch,
         candidates.alternatives(),
         learned=candidates.learned_alternatives(),
         thorough=effort.always,
@@ -272,7 +213,7 @@ def _quantized(
         sampler.drawn,
         sampler.volume_hashes,
         sampler.warnings,
-        _versions(),
+        versions(),
         graph.network_shape(fp32).input_name,
         {} if form is plain else {name: 127 * scale * wider.get(name, 1.0) for name, scale in plain.scales.items()},
     )
@@ -288,7 +229,11 @@ def _quantized(
         weight_bits=policy.weight_bits,
         rounding=rounding,
     )
-    return _write(package, int8, measured, report, reasons, target)
+    package = write_quantized(package, int8, measured, report, reasons, target)
+    # An engine that ends the process by a fault of its own finds the network written.
+    if stopwatch is not None and time_layers(guarded, stopwatch, task):
+        package = with_report(package, measured, report, target)
+    return package, report
 
 
 def _names_before_scaling(form: Form, plain: Form) -> dict[str, str]:
@@ -306,7 +251,7 @@ def _plan(sampler: PatchSampler, calibration: CalibrationOptions, compared: int)
     calibrating = len(sampler) * (1.0 if calibration.method == "max" else 2.0)
     return {
         "calibrating": calibrating,
-        AGREEMENT_STAGE: 2.0 * compared,
+        AGREEMENT_STAGE: float(compared + min(FEW_PATCHES, compared)),
         INPUT_STAGE: float(compared),
         OTHER_FORM_STAGE: float(compared),
         stage_name(several=sampler.volumes > 1): float(expected_runs(sampler)),
@@ -322,6 +267,9 @@ OPSET = 19
 #: Patches on which INT8 is compared with FP32, of as many volumes as there are. Two let a network pass that lost a structure on the next
 #: scan (docs/results/labelled.md); of patches that are whole volumes two have to do.
 COMPARED_PATCHES, _LARGE_PATCH = 6, 1 << 21
+#: Runs of the network for each compared patch that come after the search: with the input in halves, in the form of other engines, on the
+#: patches that a few had stood for, and on the real engine.
+_RUNS_AT_THE_END = 4
 #: Longest side of a calibration patch where the network is free in size: larger ones cost time and teach little.
 CALIBRATION_SIDE = 96
 
@@ -362,53 +310,3 @@ def policy_reasons(model: Any, policy: QuantizationPolicy) -> dict[str, str]:
         if layer.op == "ConvTranspose" and not policy.transposed:
             reasons.setdefault(layer.name, "a transposed convolution, kept by request (its weights are stored as INT8)")
     return reasons
-
-
-def _write(
-    package: ModelPackage,
-    model: Any,
-    measured: Calibration,
-    report: QuantizationReport,
-    reasons: dict[str, str],
-    target: str | os.PathLike[str],
-) -> tuple[ModelPackage, QuantizationReport]:
-    report.layers = weighted_layers(graph.inferred(model), reasons)
-    report.int8_mac_share = int8_share(report.layers)
-    report.fp32_bytes = package.onnx_path("fp32").stat().st_size
-    guarded = report.guard
-    expected = report.held_out.warning(guarded.budget.agreement)
-    report.warnings = [*measured.warnings, *guarded.notes, *([expected] if expected else [])]
-    if report.int8_mac_share < LEAST_SHARE:
-        report.warnings.append(
-            f"INT8 is not worth it for this network: {100 * report.int8_mac_share:.1f} % of its multiply-accumulates run in INT8 within the budget; "
-            "the precision auto takes FP32"
-        )
-    # The package's network keeps the open shapes of the FP32 one: engines fix them for themselves.
-    _open_shapes(model, package)
-    if report.weight_bits == 4:
-        model, report.four_bit_layers = with_packed_weights(model, f"{package.spec.name}: {INT8}")
-    with TemporaryDirectory(prefix="medquant-quantize-") as scratch:
-        folder = Path(scratch)
-        # The size of the file as it is kept, in the package's own report as well.
-        report.int8_bytes = (folder / INT8).write_bytes(model.SerializeToString())
-        write_json(folder / CALIBRATION, {**measured.to_json(), "quantization": report.to_json()})
-        return package.with_files(target, {INT8: folder / INT8, CALIBRATION: folder / CALIBRATION}), report
-
-
-def _open_shapes(model: Any, package: ModelPackage) -> None:
-    original = graph.load_network(package.onnx_path("fp32"))
-    initializers = {i.name for i in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in initializers]
-    for mine, theirs in ((inputs[0], original.graph.input[0]), (model.graph.output[0], original.graph.output[0])):
-        mine.type.CopyFrom(theirs.type)
-    del model.graph.value_info[:]
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for name in ("medquantint8", "nvidia-modelopt", "onnx", "onnxruntime", "torch", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions

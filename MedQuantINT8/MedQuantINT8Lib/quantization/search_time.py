@@ -13,15 +13,34 @@ class SearchTime:
 
     Attributes:
         seconds: that the search has, from its start.
-        shortened: whether anything was left out because the time was over.
+        left_out: what was not tried because the time was over, in words, each once.
     """
 
     seconds: float = math.inf
-    shortened: bool = False
+    left_out: list[str] = field(default_factory=list)
     _start: float = field(default_factory=time.monotonic)
 
-    def is_over(self) -> bool:
-        """Return whether the time is over; whoever asks leaves something out then."""
-        over = time.monotonic() - self._start >= self.seconds
-        self.shortened = self.shortened or over
+    @property
+    def shortened(self) -> bool:
+        """Whether anything was left out because the time was over."""
+        return bool(self.left_out)
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left; 0 when the time is over."""
+        return max(0.0, self.seconds - (time.monotonic() - self._start))
+
+    def limit(self, seconds: float) -> None:
+        """Let the time be over so many seconds from now, if it would not be before."""
+        self.seconds = min(self.seconds, time.monotonic() - self._start + max(0.0, seconds))
+
+    def is_over(self, leaves_out: str) -> bool:
+        """Return whether the time is over.
+
+        Args:
+            leaves_out: what whoever asks does not try then, in words.
+        """
+        over = self.left <= 0
+        if over and leaves_out not in self.left_out:
+            self.left_out.append(leaves_out)
         return over
