@@ -110,8 +110,12 @@ class _Worker:
         self._process: _Process | None = None
         self._errors: deque[str] = deque(maxlen=_STDERR_LINES)
 
-    def start(self, kind: str, settings: dict[str, Any], begun: _Process | None = None) -> None:
-        """Start it, or go on with a process that was begun before."""
+    def start(self, kind: str, settings: dict[str, Any], begun: _Process | None = None, beside: int = 1) -> None:
+        """Start it, or go on with a process that was begun before.
+
+        Args:
+            beside: how many workers use its device, itself included.
+        """
         self.ready, self.killed_for, self.ended = False, "", False
         self._errors.clear()
         self._process = _Process(self._python, kind, self.device) if begun is None else begun
@@ -120,7 +124,7 @@ class _Worker:
         complaints = threading.Thread(target=self._collect, args=(popen,), daemon=True)
         complaints.start()
         listener.start()
-        self._send({"kind": kind, "settings": settings, "scratch": self._process.scratch})
+        self._send({"kind": kind, "settings": settings, "scratch": self._process.scratch, "beside": beside})
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -251,7 +255,9 @@ class LocalPool:
                 for worker in workers:
                     if worker.ended and run.has_work:
                         begun = self._begun.pop(worker.number, None)
-                        worker.start(order.kind, _settings(order, worker.device, devices), begun)
+                        worker.start(
+                            order.kind, _settings(order, worker.device, devices), begun, devices.count(worker.device)
+                        )
                     run.feed(worker, workers)
                     if (late := worker.overdue(self._time_limit)) is not None and not worker.killed_for:
                         worker.killed_for = late.case["id"]

@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
+from ..engines.cuda.block_cache import share_with
 from ..errors import MedQuantError
 from ..imaging.reading_process import keep_reader_ahead
 from .work import IN_FLIGHT, StagedWorker, in_words
@@ -63,6 +64,7 @@ def main() -> int:
     if not line:
         return 0
     first = json.loads(line)
+    share_with(first.get("beside", 1))
     try:
         worker = StagedWorker(lambda: open_work(first["kind"], first["settings"]), events.stage)
     except MedQuantError as error:

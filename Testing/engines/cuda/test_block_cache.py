@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import gpu_computing
-from MedQuantINT8Lib.engines.cuda import block_cache
+from MedQuantINT8Lib.engines.cuda import block_cache, graph_capture
 from MedQuantINT8Lib.engines.cuda import device as cuda
 from MedQuantINT8Lib.engines.cuda.block_cache import BlockCache
 from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
@@ -105,6 +107,44 @@ def test_what_waits_goes_where_memory_is_short():
     # And nothing was lost by that.
     cache.free(block, 80 * MB)
     assert cache.empty() and not driver.held and not cache.empty()
+
+
+def test_processes_that_share_a_gpu_share_what_may_wait(monkeypatch):
+    monkeypatch.setattr(block_cache, "_processes", 1)
+    block_cache.share_with(4)
+    driver = Driver()
+    cache = BlockCache(driver, 4 * 8 * 50 * MB)
+    for block in [cache.allocate(30 * MB, "hold it") for _ in range(3)]:
+        cache.free(block, 30 * MB)
+    assert cache.nbytes == 30 * MB and len(driver.held) == 1
+
+
+def test_a_gpu_is_not_waited_for_while_another_thread_records(monkeypatch):
+    driver, recorded_and_waited = Driver(), []
+    cache = BlockCache(driver, 1 << 40)
+    cache.free(cache.allocate(30 * MB, "hold it"), 30 * MB)
+    begun = threading.Event()
+
+    def wait():
+        begun.set()
+        cache.allocate(30 * MB, "hold it")
+
+    monkeypatch.setattr(driver, "cuCtxSynchronize", lambda: recorded_and_waited.append("waited") or (0,))
+    thread = threading.Thread(target=wait)
+
+    def enqueue(stream):
+        thread.start()
+        begun.wait()
+        thread.join(0.05)
+        recorded_and_waited.append("recorded")
+
+    names = ("cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphDestroy")
+    calls = dict.fromkeys(names, lambda *_: (0, 1))
+    mode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=2)
+    gpu = SimpleNamespace(driver=SimpleNamespace(CUstreamCaptureMode=mode, **calls))
+    graph_capture.recorded(gpu, SimpleNamespace(handle=7), enqueue)
+    thread.join()
+    assert recorded_and_waited == ["recorded", "waited"]
 
 
 @pytest.fixture

@@ -95,3 +95,6 @@ def test_gelu_is_what_the_error_function_gives():
     kernel((1, 1, 1), (len(found), 1, 1), None, ctypes.c_void_p(found.ctypes.data))
     expected = [value / 2 * math.erfc(-value / math.sqrt(2)) for value in values.astype(np.float64)]
     np.testing.assert_allclose(found, expected, rtol=2e-7, atol=4e-7)
+    ends = np.array([np.inf, -np.inf, 3e38, -3e38, np.nan], np.float32)
+    kernel((1, 1, 1), (len(ends), 1, 1), None, ctypes.c_void_p(ends.ctypes.data))
+    np.testing.assert_array_equal(ends, np.array([np.inf, 0, 3e38, 0, np.nan], np.float32))

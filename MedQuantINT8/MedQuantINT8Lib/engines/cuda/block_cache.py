@@ -8,14 +8,22 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from .driver import GpuMemoryError, checked
+from .driver import GpuMemoryError, checked, recording
 
 #: Blocks from this size on are kept.
 LEAST = 1 << 20
 #: Blocks are whole numbers of steps: of this size, or, where that is more, of a 16th to a 32nd of the block.
 _STEP, _STEP_BITS = 1 << 21, 5
-#: All that wait are no more than this share of a GPU's memory.
+#: All that wait are no more than this share of a GPU's memory, for all processes of a run together.
 _SHARE = 1 / 8
+#: How many processes of a run use each GPU that this one does.
+_processes = 1
+
+
+def share_with(processes: int) -> None:
+    """Say, before any GPU is opened, how many processes of a run use each GPU that this one does, itself included: each keeps its part."""
+    global _processes
+    _processes = max(1, processes)
 
 
 class BlockCache:
@@ -28,7 +36,7 @@ class BlockCache:
     """
 
     def __init__(self, driver: Any, total_bytes: int) -> None:
-        self._driver, self._most = driver, int(total_bytes * _SHARE)
+        self._driver, self._most = driver, int(total_bytes * _SHARE / _processes)
         self._lock = threading.Lock()
         #: The blocks that wait, by size, each with the number of its freeing; those freed last are at the end.
         self._waiting: dict[int, list[tuple[int, int]]] = {}
@@ -54,7 +62,8 @@ class BlockCache:
         if not number:
             return self._new(capacity, what)
         if doubt:
-            checked(self._driver.cuCtxSynchronize(), "finish its work")
+            with recording:
+                checked(self._driver.cuCtxSynchronize(), "finish its work")
             with self._lock:
                 # One wait is enough for all that were freed before it.
                 self._waited = max(self._waited, freed)

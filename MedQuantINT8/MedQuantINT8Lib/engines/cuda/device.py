@@ -21,7 +21,7 @@ from ...errors import EngineError
 from ...progress import Task
 from .block_cache import BlockCache
 from .compiler import Compiler
-from .driver import GpuError, GpuMemoryError, bindings, checked, start_driver
+from .driver import GpuError, GpuMemoryError, bindings, checked, recording, start_driver
 
 __all__ = [
     "DeviceBuffer",
@@ -294,7 +294,8 @@ class Gpu:
         return int(checked(self.driver.cuDeviceGetAttribute(attribute, self.device), "read the GPU's properties"))
 
     def synchronize(self) -> None:
-        checked(self.driver.cuCtxSynchronize(), "finish its work")
+        with recording:
+            checked(self.driver.cuCtxSynchronize(), "finish its work")
 
 
 class DeviceBuffer:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from typing import Any
 
 from ...errors import DependencyError, EngineError
+
+#: Held while work is recorded, and while all work of a GPU is waited for: a wait spoils what another thread records on that GPU.
+recording = threading.RLock()
 
 
 class GpuError(EngineError):

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from .device import Gpu, GpuMemoryError, Stream, checked
+from .driver import recording
 
 _NEVER_SEEN: Any = object()
 
@@ -50,14 +51,15 @@ def recorded(gpu: Gpu, stream: Stream, enqueue: Callable[[Stream], None]) -> Any
     """Record what ``enqueue`` puts into a stream, in place of doing it; the driver's handle of what ``cuGraphLaunch`` replays."""
     driver = gpu.driver
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    checked(driver.cuStreamBeginCapture(stream.handle, mode), "record its work")
-    try:
-        enqueue(stream)
-    except BaseException:
-        # A capture that is left open would make every later call fail.
-        driver.cuStreamEndCapture(stream.handle)
-        raise
-    graph = checked(driver.cuStreamEndCapture(stream.handle), "record its work")
+    with recording:
+        checked(driver.cuStreamBeginCapture(stream.handle, mode), "record its work")
+        try:
+            enqueue(stream)
+        except BaseException:
+            # A capture that is left open would make every later call fail.
+            driver.cuStreamEndCapture(stream.handle)
+            raise
+        graph = checked(driver.cuStreamEndCapture(stream.handle), "record its work")
     try:
         return checked(driver.cuGraphInstantiate(graph, 0), "prepare what was recorded")
     finally:

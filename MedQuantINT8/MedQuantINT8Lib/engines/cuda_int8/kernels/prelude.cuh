@@ -205,6 +205,7 @@ __device__ __forceinline__ float gelu(float x) {
   y = __fmaf_rn(y, t, 1.421413741f);
   y = __fmaf_rn(y, t, -0.284496736f);
   y = __fmaf_rn(y, t, 0.254829592f);
-  return __fmaf_rn(-0.70710678f * size, y * t * e, fmaxf(x, 0.0f));
+  // Where e is 0, as from 64 on, the product stays 0 for an infinite x.
+  return __fmaf_rn(-0.70710678f * fminf(size, 64.0f), y * t * e, fmaxf(x, 0.0f));
 }
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }

@@ -24,8 +24,9 @@ from .program import PARAMS, Program, machine_of, programs
 #: (two to nine percent of eight networks' time with four patches; four parts are slower where layers have few voxels).
 BATCH_PARTS = 2
 
-#: Runs whose kernels are kept, with their parameters: callers have one or two sizes of batches, and a place for the scores of each batch of some rows.
-_MOST_KNOWN = 64
+#: Runs whose kernels are kept, with their parameters: callers have one or two sizes of batches, and a place for the scores of each batch of some rows,
+#: which are 80 to 320 of a scan in windows of 96^3. A kernel takes about 1 kB here and as much in the driver, so that large networks keep fewer runs.
+_MOST_KNOWN, _LEAST_KNOWN, _MOST_KERNELS = 512, 16, 40_000
 
 
 class CudaInt8Network:
@@ -61,16 +62,17 @@ class CudaInt8Network:
         self._scores: DeviceBuffer | None = None
         self._widen: Any = None
         self._launches: dict[tuple[Any, ...], list[list[Launch]]] = {}
-        self._recorded = RecordedGraphs(gpu, _MOST_KNOWN)
         #: Of each part but the first, whose work is put into the caller's stream; by whether that is urgent.
         self._beside: dict[bool, list[tuple[Stream, Event]]] = {}
         gpu.enter()
         self.programs = programs(plan, machine_of(gpu), batch, chosen)
+        counts = _parts(batch, parts)
+        self._most_known = min(_MOST_KNOWN, max(_LEAST_KNOWN, _MOST_KERNELS // (len(self.programs) * len(counts))))
+        self._recorded = RecordedGraphs(gpu, self._most_known)
         for program, function in zip(
             self.programs, gpu.compiled([p.source for p in self.programs], "run"), strict=True
         ):
             self._ready(program, function)
-        counts = _parts(batch, parts)
         self._begun = gpu.event()
         stream = gpu.stream()
         try:
@@ -138,7 +140,7 @@ class CudaInt8Network:
         """Put all kernels of a run into a stream; scores in float16."""
         key = batch, source.pointer, source.dtype, target.pointer
         if key not in self._launches:
-            known = list(self._launches.items())[1 - _MOST_KNOWN :]
+            known = list(self._launches.items())[1 - self._most_known :]
             self._launches = dict(known) | {key: self._new_launches(batch, source, target)}
         self._side_by_side(self._launches[key], stream)
 
