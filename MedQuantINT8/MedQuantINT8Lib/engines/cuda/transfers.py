@@ -6,9 +6,11 @@ its resampling on the GPU. To pin the arrays themselves would take longer still.
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...system import cpu_count
-from .device import DeviceBuffer, Event, Gpu, PinnedBuffer, Stream
+from .device import DeviceBuffer, Event, Gpu, Stream
 
-#: Bytes of a chunk, how many are under way, and the size from which on an array is cut into chunks.
-_CHUNK, _CHUNKS, LARGE = 4 << 20, 8, 16 << 20
-_MOST_THREADS = 6
+#: Bytes of a chunk, and the size from which on an array is cut into chunks.
+_CHUNK, LARGE = 4 << 20, 16 << 20
+#: Threads of each GPU, and chunks on their way to it while threads fill others.
+_THREADS, _AHEAD = max(1, min(6, cpu_count())), 2
 #: More copies than these at a time, for all GPUs together, are slower on the whole: they wait for the computer's memory.
-_copying = threading.BoundedSemaphore(_MOST_THREADS)
+_copying = threading.BoundedSemaphore(_THREADS)
 
 
 _known: WeakKeyDictionary[Gpu, Transfers] = WeakKeyDictionary()
@@ -40,23 +43,53 @@ def transfers_of(gpu: Gpu) -> Transfers:
         return transfers
 
 
+class _Chunk:
+    """Pinned memory of one copy at a time."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._pinned = gpu.pinned((_CHUNK,), np.uint8)
+        #: Of the last copy to the GPU from here, which may be under way.
+        self._copied: Event | None = None
+
+    def array(self, size: int) -> NDArray[np.uint8]:
+        """Return so many bytes of it, for the next copy."""
+        return self._pinned.array[:size]
+
+    def copied_in(self, stream: Stream) -> None:
+        """Note that a copy to the GPU was put into a stream."""
+        self._copied = Event(self._gpu).record(stream)
+
+    def wait(self) -> None:
+        """Wait until it may be written over."""
+        copied, self._copied = self._copied, None
+        if copied is not None:
+            try:
+                copied.wait()
+            finally:
+                copied.free()
+
+    def free(self) -> None:
+        self.wait()
+        self._pinned.free()
+
+
 class Transfers:
     """Copies for one GPU; holds its pinned memory until it is closed."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
         gpu.enter()
-        self._chunks: list[PinnedBuffer] = []
-        self._free: SimpleQueue[PinnedBuffer] = SimpleQueue()
+        self._chunks: list[_Chunk] = []
+        self._free: SimpleQueue[_Chunk] = SimpleQueue()
         try:
-            for _ in range(_CHUNKS):
-                self._chunks.append(gpu.pinned((_CHUNK,), np.uint8))
+            for _ in range(_THREADS + _AHEAD):
+                self._chunks.append(_Chunk(gpu))
                 self._free.put(self._chunks[-1])
         except BaseException:
             self._release()
             raise
-        threads = max(1, min(_MOST_THREADS, cpu_count()))
-        self._threads = ThreadPoolExecutor(threads, "transfers", initializer=gpu.enter)
+        self._threads = ThreadPoolExecutor(_THREADS, "transfers", initializer=gpu.enter)
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -80,15 +113,13 @@ class Transfers:
 
         def copy(begin: int) -> None:
             part = data[begin : begin + _CHUNK]
-            chunk = self._free.get()
-            try:
-                pinned = chunk.array[: len(part)]
+            with self._chunk() as chunk:
+                pinned = chunk.array(len(part))
                 with _copying:
-                    np.copyto(pinned, part)
+                    _copy(pinned, part)
+                # Whoever takes the chunk next waits for its way to the GPU, and not this thread.
                 buffer.upload_bytes(pinned, stream, to + begin)
-                _wait(self._gpu, stream)
-            finally:
-                self._free.put(chunk)
+                chunk.copied_in(stream)
 
         jobs = [self._threads.submit(copy, begin) for begin in range(0, len(data), _CHUNK)]
         return lambda: _end(jobs)
@@ -100,15 +131,12 @@ class Transfers:
 
         def copy(begin: int) -> None:
             part = data[begin : begin + _CHUNK]
-            chunk = self._free.get()
-            try:
-                pinned = chunk.array[: len(part)]
+            with self._chunk() as chunk:
+                pinned = chunk.array(len(part))
                 buffer.download(pinned, own, offset + begin)
                 _wait(self._gpu, own)
                 with _copying:
-                    np.copyto(part, pinned)
-            finally:
-                self._free.put(chunk)
+                    _copy(part, pinned)
 
         jobs = [self._threads.submit(copy, begin) for begin in range(0, len(data), _CHUNK)]
         return Download(jobs, own, filled)
@@ -127,18 +155,26 @@ class Transfers:
                 buffer.download(some[0], own, offset + begin * pitch)
                 _wait(self._gpu, own)
                 return
-            chunk = self._free.get()
-            try:
+            with self._chunk() as chunk:
+                pinned = chunk.array(len(some) * size)
                 for number in range(len(some)):
-                    piece = chunk.array[number * size : (number + 1) * size]
+                    piece = pinned[number * size : (number + 1) * size]
                     buffer.download(piece, own, offset + (begin + number) * pitch)
                 _wait(self._gpu, own)
                 with _copying:
-                    np.copyto(some, chunk.array[: len(some) * size].view(array.dtype).reshape(some.shape))
-            finally:
-                self._free.put(chunk)
+                    np.copyto(some, pinned.view(array.dtype).reshape(some.shape))
 
         return Download([self._threads.submit(copy, begin) for begin in range(0, len(array), at_once)], own, filled)
+
+    @contextmanager
+    def _chunk(self) -> Iterator[_Chunk]:
+        """Give pinned memory that may be written over."""
+        chunk = self._free.get()
+        try:
+            chunk.wait()
+            yield chunk
+        finally:
+            self._free.put(chunk)
 
     def _behind(self, stream: Stream) -> tuple[Event, Stream]:
         """Return a stream whose work begins after what is in another one now, and the event that it waits for."""
@@ -204,6 +240,11 @@ def _wait(gpu: Gpu, stream: Stream) -> None:
         mark.wait()
     finally:
         mark.free()
+
+
+def _copy(target: NDArray[np.uint8], source: NDArray[np.uint8]) -> None:
+    """Copy bytes, which lie one after the other; other threads go on meanwhile."""
+    ctypes.memmove(target.ctypes.data, source.ctypes.data, source.nbytes)
 
 
 def _end(jobs: list[Future[None]]) -> None:
