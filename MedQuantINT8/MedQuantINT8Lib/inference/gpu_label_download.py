@@ -43,7 +43,7 @@ class PlanesDown:
 
     Args:
         into: where they come down to, where other GPUs bring other parts of the same map there.
-        rows: which rows of the planes come down, (first, last + 1); None for all.
+        rows: which rows of the planes come down, (first, last + 1); ``labels`` may hold these alone. None for all.
     """
 
     def __init__(
@@ -60,17 +60,21 @@ class PlanesDown:
 
     def begin(self, first: int, stop: int) -> None:
         """Bring down planes from ``first`` to ``stop`` - 1, whose labels are made by what is in the stream; a small map waits for its end."""
-        if not is_large(self._labels):
+        if self._rows is None and not is_large(self._labels):
             return
         plane = self._labels.nbytes // self._labels.shape[0]
         transfers = transfers_of(self._labels.gpu)
         if self._rows is not None:
             low, high = self._rows
-            part, row = self._result[first:stop, low:high], plane // self._labels.shape[1]
-            if part.size:
-                self._under_way.append(
-                    transfers.begin_download_of_rows(self._labels, part, self._stream, first * plane + low * row, plane)
-                )
+            part, row = self._result[first:stop, low:high], plane // max(1, self._labels.shape[1])
+            if not part.size:
+                return
+            if self._labels.shape[1] == high - low:
+                down = transfers.begin_download_into_rows(self._labels, part, self._stream, first * plane)
+            else:
+                begin = first * plane + low * row
+                down = transfers.begin_download_of_rows(self._labels, part, self._stream, begin, plane)
+            self._under_way.append(down)
             return
         self._under_way.append(
             transfers.begin_download(self._labels, self._result[first:stop], self._stream, first * plane)

@@ -7,6 +7,7 @@ score_resampling.cu; labels are equal but where two scores are equal up to round
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,7 +121,8 @@ class GpuLabelResampling:
             if axis == slow:
                 self._last_needed = low + (share > 0)
             first += laid[axis].low * steps[axis]
-        self._first, self._steps = first, tuple(steps[axis] for axis in order)
+        w, u, v = (steps[axis] for axis in order)
+        self._first, self._steps = first, (w, u, v)
         self._table("values", rule.values)
         if rule.channels is not None:
             self._table("channels", np.array(rule.channels, np.int32))
@@ -138,8 +140,9 @@ class GpuLabelResampling:
         self._tables[name] = buffer
 
     def reset(self) -> None:
-        """Begin a volume: no plane is finished yet."""
+        """Begin a volume: no plane is finished yet, and labels are those of the whole map."""
         self.total.zero(self._stream)
+        self._own_rows: tuple[int, int] | None = None
         self._next = self._cleared = 0
 
     def resume(self, finished: int) -> None:
@@ -149,9 +152,24 @@ class GpuLabelResampling:
 
     def labels(self) -> DeviceBuffer:
         """Return a label map (K, J, I) of background on the scan's grid, for :meth:`finish`; the caller frees it."""
-        labels = self._gpu.allocate(self.rule.shape, self.rule.values.dtype)
+        k, j, i = self.rule.shape
+        if self._own_rows is not None:
+            j = self._own_rows[1] - self._own_rows[0]
+        labels = self._gpu.allocate((k, j, i), self.rule.values.dtype)
         labels.zero(self._stream)
         return labels
+
+    def keep_own_rows(self) -> None:
+        """Let :meth:`labels` be (K, rows, I), those of :attr:`rows` alone, so that planes come down in one piece."""
+        self._own_rows = self.rows
+
+    def _places(self) -> tuple[int, tuple[int, int, int]]:
+        """Return where the first label lies in the map that is made, and the steps along its axes, the slowest first."""
+        if self._own_rows is None:
+            return self._first, self._steps
+        (low, high), (_, j, i) = self._own_rows, self.rule.shape
+        own, (plane, rest) = (high - low) * i, divmod(self._first, j * i)
+        return plane * own + rest - low * i, (self._steps[0] // (j * i) * own, *self._steps[1:])
 
     def finish(self, labels: DeviceBuffer, begin: int, end: int) -> tuple[int, int] | None:
         """Decide every label whose scores are finished, now that the planes from ``begin`` to ``end`` - 1 are.
@@ -163,6 +181,7 @@ class GpuLabelResampling:
         rule, classes = self.rule, self._ring.shape[0]
         _, depth, nu, nv = self._ring.shape
         plane = nu * nv
+        first, steps = self._places()
         activation, cuts = _ACTIVATIONS[rule.activation], self._address("mask_cuts")
         if self._rows is not None:
             ways = int(self.sigmoid), activation
@@ -183,7 +202,7 @@ class GpuLabelResampling:
                 ctypes.c_int(len(rule.values)),
                 *(self._tables[f"{kind}_{axis}"] for axis in "wuv" for kind in ("low", "share")),
                 *_ints(self._next, ready, *self._new[1:], depth, nu, nv),
-                *map(ctypes.c_longlong, (self._first, *self._steps)),
+                *map(ctypes.c_longlong, (first, *steps)),
             )
             planes = self._planes(self._next, ready)
             self._next = ready
@@ -194,6 +213,16 @@ class GpuLabelResampling:
             self._run("clear_planes", plane * (free - self._cleared), self._ring, *places)
             self._cleared = free
         return planes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of the whole label map."""
+        return self.rule.shape
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the whole label map."""
+        return math.prod(self.shape) * int(self.rule.values.dtype.itemsize)
 
     @property
     def by_planes(self) -> bool:

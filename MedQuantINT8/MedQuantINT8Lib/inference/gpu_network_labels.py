@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,19 @@ class NetworkLabels:
             self.buffers.append(self.total)
             self.total.zero(stream)
         self.sigmoid = self.total is not None and reduction.sigmoid
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of the whole label map."""
+        return self._plan.volume_shape
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the whole label map."""
+        return math.prod(self.shape) * np.dtype(np.uint16).itemsize
+
+    def keep_own_rows(self) -> None:
+        """Make the rows of the strip alone; they lie in the whole map here."""
 
     @property
     def by_planes(self) -> bool:

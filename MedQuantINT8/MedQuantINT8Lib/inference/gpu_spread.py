@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.base import GpuNetwork
+from ..engines.cuda import transfers
 from ..engines.cuda.device import DeviceBuffer, GpuMemoryError
 from ..engines.cuda.several import copy_between
-from ..engines.cuda.transfers import download, is_large
+from ..engines.cuda.transfers import download
 from ..models.spec import Window
 from ..progress import Task
 from .gpu_label_download import PlanesDown
@@ -257,15 +258,18 @@ class SpreadSlidingWindow:
         runner = self._runners[member.number]
         source = runner.source_of(volume, buffers, member.upload)
         receiver = runner.receiver_of(reduction, buffers)
+        nearest = None if reduction is None or self._settings.grid_labels is not None else reduction.nearest
+        whole = self._rows is None or receiver.rows is not None
+        # Each plane, or each row of it, is made by one GPU, which brings it down itself, beside later windows.
+        itself = nearest is None and receiver.by_planes and whole and receiver.nbytes >= transfers.LARGE
+        if itself and receiver.rows is not None:
+            receiver.keep_own_rows()
         labels = receiver.labels()
         buffers.append(labels)
         if isinstance(receiver, NetworkLabels):
             labels.zero(runner.stream)
-        nearest = None if reduction is None or self._settings.grid_labels is not None else reduction.nearest
-        whole = self._rows is None or receiver.rows is not None
-        if nearest is None and receiver.by_planes and whole and is_large(labels):
-            # Each plane, or each row of it, is made by one GPU, which brings it down itself, beside later windows.
-            planes = PlanesDown(labels, runner.stream, result.zeros(labels), receiver.rows)
+        if itself:
+            planes = PlanesDown(labels, runner.stream, result.zeros(receiver.shape, labels.dtype), receiver.rows)
             try:
                 self._run_windows(member, source, labels, chunks, buffers, planes.begin)
                 planes.wait()
@@ -366,7 +370,7 @@ class SpreadSlidingWindow:
             labels = nearest.placed(member.gpu, labels, runner.stream)
             buffers.append(labels)
             low, high = member.share_of(labels.nbytes)
-        flat = result.flat(labels)
+        flat = result.flat(labels.shape, labels.dtype)
         download(labels, flat[low:high], runner.stream, low)
         # The others copy from this one's memory.
         team.meet()
@@ -427,15 +431,15 @@ class _Result:
         self.labels: NDArray[Any] | None = None
         self._lock = threading.Lock()
 
-    def zeros(self, labels: DeviceBuffer) -> NDArray[Any]:
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Return all of it, background where nothing was put yet."""
         with self._lock:
             if self.labels is None:
-                self.labels = np.zeros(labels.shape, labels.dtype)
-        assert self.labels.shape == labels.shape and self.labels.dtype == labels.dtype
+                self.labels = np.zeros(shape, dtype)
+        assert self.labels.shape == shape and self.labels.dtype == dtype
         return self.labels
 
-    def flat(self, labels: DeviceBuffer) -> NDArray[np.uint8]:
+    def flat(self, shape: tuple[int, ...], dtype: Any) -> NDArray[np.uint8]:
         """Return its bytes."""
-        flat: NDArray[np.uint8] = self.zeros(labels).reshape(-1).view(np.uint8)
+        flat: NDArray[np.uint8] = self.zeros(shape, dtype).reshape(-1).view(np.uint8)
         return flat

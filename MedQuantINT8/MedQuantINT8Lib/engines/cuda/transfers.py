@@ -166,6 +166,31 @@ class Transfers:
 
         return Download([self._threads.submit(copy, begin) for begin in range(0, len(array), at_once)], own, filled)
 
+    def begin_download_into_rows(
+        self, buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, offset: int
+    ) -> Download:
+        """As :meth:`begin_download`, into an array (n, rows, columns) of which the rows of each ``array[n]`` are contiguous."""
+        filled, own = self._behind(stream)
+        size, row = array[0].nbytes, array[0, 0].nbytes
+
+        def copy(part: NDArray[Any], begin: int) -> None:
+            with self._chunk() as chunk:
+                pinned = chunk.array(part.nbytes)
+                buffer.download(pinned, own, begin)
+                _wait(self._gpu, own)
+                with _copying:
+                    np.copyto(part, pinned.view(array.dtype).reshape(part.shape))
+
+        planes, rows = max(1, _CHUNK // size), len(array[0]) if size <= _CHUNK else max(1, _CHUNK // row)
+        jobs = [
+            self._threads.submit(
+                copy, array[first : first + planes, low : low + rows], offset + first * size + low * row
+            )
+            for first in range(0, len(array), planes)
+            for low in range(0, len(array[0]), rows)
+        ]
+        return Download(jobs, own, filled)
+
     @contextmanager
     def _chunk(self) -> Iterator[_Chunk]:
         """Give pinned memory that may be written over."""
