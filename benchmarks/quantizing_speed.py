@@ -4,11 +4,13 @@
     python benchmarks/quantizing_speed.py mindgrab               only that one; the other rows are kept
     python benchmarks/quantizing_speed.py --library OTHER/MedQuantINT8 --as before
     python benchmarks/quantizing_speed.py --output FILE.json     into a record of its own, such as of one of several runs side by side
+    python benchmarks/quantizing_speed.py --cores 4              bound to four processors of those that this process may use, not to two
     python benchmarks/quantizing_speed.py --page [--merge FILE.json ...]   only the page, with what such records hold
 
 mindgrab is quantized on one head of 137 x 137 x 93 voxels (``MEDQUANT_DATA``), U-Net and nnU-Net of the study's size with random
 weights, whose last layer is fitted to a synthetic scan, on two synthetic scans; 20 patches of 96^3 each, effort normal. What lies between two stages is counted with the first. With ``--library``
-another checkout's library is measured, such as the one before a change. Processor time is that of the process on all cores; it can
+another checkout's library is measured, such as the one before a change. The process is bound to two processors and its libraries are
+told so; one that computes on more all the same is named on the page. Processor time is that of the process on all cores; it can
 be compared where the machine had other work to do, seconds on the clock cannot.
 """
 
@@ -70,6 +72,7 @@ def measure(name: str) -> dict[str, Any]:
         "int8_share": report.int8_mac_share,
         "halves": len(report.guard.halves),
         "returned": len(report.guard.returned),
+        "notes": report.guard.notes,
         "processor": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "load_before": load,
@@ -118,6 +121,19 @@ def _prepared(name: str, folder: Path) -> Any:
     return run
 
 
+def _beyond_cores(spent: dict[str, float], cores: int) -> bool:
+    """Whether a stage took more processor time than its cores have; a second is left for clocks that differ."""
+    return spent["processor_seconds"] > cores * spent["seconds"] + 1
+
+
+def _bind(cores: int) -> None:
+    """Let this process, and the threads that it will start, compute on so many of the processors that it may use."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(cores)
+
+
 def page(results: dict[str, Any]) -> str:
     """The page of the documentation."""
     lines = [
@@ -144,6 +160,7 @@ def page(results: dict[str, Any]) -> str:
             f"| {said} | {left['actual']:.0f} | {row['agreement'] or 0:.4f} | {row['load_before']:.1f} |"
         )
     for name, which, row in rows:
+        kept = f"{row['halves']} layers in two INT8 halves, {row['returned']} in float" if "notes" in row else ""
         lines += [
             "",
             f"## {TITLES[name]}, {which}",
@@ -153,6 +170,10 @@ def page(results: dict[str, Any]) -> str:
         ]
         for stage, spent in row["stages"].items():
             lines.append(f"| {stage} | {spent['seconds']:.1f} | {spent['processor_seconds']:.1f} |")
+        if kept:
+            lines += ["", f"{kept}.", *(f"Said: {note}." for note in row["notes"])]
+        if beyond := [stage for stage, spent in row["stages"].items() if _beyond_cores(spent, row["cores"])]:
+            lines += ["", f"More than {row['cores']} cores computed in: {', '.join(beyond)}."]
         versions = ", ".join(f"{package} {version}" for package, version in row["versions"].items())
         lines += ["", f"{row['cores']} cores of {row['processor']}, {versions}, {row['date']}."]
     return "\n".join(lines) + "\n"
@@ -166,12 +187,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="the record; its page lies beside it")
     parser.add_argument("--merge", nargs="+", type=Path, default=[], help="records of other runs")
     parser.add_argument("--note", help="what whoever reads the page should know of these runs")
+    parser.add_argument("--cores", type=int, default=2, help="that the process is bound to (default: %(default)s)")
     parser.add_argument("--page", action="store_true", help="write the page of what was measured before")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := set(args.names) - set(TITLES):
         parser.error(f"there is no case {sorted(unknown)[0]!r}; choose of {', '.join(TITLES)}")
     if args.measure:
+        _bind(args.cores)
         sys.path[:0] = [str(HERE.parent / "Testing" / "support"), str(args.library)]
         print(json.dumps(measure(args.names[0])))
         return
@@ -186,6 +209,7 @@ def main() -> None:
         args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for name in () if args.page else args.names or TITLES:
         command = [sys.executable, __file__, name, "--measure", "--library", str(args.library.resolve())]
+        command += ["--cores", str(args.cores)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results.setdefault(args.which, {})[name] = json.loads(done.stdout.splitlines()[-1])
         args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
