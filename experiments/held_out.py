@@ -34,8 +34,9 @@ def study() -> list[dict[str, Any]]:
     from MedQuantINT8Lib.progress import Task
     from MedQuantINT8Lib.quantization.activation_ranges import collect_histograms, scales_from
     from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
+    from MedQuantINT8Lib.quantization.fold_networks import Calibrated
     from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
-    from MedQuantINT8Lib.quantization.held_out import Calibrated, measure_held_out
+    from MedQuantINT8Lib.quantization.held_out import measure_held_out
     from MedQuantINT8Lib.quantization.measurer import Measurer
     from MedQuantINT8Lib.quantization.qdq_placement import place, require_quantizer
     from MedQuantINT8Lib.quantization.quantize import OPSET, QuantizationPolicy, policy_reasons

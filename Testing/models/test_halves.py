@@ -18,7 +18,7 @@ from MedQuantINT8Lib.models.layers import int8_share, weighted_layers, work_shar
 from MedQuantINT8Lib.models.spec import Output
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import qdq_placement as placement
-from MedQuantINT8Lib.quantization.held_out import rescaled
+from MedQuantINT8Lib.quantization.fold_networks import rescaled
 from tiny import convolutions, quantized, random_weights, run
 
 

@@ -21,8 +21,9 @@ from MedQuantINT8Lib.quantization.calibration import (
     CalibrationOptions,
     PatchSampler,
 )
+from MedQuantINT8Lib.quantization.fold_networks import Calibrated, fold_ratios, rescaled
 from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
-from MedQuantINT8Lib.quantization.held_out import Calibrated, fold_ratios, measure_held_out, rescaled
+from MedQuantINT8Lib.quantization.held_out import measure_held_out
 from MedQuantINT8Lib.quantization.histogram import ActivationHistogram
 from MedQuantINT8Lib.quantization.scan_spread import TOLERANCE, EnoughScans, Spread
 from tiny import convolutions, quantized

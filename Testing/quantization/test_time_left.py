@@ -9,7 +9,7 @@ import pytest
 from MedQuantINT8Lib import progress
 from MedQuantINT8Lib.imaging.phantom import make_phantom
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.quantization import fp32_network, held_out, measurer
+from MedQuantINT8Lib.quantization import fold_networks, fp32_network, measurer
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget
 from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
 from MedQuantINT8Lib.quantization.quantize import QuantizationPolicy, quantize_package
@@ -85,7 +85,7 @@ def test_quantizing_says_the_time_left_within_a_factor_of_two(clock, monkeypatch
 
         monkeypatch.setattr(module, "float_session", loaded)
 
-    for module in (fp32_network, measurer, held_out):
+    for module in (fp32_network, measurer, fold_networks):
         slow(module)
     options = CalibrationOptions(patches=6)
     sources = [lambda seed=seed: make_phantom(seed, PHANTOM_SIZE, PHANTOM_SPACING)[0] for seed in range(scans)]

@@ -12,8 +12,9 @@ from ..models.spec import ModelSpec
 from ..progress import Task
 from .calibration import CalibrationOptions, PatchSampler
 from .candidates import Form
+from .fold_networks import Calibrated
 from .fp32_network import Fp32Network
-from .held_out import Calibrated, HeldOut, measure_held_out
+from .held_out import HeldOut, measure_held_out
 
 
 @dataclass

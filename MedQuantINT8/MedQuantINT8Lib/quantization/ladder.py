@@ -11,10 +11,10 @@ larger file: INT8 in halves is faster than float. What is left goes back to floa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from ..models import qdq
 from ..models.halves import quantized_inputs, with_halves
@@ -23,7 +23,7 @@ from ..models.weight_halves import with_weight_halves
 from ..progress import Task
 from .input_halves import INPUT_MARGIN
 from .measurer import Measurement
-from .search_time import SearchTime
+from .search_points import Base, Goal, Measures, Point
 
 #: Size of the INT8 network over FP32's, up to which weights are two halves, and layers in float take their float weights with them.
 SIZE_LIMIT = 0.27
@@ -42,72 +42,8 @@ FEWER_WEIGHT_HALVES = "fewer layers whose weights are halves"
 FEWER_IN_FLOAT = "fewer layers in float"
 
 
-class Measures(Protocol):
-    """The part of :class:`.measurer.Measurer` that is needed."""
-
-    def measure(self, candidate: Any, patches: int | None = None) -> Measurement:
-        """Measure a network on all patches, or on the first of them."""
-        ...
-
-
-@dataclass(frozen=True)
-class Base:
-    """The network in plain INT8 from which the ladder starts.
-
-    Attributes:
-        fp32: the same network before quantization.
-        ranges: largest magnitude of each quantized tensor; where one is missing, what its scale holds.
-        nearest: ``int8`` with biases as they were, where it has corrected ones: what makes up for the errors of plain inputs may be an
-            error of its own behind halves; or None.
-        learn: makes ``int8`` with weights that are rounded for exact inputs; or None.
-    """
-
-    fp32: Any
-    int8: Any
-    ranges: Mapping[str, float] = field(default_factory=dict)
-    nearest: Any = None
-    learn: Callable[[], Any] | None = None
-
-
 #: The networks that are tried in halves, one after the other: those of :class:`Base`.
-_NETWORKS = ("int8", "nearest", "learned")
-
-
-@dataclass
-class Point:
-    """A network that the search came by; :meth:`Ladder.build` makes it.
-
-    Attributes:
-        halved: layers whose input is two halves.
-        refined: layers whose weights are two halves.
-        returned: layers in float, in the order in which they went back.
-        stored: those of them whose weights are still stored as INT8.
-        network: whose weights and biases it has, by its name in :data:`_NETWORKS`.
-        complete: whether it was measured on all patches.
-    """
-
-    measurement: Measurement
-    halved: tuple[str, ...] = ()
-    refined: tuple[str, ...] = ()
-    returned: tuple[str, ...] = ()
-    stored: tuple[str, ...] = ()
-    network: str = "int8"
-    complete: bool = False
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a search is for.
-
-    Attributes:
-        excess: by how much a measured network exceeds the budget less a margin, a part of it; 0 where it holds.
-        margin: what halves leave over of the budget, where they can. No layer goes to float for it.
-        time: that the search has. When it is over, the fewest layers are searched no further, and nothing is learned.
-    """
-
-    excess: Callable[[Measurement, float], float]
-    margin: float
-    time: SearchTime = field(default_factory=SearchTime)
+NETWORKS = ("int8", "nearest", "learned")
 
 
 class Ladder:
@@ -165,7 +101,7 @@ class Ladder:
         order = [name for name in self.order if name in self._scales]
         plain_excess = self._excess(self._measured(plain))
         halved, helps = plain, False
-        for network in _NETWORKS if order else ():
+        for network in NETWORKS if order else ():
             # Learning takes minutes: only where halves are of use.
             if network == "learned" and (not helps or self._time.is_over(LEARNED_FOR_HALVES)):
                 continue
