@@ -15,11 +15,12 @@ from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.engine_form import SYMMETRIC, EngineForm
 from MedQuantINT8Lib.progress import Task
-from MedQuantINT8Lib.quantization.effort import EFFORTS, Learning, check_effort
+from MedQuantINT8Lib.quantization.effort import EFFORTS, LEARNING_AGAIN, Learning, check_effort
 from MedQuantINT8Lib.quantization.fp32_network import Fp32Network
 from MedQuantINT8Lib.quantization.label_borders import label_borders, largest_score
 from MedQuantINT8Lib.quantization.layer_matrix import LayerMatrix
 from MedQuantINT8Lib.quantization.rounding import RoundingOptions, RoundingReport, with_learned_rounding
+from MedQuantINT8Lib.quantization.search_time import SearchTime
 from MedQuantINT8Lib.quantization.stepwise import StepwiseRun, peak_bytes
 from tiny import convolutions, quantized, random_weights, run
 
@@ -326,6 +327,15 @@ def test_all_networks_together_have_a_bound_on_learning(monkeypatch):
         for _ in range(3):
             learning.learned(Fp32Network(fp32, SHAPE), int8)
         assert allowed == expected and learning.out_of_time == (bits == 8)
+    time = SearchTime(1000)
+    learning = Learning(Sampler(), EFFORTS["best"], 8, 6, lambda scores: scores, Task(), apart=True, time=time)
+    learning.learned(Fp32Network(fp32, SHAPE), int8)
+    assert not learning.out_of_time and not time.left_out
+    time.limit(200)
+    assert learning.out_of_time and time.left_out == [LEARNING_AGAIN], "the next one would take 250 s, too"
+    allowed.clear()
+    learning.learned(Fp32Network(fp32, SHAPE), int8)
+    assert 199 < allowed[0] <= 200, "learning ends with the search"
 
 
 def test_what_fp32_computes_is_run_once_for_all_networks_that_are_learned(monkeypatch):

@@ -134,7 +134,9 @@ class Candidates:
     def learned_of_equalized(self) -> Candidate | None:
         """The network with equalized channels and learned rounding; None where there is nothing to equalize, or no time left."""
         form = self._equalized_form()
-        return None if form is None or self.learning.out_of_time else self._learned_once(form)
+        if form is None or (id(form) not in self._learned and self.learning.out_of_time):
+            return None
+        return self._learned_once(form)
 
     def _learned_once(self, form: Form) -> Candidate:
         """The form with learned rounding; it takes minutes, and the guard may ask for it again."""

@@ -89,6 +89,8 @@ EFFORTS = {
         search_seconds=720,
     ),
 }
+#: What is not tried when the time is over, in words.
+LEARNING_AGAIN = "learning how weights are rounded with equalized channels"
 #: Bits that weights can have.
 WEIGHT_BITS = (8, 4)
 
@@ -143,7 +145,7 @@ class Learning:
         self._sampler, self._effort, self._compared, self._labels, self._task = sampler, effort, compared, labels, task
         self.weight_bits, self._apart, self._form = weight_bits, apart and weight_bits == 8, form
         self._patches: list[Patch] | None = None
-        self._seconds = 0.0
+        self._seconds = self._last_seconds = 0.0
         #: By the identity of the patches, which are kept.
         self._borders: dict[int, NDArray[Any]] = {}
 
@@ -159,8 +161,11 @@ class Learning:
 
     @property
     def out_of_time(self) -> bool:
-        """Whether the networks so far have taken the time that learning may take; weights of 4 bits have to be learned all the same."""
-        return self.weight_bits == 8 and self._seconds >= self._effort.seconds
+        """Whether the networks so far have taken the time that learning may take, or the search has less left than the last one took;
+        weights of 4 bits have to be learned all the same."""
+        if self.weight_bits < 8:
+            return False
+        return self._seconds >= self._effort.seconds or self._time.lacks(self._last_seconds, LEARNING_AGAIN)
 
     def learned(self, network: Fp32Network, int8: Any, before: RoundingReport | None = None) -> LearnedNetwork:
         """Return the INT8 network with learned rounding.
@@ -183,7 +188,7 @@ class Learning:
         model, report = with_learned_rounding(
             fp32, int8, patches, options, self._task, borders=borders, form=self._form
         )
-        self._seconds += report.seconds
+        self._seconds, self._last_seconds = self._seconds + report.seconds, report.seconds
         if self.weight_bits == 4:
             # Here, so that whatever judges the network judges it with them.
             round_constants(model)

@@ -98,16 +98,17 @@ class Ladder:
 
     def _in_halves(self, plain: Point) -> tuple[Point, Point | None]:
         """The network with all layers in halves that is nearest to the target, or the plain one; and that with the fewest that holds it."""
-        order = [name for name in self.order if name in self._scales]
+        # In no order: what layers cost by themselves is measured when it is known that there is something to search.
+        names = [name for name in self._layers if name in self._scales]
         plain_excess = self._excess(self._measured(plain))
         halved, helps = plain, False
-        for network in NETWORKS if order else ():
+        for network in NETWORKS if names else ():
             # Learning takes minutes: only where halves are of use.
             if network == "learned" and (not helps or self._time.is_over(LEARNED_FOR_HALVES)):
                 continue
             if not self._make(network):
                 continue
-            other = self._try(order, replace(plain, network=network))
+            other = self._try(names, replace(plain, network=network))
             if self._excess(other.measurement) >= (self._excess(halved.measurement) if helps else plain_excess):
                 continue
             halved, helps = other, True

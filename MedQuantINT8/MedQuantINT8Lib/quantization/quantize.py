@@ -12,7 +12,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ..engines.fidelity import labels_of
 from ..errors import PackageError
 from ..inference.windows import middle_of
 from ..models import onnx_graph as graph
@@ -34,6 +33,7 @@ from .held_out_comparison import HeldOutComparison
 from .latency import EngineStopwatch
 from .qdq_placement import require_quantizer
 from .quantized_package import QuantizationReport, versions, with_report, write_quantized
+from .score_agreement import ScoreAgreement
 from .search_time import SearchTime
 
 
@@ -147,7 +147,7 @@ def _quantized(
     )
     plain = forms.make(network)
     plain.correct(patches)
-    labels = labels_of(package.spec.output)
+    labels = ScoreAgreement(package.spec).labels
     form_of_engine = stopwatch.form if isinstance(stopwatch, EngineStopwatch) else SYMMETRIC
     learning = Learning(
         sampler,
@@ -251,7 +251,8 @@ def _plan(sampler: PatchSampler, calibration: CalibrationOptions, compared: int)
     calibrating = len(sampler) * (1.0 if calibration.method == "max" else 2.0)
     return {
         "calibrating": calibrating,
-        AGREEMENT_STAGE: float(compared + min(FEW_PATCHES, compared)),
+        # Where biases are corrected, as they are in most networks.
+        AGREEMENT_STAGE: 2.0 * compared,
         INPUT_STAGE: float(compared),
         OTHER_FORM_STAGE: float(compared),
         stage_name(several=sampler.volumes > 1): float(expected_runs(sampler)),

@@ -40,7 +40,15 @@ class SearchTime:
         Args:
             leaves_out: what whoever asks does not try then, in words.
         """
-        over = self.left <= 0
+        return self.lacks(0.0, leaves_out)
+
+    def lacks(self, seconds: float, leaves_out: str) -> bool:
+        """Return whether less than so many seconds are left, or none.
+
+        Args:
+            leaves_out: as for :meth:`is_over`.
+        """
+        over = self.left <= 0 or self.left < seconds
         if over and leaves_out not in self.left_out:
             self.left_out.append(leaves_out)
         return over
