@@ -11,6 +11,7 @@ from MedQuantINT8Lib.evaluation.boundary import REGION_COLUMNS, structure_json
 from MedQuantINT8Lib.evaluation.differences import MOST_REGIONS, find_differences
 from MedQuantINT8Lib.imaging.volume import Grid
 from MedQuantINT8Lib.inference import memory_estimate as memory
+from MedQuantINT8Lib.inference.activation_sizes import activation_bytes
 from MedQuantINT8Lib.inference.margins import ONE, MarginSink
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.models.spec import Label
@@ -88,7 +89,7 @@ def test_memory_is_told_from_sizes_alone(int8_package, phantom):
     several = memory.estimate(int8_package, "int8", phantom[0], SegmentationOptions(batch=4))
     assert several.engine - small.engine == 3 * (small.engine - 2 * int8_package.onnx_path("int8").stat().st_size)
     # The first level of the demo network: 8 to 16 channels of 64^3 single values are alive at once.
-    floats = memory.activation_bytes(int8_package.onnx_path("fp32"), 0.0, (64, 64, 64)) / 64**3 / 4
+    floats = activation_bytes(int8_package, "fp32", (64, 64, 64)) / 64**3 / 4
     assert 8 <= floats <= 80
     assert "GB" in small.in_words() and small.volume + small.engine + small.blending == small.total
 

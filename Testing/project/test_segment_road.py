@@ -13,6 +13,8 @@ import pytest
 
 import tiny
 from MedQuantINT8Lib.imaging.nifti_file import write_nifti
+from MedQuantINT8Lib.inference.activation_sizes import activation_bytes
+from MedQuantINT8Lib.models.package import ModelPackage
 from places import LIBRARY
 
 #: What the build road alone, and what writes pages, may load.
@@ -31,9 +33,9 @@ assert main(["segment", "tiny/package", "scan.nii.gz", "--engine", "onnxruntime"
 """
 
 
-def loaded_by(code: str, folder: Path) -> list[str]:
-    """Modules of :data:`FOREIGN` that a new Python process has loaded after it ran ``code``."""
-    last = f"\nimport json, sys\nprint(json.dumps([n for n in sys.modules if n.startswith({FOREIGN!r})]))"
+def loaded_by(code: str, folder: Path, foreign: tuple[str, ...] = FOREIGN) -> list[str]:
+    """Modules that begin with a name of ``foreign``, and that a new Python process has loaded after it ran ``code``."""
+    last = f"\nimport json, sys\nprint(json.dumps([n for n in sys.modules if n.startswith({foreign!r})]))"
     environment = {
         **os.environ,
         "PYTHONPATH": str(LIBRARY),
@@ -57,3 +59,15 @@ def test_the_segment_command_loads_nothing_of_the_build_road(tmp_path):
     write_nifti(tmp_path / "scan.nii.gz", np.random.default_rng(0).random((8, 8, 8), np.float32), np.eye(4))
     assert loaded_by(_SEGMENT, tmp_path) == []
     assert (tmp_path / "labels.nii.gz").stat().st_size > 0
+
+
+def test_with_an_engine_that_is_there_the_segment_command_does_not_load_onnx(tmp_path):
+    pytest.importorskip("openvino")
+    tiny.package(tmp_path / "tiny").close()
+    write_nifti(tmp_path / "scan.nii.gz", np.random.default_rng(0).random((8, 8, 8), np.float32), np.eye(4))
+    command = _SEGMENT.replace('"onnxruntime"', '"openvino"').replace('"--quiet"', '"--force", "--quiet"')
+    assert "onnx" in loaded_by(command, tmp_path, ("onnx",))
+    assert loaded_by(command, tmp_path, ("onnx",)) == []
+    # What is kept of the network's sizes is that of this network.
+    (kept,) = json.loads((tmp_path / "cache" / "activations.json").read_text()).values()
+    assert kept == activation_bytes(ModelPackage.load(tmp_path / "tiny/package"), "fp32", (8, 8, 8))

@@ -141,6 +141,25 @@ def make(parts: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) 
         remove_folder(scratch)
 
 
+def read_notes(name: str) -> dict[str, Any]:
+    """What is kept beside the engines in a JSON file of that name, by key; empty where there is none, or it is damaged."""
+    try:
+        path = cache_root() / name
+        record = read_json(path) if path.is_file() and path.stat().st_size <= _MOST_RECORD_BYTES else None
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def write_notes(name: str, notes: dict[str, Any]) -> None:
+    """Write what :func:`read_notes` reads, whole or not at all.
+
+    Raises:
+        StorageError: the cache folder cannot be written.
+    """
+    write_json(cache_root() / name, notes)
+
+
 def entries() -> list[CacheEntry]:
     """All whole entries, newest last; leftovers of killed builds are swept away after a day."""
     root = cache_root()

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import __version__
-from ..files import read_json, write_json
 from ..models.package import FP32, INT8, ModelPackage
 from .base import EngineBackend, Precision
-from .cache import FORMAT, cache_root, key_of
+from .cache import FORMAT, key_of, read_notes, write_notes
 
 _FILE = "choices.json"
 
@@ -48,18 +47,10 @@ def _key(package: ModelPackage, backend: EngineBackend, device: str) -> str:
     return key_of({"model_name": package.spec.name, "networks": networks, "engine": engine, **program})
 
 
-def _read() -> dict[str, Any]:
-    try:
-        record = read_json(cache_root() / _FILE)
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def find(package: ModelPackage, backend: EngineBackend, device: str) -> Choice | None:
     """The choice that was made, or None."""
     try:
-        choice = Choice(**_read()[_key(package, backend, device)])
+        choice = Choice(**read_notes(_FILE)[_key(package, backend, device)])
     except (KeyError, TypeError):
         return None
     return choice if choice.precision in ("int8", "fp16", "fp32") else None
@@ -72,13 +63,13 @@ def keep(package: ModelPackage, backend: EngineBackend, device: str, choice: Cho
         StorageError: the cache folder cannot be written.
     """
     dated = Choice(choice.precision, choice.reason, choice.failed, choice.times, time.strftime("%Y-%m-%dT%H:%M:%S"))
-    write_json(cache_root() / _FILE, {**_read(), _key(package, backend, device): dated.to_json()})
+    write_notes(_FILE, {**read_notes(_FILE), _key(package, backend, device): dated.to_json()})
     return dated
 
 
 def forget_failures() -> None:
     """Let ``auto`` try INT8 again where it could not be used; choices by speed stay."""
-    choices = _read()
+    choices = read_notes(_FILE)
     left = {key: value for key, value in choices.items() if not (isinstance(value, dict) and value.get("failed"))}
     if left != choices:
-        write_json(cache_root() / _FILE, left)
+        write_notes(_FILE, left)

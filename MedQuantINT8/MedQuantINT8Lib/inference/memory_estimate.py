@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +11,7 @@ from ..imaging.volume import Volume
 from ..models.package import ModelPackage
 from ..models.spec import ModelSpec
 from ..system import available_memory
+from .activation_sizes import activation_bytes
 from .mirroring import mirror_axes_of
 from .segmenter import SegmentationOptions, whole_volume_patch, window_of
 
@@ -65,7 +63,7 @@ def estimate(package: ModelPackage, precision: str, volume: Volume, options: Seg
     )
     path = package.onnx_path("int8" if precision == "int8" else "fp32")
     weights = int(_WEIGHT_COPIES * path.stat().st_size)
-    activations = max(1, options.batch) * activation_bytes(path, path.stat().st_mtime, patch)
+    activations = max(1, options.batch) * activation_bytes(package, precision, patch)
     if mirror_axes_of(spec, options.mirroring):
         activations += (
             max(1, options.batch) * (spec.input_channels + 2 * spec.output_channels) * int(np.prod(patch)) * 4
@@ -86,7 +84,7 @@ def gpu_batch(package: ModelPackage, precision: str, options: SegmentationOption
     path = package.onnx_path("int8" if precision == "int8" else "fp32")
     # Both ends in FP32, twice, for copies beside the work; FP16 between them at most.
     ends = 2 * 4 * (spec.input_channels + spec.output_channels) * int(np.prod(patch))
-    window = ends + activation_bytes(path, path.stat().st_mtime, patch) // 2
+    window = ends + activation_bytes(package, precision, patch) // 2
     # All mirrored forms of a window may go together.
     most = max(MOST_WINDOWS, 1 << len(mirror_axes_of(spec, options.mirroring)))
     return int(min(most, max(1, (_GPU_SHARE * gpu_bytes - _WEIGHT_COPIES * path.stat().st_size) // window)))
@@ -110,47 +108,6 @@ def network_shape_of(volume: Volume, spec: ModelSpec) -> tuple[int, int, int]:
             for n, have, want in zip(grid.size, sorted(grid.spacing), wanted, strict=True)
         )
     return i, j, k
-
-
-@lru_cache(maxsize=16)
-def activation_bytes(path: Path, changed: float, patch: tuple[int, int, int]) -> int:
-    """The most bytes of intermediate results that a network needs at once for one patch, run operator by operator.
-
-    ``changed`` is the file's time stamp: a new file is looked at anew. Engines that fuse operators need less.
-    """
-    from ..errors import DependencyError
-    from ..models import onnx_graph as graph
-
-    try:
-        onnx = graph.require_onnx()
-    except DependencyError:
-        # An engine that is built already runs without it; then its weights are all that is counted.
-        return 0
-    with graph.damage(path.name):
-        return _activation_bytes(onnx.load(str(path)), patch)
-
-
-def _activation_bytes(model: Any, patch: tuple[int, int, int]) -> int:
-    from ..models import onnx_graph as graph
-
-    initializer_names = {i.name for i in model.graph.initializer}
-    for initializer in model.graph.initializer:
-        if len(initializer.raw_data) > 1 << 16:
-            # Shapes do not depend on weights, and copies of them would take the memory that is asked about.
-            initializer.raw_data = b""
-    shapes = graph.Graph(graph.fixed_shape(model, patch))
-    last = {name: number for number, node in enumerate(shapes.nodes) for name in node.input}
-    alive: dict[str, int] = {}
-    most = 0
-    for number, node in enumerate(shapes.nodes):
-        itemsize = 1 if node.op_type == "QuantizeLinear" else 4
-        for name in node.output:
-            if name and not all(i in initializer_names for i in node.input):
-                alive[name] = int(np.prod([max(1, n) for n in shapes.shapes.get(name, [])])) * itemsize
-        most = max(most, sum(alive.values()))
-        for name in [n for n in alive if last.get(n, number) <= number]:
-            del alive[name]
-    return most
 
 
 def fitted(

@@ -24,7 +24,7 @@ from ..errors import DependencyError, EngineError
 from ..imaging.network_input import NetworkInput
 from ..models.package import CALIBRATION, FP32, ModelPackage
 from ..system import available_memory
-from .memory_estimate import activation_bytes
+from .activation_sizes import activation_bytes
 from .second_look import SecondLook, SecondLooker
 from .sliding_window import take_patch
 from .windows import WindowPlan
@@ -191,7 +191,7 @@ class _View:
 def _look(check: RangeCheck, view: _View, count: int) -> None:
     path = view.package.onnx_path("fp32")
     key = path, path.stat().st_mtime, view.plan.patch
-    if 2 * activation_bytes(*key) > available_memory():
+    if 2 * activation_bytes(view.package, "fp32", view.plan.patch) > available_memory():
         check.skipped = "there is not enough free memory"
         return
     probe = _PROBES.get(key)
