@@ -87,7 +87,7 @@ def watch(stopwatch: Stopwatch) -> None:
     """Time the parts of the segment road, for the life of this process."""
     from MedQuantINT8Lib.engines.openvino import OpenVINOEngine
     from MedQuantINT8Lib.imaging import preprocessing
-    from MedQuantINT8Lib.inference import pipeline, score_reduction, segmenter
+    from MedQuantINT8Lib.inference import network_run, score_reduction, segmenter
     from MedQuantINT8Lib.inference.blending import LabelSink
     from MedQuantINT8Lib.inference.resampling_sink import ResamplingSink
 
@@ -103,7 +103,7 @@ def watch(stopwatch: Stopwatch) -> None:
         (ResamplingSink, "__call__", "back to the scan"),
         (LabelSink, "__call__", "back to the scan"),
         (score_reduction.ScoreReduction, "labels", "back to the scan"),
-        (pipeline, "check_ranges", "looking at ranges"),
+        (network_run, "check_ranges", "looking at ranges"),
     ):
         setattr(place, name, stopwatch.timed(stage, getattr(place, name)))
 

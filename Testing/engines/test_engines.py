@@ -536,7 +536,7 @@ def test_the_batch_is_what_a_gpu_holds(monkeypatch, int8_package, phantom):
     from types import SimpleNamespace
 
     from MedQuantINT8Lib.engines import registry
-    from MedQuantINT8Lib.inference import pipeline
+    from MedQuantINT8Lib.inference import network_engines, pipeline
     from MedQuantINT8Lib.inference.engine_choice import EngineChoice
     from MedQuantINT8Lib.inference.memory_estimate import MOST_WINDOWS, gpu_batch
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
@@ -544,14 +544,14 @@ def test_the_batch_is_what_a_gpu_holds(monkeypatch, int8_package, phantom):
     sizes = [gpu_batch(int8_package, "int8", SegmentationOptions(), size << 20) for size in (1, 800, 8000)]
     assert sizes[0] == 1 < sizes[1] <= sizes[2] == MOST_WINDOWS
     monkeypatch.setattr(registry, "_REGISTRY", {"carded": f"{__name__}:_Carded", **registry._REGISTRY})
-    monkeypatch.setattr(pipeline.cuda, "choose_gpu", lambda device: SimpleNamespace(total_bytes=8 << 30))
+    monkeypatch.setattr(network_engines.cuda, "choose_gpu", lambda device: SimpleNamespace(total_bytes=8 << 30))
     choice = EngineChoice("carded", "int8", device="gpu")
     made = pipeline.build(int8_package, choice, SegmentationOptions(), None, Task())
     made.close()
     assert made.options.batch == MOST_WINDOWS
-    asked = pipeline._with_batch(SegmentationOptions(batch=2), int8_package, backend("carded"), choice)
+    asked = network_engines.with_batch(SegmentationOptions(batch=2), int8_package, backend("carded"), choice)
     assert asked.batch == 2
-    assert pipeline._with_batch(SegmentationOptions(), int8_package, backend("openvino"), choice).batch == 1
+    assert network_engines.with_batch(SegmentationOptions(), int8_package, backend("openvino"), choice).batch == 1
 
 
 def test_what_only_some_engines_have_is_found_by_the_protocols_of_base():

@@ -12,7 +12,7 @@ import pytest
 from MedQuantINT8Lib.cli.main import main
 from MedQuantINT8Lib.errors import InputError
 from MedQuantINT8Lib.imaging.volume import Volume
-from MedQuantINT8Lib.inference import pipeline
+from MedQuantINT8Lib.inference import network_run, pipeline
 from MedQuantINT8Lib.inference import range_check as ranges
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.second_look import Expected, SecondLooker
@@ -111,8 +111,8 @@ def test_by_default_few_windows_and_none_beside_a_gpu(package, monkeypatch):
     assert run(package, scan(12.0)).ranges["second_look"] is None, "27 windows are fewer than 50"
     monkeypatch.setattr(ranges, "EVERY", 9)
     assert run(package, scan(12.0)).ranges["second_look"]["windows"] == 3
-    monkeypatch.setattr(pipeline, "needs_gpu", lambda backend: True)
-    monkeypatch.setattr(pipeline, "_with_batch", lambda options, *_: options)
+    monkeypatch.setattr(network_run, "needs_gpu", lambda backend: True)
+    monkeypatch.setattr(network_run, "with_batch", lambda options, *_: options)
     assert run(package, scan(12.0)).ranges["second_look"] is None
     assert run(package, scan(12.0), check_share=0.1).ranges["second_look"]["windows"] == 3, "unless it is asked for"
 

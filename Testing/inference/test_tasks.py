@@ -15,7 +15,7 @@ import kernels_on_processor
 from MedQuantINT8Lib.engines.cuda_int8.backend import CudaInt8Backend
 from MedQuantINT8Lib.errors import Cancelled, EngineError, InputError, PackageError
 from MedQuantINT8Lib.imaging.volume import Volume
-from MedQuantINT8Lib.inference import pipeline
+from MedQuantINT8Lib.inference import network_run, pipeline
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
 from MedQuantINT8Lib.inference.engine_pool import KeepingPool
 from MedQuantINT8Lib.inference.ensemble import load_ensemble
@@ -265,13 +265,13 @@ def test_a_step_that_is_not_run_hands_its_own_box_on(tmp_path):
 
 def test_nothing_as_large_as_the_scan_is_kept_of_a_part_that_is_done(together, monkeypatch):
     runs = []
-    original = pipeline._Setting.run
+    original = network_run.NetworkSetting.run
 
     def run(self, *arguments):
         runs.append(original(self, *arguments))
         return runs[-1]
 
-    monkeypatch.setattr(pipeline._Setting, "run", run)
+    monkeypatch.setattr(network_run.NetworkSetting, "run", run)
     with load_model(str(together)) as model:
         segment(model, spotted())
     assert len(runs) == 3
@@ -320,7 +320,7 @@ def test_the_memory_of_the_largest_part_is_told(together):
 def test_a_task_that_does_not_fit_is_refused_before_any_part_runs(together, monkeypatch):
     monkeypatch.setattr("MedQuantINT8Lib.inference.memory_estimate.available_memory", lambda: 1)
     runs = []
-    monkeypatch.setattr(pipeline, "_segment", lambda *a: runs.append(a))
+    monkeypatch.setattr(network_run, "_segment", lambda *a: runs.append(a))
     with load_model(str(together)) as model, pytest.raises(InputError, match="only 0.0 GB are free"):
         segment(model, spotted())
     assert runs == []
@@ -401,7 +401,7 @@ def test_axes_that_a_later_part_does_not_allow_are_refused_before_any_is_run(tmp
     parts = [{"name": name, "packages": [f"packages/{name}"]} for name in ("first", "second")]
     write_task(tmp_path / "task", task_spec(["first", "second"], parts), made)
     with load_model(str(tmp_path / "task")) as model:
-        monkeypatch.setattr(pipeline, "_segment", lambda *_: pytest.fail("a network was run"))
+        monkeypatch.setattr(network_run, "_segment", lambda *_: pytest.fail("a network was run"))
         with pytest.raises(InputError, match="second does not allow mirroring along axis 0"):
             segment(model, spotted(), SegmentationOptions(mirroring=(0,)))
 
@@ -502,7 +502,7 @@ class TestOnSeveralGpus:
         assert not driver.memory
 
     def test_a_part_that_fails_or_a_cancelled_task_ends_all(self, together, driver, monkeypatch):
-        real = pipeline._segment
+        real = network_run._segment
 
         def fails(ensemble, volume, options, setting, *more):
             if setting.choice.device == "gpu:1":
@@ -510,7 +510,7 @@ class TestOnSeveralGpus:
             return real(ensemble, volume, options, setting, *more)
 
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline, "_segment", fails)
+            patch.setattr(network_run, "_segment", fails)
             with pytest.raises(EngineError, match="fell out"):
                 self.run(together, "gpu:0,1")
         task = Task(lambda event: task.cancel() if event.stage.endswith("segmenting") else None)

@@ -594,7 +594,7 @@ def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, pha
 
     from MedQuantINT8Lib.imaging.phantom import phantom_spec
     from MedQuantINT8Lib.imaging.volume import Volume
-    from MedQuantINT8Lib.inference import pipeline
+    from MedQuantINT8Lib.inference import network_run
     from MedQuantINT8Lib.inference.ensemble import MeanEngine
     from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment_volume
     from MedQuantINT8Lib.inference.timed_engine import TimedEngine
@@ -623,7 +623,7 @@ def test_the_segment_road_uses_the_pipeline_where_scores_come_down(scripted, pha
     )
     plain = SimpleNamespace(infer=lambda batch: np.concatenate([batch + 1, -batch], axis=1))
     expected = segment_volume(volume, spec, lambda _input: plain, options)
-    calls = pipeline._calls_ms([], found, 2)
+    calls = network_run._calls_ms([], found, 2)
     assert len(calls) == -(-found.patches // 2) and min(calls) >= 0
     assert max(seen) == 2 and np.array_equal(found.labels, expected.labels) and len(np.unique(found.labels)) > 1
 
