@@ -152,6 +152,30 @@ def test_blocks_with_one_class_left_are_filled_without_arithmetic(monkeypatch):
     assert set(np.unique(resampling.result)) == {3, 17} and 0 < next(counted) <= blocks / 3
 
 
+@pytest.mark.parametrize("certain", [True, False])
+def test_where_structures_meet_only_those_that_can_win_are_interpolated(certain, monkeypatch):
+    """Counted: neither of two structures is large all over a block in which they meet, and still the other classes are left out."""
+    counted = []
+    monkeypatch.setattr(
+        "MedQuantINT8Lib.imaging.label_resampling.interpolated",
+        lambda scores, block: (counted.append(scores.size), interpolated(scores, block))[1],
+    )
+    rng, classes, shape = np.random.default_rng(6), 40, (31, 28, 33)
+    scores = rng.normal(-9, 0.2, (classes, *shape)).astype(np.float32)
+    nearest = np.square(np.indices(shape)[:, None] - rng.uniform(0, 30, (3, 12, 1, 1, 1))).sum(axis=0).argmin(axis=0)
+    for number in range(12):
+        scores[3 * number][nearest == number] += 9 if certain else 0.3
+    axes = tuple(AxisInterpolation.linear(np.linspace(-0.3, size - 0.7, 3 * size), size) for size in shape)
+    values = rng.permutation(classes).astype(np.uint8)
+    resampling = LabelResampling(axes, Largest(values))
+    with Threads(2) as threads:
+        resampling.take(scores, 0, threads)
+    whole = [axis.pieces(64)[0] for axis in axes]
+    resampled = np.stack([interpolated(score, whole) for score in scores])
+    assert (resampling.result == values[resampled.argmax(axis=0)]).mean() > (0.9999 if certain else 0.999)
+    assert (sum(counted) < 0.3 * scores.size) == certain
+
+
 def test_an_axis_counted_from_its_other_end_is_the_same_axis():
     rng = np.random.default_rng(4)
     values = rng.normal(size=11).astype(np.float32)

@@ -3,7 +3,8 @@
 To resample each class and take the largest is the definition; here the same labels come of far less arithmetic. What linear
 interpolation gives in a block of voxels lies between the smallest and the largest value there. So in a block a class whose
 largest score is below the largest of all classes' smallest scores wins nowhere in it. Most blocks have one class left, which
-fills them; in the others the few that are left are interpolated, axis by axis. A region (a score above a cut) is decided in a
+fills them; in the others the few that are left are interpolated, axis by axis, once those are gone that stay below a mean of
+classes everywhere (:func:`undominated`). A region (a score above a cut) is decided in a
 block without arithmetic where all of its scores are on one side of the cut.
 
 Nothing of it holds for splines of a higher order, which leave that range: those are resampled class by class
@@ -31,6 +32,8 @@ STEP = 10
 _ROUNDING = 1e-5
 #: Classes whose extremes are looked for together.
 _CLASSES = 4
+#: In a block of more classes than this, those that are below the mean of a few with large scores are left out first.
+_MANY, _FEW = 8, 4
 _Block = tuple[Piece, Piece, Piece]
 
 
@@ -58,17 +61,29 @@ class Largest:
 
     def bounds(
         self, scores: FloatArray, blocks: tuple[list[Piece], list[Piece], list[Piece]], threads: Threads
-    ) -> NDArray[np.bool_]:
-        """Return whether each class can win somewhere in each block, (C, blocks along the axes)."""
+    ) -> FloatArray:
+        """Return the largest score of each class in each block, (C, blocks along the axes); minus infinity of those that win nowhere in it."""
         high, low = block_extremes(scores, blocks, threads)
-        return possible_winners(high, low)
+        high[~possible_winners(high, low)] = -np.inf
+        return high
 
     def decide(self, scores: FloatArray, bounds: Any, index: tuple[int, int, int], block: _Block) -> Any:
-        classes = np.flatnonzero(bounds[(slice(None), *index)])
+        high = bounds[(slice(None), *index)]
+        classes = np.flatnonzero(high > -np.inf)
         if len(classes) == 1:
             return self.values[classes[0]]
         old = (block[0].old, block[1].old, block[2].old)
+        if len(classes) > _MANY:
+            # Before the scores of all are gathered.
+            some = classes[np.argpartition(high[classes], -_FEW)[-_FEW:]]
+            bar = sum(scores[number][old] for number in some).min() / _FEW
+            classes = classes[high[classes] + _ROUNDING * np.maximum(np.abs(high[classes]), abs(bar)) >= bar]
         part = np.stack([scores[number][old] for number in classes])
+        if len(classes) > 2:
+            kept = undominated(part)
+            classes, part = classes[kept], part[kept]
+            if len(classes) == 1:
+                return self.values[classes[0]]
         if len(classes) == 2:
             # One array to interpolate instead of two.
             ahead = interpolated(part[1] - part[0], block) > 0
@@ -211,6 +226,22 @@ def possible_winners(high: FloatArray, low: FloatArray) -> NDArray[np.bool_]:
     """Return which classes can have the largest score in a block, from the largest and smallest score of each."""
     bar = low.max(axis=0)
     return high + _ROUNDING * np.maximum(np.abs(high), np.abs(bar)) >= bar
+
+
+def undominated(scores: FloatArray) -> NDArray[np.bool_]:
+    """Return which classes can have the largest score in a block, from all scores (C, ...) of its old voxels; at least one.
+
+    The largest score is never below a mean of several. So a class that is below the mean of some classes at each old voxel wins at no new
+    one. The mean is taken of those that are largest somewhere: where two structures meet neither is large everywhere, and smallest
+    scores leave all classes in, but the mean of the two is still above the others.
+    """
+    flat = scores.reshape(len(scores), -1)
+    largest = (flat == flat.max(axis=0)).any(axis=1)
+    if largest.all():
+        return largest
+    mean = flat[largest].mean(axis=0)
+    kept: NDArray[np.bool_] = (flat + _ROUNDING * np.abs(flat).max() >= mean).any(axis=1)
+    return kept | largest
 
 
 class LargestMask:
