@@ -17,6 +17,7 @@ from MedQuantINT8Lib.engines.preparation import prepare
 from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
+from MedQuantINT8Lib.models.seven_bit_weights import with_seven_bit_weights
 from places import LIBRARY
 from tiny import TinyBackend, convolutions, package, quantized, random_weights
 
@@ -35,7 +36,7 @@ def stored_weights(model):
 def test_seven_bit_weights_are_half_as_large_and_keep_each_channels_sum():
     weights, biases = random_weights((1, 16, 16, 3), side=3)
     int8 = quantized(convolutions(weights, biases))
-    halved = qdq.with_seven_bit_weights(int8)
+    halved = with_seven_bit_weights(int8)
     onnx.checker.check_model(halved)
     for layer, (weight, scale) in stored_weights(int8).items():
         smaller, doubled = stored_weights(halved)[layer]
@@ -80,7 +81,7 @@ def test_matrix_products_are_halved_along_their_output():
         opset_imports=[onnx.helper.make_opsetid("", 19)],
         ir_version=9,
     )
-    made = qdq.with_seven_bit_weights(model)
+    made = with_seven_bit_weights(model)
     onnx.checker.check_model(made)
     found = graph.Graph(made)
     halved = found.array(found.producer[next(n for n in found.nodes if n.name == "m").input[1]].input[0])

@@ -15,6 +15,7 @@ from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.halves import LOW, halved_layers, quantized_inputs, with_halves
 from MedQuantINT8Lib.models.layers import int8_share, weighted_layers, work_shares
+from MedQuantINT8Lib.models.seven_bit_weights import with_seven_bit_weights
 from MedQuantINT8Lib.models.spec import Output
 from MedQuantINT8Lib.progress import Task
 from MedQuantINT8Lib.quantization import qdq_placement as placement
@@ -53,7 +54,7 @@ def test_the_form_is_found_again_in_a_file_of_short_names_and_of_seven_bits():
     int8 = network()[1]
     kept = qdq.compacted(halved(int8, "ac"))
     assert set(halved_layers(graph.Graph(kept))) == {"a", "c"}
-    assert set(halved_layers(graph.Graph(qdq.with_seven_bit_weights(kept)))) == {"a", "c"}
+    assert set(halved_layers(graph.Graph(with_seven_bit_weights(kept)))) == {"a", "c"}
     assert set(halved_layers(graph.Graph(qdq.as_unsigned(kept)))) == {"a", "c"}
     assert qdq.layers_with_int8_weights(kept) == ["a", "b", "c"], "a layer in halves is one layer"
     assert kept.ByteSize() < qdq.compacted(int8).ByteSize() + 2000, "its weight is stored once"

@@ -15,6 +15,7 @@ from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.halves import halved_layers, with_halves
 from MedQuantINT8Lib.models.layers import int8_share, weighted_layers, work_shares
+from MedQuantINT8Lib.models.seven_bit_weights import with_seven_bit_weights
 from MedQuantINT8Lib.models.spec import Output
 from MedQuantINT8Lib.models.weight_halves import REST, layers_with_weight_halves, with_weight_halves
 from MedQuantINT8Lib.progress import Task
@@ -91,8 +92,8 @@ def test_all_products_count_as_work():
 def test_weights_of_seven_bits_lose_no_more():
     fp32, both = with_both()
     expected = run(fp32, patch())
-    seven = run(qdq.with_seven_bit_weights(qdq.compacted(both)), patch())
-    without = run(qdq.with_seven_bit_weights(with_halves(network()[1], dict.fromkeys("abc", WIDE))), patch())
+    seven = run(with_seven_bit_weights(qdq.compacted(both)), patch())
+    without = run(with_seven_bit_weights(with_halves(network()[1], dict.fromkeys("abc", WIDE))), patch())
     assert error(seven, expected) < 3e-3 < 6e-3 < error(without, expected)
 
 

@@ -13,6 +13,8 @@ from .onnx_graph import Graph
 from .weight_halves import layers_with_weight_halves
 
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+#: Axis of the output channel in the weight of each convolution.
+CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,15 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import PackageError
 from .halves import halved_layers, rejoin
-from .layers import WEIGHTED_OPS, is_dequantized
+from .layers import CHANNEL_AXIS, WEIGHTED_OPS, is_dequantized
 from .one_sided import with_one_sided_ranges
 from .onnx_graph import Graph, load_network, pruned, require_onnx
+from .seven_bit_weights import with_seven_bit_weights
 from .tensor_names import FreshNames, rename_tensors, use_plain_names
-from .weight_halves import REST, drop_rests, layers_with_weight_halves, quantized_rest
-
-#: Axis of the output channel in the weight of each operator.
-CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}
+from .weight_halves import REST, drop_rests, layers_with_weight_halves
 
 
 def check_int8(model: Any) -> list[str]:
@@ -124,7 +121,7 @@ def network_for(
     Its tensors have plain names: engines rewrite the network and make names of their own out of them.
 
     Args:
-        weight_bits: 8, or 7 for an engine whose kernels overflow with more (:func:`with_seven_bit_weights`).
+        weight_bits: 8, or 7 for an engine whose kernels overflow with more (:mod:`.seven_bit_weights`).
         zero_points: whether the engine's activations may have zero points (:func:`.one_sided.with_one_sided_ranges`).
 
     Raises:
@@ -144,68 +141,6 @@ def as_run(model: Any, *, zero_points: bool, weight_bits: int) -> Any:
     if zero_points:
         model = with_one_sided_ranges(model)
     return with_seven_bit_weights(model) if weight_bits == 7 else model
-
-
-def with_seven_bit_weights(model: Any) -> Any:
-    """Return a copy whose quantized layers have weights from -64 to 64: half as large, of twice the scale.
-
-    An odd weight lies in the middle between two halves. Along an output channel the odd ones go up and down in turn, so
-    that their errors do not move the channel's mean. Layers that compute in float keep their weights. Where weights are two halves, the
-    second half takes on what the first loses.
-    """
-    onnx = require_onnx()
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    graph, fresh = Graph(copy), FreshNames(copy)
-    halved: dict[tuple[str, int], str] = {}
-    rests = {pair.rest.name: pair.layer.name for pair in layers_with_weight_halves(graph).values()}
-    lost: dict[str, NDArray[Any]] = {}
-    for node in list(copy.graph.node):
-        if node.op_type not in WEIGHTED_OPS or not all(is_dequantized(graph, name) for name in node.input[:2]):
-            continue
-        dequantize = graph.producer[node.input[1]]
-        if not graph.is_constant(dequantize.input[0]):
-            continue
-        weight, scale = graph.array(dequantize.input[0]), graph.array(dequantize.input[1])
-        # A matrix product's output channels are its weight's last axis.
-        axis = CHANNEL_AXIS.get(node.op_type, weight.ndim - 1)
-        if (key := (node.input[1], axis)) in halved:
-            # Both products of a layer that runs as two INT8 halves have one weight.
-            node.input[1] = halved[key]
-            continue
-        half, new_scale = np.moveaxis(_halve(np.moveaxis(weight, axis, 0)), 0, axis), scale * np.float32(2)
-        steps = scale.astype(np.float64).reshape(
-            [-1 if n == axis and scale.size > 1 else 1 for n in range(weight.ndim)]
-        )
-        if node.name in rests.values():
-            lost[node.name] = (weight.astype(np.float64) - 2.0 * half) * steps
-        elif rests.get(node.name) in lost:
-            rest = weight * steps + lost[rests[node.name]]
-            half, new_scale = quantized_rest(rest, axis, per_channel=scale.size > 1, largest=64)
-            new_scale = new_scale.reshape(scale.shape)
-        names = [fresh(f"{node.name}_weight_7bit"), fresh(f"{node.name}_scale_7bit")]
-        for name, array in zip(names, (np.ascontiguousarray(half), new_scale), strict=True):
-            copy.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-        # The weight may be another layer's as well, and that one's in float.
-        own_dequantize = onnx.NodeProto()
-        own_dequantize.CopyFrom(dequantize)
-        own_dequantize.name, own_dequantize.output[0] = (
-            fresh(f"{node.name}_DequantizeLinear_7bit"),
-            fresh(f"{node.name}_dequantized_7bit"),
-        )
-        own_dequantize.input[:2] = names
-        node.input[1] = halved[key] = own_dequantize.output[0]
-        position = next(n for n, other in enumerate(copy.graph.node) if other.output[0] == dequantize.output[0])
-        copy.graph.node.insert(position, own_dequantize)
-    return pruned(copy)
-
-
-def _halve(weight: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Return half of each weight (channels first); odd ones are rounded up and down in turn."""
-    flat = weight.astype(np.int16).reshape(weight.shape[0], -1)
-    odd = flat % 2
-    turn = np.where(np.cumsum(odd, axis=1) % 2 == 1, 1, -1)
-    return ((flat + odd * turn) // 2).astype(np.int8).reshape(weight.shape)
 
 
 def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
