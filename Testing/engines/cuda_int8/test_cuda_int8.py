@@ -29,7 +29,8 @@ from MedQuantINT8Lib.engines.cuda_int8.runtime.network import CudaInt8Network
 from MedQuantINT8Lib.engines.cuda_int8.runtime.program import programs
 from MedQuantINT8Lib.engines.cuda_int8.tiling.candidates import Machine, candidates
 from MedQuantINT8Lib.engines.cuda_int8.tiling.phases import phases_of
-from MedQuantINT8Lib.engines.cuda_int8.tiling.tiling import DEPTH, Tile, Tiling
+from MedQuantINT8Lib.engines.cuda_int8.tiling.tile import DEPTH, Tile
+from MedQuantINT8Lib.engines.cuda_int8.tiling.tiling import Tiling
 from MedQuantINT8Lib.engines.cuda_int8.tiling.weight_order import arranged_weights, columns_of
 from MedQuantINT8Lib.engines.onnxruntime import session
 from MedQuantINT8Lib.errors import EngineError

@@ -16,7 +16,7 @@ from MedQuantINT8Lib.engines.cuda_int8.runtime import network as network_module
 from MedQuantINT8Lib.engines.cuda_int8.runtime.network import CudaInt8Network
 from MedQuantINT8Lib.engines.cuda_int8.runtime.program import machine_of
 from MedQuantINT8Lib.engines.cuda_int8.tiling.candidates import candidates
-from MedQuantINT8Lib.engines.cuda_int8.tiling.tiling import DEPTH
+from MedQuantINT8Lib.engines.cuda_int8.tiling.tile import DEPTH
 from pointwise import needs_gpu
 
 pytestmark = needs_gpu

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..plan.kernel_plan import KernelPlan
-from ..tiling.tiling import DEPTH, MOST_HALO, Tiling
+from ..tiling.tile import DEPTH
+from ..tiling.tiling import MOST_HALO, Tiling
 from . import definitions, kernel_text
 from .epilogue import EpilogueSource
 from .first_convolution import neighbor_definitions

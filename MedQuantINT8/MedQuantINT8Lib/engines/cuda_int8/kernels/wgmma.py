@@ -3,7 +3,8 @@ matrix instructions"): 64 rows by a tile's columns, 32 bytes deep."""
 
 from __future__ import annotations
 
-from ..tiling.tiling import CHUNK, DEPTH, TILE2, Tiling
+from ..tiling.tile import DEPTH
+from ..tiling.tiling import CHUNK, TILE2, Tiling
 
 #: MMA steps that the tensor cores are given before a team does something else meanwhile.
 _MMA_STEPS_BEFORE = 2

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ...base import UnsupportedNetwork
 from ..frontend.nodes import Network, Node
-from .kernel_plan import Attention, Buffer, Geometry, KernelPlan, Layout, Norm, Op, Size, Step, View
+from .buffers import Tensors, placed
+from .kernel_plan import Attention, Geometry, KernelPlan, Layout, Norm, Op, Size, Step, View
 from .merging import merged
 from .open_step import HALF, Form, OpenStep, closed
 from .recompute import recomputed
@@ -369,42 +370,14 @@ class _Planner:
             begin += inner.width
         return Layout(tuple(parts), begin).merged()
 
-    # Where tensors lie.
-
     def _finish(self) -> None:
-        views: dict[tuple[str, Form], View] = {}
-        stores: dict[str, list[View]] = {}
-        for name, forms in self._forms.items():
-            for form in forms:
-                if name in self._concats:
-                    self._join(name, form, views, stores)
-        for name, forms in self._forms.items():
-            for form in forms:
-                if (name, form) not in views:
-                    view = self._buffer(self._layout(name), _size(self._shape(name)), form)
-                    views[name, form] = view
-                    stores.setdefault(name, []).append(view)
+        """Give each tensor its place, and close the steps."""
+        tensors = Tensors(self._forms, self._concats, self._layout, lambda name: _size(self._shape(name)))
+        buffers, views, stores = placed(tensors)
+        self._plan.buffers |= buffers
         steps = (closed(open_step, views, stores) for open_step in self._open_steps)
         # The network's input may have no reader left.
         self._plan.steps += [step for step in steps if step.ops or step.kind == "normalize"]
-
-    def _join(self, name: str, form: Form, views: dict[tuple[str, Form], View], stores: dict[str, list[View]]) -> None:
-        """One buffer for a joined tensor; its parts are stored into it, and read from it where the form is the same."""
-        whole = self._buffer(self._layout(name), _size(self._shape(name)), form)
-        views[name, form] = whole
-        begin = 0
-        for part in self._concats[name]:
-            layout = self._layout(part)
-            view = View(whole.buffer, begin, layout, form)
-            stores.setdefault(part, []).append(view)
-            if form in self._forms.get(part, {}):
-                views.setdefault((part, form), view)
-            begin += layout.width
-
-    def _buffer(self, layout: Layout, size: Size, form: Form) -> View:
-        name = f"b{len(self._plan.buffers)}"
-        self._plan.buffers[name] = Buffer("i8" if form else "f16", size, layout.width)
-        return View(name, 0, layout, form)
 
 
 def _size(shape: tuple[int, ...]) -> Size:

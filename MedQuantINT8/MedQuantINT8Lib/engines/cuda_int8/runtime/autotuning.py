@@ -14,7 +14,8 @@ from ...cuda.device import DeviceBuffer, Event, Gpu, Stream
 from ...cuda.graph_capture import CapturedGraph
 from ..plan.kernel_plan import KernelPlan, Step
 from ..tiling.candidates import first_guess, least_cycles, proposals
-from ..tiling.tiling import Tile, Tiling
+from ..tiling.tile import Tile
+from ..tiling.tiling import Tiling
 from .network import CudaInt8Network
 from .program import Program, conv_program, fixed_programs, machine_of
 

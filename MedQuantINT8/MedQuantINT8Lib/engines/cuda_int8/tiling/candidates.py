@@ -9,7 +9,8 @@ from functools import cached_property, lru_cache
 
 from ...base import UnsupportedNetwork
 from ..plan.kernel_plan import Op, Step, View
-from .tiling import DEPTH, MOST_HALO, MOST_MMA_STEPS, REGISTERS, Tile, Tiling
+from .tile import DEPTH, Tile
+from .tiling import MOST_HALO, MOST_MMA_STEPS, REGISTERS, Tiling
 
 #: Shared memory of a multiprocessor by compute capability, in KB (CUDA programming guide, table of compute capabilities).
 _SHARED = {(8, 0): 164, (8, 6): 100, (8, 7): 164, (8, 9): 100, (9, 0): 228, (10, 0): 228, (12, 0): 100}
