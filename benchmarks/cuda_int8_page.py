@@ -67,8 +67,8 @@ def ratios(value: dict[str, Any], against: str = "best") -> list[float]:
 def table(value: dict[str, Any]) -> list[str]:
     """CUDA INT8 against PyTorch, timed turn and turn about."""
     lines = [
-        "| network | batch | CUDA INT8 ms, median (p95) | PyTorch FP32 ms | times faster | PyTorch's best ms | times faster | ten calls queued: PyTorch, CUDA INT8 ms | times faster | INT8 share of multiply-accumulates | GPU memory MB |",
-        "| --- | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: |",
+        "| network | batch | CUDA INT8 ms, median (p95) | PyTorch FP32 ms | times faster | PyTorch's best ms | times faster | ten calls queued: PyTorch, CUDA INT8 ms | times faster | INT8 share of multiply-accumulates | GPU memory MB | measured |",
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: | --- |",
     ]
     for name in timed_networks(value):
         for batch in (1, 4):
@@ -82,7 +82,8 @@ def table(value: dict[str, Any]) -> list[str]:
             single = "– | –" if fp32 is None else f"{fp32:.1f} | {fp32 / mine['median_ms']:.1f}"
             lines.append(
                 f"| {TIMED[name].title} | {batch} | {mine['median_ms']:.2f} ({mine['p95_ms']:.2f}) | {single} "
-                f"| {best:.2f} ({mode}) | {best / mine['median_ms']:.1f} | {queued} | {100 * beside['int8_mac_share']:.1f} % | {beside['mb']:.0f} |"
+                f"| {best:.2f} ({mode}) | {best / mine['median_ms']:.1f} | {queued} | {100 * beside['int8_mac_share']:.1f} % | {beside['mb']:.0f} "
+                f"| {beside.get('date', value['baselines'][name]['date'])} |"
             )
     return lines if len(lines) > 2 else []
 
@@ -159,8 +160,9 @@ def section(value: dict[str, Any]) -> list[str]:
         f"Made by `benchmarks/gpu_baselines.py`, {days}. {first['gpu']}, PyTorch {first['torch']}; networks of the study's size, random weights, 96 x 96 x 96, FP16 at both ends. Each",
         "network runs in one process with PyTorch, turn and turn about, calls recorded on both sides. PyTorch's best is the fastest of all modes that were timed",
         "([below](#what-a-gpu-user-has-in-pytorch-the-figures-to-beat)); every ratio on these pages and in README is against it unless it says FP32. A batch of four runs as two parts side by side. Each call is timed by itself, with what the caller's",
-        "processor does for it; where ten calls are queued (of the mode that is fastest beside the engine), the GPU's work hides most of that. Rows without such calls are",
-        "of the earlier day, with its kernels.",
+        "processor does for it; where ten calls are queued (of the mode that is fastest beside the engine), the GPU's work hides most of that.",
+        "The last column says when a row was measured; rows of an earlier day are of the kernels of that day."
+        * (" to " in days),
         f"Of the modes that `benchmarks/gpu_baselines.py` knows, these were not run for want of time on the GPU: {_not_run(value)}. What cannot run is named below."
         * bool(_not_run(value)),
         "",
@@ -232,7 +234,7 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
         about = next(iter(peers.values()))
         k, j, i = about["voxels"]
         lines += [
-            f"What a user of nnU-Net and TotalSegmentator waits for, on the same GPU (`benchmarks/nnunet_peers.py`; nnUNetPredictor's defaults; {i} x {j} x {k} voxels, an eighth of",
+            f"What a user of nnU-Net and TotalSegmentator waits for, on the same GPU (`benchmarks/nnunet_peers.py`{_days_in(peers)}; nnUNetPredictor's defaults; {i} x {j} x {k} voxels, an eighth of",
             "the scan above, since nnU-Net resamples each class on the processor; one plan, random weights; medians without the first run, which builds, compiles and tunes):",
             "",
             "| | seconds |",
@@ -255,6 +257,12 @@ def whole_jobs(value: dict[str, Any]) -> list[str]:
             "",
         ]
     return lines
+
+
+def _days_in(rows: dict[str, dict[str, Any]]) -> str:
+    """The days of rows that say theirs, after a comma."""
+    days = sorted({row["date"] for row in rows.values() if "date" in row})
+    return f", {' to '.join(dict.fromkeys((days[0], days[-1])))}" if days else ""
 
 
 def _copies(peer: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def page(value: dict[str, Any]) -> str:
     lines = [
         "# On an NVIDIA GPU",
         "",
-        f"Made by `benchmarks/gpu_page.py`; do not edit. {value['date']}.",
+        f"Made by `benchmarks/gpu_page.py`; do not edit. Runs of {value['date']}.",
         "",
         *section(value),
     ]
@@ -37,7 +36,7 @@ def page(value: dict[str, Any]) -> str:
         lines += [
             "## The sliding window on the GPU",
             "",
-            f"{window['gpu']}: {' x '.join(map(str, window['voxels'][::-1]))}, {window['classes']} classes, {window['windows']} windows of 96 x 96 x 96, a network of one small kernel. "
+            f"{window['gpu']}{', ' * ('date' in window)}{window.get('date', '')}: {' x '.join(map(str, window['voxels'][::-1]))}, {window['classes']} classes, {window['windows']} windows of 96 x 96 x 96, a network of one small kernel. "
             f"Volume up, labels down, everything between: {window['whole_s']:.2f} s, of which the network {window['network_alone_s']:.2f} s; {window['beside_network_s']:.2f} s beside it. "
             f"GPU memory {window['gpu_memory_gb']:.2f} GB ({window['ring_gb']:.2f} GB of it for scores). Labels equal those of the processor's sliding window (Testing/engines/cuda/test_gpu.py).",
             "",
@@ -94,6 +93,20 @@ def add_baselines(known: dict[str, Any], row: dict[str, Any]) -> None:
         before.setdefault(batch, {}).update({mode: found for mode, found in row[batch].items() if not found_out(found)})
 
 
+def days_of_runs(value: Any) -> str:
+    """The first and the last day of all runs whose figures are kept, not that on which they were put together."""
+    days: set[str] = set()
+
+    def look(found: Any) -> None:
+        if isinstance(found, dict):
+            days.update(day for day in (found.get("date"),) if isinstance(day, str))
+            for inner in found.values():
+                look(inner)
+
+    look({key: inner for key, inner in value.items() if key != "date"})
+    return " to ".join(sorted({min(days), max(days)}))
+
+
 def found_out(found: Any) -> bool:
     """Whether there was no time for a mode."""
     return isinstance(found, dict) and "left_out" in found
@@ -137,7 +150,7 @@ def main() -> None:
                 value["window"] = row
     # A smaller job than the benchmark whose name it had.
     value.pop("cuda_int8_volume", None)
-    value["date"] = time.strftime("%Y-%m-%d")
+    value["date"] = days_of_runs(value)
     TARGET.write_text(json.dumps(value, indent=1) + "\n")
     TARGET.with_suffix(".md").write_text(page(value))
 

@@ -118,7 +118,7 @@ def main() -> None:
         }
         runner.close()
         row["overlap"] = overlap(gpu)
-    print(json.dumps(row))
+    print(json.dumps({"date": time.strftime("%Y-%m-%d"), **row}))
 
 
 if __name__ == "__main__":

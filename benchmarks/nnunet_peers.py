@@ -332,7 +332,7 @@ def main() -> None:
         return
     shape = tuple(args.voxels) if args.voxels else GPU_SHAPE if args.device == "gpu" else CPU_SHAPE
     for row in rows("cuda" if args.device == "gpu" else "cpu", args.folder, shape, args.names):
-        print(json.dumps(row), flush=True)
+        print(json.dumps({"date": time.strftime("%Y-%m-%d"), **row}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the table of all networks into README.md and docs/results/index.md: python benchmarks/summary_table.py
+"""Writes the table of all networks into README.md and docs/results/index.md, and there the sentences on a GPU: python benchmarks/summary_table.py
 
 Its figures come from the measured pages' JSON files in docs/results; run it after one of them was measured again. A test compares both
 files with what this script would write.
@@ -13,13 +13,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks")]
-from cuda_int8_page import best_of_torch  # noqa: E402
+from cuda_int8_page import best_of_torch, ratios, timed_networks  # noqa: E402
+from gpu_networks import TIMED  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 #: The lines between which the table stands.
 BEGIN, END = (
     "<!-- summary table: written by benchmarks/summary_table.py -->",
     "<!-- end of the summary table -->",
+)
+GPU_BEGIN, GPU_END = (
+    "<!-- sentences on a GPU: written by benchmarks/summary_table.py -->",
+    "<!-- end of the sentences on a GPU -->",
 )
 _HEAD = (
     "| network | INT8 share of work | file, INT8 / FP32 | processor, FP32 / INT8 time | H200, ms a patch | times PyTorch's best | times PyTorch FP32 | agreement, INT8 with FP32 | Dice to labels, FP32 | INT8 |",
@@ -113,10 +118,36 @@ def _labelled() -> list[str]:
     return lines
 
 
+def gpu_sentences() -> list[str]:
+    """This project's kernels beside PyTorch in words, and which networks were timed on another day than the others."""
+    gpu = _read("gpu")
+    rows = {name: gpu["baselines"][name]["batch_1"] for name in timed_networks(gpu)}
+    own = {name: row["beside"]["int8"]["median_ms"] for name, row in rows.items()}
+    mode, best = best_of_torch(rows["nnunet"])
+    others = ", ".join(f"{TIMED[name].title} {own[name]:.2f}" for name in own if name != "nnunet")
+    low, high = min(ratios(gpu)), max(ratios(gpu))
+    low_fp32, high_fp32 = min(ratios(gpu, "fp32")), max(ratios(gpu, "fp32"))
+    days: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        days.setdefault(row["beside"].get("date", gpu["baselines"][name]["date"]), []).append(TIMED[name].title)
+    apart = "; ".join(f"{', '.join(names)} {day}" for day, names in sorted(days.items()))
+    return [
+        f"On an NVIDIA H200 this project's own INT8 kernels take {own['nnunet']:.2f} ms for nnU-Net's network on such a patch, where PyTorch's best of all modes that were timed",
+        f"({mode}) takes {best:.2f} ms and its FP32 {rows['nnunet']['fp32']['median_ms']:.1f} ms; {others} ms.",
+        f"Against PyTorch's best that is {low:.1f} to {high:.1f} times faster over networks and batches of one and four, against its FP32 {low_fp32:.0f} to {high_fp32:.0f} times.",
+        *([f"Rows keep the kernels of their day: {apart}."] if len(days) > 1 else []),
+    ]
+
+
 def with_table(text: str) -> str:
-    """A page with the table as it is now between its two marks."""
-    before, rest = text.split(BEGIN)
-    return "\n".join([before + BEGIN, *table(), END + rest.split(END)[1]])
+    """A page with the table, and the sentences where it has them, as they are now between their marks."""
+    text = _between(text, BEGIN, END, table())
+    return _between(text, GPU_BEGIN, GPU_END, gpu_sentences()) if GPU_BEGIN in text else text
+
+
+def _between(text: str, begin: str, end: str, lines: list[str]) -> str:
+    before, rest = text.split(begin)
+    return "\n".join([before + begin, *lines, end + rest.split(end)[1]])
 
 
 def main() -> None:

@@ -78,6 +78,17 @@ def test_calls_that_were_queued_have_a_ratio_of_their_own():
     assert "| 4.0 | 1.20, 0.40 | 3.0 | 100.0 % |" in cuda_int8_page.table({"baselines": {"unet": value}})[2]
 
 
+def test_the_page_and_its_rows_say_when_they_were_measured():
+    import cuda_int8_page
+    import gpu_page
+
+    first, second = row(beside=beside("fp16_recorded", 2.0, 0.5)), row(beside=beside("fp16_recorded", 2.0, 0.4))
+    second |= {"network": "nnunet", "date": "2026-11-30"}
+    value = {"date": "2027-01-01", "baselines": {"unet": first, "nnunet": second}, "kits19": {"date": "2026-11-26"}}
+    assert gpu_page.days_of_runs(value) == "2026-11-26 to 2026-11-30"
+    assert [line.split(" | ")[-1] for line in cuda_int8_page.table(value)[2:]] == ["2026-11-29 |", "2026-11-30 |"]
+
+
 def test_a_mode_that_was_faster_than_the_one_beside_the_engine_counts():
     import cuda_int8_page
 
