@@ -1,4 +1,4 @@
-"""NVIDIA GPUs through cuda-python: devices, memory, streams, events, graphs, and kernels compiled at run time by NVRTC.
+"""NVIDIA GPUs through cuda-python: devices, with their memory (:mod:`.buffers`), streams and events (:mod:`.streams`), and kernels compiled at run time by NVRTC.
 
 No torch and no compiler: the GPU's driver and ``cuda.bindings`` (12.8 or later, 13.x) are all it takes. Every call's result is
 checked. Work never runs on the default stream, so that it does not wait for, or hold up, another library's.
@@ -6,22 +6,22 @@ checked. Work never runs on the default stream, so that it does not wait for, or
 
 from __future__ import annotations
 
-import ctypes
-import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from ...devices import names_several
 from ...errors import EngineError
 from ...progress import Task
 from .block_cache import BlockCache
+from .buffers import DeviceBuffer, PartBuffer, PinnedBuffer, patch_address
 from .compiler import Compiler
 from .driver import GpuError, GpuMemoryError, bindings, checked, recording, start_driver
+from .streams import Event, Kernel, Stream
 
 __all__ = [
     "DeviceBuffer",
@@ -47,8 +47,6 @@ _caches: dict[tuple[int, int], BlockCache] = {}
 _caches_lock = threading.Lock()
 #: The driver's words for "there is no GPU" and for a driver older than the bindings.
 _NO_DEVICE, _OLD_DRIVER = 100, (35, 803, 804)
-#: The driver's priority of streams: a smaller number goes first, and 0 is the last that there is.
-_URGENT = -1
 #: The oldest generation whose tensor cores multiply INT8 in 3D kernels (Ampere).
 LEAST_CAPABILITY = (8, 0)
 
@@ -296,186 +294,3 @@ class Gpu:
     def synchronize(self) -> None:
         with recording:
             checked(self.driver.cuCtxSynchronize(), "finish its work")
-
-
-class DeviceBuffer:
-    """An array on the GPU. It has CUDA's array interface, so that torch and CuPy can look at it without a copy."""
-
-    def __init__(self, gpu: Gpu, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._gpu, self.shape, self.dtype = gpu, shape, dtype
-        self.nbytes = int(np.prod(shape)) * dtype.itemsize
-        self.pointer = gpu.blocks.allocate(self.nbytes, f"hold {self.nbytes / 1e6:.0f} MB more")
-        gpu._buffers[self.pointer] = self
-
-    @property
-    def gpu(self) -> Gpu:
-        """Where it lies."""
-        return self._gpu
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self.pointer, False),
-            "version": 3,
-            "strides": None,
-        }
-
-    def upload(self, array: NDArray[Any], stream: Stream, *, keep: bool = True, to: int = 0) -> None:
-        """Copy from the computer, to byte ``to`` on; ``array`` is held until the stream is next waited for, unless the caller keeps it."""
-        array = np.ascontiguousarray(array, self.dtype)
-        self.upload_bytes(array, stream, to)
-        if keep:
-            stream.keep(array)
-
-    def upload_bytes(self, array: NDArray[Any], stream: Stream, to: int = 0) -> None:
-        """Copy a contiguous array's bytes to byte ``to`` on, whatever its type; the caller keeps it until they are there."""
-        assert array.flags.c_contiguous and to + array.nbytes <= self.nbytes
-        checked(
-            self._gpu.driver.cuMemcpyHtoDAsync(self.pointer + to, array.ctypes.data, array.nbytes, stream.handle),
-            "copy to the GPU",
-        )
-
-    def download(self, array: NDArray[Any], stream: Stream, offset: int = 0) -> None:
-        """Copy to the computer, from ``offset`` bytes on; ``array`` must be contiguous."""
-        assert array.flags.c_contiguous and offset + array.nbytes <= self.nbytes
-        checked(
-            self._gpu.driver.cuMemcpyDtoHAsync(array.ctypes.data, self.pointer + offset, array.nbytes, stream.handle),
-            "copy from the GPU",
-        )
-
-    def zero(self, stream: Stream) -> None:
-        checked(self._gpu.driver.cuMemsetD8Async(self.pointer, 0, self.nbytes, stream.handle), "clear memory")
-
-    def change_owner(self, gpu: Gpu) -> bool:
-        """Let it be freed with another object of the same GPU; False where it lies on another GPU, or was freed."""
-        pointer = self.pointer
-        if not pointer or self._gpu.info.index != gpu.info.index or self._gpu._buffers.pop(pointer, None) is None:
-            return False
-        self._gpu = gpu
-        gpu._buffers[pointer] = self
-        gpu._has_allocated = True
-        return True
-
-    def free(self) -> None:
-        # Whoever takes it out frees it: another thread may close the GPU meanwhile.
-        if self.pointer and self._gpu._buffers.pop(self.pointer, None) is not None:
-            self._free()
-
-    def _free(self) -> None:
-        pointer, self.pointer = self.pointer, 0
-        self._gpu.blocks.free(pointer, self.nbytes)
-
-
-class PartBuffer(DeviceBuffer):
-    """Some of a buffer's patches, (count, C, *patch), from number ``first`` on; it is not freed by itself."""
-
-    def __init__(self, whole: DeviceBuffer, first: int, count: int) -> None:
-        self._gpu, self._whole, self.pointer = whole.gpu, whole, patch_address(whole, first)
-        self.shape, self.dtype = (count, *whole.shape[1:]), whole.dtype
-        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
-
-    def free(self) -> None:
-        """It ends with the whole."""
-
-
-def patch_address(buffer: DeviceBuffer, number: int) -> int:
-    """Where one of a buffer's patches (n, C, *patch) begins."""
-    return int(buffer.pointer) + number * math.prod(buffer.shape[1:]) * buffer.dtype.itemsize
-
-
-class PinnedBuffer:
-    """An array in the computer's memory that stays where it is; ``array`` is its NumPy view, valid until ``free()``."""
-
-    def __init__(self, gpu: Gpu, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._gpu = gpu
-        size = max(dtype.itemsize, int(np.prod(shape)) * dtype.itemsize)
-        self._pointer = int(checked(gpu.driver.cuMemHostAlloc(size, 0), f"pin {size / 1e6:.0f} MB of memory"))
-        raw = (ctypes.c_uint8 * size).from_address(self._pointer)
-        self.array: NDArray[Any] = np.ctypeslib.as_array(raw).view(dtype)[: int(np.prod(shape))].reshape(shape)
-
-    def free(self) -> None:
-        if self._pointer:
-            self.array = np.empty(0, self.array.dtype)
-            checked(self._gpu.driver.cuMemFreeHost(self._pointer), "free pinned memory")
-            self._pointer = 0
-
-
-class Event:
-    """A point in a stream's work."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
-        self.handle = checked(gpu.driver.cuEventCreate(0), "make an event")
-
-    def record(self, stream: Stream) -> Event:
-        checked(self._gpu.driver.cuEventRecord(self.handle, stream.handle), "mark its work")
-        return self
-
-    def wait(self) -> None:
-        """Wait until the work before it is done."""
-        checked(self._gpu.driver.cuEventSynchronize(self.handle), "finish its work")
-
-    def milliseconds_since(self, other: Event) -> float:
-        return float(checked(self._gpu.driver.cuEventElapsedTime(other.handle, self.handle), "measure time"))
-
-    def free(self) -> None:
-        if self.handle is not None:
-            checked(self._gpu.driver.cuEventDestroy(self.handle), "free an event")
-            self.handle = None
-
-
-class Stream:
-    """A queue of work that neither waits for the default stream nor makes it wait.
-
-    Args:
-        urgent: where kernels of several streams could run, blocks of this one's begin before those of streams that are not urgent.
-    """
-
-    def __init__(self, gpu: Gpu, *, urgent: bool = False) -> None:
-        self._gpu, self.urgent = gpu, urgent
-        flag = gpu.driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        priority = _URGENT if urgent else 0
-        self.handle = checked(gpu.driver.cuStreamCreateWithPriority(flag, priority), "make a stream")
-        self._kept: list[Any] = []
-
-    def keep(self, thing: Any) -> None:
-        """Hold on to memory that work in the queue still reads."""
-        self._kept.append(thing)
-
-    def wait_for(self, event: Event) -> None:
-        """Let later work of this stream begin after the event."""
-        checked(self._gpu.driver.cuStreamWaitEvent(self.handle, event.handle, 0), "order its work")
-
-    def synchronize(self) -> None:
-        checked(self._gpu.driver.cuStreamSynchronize(self.handle), "finish its work")
-        self._kept = []
-
-    def free(self) -> None:
-        if self.handle is not None:
-            checked(self._gpu.driver.cuStreamDestroy(self.handle), "free a stream")
-            self.handle = None
-
-
-class Kernel:
-    """A compiled kernel. Call it with its arguments as ctypes or NumPy scalars; buffers stand for their addresses."""
-
-    def __init__(self, gpu: Gpu, function: Any, name: str) -> None:
-        self._gpu, self._function, self.name = gpu, function, name
-
-    def __call__(
-        self, grid: tuple[int, int, int], block: tuple[int, int, int], stream: Stream, *arguments: Any
-    ) -> None:
-        values, types = [], []
-        for argument in arguments:
-            if isinstance(argument, DeviceBuffer):
-                values.append(argument.pointer)
-                types.append(ctypes.c_void_p)
-            else:
-                values.append((argument.value or 0) if isinstance(argument, ctypes._SimpleCData) else argument)
-                types.append(type(argument))
-        launched = self._gpu.driver.cuLaunchKernel(
-            self._function, *grid, *block, 0, stream.handle, (tuple(values), tuple(types)), 0
-        )
-        checked(launched, f"start the kernel {self.name}")
