@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +64,27 @@ def in_memory(setup: Setup, model: Path, what: str, *, looked_into: bool = True)
         row["other_labels"] = int((labels["one"] != labels["all"]).sum())
         row["distinct_labels"] = len(np.unique(labels["one"]))
         row["faster"] = row["one"]["seconds"] / row["all"]["seconds"]
-        if not looked_into:
-            pool.clear()
-            return row
-        for name, numbers in (("one", setup.gpus[:1]), ("all", setup.gpus)):
-            row[f"timeline_{name}"] = timeline_of(numbers, lambda name=name: run(name))
-        for name in devices:
-            pool.clear()
-            counter = Counter()
-            with counted(counter):
-                run(name)
-                # Loading took the weights up; they are none of a run's copies.
-                counter.forget_copies()
-                began = time.perf_counter()
-                run(name)
-                row[f"counted_{name}"] = {"seconds": time.perf_counter() - began, "gpus": counter.rows()}
-            pool.clear()
+        try:
+            if looked_into:
+                _look_into(setup, row, run, pool)
+        except Exception:
+            # The times count, whatever becomes of the look at them.
+            traceback.print_exc()
+        pool.clear()
     return row
+
+
+def _look_into(setup: Setup, row: dict[str, Any], run: Callable[[str], Any], pool: Any) -> None:
+    """Note where the time of a run goes, and what crosses the bus, on one GPU and on all."""
+    for name, numbers in (("one", setup.gpus[:1]), ("all", setup.gpus)):
+        row[f"timeline_{name}"] = timeline_of(numbers, partial(run, name))
+    for name in ("one", "all"):
+        pool.clear()
+        counter = Counter()
+        with counted(counter):
+            run(name)
+            # Loading took the weights up; they are none of a run's copies.
+            counter.forget_copies()
+            began = time.perf_counter()
+            run(name)
+            row[f"counted_{name}"] = {"seconds": time.perf_counter() - began, "gpus": counter.rows()}

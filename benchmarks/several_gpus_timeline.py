@@ -37,6 +37,7 @@ CALLS: dict[str, list[tuple[str, str, str]]] = {
         ("inference.gpu_team", "", "copy_between"),
         ("inference.gpu_sliding_window", "", "copy_between"),
         ("inference.gpu_strip_run", "", "copy_between"),
+        ("inference.gpu_label_merging", "", "copy_between"),
     ],
     "the scan's way to the GPU": [
         ("engines.cuda.transfers", "Transfers", "upload"),
@@ -59,7 +60,7 @@ CALLS: dict[str, list[tuple[str, str, str]]] = {
         ("inference.gpu_label_merging", "GpuMerging", "paint"),
     ],
     "waiting for the merging": [("inference.task_merging", "Merging", "end")],
-    "all else": [("inference.pipeline", "", "segment_volume"), ("inference.pipeline", "", "run_in_region")],
+    "all else": [("inference.network_run", "", "segment_volume"), ("inference.pipeline", "", "run_in_region")],
 }
 #: What a GPU is busy with, by (module, owner or empty, function, where its stream is: an argument's name or an attribute of the first).
 ON_GPU: dict[str, list[tuple[str, str, str, str]]] = {
