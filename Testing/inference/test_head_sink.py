@@ -10,12 +10,15 @@ import pytest
 from graphs import network, weights
 from MedQuantINT8Lib.engines.base import BuildOptions, head_of
 from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
+from MedQuantINT8Lib.imaging.axis_interpolation import AxisInterpolation
+from MedQuantINT8Lib.imaging.label_resampling import Largest
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference import head_sink, segmenter
 from MedQuantINT8Lib.inference.blending import ScoreSink
 from MedQuantINT8Lib.inference.ensemble import MeanEngine
 from MedQuantINT8Lib.inference.head_sink import HeadSink
+from MedQuantINT8Lib.inference.resampling_sink import ResamplingSink
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions, segment
 from MedQuantINT8Lib.inference.timed_engine import TimedEngine
 from MedQuantINT8Lib.models.pointwise_head import PointwiseHead
@@ -203,3 +206,32 @@ def test_openvino_leaves_a_wide_head_to_blending_and_infers_scores_with_it(tmp_p
 
 def test_several_engines_have_no_head_in_common():
     assert head_of(MeanEngine([Engine(), Engine()])) is None and head_of(MeanEngine([Engine()])) is not None
+
+
+@pytest.mark.parametrize("slowest", [0, 1, 2])
+@pytest.mark.parametrize("cut", [True, False], ids=["two blocks a slab", "one block a slab"])
+def test_scores_go_to_the_scan_a_few_planes_at_a_time(slowest, cut, monkeypatch):
+    """The labels are those of scores that are given in whole blocks, and fewer planes of scores exist than a block has."""
+    shape = [9, 11, 13]
+    shape[slowest] = 47
+    head, rng = Engine().head, np.random.default_rng(3)
+    features = rng.normal(size=(FEATURES, *shape)).astype(np.float32)
+    scores = np.einsum("cf,fijk->cijk", head.weights, features) + head.bias[:, None, None, None]
+    axes = tuple(AxisInterpolation.linear(np.linspace(-0.4, n - 0.6, int(2.7 * n)), n) for n in shape)
+    sinks = [ResamplingSink(tuple(shape), CLASSES, axes, Largest(np.arange(CLASSES)), slowest) for _ in range(2)]
+    planes = []
+    monkeypatch.setattr(
+        sinks[0], "room", lambda *at: (planes.append(sinks[0]._planes), ResamplingSink.room(sinks[0], *at))[1]
+    )
+    by_features = HeadSink(head, sinks[0], slowest)
+    middle = (slowest + 1) % 3
+    for begin, end in ((0, 4), (4, 29), (29, 47)):
+        for first, last in ((0, 5), (5, shape[middle])) if cut else ((0, shape[middle]),):
+            place = [slice(None)] * 4
+            place[1 + slowest], place[1 + middle] = slice(begin, end), slice(first, last)
+            start = [0, 0, 0]
+            start[slowest], start[middle] = begin, first
+            by_features(tuple(start), features[tuple(place)])
+            sinks[1](tuple(start), scores[tuple(place)].astype(np.float32))
+    assert (sinks[0].resampled == sinks[1].resampled).mean() > 0.9999 and (sinks[0].resampled > 0).any()
+    assert max(planes) <= 2 * sinks[0].slab_planes + 1 < 25

@@ -91,7 +91,11 @@ def _apply(values: NDArray[Any], step: Normalization) -> FloatArray:
 
     def run(planes: range) -> None:
         for plane in planes:
-            result[plane] = _applied(values[plane].astype(np.float32, copy=False), step)
+            part = values[plane].astype(np.float32, copy=False)
+            if step.kind == "nnunet_ct":
+                _nnunet_ct(part, step, result[plane])
+            else:
+                result[plane] = _applied(part, step)
 
     with Threads() as threads:
         threads.share(run, len(values))
@@ -102,9 +106,7 @@ def _applied(values: FloatArray, step: Normalization) -> FloatArray:
     if step.kind == "zscore":
         return _zscore(values, step)
     if step.kind == "nnunet_ct":
-        assert step.low is not None and step.mean is not None and step.std is not None
-        clipped = np.clip(values, np.float32(step.low), np.float32(step.high))
-        return (clipped - np.float32(step.mean)) / np.float32(step.std)
+        return _nnunet_ct(values, step, np.empty_like(values))
     if step.kind == "sigmoid":
         return (1 / (1 + np.exp(-np.clip(values, -80, 80)))).astype(np.float32)
     if step.kind == "tanh":
@@ -125,6 +127,14 @@ def _applied(values: FloatArray, step: Normalization) -> FloatArray:
         low, high = (step.low, step.high) if step.kind == "clip" else percentiles(values, _percents(step))
         return np.clip(values, None if low is None else np.float32(low), None if high is None else np.float32(high))
     return _scale_to_range(values, step)
+
+
+def _nnunet_ct(values: FloatArray, step: Normalization, result: FloatArray) -> FloatArray:
+    """Clip, and bring to mean 0 and deviation 1, into the array that is returned."""
+    assert step.low is not None and step.mean is not None and step.std is not None
+    np.clip(values, np.float32(step.low), np.float32(step.high), out=result)
+    np.subtract(result, np.float32(step.mean), out=result)
+    return np.divide(result, np.float32(step.std), out=result)
 
 
 def _scale_to_range(values: FloatArray, step: Normalization) -> FloatArray:

@@ -40,6 +40,19 @@ class KeepsScores(Protocol):
 _SLAB_BYTES = 1 << 19
 
 
+@runtime_checkable
+class TakesSlabs(KeepsScores, Protocol):
+    """A sink that lets scores go slab by slab, so that those of a whole volume, or of a large block, never exist.
+
+    Attributes:
+        shape: (n0, n1, n2) of all scores.
+        slab_planes: how many planes along the slowest axis are best given at a time.
+    """
+
+    shape: tuple[int, int, int]
+    slab_planes: int
+
+
 @dataclass(frozen=True)
 class _Cut:
     """How a slab of a window is cut along one axis: indices into one channel (n0, n1, n2).

@@ -7,10 +7,13 @@ import threading
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..imaging.label_resampling import STEP
 from ..models.pointwise_head import PointwiseHead
 from ..thread_pool import Threads
-from .blending import Array, KeepsScores, Sink
+from .blending import Array, KeepsScores, Sink, TakesSlabs
+from .resampling_sink import ResamplingSink
 
 #: Bytes of scores that a thread computes at a time: they stay in its core's cache until they are where they go.
 _TILE_BYTES = 1 << 20
@@ -27,19 +30,61 @@ class HeadSink:
     """
 
     def __init__(self, head: PointwiseHead, inner: Sink, slowest: int) -> None:
-        self._head, self._inner = head, inner
+        self._head, self._inner, self._slowest = head, inner, slowest
         self._axis = min(axis for axis in range(3) if axis != slowest)
         self._memory = threading.local()
+        #: Features of a slab whose blocks have not all come, and how many of its voxels have.
+        self._slab: NDArray[np.float32] = np.empty((head.features, 0, 0, 0), np.float32)
+        self._filled = 0
+
+    @staticmethod
+    def bytes_needed(features: int, classes: int, shape: tuple[int, int, int], slowest: int, planes: int) -> int:
+        """Return what a slab of features of ``planes`` takes, with the scores of the few planes that are brought to the scan at a time."""
+        section = int(np.prod(shape)) // max(1, shape[slowest])
+        return 4 * features * section * planes + ResamplingSink.bytes_needed(classes, shape, slowest, STEP)
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
+        inner = self._inner
         size = (block.shape[1], block.shape[2], block.shape[3])
         with Threads() as threads:
-            if isinstance(self._inner, KeepsScores):
-                self._compute(block, self._inner.room(start, size), threads)
+            if isinstance(inner, TakesSlabs):
+                slab = self._collected(start, block, inner.shape)
+                if slab is not None:
+                    self._give_slabs(start[self._slowest], slab, inner, threads)
+            elif isinstance(inner, KeepsScores):
+                self._compute(block, inner.room(start, size), threads)
+                inner.filled(start, size)
             else:
                 self._hand_on(start, block, threads)
-        if isinstance(self._inner, KeepsScores):
-            self._inner.filled(start, size)
+
+    def _collected(self, start: tuple[int, int, int], block: Array, shape: tuple[int, int, int]) -> Array | None:
+        """The features of all blocks that lie in the same planes, once they have come; their memory is the next slab's as well."""
+        size = list(shape)
+        size[self._slowest] = block.shape[1 + self._slowest]
+        if list(block.shape[1:]) == size:
+            return block
+        if list(self._slab.shape[1:]) != size:
+            self._slab = np.empty((self._head.features, *size), np.float32)
+        place = [slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True)]
+        place[self._slowest] = slice(None)
+        self._slab[(slice(None), *place)] = block
+        self._filled += block[0].size
+        if self._filled < self._slab[0].size:
+            return None
+        self._filled = 0
+        return self._slab
+
+    def _give_slabs(self, begin: int, slab: Array, inner: TakesSlabs, threads: Threads) -> None:
+        """Compute the scores of a slab of features in slabs of a few planes, each of which is let go before the next."""
+        for first in range(0, slab.shape[1 + self._slowest], inner.slab_planes):
+            index, start = [slice(None)] * 4, [0, 0, 0]
+            index[1 + self._slowest] = slice(first, first + inner.slab_planes)
+            start[self._slowest] = begin + first
+            features = slab[tuple(index)]
+            place = (start[0], start[1], start[2])
+            size = (features.shape[1], features.shape[2], features.shape[3])
+            self._compute(features, inner.room(place, size), threads)
+            inner.filled(place, size)
 
     def _hand_on(self, start: tuple[int, int, int], block: Array, threads: Threads) -> None:
         """Give the scores of a block in strips."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..imaging.label_resampling import Axes, Decision, LabelResampling
+from ..imaging.label_resampling import STEP, Axes, Decision, LabelResampling
 from ..thread_pool import Threads
 
 
@@ -16,6 +16,10 @@ class ResamplingSink:
     """Keeps the scores of as many planes as are not decided yet, and decides labels on the scan's grid slab by slab.
 
     Blocks come in raster order: those that begin at one plane of the slowest axis, which together are a slab, then the next slab.
+
+    Attributes:
+        shape: (n0, n1, n2) of the scores along the tensor's axes.
+        slab_planes: so many planes, or more, are best given at a time: with them comes what is decided together.
 
     Args:
         shape: (n0, n1, n2) of the scores along the tensor's axes.
@@ -34,12 +38,14 @@ class ResamplingSink:
         slowest: int,
         prepare: Callable[[NDArray[Any]], None] = lambda block: None,
     ) -> None:
+        self.shape, self.slab_planes = shape, STEP
         # The slowest axis becomes the first one, the others stay in their order.
         self._turn = (slowest, *(axis for axis in range(3) if axis != slowest))
         self._resampling = LabelResampling((axes[slowest], axes[self._turn[1]], axes[self._turn[2]]), decision)
         self._section = (shape[self._turn[1]], shape[self._turn[2]])
+        #: Planes from the first one that is kept on, of which so many have room; there may be memory for more.
         self._scores = np.empty((classes, 0, *self._section), np.float32)
-        self._first, self._filled, self._prepare = 0, 0, prepare
+        self._first, self._planes, self._filled, self._prepare = 0, 0, 0, prepare
 
     @classmethod
     def bytes_needed(cls, classes: int, shape: tuple[int, int, int], slowest: int, planes: int) -> int:
@@ -57,7 +63,7 @@ class ResamplingSink:
         """Where the scores (classes, n0, n1, n2) of the next block go, for whoever writes them there instead of giving the block."""
         begin, *place = (start[axis] for axis in self._turn)
         planes, *section = (size[axis] for axis in self._turn)
-        if begin + planes > self._first + self._scores.shape[1]:
+        if begin + planes > self._first + self._planes:
             self._make_room(begin + planes)
         part = self._scores[
             :,
@@ -84,11 +90,15 @@ class ResamplingSink:
 
     def _make_room(self, end: int) -> None:
         """Let planes go that are decided, and have room up to the plane ``end``."""
-        first = min(self._resampling.first_needed, self._first + self._scores.shape[1])
-        kept = self._scores[:, first - self._first :]
-        scores = np.empty((len(kept), end - first, *self._section), np.float32)
-        scores[:, : kept.shape[1]] = kept
-        self._scores, self._first = scores, first
+        first = min(self._resampling.first_needed, self._first + self._planes)
+        begin, kept, planes = first - self._first, self._first + self._planes - first, end - first
+        scores = self._scores
+        if planes > scores.shape[1]:
+            scores = np.empty((len(scores), planes, *self._section), np.float32)
+        # Class by class: numpy would copy all that is kept a second time, lest planes overlap with where they go.
+        for target, source in zip(scores, self._scores, strict=True):
+            target[:kept] = source[begin : begin + kept]
+        self._scores, self._first, self._planes = scores, first, planes
 
     @property
     def resampled(self) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from ..imaging.preprocessing import NetworkInput
 from ..imaging.regions import Regions, activate, logit_cut
 from ..models.spec import ModelSpec
 from .blending import ActivatingSink, LabelSink, RegionSink, ScoreSink, Sink
+from .head_sink import HeadSink
 from .margins import MarginSink
 from .postprocessing import cleaned
 from .resampling_sink import ResamplingSink
@@ -33,6 +34,7 @@ class BlendingMemory:
         needed: bytes that carried scores take, in as many columns as the budget asks for.
         columns: in how many columns the volume is run.
         note: what the user should know of it, or an empty string.
+        channels: of what is blended: scores, or features where the last layer comes after (:mod:`.head_sink`).
     """
 
     dtype: Any
@@ -40,9 +42,10 @@ class BlendingMemory:
     needed: int
     note: str = ""
     columns: int = 1
+    channels: int = 0
 
     @classmethod
-    def within(cls, budget: int, free: int, plan: WindowPlan, classes: int) -> BlendingMemory:
+    def within(cls, budget: int, free: int, plan: WindowPlan, channels: int) -> BlendingMemory:
         """What fits into ``budget`` bytes, on a computer with ``free`` bytes of memory.
 
         Raises:
@@ -50,18 +53,18 @@ class BlendingMemory:
         """
         dtype: Any = np.float32
         note = ""
-        if plan.carried_bytes(classes, 4) > budget:
+        if plan.carried_bytes(channels, 4) > budget:
             dtype = np.float16
             note = "blended in 16-bit floating point: 32 bit would take more memory than allowed"
         itemsize = np.dtype(dtype).itemsize
-        columns = plan.columns_within(classes, itemsize, budget)
-        needed = max(column.plan.carried_bytes(classes, itemsize) for column in columns)
+        columns = plan.columns_within(channels, itemsize, budget)
+        needed = max(column.plan.carried_bytes(channels, itemsize) for column in columns)
         if needed > budget and needed > free:
             raise MedQuantError(
                 f"Blending needs {needed / _GB:.1f} GB of memory, but only {free / _GB:.1f} GB are free.",
                 "Close other programs, or choose a smaller patch (--patch) or overlap (--overlap).",
             )
-        return cls(dtype, budget, needed, note, len(columns))
+        return cls(dtype, budget, needed, note, len(columns), channels)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,11 @@ class Streamed:
         if axes is None or memory.columns > 1:
             return None
         slowest = plan.order[0]
-        needed = ResamplingSink.bytes_needed(classes, plan.volume_shape, slowest, plan.longest_step(slowest))
+        shape, planes = plan.volume_shape, plan.longest_step(slowest)
+        if memory.channels < classes:
+            needed = HeadSink.bytes_needed(memory.channels, classes, shape, slowest, planes)
+        else:
+            needed = ResamplingSink.bytes_needed(classes, shape, slowest, planes)
         return cls(axes, slowest) if needed + memory.needed <= memory.budget else None
 
     def sink(self, shape: tuple[int, int, int], classes: int, rule: ScoreRule, values: NDArray[Any]) -> ResamplingSink:
