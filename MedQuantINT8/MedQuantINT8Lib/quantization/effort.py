@@ -77,7 +77,7 @@ EFFORTS = {
         patches=4,
         rounding=RoundingOptions(samples=2.0, least_samples=4096, seconds=180),
         seconds=360,
-        seconds_in_all=185,
+        seconds_in_all=190,
         runs_in_all=100,
     ),
     "best": Effort(

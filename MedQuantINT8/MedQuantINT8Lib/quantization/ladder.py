@@ -34,8 +34,8 @@ HALVES_MARGIN = 1.5
 
 
 #: What is not tried when the time is over, in words.
-LAYERS_ALONE = "measuring each layer by itself"
-WEIGHTS_ALONE = "measuring each layer's weights by themselves"
+LAYERS_ALONE = "measuring every layer by itself"
+WEIGHTS_ALONE = "measuring every layer's weights by themselves"
 LEARNED_FOR_HALVES = "learning how weights are rounded behind halves"
 FEWER_HALVES = "fewer layers in halves"
 FEWER_WEIGHT_HALVES = "fewer layers whose weights are halves"
@@ -129,10 +129,11 @@ class Ladder:
     def alone(self) -> dict[str, Measurement]:
         """What each layer costs by itself, on one patch; the one that costs most agreement first. Layers for which no time was left are
         missing: those in the middle of the network, which cost least as a rule."""
-        alone = {}
+        alone, reserve = {}, self._time.left / 2
         with self._task.stage("finding the layers that INT8 cannot afford", len(self._layers)):
             for name in _from_the_ends(self._layers):
-                if self._time.is_over(LAYERS_ALONE):
+                # The order of layers is worth no more than what is searched by it.
+                if self._time.lacks(reserve, LAYERS_ALONE):
                     break
                 alone[name] = self._measured_alone(self._base.int8, name)
         # Of layers that cost the same the first in the network comes first.
@@ -320,11 +321,11 @@ class Ladder:
         return self._orders[start.halved, start.network]
 
     def _measured_order(self, start: Point) -> list[str]:
-        alone = dict(self.alone)
+        alone, reserve = dict(self.alone), self._time.left / 2
         halves = self.build(start)
         with self._task.stage("finding the layers whose weights INT8 cannot afford", len(start.halved)):
             for name in start.halved:
-                if self._time.is_over(WEIGHTS_ALONE):
+                if self._time.lacks(reserve, WEIGHTS_ALONE):
                     break
                 alone[name] = self._measured_alone(halves, name)
         rest = [name for name in self.order if name not in alone]
