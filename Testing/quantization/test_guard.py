@@ -640,6 +640,16 @@ def test_what_misses_the_budget_on_held_out_scans_is_searched_again(monkeypatch,
     assert result.kept and not result.returned
 
 
+def test_a_second_search_measures_no_layer_by_itself_again(monkeypatch):
+    judge = ByForm(lost(dict.fromkeys("abcd", 0.004), dict.fromkeys("abcd", 0.0)))
+    monkeypatch.setattr(sensitivity, "Measurer", judge)
+    fp32, figures = convolutions(*random_weights((1, 4, 4, 4, 2))), iter((0.98, 0.98))
+    candidate = Candidate(fp32, quantized(fp32))
+    _, result = guard(candidate, patches(), SPEC, Budget(0.99), Task(), verify=lambda *_: next(figures))
+    assert next(figures, None) is None and result.kept
+    assert judge.measured.count(1) == 4, "each layer once, on one patch"
+
+
 def test_a_budget_of_nothing_is_searched_once(monkeypatch):
     monkeypatch.setattr(sensitivity, "Measurer", ByForm(lost(dict.fromkeys("abcd", 0.0), {})))
     fp32, asked = convolutions(*random_weights((1, 4, 4, 4, 2))), []

@@ -83,6 +83,8 @@ class Search:
         self.start, self.measurement, self._biases_help = _better_biases(measurer, candidate, task)
         self._candidate = candidate
         self._ladder: Ladder | None = None
+        #: Of the search before, which aimed at less.
+        self._earlier: Ladder | None = None
         self._climbed: Point | None = None
         self._exact: list[Candidate] = []
         self._margin, self._retried = MARGIN, False
@@ -152,6 +154,7 @@ class Search:
         """Leave more of the budget over, by what was missed on held-out scans, and search anew."""
         missed, allowed = max(0.0, self._budget.agreement - agreement), 1 - self._budget.agreement
         self._margin = min(MOST_MARGIN, self._margin + missed / allowed + _ADDED)
+        self._earlier = self._ladder
         self._ladder = self._climbed = self._reserve = None
         self._retried, self.settled = True, self._aimed(self.measurement)
         self._write_down_start()
@@ -185,6 +188,8 @@ class Search:
             base = Base(candidate.fp32, self.start, candidate.ranges, nearest, learn if exact is not None else None)
             goal = Goal(self._budget.excess, self._margin, self._time)
             self._ladder = Ladder(base, self._measurer, goal, self._task)
+            if self._earlier is not None:
+                self._ladder.learn_from(self._earlier)
         return self._ladder
 
     def cure_by_few_halves(self) -> bool:

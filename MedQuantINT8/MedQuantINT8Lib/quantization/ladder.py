@@ -140,6 +140,11 @@ class Ladder:
         in_order = [(name, alone[name]) for name in self._layers if name in alone]
         return dict(sorted(in_order, key=lambda item: _cost(item[1]), reverse=True))
 
+    def learn_from(self, earlier: Ladder) -> None:
+        """Take over what an earlier search of the same network has measured of each layer by itself, which no target changes."""
+        if earlier._base.int8 is self._base.int8 and "alone" in vars(earlier):
+            self.alone = earlier.alone
+
     def _measured_alone(self, model: Any, name: str) -> Measurement:
         """What a network costs in which this layer alone is quantized: put back alone, a bad layer hides behind the others, whose error has
         saturated already."""

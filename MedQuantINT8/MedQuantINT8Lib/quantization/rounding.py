@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines.float_session import float_session
+from ..engines.onnxruntime import session
 from ..models import onnx_graph as graph
 from ..models import rewrites
 from ..models.engine_form import SYMMETRIC, EngineForm
@@ -166,8 +167,10 @@ class _Learner:
         if not (is_plain(self._fp32) and is_plain(self._int8)):
             self._report.left = {node.name: "the network has branches or loops" for node in layers}
             return self._result, self._report
-        self._exact = StepwiseRun(self._fp32, "fp32", self._patches)
-        self._quantized = StepwiseRun(self._int8, "int8", self._patches)
+        # Few steps are chosen by the last bits of what is computed: 4 bits stay with the runtime that they were measured with.
+        load = session if self._options.weight_bits == 4 else float_session
+        self._exact = StepwiseRun(self._fp32, "fp32", self._patches, load)
+        self._quantized = StepwiseRun(self._int8, "int8", self._patches, load)
         self._borders = [(borders or self._borders_of)(patch) for patch in self._patches]
         with self._task.stage("learning how to round weights", len(layers)):
             for number, node in enumerate(layers):

@@ -6,7 +6,7 @@ learned. Run anew for each layer, a network of 60 layers would take 60 passes; r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,13 @@ class StepwiseRun:
         model: a network of fixed shapes without branches and loops (:func:`is_plain`).
         precision: "fp32", or "int8" to compute Q/DQ pairs as they are written.
         patches: (C, A0, A1, A2) each, of the network's size.
+        load: loads a piece, in place of the fastest runtime at hand.
     """
 
-    def __init__(self, model: Any, precision: str, patches: Sequence[Patch]) -> None:
-        self.model, self._precision = model, precision
+    def __init__(
+        self, model: Any, precision: str, patches: Sequence[Patch], load: Callable[[bytes, str], Any] = float_session
+    ) -> None:
+        self.model, self._precision, self._load = model, precision, load
         self._graph = Graph(model)
         self._constant_nodes = {
             id(node) for node in self._graph.nodes if all(self._graph.is_constant(name) for name in node.output if name)
@@ -56,7 +59,7 @@ class StepwiseRun:
         new = {output for node in nodes for output in node.output if output and not self._graph.is_constant(output)}
         wanted = sorted(tensor for tensor in new if tensor == name or self._is_read_later(tensor))
         inputs = sorted({tensor for node in nodes for tensor in node.input if tensor in self._values[0]})
-        run = float_session(self._piece(nodes, inputs, wanted).SerializeToString(), self._precision)
+        run = self._load(self._piece(nodes, inputs, wanted).SerializeToString(), self._precision)
         for values in self._values:
             results = run.run(wanted, {tensor: values[tensor] for tensor in inputs})
             values.update(zip(wanted, results, strict=True))
