@@ -45,8 +45,15 @@ def measure(name: str) -> dict[str, Any]:
     from MedQuantINT8Lib.system import cpu_name
 
     events: list[tuple[str, int, float, float, float | None]] = []
+    started = time.perf_counter()
 
     def note(stage: str, done: int = 0, left: float | None = None) -> None:
+        if not events or events[-1][0] != stage:
+            print(
+                f"{time.perf_counter() - started:7.1f} s, {name}: {stage or 'between stages'}",
+                file=sys.stderr,
+                flush=True,
+            )
         events.append((stage, done, time.perf_counter(), time.process_time(), left))
 
     task = Task(lambda event: note(event.stage, event.done, event.seconds_left))
