@@ -100,6 +100,36 @@ def test_a_wrong_device_is_answered_with_the_list(capsys):
     assert "auto, cpu, gpu or gpu:N" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["doctor --foo", "cache clear all", "networks unet", "models get demo --foo"])
+def test_what_a_command_does_not_take_is_refused_by_that_command(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    command, *_, last = words.split()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"medquant: unrecognized arguments: {last}. See: medquant {command} --help\n"
+
+
+@pytest.mark.parametrize(
+    "order", ["segment SCAN demo", "compare SCAN demo", "differences SCAN demo", "segment SCAN demo -o out"]
+)
+def test_a_scan_before_the_model_is_told(order, tmp_path, capsys):
+    (scan := tmp_path / "a b.nii.gz").touch()
+    assert main([str(scan) if word == "SCAN" else word for word in order.split()]) == 2
+    hint = f"medquant {order.split()[0]} demo '{scan}'"
+    assert f"{scan} is no model, but demo is: the model comes first. {hint}" in capsys.readouterr().err
+
+
+def test_a_scan_in_place_of_the_model_is_told(tmp_path, capsys):
+    (scan := tmp_path / "a b.nii.gz").touch()
+    for order in (["quantize", str(scan), "--calibrate", str(scan)], ["package", str(scan), "-o", "x.zip"]):
+        assert main(order) == 2
+        assert f"{scan} is no model, but a scan or a segmentation." in capsys.readouterr().err
+    assert main(["models", "get", "demo"]) == 2
+    assert "demo is installed already" in capsys.readouterr().err
+    assert main(["import", "bundle", str(tmp_path / "none"), "-o", str(tmp_path / "x")]) == 3
+    assert "There is no MONAI bundle at" in capsys.readouterr().err
+
+
 def test_no_escape_sequence_of_a_file_or_argument_reaches_the_terminal(capsys):
     hostile = "liver\x1b[2J\x1b]0;title\x07\x9b31m\u202ekcab\nmedquant: done\r\t\x7f"
     terminal.say(f"found {hostile}")

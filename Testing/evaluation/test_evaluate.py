@@ -237,7 +237,7 @@ def test_bad_descriptions_are_told_before_any_work(tmp_path, scans, int8_package
         ({"structures": {"1": "heart"}}, "nothing in common"),
         ({"cases": [*value["cases"], {**value["cases"][0], "split": "train"}]}, "in two splits"),
         ({"cases": []}, "no labeled case"),
-        ({"cases": [{"name": "x"}]}, "no description of a data set"),
+        ({"cases": [{"name": "x"}]}, "no data set of the form json: it lacks 'image'"),
     ):
         path.write_text(json.dumps({**value, **change}))
         assert main(["evaluate", model, "--data", str(path), "-q", "--output", str(tmp_path / "none")]) == 2
@@ -246,6 +246,28 @@ def test_bad_descriptions_are_told_before_any_work(tmp_path, scans, int8_package
     assert main(["evaluate", str(fp32_package.folder), "--data", str(path), "-q"]) == 3
     assert "medquant quantize" in capsys.readouterr().err
     assert main(["evaluate", model, "--data", str(tmp_path / "nowhere"), "-q"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "its JSON file cannot be read: "),
+        ("{}", "it lacks 'training'"),
+        ('{"training": 3}', "is no data set of the form msd: "),
+        ('{"training": [], "labels": {"one": "liver"}}', "is no data set of the form msd: "),
+    ],
+)
+def test_a_description_of_a_public_form_that_cannot_be_read_is_told(tmp_path, int8_package, capsys, text, words):
+    (tmp_path / "dataset.json").write_text(text)
+    assert main(["evaluate", str(int8_package.folder), "--data", str(tmp_path), "-q"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_file_in_place_of_a_folder_is_told(tmp_path, int8_package, capsys):
+    (tmp_path / "a b.txt").write_text("x")
+    order = ["evaluate", str(int8_package.folder), "--data", str(tmp_path / "a b.txt"), "-q"]
+    assert main([*order, "--form", "msd"]) == 2
+    assert "Not a directory" in (said := capsys.readouterr().err) and "Errno" not in said
 
 
 def brains(folder, *names):

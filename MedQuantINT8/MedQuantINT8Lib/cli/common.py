@@ -259,16 +259,42 @@ def packages_of(args: argparse.Namespace, *, one: bool = False) -> str:
     """The packages of the model that was named, joined by commas; says so where the name can mean two.
 
     Raises:
-        InputError: several packages where only ``one`` can be used.
+        InputError: several packages where only ``one`` can be used, or what was given is no model but a scan.
     """
     from ..models.installed import both_meant, resolve, resolve_one
     from .terminal import warn
 
+    check_order(args)
     if note := both_meant(args.model):
         warn(f"note: {note}")
     paths = (resolve_one if one else resolve)(args.model)
     _check_installed(paths)
     return paths
+
+
+def check_order(args: argparse.Namespace) -> None:
+    """Say so where a scan was given before the model, or in its place.
+
+    Raises:
+        InputError: what was given as the model is none, and a scan's name names one; or it is a scan itself.
+    """
+    import shlex
+    from pathlib import Path
+
+    from ..errors import InputError
+    from ..imaging.segmentation_files import SINGLE_EXTENSIONS
+    from ..models.installed import names_model
+
+    if names_model(args.model):
+        return
+    given = getattr(args, "scans", None) or [getattr(args, "scan", None) or ""]
+    if model := next((scan for scan in given if scan and names_model(scan)), None):
+        raise InputError(
+            f"{args.model} is no model, but {model} is: the model comes first.",
+            f"medquant {args.command} {shlex.quote(model)} {shlex.quote(args.model)}",
+        )
+    if Path(args.model).is_file() and args.model.lower().endswith(SINGLE_EXTENSIONS):
+        raise InputError(f"{args.model} is no model, but a scan or a segmentation.", "Give the model before it.")
 
 
 def _check_installed(paths: str) -> None:

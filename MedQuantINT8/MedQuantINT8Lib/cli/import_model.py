@@ -27,6 +27,8 @@ FORMS = {
     "export": "an archive of torch.export, .pt2 (needs --trust-code)",
     "python": "a Python file with a class (--class, needs --trust-code)",
 }
+#: What a form that lies in a folder or a zip is called in a message.
+_NOUNS = {"bundle": "MONAI bundle", "nnunet": "result folder of nnU-Net", "auto3dseg": "model of Auto3DSeg"}
 
 
 def add_parser(add: Add) -> None:
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace, task: Task) -> None:
         return
     check_output_package(args.output, _inputs(args))
     if args.form in ("bundle", "auto3dseg") and not (args.form == "auto3dseg" and source.suffix in (".pt", ".pth")):
-        with as_folder(source, FORMS[args.form]) as folder:
+        with as_folder(source, _NOUNS[args.form]) as folder:
             _finish(args, _understand(args, folder, spec, task), spec, task)
     else:
         _finish(args, _understand(args, source, spec, task), spec, task)
@@ -110,7 +112,7 @@ def _run_nnunet(args: argparse.Namespace, source: Path, spec: ModelSpec | None, 
     from ..models.task import TASK_JSON
     from ..outputs import check_output_package
 
-    with as_folder(source, FORMS["nnunet"]) as folder:
+    with as_folder(source, _NOUNS["nnunet"]) as folder:
         imported = find_task(folder, args.configuration)
         if imported is None:
             check_output_package(args.output, _inputs(args))

@@ -214,13 +214,15 @@ def _lines(item: CatalogueEntry) -> list[str]:
 def _get(args: argparse.Namespace, task: Task) -> None:
     from ..errors import InputError
     from ..importers.catalogue import entries, entry, install
-    from ..models.installed import models_root
+    from ..models.installed import installed_models, models_root
     from ..outputs import check_output_package
     from .overwriting import overwriting
 
     if args.name not in entries() and (_is_address(args.name) or Path(args.name).exists()):
         _get_package(args, task)
         return
+    if args.name not in entries() and args.name in installed_models():
+        raise InputError(f"{args.name} is installed already.", f"See: medquant models show {args.name}")
     item = entry(args.name)
     if args.sha256:
         raise InputError("--sha256 is for a package from the web.", "The catalog holds the digests of its models.")

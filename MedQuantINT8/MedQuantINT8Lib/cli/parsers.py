@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 from .. import __version__
 from . import (
@@ -42,7 +42,15 @@ _COMPLETION = """completion by the Tab key, in bash, zsh and fish:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser whose complaints are one line, and name the command that they are about."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Return the arguments; what no option or place takes is refused by the command that it was given to."""
+        value, rest = self.parse_known_args(args, namespace)
+        if rest:
+            command = dict(commands_of(self)).get(getattr(value, "command", ""), self)
+            command.error(f"unrecognized arguments: {' '.join(rest)}")
+        return value
 
     def error(self, message: str) -> NoReturn:
         prepare_streams()

@@ -17,6 +17,7 @@ from .common import (
     add_reading_options,
     add_region_options,
     add_running_options,
+    check_order,
     choice_lines,
     choice_of,
     options_of,
@@ -93,31 +94,13 @@ def run(args: argparse.Namespace, task: Task) -> None:
 
     args.scans = args.scans or []
     with begun_workers(args) as pool:
-        _check_order(args)
+        check_order(args)
         if is_cohort(args):
             run_segment_cohort(args, pool, task)
             return
     check_single(args)
     args.scan = args.scans[0]
     _run_one(args, task)
-
-
-def _check_order(args: argparse.Namespace) -> None:
-    """Say so where the scan was given before the model.
-
-    Raises:
-        InputError: what was given first is no model, and a later one is.
-    """
-    from ..errors import InputError
-    from ..models.installed import names_model
-
-    if names_model(args.model):
-        return
-    if model := next((scan for scan in args.scans if names_model(scan)), None):
-        raise InputError(
-            f"{args.model} is no model, but {model} is: the model comes first.",
-            f"medquant segment {model} {args.model}",
-        )
 
 
 def _run_one(args: argparse.Namespace, task: Task) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import read_json
 from ..imaging.volume import Volume
 from ..imaging.volume_files import read_volume, scan_files, scan_name
@@ -81,9 +82,20 @@ def read_dataset(path: Path, form: str = "auto") -> DataSet:
     kind = _detect(path) if form == "auto" else form
     if kind not in FORMS:
         raise InputError(f"{path} has no form that is known here.", f"Name it with --form: {', '.join(FORMS)}.")
-    data = FORMS[kind](path)
-    _check(data)
-    return data
+    try:
+        data = FORMS[kind](path)
+    except KeyError as error:
+        reason = f"it lacks {error}"
+    except json.JSONDecodeError as error:
+        reason = f"its JSON file cannot be read: {error}"
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+        reason = one_line(error).rstrip(".")
+    else:
+        _check(data)
+        return data
+    raise InputError(f"{path} is no data set of the form {kind}: {reason}.", "See medquant evaluate --help.")
 
 
 def _detect(path: Path) -> str:
@@ -127,20 +139,15 @@ def _check(data: DataSet) -> None:
 
 
 def _json(path: Path) -> DataSet:
-    try:
-        value = read_json(path)
-        cases = []
-        for row in value["cases"]:
-            images = row["image"] if isinstance(row["image"], list) else [row["image"]]
-            if not isinstance(row["name"], str) or not isinstance(split := row.get("split", ""), str):
-                raise TypeError("a case's name and split are texts")
-            cases.append(Case(row["name"], tuple(path.parent / i for i in images), path.parent / row["label"], split))
-        names = {int(v): str(n) for v, n in value.get("structures", {}).items()}
-        return DataSet(str(value.get("name", path.stem)), tuple(cases), names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is no description of a data set: {error!r}.", "See medquant evaluate --help."
-        ) from error
+    value = read_json(path)
+    cases = []
+    for row in value["cases"]:
+        images = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        if not isinstance(row["name"], str) or not isinstance(split := row.get("split", ""), str):
+            raise TypeError("a case's name and split are texts")
+        cases.append(Case(row["name"], tuple(path.parent / i for i in images), path.parent / row["label"], split))
+    names = {int(v): str(n) for v, n in value.get("structures", {}).items()}
+    return DataSet(str(value.get("name", path.stem)), tuple(cases), names)
 
 
 def _msd(folder: Path) -> DataSet:
@@ -170,7 +177,7 @@ def _total(folder: Path) -> DataSet:
     splits = {}
     if (folder / "meta.csv").is_file():
         text = (folder / "meta.csv").read_text(encoding="utf-8-sig")
-        for row in csv.DictReader(text.splitlines(), delimiter=";" if ";" in text.splitlines()[0] else ","):
+        for row in csv.DictReader(text.splitlines(), delimiter=";" if ";" in text.partition("\n")[0] else ","):
             splits[row.get("image_id", "")] = row.get("split", "")
     cases = []
     for scan in sorted(folder.glob("*/ct.nii*")):
