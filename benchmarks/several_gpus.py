@@ -63,6 +63,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         result: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "network": arguments.network}
         network = Path(arguments.folder) / f"{arguments.network}.onnx"
         result["network_bytes"] = network.stat().st_size
+        # What was said of an earlier run is not true of this one.
+        result["note"] = ""
 
         def keep(key: str, value: Any) -> None:
             result[key] = value

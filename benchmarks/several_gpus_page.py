@@ -68,7 +68,7 @@ def _said(result: dict[str, Any]) -> list[str]:
         return of_many if many else []
     return [
         f"Below the aim: {', '.join(below)}. Where the time of each goes stands below it: what does not become shorter with more GPUs is the scan's way over the bus, which the computer's own "
-        "copies into pinned memory bound, what Python does before and after the windows, and, of a task, what the processor still merges when the last GPU is done.",
+        "copies into pinned memory bound, what Python does before and after the windows, and, of a task, the merged label map's way down when the last GPU is done.",
         "",
         *(of_many if many else []),
     ]

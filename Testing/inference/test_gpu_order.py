@@ -12,7 +12,7 @@ from MedQuantINT8Lib.engines.cuda import transfers
 from MedQuantINT8Lib.engines.cuda.device import GpuMemoryError
 from MedQuantINT8Lib.imaging.array_layout import ArrayLayout
 from MedQuantINT8Lib.imaging.axis_interpolation import AxisInterpolation
-from MedQuantINT8Lib.inference import gpu_sliding_window, gpu_spread
+from MedQuantINT8Lib.inference import gpu_importance, gpu_spread
 from MedQuantINT8Lib.inference.gpu_kept_rows import rows_kept
 from MedQuantINT8Lib.inference.gpu_label_resampling import GridLabels
 from MedQuantINT8Lib.inference.gpu_network_labels import Reduction
@@ -131,11 +131,11 @@ def test_one_place_for_scores_where_memory_is_short(monkeypatch):
 
 def test_a_gpu_that_was_closed_is_not_held_by_its_importance_maps(monkeypatch):
     gpu_ordering.install(monkeypatch, 0, None)
-    before = len(gpu_sliding_window._importance_maps)
+    before = len(gpu_importance._known_maps)
     with cuda.Gpu(0) as gpu:
         window_on(gpu, resampled=False).close()
-        assert gpu in gpu_sliding_window._importance_maps
-    assert gpu not in gpu_sliding_window._importance_maps and len(gpu_sliding_window._importance_maps) == before
+        assert gpu in gpu_importance._known_maps
+    assert gpu not in gpu_importance._known_maps and len(gpu_importance._known_maps) == before
 
 
 def test_the_last_planes_are_finished_in_pieces():

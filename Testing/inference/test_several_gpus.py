@@ -28,9 +28,9 @@ from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume_files import ReadOptions
 from MedQuantINT8Lib.inference import gpu_road_check, gpu_spread, segmenter
 from MedQuantINT8Lib.inference.engine_choice import EngineChoice
+from MedQuantINT8Lib.inference.gpu_chunks import chunks_of
 from MedQuantINT8Lib.inference.gpu_preparation import deferred
 from MedQuantINT8Lib.inference.gpu_road_check import CheckEngine, ProcessVerdicts, check_patch_size, check_volume
-from MedQuantINT8Lib.inference.gpu_spread import chunks_of
 from MedQuantINT8Lib.inference.gpu_team import GpuTeam
 from MedQuantINT8Lib.inference.segmenter import SegmentationOptions
 from MedQuantINT8Lib.inference.spread_engine import SpreadEngine

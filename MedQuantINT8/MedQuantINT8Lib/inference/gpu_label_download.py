@@ -13,29 +13,34 @@ from numpy.typing import NDArray
 from ..engines.cuda.device import DeviceBuffer, Stream
 from ..engines.cuda.transfers import Download, download, is_large, transfers_of
 from ..errors import EngineError
-from .gpu_label_placing import NearestLabels
 
 
 class Landing:
     """Where labels come down to: memory that the system hands over while the GPU works, which takes as long as the copy itself.
 
     Args:
-        like: has the shape and the type of the labels.
+        shape, dtype: of the labels; all of them are background until others come down.
     """
 
-    def __init__(self, like: DeviceBuffer | NearestLabels) -> None:
-        self._array = np.empty(like.shape, like.dtype)
-        # It holds the array until it has ended, also when nobody asks for that any more.
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        #: Not to be written before :meth:`wait`.
+        self.memory = np.empty(shape, dtype)
+        # It holds the memory until it has ended, also when nobody asks for that any more.
         self._thread = threading.Thread(target=self._touch, name="landing", daemon=True)
         self._thread.start()
 
     def _touch(self) -> None:
         # A call of ctypes lets other threads go on.
-        ctypes.memset(self._array.ctypes.data, 0, self._array.nbytes)
+        ctypes.memset(self.memory.ctypes.data, 0, self.memory.nbytes)
+
+    def wait(self) -> None:
+        """Wait until all of the memory is there."""
+        self._thread.join()
 
     def array(self) -> NDArray[Any]:
-        self._thread.join()
-        return self._array
+        """Return the memory, once all of it is there."""
+        self.wait()
+        return self.memory
 
 
 class PlanesDown:
@@ -50,11 +55,12 @@ class PlanesDown:
         self,
         labels: DeviceBuffer,
         stream: Stream,
-        into: NDArray[Any] | None = None,
+        into: Landing | None = None,
         rows: tuple[int, int] | None = None,
     ) -> None:
         self._labels, self._stream, self._rows = labels, stream, rows
-        self._result = np.empty(labels.shape, labels.dtype) if into is None else into
+        self._landing = Landing(labels.shape, labels.dtype) if into is None else into
+        self._result = self._landing.memory
         self._under_way: list[Download] = []
         self._begun = np.zeros(labels.shape[0], bool)
 
@@ -62,7 +68,7 @@ class PlanesDown:
         """Bring down planes from ``first`` to ``stop`` - 1, whose labels are made by what is in the stream; a small map waits for its end."""
         if self._rows is None and not is_large(self._labels):
             return
-        plane = self._labels.nbytes // self._labels.shape[0]
+        plane, ready = self._labels.nbytes // self._labels.shape[0], self._landing.wait
         transfers = transfers_of(self._labels.gpu)
         if self._rows is not None:
             low, high = self._rows
@@ -70,21 +76,21 @@ class PlanesDown:
             if not part.size:
                 return
             if self._labels.shape[1] == high - low:
-                down = transfers.begin_download_into_rows(self._labels, part, self._stream, first * plane)
+                down = transfers.begin_download_into_rows(self._labels, part, self._stream, first * plane, ready)
             else:
                 begin = first * plane + low * row
-                down = transfers.begin_download_of_rows(self._labels, part, self._stream, begin, plane)
+                down = transfers.begin_download_of_rows(self._labels, part, self._stream, (begin, plane), ready)
             self._under_way.append(down)
             return
         self._under_way.append(
-            transfers.begin_download(self._labels, self._result[first:stop], self._stream, first * plane)
+            transfers.begin_download(self._labels, self._result[first:stop], self._stream, first * plane, ready)
         )
         self._begun[first:stop] = True
 
     def end(self) -> NDArray[Any]:
         """Return the label map, once all of it is here."""
         if not self._begun.any():
-            download(self._labels, self._result, self._stream)
+            download(self._labels, self._landing.array(), self._stream)
             return self._result
         edges = np.flatnonzero(np.diff(np.concatenate(([1], self._begun, [1]))))
         for first, stop in edges.reshape(-1, 2).tolist():

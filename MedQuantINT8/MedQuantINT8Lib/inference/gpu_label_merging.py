@@ -92,7 +92,7 @@ class GpuMerging:
             merged = gpu.allocate(self.shape, self.dtype)
             self._stream = gpu.stream()
             merged.zero(self._stream)
-            self._merged, self._landing = merged, Landing(merged)
+            self._merged, self._landing = merged, Landing(self.shape, self.dtype)
         return self._merged, self._stream
 
     def brought_down(self, labels: DeviceBuffer) -> NDArray[Any]:
@@ -125,7 +125,8 @@ class GpuMerging:
         self._stream = self._merged = self._landing = None
         gpus, self._gpus = self._gpus, {}
         for gpu in gpus.values():
-            gpu.close()
+            # Engines that stay find their blocks again in the next run.
+            gpu.close(spare_blocks=True)
 
 
 def _paint(merged: DeviceBuffer, labels: DeviceBuffer, box: Box, targets: dict[int, int], stream: Stream) -> None:

@@ -8,10 +8,8 @@ network space, or, resampled from the blended scores, those of the scan's grid (
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,26 +23,24 @@ from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
 from .gpu_blending import FlippedWindow, ScorePlace
+from .gpu_importance import importance_on
 from .gpu_kept_rows import KeptRows, fits
 from .gpu_kernels import NAMES, RESAMPLING_NAMES, resampling_source, source
 from .gpu_label_download import Landing, PlanesDown
+from .gpu_label_placing import NearestLabels
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
 from .gpu_mean import MeanNetwork
 from .gpu_network_labels import NetworkLabels, Reduction
 from .gpu_pace import Pace
+from .gpu_row_run import finish_part, slide_by_rows
 from .gpu_strips import Strip
 from .gpu_window_kernels import SOURCES, Blended, Intensity, WindowKernels
 from .mirroring import Flip
 from .window_rows import RowPart, batched, row_parts
-from .windows import WindowPlan, importance_map
+from .windows import WindowPlan
 
 #: Places of scores that the network and blending take in turn.
 _SCORE_PLACES = 2
-#: Of each GPU, importance maps by what they are of: so many, and none of more voxels.
-_importance_maps: WeakKeyDictionary[Gpu, dict[Any, DeviceBuffer]] = WeakKeyDictionary()
-_MAPS_KEPT, _KEPT_VOXELS = 4, 1 << 23
-#: Pieces in which the last planes of a label map are made.
-_LAST_PIECES = 4
 
 
 class GpuSlidingWindow:
@@ -117,7 +113,9 @@ class GpuSlidingWindow:
                 nu, nv = self._plan.shape[self._u], self._plan.shape[self._v]
                 if self._strip is not None:
                     nu = self._strip.end - self._strip.first
-                self._weights = self._importance()
+                self._weights, kept_by_gpu = importance_on(self._gpu, self._plan, self._window, self.stream)
+                if not kept_by_gpu:
+                    self._buffers.append(self._weights)
                 # Between the last finished plane and the next one lie new voxels that are still to come.
                 depth = patch[self._slow] + (self._grid_labels is not None)
                 self.ring = self._hold((self._classes, depth, nu, nv), np.float32)
@@ -157,21 +155,6 @@ class GpuSlidingWindow:
         self.ring.zero(self.stream)
         self.stream.synchronize()
         return batch
-
-    def _importance(self) -> DeviceBuffer:
-        """Return the importance map of a window; the first ones that a GPU is asked for stay there until it is closed."""
-        key = (self._plan.patch, self._window.blend, self._window.placement, self._window.sigma)
-        known = _maps_of(self._gpu)
-        if key in known:
-            return known[key]
-        kept = len(known) < _MAPS_KEPT and math.prod(self._plan.patch) <= _KEPT_VOXELS
-        buffer = self._gpu.allocate(self._plan.patch, np.float32) if kept else self._hold(self._plan.patch, np.float32)
-        buffer.upload(importance_map(*key), self.stream)
-        self.stream.synchronize()
-        if kept:
-            self._gpu.when_closed(buffer.free)
-            known[key] = buffer
-        return buffer
 
     def _hold(self, shape: tuple[int, ...], dtype: Any) -> DeviceBuffer:
         buffer = self._gpu.allocate(shape, dtype)
@@ -235,7 +218,8 @@ class GpuSlidingWindow:
             if nearest is None and finish is None and keep is None:
                 planes = PlanesDown(labels, self.stream)
             elif keep is None:
-                landing = Landing(labels if nearest is None else nearest)
+                like: DeviceBuffer | NearestLabels = labels if nearest is None else nearest
+                landing = Landing(like.shape, like.dtype)
             parts = row_parts(self._plan, self._flips)
             with task.stage("segmenting", self._plan.count * len(self._flips)):
                 self.slide(
@@ -253,7 +237,7 @@ class GpuSlidingWindow:
                 if keep(labels):
                     buffers.remove(labels)
                     return None
-            result = (landing or Landing(labels)).array()
+            result = (landing or Landing(labels.shape, labels.dtype)).array()
             download(labels, result, self.stream)
             return result
         except BaseException:
@@ -336,7 +320,7 @@ class GpuSlidingWindow:
         """
         if self._rows is not None:
             assert store is None
-            self._slide_by_rows(self._rows, source, labels, receiver, parts, step, intensity, take)
+            slide_by_rows(self, self._rows, source, labels, receiver, parts, step, intensity, take)
             return
         stored, size, pace = 0, self.scores.nbytes // self.batch, Pace(self._gpu)
         self.begin()
@@ -377,45 +361,15 @@ class GpuSlidingWindow:
         self.stream.wait_for(place.computed.record(self.network_stream))
         return place
 
-    def compute_into(self, source: DeviceBuffer, batch: Sequence[FlippedWindow], scores: DeviceBuffer) -> None:
-        """As :meth:`compute`, into other memory, which the work in :attr:`network_stream` before has to leave free."""
-        self._run_windows(source, batch, Intensity(), scores)
-
-    def _slide_by_rows(
+    def compute_into(
         self,
-        rows: KeptRows,
         source: DeviceBuffer,
-        labels: DeviceBuffer,
-        receiver: GpuLabelResampling | NetworkLabels,
-        parts: Sequence[RowPart],
-        step: Callable[[int], None],
-        intensity: Intensity,
-        take: Callable[[int, int], None] | None,
+        batch: Sequence[FlippedWindow],
+        scores: DeviceBuffer,
+        intensity: Intensity = Intensity(),
     ) -> None:
-        """As :meth:`slide`, with scores that are kept until all of a row are there."""
-        pace = Pace(self._gpu)
-        # Of the last two rows: their planes are made, so that what these took alone may be written over.
-        finished, computed = [self._gpu.event(), self._gpu.event()], self._gpu.event()
-        for event in finished:
-            event.record(self.stream)
-        try:
-            for row, part in enumerate(parts):
-                if row < 2 or not rows.all:
-                    self.network_stream.wait_for(finished[row % 2])
-                done = 0
-                for batch in batched(part.windows, self.batch):
-                    self._run_windows(source, batch, intensity, rows.place(row, done, len(batch)))
-                    done += len(batch)
-                    pace.mark(self.network_stream)
-                    step(len(batch))
-                self.stream.wait_for(computed.record(self.network_stream))
-                finish_part(part, labels, receiver, take, last=part is parts[-1])
-                finished[row % 2].record(self.stream)
-            pace.end()
-        finally:
-            pace.free()
-            for event in (*finished, computed):
-                event.free()
+        """As :meth:`compute`, into other memory, which the work in :attr:`network_stream` before has to leave free."""
+        self._run_windows(source, batch, intensity, scores)
 
     def _run_windows(
         self, source: DeviceBuffer, batch: Sequence[FlippedWindow], intensity: Intensity, scores: DeviceBuffer
@@ -449,35 +403,3 @@ class GpuSlidingWindow:
         """Blend windows whose scores are those of a buffer from the number ``first`` on."""
         into = Blended(self.ring, self._weights, receiver.total, receiver.sigmoid)
         self._windows.blend(batch, scores, first, into, self.stream)
-
-
-def _maps_of(gpu: Gpu) -> dict[Any, DeviceBuffer]:
-    """Return the importance maps that are kept on a GPU until it is closed."""
-
-    def forget() -> None:
-        # They hold on to it.
-        _importance_maps.pop(gpu, None)
-
-    if gpu not in _importance_maps:
-        _importance_maps[gpu] = {}
-        gpu.when_closed(forget)
-    return _importance_maps[gpu]
-
-
-def finish_part(
-    part: RowPart,
-    labels: DeviceBuffer,
-    receiver: GpuLabelResampling | NetworkLabels,
-    take: Callable[[int, int], None] | None,
-    *,
-    last: bool,
-) -> None:
-    """Make labels of the planes that a part finishes; ``take`` as in :meth:`GpuSlidingWindow.slide`.
-
-    Args:
-        last: nothing is run after it, so that planes come down beside the labels of the next ones alone.
-    """
-    for begin, end in part.finished_in(_LAST_PIECES if last and take is not None else 1):
-        planes = receiver.finish(labels, begin, end)
-        if take is not None and planes is not None:
-            take(*planes)

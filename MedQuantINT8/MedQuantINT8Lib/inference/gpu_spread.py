@@ -11,7 +11,6 @@ down, a share of that map at the end.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -29,7 +28,8 @@ from ..engines.cuda.several import copy_between
 from ..engines.cuda.transfers import download
 from ..models.spec import Window
 from ..progress import Task
-from .gpu_label_download import PlanesDown
+from .gpu_chunks import Chunk, chunks_of
+from .gpu_label_download import Landing, PlanesDown
 from .gpu_label_placing import NearestLabels
 from .gpu_label_resampling import GpuLabelResampling, GridLabels
 from .gpu_mean import MeanNetwork
@@ -39,60 +39,11 @@ from .gpu_strip_run import StripRun, most_kept
 from .gpu_strips import StripRow, strip_rows, strips_of
 from .gpu_team import GpuTeam, TeamMember
 from .mirroring import Flip
-from .window_rows import RowPart, row_parts
 from .windows import WindowPlan
 
 _THREADS, _MOST_BLOCKS = 256, 8192
-#: By which share of a chunk the first is smaller, and the last larger.
-_LATER = 0.06
 #: What scores may take that wait for their turn: a share of a GPU's free memory, and no more bytes than these.
 _STORED_SHARE, _MOST_STORED = 0.5, 4 << 30
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Windows that follow each other, which one GPU runs.
-
-    Attributes:
-        number: its place in the order in which they are blended; it is run by the GPU of that number, from the first on again after the last.
-        parts: the windows by rows.
-        finished: the planes before this one are finished when the chunk begins.
-        reached: no window before the chunk touches this plane, or a later one.
-    """
-
-    number: int
-    parts: list[RowPart]
-    finished: int
-    reached: int
-
-    @property
-    def windows(self) -> int:
-        return sum(len(part.windows) for part in self.parts)
-
-
-def chunks_of(plan: WindowPlan, flips: Sequence[Flip], gpus: int, most: int) -> list[Chunk]:
-    """Return the windows of a plan, cut into as many chunks as there are GPUs, or a multiple of that where a chunk has room for ``most``."""
-    total, slow = plan.count * len(flips), plan.order[0]
-    count = gpus * max(1, -(-total // (gpus * max(1, most))))
-    chunks: list[Chunk] = []
-    finished = reached = 0
-    for number, (first, stop) in enumerate(itertools.pairwise(_borders(total, count, later=count == gpus))):
-        parts = row_parts(plan, flips, first, stop)
-        chunks.append(Chunk(number, parts, finished, reached))
-        for part in parts:
-            reached = part.windows[0][0][slow] + plan.patch[slow]
-            finished = finished if part.finished is None else part.finished[1]
-    return chunks
-
-
-def _borders(total: int, count: int, *, later: bool) -> list[int]:
-    """Return where each of some chunks begins, and the end of the last.
-
-    Args:
-        later: those that wait for another's planes meanwhile get a little more.
-    """
-    weights = np.linspace(1 - _LATER, 1 + _LATER, count) if later and count > 1 else np.ones(count)
-    return [0, *(round(total * share) for share in np.cumsum(weights) / weights.sum())]
 
 
 @dataclass(frozen=True)
@@ -242,7 +193,6 @@ class SpreadSlidingWindow:
             for number, runner in self._runners.items():
                 self._team.members[number].gpu.enter()
                 runner.end(buffers[number])
-        assert result.labels is not None
         return result.labels
 
     def _share(
@@ -269,7 +219,7 @@ class SpreadSlidingWindow:
         if isinstance(receiver, NetworkLabels):
             labels.zero(runner.stream)
         if itself:
-            planes = PlanesDown(labels, runner.stream, result.zeros(receiver.shape, labels.dtype), receiver.rows)
+            planes = PlanesDown(labels, runner.stream, result.landing(receiver.shape, labels.dtype), receiver.rows)
             try:
                 self._run_windows(member, source, labels, chunks, buffers, planes.begin)
                 planes.wait()
@@ -425,21 +375,27 @@ def _in_ring(first: int, stop: int, depth: int) -> list[tuple[int, int]]:
 
 
 class _Result:
-    """The label map in the computer's memory; made by the first that has something to put there."""
+    """The label map in the computer's memory; begun by the first that has something to put there."""
 
     def __init__(self) -> None:
-        self.labels: NDArray[Any] | None = None
+        self._landing: Landing | None = None
         self._lock = threading.Lock()
 
-    def zeros(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Return all of it, background where nothing was put yet."""
+    @property
+    def labels(self) -> NDArray[Any]:
+        """The whole map."""
+        assert self._landing is not None
+        return self._landing.array()
+
+    def landing(self, shape: tuple[int, ...], dtype: Any) -> Landing:
+        """Return where all of it comes down to, background where nothing was put yet."""
         with self._lock:
-            if self.labels is None:
-                self.labels = np.zeros(shape, dtype)
-        assert self.labels.shape == shape and self.labels.dtype == dtype
-        return self.labels
+            if self._landing is None:
+                self._landing = Landing(shape, dtype)
+        assert self._landing.memory.shape == shape and self._landing.memory.dtype == dtype
+        return self._landing
 
     def flat(self, shape: tuple[int, ...], dtype: Any) -> NDArray[np.uint8]:
         """Return its bytes."""
-        flat: NDArray[np.uint8] = self.zeros(shape, dtype).reshape(-1).view(np.uint8)
+        flat: NDArray[np.uint8] = self.landing(shape, dtype).array().reshape(-1).view(np.uint8)
         return flat

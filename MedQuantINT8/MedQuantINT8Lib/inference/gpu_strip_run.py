@@ -11,7 +11,8 @@ from .gpu_blending import FlippedWindow
 from .gpu_label_resampling import GpuLabelResampling
 from .gpu_network_labels import NetworkLabels
 from .gpu_pace import Pace
-from .gpu_sliding_window import GpuSlidingWindow, finish_part
+from .gpu_row_run import finish_part
+from .gpu_sliding_window import GpuSlidingWindow
 from .gpu_strips import StripRow
 from .gpu_team import TeamMember
 from .window_rows import RowPart

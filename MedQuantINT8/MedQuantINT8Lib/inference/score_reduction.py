@@ -14,12 +14,16 @@ from ..imaging.label_resampling import Axes, Decision, Largest, Painted
 from ..imaging.preprocessing import NetworkInput
 from ..imaging.regions import Regions, activate, logit_cut
 from ..models.spec import ModelSpec
+from ..thread_pool import Threads
 from .blending import ActivatingSink, LabelSink, RegionSink, ScoreSink, Sink
 from .head_sink import HeadSink
 from .margins import MarginSink
 from .postprocessing import cleaned
 from .resampling_sink import ResamplingSink
 from .windows import WindowPlan
+
+#: From so many voxels on threads share the copying of a label map.
+_SHARED_VOXELS = 1 << 22
 
 _GB = 1 << 30
 
@@ -274,7 +278,14 @@ class ScoreReduction:
 
     def take_labels(self, labels: NDArray[Any]) -> None:
         """Take over a label map (n0, n1, n2) in network space that was made elsewhere, as if it had come in blocks."""
-        self._sink.labels[...] = labels
+        own = self._sink.labels
+
+        def copy(planes: range) -> None:
+            some = slice(planes.start, planes.stop)
+            own[some] = labels[some]
+
+        with Threads(None if labels.size >= _SHARED_VOXELS else 1) as threads:
+            threads.share(copy, len(labels))
 
     def take_grid_labels(self, labels: NDArray[Any]) -> None:
         """Take over a label map (K, J, I) on the scan's own grid that was made elsewhere."""

@@ -179,6 +179,28 @@ def test_objects_of_one_gpu_share_what_waits_and_closing_ends_it(driver):
     assert not [address for address, memory in driver.memory.items() if len(memory) >= block_cache.LEAST]
 
 
+def test_memory_waits_on_where_whoever_closes_spares_it_and_others_stay(driver):
+    engine, helper = cuda.Gpu(0), cuda.Gpu(0)
+    engine.allocate((MB,), np.uint8).free()
+    assert helper.allocate((MB,), np.uint8).change_owner(engine)
+    engine.enter()
+    helper.enter()
+    helper.close(spare_blocks=True)
+    for buffer in list(engine._buffers.values()):
+        buffer.free()
+    assert engine.blocks.nbytes == 2 * MB
+    helper = cuda.Gpu(0)
+    helper.allocate((MB,), np.uint8).free()
+    helper.close(spare_blocks=True)
+    assert engine.blocks.nbytes == 2 * MB
+    engine.enter()
+    engine.close()
+    helper = cuda.Gpu(0)
+    helper.allocate((MB,), np.uint8).free()
+    helper.close(spare_blocks=True)
+    assert helper.blocks.nbytes == 0 and not driver.memory
+
+
 def test_a_buffer_is_freed_once(driver):
     gpu = cuda.Gpu(0)
     buffer = gpu.allocate((MB,), np.uint8)

@@ -44,6 +44,18 @@ class BlockCache:
         self._freed = self._waited = 0
         #: The bytes that wait.
         self.nbytes = 0
+        self._users = 0
+
+    def begin_use(self) -> None:
+        """Count somebody who allocates."""
+        with self._lock:
+            self._users += 1
+
+    def end_use(self) -> bool:
+        """Count one of these less; whether others are left."""
+        with self._lock:
+            self._users -= 1
+            return self._users > 0
 
     def allocate(self, size: int, what: str) -> int:
         """Return the address of a block of at least ``size`` bytes; the GPU's context must be current.

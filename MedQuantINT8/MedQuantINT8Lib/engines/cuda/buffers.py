@@ -73,7 +73,7 @@ class DeviceBuffer:
             return False
         self._gpu = gpu
         gpu._buffers[pointer] = self
-        gpu._has_allocated = True
+        gpu.note_allocation()
         return True
 
     def free(self) -> None:

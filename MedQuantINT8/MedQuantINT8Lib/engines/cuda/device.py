@@ -200,8 +200,12 @@ class Gpu:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Free what was allocated through this object and let the context go; to others that use it, here, it stays current."""
+    def close(self, *, spare_blocks: bool = False) -> None:
+        """Free what was allocated through this object and let the context go; to others that use it, here, it stays current.
+
+        Args:
+            spare_blocks: freed memory may wait for others that have allocated on this GPU, as long as there are any; else all of it goes.
+        """
         if self._context is None:
             return
         self._compiler.stop()
@@ -211,7 +215,7 @@ class Gpu:
             self._closers.pop()()
         while self._buffers:
             self._buffers.popitem()[1]._free()
-        if self._has_allocated:
+        if self._has_allocated and not (self.blocks.end_use() and spare_blocks):
             # Whoever closes an engine wants its memory back.
             self.blocks.empty()
         for module in self._modules.values():
@@ -243,8 +247,14 @@ class Gpu:
         Raises:
             GpuMemoryError: there is not enough.
         """
-        self._has_allocated = True
+        self.note_allocation()
         return DeviceBuffer(self, tuple(shape), np.dtype(dtype))
+
+    def note_allocation(self) -> None:
+        """Note that there is memory that goes with this object."""
+        if not self._has_allocated:
+            self._has_allocated = True
+            self.blocks.begin_use()
 
     def pinned(self, shape: Sequence[int], dtype: DTypeLike) -> PinnedBuffer:
         """Memory of the computer that the GPU copies from and to by itself."""

@@ -33,6 +33,10 @@ _known: WeakKeyDictionary[Gpu, Transfers] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
+def _at_once() -> None:
+    """Memory that is there may be written at once."""
+
+
 def transfers_of(gpu: Gpu) -> Transfers:
     """Return what copies large arrays for a GPU, until that is closed."""
     with _lock:
@@ -124,8 +128,19 @@ class Transfers:
         jobs = [self._threads.submit(copy, begin) for begin in range(0, len(data), _CHUNK)]
         return lambda: _end(jobs)
 
-    def begin_download(self, buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, offset: int = 0) -> Download:
-        """Begin to copy a buffer's bytes from ``offset`` on into a contiguous array, behind what is in the stream now."""
+    def begin_download(
+        self,
+        buffer: DeviceBuffer,
+        array: NDArray[Any],
+        stream: Stream,
+        offset: int = 0,
+        ready: Callable[[], None] = _at_once,
+    ) -> Download:
+        """Begin to copy a buffer's bytes from ``offset`` on into a contiguous array, behind what is in the stream now.
+
+        Args:
+            ready: waits until the array may be written; called by the threads that do that.
+        """
         filled, own = self._behind(stream)
         data = _bytes(array)
 
@@ -135,6 +150,7 @@ class Transfers:
                 pinned = chunk.array(len(part))
                 buffer.download(pinned, own, offset + begin)
                 _wait(self._gpu, own)
+                ready()
                 with _copying:
                     _copy(part, pinned)
 
@@ -142,16 +158,27 @@ class Transfers:
         return Download(jobs, own, filled)
 
     def begin_download_of_rows(
-        self, buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, offset: int, pitch: int
+        self,
+        buffer: DeviceBuffer,
+        array: NDArray[Any],
+        stream: Stream,
+        place: tuple[int, int],
+        ready: Callable[[], None] = _at_once,
     ) -> Download:
-        """As :meth:`begin_download`, of pieces of a buffer that lie ``pitch`` bytes from each other; each goes to a contiguous ``array[n]``."""
+        """As :meth:`begin_download`, of pieces of a buffer, each of which goes to a contiguous ``array[n]``.
+
+        Args:
+            place: of the first piece, and how far it is from one to the next, in bytes.
+        """
         filled, own = self._behind(stream)
+        offset, pitch = place
         size = array[0].nbytes
         at_once = max(1, _CHUNK // size)
 
         def copy(begin: int) -> None:
             some = array[begin : begin + at_once]
             if size > _CHUNK:
+                ready()
                 buffer.download(some[0], own, offset + begin * pitch)
                 _wait(self._gpu, own)
                 return
@@ -161,13 +188,19 @@ class Transfers:
                     piece = pinned[number * size : (number + 1) * size]
                     buffer.download(piece, own, offset + (begin + number) * pitch)
                 _wait(self._gpu, own)
+                ready()
                 with _copying:
                     np.copyto(some, pinned.view(array.dtype).reshape(some.shape))
 
         return Download([self._threads.submit(copy, begin) for begin in range(0, len(array), at_once)], own, filled)
 
     def begin_download_into_rows(
-        self, buffer: DeviceBuffer, array: NDArray[Any], stream: Stream, offset: int
+        self,
+        buffer: DeviceBuffer,
+        array: NDArray[Any],
+        stream: Stream,
+        offset: int,
+        ready: Callable[[], None] = _at_once,
     ) -> Download:
         """As :meth:`begin_download`, into an array (n, rows, columns) of which the rows of each ``array[n]`` are contiguous."""
         filled, own = self._behind(stream)
@@ -178,6 +211,7 @@ class Transfers:
                 pinned = chunk.array(part.nbytes)
                 buffer.download(pinned, own, begin)
                 _wait(self._gpu, own)
+                ready()
                 with _copying:
                     np.copyto(part, pinned.view(array.dtype).reshape(part.shape))
 
