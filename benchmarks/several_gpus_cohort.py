@@ -21,7 +21,7 @@ from several_gpus_setup import SPACING, Setup, scan
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Of how many scans Ray's rows are, and that in which a worker is killed: its cluster takes most of the time that there is to start.
-RAY_CASES, KILLED_CASES = 24, 16
+RAY_CASES, KILLED_CASES = 20, 12
 
 
 def write_scans(setup: Setup) -> Path:
@@ -42,9 +42,10 @@ def write_scans(setup: Setup) -> Path:
 def linked(setup: Setup, scans: Path, count: int) -> Path:
     """Return a folder of the first of some scans."""
     folder = setup.folder / f"{count} scans"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for path in sorted(scans.iterdir())[:count]:
-        os.link(path, folder / path.name)
+        if not (folder / path.name).exists():
+            os.link(path, folder / path.name)
     return folder
 
 

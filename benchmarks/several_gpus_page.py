@@ -99,7 +99,7 @@ def _in_memory(row: dict[str, Any]) -> list[str]:
         else f"{other} voxels have another label than on one GPU"
     )
     lines = [
-        f"## {row['what'].capitalize()}",
+        f"## {row['what'][0].upper()}{row['what'][1:]}",
         "",
         f"{voxels} voxels in memory to labels in memory, engines loaded, {row['windows']} windows; median (least to most) of the runs after the first. Labels: {same}.",
         "",
