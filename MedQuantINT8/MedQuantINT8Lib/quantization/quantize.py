@@ -161,7 +161,7 @@ def _quantized(
         time=time,
     )
     if policy.weight_bits == 8:
-        runs_after = expected_runs(sampler) + _RUNS_AT_THE_END * len(patches)
+        runs_after = min(expected_runs(sampler), _RUNS_OF_TWO_SCANS) + _RUNS_AT_THE_END * len(patches)
         time.limit(effort.seconds_after_calibration(network.seconds_a_run, runs_after))
     candidates = Candidates(forms, plain, patches, learning)
     comparison = HeldOutComparison(network, calibration, sampler, package.spec, form_of_engine, task)
@@ -271,6 +271,8 @@ COMPARED_PATCHES, _LARGE_PATCH = 6, 1 << 21
 #: Runs of the network for each compared patch that come after the search: with the input in halves, in the form of other engines, on the
 #: patches that a few had stood for, and on the real engine.
 _RUNS_AT_THE_END = 4
+#: Runs of a comparison on two held-out scans; that more scans take longer is not taken off the search.
+_RUNS_OF_TWO_SCANS = 24
 #: Longest side of a calibration patch where the network is free in size: larger ones cost time and teach little.
 CALIBRATION_SIDE = 96
 
