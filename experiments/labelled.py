@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ sys.path[:0] = [
 from data_models import DATA, specs  # noqa: E402
 from method_networks import with_pairs  # noqa: E402
 from real_networks import _labelled, cases  # noqa: E402
+from run_days import dated, days_of, today  # noqa: E402
 
 TARGET = ROOT / "docs" / "results" / "labelled.json"
 #: The Dice that a network may lose.
@@ -307,11 +307,11 @@ def main() -> None:
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def take(path: Path) -> None:
-        found = json.loads(path.read_text())["rows"] if path.exists() else []
-        rows.update({(r["network"], r["case"], r["agreement"]): r for r in found})
+        if path.exists():
+            rows.update({(r["network"], r["case"], r["agreement"]): r for r in dated(json.loads(path.read_text()))})
 
     def save() -> None:
-        value = {"date": time.strftime("%Y-%m-%d"), "rows": [rows[key] for key in sorted(rows)]}
+        value = {"date": days_of(rows.values()), "rows": [rows[key] for key in sorted(rows)]}
         args.target.write_text(json.dumps(value, indent=1) + "\n")
         if args.target == TARGET:
             TARGET.with_suffix(".md").write_text(page(value))
@@ -325,7 +325,7 @@ def main() -> None:
     for name in args.networks:
         for case in args.cases:
             key = name, case, args.agreement
-            rows[key] = simulated_row(*key) if args.torch else row(*key)
+            rows[key] = {"date": today(), **(simulated_row(*key) if args.torch else row(*key))}
             print(json.dumps(rows[key])[:400], flush=True)
             save()
 

@@ -30,6 +30,7 @@ from evaluate import package  # noqa: E402
 from hippocampus import case_names, files  # noqa: E402
 from method_networks import METHODS, SLOW, Networks  # noqa: E402
 from resisting import all_cases  # noqa: E402
+from run_days import dated, days_of, today  # noqa: E402
 from scaled import PATCH, SCALED  # noqa: E402
 
 TARGET = ROOT / "docs" / "results" / "methods.json"
@@ -152,6 +153,7 @@ def measure(setting: Setting, rows: dict[str, Any], save: Callable[[], None]) ->
             found = measurer.measure(network)
             rows[method] = {"agreement": found.agreement, "worst": found.worst_dice, "error": found.relative_error}
         rows["about"] = rows.get("about", {}) | networks.about
+        rows["date"] = today()
         print(setting.name, method, rows[method], f"{time.perf_counter() - began:.0f} s", flush=True)
         save()
 
@@ -263,11 +265,12 @@ def main() -> None:
     own: dict[str, Any] = {}
 
     def kept(path: Path) -> dict[str, Any]:
-        return json.loads(path.read_text())["rows"] if path.exists() else {}
+        return dated(json.loads(path.read_text())) if path.exists() else {}
 
     def save() -> None:
         # Another run may have added networks.
-        value = {"date": time.strftime("%Y-%m-%d"), "rows": kept(target) | own}
+        rows = kept(target) | own
+        value = {"date": days_of(rows.values()), "rows": rows}
         target.write_text(json.dumps(value, indent=1) + "\n")
         target.with_suffix(".md").write_text(page(value))
 

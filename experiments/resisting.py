@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "Testing" / "support"), str
 from data_models import DATA, specs  # noqa: E402
 from MedQuantINT8Lib.imaging.volume_files import read_volume  # noqa: E402
 from real_networks import Case, _labelled, cases, medquant, quantized_package, row  # noqa: E402
+from run_days import dated, days_of, today  # noqa: E402
 
 TARGET = ROOT / "docs" / "results" / "resisting.json"
 #: Networks whose case is that of another one, but for the file and the description.
@@ -160,7 +161,7 @@ def page(value: dict[str, Any]) -> str:
         "Made by `experiments/resisting.py`; do not edit. Each network is quantized with the product's own budget (agreement 0.99 with FP32), and compared with FP32 on scans that",
         f"calibration did not see. {'; '.join(sorted(machines))}; {'; '.join(sorted(versions))}; {value['date']}.",
         "",
-        "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures. Each row had cores of its own, as many as the last column says, while",
+        "Work is of the network as it runs: a layer in two INT8 halves counts twice. Agreement on patches is before and after the guard's cures. Each row had cores of its own, as many as the last column but one says, while",
         "others were made beside it on the same processor: they shared its caches and memory; its time includes the import. Agreement on patches and on held-out scans is that of the form that OpenVINO runs, with zero points; the column",
         "of the symmetric form, which engines of a GPU compute, has a dash where no tensor has a zero point. The scan is always real INT8 in OpenVINO. The maps of head_hippodeep overlap: of the",
         "first, a label map shows a thin shell; by its own masks each map is compared whole.",
@@ -184,8 +185,8 @@ def _title(key: str) -> str:
 
 def _table(rows: dict[str, Any]) -> list[str]:
     lines = [
-        "| network | work in plain INT8 | in halves | in float | agreement on patches before, after | in symmetric form | on held-out scans | on the scan | worst structure | by its own masks | Dice lost to labels | layers in halves | in float | split | file | one window, FP32 / INT8 | quantized in s, on cores |",
-        "| --- |" + " ---: |" * 7 + " --- |" + " ---: |" * 8,
+        "| network | work in plain INT8 | in halves | in float | agreement on patches before, after | in symmetric form | on held-out scans | on the scan | worst structure | by its own masks | Dice lost to labels | layers in halves | in float | split | file | one window, FP32 / INT8 | quantized in s, on cores | measured |",
+        "| --- |" + " ---: |" * 7 + " --- |" + " ---: |" * 8 + " --- |",
     ]
     for name, r in rows.items():
         work, measured_row = r["work"], r["row"]
@@ -204,6 +205,7 @@ def _table(rows: dict[str, Any]) -> list[str]:
             _f(measured_row["size_ratio"], 3),
             " / ".join(f"{measured_row[precision]['latency_ms']:.0f} ms" for precision in ("fp32", "int8")),
             f"{r['seconds']:.0f}, {measured_row['machine']['cores']}",
+            r["date"],
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -219,16 +221,16 @@ def main() -> None:
     )
     args = parser.parse_args()
     target: Path = args.target
-    rows = json.loads(target.read_text())["rows"] if target.exists() else {}
+    rows = dated(json.loads(target.read_text())) if target.exists() else {}
 
     def save() -> None:
-        value = {"date": time.strftime("%Y-%m-%d"), "rows": rows}
+        value = {"date": days_of(rows.values()), "rows": rows}
         target.write_text(json.dumps(value, indent=1) + "\n")
         target.with_suffix(".md").write_text(page(value))
 
     if args.page is not None:
         for path in args.page:
-            rows |= {name: r for name, r in json.loads(path.read_text())["rows"].items() if "row" in r}
+            rows |= {name: r for name, r in dated(json.loads(path.read_text())).items() if "row" in r}
         save()
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -237,7 +239,7 @@ def main() -> None:
             key = row_key(name, args.effort)
 
             def keep(figures: dict[str, Any], key: str = key) -> None:
-                rows[key] = figures
+                rows[key] = {"date": today(), **figures}
                 print(key, json.dumps(figures)[:400], flush=True)
                 save()
 
