@@ -78,6 +78,34 @@ def test_every_constant_comes_back_to_the_last_bit():
         assert np.array_equal(expected, result)
 
 
+def test_tables_that_are_added_can_have_4_bits():
+    """Positions and narrow tables take half; a table that values are looked up in keeps 8 bits."""
+    looked_up = RNG.normal(size=(100, 64)).astype(np.float32)
+    sizes = {}
+    for bits in (8, 4):
+        model = network({**constants(), "looked up": looked_up})
+        reader = next(node for node in model.graph.node if "looked up" in node.input)
+        reader.op_type, reader.input[:] = "Gather", ["looked up", "few index"]
+        model.graph.initializer.append(array(np.arange(100), "few index"))
+        packed_constants.round_constants(model, table_bits=bits)
+        again = copied(model)
+        packed_constants.round_constants(again, table_bits=bits)
+        assert again == model, "rounded once is rounded"
+        packed = copied(model)
+        packed_constants.pack_constants(packed)
+        onnx.checker.check_model(packed)
+        kinds = sorted(c.data_type for c in packed.graph.initializer if len(c.dims) == 2 and c.dims[0] >= 64)
+        assert kinds.count(onnx.TensorProto.INT4) == (2 if bits == 4 else 0) and kinds.count(onnx.TensorProto.INT8) >= 1
+        read = copied(packed)
+        packed_constants.unpack_constants(read)
+        before, after = arrays_of(model), arrays_of(read)
+        assert all(after[name].tobytes() == value.tobytes() for name, value in before.items())
+        for expected, result in zip(outputs_of(model), outputs_of(packed), strict=True):
+            assert np.array_equal(expected, result)
+        sizes[bits] = packed.ByteSize()
+    assert sizes[8] - sizes[4] > 0.45 * (64 * 96 + 700 * 8)
+
+
 def test_what_is_rounded_stays_near_and_what_is_compared_stays_as_it_is():
     before = constants()
     model = network(before)

@@ -8,14 +8,16 @@ weights and the scale s, which computes the same: that is what engines are built
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .packed_constants import pack_constants, unpack_constants
-from .tensor_names import FreshNames
+from .packed_constants import TABLE, four_bit_tensor, pack_constants, unpack_constants
+from .tensor_names import FreshNames, rename_tensors, tensor_names
 
 Array = NDArray[Any]
 
@@ -23,24 +25,29 @@ Array = NDArray[Any]
 SMALLEST, LARGEST, LARGEST_FACTOR = -8, 7, 15
 #: What INT4 and blocks of scales need.
 OPSET, IR_VERSION = 21, 10
-#: Weights of a group, where more than one input channel has to share it.
-_GROUP = 32
+#: The most weights of a group, where more than one input channel has to share it: of long groups, and of fine ones.
+_LONG, _FINE = 128, 32
 
 
-def group_length(inputs: int, taps: int) -> int:
-    """Return how many weights of an output channel share a factor: those of one input channel, or of several where these are few.
+def group_length(inputs: int, taps: int, *, fine: bool = False) -> int:
+    """Return how many weights of an output channel share a factor: those of as many whole input channels as a group has room for.
 
     Args:
         inputs: weights of an output channel.
         taps: those of them that read the same input channel.
+        fine: whether groups are of about 32 weights, of one input channel where it has 27; else they are of about 128.
     """
+    most = _FINE if fine else _LONG
     channels = inputs // taps
-    sharing = max((n for n in range(1, channels + 1) if channels % n == 0 and n * taps <= _GROUP), default=1)
-    return sharing * taps if sharing * taps >= _GROUP // 4 else inputs
+    sharing = max((n for n in range(1, channels + 1) if channels % n == 0 and n * taps <= most), default=1)
+    return sharing * taps if sharing * taps >= most // 4 else inputs
 
 
 #: Operators whose meaning changed between the opsets of INT8 networks and :data:`OPSET`: they cannot be raised by the number alone.
 CHANGED_OPERATORS = ("GridSample", "GroupNormalization", "DFT", "AffineGrid")
+#: The key of its properties under which a packed network says by which form it is packed; without it, by the first. The second has tables
+#: of 4 bits as well.
+_FORM_NOTE, _FORMS = "weights_of_4_bits_form", ("1", "2")
 #: Where a packed network notes the opset that it had, under this key of its properties.
 _OPSET_NOTE = "opset_before_packing"
 #: Axis of the output channels in a weight; that of Gemm depends on its attribute transB.
@@ -62,22 +69,43 @@ def packed(model: Any) -> tuple[Any, list[str]]:
     for node in copy.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    fresh, layers, new_nodes, packed_weights = FreshNames(copy), [], [], set()
+    fresh = FreshNames(copy)
+    shapes: dict[tuple[int, ...], str] = {}
+    layers: list[str] = []
+    new_nodes: list[Any] = []
     for node in copy.graph.node:
         layer = _layer_of(node, constants, readers)
         parts = None if layer is None else _parts(node, layer, constants)
         if layer is None or parts is None:
             new_nodes.append(node)
             continue
-        new_nodes += _packed_nodes(copy, node, parts, constants, fresh)
-        packed_weights.add(node.input[0])
+        new_nodes += _packed_nodes(copy, node, parts, constants, fresh, shapes)
         layers += [reader.name for reader in readers[node.output[0]]]
     if not layers:
         return copy, []
     _set_nodes(copy, new_nodes)
     pack_constants(copy)
+    _shorten_names(copy)
     _raise_opset(copy)
+    kinds = {c.name: c.data_type for c in copy.graph.initializer}
+    tables = [node.input[0] for node in copy.graph.node if node.name.startswith(TABLE)]
+    if any(kinds.get(name) == onnx.TensorProto.INT4 for name in tables):
+        copy.metadata_props.add(key=_FORM_NOTE, value=_FORMS[-1])
     return copy, layers
+
+
+def _shorten_names(model: Any) -> None:
+    """Name all tensors but the network's own inputs and outputs by number, in place, those first that are mentioned most."""
+    fixed = {value.name for field in (model.graph.input, model.graph.output) for value in field}
+    fixed |= {constant.values.name for constant in model.graph.sparse_initializer}
+    mentions = Counter(name for node in model.graph.node for name in (*node.input, *node.output) if name not in fixed)
+    mentions.update(constant.name for constant in model.graph.initializer if constant.name not in fixed)
+    del mentions[""]
+    # Names that are given anew are free; what bodies of loops and branches define is not.
+    used_names = tensor_names(model) - set(mentions)
+    free = (name for n in itertools.count() if (name := np.base_repr(n, 36).lower()) not in used_names)
+    often = sorted(mentions, key=lambda name: (-mentions[name], name))
+    rename_tensors(model, dict(zip(often, free, strict=False)))
 
 
 def _set_nodes(model: Any, nodes: list[Any]) -> None:
@@ -132,15 +160,23 @@ def _parts(node: Any, layer: Any, constants: dict[str, Any]) -> tuple[Array, Arr
     rows = np.moveaxis(weight, axis, 0).astype(np.int16)
     rows = rows.reshape(rows.shape[0], -1)
     taps = math.prod(weight.shape[2:]) if layer.op_type in ("Conv", "ConvTranspose") else 1
-    groups = rows.reshape(-1, group_length(rows.shape[1], taps))
+    for fine in (False, True):
+        groups = rows.reshape(-1, group_length(rows.shape[1], taps, fine=fine))
+        factors = _factors(groups)
+        if factors.all():
+            integers = (groups // factors[:, None]).reshape(rows.shape)
+            return integers, factors.reshape(len(rows), -1), scale.reshape(-1), axis
+    return None
+
+
+def _factors(groups: Array) -> Array:
+    """Return the smallest factor of each group (rows) that leaves integers of 4 bits; 0 where there is none."""
     factors = np.zeros(len(groups), np.int16)
     for factor in range(LARGEST_FACTOR, 0, -1):
         quotient = groups // factor
         fits = (quotient * factor == groups).all(1) & (quotient.min(1) >= SMALLEST) & (quotient.max(1) <= LARGEST)
         factors = np.where(fits, factor, factors)
-    if not factors.all():
-        return None
-    return (groups // factors[:, None]).reshape(rows.shape), factors.reshape(len(rows), -1), scale.reshape(-1), axis
+    return factors
 
 
 def _packed_nodes(
@@ -149,44 +185,43 @@ def _packed_nodes(
     parts: tuple[Array, Array, Array, int],
     constants: dict[str, Any],
     fresh: FreshNames,
+    shapes: dict[tuple[int, ...], str],
 ) -> list[Any]:
+    """Return the nodes that give a weight.
+
+    Args:
+        shapes: the constants that hold shapes of weights so far; that of this one is added.
+    """
     import onnx
 
     integers, factors, scale, axis = parts
     shape = list(constants[node.input[0]].dims)
-    names = [fresh(name) for name in ("q", "m", "s", "n")]
-    moved = [shape[axis], *(size for n, size in enumerate(shape) if n != axis)]
+    names = [fresh(name) for name in ("q", "m", "s")]
+    moved = (shape[axis], *(size for n, size in enumerate(shape) if n != axis))
     model.graph.initializer.extend(
         [
-            _packed_tensor(names[0], integers, onnx.TensorProto.INT4),
-            _packed_tensor(names[1], factors, onnx.TensorProto.UINT4),
+            four_bit_tensor(names[0], integers),
+            four_bit_tensor(names[1], factors, signed=False),
             onnx.numpy_helper.from_array(scale.astype(np.float32), names[2]),
-            onnx.numpy_helper.from_array(np.array(moved, np.int64), names[3]),
         ]
     )
+    if moved not in shapes:
+        shapes[moved] = fresh("n")
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(moved, np.int64), shapes[moved]))
     make = onnx.helper.make_node
     scales, rows = fresh("ms"), fresh("r")
     last = fresh("t") if axis else node.output[0]
     nodes = [
         make("DequantizeLinear", [names[1], names[2]], [scales], axis=0),
-        make("DequantizeLinear", [names[0], scales], [rows], axis=1, block_size=integers.shape[1] // factors.shape[1]),
-        make("Reshape", [rows, names[3]], [last]),
+        # Along axis 1, which is what holds without a word.
+        make("DequantizeLinear", [names[0], scales], [rows], block_size=integers.shape[1] // factors.shape[1]),
+        make("Reshape", [rows, shapes[moved]], [last]),
     ]
     if axis:
         order = list(range(1, len(shape)))
         order.insert(axis, 0)
         nodes.append(make("Transpose", [last], [node.output[0]], perm=order))
     return nodes
-
-
-def _packed_tensor(name: str, values: Array, kind: int) -> Any:
-    """Two numbers a byte, the first in the lower half."""
-    import onnx
-
-    flat = values.astype(np.int16).reshape(-1) & 15
-    flat = np.concatenate([flat, np.zeros(flat.size % 2, np.int16)])
-    content = (flat[::2] | flat[1::2] << 4).astype(np.uint8).tobytes()
-    return onnx.TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=content)
 
 
 def is_packed(model: Any) -> bool:
@@ -200,7 +235,7 @@ def unpacked(model: Any) -> Any:
     """Return the network with packed weights as INT8 behind one DequantizeLinear; a network without such weights as it is.
 
     Raises:
-        ValueError: packed weights whose parts do not fit together.
+        ValueError: packed weights whose parts do not fit together, or of a form of a newer version.
     """
     import onnx
 
@@ -208,6 +243,7 @@ def unpacked(model: Any) -> Any:
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    _check_form(copy)
     unpack_constants(copy)
     constants = {constant.name: constant for constant in copy.graph.initializer}
     producers = {name: node for node in copy.graph.node for name in node.output}
@@ -229,6 +265,17 @@ def unpacked(model: Any) -> Any:
         raise ValueError("it holds weights of 4 bits in a form that is not known")
     _restore_opset(copy)
     return copy
+
+
+def _check_form(model: Any) -> None:
+    """Take away the note of the form that a network is packed by, in place; refuse one that is not known."""
+    for number, entry in reversed(list(enumerate(model.metadata_props))):
+        if entry.key == _FORM_NOTE:
+            if entry.value not in _FORMS:
+                raise ValueError(
+                    f"its weights of 4 bits are packed by form {entry.value[:20]}, and this MedQuantINT8 knows {' and '.join(_FORMS)}: update it"
+                )
+            del model.metadata_props[number]
 
 
 def _chain(node: Any, readers: dict[str, list[Any]]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 Once weights have 4 bits, learned positions, tables of indices and biases are a good part of a file. :func:`pack_constants` writes each in
 the smallest form that gives back its very bytes, by standard operators: whole numbers in as many bits as they need, and numbers that 16
-bits hold (Cast); one value for an array that has no other (ConstantOfShape); rows of multiples of a scale as INT8 (DequantizeLinear).
+bits hold (Cast); one value for an array that has no other (ConstantOfShape); rows of multiples of a scale as INT8 or INT4 (DequantizeLinear).
 :func:`unpack_constants` gives the arrays back, so that engines see what they saw before. Positions and biases fit such a form once
 :func:`round_constants` has rounded them, which belongs before the network is measured.
 """
@@ -32,10 +32,10 @@ _LEAST_ROW = 64
 _LEAST_HALF = 2.0**-10
 #: Largest constant that is given back, in bytes: the file may be a stranger's.
 _MOST_BYTES = 1 << 31
-#: The largest multiple of a scale.
-_MOST_STEPS = 127
+#: The largest multiple of a scale in a table, by its bits.
+_MOST_STEPS = {8: 127, 4: 7}
 #: How names of nodes begin that give a table of INT8 numbers: others of their kind belong to layers.
-_TABLE = "table"
+TABLE = "table"
 #: Operators, with the input, whose constants may be rounded: what is added to activations or taken out of a table for that, and the
 #: affine part of normalizations.
 _ROUNDED = {
@@ -51,10 +51,13 @@ _ROUNDED = {
 _TABLE_READERS = ("Add", "Gather", "GatherND")
 
 
-def round_constants(model: Any) -> None:
+def round_constants(model: Any, *, table_bits: int = 8) -> None:
     """Round constants that are added to activations or normalize them, in place: tables to 8 bits, others to 16.
 
     A table has a scale for each row, or for each column where rows are short. Whole numbers stay as they are: they may be compared.
+
+    Args:
+        table_bits: 8, or 4 for tables that are added, such as learned positions; those that values are looked up in have 8.
     """
     import onnx
 
@@ -73,7 +76,8 @@ def round_constants(model: Any) -> None:
         if not np.isfinite(values).all() or (values == np.rint(values)).all():
             continue
         is_table = values.size >= _LARGE_TABLE and all(kind in _TABLE_READERS for kind, _ in by)
-        rounded = _rows_of_steps(values) if is_table else rounded_to_half(values)
+        bits = table_bits if all(kind == "Add" for kind, _ in by) else 8
+        rounded = _rows_of_steps(values, _MOST_STEPS[bits]) if is_table else rounded_to_half(values)
         constant.CopyFrom(onnx.numpy_helper.from_array(rounded, constant.name))
 
 
@@ -85,10 +89,10 @@ def rounded_to_half(values: Array) -> Array:
     return values.astype(np.float16).astype(np.float32)
 
 
-def _rows_of_steps(values: Array) -> Array:
-    """A table rounded to at most 127 steps of a row's or column's scale, which has so few digits that each product is exact."""
+def _rows_of_steps(values: Array, most: int) -> Array:
+    """A table rounded to at most so many steps of a row's or column's scale, which has so few digits that each product is exact."""
     table, axis = _as_table(values)
-    scale = np.abs(table).max(axis=1 - axis, keepdims=True).astype(np.float64) / _MOST_STEPS
+    scale = np.abs(table).max(axis=1 - axis, keepdims=True).astype(np.float64) / most
     mantissa, exponent = np.frexp(scale)
     # Rounded up, so that the largest value is the most steps of it.
     scale = np.ldexp(np.ceil(mantissa * 2048) / 2048, exponent)
@@ -168,23 +172,41 @@ def _small_integers(values: Array, name: str, fresh: FreshNames) -> Packed | Non
     return None
 
 
-def _steps(values: Array, name: str, fresh: FreshNames) -> Packed | None:
-    """A table of INT8 multiples of the scales of its rows or columns."""
+def _steps(values: Array, name: str, fresh: FreshNames, bits: int = 8) -> Packed | None:
+    """A table of INT8 or INT4 multiples of the scales of its rows or columns."""
     import onnx
 
     if values.dtype != np.float32 or values.size < _LARGE_TABLE or not np.isfinite(values).all():
         return None
     table, axis = _as_table(values)
-    scale = (np.abs(table).max(axis=1 - axis).astype(np.float64) / _MOST_STEPS).astype(np.float32)
+    most = _MOST_STEPS[bits]
+    scale = (np.abs(table).max(axis=1 - axis).astype(np.float64) / most).astype(np.float32)
     steps = np.rint(table / np.expand_dims(np.where(scale > 0, scale, 1), 1 - axis))
-    steps = np.clip(steps, -_MOST_STEPS, _MOST_STEPS).astype(np.int8)
+    steps = np.clip(steps, -most, most).astype(np.int8)
     if _from_steps(steps, scale, axis).tobytes() != values.tobytes():
         return None
-    arrays = {"t": steps, "s": scale, "n": np.array(values.shape, np.int64)}
-    parts = [onnx.numpy_helper.from_array(array, fresh(key)) for key, array in arrays.items()]
+    parts = [onnx.numpy_helper.from_array(steps, fresh("t")) if bits == 8 else four_bit_tensor(fresh("t"), steps)]
+    for key, array in (("s", scale), ("n", np.array(values.shape, np.int64))):
+        parts.append(onnx.numpy_helper.from_array(array, fresh(key)))
     rows, make = fresh("r"), onnx.helper.make_node
-    first = make("DequantizeLinear", [parts[0].name, parts[1].name], [rows], name=fresh(_TABLE), axis=axis)
+    first = make("DequantizeLinear", [parts[0].name, parts[1].name], [rows], name=fresh(TABLE), axis=axis)
     return parts, [first, make("Reshape", [rows, parts[2].name], [name])]
+
+
+def _short_steps(values: Array, name: str, fresh: FreshNames) -> Packed | None:
+    """A table of INT4 multiples."""
+    return _steps(values, name, fresh, bits=4)
+
+
+def four_bit_tensor(name: str, values: Array, *, signed: bool = True) -> Any:
+    """Return a constant of INT4, or of UINT4: two numbers a byte, the first in the lower half."""
+    import onnx
+
+    flat = values.astype(np.int16).reshape(-1) & 15
+    flat = np.concatenate([flat, np.zeros(flat.size % 2, np.int16)])
+    content = (flat[::2] | flat[1::2] << 4).astype(np.uint8).tobytes()
+    kind = onnx.TensorProto.INT4 if signed else onnx.TensorProto.UINT4
+    return onnx.TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=content)
 
 
 def _half(values: Array, name: str, fresh: FreshNames) -> Packed | None:
@@ -204,7 +226,13 @@ def _cast(values: Array, small: Array, name: str, fresh: FreshNames) -> Packed:
 
 
 #: The smallest first. Each gives the constants and nodes that stand for an array, or None where it does not fit.
-_FORMS: tuple[Callable[[Array, str, FreshNames], Packed | None], ...] = (_one_value, _small_integers, _steps, _half)
+_FORMS: tuple[Callable[[Array, str, FreshNames], Packed | None], ...] = (
+    _one_value,
+    _small_integers,
+    _short_steps,
+    _steps,
+    _half,
+)
 
 
 def _from_steps(steps: Array, scale: Array, axis: int) -> Array:
@@ -231,7 +259,7 @@ def unpack_constants(model: Any) -> None:
             values = _cast_back(node, constants)
         elif node.op_type == "ConstantOfShape":
             values = _filled(node, constants)
-        elif node.op_type == "DequantizeLinear" and node.name.startswith(_TABLE):
+        elif node.op_type == "DequantizeLinear" and node.name.startswith(TABLE):
             last = shapes.get(node.output[0], number)
             values = _table(node, nodes[last], constants)
         if values is not None:
@@ -281,6 +309,8 @@ def _table(node: Any, last: Any, constants: dict[str, Any]) -> Array:
     if last is node or len(node.input) != 2 or any(name not in constants for name in names):
         raise ValueError("a part of a table is missing, or is no constant")
     steps, scale, shape = (onnx.numpy_helper.to_array(constants[name]) for name in names)
+    if constants[names[0]].data_type == onnx.TensorProto.INT4:
+        steps = steps.astype(np.int8)
     axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
     if (
         steps.dtype != np.int8

@@ -184,8 +184,12 @@ def without_quantization(model: Any, layers: set[str], fp32: Any = None) -> Any:
     return pruned(copy)
 
 
-def with_weights_of(model: Any, other: Any) -> Any:
-    """Return a copy of an INT8 network whose layers have the stored weights and biases of the layers of the same name in another."""
+def with_weights_of(model: Any, other: Any, layers: Collection[str] | None = None) -> Any:
+    """Return a copy of an INT8 network whose layers have the stored weights and biases of the layers of the same name in another.
+
+    Args:
+        layers: the names of those that have; by default all.
+    """
     onnx = require_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -199,7 +203,7 @@ def with_weights_of(model: Any, other: Any) -> Any:
 
     for node in graph.nodes:
         twin = theirs.get(node.name)
-        if twin is None or node.op_type != twin.op_type:
+        if twin is None or node.op_type != twin.op_type or (layers is not None and node.name not in layers):
             continue
         if not all(
             is_dequantized(g, n.input[1]) and g.is_constant(n.input[1]) for g, n in ((graph, node), (source, twin))

@@ -95,7 +95,7 @@ def guard(
     model = find() if verify is None else search.verified(find, verify)
     if time.shortened:
         result.notes.append(SHORTENED.format(time.seconds / 60, ", ".join(time.left_out)))
-    _measure_other_form(measurer, model, result, task)
+    measure_other_form(measurer, model, result, task)
     if budget.fallback and (result.halves or result.returned):
         result.to_be_timed = [search.start, model]
     return model, result
@@ -125,7 +125,7 @@ def _searched(
     return search.with_input_halves(model, spec, shape)
 
 
-def _measure_other_form(measurer: Measurer, model: Any, result: GuardResult, task: Task) -> None:
+def measure_other_form(measurer: Measurer, model: Any, result: GuardResult, task: Task) -> None:
     """Measure what the network loses with zero points where it will run without, and the other way round."""
     if replace(SYMMETRIC, zero_points=True).activations_of(model) is model:
         return

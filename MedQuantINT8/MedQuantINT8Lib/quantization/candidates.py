@@ -21,7 +21,6 @@ from .fp32_network import Fp32Network
 from .guard_search import Alternative, Candidate
 from .histogram import ActivationHistogram
 from .qdq_placement import place
-from .rounding import RoundingReport
 
 #: Patches that biases are corrected by.
 FEW_PATCHES = 2
@@ -101,26 +100,22 @@ class Candidates:
     plain: Form
     patches: Sequence[Patch]
     learning: Learning
-    last_report: RoundingReport | None = None
     _equalized: Form | None = None
     _learned: dict[int, Candidate] = field(default_factory=dict)
     _exact: dict[int, Candidate] = field(default_factory=dict)
     _asked_for_equalized: bool = False
 
     def first(self) -> Candidate:
-        """The network as it is; weights of 4 bits are learned."""
-        return self._of(self.plain, learned=self.learning.weight_bits < 8)
+        """The network as it is."""
+        return self._of(self.plain, learned=False)
 
     def alternatives(self) -> list[Alternative]:
-        """The other ways that take no minutes, or that weights of 4 bits need."""
-        if self.learning.weight_bits < 8:
-            return [self.with_more_bits, self.learned_of_equalized]
+        """The other ways that take no minutes."""
         return [self.with_equalized_channels]
 
     def learned_alternatives(self) -> list[Alternative]:
-        """The ways with learned rounding of weights of 8 bits; none where the effort leaves them out."""
-        possible = self.learning.possible and self.learning.weight_bits == 8
-        return [self.learned, self.learned_of_equalized] if possible else []
+        """The ways with learned rounding; none where the effort leaves them out."""
+        return [self.learned, self.learned_of_equalized] if self.learning.possible else []
 
     def with_equalized_channels(self) -> Candidate | None:
         """The network with equalized channels; None where there is nothing to equalize."""
@@ -144,10 +139,6 @@ class Candidates:
             self._learned[id(form)] = self._of(form, learned=True)
         return self._learned[id(form)]
 
-    def with_more_bits(self) -> Candidate:
-        """Weights of 8 bits where those of 4 lose most."""
-        return self._of(self.plain, learned=True, before=self.last_report)
-
     def _equalized_form(self) -> Form | None:
         """The form with equalized channels; None where there is nothing to equalize."""
         if not self._asked_for_equalized:
@@ -161,24 +152,16 @@ class Candidates:
                 self._equalized.correct(self.patches)
         return self._equalized
 
-    def _of(self, form: Form, *, learned: bool, before: RoundingReport | None = None) -> Candidate:
+    def _of(self, form: Form, *, learned: bool) -> Candidate:
         is_equalized = form is not self.plain
         ranges = {name: histogram.maximum for name, histogram in form.histograms.items()}
-        exact = (lambda: self._exact_once(form)) if self._learns_again else None
+        exact = (lambda: self._exact_once(form)) if self.learning.possible else None
         if not learned:
             plain, known = (form, None), form.network
             return Candidate(form.fp32, form.int8, form.corrected, ranges, is_equalized, plain, exact, network=known)
-        network = self.learning.learned(form.network, form.int8, before)
-        self.last_report = network.report
-        # Weights of 4 bits are learned in any case: there are no plain ones to begin with.
-        compensates = self.learning.weight_bits == 8
-        source = form, network.report
-        known = form.network
-        return Candidate(form.fp32, network.model, None, ranges, is_equalized, source, exact, compensates, known)
-
-    @property
-    def _learns_again(self) -> bool:
-        return self.learning.possible and self.learning.weight_bits == 8
+        network = self.learning.learned(form.network, form.int8)
+        source, known = (form, network.report), form.network
+        return Candidate(form.fp32, network.model, None, ranges, is_equalized, source, exact, True, known)
 
     def _exact_once(self, form: Form) -> Candidate:
         if id(form) not in self._exact:

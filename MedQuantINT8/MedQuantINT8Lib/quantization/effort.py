@@ -15,9 +15,9 @@ from ..errors import InputError
 from ..models import onnx_graph as graph
 from ..models.engine_form import SYMMETRIC, EngineForm
 from ..models.four_bit import CHANGED_OPERATORS, OPSET, packed
+from ..models.halves import LOW
 from ..models.layers import WEIGHTED_OPS
 from ..models.onnx_graph import Graph
-from ..models.packed_constants import round_constants
 from ..progress import Task
 from ..system import available_memory
 from .calibration import PatchSampler
@@ -31,9 +31,8 @@ Patch = NDArray[np.float32]
 
 #: Share of the free memory, and the most bytes, that patches on their way through both networks may take.
 _MEMORY_SHARE, _MOST_BYTES = 0.4, 4 << 30
-#: Share of a network's weights that keeps 8 bits where the rest gets 4: the smallest layers, which the file hardly notices; and
-#: where that loses too much, the layers that lose most.
-_SMALL_SHARE, _LARGE_SHARE = 0.02, 0.25
+#: Share of a network's weights that keeps 8 bits where the rest gets 4: the smallest layers, which the file hardly notices.
+_SMALL_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -167,31 +166,32 @@ class Learning:
             return False
         return self._seconds >= self._effort.seconds or self._time.lacks(self._last_seconds, LEARNING_AGAIN)
 
-    def learned(self, network: Fp32Network, int8: Any, before: RoundingReport | None = None) -> LearnedNetwork:
+    def learned(
+        self, network: Fp32Network, int8: Any, *, fine: bool = False, fixed: frozenset[str] = frozenset()
+    ) -> LearnedNetwork:
         """Return the INT8 network with learned rounding.
 
         Args:
             network: the FP32 network that it was made of.
-            before: what learning weights of 4 bits has lost; those of the layers that lost most have 8 then.
+            fine, fixed: :class:`.rounding.RoundingOptions`.
         """
-        fp32 = network.model
-        eight = frozenset(_eight_bit_layers(fp32, before)) if self.weight_bits == 4 else frozenset()
-        options = replace(self._effort.rounding, weight_bits=self.weight_bits, eight_bits=eight)
-        if self.weight_bits == 8:
-            left = min(max(0.0, self._effort.seconds - self._seconds), self._time.left)
-            options = replace(options, seconds=min(options.seconds, left))
-        else:
+        fp32, four_bits = network.model, self.weight_bits == 4
+        left = min(self._effort.rounding.seconds, max(0.0, self._effort.seconds - self._seconds), self._time.left)
+        options = replace(
+            self._effort.rounding,
+            weight_bits=self.weight_bits,
+            eight_bits=frozenset(_smallest_layers(fp32)) if four_bits else frozenset(),
+            fine=fine,
+            fixed=fixed,
             # Weights of 4 bits are learned in any case: rounded to nearest they are of no use, and left at 8 bits not what was asked for.
-            options = replace(options, seconds=math.inf)
+            seconds=math.inf if four_bits else left,
+        )
         patches = self._fitting_patches(fp32, int8)
         borders = partial(self._borders_of, network)
         model, report = with_learned_rounding(
             fp32, int8, patches, options, self._task, borders=borders, form=self._form
         )
         self._seconds, self._last_seconds = self._seconds + report.seconds, report.seconds
-        if self.weight_bits == 4:
-            # Here, so that whatever judges the network judges it with them.
-            round_constants(model)
         return LearnedNetwork(model, report)
 
     def _borders_of(self, network: Fp32Network, patch: Patch) -> NDArray[Any]:
@@ -227,8 +227,8 @@ def _weight_counts(fp32: Any) -> dict[str, int]:
     }
 
 
-def _eight_bit_layers(fp32: Any, before: RoundingReport | None) -> list[str]:
-    """Layers whose weights keep 8 bits: the smallest, and, if that was not enough, those that lost most for each weight."""
+def _smallest_layers(fp32: Any) -> list[str]:
+    """Layers whose weights keep 8 bits: the smallest."""
     counts = _weight_counts(fp32)
     total, chosen, used = sum(counts.values()), [], 0
     for name in sorted(counts, key=lambda name: counts[name]):
@@ -236,18 +236,12 @@ def _eight_bit_layers(fp32: Any, before: RoundingReport | None) -> list[str]:
         if used > _SMALL_SHARE * total:
             break
         chosen.append(name)
-    if before is not None:
-        used = 0
-        losses = {layer.name: layer.after / counts[layer.name] for layer in before.layers if layer.name in counts}
-        for name in sorted(losses, key=lambda name: -losses[name]):
-            if name not in chosen and used + counts[name] <= _LARGE_SHARE * total:
-                used += counts[name]
-                chosen.append(name)
     return chosen
 
 
 def with_packed_weights(model: Any, opset_name: str) -> tuple[Any, list[str]]:
-    """Return an INT8 network with weights of 4 bits packed, and the layers that have them."""
+    """Return an INT8 network with weights of 4 bits packed, and the layers that have them, those in two halves once."""
     if any(node.op_type in CHANGED_OPERATORS for node in model.graph.node) and graph.opset_of(model) < OPSET:
         model = graph.at_opset(model, OPSET, opset_name)
-    return packed(model)
+    network, layers = packed(model)
+    return network, [name for name in layers if not name.endswith(LOW)]

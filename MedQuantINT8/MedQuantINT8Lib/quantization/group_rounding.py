@@ -60,7 +60,7 @@ class LearnedGroup:
     changed: Array
 
 
-def learn_group(start: LayerStart, columns: Array, targets: Array, bits: int) -> LearnedGroup:
+def learn_group(start: LayerStart, columns: Array, targets: Array, bits: int, *, fine: bool = False) -> LearnedGroup:
     kept = max(1, int(_KEPT_SHARE * len(columns)))
     judge_columns, judge_targets = columns[:kept], targets[:kept]
     columns, targets = (columns[kept:], targets[kept:]) if len(columns) > kept else (columns, targets)
@@ -69,7 +69,7 @@ def learn_group(start: LayerStart, columns: Array, targets: Array, bits: int) ->
     if not has_bias:
         means = (np.zeros_like(means[0]), np.zeros_like(means[1]))
     importance = (columns.astype(np.float32) ** 2).mean(0, dtype=np.float64)
-    grids = _grids(start, importance, bits)
+    grids = _grids(start, importance, bits, fine=fine)
     baseline = grids[0].nearest(start.matrix) if bits == 4 else start.integers.astype(np.int32)
     centered = (columns - means[0].astype(np.float32), targets - means[1].astype(np.float32))
     learned = rounded(start.matrix, *centered, grids[1])
@@ -93,10 +93,10 @@ def learn_group(start: LayerStart, columns: Array, targets: Array, bits: int) ->
     )
 
 
-def _grids(start: LayerStart, importance: Array, bits: int) -> tuple[WeightGrid, WeightGrid]:
+def _grids(start: LayerStart, importance: Array, bits: int, *, fine: bool) -> tuple[WeightGrid, WeightGrid]:
     """The grid of the weights as they are, and that of the learned ones."""
     if bits == 4:
-        grid = four_bit_grid(start.matrix, start.taps, importance)
+        grid = four_bit_grid(start.matrix, start.taps, importance, fine=fine)
         return grid, grid
     found = eight_bit_grid(start.matrix, start.scale, importance)
     plain = WeightGrid(start.scale.astype(np.float32), found.factors, found.smallest, found.largest)

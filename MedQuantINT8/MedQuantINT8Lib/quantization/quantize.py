@@ -25,12 +25,14 @@ from .calibration import Calibration, CalibrationOptions, PatchSampler
 from .candidates import FEW_PATCHES, Candidates, Form, Forms
 from .concat_split import split_unlike
 from .effort import EFFORTS, Learning, check_effort
+from .four_bit_weights import FourBitWeights
 from .fp32_network import Fp32Network
-from .guard_result import Budget
+from .guard_result import Budget, GuardResult
 from .guard_search import AGREEMENT_STAGE, INPUT_STAGE
 from .held_out import expected_runs, stage_name
 from .held_out_comparison import HeldOutComparison
 from .latency import EngineStopwatch
+from .measurer import Measurer
 from .qdq_placement import require_quantizer
 from .quantized_package import QuantizationReport, versions, with_report, write_quantized
 from .score_agreement import ScoreAgreement
@@ -149,38 +151,43 @@ def _quantized(
     plain.correct(patches)
     labels = ScoreAgreement(package.spec).labels
     form_of_engine = stopwatch.form if isinstance(stopwatch, EngineStopwatch) else SYMMETRIC
-    learning = Learning(
-        sampler,
-        effort,
-        policy.weight_bits,
-        count,
-        labels,
-        task,
-        apart=count == COMPARED_PATCHES,
-        form=form_of_engine,
-        time=time,
-    )
+
+    def learning_of(weight_bits: int) -> Learning:
+        apart = count == COMPARED_PATCHES
+        return Learning(sampler, effort, weight_bits, count, labels, task, apart=apart, form=form_of_engine, time=time)
+
+    learning = learning_of(8)
     if policy.weight_bits == 8:
         runs_after = min(expected_runs(sampler), _RUNS_OF_TWO_SCANS) + _RUNS_AT_THE_END * len(patches)
         time.limit(effort.seconds_after_calibration(network.seconds_a_run, runs_after))
     candidates = Candidates(forms, plain, patches, learning)
     comparison = HeldOutComparison(network, calibration, sampler, package.spec, form_of_engine, task)
-    int8, guarded = guard(
-        candidates.first(),
-        patches,
-        package.spec,
-        policy.budget,
-        task,
-        references,
-        candidates.alternatives(),
-        learned=candidates.learned_alternatives(),
-        thorough=effort.always,
-        form=form_of_engine,
-        verify=comparison.agreement if policy.budget.agreement > 0 else None,
-        time=time,
-    )
+    verify = comparison.agreement if policy.budget.agreement > 0 else None
+
+    def find() -> tuple[Any, GuardResult]:
+        return guard(
+            candidates.first(),
+            patches,
+            package.spec,
+            policy.budget,
+            task,
+            references,
+            candidates.alternatives(),
+            learned=candidates.learned_alternatives(),
+            thorough=effort.always,
+            form=form_of_engine,
+            verify=verify,
+            time=time,
+        )
+
+    if policy.weight_bits == 4:
+        measurer = Measurer(network, patches, package.spec, references, form=form_of_engine)
+        four_bits = FourBitWeights(learning_of(4), measurer, package.spec, policy.budget, task, verify, time)
+        int8, guarded = four_bits.search(plain, find)
+    else:
+        int8, guarded = find()
     # What there was nothing to measure of.
-    task.skip(INPUT_STAGE, OTHER_FORM_STAGE)
+    task.skip(AGREEMENT_STAGE, INPUT_STAGE, OTHER_FORM_STAGE)
     if not guarded.kept and learning.lacks_patches:
         guarded.notes.append(
             f"rounding was not learned, as all patches were needed to compare networks on; draw more than {count} (--patches)"

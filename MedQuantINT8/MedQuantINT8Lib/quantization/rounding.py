@@ -55,6 +55,8 @@ class RoundingOptions:
     Attributes:
         weight_bits: 8 or 4.
         eight_bits: layers (node names) whose weights have 8 bits all the same.
+        fine: whether groups of weights of 4 bits that share a factor are short (:func:`..models.four_bit.group_length`).
+        fixed: layers that are not learned: their weights stay as they are.
         samples: output voxels a layer, for each input of it; at least ``least_samples``.
         focus: the share of them that lie where FP32's labels meet: the rest are mostly background, which decides nothing.
         seconds: after which no further layer is begun; the rest stay rounded to nearest.
@@ -62,6 +64,8 @@ class RoundingOptions:
 
     weight_bits: int = 8
     eight_bits: frozenset[str] = frozenset()
+    fine: bool = False
+    fixed: frozenset[str] = frozenset()
     samples: float = 2.0
     least_samples: int = 4096
     focus: float = 0.5
@@ -194,6 +198,8 @@ class _Learner:
 
     def _learn_layer(self, node: Any, number: int) -> str:
         """Learn one layer; why not, in words, where it stays as it is."""
+        if node.name in self._options.fixed:
+            return "its weights are two halves"
         network, exact = Graph(self._int8), Graph(self._fp32)
         original = next((other for other in exact.nodes if other.name == node.name), None)
         dequantize = network.producer.get(node.input[1])
@@ -218,7 +224,7 @@ class _Learner:
             matrix, layer.matrix(integers), np.broadcast_to(scale.reshape(-1), len(matrix)), bias, layer.taps
         )
         result = [
-            learn_group(part, columns[:, reads], targets[:, rows], bits)
+            learn_group(part, columns[:, reads], targets[:, rows], bits, fine=self._options.fine)
             for part, rows, reads in start.parts(layer.groups, columns.shape[1])
         ]
         self._write(layer, node, dequantize, result)

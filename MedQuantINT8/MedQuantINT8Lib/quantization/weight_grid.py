@@ -18,6 +18,9 @@ from ..models.four_bit import LARGEST, LARGEST_FACTOR, SMALLEST, group_length
 Array = NDArray[Any]
 #: Largest INT8 weight: -128 is not used, so that ranges are symmetric.
 LARGEST_INT8 = 127
+#: The smallest number of 16 bits, and the least largest scale of a layer that they are taken for. Weights are chosen for the scale as it
+#: is stored.
+_SMALLEST_HALF, _LEAST_HALF = 2.0**-24, 2.0**-20
 #: Shares of the full range that scales are tried at: the largest weights of a channel may be worth cutting off.
 _SHARES = {8: (1.0, 0.95, 0.9), 4: tuple(np.arange(1.0, 0.45, -0.05))}
 
@@ -64,14 +67,15 @@ def eight_bit_grid(matrix: Array, scale: Array, importance: Array) -> WeightGrid
     return WeightGrid(best.astype(np.float32), np.ones(shape, np.int32), -LARGEST_INT8, LARGEST_INT8)
 
 
-def four_bit_grid(matrix: Array, taps: int, importance: Array) -> WeightGrid:
+def four_bit_grid(matrix: Array, taps: int, importance: Array, *, fine: bool = False) -> WeightGrid:
     """The grid of 4 bits: for each group the range of least error, rounded to a multiple of the channel's scale.
 
     Args:
         taps: weights of one output channel that read the same input channel.
+        fine: whether groups are short (:func:`..models.four_bit.group_length`).
     """
     channels, inputs = matrix.shape
-    length = group_length(inputs, taps)
+    length = group_length(inputs, taps, fine=fine)
     groups = matrix.reshape(-1, length)
     weights = np.broadcast_to(importance, matrix.shape).reshape(-1, length)
     largest = np.maximum(groups.max(1) / LARGEST, groups.min(1) / SMALLEST)
@@ -79,9 +83,20 @@ def four_bit_grid(matrix: Array, taps: int, importance: Array) -> WeightGrid:
     # Groups of nothing but zeros ask for no range.
     steps = np.where(largest.reshape(channels, -1) > 0, steps, 0)
     scale = steps.max(1) / LARGEST_FACTOR
-    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    # Of a channel of nothing but zeros any scale will do.
+    scale = _rounded_scale(np.where(scale > 0, scale, scale.max() or 1))
     factors = np.clip(np.rint(steps / scale[:, None]), 1, LARGEST_FACTOR).astype(np.int32)
     return WeightGrid(scale, np.repeat(factors, length, 1), SMALLEST, LARGEST)
+
+
+def _rounded_scale(scale: Array) -> Array:
+    """Return scales (float32) rounded to 16 bits, which is how they are stored; as they are where 16 bits do not hold the largest well.
+
+    What is next to nothing beside the largest becomes the smallest number of 16 bits: a step of at most 1/16 of that one's.
+    """
+    if not _LEAST_HALF <= scale.max() <= np.finfo(np.float16).max:
+        return scale.astype(np.float32)
+    return np.maximum(scale, _SMALLEST_HALF).astype(np.float16).astype(np.float32)
 
 
 def _least_error(
