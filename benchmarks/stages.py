@@ -104,6 +104,7 @@ def watch(stopwatch: Stopwatch) -> None:
         (OpenVINOEngine, "infer_features", "network"),
         (segmenter, "slide", "blending"),
         (HeadSink, "__call__", "last layer"),
+        (HeadSink, "filled", "last layer"),
         (ResamplingSink, "__call__", "back to the scan"),
         (ResamplingSink, "room", "back to the scan"),
         (ResamplingSink, "filled", "back to the scan"),

@@ -284,3 +284,21 @@ def test_a_device_is_left_empty_by_a_run_that_stops():
     with pytest.raises(Cancelled):
         slide(data, device, lambda start, block: None, SlidingWindow(plan, window, 1), task)
     assert device.drained == 1 and not device.waiting
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize(("shape", "patch", "overlap"), SHAPES)
+def test_scores_written_where_they_are_kept_are_those_that_are_handed_on(network, shape, patch, overlap, normalized):
+    """A sink that keeps scores has them written in place, whatever is cropped; one that does not is given the same blocks."""
+    data = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+    window = Window(patch, overlap=overlap)
+    plan = plan_windows(shape, window, patch)
+    kept, handed = ScoreSink(5, shape), ScoreSink(5, shape)
+    filled = []
+    keep = kept.filled
+    kept.filled = lambda *at: (filled.append(at), keep(*at))
+    sliding = SlidingWindow(plan, window, 5, normalized=normalized)
+    slide(data, network[1], kept, sliding)
+    slide(data, network[1], lambda start, block: handed(start, block), sliding)
+    assert np.array_equal(kept.scores, handed.scores)
+    assert len(filled) == (plan.count if shape == plan.shape else 0)

@@ -29,8 +29,8 @@ _Index = tuple[slice, slice, slice]
 class KeepsScores(Protocol):
     """A sink that keeps scores: they may be written where it keeps them, which saves a block's memory and a copy of it."""
 
-    def room(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> Array:
-        """Where the scores (classes, n0, n1, n2) of the next block go."""
+    def room(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> Array | None:
+        """Where the scores (classes, n0, n1, n2) of the next block go; None where it has to be given this block."""
 
     def filled(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> None:
         """Take what was written into the room of a block."""
@@ -111,15 +111,21 @@ class OverlapAdd:
         self._plan, self._sink, self._channels, self._weights, self._threads = plan, sink, channels, weights, threads
         self._carried = [np.zeros((channels, *plan.carried_shape(axis)), dtype) for axis in range(3)]
         patch = plan.patch
-        largest = [max(end - begin for begin, end in self._ends(axis)) for axis in range(3)]
-        self._ready = np.empty(channels * int(np.prod(largest)), np.float32)
+        self._ready: NDArray[np.float32] | None = None
         self._step = min(patch[0], max(1, _SLAB_BYTES // (4 * patch[1] * patch[2])))
 
-    def add(self, start: tuple[int, int, int], block: Array) -> None:
-        """Add the scores (channels, p0, p1, p2) of the window at ``start``; ``block`` is left as it is."""
+    def add(self, start: tuple[int, int, int], block: Array, divisor: Array | None = None) -> None:
+        """Add the scores (channels, p0, p1, p2) of the window at ``start``; ``block`` is left as it is.
+
+        Args:
+            divisor: (n0, n1, n2) of the voxels that this window finishes, which they are divided by.
+        """
         size = [end - begin for begin, end in (self._finished(axis, start[axis]) for axis in range(3))]
         slabs = [self._slab(start, first) for first in range(0, self._plan.patch[0], self._step)]
-        ready = self._ready[: self._channels * int(np.prod(size))].reshape(self._channels, *size)
+        # Written where it is kept, if it can be: what is finished is still in the cache, and would be copied there from memory.
+        keeper = self._sink if isinstance(self._sink, KeepsScores) else None
+        room = None if keeper is None else keeper.room(start, (size[0], size[1], size[2]))
+        ready = self._ready_block(size) if room is None else room
 
         def run(channels: range) -> None:
             scratch = np.empty((self._step, *self._plan.patch[1:]), np.float32)
@@ -135,11 +141,25 @@ class OverlapAdd:
                         if cut.tail is not None:
                             carried[cut.carried_out] = part[cut.tail]
                         part = part[cut.finished]
-                    if slab.ready is not None:
+                    if slab.ready is None:
+                        continue
+                    if divisor is None:
                         ready[channel, slab.ready] = part
+                    else:
+                        np.divide(part, divisor[slab.ready], out=ready[channel, slab.ready])
 
         self._threads.share(run, self._channels)
-        self._sink(start, ready)
+        if keeper is not None and room is not None:
+            keeper.filled(start, (size[0], size[1], size[2]))
+        else:
+            self._sink(start, ready)
+
+    def _ready_block(self, size: list[int]) -> Array:
+        """Memory for what a window finishes, which is the next one's as well."""
+        if self._ready is None:
+            largest = [max(end - begin for begin, end in self._ends(axis)) for axis in range(3)]
+            self._ready = np.empty(self._channels * int(np.prod(largest)), np.float32)
+        return self._ready[: self._channels * int(np.prod(size))].reshape(self._channels, *size)
 
     def _ends(self, axis: int) -> list[tuple[int, int]]:
         """First and last voxel along an axis of what each window finishes."""

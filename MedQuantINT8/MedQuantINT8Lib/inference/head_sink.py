@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Iterator
 
@@ -44,35 +45,41 @@ class HeadSink:
         return 4 * features * section * planes + ResamplingSink.bytes_needed(classes, shape, slowest, STEP)
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
-        inner = self._inner
-        size = (block.shape[1], block.shape[2], block.shape[3])
+        inner, size = self._inner, (block.shape[1], block.shape[2], block.shape[3])
+        if isinstance(inner, TakesSlabs):
+            room = self.room(start, size)
+            assert room is not None
+            room[...] = block
+            self.filled(start, size)
+            return
         with Threads() as threads:
-            if isinstance(inner, TakesSlabs):
-                slab = self._collected(start, block, inner.shape)
-                if slab is not None:
-                    self._give_slabs(start[self._slowest], slab, inner, threads)
-            elif isinstance(inner, KeepsScores):
-                self._compute(block, inner.room(start, size), threads)
+            room = inner.room(start, size) if isinstance(inner, KeepsScores) else None
+            if isinstance(inner, KeepsScores) and room is not None:
+                self._compute(block, room, threads)
                 inner.filled(start, size)
             else:
                 self._hand_on(start, block, threads)
 
-    def _collected(self, start: tuple[int, int, int], block: Array, shape: tuple[int, int, int]) -> Array | None:
-        """The features of all blocks that lie in the same planes, once they have come; their memory is the next slab's as well."""
-        size = list(shape)
-        size[self._slowest] = block.shape[1 + self._slowest]
-        if list(block.shape[1:]) == size:
-            return block
-        if list(self._slab.shape[1:]) != size:
-            self._slab = np.empty((self._head.features, *size), np.float32)
-        place = [slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True)]
-        place[self._slowest] = slice(None)
-        self._slab[(slice(None), *place)] = block
-        self._filled += block[0].size
-        if self._filled < self._slab[0].size:
+    def room(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> Array | None:
+        """Where the features of the next block go, until all that lie in the same planes have come; None where they are not kept."""
+        if not isinstance(self._inner, TakesSlabs):
             return None
-        self._filled = 0
-        return self._slab
+        whole = list(self._inner.shape)
+        whole[self._slowest] = size[self._slowest]
+        if list(self._slab.shape[1:]) != whole:
+            self._slab = np.empty((self._head.features, *whole), np.float32)
+        place = [slice(s, s + n) for s, n in zip(start, size, strict=True)]
+        place[self._slowest] = slice(None)
+        return self._slab[(slice(None), *place)]
+
+    def filled(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> None:
+        """Take what was written into the room of a block."""
+        assert isinstance(self._inner, TakesSlabs)
+        self._filled += math.prod(size)
+        if self._filled == self._slab[0].size:
+            self._filled = 0
+            with Threads() as threads:
+                self._give_slabs(start[self._slowest], self._slab, self._inner, threads)
 
     def _give_slabs(self, begin: int, slab: Array, inner: TakesSlabs, threads: Threads) -> None:
         """Compute the scores of a slab of features in slabs of a few planes, each of which is let go before the next."""
@@ -83,7 +90,9 @@ class HeadSink:
             features = slab[tuple(index)]
             place = (start[0], start[1], start[2])
             size = (features.shape[1], features.shape[2], features.shape[3])
-            self._compute(features, inner.room(place, size), threads)
+            room = inner.room(place, size)
+            assert room is not None
+            self._compute(features, room, threads)
             inner.filled(place, size)
 
     def _hand_on(self, start: tuple[int, int, int], block: Array, threads: Threads) -> None:

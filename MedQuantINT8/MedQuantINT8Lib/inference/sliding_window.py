@@ -17,7 +17,7 @@ from ..errors import EngineError
 from ..models.spec import Window
 from ..progress import Task
 from ..thread_pool import Threads
-from .blending import Array, OverlapAdd, Sink
+from .blending import Array, KeepsScores, OverlapAdd, Sink
 from .windows import Column, WindowPlan, importance_map
 
 #: Infer a batch: float32 (N, C, p0, p1, p2) to float (N, classes, p0, p1, p2), read before the next call.
@@ -150,10 +150,8 @@ class _Pass:
     ) -> None:
         plan, window, classes = column.plan, sliding.window, sliding.classes
         weights = importance_map(plan.patch, window.blend, window.placement, window.sigma)
-        crop = _Crop(column, sink)
-        self._divider = _Divider(plan, weights, crop, threads) if sliding.normalized else None
-        take = self._divider.take if self._divider else crop.take
-        self._blender = OverlapAdd(plan, classes, weights, sliding.carried_dtype, take, threads)
+        self._weight_sum = _WeightSum(plan, weights, threads) if sliding.normalized else None
+        self._blender = OverlapAdd(plan, classes, weights, sliding.carried_dtype, _Crop(column, sink), threads)
         self._air = np.broadcast_to(np.float32(0), (classes, *plan.patch))
         self._plan, self._inference, self._window, self._skip_air = plan, inference, window, sliding.skip_air
         #: Batches that are under way: where their windows begin, and which of them the network runs.
@@ -193,9 +191,8 @@ class _Pass:
                     "Its output must have the size of its input and a channel for each label: import it again.",
                 )
         for n, start in enumerate(starts):
-            if self._divider:
-                self._divider.expect(start)
-            self._blender.add(start, scores[runs.index(n)] if n in runs else self._air)
+            divisor = None if self._weight_sum is None else self._weight_sum.of(start)
+            self._blender.add(start, scores[runs.index(n)] if n in runs else self._air, divisor)
 
     def _is_air(self, patch: NDArray[np.float32]) -> bool:
         threshold = self._window.air_threshold
@@ -246,34 +243,56 @@ class _Crop:
         self._low[column.axis], self._high[column.axis] = column.keep_from, column.keep_to
         self._offset[column.axis] = column.begin
 
-    def take(self, start: tuple[int, int, int], block: Array) -> None:
-        index, begin = [slice(None)], []
-        for axis, size in enumerate(block.shape[1:]):
+    def __call__(self, start: tuple[int, int, int], block: Array) -> None:
+        part = self._part(start, (block.shape[1], block.shape[2], block.shape[3]))
+        if part is not None:
+            begin, index = part
+            self._sink(begin, block[(slice(None), *index)])
+
+    def room(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> Array | None:
+        """Where the sink keeps a block; None where it keeps none, or where something is taken off."""
+        part = self._part(start, size)
+        if not isinstance(self._sink, KeepsScores) or part is None:
+            return None
+        begin, index = part
+        whole = all(i.start == 0 and i.stop == n for i, n in zip(index, size, strict=True))
+        return self._sink.room(begin, size) if whole else None
+
+    def filled(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> None:
+        """Take what was written into the room of a block."""
+        part = self._part(start, size)
+        assert isinstance(self._sink, KeepsScores) and part is not None
+        self._sink.filled(part[0], size)
+
+    def _part(
+        self, start: tuple[int, int, int], size: tuple[int, int, int]
+    ) -> tuple[tuple[int, int, int], list[slice]] | None:
+        """Where in the volume a block begins once it is cropped, and which of it is left; None where nothing is."""
+        index, begin = [], []
+        for axis, length in enumerate(size):
             first = start[axis] - self._before[axis]
-            low, high = max(first, self._low[axis]), min(first + size, self._high[axis])
+            low, high = max(first, self._low[axis]), min(first + length, self._high[axis])
             if low >= high:
-                return
+                return None
             index.append(slice(low - first, high - first))
             begin.append(low + self._offset[axis])
-        self._sink((begin[0], begin[1], begin[2]), block[tuple(index)])
+        return (begin[0], begin[1], begin[2]), index
 
 
-class _Divider:
-    """Divides finished blocks by the sum of the weights, which is streamed beside the scores."""
+class _WeightSum:
+    """The sum of the weights of all windows, which is streamed beside the scores."""
 
-    def __init__(self, plan: WindowPlan, weights: NDArray[np.float32], crop: _Crop, threads: Threads) -> None:
-        self._crop, self._ones = crop, np.broadcast_to(np.float32(1), (1, *plan.patch))
+    def __init__(self, plan: WindowPlan, weights: NDArray[np.float32], threads: Threads) -> None:
+        self._ones = np.broadcast_to(np.float32(1), (1, *plan.patch))
         self._sum: Array | None = None
         # The weights' own stream stays float32: it is one channel, and its rounding would touch every class.
         self._stream = OverlapAdd(plan, 1, weights, np.float32, self._keep, threads)
 
     def _keep(self, start: tuple[int, int, int], block: Array) -> None:
-        self._sum = block
+        self._sum = block[0]
 
-    def expect(self, start: tuple[int, int, int]) -> None:
+    def of(self, start: tuple[int, int, int]) -> Array:
+        """The sum (n0, n1, n2) in the voxels that the window at ``start`` finishes; windows come in the plan's order."""
         self._stream.add(start, self._ones)
-
-    def take(self, start: tuple[int, int, int], block: Array) -> None:
         assert self._sum is not None
-        np.divide(block, self._sum, out=block)
-        self._crop.take(start, block)
+        return self._sum
