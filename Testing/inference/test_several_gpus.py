@@ -199,6 +199,27 @@ def test_strips_of_planes_give_the_labels_of_one_gpu(driver, monkeypatch, name, 
     assert not driver.memory
 
 
+def test_strips_hold_mirrored_windows_where_a_gpu_has_the_memory(driver, monkeypatch):
+    spec = road_spec("MONAI's")
+    spec = replace(spec, mirroring=replace(spec.mirroring, axes=(0, 2)))
+    volume = check_volume(spec)
+    shape = preprocess(volume, spec).data.shape[1:]
+    patch = tuple(next(p for p in range(4, n) if len(window_starts(n, p, 0.5, "monai")) in (2, 4)) for n in shape)
+    one = opened([1], spec)
+    expected = run(one, volume, spec, patch=patch, mirroring=True)
+    closed(one)
+    rows, real = [], gpu_spread.SpreadSlidingWindow._strip_rows
+    monkeypatch.setattr(gpu_spread.SpreadSlidingWindow, "_strip_rows", lambda *how: rows.append(real(*how)) or rows[-1])
+    monkeypatch.setattr(gpu_spread, "_MOST_STORED", 1_000_000)
+    for share in (1 / 8, 0):
+        monkeypatch.setattr(gpu_spread, "_STRIP_SHARE", share)
+        engines = opened([0, 2], spec)
+        result = run(engines, volume, spec, patch=patch, mirroring=True)
+        closed(engines)
+        assert np.array_equal(result.labels, expected.labels) and len(np.unique(result.labels)) >= 3
+    assert rows[0] is not None and rows[1] is None and not driver.memory
+
+
 NOT_RESAMPLED = {"softmax": "MONAI's", "regions": "regions by window"}
 
 

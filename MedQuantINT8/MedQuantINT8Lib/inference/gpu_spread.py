@@ -44,6 +44,8 @@ from .windows import WindowPlan
 _THREADS, _MOST_BLOCKS = 256, 8192
 #: What scores may take that wait for their turn: a share of a GPU's free memory, and no more bytes than these.
 _STORED_SHARE, _MOST_STORED = 0.5, 4 << 30
+#: The share of a GPU's whole memory that scores of strips may take, where that is more.
+_STRIP_SHARE = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,19 @@ class SpreadSlidingWindow:
         itemsize = np.dtype(network.scores_dtype if isinstance(network, MeanNetwork) else network.dtype).itemsize
         window = settings.classes * math.prod(settings.plan.patch) * itemsize
         for member, own in zip(self._team.members, rows, strict=True):
-            if window * most_kept(own) > self._stored_bytes(member):
+            # Mirrored windows have eight times the scores, and to blend them one GPU after the other takes longer than the network.
+            share = int(_STRIP_SHARE * member.gpu.info.total_bytes)
+            if window * most_kept(own) > self._stored_bytes(member, max(_MOST_STORED, share)):
                 return None
         return rows
 
-    def _stored_bytes(self, member: TeamMember) -> int:
-        """Return how much memory scores may take that wait."""
+    def _stored_bytes(self, member: TeamMember, most: int | None = None) -> int:
+        """Return how much memory scores may take that wait, at most ``most`` bytes."""
+        most = _MOST_STORED if most is None else most
         index = member.gpu.info.index
         beside = sum(other.gpu.info.index == index for other in self._team.members)
         member.gpu.enter()
-        return min(_MOST_STORED, int(_STORED_SHARE * member.gpu.free_bytes) // beside)
+        return min(most, int(_STORED_SHARE * member.gpu.free_bytes) // beside)
 
     def close(self) -> None:
         runners, self._runners = self._runners, {}
