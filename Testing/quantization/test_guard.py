@@ -829,9 +829,13 @@ def test_biases_that_are_behind_on_a_few_patches_are_not_measured_on_the_others(
 def test_a_network_that_runs_slowly_has_more_time_than_one_of_the_usual_size():
     """Four minutes in all on two cores for the study's U-Net, whose run takes 1.3 s there; what comes after the search is taken off."""
     effort = EFFORTS["normal"]
-    assert effort.seconds_after_calibration(1.3, 50) == effort.seconds_in_all - 50 * 1.3
-    assert effort.seconds_after_calibration(10, 50) == (effort.runs_in_all - 50) * 10
-    assert EFFORTS["best"].seconds_after_calibration(10, 50) == np.inf
+    of_unet = effort.seconds_after_calibration(40, 1.3, 50)
+    assert 100 < of_unet < effort.seconds_in_all - 40 - 50 * 1.3
+    assert 40 + of_unet + 50 * 1.3 < 240
+    slow = effort.seconds_after_calibration(40, 10, 50)
+    assert 200 < slow < (effort.least_runs - 50) * 10
+    assert effort.seconds_after_calibration(1000, 0.1, 50) > 100, "many patches take nothing off the search"
+    assert EFFORTS["best"].seconds_after_calibration(40, 10, 50) == np.inf
     time = SearchTime(600)
     time.limit(100)
     time.limit(200)

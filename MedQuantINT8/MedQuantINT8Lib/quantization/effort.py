@@ -31,6 +31,8 @@ Patch = NDArray[np.float32]
 
 #: Share of the free memory, and the most bytes, that patches on their way through both networks may take.
 _MEMORY_SHARE, _MOST_BYTES = 0.4, 4 << 30
+#: How long simulated INT8 takes for a patch where FP32 takes 1.
+_INT8_RUN = 1.15
 #: Share of a network's weights that keeps 8 bits where the rest gets 4: the smallest layers, which the file hardly notices.
 _SMALL_SHARE = 0.01
 
@@ -46,8 +48,8 @@ class Effort:
         rounding: samples, and a bound on the time that one network takes.
         seconds: that learning takes over all networks that it is tried on; those after it stay rounded to nearest.
         search_seconds: that quantizing takes before the guard takes the first network that holds the budget.
-        seconds_in_all: that are left from calibration to the end of quantizing, or the time of so many runs of the network as
-            ``runs_in_all`` says where that is more; what comes after the search is taken off.
+        seconds_in_all: from the start to the end of quantizing; what comes after the search is taken off.
+        least_seconds, least_runs: that are left from calibration on at least: seconds, and runs of the network on a patch.
     """
 
     learns: bool
@@ -57,16 +59,19 @@ class Effort:
     seconds: float = 600.0
     search_seconds: float = 600.0
     seconds_in_all: float = math.inf
-    runs_in_all: float = math.inf
+    least_seconds: float = 120.0
+    least_runs: float = 90.0
 
-    def seconds_after_calibration(self, seconds_a_run: float, runs_after: float) -> float:
+    def seconds_after_calibration(self, spent: float, seconds_a_run: float, runs_after: float) -> float:
         """How long the search may go on from where the network is calibrated.
 
         Args:
+            spent: the seconds from the start until then.
             seconds_a_run: of the network on a patch.
             runs_after: how many runs what comes after the search takes.
         """
-        return max(self.seconds_in_all, self.runs_in_all * seconds_a_run) - runs_after * seconds_a_run
+        left = max(self.seconds_in_all - spent, self.least_seconds, self.least_runs * seconds_a_run)
+        return left - runs_after * _INT8_RUN * seconds_a_run
 
 
 EFFORTS = {
@@ -76,8 +81,7 @@ EFFORTS = {
         patches=4,
         rounding=RoundingOptions(samples=2.0, least_samples=4096, seconds=180),
         seconds=360,
-        seconds_in_all=190,
-        runs_in_all=100,
+        seconds_in_all=235,
     ),
     "best": Effort(
         learns=True,

@@ -159,7 +159,7 @@ def _quantized(
     learning = learning_of(8)
     if policy.weight_bits == 8:
         runs_after = min(expected_runs(sampler), _RUNS_OF_TWO_SCANS) + _RUNS_AT_THE_END * len(patches)
-        time.limit(effort.seconds_after_calibration(network.seconds_a_run, runs_after))
+        time.limit(effort.seconds_after_calibration(time.spent, network.seconds_a_run, runs_after))
     candidates = Candidates(forms, plain, patches, learning)
     comparison = HeldOutComparison(network, calibration, sampler, package.spec, form_of_engine, task)
     verify = comparison.agreement if policy.budget.agreement > 0 else None

@@ -28,11 +28,16 @@ class SearchTime:
     @property
     def left(self) -> float:
         """The seconds that are left; 0 when the time is over."""
-        return max(0.0, self.seconds - (time.monotonic() - self._start))
+        return max(0.0, self.seconds - self.spent)
+
+    @property
+    def spent(self) -> float:
+        """The seconds since the start."""
+        return time.monotonic() - self._start
 
     def limit(self, seconds: float) -> None:
         """Let the time be over so many seconds from now, if it would not be before."""
-        self.seconds = min(self.seconds, time.monotonic() - self._start + max(0.0, seconds))
+        self.seconds = min(self.seconds, self.spent + max(0.0, seconds))
 
     def is_over(self, leaves_out: str) -> bool:
         """Return whether the time is over.
