@@ -132,7 +132,7 @@ def fitted(
         if left < _SMALLEST_BLENDING:
             raise InputError(
                 f"Segmenting {volume.name} needs {needed.in_words()}, but only {free / _GB:.1f} GB are free.",
-                "Close other programs, crop the volume, or choose a smaller network.",
+                "Close other programs, crop the volume, or choose a smaller network or patch.",
             )
         options = replace(options, memory_bytes=left)
         notes.append(f"class scores are blended in {left / _GB:.1f} GB, all that is free")
