@@ -128,6 +128,19 @@ def test_a_node_gets_as_many_actors_as_it_can_keep_and_there_are_cases(monkeypat
     assert started == [("a", 2)] * 2
 
 
+def test_a_node_that_others_keep_busy_does_not_hold_up_the_cases(monkeypatch, model):
+    """Ray starts no actor there while its processors are taken; those of the other node have room."""
+    run, started = run_on_stand_in(monkeypatch, model, 64, 2, "a", "b")
+    run._look_at_nodes()
+    assert started == [("a", 2)] * 2
+    for actor in run._actors:
+        actor.started -= 2 * ray_pool._OPENING_SECONDS
+    run._actors[0].ready = True
+    run._look_at_nodes()
+    run._look_at_nodes()
+    assert started[2:] == [("b", 2)], "one in place of the one that does not open"
+
+
 def test_a_node_whose_actors_end_at_once_is_left(monkeypatch, model):
     run, started = run_on_stand_in(monkeypatch, model, 2, 9, "a")
     for _ in range(6):

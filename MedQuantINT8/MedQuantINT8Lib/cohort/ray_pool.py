@@ -30,6 +30,8 @@ _NODES_SECONDS, _STALLED_SECONDS = 1.0, 10.0
 _WAIT_SECONDS = 0.1
 #: How many actors of a node that lives may be lost, for each that it can keep, without a case done in between.
 _MOST_LOSSES = 3
+#: How long an actor may take to open before others may be started in its place: its node may be at somebody else's work.
+_OPENING_SECONDS = 60.0
 #: How long a cluster may be without any node that takes part.
 _PATIENCE_SECONDS = 120.0
 _SEEN_PATHS = 3
@@ -96,6 +98,12 @@ class _Actor:
     look: Any = None
     looked: float = field(default_factory=time.monotonic)
     gone: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def counts(self) -> bool:
+        """Whether cases can be expected to be run here: it has opened, or may yet."""
+        return self.ready or time.monotonic() - self.started < _OPENING_SECONDS
 
 
 @dataclass
@@ -167,7 +175,7 @@ class _Run:
                 node.unfit = EngineError(f"Workers on {description['NodeManagerHostname']} end at once.")
                 continue
             for device in devices[len(running) :]:
-                if len(self._actors) >= self._open:
+                if sum(actor.counts for actor in self._actors) >= self._open:
                     # Not more actors than cases.
                     break
                 self._actors.append(self._start(description, device, len(devices)))
