@@ -137,6 +137,13 @@ def test_names_are_short_but_those_of_layers_and_of_both_ends_stay():
     assert {"a", "b", "c"} <= {node.name for node in packed.graph.node}
 
 
+def test_a_node_without_inputs_may_be_called_a_table():
+    model = int8_network()
+    value = onnx.numpy_helper.from_array(np.ones(1, np.float32))
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["own"], name="table", value=value))
+    assert same_weights(model, four_bit.unpacked(four_bit.packed(model)[0]))
+
+
 @pytest.mark.parametrize(("side", "widths"), [(3, (3, 8, 8, 2)), (1, (3, 64, 40, 37, 2))])
 def test_packed_weights_come_back_to_the_last_number(side, widths, tmp_path):
     model = int8_network(side=side, widths=widths)

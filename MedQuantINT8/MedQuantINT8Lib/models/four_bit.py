@@ -88,7 +88,8 @@ def packed(model: Any) -> tuple[Any, list[str]]:
     _shorten_names(copy)
     _raise_opset(copy)
     kinds = {c.name: c.data_type for c in copy.graph.initializer}
-    tables = [node.input[0] for node in copy.graph.node if node.name.startswith(TABLE)]
+    # A node of the network's own may be called so as well, and have no input.
+    tables = [name for node in copy.graph.node if node.name.startswith(TABLE) for name in node.input[:1]]
     if any(kinds.get(name) == onnx.TensorProto.INT4 for name in tables):
         copy.metadata_props.add(key=_FORM_NOTE, value=_FORMS[-1])
     return copy, layers
