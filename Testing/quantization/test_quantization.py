@@ -8,6 +8,7 @@ import pytest
 
 from MedQuantINT8Lib.engines.int8_or_float import LEAST_SHARE
 from MedQuantINT8Lib.errors import InputError, PackageError
+from MedQuantINT8Lib.files import read_json, sha256_file, write_json
 from MedQuantINT8Lib.imaging.phantom import make_phantom, phantom_spec
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume import Volume
@@ -15,7 +16,8 @@ from MedQuantINT8Lib.inference.range_check import limits_of
 from MedQuantINT8Lib.models import onnx_graph as graph
 from MedQuantINT8Lib.models import qdq
 from MedQuantINT8Lib.models.layers import int8_share, weighted_layers
-from MedQuantINT8Lib.models.package import INT8, ModelPackage
+from MedQuantINT8Lib.models.package import INT8, MODEL_JSON, ModelPackage
+from MedQuantINT8Lib.models.task import TASK_JSON
 from MedQuantINT8Lib.quantization import candidates
 from MedQuantINT8Lib.quantization.accuracy_guard import Budget
 from MedQuantINT8Lib.quantization.calibration import CalibrationOptions, PatchSampler
@@ -220,9 +222,11 @@ def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path, monkeypatch)
     assert measured.guard.dice_fp32 is not None and measured.guard.dice_fp32 > 0.7
     assert measured.guard.after.dice == measured.guard.before.dice and not measured.guard.returned
     timed = []
+    write_json(tmp_path / TASK_JSON, {"files": {f"b/{MODEL_JSON}": "0" * 64}})
 
     def stopwatch(model):
-        """An engine that fails natively ends the process: the network lies there by now."""
+        """An engine that fails natively ends the process: the network lies there by now, and the task around it knows."""
+        assert read_json(tmp_path / TASK_JSON)["files"] == {f"b/{MODEL_JSON}": sha256_file(tmp_path / "b" / MODEL_JSON)}
         with ModelPackage.load(tmp_path / "b") as written:
             assert written.has(INT8) and written.calibration()["quantization"]["guard"]["milliseconds"] == []
         timed.append(model)
@@ -233,6 +237,7 @@ def test_the_guard_holds_the_dice_to_labels(fp32_package, tmp_path, monkeypatch)
     )
     package, report = quantize_package(fp32_package, sampler, tmp_path / "b", options, strict, stopwatch=stopwatch)
     assert package.calibration()["quantization"]["guard"]["milliseconds"] == [1.0, 2.0]
+    assert read_json(tmp_path / TASK_JSON)["files"] == {f"b/{MODEL_JSON}": sha256_file(tmp_path / "b" / MODEL_JSON)}
     assert report.guard.kept and (report.guard.halves or report.guard.returned)
     assert report.guard.milliseconds == [1.0, 2.0]
     assert report.size_ratio <= 0.27

@@ -160,7 +160,6 @@ def _quantize(
     """
     from ..errors import InputError
     from ..imaging.volume_files import scan_paths
-    from ..models.task_writing import note_package
     from ..outputs import check_output_package
     from ..quantization.pipeline import quantize
     from ..resources import resource
@@ -185,7 +184,6 @@ def _quantize(
             reader=reader,
             engine_required=not args.without_engine,
         )
-        note_package(target)
     float_layers = [layer for layer in report.layers if not layer.quantized]
     return {"package": str(target), "calibration": package.calibration(), "notes": reader.notes}, [
         f"wrote {target}: {report.int8_bytes / 1e6:.2f} MB instead of {report.fp32_bytes / 1e6:.2f} MB ({report.size_ratio:.3f}), "

@@ -14,6 +14,7 @@ from ..files import write_json
 from ..models import onnx_graph as graph
 from ..models.layers import Layer, int8_share, weighted_layers, work_shares
 from ..models.package import CALIBRATION, INT8, ModelPackage
+from ..models.task_writing import note_package
 from .calibration import Calibration
 from .effort import with_packed_weights
 from .guard_result import GuardResult
@@ -89,7 +90,8 @@ def write_quantized(
     reasons: dict[str, str],
     target: str | os.PathLike[str],
 ) -> ModelPackage:
-    """Write the package with its INT8 network, what calibration measured, and the report, which is filled in here.
+    """Write the package with its INT8 network, what calibration measured, and the report, which is filled in here; a task that the package
+    lies in notes that it was written anew.
 
     Args:
         measured: of the calibration.
@@ -115,7 +117,9 @@ def write_quantized(
         # The size of the file as it is kept, in the package's own report as well.
         report.int8_bytes = (folder / INT8).write_bytes(model.SerializeToString())
         _write_calibration(folder, measured, report)
-        return package.with_files(target, {INT8: folder / INT8, CALIBRATION: folder / CALIBRATION})
+        written = package.with_files(target, {INT8: folder / INT8, CALIBRATION: folder / CALIBRATION})
+    note_package(target)
+    return written
 
 
 def with_report(
@@ -125,7 +129,9 @@ def with_report(
     report.warnings += [note for note in report.guard.notes if note not in report.warnings]
     with TemporaryDirectory(prefix="medquant-quantize-") as scratch:
         _write_calibration(Path(scratch), measured, report)
-        return package.with_files(target, {CALIBRATION: Path(scratch) / CALIBRATION})
+        written = package.with_files(target, {CALIBRATION: Path(scratch) / CALIBRATION})
+    note_package(target)
+    return written
 
 
 def _write_calibration(folder: Path, measured: Calibration, report: QuantizationReport) -> None:

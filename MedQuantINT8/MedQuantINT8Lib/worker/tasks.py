@@ -24,7 +24,6 @@ from ..inference.task_model import LoadedModel, description_of, load_model, name
 from ..models.package import ModelPackage
 from ..models.spec import Label
 from ..models.task_package import is_task
-from ..models.task_writing import note_package
 from ..outputs import check_output_package
 from ..progress import Task
 
@@ -139,7 +138,6 @@ def quantize(request: Request, volumes: list[Volume], context: TaskContext) -> T
         return TaskResult([], {"networks": quantize_networks(model, target, sources, quantize_one, context.task)})
     check_output_package(target, [path for scan in request["scans"] for path in scan_paths(scan)], itself=model)
     report = quantize_one(model, target, sources)
-    note_package(target)
     return TaskResult([], report)
 
 
