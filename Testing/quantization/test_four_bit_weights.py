@@ -244,14 +244,16 @@ def test_when_the_time_is_over_only_what_has_to_be_learned_is():
     assert any("cost layer by layer" in note for note in end.result.notes)
 
 
-def test_learning_takes_nothing_of_the_guards_time(monkeypatch):
+@pytest.mark.parametrize("seconds", [500, 5000])
+def test_learning_takes_nothing_of_the_guards_time(monkeypatch, seconds):
+    """Nor does learning that takes longer than the search has."""
     now = [0.0]
     monkeypatch.setattr("MedQuantINT8Lib.quantization.search_time.time.monotonic", lambda: now[0])
     time, left = SearchTime(600.0, _start=0.0), []
 
     def rule(layers, long):
         # Measuring the first network of 4 bits stands for the minutes that it took.
-        now[0] += 500 if layers and now[0] == 0 else 0
+        now[0] += seconds if layers and now[0] == 0 else 0
         left.append(time.left)
         return 0.985 if layers else 0.98
 

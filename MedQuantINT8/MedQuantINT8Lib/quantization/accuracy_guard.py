@@ -41,7 +41,7 @@ NOTHING_FOUND = "FP32 finds no structure in the calibration patches that were co
 OTHER_ENGINES = {True: "engines on the processor (OpenVINO)", False: "engines on an NVIDIA GPU"}
 
 #: Said where the search has left something out.
-SHORTENED = "after {:.1f} minutes, which is what this effort has, the search took the first network that it could; not tried for want of time: {}"
+SHORTENED = "the time that this effort gives the search was too short for: {}"
 
 NOTHING_LABELLED = "the labels show no structure in the calibration patches that were compared, so nothing is known of the Dice that INT8 loses to them"
 
@@ -94,7 +94,7 @@ def guard(
 
     model = find() if verify is None else search.verified(find, verify)
     if time.shortened:
-        result.notes.append(SHORTENED.format(time.seconds / 60, ", ".join(time.left_out)))
+        result.notes.append(SHORTENED.format(", ".join(time.left_out)))
     measure_other_form(measurer, model, result, task)
     if budget.fallback and (result.halves or result.returned):
         result.to_be_timed = [search.start, model]

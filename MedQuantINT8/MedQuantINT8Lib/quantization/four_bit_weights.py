@@ -70,11 +70,11 @@ class FourBitWeights:
             find: the guard with weights of 8 bits.
         """
         if self.budget.fallback:
-            left = self.time.left
+            spent = self.time.spent
             if (direct := self._of_plain(form)) is not None:
                 return direct
             # The guard's search has the time that it would have without.
-            self.time.seconds += left - self.time.left if math.isfinite(left) else 0.0
+            self.time.seconds += self.time.spent - spent
         return self._lowered(*find())
 
     def _of_plain(self, form: Form) -> tuple[Any, GuardResult] | None:
@@ -127,7 +127,7 @@ class FourBitWeights:
         assert best is not None
         mixed = self._fewest_of_eight_bits(eight, best, limit, (result.source, held_out))
         if left_out := self.time.left_out[len(known) :]:
-            result.notes.append(SHORTENED.format(self.time.seconds / 60, ", ".join(left_out)))
+            result.notes.append(SHORTENED.format(", ".join(left_out)))
         if mixed is None:
             # Not even one layer can have weights of 4 bits.
             return self._finished(model, rounding, result.after, result)
