@@ -135,6 +135,9 @@ class StripRun:
             if not told:
                 shared_there = shared_there and there
                 if done >= row.shared:
+                    if not shared_there:
+                        # Some were copied, in the one stream, and others that came after them are written in the other.
+                        runner.stream.wait_for(kept.computed.record(runner.network_stream))
                     kept.stored.record(runner.network_stream if shared_there else runner.stream)
                     team.ended(("stored", me, number))
                     told = True
