@@ -141,6 +141,36 @@ def test_a_node_that_others_keep_busy_does_not_hold_up_the_cases(monkeypatch, mo
     assert started[2:] == [("b", 2)], "one in place of the one that does not open"
 
 
+@pytest.mark.parametrize(
+    ("gpus", "actors", "share", "beside"),
+    [(8, 8, 1.0, 1), (8, 3, 1.0, 1), (2, 3, 0.5, 2), (1, 7, 0.1428, 7)],
+    ids=["one each", "fewer cases than GPUs", "more workers than GPUs", "a number that no decimal is"],
+)
+def test_an_actor_asks_for_one_gpu_or_a_part_of_it(monkeypatch, model, gpus, actors, share, beside):
+    """Ray refuses 8 / 3 GPUs, and finds no GPU for the third actor of two thirds each."""
+    scheduling = types.SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_, **__: None)
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "ray.util", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", scheduling)
+    asked = []
+
+    class Remote:
+        def options(self, **how):
+            asked.append(how["num_gpus"])
+            return self
+
+        def remote(self, order, fetch):
+            asked.append(order.beside)
+            return types.SimpleNamespace(open=types.SimpleNamespace(remote=lambda: None))
+
+    cluster = StandInCluster(1, "a")
+    cluster.ray.remote = lambda _: Remote()
+    order = Order("segment", {"model": model, "choice": {}})
+    run = ray_pool._Run(cluster, ClusterOptions("local"), order, [], Path("marker"))
+    run._start({"NodeID": "a", "Resources": {"CPU": 8.0, "GPU": float(gpus)}}, "gpu:0", actors)
+    assert asked == [share, beside]
+
+
 def test_a_node_whose_actors_end_at_once_is_left(monkeypatch, model):
     run, started = run_on_stand_in(monkeypatch, model, 2, 9, "a")
     for _ in range(6):

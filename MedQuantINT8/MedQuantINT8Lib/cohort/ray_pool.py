@@ -6,6 +6,7 @@ runs again what a lost node had, and gives new nodes work.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import deque
@@ -35,6 +36,8 @@ _OPENING_SECONDS = 60.0
 #: How long a cluster may be without any node that takes part.
 _PATIENCE_SECONDS = 120.0
 _SEEN_PATHS = 3
+#: Ray counts a GPU in so many parts.
+_RAY_UNITS = 10_000
 
 
 class RayPool:
@@ -206,9 +209,12 @@ class _Run:
             "max_restarts": 0,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         }
+        beside = 1
         if device != "cpu":
-            how["num_gpus"] = resources["GPU"] / count
-        order = NodeOrder(self._order.kind, {**settings, "choice": choice}, __version__, self._must_see, self._carried)
+            beside = actors_of_a_gpu(int(resources["GPU"]), count)
+            how["num_gpus"] = math.floor(_RAY_UNITS / beside) / _RAY_UNITS
+        settings = {**settings, "choice": choice}
+        order = NodeOrder(self._order.kind, settings, __version__, self._must_see, self._carried, beside)
         handle = self._ray.remote(CaseActor).options(**how).remote(order, _Fetch([self._packages]))
         return _Actor(handle, node["NodeID"], device, handle.open.remote())
 
@@ -322,6 +328,11 @@ class _Run:
             self._open -= 1
             self._attempts.pop(name, None)
             yield {**failed(case, actor.blamed.get(name, "network"), reason, attempts), "device": actor.device}
+
+
+def actors_of_a_gpu(gpus: int, actors: int) -> int:
+    """Return how many of a node's actors share each of its GPUs; none has several, as an engine runs on one."""
+    return max(1, -(-actors // gpus))
 
 
 class _Fetch:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..engines.cuda.block_cache import share_with
 from ..errors import InputError, MedQuantError
 from ..imaging.reading_process import keep_reader_ahead
 from ..scratch import own_temporary_folder
@@ -30,6 +31,7 @@ class NodeOrder:
         version: of this library in the driver.
         must_see: paths that every node has to have, by the shared file system; the marker is one of them.
         carried: whether the model's packages travel to the node; else it has them at the same path.
+        beside: how many actors use the actor's GPU, itself included.
     """
 
     kind: str
@@ -37,6 +39,7 @@ class NodeOrder:
     version: str
     must_see: tuple[str, ...]
     carried: bool = True
+    beside: int = 1
 
 
 class CaseActor:
@@ -62,6 +65,7 @@ class CaseActor:
         answer: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
         try:
             self._check()
+            share_with(self._order.beside)
             self._temporary.enter_context(own_temporary_folder())
             keep_reader_ahead()
             settings = self._order.settings
