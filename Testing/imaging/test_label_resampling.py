@@ -152,6 +152,16 @@ def test_blocks_with_one_class_left_are_filled_without_arithmetic(monkeypatch):
     assert set(np.unique(resampling.result)) == {3, 17} and 0 < next(counted) <= blocks / 3
 
 
+def test_infinite_scores_of_both_signs_leave_classes_in():
+    scores = np.random.default_rng(2).normal(size=(12, 4, 4, 4)).astype(np.float32)
+    scores[5, :2], scores[5, 2:], scores[7, :2], scores[7, 2:] = np.inf, -np.inf, -np.inf, np.inf
+    axes = tuple(AxisInterpolation.linear(np.linspace(0, 3, 8), 4) for _ in range(3))
+    resampling = LabelResampling(axes, Largest(np.arange(12, dtype=np.uint8)))
+    with Threads(1) as threads, np.errstate(invalid="ignore"):
+        resampling.take(scores, 0, threads)
+    assert set(np.unique(resampling.result)) <= set(range(12))
+
+
 @pytest.mark.parametrize("certain", [True, False])
 def test_where_structures_meet_only_those_that_can_win_are_interpolated(certain, monkeypatch):
     """Counted: neither of two structures is large all over a block in which they meet, and still the other classes are left out."""

@@ -11,7 +11,7 @@ from graphs import network, weights
 from MedQuantINT8Lib.engines.base import BuildOptions, head_of
 from MedQuantINT8Lib.engines.openvino import OpenVINOBackend
 from MedQuantINT8Lib.imaging.axis_interpolation import AxisInterpolation
-from MedQuantINT8Lib.imaging.label_resampling import Largest
+from MedQuantINT8Lib.imaging.label_resampling import STEP, Largest
 from MedQuantINT8Lib.imaging.preprocessing import preprocess
 from MedQuantINT8Lib.imaging.volume import Volume
 from MedQuantINT8Lib.inference import head_sink, segmenter
@@ -125,6 +125,16 @@ def test_labels_are_those_of_blended_scores(way):
         assert np.abs(ours.margins.astype(int) - theirs.margins).max() <= 1
     if ours.probabilities is not None:
         np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-5)
+
+
+def test_margins_are_noted_of_a_few_planes_of_scores_at_a_time(monkeypatch):
+    """Scores of whole blocks take memory that was not reckoned with."""
+    planes, real = [], ResamplingSink.room
+    monkeypatch.setattr(ResamplingSink, "room", lambda sink, at, size: (planes.append(size), real(sink, at, size))[1])
+    monkeypatch.setattr(HeadSink, "_hand_on", None)
+    model = spec(FINER)
+    segment(preprocess(volume(), model), model, Engine(), SegmentationOptions(margins=True))
+    assert planes and max(min(size) for size in planes) <= STEP
 
 
 def test_scores_of_blended_features_are_blended_scores_but_for_rounding():

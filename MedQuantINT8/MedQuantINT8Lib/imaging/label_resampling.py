@@ -77,7 +77,8 @@ class Largest:
             # Before the scores of all are gathered.
             some = classes[np.argpartition(high[classes], -_FEW)[-_FEW:]]
             bar = sum(scores[number][old] for number in some).min() / _FEW
-            classes = classes[high[classes] + _ROUNDING * np.maximum(np.abs(high[classes]), abs(bar)) >= bar]
+            # Infinite scores of both signs have no mean, which leaves all classes in.
+            classes = classes[~(high[classes] + _ROUNDING * np.maximum(np.abs(high[classes]), abs(bar)) < bar)]
         part = np.stack([scores[number][old] for number in classes])
         if len(classes) > 2:
             kept = undominated(part)

@@ -115,12 +115,15 @@ class GpuMerging:
         array = landing.array()
         download(merged, array, stream)
         merged.free()
-        self._merged = self._landing = None
+        stream.free()
+        self._stream = self._merged = self._landing = None
         return array
 
     def close(self) -> None:
         """Free all that is held."""
-        if self._stream is not None:
+        if self._merged is not None and self._stream is not None:
+            # An engine that was closed meanwhile may have left this thread without a GPU.
+            self._merged.gpu.enter()
             self._stream.free()
         self._stream = self._merged = self._landing = None
         gpus, self._gpus = self._gpus, {}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..imaging.regions import activate
 from ..models.spec import ModelSpec
 from .blending import Array, Sink
+from .resampling_sink import ResamplingSink
 
 #: A margin of 1 as it is kept, in 8 bits.
 ONE = 255
@@ -42,6 +43,11 @@ class MarginSink:
         self.seconds = 0.0
 
     def __call__(self, start: tuple[int, int, int], block: Array) -> None:
+        self._note(start, block)
+        self._inner(start, block)
+
+    def _note(self, start: tuple[int, int, int], block: Array) -> None:
+        """Note the margins of a block, which is left as it is."""
         began = time.perf_counter()
         index = tuple(slice(s, s + n) for s, n in zip(start, block.shape[1:], strict=True))
         scores = block
@@ -54,7 +60,29 @@ class MarginSink:
             margins = _classes(scores, self._activation != "softmax")
         self.margins[index] = np.rint(margins * ONE)
         self.seconds += time.perf_counter() - began
-        self._inner(start, block)
+
+
+class SlabMarginSink(MarginSink):
+    """As :class:`MarginSink`, before scores that are let go slab by slab (:class:`.blending.TakesSlabs`)."""
+
+    def __init__(
+        self,
+        inner: ResamplingSink,
+        shape: tuple[int, int, int],
+        activation: str | None,
+        thresholds: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(inner, shape, activation, thresholds)
+        self._slabs, self.shape, self.slab_planes = inner, inner.shape, inner.slab_planes
+
+    def room(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> Array:
+        """Where the scores of the next block go."""
+        return self._slabs.room(start, size)
+
+    def filled(self, start: tuple[int, int, int], size: tuple[int, int, int]) -> None:
+        """Take what was written into the room of a block."""
+        self._note(start, self.room(start, size))
+        self._slabs.filled(start, size)
 
 
 def margins_of(probabilities: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.uint8]:

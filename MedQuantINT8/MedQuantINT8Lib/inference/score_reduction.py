@@ -17,7 +17,7 @@ from ..models.spec import ModelSpec
 from ..thread_pool import Threads
 from .blending import ActivatingSink, LabelSink, RegionSink, ScoreSink, Sink
 from .head_sink import HeadSink
-from .margins import MarginSink
+from .margins import MarginSink, SlabMarginSink
 from .postprocessing import cleaned
 from .resampling_sink import ResamplingSink
 from .windows import WindowPlan
@@ -269,12 +269,11 @@ class ScoreReduction:
         output, path = self.spec.output, self.path
         thresholds = output.thresholds or (output.threshold,) * self.spec.output_channels
         probabilities = output.activated or path.activates or path.by_window
-        return MarginSink(
-            self._sink,
-            shape,
-            None if probabilities else output.activation,
-            None if self.regions is None else thresholds,
-        )
+        activation = None if probabilities else output.activation
+        cuts, sink = None if self.regions is None else thresholds, self._sink
+        if isinstance(sink, ResamplingSink):
+            return SlabMarginSink(sink, shape, activation, cuts)
+        return MarginSink(sink, shape, activation, cuts)
 
     def take_labels(self, labels: NDArray[Any]) -> None:
         """Take over a label map (n0, n1, n2) in network space that was made elsewhere, as if it had come in blocks."""
