@@ -35,20 +35,22 @@ class LayerStart:
     def parts(self, groups: int, columns: int) -> list[tuple[LayerStart, slice, slice]]:
         """The groups of the layer, each with its output channels and the columns that it reads."""
         rows, width = len(self.matrix) // groups, columns // groups
-        found = []
+        parts = []
         for group in range(groups):
             own = slice(group * rows, (group + 1) * rows)
             bias = None if self.bias is None else self.bias[own]
             part = LayerStart(self.matrix[own], self.integers[own], self.scale[own], bias, self.taps)
-            found.append((part, own, slice(group * width, (group + 1) * width)))
-        return found
+            parts.append((part, own, slice(group * width, (group + 1) * width)))
+        return parts
 
 
 @dataclass(frozen=True)
 class LearnedGroup:
-    """A layer after learning.
+    """A layer, or a group of a convolution, after learning.
 
     Attributes:
+        int8: (output channels, inputs), stored.
+        scale, bias: (output channels,) each.
         errors: (3, output channels): mean square error rounded to nearest, as it is now, and FP32's variance.
         changed: output channels whose learned weights were taken.
     """
@@ -61,6 +63,14 @@ class LearnedGroup:
 
 
 def learn_group(start: LayerStart, columns: Array, targets: Array, bits: int, *, fine: bool = False) -> LearnedGroup:
+    """Learn the weights and biases of a layer; an output channel keeps its own where the learned ones are no nearer to FP32.
+
+    Args:
+        columns: (samples, inputs): what the quantized network gives the layer; the first fifth is judged by, and not learned from.
+        targets: (samples, output channels): what FP32 computes there.
+        bits: 8 or 4.
+        fine: whether groups of 4 bits that share a factor are short (:func:`..models.four_bit.group_length`).
+    """
     kept = max(1, int(_KEPT_SHARE * len(columns)))
     judge_columns, judge_targets = columns[:kept], targets[:kept]
     columns, targets = (columns[kept:], targets[kept:]) if len(columns) > kept else (columns, targets)
@@ -98,6 +108,6 @@ def _grids(start: LayerStart, importance: Array, bits: int, *, fine: bool) -> tu
     if bits == 4:
         grid = four_bit_grid(start.matrix, start.taps, importance, fine=fine)
         return grid, grid
-    found = eight_bit_grid(start.matrix, start.scale, importance)
-    plain = WeightGrid(start.scale.astype(np.float32), found.factors, found.smallest, found.largest)
-    return plain, found
+    learned = eight_bit_grid(start.matrix, start.scale, importance)
+    plain = WeightGrid(start.scale.astype(np.float32), learned.factors, learned.smallest, learned.largest)
+    return plain, learned

@@ -239,7 +239,8 @@ def _quantized(
     package = write_quantized(package, int8, measured, report, reasons, target)
     # An engine that ends the process by a fault of its own finds the network written.
     if stopwatch is not None and time_layers(guarded, stopwatch, task):
-        package = with_report(package, measured, report, target)
+        with package:
+            return with_report(package, measured, report, target), report
     return package, report
 
 
