@@ -231,6 +231,9 @@ class SpreadSlidingWindow:
             finally:
                 planes.forget()
         else:
+            # The system hands over the memory that labels come down to while windows run.
+            down = labels if nearest is None else nearest
+            result.landing(down.shape, down.dtype)
             self._run_windows(member, source, labels, chunks, buffers, None)
             self._bring_down(member, labels, nearest, result, buffers)
 
