@@ -734,7 +734,7 @@ def searched(monkeypatch, costs, in_halves, seconds, **options):
     fp32 = eight_layers()
     time = SearchTime(seconds)
     made, result = guard(Candidate(fp32, quantized(fp32)), patches(), SPEC, Budget(0.99), Task(), time=time, **options)
-    assert time.shortened == any("what this effort has" in note for note in result.notes)
+    assert time.shortened == any("the time that this effort gives" in note for note in result.notes)
     return made, result
 
 
