@@ -168,13 +168,15 @@ def processes_of(monkeypatch):
 def test_there_are_no_more_workers_than_cases_and_each_has_one_of_few(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(cohorts.__file__).parent))
     monkeypatch.setattr(local_pool, "cpu_count", lambda: 8)
-    started, settings = processes_of(monkeypatch), []
+    started, settings, shares = processes_of(monkeypatch), [], []
     real = local_pool._Worker.start
-    monkeypatch.setattr(
-        local_pool._Worker,
-        "start",
-        lambda worker, kind, how, begun: (settings.append(how), real(worker, kind, how, begun)),
-    )
+
+    def start(worker, kind, how, begun, beside):
+        settings.append(how)
+        shares.append(beside)
+        real(worker, kind, how, begun, beside)
+
+    monkeypatch.setattr(local_pool._Worker, "start", start)
     pool = LocalPool(["cpu"] * 64)
     assert pool.describe(2) == {"devices": ["cpu", "cpu"]} and pool.describe(0) == {"devices": []}
     cases = [{"id": str(n), "channels": [str(tmp_path)]} for n in range(2)]
@@ -183,6 +185,7 @@ def test_there_are_no_more_workers_than_cases_and_each_has_one_of_few(tmp_path, 
     assert pool.notes == ["2 of 64 workers ran, as there were 2 cases to run"]
     # Half of the processor each.
     assert [how["choice"]["threads"] for how in settings] == [4, 4]
+    assert shares == [2, 2]
 
 
 @pytest.mark.parametrize(
