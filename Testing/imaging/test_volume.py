@@ -214,3 +214,23 @@ def test_half_a_voxel_beyond_the_border_the_other_axes_are_still_interpolated():
         high = np.minimum(low + 1, values.shape[axis] - 1)
         expected = np.take(expected, low, axis) * (1 - share) + np.take(expected, high, axis) * share
     np.testing.assert_allclose(resample(values, source, target, "linear"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_spline_along_two_voxels_mirrors_them(axis):
+    """SimpleITK alone reads memory beyond them, so that each call gave something else."""
+    shape, size = [7, 8, 9], [10, 9, 8]
+    shape[axis], size[2 - axis] = 2, 4
+    voxels = np.random.default_rng(axis).normal(size=shape).astype(np.float32)
+    matrix = np.diag([0.7, 0.7, 0.7, 1.0])
+    matrix[:3, 3] = -0.2
+    target = Grid(tuple(size), matrix)
+    resampled = resample(voxels, Grid(tuple(shape[::-1]), np.eye(4)), target, "bspline")
+    mirrored, begin = np.pad(voxels, [(6 * (n == 2),) * 2 for n in shape], mode="reflect"), np.eye(4)
+    begin[2 - axis, 3] = -6
+    expected = resample(mirrored, Grid(tuple(mirrored.shape[::-1]), begin), target, "bspline")
+    # Half a voxel behind the last one, and further, it is the nearest one's value, as along longer axes.
+    expected = np.delete(expected, 3, axis)
+    np.testing.assert_allclose(np.delete(resampled, 3, axis), expected, atol=1e-5)
+    nearest = resample(voxels, Grid(tuple(shape[::-1]), np.eye(4)), target, "nearest")
+    assert np.array_equal(np.take(resampled, 3, axis), np.take(nearest, 3, axis))

@@ -269,6 +269,25 @@ def _pad(
     return np.pad(data, list(zip(before[::-1], after[::-1], strict=True)), mode=mode), shifted
 
 
+def _spline_of_two_voxels(data: NDArray[Any], source: Grid, target: Grid, to_source: Matrix) -> NDArray[Any]:
+    """As :func:`resample` by a spline, of a channel (K, J, I) with two voxels along an axis, beyond which SimpleITK reads other memory.
+
+    Such axes are mirrored here, as SimpleITK does it with longer ones.
+    """
+    thin = np.array([size == 2 for size in source.size])
+    mirrored, shift = _pad(data, np.eye(4), thin.astype(int), thin.astype(int), "reflect")
+    planes, rows, columns = mirrored.shape
+    splined = resample(
+        mirrored, Grid((columns, rows, planes), source.ijk_to_ras @ np.linalg.inv(shift)), target, "bspline"
+    )
+    nearest = resample(data, source, target, "nearest")
+    k, j, i = np.ogrid[tuple(slice(size) for size in target.size[::-1])]
+    for axis in np.flatnonzero(thin):
+        place = to_source[axis, 0] * i + to_source[axis, 1] * j + to_source[axis, 2] * k + to_source[axis, 3]
+        splined = np.where((place >= -0.5) & (place < 1.5), splined, nearest)
+    return splined
+
+
 _INTERPOLATORS = {"linear": "sitkLinear", "bspline": "sitkBSpline", "nearest": "sitkNearestNeighbor"}
 
 
@@ -330,6 +349,8 @@ def resample(
         data, to_source = _with_border(data, to_source, target.size, outside)
     elif border:
         data, to_source = _pad(data, to_source, np.full(3, border), np.full(3, border), "edge")
+    elif interpolation == "bspline" and 2 in data.shape:
+        return _spline_of_two_voxels(data, source, target, to_source)
     image = sitk.GetImageFromArray(np.ascontiguousarray(data))
     transform = sitk.AffineTransform(to_source[:3, :3].ravel().tolist(), to_source[:3, 3].tolist())
     resampler = sitk.ResampleImageFilter()
