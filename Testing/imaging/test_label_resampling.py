@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from MedQuantINT8Lib.errors import EngineError
 from MedQuantINT8Lib.imaging.axis_interpolation import AxisInterpolation
 from MedQuantINT8Lib.imaging.label_resampling import LabelResampling, Largest, interpolated
 from MedQuantINT8Lib.imaging.network_input import NetworkInput
@@ -150,6 +151,16 @@ def test_blocks_with_one_class_left_are_filled_without_arithmetic(monkeypatch):
         resampling.take(scores, 0, threads)
     blocks = len(axes[0].pieces(10)) ** 3
     assert set(np.unique(resampling.result)) == {3, 17} and 0 < next(counted) <= blocks / 3
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -np.inf])
+def test_scores_that_are_no_numbers_are_said_so(wrong):
+    scores = np.zeros((3, 4, 4, 4), np.float32)
+    scores[slice(None) if wrong < 0 else 1] = wrong
+    axes = tuple(AxisInterpolation.linear(np.linspace(0, 3, 8), 4) for _ in range(3))
+    resampling = LabelResampling(axes, Largest(np.arange(3, dtype=np.uint8)))
+    with Threads(1) as threads, np.errstate(invalid="ignore"), pytest.raises(EngineError, match="no numbers"):
+        resampling.take(scores, 0, threads)
 
 
 def test_infinite_scores_of_both_signs_leave_classes_in():

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import EngineError
 from ..thread_pool import Threads
 from .axis_interpolation import AxisInterpolation, Piece
 from .regions import Regions
@@ -72,6 +73,11 @@ class Largest:
         classes = np.flatnonzero(high > -np.inf)
         if len(classes) == 1:
             return self.values[classes[0]]
+        if not len(classes):
+            raise EngineError(
+                "The network gives scores that are no numbers (NaN, or minus infinity for every class).",
+                "Look for voxels of the scan that are no numbers, or choose another engine or --precision fp32.",
+            )
         old = (block[0].old, block[1].old, block[2].old)
         if len(classes) > _MANY:
             # Before the scores of all are gathered.
