@@ -123,8 +123,8 @@ class WindowOnGpu:
         assert grid_labels is None
         self._infer, self._classes, self._plan, self._window = network.infer, classes, plan, window
 
-    def run(self, data, reduction, task=None, finish=None):
-        assert finish is None
+    def run(self, data, reduction, task=None, finish=None, keep=None):
+        assert finish is None and keep is None
 
         def infer(batch):
             scores = self._infer(batch)
