@@ -6,6 +6,7 @@ import _thread
 import argparse
 import ctypes
 import itertools
+import signal
 import time
 from dataclasses import replace
 
@@ -427,6 +428,8 @@ def test_a_worker_of_many_scans_leaves_preprocessing_to_its_gpu(driver, tmp_path
 def test_ctrl_c_in_a_program_that_uses_several_gpus_waits_until_all_have_ended(monkeypatch):
     gpu_computing.install(monkeypatch)
     gpus, ended = [cuda.Gpu(0), cuda.Gpu(1)], []
+    # Where tests run in the background of a shell, Ctrl-C is ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def work(member):
         member.team.meet()
@@ -440,8 +443,11 @@ def test_ctrl_c_in_a_program_that_uses_several_gpus_waits_until_all_have_ended(m
             time.sleep(0.05)
             ended.append(member.number)
 
-    with pytest.raises(KeyboardInterrupt):
-        GpuTeam(gpus).run(work)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            GpuTeam(gpus).run(work)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert sorted(ended) == [0, 1]
     for gpu in gpus:
         gpu.close()
