@@ -247,7 +247,7 @@ def _four_bit_lines(value: dict[str, Any]) -> list[str]:
         f"Made by `experiments/four_bits.py` ({value['four_bits_date']}); the networks were trained anew for it. Packages of `medquant quantize --weight-bits 4`: weights of 4 bits learned on "
         f"calibration patches, activations INT8, run by OpenVINO as INT8; mean Dice to manual labels over {rows[0]['cases']} test cases. To nearest: each output channel's weights rounded to "
         "15 steps, activations FP32. The whole file counts, as it lies in a package's folder. In a `.zip` it is smaller, above all where training of minutes left "
-        "many weights next to nothing: the columns compare it with FP32's file as it is, and with FP32's in a `.zip`. Seconds are those of learning on two cores (SwinUNETR: eight).",
+        "many weights next to nothing: the columns compare it with FP32's file as it is, and with FP32's in a `.zip`. Seconds are those of learning on two cores (SwinUNETR: eight) with the search of before; VISTA3D's are of today's, beside other work. SwinUNETR's and SegResNet's rows are wholly of before.",
         "",
         "| network | Dice FP32 | Dice INT8 | Dice 4 bits | INT8 loses | 4 bits lose | 4 bits to nearest lose | work in INT8 | file INT8 / FP32 | file 4 bits / FP32 | in a zip: 4 bits / FP32's file | / FP32 in a zip | learning, s |",
         "| --- |" + " ---: |" * 12,

@@ -59,6 +59,10 @@ def _titles() -> dict[str, str]:
         "finding the layers whose weights need two INT8 halves": _(
             "Finding the layers whose weights need two INT8 halves"
         ),
+        "finding the layers whose weights need 8 bits": _("Finding the layers whose weights need 8 bits"),
+        "finding the layers that weights of 4 bits cannot hold": _(
+            "Finding the layers that weights of 4 bits cannot hold"
+        ),
         "learning how to round weights": _("Learning how to round weights"),
         "looking at what is done": _("Looking at what is done"),
         "looking for scans": _("Looking for scans"),
