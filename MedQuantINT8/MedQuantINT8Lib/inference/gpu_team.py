@@ -58,7 +58,8 @@ class GpuTeam:
                 member.gpu.enter()
                 results[member.number] = work(member)
             except (_Stopped, threading.BrokenBarrierError):
-                """Whoever failed says why."""
+                # Whoever failed says why.
+                pass
             except BaseException as error:
                 self._fail(error)
             finally:

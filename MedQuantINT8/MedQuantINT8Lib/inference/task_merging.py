@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,10 @@ class MergedLabels:
         """
         if isinstance(labels, DeviceBuffer):
             if self._labels is None:
-                try:
+                # What cannot be painted there comes down, and so does what was painted before.
+                with suppress(NotThere):
                     self._there.paint(labels, box, targets)
                     return
-                except NotThere:
-                    """It comes down, and so does what was painted before."""
             labels = self._there.brought_down(labels)
         merged, threads = self._on_processor()[box_slices(box)], self._threads
         self._merging.add(lambda: merge_labels(merged, labels, targets, threads))
